@@ -1,0 +1,67 @@
+"""Packaging of dlmjax. Ranges live here; the versions that the tests pin live in requirements.lock."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "dlmjax" / "__init__.py").read_text(encoding="utf-8")).group(1)
+README = HERE / "README.md"
+
+INTEROP = ["torch>=2.8", "transformers>=5.2", "safetensors>=0.5"]
+SCALING = ["scipy>=1.14", "matplotlib>=3.9"]
+NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TEST = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "pytest-timeout>=2.3",
+    "jaxtyping>=0.3.2",
+    "beartype>=0.21",
+    "ruff>=0.11",
+    "import-linter>=2.3",
+]
+
+setup(
+    name="dlmjax",
+    version=VERSION,
+    description="Pretraining of diffusion language models in JAX with exact likelihood bounds",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["dlmjax", "dlmjax.*"]),
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "array_record>=0.8",
+        "ml-collections>=1.1",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.22",
+        "tensorboard>=2.20",
+        "jaxtyping>=0.3.2",
+        "numpy>=2.1",
+        "pyarrow>=21",
+        "zstandard>=0.24",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "test": TEST + NOTEBOOKS,
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "gpu": ["jax[cuda13]>=0.10.2"],
+        "interop": INTEROP,
+        "scaling": SCALING,
+        "notebooks": NOTEBOOKS,
+    },
+    entry_points={"console_scripts": ["dlmjax = dlmjax.__main__:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

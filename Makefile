@@ -1,0 +1,52 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Needs Python >= 3.11, make and a package index.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+RUN ?= runs/quickstart
+BIN := $(VENV)/bin
+EXTRAS ?= test
+WORKERS ?= 2
+
+.PHONY: quickstart test lint format tests notebooks lock clean
+
+quickstart: $(VENV)/installed-core
+	@$(BIN)/python -m dlmjax prepare --input builtin:python-docs --tokenizer bytes --output $(RUN)/data --valid-fraction 0.05 --test-fraction 0.05
+	@$(BIN)/python -m dlmjax train --config configs/quickstart.py --config.data.paths=$(RUN)/data --workdir $(RUN)
+	@$(BIN)/python -m dlmjax evaluate --workdir $(RUN) --split test --json $(RUN)/evaluation.json
+	@$(BIN)/python -m dlmjax sample --workdir $(RUN) --prompt "The import statement " --length 192 --watch --trace $(RUN)/trace.html --json $(RUN)/sample.json
+	@echo "curves:      $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
+	@echo "checkpoints: $(RUN)/checkpoints"
+	@echo "denoising:   open $(RUN)/trace.html in a browser and drag the slider"
+
+test: lint tests
+
+lint: $(VENV)/installed-$(EXTRAS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+tests: $(VENV)/installed-$(EXTRAS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not nightly"
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The pins that tests use; no download address is written, only names and versions.
+lock: $(VENV)/installed-$(EXTRAS)
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11-3.13 with venv found; install one or call: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-core: $(VENV)/bin/python setup.py requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/installed-%: $(VENV)/bin/python setup.py requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[$*]"
+	@touch $@ $(VENV)/installed-core
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

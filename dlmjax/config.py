@@ -1,0 +1,295 @@
+"""The whole config tree with its defaults, the overrides of the command line, and the checks made before a device is touched.
+
+A config is one locked `ml_collections.ConfigDict`. Files in `configs/` start from `default()` and change a few leaves; any leaf can
+be overridden with `--config.section.leaf=value`. Sections carry the names of the frozen dataclasses they fill, so nothing is copied
+field by field: `ModelSpec(**config.model)`, `Execution(**config.execution)`, `OptimizerSpec(**config.optimizer)`.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dlmjax.errors import InputError
+
+# Leaves that may differ between a run and its continuation without making it another run.
+FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "train.on_nonfinite")
+
+
+def default() -> ConfigDict:
+    """Every leaf with its default and, in one line, what it is for. Units stand beside the value."""
+    config = ConfigDict()
+    config.seed = 0  # the run is a function of this seed, the corpus and the config
+    config.data = ConfigDict(
+        dict(
+            paths=(),  # directories written by `dlmjax prepare`
+            weights=(),  # share of windows from each path; empty = in proportion to tokens
+            length=256,  # tokens in a window
+            batch=64,  # windows in a step, over all hosts and microbatches
+            packing="concat",  # "concat": documents end to end, cut at the length; "documents": no document is split unless it is longer
+        )
+    )
+    config.model = ConfigDict(
+        dict(
+            vocab=0,  # classes of the head, special ids included; 0 = the corpus's tokenizer
+            depth=6,
+            width=384,
+            heads=6,
+            kv_heads=6,  # fewer than heads = grouped-query attention
+            head_dim=64,
+            ffn=1024,  # hidden width of the SwiGLU
+            qk_norm=True,  # RMSNorm per head on queries and keys
+            tied=False,  # the head reuses the embedding
+            rope_base=10_000.0,
+            rope_scaling=1.0,  # > 1 stretches positions for contexts longer than trained
+            dropout=0.0,
+            time_input="none",  # "adaln" for processes that need the noise level; "none" can be served elsewhere
+            completep_width=0,  # width at which the learning rate was tuned; 0 = no width transfer
+            completep_depth=0,  # depth at which the learning rate was tuned; 0 = no depth transfer
+        )
+    )
+    config.execution = ConfigDict(
+        dict(
+            dtype="float32",  # of activations; master weights, logits and reductions are always float32
+            scan=True,  # one compiled layer run depth times; False unrolls: faster on CPU, slower to compile
+            remat="none",  # "dots" keeps matrix products, "full" keeps layer inputs only
+            attention="dense",  # "cudnn" on GPU, "splash" on TPU
+            head_chunk=1024,  # rows whose logits are in memory at once
+        )
+    )
+    config.process = ConfigDict(
+        dict(
+            name="masked",
+            schedule="linear",
+            times="stratified",  # how t is drawn over the global batch
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            lr=1e-3,
+            beta1=0.9,
+            beta2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,  # on matrices only
+            clip=1.0,  # global gradient norm; 0 = off
+            schedule="cosine",
+            warmup=100,  # steps
+            decay=0.2,  # share of the steps that decay ("wsd")
+            final=0.1,  # last learning rate as a share of lr
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=1000,
+            accumulation=1,  # microbatches per step
+            ema=0.9999,  # of the weights, with warm-up min(d, (1+s)/(10+s)); 0 = off
+            on_nonfinite="skip",  # "skip" the update or "stop" the run when a gradient is not finite
+            spike=0.0,  # also skip when the loss exceeds this multiple of its running mean; 0 = off
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, sequence=1, tensor=1))  # -1 = what the devices leave over
+    config.checkpoint = ConfigDict(
+        dict(
+            every=500,  # steps
+            keep=2,  # newest checkpoints kept
+            best=1,  # best held-out checkpoints kept beside them
+        )
+    )
+    config.log = ConfigDict(
+        dict(
+            every=20,  # steps between lines of metrics: the only host syncs of the loop
+            evaluate=500,  # steps between held-out bounds; 0 = never
+            evaluate_windows=128,  # held-out windows used on the way (the `evaluate` command uses all)
+            nodes=8,  # noise levels of the evaluation grid
+            sample=1000,  # steps between text samples; 0 = never
+        )
+    )
+    return config.lock()
+
+
+def load(path: str, overrides: list[str] = ()) -> ConfigDict:
+    """Runs `get_config()` of the file, applies `section.leaf=value` overrides and checks the result.
+
+    Raises:
+      InputError: no such file, no `get_config`, an unknown leaf (the nearest valid name is given), a wrong type, a contradiction.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise InputError(f"config {path} does not exist; the configs that ship with dlmjax are in configs/")
+    spec = importlib.util.spec_from_file_location(f"dlmjax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"config {path} has no get_config(); copy the shape of configs/quickstart.py")
+    return override(module.get_config(), overrides)
+
+
+def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """Applies `section.leaf=value`; values are Python literals or plain text, and take the type of the leaf."""
+    valid = leaves(config)
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--config.{text} has no value; write --config.{text}=VALUE")
+        if name not in valid:
+            raise InputError(f"config has no field {name!r}{nearest(name, valid)}")
+        section, leaf = (config[name.rpartition(".")[0]] if "." in name else config), name.rpartition(".")[2]
+        section[leaf] = _typed(name, value, valid[name])
+    check(config)
+    return config
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """`{"section.leaf": value}` of the whole tree, in the order of `default()`."""
+    found = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        found.update(leaves(value, name + ".") if isinstance(value, ConfigDict) else {name: value})
+    return found
+
+
+def nearest(name: str, valid) -> str:
+    """`; did you mean ...?`, or the list of what there is when nothing is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1) or [v for v in valid if v.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(valid)}"
+
+
+def _typed(name: str, text: str, old: Any) -> Any:
+    """The text of a flag as the type that the leaf already has."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(old, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise InputError(f"config field {name} is a switch; give true or false, not {text!r}")
+        return text.lower() in ("true", "1")
+    if isinstance(old, tuple):
+        parts = value if isinstance(value, tuple | list) else [part for part in text.split(",") if part]
+        return tuple(parts)
+    if isinstance(old, str):
+        return text
+    if isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, int) and isinstance(value, int | float) and float(value).is_integer():
+        return int(value)
+    raise InputError(f"config field {name} wants {type(old).__name__}, not {text!r}")
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses contradictions before a device is touched.
+
+    Raises:
+      InputError: the first contradiction found, with the fields and what to change.
+    """
+    known = leaves(default())
+    for name, value in leaves(config).items():
+        if name not in known:
+            raise InputError(f"config has no field {name!r}{nearest(name, known)}")
+        if type(value) is not type(known[name]):
+            raise InputError(f"config field {name} wants {type(known[name]).__name__}, not {value!r}")
+    for name, (low, why) in _LOWEST.items():
+        if leaves(config)[name] < low:
+            raise InputError(f"config field {name} is {leaves(config)[name]}; it must be at least {low} ({why})")
+    for name, choices in _CHOICES.items():
+        if leaves(config)[name] not in choices:
+            raise InputError(f"config field {name} is {leaves(config)[name]!r}; choose one of {', '.join(choices)}")
+    _check_together(config)
+
+
+_LOWEST = {
+    "seed": (0, "a non-negative integer"),
+    "data.length": (1, "tokens"),
+    "data.batch": (1, "windows"),
+    "model.vocab": (0, "0 takes the tokenizer's"),
+    "model.depth": (1, "layers"),
+    "model.width": (1, "channels"),
+    "model.heads": (1, "heads"),
+    "model.kv_heads": (1, "heads"),
+    "model.head_dim": (2, "channels"),
+    "model.ffn": (1, "channels"),
+    "model.rope_scaling": (1.0, "it only stretches"),
+    "execution.head_chunk": (1, "rows"),
+    "optimizer.lr": (0.0, "a rate"),
+    "optimizer.warmup": (0, "steps"),
+    "train.steps": (1, "steps"),
+    "train.accumulation": (1, "microbatches"),
+    "checkpoint.every": (1, "steps"),
+    "checkpoint.keep": (1, "checkpoints; without one a run cannot be resumed"),
+    "log.every": (1, "steps"),
+    "log.nodes": (1, "noise levels"),
+    "log.evaluate_windows": (1, "windows"),
+}
+_CHOICES = {
+    "data.packing": ("concat", "documents"),
+    "model.time_input": ("none", "adaln"),
+    "execution.dtype": ("float32", "bfloat16"),
+    "execution.remat": ("none", "dots", "full"),
+    "execution.attention": ("dense", "cudnn", "splash"),
+    "optimizer.name": ("adamw", "muon"),
+    "optimizer.schedule": ("wsd", "cosine", "constant"),
+    "train.on_nonfinite": ("skip", "stop"),
+}
+
+
+def _check_together(config: ConfigDict) -> None:
+    """Contradictions between two fields."""
+    model, data, train, mesh = config.model, config.data, config.train, config.mesh
+    if model.heads % model.kv_heads:
+        raise InputError(f"model.heads ({model.heads}) is not a multiple of model.kv_heads ({model.kv_heads})")
+    if model.head_dim % 2:
+        raise InputError(f"model.head_dim ({model.head_dim}) must be even: rotary embeddings turn pairs of channels")
+    if data.batch % train.accumulation:
+        raise InputError(f"data.batch ({data.batch}) does not divide into train.accumulation ({train.accumulation}) microbatches")
+    if data.weights and len(data.weights) != len(data.paths):
+        raise InputError(f"data.weights has {len(data.weights)} entries for {len(data.paths)} data.paths; give one for each, or none")
+    if not 0 <= train.ema < 1:
+        raise InputError(f"train.ema is {train.ema}; give a decay in [0, 1), 0 switches it off")
+    if not 0 <= model.dropout < 1:
+        raise InputError(f"model.dropout is {model.dropout}; give a probability in [0, 1)")
+    if [axis for axis in mesh.values() if axis == 0 or axis < -1] or list(mesh.values()).count(-1) > 1:
+        raise InputError(f"mesh sizes are positive, and at most one is -1 (what is left over), not {dict(mesh)}")
+    if config.optimizer.warmup > train.steps:
+        raise InputError(f"optimizer.warmup ({config.optimizer.warmup}) is longer than train.steps ({train.steps})")
+    if (model.completep_width == 0) != (model.completep_depth == 0):
+        raise InputError("model.completep_width and model.completep_depth go together: give both, or 0 for both")
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Short hash of all that decides what a run computes (machine, logging and paths left out)."""
+    fixed = {name: value for name, value in leaves(config).items() if not name.startswith(FREE_TO_CHANGE)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields that make two flat configs different runs, as `name: old -> new`."""
+    names = [name for name in {**old, **new} if not name.startswith(FREE_TO_CHANGE)]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if _plain(old.get(name)) != _plain(new.get(name))]
+
+
+def _plain(value: Any) -> Any:
+    """As it reads back from JSON: tuples become lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """One flat JSON object, `{"section.leaf": value}`, as a workdir stores it."""
+    return json.dumps(leaves(config), indent=1) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote. Fields that were added since take their defaults."""
+    config = default()
+    for name, value in json.loads(text).items():
+        if name not in leaves(config):
+            raise InputError(f"config.json names the unknown field {name!r}{nearest(name, leaves(config))}")
+        section = config[name.rpartition(".")[0]] if "." in name else config
+        section[name.rpartition(".")[2]] = tuple(value) if isinstance(value, list) else value
+    check(config)
+    return config

@@ -1,0 +1,29 @@
+"""The parts that `train.py` is told with: optimizer, state and step, checkpoints, metrics, interruption. Knows no loss family."""
+
+from dlmjax.training.checkpoint import Checkpoints
+from dlmjax.training.interrupt import Interrupt
+from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
+from dlmjax.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
+from dlmjax.training.progress import Progress, Throughput, peak_flops
+from dlmjax.training.step import abstract_state, clear_stop, init_state, make_train_step
+
+__all__ = [
+    "TIMING",
+    "BadStep",
+    "Checkpoints",
+    "Interrupt",
+    "MetricsWriter",
+    "OptimizerSpec",
+    "Progress",
+    "Summary",
+    "Throughput",
+    "Window",
+    "abstract_state",
+    "build_optimizer",
+    "clear_stop",
+    "init_state",
+    "learning_rate",
+    "make_train_step",
+    "peak_flops",
+    "read",
+]

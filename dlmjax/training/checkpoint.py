@@ -1,0 +1,313 @@
+"""Checkpoints: asynchronous Orbax saves, a commit marker that is written last, and a restore that believes nothing unverified.
+
+    checkpoints/00000500/            one checkpoint, named by its step
+        dlmjax.json                  the commit marker: meta, size of every file, shape, dtype and checksum of every leaf
+        state/ ...                   the state as a nested dict of arrays (Orbax, OCDBT), readable on any mesh
+    checkpoints/00001000.orbax-checkpoint-tmp   a save in progress, or what a kill left of one
+
+A checkpoint is whole when its marker is there and every file has the size the marker says; a restore also compares the checksum of
+each leaf, because Orbax reads a flipped bit in a data file without complaint. The checksum is an integer sum, computed on the devices,
+so it is the same on every mesh. The marker goes first when a checkpoint is removed: at no moment does a part read as a whole.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from dlmjax.errors import InputError
+
+MARKER = "dlmjax.json"
+log = logging.getLogger("dlmjax")
+
+
+class Checkpoints:
+    """The checkpoints of one run.  Every process of a run makes the same calls in the same order; one thread.
+
+    Args:
+      directory: created at the first save.
+      keep: newest checkpoints kept.
+      best: checkpoints with the lowest `meta["metric"]` kept beside them (those without the entry, or with None, do not compete).
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, best: int = 1):
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep, self._best = max(keep, 1), best
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, concurrent.futures.Future] | None = None
+        self._first = jax.process_index() == 0  # files other than Orbax's are written and removed by one process
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # --- what is there -----------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending. Reads no array."""
+        return [step for step in self._named() if not self._flaw(step)]
+
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the lowest `meta["metric"]`; the newest of equals."""
+        ranked = self._ranked(self.steps())
+        return ranked[0] if ranked else None
+
+    def meta(self, step: int | None = None) -> dict:
+        """What was handed to `save`, by default with the newest whole checkpoint."""
+        step = self.latest() if step is None else step
+        if step is None or self._flaw(step):
+            raise InputError(self._nothing(step))
+        return self._marker(step)["meta"]
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.directory / f"{step:08d}"
+
+    def _named(self) -> list[int]:
+        """Steps of everything that is named like a checkpoint, whole or not."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def _marker(self, step: int) -> dict:
+        return json.loads((self._path(step) / MARKER).read_text(encoding="utf-8"))
+
+    def _flaw(self, step: int) -> str:
+        """Why a checkpoint is not whole, "" when it is, as far as sizes tell."""
+        path = self._path(step)
+        try:
+            files = self._marker(step)["files"]
+        except FileNotFoundError:
+            return "was not finished"
+        except (ValueError, KeyError, OSError) as error:
+            return f"has an unreadable {MARKER} ({error})"
+        for name, size in files.items():
+            try:
+                found = (path / name).stat().st_size
+            except OSError:
+                return f"lacks the file {name}"
+            if found != size:
+                return f"is truncated: {name} has {found} of {size} bytes"
+        return ""
+
+    def _ranked(self, steps: list[int]) -> list[int]:
+        """Steps that carry a metric, best first."""
+        metrics = {step: self._marker(step)["meta"].get("metric") for step in steps}
+        return sorted((step for step in steps if metrics[step] is not None), key=lambda step: (metrics[step], -step))
+
+    def _nothing(self, step: int | None) -> str:
+        have = ", ".join(map(str, self.steps())) or "none"
+        what = "no whole checkpoint" if step is None else f"no whole checkpoint of step {step} ({self._flaw(step)})"
+        return f"{self.directory} has {what}; whole ones: {have}"
+
+    # --- saving ------------------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, state: dict, meta: dict) -> None:
+        """Copies the state to the host, starts writing, and returns; the state may be donated at once.
+
+        Waits for an earlier save first. A checkpoint that exists under this step is replaced.
+
+        Raises:
+          InputError: this or the earlier save could not be written (disk full); the checkpoints before it are untouched.
+        """
+        self.wait()
+        named = _by_path(state)
+        sums = {name: int(value) for name, value in jax.device_get(_checksums(named)).items()}
+        leaves = {name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in named.items()}
+        path = self._path(step)
+        try:
+            text = json.dumps({"meta": meta, "leaves": leaves})
+            self._clear(path)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            response = ocp.save_checkpointables_async(path, {"state": _nested(named)}, overwrite=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+        self._pending = (step, self._pool.submit(self._commit, response, path, json.loads(text)))
+
+    def wait(self) -> None:
+        """Returns when no save is under way; old checkpoints are removed only after a newer one is whole."""
+        if self._pending is None:
+            return
+        step, future = self._pending
+        self._pending = None
+        try:
+            future.result()
+        except (OSError, ValueError) as error:
+            self._drop_unfinished()
+            raise self._failed(step, error) from error
+        self._prune()
+
+    def close(self) -> None:
+        """Waits and ends the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _commit(self, response: Any, path: pathlib.Path, marker: dict) -> None:
+        """In the background: when Orbax is done, lists the files and writes the marker, whole or not at all."""
+        response.result()
+        if not self._first:
+            return
+        files = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
+        unfinished = path / (MARKER + ".tmp")
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump({**marker, "files": files}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path / MARKER)
+        _sync_directory(path)
+
+    def _clear(self, path: pathlib.Path) -> None:
+        """Removes a checkpoint, marker first."""
+        if self._first and path.is_dir():
+            (path / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+    def _prune(self) -> None:
+        """Keeps the newest and the best; whatever else lies before the newest whole one goes, leftovers of killed saves included."""
+        whole = self.steps()
+        if not self._first or not whole:
+            return
+        kept = {*whole[-self._keep :], *self._ranked(whole)[: self._best]}
+        for step in self._named():
+            if step not in kept and step < whole[-1]:
+                self._clear(self._path(step))
+        self._drop_unfinished()
+
+    def _drop_unfinished(self) -> None:
+        """Gives back the room that interrupted saves take. Called by a run that saves, never by one that only reads."""
+        if self._first and self.directory.is_dir():
+            for path in self.directory.glob("*orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _failed(self, step: int, error: Exception) -> InputError:
+        reason = str(error)
+        full = "RESOURCE_EXHAUSTED" in reason or "No space left" in reason or "File too large" in reason or "quota" in reason.lower()
+        cause = "the disk is full" if full else reason.splitlines()[0][:200]
+        have = ", ".join(map(str, self.steps())) or "none"
+        todo = "free some room and run the same command to resume" if full else "mend that and run the same command to resume"
+        return InputError(f"checkpoint {step} could not be written to {self.directory}: {cause}; whole checkpoints: {have}; {todo}")
+
+    # --- restoring ---------------------------------------------------------------------------------------------------------------
+
+    def restore(self, abstract_state: dict, step: int | None = None) -> tuple[dict, dict]:
+        """Reads a state into the given shapes and shardings (any mesh), checked against its checksums.
+
+        Args:
+          abstract_state: tree of jax.ShapeDtypeStruct, from `abstract_state`; a part of it, such as {"params": ...}, reads that part.
+          step: which checkpoint; None takes the newest that is whole, with a warning for each newer one that is not.
+
+        Returns:
+          The state (same tree as asked for) and the meta.
+
+        Raises:
+          InputError: nothing whole, or the checkpoint holds other leaves or shapes than asked for.
+        """
+        candidates = reversed(self._named()) if step is None else [step]
+        for candidate in candidates:
+            flaw = self._flaw(candidate)
+            if not flaw:
+                marker = self._marker(candidate)
+                self._compare(candidate, marker["leaves"], _by_path(abstract_state))
+                state, flaw = self._read(candidate, marker["leaves"], abstract_state)
+                if not flaw:
+                    return state, marker["meta"]
+            if step is None:
+                log.warning("checkpoint %s %s; trying the one before it", self._path(candidate), flaw)
+            else:
+                raise InputError(f"checkpoint {self._path(step)} {flaw}; whole ones: {', '.join(map(str, self.steps())) or 'none'}")
+        raise InputError(self._nothing(None))
+
+    def _compare(self, step: int, saved: dict, asked: dict) -> None:
+        """Another model's checkpoint is refused, naming the first difference; it is not a damaged one."""
+        for name, leaf in asked.items():
+            if name not in saved:
+                raise InputError(f"checkpoint {self._path(step)} has no {name}; it belongs to another model or optimizer")
+            shape, dtype, _ = saved[name]
+            if (tuple(shape), dtype) != (leaf.shape, str(leaf.dtype)):
+                there, here = f"{dtype}{shape}", f"{leaf.dtype}{list(leaf.shape)}"
+                raise InputError(
+                    f"checkpoint {self._path(step)} has {name} as {there} where this config makes {here}; use the run's own config"
+                )
+
+    def _read(self, step: int, saved: dict, abstract_state: dict) -> tuple[dict | None, str]:
+        """The state and "", or None and what is wrong with the files."""
+        asked = _by_path(abstract_state)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        try:
+            with context:
+                nested = ocp.load_checkpointables(self._path(step), {"state": _nested(asked)})["state"]
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            return None, f"cannot be read ({str(error).splitlines()[0][:120]})"
+        found = _by_path(nested)
+        sums = jax.device_get(_checksums(found))
+        for name in asked:
+            if int(sums[name]) != saved[name][2]:
+                return None, f"is damaged: {name} does not have the checksum it was saved with"
+        paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+        return jax.tree.unflatten(structure, [found[_name(path)] for path, _ in paths]), ""
+
+
+def _name(path: tuple) -> str:
+    """A leaf's path as "opt/transform/1/mu/layers/query/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _by_path(tree: dict) -> dict[str, Any]:
+    """{path: leaf}; the containers (optax's named tuples, empty dicts) stay behind, so no checkpoint depends on them."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _nested(named: dict[str, Any]) -> dict:
+    """{path: leaf} as a nested dict of dicts."""
+    tree = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+@jax.jit
+def _checksums(named: dict) -> dict:
+    """uint32 per leaf: sum of bits x (2 index + 1) modulo 2^32. Order-free, so equal on any mesh; odd factors see any flipped bit."""
+    return {name: _checksum(leaf) for name, leaf in named.items()}
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    width = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+    bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    strides = [functools.reduce(lambda a, b: a * b, bits.shape[axis + 1 :], 1) for axis in range(bits.ndim)]
+    for axis, stride in enumerate(strides):
+        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2**32)
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _sync_directory(path: pathlib.Path) -> None:
+    """Makes a rename survive a power cut, where the file system offers it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,37 @@
+"""SIGTERM and SIGINT as a flag that the loop reads between two steps: save, say how to resume, exit 0."""
+
+import signal
+import threading
+
+
+class Interrupt:
+    """`with Interrupt() as stop: ... if stop.requested: save and leave`.
+
+    The first SIGTERM or SIGINT only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.
+    Earlier handlers come back at the end.  Outside the main thread signals cannot be handled and the flag stays False.
+    """
+
+    def __init__(self, signals: tuple = (signal.SIGTERM, signal.SIGINT)):
+        self._signals = signals
+        self._previous = {}
+        self.signal_name = ""
+
+    @property
+    def requested(self) -> bool:
+        """Has a signal arrived?"""
+        return bool(self.signal_name)
+
+    def _handle(self, number, frame):
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_name = self.signal_name or signal.Signals(number).name
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,233 @@
+"""What a run says about itself: `metrics.jsonl` (one line per event) and TensorBoard event files, both written without TensorFlow.
+
+Lines are appended and flushed at once. After a kill, the writer that resumes at step S removes a torn last line and every line of a
+later step, so that the file of a resumed run equals that of an uninterrupted one but for the fields in TIMING. For that, write the
+lines of a step before saving its checkpoint.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.scalar import metadata as scalar_metadata
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util import tensor_util
+
+from dlmjax.errors import InputError
+
+# Fields that a resumed run cannot repeat.
+TIMING = ("time", "seconds_per_step", "tokens_per_second_per_device", "mfu")
+FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends events to `workdir/metrics.jsonl` and `workdir/tensorboard/`.
+
+    Args:
+      workdir: made if missing.
+      resume_step: the step that the run resumes from; what an earlier life wrote beyond it is dropped (TensorBoard is told to do so too).
+    """
+
+    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
+        self._path = pathlib.Path(workdir) / FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        repair(self._path, resume_step)
+        self._lines = self._path.open("a", encoding="utf-8")
+        self._events = EventFileWriter(str(self._path.parent / "tensorboard"))
+        if resume_step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line {"step", "kind", "time", **values} and one TensorBoard scalar `kind/name` each. NaN becomes null in the file."""
+        values = {name: float(value) for name, value in values.items()}
+        self._line(step, kind, {name: value if math.isfinite(value) else None for name, value in values.items()})
+        for name, value in values.items():
+            tensor = tensor_util.make_tensor_proto(np.float32(value))
+            metadata = scalar_metadata.create_summary_metadata(display_name=None, description=None)
+            self._event(
+                step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", tensor=tensor, metadata=metadata)])
+            )
+
+    def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
+        """One line, and one TensorBoard text `kind/name` each, shown as it is (not as Markdown)."""
+        self._line(step, kind, texts)
+        for name, text in texts.items():
+            indented = "\n".join("    " + line for line in text.splitlines())
+            self._event(step, text_pb(f"{kind}/{name}", indented))
+
+    def flush(self) -> None:
+        """Event files are flushed every two minutes, and here."""
+        self._lines.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._lines.close()
+        self._events.close()
+
+    def _line(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        line = json.dumps({"step": step, "kind": kind, **values, "time": round(time.time(), 3)}, ensure_ascii=False)
+        try:
+            self._lines.write(line + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self._path} could not be written ({error.strerror}); free some room and run the same command to resume"
+            ) from error
+
+    def _event(self, step: int, summary: summary_pb2.Summary) -> None:
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def repair(path: pathlib.Path, resume_step: int) -> None:
+    """Drops a torn last line and all lines of steps after `resume_step`; replaces the file in one move, and only if it changes.
+
+    Raises:
+      InputError: a line in the middle is not one of ours.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    lines = content.split(b"\n")
+    kept = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} line {number} is not a metrics event; move the file away to go on without its history") from error
+        if step <= resume_step:
+            kept.append(line + b"\n")
+    if b"".join(kept) != content:
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_bytes(b"".join(kept))
+        unfinished.replace(path)
+
+
+def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
+    """The events of a metrics.jsonl (of one kind), a torn last line left out."""
+    lines = pathlib.Path(path).read_bytes().split(b"\n")[:-1]
+    return [event for event in map(json.loads, lines) if kind in (None, event["kind"])]
+
+
+# --- between two lines ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class BadStep:
+    """A step whose update was not taken, and the rows of the global batch that made it so ("" when all were finite: a spike)."""
+
+    step: int
+    rows: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One line's worth of steps."""
+
+    values: dict[str, float]
+    bad: list[BadStep]
+    stopped: bool
+
+
+class Window:
+    """Collects the device metrics of the steps between two lines and fetches them at once: the only host sync of the loop.
+
+    `pending()` goes into a checkpoint's meta and back through `restore`, so that a resumed run writes the line that the
+    uninterrupted one would have written.
+    """
+
+    RUN_AHEAD = 8  # steps that may be queued on the device; bounds memory and the delay of a signal
+
+    def __init__(self):
+        self._queued: list[tuple[int, dict]] = []
+        self._fetched: list[dict] = []
+
+    def add(self, step: int, metrics: dict) -> None:
+        """Keeps one step's metrics where they are. Waits, without a transfer, when the device is RUN_AHEAD steps behind."""
+        self._queued.append((step, metrics))
+        if len(self._queued) > self.RUN_AHEAD:
+            jax.block_until_ready(self._queued[-1 - self.RUN_AHEAD][1]["loss"])
+
+    def pending(self) -> list[dict]:
+        """The steps so far as plain JSON values."""
+        fetched = jax.device_get([metrics for _, metrics in self._queued])
+        steps = [step for step, _ in self._queued]
+        self._fetched += [{"step": step, **jax.tree.map(_plain, metrics)} for step, metrics in zip(steps, fetched, strict=True)]
+        self._queued = []
+        return list(self._fetched)
+
+    def restore(self, pending: list[dict]) -> None:
+        """Continues from what `pending` returned."""
+        self._queued, self._fetched = [], list(pending)
+
+    def reduce(self) -> Summary:
+        """Means over the steps since the last call, weighted by tokens where they are per token; then starts anew.
+
+        Of the parts, sums per token get the name of the part ("nats" -> nats per token), `*_by_level` become `name_by_level/0.0-0.1`, ...,
+        per token of that noise level. Steps that were skipped count in "skipped" only.
+        """
+        records = self.pending()
+        self._fetched = []
+        if not records:
+            return Summary({}, [], False)
+        good = [record for record in records if not record["skipped"]]
+        values = {name: float(np.mean([record[name] for record in good])) for name in ("grad_norm", "update_norm") if good}
+        values |= {name: records[-1][name] for name in ("param_norm", "learning_rate")}
+        values |= {"skipped": float(sum(record["skipped"] for record in records)), "skipped_total": float(records[-1]["skipped_total"])}
+        if good:
+            tokens = np.array([record["parts"]["tokens"] for record in good], np.float64)
+            losses = np.array([record["loss"] for record in good], np.float64)
+            values["loss"] = float((losses * tokens).sum() / max(tokens.sum(), 1))
+            values |= _ratios([record["parts"] for record in good])
+        stopped = any(record["stopped"] for record in records)
+        bad = [BadStep(record["step"], _rows(record["bad_microbatches"])) for record in records if record["skipped"]]
+        # After the step that stopped the run, all others are skipped because the state is frozen: only the first one is to blame.
+        return Summary(values, bad[:1] if stopped else bad, stopped)
+
+
+def _plain(value: np.ndarray) -> Any:
+    return np.asarray(value).tolist()
+
+
+def _ratios(parts: list[dict]) -> dict[str, float]:
+    """Sums over steps, divided by the tokens they were summed over."""
+    sums = {name: np.sum([np.asarray(part[name], np.float64) for part in parts], axis=0) for name in parts[0]}
+    tokens, by_level = sums.pop("tokens"), sums.pop("tokens_by_level", None)
+    ratios = {"tokens": float(tokens)}
+    for name, total in sums.items():
+        if name == "loss":  # the mean of the step's own "loss" is there already
+            continue
+        if np.ndim(total) == 0:
+            ratios[name] = float(total / max(tokens, 1))
+        elif by_level is not None and name.endswith("_by_level"):
+            quantity = "loss" if name == "nats_by_level" else name.removesuffix("_by_level")
+            for level, (amount, count) in enumerate(zip(total, by_level, strict=True)):
+                if count:
+                    ratios[f"{quantity}_by_level/{level / len(by_level):.1f}-{(level + 1) / len(by_level):.1f}"] = float(amount / count)
+    return ratios
+
+
+def _rows(bad_microbatches: list[bool]) -> str:
+    """The rows of the microbatches that were not finite; microbatch a holds rows a, a + A, a + 2A, ..."""
+    accumulation = len(bad_microbatches)
+    guilty = [a for a, bad in enumerate(bad_microbatches) if bad]
+    if not guilty:
+        return ""
+    if len(guilty) == accumulation:
+        return "all rows"
+    return "rows " + " and ".join(f"{a}, {a + accumulation}, {a + 2 * accumulation}, ..." for a in guilty)

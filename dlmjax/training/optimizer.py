@@ -1,0 +1,178 @@
+"""AdamW and Muon with one learning rate, schedules as pure functions of the step, and per-leaf multipliers (CompleteP).
+
+One update of a leaf p with direction d (Adam's or Muon's) is
+    p <- p - lr(step) * lr_multiplier * (d + weight_decay * wd_multiplier * p),
+decay being decoupled (AdamW, 1711.05101) and applied to matrices, embeddings and the head, never to vectors (norms, biases).
+
+The learning rate is a function of the state's own step counter, handed to `tx.update(..., step=)`: an update that was skipped
+does not shift the schedule.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from dlmjax.errors import InputError
+
+KINDS = ("matrix", "embedding", "head", "vector")
+
+# Muon's momentum; beta1 and beta2 of the spec belong to the leaves that AdamW keeps (modded-nanogpt's values).
+MUON_MOMENTUM = 0.95
+# Root-mean-square of an update under Muon, matched to AdamW's so that one learning rate and decay serve both (2502.16982, eq. 4).
+MUON_RMS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """What the optimizer is.  `lr` is the peak rate; `warmup` counts steps; `clip` bounds the global gradient norm, 0 = off."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    schedule: str = "cosine"
+    warmup: int = 100
+    decay: float = 0.2  # share of the steps in which "wsd" decays
+    final: float = 0.1  # learning rate of the last step as a share of `lr`
+
+    def __post_init__(self):
+        for field, choices in (("name", ("adamw", "muon")), ("schedule", ("wsd", "cosine", "constant"))):
+            if getattr(self, field) not in choices:
+                raise InputError(f"optimizer {field} {getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
+
+
+def learning_rate(spec: OptimizerSpec, steps: int) -> Callable[[Any], Float[Array, "..."]]:
+    """The learning rate of step s = 0 .. steps-1, a float32.
+
+    Warm-up rises as (s+1)/warmup, so the first step already moves.  "cosine" falls to `final` over the rest, "wsd" stays flat and
+    falls linearly over the last `decay` share (2404.06395), "constant" stays.  The last step has exactly `final * lr` (not "constant").
+    """
+    decay_steps = max(round(spec.decay * steps), 1)
+
+    def rate(step) -> Float[Array, "..."]:
+        step = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum((step + 1) / spec.warmup, 1.0) if spec.warmup else jnp.float32(1)
+        if spec.schedule == "constant":
+            share = jnp.float32(1)
+        elif spec.schedule == "wsd":
+            progress = jnp.clip((step - (steps - decay_steps) + 1) / decay_steps, 0.0, 1.0)
+            share = 1 - (1 - spec.final) * progress
+        else:
+            progress = jnp.clip((step - spec.warmup) / max(steps - 1 - spec.warmup, 1), 0.0, 1.0)
+            share = spec.final + (1 - spec.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return spec.lr * warm * share
+
+    return rate
+
+
+def build_optimizer(
+    spec: OptimizerSpec,
+    steps: int,
+    kinds: dict,
+    lr_multipliers: dict | None = None,
+    wd_multipliers: dict | None = None,
+    eps_multipliers: dict | None = None,
+    matrix_axes: dict | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The gradient transformation of a run; its `update` takes the keyword `step`.
+
+    Args:
+      steps: length of the run, for the schedule.
+      kinds: tree like the parameters, each leaf one of KINDS.
+      lr_multipliers, wd_multipliers, eps_multipliers: trees of floats like the parameters; None = 1 everywhere.
+      matrix_axes: tree of strings like the parameters, one character per axis of a matrix leaf: "." stacked, "i" input, "o" output; a
+        query projection [layer, embed, heads, head_dim] is ".ioo".  Muon orthogonalises the [inputs, outputs] matrix of each stacked
+        entry.  None = "io" for two axes, ".io" for three.  Read for "matrix" leaves only.
+
+    Raises:
+      InputError: unknown kind.  ValueError: a matrix leaf whose axes are not given and cannot be guessed.
+    """
+    unknown = sorted(set(jax.tree.leaves(kinds)) - set(KINDS))
+    if unknown:
+        raise InputError(f"parameter kind {unknown[0]!r} is unknown; choose one of {', '.join(KINDS)}")
+    ones = jax.tree.map(lambda _: 1.0, kinds)
+    wd_multipliers = ones if wd_multipliers is None else wd_multipliers
+    decay = jax.tree.map(lambda kind, multiplier: 0.0 if kind == "vector" else spec.weight_decay * multiplier, kinds, wd_multipliers)
+    adam = _adam(spec, ones if eps_multipliers is None else eps_multipliers)
+    if spec.name == "adamw":
+        direction = adam
+    else:
+        labels = jax.tree.map(lambda kind: "muon" if kind == "matrix" else "adam", kinds)
+        direction = optax.partition({"muon": _muon(spec, kinds, matrix_axes), "adam": adam}, labels)
+    clip = [optax.clip_by_global_norm(spec.clip)] if spec.clip else []
+    return optax.chain(*clip, direction, _descend(learning_rate(spec, steps), ones if lr_multipliers is None else lr_multipliers, decay))
+
+
+def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransformation:
+    """Adam's direction with a leaf's own epsilon.
+
+    m / (sqrt(v) + k eps) is what Adam makes of the gradient divided by k, so one scalar epsilon serves all leaves.
+    """
+    adam = optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps)
+    if all(multiplier == 1.0 for multiplier in jax.tree.leaves(eps_multipliers)):
+        return adam
+
+    def divide(updates, _):
+        multipliers = _like(eps_multipliers, updates)
+        return jax.tree.map(lambda g, k: g / k, updates, multipliers)
+
+    return optax.chain(optax.stateless(divide), adam)
+
+
+def _like(tree: dict, masked: dict) -> dict:
+    """`tree` with optax's `MaskedNode` wherever `masked` has one (inside `optax.partition` other groups' leaves are masked)."""
+    hidden = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(lambda node, value: node if hidden(node) else value, masked, tree, is_leaf=hidden)
+
+
+def _muon(spec: OptimizerSpec, kinds: dict, matrix_axes: dict | None) -> optax.GradientTransformation:
+    """Orthogonalised momentum (Muon, kellerjordan.github.io/posts/muon) for the matrix leaves, root-mean-square as AdamW's."""
+    axes_tree = jax.tree.map(lambda _: "", kinds) if matrix_axes is None else matrix_axes
+
+    def dimensions(updates):
+        def of_leaf(update, axes):
+            if isinstance(update, optax.MaskedNode):
+                return update
+            inputs, outputs = _sides(axes, update.ndim)
+            return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
+
+        return jax.tree.map(of_leaf, updates, axes_tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+
+    def rescale(updates, _):
+        def of_leaf(update, axes):
+            inputs, outputs = _sides(axes, update.ndim)
+            longest = max(math.prod(update.shape[i] for i in inputs), math.prod(update.shape[o] for o in outputs))
+            return update * (MUON_RMS * math.sqrt(longest))
+
+        return jax.tree.map(of_leaf, updates, _like(axes_tree, updates))
+
+    orthogonal = optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, eps=spec.eps, weight_dimension_numbers=dimensions)
+    return optax.chain(orthogonal, optax.stateless(rescale))
+
+
+def _sides(axes: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Input and output axes of a matrix leaf, from its description or, without one, from its rank."""
+    axes = axes or {2: "io", 3: ".io"}.get(ndim, "")
+    if len(axes) != ndim or not {"i", "o"} <= set(axes) <= {".", "i", "o"}:
+        raise ValueError(f"Muon needs matrix_axes for a leaf of {ndim} axes, such as '.ioo'; got {axes!r}")
+    return tuple(i for i, side in enumerate(axes) if side == "i"), tuple(i for i, side in enumerate(axes) if side == "o")
+
+
+def _descend(rate: Callable, lr_multipliers: dict, decay: dict) -> optax.GradientTransformationExtraArgs:
+    """-lr(step) * multiplier * (direction + decay * parameter)."""
+
+    def update(updates, state, params=None, *, step, **extra):
+        now = rate(step)
+        moved = jax.tree.map(lambda d, p, k, w: -(now * k) * (d + w * p if w else d), updates, params, lr_multipliers, decay)
+        return moved, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

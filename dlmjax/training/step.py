@@ -1,0 +1,213 @@
+"""State and step.  The state is a plain nested dict; the step is one jitted function that never speaks to the host.
+
+state = {
+    "params":  float32 tree,
+    "ema":     float32 tree like params, or {} when averaging is off,
+    "opt":     {"transform": what optax keeps, "guard": scalars of the non-finite and spike policy},
+    "step":    int32 [], updates tried so far (a skipped one counts),
+}
+Axis legend: B rows of the step's batch, A microbatches.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dlmjax.errors import InputError
+
+# The running mean of the loss that a spike is measured against: memory of about 50 steps, trusted after as many.
+SPIKE_MEMORY = 0.98
+SPIKE_AFTER = 50
+
+
+def abstract_state(init_params: Callable, tx: optax.GradientTransformation, shardings: dict | None = None, *, ema: bool = True) -> dict:
+    """Shapes, dtypes and (with `shardings`) placement of the state, nothing computed: what a checkpoint is restored into.
+
+    Args:
+      init_params: key -> params, as for `init_state`.
+      shardings: NamedShardings, a tree like the parameters; moments of the optimizer are placed as their parameter is.
+    """
+    shapes = jax.eval_shape(lambda key: _fresh(init_params(key), tx, ema), jax.random.key(0))
+    if shardings is None:
+        return shapes
+    places = _state_shardings(shapes, shardings)
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+
+
+def init_state(
+    init_params: Callable, tx: optax.GradientTransformation, key: Any, shardings: dict | None = None, *, ema: bool = True
+) -> dict:
+    """A new state, made in place by one jitted function: no device ever holds an unsharded copy.
+
+    (`jax.jit(tx.init)(params)` on its own would replicate the optimizer's moments on every device.)
+    """
+    places = None if shardings is None else jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init_params, tx, shardings, ema=ema))
+    return jax.jit(lambda key: _fresh(init_params(key), tx, ema), out_shardings=places)(key)
+
+
+def _fresh(params: dict, tx: optax.GradientTransformation, ema: bool) -> dict:
+    """The state of step 0 for given parameters."""
+    guard = {
+        "mean_loss": jnp.zeros([], jnp.float32),
+        "accepted": jnp.zeros([], jnp.int32),
+        "skipped": jnp.zeros([], jnp.int32),
+        "stopped": jnp.zeros([], jnp.int32),
+    }
+    # A copy: two leaves that share a buffer cannot both be donated.
+    average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else {}
+    return {"params": params, "ema": average, "opt": {"transform": tx.init(params), "guard": guard}, "step": jnp.zeros([], jnp.int32)}
+
+
+def _state_shardings(shapes: dict, shardings: dict) -> dict:
+    """Placement of every leaf: a leaf whose path ends like a parameter's, with its shape, lies as it does; all else is replicated."""
+    flat_params, _ = jax.tree_util.tree_flatten_with_path(shapes["params"])
+    by_path = {path: (leaf.shape, place) for (path, leaf), place in zip(flat_params, jax.tree.leaves(shardings), strict=True)}
+    replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+
+    def place(path, leaf):
+        for start in range(len(path)):  # longest ending first
+            shape, sharding = by_path.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def clear_stop(state: dict) -> dict:
+    """Lets a state that the "stop" policy froze go on: for a run that is continued on purpose."""
+    guard = state["opt"]["guard"]
+    stopped = guard["stopped"]
+    cleared = jax.device_put(jnp.zeros([], jnp.int32), stopped.sharding)
+    return {**state, "opt": {**state["opt"], "guard": {**guard, "stopped": cleared}}}
+
+
+def make_train_step(
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.9999,
+    learning_rate: Callable | None = None,
+    on_nonfinite: str = "skip",
+    spike: float = 0.0,
+    shardings: dict | None = None,
+) -> Callable:
+    """Builds `step(state, batch, key) -> (state, metrics)`: jitted, state donated, everything left on the device.
+
+    The gradient is that of the summed loss divided by the summed tokens, so it does not depend on `accumulation` or on the mesh
+    beyond the order of additions.  `key` is the run's root key: the step folds its own number in.
+
+    Args:
+      loss_fn: (params, batch, key) -> (total [] in nats, parts).  All are sums over the batch; parts holds at least "tokens".
+      accumulation: microbatches; microbatch a takes the rows a, a + A, a + 2A, ... so that a device's rows stay on it.
+      ema_decay: d of ema <- ema + (1 - min(d, (1+s)/(10+s))) (params - ema), float32; 0 = off (state["ema"] is {}).
+      learning_rate: step -> rate, for the metrics only.
+      on_nonfinite: "skip" leaves the state but counts the step; "stop" also freezes it (its step included) until `clear_stop`.
+      spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
+      shardings: of the parameters, as given to `init_state`; pins the state's layout, so that no step can change it and recompile.
+
+    Returns:
+      The step.  Its metrics are device arrays: "loss" (nats per token), "grad_norm" (before clipping), "update_norm", "param_norm",
+      "learning_rate", "skipped" (this step, 0 or 1), "skipped_total", "stopped", "bad_microbatches" bool [A], "parts" (sums).
+    """
+    if on_nonfinite not in ("skip", "stop"):
+        raise InputError(f"on_nonfinite is {on_nonfinite!r}; choose one of skip, stop")
+    tx = optax.with_extra_args_support(tx)
+
+    def step(state, batch, key):
+        params, opt, number = state["params"], state["opt"], state["step"]
+        key = jax.random.fold_in(key, number)
+        gradient, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
+        grad_norm = optax.tree.norm(gradient)
+        guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
+
+        updates, transform = tx.update(gradient, opt["transform"], params, step=number)
+        new = {"params": optax.apply_updates(params, updates), "opt": transform}
+        kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
+        average = _average(state["ema"], kept["params"], number, ema_decay, accept)
+        # A frozen state keeps its number: it is the state before the bad step, and can be saved as such.
+        number = jnp.where(guard["stopped"] > 0, number, number + 1)
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "update_norm": jnp.where(accept, optax.tree.norm(updates), 0.0),
+            "param_norm": optax.tree.norm(kept["params"]),
+            "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(state["step"]),
+            "skipped": 1 - accept.astype(jnp.int32),
+            "skipped_total": guard["skipped"],
+            "stopped": guard["stopped"],
+            "bad_microbatches": bad_A,
+            "parts": parts,
+        }
+        return {"params": kept["params"], "ema": average, "opt": {"transform": kept["opt"], "guard": guard}, "step": number}, metrics
+
+    return _jit(step, tx, shardings)
+
+
+def _jit(step: Callable, tx: optax.GradientTransformation, shardings: dict | None) -> Callable:
+    """Donates the state and, when the layout is known, pins it on the way out (a drifting layout would compile a second time)."""
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+
+    def pinned(state, batch, key):
+        state, metrics = step(state, batch, key)
+        state = jax.lax.with_sharding_constraint(state, _state_shardings(jax.eval_shape(lambda: state), shardings))
+        return state, jax.lax.with_sharding_constraint(metrics, replicated)
+
+    return jax.jit(pinned, donate_argnums=0)
+
+
+def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumulation: int, shardings: dict | None) -> tuple:
+    """Gradient and loss per token, the summed parts, and which microbatches were not finite."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % accumulation:
+        raise InputError(f"a batch of {rows} rows does not divide into {accumulation} microbatches")
+    # [B] -> [B/A, A] -> [A, B/A]: splitting the minor part keeps each device's contiguous rows on that device.
+    micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // accumulation, accumulation, *x.shape[1:]), 0, 1), batch)
+    place = (lambda tree: tree) if shardings is None else (lambda tree: jax.lax.with_sharding_constraint(tree, shardings))
+
+    def body(total_gradient, rows_of_micro):
+        (total, parts), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, rows_of_micro, key)
+        bad = ~(jnp.isfinite(total) & jnp.isfinite(optax.tree.norm(gradient)))
+        return place(optax.tree.add(total_gradient, gradient)), (total, parts, bad)
+
+    gradient, (total_A, parts_A, bad_A) = jax.lax.scan(body, place(optax.tree.zeros_like(params)), micro)
+    parts = jax.tree.map(lambda part: part.sum(axis=0, dtype=part.dtype), parts_A)
+    tokens = jnp.maximum(parts["tokens"], 1).astype(jnp.float32)
+    return optax.tree.scale(1 / tokens, gradient), total_A.sum() / tokens, parts, bad_A
+
+
+def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, spike: float) -> tuple[dict, jax.Array]:
+    """Is this update taken?  Returns the guard's new scalars and the verdict (bool [])."""
+    good = finite & jnp.isfinite(loss)
+    ceiling = jnp.float32(jnp.inf)
+    if spike:
+        ceiling = jnp.where(guard["accepted"] >= SPIKE_AFTER, spike * guard["mean_loss"], jnp.inf)
+    frozen = guard["stopped"] > 0
+    accept = good & (loss <= ceiling) & ~frozen
+    # A spike pulls the mean up by its capped value: a lasting rise is accepted after a while instead of ending the run's progress.
+    seen = guard["accepted"].astype(jnp.float32)
+    memory = jnp.minimum(SPIKE_MEMORY, seen / (seen + 1))
+    mean = memory * guard["mean_loss"] + (1 - memory) * jnp.minimum(loss, ceiling)
+    bad = ~accept & ~frozen
+    return {
+        "mean_loss": jnp.where(good & ~frozen, mean, guard["mean_loss"]),
+        "accepted": guard["accepted"] + accept,
+        "skipped": guard["skipped"] + bad,
+        "stopped": jnp.where(bad & (on_nonfinite == "stop"), 1, guard["stopped"]),
+    }, accept
+
+
+def _average(ema: dict, params: dict, number: jax.Array, decay: float, accept: jax.Array) -> dict:
+    """ema + (1 - d)(params - ema) with d = min(decay, (1+s)/(10+s)): without the warm-up, early averages are mostly the initial weights."""
+    if not ema:
+        return {}
+    s = number.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + s) / (10 + s))
+    return jax.tree.map(lambda e, p: jnp.where(accept, e + (1 - d) * (p.astype(jnp.float32) - e), e), ema, params)

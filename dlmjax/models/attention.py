@@ -1,0 +1,102 @@
+"""Grouped-query attention over a described mask: one entry, three backends that all derive from the mask's predicate.
+
+dense    scores as an array, float32 softmax; any device.
+cudnn    cuDNN's fused kernel through jax.nn.dot_product_attention; NVIDIA GPU, bfloat16.
+splash   the Pallas block-sparse kernel; TPU. Blocks that the predicate empties are never visited.
+
+Shapes: B batch, L length, H query heads, G key/value heads, R = H / G query heads per group, K head_dim.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlmjax.errors import InputError
+from dlmjax.models.layout import Layout
+from dlmjax.models.masks import Mask, allowed_in_batch
+
+# Added to a forbidden score: finite, so that a row without any allowed key gives numbers and not NaN, and its gradient is 0 and not NaN.
+FORBIDDEN = -1e30
+
+QUERY_AXES = ("batch", "length", "heads", None)
+# Keys and values of the whole row are needed by every query: where the length is split, they are gathered.
+KEY_AXES = ("batch", None, "kv_heads", None)
+
+
+def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dtype: str, layout: Layout):
+    """Returns attend(q_BLHK, k_BLGK, v_BLGK) -> [B, L, H, K]; what depends on the mask alone is computed once, here.
+
+    Raises InputError when the backend cannot run on the default device or in this type.
+    """
+    if backend == "cudnn":
+        if jax.default_backend() != "gpu" or dtype != "bfloat16":
+            raise InputError(
+                f"attention=cudnn needs an NVIDIA GPU and bfloat16, here {jax.default_backend()} and {dtype}; use attention=dense"
+            )
+        attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), implementation="cudnn")
+    elif backend == "splash":
+        if jax.default_backend() not in ("tpu", "axon"):
+            raise InputError(f"attention=splash needs a TPU, here {jax.default_backend()}; use attention=dense")
+        attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)
+    else:
+        bias_BLL = jnp.where(allowed_in_batch(mask, segments_BL), 0.0, FORBIDDEN).astype(jnp.float32)
+        attend = functools.partial(dense_attention, bias_BLL=bias_BLL)
+
+    def constrained(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array) -> Array:
+        q_BLHK = layout.constrain(q_BLHK, QUERY_AXES)
+        k_BLGK, v_BLGK = layout.constrain(k_BLGK, KEY_AXES), layout.constrain(v_BLGK, KEY_AXES)
+        return layout.constrain(attend(q_BLHK, k_BLGK, v_BLGK), QUERY_AXES)
+
+    return constrained
+
+
+def dense_attention(
+    q_BLHK: Float[Array, "B L H K"], k_BLGK: Float[Array, "B L G K"], v_BLGK: Float[Array, "B L G K"], bias_BLL: Float[Array, "B L L"]
+) -> Float[Array, "B L H K"]:
+    """softmax(q k / sqrt(K) + bias) v with float32 scores and softmax; the query heads of a group share its keys."""
+    B, L, H, K = q_BLHK.shape
+    G = k_BLGK.shape[2]
+    q_BLGRK = (q_BLHK * K**-0.5).reshape(B, L, G, H // G, K)
+    scores_BGRLM = jnp.einsum("blgrk,bmgk->bgrlm", q_BLGRK, k_BLGK, preferred_element_type=jnp.float32)
+    weights_BGRLM = jax.nn.softmax(scores_BGRLM + bias_BLL[:, None, None], axis=-1).astype(v_BLGK.dtype)
+    return jnp.einsum("bgrlm,bmgk->blgrk", weights_BGRLM, v_BLGK).reshape(B, L, H, K)
+
+
+def fused(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array, implementation: str) -> Array:
+    """jax.nn.dot_product_attention with the dense boolean mask; the kernel keeps the scores on chip."""
+    return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, mask=allowed_BLL[:, None], implementation=implementation)
+
+
+def splash(
+    q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, mask: Mask, segments_BL: Array, layout: Layout, interpret: bool = False
+) -> Float[Array, "B L H K"]:
+    """Pallas splash attention; the predicate is evaluated on the host once per compilation, segments travel as SegmentIds.
+
+    Under a mesh each device runs the kernel on its own batch rows and heads; the length must not be split.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    L = q_BLHK.shape[1]
+    index_L = np.arange(L)
+    table_LL = np.asarray(mask.allowed(index_L[:, None], index_L[None, :]))
+
+    def local(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, segments_BL: Array) -> Array:
+        heads = splash_attention_mask.MultiHeadMask([splash_attention_mask.NumpyMask(table_LL)] * q_BLHK.shape[2])
+        kernel = splash_attention_kernel.make_splash_mha(mask=heads, head_shards=1, q_seq_shards=1, interpret=interpret)
+        q_BHLK = jnp.swapaxes(q_BLHK * q_BLHK.shape[-1] ** -0.5, 1, 2)
+        ids = splash_attention_kernel.SegmentIds(q=segments_BL, kv=segments_BL)
+        out_BHLK = jax.vmap(kernel)(q_BHLK, jnp.swapaxes(k_BLGK, 1, 2), jnp.swapaxes(v_BLGK, 1, 2), ids)
+        return jnp.swapaxes(out_BHLK, 1, 2)
+
+    if layout.mesh is None:
+        return local(q_BLHK, k_BLGK, v_BLGK, segments_BL)
+    if not layout.flat:
+        raise InputError("attention=splash cannot split the length over the mesh; set mesh.sequence=1")
+    specs = (layout.spec(QUERY_AXES), layout.spec(KEY_AXES), layout.spec(KEY_AXES), layout.spec(("batch", "length")))
+    run = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return run(q_BLHK, k_BLGK, v_BLGK, segments_BL)

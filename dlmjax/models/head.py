@@ -1,0 +1,165 @@
+"""The head, computed only on the rows that carry loss: exactly, whatever the draw, and in bounded memory.
+
+The [B, L, V] tensor of logits is the memory peak of a language model and, in masked diffusion, half of it is never read. Here the rows
+with loss are listed first (a stable partition) and walked in chunks of a fixed size; the number of chunks is decided by the draw, at
+run time, so no row is dropped and a chunk without loss costs nothing. When the loss is differentiated, each chunk also yields its part
+of the gradients on the spot (the weight of a row's loss is known, so nothing has to be kept): the backward pass only multiplies by the
+scalar cotangent. Temporary memory is [chunk, V] for logits plus the gradient of the head itself, independent of B and L.
+
+Under a mesh every device does this for its own rows: the batch is split as everywhere, the length over all remaining mesh axes
+("head_length"), the head weight is gathered once and its gradient summed once.
+
+Shapes: B batch, L length, D width, V vocab, N = B * L rows, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dlmjax.models.layout import Layout
+
+# Logits alive at once when the chunk is chosen automatically: 2^24 float32 = 64 MiB.
+AUTOMATIC_LOGITS = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadPlan:
+    """What is static about the head: where the width axis of its weight is (0: [D, V], 1: [V, D], tied), chunk, multiplier, placement."""
+
+    width_axis: int
+    chunk: int
+    multiplier: float
+    axes: tuple[str | None, ...]
+    layout: Layout
+
+    def logits(self, hidden: Float[Array, "*rows D"], weight: Float[Array, "I O"]) -> Float[Array, "*rows V"]:
+        """Float32 logits; operands in hidden's type."""
+        dims = (((hidden.ndim - 1,), (self.width_axis,)), ((), ()))
+        out = jax.lax.dot_general(hidden, weight.astype(hidden.dtype), dims, preferred_element_type=jnp.float32)
+        return out if self.multiplier == 1.0 else out * self.multiplier
+
+    def rows_per_chunk(self, rows: int, vocab: int) -> int:
+        """`chunk`, or by size of the vocabulary when 0; never more than there are rows."""
+        return min(rows, self.chunk or max(AUTOMATIC_LOGITS // vocab, 64))
+
+
+def row_losses(
+    plan: HeadPlan,
+    weight: Float[Array, "I O"],
+    hidden_BLD: Float[Array, "B L D"],
+    rows_BL: Bool[Array, "B L"],
+    nats_fn: Callable[..., Array],
+    row_args: tuple[Any, ...],
+    weight_BL: Float[Array, "B L"],
+) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """sum(weight_BL * nats_BL) over the rows in `rows_BL`, and nats_BL itself (no gradient; 0 on other rows).
+
+    `nats_fn(logits_NV, *args_N) -> nats_N` must act on each row alone, on float32 logits; `row_args` are arrays [B, L, ...] of which it is
+    given the rows. Differentiable in `weight` and `hidden_BLD` only: weights and arguments are constants.
+    """
+    constants = jax.lax.stop_gradient((rows_BL, tuple(row_args), weight_BL.astype(jnp.float32)))
+    total, nats_BL = _weighted_sum(plan, nats_fn, weight, hidden_BLD, *constants)
+    return total, jax.lax.stop_gradient(nats_BL)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted_sum(plan, nats_fn, weight, hidden_BLD, rows_BL, row_args, weight_BL):
+    total, nats_BL, _, _ = _sharded(plan, nats_fn, False, weight, hidden_BLD, rows_BL, row_args, weight_BL)
+    return total, nats_BL
+
+
+def _weighted_sum_forward(plan, nats_fn, weight, hidden_BLD, rows_BL, row_args, weight_BL):
+    total, nats_BL, dhidden_BLD, dweight = _sharded(plan, nats_fn, True, weight, hidden_BLD, rows_BL, row_args, weight_BL)
+    return (total, nats_BL), (dhidden_BLD, dweight)
+
+
+def _weighted_sum_backward(plan, nats_fn, saved, cotangents):
+    dhidden_BLD, dweight = saved
+    scale, _ = cotangents
+    return dweight * scale, (dhidden_BLD * scale).astype(dhidden_BLD.dtype), None, None, None
+
+
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
+
+
+def _sharded(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, rows_BL, row_args, weight_BL):
+    """Runs `_local` on every device's own rows and adds up; without a mesh there is one device."""
+    layout = plan.layout
+    local = functools.partial(_local, plan, nats_fn, differentiate)
+    if layout.mesh is None:
+        return local(weight.astype(hidden_BLD.dtype), hidden_BLD, rows_BL, row_args, weight_BL)
+    everywhere = tuple(layout.mesh.axis_names)
+    split_axis = plan.width_axis
+    split = layout.mesh_axes(plan.axes[split_axis])
+    others = tuple(name for name in everywhere if name not in split)
+
+    def on_device(weight_shard, hidden_BLD, rows_BL, row_args, weight_BL):
+        shard = weight_shard.astype(hidden_BLD.dtype)
+        whole = jax.lax.all_gather(shard, split, axis=split_axis, tiled=True) if split else shard
+        total, nats_BL, dhidden_BLD, dweight = local(whole, hidden_BLD, rows_BL, row_args, weight_BL)
+        if differentiate:
+            if split:
+                dweight = jax.lax.psum_scatter(dweight, split, scatter_dimension=split_axis, tiled=True)
+            dweight = jax.lax.psum(dweight, others)
+        return jax.lax.psum(total, everywhere), nats_BL, dhidden_BLD, dweight
+
+    rows = layout.spec(("batch", "head_length"))
+    hidden = layout.spec(("batch", "head_length", None))
+    args = jax.tree.map(lambda a: layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)), row_args)
+    stored = layout.spec(plan.axes)
+    gradients = (hidden, stored) if differentiate else (layout.spec(()), layout.spec(()))
+    run = jax.shard_map(
+        on_device,
+        mesh=layout.mesh,
+        in_specs=(stored, hidden, rows, args, rows),
+        out_specs=(layout.spec(()), rows, *gradients),
+        check_vma=False,
+    )
+    return run(weight, hidden_BLD, rows_BL, row_args, weight_BL)
+
+
+def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, rows_BL, row_args, weight_BL):
+    """The walk over chunks on one device -> (sum, nats_BL, dhidden_BLD, dweight); the gradients are empty unless asked for."""
+    B, L, D = hidden_BLD.shape
+    N = B * L
+    C = plan.rows_per_chunk(N, weight.shape[1 - plan.width_axis])
+    padded = -(-N // C) * C
+    rows_N = rows_BL.reshape(N)
+    # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
+    listed = jnp.nonzero(rows_N, size=padded, fill_value=N)[0]
+    chunks = (jnp.sum(rows_N, dtype=jnp.int32) + C - 1) // C
+    hidden_ND, weight_N = hidden_BLD.reshape(N, D), weight_BL.reshape(N)
+    args_N = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), row_args)
+
+    def step(i, carry):
+        total, nats_N, dhidden_ND, dweight = carry
+        ids_C = jax.lax.dynamic_slice(listed, (i * C,), (C,))
+        live_C = ids_C < N
+        read_C = jnp.where(live_C, ids_C, listed[0])
+        hidden_CD, args_C = hidden_ND[read_C], jax.tree.map(lambda a: a[read_C], args_N)
+        scale_C = jnp.where(live_C, weight_N[read_C], 0.0)
+        logits_CV = plan.logits(hidden_CD, weight)
+        if differentiate:
+            nats_C, pull = jax.vjp(lambda logits_CV, args_C=args_C: nats_fn(logits_CV, *args_C), logits_CV)
+            (dlogits_CV,) = pull(scale_C.astype(nats_C.dtype))
+            dlogits_CV = (dlogits_CV * plan.multiplier).astype(hidden_CD.dtype)
+            dhidden_CD = jax.lax.dot_general(dlogits_CV, weight, (((1,), (1 - plan.width_axis,)), ((), ())))
+            dhidden_ND = dhidden_ND.at[ids_C].set(dhidden_CD, mode="drop")
+            left, right = (hidden_CD, dlogits_CV) if plan.width_axis == 0 else (dlogits_CV, hidden_CD)
+            dweight = dweight + jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        else:
+            nats_C = nats_fn(logits_CV, *args_C)
+        nats_N = nats_N.at[ids_C].set(jnp.where(live_C, nats_C, 0.0), mode="drop")
+        return total + jnp.sum(jnp.where(live_C, nats_C * scale_C, 0.0)), nats_N, dhidden_ND, dweight
+
+    empty = jnp.zeros((), jnp.float32)
+    gradients = (jnp.zeros_like(hidden_ND), jnp.zeros(weight.shape, jnp.float32)) if differentiate else (empty, empty)
+    total, nats_N, dhidden_ND, dweight = jax.lax.fori_loop(0, chunks, step, (empty, jnp.zeros((N,), jnp.float32), *gradients))
+    return total, nats_N.reshape(B, L), (dhidden_ND.reshape(B, L, D) if differentiate else empty), dweight

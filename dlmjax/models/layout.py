@@ -1,0 +1,65 @@
+"""What the layers ask of a mesh, without knowing one: where an activation lies, how a weight is gathered, over what a sum runs.
+
+`Layout` is the protocol (`dlmjax.parallel.Partition` implements it from the one sharding table); `SINGLE` is one device: every request
+is the identity. Logical axis names used by this room:
+  weights      "layer", "vocab", "embed", "table" (width of embedding and head), "heads", "kv_heads", "ffn", "time"
+  activations  "batch", "length", "row" (batch and length flattened), "heads", "kv_heads", "ffn", "head_length" (length, in the head)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+Axes = tuple[str | None, ...]
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Hashable, so that it can be a static argument."""
+
+    mesh: Any
+
+    @property
+    def flat(self) -> bool:
+        """Whether [B, L, D] may be flattened to [B*L, D] without moving data (no mesh axis splits the length)."""
+
+    def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """Pins an array to the placement of its logical axes."""
+
+    def gather(self, weight: jax.Array, axes: Axes) -> jax.Array:
+        """The copy of a stored weight that a matmul uses: parameter-sharding axes gathered, tensor-parallel axes kept."""
+
+    def spec(self, axes: Axes) -> Any:
+        """The PartitionSpec of logical axes."""
+
+    def mesh_axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that split one logical axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleDevice:
+    """No mesh: placement requests are the identity."""
+
+    mesh: Any = None
+
+    @property
+    def flat(self) -> bool:
+        return True
+
+    def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
+        return x
+
+    def gather(self, weight: jax.Array, axes: Axes) -> jax.Array:
+        return weight
+
+    def spec(self, axes: Axes) -> Any:
+        return jax.P(*(None for _ in axes))
+
+    def mesh_axes(self, axis: str) -> tuple[str, ...]:
+        return ()
+
+
+SINGLE = SingleDevice()

@@ -1,0 +1,99 @@
+"""Attention masks as descriptions: each is one predicate on index arrays, from which every backend derives what it needs.
+
+`allowed(q, k)` answers for positions of one row. Document segments are intersected by `allowed_in_batch`: a pair must carry the same
+segment number. Padding is segment 0, so padding sees padding only: no real token ever sees it, and no row of scores is left without an
+entry (a fully padded row gives finite numbers, which no loss reads).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from dlmjax.errors import InputError
+
+# numpy or jax integer arrays (or scalars) that broadcast against each other; the answer is boolean of their common shape.
+Index = Any
+
+
+@runtime_checkable
+class Mask(Protocol):
+    """Frozen and hashable."""
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        """Whether the query at index q may see the key at index k; broadcasts, works on numpy and jax arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Everything sees everything."""
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        return (q >= 0) & (k >= 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """A position sees itself and what came before."""
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        return q >= k
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCausal:
+    """Bidirectional inside blocks of `size` positions, causal between them."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _positive(self.size)
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        return q // self.size >= k // self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockDiffusion:
+    """Training mask over [noisy ; clean], each of `length` positions, in blocks of `size` (BD3-LM 2503.09573, section 3.2).
+
+    A noisy block sees itself and the clean blocks before it; a clean block sees itself and the clean blocks before it.
+    Allowed entries are length * (length + size) of 4 length^2.
+    """
+
+    size: int
+    length: int
+
+    def __post_init__(self) -> None:
+        _positive(self.size)
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        clean_q, clean_k = q >= self.length, k >= self.length
+        block_q, block_k = (q % self.length) // self.size, (k % self.length) // self.size
+        own = (block_q == block_k) & (clean_q == clean_k)
+        earlier = (block_q > block_k) & clean_k & ~clean_q
+        context = (block_q >= block_k) & clean_k & clean_q
+        return own | earlier | context
+
+
+def as_mask(attention: str | Mask) -> Mask:
+    """A process names its mask ("full", "causal"); block methods pass a description."""
+    if not isinstance(attention, str):
+        return attention
+    if attention not in ("full", "causal"):
+        raise InputError(f"attention {attention!r} is unknown; choose full or causal, or pass a mask description")
+    return Full() if attention == "full" else Causal()
+
+
+def allowed_in_batch(mask: Mask, segments_BL: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
+    """The dense form: predicate of the description and equal segments; [b, q, k]."""
+    index_L = jnp.arange(segments_BL.shape[1])
+    return mask.allowed(index_L[:, None], index_L[None, :])[None] & (segments_BL[:, :, None] == segments_BL[:, None, :])
+
+
+def _positive(size: int) -> None:
+    if size < 1:
+        raise InputError(f"block size {size} is not positive; give at least 1 position per block")

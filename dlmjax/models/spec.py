@@ -1,0 +1,109 @@
+"""What the denoiser is (`ModelSpec`) and how it is run (`Execution`): plain values, checked where they are made.
+
+Shapes used in this room: B batch, L length, D width, H query heads, G key/value heads, K head_dim, F ffn, V vocab, N layers,
+T width of the time signal, R rows (a flattened batch of positions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dlmjax.errors import InputError
+
+TIME_INPUTS = ("none", "adaln")
+ROPE_SCALINGS = ("linear", "ntk")
+DTYPES = ("float32", "bfloat16")
+REMATS = ("none", "full", "dots")
+ATTENTIONS = ("dense", "cudnn", "splash")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A Qwen3-shaped bidirectional Transformer (Qwen3 2505.09388; pre-RMSNorm, SwiGLU 2002.05202, RoPE 2104.09864, GQA 2305.13245).
+
+    `vocab` counts the classes of the logits, special ids included. `rope_scaling` is the factor by which the context is stretched
+    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base. `time_input="adaln"` feeds the noise level
+    t to every layer and starts the final layers at zero; absorbing processes leave it "none". `completep_width` and `completep_depth`
+    are the sizes of the base model whose hyper-parameters are transferred (CompleteP 2505.01618); 0 = off.
+    Raises InputError on sizes that contradict each other.
+    """
+
+    vocab: int
+    depth: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    qk_norm: bool = True
+    tied: bool = False
+    rope_base: float = 10_000.0
+    rope_scaling: float = 1.0
+    rope_scaling_type: str = "linear"
+    dropout: float = 0.0
+    time_input: str = "none"
+    time_width: int = 128
+    completep_width: int = 0
+    completep_depth: int = 0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.heads % self.kv_heads:
+            raise InputError(f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; choose a divisor of the heads")
+        if self.head_dim % 2:
+            raise InputError(f"model.head_dim={self.head_dim} is odd; rotary positions turn pairs of channels, choose an even number")
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"model.dropout={self.dropout} is outside [0, 1); 0 switches it off")
+        if self.rope_scaling < 1.0 or self.rope_base <= 1.0:
+            raise InputError(
+                f"rotary base {self.rope_base} or scaling {self.rope_scaling} is too small; base > 1 and scaling >= 1 (1 = off)"
+            )
+        if bool(self.completep_width) != bool(self.completep_depth) or min(self.completep_width, self.completep_depth) < 0:
+            raise InputError(
+                "model.completep_width and model.completep_depth go together: give the base model's width and depth, or 0 and 0"
+            )
+        _one_of("model.time_input", self.time_input, TIME_INPUTS)
+        _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
+
+    @property
+    def width_ratio(self) -> float:
+        """Width over the CompleteP base width; 1 when CompleteP is off."""
+        return self.width / self.completep_width if self.completep_width else 1.0
+
+    @property
+    def depth_ratio(self) -> float:
+        """Depth over the CompleteP base depth; 1 when CompleteP is off."""
+        return self.depth / self.completep_depth if self.completep_depth else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model is run; no field changes what is computed beyond rounding.
+
+    `dtype` is that of weights and activations inside the layers (master weights, logits, softmax and reductions stay float32);
+    `scan` runs the stacked layers by `lax.scan` (short compilation) or unrolled (20-50 % faster on CPU); `remat` recomputes nothing,
+    everything, or everything but the weight matmuls in the backward pass; `head_chunk` is the number of rows whose logits exist at
+    once (0 = chosen from the vocabulary).
+    """
+
+    dtype: str = "float32"
+    scan: bool = True
+    remat: str = "none"
+    attention: str = "dense"
+    head_chunk: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("execution.dtype", self.dtype, DTYPES)
+        _one_of("execution.remat", self.remat, REMATS)
+        _one_of("execution.attention", self.attention, ATTENTIONS)
+        if self.head_chunk < 0:
+            raise InputError(f"execution.head_chunk={self.head_chunk} is negative; give the rows per chunk, or 0 for automatic")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")

@@ -1,0 +1,137 @@
+"""Every weight of the denoiser, declared once with Flax NNX: shape, logical axes, kind, start value.
+
+NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what a checkpoint holds.
+
+    embedding.table                  (vocab, width)                      also the head when tied
+    layers.attention_norm.scale      (layer, width)
+    layers.query.kernel              (layer, width, heads*head_dim)
+    layers.key.kernel, value.kernel  (layer, width, kv_heads*head_dim)
+    layers.query_norm.scale, key_norm.scale  (layer, head_dim)           with qk_norm
+    layers.output.kernel             (layer, heads*head_dim, width)
+    layers.mlp_norm.scale            (layer, width)
+    layers.gate.kernel, up.kernel    (layer, width, ffn)
+    layers.down.kernel               (layer, ffn, width)
+    layers.modulation.kernel         (layer, time, 6*width)              with adaln, zero at the start
+    time.first.kernel                (256, time)                         with adaln
+    time.second.kernel               (time, time)                        with adaln
+    modulation.kernel                (time, 2*width)                     with adaln, zero at the start
+    norm.scale                       (width,)                            zero at the start when adaln and tied
+    head.kernel                      (width, vocab)                      when untied; zero at the start with adaln
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dlmjax.models.spec import ModelSpec
+
+TIME_FEATURES = 256
+
+
+def normal(std: float):
+    return jax.nn.initializers.normal(std)
+
+
+ZEROS = jax.nn.initializers.zeros
+ONES = jax.nn.initializers.ones
+
+
+class Weight(nnx.Module):
+    """One named leaf: float32 value, logical axes, kind ("matrix" | "embedding" | "head" | "vector"), whether fan-in grows with width."""
+
+    def __init__(self, rngs: nnx.Rngs, leaf: str, shape, axes, kind: str, init, hidden: bool = False):
+        value = init(rngs.params(), shape, jnp.float32)
+        setattr(self, leaf, nnx.Param(value, logical_axes=axes, kind=kind, hidden=hidden))
+
+
+def scale(rngs: nnx.Rngs, size: int, axis: str | None, init=ONES) -> Weight:
+    return Weight(rngs, "scale", (size,), (axis,), "vector", init)
+
+
+class LayerWeights(nnx.Module):
+    """One Transformer layer. Residual projections start smaller by 1/sqrt(2 * depth) (GPT-2); under CompleteP that depth is the base's."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        width, ffn, head_dim = spec.width, spec.ffn, spec.head_dim
+        heads, kv_heads = spec.heads * head_dim, spec.kv_heads * head_dim
+        std = spec.init_std * spec.width_ratio**-0.5
+        inner = normal(std)
+        residual = normal(std * (2 * (spec.completep_depth or spec.depth)) ** -0.5)
+
+        def matrix(shape, axes, init):
+            return Weight(rngs, "kernel", shape, axes, "matrix", init, hidden=True)
+
+        self.attention_norm = scale(rngs, width, None)
+        self.query = matrix((width, heads), ("embed", "heads"), inner)
+        self.key = matrix((width, kv_heads), ("embed", "kv_heads"), inner)
+        self.value = matrix((width, kv_heads), ("embed", "kv_heads"), inner)
+        if spec.qk_norm:
+            self.query_norm = scale(rngs, head_dim, None)
+            self.key_norm = scale(rngs, head_dim, None)
+        self.output = matrix((heads, width), ("heads", "embed"), residual)
+        self.mlp_norm = scale(rngs, width, None)
+        self.gate = matrix((width, ffn), ("embed", "ffn"), inner)
+        self.up = matrix((width, ffn), ("embed", "ffn"), inner)
+        self.down = matrix((ffn, width), ("ffn", "embed"), residual)
+        if spec.time_input == "adaln":
+            self.modulation = Weight(rngs, "kernel", (spec.time_width, 6 * width), ("time", "embed"), "matrix", ZEROS)
+
+
+class TimeWeights(nnx.Module):
+    """Sinusoidal features of t -> two-layer MLP (DiT 2212.09748)."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        width = spec.time_width
+        self.first = Weight(rngs, "kernel", (TIME_FEATURES, width), (None, "time"), "matrix", normal(TIME_FEATURES**-0.5))
+        self.second = Weight(rngs, "kernel", (width, width), (None, "time"), "matrix", normal(width**-0.5))
+
+
+class DenoiserWeights(nnx.Module):
+    """The whole tree; layers are stacked on axis 0 of the leaves under `layers`."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        adaln = spec.time_input == "adaln"
+        self.embedding = Weight(rngs, "table", (spec.vocab, spec.width), ("vocab", "table"), "embedding", normal(spec.init_std))
+
+        @nnx.split_rngs(splits=spec.depth)
+        @nnx.vmap
+        def layers(rngs: nnx.Rngs) -> LayerWeights:
+            return LayerWeights(spec, rngs)
+
+        self.layers = layers(rngs)
+        if adaln:
+            self.time = TimeWeights(spec, rngs)
+            self.modulation = Weight(rngs, "kernel", (spec.time_width, 2 * spec.width), ("time", "embed"), "matrix", ZEROS)
+        # With a time input the network starts by predicting nothing. A tied head cannot be zero, so the last norm is.
+        self.norm = scale(rngs, spec.width, None, ZEROS if adaln and spec.tied else ONES)
+        if not spec.tied:
+            init = ZEROS if adaln else normal(spec.init_std)
+            self.head = Weight(rngs, "kernel", (spec.width, spec.vocab), ("table", "vocab"), "head", init)
+
+
+def init_weights(spec: ModelSpec, key: jax.Array) -> dict:
+    """Plain nested dict of float32 start values. May be traced (`jax.jit(..., out_shardings=...)`)."""
+    return nnx.to_pure_dict(nnx.state(DenoiserWeights(spec, nnx.Rngs(key)), nnx.Param))
+
+
+def describe_weights(spec: ModelSpec, *names: str) -> tuple[dict, ...]:
+    """Trees of declared metadata ("logical_axes", "kind", "hidden"), one per name, allocating nothing; stacked ones start with "layer"."""
+    state = nnx.state(nnx.eval_shape(lambda: DenoiserWeights(spec, nnx.Rngs(0))), nnx.Param)
+
+    def read(path: tuple, variable: Any, name: str):
+        value = variable.get_metadata(name)
+        stacked = name == "logical_axes" and path[0].key == "layers"
+        return ("layer", *value) if stacked else value
+
+    def is_variable(leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Variable)
+
+    trees = []
+    for name in names:
+        tree = jax.tree_util.tree_map_with_path(lambda path, v, name=name: read(path, v, name), state, is_leaf=is_variable)
+        trees.append(nnx.to_pure_dict(tree))
+    return tuple(trees)

@@ -1,0 +1,54 @@
+"""Noise processes for text as pure functions: corrupt, loss in nats, prior, reverse step; schedules, times and the objective.
+
+Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md lists what is exported, with shapes.
+"""
+
+from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
+from dlmjax.diffusion.process import Process, cross_entropy, draw_tokens, row_keys
+from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
+from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
+from dlmjax.diffusion.times import Flat, Law, Mixture, PerRow, Piecewise, Power, Times, over_length
+from dlmjax.diffusion.weighting import Bound, Capped, CrossEntropy, InverseRate, Weighting
+
+__all__ = [
+    "Autoregressive",
+    "Bound",
+    "Capped",
+    "Clipped",
+    "Cosine",
+    "CrossEntropy",
+    "Denoiser",
+    "Flat",
+    "Geometric",
+    "InverseRate",
+    "Law",
+    "Linear",
+    "Llada",
+    "Masked",
+    "MaskedCount",
+    "Mixture",
+    "Objective",
+    "PerRow",
+    "Piecewise",
+    "Polynomial",
+    "Power",
+    "Process",
+    "Schedule",
+    "Times",
+    "Weighting",
+    "cross_entropy",
+    "draw_tokens",
+    "llada",
+    "log_linear",
+    "make_process",
+    "make_schedule",
+    "make_times",
+    "make_weighting",
+    "nats_at",
+    "over_length",
+    "reconstruction_nats",
+    "row_keys",
+    "symmetric",
+]

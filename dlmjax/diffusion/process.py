@@ -1,0 +1,193 @@
+"""What a noise process is: how text is corrupted, what the denoiser's output costs in nats, and how to step back.
+
+A process is a frozen dataclass of pure functions: no network, no config, no logging, no files. Whatever is random about a row is
+drawn from that row's key alone, so microbatches, hosts and meshes cannot change a bit of it. Time t lies in [0, 1], 0 = clean,
+1 = noise, one level per token.
+
+    NELBO(x) = integral_0^1 E_z loss(logits(z, t), x, z, t) dt + prior_nats(x) + E_z0 reconstruction(logits(z0, 0), x, z0)
+
+To add one: subclass `Process` in a new file (what is not overridden keeps the defaults below), name it in registry.py, add a row to
+the cases of tests/diffusion/battery.py.
+
+Shapes: B batch, L length, V vocabulary; `*n` any shape: `loss` and `reconstruction` are elementwise, because logits exist only for
+the rows that carry loss.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from dlmjax.diffusion.weighting import Bound, Weighting
+from dlmjax.errors import InputError
+
+# An excluded class. Finite, since -inf times a weight of 0 is NaN; exp of it is 0 in every float type.
+EXCLUDED = -1e30
+
+
+@runtime_checkable
+class Process(Protocol):
+    """A noise process. Attributes first, then what every process defines, then what has a default.
+
+    name: as in the registry.
+    vocab: classes of the denoiser's logits, special ids included.
+    attention: what the denoiser is called with: "full" or "causal".
+    time_input: whether the denoiser must be told t.
+    is_bound: whether NELBO above bounds -log p(x).
+    """
+
+    name: str
+    vocab: int
+    attention: str = "full"
+    time_input: bool = False
+    is_bound: bool = True
+
+    # --- what a process defines ------------------------------------------------------------------------------------------------
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Shaped[Array, "B L *state"]:
+        """Draws z ~ q(z_t | x). `valid_BL` is False on padding, which is left as it is; None = all valid."""
+        ...
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Nats at each position; the mean over t ~ U[0, 1] and z is the diffusion part of the NELBO."""
+        ...
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Shaped[Array, "B {length} *state"]:
+        """Draws z_1 ~ p_1, where sampling starts."""
+        ...
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Shaped[Array, "B L *state"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Shaped[Array, "B L *state"]:
+        """Draws z_s ~ p(z_s | z_t), s <= t, from the denoiser's output at (z_t, t)."""
+        ...
+
+    # --- what most processes keep ----------------------------------------------------------------------------------------------
+
+    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        """The levels at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""
+        del valid_BL
+        return t_BL
+
+    def rows(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        """Positions that can carry loss: the head is computed on these only."""
+        del z_BL
+        return jnp.ones(t_BL.shape, bool)
+
+    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Shaped[Array, "B L *state"]) -> Bool[Array, "B L"]:
+        """Positions whose token is not what it was, for the realised noise rate."""
+        return z_BL != x_BL
+
+    def forward_step(
+        self,
+        keys_B: Key[Array, "B"],
+        z_BL: Shaped[Array, "B L *state"],
+        s_BL: Float[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        valid_BL: Bool[Array, "B L"] | None = None,
+    ) -> Shaped[Array, "B L *state"]:
+        """Draws z_t ~ q(z_t | z_s), s <= t: a piece of the forward chain."""
+        raise InputError(f"process {self.name} has no levels between clean text and noise; it takes no forward steps")
+
+    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+        """Draws x ~ p(x | z_0) from the denoiser's output at (z_0, 0): the last act of sampling where `has_boundary`."""
+        del keys_B, logits_BLV
+        return z_BL
+
+    @property
+    def has_boundary(self) -> bool:
+        """True where the prior and reconstruction terms are not zero."""
+        return False
+
+    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """KL(q(z_1 | x) || p_1) per token."""
+        return jnp.zeros(x.shape, jnp.float32)
+
+    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Shaped[Array, "..."]) -> Float[Array, "*n"]:
+        """-log p(x | z_0) per token, in nats, with z0 = corrupt(keys, x, t = 0)."""
+        del logits, z0
+        return jnp.zeros(x.shape, jnp.float32)
+
+    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """w(t) where `loss` is w(t) times the cross-entropy of the rows; the reweighted training losses are made from it."""
+        raise InputError(f"the loss of process {self.name} is no weighted cross-entropy; train it with weighting 'bound'")
+
+    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Expected share of rows that carry loss at level t."""
+        return jnp.ones_like(t)
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the loss is weighted in training unless the objective is told otherwise."""
+        return Bound()
+
+    @property
+    def bound(self) -> "Process":
+        """The process that a likelihood is evaluated with: itself, unless training draws its noise in another way."""
+        return self
+
+
+def row_keys(key: Key[Array, ""], row_B: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key for each row of the global batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
+
+
+def uniform_rows(keys_B: Key[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+    """Uniform numbers in [0, 1) for every token, each row from its own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
+
+
+def split_rows(keys_B: Key[Array, "B"], parts: int = 2) -> list[Key[Array, "B"]]:
+    """Independent sets of row keys."""
+    keys_BN = jax.vmap(lambda key: jax.random.split(key, parts))(keys_B)
+    return [keys_BN[:, i] for i in range(parts)]
+
+
+def draw_tokens(keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"]) -> Int[Array, "B L"]:
+    """Draws a class for every position by the Gumbel trick.
+
+    `mode="high"`: plain float32 Gumbel noise never exceeds 15.94, which cuts the tail of a large vocabulary and lowers the entropy
+    of what is sampled (Zheng et al. 2409.02908).
+    """
+
+    def row(key: Key[Array, ""], logits_LV: Float[Array, "L V"]) -> Int[Array, "L"]:
+        return jnp.argmax(logits_LV + jax.random.gumbel(key, logits_LV.shape, jnp.float32, mode="high"), axis=-1).astype(jnp.int32)
+
+    return jax.vmap(row)(keys_B, logits_BLV.astype(jnp.float32))
+
+
+def exclude(logits: Float[Array, "*n V"], ids: tuple[int, ...]) -> Float[Array, "*n V"]:
+    """Logits in at least float32, with the classes `ids` at probability 0 and without gradient."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if not ids:
+        return logits
+    class_V = jnp.arange(logits.shape[-1])
+    barred_V = class_V == ids[0]
+    for i in ids[1:]:
+        barred_V |= class_V == i
+    return jnp.where(barred_V, EXCLUDED, logits)
+
+
+def cross_entropy(logits: Float[Array, "*n V"], x: Int[Array, "*n"], excluded: tuple[int, ...] = ()) -> Float[Array, "*n"]:
+    """-log softmax(logits)[x] in nats, over the classes that are not excluded."""
+    logits = exclude(logits, excluded)
+    # A comparison, not a gather: the gradient of a gather is a scatter into [*n, V], this one fuses with that of the softmax.
+    chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == x[..., None], logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def check_ids(name: str, vocab: int, **ids: int) -> None:
+    """Raises InputError for an id outside [0, vocab)."""
+    if vocab < 2:
+        raise InputError(f"process {name}: vocab is {vocab}; it must count at least two classes")
+    for which, value in ids.items():
+        if not 0 <= value < vocab:
+            raise InputError(f"process {name}: {which} is {value}, outside the vocabulary of {vocab}; take both from the tokenizer")

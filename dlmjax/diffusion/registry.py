@@ -1,0 +1,140 @@
+"""Names for configs: a process, a schedule, a law of times or a weighting from its name and plain values."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dlmjax.diffusion import schedules, times, weighting
+from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.process import Process
+from dlmjax.errors import InputError
+
+PROCESSES: dict[str, Callable[..., Process]] = {
+    "masked": Masked,
+    "masked_count": MaskedCount,
+    "llada": Llada,
+    "autoregressive": Autoregressive,
+}
+SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
+    "linear": schedules.Linear,
+    "cosine": schedules.Cosine,
+    "polynomial": schedules.Polynomial,
+    "geometric": schedules.Geometric,
+    "log_linear": schedules.log_linear,
+    "llada": schedules.llada,
+}
+LAWS: dict[str, Callable[..., times.Law]] = {
+    "flat": times.Flat,
+    "power": times.Power,
+    "piecewise": times.Piecewise,
+    "mixture": times.Mixture,
+}
+WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
+    cls.name: cls for cls in (weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped)
+}
+
+# name -> (law, stratified). "importance" takes `heights`, "mixture" takes `parts` and `probabilities`.
+TIMES: dict[str, tuple[str, bool]] = {
+    "uniform": ("flat", False),
+    "stratified": ("flat", True),
+    "power": ("power", True),
+    "importance": ("piecewise", True),
+    "mixture": ("mixture", True),
+}
+
+# What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
+_COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "schedule")
+
+
+def make_process(name: str, **values: Any) -> Process:
+    """A process by name.
+
+    Args:
+      name: one of PROCESSES.
+      **values: its fields. `vocab`, `mask_id`, `pad_id`, `bos_id`, `eos_id` and `schedule` may always be given and are used where the
+        process has such a field. `schedule` is a name, a mapping {"name": ..., values} or a Schedule; `eps` beside it clips alpha to
+        [eps, 1 - eps].
+    Raises:
+      InputError: an unknown name or value (with the nearest valid one), or a schedule for a process that fixes its own.
+    """
+    make = _lookup("process", name, PROCESSES)
+    fields = _fields(make)
+    values = dict(values)
+    if "schedule" in fields:
+        clip = {} if "eps" in fields else {"eps": values.pop("eps", None)}
+        values["schedule"] = _schedule(values.get("schedule", "linear"), **clip)
+    elif values.get("schedule", "linear") != "linear":
+        raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {values['schedule']!r}")
+    values = {key: value for key, value in values.items() if key in fields or key not in _COMMON}
+    return _build(f"process {name}", make, values)
+
+
+def make_schedule(name: str, eps: float | None = None, **values: Any) -> schedules.Schedule:
+    """A schedule by name. `eps` clips alpha to [eps, 1 - eps] (for log_linear and llada it is their own eps); None or 0 = exact ends."""
+    make = _lookup("schedule", name, SCHEDULES)
+    if eps and "eps" in _fields(make):
+        return _build(f"schedule {name}", make, {**values, "eps": eps})
+    schedule = _build(f"schedule {name}", make, values)
+    return schedules.symmetric(schedule, eps) if eps else schedule
+
+
+def make_times(name: str, **values: Any) -> times.Times:
+    """A draw of noise levels by name, one of TIMES.
+
+    "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
+    sequence of {"law": one of LAWS, values}, and `probabilities`. `stratified` overrides what the name implies.
+    """
+    law, stratified = _lookup("times", name, TIMES)
+    values = dict(values)
+    stratified = values.pop("stratified", stratified)
+    return times.PerRow(_law(f"times {name}", law, values), stratified)
+
+
+def make_weighting(name: str, **values: Any) -> weighting.Weighting:
+    """A training weight by name, one of WEIGHTINGS."""
+    return _build(f"weighting {name}", _lookup("weighting", name, WEIGHTINGS), values)
+
+
+def _law(where: str, name: str, values: Mapping[str, Any]) -> times.Law:
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    if name == "mixture" and "parts" in values:
+        parts = [dict(part) for part in values["parts"]]
+        values["parts"] = tuple(_law(where, part.pop("law", "flat"), part) for part in parts)
+    return _build(where, _lookup("law of times", name, LAWS), values)
+
+
+def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:
+    if isinstance(value, str):
+        return make_schedule(value, **clip)
+    if isinstance(value, Mapping):
+        return make_schedule(**{**clip, **value})
+    return schedules.symmetric(value, clip["eps"]) if clip.get("eps") else value
+
+
+def _lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise InputError(f"unknown {kind} {name!r}{_nearest(name, table)}")
+    return table[name]
+
+
+def _nearest(name: str, valid: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
+
+
+def _fields(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a dataclass or a function is called with."""
+    return dict(inspect.signature(make).parameters)
+
+
+def _build(where: str, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    fields = _fields(make)
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{where} has no value {name!r}" + (_nearest(name, fields) if fields else "; it takes none"))
+    missing = [name for name, field in fields.items() if field.default is field.empty and name not in values]
+    if missing:
+        raise InputError(f"{where} needs {', '.join(missing)}")
+    return make(**values)

@@ -1,0 +1,190 @@
+"""How the noise level t of each row is drawn, and the weight 1/density that keeps the mean over t an integral over [0, 1].
+
+A draw maps a uniform number u to t through a law. A row's t depends on (key, row, global_batch) only: not on how rows are spread
+over microbatches, hosts or devices. Stratified draws put exactly one row of the global batch into each of its equal cells,
+(cell + u) / global_batch with one u per step (VDM 2107.00630 appendix I.1), which lowers the variance of the loss; the cells are
+permuted so that a row's level says nothing about its place in the data. Integers make the cells: `arange(0, 1, 1/B)` has B + 1
+elements for many B.
+
+Shapes: B rows of this batch, L length.  Levels and weights are float32.
+"""
+
+import dataclasses
+import math
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dlmjax.errors import InputError
+
+
+@runtime_checkable
+class Law(Protocol):
+    """A density on [0, 1] given by the map that sends a uniform u to a draw of t."""
+
+    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
+
+    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """1 / density, finite for every t that can be drawn."""
+        ...
+
+    @property
+    def covers(self) -> bool:
+        """True where E[weight f(t)] is the integral of f over all of [0, 1]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat(Law):
+    """Uniform on [low, high]. Anything but [0, 1] leaves a part of the bound out: ~1e-4 nats for masked noise cut at 1e-3."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise InputError(f"times: need 0 <= low < high <= 1, not {self.low} and {self.high}")
+
+    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.low + (self.high - self.low) * u
+
+    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        # A mixture asks for the weight of levels that another part has drawn.
+        inside = (t >= self.low) & (t <= self.high)
+        return jnp.where(inside, jnp.full_like(t, self.high - self.low), jnp.inf)
+
+    @property
+    def covers(self) -> bool:
+        return (self.low, self.high) == (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Power(Law):
+    """t = u^(1/exponent), density exponent * t^(exponent - 1), exponent in (0, 1]: small levels more often, with less weight."""
+
+    exponent: float = 0.5
+
+    def __post_init__(self):
+        if not 0 < self.exponent <= 1:
+            raise InputError(f"times: exponent is {self.exponent}; it must lie in (0, 1], else weights are unbounded at t = 0")
+
+    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return u ** (1 / self.exponent)
+
+    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return t ** (1 - self.exponent) / self.exponent
+
+    @property
+    def covers(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Piecewise(Law):
+    """Density proportional to `heights` on equal bins of [0, 1], for instance the measured loss by noise level (importance)."""
+
+    heights: tuple[float, ...]
+
+    def __post_init__(self):
+        if not self.heights or not all(height > 0 and math.isfinite(height) for height in self.heights):
+            raise InputError(f"times: heights are {self.heights}; give one positive number for each bin, a zero would bias the bound")
+
+    @property
+    def _mass(self) -> tuple[float, ...]:
+        return tuple(height / sum(self.heights) for height in self.heights)
+
+    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        bins = len(self.heights)
+        edges = jnp.asarray([math.fsum(self._mass[:i]) for i in range(bins + 1)], u.dtype)
+        chosen = jnp.clip(jnp.searchsorted(edges, u, side="right") - 1, 0, bins - 1)
+        inside = (u - edges[chosen]) / (edges[chosen + 1] - edges[chosen])
+        return jnp.clip((chosen + inside) / bins, 0, 1)
+
+    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        bins = len(self.heights)
+        density = jnp.asarray(self._mass, t.dtype) * bins
+        return 1 / density[jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)]
+
+    @property
+    def covers(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(Law):
+    """One of several laws, with the given probabilities; u picks the part and, rescaled, the draw within it."""
+
+    parts: tuple[Law, ...]
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.parts) != len(self.probabilities) or not self.parts:
+            raise InputError(f"times: a mixture of {len(self.parts)} parts has {len(self.probabilities)} probabilities; give one for each")
+        if not all(p > 0 for p in self.probabilities) or abs(sum(self.probabilities) - 1) > 1e-6:
+            raise InputError(f"times: probabilities of a mixture must be positive and sum to 1, not {self.probabilities}")
+
+    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        t, start = jnp.zeros_like(u), 0.0
+        for part, probability in zip(self.parts, self.probabilities, strict=True):
+            t = jnp.where(u >= start, part.draw(jnp.clip((u - start) / probability, 0, 1)), t)
+            start += probability
+        return t
+
+    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return 1 / sum(p / part.weight(t) for part, p in zip(self.parts, self.probabilities, strict=True))
+
+    @property
+    def covers(self) -> bool:
+        return any(part.covers for part in self.parts)
+
+
+@runtime_checkable
+class Times(Protocol):
+    """Draws the levels of a batch."""
+
+    def draw(
+        self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
+    ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]: ...
+
+    @property
+    def covers(self) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PerRow(Times):
+    """One level per row, broadcast over its tokens.
+
+    law: what t is distributed as.
+    stratified: one row of the global batch in each of its `global_batch` equal cells of u, instead of independent rows.
+    """
+
+    law: Law = Flat()
+    stratified: bool = True
+
+    def draw(
+        self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
+    ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
+        """Levels and weights of the rows `row_B` (numbers within the global batch) of the step that `key` stands for.
+
+        Returns:
+          t_BL in [0, 1] and weight_BL = 1/density(t): E[weight f(t)] is the integral of f over [0, 1] where `covers`.
+        """
+        if self.stratified:
+            shift_key, order_key = jax.random.split(key)
+            cell_B = jax.random.permutation(order_key, global_batch)[row_B]
+            u_B = (cell_B + jax.random.uniform(shift_key)) / global_batch
+        else:
+            u_B = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(row_B)
+        t_B = self.law.draw(u_B)
+        return over_length(t_B, length), over_length(self.law.weight(t_B), length)
+
+    @property
+    def covers(self) -> bool:
+        return self.law.covers
+
+
+def over_length(level_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+    """A level per sequence as a level per token."""
+    return jnp.broadcast_to(level_B[:, None], (level_B.shape[0], length))

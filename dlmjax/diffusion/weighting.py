@@ -1,0 +1,76 @@
+"""Training weights: factors on the nats of a process. Only `Bound` leaves a likelihood bound a bound, and each name says so.
+
+Every factor is made from the process's own w(t), so the corruption and the weight cannot use different schedules.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dlmjax.errors import InputError
+
+_SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
+
+
+@runtime_checkable
+class Weighting(Protocol):
+    """factor(process, t) multiplies the nats at level t; `is_bound` where it is 1 everywhere."""
+
+    name: str
+    is_bound: bool
+
+    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound(Weighting):
+    """The NELBO itself."""
+
+    name = "bound"
+    is_bound = True
+
+    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del process
+        return jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseRate(Weighting):
+    """Cross-entropy divided by the mask rate (LLaDA 2502.09992 eq. 3). On a linear schedule it is the bound's diffusion part times a
+    constant; on another schedule it is no bound."""
+
+    name = "inverse_rate"
+    is_bound = False
+
+    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return 1 / (jnp.maximum(process.cross_entropy_weight(t), _SMALLEST) * jnp.maximum(process.noise_rate(t), _SMALLEST))
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Weighting):
+    """Plain cross-entropy of the corrupted tokens, every level alike: a masked language model with a random rate. No bound."""
+
+    name = "cross_entropy"
+    is_bound = False
+
+    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return 1 / jnp.maximum(process.cross_entropy_weight(t), _SMALLEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Capped(Weighting):
+    """The bound's weight, at most `cap`: less variance from nearly clean text, at the price of the bound."""
+
+    cap: float = 20.0
+    name = "capped"
+    is_bound = False
+
+    def __post_init__(self):
+        if not self.cap > 0:
+            raise InputError(f"weighting capped: cap is {self.cap}; it must be positive")
+
+    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        weight = jnp.maximum(process.cross_entropy_weight(t), _SMALLEST)
+        return jnp.minimum(weight, self.cap) / weight

@@ -30,6 +30,16 @@ MARKER = "dlmjax.json"
 log = logging.getLogger("dlmjax")
 
 
+class _Echo(logging.Filter):
+    """Orbax prints each failure of its threads with three tracebacks before it raises it; we say it in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "_SignalingThread.run() raised an exception" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_Echo())
+
+
 class Checkpoints:
     """The checkpoints of one run.  Every process of a run makes the same calls in the same order; one thread.
 
@@ -248,12 +258,14 @@ class Checkpoints:
     def _read(self, step: int, saved: dict, abstract_state: dict) -> tuple[dict | None, str]:
         """The state and "", or None and what is wrong with the files."""
         asked = _by_path(abstract_state)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here) for name, leaf in asked.items()}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         try:
             with context:
-                nested = ocp.load_checkpointables(self._path(step), {"state": _nested(asked)})["state"]
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+                nested = ocp.load_checkpointables(self._path(step), {"state": _nested(placed)})["state"]
+        except Exception as error:  # damaged files make Orbax raise nearly anything; the message is passed on
             return None, f"cannot be read ({str(error).splitlines()[0][:120]})"
         found = _by_path(nested)
         sums = jax.device_get(_checksums(found))

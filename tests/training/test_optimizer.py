@@ -1,0 +1,155 @@
+"""Schedules against golden values, AdamW and Muon against their formulas in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.training import OptimizerSpec, build_optimizer, learning_rate
+from dlmjax.training.optimizer import MUON_RMS
+from tests.training import toy
+
+
+def rates(steps=10, **fields):
+    rate = learning_rate(OptimizerSpec(lr=1.0, final=0.1, **fields), steps)
+    return np.array([float(rate(step)) for step in range(steps)])
+
+
+def test_constant_schedule():
+    np.testing.assert_allclose(rates(schedule="constant", warmup=4), [0.25, 0.5, 0.75] + [1.0] * 7, rtol=1e-6)
+
+
+def test_wsd_schedule():
+    golden = [0.5, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1]
+    np.testing.assert_allclose(rates(schedule="wsd", warmup=2, decay=0.4), golden, rtol=1e-6)
+
+
+def test_cosine_schedule():
+    half = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * np.arange(10) / 9))
+    np.testing.assert_allclose(rates(schedule="cosine", warmup=0), half, rtol=1e-6)
+    warm = rates(schedule="cosine", warmup=3)
+    np.testing.assert_allclose(warm[:4], [1 / 3, 2 / 3, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(warm[-1], 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_schedule_stays_at_its_end_beyond_the_run(schedule):
+    rate = learning_rate(OptimizerSpec(lr=2.0, final=0.1, schedule=schedule, warmup=3), 10)
+    assert float(rate(9)) == pytest.approx(0.2) and float(rate(1000)) == pytest.approx(0.2)
+
+
+def test_traced_and_python_steps_agree():
+    rate = learning_rate(OptimizerSpec(), 500)
+    np.testing.assert_allclose(jax.jit(rate)(jnp.arange(500)), [rate(step) for step in range(500)], rtol=1e-6)
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return toy.init_params(jax.random.key(3))
+
+
+def run(tx, params, gradients):
+    """Updates of the last of several steps."""
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step, gradient in enumerate(gradients):
+        updates, state = update(gradient, state, params, step=step)
+    return updates
+
+
+def adamw_by_hand(gradients, p, spec, rate, decay, lr_multiplier=1.0, eps_multiplier=1.0):
+    """1711.05101, Algorithm 2, in float64."""
+    m = v = 0.0
+    for count, g in enumerate(gradients, start=1):
+        g = np.asarray(g, np.float64)
+        m, v = spec.beta1 * m + (1 - spec.beta1) * g, spec.beta2 * v + (1 - spec.beta2) * g * g
+        m_hat, v_hat = m / (1 - spec.beta1**count), v / (1 - spec.beta2**count)
+    return -rate * lr_multiplier * (m_hat / (np.sqrt(v_hat) + spec.eps * eps_multiplier) + decay * np.asarray(p, np.float64))
+
+
+def test_adamw_with_multipliers_follows_the_formula(params):
+    spec = OptimizerSpec(lr=0.01, eps=1e-2, weight_decay=0.1, clip=0.0, warmup=0)
+    lr = {"embedding": {"table": 1.0}, "layers": {"kernel": 0.25, "scale": 1.0}, "head": {"kernel": 0.5}}
+    wd = {"embedding": {"table": 1.0}, "layers": {"kernel": 4.0, "scale": 1.0}, "head": {"kernel": 1.0}}
+    eps = {"embedding": {"table": 1.0}, "layers": {"kernel": 0.125, "scale": 0.125}, "head": {"kernel": 2.0}}
+    gradients = [random_like(params, seed) for seed in range(3)]
+    updates = run(build_optimizer(spec, 10, toy.KINDS, lr, wd, eps), params, gradients)
+    rate = float(learning_rate(spec, 10)(2))
+    for a, b in [("embedding", "table"), ("layers", "kernel"), ("layers", "scale"), ("head", "kernel")]:
+        decay = 0.0 if b == "scale" else 0.1 * wd[a][b]  # vectors never decay, whatever their multiplier
+        expected = adamw_by_hand([g[a][b] for g in gradients], params[a][b], spec, rate, decay, lr[a][b], eps[a][b])
+        np.testing.assert_allclose(updates[a][b], expected, rtol=2e-5, atol=1e-8, err_msg=f"{a}.{b}")
+
+
+def test_multipliers_of_one_change_nothing(params):
+    spec, ones = OptimizerSpec(clip=0.5), jax.tree.map(lambda _: 1.0, toy.KINDS)
+    gradients = [random_like(params, 1)]
+    plain, with_ones = (run(build_optimizer(spec, 10, toy.KINDS, *trees), params, gradients) for trees in ((), (ones, ones, ones)))
+    assert toy.same(plain, with_ones)
+
+
+def test_clip_bounds_the_global_norm_before_adam(params):
+    """A step of plain Adam does not see the gradient's size, but its epsilon does: two gradients above the bound give one update."""
+    spec = OptimizerSpec(eps=1.0, clip=1.0, weight_decay=0.0)
+    gradient = random_like(params, 2)
+    once, twice = (run(build_optimizer(spec, 10, toy.KINDS), params, [jax.tree.map(lambda g, k=k: k * g, gradient)]) for k in (1.0, 2.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), once, twice)
+    loose = run(build_optimizer(OptimizerSpec(eps=1.0, clip=0.0, weight_decay=0.0), 10, toy.KINDS), params, [gradient])
+    assert optax.tree.norm(loose) > 1.5 * optax.tree.norm(once)
+
+
+@pytest.mark.parametrize(("axes", "shape"), [(None, (2, 16, 8)), (".ioo", (2, 16, 4, 2)), (".iio", (2, 4, 4, 8)), ("io", (16, 8))])
+def test_muon_orthogonalises_each_stacked_matrix(axes, shape):
+    """The [inputs, outputs] matrix of every layer gets singular values near one (Muon leaves 0.5 to 1.5), times AdamW's size."""
+    spec = OptimizerSpec(name="muon", lr=1.0, weight_decay=0.0, clip=0.0, schedule="constant", warmup=0)
+    params = {"kernel": jnp.zeros(shape), "scale": jnp.ones(8)}
+    tree = None if axes is None else {"kernel": axes, "scale": ""}
+    tx = build_optimizer(spec, 10, {"kernel": "matrix", "scale": "vector"}, matrix_axes=tree)
+    gradient = random_like(params, 5)
+    updates = run(tx, params, [gradient])
+    matrices = np.asarray(updates["kernel"]).reshape(-1, 16, 8)
+    singular = np.linalg.svd(matrices, compute_uv=False) / (MUON_RMS * np.sqrt(16))
+    assert singular.min() > 0.4 and singular.max() < 1.6
+    # The direction is the gradient's polar factor, layer by layer: no mixing between layers, signs kept.
+    for update, g in zip(matrices, np.asarray(gradient["kernel"]).reshape(-1, 16, 8), strict=True):
+        u, _, vh = np.linalg.svd(g, full_matrices=False)
+        assert np.sum(-update * (u @ vh)) / np.linalg.norm(update) / np.linalg.norm(u @ vh) > 0.95
+    np.testing.assert_allclose(updates["scale"], -np.sign(gradient["scale"]), rtol=1e-4)  # the first step of Adam
+
+
+def test_muon_leaves_other_leaves_to_adamw(params):
+    gradients = [random_like(params, seed) for seed in range(2)]
+    muon, adamw = (run(build_optimizer(OptimizerSpec(name=name, clip=0.0), 10, toy.KINDS), params, gradients) for name in ("muon", "adamw"))
+    for a, b in [("embedding", "table"), ("layers", "scale"), ("head", "kernel")]:
+        assert toy.same(muon[a][b], adamw[a][b])
+    assert not np.allclose(muon["layers"]["kernel"], adamw["layers"]["kernel"])
+
+
+def test_muon_decays_matrices_and_takes_multipliers(params):
+    """With a zero gradient only the decay moves a weight: -lr * multiplier * weight_decay * multiplier * p."""
+    spec = OptimizerSpec(name="muon", lr=0.1, weight_decay=0.2, schedule="constant", warmup=0)
+    half = jax.tree.map(lambda _: 0.5, toy.KINDS)
+    updates = run(build_optimizer(spec, 10, toy.KINDS, half, half), params, [jax.tree.map(jnp.zeros_like, params)])
+    np.testing.assert_allclose(updates["layers"]["kernel"], -0.1 * 0.5 * 0.1 * params["layers"]["kernel"], rtol=1e-5)
+    assert not np.any(updates["layers"]["scale"])
+
+
+def test_bad_names_are_refused(params):
+    with pytest.raises(InputError, match="adamw, muon"):
+        OptimizerSpec(name="adam")
+    with pytest.raises(InputError, match="wsd, cosine, constant"):
+        OptimizerSpec(schedule="linear")
+    with pytest.raises(InputError, match="kind 'bias' is unknown"):
+        build_optimizer(OptimizerSpec(), 10, {"b": "bias"})
+    four_axes = build_optimizer(OptimizerSpec(name="muon"), 10, {"w": "matrix"})
+    with pytest.raises(ValueError, match="matrix_axes"):
+        four_axes.update(
+            {"w": jnp.ones((1, 2, 3, 4))}, four_axes.init({"w": jnp.ones((1, 2, 3, 4))}), {"w": jnp.ones((1, 2, 3, 4))}, step=0
+        )

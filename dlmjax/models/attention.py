@@ -48,7 +48,6 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
         attend = functools.partial(dense_attention, bias_BLL=bias_BLL)
 
     def constrained(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array) -> Array:
-        q_BLHK = layout.constrain(q_BLHK, QUERY_AXES)
         k_BLGK, v_BLGK = layout.constrain(k_BLGK, KEY_AXES), layout.constrain(v_BLGK, KEY_AXES)
         return layout.constrain(attend(q_BLHK, k_BLGK, v_BLGK), QUERY_AXES)
 

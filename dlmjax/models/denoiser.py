@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dlmjax.models import head
 from dlmjax.models.attention import make_attention
 from dlmjax.models.completep import multipliers
-from dlmjax.models.layers import dense, dropout, rms_norm, rotary_tables, rotate, time_features
+from dlmjax.models.layers import dense, dropout, embed, rms_norm, rotary_tables, rotate, time_features
 from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.models.masks import Mask, as_mask
 from dlmjax.models.spec import Execution, ModelSpec
@@ -123,8 +123,7 @@ class Denoiser:
         """Final normalised states in the compute type. t_BL is the noise level per token; networks without time input ignore it."""
         network, params = self.network, self.params
         spec, layout = network.spec, network.layout
-        table = layout.gather(params["embedding"]["table"].astype(network.execution.dtype), ("vocab", "table"))
-        x_BLD = layout.constrain(table[z_BL], ("batch", "length", None))
+        x_BLD = embed(params["embedding"]["table"], z_BL, ("vocab", "table"), layout, network.execution.dtype)
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
         time = self._time(t_BL, x)
         x = self._layers(x, time)
@@ -220,7 +219,7 @@ def _attention_branch(network: Network, attend, rotary, batch_shape: tuple[int, 
 
     def heads(y: Array, name: str, axis: str, count: int) -> Array:
         out = dense(y, weights[name]["kernel"], ("embed", axis), layout)
-        return out.reshape(*batch_shape, count, spec.head_dim)
+        return layout.constrain(out.reshape(*batch_shape, count, spec.head_dim), ("batch", "length", axis, None))
 
     def branch(y: Array) -> Array:
         q_BLHK = heads(y, "query", "heads", spec.heads)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dlmjax.models.layout import Layout
+from dlmjax.models.layout import Layout, sum_to_shard, whole_on_device
 
 # Logits alive at once when the chunk is chosen automatically: 2^24 float32 = 64 MiB.
 AUTOMATIC_LOGITS = 2**24
@@ -95,20 +95,13 @@ def _sharded(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, r
     local = functools.partial(_local, plan, nats_fn, differentiate)
     if layout.mesh is None:
         return local(weight.astype(hidden_BLD.dtype), hidden_BLD, rows_BL, row_args, weight_BL)
-    everywhere = tuple(layout.mesh.axis_names)
-    split_axis = plan.width_axis
-    split = layout.mesh_axes(plan.axes[split_axis])
-    others = tuple(name for name in everywhere if name not in split)
 
-    def on_device(weight_shard, hidden_BLD, rows_BL, row_args, weight_BL):
-        shard = weight_shard.astype(hidden_BLD.dtype)
-        whole = jax.lax.all_gather(shard, split, axis=split_axis, tiled=True) if split else shard
+    def on_device(shard, hidden_BLD, rows_BL, row_args, weight_BL):
+        whole = whole_on_device(shard.astype(hidden_BLD.dtype), plan.axes, layout)
         total, nats_BL, dhidden_BLD, dweight = local(whole, hidden_BLD, rows_BL, row_args, weight_BL)
         if differentiate:
-            if split:
-                dweight = jax.lax.psum_scatter(dweight, split, scatter_dimension=split_axis, tiled=True)
-            dweight = jax.lax.psum(dweight, others)
-        return jax.lax.psum(total, everywhere), nats_BL, dhidden_BLD, dweight
+            dweight = sum_to_shard(dweight, plan.axes, layout)
+        return jax.lax.psum(total, tuple(layout.mesh.axis_names)), nats_BL, dhidden_BLD, dweight
 
     rows = layout.spec(("batch", "head_length"))
     hidden = layout.spec(("batch", "head_length", None))

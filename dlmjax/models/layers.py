@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dlmjax.models.layout import Axes, Layout
+from dlmjax.models.layout import Axes, Layout, sum_to_shard
 from dlmjax.models.spec import ModelSpec
 
 
@@ -39,6 +39,40 @@ def _dense_backward(axes, layout, saved, dy):
 
 
 dense.defvjp(_dense_forward, _dense_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def embed(table: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], axes: Axes, layout: Layout, dtype: str) -> Float[Array, "B L D"]:
+    """Rows of the stored float32 table in `dtype`. Gradients are added up in float32: a frequent symbol gets thousands of them."""
+    rows_BLD = layout.gather(table.astype(dtype), axes).at[tokens_BL].get(mode="clip")
+    return layout.constrain(rows_BLD, ("batch", "length", None))
+
+
+def _embed_forward(table, tokens_BL, axes, layout, dtype):
+    return embed(table, tokens_BL, axes, layout, dtype), (tokens_BL, table.shape)
+
+
+def _embed_backward(axes, layout, dtype, saved, dx_BLD):
+    tokens_BL, shape = saved
+
+    def local(tokens_BL: Array, dx_BLD: Array) -> Array:
+        return jnp.zeros(shape, jnp.float32).at[tokens_BL].add(dx_BLD.astype(jnp.float32))
+
+    if layout.mesh is None:
+        return local(tokens_BL, dx_BLD), None
+    # Written out: left to itself, XLA moves the activations to where the table's columns are. Every device adds up its own rows.
+    rows = ("batch", "head_length")
+    run = jax.shard_map(
+        lambda tokens_BL, dx_BLD: sum_to_shard(local(tokens_BL, dx_BLD), axes, layout),
+        mesh=layout.mesh,
+        in_specs=(layout.spec(rows), layout.spec((*rows, None))),
+        out_specs=layout.spec(axes),
+        check_vma=False,
+    )
+    return run(tokens_BL, dx_BLD), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
 
 
 def rms_norm(x: Float[Array, "*rows D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:

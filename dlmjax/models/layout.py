@@ -63,3 +63,22 @@ class SingleDevice:
 
 
 SINGLE = SingleDevice()
+
+
+def whole_on_device(shard: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
+    """Inside `shard_map`: the whole of a stored weight from this device's shard."""
+    for dim, axis in enumerate(axes):
+        if axis and layout.mesh_axes(axis):
+            shard = jax.lax.all_gather(shard, layout.mesh_axes(axis), axis=dim, tiled=True)
+    return shard
+
+
+def sum_to_shard(partial: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
+    """Inside `shard_map`: the sum over all devices of their parts of a gradient, of which each keeps the shard it stores."""
+    others = list(layout.mesh.axis_names)
+    for dim, axis in enumerate(axes):
+        split = layout.mesh_axes(axis) if axis else ()
+        if split:
+            partial = jax.lax.psum_scatter(partial, split, scatter_dimension=dim, tiled=True)
+        others = [name for name in others if name not in split]
+    return jax.lax.psum(partial, tuple(others))

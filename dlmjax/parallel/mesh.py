@@ -1,0 +1,32 @@
+"""The mesh of devices: data (batch), fsdp (batch and weights), sequence (length), tensor (heads, ffn)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from dlmjax.errors import InputError
+
+AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """A mesh with Auto axes over `devices` (default: all). One size may be -1: what the others leave over.
+
+    Neighbouring devices differ in `tensor` first, `data` last: the axis that talks most stays on the fastest links.
+    Raises InputError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, sequence, tensor]
+    named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise InputError(f"mesh {named}: sizes are positive, and at most one is -1 (what the others leave over)")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        raise InputError(f"mesh {named} does not divide {len(devices)} devices; choose sizes whose product is {len(devices)}, or one -1")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)

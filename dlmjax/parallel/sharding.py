@@ -1,0 +1,144 @@
+"""Where everything lies: the one table from logical axes to mesh axes. No other file names a mesh axis.
+
+    weight                                    shape                              logical axes
+    embedding.table                           (vocab, width)                     ("vocab", "table")
+    head.kernel                               (width, vocab)                     ("table", "vocab")
+    layers.{query,key,value}.kernel           (layer, width, [kv_]heads*head)    ("layer", "embed", "heads" | "kv_heads")
+    layers.output.kernel                      (layer, heads*head, width)         ("layer", "heads", "embed")
+    layers.{gate,up}.kernel                   (layer, width, ffn)                ("layer", "embed", "ffn")
+    layers.down.kernel                        (layer, ffn, width)                ("layer", "ffn", "embed")
+    layers.modulation.kernel                  (layer, time, 6*width)             ("layer", "time", "embed")
+    modulation.kernel                         (time, 2*width)                    ("time", "embed")
+    time.{first,second}.kernel                (256 | time, time)                 (None, "time")
+    layers.*norm.scale, norm.scale            (layer, width | head), (width,)    ("layer", None), (None,)
+
+    activation                                shape                              logical axes
+    tokens, segments, positions, t            (batch, length)                    ("batch", "length")
+    residual stream                           (batch*length, width)              ("row", None), or with the length split:
+                                              (batch, length, width)             ("batch", "length", None)
+    queries; keys and values                  (batch, length, heads, head)       ("batch", "length", "heads", None); length gathered
+    hidden states in the head                 (batch, length, width)             ("batch", "head_length", None)
+
+The vocabulary is never split: real sizes (27, 50257) divide by nothing, and a table split on both axes forces XLA to rematerialise it.
+Embedding and head are split over the width by fsdp and tensor together and gathered when used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlmjax.errors import InputError
+
+RULES: dict[str, tuple[str, ...]] = {
+    # weights
+    "layer": (),
+    "vocab": (),
+    "time": (),
+    "table": ("fsdp", "tensor"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "ffn": ("tensor",),
+    # activations
+    "batch": ("data", "fsdp"),
+    "row": ("data", "fsdp"),
+    "length": ("sequence",),
+    "head_length": ("sequence", "tensor"),
+}
+# Weight axes that are split for storage only: gathered before a weight is used, so that activations never move instead.
+GATHERED = ("table", "embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """The table applied to one mesh; hashable. Implements `dlmjax.models.layout.Layout`."""
+
+    mesh: jax.sharding.Mesh
+
+    def mesh_axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that split a logical axis."""
+        return RULES[axis]
+
+    def ways(self, axis: str) -> int:
+        """Into how many pieces a logical axis is split."""
+        return math.prod(self.mesh.shape[name] for name in RULES[axis])
+
+    @property
+    def flat(self) -> bool:
+        """Whether batch and length may be flattened into one dimension: only where no mesh axis splits the length."""
+        return self.ways("length") == 1
+
+    def spec(self, axes: tuple[str | None, ...]) -> jax.sharding.PartitionSpec:
+        """PartitionSpec of logical axes."""
+        return jax.P(*(RULES[axis] or None if axis else None for axis in axes))
+
+    def sharding(self, axes: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
+        """NamedSharding of logical axes."""
+        return jax.NamedSharding(self.mesh, self.spec(axes))
+
+    def tree(self, axes_tree: Any) -> Any:
+        """Tree of NamedShardings for a tree whose leaves are tuples of logical axes (`network.axes`)."""
+        return jax.tree.map(self.sharding, axes_tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+    def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Pins x to its placement, inside or outside jit. Raises InputError where a size is not divisible."""
+        for size, axis in zip(x.shape, axes, strict=True):
+            if axis:
+                self._divides(axis, size, axis)
+        return jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+    def gather(self, weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """The weight as a matmul uses it: storage axes gathered over the mesh, tensor-parallel axes left split."""
+        return self.constrain(weight, tuple(None if axis in GATHERED else axis for axis in axes))
+
+    def check(self, batch: int, length: int, width: int, heads: int, kv_heads: int, ffn: int) -> None:
+        """Raises InputError, naming the sizes, when a microbatch over all hosts or a model cannot be laid out on this mesh."""
+        self._divides("batch", batch, "batch")
+        self._divides("head_length", length, "length")
+        self._divides("table", width, "width")
+        for axis, size in {"heads": heads, "kv_heads": kv_heads, "ffn": ffn}.items():
+            self._divides(axis, size, axis)
+
+    def _divides(self, axis: str, size: int, name: str) -> None:
+        ways = self.ways(axis)
+        if size % ways:
+            product = " x ".join(RULES[axis])
+            raise InputError(f"{name}={size} is not a multiple of the mesh's {product} = {ways}; change {name} or the mesh")
+
+    def rows_of_host(self, global_batch: int, process: int | None = None) -> range:
+        """The contiguous rows of the global batch that the devices of a process (default: this one) own.
+
+        Processes that split only length, heads or ffn among themselves own the same rows. Raises InputError when the batch does not
+        divide, or when a process's devices do not own neighbouring rows.
+        """
+        self._divides("batch", global_batch, "batch")
+        process = jax.process_index() if process is None else process
+        pieces = self.sharding(("batch",)).devices_indices_map((global_batch,))
+        owned = {piece[0].indices(global_batch)[:2] for device, piece in pieces.items() if device.process_index == process}
+        if not owned:
+            raise InputError(f"process {process} has no device in the mesh; there are {jax.process_count()} processes")
+        start, stop = min(a for a, _ in owned), max(b for _, b in owned)
+        if sum(b - a for a, b in owned) != stop - start:
+            raise InputError(f"the devices of process {process} own rows that are not neighbours; order the mesh's devices by process")
+        return range(start, stop)
+
+    def put_batch(self, host_batch: dict[str, np.ndarray], global_batch: int | None = None) -> dict[str, jax.Array]:
+        """Global arrays from this process's rows ([rows, L] or [rows]; every process calls it with its own).
+
+        `global_batch` defaults to the rows given times the number of processes that own different rows.
+        """
+        out = {}
+        for name, rows in host_batch.items():
+            axes = ("batch", "length")[: rows.ndim] + (None,) * (rows.ndim - 2)
+            total = global_batch or self._global_rows(len(rows))
+            out[name] = jax.make_array_from_process_local_data(self.sharding(axes), rows, (total, *rows.shape[1:]))
+        return out
+
+    def _global_rows(self, local: int) -> int:
+        share = len(self.rows_of_host(self.ways("batch")))
+        return local * self.ways("batch") // share

@@ -16,10 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.plugins.scalar import metadata as scalar_metadata
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tensorboard.util import tensor_util
 
 from dlmjax.errors import InputError
 
@@ -42,9 +40,9 @@ class MetricsWriter:
         repair(self._path, resume_step)
         self._lines = self._path.open("a", encoding="utf-8")
         self._events = EventFileWriter(str(self._path.parent / "tensorboard"))
-        if resume_step:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        # The second and later START make TensorBoard forget the steps from theirs on.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
 
     def __enter__(self) -> "MetricsWriter":
         return self

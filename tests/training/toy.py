@@ -9,11 +9,12 @@ KINDS = {"embedding": {"table": "embedding"}, "layers": {"kernel": "matrix", "sc
 
 
 def init_params(key):
-    keys = jax.random.split(key, 3)
+    numbers = jax.random.uniform(key, (2 * V * D + 2 * D * D,), minval=-0.5, maxval=0.5)  # one draw: quick to compile
+    table, kernel, head = jnp.split(numbers, [V * D, V * D + 2 * D * D])
     return {
-        "embedding": {"table": 0.3 * jax.random.normal(keys[0], (V, D))},
-        "layers": {"kernel": 0.3 * jax.random.normal(keys[1], (2, D, D)), "scale": jnp.ones((2, D))},
-        "head": {"kernel": 0.3 * jax.random.normal(keys[2], (D, V))},
+        "embedding": {"table": table.reshape(V, D)},
+        "layers": {"kernel": kernel.reshape(2, D, D), "scale": jnp.ones((2, D))},
+        "head": {"kernel": head.reshape(D, V)},
     }
 
 

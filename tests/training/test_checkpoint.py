@@ -1,0 +1,331 @@
+"""Checkpoints: what comes back, what is kept, and everything that can go wrong with files."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.training import Checkpoints, abstract_state, init_state
+from dlmjax.training.checkpoint import MARKER
+from tests.training import toy
+from tests.training.checkpoint_child import state_of
+from tests.training.test_step import KEY, mesh_of, shardings_on
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def small(step):
+    """A state of the right form without a model: quick to write."""
+    return jax.device_put(state_of(step, 1000))
+
+
+def like(state):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+
+LIKE = like(state_of(0, 1000))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Three checkpoints, at steps 1, 2 and 3. Tests that do damage work on a copy."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    with Checkpoints(directory, keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step), {"seed": 5, "config": {"optimizer.lr": 0.1, "data.paths": ["a"]}, "step": step})
+    return directory
+
+
+@pytest.fixture
+def copied(original, tmp_path):
+    return pathlib.Path(shutil.copytree(original, tmp_path / "checkpoints"))
+
+
+# --- what comes back -------------------------------------------------------------------------------------------------------------------
+
+
+def test_training_state_comes_back_bitwise_even_when_donated_at_once(tmp_path, tx, step, new_state):
+    """The save is asynchronous and the step donates: what is written is the state of the moment of the call."""
+    state, _ = step(new_state(), toy.batch(0), KEY)
+    expected = jax.device_get(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"best": None})
+        for number in range(1, 6):
+            state, _ = step(state, toy.batch(number), KEY)
+        assert not toy.same(jax.device_get(state["params"]), expected["params"])
+        checkpoints.wait()
+        restored, meta = checkpoints.restore(abstract_state(toy.init_params, tx))
+    assert meta == {"best": None}
+    assert toy.same(restored, expected)
+    # Containers are the optimizer's own again (named tuples, not lists), so the restored state steps on, to the same bits.
+    first, second = new_state(), restored
+    for number in range(3):
+        first, metrics = step(first, toy.batch(number), KEY)
+        if number:
+            second, metrics_again = step(second, toy.batch(number), KEY)
+    assert toy.same(jax.device_get(first), jax.device_get(second)) and toy.same(metrics, metrics_again)
+
+
+def test_a_checkpoint_of_one_mesh_is_read_on_any_other(tmp_path, tx):
+    shardings = shardings_on(mesh_of(2, 4))
+    state = init_state(toy.init_params, tx, jax.random.key(0), shardings)
+    expected = jax.device_get(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        for shape in ((8, 1), (4, 2), (1, 2)):
+            abstract = abstract_state(toy.init_params, tx, shardings_on(mesh_of(*shape)))
+            restored, _ = checkpoints.restore(abstract)
+            assert toy.same(jax.device_get(restored), expected)
+            jax.tree.map(lambda leaf, asked: leaf.sharding.is_equivalent_to(asked.sharding, leaf.ndim) or pytest.fail(), restored, abstract)
+        restored, _ = checkpoints.restore(abstract_state(toy.init_params, tx))  # one device
+        assert toy.same(jax.device_get(restored), expected)
+
+
+def test_parts_of_a_state(tmp_path, tx, new_state):
+    state = new_state()
+    abstract = abstract_state(toy.init_params, tx)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        for part in (("params",), ("ema",), ("params", "step")):
+            restored, _ = checkpoints.restore({name: abstract[name] for name in part})
+            assert toy.same(restored, {name: jax.device_get(state[name]) for name in part})
+
+
+def test_dtypes_keep_their_bits(tmp_path):
+    nan = np.array([0x7FC00001], np.uint32).view(np.float32)
+    state = {
+        "params": {"half": jnp.linspace(-3, 3, 7, dtype=jnp.bfloat16), "nan": jnp.asarray(nan), "flag": jnp.array([True, False])},
+        "step": jnp.int32(-1),
+    }
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(like(state))
+    view = lambda tree: jax.tree.map(lambda x: np.asarray(x).tobytes(), tree)  # noqa: E731
+    assert view(restored) == view(state)
+
+
+def test_meta_and_steps(original):
+    checkpoints = Checkpoints(original)
+    assert checkpoints.steps() == [1, 2, 3] and checkpoints.latest() == 3
+    assert checkpoints.meta() == {"seed": 5, "config": {"optimizer.lr": 0.1, "data.paths": ["a"]}, "step": 3}
+    assert checkpoints.meta(1)["step"] == 1
+    restored, meta = checkpoints.restore(LIKE, step=2)
+    assert meta["step"] == 2 and toy.same(restored, state_of(2, 1000))
+
+
+def test_an_empty_directory_says_so(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "none")
+    assert checkpoints.steps() == [] and checkpoints.latest() is None and checkpoints.best() is None
+    for call in (lambda: checkpoints.restore(LIKE), checkpoints.meta):
+        with pytest.raises(InputError, match="has no whole checkpoint; whole ones: none"):
+            call()
+    with pytest.raises(InputError, match="was not finished"):
+        checkpoints.restore(LIKE, step=4)
+
+
+def test_another_models_checkpoint_is_refused_by_name(original):
+    checkpoints = Checkpoints(original)
+    with pytest.raises(InputError, match=r"params/kernel as float32\[10, 100\] where this config makes float32\[10, 50\]"):
+        checkpoints.restore({"params": {"kernel": jax.ShapeDtypeStruct((10, 50), jnp.float32)}})
+    with pytest.raises(InputError, match="has no params/bias"):
+        checkpoints.restore({"params": {"bias": jax.ShapeDtypeStruct((10,), jnp.float32)}})
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    metrics = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5, 6: 1.0}
+    seen = {}
+    with Checkpoints(tmp_path, keep=2, best=1) as checkpoints:
+        for step, metric in metrics.items():
+            checkpoints.save(step, small(step), {"metric": metric})
+            checkpoints.wait()
+            seen[step] = checkpoints.steps()
+        assert checkpoints.best() == 6  # the newest of equals
+    assert seen == {1: [1], 2: [1, 2], 3: [2, 3], 4: [2, 3, 4], 5: [2, 4, 5], 6: [5, 6]}
+
+
+def test_nothing_is_removed_before_its_successor_is_whole(tmp_path):
+    with Checkpoints(tmp_path, keep=1, best=0) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, jax.device_put(state_of(step)), {})
+            assert len(checkpoints.steps()) >= (step > 1)  # the one before is there while this one is being written
+            assert step == 1 or (tmp_path / f"{step - 1:08d}" / MARKER).exists()
+    assert checkpoints.steps() == [3]
+
+
+def test_a_step_can_be_saved_again(copied):
+    """As after a resume from before a damaged checkpoint."""
+    (copied / "00000003" / MARKER).unlink()
+    with Checkpoints(copied, keep=3) as checkpoints:
+        checkpoints.save(3, small(30), {"again": True})
+        checkpoints.wait()
+        restored, meta = checkpoints.restore(LIKE)
+    assert meta == {"again": True} and toy.same(restored, state_of(30, 1000))
+
+
+def test_a_writer_removes_what_a_killed_one_left_and_a_reader_does_not(copied):
+    leftover = copied / "00000004.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    (copied / "00000002" / MARKER).unlink()
+    Checkpoints(copied).restore(LIKE)
+    assert leftover.exists() and (copied / "00000002").exists()
+    with Checkpoints(copied, keep=3) as checkpoints:
+        checkpoints.save(5, small(5), {})
+    assert sorted(path.name for path in copied.iterdir()) == ["00000001", "00000003", "00000005"]
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------------------------
+
+
+def files_of(directory):
+    return sorted(file for file in directory.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def newest_readable(directory, caplog):
+    """Step and bits of what a restore gives, and what it warned of."""
+    caplog.clear()
+    restored, meta = Checkpoints(directory).restore(LIKE)
+    assert toy.same(restored, state_of(meta["step"], 1000))
+    return meta["step"], [record.getMessage() for record in caplog.records if record.name == "dlmjax"]
+
+
+def test_any_truncated_or_missing_file_means_the_checkpoint_before(original, tmp_path, caplog):
+    """Every file of the newest checkpoint in turn: cut in half, emptied, removed. Never a wrong bit, always a warning."""
+    names = [file.relative_to(original / "00000003") for file in files_of(original / "00000003")]
+    assert len(names) >= 6
+    for name in names:
+        for damage in ("half", "empty", "gone"):
+            copy = pathlib.Path(shutil.copytree(original, tmp_path / "copy"))
+            file = copy / "00000003" / name
+            content = file.read_bytes()
+            file.write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+            if damage == "gone":
+                file.unlink()
+            assert Checkpoints(copy).steps() == [1, 2]
+            step, warnings = newest_readable(copy, caplog)
+            assert step == 2 and len(warnings) == 1 and "00000003" in warnings[0] and "trying the one before it" in warnings[0]
+            shutil.rmtree(copy)
+
+
+def test_a_flipped_bit_in_the_data_is_seen(copied, caplog):
+    """Orbax reads it without complaint; the checksum does not."""
+    data = max(files_of(copied / "00000003"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+    step, warnings = newest_readable(copied, caplog)
+    assert step == 2 and "params/kernel does not have the checksum" in warnings[0]
+    with pytest.raises(InputError, match=r"is damaged: params/kernel.*whole ones"):
+        Checkpoints(copied).restore(LIKE, step=3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops coroutines when a read fails
+def test_files_of_zeros_are_seen(copied, caplog):
+    """What some file systems make of a file after a power cut: the right length, no content."""
+    for file in files_of(copied / "00000003" / "state"):
+        file.write_bytes(bytes(file.stat().st_size))
+    step, warnings = newest_readable(copied, caplog)
+    assert step == 2 and "cannot be read" in warnings[0]
+
+
+def test_all_damaged_is_an_error_not_a_fresh_start(copied):
+    for path in copied.iterdir():
+        (path / MARKER).write_text("{")
+    assert Checkpoints(copied).steps() == []
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        Checkpoints(copied).restore(LIKE)
+
+
+def child(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "training" / "checkpoint_child.py"), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigkill_during_an_asynchronous_save(tmp_path):
+    """Killed the moment a save is seen on disk, three lives in one directory; what reads as whole is whole, bit for bit."""
+    for life, delay in enumerate((0.0, 0.004, 0.02)):
+        process = child("forever", tmp_path)
+        try:
+            for line in process.stdout:
+                if int(line) >= 3:
+                    break
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not list(tmp_path.glob("*orbax-checkpoint-tmp*")):
+                pass
+            time.sleep(delay)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        checkpoints = Checkpoints(tmp_path)
+        steps = checkpoints.steps()
+        assert steps, f"life {life} left nothing"
+        for step in steps:
+            restored, meta = checkpoints.restore(like(state_of(0)), step=step)
+            assert meta == {"step": step} and toy.same(restored, state_of(step))
+        assert checkpoints.restore(like(state_of(0)))[1] == {"step": steps[-1]}
+
+
+def check_refused(process, directory):
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    lines = out.splitlines()
+    assert (
+        lines[0].startswith("refused: checkpoint 2 could not be written")
+        and "the disk is full; whole checkpoints: 1; free some room" in lines[0]
+    )
+    assert lines[1:] == ["left: 00000001", "then: 1 3"]  # the partial save gave its room back; there is a life after it
+    assert "Traceback" not in error
+    restored, _ = Checkpoints(directory).restore(like(state_of(1, 10_000)), step=1)
+    assert toy.same(restored, state_of(1, 10_000))
+
+
+def test_a_file_limit_is_a_clear_error(tmp_path):
+    check_refused(child("full", tmp_path, DLMJAX_TEST_FILE_LIMIT="1"), tmp_path)
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        not shutil.which("mount")
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode
+    ):
+        pytest.skip("no right to mount a small file system here; the file limit above stands in for it")
+    try:
+        check_refused(child("full", disk / "checkpoints"), disk / "checkpoints")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_an_unwritable_place_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    with (
+        Checkpoints(tmp_path / "file" / "checkpoints") as checkpoints,
+        pytest.raises(InputError, match="checkpoint 1 could not be written"),
+    ):
+        checkpoints.save(1, small(1), {})
+
+
+def test_meta_must_be_json(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match="JSON serializable"):
+        checkpoints.save(1, small(1), {"array": np.zeros(3)})
+    assert not list(tmp_path.iterdir())

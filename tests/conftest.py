@@ -1,5 +1,6 @@
 """Every test sees eight virtual CPU devices and runtime-checked shapes; the flags must be set before jax starts."""
 
+import json
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,3 +13,20 @@ install_import_hook("dlmjax", "beartype.beartype")
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory):
+    """A prepared corpus of bytes: a part of the text that CPython ships, with a held-out split."""
+    from pydoc_data.topics import topics
+
+    from dlmjax.data import load_tokenizer, prepare
+
+    root = tmp_path_factory.mktemp("corpus")
+    texts = [topics[name] for name in sorted(topics)][:24]
+    source = root / "topics.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    prepare([str(source)], load_tokenizer("bytes"), str(root / "prepared"), valid_fraction=0.2)
+    return root / "prepared"

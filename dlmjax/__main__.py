@@ -1,0 +1,204 @@
+"""`dlmjax COMMAND`: parses flags, calls one function, prints one line on bad input and exits with 2.
+
+Heavy imports happen inside the commands, so that `dlmjax --help` answers at once.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+
+from dlmjax import __version__
+from dlmjax.errors import InputError
+
+EPILOG = """\
+examples:
+  dlmjax prepare --input book1.txt book2.txt.gz --tokenizer bytes --output data/books
+  dlmjax train --config configs/char27_small.py --config.data.paths=data/books --workdir runs/books
+  dlmjax evaluate --workdir runs/books --split test
+  dlmjax sample --workdir runs/books --prompt "It was" --length 128 --watch
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Unknown flags get the nearest valid one, in one line."""
+
+    def error(self, message):
+        raise InputError(f"{message} (see: {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands and flags."""
+    parser = _Parser(
+        prog="dlmjax",
+        description="Pretrain diffusion language models, bound their likelihood, sample from them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dlmjax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, help_text, add in (
+        ("prepare", "text files -> a tokenized corpus of ArrayRecord shards with one manifest", _add_prepare),
+        ("train", "train, or continue, the run that a config describes", _add_train),
+        ("evaluate", "likelihood bound of a run on held-out text, with its standard error", _add_evaluate),
+        ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add(command)
+    return parser
+
+
+def _add_prepare(command):
+    command.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help=".txt, .jsonl or .parquet, plain or .gz/.xz/.zst; or builtin:python-docs"
+    )
+    command.add_argument(
+        "--tokenizer",
+        default="bytes",
+        help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR with vocab.json and merges.txt | train-sentencepiece:VOCAB",
+    )
+    command.add_argument("--output", required=True, metavar="DIR", help="where shards and manifest go")
+    command.add_argument("--valid-fraction", type=float, default=0.0, help="share of the documents held out as `valid`")
+    command.add_argument("--test-fraction", type=float, default=0.0, help="share of the documents held out as `test`")
+    command.add_argument("--valid-files", nargs="+", default=[], metavar="FILE", help="files that make up `valid`")
+    command.add_argument("--test-files", nargs="+", default=[], metavar="FILE", help="files that make up `test`")
+    command.add_argument(
+        "--document", default="blank-line", choices=("blank-line", "file", "line"), help="what one document of a .txt file is"
+    )
+    command.add_argument("--field", default="text", help="the field of .jsonl and .parquet that holds the text")
+    command.add_argument("--workers", type=int, default=0, help="processes; 0 = all cores")
+
+
+def _add_train(command):
+    command.add_argument("--config", required=True, metavar="FILE", help="a file with get_config(), such as configs/quickstart.py")
+    command.add_argument(
+        "--workdir", required=True, metavar="DIR", help="checkpoints, metrics and config of this run; an existing run continues"
+    )
+    command.add_argument("--fork", metavar="DIR", help="start from another run's newest checkpoint, counters kept")
+    command.add_argument("--init", metavar="DIR", help="start from another run's weights, counters at zero")
+    command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
+    command.add_argument("--config.SECTION.LEAF", dest="ignored", metavar="VALUE", help="override a leaf, as in --config.optimizer.lr=1e-3")
+
+
+def _add_run(command):
+    command.add_argument("--workdir", required=True, metavar="DIR", help="a run made by `dlmjax train`")
+    command.add_argument("--weights", default="ema", choices=("ema", "raw"), help="averaged weights, or those of the last step")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to use; default: the newest")
+
+
+def _add_evaluate(command):
+    _add_run(command)
+    command.add_argument("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
+    command.add_argument("--split", default="valid", choices=("train", "valid", "test"))
+    command.add_argument("--batch", type=int, default=32, help="windows at a time; does not change the result")
+    command.add_argument("--nodes", type=int, default=8, help="noise levels of the quadrature over t")
+    command.add_argument("--draws", type=int, default=1, help="corruptions per noise level")
+    command.add_argument("--windows", type=int, help="evaluate only the first N windows")
+    command.add_argument("--seed", type=int, default=0, help="of the fixed grid of corruptions (common to all runs that use it)")
+    command.add_argument("--json", metavar="FILE", help="write the result here")
+
+
+def _add_sample(command):
+    _add_run(command)
+    command.add_argument("--prompt", default="", help="text kept at the start")
+    command.add_argument("--suffix", default="", help="text kept at the end")
+    command.add_argument("--template", help='text with holes: "The [MASK*12] of the [MASK*8]."')
+    command.add_argument("--edit", metavar="TEXT", help="text to be rewritten from the noise level --start-t")
+    command.add_argument("--start-t", type=float, metavar="T", help="noise level in (0, 1] of edited text; default 0.5")
+    command.add_argument("--length", type=int, help="tokens on the canvas; default: the training length")
+    command.add_argument("--count", type=int, default=1, help="samples")
+    command.add_argument("--steps", type=int, default=64, help="denoising steps")
+    command.add_argument(
+        "--order", default="ancestral", choices=("ancestral", "random", "confidence", "entropy", "margin", "left_to_right")
+    )
+    command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
+    command.add_argument("--top-p", type=float, default=1.0, help="nucleus; 1 = off")
+    command.add_argument("--remask", action="store_true", help="hide again what has become uncertain (confidence, entropy, margin orders)")
+    command.add_argument("--threshold", type=float, metavar="P", help="reveal at once whatever has at least this probability")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--watch", action="store_true", help="show the denoising live in the terminal")
+    command.add_argument("--trace", metavar="FILE.html", help="write a self-contained page of the denoising")
+    command.add_argument("--json", metavar="FILE", help="write text, ids, seed, steps and entropy here")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv or os.environ.get("DLMJAX_DEBUG") == "1"
+    try:
+        overrides, rest = _split_overrides(argv)
+        arguments = _parser().parse_args(rest)
+        if overrides and arguments.command != "train":
+            raise InputError(f"--config.{overrides[0]} belongs to `dlmjax train`; a finished run keeps its config")
+        return _COMMANDS[arguments.command](arguments, overrides) or 0
+    except InputError as error:
+        if debug:
+            raise
+        print(f"dlmjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dlmjax: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.a.b=v` and `--config.a.b v` out of the flags."""
+    overrides, rest, flags = [], [], iter(argv)
+    for flag in flags:
+        if not flag.startswith("--config."):
+            rest.append(flag)
+        elif "=" in flag:
+            overrides.append(flag.removeprefix("--config."))
+        else:
+            overrides.append(f"{flag.removeprefix('--config.')}={next(flags, '')}")
+    return overrides, rest
+
+
+def _prepare(arguments, _):
+    from dlmjax.data import load_tokenizer, prepare
+
+    prepare(
+        arguments.input,
+        load_tokenizer(arguments.tokenizer),
+        arguments.output,
+        valid_fraction=arguments.valid_fraction,
+    )
+
+
+def _train(arguments, overrides):
+    from dlmjax import config as config_lib
+    from dlmjax.train import train
+
+    config = config_lib.load(arguments.config, overrides)
+    command = shlex.join(
+        ["dlmjax", "train", "--config", arguments.config, "--workdir", arguments.workdir, *(f"--config.{o}" for o in overrides)]
+    )
+    result = train(config, arguments.workdir, fork=arguments.fork, init=arguments.init, command=command)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+def _evaluate(arguments, _):
+    from dlmjax.commands import evaluate
+
+    evaluate(**_values(arguments))
+
+
+def _sample(arguments, _):
+    from dlmjax.commands import sample
+
+    sample(**_values(arguments))
+
+
+def _values(arguments) -> dict:
+    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug")}
+
+
+_COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "sample": _sample}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

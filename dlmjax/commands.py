@@ -1,0 +1,149 @@
+"""`dlmjax evaluate` and `dlmjax sample`: a run is opened, one function of a room below does the work, a person reads the result."""
+
+import json
+
+from dlmjax.data import Corpus, EvalWindows, eval_batches
+from dlmjax.errors import InputError
+from dlmjax.evaluation import Evaluator, entropy_marks
+from dlmjax.evaluation.likelihood import LikelihoodResult
+from dlmjax.run import Run, open_run
+from dlmjax.sampling import Sampler, SampleSettings, TerminalView, build_canvas, never_sampled, record, write_html
+from dlmjax.sampling.host import write_atomically
+
+MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not counted on the way
+
+
+def evaluate(
+    *,
+    workdir: str,
+    data: str | None,
+    split: str,
+    weights: str = "ema",
+    step: int | None = None,
+    batch: int = 32,
+    nodes: int = 8,
+    draws: int = 1,
+    windows: int | None = None,
+    seed: int = 0,
+    json: str | None = None,
+) -> LikelihoodResult:
+    """Prints the likelihood bound of a run on one split, beside what counting alone achieves on the same text.
+
+    Raises:
+      InputError: no such run, corpus or split; a corpus with another tokenizer.
+    """
+    run = open_run(workdir, weights=weights, step=step)
+    parts = run.parts
+    corpus = _corpus(run, data, split)
+    held_out = EvalWindows(corpus, parts.config.data.length)
+    count = min(windows or len(held_out), len(held_out))
+    size = -(-batch // parts.partition.ways("batch")) * parts.partition.ways("batch")
+    evaluator = Evaluator(parts.process.bound, parts.network.bind, nodes=nodes, draws=draws, seed=seed, put_batch=parts.partition.put_batch)
+    result = evaluator(
+        run.params,
+        eval_batches(held_out, batch_size=size, limit=count),
+        byte_lengths_V=corpus.tokenizer.byte_lengths_V,
+        total=count,
+        step=run.step,
+        weights=run.weights,
+        split=split,
+        progress=True,
+    )
+    print(_table(run, corpus, result, data), flush=True)
+    if json:
+        result.write_json(json)
+    return result
+
+
+def sample(
+    *,
+    workdir: str,
+    weights: str = "ema",
+    step: int | None = None,
+    prompt: str = "",
+    suffix: str = "",
+    template: str | None = None,
+    edit: str | None = None,
+    start_t: float | None = None,
+    length: int | None = None,
+    count: int = 1,
+    steps: int = 64,
+    order: str = "ancestral",
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    threshold: float | None = None,
+    remask: bool = False,
+    seed: int = 0,
+    watch: bool = False,
+    trace: str | None = None,
+    json: str | None = None,
+) -> dict:
+    """Makes text; shows it live (`watch`), writes it as a page one can scrub through (`trace`) and as JSON.
+
+    Raises:
+      InputError: no such run; a prompt or template that does not fit; settings that contradict each other.
+    """
+    run = open_run(workdir, weights=weights, step=step)
+    parts, tokenizer = run.parts, run.parts.tokenizer
+    if length is None and template is None and edit is None:
+        length = parts.config.data.length
+    canvas = build_canvas(
+        tokenizer, length=length, batch=count, prompt=prompt, suffix=suffix, template=template, edit=edit, start_t=start_t
+    )
+    settings = SampleSettings(
+        steps=steps, order=order, temperature=temperature, top_p=top_p, threshold=threshold, remask=remask, never=never_sampled(tokenizer)
+    )
+    sampler = Sampler(parts.process.bound, parts.unpartitioned.bind, settings)
+    if watch or trace:
+        view = TerminalView(tokenizer, canvas) if watch else None
+        made, recorded = record(sampler, run.params, canvas, seed=seed, tokenizer=tokenizer, on_state=view.show if view else None)
+        if trace:
+            write_html(recorded, trace)
+            print(f"denoising trace: {trace}", flush=True)
+    else:
+        made = sampler.sample(run.params, canvas, seed=seed, progress=True)
+    for text in (tokenizer.decode(tokens_L) for tokens_L in made.tokens_BL):
+        print(text if count == 1 else f"---\n{text}", flush=True)
+    print(f"({made.steps} steps, {made.evaluations} network calls, unigram entropy {made.entropy:.2f} nats/token, seed {seed})", flush=True)
+    report = {**made.to_json(tokenizer), "step": run.step, "weights": run.weights, "workdir": str(workdir)}
+    if json:
+        write_atomically(json, _dumps(report))
+    return report
+
+
+def _dumps(report: dict) -> str:
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+
+
+def _corpus(run: Run, data: str | None, split: str) -> Corpus:
+    """The split to evaluate, checked against the run's tokenizer."""
+    path = data or next(iter(run.parts.config.data.paths), None)
+    if path is None:
+        raise InputError("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
+    corpus = Corpus.open(path, split=split)
+    if corpus.tokenizer.hash != run.parts.tokenizer.hash:
+        raise InputError(
+            f"{path} was prepared with tokenizer {corpus.tokenizer.name}, the run was trained with {run.parts.tokenizer.name}; "
+            "prepare the text again with the run's tokenizer"
+        )
+    return corpus
+
+
+def _table(run: Run, corpus: Corpus, result: LikelihoodResult, data: str | None) -> str:
+    """The result beside the n-gram marks of the same text, for a person."""
+    sign = "<=" if result.is_bound and result.rule != "exact" else "="
+    rows = [(f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)]
+    train = Corpus.open(data or run.parts.config.data.paths[0], split="train")
+    if result.bits_per_byte is not None and result.windows * result.length >= corpus.num_tokens and 0 < train.num_bytes <= MARK_LIMIT:
+        marks = entropy_marks(train.iter_bytes(), corpus.iter_bytes())
+        rows += [("bigram table counted on the training text", marks.bigram, None)]
+        rows += [("unigram table counted on the training text", marks.unigram, None)]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{result.split} split: {result.tokens:,} tokens, {result.bytes or 0:,} bytes, {result.windows:,} windows of {result.length}"]
+    lines += [f"  {'':{width}}  bits/byte"]
+    for name, bits, error in rows:
+        lines.append(f"  {name:{width}}  {bits:9.4f}" + (f" ± {error:.4f}" if error is not None else ""))
+    lines.append(f"  {result.summary()}")
+    if not result.is_bound:
+        lines.append("  the loss of this process is not a likelihood bound")
+    return "\n".join(lines)

@@ -1,0 +1,287 @@
+"""Trains one model. Acts: what we are told, where we start, the loop (step, log, evaluate, sample, save), the stop.
+
+A run is a function of its config, its corpus and its seed: batches, noise levels and masks depend on (seed, step, row) alone, so a
+run that was killed and started again writes the same losses as one that was not (bit for bit on the same mesh).
+"""
+
+import logging
+import pathlib
+import time
+
+import jax
+
+from dlmjax import config as config_lib
+from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
+from dlmjax.errors import InputError
+from dlmjax.evaluation import Evaluator
+from dlmjax.models.flops import training_flops_per_token
+from dlmjax.run import Parts, assemble, claim_workdir, open_corpora
+from dlmjax.sampling import Sampler, SampleSettings, blank_canvas, never_sampled
+from dlmjax.training import (
+    Checkpoints,
+    Interrupt,
+    MetricsWriter,
+    Progress,
+    Throughput,
+    Window,
+    clear_stop,
+    init_state,
+    make_train_step,
+    peak_flops,
+)
+
+log = logging.getLogger("dlmjax")
+
+
+def train(config, workdir: str, *, fork: str | None = None, init: str | None = None, command: str = "the same command") -> dict:
+    """Trains, or continues, the run of a config in a workdir; returns what the last line of `--json` says.
+
+    Args:
+      fork: workdir of another run with the same shapes: start from its newest checkpoint, counters kept.
+      command: what a person types to go on, for the line that an interrupted run ends with.
+      init: workdir of another run with the same network: start from its averaged weights, counters at zero.
+
+    Raises:
+      InputError: bad config, corpus or workdir; a full disk; a loss that is not finite under train.on_nonfinite="stop".
+    """
+    # --- 1. What we are told: config, corpus, process, mesh ------------------------------------------------------------------
+    config_lib.check(config)
+    workdir = pathlib.Path(workdir)
+    corpora = open_corpora(config, "train")
+    tokenizer = corpora[0].tokenizer
+    parts = assemble(config, tokenizer)
+    claim_workdir(workdir, config, tokenizer)
+    windows = TrainWindows(
+        corpora,
+        weights=config.data.weights or None,
+        length=config.data.length,
+        global_batch=config.data.batch,
+        seed=config.seed,
+        packing=config.data.packing,
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
+    _describe(parts, corpora, workdir)
+
+    # --- 2. Where we start ------------------------------------------------------------------------------------------------------
+    state, meta, origin = _start(parts, checkpoints, fork, init)
+    start = meta.get("step", 0)
+    if origin == "resume" and start >= config.train.steps:
+        print(f"{workdir} is finished: step {start} of {config.train.steps}; nothing to train", flush=True)
+        return _result(config, workdir, start, meta)
+
+    # --- 3. The loop: no host sync but at the logging step ---------------------------------------------------------------------
+    train_step = make_train_step(
+        parts.loss_fn,
+        parts.optimizer,
+        accumulation=config.train.accumulation,
+        ema_decay=config.train.ema,
+        learning_rate=parts.learning_rate,
+        on_nonfinite=config.train.on_nonfinite,
+        spike=config.train.spike,
+        shardings=parts.param_shardings,
+    )
+    rows = parts.partition.rows_of_host(config.data.batch)
+    batches = train_batches(windows, rows=rows, start_step=start)
+    held_out, sampler = _HeldOut(parts), _TextSamples(parts)
+    key = jax.device_put(jax.random.key(config.seed), parts.partition.sharding(()))
+    flops = training_flops_per_token(parts.network.spec, config.data.length) * config.data.batch * config.data.length
+    throughput = Throughput(config.data.batch * config.data.length, jax.device_count(), flops, peak_flops(jax.devices()[0].device_kind))
+    window = Window()
+    window.restore(meta.get("pending", []) if origin in ("resume", "fork") else [])
+
+    with (
+        Interrupt() as stop,
+        checkpoints,
+        MetricsWriter(workdir, resume_step=start) as writer,
+        Progress(config.train.steps, initial=start) as progress,
+        jax.transfer_guard("disallow"),
+    ):
+        timed_steps = 0
+        for step in range(start, config.train.steps):
+            batch = parts.partition.put_batch(next(batches))
+            state, metrics = train_step(state, batch, key)
+            window.add(step, metrics)
+            done, last, metric = step + 1, step + 1 == config.train.steps, None
+            progress.update()
+            if step == start:  # the first step compiles
+                jax.block_until_ready(metrics["loss"])
+                throughput.reset()
+            else:
+                timed_steps += 1
+
+            if done % config.log.every == 0 or last:
+                summary = window.reduce()
+                rates = throughput.rates(timed_steps) if timed_steps else {}
+                timed_steps = 0
+                writer.scalars(done, "train", {**summary.values, **rates})
+                progress.update(0, {"loss": summary.values.get("loss", float("nan")), **_tokens_per_second(rates)})
+                for bad in summary.bad:
+                    progress.write(f"step {bad.step}: update skipped, {bad.rows or 'loss spike'}{' not finite' if bad.rows else ''}")
+                if summary.stopped:
+                    _stop_diverged(checkpoints, state, summary, workdir, config)
+
+            with throughput.pause(), jax.transfer_guard("allow"):
+                if held_out.due(done, last):
+                    result = held_out(state, done)
+                    metric = result.nats_per_token
+                    writer.scalars(done, "held_out", _held_out_scalars(result))
+                    progress.write(f"step {done}: held-out {result.summary()}")
+                if sampler.due(done, last):
+                    writer.text(done, "samples", {"text": sampler(state, done)})
+
+                # --- 4. Stop: preempted or finished: say which and how to go on ----------------------------------------------
+                if done % config.checkpoint.every == 0 or last or stop.requested:
+                    meta = {"step": done, "metric": metric, "pending": window.pending(), "config": config_lib.leaves(config)}
+                    writer.flush()
+                    checkpoints.save(done, state, meta)
+                if stop.requested and not last:
+                    checkpoints.wait()
+                    progress.write(f"stopped by {stop.signal_name} after step {done}; checkpoint saved; resume with: {command}")
+                    return _result(config, workdir, done, meta, finished=False)
+        checkpoints.wait()
+    print(f"trained {config.train.steps} steps into {workdir}", flush=True)
+    return _result(config, workdir, config.train.steps, meta)
+
+
+def _start(parts: Parts, checkpoints: Checkpoints, fork: str | None, init: str | None) -> tuple[dict, dict, str]:
+    """The first state, the meta that came with it, and where it is from. The order:
+
+    1. this workdir's newest whole checkpoint;
+    2. `--fork`: another run's newest checkpoint, its counters kept;
+    3. `--init`: another run's weights, counters at zero;
+    4. scratch: fresh weights from the seed.
+    """
+    abstract = parts.abstract_state()
+    if checkpoints.latest() is not None:
+        state, meta = checkpoints.restore(abstract)
+        print(f"resuming at step {meta['step']}", flush=True)
+        return clear_stop(state), meta, "resume"
+    if fork:
+        with Checkpoints(pathlib.Path(fork) / "checkpoints") as other:
+            state, meta = other.restore(abstract)
+        print(f"forking {fork} at step {meta['step']}", flush=True)
+        return clear_stop(state), meta, "fork"
+    key = jax.random.fold_in(jax.random.key(parts.config.seed), 0x1717)
+    state = init_state(parts.network.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
+    if init:
+        with Checkpoints(pathlib.Path(init) / "checkpoints") as other:
+            from_ema = "ema" if parts.config.train.ema > 0 else "params"
+            loaded, meta = other.restore({from_ema: abstract[from_ema]})
+        weights = loaded[from_ema]
+        state["params"] = weights
+        if parts.config.train.ema > 0:
+            state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
+        print(f"starting from the weights of {init} at step {meta['step']}", flush=True)
+        return state, {}, "init"
+    return state, {}, "scratch"
+
+
+class _HeldOut:
+    """The held-out bound on the way: the first windows of the `valid` split under one fixed grid."""
+
+    def __init__(self, parts: Parts):
+        self._parts, self._every = parts, parts.config.log.evaluate
+        try:
+            corpus = open_corpora(parts.config, "valid")[0]
+        except InputError:
+            corpus = None
+        if corpus is None or corpus.num_tokens == 0:
+            self._every = 0
+            log.warning("the corpus has no `valid` split: no held-out bound on the way (dlmjax prepare --valid-fraction makes one)")
+            return
+        self._windows = EvalWindows(corpus, parts.config.data.length)
+        self._bytes = corpus.tokenizer.byte_lengths_V
+        self._evaluator = Evaluator(
+            parts.process.bound, parts.network.bind, nodes=parts.config.log.nodes, put_batch=parts.partition.put_batch
+        )
+
+    def due(self, done: int, last: bool) -> bool:
+        """Is an evaluation wanted after this step?"""
+        return bool(self._every) and (last or done % self._every == 0)
+
+    def __call__(self, state: dict, done: int):
+        """The bound of the averaged weights (the raw ones when no average is kept)."""
+        config = self._parts.config
+        weights = "ema" if config.train.ema > 0 else "raw"
+        batches = eval_batches(
+            self._windows, batch_size=min(config.data.batch, 64), limit=min(config.log.evaluate_windows, len(self._windows))
+        )
+        params = state["ema"] if weights == "ema" else state["params"]
+        return self._evaluator(params, batches, byte_lengths_V=self._bytes, step=done, weights=weights, split="valid")
+
+
+class _TextSamples:
+    """A few samples as text, for TensorBoard."""
+
+    STEPS, COUNT = 32, 2
+
+    def __init__(self, parts: Parts):
+        self._parts, self._every = parts, parts.config.log.sample
+        never = never_sampled(parts.tokenizer)
+        self._sampler = (
+            Sampler(parts.process.bound, parts.unpartitioned.bind, SampleSettings(steps=self.STEPS, never=never)) if self._every else None
+        )
+        self._canvas = blank_canvas(min(parts.config.data.length, 256), self.COUNT)
+
+    def due(self, done: int, last: bool) -> bool:
+        """Are samples wanted after this step?"""
+        return bool(self._every) and (last or done % self._every == 0)
+
+    def __call__(self, state: dict, done: int) -> str:
+        """Samples of the averaged weights, one after another."""
+        params = state["ema"] if self._parts.config.train.ema > 0 else state["params"]
+        tokens_BL = self._sampler.sample(params, self._canvas, seed=done).tokens_BL
+        return "\n---\n".join(self._parts.tokenizer.decode(tokens_L) for tokens_L in tokens_BL)
+
+
+def _held_out_scalars(result) -> dict[str, float]:
+    """What goes into the curves of one evaluation."""
+    scalars = {"nats_per_token": result.nats_per_token, "stderr_nats_per_token": result.stderr_nats_per_token}
+    if result.bits_per_byte is not None:
+        scalars |= {"bits_per_byte": result.bits_per_byte, "stderr_bits_per_byte": result.stderr_bits_per_byte}
+    return scalars | {f"nats_per_token_by_t/{level['t']:.2f}": level["nats_per_token"] for level in result.levels}
+
+
+def _tokens_per_second(rates: dict[str, float]) -> dict[str, float]:
+    return {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
+
+
+def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: pathlib.Path, config) -> None:
+    """The "stop" policy: the state is the one before the bad step; it is saved, and the step and its rows are named."""
+    bad = summary.bad[0]
+    with jax.transfer_guard("allow"):
+        step = int(jax.device_get(state["step"]))
+        checkpoints.save(step, state, {"step": step, "metric": None, "pending": [], "config": config_lib.leaves(config)})
+        checkpoints.wait()
+    cause = f"{bad.rows} gave a loss or gradient that is not finite" if bad.rows else "the loss spiked"
+    raise InputError(
+        f"stopped at step {bad.step}: {cause} (train.on_nonfinite=stop); the state before it is kept in {workdir}/checkpoints; "
+        "the same command tries again, --config.train.on_nonfinite=skip goes past it"
+    )
+
+
+def _describe(parts: Parts, corpora: list, workdir: pathlib.Path) -> None:
+    """What is about to be trained, on what, and where its traces will be."""
+    tokens = sum(corpus.num_tokens for corpus in corpora)
+    data = parts.config.data
+    epochs = parts.config.train.steps * data.batch * data.length / max(tokens, 1)
+    mesh = ", ".join(f"{name} {size}" for name, size in parts.partition.mesh.shape.items())
+    print(
+        f"{parts.process.name} on {parts.network.parameter_count / 1e6:.2f}M parameters, {parts.config.train.steps} steps x "
+        f"{data.batch} x {data.length} tokens = {epochs:.1f} epochs of {tokens:,} tokens\n"
+        f"devices: {jax.device_count()} {jax.devices()[0].device_kind} (mesh: {mesh})\n"
+        f"workdir: {workdir} (curves: tensorboard --logdir {workdir}/tensorboard)",
+        flush=True,
+    )
+
+
+def _result(config, workdir: pathlib.Path, step: int, meta: dict, finished: bool = True) -> dict:
+    return {
+        "workdir": str(workdir),
+        "step": step,
+        "steps": config.train.steps,
+        "finished": finished,
+        "held_out_nats_per_token": meta.get("metric"),
+        "fingerprint": config_lib.fingerprint(config),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

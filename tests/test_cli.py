@@ -1,0 +1,127 @@
+"""The command line: complete help at once, one clear line on bad input, and the files that others build on."""
+
+import html.parser
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dlmjax import __version__
+from dlmjax.__main__ import main
+from tests.test_train import config_file, tiny_config
+
+COMMANDS = ("prepare", "train", "evaluate", "sample")
+
+
+@pytest.fixture(scope="module")
+def run(small_corpus, tmp_path_factory):
+    """A trained workdir, made by the command itself on eight devices."""
+    root = tmp_path_factory.mktemp("cli")
+    file = config_file(root / "tiny.py", tiny_config(small_corpus, train__steps=6, log__evaluate=0, log__sample=0))
+    assert main(["train", "--config", str(file), "--workdir", str(root / "run")]) == 0
+    return root / "run"
+
+
+def refused(capsys, *argv):
+    """The one line that a bad call ends with."""
+    assert main([str(part) for part in argv]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("dlmjax: "), lines
+    return lines[0]
+
+
+def test_help_is_complete_and_light():
+    """Every command and flag is explained; nothing heavy is imported for it."""
+    program = "import sys; from dlmjax.__main__ import _parser; print(_parser().format_help()); sys.exit('jax' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_a_command_is_in_its_help(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "--debug" in text and len(re.findall(r"^\s+--[a-z]", text, re.M)) >= 5
+
+
+def test_the_module_is_the_command():
+    one = subprocess.run([sys.executable, "-m", "dlmjax", "--version"], capture_output=True, text=True, timeout=60)
+    assert one.stdout.strip() == f"dlmjax {__version__}"
+    script = pathlib.Path(sys.executable).with_name("dlmjax")
+    if not script.exists():
+        pytest.skip("the package is not installed in this environment: no console script to compare with")
+    other = subprocess.run([str(script), "--version"], capture_output=True, text=True, timeout=60)
+    assert other.stdout == one.stdout
+
+
+def test_bad_flags_end_in_one_line(capsys, run, tmp_path):
+    assert "invalid choice" in refused(capsys, "trian")
+    assert "--workdri" in refused(capsys, "sample", "--workdir", run, "--workdri", "x")
+    assert "required" in refused(capsys, "train", "--workdir", tmp_path)
+    assert "configs/" in refused(capsys, "train", "--config", "none.py", "--workdir", tmp_path)
+    assert "belongs to `dlmjax train`" in refused(capsys, "evaluate", "--workdir", run, "--config.seed=1")
+    assert "config.json" in refused(capsys, "evaluate", "--workdir", tmp_path)
+    assert "did you mean 'optimizer.lr'" in refused(
+        capsys, "train", "--config", "configs/quickstart.py", "--workdir", tmp_path, "--config.optimizer.lrr=1"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_is_the_same_number_whatever_the_batch(run, tmp_path, capsys):
+    for batch in (8, 24):
+        assert (
+            main(["evaluate", "--workdir", str(run), "--split", "valid", "--batch", str(batch), "--json", str(tmp_path / f"{batch}.json")])
+            == 0
+        )
+    shown = capsys.readouterr().out
+    assert "bigram" in shown and "unigram" in shown and "bits/byte" in shown
+    one, other = (json.loads((tmp_path / f"{batch}.json").read_text()) for batch in (8, 24))
+    names = {"nats_per_token", "bits_per_byte", "perplexity", "stderr_nats_per_token", "tokens", "step", "process", "is_bound"}
+    assert names <= set(one)
+    assert one == other
+    assert one["step"] == 6 and one["is_bound"] is True and one["process"] == "masked"
+
+
+def test_raw_and_averaged_weights_are_two_models(run, tmp_path, capsys):
+    for weights in ("ema", "raw"):
+        flags = ["--split", "valid", "--windows", "8", "--weights", weights, "--json", str(tmp_path / f"{weights}.json")]
+        assert main(["evaluate", "--workdir", str(run), *flags]) == 0
+    ema, raw = (json.loads((tmp_path / f"{weights}.json").read_text()) for weights in ("ema", "raw"))
+    assert ema["nats_per_token"] != raw["nats_per_token"]
+
+
+def test_a_split_that_is_not_there_is_refused(run, capsys):
+    assert "test" in refused(capsys, "evaluate", "--workdir", run, "--split", "test")
+
+
+def test_samples_keep_what_is_given(run, tmp_path, capsys):
+    argv = ["sample", "--workdir", str(run), "--prompt", "def f(", "--suffix", "):", "--length", "24", "--steps", "8", "--count", "2"]
+    assert main([*argv, "--seed", "3", "--json", str(tmp_path / "a.json")]) == 0
+    assert main([*argv, "--seed", "3", "--json", str(tmp_path / "b.json"), "--trace", str(tmp_path / "t.html"), "--watch"]) == 0
+    one, other = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert one == other  # watching and tracing change nothing
+    assert {"seed", "steps", "entropy", "samples"} <= set(one) and len(one["samples"]) == 2
+    for row in one["samples"]:
+        assert row["text"].startswith("def f(") and row["text"].endswith("):")
+        assert len(row["token_ids"]) == 24
+    page = (tmp_path / "t.html").read_text()
+    html.parser.HTMLParser().feed(page)
+    assert "<html" in page and "http://" not in page and "https://" not in page
+
+
+@pytest.mark.parametrize("order", ["random", "confidence", "entropy", "margin"])
+def test_every_order_fills_a_template(run, tmp_path, order, capsys):
+    argv = ["sample", "--workdir", str(run), "--template", "a [MASK*6] b ___.", "--order", order, "--steps", "4", "--temperature", "0.7"]
+    assert main([*argv, "--top-p", "0.9", "--json", str(tmp_path / "a.json")]) == 0
+    text = json.loads((tmp_path / "a.json").read_text())["samples"][0]["text"]
+    assert re.fullmatch(r"(?s)a .{1,6} b .{1,3}\.", text)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
+    assert "length" in refused(capsys, "sample", "--workdir", run, "--prompt", "x" * 30, "--length", "20")

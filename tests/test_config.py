@@ -1,0 +1,87 @@
+"""The config tree: few leaves, typed overrides, contradictions refused by name."""
+
+import json
+
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.errors import InputError
+
+
+def test_the_tree_stays_small():
+    assert len(config_lib.leaves(config_lib.default())) <= 60
+
+
+def test_overrides_take_the_type_of_the_leaf():
+    config = config_lib.default()
+    texts = [
+        "optimizer.lr=1",
+        "execution.scan=false",
+        "data.paths=a,b",
+        "train.steps=1e3",
+        "process.name=masked",
+        "data.weights=(0.25,0.75)",
+    ]
+    config_lib.override(config, [*texts])
+    assert (config.optimizer.lr, config.execution.scan, config.data.paths) == (1.0, False, ("a", "b"))
+    assert (config.train.steps, config.data.weights) == (1000, (0.25, 0.75))
+    assert isinstance(config.optimizer.lr, float) and isinstance(config.train.steps, int)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
+        ("optimiser.lr=1", "did you mean 'optimizer.lr'"),
+        ("seed", "has no value"),
+        ("train.steps=many", "wants int"),
+        ("execution.scan=perhaps", "true or false"),
+        ("optimizer.name=sgd", "choose one of adamw, muon"),
+        ("model.heads=5", "not a multiple of model.kv_heads"),
+        ("model.head_dim=33", "must be even"),
+        ("train.accumulation=7", "microbatches"),
+        ("train.ema=1.0", "[0, 1)"),
+        ("mesh.fsdp=-1", "at most one is -1"),
+        ("optimizer.warmup=100000", "longer than train.steps"),
+        ("model.completep_width=64", "go together"),
+        ("train.steps=0", "at least 1"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(text, said):
+    with pytest.raises(InputError) as error:
+        config_lib.override(config_lib.default(), [text])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tree_goes_through_json_unchanged():
+    config = config_lib.override(config_lib.default(), ["data.paths=x", "optimizer.lr=0.1", "seed=7"])
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert config_lib.leaves(again) == config_lib.leaves(config)
+    assert config_lib.fingerprint(again) == config_lib.fingerprint(config)
+
+
+def test_what_makes_another_run_and_what_does_not():
+    one, other = config_lib.default(), config_lib.default()
+    config_lib.override(other, ["mesh.fsdp=2", "log.every=7", "checkpoint.keep=9", "data.paths=elsewhere"])
+    old = json.loads(config_lib.to_json(one))
+    assert config_lib.differences(old, config_lib.leaves(other)) == []
+    assert config_lib.fingerprint(one) == config_lib.fingerprint(other)
+    config_lib.override(other, ["seed=3", "model.depth=7"])
+    assert config_lib.differences(old, config_lib.leaves(other)) == ["model.depth: 6 -> 7", "seed: 0 -> 3"]
+    assert config_lib.fingerprint(one) != config_lib.fingerprint(other)
+
+
+def test_a_config_of_an_older_version_reads_with_defaults(tmp_path):
+    flat = config_lib.leaves(config_lib.default())
+    flat.pop("train.spike")
+    assert config_lib.from_json(json.dumps(flat)).train.spike == 0.0
+    with pytest.raises(InputError, match="unknown field 'train.spikes'"):
+        config_lib.from_json(json.dumps({**flat, "train.spikes": 1.0}))
+
+
+def test_a_file_without_get_config_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        config_lib.load(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match="no get_config"):
+        config_lib.load(str(tmp_path / "empty.py"))

@@ -1,0 +1,65 @@
+"""Every file in configs/ loads, is checked, and describes a network whose shapes can be evaluated without a byte of memory."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
+from dlmjax.models import Execution, ModelSpec, build_network
+from dlmjax.models.flops import training_flops_per_token
+from dlmjax.run import assemble
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(name):
+    return config_lib.load(str(next(path for path in CONFIGS if path.stem == name)))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_promises_its_command(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config_lib.check(module.get_config())
+    assert f"dlmjax train --config configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_training_loss_has_the_shapes_it_says(path):
+    config = config_lib.load(str(path), ["mesh.fsdp=1", "execution.attention=dense"])
+    with config.unlocked():
+        config.data.batch, config.train.accumulation = 8, 1
+    parts = assemble(config, load_tokenizer("bytes"))
+    batch = {name: jax.ShapeDtypeStruct((8, config.data.length), jnp.int32) for name in ("tokens", "segments", "positions")}
+    batch["row"] = jax.ShapeDtypeStruct((8,), jnp.int32)
+    (total, sums), gradient = jax.eval_shape(
+        jax.value_and_grad(parts.loss_fn, has_aux=True), parts.network.abstract(), batch, jax.random.key(0)
+    )
+    assert total.shape == () and total.dtype == jnp.float32
+    assert jax.tree.map(lambda g: g.shape, gradient) == jax.tree.map(lambda p: p.shape, parts.network.abstract())
+    assert {"tokens", "nats", "loss", "corrupted", "nats_by_level"} <= set(sums)
+
+
+def test_llada_has_the_published_size():
+    config = load("llada_8b")
+    network = build_network(ModelSpec(**config.model), Execution())
+    # 2502.09992, table 5: 8.02B parameters, 126,464 classes, untied head.
+    assert network.parameter_count == pytest.approx(8.02e9, rel=0.005)
+
+
+def test_the_autoregressive_twin_differs_in_the_process_alone():
+    masked, causal = config_lib.leaves(load("gpt2_small_masked")), config_lib.leaves(load("gpt2_small_ar"))
+    assert {name for name in masked if masked[name] != causal[name]} == {"process.name"}
+
+
+def test_flops_agree_with_the_six_n_rule():
+    config = load("llada_8b")
+    spec = ModelSpec(**config.model)
+    parameters = build_network(spec, Execution()).parameter_count - spec.vocab * spec.width  # the embedding is a look-up
+    attention = 12 * config.data.length * spec.depth * spec.heads * spec.head_dim
+    assert training_flops_per_token(spec, config.data.length) == pytest.approx(6 * parameters + attention, rel=1e-3)

@@ -1,0 +1,231 @@
+"""The whole run: trained, killed at any moment, resumed, on one device or eight: the same run."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.errors import InputError
+from dlmjax.train import train
+from dlmjax.training import TIMING, read
+
+STEPS = 12
+
+
+def tiny_config(corpus, **changes):
+    """Seconds on one core: 2 layers of 32, 32 tokens, 8 windows."""
+    config = config_lib.default()
+    config.data.update(paths=(str(corpus),), length=32, batch=8)
+    config.model.update(depth=2, width=32, heads=4, kv_heads=2, head_dim=8, ffn=64)
+    config.optimizer.update(warmup=2, lr=1e-2)
+    config.train.update(steps=STEPS, ema=0.9)
+    config.checkpoint.update(every=4, keep=3)
+    config.log.update(every=2, evaluate=6, evaluate_windows=8, nodes=2, sample=STEPS)
+    config_lib.override(config, [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
+    return config
+
+
+def config_file(path, config):
+    """The config as a file that the command line can read."""
+    flat = config_lib.leaves(config)
+    path.write_text(
+        f"from dlmjax import config as c\nimport json\n\ndef get_config():\n    return c.from_json({json.dumps(json.dumps(flat))})\n"
+    )
+    return path
+
+
+def command(workdir, file, *flags):
+    return [sys.executable, "-m", "dlmjax", "train", "--config", str(file), "--workdir", str(workdir), *flags]
+
+
+def environment(devices=1):
+    here = pathlib.Path(__file__).parents[1]
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(here)}
+
+
+def lines(workdir, kind=None):
+    """Events without what a clock says."""
+    return [{k: v for k, v in event.items() if k not in TIMING} for event in read(workdir / "metrics.jsonl", kind)]
+
+
+def losses(workdir):
+    return {event["step"]: event["loss"] for event in read(workdir / "metrics.jsonl", "train")}
+
+
+@contextlib.contextmanager
+def said():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        yield out
+
+
+@pytest.fixture(scope="module")
+def whole(small_corpus, tmp_path_factory):
+    """An uninterrupted run on one device, in a process of its own, and its config file."""
+    root = tmp_path_factory.mktemp("whole")
+    file = config_file(root / "tiny.py", tiny_config(small_corpus))
+    done = subprocess.run(command(root / "run", file, "--json"), env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return root / "run", file, done
+
+
+def test_a_run_learns_and_says_so(whole):
+    workdir, _, done = whole
+    by_step = losses(workdir)
+    assert list(by_step) == [2, 4, 6, 8, 10, 12]
+    assert by_step[12] < by_step[2] - 0.3
+    held_out = lines(workdir, "held_out")
+    assert [event["step"] for event in held_out] == [6, 12]
+    assert held_out[1]["nats_per_token"] < held_out[0]["nats_per_token"]
+    assert held_out[1]["stderr_bits_per_byte"] > 0
+    assert any("loss_by_level" in name for name in lines(workdir, "train")[0])
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["step"] == STEPS and last["finished"] and last["workdir"] == str(workdir)
+    assert "warning" not in done.stderr.lower(), done.stderr
+
+
+def test_the_second_call_says_that_it_is_done(whole):
+    workdir, file, _ = whole
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with said() as out:
+        result = train(config_lib.load(str(file), ["mesh.data=8"]), str(workdir))
+    assert "finished" in out.getvalue() and result["step"] == STEPS
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("after", [1, 5, 9])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, after):
+    """SIGKILL once the metrics tell of step `after`, at whatever the process is doing; then the same command again."""
+    reference, file, _ = whole
+    workdir = tmp_path / "run"
+    child = subprocess.Popen(command(workdir, file), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while child.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            if losses(workdir) and max(losses(workdir)) >= after:
+                break
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    again = subprocess.run(command(workdir, file), env=environment(), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert lines(workdir) == lines(reference)  # every number of every line, bit for bit
+
+
+def test_sigterm_saves_and_says_how_to_go_on(whole, tmp_path):
+    reference, _, _ = whole
+    config = config_lib.from_json((reference / "config.json").read_text())
+    config_lib.override(config, ["train.steps=100000", "log.evaluate=0", "log.sample=0", "checkpoint.every=50000"])
+    file, workdir = config_file(tmp_path / "long.py", config), tmp_path / "run"
+    child = subprocess.Popen(command(workdir, file), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not ((workdir / "metrics.jsonl").exists() and losses(workdir)):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert "resume with:" in err and "dlmjax train" in err
+    saved = [path.name for path in (workdir / "checkpoints").iterdir()]
+    assert len(saved) == 1 and 0 < int(saved[0]) < 100000
+
+
+def test_another_config_is_refused_by_its_fields(whole):
+    workdir, file, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    refused = subprocess.run(
+        command(workdir, file, "--config.model.ffn=96"), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert refused.returncode == 2
+    assert "model.ffn: 64 -> 96" in refused.stderr and len(refused.stderr.strip().splitlines()) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, caplog):
+    """The newest checkpoint loses its tail; the run goes on from the one before and ends with the same numbers."""
+    reference, file, _ = whole
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", reference, workdir], check=True)
+    newest = max((workdir / "checkpoints").iterdir())
+    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    with data.open("r+b") as damaged:
+        damaged.truncate(data.stat().st_size // 2)
+    again = subprocess.run(command(workdir, file), env=environment(), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step 8" in again.stdout and "truncated" in again.stderr
+    assert lines(workdir) == lines(reference)
+
+
+MESHES = ["mesh.data=8", "mesh.data=4,mesh.fsdp=2", "mesh.fsdp=4,mesh.tensor=2", "mesh.data=1,mesh.sequence=8"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_eight_devices_train_the_same_run(whole, tmp_path, mesh):
+    reference, file, _ = whole
+    with said():
+        train(config_lib.load(str(file), mesh.split(",")), str(tmp_path / "run"))
+    one, eight = losses(reference), losses(tmp_path / "run")
+    np.testing.assert_allclose([eight[s] for s in one], list(one.values()), rtol=2e-5)
+    corrupted = [[event[name] for name in ("corrupted", "tokens")] for event in lines(reference, "train")]
+    assert corrupted == [[event[name] for name in ("corrupted", "tokens")] for event in lines(tmp_path / "run", "train")]  # same masks
+
+
+def test_microbatches_do_not_change_the_run(whole, tmp_path):
+    reference, file, _ = whole
+    with said():
+        train(config_lib.load(str(file), ["train.accumulation=4", "mesh.data=2", "mesh.sequence=4"]), str(tmp_path / "run"))
+    one, four = losses(reference), losses(tmp_path / "run")
+    np.testing.assert_allclose([four[s] for s in one], list(one.values()), rtol=2e-5)
+
+
+def test_fork_keeps_the_counters_and_init_does_not(whole, tmp_path):
+    reference, file, _ = whole
+    longer = [f"train.steps={STEPS + 2}", "mesh.data=8"]
+    with said() as out:
+        train(config_lib.load(str(file), longer), str(tmp_path / "fork"), fork=str(reference))
+    assert f"forking {reference} at step {STEPS}" in out.getvalue()
+    assert list(losses(tmp_path / "fork")) == [STEPS + 2]
+    with said():
+        train(config_lib.load(str(file), ["mesh.data=8"]), str(tmp_path / "init"), init=str(reference))
+    assert losses(tmp_path / "init")[2] < losses(reference)[2] - 0.2  # it starts from what the other run learnt
+    assert list(losses(tmp_path / "init")) == list(losses(reference))
+
+
+def test_a_step_is_compiled_once(whole, tmp_path):
+    _, file, _ = whole
+    compiled = []
+    with jax.log_compiles(), said():
+        handler = logging.Handler()
+        handler.emit = lambda record: compiled.append(record.getMessage())
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        logger.addHandler(handler)
+        propagate, logger.propagate = logger.propagate, False
+        try:
+            train(config_lib.load(str(file), ["mesh.data=8", "log.evaluate=0", "log.sample=0"]), str(tmp_path / "run"))
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+    steps = [text for text in compiled if re.search(r"Compiling (jit\()?(pinned|step)\b", text)]
+    assert len(steps) == 1, steps
+
+
+def test_a_run_without_a_corpus_is_refused(small_corpus, tmp_path):
+    config = tiny_config(small_corpus)
+    config.data.paths = ()
+    with pytest.raises(InputError, match="names no corpus"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    config.data.paths = (str(tmp_path / "nothing"),)
+    with pytest.raises(InputError):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

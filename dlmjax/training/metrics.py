@@ -55,11 +55,7 @@ class MetricsWriter:
         values = {name: float(value) for name, value in values.items()}
         self._line(step, kind, {name: value if math.isfinite(value) else None for name, value in values.items()})
         for name, value in values.items():
-            tensor = tensor_util.make_tensor_proto(np.float32(value))
-            metadata = scalar_metadata.create_summary_metadata(display_name=None, description=None)
-            self._event(
-                step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", tensor=tensor, metadata=metadata)])
-            )
+            self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=value)]))
 
     def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
         """One line, and one TensorBoard text `kind/name` each, shown as it is (not as Markdown)."""

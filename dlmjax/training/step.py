@@ -122,8 +122,7 @@ def make_train_step(
     def step(state, batch, key):
         params, opt, number = state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
-        gradient, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
-        grad_norm = optax.tree.norm(gradient)
+        gradient, grad_norm, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
 
         updates, transform = tx.update(gradient, opt["transform"], params, step=number)
@@ -164,7 +163,7 @@ def _jit(step: Callable, tx: optax.GradientTransformation, shardings: dict | Non
 
 
 def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumulation: int, shardings: dict | None) -> tuple:
-    """Gradient and loss per token, the summed parts, and which microbatches were not finite."""
+    """Gradient, its norm and the loss per token, the summed parts, and which microbatches were not finite."""
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % accumulation:
         raise InputError(f"a batch of {rows} rows does not divide into {accumulation} microbatches")
@@ -180,7 +179,9 @@ def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumula
     gradient, (total_A, parts_A, bad_A) = jax.lax.scan(body, place(optax.tree.zeros_like(params)), micro)
     parts = jax.tree.map(lambda part: part.sum(axis=0, dtype=part.dtype), parts_A)
     tokens = jnp.maximum(parts["tokens"], 1).astype(jnp.float32)
-    return optax.tree.scale(1 / tokens, gradient), total_A.sum() / tokens, parts, bad_A
+    # The norm is taken before the division: with one microbatch the compiler then finds it in the loop body already.
+    norm = optax.tree.norm(gradient) / tokens
+    return optax.tree.scale(1 / tokens, gradient), norm, total_A.sum() / tokens, parts, bad_A
 
 
 def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, spike: float) -> tuple[dict, jax.Array]:

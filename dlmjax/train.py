@@ -113,7 +113,7 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
                 summary = window.reduce()
                 rates = throughput.rates(timed_steps) if timed_steps else {}
                 timed_steps = 0
-                writer.scalars(done, "train", {**summary.values, **rates})
+                writer.scalars(done, "train", {**_named(summary.values, parts.objective), **rates})
                 progress.update(0, {"loss": summary.values.get("loss", float("nan")), **_tokens_per_second(rates)})
                 for bad in summary.bad:
                     progress.write(f"step {bad.step}: update skipped, {bad.rows or 'loss spike'}{' not finite' if bad.rows else ''}")
@@ -232,6 +232,13 @@ class _TextSamples:
         params = state["ema"] if self._parts.config.train.ema > 0 else state["params"]
         tokens_BL = self._sampler.sample(params, self._canvas, seed=done).tokens_BL
         return "\n---\n".join(self._parts.tokenizer.decode(tokens_L) for tokens_L in tokens_BL)
+
+
+def _named(values: dict[str, float], objective) -> dict[str, float]:
+    """Only a bound is called `nelbo`; a trained loss that is none says so. `loss_by_level` is the bound's integrand."""
+    loss = "loss" if objective.trains_bound else f"loss_{objective.weighting.name}_not_a_bound"
+    names = {"nats": "nelbo" if objective.is_bound else "partial_nelbo", "corrupted": "noise_rate", "loss": loss}
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def _held_out_scalars(result) -> dict[str, float]:

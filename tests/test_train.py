@@ -176,8 +176,8 @@ def test_eight_devices_train_the_same_run(whole, tmp_path, mesh):
         train(config_lib.load(str(file), mesh.split(",")), str(tmp_path / "run"))
     one, eight = losses(reference), losses(tmp_path / "run")
     np.testing.assert_allclose([eight[s] for s in one], list(one.values()), rtol=2e-5)
-    corrupted = [[event[name] for name in ("corrupted", "tokens")] for event in lines(reference, "train")]
-    assert corrupted == [[event[name] for name in ("corrupted", "tokens")] for event in lines(tmp_path / "run", "train")]  # same masks
+    corrupted = [[event[name] for name in ("noise_rate", "tokens")] for event in lines(reference, "train")]
+    assert corrupted == [[event[name] for name in ("noise_rate", "tokens")] for event in lines(tmp_path / "run", "train")]  # same masks
 
 
 def test_microbatches_do_not_change_the_run(whole, tmp_path):

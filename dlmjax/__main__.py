@@ -58,7 +58,7 @@ def _add_prepare(command):
     command.add_argument(
         "--tokenizer",
         default="bytes",
-        help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR with vocab.json and merges.txt | train-sentencepiece:VOCAB",
+        help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | train-sentencepiece:VOCAB (trained on the input)",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="where shards and manifest go")
     command.add_argument("--valid-fraction", type=float, default=0.0, help="share of the documents held out as `valid`")

@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.data import Corpus, Tokenizer, load_tokenizer
+from dlmjax.data import Corpus, Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.diffusion import Objective, Process, make_process, make_schedule, make_times
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, Network, build_network
@@ -79,7 +79,7 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = No
         mask_id=tokenizer.mask_id,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
+        excluded=(tokenizer.pad_id,),  # text never holds it
         schedule=make_schedule(config.process.schedule),
     )
     if process.time_input != (config.model.time_input != "none"):
@@ -135,11 +135,11 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
             raise InputError(
                 f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir (nothing was changed)"
             )
-        if load_tokenizer(str(workdir / "tokenizer")).hash != tokenizer.hash:
+        if load_tokenizer(f"saved:{workdir / 'tokenizer'}").hash != tokenizer.hash:
             raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        tokenizer.save(workdir / "tokenizer")
+        save_tokenizer(tokenizer, workdir / "tokenizer")
         unfinished = stored.with_suffix(".tmp")
         unfinished.write_text(config_lib.to_json(config), encoding="utf-8")
         os.replace(unfinished, stored)
@@ -174,7 +174,7 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
         config.execution.attention = "dense" if jax.default_backend() == "cpu" else config.execution.attention
     if config.train.ema == 0:
         weights = "raw"
-    tokenizer = load_tokenizer(str(root / "tokenizer"))
+    tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
     parts = assemble(config, tokenizer)
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: parts.abstract_state()[name]}

@@ -1,0 +1,397 @@
+"""Input files -> pieces of documents, as a stream that can be continued anywhere.
+
+A *piece* is at most PIECE_BYTES of one document (a whole JSON line or parquet cell is one piece, whatever its size); pieces are
+tokenized independently of each other, so where they are cut is part of the format and depends on the text alone. Every piece
+carries the position after it; reading from that position gives exactly the pieces that would have followed.
+
+  txt      documents = "file" (one file is one document), "blank-line", "line", or "separator:TEXT" (a line that is TEXT)
+  jsonl    one JSON object a line, its text in a named field
+  parquet  one document a row, in a named column; nulls are skipped
+each plain or compressed (.gz, .xz, .zst; parquet compresses itself); `builtin:python-docs` is text that ships with CPython.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+from dlmjax.errors import InputError
+
+PIECE_BYTES = 1 << 16
+LONGEST_LINE = 1 << 26  # of a JSON line or parquet cell, which must be held whole
+COMPRESSIONS = (".gz", ".xz", ".zst")
+FORMATS = {".txt": "txt", ".text": "txt", ".raw": "txt", ".tokens": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+BUILTIN = "builtin:python-docs"
+
+
+class Position(NamedTuple):
+    """Where reading goes on. offset: bytes of (decompressed) text, or rows of a parquet file; inside: within a document."""
+
+    file: int
+    offset: int = 0
+    line: int = 0
+    inside: bool = False
+
+
+class Piece(NamedTuple):
+    """Part of a document: UTF-8 bytes not yet checked, or a whole JSON line; `at` is where it starts, `next` what comes after it."""
+
+    data: bytes
+    kind: str  # "text" or "json"
+    starts: bool
+    ends: bool
+    at: Position
+    next: Position
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One input. `split` is None where documents are divided by hash."""
+
+    name: str
+    format: str  # txt, jsonl, parquet, builtin
+    split: str | None
+    documents: str
+    text_field: str
+    size: int  # stored bytes
+    fingerprint: str  # sha256 of size, first and last MiB: changes when the file does, without reading all of it
+
+    def describe(self) -> dict:
+        """What a manifest says of an input."""
+        return {"name": self.name, "format": self.format, "split": self.split, "bytes": self.size, "fingerprint": self.fingerprint}
+
+
+def builtin_documents() -> list[str]:
+    """The 79 topics of CPython's help, 465 kB of English about Python; the same module exists in 3.11, 3.12 and 3.13."""
+    from pydoc_data.topics import topics
+
+    return [topics[key] for key in sorted(topics)]
+
+
+def make_source(name: str, split: str | None, format: str | None, documents: str, text_field: str) -> Source:
+    """Looks at one input file. Raises InputError when it is missing, empty, a directory, or of an unknown kind."""
+    if name == BUILTIN:
+        content = "\0".join(builtin_documents()).encode("utf-8")
+        return Source(name, "builtin", split, "file", text_field, len(content), hashlib.sha256(content).hexdigest())
+    path = pathlib.Path(name)
+    if not path.is_file():
+        what = "is a directory; give its files" if path.is_dir() else "does not exist"
+        raise InputError(f"input {name} {what} (or the built-in text {BUILTIN})")
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"input {name} is empty (0 bytes); leave it out or get the file again")
+    if format is None:
+        plain = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+        format = FORMATS.get(plain.suffix)
+        if format is None:
+            raise InputError(
+                f"input {name}: cannot tell its format from its name (.txt, .jsonl or .parquet, the first two also .gz, .xz, .zst); "
+                "say which with --format"
+            )
+    if format == "parquet" and path.suffix in COMPRESSIONS:
+        raise InputError(f"input {name}: a parquet file compresses itself; unpack it first")
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        digest.update(file.read())
+    return Source(name, format, split, documents, text_field, size, digest.hexdigest())
+
+
+# ---- where a long text is cut ---------------------------------------------------------------------------------------------------
+
+
+def _is_letter(byte: int) -> bool:
+    return 65 <= byte <= 90 or 97 <= byte <= 122
+
+
+def cut_point(data: bytes) -> int:
+    """How many of the first PIECE_BYTES to take of a text that is longer.
+
+    Before the last single space between two ASCII letters: GPT-2's pattern, SentencePiece and char27 all begin a new unit there, so
+    the tokens are those of the uncut text. Without one in the second half, at a character boundary (which can cost a token).
+    """
+    end = PIECE_BYTES
+    while (end := data.rfind(b" ", PIECE_BYTES // 2, end + 1)) > 0:
+        if end + 1 < len(data) and _is_letter(data[end - 1]) and _is_letter(data[end + 1]):
+            return end
+        end -= 1
+    end = PIECE_BYTES
+    while end > PIECE_BYTES - 4 and data[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def cut(data: bytes) -> list[bytes]:
+    """A document's pieces, each at most PIECE_BYTES long."""
+    pieces = []
+    while len(data) > PIECE_BYTES:
+        at = cut_point(data[: PIECE_BYTES + 2])
+        pieces.append(data[:at])
+        data = data[at:]
+    return [*pieces, data]
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Zstd(io.RawIOBase):
+    """Decompresses zstandard frames one after another; unlike the library's reader it notices a file that breaks off."""
+
+    def __init__(self, file: BinaryIO):
+        import zstandard
+
+        self._library, self._file, self._frame, self._input, self._ready = zstandard, file, None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._ready:
+            if not self._input:
+                self._input = self._file.read(1 << 17)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self._frame is None:
+                self._frame = self._library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self._ready = self._frame.decompress(self._input)
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+class _Text(io.RawIOBase):
+    """Counts the bytes of text that came out of a file, and says so when the file breaks off."""
+
+    def __init__(self, name: str):
+        self.name, self.count = name, 0
+        self.file = open(name, "rb")  # noqa: SIM115 (closed by close)
+        suffix = pathlib.Path(name).suffix
+        opener = {".gz": lambda f: gzip.GzipFile(fileobj=f), ".xz": lzma.LZMAFile, ".zst": _Zstd}.get(suffix)
+        self._inner = opener(self.file) if opener else self.file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            count = self._inner.readinto(buffer)
+        except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError, RuntimeError) as error:
+            raise self._broken(error) from None
+        except Exception as error:
+            if type(error).__name__ == "ZstdError":  # not importable without the library
+                raise self._broken(error) from None
+            raise
+        self.count += count
+        return count
+
+    def _broken(self, error: Exception) -> InputError:
+        return InputError(
+            f"input {self.name} is truncated or damaged: it breaks off after {self.count:,} bytes of text, at byte "
+            f"{self.file.tell():,} of {os.path.getsize(self.name):,} of the file ({error}); get the file again "
+            "(nothing already prepared was changed)"
+        )
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _skip(stream: io.BufferedReader, text: _Text, offset: int) -> None:
+    """Moves to a position in the text: a seek where the file is plain, reading where it is compressed."""
+    if pathlib.Path(text.name).suffix not in COMPRESSIONS:
+        text.file.seek(offset)
+        text.count = offset
+        return
+    while offset > 0:
+        got = len(stream.read(min(offset, 1 << 20)))
+        if got == 0:
+            raise InputError(f"input {text.name} is shorter than when its preparation began; prepare it afresh (--overwrite)")
+        offset -= got
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------------------
+
+
+def _whole_file(stream: io.BufferedReader, start: Position) -> Iterator[Piece]:
+    at, data = start, b""
+    while True:
+        data += stream.read(PIECE_BYTES + 2 - len(data))
+        if not data:
+            return
+        last = len(data) <= PIECE_BYTES
+        end = len(data) if last else cut_point(data)
+        following = Position(start.file, at.offset + end, 0, not last)
+        yield Piece(data[:end], "text", not at.inside, last, at, following)
+        if last:
+            return
+        at, data = following, data[end:]
+
+
+class _OpenDocument:
+    """Collects the lines of one text document and hands out its pieces as they fill; its last line end is left out."""
+
+    def __init__(self, start: Position):
+        self._begin(start)
+
+    def _begin(self, start: Position) -> None:
+        self.at = start
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.line_end = b""
+
+    def add(self, content: bytes, line_end: bytes) -> Iterator[Piece]:
+        self.parts += [self.line_end, content]
+        self.size += len(self.line_end) + len(content)
+        self.line_end = line_end
+        if self.size > PIECE_BYTES + 1:
+            yield from self._cut(lambda data: len(data) > PIECE_BYTES + 1)
+
+    def _cut(self, more: Callable[[bytes], bool]) -> Iterator[Piece]:
+        data = b"".join(self.parts)
+        while more(data):
+            end = cut_point(data)
+            lines = data.count(b"\n", 0, end)
+            following = Position(self.at.file, self.at.offset + end, self.at.line + lines, True)
+            yield Piece(data[:end], "text", not self.at.inside, False, self.at, following)
+            self.at, data = following, data[end:]
+        self.parts, self.size = [data], len(data)
+
+    def finish(self, following: Position) -> Iterator[Piece]:
+        """The last piece (none for an empty document), and a new document that begins at `following`."""
+        yield from self._cut(lambda data: len(data) > PIECE_BYTES)
+        if self.size or self.at.inside:
+            yield Piece(b"".join(self.parts), "text", not self.at.inside, True, self.at, following)
+        self._begin(following)
+
+
+def _by_lines(stream: io.BufferedReader, start: Position, documents: str) -> Iterator[Piece]:
+    separator = documents.partition(":")[2].encode("utf-8")
+    each_line = documents == "line"
+    document = _OpenDocument(start)
+    offset, line = start.offset, start.line
+    rest_of_line = start.inside  # the first line then belongs to the open document, whatever is left of it
+    while fragment := stream.readline(PIECE_BYTES):
+        offset += len(fragment)
+        ended = fragment.endswith(b"\n")
+        line += ended
+        line_end = b"" if not ended else b"\r\n" if fragment.endswith(b"\r\n") else b"\n"
+        content = fragment[: len(fragment) - len(line_end)]
+        stripped = content.strip()
+        divides = not rest_of_line and (stripped == separator if separator else not stripped)
+        rest_of_line = not ended
+        if not divides:
+            yield from document.add(content, line_end)
+        if divides or (each_line and ended):
+            yield from document.finish(Position(start.file, offset, line, False))
+    yield from document.finish(Position(start.file, offset, line, False))
+
+
+def _json_lines(stream: io.BufferedReader, start: Position, name: str) -> Iterator[Piece]:
+    at = start
+    while content := stream.readline(LONGEST_LINE + 1):
+        if len(content) > LONGEST_LINE:
+            where = f"input {name}, line {at.line + 1:,} (byte {at.offset:,})"
+            raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; split that document")
+        following = Position(at.file, at.offset + len(content), at.line + 1)
+        if content.strip():
+            yield Piece(content, "json", True, True, at, following)
+        at = following
+
+
+def _parquet(source: Source, start: Position, progress: Callable[[float], None]) -> Iterator[Piece]:
+    import pyarrow
+    from pyarrow import parquet
+
+    row = start.offset
+    try:
+        with parquet.ParquetFile(source.name, pre_buffer=False, buffer_size=1 << 20) as file:
+            schema = file.schema_arrow
+            if source.text_field not in schema.names:
+                raise InputError(f"input {source.name} has no column {source.text_field!r}; its columns: {', '.join(schema.names)}")
+            kind = schema.field(source.text_field).type
+            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)):
+                raise InputError(f"input {source.name}: column {source.text_field!r} holds {kind}, not text")
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            first, skip = 0, start.offset
+            while first < len(groups) and skip >= groups[first]:
+                skip -= groups[first]
+                first += 1
+            rest = list(range(first, len(groups)))
+            for batch in file.iter_batches(batch_size=64, row_groups=rest, columns=[source.text_field], use_threads=False):
+                values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
+                dropped, skip = min(skip, len(values)), max(0, skip - len(values))
+                for value in values[dropped:]:
+                    if value:
+                        if len(value) > LONGEST_LINE:
+                            where = f"input {source.name}, row {row:,}"
+                            raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; split that document")
+                        yield Piece(value, "text", True, True, Position(start.file, row), Position(start.file, row + 1))
+                    row += 1
+                progress(row / max(1, sum(groups)))
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"input {source.name} is truncated or damaged: not readable at row {row:,} ({reason})") from None
+
+
+class Reader:
+    """All inputs in order, from a position on. `stored` says how far it is, in bytes of the input files as they are stored."""
+
+    def __init__(self, sources: list[Source], start: Position):
+        self.sources, self.start = sources, start
+        self._before = [0]
+        for source in sources:
+            self._before.append(self._before[-1] + source.size)
+        self.stored = self._before[start.file]
+
+    def __iter__(self) -> Iterator[Piece]:
+        position = self.start
+        for number in range(position.file, len(self.sources)):
+            yield from self._one(number, position if number == position.file else Position(number))
+            self.stored = self._before[number + 1]
+
+    def _one(self, number: int, start: Position) -> Iterator[Piece]:
+        source = self.sources[number]
+        if source.format == "builtin":
+            for i, text in list(enumerate(builtin_documents()))[start.offset :]:
+                yield Piece(text.encode("utf-8"), "text", True, True, Position(number, i), Position(number, i + 1))
+            return
+        if source.format == "parquet":
+            yield from _parquet(source, start, lambda share: self._reached(number, share))
+            return
+        with _Text(source.name) as text, io.BufferedReader(text, 1 << 17) as stream:
+            _skip(stream, text, start.offset)
+            if source.format == "jsonl":
+                pieces = _json_lines(stream, start, source.name)
+            elif source.documents == "file":
+                pieces = _whole_file(stream, start)
+            else:
+                pieces = _by_lines(stream, start, source.documents)
+            for piece in pieces:
+                self.stored = self._before[number] + text.file.tell()
+                yield piece
+            if text.count == 0:
+                raise InputError(f"input {source.name} holds no text (0 bytes after decompression); leave it out or get the file again")
+
+    def _reached(self, number: int, share: float) -> None:
+        self.stored = self._before[number] + int(share * self.sources[number].size)
+
+
+def place(source: Source, at: Position) -> str:
+    """A position for a person: which file and where in it."""
+    if source.format in ("parquet", "builtin"):
+        return f"input {source.name}, row {at.offset:,}"
+    if source.format == "jsonl":
+        return f"input {source.name}, line {at.line + 1:,} (byte {at.offset:,})"
+    return f"input {source.name}, byte {at.offset:,}"

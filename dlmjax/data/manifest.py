@@ -1,0 +1,176 @@
+"""The one JSON file of a prepared corpus: what it was made from, and what each shard must look like.
+
+A corpus is made in *segments*: about `shard_bytes` of input each, cut where the text says (never where the machine does), one
+shard per split that has text in it. A segment's entry also says where reading goes on after it, so any segment can be made again
+alone. The manifest holds no times, no absolute paths that were not given, and nothing about the machine: equal inputs, equal bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+from dlmjax.errors import InputError
+
+FILE = "manifest.json"
+WORK = ".unfinished"  # a preparation's notes until its manifest is written
+TOKENIZER = "tokenizer"
+VERSION = 1
+RECORD_TOKENS = 4096  # tokens of one ArrayRecord record; the last one of a shard is shorter
+INDEX_ENTRIES = 16384  # document lengths (uint32) of one index record, after the token records
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek a record; uncompressed keeps the bytes the same for every library version
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: `records` token records, then the lengths of the documents that end in it."""
+
+    file: str
+    tokens: int
+    documents: int  # that end here; a very long one may begin in an earlier shard of the split
+    text_bytes: int  # UTF-8 bytes that the tokens stand for
+    file_bytes: int
+    sha256: str
+
+    @property
+    def token_records(self) -> int:
+        return -(-self.tokens // RECORD_TOKENS)
+
+    @property
+    def records(self) -> int:
+        return self.token_records + -(-self.documents // INDEX_ENTRIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The shards of one stretch of input (by split), and what follows: a position and the split of a document left open there."""
+
+    shards: dict[str, Shard]
+    end: list | None  # formats.Position as a list; None at the end of the inputs
+    open_split: str | None
+
+    def to_json(self) -> dict:
+        return {
+            "end": self.end,
+            "open_split": self.open_split,
+            "shards": {k: dataclasses.asdict(v) for k, v in sorted(self.shards.items())},
+        }
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Segment":
+        return cls({k: Shard(**v) for k, v in values["shards"].items()}, values["end"], values["open_split"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A prepared corpus. `request` is all that decides its content; `tokenizer` as from `TableTokenizer.describe`."""
+
+    request: dict
+    tokenizer: dict
+    segments: list[Segment]
+
+    @property
+    def dtype(self) -> str:
+        return token_dtype(self.tokenizer["vocab_size"])
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that hold documents, in the order train, valid, test."""
+        present = {split for segment in self.segments for split in segment.shards}
+        return [split for split in ("train", "valid", "test") if split in present]
+
+    def shards(self, split: str) -> list[Shard]:
+        return [segment.shards[split] for segment in self.segments if split in segment.shards]
+
+    def counts(self, split: str) -> dict[str, int]:
+        """Documents, tokens (one end-of-document token each included) and UTF-8 bytes of text of a split."""
+        shards = self.shards(split)
+        return {
+            "documents": sum(s.documents for s in shards),
+            "tokens": sum(s.tokens for s in shards),
+            "text_bytes": sum(s.text_bytes for s in shards),
+        }
+
+    def to_json(self) -> dict:
+        return {
+            "format": "dlmjax corpus",
+            "version": VERSION,
+            "dtype": self.dtype,
+            "record_tokens": RECORD_TOKENS,
+            "tokenizer": self.tokenizer,
+            "splits": {split: self.counts(split) | {"shards": len(self.shards(split))} for split in self.splits},
+            "request": self.request,
+            "segments": [segment.to_json() for segment in self.segments],
+        }
+
+    def prepare_command(self, directory: pathlib.Path) -> str:
+        """The command line that makes this corpus again."""
+        return prepare_command(self.request, directory)
+
+    @classmethod
+    def load(cls, directory: pathlib.Path) -> "Manifest":
+        """Reads a corpus directory's manifest. Raises InputError: none there, unfinished, unreadable, another version."""
+        path = directory / FILE
+        if not path.exists():
+            if (directory / WORK).exists():
+                raise InputError(f"{directory} holds an unfinished preparation; give the same dlmjax prepare command again and it goes on")
+            raise InputError(
+                f"{directory} holds no prepared corpus (no {FILE}); make one with: dlmjax prepare --input FILES... --output {directory}"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != "dlmjax corpus":
+                raise ValueError("not a dlmjax corpus")
+            if values["version"] != VERSION:
+                raise InputError(
+                    f"{path} has format version {values['version']}, this dlmjax reads version {VERSION}; prepare it again with: "
+                    + prepare_command(values["request"], directory)
+                )
+            return cls(values["request"], values["tokenizer"], [Segment.from_json(s) for s in values["segments"]])
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); delete it and prepare the corpus again") from None
+
+    def save(self, directory: pathlib.Path) -> None:
+        write_atomically(directory / FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+def token_dtype(vocab_size: int) -> str:
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def prepare_command(request: dict, directory: pathlib.Path) -> str:
+    """`dlmjax prepare ...` with the arguments of a request, so that an error message can be acted on."""
+    # The option names mirror prepare's arguments; a value that is the default is left out.
+    fixed: dict[str, list[str]] = {}
+    plain = []
+    for source in request["inputs"]:
+        if request["split_by"] == "files" and source["split"] != "train":
+            fixed.setdefault(source["split"], []).append(source["name"])
+        else:
+            plain.append(source["name"])
+    words = ["dlmjax prepare", "--input", *plain, "--tokenizer", request["tokenizer"], "--output", str(directory)]
+    if fixed:
+        words += ["--split-files", *(f"{split}={name}" for split, names in fixed.items() for name in names)]
+    options = {"valid_fraction": 0.0, "test_fraction": 0.0, "split_seed": 0, "format": None, "documents": "file", "text_field": "text"}
+    for key, default in options.items():
+        if request[key] != default:
+            words += ["--" + key.replace("_", "-"), str(request[key])]
+    return " ".join(words)
+
+
+def write_atomically(path: pathlib.Path, content: str) -> None:
+    """Writes a small file in one step: a reader (or a restart) sees the old content or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,319 @@
+"""Learned tokenizers: SentencePiece (trained here or loaded), Hugging Face tokenizer.json and GPT-2's vocab.json + merges.txt.
+
+All become a table of byte strings (see tokenizers.py), whatever their library calls the pieces:
+  byte-level BPE   each character of a piece is one byte in GPT-2's printable alphabet
+  SentencePiece    the character U+2581 in a piece is a space, "<0x41>" is the byte 0x41
+A tokenizer that loses something (lower case, Unicode normalisation, unknown tokens) is refused when it is loaded: bits per byte
+would not be those of the text. What adds a space before a text is switched off for the same reason.
+
+Shapes: N tokens of a text.
+"""
+
+import io
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from jaxtyping import Int
+
+from dlmjax.data.tokenizers import TableTokenizer
+from dlmjax.errors import InputError
+
+MASK_NAMES = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]")
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+SPACE = "\u2581"  # SentencePiece writes a space as this character
+PROBE = (
+    "Hello,  World!\n\n\tIt's 12,345 \u2013 na\u00efve; \u4e2d\u6587 \u2581x \U0001f600\r\n <mask> <|endoftext|> </s> [MASK] <0x41> \x00 "
+)
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's reversible map: printable Latin-1 characters stand for themselves, the other bytes for U+0100 onwards."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _byte_level_bytes(piece: str) -> bytes:
+    return bytes(_BYTE_OF[c] for c in piece) if all(c in _BYTE_OF for c in piece) else piece.encode("utf-8")
+
+
+def _space_bytes(piece: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte.group(1), 16)]) if byte else piece.replace(SPACE, " ").encode("utf-8")
+
+
+def _check_lossless(tokenizer: TableTokenizer, source: str) -> TableTokenizer:
+    """Refuses a tokenizer that changes text, miscounts bytes, or lets text produce a special id."""
+    ids = tokenizer.encode(PROBE)
+    given = tokenizer.decode(ids)
+    if given != PROBE:
+        at = next((i for i, (a, b) in enumerate(zip(given, PROBE, strict=False)) if a != b), min(len(given), len(PROBE)))
+        raise InputError(
+            f"{source}: this tokenizer changes text ({PROBE[at : at + 12]!r} comes back as {given[at : at + 12]!r}), so bits per byte "
+            "would be wrong; use one without normalisation and unknown tokens (byte-level BPE, or SentencePiece with byte fallback)"
+        )
+    specials = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id} & set(ids.tolist())
+    if specials:
+        raise InputError(f"{source}: ordinary text produces the special ids {sorted(specials)}")
+    return tokenizer
+
+
+def _special(names: tuple[str, ...], vocabulary: dict[str, int], table: list[bytes], taken: set[int]) -> int:
+    """The id of the first of these names that the vocabulary has; otherwise a new id at the end of the table."""
+    found = next((vocabulary[n] for n in names if n in vocabulary and vocabulary[n] not in taken), None)
+    if found is None:
+        found = len(table)
+        table.append(b"")
+    table[found] = b""
+    taken.add(found)
+    return found
+
+
+def _specials(vocabulary: dict[str, int], table: list[bytes]) -> dict[str, int]:
+    """Special ids in the order end of document, mask, pad: for GPT-2 that is 50256 (its own), 50257 and 50258 (added)."""
+    taken: set[int] = set()
+    return {
+        key: _special(names, vocabulary, table, taken)
+        for key, names in (("eos_id", EOS_NAMES), ("mask_id", MASK_NAMES), ("pad_id", PAD_NAMES))
+    }
+
+
+# ---- Hugging Face tokenizers ------------------------------------------------------------------------------------------------------
+
+
+class HuggingFaceTokenizer(TableTokenizer):
+    """A `tokenizers.Tokenizer` behind the protocol; its post-processor (template of BOS and EOS) is not used."""
+
+    def __init__(self, name: str, backend, byte_level: bool, token_bytes: list[bytes], files: dict[str, bytes], **specials: int):
+        super().__init__(name, token_bytes, files=files, **specials)
+        backend.encode_special_tokens = True  # "<|endoftext|>" in a text is ordinary text
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        # Text that contains U+2581 itself would come back as a space; it goes in as three byte pieces.
+        self._space_ids = None if byte_level else [backend.token_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+
+    def encode(self, text: str) -> Int[np.ndarray, "N"]:
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        if self._space_ids and any(SPACE in text for text in texts):
+            return [
+                _around_space(text, self._space_ids, lambda part: self._backend.encode(part, add_special_tokens=False).ids)
+                for text in texts
+            ]
+        return [np.array(e.ids, np.int32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _around_space(text: str, space_ids: list[int], encode) -> Int[np.ndarray, "N"]:
+    """Encodes the parts between occurrences of U+2581 and puts that character's byte pieces between them."""
+    parts = [encode(part) if part else [] for part in text.split(SPACE)]
+    joined = list(parts[0])
+    for part in parts[1:]:
+        joined += space_ids + list(part)
+    return np.array(joined, np.int32)
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def load_gpt2(directory: pathlib.Path) -> HuggingFaceTokenizer:
+    """GPT-2's byte-level BPE from `vocab.json` + `merges.txt` (or OpenAI's names `encoder.json` + `vocab.bpe`) in a directory.
+
+    50,257 ids of its own, end of document 50256 (<|endoftext|>); mask 50257 and pad 50258 are added. Radford et al. 2019.
+    The `tokenizers` classes are used directly: transformers' GPT2TokenizerFast(vocab_file=, merges_file=) yields one entry.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = next((n for n in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")) if (directory / n[0]).exists()), None)
+    if names is None or not (directory / names[1]).exists():
+        raise InputError(f"{directory} holds no vocab.json + merges.txt; a Hugging Face tokenizer.json is given as hf:FILE")
+    files = {"vocab.json": _read(directory / names[0]), "merges.txt": _read(directory / names[1])}
+    try:
+        vocabulary = json.loads(files["vocab.json"])
+        lines = files["merges.txt"].decode("utf-8").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not all(c in vocabulary for c in _BYTE_OF):
+            raise ValueError("the vocabulary lacks a byte or has gaps")
+        model = models.BPE(vocab=vocabulary, merges=merges, cache_capacity=1 << 17)
+        backend = Tokenizer(model)
+    except Exception as error:  # the library raises bare Exception subclasses of its own
+        raise InputError(f"{directory} holds no readable {names[0]} + {names[1]}: {error}") from None
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    table = [_byte_level_bytes(piece) for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+    tokenizer = HuggingFaceTokenizer("gpt2", backend, True, files=files, **_specials(vocabulary, table), token_bytes=table)
+    return _check_lossless(tokenizer, str(directory))
+
+
+def _without_prefix(part):
+    """A normalizer, pre-tokenizer or decoder description without what puts a space before the text."""
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Metaspace":
+        return part | {"prepend_scheme": "never"}
+    if part.get("type") == "ByteLevel" and part.get("add_prefix_space"):
+        return part | {"add_prefix_space": False}
+    if part.get("type") == "Prepend":
+        return None
+    if part.get("type") == "Sequence":
+        key = "pretokenizers" if "pretokenizers" in part else "normalizers" if "normalizers" in part else "decoders"
+        rest = [r for r in (_without_prefix(p) for p in part[key]) if r is not None]
+        return part | {key: rest} if rest else None
+    return part
+
+
+def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
+    """A Hugging Face `tokenizer.json`: byte-level BPE, or SentencePiece-like with byte fallback.
+
+    End of document, mask and pad are looked for among the names above and added at the end of the vocabulary where missing.
+    """
+    from tokenizers import Tokenizer
+
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        description = json.loads(_read(path))
+        added = {token["content"]: token for token in description["added_tokens"]}
+        byte_level = '"ByteLevel"' in json.dumps([description["decoder"], description["pre_tokenizer"]])
+        for name in MASK_NAMES + PAD_NAMES + EOS_NAMES:
+            if name in added:
+                added[name]["special"] = True  # so that text never produces it
+        for key in ("normalizer", "pre_tokenizer"):
+            description[key] = _without_prefix(description[key])
+        content = json.dumps(description, ensure_ascii=False, sort_keys=True).encode("utf-8")
+        backend = Tokenizer.from_str(content.decode("utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a Hugging Face tokenizer.json ({error})") from None
+    except Exception as error:  # from_str raises bare Exception
+        raise InputError(f"{path}: the tokenizers library cannot read it ({error})") from None
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values()) + 1)
+    for piece, i in vocabulary.items():
+        if piece in added:
+            table[i] = b"" if added[piece]["special"] else piece.encode("utf-8")
+        else:
+            table[i] = _byte_level_bytes(piece) if byte_level else _space_bytes(piece)
+    if not byte_level and any(f"<0x{b:02X}>" not in vocabulary for b in range(256)):
+        raise InputError(f"{path}: neither byte-level nor with byte fallback, so some text has no tokens; use another tokenizer")
+    specials = _specials(vocabulary, table)
+    return _check_lossless(HuggingFaceTokenizer("hf", backend, byte_level, table, {"tokenizer.json": content}, **specials), str(path))
+
+
+# ---- SentencePiece ----------------------------------------------------------------------------------------------------------------
+
+
+class SentencePieceTokenizer(TableTokenizer):
+    """A SentencePiece model (Kudo & Richardson 2018) with byte fallback and identity normalisation."""
+
+    def __init__(self, model: bytes, source: str):
+        import sentencepiece
+
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise InputError(f"{source} is not a SentencePiece model ({str(error).splitlines()[0]})") from None
+        pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        self._space_ids = [processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+        if not all(processor.is_byte(i) for i in self._space_ids):
+            raise InputError(f"{source}: this SentencePiece model has no byte fallback, so some text has no tokens; train one with dlmjax")
+        silent = [processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) for i in range(len(pieces))]
+        table = [b"" if quiet else _space_bytes(piece) for piece, quiet in zip(pieces, silent, strict=True)]
+        control = {piece: i for i, piece in enumerate(pieces) if processor.is_control(i)}
+        specials = _specials(control, table)
+        super().__init__("sentencepiece", table, files={"sentencepiece.model": model}, **specials)
+        self._processor = processor
+
+    def encode(self, text: str) -> Int[np.ndarray, "N"]:
+        # U+2581 in the text itself would come back as a space; it goes in as three byte pieces.
+        return _around_space(text, self._space_ids, self._processor.encode)
+
+
+def load_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
+    """Loads a .model file. The dummy space before a text is switched off (so that byte counts are those of the text)."""
+    from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+    content = _read(path)
+    proto = model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except Exception as error:  # protobuf's DecodeError has moved between its versions
+        raise InputError(f"{path} is not a SentencePiece model ({error})") from None
+    if proto.normalizer_spec.add_dummy_prefix:
+        proto.normalizer_spec.add_dummy_prefix = False
+        content = proto.SerializeToString(deterministic=True)
+    return _check_lossless(SentencePieceTokenizer(content, str(path)), str(path))
+
+
+def _sentences(texts: Iterable[str], limit: int) -> Iterator[str]:
+    for text in texts:
+        for line in text.splitlines():
+            for at in range(0, len(line), limit):
+                yield line[at : at + limit]
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, output: pathlib.Path, model_type: str = "bpe", max_lines: int = 1_000_000
+) -> SentencePieceTokenizer:
+    """Trains a SentencePiece model that gives every text back unchanged, and writes it to `output` (a .model file).
+
+    Args:
+        texts: documents; their first `max_lines` lines are used (lines are cut at 2,048 characters).
+        vocab_size: ids, specials and 256 byte pieces included.
+        output: where the model goes; written in one step, parent directories are made.
+        model_type: "bpe" or "unigram".
+    Raises:
+        InputError: no text, an unknown type, or a vocabulary that the text is too small for.
+    """
+    import sentencepiece
+
+    if model_type not in ("bpe", "unigram"):
+        raise InputError(f"model_type is {model_type!r}; give bpe or unigram")
+    lines = itertools.islice(_sentences(texts, 2048), max_lines)
+    first = next(lines, None)
+    if first is None:
+        raise InputError("there is no text to train a tokenizer on")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.9999,
+            max_sentence_length=1 << 16,
+            train_extremely_large_corpus=True,
+            unk_id=0,
+            eos_id=1,
+            eos_piece="<eos>",
+            pad_id=2,
+            pad_piece="<pad>",
+            bos_id=-1,
+            control_symbols=["<mask>"],
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(f"SentencePiece cannot train {vocab_size} ids on this text: {' '.join(str(error).split())[-200:]}") from None
+    tokenizer = _check_lossless(SentencePieceTokenizer(model.getvalue(), str(output)), str(output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(output.name + ".part")
+    part.write_bytes(model.getvalue())
+    part.replace(output)
+    return tokenizer

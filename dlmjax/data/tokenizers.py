@@ -1,0 +1,206 @@
+"""Text <-> token ids.  One protocol, one base class, and the two tokenizers that need no file: bytes and char27.
+
+Every tokenizer is a table of byte strings: an id stands for the UTF-8 bytes `token_bytes[id]`, a special id for none. Hence
+`decode` is a concatenation, `byte_lengths_V` is exact (bits per byte needs no re-encoding), and what "round-trips" means is the
+same for all: `decode(encode(text)) == text` (char27: the cleaned text).
+
+Special ids (mask, pad, end of document) come from the tokenizer, never from text: a text that happens to contain "<mask>" or
+"<|endoftext|>" is encoded as ordinary characters. `bos_id` is `eos_id`: documents end with EOS, so in the packed stream the token
+before a document's first one is the EOS of the document before it, and a row that starts a text must look the same.
+
+Shapes: N tokens of a text, V ids (specials included).
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from dlmjax.errors import InputError
+
+DESCRIPTION = "dlmjax_tokenizer.json"
+SPECS = "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), sentencepiece:FILE (a .model), saved:DIR"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the package may use of a tokenizer. `hash` is the same in every process and for every copy of its files."""
+
+    name: str
+    vocab_size: int  # specials included
+    mask_id: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+    hash: str
+    byte_lengths_V: np.ndarray
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def encode_many(self, texts: list[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids) -> str: ...
+
+
+class TableTokenizer:
+    """Base: ids are rows of a table of byte strings. Subclasses set the table and write `encode`.
+
+    Args:
+        name: short name, also the kind under which `save_tokenizer` stores it.
+        token_bytes: V byte strings, b"" for ids that stand for no text (specials).
+        mask_id, pad_id, eos_id: distinct ids of the table whose byte string is empty.
+        files: file name -> content: all that is needed to build the tokenizer again (goes into a prepared corpus).
+    """
+
+    def __init__(self, name: str, token_bytes: list[bytes], mask_id: int, pad_id: int, eos_id: int, files: dict[str, bytes] | None = None):
+        self.name = name
+        self.token_bytes = token_bytes
+        self.mask_id, self.pad_id, self.eos_id, self.bos_id = mask_id, pad_id, eos_id, eos_id
+        self.files = files or {}
+        specials = (mask_id, pad_id, eos_id)
+        if len(set(specials)) < 3 or any(token_bytes[i] for i in specials):
+            raise InputError(f"tokenizer {name}: mask, pad and end of document must be three ids without text, got {specials}")
+        self.byte_lengths_V = np.array([len(b) for b in token_bytes], np.int32)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_bytes)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 over the kind, the special ids, the table and the model files."""
+        digest = hashlib.sha256(json.dumps([self.name, self.mask_id, self.pad_id, self.eos_id, self.vocab_size]).encode())
+        digest.update(b"".join(len(b).to_bytes(4, "little") + b for b in self.token_bytes))
+        for file, content in sorted(self.files.items()):
+            digest.update(file.encode() + b"\0" + hashlib.sha256(content).digest())
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> Int[np.ndarray, "N"]:
+        raise TypeError(f"{type(self).__name__} does not say how to encode")
+
+    def encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        """Encodes texts independently of each other; tokenizers whose library has a faster call for many override it."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids) -> str:
+        """The text of ids (any integer sequence or 1-D array); specials give nothing, broken UTF-8 gives U+FFFD.
+
+        Raises InputError for an id outside the vocabulary.
+        """
+        table = self.token_bytes
+        ids = np.asarray(ids).reshape(-1).tolist()
+        if ids and not 0 <= min(ids) <= max(ids) < len(table):
+            raise InputError(f"tokenizer {self.name}: ids run from {min(ids)} to {max(ids)}, the vocabulary from 0 to {len(table) - 1}")
+        return b"".join([table[i] for i in ids]).decode("utf-8", "replace")
+
+    def describe(self) -> dict:
+        """The part of a manifest that names a tokenizer: kind, hash, size and special ids."""
+        return {
+            "kind": self.name,
+            "hash": self.hash,
+            "vocab_size": self.vocab_size,
+            "mask_id": self.mask_id,
+            "pad_id": self.pad_id,
+            "eos_id": self.eos_id,
+        }
+
+
+class ByteTokenizer(TableTokenizer):
+    """UTF-8 bytes: ids 0..255 are the bytes, 256 mask, 257 pad, 258 end of document."""
+
+    def __init__(self):
+        super().__init__("bytes", [bytes([b]) for b in range(256)] + [b""] * 3, mask_id=256, pad_id=257, eos_id=258)
+
+    def encode(self, text: str) -> Int[np.ndarray, "N"]:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+
+ALPHABET = b" abcdefghijklmnopqrstuvwxyz"
+_DIGITS = [b"zero", b"one", b"two", b"three", b"four", b"five", b"six", b"seven", b"eight", b"nine"]
+# A-Z to a-z; a-z and digits stay; every other byte (so also every byte of a non-ASCII character) to a space.
+_TO_27 = bytes(
+    b + 32 if 65 <= b <= 90 else b if 97 <= b <= 122 or 48 <= b <= 57 else 32  #
+    for b in range(256)
+)
+_ID_OF_BYTE = np.zeros(256, np.uint8)
+_ID_OF_BYTE[np.frombuffer(ALPHABET, np.uint8)] = np.arange(27)
+
+
+def clean27(text: str) -> bytes:
+    """text8's cleaning rule (Mahoney's wikifil.pl): 27 symbols, the space and a-z.
+
+    A-Z become lower case, each digit its English name between spaces, every other run of characters (accented letters too) one
+    space; runs of spaces become one. Applying it twice changes nothing.
+    """
+    data = text.encode("utf-8").translate(_TO_27)
+    if re.search(rb"[0-9]", data):
+        for digit, word in enumerate(_DIGITS):
+            data = data.replace(b"%d" % digit, b" " + word + b" ")
+    values = np.frombuffer(data, np.uint8)
+    space = values == 32
+    return values[~(space & np.concatenate([[False], space[:-1]]))].tobytes() if len(values) else b""
+
+
+class Char27Tokenizer(TableTokenizer):
+    """text8's alphabet: 0 is the space, 1..26 are a..z, 27 mask, 28 pad, 29 end of document. `encode` cleans the text first."""
+
+    def __init__(self):
+        super().__init__("char27", [bytes([b]) for b in ALPHABET] + [b""] * 3, mask_id=27, pad_id=28, eos_id=29)
+
+    def encode(self, text: str) -> Int[np.ndarray, "N"]:
+        return _ID_OF_BYTE[np.frombuffer(clean27(text), np.uint8)].astype(np.int32)
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, sentencepiece:FILE, or saved:DIR (a prepared corpus).
+
+    Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not give text back unchanged.
+    """
+    kind, _, place = spec.partition(":")
+    if kind in ("bytes", "char27") and not place:
+        return ByteTokenizer() if kind == "bytes" else Char27Tokenizer()
+    if kind in ("gpt2", "hf", "sentencepiece", "saved") and place:
+        path = pathlib.Path(place)
+        if not path.exists():
+            raise InputError(f"tokenizer {spec}: there is no {path}; give one of: {SPECS}")
+        if kind == "saved":
+            return load_saved_tokenizer(path)
+        from dlmjax.data import subword  # its libraries are not needed for bytes and char27
+
+        return {"gpt2": subword.load_gpt2, "hf": subword.load_hf, "sentencepiece": subword.load_sentencepiece}[kind](path)
+    raise InputError(f"unknown tokenizer {spec!r}; give one of: {SPECS}")
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
+    """Writes the tokenizer's files and its description, so that `load_tokenizer("saved:DIR")` needs nothing else."""
+    if not isinstance(tokenizer, TableTokenizer):
+        raise InputError(f"tokenizer {tokenizer.name}: only dlmjax's own tokenizers can be stored")
+    directory.mkdir(parents=True, exist_ok=True)
+    description = tokenizer.describe() | {"files": sorted(tokenizer.files)}
+    contents = tokenizer.files | {DESCRIPTION: (json.dumps(description, indent=1) + "\n").encode("utf-8")}
+    for file, content in contents.items():
+        path = directory / file
+        if not path.exists() or path.read_bytes() != content:
+            part = path.with_name(file + ".part")
+            part.write_bytes(content)
+            part.replace(path)
+
+
+def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
+    """The tokenizer that `save_tokenizer` wrote there. Raises InputError when it is missing or no longer the same (hash)."""
+    try:
+        description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+        kind, expected = description["kind"], description["hash"]
+        file = description["files"][0] if description["files"] else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory} holds no readable {DESCRIPTION} ({error}); prepare the corpus again") from None
+    place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{directory / file}")
+    tokenizer = load_tokenizer(kind + place)
+    if tokenizer.hash != expected:
+        raise InputError(f"the tokenizer files in {directory} are not those the corpus was prepared with (hash differs); prepare it again")
+    return tokenizer

@@ -1,0 +1,43 @@
+"""Leaving the device and the process: arrays to numpy, text to files in one move."""
+
+import os
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+
+from dlmjax.errors import InputError
+
+
+def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
+    """A device array as numpy, also when parts of it lie on other hosts (every host must then call this)."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        if array.is_fully_replicated:
+            return np.asarray(array.addressable_data(0))
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(jax.device_get(array))
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text so that `path` is either as it was or whole.  Raises InputError when the folder cannot be written to."""
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a report is an ordinary file
+        os.replace(temporary, path)
+    except OSError as error:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error

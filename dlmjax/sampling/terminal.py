@@ -1,0 +1,98 @@
+"""Denoising live in a terminal: the canvas redrawn in place after every step, or sparse plain lines where there is no terminal.
+
+Colours: frozen text plain; holes a dim dot; made text from red (the model was unsure when it was shown) over yellow to green (sure);
+what appeared in the last step underlined.
+"""
+
+import shutil
+import sys
+import time
+from typing import TextIO
+
+from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.sampler import State
+from dlmjax.sampling.text import Tokenizer, columns, piece
+
+HOLE = "·"
+PLAIN_STATES = 8  # how many states are printed where there is no terminal
+_COLOURS = (196, 202, 208, 214, 220, 184, 148, 112, 76, 40)  # 256-colour codes, unsure to sure
+
+
+class TerminalView:
+    """Shows one row of the canvas.  Call `show` with each state as it comes; it can be given to `trace.record` as `on_state`.
+
+    stream: where to draw (default: standard output as it is then).  row: which row of the canvas.
+    frame_seconds: least time between two frames, so that a fast model can still be followed; 0 outside a terminal.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, canvas: Canvas, *, stream: TextIO | None = None, row: int = 0, frame_seconds: float = 0.05):
+        self._tokenizer, self._stream = tokenizer, stream or sys.stdout
+        self._frozen_L, self._row = canvas.frozen_BL[row], row
+        self._live = self._stream.isatty()
+        self._frame_seconds = frame_seconds if self._live else 0.0
+        self._drawn_lines, self._last_frame = 0, 0.0
+        self._pieces: dict[int, str] = {}
+
+    def show(self, state: State) -> None:
+        """Draws one state: in place on a terminal; elsewhere every few steps as one plain line, the first and last always."""
+        if not self._live:
+            every = max(1, state.steps // PLAIN_STATES)
+            if state.step % every == 0 or state.step == state.steps or not state.hidden_BL.any():
+                self._stream.write(f"{self._title(state)}  {''.join(self._cells(state, colour=False)).replace(chr(10), '')}\n")
+                self._stream.flush()
+            return
+        wait = self._last_frame + self._frame_seconds - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
+        width, height = shutil.get_terminal_size()
+        lines = [self._title(state), *self._wrapped(state, width)]
+        if len(lines) > height - 1:  # a cursor cannot go back above the window: show the part that fits
+            lines = [*lines[: height - 2], f"... {len(lines) - height + 2} more lines"]
+        back = f"\x1b[{self._drawn_lines}F\x1b[J" if self._drawn_lines else ""
+        self._stream.write(back + "\n".join(lines) + "\n")
+        self._stream.flush()
+        self._drawn_lines, self._last_frame = len(lines), time.monotonic()
+
+    def _title(self, state: State) -> str:
+        hidden = int(state.hidden_BL[self._row].sum())
+        digits, wide = len(str(state.steps)), len(str(len(self._frozen_L)))
+        return f"step {state.step:>{digits}}/{state.steps}  t = {state.time:.3f}  hidden {hidden:>{wide}}"
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = piece(self._tokenizer, token)
+        return self._pieces[token]
+
+    def _cells(self, state: State, colour: bool) -> list[str]:
+        """The text of every position; with colour, each wrapped in its codes line by line (a piece may hold a line feed)."""
+        cells = []
+        for i, frozen in enumerate(self._frozen_L):
+            hidden = bool(state.hidden_BL[self._row, i])
+            text = HOLE if hidden else self._piece(int(state.tokens_BL[self._row, i]))
+            if colour and not (frozen and not hidden):
+                text = self._paint(text, state, i, hidden)
+            cells.append(text)
+        return cells
+
+    def _paint(self, text: str, state: State, i: int, hidden: bool) -> str:
+        if hidden:
+            code = "2"
+        else:
+            sure = float(state.confidence_BL[self._row, i])
+            code = f"38;5;{_COLOURS[min(int(sure * len(_COLOURS)), len(_COLOURS) - 1)]}"
+            if state.step and int(state.fixed_BL[self._row, i]) == state.step:
+                code += ";4"
+        return "\n".join(f"\x1b[{code}m{part}\x1b[0m" if part else "" for part in text.split("\n"))
+
+    def _wrapped(self, state: State, width: int) -> list[str]:
+        """Lines of at most `width` columns; the codes count nothing."""
+        lines, used = [""], 0
+        bare = self._cells(state, colour=False)
+        for plain, painted in zip(bare, self._cells(state, colour=True), strict=True):
+            for n, (part, painted_part) in enumerate(zip(plain.split("\n"), painted.split("\n"), strict=True)):
+                if n or (used and used + columns(part) > width):
+                    lines.append("")
+                    used = 0
+                lines[-1] += painted_part
+                used += columns(part)
+        return lines

@@ -1,0 +1,185 @@
+"""A recorded run of a sampler: every state and confidence, as data that replays bit for bit, as a live view and as a page.
+
+A trace is evidence: it holds the canvas, the settings and the seed, so anyone with the weights can run `replay` and see that the states
+shown are the states the sampler went through, not an animation drawn afterwards.
+
+Shapes: S states (the start and one per step), B rows, L positions.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlmjax.errors import InputError
+from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.host import write_atomically
+from dlmjax.sampling.sampler import Sampler, Samples, SampleSettings, State
+from dlmjax.sampling.text import Tokenizer, piece
+
+FORMAT = "dlmjax-trace-1"
+HIDDEN = -1  # what `shown_SBL` holds where nothing is shown
+_CONFIDENCE_DIGITS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A run of a sampler.
+
+    shown_SBL: the token ids on the canvas in each state, HIDDEN in holes.
+    confidence_SBL: see `State.confidence_BL`, rounded to 4 digits.  times_S: the clock.  pieces: display text of each id that occurs.
+    """
+
+    process: str
+    settings: SampleSettings
+    seed: int
+    canvas: Canvas
+    shown_SBL: Int[np.ndarray, "S B L"]
+    confidence_SBL: Float[np.ndarray, "S B L"]
+    times_S: Float[np.ndarray, "S"]
+    steps: int
+    pieces: dict[int, str] = dataclasses.field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+
+    @property
+    def states(self) -> int:
+        return len(self.shown_SBL)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; states are stored as changes from one to the next ([position, id], id -1 = hidden again)."""
+        changes = []
+        for before_BL, after_BL in zip(self.shown_SBL, self.shown_SBL[1:], strict=False):
+            changes.append(
+                [[[int(i), int(row[1][i])] for i in np.flatnonzero(row[0] != row[1])] for row in zip(before_BL, after_BL, strict=True)]
+            )
+        settings = dataclasses.asdict(self.settings)
+        settings["never"] = list(settings["never"])
+        return {
+            "format": FORMAT,
+            "process": self.process,
+            "settings": settings,
+            "seed": self.seed,
+            "steps": self.steps,
+            "canvas": {
+                "tokens": self.canvas.tokens_BL.tolist(),
+                "frozen": self.canvas.frozen_BL.astype(int).tolist(),
+                "start": self.canvas.start_BL.tolist(),
+            },
+            "times": self.times_S.tolist(),
+            "first": self.shown_SBL[0].tolist(),
+            "changes": changes,
+            "confidence": np.round(self.confidence_SBL * 10**_CONFIDENCE_DIGITS).astype(int).tolist(),
+            "pieces": {str(token): text for token, text in sorted(self.pieces.items())},
+            "texts": list(self.texts),
+        }
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> "Trace":
+        """The trace of a `to_json` record.  Raises InputError when it is not one."""
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise InputError(f"this is not a denoising trace of format {FORMAT}; write one with: dlmjax sample --trace FILE")
+        try:
+            canvas = record["canvas"]
+            shown = [np.asarray(record["first"], np.int32)]
+            for step in record["changes"]:
+                state_BL = shown[-1].copy()
+                for row, changes in enumerate(step):
+                    for position, token in changes:
+                        state_BL[row, position] = token
+                shown.append(state_BL)
+            return Trace(
+                process=record["process"],
+                settings=SampleSettings(**{**record["settings"], "never": tuple(record["settings"]["never"])}),
+                seed=record["seed"],
+                canvas=Canvas(
+                    np.asarray(canvas["tokens"], np.int32), np.asarray(canvas["frozen"], bool), np.asarray(canvas["start"], np.float32)
+                ),
+                shown_SBL=np.stack(shown),
+                confidence_SBL=np.asarray(record["confidence"], np.float64) / 10**_CONFIDENCE_DIGITS,
+                times_S=np.asarray(record["times"], np.float64),
+                steps=record["steps"],
+                pieces={int(token): text for token, text in record["pieces"].items()},
+                texts=tuple(record["texts"]),
+            )
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise InputError(f"the denoising trace is damaged ({type(error).__name__}: {error}); record it again") from error
+
+    def write_json(self, path: str | os.PathLike) -> None:
+        write_atomically(path, json.dumps(self.to_json(), allow_nan=False) + "\n")
+
+
+def record(
+    sampler: Sampler,
+    params,
+    canvas: Canvas,
+    *,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    on_state: Callable[[State], None] | None = None,
+) -> tuple[Samples, Trace]:
+    """Runs the sampler once and keeps everything.  `on_state` sees each state as it comes (the live view).
+
+    The samples are bit for bit those of `sampler.sample` with the same seed.
+    """
+    states = []
+    for state in sampler.states(params, canvas, seed=seed):
+        states.append(state)
+        if on_state is not None:
+            on_state(state)
+    shown_SBL = np.stack([_shown(state) for state in states])
+    samples = sampler.finish(states[-1], canvas, seed)
+    trace = Trace(
+        process=sampler.name,
+        settings=sampler.settings,
+        seed=seed,
+        canvas=canvas,
+        shown_SBL=shown_SBL,
+        confidence_SBL=np.stack([_rounded(state) for state in states]),
+        times_S=np.asarray([state.time for state in states], np.float64),
+        steps=samples.steps,
+        pieces={int(t): piece(tokenizer, int(t)) for t in np.unique(shown_SBL) if t != HIDDEN},
+        texts=tuple(tokenizer.decode(tokens_L) for tokens_L in samples.tokens_BL) if tokenizer is not None else (),
+    )
+    return samples, trace
+
+
+def first_difference(trace: Trace, sampler: Sampler, params) -> int | None:
+    """Runs the trace again from its canvas and seed; the first state (0 = the start) that differs by a bit, or None.
+
+    Tokens and holes are compared exactly, confidences after the rounding of the trace.
+    """
+    if sampler.settings != trace.settings or sampler.name != trace.process:
+        raise InputError(
+            f"the trace was made by process {trace.process} with {trace.settings}, not by {sampler.name} with {sampler.settings}"
+        )
+    index = -1
+    for index, state in enumerate(sampler.states(params, trace.canvas, seed=trace.seed)):
+        if index >= trace.states:
+            return index
+        same_tokens = np.array_equal(_shown(state), trace.shown_SBL[index])
+        if not (same_tokens and np.array_equal(_rounded(state), trace.confidence_SBL[index])):
+            return index
+    return None if index + 1 == trace.states else index + 1
+
+
+def replay(trace: Trace, sampler: Sampler, params) -> int:
+    """Checks that the trace is real: the number of states that came out bit-equal; InputError names the first that did not."""
+    step = first_difference(trace, sampler, params)
+    if step is not None:
+        raise InputError(
+            f"the trace does not replay: state {step} of {trace.states - 1} differs; other weights, another seed, or not a real trace"
+        )
+    return trace.states
+
+
+def _shown(state: State) -> np.ndarray:
+    return np.where(state.hidden_BL, HIDDEN, state.tokens_BL).astype(np.int32)
+
+
+def _rounded(state: State) -> np.ndarray:
+    scale = 10**_CONFIDENCE_DIGITS
+    return np.round(state.confidence_BL.astype(np.float64) * scale) / scale

@@ -1,0 +1,26 @@
+"""Text to batches: tokenizers, `prepare`, corpora, windows by number, the loader. docs/data.md tells the way of one document.
+
+Nothing is imported until it is asked for: preparing (and its worker processes) needs neither Grain nor jax.
+`prepare` itself is `dlmjax.data.prepare.prepare`.
+"""
+
+import importlib
+
+_HOME = {
+    "Tokenizer": "tokenizers",
+    "load_tokenizer": "tokenizers",
+    "train_sentencepiece": "subword",
+    "Manifest": "manifest",
+    "Corpus": "corpus",
+    "TrainWindows": "windows",
+    "EvalWindows": "windows",
+    "train_batches": "loader",
+    "eval_batches": "loader",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"dlmjax.data has no {name}")
+    return getattr(importlib.import_module(f"dlmjax.data.{_HOME[name]}"), name)

@@ -1,0 +1,145 @@
+"""A prepared corpus, one split of it, as one long stream of tokens that can be read anywhere.
+
+The stream is the split's documents one after another, each followed by one EOS; shards are consecutive stretches of it. Reading n tokens at
+an offset costs the ArrayRecord records they lie in (4,096 tokens each), wherever the offset is.
+
+Shapes: B rows, L tokens of a row, S shards, D documents.
+"""
+
+import os
+import pathlib
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int
+
+from dlmjax.data import manifest
+from dlmjax.data.manifest import Manifest, Shard
+from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
+from dlmjax.errors import InputError
+
+OPEN_SHARDS = 512  # readers kept open at a time: well under the usual limit of 1,024 files
+
+
+class Corpus:
+    """One split of a prepared directory; make one with `Corpus.open`. Safe to read from many threads."""
+
+    def __init__(self, directory: pathlib.Path, split: str, manifest: Manifest, tokenizer: Tokenizer):
+        self.directory, self.split, self.manifest, self.tokenizer = directory, split, manifest, tokenizer
+        self.shards = manifest.shards(split)
+        counts = manifest.counts(split)
+        self.num_documents: int = counts["documents"]
+        self.num_tokens: int = counts["tokens"]
+        self.num_bytes: int = counts["text_bytes"]
+        self.dtype = np.dtype(manifest.dtype)
+        self._starts_S = np.concatenate([[0], np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)])
+        self._readers: dict[int, object] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike, split: str = "train", verify: bool = False) -> "Corpus":
+        """Opens a split; every shard's size is compared with the manifest, with `verify` its sha256 too (about 1 GB/s).
+
+        Raises InputError: no corpus there, unfinished, another version, no such split, a shard that is missing or was changed.
+        """
+        directory = pathlib.Path(directory)
+        found = Manifest.load(directory)
+        if split not in found.splits:
+            raise InputError(f"{directory} has no split {split!r}; it has: {', '.join(found.splits)}")
+        for shard in found.shards(split):
+            _check(directory, shard, found, verify)
+        return cls(directory, split, found, load_saved_tokenizer(directory / manifest.TOKENIZER))
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.directory)!r}, {self.split!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
+
+    def read(self, offset: int, count: int) -> Int[np.ndarray, "L"]:
+        """`count` tokens of the stream from `offset` on (int32). Raises InputError where the stream does not have them."""
+        if not 0 <= offset <= offset + count <= self.num_tokens:
+            raise InputError(f"{self.directory} ({self.split}): tokens {offset:,} to {offset + count:,} of a stream of {self.num_tokens:,}")
+        tokens_1L = np.empty((1, count), np.int32)
+        self.read_into(tokens_1L, np.array([0]), np.array([offset]), np.array([count]))
+        return tokens_1L[0]
+
+    def read_into(
+        self, out_BL: Int[np.ndarray, "B L"], rows_N: Int[np.ndarray, "N"], offsets_N: Int[np.ndarray, "N"], counts_N: Int[np.ndarray, "N"]
+    ) -> None:
+        """Fills out_BL[rows[n], :counts[n]] with the stream from offsets[n] on; behind the stream's end it begins again at its start."""
+        size = manifest.RECORD_TOKENS
+        # shard -> record -> where its tokens go: (row, column, first token in the record, number of tokens)
+        wanted: dict[int, dict[int, list[tuple[int, int, int, int]]]] = {}
+        for row, offset, count in zip(rows_N.tolist(), offsets_N.tolist(), counts_N.tolist(), strict=True):
+            column = 0
+            while column < count:
+                at = (offset + column) % self.num_tokens
+                number = int(np.searchsorted(self._starts_S, at, side="right")) - 1
+                local = at - int(self._starts_S[number])
+                record, first = divmod(local, size)
+                here = min(count - column, size - first, self.shards[number].tokens - local)
+                wanted.setdefault(number, {}).setdefault(record, []).append((row, column, first, here))
+                column += here
+        for number, records in wanted.items():
+            for data, places in zip(self._read_records(number, list(records)), records.values(), strict=True):
+                tokens = np.frombuffer(data, self.dtype)
+                for row, column, first, here in places:
+                    out_BL[row, column : column + here] = tokens[first : first + here]
+
+    def document_ends(self) -> Iterator[Int[np.ndarray, "D"]]:
+        """Offsets just behind each document's EOS, in order, one array a shard."""
+        for number, shard in enumerate(self.shards):
+            records = self._read_records(number, list(range(shard.token_records, shard.records)))
+            lengths = np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(record, np.uint32) for record in records)])
+            yield np.cumsum(lengths, dtype=np.int64) + int(self._starts_S[number])
+
+    def documents(self) -> Iterator[str]:
+        """The texts of the split, in order: what `prepare` was given (char27: cleaned). For statistics and for looking."""
+        begin = 0
+        for ends_D in self.document_ends():
+            for end in ends_D.tolist():
+                yield self.tokenizer.decode(self.read(begin, end - begin))
+                begin = end
+
+    def verify(self) -> None:
+        """Compares every shard of the split with its sha256. Raises InputError naming the first that differs."""
+        for shard in self.shards:
+            _check(self.directory, shard, self.manifest, by_hash=True)
+
+    def _read_records(self, number: int, records: list[int]) -> list[bytes]:
+        if not records:
+            return []
+        try:
+            return self._reader(number).read(records)
+        except (RuntimeError, ValueError, IndexError) as error:
+            _check(self.directory, self.shards[number], self.manifest, by_hash=True)
+            raise InputError(f"{self.directory / self.shards[number].file} cannot be read ({error})") from None
+
+    def _reader(self, number: int):
+        with self._lock:
+            reader = self._readers.pop(number, None)
+            if reader is None:
+                from array_record.python.array_record_module import ArrayRecordReader
+
+                # Random access: reading ahead would only cost.
+                reader = ArrayRecordReader(str(self.directory / self.shards[number].file), "readahead_buffer_size:0")
+                if len(self._readers) >= OPEN_SHARDS:
+                    del self._readers[next(iter(self._readers))]  # the one not used for longest; its file closes with its last user
+            self._readers[number] = reader
+            return reader
+
+
+def _check(directory: pathlib.Path, shard: Shard, found: Manifest, by_hash: bool) -> None:
+    """Compares a shard file with the manifest. Raises InputError that says what is wrong and how to make the shard again."""
+    path = directory / shard.file
+    again = f"prepare it again with: {found.prepare_command(directory)} (nothing else was changed)"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {again}")
+    size = path.stat().st_size
+    if size < shard.file_bytes:
+        # Records have equal sizes but the last, so the share of bytes tells how many are whole.
+        left = shard.records * size // shard.file_bytes
+        raise InputError(f"{path} ends after {left:,} of {shard.records:,} records; {again}")
+    if size > shard.file_bytes:
+        raise InputError(f"{path} has {size:,} bytes where the manifest says {shard.file_bytes:,}; {again}")
+    if by_hash and manifest.sha256_of(path) != shard.sha256:
+        raise InputError(f"{path} was changed since it was prepared (its sha256 differs from the manifest's); {again}")

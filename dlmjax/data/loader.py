@@ -1,0 +1,63 @@
+"""Batches in a background thread, by Grain.
+
+Guarantee: batch i of the iterator is exactly what `windows.rows(start_step + i, rows)` returns, so the state of a loader is its step, and a
+host that reads rows a..b of the global batch sees the rows a..b that one host alone would see. Cost: one batch is made while the last
+is used (`ahead` batches of memory); no worker processes (they cost seconds to start and tie a restart to their number).
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from dlmjax.data.windows import EvalWindows, TrainWindows
+from dlmjax.errors import InputError
+
+LAST_STEP = 1 << 40  # "for ever": Grain wants a length
+
+
+def _check_rows(rows: range, batch: int) -> None:
+    if rows.step != 1 or not 0 <= rows.start < rows.stop <= batch:
+        raise InputError(f"{rows} is not a contiguous part of the {batch} rows of a batch")
+
+
+def _iterate(first: int, last: int, make, ahead: int) -> Iterator[dict[str, np.ndarray]]:
+    options = grain.ReadOptions(num_threads=1 if ahead else 0, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.range(first, last).map(make).to_iter_dataset(options))
+
+
+def train_batches(
+    windows: TrainWindows, rows: range, start_step: int, stop_step: int | None = None, ahead: int = 2
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of this host's rows, from `start_step` on.
+
+    Args:
+        windows: the run's rows.
+        rows: the contiguous rows of the global batch that this host's devices own, e.g. range(0, global_batch) on one host.
+        start_step: 0, or the step of the checkpoint a run goes on from.
+        stop_step: the first step not wanted; None: for ever.
+        ahead: batches made in advance, in a thread; 0: none, in the calling thread.
+    Yields:
+        {"tokens", "segments", "positions": int32 [len(rows), L], "row": int32 [len(rows)]}
+    """
+    _check_rows(rows, windows.global_batch)
+    return _iterate(start_step, LAST_STEP if stop_step is None else stop_step, lambda step: windows.rows(int(step), rows), ahead)
+
+
+def eval_batches(evals: EvalWindows, batch_size: int, rows: range | None = None, ahead: int = 2) -> Iterator[dict[str, np.ndarray]]:
+    """All held-out windows, `batch_size` at a time over all hosts; every host gets the same number of batches of the same shape.
+
+    Args:
+        rows: the contiguous rows of each batch that this host owns; None: all.
+    Yields:
+        As train_batches, with "row" the window number; rows behind the last window are padding (segments 0).
+    """
+    rows = range(batch_size) if rows is None else rows
+    _check_rows(rows, batch_size)
+    batches = -(-len(evals) // batch_size)
+
+    def make(number) -> dict[str, np.ndarray]:
+        first = int(number) * batch_size
+        return evals.rows(range(first + rows.start, first + rows.stop))
+
+    return _iterate(0, batches, make, ahead)

@@ -179,9 +179,7 @@ def exclude(logits: Float[Array, "*n V"], ids: tuple[int, ...]) -> Float[Array, 
 def cross_entropy(logits: Float[Array, "*n V"], x: Int[Array, "*n"], excluded: tuple[int, ...] = ()) -> Float[Array, "*n"]:
     """-log softmax(logits)[x] in nats, over the classes that are not excluded."""
     logits = exclude(logits, excluded)
-    # A comparison, not a gather: the gradient of a gather is a scatter into [*n, V], this one fuses with that of the softmax.
-    chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == x[..., None], logits, 0.0), axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]
 
 
 def check_ids(name: str, vocab: int, **ids: int) -> None:

@@ -1,0 +1,230 @@
+"""The cases and tools of the battery that every process must pass (tests/diffusion/test_battery.py). A new process adds one row to CASES.
+
+The law: 3 tokens, 2 or 3 positions. Ids: 0..2 tokens, 3 = BOS, which text never holds, 4 = mask. In the oracle the mask is state 3.
+
+Shapes: N enumerated pairs (x, z), L positions, V vocabulary; X clean and Z noisy sequences.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlmjax.diffusion import Autoregressive, Llada, Masked, MaskedCount, Process, oracle, schedules, toy
+
+TOKENS, BOS, MASK, VOCAB = 3, 3, 4, 5
+Curve = Callable[[float], float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A process and what the oracle needs to know of it.
+
+    kernel: its forward process for the oracle; None for a process without noise.
+    log_likelihood: what the exact denoiser needs (see toy.ToyDenoiser); None = causal.
+    pairs: (case, law, t) -> every (x, z) that can occur at level t, with its probability.
+    grid: (levels, weights) whose weighted sum is the integral over t.
+    """
+
+    name: str
+    process: Process
+    kernel: oracle.Kernel | None
+    log_likelihood: Callable | None = toy.masked_likelihood(TOKENS, MASK)
+    pairs: Callable | None = None
+    grid: Callable[[int], tuple[np.ndarray, np.ndarray]] = lambda length: oracle.quadrature(64)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def denoiser(self, law: oracle.Law) -> toy.ToyDenoiser:
+        return toy.ToyDenoiser(law, VOCAB, self.log_likelihood)
+
+    def enumerate(self, law: oracle.Law, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(x_NL, z_NL as ids, probability_N) at level t."""
+        if self.pairs is not None:
+            return self.pairs(self, law, t)
+        joint_XZ = oracle.evidence(law, self.kernel, t)
+        z_Zn = to_ids(oracle.enumerate_sequences(self.states, law.length))
+        ix, iz = np.nonzero(joint_XZ)
+        return law.sequences_Xn[ix], z_Zn[iz], joint_XZ[ix, iz]
+
+    @property
+    def states(self) -> int:
+        return self.kernel.noise(0.5).size
+
+
+def to_ids(states: np.ndarray) -> np.ndarray:
+    """The oracle's states as ids: its mask is the state after the tokens."""
+    return np.where(states == TOKENS, MASK, states).astype(np.int32)
+
+
+def to_states(ids: np.ndarray) -> np.ndarray:
+    return np.where(ids == MASK, TOKENS, ids)
+
+
+def clipped(alpha: Curve, alpha_prime: Curve, low: float, high: float) -> tuple[Curve, Curve]:
+    return lambda t: low + (high - low) * alpha(t), lambda t: (high - low) * alpha_prime(t)
+
+
+# alpha and alpha' once more, by hand in float64: the oracle shares nothing with the schedules under test.
+LINEAR = (lambda t: 1 - t, lambda t: -1.0)
+COSINE = (lambda t: 1 - math.cos(math.pi / 2 * (1 - t)), lambda t: -math.pi / 2 * math.sin(math.pi / 2 * (1 - t)))
+SQUARE = (lambda t: 1 - t**2, lambda t: -2 * t)
+GEOMETRIC = (
+    lambda t: math.exp(-(0.01 ** (1 - t)) * 5**t),
+    lambda t: -math.log(500) * 0.01 ** (1 - t) * 5**t * math.exp(-(0.01 ** (1 - t)) * 5**t),
+)
+
+
+def _masked(name: str, schedule: schedules.Schedule, curves: tuple[Curve, Curve]) -> Case:
+    return Case(f"masked/{name}", Masked(VOCAB, MASK, schedule, excluded=(BOS,)), oracle.masked_kernel(TOKENS, *curves))
+
+
+def _count_pairs(case: Case, law: oracle.Law, t: float):
+    """All ways to mask exactly k of the positions, equally likely."""
+    count = round(t * law.length)
+    subsets = list(itertools.combinations(range(law.length), count))
+    x, z, p = [], [], []
+    for (x_L, mass), subset in itertools.product(zip(law.sequences_Xn, law.probability_X, strict=True), subsets):
+        x.append(x_L)
+        z.append([MASK if i in subset else int(token) for i, token in enumerate(x_L)])
+        p.append(mass / len(subsets))
+    return np.asarray(x), np.asarray(z, np.int32), np.asarray(p)
+
+
+def _shifted_pairs(case: Case, law: oracle.Law, t: float):
+    x_XL = law.sequences_Xn
+    z_XL = np.concatenate([np.full_like(x_XL[:, :1], BOS), x_XL[:, :-1]], axis=1)
+    return x_XL, z_XL.astype(np.int32), law.probability_X
+
+
+CASES = [
+    _masked("linear", schedules.Linear(), LINEAR),
+    _masked("cosine", schedules.Cosine(), COSINE),
+    _masked("polynomial", schedules.Polynomial(2.0), SQUARE),
+    _masked("geometric", schedules.Geometric(0.01, 5.0), GEOMETRIC),
+    _masked("log_linear", schedules.log_linear(0.05), clipped(*LINEAR, 0.05, 1.0)),
+    _masked("clipped", schedules.symmetric(schedules.Cosine(), 0.05), clipped(*COSINE, 0.05, 0.95)),
+    Case("llada", Llada(VOCAB, MASK, excluded=(BOS,), eps=0.05), oracle.masked_kernel(TOKENS, *clipped(*LINEAR, 0.0, 0.95))),
+    Case(
+        "masked_count",
+        MaskedCount(VOCAB, MASK, excluded=(BOS,)),
+        oracle.masked_kernel(TOKENS, *LINEAR),
+        pairs=_count_pairs,
+        grid=lambda length: (np.arange(1, length + 1) / length, np.full(length, 1 / length)),
+    ),
+    Case(
+        "autoregressive",
+        Autoregressive(VOCAB, BOS, MASK),
+        None,
+        log_likelihood=None,
+        pairs=_shifted_pairs,
+        grid=lambda length: (np.asarray([0.5]), np.asarray([1.0])),
+    ),
+]
+NOISY = [case for case in CASES if case.kernel is not None]
+
+
+# --- tools -------------------------------------------------------------------------------------------------------------------------
+
+
+def expected_nats(case: Case, law: oracle.Law, denoiser=None) -> float:
+    """The diffusion part of the bound by enumeration over (x, z) and quadrature over t, with the process's own loss, in float64."""
+    denoiser = denoiser or case.denoiser(law)
+    x, z, t, mass = [], [], [], []
+    for level, weight in zip(*case.grid(law.length), strict=True):
+        x_NL, z_NL, p_N = case.enumerate(law, level)
+        x, z, t, mass = [*x, x_NL], [*z, z_NL], [*t, np.full(x_NL.shape, level)], [*mass, weight * p_N]
+    mass_N = np.concatenate(mass)
+    nats_NL = _padded(
+        lambda x_NL, z_NL, t_NL: case.process.loss(denoiser.logits(denoiser.hidden(z_NL, t_NL)), x_NL, z_NL, t_NL),
+        np.concatenate(x),
+        np.concatenate(z),
+        np.concatenate(t),
+    )
+    return float(np.sum(mass_N * nats_NL.sum(axis=1)))
+
+
+def _padded(function, *arrays: np.ndarray) -> np.ndarray:
+    """function(*arrays) in float64, with rows repeated up to a power of 4: then all cases share compiled operations."""
+    rows = len(arrays[0])
+    size = 4 ** math.ceil(math.log(rows, 4))
+    with jax.enable_x64(True):
+        return np.asarray(function(*(jnp.asarray(np.resize(array, (size, *array.shape[1:]))) for array in arrays)))[:rows]
+
+
+def expected_boundary(case: Case, law: oracle.Law) -> float:
+    """Prior and reconstruction terms by enumeration, with the process's own functions."""
+    if not case.process.has_boundary:
+        return 0.0
+    x_NL, z_NL, p_N = case.enumerate(law, 0.0)
+    process, denoiser = case.process, case.denoiser(law)
+
+    def nats(x_NL, z_NL):
+        logits_NLV = denoiser.logits(denoiser.hidden(z_NL, jnp.zeros(z_NL.shape)))
+        return process.reconstruction(logits_NLV, x_NL, z_NL) + process.prior_nats(x_NL)
+
+    return float(np.sum(p_N * _padded(nats, x_NL, z_NL).sum(axis=1)))
+
+
+def prior_gap(case: Case, law: oracle.Law) -> float:
+    """KL(q(z_1) || p_1): the one thing an exact denoiser cannot make up for. p_1 spreads the alpha_1 that is left evenly."""
+    start_Z = prior_law(case, law)
+    true_Z = oracle.evidence(law, case.kernel, 1.0).sum(axis=0)
+    seen_Z = true_Z > 0
+    return float(np.sum(true_Z[seen_Z] * np.log(true_Z[seen_Z] / start_Z[seen_Z])))
+
+
+def reconstruction_gap(case: Case, law: oracle.Law) -> float:
+    """E KL(p(x | z_0) || prod_i p(x_i | z_0)): tokens still masked at t = 0 are guessed without seeing each other."""
+    joint_XZ, guess_ZnK = oracle.evidence(law, case.kernel, 0.0), oracle.posterior(law, case.kernel, 0.0)
+    states_Zn, x_Xn = oracle.enumerate_sequences(case.states, law.length), law.sequences_Xn
+    total = 0.0
+    for ix, iz in zip(*np.nonzero(joint_XZ), strict=True):
+        apart = np.prod([guess_ZnK[iz, i, x_Xn[ix, i]] for i in range(law.length) if states_Zn[iz, i] == TOKENS])
+        total += joint_XZ[ix, iz] * np.log(joint_XZ[ix, iz] / joint_XZ[:, iz].sum() / apart)
+    return float(total)
+
+
+def prior_law(case: Case, law: oracle.Law) -> np.ndarray:
+    """p_1 over the oracle's noisy sequences."""
+    p_S = case.kernel.noise(1.0).copy()
+    p_S[:TOKENS] += case.kernel.alpha(1.0) / TOKENS
+    return p_S[oracle.enumerate_sequences(p_S.size, law.length)].prod(axis=1)
+
+
+def sample_law(law: oracle.Law, rows: int, seed: int) -> np.ndarray:
+    chosen = np.random.default_rng(seed).choice(law.probability_X.size, size=rows, p=law.probability_X)
+    return law.sequences_Xn[chosen].astype(np.int32)
+
+
+def index_of(states_NL: np.ndarray, states: int) -> np.ndarray:
+    """Place of each sequence in `oracle.enumerate_sequences(states, L)`."""
+    return np.ravel_multi_index(tuple(np.asarray(states_NL).T), (states,) * states_NL.shape[1])
+
+
+def chi_square_sigmas(counts: np.ndarray, probability: np.ndarray) -> float:
+    """How many standard deviations the chi-square statistic lies above its mean (Wilson-Hilferty); cells that expect < 5 are pooled."""
+    counts, expected = np.asarray(counts, float), np.asarray(probability, float) * counts.sum()
+    assert counts[expected <= 1e-9 * counts.sum()].sum() == 0, "something was drawn that cannot be"
+    rare = expected < 5
+    if rare.any():
+        counts, expected = np.append(counts[~rare], counts[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+    keep = expected > 0
+    statistic, freedom = np.sum((counts[keep] - expected[keep]) ** 2 / expected[keep]), keep.sum() - 1
+    if freedom == 0:
+        return 0.0
+    spread = 2 / (9 * freedom)
+    return float(((statistic / freedom) ** (1 / 3) - (1 - spread)) / np.sqrt(spread))
+
+
+def batch_of(x_BL: np.ndarray, segments_BL: np.ndarray | None = None, first_row: int = 0) -> dict:
+    """A batch as the loader makes it."""
+    rows = np.arange(first_row, first_row + len(x_BL), dtype=np.int32)
+    segments_BL = np.ones_like(x_BL) if segments_BL is None else segments_BL
+    batch = {"tokens": x_BL, "segments": segments_BL, "positions": np.broadcast_to(np.arange(x_BL.shape[1]), x_BL.shape), "row": rows}
+    return {name: jnp.asarray(value, jnp.int32) for name, value in batch.items()}

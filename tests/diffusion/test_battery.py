@@ -1,0 +1,348 @@
+"""What every process must satisfy, checked by enumeration on laws small enough to list. See battery.py for the cases."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, oracle, row_keys
+from dlmjax.diffusion.times import Flat, Mixture, Power
+from tests.diffusion.battery import (
+    CASES,
+    MASK,
+    NOISY,
+    TOKENS,
+    VOCAB,
+    batch_of,
+    chi_square_sigmas,
+    expected_boundary,
+    expected_nats,
+    index_of,
+    prior_gap,
+    prior_law,
+    reconstruction_gap,
+    sample_law,
+    to_ids,
+    to_states,
+)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+noisy_case = pytest.mark.parametrize("case", NOISY, ids=str)
+
+LAW2 = oracle.Law.random(TOKENS, 2, seed=1)
+LAW3 = oracle.Law.random(TOKENS, 3, seed=2)
+
+
+@every_case
+def test_case_is_a_process(case):
+    assert isinstance(case.process, Process)
+    assert hash(case.process) == hash(case.process)
+    assert case.process.vocab == VOCAB
+    assert case.process.attention in ("full", "causal")
+
+
+# --- the bound ---------------------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("law", [LAW2, LAW3], ids=["2 tokens", "3 tokens"])
+def test_bound_is_tight(case, law):
+    """With the exact denoiser the whole NELBO is the entropy, but for what the ends get wrong, which is enumerated too."""
+    gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.has_boundary else 0.0
+    assert gap < 0.03
+    assert expected_nats(case, law) + expected_boundary(case, law) == pytest.approx(law.entropy + gap, abs=1e-6)
+
+
+@noisy_case
+def test_leaving_out_the_boundary_is_seen(case):
+    """Where a process has boundary terms they matter: without them the sum is below the entropy, that is no bound."""
+    if case.process.has_boundary:
+        assert expected_nats(case, LAW2) < LAW2.entropy - 1e-3
+    else:
+        assert expected_boundary(case, LAW2) == 0.0
+
+
+@noisy_case
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float64, 1e-10), (jnp.float32, 1e-5)])
+def test_pointwise_loss_is_the_oracles(case, dtype, tolerance):
+    """Every (x, z) at many levels under random logits: both forms of the oracle agree with the loss, and with each other."""
+    rng = np.random.default_rng(3)
+    levels = [0.01, 0.1, 0.35, 0.5, 0.8, 0.999]
+    x, z, t, logits, truth = [], [], [], [], []
+    for level in levels:
+        for clean in range(TOKENS):
+            for state in range(case.states):
+                if case.kernel.matrix(level)[clean, state] == 0:
+                    continue
+                logits_V = rng.normal(size=VOCAB) * 3
+                guess_K = np.exp(logits_V[:TOKENS]) / np.exp(logits_V[:TOKENS]).sum()
+                by_kl = oracle.kl_is_loss(case.kernel, level, clean, state, guess_K)
+                by_path = oracle.path_loss(case.kernel, level, clean, state, guess_K)
+                assert by_kl == pytest.approx(by_path, rel=1e-9, abs=1e-9)
+                x, z, t = [*x, clean], [*z, int(to_ids(np.asarray(state)))], [*t, level]
+                logits, truth = [*logits, logits_V], [*truth, by_kl]
+    with jax.enable_x64(dtype == jnp.float64):
+        nats = case.process.loss(jnp.asarray(logits, dtype), jnp.asarray(x), jnp.asarray(z), jnp.asarray(t, dtype))
+    assert nats.dtype == dtype
+    np.testing.assert_allclose(np.asarray(nats), truth, rtol=tolerance, atol=tolerance)
+    assert np.max(truth) > 1  # the comparison is not one of zeros
+
+
+TIMES = {
+    "stratified": PerRow(),
+    "uniform": PerRow(stratified=False),
+    "power": PerRow(Power(0.7)),
+    "importance": PerRow(Piecewise((4.0, 2.0, 1.0, 1.0, 0.5))),
+    "mixture": PerRow(Mixture((Flat(), Power(0.6)), (0.5, 0.5))),
+}
+# Every process with stratified times, and every way to draw times with the processes whose losses differ most in them.
+DRAWS = [(case, "stratified") for case in CASES]
+DRAWS += [(case, times) for case in CASES if str(case) in ("masked/cosine", "masked_count") for times in list(TIMES)[1:]]
+
+
+@pytest.mark.parametrize("case, times", DRAWS, ids=str)
+def test_monte_carlo_is_unbiased(case, times):
+    """Steps of training on the law, through the whole objective: the mean of `nats` is the bound, within its standard error."""
+    objective = Objective(case.process, TIMES[times], boundary=True)
+    assert objective.is_bound
+    rows, steps = 2048, 16
+    x_SBL = sample_law(LAW2, rows * steps, seed=4).reshape(steps, rows, 2)
+
+    def step(x_BL, key):
+        batch = {"tokens": x_BL, "segments": jnp.ones_like(x_BL), "row": jnp.arange(rows, dtype=jnp.int32)}
+        parts = objective(case.denoiser(LAW2), batch, key, rows)[1]
+        return parts["nats"] / parts["tokens"]
+
+    keys_S = jax.random.split(jax.random.key(5), steps)
+    means_S = np.asarray([step(jnp.asarray(x_BL), key) for x_BL, key in zip(x_SBL, keys_S, strict=True)], np.float64)
+    error = means_S.std(ddof=1) / np.sqrt(steps)
+    truth = (expected_nats(case, LAW2) + expected_boundary(case, LAW2)) / 2
+    assert error < 0.02 * truth
+    assert abs(means_S.mean() - truth) < 4 * error
+
+
+# --- the forward chain -------------------------------------------------------------------------------------------------------------
+
+
+@noisy_case
+@pytest.mark.parametrize("steps", [1, 6])
+def test_composed_steps_are_the_one_shot_marginal(case, steps):
+    """One corruption, and six small ones, both have the kernel's law q(z_t | x) over all positions jointly."""
+    rows, length = 2**14, 3
+    x_L = np.asarray([2, 0, 1], np.int32)
+    point = np.zeros((TOKENS,) * length)
+    point[tuple(x_L)] = 1
+    end = 2 / 3
+    _, z_NL, p_N = case.enumerate(oracle.Law(point), end)
+    probability_Z = np.bincount(index_of(to_states(z_NL), case.states), p_N, case.states**length)
+
+    x_BL = jnp.broadcast_to(jnp.asarray(x_L), (rows, length))
+    keys_B = row_keys(jax.random.key(6), jnp.arange(rows))
+    if steps == 1:
+        z_BL = case.process.corrupt(keys_B, x_BL, jnp.full(x_BL.shape, end))
+    else:
+        levels = np.linspace(0, 1, steps) ** 1.5 * end
+        z_BL = case.process.corrupt(keys_B, x_BL, jnp.zeros(x_BL.shape))
+        for i, (s, t) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+            keys_B = row_keys(jax.random.key(7 + i), jnp.arange(rows))
+            z_BL = case.process.forward_step(keys_B, z_BL, jnp.full(x_BL.shape, s), jnp.full(x_BL.shape, t))
+    counts_Z = np.bincount(index_of(to_states(np.asarray(z_BL)), case.states), minlength=case.states**length)
+    assert chi_square_sigmas(counts_Z, probability_Z) < 4
+
+
+# --- the reverse chain -------------------------------------------------------------------------------------------------------------
+
+
+ROWS = 2**13
+
+
+@functools.cache
+def _stepper(case):
+    """One reverse step, and the last act, of ROWS rows with the exact denoiser.
+
+    Not jitted as a whole: operation by operation all cases share what is compiled, and compiling random bits is what takes long.
+    """
+    process, denoiser = case.process, case.denoiser(LAW3)
+
+    def denoise(keys_B, z_BL, t_BL):
+        read_BL = process.corrupt(keys_B, z_BL, t_BL) if process.attention == "causal" else z_BL
+        return denoiser.logits(denoiser.hidden(read_BL, t_BL))
+
+    def step(key, z_BL, t, s):
+        keys_B, t_BL, s_BL = row_keys(key, jnp.arange(ROWS)), jnp.full(z_BL.shape, t), jnp.full(z_BL.shape, s)
+        return process.reverse_step(keys_B, denoise(keys_B, z_BL, t_BL), z_BL, t_BL, s_BL)
+
+    def decode(key, z_BL):
+        keys_B = row_keys(key, jnp.arange(ROWS))
+        return process.decode(keys_B, denoise(keys_B, z_BL, jnp.zeros(z_BL.shape)), z_BL)
+
+    return step, decode
+
+
+def _sample(case, times, seed):
+    """Counts [X] of the rows that the process itself draws, stepping through `times`."""
+    step, decode = _stepper(case)
+    keys = jax.random.split(jax.random.key(seed), len(times) + 1)
+    z_BL = case.process.prior(row_keys(keys[-1], jnp.arange(ROWS)), LAW3.length)
+    for key, t, s in zip(keys, np.float32(times[:-1]), np.float32(times[1:]), strict=False):
+        z_BL = step(key, z_BL, t, s)
+    x_BL = np.asarray(decode(keys[-2], z_BL))
+    assert x_BL.min() >= 0 and x_BL.max() < TOKENS, "a mask or a special id is left"
+    return np.bincount(index_of(x_BL, TOKENS), minlength=TOKENS**3)
+
+
+@every_case
+def test_reverse_sampling_reproduces_the_joint_law(case):
+    """Many small steps with the exact denoiser draw the data's own law, and no mask is left."""
+    if case.kernel is None:
+        assert chi_square_sigmas(_sample(case, np.linspace(1, 0, 4), seed=8), LAW3.probability_X) < 4
+        return
+    times = np.linspace(1, 0, 65)
+    truth_X = _enumerated(case, LAW3, times)
+    assert chi_square_sigmas(_sample(case, times, seed=8), truth_X) < 4
+    # What is left between the two laws is what the ends get wrong.
+    assert np.abs(truth_X - LAW3.probability_X).sum() / 2 < (0.05 if case.process.has_boundary else 0.015)
+
+
+@noisy_case
+def test_few_reverse_steps_have_the_enumerated_law(case):
+    """With a few uneven steps a sampler is not exact, but it must be inexact in the way the reverse process is."""
+    times = np.asarray([1.0, 0.7, 0.0])
+    counts_X = _sample(case, times, seed=9)
+    assert chi_square_sigmas(counts_X, _enumerated(case, LAW3, times)) < 4
+    # The test has the power to tell this law from the data's.
+    assert chi_square_sigmas(counts_X, LAW3.probability_X) > 4
+
+
+def _enumerated(case, law, times):
+    """The law of a sampler's rows: p_1, the reverse steps, then p(x | z_0)."""
+    z_Z = oracle.reverse_law(law, case.kernel, list(times), prior_law(case, law))
+    decode_ZnK = oracle.posterior(law, case.kernel, 0.0)
+    masks_Zn = oracle.enumerate_sequences(case.states, law.length) == TOKENS
+    states_Zn = oracle.enumerate_sequences(case.states, law.length)
+    x_Xn = law.sequences_Xn
+    p_ZX = np.ones((len(states_Zn), len(x_Xn)))
+    for i in range(law.length):
+        kept_ZX = (states_Zn[:, i, None] == x_Xn[None, :, i]).astype(float)
+        p_ZX *= np.where(masks_Zn[:, i, None], decode_ZnK[:, i][:, x_Xn[:, i]], kept_ZX)
+    return z_Z @ p_ZX
+
+
+# --- ends, padding, rows -----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_loss_and_gradient_are_finite_at_the_ends(case, dtype, scale):
+    """Every state at t -> 0 and t -> 1, with mild and with extreme logits: numbers, not NaN or infinity."""
+    levels = jnp.asarray([0.0, 1e-30, 1e-12, 1e-6, 1 - 1e-6, 1.0])
+    t, x, z = (a.reshape(-1) for a in jnp.meshgrid(levels, jnp.arange(TOKENS), jnp.asarray([0, 1, 2, MASK]), indexing="ij"))
+    logits = (scale * jax.random.normal(jax.random.key(10), (t.size, VOCAB))).astype(dtype)
+
+    def total(logits):
+        nats = case.process.loss(logits, x, z, t)
+        return jnp.sum(nats), nats
+
+    (_, nats), gradient = jax.value_and_grad(total, has_aux=True)(logits)
+    assert nats.dtype == jnp.float32
+    assert np.isfinite(np.asarray(nats)).all()
+    assert np.isfinite(np.asarray(gradient, np.float32)).all()
+    reconstructed, gradient = jax.value_and_grad(lambda logits: jnp.sum(case.process.reconstruction(logits, x, z)))(logits)
+    assert np.isfinite(float(reconstructed)) and np.isfinite(np.asarray(gradient, np.float32)).all()
+
+
+@every_case
+def test_corruption_at_the_ends(case):
+    """All noise at t = 1 and none at t = 0, where the schedule says so."""
+    process, keys_B = case.process, row_keys(jax.random.key(11), jnp.arange(64))
+    x_BL = jnp.asarray(np.random.default_rng(0).integers(0, TOKENS, (64, 8)), jnp.int32)
+    if case.kernel is None or process.has_boundary:
+        return
+    z_BL = process.corrupt(keys_B, x_BL, jnp.ones(x_BL.shape))
+    assert (z_BL == MASK).all()
+    assert (process.corrupt(keys_B, x_BL, jnp.zeros(x_BL.shape)) == x_BL).all()
+    assert process.rows(z_BL, jnp.ones(x_BL.shape)).all()
+
+
+@every_case
+def test_padding_is_untouched_and_carries_no_loss(case):
+    process = case.process
+    rng = np.random.default_rng(12)
+    x_BL = rng.integers(0, TOKENS, (16, 3)).astype(np.int32)
+    segments_BL = np.ones_like(x_BL)
+    segments_BL[:, 2] = 0
+    segments_BL[3] = 0  # a row of nothing but padding
+    valid_BL = jnp.asarray(segments_BL > 0)
+    keys_B, t_BL = row_keys(jax.random.key(13), jnp.arange(16)), jnp.full(x_BL.shape, 0.9)
+    t_BL = process.levels(t_BL, valid_BL)
+    z_BL = process.corrupt(keys_B, jnp.asarray(x_BL), t_BL, valid_BL)
+    assert (np.asarray(z_BL)[segments_BL == 0] == x_BL[segments_BL == 0]).all()
+    assert (np.asarray(z_BL)[segments_BL > 0] != x_BL[segments_BL > 0]).any()
+
+    objective = Objective(process, boundary=True)
+    total, parts = objective(case.denoiser(LAW3), batch_of(x_BL, segments_BL), jax.random.key(14), 16)
+    assert int(parts["tokens"]) == 30
+    assert float(jnp.sum(parts["tokens_by_level"])) == 30
+    assert int(parts["corrupted"]) <= 30
+    silent = np.zeros_like(segments_BL)
+    total, parts = objective(case.denoiser(LAW3), batch_of(x_BL, silent), jax.random.key(14), 16)
+    assert float(total) == 0 and all(float(jnp.sum(part)) == 0 for part in parts.values())
+
+
+@every_case
+def test_a_batch_is_its_rows(case):
+    """Eight rows at once, or four and four: the same levels and the same noise bit for bit, the same sums."""
+    process, objective = case.process, Objective(case.process, PerRow(), boundary=True)
+    x_BL = sample_law(LAW3, 8, seed=15)
+    whole, halves = batch_of(x_BL), [batch_of(x_BL[:4]), batch_of(x_BL[4:], first_row=4)]
+    key = jax.random.key(16)
+
+    def noise(batch):
+        t_BL, weight_BL = objective.times.draw(key, batch["row"], 8, 3)
+        t_BL = process.levels(t_BL, batch["segments"] > 0)
+        return t_BL, weight_BL, process.corrupt(row_keys(key, batch["row"]), batch["tokens"], t_BL)
+
+    for one, two in zip(noise(whole), zip(*map(noise, halves), strict=True), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.concatenate(two))
+    denoiser = case.denoiser(LAW3)
+    parts = objective(denoiser, whole, key, 8)[1]
+    sums = jax.tree.map(lambda a, b: a + b, *(objective(denoiser, half, key, 8)[1] for half in halves))
+    for name in parts:
+        np.testing.assert_allclose(parts[name], sums[name], rtol=2e-6, err_msg=name)
+    # Row numbers, not places in the batch, decide; another step draws anew.
+    back = jax.tree.map(lambda a: a[::-1], whole)
+    np.testing.assert_array_equal(np.asarray(noise(back)[2])[::-1], np.asarray(noise(whole)[2]))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in ("masked/clipped", "masked_count", "autoregressive")], ids=str)
+def test_jit_changes_nothing(case):
+    """Under jit, and with the key traced, the objective gives the numbers it gives line by line."""
+    objective = Objective(case.process, boundary=True)
+    batch, key = batch_of(sample_law(LAW3, 8, seed=17)), jax.random.key(18)
+
+    def run(batch, key):
+        return objective(case.denoiser(LAW3), batch, key, 8)
+
+    eager, jitted = run(batch, key), jax.jit(run)(batch, key)
+    np.testing.assert_allclose(eager[0], jitted[0], rtol=1e-5)
+    np.testing.assert_array_equal(eager[1]["corrupted"], jitted[1]["corrupted"])
+
+
+@every_case
+def test_nats_at_is_what_an_evaluation_integrates(case):
+    """The mean over noise of `nats_at` at fixed levels, summed by quadrature, is the diffusion part of the bound."""
+    rows = 4096
+    x_BL = jnp.asarray(sample_law(LAW2, rows, seed=19))
+    process, levels = case.process.bound, (np.polynomial.legendre.leggauss(6)[0] + 1) / 2
+    weights = np.polynomial.legendre.leggauss(6)[1] / 2
+
+    def at(i, t):
+        keys_B = row_keys(jax.random.fold_in(jax.random.key(20), i), jnp.arange(rows))
+        return nats_at(process, case.denoiser(LAW2), x_BL, jnp.ones_like(x_BL), keys_B, jnp.full(x_BL.shape, t))
+
+    total_B = sum(w * np.asarray(at(i, t)).sum(axis=1) for i, (t, w) in enumerate(zip(levels, weights, strict=True)))
+    error = total_B.std(ddof=1) / np.sqrt(rows)
+    assert abs(total_B.mean() - expected_nats(case, LAW2)) < 4 * error + 1e-3 * LAW2.entropy

@@ -52,24 +52,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_prepare(command):
-    command.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE", help=".txt, .jsonl or .parquet, plain or .gz/.xz/.zst; or builtin:python-docs"
-    )
-    command.add_argument(
+    add = command.add_argument
+    add("--input", nargs="+", required=True, metavar="FILE", help=".txt, .jsonl or .parquet, plain or .gz/.xz/.zst; or builtin:python-docs")
+    add(
         "--tokenizer",
         default="bytes",
         help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | train-sentencepiece:VOCAB (trained on the input)",
     )
-    command.add_argument("--output", required=True, metavar="DIR", help="where shards and manifest go")
-    command.add_argument("--valid-fraction", type=float, default=0.0, help="share of the documents held out as `valid`")
-    command.add_argument("--test-fraction", type=float, default=0.0, help="share of the documents held out as `test`")
-    command.add_argument("--valid-files", nargs="+", default=[], metavar="FILE", help="files that make up `valid`")
-    command.add_argument("--test-files", nargs="+", default=[], metavar="FILE", help="files that make up `test`")
-    command.add_argument(
-        "--document", default="blank-line", choices=("blank-line", "file", "line"), help="what one document of a .txt file is"
-    )
-    command.add_argument("--field", default="text", help="the field of .jsonl and .parquet that holds the text")
-    command.add_argument("--workers", type=int, default=0, help="processes; 0 = all cores")
+    add("--output", required=True, metavar="DIR", help="where shards and manifest go")
+    add("--valid-fraction", type=float, default=0.0, help="share of the documents held out as `valid`")
+    add("--test-fraction", type=float, default=0.0, help="share of the documents held out as `test`")
+    add("--split-seed", type=int, default=0, help="another seed holds out other documents")
+    add("--split-files", nargs="+", metavar="SPLIT=FILE", help="whole files as a split, such as valid=a.txt test=b.txt; --input is then `train`")
+    add("--documents", default="file", metavar="RULE", help="what a document of a .txt file is: file, blank-line, line or separator:TEXT")
+    add("--text-field", default="text", help="the field of .jsonl and the column of .parquet that hold the text")
+    add("--format", choices=("txt", "jsonl", "parquet"), help="of all inputs; default: by each file's name")
+    add("--workers", type=int, help="processes that tokenize; default: one a core; the result does not depend on it")
+    add("--overwrite", action="store_true", help="replace a corpus of other inputs that is in --output")
 
 
 def _add_train(command):
@@ -158,14 +157,10 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _prepare(arguments, _):
-    from dlmjax.data import load_tokenizer, prepare
+    from dlmjax.data.prepare import prepare
 
-    prepare(
-        arguments.input,
-        load_tokenizer(arguments.tokenizer),
-        arguments.output,
-        valid_fraction=arguments.valid_fraction,
-    )
+    values = _values(arguments)
+    prepare(values.pop("input"), values.pop("tokenizer"), values.pop("output"), **values)
 
 
 def _train(arguments, overrides):

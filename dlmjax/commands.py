@@ -1,6 +1,7 @@
 """`dlmjax evaluate` and `dlmjax sample`: a run is opened, one function of a room below does the work, a person reads the result."""
 
 import json
+from collections.abc import Iterator
 
 from dlmjax.data import Corpus, EvalWindows, eval_batches
 from dlmjax.errors import InputError
@@ -35,15 +36,14 @@ def evaluate(
     run = open_run(workdir, weights=weights, step=step)
     parts = run.parts
     corpus = _corpus(run, data, split)
-    held_out = EvalWindows(corpus, parts.config.data.length)
-    count = min(windows or len(held_out), len(held_out))
+    held_out = EvalWindows(corpus, parts.config.data.length, limit=windows)
     size = -(-batch // parts.partition.ways("batch")) * parts.partition.ways("batch")
     evaluator = Evaluator(parts.process.bound, parts.network.bind, nodes=nodes, draws=draws, seed=seed, put_batch=parts.partition.put_batch)
     result = evaluator(
         run.params,
-        eval_batches(held_out, batch_size=size, limit=count),
+        eval_batches(held_out, batch_size=size),
         byte_lengths_V=corpus.tokenizer.byte_lengths_V,
-        total=count,
+        total=len(held_out),
         step=run.step,
         weights=run.weights,
         split=split,
@@ -129,13 +129,18 @@ def _corpus(run: Run, data: str | None, split: str) -> Corpus:
     return corpus
 
 
+def _bytes(corpus: Corpus) -> Iterator[bytes]:
+    """The documents of a split as UTF-8, without their ends."""
+    return (text.encode("utf-8") for text in corpus.documents())
+
+
 def _table(run: Run, corpus: Corpus, result: LikelihoodResult, data: str | None) -> str:
     """The result beside the n-gram marks of the same text, for a person."""
     sign = "<=" if result.is_bound and result.rule != "exact" else "="
     rows = [(f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)]
     train = Corpus.open(data or run.parts.config.data.paths[0], split="train")
     if result.bits_per_byte is not None and result.windows * result.length >= corpus.num_tokens and 0 < train.num_bytes <= MARK_LIMIT:
-        marks = entropy_marks(train.iter_bytes(), corpus.iter_bytes())
+        marks = entropy_marks(_bytes(train), _bytes(corpus))
         rows += [("bigram table counted on the training text", marks.bigram, None)]
         rows += [("unigram table counted on the training text", marks.unigram, None)]
     width = max(len(name) for name, _, _ in rows)

@@ -17,7 +17,8 @@ import jax
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.data import Corpus, Tokenizer, load_tokenizer, save_tokenizer
+from dlmjax.data import Corpus, Tokenizer, load_tokenizer
+from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion import Objective, Process, make_process, make_schedule, make_times
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, Network, build_network

@@ -189,7 +189,7 @@ class _HeldOut:
             self._every = 0
             log.warning("the corpus has no `valid` split: no held-out bound on the way (dlmjax prepare --valid-fraction makes one)")
             return
-        self._windows = EvalWindows(corpus, parts.config.data.length)
+        self._windows = EvalWindows(corpus, parts.config.data.length, limit=parts.config.log.evaluate_windows)
         self._bytes = corpus.tokenizer.byte_lengths_V
         self._evaluator = Evaluator(
             parts.process.bound, parts.network.bind, nodes=parts.config.log.nodes, put_batch=parts.partition.put_batch
@@ -203,9 +203,7 @@ class _HeldOut:
         """The bound of the averaged weights (the raw ones when no average is kept)."""
         config = self._parts.config
         weights = "ema" if config.train.ema > 0 else "raw"
-        batches = eval_batches(
-            self._windows, batch_size=min(config.data.batch, 64), limit=min(config.log.evaluate_windows, len(self._windows))
-        )
+        batches = eval_batches(self._windows, batch_size=config.data.batch // config.train.accumulation)
         params = state["ema"] if weights == "ema" else state["params"]
         return self._evaluator(params, batches, byte_lengths_V=self._bytes, step=done, weights=weights, split="valid")
 

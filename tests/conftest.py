@@ -22,11 +22,11 @@ def small_corpus(tmp_path_factory):
     """A prepared corpus of bytes: a part of the text that CPython ships, with a held-out split."""
     from pydoc_data.topics import topics
 
-    from dlmjax.data import load_tokenizer, prepare
+    from dlmjax.data.prepare import prepare
 
     root = tmp_path_factory.mktemp("corpus")
     texts = [topics[name] for name in sorted(topics)][:24]
     source = root / "topics.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    prepare([str(source)], load_tokenizer("bytes"), str(root / "prepared"), valid_fraction=0.2)
+    prepare([str(source)], "bytes", str(root / "prepared"), valid_fraction=0.2)
     return root / "prepared"

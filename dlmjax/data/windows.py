@@ -67,9 +67,10 @@ def permute(index_B: Int[np.ndarray, "B"], size: int, key_B: UInt64[np.ndarray, 
 def _feistel(values_B: UInt64[np.ndarray, "B"], bits: int, key_B: UInt64[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:
     low, high = bits // 2, bits - bits // 2
     left, right = values_B >> np.uint64(low), values_B & np.uint64((1 << low) - 1)
+    round_keys = mix(key_B + np.arange(8, dtype=np.uint64)[:, None])
     for number in range(8):  # even, so that the halves have their widths again
         width = high if number % 2 == 0 else low
-        scrambled = mix(right ^ mix(key_B + np.uint64(number)))
+        scrambled = mix(right ^ round_keys[number])
         left, right = right, left ^ (scrambled & np.uint64((1 << width) - 1))
     return (left << np.uint64(low)) | right
 
@@ -280,14 +281,18 @@ class TrainWindows:
 
 
 class EvalWindows:
-    """Every token of a split exactly once, in order: window i is [i * length, (i + 1) * length); the last one is padded (segments 0)."""
+    """Every token of a split exactly once, in order: window i is [i * length, (i + 1) * length); the last one is padded (segments 0).
 
-    def __init__(self, corpus: Corpus, length: int):
+    limit: only the first windows; None: all.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, limit: int | None = None):
         _check_length(length)
-        self.corpus, self.length, self.tokenizer = corpus, length, corpus.tokenizer
+        self.corpus, self.length, self.tokenizer, self.limit = corpus, length, corpus.tokenizer, limit
 
     def __len__(self) -> int:
-        return -(-self.corpus.num_tokens // self.length)
+        every = -(-self.corpus.num_tokens // self.length)
+        return every if self.limit is None else min(self.limit, every)
 
     def row(self, number: int) -> dict[str, np.ndarray]:
         """One window: {"tokens", "segments", "positions"}, int32 [L]."""
@@ -299,7 +304,7 @@ class EvalWindows:
         """Windows as a batch, as from `TrainWindows.rows` with "row" the window number; numbers behind the last give padding only."""
         numbers_B = np.array(numbers, np.int64)
         offsets_B = numbers_B * self.length
-        counts_B = np.clip(self.corpus.num_tokens - offsets_B, 0, self.length)
+        counts_B = np.where(numbers_B < len(self), np.clip(self.corpus.num_tokens - offsets_B, 0, self.length), 0)
         tokens_BL = np.full((len(numbers_B), self.length), self.tokenizer.pad_id, np.int32)
         here_N = np.flatnonzero(counts_B)
         self.corpus.read_into(tokens_BL, here_N, offsets_B[here_N], counts_B[here_N])

@@ -54,6 +54,7 @@ class Checkpoints:
         self._keep, self._best = max(keep, 1), best
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
+        self._warned: set[int] = set()
         self._first = jax.process_index() == 0  # files other than Orbax's are written and removed by one process
 
     def __enter__(self) -> "Checkpoints":
@@ -69,8 +70,13 @@ class Checkpoints:
         return [step for step in self._named() if not self._flaw(step)]
 
     def latest(self) -> int | None:
-        """The newest whole checkpoint's step."""
-        return max(self.steps(), default=None)
+        """The newest whole checkpoint's step; warns of each newer one that is not whole."""
+        for step in reversed(self._named()):
+            flaw = self._flaw(step)
+            if not flaw:
+                return step
+            self._warn(step, flaw)
+        return None
 
     def best(self) -> int | None:
         """The step with the lowest `meta["metric"]`; the newest of equals."""
@@ -113,6 +119,12 @@ class Checkpoints:
             if found != size:
                 return f"is truncated: {name} has {found} of {size} bytes"
         return ""
+
+    def _warn(self, step: int, flaw: str) -> None:
+        """Once for each checkpoint, however often it is looked at."""
+        if step not in self._warned:
+            log.warning("checkpoint %s %s; skipped, the one before it is used", self._path(step), flaw)
+        self._warned.add(step)
 
     def _ranked(self, steps: list[int]) -> list[int]:
         """Steps that carry a metric, best first."""
@@ -238,7 +250,7 @@ class Checkpoints:
                 if not flaw:
                     return state, marker["meta"]
             if step is None:
-                log.warning("checkpoint %s %s; trying the one before it", self._path(candidate), flaw)
+                self._warn(candidate, flaw)
             else:
                 raise InputError(f"checkpoint {self._path(step)} {flaw}; whole ones: {', '.join(map(str, self.steps())) or 'none'}")
         raise InputError(self._nothing(None))

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -141,13 +142,17 @@ class Summary:
 class Window:
     """Collects the device metrics of the steps between two lines and fetches them at once: the only host sync of the loop.
 
+    Args:
+      report: summed parts -> named values, such as an objective's own report, which knows what may be called a bound; None = `per_token`.
+
     `pending()` goes into a checkpoint's meta and back through `restore`, so that a resumed run writes the line that the
     uninterrupted one would have written.
     """
 
     RUN_AHEAD = 8  # steps that may be queued on the device; bounds memory and the delay of a signal
 
-    def __init__(self):
+    def __init__(self, report: Callable[[dict], dict[str, float]] | None = None):
+        self._report = report or per_token
         self._queued: list[tuple[int, dict]] = []
         self._fetched: list[dict] = []
 
@@ -170,10 +175,10 @@ class Window:
         self._queued, self._fetched = [], list(pending)
 
     def reduce(self) -> Summary:
-        """Means over the steps since the last call, weighted by tokens where they are per token; then starts anew.
+        """Means over the steps since the last call; then starts anew.
 
-        Of the parts, sums per token get the name of the part ("nats" -> nats per token), `*_by_level` become `name_by_level/0.0-0.1`, ...,
-        per token of that noise level. Steps that were skipped count in "skipped" only.
+        "loss" is weighted by tokens, "grad_norm" and "update_norm" are plain means, "param_norm" and "learning_rate" are the newest, the
+        parts are summed and named by `report`. Steps that were skipped count in "skipped" only.
         """
         records = self.pending()
         self._fetched = []
@@ -187,7 +192,9 @@ class Window:
             tokens = np.array([record["parts"]["tokens"] for record in good], np.float64)
             losses = np.array([record["loss"] for record in good], np.float64)
             values["loss"] = float((losses * tokens).sum() / max(tokens.sum(), 1))
-            values |= _ratios([record["parts"] for record in good])
+            parts = [record["parts"] for record in good]
+            sums = {name: np.sum([np.asarray(part[name], np.float64) for part in parts], axis=0) for name in parts[0]}
+            values |= {"tokens": float(sums["tokens"]), **self._report(sums)}
         stopped = any(record["stopped"] for record in records)
         bad = [BadStep(record["step"], _rows(record["bad_microbatches"])) for record in records if record["skipped"]]
         # After the step that stopped the run, all others are skipped because the state is frozen: only the first one is to blame.
@@ -198,17 +205,14 @@ def _plain(value: np.ndarray) -> Any:
     return np.asarray(value).tolist()
 
 
-def _ratios(parts: list[dict]) -> dict[str, float]:
-    """Sums over steps, divided by the tokens they were summed over."""
-    sums = {name: np.sum([np.asarray(part[name], np.float64) for part in parts], axis=0) for name in parts[0]}
-    tokens, by_level = sums.pop("tokens"), sums.pop("tokens_by_level", None)
-    ratios = {"tokens": float(tokens)}
+def per_token(sums: dict) -> dict[str, float]:
+    """Each summed part per token, under its name; `nats_by_level` as `loss_by_level/0.0-0.1`, ..., per token of that noise level."""
+    tokens, by_level = sums["tokens"], sums.get("tokens_by_level")
+    ratios = {}
     for name, total in sums.items():
-        if name == "loss":  # the mean of the step's own "loss" is there already
-            continue
-        if np.ndim(total) == 0:
+        if np.ndim(total) == 0 and name != "tokens":
             ratios[name] = float(total / max(tokens, 1))
-        elif by_level is not None and name.endswith("_by_level"):
+        elif by_level is not None and name.endswith("_by_level") and name != "tokens_by_level":
             quantity = "loss" if name == "nats_by_level" else name.removesuffix("_by_level")
             for level, (amount, count) in enumerate(zip(total, by_level, strict=True)):
                 if count:

@@ -196,9 +196,11 @@ def files_of(directory):
 
 
 def newest_readable(directory, caplog):
-    """Step and bits of what a restore gives, and what it warned of."""
+    """Step and bits of what a restore gives, and what it warned of (once, though `latest` looks first, as a trainer does)."""
     caplog.clear()
-    restored, meta = Checkpoints(directory).restore(LIKE)
+    checkpoints = Checkpoints(directory)
+    assert checkpoints.latest() is not None
+    restored, meta = checkpoints.restore(LIKE)
     assert toy.same(restored, state_of(meta["step"], 1000))
     return meta["step"], [record.getMessage() for record in caplog.records if record.name == "dlmjax"]
 
@@ -217,7 +219,7 @@ def test_any_truncated_or_missing_file_means_the_checkpoint_before(original, tmp
                 file.unlink()
             assert Checkpoints(copy).steps() == [1, 2]
             step, warnings = newest_readable(copy, caplog)
-            assert step == 2 and len(warnings) == 1 and "00000003" in warnings[0] and "trying the one before it" in warnings[0]
+            assert step == 2 and len(warnings) == 1 and "00000003" in warnings[0] and "skipped, the one before it is used" in warnings[0]
             shutil.rmtree(copy)
 
 
@@ -242,10 +244,11 @@ def test_files_of_zeros_are_seen(copied, caplog):
     assert step == 2 and "cannot be read" in warnings[0]
 
 
-def test_all_damaged_is_an_error_not_a_fresh_start(copied):
+def test_all_damaged_is_an_error_and_never_silent(copied, caplog):
     for path in copied.iterdir():
         (path / MARKER).write_text("{")
-    assert Checkpoints(copied).steps() == []
+    assert Checkpoints(copied).latest() is None
+    assert len(caplog.records) == 3 and all(f"unreadable {MARKER}" in record.getMessage() for record in caplog.records)
     with pytest.raises(InputError, match="no whole checkpoint"):
         Checkpoints(copied).restore(LIKE)
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing import event_accumulator, plugin_event
 from tensorboard.util import tensor_util
 
 from dlmjax.errors import InputError
-from dlmjax.training import TIMING, MetricsWriter, Window, make_train_step, read
+from dlmjax.training import TIMING, MetricsWriter, Window, read
 from tests.training import toy
 from tests.training.test_step import KEY
 
@@ -151,6 +151,14 @@ def test_means_are_weighted_by_tokens():
     assert window.reduce().values == {}
 
 
+def test_an_objective_may_name_its_own_parts():
+    window = Window(report=lambda sums: {"nelbo": float(sums["nats"] / sums["tokens"])})
+    window.add(1, metrics_of(1.0, 100))
+    window.add(2, metrics_of(3.0, 100))
+    values = window.reduce().values
+    assert values["nelbo"] == 4.0 and values["loss"] == 2.0 and "nats" not in values
+
+
 def test_skipped_steps_poison_nothing_and_are_named():
     window = Window()
     window.add(7, metrics_of(1.0, 100))
@@ -187,9 +195,8 @@ def test_a_window_interrupted_by_a_checkpoint_gives_the_same_line():
     assert whole.reduce() == before.reduce() == after.reduce()
 
 
-def test_a_window_reads_the_metrics_of_the_real_step(tx, new_state):
+def test_a_window_reads_the_metrics_of_the_real_step(step, new_state):
     """Names fit, sums fit: the line of two steps equals the loss over their tokens; nothing but the reduction syncs."""
-    step = make_train_step(toy.loss_fn, tx, accumulation=4)
     state, window, expected = new_state(), Window(), []
     batches = [jax.device_put(toy.batch(number)) for number in range(12)]
     state, metrics = step(state, batches[0], KEY)

@@ -18,6 +18,7 @@ Held-out.  Windows of exactly `length` in stream order, every token once; the la
 Shapes: B rows, L length, C corpora, M period of the mixture, N windows of an epoch.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -50,29 +51,35 @@ def make_keys(seed: int, corpus: int, epochs_B: Int[np.ndarray, "B"]) -> UInt64[
 def permute(index_B: Int[np.ndarray, "B"], size: int, key_B: UInt64[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
     """Where index goes in the order that its key draws of 0..size-1: a bijection for every key, without a table.
 
-    A Feistel network on the next power of two (8 rounds); what falls outside is sent through again until it falls inside
-    ("cycle walking", Black & Rogaway 2002), at most twice on average.
+    A Feistel network on a grid of about sqrt(size) x sqrt(size) cells, its halves added modulo the grid's sides (Black & Rogaway
+    2002, "generalised Feistel"); the few results behind `size` are sent through again until they fall inside ("cycle walking").
     """
     if size <= 1:
         return np.zeros_like(index_B)
-    bits = max(4, (size - 1).bit_length())
+    high = math.isqrt(size - 1) + 1
+    sides = (high, -(-size // high))
     values = index_B.astype(np.uint64)
-    outside = np.ones(len(values), bool)
-    while outside.any():
-        values[outside] = _feistel(values[outside], bits, key_B[outside])
-        outside = values >= size
+    outside = np.flatnonzero(values < size)
+    while len(outside):
+        values[outside] = _feistel(values[outside], sides, key_B[outside])
+        outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
 
-def _feistel(values_B: UInt64[np.ndarray, "B"], bits: int, key_B: UInt64[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:
-    low, high = bits // 2, bits - bits // 2
-    left, right = values_B >> np.uint64(low), values_B & np.uint64((1 << low) - 1)
+def _feistel(values_B: UInt64[np.ndarray, "B"], sides: tuple[int, int], key_B: UInt64[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:
+    high, low = np.uint64(sides[0]), np.uint64(sides[1])
+    left, right = np.divmod(values_B, low)
     round_keys = mix(key_B + np.arange(8, dtype=np.uint64)[:, None])
-    for number in range(8):  # even, so that the halves have their widths again
-        width = high if number % 2 == 0 else low
-        scrambled = mix(right ^ round_keys[number])
-        left, right = right, left ^ (scrambled & np.uint64((1 << width) - 1))
-    return (left << np.uint64(low)) | right
+    for number in range(0, 8, 2):
+        left = (left + _scramble(right, round_keys[number]) % high) % high
+        right = (right + _scramble(left, round_keys[number + 1]) % low) % low
+    return left * low + right
+
+
+def _scramble(values_B: UInt64[np.ndarray, "B"], key_B: UInt64[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:
+    """Half of `mix`: enough for one of eight rounds."""
+    values_B = (values_B ^ key_B) * np.uint64(0xBF58476D1CE4E5B9)
+    return (values_B ^ (values_B >> np.uint64(32))) * np.uint64(0x94D049BB133111EB) >> np.uint64(24)
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------------------

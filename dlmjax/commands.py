@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 from dlmjax.data import Corpus, EvalWindows, eval_batches
 from dlmjax.errors import InputError
-from dlmjax.evaluation import Evaluator, entropy_marks
-from dlmjax.evaluation.likelihood import LikelihoodResult
+from dlmjax.evaluation import Evaluator, LikelihoodResult
+from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.run import Run, open_run
-from dlmjax.sampling import Sampler, SampleSettings, TerminalView, build_canvas, never_sampled, record, write_html
+from dlmjax.sampling import Sampler, SampleSettings, build_canvas, never_sampled
 from dlmjax.sampling.host import write_atomically
+from dlmjax.sampling.terminal import TerminalView
+from dlmjax.sampling.trace import record
 
 MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not counted on the way
 
@@ -98,6 +100,8 @@ def sample(
         view = TerminalView(tokenizer, canvas) if watch else None
         made, recorded = record(sampler, run.params, canvas, seed=seed, tokenizer=tokenizer, on_state=view.show if view else None)
         if trace:
+            from dlmjax.sampling.html import write_html
+
             write_html(recorded, trace)
             print(f"denoising trace: {trace}", flush=True)
     else:

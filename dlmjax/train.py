@@ -102,7 +102,6 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
             state, metrics = train_step(state, batch, key)
             window.add(step, metrics)
             done, last, metric = step + 1, step + 1 == config.train.steps, None
-            progress.update()
             if step == start:  # the first step compiles
                 jax.block_until_ready(metrics["loss"])
                 throughput.reset()
@@ -114,11 +113,13 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
                 rates = throughput.rates(timed_steps) if timed_steps else {}
                 timed_steps = 0
                 writer.scalars(done, "train", {**_named(summary.values, parts.objective), **rates})
-                progress.update(0, {"loss": summary.values.get("loss", float("nan")), **_tokens_per_second(rates)})
+                progress.update(1, {"loss": summary.values.get("loss", float("nan")), **_tokens_per_second(rates)})
                 for bad in summary.bad:
                     progress.write(f"step {bad.step}: update skipped, {bad.rows or 'loss spike'}{' not finite' if bad.rows else ''}")
                 if summary.stopped:
                     _stop_diverged(checkpoints, state, summary, workdir, config)
+            else:
+                progress.update()
 
             with throughput.pause(), jax.transfer_guard("allow"):
                 if held_out.due(done, last):

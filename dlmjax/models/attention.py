@@ -4,7 +4,7 @@ dense    scores as an array, float32 softmax; any device.
 cudnn    cuDNN's fused kernel through jax.nn.dot_product_attention; NVIDIA GPU, bfloat16.
 splash   the Pallas block-sparse kernel; TPU. Blocks that the predicate empties are never visited.
 
-Shapes: B batch, L length, H query heads, G key/value heads, R = H / G query heads per group, K head_dim.
+Shapes: B batch, L length, H query heads, G key/value heads, Q = H / G * L queries of a group, K head_dim.
 """
 
 from __future__ import annotations
@@ -54,16 +54,66 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
     return constrained
 
 
+@jax.custom_vjp
 def dense_attention(
     q_BLHK: Float[Array, "B L H K"], k_BLGK: Float[Array, "B L G K"], v_BLGK: Float[Array, "B L G K"], bias_BLL: Float[Array, "B L L"]
 ) -> Float[Array, "B L H K"]:
-    """softmax(q k / sqrt(K) + bias) v with float32 scores and softmax; the query heads of a group share its keys."""
-    B, L, H, K = q_BLHK.shape
-    G = k_BLGK.shape[2]
-    q_BLGRK = (q_BLHK * K**-0.5).reshape(B, L, G, H // G, K)
-    scores_BGRLM = jnp.einsum("blgrk,bmgk->bgrlm", q_BLGRK, k_BLGK, preferred_element_type=jnp.float32)
-    weights_BGRLM = jax.nn.softmax(scores_BGRLM + bias_BLL[:, None, None], axis=-1).astype(v_BLGK.dtype)
-    return jnp.einsum("bgrlm,bmgk->blgrk", weights_BGRLM, v_BLGK).reshape(B, L, H, K)
+    """softmax(q k / sqrt(K) + bias) v with float32 scores and softmax; the query heads of a group share its keys. `bias` is constant.
+
+    Normalised after the second product, on [L, K] instead of [L, L] numbers; the backward pass keeps the unnormalised weights
+    (FlashAttention 2205.14135, appendix B.2, without its tiling).
+    """
+    return _dense_attention_forward(q_BLHK, k_BLGK, v_BLGK, bias_BLL)[0]
+
+
+def _dense_attention_forward(q_BLHK, k_BLGK, v_BLGK, bias_BLL):
+    q_BGQK, k_BGLK, v_BGLK = _grouped(q_BLHK * q_BLHK.shape[-1] ** -0.5, k_BLGK.shape[2]), _heads_first(k_BLGK), _heads_first(v_BLGK)
+    scores_BGQL = _add_bias(jnp.einsum("bgqk,bglk->bgql", q_BGQK, k_BGLK, preferred_element_type=jnp.float32), bias_BLL)
+    weights_BGQL = jnp.exp(scores_BGQL - jnp.max(scores_BGQL, axis=-1, keepdims=True))
+    sums_BGQ1 = jnp.sum(weights_BGQL, axis=-1, keepdims=True)
+    weights_BGQL = weights_BGQL.astype(v_BLGK.dtype)
+    out_BGQK = jnp.einsum("bgql,bglk->bgqk", weights_BGQL, v_BGLK, preferred_element_type=jnp.float32) / sums_BGQ1
+    return _ungrouped(out_BGQK, q_BLHK), (q_BGQK, k_BGLK, v_BGLK, weights_BGQL, sums_BGQ1, out_BGQK)
+
+
+def _dense_attention_backward(saved, dout_BLHK):
+    q_BGQK, k_BGLK, v_BGLK, weights_BGQL, sums_BGQ1, out_BGQK = saved
+    dtype, K = v_BGLK.dtype, v_BGLK.shape[-1]
+    dout_BGQK = _grouped(dout_BLHK.astype(jnp.float32), k_BGLK.shape[1]) / sums_BGQ1
+    delta_BGQ1 = jnp.sum(dout_BGQK * out_BGQK, axis=-1, keepdims=True)
+    dout_BGQK = dout_BGQK.astype(dtype)
+    dv_BGLK = jnp.einsum("bgql,bgqk->bglk", weights_BGQL, dout_BGQK)
+    dweights_BGQL = jnp.einsum("bgqk,bglk->bgql", dout_BGQK, v_BGLK, preferred_element_type=jnp.float32)
+    dscores_BGQL = (weights_BGQL * (dweights_BGQL - delta_BGQ1)).astype(dtype)
+    dq_BGQK = jnp.einsum("bgql,bglk->bgqk", dscores_BGQL, k_BGLK) * K**-0.5
+    dk_BGLK = jnp.einsum("bgql,bgqk->bglk", dscores_BGQL, q_BGQK)
+    return _ungrouped(dq_BGQK, dout_BLHK), _heads_first(dk_BGLK), _heads_first(dv_BGLK), None
+
+
+dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
+
+
+def _add_bias(scores_BGQL: Array, bias_BLL: Array) -> Array:
+    B, G, Q, L = scores_BGQL.shape
+    if Q == L:
+        return scores_BGQL + bias_BLL[:, None]
+    return (scores_BGQL.reshape(B, G, Q // L, L, L) + bias_BLL[:, None, None]).reshape(B, G, Q, L)
+
+
+def _heads_first(x_BLGK: Array) -> Array:
+    return jnp.swapaxes(x_BLGK, 1, 2)
+
+
+def _grouped(x_BLHK: Array, groups: int) -> Array:
+    """[B, L, H, K] -> [B, G, Q, K]: the queries of all heads of a group as one list."""
+    B, L, H, K = x_BLHK.shape
+    return jnp.transpose(x_BLHK.reshape(B, L, groups, H // groups, K), (0, 2, 3, 1, 4)).reshape(B, groups, H // groups * L, K)
+
+
+def _ungrouped(x_BGQK: Array, like_BLHK: Array) -> Array:
+    B, L, H, K = like_BLHK.shape
+    G = x_BGQK.shape[1]
+    return jnp.transpose(x_BGQK.reshape(B, G, H // G, L, K), (0, 3, 1, 2, 4)).reshape(B, L, H, K).astype(like_BLHK.dtype)
 
 
 def fused(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array, implementation: str) -> Array:

@@ -9,6 +9,9 @@ drawn from that row's key alone, so microbatches, hosts and meshes cannot change
 To add one: subclass `Process` in a new file (what is not overridden keeps the defaults below), name it in registry.py, add a row to
 the cases of tests/diffusion/battery.py.
 
+A state z is usually a token id per position, [B, L]. It may carry more, [B, L, ...]: an embedding, or for block diffusion the noisy
+and the clean token, which a denoiser bound to that process's attention then reads as its two streams.
+
 Shapes: B batch, L length, V vocabulary; `*n` any shape: `loss` and `reconstruction` are elementwise, because logits exist only for
 the rows that carry loss.
 """

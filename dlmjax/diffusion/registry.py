@@ -65,7 +65,7 @@ def make_process(name: str, **values: Any) -> Process:
     if "schedule" in fields:
         clip = {} if "eps" in fields else {"eps": values.pop("eps", None)}
         values["schedule"] = _schedule(values.get("schedule", "linear"), **clip)
-    elif values.get("schedule", "linear") != "linear":
+    elif values.get("schedule", "linear") not in ("linear", schedules.Linear()):
         raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {values['schedule']!r}")
     values = {key: value for key, value in values.items() if key in fields or key not in _COMMON}
     return _build(f"process {name}", make, values)

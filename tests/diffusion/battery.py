@@ -72,7 +72,7 @@ def clipped(alpha: Curve, alpha_prime: Curve, low: float, high: float) -> tuple[
 
 # alpha and alpha' once more, by hand in float64: the oracle shares nothing with the schedules under test.
 LINEAR = (lambda t: 1 - t, lambda t: -1.0)
-COSINE = (lambda t: 1 - math.cos(math.pi / 2 * (1 - t)), lambda t: -math.pi / 2 * math.sin(math.pi / 2 * (1 - t)))
+COSINE = (lambda t: 2 * math.sin(math.pi / 4 * (1 - t)) ** 2, lambda t: -math.pi / 2 * math.sin(math.pi / 2 * (1 - t)))
 SQUARE = (lambda t: 1 - t**2, lambda t: -2 * t)
 GEOMETRIC = (
     lambda t: math.exp(-(0.01 ** (1 - t)) * 5**t),

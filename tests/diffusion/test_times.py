@@ -1,0 +1,136 @@
+"""How levels are drawn: what they depend on, their law, and weights that keep the mean an integral."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion import Flat, Masked, Mixture, PerRow, Piecewise, Power, Times, oracle, over_length
+from dlmjax.errors import InputError
+from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, expected_nats
+
+LAWS = {
+    "flat": Flat(),
+    "power": Power(0.5),
+    "piecewise": Piecewise((5.0, 3.0, 1.0, 0.5)),
+    "mixture": Mixture((Flat(), Power(0.3), Piecewise((1.0, 2.0))), (0.5, 0.3, 0.2)),
+    "mixture with a part": Mixture((Flat(), Flat(0.4, 0.6)), (0.75, 0.25)),
+}
+every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+ROWS = 4096
+
+
+def _draw(times, batch=ROWS, length=3, seed=0):
+    return times.draw(jax.random.key(seed), jnp.arange(batch), batch, length)
+
+
+@every_law
+@pytest.mark.parametrize("stratified", [True, False])
+def test_weighted_means_are_integrals(law, stratified):
+    """E[weight f(t)] = integral of f, for functions that see both ends; exactly so far as the error of the mean tells."""
+    times = PerRow(law, stratified)
+    assert isinstance(times, Times) and times.covers
+    t_BL, weight_BL = _draw(times)
+    assert t_BL.shape == weight_BL.shape == (ROWS, 3) and t_BL.dtype == jnp.float32
+    assert ((t_BL >= 0) & (t_BL <= 1) & jnp.isfinite(weight_BL) & (weight_BL >= 0)).all()
+    t, weight = np.asarray(t_BL[:, 0], np.float64), np.asarray(weight_BL[:, 0], np.float64)
+    for f, integral in ((np.ones_like, 1.0), (np.exp, np.e - 1), (lambda t: np.sqrt(1 - t), 2 / 3), (lambda t: t**4, 0.2)):
+        values = weight * f(t)
+        error = values.std() / np.sqrt(ROWS) + 1e-6
+        assert abs(values.mean() - integral) < 4 * error
+        if stratified:
+            assert abs(values.mean() - integral) < 5e-3
+
+
+@every_law
+def test_the_law_of_t_is_its_density(law):
+    """The histogram of draws has the mass that the integral of 1/weight gives."""
+    t = np.asarray(_draw(PerRow(law))[0][:, 0])
+    edges = np.linspace(0, 1, 9)
+    # By midpoints of v, t = v^4: densities may be singular at 0.
+    v = (np.arange(400_000) + 0.5) / 400_000
+    density = 4 * v**3 / np.asarray(law.weight(jnp.asarray(v**4, jnp.float32)), np.float64)
+    mass = np.histogram(v**4, edges, weights=density)[0] / v.size
+    assert mass.sum() == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(np.histogram(t, edges)[0] / ROWS, mass, atol=3e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 49, 98, 103, 512])
+def test_stratified_levels_fill_every_cell_once(batch):
+    """Also for the batch sizes at which arange(0, 1, 1/B) has an element too many; permuted, and anew at each step."""
+    t = np.asarray(_draw(PerRow(), batch, 1)[0][:, 0])
+    assert sorted((t * batch).astype(int)) == list(range(batch))
+    offsets = (t * batch) % 1
+    assert offsets.max() - offsets.min() < 1e-3, "one offset for all rows of the step"
+    if batch > 7:
+        assert not (np.diff(t) > 0).all()
+        other = np.asarray(_draw(PerRow(), batch, 1, seed=1)[0][:, 0])
+        assert not np.array_equal(np.argsort(t), np.argsort(other))
+
+
+def test_stratified_levels_vary_less_and_are_uniform_for_each_row():
+    means = {}
+    first = []
+    for stratified in (True, False):
+        draws = [np.asarray(_draw(PerRow(stratified=stratified), 64, 1, seed)[0][:, 0]) for seed in range(60)]
+        means[stratified] = np.std([t.mean() for t in draws])
+        first.append([t[0] for t in draws])
+    assert means[True] < means[False] / 5
+    for values in first:
+        assert np.histogram(values, 4, (0, 1))[0].min() > 5
+    # Some row gets the smallest levels: nothing is cut off at t = 0.
+    assert min(np.asarray(_draw(PerRow(), 1024, 1, seed)[0]).min() for seed in range(5)) < 1e-3
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_levels_depend_on_key_row_and_global_batch_only(stratified):
+    times, key = PerRow(Power(0.5), stratified), jax.random.key(3)
+    whole = times.draw(key, jnp.arange(8), 8, 5)
+    rows = jnp.asarray([6, 1, 3])
+    some = times.draw(key, rows, 8, 5)
+    for a, b in zip(whole, some, strict=True):
+        np.testing.assert_array_equal(a[rows], b)
+    jitted = jax.jit(lambda key, rows: times.draw(key, rows, 8, 5))(key, rows)
+    np.testing.assert_array_equal(jitted[0], some[0])
+    assert not np.array_equal(times.draw(jax.random.key(4), jnp.arange(8), 8, 5)[0], whole[0])
+
+
+def test_cutting_the_levels_is_no_bound_and_says_so():
+    """U[1e-2, 1] leaves out the integral from 0 to 1e-2: `covers` is False, and that is what is missing."""
+    assert not PerRow(Flat(1e-2, 1.0)).covers
+    assert Mixture((Flat(1e-2, 1.0), Flat()), (0.5, 0.5)).covers
+    t_BL, weight_BL = _draw(PerRow(Flat(1e-2, 1.0)))
+    assert float(t_BL.min()) >= 1e-2
+    assert float((weight_BL * 1.0).mean()) == pytest.approx(0.99, rel=1e-5)
+    law = oracle.Law.random(TOKENS, 2, seed=1)
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    case = Case(
+        "cut",
+        Masked(VOCAB, MASK, excluded=(BOS,)),
+        oracle.masked_kernel(TOKENS, *LINEAR),
+        grid=lambda length: (0.505 + 0.495 * nodes, 0.495 * weights),
+    )
+    missing = law.entropy - expected_nats(case, law)
+    assert 1e-3 * law.entropy < missing < 2e-2 * law.entropy
+
+
+def test_over_length():
+    level_BL = over_length(jnp.asarray([0.25, 0.5]), 3)
+    assert level_BL.shape == (2, 3) and (level_BL[1] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: Flat(0.5, 0.5), "low < high"),
+        (lambda: Power(1.5), r"\(0, 1\]"),
+        (lambda: Power(0.0), r"\(0, 1\]"),
+        (lambda: Piecewise((1.0, 0.0)), "bias"),
+        (lambda: Piecewise(()), "one positive number"),
+        (lambda: Mixture((Flat(),), (0.5,)), "sum to 1"),
+        (lambda: Mixture((Flat(),), (0.5, 0.5)), "one for each"),
+    ],
+)
+def test_impossible_laws_are_refused(make, says):
+    with pytest.raises(InputError, match=says):
+        make()

@@ -141,7 +141,8 @@ class Checkpoints:
     def save(self, step: int, state: dict, meta: dict) -> None:
         """Copies the state to the host, starts writing, and returns; the state may be donated at once.
 
-        Waits for an earlier save first. A checkpoint that exists under this step is replaced.
+        Waits for an earlier save first. A whole checkpoint of this step with the same numbers only gets the new meta; with other
+        numbers, as when a damaged one was passed over and its steps done again, it is replaced.
 
         Raises:
           InputError: this or the earlier save could not be written (disk full); the checkpoints before it are untouched.
@@ -153,6 +154,9 @@ class Checkpoints:
         path = self._path(step)
         try:
             text = json.dumps({"meta": meta, "leaves": leaves})
+            if not self._flaw(step) and self._marker(step)["leaves"] == leaves:
+                self._mark(path, json.loads(text))
+                return
             self._clear(path)
             self.directory.mkdir(parents=True, exist_ok=True)
             response = ocp.save_checkpointables_async(path, {"state": _nested(named)}, overwrite=True)
@@ -181,12 +185,17 @@ class Checkpoints:
             self._pool.shutdown()
 
     def _commit(self, response: Any, path: pathlib.Path, marker: dict) -> None:
-        """In the background: when Orbax is done, lists the files and writes the marker, whole or not at all."""
+        """In the background: when Orbax is done, the marker says that this is a checkpoint."""
         response.result()
+        self._mark(path, marker)
+
+    def _mark(self, path: pathlib.Path, marker: dict) -> None:
+        """Lists the files and writes the marker, whole or not at all."""
         if not self._first:
             return
-        files = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
         unfinished = path / (MARKER + ".tmp")
+        ours = (unfinished.name, MARKER)
+        files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name not in ours}
         with unfinished.open("w", encoding="utf-8") as file:
             json.dump({**marker, "files": files}, file)
             file.flush()

@@ -5,6 +5,7 @@ later step, so that the file of a resumed run equals that of an uninterrupted on
 lines of a step before saving its checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -28,7 +29,7 @@ FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends events to `workdir/metrics.jsonl` and `workdir/tensorboard/`.
+    """Appends events to `workdir/metrics.jsonl` and `workdir/tensorboard/`; of several processes, only the first one writes.
 
     Args:
       workdir: made if missing.
@@ -37,13 +38,17 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
         self._path = pathlib.Path(workdir) / FILE
+        self._lines = self._events = None
+        if jax.process_index():
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         repair(self._path, resume_step)
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._events = EventFileWriter(str(self._path.parent / "tensorboard"))
-        # The second and later START make TensorBoard forget the steps from theirs on.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        with self._writing():
+            self._lines = self._path.open("a", encoding="utf-8")
+            self._events = EventFileWriter(str(self._path.parent / "tensorboard"))
+            # The second and later START make TensorBoard forget the steps from theirs on.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -60,33 +65,47 @@ class MetricsWriter:
 
     def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
         """One line, and one TensorBoard text `kind/name` each, shown as it is (not as Markdown)."""
+        texts = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in texts.items()}  # half a surrogate pair is no text
         self._line(step, kind, texts)
         for name, text in texts.items():
             indented = "\n".join("    " + line for line in text.splitlines())
             self._event(step, text_pb(f"{kind}/{name}", indented))
 
     def flush(self) -> None:
-        """Event files are flushed every two minutes, and here."""
-        self._lines.flush()
-        self._events.flush()
+        """Event files are flushed every two minutes, and here: before a checkpoint, so that no curve has a hole after a kill."""
+        if self._lines:
+            with self._writing():
+                self._lines.flush()
+                self._events.flush()
 
     def close(self) -> None:
         """Writes what is left."""
-        self._lines.close()
-        self._events.close()
+        if self._lines:
+            with self._writing():
+                self._lines.close()
+                self._events.close()
 
-    def _line(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        line = json.dumps({"step": step, "kind": kind, **values, "time": round(time.time(), 3)}, ensure_ascii=False)
+    @contextlib.contextmanager
+    def _writing(self):
+        """A full disk ends the run with one line."""
         try:
-            self._lines.write(line + "\n")
-            self._lines.flush()
+            yield
         except OSError as error:
             raise InputError(
                 f"{self._path} could not be written ({error.strerror}); free some room and run the same command to resume"
             ) from error
 
+    def _line(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        if self._lines:
+            with self._writing():
+                line = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
+                self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                self._lines.flush()
+
     def _event(self, step: int, summary: summary_pb2.Summary) -> None:
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        if self._events:
+            with self._writing():
+                self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
 
 def repair(path: pathlib.Path, resume_step: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 
+import jax
 import tqdm
 
 # Dense bfloat16 peak of one device as jax counts them, FLOP/s. Sources: Google Cloud TPU documentation, "System architecture" pages of
@@ -69,12 +70,13 @@ class Throughput:
 
 
 class Progress:
-    """A bar with the time left on stderr; one line per `every` seconds where stderr is not a terminal."""
+    """A bar with the time left on stderr; one line per `every` seconds where stderr is not a terminal. The first process speaks for all."""
 
     def __init__(self, total: int, initial: int = 0, desc: str = "train", every: float = 30.0):
-        self._live = sys.stderr.isatty()
+        self._first = jax.process_index() == 0
+        self._live = sys.stderr.isatty() and self._first
         self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, unit="step", dynamic_ncols=True, disable=not self._live)
-        self._total, self._done, self._first, self._desc, self._every = total, initial, initial, desc, every
+        self._total, self._done, self._initial, self._desc, self._every = total, initial, initial, desc, every
         self._start = self._said = time.monotonic()
         self._values = ""
 
@@ -94,15 +96,19 @@ class Progress:
         now = time.monotonic()
         if not self._live and (now - self._said >= self._every or self._done == self._total):
             self._said = now
-            rest = (now - self._start) / max(self._done - self._first, 1) * (self._total - self._done)
+            rest = (now - self._start) / max(self._done - self._initial, 1) * (self._total - self._done)
             clock = tqdm.tqdm.format_interval(rest)
-            print(f"{self._desc} {self._done}/{self._total}, {clock} left, {self._values}".rstrip(", "), file=sys.stderr, flush=True)
+            self._say(f"{self._desc} {self._done}/{self._total}, {clock} left, {self._values}".rstrip(", "))
 
     def write(self, text: str) -> None:
         """A line above the bar."""
         if self._live:
             self._bar.write(text, file=sys.stderr)
         else:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        if self._first:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -177,6 +177,17 @@ def test_a_step_can_be_saved_again(copied):
     assert meta == {"again": True} and toy.same(restored, state_of(30, 1000))
 
 
+def test_saving_the_same_numbers_again_rewrites_no_data(copied):
+    """A whole checkpoint is not put at risk to change its meta."""
+    before = {file: file.stat().st_mtime_ns for file in files_of(copied / "00000003") if file.name != MARKER}
+    with Checkpoints(copied, keep=3) as checkpoints:
+        checkpoints.save(3, small(3), {"metric": 1.5})
+        assert checkpoints.meta() == {"metric": 1.5} and checkpoints.best() == 3
+        assert {file: file.stat().st_mtime_ns for file in before} == before
+        restored, _ = checkpoints.restore(LIKE)
+    assert toy.same(restored, state_of(3, 1000))
+
+
 def test_a_writer_removes_what_a_killed_one_left_and_a_reader_does_not(copied):
     leftover = copied / "00000004.orbax-checkpoint-tmp"
     leftover.mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,27 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path):
     events.Reload()
     assert [event.step for event in events.Tensors("train/loss")] == list(range(1, 11))
     assert [event.step for event in events.Tensors("sample/ema")] == [4, 8]
+
+
+def test_text_that_is_no_unicode_is_still_written(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.text(1, "sample", {"broken": "a\ud800b"})
+    assert read(tmp_path / "metrics.jsonl")[0]["broken"] == "a?b"
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsWriter(tmp_path) as writer:
+        writer.scalars(1, "train", {"loss": 1.0})
+        writer.flush()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(InputError, match=r"metrics.jsonl could not be written \(File too large\); free some room"):
+                writer.text(2, "sample", {"long": "x" * 10_000})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    MetricsWriter(tmp_path, 1).close()
+    assert without_timing(read(tmp_path / "metrics.jsonl")) == [{"step": 1, "kind": "train", "loss": 1.0}]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------------------------

@@ -199,6 +199,16 @@ def test_a_writer_removes_what_a_killed_one_left_and_a_reader_does_not(copied):
     assert sorted(path.name for path in copied.iterdir()) == ["00000001", "00000003", "00000005"]
 
 
+def test_a_damaged_checkpoint_is_left_for_a_look_until_the_run_has_passed_it(copied):
+    (copied / "00000003" / MARKER).write_text("{")
+    with Checkpoints(copied, keep=2) as checkpoints:
+        checkpoints.save(2, small(20), {})
+        checkpoints.wait()
+        assert (copied / "00000003").exists()
+        checkpoints.save(4, small(4), {})
+    assert sorted(path.name for path in copied.iterdir()) == ["00000002", "00000004"]
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,12 @@ def _add_prepare(command):
     add("--valid-fraction", type=float, default=0.0, help="share of the documents held out as `valid`")
     add("--test-fraction", type=float, default=0.0, help="share of the documents held out as `test`")
     add("--split-seed", type=int, default=0, help="another seed holds out other documents")
-    add("--split-files", nargs="+", metavar="SPLIT=FILE", help="whole files as a split, such as valid=a.txt test=b.txt; --input is then `train`")
+    add(
+        "--split-files",
+        nargs="+",
+        metavar="SPLIT=FILE",
+        help="whole files as a split, such as valid=a.txt test=b.txt; --input is then `train`",
+    )
     add("--documents", default="file", metavar="RULE", help="what a document of a .txt file is: file, blank-line, line or separator:TEXT")
     add("--text-field", default="text", help="the field of .jsonl and the column of .parquet that hold the text")
     add("--format", choices=("txt", "jsonl", "parquet"), help="of all inputs; default: by each file's name")
@@ -160,7 +165,16 @@ def _prepare(arguments, _):
     from dlmjax.data.prepare import prepare
 
     values = _values(arguments)
-    prepare(values.pop("input"), values.pop("tokenizer"), values.pop("output"), **values)
+    inputs, tokenizer, output = (values.pop(name) for name in ("input", "tokenizer", "output"))
+    if tokenizer.startswith("train-"):
+        from dlmjax.data.training_text import train_tokenizer
+
+        what = {name: value for name, value in values.items() if name not in ("workers", "overwrite")}
+        tokenizer = train_tokenizer(tokenizer, inputs, output, **what)
+    manifest = prepare(inputs, tokenizer, output, **values)
+    counts = {split: manifest.counts(split) for split in manifest.splits}
+    parts = (f"{split} {c['tokens']:,} tokens of {c['text_bytes']:,} bytes in {c['documents']:,} documents" for split, c in counts.items())
+    print(f"{output} is prepared: {'; '.join(parts)}", flush=True)
 
 
 def _train(arguments, overrides):

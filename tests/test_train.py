@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -22,6 +23,7 @@ from dlmjax.train import train
 from dlmjax.training import TIMING, read
 
 STEPS = 12
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"dlmjax-test-cache-{os.getuid()}-{jax.__version__}"
 
 
 def tiny_config(corpus, **changes):
@@ -52,7 +54,8 @@ def command(workdir, file, *flags):
 
 def environment(devices=1):
     here = pathlib.Path(__file__).parents[1]
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(here)}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # one compilation for all children
+    return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(here)}
 
 
 def lines(workdir, kind=None):
@@ -105,7 +108,7 @@ def test_the_second_call_says_that_it_is_done(whole):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("after", [1, 5, 9])
+@pytest.mark.parametrize("after", [1, 7])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, after):
     """SIGKILL once the metrics tell of step `after`, at whatever the process is doing; then the same command again."""
     reference, file, _ = whole

@@ -15,7 +15,7 @@ import pytest
 
 from dlmjax.errors import InputError
 from dlmjax.training import Checkpoints, abstract_state, init_state
-from dlmjax.training.checkpoint import MARKER
+from dlmjax.training.checkpoint import MARKER, _checksums
 from tests.training import toy
 from tests.training.checkpoint_child import state_of
 from tests.training.test_step import KEY, mesh_of, shardings_on
@@ -114,6 +114,25 @@ def test_dtypes_keep_their_bits(tmp_path):
         restored, _ = checkpoints.restore(like(state))
     view = lambda tree: jax.tree.map(lambda x: np.asarray(x).tobytes(), tree)  # noqa: E731
     assert view(restored) == view(state)
+
+
+def test_checksums_are_of_bits_and_places():
+    """Against numpy; any flipped bit and any two exchanged rows change them, dtype by dtype."""
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(6, 5)).astype(np.float32)
+    flipped = numbers.copy()
+    flipped.view(np.uint32)[3, 2] ^= 1 << 31
+    leaves = {
+        "a": numbers,
+        "flipped": flipped,
+        "swapped": numbers[[0, 2, 1, 3, 4, 5]],
+        "half": jnp.asarray(numbers, jnp.bfloat16),
+        "n": np.int32(-3),
+    }
+    sums = {name: int(value) for name, value in _checksums(jax.device_put(leaves)).items()}
+    bits = numbers.view(np.uint32).ravel().astype(np.uint64)
+    assert sums["a"] == int((bits * (2 * np.arange(30, dtype=np.uint64) + 1)).sum() % 2**32)
+    assert sums["n"] == 2**32 - 3 and len(set(sums.values())) == len(sums)
 
 
 def test_meta_and_steps(original):

@@ -36,15 +36,26 @@ def run(step, state, steps, key=KEY):
 # --- what it computes ------------------------------------------------------------------------------------------------------------------
 
 
-def test_one_step_is_gradient_per_token_then_optimizer_then_ema(step, tx, new_state):
-    state, old = new_state(), new_state()
-    state, metrics = step(state, toy.batch(0), KEY)
-    key = jax.random.fold_in(KEY, 0)  # contract: the step's key is fold_in(root, step)
-    (total, parts), gradient = jax.jit(jax.value_and_grad(toy.loss_fn, has_aux=True))(old["params"], toy.batch(0), key)
+@pytest.fixture(scope="module")
+def by_hand(tx):
+    """Loss sum, parts, gradient per token and updates of one step, from the definition: its key is fold_in(root, step)."""
+    differentiate, update = jax.jit(jax.value_and_grad(toy.loss_fn, has_aux=True)), jax.jit(tx.update)
+
+    def compute(state, number):
+        (total, parts), gradient = differentiate(state["params"], toy.batch(number), jax.random.fold_in(KEY, number))
+        gradient = jax.tree.map(lambda g: g / float(parts["tokens"]), gradient)
+        updates, _ = update(gradient, state["opt"]["transform"], state["params"], step=number)
+        return total, parts, gradient, updates
+
+    return compute
+
+
+def test_one_step_is_gradient_per_token_then_optimizer_then_ema(step, by_hand, new_state):
+    old = new_state()
+    state, metrics = step(new_state(), toy.batch(0), KEY)
+    total, parts, gradient, updates = by_hand(old, 0)
     tokens = float(parts["tokens"])
     assert tokens == toy.B * toy.L - toy.B // 4 * toy.L // 2
-    gradient = jax.tree.map(lambda g: g / tokens, gradient)
-    updates, _ = jax.jit(tx.update)(gradient, old["opt"]["transform"], old["params"], step=0)
     close(state["params"], optax.apply_updates(old["params"], updates), 1e-6)
     np.testing.assert_allclose(metrics["loss"], total / tokens, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
@@ -160,15 +171,13 @@ def test_skip_keeps_the_state_counts_and_names_the_microbatch(fragile, new_state
     assert not toy.same(jax.device_get(state["params"]), after["params"])
 
 
-def test_a_skipped_step_does_not_shift_the_schedule(fragile, new_state, tx):
-    """The step after a skipped one has the learning rate of its own number."""
+def test_a_skipped_step_does_not_shift_the_schedule(fragile, by_hand, new_state):
+    """The step after a skipped one has the learning rate of its own number, Adam's bias correction that of its own count."""
     state, _ = fragile["skip"](new_state(), toy.batch(0, poison=0), KEY)
-    twin = new_state()
-    twin["step"] = jnp.int32(1)
-    twin["opt"]["guard"] = jax.device_get(state["opt"]["guard"])
-    state, _ = fragile["skip"](state, toy.batch(1), KEY)
-    twin, _ = fragile["skip"](twin, toy.batch(1), KEY)
-    assert toy.same(state, twin)
+    state, metrics = fragile["skip"](state, toy.batch(1), KEY)
+    _, _, _, updates = by_hand(new_state(), 1)  # the moments are still those of the start
+    close(state["params"], optax.apply_updates(new_state()["params"], updates), 1e-6)
+    np.testing.assert_allclose(metrics["update_norm"], optax.tree.norm(updates), rtol=1e-5)
 
 
 def test_stop_freezes_the_last_good_state_until_cleared(fragile, new_state):

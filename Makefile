@@ -10,7 +10,7 @@ WORKERS ?= 2
 .PHONY: quickstart test lint format tests notebooks lock clean
 
 quickstart: $(VENV)/installed-core
-	@$(BIN)/python -m dlmjax prepare --input builtin:python-docs --tokenizer bytes --output $(RUN)/data --valid-fraction 0.05 --test-fraction 0.05
+	@$(BIN)/python -m dlmjax prepare --input builtin:python-docs --tokenizer bytes --output $(RUN)/data --valid-fraction 0.05 --test-fraction 0.05 --split-seed 1
 	@$(BIN)/python -m dlmjax train --config configs/quickstart.py --config.data.paths=$(RUN)/data --workdir $(RUN)
 	@$(BIN)/python -m dlmjax evaluate --workdir $(RUN) --split test --json $(RUN)/evaluation.json
 	@$(BIN)/python -m dlmjax sample --workdir $(RUN) --prompt "The import statement " --length 192 --watch --trace $(RUN)/trace.html --json $(RUN)/sample.json

@@ -76,7 +76,7 @@ def default() -> ConfigDict:
             beta1=0.9,
             beta2=0.95,
             eps=1e-8,
-            weight_decay=0.1,  # on matrices only
+            weight_decay=0.1,  # on matrices, embedding and head; never on norms
             clip=1.0,  # global gradient norm; 0 = off
             schedule="cosine",
             warmup=100,  # steps

@@ -86,7 +86,7 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
     key = jax.device_put(jax.random.key(config.seed), parts.partition.sharding(()))
     flops = training_flops_per_token(parts.network.spec, config.data.length) * config.data.batch * config.data.length
     throughput = Throughput(config.data.batch * config.data.length, jax.device_count(), flops, peak_flops(jax.devices()[0].device_kind))
-    window = Window()
+    window = Window(report=parts.objective.report)
     window.restore(meta.get("pending", []) if origin in ("resume", "fork") else [])
 
     with (
@@ -112,7 +112,7 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
                 summary = window.reduce()
                 rates = throughput.rates(timed_steps) if timed_steps else {}
                 timed_steps = 0
-                writer.scalars(done, "train", {**_named(summary.values, parts.objective), **rates})
+                writer.scalars(done, "train", {**summary.values, **rates})
                 progress.update(1, {"loss": summary.values.get("loss", float("nan")), **_tokens_per_second(rates)})
                 for bad in summary.bad:
                     progress.write(f"step {bad.step}: update skipped, {bad.rows or 'loss spike'}{' not finite' if bad.rows else ''}")
@@ -233,13 +233,6 @@ class _TextSamples:
         return "\n---\n".join(self._parts.tokenizer.decode(tokens_L) for tokens_L in tokens_BL)
 
 
-def _named(values: dict[str, float], objective) -> dict[str, float]:
-    """Only a bound is called `nelbo`; a trained loss that is none says so. `loss_by_level` is the bound's integrand."""
-    loss = "loss" if objective.trains_bound else f"loss_{objective.weighting.name}_not_a_bound"
-    names = {"nats": "nelbo" if objective.is_bound else "partial_nelbo", "corrupted": "noise_rate", "loss": loss}
-    return {names.get(name, name): value for name, value in values.items()}
-
-
 def _held_out_scalars(result) -> dict[str, float]:
     """What goes into the curves of one evaluation."""
     scalars = {"nats_per_token": result.nats_per_token, "stderr_nats_per_token": result.stderr_nats_per_token}
@@ -257,8 +250,9 @@ def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: path
     bad = summary.bad[0]
     with jax.transfer_guard("allow"):
         step = int(jax.device_get(state["step"]))
-        checkpoints.save(step, state, {"step": step, "metric": None, "pending": [], "config": config_lib.leaves(config)})
-        checkpoints.wait()
+        if step not in checkpoints.steps():  # the good one of this step stays as it is
+            checkpoints.save(step, state, {"step": step, "metric": None, "pending": [], "config": config_lib.leaves(config)})
+            checkpoints.wait()
     cause = f"{bad.rows} gave a loss or gradient that is not finite" if bad.rows else "the loss spiked"
     raise InputError(
         f"stopped at step {bad.step}: {cause} (train.on_nonfinite=stop); the state before it is kept in {workdir}/checkpoints; "

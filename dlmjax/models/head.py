@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from dlmjax.models.layers import over_rows
 from dlmjax.models.layout import Layout, sum_to_shard, whole_on_device
 
 # Logits alive at once when the chunk is chosen automatically: 2^24 float32 = 64 MiB.
@@ -45,9 +46,10 @@ class HeadPlan:
         out = jax.lax.dot_general(hidden, weight.astype(hidden.dtype), dims, preferred_element_type=jnp.float32)
         return out if self.multiplier == 1.0 else out * self.multiplier
 
-    def rows_per_chunk(self, rows: int, vocab: int) -> int:
-        """`chunk`, or by size of the vocabulary when 0; never more than there are rows."""
-        return min(rows, self.chunk or max(AUTOMATIC_LOGITS // vocab, 64))
+    def chunk_sizes(self, rows: int, vocab: int) -> tuple[int, ...]:
+        """`chunk` (by the size of the vocabulary when 0), then an eighth of it for the remainder, so that little work is padding."""
+        size = min(rows, self.chunk or max(AUTOMATIC_LOGITS // vocab, 64))
+        return (size, size // 8) if size >= 256 else (size,)
 
 
 def row_losses(
@@ -122,37 +124,38 @@ def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, row
     """The walk over chunks on one device -> (sum, nats_BL, dhidden_BLD, dweight); the gradients are empty unless asked for."""
     B, L, D = hidden_BLD.shape
     N = B * L
-    C = plan.rows_per_chunk(N, weight.shape[1 - plan.width_axis])
-    padded = -(-N // C) * C
     rows_N = rows_BL.reshape(N)
+    count = jnp.sum(rows_N, dtype=jnp.int32)
+    sizes = plan.chunk_sizes(N, weight.shape[1 - plan.width_axis])
     # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
-    listed = jnp.nonzero(rows_N, size=padded, fill_value=N)[0]
-    chunks = (jnp.sum(rows_N, dtype=jnp.int32) + C - 1) // C
-    hidden_ND, weight_N = hidden_BLD.reshape(N, D), weight_BL.reshape(N)
-    args_N = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), row_args)
+    listed = jnp.nonzero(rows_N, size=N + sizes[-1], fill_value=N)[0]
+    data_N = (hidden_BLD.reshape(N, D), jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), row_args), weight_BL.reshape(N))
 
-    def step(i, carry):
+    def chunk(C, start, i, carry):
         total, nats_N, dhidden_ND, dweight = carry
-        ids_C = jax.lax.dynamic_slice(listed, (i * C,), (C,))
+        ids_C = jax.lax.dynamic_slice(listed, (start + i * C,), (C,))
         live_C = ids_C < N
         read_C = jnp.where(live_C, ids_C, listed[0])
-        hidden_CD, args_C = hidden_ND[read_C], jax.tree.map(lambda a: a[read_C], args_N)
-        scale_C = jnp.where(live_C, weight_N[read_C], 0.0)
+        hidden_CD, args_C, scale_C = jax.tree.map(lambda a: a[read_C], data_N)
+        scale_C = jnp.where(live_C, scale_C, 0.0)
         logits_CV = plan.logits(hidden_CD, weight)
+        nats_C, pull = jax.vjp(lambda logits_CV: nats_fn(logits_CV, *args_C), logits_CV)
         if differentiate:
-            nats_C, pull = jax.vjp(lambda logits_CV, args_C=args_C: nats_fn(logits_CV, *args_C), logits_CV)
             (dlogits_CV,) = pull(scale_C.astype(nats_C.dtype))
-            dlogits_CV = (dlogits_CV * plan.multiplier).astype(hidden_CD.dtype)
+            dlogits_CV = (dlogits_CV if plan.multiplier == 1.0 else dlogits_CV * plan.multiplier).astype(hidden_CD.dtype)
             dhidden_CD = jax.lax.dot_general(dlogits_CV, weight, (((1,), (1 - plan.width_axis,)), ((), ())))
             dhidden_ND = dhidden_ND.at[ids_C].set(dhidden_CD, mode="drop")
-            left, right = (hidden_CD, dlogits_CV) if plan.width_axis == 0 else (dlogits_CV, hidden_CD)
-            dweight = dweight + jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        else:
-            nats_C = nats_fn(logits_CV, *args_C)
-        nats_N = nats_N.at[ids_C].set(jnp.where(live_C, nats_C, 0.0), mode="drop")
-        return total + jnp.sum(jnp.where(live_C, nats_C * scale_C, 0.0)), nats_N, dhidden_ND, dweight
+            dweight = dweight + (over_rows(hidden_CD, dlogits_CV) if plan.width_axis == 0 else over_rows(dlogits_CV, hidden_CD))
+        nats_C = jnp.where(live_C, nats_C, 0.0)
+        return total + jnp.sum(nats_C * scale_C), nats_N.at[ids_C].set(nats_C, mode="drop"), dhidden_ND, dweight
 
     empty = jnp.zeros((), jnp.float32)
-    gradients = (jnp.zeros_like(hidden_ND), jnp.zeros(weight.shape, jnp.float32)) if differentiate else (empty, empty)
-    total, nats_N, dhidden_ND, dweight = jax.lax.fori_loop(0, chunks, step, (empty, jnp.zeros((N,), jnp.float32), *gradients))
+    gradients = (jnp.zeros((N, D), hidden_BLD.dtype), jnp.zeros(weight.shape, jnp.float32)) if differentiate else (empty, empty)
+    carry, start = (empty, jnp.zeros((N,), jnp.float32), *gradients), jnp.int32(0)
+    for size in sizes:
+        # Whole chunks of each size; the last, smallest size also takes what is left over.
+        chunks = (count - start + (size - 1 if size == sizes[-1] else 0)) // size
+        carry = jax.lax.fori_loop(0, chunks, functools.partial(chunk, size, start), carry)
+        start = start + chunks * size
+    total, nats_N, dhidden_ND, dweight = carry
     return total, nats_N.reshape(B, L), (dhidden_ND.reshape(B, L, D) if differentiate else empty), dweight

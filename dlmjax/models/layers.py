@@ -110,8 +110,9 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
         stretch = spec.rope_scaling
     frequency_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / stretch
     angle_BLC = positions_BL.astype(jnp.float32)[:, :, None] * frequency_C
-    # Kept from being fused into every use: XLA on CPU would take the sines again for each head of each layer.
-    return jax.lax.optimization_barrier((jnp.cos(angle_BLC), jnp.sin(angle_BLC)))
+    # A loop of two steps, which no compiler fuses into its users: XLA on CPU would take the sines again for each head of each layer.
+    cos_BLC, sin_BLC = jax.lax.map(lambda turn: jnp.where(turn, jnp.sin(angle_BLC), jnp.cos(angle_BLC)), jnp.array([False, True]))
+    return cos_BLC, sin_BLC
 
 
 def rotate(x_BLHK: Float[Array, "B L H K"], cos_BLC: Float[Array, "B L C"], sin_BLC: Float[Array, "B L C"]) -> Float[Array, "B L H K"]:

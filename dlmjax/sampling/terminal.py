@@ -4,10 +4,10 @@ Colours: frozen text plain; holes a dim dot; made text from red (the model was u
 what appeared in the last step underlined.
 """
 
+import io
 import shutil
 import sys
 import time
-from typing import TextIO
 
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import State
@@ -25,7 +25,9 @@ class TerminalView:
     frame_seconds: least time between two frames, so that a fast model can still be followed; 0 outside a terminal.
     """
 
-    def __init__(self, tokenizer: Tokenizer, canvas: Canvas, *, stream: TextIO | None = None, row: int = 0, frame_seconds: float = 0.05):
+    def __init__(
+        self, tokenizer: Tokenizer, canvas: Canvas, *, stream: io.TextIOBase | None = None, row: int = 0, frame_seconds: float = 0.05
+    ):
         self._tokenizer, self._stream = tokenizer, stream or sys.stdout
         self._frozen_L, self._row = canvas.frozen_BL[row], row
         self._live = self._stream.isatty()

@@ -13,13 +13,21 @@ import numpy as np
 class Tokenizer(Protocol):
     """What showing text needs of a tokenizer."""
 
+    mask_id: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
     def decode(self, ids: np.ndarray) -> str: ...
 
 
 def piece(tokenizer: Tokenizer | None, token: int) -> str:
-    """Display text of one id, never empty: <id> for an id without text; spaces at its start are kept where the tokenizer has any."""
+    """Display text of one id, never empty: <eos>, <mask> ... for special ids, <id> for others without text."""
     if tokenizer is None:
         return f"<{token}>"
+    specials = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>", tokenizer.pad_id: "<pad>", tokenizer.mask_id: "<mask>"}
+    if token in specials:
+        return specials[token]
     alone = tokenizer.decode(np.asarray([token], np.int32))
     # Some tokenizers drop the space that begins a text: a piece is read in front of which the same piece already stands.
     doubled = tokenizer.decode(np.asarray([token, token], np.int32))

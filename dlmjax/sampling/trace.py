@@ -78,7 +78,7 @@ class Trace:
         }
 
     @staticmethod
-    def from_json(record: dict[str, Any]) -> "Trace":
+    def from_json(record: Any) -> "Trace":
         """The trace of a `to_json` record.  Raises InputError when it is not one."""
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"this is not a denoising trace of format {FORMAT}; write one with: dlmjax sample --trace FILE")

@@ -1,0 +1,145 @@
+"""A trace as one self-contained page: a slider and a play button to scrub through the denoising, no network, no library.
+
+The whole trace lies in the page as data (`<script id="trace">`), so the page is also the record that `trace.replay` can check.
+"""
+
+import html
+import json
+import os
+
+from dlmjax.sampling.host import write_atomically
+from dlmjax.sampling.trace import Trace
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --dim: #888; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.3rem; } table { border-collapse: collapse; font-size: .85rem; }
+td, th { border: 1px solid var(--line); padding: .15rem .6rem; text-align: left; }
+#text { font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+  border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; min-height: 6rem; }
+#text span { border-radius: .15rem; } #text .hole { color: var(--dim); } #text .frozen { font-weight: 600; }
+#text .new { outline: 2px solid currentColor; } .bar { display: flex; gap: .7rem; align-items: center; margin: 1rem 0; flex-wrap: wrap; }
+#slider { flex: 1; min-width: 12rem; } #where { font-variant-numeric: tabular-nums; min-width: 14rem; }
+.key { display: inline-block; width: 8rem; height: .7rem; border-radius: .2rem; vertical-align: middle; }
+"""
+
+# Colours: hue 0 (red) to 120 (green) for confidence, 260 (violet, early) to 20 (orange, late) for the step a token was fixed at.
+_SCRIPT = """
+"use strict";
+const trace = JSON.parse(document.getElementById("trace").textContent);
+const byId = id => document.getElementById(id);
+const states = [trace.first];
+for (const step of trace.changes) {
+  const next = states[states.length - 1].map(row => row.slice());
+  step.forEach((changes, row) => changes.forEach(([at, id]) => { next[row][at] = id; }));
+  states.push(next);
+}
+function fixedAt(row, at, now) {
+  let step = now;
+  while (step > 0 && states[step - 1][row][at] === states[now][row][at]) step--;
+  return step;
+}
+function colour(row, at, now) {
+  if (byId("colour").value === "fixed") {
+    return `hsl(${260 - 240 * fixedAt(row, at, now) / Math.max(states.length - 1, 1)} 70% 50% / .35)`;
+  }
+  return `hsl(${120 * trace.confidence[now][row][at] / 10000} 80% 45% / .35)`;
+}
+function draw() {
+  const now = Number(byId("slider").value), row = Number(byId("row").value), text = byId("text");
+  text.replaceChildren();
+  let hidden = 0;
+  states[now][row].forEach((id, at) => {
+    const cell = document.createElement("span"), sure = trace.confidence[now][row][at] / 10000;
+    if (id < 0) {
+      hidden++;
+      cell.className = "hole";
+      cell.textContent = "\\u00b7";
+      cell.title = `hole ${at}: best guess ${sure.toFixed(4)}`;
+    } else {
+      cell.textContent = trace.pieces[id];
+      const frozen = trace.canvas.frozen[row][at], step = fixedAt(row, at, now);
+      cell.title = frozen ? `token ${at}: given` : `token ${at}: id ${id}, shown at step ${step} with probability ${sure.toFixed(4)}`;
+      if (frozen) cell.className = "frozen";
+      else { cell.style.background = colour(row, at, now); if (now && step === now) cell.className = "new"; }
+    }
+    text.append(cell);
+  });
+  byId("where").textContent = `step ${now} of ${states.length - 1}, t = ${trace.times[now].toFixed(3)}, hidden ${hidden}`;
+  byId("low").textContent = byId("colour").value === "fixed" ? "early" : "unsure";
+  byId("high").textContent = byId("colour").value === "fixed" ? "late" : "sure";
+  const hues = byId("colour").value === "fixed" ? [260, 140, 20] : [0, 60, 120];
+  byId("key").style.background = `linear-gradient(to right, ${hues.map(h => `hsl(${h} 75% 48% / .6)`).join(", ")})`;
+}
+let timer = null;
+function stop() { clearInterval(timer); timer = null; byId("play").textContent = "Play"; }
+function play() {
+  if (timer !== null) { stop(); return; }
+  if (Number(byId("slider").value) >= states.length - 1) byId("slider").value = 0;
+  byId("play").textContent = "Pause";
+  timer = setInterval(() => {
+    byId("slider").value = Number(byId("slider").value) + 1;
+    draw();
+    if (Number(byId("slider").value) >= states.length - 1) stop();
+  }, Math.max(40, Math.min(400, 8000 / states.length)));
+}
+states[0].forEach((_, row) => byId("row").append(new Option(`sample ${row}`, row)));
+byId("slider").max = states.length - 1;
+byId("slider").value = states.length - 1;
+byId("play").onclick = play;
+byId("slider").oninput = () => { stop(); draw(); };
+byId("row").onchange = draw;
+byId("colour").onchange = draw;
+draw();
+"""
+
+
+def render_html(trace: Trace, title: str = "Denoising trace") -> str:
+    """The page as text.  Everything that a model or a user wrote is escaped."""
+    record = trace.to_json()
+    # Inside <script> only "<" could end the element or open a comment; JSON may write it as an escape anywhere.
+    data = (
+        json.dumps(record, allow_nan=False, separators=(",", ":"))
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
+    facts = {"process": trace.process, "seed": trace.seed, "steps taken": trace.steps, "states": trace.states, **record["settings"]}
+    table = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
+    texts = "".join(f"<pre>{html.escape(text)}</pre>" for text in trace.texts)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+<div class="bar">
+<button id="play" type="button">Play</button>
+<input id="slider" type="range" min="0" value="0" step="1" aria-label="step">
+<span id="where"></span>
+</div>
+<div id="text" aria-live="off"></div>
+<div class="bar">
+<label>sample <select id="row"></select></label>
+<label>colour by <select id="colour"><option value="confidence">confidence</option>
+<option value="fixed">when it was fixed</option></select></label>
+<span id="low"></span> <span id="key" class="key"></span> <span id="high"></span>
+</div>
+<details open><summary>How it was made</summary><table>{table}</table></details>
+<details><summary>Final text</summary>{texts}</details>
+<noscript><p>Scrubbing needs JavaScript; the final text is above, the states are in this page's source.</p></noscript>
+<script type="application/json" id="trace">{data}</script>
+<script>{_SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def write_html(trace: Trace, path: str | os.PathLike, title: str = "Denoising trace") -> None:
+    """Writes `render_html` to `path` in one move.  Raises InputError when the place cannot be written to."""
+    write_atomically(path, render_html(trace, title))

@@ -1,0 +1,109 @@
+"""What is given and what is to be made."""
+
+import numpy as np
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled, parse_template
+from tests.sampling.toy import Letters
+
+TOKENIZER = Letters()
+MASK = TOKENIZER.mask_id
+
+
+def shown(canvas, row=0) -> str:
+    """Frozen text as it is, holes as ?, edited text in capitals."""
+    out = ""
+    for token, frozen, start in zip(canvas.tokens_BL[row], canvas.frozen_BL[row], canvas.start_BL[row], strict=True):
+        assert frozen == (start == 0)
+        assert frozen or start < 1 or token == MASK
+        out += "?" if start == 1 else TOKENIZER.decode([token]) if frozen else TOKENIZER.decode([token]).upper()
+    return out
+
+
+def test_prompt_suffix_and_both():
+    assert shown(build_canvas(TOKENIZER, length=6)) == "??????"
+    assert shown(build_canvas(TOKENIZER, length=6, prompt="abc")) == "abc???"
+    assert shown(build_canvas(TOKENIZER, length=6, suffix="xy")) == "????xy"
+    both = build_canvas(TOKENIZER, length=6, prompt="ab", suffix="y", batch=3)
+    assert [shown(both, row) for row in range(3)] == ["ab???y"] * 3
+    assert both.holes_B.tolist() == [3, 3, 3]
+    assert both.segments_BL.tolist() == [[1] * 6] * 3 and both.positions_BL.tolist() == [list(range(6))] * 3
+    assert (both.tokens_BL.dtype, both.start_BL.dtype) == (np.int32, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("the [MASK] of", "the ? of"),
+        ("[MASK*4] end", "???? end"),
+        ("the ___ of ____.", "the ??? of ????."),
+        ("a__b [MASK]", "a__b ?"),
+        (r"a \[MASK] and \___ [MASK]", "a [MASK] and ___ ?"),
+        (r"\[EDIT:x] [EDIT:old words]___", "[EDIT:x] OLD WORDS???"),
+        ("keep [EDIT:this]", "keep THIS"),
+        (r"back\slash [MASK]", "back\\slash ?"),
+    ],
+)
+def test_template(template, expected):
+    assert shown(build_canvas(TOKENIZER, template=template)) == expected
+
+
+def test_template_with_a_length_and_levels():
+    canvas = build_canvas(TOKENIZER, template="ab [EDIT:cd]", length=8, start_t=0.25)
+    assert shown(canvas) == "ab CD???"
+    assert canvas.start_BL[0].tolist() == [0, 0, 0, 0.25, 0.25, 1, 1, 1]
+    assert build_canvas(TOKENIZER, template="[EDIT:cd]").start_BL[0].tolist() == [0.5, 0.5]
+    edit = build_canvas(TOKENIZER, edit="a ___ b", start_t=0.9)
+    assert shown(edit) == "A ___ B", "markers mean nothing in text given to be edited"
+
+
+def test_pieces_of_a_template():
+    assert parse_template("a [MASK*2][EDIT:b c]") == [("a ", "frozen"), (2, "hole"), ("b c", "edit")]
+    assert parse_template("") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "length of the canvas is missing"),
+        ({"length": 3, "prompt": "abcd"}, "prompt has 4 tokens, which leaves nothing .* canvas of 3; ask for a length above 4"),
+        ({"length": 4, "prompt": "ab", "suffix": "cd"}, "prompt has 2 tokens and the suffix 2"),
+        ({"length": 4, "start_t": 0.5}, "start level only applies"),
+        ({"length": 0}, "length of the canvas is 0"),
+        ({"length": 4, "batch": 0}, "batch of the canvas is 0"),
+        ({"template": "no holes"}, r"leaves nothing to fill in; mark holes with \[MASK\]"),
+        ({"template": "[MASK*0]"}, "leaves nothing"),
+        ({"template": ""}, "leaves nothing"),
+        ({"template": "abc [MASK]", "length": 4}, "text has 5 tokens, holes included, but the canvas only 4"),
+        ({"template": "a [MASK]", "prompt": "b"}, "either a template or a prompt"),
+        ({"template": "a [MASK]", "start_t": 0.5}, "has no .EDIT"),
+        ({"edit": "abc", "prompt": "b"}, "either an edit or a prompt"),
+        ({"edit": "abc", "start_t": 0.0}, r"must lie in \(0, 1\]"),
+        ({"edit": "abc", "start_t": 1.5}, r"must lie in \(0, 1\]"),
+        ({"edit": ""}, "leaves nothing"),
+    ],
+)
+def test_contradictions_are_told(arguments, message):
+    with pytest.raises(InputError, match=message):
+        build_canvas(TOKENIZER, **arguments)
+
+
+def test_a_canvas_checks_itself():
+    tokens, frozen = np.zeros((1, 2), np.int32), np.array([[True, False]])
+    Canvas(tokens, frozen, np.array([[0, 0.5]], np.float32))
+    for start in ([[0.5, 0.5]], [[0, 0]], [[0, 1.5]]):
+        with pytest.raises(InputError, match="start level"):
+            Canvas(tokens, frozen, np.array(start, np.float32))
+    with pytest.raises(InputError, match="empty"):
+        Canvas(np.zeros((0, 2), np.int32), np.zeros((0, 2), bool), np.zeros((0, 2), np.float32))
+    with pytest.raises(InputError, match="length"):
+        blank_canvas(0)
+
+
+def test_never_sampled_keeps_the_end_of_document():
+    """BOS is barred only where it is not also what ends a document."""
+    assert never_sampled(TOKENIZER) == (TOKENIZER.pad_id, TOKENIZER.mask_id)
+    other = Letters()
+    other.bos_id = 3
+    assert never_sampled(other) == (3, TOKENIZER.pad_id, TOKENIZER.mask_id)

@@ -1,0 +1,245 @@
+"""Every tokenizer gives text back unchanged, counts its bytes exactly, and never makes a special id out of text."""
+
+import itertools
+import json
+import lzma
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dlmjax.data.subword import HuggingFaceTokenizer, load_sentencepiece, train_sentencepiece
+from dlmjax.data.tokenizers import Tokenizer, clean27, load_tokenizer, save_tokenizer
+from dlmjax.errors import InputError
+from tests.data.conftest import NASTY, make_documents, shared_file
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    """Small learned tokenizers on disk: kind -> spec."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    directory = tmp_path_factory.mktemp("tokenizers")
+    texts = make_documents(100, 800)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>", "<pad>"], show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    backend.add_tokens(["<tool>"])  # an added token that is not special: ordinary text with an id of its own
+    backend.save(str(directory / "tokenizer.json"))
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=350, initial_alphabet=alphabet, show_progress=False))
+    backend.model.save(str(directory))
+    vocabulary = json.loads((directory / "vocab.json").read_text())
+    (directory / "vocab.json").write_text(json.dumps(vocabulary | {"<|endoftext|>": len(vocabulary)}))
+    train_sentencepiece(texts, 400, directory / "small.model")
+    return {
+        "bytes": "bytes",
+        "hf": f"hf:{directory}/tokenizer.json",
+        "gpt2": f"gpt2:{directory}",
+        "sentencepiece": f"sentencepiece:{directory}/small.model",
+    }
+
+
+LOSSLESS = ["bytes", "hf", "gpt2", "sentencepiece"]
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_text_comes_back_and_bytes_are_counted(files, kind):
+    tokenizer = load_tokenizer(files[kind])
+    assert isinstance(tokenizer, Tokenizer)
+    specials = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id}
+    assert len({tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id}) == 3 and max(specials) < tokenizer.vocab_size
+    assert tokenizer.byte_lengths_V.shape == (tokenizer.vocab_size,)
+    assert not tokenizer.byte_lengths_V[sorted(specials)].any()
+    every_character = "".join(chr(c) for c in itertools.chain(range(0xD800), range(0xE000, 0x11000)))
+    texts = [*NASTY, *make_documents(20, 400, seed=1), every_character, ""]
+    for text, ids in zip(texts, tokenizer.encode_many(texts), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert int(tokenizer.byte_lengths_V[ids].sum()) == len(text.encode("utf-8"))
+        assert not specials & set(ids.tolist())
+        np.testing.assert_array_equal(ids, tokenizer.encode(text))
+    assert tokenizer.decode([tokenizer.mask_id, *tokenizer.encode("ab").tolist(), tokenizer.eos_id]) == "ab"
+
+
+@pytest.mark.parametrize("kind", ["char27", *LOSSLESS])
+def test_saved_tokenizer_is_the_same_one(files, kind, tmp_path):
+    tokenizer = load_tokenizer(files.get(kind, kind))
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    again = load_tokenizer(f"saved:{tmp_path / 'tokenizer'}")
+    assert again.hash == tokenizer.hash and again.name == tokenizer.name
+    np.testing.assert_array_equal(again.encode(NASTY[0]), tokenizer.encode(NASTY[0]))
+    assert [again.mask_id, again.pad_id, again.eos_id] == [tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id]
+
+
+def test_hash_is_the_same_in_another_process_and_differs_between_tokenizers(files):
+    specs = ["char27", *files.values()]
+    code = f"from dlmjax.data.tokenizers import load_tokenizer\nfor s in {specs!r}: print(load_tokenizer(s).hash)"
+    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    hashes = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert hashes == [load_tokenizer(spec).hash for spec in specs]
+    assert len(set(hashes)) == len(specs)
+
+
+def test_saved_tokenizer_that_was_changed_is_refused(files, tmp_path):
+    save_tokenizer(load_tokenizer(files["gpt2"]), tmp_path)
+    merges = (tmp_path / "merges.txt").read_text().splitlines()
+    (tmp_path / "merges.txt").write_text("\n".join(merges[:-1]) + "\n")
+    with pytest.raises(InputError, match="hash differs"):
+        load_tokenizer(f"saved:{tmp_path}")
+    with pytest.raises(InputError, match="prepare the corpus again"):
+        load_tokenizer(f"saved:{tmp_path.parent}")
+
+
+# ---- char27 -----------------------------------------------------------------------------------------------------------------------
+
+
+def slow_clean27(text: str) -> str:
+    """Mahoney's rule as his Perl script has it: lower case, digits to words between spaces, squeeze everything else."""
+    text = "".join(c.lower() if "A" <= c <= "Z" else c for c in text)
+    for digit, word in enumerate("zero one two three four five six seven eight nine".split()):
+        text = text.replace(str(digit), f" {word} ")
+    return re.sub("[^a-z]+", " ", text)
+
+
+@pytest.mark.parametrize("text", [*NASTY, "In 1984, B2B: 7up", "\u0660\u00b2\u212a", "", "zZ09aA"])
+def test_char27_cleans_as_text8_was_cleaned(text):
+    tokenizer = load_tokenizer("char27")
+    assert clean27(text).decode() == slow_clean27(text)
+    assert clean27(clean27(text).decode()) == clean27(text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == slow_clean27(text)
+    assert int(tokenizer.byte_lengths_V[ids].sum()) == len(ids)
+    assert ids.max(initial=0) < 27
+
+
+def test_char27_ids_are_space_then_the_alphabet():
+    assert load_tokenizer("char27").encode(" az").tolist() == [0, 1, 26]
+
+
+def test_char27_of_the_novels_is_novels27():
+    with lzma.open(shared_file("novels/test.jsonl.xz"), "rt", encoding="utf-8", newline="") as file:
+        books = [json.loads(line)["text"] for line in file]
+    expected = lzma.open(shared_file("novels27/test.txt.xz")).read()
+    assert b" ".join(b" ".join(clean27(book).split()) for book in books) == b" ".join(expected.split())
+
+
+# ---- learned tokenizers -----------------------------------------------------------------------------------------------------------
+
+
+def test_gpt2_ids_are_the_published_ones():
+    tokenizer = load_tokenizer(f"gpt2:{shared_file('gpt2_bpe/vocab.json').parent}")
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+    assert (tokenizer.eos_id, tokenizer.mask_id, tokenizer.pad_id, tokenizer.vocab_size) == (50256, 50257, 50258, 50259)
+    assert 50256 not in tokenizer.encode("<|endoftext|>")
+
+
+def test_added_special_ids_stand_behind_the_vocabulary(files):
+    tokenizer = load_tokenizer(files["hf"])
+    vocabulary = json.loads(pathlib.Path(files["hf"][3:]).read_text())["model"]["vocab"]
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (vocabulary["<|endoftext|>"], vocabulary["<pad>"])
+    assert tokenizer.mask_id == tokenizer.vocab_size - 1 == len(vocabulary) + 1  # behind <tool>
+    ids = tokenizer.encode("a<tool>b")
+    assert len(ids) == 3 and tokenizer.byte_lengths_V[ids[1]] == len("<tool>")
+
+
+def test_sentencepiece_like_tokenizer_json(tmp_path):
+    """Byte fallback and a prefixed space, as Llama's tokenizer.json: the prefix is dropped, U+2581 in text survives."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers
+
+    pieces = ["<unk>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", "a", "b", "\u2581a"]
+    model = models.BPE({p: i for i, p in enumerate(pieces)}, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    backend = Backend(model)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["</s>", "<unk>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(f"hf:{tmp_path}")
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    for text in [*NASTY, "a a b"]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert int(tokenizer.byte_lengths_V[tokenizer.encode(text)].sum()) == len(text.encode())
+    assert tokenizer.encode("a a").tolist() == [259, 261] and tokenizer.eos_id == 1
+
+
+def test_tokenizer_that_changes_text_is_refused(tmp_path):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    pieces = ["[UNK]", "[PAD]", "[MASK]", "hello", "world"]
+    backend = Backend(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="neither byte-level nor with byte fallback"):
+        load_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"changes text \('Hello.*' comes back as 'hello"):
+        load_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
+
+
+def test_sentencepiece_dummy_prefix_is_switched_off(tmp_path, files):
+    from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+    proto = model_pb2.ModelProto()
+    proto.ParseFromString(pathlib.Path(files["sentencepiece"].partition(":")[2]).read_bytes())
+    proto.normalizer_spec.add_dummy_prefix = True
+    (tmp_path / "prefix.model").write_bytes(proto.SerializeToString())
+    tokenizer = load_sentencepiece(tmp_path / "prefix.model")
+    assert tokenizer.byte_lengths_V[tokenizer.encode("tree")].sum() == 4
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_training_sentencepiece_twice_gives_the_same_model(tmp_path, model_type):
+    texts = make_documents(60, 500)
+    one = train_sentencepiece(texts, 310, tmp_path / "deep" / "one.model", model_type)
+    two = train_sentencepiece(iter(texts), 310, tmp_path / "two.model", model_type)
+    assert one.hash == two.hash
+    assert one.vocab_size == 310
+    assert len(one.encode(texts[3])) < len(texts[3].encode())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "two.model"]
+
+
+def test_bad_tokenizers_say_what_is_wrong(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "bad.model").write_bytes(b"no model")
+    (tmp_path / "tokenizer.json").write_text('{"no": 1}')
+    cases = {
+        "gpt3": "unknown tokenizer 'gpt3'; give one of: bytes, char27",
+        "bytes:x": "unknown tokenizer",
+        "gpt2:" + str(tmp_path): "no vocab.json \\+ merges.txt",
+        "gpt2:/nowhere": "there is no /nowhere",
+        "hf:" + str(tmp_path): "not a Hugging Face tokenizer.json",
+        "sentencepiece:" + str(tmp_path / "bad.model"): "not a SentencePiece model",
+    }
+    for spec, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(spec)
+    # the vocabulary of one entry that another library silently makes of a wrong call
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(InputError, match="lacks a byte"):
+        load_tokenizer(f"gpt2:{tmp_path}")
+    with pytest.raises(InputError, match="no text"):
+        train_sentencepiece([], 300, tmp_path / "x.model")
+    with pytest.raises(InputError, match="cannot train 100000 ids"):
+        train_sentencepiece(["too little text"], 100000, tmp_path / "x.model")
+    with pytest.raises(InputError, match="ids run from 0 to 300"):
+        load_tokenizer("bytes").decode([0, 300])

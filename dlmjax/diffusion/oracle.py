@@ -132,30 +132,36 @@ def hybrid_kernel(tokens: int, p_uniform: float, gamma: float = 1.0) -> Kernel:
 # --- the loss at one position ------------------------------------------------------------------------------------------------------
 
 
-def kl_is_loss(kernel: Kernel, t: float, x: int, z: int, guess_K: Float[np.ndarray, "K"]) -> float:
-    """The bound's integrand at one position, KL + IS form, in nats; `guess_K` is x_theta on the simplex."""
-    q_KS, rate = kernel.matrix(t), kernel.rate_into(t)[z]
-    true_S, model_S = q_KS[x], np.asarray(guess_K, np.float64) @ q_KS
-    if rate == 0 or true_S[z] == 0:
-        return 0.0
-    seen_S = true_S > 0
-    divergence = np.sum(true_S[seen_S] * np.log(true_S[seen_S] / model_S[seen_S]))
-    ratio = true_S[z] / model_S[z]
-    return float(rate / true_S[z] * (divergence + ratio - np.log(ratio) - 1))
+def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], guess_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
+    """The bound's integrand in its KL + IS form, in nats, for a position in state z whose clean token is guessed by x_theta (on the
+    simplex) and is x: entry [n, x]. 0 where x cannot show as z."""
+    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, guess_NK)
+    row_N = np.arange(len(z_N))
+    log_q_KS, log_model_NS = (np.log(np.where(p > 0, p, 1.0)) for p in (q_KS, model_NS))
+    divergence_NK = np.sum(q_KS * log_q_KS, axis=1) - log_model_NS @ q_KS.T
+    true_NK = np.where(seen_NK, q_KS[:, z_N].T, 1.0)
+    ratio_NK = np.where(seen_NK, true_NK / model_NS[row_N, z_N][:, None], 1.0)
+    return np.where(seen_NK, rate_NK / true_NK * (divergence_NK + ratio_NK - np.log(ratio_NK) - 1), 0.0)
 
 
-def path_loss(kernel: Kernel, t: float, x: int, z: int, guess_K: Float[np.ndarray, "K"]) -> float:
-    """The same number as the path KL of the reversed chain: how wrong the rate of every jump z -> y of the reversal is."""
-    q_KS, rate = kernel.matrix(t), kernel.rate_into(t)[z]
-    true_S, model_S = q_KS[x], np.asarray(guess_K, np.float64) @ q_KS
-    if rate == 0 or true_S[z] == 0:
-        return 0.0
-    total = 0.0
-    for y in range(true_S.size):
-        if y != z:
-            s, s_theta = true_S[y] / true_S[z], model_S[y] / model_S[z]
-            total += s_theta - s + (s * np.log(s / s_theta) if s > 0 else 0.0)
-    return float(rate * total)
+def path_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], guess_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
+    """The same numbers as the path KL of the reversed chain: how wrong the rate of every jump z -> y of the reversal is."""
+    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, guess_NK)
+    row_N = np.arange(len(z_N))
+    true_NK = np.where(seen_NK, q_KS[:, z_N].T, 1.0)
+    s_NKS = q_KS[None] / true_NK[:, :, None]
+    guess_NKS = np.broadcast_to((model_NS / model_NS[row_N, z_N][:, None])[:, None, :], s_NKS.shape)
+    both = (s_NKS > 0) & (guess_NKS > 0)
+    log_NKS = np.log(np.where(both, s_NKS, 1.0) / np.where(both, guess_NKS, 1.0))
+    # y = z adds nothing: there s = s_theta = 1.
+    return np.where(seen_NK, rate_NK * np.sum(guess_NKS - s_NKS + s_NKS * log_NKS, axis=-1), 0.0)
+
+
+def _at(kernel: Kernel, t: float, z_N, guess_NK):
+    """(q_t, rate into z, whether x can show as z by a jump, q_t(. | x_theta)) at time t."""
+    q_KS = kernel.matrix(t)
+    rate_NK = np.repeat(kernel.rate_into(t)[z_N][:, None], kernel.tokens, axis=1)
+    return q_KS, rate_NK, (rate_NK != 0) & (q_KS[:, z_N].T > 0), np.asarray(guess_NK, np.float64) @ q_KS
 
 
 # --- exact denoisers ---------------------------------------------------------------------------------------------------------------
@@ -203,21 +209,17 @@ def _normalise(weight: np.ndarray) -> np.ndarray:
 # --- the bound and its integral ----------------------------------------------------------------------------------------------------
 
 Guess = Callable[[Law, Kernel, float], np.ndarray]
-PointLoss = Callable[[Kernel, float, int, int, np.ndarray], float]
+PointLoss = Callable[[Kernel, float, np.ndarray, np.ndarray], np.ndarray]
 
 
 def integrand(law: Law, kernel: Kernel, t: float, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss) -> float:
     """L(t): the expected loss of all positions at time t, in nats per sequence."""
     joint_XZ, guess_ZnK = evidence(law, kernel, t), guess(law, kernel, t)
-    z_Zn, x_Xn = enumerate_sequences(kernel.noise(t).size, law.length), law.sequences_Xn
-    total = 0.0
-    for iz, z_n in enumerate(z_Zn):
-        for i in range(law.length):
-            for k in range(law.tokens):
-                mass = joint_XZ[x_Xn[:, i] == k, iz].sum()
-                if mass > 0:
-                    total += mass * loss(kernel, t, k, int(z_n[i]), guess_ZnK[iz, i])
-    return float(total)
+    z_Zn = enumerate_sequences(kernel.noise(t).size, law.length)
+    mass_ZnK = np.einsum("xz,xik->zik", joint_XZ, np.eye(law.tokens)[law.sequences_Xn])
+    can_N = mass_ZnK.reshape(-1, law.tokens).sum(axis=1) > 0
+    nats_NK = loss(kernel, t, z_Zn.reshape(-1)[can_N], guess_ZnK.reshape(-1, law.tokens)[can_N])
+    return float(np.sum(mass_ZnK.reshape(-1, law.tokens)[can_N] * nats_NK))
 
 
 def quadrature(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:

@@ -78,8 +78,8 @@ def test_pointwise_loss_is_the_oracles(case, dtype, tolerance):
                     continue
                 logits_V = rng.normal(size=VOCAB) * 3
                 guess_K = np.exp(logits_V[:TOKENS]) / np.exp(logits_V[:TOKENS]).sum()
-                by_kl = oracle.kl_is_loss(case.kernel, level, clean, state, guess_K)
-                by_path = oracle.path_loss(case.kernel, level, clean, state, guess_K)
+                by_kl = float(oracle.kl_is_loss(case.kernel, level, np.asarray([state]), guess_K[None])[0, clean])
+                by_path = float(oracle.path_loss(case.kernel, level, np.asarray([state]), guess_K[None])[0, clean])
                 assert by_kl == pytest.approx(by_path, rel=1e-9, abs=1e-9)
                 x, z, t = [*x, clean], [*z, int(to_ids(np.asarray(state)))], [*t, level]
                 logits, truth = [*logits, logits_V], [*truth, by_kl]
@@ -93,7 +93,7 @@ def test_pointwise_loss_is_the_oracles(case, dtype, tolerance):
 TIMES = {
     "stratified": PerRow(),
     "uniform": PerRow(stratified=False),
-    "power": PerRow(Power(0.7)),
+    "power": PerRow(Power(0.5)),
     "importance": PerRow(Piecewise((4.0, 2.0, 1.0, 1.0, 0.5))),
     "mixture": PerRow(Mixture((Flat(), Power(0.6)), (0.5, 0.5))),
 }
@@ -119,7 +119,7 @@ def test_monte_carlo_is_unbiased(case, times):
     means_S = np.asarray([step(jnp.asarray(x_BL), key) for x_BL, key in zip(x_SBL, keys_S, strict=True)], np.float64)
     error = means_S.std(ddof=1) / np.sqrt(steps)
     truth = (expected_nats(case, LAW2) + expected_boundary(case, LAW2)) / 2
-    assert error < 0.02 * truth
+    assert error < 0.03 * truth
     assert abs(means_S.mean() - truth) < 4 * error
 
 

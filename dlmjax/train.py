@@ -15,6 +15,7 @@ from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
 from dlmjax.models.flops import training_flops_per_token
+from dlmjax.parallel.host import keep_freed_memory
 from dlmjax.run import Parts, assemble, claim_workdir, open_corpora
 from dlmjax.sampling import Sampler, SampleSettings, blank_canvas, never_sampled
 from dlmjax.training import (
@@ -47,6 +48,8 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
     # --- 1. What we are told: config, corpus, process, mesh ------------------------------------------------------------------
     config_lib.check(config)
     workdir = pathlib.Path(workdir)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     corpora = open_corpora(config, "train")
     tokenizer = corpora[0].tokenizer
     parts = assemble(config, tokenizer)

@@ -59,7 +59,7 @@ def default() -> ConfigDict:
             scan=True,  # one compiled layer run depth times; False unrolls: faster on CPU, slower to compile
             remat="none",  # "dots" keeps matrix products, "full" keeps layer inputs only
             attention="dense",  # "cudnn" on GPU, "splash" on TPU
-            head_chunk=1024,  # rows whose logits are in memory at once
+            head_chunk=0,  # rows whose logits are in memory at once; 0 = by the size of the vocabulary
         )
     )
     config.process = ConfigDict(
@@ -215,7 +215,7 @@ _LOWEST = {
     "model.head_dim": (2, "channels"),
     "model.ffn": (1, "channels"),
     "model.rope_scaling": (1.0, "it only stretches"),
-    "execution.head_chunk": (1, "rows"),
+    "execution.head_chunk": (0, "rows; 0 chooses"),
     "optimizer.lr": (0.0, "a rate"),
     "optimizer.warmup": (0, "steps"),
     "train.steps": (1, "steps"),

@@ -1,0 +1,96 @@
+"""Attention: every backend that runs here against float64 numpy written from the predicate, forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention, splash
+from dlmjax.models.layout import SINGLE
+from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, allowed_in_batch
+
+B, L, H, G, K = 3, 12, 4, 2, 8
+MASKS = [Full(), Causal(), BlockCausal(3), BlockDiffusion(2, 6)]
+SEGMENTS = np.array([[1] * 5 + [2] * 5 + [0] * 2, [0] * L, [3] * L], np.int32)
+
+
+@functools.cache
+def inputs(groups=G, length=L, dim=K):
+    rng = np.random.default_rng(0)
+    shapes = [(B, length, H, dim), (B, length, groups, dim), (B, length, groups, dim), (B, length, H, dim)]
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def reference(q, k, v, mask, segments):
+    """One query at a time, float64, from the predicate alone; a query without any key would divide by zero here."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b, i, h in np.ndindex(q.shape[:3]):
+        g = h // (q.shape[2] // k.shape[2])
+        keys = [j for j in range(k.shape[1]) if mask.allowed(np.int64(i), np.int64(j)) and segments[b, i] == segments[b, j]]
+        if keys:
+            score = np.array([q[b, i, h] @ k[b, j, g] for j in keys]) / np.sqrt(q.shape[3])
+            weight = np.exp(score - score.max())
+            out[b, i, h] = (weight / weight.sum()) @ v[b, keys, g]
+    return out
+
+
+def bias_of(mask):
+    return jnp.where(allowed_in_batch(mask, jnp.asarray(SEGMENTS)), 0.0, FORBIDDEN)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_dense_equals_the_predicate(mask, groups):
+    q, k, v, _ = inputs(groups)
+    attend = make_attention(mask, jnp.asarray(SEGMENTS), "dense", "float32", SINGLE)
+    want = reference(q, k, v, mask, SEGMENTS)
+    np.testing.assert_allclose(attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)), want, atol=2e-6)
+    got16 = attend(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)))
+    assert got16.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got16, np.float32), want, atol=4e-2)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda m: type(m).__name__)
+def test_dense_equals_jax_nn_forward_and_backward(mask):
+    """The hand-written backward pass against autodiff of jax.nn.dot_product_attention, which the cuDNN backend calls."""
+    q, k, v, dout = (jnp.asarray(x) for x in inputs())
+    allowed = allowed_in_batch(mask, jnp.asarray(SEGMENTS))
+
+    def both(q, k, v, dout):
+        ours = jax.vjp(lambda q, k, v: dense_attention(q, k, v, bias_of(mask)), q, k, v)
+        theirs = jax.vjp(lambda q, k, v: fused(q, k, v, allowed, "xla"), q, k, v)
+        return (ours[0], *ours[1](dout)), (theirs[0], *theirs[1](dout))
+
+    ours, theirs = jax.jit(both)(q, k, v, dout)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_no_allowed_key_gives_numbers():
+    """No description in this room leaves a row empty; one that did must still not poison the batch."""
+    q, k, v, dout = (jnp.asarray(x) for x in inputs())
+    bias = jnp.full((B, L, L), FORBIDDEN)
+    out, pull = jax.vjp(lambda q, k, v: dense_attention(q, k, v, bias), q, k, v)
+    assert all(bool(jnp.isfinite(x).all()) for x in (out, *pull(dout)))
+
+
+@pytest.mark.parametrize("mask", [Causal(), BlockDiffusion(64, 128)], ids=lambda m: type(m).__name__)
+def test_splash_equals_dense(mask):
+    """The TPU kernel, interpreted; 256 positions is two of its blocks."""
+    length = 256
+    q, k, v, _ = (jnp.asarray(x[:1]) for x in inputs(G, length, 128))
+    segments = jnp.asarray(np.repeat([[1, 2, 1, 0]], length // 4, axis=1).astype(np.int32))
+    segments = segments.at[:, 200:].set(0)
+    got = splash(q, k, v, mask, segments, SINGLE, interpret=True)
+    bias = jnp.where(allowed_in_batch(mask, segments), 0.0, FORBIDDEN)
+    np.testing.assert_allclose(got, dense_attention(q, k, v, bias), atol=2e-5)
+
+
+@pytest.mark.parametrize(("backend", "needs"), [("cudnn", "NVIDIA GPU"), ("splash", "TPU")])
+def test_backends_that_cannot_run_say_so(backend, needs):
+    with pytest.raises(InputError, match=needs):
+        make_attention(Full(), jnp.asarray(SEGMENTS), backend, "float32", SINGLE)

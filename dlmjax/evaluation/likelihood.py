@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
+from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.sampling.host import fetch, write_atomically
@@ -145,17 +145,17 @@ class Evaluator:
 
         batches: dicts with "tokens", "segments", "positions" [B, L] and "row" [B], the window numbers; rows whose segments are all 0
           are padding; a batch smaller than the first is padded.
-        byte_lengths_V: UTF-8 bytes per token id, for bits per byte.  total: number of windows, for the progress bar.
+        byte_lengths_V: UTF-8 bytes per token id, for bits per byte.  progress: shows a bar if `total`, the number of windows, is given.
         step, weights ("ema" or "raw"), split: recorded in the result.
 
         Raises InputError when there is nothing to evaluate, a window comes twice, or a token lies outside the vocabulary.
         """
         rows, size = [], None
-        with tqdm(total=total, desc=f"evaluating {split}".strip(), unit="window", disable=None if progress else True) as bar:
+        with Progress(total or 0, f"evaluating {split}".strip(), " windows", show=None if progress and total else False) as bar:
             for batch in batches:
                 size = size or len(batch["row"])
                 rows.extend(self._batch_rows(params, _padded(batch, size), byte_lengths_V))
-                bar.update(len(batch["row"]))
+                bar.reach(len(rows))
         if not rows:
             raise InputError(f"the split {split or 'to evaluate'} holds no tokens; nothing to evaluate")
         rows.sort(key=lambda row: row.window)

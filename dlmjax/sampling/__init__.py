@@ -1,7 +1,7 @@
 """Canvas, samplers and traces: from a trained denoiser to text."""
 
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled
-from dlmjax.sampling.page import render_html, write_html
+from dlmjax.sampling.html import render_html, write_html
 from dlmjax.sampling.sampler import ORDERS, Sampler, Samples, SampleSettings, State, sample, sample_steps
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import Trace, first_difference, record, replay

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
-from tqdm import tqdm
 
+from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import draw_tokens, exclude, row_keys, split_rows, uniform_rows
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas
@@ -243,11 +243,15 @@ class Sampler:
         yield 0, steps, carry
         # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
         calls = steps + int(self.settings.order == "ancestral" and self.process.has_boundary)
-        for step in tqdm(range(1, calls + 1), desc="denoising", unit="step", disable=None if progress else True):
-            carry = self._step(params, arrays, carry, jax.device_put(np.int32(step)))
-            yield step, steps, carry
-            if self.settings.threshold is not None and not fetch(carry.hidden_BL).any():
-                return
+        with Progress(calls, "denoising", " steps", show=None if progress else False) as bar:
+            for step in range(1, calls + 1):
+                carry = self._step(params, arrays, carry, jax.device_put(np.int32(step)))
+                if progress:
+                    carry.tokens_BL.block_until_ready()
+                    bar.reach(step)
+                yield step, steps, carry
+                if self.settings.threshold is not None and not fetch(carry.hidden_BL).any():
+                    return
 
     def _check(self, canvas: Canvas):
         if canvas.tokens_BL.min() < 0 or canvas.tokens_BL.max() >= self.process.vocab:

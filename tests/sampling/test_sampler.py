@@ -215,7 +215,7 @@ def test_temperature_and_nucleus_give_the_known_law(order, settings, law):
         assert chi_square_tail(tally[:3], law) < 4
 
 
-def test_rare_tokens_are_not_truncated(full_compilation):
+def test_rare_tokens_are_not_truncated():
     """2,000 tokens at 2e-8 each: plain float32 Gumbel noise never reaches them; sampled text would have too little entropy.
 
     0.4 are expected in 10,000 draws; the seed is one whose text holds some.

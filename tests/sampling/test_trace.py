@@ -13,7 +13,8 @@ import pytest
 
 from dlmjax.diffusion.masked import Masked
 from dlmjax.errors import InputError
-from dlmjax.sampling import page, terminal, text, trace
+from dlmjax.sampling import html as page
+from dlmjax.sampling import terminal, text, trace
 from dlmjax.sampling.canvas import build_canvas, never_sampled
 from dlmjax.sampling.sampler import Sampler, SampleSettings
 from tests.sampling.toy import Bound, Letters

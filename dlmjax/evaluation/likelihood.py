@@ -35,7 +35,7 @@ from jaxtyping import Float
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.sampling.host import fetch, write_atomically
+from dlmjax.sampling.host import beside, fetch, write_atomically
 
 RULES = ("gauss", "stratified")
 _BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw
@@ -207,15 +207,15 @@ class Evaluator:
                 f"the data holds token {int(host_batch['tokens'].max())}, but the model's vocabulary has {self.process.vocab}; "
                 "it was prepared with another tokenizer"
             )
-        batch = self._put_batch(host_batch)
+        batch, place = self._put_batch(host_batch), beside(params)
         nodes = []
         for j, (low, width, _) in enumerate(self.levels):
             for d in range(self.draws):
-                traced = jax.device_put((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)))
+                traced = jax.device_put((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), place)
                 nodes.append(self._node(params, batch, *traced))
         ends = []
         if self.process.has_boundary:
-            ends = [self._ends(params, batch, jax.device_put(np.uint32(_BOUNDARY + d))) for d in range(self.draws)]
+            ends = [self._ends(params, batch, jax.device_put(np.uint32(_BOUNDARY + d), place)) for d in range(self.draws)]
 
         windows, tokens_BL, segments_BL = (fetch(batch[name]) for name in ("row", "tokens", "segments"))
         real_BL = segments_BL > 0

@@ -1,4 +1,4 @@
-"""Leaving the device and the process: arrays to numpy, text to files in one move."""
+"""Between host and devices: where small arrays belong, arrays to numpy, text to files in one move."""
 
 import os
 import pathlib
@@ -8,6 +8,17 @@ import jax
 import numpy as np
 
 from dlmjax.errors import InputError
+
+
+def beside(params) -> jax.NamedSharding | None:
+    """Where small arrays go that are used together with `params`: copied over their mesh; None where they are on no mesh.
+
+    Left on one device, they would be copied at every call, and come back with another placement: one compilation more.
+    """
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, jax.NamedSharding):
+            return jax.NamedSharding(leaf.sharding.mesh, jax.P())
+    return None
 
 
 def fetch(array: jax.Array | np.ndarray) -> np.ndarray:

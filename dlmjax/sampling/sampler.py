@@ -29,7 +29,7 @@ from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import draw_tokens, exclude, row_keys, split_rows, uniform_rows
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas
-from dlmjax.sampling.host import fetch
+from dlmjax.sampling.host import beside, fetch
 from dlmjax.sampling.warp import warp
 
 REVEAL_ORDERS = ("random", "confidence", "entropy", "margin", "left_to_right")
@@ -194,8 +194,7 @@ class Sampler:
         if len(barred) >= process.vocab:
             raise InputError("every token of the vocabulary is barred from sampling")
         self._barred = tuple(sorted(barred))
-        self._start = jax.jit(self._start_state)
-        self._step = jax.jit(self._one_step)
+        self._compiled = {}  # by placement of the weights
 
     # --- what callers use ---------------------------------------------------------------------------------------------------
 
@@ -228,24 +227,20 @@ class Sampler:
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, Carry]]:
         self._check(canvas)
-        arrays = jax.device_put(
-            {
-                "tokens_BL": canvas.tokens_BL,
-                "frozen_BL": canvas.frozen_BL,
-                "start_BL": canvas.start_BL,
-                "segments_BL": canvas.segments_BL,
-                "positions_BL": canvas.positions_BL,
-                "seed": np.uint32(seed & 0xFFFFFFFF),
-            }
-        )
-        carry = self._start(arrays)
+        names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
+        place = beside(params)
+        arrays = jax.device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed & 0xFFFFFFFF)}, place)
+        if place not in self._compiled:
+            self._compiled[place] = [jax.jit(function, out_shardings=place) for function in (self._start_state, self._one_step)]
+        start, one_step = self._compiled[place]
+        carry = start(arrays)
         steps = self._steps(carry)
         yield 0, steps, carry
         # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
         calls = steps + int(self.settings.order == "ancestral" and self.process.has_boundary)
         with Progress(calls, "denoising", " steps", show=None if progress else False) as bar:
             for step in range(1, calls + 1):
-                carry = self._step(params, arrays, carry, jax.device_put(np.int32(step)))
+                carry = one_step(params, arrays, carry, jax.device_put(np.int32(step), place))
                 if progress:
                     carry.tokens_BL.block_until_ready()
                     bar.reach(step)

@@ -15,6 +15,8 @@ from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import ORDERS, REVEAL_ORDERS, Sampler, SampleSettings, sample, sample_steps, unigram_entropy
 from tests.sampling.toy import Bound, Law, chi_square_tail
 
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(lambda name, _, **kw: COMPILED.append(name) if "backend_compile" in name else None)
 LAW = Law()
 ROWS = 8_000
 
@@ -266,16 +268,13 @@ def test_states_are_the_sample_and_frozen_tokens_never_move(order):
 
 @pytest.mark.parametrize("order", ["ancestral", "confidence"])
 def test_all_steps_and_all_params_share_one_compilation(order):
-    traced = []
-
-    def bind(params, segments_BL, positions_BL, attention):
-        traced.append(1)
-        return LAW.bind(params, segments_BL, positions_BL)
-
-    sampler = Sampler(LAW.process(), bind, SampleSettings(order=order, steps=9))
-    for seed in range(3):
-        sampler.sample(jnp.float32(1 + seed), blank_canvas(LAW.length, 2), seed=seed)
-    assert len(traced) == 1
+    params = [jnp.float32(1 + seed) for seed in range(3)]
+    sampler, canvas = Sampler(LAW.process(), LAW.bind, SampleSettings(order=order, steps=9)), blank_canvas(LAW.length, 2)
+    before = len(COMPILED)
+    with jax.transfer_guard("disallow"):
+        for seed in range(3):
+            sampler.sample(params[seed], canvas, seed=seed)
+    assert len(COMPILED) - before == 2, "the start and the step"
 
 
 def test_the_clock_falls_evenly_and_the_last_step_ends_at_zero():

@@ -35,7 +35,7 @@ from dlmjax.errors import InputError
 BATCH_BYTES = 1 << 20
 SHARD_BYTES = 128 << 20
 SPLITS = ("train", "valid", "test")
-SMALL = 4 << 20  # stored bytes below which starting worker processes would take longer than the work
+SMALL = 1 << 20  # stored bytes below which starting worker processes would take longer than the work
 
 
 def parse_split_files(values: Sequence[str]) -> dict[str, list[str]]:
@@ -163,10 +163,12 @@ def _only_one(output: pathlib.Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another dlmjax prepare is writing to {output}; wait for it, or choose another --output") from None
-        yield
-    # Nothing but the lock left: this was a finished corpus, or one that never began.
-    if {path.name for path in work.iterdir()} <= {"lock"}:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            yield
+        finally:
+            # Nothing but the lock left: this is a finished corpus, or one that never began.
+            if {path.name for path in work.iterdir()} <= {"lock"}:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _clear(output: pathlib.Path) -> None:

@@ -85,8 +85,8 @@ class Corpus:
                 for row, column, first, here in places:
                     out_BL[row, column : column + here] = tokens[first : first + here]
 
-    def document_ends(self) -> Iterator[Int[np.ndarray, "D"]]:
-        """Offsets just behind each document's EOS, in order, one array a shard."""
+    def document_ends(self) -> Iterator[np.ndarray]:
+        """Offsets just behind each document's EOS, in order: one int64 array [D] a shard."""
         for number, shard in enumerate(self.shards):
             records = self._read_records(number, list(range(shard.token_records, shard.records)))
             lengths = np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(record, np.uint32) for record in records)])

@@ -85,11 +85,13 @@ def _scramble(values_B: UInt64[np.ndarray, "B"], key_B: UInt64[np.ndarray, "B"])
 # ---- packing ---------------------------------------------------------------------------------------------------------------------
 
 
-def pack(document_ends: Iterable[Int[np.ndarray, "D"]], length: int, alone: bool) -> Int[np.ndarray, "N_plus_1"]:
+def pack(document_ends: Iterable[np.ndarray], length: int, alone: bool) -> Int[np.ndarray, "W"]:
     """Where the windows of "documents" (next fit) or "alone" packing begin; window i is [starts[i], starts[i+1]).
 
     Args:
-        document_ends: increasing offsets just behind each document, in any number of arrays.
+        document_ends: increasing offsets just behind each document (int64), in any number of arrays.
+    Returns:
+        The N window starts and the end of the last window (W = N + 1).
     Time: about 20 ns a document and 100 ns a window; memory: 8 bytes a window.
     """
     starts: list[np.ndarray] = []
@@ -191,7 +193,7 @@ class Mixture:
     In every PERIOD samples corpus c has round(weight_c * PERIOD) of them; in any prefix its number is within C/2 + 1 of its share.
     """
 
-    def __init__(self, weights: Sequence[float]):
+    def __init__(self, weights: Sequence[float | int]):
         weights_C = np.asarray(weights, np.float64)
         if len(weights_C) == 0 or not np.isfinite(weights_C).all() or (weights_C <= 0).any():
             raise InputError(f"mixture weights {list(weights)} must be positive numbers")
@@ -231,7 +233,7 @@ class TrainWindows:
     def __init__(
         self,
         corpora: Sequence[Corpus],
-        weights: Sequence[float] | None,
+        weights: Sequence[float | int] | None,
         length: int,
         global_batch: int,
         seed: int,

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,6 +24,53 @@ FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "t
 
 def default() -> ConfigDict:
     """Every leaf with its default and, in one line, what it is for. Units stand beside the value."""
+    config = _what_is_trained()
+    config.optimizer = ConfigDict(
+        dict(
+            name="adamw",
+            lr=1e-3,
+            beta1=0.9,
+            beta2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,  # on matrices, embedding and head; never on norms
+            clip=1.0,  # global gradient norm; 0 = off
+            schedule="cosine",
+            warmup=100,  # steps
+            decay=0.2,  # share of the steps that decay ("wsd")
+            final=0.1,  # last learning rate as a share of lr
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=1000,
+            accumulation=1,  # microbatches per step
+            ema=0.9999,  # of the weights, with warm-up min(d, (1+s)/(10+s)); 0 = off
+            on_nonfinite="skip",  # "skip" the update or "stop" the run when a gradient is not finite
+            spike=0.0,  # also skip when the loss exceeds this multiple of its running mean; 0 = off
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, sequence=1, tensor=1))  # -1 = what the devices leave over
+    config.checkpoint = ConfigDict(
+        dict(
+            every=500,  # steps
+            keep=2,  # newest checkpoints kept
+            best=1,  # best held-out checkpoints kept beside them
+        )
+    )
+    config.log = ConfigDict(
+        dict(
+            every=20,  # steps between lines of metrics: the only host syncs of the loop
+            evaluate=500,  # steps between held-out bounds; 0 = never
+            evaluate_windows=128,  # held-out windows used on the way (the `evaluate` command uses all)
+            nodes=8,  # noise levels of the evaluation grid
+            sample=1000,  # steps between text samples; 0 = never
+        )
+    )
+    return config.lock()
+
+
+def _what_is_trained() -> ConfigDict:
+    """Seed, data, model, how it is run, and the noise process."""
     config = ConfigDict()
     config.seed = 0  # the run is a function of this seed, the corpus and the config
     config.data = ConfigDict(
@@ -69,51 +117,10 @@ def default() -> ConfigDict:
             times="stratified",  # how t is drawn over the global batch
         )
     )
-    config.optimizer = ConfigDict(
-        dict(
-            name="adamw",
-            lr=1e-3,
-            beta1=0.9,
-            beta2=0.95,
-            eps=1e-8,
-            weight_decay=0.1,  # on matrices, embedding and head; never on norms
-            clip=1.0,  # global gradient norm; 0 = off
-            schedule="cosine",
-            warmup=100,  # steps
-            decay=0.2,  # share of the steps that decay ("wsd")
-            final=0.1,  # last learning rate as a share of lr
-        )
-    )
-    config.train = ConfigDict(
-        dict(
-            steps=1000,
-            accumulation=1,  # microbatches per step
-            ema=0.9999,  # of the weights, with warm-up min(d, (1+s)/(10+s)); 0 = off
-            on_nonfinite="skip",  # "skip" the update or "stop" the run when a gradient is not finite
-            spike=0.0,  # also skip when the loss exceeds this multiple of its running mean; 0 = off
-        )
-    )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, sequence=1, tensor=1))  # -1 = what the devices leave over
-    config.checkpoint = ConfigDict(
-        dict(
-            every=500,  # steps
-            keep=2,  # newest checkpoints kept
-            best=1,  # best held-out checkpoints kept beside them
-        )
-    )
-    config.log = ConfigDict(
-        dict(
-            every=20,  # steps between lines of metrics: the only host syncs of the loop
-            evaluate=500,  # steps between held-out bounds; 0 = never
-            evaluate_windows=128,  # held-out windows used on the way (the `evaluate` command uses all)
-            nodes=8,  # noise levels of the evaluation grid
-            sample=1000,  # steps between text samples; 0 = never
-        )
-    )
-    return config.lock()
+    return config
 
 
-def load(path: str, overrides: list[str] = ()) -> ConfigDict:
+def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs `get_config()` of the file, applies `section.leaf=value` overrides and checks the result.
 
     Raises:
@@ -130,7 +137,7 @@ def load(path: str, overrides: list[str] = ()) -> ConfigDict:
     return override(module.get_config(), overrides)
 
 
-def override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Applies `section.leaf=value`; values are Python literals or plain text, and take the type of the leaf."""
     valid = leaves(config)
     for text in overrides:

@@ -23,6 +23,7 @@ from dlmjax.training import (
     Interrupt,
     MetricsWriter,
     Progress,
+    Summary,
     Throughput,
     Window,
     clear_stop,
@@ -31,7 +32,7 @@ from dlmjax.training import (
     peak_flops,
 )
 
-log = logging.getLogger("dlmjax")
+logger = logging.getLogger("dlmjax")
 
 
 def train(config, workdir: str, *, fork: str | None = None, init: str | None = None, command: str = "the same command") -> dict:
@@ -51,91 +52,47 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     corpora = open_corpora(config, "train")
-    tokenizer = corpora[0].tokenizer
-    parts = assemble(config, tokenizer)
-    claim_workdir(workdir, config, tokenizer)
-    windows = TrainWindows(
-        corpora,
-        weights=config.data.weights or None,
-        length=config.data.length,
-        global_batch=config.data.batch,
-        seed=config.seed,
-        packing=config.data.packing,
-    )
+    parts = assemble(config, corpora[0].tokenizer)
+    windows = _windows(config, corpora)
+    claim_workdir(workdir, config, parts.tokenizer)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
     _describe(parts, corpora, workdir)
 
     # --- 2. Where we start ------------------------------------------------------------------------------------------------------
     state, meta, origin = _start(parts, checkpoints, fork, init)
-    start = meta.get("step", 0)
-    if origin == "resume" and start >= config.train.steps:
-        print(f"{workdir} is finished: step {start} of {config.train.steps}; nothing to train", flush=True)
+    start, steps = meta.get("step", 0), config.train.steps
+    if origin == "resume" and start >= steps:
+        print(f"{workdir} is finished: step {start} of {steps}; nothing to train", flush=True)
         return _result(config, workdir, start, meta)
 
     # --- 3. The loop: no host sync but at the logging step ---------------------------------------------------------------------
-    train_step = make_train_step(
-        parts.loss_fn,
-        parts.optimizer,
-        accumulation=config.train.accumulation,
-        ema_decay=config.train.ema,
-        learning_rate=parts.learning_rate,
-        on_nonfinite=config.train.on_nonfinite,
-        spike=config.train.spike,
-        shardings=parts.param_shardings,
-    )
-    rows = parts.partition.rows_of_host(config.data.batch)
-    batches = train_batches(windows, rows=rows, start_step=start)
-    held_out, sampler = _HeldOut(parts), _TextSamples(parts)
+    train_step = _train_step(parts)
+    batches = train_batches(windows, rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
+    held_out, samples = _HeldOut(parts), _TextSamples(parts)
     key = jax.device_put(jax.random.key(config.seed), parts.partition.sharding(()))
-    flops = training_flops_per_token(parts.network.spec, config.data.length) * config.data.batch * config.data.length
-    throughput = Throughput(config.data.batch * config.data.length, jax.device_count(), flops, peak_flops(jax.devices()[0].device_kind))
-    window = Window(report=parts.objective.report)
-    window.restore(meta.get("pending", []) if origin in ("resume", "fork") else [])
-
     with (
         Interrupt() as stop,
         checkpoints,
         MetricsWriter(workdir, resume_step=start) as writer,
-        Progress(config.train.steps, initial=start) as progress,
+        Progress(steps, initial=start) as progress,
         jax.transfer_guard("disallow"),
     ):
-        timed_steps = 0
-        for step in range(start, config.train.steps):
-            batch = parts.partition.put_batch(next(batches))
-            state, metrics = train_step(state, batch, key)
-            window.add(step, metrics)
-            done, last, metric = step + 1, step + 1 == config.train.steps, None
-            if step == start:  # the first step compiles
-                jax.block_until_ready(metrics["loss"])
-                throughput.reset()
-            else:
-                timed_steps += 1
+        log = _Log(parts, writer, progress, meta.get("pending", []))
+        for step in range(start, steps):
+            state, metrics = train_step(state, parts.partition.put_batch(next(batches)), key)
+            done, last, metric = step + 1, step + 1 == steps, None
+            if log.add(step, metrics, last).stopped:
+                _stop_diverged(checkpoints, state, log.summary, workdir, config)
 
-            if done % config.log.every == 0 or last:
-                summary = window.reduce()
-                rates = throughput.rates(timed_steps) if timed_steps else {}
-                timed_steps = 0
-                writer.scalars(done, "train", {**summary.values, **rates})
-                progress.update(1, {"loss": summary.values.get("loss", float("nan")), **_tokens_per_second(rates)})
-                for bad in summary.bad:
-                    progress.write(f"step {bad.step}: update skipped, {bad.rows or 'loss spike'}{' not finite' if bad.rows else ''}")
-                if summary.stopped:
-                    _stop_diverged(checkpoints, state, summary, workdir, config)
-            else:
-                progress.update()
-
-            with throughput.pause(), jax.transfer_guard("allow"):
+            with log.throughput.pause(), jax.transfer_guard("allow"):
                 if held_out.due(done, last):
-                    result = held_out(state, done)
-                    metric = result.nats_per_token
-                    writer.scalars(done, "held_out", _held_out_scalars(result))
-                    progress.write(f"step {done}: held-out {result.summary()}")
-                if sampler.due(done, last):
-                    writer.text(done, "samples", {"text": sampler(state, done)})
+                    metric = log.held_out(done, held_out(state, done))
+                if samples.due(done, last):
+                    writer.text(done, "samples", {"text": samples(state, done)})
 
                 # --- 4. Stop: preempted or finished: say which and how to go on ----------------------------------------------
                 if done % config.checkpoint.every == 0 or last or stop.requested:
-                    meta = {"step": done, "metric": metric, "pending": window.pending(), "config": config_lib.leaves(config)}
+                    meta = {"step": done, "metric": metric, "pending": log.window.pending(), "config": config_lib.leaves(config)}
                     writer.flush()
                     checkpoints.save(done, state, meta)
                 if stop.requested and not last:
@@ -143,8 +100,69 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
                     progress.write(f"stopped by {stop.signal_name} after step {done}; checkpoint saved; resume with: {command}")
                     return _result(config, workdir, done, meta, finished=False)
         checkpoints.wait()
-    print(f"trained {config.train.steps} steps into {workdir}", flush=True)
-    return _result(config, workdir, config.train.steps, meta)
+    print(f"trained {steps} steps into {workdir}", flush=True)
+    return _result(config, workdir, steps, meta)
+
+
+def _windows(config, corpora: list) -> TrainWindows:
+    """The rows of the run, as functions of (step, row)."""
+    data = config.data
+    return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing)
+
+
+def _train_step(parts: Parts):
+    """The compiled step of the run."""
+    config = parts.config.train
+    return make_train_step(
+        parts.loss_fn,
+        parts.optimizer,
+        accumulation=config.accumulation,
+        ema_decay=config.ema,
+        learning_rate=parts.learning_rate,
+        on_nonfinite=config.on_nonfinite,
+        spike=config.spike,
+        shardings=parts.param_shardings,
+    )
+
+
+class _Log:
+    """Curves, terminal and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
+
+    def __init__(self, parts: Parts, writer: MetricsWriter, progress: Progress, pending: list):
+        data, self._every = parts.config.data, parts.config.log.every
+        tokens = data.batch * data.length
+        flops = training_flops_per_token(parts.network.spec, data.length) * tokens
+        self.throughput = Throughput(tokens, jax.device_count(), flops, peak_flops(jax.devices()[0].device_kind))
+        self.window = Window(report=parts.objective.report)
+        self.window.restore(pending)
+        self.summary = Summary({}, [], False)
+        self._writer, self._progress, self._timed = writer, progress, None
+
+    def add(self, step: int, metrics: dict, last: bool) -> Summary:
+        """Takes the metrics of one step; at a logging step writes the line and returns its summary."""
+        self.window.add(step, metrics)
+        if self._timed is None:  # the first step compiles
+            jax.block_until_ready(metrics["loss"])
+            self.throughput.reset()
+        self._timed = 0 if self._timed is None else self._timed + 1
+        if (step + 1) % self._every and not last:
+            self._progress.update()
+            return Summary({}, [], False)
+        self.summary = self.window.reduce()
+        rates = self.throughput.rates(self._timed) if self._timed else {}
+        self._timed = 0
+        self._writer.scalars(step + 1, "train", {**self.summary.values, **rates})
+        speed = {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
+        self._progress.update(1, {"loss": self.summary.values.get("loss", float("nan")), **speed})
+        for bad in self.summary.bad:
+            self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
+        return self.summary
+
+    def held_out(self, done: int, result) -> float:
+        """Writes a held-out bound; returns what checkpoints are ranked by."""
+        self._writer.scalars(done, "held_out", _held_out_scalars(result))
+        self._progress.write(f"step {done}: held-out {result.summary()}")
+        return result.nats_per_token
 
 
 def _start(parts: Parts, checkpoints: Checkpoints, fork: str | None, init: str | None) -> tuple[dict, dict, str]:
@@ -191,7 +209,7 @@ class _HeldOut:
             corpus = None
         if corpus is None or corpus.num_tokens == 0:
             self._every = 0
-            log.warning("the corpus has no `valid` split: no held-out bound on the way (dlmjax prepare --valid-fraction makes one)")
+            logger.warning("the corpus has no `valid` split: no held-out bound on the way (dlmjax prepare --valid-fraction makes one)")
             return
         self._windows = EvalWindows(corpus, parts.config.data.length, limit=parts.config.log.evaluate_windows)
         self._bytes = corpus.tokenizer.byte_lengths_V
@@ -242,10 +260,6 @@ def _held_out_scalars(result) -> dict[str, float]:
     if result.bits_per_byte is not None:
         scalars |= {"bits_per_byte": result.bits_per_byte, "stderr_bits_per_byte": result.stderr_bits_per_byte}
     return scalars | {f"nats_per_token_by_t/{level['t']:.2f}": level["nats_per_token"] for level in result.levels}
-
-
-def _tokens_per_second(rates: dict[str, float]) -> dict[str, float]:
-    return {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
 
 
 def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: pathlib.Path, config) -> None:

@@ -128,8 +128,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, after)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(whole, tmp_path):
-    reference, _, _ = whole
-    config = config_lib.from_json((reference / "config.json").read_text())
+    config = config_lib.load(str(whole[1]))
     config_lib.override(config, ["train.steps=100000", "log.evaluate=0", "log.sample=0", "checkpoint.every=50000"])
     file, workdir = config_file(tmp_path / "long.py", config), tmp_path / "run"
     child = subprocess.Popen(command(workdir, file), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -32,6 +32,7 @@ class ToyDenoiser:
     log_likelihood: Callable[[Array, Array], Array] | None = None
 
     def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+        """The logits of the exact posterior stand for hidden states."""
         onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
         log_p_X = np.log(np.maximum(self.law.probability_X, 1e-300))
         if self.log_likelihood is None:

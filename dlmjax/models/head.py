@@ -132,6 +132,7 @@ def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, row
     data_N = (hidden_BLD.reshape(N, D), jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), row_args), weight_BL.reshape(N))
 
     def chunk(C, start, i, carry):
+        """Adds chunk i of C listed rows."""
         total, nats_N, dhidden_ND, dweight = carry
         ids_C = jax.lax.dynamic_slice(listed, (start + i * C,), (C,))
         live_C = ids_C < N

@@ -120,6 +120,7 @@ def make_train_step(
     tx = optax.with_extra_args_support(tx)
 
     def step(state, batch, key):
+        """One update; see `make_train_step`."""
         params, opt, number = state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
         gradient, grad_norm, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)

@@ -23,6 +23,7 @@ from dlmjax.diffusion import (
     row_keys,
     symmetric,
 )
+from dlmjax.diffusion.process import uniform_rows
 from dlmjax.errors import InputError
 from tests.diffusion.battery import CASES, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of
 
@@ -153,6 +154,14 @@ def test_llada_is_cross_entropy_over_the_mask_rate():
     assert not objective.trains_bound and not objective.is_bound
     assert {"partial_nelbo", "loss_inverse_rate_not_a_bound"} <= set(objective.report(parts))
     assert process.bound is process and process.has_boundary
+
+
+def test_noise_is_fine_enough_for_small_levels():
+    """Corruption near t = 0 needs uniform numbers in steps finer than 2^-23: a token masked too often there weighs 1/t each time."""
+    u = np.asarray(uniform_rows(row_keys(jax.random.key(0), jnp.arange(8)), 2**22))
+    small = u[u < 2**-23]
+    assert 0 < small.size < 20 and (small > 0).any()  # 4 expected; jax.random.uniform would give zeros only
+    assert u.max() < 1 and u.mean() == pytest.approx(0.5, abs=1e-3) and u.var() == pytest.approx(1 / 12, rel=1e-2)
 
 
 # --- the k-form --------------------------------------------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ class _Zstd(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
+        """Fills the buffer with decompressed bytes; 0 at the end (`io.RawIOBase`)."""
         while not self._ready:
             if not self._input:
                 self._input = self._file.read(1 << 17)
@@ -185,6 +186,7 @@ class _Text(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
+        """Fills the buffer with decompressed bytes; 0 at the end (`io.RawIOBase`)."""
         try:
             count = self._inner.readinto(buffer)
         except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError, RuntimeError) as error:
@@ -346,20 +348,26 @@ def _parquet(source: Source, start: Position, progress: Callable[[float], None])
 
 
 class Reader:
-    """All inputs in order, from a position on. `stored` says how far it is, in bytes of the input files as they are stored."""
+    """All inputs in order, from a position on."""
 
     def __init__(self, sources: list[Source], start: Position):
         self.sources, self.start = sources, start
         self._before = [0]
         for source in sources:
             self._before.append(self._before[-1] + source.size)
-        self.stored = self._before[start.file]
+        self._done = self._before[start.file]
+        self._open: _Text | None = None
+
+    @property
+    def stored(self) -> int:
+        """How far it is, in bytes of the input files as they are stored."""
+        return self._done + (self._open.file.tell() if self._open else 0)
 
     def __iter__(self) -> Iterator[Piece]:
         position = self.start
         for number in range(position.file, len(self.sources)):
             yield from self._one(number, position if number == position.file else Position(number))
-            self.stored = self._before[number + 1]
+            self._open, self._done = None, self._before[number + 1]
 
     def _one(self, number: int, start: Position) -> Iterator[Piece]:
         source = self.sources[number]
@@ -378,14 +386,14 @@ class Reader:
                 pieces = _whole_file(stream, start)
             else:
                 pieces = _by_lines(stream, start, source.documents)
-            for piece in pieces:
-                self.stored = self._before[number] + text.file.tell()
-                yield piece
+            self._open = text
+            yield from pieces
+            self._open = None
             if text.count == 0:
                 raise InputError(f"input {source.name} holds no text (0 bytes after decompression); leave it out or get the file again")
 
     def _reached(self, number: int, share: float) -> None:
-        self.stored = self._before[number] + int(share * self.sources[number].size)
+        self._done = self._before[number] + int(share * self.sources[number].size)
 
 
 def place(source: Source, at: Position) -> str:

@@ -33,7 +33,6 @@ from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
 
 BATCH_BYTES = 1 << 20
-SHARD_BYTES = 128 << 20
 SPLITS = ("train", "valid", "test")
 SMALL = 1 << 20  # stored bytes below which starting worker processes would take longer than the work
 
@@ -49,6 +48,16 @@ def parse_split_files(values: Sequence[str]) -> dict[str, list[str]]:
     return result
 
 
+def _cores() -> int:
+    """Cores this process may use (a batch system may grant fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_shard_bytes(stored: int) -> int:
+    """128 MiB of text; more for inputs above 64 GiB (as stored), so that there are not many thousand shards; at most 2 GiB."""
+    return min(2 << 30, max(128 << 20, stored // 512))
+
+
 def prepare(
     inputs: Sequence[str | os.PathLike],
     tokenizer: str | Tokenizer,
@@ -62,7 +71,7 @@ def prepare(
     documents: str = "file",
     text_field: str = "text",
     workers: int | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Manifest:
@@ -81,7 +90,7 @@ def prepare(
             lines that are TEXT). Documents of only white space are dropped, except with "file".
         text_field: JSON field or parquet column with the text.
         workers: processes that tokenize; None for one a core. The result does not depend on it.
-        shard_bytes: input text per segment (so about per shard); a restart repeats at most one segment.
+        shard_bytes: input text per segment (so about per shard); a restart repeats at most one segment. None: see `default_shard_bytes`.
         overwrite: delete a corpus (or unfinished preparation) of other inputs in `output` first, instead of refusing.
         progress: show a progress bar; None: on a terminal, with sparse lines elsewhere.
     Returns:
@@ -91,10 +100,11 @@ def prepare(
             split without documents; an output that holds another corpus or is being written by another process. What was prepared stays.
     """
     output = pathlib.Path(output)
-    sources, split_by = _sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
+    sources, split_by = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = _cores() if workers is None else workers
+    shard_bytes = default_shard_bytes(sum(source.size for source in sources)) if shard_bytes is None else shard_bytes
     if workers < 1 or shard_bytes < 1 or split_seed < 0:
         raise InputError(f"workers ({workers}) and shard_bytes ({shard_bytes}) must be at least 1, split_seed ({split_seed}) at least 0")
     request = {
@@ -116,7 +126,7 @@ def prepare(
         return job.run()
 
 
-def _sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field) -> tuple[list[formats.Source], str]:
+def make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field) -> tuple[list[formats.Source], str]:
     """All inputs with their splits, checked before anything is written."""
     if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction < 1):
         raise InputError(f"valid_fraction ({valid_fraction}) and test_fraction ({test_fraction}) must be at least 0 and together below 1")
@@ -273,6 +283,7 @@ class _Job:
         self.work = output / manifest.WORK
 
     def run(self) -> Manifest:
+        """Goes on from what is there, to the finished corpus."""
         done = self._done()
         missing = self._missing(done)
         save_tokenizer(self.tokenizer, self.output / manifest.TOKENIZER)
@@ -331,7 +342,7 @@ class _Job:
 
     @contextlib.contextmanager
     def _pool(self) -> Iterator[Callable]:
-        """Yields submit(pieces) -> future."""
+        """Yields submit(columns of a batch) -> future."""
         if self.workers == 1 or sum(source.size for source in self.sources) < SMALL:
             yield self._encode_here
             return
@@ -342,7 +353,7 @@ class _Job:
             initargs=(str(self.output / manifest.TOKENIZER), self.sources, self.request["split_seed"]),
         )
         try:
-            yield lambda pieces: executor.submit(encoding.encode_in_worker, pieces)
+            yield lambda batch: executor.submit(encoding.encode_in_worker, batch)
         except concurrent.futures.process.BrokenProcessPool:
             raise InputError(
                 "a tokenizing process died: out of memory (give the same command again, with fewer --workers, and it goes on), or the "
@@ -351,9 +362,9 @@ class _Job:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def _encode_here(self, pieces: list[formats.Piece]) -> concurrent.futures.Future:
+    def _encode_here(self, batch: encoding.Columns) -> concurrent.futures.Future:
         future: concurrent.futures.Future = concurrent.futures.Future()
-        future.set_result(encoding.encode(pieces, self.sources, self.tokenizer, self.request["split_seed"]))
+        future.set_result(encoding.encode(batch, self.sources, self.tokenizer, self.request["split_seed"]))
         return future
 
     def _encoded(self, start: formats.Position, submit: Callable) -> Iterator[tuple[_Batch, encoding.Encoded]]:
@@ -361,7 +372,7 @@ class _Job:
         waiting: collections.deque = collections.deque()
         depth = self.workers + max(2, self.workers // 2)
         for batch in _batches(self.sources, start, self.request["shard_bytes"]):
-            waiting.append((dataclasses.replace(batch, pieces=[]), submit(batch.pieces)))
+            waiting.append((batch, submit(encoding.columns(batch.pieces))))
             if len(waiting) > depth:
                 head, future = waiting.popleft()
                 yield head, future.result()
@@ -377,8 +388,10 @@ class _Job:
         writers: dict[str, _ShardWriter] = {}
         try:
             for batch, result in self._encoded(start, submit):
-                if result.mistake:
-                    raise InputError(result.mistake + " (nothing already prepared was changed)")
+                if result.bad is not None:
+                    piece = batch.pieces[result.bad]
+                    wrong = encoding.mistake(piece, self.sources[piece.at.file])
+                    raise InputError(f"{wrong} (nothing already prepared was changed)")
                 open_split = self._write(result, writers, number, open_split)
                 progress.reach(batch.stored)
                 if batch.ends_segment:

@@ -3,9 +3,9 @@
 import pathlib
 from collections.abc import Iterator
 
-from dlmjax.data.encode import _text_of, document_share
+from dlmjax.data.encode import document_share, mistake, text_of
 from dlmjax.data.formats import Position, Reader, cut
-from dlmjax.data.prepare import _sources
+from dlmjax.data.prepare import make_sources
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
 
@@ -22,13 +22,14 @@ def training_texts(
     text_field: str = "text",
 ) -> Iterator[str]:
     """Pieces of the training documents, in input order; arguments and errors as in `prepare`."""
-    sources, _ = _sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
+    sources, _ = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
     held_out = False
     for piece in Reader(sources, Position(0)):
         source = sources[piece.at.file]
-        data, mistake = _text_of(piece, source)
-        if mistake:
-            raise InputError(mistake)
+        try:
+            data = text_of(piece.data, piece.kind == "json", source.text_field)
+        except (ValueError, RecursionError):
+            raise InputError(mistake(piece, source)) from None
         if not data:
             continue
         parts = cut(data)

@@ -18,12 +18,12 @@ from dlmjax.data import prepare as preparing
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.encode import document_share
 from dlmjax.data.manifest import Manifest
-from dlmjax.data.prepare import parse_split_files, prepare
+from dlmjax.data.prepare import default_shard_bytes, parse_split_files, prepare
 from dlmjax.data.progress import Progress
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.data.tokenizers import load_tokenizer
 from dlmjax.errors import InputError
-from tests.data.conftest import NASTY, make_documents
+from tests.data.conftest import NASTY, make_documents, shared_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -119,7 +119,7 @@ KILLED = """
 import sys
 from dlmjax.data.prepare import prepare
 if __name__ == "__main__":
-    prepare(sys.argv[2:], "bytes", sys.argv[1], workers=2, valid_fraction=0.1, documents="blank-line", shard_bytes=400_000, progress=False)
+    prepare(sys.argv[2:], "bytes", sys.argv[1], workers=2, valid_fraction=0.1, documents="blank-line", shard_bytes=200_000, progress=False)
 """
 
 
@@ -136,8 +136,8 @@ def _finish(process: subprocess.Popen) -> None:
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
     """SIGKILL three times, at moments given by how many segments are finished; worker processes must not outlive the killed one."""
     big = [
-        write_jsonl(tmp_path / "a.jsonl", make_documents(4000, 8000, 4)),
-        write_jsonl(tmp_path / "b.jsonl.xz", make_documents(1500, 8000, 5)),
+        write_jsonl(tmp_path / "a.jsonl", make_documents(2000, 8000, 4)),
+        write_jsonl(tmp_path / "b.jsonl.xz", make_documents(800, 8000, 5)),
     ]
     script = tmp_path / "script.py"
     script.write_text(KILLED)
@@ -370,9 +370,9 @@ if __name__ == "__main__":
 
 
 def test_memory_does_not_grow_with_the_input_and_jax_is_not_imported(tmp_path):
-    """One document of 120 MB: each process stays below 160 MB (of which Python, numpy and the libraries are 70)."""
+    """One document of 60 MB: each process stays below 160 MB (of which Python, numpy and the libraries are 70)."""
     line = " ".join(make_documents(20, 5000, 8)).encode().replace(b"\n", b" ")
-    (tmp_path / "a.txt").write_bytes(line * (120_000_000 // len(line)))
+    (tmp_path / "a.txt").write_bytes(line * (60_000_000 // len(line)))
     (tmp_path / "script.py").write_text(MEMORY)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "a.txt"), str(tmp_path / "c")]
@@ -392,6 +392,16 @@ def test_progress_says_lines_where_there_is_no_terminal(capsys, monkeypatch):
     with Progress(1000, "preparing", "B", show=False) as progress:
         progress.reach(500)
     assert capsys.readouterr().err == ""
+
+
+def test_shards_grow_with_the_input():
+    assert [default_shard_bytes(n) for n in (0, 1 << 30, 1 << 38, 1 << 50)] == [1 << 27, 1 << 27, 1 << 29, 2 << 30]
+
+
+def test_novels27_is_its_own_cleaning(tmp_path):
+    """Every character of an already cleaned text becomes one token."""
+    found = prepare([shared_file("novels27/valid.txt.xz")], "char27", tmp_path)
+    assert found.counts("train") == {"documents": 1, "tokens": 2_827_978, "text_bytes": 2_827_977}
 
 
 def test_request_differences_name_the_field():

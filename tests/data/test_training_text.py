@@ -46,3 +46,9 @@ def test_a_spec_without_a_size_is_refused(source, tmp_path):
     with pytest.raises(InputError, match="train-sentencepiece:4096"):
         train_tokenizer("train-sentencepiece", [str(source)], str(tmp_path / "x"))
     assert train_tokenizer("bytes", [str(source)], str(tmp_path / "x")) == "bytes"
+
+
+def test_a_bad_line_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"body": "b"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2 \(byte 17\): no field 'text'"):
+        list(training_texts([str(tmp_path / "a.jsonl")]))

@@ -224,6 +224,10 @@ def test_held_out_windows_show_every_token_once_in_order(corpus, stream, length)
     assert (everything["segments"][-2:] == 0).all() and everything["row"].tolist() == list(range(len(evals) + 2))
     with pytest.raises(InputError, match="held-out windows"):
         evals.row(len(evals))
+    first = EvalWindows(corpus, length, limit=3)
+    assert len(first) == min(3, len(evals))
+    batch = first.rows(range(5))
+    np.testing.assert_array_equal(batch["tokens"][batch["segments"] > 0], stream[: 3 * length])
 
 
 # ---- refusals -----------------------------------------------------------------------------------------------------------------------

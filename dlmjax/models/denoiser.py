@@ -173,7 +173,8 @@ class Denoiser:
         rotary = rotary_tables(self.positions_BL, spec)
         layer = functools.partial(_layer, self.network, attend, rotary, time, self.segments_BL.shape)
         if execution.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat])
+            # Inside a scan nothing can be merged with the forward pass, so the barriers against that are left out.
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
         stacked = self.params["layers"]
         keys_NB = None
         if self.dropout_keys_B is not None:

@@ -59,9 +59,7 @@ class ModelSpec:
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"model.dropout={self.dropout} is outside [0, 1); 0 switches it off")
         if self.rope_scaling < 1.0 or self.rope_base <= 1.0:
-            raise InputError(
-                f"rotary base {self.rope_base} or scaling {self.rope_scaling} is too small; base > 1 and scaling >= 1 (1 = off)"
-            )
+            raise InputError(f"model.rope_scaling={self.rope_scaling} must be at least 1 (off), model.rope_base={self.rope_base} above 1")
         if bool(self.completep_width) != bool(self.completep_depth) or min(self.completep_width, self.completep_depth) < 0:
             raise InputError(
                 "model.completep_width and model.completep_depth go together: give the base model's width and depth, or 0 and 0"

@@ -61,8 +61,8 @@ class Partition:
     mesh: jax.sharding.Mesh
 
     def mesh_axes(self, axis: str) -> tuple[str, ...]:
-        """The mesh axes that split a logical axis."""
-        return RULES[axis]
+        """The mesh axes that split a logical axis; those of size 1 split nothing and are left out."""
+        return tuple(name for name in RULES[axis] if self.mesh.shape[name] > 1)
 
     def ways(self, axis: str) -> int:
         """Into how many pieces a logical axis is split."""
@@ -75,7 +75,7 @@ class Partition:
 
     def spec(self, axes: tuple[str | None, ...]) -> jax.sharding.PartitionSpec:
         """PartitionSpec of logical axes."""
-        return jax.P(*(RULES[axis] or None if axis else None for axis in axes))
+        return jax.P(*((self.mesh_axes(axis) or None) if axis else None for axis in axes))
 
     def sharding(self, axes: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
         """NamedSharding of logical axes."""

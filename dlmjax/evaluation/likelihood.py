@@ -219,9 +219,9 @@ class Evaluator:
 
         windows, tokens_BL, segments_BL = (fetch(batch[name]) for name in ("row", "tokens", "segments"))
         real_BL = segments_BL > 0
-        nats_NB = np.stack([_sums(n) for n in nodes])
-        prior_B = _sums(ends[0][0]) if ends else np.zeros(len(windows))
-        reconstruction_DB = np.stack([_sums(r) for _, r in ends]) if ends else np.zeros((self.draws, len(windows)))
+        nats_NB = np.stack([window_sums(n) for n in nodes])
+        prior_B = window_sums(ends[0][0]) if ends else np.zeros(len(windows))
+        reconstruction_DB = np.stack([window_sums(r) for _, r in ends]) if ends else np.zeros((self.draws, len(windows)))
         lengths = np.zeros(self.process.vocab, np.int64) if byte_lengths_V is None else np.asarray(byte_lengths_V, np.int64)
         bytes_B = np.where(real_BL, lengths[np.minimum(tokens_BL, len(lengths) - 1)], 0).sum(axis=1)
         return [
@@ -345,7 +345,8 @@ def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name], np.zeros((missing, *batch[name].shape[1:]), batch[name].dtype)]) for name in names}
 
 
-def _sums(nats_BL) -> np.ndarray:
+def window_sums(nats_BL) -> np.ndarray:
+    """Nats of each window, added on the host in float64.  -> [B]"""
     return fetch(nats_BL).astype(np.float64).sum(axis=1)
 
 

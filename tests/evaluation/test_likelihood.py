@@ -12,7 +12,7 @@ from dlmjax.diffusion.autoregressive import Autoregressive
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
-from dlmjax.evaluation.likelihood import Evaluator, LikelihoodResult, evaluate_nelbo, ratio_with_error
+from dlmjax.evaluation.likelihood import Evaluator, LikelihoodResult, evaluate_nelbo, ratio_with_error, window_sums
 from tests.sampling.toy import Bound, Law
 
 LAW = Law()
@@ -163,15 +163,19 @@ def test_unbiased_over_many_masks(law_and_windows):
 
 def test_batch_size_and_order_do_not_change_a_bit(law_and_windows, masked):
     law, texts_WL = law_and_windows
-    texts_WL = texts_WL[100:130]
-    lengths = np.array([1, 2, 3, 0])
-    reference = masked(jnp.float32(1.0), batches_of(texts_WL, 30), byte_lengths_V=lengths)
-    for size in (1, 7):
-        assert masked(jnp.float32(1.0), batches_of(texts_WL, size), byte_lengths_V=lengths) == reference
-    shuffled = np.random.default_rng(0).permutation(30)
-    assert masked(jnp.float32(1.0), batches_of(texts_WL, 7, order=shuffled), byte_lengths_V=lengths) == reference
-    other = Evaluator(law.process(), law.bind, nodes=3, draws=4, seed=2)(jnp.float32(1.0), batches_of(texts_WL, 30))
+    one, lengths = jnp.float32(1.0), np.array([1, 2, 3, 0])
+    texts_WL = texts_WL[::2]
+    reference = masked(one, batches_of(texts_WL, 512), byte_lengths_V=lengths)
+    assert masked(one, batches_of(texts_WL, 40), byte_lengths_V=lengths) == reference
+    shuffled = np.random.default_rng(0).permutation(len(texts_WL))
+    assert masked(one, batches_of(texts_WL, 40, order=shuffled), byte_lengths_V=lengths) == reference
+    assert masked(one, batches_of(texts_WL[:20], 1)) == masked(one, batches_of(texts_WL[:20], 40))
+    other = Evaluator(law.process(), law.bind, nodes=3, draws=4, seed=2)(one, batches_of(texts_WL, 512))
     assert other.nats_per_token != reference.nats_per_token
+
+
+def test_windows_are_added_up_in_double_precision():
+    assert window_sums(np.array([[2**24, 1, 1]], np.float32)).tolist() == [2**24 + 2]
 
 
 def test_one_and_eight_devices_give_the_same_bits(law_and_windows, masked):

@@ -73,6 +73,13 @@ def test_a_clipped_schedule_ends_with_one_call_more_and_the_joint_law():
     assert np.abs(tally / ROWS - LAW.p_N).sum() < 0.25
 
 
+def test_the_last_call_leaves_frozen_positions_alone():
+    """Even a frozen mask, which p(x | z_0) would fill."""
+    sampler = Sampler(Llada(LAW.vocab, LAW.mask_id, eps=0.3), LAW.bind, SampleSettings(steps=2))
+    tokens_BL = sampler.sample(1.0, rows_of([[3, 3, 1]] * 50, [[1, 0, 1]] * 50), seed=3).tokens_BL
+    assert (tokens_BL[:, [0, 2]] == [3, 1]).all() and (tokens_BL[:, 1] != 3).all()
+
+
 def test_conditional_law_given_frozen_tokens():
     frozen = np.tile([False, True, False], (ROWS, 1))
     tokens = np.tile([LAW.mask_id, 2, LAW.mask_id], (ROWS, 1))
@@ -241,7 +248,7 @@ def test_rare_tokens_are_not_truncated():
 @pytest.mark.parametrize("order", ["ancestral", "random", "confidence"])
 def test_a_row_does_not_depend_on_its_neighbours(order):
     """The same row alone, beside other rows, and beside rows with more holes."""
-    sampler = make(Law(symbols=3, length=5), order=order, steps=3)
+    sampler = make(Law(symbols=3, length=5), order=order, steps=4)  # more than the 3 holes of the row, fewer than its neighbour's 5
     alone = rows_of([[0, 3, 3, 1, 3]], [[1, 0, 0, 1, 0]])
     together = rows_of([[0, 3, 3, 1, 3], [3] * 5, [2, 2, 2, 2, 3]], [[1, 0, 0, 1, 0], [0] * 5, [1, 1, 1, 1, 0]])
     first, both = sampler.sample(1.0, alone, seed=7), sampler.sample(1.0, together, seed=7)

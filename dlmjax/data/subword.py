@@ -29,6 +29,8 @@ SPACE = "\u2581"  # SentencePiece writes a space as this character
 PROBE = (
     "Hello,  World!\n\n\tIt's 12,345 \u2013 na\u00efve; \u4e2d\u6587 \u2581x \U0001f600\r\n <mask> <|endoftext|> </s> [MASK] <0x41> \x00 "
 )
+WORDS_KEPT = 1 << 17  # about 30 MB
+_SPACE_BEFORE_WORD = re.compile(r" (?=\S)")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -114,6 +116,32 @@ class HuggingFaceTokenizer(TableTokenizer):
         return [np.array(e.ids, np.int32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+class Gpt2Tokenizer(HuggingFaceTokenizer):
+    """GPT-2's BPE with a table of words already seen, several times as fast as the library alone on natural text.
+
+    Exact, because GPT-2's pattern " ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" always begins a new unit at a space that is
+    followed by something else than white space: what stands between two such places is encoded alike wherever it occurs.
+    """
+
+    def __init__(self, *args, **specials):
+        super().__init__(*args, **specials)
+        self._seen: dict[str, list[int]] = {}  # what follows a space -> ids of both
+
+    def encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        parted = [_SPACE_BEFORE_WORD.split(text) for text in texts]
+        if len(self._seen) > WORDS_KEPT:
+            self._seen = {}
+        seen = self._seen
+        new = list(set().union(*(words[1:] for words in parted)) - seen.keys())
+        for word, ids in zip(new, super().encode_many([" " + word for word in new]), strict=True):
+            seen[word] = ids.tolist()
+        results = super().encode_many([words[0] for words in parted])
+        for number, (first, words) in enumerate(zip(results, parted, strict=True)):
+            rest = itertools.chain.from_iterable(map(seen.__getitem__, words[1:]))
+            results[number] = np.concatenate([first, np.fromiter(rest, np.int32)])
+        return results
+
+
 def _around_space(text: str, space_ids: list[int], encode) -> Int[np.ndarray, "N"]:
     """Encodes the parts between occurrences of U+2581 and puts that character's byte pieces between them."""
     parts = [encode(part) if part else [] for part in text.split(SPACE)]
@@ -130,7 +158,7 @@ def _read(path: pathlib.Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def load_gpt2(directory: pathlib.Path) -> HuggingFaceTokenizer:
+def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
     """GPT-2's byte-level BPE from `vocab.json` + `merges.txt` (or OpenAI's names `encoder.json` + `vocab.bpe`) in a directory.
 
     50,257 ids of its own, end of document 50256 (<|endoftext|>); mask 50257 and pad 50258 are added. Radford et al. 2019.
@@ -155,7 +183,7 @@ def load_gpt2(directory: pathlib.Path) -> HuggingFaceTokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     table = [_byte_level_bytes(piece) for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
-    tokenizer = HuggingFaceTokenizer("gpt2", backend, True, files=files, **_specials(vocabulary, table), token_bytes=table)
+    tokenizer = Gpt2Tokenizer("gpt2", backend, True, table, files, **_specials(vocabulary, table))
     return _check_lossless(tokenizer, str(directory))
 
 

@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import pathlib
+import random
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 
+from dlmjax.data import subword
 from dlmjax.data.subword import HuggingFaceTokenizer, load_sentencepiece, train_sentencepiece
 from dlmjax.data.tokenizers import Tokenizer, clean27, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
@@ -141,6 +143,41 @@ def test_gpt2_ids_are_the_published_ones():
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]
     assert (tokenizer.eos_id, tokenizer.mask_id, tokenizer.pad_id, tokenizer.vocab_size) == (50256, 50257, 50258, 50259)
     assert 50256 not in tokenizer.encode("<|endoftext|>")
+
+
+def test_the_word_table_of_gpt2_changes_nothing(files, monkeypatch):
+    """Against the library itself, on text with every kind of white space, with a table that is full and one that is empty."""
+    tokenizer = load_tokenizer(files["gpt2"])
+    rng = random.Random(0)
+    atoms = [
+        " ",
+        " ",
+        " ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\u00a0",
+        "\u2003",
+        "\u3000",
+        "\x1c",
+        "\x85",
+        "the",
+        "The",
+        "1",
+        "23",
+        "'s",
+        "'",
+        ",",
+        "\u4e2d",
+        "\u00e9",
+    ]
+    texts = ["".join(rng.choices(atoms, k=rng.randrange(40))) for _ in range(3000)] + [*NASTY, *make_documents(50, 2000, 8)]
+    expected = [tokenizer._backend.encode(text, add_special_tokens=False).ids for text in texts]
+    for kept in (1 << 17, 0):
+        monkeypatch.setattr(subword, "WORDS_KEPT", kept)
+        for at in range(0, len(texts), 100):
+            for ids, ids_expected in zip(tokenizer.encode_many(texts[at : at + 100]), expected[at : at + 100], strict=True):
+                assert ids.tolist() == ids_expected
 
 
 def test_added_special_ids_stand_behind_the_vocabulary(files):

@@ -23,7 +23,7 @@ from dlmjax.diffusion import (
     row_keys,
     symmetric,
 )
-from dlmjax.diffusion.process import uniform_rows
+from dlmjax.diffusion.process import draw_tokens, uniform_rows
 from dlmjax.errors import InputError
 from tests.diffusion.battery import CASES, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of
 
@@ -114,6 +114,15 @@ def test_the_mask_class_takes_no_part():
     assert (np.asarray(gradient)[:, 3:] == 0).all() and (np.asarray(gradient)[:, :3] != 0).all()
 
 
+@pytest.mark.parametrize("process", [Masked(VOCAB, MASK), Autoregressive(VOCAB, 3)], ids=lambda process: process.name)
+def test_bfloat16_logits_are_reduced_in_float32(process):
+    """The loss of bfloat16 logits is that of the same numbers in float32, to the last bit."""
+    logits = (4 * jax.random.normal(jax.random.key(0), (200, VOCAB))).astype(jnp.bfloat16)
+    x, z, t = jnp.arange(200) % TOKENS, jnp.full(200, MASK), jnp.linspace(1e-3, 1, 200)
+    np.testing.assert_array_equal(process.loss(logits, x, z, t), process.loss(logits.astype(jnp.float32), x, z, t))
+    np.testing.assert_array_equal(process.reconstruction(logits, x, z), process.reconstruction(logits.astype(jnp.float32), x, z))
+
+
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Geometric(1e-2, 5.0), llada(0.1), symmetric(Cosine(), 0.1)], ids=repr)
 def test_corruption_and_weight_use_the_same_epsilon(schedule):
     """If every masked token costs 1 nat, the bound's integral is what the noise covers: alpha(0) - alpha(1). A weight made from another
@@ -154,6 +163,17 @@ def test_llada_is_cross_entropy_over_the_mask_rate():
     assert not objective.trains_bound and not objective.is_bound
     assert {"partial_nelbo", "loss_inverse_rate_not_a_bound"} <= set(objective.report(parts))
     assert process.bound is process and process.has_boundary
+
+
+def test_tokens_are_drawn_with_high_precision_noise():
+    """Row by row from its own key, with Gumbel noise whose tail is not cut at 15.94, and in float32 for bfloat16 logits."""
+    logits_BLV = jax.random.normal(jax.random.key(0), (4, 64, 32), jnp.bfloat16)
+    keys_B = row_keys(jax.random.key(1), jnp.arange(4))
+    token_BL = draw_tokens(keys_B, logits_BLV)
+    for key, logits_LV, token_L in zip(keys_B, logits_BLV.astype(jnp.float32), token_BL, strict=True):
+        noise_LV = jax.random.gumbel(key, (64, 32), jnp.float32, mode="high")
+        np.testing.assert_array_equal(token_L, jnp.argmax(logits_LV + noise_LV, axis=-1))
+    assert token_BL.dtype == jnp.int32
 
 
 def test_noise_is_fine_enough_for_small_levels():

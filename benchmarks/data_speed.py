@@ -49,11 +49,12 @@ def drop_from_cache(directory: pathlib.Path) -> None:
 
 
 def prepare_row(label: str, inputs: list[str], tokenizer: str, output: pathlib.Path, documents: str) -> str:
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), sum(os.times()[:4])
     found = prepare(inputs, tokenizer, output, documents=documents, progress=False)
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, sum(os.times()[:4]) - before
     counts = found.counts("train")
-    return f"| prepare, {label} | {counts['text_bytes'] / 1e6 / seconds:.1f} MB/s | {counts['documents']:,} documents, {seconds:.1f} s |"
+    megabytes = counts["text_bytes"] / 1e6
+    return f"| prepare, {label} | {megabytes / seconds:.1f} MB/s | {counts['documents']:,} documents; {cpu / megabytes:.3f} CPU s/MB |"
 
 
 def first_row(label: str, directory: pathlib.Path, packing: str) -> str:
@@ -72,11 +73,14 @@ def load_row(label: str, directory: pathlib.Path, packing: str, seconds: float) 
         if cold:
             drop_from_cache(directory)
         batches = train_batches(windows, range(8), 0 if cold else 1000)
-        tokens, begin = 0, time.perf_counter()
+        tokens, begin, before = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - begin < seconds:
             tokens += next(batches)["tokens"].size
         speeds.append(tokens / (time.perf_counter() - begin) / 1e6)
-    return f"| train windows, {label}, {packing} | {speeds[0]:.1f} M tokens/s | from disk; cached {speeds[1]:.1f} |"
+        cpu = tokens / (time.process_time() - before) / 1e6
+    return (
+        f"| train windows, {label}, {packing} | {speeds[0]:.1f} M tokens/s | from disk; cached {speeds[1]:.1f}, {cpu:.0f} M a CPU second |"
+    )
 
 
 def eval_row(label: str, directory: pathlib.Path, seconds: float) -> str:

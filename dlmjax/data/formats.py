@@ -97,10 +97,13 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
     if format == "parquet" and path.suffix in COMPRESSIONS:
         raise InputError(f"input {name}: a parquet file compresses itself; unpack it first")
     digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(1 << 20))
-        file.seek(max(0, size - (1 << 20)))
-        digest.update(file.read())
+    try:
+        with open(path, "rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    except OSError as error:
+        raise InputError(f"input {name} cannot be read: {error.strerror}") from None
     return Source(name, format, split, documents, text_field, size, digest.hexdigest())
 
 

@@ -223,6 +223,16 @@ def _batches(sources: list[formats.Source], start: formats.Position, shard_bytes
         yield _Batch(pieces, True, None, reader.stored)
 
 
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """A disk that is full or gone is for a person to mend; what is finished stays."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be written ({reason}); free some space and give the same command again: it goes on") from None
+
+
 class _ShardWriter:
     """Writes one shard under a temporary name; `close` renames it."""
 
@@ -248,7 +258,8 @@ class _ShardWriter:
         self._waiting.append(tokens)
         self._count += len(tokens)
         if self._count >= 1 << 18:
-            self._write(self._count // manifest.RECORD_TOKENS * manifest.RECORD_TOKENS)
+            with _writing(self._part):
+                self._write(self._count // manifest.RECORD_TOKENS * manifest.RECORD_TOKENS)
 
     def _write(self, count: int) -> None:
         tokens = np.concatenate(self._waiting)
@@ -257,19 +268,20 @@ class _ShardWriter:
         self._waiting, self._count = [tokens[count:]], self._count - count
 
     def close(self) -> Shard:
-        self._write(self._count)
         lengths = np.concatenate([np.zeros(0, np.uint32), *self._lengths])
-        for at in range(0, len(lengths), manifest.INDEX_ENTRIES):
-            self._writer.write(lengths[at : at + manifest.INDEX_ENTRIES].tobytes())
-        self._writer.close()
-        with open(self._part, "rb") as file:
-            os.fsync(file.fileno())
+        with _writing(self._part):
+            self._write(self._count)
+            for at in range(0, len(lengths), manifest.INDEX_ENTRIES):
+                self._writer.write(lengths[at : at + manifest.INDEX_ENTRIES].tobytes())
+            self._writer.close()
+            with open(self._part, "rb") as file:
+                os.fsync(file.fileno())
         digest, size = manifest.sha256_of(self._part), self._part.stat().st_size
         self._part.replace(self.path)
         return Shard(self.path.name, self.tokens, len(lengths), self.text_bytes, size, digest)
 
     def abandon(self) -> None:
-        if self._writer.is_open():
+        with contextlib.suppress(RuntimeError):  # a full disk refuses the rest once more
             self._writer.close()
         self._part.unlink(missing_ok=True)
 
@@ -286,10 +298,12 @@ class _Job:
         """Goes on from what is there, to the finished corpus."""
         done = self._done()
         missing = self._missing(done)
-        save_tokenizer(self.tokenizer, self.output / manifest.TOKENIZER)
+        with _writing(self.output):
+            save_tokenizer(self.tokenizer, self.output / manifest.TOKENIZER)
         if missing is None:
             return self._finish(done)
-        manifest.write_atomically(self.work / "request.json", json.dumps(self._identity(), indent=1))
+        with _writing(self.work):
+            manifest.write_atomically(self.work / "request.json", json.dumps(self._identity(), indent=1))
         total = sum(source.size for source in self.sources)
         with Progress(total, "preparing", "B", self.progress) as progress, self._pool() as submit:
             while missing is not None:
@@ -395,10 +409,12 @@ class _Job:
                 open_split = self._write(result, writers, number, open_split)
                 progress.reach(batch.stored)
                 if batch.ends_segment:
-                    shards = {split: writers.pop(split).close() for split in sorted(writers)}
+                    shards = {split: writers[split].close() for split in sorted(writers)}
+                    writers.clear()
                     done[number] = Segment(shards, list(batch.next) if batch.next else None, open_split)
-                    note = json.dumps(done[number].to_json(), indent=1)
-                    manifest.write_atomically(self.work / f"segment-{number:05d}.json", note)
+                    note = self.work / f"segment-{number:05d}.json"
+                    with _writing(note):
+                        manifest.write_atomically(note, json.dumps(done[number].to_json(), indent=1))
                     number += 1
                     if number in done:
                         return
@@ -439,7 +455,8 @@ class _Job:
             if Manifest.load(self.output).segments != result.segments:
                 raise InputError(f"{self.output}: the inputs are no longer those of the prepared corpus; replace it with --overwrite")
         else:
-            result.save(self.output)
+            with _writing(self.output / manifest.FILE):
+                result.save(self.output)
         for path in self.work.glob("*.json*"):
             path.unlink()
         for path in self.output.glob("*.array_record.part"):

@@ -358,6 +358,34 @@ def test_a_dead_worker_is_reported(inputs, tmp_path, monkeypatch):
         prepare(inputs, "bytes", tmp_path, workers=2, **OPTIONS)
 
 
+FULL = """
+import resource, signal, sys
+from dlmjax.data.prepare import prepare
+from dlmjax.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+try:
+    prepare(sys.argv[2:], "bytes", sys.argv[1], shard_bytes=15_000, progress=False)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_leaves_finished_shards_and_says_so(inputs, tmp_path):
+    """A limit on the size of files stands for a full disk; the same preparation goes on without it."""
+    (tmp_path / "script.py").write_text(FULL)
+    big = write_jsonl(tmp_path / "big.jsonl", ["word " * 40_000])
+    output = tmp_path / "c"
+    command = [sys.executable, str(tmp_path / "script.py"), str(output), str(inputs[0]), str(big)]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100)
+    assert "cannot be written (" in result.stdout and "give the same command again" in result.stdout, result
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("*.array_record")}
+    assert len(finished) > 1 and not list(output.glob("*.part")) and not (output / "manifest.json").exists()
+    prepare([str(inputs[0]), str(big)], "bytes", output, shard_bytes=15_000, progress=False)
+    assert Corpus.open(output, verify=True).num_documents == len(NASTY) + 300 + 1
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in finished.items())
+
+
 MEMORY = r"""
 import re, resource, sys
 from dlmjax.data.prepare import prepare

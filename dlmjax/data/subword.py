@@ -128,6 +128,7 @@ class Gpt2Tokenizer(HuggingFaceTokenizer):
         self._seen: dict[str, list[int]] = {}  # what follows a space -> ids of both
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        """Looks words up; those never seen go to the library together."""
         parted = [_SPACE_BEFORE_WORD.split(text) for text in texts]
         if len(self._seen) > WORDS_KEPT:
             self._seen = {}

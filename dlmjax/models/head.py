@@ -105,6 +105,7 @@ def _sharded(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, r
             dweight = sum_to_shard(dweight, plan.axes, layout)
         return jax.lax.psum(total, tuple(layout.mesh.axis_names)), nats_BL, dhidden_BLD, dweight
 
+    hidden_BLD = layout.constrain(hidden_BLD, ("batch", "head_length", None))  # says which size does not divide, before shard_map does
     rows = layout.spec(("batch", "head_length"))
     hidden = layout.spec(("batch", "head_length", None))
     args = jax.tree.map(lambda a: layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)), row_args)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import (
+    Autoregressive,
     Cosine,
     Geometric,
     Linear,

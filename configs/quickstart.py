@@ -2,6 +2,9 @@
 
 make quickstart
 or: dlmjax train --config configs/quickstart.py --config.data.paths=runs/quickstart/data --workdir runs/quickstart
+
+About two minutes on two CPU cores; test NELBO <= 2.67 ± 0.09 bits/byte beside 3.24 for pairs of bytes and 4.82 for single bytes
+(docs/benchmarks.md).
 """
 
 from dlmjax import config as config_lib

@@ -60,6 +60,20 @@ def test_the_module_is_the_command():
     assert other.stdout == one.stdout
 
 
+def test_the_readme_prepares_what_it_says(tmp_path, monkeypatch, capsys):
+    """The first command of the README's jobs, word for word but for where the corpus goes."""
+    root = pathlib.Path(__file__).parents[1]
+    line = next(
+        line for line in (root / "README.md").read_text().splitlines() if line.startswith("dlmjax prepare --input README.md docs/*.md")
+    )
+    pages = sorted(str(page.relative_to(root)) for page in root.glob("docs/*.md"))
+    words = [word for part in line.split()[1:] for word in (pages if part == "docs/*.md" else [part])]
+    words[words.index("--output") + 1] = str(tmp_path / "data")
+    monkeypatch.chdir(root)
+    assert main(words) == 0
+    assert "valid" in capsys.readouterr().out
+
+
 def test_bad_flags_end_in_one_line(capsys, run, tmp_path):
     assert "invalid choice" in refused(capsys, "trian")
     assert "--workdri" in refused(capsys, "sample", "--workdir", run, "--workdri", "x")

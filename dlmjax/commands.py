@@ -10,6 +10,7 @@ from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.run import Run, open_run
 from dlmjax.sampling import Sampler, SampleSettings, build_canvas, never_sampled
 from dlmjax.sampling.host import write_atomically
+from dlmjax.sampling.html import write_html
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import record
 
@@ -100,8 +101,6 @@ def sample(
         view = TerminalView(tokenizer, canvas) if watch else None
         made, recorded = record(sampler, run.params, canvas, seed=seed, tokenizer=tokenizer, on_state=view.show if view else None)
         if trace:
-            from dlmjax.sampling.html import write_html
-
             write_html(recorded, trace)
             print(f"denoising trace: {trace}", flush=True)
     else:

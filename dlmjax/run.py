@@ -9,7 +9,6 @@ workdir/
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -23,6 +22,7 @@ from dlmjax.diffusion import Objective, Process, make_process, make_schedule, ma
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, Network, build_network
 from dlmjax.parallel import Partition, make_mesh
+from dlmjax.sampling.host import write_atomically
 from dlmjax.training import Checkpoints, OptimizerSpec, abstract_state, build_optimizer, learning_rate
 
 
@@ -141,9 +141,7 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         save_tokenizer(tokenizer, workdir / "tokenizer")
-        unfinished = stored.with_suffix(".tmp")
-        unfinished.write_text(config_lib.to_json(config), encoding="utf-8")
-        os.replace(unfinished, stored)
+        write_atomically(stored, config_lib.to_json(config))
 
 
 @dataclasses.dataclass(frozen=True)

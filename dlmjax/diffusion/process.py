@@ -7,7 +7,7 @@ drawn from that row's key alone, so microbatches, hosts and meshes cannot change
     NELBO(x) = integral_0^1 E_z loss(logits(z, t), x, z, t) dt + prior_nats(x) + E_z0 reconstruction(logits(z0, 0), x, z0)
 
 To add one: subclass `Process` in a new file (what is not overridden keeps the defaults below), name it in registry.py, add a row to
-the cases of tests/diffusion/battery.py.
+the cases of the battery, tests/diffusion/cases_*.py.
 
 A state z is usually a token id per position, [B, L]. It may carry more, [B, L, ...]: an embedding, or for block diffusion the noisy
 and the clean token, which a denoiser bound to that process's attention then reads as its two streams.

@@ -1,4 +1,6 @@
-"""The cases and tools of the battery that every process must pass (tests/diffusion/test_battery.py). A new process adds one row to CASES.
+"""What a case is, and the tools of the battery that every process must pass (tests/diffusion/test_battery.py).
+
+The cases themselves stand in cases_*.py, a file for each family, and cases.py lists them. A new process adds one row there.
 
 The law: 3 tokens, 2 or 3 positions. Ids: 0..2 tokens, 3 = BOS, which text never holds, 4 = mask. In the oracle the mask is state 3.
 
@@ -6,7 +8,6 @@ Shapes: N enumerated pairs (x, z), L positions, V vocabulary; X clean and Z nois
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlmjax.diffusion import Autoregressive, Llada, Masked, MaskedCount, Process, oracle, schedules, toy
+from dlmjax.diffusion import Process, oracle, toy
 
 TOKENS, BOS, MASK, VOCAB = 3, 3, 4, 5
 Curve = Callable[[float], float]
@@ -78,55 +79,6 @@ GEOMETRIC = (
     lambda t: math.exp(-(0.01 ** (1 - t)) * 5**t),
     lambda t: -math.log(500) * 0.01 ** (1 - t) * 5**t * math.exp(-(0.01 ** (1 - t)) * 5**t),
 )
-
-
-def _masked(name: str, schedule: schedules.Schedule, curves: tuple[Curve, Curve]) -> Case:
-    return Case(f"masked/{name}", Masked(VOCAB, MASK, schedule, excluded=(BOS,)), oracle.masked_kernel(TOKENS, *curves))
-
-
-def _count_pairs(case: Case, law: oracle.Law, t: float):
-    """All ways to mask exactly k of the positions, equally likely."""
-    count = round(t * law.length)
-    subsets = list(itertools.combinations(range(law.length), count))
-    x, z, p = [], [], []
-    for (x_L, mass), subset in itertools.product(zip(law.sequences_Xn, law.probability_X, strict=True), subsets):
-        x.append(x_L)
-        z.append([MASK if i in subset else int(token) for i, token in enumerate(x_L)])
-        p.append(mass / len(subsets))
-    return np.asarray(x), np.asarray(z, np.int32), np.asarray(p)
-
-
-def _shifted_pairs(case: Case, law: oracle.Law, t: float):
-    x_XL = law.sequences_Xn
-    z_XL = np.concatenate([np.full_like(x_XL[:, :1], BOS), x_XL[:, :-1]], axis=1)
-    return x_XL, z_XL.astype(np.int32), law.probability_X
-
-
-CASES = [
-    _masked("linear", schedules.Linear(), LINEAR),
-    _masked("cosine", schedules.Cosine(), COSINE),
-    _masked("polynomial", schedules.Polynomial(2.0), SQUARE),
-    _masked("geometric", schedules.Geometric(0.01, 5.0), GEOMETRIC),
-    _masked("log_linear", schedules.log_linear(0.05), clipped(*LINEAR, 0.05, 1.0)),
-    _masked("clipped", schedules.symmetric(schedules.Cosine(), 0.05), clipped(*COSINE, 0.05, 0.95)),
-    Case("llada", Llada(VOCAB, MASK, excluded=(BOS,), eps=0.05), oracle.masked_kernel(TOKENS, *clipped(*LINEAR, 0.0, 0.95))),
-    Case(
-        "masked_count",
-        MaskedCount(VOCAB, MASK, excluded=(BOS,)),
-        oracle.masked_kernel(TOKENS, *LINEAR),
-        pairs=_count_pairs,
-        grid=lambda length: (np.arange(1, length + 1) / length, np.full(length, 1 / length)),
-    ),
-    Case(
-        "autoregressive",
-        Autoregressive(VOCAB, BOS, MASK),
-        None,
-        log_likelihood=None,
-        pairs=_shifted_pairs,
-        grid=lambda length: (np.asarray([0.5]), np.asarray([1.0])),
-    ),
-]
-NOISY = [case for case in CASES if case.kernel is not None]
 
 
 # --- tools -------------------------------------------------------------------------------------------------------------------------

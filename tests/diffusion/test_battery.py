@@ -1,4 +1,4 @@
-"""What every process must satisfy, checked by enumeration on laws small enough to list. See battery.py for the cases."""
+"""What every process must satisfy, checked by enumeration on laws small enough to list. See cases.py for the cases."""
 
 import functools
 
@@ -10,9 +10,7 @@ import pytest
 from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, oracle, row_keys
 from dlmjax.diffusion.times import Flat, Mixture, Power
 from tests.diffusion.battery import (
-    CASES,
     MASK,
-    NOISY,
     TOKENS,
     VOCAB,
     batch_of,
@@ -27,6 +25,7 @@ from tests.diffusion.battery import (
     to_ids,
     to_states,
 )
+from tests.diffusion.cases import CASES, NOISY
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 noisy_case = pytest.mark.parametrize("case", NOISY, ids=str)

@@ -26,7 +26,8 @@ from dlmjax.diffusion import (
 )
 from dlmjax.diffusion.process import draw_tokens, uniform_rows
 from dlmjax.errors import InputError
-from tests.diffusion.battery import CASES, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of
+from tests.diffusion.battery import MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of
+from tests.diffusion.cases_spine import CASES
 
 BY_NAME = {str(case): case for case in CASES}
 

@@ -18,11 +18,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, row_keys
+from dlmjax.diffusion.process import Process, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.times import PerRow, Times
 from dlmjax.diffusion.weighting import Weighting
+from dlmjax.errors import InputError
 
 LEVELS = 10  # bins of t in which the integrand is reported
 
@@ -33,18 +34,32 @@ Parts = dict[str, Array]
 class Denoiser(Protocol):
     """A network with its weights and one batch's segments, positions and mask already bound."""
 
-    def hidden(self, z_BL: Array, t_BL: Array) -> Array:
-        """States [B, L, D] for tokens (or states) z at levels t."""
+    def hidden(self, z_BL: Array, t_BL: Array, hint_BLI: Array | None = None) -> Array:
+        """States [B, L, D] for tokens (or states) z at levels t; `hint_BLI` is an earlier estimate of the clean input."""
         ...
 
     def logits(self, hidden: Array) -> Array:
         """Float32 logits [..., V] of states [..., D]."""
         ...
 
+    def expect(self, hidden_BLD: Array, table_VI: Array | None = None) -> Array:
+        """softmax(logits) @ table, [B, L, I]; by default of the table that the network itself embeds tokens with."""
+        ...
+
     def row_losses(
-        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Array], row_args: tuple[Array, ...], weight_BL: Array
+        self,
+        hidden_BLD: Array,
+        rows_BL: Array,
+        nats_fn: Callable[..., Any],
+        row_args: tuple[Array, ...],
+        weight_BL: Array,
+        learned: Any = (),
     ) -> tuple[Array, Array]:
-        """(sum of weight x nats over `rows_BL`, nats [B, L] without gradient and 0 elsewhere); nats_fn(logits_NV, *args_N) -> [N]."""
+        """(sum of weight x trained over `rows_BL`, nats [B, L] without gradient and 0 elsewhere).
+
+        nats_fn(logits_NV, *args_N) gives nats [N], or (trained [N], nats [N]); with a tree `learned` it is called with that as its last
+        argument, and gradients also go to it and to the arguments that are floats.
+        """
         ...
 
 
@@ -55,24 +70,33 @@ class Objective:
     weighting: None takes the process's own.
     boundary: add the prior and reconstruction terms of a process that has them; the reconstruction costs a second pass of the network,
       at t = 0. None = add them exactly where the trained loss is meant to be the bound. Without them `is_bound` is False.
+    self_condition: share of rows that are denoised twice, the second time with the first estimate as a hint (Chen et al. 2208.04202);
+      costs one more forward pass for all. The denoiser must take hints.
+    prompt: share of rows whose first tokens (a uniform number of them) are given clean and carry no loss; the other rows train the
+      unconditional denoiser of classifier-free guidance (Ho & Salimans 2207.12598). The nats are then those of the rest given a prompt.
     """
 
     process: Process
     times: Times = PerRow()
     weighting: Weighting | None = None
     boundary: bool | None = None
+    self_condition: float = 0.0
+    prompt: float = 0.0
 
     def __post_init__(self):
         if self.weighting is None:
             object.__setattr__(self, "weighting", self.process.weighting)
         if self.boundary is None:
             object.__setattr__(self, "boundary", self.weighting.is_bound)
-        if not self.weighting.is_bound:
+        if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
+            raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
+        if not self.weighting.is_bound and _is_factor(self.weighting):
             # Asked now, so that a process whose loss has no such weight is refused before anything runs.
-            self.weighting.factor(self.process, jnp.full((1,), 0.5))
+            one = jnp.zeros((1,), jnp.int32)
+            jax.eval_shape(lambda: self.weighting.factor(self.process, one, one, jnp.full((1,), 0.5)))
 
     def __call__(
-        self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int
+        self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int, learned: Any = ()
     ) -> tuple[Float[Array, ""], Parts]:
         """The loss of a batch (or of one of its microbatches).
 
@@ -81,6 +105,7 @@ class Objective:
           batch: tokens, segments [B, L] and row [B] int32; segments == 0 is padding.
           key: the key of the step; all randomness is drawn from it and the row numbers.
           global_batch: rows of the whole step.
+          learned: what the process learns, of the shape of `process.init`.
         Returns:
           total: the sum to be trained, in nats; divide by the summed `parts["tokens"]`.
           parts: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
@@ -90,33 +115,74 @@ class Objective:
         time_key, noise_key, boundary_key = jax.random.split(key, 3)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
         t_BL = self.process.levels(t_BL, valid_BL)
-        keys_B = row_keys(noise_key, batch["row"])
+        counted_BL = valid_BL & ~self._prompt(key, batch["row"], x_BL.shape[1])
+        # A prompt is text without noise; padding keeps the level of its row, which no one looks at.
+        t_BL = jnp.where(valid_BL & ~counted_BL, 0.0, t_BL)
+        text = _Text(denoiser, x_BL, valid_BL, counted_BL, learned, row_keys(jax.random.fold_in(key, 4), batch["row"]))
+        noise_keys_B = row_keys(noise_key, batch["row"])
 
-        z_BL = self.process.corrupt(keys_B, x_BL, t_BL, valid_BL)
-        weight_BL = inverse_pdf_BL * self.weighting.factor(self.process, t_BL)
-        total, nats_BL = _diffusion(self.process, denoiser, x_BL, valid_BL, z_BL, t_BL, weight_BL)
+        if self.process.reinforce and jax.tree.leaves(learned):
+            total, nats_BL, z_BL = self._two_draws(text, noise_keys_B, t_BL, inverse_pdf_BL)
+        else:
+            z_BL = self.process.given(learned).corrupt(noise_keys_B, x_BL, t_BL, valid_BL)
+            total, nats_BL, _ = self._diffusion(text, z_BL, t_BL, inverse_pdf_BL)
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self.boundary and self.process.has_boundary:
-            prior = jnp.sum(jnp.where(valid_BL, self.process.prior_nats(x_BL), 0.0))
-            reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, valid_BL, row_keys(boundary_key, batch["row"]))
+            prior = jnp.sum(jnp.where(counted_BL, self.process.given(learned).prior_nats(x_BL), 0.0))
+            keys_B = row_keys(boundary_key, batch["row"])
+            reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, counted_BL, keys_B, learned)
             total = total + prior + reconstruction
         parts = {
-            "tokens": jnp.sum(valid_BL, dtype=jnp.int32),
-            "corrupted": jnp.sum(self.process.corrupted(x_BL, z_BL) & valid_BL, dtype=jnp.int32),
+            "tokens": jnp.sum(counted_BL, dtype=jnp.int32),
+            "corrupted": jnp.sum(self.process.corrupted(x_BL, z_BL) & counted_BL, dtype=jnp.int32),
             "nats": jnp.sum(nats_BL * inverse_pdf_BL) + prior + reconstruction,
             "loss": total,
             "prior": prior,
             "reconstruction": reconstruction,
             "nats_by_level": _by_level(t_BL, nats_BL),
-            "tokens_by_level": _by_level(t_BL, valid_BL.astype(jnp.float32)),
+            "tokens_by_level": _by_level(t_BL, counted_BL.astype(jnp.float32)),
         }
         return total, jax.lax.stop_gradient(parts)
+
+    def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Bool[Array, "B L"]:
+        """Positions that are given: the first n of a row with a prompt, n uniform on 1 .. L - 1."""
+        if not self.prompt:
+            return jnp.zeros((row_B.shape[0], length), bool)
+        which_B2 = uniform_rows(row_keys(jax.random.fold_in(key, 3), row_B), 2)
+        count_B = jnp.where(which_B2[:, 0] < self.prompt, 1 + jnp.floor(which_B2[:, 1] * (length - 1)), 0)
+        return jnp.arange(length) < count_B[:, None]
+
+    def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL):
+        """(weighted sum with gradient, nats per token, weighted sum per row, both without) at one draw of z."""
+        weighting, weight_BL = self.weighting, inverse_pdf_BL
+        trained = None if _is_factor(weighting) else weighting
+        if trained is None:
+            # Under no other weight than 1 may a factor be infinite or zero where there is no loss: such rows are not computed.
+            weight_BL = weight_BL * weighting.factor(self.process.given(text.learned), text.x_BL, z_BL, t_BL)
+        hint_BLI = text.hint(self.process, z_BL, t_BL, self.self_condition)
+        total, nats_BL = text.nats(self.process, z_BL, t_BL, weight_BL, trained, hint_BLI)
+        return total, nats_BL, jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
+
+    def _two_draws(self, text: "_Text", keys_B, t_BL, inverse_pdf_BL):
+        """The mean of two draws of z, and the leave-one-out score function of what the noise has learned (MD4 2406.04329 section 4)."""
+        process = self.process.given(text.learned)
+        totals, nats, states, rows, logs = [], [], [], [], []
+        for part_B in split_rows(keys_B):
+            z_BL = jax.lax.stop_gradient(process.corrupt(part_B, text.x_BL, t_BL, text.valid_BL))
+            total, nats_BL, row_B = self._diffusion(text, z_BL, t_BL, inverse_pdf_BL)
+            log_q_BL = jnp.where(text.counted_BL, process.log_q(z_BL, text.x_BL, t_BL), 0.0)
+            states, totals, nats = [*states, z_BL], [*totals, total], [*nats, nats_BL]
+            rows, logs = [*rows, row_B], [*logs, jnp.sum(log_q_BL, axis=1)]
+        surrogate_B = jax.lax.stop_gradient(rows[0] - rows[1]) * (logs[0] - logs[1]) / 2
+        # Its value is no part of the loss, its gradient is.
+        surrogate = jnp.sum(surrogate_B - jax.lax.stop_gradient(surrogate_B))
+        return (totals[0] + totals[1]) / 2 + surrogate, (nats[0] + nats[1]) / 2, states[0]
 
     @property
     def is_bound(self) -> bool:
         """True where the mean of parts["nats"] is an upper bound on -log p(x)."""
         whole = self.boundary or not self.process.has_boundary
-        return self.process.is_bound and self.times.covers and whole
+        return self.process.is_bound and self.times.covers and whole and not self.prompt
 
     @property
     def trains_bound(self) -> bool:
@@ -149,38 +215,83 @@ def nats_at(
     segments_BL: Int[Array, "B L"],
     keys_B: Key[Array, "B"],
     t_BL: Float[Array, "B L"],
+    learned: Any = (),
+    self_condition: bool = False,
 ) -> Float[Array, "B L"]:
     """The bound's integrand at given levels, per token, under the noise of `keys_B`; 0 on padding. What an evaluation integrates."""
     valid_BL = segments_BL > 0
     t_BL = process.levels(t_BL, valid_BL)
-    z_BL = process.corrupt(keys_B, tokens_BL, t_BL, valid_BL)
-    return _diffusion(process, denoiser, tokens_BL, valid_BL, z_BL, t_BL, jnp.ones_like(t_BL))[1]
+    z_BL = process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL)
+    text = _Text(denoiser, tokens_BL, valid_BL, valid_BL, learned, keys_B)
+    hint_BLI = text.hint(process, z_BL, t_BL, float(self_condition))
+    return text.nats(process, z_BL, t_BL, jnp.ones_like(t_BL), None, hint_BLI)[1]
 
 
 def reconstruction_nats(
-    process: Process, denoiser: Denoiser, x_BL: Int[Array, "B L"], valid_BL: Bool[Array, "B L"], keys_B: Key[Array, "B"]
-) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
-    """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network."""
-    clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
-    z0_BL = process.corrupt(keys_B, x_BL, clean_BL, valid_BL)
-    rows_BL = process.rows(z0_BL, clean_BL) & valid_BL
-    hidden_BLD = denoiser.hidden(z0_BL, clean_BL)
-    return denoiser.row_losses(hidden_BLD, rows_BL, process.reconstruction, (x_BL, z0_BL), valid_BL.astype(jnp.float32))
-
-
-def _diffusion(
     process: Process,
     denoiser: Denoiser,
     x_BL: Int[Array, "B L"],
     valid_BL: Bool[Array, "B L"],
-    z_BL: Shaped[Array, "B L *state"],
-    t_BL: Float[Array, "B L"],
-    weight_BL: Float[Array, "B L"],
+    keys_B: Key[Array, "B"],
+    learned: Any = (),
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
-    """(weighted sum with gradient, nats per token without) of the diffusion part at one draw of (t, z)."""
-    rows_BL = process.rows(z_BL, t_BL) & valid_BL
-    hidden_BLD = denoiser.hidden(z_BL, t_BL)
-    return denoiser.row_losses(hidden_BLD, rows_BL, process.loss, (x_BL, z_BL, t_BL), weight_BL)
+    """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network."""
+    clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
+    z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL)
+    rows_BL = process.rows(z0_BL, clean_BL) & valid_BL
+    hidden_BLD = denoiser.hidden(z0_BL, process.given(learned).clock(clean_BL))
+
+    def nats(logits, x, z0, learned=()):
+        return process.given(learned).reconstruction(logits, x, z0)
+
+    return denoiser.row_losses(hidden_BLD, rows_BL, nats, (x_BL, z0_BL), valid_BL.astype(jnp.float32), *_given(learned))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """A batch under one denoiser. valid: not padding; counted: what carries loss; keys: for the rows that get a hint."""
+
+    denoiser: Denoiser
+    x_BL: Any
+    valid_BL: Any
+    counted_BL: Any
+    learned: Any
+    keys_B: Any
+
+    def hint(self, process: Process, z_BL, t_BL, share: float):
+        """The denoiser's own first estimate in a share of the rows, zeros in the others; None where it takes no hints."""
+        if not share:
+            return None
+        process = process.given(self.learned)
+        z_BL, t_BL, learned = jax.lax.stop_gradient((z_BL, t_BL, self.learned))
+        estimate_BLI = process.given(learned).estimate(self.denoiser, self.denoiser.hidden(z_BL, process.clock(t_BL)), z_BL, t_BL)
+        chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
+        return jnp.where(chosen_B11, jax.lax.stop_gradient(estimate_BLI), 0.0)
+
+    def nats(self, process: Process, z_BL, t_BL, weight_BL, weighting: Weighting | None, hint_BLI):
+        """(weighted sum with gradient, nats per token without); `weighting` where what is trained is another function than the bound."""
+        process_given = process.given(self.learned)
+        rows_BL = process.rows(z_BL, t_BL) & self.counted_BL
+        hints = () if hint_BLI is None else (hint_BLI,)
+        hidden_BLD = self.denoiser.hidden(z_BL, process_given.clock(t_BL), *hints)
+
+        def nats_fn(logits, x, z, t, learned=()):
+            process_here = process.given(learned)
+            nats = process_here.loss(logits, x, z, t)
+            return nats if weighting is None else (weighting.trained(process_here, logits, x, z, t, nats), nats)
+
+        # Without learned values the loss is the process's own method, by which compiled functions are found again.
+        fn = process.loss if weighting is None and not jax.tree.leaves(self.learned) else nats_fn
+        return self.denoiser.row_losses(hidden_BLD, rows_BL, fn, (self.x_BL, z_BL, t_BL), weight_BL, *_given(self.learned))
+
+
+def _given(learned: Any) -> tuple[Any, ...]:
+    """The last argument of `row_losses`, where there is something learned."""
+    return (learned,) if jax.tree.leaves(learned) else ()
+
+
+def _is_factor(weighting: Weighting) -> bool:
+    return type(weighting).trained is Weighting.trained
 
 
 def _by_level(t_BL: Float[Array, "B L"], value_BL: Float[Array, "B L"]) -> Float[Array, "10"]:

@@ -12,11 +12,15 @@ the cases of the battery, tests/diffusion/cases_*.py.
 A state z is usually a token id per position, [B, L]. It may carry more, [B, L, ...]: an embedding, or for block diffusion the noisy
 and the clean token, which a denoiser bound to that process's attention then reads as its two streams.
 
+What a process learns with the network (embeddings, a noise schedule) is a tree that `init` starts, training keeps in
+`params["process"]`, and `given` puts in place: `process.given(learned)` is the process whose functions use those values.
+
 Shapes: B batch, L length, V vocabulary; `*n` any shape: `loss` and `reconstruction` are elementwise, because logits exist only for
 the rows that carry loss.
 """
 
-from typing import Protocol, runtime_checkable
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,22 +33,34 @@ from dlmjax.errors import InputError
 EXCLUDED = -1e30
 
 
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Attention of block diffusion: the network reads a noisy and a clean stream and sees its own block and the clean ones before."""
+
+    size: int
+
+
 @runtime_checkable
 class Process(Protocol):
     """A noise process. Attributes first, then what every process defines, then what has a default.
 
     name: as in the registry.
-    vocab: classes of the denoiser's logits, special ids included.
-    attention: what the denoiser is called with: "full" or "causal".
+    vocab: token ids there are, special ids included.
+    attention: what the denoiser is called with: "full", "causal" or Blocks(size).
     time_input: whether the denoiser must be told t.
-    is_bound: whether NELBO above bounds -log p(x).
+    input_dim: 0 where a state is made of token ids, else the size of the vectors that a state [B, L, input_dim] holds.
+    is_bound: whether NELBO above bounds -log p(x).  is_tight: whether the exact denoiser brings that bound to the entropy.
+    reinforce: whether the law of a discrete z depends on what is learned, so that its gradient needs two draws (see `log_q`).
     """
 
     name: str
     vocab: int
-    attention: str = "full"
+    attention: str | Blocks = "full"
     time_input: bool = False
+    input_dim: int = 0
     is_bound: bool = True
+    is_tight: bool = True
+    reinforce: bool = False
 
     # --- what a process defines ------------------------------------------------------------------------------------------------
 
@@ -73,7 +89,47 @@ class Process(Protocol):
         """Draws z_s ~ p(z_s | z_t), s <= t, from the denoiser's output at (z_t, t)."""
         ...
 
+    # --- what is learned with the network --------------------------------------------------------------------------------------
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Start values, a tree of float32 arrays; empty where nothing is learned."""
+        del key
+        return {}
+
+    def kinds(self) -> dict[str, Any]:
+        """A tree like `init`'s: "embedding", "matrix" or "vector" for each leaf, which is how the optimizer treats it."""
+        return {}
+
+    def given(self, learned: Any) -> "Process":
+        """This process with learned values in place."""
+        del learned
+        return self
+
+    def log_q(self, z_BL: Shaped[Array, "B L *state"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """log q(z_t | x) per token, differentiable in what is learned; asked for only where `reinforce`."""
+        raise InputError(f"process {self.name} learns nothing that its noise depends on")
+
     # --- what most processes keep ----------------------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the denoiser's output: logits over the vocabulary, unless the network predicts something else."""
+        return self.vocab
+
+    def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """What the denoiser is told in place of t."""
+        return t_BL
+
+    def show(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+        """The tokens to show for a state."""
+        return z_BL
+
+    def estimate(
+        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]
+    ) -> Float[Array, "B L I"]:
+        """The denoiser's guess of the clean input, in the space that it reads: the mean embedding. What self-conditioning hands back."""
+        del z_BL, t_BL
+        return denoiser.expect(hidden_BLD)
 
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         """The levels at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""

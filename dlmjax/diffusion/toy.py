@@ -31,8 +31,9 @@ class ToyDenoiser:
     vocab: int
     log_likelihood: Callable[[Array, Array], Array] | None = None
 
-    def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
-        """The logits of the exact posterior stand for hidden states."""
+    def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
+        """The logits of the exact posterior stand for hidden states; a hint tells it nothing new."""
+        del hint_BLI
         onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
         log_p_X = np.log(np.maximum(self.law.probability_X, 1e-300))
         if self.log_likelihood is None:
@@ -53,12 +54,18 @@ class ToyDenoiser:
     def logits(self, hidden: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
         return hidden
 
+    def expect(self, hidden: Float[Array, "*rows V"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "*rows I"]:
+        """Mean of the table's rows under the posterior; without a table the posterior itself."""
+        p = jax.nn.softmax(hidden, axis=-1)
+        return p if table_VI is None else jnp.dot(p, table_VI, precision="highest")
+
     def row_losses(
-        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Array], row_args: tuple[Any, ...], weight_BL: Array
+        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Any], row_args: tuple[Any, ...], weight_BL: Array, learned: Any = ()
     ) -> tuple[Array, Array]:
         """Computed densely: nats of every position, then 0 outside `rows_BL`."""
-        nats_BL = jnp.where(rows_BL, nats_fn(hidden_BLD, *row_args), 0.0)
-        return jnp.sum(nats_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
+        nats = nats_fn(hidden_BLD, *row_args, learned) if jax.tree.leaves(learned) else nats_fn(hidden_BLD, *row_args)
+        trained_BL, nats_BL = (jnp.where(rows_BL, n, 0.0) for n in (nats if isinstance(nats, tuple) else (nats, nats)))
+        return jnp.sum(trained_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
 
 
 def masked_likelihood(tokens: int, mask_id: int) -> Callable[[Array, Array], Array]:

@@ -1,13 +1,16 @@
-"""Training weights: factors on the nats of a process. Only `Bound` leaves a likelihood bound a bound, and each name says so.
+"""What is trained in place of the bound: a factor on the nats of a process, or another function of the denoiser's output.
 
-Every factor is made from the process's own w(t), so the corruption and the weight cannot use different schedules.
+Only `Bound` leaves a likelihood bound a bound, and each name says so; what is reported is the bound whatever is trained. Every factor
+is made from the process's own w(t), so the corruption and the weight cannot use different schedules.
+
+Shapes: elementwise over any leading shape `*n`; V columns of the denoiser's output. Units: nats.
 """
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from dlmjax.errors import InputError
 
@@ -16,12 +19,30 @@ _SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats
 
 @runtime_checkable
 class Weighting(Protocol):
-    """factor(process, t) multiplies the nats at level t; `is_bound` where it is 1 everywhere."""
+    """A new one defines `factor`, which multiplies the nats, or, where it is no factor, `trained`.
+
+    name: as in the registry and in the name under which the trained loss is logged.  is_bound: True where what is trained is the bound.
+    """
 
     name: str
-    is_bound: bool
+    is_bound: bool = False
 
-    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """What multiplies the nats of a token x seen as z at level t."""
+        ...
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Shaped[Array, "..."],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """What is differentiated; `nats` is the bound's integrand, process.loss(logits, x, z, t)."""
+        del logits
+        return nats * self.factor(process, x, z, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +52,8 @@ class Bound(Weighting):
     name = "bound"
     is_bound = True
 
-    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        del process
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del process, x, z
         return jnp.ones_like(t)
 
 
@@ -44,7 +65,8 @@ class InverseRate(Weighting):
     name = "inverse_rate"
     is_bound = False
 
-    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del x, z
         return 1 / (jnp.maximum(process.cross_entropy_weight(t), _SMALLEST) * jnp.maximum(process.noise_rate(t), _SMALLEST))
 
 
@@ -55,7 +77,8 @@ class CrossEntropy(Weighting):
     name = "cross_entropy"
     is_bound = False
 
-    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del x, z
         return 1 / jnp.maximum(process.cross_entropy_weight(t), _SMALLEST)
 
 
@@ -71,6 +94,7 @@ class Capped(Weighting):
         if not self.cap > 0:
             raise InputError(f"weighting capped: cap is {self.cap}; it must be positive")
 
-    def factor(self, process: Any, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del x, z
         weight = jnp.maximum(process.cross_entropy_weight(t), _SMALLEST)
         return jnp.minimum(weight, self.cap) / weight

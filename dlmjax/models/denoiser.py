@@ -147,9 +147,10 @@ class Denoiser:
         nats_fn: Callable[..., Array],
         row_args: tuple[Any, ...],
         weight_BL: Float[Array, "B L"],
+        learned: Any = (),
     ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
         """(sum of weighted nats over `rows_BL`, nats per position without gradient); logits exist for those rows only, see `head`."""
-        return head.row_losses(self.network._head, self._head_weight, hidden_BLD, rows_BL, nats_fn, tuple(row_args), weight_BL)
+        return head.row_losses(self.network._head, self._head_weight, hidden_BLD, rows_BL, nats_fn, tuple(row_args), weight_BL, learned)
 
     @property
     def _head_weight(self) -> Array:

@@ -9,7 +9,8 @@ scalar cotangent. Temporary memory is [chunk, V] for logits plus the gradient of
 Under a mesh every device does this for its own rows: the batch is split as everywhere, the length over all remaining mesh axes
 ("head_length"), the head weight is gathered once and its gradient summed once.
 
-Shapes: B batch, L length, D width, V vocab, N = B * L rows, C rows of a chunk.
+Shapes: B batch, L length, D width, V vocab, N = B * L rows, C rows of a chunk; `learned` in private functions is
+(tree shared by all rows, arguments per row that have a gradient).
 """
 
 from __future__ import annotations
@@ -60,69 +61,92 @@ def row_losses(
     nats_fn: Callable[..., Array],
     row_args: tuple[Any, ...],
     weight_BL: Float[Array, "B L"],
+    learned: Any = (),
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
-    """sum(weight_BL * nats_BL) over the rows in `rows_BL`, and nats_BL itself (no gradient; 0 on other rows).
+    """sum(weight_BL * trained_BL) over the rows in `rows_BL`, and nats_BL (no gradient; 0 on other rows).
 
-    `nats_fn(logits_NV, *args_N) -> nats_N` must act on each row alone, on float32 logits; `row_args` are arrays [B, L, ...] of which it is
-    given the rows. Differentiable in `weight` and `hidden_BLD` only: weights and arguments are constants.
+    `nats_fn(logits_NV, *args_N)` gives nats_N, or (trained_N, nats_N) where what is trained is not what is reported. It must act on each
+    row alone, on float32 logits; `row_args` are arrays [B, L, ...] of which it is given the rows. Differentiable in `weight` and
+    `hidden_BLD`; rows, arguments and weights are constants, unless a tree `learned` of arrays is given: then the call is
+    `nats_fn(logits_NV, *args_N, learned)`, differentiable in `learned` and in the arguments that are floats.
     """
-    constants = jax.lax.stop_gradient((rows_BL, tuple(row_args), weight_BL.astype(jnp.float32)))
-    total, nats_BL = _weighted_sum(plan, nats_fn, weight, hidden_BLD, *constants)
+    rows_BL, weight_BL = jax.lax.stop_gradient((rows_BL, weight_BL.astype(jnp.float32)))
+    floats, others = _by_type(tuple(row_args), bool(jax.tree.leaves(learned)))
+    total, nats_BL = _weighted_sum(plan, nats_fn, weight, hidden_BLD, (learned, floats), rows_BL, others, weight_BL)
     return total, jax.lax.stop_gradient(nats_BL)
 
 
+def _by_type(row_args: tuple, learns: bool) -> tuple[tuple, tuple]:
+    """(arguments with a gradient, the others), each with None in the other's places."""
+    moves = [learns and jnp.issubdtype(a.dtype, jnp.inexact) for a in row_args]
+    floats = tuple(a if move else None for a, move in zip(row_args, moves, strict=True))
+    others = tuple(None if move else jax.lax.stop_gradient(a) for a, move in zip(row_args, moves, strict=True))
+    return floats, others
+
+
+def _call(nats_fn, logits_CV, learned_and_floats, others_C):
+    """(trained, nats) of a chunk of rows."""
+    learned, floats_C = learned_and_floats
+    args_C = [b if a is None else a for a, b in zip(floats_C, others_C, strict=True)]
+    nats = nats_fn(logits_CV, *args_C, learned) if jax.tree.leaves(learned) else nats_fn(logits_CV, *args_C)
+    return nats if isinstance(nats, tuple) else (nats, nats)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighted_sum(plan, nats_fn, weight, hidden_BLD, rows_BL, row_args, weight_BL):
-    total, nats_BL, _, _ = _sharded(plan, nats_fn, False, weight, hidden_BLD, rows_BL, row_args, weight_BL)
-    return total, nats_BL
+def _weighted_sum(plan, nats_fn, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
+    return _sharded(plan, nats_fn, False, weight, hidden_BLD, learned, rows_BL, others, weight_BL)[:2]
 
 
-def _weighted_sum_forward(plan, nats_fn, weight, hidden_BLD, rows_BL, row_args, weight_BL):
-    total, nats_BL, dhidden_BLD, dweight = _sharded(plan, nats_fn, True, weight, hidden_BLD, rows_BL, row_args, weight_BL)
-    return (total, nats_BL), (dhidden_BLD, dweight)
+def _weighted_sum_forward(plan, nats_fn, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
+    total, nats_BL, *gradients = _sharded(plan, nats_fn, True, weight, hidden_BLD, learned, rows_BL, others, weight_BL)
+    return (total, nats_BL), gradients
 
 
 def _weighted_sum_backward(plan, nats_fn, saved, cotangents):
-    dhidden_BLD, dweight = saved
     scale, _ = cotangents
-    return dweight * scale, (dhidden_BLD * scale).astype(dhidden_BLD.dtype), None, None, None
+    return (*(jax.tree.map(lambda g: (g * scale).astype(g.dtype), g) for g in saved), None, None, None)
 
 
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
-def _sharded(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, rows_BL, row_args, weight_BL):
+def _sharded(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
     """Runs `_local` on every device's own rows and adds up; without a mesh there is one device."""
     layout = plan.layout
     local = functools.partial(_local, plan, nats_fn, differentiate)
     if layout.mesh is None:
-        return local(weight.astype(hidden_BLD.dtype), hidden_BLD, rows_BL, row_args, weight_BL)
+        return local(weight.astype(hidden_BLD.dtype), hidden_BLD, learned, rows_BL, others, weight_BL)
+    everywhere = tuple(layout.mesh.axis_names)
 
-    def on_device(shard, hidden_BLD, rows_BL, row_args, weight_BL):
+    def on_device(shard, hidden_BLD, learned, rows_BL, others, weight_BL):
         whole = whole_on_device(shard.astype(hidden_BLD.dtype), plan.axes, layout)
-        total, nats_BL, dhidden_BLD, dweight = local(whole, hidden_BLD, rows_BL, row_args, weight_BL)
+        total, nats_BL, dweight, dhidden_BLD, (dshared, dfloats) = local(whole, hidden_BLD, learned, rows_BL, others, weight_BL)
         if differentiate:
-            dweight = sum_to_shard(dweight, plan.axes, layout)
-        return jax.lax.psum(total, tuple(layout.mesh.axis_names)), nats_BL, dhidden_BLD, dweight
+            dweight, dshared = sum_to_shard(dweight, plan.axes, layout), jax.lax.psum(dshared, everywhere)
+        return jax.lax.psum(total, everywhere), nats_BL, dweight, dhidden_BLD, (dshared, dfloats)
 
     hidden_BLD = layout.constrain(hidden_BLD, ("batch", "head_length", None))  # says which size does not divide, before shard_map does
     rows = layout.spec(("batch", "head_length"))
     hidden = layout.spec(("batch", "head_length", None))
-    args = jax.tree.map(lambda a: layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)), row_args)
-    stored = layout.spec(plan.axes)
-    gradients = (hidden, stored) if differentiate else (layout.spec(()), layout.spec(()))
+
+    def by_row(tree):
+        return jax.tree.map(lambda a: layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)), tree)
+
+    stored, whole = layout.spec(plan.axes), layout.spec(())
+    learned_specs = (jax.tree.map(lambda a: whole, learned[0]), by_row(learned[1]))
+    gradients = (stored, hidden, learned_specs) if differentiate else (whole, whole, (whole, whole))
     run = jax.shard_map(
         on_device,
         mesh=layout.mesh,
-        in_specs=(stored, hidden, rows, args, rows),
-        out_specs=(layout.spec(()), rows, *gradients),
+        in_specs=(stored, hidden, learned_specs, rows, by_row(others), rows),
+        out_specs=(whole, rows, *gradients),
         check_vma=False,
     )
-    return run(weight, hidden_BLD, rows_BL, row_args, weight_BL)
+    return run(weight, hidden_BLD, learned, rows_BL, others, weight_BL)
 
 
-def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, rows_BL, row_args, weight_BL):
-    """The walk over chunks on one device -> (sum, nats_BL, dhidden_BLD, dweight); the gradients are empty unless asked for."""
+def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
+    """The walk over chunks on one device -> (sum, nats_BL, dweight, dhidden_BLD, dlearned); gradients are empty unless asked for."""
     B, L, D = hidden_BLD.shape
     N = B * L
     rows_N = rows_BL.reshape(N)
@@ -130,34 +154,49 @@ def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, row
     sizes = plan.chunk_sizes(N, weight.shape[1 - plan.width_axis])
     # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
     listed = jnp.nonzero(rows_N, size=N + sizes[-1], fill_value=N)[0]
-    data_N = (hidden_BLD.reshape(N, D), jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), row_args), weight_BL.reshape(N))
+    shared, floats = learned
+    flat = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), (hidden_BLD, floats, others, weight_BL))
 
     def chunk(C, start, i, carry):
         """Adds chunk i of C listed rows."""
-        total, nats_N, dhidden_ND, dweight = carry
+        total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N) = carry
         ids_C = jax.lax.dynamic_slice(listed, (start + i * C,), (C,))
         live_C = ids_C < N
         read_C = jnp.where(live_C, ids_C, listed[0])
-        hidden_CD, args_C, scale_C = jax.tree.map(lambda a: a[read_C], data_N)
+        hidden_CD, floats_C, others_C, scale_C = jax.tree.map(lambda a: a[read_C], flat)
         scale_C = jnp.where(live_C, scale_C, 0.0)
         logits_CV = plan.logits(hidden_CD, weight)
-        nats_C, pull = jax.vjp(lambda logits_CV: nats_fn(logits_CV, *args_C), logits_CV)
+        trained_C, pull, nats_C = jax.vjp(
+            lambda logits_CV, learned: _call(nats_fn, logits_CV, learned, others_C), logits_CV, (shared, floats_C), has_aux=True
+        )
         if differentiate:
-            (dlogits_CV,) = pull(scale_C.astype(nats_C.dtype))
+            dlogits_CV, (dshared_here, dfloats_C) = pull(scale_C.astype(trained_C.dtype))
             dlogits_CV = (dlogits_CV if plan.multiplier == 1.0 else dlogits_CV * plan.multiplier).astype(hidden_CD.dtype)
             dhidden_CD = jax.lax.dot_general(dlogits_CV, weight, (((1,), (1 - plan.width_axis,)), ((), ())))
             dhidden_ND = dhidden_ND.at[ids_C].set(dhidden_CD, mode="drop")
             dweight = dweight + (over_rows(hidden_CD, dlogits_CV) if plan.width_axis == 0 else over_rows(dlogits_CV, hidden_CD))
-        nats_C = jnp.where(live_C, nats_C, 0.0)
-        return total + jnp.sum(nats_C * scale_C), nats_N.at[ids_C].set(nats_C, mode="drop"), dhidden_ND, dweight
+            dshared = jax.tree.map(jnp.add, dshared, dshared_here)
+            dfloats_N = jax.tree.map(lambda all_N, here_C: all_N.at[ids_C].set(here_C, mode="drop"), dfloats_N, dfloats_C)
+        total = total + jnp.sum(jnp.where(live_C, trained_C, 0.0) * scale_C)
+        nats_N = nats_N.at[ids_C].set(jnp.where(live_C, nats_C, 0.0), mode="drop")
+        return total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N)
 
     empty = jnp.zeros((), jnp.float32)
-    gradients = (jnp.zeros((N, D), hidden_BLD.dtype), jnp.zeros(weight.shape, jnp.float32)) if differentiate else (empty, empty)
+    gradients = empty, empty, (empty, empty)
+    if differentiate:
+        gradients = (
+            jnp.zeros(weight.shape, jnp.float32),
+            jnp.zeros((N, D), hidden_BLD.dtype),
+            jax.tree.map(jnp.zeros_like, (shared, flat[1])),
+        )
     carry, start = (empty, jnp.zeros((N,), jnp.float32), *gradients), jnp.int32(0)
     for size in sizes:
         # Whole chunks of each size; the last, smallest size also takes what is left over.
         chunks = (count - start + (size - 1 if size == sizes[-1] else 0)) // size
         carry = jax.lax.fori_loop(0, chunks, functools.partial(chunk, size, start), carry)
         start = start + chunks * size
-    total, nats_N, dhidden_ND, dweight = carry
-    return total, nats_N.reshape(B, L), (dhidden_ND.reshape(B, L, D) if differentiate else empty), dweight
+    total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N) = carry
+    if differentiate:
+        dhidden_ND = dhidden_ND.reshape(B, L, D)
+        dfloats_N = jax.tree.map(lambda g, a: g.reshape(a.shape), dfloats_N, floats)
+    return total, nats_N.reshape(B, L), dweight, dhidden_ND, (dshared, dfloats_N)

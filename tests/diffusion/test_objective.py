@@ -53,7 +53,11 @@ class Bigram:
     def logits(self, hidden):
         return hidden @ self.weight
 
-    def row_losses(self, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL):
+    def expect(self, hidden, table_VI=None):
+        p = jax.nn.softmax(self.logits(hidden))
+        return p if table_VI is None else p @ table_VI
+
+    def row_losses(self, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL, learned=()):
         nats_BL = jnp.where(rows_BL, nats_fn(self.logits(hidden_BLD), *row_args), 0.0)
         return jnp.sum(nats_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
 
@@ -157,9 +161,9 @@ def test_weightings_change_what_is_trained_and_not_what_is_reported(schedule, we
 
 @pytest.mark.parametrize("weighting", [InverseRate(), CrossEntropy(), Capped()], ids=lambda w: w.name)
 def test_factors_stay_finite_at_the_ends(weighting):
-    t = jnp.asarray([0.0, 1e-12, 0.5, 1.0])
+    t, x = jnp.asarray([0.0, 1e-12, 0.5, 1.0]), jnp.asarray([0, 1, 2, 0])
     for schedule in SCHEDULES:
-        assert jnp.isfinite(weighting.factor(Masked(VOCAB, MASK, schedule), t)).all()
+        assert jnp.isfinite(weighting.factor(Masked(VOCAB, MASK, schedule), x, x, t)).all()
 
 
 def test_boundary_terms_are_added_or_the_name_changes():

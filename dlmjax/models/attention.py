@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dlmjax.errors import InputError
 from dlmjax.models.layout import Layout
-from dlmjax.models.masks import Mask, allowed_in_batch
+from dlmjax.models.masks import Mask, Prefixed, allowed_in_batch
 
 # Added to a forbidden score: finite, so that a row without any allowed key gives numbers and not NaN, and its gradient is 0 and not NaN.
 FORBIDDEN = -1e30
@@ -42,6 +42,8 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
     elif backend == "splash":
         if jax.default_backend() not in ("tpu", "axon"):
             raise InputError(f"attention=splash needs a TPU, here {jax.default_backend()}; use attention=dense")
+        if isinstance(mask, Prefixed):
+            raise InputError("attention=splash has no position that all documents see; use model.time_input=adaln or attention=dense")
         attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)
     else:
         bias_BLL = jnp.where(allowed_in_batch(mask, segments_BL), 0.0, FORBIDDEN).astype(jnp.float32)

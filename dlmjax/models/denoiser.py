@@ -16,14 +16,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from dlmjax.diffusion.process import Blocks
 from dlmjax.models import head
 from dlmjax.models.attention import make_attention
 from dlmjax.models.completep import multipliers
 from dlmjax.models.layers import dense, dropout, embed, rms_norm, rotary_tables, rotate, time_features
 from dlmjax.models.layout import SINGLE, Layout
-from dlmjax.models.masks import Mask, as_mask
+from dlmjax.models.masks import EVERYWHERE, Mask, Prefixed, as_mask
 from dlmjax.models.spec import Execution, ModelSpec
 from dlmjax.models.weights import TIME_FEATURES, describe_weights, init_weights
 
@@ -81,10 +82,10 @@ class Network:
         params: dict,
         segments_BL: Int[Array, "B L"],
         positions_BL: Int[Array, "B L"],
-        attention: str | Mask = "full",
+        attention: str | Blocks | Mask = "full",
         dropout_key: jax.Array | None = None,
     ) -> Denoiser:
-        """The denoiser of one batch. `attention` is a process's word ("full", "causal") or a mask description.
+        """The denoiser of one batch. `attention` is what a process asks for ("full", "causal", Blocks(size)) or a mask description.
 
         `dropout_key`: keys per row [B] (then microbatches and meshes cannot change the draw) or one key, which is folded with the index
         of the row in this batch; None, or a rate of 0, switches dropout off.
@@ -94,7 +95,7 @@ class Network:
             keys_B = dropout_key
             if dropout_key.ndim == 0:
                 keys_B = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(segments_BL.shape[0]))
-        return Denoiser(self, params, segments_BL, positions_BL, as_mask(attention), keys_B)
+        return Denoiser(self, params, segments_BL, positions_BL, as_mask(attention, segments_BL.shape[1]), keys_B)
 
     @property
     def _head(self) -> head.HeadPlan:
@@ -119,19 +120,46 @@ class Denoiser:
     mask: Any
     dropout_keys_B: Any = None
 
-    def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L D"]:
-        """Final normalised states in the compute type. t_BL is the noise level per token; networks without time input ignore it."""
+    def hidden(
+        self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"], hint_BLI: Float[Array, "B L I"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Final normalised states in the compute type.
+
+        z_BL: token ids; vectors with `input_dim`; (noisy, clean) pairs of ids under a block-diffusion mask, whose clean half the network
+        reads as a second stream at level 0.  t_BL: the noise level per token, ignored without time input.  hint_BLI: an estimate of the
+        clean input, with `self_condition` (None = zeros).
+        """
         network, params = self.network, self.params
         spec, layout = network.spec, network.layout
-        x_BLD = embed(params["embedding"]["table"], z_BL, ("vocab", "table"), layout, network.execution.dtype)
+        L = t_BL.shape[1]
+        rows = _Rows(self.segments_BL, self.positions_BL, self.mask)
+        if z_BL.ndim == 3 and not spec.input_dim:
+            z_BL, t_BL, rows = jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1), jnp.pad(t_BL, ((0, 0), (0, L))), rows.twice()
+        if spec.input_dim:
+            x_BLD = dense(z_BL.astype(network.execution.dtype), params["input"]["kernel"], (None, "embed"), layout)
+        else:
+            x_BLD = embed(params["embedding"]["table"], z_BL, ("vocab", "table"), layout, network.execution.dtype)
+        if hint_BLI is not None:
+            hint_BLD = dense(hint_BLI.astype(x_BLD.dtype), params["hint"]["kernel"], (None, "embed"), layout)
+            x_BLD = x_BLD.at[:, :L].add(hint_BLD)
+        x_BLD, time_BLT, rows = self._with_time(x_BLD, t_BL, rows)
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
-        time = self._time(t_BL, x)
-        x = self._layers(x, time)
+        time = time_BLT if time_BLT is None or not layout.flat else time_BLT.reshape(-1, spec.time_width)
+        x = self._layers(x, time, rows)
         x = rms_norm(x, params["norm"]["scale"], spec.norm_eps)
         if time is not None:
             shift, scale = jnp.split(dense(time, params["modulation"]["kernel"], ("time", "embed"), layout), 2, axis=-1)
             x = x * (1 + scale) + shift if not spec.tied else x * (1 + scale)
-        return layout.constrain(x.reshape(*z_BL.shape, spec.width), ("batch", "length", None))
+        x_BLD = x.reshape(*rows.segments_BL.shape, spec.width)
+        start = int(isinstance(rows.mask, Prefixed))
+        if x_BLD.shape[1] != L:
+            x_BLD = x_BLD[:, start : start + L]
+        return layout.constrain(x_BLD, ("batch", "length", None))
+
+    def expect(self, hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "B L I"]:
+        """softmax(logits) @ table in float32, by default of the network's own embedding; a chunk of rows has logits at a time."""
+        table_VI = self.params["embedding"]["table"] if table_VI is None else table_VI
+        return head.expect(self.network._head, self._head_weight, hidden_BLD, table_VI)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Float32 logits of any number of hidden states."""
@@ -156,23 +184,34 @@ class Denoiser:
     def _head_weight(self) -> Array:
         return self.params["embedding"]["table"] if self.network.spec.tied else self.params["head"]["kernel"]
 
-    def _time(self, t_BL: Array, x: Array) -> Array | None:
-        """silu(MLP(sinusoids of t)), [..., T] with x's leading dims and type; None without time input."""
-        spec, layout = self.network.spec, self.network.layout
+    def _with_time(self, x_BLD: Array, t_BL: Array, rows: _Rows) -> tuple[Array, Array | None, _Rows]:
+        """The stream with the noise level in it, the signal for "adaln" layers (None otherwise), and the rows that the layers see."""
+        spec = self.network.spec
         if spec.time_input == "none":
-            return None
-        features = time_features(t_BL, TIME_FEATURES).astype(x.dtype)
-        features = features.reshape(*x.shape[:-1], TIME_FEATURES)
+            return x_BLD, None, rows
+        if spec.time_input == "adaln":
+            return x_BLD, self._time(t_BL, x_BLD.dtype), rows
+        kernel = self.params["time"]["output"]["kernel"]
+        if spec.time_input == "add":
+            return x_BLD + dense(self._time(t_BL, x_BLD.dtype), kernel, ("time", "embed"), self.network.layout), None, rows
+        # Positions that are given clean have level 0: the row's level is that of the others.
+        first_B1D = dense(self._time(jnp.max(t_BL, axis=1, keepdims=True), x_BLD.dtype), kernel, ("time", "embed"), self.network.layout)
+        return jnp.concatenate([first_B1D, x_BLD], axis=1), None, rows.prefixed()
+
+    def _time(self, t_BL: Array, dtype) -> Array:
+        """silu(MLP(waves of t)), [B, L, T]."""
+        spec, layout = self.network.spec, self.network.layout
+        features = time_features(t_BL, TIME_FEATURES, spec.time_features).astype(dtype)
         weights = self.params["time"]
         inner = jax.nn.silu(dense(features, weights["first"]["kernel"], (None, "time"), layout))
         return jax.nn.silu(dense(inner, weights["second"]["kernel"], (None, "time"), layout))
 
-    def _layers(self, x: Array, time: Array | None) -> Array:
+    def _layers(self, x: Array, time: Array | None, rows: _Rows) -> Array:
         """All layers, scanned over the stacked weights or unrolled, with the remat policy around each."""
         spec, execution = self.network.spec, self.network.execution
-        attend = make_attention(self.mask, self.segments_BL, execution.attention, execution.dtype, self.network.layout)
-        rotary = rotary_tables(self.positions_BL, spec)
-        layer = functools.partial(_layer, self.network, attend, rotary, time, self.segments_BL.shape)
+        attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
+        rotary = rotary_tables(rows.positions_BL, spec)
+        layer = functools.partial(_layer, self.network, attend, rotary, time, rows.segments_BL.shape)
         if execution.remat != "none":
             # Inside a scan nothing can be merged with the forward pass, so the barriers against that are left out.
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
@@ -189,6 +228,24 @@ class Denoiser:
             weights = jax.tree.unflatten(tree, [piece[n].reshape(piece[n].shape[1:]) for piece in pieces])
             x = layer(x, weights, None if keys_NB is None else keys_NB[n])
         return x
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """What the layers see of a batch: segments, positions and mask of every place in the stream."""
+
+    segments_BL: Any
+    positions_BL: Any
+    mask: Any
+
+    def twice(self) -> _Rows:
+        """Two streams one after the other, with the same positions."""
+        return _Rows(jnp.tile(self.segments_BL, (1, 2)), jnp.tile(self.positions_BL, (1, 2)), self.mask)
+
+    def prefixed(self) -> _Rows:
+        """One more place in front, which every segment sees."""
+        segments_BL = jnp.pad(self.segments_BL, ((0, 0), (1, 0)), constant_values=EVERYWHERE)
+        return _Rows(segments_BL, jnp.pad(self.positions_BL, ((0, 0), (1, 0))), Prefixed(self.mask))
 
 
 def _layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:

@@ -76,6 +76,34 @@ def row_losses(
     return total, jax.lax.stop_gradient(nats_BL)
 
 
+def expect(
+    plan: HeadPlan, weight: Float[Array, "I O"], hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V E"]
+) -> Float[Array, "B L E"]:
+    """softmax(logits) @ table, float32, rows in chunks; for estimates that no gradient goes through."""
+    layout = plan.layout
+
+    def on_device(weight: Array, hidden_BLD: Array, table_VI: Array) -> Array:
+        B, L, D = hidden_BLD.shape
+        size = min(plan.chunk_sizes(B * L, table_VI.shape[0])[0], B * L)
+
+        def mean(hidden_D: Array) -> Array:
+            return jax.nn.softmax(plan.logits(hidden_D, weight)) @ table_VI
+
+        return jax.lax.map(mean, hidden_BLD.reshape(B * L, D), batch_size=size).reshape(B, L, table_VI.shape[1])
+
+    if layout.mesh is None:
+        return on_device(weight.astype(hidden_BLD.dtype), hidden_BLD, table_VI.astype(jnp.float32))
+    rows = layout.spec(("batch", "head_length", None))
+    run = jax.shard_map(
+        lambda shard, *args: on_device(whole_on_device(shard.astype(hidden_BLD.dtype), plan.axes, layout), *args),
+        mesh=layout.mesh,
+        in_specs=(layout.spec(plan.axes), rows, layout.spec(())),
+        out_specs=rows,
+        check_vma=False,
+    )
+    return run(weight, layout.constrain(hidden_BLD, ("batch", "head_length", None)), table_VI.astype(jnp.float32))
+
+
 def _by_type(row_args: tuple, learns: bool) -> tuple[tuple, tuple]:
     """(arguments with a gradient, the others), each with None in the other's places."""
     moves = [learns and jnp.issubdtype(a.dtype, jnp.inexact) for a in row_args]

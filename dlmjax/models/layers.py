@@ -123,10 +123,15 @@ def rotate(x_BLHK: Float[Array, "B L H K"], cos_BLC: Float[Array, "B L C"], sin_
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLHK.dtype)
 
 
-def time_features(t_BL: Float[Array, "B L"], size: int) -> Float[Array, "B L S"]:
-    """Sinusoids of 1000 t with periods from 2 pi to 20,000 pi (DDPM 2006.11239), float32."""
-    frequency = 10_000.0 ** (-jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
-    angle = 1000.0 * t_BL.astype(jnp.float32)[:, :, None] * frequency
+def time_features(t_BL: Float[Array, "B L"], size: int, kind: str = "sinusoidal") -> Float[Array, "B L S"]:
+    """Waves of t, float32: "sinusoidal" has 1000 t with periods from 2 pi to 20,000 pi (DDPM 2006.11239), "fourier" 2 pi f t with
+    frequencies f from a normal law of deviation 16, drawn once for all networks (Song et al. 2011.13456, section C.2)."""
+    if kind == "fourier":
+        frequency = 2 * jnp.pi * 16.0 * jax.random.normal(jax.random.key(0), (size // 2,), jnp.float32)
+        angle = t_BL.astype(jnp.float32)[:, :, None] * frequency
+    else:
+        frequency = 10_000.0 ** (-jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
+        angle = 1000.0 * t_BL.astype(jnp.float32)[:, :, None] * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 

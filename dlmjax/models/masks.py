@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 
 # numpy or jax integer arrays (or scalars) that broadcast against each other; the answer is boolean of their common shape.
@@ -79,8 +80,26 @@ class BlockDiffusion:
         return own | earlier | context
 
 
-def as_mask(attention: str | Mask) -> Mask:
-    """A process names its mask ("full", "causal"); block methods pass a description."""
+@dataclasses.dataclass(frozen=True)
+class Prefixed:
+    """One more position in front of a mask's, which all see and which sees itself only: it carries nothing from document to document."""
+
+    mask: Mask
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        return (k == 0) | ((q > 0) & self.mask.allowed(q - 1, k - 1))
+
+
+# The segment of a position that every segment sees.
+EVERYWHERE = -1
+
+
+def as_mask(attention: str | Blocks | Mask, length: int) -> Mask:
+    """The mask that a process asks for ("full", "causal", Blocks(size)) in rows of `length`; a description stays what it is."""
+    if isinstance(attention, Blocks):
+        if length % attention.size:
+            raise InputError(f"rows of {length} tokens do not divide into blocks of {attention.size}; change data.length or the block size")
+        return BlockDiffusion(attention.size, length)
     if not isinstance(attention, str):
         return attention
     if attention not in ("full", "causal"):
@@ -91,7 +110,9 @@ def as_mask(attention: str | Mask) -> Mask:
 def allowed_in_batch(mask: Mask, segments_BL: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
     """The dense form: predicate of the description and equal segments; [b, q, k]."""
     index_L = jnp.arange(segments_BL.shape[1])
-    return mask.allowed(index_L[:, None], index_L[None, :])[None] & (segments_BL[:, :, None] == segments_BL[:, None, :])
+    q_BL1, k_B1L = segments_BL[:, :, None], segments_BL[:, None, :]
+    same_BLL = (q_BL1 == k_B1L) | (k_B1L == EVERYWHERE)
+    return mask.allowed(index_L[:, None], index_L[None, :])[None] & same_BLL
 
 
 def _positive(size: int) -> None:

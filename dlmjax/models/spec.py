@@ -10,7 +10,8 @@ import dataclasses
 
 from dlmjax.errors import InputError
 
-TIME_INPUTS = ("none", "adaln")
+TIME_INPUTS = ("none", "adaln", "add", "prefix")
+TIME_FEATURES = ("sinusoidal", "fourier")
 ROPE_SCALINGS = ("linear", "ntk")
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
@@ -22,9 +23,13 @@ class ModelSpec:
     """A Qwen3-shaped bidirectional Transformer (Qwen3 2505.09388; pre-RMSNorm, SwiGLU 2002.05202, RoPE 2104.09864, GQA 2305.13245).
 
     `vocab` counts the classes of the logits, special ids included. `rope_scaling` is the factor by which the context is stretched
-    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base. `time_input="adaln"` feeds the noise level
-    t to every layer and starts the final layers at zero; absorbing processes leave it "none". `completep_width` and `completep_depth`
-    are the sizes of the base model whose hyper-parameters are transferred (CompleteP 2505.01618); 0 = off.
+    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base.
+    `time_input` is how the noise level enters: "adaln" modulates every layer and starts the final layers at zero (DiT 2212.09748), "add"
+    adds a vector to every embedding, "prefix" puts one more position in front that all see (its level is the row's highest); absorbing
+    processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al. 2006.10739).
+    `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes an estimate of the clean input
+    as a hint. `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred
+    (CompleteP 2505.01618); 0 = off.
     Raises InputError on sizes that contradict each other.
     """
 
@@ -43,6 +48,9 @@ class ModelSpec:
     dropout: float = 0.0
     time_input: str = "none"
     time_width: int = 128
+    time_features: str = "sinusoidal"
+    input_dim: int = 0
+    self_condition: bool = False
     completep_width: int = 0
     completep_depth: int = 0
     norm_eps: float = 1e-6
@@ -65,6 +73,9 @@ class ModelSpec:
                 "model.completep_width and model.completep_depth go together: give the base model's width and depth, or 0 and 0"
             )
         _one_of("model.time_input", self.time_input, TIME_INPUTS)
+        _one_of("model.time_features", self.time_features, TIME_FEATURES)
+        if self.input_dim and self.tied:
+            raise InputError("model.tied needs an embedding of tokens, but this process hands the network vectors; set model.tied=false")
         _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
 
     @property

@@ -2,7 +2,9 @@
 
 NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what a checkpoint holds.
 
-    embedding.table                  (vocab, width)                      also the head when tied
+    embedding.table                  (vocab, width)                      also the head when tied; without input_dim
+    input.kernel                     (input_dim, width)                  with input_dim
+    hint.kernel                      (input_dim or width, width)         with self_condition, zero at the start
     layers.attention_norm.scale      (layer, width)
     layers.query.kernel              (layer, width, heads*head_dim)
     layers.key.kernel, value.kernel  (layer, width, kv_heads*head_dim)
@@ -12,8 +14,9 @@ NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with t
     layers.gate.kernel, up.kernel    (layer, width, ffn)
     layers.down.kernel               (layer, ffn, width)
     layers.modulation.kernel         (layer, time, 6*width)              with adaln, zero at the start
-    time.first.kernel                (256, time)                         with adaln
-    time.second.kernel               (time, time)                        with adaln
+    time.first.kernel                (256, time)                         with a time input
+    time.second.kernel               (time, time)                        with a time input
+    time.output.kernel               (time, width)                       with time input "add" (zero at the start) or "prefix"
     modulation.kernel                (time, 2*width)                     with adaln, zero at the start
     norm.scale                       (width,)                            zero at the start when adaln and tied
     head.kernel                      (width, vocab)                      when untied; zero at the start with adaln
@@ -82,12 +85,15 @@ class LayerWeights(nnx.Module):
 
 
 class TimeWeights(nnx.Module):
-    """Sinusoidal features of t -> two-layer MLP (DiT 2212.09748)."""
+    """Features of t -> two-layer MLP (DiT 2212.09748) -> for "add" and "prefix" a vector of the stream."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         width = spec.time_width
         self.first = Weight(rngs, "kernel", (TIME_FEATURES, width), (None, "time"), "matrix", normal(TIME_FEATURES**-0.5))
         self.second = Weight(rngs, "kernel", (width, width), (None, "time"), "matrix", normal(width**-0.5))
+        if spec.time_input in ("add", "prefix"):
+            init = ZEROS if spec.time_input == "add" else normal(spec.init_std)
+            self.output = Weight(rngs, "kernel", (width, spec.width), ("time", "embed"), "matrix", init)
 
 
 class DenoiserWeights(nnx.Module):
@@ -95,7 +101,12 @@ class DenoiserWeights(nnx.Module):
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         adaln = spec.time_input == "adaln"
-        self.embedding = Weight(rngs, "table", (spec.vocab, spec.width), ("vocab", "table"), "embedding", normal(spec.init_std))
+        if spec.input_dim:
+            self.input = Weight(rngs, "kernel", (spec.input_dim, spec.width), (None, "embed"), "matrix", normal(spec.input_dim**-0.5))
+        else:
+            self.embedding = Weight(rngs, "table", (spec.vocab, spec.width), ("vocab", "table"), "embedding", normal(spec.init_std))
+        if spec.self_condition:
+            self.hint = Weight(rngs, "kernel", (spec.input_dim or spec.width, spec.width), (None, "embed"), "matrix", ZEROS)
 
         @nnx.split_rngs(splits=spec.depth)
         @nnx.vmap
@@ -103,8 +114,9 @@ class DenoiserWeights(nnx.Module):
             return LayerWeights(spec, rngs)
 
         self.layers = layers(rngs)
-        if adaln:
+        if spec.time_input != "none":
             self.time = TimeWeights(spec, rngs)
+        if adaln:
             self.modulation = Weight(rngs, "kernel", (spec.time_width, 2 * spec.width), ("time", "embed"), "matrix", ZEROS)
         # With a time input the network starts by predicting nothing. A tied head cannot be zero, so the last norm is.
         self.norm = scale(rngs, spec.width, None, ZEROS if adaln and spec.tied else ONES)

@@ -158,3 +158,28 @@ def test_memory_is_at_most_half_of_dense():
     temporary = [jax.jit(jax.grad(f, (0, 1))).lower(*args).compile().memory_analysis().temp_size_in_bytes for f in (ours, full)]
     assert temporary[0] <= 0.5 * temporary[1]
     assert temporary[1] >= rows * length * vocab * 4
+
+
+def test_what_is_learned_beside_the_network_gets_its_gradient():
+    """A tree shared by all rows, and float arguments of each row; what is trained need not be what is reported."""
+    table, vector = jnp.asarray(RNG.normal(size=(V, 3)), jnp.float32), jnp.asarray(RNG.normal(size=(B, L, 3)), jnp.float32)
+
+    def nats_fn(logits, tokens, vector, learned):
+        nats = cross_entropy(logits + vector @ learned["table"].T, tokens)
+        return nats**2, nats
+
+    def ours(head, hidden, vector, table):
+        return row_losses(plan(), head, hidden, draw(51), nats_fn, (TOKENS, vector), WEIGHT, {"table": table})
+
+    def reference(head, hidden, vector, table):
+        logits = plan().logits(hidden, head).reshape(B * L, V)
+        trained, nats = nats_fn(logits, TOKENS.reshape(-1), vector.reshape(B * L, 3), {"table": table})
+        trained, nats = (jnp.where(draw(51), n.reshape(B, L), 0.0) for n in (trained, nats))
+        return jnp.sum(trained * WEIGHT), nats
+
+    both = [jax.jit(jax.value_and_grad(f, (0, 1, 2, 3), has_aux=True))(HEAD, HIDDEN, vector, table) for f in (ours, reference)]
+    (got, gradients), (want, want_gradients) = both
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], want[1], atol=1e-5)
+    for g, w in zip(gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-3)

@@ -76,9 +76,9 @@ def test_segments_are_intersected(mask, reference):
 
 
 def test_words_and_bad_input():
-    assert as_mask("full") == Full() and as_mask("causal") == Causal() and as_mask(BlockCausal(2)) == BlockCausal(2)
+    assert as_mask("full", 8) == Full() and as_mask("causal", 8) == Causal() and as_mask(BlockCausal(2), 8) == BlockCausal(2)
     with pytest.raises(InputError, match="attention 'diagonal' is unknown"):
-        as_mask("diagonal")
+        as_mask("diagonal", 8)
     with pytest.raises(InputError, match="block size 0"):
         BlockCausal(0)
     with pytest.raises(InputError, match="block size -1"):

@@ -1,0 +1,210 @@
+"""Masked diffusion in which every class of token has a schedule of its own: GenMD4 (MD4 2406.04329 section 6 and appendix G).
+
+    alpha_v(t) = 1 - noise_v(t),   h_v(t) = noise_v'(t) / noise_v(t)   (the rate at which a mask turns back into v, if it is v)
+    loss = 1[z = m] ( -h_x log p_x + sum_v (h_v - h_x) p_v )           (its equation for the generalised bound; p = p(x_i | z, t))
+
+which is masked diffusion's -h log p_x where all h_v are alike. Here the masks themselves say something about what is under them: the
+exact denoiser depends on t, so it is told t, and the bound depends on the schedule, which can therefore be learned (`GenMd4`). A corpus's
+counts make fixed schedules in frequency.py.
+
+Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dlmjax.diffusion.process import Process, check_ids, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.schedules import FLOOR, real
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDependent(Process):
+    """Masking at a rate that depends on the token. A subclass defines `noise_of` and `hazards`; noise_v(0) = 0.
+
+    vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that text never holds.
+    """
+
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
+
+    name = "state_dependent"
+    time_input = True
+
+    def __post_init__(self):
+        check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
+
+    # --- what a schedule is ----------------------------------------------------------------------------------------------------
+
+    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """1 - alpha_x(t)."""
+        raise InputError(f"process {self.name} is no process by itself: it has no schedules")
+
+    def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """h_v(t) for every class, finite at t = 0."""
+        raise InputError(f"process {self.name} is no process by itself: it has no schedules")
+
+    @property
+    def left(self) -> float:
+        """alpha(1), alike for all classes."""
+        return 0.0
+
+    # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Int[Array, "B L"]:
+        hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.noise_of(x_BL, t_BL)
+        return jnp.where(hit_BL if valid_BL is None else hit_BL & valid_BL, self.mask_id, x_BL)
+
+    def forward_step(
+        self,
+        keys_B: Key[Array, "B"],
+        z_BL: Int[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        valid_BL: Bool[Array, "B L"] | None = None,
+    ) -> Int[Array, "B L"]:
+        noise_s_BL, noise_t_BL = self.noise_of(z_BL, s_BL), self.noise_of(z_BL, t_BL)
+        hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(1 - noise_s_BL, FLOOR)
+        return jnp.where(hit_BL if valid_BL is None else hit_BL & valid_BL, self.mask_id, z_BL)
+
+    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        del t_BL
+        return z_BL == self.mask_id
+
+    def log_q(self, z: Int[Array, "*n"], x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """log q(z_t | x) of what was drawn."""
+        noise, masked = self.noise_of(x, t), z == self.mask_id
+        # What cannot have been drawn has no gradient, not an infinite one.
+        likely = jnp.where(masked, noise, 1 - noise)
+        return jnp.where(likely > FLOOR, jnp.log(jnp.maximum(likely, FLOOR)), math.log(FLOOR))
+
+    # --- the bound -------------------------------------------------------------------------------------------------------------
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        masked = z == self.mask_id
+        log_p = jax.nn.log_softmax(exclude(logits, self._barred), axis=-1)
+        hazard = self.hazards(jnp.where(masked, t, 1.0).astype(log_p.dtype))
+        hazard_x = jnp.take_along_axis(hazard, x[..., None], axis=-1)
+        # As differences from h_x: what cancels where all classes have one schedule is exactly 0.
+        others = jnp.sum((hazard - hazard_x) * jnp.exp(log_p), axis=-1)
+        nats = others - (hazard_x * jnp.take_along_axis(log_p, x[..., None], axis=-1))[..., 0]
+        return jnp.where(masked, nats, 0.0)
+
+    @property
+    def has_boundary(self) -> bool:
+        return self.left > 0
+
+    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, but for alpha_1 spread evenly over the K tokens."""
+        return jnp.full(x.shape, self.left * math.log(self._tokens), jnp.float32)
+
+    # --- reverse ---------------------------------------------------------------------------------------------------------------
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+        masks_BL = jnp.full((keys_B.shape[0], length), self.mask_id, jnp.int32)
+        if not self.left:
+            return masks_BL
+        which_B, token_B = split_rows(keys_B)
+        token_BL = draw_tokens(token_B, exclude(jnp.zeros((keys_B.shape[0], length, self.vocab)), self._barred))
+        return jnp.where(uniform_rows(which_B, length) < self.left, token_BL, masks_BL)
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Int[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Int[Array, "B L"]:
+        """Draws the token first, then whether it shows already: with probability 1 - noise_x(s) / noise_x(t) of that very token."""
+        which_B, token_B = split_rows(keys_B)
+        token_BL = draw_tokens(token_B, exclude(logits_BLV, self._barred))
+        noise_t_BL, noise_s_BL = self.noise_of(token_BL, t_BL), self.noise_of(token_BL, s_BL)
+        show_BL = uniform_rows(which_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        return jnp.where((z_BL == self.mask_id) & show_BL, token_BL, z_BL)
+
+    def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log q_t(z | x = v): under a mask log noise_v(t), the same for all v only where they have one schedule."""
+        class_V, every = jnp.arange(self.vocab), (*z.shape, self.vocab)
+        noise = self.noise_of(jnp.broadcast_to(class_V, every), jnp.broadcast_to(t[..., None], every))
+        shown = jnp.where(z[..., None] == class_V, jnp.log(jnp.maximum(1 - noise, FLOOR)), -1e9)
+        return jnp.where((z == self.mask_id)[..., None], jnp.log(jnp.maximum(noise, 1e-30)), shown)
+
+    @property
+    def _barred(self) -> tuple[int, ...]:
+        return (self.mask_id, *self.excluded)
+
+    @property
+    def _tokens(self) -> int:
+        return self.vocab - len(set(self._barred))
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponents(StateDependent):
+    """alpha_v(t) = 1 - (1 - eps) t^(w_v): h_v = w_v / t. A subclass says what w is; a token with w < 1 is masked earlier than others.
+
+    eps: what is left of a token at t = 1, which the prior then has to pay for; 0 = nothing.
+    """
+
+    eps: float = 0.0
+
+    name = "exponents"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.eps < 1:
+            raise InputError(f"process {self.name}: eps is {self.eps}; it must lie in [0, 1)")
+
+    @property
+    def weights_V(self) -> Float[Array, "V"]:
+        """w_v > 0."""
+        raise InputError(f"process {self.name} is no process by itself: it has no weights")
+
+    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        t = real(t)
+        # The power has an infinite derivative in w at t = 0 unless its log is kept finite.
+        log_t = jnp.log(jnp.maximum(t, FLOOR))
+        return jnp.where(t > 0, (1 - self.eps) * jnp.exp(self.weights_V.astype(t.dtype)[x] * log_t), 0.0)
+
+    def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.weights_V.astype(t.dtype) / jnp.maximum(t, FLOOR)[..., None]
+
+    @property
+    def left(self) -> float:
+        return self.eps
+
+
+@dataclasses.dataclass(frozen=True)
+class GenMd4(Exponents):
+    """The exponents are learned: w_v = exp(log_w_v), from 1 on, where it is masked diffusion on the linear schedule.
+
+    What is drawn depends on w, so the bound's gradient has a second part that differentiation of the loss does not see; the objective
+    adds it by two draws and the score of `log_q` (`reinforce`).
+    """
+
+    learned: Any = None
+
+    name = "genmd4"
+    reinforce = True
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        del key
+        return {"log_w": jnp.zeros((self.vocab,), jnp.float32)}
+
+    def kinds(self) -> dict[str, Any]:
+        return {"log_w": "vector"}
+
+    def given(self, learned: Any) -> "GenMd4":
+        return dataclasses.replace(self, learned=learned) if learned else self
+
+    @property
+    def weights_V(self) -> Float[Array, "V"]:
+        return jnp.ones((self.vocab,)) if self.learned is None else jnp.exp(self.learned["log_w"])

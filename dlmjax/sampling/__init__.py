@@ -1,12 +1,18 @@
 """Canvas, samplers and traces: from a trained denoiser to text."""
 
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled
+from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
-from dlmjax.sampling.sampler import ORDERS, Sampler, Samples, SampleSettings, State, sample, sample_steps
+from dlmjax.sampling.methods import METHODS, make_method
+from dlmjax.sampling.sampler import Sampler, sample, sample_steps
+from dlmjax.sampling.samples import Samples, State
+from dlmjax.sampling.settings import ORDERS, SampleSettings
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import Trace, first_difference, record, replay
 
 __all__ = [
+    "GRIDS",
+    "METHODS",
     "ORDERS",
     "Canvas",
     "SampleSettings",
@@ -18,6 +24,8 @@ __all__ = [
     "blank_canvas",
     "build_canvas",
     "first_difference",
+    "make_grid",
+    "make_method",
     "never_sampled",
     "record",
     "render_html",

@@ -1,19 +1,19 @@
 """Drawing text: from a canvas, step by step, to tokens.  One jitted step serves every step, the live view, the trace and its replay.
 
 Two kinds of step:
-  ancestral      the reverse process itself, p(z_s | z_t) from the denoiser's x-posterior (`process.reverse_step`); any diffusion process.
+  in time        from level t to level s by `settings.method` (see `methods`); "ancestral" is the reverse process itself, p(z_s | z_t),
+                 and there for every process. The levels are those of `settings.grid`.
   reveal orders  for absorbing processes: draw a token for every hole, show the few that score best, leave the rest masked
-                 (MaskGIT 2202.04200; LLaDA 2502.09992 section 2.4; margin and entropy as in Dream 2508.15487; random = any-order AR).
-                 `left_to_right` is also how causal processes are sampled: one token per step.
+                 (see `reveal`). `left_to_right` is also how causal processes are sampled: one token per step.
 
-Time runs on a clock that falls from the canvas's start level to 0 in equal parts, t_k = start (N - k) / N, so the last step ends at 0
-exactly.  A position that starts lower (edited text) waits until the clock has come down to its level.  The network is told the clock.
+Time runs on a clock that falls from the canvas's start level to 0, so the last step ends at 0 exactly. A position that starts lower
+(edited text) waits until the clock has come down to its level. The network is told the level of each position: 0 where it is frozen.
 
 Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the rows beside it.
 Tokens are drawn with high-precision Gumbel noise: in float32 the plain kind never exceeds 15.94, which silently cuts the tail of a
 large vocabulary and lowers the entropy of the text (Zheng et al. 2409.02908).
 
-Shapes: B rows, L positions, V vocabulary.
+Shapes: B rows, L positions, V vocabulary, N levels.
 """
 
 import dataclasses
@@ -23,170 +23,74 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.process import draw_tokens, exclude, row_keys, split_rows, uniform_rows
+from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.process import Blocks, draw_tokens, row_keys, split_rows
 from dlmjax.errors import InputError
+from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.host import beside, fetch
-from dlmjax.sampling.warp import warp
-
-REVEAL_ORDERS = ("random", "confidence", "entropy", "margin", "left_to_right")
-ORDERS = ("ancestral", *REVEAL_ORDERS)
-PRECISION = "float32 logits, high-precision Gumbel noise"
-_RANKED = ("confidence", "entropy", "margin")
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleSettings:
-    """How to sample; every field changes the text and is recorded with it.
-
-    steps: denoising steps.  Reveal orders never take more steps than there are holes; causal processes take exactly one per hole.
-    order: one of ORDERS.
-    temperature: divides the logits; 0 takes the most likely token.  top_p: nucleus, 1 = off; applied after the temperature.
-    remask: a revealed token that scores below the step's plan is masked again (confidence, entropy and margin orders only).
-    threshold: reveal at once whatever the denoiser gives at least this probability, and stop early when nothing is left; None = off.
-    never: ids that must not be produced (mask, pad, BOS); see `canvas.never_sampled`.
-    """
-
-    steps: int = 64
-    order: str = "ancestral"
-    temperature: float = 1.0
-    top_p: float = 1.0
-    remask: bool = False
-    threshold: float | None = None
-    never: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if self.order not in ORDERS:
-            raise InputError(f"unknown order {self.order!r}; the orders are {', '.join(ORDERS)}")
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}; it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; it must be 0 (most likely token) or above")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1], 1 meaning off")
-        if self.remask and self.order not in _RANKED:
-            raise InputError(f"remask needs an order that ranks tokens ({', '.join(_RANKED)}), not {self.order}")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise InputError(f"threshold is {self.threshold}; it is a probability and must lie in (0, 1)")
-        if self.threshold is not None and (self.order not in _RANKED or self.remask):
-            raise InputError(f"threshold needs one of the orders {', '.join(_RANKED)} and no remask")
-
-
-class State(NamedTuple):
-    """The canvas after a step (numpy).
-
-    step: steps done, 0 = the start; steps: how many there will be; time: the clock after this step.
-    tokens_BL; hidden_BL: True where nothing is shown yet.
-    confidence_BL: the probability the denoiser gave the shown token when it was shown; in a hole, its best guess; 1 where frozen.
-    fixed_BL: the step at which the shown token appeared; 0 where it was there from the start, -1 where nothing is shown.
-    """
-
-    step: int
-    steps: int
-    time: float
-    tokens_BL: np.ndarray
-    hidden_BL: np.ndarray
-    confidence_BL: np.ndarray
-    fixed_BL: np.ndarray
+from dlmjax.sampling.methods import make_method
+from dlmjax.sampling.reveal import order_scores, probability_of
+from dlmjax.sampling.samples import Samples, State, unigram_entropy
+from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.steppers import Plan, rank
 
 
 class Carry(NamedTuple):
     """What one step hands to the next (on the device)."""
 
-    tokens_BL: Int[Array, "B L"]
+    z: Shaped[Array, "B L *state"]
+    tokens_BL: Int[Array, "B L"]  # what z shows
     hidden_BL: Bool[Array, "B L"]
     holes_BL: Bool[Array, "B L"]  # hidden at the start
     confidence_BL: Float[Array, "B L"]
     score_BL: Float[Array, "B L"]  # by the order, when it was revealed
     fixed_BL: Int[Array, "B L"]
+    time: Float[Array, ""]  # the highest clock of any row
+    calls: Int[Array, ""]
+    plan: Plan | None
+    memory: Memory | None
+    hint_BLI: Float[Array, "B L I"] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """Finished samples and what made them.  `evaluations` = denoiser calls per row (NFE); entropy_B in nats per token."""
+class Moment(NamedTuple):
+    """The levels of a step: from t to s where a position moves, the clock after it."""
 
-    tokens_BL: np.ndarray
-    frozen_BL: np.ndarray
-    confidence_BL: np.ndarray
-    fixed_BL: np.ndarray
-    entropy_B: np.ndarray
-    steps: int
-    evaluations: int
-    seed: int
-    process: str
-    settings: SampleSettings
-
-    @property
-    def entropy(self) -> float:
-        """Unigram entropy of the made tokens of a row, in nats per token, mean over rows."""
-        return float(self.entropy_B.mean())
-
-    def to_json(self, tokenizer=None) -> dict[str, Any]:
-        """JSON-ready record: one entry per row with `token_ids`, `entropy` (nats per token) and, with a tokenizer, `text`."""
-        rows = []
-        for tokens_L, entropy in zip(self.tokens_BL, self.entropy_B, strict=True):
-            row = {"token_ids": tokens_L.tolist(), "entropy": float(entropy)}
-            if tokenizer is not None:
-                row["text"] = tokenizer.decode(tokens_L)
-            rows.append(row)
-        settings = dataclasses.asdict(self.settings)
-        settings["never"] = list(settings["never"])
-        return {
-            "samples": rows,
-            "seed": self.seed,
-            "steps": self.steps,
-            "evaluations": self.evaluations,
-            "entropy": self.entropy,
-            "entropy_unit": "nats/token, unigram, per sample, made tokens only",
-            "process": self.process,
-            "precision": PRECISION,
-            "settings": settings,
-        }
-
-
-class BoundLogits:
-    """A denoiser made of a function (z_BL, t_BL) -> logits_BLV: for exact denoisers and for callers who hold no network."""
-
-    def __init__(self, denoise: Callable[[Array, Array], Array]):
-        self._denoise = denoise
-
-    def hidden(self, z_BL, t_BL):
-        return self._denoise(z_BL, t_BL)
-
-    def logits(self, hidden_BLV):
-        return hidden_BLV
-
-
-def unigram_entropy(tokens_BL: np.ndarray, counted_BL: np.ndarray) -> np.ndarray:
-    """Entropy of each row's token frequencies, in nats per token, over the counted positions; 0 where none is counted.  -> [B]"""
-    entropies = []
-    for tokens_L, counted_L in zip(tokens_BL, counted_BL, strict=True):
-        counts = np.unique(tokens_L[counted_L], return_counts=True)[1]
-        share = counts / max(counts.sum(), 1)
-        entropies.append(-float(np.sum(share * np.log(share))))
-    return np.asarray(entropies) + 0.0
+    t_BL: Float[Array, "B L"]
+    s_BL: Float[Array, "B L"]
+    moves_BL: Bool[Array, "B L"]
+    after: Float[Array, ""]
 
 
 class Sampler:
     """Samples from one process and network with one set of settings.  Compiles on first use; keep it and call it with new params.
 
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden` and `logits`.
+    params: the tree that `bind` takes; what the process has learned is its entry "process", if it has one.
+    self_condition: the network takes its last estimate as a hint (`ModelSpec.self_condition`).
     """
 
-    def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings):
-        self.name, self.bind, self.settings = process.name, bind, settings
+    def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
+        self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
         self.process = process.bound  # training may draw its noise in another way
         self.causal = process.attention == "causal"
-        self.mask_id = None if self.causal else getattr(self.process, "mask_id", None)  # only absorbing processes have one
+        self.mask_id = _mask_of(self.process)
+        if isinstance(process.attention, Blocks):
+            raise InputError(f"process {process.name} is sampled block by block: use BlockSampler")
         if self.causal:
             if settings.order not in ("left_to_right", "ancestral"):
                 raise InputError(f"process {process.name} is causal: it is sampled left_to_right, not in {settings.order} order")
             settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # what ancestral means there
         if not self.causal and self.mask_id is None and settings.order != "ancestral":
             raise InputError(f"order {settings.order} reveals masked tokens, but process {process.name} has no mask; use ancestral")
+        self.stepper = make_method(settings.method)
+        self.stepper.check(self.process)
+        self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
+        self._check_calls()
         barred = set(settings.never) | set(getattr(process, "excluded", ())) | ({self.mask_id} - {None})
         outside = sorted(i for i in barred if not 0 <= i < process.vocab)
         if outside:
@@ -196,12 +100,24 @@ class Sampler:
         self._barred = tuple(sorted(barred))
         self._compiled = {}  # by placement of the weights
 
+    def _check_calls(self):
+        process, settings = self.process, self.settings
+        if settings.cache and (process.time_input or self.causal or process.input_dim or self.self_condition):
+            raise InputError(
+                f"cache leaves out calls where no token has changed, but the network of process {process.name} is also told something "
+                "else at each step; leave cache off"
+            )
+        if settings.guidance and self.causal:
+            raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")
+        if process.outputs != process.vocab and (settings.temperature, settings.top_p) != (1.0, 1.0):
+            raise InputError(f"the network of process {process.name} predicts no law of tokens; leave temperature and top_p at 1")
+
     # --- what callers use ---------------------------------------------------------------------------------------------------
 
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
         """Runs all steps and returns the finished rows.  Raises InputError when the canvas does not suit the process."""
         *_, last = self._run(params, canvas, seed, progress)
-        return self.finish(_state(canvas, *last), canvas, seed)
+        return self.finish(_state(*last), canvas, seed)
 
     def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
         """The samples of a run whose last state is `last`."""
@@ -212,7 +128,7 @@ class Sampler:
             fixed_BL=last.fixed_BL,
             entropy_B=unigram_entropy(last.tokens_BL, ~canvas.frozen_BL),
             steps=min(last.step, last.steps),
-            evaluations=last.step,
+            evaluations=last.calls,
             seed=seed,
             process=self.name,
             settings=self.settings,
@@ -221,7 +137,7 @@ class Sampler:
     def states(self, params, canvas: Canvas, *, seed: int = 0) -> Iterator[State]:
         """Yields the canvas before the first step and after each one: bit for bit what `sample` goes through with the same seed."""
         for step, steps, carry in self._run(params, canvas, seed, progress=False):
-            yield _state(canvas, step, steps, carry)
+            yield _state(step, steps, carry)
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
@@ -230,23 +146,28 @@ class Sampler:
         names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
         place = beside(params)
         arrays = jax.device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed & 0xFFFFFFFF)}, place)
-        if place not in self._compiled:
-            self._compiled[place] = [jax.jit(function, out_shardings=place) for function in (self._start_state, self._one_step)]
-        start, one_step = self._compiled[place]
-        carry = start(arrays)
+        carry = self._jitted(self._start_state, place)(params, arrays)
         steps = self._steps(carry)
         yield 0, steps, carry
-        # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
-        calls = steps + int(self.settings.order == "ancestral" and self.process.has_boundary)
-        with Progress(calls, "denoising", " steps", show=None if progress else False) as bar:
-            for step in range(1, calls + 1):
-                carry = one_step(params, arrays, carry, jax.device_put(np.int32(step), place))
+        acts = [self._one_step] * steps
+        if self.settings.order == "ancestral":
+            # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
+            acts += [self._decode] * int(self.process.has_boundary) + [self._retouch] * self.stepper.rounds
+        with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
+            for step, act in enumerate(acts, 1):
+                carry = self._jitted(act, place)(params, arrays, carry, jax.device_put(np.int32(step), place))
                 if progress:
                     carry.tokens_BL.block_until_ready()
                     bar.reach(step)
                 yield step, steps, carry
                 if self.settings.threshold is not None and not fetch(carry.hidden_BL).any():
                     return
+
+    def _jitted(self, function: Callable, place):
+        key = place, function.__name__
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(function, out_shardings=place)
+        return self._compiled[key]
 
     def _check(self, canvas: Canvas):
         if canvas.tokens_BL.min() < 0 or canvas.tokens_BL.max() >= self.process.vocab:
@@ -262,6 +183,8 @@ class Sampler:
                 raise InputError(f"process {self.name} has no noise levels: it cannot edit text, only continue a prompt")
 
     def _steps(self, carry: Carry) -> int:
+        if carry.plan is not None:
+            return max(1, int(fetch(carry.plan.call_BL).max()))
         if self.settings.order == "ancestral":
             return self.settings.steps
         most = int(fetch(carry.holes_BL).sum(axis=1).max())
@@ -269,96 +192,179 @@ class Sampler:
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
+    def _given(self, params):
+        """The process with what it has learned in place."""
+        learned = params.get("process") if isinstance(params, dict) else None
+        return self.process if learned is None else self.process.given(learned)
+
     def _keys(self, seed, rows: int, step) -> Key[Array, "B"]:
         keys_B = row_keys(jax.random.key(seed), jnp.arange(rows))
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
 
-    def _start_state(self, canvas) -> Carry:
+    def _start_state(self, params, canvas) -> Carry:
         """Step 0: holes at the prior, edited text corrupted to its level, frozen text as given."""
-        tokens_BL, frozen_BL, start_BL = canvas["tokens_BL"], canvas["frozen_BL"], canvas["start_BL"]
+        process, tokens_BL, frozen_BL, start_BL = self._given(params), canvas["tokens_BL"], canvas["frozen_BL"], canvas["start_BL"]
         batch, length = tokens_BL.shape
+        prior_keys_B, edit_keys_B = split_rows(self._keys(canvas["seed"], batch, 0))
         if self.causal:
-            z_BL, hidden_BL = tokens_BL, ~frozen_BL
+            z, hidden_BL = tokens_BL, ~frozen_BL
         else:
-            prior_keys_B, edit_keys_B = split_rows(self._keys(canvas["seed"], batch, 0))
             if self.settings.order == "ancestral":
-                empty_BL = self.process.prior(prior_keys_B, length)
+                empty = process.prior(prior_keys_B, length)
             else:
-                empty_BL = jnp.full_like(tokens_BL, self.mask_id)
-            edited_BL = self.process.corrupt(edit_keys_B, tokens_BL, start_BL)
-            z_BL = jnp.where(frozen_BL, tokens_BL, jnp.where(start_BL >= 1, empty_BL, edited_BL))
-            hidden_BL = self._hidden(z_BL, frozen_BL)
+                empty = jnp.full_like(tokens_BL, self.mask_id)
+            edited = process.corrupt(edit_keys_B, tokens_BL, start_BL)
+            z = put(start_BL >= 1, empty, edited)
+            if not process.input_dim:
+                z = put(frozen_BL, tokens_BL, z)
+            hidden_BL = self._hidden(z, frozen_BL)
+        plan = memory = hint_BLI = None
+        if self.settings.order == "ancestral" and self.stepper.plans:
+            levels_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._levels_N
+            plan = self.stepper.plan(process, prior_keys_B, hidden_BL, start_BL, levels_BN)
+        if self.settings.cache:
+            memory = Memory(jnp.zeros((batch, length, process.outputs), jnp.float32), jnp.bool_(True))
+        if self.self_condition:
+            hint_BLI = jnp.zeros((batch, length, self._hint_size(params, canvas, z)), jnp.float32)
         # Explicit types: a weakly typed first carry would have the step compiled twice.
         confidence_BL = frozen_BL.astype(jnp.float32)
-        return Carry(z_BL, hidden_BL, hidden_BL, confidence_BL, jnp.zeros_like(confidence_BL), -hidden_BL.astype(jnp.int32))
+        shown_BL = jnp.where(frozen_BL, tokens_BL, process.show(z)).astype(jnp.int32)
+        return Carry(
+            z=z,
+            tokens_BL=shown_BL,
+            hidden_BL=hidden_BL,
+            holes_BL=hidden_BL,
+            confidence_BL=confidence_BL,
+            score_BL=jnp.zeros_like(confidence_BL),
+            fixed_BL=-hidden_BL.astype(jnp.int32),
+            time=jnp.max(start_BL),
+            calls=jnp.int32(0),
+            plan=plan,
+            memory=memory,
+            hint_BLI=hint_BLI,
+        )
 
-    def _hidden(self, z_BL, frozen_BL) -> Bool[Array, "B L"]:
-        return jnp.zeros_like(frozen_BL) if self.mask_id is None else (z_BL == self.mask_id) & ~frozen_BL
+    def _hidden(self, z, frozen_BL) -> Bool[Array, "B L"]:
+        return jnp.zeros_like(frozen_BL) if self.mask_id is None else (z == self.mask_id) & ~frozen_BL
 
-    def _one_step(self, params, canvas, carry: Carry, step) -> Carry:
-        """Step `step` (1..N, traced): the one function behind sample, states, trace and replay."""
-        start_BL = canvas["start_BL"]
-        keys = split_rows(self._keys(canvas["seed"], start_BL.shape[0], step))
-        steps_B = self._steps_of_rows(carry)
-        top_B = jnp.max(start_BL, axis=1)
-        before_B1 = (top_B * jnp.maximum(steps_B - step + 1, 0) / steps_B)[:, None]
-        after_B1 = (top_B * jnp.maximum(steps_B - step, 0) / steps_B)[:, None]
+    def _hint_size(self, params, canvas, z) -> int:
+        def estimate(params, z):
+            process, denoiser, t_BL = self._given(params), self._bound(params, canvas), canvas["start_BL"]
+            return process.estimate(denoiser, denoiser.hidden(z, process.clock(t_BL)), z, t_BL)
 
-        clock_BL = jnp.broadcast_to(before_B1, start_BL.shape)
-        read_BL = self.process.corrupt(keys[0], carry.tokens_BL, clock_BL) if self.causal else carry.tokens_BL
-        denoiser = self.bind(params, canvas["segments_BL"], canvas["positions_BL"], attention=self.process.attention)
-        logits_BLV = exclude(denoiser.logits(denoiser.hidden(read_BL, clock_BL)), self._barred)
-        log_p_BLV = jax.nn.log_softmax(logits_BLV)
-        warped_BLV = warp(logits_BLV, self.settings.temperature, self.settings.top_p)
-        if self.settings.order == "ancestral":
-            times = jnp.minimum(before_B1, start_BL), jnp.minimum(after_B1, start_BL)
-            return self._ancestral(carry, canvas["frozen_BL"], keys, warped_BLV, log_p_BLV, times, step)
-        return self._reveal(carry, keys, warped_BLV, log_p_BLV, steps_B, step)
+        return jax.eval_shape(estimate, params, z).shape[-1]
+
+    def _bound(self, params, canvas, times: int = 1):
+        segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))
+        return self.bind(params, segments_BL, positions_BL, attention=self.process.attention)
+
+    def _calls(self, process, params, canvas, carry: Carry) -> Calls:
+        blank, guided = None, self.settings.guidance > 0
+        if guided:
+            prior_keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], 0))
+            blank = process.prior(prior_keys_B, carry.tokens_BL.shape[1])
+        return Calls(
+            process,
+            self._bound(params, canvas, 2 if guided else 1),
+            self.settings,
+            self._barred,
+            frozen_BL=canvas["frozen_BL"],
+            blank=blank,
+            memory=carry.memory,
+            hint_BLI=carry.hint_BLI,
+        )
+
+    def _moment(self, canvas, carry: Carry, step) -> Moment:
+        start_BL, top_B = canvas["start_BL"], jnp.max(canvas["start_BL"], axis=1)
+        if carry.plan is not None:
+            before_B, after_B = (jnp.take(carry.plan.clock_BN, i, axis=1, mode="clip") for i in (step - 1, step))
+        elif self.settings.order == "ancestral":
+            before_B, after_B = (top_B * jnp.take(self._levels_N, i) for i in (step - 1, step))
+        else:
+            steps_B = self._steps_of_rows(carry)
+            before_B, after_B = (top_B * jnp.maximum(steps_B - i, 0) / steps_B for i in (step - 1, step))
+        t_BL, s_BL = jnp.minimum(before_B[:, None], start_BL), jnp.minimum(after_B[:, None], start_BL)
+        moves_BL = after_B[:, None] < start_BL
+        if carry.plan is not None:
+            moves_BL = carry.plan.call_BL == step
+            s_BL = jnp.where(moves_BL, 0.0, t_BL)
+        return Moment(t_BL, s_BL, moves_BL, jnp.max(after_B))
 
     def _steps_of_rows(self, carry: Carry) -> Int[Array, "B"]:
         holes_B = jnp.maximum(carry.holes_BL.sum(axis=1), 1)
-        if self.settings.order == "ancestral":
-            return jnp.full(holes_B.shape, self.settings.steps)
         return holes_B if self.causal else jnp.minimum(self.settings.steps, holes_B)
 
-    def _ancestral(self, carry, frozen_BL, keys, warped_BLV, log_p_BLV, times, step) -> Carry:
-        t_BL, s_BL = times
-        z_BL = self.process.reverse_step(keys[0], warped_BLV, carry.tokens_BL, t_BL, s_BL)
-        z_BL = jnp.where(s_BL < t_BL, z_BL, carry.tokens_BL)  # a position whose level the clock has not reached yet waits
-        if self.process.has_boundary:
-            z_BL = jax.lax.cond(step > self.settings.steps, self.process.decode, lambda *a: a[2], keys[1], warped_BLV, z_BL)
-        z_BL = jnp.where(frozen_BL, carry.tokens_BL, z_BL)
+    def _one_step(self, params, canvas, carry: Carry, step) -> Carry:
+        """Step `step` (1..N, traced): the one function behind sample, states, trace and replay."""
+        process, moment = self._given(params), self._moment(canvas, carry, step)
+        keys = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
+        calls = self._calls(process, params, canvas, carry)
+        if self.settings.order == "ancestral":
+            z = self.stepper.step(process, keys[0], calls, carry.z, moment.t_BL, moment.s_BL)
+            z = put(moment.moves_BL, z, carry.z)
+            after = self._after(process, canvas, carry, z, process.show(z), calls, step)
+        else:
+            read_BL = process.corrupt(keys[0], carry.z, moment.t_BL) if self.causal else carry.z
+            after = self._reveal(carry, keys, calls(read_BL, moment.t_BL), calls, step)
+        return after._replace(time=moment.after)
+
+    def _decode(self, params, canvas, carry: Carry, step) -> Carry:
+        """x ~ p(x | z_0), at t = 0."""
+        process = self._given(params)
+        _, keys_B = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
+        calls = self._calls(process, params, canvas, carry)
+        logits_BLV = calls(carry.z, jnp.zeros_like(canvas["start_BL"]))
+        tokens_BL = jnp.where(canvas["frozen_BL"], carry.tokens_BL, process.decode(keys_B, logits_BLV, carry.z))
+        z = carry.z if process.input_dim else tokens_BL
+        return self._after(process, canvas, carry, z, tokens_BL, calls, step)
+
+    def _retouch(self, params, canvas, carry: Carry, step) -> Carry:
+        """One round of changes to finished text."""
+        process, free_BL = self._given(params), ~canvas["frozen_BL"]
+        keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
+        calls = self._calls(process, params, canvas, carry)
+        z = put(free_BL, self.stepper.retouch(process, keys_B, calls, carry.z, free_BL), carry.z)
+        return self._after(process, canvas, carry, z, process.show(z), calls, step)
+
+    def _after(self, process, canvas, carry: Carry, z, tokens_BL, calls: Calls, step) -> Carry:
+        """The carry of a step in time that led to z."""
+        frozen_BL, log_p_BLV = canvas["frozen_BL"], calls.log_p_BLV
+        tokens_BL = jnp.where(frozen_BL, carry.tokens_BL, tokens_BL).astype(jnp.int32)
+        carry = _remembered(carry, calls, jnp.any(z != carry.z))._replace(z=z)
         if self.mask_id is not None:
-            return _shown(carry, z_BL, self._hidden(z_BL, frozen_BL), log_p_BLV, carry.score_BL, step)
+            return _shown(carry, tokens_BL, self._hidden(tokens_BL, frozen_BL), log_p_BLV, carry.score_BL, step)
+        # A network that predicts vectors says nothing of how sure it is of a token.
+        sure_BL = jnp.ones_like(carry.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
         return carry._replace(
-            tokens_BL=z_BL,
-            confidence_BL=jnp.where(frozen_BL, 1.0, _probability_of(log_p_BLV, z_BL)),
-            fixed_BL=jnp.where(z_BL != carry.tokens_BL, step, carry.fixed_BL),
+            tokens_BL=tokens_BL,
+            confidence_BL=jnp.where(frozen_BL, 1.0, sure_BL),
+            fixed_BL=jnp.where(tokens_BL != carry.tokens_BL, step, carry.fixed_BL),
         )
 
-    def _reveal(self, carry, keys, warped_BLV, log_p_BLV, steps_B, step) -> Carry:
+    def _reveal(self, carry: Carry, keys, warped_BLV, calls: Calls, step) -> Carry:
         """Shows the best-scoring holes: after step k of N, floor(H k / N) of the H holes."""
-        settings = self.settings
+        settings, log_p_BLV, steps_B = self.settings, calls.log_p_BLV, self._steps_of_rows(carry)
         guess_BL = draw_tokens(keys[0], warped_BLV)
-        p_guess_BL = _probability_of(log_p_BLV, guess_BL)
+        p_guess_BL = probability_of(log_p_BLV, guess_BL)
         score_BL = order_scores(settings.order, keys[1], log_p_BLV, p_guess_BL)
         holes_B = carry.holes_BL.sum(axis=1)
         plan_B = jnp.where(step >= steps_B, holes_B, holes_B // steps_B * step + holes_B % steps_B * step // steps_B)
         if settings.remask:
             score_BL = jnp.where(carry.hidden_BL, score_BL, carry.score_BL)
-            shown_BL = carry.holes_BL & (_rank(score_BL, carry.holes_BL) < plan_B[:, None])
+            shown_BL = carry.holes_BL & (rank(score_BL, carry.holes_BL) < plan_B[:, None])
             new_BL = shown_BL & carry.hidden_BL
         else:
             more_B = plan_B - (holes_B - carry.hidden_BL.sum(axis=1))
             if settings.threshold is not None:
                 more_B = jnp.maximum(more_B, 1)
-            new_BL = carry.hidden_BL & (_rank(score_BL, carry.hidden_BL) < more_B[:, None])
+            new_BL = carry.hidden_BL & (rank(score_BL, carry.hidden_BL) < more_B[:, None])
             if settings.threshold is not None:
                 new_BL |= carry.hidden_BL & (p_guess_BL >= settings.threshold)
             shown_BL = (carry.holes_BL & ~carry.hidden_BL) | new_BL
         hidden_BL = carry.holes_BL & ~shown_BL
-        empty_BL = carry.tokens_BL if self.mask_id is None else jnp.where(hidden_BL, self.mask_id, carry.tokens_BL)
+        empty_BL = carry.z if self.mask_id is None else jnp.where(hidden_BL, self.mask_id, carry.z)
         z_BL = jnp.where(new_BL, guess_BL, empty_BL)
+        carry = _remembered(carry, calls, jnp.any(z_BL != carry.z))._replace(z=z_BL)
         return _shown(carry, z_BL, hidden_BL, log_p_BLV, jnp.where(new_BL, score_BL, carry.score_BL), step)
 
 
@@ -372,52 +378,37 @@ def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canv
     return Sampler(process, lambda *_, **__: BoundLogits(denoise), SampleSettings(**settings)).states((), canvas, seed=seed)
 
 
-def order_scores(
-    order: str, keys_B: Key[Array, "B"], log_p_BLV: Float[Array, "B L V"], p_guess_BL: Float[Array, "B L"]
-) -> Float[Array, "B L"]:
-    """How willingly each position is revealed (higher first).
-
-    confidence: probability of the drawn token; entropy: minus the entropy of the position (nats); margin: best minus second-best
-    probability; random: uniform noise of the row's key; left_to_right: minus the position.
-    """
-    length = p_guess_BL.shape[1]
-    if order == "confidence":
-        return p_guess_BL
-    if order == "entropy":
-        return jnp.sum(jnp.exp(log_p_BLV) * log_p_BLV, axis=-1)
-    if order == "margin":
-        top_BL2 = jnp.exp(jax.lax.top_k(log_p_BLV, 2)[0])
-        return top_BL2[..., 0] - top_BL2[..., 1]
-    if order == "random":
-        return uniform_rows(keys_B, length)
-    return jnp.broadcast_to(-jnp.arange(length, dtype=jnp.float32), p_guess_BL.shape)
+def _mask_of(process) -> int | None:
+    """The id that hides a token, where text starts as masks: of absorbing and hybrid noise."""
+    if isinstance(process, Masked):
+        return process.mask_id
+    mask_id = getattr(process, "mask_id", None)
+    if mask_id is None or process.attention != "full" or process.input_dim:
+        return None
+    start = process.prior(row_keys(jax.random.key(0), jnp.arange(1)), 32)
+    return mask_id if bool(jnp.any(start == mask_id)) else None
 
 
-def _rank(score_BL, among_BL):
-    """0 for the best score among the candidates, 1 for the next ...; ties go to the left; the others come last."""
-    worst_first = jnp.where(among_BL, -score_BL, jnp.inf)
-    return jnp.argsort(jnp.argsort(worst_first, axis=1, stable=True), axis=1)
+def _state(step: int, steps: int, carry: Carry) -> State:
+    arrays = (fetch(a) for a in (carry.tokens_BL, carry.hidden_BL, carry.confidence_BL, carry.fixed_BL))
+    return State(step, steps, float(fetch(carry.time)), *arrays, int(fetch(carry.calls)))
 
 
-def _probability_of(log_p_BLV, tokens_BL):
-    return jnp.exp(jnp.take_along_axis(log_p_BLV, tokens_BL[..., None], axis=-1)[..., 0])
+def _remembered(carry: Carry, calls: Calls, changed) -> Carry:
+    """With what the calls of a step leave behind."""
+    memory = None if carry.memory is None else Memory(calls.first_BLV, changed)
+    return carry._replace(calls=carry.calls + calls.count, memory=memory, hint_BLI=calls.hint_BLI)
 
 
-def _state(canvas: Canvas, step: int, steps: int, carry: Carry) -> State:
-    time = float(canvas.start_BL.max()) * max(steps - step, 0) / steps
-    return State(step, steps, time, *(fetch(a) for a in (carry.tokens_BL, carry.hidden_BL, carry.confidence_BL, carry.fixed_BL)))
-
-
-def _shown(carry: Carry, z_BL, hidden_BL, log_p_BLV, score_BL, step) -> Carry:
-    """The next carry of an absorbing or causal process, with the confidence and the step of what was newly shown."""
-    new_BL = carry.hidden_BL & ~hidden_BL
+def _shown(carry: Carry, tokens_BL, hidden_BL, log_p_BLV, score_BL, step) -> Carry:
+    """With the confidence and the step of what was newly shown, for processes that hide tokens."""
+    new_BL = ~hidden_BL & (carry.hidden_BL | (tokens_BL != carry.tokens_BL))
     best_BL = jnp.exp(jnp.max(log_p_BLV, axis=-1))
-    confidence_BL = jnp.where(new_BL, _probability_of(log_p_BLV, z_BL), carry.confidence_BL)
+    confidence_BL = jnp.where(new_BL, probability_of(log_p_BLV, tokens_BL), carry.confidence_BL)
     fixed_BL = jnp.where(new_BL, step, carry.fixed_BL)
-    return Carry(
-        tokens_BL=z_BL,
+    return carry._replace(
+        tokens_BL=tokens_BL,
         hidden_BL=hidden_BL,
-        holes_BL=carry.holes_BL,
         confidence_BL=jnp.where(hidden_BL, best_BL, confidence_BL),
         score_BL=score_BL,
         fixed_BL=jnp.where(hidden_BL, -1, fixed_BL),

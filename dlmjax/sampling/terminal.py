@@ -10,7 +10,7 @@ import sys
 import time
 
 from dlmjax.sampling.canvas import Canvas
-from dlmjax.sampling.sampler import State
+from dlmjax.sampling.samples import State
 from dlmjax.sampling.text import Tokenizer, columns, piece
 
 HOLE = "·"

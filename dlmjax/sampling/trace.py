@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.host import write_atomically
-from dlmjax.sampling.sampler import Sampler, Samples, SampleSettings, State
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.samples import Samples, State
+from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.text import Tokenizer, piece
 
 FORMAT = "dlmjax-trace-1"
@@ -56,12 +58,10 @@ class Trace:
             changes.append(
                 [[[int(i), int(row[1][i])] for i in np.flatnonzero(row[0] != row[1])] for row in zip(before_BL, after_BL, strict=True)]
             )
-        settings = dataclasses.asdict(self.settings)
-        settings["never"] = list(settings["never"])
         return {
             "format": FORMAT,
             "process": self.process,
-            "settings": settings,
+            "settings": self.settings.to_json(),
             "seed": self.seed,
             "steps": self.steps,
             "canvas": {
@@ -93,7 +93,7 @@ class Trace:
                 shown.append(state_BL)
             return Trace(
                 process=record["process"],
-                settings=SampleSettings(**{**record["settings"], "never": tuple(record["settings"]["never"])}),
+                settings=SampleSettings.from_json(record["settings"]),
                 seed=record["seed"],
                 canvas=Canvas(
                     np.asarray(canvas["tokens"], np.int32), np.asarray(canvas["frozen"], bool), np.asarray(canvas["start"], np.float32)

@@ -69,7 +69,11 @@ class Bound:
     def logits(self, hidden_BLV):
         return hidden_BLV
 
-    def row_losses(self, hidden_BLV, rows_BL, nats_fn, row_args, weight_BL):
+    def expect(self, hidden_BLV, table_VI=None):
+        p_BLV = jax.nn.softmax(hidden_BLV)
+        return p_BLV if table_VI is None else p_BLV @ table_VI
+
+    def row_losses(self, hidden_BLV, rows_BL, nats_fn, row_args, weight_BL, learned=()):
         nats_BL = jnp.where(rows_BL, nats_fn(hidden_BLV, *row_args), 0.0)
         return jnp.sum(weight_BL * nats_BL), jax.lax.stop_gradient(nats_BL)
 

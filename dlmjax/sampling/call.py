@@ -1,0 +1,49 @@
+"""A choice with its values, written as a call: "shifted(alpha=3)", or just "uniform".  What is recorded is what was asked for."""
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from dlmjax.errors import InputError
+
+
+def build(what: str, text: str, choices: Mapping[str, type]) -> Any:
+    """The dataclass that `text` names, with the values it gives; words without quotes are strings.
+
+    Raises:
+      InputError: not a name or a call, an unknown name or value (with the nearest valid one).
+    """
+    name, values = _parse(what, text)
+    if name not in choices:
+        raise InputError(f"unknown {what} {name!r}{_nearest(name, list(choices))}")
+    fields = {field.name: field.default for field in dataclasses.fields(choices[name]) if field.init}
+    for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"{what} {name} has no value {key!r}{_nearest(key, list(fields)) if fields else '; it takes none'}")
+        values[key] = float(value) if isinstance(fields[key], float) and isinstance(value, int) else value
+    try:
+        return choices[name](**values)
+    except TypeError as error:
+        raise InputError(f"{what} {text!r}: {error}") from error
+
+
+def _parse(what: str, text: str) -> tuple[str, dict[str, Any]]:
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(k.arg for k in node.keywords):
+            return node.func.id, {k.arg: k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in node.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise InputError(f"cannot read {what} {text!r}; write a name, or a name with values as in {_EXAMPLE}")
+
+
+_EXAMPLE = "'shifted(alpha=3.0)'"
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"

@@ -1,0 +1,104 @@
+"""The network as one step sees it: levels told by the process's clock, barred ids taken out, temperature and nucleus, classifier-free
+guidance, the answer kept from the last call, the hint of self-conditioning; and a count of what was really computed.
+
+Guidance (2207.12598; unsupervised form of SMDM 2410.18514): the condition is the frozen text. The same canvas with noise in its place, at
+level 1, gives the unconditional output; (1 + w) given - w not given. What the network puts out are log-probabilities or log-scores up to
+what a softmax takes away, or a vector linear in the score, so the same line is right for all.
+
+Shapes: B rows, L positions, V columns of the output.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dlmjax.diffusion.process import Process, exclude
+from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.warp import warp
+
+
+class BoundLogits:
+    """A denoiser made of a function (z_BL, t_BL) -> logits_BLV: for exact denoisers and for callers who hold no network."""
+
+    def __init__(self, denoise: Callable[[Array, Array], Array]):
+        self._denoise = denoise
+
+    def hidden(self, z_BL, t_BL):
+        return self._denoise(z_BL, t_BL)
+
+    def logits(self, hidden_BLV):
+        return hidden_BLV
+
+
+class Memory(NamedTuple):
+    """The last output of the network, and whether a token has changed since."""
+
+    logits_BLV: Float[Array, "B L V"]
+    changed: Bool[Array, ""]
+
+
+class Calls:
+    """Callable (z, t_BL) -> logits, for one step.  Counts while it is traced: `count` is right if calls stand outside of control flow.
+
+    denoiser: bound to the rows of the canvas, twice over with guidance.  blank, frozen_BL: noise to put in place of the condition.
+    first_BLV: the first output of this step without temperature and nucleus.  hint_BLI: in, the last estimate; out, the newest.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        denoiser: Any,
+        settings: SampleSettings,
+        barred: tuple[int, ...],
+        *,
+        frozen_BL: Array | None = None,
+        blank: Array | None = None,
+        memory: Memory | None = None,
+        hint_BLI: Array | None = None,
+    ):
+        self._process, self._denoiser, self._settings, self._barred = process, denoiser, settings, barred
+        self._frozen_BL, self._blank, self._memory = frozen_BL, blank, memory
+        self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
+
+    def __call__(self, z, t_BL):
+        cost = 2 if self._settings.guidance else 1
+        if self._memory is None:
+            raw_BLV, self.count = self._network(z, t_BL), self.count + cost
+        else:
+            changed = self._memory.changed
+            raw_BLV = jax.lax.cond(changed, self._network, lambda *_: self._memory.logits_BLV, z, t_BL)
+            self.count += jnp.where(changed, cost, 0)
+        if self.first_BLV is None:
+            self.first_BLV = raw_BLV
+        if self._process.outputs != self._process.vocab:
+            return raw_BLV
+        return warp(raw_BLV, self._settings.temperature, self._settings.top_p)
+
+    @property
+    def log_p_BLV(self) -> Array | None:
+        """The law of tokens that the step first looked at; None where the network predicts something else."""
+        return None if self._process.outputs != self._process.vocab else jax.nn.log_softmax(self.first_BLV)
+
+    def _network(self, z, t_BL):
+        rows, w = t_BL.shape[0], self._settings.guidance
+        hints = () if self.hint_BLI is None else (self.hint_BLI,)
+        if w:
+            z = jnp.concatenate([z, put(self._frozen_BL, self._blank, z)])
+            t_BL = jnp.concatenate([t_BL, jnp.where(self._frozen_BL, 1.0, t_BL)])
+            hints = tuple(jnp.concatenate([hint, hint]) for hint in hints)
+        hidden = self._denoiser.hidden(z, self._process.clock(t_BL), *hints)
+        if hints:
+            self.hint_BLI = self._process.estimate(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
+        logits = self._denoiser.logits(hidden)
+        if w:
+            logits = logits.astype(jnp.float32)
+            logits = (1 + w) * logits[:rows] - w * logits[rows:]
+        return exclude(logits, self._barred if self._process.outputs == self._process.vocab else ())
+
+
+def put(where_BL, this, other):
+    """`this` where the flag of the position is set, for states of any shape."""
+    return jnp.where(where_BL.reshape(*where_BL.shape, *(1,) * (other.ndim - 2)), this, other)

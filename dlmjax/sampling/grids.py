@@ -1,0 +1,107 @@
+"""Where the steps of a sampler stand: N + 1 levels that fall from exactly 1 to exactly 0, so that N steps are N calls.
+
+Written from the integers k = 0 .. N, which no rounding can make one too many (`arange(0, 1, 1 / N)` has N + 1 entries for many N).
+A canvas that starts lower than 1 multiplies the levels by its start.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from dlmjax.errors import InputError
+from dlmjax.sampling.call import build
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """Frozen; made from a name such as "shifted(alpha=3)" by `make_grid`."""
+
+    def levels(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
+        """From 1 to 0, both exact.  Raises InputError where the grid cannot have this number of steps."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(Grid):
+    """Equal steps of t."""
+
+    def levels(self, steps: int) -> np.ndarray:
+        return _fall(steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Grid):
+    """t = sin(pi/2 (N - k) / N): small steps first, where little is known (the masking plan of MaskGIT 2202.04200)."""
+
+    def levels(self, steps: int) -> np.ndarray:
+        return np.sin(np.pi / 2 * _fall(steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted(Grid):
+    """u -> alpha u / (1 + (alpha - 1) u) (timestep shift, 2403.03206 eq. 23; LaViDa 2505.16839): alpha > 1 spends more steps on
+    high noise, alpha < 1 on low noise."""
+
+    alpha: float = 3.0
+
+    def __post_init__(self):
+        if not self.alpha > 0:
+            raise InputError(f"grid shifted: alpha is {self.alpha}; it must be above 0 (1 = equal steps)")
+
+    def levels(self, steps: int) -> np.ndarray:
+        u = _fall(steps)
+        return self.alpha * u / (1 + (self.alpha - 1) * u)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(Grid):
+    """The levels themselves, learned or found elsewhere: 1 first, 0 last, falling."""
+
+    points: tuple[float | int, ...] = (1.0, 0.0)
+
+    def __post_init__(self):
+        falls = all(a > b for a, b in zip(self.points, self.points[1:], strict=False))
+        if len(self.points) < 2 or self.points[0] != 1 or self.points[-1] != 0 or not falls:
+            raise InputError(f"grid listed: points must fall from 1 to 0, each below the one before, not {self.points}")
+
+    def levels(self, steps: int) -> np.ndarray:
+        if steps != len(self.points) - 1:
+            raise InputError(f"grid listed has {len(self.points)} points: set steps to {len(self.points) - 1}, not {steps}")
+        return np.asarray(self.points, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hold(Grid):
+    """Equal steps down to level `at`, a share of all steps spent there, then equal steps to 0 (the loop of ReMDM 2503.00307).
+
+    The only grid with steps from a level to itself: they are for samplers that renew text without changing its level.
+    """
+
+    at: float = 0.1
+    share: float = 0.5
+
+    def __post_init__(self):
+        if not (0 < self.at < 1 and 0 <= self.share < 1):
+            raise InputError(f"grid hold: at ({self.at}) must lie in (0, 1) and share ({self.share}) in [0, 1)")
+
+    def levels(self, steps: int) -> np.ndarray:
+        moving = steps - int(steps * self.share)
+        if moving < 2:
+            raise InputError(f"grid hold needs two steps beside those it holds; {steps} steps leave {moving}; raise steps or lower share")
+        down = min(max(round(moving * (1 - self.at)), 1), moving - 1)
+        above = self.at + (1 - self.at) * _fall(down)
+        return np.concatenate([above, np.full(steps - moving, self.at), self.at * _fall(moving - down)[1:]])
+
+
+GRIDS = {"uniform": Uniform, "cosine": Cosine, "shifted": Shifted, "listed": Listed, "hold": Hold}
+
+
+def make_grid(text: str) -> Grid:
+    """A grid by name, with its values as in a call: "cosine", "shifted(alpha=3)", "listed(points=(1, 0.4, 0))"."""
+    return build("grid", text, GRIDS)
+
+
+def _fall(steps: int) -> np.ndarray:
+    return (steps - np.arange(steps + 1)) / steps

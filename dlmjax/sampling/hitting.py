@@ -1,0 +1,62 @@
+"""Each token is made once, at a time drawn before the first call, so that no call is spent on a step in which nothing happens.
+
+Under absorbing noise a token's time tau has P(tau <= t) = 1 - alpha_t, whatever the text is, and the reverse process is: at tau the
+mask becomes a token drawn given what is shown. Both methods below draw the law of the ancestral sampler.
+
+    predetermined   tau rounded to the grid: the calls are the distinct steps in which something happens (DNDM 2312.09193);
+    first_hitting   tau as it is: one token per call, exact for a network without time input (2409.02908).
+
+Shapes: B rows, L positions, N levels.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from dlmjax.diffusion.process import Process, uniform_rows
+from dlmjax.errors import InputError
+from dlmjax.sampling.steppers import Plan, Stepper, needs_masks, rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Predetermined(Stepper):
+    """Steps of the grid in which no token of the row changes are left out; NFE = the most distinct times of any row."""
+
+    name = "predetermined"
+    plans = True
+
+    def check(self, process: Process) -> None:
+        needs_masks(self.name, process)
+        if process.has_boundary:
+            raise InputError(f"method {self.name} needs a schedule that is all text at t = 0 and all masks at t = 1; use ancestral")
+
+    def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
+        tau_BL = self._times(process, keys_B, start_BL)
+        # Cell j holds the times in (levels[j + 1], levels[j]]; the steps are counted from 0.
+        cell_BL = jnp.sum(tau_BL[..., None] <= levels_BN[:, None, 1:-1], axis=-1)
+        used_BN = jnp.any((cell_BL[..., None] == jnp.arange(levels_BN.shape[1] - 1)) & holes_BL[..., None], axis=1)
+        place_BN = jnp.cumsum(used_BN, axis=1)
+        call_BL = jnp.where(holes_BL, jnp.take_along_axis(place_BN, cell_BL, axis=1), 0)
+        # The levels in use, highest first, then zeros.
+        return Plan(_falling(jnp.where(used_BN, levels_BN[:, :-1], 0.0)), call_BL)
+
+    def _times(self, process, keys_B, start_BL):
+        """tau of each position, given that the noise at its start level has hit it."""
+        u_BL = jnp.maximum(uniform_rows(keys_B, start_BL.shape[1]), 1e-9)
+        return process.schedule.inverse(1 - u_BL * process.schedule.noise(start_BL))
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstHitting(Predetermined):
+    """One call per hole, at the time drawn for it; the grid and the number of steps do not matter."""
+
+    name = "first_hitting"
+
+    def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
+        del levels_BN
+        tau_BL = jnp.where(holes_BL, self._times(process, keys_B, start_BL), 0.0)
+        return Plan(_falling(tau_BL), jnp.where(holes_BL, rank(tau_BL, holes_BL) + 1, 0))
+
+
+def _falling(times_BN):
+    return jnp.pad(-jnp.sort(-times_BN, axis=1), ((0, 0), (0, 1)))

@@ -1,0 +1,13 @@
+"""The steppers by name, as the command line and a record name them."""
+
+from dlmjax.sampling.call import build
+from dlmjax.sampling.hitting import FirstHitting, Predetermined
+from dlmjax.sampling.remask import Remask
+from dlmjax.sampling.steppers import Ancestral, Rdm, SelfCorrect, Stepper, TauLeap
+
+METHODS: dict[str, type] = {cls.name: cls for cls in (Ancestral, TauLeap, FirstHitting, Predetermined, Remask, Rdm, SelfCorrect)}
+
+
+def make_method(text: str) -> Stepper:
+    """A stepper by name, with its values as in a call: "tau_leap", "remask(rule=cap, eta=0.2)"."""
+    return build("method", text, METHODS)

@@ -1,0 +1,81 @@
+"""What comes out of a sampler: the state after each step, the finished rows, and their record."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dlmjax.sampling.settings import SampleSettings
+
+PRECISION = "float32 logits, high-precision Gumbel noise"
+
+
+class State(NamedTuple):
+    """The canvas after a step (numpy).
+
+    step: steps done, 0 = the start; steps: how many there will be; time: the clock after this step.
+    tokens_BL; hidden_BL: True where nothing is shown yet.
+    confidence_BL: the probability the denoiser gave the shown token when it was shown; in a hole, its best guess; 1 where frozen.
+    fixed_BL: the step at which the shown token appeared; 0 where it was there from the start, -1 where nothing is shown.
+    calls: network calls so far, per row.
+    """
+
+    step: int
+    steps: int
+    time: float
+    tokens_BL: np.ndarray
+    hidden_BL: np.ndarray
+    confidence_BL: np.ndarray
+    fixed_BL: np.ndarray
+    calls: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Finished samples and what made them.  `evaluations` = denoiser calls per row (NFE); entropy_B in nats per token."""
+
+    tokens_BL: np.ndarray
+    frozen_BL: np.ndarray
+    confidence_BL: np.ndarray
+    fixed_BL: np.ndarray
+    entropy_B: np.ndarray
+    steps: int
+    evaluations: int
+    seed: int
+    process: str
+    settings: SampleSettings
+
+    @property
+    def entropy(self) -> float:
+        """Unigram entropy of the made tokens of a row, in nats per token, mean over rows."""
+        return float(self.entropy_B.mean())
+
+    def to_json(self, tokenizer=None) -> dict[str, Any]:
+        """JSON-ready record: one entry per row with `token_ids`, `entropy` (nats per token) and, with a tokenizer, `text`."""
+        rows = []
+        for tokens_L, entropy in zip(self.tokens_BL, self.entropy_B, strict=True):
+            row = {"token_ids": tokens_L.tolist(), "entropy": float(entropy)}
+            if tokenizer is not None:
+                row["text"] = tokenizer.decode(tokens_L)
+            rows.append(row)
+        return {
+            "samples": rows,
+            "seed": self.seed,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "entropy": self.entropy,
+            "entropy_unit": "nats/token, unigram, per sample, made tokens only",
+            "process": self.process,
+            "precision": PRECISION,
+            "settings": self.settings.to_json(),
+        }
+
+
+def unigram_entropy(tokens_BL: np.ndarray, counted_BL: np.ndarray) -> np.ndarray:
+    """Entropy of each row's token frequencies, in nats per token, over the counted positions; 0 where none is counted.  -> [B]"""
+    entropies = []
+    for tokens_L, counted_L in zip(tokens_BL, counted_BL, strict=True):
+        counts = np.unique(tokens_L[counted_L], return_counts=True)[1]
+        share = counts / max(counts.sum(), 1)
+        entropies.append(-float(np.sum(share * np.log(share))))
+    return np.asarray(entropies) + 0.0

@@ -1,0 +1,73 @@
+"""How to sample: the values that change the text, checked together and recorded with it."""
+
+import dataclasses
+from typing import Any
+
+from dlmjax.errors import InputError
+from dlmjax.sampling.grids import make_grid
+from dlmjax.sampling.methods import make_method
+
+REVEAL_ORDERS = ("random", "confidence", "entropy", "margin", "left_to_right")
+ORDERS = ("ancestral", *REVEAL_ORDERS)
+RANKED = ("confidence", "entropy", "margin")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How to sample; every field changes the text and is recorded with it.
+
+    steps: denoising steps.  Reveal orders never take more steps than there are holes; causal processes take exactly one per hole.
+    order: one of ORDERS; "ancestral" = by the steps of `method`.
+    method: how a step from level t to level s is made, one of `methods.METHODS` with its values, as in "remask(eta=0.2)".
+    grid: the levels of the steps, one of `grids.GRIDS` with its values, as in "shifted(alpha=3)".
+    temperature: divides the logits; 0 takes the most likely token.  top_p: nucleus, 1 = off; applied after the temperature.
+    guidance: w of classifier-free guidance by the frozen tokens, (1 + w) log p(given) - w log p(not given); 0 = off, else two calls.
+    remask: a revealed token that scores below the step's plan is masked again (confidence, entropy and margin orders only).
+    threshold: reveal at once whatever the denoiser gives at least this probability, and stop early when nothing is left; None = off.
+    cache: leave out the network where no token has changed since its last call (networks without time input only).  The one field that
+      changes no text, only the number of calls.
+    never: ids that must not be produced (mask, pad, BOS); see `canvas.never_sampled`.
+    """
+
+    steps: int = 64
+    order: str = "ancestral"
+    method: str = "ancestral"
+    grid: str = "uniform"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    guidance: float = 0.0
+    remask: bool = False
+    threshold: float | None = None
+    cache: bool = False
+    never: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise InputError(f"unknown order {self.order!r}; the orders are {', '.join(ORDERS)}")
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}; it must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}; it must be 0 (most likely token) or above")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1], 1 meaning off")
+        if not 0 <= self.guidance < 1e6:
+            raise InputError(f"guidance is {self.guidance}; it must be 0 (off) or above")
+        if self.remask and self.order not in RANKED:
+            raise InputError(f"remask needs an order that ranks tokens ({', '.join(RANKED)}), not {self.order}")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise InputError(f"threshold is {self.threshold}; it is a probability and must lie in (0, 1)")
+        if self.threshold is not None and (self.order not in RANKED or self.remask):
+            raise InputError(f"threshold needs one of the orders {', '.join(RANKED)} and no remask")
+        make_method(self.method)
+        make_grid(self.grid).levels(self.steps)
+        if self.order != "ancestral" and (self.method, self.grid) != ("ancestral", "uniform"):
+            raise InputError(f"method and grid are for steps in time; order {self.order} reveals by rank, so leave them out")
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain JSON."""
+        return {**dataclasses.asdict(self), "never": list(self.never)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "SampleSettings":
+        """The settings of a `to_json` record."""
+        return cls(**{**values, "never": tuple(values["never"])})

@@ -1,0 +1,205 @@
+"""How one step goes from level t to level s <= t.  A stepper is a frozen dataclass; `methods.METHODS` names them.
+
+Each gets `denoise(z, t_BL) -> logits` and may call it as often as it needs, outside of control flow: calls are counted as they are
+traced.  Every position has its own t and s; where both are equal the sampler keeps what was there, so a stepper need not care.
+
+Shapes: B rows, L positions, V vocabulary; z is [B, L] tokens or [B, L, ...].
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.process import EXCLUDED, Process, draw_tokens, split_rows, uniform_rows
+from dlmjax.errors import InputError
+
+Denoise = Callable[[Array, Array], Array]
+
+
+class Plan(NamedTuple):
+    """Steps that rows choose for themselves.  clock_BN: levels before call 1, 2, ..., then 0; call_BL: the call at which a position is
+    made, 0 = never."""
+
+    clock_BN: Float[Array, "B N"]
+    call_BL: Int[Array, "B L"]
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """One kind of step.  name: as in METHODS; rounds: calls after the last step, each of which runs `retouch`."""
+
+    name: str
+    rounds: int = 0
+    plans: bool = False  # whether `plan` draws the steps
+
+    def check(self, process: Process) -> None:
+        """Raises InputError where the method is not made for this process."""
+        del process
+
+    def step(
+        self,
+        process: Process,
+        keys_B: Key[Array, "B"],
+        denoise: Denoise,
+        z: Shaped[Array, "B L *state"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Shaped[Array, "B L *state"]:
+        """z at s from z at t."""
+        return process.reverse_step(keys_B, denoise(z, t_BL), z, t_BL, s_BL)
+
+    def retouch(
+        self,
+        process: Process,
+        keys_B: Key[Array, "B"],
+        denoise: Denoise,
+        z: Shaped[Array, "B L *state"],
+        free_BL: Bool[Array, "B L"],
+    ) -> Shaped[Array, "B L *state"]:
+        """A change to finished text; only positions in `free_BL` may change."""
+        raise InputError(f"method {self.name} does not change finished text")
+
+    def plan(
+        self,
+        process: Process,
+        keys_B: Key[Array, "B"],
+        holes_BL: Bool[Array, "B L"],
+        start_BL: Float[Array, "B L"],
+        levels_BN: Float[Array, "B N"],
+    ) -> Plan:
+        """The steps of each row, for methods that draw them; `levels_BN` is the grid."""
+        raise InputError(f"method {self.name} takes its steps from the grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral(Stepper):
+    """p(z_s | z_t), the process's own reverse step."""
+
+    name = "ancestral"
+
+
+@dataclasses.dataclass(frozen=True)
+class TauLeap(Stepper):
+    """A jump with probability rate x (t - s), at most 1, to where the rates say (tau-leaping, Campbell et al. 2205.14987; the Euler
+    step of SEDD 2310.16834 and of discrete flow matching).  The rates are frozen at t, so it has an error of its own, which falls with
+    the step; the last step, to s = 0, is the exact one, since no Euler step removes all noise."""
+
+    name = "tau_leap"
+
+    def check(self, process: Process) -> None:
+        if not hasattr(process, "reverse_rates") and not isinstance(process, Masked):
+            raise InputError(f"method tau_leap needs a process of jumps between tokens; process {process.name} tells no rates")
+
+    def step(self, process, keys_B, denoise, z, t_BL, s_BL):
+        last_B, jump_B, token_B = split_rows(keys_B, 3)
+        logits_BLV = denoise(z, t_BL)
+        rates_BLV = reverse_rates(process, logits_BLV, z, t_BL)
+        total_BL = jnp.sum(rates_BLV, axis=-1)
+        jump_BL = uniform_rows(jump_B, z.shape[1]) < total_BL * (t_BL - s_BL)
+        to_BL = draw_tokens(token_B, jnp.where(rates_BLV > 0, jnp.log(jnp.where(rates_BLV > 0, rates_BLV, 1.0)), EXCLUDED))
+        leapt_BL = jnp.where(jump_BL, to_BL, z)
+        # Only at the end is the second draw needed.
+        ends = jnp.any(s_BL <= 0)
+        exact_BL = jax.lax.cond(ends, process.reverse_step, lambda *a: a[2], last_B, logits_BLV, z, t_BL, s_BL)
+        return jnp.where(s_BL <= 0, exact_BL, leapt_BL)
+
+
+def reverse_rates(
+    process: Process, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]
+) -> Float[Array, "B L V"]:
+    """Jumps z -> y of the reversed process per unit of time; 0 for y = z."""
+    if isinstance(process, Masked):
+        masked_BL = z_BL == process.mask_id
+        hazard_BL = jnp.where(masked_BL, process.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
+        return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
+    return process.reverse_rates(logits_BLV, z_BL, t_BL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rdm(Stepper):
+    """Route and denoise (RDM 2302.05737): of a row's n free positions, n alpha(s) are text after the step, the rest noise.
+
+    route="topk": the text is where the drawn token has the highest probability (sharpens the law, like the confidence order);
+    "random": where chance says.  Under masks, text that is shown stays shown; under other noise every step chooses among all positions.
+    """
+
+    route: str = "topk"
+
+    name = "rdm"
+
+    def __post_init__(self):
+        if self.route not in ("topk", "random"):
+            raise InputError(f"method rdm: route is {self.route!r}; choose topk or random")
+
+    def check(self, process: Process) -> None:
+        if process.attention != "full" or process.input_dim or not hasattr(process, "schedule"):
+            raise InputError(f"method rdm needs noise on tokens with a schedule; process {process.name} has none")
+
+    def step(self, process, keys_B, denoise, z, t_BL, s_BL):
+        token_B, route_B, noise_B = split_rows(keys_B, 3)
+        logits_BLV = denoise(z, t_BL)
+        guess_BL = draw_tokens(token_B, logits_BLV)
+        log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), guess_BL[..., None], axis=-1)[..., 0]
+        score_BL = log_p_BL if self.route == "topk" else uniform_rows(route_B, z.shape[1])
+        if isinstance(process, Masked):
+            shown_BL = z != process.mask_id
+            guess_BL, score_BL = jnp.where(shown_BL, z, guess_BL), jnp.where(shown_BL, jnp.inf, score_BL)
+        free_BL = s_BL < t_BL
+        noisy_BL = jnp.where(free_BL, process.schedule.noise(s_BL), 0.0)
+        text_B = free_BL.sum(axis=1) - jnp.floor(jnp.sum(noisy_BL, axis=1) + 1e-4).astype(jnp.int32)
+        kept_BL = rank(score_BL, free_BL) < text_B[:, None]
+        return jnp.where(kept_BL, guess_BL, process.prior(noise_B, z.shape[1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfCorrect(Stepper):
+    """Ancestral steps; then `rounds` times the network reads the finished text as if at noise level `level`, and the `count` drawn tokens
+    of a row that it prefers most to what stands there take their places (GIDD 2503.04482 section 5.3).
+
+    For noise that puts wrong tokens in the text, since only there a network has learned to doubt what it is shown.
+    """
+
+    rounds: int = 16
+    count: int = 1
+    level: float = 0.01
+    temperature: float = 0.1
+
+    name = "self_correct"
+
+    def __post_init__(self):
+        if self.rounds < 1 or self.count < 1 or not 0 < self.level <= 1 or not self.temperature > 0:
+            raise InputError(
+                f"method self_correct: rounds ({self.rounds}) and count ({self.count}) must be at least 1, level ({self.level}) in (0, 1], "
+                f"temperature ({self.temperature}) above 0"
+            )
+
+    def check(self, process: Process) -> None:
+        if isinstance(process, Masked) or process.attention != "full" or process.input_dim:
+            raise InputError(f"method self_correct needs uniform or hybrid noise; process {process.name} never shows a wrong token")
+
+    def retouch(self, process, keys_B, denoise, z, free_BL):
+        logits_BLV = denoise(z, jnp.where(free_BL, self.level, 0.0))
+        log_p_BLV = jax.nn.log_softmax(logits_BLV)
+        guess_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
+        guess_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (guess_BL, z))
+        gain_BL = guess_log_p_BL - log_p_BL
+        change_BL = free_BL & (gain_BL > 0)
+        return jnp.where(change_BL & (rank(gain_BL, change_BL) < self.count), guess_BL, z)
+
+
+def rank(score_BL: Shaped[Array, "B L"], among_BL: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """0 for the best score among the candidates, 1 for the next ...; ties go to the left; the others come last."""
+    worst_first = jnp.where(among_BL, -score_BL, jnp.inf)
+    # Candidates before the others also where their score is minus infinity.
+    return jnp.argsort(jnp.lexsort((worst_first, ~among_BL), axis=1), axis=1)
+
+
+def needs_masks(method: str, process: Any) -> None:
+    """Raises InputError unless all noise is the mask and none is left at the ends of the schedule."""
+    if not isinstance(process, Masked):
+        raise InputError(f"method {method} needs absorbing noise (masks), which process {process.name} does not have; use ancestral")

@@ -1,0 +1,74 @@
+"""Levels of the steps: exact ends, no step from a level to itself, as many calls as steps."""
+
+import numpy as np
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.sampling.canvas import blank_canvas
+from dlmjax.sampling.grids import make_grid
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.settings import SampleSettings
+from tests.sampling.toy import Law
+
+# Numbers of steps for which `arange(0, 1, 1 / N)` has one entry too many are among them.
+STEPS = (1, 2, 3, 7, 49, 98, 103, 1000)
+
+
+@pytest.mark.parametrize("text", ["uniform", "cosine", "shifted(alpha=3)", "shifted(alpha=0.3)"])
+def test_a_grid_falls_from_exactly_one_to_exactly_zero_in_as_many_steps_as_asked(text):
+    for steps in STEPS:
+        levels_N = make_grid(text).levels(steps).astype(np.float32)
+        assert levels_N.shape == (steps + 1,) and levels_N[0] == 1 and levels_N[-1] == 0
+        assert (np.diff(levels_N) < 0).all()
+
+
+def test_where_the_levels_are():
+    assert make_grid("uniform").levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    np.testing.assert_allclose(make_grid("cosine").levels(3), [1, np.sqrt(3) / 2, 0.5, 0])
+    np.testing.assert_allclose(make_grid("shifted(alpha=3)").levels(2), [1, 0.75, 0])
+    assert make_grid("shifted(alpha=1)").levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert make_grid("listed(points=(1, 0.2, 0))").levels(2).tolist() == [1, 0.2, 0]
+    np.testing.assert_allclose(make_grid("hold(at=0.5, share=0.5)").levels(8), [1, 0.75, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0])
+    for steps in STEPS[2:]:
+        held = make_grid("hold(at=0.1, share=0.4)").levels(steps)
+        assert held.shape == (steps + 1,) and held[0] == 1 and held[-1] == 0 and (np.diff(held) <= 0).all()
+        assert (np.diff(held) == 0).sum() == int(0.4 * steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("unifrom", "did you mean 'uniform'"),
+        ("shifted(alfa=3)", "has no value 'alfa'; did you mean 'alpha'"),
+        ("shifted(alpha=0)", "alpha is 0"),
+        ("shifted(alpha='x')", "shifted"),
+        ("shifted(3)", "cannot read grid"),
+        ("a b", "cannot read grid"),
+        ("__import__('os')", "cannot read grid"),
+        ("shifted(alpha=print(1))", "cannot read grid"),
+        ("listed(points=(1, 0.5))", "must fall from 1 to 0"),
+        ("listed(points=(1, 0.5, 0.5, 0))", "must fall"),
+        ("hold(at=1.0)", "hold"),
+    ],
+)
+def test_a_bad_grid_is_told(text, message):
+    with pytest.raises(InputError, match=message):
+        make_grid(text)
+
+
+def test_a_grid_that_does_not_fit_the_steps():
+    with pytest.raises(InputError, match="set steps to 2, not 64"):
+        SampleSettings(grid="listed(points=(1, 0.4, 0))")
+    with pytest.raises(InputError, match="leave 1"):
+        SampleSettings(grid="hold(share=0.5)", steps=2)
+
+
+@pytest.mark.parametrize("grid", ["cosine", "shifted(alpha=3)", "listed(points=(1, 0.9, 0.3, 0.1, 0))"])
+def test_calls_and_clock_of_a_run(grid):
+    """Each step is one call of the network, the clock of the states is the grid, and it is recorded."""
+    law = Law()
+    settings = SampleSettings(steps=4, grid=grid)
+    states = list(Sampler(law.process(), law.bind, settings).states(1.0, blank_canvas(3, 2)))
+    np.testing.assert_allclose([s.time for s in states], make_grid(grid).levels(4), atol=1e-7)
+    assert [s.calls for s in states] == [0, 1, 2, 3, 4] and states[-1].time == 0
+    assert settings.to_json()["grid"] == grid and SampleSettings.from_json(settings.to_json()) == settings

@@ -41,7 +41,15 @@ def evaluate(
     corpus = _corpus(run, data, split)
     held_out = EvalWindows(corpus, parts.config.data.length, limit=windows)
     size = -(-batch // parts.partition.ways("batch")) * parts.partition.ways("batch")
-    evaluator = Evaluator(parts.process.bound, parts.network.bind, nodes=nodes, draws=draws, seed=seed, put_batch=parts.partition.put_batch)
+    evaluator = Evaluator(
+        parts.process.bound,
+        parts.network.bind,
+        nodes=nodes,
+        draws=draws,
+        seed=seed,
+        put_batch=parts.partition.put_batch,
+        self_condition=parts.network.spec.self_condition,
+    )
     result = evaluator(
         run.params,
         eval_batches(held_out, batch_size=size),

@@ -96,7 +96,7 @@ def _what_is_trained() -> ConfigDict:
             rope_base=10_000.0,
             rope_scaling=1.0,  # > 1 stretches positions for contexts longer than trained
             dropout=0.0,
-            time_input="none",  # "adaln" for processes that need the noise level; "none" can be served elsewhere
+            time_input="none",  # "adaln", "add" or "prefix" where the process needs the level; adaln(features="fourier")
             completep_width=0,  # width at which the learning rate was tuned; 0 = no width transfer
             completep_depth=0,  # depth at which the learning rate was tuned; 0 = no depth transfer
         )
@@ -112,9 +112,13 @@ def _what_is_trained() -> ConfigDict:
     )
     config.process = ConfigDict(
         dict(
+            # Each is a name, or a name with values: "hybrid(p_uniform=0.2)"; docs/processes.md lists them.
             name="masked",
             schedule="linear",
             times="stratified",  # how t is drawn over the global batch
+            weighting="",  # what is trained in place of the bound; empty = what the process is trained with
+            self_condition=0.0,  # share of rows denoised a second time with the first estimate as a hint; 0 = the network takes none
+            prompt=0.0,  # share of rows that start with given text; the rest train the unconditional side of guidance
         )
     )
     return config
@@ -235,7 +239,6 @@ _LOWEST = {
 }
 _CHOICES = {
     "data.packing": ("concat", "documents"),
-    "model.time_input": ("none", "adaln"),
     "execution.dtype": ("float32", "bfloat16"),
     "execution.remat": ("none", "dots", "full"),
     "execution.attention": ("dense", "cudnn", "splash"),
@@ -258,6 +261,9 @@ def _check_together(config: ConfigDict) -> None:
         raise InputError(f"data.weights has {len(data.weights)} entries for {len(data.paths)} data.paths; give one for each, or none")
     if not 0 <= train.ema < 1:
         raise InputError(f"train.ema is {train.ema}; give a decay in [0, 1), 0 switches it off")
+    for share in ("self_condition", "prompt"):
+        if not 0 <= config.process[share] <= 1:
+            raise InputError(f"process.{share} is {config.process[share]}; it is a share of the rows, in [0, 1]")
     if not 0 <= model.dropout < 1:
         raise InputError(f"model.dropout is {model.dropout}; give a probability in [0, 1)")
     if [axis for axis in mesh.values() if axis == 0 or axis < -1] or list(mesh.values()).count(-1) > 1:

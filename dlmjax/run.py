@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
-from dlmjax.diffusion import Objective, Process, make_process, make_schedule, make_times
+from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
+from dlmjax.diffusion.process import learned_of
+from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, Network, build_network
 from dlmjax.parallel import Partition, make_mesh
@@ -46,12 +48,26 @@ class Parts:
             # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
             dropout_key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), batch["row"])
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
-        return self.objective(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch)
+        return self.objective(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, learned_of(params))
+
+    def init(self, key: jax.Array) -> dict:
+        """Start values of all that is trained: the network's weights and, under "process", what the process learns."""
+        return self._beside(self.network.init(key), self.process.init(jax.random.fold_in(key, 1)))
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that are trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0))))
 
     @property
     def param_shardings(self) -> dict:
-        """Where each weight lies on the mesh."""
-        return self.partition.tree(self.network.axes)
+        """Where each weight lies on the mesh; what a process learns is small and lies on every device."""
+        learned = jax.eval_shape(self.process.init, jax.random.key(0))
+        return self.partition.tree(self._beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
+
+    @staticmethod
+    def _beside(network: dict, process: dict) -> dict:
+        return {**network, "process": process} if process else network
 
     @property
     def unpartitioned(self) -> Network:
@@ -60,11 +76,11 @@ class Parts:
 
     def abstract_state(self) -> dict:
         """Shapes and placement of the training state."""
-        return abstract_state(self.network.init, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
+        return abstract_state(self.init, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
 
 
-def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None) -> Parts:
-    """Builds process, network, mesh and optimizer of a checked config.
+def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None) -> Parts:
+    """Builds process, network, mesh and optimizer of a checked config; `counts_V` are the corpus's token counts, for processes that ask.
 
     Raises:
       InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch.
@@ -74,34 +90,73 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = No
         raise InputError(
             f"model.vocab is {vocab}, but the corpus's tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; raise it or set 0"
         )
-    process = make_process(
-        config.process.name,
+    process = _process(config, tokenizer, vocab, counts_V)
+    if process.time_input and config.model.time_input == "none":
+        raise InputError(f'process {process.name} wants model.time_input="adaln", "add" or "prefix", not "none"')
+    mesh = make_mesh(**config.mesh, devices=devices)
+    partition = Partition(mesh)
+    classes = process.outputs if process.input_dim else vocab
+    spec = ModelSpec(**{**config.model, "vocab": classes}, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
+    network = build_network(spec, Execution(**config.execution), partition)
+    optimizer = OptimizerSpec(**config.optimizer)
+    times, of_times = parse_call(config.process.times)
+    weighting, of_weighting = parse_call(config.process.weighting or "bound")
+    return Parts(
+        config=config,
+        tokenizer=tokenizer,
+        process=process,
+        objective=Objective(
+            process=process,
+            times=process.spread(make_times(times, **of_times)),
+            weighting=make_weighting(weighting, **of_weighting) if config.process.weighting else None,
+            self_condition=config.process.self_condition,
+            prompt=config.process.prompt,
+        ),
+        partition=partition,
+        network=network,
+        optimizer=_optimizer(optimizer, config.train.steps, network, process),
+        learning_rate=learning_rate(optimizer, config.train.steps),
+    )
+
+
+def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V) -> Process:
+    """The process of a config: facts of the tokenizer, and of the corpus where it takes some, beside the values that the config gives."""
+    name, values = parse_call(config.process.name)
+    schedule, of_schedule = parse_call(config.process.schedule)
+    if "counts_V" in process_fields(name):
+        if counts_V is None:
+            raise InputError(f"process {name} needs the token counts of the corpus; prepare the corpus again with this version of dlmjax")
+        values["counts_V"] = counts_V
+    return make_process(
+        name,
         vocab=vocab,
         mask_id=tokenizer.mask_id,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         excluded=(tokenizer.pad_id,),  # text never holds it
-        schedule=make_schedule(config.process.schedule),
+        schedule={"name": schedule, **of_schedule},
+        **values,
     )
-    if process.time_input != (config.model.time_input != "none"):
-        wanted = '"adaln"' if process.time_input else '"none"'
-        raise InputError(f"process {process.name} wants model.time_input={wanted}, not {config.model.time_input!r}")
-    mesh = make_mesh(**config.mesh, devices=devices)
-    partition = Partition(mesh)
-    network = build_network(ModelSpec(**{**config.model, "vocab": vocab}), Execution(**config.execution), partition)
-    spec = OptimizerSpec(**config.optimizer)
-    return Parts(
-        config=config,
-        tokenizer=tokenizer,
-        process=process,
-        objective=Objective(process=process, times=make_times(config.process.times)),
-        partition=partition,
-        network=network,
-        optimizer=build_optimizer(
-            spec, config.train.steps, network.kinds, network.lr_multipliers, network.wd_multipliers, network.eps_multipliers
-        ),
-        learning_rate=learning_rate(spec, config.train.steps),
+
+
+def _model_spec(config: ConfigDict, **decided: Any) -> ModelSpec:
+    """The network of a config, with what the process decides about it."""
+    time_input, values = parse_call(config.model.time_input)
+    if not values.keys() <= {"features"}:
+        raise InputError(f"model.time_input={config.model.time_input!r} takes no value but features")
+    return ModelSpec(**{**config.model, **decided, "time_input": time_input}, **{f"time_{name}": value for name, value in values.items()})
+
+
+def _optimizer(spec: OptimizerSpec, steps: int, network: Network, process: Process) -> Any:
+    """One optimizer for the network and what the process learns; CompleteP is about the network alone."""
+    plain = jax.tree.map(lambda _: 1.0, process.kinds())
+    trees = (
+        (network.kinds, process.kinds()),
+        (network.lr_multipliers, plain),
+        (network.wd_multipliers, plain),
+        (network.eps_multipliers, plain),
     )
+    return build_optimizer(spec, steps, *(Parts._beside(*pair) for pair in trees))
 
 
 def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:

@@ -184,7 +184,7 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str | None, init: str |
         print(f"forking {fork} at step {meta['step']}", flush=True)
         return clear_stop(state), meta, "fork"
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 0x1717)
-    state = init_state(parts.network.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
+    state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
     if init:
         with Checkpoints(pathlib.Path(init) / "checkpoints") as other:
             from_ema = "ema" if parts.config.train.ema > 0 else "params"
@@ -214,7 +214,11 @@ class _HeldOut:
         self._windows = EvalWindows(corpus, parts.config.data.length, limit=parts.config.log.evaluate_windows)
         self._bytes = corpus.tokenizer.byte_lengths_V
         self._evaluator = Evaluator(
-            parts.process.bound, parts.network.bind, nodes=parts.config.log.nodes, put_batch=parts.partition.put_batch
+            parts.process.bound,
+            parts.network.bind,
+            nodes=parts.config.log.nodes,
+            put_batch=parts.partition.put_batch,
+            self_condition=parts.network.spec.self_condition,
         )
 
     def due(self, done: int, last: bool) -> bool:
@@ -284,7 +288,7 @@ def _describe(parts: Parts, corpora: list, workdir: pathlib.Path) -> None:
     epochs = parts.config.train.steps * data.batch * data.length / max(tokens, 1)
     mesh = ", ".join(f"{name} {size}" for name, size in parts.partition.mesh.shape.items())
     print(
-        f"{parts.process.name} on {parts.network.parameter_count / 1e6:.2f}M parameters, {parts.config.train.steps} steps x "
+        f"{parts.process.name} on {parts.parameter_count / 1e6:.2f}M parameters, {parts.config.train.steps} steps x "
         f"{data.batch} x {data.length} tokens = {epochs:.1f} epochs of {tokens:,} tokens\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind} (mesh: {mesh})\n"
         f"workdir: {workdir} (curves: tensorboard --logdir {workdir}/tensorboard)",

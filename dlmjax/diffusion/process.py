@@ -50,6 +50,7 @@ class Process(Protocol):
     time_input: whether the denoiser must be told t.
     input_dim: 0 where a state is made of token ids, else the size of the vectors that a state [B, L, input_dim] holds.
     is_bound: whether NELBO above bounds -log p(x).  is_tight: whether the exact denoiser brings that bound to the entropy.
+    grid_power: an evaluation's nodes are those of t^(1/grid_power); 2 or more where the integrand has a logarithm at t = 0.
     reinforce: whether the law of a discrete z depends on what is learned, so that its gradient needs two draws (see `log_q`).
     """
 
@@ -60,6 +61,7 @@ class Process(Protocol):
     input_dim: int = 0
     is_bound: bool = True
     is_tight: bool = True
+    grid_power: float = 1.0
     reinforce: bool = False
 
     # --- what a process defines ------------------------------------------------------------------------------------------------
@@ -115,6 +117,10 @@ class Process(Protocol):
     def outputs(self) -> int:
         """Columns of the denoiser's output: logits over the vocabulary, unless the network predicts something else."""
         return self.vocab
+
+    def spread(self, times: Any) -> Any:
+        """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block."""
+        return times
 
     def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """What the denoiser is told in place of t."""
@@ -192,6 +198,11 @@ class Process(Protocol):
     def bound(self) -> "Process":
         """The process that a likelihood is evaluated with: itself, unless training draws its noise in another way."""
         return self
+
+
+def learned_of(params: Any) -> Any:
+    """What a process has learned, from the weights of a run; () where it learns nothing."""
+    return params.get("process", ()) if isinstance(params, dict) else ()
 
 
 def row_keys(key: Key[Array, ""], row_B: Int[Array, "B"]) -> Key[Array, "B"]:

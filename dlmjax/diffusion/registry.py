@@ -1,5 +1,6 @@
 """Names for configs: a process, a schedule, a law of times or a weighting from its name and plain values."""
 
+import ast
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
@@ -45,7 +46,7 @@ TIMES: dict[str, tuple[str, bool]] = {
 }
 
 # What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
-_COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "schedule")
+_COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule")
 
 
 def make_process(name: str, **values: Any) -> Process:
@@ -65,10 +66,31 @@ def make_process(name: str, **values: Any) -> Process:
     if "schedule" in fields:
         clip = {} if "eps" in fields else {"eps": values.pop("eps", None)}
         values["schedule"] = _schedule(values.get("schedule", "linear"), **clip)
-    elif values.get("schedule", "linear") not in ("linear", schedules.Linear()):
+    elif values.get("schedule", "linear") not in ("linear", {"name": "linear"}, schedules.Linear()):
         raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {values['schedule']!r}")
     values = {key: value for key, value in values.items() if key in fields or key not in _COMMON}
     return _build(f"process {name}", make, values)
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """A name, or a name with literal values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}).
+
+    Raises InputError where the text is neither.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords):
+            return node.func.id, {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise InputError(f"{text!r} is neither a name nor a name with values; write it like cosine or power(exponent=0.5)")
+
+
+def process_fields(name: str) -> frozenset[str]:
+    """Names of the values that a process takes."""
+    return frozenset(_fields(_lookup("process", name, PROCESSES)))
 
 
 def make_schedule(name: str, eps: float | None = None, **values: Any) -> schedules.Schedule:

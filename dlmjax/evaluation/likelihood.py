@@ -4,7 +4,8 @@ NELBO(x) = integral_0^1 L(t) dt + prior + reconstruction, in nats (MDLM 2406.075
 estimate of it; here the windows, the noise levels t and the masks are all fixed:
   - windows: every token of the split once, numbered; padding carries nothing;
   - t: a rule with `nodes` points.  "gauss" = Gauss-Legendre, the same nodes for every window: it removes nearly all variance over t;
-    its bias is that of the quadrature (none for a polynomial of degree < 2 nodes).  "stratified" = one uniform draw in each of
+    its bias is that of the quadrature (none for a polynomial of degree < 2 nodes); a process whose integrand has a logarithm at t = 0
+    (`grid_power` > 1) has the nodes of a root of t, which takes the edge off it.  "stratified" = one uniform draw in each of
     `nodes` equal parts, from the window's own key: unbiased, a little noisier;
   - masks: drawn from fold_in(fold_in(key(seed), window), node * draws + draw): common random numbers, so two checkpoints, two batch
     sizes or two meshes are compared under the same noise.
@@ -33,7 +34,8 @@ import numpy as np
 from jaxtyping import Float
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.process import row_keys, split_rows
+from dlmjax.diffusion.objective import nats_at, reconstruction_nats
+from dlmjax.diffusion.process import learned_of, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.sampling.host import beside, fetch, write_atomically
 
@@ -101,6 +103,7 @@ class Evaluator:
     nodes, draws, rule, seed: the grid (module docstring); cost = nodes * draws forward passes per window, one for causal processes,
     and `draws` more where the process has boundary terms.
     put_batch: turns a host batch (dict of numpy) into device arrays, e.g. `partition.put_batch`; default: the default device.
+    self_condition: denoise twice, with the first estimate as a hint: twice the cost, for networks that were trained so.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Evaluator:
         rule: str = "gauss",
         seed: int = 0,
         put_batch: Callable[[dict], dict] | None = None,
+        self_condition: bool = False,
     ):
         if rule not in RULES:
             raise InputError(f"unknown rule {rule!r} for the noise levels of an evaluation; the rules are {', '.join(RULES)}")
@@ -124,7 +128,8 @@ class Evaluator:
         self.process = process.bound  # training may draw its noise in another way
         self.exact = process.attention == "causal"
         self.rule, self.nodes, self.draws = ("exact", 1, 1) if self.exact else (rule, nodes, draws)
-        self.levels = _levels(self.rule, self.nodes)
+        self.self_condition = self_condition
+        self.levels = _levels(self.rule, self.nodes, self.process.grid_power)
         self._put_batch = put_batch or jax.device_put
         self._node = jax.jit(self._node_nats)
         self._ends = jax.jit(self._boundary_nats)
@@ -175,28 +180,19 @@ class Evaluator:
         time_keys_B, mask_keys_B = split_rows(self._keys(batch["row"], tag))
         t_B = low + width * jax.vmap(jax.random.uniform)(time_keys_B)
         t_BL = jnp.broadcast_to(t_B[:, None], batch["tokens"].shape)
-        return self._nats(params, batch, mask_keys_B, t_BL, self.process.loss)
+        tokens_BL, segments_BL, learned = batch["tokens"], batch["segments"], learned_of(params)
+        denoiser = self._denoiser(params, batch)
+        return nats_at(self.process, denoiser, tokens_BL, segments_BL, mask_keys_B, t_BL, learned, self.self_condition)
 
     def _boundary_nats(self, params, batch, tag) -> tuple[Float[jax.Array, "B L"], Float[jax.Array, "B L"]]:
         """(prior, reconstruction) of every token; z_0 = corrupt(x, t=0)."""
-        tokens_BL = batch["tokens"]
-        prior_BL = jnp.where(batch["segments"] > 0, self.process.prior_nats(tokens_BL), 0.0)
+        tokens_BL, real_BL, learned = batch["tokens"], batch["segments"] > 0, learned_of(params)
+        prior_BL = jnp.where(real_BL, self.process.given(learned).prior_nats(tokens_BL), 0.0)
+        keys_B = self._keys(batch["row"], tag)
+        return prior_BL, reconstruction_nats(self.process, self._denoiser(params, batch), tokens_BL, real_BL, keys_B, learned)[1]
 
-        def reconstruct(logits, x, z, t):
-            return self.process.reconstruction(logits, x, z)
-
-        zeros_BL = jnp.zeros(tokens_BL.shape, jnp.float32)
-        return prior_BL, self._nats(params, batch, self._keys(batch["row"], tag), zeros_BL, reconstruct)
-
-    def _nats(self, params, batch, keys_B, t_BL, nats_fn) -> Float[jax.Array, "B L"]:
-        tokens_BL, real_BL = batch["tokens"], batch["segments"] > 0
-        z_BL = self.process.corrupt(keys_B, tokens_BL, t_BL, real_BL)
-        rows_BL = self.process.rows(z_BL, t_BL) & real_BL
-        denoiser = self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)
-        hidden_BLD = denoiser.hidden(z_BL, t_BL)
-        ones_BL = jnp.ones(tokens_BL.shape, jnp.float32)
-        _, nats_BL = denoiser.row_losses(hidden_BLD, rows_BL, nats_fn, (tokens_BL, z_BL, t_BL), ones_BL)
-        return jnp.where(rows_BL, nats_BL, 0.0)
+    def _denoiser(self, params, batch):
+        return self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)
 
     # --- on the host --------------------------------------------------------------------------------------------------------
 
@@ -328,14 +324,15 @@ class _WindowNats:
     length: int
 
 
-def _levels(rule: str, nodes: int) -> list[tuple[float, float, float]]:
-    """(low, width, weight) per node: t = low + width * u with u uniform."""
+def _levels(rule: str, nodes: int, power: float) -> list[tuple[float, float, float]]:
+    """(low, width, weight) per node: t = low + width * u with u uniform. Gauss-Legendre nodes are those of t^(1/power)."""
     if rule == "exact":
         return [(0.5, 0.0, 1.0)]
     if rule == "stratified":
         return [(j / nodes, 1 / nodes, 1 / nodes) for j in range(nodes)]
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    return [(float(0.5 * (point + 1)), 0.0, float(0.5 * weight)) for point, weight in zip(points, weights, strict=True)]
+    root_J, weight_J = 0.5 * (points + 1), 0.5 * weights
+    return [(float(u**power), 0.0, float(w * power * u ** (power - 1))) for u, w in zip(root_J, weight_J, strict=True)]
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

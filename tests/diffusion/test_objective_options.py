@@ -1,0 +1,202 @@
+"""What the objective can be told beside process, times and weight: prompts, self-conditioning, values that the process learns."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion import CrossEntropy, Masked, Objective, PerRow, Power, Weighting, nats_at, oracle, row_keys
+from dlmjax.diffusion.process import Process, cross_entropy
+from dlmjax.diffusion.toy import ToyDenoiser, masked_likelihood
+from dlmjax.errors import InputError
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
+
+LAW = oracle.Law.random(TOKENS, 3, seed=2)
+MASKED = Masked(VOCAB, MASK, excluded=(BOS,))
+EXACT = ToyDenoiser(LAW, VOCAB, masked_likelihood(TOKENS, MASK))
+ROWS = 4096
+BATCH = batch_of(sample_law(LAW, ROWS, seed=1))
+KEY = jax.random.key(2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spy(ToyDenoiser):
+    """The exact denoiser, which writes down what it is handed."""
+
+    calls: list = dataclasses.field(default_factory=list)
+
+    def hidden(self, z_BL, t_BL, hint_BLI=None):
+        self.calls.append((z_BL, t_BL, hint_BLI))
+        return super().hidden(z_BL, t_BL)
+
+
+def spy():
+    return Spy(LAW, VOCAB, masked_likelihood(TOKENS, MASK))
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_given_clean_and_carries_no_loss():
+    denoiser, objective = spy(), Objective(MASKED, prompt=1.0)
+    _, parts = objective(denoiser, BATCH, KEY, ROWS)
+    z_BL, t_BL, _ = denoiser.calls[0]
+    given_BL = np.asarray(t_BL) == 0
+    counts = np.bincount(given_BL.sum(axis=1), minlength=4)
+    assert counts[0] == 0 and counts[3] == 0, "1 to L - 1 tokens are given"
+    assert abs(counts[1] / ROWS - 0.5) < 0.05
+    assert (given_BL == (np.arange(3) < given_BL.sum(axis=1)[:, None])).all(), "a prompt is the start of the row"
+    assert (np.asarray(z_BL)[given_BL] == np.asarray(BATCH["tokens"])[given_BL]).all()
+    assert int(parts["tokens"]) == (~given_BL).sum()
+    # A tighter statement: the bound of the rest given the prompt is the conditional entropy.
+    p = LAW.table
+    h3, h1, h12 = LAW.entropy, *(float(-(q * np.log(q)).sum()) for q in (p.sum(axis=(1, 2)), p.sum(axis=2)))
+    assert float(parts["nats"]) / ROWS == pytest.approx(((h3 - h1) + (h3 - h12)) / 2, rel=0.05)
+    assert not objective.is_bound and "partial_nelbo" in objective.report(jax.device_get(parts))
+
+
+def test_a_share_of_rows_has_no_prompt():
+    denoiser = spy()
+    Objective(MASKED, prompt=0.25)(denoiser, BATCH, KEY, ROWS)
+    share = (np.asarray(denoiser.calls[0][1]) == 0).any(axis=1).mean()
+    assert share == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("option", ["prompt", "self_condition"])
+def test_shares_are_checked(option):
+    with pytest.raises(InputError, match=r"in \[0, 1\]"):
+        Objective(MASKED, **{option: 1.5})
+
+
+# --- self-conditioning -------------------------------------------------------------------------------------------------------------
+
+
+def test_self_conditioning_hands_back_the_first_estimate_in_a_share_of_rows():
+    denoiser, objective = spy(), Objective(MASKED, self_condition=0.5)
+    total, parts = objective(denoiser, BATCH, KEY, ROWS)
+    (z_BL, t_BL, none), (again_BL, t_again_BL, hint_BLI) = denoiser.calls
+    assert none is None and (z_BL == again_BL).all() and (t_BL == t_again_BL).all()
+    estimate_BLI = EXACT.expect(EXACT.hidden(z_BL, t_BL))
+    used_B = np.asarray((hint_BLI != 0).any(axis=(1, 2)))
+    assert used_B.mean() == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_allclose(hint_BLI, np.where(used_B[:, None, None], estimate_BLI, 0.0), atol=1e-6)
+    # The exact denoiser learns nothing from a hint, and the noise is that of a run without.
+    np.testing.assert_allclose(total, Objective(MASKED)(EXACT, BATCH, KEY, ROWS)[0], rtol=1e-6)
+    assert objective.is_bound
+
+
+def test_an_evaluation_hints_every_row():
+    denoiser = spy()
+    keys_B = row_keys(KEY, BATCH["row"])
+    nats_at(MASKED, denoiser, BATCH["tokens"], BATCH["segments"], keys_B, jnp.full((ROWS, 3), 0.9), self_condition=True)
+    assert bool((denoiser.calls[1][2] != 0).any(axis=(1, 2)).all())
+
+
+# --- a training loss that is no factor ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Squared(Weighting):
+    """The square of the cross-entropy."""
+
+    name = "squared"
+
+    def trained(self, process, logits, x, z, t, nats):
+        return cross_entropy(logits, x, (MASK, BOS)) ** 2
+
+
+def test_another_function_is_trained_and_the_bound_is_reported():
+    total, parts = Objective(MASKED, weighting=Squared())(EXACT, BATCH, KEY, ROWS)
+    bound, bound_parts = Objective(MASKED)(EXACT, BATCH, KEY, ROWS)
+    np.testing.assert_allclose(parts["nats"], bound_parts["nats"], rtol=1e-6)
+    plain, _ = Objective(MASKED, weighting=CrossEntropy())(EXACT, BATCH, KEY, ROWS)
+    assert float(total) != pytest.approx(float(bound), rel=1e-2) and float(total) != pytest.approx(float(plain), rel=1e-2)
+    assert "loss_squared_not_a_bound" in Objective(MASKED, weighting=Squared()).report(jax.device_get(parts))
+
+
+# --- values that a process learns --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Tempered(Masked):
+    """Masked diffusion whose loss divides the logits by a learned temperature, and whose noise is none the wiser."""
+
+    learned: Any = None
+
+    def init(self, key):
+        return {"log_temperature": jnp.zeros(())}
+
+    def given(self, learned):
+        return dataclasses.replace(self, learned=learned)
+
+    def loss(self, logits, x, z, t):
+        return Masked.loss(self, logits * jnp.exp(-self.learned["log_temperature"]), x, z, t)
+
+
+def test_a_learned_value_gets_the_gradient_of_the_bound():
+    process, objective = Tempered(VOCAB, MASK), Objective(Tempered(VOCAB, MASK))
+
+    def total(log_temperature):
+        return objective(EXACT, BATCH, KEY, ROWS, {"log_temperature": log_temperature})[0] / ROWS
+
+    value, slope = jax.value_and_grad(total)(jnp.float32(0.3))
+    step = 0.01
+    np.testing.assert_allclose(slope, (total(0.3 + step) - total(0.3 - step)) / (2 * step), rtol=2e-3)
+    assert float(value) > float(total(0.0)), "the exact denoiser needs no temperature"
+    assert process.kinds() == {} and isinstance(process, Process)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilted(Masked):
+    """Discrete noise whose law has a learned number in it: alpha = 1 - t^w; its bound does not depend on w, its parts do."""
+
+    learned: Any = None
+    reinforce = True
+
+    def given(self, learned):
+        return dataclasses.replace(self, learned=learned)
+
+    def _masked(self, t):
+        return t ** jnp.exp(self.learned["log_w"])
+
+    def corrupt(self, keys_B, x_BL, t_BL, valid_BL=None):
+        return Masked.corrupt(self, keys_B, x_BL, self._masked(t_BL), valid_BL)
+
+    def log_q(self, z_BL, x_BL, t_BL):
+        p_BL = self._masked(t_BL)
+        return jnp.where(z_BL == MASK, jnp.log(p_BL), jnp.log1p(-p_BL))
+
+    def loss(self, logits, x, z, t):
+        return jnp.where(z == MASK, cross_entropy(logits, x, (MASK, BOS)), 0.0)  # no weight: then the expectation does depend on w
+
+
+def test_noise_that_learns_gets_the_score_function_gradient():
+    """d/dw of E_z[sum of cross-entropies] by two draws and their difference, against the slope of the enumerated expectation."""
+    objective, steps = Objective(Tilted(VOCAB, MASK, excluded=(BOS,)), PerRow(Power(1.0))), 12
+
+    def total(log_w, key, x_BL):
+        return objective(EXACT, {**BATCH, "tokens": x_BL}, key, ROWS, {"log_w": log_w})[0] / ROWS
+
+    def expected(log_w):
+        levels, weights = oracle.quadrature(48)
+        kernel = oracle.masked_kernel(TOKENS, lambda p: 1 - p, lambda p: -1.0)
+        masses = []
+        for t in levels:
+            p = t ** np.exp(log_w)
+            joint_XZ, guess_ZnK = oracle.evidence(LAW, kernel, p), oracle.posterior(LAW, kernel, p)
+            masked_Zn = oracle.enumerate_sequences(TOKENS + 1, 3) == TOKENS
+            chance_XZn = np.stack([guess_ZnK[:, i, LAW.sequences_Xn[:, i]].T for i in range(3)], axis=-1)
+            nats_XZn = np.where(masked_Zn[None] & (chance_XZn > 0), -np.log(np.where(chance_XZn > 0, chance_XZn, 1)), 0)
+            masses.append(np.sum(joint_XZ[:, :, None] * nats_XZn))
+        return float(np.dot(weights, masses))
+
+    slopes = []
+    for step in range(steps):
+        x_BL = jnp.asarray(sample_law(LAW, ROWS, seed=100 + step))
+        slopes.append(float(jax.grad(total)(jnp.float32(0.4), jax.random.key(step), x_BL)))
+    truth = (expected(0.4 + 1e-4) - expected(0.4 - 1e-4)) / 2e-4
+    error = np.std(slopes, ddof=1) / np.sqrt(steps)
+    assert error < 0.05 * abs(truth) and abs(np.mean(slopes) - truth) < 4 * error

@@ -21,28 +21,56 @@ TOKENS, BOS, MASK, VOCAB = 3, 3, 4, 5
 Curve = Callable[[float], float]
 
 
+Express = Callable[[oracle.Kernel, float, int, np.ndarray], np.ndarray]
+
+
+def as_posterior(kernel: oracle.Kernel, t: float, state: int, loo_K: np.ndarray) -> np.ndarray:
+    """log p(x_i | z) up to a constant."""
+    return np.log(loo_K) + np.log(np.maximum(kernel.matrix(t)[:, state], 1e-300))
+
+
+def as_leave_one_out(kernel: oracle.Kernel, t: float, state: int, loo_K: np.ndarray) -> np.ndarray:
+    """log p(x_i | z_{-i})."""
+    return np.log(loo_K)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A process and what the oracle needs to know of it.
 
     kernel: its forward process for the oracle; None for a process without noise.
     log_likelihood: what the exact denoiser needs (see toy.ToyDenoiser); None = causal.
+    output: what the denoiser's output means: "posterior", or "leave_one_out", or a function that makes the output of
+      (log p(x_i | z_{-i}), z, t).
+    express: (kernel, t, state, p(x_i | z_{-i})) -> such an output at one position, in numpy; tells the pointwise test the same thing.
     pairs: (case, law, t) -> every (x, z) that can occur at level t, with its probability.
     grid: (levels, weights) whose weighted sum is the integral over t.
+    point: the oracle's loss at a point.  gap: (case, law) -> what the exact denoiser leaves between bound and entropy, if not tight.
+    reverse: (law, kernel, times, start) -> the law of a row stepped back through `times`.
+    times: how levels are drawn where the bound is estimated.  light: a variant of another case: the tests that sample leave it out.
     """
 
     name: str
     process: Process
     kernel: oracle.Kernel | None
     log_likelihood: Callable | None = toy.masked_likelihood(TOKENS, MASK)
+    output: str | Callable = "posterior"
+    express: Express = as_posterior
     pairs: Callable | None = None
     grid: Callable[[int], tuple[np.ndarray, np.ndarray]] = lambda length: oracle.quadrature(64)
+    point: oracle.PointLoss = oracle.kl_is_loss
+    gap: Callable | None = None
+    reverse: Callable = oracle.reverse_law
+    times: str = "stratified"
+    light: bool = False
 
     def __str__(self) -> str:
         return self.name
 
     def denoiser(self, law: oracle.Law) -> toy.ToyDenoiser:
-        return toy.ToyDenoiser(law, VOCAB, self.log_likelihood)
+        if self.output == "posterior":
+            return toy.ToyDenoiser(law, VOCAB, self.log_likelihood)
+        return ExactDenoiser(law, VOCAB, self.log_likelihood, None if self.output == "leave_one_out" else self.output)
 
     def enumerate(self, law: oracle.Law, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(x_NL, z_NL as ids, probability_N) at level t."""
@@ -56,6 +84,23 @@ class Case:
     @property
     def states(self) -> int:
         return self.kernel.noise(0.5).size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExactDenoiser(toy.ToyDenoiser):
+    """Says p(x_i | z_{-i}) in place of p(x_i | z), or what `output` makes of it."""
+
+    output: Callable | None = None
+
+    def hidden(self, z_BL, t_BL, hint_BLI=None):
+        onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
+        log_q_BLX = jnp.einsum("blk,xlk->blx", self.log_likelihood(z_BL, t_BL), onehot_XLK, precision="highest")
+        others_LL = 1 - np.eye(z_BL.shape[1])
+        log_joint_BLX = jnp.log(self.law.probability_X) + jnp.einsum("ij,bjx->bix", others_LL, log_q_BLX, precision="highest")
+        p_BLK = jnp.einsum("blx,xlk->blk", jax.nn.softmax(log_joint_BLX, axis=-1), onehot_XLK, precision="highest")
+        special = ((0, 0), (0, 0), (0, self.vocab - self.law.tokens))
+        log_loo_BLV = jnp.pad(jnp.log(p_BLK), special, constant_values=-1e9)
+        return log_loo_BLV if self.output is None else self.output(log_loo_BLV, z_BL, t_BL)
 
 
 def to_ids(states: np.ndarray) -> np.ndarray:
@@ -102,9 +147,9 @@ def expected_nats(case: Case, law: oracle.Law, denoiser=None) -> float:
 
 
 def _padded(function, *arrays: np.ndarray) -> np.ndarray:
-    """function(*arrays) in float64, with rows repeated up to a power of 4: then all cases share compiled operations."""
+    """function(*arrays) in float64, with rows repeated up to a power of 4 (of 2 where they are many): all cases share compiled operations."""
     rows = len(arrays[0])
-    size = 4 ** math.ceil(math.log(rows, 4))
+    size = 4 ** math.ceil(math.log(rows, 4)) if rows <= 4**8 else 2 ** math.ceil(math.log2(rows))
     with jax.enable_x64(True):
         return np.asarray(function(*(jnp.asarray(np.resize(array, (size, *array.shape[1:]))) for array in arrays)))[:rows]
 
@@ -132,12 +177,11 @@ def prior_gap(case: Case, law: oracle.Law) -> float:
 
 
 def reconstruction_gap(case: Case, law: oracle.Law) -> float:
-    """E KL(p(x | z_0) || prod_i p(x_i | z_0)): tokens still masked at t = 0 are guessed without seeing each other."""
+    """E KL(p(x | z_0) || prod_i p(x_i | z_0)): tokens that are in doubt at t = 0 are guessed without seeing each other."""
     joint_XZ, guess_ZnK = oracle.evidence(law, case.kernel, 0.0), oracle.posterior(law, case.kernel, 0.0)
-    states_Zn, x_Xn = oracle.enumerate_sequences(case.states, law.length), law.sequences_Xn
-    total = 0.0
+    x_Xn, total = law.sequences_Xn, 0.0
     for ix, iz in zip(*np.nonzero(joint_XZ), strict=True):
-        apart = np.prod([guess_ZnK[iz, i, x_Xn[ix, i]] for i in range(law.length) if states_Zn[iz, i] == TOKENS])
+        apart = np.prod([guess_ZnK[iz, i, x_Xn[ix, i]] for i in range(law.length)])
         total += joint_XZ[ix, iz] * np.log(joint_XZ[ix, iz] / joint_XZ[:, iz].sum() / apart)
     return float(total)
 

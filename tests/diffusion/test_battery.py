@@ -1,5 +1,6 @@
 """What every process must satisfy, checked by enumeration on laws small enough to list. See cases.py for the cases."""
 
+import dataclasses
 import functools
 
 import jax
@@ -29,6 +30,8 @@ from tests.diffusion.cases import CASES, NOISY
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 noisy_case = pytest.mark.parametrize("case", NOISY, ids=str)
+# Variants of a process that differ in no draw are left out where drawing takes the time.
+drawn_case = pytest.mark.parametrize("case", [case for case in CASES if not case.light], ids=str)
 
 LAW2 = oracle.Law.random(TOKENS, 2, seed=1)
 LAW3 = oracle.Law.random(TOKENS, 3, seed=2)
@@ -51,8 +54,15 @@ def test_case_is_a_process(case):
 @pytest.mark.parametrize("law", [LAW2, LAW3], ids=["2 tokens", "3 tokens"])
 def test_bound_is_tight(case, law):
     """With the exact denoiser the whole NELBO is the entropy, but for what the ends get wrong, which is enumerated too."""
+    if case.light and law is LAW3:
+        return
     gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.has_boundary else 0.0
     assert gap < 0.03
+    assert case.process.is_tight == (case.gap is None)
+    if not case.process.is_tight:
+        # Not a tight bound, but one, and loose by what the enumeration says.
+        gap += case.gap(case, law)
+        assert gap > 0.05
     assert expected_nats(case, law) + expected_boundary(case, law) == pytest.approx(law.entropy + gap, abs=1e-6)
 
 
@@ -70,7 +80,7 @@ def test_leaving_out_the_boundary_is_seen(case):
 def test_pointwise_loss_is_the_oracles(case, dtype, tolerance):
     """Every (x, z) at many levels under random logits: both forms of the oracle agree with the loss, and with each other."""
     rng = np.random.default_rng(3)
-    levels = [0.01, 0.1, 0.35, 0.5, 0.8, 0.999]
+    levels = [float(np.float32(level)) for level in (0.01, 0.1, 0.35, 0.5, 0.8, 0.999)]  # what both types can hold
     x, z, t, logits, truth = [], [], [], [], []
     for level in levels:
         for clean in range(TOKENS):
@@ -79,11 +89,14 @@ def test_pointwise_loss_is_the_oracles(case, dtype, tolerance):
                     continue
                 logits_V = rng.normal(size=VOCAB) * 3
                 guess_K = np.exp(logits_V[:TOKENS]) / np.exp(logits_V[:TOKENS]).sum()
-                by_kl = float(oracle.kl_is_loss(case.kernel, level, np.asarray([state]), guess_K[None])[0, clean])
-                by_path = float(oracle.path_loss(case.kernel, level, np.asarray([state]), guess_K[None])[0, clean])
-                assert by_kl == pytest.approx(by_path, rel=1e-9, abs=1e-9)
+                nats = float(case.point(case.kernel, level, np.asarray([state]), guess_K[None])[0, clean])
+                if case.point is oracle.kl_is_loss:
+                    by_path = float(oracle.path_loss(case.kernel, level, np.asarray([state]), guess_K[None])[0, clean])
+                    assert nats == pytest.approx(by_path, rel=1e-9, abs=1e-9)
+                # The other classes say anything, and no one listens.
+                logits_V[:TOKENS] = case.express(case.kernel, level, state, guess_K)
                 x, z, t = [*x, clean], [*z, int(to_ids(np.asarray(state)))], [*t, level]
-                logits, truth = [*logits, logits_V], [*truth, by_kl]
+                logits, truth = [*logits, logits_V], [*truth, nats]
     with jax.enable_x64(dtype == jnp.float64):
         nats = case.process.loss(jnp.asarray(logits, dtype), jnp.asarray(x), jnp.asarray(z), jnp.asarray(t, dtype))
     assert nats.dtype == dtype
@@ -99,7 +112,7 @@ TIMES = {
     "mixture": PerRow(Mixture((Flat(), Power(0.6)), (0.5, 0.5))),
 }
 # Every process with stratified times, and every way to draw times with the processes whose losses differ most in them.
-DRAWS = [(case, "stratified") for case in CASES]
+DRAWS = [(case, case.times) for case in CASES if not case.light]
 DRAWS += [(case, times) for case in CASES if str(case) in ("masked/cosine", "masked_count") for times in list(TIMES)[1:]]
 
 
@@ -127,10 +140,12 @@ def test_monte_carlo_is_unbiased(case, times):
 # --- the forward chain -------------------------------------------------------------------------------------------------------------
 
 
-@noisy_case
+@drawn_case
 @pytest.mark.parametrize("steps", [1, 6])
 def test_composed_steps_are_the_one_shot_marginal(case, steps):
     """One corruption, and six small ones, both have the kernel's law q(z_t | x) over all positions jointly."""
+    if case.kernel is None:
+        return
     x_L = np.asarray([2, 0, 1], np.int32)
     point = np.zeros((TOKENS,) * 3)
     point[tuple(x_L)] = 1
@@ -190,7 +205,7 @@ def _sample(case, times, seed):
     return np.bincount(index_of(x_BL, TOKENS), minlength=TOKENS**3)
 
 
-@every_case
+@drawn_case
 def test_reverse_sampling_reproduces_the_joint_law(case):
     """Many small steps with the exact denoiser draw the data's own law, and no mask is left."""
     if case.kernel is None:
@@ -200,12 +215,14 @@ def test_reverse_sampling_reproduces_the_joint_law(case):
     truth_X = _enumerated(case, LAW3, times)
     assert chi_square_sigmas(_sample(case, times, seed=8), truth_X) < 4
     # What is left between the two laws is what the ends get wrong.
-    assert np.abs(truth_X - LAW3.probability_X).sum() / 2 < (0.05 if case.process.has_boundary else 0.025)
+    assert np.abs(truth_X - LAW3.probability_X).sum() / 2 < (0.05 if case.process.has_boundary else 0.035)
 
 
 @noisy_case
 def test_few_reverse_steps_have_the_enumerated_law(case):
     """With a few uneven steps a sampler is not exact, but it must be inexact in the way the reverse process is."""
+    if case.light:
+        return
     times = np.asarray([1.0, 0.7, 0.0])
     counts_X = _sample(case, times, seed=9)
     assert chi_square_sigmas(counts_X, _enumerated(case, LAW3, times)) < 4
@@ -215,15 +232,12 @@ def test_few_reverse_steps_have_the_enumerated_law(case):
 
 def _enumerated(case, law, times):
     """The law of a sampler's rows: p_1, the reverse steps, then p(x | z_0)."""
-    z_Z = oracle.reverse_law(law, case.kernel, list(times), prior_law(case, law))
+    z_Z = case.reverse(law, case.kernel, list(times), prior_law(case, law))
     decode_ZnK = oracle.posterior(law, case.kernel, 0.0)
-    masks_Zn = oracle.enumerate_sequences(case.states, law.length) == TOKENS
-    states_Zn = oracle.enumerate_sequences(case.states, law.length)
     x_Xn = law.sequences_Xn
-    p_ZX = np.ones((len(states_Zn), len(x_Xn)))
+    p_ZX = np.ones((len(z_Z), len(x_Xn)))
     for i in range(law.length):
-        kept_ZX = (states_Zn[:, i, None] == x_Xn[None, :, i]).astype(float)
-        p_ZX *= np.where(masks_Zn[:, i, None], decode_ZnK[:, i][:, x_Xn[:, i]], kept_ZX)
+        p_ZX *= decode_ZnK[:, i][:, x_Xn[:, i]]
     return z_Z @ p_ZX
 
 
@@ -259,7 +273,8 @@ def test_corruption_at_the_ends(case):
     if case.kernel is None or process.has_boundary:
         return
     z_BL = process.corrupt(keys_B, x_BL, jnp.ones(x_BL.shape))
-    assert (z_BL == MASK).all()
+    counts_S = np.bincount(to_states(np.asarray(z_BL)).ravel(), minlength=case.states)
+    assert chi_square_sigmas(counts_S, case.kernel.noise(1.0)) < 4  # the mask alone, or an even draw
     assert (process.corrupt(keys_B, x_BL, jnp.zeros(x_BL.shape)) == x_BL).all()
     assert process.rows(z_BL, jnp.ones(x_BL.shape)).all()
 
@@ -328,12 +343,12 @@ def test_jit_changes_nothing(case):
     np.testing.assert_array_equal(eager[1]["corrupted"], jitted[1]["corrupted"])
 
 
-@every_case
+@drawn_case
 def test_nats_at_is_what_an_evaluation_integrates(case):
-    """The mean over noise of `nats_at` at fixed levels, summed by quadrature, is the diffusion part of the bound."""
+    """The mean over noise of `nats_at` at fixed levels, summed by quadrature, is what enumeration gives at them."""
     x_BL = jnp.asarray(sample_law(LAW3, ROWS, seed=19))
-    process, levels = case.process.bound, (np.polynomial.legendre.leggauss(6)[0] + 1) / 2
-    weights = np.polynomial.legendre.leggauss(6)[1] / 2
+    process, (levels, weights) = case.process.bound, np.polynomial.legendre.leggauss(6)
+    levels, weights = (levels + 1) / 2, weights / 2
 
     def at(i, t):
         keys_B = row_keys(jax.random.fold_in(jax.random.key(20), i), jnp.arange(ROWS))
@@ -341,4 +356,5 @@ def test_nats_at_is_what_an_evaluation_integrates(case):
 
     total_B = sum(w * np.asarray(at(i, t)).sum(axis=1) for i, (t, w) in enumerate(zip(levels, weights, strict=True)))
     error = total_B.std(ddof=1) / np.sqrt(ROWS)
-    assert abs(total_B.mean() - expected_nats(case, LAW3)) < 4 * error + 1e-3 * LAW3.entropy
+    same = case if case.kernel is None else dataclasses.replace(case, process=process, pairs=None, grid=lambda length: (levels, weights))
+    assert abs(total_B.mean() - expected_nats(same, LAW3)) < 4 * error

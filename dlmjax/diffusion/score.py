@@ -1,0 +1,129 @@
+"""Score entropy (SEDD, Lou et al. 2310.16834): the network gives the log of the ratios p_t(z with z_i := y) / p_t(z).
+
+The loss is the path KL of the reversed chain, the same bound as masked or uniform diffusion, in other unknowns (their eq. 7 and 5.1):
+    -alpha'/alpha sum_{y != z} R(y) [ s_y - r_y log s_y + r_y (log r_y - 1) ],    r_y = q_t(y|x) / q_t(z|x),
+with R = 1 for masked noise, 1/N for uniform noise; nothing constrains the s_y, and the exact scores bring it to the entropy.
+
+Masked noise: the ratios are r = alpha/(1 - alpha) = 1/(e^sigma - 1) times a law over N tokens. The output is scaled as in the paper,
+log s_y = output_y + log r - log N, so that it need not depend on t, and with Z = logsumexp(output) - log N the loss is
+    -alpha'/(1 - alpha) [ cross-entropy(output, x) + e^Z - 1 - Z ]:
+masked diffusion's, plus what it costs that the scores do not sum to what they should. Written so, nothing cancels at small sigma.
+Uniform noise: output_y = log s_y. One sum of exponentials and one plain sum over the classes.
+
+In both the output's own entry (y = z) is taken for 0. An output (masked: its Z) above LIMIT goes on as LIMIT + log(1 + excess): still
+scores, so still a bound, and finite whatever a network says; no score that a law can have is that high.
+
+Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dlmjax.diffusion.interpolating import Interpolating, Shares
+from dlmjax.diffusion.process import EXCLUDED, cross_entropy, exclude
+from dlmjax.diffusion.schedules import Linear, Schedule
+from dlmjax.errors import InputError
+
+LIMIT = 40.0
+NOISES = ("mask", "uniform")
+
+
+class OneNoise(Interpolating):
+    """Noise of one kind, `noise` = "mask" or "uniform", on a schedule."""
+
+    schedule: Schedule
+    noise: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise not in NOISES:
+            raise InputError(f"process {self.name}: noise is {self.noise!r}; take one of {', '.join(NOISES)}")
+        if self.noise == "mask" and self.mask_id is None:
+            raise InputError(f"process {self.name} with noise 'mask' needs mask_id; take it from the tokenizer")
+
+    def shares(self, t: Float[Array, "*t"]) -> Shares:
+        alpha, noise = self.schedule.alpha(t), self.schedule.noise(t)
+        none = jnp.zeros_like(noise)
+        return Shares(alpha, none, noise) if self._mask is not None else Shares(alpha, noise, none)
+
+    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        rate = -self.schedule.alpha_prime(t)
+        none = jnp.zeros_like(rate)
+        return (none, rate) if self._mask is not None else (rate, none)
+
+    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        return super().rows(z_BL, t_BL) if self._mask is None else z_BL == self._mask
+
+    @property
+    def has_boundary(self) -> bool:
+        return self.schedule.has_boundary
+
+    @property
+    def _mask(self) -> int | None:
+        return self.mask_id if self.noise == "mask" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreEntropy(OneNoise):
+    """Score entropy on masked or uniform noise.
+
+    noise: "mask" (the paper's absorb) or "uniform". The reverse step is the analytic one (Tweedie, their section 4.2): exact for exact
+    scores, at any step size, since scores determine the guess p(x_i | z_{-i}) and with it p(z_s | z_t).
+    """
+
+    vocab: int
+    mask_id: int | None = None
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
+    noise: str = "mask"
+
+    name = "score"
+    parameterisation = "score"
+
+    def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log s_y, 0 at y = z."""
+        output = exclude(output, self.barred)
+        if self._mask is None:
+            scores = _limited(output)
+        else:
+            norm = jax.nn.logsumexp(output, axis=-1, keepdims=True) - math.log(self.tokens)
+            alpha, _, mask = self._floored(t)
+            scores = output - norm + _limited(norm) + (jnp.log(alpha) - jnp.log(mask))[..., None] - math.log(self.tokens)
+            # A token that is shown is the truth.
+            scores = jnp.where(self._is_token(z)[..., None], EXCLUDED, scores)
+        return jnp.where(jnp.arange(self.vocab) == z[..., None], 0.0, scores)
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return self._uniform(logits, x, z, t) if self._mask is None else self._masked(logits, x, z, t)
+
+    def _masked(self, output, x, z, t):
+        masked = z == self._mask
+        weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
+        output = exclude(output, self.barred)
+        norm = _limited(jax.nn.logsumexp(output, axis=-1) - math.log(self.tokens))
+        return jnp.where(masked, weight * (cross_entropy(output, x) + jnp.expm1(norm) - norm), 0.0)
+
+    def _uniform(self, output, x, z, t):
+        alpha, even, _ = self._floored(t)
+        log_rho = jnp.log(alpha * self.tokens / even)
+        own, class_V = z == x, jnp.arange(self.vocab)
+        scores = exclude(output, self.barred)
+        counted = (class_V != z[..., None]) & (scores > EXCLUDED / 2)
+        scores = _limited(jnp.where(counted, scores, 0.0))
+        # r_y is 1/(1 + rho) for all y where z = x; else 1, and 1 + rho at y = x.
+        log_own = jax.nn.softplus(log_rho)
+        log_r = jnp.where(own[..., None], -log_own[..., None], jnp.where(class_V == x[..., None], log_own[..., None], 0.0))
+        # s - r log s + r (log r - 1) = r (e^d - 1 - d), d = log s - log r: near the right scores nothing cancels.
+        apart, r = scores - log_r, jnp.exp(log_r)
+        excess = jnp.where(apart > 1, jnp.exp(scores) - r, r * jnp.expm1(jnp.minimum(apart, 1.0)))
+        nats = jnp.sum(jnp.where(counted, excess - r * apart, 0.0), axis=-1)
+        return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
+
+
+def _limited(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`score`, growing as a logarithm above LIMIT."""
+    return jnp.where(score > LIMIT, LIMIT + jnp.log1p(jnp.maximum(score - LIMIT, 0.0)), score)

@@ -1,0 +1,102 @@
+"""A network that reads a piece of a row and remembers the rest: keys and values of what was read before, in buffers of a fixed size.
+
+Under a mask that never lets an earlier position see a later block (`Causal`, `BlockCausal`), the keys and values of a finished block do
+not change any more (BD3-LM 2503.09573 section 3.3). So a piece of S tokens at positions start .. start + S is read alone, attends to the
+buffers, and what it writes there is kept (`advance`) or forgotten (`hidden`): one compilation serves every piece, since `start` is
+traced. The numbers are those of the network on the whole row, up to rounding.
+
+Shapes: N layers, B rows, S positions of the piece, M of the buffer, H query heads, G key/value heads, K head_dim, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dlmjax.errors import InputError
+from dlmjax.models.attention import FORBIDDEN
+from dlmjax.models.denoiser import Denoiser, Network, _layer
+from dlmjax.models.layers import rotary_tables
+
+
+class Cache(NamedTuple):
+    """Keys and values of each layer, in the compute type; entries that the mask does not allow are never read."""
+
+    keys: Float[Array, "N B M G K"]
+    values: Float[Array, "N B M G K"]
+
+
+def empty_cache(network: Network, rows: int, length: int) -> Cache:
+    """Buffers for `rows` rows of `length` positions."""
+    spec = network.spec
+    shape = (spec.depth, rows, length, spec.kv_heads, spec.head_dim)
+    return Cache(*(jnp.zeros(shape, network.execution.dtype) for _ in range(2)))
+
+
+def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: int, mask: Any) -> CachedDenoiser:
+    """The denoiser of the piece of `size` tokens that begins at position `start` (may be traced); one document per row, no padding.
+
+    Raises InputError for networks that cannot be read in pieces.
+    """
+    if network.spec.time_input == "prefix":
+        raise InputError("a network with model.time_input=prefix cannot be read block by block: its first position belongs to no block")
+    if network.layout.mesh is not None:
+        raise InputError("a network placed on a mesh cannot be read block by block; use the same network on one device")
+    rows = cache.keys.shape[1]
+    positions_BS = jnp.broadcast_to(start + jnp.arange(size), (rows, size))
+    return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, mask, None, cache, start, [])
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedDenoiser(Denoiser):
+    """A `Denoiser` of one piece; `hidden`, `logits` and `expect` as ever."""
+
+    cache: Any = None
+    start: Any = 0
+    _written: list = dataclasses.field(default_factory=list)
+
+    def advance(self, z_BS: Array, t_BS: Array) -> tuple[Float[Array, "B S D"], Cache]:
+        """Hidden states, and the buffers with this piece in them."""
+        hidden_BSD = self.hidden(z_BS, t_BS)
+        return hidden_BSD, self._written[-1]
+
+    def _layers(self, x: Array, time: Array | None, rows: Any) -> Array:
+        """All layers, scanned; each writes its keys and values into its buffers and attends to them."""
+        rotary = rotary_tables(rows.positions_BL, self.network.spec)
+        size, length = rows.segments_BL.shape[1], self.cache.keys.shape[2]
+        allowed_SM = self.mask.allowed((self.start + jnp.arange(size))[:, None], jnp.arange(length)[None])
+
+        def layer(x: Array, of_layer: tuple[dict, Cache]) -> tuple[Array, Cache]:
+            weights, before = of_layer
+            written = []
+
+            def attend(q_BSHK: Array, k_BSGK: Array, v_BSGK: Array) -> Array:
+                written.append(Cache(*(_write(buffer, new, self.start) for buffer, new in zip(before, (k_BSGK, v_BSGK), strict=True))))
+                return attend_to(q_BSHK, *written[-1], allowed_SM)
+
+            x = _layer(self.network, attend, rotary, time, rows.segments_BL.shape, x, weights, None)
+            return x, written[-1]
+
+        x, cache = jax.lax.scan(layer, x, (self.params["layers"], self.cache))
+        self._written.append(cache)
+        return x
+
+
+def attend_to(
+    q_BSHK: Float[Array, "B S H K"], k_BMGK: Float[Array, "B M G K"], v_BMGK: Float[Array, "B M G K"], allowed_SM: Bool[Array, "S M"]
+) -> Float[Array, "B S H K"]:
+    """softmax(q k / sqrt(K)) v of a piece against a buffer, float32 scores and softmax; the query heads of a group share its keys."""
+    B, S, H, K = q_BSHK.shape
+    q_BSGQK = (q_BSHK * K**-0.5).reshape(B, S, k_BMGK.shape[2], -1, K)
+    scores_BGQSM = jnp.einsum("bsgqk,bmgk->bgqsm", q_BSGQK, k_BMGK, preferred_element_type=jnp.float32)
+    weights_BGQSM = jax.nn.softmax(jnp.where(allowed_SM, scores_BGQSM, FORBIDDEN), axis=-1).astype(v_BMGK.dtype)
+    out_BSGQK = jnp.einsum("bgqsm,bmgk->bsgqk", weights_BGQSM, v_BMGK, preferred_element_type=jnp.float32)
+    return out_BSGQK.reshape(B, S, H, K).astype(q_BSHK.dtype)
+
+
+def _write(buffer_BMGK: Array, new_BSGK: Array, start: Any) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(buffer_BMGK, new_BSGK.astype(buffer_BMGK.dtype), start, axis=1)

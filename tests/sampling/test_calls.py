@@ -1,0 +1,148 @@
+"""Calls of the network: guidance, the answer that is kept, hints, and what precision must not take away."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.schedules import Cosine
+from dlmjax.errors import InputError
+from dlmjax.sampling.canvas import Canvas, blank_canvas
+from dlmjax.sampling.sampler import Sampler, sample
+from dlmjax.sampling.settings import SampleSettings
+from tests.diffusion.battery import chi_square_sigmas
+from tests.sampling.toy import Law
+
+LAW = Law(symbols=3, length=2, seed=6)
+
+
+def prompted(first, rows):
+    tokens = np.tile([first, LAW.mask_id], (rows, 1)).astype(np.int32)
+    frozen = np.tile([True, False], (rows, 1))
+    return Canvas(tokens, frozen, (~frozen).astype(np.float32))
+
+
+# --- guidance ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("w", [0.5, 3.0])
+def test_guidance_has_the_law_of_its_formula(w):
+    """One hole: p(x | prompt)^(1 + w) / p(x)^w, normalised."""
+    samples = Sampler(LAW.process(), LAW.bind, SampleSettings(steps=4, guidance=w)).sample(1.0, prompted(1, 5000), seed=1)
+    assert (samples.tokens_BL[:, 0] == 1).all() and samples.evaluations == 8
+    joint_KK = LAW.p_N.reshape(3, 3)
+    guided_K = (joint_KK[1] / joint_KK[1].sum()) ** (1 + w) / joint_KK.sum(axis=0) ** w
+    counts_K = np.bincount(samples.tokens_BL[:, 1], minlength=3)
+    assert chi_square_sigmas(counts_K, guided_K / guided_K.sum()) < 4
+    assert chi_square_sigmas(counts_K, joint_KK[1] / joint_KK[1].sum()) > 4
+
+
+@pytest.mark.parametrize("order", ["ancestral", "confidence"])
+def test_guidance_of_nothing_is_plain_sampling(order):
+    """Weight 0 is off; without a prompt given and not given are the same text, whatever the weight."""
+    canvas = prompted(1, 40)
+    plain, off = (
+        Sampler(LAW.process(), LAW.bind, SampleSettings(steps=3, order=order, **g)).sample(1.0, canvas) for g in ({}, {"guidance": 0.0})
+    )
+    assert (plain.tokens_BL == off.tokens_BL).all() and plain.evaluations == off.evaluations
+    blank = blank_canvas(2, 40)
+    free, guided = (
+        Sampler(LAW.process(), LAW.bind, SampleSettings(steps=3, order=order, guidance=w)).sample(1.0, blank) for w in (0.0, 2.0)
+    )
+    assert (free.tokens_BL == guided.tokens_BL).all() and guided.evaluations == 2 * free.evaluations
+
+
+# --- the answer that is kept ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ancestral", "remask(eta=0.05)"])
+def test_kept_answers_change_no_bit_and_are_counted(method):
+    """As many calls as there were steps after a change, which the states show."""
+    made = {}
+    for cache in (False, True):
+        settings = SampleSettings(steps=40, method=method, cache=cache)
+        made[cache] = list(Sampler(LAW.process(Cosine()), LAW.bind, settings).states(1.0, blank_canvas(2, 2), seed=3))
+    for plain, cached in zip(made[False], made[True], strict=True):
+        assert (plain.tokens_BL == cached.tokens_BL).all() and (plain.hidden_BL == cached.hidden_BL).all()
+        assert (plain.confidence_BL == cached.confidence_BL).all() and (plain.fixed_BL == cached.fixed_BL).all()
+    tokens = [s.tokens_BL for s in made[True]]
+    changes = sum(int((a != b).any()) for a, b in zip(tokens[:-2], tokens[1:-1], strict=True))
+    assert made[True][-1].calls == 1 + changes < 12 and made[False][-1].calls == 40
+
+
+def test_the_network_is_really_left_out():
+    calls = []
+
+    def denoise(z_BL, t_BL):
+        jax.debug.callback(lambda: calls.append(1), ordered=True)
+        return LAW.denoise(z_BL)
+
+    samples = sample(LAW.process(), denoise, blank_canvas(2, 1), steps=50, cache=True, seed=4)
+    jax.effects_barrier()
+    assert len(calls) == samples.evaluations <= 3
+
+
+# --- hints ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_takes_hints_is_given_its_last_estimate():
+    """Self-conditioning: zeros at the first call, then the estimate of the call before."""
+    heard = []
+
+    class Denoiser:
+        def hidden(self, z_BL, t_BL, hint_BLI=None):
+            if hint_BLI is None:  # asked only for the shape of its answer
+                return LAW.denoise(z_BL)
+            jax.debug.callback(lambda h: heard.append(np.asarray(h)), hint_BLI, ordered=True)
+            return LAW.denoise(z_BL) + 0 * hint_BLI[..., :1]
+
+        def logits(self, hidden_BLV):
+            return hidden_BLV
+
+        def expect(self, hidden_BLV, table_VI=None):
+            return jax.nn.softmax(hidden_BLV)
+
+    sampler = Sampler(LAW.process(), lambda *_, **__: Denoiser(), SampleSettings(steps=3), self_condition=True)
+    states = list(sampler.states((), blank_canvas(2, 5), seed=5))
+    jax.effects_barrier()
+    assert len(heard) == 3 and (heard[0] == 0).all()
+    for hint, state in zip(heard[1:], states, strict=False):
+        np.testing.assert_allclose(hint, jax.nn.softmax(LAW.denoise(state.tokens_BL)), atol=1e-6)
+    with pytest.raises(InputError, match="leave cache off"):
+        Sampler(LAW.process(), LAW.bind, SampleSettings(cache=True), self_condition=True)
+
+
+# --- precision -----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def wide(vocab=5_000, share=0.5):
+    """A law with half of its probability on tokens of 1e-4 each."""
+    p_V = np.full(vocab + 1, share / (vocab - 10))
+    p_V[:10], p_V[-1] = (1 - share) / 10, 1e-30
+    return np.log(p_V)
+
+
+@pytest.mark.parametrize("method", ["ancestral", "tau_leap", "remask", "first_hitting", "rdm(route=random)"])
+def test_bfloat16_logits_and_a_large_vocabulary_keep_the_rare_tokens(method):
+    """The rate of rare tokens is that of the law, they are drawn evenly, and no mask is left."""
+    logits_V = jnp.asarray(wide(), jnp.bfloat16)
+    exact_V = np.asarray(logits_V, np.float64)
+    p_V = np.exp(exact_V[:-1] - exact_V[:-1].max())
+    rare = p_V[10:].sum() / p_V.sum()
+    samples = sample(
+        Masked(5_001, 5_000),
+        lambda z, t: jnp.broadcast_to(logits_V, (*z.shape, 5_001)),
+        blank_canvas(6, 40),
+        steps=4,
+        method=method,
+        seed=6,
+    )
+    assert samples.tokens_BL.max() < 5_000
+    seen = (samples.tokens_BL >= 10).mean()
+    assert abs(seen - rare) < 4 * np.sqrt(rare * (1 - rare) / 240)
+    rare_tokens = samples.tokens_BL[samples.tokens_BL >= 10]
+    assert len(np.unique(rare_tokens)) > 0.9 * len(rare_tokens)

@@ -1,5 +1,6 @@
 """Canvas, samplers and traces: from a trained denoiser to text."""
 
+from dlmjax.sampling.blocks import BlockSampler, StrideSampler
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled
 from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
@@ -14,11 +15,13 @@ __all__ = [
     "GRIDS",
     "METHODS",
     "ORDERS",
+    "BlockSampler",
     "Canvas",
     "SampleSettings",
     "Sampler",
     "Samples",
     "State",
+    "StrideSampler",
     "TerminalView",
     "Trace",
     "blank_canvas",

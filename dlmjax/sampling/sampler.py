@@ -91,13 +91,14 @@ class Sampler:
         self.stepper.check(self.process)
         self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
         self._check_calls()
-        barred = set(settings.never) | set(getattr(process, "excluded", ())) | ({self.mask_id} - {None})
+        barred = set(settings.never) | set(getattr(process, "excluded", ())) | ({getattr(process, "mask_id", None)} - {None})
         outside = sorted(i for i in barred if not 0 <= i < process.vocab)
         if outside:
             raise InputError(f"never-sampled ids {outside} lie outside the vocabulary of {process.vocab}")
         if len(barred) >= process.vocab:
             raise InputError("every token of the vocabulary is barred from sampling")
-        self._barred = tuple(sorted(barred))
+        # A score of the mask is no chance to be drawn as text: it says how likely the token was hidden.
+        self._barred = tuple(sorted(barred - {self.mask_id} if _tells_scores(process) else barred))
         self._compiled = {}  # by placement of the weights
 
     def _check_calls(self):
@@ -109,7 +110,8 @@ class Sampler:
             )
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")
-        if process.outputs != process.vocab and (settings.temperature, settings.top_p) != (1.0, 1.0):
+        tells_law = process.outputs == process.vocab and not _tells_scores(process)
+        if not tells_law and (settings.temperature, settings.top_p) != (1.0, 1.0):
             raise InputError(f"the network of process {process.name} predicts no law of tokens; leave temperature and top_p at 1")
 
     # --- what callers use ---------------------------------------------------------------------------------------------------
@@ -387,6 +389,10 @@ def _mask_of(process) -> int | None:
         return None
     start = process.prior(row_keys(jax.random.key(0), jnp.arange(1)), 32)
     return mask_id if bool(jnp.any(start == mask_id)) else None
+
+
+def _tells_scores(process) -> bool:
+    return getattr(process, "parameterisation", None) == "score"
 
 
 def _state(step: int, steps: int, carry: Carry) -> State:

@@ -16,12 +16,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlmjax.errors import InputError
+from dlmjax.sampling.blocks import BlockSampler, StrideSampler
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.host import write_atomically
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Samples, State
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.text import Tokenizer, piece
+
+AnySampler = Sampler | BlockSampler | StrideSampler
 
 FORMAT = "dlmjax-trace-1"
 HIDDEN = -1  # what `shown_SBL` holds where nothing is shown
@@ -113,7 +116,7 @@ class Trace:
 
 
 def record(
-    sampler: Sampler,
+    sampler: AnySampler,
     params,
     canvas: Canvas,
     *,
@@ -147,7 +150,7 @@ def record(
     return samples, trace
 
 
-def first_difference(trace: Trace, sampler: Sampler, params) -> int | None:
+def first_difference(trace: Trace, sampler: AnySampler, params) -> int | None:
     """Runs the trace again from its canvas and seed; the first state (0 = the start) that differs by a bit, or None.
 
     Tokens and holes are compared exactly, confidences after the rounding of the trace.
@@ -166,7 +169,7 @@ def first_difference(trace: Trace, sampler: Sampler, params) -> int | None:
     return None if index + 1 == trace.states else index + 1
 
 
-def replay(trace: Trace, sampler: Sampler, params) -> int:
+def replay(trace: Trace, sampler: AnySampler, params) -> int:
     """Checks that the trace is real: the number of states that came out bit-equal; InputError names the first that did not."""
     step = first_difference(trace, sampler, params)
     if step is not None:

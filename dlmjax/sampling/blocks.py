@@ -1,0 +1,348 @@
+"""Text piece by piece, from left to right, until a document ends or the canvas is full.
+
+    BlockSampler    block diffusion (BD3-LM 2503.09573 section 3.3): each block is denoised given the finished ones, whose keys and values
+                    are kept in buffers of a fixed size (`models.cache`), so that a step costs a block and not a row; blocks of one token
+                    are autoregression. For networks under a block-causal or causal mask.
+    StrideSampler   semi-autoregression (MDLM 2406.07524 section 3.4): a window that slides by a stride; what stays in it is the prompt of
+                    what comes in. For networks that see all of the window, to any length.
+
+Inside a piece every order and method of `Sampler` serves. Both have the face of a `Sampler`: `sample`, `states`, `finish`.
+
+Shapes: B rows, L positions of the canvas, S of a piece.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlmjax.data.progress import Progress
+from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.process import Blocks, learned_of
+from dlmjax.errors import InputError
+from dlmjax.models.cache import Cache, bind_cached, empty_cache
+from dlmjax.models.masks import BlockCausal
+from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.samples import Samples, State, unigram_entropy
+from dlmjax.sampling.settings import SampleSettings
+
+
+class _Board:
+    """The canvas as it fills, on the host."""
+
+    def __init__(self, canvas: Canvas, length: int, eos_id: int | None):
+        pad = ((0, 0), (0, length - canvas.length))
+        self.tokens_BL = np.pad(canvas.tokens_BL, pad)
+        self.frozen_BL = np.pad(canvas.frozen_BL, pad)
+        self.hidden_BL = ~self.frozen_BL
+        self.confidence_BL = self.frozen_BL.astype(np.float32)
+        self.fixed_BL = -self.hidden_BL.astype(np.int32)
+        self.ended_B, self._eos_id = np.zeros(canvas.batch, bool), eos_id
+
+    def piece(self, part: slice, fresh: slice) -> Canvas:
+        """The canvas of one piece: what is made already is given; a row that has ended has nothing to make."""
+        holes_BL = np.zeros_like(self.frozen_BL)
+        holes_BL[:, fresh] = ~self.frozen_BL[:, fresh] & ~self.ended_B[:, None]
+        holes_BS = holes_BL[:, part]
+        return Canvas(self.tokens_BL[:, part].astype(np.int32), ~holes_BS, holes_BS.astype(np.float32))
+
+    def put(self, state: State, part: slice, canvas: Canvas, steps: int) -> None:
+        """Shows a state of a piece that `steps` steps went before."""
+        made_BS = ~canvas.frozen_BL
+        fixed_BS = np.where(state.fixed_BL > 0, state.fixed_BL + steps, state.fixed_BL)
+        for mine_BL, theirs_BS in (
+            (self.tokens_BL, state.tokens_BL),
+            (self.hidden_BL, state.hidden_BL),
+            (self.confidence_BL, state.confidence_BL),
+            (self.fixed_BL, fixed_BS),
+        ):
+            mine_BL[:, part] = np.where(made_BS, theirs_BS, mine_BL[:, part])
+
+    def end(self, made_BL: np.ndarray, step: int) -> None:
+        """Rows in which an end of document has been made are that to their end."""
+        if self._eos_id is None:
+            return
+        after_BL = np.cumsum(made_BL & (self.tokens_BL == self._eos_id), axis=1) > 0
+        self.ended_B |= after_BL.any(axis=1)
+        rest_BL = after_BL & ~self.frozen_BL
+        new_BL = rest_BL & (self.hidden_BL | (self.tokens_BL != self._eos_id))
+        self.tokens_BL[rest_BL] = self._eos_id
+        self.hidden_BL[rest_BL] = False
+        self.confidence_BL[new_BL], self.fixed_BL[new_BL] = 1.0, step
+
+    def counted_BL(self, length: int) -> np.ndarray:
+        """Made tokens up to a row's end of document."""
+        if self._eos_id is None:
+            return ~self.frozen_BL[:, :length]
+        ends_BL = ~self.frozen_BL & (self.tokens_BL == self._eos_id)
+        return (~self.frozen_BL & (np.cumsum(ends_BL, axis=1) - ends_BL == 0))[:, :length]
+
+
+class _Pieces:
+    """What both samplers share: the walk over the pieces of a canvas. `inner` samples one piece; `size` is how many tokens it adds."""
+
+    inner: Sampler
+    size: int
+    eos_id: int | None
+
+    @property
+    def name(self) -> str:
+        """Of the process."""
+        return self.process.name
+
+    @property
+    def settings(self) -> SampleSettings:
+        """As they were applied."""
+        return self.inner.settings
+
+    def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
+        """Makes all pieces and returns the finished rows.  Raises InputError when the canvas does not suit the process."""
+        *_, last = self._run(params, canvas, seed, progress, watched=False)
+        return self.finish(last, canvas, seed)
+
+    def states(self, params, canvas: Canvas, *, seed: int = 0) -> Iterator[State]:
+        """Yields the whole canvas before the first step and after each one."""
+        return self._run(params, canvas, seed, progress=False, watched=True)
+
+    def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
+        """The samples of a run whose last state is `last`; its entropy counts made tokens up to the end of the document."""
+        board = _Board(canvas, canvas.length, self.eos_id)
+        board.tokens_BL = last.tokens_BL
+        return Samples(
+            tokens_BL=last.tokens_BL,
+            frozen_BL=canvas.frozen_BL,
+            confidence_BL=last.confidence_BL,
+            fixed_BL=last.fixed_BL,
+            entropy_B=unigram_entropy(last.tokens_BL, board.counted_BL(canvas.length)),
+            steps=last.step,
+            evaluations=last.calls,
+            seed=seed,
+            process=self.name,
+            settings=self.settings,
+        )
+
+    def _run(self, params, canvas: Canvas, seed: int, progress: bool, watched: bool) -> Iterator[State]:
+        self._check(canvas)
+        board = _Board(canvas, self._length(canvas), self.eos_id)
+        starts = self._starts(board)
+        memory, calls = self._begin(params, board, starts)
+        step, total = 0, len(starts) * self.settings.steps
+        with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
+            yield self._state(board, canvas, 0, total, 1.0, calls)
+            for index, start in enumerate(starts):
+                part, fresh = self._span(start)
+                piece = board.piece(part, fresh)
+                if piece.holes_B.any():
+                    inner_params, spent = self._prepared(params, memory, board, start)
+                    states = self.inner.states(inner_params, piece, seed=_piece_seed(seed, start))
+                    *before, last = states if watched else [*states][-1:]
+                    for state in before[1:]:
+                        board.put(state, part, piece, step)
+                        yield self._state(board, canvas, step + state.step, total, state.time, calls + spent + state.calls)
+                    board.put(last, part, piece, step)
+                    step, calls = step + last.step, calls + spent + last.calls
+                    made_BL = np.zeros_like(board.frozen_BL)
+                    made_BL[:, part] = ~piece.frozen_BL
+                    board.end(made_BL, step)
+                    yield self._state(board, canvas, step, total, last.time, calls)
+                bar.reach(index + 1)
+                if board.ended_B.all() or index + 1 == len(starts):
+                    return
+                memory, spent = self._kept(params, memory, board, start)
+                calls += spent
+
+    def _state(self, board: _Board, canvas: Canvas, step: int, total: int, time: float, calls: int) -> State:
+        arrays = (a[:, : canvas.length].copy() for a in (board.tokens_BL, board.hidden_BL, board.confidence_BL, board.fixed_BL))
+        return State(step, max(step, total), time, *arrays, calls)
+
+    def _check(self, canvas: Canvas) -> None:
+        if np.diff(canvas.frozen_BL.astype(np.int8), axis=1).max(initial=0) > 0:
+            raise InputError(f"process {self.name} is sampled from left to right: it can continue a prompt, not fill in before given text")
+        if (canvas.start_BL % 1).any():
+            raise InputError(f"process {self.name} is sampled from left to right: it cannot edit text, only continue a prompt")
+        if canvas.tokens_BL.max() >= self.process.vocab or canvas.tokens_BL.min() < 0:
+            raise InputError(
+                f"the canvas holds token ids outside the vocabulary of {self.process.vocab}; it was encoded with another tokenizer"
+            )
+
+    # What the two differ in: the length of the board; where pieces start; (slice of a piece, slice in which it makes tokens); what is
+    # remembered at first, and the calls that took; the weights and more that `inner` is given; what is remembered after a piece.
+
+    def _length(self, canvas: Canvas) -> int: ...
+
+    def _starts(self, board: _Board) -> list[int]: ...
+
+    def _span(self, start: int) -> tuple[slice, slice]: ...
+
+    def _begin(self, params, board: _Board, starts: list[int]) -> tuple[Any, int]:
+        return None, 0
+
+    def _prepared(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+        return params, 0
+
+    def _kept(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+        return memory, 0
+
+
+class StrideSampler(_Pieces):
+    """Slides a window of `window` tokens by `stride` over a canvas of any length. `bind` as for `Sampler`."""
+
+    def __init__(self, process, bind, settings: SampleSettings, *, window: int, stride: int, eos_id: int | None = None, **options):
+        if not 0 < stride <= window:
+            raise InputError(f"the stride is {stride} and the window {window}; the stride must lie between 1 and the window")
+        if process.attention != "full":
+            raise InputError(f"process {process.name} does not see a whole window; leave the stride out")
+        self.process, self.inner = process, Sampler(process, bind, settings, **options)
+        self.size, self.window, self.eos_id = stride, window, eos_id
+
+    def _length(self, canvas: Canvas) -> int:
+        if canvas.length <= self.window:
+            raise InputError(f"the canvas of {canvas.length} tokens fits into the window of {self.window}; leave the stride out")
+        return self.window + -(-(canvas.length - self.window) // self.size) * self.size
+
+    def _starts(self, board: _Board) -> list[int]:
+        starts = range(0, board.tokens_BL.shape[1] - self.window + 1, self.size)
+        return [start for start in starts if not board.frozen_BL[:, self._span(start)[1]].all()]
+
+    def _span(self, start: int) -> tuple[slice, slice]:
+        stop = start + self.window
+        return slice(start, stop), slice(0 if start == 0 else stop - self.size, stop)
+
+
+class BlockSampler(_Pieces):
+    """Appends blocks of `size` tokens, given the finished ones. `network` is a `models.Network` on one device.
+
+    process: "blocks" (its own size), an autoregressive process (size 1), or any masked process whose network was trained under
+      `BlockCausal(size)`. eos_id: a row ends when it has made this token; None = at the end of the canvas.
+    cached: False reads the whole row at every call, to the same tokens: what the buffers are tested against.
+    """
+
+    def __init__(
+        self, process, network, settings: SampleSettings, *, size: int | None = None, eos_id: int | None = None, cached: bool = True
+    ):
+        self.causal = process.attention == "causal"
+        self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached
+        self.size = 1 if self.causal else process.attention.size if isinstance(process.attention, Blocks) else size
+        if not self.causal and not isinstance(process, Masked):
+            raise InputError(f"process {process.name} is not sampled in blocks: that needs masked, block or autoregressive processes")
+        if self.size is None or self.size < 1:
+            raise InputError(f"the size of the blocks of process {process.name} is {self.size}; give at least 1")
+        if settings.guidance:
+            raise InputError(f"process {process.name} is sampled in blocks that have read the prompt: leave guidance at 0")
+        inner = process.bound if self.causal else Masked(process.vocab, process.mask_id, process.schedule, process.excluded)
+        self.inner = Sampler(inner, self._bind, settings, self_condition=network.spec.self_condition and not self.causal)
+        self._mask = BlockCausal(self.size)
+        self._advance, self._whole = jax.jit(self._advanced), jax.jit(self._whole_row)
+
+    # --- the network, as the inner sampler and as the buffers see it ----------------------------------------------------------
+
+    def _bind(self, given, segments_BS, positions_BS, attention):
+        """The denoiser of one block; `given` is what `_prepared` made."""
+        del segments_BS, positions_BS, attention
+        if self.causal:
+            # The one call for this token is made: it wrote the buffers besides.
+            head = self._piece(given["params"], given["cache"], given["start"])
+            return _Said(head, given["hidden"])
+        if self.cached:
+            return self._piece(given["params"], given["cache"], given["start"])
+        return _Whole(self, given)
+
+    def _piece(self, params, cache: Cache, start, size: int | None = None):
+        return bind_cached(self.network, params, cache, start, size or self.size, self._mask)
+
+    def _advanced(self, params, cache: Cache, read_BS, start):
+        return self._piece(params, cache, start, read_BS.shape[1]).advance(read_BS, jnp.zeros(read_BS.shape))
+
+    def _whole_row(self, params, read_BL, t_BL):
+        """Hidden states of all positions, without buffers."""
+        places_BL = jnp.broadcast_to(jnp.arange(read_BL.shape[1]), read_BL.shape)
+        return self.network.bind(params, jnp.ones_like(read_BL), places_BL, self._mask).hidden(read_BL, t_BL)
+
+    def _read(self, board: _Board) -> np.ndarray:
+        """What the network reads of a finished row."""
+        if not self.causal:
+            return board.tokens_BL.astype(np.int32)
+        first_B1 = np.full_like(board.tokens_BL[:, :1], self.process.bos_id)
+        return np.concatenate([first_B1, board.tokens_BL[:, :-1]], axis=1).astype(np.int32)
+
+    # --- the walk ------------------------------------------------------------------------------------------------------------
+
+    def _length(self, canvas: Canvas) -> int:
+        return -(-canvas.length // self.size) * self.size
+
+    def _starts(self, board: _Board) -> list[int]:
+        starts = range(0, board.tokens_BL.shape[1], self.size)
+        return [start for start in starts if not board.frozen_BL[:, start : start + self.size].all()]
+
+    def _span(self, start: int) -> tuple[slice, slice]:
+        return slice(start, start + self.size), slice(start, start + self.size)
+
+    def _begin(self, params, board: _Board, starts: list[int]) -> tuple[Any, int]:
+        """Empty buffers, or with the whole prompt read in one call; what that wrote beyond the prompt is written anew before it is read."""
+        cache = empty_cache(self.network, *board.tokens_BL.shape)
+        if not self.cached or not starts or starts[0] == 0:
+            return cache, 0
+        return self._advance(params, cache, self._read(board), np.int32(0))[1], 1
+
+    def _prepared(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+        learned = learned_of(params)
+        given = {"params": params, "start": np.int32(start), **({"process": learned} if learned else {})}
+        if self.causal:
+            read_BL = self._read(board)
+            if self.cached:
+                hidden_B1D, self._next = self._advance(params, memory, read_BL[:, start : start + 1], np.int32(start))
+            else:
+                hidden_B1D = self._whole(params, read_BL, np.zeros(read_BL.shape, np.float32))[:, start : start + 1]
+            return {**given, "cache": memory, "hidden": hidden_B1D}, 0
+        return {**given, **({"cache": memory} if self.cached else {"tokens": board.tokens_BL.astype(np.int32)})}, 0
+
+    def _kept(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+        if not self.cached:
+            return memory, 0
+        if self.causal:
+            return self._next, 0
+        part, _ = self._span(start)
+        return self._advance(params, memory, self._read(board)[:, part], np.int32(start))[1], 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """A denoiser whose call is made already."""
+
+    head: Any
+    hidden_BSD: Any
+
+    def hidden(self, z_BS, t_BS):
+        del z_BS, t_BS
+        return self.hidden_BSD
+
+    def logits(self, hidden_BSD):
+        return self.head.logits(hidden_BSD)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """The denoiser of a block that reads the whole row every time."""
+
+    sampler: BlockSampler
+    given: Any
+
+    def hidden(self, z_BS, t_BS):
+        start = self.given["start"]
+        row_BL = jax.lax.dynamic_update_slice_in_dim(self.given["tokens"], z_BS, start, axis=1)
+        t_BL = jax.lax.dynamic_update_slice_in_dim(jnp.zeros(row_BL.shape), t_BS, start, axis=1)
+        hidden_BLD = self.sampler._whole_row(self.given["params"], row_BL, t_BL)
+        return jax.lax.dynamic_slice_in_dim(hidden_BLD, start, z_BS.shape[1], axis=1)
+
+    def logits(self, hidden_BSD):
+        network = self.sampler.network
+        return network.bind(self.given["params"], jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32)).logits(hidden_BSD)
+
+
+def _piece_seed(seed: int, start: int) -> int:
+    """Every piece draws from a stream of its own."""
+    return int(np.random.SeedSequence((seed & 0xFFFFFFFF, start)).generate_state(1)[0])

@@ -1,0 +1,211 @@
+"""Text piece by piece: buffers change nothing, ends are ends, and the law of a chain survives a sliding window."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.process import Blocks
+from dlmjax.errors import InputError
+from dlmjax.models import Execution, build_network
+from dlmjax.sampling.blocks import BlockSampler, StrideSampler
+from dlmjax.sampling.canvas import Canvas, blank_canvas
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.trace import record, replay
+from tests.diffusion.battery import chi_square_sigmas
+from tests.models.tiny import VOCAB, lively, spec
+from tests.sampling.test_sampler import COMPILED
+from tests.sampling.toy import Bound
+
+NETWORK = build_network(spec(), Execution())
+PARAMS = lively(NETWORK.init(jax.random.key(3)))
+MASK = VOCAB - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class InBlocks(Masked):
+    """What a sampler sees of block diffusion."""
+
+    name = "blocks"
+    attention = Blocks(4)
+
+
+PROCESSES = {
+    "blocks": (InBlocks(VOCAB, MASK), {}),
+    "masked": (Masked(VOCAB, MASK), {"size": 4}),
+    "autoregressive": (Autoregressive(VOCAB, bos_id=VOCAB - 2, mask_id=MASK), {}),
+}
+
+
+def prompted(given, length, rows=3):
+    tokens_BL = np.random.default_rng(1).integers(0, VOCAB - 2, (rows, length)).astype(np.int32)
+    frozen_BL = np.broadcast_to(np.arange(length) < given, tokens_BL.shape).copy()
+    return Canvas(tokens_BL, frozen_BL, (~frozen_BL).astype(np.float32))
+
+
+def make(name, eos_id=None, cached=True, **settings) -> BlockSampler:
+    process, options = PROCESSES[name]
+    return BlockSampler(
+        process, NETWORK, SampleSettings(**{"steps": 3, "never": (VOCAB - 2,), **settings}), eos_id=eos_id, cached=cached, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "settings"),
+    [
+        ("blocks", 0, {}),
+        ("blocks", 6, {"order": "confidence"}),
+        ("masked", 9, {"method": "remask(eta=0.5)"}),
+        ("autoregressive", 5, {}),
+        ("autoregressive", 0, {"temperature": 0.0}),
+    ],
+)
+def test_buffers_change_no_token(name, given, settings):
+    """Tokens, confidences and calls of sampling with buffers are those of reading the whole row at every step."""
+    canvas = prompted(given, 14)
+    fast, slow = (make(name, cached=cached, **settings).sample(PARAMS, canvas, seed=2) for cached in (True, False))
+    assert (fast.tokens_BL == slow.tokens_BL).all() and (fast.fixed_BL == slow.fixed_BL).all()
+    np.testing.assert_allclose(fast.confidence_BL, slow.confidence_BL, atol=1e-4)
+    assert (fast.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
+    assert (fast.tokens_BL < VOCAB - 2).all() and fast.tokens_BL.shape == (3, 14)
+    if name == "autoregressive":
+        assert fast.steps == 14 - given and fast.evaluations == 14 - given + (given > 0)
+    else:
+        blocks = 4 - given // 4
+        assert fast.evaluations == slow.evaluations + blocks - 1 + (given >= 4), "one call more to keep a block, one for the prompt"
+
+
+def test_greedy_autoregression_with_buffers_is_that_of_the_plain_sampler():
+    process, _ = PROCESSES["autoregressive"]
+    canvas = prompted(4, 10)
+    plain = Sampler(process, NETWORK.bind, SampleSettings(temperature=0.0, never=(VOCAB - 2,))).sample(PARAMS, canvas)
+    assert (make("autoregressive", temperature=0.0).sample(PARAMS, canvas).tokens_BL == plain.tokens_BL).all()
+
+
+@pytest.mark.parametrize("name", ["blocks", "autoregressive"])
+def test_all_blocks_share_what_is_compiled(name):
+    sampler = make(name)
+    sampler.sample(PARAMS, blank_canvas(12, 2), seed=1)
+    before = len(COMPILED)
+    sampler.sample(PARAMS, blank_canvas(12, 2), seed=2)
+    assert len(COMPILED) == before
+    longer = make(name)
+    before = len(COMPILED)
+    longer.sample(PARAMS, blank_canvas(24, 2), seed=1)
+    assert len(COMPILED) - before <= 5, "start, step, a block kept and the buffers, however many blocks"
+
+
+@pytest.mark.parametrize("name", ["blocks", "autoregressive"])
+def test_a_text_ends_where_it_ends(name):
+    """The same draws up to the first end of document; what follows is filled with it, and finished rows cost no more calls."""
+    canvas = prompted(3, 16, rows=1)
+    plain = make(name).sample(PARAMS, canvas, seed=4)
+    eos_id = int(plain.tokens_BL[0, 6])
+    first = 3 + int(np.argmax(plain.tokens_BL[0, 3:] == eos_id))
+    ended = make(name, eos_id=eos_id).sample(PARAMS, canvas, seed=4)
+    assert (ended.tokens_BL[0, : first + 1] == plain.tokens_BL[0, : first + 1]).all()
+    assert (ended.tokens_BL[0, first:] == eos_id).all()
+    assert ended.evaluations < plain.evaluations and ended.steps < plain.steps
+    made = ended.tokens_BL[0, 3 : first + 1]
+    share = np.unique(made, return_counts=True)[1] / len(made)
+    assert ended.entropy == pytest.approx(-np.sum(share * np.log(share)), abs=1e-9)
+
+
+def test_a_row_that_has_ended_waits_for_the_others():
+    canvas = prompted(3, 16, rows=6)
+    sampler = make("blocks")
+    plain = sampler.sample(PARAMS, canvas, seed=5)
+    eos_id = int(plain.tokens_BL[0, 5])
+    ended = make("blocks", eos_id=eos_id).sample(PARAMS, canvas, seed=5)
+    for row in range(6):
+        places = np.flatnonzero(plain.tokens_BL[row, 3:] == eos_id) + 3
+        first = places[0] if len(places) else 16
+        # A row of its own draws: the rest of its text does not change because a neighbour has ended.
+        assert (ended.tokens_BL[row, :first] == plain.tokens_BL[row, :first]).all() and (ended.tokens_BL[row, first:] == eos_id).all()
+
+
+def test_states_and_trace_of_blocks():
+    """The live view and the page see the whole canvas; the last state is the sample; the trace replays."""
+    sampler, canvas = make("blocks"), prompted(5, 12)
+    states = list(sampler.states(PARAMS, canvas, seed=6))
+    samples = sampler.sample(PARAMS, canvas, seed=6)
+    assert (states[-1].tokens_BL == samples.tokens_BL).all() and (states[-1].fixed_BL == samples.fixed_BL).all()
+    assert [s.step for s in states] == list(range(len(states))) and states[0].hidden_BL.sum() == 3 * 7
+    assert all((s.tokens_BL[:, :5] == canvas.tokens_BL[:, :5]).all() for s in states) and not states[-1].hidden_BL.any()
+    made, trace = record(sampler, PARAMS, canvas, seed=6)
+    assert (made.tokens_BL == samples.tokens_BL).all() and replay(trace, sampler, PARAMS) == len(states)
+
+
+# --- a sliding window ----------------------------------------------------------------------------------------------------------
+
+CHAIN_KK = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.5, 0.1, 0.4]])
+FIRST_K = np.array([0.5, 0.2, 0.3])
+
+
+def chain_bind(params, segments_BL, positions_BL, attention):
+    """Exact p(x_i | shown) of a window of two tokens of a Markov chain that starts where the first position says it starts."""
+
+    def denoise(z_BL, t_BL):
+        joint_KK = FIRST_K[:, None] * CHAIN_KK
+        first_K, second_K = jnp.log(joint_KK.sum(axis=1)), jnp.log(joint_KK.sum(axis=0))
+        left_BK = jnp.where(z_BL[:, 1:] == 3, first_K, jnp.log(joint_KK / joint_KK.sum(axis=0)).T[jnp.minimum(z_BL[:, 1], 2)])
+        right_BK = jnp.where(z_BL[:, :1] == 3, second_K, jnp.log(CHAIN_KK)[jnp.minimum(z_BL[:, 0], 2)])
+        return jnp.pad(jnp.stack([left_BK, right_BK], axis=1), ((0, 0), (0, 0), (0, 1)), constant_values=-1e9)
+
+    return Bound(denoise)
+
+
+def test_a_sliding_window_continues_a_chain_to_any_length():
+    sampler = StrideSampler(Masked(4, 3), chain_bind, SampleSettings(order="random", steps=2), window=2, stride=1)
+    samples = sampler.sample((), blank_canvas(4, 6000), seed=7)
+    p_4 = np.einsum("a,ab,bc,cd->abcd", FIRST_K, CHAIN_KK, CHAIN_KK, CHAIN_KK).ravel()
+    counts = np.bincount(np.ravel_multi_index(tuple(samples.tokens_BL.T), (3,) * 4), minlength=81)
+    assert chi_square_sigmas(counts, p_4) < 4
+    assert samples.evaluations == samples.steps == 4  # two for the first window, one for each token after it
+
+
+def test_a_window_keeps_the_prompt_and_ends():
+    sampler = StrideSampler(Masked(4, 3), chain_bind, SampleSettings(order="random", steps=2), window=2, stride=2, eos_id=2)
+    canvas = Canvas(
+        np.full((50, 7), 1, np.int32), np.tile(np.arange(7) < 3, (50, 1)), np.tile(np.arange(7) >= 3, (50, 1)).astype(np.float32)
+    )
+    tokens_BL = sampler.sample((), canvas, seed=8).tokens_BL
+    assert (tokens_BL[:, :3] == 1).all() and tokens_BL.shape == (50, 7) and (tokens_BL < 3).all()
+    ends_BL = np.cumsum(tokens_BL[:, 3:] == 2, axis=1) > 0
+    assert ends_BL.any() and (tokens_BL[:, 3:][ends_BL] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Sampler(PROCESSES["blocks"][0], NETWORK.bind, SampleSettings()), "sampled block by block"),
+        (lambda: BlockSampler(Masked(4, 3), NETWORK, SampleSettings()), "size of the blocks"),
+        (lambda: make("blocks", guidance=1.0), "leave guidance at 0"),
+        (
+            lambda: make("blocks").sample(
+                PARAMS, Canvas(np.zeros((1, 8), np.int32), np.arange(8)[None] > 5, (np.arange(8)[None] <= 5).astype(np.float32))
+            ),
+            "left to right",
+        ),
+        (
+            lambda: make("blocks").sample(
+                PARAMS, Canvas(np.zeros((1, 8), np.int32), np.zeros((1, 8), bool), np.full((1, 8), 0.5, np.float32))
+            ),
+            "cannot edit",
+        ),
+        (lambda: StrideSampler(Masked(4, 3), chain_bind, SampleSettings(), window=4, stride=5), "stride is 5"),
+        (
+            lambda: StrideSampler(Masked(4, 3), chain_bind, SampleSettings(), window=4, stride=2).sample((), blank_canvas(4)),
+            "fits into the window",
+        ),
+        (lambda: StrideSampler(PROCESSES["autoregressive"][0], NETWORK.bind, SampleSettings(), window=4, stride=2), "does not see"),
+    ],
+)
+def test_what_does_not_suit_is_told(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

@@ -14,11 +14,12 @@ With rho = alpha N / even it needs three numbers of the logits p only: log p_x, 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.process import Process, check_ids, draw_tokens, exclude, split_rows, uniform_rows
@@ -61,6 +62,8 @@ class Interpolating(Process):
             raise InputError(
                 f"process {self.name}: parameterisation is {self.parameterisation!r}; take one of {', '.join(PARAMETERISATIONS)}"
             )
+        if self.parameterisation == "score" and self.name != "score":
+            raise InputError(f"process {self.name} wants probabilities; a network that gives scores is trained by process 'score'")
         if self.tokens < 2:
             raise InputError(f"process {self.name}: {self.vocab} classes less those excluded leave {self.tokens}; noise needs two tokens")
 
@@ -164,8 +167,10 @@ class Interpolating(Process):
         """See the top of the file. Written in ratios to alpha, so that neither end divides by 0."""
         alpha, even, _ = self._floored(t)
         rho = alpha * self.tokens / even
-        sums, log_p_x, log_p_z = mixture_sums(self.output.loo_logits(self, logits, z, t), x, z, jnp.log(rho))
         own, shown = z == x, self._is_token(z)
+        # The bridge from a posterior moves one logit only: log q_t(z | x = k) is two-valued in k.
+        shift = jnp.where(shown, jnp.log1p(rho), 0.0) if self.parameterisation == "posterior" else jnp.zeros_like(rho)
+        sums, log_p_x, log_p_z = mixture_sums(exclude(logits, self.barred), x, z, jnp.log(rho), shift)
         # log of (1 + rho 1[y = x]) / (1 + rho p_y), at y = x and at y = z.
         at_x = jnp.log1p(rho) - jax.nn.softplus(jnp.log(rho) + log_p_x)
         at_z = jnp.where(own, at_x, -jax.nn.softplus(jnp.log(rho) + log_p_z))
@@ -248,34 +253,65 @@ def even_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, barred: tuple[
 
 @jax.custom_vjp
 def mixture_sums(
-    logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], log_rho: Float[Array, "*n"]
+    logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], log_rho: Float[Array, "*n"], shift: Float[Array, "*n"]
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
-    """(sum_y log(1 + rho p_y), log p_x, log p_z) with p = softmax(logits).
+    """(sum_y log(1 + rho p_y), log p_x, log p_z) with p = softmax(logits less `shift` at z).
 
     One derivative for all three: the backward pass reads the logits once and writes their gradient once, as cross-entropy does, where
-    automatic differentiation would keep and walk a [*n, V] array for each term.
+    automatic differentiation would keep and walk a [*n, V] array for each term. `shift` is a constant.
     """
-    return _mixture_forward(logits, x, z, log_rho)[0]
+    return _mixture_forward(logits, x, z, log_rho, shift)[0]
 
 
-def _mixture_forward(logits, x, z, log_rho):
+def _mixture_forward(logits, x, z, log_rho, shift):
+    log_total, sums, pull = by_rows(_sums, logits, z, log_rho, shift)
+    logit_x, logit_z = (jnp.take_along_axis(logits, i[..., None], axis=-1)[..., 0] for i in (x, z))
+    log_p_x, log_p_z = logit_x - jnp.where(x == z, shift, 0.0) - log_total, logit_z - shift - log_total
+    return (sums, log_p_x, log_p_z), (logits, x, z, log_total, log_rho, shift, pull)
+
+
+def _sums(logits, z, log_rho, shift):
+    """log sum e^logits, and over the classes the sums of log(1 + rho p) and of its derivative in log p."""
+    logits = _shifted(logits, z, shift)
     log_total = jax.nn.logsumexp(logits, axis=-1)
     ratio = jnp.exp(logits - (log_total - log_rho)[..., None])
-    sums = jnp.sum(jnp.log1p(ratio), axis=-1)
-    pull = jnp.sum(ratio / (1 + ratio), axis=-1)
-    log_p_x, log_p_z = (jnp.take_along_axis(logits, i[..., None], axis=-1)[..., 0] - log_total for i in (x, z))
-    return (sums, log_p_x, log_p_z), (logits, x, z, log_total, log_rho, pull)
+    return log_total, jnp.sum(jnp.log1p(ratio), axis=-1), jnp.sum(ratio / (1 + ratio), axis=-1)
+
+
+def _shifted(logits, z, shift):
+    return jnp.where(jnp.arange(logits.shape[-1]) == z[..., None], logits - shift[..., None], logits)
 
 
 def _mixture_backward(saved, cotangents):
-    logits, x, z, log_total, log_rho, pull = saved
+    logits, x, z, log_total, log_rho, shift, pull = saved
     of_sums, of_x, of_z = (cotangent[..., None] for cotangent in cotangents)
-    p = jnp.exp(logits - log_total[..., None])
+    p = jnp.exp(_shifted(logits, z, shift) - log_total[..., None])
     ratio = p * jnp.exp(log_rho)[..., None]
     class_V = jnp.arange(logits.shape[-1])
     gradient = of_sums * (ratio / (1 + ratio)) - p * (of_sums * pull[..., None] + of_x + of_z)
     gradient += jnp.where(class_V == x[..., None], of_x, 0.0) + jnp.where(class_V == z[..., None], of_z, 0.0)
-    return gradient.astype(logits.dtype), None, None, cotangents[0] * pull
+    return gradient.astype(logits.dtype), None, None, cotangents[0] * pull, None
 
 
 mixture_sums.defvjp(_mixture_forward, _mixture_backward)
+
+
+ROWS = 8  # of 50,000 classes: they fit into the cache of a CPU core
+
+
+def by_rows(function: Callable[..., Any], logits: Float[Array, "*n V"], *args: Shaped[Array, "*n"]) -> Any:
+    """function(logits, *args), a reduction over the classes: on a CPU a few rows at a time.
+
+    XLA's CPU compiler does not vectorise a reduction over the last axis of what it computes on the way; rows that stay in the cache may
+    be written down first, which is three times faster. Accelerators take all rows at once.
+    """
+    if logits.size < 2**20:
+        return function(logits, *args)
+    shape, vocab = logits.shape[:-1], logits.shape[-1]
+
+    def in_parts(logits, *args):
+        rows = (logits.reshape(-1, vocab), *(jnp.broadcast_to(a, shape).reshape(-1) for a in args))
+        parts = jax.lax.map(lambda row: function(*row), rows, batch_size=ROWS)
+        return jax.tree.map(lambda part: part.reshape(shape), parts)
+
+    return jax.lax.platform_dependent(logits, *args, cpu=in_parts, default=function)

@@ -10,8 +10,8 @@ log s_y = output_y + log r - log N, so that it need not depend on t, and with Z 
 masked diffusion's, plus what it costs that the scores do not sum to what they should. Written so, nothing cancels at small sigma.
 Uniform noise: output_y = log s_y. One sum of exponentials and one plain sum over the classes.
 
-In both the output's own entry (y = z) is taken for 0. An output (masked: its Z) above LIMIT goes on as LIMIT + log(1 + excess): still
-scores, so still a bound, and finite whatever a network says; no score that a law can have is that high.
+In both the output's own entry (y = z) is taken for 0. An output (masked: its Z) above LIMIT grows ever slower, to LIMIT + 8: still scores,
+so still a bound, and finite whatever a network says; a law has such scores only at t < 1e-10.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dlmjax.diffusion.interpolating import Interpolating, Shares
+from dlmjax.diffusion.interpolating import Interpolating, Shares, by_rows
 from dlmjax.diffusion.process import EXCLUDED, cross_entropy, exclude
 from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.errors import InputError
 
-LIMIT = 40.0
+LIMIT = 36.0  # e^(LIMIT + 8) / r is a float32 for every r
 NOISES = ("mask", "uniform")
 
 
@@ -109,21 +109,55 @@ class ScoreEntropy(OneNoise):
 
     def _uniform(self, output, x, z, t):
         alpha, even, _ = self._floored(t)
-        log_rho = jnp.log(alpha * self.tokens / even)
-        own, class_V = z == x, jnp.arange(self.vocab)
-        scores = exclude(output, self.barred)
-        counted = (class_V != z[..., None]) & (scores > EXCLUDED / 2)
-        scores = _limited(jnp.where(counted, scores, 0.0))
-        # r_y is 1/(1 + rho) for all y where z = x; else 1, and 1 + rho at y = x.
-        log_own = jax.nn.softplus(log_rho)
-        log_r = jnp.where(own[..., None], -log_own[..., None], jnp.where(class_V == x[..., None], log_own[..., None], 0.0))
-        # s - r log s + r (log r - 1) = r (e^d - 1 - d), d = log s - log r: near the right scores nothing cancels.
-        apart, r = scores - log_r, jnp.exp(log_r)
-        excess = jnp.where(apart > 1, jnp.exp(scores) - r, r * jnp.expm1(jnp.minimum(apart, 1.0)))
-        nats = jnp.sum(jnp.where(counted, excess - r * apart, 0.0), axis=-1)
+        nats = score_entropy(exclude(output, self.barred), x, z, alpha * self.tokens / even)
         return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
 
 
+@jax.custom_vjp
+def score_entropy(output: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], rho: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sum over y != z of s - r log s + r (log r - 1) for uniform noise, rho = alpha N / (1 - alpha); excluded classes left out.
+
+    A term is r (e^d - 1 - d) with d = log s - log r, where nothing cancels near the right scores. r is one number for all classes but x
+    (1/(1 + rho) where z = x, else 1); what x has more, rho, enters linearly. The derivative in log s is s - r, which the backward pass
+    writes in one go. Not differentiable in rho.
+    """
+    return _score_entropy_forward(output, x, z, rho)[0]
+
+
+def _score_entropy_forward(output, x, z, rho):
+    log_r = jnp.where(z == x, -jnp.log1p(rho), 0.0)
+    sums = by_rows(lambda output, z, log_r: jnp.sum(_terms(output, z, log_r)[0], axis=-1), output, z, log_r)
+    score_x = _limited(jnp.take_along_axis(output, x[..., None], axis=-1)[..., 0])
+    more = jnp.where(z == x, 0.0, (1 + rho) * jnp.log1p(rho) - rho * (1 + score_x))
+    return jnp.exp(log_r) * sums + more, (output, x, z, rho, log_r)
+
+
+def _score_entropy_backward(saved, cotangent):
+    output, x, z, rho, log_r = saved
+    excess, slope = _terms(output, z, log_r)[1:]
+    at_x = (jnp.arange(output.shape[-1]) == x[..., None]) & (z != x)[..., None]
+    gradient = jnp.exp(log_r)[..., None] * excess - jnp.where(at_x, rho[..., None], 0.0)
+    return (cotangent[..., None] * gradient * slope).astype(output.dtype), None, None, None
+
+
+def _terms(output, z, log_r):
+    """(e^d - 1 - d, e^d - 1, the slope of what limits the scores) of every class; 0, 0 where a class does not count."""
+    counted = (jnp.arange(output.shape[-1]) != z[..., None]) & (output > EXCLUDED / 2)
+    output = jnp.where(counted, output, 0.0)
+    apart = jnp.where(counted, _limited(output) - log_r[..., None], 0.0)
+    excess = jnp.expm1(apart)
+    return excess - apart, excess, _slope(output)
+
+
+score_entropy.defvjp(_score_entropy_forward, _score_entropy_backward)
+
+
 def _limited(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`score`, growing as a logarithm above LIMIT."""
-    return jnp.where(score > LIMIT, LIMIT + jnp.log1p(jnp.maximum(score - LIMIT, 0.0)), score)
+    """`score`, which above LIMIT grows ever slower, to LIMIT + 8."""
+    excess = jnp.maximum(score - LIMIT, 0.0)
+    return jnp.minimum(score, LIMIT) + excess / (1 + excess / 8)
+
+
+def _slope(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Its derivative."""
+    return 1 / (1 + jnp.maximum(score - LIMIT, 0.0) / 8) ** 2

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from dlmjax.diffusion.interpolating import Interpolating, Shares
 from dlmjax.diffusion.schedules import Linear, Schedule
-from dlmjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +35,6 @@ class Uniform(Interpolating):
     parameterisation: str = "leave_one_out"
 
     name = "uniform"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.parameterisation == "score":
-            raise InputError(f"process {self.name} wants probabilities; a network that gives scores is trained by process 'score'")
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         noise = self.schedule.noise(t)

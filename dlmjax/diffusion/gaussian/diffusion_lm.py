@@ -1,0 +1,44 @@
+"""Diffusion-LM (2205.14217) and SED (2211.04236): Gaussian diffusion of embeddings with a network that predicts the clean vector.
+
+Both are the base process with other values; their published losses are weightings (weighting.py), so the bound stays at hand. What
+Diffusion-LM does when it samples, the clamping trick and the rounding, is in embedding.py and sampling.py.
+"""
+
+import dataclasses
+
+from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.weighting import EndToEnd
+from dlmjax.diffusion.weighting import Weighting
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionLm(GaussianEmbedding):
+    """Free embeddings learned end to end, the sqrt path, x0 predicted, rounding by softmax(z . e). The paper has 2000 steps; 0 is their
+    limit."""
+
+    path: str = "sqrt"
+    prediction: str = "x0"
+    rounding: str = "tied"
+
+    name = "diffusion_lm"
+
+    @property
+    def weighting(self) -> Weighting:
+        return EndToEnd()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sed(GaussianEmbedding):
+    """Small fixed embeddings of equal length, the cosine path, x0 predicted, a readout of its own. The embeddings are random unless
+    others are imported into `init`'s tree. Self-conditioning and given spans are the objective's: self_condition, prompt."""
+
+    norm: float = 4.0
+    frozen: bool = True
+    prediction: str = "x0"
+    rounding: str = "separate"
+
+    name = "sed"
+
+    @property
+    def weighting(self) -> Weighting:
+        return EndToEnd(terminal=0.0)

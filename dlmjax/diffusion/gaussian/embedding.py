@@ -1,0 +1,90 @@
+"""Tables of token embeddings: norms, import, nearest token, rounding, and whether the table has collapsed.
+
+Classes that text never holds (`excluded`) are never the nearest and have no probability.
+
+Shapes: tables [V, E]; vectors [*n, E].
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlmjax.diffusion.process import exclude
+from dlmjax.errors import InputError
+
+# TPUs and GPUs round float32 matrix products to about three digits unless told not to; a squared error times an SNR needs more.
+EXACT = "highest"
+
+
+def with_norm(table_VE: Float[Array, "V E"], norm: float) -> Float[Array, "V E"]:
+    """Rows of the given length (Plaid 2305.18619, SED 2211.04236); norm = 0 leaves them as they are."""
+    if not norm:
+        return table_VE
+    return table_VE * (norm * jax.lax.rsqrt(jnp.sum(table_VE**2, axis=-1, keepdims=True) + 1e-12))
+
+
+def import_table(values, vocab: int, dim: int) -> Float[Array, "{vocab} {dim}"]:
+    """A table made elsewhere (word2vec, another model) as float32, checked: what goes into learned["embedding"]."""
+    table = np.asarray(values)
+    if table.shape != (vocab, dim):
+        raise InputError(f"imported embeddings have shape {table.shape}; the process needs ({vocab}, {dim}): one row for each token id")
+    if not np.issubdtype(table.dtype, np.floating) or not np.isfinite(table).all():
+        raise InputError("imported embeddings must be finite floating-point numbers")
+    return jnp.asarray(table, jnp.float32)
+
+
+def mean_embedding(logits: Float[Array, "*n V"], table_VE: Float[Array, "V E"]) -> Float[Array, "*n E"]:
+    """softmax(logits) @ table: the clean vector that a belief over tokens expects."""
+    return jnp.matmul(jax.nn.softmax(logits, axis=-1), table_VE, precision=EXACT)
+
+
+def similarity(z: Float[Array, "*n E"], table_VE: Float[Array, "V E"]) -> Float[Array, "*n V"]:
+    """z . e_k for every token k."""
+    return jnp.matmul(z, table_VE.T, precision=EXACT)
+
+
+def nearest(z: Float[Array, "*n E"], table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Int[Array, "*n"]:
+    """The token whose embedding is nearest (Euclidean): rounding by distance. One slice of the first axis at a time, since [*n, V] of
+    a whole batch is large."""
+
+    def one(z: Float[Array, "*m E"]) -> Int[Array, "*m"]:
+        closeness = similarity(z, table_VE) - jnp.sum(table_VE**2, axis=-1) / 2
+        return jnp.argmax(exclude(closeness, excluded), axis=-1).astype(jnp.int32)
+
+    return jax.lax.map(one, z) if z.ndim > 1 else one(z)
+
+
+def clamp(x0: Float[Array, "*n E"], table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Float[Array, "*n E"]:
+    """The clamping trick of Diffusion-LM (2205.14217 section 4.2): an estimate of the clean vector moved to the nearest embedding."""
+    return table_VE[nearest(x0, table_VE, excluded)]
+
+
+def rounding_error(x0: Float[Array, "*n E"], x: Int[Array, "*n"], table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Array:
+    """Share of the vectors whose nearest embedding is not that of their token."""
+    return jnp.mean(nearest(x0, table_VE, excluded) != x)
+
+
+def collapse(table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> dict[str, Float[Array, ""]]:
+    """How far learned embeddings have fallen together: a squared error alone is smallest when they are all one point.
+
+    Returns:
+      mean_cosine: over all pairs of different tokens, near 0 for random directions, near 1 after a collapse.
+      mean_norm, smallest_norm, largest_norm: lengths of the rows.
+      spread: root mean squared distance of the rows from their mean.
+    """
+    ids = jnp.asarray([i for i in range(table_VE.shape[0]) if i not in excluded])
+    table_VE = table_VE[ids]
+    count = table_VE.shape[0]
+    norm_V = jnp.linalg.norm(table_VE, axis=-1)
+    direction_VE = table_VE / jnp.maximum(norm_V, 1e-12)[:, None]
+    # The square of the sum holds every pair twice and every row with itself.
+    pairs = jnp.sum(jnp.sum(direction_VE, axis=0) ** 2) - jnp.sum(direction_VE**2)
+    spread = jnp.sqrt(jnp.mean(jnp.sum((table_VE - jnp.mean(table_VE, axis=0)) ** 2, axis=-1)))
+    return {
+        "mean_cosine": pairs / (count * (count - 1)),
+        "mean_norm": jnp.mean(norm_V),
+        "smallest_norm": jnp.min(norm_V),
+        "largest_norm": jnp.max(norm_V),
+        "spread": spread,
+    }

@@ -1,0 +1,27 @@
+"""Flow matching on embeddings (2210.02747; FlowSeq): the straight path z = (1 - t) e + t eps and its velocity eps - e.
+
+The path is a Gaussian diffusion with gamma = 2 log(t / (1 - t)), so the process has the exact bound of the base class besides the
+squared error of the velocity that is trained, which is no bound. Euler and Heun steps of its ODE are in steps.py.
+"""
+
+import dataclasses
+
+from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.weighting import Simple
+from dlmjax.diffusion.weighting import Weighting
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingFlow(GaussianEmbedding):
+    """Fixed embeddings of length sqrt(dim), like the noise: a squared error alone would draw learned ones together."""
+
+    norm: float = 4.0
+    frozen: bool = True
+    path: str = "straight"
+    prediction: str = "velocity"
+
+    name = "embedding_flow"
+
+    @property
+    def weighting(self) -> Weighting:
+        return Simple("velocity")

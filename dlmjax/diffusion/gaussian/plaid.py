@@ -1,0 +1,123 @@
+"""Plaid (2305.18619): embeddings and noise schedule are trained on the likelihood itself; the network predicts logits.
+
+Two of its parts are the base class's: categorical reparameterisation (the clean vector is softmax(logits) @ table) and the output prior.
+The third is the learned schedule, gamma(t) = gamma_0 + (gamma_1 - gamma_0) shape(t), shape rising from 0 to 1. The bound depends on the
+two ends and not on the shape (VDM 2107.00630 section 5.1), so:
+
+- the ends are trained on the bound: t stays where it is, and the gradient flows through gamma into everything;
+- the shape is trained to make the loss vary less. With t ~ U[0, 1] and r(gamma) = dgamma/dt at the t of that gamma, the loss at gamma is
+  r(gamma) h(gamma) with h independent of the shape, so that E[loss^2] = integral r(gamma) E[h^2] dgamma, and its gradient is that of
+      E[ loss^2 log r(gamma) ]   with loss^2 and gamma held fixed.
+  This is the gradient VDM and Plaid take through the network (d loss^2 / d gamma), without the network. `loss` carries it in a term whose
+  value is 0; from everything else the shape is cut off. It is divided by log(V)^2, to be of the size of the other gradients.
+
+The variance is that of a token's loss at uniform t. Uniform or stratified times fit: the shape already does what importance sampling does.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.schedules import Level, LogLinear, Path, _FromGamma
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned(_FromGamma):
+    """gamma(t) from the two ends and a monotone network of one hidden layer:
+
+        shape(t) = w_0 t + sum_k w_k F_k(t),   F_k = the sigmoid of slope_k (t - centre_k), moved and scaled to run from 0 to 1,
+
+    w a softmax: a mixture of distribution functions, so that it rises and ends at 0 and 1 whatever its parameters are.
+    """
+
+    ends: Float[Array, "2"]
+    network: PyTree[Array]
+
+    def gamma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.ends[0] + (self.ends[1] - self.ends[0]) * jax.lax.stop_gradient(self.shape(t)[0])
+
+    def gamma_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return (self.ends[1] - self.ends[0]) * jax.lax.stop_gradient(self.shape(t)[1])
+
+    def shape(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"], Float[Array, "*t"]]:
+        """(shape, its first, its second derivative in t), with gradients to the network."""
+        w, slope, centre = jax.nn.softmax(self.network["weight"]), jnp.exp(self.network["slope"]), jax.nn.sigmoid(self.network["centre"])
+        bend = jax.nn.sigmoid(slope * (t[..., None] - centre))
+        first, last = jax.nn.sigmoid(-slope * centre), jax.nn.sigmoid(slope * (1 - centre))
+        share = w[1:] / (last - first)
+        rise = slope * bend * (1 - bend)
+        return (
+            w[0] * t + jnp.sum(share * (bend - first), axis=-1),
+            w[0] + jnp.sum(share * rise, axis=-1),
+            jnp.sum(share * slope * rise * (1 - 2 * bend), axis=-1),
+        )
+
+    def log_rate(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """log r(gamma) up to a constant: its gradient in the network is that at a fixed gamma, which is reached at another t."""
+        shape, first, second = self.shape(t)
+        return jnp.log(first) - jax.lax.stop_gradient(second / first**2) * shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Plaid(GaussianEmbedding):
+    """gamma_0, gamma_1: where the ends start. units: width of the schedule's network. learn_schedule = False keeps gamma linear in t."""
+
+    norm: float = 1.0
+    path: str = "log_linear"
+    gamma_0: float | None = -3.0
+    gamma_1: float | None = 6.0
+    units: int = 16
+    learn_schedule: bool = True
+
+    name = "plaid"
+
+    def __post_init__(self, mask_id: int | None):
+        super().__post_init__(mask_id)
+        if self.path != "log_linear" or self.gamma_0 is None or self.gamma_1 is None:
+            raise InputError("process plaid learns its own path from gamma_0 to gamma_1: give both, and leave path at 'log_linear'")
+        if self.steps or self.prediction != "logits":
+            raise InputError("process plaid predicts logits in continuous time; for other choices use process 'gaussian'")
+        if self.units < 1:
+            raise InputError(f"process plaid: units is {self.units}; it must be positive")
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        if not self.learn_schedule:
+            return super().init(key)
+        centre = (jnp.arange(self.units, dtype=jnp.float32) + 0.5) / self.units
+        network = {
+            "weight": jnp.zeros((self.units + 1,), jnp.float32),
+            "slope": jnp.full((self.units,), math.log(2 * self.units), jnp.float32),
+            "centre": jnp.log(centre) - jnp.log1p(-centre),
+        }
+        return super().init(key) | {"ends": jnp.asarray([self.gamma_0, self.gamma_1], jnp.float32), "schedule": network}
+
+    def kinds(self) -> dict[str, Any]:
+        if not self.learn_schedule:
+            return super().kinds()
+        return super().kinds() | {"ends": "vector", "schedule": {"weight": "vector", "slope": "vector", "centre": "vector"}}
+
+    @property
+    def curve(self) -> Path:
+        if not self.learn_schedule or self.learned is None:
+            return LogLinear(self.gamma_0, self.gamma_1)
+        return Learned(self.learned["ends"], self.learned["schedule"])
+
+    def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """gamma, in units of its first range: the same noise is always told by the same number."""
+        return (self.curve.level(t_BL).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
+
+    def heard(self, clock: Float[Array, "*n"]) -> tuple[Level, Level | None]:
+        return LogLinear(self.gamma_0, self.gamma_1).level(clock).over(), None
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        nats = super().loss(logits, x, z, t)
+        if not isinstance(self.curve, Learned):
+            return nats
+        unevenness = jax.lax.stop_gradient(nats / math.log(self.vocab)) ** 2 * self.curve.log_rate(t)
+        return nats + unevenness - jax.lax.stop_gradient(unevenness)

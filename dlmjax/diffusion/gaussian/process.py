@@ -1,0 +1,288 @@
+"""Gaussian diffusion of token embeddings: z_t = a(t) e_x + s(t) eps, the table of embeddings e being learned with the network.
+
+    NELBO(x) = 1/2 integral -SNR'(t) E |e_x - x0(output, z_t, t)|^2 dt + KL(q(z_1 | x) || N(0, I)) - E log p(x | z_0)
+
+(VDM 2107.00630 eq. 18), or with `steps` = T the sum of the T step KLs (DDPM 2006.11239 eq. 5). What the network predicts is a value:
+logits, whose mean embedding is the clean vector (Plaid 2305.18619), or the vector itself in one of the forms of parameterisation.py.
+`loss` is this bound whatever was predicted; the published training losses are weightings (weighting.py).
+
+Shapes: B batch, L length, V vocabulary, E dim; states [B, L, E]; `*n` any shape. Losses in nats per token.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dlmjax.diffusion.gaussian import embedding, parameterisation
+from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, Straight, snr_drop
+from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
+from dlmjax.diffusion.process import Process, check_ids, draw_tokens, exclude
+from dlmjax.errors import InputError
+
+ROUNDINGS = ("bayes", "tied", "separate")
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianEmbedding(Process):
+    """Gaussian noise on embeddings, with every choice a value.
+
+    vocab: token ids; mask_id, excluded: ids that text never holds and that are never predicted.
+    dim: E. norm: length of every embedding, 0 = free. frozen: the table is imported or random and does not learn.
+    path: one of schedules.PATHS, no closer to clean text than gamma_0 = -log SNR and no closer to noise than gamma_1; None = its own ends.
+    prediction: "logits", or a name of parameterisation.NAMES, the output then being a vector.
+    output_prior: add log q(z | x = k) to predicted logits (Plaid section 3.3): the network only tells what the context knows.
+    rounding: p(x | z_0) where the prediction is a vector: "bayes" takes every token for equally likely, "tied" is softmax(z . e),
+      "separate" softmax(z W + b) (Diffusion-LM 2205.14217 section 4.1).
+    steps: T of the discrete bound; 0 = continuous time. variance: of the reverse steps, one of VARIANCES.
+    """
+
+    vocab: int
+    mask_id: dataclasses.InitVar[int | None] = None
+    excluded: tuple[int, ...] = ()
+    dim: int = 16
+    norm: float = 0.0
+    frozen: bool = False
+    path: str = "cosine"
+    gamma_0: float | None = None
+    gamma_1: float | None = None
+    prediction: str = "logits"
+    output_prior: bool = True
+    rounding: str = "bayes"
+    steps: int = 0
+    variance: str = "fixed_small"
+    learned: Any = dataclasses.field(default=None, kw_only=True)
+
+    name = "gaussian"
+    time_input = True
+    has_boundary = True
+
+    def __post_init__(self, mask_id: int | None):
+        if mask_id is not None and mask_id not in self.excluded:
+            object.__setattr__(self, "excluded", (*self.excluded, mask_id))
+        check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
+        choices = {
+            "prediction": ("logits", *parameterisation.NAMES),
+            "rounding": ROUNDINGS,
+            "variance": VARIANCES,
+        }
+        for field, valid in choices.items():
+            if getattr(self, field) not in valid:
+                raise InputError(f"process {self.name}: unknown {field} {getattr(self, field)!r}; choose one of {', '.join(valid)}")
+        if self.dim < 1 or self.norm < 0 or self.steps < 0:
+            raise InputError(
+                f"process {self.name}: dim must be positive, norm and steps not negative: {self.dim}, {self.norm}, {self.steps}"
+            )
+        if self.prediction == "mu" and not self.steps:
+            raise InputError(f"process {self.name}: mu is the mean of a step, and continuous time has none; set steps, say to 1000")
+        if self.variance == "learned_range" and (not self.steps or self.prediction == "logits"):
+            raise InputError(f"process {self.name}: variance learned_range needs steps and a prediction that is a vector")
+        self.curve  # noqa: B018  a bad path is refused now
+
+    # --- what is learned -------------------------------------------------------------------------------------------------------
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """{"embedding": [V, E]}, rows as long as `norm`, or with entries ~ N(0, 1) where they are free; and the separate rounding's
+        {"rounding": {"weight": [V, E], "bias": [V]}}. Put an imported table (`embedding.import_table`) in its place."""
+        table_VE = embedding.with_norm(jax.random.normal(key, (self.vocab, self.dim), jnp.float32), self.norm)
+        if not self._has_rounding:
+            return {"embedding": table_VE}
+        return {"embedding": table_VE, "rounding": {"weight": table_VE / math.sqrt(self.dim), "bias": jnp.zeros((self.vocab,))}}
+
+    def kinds(self) -> dict[str, Any]:
+        # A frozen table has no gradient; as a vector it has no weight decay either.
+        table = {"embedding": "vector" if self.frozen else "embedding"}
+        return table | {"rounding": {"weight": "embedding", "bias": "vector"}} if self._has_rounding else table
+
+    def given(self, learned: Any) -> "GaussianEmbedding":
+        return dataclasses.replace(self, learned=learned) if jax.tree.leaves(learned) else self
+
+    @property
+    def table(self) -> Float[Array, "V E"]:
+        """The embeddings in use."""
+        if self.learned is None:
+            raise InputError(f"process {self.name} has no embeddings yet; use process.given(learned), learned as in process.init(key)")
+        table_VE = embedding.with_norm(self.learned["embedding"], self.norm)
+        return jax.lax.stop_gradient(table_VE) if self.frozen else table_VE
+
+    @property
+    def curve(self) -> Path:
+        """The path of the noise."""
+        return make_path(self.path, self.gamma_0, self.gamma_1)
+
+    @property
+    def input_dim(self) -> int:
+        return self.dim
+
+    @property
+    def outputs(self) -> int:
+        if self.prediction == "logits":
+            return self.vocab
+        return 2 * self.dim if self.variance == "learned_range" else self.dim
+
+    @property
+    def _has_rounding(self) -> bool:
+        return self.rounding == "separate"
+
+    # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        del valid_BL
+        return jnp.clip(jnp.ceil(t_BL * self.steps), 1, self.steps) / self.steps if self.steps else t_BL
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Float[Array, "B L E"]:
+        now = self.curve.level(t_BL).over()
+        z_BLE = now.a * self.table[x_BL] + now.s * normals(keys_B, x_BL.shape[1], self.dim)
+        return z_BLE if valid_BL is None else jnp.where(valid_BL[..., None], z_BLE, 0.0)
+
+    def forward_step(
+        self,
+        keys_B: Key[Array, "B"],
+        z_BL: Float[Array, "B L E"],
+        s_BL: Float[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        valid_BL: Bool[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L E"]:
+        late, early = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
+        spread = jnp.sqrt(reverse_variance("fixed_large", late, early))
+        moved_BLE = late.a / early.a * z_BL + spread * normals(keys_B, z_BL.shape[1], self.dim)
+        return moved_BLE if valid_BL is None else jnp.where(valid_BL[..., None], moved_BLE, z_BL)
+
+    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Float[Array, "B L E"]) -> Bool[Array, "B L"]:
+        """Every embedding is a little noisy."""
+        del z_BL
+        return jnp.ones(x_BL.shape, bool)
+
+    # --- what an output means --------------------------------------------------------------------------------------------------
+
+    def clean(self, output: Float[Array, "*n V"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n E"]:
+        """The estimate of the clean vector."""
+        if self.prediction == "logits":
+            return embedding.mean_embedding(self.belief(output, z, t), self.table)
+        return parameterisation.to_x0(self.prediction, self._vector(output), z, *self._step_levels(t))
+
+    def belief(self, logits: Float[Array, "*n V"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """Predicted logits with the output prior: log p(x | z) up to a constant."""
+        return exclude(logits + self.evidence(z, t) if self.output_prior else logits, self.excluded)
+
+    def evidence(self, z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log q(z | x = k) up to what does not depend on k: (a / s^2) z . e_k - (SNR / 2) |e_k|^2."""
+        now = self.curve.level(t).over()
+        return embedding.similarity(z * (now.a / now.s**2), self.table) - jnp.exp(-now.gamma) / 2 * jnp.sum(self.table**2, axis=-1)
+
+    def round(self, z0: Float[Array, "*n E"]) -> Float[Array, "*n V"]:
+        """Logits of p(x | z_0) without the network's help: what is reconstructed from where it predicts a vector."""
+        if self.rounding == "bayes":
+            return exclude(self.evidence(z0, jnp.zeros(z0.shape[:-1], z0.dtype)), self.excluded)
+        if self.rounding == "tied":
+            return exclude(embedding.similarity(z0, self.table), self.excluded)
+        own = self.learned["rounding"]
+        return exclude(embedding.similarity(z0, own["weight"]) + own["bias"], self.excluded)
+
+    def estimate(
+        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"]
+    ) -> Float[Array, "B L E"]:
+        """The clean vector for self-conditioning; from logits without the output prior, since the network reads z besides."""
+        if self.prediction == "logits":
+            return denoiser.expect(hidden_BLD, self.table)
+        return self.clean(denoiser.logits(hidden_BLD), z_BL, t_BL)
+
+    def _vector(self, output: Float[Array, "*n D"]) -> Float[Array, "*n E"]:
+        return output[..., : self.dim].astype(jnp.promote_types(output.dtype, jnp.float32))
+
+    def heard(self, clock: Float[Array, "*n"]) -> tuple[Level, Level | None]:
+        """The levels that the denoiser is told of by `clock`: what an exact denoiser needs to know."""
+        return self._step_levels(clock)
+
+    def _step_levels(self, t: Float[Array, "*n"]) -> tuple[Level, Level | None]:
+        """This level, and the one a step of the discrete chain leads to."""
+        now = self.curve.level(t).over()
+        return now, self.curve.level(jnp.maximum(t - 1 / self.steps, 0)).over() if self.steps else None
+
+    # --- the bound -------------------------------------------------------------------------------------------------------------
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        error = self.table[x] - self.clean(logits, z, t)
+        if not self.steps:
+            return self.curve.snr_rate(t) / 2 * jnp.sum(error**2, axis=-1)
+        now, to = self._step_levels(t)
+        if self.variance == "fixed_small":
+            return self.steps / 2 * snr_drop(now, to)[..., 0] * jnp.sum(error**2, axis=-1)
+        _, x0_part, small = parameterisation.posterior(now, to)
+        variance = reverse_variance(self.variance, now, to, self.share(logits))
+        return self.steps * jnp.sum(normal_kl(x0_part * error, small, jnp.zeros_like(error), variance), axis=-1)
+
+    def share(self, output: Float[Array, "*n D"]) -> Float[Array, "*n E"] | None:
+        """Where between beta_tilde and beta the network puts the variance: its second E outputs, in [-1, 1] as published."""
+        return (output[..., self.dim :] + 1) / 2 if self.variance == "learned_range" else None
+
+    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        end = self.curve.level(1.0)
+        signal, less = end.a**2, jnp.maximum(1 - end.s**2, 0.0)
+        return (signal * jnp.sum(self.table[x] ** 2, axis=-1) - self.dim * (less + jnp.log1p(-less))) / 2
+
+    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Float[Array, "*n E"]) -> Float[Array, "*n"]:
+        log_p = jax.nn.log_softmax(self._text(logits, z0), axis=-1)
+        return -jnp.take_along_axis(log_p, x[..., None], axis=-1)[..., 0]
+
+    def _text(self, output: Float[Array, "*n V"], z0: Float[Array, "*n E"]) -> Float[Array, "*n T"]:
+        """Logits of p(x | z_0)."""
+        return self.belief(output, z0, jnp.zeros(z0.shape[:-1], z0.dtype)) if self.prediction == "logits" else self.round(z0)
+
+    # --- reverse ---------------------------------------------------------------------------------------------------------------
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Float[Array, "B {length} E"]:
+        return normals(keys_B, length, self.dim)
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Float[Array, "B L E"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Float[Array, "B L E"]:
+        """DDPM's step; other steps are in steps.py, and `clean` gives the estimate they take."""
+        now, to = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
+        variance = reverse_variance(self.variance, now, to, self.share(logits_BLV))
+        noise_BLE = normals(keys_B, z_BL.shape[1], self.dim)
+        return ancestral(noise_BLE, self.clean(logits_BLV, z_BL, t_BL), z_BL, now, to, variance)
+
+    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
+        return draw_tokens(keys_B, self._text(logits_BLV, z_BL))
+
+    def show(self, z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
+        return embedding.nearest(z_BL, self.table, self.excluded)
+
+
+def normals(keys_B: Key[Array, "B"], length: int, dim: int) -> Float[Array, "B {length} {dim}"]:
+    """Standard normal vectors, each row from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, (length, dim), jnp.float32))(keys_B)
+
+
+def make_path(name: str, gamma_0: float | None = None, gamma_1: float | None = None) -> Path:
+    """A path by name, kept away from clean text and from noise by gamma_0 and gamma_1."""
+    if name not in PATHS:
+        raise InputError(f"unknown path {name!r}; choose one of {', '.join(PATHS)}")
+    if PATHS[name] is LogLinear:
+        ends = {"gamma_0": gamma_0, "gamma_1": gamma_1}
+    elif PATHS[name] is Straight:
+        # gamma = 2 log(u / (1 - u)) at u = start.
+        ends = {"start": None if gamma_0 is None else _sigmoid(gamma_0 / 2)}
+        if gamma_1 is not None:
+            raise InputError("path straight ends in pure noise; leave gamma_1 out")
+    else:
+        ends = {
+            "high": None if gamma_0 is None else _sigmoid(-gamma_0),
+            "low": None if gamma_1 is None else _sigmoid(-gamma_1),
+        }
+    return PATHS[name](**{end: value for end, value in ends.items() if value is not None})
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

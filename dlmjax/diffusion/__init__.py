@@ -4,12 +4,17 @@ Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md
 """
 
 from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.flow_matching import FlowMatching
+from dlmjax.diffusion.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, cross_entropy, draw_tokens, row_keys
 from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
+from dlmjax.diffusion.score import ScoreEntropy
 from dlmjax.diffusion.times import Flat, Law, Mixture, PerRow, Piecewise, Power, Times, over_length
+from dlmjax.diffusion.uniform import Uniform
 from dlmjax.diffusion.weighting import Bound, Capped, CrossEntropy, InverseRate, Weighting
 
 __all__ = [
@@ -17,17 +22,24 @@ __all__ = [
     "Bound",
     "Capped",
     "Clipped",
+    "ClippedJumps",
+    "Contrastive",
     "Cosine",
     "CrossEntropy",
     "Denoiser",
+    "Denoising",
+    "Dynamic",
     "Flat",
+    "FlowMatching",
     "Geometric",
+    "Hybrid",
     "InverseRate",
     "Law",
     "Linear",
     "Llada",
     "Masked",
     "MaskedCount",
+    "Mixed",
     "Mixture",
     "Objective",
     "PerRow",
@@ -36,7 +48,9 @@ __all__ = [
     "Power",
     "Process",
     "Schedule",
+    "ScoreEntropy",
     "Times",
+    "Uniform",
     "Weighting",
     "cross_entropy",
     "draw_tokens",

@@ -53,6 +53,13 @@ class FlowMatching(OneNoise):
         at_z = jnp.where(own, at_x, cross_entropy(logits, z))
         return weight * jnp.where(own, -jnp.expm1(-at_z), at_x - jnp.exp(-at_z))
 
+    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """For a masked source; for a uniform one the cross-entropy of the published recipe is weighting `denoising(everywhere=True)`."""
+        return super().cross_entropy_weight(t) if self._mask is None else self.schedule.hazard(t)
+
+    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return super().noise_rate(t) if self._mask is None else self.schedule.noise(t)
+
     def reverse_step(
         self,
         keys_B: Key[Array, "B"],

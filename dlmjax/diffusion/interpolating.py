@@ -167,7 +167,7 @@ class Interpolating(Process):
         """See the top of the file. Written in ratios to alpha, so that neither end divides by 0."""
         alpha, even, _ = self._floored(t)
         rho = alpha * self.tokens / even
-        own, shown = z == x, self._is_token(z)
+        own, shown = z == x, self.is_token(z)
         # The bridge from a posterior moves one logit only: log q_t(z | x = k) is two-valued in k.
         shift = jnp.where(shown, jnp.log1p(rho), 0.0) if self.parameterisation == "posterior" else jnp.zeros_like(rho)
         sums, log_p_x, log_p_z = mixture_sums(exclude(logits, self.barred), x, z, jnp.log(rho), shift)
@@ -182,9 +182,10 @@ class Interpolating(Process):
         alpha, even, mask = self._floored(t)
         to_even, to_mask = self.jumps(t)
         per_token = to_even / (jnp.where(z == x, alpha * self.tokens, 0.0) + even)
-        return jnp.where(self._is_token(z), per_token, to_mask / mask) / alpha
+        return jnp.where(self.is_token(z), per_token, to_mask / mask) / alpha
 
-    def _is_token(self, z: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    def is_token(self, z: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+        """Where the state is a token, and not the mask of the noise."""
         return jnp.ones(z.shape, bool) if self._mask is None else z != self._mask
 
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
@@ -227,7 +228,7 @@ class Interpolating(Process):
         log_loo_BLV = self.output.log_loo(self, logits_BLV, z_BL, t_BL)
         loo_z_BL = jnp.exp(jnp.take_along_axis(log_loo_BLV, z_BL[..., None], axis=-1)[..., 0])
         before, step = self.shares(s_BL), self._between(s_BL, t_BL)
-        token_BL = self._is_token(z_BL)
+        token_BL = self.is_token(z_BL)
         # q_s(z | guess), and the chance that a jump between s and t leads to z.
         there_BL = jnp.where(token_BL, before.alpha * loo_z_BL + before.even / self.tokens, before.mask)
         into_BL = jnp.where(token_BL, step.even / self.tokens, step.mask)

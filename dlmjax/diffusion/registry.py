@@ -8,8 +8,13 @@ from typing import Any
 
 from dlmjax.diffusion import schedules, times, weighting
 from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.flow_matching import FlowMatching
+from dlmjax.diffusion.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.score import ScoreEntropy
+from dlmjax.diffusion.uniform import Uniform
 from dlmjax.errors import InputError
 
 PROCESSES: dict[str, Callable[..., Process]] = {
@@ -17,6 +22,11 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "masked_count": MaskedCount,
     "llada": Llada,
     "autoregressive": Autoregressive,
+    "uniform": Uniform,
+    "hybrid": Hybrid,
+    "mixed": Mixed,
+    "score": ScoreEntropy,
+    "flow_matching": FlowMatching,
 }
 SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "linear": schedules.Linear,
@@ -33,7 +43,11 @@ LAWS: dict[str, Callable[..., times.Law]] = {
     "mixture": times.Mixture,
 }
 WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
-    cls.name: cls for cls in (weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped)
+    cls.name: cls
+    for cls in (
+        *(weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped),
+        *(ClippedJumps, Dynamic, Denoising, Contrastive),
+    )
 }
 
 # name -> (law, stratified). "importance" takes `heights`, "mixture" takes `parts` and `probabilities`.

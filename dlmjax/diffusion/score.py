@@ -94,7 +94,7 @@ class ScoreEntropy(OneNoise):
             alpha, _, mask = self._floored(t)
             scores = output - norm + _limited(norm) + (jnp.log(alpha) - jnp.log(mask))[..., None] - math.log(self.tokens)
             # A token that is shown is the truth.
-            scores = jnp.where(self._is_token(z)[..., None], EXCLUDED, scores)
+            scores = jnp.where(self.is_token(z)[..., None], EXCLUDED, scores)
         return jnp.where(jnp.arange(self.vocab) == z[..., None], 0.0, scores)
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:

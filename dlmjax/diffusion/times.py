@@ -140,6 +140,101 @@ class Mixture(Law):
         return any(part.covers for part in self.parts)
 
 
+class _Betas(Law):
+    """A flat share and Beta densities. A Beta alone would have weights without limit where its density goes to 0, and a mean of such
+    draws would be an integral in name only; with the flat share no weight exceeds 1/flat."""
+
+    flat: float
+
+    @property
+    def _parts(self) -> tuple[tuple[float, float, float], ...]:
+        """(share, a, b) of each Beta; the shares and `flat` sum to 1."""
+        raise InputError("times: a mixture of Betas is no law by itself")
+
+    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        t, start = u / max(self.flat, 1e-30), self.flat
+        for share, a, b in self._parts:
+            inside = _beta_quantile(jnp.clip((u - start) / share, 0, 1), a, b)
+            t, start = jnp.where(u >= start, inside, t), start + share
+        return jnp.clip(t, 0, 1)
+
+    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return 1 / (self.flat + sum(share * _beta_density(t, a, b) for share, a, b in self._parts))
+
+    @property
+    def covers(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Beta(_Betas):
+    """Beta(a, b) with a flat share: FiLM's law of the mask rate, Beta(2.5, 2.5), among others (2310.09930 section 3).
+
+    flat: share of uniform draws; 0 only where a, b <= 1, whose density is nowhere 0.
+    """
+
+    a: float = 2.5
+    b: float = 2.5
+    flat: float = 0.1
+
+    def __post_init__(self):
+        if not (self.a > 0 and self.b > 0):
+            raise InputError(f"times: a ({self.a}) and b ({self.b}) of a Beta law must be positive")
+        if not (0 if max(self.a, self.b) <= 1 else 1e-6) <= self.flat < 1:
+            raise InputError(f"times: flat is {self.flat}; it must lie in (0, 1), else weights are unbounded where the Beta density is 0")
+
+    @property
+    def _parts(self) -> tuple[tuple[float, float, float], ...]:
+        return ((1 - self.flat, self.a, self.b),)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoMode(_Betas):
+    """Two bumps, of light and of heavy noise, and a flat share (two-mode schedules of masked models on little text, 2509.05056).
+
+    low, high: where the bumps are highest.  share: of the draws outside the flat part, how many belong to the low bump.
+    sharpness: how narrow they are; each is Beta(1 + mode x sharpness, 1 + (1 - mode) x sharpness).
+    """
+
+    low: float = 0.15
+    high: float = 0.85
+    share: float = 0.5
+    sharpness: float = 20.0
+    flat: float = 0.2
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise InputError(f"times: need 0 <= low < high <= 1, not {self.low} and {self.high}")
+        if not (0 < self.share < 1 and 0 < self.flat < 1 and self.sharpness > 0):
+            raise InputError(
+                f"times: share ({self.share}) and flat ({self.flat}) must lie in (0, 1) and sharpness ({self.sharpness}) be positive"
+            )
+
+    @property
+    def _parts(self) -> tuple[tuple[float, float, float], ...]:
+        rest = 1 - self.flat
+        bumps = ((self.share, self.low), (1 - self.share, self.high))
+        return tuple((rest * part, 1 + mode * self.sharpness, 1 + (1 - mode) * self.sharpness) for part, mode in bumps)
+
+
+def _beta_density(t: Float[Array, "*t"], a: float, b: float) -> Float[Array, "*t"]:
+    log_scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    return jnp.exp(jax.scipy.special.xlogy(a - 1, t) + jax.scipy.special.xlog1py(b - 1, -t) + log_scale)
+
+
+def _beta_quantile(u: Float[Array, "*t"], a: float, b: float) -> Float[Array, "*t"]:
+    """The t at which a share u of Beta(a, b) lies below, by bisection: exact to the rounding of the distribution function."""
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        below = jax.scipy.special.betainc(a, b, middle) < u
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 50, halve, (jnp.zeros_like(u), jnp.ones_like(u)))
+    return (low + high) / 2
+
+
 @runtime_checkable
 class Times(Protocol):
     """Draws the levels of a batch."""

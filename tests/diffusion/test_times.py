@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Flat, Masked, Mixture, PerRow, Piecewise, Power, Times, oracle, over_length
+from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, expected_nats
 
@@ -14,6 +15,9 @@ LAWS = {
     "power": Power(0.5),
     "piecewise": Piecewise((5.0, 3.0, 1.0, 0.5)),
     "mixture": Mixture((Flat(), Power(0.3), Piecewise((1.0, 2.0))), (0.5, 0.3, 0.2)),
+    "beta": Beta(2.5, 2.5),
+    "beta of the ends": Beta(0.5, 0.7, flat=0.0),
+    "two modes": TwoMode(0.15, 0.85, share=0.6),
     "mixture with a part": Mixture((Flat(), Flat(0.4, 0.6)), (0.75, 0.25)),
 }
 every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
@@ -53,6 +57,15 @@ def test_the_law_of_t_is_its_density(law):
     mass = np.histogram(v**4, edges, weights=density)[0] / v.size
     assert mass.sum() == pytest.approx(1, abs=1e-3)
     np.testing.assert_allclose(np.histogram(t, edges)[0] / ROWS, mass, atol=3e-3)
+
+
+def test_weights_of_bumps_are_bounded_and_their_peaks_are_where_they_should_be():
+    t = jnp.linspace(0, 1, 1001)
+    for law, peaks in ((Beta(2.5, 2.5), [0.5]), (Beta(3.0, 1.5, 0.05), [0.8]), (TwoMode(0.15, 0.85), [0.15, 0.85])):
+        weight = np.asarray(law.weight(t))
+        assert weight.max() <= 1 / law.flat * (1 + 1e-6)
+        inner = (weight[1:-1] < weight[:-2]) & (weight[1:-1] < weight[2:])
+        np.testing.assert_allclose(np.asarray(t)[1:-1][inner], peaks, atol=2e-2)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 49, 98, 103, 512])
@@ -128,6 +141,10 @@ def test_over_length():
         (lambda: Piecewise((1.0, 0.0)), "bias"),
         (lambda: Piecewise(()), "one positive number"),
         (lambda: Mixture((Flat(),), (0.5,)), "sum to 1"),
+        (lambda: Beta(0.0, 1.0), "must be positive"),
+        (lambda: Beta(2.0, 1.0, flat=0.0), "weights are unbounded"),
+        (lambda: TwoMode(0.5, 0.5), "low < high"),
+        (lambda: TwoMode(share=1.0), "share"),
         (lambda: Mixture((Flat(),), (0.5, 0.5)), "one for each"),
     ],
 )

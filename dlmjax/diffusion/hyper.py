@@ -1,0 +1,143 @@
+"""Levels that differ within a row: hyperschedules, and one level per block.
+
+Hyperschedules (2504.06416): a position's level is a function of one global time tau, t_i(tau), so that the corruption sweeps over the row.
+Positions are noised independently given their levels, so the bound of any process holds with the weight dt_i/dtau at each position:
+
+    t_i(tau) = clip( (tau (L + w - 1) - (L - 1 - i)) / w, 0, 1 )     a window of w positions, from the row's end to its start
+    w = 1: one position at a time, all before it clean and all after it noise: with masks, the chain rule of a left-to-right model
+    no window: t_i = tau, the same level everywhere
+
+`PerBlock` draws a level for each block of a row (block diffusion, BD3-LM 2503.09573 section 3); `choose_interval` finds the clipped
+interval of levels with the least variance (its section 4). Training on one is no bound (`covers`); evaluation uses all of [0, 1].
+
+Shapes: B rows of this batch, L length, N blocks or samples.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from dlmjax.diffusion.times import Flat, Law, PerRow, Times
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper(Times):
+    """A window of levels that sweeps over the row.
+
+    window: positions between clean and noise at a time, w above; None = all alike.  law: of tau.  stratified: as in PerRow.
+    """
+
+    window: int | None = None
+    law: Law = Flat()
+    stratified: bool = True
+
+    def __post_init__(self):
+        if self.window is not None and not self.window >= 1:
+            raise InputError(f"times hyper: window is {self.window}; it must be at least 1 position, or None for the same level everywhere")
+
+    def draw(
+        self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
+    ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
+        """Levels, and dt_i/dtau over the density of tau: 0 for positions that are clean or noise at this tau."""
+        tau_B1, weight_B1 = PerRow(self.law, self.stratified).draw(key, row_B, global_batch, 1)
+        level_BL = self.levels_at(tau_B1[:, 0], length)
+        slope_BL = jnp.where(_open(self._unclipped(tau_B1[:, 0], length)), self._slope(length), 0.0)
+        return level_BL, slope_BL * weight_B1
+
+    def levels_at(self, tau_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+        """t_i(tau): what a sampler that follows the same sweep steps through."""
+        return jnp.clip(self._unclipped(tau_B, length), 0, 1)
+
+    def corners(self, length: int) -> Float[np.ndarray, "N"]:
+        """Every tau at which some position enters or leaves the window: between them an integrand is smooth."""
+        steps = 1 if self.window is None else length + self.window - 1
+        return np.arange(steps + 1) / steps
+
+    def _slope(self, length: int) -> float:
+        return 1.0 if self.window is None else (length + self.window - 1) / self.window
+
+    def _unclipped(self, tau_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+        if self.window is None:
+            return jnp.broadcast_to(tau_B[:, None], (tau_B.shape[0], length))
+        behind_L = jnp.arange(length)[::-1]
+        return (tau_B[:, None] * (length + self.window - 1) - behind_L) / self.window
+
+    @property
+    def covers(self) -> bool:
+        return self.law.covers
+
+
+def _open(level_BL: Float[Array, "B L"]) -> Array:
+    return (level_BL >= 0) & (level_BL <= 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerBlock(Times):
+    """One level for each block of `size` tokens of each row.
+
+    law: of the levels.  stratified: the blocks of the whole global batch fill equal cells of u, one each.
+    antithetic: neighbouring blocks of a row get u and 1 - u, so that no row is all light or all heavy noise.
+    """
+
+    size: int
+    law: Law = Flat()
+    stratified: bool = True
+    antithetic: bool = False
+
+    def __post_init__(self):
+        if not self.size >= 1:
+            raise InputError(f"times per_block: size is {self.size}; a block has at least 1 token")
+
+    def draw(
+        self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
+    ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
+        """Levels and weights of the rows `row_B`; they depend on the key, the row and the global batch alone."""
+        blocks = -(-length // self.size)
+        drawn = -(-blocks // 2) if self.antithetic else blocks
+        if self.stratified:
+            shift_key, order_key = jax.random.split(key)
+            cells = global_batch * drawn
+            cell_BN = jax.random.permutation(order_key, cells)[row_B[:, None] * drawn + jnp.arange(drawn)]
+            u_BN = (cell_BN + jax.random.uniform(shift_key)) / cells
+        else:
+            u_BN = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (drawn,)))(row_B)
+        if self.antithetic:
+            u_BN = jnp.stack([u_BN, 1 - u_BN], axis=2).reshape(row_B.shape[0], 2 * drawn)[:, :blocks]
+        t_BN = self.law.draw(u_BN)
+        return tuple(jnp.repeat(values_BN, self.size, axis=1)[:, :length] for values_BN in (t_BN, self.law.weight(t_BN)))
+
+    @property
+    def covers(self) -> bool:
+        return self.law.covers
+
+
+def choose_interval(t_N: Float[np.ndarray, "N"], nats_N: Float[np.ndarray, "N"], least: float = 0.5, bins: int = 20) -> tuple[float, float]:
+    """The interval of levels in which the loss of a draw varies least (BD3-LM section 4: a data-driven clipped schedule).
+
+    Args:
+      t_N, nats_N: levels drawn from [0, 1] and the loss of the block (or row) that got each, as trained; some thousand pairs.
+      least: the narrowest interval that is considered; a single level would have the least variance and teach nothing else.
+      bins: ends are multiples of 1/bins.
+    Returns:
+      (low, high) for `Flat(low, high)`.
+    Raises:
+      InputError: an interval without two samples.
+    """
+    t_N, nats_N = np.asarray(t_N, np.float64), np.asarray(nats_N, np.float64)
+    edges = np.arange(bins + 1) / bins
+    if not 0 < least <= 1 or not np.isfinite(nats_N).all():
+        raise InputError(f"choose_interval: least is {least} and must lie in (0, 1], and all losses must be finite")
+    best, chosen = np.inf, (0.0, 1.0)
+    for low, high in ((low, high) for low in edges for high in edges if high - low >= least - 1e-9):
+        inside_N = (t_N >= low) & (t_N <= high)
+        if inside_N.sum() < 2:
+            raise InputError(f"choose_interval: {int(inside_N.sum())} samples lie in [{low:g}, {high:g}]; measure more, over all of [0, 1]")
+        spread = float(np.var(nats_N[inside_N], ddof=1))
+        # Of equals the wider one.
+        if spread < best * (1 - 1e-9) or (spread <= best and high - low > chosen[1] - chosen[0]):
+            best, chosen = spread, (float(low), float(high))
+    return chosen

@@ -118,8 +118,23 @@ def _add_sample(command):
     command.add_argument(
         "--order", default="ancestral", choices=("ancestral", "random", "confidence", "entropy", "margin", "left_to_right")
     )
+    command.add_argument(
+        "--method",
+        default="ancestral",
+        help="how a step in time is made: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), rdm, self_correct, "
+        "ddpm, ddim(eta=0), heun",
+    )
+    command.add_argument(
+        "--grid", default="uniform", help="where the steps stand: uniform, cosine, shifted(alpha=3), listed(points=(1,0.4,0))"
+    )
     command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
     command.add_argument("--top-p", type=float, default=1.0, help="nucleus; 1 = off")
+    command.add_argument("--guidance", type=float, default=0.0, metavar="W", help="classifier-free guidance by the given text; 0 = off")
+    command.add_argument("--cache", action="store_true", help="no network call where no token has changed (networks without time input)")
+    command.add_argument("--stride", type=int, metavar="N", help="slide the training length by N tokens over a longer canvas")
+    command.add_argument(
+        "--stop", action="store_true", help="end a text at its end of document (with blocks, --stride or causal processes)"
+    )
     command.add_argument("--remask", action="store_true", help="hide again what has become uncertain (confidence, entropy, margin orders)")
     command.add_argument("--threshold", type=float, metavar="P", help="reveal at once whatever has at least this probability")
     command.add_argument("--seed", type=int, default=0)

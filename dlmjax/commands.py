@@ -8,7 +8,7 @@ from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult
 from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.run import Run, open_run
-from dlmjax.sampling import Sampler, SampleSettings, build_canvas, never_sampled
+from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
 from dlmjax.sampling.host import write_atomically
 from dlmjax.sampling.html import write_html
 from dlmjax.sampling.terminal import TerminalView
@@ -80,10 +80,16 @@ def sample(
     count: int = 1,
     steps: int = 64,
     order: str = "ancestral",
+    method: str = "ancestral",
+    grid: str = "uniform",
     temperature: float = 1.0,
     top_p: float = 1.0,
+    guidance: float = 0.0,
     threshold: float | None = None,
     remask: bool = False,
+    cache: bool = False,
+    stride: int | None = None,
+    stop: bool = False,
     seed: int = 0,
     watch: bool = False,
     trace: str | None = None,
@@ -102,9 +108,20 @@ def sample(
         tokenizer, length=length, batch=count, prompt=prompt, suffix=suffix, template=template, edit=edit, start_t=start_t
     )
     settings = SampleSettings(
-        steps=steps, order=order, temperature=temperature, top_p=top_p, threshold=threshold, remask=remask, never=never_sampled(tokenizer)
+        steps=steps,
+        order=order,
+        method=method,
+        grid=grid,
+        temperature=temperature,
+        top_p=top_p,
+        guidance=guidance,
+        threshold=threshold,
+        remask=remask,
+        cache=cache,
+        never=never_sampled(tokenizer),
     )
-    sampler = Sampler(parts.process.bound, parts.unpartitioned.bind, settings)
+    eos_id = tokenizer.eos_id if stop else None
+    sampler = sampler_for(parts.process, parts.unpartitioned, settings, stride=stride, window=parts.config.data.length, eos_id=eos_id)
     if watch or trace:
         view = TerminalView(tokenizer, canvas) if watch else None
         made, recorded = record(sampler, run.params, canvas, seed=seed, tokenizer=tokenizer, on_state=view.show if view else None)
@@ -116,7 +133,7 @@ def sample(
     for text in (tokenizer.decode(tokens_L) for tokens_L in made.tokens_BL):
         print(text if count == 1 else f"---\n{text}", flush=True)
     print(f"({made.steps} steps, {made.evaluations} network calls, unigram entropy {made.entropy:.2f} nats/token, seed {seed})", flush=True)
-    report = {**made.to_json(tokenizer), "step": run.step, "weights": run.weights, "workdir": str(workdir)}
+    report = {**made.to_json(tokenizer), "stride": stride, "stop": stop, "step": run.step, "weights": run.weights, "workdir": str(workdir)}
     if json:
         write_atomically(json, _dumps(report))
     return report

@@ -1,6 +1,6 @@
 """Canvas, samplers and traces: from a trained denoiser to text."""
 
-from dlmjax.sampling.blocks import BlockSampler, StrideSampler
+from dlmjax.sampling.blocks import BlockSampler, StrideSampler, sampler_for
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled
 from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
@@ -35,5 +35,6 @@ __all__ = [
     "replay",
     "sample",
     "sample_steps",
+    "sampler_for",
     "write_html",
 ]

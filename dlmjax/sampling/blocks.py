@@ -309,6 +309,23 @@ class BlockSampler(_Pieces):
         return self._advance(params, memory, self._read(board)[:, part], np.int32(start))[1], 1
 
 
+def sampler_for(
+    process, network, settings: SampleSettings, *, stride: int | None = None, window: int = 0, eos_id: int | None = None
+) -> Sampler | BlockSampler | StrideSampler:
+    """The sampler that suits a process and a network on one device: block by block where the process is made of blocks or causal, a
+    sliding window where a stride is given, else the whole canvas at once, which knows no end (`eos_id` must be None)."""
+    if process.attention != "full":
+        if stride is not None:
+            raise InputError(f"process {process.name} is sampled block by block, to any length; leave the stride out")
+        return BlockSampler(process, network, settings, eos_id=eos_id)
+    options = {"self_condition": network.spec.self_condition}
+    if stride is not None:
+        return StrideSampler(process, network.bind, settings, window=window, stride=stride, eos_id=eos_id, **options)
+    if eos_id is not None:
+        raise InputError(f"process {process.name} makes all tokens at once and cannot stop at an end; give a stride, or cut the text after")
+    return Sampler(process, network.bind, settings, **options)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Said:
     """A denoiser whose call is made already."""

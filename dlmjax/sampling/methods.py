@@ -3,9 +3,9 @@
 from dlmjax.sampling.call import build
 from dlmjax.sampling.hitting import FirstHitting, Predetermined
 from dlmjax.sampling.remask import Remask
-from dlmjax.sampling.steppers import Ancestral, Rdm, SelfCorrect, Stepper, TauLeap
+from dlmjax.sampling.steppers import Analytic, Ancestral, Rdm, SelfCorrect, Stepper, TauLeap
 
-METHODS: dict[str, type] = {cls.name: cls for cls in (Ancestral, TauLeap, FirstHitting, Predetermined, Remask, Rdm, SelfCorrect)}
+METHODS: dict[str, type] = {cls.name: cls for cls in (Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Rdm, SelfCorrect)}
 
 
 def make_method(text: str) -> Stepper:

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from dlmjax.diffusion.interpolating import Interpolating
 from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import EXCLUDED, Process, draw_tokens, split_rows, uniform_rows
+from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
 
 Denoise = Callable[[Array, Array], Array]
@@ -92,8 +94,10 @@ class TauLeap(Stepper):
     name = "tau_leap"
 
     def check(self, process: Process) -> None:
-        if not hasattr(process, "reverse_rates") and not isinstance(process, Masked):
-            raise InputError(f"method tau_leap needs a process of jumps between tokens; process {process.name} tells no rates")
+        if not isinstance(process, Masked | Interpolating):
+            raise InputError(
+                f"method tau_leap needs a process that tells the rates of its jumps, which {process.name} does not; use ancestral"
+            )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         last_B, jump_B, token_B = split_rows(keys_B, 3)
@@ -112,12 +116,62 @@ class TauLeap(Stepper):
 def reverse_rates(
     process: Process, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]
 ) -> Float[Array, "B L V"]:
-    """Jumps z -> y of the reversed process per unit of time; 0 for y = z."""
+    """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z."""
     if isinstance(process, Masked):
         masked_BL = z_BL == process.mask_id
         hazard_BL = jnp.where(masked_BL, process.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
         return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
-    return process.reverse_rates(logits_BLV, z_BL, t_BL)
+    to_even_BL, to_mask_BL = process.jumps(t_BL)
+    into_BL = jnp.where(_is_mask(process, z_BL), to_mask_BL, to_even_BL / process.tokens)
+    into_BL /= jnp.maximum(process.shares(t_BL).alpha, FLOOR)
+    score_BLV = jnp.exp(process.output.log_score(process, logits_BLV, z_BL, t_BL))
+    return jnp.where(jnp.arange(process.vocab) == z_BL[..., None], 0.0, into_BL[..., None] * score_BLV)
+
+
+@dataclasses.dataclass(frozen=True)
+class Analytic(Stepper):
+    """p(z_s | z_t) straight from the scores (Tweedie; SEDD 2310.16834 section 4.2):
+
+        p(y) ~ (s_y - n(y) sum s) (a 1[y = z] + n(z)),      q(z_t | z_s) = a 1[z_t = z_s] + n(z_t),
+
+    the forward chain undone on the vector of scores. Scores that belong to a law give the ancestral step, which uses them as such; a
+    network's need not, and this takes them as they are. Where hardly any text is left (alpha_t < 1e-3) nothing can be told from the
+    difference, and the step is the ancestral one.
+    """
+
+    name = "analytic"
+
+    def check(self, process: Process) -> None:
+        if not isinstance(process, Interpolating):
+            raise InputError(
+                f"method analytic needs scores, which process {process.name} does not tell; its ancestral step is the analytic one"
+            )
+
+    def step(self, process, keys_B, denoise, z, t_BL, s_BL):
+        own_B, leave_B, token_B = split_rows(keys_B, 3)
+        logits_BLV = denoise(z, t_BL)
+        before, after = process.shares(s_BL), process.shares(t_BL)
+        keep_BL = after.alpha / jnp.maximum(before.alpha, FLOOR)
+        even_BL, mask_BL = (jnp.maximum(a - keep_BL * b, 0.0) for a, b in zip(after[1:], before[1:], strict=True))
+        score_BLV = jnp.exp(process.output.log_score(process, logits_BLV, z, t_BL))
+        class_V = jnp.arange(process.vocab)
+        noise_BLV = jnp.where(_is_mask(process, class_V), mask_BL[..., None], even_BL[..., None] / process.tokens)
+        # Classes that nothing shows have no score and stay below 0.
+        undone_BLV = jnp.maximum(score_BLV - noise_BLV * jnp.sum(score_BLV, axis=-1, keepdims=True), 0.0)
+        into_BL = jnp.where(_is_mask(process, z), mask_BL, even_BL / process.tokens)
+        stay_BL = (keep_BL + into_BL) * jnp.take_along_axis(undone_BLV, z[..., None], axis=-1)[..., 0]
+        go_BLV = jnp.where(class_V == z[..., None], 0.0, undone_BLV * into_BL[..., None])
+        # Two draws: whether it moves, which may be rare, and where to.
+        go_BL = jnp.sum(go_BLV, axis=-1)
+        moves_BL = uniform_rows(leave_B, z.shape[1]) * (stay_BL + go_BL) < go_BL
+        to_BL = draw_tokens(token_B, jnp.where(go_BLV > 0, jnp.log(jnp.where(go_BLV > 0, go_BLV, 1.0)), EXCLUDED))
+        stepped_BL = jnp.where(moves_BL, to_BL, z)
+        return jnp.where(after.alpha < 1e-3, process.reverse_step(own_B, logits_BLV, z, t_BL, s_BL), stepped_BL)
+
+
+def _is_mask(process: Interpolating, ids: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """Where an id is the mask; nowhere under noise without masks, since they have no share there."""
+    return jnp.zeros(ids.shape, bool) if process.mask_id is None else ids == process.mask_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +197,9 @@ class Rdm(Stepper):
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         token_B, route_B, noise_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
-        guess_BL = draw_tokens(token_B, logits_BLV)
-        log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(logits_BLV), guess_BL[..., None], axis=-1)[..., 0]
+        log_p_BLV = process.output.log_posterior(process, logits_BLV, z, t_BL) if isinstance(process, Interpolating) else logits_BLV
+        guess_BL = draw_tokens(token_B, log_p_BLV)
+        log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(log_p_BLV), guess_BL[..., None], axis=-1)[..., 0]
         score_BL = log_p_BL if self.route == "topk" else uniform_rows(route_B, z.shape[1])
         if isinstance(process, Masked):
             shown_BL = z != process.mask_id
@@ -159,7 +214,7 @@ class Rdm(Stepper):
 @dataclasses.dataclass(frozen=True)
 class SelfCorrect(Stepper):
     """Ancestral steps; then `rounds` times the network reads the finished text as if at noise level `level`, and the `count` drawn tokens
-    of a row that it prefers most to what stands there take their places (GIDD 2503.04482 section 5.3).
+    of a row that it prefers most to what stands there, judging by the other tokens, take their places (GIDD 2503.04482 section 5.3).
 
     For noise that puts wrong tokens in the text, since only there a network has learned to doubt what it is shown.
     """
@@ -184,7 +239,9 @@ class SelfCorrect(Stepper):
 
     def retouch(self, process, keys_B, denoise, z, free_BL):
         logits_BLV = denoise(z, jnp.where(free_BL, self.level, 0.0))
-        log_p_BLV = jax.nn.log_softmax(logits_BLV)
+        level_BL = jnp.where(free_BL, self.level, 0.0)
+        log_p_BLV = process.output.log_loo(process, logits_BLV, z, level_BL) if isinstance(process, Interpolating) else logits_BLV
+        log_p_BLV = jax.nn.log_softmax(log_p_BLV)
         guess_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
         guess_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (guess_BL, z))
         gain_BL = guess_log_p_BL - log_p_BL

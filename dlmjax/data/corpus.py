@@ -6,6 +6,7 @@ an offset costs the ArrayRecord records they lie in (4,096 tokens each), whereve
 Shapes: B rows, L tokens of a row, S shards, D documents.
 """
 
+import functools
 import os
 import pathlib
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.data import manifest
+from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError
@@ -28,10 +29,10 @@ class Corpus:
     def __init__(self, directory: pathlib.Path, split: str, manifest: Manifest, tokenizer: Tokenizer):
         self.directory, self.split, self.manifest, self.tokenizer = directory, split, manifest, tokenizer
         self.shards = manifest.shards(split)
-        counts = manifest.counts(split)
-        self.num_documents: int = counts["documents"]
-        self.num_tokens: int = counts["tokens"]
-        self.num_bytes: int = counts["text_bytes"]
+        sums = manifest.counts(split)
+        self.num_documents: int = sums["documents"]
+        self.num_tokens: int = sums["tokens"]
+        self.num_bytes: int = sums["text_bytes"]
         self.dtype = np.dtype(manifest.dtype)
         self._starts_S = np.concatenate([[0], np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)])
         self._readers: dict[int, tuple] = {}  # shard -> reader, lock; the most recently used last
@@ -99,6 +100,11 @@ class Corpus:
             for end in ends_D.tolist():
                 yield self.tokenizer.decode(self.read(begin, end - begin))
                 begin = end
+
+    @functools.cached_property
+    def counts_V(self) -> Int[np.ndarray, "V"]:
+        """How often each token occurs in the split, EOS included (int64): for schedules by frequency."""
+        return counts.corpus_counts(self.directory, self.manifest, self.split)
 
     def verify(self) -> None:
         """Compares every shard of the split with its sha256. Raises InputError naming the first that differs."""

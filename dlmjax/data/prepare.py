@@ -7,6 +7,7 @@ number of workers. Memory: about 2 MiB a batch in flight and 1 MiB a shard, what
 
     DIR/manifest.json                 written last; there is no corpus without it
     DIR/tokenizer/                    the tokenizer itself
+    DIR/counts.npy                    how often each token occurs in the train split
     DIR/train-00000.array_record      one shard a segment and split (valid-, test-)
     DIR/.unfinished/                  request.json, segment-00000.json, ...: only until the manifest is written
 """
@@ -25,8 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
-from dlmjax.data import formats, manifest
 from dlmjax.data.manifest import Manifest, Segment, Shard
 from dlmjax.data.progress import Progress
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
@@ -184,6 +185,7 @@ def _only_one(output: pathlib.Path) -> Iterator[None]:
 def _clear(output: pathlib.Path) -> None:
     """Deletes what prepare writes, and nothing else; the manifest first, so that no half corpus is ever taken for a whole one."""
     (output / manifest.FILE).unlink(missing_ok=True)
+    (output / counts.FILE).unlink(missing_ok=True)
     for split in SPLITS:
         for path in output.glob(f"{split}-[0-9]*.array_record*"):
             path.unlink()
@@ -450,6 +452,8 @@ class _Job:
         """Writes the manifest, then removes the notes."""
         result = Manifest(self.request, self.tokenizer.describe(), [done[number] for number in range(self._count(done))])
         self._check_splits(result)
+        with _writing(self.output / counts.FILE):
+            counts.save_counts(self.output, result)
         if (self.output / manifest.FILE).exists():
             # Segments that were made again must be what they were, also where the inputs changed unnoticed.
             if Manifest.load(self.output).segments != result.segments:

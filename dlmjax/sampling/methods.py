@@ -1,11 +1,14 @@
 """The steppers by name, as the command line and a record name them."""
 
 from dlmjax.sampling.call import build
+from dlmjax.sampling.gaussian import Ddim, Ddpm, Heun
 from dlmjax.sampling.hitting import FirstHitting, Predetermined
 from dlmjax.sampling.remask import Remask
 from dlmjax.sampling.steppers import Analytic, Ancestral, Rdm, SelfCorrect, Stepper, TauLeap
 
-METHODS: dict[str, type] = {cls.name: cls for cls in (Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Rdm, SelfCorrect)}
+METHODS: dict[str, type] = {
+    cls.name: cls for cls in (Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Rdm, SelfCorrect, Ddpm, Ddim, Heun)
+}
 
 
 def make_method(text: str) -> Stepper:

@@ -27,16 +27,21 @@ class Masked(Process):
     """Masked diffusion on any schedule.
 
     vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that text never holds.
+    complementary: every row is denoised twice in training, under a mask and under its complement at level 1 - t, so that each token is
+      trained once and only once (LaViDa 2505.16839 section 3.2); twice the cost, linear schedule only.
     """
 
     vocab: int
     mask_id: int
     schedule: Schedule = Linear()
     excluded: tuple[int, ...] = ()
+    complementary: bool = dataclasses.field(default=False, kw_only=True)
 
     name = "masked"
 
     def __post_init__(self):
+        if self.complementary and self.schedule != Linear():
+            raise InputError(f"process {self.name}: complementary masks need the linear schedule, where 1 - t is the complement's level")
         check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
@@ -47,6 +52,17 @@ class Masked(Process):
         # u < noise, u in [0, 1): never where the noise is 0, always where it is 1.
         hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.schedule.noise(t_BL)
         return jnp.where(_among(hit_BL, valid_BL), self.mask_id, x_BL)
+
+    def draws(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> tuple[tuple[Int[Array, "B L *state"], Float[Array, "B L"]], ...]:
+        z_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
+        if not self.complementary:
+            return ((z_BL, t_BL),)
+        # What is given clean, at level 0, stays so.
+        open_BL = t_BL > 0
+        other_BL = jnp.where(_among((z_BL != self.mask_id) & open_BL, valid_BL), self.mask_id, x_BL)
+        return (z_BL, t_BL), (other_BL, jnp.where(open_BL, 1 - t_BL, 0.0))
 
     def forward_step(
         self,
@@ -141,6 +157,8 @@ class MaskedCount(Masked):
     """
 
     schedule: Schedule = dataclasses.field(init=False, default=Linear())
+    # The complement of k masks has n - k, which is never all n of them: half of the bound would be missing.
+    complementary: bool = dataclasses.field(init=False, default=False)
 
     name = "masked_count"
 

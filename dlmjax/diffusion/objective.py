@@ -124,8 +124,10 @@ class Objective:
         if self.process.reinforce and jax.tree.leaves(learned):
             total, nats_BL, z_BL = self._two_draws(text, noise_keys_B, t_BL, inverse_pdf_BL)
         else:
-            z_BL = self.process.given(learned).corrupt(noise_keys_B, x_BL, t_BL, valid_BL)
-            total, nats_BL, _ = self._diffusion(text, z_BL, t_BL, inverse_pdf_BL)
+            draws = self.process.given(learned).draws(noise_keys_B, x_BL, t_BL, valid_BL)
+            sums = [self._diffusion(text, z_BL, level_BL, inverse_pdf_BL)[:2] for z_BL, level_BL in draws]
+            total, nats_BL = (sum(part) / len(draws) for part in zip(*sums, strict=True))
+            z_BL = draws[0][0]
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self.boundary and self.process.has_boundary:
             prior = jnp.sum(jnp.where(counted_BL, self.process.given(learned).prior_nats(x_BL), 0.0))

@@ -142,6 +142,12 @@ class Process(Protocol):
         del valid_BL
         return t_BL
 
+    def draws(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> tuple[tuple[Shaped[Array, "B L *state"], Float[Array, "B L"]], ...]:
+        """What a training step denoises: (z, t), or several whose mean it takes. Each t must be as likely as the drawn one."""
+        return ((self.corrupt(keys_B, x_BL, t_BL, valid_BL), t_BL),)
+
     def rows(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         """Positions that can carry loss: the head is computed on these only."""
         del z_BL

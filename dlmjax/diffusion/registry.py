@@ -8,6 +8,8 @@ from typing import Any
 
 from dlmjax.diffusion import schedules, times, weighting
 from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.blocks import BlockMasked
+from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
 from dlmjax.diffusion.hybrid import Hybrid, Mixed
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
@@ -22,7 +24,9 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "masked_count": MaskedCount,
     "llada": Llada,
     "autoregressive": Autoregressive,
+    "blocks": BlockMasked,
     "uniform": Uniform,
+    "duo": Duo,
     "hybrid": Hybrid,
     "mixed": Mixed,
     "score": ScoreEntropy,

@@ -18,17 +18,21 @@ from dlmjax.diffusion import (
     Masked,
     MaskedCount,
     Objective,
+    PerRow,
     Polynomial,
+    Power,
     llada,
     oracle,
     row_keys,
     symmetric,
+    toy,
 )
 from dlmjax.diffusion.process import draw_tokens, uniform_rows
 from dlmjax.errors import InputError
-from tests.diffusion.battery import MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of, sample_law
 from tests.diffusion.cases_spine import CASES
 
+LAW3 = oracle.Law.random(TOKENS, 3, seed=2)
 BY_NAME = {str(case): case for case in CASES}
 
 
@@ -290,3 +294,27 @@ def test_the_prior_of_a_schedule_that_leaves_text():
 def test_impossible_processes_are_refused(make, says):
     with pytest.raises(InputError, match=says):
         make()
+
+
+def test_complementary_masks_train_each_token_once():
+    """A mask and its complement, at levels t and 1 - t: the bound stays what it is, for any law of levels, and its variance falls."""
+    pair, one = Masked(VOCAB, MASK, excluded=(BOS,), complementary=True), Masked(VOCAB, MASK, excluded=(BOS,))
+    x_BL = jnp.asarray(sample_law(LAW3, 512, seed=30))
+    keys_B, t_BL = row_keys(jax.random.key(31), jnp.arange(512)), jnp.full(x_BL.shape, 0.3)
+    (z_BL, t_BL), (other_BL, other_t_BL) = pair.draws(keys_B, x_BL, t_BL)
+    assert ((z_BL == MASK) ^ (other_BL == MASK)).all() and ((z_BL == x_BL) | (other_BL == x_BL)).all()
+    np.testing.assert_allclose(t_BL + other_t_BL, 1.0)
+    denoiser, steps = toy.ToyDenoiser(LAW3, VOCAB, toy.masked_likelihood(TOKENS, MASK)), 24
+    found = {}
+    for times in (PerRow(), PerRow(Power(0.6))):
+        for process in (one, pair):
+            objective, means = Objective(process, times), []
+            for step in range(steps):
+                batch = batch_of(sample_law(LAW3, 512, seed=40 + step))
+                means.append(float(objective(denoiser, batch, jax.random.key(step), 512)[1]["nats"]) / 512)
+            error = np.std(means, ddof=1) / np.sqrt(steps)
+            assert abs(np.mean(means) - LAW3.entropy) < 4 * error
+            found[times, process] = error
+    assert found[PerRow(), pair] < found[PerRow(), one]
+    with pytest.raises(InputError, match="linear schedule"):
+        Masked(VOCAB, MASK, Cosine(), complementary=True)

@@ -108,9 +108,9 @@ class Plaid(GaussianEmbedding):
             return LogLinear(self.gamma_0, self.gamma_1)
         return Learned(self.learned["ends"], self.learned["schedule"])
 
-    def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def clock(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """gamma, in units of its first range: the same noise is always told by the same number."""
-        return (self.curve.level(t_BL).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
+        return (self.curve.level(t).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
 
     def heard(self, clock: Float[Array, "*n"]) -> tuple[Level, Level | None]:
         return LogLinear(self.gamma_0, self.gamma_1).level(clock).over(), None

@@ -16,25 +16,22 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 @every_case
 def test_the_bound_of_the_exact_denoiser_is_the_entropy(name):
-    """But for KL(q(z_1) || N(0, I)), which is what the battery's gamma_1 leaves."""
+    """But for KL(q(z_1) || N(0, I)), which is what the battery's gamma_1 leaves, and for the sqrt path, which is
+    noisy at t = 0, what is lost by a rounding that takes all tokens for equally likely."""
     with jax.enable_x64(True):
         process = CASES[name]()
         assert isinstance(process, Process)
         parts = bound(process, ONE)
-        assert sum(parts.values()) == pytest.approx(ONE.entropy, abs=6e-6 if name.startswith("plaid") else 1e-6)
+        assert sum(parts.values()) == pytest.approx(ONE.entropy, abs=1e-6 if "/" in name and "plaid" not in name else 7e-6)
         assert sum(parts.values()) > ONE.entropy - 1e-6
 
 
-@pytest.mark.parametrize(
-    "values", [{"path": "straight", "gamma_0": -5.0, "prediction": "x0"}, {"path": "cosine", "gamma_0": -5.0}], ids=str
-)
-def test_two_positions_and_two_dimensions(values):
+def test_two_positions_and_two_dimensions():
     """Two positions that depend on each other: the bound lies above the entropy by what the reconstruction cannot see, which is little."""
     with jax.enable_x64(True):
-        values = values | {"rounding": "bayes"}
-        parts = bound(make(GaussianEmbedding, **values), TWO, nodes=40)
+        parts = bound(make(GaussianEmbedding, gamma_0=-5.0), TWO, nodes=40)
         assert sum(parts.values()) == pytest.approx(TWO.entropy, abs=3e-5)
-        parts = bound(make(GaussianEmbedding, **values, dim=2), ONE, nodes=40)
+        parts = bound(make(GaussianEmbedding, path="straight", gamma_0=-5.0, prediction="x0", dim=2), ONE, nodes=40)
         assert sum(parts.values()) == pytest.approx(ONE.entropy, abs=2e-5)
 
 

@@ -31,7 +31,7 @@ from jaxtyping import ArrayLike as Like
 
 from dlmjax.diffusion import kernels
 from dlmjax.diffusion.masked import Masked
-from dlmjax.diffusion.parameterisation import PARAMETERISATIONS
+from dlmjax.diffusion.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.process import EXCLUDED, Process, check_ids, draw_tokens
 from dlmjax.diffusion.schedules import Linear, Schedule, real
 from dlmjax.diffusion.table import Table
@@ -186,6 +186,11 @@ class D3pm(Process):
         object.__setattr__(self, "_noise", self._make_kernel())
         object.__setattr__(self, "_prior_K", self._make_prior() if self.has_boundary else np.zeros(len(self.tokens_K), np.float32))
 
+    @property
+    def output(self) -> Parameterisation:
+        """What the denoiser's output means."""
+        return PARAMETERISATIONS[self.parameterisation]
+
     @functools.cached_property
     def barred(self) -> tuple[int, ...]:
         """Ids that text never holds."""
@@ -254,7 +259,7 @@ class D3pm(Process):
 
     def _guess(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n K"]:
         """log p(x_i | z_{-i}) over the kernel's tokens."""
-        return self._over_tokens(PARAMETERISATIONS[self.parameterisation].log_loo(self, logits, z, t))
+        return self._over_tokens(self.output.log_loo(self, logits, z, t))
 
     def _make_prior(self) -> Float[np.ndarray, "K"]:
         left = self._grid.ends[1]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, check_ids, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.schedules import FLOOR, real
 from dlmjax.errors import InputError
 
@@ -105,6 +105,10 @@ class StateDependent(Process):
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
         """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, but for alpha_1 spread evenly over the K tokens."""
         return jnp.full(x.shape, self.left * math.log(self._tokens), jnp.float32)
+
+    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        # Nothing is masked at t = 0; of other states it is the cost of a masked token.
+        return jnp.where(z0 == self.mask_id, cross_entropy(logits, x, self._barred), 0.0)
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 

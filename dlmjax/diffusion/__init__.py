@@ -4,6 +4,7 @@ Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md
 """
 
 from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
 from dlmjax.diffusion.hybrid import Hybrid, Mixed
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
@@ -28,6 +29,7 @@ __all__ = [
     "CrossEntropy",
     "Denoiser",
     "Denoising",
+    "Duo",
     "Dynamic",
     "Flat",
     "FlowMatching",

@@ -144,3 +144,26 @@ def test_every_order_fills_a_template(run, tmp_path, order, capsys):
 
 def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
     assert "length" in refused(capsys, "sample", "--workdir", run, "--prompt", "x" * 30, "--length", "20")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "remask(rule=cap, eta=0.2)", "--grid", "cosine", "--prompt", "def f(", "--guidance", "0.5"],
+        ["--method", "first_hitting", "--cache"],
+        ["--stride", "32", "--length", "80", "--stop", "--order", "confidence"],
+    ],
+)
+def test_methods_grids_and_strides(run, tmp_path, flags, capsys):
+    assert main(["sample", "--workdir", str(run), "--length", "24", "--steps", "3", *flags, "--json", str(tmp_path / "a.json")]) == 0
+    record = json.loads((tmp_path / "a.json").read_text())
+    for flag, value in zip(flags, flags[1:], strict=False):
+        if flag in ("--method", "--grid"):
+            assert record["settings"][flag[2:]] == value
+    assert record["evaluations"] > 0 and len(record["samples"][0]["token_ids"]) == (80 if "--stride" in flags else 24)
+
+
+def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
+    assert "Gaussian noise" in refused(capsys, "sample", "--workdir", run, "--method", "ddim")
+    assert "did you mean 'remask'" in refused(capsys, "sample", "--workdir", run, "--method", "remsk")
+    assert "all tokens at once" in refused(capsys, "sample", "--workdir", run, "--stop")

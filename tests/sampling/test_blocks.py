@@ -141,6 +141,20 @@ def test_states_and_trace_of_blocks():
     assert (made.tokens_BL == samples.tokens_BL).all() and replay(trace, sampler, PARAMS) == len(states)
 
 
+@pytest.mark.parametrize("name", ["blocks", "autoregressive"])
+def test_weights_that_lie_on_a_mesh(name):
+    """As a run on several devices leaves them, split or copied: the same tokens."""
+    mesh = jax.make_mesh((4,), ("any",), axis_types=(jax.sharding.AxisType.Auto,))
+    canvas = prompted(3, 8)
+    alone = make(name).sample(PARAMS, canvas, seed=9)
+
+    def place(leaf):
+        split = leaf.ndim and leaf.shape[-1] % 4 == 0
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*(None,) * (leaf.ndim - 1), "any") if split else jax.P()))
+
+    assert (make(name).sample(jax.tree.map(place, PARAMS), canvas, seed=9).tokens_BL == alone.tokens_BL).all()
+
+
 # --- a sliding window ----------------------------------------------------------------------------------------------------------
 
 CHAIN_KK = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.5, 0.1, 0.4]])

@@ -11,6 +11,7 @@ from dlmjax.diffusion.autoregressive import Autoregressive
 from dlmjax.diffusion.blocks import BlockMasked
 from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
+from dlmjax.diffusion.gaussian import Anchor, DiffusionLm, EmbeddingFlow, EndToEnd, GaussianEmbedding, Plaid, Sed, Simple
 from dlmjax.diffusion.hybrid import Hybrid, Mixed
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
@@ -31,6 +32,11 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "mixed": Mixed,
     "score": ScoreEntropy,
     "flow_matching": FlowMatching,
+    "gaussian": GaussianEmbedding,
+    "plaid": Plaid,
+    "diffusion_lm": DiffusionLm,
+    "sed": Sed,
+    "embedding_flow": EmbeddingFlow,
 }
 SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "linear": schedules.Linear,
@@ -51,6 +57,7 @@ WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
     for cls in (
         *(weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped),
         *(ClippedJumps, Dynamic, Denoising, Contrastive),
+        *(Simple, EndToEnd, Anchor),
     )
 }
 

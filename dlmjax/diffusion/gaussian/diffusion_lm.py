@@ -1,7 +1,7 @@
 """Diffusion-LM (2205.14217) and SED (2211.04236): Gaussian diffusion of embeddings with a network that predicts the clean vector.
 
 Both are the base process with other values; their published losses are weightings (weighting.py), so the bound stays at hand. What
-Diffusion-LM does when it samples, the clamping trick and the rounding, is in embedding.py and sampling.py.
+Diffusion-LM does when it samples, the clamping trick and the rounding, is in embedding.py.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ class DiffusionLm(GaussianEmbedding):
 
 @dataclasses.dataclass(frozen=True)
 class Sed(GaussianEmbedding):
-    """Small fixed embeddings of equal length, the cosine path, x0 predicted, a readout of its own. The embeddings are random unless
+    """Small fixed embeddings of length sqrt(dim), the cosine path, x0 predicted, a readout of its own. The embeddings are random unless
     others are imported into `init`'s tree. Self-conditioning and given spans are the objective's: self_condition, prompt."""
 
-    norm: float = 4.0
+    norm: float | None = None
     frozen: bool = True
     prediction: str = "x0"
     rounding: str = "separate"

@@ -15,7 +15,7 @@ from dlmjax.diffusion.weighting import Weighting
 class EmbeddingFlow(GaussianEmbedding):
     """Fixed embeddings of length sqrt(dim), like the noise: a squared error alone would draw learned ones together."""
 
-    norm: float = 4.0
+    norm: float | None = None
     frozen: bool = True
     path: str = "straight"
     prediction: str = "velocity"

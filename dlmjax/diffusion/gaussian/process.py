@@ -31,7 +31,7 @@ class GaussianEmbedding(Process):
     """Gaussian noise on embeddings, with every choice a value.
 
     vocab: token ids; mask_id, excluded: ids that text never holds and that are never predicted.
-    dim: E. norm: length of every embedding, 0 = free. frozen: the table is imported or random and does not learn.
+    dim: E. norm: length of every embedding, 0 = free, None = sqrt(dim). frozen: the table is imported or random and does not learn.
     path: one of schedules.PATHS, no closer to clean text than gamma_0 = -log SNR and no closer to noise than gamma_1; None = its own ends.
     prediction: "logits", or a name of parameterisation.NAMES, the output then being a vector.
     output_prior: add log q(z | x = k) to predicted logits (Plaid section 3.3): the network only tells what the context knows.
@@ -44,7 +44,7 @@ class GaussianEmbedding(Process):
     mask_id: dataclasses.InitVar[int | None] = None
     excluded: tuple[int, ...] = ()
     dim: int = 16
-    norm: float = 0.0
+    norm: float | None = 0.0
     frozen: bool = False
     path: str = "cosine"
     gamma_0: float | None = None
@@ -63,6 +63,8 @@ class GaussianEmbedding(Process):
     def __post_init__(self, mask_id: int | None):
         if mask_id is not None and mask_id not in self.excluded:
             object.__setattr__(self, "excluded", (*self.excluded, mask_id))
+        if self.norm is None:
+            object.__setattr__(self, "norm", math.sqrt(max(self.dim, 0)))
         check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
         choices = {
             "prediction": ("logits", *parameterisation.NAMES),

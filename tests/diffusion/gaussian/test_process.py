@@ -198,7 +198,7 @@ def test_what_is_learned():
     assert frozen.kinds()["embedding"] == "vector"
     learned = frozen.init(jax.random.key(0))
     gradient = jax.grad(lambda learned: jnp.sum(frozen.given(learned).table))(learned)
-    assert (gradient["embedding"] == 0).all()
+    assert (gradient["embedding"] == 0).all() and Sed(7, 6, dim=25).norm == 5
     np.testing.assert_allclose(jnp.linalg.norm(frozen.given(learned).table, axis=-1), 4, rtol=1e-5)
 
 

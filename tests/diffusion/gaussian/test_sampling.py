@@ -1,4 +1,4 @@
-"""Whole runs with the exact denoiser: the law of what is drawn becomes the data's as steps grow."""
+"""Whole runs of the pure steps with the exact denoiser: the law of what is drawn becomes the data's as steps grow."""
 
 import functools
 
@@ -9,13 +9,44 @@ import pytest
 
 from dlmjax.diffusion import row_keys
 from dlmjax.diffusion.gaussian import EmbeddingFlow, GaussianEmbedding, Plaid
+from dlmjax.diffusion.gaussian import steps as laws
 from dlmjax.diffusion.gaussian.exact import ExactDenoiser
-from dlmjax.diffusion.gaussian.sampling import sample
-from dlmjax.errors import InputError
+from dlmjax.diffusion.gaussian.process import normals
+from dlmjax.diffusion.process import split_rows
 from tests.diffusion.battery import index_of
 from tests.diffusion.gaussian.battery import CASES, FREE, MASK, TOKENS, TWO, make
 
 ROWS = 20000
+
+
+def _sample(process, denoise, keys_B, grid_N, method, eta=0.0):
+    """Two tokens a row, by steps from grid[0] to grid[-1] and p(x | z_0)."""
+    start_B, step_B, last_B = split_rows(keys_B, 3)
+
+    def read(z_BLE, t):
+        t_BL = jnp.full(z_BLE.shape[:2], t)
+        output = denoise(z_BLE, process.clock(t_BL))
+        return process.clean(output, z_BLE, t_BL), output
+
+    def step(z_BLE, place):
+        t, s, i = place
+        now, to = process.curve.level(t), process.curve.level(s)
+        noise_BLE = normals(jax.vmap(jax.random.fold_in, (0, None))(step_B, i), 2, process.dim)
+        x0_BLE, output = read(z_BLE, t)
+        if method == "ddpm":
+            return laws.ancestral(
+                noise_BLE, x0_BLE, z_BLE, now, to, laws.reverse_variance(process.variance, now, to, process.share(output))
+            ), None
+        if method == "ddim":
+            return laws.ddim(noise_BLE, x0_BLE, z_BLE, now, to, eta), None
+        next_BLE = laws.euler(x0_BLE, z_BLE, now, to)
+        if method == "heun":
+            next_BLE = laws.heun(x0_BLE, read(next_BLE, s)[0], z_BLE, next_BLE, now, to)
+        return next_BLE, None
+
+    places = (grid_N[:-1], grid_N[1:], jnp.arange(grid_N.shape[0] - 1))
+    z_BLE, _ = jax.lax.scan(step, process.prior(start_B, 2), places)
+    return process.decode(last_B, read(z_BLE, grid_N[-1])[1], z_BLE)
 
 
 def _distance(process, count, **values):
@@ -23,7 +54,7 @@ def _distance(process, count, **values):
     denoiser = ExactDenoiser.of(TWO, process)
     # Equal steps of the straight path's time, mapped to t: neither end is rushed.
     grid = _even_grid(process, count)
-    run = jax.jit(functools.partial(sample, process, denoiser.hidden, length=2, **values))
+    run = jax.jit(functools.partial(_sample, process, denoiser.hidden, **values))
     x_BL = np.asarray(run(row_keys(jax.random.key(0), jnp.arange(ROWS)), grid_N=jnp.asarray(grid)))
     assert x_BL.shape == (ROWS, 2) and (x_BL != MASK).all()
     share = np.bincount(index_of(x_BL, TOKENS), minlength=TOKENS**2) / ROWS
@@ -91,23 +122,3 @@ def test_the_process_steps_as_the_sampler_does():
     assert 0.5 * np.abs(share - TWO.probability_X).sum() < CHANCE
     # With so little noise left, the nearest embedding is the token.
     assert float(jnp.mean(process.show(z_BLE) == x_BL)) > 0.999
-
-
-def test_clamping_moves_the_estimate_to_an_embedding():
-    """Clamped from the start every estimate is an embedding; below t = 0, none: the run is the same."""
-    process = make(GaussianEmbedding)
-    denoiser = ExactDenoiser.of(TWO, process)
-    keys_B, grid = row_keys(jax.random.key(0), jnp.arange(64)), jnp.linspace(1, 0, 5)
-    runs = [sample(process, denoiser.hidden, keys_B, 2, grid, "ddim", clamp_below=level) for level in (0.0, 1e-9, 2.0)]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert (runs[0] != runs[2]).any()
-    # A network that always says 0: unclamped it leaves pure noise, clamped it ends at the embedding nearest to 0.
-    flat = make(GaussianEmbedding, prediction="x0")
-    clamped = sample(flat, lambda z, t: jnp.zeros_like(z), keys_B, 2, grid, "ddim", clamp_below=2.0)
-    assert (clamped == 1).all()
-
-
-def test_unknown_methods_are_refused():
-    process = make(GaussianEmbedding)
-    with pytest.raises(InputError, match="choose one of ddpm"):
-        sample(process, lambda z, t: z, row_keys(jax.random.key(0), jnp.arange(2)), 2, jnp.linspace(1, 0, 3), "dpm")

@@ -7,24 +7,35 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dlmjax.diffusion import schedules, times, weighting
+from dlmjax.diffusion.any_order import MaskedLambda
 from dlmjax.diffusion.autoregressive import Autoregressive
 from dlmjax.diffusion.blocks import BlockMasked
+from dlmjax.diffusion.d3pm import make_d3pm
 from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
+from dlmjax.diffusion.frequency import FrequencyMasked, Spindle
 from dlmjax.diffusion.gaussian import Anchor, DiffusionLm, EmbeddingFlow, EndToEnd, GaussianEmbedding, Plaid, Sed, Simple
 from dlmjax.diffusion.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.hyper import Hyper, PerBlock
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.score import ScoreEntropy
+from dlmjax.diffusion.state_dependent import GenMd4
+from dlmjax.diffusion.token_weighting import HybridLambda, Routed, TokenAdaptive
 from dlmjax.diffusion.uniform import Uniform
 from dlmjax.errors import InputError
 
 PROCESSES: dict[str, Callable[..., Process]] = {
     "masked": Masked,
     "masked_count": MaskedCount,
+    "masked_lambda": MaskedLambda,
     "llada": Llada,
     "autoregressive": Autoregressive,
+    "genmd4": GenMd4,
+    "spindle": Spindle,
+    "frequency_masked": FrequencyMasked,
+    "d3pm": make_d3pm,
     "blocks": BlockMasked,
     "uniform": Uniform,
     "duo": Duo,
@@ -50,6 +61,8 @@ LAWS: dict[str, Callable[..., times.Law]] = {
     "flat": times.Flat,
     "power": times.Power,
     "piecewise": times.Piecewise,
+    "beta": times.Beta,
+    "two_mode": times.TwoMode,
     "mixture": times.Mixture,
 }
 WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
@@ -57,6 +70,7 @@ WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
     for cls in (
         *(weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped),
         *(ClippedJumps, Dynamic, Denoising, Contrastive),
+        *(HybridLambda, TokenAdaptive, Routed),
         *(Simple, EndToEnd, Anchor),
     )
 }
@@ -67,11 +81,15 @@ TIMES: dict[str, tuple[str, bool]] = {
     "stratified": ("flat", True),
     "power": ("power", True),
     "importance": ("piecewise", True),
+    "beta": ("beta", True),
+    "two_mode": ("two_mode", True),
     "mixture": ("mixture", True),
 }
+# Levels that differ within a row; these take a `law`, one of LAWS, and its values beside their own.
+WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyper, "per_block": PerBlock}
 
 # What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
-_COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule")
+_COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")
 
 
 def make_process(name: str, **values: Any) -> Process:
@@ -128,13 +146,18 @@ def make_schedule(name: str, eps: float | None = None, **values: Any) -> schedul
 
 
 def make_times(name: str, **values: Any) -> times.Times:
-    """A draw of noise levels by name, one of TIMES.
+    """A draw of noise levels by name, one of TIMES or WITHIN_ROWS.
 
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
-    sequence of {"law": one of LAWS, values}, and `probabilities`. `stratified` overrides what the name implies.
+    sequence of {"law": one of LAWS, values}, and `probabilities`. `stratified` overrides what the name implies. "per_block" takes
+    `size` and `antithetic`, "hyper" takes `window`, both a `law` and its values.
     """
-    law, stratified = _lookup("times", name, TIMES)
     values = dict(values)
+    if name in WITHIN_ROWS:
+        own = {key: values.pop(key) for key in list(values) if key in _fields(WITHIN_ROWS[name]) and key != "law"}
+        law = _law(f"times {name}", values.pop("law", "flat"), values)
+        return _build(f"times {name}", WITHIN_ROWS[name], {**own, "law": law})
+    law, stratified = _lookup("times", name, TIMES | WITHIN_ROWS)
     stratified = values.pop("stratified", stratified)
     return times.PerRow(_law(f"times {name}", law, values), stratified)
 

@@ -28,11 +28,22 @@ from dlmjax.diffusion import (
     make_weighting,
     symmetric,
 )
+from dlmjax.diffusion.hyper import Hyper, PerBlock
 from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS
+from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 
 # What a run always hands over, whatever the process.
-FACTS = {"vocab": 8, "mask_id": 5, "pad_id": 6, "bos_id": 7, "eos_id": 7, "schedule": "linear", "excluded": (6,)}
+FACTS = {
+    "vocab": 8,
+    "mask_id": 5,
+    "pad_id": 6,
+    "bos_id": 7,
+    "eos_id": 7,
+    "schedule": "linear",
+    "excluded": (6,),
+    "counts_V": tuple(range(8)),
+}
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -81,6 +92,9 @@ def test_times():
     parts = [{"law": "piecewise", "heights": [1.0, 2.0]}, {}]
     mixed = make_times("mixture", parts=parts, probabilities=(0.25, 0.75))
     assert mixed.law == Mixture((Piecewise((1.0, 2.0)), Flat()), (0.25, 0.75))
+    assert make_times("per_block", size=4, low=0.3, high=0.8) == PerBlock(4, Flat(0.3, 0.8))
+    assert make_times("hyper", window=2, law="beta", a=1.0, b=2.0, stratified=False) == Hyper(2, Beta(1.0, 2.0), False)
+    assert make_times("two_mode", low=0.2) == PerRow(TwoMode(0.2))
     assert parts == [{"law": "piecewise", "heights": [1.0, 2.0]}, {}], "the caller's values are left alone"
 
 
@@ -95,7 +109,7 @@ def test_weightings():
     "make, says",
     [
         (lambda: make_process("maskd"), "unknown process 'maskd'; did you mean 'masked'"),
-        (lambda: make_process("xyz"), "choose one of masked, masked_count, llada, autoregressive"),
+        (lambda: make_process("xyz"), "choose one of masked, masked_count, "),
         (lambda: make_process("masked", vocab=8), "process masked needs mask_id"),
         (lambda: make_process("masked", vocab=8, mask_id=5, shedule="cosine"), "no value 'shedule'; did you mean 'schedule'"),
         (lambda: make_process("llada", vocab=8, mask_id=5, schedule="cosine"), "schedule of its own"),
@@ -108,6 +122,10 @@ def test_weightings():
         (lambda: make_times("importance"), "times importance needs heights"),
         (lambda: make_times("mixture", parts=[{"law": "flt"}], probabilities=[1.0]), "unknown law of times 'flt'; did you mean 'flat'"),
         (lambda: make_times("power", exponnt=0.5), "did you mean 'exponent'"),
+        (lambda: make_times("per_block"), "times per_block needs size"),
+        (lambda: make_times("hyper", windw=2), "has no value 'windw'"),
+        (lambda: make_process("spindle", vocab=8, mask_id=5), "needs counts_V"),
+        (lambda: make_process("d3pm", vocab=8, mask_id=5, kernel="knn"), "choose one of uniform, absorbing, gaussian, neighbours"),
         (lambda: make_weighting("cap"), "did you mean 'capped'"),
     ],
 )

@@ -3,10 +3,14 @@
 Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md lists what is exported, with shapes.
 """
 
+from dlmjax.diffusion.any_order import MaskedLambda, any_order_nats
 from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.d3pm import D3pm, StepMasked, make_d3pm
 from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
+from dlmjax.diffusion.frequency import FrequencyMasked, Spindle
 from dlmjax.diffusion.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.hyper import Hyper, PerBlock, choose_interval
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
@@ -14,12 +18,16 @@ from dlmjax.diffusion.process import Process, cross_entropy, draw_tokens, row_ke
 from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.score import ScoreEntropy
-from dlmjax.diffusion.times import Flat, Law, Mixture, PerRow, Piecewise, Power, Times, over_length
+from dlmjax.diffusion.state_dependent import GenMd4, StateDependent
+from dlmjax.diffusion.table import Table
+from dlmjax.diffusion.times import Beta, Flat, Law, Mixture, PerRow, Piecewise, Power, Times, TwoMode, over_length
+from dlmjax.diffusion.token_weighting import HybridLambda, Routed, TokenAdaptive
 from dlmjax.diffusion.uniform import Uniform
 from dlmjax.diffusion.weighting import Bound, Capped, CrossEntropy, InverseRate, Weighting
 
 __all__ = [
     "Autoregressive",
+    "Beta",
     "Bound",
     "Capped",
     "Clipped",
@@ -27,37 +35,54 @@ __all__ = [
     "Contrastive",
     "Cosine",
     "CrossEntropy",
+    "D3pm",
     "Denoiser",
     "Denoising",
     "Duo",
     "Dynamic",
     "Flat",
     "FlowMatching",
+    "FrequencyMasked",
+    "GenMd4",
     "Geometric",
     "Hybrid",
+    "HybridLambda",
+    "Hyper",
     "InverseRate",
     "Law",
     "Linear",
     "Llada",
     "Masked",
     "MaskedCount",
+    "MaskedLambda",
     "Mixed",
     "Mixture",
     "Objective",
+    "PerBlock",
     "PerRow",
     "Piecewise",
     "Polynomial",
     "Power",
     "Process",
+    "Routed",
     "Schedule",
     "ScoreEntropy",
+    "Spindle",
+    "StateDependent",
+    "StepMasked",
+    "Table",
     "Times",
+    "TokenAdaptive",
+    "TwoMode",
     "Uniform",
     "Weighting",
+    "any_order_nats",
+    "choose_interval",
     "cross_entropy",
     "draw_tokens",
     "llada",
     "log_linear",
+    "make_d3pm",
     "make_process",
     "make_schedule",
     "make_times",

@@ -99,6 +99,13 @@ class _Pieces:
         """As they were applied."""
         return self.inner.settings
 
+    @property
+    def _steps_each(self) -> int:
+        """Steps of a piece, as far as they are known before."""
+        if self.inner.causal:
+            return 1
+        return self.settings.steps if self.settings.order == "ancestral" else min(self.settings.steps, self.size)
+
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
         """Makes all pieces and returns the finished rows.  Raises InputError when the canvas does not suit the process."""
         *_, last = self._run(params, canvas, seed, progress, watched=False)
@@ -130,7 +137,7 @@ class _Pieces:
         board = _Board(canvas, self._length(canvas), self.eos_id)
         starts = self._starts(board)
         memory, calls = self._begin(params, board, starts)
-        step, total = 0, len(starts) * self.settings.steps
+        step, total = 0, len(starts) * self._steps_each
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
             yield self._state(board, canvas, 0, total, 1.0, calls)
             for index, start in enumerate(starts):

@@ -97,6 +97,9 @@ class Sampler:
             raise InputError(f"never-sampled ids {outside} lie outside the vocabulary of {process.vocab}")
         if len(barred) >= process.vocab:
             raise InputError("every token of the vocabulary is barred from sampling")
+        if self.process.input_dim:
+            # Vectors are rounded to tokens by the process itself.
+            self.process = dataclasses.replace(self.process, excluded=tuple(sorted(barred)))
         # A score of the mask is no chance to be drawn as text: it says how likely the token was hidden.
         self._barred = tuple(sorted(barred - {self.mask_id} if _tells_scores(process) else barred))
         self._compiled = {}  # by placement of the weights

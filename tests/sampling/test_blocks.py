@@ -1,6 +1,7 @@
 """Text piece by piece: buffers change nothing, ends are ends, and the law of a chain survives a sliding window."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
+from dlmjax.models.masks import BlockCausal
 from dlmjax.sampling.blocks import BlockSampler, StrideSampler
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler
@@ -78,6 +80,25 @@ def test_buffers_change_no_token(name, given, settings):
     else:
         blocks = 4 - given // 4
         assert fast.evaluations == slow.evaluations + blocks - 1 + (given >= 4), "one call more to keep a block, one for the prompt"
+
+
+def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
+    """Two blocks of two tokens, one step each: p(b1) p(b2 | b1), each a product over positions, from the network's own outputs."""
+    net = build_network(spec(vocab=3), Execution())
+    params = lively(net.init(jax.random.key(4)), seed=5)
+    samples = BlockSampler(Masked(3, 2), net, SampleSettings(steps=1), size=2).sample(params, blank_canvas(4, 6000), seed=3)
+    texts_NL = np.array(list(itertools.product(range(2), repeat=4)), np.int32)
+    p_N = np.ones(16)
+    for start in (0, 2):
+        read_NL = np.where(np.arange(4) < start, texts_NL, 2).astype(np.int32)
+        denoiser = net.bind(params, jnp.ones_like(read_NL), jnp.tile(jnp.arange(4), (16, 1)), BlockCausal(2))
+        logits_NLV = denoiser.logits(denoiser.hidden(read_NL, jnp.zeros(read_NL.shape)))
+        p_NLK = np.asarray(jax.nn.softmax(logits_NLV[..., :2]), np.float64)
+        for i in (start, start + 1):
+            p_N *= p_NLK[np.arange(16), i, texts_NL[:, i]]
+    counts = np.bincount(samples.tokens_BL @ [8, 4, 2, 1], minlength=16)
+    assert p_N.sum() == pytest.approx(1, abs=1e-5) and chi_square_sigmas(counts, p_N) < 4
+    assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
 
 
 def test_greedy_autoregression_with_buffers_is_that_of_the_plain_sampler():

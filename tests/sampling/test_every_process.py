@@ -1,0 +1,97 @@
+"""Whatever process is in the registry, on a small network with random weights: a prompt is kept, text comes out, and nothing else."""
+
+import jax
+import numpy as np
+import pytest
+
+from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
+from dlmjax.errors import InputError
+from dlmjax.models import Execution, build_network
+from dlmjax.sampling.blocks import sampler_for
+from dlmjax.sampling.canvas import Canvas, blank_canvas
+from dlmjax.sampling.methods import METHODS
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.settings import SampleSettings
+from tests.models.tiny import lively, spec
+from tests.sampling.toy import Law
+
+VOCAB, PAD, BOS, MASK = 29, 26, 27, 28
+LENGTH = 8
+
+
+def make(name, **changes):
+    """(process, network, weights), as a run has them."""
+    facts = {"vocab": VOCAB, "mask_id": MASK, "bos_id": BOS, "eos_id": BOS, "excluded": (PAD,)}
+    needs = {"counts_V": tuple(range(1, VOCAB + 1))} if "counts_V" in process_fields(name) else {}
+    process = make_process(name, **facts, **needs)
+    time_input = "adaln" if process.time_input else "none"
+    classes = process.outputs if process.input_dim else VOCAB
+    network = build_network(spec(vocab=classes, input_dim=process.input_dim, time_input=time_input, **changes), Execution())
+    learned = process.init(jax.random.key(1))
+    params = lively(network.init(jax.random.key(2)))
+    return process, network, {**params, **({"process": learned} if learned else {})}
+
+
+def canvas_of(process):
+    """A prompt of three; where the process can, a suffix and a token that is sent to level 0.5."""
+    tokens = np.random.default_rng(3).integers(0, PAD, (3, LENGTH)).astype(np.int32)
+    start = np.r_[0, 0, 0, 1, 1, 1, 1, 1].astype(np.float32)
+    if process.attention == "full":
+        start[-2:] = 0.5, 0
+    start = np.tile(start, (3, 1))
+    return Canvas(tokens, start == 0, start)
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_a_prompt_is_kept_and_text_comes_out(name):
+    process, network, params = make(name)
+    canvas = canvas_of(process)
+    sampler = sampler_for(process, network, SampleSettings(steps=3, never=(PAD, BOS, MASK)))
+    states = list(sampler.states(params, canvas, seed=4))
+    assert all((s.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all() for s in states)
+    last = states[-1]
+    assert not last.hidden_BL.any() and last.time == 0
+    assert last.tokens_BL.min() >= 0
+    # BOS may be noise, but not what comes out.
+    assert last.tokens_BL.max() < PAD, "no special id is made"
+    assert np.isfinite(last.confidence_BL).all() and ((last.confidence_BL >= 0) & (last.confidence_BL <= 1 + 1e-6)).all()
+    again = sampler.sample(params, canvas, seed=4)
+    assert (again.tokens_BL == last.tokens_BL).all() and again.evaluations == last.calls > 0 and again.process == process.name
+
+
+@pytest.mark.parametrize("name", ["masked", "uniform", "plaid"])
+def test_self_conditioning_and_guidance_together(name):
+    """Three calls' worth of state: the hint of the guided half goes on to the next step."""
+    process, network, params = make(name, self_condition=True)
+    sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=1.5, never=(PAD, BOS, MASK)))
+    assert isinstance(sampler, Sampler) and sampler.self_condition
+    samples = sampler.sample(params, canvas_of(process), seed=5)
+    assert samples.evaluations == 2 * (3 + process.has_boundary) and samples.tokens_BL.max() < VOCAB
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_every_method_fits_or_is_refused_in_one_line(name):
+    """No method fails later than where it is put together with a process."""
+    process, _, _ = make(name)
+    if isinstance(process.attention, Blocks) or process.attention == "causal":
+        return
+    fits = []
+    for method in METHODS:
+        try:
+            Sampler(process, Law().bind, SampleSettings(steps=2, method=method))
+            fits.append(method)
+        except InputError as error:
+            assert "\n" not in str(error)
+    assert "ancestral" in fits and len(fits) < len(METHODS)
+
+
+def test_a_process_gets_the_sampler_that_suits_it():
+    masked, network, _ = make("masked")
+    with pytest.raises(InputError, match="cannot stop at an end"):
+        sampler_for(masked, network, SampleSettings(), eos_id=BOS)
+    causal, network, params = make("autoregressive")
+    with pytest.raises(InputError, match="leave the stride out"):
+        sampler_for(causal, network, SampleSettings(), stride=2)
+    ended = sampler_for(causal, network, SampleSettings(never=(PAD, MASK)), eos_id=BOS).sample(params, blank_canvas(64, 1), seed=6)
+    assert ended.tokens_BL.shape == (1, 64) and ended.evaluations == ended.steps

@@ -30,10 +30,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real
 from jaxtyping import ArrayLike as Like
 
 from dlmjax.diffusion import kernels
+from dlmjax.diffusion.interpolating import mixture_sums
 from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.parameterisation import PARAMETERISATIONS, Parameterisation
-from dlmjax.diffusion.process import EXCLUDED, Process, check_ids, draw_tokens
-from dlmjax.diffusion.schedules import Linear, Schedule, real
+from dlmjax.diffusion.process import EXCLUDED, Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
 from dlmjax.diffusion.table import Table
 from dlmjax.errors import InputError
 
@@ -238,10 +239,22 @@ class D3pm(Process):
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        log_p = self._guess(logits, z, t)
-        step = self._grid.step(t.astype(log_p.dtype))
-        nats = self.steps * kernels.divergence(self._noise, log_p, self._place(x), self._place(z), step)
-        return jnp.where(self._is_token(z), nats, 0.0)
+        t = t.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        step = self._grid.step(t)
+        if self.kernel == "uniform":
+            nats = self._even_loss(exclude(logits, self.barred), x, z, t, step)
+        else:
+            nats = kernels.divergence(self._noise, self._guess(logits, z, t), self._place(x), self._place(z), step)
+        return jnp.where(self._is_token(z), self.steps * nats, 0.0)
+
+    def _even_loss(self, logits, x, z, t, step: kernels.Step):
+        tokens = len(self.tokens_K)
+        shift = jnp.zeros_like(t)
+        if self.parameterisation == "posterior":
+            # The bridge moves one logit only: log q_t(z | x = k) is two-valued in k.
+            shift = jnp.log1p(self._grid.alpha(t) * tokens / jnp.maximum(self._grid.noise(t), FLOOR))
+        sums, log_p_x, log_p_z = mixture_sums(logits, x, z, jnp.log(kernels.mixing(tokens, step)), shift)
+        return kernels.even_divergence(sums, log_p_x, log_p_z, x == z, tokens, step)
 
     @property
     def has_boundary(self) -> bool:

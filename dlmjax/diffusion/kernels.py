@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Key
+from jaxtyping import Array, Bool, Float, Float64, Int, Key
 
 from dlmjax.diffusion.process import EXCLUDED, draw_tokens, split_rows, uniform_rows
 from dlmjax.diffusion.schedules import FLOOR
@@ -272,6 +272,40 @@ def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Int[Array, "*n"],
         model_left, at(log_b) + log_c - jnp.log(model_sum)
     )
     return leaving + jnp.where(true_stay > 0, true_stay * staying, 0.0)
+
+
+def even_divergence(
+    sums: Float[Array, "*n"], log_p_x: Float[Array, "*n"], log_p_z: Float[Array, "*n"], own: Bool[Array, "*n"], tokens: int, step: Step
+) -> Float[Array, "*n"]:
+    """`divergence` of the `Even` kernel in closed form: of the guess p it needs three numbers and no array of K.
+
+    sums: sum_y log(1 + rho p_y), rho = `mixing(tokens, step)`; own: z = x. Away from x and z all a are gone/K and all c step_gone/K.
+    """
+    share, step_share, rho = step.gone / tokens, step.step_gone / tokens, mixing(tokens, step)
+    # log of b over its even share; where nothing is mixed in, b is p itself.
+    over_x, over_z = (jax.nn.softplus(jnp.log(rho) + log_p) for log_p in (log_p_x, log_p_z))
+    log_share = jnp.log(jnp.maximum(share, TINY))
+    log_b_x, log_b_z = (jnp.where(step.gone > 0, log_share + o, p) for o, p in ((over_x, log_p_x), (over_z, log_p_z)))
+    a_z = jnp.where(own, step.keep + share, share)
+    true_sum = jnp.maximum(step_share + step.step_keep * a_z, TINY)
+    model_sum = jnp.maximum(step_share + step.step_keep * jnp.exp(log_b_z), TINY)
+    scale = jnp.log(model_sum) - jnp.log(true_sum)
+    # 1 - a_z and 1 - b_z, from small numbers where they are small.
+    others = step.gone * ((tokens - 1) / tokens)
+    true_left = step_share * jnp.where(own, others, 1 - share) / true_sum
+    model_left = step_share * (others - step.keep * jnp.expm1(jnp.minimum(log_p_z, 0))) / model_sum
+    rest = share * ((tokens - 1 - ~own) * scale - (sums - over_z - jnp.where(own, 0.0, over_x)))
+    to_x = (step.keep + share) * (jnp.log(jnp.maximum(step.keep + share, TINY)) - log_b_x + scale)
+    leaving = step_share / true_sum * (rest + jnp.where(own, 0.0, to_x))
+    log_c = jnp.log(jnp.maximum(step.step_keep + step_share, TINY))
+    log_stay = jnp.log(jnp.maximum(a_z, TINY)) + log_c - jnp.log(true_sum)
+    staying = _log_rest(true_left, log_stay) - _log_rest(model_left, log_b_z + log_c - jnp.log(model_sum))
+    return leaving + jnp.where(a_z > 0, jnp.exp(log_stay) * staying, 0.0)
+
+
+def mixing(tokens: int, step: Step) -> Float[Array, "*n"]:
+    """What is left of a token at level s over the even share of each, finite at both ends."""
+    return jnp.maximum(step.keep, FLOOR) * tokens / jnp.maximum(step.gone, FLOOR)
 
 
 def _log_rest(left: Array, log_stay: Array) -> Array:

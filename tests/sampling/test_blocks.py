@@ -92,7 +92,7 @@ def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
     for start in (0, 2):
         read_NL = np.where(np.arange(4) < start, texts_NL, 2).astype(np.int32)
         denoiser = net.bind(params, jnp.ones_like(read_NL), jnp.tile(jnp.arange(4), (16, 1)), BlockCausal(2))
-        logits_NLV = denoiser.logits(denoiser.hidden(read_NL, jnp.zeros(read_NL.shape)))
+        logits_NLV = denoiser.logits(denoiser.hidden(jnp.asarray(read_NL), jnp.zeros(read_NL.shape)))
         p_NLK = np.asarray(jax.nn.softmax(logits_NLV[..., :2]), np.float64)
         for i in (start, start + 1):
             p_N *= p_NLK[np.arange(16), i, texts_NL[:, i]]

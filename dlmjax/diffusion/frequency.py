@@ -76,6 +76,10 @@ class Spindle(StateDependent):
             raise InputError(f"process spindle: strength is {self.strength}; it must lie in [0, 0.3], else noise falls with t")
         object.__setattr__(self, "counts_V", _counts(self.name, self.counts_V, self.vocab))
 
+    @property
+    def shares_V(self) -> Float64[np.ndarray, "V"]:
+        return self.counts_V.array / self.counts_V.array.sum()
+
     @functools.cached_property
     def _lift_V(self) -> Float64[np.ndarray, "V"]:
         return self.strength * entropy_share(self.counts_V.array)
@@ -108,6 +112,10 @@ class FrequencyMasked(Exponents):
         if not self.strength >= 1:
             raise InputError(f"process frequency_masked: strength is {self.strength}; it must be at least 1 (all tokens alike)")
         object.__setattr__(self, "counts_V", _counts(self.name, self.counts_V, self.vocab))
+
+    @property
+    def shares_V(self) -> Float64[np.ndarray, "V"]:
+        return self.counts_V.array / self.counts_V.array.sum()
 
     @functools.cached_property
     def _w_V(self) -> Float64[np.ndarray, "V"]:

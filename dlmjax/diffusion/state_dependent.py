@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
@@ -97,6 +98,17 @@ class StateDependent(Process):
         others = jnp.sum((hazard - hazard_x) * jnp.exp(log_p), axis=-1)
         nats = others - (hazard_x * jnp.take_along_axis(log_p, x[..., None], axis=-1))[..., 0]
         return jnp.where(masked, nats, 0.0)
+
+    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The mean over classes, as common as `shares_V` says."""
+        every = (*t.shape, self.vocab)
+        noise = self.noise_of(jnp.broadcast_to(jnp.arange(self.vocab), every), jnp.broadcast_to(t[..., None], every))
+        return jnp.dot(noise, jnp.asarray(self.shares_V, noise.dtype), precision="highest")
+
+    @property
+    def shares_V(self) -> Float[np.ndarray, "V"]:
+        """How common each class is in the text, as far as is known: all tokens alike."""
+        return np.where(np.isin(np.arange(self.vocab), self._barred), 0.0, 1 / self._tokens)
 
     @property
     def has_boundary(self) -> bool:

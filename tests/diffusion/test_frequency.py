@@ -37,6 +37,7 @@ def test_schedules_are_proper_and_rare_tokens_go_first(process):
     slope_TK = np.gradient(np.log(noise_TK[20:-1]), float(t[1]), axis=0)[1:-1]
     np.testing.assert_allclose(np.asarray(process.hazards(t))[21:-2, :TOKENS], slope_TK, rtol=2e-2)
     assert np.isfinite(np.asarray(process.hazards(t))).all()
+    np.testing.assert_allclose(process.noise_rate(t), noise_TK @ np.asarray(COUNTS[:TOKENS]) / 1000, atol=1e-6)
 
 
 def test_without_strength_all_tokens_are_alike():

@@ -222,6 +222,7 @@ def test_what_is_learned():
     learned = EVEN.init(jax.random.key(0))
     assert learned["log_w"].shape == (VOCAB,) and EVEN.kinds() == {"log_w": "vector"} and EVEN.reinforce
     np.testing.assert_array_equal(EVEN.given(learned).weights_V, np.ones(VOCAB))
+    np.testing.assert_allclose(PROCESS.noise_rate(jnp.asarray([0.5])), np.mean(0.5 ** np.exp(LOG_W[:TOKENS])), rtol=1e-5)
     assert EVEN.given({}) is EVEN and hash(EVEN) == hash(GenMd4(VOCAB, MASK, (BOS,)))
     with pytest.raises(InputError, match="eps is 1"):
         GenMd4(VOCAB, MASK, eps=1.0)

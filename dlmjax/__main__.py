@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         ("prepare", "text files -> a tokenized corpus of ArrayRecord shards with one manifest", _add_prepare),
         ("train", "train, or continue, the run that a config describes", _add_train),
         ("evaluate", "likelihood bound of a run on held-out text, with its standard error", _add_evaluate),
+        ("interval", "the noise levels at which the loss of a run varies least, to train on these alone", _add_interval),
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
@@ -105,6 +106,18 @@ def _add_evaluate(command):
     command.add_argument("--json", metavar="FILE", help="write the result here")
 
 
+def _add_interval(command):
+    _add_run(command)
+    command.add_argument("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
+    command.add_argument("--split", default="valid", choices=("train", "valid", "test"))
+    command.add_argument("--batch", type=int, default=32, help="windows at a time")
+    command.add_argument("--windows", type=int, default=256, help="windows to measure on")
+    command.add_argument("--draws", type=int, default=4, help="draws of levels and noise for each window")
+    command.add_argument("--least", type=float, default=0.5, help="the narrowest interval to consider")
+    command.add_argument("--seed", type=int, default=0, help="of the draws")
+    command.add_argument("--json", metavar="FILE", help="write the result here")
+
+
 def _add_sample(command):
     _add_run(command)
     command.add_argument("--prompt", default="", help="text kept at the start")
@@ -127,6 +140,7 @@ def _add_sample(command):
     command.add_argument(
         "--grid", default="uniform", help="where the steps stand: uniform, cosine, shifted(alpha=3), listed(points=(1,0.4,0))"
     )
+    command.add_argument("--sweep", type=int, metavar="W", help="levels fall from left to right in a window of W tokens; 1 = one by one")
     command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
     command.add_argument("--top-p", type=float, default=1.0, help="nucleus; 1 = off")
     command.add_argument("--guidance", type=float, default=0.0, metavar="W", help="classifier-free guidance by the given text; 0 = off")
@@ -211,6 +225,12 @@ def _evaluate(arguments, _):
     evaluate(**_values(arguments))
 
 
+def _interval(arguments, _):
+    from dlmjax.commands import interval
+
+    interval(**_values(arguments))
+
+
 def _sample(arguments, _):
     from dlmjax.commands import sample
 
@@ -221,7 +241,7 @@ def _values(arguments) -> dict:
     return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug")}
 
 
-_COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "sample": _sample}
+_COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "interval": _interval, "sample": _sample}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
+from dlmjax.diffusion.hyper import Hyper
 from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import Blocks, draw_tokens, row_keys, split_rows
 from dlmjax.errors import InputError
@@ -288,8 +289,14 @@ class Sampler:
         else:
             steps_B = self._steps_of_rows(carry)
             before_B, after_B = (top_B * jnp.maximum(steps_B - i, 0) / steps_B for i in (step - 1, step))
-        t_BL, s_BL = jnp.minimum(before_B[:, None], start_BL), jnp.minimum(after_B[:, None], start_BL)
-        moves_BL = after_B[:, None] < start_BL
+        before_BL, after_BL = before_B[:, None], after_B[:, None]
+        if self.settings.sweep is not None:
+            levels = (jnp.take(self._levels_N, i)[None] for i in (step - 1, step))
+            sweep, length = Hyper(self.settings.sweep), start_BL.shape[1]
+            before_BL, after_BL = (top_B[:, None] * sweep.levels_at(level_1, length) for level_1 in levels)
+        t_BL, s_BL = jnp.minimum(before_BL, start_BL), jnp.minimum(after_BL, start_BL)
+        # Steps from a level to itself are steps too, but not where a position waits for its time.
+        moves_BL = s_BL < t_BL if self.settings.sweep is not None else after_BL < start_BL
         if carry.plan is not None:
             moves_BL = carry.plan.call_BL == step
             s_BL = jnp.where(moves_BL, 0.0, t_BL)

@@ -20,6 +20,8 @@ class SampleSettings:
     order: one of ORDERS; "ancestral" = by the steps of `method`.
     method: how a step from level t to level s is made, one of `methods.METHODS` with its values, as in "remask(eta=0.2)".
     grid: the levels of the steps, one of `grids.GRIDS` with its values, as in "shifted(alpha=3)".
+    sweep: the levels of a position fall one after another, from the left, while a window of so many positions passes (hyperschedules; 1 is
+      the chain rule, None = all fall together).
     temperature: divides the logits; 0 takes the most likely token.  top_p: nucleus, 1 = off; applied after the temperature.
     guidance: w of classifier-free guidance by the frozen tokens, (1 + w) log p(given) - w log p(not given); 0 = off, else two calls.
     remask: a revealed token that scores below the step's plan is masked again (confidence, entropy and margin orders only).
@@ -33,6 +35,7 @@ class SampleSettings:
     order: str = "ancestral"
     method: str = "ancestral"
     grid: str = "uniform"
+    sweep: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     guidance: float = 0.0
@@ -60,8 +63,10 @@ class SampleSettings:
             raise InputError(f"threshold needs one of the orders {', '.join(RANKED)} and no remask")
         make_method(self.method)
         make_grid(self.grid).levels(self.steps)
-        if self.order != "ancestral" and (self.method, self.grid) != ("ancestral", "uniform"):
-            raise InputError(f"method and grid are for steps in time; order {self.order} reveals by rank, so leave them out")
+        if self.order != "ancestral" and (self.method, self.grid, self.sweep) != ("ancestral", "uniform", None):
+            raise InputError(f"method, grid and sweep are for steps in time; order {self.order} reveals by rank, so leave them out")
+        if self.sweep is not None and (self.sweep < 1 or make_method(self.method).plans):
+            raise InputError(f"sweep is {self.sweep}: it counts positions, and method {self.method} must not draw times of its own")
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON."""

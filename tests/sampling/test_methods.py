@@ -276,6 +276,34 @@ def test_routing_under_uniform_noise():
     assert tally(samples.tokens_BL) @ np.log(LAW.p_N) / 2000 > LAW.p_N @ np.log(LAW.p_N)
 
 
+# --- levels that sweep over the row --------------------------------------------------------------------------------------------
+
+
+def test_a_window_of_one_position_is_the_chain_rule():
+    """As many steps as positions: each is made in the step that passes over it, given those to its left, and the law is exact."""
+    samples = draw("ancestral", steps=3, sweep=1)
+    assert (samples.fixed_BL == [1, 2, 3]).all() and samples.evaluations == 3
+    assert chi_square_sigmas(tally(samples.tokens_BL), LAW.p_N) < 4
+
+
+def test_a_sweep_steps_through_the_levels_of_its_hyperschedule():
+    """Three steps of a window of two over three positions; frozen text stays at level 0, edited text waits for its level."""
+    seen = []
+
+    def denoise(z_BL, t_BL):
+        jax.debug.callback(lambda t: seen.append(np.asarray(t)[:2]), t_BL, ordered=True)
+        return LAW.denoise(z_BL)
+
+    frozen = np.array([[False] * 3, [True, False, False]])
+    start = np.array([[1, 1, 1], [0, 0.5, 1]], np.float32)
+    sample(LAW.process(), denoise, Canvas(np.zeros((2, 3), np.int32), frozen, start), steps=4, sweep=2, method="remask")
+    jax.effects_barrier()
+    np.testing.assert_allclose([t[0] for t in seen], [[1, 1, 1], [0.5, 1, 1], [0, 0.5, 1], [0, 0, 0.5]], atol=1e-6)
+    np.testing.assert_allclose([t[1] for t in seen], [[0, 0.5, 1], [0, 0.5, 1], [0, 0.5, 1], [0, 0, 0.5]], atol=1e-6)
+    many = draw("ancestral", steps=120, sweep=2)
+    assert chi_square_sigmas(tally(many.tokens_BL), LAW.p_N) < 4
+
+
 # --- settings ------------------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +328,9 @@ def test_every_method_is_recorded_with_its_values():
         (Masked(4, 3), {"method": "self_correct(rounds=0)"}, "rounds"),
         (Masked(4, 3), {"method": "tau_leap", "order": "random"}, "reveals by rank"),
         (Masked(4, 3), {"guidance": -1.0}, "guidance is -1"),
+        (Masked(4, 3), {"sweep": 0}, "sweep is 0"),
+        (Masked(4, 3), {"sweep": 2, "method": "first_hitting"}, "must not draw times of its own"),
+        (Masked(4, 3), {"sweep": 2, "order": "random"}, "reveals by rank"),
     ],
 )
 def test_what_does_not_go_together_is_told(process, settings, message):

@@ -75,6 +75,7 @@ class Denoising(Weighting):
         t: Float[Array, "*n"],
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
+        """Cross-entropy in nats; 0 where it is not asked for."""
         del nats
         _jumping(self, process)
         if self.everywhere:
@@ -105,6 +106,7 @@ class Contrastive(Weighting):
         t: Float[Array, "*n"],
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
+        """The difference of two cross-entropies, in nats; 0 for tokens that were not replaced. It may be negative."""
         del t, nats
         _jumping(self, process)
         logits = exclude(logits, process.barred)

@@ -304,7 +304,7 @@ def test_padding_is_untouched_and_carries_no_loss(case):
     assert float(total) == 0 and all(float(jnp.sum(part)) == 0 for part in parts.values())
 
 
-@every_case
+@drawn_case
 def test_a_batch_is_its_rows(case):
     """Eight rows at once, or four and four: the same levels and the same noise bit for bit, the same sums."""
     process, objective = case.process, Objective(case.process, PerRow(), boundary=True)

@@ -29,11 +29,16 @@ class DiffusionLm(GaussianEmbedding):
 
 @dataclasses.dataclass(frozen=True)
 class Sed(GaussianEmbedding):
-    """Small fixed embeddings of length sqrt(dim), the cosine path, x0 predicted, a readout of its own. The embeddings are random unless
-    others are imported into `init`'s tree. Self-conditioning and given spans are the objective's: self_condition, prompt."""
+    """Small fixed embeddings of length sqrt(dim), the cosine path, x0 predicted, a readout of its own.
+
+    The embeddings are random unless others are imported into `init`'s tree. At gamma_0 the noise is an eighth of an entry, and random
+    embeddings lie much further apart: a cleaner start would only cost the bound. Self-conditioning and given spans are the objective's:
+    self_condition, prompt.
+    """
 
     norm: float | None = None
     frozen: bool = True
+    gamma_0: float | None = -4.0
     prediction: str = "x0"
     rounding: str = "separate"
 

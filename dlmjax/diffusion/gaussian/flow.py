@@ -18,6 +18,7 @@ class EmbeddingFlow(GaussianEmbedding):
     norm: float | None = None
     frozen: bool = True
     path: str = "straight"
+    gamma_0: float | None = -4.0
     prediction: str = "velocity"
 
     name = "embedding_flow"

@@ -40,6 +40,7 @@ class Simple(Weighting):
         t: Float[Array, "*n"],
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
+        """Mean squared error of the target, in place of `nats`."""
         del nats
         return squared_error(process, logits, x, z, t, self.target)
 
@@ -64,6 +65,7 @@ class EndToEnd(Weighting):
         t: Float[Array, "*n"],
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
+        """Squared error of x0, terminal and rounding term, in place of `nats`."""
         del nats
         clean, now = process.table[x], process.curve.level(t).over()
         start, end = process.curve.level(jnp.zeros_like(t)).over(), process.curve.level(jnp.ones_like(t)).over()
@@ -89,6 +91,7 @@ class Anchor(Weighting):
         t: Float[Array, "*n"],
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
+        """Squared error of x0 and cross-entropy, in place of `nats`."""
         del nats
         if process.prediction == "logits":
             belief = process.belief(logits, z, t)

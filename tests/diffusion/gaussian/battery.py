@@ -45,8 +45,8 @@ CASES = {
     "cosine/score": lambda **v: make(GaussianEmbedding, path="cosine", prediction="score", **v),
     "cosine/logits": lambda **v: make(GaussianEmbedding, path="cosine", **v),
     "diffusion_lm": lambda **v: make(DiffusionLm, gamma_0=-6.0, rounding="bayes", **v),
-    "sed": lambda **v: make(Sed, **FREE, rounding="bayes", **v),
-    "embedding_flow": lambda **v: make(EmbeddingFlow, **FREE, **v),
+    "sed": lambda **v: make(Sed, **FREE, rounding="bayes", **({"gamma_0": -9.2} | v)),
+    "embedding_flow": lambda **v: make(EmbeddingFlow, **FREE, **({"gamma_0": -9.2} | v)),
 }
 
 

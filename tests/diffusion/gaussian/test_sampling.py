@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import row_keys
-from dlmjax.diffusion.gaussian import EmbeddingFlow, GaussianEmbedding, Plaid
+from dlmjax.diffusion.gaussian import GaussianEmbedding, Plaid
 from dlmjax.diffusion.gaussian import steps as laws
 from dlmjax.diffusion.gaussian.exact import ExactDenoiser
 from dlmjax.diffusion.gaussian.process import normals
@@ -80,7 +80,7 @@ CHANCE = 0.016
 
 @pytest.mark.parametrize("method", METHODS)
 def test_total_variation_falls_to_chance_as_steps_grow(method):
-    process = make(EmbeddingFlow, **FREE)
+    process = CASES["embedding_flow"]()
     few, many = _distance(process, 3, **METHODS[method]), _distance(process, 128, **METHODS[method])
     assert many < CHANCE < few
 

@@ -100,6 +100,7 @@ class TauLeap(Stepper):
             )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
+        """Whether it jumps, where to, and at s = 0 the exact step."""
         last_B, jump_B, token_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
         rates_BLV = reverse_rates(process, logits_BLV, z, t_BL)
@@ -148,6 +149,7 @@ class Analytic(Stepper):
             )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
+        """Whether it moves, which may be rare, and where to: two draws."""
         own_B, leave_B, token_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
         before, after = process.shares(s_BL), process.shares(t_BL)
@@ -161,7 +163,6 @@ class Analytic(Stepper):
         into_BL = jnp.where(_is_mask(process, z), mask_BL, even_BL / process.tokens)
         stay_BL = (keep_BL + into_BL) * jnp.take_along_axis(undone_BLV, z[..., None], axis=-1)[..., 0]
         go_BLV = jnp.where(class_V == z[..., None], 0.0, undone_BLV * into_BL[..., None])
-        # Two draws: whether it moves, which may be rare, and where to.
         go_BL = jnp.sum(go_BLV, axis=-1)
         moves_BL = uniform_rows(leave_B, z.shape[1]) * (stay_BL + go_BL) < go_BL
         to_BL = draw_tokens(token_B, jnp.where(go_BLV > 0, jnp.log(jnp.where(go_BLV > 0, go_BLV, 1.0)), EXCLUDED))
@@ -195,6 +196,7 @@ class Rdm(Stepper):
             raise InputError(f"method rdm needs noise on tokens with a schedule; process {process.name} has none")
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
+        """A guess everywhere, the best of it as text, fresh noise elsewhere."""
         token_B, route_B, noise_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
         log_p_BLV = process.output.log_posterior(process, logits_BLV, z, t_BL) if isinstance(process, Interpolating) else logits_BLV

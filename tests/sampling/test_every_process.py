@@ -20,14 +20,18 @@ VOCAB, PAD, BOS, MASK = 29, 26, 27, 28
 LENGTH = 8
 
 
-def make(name, **changes):
-    """(process, network, weights), as a run has them."""
+def process_of(name):
     facts = {"vocab": VOCAB, "mask_id": MASK, "bos_id": BOS, "eos_id": BOS, "excluded": (PAD,)}
     needs = {"counts_V": tuple(range(1, VOCAB + 1))} if "counts_V" in process_fields(name) else {}
-    process = make_process(name, **facts, **needs)
+    return make_process(name, **facts, **needs)
+
+
+def make(name, **changes):
+    """(process, network, weights), as a run has them."""
+    process = process_of(name)
     time_input = "adaln" if process.time_input else "none"
     classes = process.outputs if process.input_dim else VOCAB
-    network = build_network(spec(vocab=classes, input_dim=process.input_dim, time_input=time_input, **changes), Execution())
+    network = build_network(spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, **changes), Execution())
     learned = process.init(jax.random.key(1))
     params = lively(network.init(jax.random.key(2)))
     return process, network, {**params, **({"process": learned} if learned else {})}
@@ -73,7 +77,7 @@ def test_self_conditioning_and_guidance_together(name):
 @pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_every_method_fits_or_is_refused_in_one_line(name):
     """No method fails later than where it is put together with a process."""
-    process, _, _ = make(name)
+    process = process_of(name)
     if isinstance(process.attention, Blocks) or process.attention == "causal":
         return
     fits = []

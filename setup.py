@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "dlmjax" / "__init__.py"
 README = HERE / "README.md"
 
 INTEROP = ["torch>=2.8", "transformers>=5.2", "safetensors>=0.5"]
-SCALING = ["scipy>=1.14", "matplotlib>=3.9"]
+SCALING = ["matplotlib>=3.9"]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 TEST = [
     "pytest>=8.3",
@@ -42,6 +42,7 @@ setup(
         "ml-collections>=1.1",
         "sentencepiece>=0.2.1",
         "tokenizers>=0.22",
+        "scipy>=1.14",
         "tensorboard>=2.20",
         "jaxtyping>=0.3.2",
         "numpy>=2.1",

@@ -2,6 +2,7 @@
 
 workdir/
     config.json        every leaf of the config, flat
+    counts.npy         occurrences of each token in the training text, for processes that use them
     tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
     checkpoints/       see `training.checkpoint`
     metrics.jsonl      one line per event;  tensorboard/  the same as curves
@@ -13,16 +14,18 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.data import Corpus, Tokenizer, load_tokenizer
+from dlmjax.data import Corpus, Tokenizer, counts, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
-from dlmjax.diffusion.process import learned_of
+from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, Network, build_network
+from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.sampling.host import write_atomically
 from dlmjax.training import Checkpoints, OptimizerSpec, abstract_state, build_optimizer, learning_rate
@@ -50,6 +53,23 @@ class Parts:
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
         return self.objective(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, learned_of(params))
 
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs of one training token: the passes and streams that the process asks of the network; its own arithmetic is left out."""
+        process, objective = self.process, self.objective
+        with jax.transfer_guard("allow"):
+            rate = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
+        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_boundary)
+        passes *= 2 if process.reinforce else 1
+        streams = 2 if isinstance(process.attention, Blocks) else 1
+        return training_flops_per_token(self.network.spec, self.config.data.length, rate, streams=streams, passes=passes)
+
+    def at_step(self, step: int) -> "Parts":
+        """The parts that a training step uses; they differ from these where the process follows a curriculum."""
+        process = self.process.at_step(step)
+        objective = dataclasses.replace(self.objective, process=process, times=process.spread(self.objective.times))
+        return self if process == self.process else dataclasses.replace(self, process=process, objective=objective)
+
     def init(self, key: jax.Array) -> dict:
         """Start values of all that is trained: the network's weights and, under "process", what the process learns."""
         return self._beside(self.network.init(key), self.process.init(jax.random.fold_in(key, 1)))
@@ -57,12 +77,12 @@ class Parts:
     @property
     def parameter_count(self) -> int:
         """Numbers that are trained."""
-        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0))))
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: self.init(jax.random.key(0)))))
 
     @property
     def param_shardings(self) -> dict:
         """Where each weight lies on the mesh; what a process learns is small and lies on every device."""
-        learned = jax.eval_shape(self.process.init, jax.random.key(0))
+        learned = jax.eval_shape(lambda: self.process.init(jax.random.key(0)))
         return self.partition.tree(self._beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
 
     @staticmethod
@@ -125,8 +145,8 @@ def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V) -> 
     schedule, of_schedule = parse_call(config.process.schedule)
     if "counts_V" in process_fields(name):
         if counts_V is None:
-            raise InputError(f"process {name} needs the token counts of the corpus; prepare the corpus again with this version of dlmjax")
-        values["counts_V"] = counts_V
+            raise InputError(f"process {name} is made from the token counts of a corpus; none are given")
+        values["counts_V"] = np.pad(counts_V, (0, vocab - len(counts_V)))
     return make_process(
         name,
         vocab=vocab,
@@ -174,8 +194,14 @@ def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:
     return corpora
 
 
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Writes config and tokenizer into a new workdir; refuses a workdir that holds another run.
+def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None:
+    """Occurrences of each token in the training text, where the process is made from them; None elsewhere."""
+    wanted = "counts_V" in process_fields(parse_call(config.process.name)[0])
+    return sum(corpus.counts_V for corpus in corpora) if wanted else None
+
+
+def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer, counts_V: np.ndarray | None = None) -> None:
+    """Writes config, tokenizer and counts into a new workdir; refuses a workdir that holds another run.
 
     Raises:
       InputError: the workdir's config differs in fields that decide what is computed; they are named, nothing is changed.
@@ -196,6 +222,8 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         save_tokenizer(tokenizer, workdir / "tokenizer")
+        if counts_V is not None:
+            counts.write_counts(workdir, counts_V)
         write_atomically(stored, config_lib.to_json(config))
 
 
@@ -229,7 +257,7 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
     if config.train.ema == 0:
         weights = "raw"
     tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
-    parts = assemble(config, tokenizer)
+    parts = assemble(config, tokenizer, counts_V=counts.read_counts(root))
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: parts.abstract_state()[name]}
     with Checkpoints(root / "checkpoints") as checkpoints:

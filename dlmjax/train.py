@@ -14,10 +14,9 @@ from dlmjax import config as config_lib
 from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
-from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel.host import keep_freed_memory
-from dlmjax.run import Parts, assemble, claim_workdir, open_corpora
-from dlmjax.sampling import Sampler, SampleSettings, blank_canvas, never_sampled
+from dlmjax.run import Parts, assemble, claim_workdir, open_corpora, token_counts
+from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
     Interrupt,
@@ -52,9 +51,10 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     corpora = open_corpora(config, "train")
-    parts = assemble(config, corpora[0].tokenizer)
+    counts_V = token_counts(config, corpora)
+    parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V)
     windows = _windows(config, corpora)
-    claim_workdir(workdir, config, parts.tokenizer)
+    claim_workdir(workdir, config, parts.tokenizer, counts_V)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
     _describe(parts, corpora, workdir)
 
@@ -66,7 +66,7 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
         return _result(config, workdir, start, meta)
 
     # --- 3. The loop: no host sync but at the logging step ---------------------------------------------------------------------
-    train_step = _train_step(parts)
+    train_step, process = train_step_of(parts.at_step(start)), parts.process.at_step(start)
     batches = train_batches(windows, rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
     held_out, samples = _HeldOut(parts), _TextSamples(parts)
     key = jax.device_put(jax.random.key(config.seed), parts.partition.sharding(()))
@@ -79,6 +79,8 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
     ):
         log = _Log(parts, writer, progress, meta.get("pending", []))
         for step in range(start, steps):
+            if parts.process.at_step(step) != process:  # the next phase of a curriculum
+                train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
             state, metrics = train_step(state, parts.partition.put_batch(next(batches)), key)
             done, last, metric = step + 1, step + 1 == steps, None
             if log.add(step, metrics, last).stopped:
@@ -110,7 +112,7 @@ def _windows(config, corpora: list) -> TrainWindows:
     return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing)
 
 
-def _train_step(parts: Parts):
+def train_step_of(parts: Parts):
     """The compiled step of the run."""
     config = parts.config.train
     return make_train_step(
@@ -131,8 +133,7 @@ class _Log:
     def __init__(self, parts: Parts, writer: MetricsWriter, progress: Progress, pending: list):
         data, self._every = parts.config.data, parts.config.log.every
         tokens = data.batch * data.length
-        flops = training_flops_per_token(parts.network.spec, data.length) * tokens
-        self.throughput = Throughput(tokens, jax.device_count(), flops, peak_flops(jax.devices()[0].device_kind))
+        self.throughput = Throughput(tokens, jax.device_count(), parts.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind))
         self.window = Window(report=parts.objective.report)
         self.window.restore(pending)
         self.summary = Summary({}, [], False)
@@ -243,7 +244,7 @@ class _TextSamples:
         self._parts, self._every = parts, parts.config.log.sample
         never = never_sampled(parts.tokenizer)
         self._sampler = (
-            Sampler(parts.process.bound, parts.unpartitioned.bind, SampleSettings(steps=self.STEPS, never=never)) if self._every else None
+            sampler_for(parts.process, parts.unpartitioned, SampleSettings(steps=self.STEPS, never=never)) if self._every else None
         )
         self._canvas = blank_canvas(min(parts.config.data.length, 256), self.COUNT)
 

@@ -11,9 +11,11 @@ import pytest
 
 from dlmjax import __version__
 from dlmjax.__main__ import main
+from dlmjax.diffusion import make_times
+from dlmjax.diffusion.registry import parse_call
 from tests.test_train import config_file, tiny_config
 
-COMMANDS = ("prepare", "train", "evaluate", "sample")
+COMMANDS = ("prepare", "train", "evaluate", "interval", "sample")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,16 @@ def test_raw_and_averaged_weights_are_two_models(run, tmp_path, capsys):
         assert main(["evaluate", "--workdir", str(run), *flags]) == 0
     ema, raw = (json.loads((tmp_path / f"{weights}.json").read_text()) for weights in ("ema", "raw"))
     assert ema["nats_per_token"] != raw["nats_per_token"]
+
+
+def test_an_interval_of_levels_is_measured_and_can_be_trained_on(run, tmp_path, capsys):
+    argv = ["interval", "--workdir", str(run), "--windows", "16", "--draws", "8", "--split", "train", "--json", str(tmp_path / "i.json")]
+    assert main(argv) == 0
+    found, shown = json.loads((tmp_path / "i.json").read_text()), capsys.readouterr().out
+    assert found["low"] >= 0 and found["high"] <= 1 and found["high"] - found["low"] >= 0.5 - 1e-6
+    assert found["variance"] < found["variance_of_all"] and found["samples"] == 128
+    override = re.search(r"--config\.(process\.times=)\"(.*)\"", shown)
+    assert make_times(*parse_call(override[2])[:1], **parse_call(override[2])[1]).law.low == pytest.approx(found["low"])
 
 
 def test_a_split_that_is_not_there_is_refused(run, capsys):

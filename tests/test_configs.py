@@ -5,10 +5,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
+from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, build_network
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.run import assemble
@@ -20,6 +22,14 @@ def load(name):
     return config_lib.load(str(next(path for path in CONFIGS if path.stem == name)))
 
 
+def sizes(path):
+    """The config at each size it comes at."""
+    return [f"{path}:{size}" for size in config_lib.SIZES] if "get_config(size=" in path.read_text() else [str(path)]
+
+
+SIZED = [size for path in CONFIGS for size in sizes(path)]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_promises_its_command(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -29,12 +39,13 @@ def test_a_config_promises_its_command(path):
     assert f"dlmjax train --config configs/{path.name}" in module.__doc__
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: pathlib.Path(path).name)
 def test_a_training_loss_has_the_shapes_it_says(path):
-    config = config_lib.load(str(path), ["mesh.fsdp=1", "execution.attention=dense"])
+    config = config_lib.load(path, ["mesh.fsdp=1", "execution.attention=dense"])
     with config.unlocked():
         config.data.batch, config.train.accumulation = 8, 1
-    parts = assemble(config, load_tokenizer("bytes"))
+    tokenizer = load_tokenizer("bytes")
+    parts = assemble(config, tokenizer, counts_V=np.arange(1, tokenizer.vocab_size + 1))
     batch = {name: jax.ShapeDtypeStruct((8, config.data.length), jnp.int32) for name in ("tokens", "segments", "positions")}
     batch["row"] = jax.ShapeDtypeStruct((8,), jnp.int32)
     params = jax.eval_shape(parts.init, jax.random.key(0))
@@ -42,6 +53,14 @@ def test_a_training_loss_has_the_shapes_it_says(path):
     assert total.shape == () and total.dtype == jnp.float32
     assert jax.tree.map(lambda g: g.shape, gradient) == jax.tree.map(lambda p: p.shape, params)
     assert {"tokens", "nats", "loss", "corrupted", "nats_by_level"} <= set(sums)
+
+
+@pytest.mark.parametrize(
+    "text, said", [("configs/masked.py:huge", "choose one of gpt2_small, tiny"), ("configs/llada_8b.py:tiny", "one size")]
+)
+def test_a_size_that_is_not_there_is_refused(text, said):
+    with pytest.raises(InputError, match=said):
+        config_lib.load(str(CONFIGS[0].parents[1] / text))
 
 
 def test_llada_has_the_published_size():
@@ -52,8 +71,16 @@ def test_llada_has_the_published_size():
 
 
 def test_the_autoregressive_twin_differs_in_the_process_alone():
-    masked, causal = config_lib.leaves(load("gpt2_small_masked")), config_lib.leaves(load("gpt2_small_ar"))
+    masked, causal = config_lib.leaves(load("masked")), config_lib.leaves(load("autoregressive"))
     assert {name for name in masked if masked[name] != causal[name]} == {"process.name"}
+
+
+def test_flops_count_streams_and_passes():
+    spec = ModelSpec(**{**load("char27_tiny").model, "vocab": 30})
+    one, two = (training_flops_per_token(spec, 256, 0.5, streams=streams) for streams in (1, 2))
+    head, scores = 3 * 0.5 * 2 * spec.width * 30, 3 * spec.depth * 4 * 256 * spec.heads * spec.head_dim
+    assert two - head == pytest.approx(2 * (one - head - scores) + 4 * scores)
+    assert training_flops_per_token(spec, 256, 0.5, passes=4 / 3) == pytest.approx(one * 4 / 3)
 
 
 def test_flops_agree_with_the_six_n_rule():

@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,24 @@ def test_a_step_is_compiled_once(whole, tmp_path):
             logger.propagate = propagate
     steps = [text for text in compiled if re.search(r"Compiling (jit\()?(pinned|step)\b", text)]
     assert len(steps) == 1, steps
+
+
+def test_a_curriculum_of_block_sizes_is_one_run(small_corpus, tmp_path):
+    """Blocks of the whole row are masked diffusion, step for step; then small blocks; resumed inside a phase, the same run."""
+    plan = {"log__every": 1, "log__evaluate": 0, "log__sample": 0, "train__steps": 6, "checkpoint__every": 5}
+    masked = tiny_config(small_corpus, **plan)
+    blocks = tiny_config(small_corpus, process__name="blocks(size=4, curriculum=((4, 32),))", **plan)
+    for name, config in (("masked", masked), ("blocks", blocks)):
+        with said():
+            train(config, str(tmp_path / name))
+    one, two = losses(tmp_path / "masked"), losses(tmp_path / "blocks")
+    np.testing.assert_allclose([two[step] for step in (1, 2, 3, 4)], [one[step] for step in (1, 2, 3, 4)], rtol=2e-4)
+    assert two[5] != pytest.approx(one[5], rel=1e-3)
+    shutil.copytree(tmp_path / "blocks", tmp_path / "again")
+    shutil.rmtree(next((tmp_path / "again/checkpoints").glob("*6")))
+    with said():
+        train(blocks, str(tmp_path / "again"))
+    assert losses(tmp_path / "again")[6] == two[6]
 
 
 def test_a_run_without_a_corpus_is_refused(small_corpus, tmp_path):

@@ -35,9 +35,8 @@ def count_tokens(directory: pathlib.Path, found: Manifest, split: str) -> Int64[
 
 def load_counts(directory: pathlib.Path, found: Manifest) -> Int64[np.ndarray, "V"] | None:
     """The stored counts of the train split; None where there are none, or not those of this corpus."""
-    try:
-        counts_V = np.load(directory / FILE, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    counts_V = read_counts(directory)
+    if counts_V is None:
         return None
     fits = counts_V.shape == (found.tokenizer["vocab_size"],) and counts_V.dtype == np.int64
     return counts_V if fits and int(counts_V.sum()) == found.counts("train")["tokens"] else None
@@ -47,8 +46,21 @@ def save_counts(directory: pathlib.Path, found: Manifest) -> None:
     """Counts the train split and writes the file in one step, unless it is there."""
     if "train" not in found.splits or load_counts(directory, found) is not None:
         return
+    write_counts(directory, count_tokens(directory, found, "train"))
+
+
+def read_counts(directory: pathlib.Path) -> np.ndarray | None:
+    """The counts that a directory holds; None where there are none."""
+    try:
+        return np.load(directory / FILE, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def write_counts(directory: pathlib.Path, counts_V: Int64[np.ndarray, "V"]) -> None:
+    """Writes the file in one step: a reader sees all of it or none."""
     content = io.BytesIO()
-    np.save(content, count_tokens(directory, found, "train"), allow_pickle=False)
+    np.save(content, counts_V, allow_pickle=False)
     part = directory / (FILE + ".part")
     with open(part, "wb") as file:
         file.write(content.getvalue())

@@ -28,9 +28,14 @@ from dlmjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class BlockMasked(Masked):
-    """Masked diffusion in blocks of `size` tokens; the length of a row must be a multiple of it."""
+    """Masked diffusion in blocks of `size` tokens; the length of a row must be a multiple of it.
+
+    curriculum: ((step, size), ...) in rising order: until that training step blocks have that size, after the last one `size`. The
+      paper's small blocks continue a model that was trained with blocks of the whole row (section 6).
+    """
 
     size: int = 4
+    curriculum: tuple[tuple[int, int], ...] = ()
     complementary: bool = dataclasses.field(init=False, default=False)
 
     name = "blocks"
@@ -38,14 +43,23 @@ class BlockMasked(Masked):
     def __post_init__(self):
         if self.size < 1:
             raise InputError(f"process blocks: size is {self.size}; a block holds at least 1 token")
+        steps = [step for step, _ in self.curriculum]
+        if steps != sorted(set(steps)) or any(size < 1 for _, size in self.curriculum):
+            raise InputError(f"process blocks: curriculum is {self.curriculum}; give (step, size) pairs, steps rising, sizes at least 1")
         super().__post_init__()
+
+    def at_step(self, step: int) -> "BlockMasked":
+        size = next((size for until, size in self.curriculum if step < until), self.size)
+        return dataclasses.replace(self, size=size, curriculum=())
 
     @property
     def attention(self) -> Blocks:
         return Blocks(self.size)
 
     def spread(self, times: Any) -> Any:
-        """One level per block, from the law of a draw that has one per row."""
+        """One level per block, from the law of a draw that has one per row, or per block of another size."""
+        if isinstance(times, PerBlock):
+            return times if times.size == self.size else dataclasses.replace(times, size=self.size)
         return PerBlock(self.size, times.law, times.stratified) if isinstance(times, PerRow) else times
 
     def corrupt(

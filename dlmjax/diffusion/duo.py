@@ -19,8 +19,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr, ndtri
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Float64, Int, Key
+from scipy.special import log_ndtr
 
 from dlmjax.diffusion.process import Process, split_rows, uniform_rows
 from dlmjax.diffusion.schedules import FLOOR
@@ -37,15 +38,10 @@ def argmax_alpha(ratio: Float64[np.ndarray, "J"], tokens: int) -> Float64[np.nda
     ratio = np.asarray(ratio, np.float64)
     # u is the clean entry's own noise: P(a) = E Phi(u + ratio)^(N - 1). The rule is exact to rounding for such functions.
     density_U = np.exp(-(u_U**2) / 2) / np.sqrt(2 * np.pi) * step
-    win_JU = np.exp((tokens - 1) * _log_ndtr(u_U[None] + ratio[:, None]))
+    win_JU = np.exp((tokens - 1) * log_ndtr(u_U[None] + ratio[:, None]))
     # alpha = (N P - 1)/(N - 1) = 1 - N/(N - 1) (1 - P): the difference to P(0) = 1/N, without cancelling at small ratios.
-    base_U = np.exp((tokens - 1) * _log_ndtr(u_U))
+    base_U = np.exp((tokens - 1) * log_ndtr(u_U))
     return tokens / (tokens - 1) * (win_JU - base_U[None]) @ density_U
-
-
-def _log_ndtr(x: np.ndarray) -> np.ndarray:
-    with jax.enable_x64(True):
-        return np.asarray(log_ndtr(jnp.asarray(x, jnp.float64)))
 
 
 @functools.cache
@@ -130,10 +126,12 @@ class Duo(Uniform):
     A state is [B, L, k, 2] float32: (id, weight) of the k largest entries, largest first; ids are exact in float32. A network embeds it as
     the weighted sum of the k embeddings, so no V-wide tensor exists. Hard tokens are what `show` gives, the argmax. The nats are those of
     uniform noise with the network's soft reading: no bound, and they say so; evaluation and sampling use `bound`.
+    until: the training step at which the curriculum ends and plain uniform noise goes on; 0 = it does not end.
     """
 
     temperature: float = 1e-3
     k: int = 4
+    until: int = 0
 
     name = "duo"
     is_bound = False
@@ -176,6 +174,9 @@ class Duo(Uniform):
 
     def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Float[Array, "*n k 2"]) -> Float[Array, "*n"]:
         return super().reconstruction(logits, x, self.show(z0))
+
+    def at_step(self, step: int) -> Process:
+        return self.bound if self.until and step >= self.until else self
 
     # Softness is drawn in one shot; there is no chain from one soft state to the next.
     forward_step = Process.forward_step

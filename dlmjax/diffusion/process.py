@@ -118,6 +118,11 @@ class Process(Protocol):
         """Columns of the denoiser's output: logits over the vocabulary, unless the network predicts something else."""
         return self.vocab
 
+    def at_step(self, step: int) -> "Process":
+        """The process that training step `step` uses, a curriculum: each that differs is compiled; evaluations use the process itself."""
+        del step
+        return self
+
     def spread(self, times: Any) -> Any:
         """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block."""
         return times

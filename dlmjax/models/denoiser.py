@@ -138,7 +138,7 @@ class Denoiser:
         if spec.input_dim:
             x_BLD = dense(z_BL.astype(network.execution.dtype), params["input"]["kernel"], (None, "embed"), layout)
         else:
-            x_BLD = embed(params["embedding"]["table"], z_BL, ("vocab", "table"), layout, network.execution.dtype)
+            x_BLD = self._embed(z_BL)
         if hint_BLI is not None:
             hint_BLD = dense(hint_BLI.astype(x_BLD.dtype), params["hint"]["kernel"], (None, "embed"), layout)
             x_BLD = x_BLD.at[:, :L].add(hint_BLD)
@@ -155,6 +155,18 @@ class Denoiser:
         if x_BLD.shape[1] != L:
             x_BLD = x_BLD[:, start : start + L]
         return layout.constrain(x_BLD, ("batch", "length", None))
+
+    def _embed(self, z_BL: Array) -> Array:
+        """Rows of the embedding, [B, L, D]; of soft tokens the weighted sum."""
+        table, execution, layout = self.params["embedding"]["table"], self.network.execution, self.network.layout
+        if z_BL.ndim == 2:
+            return embed(table, z_BL, ("vocab", "table"), layout, execution.dtype)
+        parts = [
+            embed(table, z_BL[..., k, 0].astype(jnp.int32), ("vocab", "table"), layout, execution.dtype)
+            * z_BL[..., k, 1, None].astype(execution.dtype)
+            for k in range(z_BL.shape[2])
+        ]
+        return sum(parts[1:], parts[0])
 
     def expect(self, hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "B L I"]:
         """softmax(logits) @ table in float32, by default of the network's own embedding; a chunk of rows has logits at a time."""

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dlmjax.diffusion.hyper import PerBlock
 
 from dlmjax.diffusion import Flat, Masked, Objective, PerRow, Power, make_process, oracle, row_keys
 from dlmjax.diffusion.blocks import BlockMasked
+from dlmjax.diffusion.hyper import PerBlock
 from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.toy import ToyDenoiser, masked_likelihood
 from dlmjax.errors import InputError
@@ -121,3 +121,12 @@ def test_a_state_is_the_noisy_and_the_clean_text():
 def test_a_block_holds_a_token():
     with pytest.raises(InputError, match="at least 1 token"):
         BlockMasked(VOCAB, MASK, size=0)
+
+
+def test_a_curriculum_names_the_size_of_each_step():
+    process = BlockMasked(VOCAB, MASK, size=1, curriculum=((10, 4), (20, 2)))
+    assert [process.at_step(step).size for step in (0, 9, 10, 19, 20, 1000)] == [4, 4, 2, 2, 1, 1]
+    assert process.at_step(0).spread(process.spread(PerRow())).size == 4
+    assert process.attention == Blocks(1) and process.at_step(20) == BlockMasked(VOCAB, MASK, size=1)
+    with pytest.raises(InputError, match="steps rising"):
+        BlockMasked(VOCAB, MASK, curriculum=((20, 4), (10, 2)))

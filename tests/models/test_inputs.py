@@ -70,6 +70,22 @@ def test_vectors_stand_for_tokens():
         tiny.spec(input_dim=6, tied=True)
 
 
+def test_soft_tokens_are_mixtures_of_embeddings():
+    """All weight on one id is that id; a share of another moves the input along the line between the two."""
+    ids = jnp.stack([TOKENS, jnp.full_like(TOKENS, 3)], axis=-1).astype(jnp.float32)
+    hard = jnp.stack([ids, jnp.broadcast_to(jnp.asarray([1.0, 0.0]), ids.shape)], axis=-1)
+    np.testing.assert_allclose(hidden(hard), hidden(TOKENS), atol=1e-5)
+    network, params = made()
+    half = hard.at[..., 1].set(0.5)
+    table = np.asarray(params["embedding"]["table"])
+    # A table in which id 3 is everywhere the mean of what was mixed gives the same states.
+    one = jnp.full(TOKENS.shape, 5)
+    pair = jnp.stack([jnp.stack([one, one * 0 + 3], axis=-1).astype(jnp.float32), half[..., 1]], axis=-1)
+    mean = {**params, "embedding": {"table": jnp.asarray(table).at[7].set((table[5] + table[3]) / 2)}}
+    want = network.bind(mean, SEGMENTS, POSITIONS).hidden(jnp.full(TOKENS.shape, 7), LEVELS)
+    np.testing.assert_allclose(network.bind(params, SEGMENTS, POSITIONS).hidden(pair, LEVELS), want, atol=1e-4)
+
+
 def test_a_hint_changes_nothing_at_the_start_and_something_later():
     network = build_network(tiny.spec(self_condition=True))
     fresh = network.init(jax.random.key(0))

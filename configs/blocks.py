@@ -1,0 +1,16 @@
+"""Block diffusion (BD3-LM 2503.09573): blocks of 4 tokens from left to right, masked diffusion inside each.
+
+dlmjax train --config configs/blocks.py --config.data.paths=data/corpus --workdir runs/blocks
+dlmjax train --config configs/blocks.py:tiny --config.data.paths=data/char27 --workdir runs/blocks_tiny
+
+A step reads two streams and costs about twice a masked one.  Published for OpenWebText: block 4 20.7, 16 22.3 (table 3).
+docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+"""
+
+from dlmjax import config as config_lib
+
+
+def get_config(size="gpt2_small"):
+    config = config_lib.sized(size)
+    config.process.name = "blocks(size=4)"
+    return config

@@ -1,0 +1,18 @@
+"""Flow matching on embeddings: straight paths from noise to text, the network predicts the velocity.
+
+dlmjax train --config configs/embedding_flow.py --config.data.paths=data/corpus --workdir runs/embedding_flow
+dlmjax train --config configs/embedding_flow.py:tiny \
+    --config.data.paths=data/char27 --workdir runs/embedding_flow_tiny
+
+The loss is no bound; the bound of the same Gaussian path is what is reported.
+docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+"""
+
+from dlmjax import config as config_lib
+
+
+def get_config(size="gpt2_small"):
+    config = config_lib.sized(size)
+    config.model.time_input = "adaln"
+    config.process.name = "embedding_flow"
+    return config

@@ -1,0 +1,17 @@
+"""Discrete flow matching (2407.15595): a path of mixtures from uniform noise to text, trained with cross-entropy.
+
+dlmjax train --config configs/flow_matching.py --config.data.paths=data/corpus --workdir runs/flow_matching
+dlmjax train --config configs/flow_matching.py:tiny --config.data.paths=data/char27 --workdir runs/flow_matching_tiny
+
+From a masked source it is masked diffusion; from a uniform one its bound is not tight, even for the exact denoiser.
+docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+"""
+
+from dlmjax import config as config_lib
+
+
+def get_config(size="gpt2_small"):
+    config = config_lib.sized(size)
+    config.model.time_input = "adaln"
+    config.process.update(name="flow_matching(noise='uniform')", weighting="denoising(everywhere=True)")
+    return config

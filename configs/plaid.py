@@ -1,0 +1,16 @@
+"""Plaid (2305.18619): Gaussian noise on learned embeddings, trained on its likelihood bound, the schedule learned too.
+
+dlmjax train --config configs/plaid.py --config.data.paths=data/corpus --workdir runs/plaid
+dlmjax train --config configs/plaid.py:tiny --config.data.paths=data/char27 --workdir runs/plaid_tiny
+
+docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+"""
+
+from dlmjax import config as config_lib
+
+
+def get_config(size="gpt2_small"):
+    config = config_lib.sized(size)
+    config.model.time_input = "adaln"
+    config.process.update(name="plaid", self_condition=0.25)
+    return config

@@ -1,0 +1,72 @@
+"""Every noise family as a run: trained through the whole trainer's loss, on one device and on eight, from its own config."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
+from dlmjax.diffusion.registry import PROCESSES, parse_call
+from dlmjax.run import assemble
+from tests.models.tiny import lively, worst
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+FAMILIES = sorted(path.stem for path in CONFIGS.glob("*.py") if "get_config(size=" in path.read_text())
+BATCH, LENGTH = 8, 16
+TOKENIZER = load_tokenizer("char27")
+
+
+def parts_of(family, devices, **mesh):
+    config = config_lib.load(f"{CONFIGS}/{family}.py:tiny")
+    with config.unlocked():
+        config.data.update(batch=BATCH, length=LENGTH)
+        # Eight heads, so that they can be split; a vocabulary that divides.
+        config.model.update(depth=2, width=32, heads=8, kv_heads=8, head_dim=8, ffn=64, vocab=32)
+        config.mesh.update(**mesh)
+    return assemble(config, TOKENIZER, devices=devices, counts_V=np.arange(32) + 1)
+
+
+@functools.cache
+def weights(family):
+    return lively(parts_of(family, jax.devices()[:1]).init(jax.random.key(0)))
+
+
+def loss_and_gradient(parts, params):
+    rng = np.random.default_rng(0)
+    segments_BL = np.ones((BATCH, LENGTH), np.int32)
+    segments_BL[:, -3:] = 0
+    batch = {
+        "tokens": rng.integers(0, 27, (BATCH, LENGTH)).astype(np.int32),
+        "segments": segments_BL,
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
+        "row": np.arange(BATCH, dtype=np.int32),
+    }
+    params = jax.device_put(params, parts.param_shardings)
+    run = jax.jit(jax.value_and_grad(parts.loss_fn, has_aux=True))
+    (total, sums), gradient = run(params, parts.partition.put_batch(batch), jax.random.key(1))
+    return jax.device_get((total, sums, gradient))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_computes_the_same_on_eight_devices(family):
+    """Levels, noise, hints and gradients, those of what the process learns too, do not depend on the mesh."""
+    one = loss_and_gradient(parts_of(family, jax.devices()[:1]), weights(family))
+    eight = loss_and_gradient(parts_of(family, jax.devices(), data=2, fsdp=2, tensor=2), weights(family))
+    assert np.isfinite(one[0]) and one[0] != 0
+    np.testing.assert_allclose(eight[0], one[0], rtol=1e-4)
+    assert int(eight[1]["tokens"]) == int(one[1]["tokens"]) and int(eight[1]["corrupted"]) == int(one[1]["corrupted"])
+    assert worst(eight[2], one[2]) < 2e-3
+    if getattr(parts_of(family, jax.devices()[:1]).process, "frozen", False):
+        return  # an embedding that is given, not learned
+    silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(one[2].get("process", {})) if not np.abs(leaf).max() > 0]
+    assert not silent, "every learned value has a gradient"
+
+
+def test_every_process_is_in_a_config_or_a_variant_of_one():
+    """A family that a user cannot start from a config is not shipped."""
+    shipped = {parse_call(config_lib.load(f"{CONFIGS}/{family}.py:tiny").process.name)[0] for family in FAMILIES}
+    variants = {"masked_count", "masked_lambda", "llada", "mixed", "spindle", "gaussian"}
+    assert set(PROCESSES) <= shipped | variants

@@ -55,6 +55,10 @@ class OneNoise(Interpolating):
         none = jnp.zeros_like(rate)
         return (none, rate) if self._mask is not None else (rate, none)
 
+    def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
+        return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.barred)
+
     def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         return super().rows(z_BL, t_BL) if self._mask is None else z_BL == self._mask
 

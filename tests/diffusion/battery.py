@@ -147,7 +147,7 @@ def expected_nats(case: Case, law: oracle.Law, denoiser=None) -> float:
 
 
 def _padded(function, *arrays: np.ndarray) -> np.ndarray:
-    """function(*arrays) in float64, with rows repeated up to a power of 4 (of 2 where they are many): all cases share compiled operations."""
+    """function(*arrays) in float64, with rows repeated up to a power of 4 (many: of 2): all cases share compiled operations."""
     rows = len(arrays[0])
     size = 4 ** math.ceil(math.log(rows, 4)) if rows <= 4**8 else 2 ** math.ceil(math.log2(rows))
     with jax.enable_x64(True):

@@ -1,6 +1,6 @@
 """Every noise family trained for the same FLOPs on the same text, and the table of what came out.
 
-    python -m benchmarks.families --data data/char27 [--families masked,uniform] [--masked-steps 400] [--output FILE.json]
+    python -m benchmarks.families --data data/char27 [--families masked,uniform] [--masked-steps 350] [--output FILE.json]
 
 Each family's `configs/NAME.py:tiny` is trained by `dlmjax train` itself for as many steps as cost what `--masked-steps` masked ones cost
 (FLOPs counted from shapes: two streams of block diffusion, second passes of self-conditioning and of boundary terms included). Then:
@@ -32,7 +32,6 @@ FAMILIES = {
     "autoregressive": ("autoregressive", []),
     "masked": ("masked", []),
     "blocks 4": ("blocks", []),
-    "blocks 16": ("blocks", ["process.name=blocks(size=16)"]),
     "uniform": ("uniform", []),
     "duo": ("duo", []),
     "hybrid": ("hybrid", []),
@@ -114,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a corpus prepared with tokenizer char27")
     parser.add_argument("--families", default=",".join(FAMILIES), help="names, separated by commas (default: all)")
-    parser.add_argument("--masked-steps", type=int, default=400, help="the budget: FLOPs of as many masked steps")
+    parser.add_argument("--masked-steps", type=int, default=350, help="the budget: FLOPs of as many masked steps")
     parser.add_argument("--runs", default="runs/families")
     parser.add_argument("--split", default="test")
     parser.add_argument("--windows", type=int, default=256, help="windows of the split to evaluate")

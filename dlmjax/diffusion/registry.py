@@ -115,20 +115,24 @@ def make_process(name: str, **values: Any) -> Process:
     return _build(f"process {name}", make, values)
 
 
-def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """A name, or a name with literal values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}).
+def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
+    """A name, or a name with values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}). Words without quotes are strings.
 
-    Raises InputError where the text is neither.
+    Raises InputError where the text, which is to be a `what`, is neither.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords):
-            return node.func.id, {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+            return node.func.id, {word.arg: _literal(word.value) for word in node.keywords}
     except (SyntaxError, ValueError):
         pass
-    raise InputError(f"{text!r} is neither a name nor a name with values; write it like cosine or power(exponent=0.5)")
+    raise InputError(f"cannot read {what} {text!r}; write a name, or a name with values, like power(exponent=0.5)")
+
+
+def _literal(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 def process_fields(name: str) -> frozenset[str]:

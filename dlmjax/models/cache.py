@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from dlmjax.errors import InputError
 from dlmjax.models.attention import FORBIDDEN
-from dlmjax.models.denoiser import Denoiser, Network, _layer
+from dlmjax.models.denoiser import Denoiser, Network, transformer_layer
 from dlmjax.models.layers import rotary_tables
 
 
@@ -78,7 +78,7 @@ class CachedDenoiser(Denoiser):
                 written.append(Cache(*(_write(buffer, new, self.start) for buffer, new in zip(before, (k_BSGK, v_BSGK), strict=True))))
                 return attend_to(q_BSHK, *written[-1], allowed_SM)
 
-            x = _layer(self.network, attend, rotary, time, rows.segments_BL.shape, x, weights, None)
+            x = transformer_layer(self.network, attend, rotary, time, rows.segments_BL.shape, x, weights, None)
             return x, written[-1]
 
         x, cache = jax.lax.scan(layer, x, (self.params["layers"], self.cache))

@@ -132,7 +132,7 @@ class Denoiser:
         network, params = self.network, self.params
         spec, layout = network.spec, network.layout
         L = t_BL.shape[1]
-        rows = _Rows(self.segments_BL, self.positions_BL, self.mask)
+        rows = self._rows
         if z_BL.ndim == 3 and not spec.input_dim:
             z_BL, t_BL, rows = jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1), jnp.pad(t_BL, ((0, 0), (0, L))), rows.twice()
         if spec.input_dim:
@@ -196,6 +196,10 @@ class Denoiser:
     def _head_weight(self) -> Array:
         return self.params["embedding"]["table"] if self.network.spec.tied else self.params["head"]["kernel"]
 
+    @property
+    def _rows(self) -> _Rows:
+        return _Rows(self.segments_BL, self.positions_BL, self.mask)
+
     def _with_time(self, x_BLD: Array, t_BL: Array, rows: _Rows) -> tuple[Array, Array | None, _Rows]:
         """The stream with the noise level in it, the signal for "adaln" layers (None otherwise), and the rows that the layers see."""
         spec = self.network.spec
@@ -223,7 +227,7 @@ class Denoiser:
         spec, execution = self.network.spec, self.network.execution
         attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
         rotary = rotary_tables(rows.positions_BL, spec)
-        layer = functools.partial(_layer, self.network, attend, rotary, time, rows.segments_BL.shape)
+        layer = functools.partial(transformer_layer, self.network, attend, rotary, time, rows.segments_BL.shape)
         if execution.remat != "none":
             # Inside a scan nothing can be merged with the forward pass, so the barriers against that are left out.
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
@@ -260,7 +264,7 @@ class _Rows:
         return _Rows(segments_BL, jnp.pad(self.positions_BL, ((0, 0), (1, 0))), Prefixed(self.mask))
 
 
-def _layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:
+def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:
     """x + attention(norm(x)) / l, then + mlp(norm(x)) / l, with l the CompleteP depth ratio (1 when off)."""
     spec, layout = network.spec, network.layout
     residual = 1.0 / spec.depth_ratio

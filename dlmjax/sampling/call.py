@@ -1,11 +1,11 @@
 """A choice with its values, written as a call: "shifted(alpha=3)", or just "uniform".  What is recorded is what was asked for."""
 
-import ast
 import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
 
 
@@ -15,7 +15,7 @@ def build(what: str, text: str, choices: Mapping[str, type]) -> Any:
     Raises:
       InputError: not a name or a call, an unknown name or value (with the nearest valid one).
     """
-    name, values = _parse(what, text)
+    name, values = parse_call(text, what)
     if name not in choices:
         raise InputError(f"unknown {what} {name!r}{_nearest(name, list(choices))}")
     fields = {field.name: field.default for field in dataclasses.fields(choices[name]) if field.init}
@@ -27,21 +27,6 @@ def build(what: str, text: str, choices: Mapping[str, type]) -> Any:
         return choices[name](**values)
     except TypeError as error:
         raise InputError(f"{what} {text!r}: {error}") from error
-
-
-def _parse(what: str, text: str) -> tuple[str, dict[str, Any]]:
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(k.arg for k in node.keywords):
-            return node.func.id, {k.arg: k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError):
-        pass
-    raise InputError(f"cannot read {what} {text!r}; write a name, or a name with values as in {_EXAMPLE}")
-
-
-_EXAMPLE = "'shifted(alpha=3.0)'"
 
 
 def _nearest(name: str, valid: list[str]) -> str:

@@ -44,7 +44,7 @@ def coordinates(width, depth, transfer):
     def outputs(params):
         denoiser = network.bind(params, data["segments"], data["positions"])
         hidden = denoiser.hidden(data["tokens"], jnp.full(data["tokens"].shape, 0.5))
-        stream = denoiser._layers(params["embedding"]["table"][data["tokens"]].reshape(-1, width), None)
+        stream = denoiser._layers(params["embedding"]["table"][data["tokens"]].reshape(-1, width), None, denoiser._rows)
         return stream, denoiser.logits(hidden)
 
     @jax.jit

@@ -1,0 +1,63 @@
+"""docs/processes.md: every process is in its table, and the process that it shows how to add passes the battery."""
+
+import pathlib
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion import oracle
+from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS
+from tests.diffusion import test_battery as battery
+from tests.diffusion.battery import COSINE, TOKENS, VOCAB, Case, as_leave_one_out
+
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "processes.md").read_text(encoding="utf-8")
+PI = np.asarray([0.5, 0.3, 0.2])
+
+
+@pytest.fixture(scope="module")
+def case():
+    """The page's process, run from the page, and its forward kernel by hand."""
+    source = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    assert len(source.splitlines()) <= 80
+    module = types.ModuleType("page_of_processes")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(source, "docs/processes.md", "exec"), module.__dict__)
+    process = module.Lexical(VOCAB, (*PI, 0.0, 0.0))
+    alpha, alpha_prime = COSINE
+    kernel = oracle.Kernel(TOKENS, alpha, alpha_prime, lambda t: (1 - alpha(t)) * PI, lambda t: -alpha_prime(t) * PI)
+
+    def log_likelihood(z_BL, t_BL):
+        hit_BLK = jax.nn.one_hot(z_BL, TOKENS, dtype=t_BL.dtype)
+        alpha_BL = process.schedule.alpha(t_BL)[..., None]
+        return jnp.log(jnp.maximum(alpha_BL * hit_BLK + (1 - alpha_BL) * jnp.asarray(PI, t_BL.dtype)[z_BL][..., None], 1e-30))
+
+    return Case("lexical", process, kernel, log_likelihood, output="leave_one_out", express=as_leave_one_out, times="power")
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        battery.test_case_is_a_process,
+        lambda case: battery.test_bound_is_tight(case, battery.LAW2),
+        lambda case: battery.test_pointwise_loss_is_the_oracles(case, jnp.float64, 1e-10),
+        lambda case: battery.test_pointwise_loss_is_the_oracles(case, jnp.float32, 1e-5),
+        lambda case: battery.test_composed_steps_are_the_one_shot_marginal(case, 6),
+        battery.test_few_reverse_steps_have_the_enumerated_law,
+        lambda case: battery.test_loss_and_gradient_are_finite_at_the_ends(case, jnp.bfloat16, 1e4),
+        battery.test_padding_is_untouched_and_carries_no_loss,
+        battery.test_a_batch_is_its_rows,
+    ],
+    ids=["process", "tight", "pointwise", "pointwise float32", "forward", "reverse", "ends", "padding", "rows"],
+)
+def test_the_page_shows_a_process_that_passes_the_battery(case, test):
+    test(case)
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *WEIGHTINGS])
+def test_every_name_of_a_config_is_on_the_page(name):
+    assert f"`{name}`" in PAGE or f"`{name}(" in PAGE

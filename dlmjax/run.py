@@ -59,7 +59,7 @@ class Parts:
         process, objective = self.process, self.objective
         with jax.transfer_guard("allow"):
             rate = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
-        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_boundary)
+        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_reconstruction)
         passes *= 2 if process.reinforce else 1
         streams = 2 if isinstance(process.attention, Blocks) else 1
         return training_flops_per_token(self.network.spec, self.config.data.length, rate, streams=streams, passes=passes)

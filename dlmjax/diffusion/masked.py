@@ -93,6 +93,10 @@ class Masked(Process):
     def has_boundary(self) -> bool:
         return self.schedule.has_boundary
 
+    @property
+    def has_reconstruction(self) -> bool:
+        return self.schedule.ends[0] != 1
+
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
         """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, but for alpha_1 spread evenly over the K tokens."""
         left = self.schedule.ends[1]

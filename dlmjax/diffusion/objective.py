@@ -131,8 +131,9 @@ class Objective:
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self.boundary and self.process.has_boundary:
             prior = jnp.sum(jnp.where(counted_BL, self.process.given(learned).prior_nats(x_BL), 0.0))
-            keys_B = row_keys(boundary_key, batch["row"])
-            reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, counted_BL, keys_B, learned)
+            if self.process.has_reconstruction:
+                keys_B = row_keys(boundary_key, batch["row"])
+                reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, counted_BL, keys_B, learned)
             total = total + prior + reconstruction
         parts = {
             "tokens": jnp.sum(counted_BL, dtype=jnp.int32),

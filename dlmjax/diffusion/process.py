@@ -183,6 +183,11 @@ class Process(Protocol):
         """True where the prior and reconstruction terms are not zero."""
         return False
 
+    @property
+    def has_reconstruction(self) -> bool:
+        """True where some noise is left at t = 0; only then does training pay a second pass of the network for it."""
+        return self.has_boundary
+
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
         """KL(q(z_1 | x) || p_1) per token."""
         return jnp.zeros(x.shape, jnp.float32)

@@ -67,6 +67,10 @@ class OneNoise(Interpolating):
         return self.schedule.has_boundary
 
     @property
+    def has_reconstruction(self) -> bool:
+        return self.schedule.ends[0] != 1
+
+    @property
     def _mask(self) -> int | None:
         return self.mask_id if self.noise == "mask" else None
 

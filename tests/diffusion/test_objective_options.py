@@ -8,7 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import CrossEntropy, Masked, Objective, PerRow, Power, Weighting, nats_at, oracle, row_keys
+from dlmjax.diffusion import (
+    CrossEntropy,
+    Linear,
+    Masked,
+    Objective,
+    PerRow,
+    Power,
+    Weighting,
+    log_linear,
+    nats_at,
+    oracle,
+    row_keys,
+    symmetric,
+)
 from dlmjax.diffusion.process import Process, cross_entropy
 from dlmjax.diffusion.toy import ToyDenoiser, masked_likelihood
 from dlmjax.errors import InputError
@@ -200,3 +213,15 @@ def test_noise_that_learns_gets_the_score_function_gradient():
     truth = (expected(0.4 + 1e-4) - expected(0.4 - 1e-4)) / 2e-4
     error = np.std(slopes, ddof=1) / np.sqrt(steps)
     assert error < 0.05 * abs(truth) and abs(np.mean(slopes) - truth) < 4 * error
+
+
+# --- boundary terms ----------------------------------------------------------------------------------------------------------------
+
+
+def test_no_second_pass_where_no_noise_is_left_at_the_start():
+    """A schedule that is clean at t = 0 has a prior term and nothing to reconstruct: the network runs once."""
+    for schedule, calls in ((log_linear(0.05), 1), (symmetric(Linear(), 0.05), 2)):
+        denoiser = spy()
+        _, parts = Objective(Masked(VOCAB, MASK, schedule, excluded=(BOS,)))(denoiser, BATCH, KEY, ROWS)
+        assert len(denoiser.calls) == calls
+        assert float(parts["prior"]) > 0 and (float(parts["reconstruction"]) > 0) == (calls == 2)

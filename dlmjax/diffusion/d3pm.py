@@ -260,6 +260,10 @@ class D3pm(Process):
     def has_boundary(self) -> bool:
         return self._grid.ends[1] > 0
 
+    @property
+    def has_reconstruction(self) -> bool:
+        return False  # the term of level 1 is the reconstruction
+
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
         """KL(q(z_T | x) || p_T), p_T even over the tokens."""
         return jnp.asarray(self._prior_K)[self._place(x)]

@@ -46,6 +46,7 @@ class Interpolating(Process):
     excluded: tuple[int, ...]
     parameterisation: str
     time_input = True
+    grid_power = 2.0
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         """The three shares at time t, each exact to rounding where it is small."""

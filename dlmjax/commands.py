@@ -11,7 +11,7 @@ from dlmjax.diffusion import PerRow, nats_at, row_keys
 from dlmjax.diffusion.hyper import choose_interval
 from dlmjax.diffusion.process import learned_of
 from dlmjax.errors import InputError
-from dlmjax.evaluation import Evaluator, LikelihoodResult
+from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.run import Run, open_run
 from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
@@ -47,15 +47,7 @@ def evaluate(
     corpus = _corpus(run, data, split)
     held_out = EvalWindows(corpus, parts.config.data.length, limit=windows)
     size = -(-batch // parts.partition.ways("batch")) * parts.partition.ways("batch")
-    evaluator = Evaluator(
-        parts.process.bound,
-        parts.network.bind,
-        nodes=nodes,
-        draws=draws,
-        seed=seed,
-        put_batch=parts.partition.put_batch,
-        self_condition=parts.network.spec.self_condition,
-    )
+    evaluator = parts.evaluator(nodes=nodes, draws=draws, seed=seed)
     result = evaluator(
         run.params,
         eval_batches(held_out, batch_size=size),
@@ -106,7 +98,8 @@ def interval(
         t_BL, _ = times.draw(key, batch["row"], windows, length)
         denoiser = parts.network.bind(params, batch["segments"], batch["positions"], process.attention)
         keys_B = row_keys(jax.random.fold_in(key, 1), batch["row"])
-        nats_BL = nats_at(process, denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, learned_of(params))
+        hints = parts.network.spec.self_condition
+        nats_BL = nats_at(process, denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, learned_of(params), hints)
         whole_BN = (batch["segments"].reshape(-1, length // size, size) > 0).all(axis=2)
         return t_BL[:, ::size], nats_BL.reshape(-1, length // size, size).mean(axis=2), whole_BN
 

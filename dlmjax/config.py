@@ -132,7 +132,7 @@ def sized(size: str) -> ConfigDict:
     """The defaults at one of the sizes at which every noise family is configured, so that families differ in their noise alone.
 
     "gpt2_small": 12 layers of 768, 1024 tokens, 512 windows a step, for accelerators; "tiny": 4 layers of 128, 128 tokens, 32 windows,
-    about five steps a second on two CPU cores.
+    about two steps a second on two CPU cores.
     Raises InputError for another size.
     """
     config = default()

@@ -24,6 +24,7 @@ from dlmjax.diffusion import Objective, Process, make_process, make_times, make_
 from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
+from dlmjax.evaluation import Evaluator
 from dlmjax.models import Execution, ModelSpec, Network, build_network
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
@@ -53,6 +54,11 @@ class Parts:
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
         return self.objective(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, learned_of(params))
 
+    def evaluator(self, **grid: Any) -> Evaluator:
+        """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""
+        hints = self.network.spec.self_condition
+        return Evaluator(self.process.bound, self.network.bind, put_batch=self.partition.put_batch, self_condition=hints, **grid)
+
     @property
     def flops_per_token(self) -> float:
         """FLOPs of one training token: the passes and streams that the process asks of the network; its own arithmetic is left out."""
@@ -60,7 +66,7 @@ class Parts:
         with jax.transfer_guard("allow"):
             rate = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_reconstruction)
-        passes *= 2 if process.reinforce else 1
+        passes *= process.denoisings
         streams = 2 if isinstance(process.attention, Blocks) else 1
         return training_flops_per_token(self.network.spec, self.config.data.length, rate, streams=streams, passes=passes)
 
@@ -72,7 +78,7 @@ class Parts:
 
     def init(self, key: jax.Array) -> dict:
         """Start values of all that is trained: the network's weights and, under "process", what the process learns."""
-        return self._beside(self.network.init(key), self.process.init(jax.random.fold_in(key, 1)))
+        return _beside(self.network.init(key), self.process.init(jax.random.fold_in(key, 1)))
 
     @property
     def parameter_count(self) -> int:
@@ -83,11 +89,7 @@ class Parts:
     def param_shardings(self) -> dict:
         """Where each weight lies on the mesh; what a process learns is small and lies on every device."""
         learned = jax.eval_shape(lambda: self.process.init(jax.random.key(0)))
-        return self.partition.tree(self._beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
-
-    @staticmethod
-    def _beside(network: dict, process: dict) -> dict:
-        return {**network, "process": process} if process else network
+        return self.partition.tree(_beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
 
     @property
     def unpartitioned(self) -> Network:
@@ -97,6 +99,11 @@ class Parts:
     def abstract_state(self) -> dict:
         """Shapes and placement of the training state."""
         return abstract_state(self.init, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
+
+
+def _beside(network: dict, process: dict) -> dict:
+    """A tree of the network's weights with what the process learns beside them."""
+    return {**network, "process": process} if process else network
 
 
 def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None) -> Parts:
@@ -176,7 +183,7 @@ def _optimizer(spec: OptimizerSpec, steps: int, network: Network, process: Proce
         (network.wd_multipliers, plain),
         (network.eps_multipliers, plain),
     )
-    return build_optimizer(spec, steps, *(Parts._beside(*pair) for pair in trees))
+    return build_optimizer(spec, steps, *(_beside(*pair) for pair in trees))
 
 
 def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:

@@ -13,7 +13,6 @@ import jax
 from dlmjax import config as config_lib
 from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
 from dlmjax.errors import InputError
-from dlmjax.evaluation import Evaluator
 from dlmjax.parallel.host import keep_freed_memory
 from dlmjax.run import Parts, assemble, claim_workdir, open_corpora, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
@@ -66,7 +65,7 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
         return _result(config, workdir, start, meta)
 
     # --- 3. The loop: no host sync but at the logging step ---------------------------------------------------------------------
-    train_step, process = train_step_of(parts.at_step(start)), parts.process.at_step(start)
+    train_step = process = None
     batches = train_batches(windows, rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
     held_out, samples = _HeldOut(parts), _TextSamples(parts)
     key = jax.device_put(jax.random.key(config.seed), parts.partition.sharding(()))
@@ -79,7 +78,7 @@ def train(config, workdir: str, *, fork: str | None = None, init: str | None = N
     ):
         log = _Log(parts, writer, progress, meta.get("pending", []))
         for step in range(start, steps):
-            if parts.process.at_step(step) != process:  # the next phase of a curriculum
+            if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
                 train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
             state, metrics = train_step(state, parts.partition.put_batch(next(batches)), key)
             done, last, metric = step + 1, step + 1 == steps, None
@@ -214,13 +213,7 @@ class _HeldOut:
             return
         self._windows = EvalWindows(corpus, parts.config.data.length, limit=parts.config.log.evaluate_windows)
         self._bytes = corpus.tokenizer.byte_lengths_V
-        self._evaluator = Evaluator(
-            parts.process.bound,
-            parts.network.bind,
-            nodes=parts.config.log.nodes,
-            put_batch=parts.partition.put_batch,
-            self_condition=parts.network.spec.self_condition,
-        )
+        self._evaluator = parts.evaluator(nodes=parts.config.log.nodes)
 
     def due(self, done: int, last: bool) -> bool:
         """Is an evaluation wanted after this step?"""

@@ -7,13 +7,12 @@ alone, so a restart (or a corpus without the file) makes the same bytes again.
 """
 
 import io
-import os
 import pathlib
 
 import numpy as np
 from jaxtyping import Int64
 
-from dlmjax.data.manifest import Manifest
+from dlmjax.data.manifest import Manifest, write_atomically
 
 FILE = "counts.npy"
 _RECORDS = 256  # read at a time: 2 MiB of tokens
@@ -61,12 +60,7 @@ def write_counts(directory: pathlib.Path, counts_V: Int64[np.ndarray, "V"]) -> N
     """Writes the file in one step: a reader sees all of it or none."""
     content = io.BytesIO()
     np.save(content, counts_V, allow_pickle=False)
-    part = directory / (FILE + ".part")
-    with open(part, "wb") as file:
-        file.write(content.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(directory / FILE)
+    write_atomically(directory / FILE, content.getvalue())
 
 
 def corpus_counts(directory: pathlib.Path, found: Manifest, split: str) -> Int64[np.ndarray, "V"]:

@@ -161,11 +161,11 @@ def prepare_command(request: dict, directory: pathlib.Path) -> str:
     return " ".join(words)
 
 
-def write_atomically(path: pathlib.Path, content: str) -> None:
-    """Writes a small file in one step: a reader (or a restart) sees the old content or the new one, never a part."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a small file, text as UTF-8, in one step: a reader (or a restart) sees the old content or the new one, never a part."""
     part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(content)
+    with open(part, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

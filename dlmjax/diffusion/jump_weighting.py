@@ -15,10 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.interpolating import Interpolating
 from dlmjax.diffusion.process import cross_entropy, exclude
-from dlmjax.diffusion.weighting import Weighting
+from dlmjax.diffusion.weighting import SMALLEST, Weighting
 from dlmjax.errors import InputError
-
-_SMALLEST = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ClippedJumps(Weighting):
         _positive(self)
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        weight = jnp.maximum(_jumping(self, process).jump_weight(x, z, t), _SMALLEST)
+        weight = jnp.maximum(_jumping(self, process).jump_weight(x, z, t), SMALLEST)
         return jnp.minimum(weight, self.cap) / weight
 
 
@@ -49,9 +47,9 @@ class Dynamic(Weighting):
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         alpha, even, _ = _jumping(self, process).shares(t)
-        by_noise = even / jnp.maximum(alpha * process.tokens + even, _SMALLEST)
+        by_noise = even / jnp.maximum(alpha * process.tokens + even, SMALLEST)
         wanted = jnp.where(process.is_token(z), jnp.where(z == x, by_noise, 1.0), 2.0)
-        return self.cap * wanted / jnp.maximum(process.jump_weight(x, z, t), _SMALLEST)
+        return self.cap * wanted / jnp.maximum(process.jump_weight(x, z, t), SMALLEST)
 
 
 @dataclasses.dataclass(frozen=True)

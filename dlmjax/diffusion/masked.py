@@ -53,6 +53,10 @@ class Masked(Process):
         hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.schedule.noise(t_BL)
         return jnp.where(_among(hit_BL, valid_BL), self.mask_id, x_BL)
 
+    @property
+    def denoisings(self) -> int:
+        return 2 if self.complementary else 1
+
     def draws(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[tuple[Int[Array, "B L *state"], Float[Array, "B L"]], ...]:

@@ -121,16 +121,20 @@ class Objective:
         text = _Text(denoiser, x_BL, valid_BL, counted_BL, learned, row_keys(jax.random.fold_in(key, 4), batch["row"]))
         noise_keys_B = row_keys(noise_key, batch["row"])
 
-        if self.process.reinforce and jax.tree.leaves(learned):
-            total, nats_BL, z_BL = self._two_draws(text, noise_keys_B, t_BL, inverse_pdf_BL)
-        else:
-            draws = self.process.given(learned).draws(noise_keys_B, x_BL, t_BL, valid_BL)
-            sums = [self._diffusion(text, z_BL, level_BL, inverse_pdf_BL)[:2] for z_BL, level_BL in draws]
-            total, nats_BL = (sum(part) / len(draws) for part in zip(*sums, strict=True))
-            z_BL = draws[0][0]
+        process = self.process.given(learned)
+        learns_noise = self.process.reinforce and bool(jax.tree.leaves(learned))
+        draws = [
+            draw
+            for keys_B in (split_rows(noise_keys_B) if learns_noise else [noise_keys_B])
+            for draw in process.draws(keys_B, x_BL, t_BL, valid_BL)
+        ]
+        totals, nats, rows = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
+        total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
+        if learns_noise:
+            total = total + _score_function(process, text, draws, rows)
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self.boundary and self.process.has_boundary:
-            prior = jnp.sum(jnp.where(counted_BL, self.process.given(learned).prior_nats(x_BL), 0.0))
+            prior = jnp.sum(jnp.where(counted_BL, process.prior_nats(x_BL), 0.0))
             if self.process.has_reconstruction:
                 keys_B = row_keys(boundary_key, batch["row"])
                 reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, counted_BL, keys_B, learned)
@@ -160,26 +164,10 @@ class Objective:
         weighting, weight_BL = self.weighting, inverse_pdf_BL
         trained = None if _is_factor(weighting) else weighting
         if trained is None:
-            # Under no other weight than 1 may a factor be infinite or zero where there is no loss: such rows are not computed.
             weight_BL = weight_BL * weighting.factor(self.process.given(text.learned), text.x_BL, z_BL, t_BL)
         hint_BLI = text.hint(self.process, z_BL, t_BL, self.self_condition)
         total, nats_BL = text.nats(self.process, z_BL, t_BL, weight_BL, trained, hint_BLI)
         return total, nats_BL, jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
-
-    def _two_draws(self, text: "_Text", keys_B, t_BL, inverse_pdf_BL):
-        """The mean of two draws of z, and the leave-one-out score function of what the noise has learned (MD4 2406.04329 section 4)."""
-        process = self.process.given(text.learned)
-        totals, nats, states, rows, logs = [], [], [], [], []
-        for part_B in split_rows(keys_B):
-            z_BL = jax.lax.stop_gradient(process.corrupt(part_B, text.x_BL, t_BL, text.valid_BL))
-            total, nats_BL, row_B = self._diffusion(text, z_BL, t_BL, inverse_pdf_BL)
-            log_q_BL = jnp.where(text.counted_BL, process.log_q(z_BL, text.x_BL, t_BL), 0.0)
-            states, totals, nats = [*states, z_BL], [*totals, total], [*nats, nats_BL]
-            rows, logs = [*rows, row_B], [*logs, jnp.sum(log_q_BL, axis=1)]
-        surrogate_B = jax.lax.stop_gradient(rows[0] - rows[1]) * (logs[0] - logs[1]) / 2
-        # Its value is no part of the loss, its gradient is.
-        surrogate = jnp.sum(surrogate_B - jax.lax.stop_gradient(surrogate_B))
-        return (totals[0] + totals[1]) / 2 + surrogate, (nats[0] + nats[1]) / 2, states[0]
 
     @property
     def is_bound(self) -> bool:
@@ -286,6 +274,16 @@ class _Text:
         # Without learned values the loss is the process's own method, by which compiled functions are found again.
         fn = process.loss if weighting is None and not jax.tree.leaves(self.learned) else nats_fn
         return self.denoiser.row_losses(hidden_BLD, rows_BL, fn, (self.x_BL, z_BL, t_BL), weight_BL, *_given(self.learned))
+
+
+def _score_function(process: Process, text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
+    """0, with the gradient of what the noise has learned: that of log q(z | x), weighed by how much worse than its twin each of two draws
+    did (the leave-one-out estimator of MD4 2406.04329 section 4). `rows`: the loss of every row under each draw."""
+    first_B, second_B = (
+        jnp.sum(jnp.where(text.counted_BL, process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
+    )
+    surrogate = jnp.sum((rows[0] - rows[1]) * (first_B - second_B) / 2)
+    return surrogate - jax.lax.stop_gradient(surrogate)
 
 
 def _given(learned: Any) -> tuple[Any, ...]:

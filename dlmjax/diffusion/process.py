@@ -114,6 +114,11 @@ class Process(Protocol):
     # --- what most processes keep ----------------------------------------------------------------------------------------------
 
     @property
+    def denoisings(self) -> int:
+        """How many times a training step denoises a row."""
+        return 2 if self.reinforce else 1
+
+    @property
     def outputs(self) -> int:
         """Columns of the denoiser's output: logits over the vocabulary, unless the network predicts something else."""
         return self.vocab

@@ -189,11 +189,11 @@ def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:
 
 def _lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     if name not in table:
-        raise InputError(f"unknown {kind} {name!r}{_nearest(name, table)}")
+        raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
     return table[name]
 
 
-def _nearest(name: str, valid: Mapping[str, Any]) -> str:
+def nearest(name: str, valid: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
 
@@ -207,7 +207,7 @@ def _build(where: str, make: Callable[..., Any], values: Mapping[str, Any]) -> A
     fields = _fields(make)
     for name in values:
         if name not in fields:
-            raise InputError(f"{where} has no value {name!r}" + (_nearest(name, fields) if fields else "; it takes none"))
+            raise InputError(f"{where} has no value {name!r}" + (nearest(name, fields) if fields else "; it takes none"))
     missing = [name for name, field in fields.items() if field.default is field.empty and name not in values]
     if missing:
         raise InputError(f"{where} needs {', '.join(missing)}")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from dlmjax.errors import InputError
 
-_SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
+SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ class InverseRate(Weighting):
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         del x, z
-        return 1 / (jnp.maximum(process.cross_entropy_weight(t), _SMALLEST) * jnp.maximum(process.noise_rate(t), _SMALLEST))
+        return 1 / (jnp.maximum(process.cross_entropy_weight(t), SMALLEST) * jnp.maximum(process.noise_rate(t), SMALLEST))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CrossEntropy(Weighting):
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         del x, z
-        return 1 / jnp.maximum(process.cross_entropy_weight(t), _SMALLEST)
+        return 1 / jnp.maximum(process.cross_entropy_weight(t), SMALLEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,5 +96,5 @@ class Capped(Weighting):
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         del x, z
-        weight = jnp.maximum(process.cross_entropy_weight(t), _SMALLEST)
+        weight = jnp.maximum(process.cross_entropy_weight(t), SMALLEST)
         return jnp.minimum(weight, self.cap) / weight

@@ -1,11 +1,10 @@
 """A choice with its values, written as a call: "shifted(alpha=3)", or just "uniform".  What is recorded is what was asked for."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from dlmjax.diffusion.registry import parse_call
+from dlmjax.diffusion.registry import nearest, parse_call
 from dlmjax.errors import InputError
 
 
@@ -17,18 +16,13 @@ def build(what: str, text: str, choices: Mapping[str, type]) -> Any:
     """
     name, values = parse_call(text, what)
     if name not in choices:
-        raise InputError(f"unknown {what} {name!r}{_nearest(name, list(choices))}")
+        raise InputError(f"unknown {what} {name!r}{nearest(name, choices)}")
     fields = {field.name: field.default for field in dataclasses.fields(choices[name]) if field.init}
     for key, value in values.items():
         if key not in fields:
-            raise InputError(f"{what} {name} has no value {key!r}{_nearest(key, list(fields)) if fields else '; it takes none'}")
+            raise InputError(f"{what} {name} has no value {key!r}{nearest(key, fields) if fields else '; it takes none'}")
         values[key] = float(value) if isinstance(fields[key], float) and isinstance(value, int) else value
     try:
         return choices[name](**values)
     except TypeError as error:
         raise InputError(f"{what} {text!r}: {error}") from error
-
-
-def _nearest(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"

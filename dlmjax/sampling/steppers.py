@@ -106,7 +106,7 @@ class TauLeap(Stepper):
         rates_BLV = reverse_rates(process, logits_BLV, z, t_BL)
         total_BL = jnp.sum(rates_BLV, axis=-1)
         jump_BL = uniform_rows(jump_B, z.shape[1]) < total_BL * (t_BL - s_BL)
-        to_BL = draw_tokens(token_B, jnp.where(rates_BLV > 0, jnp.log(jnp.where(rates_BLV > 0, rates_BLV, 1.0)), EXCLUDED))
+        to_BL = _draw_by_rate(token_B, rates_BLV)
         leapt_BL = jnp.where(jump_BL, to_BL, z)
         # Only at the end is the second draw needed.
         ends = jnp.any(s_BL <= 0)
@@ -123,7 +123,7 @@ def reverse_rates(
         hazard_BL = jnp.where(masked_BL, process.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
         return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
     to_even_BL, to_mask_BL = process.jumps(t_BL)
-    into_BL = jnp.where(_is_mask(process, z_BL), to_mask_BL, to_even_BL / process.tokens)
+    into_BL = jnp.where(process.is_token(z_BL), to_even_BL / process.tokens, to_mask_BL)
     into_BL /= jnp.maximum(process.shares(t_BL).alpha, FLOOR)
     score_BLV = jnp.exp(process.output.log_score(process, logits_BLV, z_BL, t_BL))
     return jnp.where(jnp.arange(process.vocab) == z_BL[..., None], 0.0, into_BL[..., None] * score_BLV)
@@ -157,22 +157,22 @@ class Analytic(Stepper):
         even_BL, mask_BL = (jnp.maximum(a - keep_BL * b, 0.0) for a, b in zip(after[1:], before[1:], strict=True))
         score_BLV = jnp.exp(process.output.log_score(process, logits_BLV, z, t_BL))
         class_V = jnp.arange(process.vocab)
-        noise_BLV = jnp.where(_is_mask(process, class_V), mask_BL[..., None], even_BL[..., None] / process.tokens)
+        noise_BLV = jnp.where(process.is_token(class_V), even_BL[..., None] / process.tokens, mask_BL[..., None])
         # Classes that nothing shows have no score and stay below 0.
         undone_BLV = jnp.maximum(score_BLV - noise_BLV * jnp.sum(score_BLV, axis=-1, keepdims=True), 0.0)
-        into_BL = jnp.where(_is_mask(process, z), mask_BL, even_BL / process.tokens)
+        into_BL = jnp.where(process.is_token(z), even_BL / process.tokens, mask_BL)
         stay_BL = (keep_BL + into_BL) * jnp.take_along_axis(undone_BLV, z[..., None], axis=-1)[..., 0]
         go_BLV = jnp.where(class_V == z[..., None], 0.0, undone_BLV * into_BL[..., None])
         go_BL = jnp.sum(go_BLV, axis=-1)
         moves_BL = uniform_rows(leave_B, z.shape[1]) * (stay_BL + go_BL) < go_BL
-        to_BL = draw_tokens(token_B, jnp.where(go_BLV > 0, jnp.log(jnp.where(go_BLV > 0, go_BLV, 1.0)), EXCLUDED))
+        to_BL = _draw_by_rate(token_B, go_BLV)
         stepped_BL = jnp.where(moves_BL, to_BL, z)
         return jnp.where(after.alpha < 1e-3, process.reverse_step(own_B, logits_BLV, z, t_BL, s_BL), stepped_BL)
 
 
-def _is_mask(process: Interpolating, ids: Int[Array, "*n"]) -> Bool[Array, "*n"]:
-    """Where an id is the mask; nowhere under noise without masks, since they have no share there."""
-    return jnp.zeros(ids.shape, bool) if process.mask_id is None else ids == process.mask_id
+def _draw_by_rate(keys_B: Key[Array, "B"], rate_BLV: Float[Array, "B L V"]) -> Int[Array, "B L"]:
+    """A class in proportion to its rate, never one whose rate is 0."""
+    return draw_tokens(keys_B, jnp.where(rate_BLV > 0, jnp.log(jnp.where(rate_BLV > 0, rate_BLV, 1.0)), EXCLUDED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,8 +240,8 @@ class SelfCorrect(Stepper):
             raise InputError(f"method self_correct needs uniform or hybrid noise; process {process.name} never shows a wrong token")
 
     def retouch(self, process, keys_B, denoise, z, free_BL):
-        logits_BLV = denoise(z, jnp.where(free_BL, self.level, 0.0))
         level_BL = jnp.where(free_BL, self.level, 0.0)
+        logits_BLV = denoise(z, level_BL)
         log_p_BLV = process.output.log_loo(process, logits_BLV, z, level_BL) if isinstance(process, Interpolating) else logits_BLV
         log_p_BLV = jax.nn.log_softmax(log_p_BLV)
         guess_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)

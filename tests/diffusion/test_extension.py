@@ -1,5 +1,5 @@
-"""Processes that dlmjax does not ship, written here against the protocol: it must carry uniform noise, whose denoiser needs the time
-and a leave-one-out posterior, and block diffusion, whose state holds the noisy and the clean text, without a change to anything else.
+"""Uniform noise, whose denoiser needs the time and a leave-one-out posterior, and block diffusion, whose state holds the noisy and the
+clean text, each written once more as a user would and passed through the unchanged objective and battery.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.gaussian.parameterisation import NAMES, coefficients
+from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.weighting import Weighting
 from dlmjax.errors import InputError
 
@@ -71,7 +72,7 @@ class EndToEnd(Weighting):
         start, end = process.curve.level(jnp.zeros_like(t)).over(), process.curve.level(jnp.ones_like(t)).over()
         z0 = start.a * clean + start.s * jax.lax.stop_gradient((z - now.a * clean) / now.s)
         terminal = jnp.mean((end.a * clean) ** 2, axis=-1)
-        rounding = _token_nats(process.round(z0), x)
+        rounding = cross_entropy(process.round(z0), x)
         return squared_error(process, logits, x, z, t, "x0") + self.terminal * terminal + self.rounding * rounding
 
 
@@ -97,7 +98,7 @@ class Anchor(Weighting):
             belief = process.belief(logits, z, t)
         else:
             belief = process.round(process.curve.level(jnp.zeros_like(t)).over().a * process.clean(logits, z, t))
-        return squared_error(process, logits, x, z, t, "x0") + self.weight * _token_nats(belief, x)
+        return squared_error(process, logits, x, z, t, "x0") + self.weight * cross_entropy(belief, x)
 
 
 def squared_error(
@@ -108,7 +109,3 @@ def squared_error(
     x0_part, eps_part = coefficients(name, now)
     error = (x0_part - eps_part * now.a / now.s) * (process.table[x] - process.clean(logits, z, t))
     return jnp.mean(error**2, axis=-1)
-
-
-def _token_nats(logits: Float[Array, "*n V"], x: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]

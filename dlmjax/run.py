@@ -123,7 +123,7 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = No
     mesh = make_mesh(**config.mesh, devices=devices)
     partition = Partition(mesh)
     classes = process.outputs if process.input_dim else vocab
-    spec = ModelSpec(**{**config.model, "vocab": classes}, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
+    spec = _model_spec(config, vocab=classes, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
     network = build_network(spec, Execution(**config.execution), partition)
     optimizer = OptimizerSpec(**config.optimizer)
     times, of_times = parse_call(config.process.times)

@@ -91,3 +91,15 @@ def test_flops_agree_with_the_six_n_rule():
     parameters = build_network(spec, Execution()).parameter_count - spec.vocab * spec.width  # the embedding is a look-up
     attention = 12 * config.data.length * spec.depth * spec.heads * spec.head_dim
     assert training_flops_per_token(spec, config.data.length) == pytest.approx(6 * parameters + attention, rel=1e-3)
+
+
+def test_the_features_of_the_time_input_reach_the_network():
+    tokenizer = load_tokenizer("bytes")
+    path = str(next(path for path in CONFIGS if path.stem == "uniform")) + ":tiny"
+    specs = [
+        assemble(config_lib.load(path, overrides), tokenizer).network.spec
+        for overrides in ([], ['model.time_input=adaln(features="fourier")'])
+    ]
+    assert [(spec.time_input, spec.time_features) for spec in specs] == [("adaln", "sinusoidal"), ("adaln", "fourier")]
+    with pytest.raises(InputError, match="takes no value but features"):
+        assemble(config_lib.load(path, ["model.time_input=adaln(feature=1)"]), tokenizer)

@@ -7,7 +7,8 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted([*ROOT.glob("dlmjax/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("configs/*.py")])
+PLACES = ("dlmjax/**/*.py", "tests/**/*.py", "benchmarks/*.py", "configs/*.py", "launch/*.py")
+FILES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

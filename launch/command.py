@@ -1,0 +1,143 @@
+"""What every launcher is asked to start: the flags of `dlmjax train`, checked here, before a machine is asked for or paid for."""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from dlmjax import config as config_lib
+from dlmjax.__main__ import train_flags
+from dlmjax.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The flags of one `dlmjax train`, and the config that they give."""
+
+    flags: tuple[str, ...]
+    config_file: str
+    workdir: str
+    config: ConfigDict
+
+    @property
+    def arguments(self) -> list[str]:
+        """`train` and its flags; always with `--json`, whose line tells a launcher whether the run is finished."""
+        return ["train", *self.flags, *([] if "--json" in self.flags else ["--json"])]
+
+    def check_devices(self, devices: int) -> None:
+        """Raises InputError where the config's mesh cannot be laid over so many devices."""
+        sizes = dict(self.config.mesh)
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if devices % fixed or (-1 not in sizes.values() and fixed != devices):
+            named = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+            raise InputError(f"{named} does not divide {devices} devices; choose other sizes with --config.mesh.NAME=SIZE")
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad flags are an InputError."""
+
+    def __init__(self, name: str, doc: str, example: str):
+        super().__init__(
+            prog=f"launch/{name}.py",
+            usage=f"python launch/{name}.py {example} [any flag of dlmjax train]",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        raise InputError(f"{message} (see: python {self.prog} --help)")
+
+
+def read_train(flags: list[str]) -> Train:
+    """Checks flags of `dlmjax train` and the config they name.
+
+    Raises:
+      InputError: an unknown or missing flag, a bad config.
+    """
+    try:
+        arguments, overrides = train_flags(flags)
+    except InputError as error:
+        raise InputError(f"not a flag of this launcher, and dlmjax train says: {error}") from error
+    return Train(tuple(flags), arguments.config, arguments.workdir, config_lib.load(arguments.config, overrides))
+
+
+def in_repository(train: Train) -> Train:
+    """The same with the path of its config as other machines have it: relative to the repository.
+
+    Raises:
+      InputError: the config is not in the repository, so that the other machines do not have it.
+    """
+    path, colon, size = train.config_file.partition(".py:")
+    try:
+        inside = pathlib.Path(path).resolve().relative_to(ROOT)
+    except ValueError as error:
+        raise InputError(f"--config {train.config_file} is not in {ROOT}; put it into configs/, so that every machine has it") from error
+    flags = list(train.flags)
+    for place, flag in enumerate(flags):
+        if flag == "--config":
+            flags[place + 1] = f"{inside}{colon}{size}"
+        elif flag.startswith("--config="):
+            flags[place] = f"--config={inside}{colon}{size}"
+    return dataclasses.replace(train, flags=tuple(flags))
+
+
+def on_volumes(train: Train, volumes: tuple[str, ...]) -> tuple[Train, list[str]]:
+    """Every `gs://bucket/...` of the flags as `/gcs/bucket/...`, where the launchers mount it; and the buckets.
+
+    Args:
+      volumes: directories that every host has in common.
+
+    Raises:
+      InputError: the workdir or a corpus is on no volume, so that the hosts would not see the same files; a bucket that cannot be.
+    """
+    flags = tuple(flag.replace("gs://", "/gcs/") for flag in train.flags)
+    buckets = sorted(set(re.findall(r"gs://([^/\s'\",)]*)", " ".join(train.flags))))
+    for bucket in buckets:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", bucket):
+            raise InputError(f"gs://{bucket} names no bucket: 3 to 63 lower-case letters, digits, hyphens, dots and underscores")
+    moved = dataclasses.replace(train, flags=flags, workdir=train.workdir.replace("gs://", "/gcs/"))
+    volumes = (*volumes, *(f"/gcs/{bucket}" for bucket in buckets))
+    places = {"--workdir": [train.workdir], "--config.data.paths": list(train.config.data.paths)}
+    for flag, paths in places.items():
+        if not paths:
+            raise InputError(f"the config names no corpus; pass {flag}=DIR")
+        for path in paths:
+            if not any(path.replace("gs://", "/gcs/").startswith(f"{volume}/") for volume in volumes):
+                raise InputError(f"{flag} {path} is on no volume that all hosts share; give {flag}=gs://bucket/dir, or a mounted directory")
+    return moved, buckets
+
+
+def shell_name(text: str, flag: str) -> str:
+    """A name that clusters accept: lower case, digits and hyphens, at most 40 characters.
+
+    Raises:
+      InputError: it is not one.
+    """
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
+        raise InputError(f"{flag} is {text!r}; use at most 40 lower-case letters, digits and hyphens, the first a letter")
+    return text
+
+
+def default_name(train: Train) -> str:
+    """The last part of the workdir, as such a name."""
+    name = re.sub(r"[^a-z0-9]+", "-", train.workdir.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    return (name if name[:1].isalpha() else f"run-{name}").strip("-")[:40].strip("-")
+
+
+def exit_code(name: str, main: Callable[[list[str]], int]) -> int:
+    """Runs a launcher on the command line's flags: bad input is one line and 2, an interruption 130."""
+    try:
+        return main(sys.argv[1:])
+    except InputError as error:
+        print(f"launch/{name}.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

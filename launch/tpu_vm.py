@@ -1,0 +1,260 @@
+"""One `dlmjax train` on Cloud TPU VMs through gcloud: machines from a queue, the code on every worker, the log of the first, and away.
+
+    python launch/tpu_vm.py run --name mine --zone us-east5-a --tpu v5p:2x2x2 --spot --dry-run --config configs/masked.py \\
+        --workdir gs://bucket/masked --config.data.paths=gs://bucket/data
+
+    create   asks for the machines and waits until they are there
+    copy     the repository to every worker, and its installation
+    start    the run on every worker, in the background; the workers find each other
+    follow   the log of the first worker to its end; ends with the run's exit code
+    stop     SIGTERM on every worker: the run saves and ends
+    delete   the machines; nothing is paid for afterwards
+    run      all of it; machines that were taken away are asked for again, and the run goes on where it was
+
+`--dry-run` prints every command, as a shell takes it, and does nothing. `gs://bucket/...` in any flag is mounted at /gcs/bucket/... by
+gcsfuse, which must be on the machines (--setup can install it); `--shared /DIR` names a directory that your --setup mounts. The workdir
+and the corpus must be on one of them: machines that are taken away take their disks with them. Configs are those in the repository.
+"""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
+
+from dlmjax.errors import InputError
+from launch.command import ROOT, Parser, Train, exit_code, in_repository, on_volumes, read_train, shell_name
+from launch.machines import TPUS, tpu_slice
+from launch.unfinished import START_AGAIN
+
+ACTIONS = ("create", "copy", "start", "follow", "stop", "delete", "run")
+NEEDED = ("dlmjax", "configs", "launch", "setup.py", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
+# The images are Ubuntu 22.04, whose own Python is too old; at first boot another apt may hold the lock.
+PYTHON = (
+    "sudo apt-get -o DPkg::Lock::Timeout=600 update -q",
+    "sudo apt-get -o DPkg::Lock::Timeout=600 install -y -q python3.11-venv",
+)
+GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING", "")  # states of a queued resource whose machines will not come (back)
+NO_CONNECTION = 255  # ssh's own code
+SAME_MACHINES = 3  # starts again on machines that are still there, before others are asked for
+
+
+def parser() -> Parser:
+    """The flags of this launcher."""
+    made = Parser(
+        "tpu_vm", __doc__, f"{'|'.join(ACTIONS)} --name NAME --zone ZONE [--tpu v5p:2x2x2] [--dry-run] --config CONFIG --workdir DIR"
+    )
+    add = made.add_argument
+    add("action", choices=ACTIONS)
+    add("--name", required=True, help="of the queued resource and its machines")
+    add("--zone", required=True)
+    add("--project", help="default: gcloud's")
+    add("--tpu", metavar="KIND:TOPOLOGY", help="for create and run, as in v5p:8x8x8")
+    add("--runtime-version", help="default: the one for the kind of TPU")
+    add("--spot", action="store_true", help="on machines that can be taken away")
+    add("--setup", action="append", default=[], metavar="LINE", help="a shell line on every worker before the installation")
+    add("--python", default="python3.11", help="on the workers (python3.11, installed by copy)")
+    add("--shared", action="append", default=[], metavar="/DIR", help="a directory that all workers share, mounted by --setup")
+    add("--max-requeues", type=int, default=100, metavar="N", help="of run: times that machines are asked for again (100)")
+    add("--poll-seconds", type=float, default=30.0, metavar="S", help="between looks at the queue (30)")
+    add("--back-off-seconds", type=float, default=60.0, metavar="S", help="before machines are asked for again, doubled each time (60)")
+    add("--dry-run", action="store_true", help="print the commands and run none")
+    return made
+
+
+class Commands:
+    """The gcloud command lines, as argument lists; what runs on the workers is one shell text each."""
+
+    def __init__(self, arguments):
+        self._arguments = arguments
+        self.archive = str(pathlib.Path(tempfile.gettempdir()) / f"dlmjax-{arguments.name}.tar.gz")
+
+    def _gcloud(self, *words: str) -> list[str]:
+        where = [f"--zone={self._arguments.zone}", *([f"--project={self._arguments.project}"] if self._arguments.project else [])]
+        return ["gcloud", "compute", "tpus", *words, *where]
+
+    def _ssh(self, worker: str, text: str) -> list[str]:
+        return self._gcloud("tpu-vm", "ssh", self._arguments.name, f"--worker={worker}", f"--command={text}")
+
+    def create(self) -> list[str]:
+        """Asks for the machines."""
+        if not self._arguments.tpu:
+            raise InputError("create needs --tpu KIND:TOPOLOGY, as in v5p:2x2x2")
+        machines = tpu_slice(self._arguments.tpu)
+        tpu, name = TPUS[machines.kind], self._arguments.name
+        if not tpu.type:
+            raise InputError(f"--tpu {self._arguments.tpu}: {machines.kind} is there on Kubernetes only; see launch/kubernetes.py")
+        asked = [f"--node-id={name}", f"--type={tpu.type}", f"--topology={machines.topology}"]
+        runtime = [f"--runtime-version={self._arguments.runtime_version or tpu.runtime}"]
+        return self._gcloud("queued-resources", "create", name, *asked, *runtime, *(["--spot"] if self._arguments.spot else []))
+
+    def state(self) -> list[str]:
+        """Prints the state of the request."""
+        return self._gcloud("queued-resources", "describe", self._arguments.name, "--format=value(state.state)")
+
+    def delete(self) -> list[str]:
+        """Deletes request and machines."""
+        return self._gcloud("queued-resources", "delete", self._arguments.name, "--force", "--quiet")
+
+    def copy(self) -> list[list[str]]:
+        """Packs what is needed, sends it to every worker, installs it there."""
+        python, name = shlex.quote(self._arguments.python), self._arguments.name
+        install = [
+            "rm -rf dlmjax",
+            "mkdir dlmjax",
+            "tar -xzf dlmjax.tar.gz -C dlmjax",
+            *(PYTHON if self._arguments.python == "python3.11" else ()),
+            *self._arguments.setup,
+            "cd dlmjax",
+            f"{python} -m venv .venv",
+            ".venv/bin/python -m pip install -q -c requirements.lock -e '.[tpu]'",
+        ]
+        return [
+            ["tar", "-czf", self.archive, "--exclude=__pycache__", "-C", str(ROOT), *NEEDED],
+            self._gcloud("tpu-vm", "scp", self.archive, f"{name}:dlmjax.tar.gz", "--worker=all"),
+            self._ssh("all", " && ".join(install)),
+        ]
+
+    def start(self, train: Train, buckets: list[str]) -> list[str]:
+        """Starts the run on every worker; refuses where one is running already."""
+        run = shlex.join([".venv/bin/python", "launch/unfinished.py", ".venv/bin/dlmjax", *train.arguments])
+        # The shell outlives the SIGTERM of `stop`, to note the code; `: ` as a trap is not handed down, as ignoring would be.
+        body = shlex.quote(f"trap : TERM; {run}; echo $? > run.code")
+        mounts = [
+            f"{{ mountpoint -q {at} || {{ sudo mkdir -p {at} && sudo chown $USER {at} && gcsfuse --implicit-dirs {bucket} {at}; }}; }}"
+            for bucket, at in ((bucket, f"/gcs/{bucket}") for bucket in buckets)
+        ]
+        steps = [
+            "cd dlmjax",
+            "{ ! kill -0 $(cat run.pid 2>/dev/null) 2>/dev/null || { echo 'a run is going on here; stop it first' >&2; exit 2; }; }",
+            *mounts,
+            "rm -f run.code",
+            f"{{ setsid nohup sh -c {body} > run.log 2>&1 < /dev/null & echo $! > run.pid; }}",
+        ]
+        return self._ssh("all", " && ".join(steps))
+
+    def follow(self) -> list[str]:
+        """The log of the first worker; its run's code, 75 where it left none."""
+        tail = "tail --pid=$(cat run.pid) -s 0.2 -n +1 -F run.log 2>/dev/null"
+        return self._ssh("0", f"cd dlmjax && {tail}; exit $(cat run.code 2>/dev/null || echo {START_AGAIN})")
+
+    def stop(self) -> list[str]:
+        """SIGTERM to the run on every worker; returns when it has ended."""
+        return self._ssh(
+            "all", "cd dlmjax && kill -TERM -- -$(cat run.pid) && while kill -0 -- -$(cat run.pid) 2>/dev/null; do sleep 1; done"
+        )
+
+
+def _do(command: list[str]) -> int:
+    print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
+    try:
+        return subprocess.run(command).returncode
+    except FileNotFoundError as error:
+        raise InputError(f"{command[0]} is not here; install the Google Cloud CLI, or look with --dry-run") from error
+
+
+def _state(commands: Commands) -> str:
+    """The state of the request; "" where there is none."""
+    return subprocess.run(commands.state(), stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def _wait(commands: Commands, poll_seconds: float) -> bool:
+    """Waits in the queue. Returns whether the machines came."""
+    said = None
+    while (state := _state(commands)) not in GONE:
+        if state == "ACTIVE":
+            return True
+        if state != said:
+            print(f"launch/tpu_vm.py: {state}", file=sys.stderr, flush=True)
+        said = state
+        time.sleep(poll_seconds)
+    return False
+
+
+def _planned(action: str, commands: Commands, train: Train | None, buckets: list[str]) -> list[list[str]]:
+    """What an action runs where nothing goes wrong."""
+    parts = {
+        "create": lambda: [commands.create(), commands.state()],
+        "copy": commands.copy,
+        "start": lambda: [commands.start(train, buckets)],
+        "follow": lambda: [commands.follow()],
+        "stop": lambda: [commands.stop()],
+        "delete": lambda: [commands.delete()],
+    }
+    wanted = ("create", "copy", "start", "follow", "delete") if action == "run" else (action,)
+    return [command for part in wanted for command in parts[part]()]
+
+
+def _run(arguments, commands: Commands, train: Train, buckets: list[str]) -> int:
+    """All of it, until the run has ended otherwise than by the loss of a machine or a process, or was started again too often."""
+    for attempt in range(arguments.max_requeues + 1):
+        if attempt:
+            time.sleep(min(arguments.back_off_seconds * 2 ** (attempt - 1), 3600.0))
+        if _do(commands.create()):
+            raise InputError("the machines could not be asked for; what gcloud said stands above")
+        code = START_AGAIN
+        if _wait(commands, arguments.poll_seconds) and not any(_do(command) for command in commands.copy()):
+            code = _train(arguments, commands, train, buckets)
+        _do(commands.delete())
+        if not _again(code):
+            return code
+        print(f"launch/tpu_vm.py: the run is not finished (code {code}); its machines are given back", file=sys.stderr, flush=True)
+    return START_AGAIN
+
+
+def _again(code: int) -> bool:
+    """A lost peer, a process that was ended by a signal, a run that was told to stop."""
+    return code == START_AGAIN or code > 128
+
+
+def _train(arguments, commands: Commands, train: Train, buckets: list[str]) -> int:
+    """Starts the run and follows it; a few times again on the same machines, as long as these are there."""
+    code, left = _do(commands.start(train, buckets)) or _do(commands.follow()), SAME_MACHINES
+    while code and _state(commands) == "ACTIVE":
+        if code != NO_CONNECTION and (left == 0 or not _again(code)):
+            return code
+        time.sleep(arguments.poll_seconds)
+        if code == NO_CONNECTION:
+            code = _do(commands.follow())
+        else:
+            left -= 1
+            _do(commands.stop())  # on workers that have not noticed; it fails where nothing runs any more
+            code = _do(commands.start(train, buckets)) or _do(commands.follow())
+    return START_AGAIN if code else 0
+
+
+def main(argv: list[str]) -> int:
+    """Does one action, or prints what it would run."""
+    arguments, rest = parser().parse_known_args(argv)
+    shell_name(arguments.name, "--name")
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", arguments.zone):
+        raise InputError(f"--zone is {arguments.zone!r}; it looks like us-east5-a")
+    commands, train, buckets = Commands(arguments), None, []
+    if rest or arguments.action in ("start", "run"):
+        train, buckets = on_volumes(in_repository(read_train(rest)), tuple(arguments.shared))
+        if arguments.tpu:
+            train.check_devices(tpu_slice(arguments.tpu).devices)
+    if arguments.dry_run:
+        for command in _planned(arguments.action, commands, train, buckets):
+            print(shlex.join(command))
+        return 0
+    if arguments.action == "run":
+        try:
+            return _run(arguments, commands, train, buckets)
+        except KeyboardInterrupt:
+            print("launch/tpu_vm.py: no longer watching; the machines are still there: follow, stop or delete them", file=sys.stderr)
+            raise
+    if arguments.action == "create":
+        return _do(commands.create()) or (0 if _wait(commands, arguments.poll_seconds) else START_AGAIN)
+    for command in _planned(arguments.action, commands, train, buckets):
+        if code := _do(command):
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("tpu_vm", main))

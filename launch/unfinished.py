@@ -1,0 +1,64 @@
+"""Runs `dlmjax train` and says by its exit code whether the run is to be started again: for schedulers, which see nothing else.
+
+    python launch/unfinished.py dlmjax train --config CONFIG --workdir DIR --json
+
+Exit code: 75 (EX_TEMPFAIL) when the command ended with 0 and its line of JSON says "finished": false, as it does when a preempted
+run has saved a checkpoint; else the command's own (128 + the signal's number if a signal ended it).  Output passes through line by line,
+SIGTERM and SIGINT go on to the command, so that this can be the first process of a container.  Needs only the standard library.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+START_AGAIN = 75
+
+
+def says_finished(line: bytes) -> bool | None:
+    """What a line of output says about it: True, False, or None where it is not the line of `--json`."""
+    if not line.startswith(b"{"):
+        return None
+    try:
+        return json.loads(line)["finished"]
+    except (ValueError, KeyError):
+        return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command that `argv` is and returns the exit code."""
+    command = sys.argv[1:] if argv is None else argv
+    if not command:
+        print("launch/unfinished.py: no command; write it behind the name of this script", file=sys.stderr)
+        return 2
+    finished, early, child = None, [], None
+
+    def forward(number, frame):
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    try:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    except OSError as error:
+        print(f"launch/unfinished.py: {command[0]} cannot be started: {error.strerror}", file=sys.stderr)
+        return 2
+    for number in early:
+        forward(number, None)
+    for line in child.stdout:
+        said = says_finished(line)
+        finished = finished if said is None else said
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    code = child.wait()
+    if code == 0 and finished is False:
+        return START_AGAIN
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

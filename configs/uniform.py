@@ -3,7 +3,7 @@
 dlmjax train --config configs/uniform.py --config.data.paths=data/corpus --workdir runs/uniform
 dlmjax train --config configs/uniform.py:tiny --config.data.paths=data/char27 --workdir runs/uniform_tiny
 
-Published for OpenWebText after a million steps (perplexity bound): UDLM 27.4, Duo 25.2 (2506.10892, table 2).
+Published for OpenWebText after a million steps (perplexity bound): UDLM 27.4, Duo 25.2 (2506.10892, table 1).
 docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
 """
 

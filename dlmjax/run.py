@@ -3,12 +3,14 @@
 workdir/
     config.json        every leaf of the config, flat
     counts.npy         occurrences of each token in the training text, for processes that use them
+    embedding.npy      the table that the process's values name by a file, for processes that take one
     tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
     checkpoints/       see `training.checkpoint`
     metrics.jsonl      one line per event;  tensorboard/  the same as curves
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 from typing import Any
@@ -19,6 +21,7 @@ from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts, load_tokenizer
+from dlmjax.data.manifest import write_atomically as write_bytes
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
 from dlmjax.diffusion.process import Blocks, learned_of
@@ -30,6 +33,8 @@ from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.sampling.host import write_atomically
 from dlmjax.training import Checkpoints, OptimizerSpec, abstract_state, build_optimizer, learning_rate
+
+EMBEDDING = "embedding.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +111,14 @@ def _beside(network: dict, process: dict) -> dict:
     return {**network, "process": process} if process else network
 
 
-def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None) -> Parts:
-    """Builds process, network, mesh and optimizer of a checked config; `counts_V` are the corpus's token counts, for processes that ask.
+def assemble(
+    config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None, embedding_VE: Any = None
+) -> Parts:
+    """Builds process, network, mesh and optimizer of a checked config.
+
+    Args:
+      counts_V: the corpus's token counts, for processes that ask.
+      embedding_VE: the table of embeddings, where the process's values name a file of one (`embedding_of`).
 
     Raises:
       InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch.
@@ -117,7 +128,7 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = No
         raise InputError(
             f"model.vocab is {vocab}, but the corpus's tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; raise it or set 0"
         )
-    process = _process(config, tokenizer, vocab, counts_V)
+    process = _process(config, tokenizer, vocab, counts_V, embedding_VE)
     if process.time_input and config.model.time_input == "none":
         raise InputError(f'process {process.name} wants model.time_input="adaln", "add" or "prefix", not "none"')
     mesh = make_mesh(**config.mesh, devices=devices)
@@ -146,9 +157,11 @@ def assemble(config: ConfigDict, tokenizer: Tokenizer, devices: list | None = No
     )
 
 
-def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V) -> Process:
+def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE) -> Process:
     """The process of a config: facts of the tokenizer, and of the corpus where it takes some, beside the values that the config gives."""
     name, values = parse_call(config.process.name)
+    if embedding_VE is not None:
+        values["embedding"] = embedding_VE
     schedule, of_schedule = parse_call(config.process.schedule)
     if "counts_V" in process_fields(name):
         if counts_V is None:
@@ -175,11 +188,12 @@ def _model_spec(config: ConfigDict, **decided: Any) -> ModelSpec:
 
 
 def _optimizer(spec: OptimizerSpec, steps: int, network: Network, process: Process) -> Any:
-    """One optimizer for the network and what the process learns; CompleteP is about the network alone."""
+    """One optimizer for the network and what the process learns, which may have a learning rate of its own; CompleteP is about the
+    network alone."""
     plain = jax.tree.map(lambda _: 1.0, process.kinds())
     trees = (
         (network.kinds, process.kinds()),
-        (network.lr_multipliers, plain),
+        (network.lr_multipliers, process.lr_multipliers()),
         (network.wd_multipliers, plain),
         (network.eps_multipliers, plain),
     )
@@ -207,8 +221,30 @@ def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None
     return sum(corpus.counts_V for corpus in corpora) if wanted else None
 
 
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer, counts_V: np.ndarray | None = None) -> None:
-    """Writes config, tokenizer and counts into a new workdir; refuses a workdir that holds another run.
+def embedding_of(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None:
+    """The table that the process's values name by a .npy file, `d3pm(kernel=neighbours, embedding='table.npy')`; None where they name
+    none. A workdir that was claimed holds a copy, which is read from then on.
+
+    Raises:
+      InputError: no such file, or not a table of finite numbers.
+    """
+    named = parse_call(config.process.name)[1].get("embedding")
+    if not isinstance(named, str):
+        return None
+    file = workdir / EMBEDDING if (workdir / EMBEDDING).is_file() else pathlib.Path(named)
+    try:
+        table_VE = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"the embedding table {file} cannot be read ({error.strerror}); correct process.name, or put it back") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{file} is not an array that numpy.save wrote; process.name takes one as its embedding table") from error
+    if not isinstance(table_VE, np.ndarray) or table_VE.ndim != 2 or table_VE.dtype.kind not in "iuf" or not np.isfinite(table_VE).all():
+        raise InputError(f"{file} is not a table of embeddings: save an array of finite numbers, one row for each token id")
+    return table_VE
+
+
+def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer, counts_V: Any = None, embedding_VE: Any = None) -> None:
+    """Writes config, tokenizer, counts and embedding table into a new workdir; refuses a workdir that holds another run.
 
     Raises:
       InputError: the workdir's config differs in fields that decide what is computed; they are named, nothing is changed.
@@ -231,6 +267,10 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
         save_tokenizer(tokenizer, workdir / "tokenizer")
         if counts_V is not None:
             counts.write_counts(workdir, counts_V)
+        if embedding_VE is not None:
+            content = io.BytesIO()
+            np.save(content, embedding_VE, allow_pickle=False)
+            write_bytes(workdir / EMBEDDING, content.getvalue())
         write_atomically(stored, config_lib.to_json(config))
 
 
@@ -264,7 +304,7 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
     if config.train.ema == 0:
         weights = "raw"
     tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
-    parts = assemble(config, tokenizer, counts_V=counts.read_counts(root))
+    parts = assemble(config, tokenizer, counts_V=counts.read_counts(root), embedding_VE=embedding_of(config, root))
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: parts.abstract_state()[name]}
     with Checkpoints(root / "checkpoints") as checkpoints:

@@ -30,6 +30,7 @@ def sizes(path):
 # At GPT-2 small's size one family of each kind: they differ from the tiny ones by numbers alone.
 KINDS = ("masked", "blocks", "hybrid", "plaid")
 SIZED = [size for path in CONFIGS for size in sizes(path) if size.endswith((".py", ":tiny")) or path.stem in KINDS]
+SIZED += [f"{CONFIGS[0].parent}/babylm.py:10M"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -58,11 +59,29 @@ def test_a_training_loss_has_the_shapes_it_says(path):
 
 
 @pytest.mark.parametrize(
-    "text, said", [("configs/masked.py:huge", "choose one of gpt2_small, tiny"), ("configs/llada_8b.py:tiny", "one size")]
+    ("text", "said"),
+    [
+        ("configs/masked.py:huge", "choose one of gpt2_small, tiny"),
+        ("configs/babylm.py:1B", "choose one of 100M, 10M, tiny"),
+        ("configs/llada_8b.py:tiny", "one size"),
+    ],
 )
 def test_a_size_that_is_not_there_is_refused(text, said):
     with pytest.raises(InputError, match=said):
         config_lib.load(str(CONFIGS[0].parents[1] / text))
+
+
+@pytest.mark.parametrize(("size", "words"), [("100M", 1e8), ("10M", 1e7)])
+def test_little_text_is_read_ten_times_under_a_law_that_keeps_the_bound(size, words):
+    config = config_lib.load(f"{CONFIGS[0].parent}/babylm.py:{size}", ["mesh.fsdp=1", "execution.attention=dense"])
+    tokens = config.train.steps * config.data.batch * config.data.length
+    assert tokens == pytest.approx(10 * 1.35 * words, rel=0.02)
+    tokenizer = load_tokenizer("bytes")
+    parts = assemble(config, tokenizer, devices=jax.devices()[:1], counts_V=np.arange(1, tokenizer.vocab_size + 1))
+    assert parts.objective.trains_bound and parts.process.name == "frequency_masked"
+    draws_B = np.asarray(parts.objective.times.law.draw(jnp.linspace(0.0005, 0.9995, 1000)))
+    low, high = np.mean(draws_B < 0.4), np.mean(draws_B > 0.6)
+    assert low > 0.5 and high > 0.3, "two modes"
 
 
 def test_llada_has_the_published_size():

@@ -2,7 +2,7 @@
 
 Let w = a e_x + sqrt(1 - a^2) noise over N classes, a the Gaussian's signal. Its argmax shows x with probability
     P(a) = integral phi(u - a/sqrt(1 - a^2)) Phi(u)^(N - 1) du,
-and every other token with the same chance: it is uniform-state diffusion with alpha = (N P - 1)/(N - 1) (their eq. 10). `signal`
+and every other token with the same chance: it is uniform-state diffusion with alpha = (N P - 1)/(N - 1) (their eq. 10 and 11). `signal`
 inverts that map, so a process keeps its discrete schedule and the Gaussian one follows.
 
 Curriculum: early in training the network reads softmax(w / temperature), a mixture of a few tokens, in place of the argmax: more of the

@@ -6,7 +6,7 @@ N counts the tokens that text can hold: the mask, padding and special ids are ne
 what its three shares are and how fast they change; the forward and the reverse chain, the bound and its ends follow here, exactly, and
 no array is larger than the logits it is given: a likelihood is two-valued over the classes, so nothing of size N x N exists.
 
-The bound's integrand (GIDD 2503.04482 theorem 3.1; for uniform noise UDLM 2412.10193 eq. 18 and Duo 2506.10892 eq. 9) with the guess
+The bound's integrand (GIDD 2503.04482 theorem 3.1; for uniform noise UDLM 2412.10193 and Duo 2506.10892 eq. 17) with the guess
 p(x_i | z_{-i}), r_t(z) the jump rate into z and q_theta the marginal of the guess:
     w_t(z, x) [ KL(q_t(.|x) || q_t(.|guess)) + IS(q_t(z|x) / q_theta(z)) ],  w = r_t(z) / q_t(z|x),  IS(r) = r - log r - 1.
 With rho = alpha N / even it needs three numbers of the logits p only: log p_x, log p_z and sum_y log(1 + rho p_y).

@@ -1,8 +1,8 @@
 """Training losses of uniform and hybrid noise that are not the bound, each under its own name. What is reported stays the bound.
 
 The bound's weights differ by orders of magnitude between a masked, a replaced and a kept token and grow without limit at t -> 0;
-`ClippedJumps` and `Dynamic` (GIDD 2503.04482 section 4.4) tame them. The simple losses drop them: `Denoising` is the cross-entropy of
-replaced tokens only (SDDLM 2510.22926), or of all, which learns the posterior exactly; `Contrastive` adds the paper's negative gradient.
+`ClippedJumps` and `Dynamic` (GIDD 2503.04482) tame them. The simple losses drop them: `Denoising` is the cross-entropy of replaced
+tokens only (SDDLM 2510.22926), or of all, which learns the posterior exactly; `Contrastive` adds a negative gradient, as SDDLM does.
 
 Shapes: elementwise over any leading shape `*n`; V classes. Units: nats.
 """
@@ -37,7 +37,8 @@ class ClippedJumps(Weighting):
 @dataclasses.dataclass(frozen=True)
 class Dynamic(Weighting):
     """`cap` times 2 for a masked token, 1 for a replaced one, and for a kept one the chance that noise alone would show it,
-    (even/N) / (alpha + even/N): the paper's (B/N) e^(-lambda/2), which is that for small p_uniform."""
+    (even/N) / (alpha + even/N): the paper's (B/N) e^(-lambda/2), which is that for small p_uniform. Its code caps the weights at 2,
+    which none of these exceeds."""
 
     cap: float = 1.0
     name = "dynamic"
@@ -83,9 +84,9 @@ class Denoising(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive(Weighting):
-    """Cross-entropy of replaced tokens, less `negative` times that of tokens drawn evenly, in expectation over them.
+    """Cross-entropy of replaced tokens, less `negative` times that of tokens drawn evenly, in expectation over them (SDDLM draws some).
 
-    The second term pushes the prediction away from an even spread. It has no lower end: keep `negative` small.
+    The default is ours. The second term pushes the prediction away from an even spread. It has no lower end: keep `negative` small.
     """
 
     negative: float = 0.1

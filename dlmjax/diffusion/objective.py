@@ -26,6 +26,7 @@ from dlmjax.diffusion.weighting import Weighting
 from dlmjax.errors import InputError
 
 LEVELS = 10  # bins of t in which the integrand is reported
+WATCHED = "learned/"
 
 Parts = dict[str, Array]
 
@@ -109,7 +110,8 @@ class Objective:
         Returns:
           total: the sum to be trained, in nats; divide by the summed `parts["tokens"]`.
           parts: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
-            tokens_by_level [10]. `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
+            tokens_by_level [10]; learned/NAME, tokens times each of the process's `watched` scalars.
+            `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
         """
         x_BL, valid_BL = batch["tokens"], batch["segments"] > 0
         time_key, noise_key, boundary_key = jax.random.split(key, 3)
@@ -149,6 +151,7 @@ class Objective:
             "nats_by_level": _by_level(t_BL, nats_BL),
             "tokens_by_level": _by_level(t_BL, counted_BL.astype(jnp.float32)),
         }
+        parts |= {WATCHED + name: value * parts["tokens"] for name, value in process.watched().items()}
         return total, jax.lax.stop_gradient(parts)
 
     def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Bool[Array, "B L"]:
@@ -184,7 +187,7 @@ class Objective:
         """Means in nats per token from summed parts (on the host). Only a bound is called `nelbo`.
 
         "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound"; "noise_rate"; "level_0.05" ... "level_0.95": the integrand of
-        the bound's diffusion part at that noise level (bins without tokens are left out).
+        the bound's diffusion part at that noise level (bins without tokens are left out); "learned/...": of a learned noise schedule.
         """
         tokens = max(float(parts["tokens"]), 1.0)
         loss = "loss" if self.trains_bound else f"loss_{self.weighting.name}_not_a_bound"
@@ -196,7 +199,7 @@ class Objective:
         for i, (nats, count) in enumerate(zip(parts["nats_by_level"], parts["tokens_by_level"], strict=True)):
             if count > 0:
                 report[f"level_{(i + 0.5) / LEVELS:.2f}"] = float(nats) / float(count)
-        return report
+        return report | {name: float(total) / tokens for name, total in parts.items() if name.startswith(WATCHED)}
 
 
 def nats_at(
@@ -278,7 +281,7 @@ class _Text:
 
 def _score_function(process: Process, text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
     """0, with the gradient of what the noise has learned: that of log q(z | x), weighed by how much worse than its twin each of two draws
-    did (the leave-one-out estimator of MD4 2406.04329 section 4). `rows`: the loss of every row under each draw."""
+    did (the leave-one-out estimator of MD4 2406.04329 section 6). `rows`: the loss of every row under each draw."""
     first_B, second_B = (
         jnp.sum(jnp.where(text.counted_BL, process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
     )

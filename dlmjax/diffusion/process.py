@@ -102,6 +102,14 @@ class Process(Protocol):
         """A tree like `init`'s: "embedding", "matrix" or "vector" for each leaf, which is how the optimizer treats it."""
         return {}
 
+    def lr_multipliers(self) -> dict[str, Any]:
+        """A tree like `init`'s: what the learning rate is multiplied by for each leaf."""
+        return jax.tree.map(lambda _: 1.0, self.kinds())
+
+    def watched(self) -> dict[str, Float[Array, ""]]:
+        """Scalars of the learned values in place that are worth a curve, by name; empty where there are none."""
+        return {}
+
     def given(self, learned: Any) -> "Process":
         """This process with learned values in place."""
         del learned
@@ -277,6 +285,12 @@ def cross_entropy(logits: Float[Array, "*n V"], x: Int[Array, "*n"], excluded: t
     """-log softmax(logits)[x] in nats, over the classes that are not excluded."""
     logits = exclude(logits, excluded)
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]
+
+
+def check_schedule_lr(name: str, factor: float) -> None:
+    """Raises InputError unless a learning-rate factor of a learned schedule is positive and finite."""
+    if not 0 < factor < float("inf"):
+        raise InputError(f"process {name}: schedule_lr is {factor}; it multiplies the learning rate and must be positive")
 
 
 def check_ids(name: str, vocab: int, **ids: int) -> None:

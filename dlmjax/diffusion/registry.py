@@ -116,7 +116,8 @@ def make_process(name: str, **values: Any) -> Process:
 
 
 def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
-    """A name, or a name with values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}). Words without quotes are strings.
+    """A name, or a name with values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}). Words without quotes, also with
+    dots between, are strings.
 
     Raises InputError where the text, which is to be a `what`, is neither.
     """
@@ -132,7 +133,7 @@ def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
 
 
 def _literal(node: ast.expr) -> Any:
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ast.literal_eval(node)
 
 
 def process_fields(name: str) -> frozenset[str]:

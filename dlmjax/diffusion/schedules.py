@@ -89,7 +89,7 @@ class Linear(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
-    """alpha = 1 - cos(pi/2 (1 - t)) (MD4 2406.04329 table 1): little noise late, where most tokens are already decided."""
+    """alpha = 1 - cos(pi/2 (1 - t)) (MD4 2406.04329 table 4): little noise late, where most tokens are already decided."""
 
     def alpha(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
         # Each half in the form that does not cancel there, so that the ends are exact.
@@ -116,7 +116,7 @@ class Cosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Schedule):
-    """alpha = 1 - t^power (MD4 table 1); power = 1 is linear, the masked weight is power / t."""
+    """alpha = 1 - t^power (MD4 table 4); power = 1 is linear, the masked weight is power / t."""
 
     power: float = 2.0
 

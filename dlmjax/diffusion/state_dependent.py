@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import Process, check_ids, check_schedule_lr, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.schedules import FLOOR, real
 from dlmjax.errors import InputError
 
@@ -204,12 +204,19 @@ class GenMd4(Exponents):
 
     What is drawn depends on w, so the bound's gradient has a second part that differentiation of the loss does not see; the objective
     adds it by two draws and the score of `log_q` (`reinforce`).
+
+    schedule_lr: the exponents learn at this multiple of the learning rate.
     """
 
     learned: Any = None
+    schedule_lr: float = 1.0
 
     name = "genmd4"
     reinforce = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_schedule_lr(self.name, self.schedule_lr)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         del key
@@ -217,6 +224,16 @@ class GenMd4(Exponents):
 
     def kinds(self) -> dict[str, Any]:
         return {"log_w": "vector"}
+
+    def lr_multipliers(self) -> dict[str, Any]:
+        return {"log_w": float(self.schedule_lr)}
+
+    def watched(self) -> dict[str, Float[Array, ""]]:
+        """Mean, least and largest exponent of the tokens that text may hold."""
+        if self.learned is None:
+            return {}
+        w_K = self.weights_V[np.setdiff1d(np.arange(self.vocab), self._barred)]
+        return {"w_mean": jnp.mean(w_K), "w_min": jnp.min(w_K), "w_max": jnp.max(w_K)}
 
     def given(self, learned: Any) -> "GenMd4":
         return dataclasses.replace(self, learned=learned) if learned else self

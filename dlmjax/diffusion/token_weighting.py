@@ -3,7 +3,7 @@
 `HybridLambda`   the bound + lambda x cross-entropy (D3PM 2107.03006 eq. 5): a denser signal where the bound's is faint
 `TokenAdaptive`  the bound's nats x (1 - p(x))^beta: tokens that are still hard count more (MGDM 2410.14157 section 3.2)
 `Routed`         cross-entropy of the corrupted tokens x (1 - t): what is left of the bound when a sampler decides which tokens are
-                 denoised (RDM 2302.05737 section 4.2)
+                 denoised (RDM 2302.05737; `reweighting_type=linear` of its code)
 
 Cross-entropy is that of the clean token under p(x_i | z), whatever the network's output means.
 

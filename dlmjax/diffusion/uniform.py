@@ -1,6 +1,6 @@
 """Uniform-state diffusion. q(z_t | x) keeps each token with probability alpha_t, else shows an even draw of all tokens.
 
-The bound (UDLM 2412.10193 eq. 18; Duo 2506.10892 eq. 9) is exact and does not depend on the schedule. Its denoiser must be told t, and
+The bound (UDLM 2412.10193; Duo 2506.10892 eq. 17) is exact and does not depend on the schedule. Its denoiser must be told t, and
 what it wants is the guess of a token from all *others*, p(x_i | z_{-i}); a network that gives p(x_i | z) says so by `parameterisation`
 and is brought there by the exact bridge.
 

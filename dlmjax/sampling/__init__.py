@@ -1,5 +1,6 @@
 """Canvas, samplers and traces: from a trained denoiser to text."""
 
+from dlmjax.sampling import analysis
 from dlmjax.sampling.blocks import BlockSampler, StrideSampler, sampler_for
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled
 from dlmjax.sampling.grids import GRIDS, make_grid
@@ -24,6 +25,7 @@ __all__ = [
     "StrideSampler",
     "TerminalView",
     "Trace",
+    "analysis",
     "blank_canvas",
     "build_canvas",
     "first_difference",

@@ -6,6 +6,9 @@
     StrideSampler   semi-autoregression (MDLM 2406.07524 section 3.4): a window that slides by a stride; what stays in it is the prompt of
                     what comes in. For networks that see all of the window, to any length.
 
+Guidance of blocks extrapolates from the text that begins where the prompt ends: the network reads it as a document of its own, as in
+training on packed documents, from buffers of its own in which no position sees the prompt.
+
 Inside a piece every order and method of `Sampler` serves. Both have the face of a `Sampler`: `sample`, `states`, `finish`.
 
 Shapes: B rows, L positions of the canvas, S of a piece.
@@ -238,12 +241,11 @@ class BlockSampler(_Pieces):
             raise InputError(f"process {process.name} is not sampled in blocks: that needs masked, block or autoregressive processes")
         if self.size is None or self.size < 1:
             raise InputError(f"the size of the blocks of process {process.name} is {self.size}; give at least 1")
-        if settings.guidance:
-            raise InputError(f"process {process.name} is sampled in blocks that have read the prompt: leave guidance at 0")
         inner = process.bound if self.causal else Masked(process.vocab, process.mask_id, process.schedule, process.excluded)
         self.inner = Sampler(inner, self._bind, settings, self_condition=network.spec.self_condition and not self.causal)
         self._mask = BlockCausal(self.size)
-        self._advance, self._whole = jax.jit(self._advanced), jax.jit(self._whole_row)
+        self._advance, self._advance_alone = jax.jit(self._advanced), jax.jit(self._advanced_alone)
+        self._whole = jax.jit(self._whole_row)
 
     # --- the network, as the inner sampler and as the buffers see it ----------------------------------------------------------
 
@@ -254,9 +256,10 @@ class BlockSampler(_Pieces):
             # The one call for this token is made: it wrote the buffers besides.
             head = self._piece(given["params"], given["cache"], given["start"])
             return _Said(head, given["hidden"])
-        if self.cached:
-            return self._piece(given["params"], given["cache"], given["start"])
-        return _Whole(self, given)
+        if not self.cached:
+            return _Whole(self, given)
+        piece = self._piece(given["params"], given["cache"], given["start"])
+        return _Guided(self, given, piece) if self.settings.guidance else piece
 
     def _piece(self, params, cache: Cache, start, size: int | None = None):
         return bind_cached(self.network, params, cache, start, size or self.size, self._mask)
@@ -264,10 +267,27 @@ class BlockSampler(_Pieces):
     def _advanced(self, params, cache: Cache, read_BS, start):
         return self._piece(params, cache, start, read_BS.shape[1]).advance(read_BS, jnp.zeros(read_BS.shape))
 
-    def _whole_row(self, params, read_BL, t_BL):
-        """Hidden states of all positions, without buffers."""
-        places_BL = jnp.broadcast_to(jnp.arange(read_BL.shape[1]), read_BL.shape)
-        return self.network.bind(params, jnp.ones_like(read_BL), places_BL, self._mask).hidden(read_BL, t_BL)
+    def _advanced_alone(self, params, cache: Cache, read_BS, start, given_B) -> Cache:
+        def kept(piece, read_1S, t_1S):
+            return Cache(*(buffer[:, 0] for buffer in piece.advance(read_1S, t_1S)[1]))
+
+        return self._alone(kept, 1, params, cache, start, given_B, read_BS, jnp.zeros(read_BS.shape))
+
+    def _alone(self, run, out_axis: int, params, cache: Cache, start, given_B, *arrays_BS):
+        """run(denoiser, *arrays) of each row by itself, under a mask in which nothing sees its first `given_B` positions."""
+
+        def row(cache: Cache, given, *arrays_S):
+            one = Cache(*(buffer[:, None] for buffer in cache))
+            piece = bind_cached(self.network, params, one, start, arrays_S[0].shape[0], _Alone(self._mask, given))
+            return run(piece, *(array_S[None] for array_S in arrays_S))
+
+        return jax.vmap(row, (1, 0, *(0 for _ in arrays_BS)), out_axis)(cache, given_B, *arrays_BS)
+
+    def _whole_row(self, params, read_BL, t_BL, given_B=0):
+        """Hidden states of all positions, without buffers; the first `given_B` of each row are a document of their own."""
+        place_L = jnp.arange(read_BL.shape[1])
+        segments_BL = jnp.broadcast_to(1 + (place_L >= jnp.reshape(given_B, (-1, 1))), read_BL.shape)
+        return self.network.bind(params, segments_BL, jnp.broadcast_to(place_L, read_BL.shape), self._mask).hidden(read_BL, t_BL)
 
     def _read(self, board: _Board) -> np.ndarray:
         """What the network reads of a finished row."""
@@ -290,10 +310,12 @@ class BlockSampler(_Pieces):
 
     def _begin(self, params, board: _Board, starts: list[int]) -> tuple[Any, int]:
         """Empty buffers, or with the whole prompt read in one call; what that wrote beyond the prompt is written anew before it is read."""
-        cache = empty_cache(self.network, *board.tokens_BL.shape)
+        streams = 2 if self.settings.guidance else 1
+        caches = [empty_cache(self.network, *board.tokens_BL.shape) for _ in range(streams)]
         if not self.cached or not starts or starts[0] == 0:
-            return cache, 0
-        return self._advance(params, cache, self._read(board), np.int32(0))[1], 1
+            return caches, 0
+        # The stream that does not see the prompt has nothing to read yet.
+        return [self._advance(params, caches[0], self._read(board), np.int32(0))[1], *caches[1:]], 1
 
     def _prepared(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
         learned = learned_of(params)
@@ -301,19 +323,30 @@ class BlockSampler(_Pieces):
         if self.causal:
             read_BL = self._read(board)
             if self.cached:
-                hidden_B1D, self._next = self._advance(params, memory, read_BL[:, start : start + 1], np.int32(start))
+                hidden_B1D, self._next = self._advance(params, memory[0], read_BL[:, start : start + 1], np.int32(start))
             else:
                 hidden_B1D = self._whole(params, read_BL, np.zeros(read_BL.shape, np.float32))[:, start : start + 1]
-            return {**given, "cache": memory, "hidden": hidden_B1D}, 0
-        return {**given, **({"cache": memory} if self.cached else {"tokens": board.tokens_BL.astype(np.int32)})}, 0
+            return {**given, "cache": memory[0], "hidden": hidden_B1D}, 0
+        prompt_B = board.frozen_BL.sum(axis=1).astype(np.int32)
+        if self.cached:
+            return {**given, "cache": memory[0], **({"alone": memory[1], "prompt": prompt_B} if self.settings.guidance else {})}, 0
+        tokens_BL, none_B = board.tokens_BL.astype(np.int32), np.zeros_like(prompt_B)
+        if not self.settings.guidance:
+            return {**given, "tokens": tokens_BL, "prompt": none_B}, 0
+        return {**given, "tokens": np.concatenate([tokens_BL] * 2), "prompt": np.concatenate([none_B, prompt_B])}, 0
 
     def _kept(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
         if not self.cached:
             return memory, 0
         if self.causal:
-            return self._next, 0
+            return [self._next], 0
         part, _ = self._span(start)
-        return self._advance(params, memory, self._read(board)[:, part], np.int32(start))[1], 1
+        read_BS = self._read(board)[:, part]
+        kept = [self._advance(params, memory[0], read_BS, np.int32(start))[1]]
+        if self.settings.guidance:
+            prompt_B = board.frozen_BL.sum(axis=1).astype(np.int32)
+            kept.append(self._advance_alone(params, memory[1], read_BS, np.int32(start), prompt_B))
+        return kept, len(kept)
 
 
 def sampler_for(
@@ -349,6 +382,40 @@ class _Said:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Alone:
+    """A mask in which the first `given` positions (may be traced) are another document."""
+
+    mask: Any
+    given: Any
+
+    def allowed(self, q, k):
+        return self.mask.allowed(q, k) & ((q < self.given) == (k < self.given))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guided:
+    """The denoiser of a block given all before it, and of the same block without the prompt, one below the other."""
+
+    sampler: BlockSampler
+    given: Any
+    piece: Any
+
+    def hidden(self, z_RS, t_RS, *hints_RSI):
+        rows = z_RS.shape[0] // 2
+        seen = self.piece.hidden(*(array[:rows] for array in (z_RS, t_RS, *hints_RSI)))
+        given, arrays = self.given, (array[rows:] for array in (z_RS, t_RS, *hints_RSI))
+        places = given["params"], given["alone"], given["start"], given["prompt"]
+        alone = self.sampler._alone(lambda piece, *of_row: piece.hidden(*of_row)[0], 0, *places, *arrays)
+        return jnp.concatenate([seen, alone])
+
+    def logits(self, hidden_RSD):
+        return self.piece.logits(hidden_RSD)
+
+    def expect(self, hidden_RSD, table_VI=None):
+        return self.piece.expect(hidden_RSD, table_VI)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Whole:
     """The denoiser of a block that reads the whole row every time."""
 
@@ -359,7 +426,7 @@ class _Whole:
         start = self.given["start"]
         row_BL = jax.lax.dynamic_update_slice_in_dim(self.given["tokens"], z_BS, start, axis=1)
         t_BL = jax.lax.dynamic_update_slice_in_dim(jnp.zeros(row_BL.shape), t_BS, start, axis=1)
-        hidden_BLD = self.sampler._whole_row(self.given["params"], row_BL, t_BL)
+        hidden_BLD = self.sampler._whole_row(self.given["params"], row_BL, t_BL, self.given["prompt"])
         return jax.lax.dynamic_slice_in_dim(hidden_BLD, start, z_BS.shape[1], axis=1)
 
     def logits(self, hidden_BSD):

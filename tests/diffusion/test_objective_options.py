@@ -10,6 +10,7 @@ import pytest
 
 from dlmjax.diffusion import (
     CrossEntropy,
+    GenMd4,
     Linear,
     Masked,
     Objective,
@@ -213,6 +214,21 @@ def test_noise_that_learns_gets_the_score_function_gradient():
     truth = (expected(0.4 + 1e-4) - expected(0.4 - 1e-4)) / 2e-4
     error = np.std(slopes, ddof=1) / np.sqrt(steps)
     assert error < 0.05 * abs(truth) and abs(np.mean(slopes) - truth) < 4 * error
+
+
+def test_a_learned_schedule_is_reported():
+    """Its scalars go with the sums of the parts: microbatches add up, and the report is their mean weighted by tokens."""
+    process = GenMd4(VOCAB, MASK, (BOS,))
+    objective = Objective(process)
+    learned = process.init(jax.random.key(0))
+    learned = {"log_w": learned["log_w"].at[0].set(np.log(4.0)).at[MASK].set(9.0)}
+    _, parts = objective(EXACT, BATCH, KEY, ROWS, learned)
+    for times in (1, 3):
+        report = objective.report({name: times * np.asarray(part) for name, part in parts.items()})
+        assert report["learned/w_max"] == pytest.approx(4) and report["learned/w_min"] == pytest.approx(1)
+        assert report["learned/w_mean"] == pytest.approx((4 + TOKENS - 1) / TOKENS)
+    plain = Objective(Masked(VOCAB, MASK, excluded=(BOS,)))
+    assert not [name for name in plain(EXACT, BATCH, KEY, ROWS)[1] if name.startswith("learned")]
 
 
 # --- boundary terms ----------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from dlmjax.diffusion import (
     symmetric,
 )
 from dlmjax.diffusion.hyper import Hyper, PerBlock
-from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS
+from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, parse_call
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 
@@ -137,3 +137,11 @@ def test_mistakes_are_named(make, says):
 def test_public_names_exist():
     assert len(set(diffusion.__all__)) == len(diffusion.__all__)
     assert all(hasattr(diffusion, name) for name in diffusion.__all__)
+
+
+def test_values_of_a_call_are_words_literals_and_file_names():
+    read = parse_call("d3pm(kernel=neighbours, steps=8, embedding=table.npy)")
+    assert read == ("d3pm", {"kernel": "neighbours", "steps": 8, "embedding": "table.npy"})
+    assert parse_call("d3pm(embedding='runs/a-1.npy')")[1] == {"embedding": "runs/a-1.npy"}
+    with pytest.raises(InputError, match="cannot read"):
+        parse_call("d3pm(embedding=f(1))")

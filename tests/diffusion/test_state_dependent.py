@@ -228,3 +228,20 @@ def test_what_is_learned():
         GenMd4(VOCAB, MASK, eps=1.0)
     with pytest.raises(InputError, match="no process by itself"):
         StateDependent(VOCAB, MASK).hazards(jnp.ones(1))
+
+
+def test_the_schedule_is_watched():
+    """Exponents of what text may hold; the mask's and BOS's say nothing."""
+    assert EVEN.watched() == {}
+    watched, held = PROCESS.watched(), np.exp(LOG_W[:TOKENS])
+    assert {name: round(float(value), 5) for name, value in watched.items()} == {
+        "w_mean": round(float(held.mean()), 5),
+        "w_min": round(float(held.min()), 5),
+        "w_max": round(float(held.max()), 5),
+    }
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_learning_rate_factor_is_positive(factor):
+    with pytest.raises(InputError, match="schedule_lr"):
+        GenMd4(VOCAB, MASK, schedule_lr=factor)

@@ -63,6 +63,7 @@ def make(name, eos_id=None, cached=True, **settings) -> BlockSampler:
         ("blocks", 0, {}),
         ("blocks", 6, {"order": "confidence"}),
         ("masked", 9, {"method": "remask(eta=0.5)"}),
+        ("blocks", 6, {"guidance": 1.5}),
         ("autoregressive", 5, {}),
         ("autoregressive", 0, {"temperature": 0.0}),
     ],
@@ -79,7 +80,9 @@ def test_buffers_change_no_token(name, given, settings):
         assert fast.steps == 14 - given and fast.evaluations == 14 - given + (given > 0)
     else:
         blocks = 4 - given // 4
-        assert fast.evaluations == slow.evaluations + blocks - 1 + (given >= 4), "one call more to keep a block, one for the prompt"
+        streams = 2 if settings.get("guidance") else 1
+        more = streams * (blocks - 1) + (given >= 4)
+        assert fast.evaluations == slow.evaluations + more, "one call more to keep a block in each stream, one for the prompt"
 
 
 def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
@@ -99,6 +102,38 @@ def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
     counts = np.bincount(samples.tokens_BL @ [8, 4, 2, 1], minlength=16)
     assert p_N.sum() == pytest.approx(1, abs=1e-5) and chi_square_sigmas(counts, p_N) < 4
     assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
+
+
+def test_the_law_of_guided_blocks():
+    """A prompt that ends within a block, then two blocks of one step each: every position draws from the softmax of
+    (1 + w) logits given the prompt - w logits of a document that begins after it, both from the network on the whole row."""
+    w, given, length, rows = 1.5, 3, 6, 4000
+    net = build_network(spec(vocab=3), Execution())
+    params = lively(net.init(jax.random.key(4)), seed=5)
+    prompt = [1, 0, 1]
+    frozen_BL = np.tile(np.arange(length) < given, (rows, 1))
+    canvas = Canvas(np.tile(np.int32([*prompt, 0, 0, 0]), (rows, 1)), frozen_BL, (~frozen_BL).astype(np.float32))
+    samples = BlockSampler(Masked(3, 2), net, SampleSettings(steps=1, guidance=w), size=2).sample(params, canvas, seed=3)
+    texts_NL = np.array([[*prompt, *rest] for rest in itertools.product(range(2), repeat=3)], np.int32)
+    place_L = np.arange(length)
+
+    def law(w):
+        p_N = np.ones(8)
+        for made in ([3], [4, 5]):
+            read_NL = np.where(place_L < made[0], texts_NL, 2).astype(np.int32)
+            logits = []
+            for segment_L in (np.ones(length, np.int32), 1 + (place_L >= given)):
+                denoiser = net.bind(params, jnp.tile(segment_L, (8, 1)), jnp.tile(place_L, (8, 1)), BlockCausal(2))
+                logits.append(np.asarray(denoiser.logits(denoiser.hidden(jnp.asarray(read_NL), jnp.zeros(read_NL.shape))), np.float64))
+            guided_NLK = ((1 + w) * logits[0] - w * logits[1])[..., :2]
+            p_NLK = np.exp(guided_NLK) / np.exp(guided_NLK).sum(axis=-1, keepdims=True)
+            for i in made:
+                p_N *= p_NLK[np.arange(8), i, texts_NL[:, i]]
+        return p_N
+
+    counts = np.bincount(samples.tokens_BL[:, given:] @ [4, 2, 1], minlength=8)
+    assert law(w).sum() == pytest.approx(1, abs=1e-5) and chi_square_sigmas(counts, law(w)) < 4
+    assert chi_square_sigmas(counts, law(0.0)) > 8, "guidance makes a difference that is seen"
 
 
 def test_greedy_autoregression_with_buffers_is_that_of_the_plain_sampler():
@@ -220,7 +255,7 @@ def test_a_window_keeps_the_prompt_and_ends():
     [
         (lambda: Sampler(PROCESSES["blocks"][0], NETWORK.bind, SampleSettings()), "sampled block by block"),
         (lambda: BlockSampler(Masked(4, 3), NETWORK, SampleSettings()), "size of the blocks"),
-        (lambda: make("blocks", guidance=1.0), "leave guidance at 0"),
+        (lambda: make("autoregressive", guidance=1.0), "leave guidance at 0"),
         (
             lambda: make("blocks").sample(
                 PARAMS, Canvas(np.zeros((1, 8), np.int32), np.arange(8)[None] > 5, (np.arange(8)[None] <= 5).astype(np.float32))

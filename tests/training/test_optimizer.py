@@ -6,7 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.run import assemble
 from dlmjax.training import OptimizerSpec, build_optimizer, learning_rate
 from dlmjax.training.optimizer import MUON_RMS
 from tests.training import toy
@@ -93,6 +96,23 @@ def test_multipliers_of_one_change_nothing(params):
     gradients = [random_like(params, 1)]
     plain, with_ones = (run(build_optimizer(spec, 10, toy.KINDS, *trees), params, gradients) for trees in ((), (ones, ones, ones)))
     assert toy.same(plain, with_ones)
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("genmd4", ["log_w"]), ("plaid", ["ends", "schedule"])])
+def test_a_learned_schedule_has_a_learning_rate_of_its_own(name, schedule):
+    """Through the whole assembly of a run: the factor scales the updates of the schedule's leaves, and changes no other bit."""
+    moved = []
+    for said in ("", "schedule_lr=0.125"):
+        config = config_lib.default()
+        config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, time_input="adaln")
+        config.process.update(name=f"{name}({said})")
+        parts = assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+        params = random_like(jax.eval_shape(parts.init, jax.random.key(0)), 3)
+        moved.append(run(parts.optimizer, params, [random_like(params, 1), random_like(params, 2)]))
+    plain, slow = moved
+    for leaf in schedule:
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a * 0.125, b), plain["process"].pop(leaf), slow["process"].pop(leaf))
+    assert toy.same(plain, slow) and jax.tree.leaves(plain)
 
 
 def test_clip_bounds_the_global_norm_before_adam(params):

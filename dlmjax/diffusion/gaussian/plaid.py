@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dlmjax.diffusion.gaussian.process import GaussianEmbedding
 from dlmjax.diffusion.gaussian.schedules import Level, LogLinear, Path, _FromGamma
+from dlmjax.diffusion.process import check_schedule_lr
 from dlmjax.errors import InputError
 
 
@@ -66,7 +67,8 @@ class Learned(_FromGamma):
 
 @dataclasses.dataclass(frozen=True)
 class Plaid(GaussianEmbedding):
-    """gamma_0, gamma_1: where the ends start. units: width of the schedule's network. learn_schedule = False keeps gamma linear in t."""
+    """gamma_0, gamma_1: where the ends start. units: width of the schedule's network. learn_schedule = False keeps gamma linear in t.
+    schedule_lr: ends and shape learn at this multiple of the learning rate; the embeddings do not."""
 
     norm: float = 1.0
     path: str = "log_linear"
@@ -74,6 +76,7 @@ class Plaid(GaussianEmbedding):
     gamma_1: float | None = 6.0
     units: int = 16
     learn_schedule: bool = True
+    schedule_lr: float = 1.0
 
     name = "plaid"
 
@@ -85,6 +88,7 @@ class Plaid(GaussianEmbedding):
             raise InputError("process plaid predicts logits in continuous time; for other choices use process 'gaussian'")
         if self.units < 1:
             raise InputError(f"process plaid: units is {self.units}; it must be positive")
+        check_schedule_lr(self.name, self.schedule_lr)
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         if not self.learn_schedule:
@@ -101,6 +105,17 @@ class Plaid(GaussianEmbedding):
         if not self.learn_schedule:
             return super().kinds()
         return super().kinds() | {"ends": "vector", "schedule": {"weight": "vector", "slope": "vector", "centre": "vector"}}
+
+    def lr_multipliers(self) -> dict[str, Any]:
+        schedule = {name: kinds for name, kinds in self.kinds().items() if name in ("ends", "schedule")}
+        return super().lr_multipliers() | jax.tree.map(lambda _: float(self.schedule_lr), schedule)
+
+    def watched(self) -> dict[str, Float[Array, ""]]:
+        """The learned ends, and gamma half-way."""
+        if not isinstance(self.curve, Learned):
+            return {}
+        gamma_0, gamma_1 = self.learned["ends"]
+        return {"gamma_0": gamma_0, "gamma_half": self.curve.gamma(jnp.float32(0.5)), "gamma_1": gamma_1}
 
     @property
     def curve(self) -> Path:

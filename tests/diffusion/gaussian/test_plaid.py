@@ -173,6 +173,15 @@ def test_the_clock_tells_the_noise():
     flat = make(Plaid, **FREE, learn_schedule=False)
     np.testing.assert_allclose(flat.clock(t), t, atol=1e-6)
     assert set(flat.learned) == {"embedding"} and set(flat.kinds()) == {"embedding"}
+    assert flat.lr_multipliers() == {"embedding": 1.0} and flat.watched() == {}
+
+
+def test_the_schedule_is_watched():
+    process = _ready(_network(), ends=(-2.0, 5.0))
+    watched = {name: float(value) for name, value in process.watched().items()}
+    assert watched["gamma_0"] == -2 and watched["gamma_1"] == 5
+    assert watched["gamma_half"] == pytest.approx(float(process.curve.level(jnp.float32(0.5)).gamma))
+    assert Plaid(VOCAB).watched() == {}
 
 
 def test_expected_is_the_integral():

@@ -1,0 +1,110 @@
+"""How a trained run denoises: what a budget of steps buys, in which order tokens come, and how early a text is settled.
+
+    python -m benchmarks.denoising --workdir RUN --steps 4,8,16,32,64 [--orders ancestral,confidence] [--count 16] [--json FILE]
+
+One table per order, `--count` texts of the training length each:
+
+    calls      network calls per text
+    entropy    of the tokens of a text, bits, mean over texts: low with few steps or greedy orders is repetition
+    tau        Kendall's tau-b between position and the step at which the final token appeared: 1 = left to right, 0 = any order
+    shown      first state from which on the shown text does not change, as a share of the steps
+    guessed    the same where the network's best guess stands in every hole (processes that hide tokens): what stopping early could save
+    flips      tokens of a text that were shown and changed later
+
+Means over texts. All numbers but the entropy are of the recorded trace (`dlmjax.sampling.analysis`). Under noise that shows tokens from
+the start (uniform, Gaussian), a flip is any change. Costs about twice the sampling itself.
+"""
+
+import argparse
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlmjax.errors import InputError
+from dlmjax.run import Run, open_run
+from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, never_sampled, record, sampler_for
+from dlmjax.sampling.host import write_atomically
+
+COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
+
+
+def guesser(run: Run, never: tuple[int, ...]):
+    """guess(shown_BL, hidden_BL, time) of the run's network; None where a state is more than tokens and masks seen by all."""
+    process = run.parts.process.bound
+    if process.attention != "full" or process.input_dim or not hasattr(process, "mask_id"):
+        return None
+
+    @jax.jit
+    def best(params, z_BL, t_BL):
+        given = process.given(params["process"]) if "process" in params else process
+        segments_BL, positions_BL = jnp.ones_like(z_BL), jnp.broadcast_to(jnp.arange(z_BL.shape[1]), z_BL.shape)
+        denoiser = run.parts.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
+        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, given.clock(t_BL)))
+        return jnp.argmax(logits_BLV.at[..., jnp.asarray(never)].set(-jnp.inf), axis=-1)
+
+    def guess(shown_BL, hidden_BL, time):
+        z_BL = np.where(hidden_BL, process.mask_id, shown_BL).astype(np.int32)
+        return np.asarray(best(run.params, z_BL, np.full(z_BL.shape, time, np.float32)))
+
+    return guess
+
+
+def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
+    """One row of the table."""
+    never = never_sampled(run.parts.tokenizer)
+    sampler = sampler_for(run.parts.process, run.parts.unpartitioned, SampleSettings(steps=steps, order=order, never=never))
+    samples, trace = record(sampler, run.params, blank_canvas(run.parts.config.data.length, count), seed=seed)
+    guess = guesser(run, never)
+    taus = analysis.order_tau(trace)
+    return {
+        "order": order,
+        "steps": samples.steps,
+        "calls": samples.evaluations,
+        "entropy": samples.entropy / math.log(2),
+        "tau": float(np.nanmean(taus)) if np.isfinite(taus).any() else None,
+        "shown": share_settled(trace, trace.shown_SBL),
+        "guessed": None if guess is None else share_settled(trace, analysis.completed(trace, guess)),
+        "flips": float(analysis.flips(trace).mean()),
+    }
+
+
+def share_settled(trace: Trace, texts_SBL: np.ndarray) -> float:
+    """The first stable state as a share of the steps, mean over rows."""
+    return float(analysis.first_stable(texts_SBL, analysis.made(trace)).mean() / (trace.states - 1))
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        cells = ("—" if row[name] is None else f"{row[name]:.2f}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--steps", default="4,8,16,32,64")
+    parser.add_argument("--orders", default="ancestral,confidence")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json")
+    asked = parser.parse_args()
+    try:
+        run, report = open_run(asked.workdir), []
+        for order in asked.orders.split(","):
+            rows = [measure(run, order, int(steps), asked.count, asked.seed) for steps in asked.steps.split(",")]
+            print(f"\n{run.parts.process.name}, step {run.step}, {run.weights} weights, order {order}\n\n{table(rows)}", flush=True)
+            report += rows
+        if asked.json:
+            write_atomically(asked.json, json.dumps({"workdir": asked.workdir, "step": run.step, "rows": report}, indent=1) + "\n")
+    except InputError as error:
+        raise SystemExit(f"benchmarks.denoising: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

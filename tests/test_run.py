@@ -1,0 +1,59 @@
+"""What a workdir holds: enough to open the run again, wherever the files that its config named have gone."""
+
+import jax
+import numpy as np
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
+from dlmjax.errors import InputError
+from dlmjax.run import assemble, embedding_of, open_run
+from dlmjax.train import train
+
+
+def neighbours(file, corpus=""):
+    """Discrete diffusion to near neighbours of a table in a file: one step of the smallest network."""
+    config = config_lib.default()
+    config.data.update(paths=(str(corpus),), length=8, batch=8)
+    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, time_input="adaln")
+    config.process.name = f"d3pm(kernel=neighbours, steps=4, neighbours=16, embedding={str(file)!r})"
+    config.optimizer.warmup = 0
+    config.train.update(steps=1, ema=0.0)
+    config.log.update(evaluate=0, sample=0)
+    return config
+
+
+def test_a_run_keeps_its_embedding_table(small_corpus, tmp_path):
+    file, workdir = tmp_path / "table.npy", tmp_path / "run"
+    vocab = load_tokenizer("bytes").vocab_size
+    table_VE = np.random.default_rng(0).normal(size=(vocab, 3)).astype(np.float32)
+    np.save(file, table_VE)
+    config = neighbours(file, small_corpus)
+    assert train(config, str(workdir))["finished"]
+    np.save(file, table_VE + np.arange(3))  # from now on the run reads its own copy
+    file_gone = neighbours(tmp_path / "gone.npy", small_corpus)
+    with pytest.raises(InputError, match=r"process\.name: .*table\.npy.* -> .*gone\.npy"):
+        train(file_gone, str(workdir))
+    file.unlink()
+    assert train(config, str(workdir))["finished"]
+    process = open_run(str(workdir)).parts.process
+    np.testing.assert_array_equal(process.embedding.array, table_VE)
+    assert process.kernel == "neighbours"
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda file: None, "cannot be read .No such file"),
+        (lambda file: file.write_bytes(b"PK"), "not an array that numpy.save wrote"),
+        (lambda file: np.save(file, np.full((40, 2), np.nan)), "finite numbers"),
+        (lambda file: np.save(file, np.zeros(40)), "one row for each token id"),
+        (lambda file: np.save(file, np.random.default_rng(0).normal(size=(5, 2))), "embedding has 5 rows"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
+    write(tmp_path / "table.npy")
+    with pytest.raises(InputError, match=said) as refused:
+        config = neighbours(tmp_path / "table.npy")
+        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1], embedding_VE=embedding_of(config, tmp_path))
+    assert "\n" not in str(refused.value)

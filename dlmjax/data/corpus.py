@@ -17,6 +17,8 @@ from jaxtyping import Int
 
 from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
+from dlmjax.data.paths import is_url
+from dlmjax.data.stage import stage
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError
 
@@ -42,9 +44,10 @@ class Corpus:
     def open(cls, directory: str | os.PathLike, split: str = "train", verify: bool = False) -> "Corpus":
         """Opens a split; every shard's size is compared with the manifest, with `verify` its sha256 too (about 1 GB/s).
 
+        A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`.
         Raises InputError: no corpus there, unfinished, another version, no such split, a shard that is missing or was changed.
         """
-        directory = pathlib.Path(directory)
+        directory = stage(os.fspath(directory), split, verify) if is_url(directory) else pathlib.Path(directory)
         found = Manifest.load(directory)
         if split not in found.splits:
             raise InputError(f"{directory} has no split {split!r}; it has: {', '.join(found.splits)}")

@@ -34,7 +34,11 @@ def count_tokens(directory: pathlib.Path, found: Manifest, split: str) -> Int64[
 
 def load_counts(directory: pathlib.Path, found: Manifest) -> Int64[np.ndarray, "V"] | None:
     """The stored counts of the train split; None where there are none, or not those of this corpus."""
-    counts_V = read_counts(directory)
+    return fitting(read_counts(directory), found)
+
+
+def fitting(counts_V: np.ndarray | None, found: Manifest) -> Int64[np.ndarray, "V"] | None:
+    """Counts if they can be those of a corpus's train split, else None."""
     if counts_V is None:
         return None
     fits = counts_V.shape == (found.tokenizer["vocab_size"],) and counts_V.dtype == np.int64
@@ -51,16 +55,29 @@ def save_counts(directory: pathlib.Path, found: Manifest) -> None:
 def read_counts(directory: pathlib.Path) -> np.ndarray | None:
     """The counts that a directory holds; None where there are none."""
     try:
-        return np.load(directory / FILE, allow_pickle=False)
+        return parse((directory / FILE).read_bytes())
+    except OSError:
+        return None
+
+
+def parse(data: bytes) -> np.ndarray | None:
+    """Counts from the bytes of their file; None where they are damaged."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
 
 
+def content(counts_V: Int64[np.ndarray, "V"]) -> bytes:
+    """The bytes of a file of counts."""
+    file = io.BytesIO()
+    np.save(file, counts_V, allow_pickle=False)
+    return file.getvalue()
+
+
 def write_counts(directory: pathlib.Path, counts_V: Int64[np.ndarray, "V"]) -> None:
     """Writes the file in one step: a reader sees all of it or none."""
-    content = io.BytesIO()
-    np.save(content, counts_V, allow_pickle=False)
-    write_atomically(directory / FILE, content.getvalue())
+    write_atomically(directory / FILE, content(counts_V))
 
 
 def corpus_counts(directory: pathlib.Path, found: Manifest, split: str) -> Int64[np.ndarray, "V"]:

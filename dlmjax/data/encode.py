@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +102,7 @@ def mistake(piece: Piece, source: Source) -> str:
     return f"{where}: cannot be read"
 
 
-def encode(batch: Columns, sources: list[Source], tokenizer: Tokenizer, split_seed: int) -> Encoded:
+def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, split_seed: int) -> Encoded:
     """Tokenizes pieces; stops at the first mistake, which makes the whole preparation stop there."""
     texts: list[str] = []
     owner: list[int] = []
@@ -159,7 +160,7 @@ def _leave_with(parent) -> None:
     os._exit(1)
 
 
-def start_worker(tokenizer_directory: str, sources: list[Source], split_seed: int) -> None:
+def start_worker(tokenizer_directory: str, sources: Sequence[Source], split_seed: int) -> None:
     """Runs once in each new worker. A worker whose parent is killed ends too, instead of waiting for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism

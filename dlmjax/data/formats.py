@@ -15,12 +15,12 @@ import gzip
 import hashlib
 import io
 import lzma
-import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
+from dlmjax.data import paths
 from dlmjax.errors import InputError
 
 PIECE_BYTES = 1 << 16
@@ -79,11 +79,13 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
     if name == BUILTIN:
         content = "\0".join(builtin_documents()).encode("utf-8")
         return Source(name, "builtin", split, "file", text_field, len(content), hashlib.sha256(content).hexdigest())
-    path = pathlib.Path(name)
-    if not path.is_file():
-        what = "is a directory; give its files" if path.is_dir() else "does not exist"
-        raise InputError(f"input {name} {what} (or the built-in text {BUILTIN})")
-    size = path.stat().st_size
+    path = pathlib.PurePath(name)
+    try:
+        size = paths.size_of(name)
+    except IsADirectoryError:
+        raise InputError(f"input {name} is a directory; give its files (or the built-in text {BUILTIN})") from None
+    if size is None:
+        raise InputError(f"input {name} does not exist (or the built-in text {BUILTIN})")
     if size == 0:
         raise InputError(f"input {name} is empty (0 bytes); leave it out or get the file again")
     if format is None:
@@ -98,7 +100,7 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
         raise InputError(f"input {name}: a parquet file compresses itself; unpack it first")
     digest = hashlib.sha256(str(size).encode())
     try:
-        with open(path, "rb") as file:
+        with paths.open_binary(name) as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
@@ -180,7 +182,7 @@ class _Text(io.RawIOBase):
 
     def __init__(self, name: str):
         self.name, self.count = name, 0
-        self.file = open(name, "rb")  # noqa: SIM115 (closed by close)
+        self.file = paths.open_binary(name)
         suffix = pathlib.Path(name).suffix
         opener = {".gz": lambda f: gzip.GzipFile(fileobj=f), ".xz": lzma.LZMAFile, ".zst": _Zstd}.get(suffix)
         self._inner = opener(self.file) if opener else self.file
@@ -192,6 +194,8 @@ class _Text(io.RawIOBase):
         """Fills the buffer with decompressed bytes; 0 at the end (`io.RawIOBase`)."""
         try:
             count = self._inner.readinto(buffer)
+        except InputError:  # the storage, not the file
+            raise
         except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError, RuntimeError) as error:
             raise self._broken(error) from None
         except Exception as error:
@@ -204,7 +208,7 @@ class _Text(io.RawIOBase):
     def _broken(self, error: Exception) -> InputError:
         return InputError(
             f"input {self.name} is truncated or damaged: it breaks off after {self.count:,} bytes of text, at byte "
-            f"{self.file.tell():,} of {os.path.getsize(self.name):,} of the file ({error}); get the file again "
+            f"{self.file.tell():,} of {paths.size_of(self.name):,} of the file ({error}); get the file again "
             "(nothing already prepared was changed)"
         )
 
@@ -321,7 +325,8 @@ def _parquet(source: Source, start: Position, progress: Callable[[float], None])
 
     row = start.offset
     try:
-        with parquet.ParquetFile(source.name, pre_buffer=False, buffer_size=1 << 20) as file:
+        stored = paths.open_binary(source.name) if paths.is_url(source.name) else source.name
+        with parquet.ParquetFile(stored, pre_buffer=False, buffer_size=1 << 20) as file:
             schema = file.schema_arrow
             if source.text_field not in schema.names:
                 raise InputError(f"input {source.name} has no column {source.text_field!r}; its columns: {', '.join(schema.names)}")
@@ -353,7 +358,7 @@ def _parquet(source: Source, start: Position, progress: Callable[[float], None])
 class Reader:
     """All inputs in order, from a position on."""
 
-    def __init__(self, sources: list[Source], start: Position):
+    def __init__(self, sources: Sequence[Source], start: Position):
         self.sources, self.start = sources, start
         self._before = [0]
         for source in sources:

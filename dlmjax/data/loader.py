@@ -1,11 +1,11 @@
 """Batches in a background thread, by Grain.
 
 Guarantee: batch i of the iterator is exactly what `windows.rows(start_step + i, rows)` returns, so the state of a loader is its step, and a
-host that reads rows a..b of the global batch sees the rows a..b that one host alone would see. Cost: one batch is made while the last
+host that reads some rows of the global batch sees those that one host alone would see. Cost: one batch is made while the last
 is used (`ahead` batches of memory); no worker processes (they cost seconds to start and tie a restart to their number).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -16,9 +16,9 @@ from dlmjax.errors import InputError
 LAST_STEP = 1 << 40  # "for ever": Grain wants a length
 
 
-def _check_rows(rows: range, batch: int) -> None:
-    if rows.step != 1 or not 0 <= rows.start < rows.stop <= batch:
-        raise InputError(f"{rows} is not a contiguous part of the {batch} rows of a batch")
+def _check_rows(rows: Sequence[int], batch: int) -> None:
+    if not len(rows) or not 0 <= rows[0] <= rows[-1] < batch or any(a >= b for a, b in zip(rows, rows[1:], strict=False)):
+        raise InputError(f"rows {rows} are not ascending rows of a batch of {batch}")
 
 
 def _iterate(first: int, last: int, make, ahead: int) -> Iterator[dict[str, np.ndarray]]:
@@ -27,13 +27,13 @@ def _iterate(first: int, last: int, make, ahead: int) -> Iterator[dict[str, np.n
 
 
 def train_batches(
-    windows: TrainWindows, rows: range, start_step: int, stop_step: int | None = None, ahead: int = 2
+    windows: TrainWindows, rows: Sequence[int], start_step: int, stop_step: int | None = None, ahead: int = 2
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of this host's rows, from `start_step` on.
 
     Args:
         windows: the run's rows.
-        rows: the contiguous rows of the global batch that this host's devices own, e.g. range(0, global_batch) on one host.
+        rows: the rows of the global batch that this host's devices own, ascending: range(0, global_batch) on one host.
         start_step: 0, or the step of the checkpoint a run goes on from.
         stop_step: the first step not wanted; None: for ever.
         ahead: batches made in advance, in a thread; 0: none, in the calling thread.
@@ -44,11 +44,11 @@ def train_batches(
     return _iterate(start_step, LAST_STEP if stop_step is None else stop_step, lambda step: windows.rows(int(step), rows), ahead)
 
 
-def eval_batches(evals: EvalWindows, batch_size: int, rows: range | None = None, ahead: int = 2) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(evals: EvalWindows, batch_size: int, rows: Sequence[int] | None = None, ahead: int = 2) -> Iterator[dict[str, np.ndarray]]:
     """All held-out windows, `batch_size` at a time over all hosts; every host gets the same number of batches of the same shape.
 
     Args:
-        rows: the contiguous rows of each batch that this host owns; None: all.
+        rows: the rows of each batch that this host owns, ascending; None: all.
     Yields:
         As train_batches, with "row" the window number; rows behind the last window are padding (segments 0).
     """
@@ -58,6 +58,6 @@ def eval_batches(evals: EvalWindows, batch_size: int, rows: range | None = None,
 
     def make(number) -> dict[str, np.ndarray]:
         first = int(number) * batch_size
-        return evals.rows(range(first + rows.start, first + rows.stop))
+        return evals.rows([first + row for row in rows])
 
     return _iterate(0, batches, make, ahead)

@@ -104,7 +104,7 @@ class Manifest:
             "segments": [segment.to_json() for segment in self.segments],
         }
 
-    def prepare_command(self, directory: pathlib.Path) -> str:
+    def prepare_command(self, directory: str | os.PathLike) -> str:
         """The command line that makes this corpus again."""
         return prepare_command(self.request, directory)
 
@@ -118,8 +118,13 @@ class Manifest:
             raise InputError(
                 f"{directory} holds no prepared corpus (no {FILE}); make one with: dlmjax prepare --input FILES... --output {directory}"
             )
+        return cls.parse(path.read_bytes(), path, directory)
+
+    @classmethod
+    def parse(cls, content: bytes, path: str | os.PathLike, directory: str | os.PathLike) -> "Manifest":
+        """From the bytes of a manifest; `path` and `directory` are for messages. Raises InputError: unreadable, another version."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(content.decode("utf-8"))
             if values["format"] != "dlmjax corpus":
                 raise ValueError("not a dlmjax corpus")
             if values["version"] != VERSION:
@@ -134,14 +139,43 @@ class Manifest:
             raise InputError(f"{path} is damaged ({error!r}); delete it and prepare the corpus again") from None
 
     def save(self, directory: pathlib.Path) -> None:
-        write_atomically(directory / FILE, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(directory / FILE, self.content())
+
+    def content(self) -> bytes:
+        """The file's bytes: equal corpora, equal bytes."""
+        return (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def prepare_command(request: dict, directory: pathlib.Path) -> str:
+def identity(request: dict, tokenizer: dict) -> dict:
+    """What must agree for an earlier run's segments to be used: the request (its tokenizer by hash, not by spec)."""
+    return {"version": VERSION, "request": {key: value for key, value in request.items() if key != "tokenizer"}, "tokenizer": tokenizer}
+
+
+def require_same(found: dict, wanted: dict, output: str | os.PathLike) -> None:
+    """Raises InputError, naming the fields that differ, where a directory holds another identity's segments."""
+    if found != wanted:
+        raise InputError(
+            f"{output} already holds a corpus made otherwise ({differences(found, wanted)}); "
+            "choose another --output, or replace it with --overwrite"
+        )
+
+
+def differences(old: dict, new: dict) -> str:
+    """The fields in which two identities differ, for a person."""
+    names = []
+    if old["version"] != new["version"]:
+        names.append("version")
+    if old["tokenizer"] != new["tokenizer"]:
+        names.append("tokenizer")
+    names += [key for key in new["request"] if old["request"].get(key) != new["request"][key]]
+    return ", ".join(names)
+
+
+def prepare_command(request: dict, directory: str | os.PathLike) -> str:
     """`dlmjax prepare ...` with the arguments of a request, so that an error message can be acted on."""
     # The option names mirror prepare's arguments; a value that is the default is left out.
     fixed: dict[str, list[str]] = {}

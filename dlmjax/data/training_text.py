@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from dlmjax.data.encode import document_share, mistake, text_of
 from dlmjax.data.formats import Position, Reader, cut
+from dlmjax.data.paths import is_url
 from dlmjax.data.prepare import make_sources
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
@@ -50,6 +51,11 @@ def train_tokenizer(spec: str, inputs, output: str, **options) -> str:
         return spec
     if not size.isdigit():
         raise InputError(f"tokenizer {spec!r} names no vocabulary size; write train-sentencepiece:4096")
+    if is_url(output):
+        raise InputError(
+            f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
+            "then give its model: --tokenizer sentencepiece:SAMPLE.model"
+        )
     path = pathlib.Path(f"{str(output).rstrip('/')}.model")
     if not path.exists():
         train_sentencepiece(training_texts(inputs, **options), int(size), path)

@@ -274,7 +274,7 @@ class TrainWindows:
         """One row of a step's global batch: {"tokens", "segments", "positions"}, int32 [L]."""
         return _row(self.rows(step, range(row, row + 1)))
 
-    def rows(self, step: int, rows: range) -> dict[str, np.ndarray]:
+    def rows(self, step: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Rows of a step's global batch: {"tokens", "segments", "positions": int32 [B, L], "row": int32 [B]}."""
         if step < 0 or (len(rows) and not 0 <= min(rows) <= max(rows) < self.global_batch):
             raise InputError(f"step {step}, rows {rows}: a step has rows 0 to {self.global_batch - 1}, steps begin at 0")
@@ -309,7 +309,7 @@ class EvalWindows:
             raise InputError(f"window {number} of {len(self)} held-out windows")
         return _row(self.rows(range(number, number + 1)))
 
-    def rows(self, numbers: range) -> dict[str, np.ndarray]:
+    def rows(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Windows as a batch, as from `TrainWindows.rows` with "row" the window number; numbers behind the last give padding only."""
         numbers_B = np.array(numbers, np.int64)
         offsets_B = numbers_B * self.length

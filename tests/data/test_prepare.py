@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from dlmjax.data import manifest
+from dlmjax.data import manifest, segments
 from dlmjax.data import prepare as preparing
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.encode import document_share
@@ -102,7 +102,7 @@ def test_the_manifest_says_what_the_directory_holds(prepared):
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_number_of_workers_does_not_matter(inputs, prepared, tmp_path, workers, monkeypatch):
     monkeypatch.setattr(preparing, "SMALL", 0)  # so that processes are started for little text
-    monkeypatch.setattr(preparing, "BATCH_BYTES", 1 << 15)  # batches are cut elsewhere, segments are not
+    monkeypatch.setattr(segments, "BATCH_BYTES", 1 << 15)  # batches are cut elsewhere, segments are not
     prepare(inputs, "bytes", tmp_path, workers=workers, **OPTIONS)
     assert {k: v for k, v in contents(tmp_path).items() if k.startswith("tokenizer")} == {
         k: v for k, v in contents(prepared).items() if k.startswith("tokenizer")
@@ -280,7 +280,7 @@ def test_a_bad_input_is_named_with_its_position_and_harms_nothing(inputs, tmp_pa
 
 
 def test_the_first_mistake_in_input_order_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "BATCH_BYTES", 1)
+    monkeypatch.setattr(segments, "BATCH_BYTES", 1)
     for i in range(6):
         (tmp_path / f"{i}.txt").write_bytes(b"\xff" if i in (2, 3, 5) else b"fine")
     with pytest.raises(InputError, match=r"2\.txt: not valid UTF-8 at byte 0"):
@@ -436,7 +436,7 @@ def test_request_differences_name_the_field():
     request = {"inputs": [], "documents": "file"}
     old = {"version": 1, "tokenizer": {"hash": "a"}, "request": request}
     new = {"version": 2, "tokenizer": {"hash": "b"}, "request": request | {"documents": "line"}}
-    assert preparing._differences(old, new) == "version, tokenizer, documents"
+    assert manifest.differences(old, new) == "version, tokenizer, documents"
     shard = manifest.Shard("x", 4097, 16385, 1, 1, "")
     assert (shard.token_records, shard.records) == (2, 4)
     assert dataclasses.replace(shard, tokens=0, documents=0).records == 0

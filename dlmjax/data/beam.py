@@ -1,0 +1,420 @@
+"""`prepare --engine beam`: the segments of a corpus made as independent work items, on any number of machines.  Never imports jax.
+
+Three steps, each of which finds what an earlier run, or a duplicate of itself, has already done, and leaves it as it is:
+
+  scan   one item an input file: the sizes of its pieces and where reading goes on after each -> .unfinished/scan-00000.zst
+  plan   here: walks those sizes and cuts the segments exactly where one reader of all inputs would have cut them
+  make   one item a segment (a few, deep inside a compressed file): its shards, its counts, its note -> .unfinished/segment-00000.json
+
+and here again the manifest, written last. Workers answer in files, not in values, so that a runner needs no way back to this process, and
+a mistake in the input is an answer like any other (.unfinished/failed-00000.json), not an exception that a runner would try again.
+Nothing below needs Apache Beam but `on_beam`: an executor is a function that runs every item at least once.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dlmjax.data import counts, manifest
+from dlmjax.data import encode as encoding
+from dlmjax.data.formats import COMPRESSIONS, Position, Reader
+from dlmjax.data.manifest import Manifest, Segment
+from dlmjax.data.paths import PART, Place, Unreachable, size_of
+from dlmjax.data.progress import Progress
+from dlmjax.data.scan import read_scan, write_scan
+from dlmjax.data.segments import SPLITS, Cutting, SegmentWriter, batch_bytes, batches
+from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer, save_tokenizer
+from dlmjax.errors import InputError
+
+REQUEST = f"{manifest.WORK}/request.json"
+REPEATED = 16  # a compressed file is read again from its start for each item: at most this many bytes for one byte that is tokenized
+SECONDS_BETWEEN_LOOKS = 5.0
+Executor = Callable[[Callable, Sequence], None]
+
+
+class Work(NamedTuple):
+    """What every item needs to find the rest: the output, and the hash of its request.json."""
+
+    place: Place
+    request: str
+
+
+class Task(NamedTuple):
+    """One segment: where it begins, and the split of the document open there, or else where that document begins."""
+
+    number: int
+    start: Position
+    open_split: str | None = None
+    document: Position | None = None
+    known: Segment | None = None  # what a manifest says it must be
+
+
+# ---- the whole, in the process that was called ------------------------------------------------------------------------------------
+
+
+def prepare_in_items(
+    execute: Executor, place: Place, cutting: Cutting, tokenizer: Tokenizer, request: dict, progress: bool | None = None
+) -> Manifest:
+    """Makes a corpus, or completes one, with every item run by `execute`.
+
+    Args:
+        execute: runs function(item) for every item, in any order, at any time, on any machine, more than once if it likes.
+        place: the corpus directory.
+        request: as in the manifest.
+        progress: as in `prepare`; counts items.
+    Raises:
+        InputError: as `prepare`; Unreachable where storage did not answer.
+    """
+    identity = manifest.identity(request, tokenizer.describe())
+    finished = _finished(place)
+    earlier = finished and manifest.identity(finished.request, finished.tokenizer)
+    if not finished and (note := place.read(REQUEST)) is not None:
+        try:
+            earlier = json.loads(note)
+        except ValueError as error:
+            raise InputError(f"the notes in {place.name(manifest.WORK)} are damaged ({error!r}); start afresh with --overwrite") from None
+    if earlier:
+        manifest.require_same(earlier, identity, place.root)
+    place.make(manifest.WORK, manifest.TOKENIZER)
+    content = json.dumps(identity, indent=1).encode()
+    if place.read(REQUEST) != content:
+        place.write(REQUEST, content)
+    work = Work(place, hashlib.sha256(content).hexdigest())
+    _save_tokenizer(place, tokenizer)
+    place.clear(manifest.WORK, lambda name: not name.startswith("failed-"))
+    if finished:
+        tasks = _tasks_of(finished)
+    else:
+        _carry_out(execute, functools.partial(scan, work), list(range(len(cutting.sources))), work, "scanning", "scan-", progress)
+        tasks = list(plan(work, cutting))
+    _carry_out(execute, functools.partial(make, work), group(tasks, cutting), work, "preparing", "segment-", progress, len(tasks))
+    return _finish(work, cutting, tokenizer, request, tasks, finished)
+
+
+def _carry_out(
+    execute: Executor, function: Callable, items: list, work: Work, what: str, note: str, progress: bool | None, total: int | None = None
+) -> None:
+    """Runs a step; the first mistake in input order is raised."""
+    over = threading.Event()
+
+    def look(bar: Progress) -> None:
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            bar.reach(sum(name.startswith(note) for name in work.place.names(manifest.WORK)))
+
+    with Progress(total or len(items), what, " items", progress) as bar:
+        looking = threading.Thread(target=look, args=(bar,), daemon=True)
+        looking.start()
+        try:
+            execute(function, items)
+        finally:
+            over.set()
+            looking.join()
+    failed = _failures(work.place)
+    if failed:
+        content = work.place.read(f"{manifest.WORK}/{failed[0]}")
+        raise InputError(json.loads(content)["error"] if content else f"a work item failed ({failed[0]})")
+
+
+def _failures(place: Place) -> list[str]:
+    return [name for name in place.names(manifest.WORK) if name.startswith("failed-") and name.endswith(".json")]
+
+
+def _finished(place: Place) -> Manifest | None:
+    content = place.read(manifest.FILE)
+    return None if content is None else Manifest.parse(content, place.name(manifest.FILE), place.root)
+
+
+def _tasks_of(found: Manifest) -> list[Task]:
+    """The tasks that would make a finished corpus again."""
+    tasks, start, open_split = [], Position(0), None
+    for number, segment in enumerate(found.segments):
+        tasks.append(Task(number, start, open_split, None, segment))
+        if segment.end is not None:
+            start, open_split = Position(*segment.end), segment.open_split
+    return tasks
+
+
+def _save_tokenizer(place: Place, tokenizer: Tokenizer) -> None:
+    with place.scratch() as directory:
+        save_tokenizer(tokenizer, directory)
+        for path in sorted(directory.iterdir()):
+            name = f"{manifest.TOKENIZER}/{path.name}"
+            if place.read(name) != path.read_bytes():
+                place.publish(path, name)
+
+
+def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, tasks: list[Task], finished: Manifest | None) -> Manifest:
+    """Writes counts and manifest, then removes the notes."""
+    place = work.place
+    segments = []
+    for task in tasks:
+        segment = task.known or _note(place, task.number)
+        if segment is None:
+            raise InputError(f"{place.root}: segment {task.number:,} was not made by the runner; give the same command again: it goes on")
+        segments.append(segment)
+    result = Manifest(request, tokenizer.describe(), segments)
+    cutting.check_splits(result)
+    if "train" in result.splits:
+        stored = place.read(counts.FILE)
+        if stored is None or counts.fitting(counts.parse(stored), result) is None:
+            place.write(counts.FILE, counts.content(_sum_counts(place, result)))
+    if finished is None:
+        place.write(manifest.FILE, result.content())
+    place.clear(manifest.WORK, lambda name: name == "lock")
+    place.drop(manifest.WORK)
+    place.clear("", lambda name: not name.endswith(PART))
+    return finished or result
+
+
+def _sum_counts(place: Place, result: Manifest) -> np.ndarray:
+    """Counts of the train split: the sum of what the items noted; a segment without a note (made by another engine) is counted here."""
+    total_V = np.zeros(result.tokenizer["vocab_size"], np.int64)
+    for number, segment in enumerate(result.segments):
+        if "train" not in segment.shards:
+            continue
+        note = place.read(_counts_name(number))
+        part_V = None if note is None else counts.parse(note)
+        if part_V is None or int(part_V.sum()) != segment.shards["train"].tokens:
+            with tempfile.TemporaryDirectory() as directory:
+                place.fetch(segment.shards["train"].file, pathlib.Path(directory) / segment.shards["train"].file)
+                one = Manifest(result.request, result.tokenizer, [segment])
+                part_V = counts.count_tokens(pathlib.Path(directory), one, "train")
+        total_V += part_V
+    return total_V
+
+
+# ---- the plan: where one reader of all inputs would have cut -----------------------------------------------------------------------
+
+
+def plan(work: Work, cutting: Cutting) -> Iterator[Task]:
+    """The segments' beginnings, from the scans, by the rule of `segments.batches`. Memory: one block of a scan."""
+    full = batch_bytes(cutting.shard_bytes)
+    number = size = in_segment = 0
+    waiting: Task | None = Task(0, Position(0))  # there is a segment only if anything follows; there is always the first
+    for file in range(len(cutting.sources)):
+        document = Position(file)
+        for block in read_scan(work.place, _scan_name(file)):
+            if waiting:
+                yield waiting
+                waiting = None
+            ends = np.cumsum(block.sizes, dtype=np.int64)
+            starts = np.maximum.accumulate(np.where(block.inside, -1, np.arange(len(ends))))
+            before = 0
+            while (j := int(np.searchsorted(ends, before + full - size))) < len(ends):
+                in_segment += size + int(ends[j]) - before
+                before, size = int(ends[j]), 0
+                if in_segment < cutting.shard_bytes:
+                    continue
+                in_segment, number = 0, number + 1
+                opened = (document if starts[j] < 0 else block.position(file, int(starts[j]))) if block.inside[j] else None
+                task = Task(number, block.position(file, j), None, opened)
+                if j + 1 < len(ends):
+                    yield task
+                else:
+                    waiting = task
+            size += int(ends[-1]) - before
+            document = document if starts[-1] < 0 else block.position(file, int(starts[-1]))
+    if waiting and waiting.number == 0:
+        yield waiting  # no text at all: one empty segment, as one reader makes it
+
+
+def group(tasks: list[Task], cutting: Cutting) -> list[list[Task]]:
+    """Tasks -> items: one task each, but several in a row where a compressed file would be read to their place again and again."""
+    items: list[list[Task]] = []
+    for task in tasks:
+        first = items[-1][0] if items else None
+        again = first and first.start.file == task.start.file and cutting.sources[task.start.file].name.endswith(COMPRESSIONS)
+        if again and (task.start.offset - first.start.offset) * REPEATED < first.start.offset:
+            items[-1].append(task)
+        else:
+            items.append([task])
+    return items
+
+
+# ---- the work items, on any machine ---------------------------------------------------------------------------------------------------
+
+
+def scan(work: Work, file: int) -> None:
+    """Notes the pieces of one input file. Memory: one block of pieces, about 25 MB."""
+    try:
+        cutting = _cutting(work)
+        if size_of(work.place.name(_scan_name(file))) is None:
+            write_scan(work.place, _scan_name(file), cutting.sources, file)
+    except Unreachable:
+        raise  # the runner tries again
+    except InputError as error:
+        _fail(work.place, f"scan-{file:05d}", error)
+
+
+def make(work: Work, tasks: list[Task]) -> None:
+    """Makes those of some consecutive segments that are not there, whole.
+
+    Memory: a batch of 1 MiB and its tokens. Disk of the machine: the shards of a segment.
+    """
+    number = tasks[0].number
+    try:
+        if any(int(name.removesuffix(".json").rsplit("-", 1)[1]) < number for name in _failures(work.place)):
+            return  # the preparation will stop at an earlier mistake
+        missing = [task for task in tasks if not _is_whole(work.place, task)]
+        if missing:
+            with work.place.scratch() as directory:
+                for task, segment, counts_V in _segments(work, missing[0], directory):
+                    number = task.number
+                    known = tasks[number - tasks[0].number].known
+                    if known and known != segment:
+                        raise InputError(
+                            f"{work.place.root}: the inputs are no longer those of the prepared corpus; replace it with --overwrite"
+                        )
+                    work.place.write(_counts_name(number), counts.content(counts_V))
+                    work.place.write(_note_name(number), json.dumps(segment.to_json(), indent=1).encode())
+                    if number >= missing[-1].number:
+                        return
+    except Unreachable:
+        raise
+    except InputError as error:
+        _fail(work.place, f"segment-{number:05d}", error)
+
+
+def _segments(work: Work, task: Task, directory: pathlib.Path) -> Iterator[tuple[Task, Segment, np.ndarray]]:
+    """Segments from a task's on, published, with the counts of their train shards."""
+    cutting = _cutting(work)
+    tokenizer = _tokenizer(work)
+    writer: SegmentWriter | None = None
+    try:
+        for batch in batches(cutting.sources, task.start, cutting.shard_bytes):
+            if writer is None:
+                open_split = task.open_split or _open_split(cutting, task)
+                writer = SegmentWriter(cutting, task.number, open_split, directory, work.place.publish, tokenizer.vocab_size)
+            result = encoding.encode(encoding.columns(batch.pieces), cutting.sources, tokenizer, cutting.split_seed)
+            cutting.check(batch, result)
+            writer.add(result)
+            if batch.ends_segment:
+                segment = writer.close(batch.next)
+                yield task, segment, writer.counts_V
+                task = Task(task.number + 1, batch.next, segment.open_split) if batch.next else task
+                writer = None
+    finally:
+        if writer:
+            writer.abandon()
+
+
+def _open_split(cutting: Cutting, task: Task) -> str | None:
+    """The split of the document that is open where a segment begins: read again from its first piece."""
+    if task.document is None:
+        return None
+    piece = next(iter(Reader(cutting.sources, task.document)))
+    share = encoding.document_share(encoding.cut(piece.data)[0], cutting.split_seed)
+    return SPLITS[cutting.split_of(piece.at.file, share)]
+
+
+def _is_whole(place: Place, task: Task) -> bool:
+    segment = task.known or _note(place, task.number)
+    return segment is not None and all(place.sha256(shard.file) == shard.sha256 for shard in segment.shards.values())
+
+
+def _note(place: Place, number: int) -> Segment | None:
+    content = place.read(_note_name(number))
+    try:
+        return None if content is None else Segment.from_json(json.loads(content))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _fail(place: Place, name: str, error: InputError) -> None:
+    place.write(f"{manifest.WORK}/failed-{name}.json", json.dumps({"error": str(error)}).encode())
+
+
+def _scan_name(file: int) -> str:
+    return f"{manifest.WORK}/scan-{file:05d}.zst"
+
+
+def _note_name(number: int) -> str:
+    return f"{manifest.WORK}/segment-{number:05d}.json"
+
+
+def _counts_name(number: int) -> str:
+    return f"{manifest.WORK}/counts-{number:05d}.npy"
+
+
+@functools.lru_cache(maxsize=4)
+def _cutting(work: Work) -> Cutting:
+    """The request that this item belongs to, as the launching process wrote it."""
+    content = work.place.read(REQUEST)
+    if content is None or hashlib.sha256(content).hexdigest() != work.request:
+        raise InputError(f"{work.place.root} is being prepared by another command; wait for it, or choose another --output")
+    return Cutting.from_request(json.loads(content)["request"])
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(work: Work) -> Tokenizer:
+    """Loaded once a process, from the output directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name in work.place.names(manifest.TOKENIZER):
+            if not name.endswith(PART):
+                work.place.fetch(f"{manifest.TOKENIZER}/{name}", pathlib.Path(directory) / name)
+        return load_saved_tokenizer(pathlib.Path(directory))
+
+
+# ---- Apache Beam ---------------------------------------------------------------------------------------------------------------------
+
+
+def on_beam(flags: Sequence[str], checked: Sequence[str] = ()) -> Executor:
+    """An executor that runs each step as a Beam pipeline.
+
+    Args:
+        flags: for Beam's PipelineOptions, such as --runner=DataflowRunner; unknown ones go to the runner. No --runner: DirectRunner.
+        checked: flags too, but each must be one that Beam knows (they may be misspelt flags of ours).
+    Raises:
+        InputError: Apache Beam is not installed; flags it does not understand; later, a pipeline that failed.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise InputError(f"--engine beam needs Apache Beam ({error}); install it with: pip install 'dlmjax[beam]'") from None
+    options = _options(PipelineOptions, flags, checked)
+
+    def execute(function: Callable, items: Sequence) -> None:
+        """One pipeline; returns when all items are done."""
+        try:
+            with beam.Pipeline(options=options) as pipeline:
+                created = pipeline | "Items" >> beam.Create(list(items))
+                # Without it a runner may give all items to the machine that listed them.
+                created | "Distribute" >> beam.Reshuffle() | "Work" >> beam.Map(function)
+        except InputError:
+            raise
+        except Exception as error:  # each runner has its own
+            reason = (str(error).strip().splitlines() or [""])[-1][:300]
+            raise InputError(
+                f"the Beam pipeline failed ({type(error).__name__}: {reason}); finished segments are kept, the same command goes on"
+            ) from error
+
+    return execute
+
+
+def _options(kind: type, flags: Sequence[str], checked: Sequence[str]):
+    """PipelineOptions of all flags; argparse's exit becomes an InputError."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if checked:
+                known = kind(list(checked)).get_all_options()
+                everything = kind(list(checked)).get_all_options(retain_unknown_options=True)
+                unknown = sorted(set(everything) - set(known))
+                if unknown:
+                    raise InputError(f"unknown flag --{unknown[0]}, neither of dlmjax prepare nor of Beam; flags of a runner go behind --")
+            options = kind([*checked, *flags])
+            options.get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        line = (said.getvalue().strip().splitlines() or ["?"])[-1]
+        raise InputError(f"Beam does not understand its flags ({line})") from None
+    return options

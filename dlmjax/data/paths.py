@@ -1,0 +1,242 @@
+"""Files by name, wherever they are: a local path, or a URL that fsspec knows (gs://, s3://, hdfs://, memory://, ...).
+
+Local names are opened as ever and never pass through fsspec's buffers. A URL needs the library of its protocol (gs: gcsfs, s3: s3fs) and
+takes its credentials from where that library looks for them. Never imports jax.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+
+import fsspec
+
+from dlmjax.data.manifest import WORK
+from dlmjax.errors import InputError
+
+PART = ".part"
+_CHUNK = 1 << 23
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
+
+
+class Unreachable(InputError):
+    """A storage service that did not answer, or refused. Trying again may help, unlike with any other InputError."""
+
+
+def is_url(name: str | os.PathLike) -> bool:
+    """Whether a name has a scheme; `DIR/a://b` has none."""
+    return bool(_URL.match(os.fspath(name)))
+
+
+@contextlib.contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    """What the libraries of storage services raise, as one line. FileNotFoundError passes: absence is an answer."""
+    try:
+        yield
+    except (InputError, FileNotFoundError):
+        raise
+    except ImportError as error:
+        raise InputError(f"{name}: the library of this kind of storage is not installed ({_line(error)})") from None
+    except Exception as error:  # every service has exceptions of its own
+        raise Unreachable(f"{name} cannot be reached ({_line(error)}); if it should be, give the same command again") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _filesystem(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    with _reaching(name):
+        return fsspec.core.url_to_fs(name)
+
+
+class _Remote(io.RawIOBase):
+    """Reads a file of a storage service; its failures are told from damage in the file."""
+
+    def __init__(self, name: str):
+        filesystem, path = _filesystem(name)
+        self._name = name
+        with _reaching(name):
+            self._file = filesystem.open(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Fills the buffer with what the service sends; 0 at the end (`io.RawIOBase`)."""
+        with _reaching(self._name):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with _reaching(self._name):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def open_binary(name: str) -> io.BufferedReader:
+    """Opens a file for reading. Raises OSError for a local one, FileNotFoundError or Unreachable for a URL."""
+    return io.BufferedReader(_Remote(name), 1 << 20) if is_url(name) else open(name, "rb")
+
+
+def size_of(name: str) -> int | None:
+    """Bytes of a file; None where there is no such file. Raises IsADirectoryError for a directory, Unreachable for a URL's service."""
+    if not is_url(name):
+        path = pathlib.Path(name)
+        if path.is_dir():
+            raise IsADirectoryError(name)
+        return path.stat().st_size if path.is_file() else None
+    filesystem, path = _filesystem(name)
+    try:
+        with _reaching(name):
+            found = filesystem.info(path)
+    except FileNotFoundError:
+        return None
+    if found["type"] == "directory":
+        raise IsADirectoryError(name)
+    if found["size"] is None:  # some web servers do not say
+        raise InputError(f"{name}: its server does not tell the size; copy the file to where it can be read from any place")
+    return found["size"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A corpus directory that files are published to, each in one step, from any number of machines at once.
+
+    A file is written on this machine, put beside its place under a name of its own, and renamed: readers, and a second worker with the
+    same task, see the old file or the new one. (An object store renames by copying within the store.)
+    Where the directory is local, `scratch` is in its folder of notes, which must be there.
+    """
+
+    root: str
+
+    @property
+    def local(self) -> pathlib.Path | None:
+        return None if is_url(self.root) else pathlib.Path(self.root)
+
+    def name(self, file: str) -> str:
+        return f"{self.root.rstrip('/')}/{file}" if self.root.strip("/") else f"{self.root}{file}"
+
+    def _at(self, file: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        filesystem, path = _filesystem(self.name(file))
+        filesystem.invalidate_cache()  # other machines write here
+        return filesystem, path
+
+    def make(self, *folders: str) -> None:
+        """Makes the directory and folders in it. Raises InputError where that cannot be."""
+        try:
+            for folder in ("", *folders):
+                filesystem, path = self._at(folder)
+                with contextlib.nullcontext() if self.local else _reaching(self.root):
+                    filesystem.makedirs(path.rstrip("/"), exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.root} cannot be made a corpus directory: {error.strerror}") from None
+
+    def names(self, folder: str = "") -> list[str]:
+        """Files directly in a folder of the directory, sorted, without the folder's name; [] where there is none."""
+        filesystem, path = self._at(folder)
+        try:
+            with _reaching(self.name(folder)):
+                found = filesystem.ls(path.rstrip("/"), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+
+    def read(self, file: str) -> bytes | None:
+        """All of a small file; None where there is none."""
+        filesystem, path = self._at(file)
+        try:
+            with _reaching(self.name(file)):
+                return filesystem.cat_file(path)
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, file: str) -> str | None:
+        """The hash of a file, read once; None where there is none."""
+        try:
+            with open_binary(self.name(file)) as stream:
+                digest = hashlib.sha256()
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[pathlib.Path]:
+        """A new empty directory on this machine for files that will be published; beside them where they are local."""
+        with tempfile.TemporaryDirectory(prefix="scratch-", dir=self.local and self.local / WORK) as directory:
+            yield pathlib.Path(directory)
+
+    def publish(self, file: pathlib.Path, name: str) -> None:
+        """Moves a synced file of `scratch` to its name."""
+        if self.local:
+            file.replace(self.local / name)
+            return
+        filesystem, path = self._at(name)
+        part = f"{path}.{uuid.uuid4().hex}{PART}"
+        with _reaching(self.name(name)):
+            filesystem.put_file(str(file), part)
+            filesystem.mv(part, path)
+        file.unlink()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small file in one step."""
+        with self.scratch() as directory:
+            path = directory / "file"
+            with open(path, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self.publish(path, name)
+
+    def remove(self, name: str) -> None:
+        """Deletes a file, if it is there."""
+        filesystem, path = self._at(name)
+        with contextlib.suppress(FileNotFoundError), _reaching(self.name(name)):
+            filesystem.rm_file(path)
+
+    def clear(self, folder: str, keep: Callable[[str], bool]) -> None:
+        """Deletes what is in a folder, but the names to keep."""
+        filesystem, path = self._at(folder)
+        with contextlib.suppress(FileNotFoundError), _reaching(self.name(folder)):
+            found = filesystem.ls(path.rstrip("/"), detail=False)
+            gone = [name for name in found if not keep(name.rstrip("/").rsplit("/", 1)[-1])]
+            if gone:
+                filesystem.rm(gone, recursive=True)
+
+    def drop(self, folder: str) -> None:
+        """Removes an empty folder, where the storage has folders."""
+        filesystem, path = self._at(folder)
+        with contextlib.suppress(Exception):  # one that is not there, or not empty, does no harm
+            filesystem.rmdir(path.rstrip("/"))
+
+    def fetch(self, name: str, target: pathlib.Path) -> None:
+        """Copies a file to this machine, under a temporary name first. Raises FileNotFoundError."""
+        part = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PART}")
+        try:
+            with open_binary(self.name(name)) as source, open(part, "wb") as copy:
+                while chunk := source.read(_CHUNK):
+                    copy.write(chunk)
+                copy.flush()
+                os.fsync(copy.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""A scan: where the pieces of one input file are, for a plan of the segments before anything is tokenized.  Never imports jax.
+
+    blocks of at most BLOCK pieces, one zstandard stream with a checksum; each block four arrays (.npy) one after another:
+    sizes (uint32), steps of offset and of line from piece to piece (uint64), inside (bool): the position behind each piece
+    an empty block ends it
+
+About two and a half bytes a piece. A scan is a function of the file alone.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dlmjax.data.formats import Position, Reader, Source
+from dlmjax.data.paths import Place, open_binary
+from dlmjax.errors import InputError
+
+BLOCK = 1 << 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """P consecutive pieces of a file."""
+
+    sizes: np.ndarray  # [P] bytes
+    offsets: np.ndarray  # [P] of the position behind each piece, as are:
+    lines: np.ndarray  # [P]
+    inside: np.ndarray  # [P] bool
+
+    def position(self, file: int, piece: int) -> Position:
+        """Where reading goes on behind a piece."""
+        return Position(file, int(self.offsets[piece]), int(self.lines[piece]), bool(self.inside[piece]))
+
+
+def write_scan(place: Place, name: str, sources: Sequence[Source], file: int) -> None:
+    """Reads one input file and publishes its scan. Raises InputError for a file that cannot be read through."""
+    import zstandard
+
+    # Nothing behind this file is read.
+    reader = iter(Reader(list(sources[: file + 1]), Position(file)))
+    with place.scratch() as directory:
+        path = directory / "scan"
+        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+        with open(path, "wb") as stored:
+            with compressor.stream_writer(stored, closefd=False) as stream:
+                last = (0, 0)
+                while True:
+                    rows = []
+                    for piece in reader:
+                        rows.append((len(piece.data), piece.next.offset, piece.next.line, piece.next.inside))
+                        if len(rows) == BLOCK:
+                            break
+                    last = _write_block(stream, rows, last)
+                    if not rows:
+                        break
+            stored.flush()
+            os.fsync(stored.fileno())
+        place.publish(path, name)
+
+
+def _write_block(stream, rows: list[tuple], last: tuple[int, int]) -> tuple[int, int]:
+    sizes, offsets, lines, inside = zip(*rows, strict=True) if rows else ((), (), (), ())
+    for values, dtype in (
+        (np.array(sizes, np.int64), np.uint32),
+        (np.diff(np.array(offsets, np.int64), prepend=last[0]), np.uint64),
+        (np.diff(np.array(lines, np.int64), prepend=last[1]), np.uint64),
+        (np.array(inside, np.bool_), np.bool_),
+    ):
+        np.lib.format.write_array(stream, values.astype(dtype), allow_pickle=False)
+    return (offsets[-1], lines[-1]) if rows else last
+
+
+def read_scan(place: Place, name: str) -> Iterator[Block]:
+    """The blocks of a scan. Raises InputError where it is missing or damaged."""
+    import zstandard
+
+    damaged = f"the scan {place.name(name)} is missing or damaged; delete it and give the same command again"
+    try:
+        with open_binary(place.name(name)) as stored, zstandard.ZstdDecompressor().stream_reader(stored) as stream:
+            offset = line = 0
+            while True:
+                sizes, offsets, lines, inside = (np.lib.format.read_array(stream, allow_pickle=False) for _ in range(4))
+                if len(sizes) == 0:
+                    return
+                offsets, lines = offset + np.cumsum(offsets.astype(np.int64)), line + np.cumsum(lines.astype(np.int64))
+                yield Block(sizes, offsets, lines, inside)
+                offset, line = int(offsets[-1]), int(lines[-1])
+    except (FileNotFoundError, EOFError, ValueError, zstandard.ZstdError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{damaged} ({' '.join(str(error).split())})") from None

@@ -1,0 +1,235 @@
+"""One segment of a corpus: a stretch of the inputs -> its shards, the same bytes wherever and however often it is made.
+
+A segment is cut by the text alone (`batches`), so anyone who knows where it begins, and the split of a document left open there, can make
+it. `prepare` makes them in order with several processes; `beam` makes them as work items anywhere. Never imports jax.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from dlmjax.data import encode as encoding
+from dlmjax.data import formats, manifest
+from dlmjax.data.manifest import Manifest, Segment, Shard
+from dlmjax.errors import InputError
+
+BATCH_BYTES = 1 << 20
+SPLITS = ("train", "valid", "test")
+
+
+def normal_documents(documents: str) -> str:
+    """A rule without the white space that does not matter in it."""
+    return "separator:" + documents.partition(":")[2].strip() if documents.startswith("separator:") else documents
+
+
+def batch_bytes(shard_bytes: int) -> int:
+    """Bytes of pieces that fill a batch."""
+    return min(BATCH_BYTES, shard_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutting:
+    """What decides the content of every segment, besides the tokenizer."""
+
+    sources: tuple[formats.Source, ...]
+    shard_bytes: int
+    valid_fraction: float
+    test_fraction: float
+    split_seed: int
+
+    @classmethod
+    def from_request(cls, request: dict) -> "Cutting":
+        """From a manifest's request, so that a work item needs nothing else."""
+        documents = normal_documents(request["documents"])
+        sources = tuple(
+            formats.Source(s["name"], s["format"], s["split"], documents, request["text_field"], s["bytes"], s["fingerprint"])
+            for s in request["inputs"]
+        )
+        return cls(sources, request["shard_bytes"], request["valid_fraction"], request["test_fraction"], request["split_seed"])
+
+    def split_of(self, file: int, share: float) -> int:
+        """The number of the split of a document that begins in an input with a share (see `encode.document_share`)."""
+        fixed = self.sources[file].split
+        if fixed is not None:
+            return SPLITS.index(fixed)
+        return 1 if share < self.valid_fraction else 2 if share < self.valid_fraction + self.test_fraction else 0
+
+    def splits(self, result: encoding.Encoded, open_split: str | None) -> np.ndarray:
+        """For each piece the number of its split. A piece that starts no document belongs to the one before it."""
+        fixed = np.array([-1 if s.split is None else SPLITS.index(s.split) for s in self.sources])
+        valid, test = self.valid_fraction, self.test_fraction
+        by_hash_P = np.where(result.share_P < valid, 1, np.where(result.share_P < valid + test, 2, 0))
+        split_P = np.where(fixed[result.file_P] >= 0, fixed[result.file_P], by_hash_P)
+        last_start_P = np.maximum.accumulate(np.where(result.starts_P, np.arange(len(split_P)), -1))
+        inherited = SPLITS.index(open_split) if open_split else 0
+        return np.where(last_start_P >= 0, split_P[last_start_P], inherited)
+
+    def check(self, batch: "Batch", result: encoding.Encoded) -> None:
+        """Raises InputError for the first piece of a batch that is no text."""
+        if result.bad is not None:
+            piece = batch.pieces[result.bad]
+            wrong = encoding.mistake(piece, self.sources[piece.at.file])
+            raise InputError(f"{wrong} (nothing already prepared was changed)")
+
+    def check_splits(self, result: Manifest) -> None:
+        """Raises InputError for a split that was asked for and holds no document."""
+        wanted = {source.split for source in self.sources} - {None}
+        if None in {source.split for source in self.sources}:
+            fractions = {"valid": self.valid_fraction, "test": self.test_fraction}
+            wanted |= {"train"} | {split for split, fraction in fractions.items() if fraction > 0}
+        empty = [split for split in SPLITS if split in wanted and split not in result.splits]
+        if empty:
+            count = sum(result.counts(split)["documents"] for split in result.splits)
+            raise InputError(
+                f"no document fell into the split {empty[0]!r} ({count:,} documents in all); give its files with --split-files, a larger "
+                "fraction, another --split-seed, or smaller documents (--documents blank-line)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    pieces: list[formats.Piece]
+    ends_segment: bool
+    next: formats.Position | None
+    stored: int
+
+
+def batches(sources: Sequence[formats.Source], start: formats.Position, shard_bytes: int) -> Iterator[Batch]:
+    """Batches of about 1 MiB; a segment ends with the batch that brings it to `shard_bytes`, and with the last one."""
+    reader = formats.Reader(sources, start)
+    pieces: list[formats.Piece] = []
+    size = in_segment = 0
+    waiting: Batch | None = None  # handed out once it is known whether anything follows
+    for piece in reader:
+        if waiting:
+            yield waiting
+            waiting = None
+        pieces.append(piece)
+        size += len(piece.data)
+        if size >= batch_bytes(shard_bytes):
+            in_segment += size
+            full = in_segment >= shard_bytes
+            waiting = Batch(pieces, full, piece.next, reader.stored)
+            pieces, size, in_segment = [], 0, 0 if full else in_segment
+    if waiting:
+        yield dataclasses.replace(waiting, ends_segment=True, next=None, stored=reader.stored)
+    else:
+        yield Batch(pieces, True, None, reader.stored)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """A disk that is full or gone is for a person to mend; what is finished stays."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be written ({reason}); free some space and give the same command again: it goes on") from None
+
+
+class _ShardWriter:
+    """Writes one shard under a temporary name; `close` publishes it."""
+
+    def __init__(self, directory: pathlib.Path, name: str):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._name, self._part = name, directory / (name + ".part")
+        self._writer = ArrayRecordWriter(str(self._part), manifest.WRITER_OPTIONS)
+        self._waiting: list[np.ndarray] = []
+        self._count = self.tokens = self.text_bytes = self._open = 0
+        self._lengths: list[np.ndarray] = []
+
+    def add(self, tokens: np.ndarray, lengths_P: np.ndarray, ends_P: np.ndarray, text_bytes: int) -> None:
+        """Appends pieces: their tokens, and which of them end a document."""
+        ends = np.cumsum(lengths_P)[ends_P]
+        if len(ends):
+            self._lengths.append(np.diff(ends, prepend=-self._open).astype(np.uint32))
+            self._open = len(tokens) - int(ends[-1])
+        else:
+            self._open += len(tokens)
+        self.tokens += len(tokens)
+        self.text_bytes += text_bytes
+        self._waiting.append(tokens)
+        self._count += len(tokens)
+        if self._count >= 1 << 18:
+            with writing(self._part):
+                self._write(self._count // manifest.RECORD_TOKENS * manifest.RECORD_TOKENS)
+
+    def _write(self, count: int) -> None:
+        tokens = np.concatenate(self._waiting)
+        for at in range(0, count, manifest.RECORD_TOKENS):
+            self._writer.write(tokens[at : min(count, at + manifest.RECORD_TOKENS)].tobytes())
+        self._waiting, self._count = [tokens[count:]], self._count - count
+
+    def close(self, publish: Callable[[pathlib.Path, str], None]) -> Shard:
+        lengths = np.concatenate([np.zeros(0, np.uint32), *self._lengths])
+        with writing(self._part):
+            self._write(self._count)
+            for at in range(0, len(lengths), manifest.INDEX_ENTRIES):
+                self._writer.write(lengths[at : at + manifest.INDEX_ENTRIES].tobytes())
+            self._writer.close()
+            with open(self._part, "rb") as file:
+                os.fsync(file.fileno())
+        digest, size = manifest.sha256_of(self._part), self._part.stat().st_size
+        publish(self._part, self._name)
+        return Shard(self._name, self.tokens, len(lengths), self.text_bytes, size, digest)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(RuntimeError):  # a full disk refuses the rest once more
+            self._writer.close()
+        self._part.unlink(missing_ok=True)
+
+
+class SegmentWriter:
+    """Writes segment `number`: batches in, one shard a split out.
+
+    Args:
+        directory: where shards grow under temporary names.
+        publish: called with each finished, synced file and its shard's name; must put it in its place in one step.
+        open_split: split of the document that is open where the segment begins.
+        counted: the vocabulary's size, to count the tokens of the train split in `counts_V`; None for no counts.
+    """
+
+    def __init__(
+        self,
+        cutting: Cutting,
+        number: int,
+        open_split: str | None,
+        directory: pathlib.Path,
+        publish: Callable[[pathlib.Path, str], None],
+        counted: int | None = None,
+    ):
+        self.open_split = open_split
+        self.counts_V = None if counted is None else np.zeros(counted, np.int64)
+        self._cutting, self._number, self._directory, self._publish = cutting, number, directory, publish
+        self._writers: dict[str, _ShardWriter] = {}
+
+    def add(self, result: encoding.Encoded) -> None:
+        """Appends a batch to the shards of its splits."""
+        split_P = self._cutting.splits(result, self.open_split)
+        for index in np.unique(split_P).tolist():
+            split = SPLITS[index]
+            here_P = split_P == index
+            if split not in self._writers:
+                self._writers[split] = _ShardWriter(self._directory, f"{split}-{self._number:05d}.array_record")
+            tokens = result.tokens[np.repeat(here_P, result.lengths_P)]
+            if self.counts_V is not None and split == "train":
+                self.counts_V += np.bincount(tokens, minlength=len(self.counts_V))
+            self._writers[split].add(tokens, result.lengths_P[here_P], result.ends_P[here_P], int(result.text_bytes_P[here_P].sum()))
+        if len(split_P):
+            self.open_split = None if result.ends_P[-1] else SPLITS[int(split_P[-1])]
+
+    def close(self, end: formats.Position | None) -> Segment:
+        """Finishes and publishes the shards; `end` is where reading goes on."""
+        shards = {split: self._writers[split].close(self._publish) for split in sorted(self._writers)}
+        self._writers.clear()
+        return Segment(shards, list(end) if end else None, self.open_split)
+
+    def abandon(self) -> None:
+        """Deletes what was written and not published."""
+        for writer in self._writers.values():
+            writer.abandon()

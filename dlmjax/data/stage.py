@@ -1,0 +1,106 @@
+"""A corpus at a URL -> a verified copy on this machine, because training reads records in random order.  Never imports jax.
+
+    CACHE/<hash of the manifest>/    manifest.json, tokenizer/, counts.npy and the shards of the splits that were opened
+
+CACHE is $DLMJAX_CACHE, else ~/.cache/dlmjax. The name follows from the content, so a corpus that is replaced at its URL gets another copy,
+and the processes of a machine share one. What is no longer needed is for its owner to delete.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import shutil
+
+from dlmjax.data import counts, manifest
+from dlmjax.data.manifest import Manifest, Shard
+from dlmjax.data.paths import Place
+from dlmjax.data.progress import Progress
+from dlmjax.errors import InputError
+
+AT_ONCE = 8  # files fetched at a time
+
+
+def cache_directory() -> pathlib.Path:
+    """Where copies are kept: $DLMJAX_CACHE, else ~/.cache/dlmjax."""
+    return pathlib.Path(os.environ.get("DLMJAX_CACHE") or pathlib.Path.home() / ".cache" / "dlmjax")
+
+
+def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
+    """The local copy of one split of a corpus at a URL; fetches what is not there.
+
+    Args:
+        url: a corpus directory, such as gs://BUCKET/books.
+        split: whose shards are needed.
+        verify: compare also the shards that are here already with their sha256; what is fetched now is always compared.
+    Raises:
+        InputError: no corpus there, no such split, a shard that is not what the manifest says, no room here; Unreachable.
+    """
+    place = Place(url)
+    content = place.read(manifest.FILE)
+    if content is None:
+        what = "an unfinished preparation" if place.names(manifest.WORK) else f"no prepared corpus (no {manifest.FILE})"
+        raise InputError(f"{url} holds {what}; make one with: dlmjax prepare --engine beam --input FILES... --output {url}")
+    found = Manifest.parse(content, place.name(manifest.FILE), url)
+    if split not in found.splits:
+        raise InputError(f"{url} has no split {split!r}; it has: {', '.join(found.splits)}")
+    directory = cache_directory() / hashlib.sha256(content).hexdigest()[:32]
+    try:
+        (directory / manifest.TOKENIZER).mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(directory):
+            _fetch_all(place, directory, found, split, verify)
+            manifest.write_atomically(directory / manifest.FILE, content)
+    except OSError as error:
+        raise InputError(f"{url} cannot be copied to {directory} ({error}); another place can be named with DLMJAX_CACHE") from None
+    return directory
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: pathlib.Path):
+    """The processes of one machine wait for the first of them."""
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_all(place: Place, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
+    for name in place.names(manifest.TOKENIZER):
+        if not (directory / manifest.TOKENIZER / name).exists():
+            place.fetch(f"{manifest.TOKENIZER}/{name}", directory / manifest.TOKENIZER / name)
+    if not (directory / counts.FILE).exists():
+        with contextlib.suppress(FileNotFoundError):  # counted from the shards where it is needed
+            place.fetch(counts.FILE, directory / counts.FILE)
+    missing = [shard for shard in found.shards(split) if not _is_here(directory / shard.file, shard, verify)]
+    size = sum(shard.file_bytes for shard in missing)
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise InputError(
+            f"{place.root}: the split {split!r} needs {size:,} bytes of {directory}, which has {free:,} left; name another place with "
+            "DLMJAX_CACHE, or mount the bucket and give its directory"
+        )
+    with Progress(size, "fetching", "B") as progress, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
+        fetched = 0
+        for shard in threads.map(lambda shard: _fetch(place, directory, shard, found), missing):
+            fetched += shard.file_bytes
+            progress.reach(fetched)
+
+
+def _is_here(path: pathlib.Path, shard: Shard, verify: bool) -> bool:
+    return path.is_file() and path.stat().st_size == shard.file_bytes and (not verify or manifest.sha256_of(path) == shard.sha256)
+
+
+def _fetch(place: Place, directory: pathlib.Path, shard: Shard, found: Manifest) -> Shard:
+    """Fetches a shard; it gets its name only when it is what the manifest says."""
+    again = f"prepare it again with: {found.prepare_command(place.root)} --engine beam (nothing else was changed)"
+    arrived = directory / f"{shard.file}.fetched"
+    try:
+        place.fetch(shard.file, arrived)
+    except FileNotFoundError:
+        raise InputError(f"{place.name(shard.file)} is missing; {again}") from None
+    if arrived.stat().st_size != shard.file_bytes or manifest.sha256_of(arrived) != shard.sha256:
+        arrived.unlink()
+        raise InputError(f"{place.name(shard.file)} was changed since it was prepared (its sha256 differs from the manifest's); {again}")
+    arrived.replace(directory / shard.file)
+    return shard

@@ -12,6 +12,8 @@ README = HERE / "README.md"
 INTEROP = ["torch>=2.8", "transformers>=5.2", "safetensors>=0.5"]
 SCALING = ["matplotlib>=3.9"]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+# It wants older protobuf, pyarrow, pillow, python-dateutil and beartype than requirements.lock pins: an environment of its own.
+BEAM = ["apache-beam>=2.77"]
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -20,6 +22,7 @@ TEST = [
     "beartype>=0.21",
     "ruff>=0.11",
     "import-linter>=2.3",
+    "kubeflow-trainer-api>=2.3",
 ]
 
 setup(
@@ -48,6 +51,7 @@ setup(
         "numpy>=2.1",
         "pyarrow>=21",
         "zstandard>=0.24",
+        "fsspec>=2025.5",
         "tqdm>=4.67",
     ],
     extras_require={
@@ -56,6 +60,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.10.2"],
         "interop": INTEROP,
         "scaling": SCALING,
+        "beam": BEAM,
         "notebooks": NOTEBOOKS,
     },
     entry_points={"console_scripts": ["dlmjax = dlmjax.__main__:main"]},

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train, or continue, the run that a config describes", _add_train),
         ("evaluate", "likelihood bound of a run on held-out text, with its standard error", _add_evaluate),
         ("interval", "the noise levels at which the loss of a run varies least, to train on these alone", _add_interval),
+        ("plan", "what a config would need on TPUs or GPUs that are not here: memory, FLOPs, collectives, step time", _add_plan),
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
@@ -54,7 +55,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_prepare(command):
     add = command.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help=".txt, .jsonl or .parquet, plain or .gz/.xz/.zst; or builtin:python-docs")
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=".txt, .jsonl or .parquet, plain or .gz/.xz/.zst, local or a URL (gs://, s3://); or builtin:python-docs",
+    )
     add(
         "--tokenizer",
         default="bytes",
@@ -75,6 +82,12 @@ def _add_prepare(command):
     add("--format", choices=("txt", "jsonl", "parquet"), help="of all inputs; default: by each file's name")
     add("--workers", type=int, help="processes that tokenize; default: one a core; the result does not depend on it")
     add("--overwrite", action="store_true", help="replace a corpus of other inputs that is in --output")
+    add(
+        "--engine",
+        choices=("local", "beam"),
+        default="local",
+        help="beam: as work items of Apache Beam, with its flags (--runner=...) beside these or behind --; the result is the same",
+    )
 
 
 def _add_train(command):
@@ -82,9 +95,18 @@ def _add_train(command):
     command.add_argument(
         "--workdir", required=True, metavar="DIR", help="checkpoints, metrics and config of this run; an existing run continues"
     )
-    command.add_argument("--fork", metavar="DIR", help="start from another run's newest checkpoint, counters kept")
-    command.add_argument("--init", metavar="DIR", help="start from another run's weights, counters at zero")
+    command.add_argument("--fork", default="", metavar="DIR", help="start from another run's newest checkpoint, counters kept")
+    command.add_argument("--init", default="", metavar="DIR", help="start from another run's weights, counters at zero")
     command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
+    launch = command.add_argument_group("several processes", "found by itself under Slurm, Open MPI, GKE and on TPU pods")
+    launch.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    launch.add_argument("--processes", type=int, metavar="N", help="processes of the run")
+    launch.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    launch.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS", help="in which all must have come (300)")
+    launch.add_argument("--heartbeat-timeout", type=int, default=100, metavar="SECONDS", help="of silence before a peer is lost (100)")
+    launch.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="start again after a failure, at most N times without progress (0)"
+    )
     command.add_argument("--config.SECTION.LEAF", dest="ignored", metavar="VALUE", help="override a leaf, as in --config.optimizer.lr=1e-3")
 
 
@@ -116,6 +138,27 @@ def _add_interval(command):
     command.add_argument("--least", type=float, default=0.5, help="the narrowest interval to consider")
     command.add_argument("--seed", type=int, default=0, help="of the draws")
     command.add_argument("--json", metavar="FILE", help="write the result here")
+
+
+def _add_plan(command):
+    add = command.add_argument
+    add("--config", required=True, metavar="FILE", help="a file with get_config(), such as configs/llada_8b.py")
+    add(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v4, v5e, v5p or v6e with the shape of a slice (v5e:4x4, v5p:8x8x8), compiled with libtpu; a100, h100 or h200 with a number "
+        "of GPUs (h100:64), by an analytic model",
+    )
+    add("--slices", type=int, default=1, metavar="N", help="that many such slices, joined by the data-centre network")
+    add("--data", metavar="DIR", help="prepared corpus, where the config leaves the vocabulary to it or the process counts its tokens")
+    add("--search", action="store_true", help="try mesh shapes, remat policies and microbatches; print the table, best first")
+    add("--compiles", type=int, default=3, metavar="N", help="layouts of a search that are compiled, the best by the analytic model first")
+    add("--analytic", action="store_true", help="do not compile: the analytic model only, in seconds")
+    add("--quick", action="store_true", help="compile with the compiler's least effort: some five times faster, memory a few per cent off")
+    add("--strict", action="store_true", help="exit with 1 where nothing fits; otherwise that is a result like any other")
+    add("--json", metavar="FILE", help="write the plan, or all plans of the search, here")
+    add("--config.SECTION.LEAF", dest="ignored", metavar="VALUE", help="override a leaf, as in --config.execution.remat=dots")
 
 
 def _add_sample(command):
@@ -163,9 +206,10 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv or os.environ.get("DLMJAX_DEBUG") == "1"
     try:
         overrides, rest = _split_overrides(argv)
-        arguments = _parser().parse_args(rest)
-        if overrides and arguments.command != "train":
-            raise InputError(f"--config.{overrides[0]} belongs to `dlmjax train`; a finished run keeps its config")
+        arguments = _parse(rest)
+        arguments.argv = argv
+        if overrides and arguments.command not in ("train", "plan"):
+            raise InputError(f"--config.{overrides[0]} belongs to `dlmjax train` and `plan`; a finished run keeps its config")
         return _COMMANDS[arguments.command](arguments, overrides) or 0
     except InputError as error:
         if debug:
@@ -175,6 +219,24 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dlmjax: interrupted; the same command continues", file=sys.stderr)
         return 130
+
+
+def _parse(flags: list[str]) -> argparse.Namespace:
+    """The flags of a command; those that are not ours, and those behind --, are Beam's where it is the engine."""
+    at = flags.index("--") if flags[:1] == ["prepare"] and "--" in flags else len(flags)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(flags[:at])
+    if arguments.command == "prepare" and arguments.engine == "beam":
+        arguments.checked, arguments.unchecked = unknown, flags[at + 1 :]
+    elif unknown or flags[at + 1 :]:
+        parser.error(f"unrecognized arguments: {' '.join([*unknown, *flags[at + 1 :]])}")
+    return arguments
+
+
+def train_flags(flags: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments and the config's overrides in the flags of `dlmjax train`, for launchers. Raises InputError: not its flags."""
+    overrides, rest = _split_overrides(flags)
+    return _parser().parse_args(["train", *rest]), overrides
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -195,28 +257,55 @@ def _prepare(arguments, _):
 
     values = _values(arguments)
     inputs, tokenizer, output = (values.pop(name) for name in ("input", "tokenizer", "output"))
+    execute = None
+    if values.pop("engine") == "beam":
+        from dlmjax.data.beam import on_beam
+
+        execute = on_beam(values.pop("unchecked"), values.pop("checked"))
     if tokenizer.startswith("train-"):
         from dlmjax.data.training_text import train_tokenizer
 
         what = {name: value for name, value in values.items() if name not in ("workers", "overwrite")}
         tokenizer = train_tokenizer(tokenizer, inputs, output, **what)
-    manifest = prepare(inputs, tokenizer, output, **values)
+    manifest = prepare(inputs, tokenizer, output, execute=execute, **values)
     counts = {split: manifest.counts(split) for split in manifest.splits}
     parts = (f"{split} {c['tokens']:,} tokens of {c['text_bytes']:,} bytes in {c['documents']:,} documents" for split, c in counts.items())
     print(f"{output} is prepared: {'; '.join(parts)}", flush=True)
 
 
 def _train(arguments, overrides):
+    from dlmjax import supervise
+    from dlmjax.place import find
+
+    place = find(os.environ, **{name: getattr(arguments, name) for name in ("coordinator", "processes", "process")})
+    watched = supervise.STATUS in os.environ
+    if not watched and (arguments.max_restarts or not place.alone):
+        return supervise.supervise([sys.executable, "-m", "dlmjax", *arguments.argv], place, arguments.max_restarts)
+    if watched:
+        supervise.die_with_parent()
+    return _train_here(arguments, overrides, place, supervise.Status(os.environ.get(supervise.STATUS)))
+
+
+def _train_here(arguments, overrides, place, status):
     from dlmjax import config as config_lib
+    from dlmjax.parallel.host import keep_compiled, say
+    from dlmjax.parallel.start import joined
     from dlmjax.train import train
 
     config = config_lib.load(arguments.config, overrides)
     command = shlex.join(
         ["dlmjax", "train", "--config", arguments.config, "--workdir", arguments.workdir, *(f"--config.{o}" for o in overrides)]
     )
-    result = train(config, arguments.workdir, fork=arguments.fork, init=arguments.init, command=command)
-    if arguments.json:
-        print(json.dumps(result))
+    timeouts = {name: getattr(arguments, name) for name in ("start_timeout", "heartbeat_timeout")}
+
+    def on_step(done: int) -> None:
+        status.step = done
+
+    with joined(place, lambda: status.step, **timeouts):
+        keep_compiled(arguments.workdir)
+        result = train(config, arguments.workdir, fork=arguments.fork, init=arguments.init, command=command, on_step=on_step)
+        if arguments.json:
+            say(json.dumps(result))
 
 
 def _evaluate(arguments, _):
@@ -231,6 +320,15 @@ def _interval(arguments, _):
     interval(**_values(arguments))
 
 
+def _plan(arguments, overrides):
+    # libtpu is here to compile: jax must not look for a TPU on this machine.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from dlmjax.plan import plan
+
+    values = {name: value for name, value in _values(arguments).items() if name != "ignored"}
+    return plan(**values, overrides=tuple(overrides))
+
+
 def _sample(arguments, _):
     from dlmjax.commands import sample
 
@@ -238,10 +336,10 @@ def _sample(arguments, _):
 
 
 def _values(arguments) -> dict:
-    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug")}
+    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv")}
 
 
-_COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "interval": _interval, "sample": _sample}
+_COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "interval": _interval, "plan": _plan, "sample": _sample}
 
 
 if __name__ == "__main__":

@@ -3,3 +3,10 @@
 
 class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do about it; nothing already written was changed."""
+
+
+class LostPeer(RuntimeError):
+    """Another process of the run is gone or never came. Exit code LOST_PEER: the same command, started again, resumes."""
+
+
+LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -4,20 +4,24 @@ A run is a function of its config, its corpus and its seed: batches, noise level
 run that was killed and started again writes the same losses as one that was not (bit for bit on the same mesh).
 """
 
+import contextlib
 import logging
 import pathlib
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 
 from dlmjax import config as config_lib
 from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
 from dlmjax.errors import InputError
-from dlmjax.parallel.host import keep_freed_memory
-from dlmjax.run import Parts, assemble, claim_workdir, open_corpora, token_counts
+from dlmjax.parallel import Agreement
+from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
+from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
+    Goodput,
     Interrupt,
     MetricsWriter,
     Progress,
@@ -31,78 +35,94 @@ from dlmjax.training import (
 )
 
 logger = logging.getLogger("dlmjax")
+OnStep = Callable[[int], object]
 
 
-def train(config, workdir: str, *, fork: str | None = None, init: str | None = None, command: str = "the same command") -> dict:
-    """Trains, or continues, the run of a config in a workdir; returns what the last line of `--json` says.
+def train(
+    config, workdir: str, *, fork: str = "", init: str = "", command: str = "the same command", on_step: OnStep = lambda done: None
+) -> dict:
+    """Trains, or continues, the run of a config in a workdir; returns what `--json` prints. Every process of a run makes the same call.
 
     Args:
       fork: workdir of another run with the same shapes: start from its newest checkpoint, counters kept.
       command: what a person types to go on, for the line that an interrupted run ends with.
       init: workdir of another run with the same network: start from its averaged weights, counters at zero.
+      on_step: told how many updates are done, before the first and after each.
 
     Raises:
       InputError: bad config, corpus or workdir; a full disk; a loss that is not finite under train.on_nonfinite="stop".
     """
     # --- 1. What we are told: config, corpus, process, mesh ------------------------------------------------------------------
+    began, workdir = time.time(), pathlib.Path(workdir)
     config_lib.check(config)
-    workdir = pathlib.Path(workdir)
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()
     corpora = open_corpora(config, "train")
     counts_V = token_counts(config, corpora)
-    parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V)
-    windows = _windows(config, corpora)
-    claim_workdir(workdir, config, parts.tokenizer, counts_V)
+    table_VE = embedding_of(config, workdir)
+    parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
+    claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
     _describe(parts, corpora, workdir)
 
     # --- 2. Where we start ------------------------------------------------------------------------------------------------------
     state, meta, origin = _start(parts, checkpoints, fork, init)
     start, steps = meta.get("step", 0), config.train.steps
+    on_step(start)
     if origin == "resume" and start >= steps:
-        print(f"{workdir} is finished: step {start} of {steps}; nothing to train", flush=True)
+        say(f"{workdir} is finished: step {start} of {steps}; nothing to train")
         return _result(config, workdir, start, meta)
 
     # --- 3. The loop: no host sync but at the logging step ---------------------------------------------------------------------
     train_step = process = None
-    batches = train_batches(windows, rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
-    held_out, samples = _HeldOut(parts), _TextSamples(parts)
-    key = jax.device_put(jax.random.key(config.seed), parts.partition.sharding(()))
+    batches = train_batches(_windows(config, corpora), rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
+    held_out, samples, agreed = _HeldOut(parts), _TextSamples(parts), Agreement()
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=parts.partition.sharding(()))()
     with (
+        sole_writer(workdir),
         Interrupt() as stop,
         checkpoints,
         MetricsWriter(workdir, resume_step=start) as writer,
         Progress(steps, initial=start) as progress,
         jax.transfer_guard("disallow"),
     ):
-        log = _Log(parts, writer, progress, meta.get("pending", []))
+        log = _Log(parts, writer, progress, meta.get("pending", []), Goodput(workdir, start, began))
         for step in range(start, steps):
             if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
                 train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
-            state, metrics = train_step(state, parts.partition.put_batch(next(batches)), key)
+            with log.goodput.spent("data"):
+                batch = next(batches)
+            state, metrics = train_step(state, parts.partition.put_batch(batch), key)
             done, last, metric = step + 1, step + 1 == steps, None
             if log.add(step, metrics, last).stopped:
                 _stop_diverged(checkpoints, state, log.summary, workdir, config)
+            on_step(done)
 
-            with log.throughput.pause(), jax.transfer_guard("allow"):
+            with log.aside("evaluation"):
                 if held_out.due(done, last):
                     metric = log.held_out(done, held_out(state, done))
                 if samples.due(done, last):
                     writer.text(done, "samples", {"text": samples(state, done)})
 
-                # --- 4. Stop: preempted or finished: say which and how to go on ----------------------------------------------
-                if done % config.checkpoint.every == 0 or last or stop.requested:
-                    meta = {"step": done, "metric": metric, "pending": log.window.pending(), "config": config_lib.leaves(config)}
-                    writer.flush()
-                    checkpoints.save(done, state, meta)
-                if stop.requested and not last:
-                    checkpoints.wait()
-                    progress.write(f"stopped by {stop.signal_name} after step {done}; checkpoint saved; resume with: {command}")
-                    return _result(config, workdir, done, meta, finished=False)
-        checkpoints.wait()
-    print(f"trained {steps} steps into {workdir}", flush=True)
-    return _result(config, workdir, steps, meta)
+            # --- 4. Stop: preempted or finished: say which and how to go on --------------------------------------------------
+            last_here = agreed(stop.requested) or last
+            if done % config.checkpoint.every == 0 or last_here:
+                meta = _save(checkpoints, state, log, config, done, metric, wait=last_here)
+            if last_here:
+                break
+        say(log.account(done))
+    say(f"trained {steps} steps into {workdir}" if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
+    return _result(config, workdir, done, meta, finished=last)
+
+
+def _save(checkpoints: Checkpoints, state: dict, log: "_Log", config, done: int, metric: float | None, wait: bool) -> dict:
+    """Saves what a restart needs, and `wait`s until it is on disk where nothing comes after; returns the meta."""
+    with log.aside("checkpoint"):
+        meta = {"step": done, "metric": metric, "pending": log.window.pending(), "config": config_lib.leaves(config)}
+        log.account(done)
+        checkpoints.save(done, state, meta)
+        if wait:
+            checkpoints.wait()
+    return meta
 
 
 def _windows(config, corpora: list) -> TrainWindows:
@@ -129,14 +149,28 @@ def train_step_of(parts: Parts):
 class _Log:
     """Curves, terminal and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
 
-    def __init__(self, parts: Parts, writer: MetricsWriter, progress: Progress, pending: list):
+    def __init__(self, parts: Parts, writer: MetricsWriter, progress: Progress, pending: list, goodput: Goodput):
         data, self._every = parts.config.data, parts.config.log.every
         tokens = data.batch * data.length
         self.throughput = Throughput(tokens, jax.device_count(), parts.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind))
         self.window = Window(report=parts.objective.report)
         self.window.restore(pending)
         self.summary = Summary({}, [], False)
+        self.goodput = goodput
         self._writer, self._progress, self._timed = writer, progress, None
+
+    @contextlib.contextmanager
+    def aside(self, cause: str) -> Iterator[None]:
+        """What is done between steps: no part of the throughput, and free to talk to the device."""
+        with self.throughput.pause(), self.goodput.spent(cause), jax.transfer_guard("allow"):
+            yield
+
+    def account(self, done: int) -> str:
+        """Puts the goodput on disk and into the curves; returns it as a line. Curves are flushed, so that a checkpoint finds them whole."""
+        self.goodput.write()
+        self._writer.curves(done, "goodput", self.goodput.shares())
+        self._writer.flush()
+        return self.goodput.summary()
 
     def add(self, step: int, metrics: dict, last: bool) -> Summary:
         """Takes the metrics of one step; at a logging step writes the line and returns its summary."""
@@ -144,6 +178,7 @@ class _Log:
         if self._timed is None:  # the first step compiles
             jax.block_until_ready(metrics["loss"])
             self.throughput.reset()
+        self.goodput.stepped(step + 1)
         self._timed = 0 if self._timed is None else self._timed + 1
         if (step + 1) % self._every and not last:
             self._progress.update()
@@ -165,7 +200,7 @@ class _Log:
         return result.nats_per_token
 
 
-def _start(parts: Parts, checkpoints: Checkpoints, fork: str | None, init: str | None) -> tuple[dict, dict, str]:
+def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tuple[dict, dict, str]:
     """The first state, the meta that came with it, and where it is from. The order:
 
     1. this workdir's newest whole checkpoint;
@@ -176,12 +211,12 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str | None, init: str |
     abstract = parts.abstract_state()
     if checkpoints.latest() is not None:
         state, meta = checkpoints.restore(abstract)
-        print(f"resuming at step {meta['step']}", flush=True)
+        say(f"resuming at step {meta['step']}")
         return clear_stop(state), meta, "resume"
     if fork:
         with Checkpoints(pathlib.Path(fork) / "checkpoints") as other:
             state, meta = other.restore(abstract)
-        print(f"forking {fork} at step {meta['step']}", flush=True)
+        say(f"forking {fork} at step {meta['step']}")
         return clear_stop(state), meta, "fork"
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 0x1717)
     state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
@@ -193,7 +228,7 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str | None, init: str |
         state["params"] = weights
         if parts.config.train.ema > 0:
             state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
-        print(f"starting from the weights of {init} at step {meta['step']}", flush=True)
+        say(f"starting from the weights of {init} at step {meta['step']}")
         return state, {}, "init"
     return state, {}, "scratch"
 
@@ -223,7 +258,8 @@ class _HeldOut:
         """The bound of the averaged weights (the raw ones when no average is kept)."""
         config = self._parts.config
         weights = "ema" if config.train.ema > 0 else "raw"
-        batches = eval_batches(self._windows, batch_size=config.data.batch // config.train.accumulation)
+        size = config.data.batch // config.train.accumulation
+        batches = eval_batches(self._windows, batch_size=size, rows=self._parts.partition.rows_of_host(size))
         params = state["ema"] if weights == "ema" else state["params"]
         return self._evaluator(params, batches, byte_lengths_V=self._bytes, step=done, weights=weights, split="valid")
 
@@ -281,12 +317,11 @@ def _describe(parts: Parts, corpora: list, workdir: pathlib.Path) -> None:
     data = parts.config.data
     epochs = parts.config.train.steps * data.batch * data.length / max(tokens, 1)
     mesh = ", ".join(f"{name} {size}" for name, size in parts.partition.mesh.shape.items())
-    print(
+    say(
         f"{parts.process.name} on {parts.parameter_count / 1e6:.2f}M parameters, {parts.config.train.steps} steps x "
         f"{data.batch} x {data.length} tokens = {epochs:.1f} epochs of {tokens:,} tokens\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind} (mesh: {mesh})\n"
-        f"workdir: {workdir} (curves: tensorboard --logdir {workdir}/tensorboard)",
-        flush=True,
+        f"workdir: {workdir} (curves: tensorboard --logdir {workdir}/tensorboard)"
     )
 
 

@@ -136,9 +136,9 @@ def test_sigterm_saves_and_says_how_to_go_on(whole, tmp_path):
     while child.poll() is None and not ((workdir / "metrics.jsonl").exists() and losses(workdir)):
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
-    _, err = child.communicate(timeout=120)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
-    assert "resume with:" in err and "dlmjax train" in err
+    assert "stopped by SIGTERM after step" in out and "resume with: dlmjax train" in out
     saved = [path.name for path in (workdir / "checkpoints").iterdir()]
     assert len(saved) == 1 and 0 < int(saved[0]) < 100000
 

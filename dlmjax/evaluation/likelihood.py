@@ -37,7 +37,7 @@ from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import learned_of, row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.sampling.host import beside, fetch, write_atomically
+from dlmjax.sampling.host import beside, fetch, send, write_atomically
 
 RULES = ("gauss", "stratified")
 _BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw
@@ -207,11 +207,11 @@ class Evaluator:
         nodes = []
         for j, (low, width, _) in enumerate(self.levels):
             for d in range(self.draws):
-                traced = jax.device_put((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), place)
+                traced = send((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), place)
                 nodes.append(self._node(params, batch, *traced))
         ends = []
         if self.process.has_boundary:
-            ends = [self._ends(params, batch, jax.device_put(np.uint32(_BOUNDARY + d), place)) for d in range(self.draws)]
+            ends = [self._ends(params, batch, send(np.uint32(_BOUNDARY + d), place)) for d in range(self.draws)]
 
         windows, tokens_BL, segments_BL = (fetch(batch[name]) for name in ("row", "tokens", "segments"))
         real_BL = segments_BL > 0

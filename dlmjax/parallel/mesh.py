@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 
 from dlmjax.errors import InputError
 
@@ -16,8 +18,9 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """A mesh with Auto axes over `devices` (default: all). One size may be -1: what the others leave over.
 
-    Neighbouring devices differ in `tensor` first, `data` last: the axis that talks most stays on the fastest links.
-    Raises InputError when the sizes do not multiply to the number of devices.
+    Neighbouring devices differ in `tensor` first, `data` last: the axis that talks most stays on the fastest links. Where the devices
+    lie in several TPU slices, joined by the data-centre network alone, only `data` crosses from slice to slice.
+    Raises InputError when the sizes do not multiply to the number of devices, or `data` not to that of the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, sequence, tensor]
@@ -29,4 +32,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1,
         sizes[sizes.index(-1)] = len(devices) // fixed
     if math.prod(sizes) != len(devices):
         raise InputError(f"mesh {named} does not divide {len(devices)} devices; choose sizes whose product is {len(devices)}, or one -1")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    slices = len({slice_of(device) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+    if sizes[0] % slices:
+        raise InputError(f"mesh data={sizes[0]} is not a multiple of the {slices} slices of the devices; no other axis may cross them")
+    within = (sizes[0] // slices, *sizes[1:])
+    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, AXES, axis_types=auto)
+
+
+def slice_of(device: Any) -> int:
+    """The TPU slice of a device; all devices of other kinds are of one."""
+    return device.slice_index if device.platform == "tpu" else 0
+
+
+def all_devices() -> jax.sharding.Mesh:
+    """Every device of the run in one row: for what concerns processes, not tensors."""
+    return jax.sharding.Mesh(np.asarray(jax.devices()), ("device",))

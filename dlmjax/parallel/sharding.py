@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -110,11 +111,11 @@ class Partition:
             product = " x ".join(RULES[axis])
             raise InputError(f"{name}={size} is not a multiple of the mesh's {product} = {ways}; change {name} or the mesh")
 
-    def rows_of_host(self, global_batch: int, process: int | None = None) -> range:
-        """The contiguous rows of the global batch that the devices of a process (default: this one) own.
+    def rows_of_host(self, global_batch: int, process: int | None = None) -> Sequence[int]:
+        """The rows of the global batch that the devices of a process (default: this one) own, ascending.
 
-        Processes that split only length, heads or ffn among themselves own the same rows. Raises InputError when the batch does not
-        divide, or when a process's devices do not own neighbouring rows.
+        A range where they are neighbours, as on CPU and GPU; on a TPU torus the hosts of one row of chips take turns. Processes that
+        split only length, heads or ffn among themselves own the same rows. Raises InputError when the batch does not divide.
         """
         self._divides("batch", global_batch, "batch")
         process = jax.process_index() if process is None else process
@@ -122,21 +123,28 @@ class Partition:
         owned = {piece[0].indices(global_batch)[:2] for device, piece in pieces.items() if device.process_index == process}
         if not owned:
             raise InputError(f"process {process} has no device in the mesh; there are {jax.process_count()} processes")
-        start, stop = min(a for a, _ in owned), max(b for _, b in owned)
-        if sum(b - a for a, b in owned) != stop - start:
-            raise InputError(f"the devices of process {process} own rows that are not neighbours; order the mesh's devices by process")
-        return range(start, stop)
+        rows = tuple(row for start, stop in sorted(owned) for row in range(start, stop))
+        whole = range(rows[0], rows[-1] + 1)
+        return whole if len(whole) == len(rows) else rows
 
     def put_batch(self, host_batch: dict[str, np.ndarray], global_batch: int | None = None) -> dict[str, jax.Array]:
-        """Global arrays from this process's rows ([rows, L] or [rows]; every process calls it with its own).
+        """Global arrays from this process's rows in the order of `rows_of_host` ([rows, L] or [rows]; every process gives its own).
 
         `global_batch` defaults to the rows given times the number of processes that own different rows.
         """
+        total = global_batch or self._global_rows(len(next(iter(host_batch.values()))))
+        here = np.asarray(self.rows_of_host(total))
         out = {}
         for name, rows in host_batch.items():
             axes = ("batch", "length")[: rows.ndim] + (None,) * (rows.ndim - 2)
-            total = global_batch or self._global_rows(len(rows))
-            out[name] = jax.make_array_from_process_local_data(self.sharding(axes), rows, (total, *rows.shape[1:]))
+
+            def piece(index: tuple[slice, ...], rows: np.ndarray = rows) -> np.ndarray:
+                first = int(np.searchsorted(here, index[0].start or 0))
+                count = len(range(*index[0].indices(total)))
+                return rows[(slice(first, first + count), *index[1:])]
+
+            with jax.transfer_guard_host_to_device("allow"):  # the one transfer that every step is meant to make
+                out[name] = jax.make_array_from_callback((total, *rows.shape[1:]), self.sharding(axes), piece)
         return out
 
     def _global_rows(self, local: int) -> int:

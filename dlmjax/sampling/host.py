@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,15 @@ def beside(params) -> jax.NamedSharding | None:
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, jax.NamedSharding):
             return jax.NamedSharding(leaf.sharding.mesh, jax.P())
     return None
+
+
+def send(values: Any, place: jax.NamedSharding | None) -> Any:
+    """A tree of numpy values on the devices of `place` (see `beside`); where some belong to other processes, every process calls this
+    with the same values, which are not compared."""
+    if place is None or place.is_fully_addressable:
+        return jax.device_put(values, place)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda value: jax.make_array_from_callback(np.shape(value), place, lambda index: value[index]), values)
 
 
 def fetch(array: jax.Array | np.ndarray) -> np.ndarray:

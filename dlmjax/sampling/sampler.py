@@ -33,7 +33,7 @@ from dlmjax.errors import InputError
 from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
-from dlmjax.sampling.host import beside, fetch
+from dlmjax.sampling.host import beside, fetch, send
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.reveal import order_scores, probability_of
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
@@ -151,7 +151,7 @@ class Sampler:
         self._check(canvas)
         names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
         place = beside(params)
-        arrays = jax.device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed & 0xFFFFFFFF)}, place)
+        arrays = send({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed & 0xFFFFFFFF)}, place)
         carry = self._jitted(self._start_state, place)(params, arrays)
         steps = self._steps(carry)
         yield 0, steps, carry
@@ -161,7 +161,7 @@ class Sampler:
             acts += [self._decode] * int(self.process.has_boundary) + [self._retouch] * self.stepper.rounds
         with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
             for step, act in enumerate(acts, 1):
-                carry = self._jitted(act, place)(params, arrays, carry, jax.device_put(np.int32(step), place))
+                carry = self._jitted(act, place)(params, arrays, carry, send(np.int32(step), place))
                 if progress:
                     carry.tokens_BL.block_until_ready()
                     bar.reach(step)

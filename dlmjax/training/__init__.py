@@ -1,6 +1,7 @@
 """The parts that `train.py` is told with: optimizer, state and step, checkpoints, metrics, interruption. Knows no loss family."""
 
 from dlmjax.training.checkpoint import Checkpoints
+from dlmjax.training.goodput import Goodput
 from dlmjax.training.interrupt import Interrupt
 from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
 from dlmjax.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
@@ -11,6 +12,7 @@ __all__ = [
     "TIMING",
     "BadStep",
     "Checkpoints",
+    "Goodput",
     "Interrupt",
     "MetricsWriter",
     "OptimizerSpec",

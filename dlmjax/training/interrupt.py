@@ -21,6 +21,9 @@ class Interrupt:
         """Has a signal arrived?"""
         return bool(self.signal_name)
 
+    def __str__(self) -> str:
+        return f"stopped by {self.signal_name or 'a signal to another process'}"
+
     def _handle(self, number, frame):
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt

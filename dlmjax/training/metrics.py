@@ -60,8 +60,12 @@ class MetricsWriter:
         """One line {"step", "kind", "time", **values} and one TensorBoard scalar `kind/name` each. NaN becomes null in the file."""
         values = {name: float(value) for name, value in values.items()}
         self._line(step, kind, {name: value if math.isfinite(value) else None for name, value in values.items()})
+        self.curves(step, kind, values)
+
+    def curves(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """TensorBoard scalars alone: what a clock says, which a resumed run cannot repeat."""
         for name, value in values.items():
-            self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=value)]))
+            self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))]))
 
     def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
         """One line, and one TensorBoard text `kind/name` each, shown as it is (not as Markdown)."""

@@ -82,7 +82,7 @@ def clear_stop(state: dict) -> dict:
     """Lets a state that the "stop" policy froze go on: for a run that is continued on purpose."""
     guard = state["opt"]["guard"]
     stopped = guard["stopped"]
-    cleared = jax.device_put(jnp.zeros([], jnp.int32), stopped.sharding)
+    cleared = jax.jit(lambda: jnp.zeros([], jnp.int32), out_shardings=stopped.sharding)()
     return {**state, "opt": {**state["opt"], "guard": {**guard, "stopped": cleared}}}
 
 

@@ -1,5 +1,8 @@
 """The mesh and the table: sizes that fit, sizes that do not, and who owns which rows."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +92,38 @@ def test_rows_that_do_not_divide_or_do_not_exist():
         partition.rows_of_host(12)
     with pytest.raises(InputError, match="process 5 has no device"):
         partition.rows_of_host(16, process=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU as the compiler describes one: what a mesh is arranged by."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def slices(count, side=2):
+    """`count` slices of side x side chips, one host a row of chips."""
+    places = itertools.product(range(count), range(side), range(side))
+    return [Chip(n, s, (x, y, 0), s * side + y) for n, (s, y, x) in enumerate(places)]
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (4, 2, 1, 1), (8, 1, 1, 1), (2, 2, 1, 2), (-1, 2, 1, 2)])
+def test_only_data_crosses_from_slice_to_slice(sizes):
+    mesh = make_mesh(*sizes, devices=slices(2))
+    slice_of = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    for axis in range(1, 4):
+        assert (slice_of == slice_of.take([0], axis)).all()
+    assert {0, 1} == set(slice_of[:, 0, 0, 0])
+    # Half of the data axis lies in each slice, side by side: a ring crosses the slow network twice, not at every hop.
+    assert (np.diff(slice_of[:, 0, 0, 0]) != 0).sum() == 1
+
+
+def test_other_axes_may_not_cross_slices():
+    with pytest.raises(InputError, match="data=1 is not a multiple of the 2 slices"):
+        make_mesh(1, 8, devices=slices(2))

@@ -68,11 +68,11 @@ def supervise(command: Sequence[str], place: Place, restarts: int = 0, sleep: Ca
             where = f"{place} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
             if used >= restarts:
                 if code < 0:  # else it has said so itself
-                    _say(f"exit {outcome}: {where}: {_cause(code, place)}; the same command resumes from the last checkpoint")
+                    _say(f"exit {outcome}: {where}: {_cause(code, place, step)}; the same command resumes from the last checkpoint")
                 return outcome
             wait = min(BACK_OFF[0] * 2**used, BACK_OFF[1])
             used += 1
-            _say(f"{where}: {_cause(code, place)}; starting again in {wait:.0f} s ({used} of {restarts})")
+            _say(f"{where}: {_cause(code, place, step)}; starting again in {wait:.0f} s ({used} of {restarts})")
             sleep(wait)
 
 
@@ -101,9 +101,11 @@ def _outcome(code: int, place: Place) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _cause(code: int, place: Place) -> str:
+def _cause(code: int, place: Place, step: int) -> str:
     if code == LOST_PEER:
         return "it could not go on without a peer (its own words are above)"
+    if code == -signal.SIGABRT and not place.alone and step < 0:
+        return "the runtime ended it (SIGABRT), as it does when not all processes come within --start-timeout, or one of them is lost"
     if code == -signal.SIGABRT and not place.alone:
         return "the runtime ended it (SIGABRT), as it does when a peer or the coordinator is lost (its own words are above)"
     if code == -signal.SIGKILL:

@@ -23,6 +23,10 @@ from dlmjax.models.masks import Mask, Prefixed, allowed_in_batch
 # Added to a forbidden score: finite, so that a row without any allowed key gives numbers and not NaN, and its gradient is 0 and not NaN.
 FORBIDDEN = -1e30
 
+# Positions along a vector register of a TPU, and the side of the squares of scores that a splash kernel works on at a time.
+SPLASH_LANES = 128
+SPLASH_BLOCK = 512
+
 QUERY_AXES = ("batch", "length", "heads", None)
 # Keys and values of the whole row are needed by every query: where the length is split, they are gathered.
 KEY_AXES = ("batch", None, "kv_heads", None)
@@ -31,17 +35,16 @@ KEY_AXES = ("batch", None, "kv_heads", None)
 def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dtype: str, layout: Layout):
     """Returns attend(q_BLHK, k_BLGK, v_BLGK) -> [B, L, H, K]; what depends on the mask alone is computed once, here.
 
-    Raises InputError when the backend cannot run on the default device or in this type.
+    Raises InputError when the backend cannot run on the layout's devices (without a mesh: the default device) or in this type.
     """
+    platform = _platform(layout)
     if backend == "cudnn":
-        if jax.default_backend() != "gpu" or dtype != "bfloat16":
-            raise InputError(
-                f"attention=cudnn needs an NVIDIA GPU and bfloat16, here {jax.default_backend()} and {dtype}; use attention=dense"
-            )
+        if platform != "gpu" or dtype != "bfloat16":
+            raise InputError(f"attention=cudnn needs an NVIDIA GPU and bfloat16, here {platform} and {dtype}; use attention=dense")
         attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), implementation="cudnn")
     elif backend == "splash":
-        if jax.default_backend() not in ("tpu", "axon"):
-            raise InputError(f"attention=splash needs a TPU, here {jax.default_backend()}; use attention=dense")
+        if platform != "tpu":
+            raise InputError(f"attention=splash needs a TPU, here {platform}; use attention=dense")
         if isinstance(mask, Prefixed):
             raise InputError("attention=splash has no position that all documents see; use model.time_input=adaln or attention=dense")
         attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)
@@ -54,6 +57,11 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
         return layout.constrain(attend(q_BLHK, k_BLGK, v_BLGK), QUERY_AXES)
 
     return constrained
+
+
+def _platform(layout: Layout) -> str:
+    """What the program is compiled for: the mesh's devices, which need not be here, or the default device."""
+    return jax.default_backend() if layout.mesh is None else layout.mesh.devices.flat[0].platform
 
 
 @jax.custom_vjp
@@ -126,21 +134,26 @@ def fused(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array, imple
 def splash(
     q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, mask: Mask, segments_BL: Array, layout: Layout, interpret: bool = False
 ) -> Float[Array, "B L H K"]:
-    """Pallas splash attention; the predicate is evaluated on the host once per compilation, segments travel as SegmentIds.
+    """Pallas splash attention; the predicate is evaluated on the host, block by block, segments travel as SegmentIds.
 
-    Under a mesh each device runs the kernel on its own batch rows and heads; the length must not be split.
+    Blocks of up to SPLASH_BLOCK positions that the mask empties are not visited; those that it fills are not masked. Under a mesh each
+    device runs the kernel on its own batch rows and heads.
+    Raises InputError where the length is split, or not a multiple of 128 positions (the lanes of a TPU).
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
     L = q_BLHK.shape[1]
-    index_L = np.arange(L)
-    table_LL = np.asarray(mask.allowed(index_L[:, None], index_L[None, :]))
+    if L % SPLASH_LANES:
+        raise InputError(f"attention=splash wants rows of a multiple of {SPLASH_LANES} tokens, not {L}; change data.length or use dense")
+    side = next(side for side in (SPLASH_BLOCK, SPLASH_BLOCK // 2, SPLASH_LANES) if L % side == 0)
+    sides = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    blocks = kernels.BlockSizes(**dict.fromkeys(sides, side))
 
     def local(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, segments_BL: Array) -> Array:
-        heads = splash_attention_mask.MultiHeadMask([splash_attention_mask.NumpyMask(table_LL)] * q_BLHK.shape[2])
-        kernel = splash_attention_kernel.make_splash_mha(mask=heads, head_shards=1, q_seq_shards=1, interpret=interpret)
+        heads = _splash_mask(mask, L, q_BLHK.shape[2])
+        kernel = kernels.make_splash_mha(mask=heads, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
         q_BHLK = jnp.swapaxes(q_BLHK * q_BLHK.shape[-1] ** -0.5, 1, 2)
-        ids = splash_attention_kernel.SegmentIds(q=segments_BL, kv=segments_BL)
+        ids = kernels.SegmentIds(q=segments_BL, kv=segments_BL)
         out_BHLK = jax.vmap(kernel)(q_BHLK, jnp.swapaxes(k_BLGK, 1, 2), jnp.swapaxes(v_BLGK, 1, 2), ids)
         return jnp.swapaxes(out_BHLK, 1, 2)
 
@@ -151,3 +164,28 @@ def splash(
     specs = (layout.spec(QUERY_AXES), layout.spec(KEY_AXES), layout.spec(KEY_AXES), layout.spec(("batch", "length")))
     run = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
     return run(q_BLHK, k_BLGK, v_BLGK, segments_BL)
+
+
+def _splash_mask(mask: Mask, length: int, heads: int):
+    """The description as splash attention's mask, the same for all heads, asked for one block at a time.
+
+    (Its own NumpyMask holds and hashes the whole table for every head: half a minute for 32 heads of 8192 positions.)
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    class Described(masks.Mask):
+        @property
+        def shape(self) -> tuple[int, int]:
+            return (length, length)
+
+        def __getitem__(self, index) -> np.ndarray:
+            q, k = (np.arange(length)[part] for part in index)
+            return np.asarray(mask.allowed(q[:, None], k[None, :]))
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Described)
+
+        def __hash__(self) -> int:
+            return hash((mask, length))
+
+    return masks.MultiHeadMask([Described()] * heads)

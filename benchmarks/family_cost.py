@@ -1,11 +1,13 @@
-"""What a training step of each noise family costs beside a masked one: time and temporary memory, at GPT-2 small's size.
+"""What a training step of each noise family costs beside a masked one: time and temporary memory, at GPT-2 small's size or tiny.
 
-    python -m benchmarks.family_cost [--families uniform,hybrid,score,blocks] [--batch 4] [--length 512] [--rounds 3] [--json FILE]
+    python -m benchmarks.family_cost [--families "uniform;hybrid;score;blocks 4"] [--batch 4] [--length 512] [--rounds 3] [--json FILE]
+    python -m benchmarks.family_cost --tiny --batch 32 --length 128 --rounds 7
 
-The network, optimizer and step are those of `configs/NAME.py` (12 layers of 768, 50,257 classes); on a CPU in float32 with dense attention
-and a small batch, on a GPU in bfloat16 with cuDNN. Steps of a family and of masked diffusion take turns in one process, after each has
-compiled and run once; the ratio is of medians. Memory is what the compiled step needs beside its arguments (XLA's analysis).
-Tokens are random: what is timed does not depend on them.
+The names are those of `benchmarks.families`. The network, optimizer and step are those of `configs/NAME.py` (12 layers of 768, 50,257
+classes); on a CPU in float32 with dense attention and a small batch, on a GPU in bfloat16 with cuDNN. `--tiny`: `configs/NAME.py:tiny`
+with 27 symbols. Steps of a family and of masked diffusion take turns in one process, after each has compiled and run once; the ratio is
+of medians. Memory is what the compiled step needs beside its arguments (XLA's analysis). Tokens are random: what is timed does not
+depend on them.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks.families import FAMILIES
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.parallel.host import keep_freed_memory
@@ -26,22 +29,24 @@ from dlmjax.train import train_step_of
 from dlmjax.training import init_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FAMILIES = "uniform,hybrid,score,blocks,d3pm,flow_matching,genmd4,plaid,diffusion_lm,autoregressive"
 
 
 class Side:
     """One family: its state and its compiled step."""
 
     def __init__(self, name: str, args):
-        config = config_lib.load(f"{ROOT}/configs/{name}.py", [f"data.length={args.length}", "train.accumulation=1"])
-        gpu = jax.default_backend() == "gpu"
+        file, overrides = FAMILIES[name]
+        size = "tiny" if args.tiny else "gpt2_small"
+        config = config_lib.load(f"{ROOT}/configs/{file}.py:{size}", [*overrides, f"data.length={args.length}", "train.accumulation=1"])
+        tokenizer = load_tokenizer("char27" if args.tiny else "bytes")
+        vocab, gpu = tokenizer.vocab_size if args.tiny else 50_257, jax.default_backend() == "gpu"
         with config.unlocked():
-            config.data.batch, config.model.vocab = args.batch, 50_257
-            config.execution.update(dtype="bfloat16" if gpu else "float32", attention="cudnn" if gpu else "dense", scan=True)
-        tokenizer = load_tokenizer("bytes")
-        parts = assemble(config, tokenizer, counts_V=np.ones(50_257, np.int64))
+            config.data.batch, config.model.vocab = args.batch, vocab
+            if not args.tiny:
+                config.execution.update(dtype="bfloat16" if gpu else "float32", attention="cudnn" if gpu else "dense", scan=True)
+        parts = assemble(config, tokenizer, counts_V=np.ones(vocab, np.int64))
         shape = (args.batch, args.length)
-        tokens_BL = np.random.default_rng(0).integers(0, 256, shape).astype(np.int32)
+        tokens_BL = np.random.default_rng(0).integers(0, 26 if args.tiny else 256, shape).astype(np.int32)
         batch = {
             "tokens": tokens_BL,
             "segments": np.ones(shape, np.int32),
@@ -64,7 +69,8 @@ class Side:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", default=FAMILIES)
+    parser.add_argument("--families", default=";".join(FAMILIES), help="names, separated by semicolons")
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
@@ -73,10 +79,11 @@ def main():
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     device = jax.devices()[0].device_kind
-    print(f"{args.batch} x {args.length} tokens, 50,257 classes, {device}, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}\n")
+    classes = "27" if args.tiny else "50,257"
+    print(f"{args.batch} x {args.length} tokens, {classes} classes, {device}, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}\n")
     print("| family | step, s | time | CPU time | temporary memory |\n|---|---:|---:|---:|---:|", flush=True)
     masked, rows = Side("masked", args), {}
-    for name in args.families.split(","):
+    for name in args.families.split(";"):
         side = Side(name, args)
         pairs = [(masked(), side()) for _ in range(args.rounds)]
         (base, base_cpu), (took, took_cpu) = ([statistics.median(pair[i][j] for pair in pairs) for j in range(2)] for i in range(2))
@@ -89,7 +96,7 @@ def main():
             "temporary_bytes": side.temporary,
         }
         row = rows[name]
-        print(f"| {name} | {took:.2f} | {row['time']:.2f}x | {row['cpu_time']:.2f}x | {row['memory']:.2f}x |", flush=True)
+        print(f"| {name} | {took:.3f} | {row['time']:.2f}x | {row['cpu_time']:.2f}x | {row['memory']:.2f}x |", flush=True)
         del side
     print(
         f"\nmasked: {statistics.median(row['masked_seconds'] for row in rows.values()):.2f} s, {masked.temporary / 2**30:.2f} GiB temporary"

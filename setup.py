@@ -12,7 +12,6 @@ README = HERE / "README.md"
 INTEROP = ["torch>=2.8", "transformers>=5.2", "safetensors>=0.5"]
 SCALING = ["matplotlib>=3.9"]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
-# It wants older protobuf, pyarrow, pillow, python-dateutil and beartype than requirements.lock pins: an environment of its own.
 BEAM = ["apache-beam>=2.77"]
 TEST = [
     "pytest>=8.3",

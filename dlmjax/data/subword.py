@@ -269,21 +269,23 @@ class SentencePieceTokenizer(TableTokenizer):
         # U+2581 in the text itself would come back as a space; it goes in as three byte pieces.
         return _around_space(text, self._space_ids, self._processor.encode)
 
+    @property
+    def adds_prefix(self) -> bool:
+        """Whether a space is put before every text."""
+        return self._processor.normalize("a").startswith(SPACE)
+
+
+# What is appended to a serialised message is merged into it: normalizer_spec (field 3) with add_dummy_prefix (its field 3) false.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
 
 def load_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
     """Loads a .model file. The dummy space before a text is switched off (so that byte counts are those of the text)."""
-    from sentencepiece import sentencepiece_model_pb2 as model_pb2
-
     content = _read(path)
-    proto = model_pb2.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise InputError(f"{path} is not a SentencePiece model ({error})") from None
-    if proto.normalizer_spec.add_dummy_prefix:
-        proto.normalizer_spec.add_dummy_prefix = False
-        content = proto.SerializeToString(deterministic=True)
-    return _check_lossless(SentencePieceTokenizer(content, str(path)), str(path))
+    tokenizer = SentencePieceTokenizer(content, str(path))
+    if tokenizer.adds_prefix:
+        tokenizer = SentencePieceTokenizer(content + _NO_DUMMY_PREFIX, str(path))
+    return _check_lossless(tokenizer, str(path))
 
 
 def _sentences(texts: Iterable[str], limit: int) -> Iterator[str]:

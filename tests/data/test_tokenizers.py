@@ -233,15 +233,26 @@ def test_tokenizer_that_changes_text_is_refused(tmp_path):
         load_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
 
 
-def test_sentencepiece_dummy_prefix_is_switched_off(tmp_path, files):
-    from sentencepiece import sentencepiece_model_pb2 as model_pb2
+def test_sentencepiece_dummy_prefix_is_switched_off(tmp_path):
+    """A model as SentencePiece itself trains it by default, but for byte fallback and identity normalisation."""
+    import sentencepiece
 
-    proto = model_pb2.ModelProto()
-    proto.ParseFromString(pathlib.Path(files["sentencepiece"].partition(":")[2]).read_bytes())
-    proto.normalizer_spec.add_dummy_prefix = True
-    (tmp_path / "prefix.model").write_bytes(proto.SerializeToString())
+    with (tmp_path / "prefix.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(make_documents(60, 500)),
+            model_writer=model,
+            vocab_size=310,
+            model_type="bpe",
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+    stock = sentencepiece.SentencePieceProcessor(str(tmp_path / "prefix.model"))
+    assert stock.encode_as_pieces("tree")[0].startswith("\u2581")
     tokenizer = load_sentencepiece(tmp_path / "prefix.model")
     assert tokenizer.byte_lengths_V[tokenizer.encode("tree")].sum() == 4
+    assert tokenizer.decode(tokenizer.encode(" a tree")) == " a tree"
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])

@@ -19,9 +19,9 @@ import math
 import pathlib
 import statistics
 
-from dlmjax import commands
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
+from dlmjax.evaluate import evaluate
 from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.run import assemble
 from dlmjax.train import train
@@ -79,7 +79,7 @@ def run(name: str, args, budget: float) -> dict:
     if result_file.exists():
         return json.loads(result_file.read_text())
     train(config, str(workdir))
-    found = commands.evaluate(workdir=str(workdir), data=args.data, split=args.split, windows=args.windows)
+    found = evaluate(workdir=str(workdir), data=args.data, split=args.split, windows=args.windows)
     made = commands.sample(workdir=str(workdir), count=SAMPLES, steps=SAMPLE_STEPS, length=config.data.length)
     row = {
         "family": name,

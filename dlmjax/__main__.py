@@ -118,14 +118,36 @@ def _add_run(command):
 
 def _add_evaluate(command):
     _add_run(command)
-    command.add_argument("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
-    command.add_argument("--split", default="valid", choices=("train", "valid", "test"))
-    command.add_argument("--batch", type=int, default=32, help="windows at a time; does not change the result")
-    command.add_argument("--nodes", type=int, default=8, help="noise levels of the quadrature over t")
-    command.add_argument("--draws", type=int, default=1, help="corruptions per noise level")
-    command.add_argument("--windows", type=int, help="evaluate only the first N windows")
-    command.add_argument("--seed", type=int, default=0, help="of the fixed grid of corruptions (common to all runs that use it)")
-    command.add_argument("--json", metavar="FILE", help="write the result here")
+    add = command.add_argument
+    add("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
+    add("--split", choices=("train", "valid", "test"), help="default: valid of a corpus, that of a suite")
+    add(
+        "--suite",
+        metavar="NAME",
+        help="a protocol instead of a corpus: text8, wikitext2, lm1b, ptb, lambada, agnews, pubmed, arxiv, blimp, ...",
+    )
+    add("--input", nargs="+", default=(), metavar="FILE", help="the files of the suite")
+    add("--documents", type=int, metavar="N", help="only N documents (or pairs) of the suite, spread evenly over it")
+    add("--window", type=int, metavar="N", help="tokens the network sees at a time; default: as trained, or the suite's if shorter")
+    add(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="new tokens of each further window, the rest is context that is given clean; default: all new",
+    )
+    add("--remainder", choices=("keep", "drop", "truncate"), help="of what does not fill a window; default: keep, or the suite's")
+    add("--batch", type=int, default=32, help="windows at a time; does not change the result")
+    add("--nodes", type=int, default=8, help="noise levels of the quadrature over t")
+    add("--draws", type=int, default=1, help="corruptions per noise level; from 2 on the error is taken apart")
+    add("--rule", choices=("gauss", "stratified", "count"), default="gauss", help="of the levels; count: the k-form of masked processes")
+    add("--windows", type=int, metavar="N", help="evaluate only the first N windows")
+    add("--seed", type=int, default=0, help="of the fixed grid of corruptions (common to all runs that use it)")
+    add("--against", metavar="DIR", help="another run, on the same text under the same noise: the difference with its own error")
+    add("--against-step", type=int, metavar="N", help="checkpoint of the other run to use; default: the newest")
+    add("--per-document", metavar="FILE.npz", help="write nats, tokens and bytes of every document here")
+    add("--breakdown", action="store_true", help="nats/token by noise level, position in the window and frequency of the token")
+    add("--plot", metavar="FILE.png", help="the breakdown as a picture (needs matplotlib)")
+    add("--json", metavar="FILE", help="write the result here, with its protocol and what it was made with")
 
 
 def _add_interval(command):
@@ -309,7 +331,7 @@ def _train_here(arguments, overrides, place, status):
 
 
 def _evaluate(arguments, _):
-    from dlmjax.commands import evaluate
+    from dlmjax.evaluate import evaluate
 
     evaluate(**_values(arguments))
 

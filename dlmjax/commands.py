@@ -1,67 +1,21 @@
-"""`dlmjax evaluate`, `interval` and `sample`: a run is opened, one function of a room below does the work, a person reads the result."""
+"""`dlmjax interval` and `sample`: a run is opened, one function of a room below does the work, a person reads the result."""
 
 import json
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from dlmjax.data import Corpus, EvalWindows, eval_batches
+from dlmjax.data import EvalWindows, eval_batches
 from dlmjax.diffusion import PerRow, nats_at, row_keys
 from dlmjax.diffusion.hyper import choose_interval
 from dlmjax.diffusion.process import learned_of
 from dlmjax.errors import InputError
-from dlmjax.evaluation import LikelihoodResult
-from dlmjax.evaluation.ngram import entropy_marks
-from dlmjax.run import Run, open_run
+from dlmjax.run import open_run, split_of
 from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
 from dlmjax.sampling.host import write_atomically
 from dlmjax.sampling.html import write_html
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import record
-
-MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not counted on the way
-
-
-def evaluate(
-    *,
-    workdir: str,
-    data: str | None,
-    split: str,
-    weights: str = "ema",
-    step: int | None = None,
-    batch: int = 32,
-    nodes: int = 8,
-    draws: int = 1,
-    windows: int | None = None,
-    seed: int = 0,
-    json: str | None = None,
-) -> LikelihoodResult:
-    """Prints the likelihood bound of a run on one split, beside what counting alone achieves on the same text.
-
-    Raises:
-      InputError: no such run, corpus or split; a corpus with another tokenizer.
-    """
-    run = open_run(workdir, weights=weights, step=step)
-    parts = run.parts
-    corpus = _corpus(run, data, split)
-    held_out = EvalWindows(corpus, parts.config.data.length, limit=windows)
-    size = -(-batch // parts.partition.ways("batch")) * parts.partition.ways("batch")
-    evaluator = parts.evaluator(nodes=nodes, draws=draws, seed=seed)
-    result = evaluator(
-        run.params,
-        eval_batches(held_out, batch_size=size),
-        byte_lengths_V=corpus.tokenizer.byte_lengths_V,
-        total=len(held_out),
-        step=run.step,
-        weights=run.weights,
-        split=split,
-        progress=True,
-    )
-    print(_table(run, corpus, result, data), flush=True)
-    if json:
-        result.write_json(json)
-    return result
 
 
 def interval(
@@ -90,7 +44,7 @@ def interval(
     parts, process = run.parts, run.parts.process
     if process.attention == "causal":
         raise InputError(f"process {process.name} has no noise levels to choose from")
-    corpus, times = _corpus(run, data, split), process.spread(PerRow(stratified=False))
+    corpus, times = split_of(run, data, split), process.spread(PerRow(stratified=False))
     length, size = parts.config.data.length, getattr(process.attention, "size", parts.config.data.length)
 
     def losses(params, batch, key):
@@ -202,42 +156,3 @@ def sample(
 
 def _dumps(report: dict) -> str:
     return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-
-
-def _corpus(run: Run, data: str | None, split: str) -> Corpus:
-    """The split to evaluate, checked against the run's tokenizer."""
-    path = data or next(iter(run.parts.config.data.paths), None)
-    if path is None:
-        raise InputError("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
-    corpus = Corpus.open(path, split=split)
-    if corpus.tokenizer.hash != run.parts.tokenizer.hash:
-        raise InputError(
-            f"{path} was prepared with tokenizer {corpus.tokenizer.name}, the run was trained with {run.parts.tokenizer.name}; "
-            "prepare the text again with the run's tokenizer"
-        )
-    return corpus
-
-
-def _bytes(corpus: Corpus) -> Iterator[bytes]:
-    """The documents of a split as UTF-8, without their ends."""
-    return (text.encode("utf-8") for text in corpus.documents())
-
-
-def _table(run: Run, corpus: Corpus, result: LikelihoodResult, data: str | None) -> str:
-    """The result beside the n-gram marks of the same text, for a person."""
-    sign = "<=" if result.is_bound and result.rule != "exact" else "="
-    rows = [(f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)]
-    train = Corpus.open(data or run.parts.config.data.paths[0], split="train")
-    if result.bits_per_byte is not None and result.windows * result.length >= corpus.num_tokens and 0 < train.num_bytes <= MARK_LIMIT:
-        marks = entropy_marks(_bytes(train), _bytes(corpus))
-        rows += [("bigram table counted on the training text", marks.bigram, None)]
-        rows += [("unigram table counted on the training text", marks.unigram, None)]
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{result.split} split: {result.tokens:,} tokens, {result.bytes or 0:,} bytes, {result.windows:,} windows of {result.length}"]
-    lines += [f"  {'':{width}}  bits/byte"]
-    for name, bits, error in rows:
-        lines.append(f"  {name:{width}}  {bits:9.4f}" + (f" ± {error:.4f}" if error is not None else ""))
-    lines.append(f"  {result.summary()}")
-    if not result.is_bound:
-        lines.append("  the loss of this process is not a likelihood bound")
-    return "\n".join(lines)

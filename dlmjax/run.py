@@ -282,6 +282,7 @@ class Run:
     params: dict
     step: int
     weights: str
+    workdir: pathlib.Path
 
 
 def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> Run:
@@ -309,4 +310,22 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
     asked = {name: parts.abstract_state()[name]}
     with Checkpoints(root / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(asked, step)
-    return Run(parts, state[name], meta["step"], weights)
+    return Run(parts, state[name], meta["step"], weights, root)
+
+
+def split_of(run: Run, data: str | None, split: str) -> Corpus:
+    """A split of the corpus in `data`, by default of the one that a run was trained on.
+
+    Raises:
+      InputError: no corpus there, or one that was prepared with another tokenizer than the run's.
+    """
+    path = data or next(iter(run.parts.config.data.paths), None)
+    if path is None:
+        raise InputError("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
+    corpus = Corpus.open(path, split=split)
+    if corpus.tokenizer.hash != run.parts.tokenizer.hash:
+        raise InputError(
+            f"{path} was prepared with tokenizer {corpus.tokenizer.name}, the run was trained with {run.parts.tokenizer.name}; "
+            "prepare the text again with the run's tokenizer"
+        )
+    return corpus

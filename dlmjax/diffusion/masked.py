@@ -191,9 +191,9 @@ class MaskedCount(Masked):
         t_BL: Float[Array, "B L"],
         valid_BL: Bool[Array, "B L"] | None = None,
     ) -> Int[Array, "B L"]:
-        """Masks further tokens, drawn without replacement, until k = t n are masked."""
+        """Masks further tokens, drawn without replacement, until k = t n are masked; what is at level 0 is given and no part of n."""
         del s_BL
-        valid_BL = jnp.ones(z_BL.shape, bool) if valid_BL is None else valid_BL
+        valid_BL = _among(t_BL > 0, valid_BL)
         k_B1 = jnp.round(jnp.max(t_BL, axis=1, keepdims=True) * jnp.sum(valid_BL, axis=1, keepdims=True))
         # Places in a queue: what is masked already, then the others in random order, then padding. 31 random bits: ties are rare.
         order_BL = jax.vmap(lambda key: jax.random.bits(key, (z_BL.shape[1],)) >> 1)(keys_B).astype(jnp.int32)

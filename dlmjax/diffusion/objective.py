@@ -116,8 +116,8 @@ class Objective:
         x_BL, valid_BL = batch["tokens"], batch["segments"] > 0
         time_key, noise_key, boundary_key = jax.random.split(key, 3)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
-        t_BL = self.process.levels(t_BL, valid_BL)
         counted_BL = valid_BL & ~self._prompt(key, batch["row"], x_BL.shape[1])
+        t_BL = self.process.levels(t_BL, counted_BL)
         # A prompt is text without noise; padding keeps the level of its row, which no one looks at.
         t_BL = jnp.where(valid_BL & ~counted_BL, 0.0, t_BL)
         text = _Text(denoiser, x_BL, valid_BL, counted_BL, learned, row_keys(jax.random.fold_in(key, 4), batch["row"]))
@@ -211,12 +211,18 @@ def nats_at(
     t_BL: Float[Array, "B L"],
     learned: Any = (),
     self_condition: bool = False,
+    scored_BL: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B L"]:
-    """The bound's integrand at given levels, per token, under the noise of `keys_B`; 0 on padding. What an evaluation integrates."""
+    """The bound's integrand at given levels, per token, under the noise of `keys_B`; 0 on padding. What an evaluation integrates.
+
+    scored_BL: False for tokens that are given, at level 0: the integrand is then that of the others given these. None: all are scored.
+    """
     valid_BL = segments_BL > 0
-    t_BL = process.levels(t_BL, valid_BL)
+    counted_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
+    t_BL = process.levels(t_BL, counted_BL)
+    t_BL = jnp.where(valid_BL & ~counted_BL, 0.0, t_BL)
     z_BL = process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL)
-    text = _Text(denoiser, tokens_BL, valid_BL, valid_BL, learned, keys_B)
+    text = _Text(denoiser, tokens_BL, valid_BL, counted_BL, learned, keys_B)
     hint_BLI = text.hint(process, z_BL, t_BL, float(self_condition))
     return text.nats(process, z_BL, t_BL, jnp.ones_like(t_BL), None, hint_BLI)[1]
 
@@ -228,10 +234,14 @@ def reconstruction_nats(
     valid_BL: Bool[Array, "B L"],
     keys_B: Key[Array, "B"],
     learned: Any = (),
+    shown_BL: Bool[Array, "B L"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
-    """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network."""
+    """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network.
+
+    shown_BL: where there is text; more than `valid_BL`, what is scored, where some of it is given. None: the same.
+    """
     clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
-    z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL)
+    z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL if shown_BL is None else shown_BL)
     rows_BL = process.rows(z0_BL, clean_BL) & valid_BL
     hidden_BLD = denoiser.hidden(z0_BL, process.given(learned).clock(clean_BL))
 

@@ -13,6 +13,7 @@ from dlmjax.diffusion import (
     GenMd4,
     Linear,
     Masked,
+    MaskedCount,
     Objective,
     PerRow,
     Power,
@@ -54,8 +55,9 @@ def spy():
 # --- prompts -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_is_given_clean_and_carries_no_loss():
-    denoiser, objective = spy(), Objective(MASKED, prompt=1.0)
+@pytest.mark.parametrize("process", [MASKED, MaskedCount(VOCAB, MASK, excluded=(BOS,))], ids=lambda process: process.name)
+def test_a_prompt_is_given_clean_and_carries_no_loss(process):
+    denoiser, objective = spy(), Objective(process, prompt=1.0)
     _, parts = objective(denoiser, BATCH, KEY, ROWS)
     z_BL, t_BL, _ = denoiser.calls[0]
     given_BL = np.asarray(t_BL) == 0

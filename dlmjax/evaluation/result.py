@@ -1,0 +1,159 @@
+"""From the nats of windows to the numbers of a likelihood, each with its standard error, and where that error comes from.
+
+Windows are the sampling unit. nats/token and bits/byte are ratios of sums over windows, so their errors are those of a ratio estimator
+(linearisation); perplexity follows by the delta method. They cover the choice of the text and the noise of the masks. `errors` takes the
+error of nats per token apart:
+
+  sequences   the choice of the text: what is left of the whole error without the noise. None without repeated draws
+  masks       the noise of the corruptions, from the variance between draws of a window at a level. None without repeated draws
+  levels      the finite number of noise levels. "gauss": a bias, estimated by how far the rule is from the one that all but two of its
+              nodes give (pessimistic: that one is exact to a far lower degree); `levels_stderr` is the error of this estimate: below
+              some twice that the estimate is noise. "stratified", "count": a standard error, of levels drawn within their
+              part of [0, 1], from the slope of the integrand. None where there are too few nodes to tell
+
+sequences^2 + masks^2 (+ levels^2 where levels are drawn) is the square of `stderr_nats_per_token`. What is exact (causal processes) has no
+error but that of the sequences.
+
+Shapes: W windows, J nodes, D draws. Units: nats, unless the name says bits.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlmjax.sampling.host import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the windows gave, in the order of their numbers; the arrays that every number of a result is made of.
+
+    nats_WJD: the integrand, summed over a window's tokens, at each node and draw.  weight_J: of the nodes.
+    spread_J: a window's nats under these weights estimate the bias of the quadrature; None where the rule has none or too few nodes.
+    """
+
+    window_W: Int[np.ndarray, "W"]
+    nats_WJD: Float[np.ndarray, "W J D"]
+    weight_J: Float[np.ndarray, "J"]
+    spread_J: Float[np.ndarray, "J"] | None
+    prior_W: Float[np.ndarray, "W"]
+    reconstruction_WD: Float[np.ndarray, "W D"]
+    tokens_W: Int[np.ndarray, "W"]
+    bytes_W: Int[np.ndarray, "W"] | None
+    length: int
+
+    @property
+    def nats_WD(self) -> Float[np.ndarray, "W D"]:
+        """The bound of each window under each draw."""
+        return np.sum(self.nats_WJD * self.weight_J[:, None], axis=1) + self.reconstruction_WD + self.prior_W[:, None]
+
+    @property
+    def nats_W(self) -> Float[np.ndarray, "W"]:
+        """The bound of each window."""
+        return self.nats_WD.mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodResult:
+    """What an evaluation found.  All per-token numbers divide by every evaluated token (EOS included, padding not).
+
+    nats_per_token = diffusion + prior + reconstruction; bits_per_byte divides by the UTF-8 bytes of exactly these tokens (None without
+    byte lengths); perplexity = exp(nats_per_token).  is_bound: False where the process's loss is no likelihood bound.
+    levels: one entry per node: `t`, `weight`, and `nats_per_token`, the integrand L(t) there (mean t for "stratified").
+    errors: the standard error taken apart, see the top of this file.
+    """
+
+    nats_per_token: float
+    stderr_nats_per_token: float
+    stderr_noise_nats_per_token: float | None
+    bits_per_byte: float | None
+    stderr_bits_per_byte: float | None
+    perplexity: float
+    stderr_perplexity: float
+    diffusion_nats_per_token: float
+    prior_nats_per_token: float
+    reconstruction_nats_per_token: float
+    tokens: int
+    bytes: int | None
+    windows: int
+    length: int
+    process: str
+    is_bound: bool
+    rule: str
+    nodes: int
+    draws: int
+    seed: int
+    step: int
+    weights: str
+    split: str
+    levels: tuple[dict[str, float], ...]
+    errors: dict[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dict of every field; a number that is not finite becomes None (JSON has no infinity)."""
+        return finite(dataclasses.asdict(self))
+
+    def write_json(self, path: str | os.PathLike) -> None:
+        """Writes `to_json` to `path` in one move: a reader never sees half a file."""
+        write_atomically(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+
+    def summary(self) -> str:
+        """One line for people."""
+        sign = "=" if self.rule == "exact" or not self.is_bound else "<="
+        parts = [f"{self.nats_per_token:.4f} ± {self.stderr_nats_per_token:.4f} nats/token"]
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.4f} ± {self.stderr_bits_per_byte:.4f} bits/byte")
+        parts.append(f"perplexity {self.perplexity:.2f} ± {self.stderr_perplexity:.2f}")
+        name = "NELBO" if self.is_bound else "loss (not a bound)"
+        return f"{name} {sign} " + ", ".join(parts) + f"  ({self.tokens:,} tokens, {self.windows:,} windows of {self.length})"
+
+
+def ratio_with_error(numerator_W: np.ndarray, denominator_W: np.ndarray) -> tuple[float, float]:
+    """sum(numerator) / sum(denominator) over windows and its standard error (linearised ratio estimator; nan for one window)."""
+    windows, total = len(numerator_W), float(denominator_W.sum())
+    ratio = float(numerator_W.sum()) / total
+    if windows < 2:
+        return ratio, math.nan
+    residual_W = numerator_W - ratio * denominator_W
+    return ratio, math.sqrt(windows / (windows - 1) * float(np.sum(residual_W**2))) / total
+
+
+def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | None]:
+    """Where the error of nats per token comes from, in nats per token; see the top of this file."""
+    tokens, whole = float(measured.tokens_W.sum()), ratio_with_error(measured.nats_W, measured.tokens_W)[1]
+    if rule == "exact":
+        return {"sequences": whole, "masks": 0.0, "levels": 0.0, "levels_stderr": None}
+    noise = None if draws < 2 else float(np.sqrt(np.sum(measured.nats_WD.var(axis=1, ddof=1) / draws))) / tokens
+    nodes, levels, stderr = len(measured.weight_J), None, None
+    if rule == "gauss" and measured.spread_J is not None:
+        levels, stderr = ratio_with_error(np.sum(measured.nats_WJD.mean(axis=2) * measured.spread_J, axis=1), measured.tokens_W)
+        levels = abs(levels)
+    elif rule != "gauss" and nodes > 1:
+        # A level is uniform within its part, of width 1/J: slope^2 / (12 J^2) is the variance it brings to each part of a window.
+        slope_WJ = np.gradient(measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens, 1 / nodes)
+        levels = float(np.sqrt(np.sum(slope_WJ**2) / (12 * nodes**4) / (len(measured.tokens_W) * draws)))
+    masks = noise
+    if noise is not None and rule != "gauss":
+        masks = _rest(noise, levels or 0.0)
+    return {"sequences": None if noise is None else _rest(whole, noise), "masks": masks, "levels": levels, "levels_stderr": stderr}
+
+
+def _rest(whole: float, part: float) -> float:
+    """What is left of an error when an independent part is taken out; both are estimates, so not below 0."""
+    return math.sqrt(max(whole**2 - part**2, 0.0))
+
+
+def finite(value: Any) -> Any:
+    """A tree of JSON values with None in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value

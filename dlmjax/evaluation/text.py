@@ -1,0 +1,127 @@
+"""The text of an evaluation: a prepared corpus or the files of a suite, as windows, with the protocol that a result records."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dlmjax.data.corpus import Corpus
+from dlmjax.data.tokenizers import Tokenizer
+from dlmjax.errors import InputError
+from dlmjax.evaluation.documents import Document, Pair, encode_documents, fingerprint, read_documents, read_pairs
+from dlmjax.evaluation.suites import Suite
+from dlmjax.evaluation.windows import Windows, cut_windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How a text is to be cut. window, stride: None = the protocol's own.  trained: tokens of a row in training; a window is no longer.
+    multiple: windows are multiples of it (blocks).  limit: only the first windows.
+    """
+
+    trained: int
+    window: int | None = None
+    stride: int | None = None
+    remainder: str | None = None
+    multiple: int = 1
+    limit: int | None = None
+
+    def sizes(self, window: int, step: int) -> tuple[int, int]:
+        """(window, step) where a protocol asks for these: its own where the network was trained on rows as long, else the trained
+        length, with the same share of new tokens."""
+        chosen = self.window or min(window, self.trained)
+        return chosen, self.stride or max(step * chosen // window, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What is scored. ids: of the documents.  words: of the text, None where not counted or not all of it is scored."""
+
+    windows: Windows
+    ids: list[str]
+    words: int | None
+    split: str
+    protocol: dict[str, Any]
+
+
+def corpus_text(corpus: Corpus, cut: Cut) -> Text:
+    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as they are trained on."""
+    window, step = cut.sizes(cut.trained, cut.trained)
+    wanted = corpus.num_tokens if cut.limit is None else min(corpus.num_tokens, window + (cut.limit - 1) * step)
+    if wanted < 1:
+        raise InputError(f"the split {corpus.split} of {corpus.directory} holds no tokens; nothing to evaluate")
+    tokens_T = corpus.read(0, wanted)
+    ends_D = np.flatnonzero(tokens_T == corpus.tokenizer.eos_id) + 1
+    if not len(ends_D) or ends_D[-1] < wanted:
+        ends_D = np.append(ends_D, wanted)
+    remainder = cut.remainder or "keep"
+    windows = cut_windows(
+        tokens_T,
+        ends_D,
+        window=window,
+        step=step,
+        remainder=remainder,
+        pad_id=corpus.tokenizer.pad_id,
+        multiple=cut.multiple,
+    ).first(cut.limit)
+    protocol = {"suite": None, "corpus": str(corpus.directory), "split": corpus.split, "bos": False, "eos": True, "packing": "stream"}
+    protocol |= {"window": window, "stride": step, "remainder": remainder, "detokeniser": "none", "documents": len(ends_D)}
+    protocol |= {"complete": windows.complete and wanted == corpus.num_tokens} | _of(corpus.tokenizer, tokens_T)
+    return Text(windows, [str(number) for number in range(len(ends_D))], None, corpus.split, protocol)
+
+
+def suite_text(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cut, split: str | None, documents: int | None) -> Text:
+    """The documents of a suite in local files; see `documents.read_documents` for what is refused."""
+    found = read_documents(suite, files, split, documents)
+    windows, protocol = _cut(suite, found, tokenizer, cut)
+    protocol |= {"split": split or suite.split, "files": list(files), "documents_spread": documents}
+    counted = [document.words for document in found if document.words is not None]
+    words = sum(counted) if len(counted) == len(found) and protocol["complete"] and protocol["lossless"] else None
+    return Text(windows, [document.id for document in found], words, split or suite.split, protocol)
+
+
+def pair_texts(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cut, pairs: int | None) -> tuple[Text, Text, list[Pair]]:
+    """Both sides of minimal pairs, window w of each a sentence of pair w: the same number, hence the same levels and masks.
+
+    Raises:
+      InputError: a sentence longer than the window.
+    """
+    found, sides = read_pairs(suite, files, pairs), []
+    for side in ("good", "bad"):
+        documents = [Document(pair.id, pair.good if side == "good" else pair.bad) for pair in found]
+        windows, protocol = _cut(suite, documents, tokenizer, dataclasses.replace(cut, stride=None, limit=None))
+        if len(windows) != len(found):
+            raise InputError(f"a sentence of {', '.join(files)} is longer than the window, {protocol['window']} tokens; raise --window")
+        protocol |= {"files": list(files), "pairs_spread": pairs}
+        sides.append(Text(windows, [pair.id for pair in found], None, suite.split, protocol))
+    return sides[0], sides[1], found
+
+
+def _cut(suite: Suite, documents: list[Document], tokenizer: Tokenizer, cut: Cut) -> tuple[Windows, dict[str, Any]]:
+    """Windows over the documents of a suite, and the protocol as it is applied."""
+    encoded = encode_documents(documents, tokenizer, suite.bos, suite.eos)
+    if suite.packing == "stream" and not suite.eos and len(documents) > 1:
+        raise InputError(f"suite {suite.name} has no end of document, and its text comes in {len(documents)} files; give one file")
+    window, step = cut.sizes(suite.window, suite.step)
+    applied = dataclasses.replace(suite, window=window, stride=step, remainder=cut.remainder or suite.remainder)
+    windows = cut_windows(
+        encoded.tokens_T,
+        encoded.ends_D,
+        window=window,
+        step=step,
+        pad_id=tokenizer.pad_id,
+        packing=suite.packing,
+        remainder=applied.remainder,
+        scorable_T=encoded.scorable_T,
+        multiple=cut.multiple,
+    ).first(cut.limit)
+    now, published = applied.protocol(), suite.protocol()
+    changed = {name: published[name] for name in ("window", "stride", "remainder") if now[name] != published[name]}
+    protocol = {**now, "suite": suite.name, "changed": changed, "documents": len(documents)}
+    protocol |= {"documents_are": suite.documents, "complete": windows.complete, "lossless": encoded.lossless}
+    return windows, protocol | _of(tokenizer, encoded.tokens_T)
+
+
+def _of(tokenizer: Tokenizer, tokens_T: np.ndarray) -> dict[str, Any]:
+    return {"tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash[:16], "text_hash": fingerprint(tokens_T)}

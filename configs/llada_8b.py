@@ -11,9 +11,8 @@ from dlmjax import config as config_lib
 def get_config():
     config = config_lib.default()
     config.data.update(length=4096, batch=1280)
-    config.model.update(
-        vocab=126_464, depth=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=12_288, qk_norm=False, rope_base=500_000.0
-    )
+    config.model.update(vocab=126_464, depth=32, width=4096, heads=32, kv_heads=32, head_dim=128, ffn=12_288, rope_base=500_000.0)
+    config.model.family = "llama(norm_eps=1e-5)"
     config.execution.update(dtype="bfloat16", scan=True, remat="full", attention="splash", head_chunk=512)
     config.process.update(name="llada")
     config.optimizer.update(lr=4e-4, beta2=0.95, weight_decay=0.1, warmup=2000, schedule="wsd", decay=0.1, final=0.025)

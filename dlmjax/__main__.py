@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         ("interval", "the noise levels at which the loss of a run varies least, to train on these alone", _add_interval),
         ("plan", "what a config would need on TPUs or GPUs that are not here: memory, FLOPs, collectives, step time", _add_plan),
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
+        ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -222,6 +223,21 @@ def _add_sample(command):
     command.add_argument("--json", metavar="FILE", help="write text, ids, seed, steps and entropy here")
 
 
+def _add_import(command):
+    add = command.add_argument
+    add("--source", required=True, metavar="DIR", help="config.json, model.safetensors or its shards, and the tokenizer's files")
+    add("--workdir", required=True, metavar="DIR", help="the run to make; train others from it with --init")
+    add(
+        "--family",
+        metavar="NAME",
+        help="whose names the tensors have: llama, qwen2, qwen3, gpt2, bert, roberta, llada, dream or sdar; default: by config.json",
+    )
+    add("--tokenizer", metavar="SPEC", help="as of `dlmjax prepare`; default: the source's own files")
+    add("--process", metavar="NAME", help="noise process of the run; default: what the weights were trained under")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations; weights become float32 (float32)")
+    add("--length", type=int, metavar="N", help="tokens of a window; default: what the source can read, at most 1024")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -357,11 +373,25 @@ def _sample(arguments, _):
     sample(**_values(arguments))
 
 
+def _import(arguments, _):
+    from dlmjax.interop.importer import import_checkpoint
+
+    import_checkpoint(**_values(arguments))
+
+
 def _values(arguments) -> dict:
     return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv")}
 
 
-_COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "interval": _interval, "plan": _plan, "sample": _sample}
+_COMMANDS = {
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "interval": _interval,
+    "plan": _plan,
+    "sample": _sample,
+    "import": _import,
+}
 
 
 if __name__ == "__main__":

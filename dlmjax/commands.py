@@ -133,7 +133,7 @@ def sample(
         threshold=threshold,
         remask=remask,
         cache=cache,
-        never=never_sampled(tokenizer),
+        never=never_sampled(tokenizer, parts.process.vocab),
     )
     eos_id = tokenizer.eos_id if stop else None
     sampler = sampler_for(parts.process, parts.unpartitioned, settings, stride=stride, window=parts.config.data.length, eos_id=eos_id)

@@ -2,7 +2,7 @@
 
 A config is one locked `ml_collections.ConfigDict`. Files in `configs/` start from `default()` and change a few leaves; any leaf can
 be overridden with `--config.section.leaf=value`. Sections carry the names of the frozen dataclasses they fill, so nothing is copied
-field by field: `ModelSpec(**config.model)`, `Execution(**config.execution)`, `OptimizerSpec(**config.optimizer)`.
+field by field: `model_spec(config.model)`, `Execution(**config.execution)`, `OptimizerSpec(**config.optimizer)`.
 """
 
 import ast
@@ -91,8 +91,8 @@ def _what_is_trained() -> ConfigDict:
             heads=6,
             kv_heads=6,  # fewer than heads = grouped-query attention
             head_dim=64,
-            ffn=1024,  # hidden width of the SwiGLU
-            qk_norm=True,  # RMSNorm per head on queries and keys
+            ffn=1024,  # hidden width of the MLP
+            family="qwen3",  # or llama, qwen2, gpt2, bert (docs/interop.md): norms, biases and positions; with values: llama(norm_eps=1e-5)
             tied=False,  # the head reuses the embedding
             rope_base=10_000.0,
             rope_scaling=1.0,  # > 1 stretches positions for contexts longer than trained
@@ -330,15 +330,23 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def renamed(old: dict[str, Any]) -> dict[str, Any]:
+    """The flat config of an older run in today's names: `model.qk_norm` became a family."""
+    new = {name: value for name, value in old.items() if name != "model.qk_norm"}
+    if "model.qk_norm" in old:
+        new["model.family"] = "qwen3" if old["model.qk_norm"] else "llama"
+    return new
+
+
 def to_json(config: ConfigDict) -> str:
     """One flat JSON object, `{"section.leaf": value}`, as a workdir stores it."""
     return json.dumps(leaves(config), indent=1) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote. Fields that were added since take their defaults."""
+    """Reads what `to_json` wrote. Fields that were added since take their defaults, those of another name since are understood."""
     config = default()
-    for name, value in json.loads(text).items():
+    for name, value in renamed(json.loads(text)).items():
         if name not in leaves(config):
             raise InputError(f"config.json names the unknown field {name!r}{nearest(name, leaves(config))}")
         section = config[name.rpartition(".")[0]] if "." in name else config

@@ -28,7 +28,7 @@ from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
-from dlmjax.models import Execution, ModelSpec, Network, build_network
+from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.sampling.host import write_atomically
@@ -134,7 +134,8 @@ def assemble(
     mesh = make_mesh(**config.mesh, devices=devices)
     partition = Partition(mesh)
     classes = process.outputs if process.input_dim else vocab
-    spec = _model_spec(config, vocab=classes, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
+    spec = model_spec(config.model, vocab=classes, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
+    _check_family(config, spec, process)
     network = build_network(spec, Execution(**config.execution), partition)
     optimizer = OptimizerSpec(**config.optimizer)
     times, of_times = parse_call(config.process.times)
@@ -179,12 +180,13 @@ def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, emb
     )
 
 
-def _model_spec(config: ConfigDict, **decided: Any) -> ModelSpec:
-    """The network of a config, with what the process decides about it."""
-    time_input, values = parse_call(config.model.time_input)
-    if not values.keys() <= {"features"}:
-        raise InputError(f"model.time_input={config.model.time_input!r} takes no value but features")
-    return ModelSpec(**{**config.model, **decided, "time_input": time_input}, **{f"time_{name}": value for name, value in values.items()})
+def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None:
+    """Raises InputError for windows longer than a table of learned positions, and a process whose attention a family does not bear."""
+    family = f"model.family={config.model.family}"
+    if spec.context and config.data.length > spec.context:
+        raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
+    if spec.shift and process.attention != "full":
+        raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
 
 
 def _optimizer(spec: OptimizerSpec, steps: int, network: Network, process: Process) -> Any:
@@ -255,7 +257,7 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
             old = json.loads(stored.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{stored} is not readable JSON; restore it, or train into another --workdir (nothing was changed)") from error
-        differing = config_lib.differences(old, config_lib.leaves(config))
+        differing = config_lib.differences(config_lib.renamed(old), config_lib.leaves(config))
         if differing:
             raise InputError(
                 f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir (nothing was changed)"

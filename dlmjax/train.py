@@ -46,7 +46,8 @@ def train(
     Args:
       fork: workdir of another run with the same shapes: start from its newest checkpoint, counters kept.
       command: what a person types to go on, for the line that an interrupted run ends with.
-      init: workdir of another run with the same network: start from its averaged weights, counters at zero.
+      init: workdir of another run with the same network: start from its averaged weights (the raw ones of a run that kept no average),
+        counters at zero.
       on_step: told how many updates are done, before the first and after each.
 
     Raises:
@@ -222,9 +223,9 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
     state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
     if init:
         with Checkpoints(pathlib.Path(init) / "checkpoints") as other:
-            from_ema = "ema" if parts.config.train.ema > 0 else "params"
-            loaded, meta = other.restore({from_ema: abstract[from_ema]})
-        weights = loaded[from_ema]
+            kept = "ema" if other.meta()["config"]["train.ema"] > 0 else "params"
+            loaded, meta = other.restore({kept: abstract["params"]})
+        weights = loaded[kept]
         state["params"] = weights
         if parts.config.train.ema > 0:
             state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
@@ -271,7 +272,7 @@ class _TextSamples:
 
     def __init__(self, parts: Parts):
         self._parts, self._every = parts, parts.config.log.sample
-        never = never_sampled(parts.tokenizer)
+        never = never_sampled(parts.tokenizer, parts.process.vocab)
         self._sampler = (
             sampler_for(parts.process, parts.unpartitioned, SampleSettings(steps=self.STEPS, never=never)) if self._every else None
         )

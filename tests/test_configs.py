@@ -11,7 +11,7 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.models import Execution, ModelSpec, build_network
+from dlmjax.models import Execution, build_network, model_spec
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.run import assemble
 
@@ -86,7 +86,7 @@ def test_little_text_is_read_ten_times_under_a_law_that_keeps_the_bound(size, wo
 
 def test_llada_has_the_published_size():
     config = load("llada_8b")
-    network = build_network(ModelSpec(**config.model), Execution())
+    network = build_network(model_spec(config.model), Execution())
     # 2502.09992, table 5: 8.02B parameters, 126,464 classes, untied head.
     assert network.parameter_count == pytest.approx(8.02e9, rel=0.005)
 
@@ -97,7 +97,7 @@ def test_the_autoregressive_twin_differs_in_the_process_alone():
 
 
 def test_flops_count_streams_and_passes():
-    spec = ModelSpec(**{**load("char27_tiny").model, "vocab": 30})
+    spec = model_spec(load("char27_tiny").model, vocab=30)
     one, two = (training_flops_per_token(spec, 256, 0.5, streams=streams) for streams in (1, 2))
     head, scores = 3 * 0.5 * 2 * spec.width * 30, 3 * spec.depth * 4 * 256 * spec.heads * spec.head_dim
     assert two - head == pytest.approx(2 * (one - head - scores) + 4 * scores)
@@ -106,7 +106,7 @@ def test_flops_count_streams_and_passes():
 
 def test_flops_agree_with_the_six_n_rule():
     config = load("llada_8b")
-    spec = ModelSpec(**config.model)
+    spec = model_spec(config.model)
     parameters = build_network(spec, Execution()).parameter_count - spec.vocab * spec.width  # the embedding is a look-up
     attention = 12 * config.data.length * spec.depth * spec.heads * spec.head_dim
     assert training_flops_per_token(spec, config.data.length) == pytest.approx(6 * parameters + attention, rel=1e-3)

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.errors import InputError
 
-MASK_NAMES = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]")
+MASK_NAMES = ("<|mask|>", "<|mdm_mask|>", "<|MASK|>", "<mask>", "[MASK]")
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 SPACE = "\u2581"  # SentencePiece writes a space as this character
@@ -239,6 +239,44 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
         raise InputError(f"{path}: neither byte-level nor with byte fallback, so some text has no tokens; use another tokenizer")
     specials = _specials(vocabulary, table)
     return _check_lossless(HuggingFaceTokenizer("hf", backend, byte_level, table, {"tokenizer.json": content}, **specials), str(path))
+
+
+# ---- WordPiece, which cleans text -------------------------------------------------------------------------------------------------
+
+
+def load_wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
+    """BERT's WordPiece from a `tokenizer.json`: for BERT's own weights, which know no other ids.
+
+    It cleans text as char27 does: white space, and for the uncased kind case and accents, are not given back, and an unknown word stands
+    for U+FFFD. Bits per byte are those of the cleaned text. [SEP] ends a document; [CLS] is not used.
+    """
+    from tokenizers import Tokenizer
+
+    content = _read(path)
+    try:
+        description = json.loads(content)
+        model = description["model"]
+        if model["type"] != "WordPiece":
+            raise InputError(f"{path} holds a {model['type']} model, not WordPiece; give it as hf:FILE")
+        backend = Tokenizer.from_str(content.decode("utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a Hugging Face tokenizer.json ({error})") from None
+    except InputError:
+        raise
+    except Exception as error:  # from_str raises bare Exception
+        raise InputError(f"{path}: the tokenizers library cannot read it ({error})") from None
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    silent = {token["content"] for token in description["added_tokens"] if token["special"]}
+    inner = model["continuing_subword_prefix"]
+    table = [b""] * (max(vocabulary.values()) + 1)
+    for piece, i in vocabulary.items():
+        if piece not in silent:
+            table[i] = piece.removeprefix(inner).encode("utf-8") if piece.startswith(inner) else f" {piece}".encode()
+    table[vocabulary[model["unk_token"]]] = " \ufffd".encode()
+    taken: set[int] = set()
+    names = {"eos_id": ("[SEP]",), "mask_id": ("[MASK]",), "pad_id": ("[PAD]",)}
+    specials = {key: _special(of_key, vocabulary, table, taken) for key, of_key in names.items()}
+    return HuggingFaceTokenizer("wordpiece", backend, True, table, {"tokenizer.json": content}, **specials)
 
 
 # ---- SentencePiece ----------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,10 @@ from jaxtyping import Int
 from dlmjax.errors import InputError
 
 DESCRIPTION = "dlmjax_tokenizer.json"
-SPECS = "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), sentencepiece:FILE (a .model), saved:DIR"
+SPECS = (
+    "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), wordpiece:FILE (BERT's), "
+    "sentencepiece:FILE (a .model), saved:DIR"
+)
 
 
 @runtime_checkable
@@ -157,14 +160,16 @@ class Char27Tokenizer(TableTokenizer):
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, sentencepiece:FILE, or saved:DIR (a prepared corpus).
+    """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, wordpiece:FILE, sentencepiece:FILE, or saved:DIR (a
+    prepared corpus).
 
-    Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not give text back unchanged.
+    Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not give text back unchanged (those whose
+    job is to clean it, char27 and wordpiece, give back the cleaned text).
     """
     kind, _, place = spec.partition(":")
     if kind in ("bytes", "char27") and not place:
         return ByteTokenizer() if kind == "bytes" else Char27Tokenizer()
-    if kind in ("gpt2", "hf", "sentencepiece", "saved") and place:
+    if kind in ("gpt2", "hf", "wordpiece", "sentencepiece", "saved") and place:
         path = pathlib.Path(place)
         if not path.exists():
             raise InputError(f"tokenizer {spec}: there is no {path}; give one of: {SPECS}")
@@ -172,7 +177,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
             return load_saved_tokenizer(path)
         from dlmjax.data import subword  # its libraries are not needed for bytes and char27
 
-        return {"gpt2": subword.load_gpt2, "hf": subword.load_hf, "sentencepiece": subword.load_sentencepiece}[kind](path)
+        loaders = {"gpt2": subword.load_gpt2, "hf": subword.load_hf, "wordpiece": subword.load_wordpiece}
+        return {**loaders, "sentencepiece": subword.load_sentencepiece}[kind](path)
     raise InputError(f"unknown tokenizer {spec!r}; give one of: {SPECS}")
 
 

@@ -44,6 +44,10 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
     """
     if network.spec.time_input == "prefix":
         raise InputError("a network with model.time_input=prefix cannot be read block by block: its first position belongs to no block")
+    if network.spec.shift:
+        raise InputError("weights that predict one position late (shift) cannot be read block by block: a block's first state is not in it")
+    if network.spec.context and cache.keys.shape[2] > network.spec.context:
+        raise InputError(f"rows of {cache.keys.shape[2]} tokens, but this family has learned positions for {network.spec.context}")
     if network.layout.mesh is not None:
         raise InputError("a network placed on a mesh cannot be read block by block; use the same network on one device")
     rows = cache.keys.shape[1]
@@ -66,7 +70,8 @@ class CachedDenoiser(Denoiser):
 
     def _layers(self, x: Array, time: Array | None, rows: Any) -> Array:
         """All layers, scanned; each writes its keys and values into its buffers and attends to them."""
-        rotary = rotary_tables(rows.positions_BL, self.network.spec)
+        spec = self.network.spec
+        rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
         size, length = rows.segments_BL.shape[1], self.cache.keys.shape[2]
         allowed_SM = self.mask.allowed((self.start + jnp.arange(size))[:, None], jnp.arange(length)[None])
 

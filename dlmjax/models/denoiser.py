@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from dlmjax.diffusion.process import Blocks
+from dlmjax.errors import InputError
 from dlmjax.models import head
 from dlmjax.models.attention import make_attention
 from dlmjax.models.completep import multipliers
-from dlmjax.models.layers import dense, dropout, embed, rms_norm, rotary_tables, rotate, time_features
+from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_norm, rotary_tables, rotate, time_features
 from dlmjax.models.layout import SINGLE, Layout
-from dlmjax.models.masks import EVERYWHERE, Mask, Prefixed, as_mask
+from dlmjax.models.masks import EVERYWHERE, Full, Mask, Prefixed, as_mask
 from dlmjax.models.spec import Execution, ModelSpec
 from dlmjax.models.weights import TIME_FEATURES, describe_weights, init_weights
 
@@ -90,12 +91,17 @@ class Network:
         `dropout_key`: keys per row [B] (then microbatches and meshes cannot change the draw) or one key, which is folded with the index
         of the row in this batch; None, or a rate of 0, switches dropout off.
         """
+        length = segments_BL.shape[1]
+        if self.spec.context and length > self.spec.context:
+            raise InputError(f"rows of {length} tokens, but this family has learned positions for {self.spec.context}; use shorter ones")
+        if self.spec.shift and attention not in ("full", Full()):
+            raise InputError(f"weights that predict one position late (shift) want attention full, not {attention}; choose another process")
         keys_B = None
         if dropout_key is not None and self.spec.dropout > 0.0:
             keys_B = dropout_key
             if dropout_key.ndim == 0:
                 keys_B = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(segments_BL.shape[0]))
-        return Denoiser(self, params, segments_BL, positions_BL, as_mask(attention, segments_BL.shape[1]), keys_B)
+        return Denoiser(self, params, segments_BL, positions_BL, as_mask(attention, length), keys_B)
 
     @property
     def _head(self) -> head.HeadPlan:
@@ -142,11 +148,14 @@ class Denoiser:
         if hint_BLI is not None:
             hint_BLD = dense(hint_BLI.astype(x_BLD.dtype), params["hint"]["kernel"], (None, "embed"), layout)
             x_BLD = x_BLD.at[:, :L].add(hint_BLD)
+        x_BLD = self._positioned(x_BLD, rows)
         x_BLD, time_BLT, rows = self._with_time(x_BLD, t_BL, rows)
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
         time = time_BLT if time_BLT is None or not layout.flat else time_BLT.reshape(-1, spec.time_width)
         x = self._layers(x, time, rows)
-        x = rms_norm(x, params["norm"]["scale"], spec.norm_eps)
+        if spec.head == "transform":
+            x = jax.nn.gelu(linear(x, params["transform"], ("embed", None), layout), approximate=False)
+        x = normalise(x, params["norm"], spec)
         if time is not None:
             shift, scale = jnp.split(dense(time, params["modulation"]["kernel"], ("time", "embed"), layout), 2, axis=-1)
             x = x * (1 + scale) + shift if not spec.tied else x * (1 + scale)
@@ -154,6 +163,10 @@ class Denoiser:
         start = int(isinstance(rows.mask, Prefixed))
         if x_BLD.shape[1] != L:
             x_BLD = x_BLD[:, start : start + L]
+        if spec.shift:
+            # The first position of a document has none before it: its own state speaks for it.
+            before_BLD = jnp.concatenate([x_BLD[:, :1], x_BLD[:, :-1]], axis=1)
+            x_BLD = jnp.where(self.positions_BL[..., None] == 0, x_BLD, before_BLD)
         return layout.constrain(x_BLD, ("batch", "length", None))
 
     def _embed(self, z_BL: Array) -> Array:
@@ -168,16 +181,29 @@ class Denoiser:
         ]
         return sum(parts[1:], parts[0])
 
+    def _positioned(self, x_BLD: Array, rows: _Rows) -> Array:
+        """With the learned positions and the token type added, and normalised, where the family does that to its input."""
+        spec, params = self.network.spec, self.params
+        if spec.positions == "learned":
+            rows_BL = rows.positions_BL + spec.position_offset
+            x_BLD = x_BLD + embed(params["position"]["table"], rows_BL, (None, "table"), self.network.layout, self.network.execution.dtype)
+        if spec.token_types:
+            table = self.network.layout.gather(params["token_type"]["table"], (None, "table"))
+            x_BLD = (x_BLD.astype(jnp.float32) + table[0]).astype(x_BLD.dtype)
+        return normalise(x_BLD, params["embedding_norm"], spec) if spec.order == "post" else x_BLD
+
     def expect(self, hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "B L I"]:
         """softmax(logits) @ table in float32, by default of the network's own embedding; a chunk of rows has logits at a time."""
         table_VI = self.params["embedding"]["table"] if table_VI is None else table_VI
-        return head.expect(self.network._head, self._head_weight, hidden_BLD, table_VI)
+        return head.expect(self.network._head, self._head_weight, hidden_BLD, table_VI, self._head_bias)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Float32 logits of any number of hidden states."""
         plan, layout = self.network._head, self.network.layout
         weight = layout.gather(self._head_weight.astype(hidden.dtype), plan.axes)
         logits = plan.logits(hidden, weight)
+        if self._head_bias is not None:
+            logits = logits + self._head_bias
         return layout.constrain(logits, ("batch", "length", None)) if hidden.ndim == 3 else logits
 
     def row_losses(
@@ -190,11 +216,18 @@ class Denoiser:
         learned: Any = (),
     ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
         """(sum of weighted nats over `rows_BL`, nats per position without gradient); logits exist for those rows only, see `head`."""
-        return head.row_losses(self.network._head, self._head_weight, hidden_BLD, rows_BL, nats_fn, tuple(row_args), weight_BL, learned)
+        row_args = tuple(row_args)
+        if self._head_bias is not None:
+            nats_fn, row_args, learned = head.with_bias(self._head_bias, nats_fn, row_args, learned)
+        return head.row_losses(self.network._head, self._head_weight, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL, learned)
 
     @property
     def _head_weight(self) -> Array:
         return self.params["embedding"]["table"] if self.network.spec.tied else self.params["head"]["kernel"]
+
+    @property
+    def _head_bias(self) -> Array | None:
+        return self.params["head"]["bias"] if self.network.spec.head == "transform" else None
 
     @property
     def _rows(self) -> _Rows:
@@ -226,7 +259,7 @@ class Denoiser:
         """All layers, scanned over the stacked weights or unrolled, with the remat policy around each."""
         spec, execution = self.network.spec, self.network.execution
         attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
-        rotary = rotary_tables(rows.positions_BL, spec)
+        rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
         layer = functools.partial(transformer_layer, self.network, attend, rotary, time, rows.segments_BL.shape)
         if execution.remat != "none":
             # Inside a scan nothing can be merged with the forward pass, so the barriers against that are left out.
@@ -265,7 +298,10 @@ class _Rows:
 
 
 def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:
-    """x + attention(norm(x)) / l, then + mlp(norm(x)) / l, with l the CompleteP depth ratio (1 when off)."""
+    """x + attention(norm(x)) / l, then + mlp(norm(x)) / l, with l the CompleteP depth ratio (1 when off).
+
+    Under order "post": norm(x + attention(x)), then norm(x + mlp(x)). `rotary`: cos and sin, None where positions are learned.
+    """
     spec, layout = network.spec, network.layout
     residual = 1.0 / spec.depth_ratio
     stream = ("row", None) if x.ndim == 2 else ("batch", "length", None)
@@ -277,7 +313,7 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
     for norm, branch, (shift, scale, gate), key_B in zip(
         ("attention_norm", "mlp_norm"), branches, (modulation[:3], modulation[3:]), keys, strict=True
     ):
-        y = rms_norm(x, weights[norm]["scale"], spec.norm_eps)
+        y = x if spec.order == "post" else normalise(x, weights[norm], spec)
         if time is not None:
             y = y * (1 + scale) + shift
         y = branch(y)
@@ -285,7 +321,8 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
             y = y * gate
         if key_B is not None:
             y = dropout(y, key_B, spec.dropout)
-        x = layout.constrain(x + (y if residual == 1.0 else y * residual), stream)
+        x = x + (y if residual == 1.0 else y * residual)
+        x = layout.constrain(normalise(x, weights[norm], spec) if spec.order == "post" else x, stream)
     return x
 
 
@@ -293,7 +330,7 @@ def _attention_branch(network: Network, attend, rotary, batch_shape: tuple[int, 
     spec, layout = network.spec, network.layout
 
     def heads(y: Array, name: str, axis: str, count: int) -> Array:
-        out = dense(y, weights[name]["kernel"], ("embed", axis), layout)
+        out = linear(y, weights[name], ("embed", axis), layout)
         return layout.constrain(out.reshape(*batch_shape, count, spec.head_dim), ("batch", "length", axis, None))
 
     def branch(y: Array) -> Array:
@@ -303,19 +340,28 @@ def _attention_branch(network: Network, attend, rotary, batch_shape: tuple[int, 
         if spec.qk_norm:
             q_BLHK = rms_norm(q_BLHK, weights["query_norm"]["scale"], spec.norm_eps)
             k_BLGK = rms_norm(k_BLGK, weights["key_norm"]["scale"], spec.norm_eps)
-        out_BLHK = attend(rotate(q_BLHK, *rotary), rotate(k_BLGK, *rotary), v_BLGK)
-        return dense(out_BLHK.reshape(*y.shape[:-1], spec.heads * spec.head_dim), weights["output"]["kernel"], ("heads", "embed"), layout)
+        if rotary is not None:
+            q_BLHK, k_BLGK = rotate(q_BLHK, *rotary), rotate(k_BLGK, *rotary)
+        out_BLHK = attend(q_BLHK, k_BLGK, v_BLGK)
+        return linear(out_BLHK.reshape(*y.shape[:-1], spec.heads * spec.head_dim), weights["output"], ("heads", "embed"), layout)
 
     return branch
 
 
 def _mlp_branch(network: Network, weights: dict):
-    layout = network.layout
+    spec, layout = network.spec, network.layout
 
     def branch(y: Array) -> Array:
         lead = ("row",) if y.ndim == 2 else ("batch", "length")
-        gate = layout.constrain(dense(y, weights["gate"]["kernel"], ("embed", "ffn"), layout), (*lead, "ffn"))
-        up = layout.constrain(dense(y, weights["up"]["kernel"], ("embed", "ffn"), layout), (*lead, "ffn"))
-        return dense(jax.nn.silu(gate) * up, weights["down"]["kernel"], ("ffn", "embed"), layout)
+
+        def inner(name: str) -> Array:
+            return layout.constrain(linear(y, weights[name], ("embed", "ffn"), layout), (*lead, "ffn"))
+
+        if spec.mlp == "swiglu":
+            gate, up = inner("gate"), inner("up")
+            inside = jax.nn.silu(gate) * up
+        else:
+            inside = jax.nn.gelu(inner("up"), approximate=spec.mlp == "gelu_tanh")
+        return linear(inside, weights["down"], ("ffn", "embed"), layout)
 
     return branch

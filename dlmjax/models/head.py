@@ -76,32 +76,51 @@ def row_losses(
     return total, jax.lax.stop_gradient(nats_BL)
 
 
+def with_bias(
+    bias_V: Float[Array, " V"], nats_fn: Callable[..., Array], row_args: tuple[Any, ...], learned: Any
+) -> tuple[Callable[..., Array], tuple[Any, ...], Any]:
+    """(nats_fn, row_args, learned) of `row_losses` for a head with a bias: one more thing that is learned, shared by all rows."""
+    if not jax.tree.leaves(learned):  # nothing else is learned, so the arguments stay constants
+        row_args = jax.lax.stop_gradient(row_args)
+
+    def biased(logits_NV: Array, *args: Any) -> Array:
+        *args_N, (bias_V, learned) = args
+        return nats_fn(logits_NV + bias_V, *args_N, *((learned,) if jax.tree.leaves(learned) else ()))
+
+    return biased, row_args, (bias_V, learned)
+
+
 def expect(
-    plan: HeadPlan, weight: Float[Array, "I O"], hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V E"]
+    plan: HeadPlan,
+    weight: Float[Array, "I O"],
+    hidden_BLD: Float[Array, "B L D"],
+    table_VI: Float[Array, "V E"],
+    bias_V: Float[Array, " V"] | None = None,
 ) -> Float[Array, "B L E"]:
     """softmax(logits) @ table, float32, rows in chunks; for estimates that no gradient goes through."""
     layout = plan.layout
+    biases = () if bias_V is None else (bias_V,)
 
-    def on_device(weight: Array, hidden_BLD: Array, table_VI: Array) -> Array:
+    def on_device(weight: Array, hidden_BLD: Array, table_VI: Array, *biases: Array) -> Array:
         B, L, D = hidden_BLD.shape
         size = min(plan.chunk_sizes(B * L, table_VI.shape[0])[0], B * L)
 
         def mean(hidden_D: Array) -> Array:
-            return jax.nn.softmax(plan.logits(hidden_D, weight)) @ table_VI
+            return jax.nn.softmax(sum(biases, plan.logits(hidden_D, weight))) @ table_VI
 
         return jax.lax.map(mean, hidden_BLD.reshape(B * L, D), batch_size=size).reshape(B, L, table_VI.shape[1])
 
     if layout.mesh is None:
-        return on_device(weight.astype(hidden_BLD.dtype), hidden_BLD, table_VI.astype(jnp.float32))
+        return on_device(weight.astype(hidden_BLD.dtype), hidden_BLD, table_VI.astype(jnp.float32), *biases)
     rows = layout.spec(("batch", "head_length", None))
     run = jax.shard_map(
         lambda shard, *args: on_device(whole_on_device(shard.astype(hidden_BLD.dtype), plan.axes, layout), *args),
         mesh=layout.mesh,
-        in_specs=(layout.spec(plan.axes), rows, layout.spec(())),
+        in_specs=(layout.spec(plan.axes), rows, *(layout.spec(()) for _ in (table_VI, *biases))),
         out_specs=rows,
         check_vma=False,
     )
-    return run(weight, layout.constrain(hidden_BLD, ("batch", "head_length", None)), table_VI.astype(jnp.float32))
+    return run(weight, layout.constrain(hidden_BLD, ("batch", "head_length", None)), table_VI.astype(jnp.float32), *biases)
 
 
 def _by_type(row_args: tuple, learns: bool) -> tuple[tuple, tuple]:

@@ -1,4 +1,4 @@
-"""The parts of a layer as functions of arrays: dense, RMSNorm, rotary positions, sinusoidal time, dropout.
+"""The parts of a layer as functions of arrays: dense, RMSNorm and LayerNorm, rotary positions, sinusoidal time, dropout.
 
 Shapes: `...` any leading dims, [B, L] or one flattened [B*L] (two-dimensional activations are 25-30 % faster on CPU).
 Reductions are float32 whatever the compute type.
@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.models.layout import Axes, Layout, sum_to_shard
 from dlmjax.models.spec import ModelSpec
+
+# Turns within the original context below which Llama 3 divides a frequency by the whole factor, and above which it leaves it.
+LLAMA3_SLOW, LLAMA3_FAST = 1.0, 4.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -97,19 +100,41 @@ def rms_norm(x: Float[Array, "*rows D"], scale: Float[Array, " D"], eps: float) 
     return (x32 * inverse * scale).astype(x.dtype)
 
 
+def normalise(x: Float[Array, "*rows D"], weights: dict, spec: ModelSpec) -> Float[Array, "*rows D"]:
+    """The norm of the network's family: RMSNorm, or LayerNorm, (x - mean) / deviation * scale + bias (Ba et al. 1607.06450)."""
+    if spec.norm == "rms":
+        return rms_norm(x, weights["scale"], spec.norm_eps)
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + spec.norm_eps)
+    return (centred * inverse * weights["scale"] + weights["bias"]).astype(x.dtype)
+
+
+def linear(x: Float[Array, "*rows I"], weights: dict, axes: Axes, layout: Layout) -> Float[Array, "*rows O"]:
+    """`dense`, and the bias where there is one. It is added, and its gradient summed, in float32."""
+    y = dense(x, weights["kernel"], axes, layout)
+    return (y.astype(jnp.float32) + weights["bias"]).astype(y.dtype) if "bias" in weights else y
+
+
 def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
     """cos and sin of position * frequency, C = head_dim / 2, float32.
 
     `linear` scaling divides positions by the factor (position interpolation 2306.15595); `ntk` multiplies the base by
-    factor^(d/(d-2)), which leaves the fastest channel alone and stretches the slowest by the factor.
+    factor^(d/(d-2)), which leaves the fastest channel alone and stretches the slowest by the factor; `llama3` divides by the factor what
+    turns less than once in `rope_original` positions, leaves what turns more than four times, and passes smoothly from one to the other
+    (Llama 3 2407.21783, as released).
     """
     half = spec.head_dim // 2
     base, stretch = spec.rope_base, 1.0
     if spec.rope_scaling_type == "ntk":
         base *= spec.rope_scaling ** (spec.head_dim / max(spec.head_dim - 2, 1))
-    else:
+    elif spec.rope_scaling_type == "linear":
         stretch = spec.rope_scaling
     frequency_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / stretch
+    if spec.rope_scaling_type == "llama3":
+        turns_C = spec.rope_original * frequency_C / (2 * jnp.pi)
+        kept_C = jnp.clip((turns_C - LLAMA3_SLOW) / (LLAMA3_FAST - LLAMA3_SLOW), 0.0, 1.0)
+        frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
     angle_BLC = positions_BL.astype(jnp.float32)[:, :, None] * frequency_C
     # A loop of two steps, which no compiler fuses into its users: XLA on CPU would take the sines again for each head of each layer.
     cos_BLC, sin_BLC = jax.lax.map(lambda turn: jnp.where(turn, jnp.sin(angle_BLC), jnp.cos(angle_BLC)), jnp.array([False, True]))

@@ -12,18 +12,34 @@ from dlmjax.errors import InputError
 
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
-ROPE_SCALINGS = ("linear", "ntk")
+ROPE_SCALINGS = ("linear", "ntk", "llama3")
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
 ATTENTIONS = ("dense", "cudnn", "splash")
+BIASES = ("none", "qkv", "all")
+NORMS = ("rms", "layer")
+MLPS = ("swiglu", "gelu", "gelu_tanh")
+POSITIONS = ("rotary", "learned")
+ORDERS = ("pre", "post")
+HEADS = ("linear", "transform")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A Qwen3-shaped bidirectional Transformer (Qwen3 2505.09388; pre-RMSNorm, SwiGLU 2002.05202, RoPE 2104.09864, GQA 2305.13245).
+    """By default a Qwen3-shaped Transformer (Qwen3 2505.09388; pre-RMSNorm, SwiGLU 2002.05202, RoPE 2104.09864, GQA 2305.13245).
 
     `vocab` counts the classes of the logits, special ids included. `rope_scaling` is the factor by which the context is stretched
-    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base.
+    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base, "llama3" divides the slow turns alone, those
+    that a context of `rope_original` tokens does not complete (Llama 3 2407.21783).
+
+    The fields that make another family of it (`families.py` names the combinations): `qk_norm`, RMSNorm per head on queries and keys;
+    `bias`, on which linear maps ("qkv": queries, keys and values); `norm`, RMSNorm or LayerNorm with bias (1607.06450); `mlp`, gated SwiGLU
+    or a plain layer with GELU (erf, or its tanh form; 1606.08415); `positions`, turned or a learned table of `max_positions` rows, whose
+    first `position_offset` no token uses; `order`, norms before each branch or after each sum (then the embedding has a norm and the stack
+    none); `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a dense layer with GELU
+    before the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is that of the one before
+    it, as in weights that were trained to predict the next token (Dream 2508.15487).
+
     `time_input` is how the noise level enters: "adaln" modulates every layer and starts the final layers at zero (DiT 2212.09748), "add"
     adds a vector to every embedding, "prefix" puts one more position in front that all see (its level is the row's highest); absorbing
     processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al. 2006.10739).
@@ -55,6 +71,17 @@ class ModelSpec:
     completep_depth: int = 0
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    bias: str = "none"
+    norm: str = "rms"
+    mlp: str = "swiglu"
+    positions: str = "rotary"
+    max_positions: int = 0
+    position_offset: int = 0
+    order: str = "pre"
+    token_types: int = 0
+    head: str = "linear"
+    shift: bool = False
+    rope_original: int = 8192
 
     def __post_init__(self) -> None:
         for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width"):
@@ -77,6 +104,31 @@ class ModelSpec:
         if self.input_dim and self.tied:
             raise InputError("model.tied needs an embedding of tokens, but this process hands the network vectors; set model.tied=false")
         _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """What the fields of a family allow together."""
+        choices = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, order=ORDERS, head=HEADS)
+        for name, valid in choices.items():
+            _one_of(f"model.family: {name}", getattr(self, name), valid)
+        if self.positions == "learned" and not 0 <= self.position_offset < self.max_positions:
+            raise InputError(
+                f"model.family: max_positions={self.max_positions} leaves no row of the table of learned positions after the first "
+                f"{self.position_offset}; raise it"
+            )
+        if self.order == "post" and (self.time_input == "adaln" or self.completep_width):
+            what = "model.time_input=adaln" if self.time_input == "adaln" else "CompleteP (model.completep_width)"
+            raise InputError(f"{what} wants norms before each branch, this family has them after each sum; choose another model.family")
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Matrices of [width, ffn] in an MLP."""
+        return 3 if self.mlp == "swiglu" else 2
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest document that has positions; 0 = no limit."""
+        return self.max_positions - self.position_offset if self.positions == "learned" else 0
 
     @property
     def width_ratio(self) -> float:

@@ -3,6 +3,9 @@
 NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what a checkpoint holds.
 
     embedding.table                  (vocab, width)                      also the head when tied; without input_dim
+    position.table                   (max_positions, width)              with learned positions
+    token_type.table                 (token_types, width)                with token types
+    embedding_norm.scale             (width,)                            with order "post"
     input.kernel                     (input_dim, width)                  with input_dim
     hint.kernel                      (input_dim or width, width)         with self_condition, zero at the start
     layers.attention_norm.scale      (layer, width)
@@ -11,15 +14,19 @@ NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with t
     layers.query_norm.scale, key_norm.scale  (layer, head_dim)           with qk_norm
     layers.output.kernel             (layer, heads*head_dim, width)
     layers.mlp_norm.scale            (layer, width)
-    layers.gate.kernel, up.kernel    (layer, width, ffn)
+    layers.gate.kernel, up.kernel    (layer, width, ffn)                 gate with the MLP "swiglu" only
     layers.down.kernel               (layer, ffn, width)
     layers.modulation.kernel         (layer, time, 6*width)              with adaln, zero at the start
     time.first.kernel                (256, time)                         with a time input
     time.second.kernel               (time, time)                        with a time input
     time.output.kernel               (time, width)                       with time input "add" (zero at the start) or "prefix"
     modulation.kernel                (time, 2*width)                     with adaln, zero at the start
+    transform.kernel                 (width, width)                      with the head "transform"
     norm.scale                       (width,)                            zero at the start when adaln and tied
     head.kernel                      (width, vocab)                      when untied; zero at the start with adaln
+    head.bias                        (vocab,)                            with the head "transform"
+
+Beside a kernel there is a `bias` of its outputs where `ModelSpec.bias` says so, beside the scale of a LayerNorm always; zero at the start.
 """
 
 from __future__ import annotations
@@ -44,15 +51,28 @@ ONES = jax.nn.initializers.ones
 
 
 class Weight(nnx.Module):
-    """One named leaf: float32 value, logical axes, kind ("matrix" | "embedding" | "head" | "vector"), whether fan-in grows with width."""
+    """One named leaf: float32 value, logical axes, kind ("matrix" | "embedding" | "head" | "vector"), whether fan-in grows with width.
 
-    def __init__(self, rngs: nnx.Rngs, leaf: str, shape, axes, kind: str, init, hidden: bool = False):
+    `bias`: a second leaf beside it, zero at the start, along its last axis.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, leaf: str, shape, axes, kind: str, init, hidden: bool = False, bias: bool = False):
         value = init(rngs.params(), shape, jnp.float32)
         setattr(self, leaf, nnx.Param(value, logical_axes=axes, kind=kind, hidden=hidden))
+        if bias:
+            zeros = jnp.zeros(shape[-1:], jnp.float32)
+            self.bias = nnx.Param(zeros, logical_axes=axes[-1:], kind="vector", hidden=False)
 
 
-def scale(rngs: nnx.Rngs, size: int, axis: str | None, init=ONES) -> Weight:
-    return Weight(rngs, "scale", (size,), (axis,), "vector", init)
+class Bias(nnx.Module):
+    """A bias alone: that of a head whose matrix is the embedding."""
+
+    def __init__(self, size: int):
+        self.bias = nnx.Param(jnp.zeros((size,), jnp.float32), logical_axes=(None,), kind="vector", hidden=False)
+
+
+def scale(rngs: nnx.Rngs, size: int, axis: str | None, init=ONES, bias: bool = False) -> Weight:
+    return Weight(rngs, "scale", (size,), (axis,), "vector", init, bias=bias)
 
 
 class LayerWeights(nnx.Module):
@@ -65,19 +85,20 @@ class LayerWeights(nnx.Module):
         inner = normal(std)
         residual = normal(std * (2 * (spec.completep_depth or spec.depth)) ** -0.5)
 
-        def matrix(shape, axes, init):
-            return Weight(rngs, "kernel", shape, axes, "matrix", init, hidden=True)
+        def matrix(shape, axes, init, biased=("all",)):
+            return Weight(rngs, "kernel", shape, axes, "matrix", init, hidden=True, bias=spec.bias in biased)
 
-        self.attention_norm = scale(rngs, width, None)
-        self.query = matrix((width, heads), ("embed", "heads"), inner)
-        self.key = matrix((width, kv_heads), ("embed", "kv_heads"), inner)
-        self.value = matrix((width, kv_heads), ("embed", "kv_heads"), inner)
+        self.attention_norm = scale(rngs, width, None, bias=spec.norm == "layer")
+        self.query = matrix((width, heads), ("embed", "heads"), inner, ("qkv", "all"))
+        self.key = matrix((width, kv_heads), ("embed", "kv_heads"), inner, ("qkv", "all"))
+        self.value = matrix((width, kv_heads), ("embed", "kv_heads"), inner, ("qkv", "all"))
         if spec.qk_norm:
             self.query_norm = scale(rngs, head_dim, None)
             self.key_norm = scale(rngs, head_dim, None)
         self.output = matrix((heads, width), ("heads", "embed"), residual)
-        self.mlp_norm = scale(rngs, width, None)
-        self.gate = matrix((width, ffn), ("embed", "ffn"), inner)
+        self.mlp_norm = scale(rngs, width, None, bias=spec.norm == "layer")
+        if spec.mlp == "swiglu":
+            self.gate = matrix((width, ffn), ("embed", "ffn"), inner)
         self.up = matrix((width, ffn), ("embed", "ffn"), inner)
         self.down = matrix((ffn, width), ("ffn", "embed"), residual)
         if spec.time_input == "adaln":
@@ -105,6 +126,12 @@ class DenoiserWeights(nnx.Module):
             self.input = Weight(rngs, "kernel", (spec.input_dim, spec.width), (None, "embed"), "matrix", normal(spec.input_dim**-0.5))
         else:
             self.embedding = Weight(rngs, "table", (spec.vocab, spec.width), ("vocab", "table"), "embedding", normal(spec.init_std))
+        if spec.positions == "learned":
+            self.position = _table(rngs, spec, spec.max_positions)
+        if spec.token_types:
+            self.token_type = _table(rngs, spec, spec.token_types)
+        if spec.order == "post":
+            self.embedding_norm = scale(rngs, spec.width, None, bias=spec.norm == "layer")
         if spec.self_condition:
             self.hint = Weight(rngs, "kernel", (spec.input_dim or spec.width, spec.width), (None, "embed"), "matrix", ZEROS)
 
@@ -119,10 +146,22 @@ class DenoiserWeights(nnx.Module):
         if adaln:
             self.modulation = Weight(rngs, "kernel", (spec.time_width, 2 * spec.width), ("time", "embed"), "matrix", ZEROS)
         # With a time input the network starts by predicting nothing. A tied head cannot be zero, so the last norm is.
-        self.norm = scale(rngs, spec.width, None, ZEROS if adaln and spec.tied else ONES)
+        self.norm = scale(rngs, spec.width, None, ZEROS if adaln and spec.tied else ONES, bias=spec.norm == "layer")
+        transform = spec.head == "transform"
         if not spec.tied:
             init = ZEROS if adaln else normal(spec.init_std)
-            self.head = Weight(rngs, "kernel", (spec.width, spec.vocab), ("table", "vocab"), "head", init)
+            self.head = Weight(rngs, "kernel", (spec.width, spec.vocab), ("table", "vocab"), "head", init, bias=transform)
+        elif transform:
+            self.head = Bias(spec.vocab)
+        if transform:
+            init = normal(spec.init_std * spec.width_ratio**-0.5)
+            shape, axes = (spec.width, spec.width), ("embed", None)
+            self.transform = Weight(rngs, "kernel", shape, axes, "matrix", init, hidden=True, bias=spec.bias == "all")
+
+
+def _table(rngs: nnx.Rngs, spec: ModelSpec, rows: int) -> Weight:
+    """A small table whose rows are added to the embedding; whole on every device but for its columns."""
+    return Weight(rngs, "table", (rows, spec.width), (None, "table"), "embedding", normal(spec.init_std))
 
 
 def init_weights(spec: ModelSpec, key: jax.Array) -> dict:

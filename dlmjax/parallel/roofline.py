@@ -117,7 +117,7 @@ def layer_flops(load: Load) -> float:
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
     attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn
-    weights = 2 * (2 * spec.width * attention + 2 * spec.width * spec.kv_heads * spec.head_dim) + 3 * last
+    weights = 2 * (2 * spec.width * attention + 2 * spec.width * spec.kv_heads * spec.head_dim) + spec.mlp_matrices * last
     product = 2.0 * tokens * attention * (load.visible if execution.attention == "splash" else 1.0)
     products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
     again = weights - last if execution.remat == "full" else 0
@@ -148,7 +148,7 @@ def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
     out, ffn = spec.heads * spec.head_dim / tensor, spec.ffn / tensor
     kept = spec.width
     if load.execution.remat != "full":
-        kept += heads + 2 * spec.width + 2 * ffn
+        kept += heads + 2 * spec.width + (spec.mlp_matrices - 1) * ffn
     if load.execution.remat == "none":
         kept += heads + out + 3 * spec.width + ffn
         if not load.fused:
@@ -162,7 +162,7 @@ def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> floa
     tensor = mesh[RULES["heads"][0]]
     reads = 3 + (load.execution.remat == "full")
     gathered = load.parameters / tensor * load.item
-    width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + 3 * spec.ffn / tensor
+    width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + spec.mlp_matrices * spec.ffn / tensor
     if not load.fused:
         width += 2 * spec.heads / tensor * load.length * load.streams
     activations = 2 * spec.depth * rows * width * load.item * reads

@@ -9,6 +9,9 @@
     layers.down.kernel                        (layer, ffn, width)                ("layer", "ffn", "embed")
     layers.modulation.kernel                  (layer, time, 6*width)             ("layer", "time", "embed")
     modulation.kernel                         (time, 2*width)                    ("time", "embed")
+    {position,token_type}.table               (positions | types, width)         (None, "table")
+    transform.kernel                          (width, width)                     ("embed", None)
+    *.bias                                    ([layer,] columns of the kernel)   ([layer,] the kernel's last axis, unless for storage only)
     time.{first,second}.kernel                (256 | time, time)                 (None, "time")
     layers.*norm.scale, norm.scale            (layer, width | head), (width,)    ("layer", None), (None,)
 

@@ -84,9 +84,12 @@ def blank_canvas(length: int, batch: int = 1, fill: int = 0) -> Canvas:
     return _rows(np.full(length, fill), np.zeros(length, bool), np.ones(length), batch)
 
 
-def never_sampled(tokenizer) -> tuple[int, ...]:
-    """Ids that a sampler must not produce: mask, pad, and BOS unless the same id also ends a document."""
+def never_sampled(tokenizer, vocab: int = 0) -> tuple[int, ...]:
+    """Ids that a sampler must not produce: mask, pad, BOS unless the same id also ends a document, and those of a network with `vocab`
+    classes for which the tokenizer has no token."""
     barred = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
+    if vocab:
+        barred |= set(range(tokenizer.vocab_size, vocab))
     return tuple(sorted(int(i) for i in barred if i is not None and i >= 0))
 
 

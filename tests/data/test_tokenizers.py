@@ -233,6 +233,30 @@ def test_tokenizer_that_changes_text_is_refused(tmp_path):
         load_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
 
 
+def test_wordpiece_cleans_text_and_says_what_its_ids_stand_for(tmp_path):
+    """Cleaned text comes back as it is but for an unknown word; names of special tokens in a text are ordinary characters."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "un", "##aff", "##able", ".", "[", "]", "mask"]
+    model = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    model.normalizer, model.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    model.add_special_tokens(pieces[:5])
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(f"wordpiece:{tmp_path / 'tokenizer.json'}")
+    assert (tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.vocab_size) == (4, 0, 3, 13)
+    ids = tokenizer.encode("The  Unaffable [MASK].")
+    assert [pieces[i] for i in ids] == ["the", "un", "##aff", "##able", "[", "mask", "]", "."]
+    cleaned = tokenizer.decode(ids)
+    assert cleaned == " the unaffable [ mask ] ." and tokenizer.byte_lengths_V[ids].sum() == len(cleaned)
+    assert tokenizer.encode(cleaned).tolist() == ids.tolist()
+    assert tokenizer.decode(tokenizer.encode("the xyz")) == " the \ufffd"
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    assert load_tokenizer(f"saved:{tmp_path / 'saved'}").hash == tokenizer.hash
+    with pytest.raises(InputError, match="not WordPiece"):
+        (tmp_path / "bpe.json").write_text((tmp_path / "tokenizer.json").read_text().replace("WordPiece", "BPE"))
+        load_tokenizer(f"wordpiece:{tmp_path / 'bpe.json'}")
+
+
 def test_sentencepiece_dummy_prefix_is_switched_off(tmp_path):
     """A model as SentencePiece itself trains it by default, but for byte fallback and identity normalisation."""
     import sentencepiece

@@ -48,7 +48,7 @@ def rotate(x, cos, sin):
 
 
 class Twin(nn.Module):
-    """Without time input, dropout and CompleteP; everything else a `ModelSpec` can say."""
+    """The families qwen3 and llama, without time input, dropout and CompleteP."""
 
     def __init__(self, spec):
         super().__init__()

@@ -1,0 +1,1 @@
+"""Checkpoints of other code bases: their names and shapes (`layouts`), their files (`safetensors`), and the way in (`importer`)."""

@@ -1,0 +1,363 @@
+"""`dlmjax import`: a Hugging Face checkpoint becomes the workdir of a run, which samples, is evaluated, and starts others (`--init`).
+
+Each device reads its own shards of each weight from the memory-mapped files and turns, casts and stacks them on the way; nothing else is
+held. The workdir's config.json is written last: before it, there is no run.
+
+Ids that the tokenizer adds to the source's vocabulary (a mask token, where the source has none) get new rows of embedding and head, the
+mean of the source's rows: a token that is like every other (as in Hewitt 2021, "Initializing new word embeddings").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
+from dlmjax.data.tokenizers import TableTokenizer
+from dlmjax.diffusion.blocks import BlockMasked
+from dlmjax.diffusion.registry import parse_call
+from dlmjax.errors import InputError
+from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path, layout_of
+from dlmjax.interop.safetensors import DTYPES, Reader
+from dlmjax.models import ModelSpec
+from dlmjax.models.families import family_fields
+from dlmjax.parallel.host import say
+from dlmjax.run import Parts, assemble, claim_workdir
+from dlmjax.training import Checkpoints
+
+# Tokens of a window of the new run where the source can read more.
+LONGEST_WINDOW = 1024
+FLOATS = tuple(DTYPES[code] for code in ("F64", "F32", "F16", "BF16"))
+# A second copy of a tied head, by layout family of names.
+TIED_COPIES = ("lm_head.weight", "model.transformer.ff_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
+
+
+def import_checkpoint(
+    *,
+    source: str,
+    workdir: str,
+    family: str | None = None,
+    tokenizer: str | None = None,
+    process: str | None = None,
+    dtype: str = "float32",
+    length: int | None = None,
+) -> dict[str, Any]:
+    """Makes a workdir of the checkpoint in a directory with config.json and safetensors; returns what was understood.
+
+    Args:
+      family: one of LAYOUTS; None takes it from config.json.
+      tokenizer: a tokenizer spec (`dlmjax prepare --help`); None takes the source's own files.
+      process: a noise process as in `process.name`; None takes what the weights were trained under.
+      dtype: of activations when the run is opened; weights are float32, whatever the files hold.
+      length: tokens of a window; None takes what the source was trained on, up to 1024.
+
+    Raises:
+      InputError: not such a directory, a network that cannot be computed here, tensors that are missing, surplus or of another shape, a
+        tokenizer that is not the source's, a workdir that holds a run.
+    """
+    root = pathlib.Path(source)
+    target = pathlib.Path(workdir)
+    if (target / "config.json").exists():
+        raise InputError(f"{workdir} holds a run; import into another --workdir (nothing was changed)")
+    hf = _hf_config(root)
+    layout = layout_of(family) if family else _layout_by_type(hf)
+    reader = Reader(root)
+    tokens = load_tokenizer(tokenizer or _tokenizer_of(root, layout))
+    config = _config(layout, hf, process or _process_of(layout, hf), dtype)
+    rows = _rows(layout, reader, _names(layout, reader))
+    _check_tokenizer(tokens, rows, hf, root)
+    with config.unlocked():
+        config.model.vocab = max(rows, tokens.vocab_size)
+        config.mesh.update(data=-1, fsdp=math.gcd(jax.device_count(), config.model.width))
+    _set_length(config, hf, length)
+    config_lib.check(config)
+    parts = assemble(config, tokens)
+    if parts.process.init(jax.random.key(0)):
+        raise InputError(f"process {parts.process.name} learns something of its own; import without --process and train with --init")
+    fresh = _fresh_ids(tokens, rows, config.model.vocab)
+    params = read_weights(parts, layout, reader, fresh, _own_ids(tokens) or rows)
+    with config.unlocked():
+        config.mesh.update(data=-1, fsdp=1)
+    meta = {"step": 0, "metric": None, "pending": [], "config": config_lib.leaves(config)}
+    with Checkpoints(target / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": params}, meta)
+    claim_workdir(target, config, tokens)
+    return _report(source, workdir, layout, parts, reader, fresh)
+
+
+def _report(source: str, workdir: str, layout: Layout, parts: Parts, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
+    """Says what was made of the source; returns it."""
+    spec, config = parts.network.spec, parts.config
+    stored = sorted({str(reader.dtype(name)) for name in reader.names})
+    new = f", the rows of {len(fresh)} new ids ({', '.join(map(str, fresh))}) are the mean of the others" if fresh else ""
+    say(
+        f"{source} ({layout.name}, {' and '.join(stored)}) is imported into {workdir}: {parts.parameter_count / 1e6:.2f}M weights, "
+        f"{spec.vocab:,} ids, mask {parts.tokenizer.mask_id}{new}\nmodel.family={config.model.family}, process {config.process.name}\n"
+        f"text for it: dlmjax prepare --tokenizer saved:{workdir}/tokenizer ...; weights for others: dlmjax train --init {workdir} ..."
+    )
+    return {
+        "source": str(source),
+        "workdir": str(workdir),
+        "layout": layout.name,
+        "family": config.model.family,
+        "process": config.process.name,
+        "parameters": parts.parameter_count,
+        "new_ids": list(fresh),
+    }
+
+
+# ---- what the source is -----------------------------------------------------------------------------------------------------------
+
+
+def _hf_config(root: pathlib.Path) -> dict[str, Any]:
+    try:
+        hf = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{root / 'config.json'} cannot be read ({error.strerror}); give a directory that save_pretrained wrote") from None
+    except ValueError as error:
+        raise InputError(f"{root / 'config.json'} is not readable JSON ({error})") from None
+    if not isinstance(hf, dict):
+        raise InputError(f"{root / 'config.json'} is not the config of a model")
+    if hf.get("quantization_config"):
+        raise InputError(f"{root} is quantised; import the checkpoint that it was made from")
+    return hf
+
+
+def _layout_by_type(hf: dict[str, Any]) -> Layout:
+    kind = hf.get("model_type")
+    layout = next((layout for layout in LAYOUTS.values() if layout.model_type == kind), None)
+    if layout is None:
+        raise InputError(f"config.json has model_type={kind!r}, which is unknown; say what it is like: --family {'|'.join(LAYOUTS)}")
+    return layout
+
+
+def _process_of(layout: Layout, hf: dict[str, Any]) -> str:
+    """What the weights were trained under: as our exports say it, by the size of a block, by transformers' flag, by the layout."""
+    dlm = hf.get("dlm") or {}
+    size = dlm.get("block_size") or hf.get("block_size")
+    if size:
+        return f"blocks(size={size})"
+    if "attention" in dlm:
+        return "autoregressive" if dlm["attention"] == "causal" else "masked"
+    return "masked" if hf.get("is_causal") is False and layout.process == "autoregressive" else layout.process
+
+
+def _config(layout: Layout, hf: dict[str, Any], process: str, dtype: str) -> ConfigDict:
+    """The defaults, with the source's network and a process."""
+    config = config_lib.default()
+    with config.unlocked():
+        config.model.update(layout.spec_of(hf))
+        config.process.name = process
+        config.execution.dtype = dtype
+        config.train.ema = 0.0
+    return config
+
+
+def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> None:
+    """The window: as asked, or what the source can read; a multiple of the block."""
+    context = next((hf[key] for key in ("max_position_embeddings", "max_sequence_length", "n_positions") if hf.get(key)), LONGEST_WINDOW)
+    offset = family_fields(config.model.family).get("position_offset", 0)
+    trained = (hf.get("dlm") or {}).get("length") or min(context - offset, LONGEST_WINDOW)
+    process, values = parse_call(config.process.name)
+    size = values.get("size", BlockMasked.size) if process == BlockMasked.name else 1
+    with config.unlocked():
+        config.data.length = length or max(trained // size, 1) * size
+
+
+# ---- vocabulary -------------------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer_of(root: pathlib.Path, layout: Layout) -> str:
+    """The spec of the tokenizer that lies beside the weights. vocab.json with merges.txt does not say where words end: it is GPT-2's rule
+    for the models that are known to use it."""
+    if (root / "tokenizer.json").is_file():
+        return f"{'wordpiece' if layout.name == 'bert' else 'hf'}:{root / 'tokenizer.json'}"
+    if (root / "tokenizer.model").is_file():
+        return f"sentencepiece:{root / 'tokenizer.model'}"
+    if layout.name in ("gpt2", "roberta") and (root / "vocab.json").is_file() and (root / "merges.txt").is_file():
+        return f"gpt2:{root}"
+    raise InputError(f"{root} holds no tokenizer.json (transformers' save_pretrained writes one); name one with --tokenizer")
+
+
+def _own_ids(tokenizer: TableTokenizer) -> int | None:
+    """Ids that the tokenizer's files name, without those that we added behind them; None where no file says it."""
+    if tokenizer.name in ("hf", "wordpiece"):
+        description = json.loads(tokenizer.files["tokenizer.json"])
+        vocabulary = description["model"]["vocab"]
+        own = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        return 1 + max([*own, *(token["id"] for token in description["added_tokens"])])
+    return len(json.loads(tokenizer.files["vocab.json"])) if tokenizer.name == "gpt2" else None
+
+
+def _check_tokenizer(tokenizer: TableTokenizer, rows: int, hf: dict[str, Any], root: pathlib.Path) -> None:
+    """Raises InputError when the tokenizer has ids, other than special ones, for which the source has no rows, or another mask."""
+    specials = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id}
+    if not set(range(rows, tokenizer.vocab_size)) <= specials:
+        raise InputError(
+            f"{root} has rows for {rows:,} ids, tokenizer {tokenizer.name} has {tokenizer.vocab_size:,}; give its own --tokenizer"
+        )
+    said = hf.get("mask_token_id")
+    if said is not None and said != tokenizer.mask_id:
+        raise InputError(f"config.json says mask_token_id={said}, the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer")
+
+
+def _fresh_ids(tokenizer: TableTokenizer, rows: int, vocab: int) -> tuple[int, ...]:
+    """Ids without a trained row: those beyond the source's rows, and special ones that its own tokenizer does not name."""
+    own = _own_ids(tokenizer)
+    added = {i for i in (tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id) if own is not None and i >= own}
+    return tuple(sorted(added | set(range(rows, vocab))))
+
+
+# ---- names ------------------------------------------------------------------------------------------------------------------------
+
+
+def _names(layout: Layout, reader: Reader) -> dict[str, str]:
+    """{name as the layout has it: name in the file}. Old files call a LayerNorm's leaves gamma and beta, some leave out the prefix."""
+    found = {}
+    stems = {row.name.split("{i}")[0] for row in layout.rows}
+    for name in reader.names:
+        usual = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+        if not usual.startswith(tuple(stems)) and f"{layout.prefix}{usual}".startswith(tuple(stems)):
+            usual = f"{layout.prefix}{usual}"
+        found[usual] = name
+    return found
+
+
+def _rows(layout: Layout, reader: Reader, found: dict[str, str]) -> int:
+    """Rows of the source's embedding."""
+    name = next(row.name for row in layout.rows if row.weights == ("embedding.table",))
+    if name not in found:
+        raise InputError(f"{reader.source} has no tensor {name}, so it is not laid out as {layout.name}; choose another --family")
+    return reader.shape(found[name])[0]
+
+
+def _matched(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, str], rows: int) -> dict[str, tuple[Entry, str]]:
+    """{layout's name: (entry, name in the file)} of all tensors of the network.
+
+    Raises InputError that names those that are missing, surplus, of another shape, or no floats.
+    """
+    entries = {entry.name: entry for entry in layout.entries(spec)}
+    surplus = [name for usual, name in found.items() if usual not in entries and not _unread(layout, spec, reader, found, usual)]
+    shapes = {entry.name: _shape(entry, rows) for entry in entries.values()}
+    other = [
+        f"{found[name]} is {list(reader.shape(found[name]))} and not {list(shape)}"
+        for name, shape in shapes.items()
+        if name in found and reader.shape(found[name]) != shape
+    ]
+    coded = [
+        f"{found[name]} is {reader.dtype(found[name])}" for name in entries if name in found and reader.dtype(found[name]) not in FLOATS
+    ]
+    faults = {"missing": [name for name in entries if name not in found], "surplus": surplus, "of another shape": other, "no floats": coded}
+    if any(faults.values()):
+        listed = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+        raise InputError(f"{reader.source} does not hold the network of its config.json as layout {layout.name} has it: {listed}")
+    return {name: (entry, found[name]) for name, entry in entries.items()}
+
+
+def _unread(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, str], usual: str) -> bool:
+    """Whether a tensor that the network does not have may be there: a buffer, or a copy of the embedding where the head is tied."""
+    if any(re.fullmatch(pattern, usual) for pattern in layout.unread):
+        return True
+    if not spec.tied or usual not in TIED_COPIES:
+        return False
+    embedding = next(row.name for row in layout.rows if row.weights == ("embedding.table",))
+    head, table = (reader.read(found[name]) for name in (usual, embedding))
+    if head.shape != table.shape or not np.array_equal(head, table):
+        raise InputError(f"{reader.source}: {found[usual]} differs from the embedding; set tie_word_embeddings to false in its config.json")
+    return True
+
+
+def _shape(entry: Entry, rows: int) -> tuple[int, ...]:
+    """The shape that the source's tensor must have, its vocabulary being that of its embedding."""
+    return tuple(rows if axis == entry.vocab_axis else size for axis, size in enumerate(entry.shape))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------------------------
+
+
+def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int, ...] = (), trained: int | None = None) -> dict:
+    """The weights of a network from a checkpoint, float32, each where `parts` places it: a device reads its own shards alone.
+
+    Args:
+      fresh: ids that get the mean of the rows of the ids below `trained`; all that the source has no row for are among them.
+      trained: ids of the source that were trained; None takes all its rows.
+
+    Raises:
+      InputError: tensors that are missing, surplus, of another shape, or no floats.
+    """
+    found = _names(layout, reader)
+    rows = _rows(layout, reader, found)
+    files = _Files(reader, _matched(layout, parts.network.spec, reader, found, rows), rows, fresh, min(trained or rows, rows))
+
+    def leaf(path: tuple, wanted: Any, sharding: Any) -> jax.Array:
+        keys = tuple(key.key for key in path)
+        read = functools.partial(files.read, keys, wanted.shape)
+        return jax.make_array_from_callback(wanted.shape, sharding, read, dtype=wanted.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, parts.network.abstract(), parts.partition.tree(parts.network.axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """The source's tensors as our weights. `rows`: ids of its embedding; `fresh`: ids that get the mean of the rows below `trained`."""
+
+    reader: Reader
+    entries: dict[str, tuple[Entry, str]]
+    rows: int
+    fresh: tuple[int, ...]
+    trained: int
+
+    @functools.cached_property
+    def _places(self) -> dict[tuple[Path, int | None], tuple[Entry, str, int]]:
+        """(our path, layer) -> (entry, name in the file, which of its weights)."""
+        return {(path, entry.layer): (entry, name, part) for entry, name in self.entries.values() for part, path in enumerate(entry.paths)}
+
+    def weight(self, path: Path, layer: int | None) -> np.ndarray:
+        """A view of one weight in its file, the way round that ours is."""
+        entry, name, part = self._places[path, layer]
+        return entry.unpack(self.reader.read(name))[part]
+
+    def read(self, path: Path, shape: tuple[int, ...], index: tuple[slice, ...]) -> Float[np.ndarray, ...]:
+        """A shard of one of our weights, float32."""
+        index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+        out = np.empty([part.stop - part.start for part in index], np.float32)
+        if path[0] == "layers":
+            for place, layer in enumerate(range(index[0].start, index[0].stop)):
+                out[place] = self.weight(path, layer)[index[1:]]
+            return out
+        entry = self._places[path, None][0]
+        if entry.vocab_axis is None:
+            out[...] = self.weight(path, None)[index]
+            return out
+        self._fill(path, entry, index, out)
+        return out
+
+    def _fill(self, path: Path, entry: Entry, index: tuple[slice, ...], out: np.ndarray) -> None:
+        """Embedding, head and bias of the head, with their new ids."""
+        axis = 1 - entry.vocab_axis if entry.transpose else entry.vocab_axis
+        ids, others = index[axis], [part for at, part in enumerate(index) if at != axis]
+        by_id, source = np.moveaxis(out, axis, 0), np.moveaxis(self.weight(path, None), axis, 0)
+        old = slice(ids.start, min(ids.stop, self.rows))
+        by_id[: max(old.stop - old.start, 0)] = source[(old, *others)]
+        for new in self.fresh:
+            if ids.start <= new < ids.stop:
+                by_id[new - ids.start] = self._mean(path, axis)[tuple(others)]
+
+    def _mean(self, path: Path, axis: int) -> np.ndarray:
+        source = np.moveaxis(self.weight(path, None), axis, 0)[: self.trained]
+        return source.mean(axis=0, dtype=np.float64)

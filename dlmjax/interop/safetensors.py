@@ -1,0 +1,224 @@
+"""Safetensors files, one or sharded with an index: read through a memory map, written one tensor at a time.
+
+    8 bytes      length of the header, little-endian
+    header       JSON: {name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, "__metadata__": {...}}, padded with spaces
+    data         the tensors, row-major, one after another
+
+The safetensors library writes a file from tensors that are all in memory, and its numpy reader knows no bfloat16; a model is bigger than
+that, and the format is the four lines above. The tests read these files with the library, and its files with this reader.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from dlmjax.errors import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_ALIGNMENT = 8
+# More than any model's header: a file that begins with a larger number is something else.
+_LARGEST_HEADER = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written. `fetch()` gives it, as an array of this shape and type; it is called once, when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fetch: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write_sharded(directory: str | os.PathLike, tensors: Iterable[Tensor], shard_bytes: int = 5 * 10**9) -> list[str]:
+    """Writes tensors in their order into shards of at most `shard_bytes` (a larger tensor has one of its own), and the index.
+
+    One tensor is in memory at a time. What reads as a whole is whole: files appear under their names when they are complete, the index
+    (or the only file) last; an index that was there before goes first.
+
+    Returns the names of the files, weights first.
+    """
+    root = pathlib.Path(directory)
+    root.mkdir(parents=True, exist_ok=True)
+    shards = _shards(list(tensors), shard_bytes)
+    for old in (root / INDEX, *root.glob("model*.safetensors")):
+        old.unlink(missing_ok=True)
+    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)] if len(shards) > 1 else [SINGLE]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(root / name, shard)
+    if len(shards) > 1:
+        where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": sum(t.bytes for shard in shards for t in shard)}, "weight_map": where}
+        _write_whole(root / INDEX, lambda file: file.write((json.dumps(index, indent=2) + "\n").encode()))
+        names.append(INDEX)
+    return names
+
+
+def _shards(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
+    shards: list[list[Tensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.bytes
+    return shards
+
+
+def _write_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say so
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.bytes
+        header[tensor.name] = {"dtype": _CODES[np.dtype(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+
+    def write(file: Any) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            array = tensor.fetch()
+            if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                raise ValueError(f"{tensor.name} came as {array.dtype}{array.shape}, not {tensor.dtype}{tensor.shape}")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    _write_whole(path, write)
+
+
+def _write_whole(path: pathlib.Path, write: Callable[[Any], object]) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error.strerror}); free some room or choose another directory") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    file: pathlib.Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Reader:
+    """The tensors of a directory with `model.safetensors` or shards and their index, or of one file. Opening reads the headers alone.
+
+    Raises InputError: no such files, a damaged or unfinished one, a tensor of the index that its file lacks.
+    """
+
+    def __init__(self, source: str | os.PathLike):
+        self.source = pathlib.Path(source)
+        self._places: dict[str, _Place] = {}
+        wanted: dict[str, str] = {}
+        for file, named in _files(self.source).items():
+            self._places.update(_header(file))
+            wanted.update(dict.fromkeys(named, file.name))
+        lacking = sorted(wanted.keys() - self._places.keys())
+        if lacking:
+            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {_some(lacking)}, which the index says it holds; fetch it again")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, file by file."""
+        return tuple(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Type of a tensor as stored."""
+        return self._places[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as a read-only view of the file: what is not looked at is not read."""
+        place = self._places[name]
+        if not math.prod(place.shape):
+            return np.zeros(place.shape, place.dtype)
+        return np.memmap(place.file, place.dtype, "r", place.offset, place.shape)
+
+
+def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
+    """The files of a checkpoint, each with the tensors that an index says it holds."""
+    if source.is_file():
+        return {source: []}
+    if (source / INDEX).is_file():
+        try:
+            where = json.loads((source / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files: dict[pathlib.Path, list[str]] = {}
+            for name, file in where.items():
+                files.setdefault(source / file, []).append(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{source / INDEX} is not an index of safetensors files ({error!r}); fetch it again") from None
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise InputError(f"{source} lacks {_some(missing)}, which its index names; fetch the rest of the checkpoint")
+        return files
+    if (source / SINGLE).is_file():
+        return {source / SINGLE: []}
+    others = sorted(path.name for path in source.glob("*.bin")) if source.is_dir() else []
+    hint = f"; it has {others[0]}: convert it with save_pretrained(safe_serialization=True)" if others else ""
+    raise InputError(f"{source} holds no {SINGLE} and no {INDEX}{hint}")
+
+
+def _header(file: pathlib.Path) -> dict[str, _Place]:
+    """What a file holds, checked against its size."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= min(size, _LARGEST_HEADER):
+                raise ValueError(f"its header would be {length:,} bytes long")
+            header = json.loads(opened.read(length))
+        places = {}
+        for name, value in header.items():
+            if name == "__metadata__":
+                continue
+            dtype, shape, (begin, end) = DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name} is not as long as its shape says")
+            if begin < 0 or 8 + length + end > size:
+                raise ValueError(f"the file ends within {name}: it has {size:,} of at least {8 + length + end:,} bytes")
+            places[name] = _Place(file, dtype, shape, 8 + length + begin)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is not a whole safetensors file ({error}); fetch it again") from None
+    return places
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,74 @@
+"""Families of Transformers by name: which fields of a `ModelSpec` make the network the one that a published checkpoint holds.
+
+    qwen3   RMSNorm on queries and keys, no bias (Qwen3 2505.09388); the default
+    llama   without that norm (Llama 2302.13971, LLaDA 2502.09992)
+    qwen2   and with a bias on queries, keys and values (Qwen2 2407.10671, Dream 2508.15487)
+    gpt2    LayerNorm, learned positions, GELU in its tanh form, biases (Radford et al. 2019)
+    bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
+
+A config names one in `model.family`, with values where a checkpoint has others: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dlmjax.diffusion.registry import nearest, parse_call
+from dlmjax.errors import InputError
+from dlmjax.models.spec import ModelSpec
+
+_LAYER_NORM = dict(qk_norm=False, bias="all", norm="layer", positions="learned")
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": dict(qk_norm=True),
+    "llama": dict(qk_norm=False),
+    "qwen2": dict(qk_norm=False, bias="qkv"),
+    "gpt2": dict(_LAYER_NORM, mlp="gelu_tanh", max_positions=1024, norm_eps=1e-5),
+    "bert": dict(_LAYER_NORM, mlp="gelu", max_positions=512, order="post", token_types=2, head="transform", norm_eps=1e-12),
+}
+# What a name may be given in brackets, and for which kind of positions it means something.
+VALUES = ("norm_eps", "shift", "max_positions", "position_offset", "token_types", "rope_scaling_type", "rope_original")
+_OF_ROTARY, _OF_LEARNED = ("rope_scaling_type", "rope_original"), ("max_positions", "position_offset", "token_types")
+# What a family fixes: a network that differs in one of these is of another family.
+STRUCTURE = ("qk_norm", "bias", "norm", "mlp", "positions", "order", "head")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSpec)}
+
+
+def family_fields(text: str) -> dict[str, Any]:
+    """The fields of a `ModelSpec` that a family decides, from its name or its name with values.
+
+    Raises InputError for an unknown name or value, with the nearest valid one, and for a value of another type.
+    """
+    name, given = parse_call(text, "model.family")
+    if name not in FAMILIES:
+        raise InputError(f"model.family={text!r} is unknown{nearest(name, FAMILIES)}")
+    fields = FAMILIES[name]
+    others = _OF_ROTARY if fields.get("positions") == "learned" else _OF_LEARNED
+    valid = {value: None for value in VALUES if value not in others}
+    for key, value in given.items():
+        if key not in valid:
+            raise InputError(f"model.family={text!r} has no value {key!r}{nearest(key, valid)}")
+        kind = type(_DEFAULTS[key])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise InputError(f"model.family={text!r}: {key} wants {kind.__name__}, not {value!r}")
+    return {**fields, **given}
+
+
+def family_text(name: str, **values: Any) -> str:
+    """The name with those values that are not the family's own: what `family_fields` reads back."""
+    own = {**_DEFAULTS, **FAMILIES[name]}
+    words = ", ".join(f"{key}={value!r}" for key, value in values.items() if value != own[key])
+    return f"{name}({words})" if words else name
+
+
+def model_spec(section: Any, **decided: Any) -> ModelSpec:
+    """The network that the config's section `model` (or a dict like it) describes, with what the process decides about it.
+
+    Raises InputError for an unknown family or time input, and for sizes that contradict each other.
+    """
+    values = dict(section)
+    time_input, of_time = parse_call(values.pop("time_input"))
+    if not of_time.keys() <= {"features"}:
+        raise InputError(f"model.time_input={section['time_input']!r} takes no value but features")
+    values.update(family_fields(values.pop("family")), time_input=time_input, **{f"time_{name}": value for name, value in of_time.items()})
+    return ModelSpec(**{**values, **decided})

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "likelihood bound of a run on held-out text, with its standard error", _add_evaluate),
         ("interval", "the noise levels at which the loss of a run varies least, to train on these alone", _add_interval),
         ("plan", "what a config would need on TPUs or GPUs that are not here: memory, FLOPs, collectives, step time", _add_plan),
+        ("export", "a run as files that transformers, SGLang and others load: weights, tokenizer, config, run card", _add_export),
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
         ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
     ):
@@ -238,6 +239,17 @@ def _add_import(command):
     add("--length", type=int, metavar="N", help="tokens of a window; default: what the source can read, at most 1024")
 
 
+def _add_export(command):
+    _add_run(command)
+    add = command.add_argument
+    add("--view", default="hf", metavar="VIEW", help="hf: transformers; sdar: SGLang, LMDeploy; llada: dInfer, Fast-dLLM, llama.cpp (hf)")
+    add("--output", required=True, metavar="DIR", help="a new directory for the files")
+    add("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the weights in the files (bfloat16)")
+    add("--shard-size", default="2GB", metavar="SIZE", help="of a file of weights, such as 500MB (2GB)")
+    add("--evaluation", metavar="FILE", help="of `dlmjax evaluate --json`, for the run card; default: evaluation.json of the workdir")
+    add("--overwrite", action="store_true", help="replace an earlier export in --output")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -379,6 +391,12 @@ def _import(arguments, _):
     import_checkpoint(**_values(arguments))
 
 
+def _export(arguments, _):
+    from dlmjax.interop.export import export
+
+    export(**_values(arguments))
+
+
 def _values(arguments) -> dict:
     return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv")}
 
@@ -391,6 +409,7 @@ _COMMANDS = {
     "plan": _plan,
     "sample": _sample,
     "import": _import,
+    "export": _export,
 }
 
 

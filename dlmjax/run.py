@@ -287,14 +287,10 @@ class Run:
     workdir: pathlib.Path
 
 
-def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> Run:
-    """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
+def open_parts(workdir: str) -> Parts:
+    """The parts of a run on the devices at hand, whatever mesh it was trained on; no weights.
 
-    Args:
-      weights: "ema" (the average; falls back to "raw" with a note when the run kept none) or "raw".
-
-    Raises:
-      InputError: not a workdir, no whole checkpoint.
+    Raises InputError: not a workdir.
     """
     root = pathlib.Path(workdir)
     stored = root / "config.json"
@@ -304,13 +300,29 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
         config.execution.attention = "dense" if jax.default_backend() == "cpu" else config.execution.attention
-    if config.train.ema == 0:
-        weights = "raw"
     tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
-    parts = assemble(config, tokenizer, counts_V=counts.read_counts(root), embedding_VE=embedding_of(config, root))
+    return assemble(config, tokenizer, counts_V=counts.read_counts(root), embedding_VE=embedding_of(config, root))
+
+
+def kept(parts: Parts, weights: str) -> str:
+    """The weights asked for, "ema" or "raw"; "raw" where the run kept no average."""
+    return weights if parts.config.train.ema else "raw"
+
+
+def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> Run:
+    """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
+
+    Args:
+      weights: "ema" (the average; falls back to "raw" with a note when the run kept none) or "raw".
+
+    Raises:
+      InputError: not a workdir, no whole checkpoint.
+    """
+    parts = open_parts(workdir)
+    weights = kept(parts, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: parts.abstract_state()[name]}
-    with Checkpoints(root / "checkpoints") as checkpoints:
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(asked, step)
     return Run(parts, state[name], meta["step"], weights, root)
 

@@ -15,7 +15,7 @@ from dlmjax.diffusion import make_times
 from dlmjax.diffusion.registry import parse_call
 from tests.test_train import config_file, tiny_config
 
-COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import")
+COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import", "export")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,399 @@
+"""The views of a model that others load: what each can hold, which names it uses, and what its config.json says.
+
+One table, VIEWS; the weights are written by `export`, their names come from `layouts`. A view that cannot hold a model says why, and
+which view can: a file that loads and computes something else is worse than none.
+
+    hf      transformers >= 5.2 as it is: qwen3, qwen2 or llama with `is_causal: false`; autoregressive models with `is_causal: true`
+    sdar    SGLang, LMDeploy: block-diffusion models only, mask at id 151669
+    llada   dInfer, Fast-dLLM, llama.cpp: OLMo's names, fully bidirectional models without q/k-norm
+
+Shapes: V ids of the model, R rows of the exported embedding and head.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from dlmjax import __version__
+from dlmjax.data import Tokenizer
+from dlmjax.diffusion import Process
+from dlmjax.diffusion.process import Blocks
+from dlmjax.errors import InputError
+from dlmjax.interop.layouts import LAYOUTS
+from dlmjax.models import ModelSpec
+from dlmjax.sampling import never_sampled
+
+SDAR_MASK = 151_669  # written into SGLang for every SDAR model
+SDAR_ROWS = 151_680  # of embedding and head: the mask has a row, and the number divides by 128
+# Bytes that valid UTF-8 never holds: a token with one of them is a target of no text.
+NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
+HERE = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What a view is asked about. `length`: tokens of a training window."""
+
+    spec: ModelSpec
+    process: Process
+    tokenizer: Tokenizer
+    length: int
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens of a block of block diffusion; None elsewhere."""
+        return self.process.attention.size if isinstance(self.process.attention, Blocks) else None
+
+    @property
+    def attention(self) -> str:
+        """ "full", "causal" or "block-causal": who sees whom."""
+        return "block-causal" if self.block_size else self.process.attention
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Ids that the model never produces: their rows of the head were in no softmax."""
+        return never_sampled(self.tokenizer)
+
+    @property
+    def unused_ids(self) -> tuple[int, ...]:
+        """Ids that were in every softmax and that no text can hold, so that their logits are low everywhere."""
+        return tuple(i for i, piece in enumerate(self.tokenizer.token_bytes) if NEVER_IN_UTF8.intersection(piece))
+
+    @property
+    def anchor_ids(self) -> tuple[int, ...]:
+        """The unused ids; all real ones where a tokenizer has none."""
+        table = self.tokenizer.token_bytes
+        return self.unused_ids or tuple(i for i, piece in enumerate(table) if piece or i == self.tokenizer.eos_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of the exported embedding and head.
+
+    `count` R; `mask_id` in the export; `moved` (from, to) of the mask's row, where it moved; `silent`: rows of the head that are filled
+    with the mean of the rows `anchors`, so that no argmax ever takes them.
+    """
+
+    count: int
+    mask_id: int
+    moved: tuple[int, int] | None
+    silent: tuple[int, ...]
+    anchors: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One row of the table. `refuse` gives the reason why a model cannot stand in it, or "". `files`: further files, name -> content."""
+
+    name: str
+    readers: str
+    refuse: Callable[[Exported], str]
+    layout: Callable[[Exported], str]
+    config: Callable[[Exported, Rows, str], dict]
+    rows: Callable[[Exported], Rows]
+    files: Callable[[Exported, Rows], dict[str, str]]
+
+
+def view_of(name: str, model: Exported) -> View:
+    """The view of that name.
+
+    Raises InputError: an unknown name; a model that it cannot hold, with the reason and the views that can.
+    """
+    if name not in VIEWS:
+        raise InputError(f"view {name!r} is unknown; choose one of {', '.join(VIEWS)}")
+    reason = VIEWS[name].refuse(model)
+    if not reason:
+        return VIEWS[name]
+    others = [f"--view {other}" for other, view in VIEWS.items() if not view.refuse(model)]
+    way_out = f"{' or '.join(others)} can hold it" if others else "no other view can either; sample and evaluate it with dlmjax"
+    raise InputError(f"view {name} cannot hold this model: {reason}; {way_out}")
+
+
+# ---- what a view can hold ---------------------------------------------------------------------------------------------------------
+
+
+def refuse_everywhere(model: Exported) -> str:
+    """What no loader of weights and a config can be told."""
+    spec, process = model.spec, model.process
+    if spec.input_dim:
+        return f"process {process.name} is Gaussian noise on embeddings, so its network reads vectors where loaders hand over token ids"
+    if spec.time_input != "none":
+        return f"its network is told the noise level (model.time_input={spec.time_input}), which no loader passes on"
+    if spec.self_condition:
+        return "its network takes its last estimate as a hint (process.self_condition), which no loader passes on"
+    if spec.shift:
+        return "its logits are those of the next position (shift), which no loader undoes"
+    if process.outputs != process.vocab or getattr(process, "parameterisation", None) == "score":
+        return f"the network of process {process.name} puts out scores, not logits of tokens"
+    if process.attention != "causal" and getattr(process, "mask_id", None) is None:
+        return f"process {process.name} has no mask token to start from"
+    return ""
+
+
+def _family(spec: ModelSpec, *names: str) -> str:
+    """The first of these layouts that holds the network, or ""."""
+    for name in names:
+        try:
+            LAYOUTS[name].check(spec)
+        except InputError:
+            continue
+        return name
+    return ""
+
+
+def _shape(spec: ModelSpec) -> str:
+    return f"norm={spec.norm}, positions={spec.positions}, bias={spec.bias}, order={spec.order}"
+
+
+def _refuse_hf(model: Exported) -> str:
+    spec, reason = model.spec, refuse_everywhere(model)
+    name = _family(spec, *HF)
+    if reason:
+        return reason
+    if not name:
+        return f"transformers' qwen3, qwen2 and llama have other norms, positions or biases than this family ({_shape(spec)})"
+    if name == "llama" and spec.width % spec.heads:
+        return f"transformers' Llama wants a width ({spec.width}) that its heads ({spec.heads}) divide"
+    if name == "qwen2" and spec.width != spec.heads * spec.head_dim:
+        return f"transformers' Qwen2 wants heads x head_dim ({spec.heads} x {spec.head_dim}) to be the width ({spec.width})"
+    return ""
+
+
+def _refuse_sdar(model: Exported) -> str:
+    spec, tokenizer = model.spec, model.tokenizer
+    reason = refuse_everywhere(model)
+    if reason:
+        return reason
+    if model.attention != "block-causal":
+        return (
+            f"SGLang lets a block see the blocks before it and no later one, but process {model.process.name} was trained with "
+            f"{model.attention} attention, so what it served would be another model; train with process.name=blocks(size=...)"
+        )
+    if not _family(spec, "sdar"):
+        return "SDAR is Qwen3, with RMSNorm on queries and keys (model.family=qwen3)"
+    if tokenizer.mask_id != SDAR_MASK and tokenizer.vocab_size > SDAR_MASK and tokenizer.token_bytes[SDAR_MASK]:
+        return f"the mask must have the id {SDAR_MASK}, which is a token of this tokenizer"
+    return ""
+
+
+def _refuse_llada(model: Exported) -> str:
+    spec = model.spec
+    reason = refuse_everywhere(model)
+    if reason:
+        return reason
+    if model.attention != "full":
+        return f"LLaDA sees the whole row, but process {model.process.name} was trained with {model.attention} attention"
+    if not _family(spec, "llada"):
+        return "LLaDA has no norm on queries and keys and no biases (model.family=llama)"
+    if spec.width != spec.heads * spec.head_dim:
+        return f"LLaDA's heads share the width: heads x head_dim ({spec.heads} x {spec.head_dim}) must be the width ({spec.width})"
+    if spec.rope_scaling != 1.0 and spec.rope_scaling_type != "ntk":
+        return f"LLaDA's config has no stretched positions (model.rope_scaling={spec.rope_scaling})"
+    return ""
+
+
+# ---- rows of embedding and head ---------------------------------------------------------------------------------------------------
+
+
+def _rows_as_trained(model: Exported) -> Rows:
+    return Rows(model.spec.vocab, model.tokenizer.mask_id, None, model.silent_ids, model.anchor_ids)
+
+
+def _rows_sdar(model: Exported) -> Rows:
+    mask, count = model.tokenizer.mask_id, max(SDAR_ROWS, model.spec.vocab)
+    silent = {*model.silent_ids, SDAR_MASK, *range(model.spec.vocab, count)}
+    return Rows(count, SDAR_MASK, None if mask == SDAR_MASK else (mask, SDAR_MASK), tuple(sorted(silent)), model.anchor_ids)
+
+
+# ---- config.json ------------------------------------------------------------------------------------------------------------------
+
+HF = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+
+def _theta(spec: ModelSpec) -> float:
+    """The base of the turns, with "ntk" scaling in it."""
+    if spec.rope_scaling_type == "ntk":
+        return spec.rope_base * spec.rope_scaling ** (spec.head_dim / max(spec.head_dim - 2, 1))
+    return spec.rope_base
+
+
+def _rope_scaling(spec: ModelSpec) -> dict:
+    if spec.rope_scaling == 1.0 or spec.rope_scaling_type == "ntk":
+        return {}
+    if spec.rope_scaling_type == "llama3":
+        turns = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": spec.rope_original}
+        return {"rope_scaling": {"rope_type": "llama3", "factor": spec.rope_scaling, **turns}}
+    return {"rope_scaling": {"rope_type": "linear", "factor": spec.rope_scaling}}
+
+
+def _special_ids(model: Exported, rows: Rows) -> dict[str, int]:
+    tokenizer = model.tokenizer
+    ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return {**ids, "mask_token_id": rows.mask_id}
+
+
+def describe(model: Exported, rows: Rows) -> dict:
+    """The `dlm` block: what a sampler must know of a diffusion model, whatever the names of the weights."""
+    schedule = getattr(model.process, "schedule", None)
+    return {
+        "dlmjax": __version__,
+        "process": model.process.name,
+        "schedule": None if schedule is None else repr(schedule),
+        "attention": model.attention,
+        "block_size": model.block_size,
+        "shift": False,
+        "length": model.length,
+        "vocab_size": model.tokenizer.vocab_size,
+        "embedding_size": rows.count,
+        # Ids of the softmax of training: those below trained_size, without suppress_ids. The other rows of the head are filled so that no
+        # argmax takes them; samples leave them out.
+        "mask_in_softmax": False,
+        "trained_size": model.spec.vocab,
+        "suppress_ids": sorted({*model.silent_ids, rows.mask_id}),
+    }
+
+
+def _qwen_like(model: Exported, rows: Rows, dtype: str) -> dict:
+    """What transformers' Llama, Qwen2 and Qwen3 and all that copy them read."""
+    spec = model.spec
+    return {
+        "vocab_size": rows.count,
+        "hidden_size": spec.width,
+        "intermediate_size": spec.ffn,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.length,
+        "initializer_range": spec.init_std,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": _theta(spec),
+        **_rope_scaling(spec),
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the name before transformers 5
+        **_special_ids(model, rows),
+        "dlm": describe(model, rows),
+    }
+
+
+def _config_hf(model: Exported, rows: Rows, dtype: str) -> dict:
+    name = _family(model.spec, *HF)
+    causal = model.attention == "causal"
+    biased = {} if name == "qwen2" else {"attention_bias": False}
+    # A cache of keys and values is only right where no earlier position sees a later one.
+    head = {"architectures": [HF[name]], "model_type": name, "is_causal": causal, "use_cache": causal}
+    return {**head, **biased, **_qwen_like(model, rows, dtype)}
+
+
+def _config_sdar(model: Exported, rows: Rows, dtype: str) -> dict:
+    head = {
+        "architectures": ["SDARForCausalLM"],
+        "model_type": "sdar",
+        "auto_map": {"AutoConfig": "configuration_sdar.SDARConfig"},
+        "block_size": model.block_size,
+        "attention_bias": False,
+        "use_cache": True,
+    }
+    return {**head, **_qwen_like(model, rows, dtype)}
+
+
+def _config_llada(model: Exported, rows: Rows, dtype: str) -> dict:
+    spec = model.spec
+    return {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "d_model": spec.width,
+        "n_layers": spec.depth,
+        "n_heads": spec.heads,
+        "n_kv_heads": spec.kv_heads,
+        "mlp_hidden_size": spec.ffn,
+        "mlp_ratio": 4,  # read only where mlp_hidden_size is missing
+        "activation_type": "silu",
+        "block_type": "llama",
+        "block_group_size": 1,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "bias_for_layer_norm": False,
+        "attention_layer_norm": False,
+        "rms_norm_eps": spec.norm_eps,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "rope": True,
+        "rope_full_precision": True,
+        "rope_theta": _theta(spec),
+        "alibi": False,
+        "flash_attention": False,
+        "attention_dropout": 0.0,
+        "residual_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "input_emb_norm": False,
+        "scale_logits": False,
+        "weight_tying": False,
+        "init_std": spec.init_std,
+        "init_device": "meta",
+        "max_sequence_length": model.length,
+        "vocab_size": model.tokenizer.vocab_size,
+        "embedding_size": rows.count,
+        "use_cache": False,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        **_special_ids(model, rows),
+        "dlm": describe(model, rows),
+    }
+
+
+# ---- further files ----------------------------------------------------------------------------------------------------------------
+
+
+def _shipped(name: str) -> str:
+    return (HERE / "shipped" / name).read_text(encoding="utf-8")
+
+
+def _files_hf(model: Exported, rows: Rows) -> dict[str, str]:
+    return {"load_dlm.py": _shipped("load_dlm.py")}
+
+
+def _files_sdar(model: Exported, rows: Rows) -> dict[str, str]:
+    sglang = f"# --dllm-algorithm LowConfidence --dllm-algorithm-config sglang.yaml\nblock_size: {model.block_size}\nthreshold: 0.95\n"
+    return {"load_dlm.py": _shipped("load_dlm.py"), "configuration_sdar.py": _shipped("configuration_sdar.py"), "sglang.yaml": sglang}
+
+
+def _files_llada(model: Exported, rows: Rows) -> dict[str, str]:
+    return {}
+
+
+VIEWS: dict[str, View] = {
+    view.name: view
+    for view in (
+        View(
+            name="hf",
+            readers="transformers >= 5.2",
+            refuse=_refuse_hf,
+            layout=lambda model: _family(model.spec, *HF),
+            config=_config_hf,
+            rows=_rows_as_trained,
+            files=_files_hf,
+        ),
+        View(
+            name="sdar",
+            readers="SGLang, LMDeploy",
+            refuse=_refuse_sdar,
+            layout=lambda model: "sdar",
+            config=_config_sdar,
+            rows=_rows_sdar,
+            files=_files_sdar,
+        ),
+        View(
+            name="llada",
+            readers="dInfer, Fast-dLLM, llama.cpp",
+            refuse=_refuse_llada,
+            layout=lambda model: "llada",
+            config=_config_llada,
+            rows=_rows_as_trained,
+            files=_files_llada,
+        ),
+    )
+}

@@ -1,0 +1,62 @@
+"""What the run card says, and what it does not claim."""
+
+import json
+
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.interop import card
+from dlmjax.interop.views import VIEWS, Exported
+from tests.interop.runs import LENGTH, parts_of
+
+RESULT = dict(nats_per_token=2.0, stderr_nats_per_token=0.1, bits_per_byte=None, stderr_bits_per_byte=None) | dict(
+    step=9, weights="raw", split="valid", is_bound=True, tokens=1000
+)
+
+
+def written(view="hf", tokenizer="bytes", evaluation=None, reason="", dtype="bfloat16", **changes):
+    """A card without an export."""
+    parts = parts_of(tokenizer, **changes)
+    model = Exported(parts.network.spec, parts.process, parts.tokenizer, LENGTH)
+    facts = card.Facts(parts, VIEWS[view], model, VIEWS[view].rows(model), dtype, 9, "raw", evaluation, reason)
+    return card.write(facts, ["config.json"])
+
+
+def test_the_number_comes_with_what_it_is_of(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps(RESULT))
+    known = card.evaluation_of(str(tmp_path), None)
+    text = written(evaluation=known)
+    assert "NELBO <= 2.0000 ± 0.1000 nats/token (valid split, 1,000 tokens; dlmjax evaluate)" in text
+    assert "not those of this export" not in text and "these files hold bfloat16" in text and "bits/byte" not in text
+    assert "Of step 8, ema weights: not those of this export" in written(evaluation={**known, "step": 8, "weights": "ema"})
+    assert "Loss (no bound) <= 2.0" in written(evaluation={**known, "is_bound": False})
+    assert "Negative log-likelihood = 2.0" in written(evaluation=known, process__name="autoregressive")
+    assert "these files hold" not in written(evaluation=known, dtype="float32")
+
+
+def test_without_an_evaluation_the_last_held_out_line_is_named_as_that(tmp_path):
+    assert card.evaluation_of(str(tmp_path), None) is None and "Not evaluated" in written()
+    lines = [{"kind": "held_out", "step": step, **{name: step / 10 for name in card.NUMBERS}} for step in (5, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    known = card.evaluation_of(str(tmp_path), None)
+    assert "0.9000 ± 0.9000 nats/token, 0.9000 ± 0.9000 bits/byte (valid split; during training" in written(evaluation=known)
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match="other.json is no evaluation"):
+        card.evaluation_of(str(tmp_path), str(tmp_path / "other.json"))
+
+
+def test_each_view_says_how_it_is_loaded():
+    blocks = written("sdar", process__name="blocks(size=4)")
+    assert "sglang.yaml holds the block size (4)" in blocks and "151,421 rows of the head stand for no token" in blocks
+    assert "Every call needs a block-causal mask** (blocks of 4)" in written(process__name="blocks(size=4)")
+    assert "converter" in written("llada", model__family="llama")
+    causal = written(process__name="autoregressive")
+    assert "A text begins with BOS (id 258)" in causal and "generate(model, tokens" not in causal
+
+
+def test_tokens_and_what_was_folded():
+    assert "mean of 13 rows (of ids that no text holds)" in written()
+    assert "mean of 28 rows (of all real ids)" in written("hf", "char27")
+    assert "No tokenizer.json: it reads backwards." in written(reason="it reads backwards")
+    folded = written(model__tied=True, model__completep_width=16, model__completep_depth=1)
+    assert "1/2 on branches, 1/2 on logits" in folded and "tied head" in folded

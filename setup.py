@@ -11,6 +11,8 @@ README = HERE / "README.md"
 
 INTEROP = ["torch>=2.8", "transformers>=5.2", "safetensors>=0.5"]
 SCALING = ["matplotlib>=3.9"]
+# MAUVE's own library, with its faiss and scikit-learn; without it `dlmjax quality` leaves that one number out.
+QUALITY = ["mauve-text>=0.4", *SCALING]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 BEAM = ["apache-beam>=2.77"]
 TEST = [
@@ -59,6 +61,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.10.2"],
         "interop": INTEROP,
         "scaling": SCALING,
+        "quality": QUALITY,
         "beam": BEAM,
         "notebooks": NOTEBOOKS,
     },

@@ -11,6 +11,7 @@ import sys
 
 from dlmjax import __version__
 from dlmjax.errors import InputError
+from dlmjax.quality import flags as quality
 
 EPILOG = """\
 examples:
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         ("export", "a run as files that transformers, SGLang and others load: weights, tokenizer, config, run card", _add_export),
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
         ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
+        *quality.commands(_add_run),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -411,6 +413,7 @@ _COMMANDS = {
     "import": _import,
     "export": _export,
 }
+_COMMANDS |= dict.fromkeys(("quality", "puzzles", "solve", "embed", "activations"), quality.run)
 
 
 if __name__ == "__main__":

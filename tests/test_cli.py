@@ -16,6 +16,7 @@ from dlmjax.diffusion.registry import parse_call
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import", "export")
+COMMANDS += ("quality", "puzzles", "solve", "embed", "activations")
 
 
 @pytest.fixture(scope="module")

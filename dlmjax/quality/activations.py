@@ -1,0 +1,107 @@
+"""How far activations stick out, layer by layer: what a quantiser with one scale a tensor has to live with.
+
+    ratio      largest magnitude / median magnitude of all entries ("massive activations" are those of ratio > 1000, Sun et al. 2402.17762)
+    kurtosis   fourth moment / squared variance of all entries: 3 for a normal law, more for heavier tails (Bondarenko et al. 2306.12929)
+    channel    the one in which the largest magnitude stands
+
+Places of a layer: `query`, `key`, `value` (rotated; keys and values are what a cache stores), `attention` (what the output projection
+reads) and `stream` (the residual stream behind the layer). Text is read clean, at level 0; padding is left out.
+
+Shapes: N layers, B rows, L positions, D width; R real positions of all windows, C channels of a place.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlmjax.models.attention import make_attention
+from dlmjax.models.denoiser import Denoiser, transformer_layer
+from dlmjax.models.layers import rotary_tables
+from dlmjax.quality.hidden import Encoder
+from dlmjax.run import Run
+from dlmjax.sampling.host import beside, fetch, send
+
+PLACES = ("query", "key", "value", "attention", "stream")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tapped(Denoiser):
+    """A denoiser that also keeps what its layers compute, stacked over layers; `seen` holds it after `hidden`."""
+
+    seen: list = dataclasses.field(default_factory=list)
+
+    def _layers(self, x, time, rows):
+        execution, spec = self.network.execution, self.network.spec
+        attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
+        rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
+        shape = rows.segments_BL.shape
+
+        def layer(x, weights):
+            taps: dict[str, Any] = {}
+
+            def tapped(q_BLHK, k_BLGK, v_BLGK):
+                out_BLHK = attend(q_BLHK, k_BLGK, v_BLGK)
+                taps.update(query=q_BLHK, key=k_BLGK, value=v_BLGK, attention=out_BLHK)
+                return out_BLHK
+
+            x = transformer_layer(self.network, tapped, rotary, time, shape, x, weights, None)
+            taps["stream"] = x
+            return x, {name: tap.reshape(*shape, -1) for name, tap in taps.items()}
+
+        x, seen = jax.lax.scan(layer, x, self.params["layers"])
+        self.seen.append(seen)
+        return x
+
+
+def activation_statistics(run: Run, windows: Iterable[np.ndarray], batch: int = 8) -> list[dict[str, Any]]:
+    """One row a layer and place: layer, place, largest, median, ratio, kurtosis, channel. `windows`: rows of token ids, none longer
+    than the run's (causal runs: one shorter). All entries are held on the host: give tens of windows, not thousands."""
+    encoder = Encoder(run, batch)
+    rows = [np.asarray(ids)[: encoder.room] for ids in windows]
+
+    @jax.jit
+    def taps(params, tokens_BL, counted_BL):
+        denoiser, z, t_BL = encoder.read(params, tokens_BL, counted_BL)
+        tapped = _Tapped(denoiser.network, denoiser.params, denoiser.segments_BL, denoiser.positions_BL, denoiser.mask)
+        tapped.hidden(z, t_BL)
+        return tapped.seen[-1]
+
+    found: dict[str, list[np.ndarray]] = {name: [] for name in PLACES}
+    for start in range(0, len(rows), batch):
+        tokens_BL, counted_BL = encoder.clean(rows[start : start + batch])
+        place = beside(run.params)
+        for name, tap_NBLC in taps(run.params, send(tokens_BL, place), send(counted_BL, place)).items():
+            prefix = tap_NBLC.shape[2] - counted_BL.shape[1]  # networks with a position in front for the level
+            found[name].append(fetch(tap_NBLC)[:, :, prefix:][:, counted_BL].astype(np.float32))
+    return [
+        {"layer": layer, "place": name, **outliers(np.concatenate([part[layer] for part in found[name]]))}
+        for layer in range(run.parts.network.spec.depth)
+        for name in PLACES
+    ]
+
+
+def outliers(values_RC: np.ndarray) -> dict[str, float | int]:
+    """largest and median magnitude, their ratio, kurtosis, and the channel of the largest; a constant has kurtosis nan."""
+    magnitude_RC = np.abs(values_RC)
+    largest, median = float(magnitude_RC.max()), float(np.median(magnitude_RC))
+    centred = values_RC.astype(np.float64) - values_RC.mean(dtype=np.float64)
+    variance = float(np.mean(centred**2))
+    return {
+        "largest": largest,
+        "median": median,
+        "ratio": largest / median if median else float("inf"),
+        "kurtosis": float(np.mean(centred**4)) / variance**2 if variance else float("nan"),
+        "channel": int(magnitude_RC.argmax() % values_RC.shape[1]),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, for a person."""
+    lines = ["| layer | place | max abs | median abs | ratio | kurtosis | channel |", "|---:|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        numbers = " | ".join(f"{row[name]:.4g}" for name in ("largest", "median", "ratio", "kurtosis"))
+        lines.append(f"| {row['layer']} | {row['place']} | {numbers} | {row['channel']} |")
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""A Hugging Face causal language model as scorer: a local directory, torch on the CPU. Nothing is ever downloaded.
+
+Shapes: B rows, L positions. Units: nats.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlmjax.errors import InputError
+from dlmjax.quality.scorers import Sample, Scores, windows_of
+
+ROWS = 4
+LONGEST = 2048  # tokens read together, also where the model could read more
+
+
+class HfScorer:
+    """See `scorers.Scorer`; the model in float32.
+
+    Raises InputError: transformers or torch missing, not a model directory, a model that is not causal, no tokenizer in it.
+    """
+
+    def __init__(self, directory: str):
+        self.directory = pathlib.Path(directory)
+        config = self._config()
+        if config.get("is_causal", True) is False:
+            raise InputError(f"{directory} says is_causal=false: a denoiser tells no next token; a scorer must be a causal language model")
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise InputError(f"--scorer needs torch and transformers ({error}); pip install 'dlmjax[interop]'") from error
+        self._torch = torch
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            self.model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval()
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            said = str(error).strip().splitlines()[0]
+            raise InputError(f"transformers cannot load {directory} as a causal language model with its tokenizer: {said}") from error
+        self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        room = getattr(self.model.config, "max_position_embeddings", None) or LONGEST
+        self.context = min(room, LONGEST) - (self.bos is not None)
+        self.record = {
+            "scorer": str(directory),
+            "kind": f"transformers {config.get('model_type')}",
+            "tokenizer": type(self.tokenizer).__name__,
+            "tokens": "the text encoded anew",
+            "context": self.context,
+            "first_token": "not scored" if self.bos is None else "given the beginning of text",
+            "precision": "float32",
+        }
+
+    def _config(self) -> dict:
+        file = self.directory / "config.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.directory} is not a directory of a Hugging Face model (no readable config.json); nothing is downloaded, give a "
+                "local directory"
+            ) from error
+
+    def score(self, samples: Sequence[Sample], features: bool = False) -> Scores:
+        """See `Scorer`."""
+        sequences, first = [self._ids(sample) for sample in samples], int(self.bos is None)
+        pieces = [(n, window) for n, ids in enumerate(sequences) for window in windows_of(len(ids), self.context, first)]
+        nats_N, last = np.zeros(len(samples)), {}
+        for start in range(0, len(pieces), ROWS):
+            some = pieces[start : start + ROWS]
+            nats_BL, hidden_BD = self._forward([sequences[n][w.begin : w.end] for n, w in some], features)
+            for row, (n, window) in enumerate(some):
+                # Column i holds the nats of token begin + i behind a beginning of text, of begin + i + 1 without one.
+                shift = window.begin + first
+                nats_N[n] += nats_BL[row, window.scored - shift : window.end - shift].sum()
+                last[n] = None if hidden_BD is None else hidden_BD[row]
+        tokens_N = np.array([max(len(ids) - first, 0) for ids in sequences])
+        if not features:
+            return Scores(nats_N, tokens_N, None)
+        nothing = np.zeros(self.model.config.hidden_size, np.float32)
+        return Scores(nats_N, tokens_N, np.stack([last.get(n, nothing) for n in range(len(samples))]))
+
+    def _ids(self, sample: Sample) -> list[int]:
+        ids: list[int] = []
+        for document in sample.documents:
+            if ids and self.eos is not None:
+                ids.append(self.eos)
+            ids += self.tokenizer(document, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _forward(self, rows: list[list[int]], features: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """(nats of each next token [B, L - 1], last hidden state at the last token of each row [B, D] or None)."""
+        torch = self._torch
+        head = [] if self.bos is None else [self.bos]
+        rows = [head + list(row) for row in rows]
+        longest = max(len(row) for row in rows)
+        ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        seen_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        with torch.no_grad():
+            out = self.model(input_ids=ids_BL, attention_mask=seen_BL, output_hidden_states=features, use_cache=False)
+            logits_BVL = out.logits[:, :-1].float().transpose(1, 2)
+            nats_BL = torch.nn.functional.cross_entropy(logits_BVL, ids_BL[:, 1:], reduction="none").double()
+        hidden_BD = None
+        if features:
+            hidden_BD = torch.stack([out.hidden_states[-1][row, len(ids) - 1] for row, ids in enumerate(rows)]).float().numpy()
+        return nats_BL.numpy(), hidden_BD

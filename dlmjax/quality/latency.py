@@ -1,0 +1,119 @@
+"""How fast one network makes text, whatever the order: the whole canvas at once, blocks with a cache, one token at a time with a cache.
+
+The time of a call depends on shapes and not on what the weights say, so the ways are compared on one network with one set of weights: a
+run's own. Only the run's own process makes sense of them; under the other ways the text means nothing and is thrown away.
+
+    seconds      of one batch from nothing to text on the host, median over repeats after one run that compiles
+    tokens_per_second   made tokens of all rows / seconds
+    calls        network calls per text (NFE); of blocks and tokens with a cache, a call reads one block and not the row
+
+Shapes: B rows, L positions.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.masked import Masked
+from dlmjax.errors import InputError
+from dlmjax.run import Run
+from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, never_sampled, sampler_for
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way of making text: its name, the steps of a canvas or of a block, and the sampler."""
+
+    name: str
+    steps: int
+    sampler: Any
+
+
+def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) -> Iterator[Way]:
+    """The run's own process at each number of steps; then, where its network is told no noise level, masked diffusion of the whole
+    canvas, of blocks with a cache (as many steps a block as keep the steps of a canvas) and autoregression with a cache."""
+    parts, network = run.parts, run.parts.unpartitioned
+    process, spec, mask_id = parts.process, network.spec, parts.tokenizer.mask_id
+    settings = SampleSettings(never=never_sampled(parts.tokenizer, parts.process.vocab))
+
+    def at(number: int) -> SampleSettings:
+        return dataclasses.replace(settings, steps=number)
+
+    own = process.attention == "full"
+    if own:
+        yield from (Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n))) for n in steps)
+    if spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab:
+        return
+    masked = Masked(process.vocab, mask_id)
+    if not (own and isinstance(process, Masked)):
+        yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n))) for n in steps)
+    for size in blocks:
+        if size >= length:
+            raise InputError(f"a block of {size} tokens does not fit twice into {length}; give smaller --blocks or a larger --length")
+        for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
+            yield Way(f"blocks of {size}, cache", each, BlockSampler(masked, network, at(each), size=size))
+    causal = Autoregressive(process.vocab, bos_id=parts.tokenizer.bos_id, mask_id=mask_id)
+    yield Way("autoregressive, cache", length, BlockSampler(causal, network, settings))
+
+
+def latency_grid(
+    run: Run,
+    steps: Sequence[int],
+    batches: Sequence[int],
+    *,
+    length: int,
+    blocks: Sequence[int] = (16,),
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+    say: Callable[[str], object] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Times every way at every batch size; one row each, ready for JSON. `say` is told each row's name before it is run.
+
+    Raises InputError: a size below 1, blocks that do not fit.
+    """
+    if min(*steps, *batches, *blocks, length, repeats) < 1:
+        raise InputError("steps, batches, blocks, length and repeats of a latency grid must be at least 1")
+    device, rows = jax.devices()[0].device_kind, []
+    for way in list(ways_of(run, steps, length, blocks)):  # all are checked before the first is run
+        for batch in batches:
+            say(f"{way.name}, {way.steps} steps, batch {batch}")
+            canvas = blank_canvas(length, batch)
+            made, seconds = way.sampler.sample(run.params, canvas, seed=0), []
+            for repeat in range(repeats):
+                begin = clock()
+                made = way.sampler.sample(run.params, canvas, seed=repeat)
+                seconds.append(clock() - begin)
+            median = statistics.median(seconds)
+            rows.append(
+                {
+                    "way": way.name,
+                    "steps": way.steps,
+                    "batch": batch,
+                    "length": length,
+                    "calls": made.evaluations,
+                    "seconds": median,
+                    "seconds_least": min(seconds),
+                    "tokens_per_second": batch * length / median,
+                    "milliseconds_per_call": 1000 * median / made.evaluations,
+                    "repeats": repeats,
+                    "temperature": made.settings.temperature,
+                    "precision": run.parts.config.execution.dtype,
+                    "device": device,
+                    "parameters": run.parts.parameter_count,
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, for a person."""
+    lines = ["| way | steps | batch | calls | tokens/s | ms/call |", "|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        numbers = f"{row['calls']} | {row['tokens_per_second']:,.0f} | {row['milliseconds_per_call']:.2f} |"
+        lines.append(f"| {row['way']} | {row['steps']} | {row['batch']} | {numbers}")
+    return "\n".join(lines)

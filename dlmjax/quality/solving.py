@@ -1,0 +1,121 @@
+"""A run solves puzzles: the clue is frozen, the answer is made, the rules decide.
+
+    after the clue   "clue=____": how any run is asked, an autoregressive one too; trained on whole lines
+    in place         the clue's cells stand in the board and the holes are where they are empty (Sudoku): for runs trained on boards alone,
+                     which see the whole canvas; no order of cells is preferred and any cells may be given
+
+Shapes: B rows made together, L positions of the canvas.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dlmjax.data.progress import Progress
+from dlmjax.errors import InputError
+from dlmjax.quality.diversity import mean_with_error
+from dlmjax.quality.puzzles import Puzzle, kind_of
+from dlmjax.run import Run
+from dlmjax.sampling import Canvas, SampleSettings, sampler_for
+from dlmjax.sampling.samples import PRECISION
+
+EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """What a run made of a list of puzzles. answers, solved and partly: one entry a puzzle; calls: network calls per puzzle."""
+
+    answers: tuple[str, ...]
+    solved: tuple[bool, ...]
+    partly: tuple[float, ...]
+    calls: int
+    settings: SampleSettings
+
+
+def solve(
+    run: Run, puzzles: Sequence[Puzzle], settings: SampleSettings, *, in_place: bool = False, batch: int = 100, seed: int = 0
+) -> Solved:
+    """Makes an answer to every puzzle and checks it.
+
+    Raises InputError: puzzles of several kinds or lengths, a tokenizer whose tokens are not characters, a canvas longer than the run's
+    windows, settings that do not suit the process.
+    """
+    if batch < 1:
+        raise InputError(f"batch is {batch}; it must be at least 1")
+    kind, tokenizer = kind_of(puzzles[0]), run.parts.tokenizer
+    if in_place and kind.name != "sudoku":
+        raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave in-place out")
+    sampler = sampler_for(run.parts.process, run.parts.unpartitioned, settings)
+    answers, calls, size = [], 0, min(batch, len(puzzles))
+    with Progress(len(puzzles), f"solving {kind.name}", " puzzles") as bar:
+        for start in range(0, len(puzzles), size):
+            some = list(puzzles[start : start + size])
+            # The last batch is filled up, so that one compilation serves all.
+            canvas = _canvas(run, [*some, *[some[0]] * (size - len(some))], in_place)
+            made = sampler.sample(run.params, canvas, seed=seed + start // size)
+            begin, calls = 0 if in_place else len(some[0].clue) + 1, max(calls, made.evaluations)
+            answers += [tokenizer.decode(ids_L[begin : begin + len(some[0].answer)]) for ids_L in made.tokens_BL[: len(some)]]
+            bar.reach(len(answers))
+    solved = tuple(kind.solves(puzzle.clue, answer) for puzzle, answer in zip(puzzles, answers, strict=True))
+    partly = tuple(kind.partly(puzzle.clue, answer, puzzle.answer) for puzzle, answer in zip(puzzles, answers, strict=True))
+    return Solved(tuple(answers), solved, partly, calls, sampler.settings)
+
+
+def _canvas(run: Run, puzzles: list[Puzzle], in_place: bool) -> Canvas:
+    """The clue frozen, the answer and the end of document to be made."""
+    texts = [puzzle.clue if in_place else puzzle.line for puzzle in puzzles]
+    tokens_BL = _characters(run, texts)
+    frozen_BL = np.zeros(tokens_BL.shape, bool)
+    if in_place:
+        frozen_BL[:, :-1] = np.array([[cell != "0" for cell in text] for text in texts])
+    else:
+        frozen_BL[:, : len(puzzles[0].clue) + 1] = True
+    tokens_BL = np.where(frozen_BL, tokens_BL, run.parts.tokenizer.mask_id).astype(np.int32)
+    return Canvas(tokens_BL, frozen_BL, np.where(frozen_BL, 0.0, 1.0).astype(np.float32))
+
+
+def _characters(run: Run, texts: list[str]) -> np.ndarray:
+    """One token a character, and a place for the end of document."""
+    tokenizer, length = run.parts.tokenizer, len(texts[0]) + 1
+    encoded = [tokenizer.encode(text) for text in texts]
+    if any(len(ids) != len(text) for ids, text in zip(encoded, texts, strict=True)):
+        raise InputError(f"puzzles need a tokenizer with one token a character, such as bytes, not {tokenizer.name}")
+    if length > run.parts.config.data.length:
+        raise InputError(f"a puzzle takes {length} tokens, but the run was trained on windows of {run.parts.config.data.length}")
+    return np.pad(np.stack(encoded), ((0, 0), (0, 1)))
+
+
+def report(run: Run, puzzles: Sequence[Puzzle], found: Solved, *, in_place: bool, seed: int) -> dict[str, Any]:
+    """Everything about a solve as plain JSON: rates with binomial s.e. and Wilson interval, protocol, a few answers."""
+    from scipy.stats import binomtest
+
+    count, right = len(found.solved), sum(found.solved)
+    rate = right / count
+    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    partly, partly_error = mean_with_error(found.partly)
+    return {
+        "puzzle": kind_of(puzzles[0]).name,
+        "in_place": in_place,
+        "puzzles": count,
+        "solved": right,
+        "solved_rate": rate,
+        "stderr_solved_rate": math.sqrt(rate * (1 - rate) / count),
+        "solved_rate_95": [interval.low, interval.high],
+        "partly_right": partly,
+        "stderr_partly_right": partly_error if math.isfinite(partly_error) else None,
+        "calls": found.calls,
+        "seed": seed,
+        "process": run.parts.process.name,
+        "step": run.step,
+        "weights": run.weights,
+        "precision": f"{run.parts.config.execution.dtype} network, {PRECISION}",
+        "settings": found.settings.to_json(),
+        "examples": [
+            {"clue": puzzle.clue, "answer": answer, "reference": puzzle.answer, "solved": solved}
+            for puzzle, answer, solved in list(zip(puzzles, found.answers, found.solved, strict=True))[:EXAMPLES]
+        ],
+    }

@@ -1,0 +1,140 @@
+"""The steps-quality curve: every number with its protocol, files whole, MAUVE as its library gives it, and the grid of times."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from dlmjax.__main__ import main
+from dlmjax.errors import InputError
+from dlmjax.quality import generated, latency, mauve_score, plot
+from dlmjax.quality.flags import integers
+from dlmjax.quality.scorers import RunScorer, open_scorer
+from dlmjax.sampling import SampleSettings, never_sampled
+from tests.test_cli import refused
+
+
+@pytest.fixture(scope="module")
+def written(masked_workdir, causal_workdir, small_corpus, tmp_path_factory):
+    """What the command prints nothing of and writes all of."""
+    output = tmp_path_factory.mktemp("quality") / "out"
+    flags = ["--steps", "2,4", "--samples", "6", "--batch", "4", "--temperature", "0.9", "--output", str(output)]
+    assert main(["quality", "--workdir", str(masked_workdir), "--scorer-workdir", str(causal_workdir), *flags]) == 0
+    return output
+
+
+def test_no_number_stands_without_its_protocol(written, causal_workdir):
+    report = json.loads((written / "quality.json").read_text())
+    assert [row["steps"] for row in report["rows"]] == [2, 4] and report["length"] == 32
+    for row in report["rows"]:
+        assert (row["calls"], row["samples"], row["temperature"]) == (row["steps"], 6, 0.9) and "float32" in row["precision"]
+        assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_token"])) and row["scored_tokens"] == 6 * 32
+        for name in ("perplexity", "nats_per_token", "bits_per_byte", "entropy"):
+            assert row[name] > 0 and row[f"stderr_{name}"] > 0, name
+        assert 0 < row["distinct_2"] <= 1 and 0 <= row["self_bleu"] < 0.5 and row["stderr_self_bleu"] >= 0
+    assert report["scorer"]["scorer"] == str(causal_workdir) and report["scorer"]["tokens"] == "as made"
+    assert report["held_out"]["samples"] == 6 and report["held_out"]["perplexity"] > 1 and report["held_out"]["split"] == "valid"
+
+
+def test_the_texts_are_kept_and_are_those_that_were_measured(written, masked_run, causal_workdir):
+    lines = [json.loads(line) for line in (written / "samples.jsonl").read_text().splitlines()]
+    assert [(line["steps"], line["sample"]) for line in lines] == [(steps, n) for steps in (2, 4) for n in range(6)]
+    tokenizer = masked_run.parts.tokenizer
+    samples = [generated.make_sample(tokenizer, np.array(line["token_ids"])) for line in lines[:6]]
+    row, _ = generated.measure(samples, open_scorer(tokenizer, None, str(causal_workdir)))
+    report = json.loads((written / "quality.json").read_text())["rows"][0]
+    assert row["perplexity"] == pytest.approx(report["perplexity"]) and row["entropy"] == pytest.approx(report["entropy"])
+    assert [sample.text for sample in samples] == [line["text"] for line in lines[:6]]
+
+
+def test_the_picture_is_one(written):
+    if not plot.available():
+        pytest.skip("matplotlib is not installed")
+    assert (written / "quality.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_batch_that_is_cut_leaves_the_first_texts_as_they_are(masked_run):
+    settings = SampleSettings(steps=2, never=never_sampled(masked_run.parts.tokenizer))
+    six = generated.make_texts(masked_run, settings, count=6, length=16, batch=4)
+    four = generated.make_texts(masked_run, settings, count=4, length=16, batch=4)
+    assert six.ids_NL.shape == (6, 16) and (six.ids_NL[:4] == four.ids_NL).all()
+    assert len({tuple(ids_L) for ids_L in six.ids_NL}) == 6, "each batch has a seed of its own"
+
+
+def test_without_a_scorer_counting_is_left(masked_run):
+    settings = SampleSettings(order="random", never=never_sampled(masked_run.parts.tokenizer))
+    curve = generated.steps_curve(masked_run, settings, [4, 8, 16, 32], count=2, length=8)
+    assert [row["steps"] for row in curve.rows] == [4, 8], "8 holes take no more than 8 steps; the same texts are not shown twice"
+    assert "perplexity" not in curve.rows[0] and curve.held_out is None
+    assert generated.table(curve).count("\n") == 3
+
+
+def test_an_autoregressive_run_has_one_row(causal_run):
+    settings = SampleSettings(never=never_sampled(causal_run.parts.tokenizer))
+    curve = generated.steps_curve(causal_run, settings, [2, 4], count=2, length=8)
+    assert [(row["steps"], row["calls"]) for row in curve.rows] == [(8, 8)]
+
+
+def test_mauve_is_the_librarys():
+    library = pytest.importorskip("mauve")
+    rng = np.random.default_rng(0)
+    p_ND, q_ND = rng.normal(size=(60, 8)), rng.normal(size=(60, 8)) + 0.7
+    value, error = mauve_score.mauve_with_error(p_ND, q_ND)
+    expected = [library.compute_mauve(p_features=p_ND, q_features=q_ND, seed=seed, verbose=False).mauve for seed in range(5)]
+    assert value == pytest.approx(np.mean(expected), abs=1e-3) and error == pytest.approx(np.std(expected, ddof=1) / 5**0.5, abs=1e-3)
+    assert mauve_score.mauve_with_error(p_ND, p_ND)[0] > 0.99 > value > mauve_score.mauve_with_error(p_ND, q_ND + 5)[0]
+
+
+def test_mauve_of_a_run_comes_with_its_curve(masked_run, causal_run, small_corpus):
+    pytest.importorskip("mauve")
+    from dlmjax.data import Corpus
+
+    tokenizer = masked_run.parts.tokenizer
+    settings, judge = SampleSettings(never=never_sampled(tokenizer)), RunScorer(causal_run, tokenizer)
+    corpus = Corpus.open(small_corpus, split="valid")
+    curve = generated.steps_curve(masked_run, settings, [4], count=20, length=32, scorer=judge, corpus=corpus, mauve=True)
+    assert 0 < curve.rows[0]["mauve"] < 1 and "mauve" in generated.table(curve)
+
+
+def test_bad_calls_end_in_one_line(masked_workdir, causal_workdir, tmp_path, capsys):
+    work = ["quality", "--workdir", masked_workdir]
+    for flags, said in (
+        (["--steps", "4,x"], "no list of whole numbers"),
+        (["--scorer", tmp_path], "nothing is downloaded"),
+        (["--scorer-workdir", masked_workdir], "must be autoregressive"),
+        (["--scorer", "a", "--scorer-workdir", "b"], "not both"),
+        (["--samples", "0", "--steps", "1"], "at least 1"),
+        (["--data", tmp_path / "none"], "none"),
+        (["--latency", "--blocks", "64"], "does not fit twice"),
+    ):
+        assert said in refused(capsys, *work, *flags)
+    assert integers("4, 8") == (4, 8)
+    with pytest.raises(InputError):
+        integers("0,4")
+
+
+def test_the_grid_has_every_way_and_divides_rightly(masked_run, causal_run):
+    """A clock that says one second a batch: tokens per second are then tokens."""
+    ticks = iter(range(10_000))
+    rows = latency.latency_grid(masked_run, [8], [3], length=16, blocks=[4], repeats=2, clock=lambda: float(next(ticks)))
+    # A finished block is read once more for the cache, the last one is not.
+    assert [(row["way"], row["steps"], row["calls"]) for row in rows] == [
+        ("masked, whole canvas", 8, 8),
+        ("blocks of 4, cache", 2, 4 * 2 + 3),
+        ("autoregressive, cache", 16, 16),
+    ]
+    assert all(row["tokens_per_second"] == 16 * 3 and row["seconds"] == 1 and row["batch"] == 3 for row in rows)
+    assert rows[0]["milliseconds_per_call"] == 125 and latency.table(rows).count("\n") == 4
+    ways = [(way.name, way.steps) for way in latency.ways_of(masked_run, [2, 8, 16], 16, [4, 8])]
+    assert ways == [
+        *(("masked, whole canvas", steps) for steps in (2, 8, 16)),
+        *(("blocks of 4, cache", steps) for steps in (1, 2, 4)),
+        *(("blocks of 8, cache", steps) for steps in (1, 4, 8)),
+        ("autoregressive, cache", 16),
+    ]
+    assert [way.name for way in latency.ways_of(causal_run, [2], 16, [4])] == [
+        "masked, whole canvas",
+        "blocks of 4, cache",
+        "autoregressive, cache",
+    ]

@@ -1,0 +1,92 @@
+"""From a file of puzzles to solved ones: prepared, learned by heart and solved; in place; and what does not fit is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dlmjax.__main__ import main
+from dlmjax.errors import InputError
+from dlmjax.quality.puzzles import Puzzle, make_countdown
+from dlmjax.quality.solving import _canvas, report, solve
+from dlmjax.run import open_run
+from dlmjax.sampling import SampleSettings, never_sampled
+from dlmjax.train import train
+from tests.quality.conftest import random_run
+from tests.quality.test_puzzles import ANSWER, CLUE
+from tests.test_cli import refused
+from tests.test_train import tiny_config
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """An autoregressive run that has seen three puzzles of two numbers until it knows them by heart, made by the commands themselves."""
+    root = tmp_path_factory.mktemp("puzzles")
+    assert main(["puzzles", "--kind", "countdown", "--numbers", "2", "--count", "3", "--output", str(root / "p.txt")]) == 0
+    prepare = ["prepare", "--input", str(root / "p.txt"), "--documents", "line", "--output", str(root / "data")]
+    assert main([*prepare, "--workers", "1"]) == 0
+    quick = {"train__steps": 80, "log__evaluate": 0, "log__sample": 0, "checkpoint__every": 80, "train__ema": 0.5, "log__every": 80}
+    learns = {"process__name": "autoregressive", "optimizer__name": "muon", "optimizer__lr": 0.02, "model__depth": 1}
+    config = tiny_config(root / "data", data__length=24, data__packing="documents", **quick, **learns)
+    assert train(config, str(root / "run"))["finished"]
+    return root
+
+
+def test_what_was_learned_is_solved(learned, tmp_path):
+    flags = ["solve", "--workdir", learned / "run", "--input", learned / "p.txt", "--json", tmp_path / "r.json", "--batch", "2"]
+    assert main([str(flag) for flag in flags]) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["puzzle"], found["puzzles"], found["solved"], found["solved_rate"]) == ("countdown", 3, 3, 1.0)
+    assert found["stderr_solved_rate"] == 0 and found["solved_rate_95"][0] < 0.5, "three right ones prove little"
+    assert all(example["answer"] == example["reference"] for example in found["examples"])
+    assert found["settings"]["temperature"] == 0 and found["settings"]["order"] == "left_to_right"
+    assert found["calls"] == 11 + 1 + 1, "the clue in one call, then a call a token, the end of document too"
+
+
+def test_others_are_not(learned):
+    """Puzzles of another split that were never seen: the answers are the learned ones, and are not taken."""
+    run = open_run(str(learned / "run"))
+    settings = SampleSettings(order="left_to_right", temperature=0.0, never=never_sampled(run.parts.tokenizer))
+    puzzles = make_countdown(20, numbers=2, split="test")
+    found = solve(run, puzzles, settings, batch=8)
+    assert sum(found.solved) < 10 and len(found.answers) == 20
+    rate = report(run, puzzles, found, in_place=False, seed=0)
+    expected = np.sqrt(rate["solved_rate"] * (1 - rate["solved_rate"]) / 20)
+    assert rate["stderr_solved_rate"] == pytest.approx(expected) and rate["partly_right"] <= 1
+
+
+def test_a_clue_in_place_is_frozen_where_it_is_given():
+    run = random_run(82)
+    canvas = _canvas(run, [Puzzle(CLUE, ANSWER)] * 2, in_place=True)
+    assert canvas.length == 82 and not canvas.frozen_BL[:, -1].any()
+    assert [chr(token) for token in canvas.tokens_BL[0][canvas.frozen_BL[0]]] == [cell for cell in CLUE if cell != "0"]
+    settings = SampleSettings(steps=2, order="confidence", temperature=0.0, never=never_sampled(run.parts.tokenizer))
+    found = solve(run, [Puzzle(CLUE, ANSWER)], settings, in_place=True)
+    assert found.solved == (False,)
+    assert all(made == given for made, given in zip(found.answers[0], CLUE, strict=False) if given != "0")
+
+
+def test_a_masked_run_answers_after_the_clue(masked_run):
+    run, puzzles = masked_run, make_countdown(3, numbers=2)
+    settings = SampleSettings(steps=2, order="confidence", temperature=0.0, never=never_sampled(run.parts.tokenizer))
+    found = solve(run, puzzles, settings, batch=2)
+    assert found.calls == 2 and len(found.solved) == 3 and not any(found.solved)
+    with pytest.raises(InputError, match="have no cells"):
+        solve(run, puzzles, settings, in_place=True)
+
+
+def test_what_does_not_fit_is_told(learned, tmp_path, capsys):
+    four = tmp_path / "four.txt"
+    assert main(["puzzles", "--kind", "countdown", "--numbers", "4", "--count", "2", "--output", str(four)]) == 0
+    capsys.readouterr()
+    work = ["solve", "--workdir", learned / "run", "--input"]
+    assert "a puzzle takes 56 tokens" in refused(capsys, *work, four)
+    assert "cannot be read" in refused(capsys, *work, tmp_path / "none")
+    assert "give --input FILE.csv" in refused(capsys, "puzzles", "--kind", "sudoku", "--output", tmp_path / "s.txt")
+    assert "made, not read" in refused(capsys, "puzzles", "--kind", "countdown", "--givens", "3", "--output", tmp_path / "s.txt")
+    (tmp_path / "t.csv").write_bytes(b"\xff\xfe")
+    sudoku = ["puzzles", "--kind", "sudoku", "--input", tmp_path / "t.csv", "--output", tmp_path / "s.txt"]
+    assert "cannot be read as a table" in refused(capsys, *sudoku)
+    (tmp_path / "t.csv").write_text(f"puzzle,solution\n{CLUE},{ANSWER}\n")
+    assert main([str(flag) for flag in [*sudoku, "--givens", "70", "--answers-only"]]) == 0
+    assert (tmp_path / "s.txt").read_text() == ANSWER + "\n"

@@ -178,6 +178,15 @@ def _load_hf(facts: Facts) -> str:
     )
 
 
+def _load_encoder(facts: Facts) -> str:
+    return (
+        "## Loading\n\n**transformers >= 5.2** (older versions run these weights with causal attention).\n\n"
+        "```python\nfrom sentence_transformers import SentenceTransformer\n"
+        'vectors = SentenceTransformer(".").encode(["a text", "another"])  # the mean of the final hidden states, not normalised\n```\n\n'
+        "Nothing was trained to make these vectors alike for like texts; they are what the denoiser knows of a clean text."
+    )
+
+
 def _load_sdar(facts: Facts) -> str:
     size = facts.model.block_size
     return (
@@ -200,7 +209,7 @@ def _load_llada(facts: Facts) -> str:
 
 
 # A view has a row here and one in `views.VIEWS`.
-LOADING: dict[str, Callable[[Facts], str]] = {"hf": _load_hf, "sdar": _load_sdar, "llada": _load_llada}
+LOADING: dict[str, Callable[[Facts], str]] = {"hf": _load_hf, "encoder": _load_encoder, "sdar": _load_sdar, "llada": _load_llada}
 
 
 def _tolerance(facts: Facts) -> str:

@@ -210,6 +210,7 @@ def _write_texts(stage: pathlib.Path, view: View, model: Exported, rows: Rows, c
     texts = {"config.json": config, "generation_config.json": generation, "parity.json": found}
     texts = {name: json.dumps(content, indent=None if name == "parity.json" else 2) + "\n" for name, content in texts.items()}
     for name, text in {**texts, **view.files(model, rows)}.items():
+        (stage / name).parent.mkdir(exist_ok=True)
         write_atomically(stage / name, text)
     if rows.moved:
         return write_tokenizer(model.tokenizer, stage, model.length, rows.mask_id)

@@ -6,6 +6,7 @@ which view can: a file that loads and computes something else is worse than none
     hf      transformers >= 5.2 as it is: qwen3, qwen2 or llama with `is_causal: false`; autoregressive models with `is_causal: true`
     sdar    SGLang, LMDeploy: block-diffusion models only, mask at id 151669
     llada   dInfer, Fast-dLLM, llama.cpp: OLMo's names, fully bidirectional models without q/k-norm
+    encoder sentence-transformers: the files of `hf` of a fully bidirectional model, the mean of the final hidden states as a text's vector
 
 Shapes: V ids of the model, R rows of the exported embedding and head.
 """
@@ -21,6 +22,7 @@ from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.models import ModelSpec
+from dlmjax.quality.hidden import encoder_files
 from dlmjax.sampling import never_sampled
 
 SDAR_MASK = 151_669  # written into SGLang for every SDAR model
@@ -157,6 +159,10 @@ def _refuse_hf(model: Exported) -> str:
     if name == "qwen2" and spec.width != spec.heads * spec.head_dim:
         return f"transformers' Qwen2 wants heads x head_dim ({spec.heads} x {spec.head_dim}) to be the width ({spec.width})"
     return ""
+
+
+def _refuse_encoder(model: Exported) -> str:
+    return _refuse_hf(model) or ("" if model.attention == "full" else f"its attention is {model.attention}, and encoders let every token see all")
 
 
 def _refuse_sdar(model: Exported) -> str:
@@ -356,6 +362,10 @@ def _files_hf(model: Exported, rows: Rows) -> dict[str, str]:
     return {"load_dlm.py": _shipped("load_dlm.py")}
 
 
+def _files_encoder(model: Exported, rows: Rows) -> dict[str, str]:
+    return _files_hf(model, rows) | encoder_files(model.spec.width, model.length)
+
+
 def _files_sdar(model: Exported, rows: Rows) -> dict[str, str]:
     sglang = f"# --dllm-algorithm LowConfidence --dllm-algorithm-config sglang.yaml\nblock_size: {model.block_size}\nthreshold: 0.95\n"
     return {"load_dlm.py": _shipped("load_dlm.py"), "configuration_sdar.py": _shipped("configuration_sdar.py"), "sglang.yaml": sglang}
@@ -376,6 +386,15 @@ VIEWS: dict[str, View] = {
             config=_config_hf,
             rows=_rows_as_trained,
             files=_files_hf,
+        ),
+        View(
+            name="encoder",
+            readers="sentence-transformers, on transformers >= 5.2",
+            refuse=_refuse_encoder,
+            layout=lambda model: _family(model.spec, *HF),
+            config=_config_hf,
+            rows=_rows_as_trained,
+            files=_files_encoder,
         ),
         View(
             name="sdar",

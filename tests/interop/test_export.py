@@ -345,3 +345,28 @@ def test_raw_and_averaged_weights_are_two_exports(tmp_path):
     found = export(workdir=str(tmp_path / "run"), output=str(tmp_path / "raw"), weights="ema")
     assert found["config"]["dlm"]["weights"] == "raw"
     assert not Reader(tmp_path / "raw").read("lm_head.weight").any()
+
+
+def test_an_encoder_gives_the_vectors_of_embed(tmp_path):
+    """Opened by sentence-transformers where it is installed, else pooled by hand over what transformers gives."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    workdir, *_ = random_run(tmp_path / "run")
+    export(workdir=str(workdir), view="encoder", output=str(tmp_path / "out"), dtype="float32")
+    texts = ["a text", "another one"]
+    ours, _ = embed_texts(open_run(str(workdir)), texts)
+    if importlib.util.find_spec("sentence_transformers"):
+        from sentence_transformers import SentenceTransformer
+
+        theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
+    else:
+        model = transformers.AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+        with torch.no_grad():
+            states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state for text in texts]
+        theirs = np.stack([state[0].mean(0).numpy() for state in states])
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    modules = json.loads((tmp_path / "out" / "modules.json").read_text())
+    assert json.loads((tmp_path / "out" / modules[1]["path"] / "config.json").read_text())["pooling_mode_mean_tokens"]
+    workdir, *_ = random_run(tmp_path / "blocks", process__name="blocks(size=4)")
+    with pytest.raises(InputError, match="block-causal.*hf"):
+        export(workdir=str(workdir), view="encoder", output=str(tmp_path / "refused"))

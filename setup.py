@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "dlmjax" / "__init__.py"
 README = HERE / "README.md"
 
 INTEROP = ["torch>=2.8", "transformers>=5.2", "safetensors>=0.5"]
+HARNESS = ["lm_eval>=0.4.9"]
 SCALING = ["matplotlib>=3.9"]
 # MAUVE's own library, with its faiss and scikit-learn; without it `dlmjax quality` leaves that one number out.
 QUALITY = ["mauve-text>=0.4", *SCALING]
@@ -60,6 +61,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
         "interop": INTEROP,
+        "harness": HARNESS,
         "scaling": SCALING,
         "quality": QUALITY,
         "beam": BEAM,

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
         ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
         *quality.commands(_add_run),
+        ("lm-eval", "tasks of lm-eval-harness on a run: multiple choice, last words, rolling likelihoods, generated answers", _add_lm_eval),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -252,6 +253,25 @@ def _add_export(command):
     add("--overwrite", action="store_true", help="replace an earlier export in --output")
 
 
+def _add_lm_eval(command):
+    _add_run(command)
+    add = command.add_argument
+    add("--tasks", nargs="+", required=True, metavar="TASK", help="names of tasks or groups, such as blimp or lambada_openai,gsm8k")
+    add("--include-path", metavar="DIR", help="folder of further task files (.yaml)")
+    add("--limit", type=int, metavar="N", help="the first N documents of each task only (for trying out)")
+    add("--num-fewshot", type=int, metavar="N", help="solved examples before each question, where the task leaves it open")
+    add("--draws", type=int, default=128, help="passes of the network for each likelihood that is a bound")
+    add("--nodes", type=int, default=8, help="noise levels among them, for processes that are no masks")
+    add("--batch", type=int, default=8, help="rows of the training length at a time; does not change likelihoods")
+    add("--overlap", type=int, default=1, metavar="N", help="context, in tokens, of the later windows of texts longer than a row")
+    add("--max-gen-toks", type=int, default=256, metavar="N", help="tokens of generated text, where the task does not say")
+    add("--block", type=int, default=32, metavar="N", help="tokens of a block of generated text (masked processes)")
+    add("--tokens-per-step", type=int, default=1, metavar="N", help="generated tokens that each network call shows")
+    add("--seed", type=int, default=0, help="of masks, drawn text and chosen examples")
+    add("--offline", action="store_true", help="ask no server for data: tasks of local files, or of what is in the cache")
+    add("--output", metavar="DIR", help="write results.json, the samples and every likelihood with its standard error here")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -399,6 +419,12 @@ def _export(arguments, _):
     export(**_values(arguments))
 
 
+def _lm_eval(arguments, _):
+    from dlmjax.harness.command import lm_eval
+
+    lm_eval(**_values(arguments))
+
+
 def _values(arguments) -> dict:
     return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv")}
 
@@ -412,6 +438,7 @@ _COMMANDS = {
     "sample": _sample,
     "import": _import,
     "export": _export,
+    "lm-eval": _lm_eval,
 }
 _COMMANDS |= dict.fromkeys(("quality", "puzzles", "solve", "embed", "activations"), quality.run)
 

@@ -1,6 +1,7 @@
 """The command line: complete help at once, one clear line on bad input, and the files that others build on."""
 
 import html.parser
+import importlib.util
 import json
 import pathlib
 import re
@@ -16,7 +17,7 @@ from dlmjax.diffusion.registry import parse_call
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import", "export")
-COMMANDS += ("quality", "puzzles", "solve", "embed", "activations")
+COMMANDS += ("quality", "puzzles", "solve", "embed", "activations", "lm-eval")
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +181,8 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
     assert "Gaussian noise" in refused(capsys, "sample", "--workdir", run, "--method", "ddim")
     assert "did you mean 'remask'" in refused(capsys, "sample", "--workdir", run, "--method", "remsk")
     assert "all tokens at once" in refused(capsys, "sample", "--workdir", run, "--stop")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed: tests/test_harness.py runs the command")
+def test_a_command_without_its_package_says_what_to_install(capsys):
+    assert "pip install 'dlmjax[harness]'" in refused(capsys, "lm-eval", "--workdir", "anywhere", "--tasks", "blimp")

@@ -96,7 +96,7 @@ class Evaluator:
             self.process = count_form(self.process)
         self.rule, self.nodes, self.draws = ("exact", 1, 1) if self.exact else (rule, nodes, draws)
         self.self_condition = self_condition
-        self.levels = _levels(self.rule, self.nodes, self.process.grid_power)
+        self.levels = quadrature(self.rule, self.nodes, self.process.grid_power)
         self._put_batch = put_batch or jax.device_put
         self._node = jax.jit(self._node_nats)
         self._ends = jax.jit(self._boundary_nats)
@@ -330,7 +330,7 @@ class _WindowNats:
     length: int
 
 
-def _levels(rule: str, nodes: int, power: float) -> list[tuple[float, float, float]]:
+def quadrature(rule: str, nodes: int, power: float) -> list[tuple[float, float, float]]:
     """(low, width, weight) per node: t = low + width * u with u uniform. Gauss-Legendre nodes are those of t^(1/power)."""
     if rule == "exact":
         return [(0.5, 0.0, 1.0)]

@@ -162,7 +162,9 @@ def _refuse_hf(model: Exported) -> str:
 
 
 def _refuse_encoder(model: Exported) -> str:
-    return _refuse_hf(model) or ("" if model.attention == "full" else f"its attention is {model.attention}, and encoders let every token see all")
+    return _refuse_hf(model) or (
+        "" if model.attention == "full" else f"its attention is {model.attention}, and encoders let every token see all"
+    )
 
 
 def _refuse_sdar(model: Exported) -> str:

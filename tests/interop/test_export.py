@@ -1,5 +1,6 @@
 """Exports as their readers see them: transformers' own classes, an independent LLaDA, our importer; and what happens when it goes wrong."""
 
+import importlib.util
 import json
 import shutil
 
@@ -15,6 +16,8 @@ from dlmjax.interop.importer import import_checkpoint
 from dlmjax.interop.safetensors import INDEX, SINGLE, Reader
 from dlmjax.interop.views import SDAR_MASK, Rows
 from dlmjax.models import BlockCausal
+from dlmjax.quality.hidden import embed_texts
+from dlmjax.run import open_run
 from dlmjax.training import Checkpoints
 from tests.interop.runs import LENGTH, lively, our_logits, parts_of, random_run, save_run, shipped
 
@@ -349,7 +352,6 @@ def test_raw_and_averaged_weights_are_two_exports(tmp_path):
 
 def test_an_encoder_gives_the_vectors_of_embed(tmp_path):
     """Opened by sentence-transformers where it is installed, else pooled by hand over what transformers gives."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     workdir, *_ = random_run(tmp_path / "run")
     export(workdir=str(workdir), view="encoder", output=str(tmp_path / "out"), dtype="float32")
     texts = ["a text", "another one"]

@@ -1,0 +1,249 @@
+"""A dlmjax run as a model of lm-eval-harness (0.4.9 and later): loglikelihood, loglikelihood_rolling, generate_until.
+
+What each answer is stands in docs/lm_eval.md.  In short: log-likelihoods are those of `evaluation.conditional` (exact for causal
+processes and blocks of one token, a lower bound for others), a context is given clean, an empty context is empty: no token is put before
+it that training did not put there.  is_greedy is what decoding without chance would write; see `ConditionalScorer.greedy`.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from dlmjax.errors import InputError
+from dlmjax.evaluation.conditional import ConditionalScorer, Request, Score, split
+from dlmjax.harness.generate import Decoding, Generator
+from dlmjax.run import Run, open_run
+
+LOG = logging.getLogger(__name__)
+# What tasks may say of decoding without an effect here.
+_SILENT = {"do_sample"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What the adapter needs of a run.  network: on one device, with `bind` and `spec`; bind: the same, placed on the devices of `params`.
+    length: tokens of the longest row.  name: what stands for it in results."""
+
+    process: Any
+    network: Any
+    bind: Callable[..., Any]
+    params: Any
+    tokenizer: Any
+    length: int
+    name: str
+    put_batch: Callable[[dict], dict] | None = None
+    ways: int = 1
+
+    @classmethod
+    def of_run(cls, run: Run, name: str) -> "Model":
+        """An opened run."""
+        parts = run.parts
+        # Rows have many widths, and the fused kernels want multiples of 128.
+        dense = dataclasses.replace(parts.network.execution, attention="dense")
+        network, alone = (dataclasses.replace(network, execution=dense) for network in (parts.network, parts.unpartitioned))
+        places = {"put_batch": parts.partition.put_batch, "ways": parts.partition.ways("batch")}
+        return cls(parts.process, alone, network.bind, run.params, parts.tokenizer, parts.config.data.length, name, **places)
+
+
+class Adapter(LM):
+    """lm-eval's view of a `Model`.
+
+    draws, nodes: of the likelihoods, see `ConditionalScorer`.  batch: rows of the training length at a time, and prompts.
+    overlap: context of each later window of a text that is longer than a row.  block, tokens_per_step, max_gen_toks: of generated text,
+      where the task does not say; see `Decoding`.  seed: of masks and of drawn text.
+
+    records: one dict for each scored request, with its standard error; filled as requests are answered.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        draws: int = 128,
+        nodes: int = 8,
+        batch: int = 8,
+        overlap: int = 1,
+        block: int = 32,
+        tokens_per_step: int = 1,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+    ):
+        super().__init__()
+        # lm-eval computes its bootstrap in forks of this process, and a fork of a process in which jax runs may hang.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        self.model, self.overlap, self.records = model, overlap, []
+        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step)
+        self.scorer = ConditionalScorer(
+            model.process,
+            model.bind,
+            longest=model.length,
+            draws=draws,
+            nodes=nodes,
+            seed=seed,
+            tokens=batch * model.length,
+            put_batch=model.put_batch,
+            ways=model.ways,
+            self_condition=model.network.spec.self_condition,
+        )
+        self.generator = Generator(model.process, model.network, model.tokenizer, longest=model.length, batch=batch, seed=seed)
+
+    # --- lm-eval's interface ------------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation in nats, is_greedy) of each (context, continuation)."""
+        pairs = self._encode([request.args for request in requests])
+        scored = self._score(requests, pairs, not disable_tqdm, greedy=True)
+        for request, record in zip(requests, scored, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, (record["log_likelihood"], record["is_greedy"]))
+        return [(record["log_likelihood"], record["is_greedy"]) for record in scored]
+
+    def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of each whole text, in windows where it is longer than a row; no end of document is added."""
+        texts = self.model.tokenizer.encode_many([request.args[0] for request in requests])
+        scored = self._score(requests, [(tokens[:0], tokens) for tokens in texts], not disable_tqdm, greedy=False)
+        for request, record in zip(requests, scored, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, record["log_likelihood"])
+        return [record["log_likelihood"] for record in scored]
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        """The text after each prompt, up to the end of document or the first of the task's stop strings, which is left out."""
+        del disable_tqdm
+        prompts = self.model.tokenizer.encode_many([request.args[0] for request in requests])
+        decodings = [self._decoding(request.args[1]) for request in requests]
+        texts: list[str] = [""] * len(requests)
+        for decoding in dict.fromkeys(decodings):
+            chosen = [i for i, own in enumerate(decodings) if own == decoding]
+            for i, text in zip(chosen, self.generator(self.model.params, [prompts[i] for i in chosen], decoding), strict=True):
+                texts[i] = text
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in lm-eval's caches of requests."""
+        return f"{self.model.tokenizer.name}-{self.model.tokenizer.hash[:16]}"
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval adds to the config in its results: the protocol, and what it took."""
+        scorer, spent = self.scorer, self.scorer.spent
+        return {
+            "dlmjax": {
+                "run": self.model.name,
+                "process": self.model.process.name,
+                "likelihood": scorer.form,
+                "draws": scorer.draws,
+                "nodes": scorer.nodes if scorer.form == "integrated" else None,
+                "seed": scorer.seed,
+                "row_tokens": self.model.length,
+                "overlap": self.overlap,
+                "passes": spent.passes,
+                "tokens": spent.tokens,
+                "padding": spent.padding,
+                "shapes": len(spent.shapes),
+                "scoring_seconds": spent.seconds,
+            }
+        }
+
+    # --- scoring ----------------------------------------------------------------------------------------------------------------
+
+    def _encode(self, pairs: list[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of contexts and continuations: the whole is encoded and cut where the context alone ends; spaces that end a context
+        go to the continuation (lm-eval's rule for causal models)."""
+        moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in pairs]
+        contexts = self.model.tokenizer.encode_many([context for context, _ in moved])
+        wholes = self.model.tokenizer.encode_many([context + continuation for context, continuation in moved])
+        return [(whole[: len(context)], whole[len(context) :]) for context, whole in zip(contexts, wholes, strict=True)]
+
+    def _score(self, requests: list, pairs: list, progress: bool, greedy: bool) -> list[dict]:
+        """A record for each request; its pieces, where it is longer than a row, add up."""
+        pieces: list[Request] = []
+        owners: list[int] = []
+        for i, (request, (context, continuation)) in enumerate(zip(requests, pairs, strict=True)):
+            group = _number(request.task_name, request.doc_id, request.args[0])
+            for n, (before, part) in enumerate(split(context, continuation, self.model.length, self.overlap)):
+                pieces.append(Request(before, part, (group + n) % 2**63))
+                owners.append(i)
+        scores = self.scorer(self.model.params, pieces, progress=progress)
+        right = self.scorer.greedy(self.model.params, pieces) if greedy else [False] * len(pieces)
+        parts: list[list[tuple[Score, bool]]] = [[] for _ in requests]
+        for owner, score, is_greedy in zip(owners, scores, right, strict=True):
+            parts[owner].append((score, is_greedy))
+        records = [
+            {
+                "task": request.task_name,
+                "doc_id": request.doc_id,
+                "index": request.idx,
+                "kind": request.request_type,
+                "log_likelihood": sum(score.log_likelihood for score, _ in own),
+                "stderr": math.sqrt(sum(score.stderr**2 for score, _ in own)),
+                "tokens": sum(score.tokens for score, _ in own),
+                "passes": sum(score.passes for score, _ in own),
+                "is_greedy": all(is_greedy for _, is_greedy in own) if greedy else None,
+            }
+            for request, own in zip(requests, parts, strict=True)
+        ]
+        self.records += records
+        return records
+
+    def _decoding(self, given: dict) -> Decoding:
+        """The decoding that a task asks for; of what it asks in vain, the log tells once."""
+        given = dict(given)
+        until = given.pop("until", None) or ()
+        changes: dict[str, Any] = {"until": (until,) if isinstance(until, str) else tuple(until)}
+        for alias in ("max_completion_tokens", "max_tokens", "max_new_tokens", "max_gen_toks"):
+            if alias in given:
+                changes["length"] = int(given.pop(alias))
+        for name, kind in (("temperature", float), ("top_p", float), ("block", int), ("tokens_per_step", int)):
+            if name in given:
+                changes[name] = kind(given.pop(name))
+        if given.get("do_sample") is False:
+            changes["temperature"] = 0.0
+        elif given.get("do_sample"):
+            changes.setdefault("temperature", 1.0)
+        ignored = sorted(given.keys() - _SILENT)
+        if ignored:
+            LOG.warning("generation settings without a meaning here are left out: %s", ", ".join(ignored))
+        return dataclasses.replace(self.decoding, **changes)
+
+
+@register_model("dlmjax")
+class DlmJax(Adapter):
+    """The model `dlmjax` of lm-eval: `--model_args workdir=DIR,draws=128,...`; see `Adapter` for the other values.
+
+    weights: "ema" or "raw".  step: the checkpoint; default: the newest.  batch_size: lm-eval's own flag, for `batch`.
+    device, max_batch_size: lm-eval gives them unasked ("cuda:0") and they are left out: jax chooses the devices.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        weights: str = "ema",
+        step: int | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **options: Any,
+    ):
+        del max_batch_size, device
+        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "max_gen_toks", "seed")
+        if unknown := sorted(options.keys() - set(known)):
+            raise InputError(f"model_args has no value {', '.join(unknown)}; there are workdir, weights, step, {', '.join(known)}")
+        if batch_size is not None and str(batch_size).isdigit():
+            options.setdefault("batch", int(batch_size))
+        run = open_run(str(workdir), weights=weights, step=step)
+        super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)
+
+
+def _number(task: str | None, document: int | None, context: str) -> int:
+    """A number for the question that a request belongs to: its choices share their noise; without a question, the context."""
+    name = f"{task}\0{document}" if task is not None else f"\0{context}"
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest(), "little") >> 1

@@ -20,6 +20,7 @@ import pathlib
 import statistics
 
 from dlmjax import config as config_lib
+from dlmjax.commands import sample
 from dlmjax.data import Corpus
 from dlmjax.evaluate import evaluate
 from dlmjax.evaluation.ngram import entropy_marks
@@ -80,7 +81,7 @@ def run(name: str, args, budget: float) -> dict:
         return json.loads(result_file.read_text())
     train(config, str(workdir))
     found = evaluate(workdir=str(workdir), data=args.data, split=args.split, windows=args.windows)
-    made = commands.sample(workdir=str(workdir), count=SAMPLES, steps=SAMPLE_STEPS, length=config.data.length)
+    made = sample(workdir=str(workdir), count=SAMPLES, steps=SAMPLE_STEPS, length=config.data.length)
     row = {
         "family": name,
         "config": f"configs/{FAMILIES[name][0]}.py:tiny",

@@ -318,11 +318,11 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
     Raises:
       InputError: not a workdir, no whole checkpoint.
     """
-    parts = open_parts(workdir)
+    parts, root = open_parts(workdir), pathlib.Path(workdir)
     weights = kept(parts, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: parts.abstract_state()[name]}
-    with Checkpoints(pathlib.Path(workdir) / "checkpoints") as checkpoints:
+    with Checkpoints(root / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(asked, step)
     return Run(parts, state[name], meta["step"], weights, root)
 

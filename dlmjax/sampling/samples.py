@@ -73,9 +73,10 @@ class Samples:
 
 def unigram_entropy(tokens_BL: np.ndarray, counted_BL: np.ndarray) -> np.ndarray:
     """Entropy of each row's token frequencies, in nats per token, over the counted positions; 0 where none is counted.  -> [B]"""
-    entropies = []
-    for tokens_L, counted_L in zip(tokens_BL, counted_BL, strict=True):
-        counts = np.unique(tokens_L[counted_L], return_counts=True)[1]
-        share = counts / max(counts.sum(), 1)
-        entropies.append(-float(np.sum(share * np.log(share))))
-    return np.asarray(entropies) + 0.0
+    row_N = np.nonzero(counted_BL)[0]
+    pair_N = row_N * (int(tokens_BL.max(initial=0)) + 1) + tokens_BL[counted_BL]
+    # -sum p log p = log n - mean over tokens of log(occurrences of this token in its row)
+    _, which_N, counts = np.unique(pair_N, return_inverse=True, return_counts=True)
+    sums_B = np.bincount(row_N, weights=np.log(counts[which_N]), minlength=len(tokens_BL))
+    size_B = np.maximum(counted_BL.sum(axis=1), 1)
+    return np.maximum(np.log(size_B) - sums_B / size_B, 0.0)

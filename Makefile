@@ -49,4 +49,4 @@ $(VENV)/installed-%: $(VENV)/bin/python setup.py requirements.lock
 	@touch $@ $(VENV)/installed-core
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .jax_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -26,7 +26,7 @@ lint: $(VENV)/installed-$(EXTRAS)
 	$(BIN)/lint-imports
 
 tests: $(VENV)/installed-$(EXTRAS)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not nightly"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not nightly"
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .

@@ -26,7 +26,7 @@ lint: $(VENV)/installed-$(EXTRAS)
 	$(BIN)/lint-imports
 
 tests: $(VENV)/installed-$(EXTRAS)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not nightly"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not nightly"
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .
@@ -49,4 +49,4 @@ $(VENV)/installed-%: $(VENV)/bin/python setup.py requirements.lock
 	@touch $@ $(VENV)/installed-core
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .jax_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

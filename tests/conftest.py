@@ -2,16 +2,11 @@
 
 import json
 import os
-import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Tests compile much and compute little: without XLA's back-end optimisations the suite takes about half the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Half of the time is compiling: programs are shared between workers, with the processes that tests start, and with the next call.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).resolve().parents[1] / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jaxtyping import install_import_hook
 

@@ -51,7 +51,7 @@ def loss_and_gradient(parts, params):
 
 
 # One family for each thing that a mesh could break: two streams, sums over classes, vectors with what is learned and hints.
-KINDS = ("blocks", "hybrid", "plaid")
+KINDS = ("blocks", "hybrid")
 EVERY = [pytest.param(name, marks=[] if name in KINDS else pytest.mark.nightly) for name in FAMILIES]
 
 

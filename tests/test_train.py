@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -23,6 +24,7 @@ from dlmjax.train import train
 from dlmjax.training import TIMING, read
 
 STEPS = 12
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"dlmjax-test-cache-{os.getuid()}-{jax.__version__}"
 
 
 def tiny_config(corpus, **changes):
@@ -53,7 +55,8 @@ def command(workdir, file, *flags):
 
 def environment(devices=1):
     here = pathlib.Path(__file__).parents[1]
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(here)}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # one compilation for all children
+    return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(here)}
 
 
 def lines(workdir, kind=None):

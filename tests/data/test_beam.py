@@ -383,6 +383,7 @@ def test_the_command_with_beam(inputs, tmp_path, run_command):
     assert contents(tmp_path / "b") == contents(tmp_path / "l")
 
 
+@pytest.mark.nightly  # the same lines as of the items run in threads, above
 def test_mistakes_under_beam_are_one_line(inputs, tmp_path, run_command):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     for words, message in [

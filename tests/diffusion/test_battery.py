@@ -51,7 +51,7 @@ def test_case_is_a_process(case):
 
 
 @every_case
-@pytest.mark.parametrize("law", [LAW2, LAW3], ids=["2 tokens", "3 tokens"])
+@pytest.mark.parametrize("law", [pytest.param(LAW2, id="2 tokens"), pytest.param(LAW3, id="3 tokens", marks=pytest.mark.nightly)])
 def test_bound_is_tight(case, law):
     """With the exact denoiser the whole NELBO is the entropy, but for what the ends get wrong, which is enumerated too."""
     if case.light and law is LAW3:

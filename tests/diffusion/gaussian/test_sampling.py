@@ -78,14 +78,17 @@ METHODS = {
 CHANCE = 0.016
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in ("ddpm", "heun") else pytest.mark.nightly) for name in METHODS])
 def test_total_variation_falls_to_chance_as_steps_grow(method):
     process = CASES["embedding_flow"]()
     few, many = _distance(process, 3, **METHODS[method]), _distance(process, 128, **METHODS[method])
     assert many < CHANCE < few
 
 
-@pytest.mark.parametrize("name", ["plaid", "cosine/v", "linear/eps", "diffusion_lm"])
+FURTHER = [pytest.param(name, marks=pytest.mark.nightly) for name in ("linear/eps", "diffusion_lm")]
+
+
+@pytest.mark.parametrize("name", ["plaid", "cosine/v", *FURTHER])
 def test_every_path_and_prediction_draws_the_law(name):
     assert _distance(CASES[name](), 96, method="heun") < CHANCE
 

@@ -68,7 +68,7 @@ def test_the_anchor_of_predicted_logits_is_their_cross_entropy():
         np.testing.assert_allclose(anchor, -log_p[jnp.arange(4), X], rtol=1e-9)
 
 
-@pytest.mark.parametrize("cls", [DiffusionLm, Sed, EmbeddingFlow])
+@pytest.mark.parametrize("cls", [Sed, *(pytest.param(cls, marks=pytest.mark.nightly) for cls in (DiffusionLm, EmbeddingFlow))])
 def test_the_published_loss_is_trained_and_the_bound_is_reported(cls):
     process = cls(VOCAB, MASK, dim=2)
     learned = process.init(jax.random.key(0))

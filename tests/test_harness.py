@@ -250,7 +250,10 @@ def untrained(name: str, length: int = 32, time_input: str = "none", vocab: str 
     return Model.of_run(Run(parts, params, 0, "raw"), name)
 
 
-@pytest.mark.parametrize(("name", "time_input"), [("autoregressive", "none"), ("blocks(size=8)", "none"), ("uniform", "adaln")])
+@pytest.mark.parametrize(
+    ("name", "time_input"),
+    [("autoregressive", "none"), pytest.param("blocks(size=8)", "none", marks=pytest.mark.nightly), ("uniform", "adaln")],
+)
 def test_every_kind_of_process_answers_every_kind_of_request(name, time_input, tasks):
     """Also: what is written without chance is greedy, and nothing else is."""
     adapter = Adapter(untrained(name, time_input=time_input), draws=8, nodes=4, batch=4, max_gen_toks=8)

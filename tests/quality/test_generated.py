@@ -114,6 +114,7 @@ def test_bad_calls_end_in_one_line(masked_workdir, causal_workdir, tmp_path, cap
         integers("0,4")
 
 
+@pytest.mark.nightly
 def test_the_grid_has_every_way_and_divides_rightly(masked_run, causal_run):
     """A clock that says one second a batch: tokens per second are then tokens."""
     ticks = iter(range(10_000))

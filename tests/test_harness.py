@@ -4,6 +4,7 @@ import itertools
 import json
 import lzma
 import os
+import pathlib
 import types
 
 import jax
@@ -247,7 +248,7 @@ def untrained(name: str, length: int = 32, time_input: str = "none", vocab: str 
     config = tiny_config("nowhere", data__length=length, process__name=name, model__time_input=time_input)
     parts = assemble(config, load_tokenizer(vocab), devices=jax.devices()[:1])
     params = parts.init(jax.random.key(1))
-    return Model.of_run(Run(parts, params, 0, "raw"), name)
+    return Model.of_run(Run(parts, params, 0, "raw", pathlib.Path()), name)
 
 
 @pytest.mark.parametrize(

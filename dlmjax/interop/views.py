@@ -106,7 +106,8 @@ def view_of(name: str, model: Exported) -> View:
     reason = VIEWS[name].refuse(model)
     if not reason:
         return VIEWS[name]
-    others = [f"--view {other}" for other, view in VIEWS.items() if not view.refuse(model)]
+    # An encoder makes no text: nobody who wants another view is helped by it.
+    others = [f"--view {other}" for other, view in VIEWS.items() if other != "encoder" and not view.refuse(model)]
     way_out = f"{' or '.join(others)} can hold it" if others else "no other view can either; sample and evaluate it with dlmjax"
     raise InputError(f"view {name} cannot hold this model: {reason}; {way_out}")
 

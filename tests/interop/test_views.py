@@ -34,7 +34,7 @@ LLAMA = {"model__family": "llama"}
         ("llada", {**LLAMA, **BLOCKS}, ["whole row", "block-causal", "--view hf can hold it"]),
         ("llada", {**LLAMA, "model__head_dim": 16}, ["4 x 16", "--view hf can hold it"]),
         ("llada", {**LLAMA, "model__rope_scaling": 2.0}, ["rope_scaling=2.0", "--view hf can hold it"]),
-        ("gguf", {}, ["unknown", "hf, sdar, llada"]),
+        ("gguf", {}, ["unknown", "hf, encoder, sdar, llada"]),
     ],
 )
 def test_a_model_that_a_view_cannot_hold_is_refused_with_the_view_that_can(view, changes, says):

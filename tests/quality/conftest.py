@@ -19,7 +19,7 @@ def random_run(length: int = 32, tokenizer: str = "bytes", scale: float = 1.0, *
     config.model.update(depth=2, width=16, heads=2, kv_heads=2, head_dim=8, ffn=16)
     config_lib.override(config, [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
     parts = assemble(config, load_tokenizer(tokenizer), devices=jax.devices()[:1])
-    return Run(parts, jax.tree.map(lambda leaf: leaf * scale, lively(parts.init(jax.random.key(0)))), 0, "raw")
+    return Run(parts, jax.tree.map(lambda leaf: leaf * scale, lively(parts.init(jax.random.key(0)))), 0, "raw", pathlib.Path())
 
 
 @pytest.fixture(scope="session")

@@ -325,8 +325,7 @@ def _plan(arguments, overrides):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from dlmjax.plan import plan
 
-    values = {name: value for name, value in _values(arguments).items() if name != "ignored"}
-    return plan(**values, overrides=tuple(overrides))
+    return plan(**_values(arguments), overrides=tuple(overrides))
 
 
 def _sample(arguments, _):
@@ -336,7 +335,7 @@ def _sample(arguments, _):
 
 
 def _values(arguments) -> dict:
-    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv")}
+    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv", "ignored")}
 
 
 _COMMANDS = {"prepare": _prepare, "train": _train, "evaluate": _evaluate, "interval": _interval, "plan": _plan, "sample": _sample}

@@ -7,7 +7,6 @@ compiled programs in the workdir, and the waits for checkpoints and for data as 
 """
 
 import argparse
-import json
 import pathlib
 import shutil
 import signal
@@ -16,13 +15,9 @@ import sys
 import time
 
 from dlmjax.training import read
+from dlmjax.training.goodput import FILE, read_lives
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def lives(workdir: pathlib.Path) -> list[dict]:
-    """The starts that the run tells of."""
-    return json.loads((workdir / "goodput.json").read_text())["starts"]
 
 
 def main():
@@ -54,12 +49,11 @@ def main():
     first.send_signal(signal.SIGTERM)
     if first.wait() or subprocess.run(command).returncode:
         raise SystemExit("the run failed; see above")
-    cold, warm = lives(workdir)
-    print(f"first step after {cold['seconds']['start']:.1f} s, with compiled programs {warm['seconds']['start']:.1f} s")
+    cold, warm = read_lives(workdir / FILE)
+    print(f"first step after {cold.seconds['start']:.1f} s, with compiled programs {warm.seconds['start']:.1f} s")
     for name, life in (("first", cold), ("second", warm)):
-        stepping = life["ended"] - life["began"] - sum(life["seconds"].values())
-        waits = ", ".join(f"{cause} {life['seconds'][cause] / stepping:.2%}" for cause in ("checkpoint", "data"))
-        print(f"{name} life: {life['last'] - life['first']} steps in {stepping:.1f} s; waits as shares of that: {waits}")
+        waits = ", ".join(f"{cause} {life.seconds[cause] / life.stepping:.2%}" for cause in ("checkpoint", "data"))
+        print(f"{name} life: {life.last - life.first} steps in {life.stepping:.1f} s; waits as shares of that: {waits}")
 
 
 def _reached(workdir: pathlib.Path, step: int) -> bool:

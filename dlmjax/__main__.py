@@ -397,8 +397,7 @@ def _plan(arguments, overrides):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from dlmjax.plan import plan
 
-    values = {name: value for name, value in _values(arguments).items() if name != "ignored"}
-    return plan(**values, overrides=tuple(overrides))
+    return plan(**_values(arguments), overrides=tuple(overrides))
 
 
 def _sample(arguments, _):
@@ -426,7 +425,7 @@ def _lm_eval(arguments, _):
 
 
 def _values(arguments) -> dict:
-    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv")}
+    return {name: value for name, value in vars(arguments).items() if name not in ("command", "debug", "argv", "ignored")}
 
 
 _COMMANDS = {

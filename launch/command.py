@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import math
 import pathlib
 import re
 import sys
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from dlmjax import config as config_lib
 from dlmjax.__main__ import train_flags
 from dlmjax.errors import InputError
+from dlmjax.mesh_sizes import fill_sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -33,11 +33,7 @@ class Train:
 
     def check_devices(self, devices: int) -> None:
         """Raises InputError where the config's mesh cannot be laid over so many devices."""
-        sizes = dict(self.config.mesh)
-        fixed = math.prod(size for size in sizes.values() if size != -1)
-        if devices % fixed or (-1 not in sizes.values() and fixed != devices):
-            named = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-            raise InputError(f"{named} does not divide {devices} devices; choose other sizes with --config.mesh.NAME=SIZE")
+        fill_sizes(dict(self.config.mesh), devices, f"{devices} devices")
 
 
 class Parser(argparse.ArgumentParser):

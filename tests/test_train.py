@@ -109,7 +109,7 @@ def test_the_second_call_says_that_it_is_done(whole):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("after", [1, 7])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.nightly), 7])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, after):
     """SIGKILL once the metrics tell of step `after`, at whatever the process is doing; then the same command again."""
     reference, file, _ = whole

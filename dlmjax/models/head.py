@@ -31,6 +31,11 @@ from dlmjax.models.layout import Layout, sum_to_shard, whole_on_device
 AUTOMATIC_LOGITS = 2**24
 
 
+def chunk_rows(chunk: int, vocab: int) -> int:
+    """Rows whose logits are alive at once: `chunk`, or by the size of the vocabulary when 0."""
+    return chunk or max(AUTOMATIC_LOGITS // vocab, 64)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadPlan:
     """What is static about the head: where the width axis of its weight is (0: [D, V], 1: [V, D], tied), chunk, multiplier, placement."""
@@ -49,7 +54,7 @@ class HeadPlan:
 
     def chunk_sizes(self, rows: int, vocab: int) -> tuple[int, ...]:
         """`chunk` (by the size of the vocabulary when 0), then an eighth of it for the remainder, so that little work is padding."""
-        size = min(rows, self.chunk or max(AUTOMATIC_LOGITS // vocab, 64))
+        size = min(rows, chunk_rows(self.chunk, vocab))
         return (size, size // 8) if size >= 256 else (size,)
 
 

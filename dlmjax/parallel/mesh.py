@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 
 from dlmjax.errors import InputError
+from dlmjax.mesh_sizes import fill_sizes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -23,20 +23,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1,
     Raises InputError when the sizes do not multiply to the number of devices, or `data` not to that of the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [data, fsdp, sequence, tensor]
-    named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-        raise InputError(f"mesh {named}: sizes are positive, and at most one is -1 (what the others leave over)")
-    fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if math.prod(sizes) != len(devices):
-        raise InputError(f"mesh {named} does not divide {len(devices)} devices; choose sizes whose product is {len(devices)}, or one -1")
+    asked = dict(zip(AXES, (data, fsdp, sequence, tensor), strict=True))
+    sizes = tuple(fill_sizes(asked, len(devices), f"{len(devices)} devices").values())
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     slices = len({slice_of(device) for device in devices})
     if slices == 1:
         # Unlike jax.make_mesh, an axis may take a part of a torus dimension: fsdp 64 of a slice of 4 x 4 x 8.
-        placed = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(placed, AXES, axis_types=auto)
     if sizes[0] % slices:
         raise InputError(f"mesh data={sizes[0]} is not a multiple of the {slices} slices of the devices; no other axis may cross them")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlmjax.models.attention import SPLASH_BLOCK
-from dlmjax.models.head import AUTOMATIC_LOGITS
+from dlmjax.models.head import chunk_rows
 from dlmjax.models.masks import Mask
 from dlmjax.models.spec import Execution, ModelSpec
 from dlmjax.parallel.collectives import Collective, group_of, merge
@@ -190,8 +190,7 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
     spec, layers = load.spec, load.passes * load.accumulation
     everywhere = (*RULES["batch"], *RULES["length"])
     for shape, axes in shapes:
-        stacked = shape[0] if axes and axes[0] == "layer" else 1
-        size = _used(shape, axes, mesh) / stacked
+        stacked, size = _used(shape, axes, mesh)
         stored = tuple(name for axis in axes if axis in GATHERED for name in RULES[axis])
         again = 2 if axes and axes[0] == "layer" else 1
         add("all-gather", stored, again * stacked * layers, size * load.item)
@@ -209,10 +208,11 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
     return merge(found)
 
 
-def _used(shape: tuple, axes: tuple, mesh: dict[str, int]) -> float:
-    """Numbers of a weight on one chip when it is used: storage axes gathered, tensor-parallel ones split."""
+def _used(shape: tuple, axes: tuple, mesh: dict[str, int]) -> tuple[int, float]:
+    """(layers in a stack, numbers of one of them on one chip when it is used: storage axes gathered, tensor-parallel ones split)."""
+    stacked = shape[0] if axes and axes[0] == "layer" else 1
     split = [mesh[name] for axis in axes if axis and axis not in GATHERED for name in RULES[axis]]
-    return float(np.prod(shape)) / float(np.prod(split, initial=1))
+    return stacked, float(np.prod(shape)) / float(np.prod(split, initial=1)) / stacked
 
 
 def seconds_of(collective: Collective, topology: Topology, places: np.ndarray) -> tuple[float, float]:
@@ -255,9 +255,8 @@ def gathered_bytes(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tupl
     way), the head gathered with its float32 gradient, a chunk of logits three times (scores, probabilities, their gradient)."""
     layer = head = 0.0
     for shape, axes in shapes:
-        stacked = shape[0] if axes and axes[0] == "layer" else 1
-        size = _used(shape, axes, mesh) / stacked
+        stacked, size = _used(shape, axes, mesh)
         layer += size if axes and axes[0] == "layer" else 0.0
         head = max(head, size if "vocab" in axes else 0.0)
-    chunk = load.execution.head_chunk or max(AUTOMATIC_LOGITS // load.spec.vocab, 64)
+    chunk = chunk_rows(load.execution.head_chunk, load.spec.vocab)
     return 2 * layer * load.item + head * (load.item + 4) + 3 * chunk * load.spec.vocab * 4

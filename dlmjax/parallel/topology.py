@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from dlmjax.errors import InputError
+from dlmjax.mesh_sizes import fill_sizes
 from dlmjax.parallel.mesh import slice_of
 
 
@@ -127,15 +128,7 @@ def fill_mesh(sizes: dict[str, int], topology: Topology) -> dict[str, int]:
 
     Raises InputError where the sizes do not multiply to the chips of the topology.
     """
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    filled = {name: topology.chips // fixed if size == -1 else size for name, size in sizes.items()}
-    if math.prod(filled.values()) != topology.chips:
-        named = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise InputError(
-            f"mesh {named} does not divide the {topology.chips} chips of {topology.name}; set --config.mesh.* so that the product is "
-            f"{topology.chips}, with one -1 for what is left over"
-        )
-    return filled
+    return fill_sizes(sizes, topology.chips, f"the {topology.chips} chips of {topology.name}")
 
 
 def describe(name: str, slices: int = 1) -> Topology:

@@ -53,7 +53,7 @@ class Goodput:
 
     def __init__(self, workdir: pathlib.Path, step: int, began: float):
         self._path = workdir / FILE if jax.process_index() == 0 else None
-        self._before = _read(self._path) if self._path else []
+        self._before = read_lives(self._path) if self._path else []
         self._life = Life(began, time.time(), step, step, dict.fromkeys(CAUSES, 0.0))
         self._written = 0.0
 
@@ -116,7 +116,7 @@ class Goodput:
         )
 
 
-def _read(path: pathlib.Path) -> list[Life]:
+def read_lives(path: pathlib.Path) -> list[Life]:
     """Earlier starts; an account that cannot be read is begun anew, since no result depends on it."""
     try:
         return [Life(**life) for life in json.loads(path.read_text(encoding="utf-8"))["starts"]]

@@ -229,6 +229,7 @@ def test_eight_billion_parameters_without_allocating():
     assert jax.eval_shape(forward, network.abstract(), tokens).shape == (2, 64, 126_464)
 
 
+@pytest.mark.nightly
 def test_runs_without_jit():
     """The debug recipe: every line can be stepped through."""
     network, data = build_network(tiny.spec(depth=1), Execution(scan=False)), jax.tree.map(jnp.asarray, tiny.batch(2, 8))

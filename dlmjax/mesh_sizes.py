@@ -1,0 +1,29 @@
+"""The sizes of a mesh's axes over a number of devices: one rule for the trainer, the plan and the launchers. Imports no jax."""
+
+import math
+from collections.abc import Mapping
+
+from dlmjax.errors import InputError
+
+
+def fill_sizes(sizes: Mapping[str, int], count: int, devices: str) -> dict[str, int]:
+    """The sizes with a -1 replaced by what the others leave over.
+
+    Args:
+      sizes: of the axes by name; at most one is -1.
+      count: devices that they must multiply to.
+      devices: what these are, for the message: "8 devices".
+
+    Raises:
+      InputError: a size that cannot be, or sizes that do not multiply to `count`.
+    """
+    named = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        raise InputError(f"mesh {named}: sizes are positive, and at most one is -1 (what the others leave over)")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    filled = {name: count // fixed if size == -1 else size for name, size in sizes.items()}
+    if math.prod(filled.values()) != count:
+        raise InputError(
+            f"mesh {named} does not divide {devices}; choose sizes whose product is {count}, or one -1 (--config.mesh.NAME=SIZE)"
+        )
+    return filled

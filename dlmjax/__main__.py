@@ -140,7 +140,7 @@ def _add_evaluate(command):
         metavar="N",
         help="new tokens of each further window, the rest is context that is given clean; default: all new",
     )
-    add("--remainder", choices=("keep", "drop", "truncate"), help="of what does not fill a window; default: keep, or the suite's")
+    add("--remainder", choices=("keep", "drop", "truncate", "tail"), help="of what does not fill a window; default: keep, or the suite's")
     add("--batch", type=int, default=32, help="windows at a time; does not change the result")
     add("--nodes", type=int, default=8, help="noise levels of the quadrature over t")
     add("--draws", type=int, default=1, help="corruptions per noise level; from 2 on the error is taken apart")

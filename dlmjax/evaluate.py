@@ -97,7 +97,7 @@ def evaluate(
     else:
         corpus = split_of(run, data, split or "valid")
         text = corpus_text(corpus, cut)
-    other = _other(against, against_step, run) if against else None
+    other = _other(against, against_step, weights, run) if against else None
     return _Evaluation(run, chosen, text, corpus, grid).go(other, per_document, breakdown, plot, json)
 
 
@@ -132,8 +132,9 @@ class _Evaluation:
         if other:
             second = _measure(other, _evaluator(other, self.grid), text, self.grid)
             difference = paired_difference(measured, second)
-            report["difference"] = {"against": str(other.workdir), "against_step": other.step, **difference.to_json()}
-            print(f"  against {other.workdir}, step {other.step}: {difference.summary()}", flush=True)
+            which = {"against": str(other.workdir), "against_step": other.step, "against_weights": other.weights}
+            report["difference"] = {**which, **difference.to_json()}
+            print(f"  against {other.workdir}, step {other.step}, {other.weights} weights: {difference.summary()}", flush=True)
         if tables or plot:
             found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
             report["breakdown"] = {**found, "frequency_counted_on": counted_on}
@@ -234,9 +235,9 @@ def _pairs(run: Run, suite: Suite, files: list[str], cut: Cut, grid: Grid, limit
     return found
 
 
-def _other(workdir: str, step: int | None, run: Run) -> Run:
+def _other(workdir: str, step: int | None, weights: str, run: Run) -> Run:
     """The run to compare with. Raises InputError where it reads text by another tokenizer."""
-    other = open_run(workdir, weights=run.weights, step=step)
+    other = open_run(workdir, weights=weights, step=step)
     ours, theirs = run.parts.tokenizer, other.parts.tokenizer
     if ours.hash != theirs.hash:
         raise InputError(

@@ -17,7 +17,7 @@ from dlmjax.evaluation.breakdown import ByDocument
 from dlmjax.evaluation.record import git_state, made_with
 from dlmjax.evaluation.suites import SUITES
 from dlmjax.evaluation.text import Cut, suite_text
-from dlmjax.run import assemble, claim_workdir
+from dlmjax.run import assemble, claim_workdir, open_run
 from dlmjax.training import Checkpoints
 from tests.models.tiny import lively
 from tests.test_train import tiny_config
@@ -134,6 +134,19 @@ def test_two_runs_under_the_same_noise(runs, small_corpus, tmp_path, capsys):
     assert difference["stderr_nats_per_token"] < difference["stderr_unpaired_nats_per_token"]
     assert (difference["windows"], difference["against"]) == (40, str(runs[1])) and "standard errors" in capsys.readouterr().out
     assert found["protocol"]["complete"] is False and other["protocol"]["text_hash"] == found["protocol"]["text_hash"]
+
+
+def test_each_run_has_the_weights_that_were_asked_for(runs, tmp_path):
+    """The first keeps no average and is read raw; the other has one, which is taken, though its raw weights are there too."""
+    averaged, params = tmp_path / "averaged", open_run(str(runs[1])).params
+    shutil.copytree(runs[1], averaged, ignore=shutil.ignore_patterns("checkpoints"))
+    with Checkpoints(averaged / "checkpoints") as checkpoints:
+        checkpoints.save(3, {"params": jax.tree.map(np.zeros_like, params), "ema": params}, {"step": 3})
+    config = json.loads((averaged / "config.json").read_text())
+    (averaged / "config.json").write_text(json.dumps(config | {"train.ema": 0.5}))
+    found = [evaluated(runs[0], tmp_path / "d.json", "--windows", 4, "--against", other) for other in (averaged, runs[1])]
+    assert [each["difference"]["against_weights"] for each in found] == ["ema", "raw"] and found[0]["weights"] == "raw"
+    assert found[0]["difference"]["nats_per_token"] == found[1]["difference"]["nats_per_token"]
 
 
 def test_runs_with_other_tokenizers_are_not_subtracted(runs, tmp_path, capsys):

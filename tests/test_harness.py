@@ -1,5 +1,6 @@
 """lm-eval-harness itself, offline, on dlmjax: equal to enumeration on a law that can be written out, and whole on real runs."""
 
+import dataclasses
 import itertools
 import json
 import lzma
@@ -241,6 +242,16 @@ def test_a_run_is_scored_as_its_network_says(workdir, adapter):
         bound += sum(log_p_LV[i, row_L[i]] for i in hidden) * 3 / len(hidden) / alike / 3
     assert log_p == pytest.approx(bound, abs=2e-4)
     assert adapter.records[-1]["passes"] == 7 and adapter.records[-1]["tokens"] == 3
+
+
+@pytest.mark.parametrize(("context", "continuation"), [("th", "e"), ("in", "to"), ("foo(", ")"), ("We", " know")])
+def test_a_token_over_the_boundary_hides_nothing_of_the_continuation(context, continuation):
+    """GPT-2's merges: the whole may be one token, whose context has none to cut off."""
+    tokenizer = load_tokenizer(f"gpt2:{shared_file('gpt2_bpe/vocab.json').parent}")
+    adapter = adapter_of(PROCESSES["masked"])
+    adapter.model = dataclasses.replace(adapter.model, tokenizer=tokenizer)
+    ((before, after),) = adapter._encode([(context, continuation)])
+    assert tokenizer.decode(before) + tokenizer.decode(after) == context + continuation and len(after)
 
 
 def untrained(name: str, length: int = 32, time_input: str = "none", vocab: str = "bytes") -> Model:

@@ -161,14 +161,19 @@ class MaskedCount(Masked):
     """Exactly k of a row's n tokens are masked, k uniform on 1..n; loss n/k x cross-entropy of the masked (RADD 2406.03736, k-form).
 
     In expectation it is the linear bound of a network without time input, with less variance: the mask rate is what was drawn.
-    The level of a row is k/n, made from any draw of t by `levels`; padding is not counted.
+    The level of a row is k/n, made from any draw of t by `levels`; padding is not counted. A network that is told the time and was trained
+    under another schedule, `trained`, is told the time at which that one masks the share k/n.
     """
 
+    trained: Schedule = Linear()
     schedule: Schedule = dataclasses.field(init=False, default=Linear())
     # The complement of k masks has n - k, which is never all n of them: half of the bound would be missing.
     complementary: bool = dataclasses.field(init=False, default=False)
 
     name = "masked_count"
+
+    def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        return self.trained.inverse(1 - t_BL)
 
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)

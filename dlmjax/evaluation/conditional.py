@@ -357,11 +357,15 @@ class ConditionalScorer:
         z_BL = jnp.where(batch["asked"], self.process.mask_id, x_BL)
         return z_BL if self.block is None else jnp.stack([z_BL, x_BL], axis=-1)
 
+    def _told(self, batch):
+        """The time that the network is told: where masks are counted, the one at which the schedule hides that share."""
+        return self.process.schedule.inverse(1 - batch["level"]) if self.form == "counted" else batch["level"]
+
     def _shown_nats(self, params, batch):
         def nats(logits, x, learned=()):
             return cross_entropy(logits, x, _barred(self.process))
 
-        return self._said(params, batch, nats, self._read(batch), batch["level"], batch["tokens"])
+        return self._said(params, batch, nats, self._read(batch), self._told(batch), batch["tokens"])
 
     def _sign(self, params, batch):
         """The highest probability of any token, negative where that is not the token of the text."""
@@ -371,7 +375,7 @@ class ConditionalScorer:
             best = jnp.max(p, axis=-1)
             return jnp.where(jnp.argmax(p, axis=-1) == x, best, -best)
 
-        return self._said(params, batch, signed, self._read(batch), batch["level"], batch["tokens"])
+        return self._said(params, batch, signed, self._read(batch), self._told(batch), batch["tokens"])
 
     def _noisy(self, params, batch, t_BL):
         """z at given levels, drawn from the request's numbers; a context of tokens is as it was."""

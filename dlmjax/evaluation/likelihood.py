@@ -297,7 +297,7 @@ def count_form(process: Process) -> MaskedCount:
     """
     if type(process) not in (Masked, Llada):
         raise InputError(f"the k-form (rule count) masks an exact number of tokens of a row; process {process.name} does not: use gauss")
-    return MaskedCount(process.vocab, process.mask_id, excluded=process.excluded)
+    return MaskedCount(process.vocab, process.mask_id, excluded=process.excluded, trained=process.schedule)
 
 
 def evaluate_nelbo(

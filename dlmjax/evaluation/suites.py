@@ -28,7 +28,7 @@ class Suite:
     packing: "stream": documents one after another, cut every `stride` tokens (attention never leaves a document); "alone": each document
       has windows of its own.
     remainder: of what does not fill a last window: "keep" scores it in a shorter one, "drop" leaves it out (of a stream), "truncate" scores
-      the first window of each document only (alone).
+      the first window of each document only, "tail" the last window (alone).
     words: what a perplexity per word divides by, counted before detokenising: "spaces" = pieces between white space, "spaces+lines" =
       one more for each line; "none" = not given.
     task: "likelihood"; "last_word" = the bound of the last word given the words before; "pairs" = how often the better of two
@@ -50,7 +50,7 @@ class Suite:
     eos: bool = True
     stride: int = 0
     packing: Literal["stream", "alone"] = "stream"
-    remainder: Literal["keep", "drop", "truncate"] = "keep"
+    remainder: Literal["keep", "drop", "truncate", "tail"] = "keep"
     words: Literal["none", "spaces", "spaces+lines"] = "none"
     task: Literal["likelihood", "last_word", "pairs"] = "likelihood"
     note: str = ""
@@ -60,7 +60,7 @@ class Suite:
             raise InputError(
                 f"suite {self.name}: window is {self.window}, stride {self.stride}; a window has at least 1 token, a stride no more than it"
             )
-        if self.remainder not in ("keep", {"stream": "drop", "alone": "truncate"}[self.packing]):
+        if self.remainder not in ("keep", *{"stream": ("drop",), "alone": ("truncate", "tail")}[self.packing]):
             raise InputError(f"suite {self.name}: remainder {self.remainder!r} does not go with packing {self.packing!r}")
         if self.detokeniser not in DETOKENISERS:
             raise InputError(f"suite {self.name}: there is no detokeniser {self.detokeniser!r}; there are {', '.join(DETOKENISERS)}")
@@ -181,8 +181,9 @@ SUITES: dict[str, Suite] = {
             split="test",
             documents="line",
             eos=False,
-            window=256,
+            window=1024,
             packing="alone",
+            remainder="tail",
             task="last_word",
             words="spaces",
             units=("word_perplexity", "perplexity"),

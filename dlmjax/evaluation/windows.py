@@ -133,6 +133,9 @@ def cut_windows(
 
 def _stretch(first: int, end: int, window: int, step: int, remainder: str) -> Iterator[tuple[int, int, int]]:
     """(begin, first scored, end) of the windows over tokens [first, end)."""
+    if remainder == "tail":
+        yield max(first, end - window), max(first, end - window), end
+        return
     scored, until = first, first + window
     while scored < end:
         if until > end and remainder == "drop":

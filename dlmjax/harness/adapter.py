@@ -157,11 +157,13 @@ class Adapter(LM):
 
     def _encode(self, pairs: list[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Token ids of contexts and continuations: the whole is encoded and cut where the context alone ends; spaces that end a context
-        go to the continuation (lm-eval's rule for causal models)."""
+        go to the continuation (lm-eval's rule for causal models). Where a token reaches over the boundary there is no such cut: a part
+        of the continuation would not be scored, or nothing of it. The two are then encoded apart."""
         moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in pairs]
         contexts = self.model.tokenizer.encode_many([context for context, _ in moved])
         wholes = self.model.tokenizer.encode_many([context + continuation for context, continuation in moved])
-        return [(whole[: len(context)], whole[len(context) :]) for context, whole in zip(contexts, wholes, strict=True)]
+        ends = self.model.tokenizer.encode_many([continuation for _, continuation in moved])
+        return [_cut(*encoded) for encoded in zip(contexts, wholes, ends, strict=True)]
 
     def _score(self, requests: list, pairs: list, progress: bool, greedy: bool) -> list[dict]:
         """A record for each request; its pieces, where it is longer than a row, add up."""
@@ -241,6 +243,12 @@ class DlmJax(Adapter):
             options.setdefault("batch", int(batch_size))
         run = open_run(str(workdir), weights=weights, step=step)
         super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)
+
+
+def _cut(context: np.ndarray, whole: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(context, continuation): the rest of the whole, or the continuation as it is encoded alone where a token reaches over the cut."""
+    clean = len(context) < len(whole) and np.array_equal(whole[: len(context)], context)
+    return context, whole[len(context) :] if clean else end
 
 
 def _number(task: str | None, document: int | None, context: str) -> int:

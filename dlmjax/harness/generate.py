@@ -117,7 +117,9 @@ class Generator:
         elif self.masked:
             yield from self._semi_autoregression(params, canvas, decoding, seed)
         else:
-            settings = SampleSettings(steps=max(decoding.length // decoding.tokens_per_step, 1), never=never_sampled(self.tokenizer))
+            settings = SampleSettings(
+                steps=max(decoding.length // decoding.tokens_per_step, 1), never=never_sampled(self.tokenizer, self.process.vocab)
+            )
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
     def _walk(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
@@ -151,7 +153,7 @@ class Generator:
             order=order,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            never=never_sampled(self.tokenizer),
+            never=never_sampled(self.tokenizer, self.process.vocab),
         )
 
     def _sampler(self, settings: SampleSettings) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from dlmjax.diffusion import oracle
 from dlmjax.diffusion.autoregressive import Autoregressive
 from dlmjax.diffusion.blocks import BlockMasked
-from dlmjax.diffusion.masked import Llada, MaskedCount
+from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.schedules import Cosine
 from dlmjax.diffusion.uniform import Uniform
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import ConditionalScorer, Request, draw_masks, row_width, split
+from dlmjax.evaluation.likelihood import Evaluator
 from dlmjax.sampling import Canvas, Sampler, SampleSettings
 from tests.diffusion.battery import TOKENS
 from tests.diffusion.cases import CASES
@@ -97,6 +100,32 @@ def test_the_form_is_that_of_the_orders_whatever_noise_was_trained(masked, proce
     requests = requests_of(LAW, 1, 3, every=20)
     scores = scorer_of(process(LAW.vocab, LAW.mask_id))(1.0, requests)
     assert [s.log_likelihood for s in scores] == [s.log_likelihood for s in masked(1.0, requests)]
+
+
+def test_a_network_is_told_the_time_of_its_own_schedule():
+    """A share k/n of masks is what a cosine schedule hides at the time that is told, in the conditional and in the windowed k-form."""
+    heard = []
+
+    def bind(params, segments_BL, positions_BL, attention):
+        def denoise(z, t_BL):
+            jax.debug.callback(lambda z, t: heard.append((np.array(z), np.array(t))), z, t_BL)
+            return jnp.zeros((*z.shape, LAW.vocab))
+
+        return Bound(denoise)
+
+    process = Masked(LAW.vocab, LAW.mask_id, Cosine())
+    text = np.zeros(4, np.int32)
+    ConditionalScorer(process, bind, longest=16, draws=8)(jnp.float32(1), [Request(text[:0], text)])
+    batch = {name: np.ones((1, 4), np.int32) for name in ("segments", "positions")}
+    batch |= {"tokens": text[None], "scored": np.ones((1, 4), bool), "row": np.zeros(1, np.int32)}
+    Evaluator(process, bind, nodes=4, rule="count").measure(jnp.float32(1), [batch])
+    jax.effects_barrier()
+    told = {
+        (int(k), round(float(t), 4)) for z_BL, t_BL in heard for k, t in zip((z_BL == LAW.mask_id).sum(1), t_BL.max(1), strict=True) if k
+    }
+    assert {k for k, _ in told} == {1, 2, 3, 4}
+    for k, t in told:
+        assert float(process.schedule.noise(t)) == pytest.approx(k / 4, abs=1e-3)
 
 
 @pytest.mark.parametrize("draws", [8, 16], ids=["strata of two draws", "strata of one k"])

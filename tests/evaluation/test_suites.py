@@ -17,6 +17,20 @@ BYTES = load_tokenizer("bytes")
 LINES = Suite(name="lines", corpus="lines", split="test", documents="line", units=("perplexity",), window=16, words="spaces+lines")
 
 
+def test_a_last_word_is_given_all_the_context_that_fits(tmp_path):
+    """Whatever the length of the passage: its window ends with the word, and is never cut in it."""
+    file = tmp_path / "passages.txt"
+    file.write_text("".join(f"{'so it was ' * n}again\n" for n in (1, 5, 6, 30)))
+    text = suite_text(SUITES["lambada_last"], [str(file)], BYTES, Cut(trained=32), None, None)
+    batches = list(text.windows.batches(4))
+    assert sum(int(batch["scored"].sum()) for batch in batches) == 4 * len(" again") and text.protocol["complete"]
+    for batch in batches:
+        for tokens_L, shown_L, scored_L in zip(batch["tokens"], batch["segments"] > 0, batch["scored"], strict=True):
+            if shown_L.any():
+                assert bytes(tokens_L[scored_L].astype(np.uint8)) == b" again" and scored_L[shown_L][-1]
+                assert shown_L.sum() == 32 or bytes(tokens_L[shown_L].astype(np.uint8)).startswith(b"so it was")
+
+
 def test_a_suite_says_all_of_its_protocol():
     for name, suite in SUITES.items():
         protocol = json.loads(json.dumps(suite.protocol()))

@@ -29,11 +29,13 @@ TOKENS = 5120  # of a step
 def lines(root: pathlib.Path, args) -> list[tuple[str, str, pathlib.Path, pathlib.Path, bool]]:
     """(task, process, training lines, test puzzles, in place) of everything that is trained; writes the files."""
     paths = {name: root / f"{name}.txt" for name in ("countdown_train", "countdown_test", "sudoku_train", "sudoku_test", "boards_train")}
-    if not paths["countdown_test"].exists():
+    both = [("countdown", process, paths["countdown_train"], paths["countdown_test"], False) for process in ("autoregressive", "masked")]
+    if not args.puzzles:
+        both = []
+    elif not paths["countdown_test"].exists():
         sizes = {"numbers": args.numbers, "largest": args.largest}
         commands.puzzles(kind="countdown", output=str(paths["countdown_train"]), count=args.puzzles, **sizes)
         commands.puzzles(kind="countdown", output=str(paths["countdown_test"]), count=args.count, split="test", **sizes)
-    both = [("countdown", process, paths["countdown_train"], paths["countdown_test"], False) for process in ("autoregressive", "masked")]
     if args.sudoku:
         for name, split, boards in (("boards_train", "train", True), ("sudoku_train", "train", False), ("sudoku_test", "test", False)):
             if not paths[name].exists():
@@ -98,7 +100,7 @@ def main():
     parser.add_argument("--runs", default="runs/puzzles")
     parser.add_argument("--numbers", type=int, default=3, help="of a Countdown puzzle")
     parser.add_argument("--largest", type=int, default=20, help="of these numbers")
-    parser.add_argument("--puzzles", type=int, default=50_000, help="Countdown puzzles to train on")
+    parser.add_argument("--puzzles", type=int, default=50_000, help="Countdown puzzles to train on; 0 = none")
     parser.add_argument("--sudoku", metavar="DIR", help="where train.csv.xz and test.csv.xz lie; without it only countdown is trained")
     parser.add_argument("--givens", type=int, default=60, help="cells of a Sudoku that are shown")
     parser.add_argument("--masked-steps", type=int, default=600, help="the budget: FLOPs of as many masked steps of 128 x 40 tokens")

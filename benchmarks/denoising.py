@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.run import Run, open_run
 from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, never_sampled, record, sampler_for
-from dlmjax.sampling.host import write_atomically
 
 COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
 

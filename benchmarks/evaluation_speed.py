@@ -23,9 +23,9 @@ import jax
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, TrainWindows
 from dlmjax.evaluation.text import Cut, corpus_text
+from dlmjax.files import write_atomically
 from dlmjax.parallel.host import keep_freed_memory
 from dlmjax.run import assemble, open_run, split_of
-from dlmjax.sampling.host import write_atomically
 from dlmjax.train import train_step_of
 from dlmjax.training import init_state
 

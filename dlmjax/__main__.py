@@ -245,7 +245,8 @@ def _add_import(command):
 def _add_export(command):
     _add_run(command)
     add = command.add_argument
-    add("--view", default="hf", metavar="VIEW", help="hf: transformers; sdar: SGLang, LMDeploy; llada: dInfer, Fast-dLLM, llama.cpp (hf)")
+    views = "hf: transformers; encoder: sentence-transformers; sdar: SGLang, LMDeploy; llada: dInfer, Fast-dLLM, llama.cpp (hf)"
+    add("--view", default="hf", metavar="VIEW", help=views)
     add("--output", required=True, metavar="DIR", help="a new directory for the files")
     add("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the weights in the files (bfloat16)")
     add("--shard-size", default="2GB", metavar="SIZE", help="of a file of weights, such as 500MB (2GB)")

@@ -1,7 +1,5 @@
 """`dlmjax interval` and `sample`: a run is opened, one function of a room below does the work, a person reads the result."""
 
-import json
-
 import jax
 import numpy as np
 
@@ -10,9 +8,9 @@ from dlmjax.diffusion import PerRow, nats_at, row_keys
 from dlmjax.diffusion.hyper import choose_interval
 from dlmjax.diffusion.process import learned_of
 from dlmjax.errors import InputError
+from dlmjax.files import write_json
 from dlmjax.run import open_run, split_of
 from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
-from dlmjax.sampling.host import write_atomically
 from dlmjax.sampling.html import write_html
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import record
@@ -75,7 +73,7 @@ def interval(
         flush=True,
     )
     if json:
-        write_atomically(json, _dumps(report))
+        write_json(json, report)
     return report
 
 
@@ -150,9 +148,5 @@ def sample(
     print(f"({made.steps} steps, {made.evaluations} network calls, unigram entropy {made.entropy:.2f} nats/token, seed {seed})", flush=True)
     report = {**made.to_json(tokenizer), "stride": stride, "stop": stop, "step": run.step, "weights": run.weights, "workdir": str(workdir)}
     if json:
-        write_atomically(json, _dumps(report))
+        write_json(json, report)
     return report
-
-
-def _dumps(report: dict) -> str:
-    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"

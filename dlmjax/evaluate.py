@@ -11,7 +11,6 @@ What is written (`--json`) holds the numbers of a `LikelihoodResult` at its top 
 """
 
 import dataclasses
-import json as json_lib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -25,14 +24,16 @@ from dlmjax.data import Corpus
 from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
+from dlmjax.evaluation.breakdown import require_figures
 from dlmjax.evaluation.compare import PairAccuracy, pair_accuracy, paired_difference
+from dlmjax.evaluation.limits import check_numbers
 from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.evaluation.record import made_with
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
+from dlmjax.files import make_folder, write_json
 from dlmjax.run import Run, open_run, split_of
-from dlmjax.sampling.host import write_atomically
 
 MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not counted on the way
 
@@ -87,6 +88,11 @@ def evaluate(
         raise InputError(f"suite {suite} has pairs: it takes none of --against, --per-document, --breakdown, --plot, --stride, --windows")
     if windows is not None and windows < 1:
         raise InputError(f"--windows is {windows}; give at least 1")
+    check_numbers(seed=seed, batch=batch)
+    if plot:
+        require_figures()
+    for file in filter(None, (json, per_document, plot)):
+        make_folder(file)
     run, grid = open_run(workdir, weights=weights, step=step), Grid(nodes, draws, rule, seed, batch)
     attention, trained = run.parts.process.bound.attention, run.parts.config.data.length
     cut = Cut(trained, window, stride, remainder, attention.size if isinstance(attention, Blocks) else 1, windows)
@@ -135,17 +141,17 @@ class _Evaluation:
             which = {"against": str(other.workdir), "against_step": other.step, "against_weights": other.weights}
             report["difference"] = {**which, **difference.to_json()}
             print(f"  against {other.workdir}, step {other.step}, {other.weights} weights: {difference.summary()}", flush=True)
+        found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
         if tables or plot:
-            found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
             report["breakdown"] = {**found, "frequency_counted_on": counted_on}
-            if tables:
-                print(breakdown.as_text(found), flush=True)
-            if plot:
-                breakdown.plot(found, plot, f"{text.protocol['suite'] or text.protocol['corpus']}, {text.split}, step {run.step}")
+        if tables:
+            print(breakdown.as_text(found), flush=True)
+        if json:
+            write_json(json, report)
         if per_document:
             by_document.write(per_document, text.ids)
-        if json:
-            write_atomically(json, json_lib.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        if plot:
+            breakdown.plot(found, plot, f"{text.protocol['suite'] or text.protocol['corpus']}, {text.split}, step {run.step}")
         return result
 
     def _counts(self) -> tuple[np.ndarray, str]:
@@ -184,7 +190,7 @@ class _Evaluation:
         if "words" in report and report["words"]["perplexity"] is not None:
             words = report["words"]
             lines.append(f"  perplexity per word {sign} {words['perplexity']:,.1f} ({words['words']:,} words)")
-        lines += [f"  {line}" for line in _cautions(self.text.protocol, result)]
+        lines += [f"  {line}" for line in _cautions(self.text.protocol, result.is_bound)]
         return "\n".join(lines)
 
     def _marks(self, result: LikelihoodResult) -> list[tuple[str, float, None]]:
@@ -201,10 +207,10 @@ class _Evaluation:
         ]
 
 
-def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
+def _cautions(protocol: dict[str, Any], is_bound: bool) -> list[str]:
     """What a reader must know before comparing."""
     lines = []
-    if not result.is_bound:
+    if not is_bound:
         lines.append("the loss of this process is not a likelihood bound")
     if protocol.get("changed"):
         parts = (f"{name} {protocol[name]}, not {value}" for name, value in protocol["changed"].items())
@@ -213,6 +219,8 @@ def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
         lines.append("not all of the text was scored")
     if protocol.get("documents_spread"):
         lines.append(f"a part of the suite: {protocol['documents']} documents")
+    if protocol.get("pairs_spread"):
+        lines.append(f"a part of the suite: {protocol['pairs_spread']} pairs at most")
     if not protocol.get("lossless", True):
         lines.append(f"tokenizer {protocol['tokenizer']} changes this text: the bytes are those of what it makes of it")
     return lines
@@ -226,12 +234,13 @@ def _pairs(run: Run, suite: Suite, files: list[str], cut: Cut, grid: Grid, limit
     seconds = time.monotonic() - begin
     found = pair_accuracy(*sides, groups=[pair.group for pair in pairs], fields=[pair.field for pair in pairs])
     tokens = sum(int(side.tokens_W.sum()) for side in sides)
-    print(f"{suite.name}: {run.parts.process.name}, step {run.step}, {run.weights} weights\n  {found.summary()}", flush=True)
+    result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
+    shown = [f"{suite.name}: {run.parts.process.name}, step {run.step}, {run.weights} weights", found.summary()]
+    print("\n  ".join(shown + _cautions(good.protocol, result.is_bound)), flush=True)
     if json:
-        result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
         how = {name: getattr(result, name) for name in ("process", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")}
         report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _made(run, grid, evaluator, tokens, seconds)}
-        write_atomically(json, json_lib.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        write_json(json, report)
     return found
 
 

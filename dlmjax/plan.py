@@ -23,13 +23,13 @@ from dlmjax.data import Corpus
 from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask
 from dlmjax.parallel import RULES, Partition, make_mesh, roofline
 from dlmjax.parallel.collectives import Collective, read_collectives
 from dlmjax.parallel.topology import Topology, describe, fill_mesh
 from dlmjax.run import Parts, assemble
-from dlmjax.sampling.host import write_atomically
 from dlmjax.train import train_step_of
 
 # Rows of a search that are tried: the most microbatches, as a factor on the config's.

@@ -21,17 +21,16 @@ from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts, load_tokenizer
-from dlmjax.data.manifest import write_atomically as write_bytes
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
 from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
+from dlmjax.files import write_atomically
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
-from dlmjax.sampling.host import write_atomically
 from dlmjax.training import Checkpoints, OptimizerSpec, abstract_state, build_optimizer, learning_rate
 
 EMBEDDING = "embedding.npy"
@@ -272,7 +271,7 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
         if embedding_VE is not None:
             content = io.BytesIO()
             np.save(content, embedding_VE, allow_pickle=False)
-            write_bytes(workdir / EMBEDDING, content.getvalue())
+            write_atomically(workdir / EMBEDDING, content.getvalue())
         write_atomically(stored, config_lib.to_json(config))
 
 

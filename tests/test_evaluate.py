@@ -161,7 +161,15 @@ def test_pairs_have_an_accuracy(runs, texts, tmp_path, capsys):
     pairs = found["pairs"]
     assert set(pairs["groups"]) == {"x", "y"} and pairs["pairs"] == 4 and 0 <= pairs["accuracy"] <= 1
     assert pairs["stderr_noise_nats"] > 0 and found["protocol"]["task"] == "pairs" and "git" in found["made"]
-    assert "chance 50 %" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "chance 50 %" in shown and "not the suite's own protocol: window 32, not 256" in shown
+
+
+def test_files_in_new_folders_are_all_written(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    flags = ["--plot", tmp_path / "a" / "p.png", "--per-document", tmp_path / "b" / "d.npz", "--windows", 4]
+    found = evaluated(runs[0], tmp_path / "c" / "r.json", *flags)
+    assert (tmp_path / "a" / "p.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "b" / "d.npz").is_file() and found["breakdown"]
 
 
 def test_flags_that_do_not_go_together(runs, texts, capsys):
@@ -172,6 +180,12 @@ def test_flags_that_do_not_go_together(runs, texts, capsys):
         (["--suite", "none", "--input", texts / "sentences.txt"], "the suites: text8"),
         ([*blimp, "--breakdown"], "takes none of"),
         (["--windows", "0"], "--windows is 0"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--batch", "-8"], "--batch is -8"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", 2**32], "--seed is 4294967296"),
+        (["--json", texts / "sentences.txt" / "r.json"], "cannot write"),
+        (["--plot", texts], "it is a folder"),
         (["--stride", "33"], "a stride lies in 1 .. window"),
         (["--suite", "ptb", "--input", texts / "sentences.txt", "--remainder", "truncate"], "does not go with packing"),
     ]:

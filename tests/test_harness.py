@@ -301,6 +301,9 @@ def test_generation_does_not_depend_on_the_prompts_beside_it():
         (["--draws", "0"], "at least one draw"),
         (["--overlap", "64"], "overlap of 64"),
         (["--block", "0"], "block of generated text is 0"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--output", "/dev/null/out"], "cannot write /dev/null/out/results.json"),
     ],
 )
 def test_what_cannot_be_run_is_told_in_one_line(workdir, tasks, capsys, change, said):

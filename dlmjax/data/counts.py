@@ -12,7 +12,8 @@ import pathlib
 import numpy as np
 from jaxtyping import Int64
 
-from dlmjax.data.manifest import Manifest, write_atomically
+from dlmjax.data.manifest import Manifest
+from dlmjax.files import write_atomically
 
 FILE = "counts.npy"
 _RECORDS = 256  # read at a time: 2 MiB of tokens

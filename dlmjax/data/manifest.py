@@ -12,6 +12,7 @@ import os
 import pathlib
 
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 
 FILE = "manifest.json"
 WORK = ".unfinished"  # a preparation's notes until its manifest is written
@@ -193,16 +194,6 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
         if request[key] != default:
             words += ["--" + key.replace("_", "-"), str(request[key])]
     return " ".join(words)
-
-
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a small file, text as UTF-8, in one step: a reader (or a restart) sees the old content or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def sha256_of(path: pathlib.Path) -> str:

@@ -6,17 +6,17 @@ Shapes: B windows of a batch, L length, D documents, N rows of a table, V vocabu
 """
 
 import dataclasses
+import importlib.util
 import io
-import pathlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.data.manifest import write_atomically
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import TokenNats, bytes_of
 from dlmjax.evaluation.windows import Windows
+from dlmjax.files import write_atomically
 
 POSITION_ROWS = 16
 
@@ -48,10 +48,7 @@ class ByDocument:
         """
         content = io.BytesIO()
         np.savez(content, ids=np.array(ids), nats=self.nats_D, tokens=self.tokens_D, bytes=self.bytes_D)
-        try:
-            write_atomically(pathlib.Path(path), content.getvalue())
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+        write_atomically(path, content.getvalue())
 
 
 @dataclasses.dataclass
@@ -132,12 +129,17 @@ def label(name: str, row: dict[str, Any]) -> str:
     return f">= {row['share_from']:.0e}" if row["share_from"] else "unseen"
 
 
+def require_figures() -> None:
+    """Raises InputError where matplotlib is not installed: before anything is measured for a plot."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError('a plot needs matplotlib: pip install "dlmjax[scaling]"')
+
+
 def plot(tables: dict[str, list[dict[str, Any]]], path: str, title: str) -> None:
     """One panel a table, as a PNG. Raises InputError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError('a plot needs matplotlib: pip install "dlmjax[scaling]"') from error
+    require_figures()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.2 * len(tables), 3.4), layout="constrained")
     for panel, (name, rows) in zip(np.atleast_1d(figure.subplots(1, len(tables))), tables.items(), strict=True):
         places = [row["t"] for row in rows] if name == "level" else range(len(rows))
@@ -149,7 +151,7 @@ def plot(tables: dict[str, list[dict[str, Any]]], path: str, title: str) -> None
     figure.suptitle(title, fontsize=9)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    write_atomically(pathlib.Path(path), content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def _mean(nats: float, tokens: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from dlmjax.errors import InputError
-from dlmjax.evaluation.result import Measured, finite, ratio_with_error
+from dlmjax.evaluation.result import Measured, ratio_with_error
+from dlmjax.files import finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ def paired_difference(first: Measured, second: Measured) -> Difference:
 class PairAccuracy:
     """How often the better of two sentences got the lower bound; a tie counts half.
 
-    accuracy: mean over groups (BLiMP's paradigms) of their share that is right; its error is that of drawing the pairs of each group.
+    accuracy: mean over groups (BLiMP's paradigms) of their share that is right; its error is that of drawing the pairs of each group
+    (all groups take the variance of a pair from all pairs where some group has one pair alone; nan where there is no second pair).
     pairs_accuracy: over all pairs alike.  nats: by how much the worse sentence costs more, mean over pairs.  stderr_noise_nats: of that
     mean, the part due to the masks (None with one draw).  undecided: share of pairs whose difference is within twice its own noise.
     groups, fields: {name: {"accuracy", "pairs"}}.
@@ -123,10 +125,9 @@ def pair_accuracy(good: Measured, bad: Measured, groups: Sequence[str], fields: 
     right_W = (nats_W > 0) + 0.5 * (nats_W == 0)
     noise_W = nats_WD.std(axis=1, ddof=1) / math.sqrt(draws) if draws > 1 else None
     by_group, by_field = _shares(right_W, groups), _shares(right_W, fields)
-    variance = sum(row["accuracy"] * (1 - row["accuracy"]) / max(row["pairs"] - 1, 1) for row in by_group.values())
     return PairAccuracy(
         accuracy=float(np.mean([row["accuracy"] for row in by_group.values()])),
-        stderr_accuracy=math.sqrt(variance) / len(by_group),
+        stderr_accuracy=_accuracy_error(right_W, by_group),
         pairs_accuracy=float(right_W.mean()),
         nats=float(nats_W.mean()),
         stderr_nats=float(nats_W.std(ddof=1) / math.sqrt(len(nats_W))) if len(nats_W) > 1 else math.nan,
@@ -136,6 +137,20 @@ def pair_accuracy(good: Measured, bad: Measured, groups: Sequence[str], fields: 
         groups=by_group,
         fields=by_field,
     )
+
+
+def _accuracy_error(right_W: np.ndarray, by_group: dict[str, dict[str, float]]) -> float:
+    """Of the mean over groups. A pair's variance is its group's own, or that of all pairs where a group cannot tell its own."""
+    groups, whole = by_group.values(), float(right_W.mean())
+    if len(right_W) < 2:
+        return math.nan
+    if min(row["pairs"] for row in groups) > 1:
+        variances = [row["accuracy"] * (1 - row["accuracy"]) / (row["pairs"] - 1) for row in groups]
+    else:
+        # Pairs of one group are alike, so this is rather too much than too little.
+        pooled = whole * (1 - whole) * len(right_W) / (len(right_W) - 1)
+        variances = [pooled / row["pairs"] for row in groups]
+    return math.sqrt(sum(variances)) / len(by_group)
 
 
 def _shares(right_W: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:

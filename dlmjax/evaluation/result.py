@@ -18,7 +18,6 @@ Shapes: W windows, J nodes, D draws. Units: nats, unless the name says bits.
 """
 
 import dataclasses
-import json
 import math
 import os
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlmjax.sampling.host import write_atomically
+from dlmjax.files import finite, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ class LikelihoodResult:
 
     def write_json(self, path: str | os.PathLike) -> None:
         """Writes `to_json` to `path` in one move: a reader never sees half a file."""
-        write_atomically(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+        write_json(path, self.to_json())
 
     def summary(self) -> str:
         """One line for people."""
@@ -146,14 +145,3 @@ def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | 
 def _rest(whole: float, part: float) -> float:
     """What is left of an error when an independent part is taken out; both are estimates, so not below 0."""
     return math.sqrt(max(whole**2 - part**2, 0.0))
-
-
-def finite(value: Any) -> Any:
-    """A tree of JSON values with None in place of numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return value

@@ -7,7 +7,6 @@ DIR of --output:
 """
 
 import importlib.util
-import json
 import math
 import os
 import pathlib
@@ -16,7 +15,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.sampling.host import write_atomically
+from dlmjax.evaluation.limits import check_numbers
+from dlmjax.files import as_json, make_folder, write_atomically
+
+RESULTS = "results.json"
 
 
 def lm_eval(
@@ -42,8 +44,11 @@ def lm_eval(
     """Runs tasks, prints lm-eval's table and a line on the masks' part in it, and writes the files of the module's docstring.
 
     Raises:
-      InputError: lm-eval is not installed; no such run or task; a folder that cannot be written to.
+      InputError: lm-eval is not installed; no such run or task; a folder that cannot be written to; a seed or a batch out of range.
     """
+    check_numbers(seed=seed, batch=batch)
+    if output:
+        make_folder(pathlib.Path(output) / RESULTS)
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("lm-eval is not installed; it comes with: pip install 'dlmjax[harness]'")
     if offline:
@@ -147,9 +152,9 @@ def _write(folder: pathlib.Path, results: dict, samples: dict[str, list], record
     from lm_eval.utils import handle_non_serializable
 
     def lines(rows: list) -> str:
-        return "".join(json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows)
+        return "".join(as_json(row, default=handle_non_serializable) + "\n" for row in rows)
 
     for task, rows in samples.items():
         write_atomically(folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", lines(rows))
     write_atomically(folder / "likelihoods.jsonl", lines(records))
-    write_atomically(folder / "results.json", json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
+    write_atomically(folder / RESULTS, as_json(results, indent=2, default=handle_non_serializable) + "\n")

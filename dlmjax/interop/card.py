@@ -20,11 +20,15 @@ SHIPPED = pathlib.Path(__file__).parent / "shipped" / "load_dlm.py"
 # What `evaluate` and the trainer call the same number.
 NUMBERS = ("nats_per_token", "stderr_nats_per_token", "bits_per_byte", "stderr_bits_per_byte")
 CIRCUMSTANCES = ("step", "weights", "split", "is_bound", "tokens")
+# How it was measured; a file that was written before these were kept says nothing of them.
+PROTOCOL = ("suite", "corpus", "window", "stride", "complete", "changed")
+GRID = ("rule", "nodes", "draws")
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a card tells. `evaluation`: see `evaluation_of`; `no_tokenizer`: why no tokenizer files were written, or ""."""
+    """What a card tells. `evaluation`: see `evaluation_of`; `no_tokenizer`: why no tokenizer files were written, or ""; `imported`: source,
+    layout and family of weights that `dlmjax import` took over and nothing trained since, else None."""
 
     parts: Parts
     view: View
@@ -35,6 +39,7 @@ class Facts:
     weights: str
     evaluation: dict[str, Any] | None
     no_tokenizer: str
+    imported: dict[str, str] | None = None
 
 
 def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
@@ -47,8 +52,10 @@ def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
     if file or found.is_file():
         try:
             result = json.loads(found.read_text(encoding="utf-8"))
-            return {"source": "dlmjax evaluate", **{name: result[name] for name in (*NUMBERS, *CIRCUMSTANCES)}}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            protocol = result.get("protocol", {})
+            how = {name: protocol.get(name) for name in PROTOCOL} | {name: result.get(name) for name in GRID}
+            return {"source": "dlmjax evaluate", **{name: result[name] for name in (*NUMBERS, *CIRCUMSTANCES)}, **how}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if file:
                 raise InputError(
                     f"{found} is no evaluation ({error}); write one: dlmjax evaluate --workdir {workdir} --json FILE"
@@ -63,6 +70,7 @@ def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
         "split": "valid",
         "is_bound": None,
         "tokens": None,
+        **dict.fromkeys((*PROTOCOL, *GRID)),
         **line,
     }
 
@@ -78,9 +86,10 @@ def _head(facts: Facts) -> str:
     tags = ["diffusion", "masked-language-model", "dlmjax", facts.model.process.name]
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags), "---"]
     kind = {"full": "diffusion language model", "block-causal": "block-diffusion language model", "causal": "autoregressive language model"}
-    text = (
-        f"A {kind[facts.model.attention]} trained with dlmjax {__version__}, step {facts.step:,}, {facts.weights} weights, {facts.dtype}."
-    )
+    made = f"trained with dlmjax {__version__}, step {facts.step:,}, {facts.weights} weights"
+    if facts.imported:
+        made = "imported from `{source}` (layout {layout}, model.family={family}) ".format(**facts.imported) + f"by dlmjax {__version__}"
+    text = f"A {kind[facts.model.attention]} {made}, {facts.dtype}."
     return "\n".join([*front, "", "# Run card", "", text, f"View `{facts.view.name}`, for {facts.view.readers}."])
 
 
@@ -105,6 +114,8 @@ def _model(facts: Facts) -> str:
 
 
 def _data(facts: Facts) -> str:
+    if facts.imported:
+        return ""
     lines = []
     for path in facts.parts.config.data.paths:
         name = pathlib.Path(path).name
@@ -122,6 +133,8 @@ def _data(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
+    if facts.imported:
+        return ""
     config, parts = facts.parts.config, facts.parts
     tokens = facts.step * config.data.batch * config.data.length
     rows = [
@@ -149,9 +162,26 @@ def _score(facts: Facts) -> str:
     text = f"{name} {'=' if exact else '<='} {', '.join(parts)} ({where}); ± is one standard error."
     if found["step"] != facts.step or found["weights"] not in (None, facts.weights):
         text += f" Of step {found['step']}, {found['weights'] or 'averaged'} weights: not those of this export."
+    text += _protocol(found)
     if facts.dtype != "float32":
         text += f" Computed with float32 weights; these files hold {facts.dtype}."
     return "## Likelihood\n\n" + text
+
+
+def _protocol(found: dict[str, Any]) -> str:
+    """How the number was measured, as a sentence; "" where nothing is known of it."""
+    words = [f"suite {found['suite']}"] if found["suite"] else []
+    words += [f"corpus `{pathlib.Path(found['corpus']).name}`"] if found["corpus"] else []
+    words += [f"windows of {found['window']:,}, {found['stride']:,} new tokens each"] if found["window"] and found["stride"] else []
+    if found["rule"] == "exact":
+        words.append("exactly")
+    elif found["rule"]:
+        words.append(f"{found['nodes']} levels (rule {found['rule']}) x {found['draws']} draws")
+    if found["changed"]:
+        words.append(f"not the suite's own {' and '.join(f'{name} ({value})' for name, value in found['changed'].items())}")
+    if found["complete"] is False:
+        words.append("not all of the text")
+    return f" Measured: {', '.join(words)}." if words else ""
 
 
 def _load_hf(facts: Facts) -> str:

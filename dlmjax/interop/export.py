@@ -25,9 +25,9 @@ import ml_dtypes
 import numpy as np
 
 from dlmjax import run as run_lib
-from dlmjax.data.manifest import write_atomically
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.interop import card
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path
 from dlmjax.interop.parity import mask_of, parity, prompt_ids
@@ -92,7 +92,7 @@ def export(
         ids = prompt_ids(model.tokenizer, rows.mask_id, model.length)
         found = parity(stage, layout, spec, ids, mask_of(model.attention, model.block_size))
         no_tokenizer = _write_texts(stage, chosen, model, rows, config, found)
-        facts = card.Facts(parts, chosen, model, rows, dtype, meta["step"], weights, known, no_tokenizer)
+        facts = card.Facts(parts, chosen, model, rows, dtype, meta["step"], weights, known, no_tokenizer, meta.get("imported"))
         write_atomically(stage / "README.md", card.write(facts, sorted(path.name for path in stage.iterdir())))
         _appear(stage, target)
     except OSError as error:
@@ -210,7 +210,6 @@ def _write_texts(stage: pathlib.Path, view: View, model: Exported, rows: Rows, c
     texts = {"config.json": config, "generation_config.json": generation, "parity.json": found}
     texts = {name: json.dumps(content, indent=None if name == "parity.json" else 2) + "\n" for name, content in texts.items()}
     for name, text in {**texts, **view.files(model, rows)}.items():
-        (stage / name).parent.mkdir(exist_ok=True)
         write_atomically(stage / name, text)
     if rows.moved:
         return write_tokenizer(model.tokenizer, stage, model.length, rows.mask_id)

@@ -26,8 +26,8 @@ def llama_like(family: str, hf: dict[str, Any], shift: bool = False) -> dict[str
         "depth": _size(hf, "num_hidden_layers"),
         "width": width,
         "heads": heads,
-        "kv_heads": hf.get("num_key_value_heads") or heads,
-        "head_dim": hf.get("head_dim") or width // heads,
+        "kv_heads": count(hf, "num_key_value_heads", heads),
+        "head_dim": count(hf, "head_dim", width // heads),
         "ffn": _size(hf, "intermediate_size"),
         "tied": bool(hf.get("tie_word_embeddings", False)),
         "rope_base": base,
@@ -40,6 +40,7 @@ def llada(family: str, hf: dict[str, Any]) -> dict[str, Any]:
     """LLaDA's config, which is OLMo's."""
     wanted = dict(block_type="llama", activation_type="silu", layer_norm_type="rms", rope=True, alibi=False, scale_logits=False)
     wanted |= dict(include_bias=False, include_qkv_bias=False, attention_layer_norm=False, input_emb_norm=False, multi_query_attention=None)
+    wanted |= dict(clip_qkv=None)
     for key, value in wanted.items():
         _expect(hf, key, value)
     width, heads = _size(hf, "d_model"), _size(hf, "n_heads")
@@ -47,9 +48,9 @@ def llada(family: str, hf: dict[str, Any]) -> dict[str, Any]:
         "depth": _size(hf, "n_layers"),
         "width": width,
         "heads": heads,
-        "kv_heads": hf.get("n_kv_heads") or heads,
+        "kv_heads": count(hf, "n_kv_heads", heads),
         "head_dim": width // heads,
-        "ffn": hf.get("mlp_hidden_size") or int(hf.get("mlp_ratio", 4) * width),
+        "ffn": count(hf, "mlp_hidden_size", None) or int(hf.get("mlp_ratio", 4) * width),
         "tied": bool(hf.get("weight_tying", False)),
         "rope_base": float(hf.get("rope_theta", 10_000.0)),
         "rope_scaling": 1.0,
@@ -64,11 +65,11 @@ def gpt2(family: str, hf: dict[str, Any]) -> dict[str, Any]:
     for key, value in dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False).items():
         _expect(hf, key, value)
     width, heads = _size(hf, "n_embd"), _size(hf, "n_head")
-    values = dict(norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)), max_positions=hf.get("n_positions", 1024))
+    values = dict(norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)), max_positions=count(hf, "n_positions", 1024))
     return {
         **_equal_heads(width, heads),
         "depth": _size(hf, "n_layer"),
-        "ffn": hf.get("n_inner") or 4 * width,
+        "ffn": count(hf, "n_inner", 4 * width),
         "tied": bool(hf.get("tie_word_embeddings", True)),
         "family": family_text(family, **values),
     }
@@ -82,9 +83,9 @@ def bert(family: str, hf: dict[str, Any]) -> dict[str, Any]:
     width, heads = _size(hf, "hidden_size"), _size(hf, "num_attention_heads")
     values = dict(
         norm_eps=float(hf.get("layer_norm_eps", 1e-12)),
-        max_positions=hf.get("max_position_embeddings", 512),
-        token_types=hf.get("type_vocab_size", 2),
-        position_offset=hf.get("pad_token_id", 1) + 1 if hf.get("model_type") == "roberta" else 0,
+        max_positions=count(hf, "max_position_embeddings", 512),
+        token_types=count(hf, "type_vocab_size", 2),
+        position_offset=count(hf, "pad_token_id", 1, least=0) + 1 if hf.get("model_type") == "roberta" else 0,
     )
     return {
         **_equal_heads(width, heads),
@@ -103,6 +104,8 @@ def _rope(hf: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
     """(base, factor, values of the family). transformers 5 writes `rope_parameters`, older versions `rope_theta` and `rope_scaling`."""
     given = hf.get("rope_parameters") or {}
     scaling = {**given, **(hf.get("rope_scaling") or {})}
+    if any(isinstance(value, dict) for value in scaling.values()):
+        raise InputError(f"config.json turns layers of several kinds each in its own way ({scaling}); only one way can be computed here")
     base = float(given.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if float(hf.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0))) != 1.0:
@@ -112,15 +115,26 @@ def _rope(hf: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
     if kind == "linear":
         return base, float(scaling["factor"]), {}
     if kind == "llama3" and (scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)) == (1.0, 4.0):
-        of_rope = {"rope_scaling_type": "llama3", "rope_original": int(scaling["original_max_position_embeddings"])}
+        of_rope = {"rope_scaling_type": "llama3", "rope_original": _size(scaling, "original_max_position_embeddings")}
         return base, float(scaling["factor"]), of_rope
     raise InputError(f"config.json stretches positions by {scaling}; only linear, and llama3 with factors 1 and 4, can be computed here")
 
 
 def _size(hf: dict[str, Any], key: str) -> int:
-    if not isinstance(hf.get(key), int):
+    size = count(hf, key, None)
+    if size is None:
         raise InputError(f"config.json has no {key}; is it that of a model of another kind? Give its --family")
-    return hf[key]
+    return size
+
+
+def count(hf: dict[str, Any], key: str, default: int | None, least: int = 1) -> int | None:
+    """A number of things; `default` where the file does not say it.  Raises InputError for what is no whole number from `least` on."""
+    value = hf.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"config.json has {key}={value!r}, which is no whole number from {least} on; correct the file")
+    return value
 
 
 def _expect(hf: dict[str, Any], key: str, value: Any) -> None:

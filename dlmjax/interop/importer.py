@@ -28,8 +28,9 @@ from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.blocks import BlockMasked
 from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
+from dlmjax.interop.hf_config import count
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path, layout_of
-from dlmjax.interop.safetensors import DTYPES, Reader
+from dlmjax.interop.safetensors import DTYPES, Reader, some
 from dlmjax.models import ModelSpec
 from dlmjax.models.families import family_fields
 from dlmjax.parallel.host import say
@@ -89,7 +90,8 @@ def import_checkpoint(
     params = read_weights(parts, layout, reader, fresh, _own_ids(tokens) or rows)
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1)
-    meta = {"step": 0, "metric": None, "pending": [], "config": config_lib.leaves(config)}
+    imported = {"source": source, "layout": layout.name, "family": config.model.family}
+    meta = {"step": 0, "metric": None, "pending": [], "config": config_lib.leaves(config), "imported": imported}
     with Checkpoints(target / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta)
     claim_workdir(target, config, tokens)
@@ -127,7 +129,7 @@ def _hf_config(root: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{root / 'config.json'} cannot be read ({error.strerror}); give a directory that save_pretrained wrote") from None
     except ValueError as error:
         raise InputError(f"{root / 'config.json'} is not readable JSON ({error})") from None
-    if not isinstance(hf, dict):
+    if not isinstance(hf, dict) or not isinstance(hf.get("dlm") or {}, dict):
         raise InputError(f"{root / 'config.json'} is not the config of a model")
     if hf.get("quantization_config"):
         raise InputError(f"{root} is quantised; import the checkpoint that it was made from")
@@ -166,7 +168,8 @@ def _config(layout: Layout, hf: dict[str, Any], process: str, dtype: str) -> Con
 
 def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> None:
     """The window: as asked, or what the source can read; a multiple of the block."""
-    context = next((hf[key] for key in ("max_position_embeddings", "max_sequence_length", "n_positions") if hf.get(key)), LONGEST_WINDOW)
+    said = [count(hf, key, None) for key in ("max_position_embeddings", "max_sequence_length", "n_positions")]
+    context = next(filter(None, said), LONGEST_WINDOW)
     offset = family_fields(config.model.family).get("position_offset", 0)
     trained = (hf.get("dlm") or {}).get("length") or min(context - offset, LONGEST_WINDOW)
     process, values = parse_call(config.process.name)
@@ -260,7 +263,7 @@ def _matched(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, s
     ]
     faults = {"missing": [name for name in entries if name not in found], "surplus": surplus, "of another shape": other, "no floats": coded}
     if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+        listed = "; ".join(f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names)
         raise InputError(f"{reader.source} does not hold the network of its config.json as layout {layout.name} has it: {listed}")
     return {name: (entry, found[name]) for name, entry in entries.items()}
 
@@ -281,10 +284,6 @@ def _unread(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, st
 def _shape(entry: Entry, rows: int) -> tuple[int, ...]:
     """The shape that the source's tensor must have, its vocabulary being that of its embedding."""
     return tuple(rows if axis == entry.vocab_axis else size for axis, size in enumerate(entry.shape))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------------------------

@@ -94,9 +94,14 @@ class Layout:
     def spec_of(self, hf_config: dict[str, Any]) -> dict[str, Any]:
         """The leaves of `config.model` that a config.json decides; `vocab` is that of the files.
 
-        Raises InputError for a network that none of our families computes, with the field of the file.
+        Raises InputError for a network that none of our families computes, with the field of the file, and for a damaged file.
         """
-        return self.fields(self.family, hf_config)
+        try:
+            return self.fields(self.family, hf_config)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise InputError(f"config.json is not one of layout {self.name} ({error!r}); correct it, or give another --family") from None
 
     def entries(self, spec: ModelSpec) -> tuple[Entry, ...]:
         """One entry per tensor of the file, in the file's order.

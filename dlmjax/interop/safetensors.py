@@ -150,7 +150,7 @@ class Reader:
             wanted.update(dict.fromkeys(named, file.name))
         lacking = sorted(wanted.keys() - self._places.keys())
         if lacking:
-            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {_some(lacking)}, which the index says it holds; fetch it again")
+            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index says it holds; fetch it again")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
             raise InputError(f"{source / INDEX} is not an index of safetensors files ({error!r}); fetch it again") from None
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise InputError(f"{source} lacks {_some(missing)}, which its index names; fetch the rest of the checkpoint")
+            raise InputError(f"{source} lacks {some(missing)}, which its index names; fetch the rest of the checkpoint")
         return files
     if (source / SINGLE).is_file():
         return {source / SINGLE: []}
@@ -209,16 +209,22 @@ def _header(file: pathlib.Path) -> dict[str, _Place]:
         for name, value in header.items():
             if name == "__metadata__":
                 continue
-            dtype, shape, (begin, end) = DTYPES[value["dtype"]], tuple(value["shape"]), value["data_offsets"]
+            code, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+            if code not in DTYPES:
+                raise InputError(f"{file}: {name} is of type {code}, which cannot be read here; convert it to one of {', '.join(DTYPES)}")
+            dtype = DTYPES[code]
             if end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} is not as long as its shape says")
             if begin < 0 or 8 + length + end > size:
                 raise ValueError(f"the file ends within {name}: it has {size:,} of at least {8 + length + end:,} bytes")
             places[name] = _Place(file, dtype, shape, 8 + length + begin)
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a whole safetensors file ({error}); fetch it again") from None
     return places
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

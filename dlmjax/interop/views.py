@@ -57,6 +57,11 @@ class Exported:
         return never_sampled(self.tokenizer)
 
     @property
+    def barred_ids(self) -> tuple[int, ...]:
+        """Ids that samples leave out: the silent ones, and those that pad the vocabulary, which were in the softmax and are no token."""
+        return never_sampled(self.tokenizer, self.spec.vocab)
+
+    @property
     def unused_ids(self) -> tuple[int, ...]:
         """Ids that were in every softmax and that no text can hold, so that their logits are low everywhere."""
         return tuple(i for i, piece in enumerate(self.tokenizer.token_bytes) if NEVER_IN_UTF8.intersection(piece))
@@ -180,8 +185,8 @@ def _refuse_sdar(model: Exported) -> str:
         )
     if not _family(spec, "sdar"):
         return "SDAR is Qwen3, with RMSNorm on queries and keys (model.family=qwen3)"
-    if tokenizer.mask_id != SDAR_MASK and tokenizer.vocab_size > SDAR_MASK and tokenizer.token_bytes[SDAR_MASK]:
-        return f"the mask must have the id {SDAR_MASK}, which is a token of this tokenizer"
+    if tokenizer.mask_id != SDAR_MASK and tokenizer.vocab_size > SDAR_MASK:
+        return f"the mask must have the id {SDAR_MASK}, which is another token of this tokenizer"
     return ""
 
 
@@ -254,11 +259,11 @@ def describe(model: Exported, rows: Rows) -> dict:
         "length": model.length,
         "vocab_size": model.tokenizer.vocab_size,
         "embedding_size": rows.count,
-        # Ids of the softmax of training: those below trained_size, without suppress_ids. The other rows of the head are filled so that no
-        # argmax takes them; samples leave them out.
+        # Samples leave out suppress_ids and all from trained_size on. Those of them that were in no softmax have rows of the head that no
+        # argmax takes; the others, which pad the vocabulary, stand as they were trained.
         "mask_in_softmax": False,
         "trained_size": model.spec.vocab,
-        "suppress_ids": sorted({*model.silent_ids, rows.mask_id}),
+        "suppress_ids": sorted({*model.barred_ids, rows.mask_id}),
     }
 
 

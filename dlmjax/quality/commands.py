@@ -3,17 +3,15 @@
 import csv
 import gzip
 import io
-import json as json_lib
 import lzma
-import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from dlmjax.data import Corpus, EvalWindows
-from dlmjax.data.manifest import write_atomically as write_bytes
 from dlmjax.errors import InputError
+from dlmjax.files import as_json, write_atomically, write_json
 from dlmjax.quality import activations as outliers
 from dlmjax.quality import generated, latency, mauve_score, plot
 from dlmjax.quality import puzzles as puzzles_lib
@@ -22,9 +20,8 @@ from dlmjax.quality.hidden import embed_texts
 from dlmjax.quality.scorers import open_scorer
 from dlmjax.quality.solving import report as solving_report
 from dlmjax.quality.solving import solve as solve_puzzles
-from dlmjax.run import Run, open_run
+from dlmjax.run import Run, open_run, split_of
 from dlmjax.sampling import SampleSettings, never_sampled
-from dlmjax.sampling.host import write_atomically
 
 
 def quality(
@@ -107,12 +104,12 @@ def _write_quality(output: pathlib.Path, report: dict, curve: generated.Curve, t
         for row, made in zip(curve.rows, curve.made, strict=True)
         for number, sample in enumerate(made.samples)
     ]
-    write_atomically(output / "samples.jsonl", "".join(json_lib.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomically(output / "samples.jsonl", "".join(as_json(line) + "\n" for line in lines))
     if plot.available():
-        write_bytes(output / "quality.png", plot.draw(curve, title))
+        write_atomically(output / "quality.png", plot.draw(curve, title))
     else:
         print("(no picture: pip install 'dlmjax[quality]' brings matplotlib)", flush=True)
-    write_atomically(output / "quality.json", _dumps(report))
+    write_json(output / "quality.json", report)
     print(f"written to {output}", flush=True)
 
 
@@ -128,7 +125,7 @@ def _latency(run: Run, about: dict, steps, batches, blocks, repeats: int, output
     )
     report = {**about, "rows": rows}
     if output:
-        write_atomically(pathlib.Path(output) / "latency.json", _dumps(report))
+        write_json(pathlib.Path(output) / "latency.json", report)
     return report
 
 
@@ -226,7 +223,7 @@ def solve(
         flush=True,
     )
     if json:
-        write_atomically(json, _dumps(report))
+        write_json(json, report)
     return report
 
 
@@ -242,11 +239,7 @@ def embed(*, workdir: str, input: str, output: str, weights: str = "ema", step: 
     vectors_ND, tokens_N = embed_texts(run, texts, batch)
     content = io.BytesIO()
     np.savez(content, embeddings=vectors_ND, tokens=tokens_N)
-    try:
-        pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(pathlib.Path(output), content.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}; choose another place") from error
+    write_atomically(output, content.getvalue())
     print(f"{output}: {len(texts):,} vectors of {vectors_ND.shape[1]} ({tokens_N.sum():,} tokens, step {run.step})", flush=True)
     return {"texts": len(texts), "width": vectors_ND.shape[1], "tokens": int(tokens_N.sum())}
 
@@ -283,40 +276,28 @@ def activations(
         "windows": len(texts),
         "tokens": sum(len(text) for text in texts),
         "precision": run.parts.config.execution.dtype,
-        "rows": [{name: _finite(value) for name, value in row.items()} for row in rows],
+        "rows": rows,
     }
     print(f"{report['tokens']:,} tokens of {split}, step {run.step}, {report['precision']}\n\n{outliers.table(rows)}", flush=True)
     if json:
-        write_atomically(json, _dumps(report))
+        write_json(json, report)
     return report
 
 
 def _lines(file: str) -> list[str]:
+    """The lines of a text file. What else Unicode calls a line boundary (U+2028, form feed) is a character of its line."""
     try:
-        return pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+        text = pathlib.Path(file).read_text(encoding="utf-8")
+        return text.removesuffix("\n").split("\n") if text else []
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as UTF-8 text ({error}); correct --input") from error
 
 
 def _held_out(run: Run, data: str | None, split: str) -> tuple[Corpus | None, str]:
     """The corpus to compare with, or why there is none; a corpus that was asked for must be there."""
-    path = data or next(iter(run.parts.config.data.paths), None)
-    if path is None:
-        return None, "no held-out text: the run names no corpus; give --data"
     try:
-        corpus = Corpus.open(path, split=split)
+        return split_of(run, data, split), ""
     except InputError as error:
         if data:
             raise
         return None, f"no held-out text: {error}"
-    if corpus.tokenizer.hash != run.parts.tokenizer.hash:
-        raise InputError(f"{path} was prepared with another tokenizer than the run's; prepare it again with {run.parts.tokenizer.name}")
-    return corpus, ""
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _dumps(report: dict) -> str:
-    return json_lib.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

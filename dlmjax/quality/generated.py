@@ -1,7 +1,7 @@
 """The quality of made text against the steps it took: generative perplexity, unigram entropy, diversity, MAUVE, one row a number of steps.
 
     perplexity   exp(nats per token) of the samples under a scorer (`scorers`); s.e. over samples (ratio estimator, delta method)
-    bits_per_byte   the same nats per UTF-8 byte of text: what scorers with different tokenizers have in common
+    bits_per_byte   the same nats per UTF-8 byte that was scored: what scorers with different tokenizers have in common
     entropy      unigram entropy of a sample's tokens in nats per token, mean over samples: low perplexity with low entropy is repetition
     distinct-n, self-BLEU   of white-space separated words, see `diversity`
     mauve        of the scorer's last hidden states against as many held-out texts (`mauve_score`)
@@ -86,7 +86,7 @@ def measure(samples: Sequence[Sample], scorer: Scorer | None, features: bool = F
     nats = ratio_with_error(scores.nats_N, scores.tokens_N.astype(np.float64))
     perplexity = math.exp(nats[0]) if nats[0] < 700 else math.inf
     row |= _pair("perplexity", (perplexity, perplexity * nats[1])) | _pair("nats_per_token", nats)
-    bytes_N = np.array([sample.bytes for sample in samples], np.float64)
+    bytes_N = scores.bytes_N.astype(np.float64)
     if bytes_N.sum():
         row |= _pair("bits_per_byte", tuple(value / math.log(2) for value in ratio_with_error(scores.nats_N, bytes_N)))
     return row | {"scored_tokens": int(scores.tokens_N.sum())}, scores.features_ND

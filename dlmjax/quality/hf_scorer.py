@@ -76,10 +76,11 @@ class HfScorer:
                 nats_N[n] += nats_BL[row, window.scored - shift : window.end - shift].sum()
                 last[n] = None if hidden_BD is None else hidden_BD[row]
         tokens_N = np.array([max(len(ids) - first, 0) for ids in sequences])
+        bytes_N = np.array([self._scored_bytes(sample, ids) for sample, ids in zip(samples, sequences, strict=True)])
         if not features:
-            return Scores(nats_N, tokens_N, None)
+            return Scores(nats_N, tokens_N, bytes_N, None)
         nothing = np.zeros(self.model.config.hidden_size, np.float32)
-        return Scores(nats_N, tokens_N, np.stack([last.get(n, nothing) for n in range(len(samples))]))
+        return Scores(nats_N, tokens_N, bytes_N, np.stack([last.get(n, nothing) for n in range(len(samples))]))
 
     def _ids(self, sample: Sample) -> list[int]:
         ids: list[int] = []
@@ -88,6 +89,13 @@ class HfScorer:
                 ids.append(self.eos)
             ids += self.tokenizer(document, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _scored_bytes(self, sample: Sample, ids: list[int]) -> int:
+        """Bytes of a sample without those of a first token that is not scored; a part of a character counts as one."""
+        if self.bos is not None:
+            return sample.bytes
+        first = self.tokenizer.decode(ids[:1]).replace("\N{REPLACEMENT CHARACTER}", "?")
+        return max(sample.bytes - len(first.encode("utf-8")), 0)
 
     def _forward(self, rows: list[list[int]], features: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """(nats of each next token [B, L - 1], last hidden state at the last token of each row [B, D] or None)."""

@@ -35,8 +35,9 @@ class Way:
 
 
 def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) -> Iterator[Way]:
-    """The run's own process at each number of steps; then, where its network is told no noise level, masked diffusion of the whole
-    canvas, of blocks with a cache (as many steps a block as keep the steps of a canvas) and autoregression with a cache."""
+    """The run's own process at each number of steps, where it makes the whole canvas at once or its network fits no other; then, where its
+    network is told no noise level, masked diffusion of the whole canvas, of blocks with a cache (as many steps a block as keep the steps of
+    a canvas) and autoregression with a cache."""
     parts, network = run.parts, run.parts.unpartitioned
     process, spec, mask_id = parts.process, network.spec, parts.tokenizer.mask_id
     settings = SampleSettings(never=never_sampled(parts.tokenizer, parts.process.vocab))
@@ -45,9 +46,14 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
         return dataclasses.replace(settings, steps=number)
 
     own = process.attention == "full"
+    alone = spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab
     if own:
         yield from (Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n))) for n in steps)
-    if spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab:
+    elif alone:
+        # One token after another takes its own number of steps; blocks take these each.
+        numbers = [length] if process.attention == "causal" else steps
+        yield from (Way(f"{process.name}, cache", n, sampler_for(process, network, at(n))) for n in numbers)
+    if alone:
         return
     masked = Masked(process.vocab, mask_id)
     if not (own and isinstance(process, Masked)):

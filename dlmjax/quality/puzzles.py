@@ -148,14 +148,14 @@ def kind_of(puzzle: Puzzle) -> Kind:
     for kind in KINDS.values():
         if kind.reads(puzzle.clue, puzzle.answer):
             return kind
-    raise InputError(f"{puzzle.line[:60]!r} is no line of a puzzle file; `dlmjax puzzles prepare` writes them ({', '.join(KINDS)})")
+    raise InputError(f"{puzzle.line[:60]!r} is no line of a puzzle file; `dlmjax puzzles` writes them ({', '.join(KINDS)})")
 
 
 def parse(lines: Iterable[str]) -> list[Puzzle]:
     """The puzzles of the lines of a file.  Raises InputError: none, a line that is no puzzle, lines of several kinds or lengths."""
     puzzles = [Puzzle(*line.rstrip("\n").partition("=")[::2]) for line in lines if line.strip()]
     if not puzzles:
-        raise InputError("the puzzle file is empty; `dlmjax puzzles prepare` writes one")
+        raise InputError("the puzzle file is empty; `dlmjax puzzles` writes one")
     shapes = {(kind_of(puzzle).name, len(puzzle.clue), len(puzzle.answer)) for puzzle in puzzles}
     if len(shapes) > 1:
         raise InputError("the puzzle file holds puzzles of several kinds or lengths; give each kind a file of its own")

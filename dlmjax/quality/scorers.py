@@ -54,11 +54,12 @@ def make_sample(tokenizer: Any, ids_L: np.ndarray) -> Sample:
 
 
 class Scores(NamedTuple):
-    """nats_N: minus the log-probability of each sample, summed over tokens_N tokens; features_ND: the scorer's last hidden state of the
-    last position of each sample, None where not asked for."""
+    """nats_N: minus the log-probability of each sample, summed over tokens_N tokens, which stand for bytes_N of its bytes; features_ND: the
+    scorer's last hidden state of the last position of each sample, None where not asked for."""
 
     nats_N: np.ndarray
     tokens_N: np.ndarray
+    bytes_N: np.ndarray
     features_ND: np.ndarray | None
 
 
@@ -134,7 +135,7 @@ class RunScorer:
             for (n, window), nats_L in zip(some, nats_BL, strict=False):
                 nats_N[n] += nats_L[window.scored - window.begin : window.end - window.begin].sum()
         found = self._last_hidden(sequences) if features else None
-        return Scores(nats_N, np.array([len(ids) for ids in sequences]), found)
+        return Scores(nats_N, np.array([len(ids) for ids in sequences]), np.array([sample.bytes for sample in samples]), found)
 
     def _ids(self, sample: Sample) -> np.ndarray:
         if self.same:

@@ -1,14 +1,11 @@
-"""Between host and devices: where small arrays belong, arrays to numpy, text to files in one move."""
+"""Between host and devices: where small arrays belong, arrays to numpy."""
 
-import os
-import pathlib
-import tempfile
 from typing import Any
 
 import jax
 import numpy as np
 
-from dlmjax.errors import InputError
+from dlmjax.files import write_atomically as write_atomically
 
 
 def beside(params) -> jax.NamedSharding | None:
@@ -40,25 +37,3 @@ def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(jax.device_get(array))
-
-
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text so that `path` is either as it was or whole.  Raises InputError when the folder cannot be written to."""
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a report is an ordinary file
-        os.replace(temporary, path)
-    except OSError as error:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error

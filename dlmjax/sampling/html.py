@@ -7,7 +7,7 @@ import html
 import json
 import os
 
-from dlmjax.sampling.host import write_atomically
+from dlmjax.files import write_atomically
 from dlmjax.sampling.trace import Trace
 
 _STYLE = """

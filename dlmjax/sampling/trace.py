@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.sampling.blocks import BlockSampler, StrideSampler
 from dlmjax.sampling.canvas import Canvas
-from dlmjax.sampling.host import write_atomically
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Samples, State
 from dlmjax.sampling.settings import SampleSettings

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import jax
 
-from dlmjax.data.manifest import write_atomically
+from dlmjax.files import write_atomically
 
 FILE = "goodput.json"
 WRITE_EVERY = 10.0  # seconds

@@ -71,7 +71,7 @@ def test_documents_go_into_one_file(seen, tmp_path):
         assert found["tokens"].sum() == 50 and found["bytes"].dtype == np.int64
     assert [path.name for path in tmp_path.iterdir()] == ["d.npz"]
     with pytest.raises(InputError, match="cannot write"):
-        documents.write(str(tmp_path / "none" / "d.npz"), ["a", "b", "c"])
+        documents.write(str(tmp_path / "d.npz" / "below-a-file.npz"), ["a", "b", "c"])
 
 
 def test_tables_as_text_and_picture(seen, tmp_path):

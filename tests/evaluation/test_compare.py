@@ -81,3 +81,19 @@ def test_minimal_pairs_are_counted_by_group(sides):
     assert "chance 50 %" in found.summary() and json.loads(json.dumps(found.to_json()))["groups"]
     with pytest.raises(InputError, match="same pairs"):
         pair_accuracy(measured[0], measured[1], groups=["x"], fields=["f"])
+
+
+def test_groups_of_one_pair_have_an_error(sides):
+    """Nothing is known of the spread in a group of one: all pairs together tell it, and one pair tells nothing."""
+    _, _, _, (a, b) = sides
+    pairs = len(a.window_W)
+    alone = pair_accuracy(a, b, groups=[str(i) for i in range(pairs)], fields=["f"] * pairs)
+    together = pair_accuracy(a, b, groups=["x"] * pairs, fields=["f"] * pairs)
+    assert 0 < alone.accuracy < 1 and alone.stderr_accuracy == pytest.approx(together.stderr_accuracy) and alone.stderr_accuracy > 0
+    one = pair_accuracy(*(first_window(side) for side in (a, b)), groups=["x"], fields=["f"])
+    assert np.isnan(one.stderr_accuracy) and one.to_json()["stderr_accuracy"] is None
+
+
+def first_window(measured):
+    arrays = ("window_W", "nats_WJD", "prior_W", "reconstruction_WD", "tokens_W", "bytes_W")
+    return dataclasses.replace(measured, **{name: getattr(measured, name)[:1] for name in arrays})

@@ -14,11 +14,11 @@ RESULT = dict(nats_per_token=2.0, stderr_nats_per_token=0.1, bits_per_byte=None,
 )
 
 
-def written(view="hf", tokenizer="bytes", evaluation=None, reason="", dtype="bfloat16", **changes):
+def written(view="hf", tokenizer="bytes", evaluation=None, reason="", dtype="bfloat16", imported=None, **changes):
     """A card without an export."""
     parts = parts_of(tokenizer, **changes)
     model = Exported(parts.network.spec, parts.process, parts.tokenizer, LENGTH)
-    facts = card.Facts(parts, VIEWS[view], model, VIEWS[view].rows(model), dtype, 9, "raw", evaluation, reason)
+    facts = card.Facts(parts, VIEWS[view], model, VIEWS[view].rows(model), dtype, 9, "raw", evaluation, reason, imported)
     return card.write(facts, ["config.json"])
 
 
@@ -32,6 +32,26 @@ def test_the_number_comes_with_what_it_is_of(tmp_path):
     assert "Loss (no bound) <= 2.0" in written(evaluation={**known, "is_bound": False})
     assert "Negative log-likelihood = 2.0" in written(evaluation=known, process__name="autoregressive")
     assert "these files hold" not in written(evaluation=known, dtype="float32")
+
+
+def test_the_protocol_stands_beside_the_number(tmp_path):
+    changed = {"window": 1024, "stride": 512}
+    protocol = dict(suite="wikitext2", corpus=None, window=128, stride=64, complete=False, changed=changed, text_hash="00")
+    (tmp_path / "r.json").write_text(json.dumps({**RESULT, "protocol": protocol, "rule": "gauss", "nodes": 8, "draws": 2}))
+    text = written(evaluation=card.evaluation_of(str(tmp_path), str(tmp_path / "r.json")))
+    how = "Measured: suite wikitext2, windows of 128, 64 new tokens each, 8 levels (rule gauss) x 2 draws, "
+    assert how + "not the suite's own window (1024) and stride (512), not all of the text." in text
+    whole = {**protocol, "suite": None, "corpus": "/data/books", "complete": True, "changed": None}
+    (tmp_path / "r.json").write_text(json.dumps({**RESULT, "protocol": whole, "rule": "exact", "nodes": 1, "draws": 1}))
+    text = written(evaluation=card.evaluation_of(str(tmp_path), str(tmp_path / "r.json")))
+    assert "Measured: corpus `books`, windows of 128, 64 new tokens each, exactly." in text
+
+
+def test_imported_weights_name_their_source_and_no_training():
+    text = written(imported={"source": "models/base", "layout": "llama", "family": "llama(norm_eps=1e-05)"})
+    assert "imported from `models/base` (layout llama, model.family=llama(norm_eps=1e-05)) by dlmjax" in text
+    assert "trained with dlmjax" not in text and "## Training" not in text and "## Data" not in text
+    assert "trained with dlmjax" in written() and "## Training" in written()
 
 
 def test_without_an_evaluation_the_last_held_out_line_is_named_as_that(tmp_path):

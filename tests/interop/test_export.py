@@ -249,6 +249,8 @@ def test_export_import_export_is_bit_equal(view, dtype, changes, tmp_path):
     two = export(workdir=str(tmp_path / "again"), view=view, output=str(tmp_path / "two"), dtype=dtype)
     assert (tmp_path / "one" / SINGLE).read_bytes() == (tmp_path / "two" / SINGLE).read_bytes()
     assert one["parity"] == two["parity"]
+    written = (tmp_path / "two" / "README.md").read_text()
+    assert f"imported from `{tmp_path / 'one'}` (layout " in written and "## Training" not in written
     changed = {key for key in one["config"] if one["config"][key] != two["config"][key]}
     assert changed <= {"dlm", "initializer_range"}
 

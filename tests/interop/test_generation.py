@@ -62,12 +62,13 @@ def test_briefly_trained_weights_have_our_logits_and_our_text(trained):
     assert "topics.jsonl" in card and "10 of 8 x 32 tokens: 2,560 tokens" in card and "Not evaluated" in card
 
 
-def test_full_attention_with_more_steps_than_holes(tmp_path):
-    workdir, *_ = random_run(tmp_path / "run")
+def test_full_attention_with_more_steps_than_holes_and_a_padded_vocabulary(tmp_path):
+    """The ids that pad it have half of the rows of the head: unbarred, they would win half of the places."""
+    workdir, *_ = random_run(tmp_path / "run", model__vocab=518)
     export(workdir=str(workdir), output=str(tmp_path / "hf"), dtype="float32")
     made = by_them(tmp_path / "hf", LENGTH, 64)
     assert made == by_us(workdir, length=LENGTH, steps=64)
-    assert made[:4] == list(PROMPT.encode()) and 256 not in made
+    assert made[:4] == list(PROMPT.encode()) and 256 not in made and max(made) < 259
 
 
 @pytest.mark.parametrize("view", [pytest.param("hf", marks=pytest.mark.nightly), "sdar"])

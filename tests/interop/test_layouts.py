@@ -61,6 +61,43 @@ def test_a_network_that_a_layout_cannot_hold_is_refused(name, spec, said):
         layout_of(name).entries(spec)
 
 
+SIZES = dict(hidden_size=16, num_attention_heads=4, num_hidden_layers=2, intermediate_size=24)
+YARN = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "no original_max_position_embeddings"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "stretches positions"),
+        ({"rope_scaling": "linear"}, "not one of layout llama"),
+        ({"rope_parameters": [1]}, "not one of layout llama"),
+        ({"rope_parameters": {"full_attention": YARN}}, "several kinds"),
+        ({"rope_theta": "x"}, "not one of layout llama"),
+        ({"rms_norm_eps": None}, "not one of layout llama"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0, which is no whole number from 1 on"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True"),
+        ({"num_key_value_heads": "2"}, "num_key_value_heads='2'"),
+        ({"head_dim": 4.0}, "head_dim=4.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_config_that_is_damaged_or_unknown_is_told_in_a_line(changes, said):
+    with pytest.raises(InputError) as refused:
+        LAYOUTS["llama"].spec_of({**SIZES, **changes})
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_a_config_leaves_open_has_its_usual_value():
+    spec = LAYOUTS["llama"].spec_of({**SIZES, "head_dim": None, "num_key_value_heads": None})
+    assert (spec["head_dim"], spec["kv_heads"]) == (4, 4)
+    roberta = {**SIZES, "model_type": "roberta", "pad_token_id": None}
+    assert "position_offset=2" in LAYOUTS["roberta"].spec_of(roberta)["family"]
+    with pytest.raises(InputError, match="clip_qkv=8.0"):
+        LAYOUTS["llada"].spec_of(dict(d_model=16, n_heads=4, n_layers=2, clip_qkv=8.0))
+
+
 def test_every_layout_is_of_a_family_and_unknown_ones_are_refused():
     assert {layout.family for layout in LAYOUTS.values()} == set(FAMILIES)
     with pytest.raises(InputError, match="choose one of llama, "):

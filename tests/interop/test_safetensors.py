@@ -79,12 +79,21 @@ def test_an_interrupted_write_does_not_read_as_whole(tmp_path):
         Reader(tmp_path)
 
 
+def change_type(file, code):
+    """Says that the first tensor is of another type; the header stays as long as it is."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'"F32"', b'"' + code + b'"', 1).rstrip()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
         (lambda root: (root / SINGLE).write_bytes((root / SINGLE).read_bytes()[:-3]), "ends within e.weight"),
         (lambda root: (root / SINGLE).write_bytes(b"\xff" * 64), "header would be"),
         (lambda root: (root / SINGLE).write_bytes((2).to_bytes(8, "little") + b"[]"), "not a whole safetensors file"),
+        (lambda root: change_type(root / SINGLE, b"F8_E4M3"), "a.weight is of type F8_E4M3, which cannot be read here"),
         (lambda root: (root / SINGLE).unlink(), "holds no model.safetensors"),
         (lambda root: (root / INDEX).write_text("[]"), "not an index"),
         (lambda root: (root / INDEX).write_text('{"weight_map": {"x": "model-2.safetensors"}}'), "lacks model-2.safetensors"),

@@ -7,6 +7,7 @@ import pytest
 
 from dlmjax.errors import InputError
 from dlmjax.interop.views import SDAR_MASK, SDAR_ROWS, VIEWS, view_of
+from dlmjax.sampling import never_sampled
 from tests.interop.runs import exported
 
 BLOCKS = {"process__name": "blocks(size=4)"}
@@ -60,9 +61,16 @@ def test_a_mask_whose_id_is_taken_is_refused():
         mask_id, pad_id, eos_id, bos_id, vocab_size = 0, 1, 2, 2, SDAR_MASK + 2
         token_bytes = [b"", b"", b"", *[b"x"] * (SDAR_MASK - 1)]
 
+    class Special(Wide):
+        """The end of document stands there, which has no text either."""
+
+        pad_id, eos_id, bos_id = 1, SDAR_MASK, SDAR_MASK
+        token_bytes = [b"", b"", *[b"x"] * (SDAR_MASK - 2), b"", b"x"]
+
     model = exported(**BLOCKS)
-    object.__setattr__(model, "tokenizer", Wide())
-    assert "151669" in VIEWS["sdar"].refuse(model)
+    for tokenizer in (Wide(), Special()):
+        object.__setattr__(model, "tokenizer", tokenizer)
+        assert "151669, which is another token" in VIEWS["sdar"].refuse(model)
 
 
 def test_sdar_has_its_mask_where_sglang_looks():
@@ -82,6 +90,9 @@ def test_padding_of_the_vocabulary_is_recorded():
         view = VIEWS[name]
         config = view.config(model, view.rows(model), "bfloat16")
         assert (config["dlm"]["vocab_size"], config["dlm"]["embedding_size"]) == (259, 288)
+        # As `dlmjax sample` bars them. Rows that were in the softmax stay as they are.
+        assert tuple(config["dlm"]["suppress_ids"]) == never_sampled(model.tokenizer, 288) == (256, 257, *range(259, 288))
+        assert view.rows(model).silent == (256, 257)
     assert (config["vocab_size"], config["embedding_size"]) == (259, 288)  # LLaDA's own fields
     json.dumps(config)
 

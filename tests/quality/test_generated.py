@@ -12,6 +12,7 @@ from dlmjax.quality import generated, latency, mauve_score, plot
 from dlmjax.quality.flags import integers
 from dlmjax.quality.scorers import RunScorer, open_scorer
 from dlmjax.sampling import SampleSettings, never_sampled
+from tests.quality.conftest import random_run
 from tests.test_cli import refused
 
 
@@ -112,6 +113,19 @@ def test_bad_calls_end_in_one_line(masked_workdir, causal_workdir, tmp_path, cap
     assert integers("4, 8") == (4, 8)
     with pytest.raises(InputError):
         integers("0,4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        ({"process__name": "blocks(size=4)", "process__self_condition": 0.5}, [("blocks, cache", 2), ("blocks, cache", 4)]),
+        ({"process__name": "autoregressive", "model__time_input": "adaln"}, [("autoregressive, cache", 16)]),
+    ],
+    ids=["blocks", "autoregressive"],
+)
+def test_a_network_that_fits_no_other_process_is_timed_under_its_own(changes, ways):
+    run = random_run(model__depth=1, **changes)
+    assert [(way.name, way.steps) for way in latency.ways_of(run, [2, 4], 16, [4])] == ways
 
 
 @pytest.mark.nightly

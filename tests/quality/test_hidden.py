@@ -55,6 +55,11 @@ def test_the_command_writes_vectors_line_by_line(masked_workdir, tmp_path, capsy
     assert main([*work, str(tmp_path / "v.npz")]) == 0
     with np.load(tmp_path / "v.npz") as found:
         assert found["embeddings"].shape == (3, 16) and found["embeddings"].dtype == np.float32 and found["tokens"].tolist() == [8, 0, 7]
+    # What Unicode calls line boundaries, but a file of lines does not.
+    (tmp_path / "t.txt").write_text("one\u2028still one\x0c\nlast", encoding="utf-8")
+    assert main([*work, str(tmp_path / "folder" / "v.npz")]) == 0
+    with np.load(tmp_path / "folder" / "v.npz") as found:
+        assert found["tokens"].tolist() == [16, 4]
     capsys.readouterr()
     assert "must end with .npz" in refused(capsys, *work, tmp_path / "v.npy")
 

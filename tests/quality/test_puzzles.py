@@ -136,7 +136,8 @@ def test_a_file_is_read_back_and_mixed_files_are_refused():
     puzzles = make_countdown(5)
     lines = [puzzle.line for puzzle in puzzles]
     assert parse(lines) == puzzles
-    for bad, said in (([], "empty"), (["hello"], "no line of a puzzle file"), ([*lines, Puzzle(CLUE, ANSWER).line], "several kinds")):
+    several = [*lines, Puzzle(CLUE, ANSWER).line]
+    for bad, said in (([], "`dlmjax puzzles` writes one"), (["hello"], "`dlmjax puzzles` writes them"), (several, "several kinds")):
         with pytest.raises(InputError, match=said):
             parse(bad)
 

@@ -133,8 +133,9 @@ def test_a_hugging_face_model_scores_as_torch_does_token_by_token(tmp_path, bos)
     from dlmjax.quality.hf_scorer import HfScorer
 
     judge = HfScorer(str(save_hf(tmp_path / "gpt2", bos)))
-    samples = [Sample(np.zeros(0), (text,), 0) for text in ("hello world", "a", "né, twice the context of it!!", "")]
-    samples.append(Sample(np.zeros(0), ("two", "parts"), 0))
+    texts = ("hello world", "a", "né, twice the context of it!!", "")
+    samples = [Sample(np.zeros(0), (text,), len(text.encode())) for text in texts]
+    samples.append(Sample(np.zeros(0), ("two", "parts"), 8))
     found = judge.score(samples, features=True)
     for number, ids in enumerate(judge.tokenizer(text)["input_ids"] for text in ("hello world", "a")):
         nats = 0.0
@@ -143,6 +144,8 @@ def test_a_hugging_face_model_scores_as_torch_does_token_by_token(tmp_path, bos)
             nats -= float(torch.log_softmax(judge.model(before).logits[0, -1], dim=-1)[ids[i]].detach())
         assert found.nats_N[number] == pytest.approx(nats, rel=1e-5, abs=1e-6)
     assert found.tokens_N.tolist() == [n if bos else max(n - 1, 0) for n in (11, 1, 30, 0, 9)]
+    # A byte a token here: nobody pays for the byte of a token that is not scored.
+    assert found.bytes_N.tolist() == [n if bos else max(n - 1, 0) for n in (11, 1, 30, 0, 8)]
     assert found.features_ND.shape == (5, 16) and not found.features_ND[3].any()
     last = judge.model(torch.tensor([([256] if bos else []) + judge.tokenizer("hello world")["input_ids"]]), output_hidden_states=True)
     np.testing.assert_allclose(found.features_ND[0], last.hidden_states[-1][0, -1].detach().numpy(), rtol=1e-4, atol=1e-5)

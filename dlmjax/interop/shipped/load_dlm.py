@@ -69,7 +69,7 @@ def generate(model, tokens, steps=64):
         calls = min(steps, holes)
         for call in range(1, calls + 1):
             logits = logits_of(model, row[: start + size])[start:]
-            logits[:, trained:] = logits[:, config.dlm["suppress_ids"]] = -float("inf")  # not in the softmax of training
+            logits[:, trained:] = logits[:, config.dlm["suppress_ids"]] = -float("inf")  # never sampled
             confidence, guess = logits.softmax(-1).max(-1)
             shown = holes - int(open_places.sum())
             best = confidence.masked_fill(~open_places, -1.0).argsort(descending=True, stable=True)

@@ -60,7 +60,7 @@ def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("process", ["masked", "autoregressive", "autoregressive(input_mask=0.5)"])
+@pytest.mark.parametrize("process", ["masked", "autoregressive", pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly)])
 def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(process):
     """Dropout and hidden inputs change what is trained; the same weights have the same likelihood without them, to the bit."""
     tokenizer, length = load_tokenizer("char27"), 8

@@ -4,8 +4,9 @@ dlmjax train --config configs/data_limited.py --config.data.paths=data/corpus --
 dlmjax train --config configs/data_limited.py --config.data.paths=data/corpus --config.process.name=masked --workdir runs/limited_masked
 dlmjax train --config configs/data_limited.py:tiny --config.data.paths=data/char27 --workdir runs/limited_tiny
 
-Three switches, for both alike but the first, which masked diffusion has in its process: a share of the tokens that are read is hidden
-(process.name), outputs of attention and MLP are dropped (model.dropout), weights decay more than elsewhere (optimizer.weight_decay).
+Three switches (Gao et al. 2510.04071), for both alike but the first, which masked diffusion has in its process: a share of the tokens
+that are read is hidden (process.name), outputs of attention and MLP are dropped (model.dropout; the paper drops inside the MLP), weights
+decay more than in the other configs (optimizer.weight_decay).
 `--config.process.name=autoregressive --config.model.dropout=0` is the run without noise. How often the text is read follows from
 train.steps: `dlmjax train` prints the epochs.
 

@@ -6,8 +6,8 @@ t = 1 (BD3-LM 2503.09573).
 
 In a packed row the first slot of a document reads the last token of the one before, its end of document, which serves as BOS.
 
-`input_mask` hides a share of what is read in training alone: noise against repetition where text is little. Every token is still
-predicted; likelihoods and samples are those of the whole prefix.
+`input_mask` hides a share of what is read in training alone: noise against repetition where text is little (2510.04071). Every token is
+still predicted; likelihoods and samples are those of the whole prefix.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """

@@ -273,7 +273,7 @@ class Denoiser:
             def once(x: Array, keys_NB: Array | None) -> tuple[Array, None]:
                 return jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys_NB))[0], None
 
-            if spec.loops == 1:
+            if spec.loops == 1:  # no loop around the loop, which a compiler would have to take away again
                 return once(x, keys_NB)[0]
             keys_ONB = None if keys_NB is None else keys_NB.reshape(spec.loops, spec.depth, *keys_NB.shape[1:])
             return jax.lax.scan(once, x, keys_ONB, length=spec.loops)[0]

@@ -55,14 +55,15 @@ class Side:
         }
         self.state = init_state(parts.init, parts.optimizer, jax.random.key(0), parts.param_shardings)
         self.batch, self.key = parts.partition.put_batch(batch), jax.random.key(1)
-        self.step = train_step_of(parts).lower(self.state, self.batch, self.key).compile()
+        step = train_step_of(parts)
+        self.step, self.numbers = step.trace(self.state, self.batch, self.key).lower().compile(), step.placed
         self.temporary = self.step.memory_analysis().temp_size_in_bytes
         self()
 
     def __call__(self) -> tuple[float, float]:
         """(wall seconds, CPU seconds) of one step."""
         wall, cpu = time.perf_counter(), time.process_time()
-        self.state, metrics = self.step(self.state, self.batch, self.key)
+        self.state, metrics = self.step(self.state, self.batch, self.key, self.numbers)
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - wall, time.process_time() - cpu
 

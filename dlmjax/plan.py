@@ -279,7 +279,7 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
         state, batch, key = abstract_arguments(parts)
         lowered = jax.jit(jax.grad(lambda *arguments, loss=parts.loss_fn: loss(*arguments)[0])).lower(state["params"], batch, key)
         found.append(lowered.cost_analysis()["flops"])
-    return found[1] - found[0]
+    return (found[1] - found[0]) / parts.network.spec.loops
 
 
 # --- The compiled program -----------------------------------------------------------------------------------------------------------

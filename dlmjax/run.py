@@ -31,7 +31,7 @@ from dlmjax.files import write_atomically
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
-from dlmjax.training import Checkpoints, OptimizerSpec, abstract_state, build_optimizer, learning_rate
+from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
 
 EMBEDDING = "embedding.npy"
 
@@ -47,7 +47,7 @@ class Parts:
     partition: Partition
     network: Network
     optimizer: Any
-    learning_rate: Any
+    numbers: Numbers
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         """(sum of nats over the batch, parts): what `make_train_step` differentiates."""
@@ -152,8 +152,8 @@ def assemble(
         ),
         partition=partition,
         network=network,
-        optimizer=_optimizer(optimizer, config.train.steps, network, process),
-        learning_rate=learning_rate(optimizer, config.train.steps),
+        optimizer=_optimizer(optimizer, network, process),
+        numbers=numbers_of(optimizer, config.train.steps),
     )
 
 
@@ -188,7 +188,7 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
         raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
 
 
-def _optimizer(spec: OptimizerSpec, steps: int, network: Network, process: Process) -> Any:
+def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
     """One optimizer for the network and what the process learns, which may have a learning rate of its own; CompleteP is about the
     network alone."""
     plain = jax.tree.map(lambda _: 1.0, process.kinds())
@@ -198,7 +198,7 @@ def _optimizer(spec: OptimizerSpec, steps: int, network: Network, process: Proce
         (network.wd_multipliers, plain),
         (network.eps_multipliers, plain),
     )
-    return build_optimizer(spec, steps, *(_beside(*pair) for pair in trees))
+    return build_optimizer(spec, *(_beside(*pair) for pair in trees))
 
 
 def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:

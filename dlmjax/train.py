@@ -5,6 +5,7 @@ run that was killed and started again writes the same losses as one that was not
 """
 
 import contextlib
+import functools
 import logging
 import pathlib
 import time
@@ -27,9 +28,11 @@ from dlmjax.training import (
     Progress,
     Summary,
     Throughput,
+    TrainStep,
     Window,
     clear_stop,
     init_state,
+    learning_rate,
     make_train_step,
     peak_flops,
 )
@@ -77,7 +80,7 @@ def train(
     train_step = process = None
     batches = train_batches(_windows(config, corpora), rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
     held_out, samples, agreed = _HeldOut(parts), _TextSamples(parts), Agreement()
-    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=parts.partition.sharding(()))()
+    key = jax.jit(lambda key: key, out_shardings=parts.partition.sharding(()))(jax.random.key(config.seed))
     with (
         sole_writer(workdir),
         Interrupt() as stop,
@@ -132,7 +135,7 @@ def _windows(config, corpora: list) -> TrainWindows:
     return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing)
 
 
-def train_step_of(parts: Parts):
+def train_step_of(parts: Parts) -> TrainStep:
     """The compiled step of the run."""
     config = parts.config.train
     return make_train_step(
@@ -140,7 +143,8 @@ def train_step_of(parts: Parts):
         parts.optimizer,
         accumulation=config.accumulation,
         ema_decay=config.ema,
-        learning_rate=parts.learning_rate,
+        numbers=parts.numbers,
+        learning_rate=functools.partial(learning_rate, parts.config.optimizer.schedule),
         on_nonfinite=config.on_nonfinite,
         spike=config.spike,
         shardings=parts.param_shardings,

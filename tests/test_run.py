@@ -9,6 +9,7 @@ from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.run import assemble, embedding_of, open_run
 from dlmjax.train import train
+from tests.models import tiny
 
 
 def neighbours(file, corpus=""):
@@ -57,3 +58,27 @@ def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
         config = neighbours(tmp_path / "table.npy")
         assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1], embedding_VE=embedding_of(config, tmp_path))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("process", ["masked", "autoregressive", pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly)])
+def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(process):
+    """Dropout and hidden inputs change what is trained; the same weights have the same likelihood without them, to the bit."""
+    tokenizer, length = load_tokenizer("char27"), 8
+    rng = np.random.default_rng(0)
+    rows = {"tokens": rng.integers(0, 26, (8, length)), "segments": np.ones((8, length)), "positions": np.tile(np.arange(length), (8, 1))}
+    batch = {name: value.astype(np.int32) for name, value in {**rows, "row": np.arange(8)}.items()}
+    found = []
+    for name, rate in ((process, 0.5), (process.partition("(")[0], 0.0)):
+        config = config_lib.default()
+        config.data.update(length=length, batch=8)
+        config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, dropout=rate)
+        config.process.name = name
+        parts = assemble(config, tokenizer, devices=jax.devices()[:1])
+        params = tiny.lively(jax.jit(parts.init)(jax.random.key(0)))
+        loss = jax.jit(parts.loss_fn)
+        totals = [float(loss(params, batch, jax.random.key(seed))[0]) for seed in (0, 1)]
+        found.append((totals, parts.evaluator(nodes=1).measure(params, [batch]).nats_WD))
+    (noisy, nats_WD), (plain, same_WD) = found
+    assert noisy[0] != plain[0] and noisy[0] != noisy[1]
+    assert (plain[0] == plain[1]) == process.startswith("autoregressive")
+    np.testing.assert_array_equal(nats_WD, same_WD)

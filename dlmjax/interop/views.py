@@ -131,6 +131,8 @@ def refuse_everywhere(model: Exported) -> str:
         return "its network takes its last estimate as a hint (process.self_condition), which no loader passes on"
     if spec.shift:
         return "its logits are those of the next position (shift), which no loader undoes"
+    if spec.loops > 1:
+        return f"its layers are run {spec.loops} times (model.family: loops), and no loader runs a layer twice"
     if process.outputs != process.vocab or getattr(process, "parameterisation", None) == "score":
         return f"the network of process {process.name} puts out scores, not logits of tokens"
     if process.attention != "causal" and getattr(process, "mask_id", None) is None:

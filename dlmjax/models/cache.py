@@ -5,7 +5,8 @@ not change any more (BD3-LM 2503.09573 section 3.3). So a piece of S tokens at p
 buffers, and what it writes there is kept (`advance`) or forgotten (`hidden`): one compilation serves every piece, since `start` is
 traced. The numbers are those of the network on the whole row, up to rounding.
 
-Shapes: N layers, B rows, S positions of the piece, M of the buffer, H query heads, G key/value heads, K head_dim, D width.
+Shapes: N layers, each counted as often as it is run, B rows, S positions of the piece, M of the buffer, H query heads, G key/value
+heads, K head_dim, D width.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dlmjax.models.layers import rotary_tables
 
 
 class Cache(NamedTuple):
-    """Keys and values of each layer, in the compute type; entries that the mask does not allow are never read."""
+    """Keys and values of each run of a layer, in the compute type; entries that the mask does not allow are never read."""
 
     keys: Float[Array, "N B M G K"]
     values: Float[Array, "N B M G K"]
@@ -33,7 +34,7 @@ class Cache(NamedTuple):
 def empty_cache(network: Network, rows: int, length: int) -> Cache:
     """Buffers for `rows` rows of `length` positions."""
     spec = network.spec
-    shape = (spec.depth, rows, length, spec.kv_heads, spec.head_dim)
+    shape = (spec.effective_depth, rows, length, spec.kv_heads, spec.head_dim)
     return Cache(*(jnp.zeros(shape, network.execution.dtype) for _ in range(2)))
 
 
@@ -86,8 +87,12 @@ class CachedDenoiser(Denoiser):
             x = transformer_layer(self.network, attend, rotary, time, rows.segments_BL.shape, x, weights, None)
             return x, written[-1]
 
-        x, cache = jax.lax.scan(layer, x, (self.params["layers"], self.cache))
-        self._written.append(cache)
+        caches = []
+        for first in range(0, spec.effective_depth, spec.depth):
+            of_loop = jax.tree.map(lambda buffer, first=first: buffer[first : first + spec.depth], self.cache)
+            x, written = jax.lax.scan(layer, x, (self.params["layers"], of_loop))
+            caches.append(written)
+        self._written.append(jax.tree.map(lambda *loops: jnp.concatenate(loops), *caches))
         return x
 
 

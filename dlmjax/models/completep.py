@@ -1,12 +1,16 @@
 """CompleteP: hyper-parameters found on a small model stay right on a wider and deeper one (Dey et al. 2505.01618, table 1, alpha = 1).
 
-With m = width / base width and l = depth / base depth, the model divides every residual branch by l and the logits by m
-(`denoiser.py`), starts hidden matrices with variance 1/m (`weights.py`), and the optimizer multiplies its settings by
+With m = width / base width and l = depth / base depth (a layer counted as often as it is run), the model divides every residual branch
+by l and the logits by m (`denoiser.py`), starts hidden matrices with variance 1/m (`weights.py`), and the optimizer multiplies its
+settings by
 
     leaves                               learning rate   weight decay   AdamW epsilon
     hidden matrices                      1/m             m              1/(m l)
     vectors and modulation in layers     1               1              1/(m l)
     embedding, head, last norm, time     1               1              1/m
+
+A weight that is run `loops` times gets the sum of as many gradients, so the epsilons of layers, which follow the gradient's size, are
+`loops` times those of the table; that is our reading, the paper has no shared layers.
 
 Weight decay is the decoupled one (a step shrinks a weight by rate * decay), so that rate * decay stays what it was. At the base size, and
 with CompleteP off, all multipliers are 1.
@@ -26,5 +30,5 @@ def multipliers(spec: ModelSpec) -> tuple[dict, dict, dict]:
     m, l_ = spec.width_ratio, spec.depth_ratio
     rate = jax.tree.map(lambda inner: 1.0 / m if inner else 1.0, hidden)
     decay = jax.tree.map(lambda inner: m if inner else 1.0, hidden)
-    epsilon = jax.tree_util.tree_map_with_path(lambda path, _: 1.0 / (m * l_) if path[0].key == "layers" else 1.0 / m, hidden)
+    epsilon = jax.tree_util.tree_map_with_path(lambda path, _: spec.loops / (m * l_) if path[0].key == "layers" else 1.0 / m, hidden)
     return rate, decay, epsilon

@@ -256,7 +256,7 @@ class Denoiser:
         return jax.nn.silu(dense(inner, weights["second"]["kernel"], (None, "time"), layout))
 
     def _layers(self, x: Array, time: Array | None, rows: _Rows) -> Array:
-        """All layers, scanned over the stacked weights or unrolled, with the remat policy around each."""
+        """All layers, `loops` times over, scanned over the stacked weights or unrolled, with the remat policy around each."""
         spec, execution = self.network.spec, self.network.execution
         attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
         rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
@@ -267,14 +267,21 @@ class Denoiser:
         stacked = self.params["layers"]
         keys_NB = None
         if self.dropout_keys_B is not None:
-            keys_NB = jax.vmap(lambda n: jax.vmap(jax.random.fold_in, (0, None))(self.dropout_keys_B, n))(jnp.arange(spec.depth))
+            keys_NB = jax.vmap(lambda n: jax.vmap(jax.random.fold_in, (0, None))(self.dropout_keys_B, n))(jnp.arange(spec.effective_depth))
         if execution.scan:
-            return jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys_NB))[0]
+
+            def once(x: Array, keys_NB: Array | None) -> tuple[Array, None]:
+                return jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys_NB))[0], None
+
+            if spec.loops == 1:  # no loop around the loop, which a compiler would have to take away again
+                return once(x, keys_NB)[0]
+            keys_ONB = None if keys_NB is None else keys_NB.reshape(spec.loops, spec.depth, *keys_NB.shape[1:])
+            return jax.lax.scan(once, x, keys_ONB, length=spec.loops)[0]
         # Split, not indexed: the transpose of a split is one concatenation, that of N indexings N additions of the whole stack.
         leaves, tree = jax.tree.flatten(stacked)
         pieces = [jax.lax.split(leaf, (1,) * spec.depth) for leaf in leaves]
-        for n in range(spec.depth):
-            weights = jax.tree.unflatten(tree, [piece[n].reshape(piece[n].shape[1:]) for piece in pieces])
+        for n in range(spec.effective_depth):
+            weights = jax.tree.unflatten(tree, [piece[n % spec.depth].reshape(piece[0].shape[1:]) for piece in pieces])
             x = layer(x, weights, None if keys_NB is None else keys_NB[n])
         return x
 

@@ -7,6 +7,7 @@
     bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
 
 A config names one in `model.family`, with values where a checkpoint has others: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
+Any of them may run its layers several times: `qwen3(loops=2)`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bert": dict(_LAYER_NORM, mlp="gelu", max_positions=512, order="post", token_types=2, head="transform", norm_eps=1e-12),
 }
 # What a name may be given in brackets, and for which kind of positions it means something.
-VALUES = ("norm_eps", "shift", "max_positions", "position_offset", "token_types", "rope_scaling_type", "rope_original")
+VALUES = ("norm_eps", "shift", "loops", "max_positions", "position_offset", "token_types", "rope_scaling_type", "rope_original")
 _OF_ROTARY, _OF_LEARNED = ("rope_scaling_type", "rope_original"), ("max_positions", "position_offset", "token_types")
 # What a family fixes: a network that differs in one of these is of another family.
 STRUCTURE = ("qk_norm", "bias", "norm", "mlp", "positions", "order", "head")

@@ -38,7 +38,8 @@ class ModelSpec:
     first `position_offset` no token uses; `order`, norms before each branch or after each sum (then the embedding has a norm and the stack
     none); `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a dense layer with GELU
     before the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is that of the one before
-    it, as in weights that were trained to predict the next token (Dream 2508.15487).
+    it, as in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the whole stack is run, with the
+    same weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat.
 
     `time_input` is how the noise level enters: "adaln" modulates every layer and starts the final layers at zero (DiT 2212.09748), "add"
     adds a vector to every embedding, "prefix" puts one more position in front that all see (its level is the row's highest); absorbing
@@ -82,9 +83,10 @@ class ModelSpec:
     head: str = "linear"
     shift: bool = False
     rope_original: int = 8192
+    loops: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width"):
+        for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width", "loops"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.heads % self.kv_heads:
@@ -136,9 +138,14 @@ class ModelSpec:
         return self.width / self.completep_width if self.completep_width else 1.0
 
     @property
+    def effective_depth(self) -> int:
+        """Layers that a token passes, each counted as often as it is run."""
+        return self.depth * self.loops
+
+    @property
     def depth_ratio(self) -> float:
-        """Depth over the CompleteP base depth; 1 when CompleteP is off."""
-        return self.depth / self.completep_depth if self.completep_depth else 1.0
+        """Effective depth over the CompleteP base depth; 1 when CompleteP is off."""
+        return self.effective_depth / self.completep_depth if self.completep_depth else 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,14 +76,15 @@ def scale(rngs: nnx.Rngs, size: int, axis: str | None, init=ONES, bias: bool = F
 
 
 class LayerWeights(nnx.Module):
-    """One Transformer layer. Residual projections start smaller by 1/sqrt(2 * depth) (GPT-2); under CompleteP that depth is the base's."""
+    """One Transformer layer. Residual projections start smaller by 1/sqrt(2 * depth), each layer counted as often as it is run (GPT-2);
+    under CompleteP that depth is the base's."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         width, ffn, head_dim = spec.width, spec.ffn, spec.head_dim
         heads, kv_heads = spec.heads * head_dim, spec.kv_heads * head_dim
         std = spec.init_std * spec.width_ratio**-0.5
         inner = normal(std)
-        residual = normal(std * (2 * (spec.completep_depth or spec.depth)) ** -0.5)
+        residual = normal(std * (2 * (spec.completep_depth or spec.effective_depth)) ** -0.5)
 
         def matrix(shape, axes, init, biased=("all",)):
             return Weight(rngs, "kernel", shape, axes, "matrix", init, hidden=True, bias=spec.bias in biased)

@@ -104,7 +104,7 @@ class Load:
 def executed_flops(load: Load) -> float:
     """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, skipped score blocks left out."""
     head = 6.0 * load.spec.width * load.spec.vocab * load.head_share * load.length
-    return load.passes * load.batch * (load.spec.depth * layer_flops(load) + head)
+    return load.passes * load.batch * (load.spec.effective_depth * layer_flops(load) + head)
 
 
 def layer_flops(load: Load) -> float:
@@ -117,11 +117,16 @@ def layer_flops(load: Load) -> float:
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
     attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn
-    weights = 2 * (2 * spec.width * attention + 2 * spec.width * spec.kv_heads * spec.head_dim) + spec.mlp_matrices * last
+    weights = 2 * layer_weights(spec)
     product = 2.0 * tokens * attention * (load.visible if execution.attention == "splash" else 1.0)
     products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
     again = weights - last if execution.remat == "full" else 0
     return tokens * (3 * weights + again + products * product)
+
+
+def layer_weights(spec: ModelSpec) -> int:
+    """Numbers in the matrices of one layer."""
+    return spec.width * (2 * (spec.heads + spec.kv_heads) * spec.head_dim + spec.mlp_matrices * spec.ffn)
 
 
 def visible_share(mask: Mask, length: int, block: int = SPLASH_BLOCK) -> float:
@@ -153,7 +158,7 @@ def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
         kept += heads + out + 3 * spec.width + ffn
         if not load.fused:
             kept += spec.heads / tensor * load.length * load.streams
-    return spec.depth * rows * kept * load.item
+    return spec.effective_depth * rows * kept * load.item
 
 
 def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> float:
@@ -161,11 +166,12 @@ def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> floa
     spec, rows = load.spec, load.rows(mesh)
     tensor = mesh[RULES["heads"][0]]
     reads = 3 + (load.execution.remat == "full")
-    gathered = load.parameters / tensor * load.item
+    used = load.parameters + (spec.effective_depth - spec.depth) * layer_weights(spec)
+    gathered = used / tensor * load.item
     width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + spec.mlp_matrices * spec.ffn / tensor
     if not load.fused:
         width += 2 * spec.heads / tensor * load.length * load.streams
-    activations = 2 * spec.depth * rows * width * load.item * reads
+    activations = 2 * spec.effective_depth * rows * width * load.item * reads
     return load.passes * load.accumulation * (gathered * (reads + 1) + activations) + 2 * state_bytes
 
 
@@ -192,19 +198,20 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
     for shape, axes in shapes:
         stacked, size = _used(shape, axes, mesh)
         stored = tuple(name for axis in axes if axis in GATHERED for name in RULES[axis])
-        again = 2 if axes and axes[0] == "layer" else 1
+        of_layers = bool(axes) and axes[0] == "layer"
+        again, stacked = 1 + of_layers, stacked * (spec.loops if of_layers else 1)
         add("all-gather", stored, again * stacked * layers, size * load.item)
         add("reduce-scatter", stored, stacked * layers, size * 4)
         kept = size / np.prod([mesh[name] for name in stored], initial=1)
         rest = tuple(name for name in everywhere if name not in stored)
         add("all-reduce", rest, stacked * layers, float(kept) * 4)
     rows = load.rows(mesh)
-    sums = spec.depth * layers * (6 if load.execution.remat == "full" else 4)
+    sums = spec.effective_depth * layers * (6 if load.execution.remat == "full" else 4)
     add("all-reduce", RULES["heads"], sums, rows * spec.width * load.item)
     split = float(np.prod([mesh[name] for name in RULES["length"]]))
     keys = 2 * rows * split * spec.kv_heads * spec.head_dim / mesh[RULES["kv_heads"][0]] * load.item
-    add("all-gather", RULES["length"], spec.depth * layers * (2 if load.execution.remat == "full" else 1), keys)
-    add("reduce-scatter", RULES["length"], spec.depth * layers, keys)
+    add("all-gather", RULES["length"], spec.effective_depth * layers * (2 if load.execution.remat == "full" else 1), keys)
+    add("reduce-scatter", RULES["length"], spec.effective_depth * layers, keys)
     return merge(found)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.models.attention import make_attention
@@ -51,8 +52,11 @@ class _Tapped(Denoiser):
             taps["stream"] = x
             return x, {name: tap.reshape(*shape, -1) for name, tap in taps.items()}
 
-        x, seen = jax.lax.scan(layer, x, self.params["layers"])
-        self.seen.append(seen)
+        loops = []
+        for _ in range(spec.loops):
+            x, seen = jax.lax.scan(layer, x, self.params["layers"])
+            loops.append(seen)
+        self.seen.append(jax.tree.map(lambda *taps: jnp.concatenate(taps), *loops))
         return x
 
 
@@ -78,7 +82,7 @@ def activation_statistics(run: Run, windows: Iterable[np.ndarray], batch: int = 
             found[name].append(fetch(tap_NBLC)[:, :, prefix:][:, counted_BL].astype(np.float32))
     return [
         {"layer": layer, "place": name, **outliers(np.concatenate([part[layer] for part in found[name]]))}
-        for layer in range(run.parts.network.spec.depth)
+        for layer in range(run.parts.network.spec.effective_depth)
         for name in PLACES
     ]
 

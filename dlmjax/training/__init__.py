@@ -4,9 +4,9 @@ from dlmjax.training.checkpoint import Checkpoints
 from dlmjax.training.goodput import Goodput
 from dlmjax.training.interrupt import Interrupt
 from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
-from dlmjax.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
+from dlmjax.training.optimizer import Numbers, OptimizerSpec, build_optimizer, learning_rate, numbers_of
 from dlmjax.training.progress import Progress, Throughput, peak_flops
-from dlmjax.training.step import abstract_state, clear_stop, init_state, make_train_step
+from dlmjax.training.step import TrainStep, abstract_state, clear_stop, init_state, make_train_step
 
 __all__ = [
     "TIMING",
@@ -15,10 +15,12 @@ __all__ = [
     "Goodput",
     "Interrupt",
     "MetricsWriter",
+    "Numbers",
     "OptimizerSpec",
     "Progress",
     "Summary",
     "Throughput",
+    "TrainStep",
     "Window",
     "abstract_state",
     "build_optimizer",
@@ -26,6 +28,7 @@ __all__ = [
     "init_state",
     "learning_rate",
     "make_train_step",
+    "numbers_of",
     "peak_flops",
     "read",
 ]

@@ -5,16 +5,17 @@ One update of a leaf p with direction d (Adam's or Muon's) is
 decay being decoupled (AdamW, 1711.05101) and applied to matrices, embeddings and the head, never to vectors (norms, biases).
 
 The learning rate is a function of the state's own step counter, handed to `tx.update(..., step=)`: an update that was skipped
-does not shift the schedule.
+does not shift the schedule. Rates, budget and decay are arguments of the compiled program (`Numbers`): runs that differ in these
+alone share one.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -50,43 +51,62 @@ class OptimizerSpec:
                 raise InputError(f"optimizer {field} {getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
 
 
-def learning_rate(spec: OptimizerSpec, steps: int) -> Callable[[Any], Float[Array, "..."]]:
+class Numbers(NamedTuple):
+    """What a compiled step is told about its optimizer at each call, as float32 scalars; no part of the state or of a checkpoint."""
+
+    lr: Any  # the peak rate
+    warmup_share: Any  # of the warm-up, one step; 1 without warm-up
+    decay_from: Any  # the last step before the decay
+    decay_share: Any  # of the decay, one step
+    final: Any  # share of `lr` that the last step has
+    fall: Any  # 1 - final, rounded once
+    weight_decay: Any
+
+
+def numbers_of(spec: OptimizerSpec, steps: int) -> Numbers:
+    """The numbers of a run of `steps` updates, on the host."""
+    if spec.schedule == "wsd":
+        decay_steps = max(round(spec.decay * steps), 1)
+        decay_from = steps - 1 - decay_steps
+    else:
+        decay_steps, decay_from = max(steps - 1 - spec.warmup, 1), spec.warmup
+    # Reciprocals in float32, as a compiler makes of a division by a constant: the rates are those of a program for one run alone.
+    warmup_share, decay_share = (np.float32(1) / np.float32(count) for count in (max(spec.warmup, 1), decay_steps))
+    values = (spec.lr, warmup_share, decay_from, decay_share, spec.final, 1 - spec.final, spec.weight_decay)
+    return Numbers(*(np.float32(value) for value in values))
+
+
+def learning_rate(schedule: str, numbers: Numbers, step: Any) -> Float[Array, "..."]:
     """The learning rate of step s = 0 .. steps-1, a float32.
 
     Warm-up rises as (s+1)/warmup, so the first step already moves.  "cosine" falls to `final` over the rest, "wsd" stays flat and
     falls linearly over the last `decay` share (2404.06395), "constant" stays.  The last step has exactly `final * lr` (not "constant").
     """
-    decay_steps = max(round(spec.decay * steps), 1)
-
-    def rate(step) -> Float[Array, "..."]:
-        step = jnp.asarray(step, jnp.float32)
-        warm = jnp.minimum((step + 1) / spec.warmup, 1.0) if spec.warmup else jnp.float32(1)
-        if spec.schedule == "constant":
-            share = jnp.float32(1)
-        elif spec.schedule == "wsd":
-            progress = jnp.clip((step - (steps - decay_steps) + 1) / decay_steps, 0.0, 1.0)
-            share = 1 - (1 - spec.final) * progress
-        else:
-            progress = jnp.clip((step - spec.warmup) / max(steps - 1 - spec.warmup, 1), 0.0, 1.0)
-            share = spec.final + (1 - spec.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return spec.lr * warm * share
-
-    return rate
+    step = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum((step + 1) * numbers.warmup_share, 1.0)
+    progress = jnp.clip((step - numbers.decay_from) * numbers.decay_share, 0.0, 1.0)
+    if schedule == "constant":
+        share = jnp.float32(1)
+    elif schedule == "wsd":
+        share = 1 - numbers.fall * progress
+    else:
+        share = numbers.final + numbers.fall * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    return numbers.lr * warm * share
 
 
 def build_optimizer(
     spec: OptimizerSpec,
-    steps: int,
     kinds: dict,
     lr_multipliers: dict | None = None,
     wd_multipliers: dict | None = None,
     eps_multipliers: dict | None = None,
     matrix_axes: dict | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The gradient transformation of a run; its `update` takes the keyword `step`.
+    """The gradient transformation of a run; its `update` takes the keywords `step` and `numbers` (`numbers_of` the spec).
+
+    Of the spec it fixes the names, the betas, epsilon and the clipping bound; the rest comes with `numbers`.
 
     Args:
-      steps: length of the run, for the schedule.
       kinds: tree like the parameters, each leaf one of KINDS.
       lr_multipliers, wd_multipliers, eps_multipliers: trees of floats like the parameters; None = 1 everywhere.
       matrix_axes: tree of strings like the parameters, one character per axis of a matrix leaf: "." stacked, "i" input, "o" output; a
@@ -100,8 +120,8 @@ def build_optimizer(
     if unknown:
         raise InputError(f"parameter kind {unknown[0]!r} is unknown; choose one of {', '.join(KINDS)}")
     ones = jax.tree.map(lambda _: 1.0, kinds)
-    wd_multipliers = ones if wd_multipliers is None else wd_multipliers
-    decay = jax.tree.map(lambda kind, multiplier: 0.0 if kind == "vector" else spec.weight_decay * multiplier, kinds, wd_multipliers)
+    lr_multipliers, wd_multipliers = (ones if tree is None else tree for tree in (lr_multipliers, wd_multipliers))
+    wd_multipliers = jax.tree.map(lambda kind, multiplier: 0.0 if kind == "vector" else multiplier, kinds, wd_multipliers)
     adam = _adam(spec, ones if eps_multipliers is None else eps_multipliers)
     if spec.name == "adamw":
         direction = adam
@@ -109,7 +129,7 @@ def build_optimizer(
         labels = jax.tree.map(lambda kind: "muon" if kind == "matrix" else "adam", kinds)
         direction = optax.partition({"muon": _muon(spec, kinds, matrix_axes), "adam": adam}, labels)
     clip = [optax.clip_by_global_norm(spec.clip)] if spec.clip else []
-    return optax.chain(*clip, direction, _descend(learning_rate(spec, steps), ones if lr_multipliers is None else lr_multipliers, decay))
+    return optax.chain(*clip, direction, _descend(spec.schedule, lr_multipliers, wd_multipliers))
 
 
 def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransformation:
@@ -167,12 +187,15 @@ def _sides(axes: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(i for i, side in enumerate(axes) if side == "i"), tuple(i for i, side in enumerate(axes) if side == "o")
 
 
-def _descend(rate: Callable, lr_multipliers: dict, decay: dict) -> optax.GradientTransformationExtraArgs:
-    """-lr(step) * multiplier * (direction + decay * parameter)."""
+def _descend(schedule: str, lr_multipliers: dict, wd_multipliers: dict) -> optax.GradientTransformationExtraArgs:
+    """-lr(step) * multiplier * (direction + weight_decay * multiplier * parameter)."""
 
-    def update(updates, state, params=None, *, step, **extra):
-        now = rate(step)
-        moved = jax.tree.map(lambda d, p, k, w: -(now * k) * (d + w * p if w else d), updates, params, lr_multipliers, decay)
-        return moved, state
+    def update(updates, state, params=None, *, step, numbers, **extra):
+        now = learning_rate(schedule, numbers, step)
+
+        def of_leaf(d, p, k, w):
+            return -(now * k) * (d + numbers.weight_decay * w * p if w else d)
+
+        return jax.tree.map(of_leaf, updates, params, lr_multipliers, wd_multipliers), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

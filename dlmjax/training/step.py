@@ -9,11 +9,14 @@ state = {
 Axis legend: B rows of the step's batch, A microbatches.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -86,17 +89,46 @@ def clear_stop(state: dict) -> dict:
     return {**state, "opt": {**state["opt"], "guard": {**guard, "stopped": cleared}}}
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """`step(state, batch, key) -> (state, metrics)`, see `make_train_step`: a jitted function and the numbers that go in with each call.
+
+    The numbers are arguments, not constants, of the compiled program: runs that differ in these alone share it, also through jax's
+    persistent cache.
+    """
+
+    function: Any  # jitted (state, batch, key, numbers) -> (state, metrics); the state is donated
+    numbers: Any  # tree of float32 scalars on the host
+    sharding: NamedSharding | None = None  # of the numbers; None = the default device
+
+    def __call__(self, state: dict, batch: dict, key: Any) -> tuple[dict, dict]:
+        return self.function(state, batch, key, self.placed)
+
+    @functools.cached_property
+    def placed(self) -> Any:
+        """The numbers on the devices: sent once, when first asked for."""
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.jit(lambda numbers: numbers, out_shardings=self.sharding)(self.numbers)
+
+    def trace(self, state: dict, batch: dict, key: Any) -> jax.stages.Traced:
+        """The function traced for arguments that may be abstract, on devices that need not be here: `.lower().compile()` gives a
+        program that is called with (state, batch, key, `placed`)."""
+        numbers = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=self.sharding), self.numbers)
+        return self.function.trace(state, batch, key, numbers)
+
+
 def make_train_step(
     loss_fn: Callable,
     tx: optax.GradientTransformation,
     *,
     accumulation: int = 1,
     ema_decay: float = 0.9999,
+    numbers: Any = (),
     learning_rate: Callable | None = None,
     on_nonfinite: str = "skip",
     spike: float = 0.0,
     shardings: dict | None = None,
-) -> Callable:
+) -> TrainStep:
     """Builds `step(state, batch, key) -> (state, metrics)`: jitted, state donated, everything left on the device.
 
     The gradient is that of the summed loss divided by the summed tokens, so it does not depend on `accumulation` or on the mesh
@@ -106,7 +138,8 @@ def make_train_step(
       loss_fn: (params, batch, key) -> (total [] in nats, parts).  All are sums over the batch; parts holds at least "tokens".
       accumulation: microbatches; microbatch a takes the rows a, a + A, a + 2A, ... so that a device's rows stay on it.
       ema_decay: d of ema <- ema + (1 - min(d, (1+s)/(10+s))) (params - ema), float32; 0 = off (state["ema"] is {}).
-      learning_rate: step -> rate, for the metrics only.
+      numbers: tree of float32 scalars that `tx.update` and `learning_rate` are given; like `ema_decay`, arguments of the program.
+      learning_rate: (numbers, step) -> rate, for the metrics only.
       on_nonfinite: "skip" leaves the state but counts the step; "stop" also freezes it (its step included) until `clear_stop`.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
       shardings: of the parameters, as given to `init_state`; pins the state's layout, so that no step can change it and recompile.
@@ -119,17 +152,17 @@ def make_train_step(
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; choose one of skip, stop")
     tx = optax.with_extra_args_support(tx)
 
-    def step(state, batch, key):
+    def step(state, batch, key, given):
         """One update; see `make_train_step`."""
-        params, opt, number = state["params"], state["opt"], state["step"]
+        numbers, params, opt, number = given["optimizer"], state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
         gradient, grad_norm, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
 
-        updates, transform = tx.update(gradient, opt["transform"], params, step=number)
+        updates, transform = tx.update(gradient, opt["transform"], params, step=number, numbers=numbers)
         new = {"params": optax.apply_updates(params, updates), "opt": transform}
         kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
-        average = _average(state["ema"], kept["params"], number, ema_decay, accept)
+        average = _average(state["ema"], kept["params"], number, given["ema_decay"], accept)
         # A frozen state keeps its number: it is the state before the bad step, and can be saved as such.
         number = jnp.where(guard["stopped"] > 0, number, number + 1)
         metrics = {
@@ -137,7 +170,7 @@ def make_train_step(
             "grad_norm": grad_norm,
             "update_norm": jnp.where(accept, optax.tree.norm(updates), 0.0),
             "param_norm": optax.tree.norm(kept["params"]),
-            "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(state["step"]),
+            "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(numbers, state["step"]),
             "skipped": 1 - accept.astype(jnp.int32),
             "skipped_total": guard["skipped"],
             "stopped": guard["stopped"],
@@ -146,21 +179,21 @@ def make_train_step(
         }
         return {"params": kept["params"], "ema": average, "opt": {"transform": kept["opt"], "guard": guard}, "step": number}, metrics
 
-    return _jit(step, tx, shardings)
+    return _jit(step, {"optimizer": numbers, "ema_decay": np.float32(ema_decay)}, shardings)
 
 
-def _jit(step: Callable, tx: optax.GradientTransformation, shardings: dict | None) -> Callable:
+def _jit(step: Callable, given: dict, shardings: dict | None) -> TrainStep:
     """Donates the state and, when the layout is known, pins it on the way out (a drifting layout would compile a second time)."""
     if shardings is None:
-        return jax.jit(step, donate_argnums=0)
+        return TrainStep(jax.jit(step, donate_argnums=0), given)
     replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
-    def pinned(state, batch, key):
-        state, metrics = step(state, batch, key)
+    def pinned(state, batch, key, given):
+        state, metrics = step(state, batch, key, given)
         state = jax.lax.with_sharding_constraint(state, _state_shardings(jax.eval_shape(lambda: state), shardings))
         return state, jax.lax.with_sharding_constraint(metrics, replicated)
 
-    return jax.jit(pinned, donate_argnums=0)
+    return TrainStep(jax.jit(pinned, donate_argnums=0), given, replicated)
 
 
 def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumulation: int, shardings: dict | None) -> tuple:
@@ -206,7 +239,7 @@ def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, s
     }, accept
 
 
-def _average(ema: dict, params: dict, number: jax.Array, decay: float, accept: jax.Array) -> dict:
+def _average(ema: dict, params: dict, number: jax.Array, decay: jax.Array, accept: jax.Array) -> dict:
     """ema + (1 - d)(params - ema) with d = min(decay, (1+s)/(10+s)): without the warm-up, early averages are mostly the initial weights."""
     if not ema:
         return {}

@@ -8,6 +8,7 @@ import pytest
 from dlmjax.diffusion import Autoregressive, Objective, oracle, row_keys
 from dlmjax.diffusion.toy import ToyDenoiser
 from dlmjax.errors import InputError
+from dlmjax.evaluation import Evaluator
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of
 
 LAW = oracle.Law.random(TOKENS, 3, seed=2)
@@ -70,3 +71,47 @@ def test_what_it_has_not_is_said():
         PROCESS.forward_step(keys_B, x, t, t)
     with pytest.raises(InputError, match="bos_id is 9"):
         Autoregressive(5, 9)
+    with pytest.raises(InputError, match="input_mask is 1"):
+        Autoregressive(VOCAB, BOS, MASK, input_mask=1.0)
+    with pytest.raises(InputError, match="this vocabulary has none"):
+        Autoregressive(VOCAB, BOS, input_mask=0.1)
+
+
+# --- input masking ---------------------------------------------------------------------------------------------------------------------
+
+HIDING = Autoregressive(VOCAB, BOS, MASK, input_mask=0.3)
+
+
+def test_training_hides_a_share_of_what_is_read_and_nothing_else():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.where(rng.uniform(size=(500, 40)) < 0.1, BOS, rng.integers(0, TOKENS, (500, 40))), jnp.int32)
+    valid, t, keys_B = jnp.arange(40) < 30, jnp.zeros(x.shape), row_keys(jax.random.key(0), jnp.arange(500))
+    valid = jnp.broadcast_to(valid, x.shape)
+    read = PROCESS.corrupt(keys_B, x, t, valid)
+    np.testing.assert_array_equal(HIDING.corrupt(keys_B, x, t, valid), read)
+    ((z, level),) = HIDING.draws(keys_B, x, t, valid)
+    hidden, may = np.asarray(z == MASK), np.asarray(valid & (read != BOS))
+    assert not hidden[~may].any() and not hidden[:, 0].any()
+    assert hidden[may].mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / may.sum()))
+    np.testing.assert_array_equal(np.where(hidden, read, z), read)
+    np.testing.assert_array_equal(HIDING.corrupted(x, z), hidden)
+    assert level is t and not PROCESS.corrupted(x, read).any() and PROCESS.draws(keys_B, x, t, valid)[0][0].tolist() == read.tolist()
+    # A row's draw is its key's alone: microbatches and meshes cannot change it.
+    np.testing.assert_array_equal(HIDING.draws(keys_B[7:9], x[7:9], t[7:9], valid[7:9])[0][0], z[7:9])
+
+
+def test_what_is_hidden_is_still_predicted_and_the_likelihood_stays_exact():
+    """Training counts every token and no longer is the likelihood; an evaluation is, to the bit."""
+    batch, denoiser = batch_of(LAW.sequences_Xn.astype(np.int32)), ToyDenoiser(LAW, VOCAB)
+    objective = Objective(HIDING)
+    totals, parts = zip(*(objective(denoiser, batch, jax.random.key(seed), 27) for seed in (0, 1)), strict=True)
+    assert totals[0] != totals[1] and parts[0]["tokens"] == 81 and 0 < int(parts[0]["corrupted"]) < 54
+    assert set(objective.report(parts[0])) >= {"partial_nelbo", "loss_cross_entropy_not_a_bound"}
+    assert HIDING.bound == PROCESS and not objective.is_bound
+
+    hiding, plain = (
+        Evaluator(process, lambda params, segments, positions, attention: denoiser).measure({}, [jax.device_get(batch)])
+        for process in (HIDING, PROCESS)
+    )
+    np.testing.assert_array_equal(hiding.nats_WD, plain.nats_WD)
+    np.testing.assert_allclose(plain.nats_WD[:, 0], -np.log(LAW.probability_X), rtol=1e-5)

@@ -51,7 +51,7 @@ def imported(small_corpus, tmp_path_factory):
     corpora = open_corpora(config, "train")
     parts = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
     state = init_state(parts.init, parts.optimizer, jax.random.key(0), ema=False)
-    step, batches = make_train_step(parts.loss_fn, parts.optimizer, ema_decay=0.0), batches_of(config, corpora)
+    step, batches = make_train_step(parts.loss_fn, parts.optimizer, ema_decay=0.0, numbers=parts.numbers), batches_of(config, corpora)
     for _ in range(80):
         state, _ = step(state, next(batches), jax.random.key(0))
     as_qwen3(parts.network.spec, state["params"], root / "hf")

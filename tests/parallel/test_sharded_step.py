@@ -16,11 +16,13 @@ KEY = jax.random.key(7)
 BATCH = tiny.batch()
 PLAIN = tiny.spec(heads=8, kv_heads=8, ffn=64)
 SPECS = {"plain": PLAIN, "timed": tiny.spec(heads=8, kv_heads=4, ffn=64, tied=True, time_input="adaln", dropout=0.1)}
+SPECS["looped"] = tiny.spec(heads=8, kv_heads=8, ffn=64, depth=1, loops=2)
 #                data, fsdp, sequence, tensor
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)]
 MIXED = [(4, 2, 1, 1), (2, 4, 1, 1), (1, 4, 1, 2), (1, 2, 1, 4), (2, 1, 4, 1)]
 CASES = [("plain", Execution(head_chunk=3), sizes) for sizes in MESHES]
 CASES += [pytest.param("plain", Execution(head_chunk=3), sizes, marks=pytest.mark.nightly) for sizes in MIXED]
+CASES += [("looped", Execution(), (2, 2, 1, 2))]
 CASES += [("timed", Execution(scan=False, remat="dots", head_chunk=5), (1, 2, 2, 2))]
 REMATERIALIZED = "Involuntary full rematerialization"
 

@@ -1,18 +1,22 @@
 """What the training tests share: the optimizer of the toy model and steps compiled once."""
 
+import functools
+
 import jax
 import pytest
 
-from dlmjax.training import OptimizerSpec, build_optimizer, init_state, learning_rate, make_train_step
+from dlmjax.training import OptimizerSpec, build_optimizer, init_state, learning_rate, make_train_step, numbers_of
 from tests.training import toy
 
 STEPS = 40
 SPEC = OptimizerSpec(lr=1e-2, warmup=4, weight_decay=0.1)
+NUMBERS = numbers_of(SPEC, STEPS)
+RATE = functools.partial(learning_rate, SPEC.schedule)
 
 
 @pytest.fixture(scope="package")
 def tx():
-    return build_optimizer(SPEC, STEPS, toy.KINDS)
+    return build_optimizer(SPEC, toy.KINDS)
 
 
 @pytest.fixture(scope="package")
@@ -24,9 +28,9 @@ def new_state(tx):
 
 @pytest.fixture(scope="package")
 def step(tx):
-    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, learning_rate=learning_rate(SPEC, STEPS))
+    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, numbers=NUMBERS, learning_rate=RATE)
 
 
 @pytest.fixture(scope="package")
 def step4(tx):
-    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, accumulation=4, learning_rate=learning_rate(SPEC, STEPS))
+    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, accumulation=4, numbers=NUMBERS, learning_rate=RATE)

@@ -7,7 +7,7 @@ import pytest
 from dlmjax.diffusion import Objective, make_process
 from dlmjax.models import Execution, ModelSpec, build_network
 from dlmjax.parallel import Partition, make_mesh
-from dlmjax.training import OptimizerSpec, Window, abstract_state, build_optimizer, init_state, make_train_step
+from dlmjax.training import OptimizerSpec, Window, abstract_state, build_optimizer, init_state, make_train_step, numbers_of
 
 SPEC = ModelSpec(vocab=12, depth=2, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)
 B, L = 8, 8
@@ -22,10 +22,10 @@ def test_network_objective_and_muon_fit_together_on_a_mesh(capfd):
         return objective(network.bind(params, batch["segments"], batch["positions"], "full"), batch, key, B)
 
     spec = OptimizerSpec(name="muon", lr=2e-2, warmup=2, schedule="constant")
-    tx = build_optimizer(spec, 30, network.kinds, network.lr_multipliers, network.wd_multipliers, network.eps_multipliers)
+    tx = build_optimizer(spec, network.kinds, network.lr_multipliers, network.wd_multipliers, network.eps_multipliers)
     shardings = partition.tree(network.axes)
     state = init_state(network.init, tx, jax.random.key(0), shardings)
-    step = make_train_step(loss_fn, tx, accumulation=2, shardings=shardings)
+    step = make_train_step(loss_fn, tx, accumulation=2, numbers=numbers_of(spec, 30), shardings=shardings)
     rows = {
         "tokens": np.tile(np.arange(L, dtype=np.int32) % 4, (B, 1)),
         "segments": np.ones((B, L), np.int32),

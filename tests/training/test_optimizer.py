@@ -1,5 +1,7 @@
 """Schedules against golden values, AdamW and Muon against their formulas in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,17 @@ from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.run import assemble
-from dlmjax.training import OptimizerSpec, build_optimizer, learning_rate
+from dlmjax.training import OptimizerSpec, build_optimizer, learning_rate, numbers_of
 from dlmjax.training.optimizer import MUON_RMS
 from tests.training import toy
 
 
+def rate(spec, steps, step):
+    return learning_rate(spec.schedule, numbers_of(spec, steps), step)
+
+
 def rates(steps=10, **fields):
-    rate = learning_rate(OptimizerSpec(lr=1.0, final=0.1, **fields), steps)
-    return np.array([float(rate(step)) for step in range(steps)])
+    return np.asarray(rate(OptimizerSpec(lr=1.0, final=0.1, **fields), steps, np.arange(steps)))
 
 
 def test_constant_schedule():
@@ -39,13 +44,47 @@ def test_cosine_schedule():
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_schedule_stays_at_its_end_beyond_the_run(schedule):
-    rate = learning_rate(OptimizerSpec(lr=2.0, final=0.1, schedule=schedule, warmup=3), 10)
-    assert float(rate(9)) == pytest.approx(0.2) and float(rate(1000)) == pytest.approx(0.2)
+    spec = OptimizerSpec(lr=2.0, final=0.1, schedule=schedule, warmup=3)
+    assert float(rate(spec, 10, 9)) == pytest.approx(0.2) and float(rate(spec, 10, 1000)) == pytest.approx(0.2)
 
 
 def test_traced_and_python_steps_agree():
-    rate = learning_rate(OptimizerSpec(), 500)
-    np.testing.assert_allclose(jax.jit(rate)(jnp.arange(500)), [rate(step) for step in range(500)], rtol=1e-6)
+    of_step = functools.partial(rate, OptimizerSpec(), 500)
+    np.testing.assert_allclose(jax.jit(of_step)(jnp.arange(500)), [of_step(step) for step in range(500)], rtol=1e-6)
+
+
+def with_constants(spec, steps, step):
+    """The rate with the run's numbers written into the program: what a step that serves one run alone would compute."""
+    decay_steps = max(round(spec.decay * steps), 1)
+    step = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum((step + 1) / spec.warmup, 1.0) if spec.warmup else jnp.float32(1)
+    if spec.schedule == "constant":
+        share = jnp.float32(1)
+    elif spec.schedule == "wsd":
+        share = 1 - (1 - spec.final) * jnp.clip((step - (steps - decay_steps) + 1) / decay_steps, 0.0, 1.0)
+    else:
+        progress = jnp.clip((step - spec.warmup) / max(steps - 1 - spec.warmup, 1), 0.0, 1.0)
+        share = spec.final + (1 - spec.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    return spec.lr * warm * share
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
+def test_one_program_gives_every_run_the_rates_of_its_own(schedule):
+    """To the bit, over all steps of runs that differ in every number; traced once for each of the two lengths."""
+    traces, rng = [], np.random.default_rng(0)
+
+    @jax.jit
+    def shared(numbers, steps):
+        traces.append(steps.shape)
+        return jax.lax.map(functools.partial(learning_rate, schedule, numbers), steps)  # step by step, as in training
+
+    for number in range(6):
+        steps = np.arange((700, 4001)[number % 2])
+        fields = dict(lr=10 ** rng.uniform(-5, -1), decay=rng.uniform(0, 1), final=rng.uniform(0, 1))
+        spec = OptimizerSpec(schedule=schedule, warmup=int(rng.integers(1, 300)) if number > 1 else 0, **fields)
+        own = jax.jit(functools.partial(jax.lax.map, functools.partial(with_constants, spec, len(steps))))
+        np.testing.assert_array_equal(shared(numbers_of(spec, len(steps)), steps), own(steps))
+    assert traces == [(700,), (4001,)]
 
 
 def random_like(tree, seed):
@@ -59,11 +98,11 @@ def params():
     return toy.init_params(jax.random.key(3))
 
 
-def run(tx, params, gradients):
-    """Updates of the last of several steps."""
-    state, update = tx.init(params), jax.jit(tx.update)
+def run(tx, spec, params, gradients):
+    """Updates of the last of several steps of a run of ten."""
+    state, update, numbers = tx.init(params), jax.jit(tx.update), numbers_of(spec, 10)
     for step, gradient in enumerate(gradients):
-        updates, state = update(gradient, state, params, step=step)
+        updates, state = update(gradient, state, params, step=step, numbers=numbers)
     return updates
 
 
@@ -83,18 +122,18 @@ def test_adamw_with_multipliers_follows_the_formula(params):
     wd = {"embedding": {"table": 1.0}, "layers": {"kernel": 4.0, "scale": 1.0}, "head": {"kernel": 1.0}}
     eps = {"embedding": {"table": 1.0}, "layers": {"kernel": 0.125, "scale": 0.125}, "head": {"kernel": 2.0}}
     gradients = [random_like(params, seed) for seed in range(3)]
-    updates = run(build_optimizer(spec, 10, toy.KINDS, lr, wd, eps), params, gradients)
-    rate = float(learning_rate(spec, 10)(2))
+    updates = run(build_optimizer(spec, toy.KINDS, lr, wd, eps), spec, params, gradients)
+    third = float(rate(spec, 10, 2))
     for a, b in [("embedding", "table"), ("layers", "kernel"), ("layers", "scale"), ("head", "kernel")]:
         decay = 0.0 if b == "scale" else 0.1 * wd[a][b]  # vectors never decay, whatever their multiplier
-        expected = adamw_by_hand([g[a][b] for g in gradients], params[a][b], spec, rate, decay, lr[a][b], eps[a][b])
+        expected = adamw_by_hand([g[a][b] for g in gradients], params[a][b], spec, third, decay, lr[a][b], eps[a][b])
         np.testing.assert_allclose(updates[a][b], expected, rtol=2e-5, atol=1e-8, err_msg=f"{a}.{b}")
 
 
 def test_multipliers_of_one_change_nothing(params):
     spec, ones = OptimizerSpec(clip=0.5), jax.tree.map(lambda _: 1.0, toy.KINDS)
     gradients = [random_like(params, 1)]
-    plain, with_ones = (run(build_optimizer(spec, 10, toy.KINDS, *trees), params, gradients) for trees in ((), (ones, ones, ones)))
+    plain, with_ones = (run(build_optimizer(spec, toy.KINDS, *trees), spec, params, gradients) for trees in ((), (ones, ones, ones)))
     assert toy.same(plain, with_ones)
 
 
@@ -108,7 +147,7 @@ def test_a_learned_schedule_has_a_learning_rate_of_its_own(name, schedule):
         config.process.update(name=f"{name}({said})")
         parts = assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
         params = random_like(jax.eval_shape(parts.init, jax.random.key(0)), 3)
-        moved.append(run(parts.optimizer, params, [random_like(params, 1), random_like(params, 2)]))
+        moved.append(run(parts.optimizer, OptimizerSpec(), params, [random_like(params, 1), random_like(params, 2)]))
     plain, slow = moved
     for leaf in schedule:
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a * 0.125, b), plain["process"].pop(leaf), slow["process"].pop(leaf))
@@ -119,9 +158,11 @@ def test_clip_bounds_the_global_norm_before_adam(params):
     """A step of plain Adam does not see the gradient's size, but its epsilon does: two gradients above the bound give one update."""
     spec = OptimizerSpec(eps=1.0, clip=1.0, weight_decay=0.0)
     gradient = random_like(params, 2)
-    once, twice = (run(build_optimizer(spec, 10, toy.KINDS), params, [jax.tree.map(lambda g, k=k: k * g, gradient)]) for k in (1.0, 2.0))
+    tx = build_optimizer(spec, toy.KINDS)
+    once, twice = (run(tx, spec, params, [jax.tree.map(lambda g, k=k: k * g, gradient)]) for k in (1.0, 2.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), once, twice)
-    loose = run(build_optimizer(OptimizerSpec(eps=1.0, clip=0.0, weight_decay=0.0), 10, toy.KINDS), params, [gradient])
+    unbound = OptimizerSpec(eps=1.0, clip=0.0, weight_decay=0.0)
+    loose = run(build_optimizer(unbound, toy.KINDS), unbound, params, [gradient])
     assert optax.tree.norm(loose) > 1.5 * optax.tree.norm(once)
 
 
@@ -131,9 +172,9 @@ def test_muon_orthogonalises_each_stacked_matrix(axes, shape):
     spec = OptimizerSpec(name="muon", lr=1.0, weight_decay=0.0, clip=0.0, schedule="constant", warmup=0)
     params = {"kernel": jnp.zeros(shape), "scale": jnp.ones(8)}
     tree = None if axes is None else {"kernel": axes, "scale": ""}
-    tx = build_optimizer(spec, 10, {"kernel": "matrix", "scale": "vector"}, matrix_axes=tree)
+    tx = build_optimizer(spec, {"kernel": "matrix", "scale": "vector"}, matrix_axes=tree)
     gradient = random_like(params, 5)
-    updates = run(tx, params, [gradient])
+    updates = run(tx, spec, params, [gradient])
     matrices = np.asarray(updates["kernel"]).reshape(-1, 16, 8)
     singular = np.linalg.svd(matrices, compute_uv=False) / (MUON_RMS * np.sqrt(16))
     assert singular.min() > 0.4 and singular.max() < 1.6
@@ -146,7 +187,8 @@ def test_muon_orthogonalises_each_stacked_matrix(axes, shape):
 
 def test_muon_leaves_other_leaves_to_adamw(params):
     gradients = [random_like(params, seed) for seed in range(2)]
-    muon, adamw = (run(build_optimizer(OptimizerSpec(name=name, clip=0.0), 10, toy.KINDS), params, gradients) for name in ("muon", "adamw"))
+    specs = [OptimizerSpec(name=name, clip=0.0) for name in ("muon", "adamw")]
+    muon, adamw = (run(build_optimizer(spec, toy.KINDS), spec, params, gradients) for spec in specs)
     for a, b in [("embedding", "table"), ("layers", "scale"), ("head", "kernel")]:
         assert toy.same(muon[a][b], adamw[a][b])
     assert not np.allclose(muon["layers"]["kernel"], adamw["layers"]["kernel"])
@@ -156,7 +198,7 @@ def test_muon_decays_matrices_and_takes_multipliers(params):
     """With a zero gradient only the decay moves a weight: -lr * multiplier * weight_decay * multiplier * p."""
     spec = OptimizerSpec(name="muon", lr=0.1, weight_decay=0.2, schedule="constant", warmup=0)
     half = jax.tree.map(lambda _: 0.5, toy.KINDS)
-    updates = run(build_optimizer(spec, 10, toy.KINDS, half, half), params, [jax.tree.map(jnp.zeros_like, params)])
+    updates = run(build_optimizer(spec, toy.KINDS, half, half), spec, params, [jax.tree.map(jnp.zeros_like, params)])
     np.testing.assert_allclose(updates["layers"]["kernel"], -0.1 * 0.5 * 0.1 * params["layers"]["kernel"], rtol=1e-5)
     assert not np.any(updates["layers"]["scale"])
 
@@ -167,9 +209,7 @@ def test_bad_names_are_refused(params):
     with pytest.raises(InputError, match="wsd, cosine, constant"):
         OptimizerSpec(schedule="linear")
     with pytest.raises(InputError, match="kind 'bias' is unknown"):
-        build_optimizer(OptimizerSpec(), 10, {"b": "bias"})
-    four_axes = build_optimizer(OptimizerSpec(name="muon"), 10, {"w": "matrix"})
+        build_optimizer(OptimizerSpec(), {"b": "bias"})
+    spec, four_axes = OptimizerSpec(name="muon"), {"w": jnp.ones((1, 2, 3, 4))}
     with pytest.raises(ValueError, match="matrix_axes"):
-        four_axes.update(
-            {"w": jnp.ones((1, 2, 3, 4))}, four_axes.init({"w": jnp.ones((1, 2, 3, 4))}), {"w": jnp.ones((1, 2, 3, 4))}, step=0
-        )
+        run(build_optimizer(spec, {"w": "matrix"}), spec, four_axes, [four_axes])

@@ -1,0 +1,165 @@
+"""What a run of a sweep leaves behind: one record per line, checked when it is written and when it is read. Imports no jax.
+
+Records are appended whole: a line goes to the file in one write under a lock, and a last line that a crash cut short is not read.
+"""
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import pathlib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from dlmjax.errors import InputError
+
+STATUSES = ("finished", "diverged", "failed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One run that ended.
+
+    Sizes: `parameters` all that is trained, `non_embedding` without the token embedding and the head, `active` what one token uses.
+    FLOPs: `flops_per_token` those of the model (forward and backward, attention and head included, nothing twice), `hardware_...` with
+    what rematerialisation computes again; `flops` = flops_per_token * tokens. `unique_tokens`: of the corpus that the run saw.
+    `loss`: nats per token on the fixed validation set that `validation` names, the bound (exact for autoregressive runs), +- `loss_stderr`
+    over its windows; None where the run has none. `bits_per_byte` is the same. `train_loss` is kept for curiosity and never fitted.
+    `domains`: validation nats per token by corpus, where a run mixes several; `mixture`: the share of each.
+    `compiled`, `from_cache`: programs that XLA compiled, and that it read back. `seconds`: the run's own; `overhead_seconds`: the sweep's.
+    `config`: every leaf. `made`: commit, versions, device. `attempt`: from 0.
+    """
+
+    id: str
+    series: str
+    status: str
+    parameters: int
+    non_embedding: int
+    active: int
+    depth: int
+    width: int
+    vocab: int
+    flops_per_token: float
+    hardware_flops_per_token: float
+    flops: float
+    tokens: int
+    unique_tokens: int
+    epochs: float
+    steps: int
+    batch: int
+    length: int
+    lr: float
+    schedule: str
+    seed: int
+    loss: float | None
+    loss_stderr: float | None
+    bits_per_byte: float | None
+    bits_per_byte_stderr: float | None
+    validation: str
+    train_loss: float | None = None
+    budget: float | None = None
+    mixture: dict | None = None
+    domains: dict | None = None
+    seconds: float = 0.0
+    overhead_seconds: float = 0.0
+    compiled: int = 0
+    from_cache: int = 0
+    attempt: int = 0
+    problem: str = ""
+    cell: dict = dataclasses.field(default_factory=dict)
+    config: dict = dataclasses.field(default_factory=dict)
+    made: dict = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Record":
+        """Raises InputError: a field that is missing, unknown, of another type, negative or not finite."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        types_ = typing.get_type_hints(cls)
+        for name in values:
+            if name not in fields:
+                raise InputError(f"a record has no field {name!r}")
+        for name, field in fields.items():
+            needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if name not in values:
+                if needed:
+                    raise InputError(f"the record {values.get('id', '')!r} lacks {name!r}")
+                continue
+            value = values[name]
+            if not _fits(value, types_[name]):
+                raise InputError(f"{name} of the record {values.get('id', '')!r} is {value!r}, not {_named(types_[name])}")
+            if isinstance(value, int | float) and not isinstance(value, bool) and (not math.isfinite(value) or value < 0):
+                raise InputError(f"{name} of the record {values.get('id', '')!r} is {value!r}; it must be finite and not negative")
+        record = cls(**values)
+        if record.status not in STATUSES:
+            raise InputError(f"status of the record {record.id!r} is {record.status!r}; choose one of {', '.join(STATUSES)}")
+        if record.status == "finished" and record.loss is None:
+            raise InputError(f"the record {record.id!r} is of a finished run and has no loss")
+        return record
+
+    def to_json(self) -> str:
+        """One line; floats in full precision."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+
+def append_record(path: str | os.PathLike, record: Record) -> None:
+    """Adds a line, whole or not at all, whoever else writes at the same time."""
+    Record.of(dataclasses.asdict(record))
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":  # a crash cut the last line short: it was no record
+                file.truncate(_whole(path, end))
+        file.write((record.to_json() + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: str | os.PathLike) -> list[Record]:
+    """The records of a file, or of the sweep in a directory; where a run has several, the last one counts.
+
+    Raises InputError: nothing there, or a line that is no record (a last line that was cut short is left out).
+    """
+    file = pathlib.Path(path)
+    file = file / "records.jsonl" if file.is_dir() else file
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; `dlmjax sweep run` writes it")
+    content = file.read_bytes()
+    found: dict[str, Record] = {}
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            record = Record.of(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"line {number} of {file} is no record: {error}") from None
+        except InputError as error:
+            raise InputError(f"line {number} of {file}: {error}") from None
+        found.pop(record.id, None)
+        found[record.id] = record
+    return list(found.values())
+
+
+def finished(records: Iterable[Record]) -> list[Record]:
+    """Those that have a loss to fit."""
+    return [record for record in records if record.status == "finished"]
+
+
+def _whole(path: str | os.PathLike, end: int) -> int:
+    """Bytes of the file's whole lines."""
+    with open(path, "rb") as file:
+        return file.read(end).rfind(b"\n") + 1
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, each) for each in kind.__args__)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _named(kind: Any) -> str:
+    return str(kind) if isinstance(kind, types.UnionType) else kind.__name__

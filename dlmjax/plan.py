@@ -178,7 +178,7 @@ class Estimator:
         self._parts = assemble(alone, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts)
         self._topology = topology
         _suits(config.execution.attention, topology)
-        self._load, self._model_flops = _load(self._parts), self._parts.flops_per_token * config.data.batch * config.data.length
+        self._load, self._model_flops = load_of(self._parts), self._parts.flops_per_token * config.data.batch * config.data.length
         network = self._parts.network
         axes = jax.tree.leaves(network.axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
         leaves = jax.tree.leaves(network.abstract())
@@ -234,8 +234,8 @@ def _on_paper(mesh: dict[str, int]) -> _OnPaper:
     return _OnPaper(jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(jax.sharding.AxisType.Auto,) * len(mesh)))
 
 
-def _load(parts: Parts) -> roofline.Load:
-    """The step in numbers."""
+def load_of(parts: Parts, parameters: int | None = None) -> roofline.Load:
+    """The step in numbers. `parameters`: where they were counted before."""
     config, spec, process = parts.config, parts.network.spec, parts.process
     length, streams = config.data.length, 2 if isinstance(process.attention, Blocks) else 1
     head_share = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
@@ -245,7 +245,7 @@ def _load(parts: Parts) -> roofline.Load:
         length=length,
         batch=config.data.batch,
         accumulation=config.train.accumulation,
-        parameters=parts.parameter_count,
+        parameters=parts.parameter_count if parameters is None else parameters,
         head_share=head_share,
         passes=parts.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,

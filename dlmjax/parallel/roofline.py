@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlmjax.models.attention import SPLASH_BLOCK
+from dlmjax.models.flops import layer_products, other_products
 from dlmjax.models.head import chunk_rows
 from dlmjax.models.masks import Mask
 from dlmjax.models.spec import Execution, ModelSpec
@@ -103,8 +104,8 @@ class Load:
 
 def executed_flops(load: Load) -> float:
     """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, skipped score blocks left out."""
-    head = 6.0 * load.spec.width * load.spec.vocab * load.head_share * load.length
-    return load.passes * load.batch * (load.spec.depth * layer_flops(load) + head)
+    others = 3.0 * load.length * other_products(load.spec, load.head_share, load.streams)
+    return load.passes * load.batch * (load.spec.depth * layer_flops(load) + others)
 
 
 def layer_flops(load: Load) -> float:
@@ -117,7 +118,7 @@ def layer_flops(load: Load) -> float:
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
     attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn
-    weights = 2 * (2 * spec.width * attention + 2 * spec.width * spec.kv_heads * spec.head_dim) + spec.mlp_matrices * last
+    weights = layer_products(spec)
     product = 2.0 * tokens * attention * (load.visible if execution.attention == "splash" else 1.0)
     products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
     again = weights - last if execution.remat == "full" else 0

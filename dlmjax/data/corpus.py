@@ -52,7 +52,7 @@ class Corpus:
 
         A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`. `DIR(tokens=N)` is the first N tokens of the
         split "train"; other splits are whole, see `portion`.
-        Raises InputError: no corpus there, unfinished, another version, no such split, a shard that is missing or was changed, fewer tokens.
+        Raises InputError: no corpus there, unfinished, another version, no such split, a shard missing or changed, fewer tokens.
         """
         directory, tokens = parse_path(directory)
         directory = stage(os.fspath(directory), split, verify) if is_url(directory) else pathlib.Path(directory)

@@ -1,7 +1,7 @@
 """FLOPs of one training token, counted from shapes: forward and backward, attention in full, nothing for recomputation.
 
-A multiply and an add are two. Norms, biases, rotary turns and softmax are left out (about 1 % at a width of 512), as in the usual
-6 N D count. `parallel.roofline` puts the same pieces together for programs that compute some of them again.
+A multiply and an add are two. Norms, biases, rotary turns and softmax are left out (below 1 % from a width of 256 on, by
+XLA's count), as in the usual 6 N D count. `parallel.roofline` puts the same pieces together for programs that compute some of them again.
 """
 
 from dlmjax.models.spec import ModelSpec

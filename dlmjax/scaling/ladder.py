@@ -80,7 +80,7 @@ def shape(width: int) -> Shape:
     )
 
 
-def shape_near(parameters: float, vocab: int = 0, tied: bool = False) -> Shape:
+def shape_near(parameters: float | int, vocab: int = 0, tied: bool = False) -> Shape:
     """The rung whose parameters are nearest in ratio to the number given.
 
     Args:

@@ -38,7 +38,7 @@ def cell_text(cell: dict[str, Any]) -> str:
     return " ".join(mark + values[name] for name, mark in _MARKS.items() if name in values)
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | int | None) -> str:
     """42 s, 3.1 min, 2.5 h, 12.0 d; "-" where it is not known."""
     if seconds is None:
         return "-"
@@ -102,7 +102,7 @@ def _notes(plan: Plan, capacity: float | None, device: Device) -> list[str]:
     return notes
 
 
-def _count(number: float) -> str:
+def _count(number: float | int) -> str:
     """853k, 1.34M, 5.67B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:

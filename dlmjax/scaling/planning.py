@@ -40,12 +40,12 @@ LEAST_STEPS = 10  # fewer are no training
 class Device:
     """Where runs are expected to run. flops_per_second: of the model; None = not known. text: where that is from. topology: for memory."""
 
-    flops_per_second: float | None = None
+    flops_per_second: float | int | None = None
     text: str = "no device was named, so times are not known (--device h100, or --flops-per-second as measured)"
     topology: Topology | None = None
 
 
-def device_of(name: str | None, utilisation: float, flops_per_second: float | None) -> Device:
+def device_of(name: str | None, utilisation: float | int, flops_per_second: float | int | None) -> Device:
     """The device of the flags: CHIP (one of them) or CHIP:SHAPE (`dlmjax plan` knows its memory), or a measured speed.
 
     Raises InputError: an unknown chip or shape, a share or a speed that cannot be.
@@ -255,7 +255,7 @@ class _Series:
         return self._peaks[key]
 
 
-def _refused(steps: int, tokens: int, wanted: float, step: int) -> str:
+def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
     """Why whole steps of `step` tokens cannot stand for the tokens that are wanted; empty where they can."""
     if steps < LEAST_STEPS:
         return f"{wanted:,.0f} tokens are {steps} steps of {step:,}, fewer than {LEAST_STEPS}"

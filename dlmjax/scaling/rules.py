@@ -25,9 +25,9 @@ class BatchLaw:
     tokens: best batch, in tokens, of a run of `at` training tokens.
     """
 
-    tokens: float
-    at: float
-    exponent: float = 0.82
+    tokens: float | int
+    at: float | int
+    exponent: float | int = 0.82
     multiple: int = 0
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class BatchLaw:
         if self.multiple < 0:
             raise InputError(f"BatchLaw(multiple={self.multiple}): give the number of devices, or 0 for powers of two")
 
-    def windows(self, tokens: float, length: int) -> int:
+    def windows(self, tokens: float | int, length: int) -> int:
         """Windows of `length` in a step of a run of `tokens`; at least one, or one on each device."""
         best = self.tokens * (tokens / self.at) ** self.exponent / length
         if self.multiple:
@@ -52,7 +52,7 @@ class FixedBatch:
     def __post_init__(self) -> None:
         _positive("FixedBatch", count=self.count)
 
-    def windows(self, tokens: float, length: int) -> int:
+    def windows(self, tokens: float | int, length: int) -> int:
         """`count`, whatever the run."""
         del tokens, length
         return self.count
@@ -62,9 +62,9 @@ class FixedBatch:
 class RateLaw:
     """lr* = `lr` * (B / `batch`)^`exponent`. batch: tokens in a step for which `lr` is the best."""
 
-    lr: float
-    batch: float
-    exponent: float = 0.34
+    lr: float | int
+    batch: float | int
+    exponent: float | int = 0.34
 
     def __post_init__(self) -> None:
         _positive("RateLaw", lr=self.lr, batch=self.batch)
@@ -78,7 +78,7 @@ class RateLaw:
 class FixedRate:
     """The same peak learning rate in every run."""
 
-    lr: float
+    lr: float | int
 
     def __post_init__(self) -> None:
         _positive("FixedRate", lr=self.lr)
@@ -108,7 +108,7 @@ Batch = BatchLaw | FixedBatch
 Rate = RateLaw | FixedRate
 
 
-def _positive(name: str, **values: float) -> None:
+def _positive(name: str, **values: float | int) -> None:
     for field, value in values.items():
         if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
             raise InputError(f"{name}({field}={value!r}): give a positive number")

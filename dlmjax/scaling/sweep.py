@@ -64,11 +64,11 @@ class Near:
     By default the law is that of Quokka (2510.03280) for masked diffusion, whose networks are of one family with these.
     """
 
-    a: float = 0.0216
-    b: float = 0.514
+    a: float | int = 0.0216
+    b: float | int = 0.514
     count: int = 7
 
-    def widths(self, flops: float) -> tuple[int, ...]:
+    def widths(self, flops: float | int) -> tuple[int, ...]:
         """Rungs for one budget, narrow to wide."""
         wanted = math.log(self.a * flops**self.b)
         rungs = sorted(ladder.WIDTHS, key=lambda width: abs(math.log(ladder.shape(width).parameters()) - wanted))
@@ -82,7 +82,7 @@ class IsoFlop:
     budgets: FLOPs of a run (model FLOPs: forward and backward, attention and head included). sizes: widths, or `Near` a law.
     """
 
-    budgets: Sequence[float]
+    budgets: Sequence[float | int]
     sizes: Sequence[int] | Near
     seeds: Sequence[int] = (0,)
 
@@ -134,9 +134,9 @@ class BatchRate:
     """
 
     sizes: Sequence[int]
-    tokens: Sequence[float]
+    tokens: Sequence[float | int]
     batches: Sequence[int]
-    lrs: Sequence[float]
+    lrs: Sequence[float | int]
     seeds: Sequence[int] = (0,)
 
     def __post_init__(self) -> None:
@@ -158,8 +158,8 @@ class Mixture:
     """Every size trained on every mixture of the sweep's corpora (BiMix 2405.14908). weights: a share for each path of `data`."""
 
     sizes: Sequence[int]
-    tokens: Sequence[float]
-    weights: Sequence[Sequence[float]]
+    tokens: Sequence[float | int]
+    weights: Sequence[Sequence[float | int]]
     seeds: Sequence[int] = (0,)
 
     def __post_init__(self) -> None:
@@ -279,7 +279,7 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
     return found
 
 
-def short(number: float) -> str:
+def short(number: float | int) -> str:
     """A number as a part of a file name: 1e12, 0.003, 2.5e13."""
     return f"{number:.4g}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
 
@@ -300,7 +300,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def _numbers(grid: str, *, unique: bool = True, **values: Sequence[float]) -> None:
+def _numbers(grid: str, *, unique: bool = True, **values: Sequence[float | int]) -> None:
     """Refuses lists that are empty, hold anything but positive numbers or, `unique`, one of them twice."""
     for name, given in values.items():
         given = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, None)

@@ -12,23 +12,27 @@ from dlmjax.scaling.planning import TOLERANCE, Device, Refusal
 from dlmjax.scaling.sweep import short
 
 _HEAD = (
-    f"{'series':14} {'cell':26} {'depth x width':>13} {'heads':>7} {'ffn':>6} {'params':>7} {'non-emb':>7} {'tokens':>8} {'steps':>8} "
+    f"{'depth x width':>13} {'heads':>7} {'ffn':>6} {'params':>7} {'non-emb':>7} {'tokens':>8} {'steps':>8} "
     f"{'batch':>6} {'lr':>8} {'FLOPs':>9} {'off':>6} {'unique':>8} {'epochs':>7} {'time':>8}"
 )
 # What stands before the values of a cell; the width has a column of its own.
-_MARKS = {"budget": "", "seed": "s", "unique_tokens": "u", "epochs": "e", "batch": "b", "lr": "lr", "tokens": "d", "weights": "m"}
+_MARKS = {"budget": "", "unique_tokens": "u", "epochs": "e", "tokens": "d", "batch": "b", "lr": "lr", "weights": "m", "seed": "s"}
 
 
 def table(plan: Plan, refused: Sequence[Refusal], device: Device) -> str:
     """The whole plan as text."""
     capacity = device.topology.chip.memory if device.topology else None
     lines = [f"sweep {plan.name}: {len(plan.runs)} runs of {len({run.series for run in plan.runs})} series", ""]
-    lines.append(_HEAD + (f" {'GiB/chip':>9}" if capacity else ""))
-    lines += [_line(run, capacity) for run in plan.runs]
+    cells = [(each.series, cell_text(each.cell)) for each in (*plan.runs, *refused)]
+    wide, long = (max(len(text) for text in texts) for texts in zip(("series", "cell"), *cells, strict=True))
+    lines.append(f"{'series':{wide}} {'cell':{long}} {_HEAD}" + (f" {'GiB/chip':>9}" if capacity else ""))
+    lines += [f"{run.series:{wide}} {cell_text(run.cell):{long}} {_line(run, capacity)}" for run in plan.runs]
     lines += ["", *_totals(plan.runs)]
     if refused:
         lines += ["", f"refused: {len(refused)} cells whose whole steps cannot be within {100 * TOLERANCE:.0f} % of what they ask for"]
-        lines += [f"  {refusal.series:14} {cell_text(refusal.cell):26} w{refusal.cell['width']}: {refusal.reason}" for refusal in refused]
+        lines += [
+            f"  {refusal.series:{wide}} {cell_text(refusal.cell):{long}} w{refusal.cell['width']}: {refusal.reason}" for refusal in refused
+        ]
     return "\n".join([*lines, "", *_notes(plan, capacity, device)])
 
 
@@ -49,16 +53,16 @@ def duration(seconds: float | int | None) -> str:
 
 
 def _line(run: PlannedRun, capacity: float | None) -> str:
-    config, epochs = run.config, f"{run.epochs:.2f}{'*' if run.epochs > 1 else ' '}"
+    config, epochs = run.config, f"{run.epochs:.2f}{'*' if _again(run) else ' '}"
     shape = Shape(**{name: config[f"model.{name}"] for name in Shape.__dataclass_fields__})
     heads = f"{shape.heads}" if shape.heads == shape.kv_heads else f"{shape.heads}/{shape.kv_heads}"
     budget = run.cell.get("budget")
     off = f"{100 * (run.flops / budget - 1):+.1f} %" if budget else ""
     line = (
-        f"{run.series:14} {cell_text(run.cell):26} {f'{shape.depth} x {shape.width}':>13} {heads:>7} {shape.ffn:6} "
+        f"{f'{shape.depth} x {shape.width}':>13} {heads:>7} {shape.ffn:6} "
         f"{_count(run.parameters):>7} {_count(run.non_embedding):>7} {_count(run.tokens):>8} {config['train.steps']:8,} "
         f"{config['data.batch']:6,} "
-        f"{config['optimizer.lr']:8.2g} {run.flops:9.3g} {off:>6} {_count(run.unique_tokens):>8} {epochs:>7} "
+        f"{config['optimizer.lr']:8.3g} {run.flops:9.3g} {off:>6} {_count(run.unique_tokens):>8} {epochs:>7} "
         f"{duration(run.expected_seconds):>8}"
     )
     if capacity and run.peak_bytes is not None:
@@ -89,7 +93,7 @@ def _notes(plan: Plan, capacity: float | None, device: Device) -> list[str]:
         f"time: {device.text}; one run after another, compilation and validation not counted",
         validation,
     ]
-    repeated = [run for run in plan.runs if run.epochs > 1]
+    repeated = [run for run in plan.runs if _again(run)]
     if repeated:
         most = max(repeated, key=lambda run: run.epochs)
         notes.append(f"* {len(repeated)} runs see their corpus more than once, at most {most.epochs:.2f} times ({most.id})")
@@ -102,9 +106,14 @@ def _notes(plan: Plan, capacity: float | None, device: Device) -> list[str]:
     return notes
 
 
+def _again(run: PlannedRun) -> bool:
+    """Does it see its corpus more than once, by more than the rounding to whole steps?"""
+    return run.epochs > 1 + TOLERANCE
+
+
 def _count(number: float | int) -> str:
     """853k, 1.34M, 5.67B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
+    for size, unit in ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B")):
+        if float(f"{number / size:.3g}") < 1000:
             return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"
+    return f"{number / 1e12:.3g}T"

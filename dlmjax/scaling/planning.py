@@ -30,6 +30,7 @@ from dlmjax.plan import Estimator, Vocabulary, alone
 from dlmjax.run import Parts, embedding_of, open_corpora, token_counts
 from dlmjax.scaling import counts, ladder
 from dlmjax.scaling.manifest import RECORDS, RUNS, Plan, PlannedRun, run_id
+from dlmjax.scaling.rules import BatchLaw
 from dlmjax.scaling.sweep import Cell, Sweep
 
 TOLERANCE = 0.03  # of a run's FLOPs or tokens against what the cell asks for
@@ -161,7 +162,8 @@ class _Series:
         steps = round(wanted / (batch * length))
         tokens = steps * batch * length
         reason = _refused(steps, tokens, wanted, batch * length)
-        accumulation = _microbatches(batch, base["data.batch"] // base["train.accumulation"])
+        unit = self.series.batch.multiple if isinstance(self.series.batch, BatchLaw) and not cell.batch else 0
+        accumulation = _microbatches(batch, base["data.batch"] // base["train.accumulation"], unit or 1)
         peak = None
         if not reason and self.device.topology:
             peak = self._peak(cell.width, batch, accumulation)
@@ -264,9 +266,10 @@ def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
     return ""
 
 
-def _microbatches(batch: int, largest: int) -> int:
-    """The fewest equal microbatches of at most `largest` windows."""
-    return next(number for number in range(1, batch + 1) if batch % number == 0 and batch // number <= largest)
+def _microbatches(batch: int, largest: int, unit: int) -> int:
+    """The fewest equal microbatches of at most `largest` windows, or of one `unit` that the batch is a multiple of."""
+    sizes = [size for size in range(unit, batch + 1, unit) if batch % size == 0]
+    return batch // max((size for size in sizes if size <= largest), default=sizes[0])
 
 
 def _corpora(sweep: Sweep, config: Any, name: str) -> list[Corpus]:

@@ -34,7 +34,7 @@ from dlmjax.scaling.manifest import Policy, Validation
 from dlmjax.scaling.rules import Batch, CompleteP, Rate
 
 # What a grid may be asked for beyond reason is a slip of the pen.
-MOST_RUNS = 100_000
+MOST_RUNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,10 +290,11 @@ def _typed(name: str, text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if isinstance(default, str) or (isinstance(default, tuple) and not default and isinstance(value, str)):
+    if isinstance(default, str):
         return text
     if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, tuple | list) else (value,)
+        parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        return tuple(parts) if isinstance(parts, tuple | list) else (parts,)
     numbers = isinstance(default, int | float) and isinstance(value, int | float)
     if default is not inspect.Parameter.empty and not numbers and type(value) is not type(default):
         raise InputError(f"--set {name} wants {type(default).__name__}, not {text!r}")

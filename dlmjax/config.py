@@ -332,7 +332,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     names = [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
     if _portions(old.get(PATHS, ())) != _portions(new.get(PATHS, ())):
         names.append(PATHS)
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names]
+    return [f"{name}: {_plain(old.get(name))} -> {_plain(new.get(name))}" for name in names]
 
 
 def _portions(paths: Sequence[str]) -> list[int | None]:

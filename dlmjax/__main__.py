@@ -12,6 +12,7 @@ import sys
 from dlmjax import __version__
 from dlmjax.errors import InputError
 from dlmjax.quality import flags as quality
+from dlmjax.scaling import flags as scaling
 
 EPILOG = """\
 examples:
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
         ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
         *quality.commands(_add_run),
+        *scaling.commands(),
         ("lm-eval", "tasks of lm-eval-harness on a run: multiple choice, last words, rolling likelihoods, generated answers", _add_lm_eval),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
@@ -282,7 +284,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments = _parse(rest)
         arguments.argv = argv
         if overrides and arguments.command not in ("train", "plan"):
-            raise InputError(f"--config.{overrides[0]} belongs to `dlmjax train` and `plan`; a finished run keeps its config")
+            raise InputError(
+                f"--config.{overrides[0]} belongs to `dlmjax train` and `plan`; a finished run keeps its config, a sweep has its own"
+            )
         return _COMMANDS[arguments.command](arguments, overrides) or 0
     except InputError as error:
         if debug:
@@ -441,6 +445,7 @@ _COMMANDS = {
     "lm-eval": _lm_eval,
 }
 _COMMANDS |= dict.fromkeys(("quality", "puzzles", "solve", "embed", "activations"), quality.run)
+_COMMANDS["sweep"] = scaling.run
 
 
 if __name__ == "__main__":

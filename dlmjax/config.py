@@ -17,10 +17,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 
 # Leaves that may differ between a run and its continuation without making it another run.
 FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "train.on_nonfinite")
+# A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
+PATHS = "data.paths"
 
 
 def default() -> ConfigDict:
@@ -76,7 +79,7 @@ def _what_is_trained() -> ConfigDict:
     config.seed = 0  # the run is a function of this seed, the corpus and the config
     config.data = ConfigDict(
         dict(
-            paths=(),  # directories written by `dlmjax prepare`
+            paths=(),  # directories written by `dlmjax prepare`; "DIR(tokens=100000)" trains on the first tokens alone
             weights=(),  # share of windows from each path; empty = in proportion to tokens
             length=256,  # tokens in a window
             batch=64,  # windows in a step, over all hosts and microbatches
@@ -238,18 +241,18 @@ def check(config: ConfigDict) -> None:
     Raises:
       InputError: the first contradiction found, with the fields and what to change.
     """
-    known = leaves(default())
-    for name, value in leaves(config).items():
+    known, values = leaves(default()), leaves(config)
+    for name, value in values.items():
         if name not in known:
             raise InputError(f"config has no field {name!r}{nearest(name, known)}")
         if type(value) is not type(known[name]):
             raise InputError(f"config field {name} wants {type(known[name]).__name__}, not {value!r}")
     for name, (low, why) in _LOWEST.items():
-        if leaves(config)[name] < low:
-            raise InputError(f"config field {name} is {leaves(config)[name]}; it must be at least {low} ({why})")
+        if values[name] < low:
+            raise InputError(f"config field {name} is {values[name]}; it must be at least {low} ({why})")
     for name, choices in _CHOICES.items():
-        if leaves(config)[name] not in choices:
-            raise InputError(f"config field {name} is {leaves(config)[name]!r}; choose one of {', '.join(choices)}")
+        if values[name] not in choices:
+            raise InputError(f"config field {name} is {values[name]!r}; choose one of {', '.join(choices)}")
     _check_together(config)
 
 
@@ -305,6 +308,7 @@ def _check_together(config: ConfigDict) -> None:
             raise InputError(f"process.{share} is {config.process[share]}; it is a share of the rows, in [0, 1]")
     if not 0 <= model.dropout < 1:
         raise InputError(f"model.dropout is {model.dropout}; give a probability in [0, 1)")
+    _portions(data.paths)
     if [axis for axis in mesh.values() if axis == 0 or axis < -1] or list(mesh.values()).count(-1) > 1:
         raise InputError(f"mesh sizes are positive, and at most one is -1 (what is left over), not {dict(mesh)}")
     if config.optimizer.warmup > train.steps:
@@ -315,14 +319,26 @@ def _check_together(config: ConfigDict) -> None:
 
 def fingerprint(config: ConfigDict) -> str:
     """Short hash of all that decides what a run computes (machine, logging and paths left out)."""
-    fixed = {name: value for name, value in leaves(config).items() if not name.startswith(FREE_TO_CHANGE)}
+    values = leaves(config)
+    fixed = {name: value for name, value in values.items() if not name.startswith(FREE_TO_CHANGE)}
+    if portions := _portions(values[PATHS]):
+        fixed[PATHS] = portions
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Fields that make two flat configs different runs, as `name: old -> new`."""
     names = [name for name in {**old, **new} if not name.startswith(FREE_TO_CHANGE)]
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if _plain(old.get(name)) != _plain(new.get(name))]
+    names = [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
+    if _portions(old.get(PATHS, ())) != _portions(new.get(PATHS, ())):
+        names.append(PATHS)
+    return [f"{name}: {_plain(old.get(name))} -> {_plain(new.get(name))}" for name in names]
+
+
+def _portions(paths: Sequence[str]) -> list[int | None]:
+    """Tokens that are read of each corpus; nothing where all are read whole."""
+    tokens = [parse_path(path)[1] for path in paths]
+    return tokens if any(tokens) else []
 
 
 def _plain(value: Any) -> Any:

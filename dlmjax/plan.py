@@ -151,7 +151,7 @@ def make_plan(config, topology: Topology, vocabulary: Any, counts: Any = None, *
     """
     mesh = fill_mesh(dict(config.mesh), topology)
     config = _with(config, mesh=mesh)
-    expected = Estimator(config, topology, vocabulary, counts)(mesh, config.execution.remat, config.train.accumulation)
+    expected = Estimator(alone(config, vocabulary, counts), topology)(mesh, config.execution.remat, config.train.accumulation)
     if analytic or not topology.devices:
         return dataclasses.replace(expected, layer_flops=counted_layer_flops(config, vocabulary, counts))
     return _compiled(config, expected, vocabulary, counts, quick)
@@ -169,26 +169,29 @@ def _with(config, **sections: dict) -> Any:
 # --- The analytic model -------------------------------------------------------------------------------------------------------------
 
 
-class Estimator:
-    """Plans of one config without a compiler, for any mesh, remat policy and number of microbatches."""
+def alone(config, vocabulary: Any, counts: Any = None, embedding_VE: Any = None) -> Parts:
+    """The parts of a config for counting. Shapes do not depend on the devices: one device of this machine stands in."""
+    one = _with(config, mesh=dict.fromkeys(config.mesh, 1))
+    return assemble(one, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts, embedding_VE=embedding_VE)
 
-    def __init__(self, config: Any, topology: Topology, vocabulary: Any, counts: Any = None):
-        # Shapes do not depend on the devices: one device of this machine stands in.
-        alone = _with(config, mesh=dict.fromkeys(config.mesh, 1))
-        self._parts = assemble(alone, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts)
-        self._topology = topology
-        _suits(config.execution.attention, topology)
-        self._load, self._model_flops = _load(self._parts), self._parts.flops_per_token * config.data.batch * config.data.length
-        network = self._parts.network
+
+class Estimator:
+    """Plans without a compiler of one config's parts (`alone`), for any mesh, remat policy, number of microbatches and batch."""
+
+    def __init__(self, parts: Parts, topology: Topology):
+        self._parts, self._topology = parts, topology
+        _suits(parts.network.execution.attention, topology)
+        self._load, self._flops_per_token = load_of(parts), parts.flops_per_token
+        network = parts.network
         axes = jax.tree.leaves(network.axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
         leaves = jax.tree.leaves(network.abstract())
         self._shapes = [(leaf.shape, tuple(names)) for leaf, names in zip(leaves, axes, strict=True)]
         self._layouts: dict[tuple, tuple] = {}
 
-    def __call__(self, mesh: dict[str, int], remat: str, accumulation: int) -> Plan:
-        """The plan of one layout. Raises InputError where it divides neither the batch nor the model."""
+    def __call__(self, mesh: dict[str, int], remat: str, accumulation: int, batch: int | None = None) -> Plan:
+        """The plan of one layout; `batch` in windows, by default the config's. Raises InputError where it divides not batch and model."""
         topology, execution = self._topology, dataclasses.replace(self._load.execution, remat=remat)
-        load = dataclasses.replace(self._load, execution=execution, accumulation=accumulation)
+        load = dataclasses.replace(self._load, execution=execution, accumulation=accumulation, batch=batch or self._load.batch)
         spec, batch = load.spec, load.batch // accumulation
         _on_paper(mesh).check(batch, load.length, spec.width, spec.heads, spec.kv_heads, spec.ffn)
         key = tuple(mesh.items())
@@ -202,7 +205,8 @@ class Estimator:
             capacity=topology.chip.memory,
             compiled=False,
         )
-        work = roofline.Work(self._model_flops, roofline.executed_flops(load), load.batch * load.length)
+        tokens = load.batch * load.length
+        work = roofline.Work(self._flops_per_token * tokens, roofline.executed_flops(load), tokens)
         found = roofline.expected_collectives(load, mesh, self._shapes)
         traffic = roofline.memory_traffic(load, mesh, memory.state)
         times = roofline.step_times(work.executed_flops / topology.chips, traffic, found, topology, places)
@@ -234,8 +238,8 @@ def _on_paper(mesh: dict[str, int]) -> _OnPaper:
     return _OnPaper(jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(jax.sharding.AxisType.Auto,) * len(mesh)))
 
 
-def _load(parts: Parts) -> roofline.Load:
-    """The step in numbers."""
+def load_of(parts: Parts, parameters: int | None = None) -> roofline.Load:
+    """The step in numbers. `parameters`: where they were counted before."""
     config, spec, process = parts.config, parts.network.spec, parts.process
     length, streams = config.data.length, 2 if isinstance(process.attention, Blocks) else 1
     head_share = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
@@ -245,7 +249,7 @@ def _load(parts: Parts) -> roofline.Load:
         length=length,
         batch=config.data.batch,
         accumulation=config.train.accumulation,
-        parameters=parts.parameter_count,
+        parameters=parts.parameter_count if parameters is None else parameters,
         head_share=head_share,
         passes=parts.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,
@@ -374,7 +378,7 @@ def search_plans(config, topology: Topology, vocabulary: Any, counts: Any = None
       InputError: no layout divides the batch and the model.
     """
     candidates, refused = [], None
-    estimate = Estimator(config, topology, vocabulary, counts)
+    estimate = Estimator(alone(config, vocabulary, counts), topology)
     for changes in _choices(config, topology):
         try:
             expected = estimate(changes["mesh"], changes["execution"]["remat"], changes["train"]["accumulation"])

@@ -7,7 +7,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("dlmjax/**/*.py", "tests/**/*.py", "benchmarks/*.py", "configs/*.py", "launch/*.py")
+PLACES = ("dlmjax/**/*.py", "tests/**/*.py", "benchmarks/*.py", "configs/**/*.py", "launch/*.py")
 FILES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 

@@ -18,23 +18,29 @@ from jaxtyping import Int
 from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import is_url
+from dlmjax.data.portion import parse_path
 from dlmjax.data.stage import stage
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError
 
 OPEN_SHARDS = 512  # readers kept open at a time: well under the usual limit of 1,024 files
+_COUNTED = 1 << 20  # tokens read at a time where a part of the stream is counted
 
 
 class Corpus:
-    """One split of a prepared directory; make one with `Corpus.open`. Safe to read from many threads."""
+    """One split of a prepared directory; make one with `Corpus.open`. Safe to read from many threads.
 
-    def __init__(self, directory: pathlib.Path, split: str, manifest: Manifest, tokenizer: Tokenizer):
-        self.directory, self.split, self.manifest, self.tokenizer = directory, split, manifest, tokenizer
+    tokens: only the first so many of the stream, which is then as if it ended there (`portion`); None: all.
+    Raises InputError: the split has fewer.
+    """
+
+    def __init__(self, directory: pathlib.Path, split: str, manifest: Manifest, tokenizer: Tokenizer, tokens: int | None = None):
+        self.directory, self.split, self.manifest, self.tokenizer, self.portion = directory, split, manifest, tokenizer, tokens
         self.shards = manifest.shards(split)
-        sums = manifest.counts(split)
-        self.num_documents: int = sums["documents"]
-        self.num_tokens: int = sums["tokens"]
-        self.num_bytes: int = sums["text_bytes"]
+        self._sums = manifest.counts(split)
+        if tokens is not None and tokens > self._sums["tokens"]:
+            raise InputError(f"{directory} ({split}) has {self._sums['tokens']:,} tokens, not the {tokens:,} asked for; ask for fewer")
+        self.num_tokens: int = self._sums["tokens"] if tokens is None else tokens
         self.dtype = np.dtype(manifest.dtype)
         self._starts_S = np.concatenate([[0], np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)])
         self._readers: dict[int, tuple] = {}  # shard -> reader, lock; the most recently used last
@@ -44,16 +50,19 @@ class Corpus:
     def open(cls, directory: str | os.PathLike, split: str = "train", verify: bool = False) -> "Corpus":
         """Opens a split; every shard's size is compared with the manifest, with `verify` its sha256 too (about 1 GB/s).
 
-        A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`.
-        Raises InputError: no corpus there, unfinished, another version, no such split, a shard that is missing or was changed.
+        A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`. `DIR(tokens=N)` is the first N tokens of the
+        split "train"; other splits are whole, see `portion`.
+        Raises InputError: no corpus there, unfinished, another version, no such split, a shard missing or changed, fewer tokens.
         """
+        directory, tokens = parse_path(directory)
         directory = stage(os.fspath(directory), split, verify) if is_url(directory) else pathlib.Path(directory)
         found = Manifest.load(directory)
         if split not in found.splits:
             raise InputError(f"{directory} has no split {split!r}; it has: {', '.join(found.splits)}")
         for shard in found.shards(split):
             _check(directory, shard, found, verify)
-        return cls(directory, split, found, load_saved_tokenizer(directory / manifest.TOKENIZER))
+        tokenizer = load_saved_tokenizer(directory / manifest.TOKENIZER)
+        return cls(directory, split, found, tokenizer, tokens if split == "train" else None)
 
     def __repr__(self) -> str:
         return f"Corpus({str(self.directory)!r}, {self.split!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
@@ -94,7 +103,11 @@ class Corpus:
         for number, shard in enumerate(self.shards):
             records = self._read_records(number, list(range(shard.token_records, shard.records)))
             lengths = np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(record, np.uint32) for record in records)])
-            yield np.cumsum(lengths, dtype=np.int64) + int(self._starts_S[number])
+            ends_D = np.cumsum(lengths, dtype=np.int64) + int(self._starts_S[number])
+            whole = int(np.searchsorted(ends_D, self.num_tokens))
+            yield np.minimum(ends_D[: whole + 1], self.num_tokens)
+            if whole < len(ends_D):
+                return
 
     def documents(self) -> Iterator[str]:
         """The texts of the split, in order: what `prepare` was given (char27: cleaned). For statistics and for looking."""
@@ -105,8 +118,22 @@ class Corpus:
                 begin = end
 
     @functools.cached_property
+    def num_documents(self) -> int:
+        """Documents of the stream; the last one of a portion may be cut."""
+        return self._sums["documents"] if self.portion is None else sum(len(ends_D) for ends_D in self.document_ends())
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of text that the stream stands for."""
+        return self._sums["text_bytes"] if self.portion is None else int(self.counts_V @ self.tokenizer.byte_lengths_V.astype(np.int64))
+
+    @functools.cached_property
     def counts_V(self) -> Int[np.ndarray, "V"]:
         """How often each token occurs in the split, EOS included (int64): for schedules by frequency."""
+        if self.portion is not None:
+            starts = range(0, self.portion, _COUNTED)
+            parts = (self.read(start, min(_COUNTED, self.portion - start)) for start in starts)
+            return sum(np.bincount(part, minlength=self.tokenizer.vocab_size) for part in parts)
         return counts.corpus_counts(self.directory, self.manifest, self.split)
 
     def verify(self) -> None:

@@ -6,7 +6,8 @@ no table) draws anew each epoch. So any host can compute any row, and the loader
 
 Packing.  A window is a stretch of the stream of documents (each ending with EOS), at most `length` long:
   "concat"     stretches of exactly `length`, wherever documents end. The stream is a ring; each epoch begins at a place of its own, so that
-               cuts and the remainder (num_tokens mod length tokens, left out in that epoch) fall elsewhere each time.
+               cuts and the remainder (num_tokens mod length tokens, left out in that epoch) fall elsewhere each time. A portion of a
+               corpus is cut the same way in every epoch, so that exactly its num_tokens div length windows are repeated.
   "documents"  whole documents in order, as many as fit (next fit); a document longer than `length` is cut into stretches of `length`, its
                remainder is packed like a short document. Nothing is left out; what is free is padding.
   "alone"      as "documents", but one document (or stretch of a long one) a window.
@@ -182,6 +183,8 @@ class _Epochs:
         window_B = permute(index_B, self.count, keys_B)
         if self._starts is not None:
             return self._starts[window_B], self._starts[window_B + 1] - self._starts[window_B]
+        if self.corpus.portion is not None:
+            return window_B * self.length, np.full(len(samples_B), self.length, np.int64)
         # The ring begins at a drawn place; read_into takes the offset modulo the stream's length.
         turn_B = (mix(keys_B) % np.uint64(self.corpus.num_tokens)).astype(np.int64)
         return (turn_B + window_B * self.length) % self.corpus.num_tokens, np.full(len(samples_B), self.length, np.int64)

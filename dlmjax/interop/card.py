@@ -11,6 +11,7 @@ from typing import Any
 from dlmjax import __version__
 from dlmjax import config as config_lib
 from dlmjax.data.manifest import Manifest
+from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.interop.views import Exported, Rows, View
 from dlmjax.run import Parts
@@ -118,9 +119,10 @@ def _data(facts: Facts) -> str:
         return ""
     lines = []
     for path in facts.parts.config.data.paths:
-        name = pathlib.Path(path).name
+        directory, tokens = parse_path(path)
+        name = pathlib.Path(directory).name
         try:
-            manifest = Manifest.load(pathlib.Path(path))
+            manifest = Manifest.load(pathlib.Path(directory))
         except InputError:
             lines.append(f"- `{name}` (was not there when this was exported)")
             continue
@@ -128,7 +130,8 @@ def _data(facts: Facts) -> str:
         inputs = ", ".join(pathlib.Path(source["name"]).name for source in manifest.request["inputs"][:5])
         more = len(manifest.request["inputs"]) - 5
         inputs += f" and {more} more" if more > 0 else ""
-        lines.append(f"- `{name}`: {counts['tokens']:,} tokens in {counts['documents']:,} documents of {inputs}")
+        portion = "" if tokens is None else f"the first {tokens:,} of "
+        lines.append(f"- `{name}`: {portion}{counts['tokens']:,} tokens in {counts['documents']:,} documents of {inputs}")
     return "## Data\n\n" + ("\n".join(lines) or "The run names no corpus.")
 
 

@@ -1,10 +1,39 @@
-"""FLOPs of one training token, counted from shapes: forward and backward, attention in full, nothing for recomputation."""
+"""FLOPs of one training token, counted from shapes: forward and backward, attention in full, nothing for recomputation.
+
+A multiply and an add are two. Norms, biases, rotary turns and softmax are left out (below 1 % from a width of 256 on, by
+XLA's count), as in the usual 6 N D count. `parallel.roofline` puts the same pieces together for programs that compute some of them again.
+"""
 
 from dlmjax.models.spec import ModelSpec
+from dlmjax.models.weights import TIME_FEATURES
+
+
+def layer_products(spec: ModelSpec) -> int:
+    """Forward FLOPs of a layer's products with weights for one token of one stream; those of the modulation ("adaln") included."""
+    attention = spec.heads * spec.head_dim
+    entries = 2 * spec.width * attention + 2 * spec.width * spec.kv_heads * spec.head_dim + spec.mlp_matrices * spec.width * spec.ffn
+    if spec.time_input == "adaln":
+        entries += 6 * spec.time_width * spec.width
+    return 2 * entries
+
+
+def other_products(spec: ModelSpec, head_share: float = 1.0, streams: int = 1) -> float:
+    """Forward FLOPs outside the layers for one token: the head on its share of the rows, the noise level's MLP, what stands before."""
+    entries = head_share * spec.width * spec.vocab
+    if spec.head == "transform":
+        entries += spec.width**2
+    if spec.time_input in ("adaln", "add"):  # "prefix" has one level a row
+        out = 2 * spec.width if spec.time_input == "adaln" else spec.width
+        entries += streams * spec.time_width * (TIME_FEATURES + spec.time_width + out)
+    if spec.input_dim:
+        entries += streams * spec.input_dim * spec.width
+    if spec.self_condition:
+        entries += (spec.input_dim or spec.width) * spec.width
+    return 2 * entries
 
 
 def training_flops_per_token(spec: ModelSpec, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0) -> float:
-    """FLOPs per token of one training step: 3 x forward, a multiply and an add counted as two.
+    """FLOPs per token of one training step: 3 x forward.
 
     Args:
       length: tokens in a window; scores and values cost 4 * length * heads * head_dim a layer (non-causal: every query sees every key).
@@ -12,11 +41,7 @@ def training_flops_per_token(spec: ModelSpec, length: int, head_share: float = 1
       streams: 2 where the layers run over a noisy and a clean copy of the row, with every score between them computed.
       passes: times that the whole network runs forward and backward; a forward pass alone is a third of one.
 
-    A layer counts as often as it is run. Norms, biases, rotary turns and softmax are left out (below 1 % at any width that matters), as
-    in the usual 6 N D count.
+    A layer counts as often as it is run.
     """
-    attention_width = spec.heads * spec.head_dim
-    projections = 2 * spec.width * attention_width + 2 * spec.width * spec.kv_heads * spec.head_dim
-    layer = streams * (2 * (projections + spec.mlp_matrices * spec.width * spec.ffn) + 4 * streams * length * attention_width)
-    transform = 2 * spec.width**2 if spec.head == "transform" else 0
-    return 3.0 * passes * (spec.effective_depth * layer + transform + head_share * 2 * spec.width * spec.vocab)
+    layer = streams * (layer_products(spec) + 4 * streams * length * spec.heads * spec.head_dim)
+    return 3.0 * passes * (spec.effective_depth * layer + other_products(spec, head_share, streams))

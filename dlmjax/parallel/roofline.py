@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlmjax.models.attention import SPLASH_BLOCK
+from dlmjax.models.flops import layer_products, other_products
 from dlmjax.models.head import chunk_rows
 from dlmjax.models.masks import Mask
 from dlmjax.models.spec import Execution, ModelSpec
@@ -103,8 +104,8 @@ class Load:
 
 def executed_flops(load: Load) -> float:
     """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, skipped score blocks left out."""
-    head = 6.0 * load.spec.width * load.spec.vocab * load.head_share * load.length
-    return load.passes * load.batch * (load.spec.effective_depth * layer_flops(load) + head)
+    others = 3.0 * load.length * other_products(load.spec, load.head_share, load.streams)
+    return load.passes * load.batch * (load.spec.effective_depth * layer_flops(load) + others)
 
 
 def layer_flops(load: Load) -> float:
@@ -117,16 +118,11 @@ def layer_flops(load: Load) -> float:
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
     attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn
-    weights = 2 * layer_weights(spec)
+    weights = layer_products(spec)
     product = 2.0 * tokens * attention * (load.visible if execution.attention == "splash" else 1.0)
     products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
     again = weights - last if execution.remat == "full" else 0
     return tokens * (3 * weights + again + products * product)
-
-
-def layer_weights(spec: ModelSpec) -> int:
-    """Numbers in the matrices of one layer."""
-    return spec.width * (2 * (spec.heads + spec.kv_heads) * spec.head_dim + spec.mlp_matrices * spec.ffn)
 
 
 def visible_share(mask: Mask, length: int, block: int = SPLASH_BLOCK) -> float:
@@ -166,7 +162,7 @@ def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> floa
     spec, rows = load.spec, load.rows(mesh)
     tensor = mesh[RULES["heads"][0]]
     reads = 3 + (load.execution.remat == "full")
-    used = load.parameters + (spec.effective_depth - spec.depth) * layer_weights(spec)
+    used = load.parameters + (spec.effective_depth - spec.depth) * layer_products(spec) // 2
     gathered = used / tensor * load.item
     width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + spec.mlp_matrices * spec.ffn / tensor
     if not load.fused:

@@ -113,7 +113,7 @@ class _Running:
     process: subprocess.Popen
     lock: int
     workdir: pathlib.Path
-    stepped: float
+    stepped: int
     told: int = 0
 
 
@@ -124,6 +124,7 @@ class Local:
       runs: of the plan; None: all.
       say: takes each line for the person who waits.
       progress: makes the line of progress; called now and then.
+      command: makes the words that start the process of a run, see `execute.command`.
     """
 
     def __init__(
@@ -134,9 +135,12 @@ class Local:
         runs: Sequence[PlannedRun] | None = None,
         say: Callable[[str], object] = print,
         progress: Callable[[], str] | None = None,
+        command: Callable[..., list[str]] = execute.command,
     ):
+        self._command = command
         self._plan, self._root, self._say, self._progress = plan, directory, say, progress
         self._waiting = sorted(plan.runs if runs is None else runs, key=lambda run: -run.flops)
+        self._shape = {run.id: shape_of(run.config) for run in self._waiting}
         self._free, self._running = list(slots), {}
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
         self._journal, self._failures, self._hopeless = Journal(directory), Counter(), set()
@@ -169,8 +173,7 @@ class Local:
         """Starts runs while there are slots."""
         self._journal.refresh()
         policy = self._plan.policy
-        done = [run for run in self._waiting if self._journal.state(run.id, policy) in ("finished", "diverged")]
-        self._waiting = [run for run in self._waiting if run not in done]
+        self._waiting = [run for run in self._waiting if self._journal.state(run.id, policy) not in ("finished", "diverged")]
         for run in self._order() if self._free else []:
             if not self._free:
                 break
@@ -186,12 +189,11 @@ class Local:
 
     def _order(self) -> list[PlannedRun]:
         """The longest first; those whose like is compiling now last, since they would wait for it."""
-        compiling = {shape_of(each.run.config) for each in self._running.values() if self._compiles(each)}
+        compiling = {self._shape[each.run.id] for each in self._running.values() if self._compiles(each)}
         ordered, later = [], []
         for run in self._waiting:
-            shape = shape_of(run.config)
-            (later if shape in compiling else ordered).append(run)
-            compiling.add(shape)
+            (later if self._shape[run.id] in compiling else ordered).append(run)
+            compiling.add(self._shape[run.id])
         return ordered + later
 
     def _compiles(self, each: _Running) -> bool:
@@ -202,8 +204,8 @@ class Local:
         workdir = workdir_of(self._root, run.id, diverged)
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / RESULT).unlink(missing_ok=True)
-        command = execute.command(self._root, run.id, diverged=diverged, attempt=attempt, cores=slot.cores)
-        stepped = Account(workdir).totals()[STEPPED]
+        command = self._command(self._root, run.id, diverged=diverged, attempt=attempt, cores=slot.cores)
+        stepped = int(Account(workdir).totals()[STEPPED])
         with open(workdir / LOG, "ab") as log:
             # A session of its own: a terminal's Ctrl-C arrives here alone and is handed on once. The lock goes with it: should this
             # process be killed, the run is free only when its process is gone too.

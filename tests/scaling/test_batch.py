@@ -164,14 +164,14 @@ def test_the_table_tells_of_every_run(started):
         seen = snapshot(made, root)
     assert [row.state for row in seen.rows] == ["finished", "diverged", "failed", "running", "waiting", "waiting"]
     running = seen.rows[3]
-    assert running.step == 30 and running.left == 0.5 * (120 - 30)
+    assert running.step == 30 and running.left == 0.5 * (100 - 30)
     # A run of 100 s at width 32; those of width 64 have twice the FLOPs; one runs now.
     assert [row.left for row in seen.rows[4:]] == pytest.approx([200.0, 200.0])
-    assert seen.left == pytest.approx(445.0)
+    assert seen.left == pytest.approx(435.0)
     assert (seen.programs, seen.again, seen.read) == (3, 1, 10)
     assert seen.bookkeeping == pytest.approx(0.4 / 200) and seen.start == pytest.approx(8 / 3)
     text = seen.text()
-    assert "2.5000 ± 0.0100" in text and "the loss is 11" in text and "no luck" in text and "0:07:25 left" in text
+    assert "2.5000 ± 0.0100" in text and "the loss is 11" in text and "no luck" in text and "0:07:15 left" in text
     assert "1 finished, 1 running, 2 waiting, 1 diverged, 1 failed" in text
     assert "3 programs compiled, 1 compilations too many; 10 read back" in text and "bookkeeping 0.20% of run time" in text
     assert snapshot(made, root).rows[3].state == "waiting"  # nobody holds it any more

@@ -20,7 +20,7 @@ from dlmjax.scaling.records import read_records
 from dlmjax.train import _windows
 from dlmjax.training import read
 from tests.launch.test_slurm import MISSING, cluster  # noqa: F401
-from tests.scaling.sweeps import OBJECTIVES, command, environment, lines, plan, planned, sweep
+from tests.scaling.sweeps import EVERY, OBJECTIVES, STEPS, command, environment, lines, plan, planned, sweep
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_run_ends_in_one_record(swept):
         record = found[run.id]
         assert record.status == "finished" and record.series == run.series and record.attempt == 0
         assert record.loss_stderr > 0 and record.bits_per_byte > 0 and record.train_loss > 0
-        assert (record.width, record.steps, record.batch, record.seed) == (run.cell["width"], 120, 8, run.cell["seed"])
+        assert (record.width, record.steps, record.batch, record.seed) == (run.cell["width"], STEPS, 4, run.cell["seed"])
         assert record.vocab > 256 and record.config == json.loads(json.dumps(run.config)) and record.budget == 1e9
         assert record.made["jax"] == jax.__version__ and record.made["devices"] == 1
         assert record.seconds > 0 and record.start_seconds > 0 and 0 < record.overhead_seconds < record.seconds
@@ -100,6 +100,10 @@ def step_of(workdir):
     return events[-1]["step"] if events else 0
 
 
+def is_saved(workdir) -> bool:
+    return (workdir / "checkpoints" / f"{EVERY:08}" / "dlmjax.json").exists()
+
+
 def copy_of(swept, folder):
     """The plan and the compiled programs of the sweep, no run."""
     root, _ = swept
@@ -114,8 +118,7 @@ def test_a_sweep_killed_in_the_middle_resumes_to_the_same_bits(swept, tmp_path):
     root = copy_of(swept, tmp_path / "again")
     run = next(run for run in Plan.read(root).runs if run.series == "masked")
     workdir, words = root / "runs" / run.id, ("--only", run.id, "--jobs", 2)
-    process = sweep_until(root, lambda: 20 < step_of(workdir) < 120, *words)
-    assert " running " in sweep("status", root).stdout if process.poll() is None else True
+    process = sweep_until(root, lambda: is_saved(workdir) and step_of(workdir) < STEPS, *words)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 10
@@ -127,7 +130,7 @@ def test_a_sweep_killed_in_the_middle_resumes_to_the_same_bits(swept, tmp_path):
     (again,) = lines(root)
     reference = records(swept[0])[run.id]
     assert (again["loss"], again["loss_stderr"], again["train_loss"]) == (reference.loss, reference.loss_stderr, reference.train_loss)
-    assert "resuming at step" in (workdir / "log.txt").read_text()
+    assert f"resuming at step {EVERY}" in (workdir / "log.txt").read_text()
 
 
 def _processes_of(root) -> list[int]:
@@ -146,12 +149,12 @@ def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(swept, tmp_path):
     root = copy_of(swept, tmp_path / "again")
     run = next(run for run in Plan.read(root).runs if run.series == "masked")
     workdir, words = root / "runs" / run.id, ("--only", run.id, "--jobs", 2)
-    process = sweep_until(root, lambda: 4 < step_of(workdir) < 100, *words)
+    process = sweep_until(root, lambda: 4 < step_of(workdir) < STEPS - 20, *words)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75, said
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert 0 < saved < 120 and "stopped by SIGTERM" in (workdir / "log.txt").read_text() and not lines(root)
+    assert 0 < saved < STEPS and "stopped by SIGTERM" in (workdir / "log.txt").read_text() and not lines(root)
     sweep("run", root, *words)
     assert lines(root)[0]["loss"] == records(swept[0])[run.id].loss
 
@@ -173,7 +176,7 @@ def test_every_objective_sees_the_same_rows_in_the_same_order(small_corpus):
         run = planned([small_corpus], series, width=64)
         config = config_lib.from_json(json.dumps(run.config))
         rows = _windows(config, open_corpora(config, "train"))
-        seen.append([rows.rows(step, range(8))["tokens"].tolist() for step in (0, 5)])
+        seen.append([rows.rows(step, range(4))["tokens"].tolist() for step in (0, 5)])
     assert all(each == seen[0] for each in seen[1:])
     assert seen[0][0] != seen[0][1]
 
@@ -187,7 +190,7 @@ def mixed(small_corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     (folder / "numbers.txt").write_text("\n\n".join(" ".join(str(n * n) for n in range(k, k + 90)) for k in range(60)))
     prepare([str(folder / "numbers.txt")], "bytes", str(folder / "numbers"), valid_fraction=0.3, documents="blank-line")
-    run = planned([small_corpus, folder / "numbers"], train__steps=8, data__weights="1,3")
+    run = planned([small_corpus, folder / "numbers"], train__steps=8, data__weights="1,3", data__batch=8)
     made = plan(run)
     made.write(folder / "sweep")
     return folder / "sweep", made, execute(str(folder / "sweep"), run.id)
@@ -210,7 +213,7 @@ def test_a_loss_above_the_bound_of_the_policy_has_diverged(mixed):
 
 
 def test_a_run_that_stops_for_a_loss_that_is_not_finite_has_diverged(small_corpus, tmp_path):
-    run = planned([small_corpus], "masked", train__steps=6, train__on_nonfinite="stop", optimizer__lr="1e30", optimizer__warmup=0)
+    run = planned([small_corpus], train__steps=6, data__batch=8, train__on_nonfinite="stop", optimizer__lr="1e30", optimizer__warmup=0)
     plan(run, policy=Policy(lr_factor=0.1, diverged_retries=1)).write(tmp_path)
     record = execute(str(tmp_path), run.id)
     assert record.status == "diverged" and record.loss is None and "not finite" in record.problem and record.lr == 1e30

@@ -28,7 +28,8 @@ LOG, ACCOUNT, RESULT = "log.txt", "account.txt", "record.json"
 STEPPED = "stepped"  # in the account of a run: a start has done its first step, what it needs for that is compiled
 
 # Leaves that no compiled program depends on: a step reads its learning rate and its place in the schedule as numbers.
-FREE_LEAVES = ("seed", "optimizer.lr", "train.steps", "data.paths", "data.weights", "checkpoint.", "log.")
+FREE_LEAVES = ("seed", "train.steps", "data.paths", "data.weights", "checkpoint.", "log.")
+FREE_LEAVES += tuple(f"optimizer.{name}" for name in ("lr", "warmup", "decay", "final", "weight_decay"))
 # Leaves without which two runs never have a program in common.
 SHAPE_LEAVES = ("model.", "execution.", "process.", "mesh.", "data.length", "data.batch", "optimizer.name", "train.accumulation")
 

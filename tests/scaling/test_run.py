@@ -190,7 +190,7 @@ def mixed(small_corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     (folder / "numbers.txt").write_text("\n\n".join(" ".join(str(n * n) for n in range(k, k + 90)) for k in range(60)))
     prepare([str(folder / "numbers.txt")], "bytes", str(folder / "numbers"), valid_fraction=0.3, documents="blank-line")
-    run = planned([small_corpus, folder / "numbers"], train__steps=8, data__weights="1,3", data__batch=8)
+    run = planned([small_corpus, folder / "numbers"], train__steps=4, data__weights="1,3", data__batch=8, model__depth=1)
     made = plan(run)
     made.write(folder / "sweep")
     return folder / "sweep", made, execute(str(folder / "sweep"), run.id)
@@ -212,6 +212,7 @@ def test_a_loss_above_the_bound_of_the_policy_has_diverged(mixed):
     assert again.status == "diverged" and again.loss == record.loss and again.attempt == 3 and "above 0.5" in again.problem
 
 
+@pytest.mark.nightly
 def test_a_run_that_stops_for_a_loss_that_is_not_finite_has_diverged(small_corpus, tmp_path):
     run = planned([small_corpus], train__steps=6, data__batch=8, train__on_nonfinite="stop", optimizer__lr="1e30", optimizer__warmup=0)
     plan(run, policy=Policy(lr_factor=0.1, diverged_retries=1)).write(tmp_path)

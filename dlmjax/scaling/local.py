@@ -125,6 +125,7 @@ class Local:
       say: takes each line for the person who waits.
       progress: makes the line of progress; called now and then.
       command: makes the words that start the process of a run, see `execute.command`.
+      spent: seconds of bookkeeping before this, which go to the first record.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Local:
         say: Callable[[str], object] = print,
         progress: Callable[[], str] | None = None,
         command: Callable[..., list[str]] = execute.command,
+        spent: float = 0.0,
     ):
         self._command = command
         self._plan, self._root, self._say, self._progress = plan, directory, say, progress
@@ -145,7 +147,7 @@ class Local:
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
         self._journal, self._failures, self._hopeless = Journal(directory), Counter(), set()
         self._asked: list[int] = []
-        self._busy, self._mark, self._said = time.process_time(), time.perf_counter(), time.monotonic()
+        self._busy, self._mark, self._said = spent, time.perf_counter(), time.monotonic()
 
     def go(self) -> int:
         """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
@@ -165,7 +167,7 @@ class Local:
                 signal.signal(number, handler)
         if self._asked:
             return execute.UNFINISHED
-        return 1 if self._failures.keys() & self._hopeless else 0
+        return 1 if self._hopeless else 0
 
     # --- choosing and starting ----------------------------------------------------------------------------------------------------
 
@@ -334,4 +336,4 @@ def run(plan: Plan, directory: str, runs: Sequence[PlannedRun], jobs: int | None
 
     drop_torn(directory)
     say(f"{len(runs)} runs of {plan.name}, {len(places)} at a time: {', '.join(sorted({place.name for place in places}))}")
-    return Local(plan, directory, places, runs, say, progress).go()
+    return Local(plan, directory, places, runs, say, progress, spent=time.process_time()).go()

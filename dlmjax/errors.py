@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what to do about it; nothing already written was changed."""
 
 
+class Diverged(InputError):
+    """The loss of a run is not finite, and its config says to stop then."""
+
+
 class LostPeer(RuntimeError):
     """Another process of the run is gone or never came. Exit code LOST_PEER: the same command, started again, resumes."""
 

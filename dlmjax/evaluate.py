@@ -94,8 +94,7 @@ def evaluate(
     for file in filter(None, (json, per_document, plot)):
         make_folder(file)
     run, grid = open_run(workdir, weights=weights, step=step), Grid(nodes, draws, rule, seed, batch)
-    attention, trained = run.parts.process.bound.attention, run.parts.config.data.length
-    cut = Cut(trained, window, stride, remainder, attention.size if isinstance(attention, Blocks) else 1, windows)
+    cut = _cut(run, window, stride, remainder, windows)
     if pairs:
         return _pairs(run, chosen, list(input), cut, grid, documents, json)
     if chosen:
@@ -105,6 +104,24 @@ def evaluate(
         text = corpus_text(corpus, cut)
     other = _other(against, against_step, weights, run) if against else None
     return _Evaluation(run, chosen, text, corpus, grid).go(other, per_document, breakdown, plot, json)
+
+
+def bounds(run: Run, paths: Sequence[str], split: str, grid: Grid, windows: int | None = None) -> list[LikelihoodResult]:
+    """The bound of a run on a split of each of some prepared corpora, as `evaluate` with these flags finds it; prints nothing.
+
+    Windows are numbered in each corpus, and levels and masks drawn from the numbers: runs of one training length are scored on the same.
+    Raises InputError: no such corpus or split, or one with another tokenizer.
+    """
+    evaluator, cut = _evaluator(run, grid), _cut(run, windows=windows)
+    measured = [_measure(run, evaluator, corpus_text(split_of(run, path, split), cut), grid) for path in paths]
+    return [evaluator.result(each, step=run.step, weights=run.weights, split=split) for each in measured]
+
+
+def _cut(run: Run, window: int | None = None, stride: int | None = None, remainder: str | None = None, windows: int | None = None) -> Cut:
+    """How text is cut for a run; None: as it was trained."""
+    attention = run.parts.process.bound.attention
+    multiple = attention.size if isinstance(attention, Blocks) else 1
+    return Cut(run.parts.config.data.length, window, stride, remainder, multiple, windows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 
 from dlmjax import config as config_lib
 from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
-from dlmjax.errors import InputError
+from dlmjax.errors import Diverged, InputError
 from dlmjax.parallel import Agreement
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
 from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, token_counts
@@ -54,7 +54,7 @@ def train(
       on_step: told how many updates are done, before the first and after each.
 
     Raises:
-      InputError: bad config, corpus or workdir; a full disk; a loss that is not finite under train.on_nonfinite="stop".
+      InputError: bad config, corpus or workdir; a full disk; Diverged: a loss that is not finite under train.on_nonfinite="stop".
     """
     # --- 1. What we are told: config, corpus, process, mesh ------------------------------------------------------------------
     began, workdir = time.time(), pathlib.Path(workdir)
@@ -310,7 +310,7 @@ def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: path
             checkpoints.save(step, state, {"step": step, "metric": None, "pending": [], "config": config_lib.leaves(config)})
             checkpoints.wait()
     cause = f"{bad.rows} gave a loss or gradient that is not finite" if bad.rows else "the loss spiked"
-    raise InputError(
+    raise Diverged(
         f"stopped at step {bad.step}: {cause} (train.on_nonfinite=stop); the state before it is kept in {workdir}/checkpoints; "
         "the same command tries again, --config.train.on_nonfinite=skip goes past it"
     )

@@ -17,42 +17,14 @@ A job that was requeued `--max-requeues` times ends with 75 instead.
 """
 
 import pathlib
-import re
 import shlex
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
+from dlmjax import requeue
 from dlmjax.errors import InputError
 from launch.command import ROOT, Parser, Train, default_name, exit_code, read_train, shell_name
-from launch.unfinished import START_AGAIN
-
-# srun gives the highest code of all tasks; above 128: one was ended by a signal, as a process is that runs out of memory.
-SCRIPT = """\
-#!/bin/bash
-{directives}
-
-set -uo pipefail
-{setup}# One process fails: the others end by themselves (75) and are not killed while they save.
-srun --kill-on-bad-exit=0 {command} &
-srun=$!
-# scancel sends SIGTERM to the batch shell too; the time limit and scancel --signal=TERM send it to the processes alone.
-cancelled=
-trap 'cancelled=yes' TERM
-wait "$srun"; code=$?
-[ -z "$cancelled" ] || {{ wait "$srun"; exit 143; }}
-
-if [ "$code" -eq {again} ] || [ "$code" -gt 128 ]; then
-    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then
-        echo "the run is not finished (code $code): requeueing job $SLURM_JOB_ID"
-        scontrol requeue "$SLURM_JOB_ID" && exit 0
-    fi
-    echo "the run is not finished (code $code), and the job is not requeued again; submit it again to go on"
-    exit {again}
-fi
-exit "$code"
-"""
 
 
 def parser() -> Parser:
@@ -83,19 +55,6 @@ def parser() -> Parser:
     return made
 
 
-def _limit_seconds(text: str) -> int:
-    """sbatch's forms of time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
-    days, dash, clock = text.rpartition("-")
-    numbers = clock.split(":")
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        raise InputError(f"--time is {text!r}; write MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS")
-    if dash:
-        units = (3600, 60, 1)
-    else:
-        units = {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}[len(numbers)]
-    return int(days or 0) * 86_400 + sum(int(number) * unit for number, unit in zip(numbers, units, strict=False))
-
-
 def job_script(arguments, train: Train) -> str:
     """The text that sbatch reads.
 
@@ -108,15 +67,9 @@ def job_script(arguments, train: Train) -> str:
         ("tasks-per-node", tasks, 1),
         ("gpus-per-node", gpus, 0),
         ("cpus-per-task", arguments.cpus_per_task or 1, 1),
-        ("save-seconds", arguments.save_seconds, 1),
-        ("max-requeues", arguments.max_requeues, 0),
     ):
         if value < low:
             raise InputError(f"--{flag} is {value}; it must be at least {low}")
-    if _limit_seconds(arguments.time) <= arguments.save_seconds:
-        raise InputError(
-            f"--save-seconds {arguments.save_seconds} seconds leaves nothing of --time {arguments.time}; raise one or lower the other"
-        )
     if gpus and tasks not in (1, gpus):
         raise InputError(
             f"--tasks-per-node {tasks} with --gpus-per-node {gpus}: a process has all GPUs of its node or one; write 1 or {gpus}"
@@ -130,25 +83,14 @@ def job_script(arguments, train: Train) -> str:
         "ntasks-per-node": tasks,
         "gpus-per-node": gpus or None,
         "cpus-per-task": arguments.cpus_per_task,
-        "time": arguments.time,
-        "signal": f"TERM@{arguments.save_seconds}",  # without B:, which would reach the batch shell alone
-        "open-mode": "append",  # one log for all restarts
         "output": arguments.log or f"slurm-{name}-%j.log",
         "chdir": pathlib.Path.cwd(),
         "partition": arguments.partition,
         "account": arguments.account,
     }
-    lines = [f"--{option}={value}" for option, value in options.items() if value is not None] + ["--requeue", *arguments.sbatch]
-    if any("\n" in line for line in (*lines, *arguments.setup)):
-        raise InputError("--sbatch, --setup, --log and the rest are one line each")
     command = [arguments.python, str(ROOT / "launch/unfinished.py"), arguments.python, "-m", "dlmjax", *train.arguments]
-    return SCRIPT.format(
-        directives="\n".join(f"#SBATCH {shlex.quote(line)}" for line in lines),
-        setup="".join(f"{line}\n" for line in arguments.setup),
-        command=shlex.join(command),
-        again=START_AGAIN,
-        max_requeues=arguments.max_requeues,
-    )
+    limits = {name: getattr(arguments, name) for name in ("time", "save_seconds", "max_requeues")}
+    return requeue.job_script(options, arguments.sbatch, arguments.setup, shlex.join(command), **limits)
 
 
 def main(argv: list[str]) -> int:
@@ -158,13 +100,7 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         print(script, end="")
         return 0
-    try:
-        done = subprocess.run(["sbatch", "--parsable"], input=script, text=True, stdout=subprocess.PIPE)
-    except FileNotFoundError as error:
-        raise InputError("sbatch is not here; run this on a login node of the cluster, or look with --dry-run") from error
-    if done.returncode:
-        raise InputError(f"sbatch ended with code {done.returncode}; what it said stands above, nothing was submitted")
-    print(f"submitted job {done.stdout.strip().partition(';')[0]}")
+    print(f"submitted job {requeue.submit(script)}")
     return 0
 
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dlmjax.errors import InputError
@@ -29,7 +29,9 @@ class Record:
     `loss`: nats per token on the fixed validation set that `validation` names, the bound (exact for autoregressive runs), +- `loss_stderr`
     over its windows; None where the run has none. `bits_per_byte` is the same. `train_loss` is kept for curiosity and never fitted.
     `domains`: validation nats per token by corpus, where a run mixes several; `mixture`: the share of each.
-    `compiled`, `from_cache`: programs that XLA compiled, and that it read back. `seconds`: the run's own; `overhead_seconds`: the sweep's.
+    `compiled`, `from_cache`: programs that XLA compiled, and that it read back. `seconds`: the run's own, training and the final
+    evaluation; `start_seconds`: processes that start, import and wait for their turn to compile; `overhead_seconds`: the sweep's own work.
+    All three over all starts of the run.
     `config`: every leaf. `made`: commit, versions, device. `attempt`: from 0.
     """
 
@@ -64,6 +66,7 @@ class Record:
     mixture: dict | None = None
     domains: dict | None = None
     seconds: float = 0.0
+    start_seconds: float = 0.0
     overhead_seconds: float = 0.0
     compiled: int = 0
     from_cache: int = 0
@@ -130,16 +133,21 @@ def read_records(path: str | os.PathLike) -> list[Record]:
         raise InputError(f"{file} does not exist; `dlmjax sweep run` writes it")
     content = file.read_bytes()
     found: dict[str, Record] = {}
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            record = Record.of(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"line {number} of {file} is no record: {error}") from None
-        except InputError as error:
-            raise InputError(f"line {number} of {file}: {error}") from None
+    for record in records_of(content[: content.rfind(b"\n") + 1], file):
         found.pop(record.id, None)
         found[record.id] = record
     return list(found.values())
+
+
+def records_of(lines: bytes, file: pathlib.Path) -> Iterator[Record]:
+    """The records of whole lines. Raises InputError, which names the file: a line that is no record."""
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            yield Record.of(json.loads(line))
+        except InputError as error:
+            raise InputError(f"line {number} of {file}: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"line {number} of {file} is no record: {error}") from None
 
 
 def finished(records: Iterable[Record]) -> list[Record]:

@@ -49,13 +49,16 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
     for method in [method for method in ("parametric", "isoflop") if method in base.laws and method in other.laws]:
         for flops in budgets:
             loss = float(base.laws[method].at(flops)["loss"])
+            within = least <= loss <= most
+            if method == "isoflop" and not within:  # its loss is a straight line in logarithms: no guide beyond the runs
+                continue
             ratio = float(flops_at(other.laws[method], loss)) / flops
             intervals = {
                 blocks: bootstrap.interval(ratio, flops_at(laws[method], base.resampled[blocks][method].at(flops)["loss"]) / flops)
                 for blocks, laws in other.resampled.items()
             }
             names = (base.points.series, other.points.series, method, base.definition)
-            found.append(Ratio(*names, flops, loss, ratio, least <= loss <= most, intervals))
+            found.append(Ratio(*names, flops, loss, ratio, within, intervals))
     return found
 
 

@@ -24,7 +24,11 @@ def summary(result: Result) -> str:
 
 
 def short(value: float) -> str:
-    """Four digits, powers of ten where the number is long."""
+    """Four digits, powers of ten where the number is long; a dash for none."""
+    if not np.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
     return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
 

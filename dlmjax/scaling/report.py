@@ -48,8 +48,8 @@ def _how(result: Result) -> str:
     if not result.resamples:
         return "No error bars were asked for."
     return (
-        f"Intervals: 95 % percentiles of {result.resamples} resamples, seed {result.seed}; runs drawn within their budget, or budgets drawn and "
-        "runs within them. Losses are nats per token on the validation set; a training loss is never fitted."
+        f"Intervals: 95 % percentiles of {result.resamples} resamples, seed {result.seed}; runs drawn within their budget, or "
+        "budgets drawn and runs within them. Losses are nats per token on the validation set; a training loss is never fitted."
     )
 
 
@@ -79,7 +79,8 @@ def _series(found: SeriesFit, pictures: dict[str, bytes]) -> Iterator[str]:
             fit = analysis.parametric
             values = ", ".join(f"{name} = {short(value)}" for name, value in fit.values.items())
             edges = "; ".join(fit.boundaries) or "no parameter at a boundary"
-            yield f"<p>Parametric: {_text(values)}. Objective {fit.objective:.6g}; {fit.agree:.0%} of the best starts agree; {_text(edges)}.</p>"
+            yield f"<p>Parametric: {_text(values)}. Objective {fit.objective:.6g}; {fit.agree:.0%} of the best starts agree."
+            yield f" {_text(edges)}.</p>"
     name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in found.series)
     for kind in ("isoflop", "envelope", "best", "residuals"):
         if f"{kind}_{name}.png" in pictures:

@@ -16,6 +16,7 @@ Shapes: S parameter vectors, R runs, P parameters. Losses in nats per token.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -219,7 +220,7 @@ class Compute:
         return flops / (self.k * size**self.rho)
 
 
-def optimum(values: Mapping[str, float], flops, compute: Compute = Compute()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def optimum(values: Mapping[str, Any], flops: Any, compute: Compute = Compute()) -> tuple[Any, Any, Any]:
     """Best N, D and L of the additive law at given FLOPs under C = k N^rho D: there a A / N^a = rho b B / D^b (2203.15556 eq. 4).
 
     Exponents: N* ~ C^(b / (a + rho b)), D* ~ C^(a / (a + rho b)). `values` may hold arrays (of resamples).

@@ -17,6 +17,7 @@ from dlmjax.scaling.isoflop import IsoFlop, PowerLaw
 from dlmjax.scaling.points import FREE_EPOCHS, Points
 
 METHODS = ("parametric", "isoflop", "envelope")
+MIN_ON_ENVELOPE = 3
 BEST = ("size", "tokens", "loss")
 
 
@@ -32,7 +33,7 @@ class Law:
     values: Mapping[str, Any]
     compute: Compute = Compute()
 
-    def at(self, flops: float) -> dict[str, Any]:
+    def at(self, flops: Any) -> dict[str, Any]:
         """size, tokens and loss (nats per token) of the best run of so many FLOPs."""
         if self.method == "parametric":
             return dict(zip(BEST, forms.optimum(self.values, flops, self.compute), strict=True))
@@ -92,7 +93,7 @@ def compute_of(points: Points, definition: str) -> Compute:
     size_R, per_token_R = points.sizes[definition], points.flops_R / points.tokens_R
     if definition == "flops_per_token":
         return Compute(1.0, 1.0)
-    if np.allclose(per_token_R, 6 * size_R, rtol=1e-6) or len(np.unique(size_R)) < 2:
+    if np.allclose(per_token_R, 6 * size_R, rtol=1e-3) or len(np.unique(size_R)) < 2:
         return Compute(float(np.exp(np.log(per_token_R / size_R).mean())), 1.0)
     rho, log_k = np.polyfit(np.log(size_R), np.log(per_token_R), 1)
     worst = np.abs(per_token_R / (math.exp(log_k) * size_R**rho) - 1).max()
@@ -149,12 +150,13 @@ def _fit(
         laws["isoflop"] = Law("isoflop", _powers(iso.laws), compute)
     else:
         refused["isoflop"] = f"{len(iso.accepted)} of {len(iso.minima)} budgets have a minimum that counts; at least 2 are needed"
-    through = _powers(envelope.laws(*_arrays(points, definition, group_R), np.ones((1, len(points)))))
-    through = {name: float(value[0]) for name, value in through.items()}
-    if np.isfinite(list(through.values())).all():
-        laws["envelope"] = Law("envelope", through, compute)
+    every = np.ones((1, len(points)))
+    through = _powers(envelope.laws(*_arrays(points, definition, group_R), every))
+    count = envelope.front(points.flops_R, points.loss_R, group_R, every).sum()
+    if count >= MIN_ON_ENVELOPE:
+        laws["envelope"] = Law("envelope", {name: float(value[0]) for name, value in through.items()}, compute)
     else:
-        refused["envelope"] = "fewer than two runs are the best at their compute"
+        refused["envelope"] = f"{count} runs are the best at their compute; at least {MIN_ON_ENVELOPE} are needed"
     return laws, refused, parametric, iso
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from dlmjax.data.manifest import write_atomically
 from dlmjax.errors import InputError
 from dlmjax.scaling import results
-from dlmjax.scaling.analysis import METHODS, Law
+from dlmjax.scaling.analysis import METHODS
 from dlmjax.scaling.bootstrap import interval
 from dlmjax.scaling.fit_text import short, table
 
@@ -100,11 +100,11 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
     tuning = saved.record["series"][series]["tuning"] or {}
     numbers, intervals, source = {}, {}, ""
     for name in methods:
-        best, source = _run(laws[name], flops, reference, tuning)
+        best, source = _with_steps(laws[name].at(flops), reference, tuning)
         numbers[name] = {key: float(value) for key, value in best.items()}
         intervals[name] = {}
         for blocks, drawn in resampled.items():
-            samples, _ = _run(drawn[name], flops, reference, tuning)
+            samples, _ = _with_steps(drawn[name].at(flops), reference, tuning)
             for key, values in samples.items():
                 found = interval(numbers[name][key], np.broadcast_to(values, np.shape(samples["size"]))).record()
                 intervals[name].setdefault(key, {})[blocks] = found
@@ -116,9 +116,9 @@ def _best_runs(saved: results.Saved, series: str, definition: str) -> list[dict]
     return saved.record["series"][series]["definitions"][definition]["best_runs"]
 
 
-def _run(law: Law, flops: float, reference: dict | None, tuning: dict) -> tuple[dict[str, Any], str]:
-    """Size, tokens, loss, and what follows from the tokens: batch, learning rate, steps (arrays for resamples)."""
-    best = law.at(flops)
+def _with_steps(best: dict[str, Any], reference: dict | None, tuning: dict) -> tuple[dict[str, Any], str]:
+    """Size, tokens and loss with what follows from the tokens: batch, learning rate, steps (arrays for resamples); and by whose laws."""
+    best = dict(best)
     if reference is None:
         return best, "no reference run: batch and learning rate are not known"
     own = [name for name in ("batch", "lr") if tuning.get(name)]
@@ -146,6 +146,8 @@ def _say(prediction: Prediction) -> str:
             rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
     lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
     lines.append(f"  batch and lr: {prediction.source_of_batch}")
+    if prediction.beyond > 1 and len(prediction.numbers) > 1:
+        lines.append("  beyond the runs, the losses of isoflop and envelope are too low: power laws without a floor E")
     if prediction.beyond > FAR:
         lines.append(
             f"  this is {prediction.beyond:.1e} times the largest run: the intervals know the scatter of the runs, not whether laws bend"
@@ -181,9 +183,7 @@ def config_text(saved: results.Saved, prediction: Prediction, fit: str) -> str:
     size = shape.parameters(vocab, tied)
     laws, _ = saved.laws(prediction.series, prediction.definition)
     tokens = float(laws[method].compute.tokens(prediction.flops, size))
-    best, _ = _run(
-        _At(tokens, size, numbers["loss"]), prediction.flops, reference, saved.record["series"][prediction.series]["tuning"] or {}
-    )
+    best, _ = _with_steps({"tokens": tokens}, reference, saved.record["series"][prediction.series]["tuning"] or {})
     batch = 2 ** max(round(math.log2(best["batch"] / reference["length"])), 0)
     steps = max(round(tokens / (batch * reference["length"])), 1)
     lr = float(f"{best['lr']:.3g}")
@@ -212,16 +212,3 @@ def get_config():
     config.update_from_flattened_dict(LEAVES)
     return config
 '''
-
-
-@dataclasses.dataclass(frozen=True)
-class _At:
-    """Tokens, size and loss that are already chosen, in a law's place."""
-
-    tokens: float
-    size: float
-    loss: float
-
-    def at(self, flops: float) -> dict[str, float]:
-        del flops
-        return {"size": self.size, "tokens": self.tokens, "loss": self.loss}

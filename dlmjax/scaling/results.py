@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -178,10 +179,10 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
     return record
 
 
-def _both(analysis: Analysis, method: str, numbers) -> dict[str, dict[str, dict]]:
+def _both(analysis: Analysis, method: str, numbers: Callable[[Law], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Numbers of a law with their intervals, by name and kind of block; without resamples the estimates alone."""
     estimates = {name: float(value) for name, value in numbers(analysis.laws[method]).items()}
-    found: dict[str, dict] = {name: {"estimate": value} for name, value in estimates.items()}
+    found: dict[str, dict[str, Any]] = {name: {"estimate": value} for name, value in estimates.items()}
     for blocks, laws in analysis.resampled.items():
         for name, interval in bootstrap.intervals(estimates, numbers(laws[method])).items():
             found[name][blocks] = {key: value for key, value in interval.items() if key != "estimate"}
@@ -203,13 +204,14 @@ def plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A fit read from disk. laws, resampled: of one series and definition, by method; by blocks and method."""
+    """A fit read from disk: `fit.json` as it is, and the resamples by their names."""
 
     directory: pathlib.Path
     record: dict[str, Any]
     samples: dict[str, np.ndarray]
 
     def laws(self, series: str, definition: str) -> tuple[dict[str, Law], dict[str, dict[str, Law]]]:
+        """Laws of one series and definition by method, and those of the resamples by blocks and method."""
         found = self.record["series"][series]["definitions"][definition]
         compute = Compute(**found["compute"])
         laws = {method: Law(method, values, compute) for method, values in found["laws"].items()}

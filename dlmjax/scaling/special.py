@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -25,7 +26,7 @@ class Special:
     resampled: dict[str, np.ndarray]
     refused: str = ""
 
-    def record(self, derived: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda values: {}) -> dict:
+    def record(self, derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}) -> dict:
         """Plain JSON; `derived`: numbers that follow from the parameters (of arrays too), with their intervals."""
         head = {"equation": self.form.equation, "source": self.form.source}
         if self.fit is None:
@@ -74,7 +75,7 @@ def repeated(points: Points, *, definition: str = "total", resamples: int = 200,
     }
 
 
-def best_epochs(values: Mapping[str, float]) -> dict[str, float]:
+def best_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of the overfitting law: best epochs = scale U^unique_exponent / N^size_exponent, where its two terms in e balance."""
     b, h = values["b"], values["h"]
     scale = (b * values["B"] / (h * values["G"])) ** (1 / (h + b))
@@ -128,8 +129,8 @@ def tuning(records: Sequence[Record]) -> Tuning | None:
             found = _log_minimum([run.lr for run in runs], [run.loss for run in runs])
             minima.append({"of": "lr", "parameters": parameters, "tokens": tokens, "batch_tokens": batch} | found)
             if not found["rejected"]:
-                rates.append((batch, found["at"]))
-                lowest.append((batch, found["loss"]))
+                rates.append((float(batch), found["at"]))
+                lowest.append((float(batch), found["loss"]))
         found = _log_minimum([batch for batch, _ in lowest], [loss for _, loss in lowest])
         minima.append({"of": "batch", "parameters": parameters, "tokens": tokens} | found)
         if not found["rejected"]:

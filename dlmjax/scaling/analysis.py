@@ -25,7 +25,8 @@ BEST = ("size", "tokens", "loss")
 class Law:
     """Best size, tokens and loss at given FLOPs.
 
-    values: E, A, B, a, b (parametric), or size_coefficient, size_exponent, tokens_..., loss_... (the other two); numbers or arrays [S].
+    values: E, A, B, a, b (parametric), or size_coefficient, size_exponent, tokens_..., loss_..., loss_floor (the other two).
+    They are numbers or arrays [S].
     compute: FLOPs of a run; used by the parametric law alone.
     """
 
@@ -43,7 +44,7 @@ class Law:
         """E, K, g of the best loss L(C) = E + K C^-g; E = 0 where the law has none."""
         if self.method != "parametric":
             law = self._power("loss")
-            return 0.0 * law.coefficient, law.coefficient, -law.exponent
+            return law.floor, law.coefficient, -np.asarray(law.exponent)
         a, b = np.asarray(self.values["a"]), np.asarray(self.values["b"])
         g = a * b / (a + self.compute.rho * b)
         scale = 1e18  # any compute does: the law is exact; a large one keeps its terms small
@@ -58,7 +59,8 @@ class Law:
         return {"size": b / (a + self.compute.rho * b), "tokens": a / (a + self.compute.rho * b)}
 
     def _power(self, name: str) -> PowerLaw:
-        return PowerLaw(self.values[f"{name}_coefficient"], self.values[f"{name}_exponent"])
+        floor = self.values["loss_floor"] if name == "loss" else 0.0
+        return PowerLaw(self.values[f"{name}_coefficient"], self.values[f"{name}_exponent"], floor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,8 @@ def _arrays(points: Points, definition: str, group_R: np.ndarray) -> tuple[np.nd
 
 def _powers(found: Mapping[str, PowerLaw]) -> dict[str, Any]:
     parts = {f"{name}_coefficient": law.coefficient for name, law in found.items()}
-    return parts | {f"{name}_exponent": law.exponent for name, law in found.items()}
+    parts |= {f"{name}_exponent": law.exponent for name, law in found.items()}
+    return parts | {"loss_floor": found["loss"].floor}
 
 
 def _fit(
@@ -151,10 +154,10 @@ def _fit(
     else:
         refused["isoflop"] = f"{len(iso.accepted)} of {len(iso.minima)} budgets have a minimum that counts; at least 2 are needed"
     every = np.ones((1, len(points)))
-    through = _powers(envelope.laws(*_arrays(points, definition, group_R), every))
+    through = {name: isoflop.first(law) for name, law in envelope.laws(*_arrays(points, definition, group_R), every).items()}
     count = envelope.front(points.flops_R, points.loss_R, group_R, every).sum()
     if count >= MIN_ON_ENVELOPE:
-        laws["envelope"] = Law("envelope", {name: float(value[0]) for name, value in through.items()}, compute)
+        laws["envelope"] = Law("envelope", _powers(through), compute)
     else:
         refused["envelope"] = f"{count} runs are the best at their compute; at least {MIN_ON_ENVELOPE} are needed"
     return laws, refused, parametric, iso

@@ -50,8 +50,6 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
         for flops in budgets:
             loss = float(base.laws[method].at(flops)["loss"])
             within = least <= loss <= most
-            if method == "isoflop" and not within:  # its loss is a straight line in logarithms: no guide beyond the runs
-                continue
             ratio = float(flops_at(other.laws[method], loss)) / flops
             intervals = {
                 blocks: bootstrap.interval(ratio, flops_at(laws[method], base.resampled[blocks][method].at(flops)["loss"]) / flops)

@@ -17,6 +17,7 @@ MIN_SIZES = 4
 MIN_SPAN = 0.3  # decades of N at a budget; a factor of two
 WIDE_SPAN = 2.0  # decades; beyond, the parabola's own bias is worth a note
 MIN_SIGNIFICANCE = 2.0  # curvature in standard errors
+MIN_FOR_FLOOR = 4  # minima from which the best loss may have a floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +36,19 @@ class Minimum:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """y = coefficient x^exponent. Arrays [S] for resamples."""
+    """y = floor + coefficient x^exponent. Arrays [S] for resamples."""
 
     coefficient: float | np.ndarray
     exponent: float | np.ndarray
+    floor: float | np.ndarray = 0.0
 
     def __call__(self, x):
-        return self.coefficient * np.asarray(x, float) ** self.exponent
+        return self.floor + self.coefficient * np.asarray(x, float) ** self.exponent
 
 
 @dataclasses.dataclass(frozen=True)
 class IsoFlop:
-    """All budgets, and the laws N*(C), D*(C), L*(C) through the minima that count (none with fewer than two)."""
+    """All budgets, and the laws N*(C), D*(C), L*(C) = E + K C^-g through the minima that count (none with fewer than two)."""
 
     minima: tuple[Minimum, ...]
     laws: dict[str, PowerLaw]
@@ -68,6 +70,23 @@ def power_law(x_SG: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) -> Powe
         slope_S = (weight_SG * (x_SG - x_S[..., None]) * (y_SG - y_S[..., None])).sum(-1) / spread_S
         slope_S = np.where(spread_S > 1e-9 * total_S, slope_S, math.nan)
         return PowerLaw(np.exp(y_S - slope_S * x_S), slope_S)
+
+
+def floored_power_law(x_G: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) -> PowerLaw:
+    """y = E + K x^p for each of S sets: a straight line in logarithms for each of a hundred floors E, up to 95 % of the lowest y, and of
+    these the one with the least squares in log y. Sets of fewer than MIN_FOR_FLOOR points have E = 0."""
+    known_SG = np.isfinite(y_SG) & (weight_SG > 0)
+    lowest_S = np.where(known_SG, y_SG, math.inf).min(-1)
+    lowest_S = np.where(np.isfinite(lowest_S) & (known_SG.sum(-1) >= MIN_FOR_FLOOR), lowest_S, 0.0)
+    best_S, found = np.full(len(y_SG), math.inf), np.full((3, len(y_SG)), math.nan)
+    for share in np.linspace(0.0, 0.95, 96):
+        law = power_law(x_G[None], y_SG - share * lowest_S[:, None], weight_SG)
+        fitted_SG = (share * lowest_S + law.coefficient * x_G[:, None] ** law.exponent).T
+        error_S = np.where(known_SG, weight_SG * (np.log(fitted_SG) - np.log(np.where(known_SG, y_SG, 1.0))) ** 2, 0.0).sum(-1)
+        better_S = error_S < best_S
+        best_S = np.where(better_S, error_S, best_S)
+        found = np.where(better_S, np.stack([law.coefficient, law.exponent, share * lowest_S]), found)
+    return PowerLaw(*found)
 
 
 def parabola(x_R: np.ndarray, y_R: np.ndarray, weight_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,11 +115,19 @@ def fit(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss_R: n
     if len(good) < 2:
         return IsoFlop(tuple(minima), {})
     flops_G = np.array([minimum.flops for minimum in good])
-    laws = {}
-    for name in ("size", "tokens", "loss"):
-        law = power_law(flops_G, np.array([getattr(minimum, name) for minimum in good])[None], np.ones((1, len(good))))
-        laws[name] = PowerLaw(float(law.coefficient[0]), float(law.exponent[0]))
-    return IsoFlop(tuple(minima), laws)
+    values = {name: np.array([[getattr(minimum, name) for minimum in good]]) for name in ("size", "tokens", "loss")}
+    return IsoFlop(tuple(minima), {name: first(law) for name, law in _laws(flops_G, values, np.ones((1, len(good)))).items()})
+
+
+def first(law: PowerLaw) -> PowerLaw:
+    """The law of the first of the resamples, as numbers."""
+    return PowerLaw(*(float(np.atleast_1d(part)[0]) for part in (law.coefficient, law.exponent, law.floor)))
+
+
+def _laws(flops_G: np.ndarray, values: dict[str, np.ndarray], weight_SG: np.ndarray) -> dict[str, PowerLaw]:
+    """Sizes and tokens on power laws, losses on one with a floor."""
+    laws = {name: power_law(flops_G[None], values[name], weight_SG) for name in ("size", "tokens")}
+    return laws | {"loss": floored_power_law(flops_G, values["loss"], weight_SG)}
 
 
 def resample(
@@ -127,7 +154,7 @@ def resample(
     if len(at_GS) < 2:
         return {}
     flops_G, weight_SG = np.array(at_GS), np.stack(weights, axis=1)
-    return {name: power_law(flops_G[None], np.stack(found, axis=1), weight_SG) for name, found in values.items()}
+    return _laws(flops_G, {name: np.stack(found, axis=1) for name, found in values.items()}, weight_SG)
 
 
 def _tokens_at(size_R: np.ndarray, tokens_R: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -146,8 +146,8 @@ def _say(prediction: Prediction) -> str:
             rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
     lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
     lines.append(f"  batch and lr: {prediction.source_of_batch}")
-    if prediction.beyond > 1 and len(prediction.numbers) > 1:
-        lines.append("  beyond the runs, the losses of isoflop and envelope are too low: power laws without a floor E")
+    if prediction.beyond > 1 and "envelope" in prediction.numbers:
+        lines.append("  beyond the runs, the envelope's loss is too low: it is a power law without a floor")
     if prediction.beyond > FAR:
         lines.append(
             f"  this is {prediction.beyond:.1e} times the largest run: the intervals know the scatter of the runs, not whether laws bend"

@@ -21,6 +21,8 @@ def test_minima_lie_where_the_law_has_them():
         size, tokens, loss = forms.optimum(LAW, minimum.flops)
         assert (minimum.size, minimum.tokens, minimum.loss) == pytest.approx((size, tokens, loss), rel=2e-3)
     assert found.laws["size"].exponent == pytest.approx(LAW["b"] / (LAW["a"] + LAW["b"]), abs=1e-6)
+    # The floor stands on a grid of per cents; beyond the runs the loss is the law's.
+    assert found.laws["loss"](1e24) == pytest.approx(forms.optimum(LAW, 1e24)[2], rel=5e-3)
     assert found.laws["size"].exponent + found.laws["tokens"].exponent == pytest.approx(1.0, abs=1e-9)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 MIN_SIZES = 4
 MIN_SPAN = 0.3  # decades of N at a budget; a factor of two
 WIDE_SPAN = 2.0  # decades; beyond, the parabola's own bias is worth a note
+MAX_SPREAD = 1.5  # of the FLOPs of one budget, as a factor
 MIN_SIGNIFICANCE = 2.0  # curvature in standard errors
 MIN_FOR_FLOOR = 4  # minima from which the best loss may have a floor
 
@@ -169,6 +170,9 @@ def _minimum(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss
     nothing = Minimum(flops, runs, math.nan, math.nan, math.nan, math.nan, "")
     if len(sizes) < MIN_SIZES:
         return dataclasses.replace(nothing, rejected=f"too narrow: {len(sizes)} sizes, at least {MIN_SIZES} are needed")
+    spread = flops_R.max() / flops_R.min()
+    if spread > MAX_SPREAD:
+        return dataclasses.replace(nothing, rejected=f"no budget: its runs differ by a factor of {spread:.2g} in FLOPs; name their budgets")
     x_R = np.log(size_R)
     at, low, curvature = (float(each[0]) for each in parabola(x_R, loss_R, np.ones((1, runs))))
     span = np.ptp(x_R) / math.log(10)

@@ -85,6 +85,14 @@ def test_too_few_sizes_and_too_small_a_span_are_rejected():
     assert "span a factor of 1.2" in one_budget(1e8 * np.exp(x), 3 + x**2).rejected
 
 
+def test_runs_of_unequal_flops_are_no_budget():
+    """As where a table names no budgets and its runs lie close together all the way."""
+    x = np.linspace(-1, 1, 9)
+    size_R, flops_R = 1e8 * np.exp(x), np.geomspace(1e18, 2e18, 9)
+    minimum = isoflop.fit(size_R, flops_R / 6 / size_R, flops_R, 3 + x**2, np.zeros(9, int)).minima[0]
+    assert minimum.rejected.startswith("no budget: its runs differ by a factor of 2 in FLOPs")
+
+
 def test_a_rejected_budget_does_not_bend_the_law():
     size_R, tokens_R, flops_R, group_R = isoflop_grid()
     loss_R = additive_loss(size_R, tokens_R)

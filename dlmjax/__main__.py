@@ -12,7 +12,8 @@ import sys
 from dlmjax import __version__
 from dlmjax.errors import InputError
 from dlmjax.quality import flags as quality
-from dlmjax.scaling import flags as scaling
+from dlmjax.scaling import fit_flags
+from dlmjax.scaling import flags as sweep_flags
 
 EPILOG = """\
 examples:
@@ -51,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
         ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
         *quality.commands(_add_run),
-        *scaling.commands(),
+        *sweep_flags.commands(),
+        *fit_flags.commands(),
         ("lm-eval", "tasks of lm-eval-harness on a run: multiple choice, last words, rolling likelihoods, generated answers", _add_lm_eval),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
@@ -445,7 +447,7 @@ _COMMANDS = {
     "lm-eval": _lm_eval,
 }
 _COMMANDS |= dict.fromkeys(("quality", "puzzles", "solve", "embed", "activations"), quality.run)
-_COMMANDS["sweep"] = scaling.run
+_COMMANDS |= {"sweep": sweep_flags.run, "fit": fit_flags.run}
 
 
 if __name__ == "__main__":

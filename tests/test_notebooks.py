@@ -1,4 +1,4 @@
-"""Both notebooks run from the first cell to the last."""
+"""All notebooks run from the first cell to the last."""
 
 import pathlib
 

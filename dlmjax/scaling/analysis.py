@@ -1,0 +1,208 @@
+"""One series under one definition of N: the three approaches, their error bars, and what each would have predicted. Imports no jax.
+
+A `Law` is what any approach ends in: best size, tokens and loss at given FLOPs; its numbers may be arrays of resamples.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dlmjax.errors import InputError
+from dlmjax.scaling import bootstrap, envelope, forms, huber, isoflop
+from dlmjax.scaling.forms import ADDITIVE, Compute
+from dlmjax.scaling.isoflop import IsoFlop, PowerLaw
+from dlmjax.scaling.points import FREE_EPOCHS, Points
+
+METHODS = ("parametric", "isoflop", "envelope")
+MIN_ON_ENVELOPE = 3
+BEST = ("size", "tokens", "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Best size, tokens and loss at given FLOPs.
+
+    values: E, A, B, a, b (parametric), or size_coefficient, size_exponent, tokens_..., loss_..., loss_floor (the other two).
+    They are numbers or arrays [S].
+    compute: FLOPs of a run; used by the parametric law alone.
+    """
+
+    method: str
+    values: Mapping[str, Any]
+    compute: Compute = Compute()
+
+    def at(self, flops: Any) -> dict[str, Any]:
+        """size, tokens and loss (nats per token) of the best run of so many FLOPs."""
+        if self.method == "parametric":
+            return dict(zip(BEST, forms.optimum(self.values, flops, self.compute), strict=True))
+        return {name: self._power(name)(flops) for name in BEST}
+
+    def frontier(self) -> tuple[Any, Any, Any]:
+        """E, K, g of the best loss L(C) = E + K C^-g; E = 0 where the law has none."""
+        if self.method != "parametric":
+            law = self._power("loss")
+            return law.floor, law.coefficient, -np.asarray(law.exponent)
+        a, b = np.asarray(self.values["a"]), np.asarray(self.values["b"])
+        g = a * b / (a + self.compute.rho * b)
+        scale = 1e18  # any compute does: the law is exact; a large one keeps its terms small
+        K = (self.at(scale)["loss"] - np.asarray(self.values["E"])) * scale**g
+        return np.asarray(self.values["E"]), K, g
+
+    def exponents(self) -> dict[str, Any]:
+        """Of N*(C) and D*(C)."""
+        if self.method != "parametric":
+            return {name: self.values[f"{name}_exponent"] for name in ("size", "tokens")}
+        a, b = np.asarray(self.values["a"]), np.asarray(self.values["b"])
+        return {"size": b / (a + self.compute.rho * b), "tokens": a / (a + self.compute.rho * b)}
+
+    def _power(self, name: str) -> PowerLaw:
+        floor = self.values["loss_floor"] if name == "loss" else 0.0
+        return PowerLaw(self.values[f"{name}_coefficient"], self.values[f"{name}_exponent"], floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """All that was fitted to the runs of one series under one definition of N.
+
+    points: the runs that were used, see `usable`; group_R: their budgets. laws: by method, those that could be fitted; refused: why
+    the others could not. resampled: by blocks and method. held_out: by method, how the law of all but the largest budget does there.
+    """
+
+    points: Points
+    definition: str
+    group_R: np.ndarray
+    compute: Compute
+    laws: dict[str, Law]
+    refused: dict[str, str]
+    parametric: huber.Fit | None
+    isoflop: IsoFlop
+    on_envelope_R: np.ndarray
+    resampled: dict[str, dict[str, Law]]
+    held_out: dict[str, dict[str, float]]
+
+
+def usable(points: Points) -> tuple[Points, int]:
+    """The runs whose tokens are as good as new, and how many were left out because they repeat more than FREE_EPOCHS times."""
+    repeated_R = points.epochs_R > FREE_EPOCHS
+    return points.take(~repeated_R), int(repeated_R.sum())
+
+
+def compute_of(points: Points, definition: str) -> Compute:
+    """C = k N^rho D through the runs (least squares in logarithms); k = 1, rho = 1 where N is FLOPs per token."""
+    size_R, per_token_R = points.sizes[definition], points.flops_R / points.tokens_R
+    if definition == "flops_per_token":
+        return Compute(1.0, 1.0)
+    if np.allclose(per_token_R, 6 * size_R, rtol=1e-3) or len(np.unique(size_R)) < 2:
+        return Compute(float(np.exp(np.log(per_token_R / size_R).mean())), 1.0)
+    rho, log_k = np.polyfit(np.log(size_R), np.log(per_token_R), 1)
+    worst = np.abs(per_token_R / (math.exp(log_k) * size_R**rho) - 1).max()
+    return Compute(math.exp(log_k), float(rho), float(worst))
+
+
+def analyse(points: Points, definition: str = "total", *, resamples: int = 1000, seed: int = 0) -> Analysis:
+    """Fits all three approaches.
+
+    Args:
+      points: runs of one series, as `usable` gives them.
+      resamples: of the bootstrap, for each kind of block; 0 = no error bars. seed: of the resamples; the same seed and grid draw the same
+        runs of two series, so what they have in common (data order, validation set) cancels where they are compared.
+    Raises InputError: no approach has enough runs.
+    """
+    group_R = points.groups()
+    compute = compute_of(points, definition)
+    laws, refused, parametric, iso = _fit(points, definition, group_R, compute)
+    if not laws:
+        reasons = "; ".join(f"{method}: {reason}" for method, reason in refused.items())
+        raise InputError(f"series {points.series!r} has too few runs for any law ({reasons}); add sizes and budgets")
+    on_R = envelope.front(points.flops_R, points.loss_R, group_R, np.ones((1, len(points))))[0]
+    resampled = {}
+    for blocks in bootstrap.BLOCKS if resamples else ():
+        weight_SR = bootstrap.draw(group_R, resamples, blocks, seed)
+        resampled[blocks] = _resample(points, definition, group_R, compute, laws, parametric, weight_SR)
+    held_out = _held_out(points, definition, group_R, iso, parametric)
+    return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out)
+
+
+def _arrays(points: Points, definition: str, group_R: np.ndarray) -> tuple[np.ndarray, ...]:
+    return points.sizes[definition], points.tokens_R, points.flops_R, points.loss_R, group_R
+
+
+def _powers(found: Mapping[str, PowerLaw]) -> dict[str, Any]:
+    parts = {f"{name}_coefficient": law.coefficient for name, law in found.items()}
+    parts |= {f"{name}_exponent": law.exponent for name, law in found.items()}
+    return parts | {"loss_floor": found["loss"].floor}
+
+
+def _fit(
+    points: Points, definition: str, group_R: np.ndarray, compute: Compute, warm: np.ndarray | None = None
+) -> tuple[dict[str, Law], dict[str, str], huber.Fit | None, IsoFlop]:
+    """Laws by method, reasons for those that are missing, and the details of two of them."""
+    laws, refused, parametric = {}, {}, None
+    try:
+        if len(np.unique(points.sizes[definition])) < 2 or len(np.unique(points.tokens_R)) < 2:
+            raise InputError("runs of one size, or of one number of tokens, tell nothing about the other exponent")
+        parametric = huber.fit(ADDITIVE, points.columns(definition), points.loss_R, warm=warm)
+        laws["parametric"] = Law("parametric", parametric.values, compute)
+    except InputError as error:
+        refused["parametric"] = str(error)
+    iso = isoflop.fit(*_arrays(points, definition, group_R))
+    if iso.laws:
+        laws["isoflop"] = Law("isoflop", _powers(iso.laws), compute)
+    else:
+        refused["isoflop"] = f"{len(iso.accepted)} of {len(iso.minima)} budgets have a minimum that counts; at least 2 are needed"
+    every = np.ones((1, len(points)))
+    through = {name: isoflop.first(law) for name, law in envelope.laws(*_arrays(points, definition, group_R), every).items()}
+    count = envelope.front(points.flops_R, points.loss_R, group_R, every).sum()
+    if count >= MIN_ON_ENVELOPE:
+        laws["envelope"] = Law("envelope", _powers(through), compute)
+    else:
+        refused["envelope"] = f"{count} runs are the best at their compute; at least {MIN_ON_ENVELOPE} are needed"
+    return laws, refused, parametric, iso
+
+
+def _resample(points, definition, group_R, compute, laws, parametric, weight_SR) -> dict[str, Law]:
+    """The same laws for each set of weights. The parametric fit starts from its own optimum: resamples lie near it."""
+    found = {}
+    if parametric is not None:
+        columns = {name: points.columns(definition)[name] for name in ADDITIVE.columns}
+        start_SP = np.tile(parametric.theta_P, (len(weight_SR), 1))
+        theta_SP, _ = huber.solve(ADDITIVE, columns, np.log(points.loss_R), weight_SR, start_SP)
+        found["parametric"] = Law("parametric", named(theta_SP), compute)
+    if "isoflop" in laws:
+        found["isoflop"] = Law("isoflop", _powers(isoflop.resample(*_arrays(points, definition, group_R), weight_SR)), compute)
+    if "envelope" in laws:
+        found["envelope"] = Law("envelope", _powers(envelope.laws(*_arrays(points, definition, group_R), weight_SR)), compute)
+    return found
+
+
+def named(theta_SP: np.ndarray) -> dict[str, np.ndarray]:
+    """Parameters of S additive laws by name, logarithms undone."""
+    columns = zip(ADDITIVE.names, theta_SP.T, strict=True)
+    return {name.removeprefix("log_"): np.exp(value) if name.startswith("log_") else value for name, value in columns}
+
+
+def _held_out(points: Points, definition: str, group_R: np.ndarray, iso: IsoFlop, parametric: huber.Fit | None) -> dict:
+    """The laws of all smaller budgets against the largest: error of the loss of its runs (parametric), N* against its own minimum."""
+    largest = group_R.max(initial=-1)
+    rest_R = group_R != largest
+    if largest < 1 or rest_R.all():
+        return {}
+    rest, last = points.take(rest_R), points.take(~rest_R)
+    warm = parametric.theta_P if parametric is not None else None
+    laws, _, fitted, _ = _fit(rest, definition, rest.groups(), compute_of(rest, definition), warm)
+    target = iso.minima[largest]
+    found = {}
+    for method, law in laws.items():
+        best = law.at(target.flops)
+        row = {"flops": target.flops, "runs": len(last)}
+        if not target.rejected:
+            row |= {"size_ratio": float(best["size"] / target.size), "loss_error": float(best["loss"] / target.loss - 1)}
+        if method == "parametric" and fitted is not None:
+            columns = {name: last.columns(definition)[name] for name in ADDITIVE.columns}
+            error_R = np.exp(ADDITIVE.log_loss(fitted.theta_P, columns)) / last.loss_R - 1
+            row |= {"mean_abs_error": float(np.abs(error_R).mean()), "bias": float(error_R.mean())}
+        found[method] = row
+    return found

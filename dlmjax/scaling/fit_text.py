@@ -1,0 +1,141 @@
+"""A fit as a person reads it on a terminal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dlmjax.scaling.analysis import Analysis
+from dlmjax.scaling.bootstrap import Interval, interval
+from dlmjax.scaling.results import Result, SeriesFit
+from dlmjax.scaling.special import Special, Tuning
+
+
+def summary(result: Result) -> str:
+    """All series, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
+    lines = [line for found in result.series for line in [*_series(found), ""]]
+    lines += _ratios(result)
+    for corpora, law in result.crossings:
+        lines.append(f"repeated data, {corpora[0].other} against {corpora[0].base}:")
+        lines += [f"  {crossing.unique:,.0f} unique tokens: {crossing.said}" for crossing in corpora]
+        if law is not None:
+            lines.append(f"  C_crit = {law.coefficient:.3g} U^{law.exponent:.3f} (published for masked against AR: U^2.174, 2507.15857)")
+    return "\n".join(lines).rstrip()
+
+
+def short(value: float) -> str:
+    """Four digits, powers of ten where the number is long; a dash for none."""
+    if not np.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+def between(found: Interval | None, estimate: float) -> str:
+    """A number with its 95 % interval."""
+    if found is None or not np.isfinite(found.low_95):
+        return short(estimate)
+    return f"{short(estimate)} [{short(found.low_95)}, {short(found.high_95)}]"
+
+
+def _series(found: SeriesFit) -> Iterator[str]:
+    left = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in found.left_out.items()) if found.left_out else ""
+    yield f"{found.series}: {len(found.points) if found.points else 0} runs{left}"
+    if found.points is not None:
+        yield from (f"  {note}" for note in found.points.notes)
+    if found.refused:
+        yield f"  no law: {found.refused}"
+    for definition, analysis in found.analyses.items():
+        yield from _analysis(definition, analysis)
+    for special in found.special.values():
+        yield from _special(special)
+    if found.tuning is not None:
+        yield from _tuning(found.tuning)
+    for domain, special in found.mixing.items():
+        yield from _special(special, f"mixing, {domain}")
+
+
+def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
+    flops = 10 * float(analysis.points.flops_R.max())
+    compute = analysis.compute
+    model = f"C = {compute.k:.4g} N^{compute.rho:.4g} D" + (f" (within {compute.worst:.1%})" if compute.worst else "")
+    yield f"  N = {definition}, {model}, {len(analysis.points)} runs"
+    rows = [("approach", "N* ~ C^", "D* ~ C^", f"N* at {flops:.2g}", "D*", "loss")]
+    for method, law in analysis.laws.items():
+        drawn = analysis.resampled.get("runs", {}).get(method)
+        numbers = [*law.exponents().values(), *law.at(flops).values()]
+        samples = [*drawn.exponents().values(), *drawn.at(flops).values()] if drawn else [None] * 5
+        cells = [between(interval(n, s) if s is not None else None, float(n)) for n, s in zip(numbers, samples, strict=True)]
+        rows.append((method, *cells))
+    yield from table(rows, "    ")
+    yield from (f"    {method}: {reason}" for method, reason in analysis.refused.items())
+    for minimum in analysis.isoflop.minima:
+        if minimum.rejected:
+            yield f"    budget {minimum.flops:.3g} rejected, {minimum.rejected}"
+    fit = analysis.parametric
+    if fit is not None:
+        values = ", ".join(f"{name} = {short(value)}" for name, value in fit.values.items())
+        yield f"    parametric: {values}; {fit.agree:.0%} of the best starts agree"
+        yield from (f"    parametric, boundary: {reason}" for reason in fit.boundaries)
+    for method, row in analysis.held_out.items():
+        parts = [f"N* x{row['size_ratio']:.3f}, best loss {row['loss_error']:+.2%}"] if "size_ratio" in row else []
+        parts += [f"loss of its runs off by {row['mean_abs_error']:.2%}"] if "mean_abs_error" in row else []
+        if parts:
+            yield f"    largest budget from the others, {method}: {'; '.join(parts)}"
+
+
+def _special(special: Special, name: str = "") -> Iterator[str]:
+    name = name or special.form.name
+    if special.fit is None:
+        return  # in fit.json with its reason; most sweeps have no such runs
+    values = ", ".join(f"{key} = {short(value)}" for key, value in special.fit.values.items())
+    yield f"  {name}: {special.form.equation}"
+    yield f"    {values}"
+    yield from (f"    boundary: {reason}" for reason in special.fit.boundaries)
+    drawn = special.resampled.get("runs")
+    for key in ("log_R_D", "log_R_N"):
+        if drawn is not None and key in special.form.names:
+            place = special.form.names.index(key)
+            value = float(np.exp(special.fit.theta_P[place]))
+            yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, place])), value)}"
+
+
+def _tuning(tuning: Tuning) -> Iterator[str]:
+    for name, law, error, of in (
+        ("batch (tokens)", tuning.batch, tuning.batch_stderr, "training tokens"),
+        ("learning rate", tuning.lr, tuning.lr_stderr, "batch"),
+    ):
+        counted = sum(not row["rejected"] for row in tuning.minima if row["of"] == ("lr" if name == "learning rate" else "batch"))
+        if law is None:
+            yield f"  {name}: no law, {counted} minima count and at least 2 are needed"
+        else:
+            spread = f" +- {error:.3f}" if np.isfinite(error) else ""
+            yield f"  {name}* = {short(law.coefficient)} ({of})^{law.exponent:.3f}{spread}, {counted} minima"
+
+
+def _ratios(result: Result) -> Iterator[str]:
+    pairs = dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios)
+    for base, other in pairs:
+        yield f"compute at equal loss, {other} : {base}"
+        rows = [(f"{base} FLOPs", "loss", "parametric", "isoflop", "")]
+        found: dict[float, dict[str, Any]] = {}
+        for ratio in result.ratios:
+            if (ratio.base, ratio.other) == (base, other):
+                found.setdefault(ratio.flops, {})[ratio.method] = ratio
+        for flops, by_method in found.items():
+            rows.append(_ratio_row(flops, by_method))
+        yield from table(rows, "  ")
+
+
+def _ratio_row(flops: float, by_method: Mapping[str, Any]) -> tuple[str, ...]:
+    first = next(iter(by_method.values()))
+    cells = [between(by_method[m].intervals.get("runs"), by_method[m].ratio) if m in by_method else "" for m in ("parametric", "isoflop")]
+    return f"{flops:.3g}", f"{first.loss:.4f}", *cells, "" if first.within else "extrapolated"
+
+
+def table(rows: list[tuple[str, ...]], indent: str = "") -> Iterator[str]:
+    """Columns as wide as they must be."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        yield (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()

@@ -1,0 +1,146 @@
+"""Pictures of a fit, as PNGs. matplotlib is imported only here, inside functions."""
+
+import importlib.util
+import io
+
+import numpy as np
+
+from dlmjax.scaling.analysis import Analysis
+from dlmjax.scaling.results import Result
+
+_NAMES = {"size": "N*, parameters", "tokens": "D*, tokens"}
+
+
+def available() -> bool:
+    """Is matplotlib installed?"""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(result: Result) -> dict[str, bytes]:
+    """All pictures by file name. Those of one series use total parameters."""
+    pictures = {}
+    analyses = {found.series: found.analyses["total"] for found in result.series if "total" in found.analyses}
+    for series, analysis in analyses.items():
+        name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in series)
+        if any(minimum.runs > 1 for minimum in analysis.isoflop.minima):
+            pictures[f"isoflop_{name}.png"] = isoflop(analysis)
+        pictures[f"envelope_{name}.png"] = envelope(analysis)
+        pictures[f"best_{name}.png"] = best(analysis)
+        if analysis.parametric is not None:
+            pictures[f"residuals_{name}.png"] = residuals(analysis)
+    if len(analyses) > 1:
+        pictures["objectives.png"] = objectives(analyses, result)
+    return pictures
+
+
+def isoflop(analysis: Analysis) -> bytes:
+    """Loss against size for each budget with its parabola; a star where the minimum counts."""
+    figure, (axes,) = _figure(1, f"{analysis.points.series}: isoFLOP curves")
+    size_R, loss_R = analysis.points.sizes[analysis.definition], analysis.points.loss_R
+    for g, minimum in enumerate(analysis.isoflop.minima):
+        colour = f"C{g % 10}"
+        in_R = analysis.group_R == g
+        axes.scatter(size_R[in_R], loss_R[in_R], s=14, color=colour, label=f"{minimum.flops:.2g} FLOPs")
+        if np.isfinite(minimum.size):
+            x = np.geomspace(size_R[in_R].min(), size_R[in_R].max(), 60)
+            style = "--" if minimum.rejected else "-"
+            axes.plot(x, minimum.loss + minimum.curvature * np.log(x / minimum.size) ** 2, style, color=colour, linewidth=1)
+        if not minimum.rejected:
+            axes.plot(minimum.size, minimum.loss, "*", markersize=12, color=colour, markeredgecolor="black")
+    axes.set(xscale="log", xlabel=f"N ({analysis.definition})", ylabel="validation loss, nats/token")
+    axes.legend(fontsize=7)
+    return _png(figure)
+
+
+def envelope(analysis: Analysis) -> bytes:
+    """Loss against FLOPs, the best runs marked, and what the laws say is best."""
+    figure, (axes,) = _figure(1, f"{analysis.points.series}: envelope")
+    points = analysis.points
+    axes.scatter(points.flops_R, points.loss_R, s=10, color="0.6", label="runs")
+    on_R = analysis.on_envelope_R
+    axes.plot(points.flops_R[on_R], points.loss_R[on_R], "o", color="C3", markersize=5, label="best at their compute")
+    _bands(axes, analysis, "loss")
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
+    axes.legend(fontsize=7)
+    return _png(figure)
+
+
+def best(analysis: Analysis) -> bytes:
+    """N*(C) and D*(C) of each approach with 95 % bands, a decade beyond the runs; minima of the parabolas as stars."""
+    figure, panels = _figure(2, f"{analysis.points.series}: best size and tokens, 95 % bands (block bootstrap over runs)")
+    for axes, name in zip(panels, ("size", "tokens"), strict=True):
+        _bands(axes, analysis, name)
+        accepted = analysis.isoflop.accepted
+        axes.plot(
+            [m.flops for m in accepted], [getattr(m, name) for m in accepted], "*", color="C1", markeredgecolor="black", markersize=10
+        )
+        axes.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel=_NAMES[name])
+        axes.legend(fontsize=7)
+    return _png(figure)
+
+
+def residuals(analysis: Analysis) -> bytes:
+    """Loss of the runs against the parametric law, by FLOPs and by size, in per cent, with the runs' own standard errors."""
+    figure, panels = _figure(2, f"{analysis.points.series}: residuals of the parametric law")
+    points = analysis.points
+    residual_R = 100 * np.expm1(analysis.parametric.residuals_R)
+    error_R = 100 * np.nan_to_num(points.stderr_R) / points.loss_R
+    for axes, x_R, name in zip(panels, (points.flops_R, points.sizes[analysis.definition]), ("FLOPs", "N"), strict=True):
+        axes.axhline(0.0, color="0.5", linewidth=1)
+        axes.errorbar(x_R, residual_R, yerr=error_R, fmt="o", markersize=4, capsize=2)
+        axes.set(xscale="log", xlabel=name, ylabel="loss above the law, %")
+    return _png(figure)
+
+
+def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
+    """Best loss against FLOPs of all series, and the compute that each needs over that of the base."""
+    figure, (left, right) = _figure(2, "objectives compared")
+    for place, (series, analysis) in enumerate(analyses.items()):
+        on_R = analysis.on_envelope_R
+        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{place}", label=series)
+        if "parametric" in analysis.laws:
+            _band(left, analysis, "parametric", "loss", f"C{place}", None)
+    left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
+    left.legend(fontsize=7)
+    pairs = dict.fromkeys((ratio.other, ratio.method) for ratio in result.ratios)
+    for other, method in pairs:
+        rows = [ratio for ratio in result.ratios if (ratio.other, ratio.method) == (other, method) and np.isfinite(ratio.ratio)]
+        found = [ratio.intervals.get("runs") for ratio in rows]
+        bars = [[row.ratio - (i.low_95 if i else row.ratio) for row, i in zip(rows, found, strict=True)]]
+        bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
+        bars = np.where(np.isfinite(bars), np.maximum(bars, 0.0), 0.0)
+        right.errorbar([r.flops for r in rows], [r.ratio for r in rows], yerr=bars, marker="o", capsize=3, label=f"{other}, {method}")
+    right.axhline(1.0, color="0.5", linewidth=1)
+    base = result.ratios[0].base if result.ratios else ""
+    right.set(xscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
+    if pairs:
+        right.legend(fontsize=7)
+    return _png(figure)
+
+
+def _bands(axes, analysis: Analysis, name: str) -> None:
+    for place, method in enumerate(analysis.laws):
+        _band(axes, analysis, method, name, f"C{place}", method)
+
+
+def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: str | None) -> None:
+    flops_K = np.geomspace(analysis.points.flops_R.min() / 1.5, analysis.points.flops_R.max() * 10, 40)
+    law, drawn = analysis.laws[method], analysis.resampled.get("runs", {}).get(method)
+    axes.plot(flops_K, [law.at(flops)[name] for flops in flops_K], color=colour, linewidth=1.2, label=label)
+    if drawn is not None:
+        low_K, high_K = np.nanpercentile([drawn.at(flops)[name] for flops in flops_K], [2.5, 97.5], axis=1)
+        axes.fill_between(flops_K, low_K, high_K, color=colour, alpha=0.2, linewidth=0)
+
+
+def _figure(panels: int, title: str):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _png(figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

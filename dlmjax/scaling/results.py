@@ -1,0 +1,242 @@
+"""What a fit leaves on disk, and reading it again: `fit.json` (everything, full precision), `resamples.npz`, `points.csv`."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dlmjax.data.manifest import write_atomically
+from dlmjax.errors import InputError
+from dlmjax.scaling import bootstrap
+from dlmjax.scaling.analysis import Analysis, Law
+from dlmjax.scaling.compare import Crossing, Ratio
+from dlmjax.scaling.forms import ADDITIVE, Compute
+from dlmjax.scaling.isoflop import PowerLaw
+from dlmjax.scaling.points import Points
+from dlmjax.scaling.records import Record
+from dlmjax.scaling.special import Special, Tuning, best_epochs
+
+FIT, RESAMPLES, POINTS = "fit.json", "resamples.npz", "points.csv"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesFit:
+    """All of one series. points: every run that was read, also those that the base laws leave out. analyses: by definition of N.
+    special: by name of the form. mixing: by domain. left_out: runs by reason. refused: why there is no analysis at all."""
+
+    series: str
+    points: Points | None
+    analyses: dict[str, Analysis]
+    special: dict[str, Special]
+    tuning: Tuning | None
+    mixing: dict[str, Special]
+    left_out: dict[str, int]
+    reference: Record | None
+    refused: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A whole fit: what `fit.json` holds."""
+
+    sources: tuple[str, ...]
+    resamples: int
+    seed: int
+    series: tuple[SeriesFit, ...]
+    ratios: tuple[Ratio, ...]
+    crossings: tuple[tuple[tuple[Crossing, ...], PowerLaw | None], ...]
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON in full precision; what is not a number is null."""
+        head = {"format": "dlmjax fit", "version": VERSION, "sources": list(self.sources), "resamples": self.resamples, "seed": self.seed}
+        head["series"] = {found.series: _series(found) for found in self.series}
+        head["compute_ratios"] = [
+            dataclasses.asdict(ratio) | {"intervals": {blocks: each.record() for blocks, each in ratio.intervals.items()}}
+            for ratio in self.ratios
+        ]
+        head["crossings"] = [
+            {"corpora": [dataclasses.asdict(crossing) for crossing in found], "law": law and dataclasses.asdict(law)}
+            for found, law in self.crossings
+        ]
+        return plain(head)
+
+    def write(self, directory: str | os.PathLike) -> None:
+        """`fit.json` comes last: a directory that has one is whole."""
+        root = pathlib.Path(directory)
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(root / POINTS, self._points().encode())
+        content = io.BytesIO()
+        np.savez_compressed(content, **self._samples())
+        write_atomically(root / RESAMPLES, content.getvalue())
+        write_atomically(root / FIT, (json.dumps(self.record(), indent=1, allow_nan=False) + "\n").encode())
+
+    def _samples(self) -> dict[str, np.ndarray]:
+        """Resampled laws under `series|definition|blocks|method|number`."""
+        return {
+            "|".join((found.series, definition, blocks, method, name)): np.asarray(values)
+            for found in self.series
+            for definition, analysis in found.analyses.items()
+            for blocks, laws in analysis.resampled.items()
+            for method, law in laws.items()
+            for name, values in law.values.items()
+        }
+
+    def _points(self) -> str:
+        """One line a run, with what each law says of it."""
+        text = io.StringIO()
+        columns = ["id", "series", "total", "non_embedding", "active", "flops_per_token", "tokens", "unique_tokens", "flops", "budget"]
+        columns += ["loss", "stderr", "used", "fitted_loss", "on_envelope"]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for found in self.series:
+            writer.writerows(_rows(found))
+        return text.getvalue()
+
+
+def _rows(found: SeriesFit) -> list[dict[str, Any]]:
+    points, analysis = found.points, found.analyses.get("total")
+    if points is None:
+        return []
+    used = {name: place for place, name in enumerate(analysis.points.ids)} if analysis else {}
+    fitted_R = np.full(len(used), math.nan)
+    if analysis is not None and analysis.parametric is not None:
+        fitted_R = np.exp(np.log(analysis.points.loss_R) - analysis.parametric.residuals_R)
+    rows = []
+    for place, name in enumerate(points.ids):
+        row: dict[str, Any] = {"id": name, "series": found.series}
+        row |= {definition: _number(size_R[place]) for definition, size_R in points.sizes.items()}
+        for column in ("tokens", "flops", "budget", "loss", "stderr"):
+            row[column] = _number(getattr(points, f"{column}_R")[place])
+        row["unique_tokens"] = _number(points.unique_R[place])
+        row["flops_per_token"] = _number(points.flops_R[place] / points.tokens_R[place])
+        row["used"] = int(name in used)
+        if name in used:
+            row |= {"fitted_loss": _number(fitted_R[used[name]]), "on_envelope": int(analysis.on_envelope_R[used[name]])}
+        rows.append(row)
+    return rows
+
+
+def _number(value: float) -> str:
+    """Full precision; counts without a point; empty where it is not known."""
+    return "" if not math.isfinite(value) else repr(int(value) if float(value).is_integer() else float(value))
+
+
+def _series(found: SeriesFit) -> dict[str, Any]:
+    record: dict[str, Any] = {"runs": len(found.points) if found.points else 0, "left_out": found.left_out, "refused": found.refused}
+    if found.points is not None:
+        record |= {"validation": found.points.validation, "notes": list(found.points.notes)}
+    record["definitions"] = {name: _analysis(analysis) for name, analysis in found.analyses.items()}
+    for name, special in found.special.items():
+        record[name] = special.record(best_epochs) if name == "overfitting" else special.record()
+    record["tuning"] = found.tuning and found.tuning.record()
+    record["mixing"] = {domain: special.record() for domain, special in found.mixing.items()}
+    record["reference"] = _reference(found.reference)
+    return record
+
+
+def _reference(record: Record | None) -> dict[str, Any] | None:
+    """What a prediction needs of a run to write the config of a larger one."""
+    if record is None:
+        return None
+    names = ("id", "vocab", "length", "batch", "lr", "steps", "tokens", "parameters", "non_embedding", "flops_per_token", "config")
+    return {name: getattr(record, name) for name in names}
+
+
+def _analysis(analysis: Analysis) -> dict[str, Any]:
+    budgets = [minimum.flops for minimum in analysis.isoflop.minima]
+    top = float(analysis.points.flops_R.max())
+    record: dict[str, Any] = {"runs": len(analysis.points), "compute": dataclasses.asdict(analysis.compute), "refused": analysis.refused}
+    record["laws"] = {method: dict(law.values) for method, law in analysis.laws.items()}
+    record["exponents"] = {method: _both(analysis, method, lambda law: law.exponents()) for method in analysis.laws}
+    if analysis.parametric is not None:
+        fit = analysis.parametric
+        record["parametric"] = {
+            "equation": ADDITIVE.equation,
+            "source": ADDITIVE.source,
+            "objective": fit.objective,
+            "huber_delta": 1e-3,
+            "boundaries": list(fit.boundaries),
+            "starts": fit.starts,
+            "starts_that_agree": fit.agree,
+            "parameters": _both(analysis, "parametric", lambda law: dict(law.values)),
+        }
+    record["isoflop"] = [dataclasses.asdict(minimum) for minimum in analysis.isoflop.minima]
+    record["envelope"] = [name for name, on in zip(analysis.points.ids, analysis.on_envelope_R, strict=True) if on]
+    record["held_out"] = analysis.held_out
+    record["best_runs"] = [
+        {"flops": flops, "method": method} | _both(analysis, method, lambda law, flops=flops: law.at(flops))
+        for flops in [*budgets, 10 * top, 100 * top]
+        for method in analysis.laws
+    ]
+    return record
+
+
+def _both(analysis: Analysis, method: str, numbers: Callable[[Law], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Numbers of a law with their intervals, by name and kind of block; without resamples the estimates alone."""
+    estimates = {name: float(value) for name, value in numbers(analysis.laws[method]).items()}
+    found: dict[str, dict[str, Any]] = {name: {"estimate": value} for name, value in estimates.items()}
+    for blocks, laws in analysis.resampled.items():
+        for name, interval in bootstrap.intervals(estimates, numbers(laws[method])).items():
+            found[name][blocks] = {key: value for key, value in interval.items() if key != "estimate"}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """JSON's types alone; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A fit read from disk: `fit.json` as it is, and the resamples by their names."""
+
+    directory: pathlib.Path
+    record: dict[str, Any]
+    samples: dict[str, np.ndarray]
+
+    def laws(self, series: str, definition: str) -> tuple[dict[str, Law], dict[str, dict[str, Law]]]:
+        """Laws of one series and definition by method, and those of the resamples by blocks and method."""
+        found = self.record["series"][series]["definitions"][definition]
+        compute = Compute(**found["compute"])
+        laws = {method: Law(method, values, compute) for method, values in found["laws"].items()}
+        grouped: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+        for key, values in self.samples.items():
+            of, under, blocks, method, name = key.rsplit("|", 4)
+            if (of, under) == (series, definition):
+                grouped.setdefault(blocks, {}).setdefault(method, {})[name] = values
+        resampled = {
+            blocks: {method: Law(method, values, compute) for method, values in by_method.items()} for blocks, by_method in grouped.items()
+        }
+        return laws, resampled
+
+
+def read(directory: str | os.PathLike) -> Saved:
+    """Raises InputError: no fit there, or one that is damaged or of another version."""
+    root = pathlib.Path(directory)
+    if not (root / FIT).is_file():
+        raise InputError(f"{root} holds no fit (no {FIT}); make one with: dlmjax fit RECORDS --output {root}")
+    try:
+        record = json.loads((root / FIT).read_text(encoding="utf-8"))
+        if record["format"] != "dlmjax fit" or record["version"] != VERSION:
+            raise ValueError(f"format {record['format']!r} version {record['version']}")
+        with np.load(root / RESAMPLES, allow_pickle=False) as file:
+            samples = {name: file[name] for name in file.files}
+        return Saved(root, record, samples)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the fit in {root} cannot be read ({error}); fit the records again") from None

@@ -1,0 +1,215 @@
+"""`dlmjax fit` and `dlmjax fit predict` from the command line: what they write, print and refuse."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.__main__ import main
+from dlmjax.scaling import forms
+from dlmjax.scaling.records import append_record
+from tests.scaling.synthetic import LAW, SMALL, additive_loss, isoflop_grid, record, sweep
+
+
+def write(path, records):
+    for each in records:
+        append_record(path, each)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A sweep of two objectives, one run of which diverged, fitted once with pictures."""
+    root = tmp_path_factory.mktemp("fit")
+    leaves = {name: list(value) if isinstance(value, tuple) else value for name, value in config_lib.leaves(config_lib.default()).items()}
+    leaves |= {"data.length": 128}
+    runs = [*sweep(config=leaves), record("lost", "ar", status="diverged", loss=None)]
+    path = write(root / "records.jsonl", runs)
+    assert main(["fit", path, "--output", str(root / "out"), "--resamples", "200"]) == 0
+    return root
+
+
+def test_everything_is_in_the_json(fitted):
+    found = json.loads((fitted / "out" / "fit.json").read_text())
+    assert found["format"] == "dlmjax fit" and set(found["series"]) == {"ar", "masked"}
+    assert found["series"]["ar"]["left_out"] == {"diverged": 1}
+    for name, series in found["series"].items():
+        assert set(series["definitions"]) == {"total", "non_embedding"}
+        total = series["definitions"]["total"]
+        assert set(total["laws"]) == {"parametric", "isoflop", "envelope"}
+        true = SMALL[name]["b"] / (SMALL[name]["a"] + SMALL[name]["b"])
+        for method in ("parametric", "isoflop"):
+            exponent = total["exponents"][method]["size"]
+            assert exponent["estimate"] == pytest.approx(true, abs=0.06)
+            for blocks in ("runs", "budgets"):
+                low, high = exponent[blocks]["95"]
+                assert low < exponent["estimate"] < high and exponent[blocks]["resamples"] == 200
+        assert set(total["held_out"]) == {"parametric", "isoflop", "envelope"}
+        assert total["held_out"]["parametric"]["mean_abs_error"] < 0.02
+        assert total["compute"]["k"] == pytest.approx(6.0, rel=1e-4) and total["compute"]["rho"] == 1.0
+        assert len(str(total["laws"]["parametric"]["A"])) > 12  # full precision
+        assert series["repetition"]["refused"] and series["joint"]["refused"] and series["tuning"] is None
+    assert {ratio["base"] for ratio in found["compute_ratios"]} == {"ar"}
+
+
+def test_points_and_pictures_lie_beside_it(fitted):
+    with open(fitted / "out" / "points.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40 and all(row["used"] == "1" for row in rows)
+    assert max(abs(float(row["fitted_loss"]) / float(row["loss"]) - 1) for row in rows) < 0.02
+    kinds = ("isoflop", "envelope", "best", "residuals")
+    names = {f"{kind}_{series}.png" for kind in kinds for series in ("ar", "masked")} | {"objectives.png"}
+    for name in names:
+        assert (fitted / "out" / name).read_bytes().startswith(b"\x89PNG")
+    page = (fitted / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(names)
+    assert not re.search(r"(src|href)='?(?!data:)", page.replace("src='data:", ""))
+
+
+def test_the_same_runs_and_seed_give_the_same_bytes(fitted, tmp_path):
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", str(tmp_path), "--resamples", "200", "--no-plots"]) == 0
+    assert (tmp_path / "fit.json").read_bytes() == (fitted / "out" / "fit.json").read_bytes()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_prediction_has_intervals_and_a_config_that_loads(fitted, tmp_path, capsys):
+    flags = ["--fit", str(fitted / "out"), "--series", "masked", "--json", str(tmp_path / "p.json")]
+    assert main(["fit", "predict", "--flops", "1e15", *flags, "--config", str(tmp_path / "next.py")]) == 0
+    said = capsys.readouterr().out
+    assert "masked at 1e+15 FLOPs" in said and "95 %, budgets" in said and "published exponents 0.82 and 0.34" in said
+    (found,) = json.loads((tmp_path / "p.json").read_text())
+    size, tokens, loss = forms.optimum(SMALL["masked"], 1e15)
+    best = found["numbers"]["parametric"]
+    assert best["size"] == pytest.approx(size, rel=0.3) and best["loss"] == pytest.approx(loss, rel=0.03)
+    assert best["size"] * best["tokens"] * 6 == pytest.approx(1e15, rel=1e-3)
+    for key in ("size", "tokens", "loss", "batch", "lr", "steps"):
+        low, high = found["intervals"]["parametric"][key]["runs"]["95"]
+        assert low < best[key] < high
+    # The batch follows the tokens from the reference run, the learning rate the batch.
+    reference = json.loads((fitted / "out" / "fit.json").read_text())["series"]["masked"]["reference"]
+    assert best["batch"] == pytest.approx(64 * 128 * (best["tokens"] / reference["tokens"]) ** 0.82)
+    assert best["lr"] == pytest.approx(1e-3 * (best["batch"] / 64 / 128) ** 0.34)
+
+    config = config_lib.load(str(tmp_path / "next.py"))
+    shape = {name: config.model[name] for name in ("depth", "width", "heads", "head_dim")}
+    assert shape["heads"] * shape["head_dim"] == shape["width"]
+    cost = config.train.steps * config.data.batch * config.data.length
+    from dlmjax.scaling import ladder
+
+    parameters = ladder.shape(shape["width"]).parameters(28)
+    assert 6 * parameters * cost == pytest.approx(1e15, rel=0.01)
+    assert math.log2(config.data.batch).is_integer()
+
+
+def test_a_table_is_refitted_to_the_law_behind_it(tmp_path, capsys):
+    """240 runs drawn, with 0.3 % noise, from the published refit of Chinchilla (the public points themselves carry no licence)."""
+    law = forms.CHINCHILLA_REFIT
+    size_R, tokens_R, flops_R, _ = isoflop_grid(budgets=16, sizes=15, decades=0.8, law=law)
+    loss_R = additive_loss(size_R, tokens_R, law, noise=0.003)
+    lines = ["Model Size,Training FLOP,loss", *(f"{n!r},{c!r},{y!r}" for n, c, y in zip(size_R.tolist(), flops_R, loss_R, strict=True))]
+    (tmp_path / "chinchilla.csv").write_text("\n".join(lines).replace("np.float64(", "").replace(")", "") + "\n")
+    flags = ["--output", str(tmp_path / "out"), "--resamples", "200", "--no-plots"]
+    assert main(["fit", "--csv", str(tmp_path / "chinchilla.csv"), *flags]) == 0
+    assert "'Training FLOP' is read as flops" in capsys.readouterr().out
+    parameters = json.loads((tmp_path / "out" / "fit.json").read_text())["series"]["chinchilla"]["definitions"]["total"]["parametric"]
+    for name in ("E", "a", "b"):
+        low, high = parameters["parameters"][name]["runs"]["95"]
+        width = high - low
+        assert low - width / 2 < law[name] < high + width / 2
+        assert parameters["parameters"][name]["estimate"] == pytest.approx(law[name], rel=0.05)
+    assert main(["fit", "predict", "--flops", "1e22", "--fit", str(tmp_path / "out"), "--config", str(tmp_path / "c.py")]) == 2
+    assert "no run with a config to start from" in capsys.readouterr().err
+
+
+def test_records_and_a_table_are_fitted_together(fitted, tmp_path, capsys):
+    size_R, tokens_R, _, _ = isoflop_grid(budgets=3, sizes=5)
+    loss_R = additive_loss(size_R, tokens_R, LAW)
+    rows = "\n".join(f"{n},{d},{y}" for n, d, y in zip(size_R, tokens_R, loss_R, strict=True))
+    (tmp_path / "outside.csv").write_text("params,tokens,loss\n" + rows + "\n")
+    flags = ["--csv", str(tmp_path / "outside.csv"), "--output", str(tmp_path), "--resamples", "0", "--no-plots"]
+    assert main(["fit", str(fitted / "records.jsonl"), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "outside: 15 runs" in said and "outside : ar" not in said  # other validation sets are not compared
+
+
+def test_a_sweep_that_varies_everything_has_every_law(tmp_path, capsys):
+    from tests.scaling.test_special import batch_grid, of_law
+
+    runs = batch_grid()
+    repeated = of_law(forms.REPETITION, {"E": 1.4, "A": 60.0, "a": 0.34, "B": 250.0, "b": 0.36, "R_D": 15.0, "R_N": 8.0}, noise=0.003)
+    for i in range(len(repeated)):
+        unique, tokens = int(repeated.unique_R[i]), repeated.tokens_R[i]
+        cell = {"unique_tokens": unique, "epochs": tokens / unique}
+        extra = {"unique_tokens": unique, "epochs": tokens / unique, "cell": cell}
+        runs.append(record(f"u{i}", "masked", repeated.sizes["total"][i], tokens, float(repeated.loss_R[i]), **extra))
+    path = write(tmp_path / "records.jsonl", runs)
+    assert main(["fit", path, "--output", str(tmp_path / "out"), "--resamples", "100", "--no-plots"]) == 0
+    said = capsys.readouterr().out
+    assert "batch (tokens)* = " in said and "learning rate* = " in said and "R_D* = " in said
+    assert "with more than 4 epochs" in said and "75 in a grid of batch or learning rate" in said
+    found = json.loads((tmp_path / "out" / "fit.json").read_text())["series"]["masked"]
+    assert found["tuning"]["batch"]["exponent"] == pytest.approx(0.82, abs=0.01)
+    low, high = found["repetition"]["intervals"]["runs"]["R_D"]["95"]
+    assert low < 15.0 * 1.2 and high > 15.0 / 1.2
+    assert main(["fit", "predict", "--flops", "1e14", "--fit", str(tmp_path / "out")]) == 0
+    assert "batch and lr by this fit's own laws" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["fit", "--output", "o"], "give a file of records"),
+        (["fit", "none.jsonl", "--output", "o"], "none.jsonl does not exist"),
+        (["fit", "none.jsonl"], "`fit` needs --output"),
+        (["fit", "x", "--output", "o", "--resamples", "7"], "95 % intervals need at least 100"),
+        (["fit", "predict", "--fit", "none"], "needs --flops"),
+        (["fit", "predict", "--flops", "1e22", "--fit", "none"], "holds no fit"),
+        (["fit", "predict", "more", "--flops", "1e22"], "and no records"),
+    ],
+)
+def test_bad_flags_end_in_one_line(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "runs, words",
+    [
+        ([record("a"), record("b", size=2e6, loss=2.9)], "too few runs for any law .parametric: .*; add sizes and budgets"),
+        ([record("a", status="failed", loss=None)], "no run has finished"),
+        ([record("a"), record("b", validation="other")], "a fit needs one validation set"),
+    ],
+)
+def test_runs_that_allow_no_law_end_in_one_line(runs, words, tmp_path, capsys):
+    path = write(tmp_path / "records.jsonl", runs)
+    assert main(["fit", path, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(words, error) and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_choice_names_the_right_ones(fitted, capsys):
+    base = ["fit", "predict", "--flops", "1e15", "--fit", str(fitted / "out")]
+    for flags, words in (
+        (["--series", "uniform"], "no series 'uniform'; it has ar, masked"),
+        (["--definition", "active"], "choose one of: non_embedding, total"),
+        (["--series", "ar", "--method", "magic"], "no 'magic' law"),
+        (["--config", "c.py"], "choose with --series among ar, masked"),
+        (["--flops", "-1"], "give a positive number"),
+    ):
+        assert main([*base, *flags]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_no_resamples_no_intervals(fitted, tmp_path, capsys):
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", str(tmp_path), "--resamples", "0", "--no-plots"]) == 0
+    assert "[" not in capsys.readouterr().out.split("compute at equal loss")[0]
+    assert main(["fit", "predict", "--flops", "1e14", "--fit", str(tmp_path)]) == 0
+    assert np.isfinite(json.loads((tmp_path / "fit.json").read_text())["compute_ratios"][0]["ratio"])

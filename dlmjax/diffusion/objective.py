@@ -93,8 +93,8 @@ class Objective:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
         if not self.weighting.is_bound and _is_factor(self.weighting):
             # Asked now, so that a process whose loss has no such weight is refused before anything runs.
-            one = jnp.zeros((1,), jnp.int32)
-            jax.eval_shape(lambda: self.weighting.factor(self.process, one, one, jnp.full((1,), 0.5)))
+            ids, level = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
+            jax.eval_shape(lambda x, t: self.weighting.factor(self.process, x, x, t), ids, level)
 
     def __call__(
         self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int, learned: Any = ()

@@ -227,3 +227,10 @@ def test_a_loss_that_is_no_weighted_cross_entropy_cannot_be_reweighted():
         Capped(0.0)
     # The chain rule is one, with weight 1.
     assert Objective(Autoregressive(VOCAB, BOS), weighting=CrossEntropy()).process.name == "autoregressive"
+
+
+@pytest.mark.parametrize("process", [Masked(VOCAB, MASK), Autoregressive(VOCAB, BOS, MASK, input_mask=0.1)], ids=lambda p: p.name)
+def test_a_weighted_objective_is_made_without_a_word_to_the_device(process):
+    """The trainer makes the objective of a phase inside its loop, where no transfer is allowed."""
+    with jax.transfer_guard("disallow"):
+        assert not Objective(process, weighting=CrossEntropy()).trains_bound

@@ -238,8 +238,8 @@ def _on_paper(mesh: dict[str, int]) -> _OnPaper:
     return _OnPaper(jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(jax.sharding.AxisType.Auto,) * len(mesh)))
 
 
-def load_of(parts: Parts, parameters: int | None = None) -> roofline.Load:
-    """The step in numbers. `parameters`: where they were counted before."""
+def load_of(parts: Parts) -> roofline.Load:
+    """The step in numbers."""
     config, spec, process = parts.config, parts.network.spec, parts.process
     length, streams = config.data.length, 2 if isinstance(process.attention, Blocks) else 1
     head_share = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
@@ -249,7 +249,7 @@ def load_of(parts: Parts, parameters: int | None = None) -> roofline.Load:
         length=length,
         batch=config.data.batch,
         accumulation=config.train.accumulation,
-        parameters=parts.parameter_count if parameters is None else parameters,
+        parameters=parts.parameter_count,
         head_share=head_share,
         passes=parts.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,

@@ -87,7 +87,7 @@ class Parts:
     @property
     def parameter_count(self) -> int:
         """Numbers that are trained."""
-        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: self.init(jax.random.key(0)))))
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
 
     @property
     def param_shardings(self) -> dict:
@@ -100,9 +100,20 @@ class Parts:
         """The same network without placement requests: for canvases, whose few rows need not divide by the devices."""
         return build_network(self.network.spec, self.network.execution)
 
+    def abstract_params(self) -> dict:
+        """Shapes of what `init` makes."""
+        return _beside(self.network.abstract(), jax.eval_shape(lambda: self.process.init(jax.random.key(0))))
+
     def abstract_state(self) -> dict:
         """Shapes and placement of the training state."""
-        return abstract_state(self.init, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
+        shapes = self.abstract_params()
+
+        def zeros(key: jax.Array) -> dict:
+            """Stands in for `init`, which takes a tenth of a second to trace."""
+            del key
+            return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return abstract_state(zeros, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
 
 
 def _beside(network: dict, process: dict) -> dict:

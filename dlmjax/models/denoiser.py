@@ -27,7 +27,7 @@ from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_n
 from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.models.masks import EVERYWHERE, Full, Mask, Prefixed, as_mask
 from dlmjax.models.spec import Execution, ModelSpec
-from dlmjax.models.weights import TIME_FEATURES, describe_weights, init_weights
+from dlmjax.models.weights import TIME_FEATURES, abstract_weights, describe_weights, init_weights
 
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -46,7 +46,7 @@ class Network:
 
     def abstract(self) -> dict:
         """The tree of `jax.ShapeDtypeStruct`; allocates nothing, whatever the size."""
-        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        return abstract_weights(self.spec)
 
     @functools.cached_property
     def axes(self) -> dict:

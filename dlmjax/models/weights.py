@@ -31,6 +31,7 @@ Beside a kernel there is a `bias` of its outputs where `ModelSpec.bias` says so,
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -170,9 +171,20 @@ def init_weights(spec: ModelSpec, key: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(DenoiserWeights(spec, nnx.Rngs(key)), nnx.Param))
 
 
+@functools.lru_cache(maxsize=256)
+def _declared(spec: ModelSpec) -> Any:
+    """Every weight without its numbers. Tracing the declaration takes a tenth of a second, and whoever plans asks again and again."""
+    return nnx.state(nnx.eval_shape(lambda: DenoiserWeights(spec, nnx.Rngs(0))), nnx.Param)
+
+
+def abstract_weights(spec: ModelSpec) -> dict:
+    """The tree of `init_weights` as `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(_declared(spec)))
+
+
 def describe_weights(spec: ModelSpec, *names: str) -> tuple[dict, ...]:
     """Trees of declared metadata ("logical_axes", "kind", "hidden"), one per name, allocating nothing; stacked ones start with "layer"."""
-    state = nnx.state(nnx.eval_shape(lambda: DenoiserWeights(spec, nnx.Rngs(0))), nnx.Param)
+    state = _declared(spec)
 
     def read(path: tuple, variable: Any, name: str):
         value = variable.get_metadata(name)

@@ -8,7 +8,6 @@ decide them, so the count is the same on every device; tests hold it within 3 % 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 
@@ -47,7 +46,7 @@ def count(parts: Parts) -> Counts:
     for leaf, kind in zip(jax.tree.leaves(learned), jax.tree.leaves(parts.process.kinds()), strict=True):
         tables, inner = (tables + leaf.size, inner) if kind == "embedding" else (tables, inner + leaf.size)
     spec, parameters = parts.network.spec, tables + head + inner
-    load = load_of(parts, parameters)
+    load = load_of(parts)
     return Counts(
         parameters=parameters,
         non_embedding=inner,
@@ -66,7 +65,6 @@ def with_shape(parts: Parts, shape: Shape) -> Parts:
     return dataclasses.replace(parts, network=build_network(spec, parts.network.execution))
 
 
-@functools.cache
 def _sizes(spec: ModelSpec) -> tuple[int, int, int]:
     """Numbers in tables that are looked up, in the head, and in the rest of a network."""
     sizes = dict.fromkeys(("table", "head", "inner"), 0)

@@ -26,7 +26,9 @@ def parts_of(family: str, *overrides: str):
 def test_parameters_are_those_that_are_trained(family):
     parts = with_shape(parts_of(family), ladder.shape(48))
     found = count(parts)
-    assert found.parameters == parts.parameter_count
+    made = jax.eval_shape(lambda: parts.init(jax.random.key(0)))
+    assert jax.tree.leaves_with_path(parts.abstract_params()) == jax.tree.leaves_with_path(made)
+    assert found.parameters == parts.parameter_count == sum(leaf.size for leaf in jax.tree.leaves(made))
     if family != "plaid":
         table = head = VOCAB * 48
         assert (found.non_embedding, found.active) == (found.parameters - table - head, found.parameters - table)

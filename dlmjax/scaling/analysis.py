@@ -111,6 +111,8 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
         runs of two series, so what they have in common (data order, validation set) cancels where they are compared.
     Raises InputError: no approach has enough runs.
     """
+    if not len(points):
+        raise InputError(f"series {points.series!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens need some")
     group_R = points.groups()
     compute = compute_of(points, definition)
     laws, refused, parametric, iso = _fit(points, definition, group_R, compute)

@@ -79,15 +79,13 @@ def floored_power_law(x_G: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) 
     known_SG = np.isfinite(y_SG) & (weight_SG > 0)
     lowest_S = np.where(known_SG, y_SG, math.inf).min(-1)
     lowest_S = np.where(np.isfinite(lowest_S) & (known_SG.sum(-1) >= MIN_FOR_FLOOR), lowest_S, 0.0)
-    best_S, found = np.full(len(y_SG), math.inf), np.full((3, len(y_SG)), math.nan)
-    for share in np.linspace(0.0, 0.95, 96):
-        law = power_law(x_G[None], y_SG - share * lowest_S[:, None], weight_SG)
-        fitted_SG = (share * lowest_S + law.coefficient * x_G[:, None] ** law.exponent).T
-        error_S = np.where(known_SG, weight_SG * (np.log(fitted_SG) - np.log(np.where(known_SG, y_SG, 1.0))) ** 2, 0.0).sum(-1)
-        better_S = error_S < best_S
-        best_S = np.where(better_S, error_S, best_S)
-        found = np.where(better_S, np.stack([law.coefficient, law.exponent, share * lowest_S]), found)
-    return PowerLaw(*found)
+    floor_KS = np.linspace(0.0, 0.95, 96)[:, None] * lowest_S
+    law = power_law(x_G[None, None], y_SG - floor_KS[..., None], weight_SG)
+    line_KSG = floor_KS[..., None] + law.coefficient[..., None] * x_G ** law.exponent[..., None]
+    error_KSG = (np.log(line_KSG) - np.log(np.where(known_SG, y_SG, 1.0))) ** 2
+    error_KS = np.where(known_SG, weight_SG * error_KSG, 0.0).sum(-1)
+    best_KS = np.nan_to_num(error_KS, nan=math.inf).argmin(0)[None]
+    return PowerLaw(*(np.take_along_axis(part, best_KS, 0)[0] for part in (law.coefficient, law.exponent, floor_KS)))
 
 
 def parabola(x_R: np.ndarray, y_R: np.ndarray, weight_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

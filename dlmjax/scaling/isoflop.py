@@ -130,9 +130,21 @@ def _laws(flops_G: np.ndarray, values: dict[str, np.ndarray], weight_SG: np.ndar
 
 
 def resample(
-    size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray, weight_SR: np.ndarray
+    size_R: np.ndarray,
+    tokens_R: np.ndarray,
+    flops_R: np.ndarray,
+    loss_R: np.ndarray,
+    group_R: np.ndarray,
+    weight_SR: np.ndarray,
+    times: int = 1,
 ) -> dict[str, PowerLaw]:
-    """The laws of S resamples. In each, concave parabolas and minima beyond the sizes are left out as they are in `fit`; a budget that
+    """The laws of S resamples.
+
+    times: 1, or how often as many runs were drawn in each budget as it has (`bootstrap.draw`). A parabola through few runs scatters too
+    much where a resample lost some of its sizes, and too little otherwise, since it takes three parameters from n runs. With times > 1
+    hardly a size is lost, and each minimum's deviation is stretched by sqrt(times n / (n - 3)), right for both to first order.
+
+    In each, concave parabolas and minima beyond the sizes are left out as they are in `fit`; a budget that
     was rejected as a whole stays out, and a budget counts as often as its runs were drawn (over how many it has)."""
     whole = fit(size_R, tokens_R, flops_R, loss_R, group_R)
     at_GS, values = [], {"size": [], "tokens": [], "loss": []}
@@ -143,6 +155,10 @@ def resample(
         in_R = group_R == g
         x_R = np.log(size_R[in_R])
         at_S, low_S, curvature_S = parabola(x_R, loss_R[in_R], weight_SR[:, in_R])
+        if times > 1:
+            stretch = math.sqrt(times * minimum.runs / (minimum.runs - 3))
+            at_S = math.log(minimum.size) + stretch * (at_S - math.log(minimum.size))
+            low_S = minimum.loss + stretch * (low_S - minimum.loss)
         inside_S = (curvature_S > 0) & (at_S > x_R.min()) & (at_S < x_R.max())
         size_S = np.where(inside_S, np.exp(np.where(inside_S, at_S, 0.0)), math.nan)
         values["size"].append(size_S)

@@ -111,6 +111,8 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
         runs of two series, so what they have in common (data order, validation set) cancels where they are compared.
     Raises InputError: no approach has enough runs.
     """
+    if not len(points):
+        raise InputError(f"series {points.series!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens need some")
     group_R = points.groups()
     compute = compute_of(points, definition)
     laws, refused, parametric, iso = _fit(points, definition, group_R, compute)
@@ -122,6 +124,10 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     for blocks in bootstrap.BLOCKS if resamples else ():
         weight_SR = bootstrap.draw(group_R, resamples, blocks, seed)
         resampled[blocks] = _resample(points, definition, group_R, compute, laws, parametric, weight_SR)
+        if blocks == "runs" and "isoflop" in laws:
+            twice_SR = bootstrap.draw(group_R, resamples, blocks, seed, times=2)
+            found = isoflop.resample(*_arrays(points, definition, group_R), twice_SR, times=2)
+            resampled[blocks]["isoflop"] = Law("isoflop", _powers(found), compute)
     held_out = _held_out(points, definition, group_R, iso, parametric)
     return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out)
 

@@ -33,10 +33,10 @@ class Interval:
         return result | {"95": [_plain(self.low_95), _plain(self.high_95)], "resamples": self.resamples, "lost": self.lost}
 
 
-def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int) -> np.ndarray:
-    """How often each run is drawn, [S, R]; the rows sum to about R. Runs in no budget (-1) are one block of their own.
+def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int = 1) -> np.ndarray:
+    """Weights of the runs, [S, R]: how often each is drawn, over `times`. Runs in no budget (-1) are one block of their own.
 
-    blocks: "runs" or "budgets".
+    blocks: "runs" or "budgets". times: as many runs are drawn from a budget as it has, so many times.
     """
     rng = np.random.default_rng(seed)
     weight_SR = np.zeros((resamples, len(group_R)))
@@ -46,8 +46,8 @@ def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int) -> np.ndar
         times_SG = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=resamples)
     for g, label in enumerate(labels):
         index = np.flatnonzero(group_R == label)
-        draws_S = times_SG[:, g] * len(index)
-        weight_SR[:, index] = rng.multinomial(draws_S, np.full(len(index), 1 / len(index)))
+        draws_S = times * times_SG[:, g] * len(index)
+        weight_SR[:, index] = rng.multinomial(draws_S, np.full(len(index), 1 / len(index))) / times
     return weight_SR
 
 

@@ -79,15 +79,13 @@ def floored_power_law(x_G: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) 
     known_SG = np.isfinite(y_SG) & (weight_SG > 0)
     lowest_S = np.where(known_SG, y_SG, math.inf).min(-1)
     lowest_S = np.where(np.isfinite(lowest_S) & (known_SG.sum(-1) >= MIN_FOR_FLOOR), lowest_S, 0.0)
-    best_S, found = np.full(len(y_SG), math.inf), np.full((3, len(y_SG)), math.nan)
-    for share in np.linspace(0.0, 0.95, 96):
-        law = power_law(x_G[None], y_SG - share * lowest_S[:, None], weight_SG)
-        fitted_SG = (share * lowest_S + law.coefficient * x_G[:, None] ** law.exponent).T
-        error_S = np.where(known_SG, weight_SG * (np.log(fitted_SG) - np.log(np.where(known_SG, y_SG, 1.0))) ** 2, 0.0).sum(-1)
-        better_S = error_S < best_S
-        best_S = np.where(better_S, error_S, best_S)
-        found = np.where(better_S, np.stack([law.coefficient, law.exponent, share * lowest_S]), found)
-    return PowerLaw(*found)
+    floor_KS = np.linspace(0.0, 0.95, 96)[:, None] * lowest_S
+    law = power_law(x_G[None, None], y_SG - floor_KS[..., None], weight_SG)
+    line_KSG = floor_KS[..., None] + law.coefficient[..., None] * x_G ** law.exponent[..., None]
+    error_KSG = (np.log(line_KSG) - np.log(np.where(known_SG, y_SG, 1.0))) ** 2
+    error_KS = np.where(known_SG, weight_SG * error_KSG, 0.0).sum(-1)
+    best_KS = np.nan_to_num(error_KS, nan=math.inf).argmin(0)[None]
+    return PowerLaw(*(np.take_along_axis(part, best_KS, 0)[0] for part in (law.coefficient, law.exponent, floor_KS)))
 
 
 def parabola(x_R: np.ndarray, y_R: np.ndarray, weight_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,9 +130,21 @@ def _laws(flops_G: np.ndarray, values: dict[str, np.ndarray], weight_SG: np.ndar
 
 
 def resample(
-    size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray, weight_SR: np.ndarray
+    size_R: np.ndarray,
+    tokens_R: np.ndarray,
+    flops_R: np.ndarray,
+    loss_R: np.ndarray,
+    group_R: np.ndarray,
+    weight_SR: np.ndarray,
+    times: int = 1,
 ) -> dict[str, PowerLaw]:
-    """The laws of S resamples. In each, concave parabolas and minima beyond the sizes are left out as they are in `fit`; a budget that
+    """The laws of S resamples.
+
+    times: 1, or how often as many runs were drawn in each budget as it has (`bootstrap.draw`). A parabola through few runs scatters too
+    much where a resample lost some of its sizes, and too little otherwise, since it takes three parameters from n runs. With times > 1
+    hardly a size is lost, and each minimum's deviation is stretched by sqrt(times n / (n - 3)), right for both to first order.
+
+    In each, concave parabolas and minima beyond the sizes are left out as they are in `fit`; a budget that
     was rejected as a whole stays out, and a budget counts as often as its runs were drawn (over how many it has)."""
     whole = fit(size_R, tokens_R, flops_R, loss_R, group_R)
     at_GS, values = [], {"size": [], "tokens": [], "loss": []}
@@ -145,6 +155,10 @@ def resample(
         in_R = group_R == g
         x_R = np.log(size_R[in_R])
         at_S, low_S, curvature_S = parabola(x_R, loss_R[in_R], weight_SR[:, in_R])
+        if times > 1:
+            stretch = math.sqrt(times * minimum.runs / (minimum.runs - 3))
+            at_S = math.log(minimum.size) + stretch * (at_S - math.log(minimum.size))
+            low_S = minimum.loss + stretch * (low_S - minimum.loss)
         inside_S = (curvature_S > 0) & (at_S > x_R.min()) & (at_S < x_R.max())
         size_S = np.where(inside_S, np.exp(np.where(inside_S, at_S, 0.0)), math.nan)
         values["size"].append(size_S)

@@ -135,9 +135,11 @@ def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: 
 def _figure(panels: int, title: str):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.2 * panels, 3.8))
     figure.suptitle(title, fontsize=9)
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure.subplots_adjust(left=0.14 / panels, right=1 - 0.03 / panels, bottom=0.14, top=0.92, wspace=0.22)
+    return figure, axes
 
 
 def _png(figure) -> bytes:

@@ -114,7 +114,7 @@ def from_records(records: Sequence[Record]) -> dict[str, Points]:
             left[record.series][record.status] += 1
         elif tuning_of(record):
             left[record.series]["in a grid of batch or learning rate"] += 1
-        elif record.mixture and "weights" in record.cell:
+        elif "weights" in record.cell:
             left[record.series]["in a grid of mixtures"] += 1
         else:
             by_series[record.series].append(record)

@@ -118,8 +118,9 @@ def tuning(records: Sequence[Record]) -> Tuning | None:
     cells: dict[tuple, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.status == "finished" and tuning_of(record):
-            # Tokens to three digits: a run is a whole number of steps, so those of different batches differ a little.
-            cells[record.parameters, float(f"{record.tokens:.2e}")][record.batch * record.length].append(record)
+            # Tokens as planned, or to three digits: runs are whole numbers of steps, so those of different batches differ a little.
+            tokens = float(record.cell.get("tokens", f"{record.tokens:.2e}"))
+            cells[record.parameters, tokens][record.batch * record.length].append(record)
     if not cells:
         return None
     minima, batches, rates = [], [], []

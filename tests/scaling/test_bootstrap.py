@@ -16,6 +16,13 @@ def test_runs_are_drawn_within_their_budget():
     assert weight_SR.std(0).min() > 0
 
 
+def test_twice_the_draws_weigh_as_much():
+    group_R = np.repeat([0, 1], 5)
+    once_SR, twice_SR = (bootstrap.draw(group_R, 400, "runs", seed=0, times=times) for times in (1, 2))
+    assert (twice_SR.sum(1) == 10).all()
+    assert once_SR.var() == pytest.approx(0.8, rel=0.1) and twice_SR.var() == pytest.approx(0.4, rel=0.1)
+
+
 def test_budgets_are_drawn_whole():
     group_R = np.repeat([0, 1, 2], 5)
     weight_SR = bootstrap.draw(group_R, 50, "budgets", seed=0)
@@ -64,10 +71,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 @pytest.mark.nightly
 def test_coverage_is_nominal():
-    """200 sets of 7 budgets x 9 sizes with 0.3 % noise: within 3 points of 80 % and of 95 % over five quantities; each alone scatters by
-    2.8 and 1.5 points, so three times that is allowed for it."""
-    shares = coverage(200, 1000)
+    """200 sets of 7 budgets x 9 sizes with 0.3 % noise, pooled over five quantities that share their sets: 200 sets scatter by 2.8 points
+    at 80 % and 1.5 at 95 % themselves, so a point is allowed beyond the three that are wanted, and three such errors for each alone."""
+    shares = coverage(200, 500)
     print({name: share.round(3).tolist() for name, share in shares.items()})
-    assert np.abs(shares["all"] - (0.80, 0.95)).max() <= 0.03
+    assert np.abs(shares["all"] - (0.80, 0.95)).max() <= 0.04
     for share in shares.values():
         assert (np.abs(share - (0.80, 0.95)) <= (0.085, 0.046)).all()

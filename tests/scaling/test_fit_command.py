@@ -29,7 +29,7 @@ def fitted(tmp_path_factory):
     leaves |= {"data.length": 128}
     runs = [*sweep(config=leaves), record("lost", "ar", status="diverged", loss=None)]
     path = write(root / "records.jsonl", runs)
-    assert main(["fit", path, "--output", str(root / "out"), "--resamples", "200"]) == 0
+    assert main(["fit", path, "--output", str(root / "out"), "--resamples", "100"]) == 0
     return root
 
 
@@ -47,7 +47,7 @@ def test_everything_is_in_the_json(fitted):
             assert exponent["estimate"] == pytest.approx(true, abs=0.06)
             for blocks in ("runs", "budgets"):
                 low, high = exponent[blocks]["95"]
-                assert low < exponent["estimate"] < high and exponent[blocks]["resamples"] == 200
+                assert low < exponent["estimate"] < high and exponent[blocks]["resamples"] == 100
         assert set(total["held_out"]) == {"parametric", "isoflop", "envelope"}
         assert total["held_out"]["parametric"]["mean_abs_error"] < 0.02
         assert total["compute"]["k"] == pytest.approx(6.0, rel=1e-4) and total["compute"]["rho"] == 1.0
@@ -71,7 +71,7 @@ def test_points_and_pictures_lie_beside_it(fitted):
 
 
 def test_the_same_runs_and_seed_give_the_same_bytes(fitted, tmp_path):
-    assert main(["fit", str(fitted / "records.jsonl"), "--output", str(tmp_path), "--resamples", "200", "--no-plots"]) == 0
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", str(tmp_path), "--resamples", "100", "--no-plots"]) == 0
     assert (tmp_path / "fit.json").read_bytes() == (fitted / "out" / "fit.json").read_bytes()
     assert not (tmp_path / "report.html").exists()
 
@@ -112,7 +112,7 @@ def test_a_table_is_refitted_to_the_law_behind_it(tmp_path, capsys):
     loss_R = additive_loss(size_R, tokens_R, law, noise=0.003)
     lines = ["Model Size,Training FLOP,loss", *(f"{n!r},{c!r},{y!r}" for n, c, y in zip(size_R.tolist(), flops_R, loss_R, strict=True))]
     (tmp_path / "chinchilla.csv").write_text("\n".join(lines).replace("np.float64(", "").replace(")", "") + "\n")
-    flags = ["--output", str(tmp_path / "out"), "--resamples", "200", "--no-plots"]
+    flags = ["--output", str(tmp_path / "out"), "--resamples", "100", "--no-plots"]
     assert main(["fit", "--csv", str(tmp_path / "chinchilla.csv"), *flags]) == 0
     assert "'Training FLOP' is read as flops" in capsys.readouterr().out
     parameters = json.loads((tmp_path / "out" / "fit.json").read_text())["series"]["chinchilla"]["definitions"]["total"]["parametric"]

@@ -26,7 +26,7 @@ def test_exponents_come_back_within_the_published_spread():
     """7 budgets x 9 sizes with 0.3 % noise: the exponent of N* scatters by about .005 (three times that is allowed for one draw)."""
     size_R, tokens_R, _, _ = isoflop_grid()
     true = LAW["b"] / (LAW["a"] + LAW["b"])
-    found = [huber.fit(ADDITIVE, columns(size_R, tokens_R), additive_loss(size_R, tokens_R, noise=NOISE, seed=s)).values for s in range(8)]
+    found = [huber.fit(ADDITIVE, columns(size_R, tokens_R), additive_loss(size_R, tokens_R, noise=NOISE, seed=s)).values for s in range(5)]
     exponents = np.array([each["b"] / (each["a"] + each["b"]) for each in found])
     assert np.abs(exponents - true).max() < 0.015
     assert np.sqrt(np.mean((exponents - true) ** 2)) < 0.008

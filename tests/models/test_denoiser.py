@@ -25,7 +25,8 @@ def start(spec):
 @functools.cache
 def gradients(spec, execution):
     network = build_network(spec, execution)
-    return jax.jit(jax.value_and_grad(tiny.loss_of(network), has_aux=True))(start(spec), BATCH, KEY)
+    function = jax.value_and_grad(tiny.loss_of(network), has_aux=True)
+    return jax.jit(function, compiler_options=tiny.AS_USED)(start(spec), BATCH, KEY)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """A small model, a batch with two documents and padding, and the masked cross-entropy: shared by the tests of models and parallel."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import numpy as np
 from dlmjax.models import ModelSpec
 
 VOCAB, BATCH, LENGTH = 29, 8, 16
+# Where two programs are compared to rounding: compiled as users do, with the fusion emitters that conftest.py leaves out (they round less).
+AS_USED = {"xla_cpu_use_fusion_emitters": True} if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", "") else {}
 
 
 def spec(**changes):

@@ -32,7 +32,7 @@ def single(name):
     spec = SPECS[name]
     network = build_network(spec, Execution())
     params = tiny.lively(network.init(jax.random.key(0)))
-    step = jax.jit(jax.value_and_grad(tiny.loss_of(network), has_aux=True))
+    step = jax.jit(jax.value_and_grad(tiny.loss_of(network), has_aux=True), compiler_options=tiny.AS_USED)
     return params, jax.device_get(step(params, BATCH, KEY))
 
 
@@ -43,7 +43,7 @@ def compile_step(name, execution, sizes):
     shardings = partition.tree(network.axes)
     arguments = jax.device_put(single(name)[0], shardings), partition.put_batch(BATCH), KEY
     step = jax.jit(jax.value_and_grad(tiny.loss_of(network), has_aux=True), out_shardings=(None, shardings))
-    return step.lower(*arguments).compile(), arguments
+    return step.lower(*arguments).compile(tiny.AS_USED), arguments
 
 
 def collectives(compiled):

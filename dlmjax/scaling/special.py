@@ -16,6 +16,8 @@ from dlmjax.scaling.isoflop import PowerLaw, power_law
 from dlmjax.scaling.points import Points, tuning_of
 from dlmjax.scaling.records import Record
 
+SPARSE = 0.25  # share of the parameters that a token does not use, from which a network is called sparse
+
 
 @dataclasses.dataclass(frozen=True)
 class Special:
@@ -83,8 +85,11 @@ def best_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joint(points: Points, *, resamples: int = 200, seed: int = 0) -> Special:
-    """The law of total and active parameters, for runs of which at least two sparsities differ."""
+    """The law of total and active parameters, for runs of which at least two sparsities differ and some are sparse: in a dense network
+    too a few per cent of the parameters, the embedding, are only looked up."""
     sparsity_R = 1 - points.sizes.get("active", points.sizes["total"]) / points.sizes["total"]
+    if sparsity_R.max() < SPARSE:
+        return Special(JOINT, None, {}, "all runs are dense: none leaves a quarter of its parameters out of a token")
     if len(np.unique(sparsity_R.round(3))) < 2:
         return Special(JOINT, None, {}, "all runs use the same share of their parameters for a token")
     return fit_special(JOINT, points.columns(), points.loss_R, points.groups(), resamples=resamples, seed=seed)

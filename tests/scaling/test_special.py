@@ -69,8 +69,10 @@ def test_one_law_for_dense_and_sparse():
     found = special.joint(runs, resamples=0)
     for name, value in law.items():
         assert found.fit.values[name] == pytest.approx(value, rel=1e-4), name
-    dense = points(total_R, tokens_R, 6 * total_R * tokens_R, loss_R)
-    assert "same share" in special.joint(dense).refused
+    alike = points(total_R, tokens_R, 6 * total_R * tokens_R, loss_R, active=total_R / 2)
+    assert "same share" in special.joint(alike).refused
+    dense = points(total_R, tokens_R, 6 * total_R * tokens_R, loss_R, active=total_R * (1 - sparsity_R / 10))  # its embedding
+    assert "all runs are dense" in special.joint(dense).refused
 
 
 def batch_grid(edge=False):

@@ -93,7 +93,7 @@ def residuals(analysis: Analysis) -> bytes:
 
 
 def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
-    """Best loss against FLOPs of all series, and the compute that each needs over that of the base."""
+    """Best loss against FLOPs of all series, and the compute that each needs over that of the base, where it has runs that good."""
     figure, (left, right) = _figure(2, "objectives compared")
     for place, (series, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
@@ -104,7 +104,9 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
     left.legend(fontsize=7)
     pairs = dict.fromkeys((ratio.other, ratio.method) for ratio in result.ratios)
     for other, method in pairs:
-        rows = [ratio for ratio in result.ratios if (ratio.other, ratio.method) == (other, method) and np.isfinite(ratio.ratio)]
+        rows = [ratio for ratio in result.ratios if (ratio.other, ratio.method) == (other, method) and ratio.within]
+        if not rows:
+            continue
         found = [ratio.intervals.get("runs") for ratio in rows]
         bars = [[row.ratio - (i.low_95 if i else row.ratio) for row, i in zip(rows, found, strict=True)]]
         bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
@@ -112,9 +114,11 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         right.errorbar([r.flops for r in rows], [r.ratio for r in rows], yerr=bars, marker="o", capsize=3, label=f"{other}, {method}")
     right.axhline(1.0, color="0.5", linewidth=1)
     base = result.ratios[0].base if result.ratios else ""
-    right.set(xscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
-    if pairs:
+    right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
+    if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=7)
+    else:
+        right.text(0.5, 0.6, f"no other run is as good as the best of {base}", ha="center", transform=right.transAxes, fontsize=8)
     return _png(figure)
 
 
@@ -138,11 +142,23 @@ def _figure(panels: int, title: str):
     figure = Figure(figsize=(5.2 * panels, 3.8))
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    figure.subplots_adjust(left=0.14 / panels, right=1 - 0.03 / panels, bottom=0.14, top=0.92, wspace=0.22)
+    figure.subplots_adjust(left=0.18 / panels, right=1 - 0.03 / panels, bottom=0.14, top=0.92, wspace=0.22)
     return figure, axes
 
 
 def _png(figure) -> bytes:
+    """The figure as a file; logarithmic axes are labelled at 1, 2 and 5 of each power, short ranges as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                low, high = axis.get_view_interval()
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+                axis.set_minor_formatter(NullFormatter())
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+                if high < 3 * low:  # losses
+                    axis.set_major_locator(LogLocator(subs=np.arange(10, 100) / 10 if high < 1.4 * low else np.arange(10, 100, 2) / 10))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

@@ -29,10 +29,12 @@ TOKENS = 5120  # of a step
 def lines(root: pathlib.Path, args) -> list[tuple[str, str, pathlib.Path, pathlib.Path, bool]]:
     """(task, process, training lines, test puzzles, in place) of everything that is trained; writes the files."""
     paths = {name: root / f"{name}.txt" for name in ("countdown_train", "countdown_test", "sudoku_train", "sudoku_test", "boards_train")}
-    both = [("countdown", process, paths["countdown_train"], paths["countdown_test"], False) for process in ("autoregressive", "masked")]
-    if not args.puzzles:
-        both = []
-    elif not paths["countdown_test"].exists():
+    both = []
+    if args.puzzles:
+        both = [
+            ("countdown", process, paths["countdown_train"], paths["countdown_test"], False) for process in ("autoregressive", "masked")
+        ]
+    if args.puzzles and not paths["countdown_test"].exists():
         sizes = {"numbers": args.numbers, "largest": args.largest}
         commands.puzzles(kind="countdown", output=str(paths["countdown_train"]), count=args.puzzles, **sizes)
         commands.puzzles(kind="countdown", output=str(paths["countdown_test"]), count=args.count, split="test", **sizes)

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -170,17 +170,24 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path, colon, size = path.partition(".py:")
     path, given = (path + ".py", (size,)) if colon else (path, ())
+    get_config = function_of(path, "config", "configs/quickstart.py")
+    if given and not inspect.signature(get_config).parameters:
+        raise InputError(f"config {path} comes at one size; leave out :{size}")
+    return override(get_config(*given), overrides)
+
+
+def function_of(path: str, kind: str, example: str) -> Callable:
+    """`get_KIND` of a Python file, which is run; `example`: one that ships.  Raises InputError: no such file, or no such function in it."""
     file = pathlib.Path(path)
     if not file.is_file():
-        raise InputError(f"config {path} does not exist; the configs that ship with dlmjax are in configs/")
-    spec = importlib.util.spec_from_file_location(f"dlmjax_config_{file.stem}", file)
+        folder = example.rpartition("/")[0]
+        raise InputError(f"{kind} {path} does not exist; the {kind}s that ship with dlmjax are in {folder}/")
+    spec = importlib.util.spec_from_file_location(f"dlmjax_{kind}_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"config {path} has no get_config(); copy the shape of configs/quickstart.py")
-    if given and not inspect.signature(module.get_config).parameters:
-        raise InputError(f"config {path} comes at one size; leave out :{size}")
-    return override(module.get_config(*given), overrides)
+    if not hasattr(module, f"get_{kind}"):
+        raise InputError(f"{kind} {path} has no get_{kind}(); copy the shape of {example}")
+    return vars(module)[f"get_{kind}"]
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

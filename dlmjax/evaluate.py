@@ -158,8 +158,8 @@ class _Evaluation:
             which = {"against": str(other.workdir), "against_step": other.step, "against_weights": other.weights}
             report["difference"] = {**which, **difference.to_json()}
             print(f"  against {other.workdir}, step {other.step}, {other.weights} weights: {difference.summary()}", flush=True)
-        found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
         if tables or plot:
+            found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
             report["breakdown"] = {**found, "frequency_counted_on": counted_on}
         if tables:
             print(breakdown.as_text(found), flush=True)

@@ -131,7 +131,7 @@ class Objective:
             for draw in process.draws(keys_B, x_BL, t_BL, valid_BL)
         ]
         if self.prompt:
-            draws = [(_shown(process, z_BL, x_BL, valid_BL & ~counted_BL), level_BL) for z_BL, level_BL in draws]
+            draws = [(as_given(process, z_BL, x_BL, valid_BL & ~counted_BL), level_BL) for z_BL, level_BL in draws]
         totals, nats, rows = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
@@ -224,7 +224,7 @@ def nats_at(
     t_BL = process.levels(t_BL, counted_BL)
     given_BL = valid_BL & ~counted_BL
     t_BL = jnp.where(given_BL, 0.0, t_BL)
-    z_BL = _shown(process, process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL), tokens_BL, given_BL)
+    z_BL = as_given(process, process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL), tokens_BL, given_BL)
     text = _Text(denoiser, tokens_BL, valid_BL, counted_BL, learned, keys_B)
     hint_BLI = text.hint(process, z_BL, t_BL, float(self_condition))
     return text.nats(process, z_BL, t_BL, jnp.ones_like(t_BL), None, hint_BLI)[1]
@@ -246,7 +246,7 @@ def reconstruction_nats(
     clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
     z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL if shown_BL is None else shown_BL)
     if shown_BL is not None:
-        z0_BL = _shown(process, z0_BL, x_BL, shown_BL & ~valid_BL)
+        z0_BL = as_given(process, z0_BL, x_BL, shown_BL & ~valid_BL)
     rows_BL = process.rows(z0_BL, clean_BL) & valid_BL
     hidden_BLD = denoiser.hidden(z0_BL, process.given(learned).clock(clean_BL))
 
@@ -256,7 +256,7 @@ def reconstruction_nats(
     return denoiser.row_losses(hidden_BLD, rows_BL, nats, (x_BL, z0_BL), valid_BL.astype(jnp.float32), *_given(learned))
 
 
-def _shown(process: Process, z_BL, x_BL, given_BL):
+def as_given(process: Process, z_BL, x_BL, given_BL):
     """The state with what is given as it is: level 0 leaves it clean but where a schedule has noise there (vectors: its least noise)."""
     return z_BL if process.input_dim else jnp.where(given_BL, x_BL, z_BL)
 

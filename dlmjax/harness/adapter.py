@@ -162,8 +162,12 @@ class Adapter(LM):
         moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in pairs]
         contexts = self.model.tokenizer.encode_many([context for context, _ in moved])
         wholes = self.model.tokenizer.encode_many([context + continuation for context, continuation in moved])
-        ends = self.model.tokenizer.encode_many([continuation for _, continuation in moved])
-        return [_cut(*encoded) for encoded in zip(contexts, wholes, ends, strict=True)]
+        cuts = [(context, whole[len(context) :]) for context, whole in zip(contexts, wholes, strict=True)]
+        merged = [i for i, (context, end) in enumerate(cuts) if not len(end) or not np.array_equal(wholes[i][: len(context)], context)]
+        ends = self.model.tokenizer.encode_many([moved[i][1] for i in merged])
+        for i, end in zip(merged, ends, strict=True):
+            cuts[i] = contexts[i], end
+        return cuts
 
     def _score(self, requests: list, pairs: list, progress: bool, greedy: bool) -> list[dict]:
         """A record for each request; its pieces, where it is longer than a row, add up."""
@@ -243,12 +247,6 @@ class DlmJax(Adapter):
             options.setdefault("batch", int(batch_size))
         run = open_run(str(workdir), weights=weights, step=step)
         super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)
-
-
-def _cut(context: np.ndarray, whole: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(context, continuation): the rest of the whole, or the continuation as it is encoded alone where a token reaches over the cut."""
-    clean = len(context) < len(whole) and np.array_equal(whole[: len(context)], context)
-    return context, whole[len(context) :] if clean else end
 
 
 def _number(task: str | None, document: int | None, context: str) -> int:

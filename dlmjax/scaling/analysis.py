@@ -123,10 +123,11 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     resampled = {}
     for blocks in bootstrap.BLOCKS if resamples else ():
         weight_SR = bootstrap.draw(group_R, resamples, blocks, seed)
+        times = 2 if blocks == "runs" else 1
+        drawn_SR = weight_SR if times == 1 else bootstrap.draw(group_R, resamples, blocks, seed, times=times)
         resampled[blocks] = _resample(points, definition, group_R, compute, laws, parametric, weight_SR)
-        if blocks == "runs" and "isoflop" in laws:
-            twice_SR = bootstrap.draw(group_R, resamples, blocks, seed, times=2)
-            found = isoflop.resample(*_arrays(points, definition, group_R), twice_SR, times=2)
+        if "isoflop" in laws:
+            found = isoflop.resample(*_arrays(points, definition, group_R), drawn_SR, times=times)
             resampled[blocks]["isoflop"] = Law("isoflop", _powers(found), compute)
     held_out = _held_out(points, definition, group_R, iso, parametric)
     return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out)
@@ -170,24 +171,17 @@ def _fit(
 
 
 def _resample(points, definition, group_R, compute, laws, parametric, weight_SR) -> dict[str, Law]:
-    """The same laws for each set of weights. The parametric fit starts from its own optimum: resamples lie near it."""
+    """Laws through the runs themselves (the isoFLOP law goes through minima) for each set of weights. The parametric fit starts from
+    its own optimum: resamples lie near it."""
     found = {}
     if parametric is not None:
         columns = {name: points.columns(definition)[name] for name in ADDITIVE.columns}
         start_SP = np.tile(parametric.theta_P, (len(weight_SR), 1))
         theta_SP, _ = huber.solve(ADDITIVE, columns, np.log(points.loss_R), weight_SR, start_SP)
-        found["parametric"] = Law("parametric", named(theta_SP), compute)
-    if "isoflop" in laws:
-        found["isoflop"] = Law("isoflop", _powers(isoflop.resample(*_arrays(points, definition, group_R), weight_SR)), compute)
+        found["parametric"] = Law("parametric", ADDITIVE.values(theta_SP), compute)
     if "envelope" in laws:
         found["envelope"] = Law("envelope", _powers(envelope.laws(*_arrays(points, definition, group_R), weight_SR)), compute)
     return found
-
-
-def named(theta_SP: np.ndarray) -> dict[str, np.ndarray]:
-    """Parameters of S additive laws by name, logarithms undone."""
-    columns = zip(ADDITIVE.names, theta_SP.T, strict=True)
-    return {name.removeprefix("log_"): np.exp(value) if name.startswith("log_") else value for name, value in columns}
 
 
 def _held_out(points: Points, definition: str, group_R: np.ndarray, iso: IsoFlop, parametric: huber.Fit | None) -> dict:

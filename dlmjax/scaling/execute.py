@@ -24,14 +24,15 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dlmjax.data.manifest import write_atomically
 from dlmjax.errors import Diverged, InputError
+from dlmjax.files import finite, write_atomically
 from dlmjax.scaling.journal import (
     COMPILED,
     LOCKS,
     RESULT,
     STEPPED,
     Account,
+    config_values,
     domain_names,
     facts,
     hold,
@@ -40,7 +41,7 @@ from dlmjax.scaling.journal import (
     shape_of,
     workdir_of,
 )
-from dlmjax.scaling.manifest import Plan, PlannedRun, Policy, Validation
+from dlmjax.scaling.manifest import Plan, PlannedRun, Validation
 from dlmjax.scaling.records import Record
 
 UNFINISHED = 75  # EX_TEMPFAIL: a signal stopped the run, a checkpoint is saved, the same command goes on
@@ -79,12 +80,6 @@ def find(plan: Plan, run_id: str) -> PlannedRun:
     if run_id not in found:
         raise InputError(f"the sweep {plan.name} has no run {run_id!r}; `dlmjax sweep status` lists its {len(found)} runs")
     return found[run_id]
-
-
-def config_values(run: PlannedRun, policy: Policy, diverged: int) -> dict[str, Any]:
-    """Every leaf of the run, flat, its learning rate lowered by the policy."""
-    lr = run.config["optimizer.lr"] * policy.lr_factor**diverged
-    return {**run.config, "optimizer.lr": lr}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +140,7 @@ class _Run:
 
     def _judged(self, found: "Final", attempt: int, overhead: float) -> Record:
         limit, loss = self.plan.policy.diverged_above, found.loss
-        measured = {name: _finite(getattr(found, name)) for name in ("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr")}
+        measured = {name: finite(getattr(found, name)) for name in ("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr")}
         fields = {**measured, "domains": found.domains, "vocab": found.vocab, "problem": found.problem}
         if found.mixture:
             fields["mixture"] = found.mixture
@@ -217,10 +212,6 @@ def _train_loss(workdir: pathlib.Path) -> float | None:
         return None
     lines = read(workdir / "metrics.jsonl", "train")
     return lines[-1].get("loss") if lines else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 # --- compiled programs ---------------------------------------------------------------------------------------------------------------

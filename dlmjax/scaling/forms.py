@@ -44,10 +44,13 @@ class Form:
     columns: tuple[str, ...]
     log_loss: Predict
 
-    def values(self, theta_P: np.ndarray) -> dict[str, float]:
-        """The parameters of the equation by name, logarithms undone."""
-        pairs = zip(self.names, np.asarray(theta_P, float), strict=True)
-        return {name.removeprefix("log_"): math.exp(value) if name.startswith("log_") else float(value) for name, value in pairs}
+    def values(self, theta: np.ndarray) -> dict[str, Any]:
+        """The parameters of the equation by name, logarithms undone: numbers for one vector [P], arrays [S] for resamples [S, P]."""
+        theta = np.asarray(theta, float)
+        columns = theta.tolist() if theta.ndim == 1 else theta.T
+        exp = math.exp if theta.ndim == 1 else np.exp
+        pairs = zip(self.names, columns, strict=True)
+        return {name.removeprefix("log_"): exp(value) if name.startswith("log_") else value for name, value in pairs}
 
     def theta(self, values: Mapping[str, float]) -> np.ndarray:
         """The way back from `values`."""

@@ -15,7 +15,6 @@ import numpy as np
 
 MIN_SIZES = 4
 MIN_SPAN = 0.3  # decades of N at a budget; a factor of two
-WIDE_SPAN = 2.0  # decades; beyond, the parabola's own bias is worth a note
 MAX_SPREAD = 1.5  # of the FLOPs of one budget, as a factor
 MIN_SIGNIFICANCE = 2.0  # curvature in standard errors
 MIN_FOR_FLOOR = 4  # minima from which the best loss may have a floor

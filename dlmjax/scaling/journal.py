@@ -183,9 +183,14 @@ def facts(run: PlannedRun, config: Mapping[str, Any], validation: Validation) ->
     }
 
 
+def config_values(run: PlannedRun, policy: Policy, diverged: int) -> dict[str, Any]:
+    """Every leaf of the run, flat, its learning rate lowered by the policy for each time that it diverged."""
+    return {**run.config, "optimizer.lr": run.config["optimizer.lr"] * policy.lr_factor**diverged}
+
+
 def failed(run: PlannedRun, validation: Validation, diverged: int, attempt: int, policy: Policy, problem: str) -> Record:
     """The record of a run whose process ended without one."""
-    config = {**run.config, "optimizer.lr": run.config["optimizer.lr"] * policy.lr_factor**diverged}
+    config = config_values(run, policy, diverged)
     nothing = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
     return Record(**facts(run, config, validation), **nothing, status="failed", attempt=attempt, problem=problem)
 

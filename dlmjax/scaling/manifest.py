@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlmjax.data.manifest import write_atomically
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 
 SWEEP, MANIFEST, RUNS, RECORDS = "sweep.json", "manifest.jsonl", "runs", "records.jsonl"
 VERSION = 1

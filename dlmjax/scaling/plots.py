@@ -154,11 +154,16 @@ def _png(figure) -> bytes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
                 low, high = axis.get_view_interval()
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+                axis.set_major_locator(LogLocator(subs=_labelled(high / low)))
                 axis.set_minor_formatter(NullFormatter())
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-                if high < 3 * low:  # losses
-                    axis.set_major_locator(LogLocator(subs=np.arange(10, 100) / 10 if high < 1.4 * low else np.arange(10, 100, 2) / 10))
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
+
+
+def _labelled(span: float) -> np.ndarray:
+    """Multiples of each power of ten that a logarithmic axis is labelled at, by the ratio of its ends: losses span little, FLOPs much."""
+    if span < 3:
+        return np.arange(10, 100, 1 if span < 1.4 else 2) / 10
+    return np.array([1.0, 2.0, 5.0] if span < 200 else [1.0])

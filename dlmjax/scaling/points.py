@@ -20,7 +20,6 @@ import numpy as np
 from dlmjax.errors import InputError
 from dlmjax.scaling.records import Record
 
-DEFINITIONS = ("total", "non_embedding", "active", "flops_per_token")
 FREE_EPOCHS = 4.0  # up to here a repeated token is worth a new one (2305.16264); beyond, runs are for the laws of repetition
 _SAME_BUDGET = 0.05  # decades of FLOPs within which runs without a named budget are taken to share one
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dlmjax.data.manifest import write_atomically
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.scaling import results
 from dlmjax.scaling.analysis import METHODS
 from dlmjax.scaling.bootstrap import interval

@@ -11,10 +11,11 @@ import os
 import pathlib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.scaling.manifest import RECORDS
 
 STATUSES = ("finished", "diverged", "failed")
 
@@ -116,7 +117,8 @@ def append_record(path: str | os.PathLike, record: Record) -> None:
         if end:
             file.seek(end - 1)
             if file.read(1) != b"\n":  # a crash cut the last line short: it was no record
-                file.truncate(_whole(path, end))
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write((record.to_json() + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
@@ -128,7 +130,7 @@ def read_records(path: str | os.PathLike) -> list[Record]:
     Raises InputError: nothing there, or a line that is no record (a last line that was cut short is left out).
     """
     file = pathlib.Path(path)
-    file = file / "records.jsonl" if file.is_dir() else file
+    file = file / RECORDS if file.is_dir() else file
     if not file.is_file():
         raise InputError(f"{file} does not exist; `dlmjax sweep run` writes it")
     content = file.read_bytes()
@@ -148,17 +150,6 @@ def records_of(lines: bytes, file: pathlib.Path) -> Iterator[Record]:
             raise InputError(f"line {number} of {file}: {error}") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"line {number} of {file} is no record: {error}") from None
-
-
-def finished(records: Iterable[Record]) -> list[Record]:
-    """Those that have a loss to fit."""
-    return [record for record in records if record.status == "finished"]
-
-
-def _whole(path: str | os.PathLike, end: int) -> int:
-    """Bytes of the file's whole lines."""
-    with open(path, "rb") as file:
-        return file.read(end).rfind(b"\n") + 1
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dlmjax.data.manifest import write_atomically
+from dlmjax.files import write_atomically
 from dlmjax.scaling import plots
 from dlmjax.scaling.bootstrap import interval
 from dlmjax.scaling.fit_text import between, short, summary

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dlmjax.data.manifest import write_atomically
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.scaling import bootstrap
 from dlmjax.scaling.analysis import Analysis, Law
 from dlmjax.scaling.compare import Crossing, Ratio

@@ -38,8 +38,7 @@ class Special:
         head |= {"objective": self.fit.objective, "boundaries": list(self.fit.boundaries), "runs": len(self.fit.residuals_R)}
         head |= {"starts": self.fit.starts, "starts_that_agree": self.fit.agree, "parameters": numbers, "intervals": {}}
         for blocks, theta_SP in self.resampled.items():
-            columns = zip(self.form.names, theta_SP.T, strict=True)
-            samples = {n.removeprefix("log_"): np.exp(v) if n.startswith("log_") else v for n, v in columns}
+            samples = self.form.values(theta_SP)
             head["intervals"][blocks] = bootstrap.intervals(numbers, samples | dict(derived(samples)))
         return head
 
@@ -141,7 +140,8 @@ def tuning(records: Sequence[Record]) -> Tuning | None:
         minima.append({"of": "batch", "parameters": parameters, "tokens": tokens} | found)
         if not found["rejected"]:
             batches.append((tokens, found["at"]))
-    return Tuning(minima, *_through(batches)[:1], *_through(rates)[:1], _through(batches)[1], _through(rates)[1])
+    (batch, batch_stderr), (lr, lr_stderr) = _through(batches), _through(rates)
+    return Tuning(minima, batch, lr, batch_stderr, lr_stderr)
 
 
 def _log_minimum(x: Sequence[float], loss: Sequence[float]) -> dict:

@@ -18,16 +18,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import itertools
 import math
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dlmjax.config import nearest
+from dlmjax.config import function_of, nearest
 from dlmjax.errors import InputError
 from dlmjax.scaling import ladder
 from dlmjax.scaling.manifest import Policy, Validation
@@ -250,15 +248,8 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
     Raises:
       InputError: no such file, no `get_sweep`, an argument that it does not have or that is missing, a sweep that contradicts itself.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise InputError(f"sweep {path} does not exist; the sweeps that ship with dlmjax are in configs/sweeps/")
-    spec = importlib.util.spec_from_file_location(f"dlmjax_sweep_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
-        raise InputError(f"{path} has no get_sweep(); copy the shape of configs/sweeps/micro.py")
-    parameters = inspect.signature(module.get_sweep).parameters
+    get_sweep = function_of(path, "sweep", "configs/sweeps/micro.py")
+    parameters = inspect.signature(get_sweep).parameters
     arguments: dict[str, Any] = {}
     for text in values:
         name, equals, value = text.partition("=")
@@ -271,7 +262,7 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
     if missing:
         raise InputError(f"{path} needs {', '.join(missing)}; pass --set {missing[0]}=VALUE")
     try:
-        found = module.get_sweep(**arguments)
+        found = get_sweep(**arguments)
     except TypeError as error:
         raise InputError(f"{path}: get_sweep() fails: {error} (--debug shows where)") from error
     if not isinstance(found, Sweep):

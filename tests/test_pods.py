@@ -49,6 +49,12 @@ def training_processes(workdir):
     return found
 
 
+def pool_threads(pid):
+    """Threads in which XLA runs the operations of a process's CPU devices."""
+    names = [(task / "comm").read_text().strip() for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
+    return sum("XLAEigen" in name for name in names)
+
+
 def wait_for_step(workdir, step, launched, timeout=200):
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and launched.poll() is None:
@@ -96,9 +102,12 @@ def stopped(pair, small_corpus, tmp_path_factory):
     file = config_file(root / "long.py", config)
     launched = launch(root / "run", file)
     wait_for_step(root / "run", 4, launched)
+    threads = [pool_threads(pid) for pid in training_processes(root / "run").values()]
     os.kill(training_processes(root / "run")[1], signal.SIGTERM)
     code, out = finish(launched)
     assert code == 0, out
+    # A collective operation holds a thread until its peers come: each device may hold four, and with fewer the run can stand still.
+    assert len(threads) == 2 and min(threads) >= 4 * 4, threads
     step = int(re.search(r"stopped by a signal to another process after step (\d+); checkpoint saved", out)[1])
     return root / "run", file, step
 

@@ -15,6 +15,7 @@ from dlmjax.place import Place
 START_TIMEOUT = 300  # seconds in which all processes must have come
 HEARTBEAT_TIMEOUT = 100  # seconds of silence after which a process counts as lost
 SHUTDOWN_TIMEOUT = 60  # seconds that the first to finish waits for the others
+COLLECTIVES = 4  # that one device of a CPU may have begun and not ended: the threads that XLA lets work on one program
 # Beginnings of runtime errors that have nothing to do with a peer.
 OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
@@ -36,6 +37,7 @@ def joined(
     if place.alone:
         yield
         return
+    make_room()
     try:
         _meet(place, start_timeout, heartbeat_timeout)
         yield
@@ -45,6 +47,19 @@ def joined(
         print(lines, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
+
+
+def make_room() -> None:
+    """Threads enough for all collective operations of this process's CPU devices at once; call it before any device is used.
+
+    Between processes each of them holds a thread of XLA's pool until its peers have come, and by default the pool has as many threads
+    as there are devices or cores. Two operations of one device (a gather inside the scan over layers and one outside) could take the
+    thread that a third device needs to join them: the run then stood still for ever, within hundreds of steps on two cores. XLA reads
+    the size of its pools from NPROC; what the user has set there stays.
+    """
+    devices = jax.config.jax_num_cpu_devices
+    devices = devices if devices > 0 else 8  # -1 where it is not set here; a thread that waits for work costs nothing
+    os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + COLLECTIVES * devices))
 
 
 def _meet(place: Place, start_timeout: int, heartbeat_timeout: int) -> None:

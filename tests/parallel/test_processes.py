@@ -19,6 +19,8 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 port, process = sys.argv[1], int(sys.argv[2])
+from dlmjax.parallel.start import make_room
+make_room()
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, heartbeat_timeout_seconds=10)
 from dlmjax.models import Execution, build_network
 from dlmjax.parallel import Partition, make_mesh

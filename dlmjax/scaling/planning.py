@@ -30,7 +30,7 @@ from dlmjax.plan import Estimator, Vocabulary, alone
 from dlmjax.run import Parts, embedding_of, open_corpora, token_counts
 from dlmjax.scaling import counts, ladder
 from dlmjax.scaling.manifest import RECORDS, RUNS, Plan, PlannedRun, run_id
-from dlmjax.scaling.rules import BatchLaw
+from dlmjax.scaling.rules import BatchLaw, of_length
 from dlmjax.scaling.sweep import Cell, Sweep
 
 TOLERANCE = 0.03  # of a run's FLOPs or tokens against what the cell asks for
@@ -190,18 +190,15 @@ class _Series:
         """Every leaf of the run's config, checked; lists where the config has tuples, as JSON reads them back."""
         base, sweep = self._base, self.sweep
         rate = cell.lr or (self.series.rate.rate(batch, base["data.length"]) if self.series.rate else base["optimizer.lr"])
-        share = steps / base["train.steps"]
         every = -(-steps // sweep.checkpoints)
         changes = {f"model.{name}": value for name, value in dataclasses.asdict(ladder.shape(cell.width)).items()} | {
             "seed": cell.seed,
             "data.batch": batch,
             "data.paths": (with_tokens(base["data.paths"][0], cell.unique),) if cell.unique else base["data.paths"],
             "data.weights": cell.weights or base["data.weights"],
-            "train.steps": steps,
+            **of_length(base, steps),
             "train.accumulation": accumulation,
-            "train.ema": max(1 - (1 - base["train.ema"]) / share, 0.0) if base["train.ema"] else 0.0,
             "optimizer.lr": float(rate),
-            "optimizer.warmup": min(max(round(base["optimizer.warmup"] * share), 1), steps) if base["optimizer.warmup"] else 0,
             "checkpoint.every": every,
             "checkpoint.keep": 1,
             "checkpoint.best": 0,

@@ -15,9 +15,8 @@ from dlmjax.scaling import results
 from dlmjax.scaling.analysis import METHODS
 from dlmjax.scaling.bootstrap import interval
 from dlmjax.scaling.fit_text import short, table
+from dlmjax.scaling.rules import BATCH_EXPONENT, LR_EXPONENT, of_length
 
-# Of masked, uniform and hybrid diffusion under CompleteP (2512.10858), through the reference run; used where the fit has no law of its own.
-BATCH_EXPONENT, LR_EXPONENT = 0.82, 0.34
 FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
 
 
@@ -165,8 +164,9 @@ def _ends(found: dict | None) -> str:
 def config_text(saved: results.Saved, prediction: Prediction, fit: str) -> str:
     """A config file of the predicted run: the reference run's leaves, on the ladder's nearest shape, with what the laws say.
 
-    Tokens are those that the FLOPs pay for at the ladder's shape, so the run costs what was asked for. Warm-up keeps its share of the
-    steps. Raises InputError: the fit knows no run's config (outside tables), or sizes are FLOPs per token.
+    Tokens are those that the FLOPs pay for at the ladder's shape, so the run costs what was asked for. Warm-up and the horizon of the
+    averaged weights keep their share of the steps; the run is evaluated, sampled and saved twenty times.
+    Raises InputError: the fit knows no run's config (outside tables), or sizes are FLOPs per token.
     """
     reference = saved.record["series"][prediction.series]["reference"]
     if reference is None or not reference["config"]:
@@ -188,8 +188,11 @@ def config_text(saved: results.Saved, prediction: Prediction, fit: str) -> str:
     steps = max(round(tokens / (batch * reference["length"])), 1)
     lr = float(f"{best['lr']:.3g}")
     changed = {f"model.{field.name}": getattr(shape, field.name) for field in dataclasses.fields(shape)}
-    warmup = max(round(leaves["optimizer.warmup"] * steps / reference["steps"]), 1)
-    changed |= {"data.batch": batch, "train.steps": steps, "optimizer.lr": lr, "optimizer.warmup": warmup}
+    changed |= {"data.batch": batch, "optimizer.lr": lr, **of_length(leaves, steps)}
+    # A run of a sweep looks at held-out text once, at its end, and keeps one checkpoint; one by itself is watched, and can be lost.
+    every = max(steps // 20, 1)
+    changed |= {"log.every": max(every // 5, 1), "log.evaluate": every, "log.sample": every}
+    changed |= {"checkpoint.every": every, "checkpoint.keep": 2, "checkpoint.best": 1}
     leaves = {name: tuple(value) if isinstance(value, list) else value for name, value in leaves.items()} | changed
     low, high = prediction.intervals[method].get("loss", {}).get("runs", {}).get("95", (None, None))
     spread = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
@@ -197,7 +200,7 @@ def config_text(saved: results.Saved, prediction: Prediction, fit: str) -> str:
 
 N* = {numbers["size"]:.4g} {prediction.definition} parameters; the ladder's nearest shape has {size:,} ({shape}).
 {tokens:.4g} tokens; expected loss {numbers["loss"]:.4f} nats/token{spread}. Batch and lr: {prediction.source_of_batch}.
-All other leaves are those of {reference["id"]}.
+All other leaves are those of {reference["id"]}; evaluated, sampled and saved every {every} steps.
 
 dlmjax train --config THIS_FILE --workdir DIR
 """

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from dlmjax.errors import InputError
+
+BATCH_EXPONENT, LR_EXPONENT = 0.82, 0.34
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class BatchLaw:
 
     tokens: float | int
     at: float | int
-    exponent: float | int = 0.82
+    exponent: float | int = BATCH_EXPONENT
     multiple: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +67,7 @@ class RateLaw:
 
     lr: float | int
     batch: float | int
-    exponent: float | int = 0.34
+    exponent: float | int = LR_EXPONENT
 
     def __post_init__(self) -> None:
         _positive("RateLaw", lr=self.lr, batch=self.batch)
@@ -102,6 +105,17 @@ class CompleteP:
     def leaves(self) -> dict[str, int]:
         """The leaves of a config that switch it on."""
         return {"model.completep_width": self.width, "model.completep_depth": self.depth}
+
+
+def of_length(leaves: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Leaves of a config that keep their share of the run when it takes `steps`: warm-up, horizon of the averaged weights."""
+    share = steps / leaves["train.steps"]
+    warmup, ema = leaves["optimizer.warmup"], leaves["train.ema"]
+    return {
+        "train.steps": steps,
+        "optimizer.warmup": min(max(round(warmup * share), 1), steps) if warmup else 0,
+        "train.ema": max(1 - (1 - ema) / share, 0.0) if ema else 0.0,
+    }
 
 
 Batch = BatchLaw | FixedBatch

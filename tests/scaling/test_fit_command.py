@@ -103,6 +103,12 @@ def test_a_prediction_has_intervals_and_a_config_that_loads(fitted, tmp_path, ca
     parameters = ladder.shape(shape["width"]).parameters(28)
     assert 6 * parameters * cost == pytest.approx(1e15, rel=0.01)
     assert math.log2(config.data.batch).is_integer()
+    # Of another length than the reference run, with warm-up and averaged weights over the same share of it; watched and saved on the way.
+    default = config_lib.default()
+    share = config.train.steps / default.train.steps
+    assert config.optimizer.warmup == max(round(default.optimizer.warmup * share), 1)
+    assert 1 - config.train.ema == pytest.approx((1 - default.train.ema) / share)
+    assert config.checkpoint.every == config.log.evaluate == config.log.sample == max(config.train.steps // 20, 1)
 
 
 def test_a_table_is_refitted_to_the_law_behind_it(tmp_path, capsys):

@@ -86,7 +86,9 @@ def _run(command: Sequence[str], status: pathlib.Path) -> tuple[int, bool]:
         asked.append(number)
         child.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    # What was ignored at the start stays so: `nohup` ignores SIGHUP for what it starts, a shell SIGINT for jobs in the background.
+    heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heard}
     try:
         return child.wait(), bool(asked)
     finally:

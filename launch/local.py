@@ -125,7 +125,9 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
         for process in processes:
             process.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    # What was ignored at the start stays so: `nohup` ignores SIGHUP for what it starts, a shell SIGINT for jobs in the background.
+    heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heard}
     try:
         for rank, extra in enumerate(environments):
             # A session of its own: the terminal's Ctrl-C reaches a process once, through `forward`, and a kill all that it started.

@@ -44,6 +44,7 @@ from dlmjax.scaling.journal import (
 from dlmjax.scaling.manifest import Plan, PlannedRun, Validation
 from dlmjax.scaling.records import Record
 
+SKIPPED_SHARE = 0.01  # of its updates; a run that skipped more has not learned from the tokens it is billed for
 UNFINISHED = 75  # EX_TEMPFAIL: a signal stopped the run, a checkpoint is saved, the same command goes on
 
 
@@ -114,10 +115,10 @@ class _Run:
         ended = time.time()
         with self.turns.first("evaluate") as compiled:
             begin = time.time()
-            self.account.note("start", begin - ended)
+            self.account.note("start", max(begin - ended, 0.0))
             found = final_metric(str(self.workdir), self.plan.validation, list(config.data.paths))
             compiled()
-            self.account.note("evaluate", time.time() - begin)
+            self.account.note("evaluate", max(time.time() - begin, 0.0))
         return self._judged(found, attempt, overhead)
 
     def _train(self, config, started: float) -> bool:
@@ -126,7 +127,7 @@ class _Run:
 
         first = None
         with self.turns.first("train") as compiled:
-            self.account.note("start", time.time() - started)
+            self.account.note("start", max(time.time() - started, 0.0))
 
             def on_step(done: int) -> None:
                 nonlocal first
@@ -141,11 +142,15 @@ class _Run:
     def _judged(self, found: "Final", attempt: int, overhead: float) -> Record:
         limit, loss = self.plan.policy.diverged_above, found.loss
         measured = {name: finite(getattr(found, name)) for name in ("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr")}
-        fields = {**measured, "domains": found.domains, "vocab": found.vocab, "problem": found.problem}
+        fields = {**measured, "domains": finite(found.domains), "vocab": found.vocab, "problem": found.problem}
         if found.mixture:
             fields["mixture"] = found.mixture
         if not math.isfinite(loss) or (limit is not None and loss > limit):
             fields["problem"] = f"the loss is {loss:.4g} nats per token" + (f", above {limit:g}" if math.isfinite(loss) else "")
+            return self._record("diverged", attempt, overhead, **fields)
+        skipped, steps = _last_line(self.workdir).get("skipped_total") or 0, self.run.config["train.steps"]
+        if skipped > 1 + SKIPPED_SHARE * steps:
+            fields["problem"] = f"{skipped:.0f} of {steps} updates were skipped, not finite or above the spike limit"
             return self._record("diverged", attempt, overhead, **fields)
         return self._record("finished", attempt, overhead, **fields)
 
@@ -156,10 +161,13 @@ class _Run:
         totals = self.account.totals()
         nothing = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
         counted = {"compiled": int(totals["compiled"]), "from_cache": int(totals["read"])}
-        trained = sum(life.ended - life.began for life in read_lives(self.workdir / "goodput.json"))
+        # Of a wall clock that may have been set back meanwhile.
+        trained = sum(max(life.ended - life.began, 0.0) for life in read_lives(self.workdir / "goodput.json"))
         spent = {"seconds": trained + totals["evaluate"], "start_seconds": totals["start"], "overhead_seconds": overhead}
         known = facts(self.run, self.values, self.plan.validation)
-        known |= {**nothing, **fields, **counted, **spent, "train_loss": _train_loss(self.workdir), "made": made_with()}
+        last = _last_line(self.workdir)
+        known |= {"train_loss": last.get("loss"), "skipped": int(last.get("skipped_total") or 0)}
+        known |= {**nothing, **fields, **counted, **spent, "made": made_with()}
         return Record(**known, status=status, attempt=attempt)
 
 
@@ -204,14 +212,12 @@ def final_metric(workdir: str, validation: Validation, paths: Sequence[str]) -> 
     return Final(nats / tokens, error / tokens, bits, bits_error, domains, mixture, vocab, problem)
 
 
-def _train_loss(workdir: pathlib.Path) -> float | None:
-    """The last line of training, which nobody fits."""
+def _last_line(workdir: pathlib.Path) -> dict[str, Any]:
+    """The last line of training, empty where there is none: its loss, which nobody fits, and what was skipped in all."""
     from dlmjax.training import read
 
-    if not (workdir / "metrics.jsonl").is_file():
-        return None
-    lines = read(workdir / "metrics.jsonl", "train")
-    return lines[-1].get("loss") if lines else None
+    lines = read(workdir / "metrics.jsonl", "train") if (workdir / "metrics.jsonl").is_file() else []
+    return lines[-1] if lines else {}
 
 
 # --- compiled programs ---------------------------------------------------------------------------------------------------------------
@@ -306,16 +312,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _share_compiled(given.directory)
         record = execute(given.directory, given.id, diverged=given.diverged, attempt=given.attempt, started=given.started)
+        if record is not None:
+            write_atomically(workdir_of(given.directory, given.id, given.diverged) / RESULT, record.to_json() + "\n")
     except InputError as error:
         print(f"dlmjax: {error}", file=sys.stderr, flush=True)
         return 2
     except Exception:
         traceback.print_exc()
         return 1
-    if record is None:
-        return UNFINISHED
-    write_atomically(workdir_of(given.directory, given.id, given.diverged) / RESULT, record.to_json() + "\n")
-    return 0
+    return UNFINISHED if record is None else 0
 
 
 if __name__ == "__main__":

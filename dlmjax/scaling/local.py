@@ -50,6 +50,7 @@ from dlmjax.scaling.records import Record, append_record
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_AGAIN = 1.0  # seconds until runs that another sweep holds are asked for again
 SAY_EVERY = 60.0  # seconds between lines of progress
+ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how a compressed program begins
 DEVICE_MEMORY = 0.9  # of a GPU, for all runs on it
 
 
@@ -93,7 +94,8 @@ def slots(jobs: int | None, environment: Mapping[str, str]) -> list[Slot]:
 def gpus(environment: Mapping[str, str]) -> list[str]:
     """Those that a process may use, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in environment:
-        return [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+        names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+        return [name for name in names if name and not name.startswith("-")]  # -1: none
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -151,7 +153,9 @@ class Local:
 
     def go(self) -> int:
         """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
-        previous = {number: signal.signal(number, self._note) for number in FORWARDED}
+        # A signal that was ignored at the start stays so: `nohup` ignores SIGHUP for what it starts, a shell SIGINT for jobs behind it.
+        heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._note) for number in heard}
         try:
             while True:
                 if not self._asked:
@@ -245,12 +249,17 @@ class Local:
         """Judges a process that ended; lets go of the run when its record is written."""
         self._free.append(each.slot)
         with released(each.lock):
-            record = read_result(each.workdir) if code == 0 else None
-            if record is None and (self._asked or code in (execute.UNFINISHED, -signal.SIGTERM)):  # it was asked to stop, by whomever
+            problem = None
+            try:
+                record = read_result(each.workdir) if code == 0 else None
+            except InputError as error:  # of this run alone
+                record, problem = None, str(error)
+            stopped = self._asked or code in (execute.UNFINISHED, -signal.SIGTERM)  # it was asked to stop, by whomever
+            if record is None and problem is None and stopped:
                 self._waiting.append(each.run)
                 return
             if record is None:
-                problem = _problem(each.workdir, code)
+                problem = problem or _problem(each.workdir, code)
                 record = failed(each.run, self._plan.validation, each.diverged, each.attempt, self._plan.policy, problem)
             now = time.perf_counter()
             self._busy, self._mark = self._busy + now - self._mark, now
@@ -315,7 +324,7 @@ def drop_torn(directory: str) -> None:
 
     for path in (pathlib.Path(directory) / COMPILED).glob("*-cache"):
         content = path.read_bytes()
-        if time.time() - path.stat().st_mtime < 60 or not content.startswith(b"\x28\xb5\x2f\xfd"):
+        if time.time() - path.stat().st_mtime < 60 or not content.startswith(ZSTANDARD[: len(content)]):
             continue  # being written, or not compressed this way
         try:
             zstandard.ZstdDecompressor().decompress(content)

@@ -17,6 +17,7 @@ from typing import Any
 from dlmjax.errors import InputError
 from dlmjax.scaling.manifest import RECORDS
 
+SIGNED = ("train_loss",)  # a weighted loss of densities may be below 0
 STATUSES = ("finished", "diverged", "failed")
 
 
@@ -32,7 +33,7 @@ class Record:
     `domains`: validation nats per token by corpus, where a run mixes several; `mixture`: the share of each.
     `compiled`, `from_cache`: programs that XLA compiled, and that it read back. `seconds`: the run's own, training and the final
     evaluation; `start_seconds`: processes that start, import and wait for their turn to compile; `overhead_seconds`: the sweep's own work.
-    All three over all starts of the run.
+    All three over all starts of the run. `skipped`: updates that were left out, not finite or above the spike limit.
     `config`: every leaf. `made`: commit, versions, device. `attempt`: from 0.
     """
 
@@ -69,6 +70,7 @@ class Record:
     seconds: float = 0.0
     start_seconds: float = 0.0
     overhead_seconds: float = 0.0
+    skipped: int = 0
     compiled: int = 0
     from_cache: int = 0
     attempt: int = 0
@@ -94,7 +96,8 @@ class Record:
             value = values[name]
             if not _fits(value, types_[name]):
                 raise InputError(f"{name} of the record {values.get('id', '')!r} is {value!r}, not {_named(types_[name])}")
-            if isinstance(value, int | float) and not isinstance(value, bool) and (not math.isfinite(value) or value < 0):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and (not math.isfinite(value) or (value < 0 and name not in SIGNED)):
                 raise InputError(f"{name} of the record {values.get('id', '')!r} is {value!r}; it must be finite and not negative")
         record = cls(**values)
         if record.status not in STATUSES:

@@ -19,9 +19,9 @@ def add_run(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs at a time; default: one for each GPU, or each core; clusters: as many as there is room for",
     )
+    add("--dry-run", action="store_true", help="print what would be handed to the cluster; local: a command for each run that is left")
     batch = command.add_argument_group("slurm, kubernetes")
     add = batch.add_argument
-    add("--dry-run", action="store_true", help="print what would be handed to the cluster")
     add("--cpus", type=int, metavar="C", help="cores of a run; default: the cluster's")
     add("--gpus", type=int, default=0, metavar="G", help="GPUs of a run, 0 or 1 (0)")
     add("--save-seconds", type=int, default=120, metavar="S", help="between SIGTERM and the end (120): saving must fit in")
@@ -61,11 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
                 f"--line is {arguments.line}; the manifest has lines 0 to {len(plan.runs) - 1}, and --only says the same by id"
             )
         runs = [plan.runs[arguments.line]]
-    if arguments.executor == "local":
+    if arguments.executor == "local" and not arguments.dry_run:
         code = local.run(plan, directory, runs, arguments.jobs, lambda: snapshot(plan, directory).line())
         print(snapshot(plan, directory).text(), file=sys.stderr, flush=True)
         return code
-    submit = {"print": batch.print_commands, "slurm": batch.submit_slurm, "kubernetes": batch.print_jobset}[arguments.executor]
+    submits = {"slurm": batch.submit_slurm, "kubernetes": batch.print_jobset}
+    submit = submits.get(arguments.executor, batch.print_commands)
     return submit(plan, directory, runs, arguments)
 
 

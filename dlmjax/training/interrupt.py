@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the loop reads between two steps: save, say how to resume, exit 0."""
+"""SIGTERM, SIGINT and SIGHUP as a flag that the loop reads between two steps: save, say how to resume, exit 0."""
 
 import signal
 import threading
@@ -7,11 +7,12 @@ import threading
 class Interrupt:
     """`with Interrupt() as stop: ... if stop.requested: save and leave`.
 
-    The first SIGTERM or SIGINT only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.
-    Earlier handlers come back at the end.  Outside the main thread signals cannot be handled and the flag stays False.
+    The first of them only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.  One that was
+    ignored at the start stays ignored, as SIGHUP under `nohup`.  Earlier handlers come back at the end.  Outside the main thread
+    signals cannot be handled and the flag stays False.
     """
 
-    def __init__(self, signals: tuple = (signal.SIGTERM, signal.SIGINT)):
+    def __init__(self, signals: tuple = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
         self._signals = signals
         self._previous = {}
         self.signal_name = ""
@@ -31,7 +32,8 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
+            heard = [number for number in self._signals if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *_) -> None:

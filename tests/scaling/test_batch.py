@@ -66,6 +66,12 @@ def test_print_gives_one_command_for_each_run_that_is_left(started, capsys):
     assert only.splitlines() == [f"dlmjax sweep run {root} --only {made.runs[3].id}"]
 
 
+def test_a_dry_run_here_trains_nothing(started, capsys):
+    root, made = started
+    assert printed(capsys, root, "--dry-run") == printed(capsys, root, "--executor", "print")
+    assert not workdir_of(root, made.runs[3].id).exists()
+
+
 def test_the_slurm_script_is_an_array_over_the_lines_that_are_left(started, capsys):
     root, _ = started
     flags = ("--executor", "slurm", "--dry-run", "--jobs", 3, "--cpus", 4, "--gpus", 1, "--time", "2:00:00", "--sbatch=--partition=gpu")

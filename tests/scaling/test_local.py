@@ -150,6 +150,25 @@ def test_a_signal_is_handed_on_and_nothing_is_started_any_more(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tmp_path):
+    """As `nohup` does with SIGHUP, for all that it starts."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert go(tmp_path, plan(planned(["c"])), "os.kill(os.getppid(), signal.SIGHUP); time.sleep(0.3); end('finished', 1.0)") == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert [line["status"] for line in lines(tmp_path)] == ["finished"]
+
+
+def test_a_result_that_is_no_record_is_the_failure_of_its_run_alone(tmp_path):
+    made = plan(planned(["c"], seed=0), planned(["c"], seed=1), policy=Policy(retries=0))
+    code = "(workdir / RESULT).write_text('{}') if name.endswith(first) else end('finished', 1.0)"
+    assert go(tmp_path, made, f"first = {made.runs[0].id[-8:]!r}; {code}") == 1
+    assert sorted(line["status"] for line in lines(tmp_path)) == ["failed", "finished"]
+    assert next(line for line in lines(tmp_path) if line["status"] == "failed")["problem"].startswith("the record '' lacks")
+
+
 def test_the_longest_comes_first_and_no_two_of_one_shape_compile_together(tmp_path):
     long = planned(["c"], width=64, train__steps=400)
     twin, small = planned(["c"], width=64, seed=1, train__steps=300), planned(["c"], width=32)
@@ -191,7 +210,7 @@ def test_slots_are_gpus_where_there_are_some():
     packed = slots(4, two)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in packed] == ["4", "7", "4", "7"]
     assert {slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in packed} == {"0.450"}
-    assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
 
 
 def test_programs_that_a_kill_left_half_written_are_removed(tmp_path):
@@ -199,7 +218,8 @@ def test_programs_that_a_kill_left_half_written_are_removed(tmp_path):
 
     (tmp_path / COMPILED).mkdir()
     whole = zstandard.ZstdCompressor().compress(os.urandom(10_000))
-    for name, content in (("whole", whole), ("torn", whole[:5000]), ("young", whole[:5000]), ("other", b"xyz")):
+    torn = {"torn": whole[:5000], "start": whole[:2], "empty": b""}
+    for name, content in {"whole": whole, "young": whole[:5000], "other": b"xyz", **torn}.items():
         file = tmp_path / COMPILED / f"{name}-cache"
         file.write_bytes(content)
         os.utime(file, (0, 0) if name != "young" else None)

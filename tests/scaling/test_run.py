@@ -14,9 +14,10 @@ from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from dlmjax.evaluate import evaluate
 from dlmjax.run import open_corpora
-from dlmjax.scaling.execute import execute
+from dlmjax.scaling.execute import Final, _Run, execute
+from dlmjax.scaling.journal import Account
 from dlmjax.scaling.manifest import Plan, Policy
-from dlmjax.scaling.records import read_records
+from dlmjax.scaling.records import Record, read_records
 from dlmjax.train import _windows
 from dlmjax.training import read
 from tests.launch.test_slurm import MISSING, cluster  # noqa: F401
@@ -210,6 +211,32 @@ def test_a_loss_above_the_bound_of_the_policy_has_diverged(mixed):
     plan(*made.runs, policy=Policy(diverged_above=0.5, diverged_retries=1)).write(root)
     again = execute(str(root), record.id, attempt=3)
     assert again.status == "diverged" and again.loss == record.loss and again.attempt == 3 and "above 0.5" in again.problem
+
+
+def test_a_run_that_skipped_its_updates_has_diverged(mixed):
+    """Its loss is finite, and of weights that were never trained on the tokens that the record counts."""
+    root, made, record = mixed
+    plan(*made.runs, policy=Policy()).write(root)
+    file = root / "runs" / record.id / "metrics.jsonl"
+    kept = file.read_bytes()
+    try:
+        last = read(file, "train")[-1] | {"loss": None, "skipped_total": 3.0}
+        with open(file, "ab") as lines:
+            lines.write(json.dumps(last).encode() + b"\n")
+        again = execute(str(root), record.id)
+    finally:
+        file.write_bytes(kept)
+    assert record.skipped == 0 and again.skipped == 3 and again.train_loss is None
+    assert again.status == "diverged" and again.loss == record.loss and "3 of 4 updates were skipped" in again.problem
+
+
+def test_a_loss_that_is_not_finite_ends_in_a_record_whatever_the_mixture(mixed):
+    root, made, record = mixed
+    run = _Run(made, made.runs[0], made.runs[0].config, root / "runs" / record.id, Account(root / "runs" / record.id), None)
+    nan = float("nan")
+    judged = run._judged(Final(nan, nan, nan, nan, {"a": nan, "b": 1.0}, None, 259, ""), 0, 0.0)
+    assert judged.status == "diverged" and judged.domains == {"a": None, "b": 1.0}
+    assert Record.of(json.loads(judged.to_json())).problem == "the loss is nan nats per token"
 
 
 @pytest.mark.nightly

@@ -11,7 +11,7 @@ import pytest
 from dlmjax.training import Interrupt
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_sets_the_flag_and_nothing_else(number):
     before = signal.getsignal(number)
     with Interrupt() as stop:
@@ -19,6 +19,16 @@ def test_a_signal_sets_the_flag_and_nothing_else(number):
         os.kill(os.getpid(), number)
         assert stop.requested and stop.signal_name == signal.Signals(number).name
     assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_at_the_start_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_ctrl_c_does_not_wait():

@@ -31,11 +31,12 @@ class Ratio:
 
 
 def flops_at(law: Law, loss: Any) -> Any:
-    """FLOPs at which the law's best run has this loss; infinite where it never does. Arrays of resamples are taken pairwise."""
+    """FLOPs at which the law's best run has this loss; infinite where it never does, nan where there is no law. Arrays pairwise."""
     E, K, g = (np.asarray(part, float) for part in law.frontier())
     above = np.asarray(loss, float) - E
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(above > 0, (np.where(above > 0, above, 1.0) / K) ** (-1 / g), math.inf)
+        found = np.where(above > 0, (np.where(above > 0, above, 1.0) / K) ** (-1 / g), math.inf)
+    return np.where(np.isnan(above + K + g), math.nan, found)
 
 
 def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:

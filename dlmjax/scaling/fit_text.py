@@ -26,7 +26,7 @@ def summary(result: Result) -> str:
 def short(value: float) -> str:
     """Four digits, powers of ten where the number is long; a dash for none."""
     if not np.isfinite(value):
-        return "-"
+        return "-" if np.isnan(value) else "inf"
     if value == 0:
         return "0"
     return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
@@ -34,7 +34,7 @@ def short(value: float) -> str:
 
 def between(found: Interval | None, estimate: float) -> str:
     """A number with its 95 % interval."""
-    if found is None or not np.isfinite(found.low_95):
+    if found is None or np.isnan(found.low_95):
         return short(estimate)
     return f"{short(estimate)} [{short(found.low_95)}, {short(found.high_95)}]"
 

@@ -72,13 +72,21 @@ def power_law(x_SG: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) -> Powe
         return PowerLaw(np.exp(y_S - slope_S * x_S), slope_S)
 
 
-def floored_power_law(x_G: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) -> PowerLaw:
+def has_floor(found: IsoFlop) -> bool:
+    """Are there minima enough for a floor of the loss?"""
+    return len(found.accepted) >= MIN_FOR_FLOOR
+
+
+def floored_power_law(x_G: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray, floor: float = 0.0) -> PowerLaw:
     """y = E + K x^p for each of S sets: a straight line in logarithms for each of a hundred floors E, up to 95 % of the lowest y, and of
-    these the one with the least squares in log y. Sets of fewer than MIN_FOR_FLOOR points have E = 0."""
+    these the one with the least squares in log y. Sets of fewer than MIN_FOR_FLOOR points have E = `floor`, or 95 % of their lowest y where
+    that is less."""
     known_SG = np.isfinite(y_SG) & (weight_SG > 0)
     lowest_S = np.where(known_SG, y_SG, math.inf).min(-1)
-    lowest_S = np.where(np.isfinite(lowest_S) & (known_SG.sum(-1) >= MIN_FOR_FLOOR), lowest_S, 0.0)
+    lowest_S = np.where(np.isfinite(lowest_S), lowest_S, 0.0)
+    few_S = known_SG.sum(-1) < MIN_FOR_FLOOR
     floor_KS = np.linspace(0.0, 0.95, 96)[:, None] * lowest_S
+    floor_KS = np.where(few_S, np.minimum(floor, 0.95 * lowest_S), floor_KS)
     law = power_law(x_G[None, None], y_SG - floor_KS[..., None], weight_SG)
     line_KSG = floor_KS[..., None] + law.coefficient[..., None] * x_G ** law.exponent[..., None]
     error_KSG = (np.log(line_KSG) - np.log(np.where(known_SG, y_SG, 1.0))) ** 2
@@ -122,10 +130,10 @@ def first(law: PowerLaw) -> PowerLaw:
     return PowerLaw(*(float(np.atleast_1d(part)[0]) for part in (law.coefficient, law.exponent, law.floor)))
 
 
-def _laws(flops_G: np.ndarray, values: dict[str, np.ndarray], weight_SG: np.ndarray) -> dict[str, PowerLaw]:
-    """Sizes and tokens on power laws, losses on one with a floor."""
+def _laws(flops_G: np.ndarray, values: dict[str, np.ndarray], weight_SG: np.ndarray, floor: float = 0.0) -> dict[str, PowerLaw]:
+    """Sizes and tokens on power laws, losses on one with a floor, which is `floor` where there are too few minima to tell."""
     laws = {name: power_law(flops_G[None], values[name], weight_SG) for name in ("size", "tokens")}
-    return laws | {"loss": floored_power_law(flops_G, values["loss"], weight_SG)}
+    return laws | {"loss": floored_power_law(flops_G, values["loss"], weight_SG, floor)}
 
 
 def resample(
@@ -144,7 +152,8 @@ def resample(
     hardly a size is lost, and each minimum's deviation is stretched by sqrt(times n / (n - 3)), right for both to first order.
 
     In each, concave parabolas and minima beyond the sizes are left out as they are in `fit`; a budget that
-    was rejected as a whole stays out, and a budget counts as often as its runs were drawn (over how many it has)."""
+    was rejected as a whole stays out, and a budget counts as often as its runs were drawn (over how many it has). A resample with too few
+    budgets for a floor of the loss has that of all runs: otherwise it would follow another law than the estimate."""
     whole = fit(size_R, tokens_R, flops_R, loss_R, group_R)
     at_GS, values = [], {"size": [], "tokens": [], "loss": []}
     weights = []
@@ -168,7 +177,7 @@ def resample(
     if len(at_GS) < 2:
         return {}
     flops_G, weight_SG = np.array(at_GS), np.stack(weights, axis=1)
-    return _laws(flops_G, {name: np.stack(found, axis=1) for name, found in values.items()}, weight_SG)
+    return _laws(flops_G, {name: np.stack(found, axis=1) for name, found in values.items()}, weight_SG, whole.laws["loss"].floor)
 
 
 def _tokens_at(size_R: np.ndarray, tokens_R: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -71,9 +71,18 @@ class Points:
 
     def columns(self, definition: str = "total") -> dict[str, np.ndarray]:
         """Logarithms under the names that forms use, with N under one definition."""
-        arrays = {"log_N": self.sizes[definition], "log_D": self.tokens_R, "log_U": self.unique_R, "log_total": self.sizes["total"]}
+        seen_R = np.minimum(self.unique_R, self.tokens_R)  # of a corpus that a run saw only a part of, that part (2305.16264)
+        arrays = {"log_N": self.sizes[definition], "log_D": self.tokens_R, "log_U": seen_R, "log_total": self.sizes["total"]}
         arrays["log_active"] = self.sizes.get("active", self.sizes["total"])
         return {name: np.log(array) for name, array in arrays.items()}
+
+    @property
+    def cell_R(self) -> np.ndarray:
+        """Rank of each run by size, then seed: the order of a grid's cells, whatever rounding made of their FLOPs."""
+        seed_R = np.array([record.seed for record in self.records] or np.zeros(len(self)))
+        rank_R = np.empty(len(self), int)
+        rank_R[np.lexsort((seed_R, self.sizes["total"]))] = np.arange(len(self))
+        return rank_R
 
     def take(self, keep_R: np.ndarray) -> "Points":
         """The runs where `keep_R` is true."""

@@ -35,6 +35,30 @@ def test_the_same_seed_draws_the_same_cells_of_two_series():
     np.testing.assert_array_equal(*(bootstrap.draw(group_R, 10, "runs", seed=3) for _ in range(2)))
 
 
+def test_two_series_draw_the_same_cells_whatever_the_order_of_their_runs():
+    """Steps are whole, so runs of one budget are not in the same order of FLOPs in both series."""
+    group_R = np.repeat([0, 1], 5)
+    size_R = np.array([3, 1, 2, 5, 4, 2, 1, 3, 4, 5])
+    one_SR, two_SR = (bootstrap.draw(group_R, 20, "runs", seed=3, cell_R=cell_R) for cell_R in (size_R, np.tile(np.arange(1, 6), 2)))
+    for group in (slice(0, 5), slice(5, 10)):
+        np.testing.assert_array_equal(one_SR[:, group][:, np.argsort(size_R[group])], two_SR[:, group])
+    # A run that one of them lacks moves the draws of its own budget alone.
+    np.testing.assert_array_equal(bootstrap.draw(group_R[1:], 20, "runs", seed=3, cell_R=size_R[1:])[:, 4:], one_SR[:, 5:])
+
+
+def test_runs_that_are_alone_in_their_budget_are_drawn_together():
+    weight_SR = bootstrap.draw(np.arange(8), 50, "runs", seed=0)
+    assert (weight_SR.sum(1) == 8).all() and weight_SR.std(0).min() > 0.5
+
+
+def test_values_without_bound_count():
+    """A series that never comes to the other's loss needs infinitely much: that belongs to the upper tail."""
+    values = np.concatenate([np.linspace(1, 2, 90), np.full(10, np.inf), [np.nan]])
+    found = bootstrap.interval(np.inf, values)
+    assert (found.lost, found.high_95, found.high_80) == (1, np.inf, 2.0) and 1 <= found.low_95 < 1.05
+    assert found.record()["95"][1] is None and found.record()["estimate"] is None
+
+
 def test_values_that_are_lost_are_counted():
     found = bootstrap.interval(1.0, np.array([np.nan, *np.linspace(0, 1, 101)]))
     assert (found.lost, found.resamples) == (1, 102)

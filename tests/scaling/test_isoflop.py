@@ -57,6 +57,17 @@ def test_bias_of_the_parabola_sits_in_the_intercept():
     assert wide.laws["size"].exponent == pytest.approx(law["b"] / (law["a"] + law["b"]), abs=2e-3)
 
 
+def test_resamples_that_lost_budgets_keep_the_floor():
+    """With a floor in the estimate and none in resamples of three budgets, the estimate would lie outside of its own interval."""
+    size_R, tokens_R, flops_R, group_R = isoflop_grid(budgets=4)
+    arrays = size_R, tokens_R, flops_R, additive_loss(size_R, tokens_R), group_R
+    whole, weight_SR = isoflop.fit(*arrays), np.where(group_R == [[-1], [3], [0]], 0.0, 1.0)
+    assert isoflop.has_floor(whole) and whole.laws["loss"].floor > 1
+    loss = isoflop.resample(*arrays, weight_SR)["loss"]
+    np.testing.assert_allclose(loss.floor, whole.laws["loss"].floor, rtol=1e-9)
+    np.testing.assert_allclose(loss(1e24), whole.laws["loss"](1e24), rtol=5e-3)
+
+
 def one_budget(size_R, loss_R):
     flops_R = np.full(len(size_R), 1e18)
     return isoflop.fit(size_R, flops_R / 6 / size_R, flops_R, loss_R, np.zeros(len(size_R), int)).minima[0]

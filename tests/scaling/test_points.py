@@ -21,6 +21,12 @@ def test_runs_that_did_not_finish_are_counted():
     assert found.left_out == {"diverged": 1, "failed": 1, "in a grid of batch or learning rate": 1}
 
 
+def test_a_run_that_saw_a_part_of_its_corpus_repeats_nothing():
+    found = points.from_records([record("a", tokens=1000, unique_tokens=4000), record("b", tokens=8000, unique_tokens=4000)])["masked"]
+    assert sorted(np.exp(found.columns()["log_U"])) == pytest.approx([1000, 4000])
+    assert sorted(found.epochs_R) == [0.25, 2.0]
+
+
 def test_the_training_loss_is_not_there():
     found = points.from_records([record("a", loss=3.0, train_loss=1.0)])["masked"]
     assert found.loss_R.tolist() == [3.0]

@@ -18,10 +18,6 @@ from dlmjax.scaling.points import FREE_EPOCHS, Points
 
 METHODS = ("parametric", "isoflop", "envelope")
 MIN_ON_ENVELOPE = 3
-# Runs drawn in place of each for a resample, whose deviation is then stretched back, by kind of block. Huber's loss with its small delta
-# is near to least absolute deviations: refitted to few different runs it jumps, and intervals are too wide (docs/scaling_fit.md).
-PARAMETRIC_TIMES = {"runs": 4, "budgets": 1}
-ISOFLOP_TIMES = {"runs": 2, "budgets": 1}
 BEST = ("size", "tokens", "loss")
 
 
@@ -126,19 +122,17 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     on_R = envelope.front(points.flops_R, points.loss_R, group_R, np.ones((1, len(points))))[0]
     resampled = {}
     for blocks in bootstrap.BLOCKS if resamples else ():
-        weight_SR, manifold_SR, twice_SR = (
-            bootstrap.draw(group_R, resamples, blocks, seed, times, points.cell_R)
-            for times in (1, PARAMETRIC_TIMES[blocks], ISOFLOP_TIMES[blocks])
-        )
+        weight_SR = bootstrap.draw(group_R, resamples, blocks, seed, cell_R=points.cell_R)
+        times = 2 if blocks == "runs" else 1
+        drawn_SR = weight_SR if times == 1 else bootstrap.draw(group_R, resamples, blocks, seed, times, points.cell_R)
         resampled[blocks] = {}
         if parametric is not None:
-            stretch = math.sqrt(PARAMETRIC_TIMES[blocks])
-            resampled[blocks]["parametric"] = _resampled_parametric(points, definition, compute, parametric, manifold_SR, stretch)
+            resampled[blocks]["parametric"] = _resampled_parametric(points, definition, compute, parametric, weight_SR)
         if "envelope" in laws:
             through = envelope.laws(*_arrays(points, definition, group_R), weight_SR)
             resampled[blocks]["envelope"] = Law("envelope", _powers(through), compute)
         if "isoflop" in laws:
-            found = isoflop.resample(*_arrays(points, definition, group_R), twice_SR, times=ISOFLOP_TIMES[blocks])
+            found = isoflop.resample(*_arrays(points, definition, group_R), drawn_SR, times=times)
             resampled[blocks]["isoflop"] = Law("isoflop", _powers(found), compute)
     held_out = _held_out(points, definition, group_R, iso, parametric)
     return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out)
@@ -181,15 +175,12 @@ def _fit(
     return laws, refused, parametric, iso
 
 
-def _resampled_parametric(
-    points: Points, definition: str, compute: Compute, parametric: huber.Fit, weight_SR: np.ndarray, stretch: float
-) -> Law:
-    """The parametric law of each set of weights, its parameters' deviation stretched. Fits start from the whole one, which is near."""
+def _resampled_parametric(points: Points, definition: str, compute: Compute, parametric: huber.Fit, weight_SR: np.ndarray) -> Law:
+    """The parametric law of each set of weights. Fits start from the whole one: resamples lie near it."""
     columns = {name: points.columns(definition)[name] for name in ADDITIVE.columns}
     start_SP = np.tile(parametric.theta_P, (len(weight_SR), 1))
     theta_SP, _ = huber.solve(ADDITIVE, columns, np.log(points.loss_R), weight_SR, start_SP)
-    theta_SP = parametric.theta_P + stretch * (theta_SP - parametric.theta_P)
-    return Law("parametric", ADDITIVE.values(np.clip(theta_SP, ADDITIVE.lower, ADDITIVE.upper)), compute)
+    return Law("parametric", ADDITIVE.values(theta_SP), compute)
 
 
 def _held_out(points: Points, definition: str, group_R: np.ndarray, iso: IsoFlop, parametric: huber.Fit | None) -> dict:

@@ -79,7 +79,8 @@ def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
         yield f"    parametric: {values}; {fit.agree:.0%} of the best starts agree"
         yield from (f"    parametric, boundary: {reason}" for reason in fit.boundaries)
     for method, row in analysis.held_out.items():
-        parts = [f"N* x{row['size_ratio']:.3f}, best loss {row['loss_error']:+.2%}"] if "size_ratio" in row else []
+        parts = [f"N* x{row['size_ratio']:.3f}"] if "size_ratio" in row else []
+        parts += [f"best loss {row['loss_error']:+.2%}"] if "loss_error" in row else []
         parts += [f"loss of its runs off by {row['mean_abs_error']:.2%}"] if "mean_abs_error" in row else []
         if parts:
             yield f"    largest budget from the others, {method}: {'; '.join(parts)}"

@@ -95,10 +95,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 @pytest.mark.nightly
 def test_coverage_is_nominal():
-    """200 sets of 7 budgets x 9 sizes with 0.3 % noise: within three points, pooled over five quantities that share their sets; each alone
-    within three of the errors that 200 sets have themselves (2.8 points at 80 %, 1.5 at 95 %)."""
-    shares = coverage(200, 500)
+    """400 sets of 7 budgets x 9 sizes with 0.3 % noise: within three points, pooled over five quantities that share their sets; each alone
+    within three of the errors that 400 sets have themselves (2.0 points at 80 %, 1.1 at 95 %). Of 200 sets two draws differ by 4 points."""
+    shares = coverage(400, 500)
     print({name: share.round(3).tolist() for name, share in shares.items()})
     assert np.abs(shares["all"] - (0.80, 0.95)).max() <= 0.03
     for share in shares.values():
-        assert (np.abs(share - (0.80, 0.95)) <= (0.085, 0.046)).all()
+        assert (np.abs(share - (0.80, 0.95)) <= (0.06, 0.033)).all()

@@ -6,13 +6,16 @@ field by field: `model_spec(config.model)`, `Execution(**config.execution)`, `Op
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib.util
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -173,21 +176,52 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     get_config = function_of(path, "config", "configs/quickstart.py")
     if given and not inspect.signature(get_config).parameters:
         raise InputError(f"config {path} comes at one size; leave out :{size}")
-    return override(get_config(*given), overrides)
+    with telling_lines(path):
+        config = get_config(*given)
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"config {path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+    return override(config, overrides)
 
 
 def function_of(path: str, kind: str, example: str) -> Callable:
-    """`get_KIND` of a Python file, which is run; `example`: one that ships.  Raises InputError: no such file, or no such function in it."""
+    """`get_KIND` of a Python file, which is run; `example`: one that ships.
+
+    Raises InputError: no such file, one that is not Python or fails, or no such function in it.
+    """
     file = pathlib.Path(path)
     if not file.is_file():
         folder = example.rpartition("/")[0]
         raise InputError(f"{kind} {path} does not exist; the {kind}s that ship with dlmjax are in {folder}/")
     spec = importlib.util.spec_from_file_location(f"dlmjax_{kind}_{file.stem}", file)
+    if spec is None:
+        raise InputError(f"{kind} {path} is no Python file; copy the shape of {example}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, f"get_{kind}"):
+    with telling_lines(path):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, f"get_{kind}", None)):
         raise InputError(f"{kind} {path} has no get_{kind}(); copy the shape of {example}")
     return vars(module)[f"get_{kind}"]
+
+
+@contextlib.contextmanager
+def telling_lines(path: str) -> Iterator[None]:
+    """What fails in a Python file that is run, as one line that names the last of its own: `FILE, line 3: NameError: ...`.
+
+    Raises InputError: that line, or the one that the file itself raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        file = str(pathlib.Path(path).resolve())
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if str(pathlib.Path(frame.filename).resolve()) == file]
+        said = str(error)
+        if isinstance(error, SyntaxError) and error.filename and str(pathlib.Path(error.filename).resolve()) == file:
+            lines, said = [error.lineno], error.msg
+        where = f"{path}, line {lines[-1]}" if lines else path
+        said = textwrap.shorten(said, 200, placeholder=" ...")
+        raise InputError(f"{where}: {type(error).__name__}: {said} (--debug shows more)") from error
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

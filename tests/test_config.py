@@ -85,3 +85,21 @@ def test_a_file_without_get_config_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(InputError, match="no get_config"):
         config_lib.load(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:\n", "mine.py, line 1: SyntaxError: "),
+        ("def get_config():\n    return nothing\n", "mine.py, line 2: NameError: name 'nothing'"),
+        ("from dlmjax import config\ndef get_config():\n    return config.default(3)\n", "mine.py, line 3: TypeError: "),
+        ("from dlmjax import config\nc = config.default()\nc.lr = 1\n", "mine.py, line 3: AttributeError: .*locked"),
+        ("from dlmjax.errors import InputError\ndef get_config():\n    raise InputError('of its own')\n", "^of its own$"),
+        ("def get_config():\n    return {}\n", r"get_config\(\) returns dict, not a ConfigDict"),
+    ],
+)
+def test_a_file_that_fails_is_told_in_one_line(tmp_path, content, message):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        config_lib.load(str(tmp_path / "mine.py"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500

@@ -27,9 +27,12 @@ def unfinished(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[P
 
 
 def print_commands(plan: Plan, directory: str, runs: Sequence[PlannedRun], _: argparse.Namespace) -> int:
-    """Prints one command for each run that is not finished, the longest first: for GNU parallel, xargs, or a scheduler of one's own."""
+    """Prints one command for each run that is not finished, the longest first: for GNU parallel, xargs, or a scheduler of one's own.
+
+    Each takes all cores that it is given, or the first GPU: without --jobs 1 all of them would be pinned to the first core.
+    """
     for run in sorted(unfinished(plan, directory, runs), key=lambda run: -run.flops):
-        print(shlex.join(["dlmjax", "sweep", "run", directory, "--only", run.id]))
+        print(shlex.join(["dlmjax", "sweep", "run", directory, "--jobs", "1", "--only", run.id]))
     return 0
 
 

@@ -2,7 +2,12 @@
 
 import argparse
 import os
+import pathlib
 from collections.abc import Callable, Iterator
+
+from dlmjax.errors import InputError
+from dlmjax.files import make_folder
+from dlmjax.scaling.manifest import SWEEP
 
 Add = Callable[[argparse.ArgumentParser], None]
 
@@ -51,6 +56,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from dlmjax.scaling import plan_table, planning, sweep
 
+    if arguments.output is not None:
+        if not arguments.output:
+            raise InputError("--output is empty; name a directory, or leave it out to see the table alone")
+        make_folder(pathlib.Path(arguments.output) / SWEEP)
     device = planning.device_of(arguments.device, arguments.utilisation, arguments.flops_per_second)
     found = sweep.load(arguments.sweep, arguments.set)
     plan, refused = planning.plan_sweep(found, arguments.sweep, device)

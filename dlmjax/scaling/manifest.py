@@ -3,16 +3,23 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
+from dlmjax.scaling import checks
 
 SWEEP, MANIFEST, RUNS, RECORDS = "sweep.json", "manifest.jsonl", "runs", "records.jsonl"
-VERSION = 1
+FORMAT, VERSION = "dlmjax sweep", 1
+RULES = ("gauss", "stratified", "count")  # of `evaluation.Evaluator`, which imports jax
+MOST_DRAWS = 2**20  # nodes x draws stay below
+
+_ID = re.compile(r"[a-z0-9][\w.-]*", re.ASCII)  # it names a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,16 @@ class Validation:
     draws: int = 1
     rule: str = "gauss"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.whole("Validation", 1, windows=self.windows, nodes=self.nodes, draws=self.draws)
+        checks.whole("Validation", 0, seed=self.seed)
+        if not isinstance(self.split, str) or not self.split:
+            raise InputError(f"Validation(split={self.split!r}): give the name of a held-out split, such as 'valid'")
+        if self.rule not in RULES:
+            raise InputError(f"Validation(rule={self.rule!r}): choose one of {', '.join(RULES)}")
+        if self.nodes * self.draws >= MOST_DRAWS:
+            raise InputError(f"Validation: nodes x draws is {self.nodes * self.draws:,}; it must stay below {MOST_DRAWS:,}")
 
     def __str__(self) -> str:
         return f"{self.windows} windows of {self.split}, {self.nodes} {self.rule} levels x {self.draws}, seed {self.seed}"
@@ -40,6 +57,14 @@ class Policy:
     diverged_retries: int = 0
     lr_factor: float = 0.5
     diverged_above: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.whole("Policy", 0, retries=self.retries, diverged_retries=self.diverged_retries)
+        checks.positive("Policy", lr_factor=self.lr_factor)
+        if self.lr_factor > 1:
+            raise InputError(f"Policy(lr_factor={self.lr_factor}): a rate at which a run diverged is not raised; give at most 1")
+        if self.diverged_above is not None:
+            checks.positive("Policy", diverged_above=self.diverged_above)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +98,21 @@ class PlannedRun:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Head:
+    """What `sweep.json` holds. runs: lines of the manifest; ids: a hash of their ids, "" in directories that were planned without."""
+
+    format: str
+    version: int
+    name: str
+    source: str
+    made: dict[str, Any]
+    validation: dict[str, Any]
+    policy: dict[str, Any]
+    runs: int
+    ids: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """A sweep as it lies on disk. made: versions and commit (`evaluation.record`), device of the expectations."""
 
@@ -84,35 +124,100 @@ class Plan:
     runs: tuple[PlannedRun, ...]
 
     def write(self, directory: str | os.PathLike) -> None:
-        """The manifest first: a directory with a `sweep.json` is whole."""
-        root = pathlib.Path(directory)
-        root.mkdir(parents=True, exist_ok=True)
+        """The manifest first: a directory with a `sweep.json` is whole. Raises InputError as `write_atomically`."""
         lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in self.runs)
-        write_atomically(root / MANIFEST, lines.encode())
-        head = {"format": "dlmjax sweep", "version": VERSION, "name": self.name, "source": self.source, "made": self.made}
-        head |= {"validation": dataclasses.asdict(self.validation), "policy": dataclasses.asdict(self.policy), "runs": len(self.runs)}
-        write_atomically(root / SWEEP, (json.dumps(head, indent=1) + "\n").encode())
+        write_atomically(pathlib.Path(directory) / MANIFEST, lines)
+        self.write_head(directory)
+
+    def write_head(self, directory: str | os.PathLike) -> None:
+        """`sweep.json` alone: of the first lines of a manifest that is there."""
+        head = _Head(
+            format=FORMAT,
+            version=VERSION,
+            name=self.name,
+            source=self.source,
+            made=self.made,
+            validation=dataclasses.asdict(self.validation),
+            policy=dataclasses.asdict(self.policy),
+            runs=len(self.runs),
+            ids=_hash([run.id for run in self.runs]),
+        )
+        write_atomically(pathlib.Path(directory) / SWEEP, json.dumps(dataclasses.asdict(head), indent=1) + "\n")
 
     @classmethod
     def read(cls, directory: str | os.PathLike) -> "Plan":
-        """Raises InputError: no plan there, or one that is damaged or of another version."""
+        """The plan of a directory. A manifest whose first lines are those of `sweep.json` is one that was about to grow: they count.
+
+        Raises InputError: no plan there, or one that is damaged, of another version, or was edited: a run is what its id says.
+        """
         root = pathlib.Path(directory)
         if not (root / SWEEP).is_file():
             raise InputError(f"{root} holds no planned sweep (no {SWEEP}); make one with: dlmjax sweep plan SWEEP.py --output {root}")
         try:
-            head = json.loads((root / SWEEP).read_text(encoding="utf-8"))
-            if head["format"] != "dlmjax sweep" or head["version"] != VERSION:
-                raise ValueError(f"format {head['format']!r} version {head['version']}, not 'dlmjax sweep' version {VERSION}")
-            runs = tuple(PlannedRun(**json.loads(line)) for line in (root / MANIFEST).read_text(encoding="utf-8").splitlines())
-            if len(runs) != head["runs"]:
-                raise ValueError(f"{len(runs)} lines in {MANIFEST} where {SWEEP} has {head['runs']} runs")
-            policy, validation = Policy(**head["policy"]), Validation(**head["validation"])
-            return cls(head["name"], head["source"], validation, policy, head["made"], runs)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"the plan in {root} cannot be read ({error}); plan the sweep again") from None
+            head = _head_of(json.loads((root / SWEEP).read_text(encoding="utf-8")))
+            lines = (root / MANIFEST).read_text(encoding="utf-8").splitlines()
+            runs = tuple(_run_of(line, f"line {number} of {MANIFEST}") for number, line in enumerate(lines, 1))
+            if len(runs) < head.runs or (len(runs) > head.runs and not head.ids):
+                raise ValueError(f"{len(runs)} lines in {MANIFEST} where {SWEEP} has {head.runs} runs")
+            runs = runs[: head.runs]
+            if head.ids and head.ids != _hash([run.id for run in runs]):
+                raise ValueError(f"the lines of {MANIFEST} are not those, or not in the order, that {SWEEP} was written for")
+            if len({run.id for run in runs}) != len(runs):
+                raise ValueError(f"{MANIFEST} has a run twice")
+            policy = checks.from_json(Policy, head.policy, f"policy in {SWEEP}")
+            validation = checks.from_json(Validation, head.validation, f"validation in {SWEEP}")
+            return cls(head.name, head.source, validation, policy, head.made, runs)
+        except (OSError, ValueError) as error:
+            again = f"plan the sweep again (dlmjax sweep plan SWEEP.py --output {root}): runs that began keep their ids"
+            raise InputError(f"the plan in {root} cannot be read ({error}); {again}") from None
 
 
 def run_id(series: str, cell: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
     """`series-part-part-hash`: the hash is of the series, the cell and every leaf of the config, so equal runs have equal ids."""
-    text = json.dumps([series, dict(cell), dict(config)], sort_keys=True, default=list)
-    return "-".join([series, *parts, hashlib.sha256(text.encode()).hexdigest()[:8]])
+    return "-".join([series, *parts, _hash([series, dict(cell), dict(config)])])
+
+
+def ids_in(directory: str | os.PathLike) -> list[str]:
+    """The ids in a directory's manifest in their order, of lines that are damaged too; nothing where there is none."""
+    try:
+        text = (pathlib.Path(directory) / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = (re.match(r'\s*\{\s*"id"\s*:\s*"([^"]*)"', line) for line in text.splitlines())
+    return [match[1] for match in found if match]
+
+
+def _hash(value: Any) -> str:
+    """Eight hexadecimal digits of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()[:8]
+
+
+def _head_of(values: Any) -> _Head:
+    """Raises InputError: not what a `sweep.json` of this version holds."""
+    given = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
+    if given != (FORMAT, VERSION):
+        raise InputError(f"{SWEEP} is of format {given[0]!r} version {given[1]}, not {FORMAT!r} version {VERSION}")
+    return checks.from_json(_Head, values, SWEEP)
+
+
+def _run_of(line: str, what: str) -> PlannedRun:
+    """A line of the manifest. Raises InputError: no run, or one whose id, tokens or FLOPs are not those of its config."""
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{what} is no JSON: {error}") from None
+    run = checks.from_json(PlannedRun, values, what)
+    if not _ID.fullmatch(run.id):
+        raise InputError(f"{what} has the id {run.id!r}, which names no run")
+    if not run.id.endswith("-" + _hash([run.series, run.cell, run.config])):
+        raise InputError(f"{what} was edited: the id {run.id} stands for another series, cell or config")
+    leaves = {name: run.config.get(name) for name in ("train.steps", "data.batch", "data.length")}
+    for name, value in leaves.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{what} has {name} {value!r} in its config; it must be a positive whole number")
+    tokens = math.prod(leaves.values())
+    if run.tokens != tokens:
+        raise InputError(f"{what} was edited: it has {run.tokens:,} tokens, steps x batch x length are {tokens:,}")
+    if not math.isclose(run.flops, run.flops_per_token * tokens, rel_tol=1e-9):
+        raise InputError(f"{what} was edited: it has {run.flops:.6g} FLOPs, those of its tokens are {run.flops_per_token * tokens:.6g}")
+    return run

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,12 +25,14 @@ from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.portion import with_tokens
 from dlmjax.errors import InputError
+from dlmjax.evaluation.likelihood import count_form
 from dlmjax.evaluation.record import made_with
 from dlmjax.parallel.topology import CHIPS, Topology, describe, fill_mesh
 from dlmjax.plan import Estimator, Vocabulary, alone
 from dlmjax.run import Parts, embedding_of, open_corpora, token_counts
 from dlmjax.scaling import counts, ladder
-from dlmjax.scaling.manifest import RECORDS, RUNS, Plan, PlannedRun, run_id
+from dlmjax.scaling.manifest import RECORDS, RUNS, Plan, PlannedRun, Validation, ids_in, run_id
+from dlmjax.scaling.records import read_records
 from dlmjax.scaling.rules import BatchLaw, of_length
 from dlmjax.scaling.sweep import Cell, Sweep
 
@@ -101,21 +104,38 @@ def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple
 def write_plan(plan: Plan, directory: str) -> None:
     """Writes sweep.json and manifest.jsonl. A plan may grow: runs that a directory holds must be in the new one, measured the same way.
 
+    Lines that are there keep their places, since clusters call runs by them, and new ones follow; only a run that nobody began and that
+    the new plan lacks goes, and those behind it move up. A damaged plan is replaced: what began is told by its folders and records.
+
     Raises InputError: the directory holds runs that the new plan lacks, or whose validation is another.
     """
     root = pathlib.Path(directory)
-    begun = {path.name for path in (root / RUNS).iterdir()} if (root / RUNS).is_dir() else set()
-    if begun or (root / RECORDS).exists():
+    try:
         old = Plan.read(root)
-        begun &= {run.id for run in old.runs}
-        gone = sorted(begun - {run.id for run in plan.runs})
-        if gone:
-            raise InputError(
-                f"{root} holds {len(gone)} runs that this plan has not, such as {gone[0]}; choose another --output (nothing was changed)"
-            )
-        if old.validation != plan.validation:
-            raise InputError(f"the runs in {root} are measured by {old.validation}, not {plan.validation}; choose another --output")
-    plan.write(root)
+    except InputError:  # none there, or a damaged one
+        old = None
+    records = read_records(root) if (root / RECORDS).exists() else []
+    begun = {record.id for record in records} | _folders(root, old)
+    gone = sorted(begun - {run.id for run in plan.runs})
+    if gone:
+        raise InputError(
+            f"{root} holds {len(gone)} runs that this plan has not, such as {gone[0]}; choose another --output (nothing was changed)"
+        )
+    measured = {record.validation for record in records} | ({str(old.validation)} if old and begun else set())
+    for other in sorted(measured - {str(plan.validation)}):
+        raise InputError(f"the runs in {root} are measured by {other}, not {plan.validation}; choose another --output")
+    places = {name: place for place, name in enumerate(ids_in(root))}
+    runs = tuple(sorted(plan.runs, key=lambda run: places.get(run.id, len(places))))
+    if old:
+        old.write_head(root)  # one without a hash of its lines would make a kill between the next two writes look like damage
+    dataclasses.replace(plan, runs=runs).write(root)
+
+
+def _folders(root: pathlib.Path, old: Plan | None) -> set[str]:
+    """Ids of the runs that have a workdir: of the old plan, or by their form where it cannot be read."""
+    names = {path.name for path in (root / RUNS).iterdir()} if (root / RUNS).is_dir() else set()
+    found = {match[1] for name in names if (match := re.fullmatch(r"(.+-[0-9a-f]{8})(\.retry-[0-9]+)?", name))}
+    return found & {run.id for run in old.runs} if old else found
 
 
 def _check_met(series: str, runs: Sequence[PlannedRun], refused: Sequence[Refusal]) -> None:
@@ -139,13 +159,12 @@ class _Series:
             if sweep.transfer:
                 config.model.update({leaf.partition(".")[2]: value for leaf, value in sweep.transfer.leaves().items()})
         config_lib.check(config)
-        if config.optimizer.schedule == "constant":
-            raise InputError(
-                f"series {name}: optimizer.schedule=constant never decays, so its last loss is no point of a law; choose cosine or wsd"
-            )
+        _check_decays(config.optimizer, name)
         self.config, self.corpora = config, _corpora(sweep, config, name)
         tokenizer = self.corpora[0].tokenizer if self.corpora else Vocabulary(config.model.vocab)
         self._parts = alone(config, tokenizer, token_counts(config, self.corpora), embedding_of(config, root))
+        if sweep.validation.rule == "count" and self._parts.process.attention != "causal":
+            count_form(self._parts.process.bound)
         self._base = config_lib.leaves(config)
         self._sized: dict[int, tuple[Parts, counts.Counts]] = {}
         self._estimators: dict[int, Estimator] = {}
@@ -265,17 +284,52 @@ def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
 
 def _microbatches(batch: int, largest: int, unit: int) -> int:
     """The fewest equal microbatches of at most `largest` windows, or of one `unit` that the batch is a multiple of."""
-    sizes = [size for size in range(unit, batch + 1, unit) if batch % size == 0]
-    return batch // max((size for size in sizes if size <= largest), default=sizes[0])
+    largest = min(largest, batch) // unit * unit
+    return batch // next((size for size in range(largest, 0, -unit) if batch % size == 0), unit)
+
+
+def _check_decays(optimizer: Any, name: str) -> None:
+    """Refuses schedules that end at the rate they had all along: their last loss is no point of a law."""
+    for leaf, flat in (
+        ("schedule=constant", optimizer.schedule == "constant"),
+        ("decay=0", optimizer.schedule == "wsd" and optimizer.decay <= 0),
+        (f"final={optimizer.final}", optimizer.final >= 1),
+    ):
+        if flat:
+            raise InputError(
+                f"series {name}: optimizer.{leaf} never decays, so its last loss is no point of a law; choose cosine or wsd with "
+                "a decay and a final below 1"
+            )
 
 
 def _corpora(sweep: Sweep, config: Any, name: str) -> list[Corpus]:
-    """The train splits; none where no corpus is named. Raises InputError: no split to validate on, no vocabulary either."""
+    """The train splits; none where no corpus is named.
+
+    Raises InputError: no split to validate on, or one with too few windows; less to train on than a window; no vocabulary.
+    """
     if config.data.paths:
-        open_corpora(config, sweep.validation.split)
-        return open_corpora(config, "train")
+        for corpus in open_corpora(config, sweep.validation.split):
+            _check_windows(sweep.validation, corpus, config.data.length)
+        corpora = open_corpora(config, "train")
+        for path, corpus in zip(config.data.paths, corpora, strict=True):
+            if corpus.num_tokens < config.data.length:
+                raise InputError(
+                    f"{path} has {corpus.num_tokens:,} train tokens, fewer than one window of {config.data.length:,}; "
+                    "take more of it, or a smaller data.length"
+                )
+        return corpora
     if config.model.vocab < 5:
         raise InputError(
             f"sweep {sweep.name} names no corpus, so series {name} has no vocabulary; give data=DIR, or override model.vocab=N"
         )
     return []
+
+
+def _check_windows(validation: Validation, corpus: Corpus, length: int) -> None:
+    """Refuses to promise more windows than a split has."""
+    windows = -(-corpus.num_tokens // length)
+    if validation.windows > windows:
+        raise InputError(
+            f"{corpus.directory} has {windows:,} windows of {length:,} in its split {validation.split}, fewer than the "
+            f"{validation.windows:,} that every run is to be measured on; give Validation(windows={windows}) or fewer, or prepare more text"
+        )

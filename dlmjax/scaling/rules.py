@@ -17,15 +17,17 @@ import math
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.scaling import checks
 
 BATCH_EXPONENT, LR_EXPONENT = 0.82, 0.34
+MOST_WINDOWS = 2**40  # a batch beyond reason is a slip of the pen
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchLaw:
     """B* = `tokens` * (D / `at`)^`exponent`, in windows: the nearest power of two, or the nearest multiple of `multiple` (devices).
 
-    tokens: best batch, in tokens, of a run of `at` training tokens.
+    tokens: best batch, in tokens, of a run of `at` training tokens. multiple: 0 for powers of two.
     """
 
     tokens: float | int
@@ -34,16 +36,18 @@ class BatchLaw:
     multiple: int = 0
 
     def __post_init__(self) -> None:
-        _positive("BatchLaw", tokens=self.tokens, at=self.at)
-        if self.multiple < 0:
-            raise InputError(f"BatchLaw(multiple={self.multiple}): give the number of devices, or 0 for powers of two")
+        checks.positive("BatchLaw", tokens=self.tokens, at=self.at)
+        checks.finite("BatchLaw", exponent=self.exponent)
+        checks.whole("BatchLaw", 0, multiple=self.multiple)
 
     def windows(self, tokens: float | int, length: int) -> int:
-        """Windows of `length` in a step of a run of `tokens`; at least one, or one on each device."""
-        best = self.tokens * (tokens / self.at) ** self.exponent / length
+        """Windows of `length` in a step of a run of `tokens`; at least one, or one on each device. Raises InputError: beyond reason."""
+        best = _power(self.tokens, tokens / self.at, self.exponent) / length
+        if not best < MOST_WINDOWS:
+            raise InputError(f"{self} gives a run of {tokens:.3g} tokens a batch of {best:.3g} windows; check its numbers")
         if self.multiple:
             return max(round(best / self.multiple), 1) * self.multiple
-        return 2 ** max(round(math.log2(best)), 0)
+        return 2 ** max(round(math.log2(max(best, 1))), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,9 @@ class FixedBatch:
     count: int
 
     def __post_init__(self) -> None:
-        _positive("FixedBatch", count=self.count)
+        checks.whole("FixedBatch", 1, count=self.count)
+        if self.count > MOST_WINDOWS:
+            raise InputError(f"FixedBatch(count={self.count:.3g}): give at most {MOST_WINDOWS:.3g} windows")
 
     def windows(self, tokens: float | int, length: int) -> int:
         """`count`, whatever the run."""
@@ -70,11 +76,15 @@ class RateLaw:
     exponent: float | int = LR_EXPONENT
 
     def __post_init__(self) -> None:
-        _positive("RateLaw", lr=self.lr, batch=self.batch)
+        checks.positive("RateLaw", lr=self.lr, batch=self.batch)
+        checks.finite("RateLaw", exponent=self.exponent)
 
     def rate(self, batch: int, length: int) -> float:
-        """The peak learning rate of a run with `batch` windows of `length` in a step."""
-        return self.lr * (batch * length / self.batch) ** self.exponent
+        """The peak learning rate of a run with `batch` windows of `length` in a step. Raises InputError: none that can be."""
+        rate = _power(self.lr, batch * length / self.batch, self.exponent)
+        if not 0 < rate < math.inf:
+            raise InputError(f"{self} gives a batch of {batch:,} windows of {length:,} the learning rate {rate:.3g}; check its numbers")
+        return rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +94,7 @@ class FixedRate:
     lr: float | int
 
     def __post_init__(self) -> None:
-        _positive("FixedRate", lr=self.lr)
+        checks.positive("FixedRate", lr=self.lr)
 
     def rate(self, batch: int, length: int) -> float:
         """`lr`, whatever the run."""
@@ -100,7 +110,7 @@ class CompleteP:
     depth: int
 
     def __post_init__(self) -> None:
-        _positive("CompleteP", width=self.width, depth=self.depth)
+        checks.whole("CompleteP", 1, width=self.width, depth=self.depth)
 
     def leaves(self) -> dict[str, int]:
         """The leaves of a config that switch it on."""
@@ -122,7 +132,9 @@ Batch = BatchLaw | FixedBatch
 Rate = RateLaw | FixedRate
 
 
-def _positive(name: str, **values: float | int) -> None:
-    for field, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-            raise InputError(f"{name}({field}={value!r}): give a positive number")
+def _power(factor: float | int, base: float | int, exponent: float | int) -> float:
+    """factor * base^exponent; infinite where that has no float."""
+    try:
+        return factor * base**exponent
+    except (OverflowError, ZeroDivisionError):
+        return math.inf

@@ -65,7 +65,7 @@ class Snapshot:
 
     def text(self) -> str:
         """The whole table."""
-        width = max(len(row.run.id) for row in self.rows)
+        width = max((len(row.run.id) for row in self.rows), default=3)
         lines = [f"{'run':{width}}  state     step               time      left      nats/token"]
         lines += [_line(row, width) for row in self.rows]
         lines.append(self.line())

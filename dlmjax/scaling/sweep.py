@@ -22,12 +22,13 @@ import inspect
 import itertools
 import math
 import re
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dlmjax.config import function_of, nearest
+from dlmjax.config import function_of, nearest, telling_lines
 from dlmjax.errors import InputError
-from dlmjax.scaling import ladder
+from dlmjax.scaling import checks, ladder
 from dlmjax.scaling.manifest import Policy, Validation
 from dlmjax.scaling.rules import Batch, CompleteP, Rate
 
@@ -65,6 +66,11 @@ class Near:
     a: float | int = 0.0216
     b: float | int = 0.514
     count: int = 7
+
+    def __post_init__(self) -> None:
+        checks.positive("Near", a=self.a)
+        checks.finite("Near", b=self.b)
+        checks.whole("Near", 1, count=self.count)
 
     def widths(self, flops: float | int) -> tuple[int, ...]:
         """Rungs for one budget, narrow to wide."""
@@ -190,6 +196,10 @@ class Series:
     batch: Batch | None = None
     rate: Rate | None = None
 
+    def __post_init__(self) -> None:
+        _kinds("Series", config=(self.config, str), batch=(self.batch, Batch | None), rate=(self.rate, Rate | None))
+        _texts("Series", overrides=self.overrides)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -213,15 +223,26 @@ class Sweep:
     checkpoints: int = 4
 
     def __post_init__(self) -> None:
+        _kinds(
+            "Sweep",
+            series=(self.series, Mapping),
+            grid=(self.grid, Grid),
+            batch=(self.batch, Batch | None),
+            rate=(self.rate, Rate | None),
+            transfer=(self.transfer, CompleteP | None),
+            validation=(self.validation, Validation),
+            policy=(self.policy, Policy),
+            **{f"series[{name!r}]": (series, str | Series) for name, series in _items(self.series)},
+        )
+        _texts("Sweep", data=(self.data,) if isinstance(self.data, str) else self.data, overrides=self.overrides)
+        checks.whole(f"sweep {self.name}", 1, checkpoints=self.checkpoints)
         for name in (self.name, *self.series):
-            if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+            if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
                 raise InputError(
                     f"{name!r} names a sweep or a series; use lower-case letters, digits and underscores: it becomes a file name"
                 )
         if not self.series:
             raise InputError(f"sweep {self.name} has no series; give at least one, such as series={{'masked': '../masked.py:tiny'}}")
-        if self.checkpoints < 1:
-            raise InputError(f"sweep {self.name}: checkpoints is {self.checkpoints}; a run ends with one, so give at least 1")
         if isinstance(self.grid, Repeated) and len(self.paths) > 1:
             raise InputError(f"sweep {self.name}: repeated data is the first tokens of one corpus; data has {len(self.paths)}")
         if isinstance(self.grid, Mixture) and any(len(weights) != len(self.paths) for weights in self.grid.weights):
@@ -246,10 +267,12 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
     """Runs `get_sweep()` of the file with `name=value` arguments, which take the type of the argument's default.
 
     Raises:
-      InputError: no such file, no `get_sweep`, an argument that it does not have or that is missing, a sweep that contradicts itself.
+      InputError: no such file, no `get_sweep`, an error in it, an argument that it does not have or that is missing, a sweep that
+        contradicts itself.
     """
     get_sweep = function_of(path, "sweep", "configs/sweeps/micro.py")
-    parameters = inspect.signature(get_sweep).parameters
+    with telling_lines(path):
+        parameters = inspect.signature(get_sweep).parameters
     arguments: dict[str, Any] = {}
     for text in values:
         name, equals, value = text.partition("=")
@@ -261,10 +284,8 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
     missing = [name for name, field in parameters.items() if field.default is field.empty and name not in arguments]
     if missing:
         raise InputError(f"{path} needs {', '.join(missing)}; pass --set {missing[0]}=VALUE")
-    try:
+    with telling_lines(path):
         found = get_sweep(**arguments)
-    except TypeError as error:
-        raise InputError(f"{path}: get_sweep() fails: {error} (--debug shows where)") from error
     if not isinstance(found, Sweep):
         raise InputError(f"{path}: get_sweep() returns {type(found).__name__}, not a Sweep")
     return found
@@ -286,7 +307,9 @@ def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, tuple):
         parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
         return tuple(parts) if isinstance(parts, tuple | list) else (parts,)
-    numbers = isinstance(default, int | float) and isinstance(value, int | float)
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e3 is a way to write a thousand
+    numbers = type(default) is float and type(value) is int
     if default is not inspect.Parameter.empty and not numbers and type(value) is not type(default):
         raise InputError(f"--set {name} wants {type(default).__name__}, not {text!r}")
     return value
@@ -314,3 +337,23 @@ def _widths(grid: str, sizes: Sequence[int]) -> None:
     _whole(grid, sizes=sizes)
     for width in sizes:
         ladder.shape(width)
+
+
+def _kinds(name: str, **fields: tuple[Any, Any]) -> None:
+    """Refuses fields, (value, type) each, of another type."""
+    for field, (value, kind) in fields.items():
+        if not isinstance(value, kind):
+            kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+            names = " or ".join("None" if each is types.NoneType else each.__name__ for each in kinds)
+            raise InputError(f"{name}({field}={value!r}): give {names}")
+
+
+def _texts(name: str, **fields: Sequence[str]) -> None:
+    """Refuses fields that are no lists of text."""
+    for field, given in fields.items():
+        if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(text, str) for text in given):
+            raise InputError(f"{name}({field}={given!r}): give a list of text")
+
+
+def _items(series: Any) -> list[tuple[Any, Any]]:
+    return list(series.items()) if isinstance(series, Mapping) else []

@@ -1,5 +1,6 @@
 """Sweeps of seconds, and the commands that run them."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -37,6 +38,11 @@ def planned(corpora, series="masked", width=32, seed=0, **changes) -> PlannedRun
     tokens, per_token = config.train.steps * 4 * 32, 6e3 * width
     name = run_id(series, cell, leaves, [f"w{width}", f"s{seed}"])
     return PlannedRun(name, series, cell, leaves, 1000, 800, 1000, per_token, per_token, per_token * tokens, tokens, 10**5, tokens / 1e5)
+
+
+def renamed(run) -> PlannedRun:
+    """The run under the id of its config, which was changed."""
+    return dataclasses.replace(run, id=run_id(run.series, run.cell, run.config, ["changed"]))
 
 
 def plan(*runs, policy=None, windows=16) -> Plan:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import time
 
@@ -13,6 +14,7 @@ import pytest
 from dlmjax.errors import InputError
 from dlmjax.scaling import run_flags
 from dlmjax.scaling.journal import COMPILED, facts, failed, hold, released, workdir_of
+from dlmjax.scaling.local import slots
 from dlmjax.scaling.manifest import Policy
 from dlmjax.scaling.records import Record, append_record
 from dlmjax.scaling.status import clock, snapshot, watch
@@ -61,9 +63,9 @@ def started(tmp_path):
 def test_print_gives_one_command_for_each_run_that_is_left(started, capsys):
     root, made = started
     ids = [made.runs[number].id for number in (4, 5, 2, 3)]  # the longest first
-    assert printed(capsys, root, "--executor", "print").splitlines() == [f"dlmjax sweep run {root} --only {name}" for name in ids]
+    assert printed(capsys, root, "--executor", "print").splitlines() == [f"dlmjax sweep run {root} --jobs 1 --only {name}" for name in ids]
     only = printed(capsys, root, "--executor", "print", "--only", made.runs[0].id, made.runs[3].id)
-    assert only.splitlines() == [f"dlmjax sweep run {root} --only {made.runs[3].id}"]
+    assert only.splitlines() == [f"dlmjax sweep run {root} --jobs 1 --only {made.runs[3].id}"]
 
 
 def test_a_dry_run_here_trains_nothing(started, capsys):
@@ -93,6 +95,15 @@ def test_one_element_of_an_array_is_requeued_alone(started, capsys):
     ):
         shown = subprocess.run(["bash", "-uc", f'{line}; echo "$job"'], env={**os.environ, **variables}, capture_output=True, text=True)
         assert shown.stdout.strip() == name, shown.stderr
+
+
+def test_a_printed_command_keeps_to_the_cores_or_the_gpu_that_it_is_given(started, capsys):
+    """The words of docs/scaling_run.md: what surrounds a command decides where it runs."""
+    words = shlex.split(printed(capsys, started[0], "--executor", "print").splitlines()[0])
+    jobs = arguments(*words[3:]).jobs
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(jobs, {"CUDA_VISIBLE_DEVICES": "3"})] == ["3"]
+    (slot,) = slots(jobs, {"JAX_PLATFORMS": "cpu"})
+    assert set(slot.cores) == os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +200,10 @@ def test_nothing_is_promised_before_anything_is_known(tmp_path):
     seen = snapshot(made, tmp_path)
     assert seen.left is None and "? left" in seen.text() and seen.bookkeeping is None
     assert clock(None) == "?" and clock(3725.4) == "1:02:05"
+
+
+def test_a_table_of_no_runs(tmp_path):
+    assert "none twice" in snapshot(plan(), tmp_path).text()
 
 
 def test_watching_ends_with_the_sweep(started, capsys):

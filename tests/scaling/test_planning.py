@@ -11,9 +11,11 @@ from dlmjax import config as config_lib
 from dlmjax.__main__ import main
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
-from dlmjax.scaling import planning
+from dlmjax.scaling import manifest, planning
+from dlmjax.scaling.journal import failed
 from dlmjax.scaling.manifest import Plan, Policy, Validation
 from dlmjax.scaling.plan_table import duration, table
+from dlmjax.scaling.records import append_record
 from dlmjax.scaling.rules import BatchLaw, CompleteP, FixedBatch, RateLaw
 from dlmjax.scaling.sweep import BatchRate, IsoFlop, Mixture, Repeated, Series, Sweep
 
@@ -33,6 +35,7 @@ def data(tmp_path_factory) -> str:
 
 def sweep(data, grid=None, **changes) -> Sweep:
     values = dict(name="s", series={"masked": MASKED}, grid=grid or IsoFlop((2e10,), (16, 32)), data=data, batch=FixedBatch(4))
+    values["validation"] = Validation(windows=8)
     return Sweep(**{**values, **changes})
 
 
@@ -111,7 +114,7 @@ def test_repeated_data_is_a_portion_seen_so_often(data):
 
 
 def test_mixtures_weigh_their_corpora(data, tmp_path):
-    (tmp_path / "b.txt").write_text("\n".join(f"another text {number}" for number in range(300)))
+    (tmp_path / "b.txt").write_text("\n".join(f"another text {number}" for number in range(400)))
     prepare([tmp_path / "b.txt"], "bytes", tmp_path / "b", documents="line", valid_fraction=0.2)
     found = plan((data, str(tmp_path / "b")), Mixture((16,), (20_000,), ((0.5, 0.5), (0.9, 0.1))))
     assert [run.config["data.weights"] for run in found.runs] == [[0.5, 0.5], [0.9, 0.1]]
@@ -191,6 +194,79 @@ def test_a_directory_with_runs_takes_only_plans_that_keep_them(data, tmp_path):
     assert Plan.read(tmp_path) == more
 
 
+def records_of(runs, validation, root):
+    for run in runs:
+        append_record(root / "records.jsonl", failed(run, validation, 0, 0, Policy(), "no luck"))
+
+
+def test_records_keep_a_directory_as_its_folders_do(data, tmp_path):
+    first = plan(data)
+    first.write(tmp_path)
+    records_of(first.runs[:1], first.validation, tmp_path)  # its folder was deleted
+    for other, said in (
+        (plan(data, IsoFlop((2e10,), (32,))), "holds 1 runs that this"),
+        (plan(data, validation=Validation(windows=9)), "are measured by 8 windows"),
+    ):
+        with pytest.raises(InputError, match=said):
+            planning.write_plan(other, str(tmp_path))
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(InputError, match="are measured by 8 windows"):
+        planning.write_plan(plan(data, validation=Validation(windows=9)), str(tmp_path))
+
+
+def test_lines_keep_their_places_when_a_plan_grows(data, tmp_path):
+    small, grown = plan(data, IsoFlop((2e10,), (24, 48))), plan(data, IsoFlop((2e10,), (16, 24, 32, 48)))
+    planning.write_plan(small, str(tmp_path))
+    planning.write_plan(grown, str(tmp_path))
+    assert [run.cell["width"] for run in Plan.read(tmp_path).runs] == [24, 48, 16, 32]
+    assert {run.id for run in Plan.read(tmp_path).runs} == {run.id for run in grown.runs}
+    planning.write_plan(plan(data, IsoFlop((2e10,), (16, 32, 48))), str(tmp_path))  # nobody began that of 24
+    assert [run.cell["width"] for run in Plan.read(tmp_path).runs] == [48, 16, 32]
+
+
+@pytest.mark.parametrize("damaged", ["sweep.json", "manifest.jsonl"])
+def test_a_damaged_plan_is_mended_by_planning_again(data, tmp_path, damaged):
+    small, grown = plan(data, IsoFlop((2e10,), (24, 48))), plan(data, IsoFlop((2e10,), (16, 24, 48)))
+    planning.write_plan(small, str(tmp_path))
+    planning.write_plan(grown, str(tmp_path))
+    written = Plan.read(tmp_path)
+    records_of(small.runs[:1], small.validation, tmp_path)
+    (tmp_path / "runs" / f"{small.runs[1].id}.retry-1").mkdir(parents=True)
+    (tmp_path / "runs" / "notes").mkdir()
+    text = (tmp_path / damaged).read_text().replace("train.steps", "train.step").replace("runs", "run")
+    (tmp_path / damaged).write_text(text)
+    with pytest.raises(InputError, match="plan the sweep again"):
+        Plan.read(tmp_path)
+    for widths, gone in (((16, 48), small.runs[0]), ((16, 24), small.runs[1])):
+        with pytest.raises(InputError, match=f"1 runs that this plan has not, such as {gone.id}"):
+            planning.write_plan(plan(data, IsoFlop((2e10,), widths)), str(tmp_path))
+    planning.write_plan(grown, str(tmp_path))
+    assert Plan.read(tmp_path) == written
+
+
+def test_a_plan_that_was_killed_while_it_grew_is_read_and_grown_again(data, tmp_path, monkeypatch):
+    small, grown = plan(data), plan(data, IsoFlop((2e10,), (16, 24, 32)))
+    small.write(tmp_path)
+    head = json.loads((tmp_path / "sweep.json").read_text())
+    del head["ids"]  # of before there were any
+    (tmp_path / "sweep.json").write_text(json.dumps(head))
+    (tmp_path / "runs" / small.runs[0].id).mkdir(parents=True)
+    write = manifest.write_atomically
+
+    def killed(path, content):
+        write(path, content)
+        if path.name == "manifest.jsonl":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(manifest, "write_atomically", killed)
+        planning.write_plan(grown, str(tmp_path))
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 3
+    assert Plan.read(tmp_path) == small
+    planning.write_plan(grown, str(tmp_path))
+    assert [run.cell["width"] for run in Plan.read(tmp_path).runs] == [16, 32, 24]
+
+
 def test_runs_of_a_shape_that_was_seen_cost_milliseconds(data):
     """500 runs are to be planned in 10 s (docs/scaling_plan.md has the measured time); here 60, in the processor's own time."""
     seconds = []
@@ -204,7 +280,12 @@ def test_runs_of_a_shape_that_was_seen_cost_milliseconds(data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(overrides=("optimizer.schedule=constant",)), "never decays"),
+        (dict(overrides=("optimizer.schedule=constant",)), "schedule=constant never decays"),
+        (dict(overrides=("optimizer.schedule=wsd", "optimizer.decay=0.0")), "decay=0 never decays"),
+        (dict(overrides=("optimizer.final=1.0",)), "final=1.0 never decays"),
+        (dict(validation=Validation(windows=122)), r"has 121 windows of 128 in its split valid, .*; give Validation\(windows=121\)"),
+        (dict(validation=Validation(windows=8, rule="count"), series={"u": "../uniform.py:tiny"}), "rule count"),
+        (dict(batch=BatchLaw(1e300, 1)), "check its numbers"),
         (dict(validation=Validation(split="test")), "has no split 'test'"),
         (dict(series={"masked": "../nothing.py"}), "nothing.py does not exist"),
         (dict(overrides=("optimizer.rate=1",)), "no field 'optimizer.rate'"),
@@ -214,6 +295,18 @@ def test_runs_of_a_shape_that_was_seen_cost_milliseconds(data):
 def test_what_a_sweep_may_not_be(data, changes, message):
     with pytest.raises(InputError, match=message):
         plan(**{"data": data, **changes})
+
+
+def test_a_corpus_shorter_than_a_window_is_refused(data):
+    with pytest.raises(InputError, match=r"\(tokens=30\) has 30 train tokens, fewer than one window of 128"):
+        plan(f"{data}(tokens=30)")
+
+
+def test_microbatches_are_the_fewest_that_fit_however_large_the_batch():
+    assert [planning._microbatches(batch, 32, 1) for batch in (16, 32, 48, 64, 97)] == [1, 1, 2, 2, 97]
+    assert [planning._microbatches(batch, 32, 24) for batch in (24, 48, 240)] == [1, 2, 10]
+    assert planning._microbatches(48, 32, 48) == 1
+    assert planning._microbatches(2**1000, 32, 1) == 2**995
 
 
 @pytest.mark.parametrize(
@@ -238,5 +331,10 @@ def test_the_command_prints_and_writes(data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1e+10 model FLOP/s, as given" in out and f"dlmjax sweep run {tmp_path / 'out'}" in out
     assert {run.cell["budget"] for run in Plan.read(tmp_path / "out").runs} == {2e10}
+    (tmp_path / "file").touch()
+    for output, said in (("", "--output is empty"), (tmp_path / "file", "cannot write"), (tmp_path / "file" / "in", "cannot write")):
+        assert main([*command, "--output", str(output)]) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and printed.err.count("\n") == 1 and not printed.out, "before anything is planned"
     assert main([*command, "--set", "budgets=1"]) == 2
     assert "takes no 'budgets'; did you mean 'budget'?" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def test_fixed_values_and_transfer():
     [
         lambda: BatchLaw(0, 1e7),
         lambda: BatchLaw(1, 1, multiple=-1),
+        lambda: FixedBatch(10**300),
         lambda: RateLaw(1e-2, float("nan")),
         lambda: FixedRate(0),
         lambda: FixedBatch(-1),
@@ -40,3 +41,12 @@ def test_fixed_values_and_transfer():
 def test_what_is_no_law(make):
     with pytest.raises(InputError, match="give"):
         make()
+
+
+@pytest.mark.parametrize(
+    "law",
+    [BatchLaw(1e300, 1), BatchLaw(1, 1, 1e3), BatchLaw(1, 1, 1e3, multiple=8), RateLaw(1, 1, 1e3), RateLaw(1, 1, -1e3)],
+)
+def test_laws_beyond_reason_are_refused_and_do_not_hang(law):
+    with pytest.raises(InputError, match=f"{type(law).__name__}.*check its numbers"):
+        law.windows(1e12, 128) if isinstance(law, BatchLaw) else law.rate(10**6, 128)

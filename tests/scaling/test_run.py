@@ -21,7 +21,7 @@ from dlmjax.scaling.records import Record, read_records
 from dlmjax.train import _windows
 from dlmjax.training import read
 from tests.launch.test_slurm import MISSING, cluster  # noqa: F401
-from tests.scaling.sweeps import EVERY, OBJECTIVES, STEPS, command, environment, lines, plan, planned, sweep
+from tests.scaling.sweeps import EVERY, OBJECTIVES, STEPS, command, environment, lines, plan, planned, renamed, sweep
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +258,7 @@ def test_bad_input_is_refused_before_anything_is_trained(small_corpus, tmp_path)
     ):
         bad = planned([small_corpus])
         bad.config.update(leaves)
+        bad = renamed(bad)
         plan(bad).write(tmp_path / name)
         with pytest.raises(InputError, match=said):
             execute(str(tmp_path / name), bad.id)

@@ -24,7 +24,7 @@ from dlmjax.scaling.records import Record
 from dlmjax.scaling.special import Special, Tuning, best_epochs
 
 FIT, RESAMPLES, POINTS = "fit.json", "resamples.npz", "points.csv"
-VERSION = 1
+VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and learning rate have their middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
     budgets = [minimum.flops for minimum in analysis.isoflop.minima]
     top = float(analysis.points.flops_R.max())
     record: dict[str, Any] = {"runs": len(analysis.points), "compute": dataclasses.asdict(analysis.compute), "refused": analysis.refused}
+    size_R = analysis.points.sizes[analysis.definition]
+    record["sizes"] = [float(size_R.min()), float(size_R.max())]
     record["laws"] = {method: dict(law.values) for method, law in analysis.laws.items()}
     record["exponents"] = {method: _both(analysis, method, lambda law: law.exponents()) for method in analysis.laws}
     if analysis.parametric is not None:

@@ -1,6 +1,7 @@
 """`dlmjax fit` and `dlmjax fit predict` from the command line: what they write, print and refuse."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -12,8 +13,10 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.__main__ import main
 from dlmjax.plan import Vocabulary, alone
-from dlmjax.scaling import counts, forms
+from dlmjax.scaling import counts, forms, plots
+from dlmjax.scaling.fit_command import analyse_files
 from dlmjax.scaling.records import append_record
+from dlmjax.scaling.results import file_names
 from tests.scaling.synthetic import LAW, SMALL, additive_loss, isoflop_grid, record, sweep
 
 
@@ -168,6 +171,73 @@ def test_a_sweep_that_varies_everything_has_every_law(tmp_path, capsys):
     assert "batch and lr by this fit's own laws" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_an_output_without_a_place_is_refused_before_the_fit(fitted, tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", place]) == 2
+    said = capsys.readouterr()
+    assert "cannot write" in said.err and said.err.count("\n") == 1 and not said.out
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_fit_replaces_all_of_an_older_one(fitted, tmp_path):
+    out = shutil.copytree(fitted / "out", tmp_path / "out")
+    (out / "best_model.png").write_text("mine")
+    flags = ["fit", str(fitted / "records.jsonl"), "--output", str(out), "--resamples", "0", "--no-plots"]
+    assert main(flags) == 0
+    assert {path.name for path in out.iterdir()} == {"fit.json", "points.csv", "resamples.npz", "best_model.png"}
+
+
+def test_a_fit_that_cannot_be_written_leaves_no_old_numbers(fitted, tmp_path, capsys):
+    out = shutil.copytree(fitted / "out", tmp_path / "out")
+    (out / "points.csv").unlink()
+    (out / "points.csv").mkdir()
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", str(out), "--resamples", "0", "--no-plots"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (out / "fit.json").exists() and not (out / "resamples.npz").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other bytes", "no series"])
+def test_a_damaged_fit_is_refused(fitted, tmp_path, capsys, damage):
+    out = shutil.copytree(fitted / "out", tmp_path / "out")
+    content = (out / "resamples.npz").read_bytes()
+    middle = len(content) // 2
+    changed = {"cut": content[:3000], "empty": b"", "other bytes": content[:500] + bytes(middle) + content[500 + middle :]}
+    (out / "resamples.npz").write_bytes(changed.get(damage, content))
+    if damage == "no series":
+        record = json.loads((out / "fit.json").read_text())
+        (out / "fit.json").write_text(json.dumps({name: record[name] for name in ("format", "version")}))
+    assert main(["fit", "predict", "--flops", "1e15", "--fit", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be read" in error and error.count("\n") == 1
+
+
+def test_series_that_meet_in_a_file_name_are_told_apart():
+    assert list(file_names(["a/b", "a_b", "A_B", "a_b-2"]).values()) == ["a_b", "a_b-2", "A_B-3", "a_b-2-2"]
+
+
+@pytest.mark.parametrize(
+    "shift, words",
+    [(2.0, "no run of masked is as good as the best of ar"), (-2.5, "every best run of masked is better than those of ar")],
+)
+def test_a_picture_without_ratios_says_which_series_is_ahead(tmp_path, shift, words):
+    runs = [dataclasses.replace(run, loss=run.loss + shift * (run.series == "masked")) for run in sweep()]
+    result = analyse_files([write(tmp_path / "records.jsonl", runs)], resamples=0)
+    analyses = {found.series: found.analyses["total"] for found in result.series}
+    assert plots.why_not(analyses, result) == [words]
+    assert plots.objectives(analyses, result).startswith(b"\x89PNG")
+
+
+def test_series_of_other_corpora_are_not_compared(tmp_path, capsys):
+    runs = [dataclasses.replace(run, config={"data.paths": [{"ar": "novels", "masked": "c4"}[run.series]]}) for run in sweep()]
+    flags = ["--output", str(tmp_path / "out"), "--resamples", "0", "--no-plots"]
+    assert main(["fit", write(tmp_path / "records.jsonl", runs), *flags]) == 0
+    assert "masked is not compared with ar: they differ in corpora, novels and c4" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert not found["compute_ratios"] and len(found["not_compared"]) == 1
+
+
 def changed_fit(source, directory, change):
     """A copy of a fit in which `change` has edited the record of masked runs."""
     shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.png", "*.html"))
@@ -255,6 +325,7 @@ def test_intervals_of_the_batch_know_the_exponents_error(fitted, tmp_path, capsy
         (["fit", "none.jsonl", "--output", "o"], "none.jsonl does not exist"),
         (["fit", "none.jsonl"], "`fit` needs --output"),
         (["fit", "x", "--output", "o", "--resamples", "7"], "95 % intervals need at least 100"),
+        (["fit", "none.jsonl", "--output", "o", "--seed", "-1"], "--seed -1: give 0 or a positive"),
         (["fit", "predict", "--fit", "none"], "needs --flops"),
         (["fit", "predict", "--flops", "1e22", "--fit", "none"], "holds no fit"),
         (["fit", "predict", "more", "--flops", "1e22"], "and no records"),

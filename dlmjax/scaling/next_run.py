@@ -61,7 +61,7 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     spread = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
     return f'''"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of `{fit}`.
 
-N* = {numbers["size"]:.4g} ({prediction.definition}); the ladder's nearest shape has {size:,} ({shape}).
+N* = {numbers["size"]:.4g} ({prediction.definition}); the ladder's nearest shape has {size:,.0f} ({shape}).
 {counted.flops_per_token:.4g} FLOPs per token, counted, pay for {tokens:.4g} tokens: {off:.3g} times those of the fit's C = k N^rho D.
 Expected loss {numbers["loss"]:.4f} nats/token{spread}, of the law's own N* and D*.
 Batch and lr: {prediction.source_of_batch}. {accumulation} microbatches a step.

@@ -1,18 +1,20 @@
 """`dlmjax fit`: reads runs, fits every law that they allow, writes the results, prints them. Imports no jax."""
 
+import contextlib
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dlmjax.errors import InputError
+from dlmjax.files import make_folder
 from dlmjax.scaling import compare, points, special
 from dlmjax.scaling.analysis import Analysis, analyse, usable
 from dlmjax.scaling.fit_text import summary
 from dlmjax.scaling.points import Points
 from dlmjax.scaling.records import Record, read_records
-from dlmjax.scaling.results import Result, SeriesFit
+from dlmjax.scaling.results import FIT, Result, SeriesFit
 
 SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
 BASES = ("ar", "autoregressive")  # what others are compared with, where a series is called so
@@ -34,11 +36,14 @@ def fit(
       records: files of records, or directories of sweeps. csv: tables of outside runs.
       resamples: of the bootstrap; 0 = no error bars. base: the series that the others are compared with.
       plots: also PNGs and `report.html`, where matplotlib is installed.
-    Raises InputError: nothing to fit, or too few runs for any law.
+    Raises InputError: nothing to fit, too few runs for any law, or an output that cannot be written.
     """
     if resamples and resamples < 100:
         raise InputError(f"--resamples {resamples}: 95 % intervals need at least 100; 0 fits without error bars")
-    result = analyse_files(records, csv, resamples=resamples, seed=seed, base=base)
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or a positive whole number")
+    with _folder(pathlib.Path(output)):
+        result = analyse_files(records, csv, resamples=resamples, seed=seed, base=base)
     result.write(output)
     print(summary(result), flush=True)
     print(f"\nwritten: {output}: fit.json, points.csv, resamples.npz", end="")
@@ -49,6 +54,20 @@ def fit(
         print(", " + ", ".join(written) if written else "; no pictures: pip install 'dlmjax[scaling]' brings matplotlib", end="")
     print(flush=True)
     return result
+
+
+@contextlib.contextmanager
+def _folder(output: pathlib.Path) -> Iterator[None]:
+    """Makes the folder before the work that fills it, and takes a new one away where that fails. Raises InputError: it cannot be made."""
+    new = not output.exists()
+    make_folder(output / FIT)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                output.rmdir()
+        raise
 
 
 def analyse_files(
@@ -69,8 +88,8 @@ def analyse_files(
     found = tuple(_series(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
     if not any(each.analyses or each.tuning or each.mixing for each in found):
         raise InputError("; ".join(each.refused for each in found) or "no run has finished, so there is nothing to fit")
-    ratios, crossings = _comparisons(found, base)
-    return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings)
+    ratios, crossings, apart = _comparisons(found, base)
+    return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings, apart)
 
 
 def _one_of_each(records: Sequence[Record]) -> list[Record]:
@@ -109,16 +128,20 @@ def _statuses(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _comparisons(found: Sequence[SeriesFit], base: str | None):
-    """Ratios and crossings of every series with the base (that of BASES, or the first). Series measured differently are not compared."""
+    """Ratios and crossings of every series with the base (that of BASES, or the first). Series that were measured
+    differently, or are of other vocabularies or corpora, are not compared; why comes third."""
     names = [each.series for each in found]
     if base is not None and base not in names:
         raise InputError(f"--base {base!r} is none of the series: {', '.join(names)}")
     base = base or next((name for name in BASES if name in names), names[0])
     first = found[names.index(base)]
     ratios: list[compare.Ratio] = []
-    crossings = []
+    crossings, apart = [], []
     for other in found:
-        if other is first or first.points is None or other.points is None or first.points.validation != other.points.validation:
+        if other is first or first.points is None or other.points is None:
+            continue
+        if why := _incomparable(first.points, other.points):
+            apart.append(f"{other.series} is not compared with {first.series}: {why}")
             continue
         pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
         if len(pair) == 2:
@@ -127,4 +150,17 @@ def _comparisons(found: Sequence[SeriesFit], base: str | None):
             corpora, law = compare.crossings(first.points, other.points)
             if any(one.unique != two.unique for one, two in itertools.pairwise(corpora)):
                 crossings.append((tuple(corpora), law))
-    return tuple(ratios), tuple(crossings)
+    return tuple(ratios), tuple(crossings), tuple(apart)
+
+
+def _incomparable(one: Points, two: Points) -> str:
+    """Why losses of two series say nothing about each other; "" where they do."""
+    if one.validation != two.validation:
+        return "they were measured on different validation sets, as far as is known"
+    pairs = itertools.product(_told(one), _told(two))
+    return next((f"they differ in {why}" for pair in pairs if (why := points.differs(*pair))), "")
+
+
+def _told(runs: Points) -> list[Record]:
+    """One record of a series, with a config where one has it: within a series they agree."""
+    return sorted(runs.records, key=lambda record: not record.config)[:1]

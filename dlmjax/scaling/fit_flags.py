@@ -51,6 +51,6 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add("--fit", default="fit", metavar="DIR", help="where `fit` wrote (fit)")
     add("--series", metavar="NAME", help="objective; default: all of the fit")
     add("--definition", default="total", metavar="NAME", help="of N: total, non_embedding, active or flops_per_token (total)")
-    add("--method", metavar="NAME", help="parametric, isoflop or envelope; default: all are printed, the first of these is used")
+    add("--method", metavar="NAME", help="parametric, isoflop or envelope; default: all; a config takes the first of these at no bound")
     add("--config", metavar="FILE.py", help="write a config of this run, ready for `dlmjax train` (needs --series where there are several)")
     add("--json", metavar="FILE", help="write the prediction here")

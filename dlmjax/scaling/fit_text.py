@@ -14,7 +14,7 @@ from dlmjax.scaling.special import Special, Tuning
 def summary(result: Result) -> str:
     """All series, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
     lines = [line for found in result.series for line in [*_series(found), ""]]
-    lines += _ratios(result)
+    lines += [*_ratios(result), *result.apart]
     for corpora, law in result.crossings:
         lines.append(f"repeated data, {corpora[0].other} against {corpora[0].base}:")
         lines += [f"  {crossing.unique:,.0f} unique tokens: {crossing.said}" for crossing in corpora]

@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from dlmjax.scaling.analysis import Analysis
-from dlmjax.scaling.results import Result
+from dlmjax.scaling.results import COMPARED, Result, file_names
 
 _NAMES = {"size": "N*, parameters", "tokens": "D*, tokens"}
 
@@ -20,8 +20,9 @@ def draw(result: Result) -> dict[str, bytes]:
     """All pictures by file name. Those of one series use total parameters."""
     pictures = {}
     analyses = {found.series: found.analyses["total"] for found in result.series if "total" in found.analyses}
+    names = file_names(found.series for found in result.series)
     for series, analysis in analyses.items():
-        name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in series)
+        name = names[series]
         if any(minimum.runs > 1 for minimum in analysis.isoflop.minima):
             pictures[f"isoflop_{name}.png"] = isoflop(analysis)
         pictures[f"envelope_{name}.png"] = envelope(analysis)
@@ -29,7 +30,7 @@ def draw(result: Result) -> dict[str, bytes]:
         if analysis.parametric is not None:
             pictures[f"residuals_{name}.png"] = residuals(analysis)
     if len(analyses) > 1:
-        pictures["objectives.png"] = objectives(analyses, result)
+        pictures[COMPARED] = objectives(analyses, result)
     return pictures
 
 
@@ -112,14 +113,31 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
         bars = np.where(np.isfinite(bars), np.maximum(bars, 0.0), 0.0)
         right.errorbar([r.flops for r in rows], [r.ratio for r in rows], yerr=bars, marker="o", capsize=3, label=f"{other}, {method}")
-    right.axhline(1.0, color="0.5", linewidth=1)
-    base = result.ratios[0].base if result.ratios else ""
-    right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
     if right.get_legend_handles_labels()[0]:
+        right.axhline(1.0, color="0.5", linewidth=1)
+        base = result.ratios[0].base
+        right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
         right.legend(fontsize=7)
     else:
-        right.text(0.5, 0.6, f"no other run is as good as the best of {base}", ha="center", transform=right.transAxes, fontsize=8)
+        right.set_axis_off()
+        said = "\n".join(why_not(analyses, result))
+        right.text(0.5, 0.6, said, ha="center", transform=right.transAxes, fontsize=8)
     return _png(figure)
+
+
+def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
+    """Why no ratio of two series lies among their runs: the other one's best are all worse, or all better, or some of each."""
+    lines = list(result.apart)
+    for base, other in dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios):
+        loss_R = analyses[other].points.loss_R[analyses[other].on_envelope_R]
+        losses = [ratio.loss for ratio in result.ratios if (ratio.base, ratio.other) == (base, other)]
+        if loss_R.min() > max(losses):
+            lines.append(f"no run of {other} is as good as the best of {base}")
+        elif loss_R.max() < min(losses):
+            lines.append(f"every best run of {other} is better than those of {base}")
+        else:
+            lines.append(f"no best loss of {base} lies among those of {other}")
+    return lines or ["no two series are compared"]
 
 
 def _bands(axes, analysis: Analysis, name: str) -> None:

@@ -13,24 +13,26 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
+from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.scaling.records import Record
 
 FREE_EPOCHS = 4.0  # up to here a repeated token is worth a new one (2305.16264); beyond, runs are for the laws of repetition
 _SAME_BUDGET = 0.05  # decades of FLOPs within which runs without a named budget are taken to share one
 
-# Names of columns that a table may have, after lower-casing and turning other signs into "_".
+# Names of columns that a table may have, after lower-casing and turning other signs into "_"; the first that it has is read. Losses of
+# held-out text come first: a plain `loss` beside one is that of training.
 COLUMNS = {
     "parameters": ("parameters", "params", "n", "n_params", "num_params", "model_size", "size", "total", "total_parameters"),
     "non_embedding": ("non_embedding", "non_embedding_parameters", "n_non_embedding"),
     "active": ("active", "active_parameters", "n_active"),
     "tokens": ("tokens", "training_tokens", "train_tokens", "d", "n_tokens", "num_tokens", "data"),
     "flops": ("flops", "training_flop", "training_flops", "train_flops", "flop", "c", "compute"),
-    "loss": ("loss", "val_loss", "valid_loss", "validation_loss", "final_loss", "test_loss", "nelbo"),
+    "loss": ("val_loss", "valid_loss", "validation_loss", "eval_loss", "nelbo", "test_loss", "loss", "final_loss"),
     "stderr": ("stderr", "loss_stderr", "sem", "s_e_m", "std_error"),
     "budget": ("budget", "flop_budget", "isoflop"),
     "series": ("series", "objective", "group"),
@@ -140,15 +142,38 @@ def tuning_of(record: Record) -> bool:
 
 
 def check_validation(records: Sequence[Record]) -> None:
-    """Raises InputError: two runs of a series that finished were measured differently."""
+    """Raises InputError: two runs of a series that finished were measured differently, or are of other tokenizers or corpora."""
     seen: dict[str, Record] = {}
     for record in records:
-        first = seen.setdefault(record.series, record) if record.status == "finished" else record
+        if record.status != "finished":
+            continue
+        first = seen.setdefault(record.series, record)
         if first.validation != record.validation:
             raise InputError(
                 f"series {record.series!r}: {first.id} was measured on {first.validation!r} and {record.id} on {record.validation!r}; "
                 "a fit needs one validation set, so evaluate them alike or keep them in different files"
             )
+        if other := differs(first, record):
+            raise InputError(f"series {record.series!r}: {first.id} and {record.id} differ in {other}; fit them apart, or as two series")
+        if record.config and not first.config:
+            seen[record.series] = record  # it can say which corpora they are of
+
+
+def differs(one: Record, two: Record) -> str:
+    """What makes nats per token of two runs different things: vocabularies, or corpora where both records name them; "" for nothing."""
+    if one.vocab != two.vocab:
+        return f"vocabulary, {one.vocab} and {two.vocab} ids"
+    of_one, of_two = _corpora(one), _corpora(two)
+    if of_one and of_two and of_one != of_two:
+        return f"corpora, {', '.join(of_one)} and {', '.join(of_two)}"
+    return ""
+
+
+def _corpora(record: Record) -> tuple[str, ...]:
+    """Names of the corpora that a run was trained on, without how much of each: the last folder of a path that is not just called data, so
+    that the machines of a series may keep them in different places."""
+    parts = [pathlib.PurePath(parse_path(path)[0]).parts for path in record.config.get("data.paths", ())]
+    return tuple(sorted(next((part for part in reversed(each) if part != "data"), "data") for each in parts))
 
 
 def _of_records(series: str, runs: tuple[Record, ...], left_out: dict[str, int]) -> Points:
@@ -194,22 +219,16 @@ def from_csv(path: str | os.PathLike) -> dict[str, Points]:
 
     Needed: parameters, loss, and tokens or FLOPs; C = 6 N D fills in the one that is missing. Names are matched leniently (see COLUMNS),
     and the notes say which column was read as what. Raises InputError: no such file, a column that is needed is missing, a value that is
-    no positive number.
+    no positive number, text that is not UTF-8.
     """
     file = pathlib.Path(path)
     if not file.is_file():
         raise InputError(f"{file} does not exist")
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        header = [name for name in reader.fieldnames or () if name]
-        read_as = _match(header)
-        missing = [name for name in ("parameters", "loss") if name not in read_as]
-        if "tokens" not in read_as and "flops" not in read_as:
-            missing.append("tokens (or flops)")
-        if missing:
-            known = "; ".join(f"{name}: {', '.join(COLUMNS[name.split()[0]])}" for name in missing)
-            raise InputError(f"{file} has no column for {' and '.join(missing)}; its columns are {', '.join(header)}; known names: {known}")
-        rows = [_row(file, number, row, read_as) for number, row in enumerate(reader, 2)]
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            header, rows, read_as = _read(file, stream)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"{file} cannot be read as a table of comma-separated values in UTF-8 ({error}); save it as one") from error
     if not rows:
         raise InputError(f"{file} has a header and no runs")
     notes = [f"{file.name}: column {column!r} is read as {name}" for name, column in read_as.items()]
@@ -221,6 +240,20 @@ def from_csv(path: str | os.PathLike) -> dict[str, Points]:
     for row in rows:
         series[row["series"] or file.stem].append(row)
     return {name: _of_rows(name, found, tuple(notes)) for name, found in sorted(series.items())}
+
+
+def _read(file: pathlib.Path, stream: TextIO) -> tuple[list[str], list[dict[str, Any]], dict[str, str]]:
+    """Header, rows by the names of COLUMNS, and what each column is read as. Raises InputError: a column or a value that is not there."""
+    reader = csv.DictReader(stream)
+    header = [name for name in reader.fieldnames or () if name]
+    read_as = _match(header)
+    missing = [name for name in ("parameters", "loss") if name not in read_as]
+    if "tokens" not in read_as and "flops" not in read_as:
+        missing.append("tokens (or flops)")
+    if missing:
+        known = "; ".join(f"{name}: {', '.join(COLUMNS[name.split()[0]])}" for name in missing)
+        raise InputError(f"{file} has no column for {' and '.join(missing)}; its columns are {', '.join(header)}; known names: {known}")
+    return header, [_row(file, number, row, read_as) for number, row in enumerate(reader, 2)], read_as
 
 
 def _match(header: list[str]) -> dict[str, str]:

@@ -1,10 +1,9 @@
-"""`dlmjax fit predict`: the best run at given FLOPs, by a finished fit, and a config of it. Imports no jax."""
+"""`dlmjax fit predict`: the best run at given FLOPs, by a finished fit. Imports no jax, unless a config of it is asked for."""
 
 import dataclasses
 import json
 import math
 import pathlib
-import pprint
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ from dlmjax.scaling import results
 from dlmjax.scaling.analysis import METHODS
 from dlmjax.scaling.bootstrap import interval
 from dlmjax.scaling.fit_text import short, table
-from dlmjax.scaling.rules import BATCH_EXPONENT, LR_EXPONENT, of_length
+from dlmjax.scaling.rules import BATCH_EXPONENT, LR_EXPONENT
 
 FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
+FAR_SIZE = 10.0  # times the sizes that were tried; further, it says that FLOPs per token are extrapolated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Prediction:
 
     numbers: size (parameters as `definition` counts them), tokens, loss (nats per token), and batch (tokens of a step), lr, steps where a
     reference run tells; by method. intervals: by method and number, 95 % and 80 %, of both kinds of blocks.
-    source_of_batch: whose laws batch and learning rate follow.
+    beyond: FLOPs over those of the largest run. source_of_batch: whose laws batch and learning rate follow.
+    boundaries: what of the parametric law ended at a bound. chosen: whose run is written as a config; a law at a bound only where it was
+    asked for, "" where there is no other. cautions: lines on how far to trust the numbers.
     """
 
     series: str
@@ -36,6 +38,9 @@ class Prediction:
     intervals: dict[str, dict[str, dict[str, Any]]]
     beyond: float
     source_of_batch: str
+    boundaries: tuple[str, ...] = ()
+    chosen: str = ""
+    cautions: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         return results.plain(dataclasses.asdict(self))
@@ -54,7 +59,8 @@ def predict(
     """Prints the best run of each series; writes a config of one.
 
     Args:
-      fit: the directory of a fit. series: None = all. definition: of N. method: None = all are printed, the first is written as a config.
+      fit: the directory of a fit. series: None = all. definition: of N.
+      method: None = all are printed, the first that stands at no bound is written as a config.
       config: a file to write, with `get_config()`. json_file: all predictions.
     Raises InputError: no such fit, series, definition or method; a config is asked for and cannot be written.
     """
@@ -68,7 +74,7 @@ def predict(
     if config is not None:
         if len(predictions) != 1:
             raise InputError(f"a config is of one run: choose with --series among {', '.join(names)}")
-        text = config_text(saved, predictions[0], fit)
+        text = _config(saved, predictions[0], fit)
         write_atomically(pathlib.Path(config), text.encode())
         print(f"written: {config}; train it with: dlmjax train --config {config} --workdir DIR", flush=True)
     if json_file is not None:
@@ -95,44 +101,76 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
         refused = saved.record["series"][series]["definitions"][definition]["refused"].get(method, "no such method")
         raise InputError(f"series {series!r} has no {method!r} law ({refused}); it has {', '.join(laws)}")
     methods = [name for name in METHODS if name in laws and method in (None, name)]
-    reference = saved.record["series"][series]["reference"]
-    tuning = saved.record["series"][series]["tuning"] or {}
-    numbers, intervals, source = {}, {}, ""
+    found = saved.record["series"][series]
+    reference, tuning = found["reference"], found["tuning"] or {}
+    boundaries = tuple((found["definitions"][definition].get("parametric") or {}).get("boundaries", ())) if "parametric" in methods else ()
+    numbers, intervals = {}, {}
     for name in methods:
-        best, source = _with_steps(laws[name].at(flops), reference, tuning)
-        numbers[name] = {key: float(value) for key, value in best.items()}
+        numbers[name] = {key: float(value) for key, value in with_steps(laws[name].at(flops), reference, tuning).items()}
         intervals[name] = {}
         for blocks, drawn in resampled.items():
-            samples, _ = _with_steps(drawn[name].at(flops), reference, tuning)
+            samples = with_steps(drawn[name].at(flops), reference, tuning, np.random.default_rng(saved.record["seed"]))
             for key, values in samples.items():
-                found = interval(numbers[name][key], np.broadcast_to(values, np.shape(samples["size"]))).record()
-                intervals[name].setdefault(key, {})[blocks] = found
+                spread = interval(numbers[name][key], np.broadcast_to(values, np.shape(samples["size"]))).record()
+                intervals[name].setdefault(key, {})[blocks] = spread
     largest = max((row["flops"] for row in _best_runs(saved, series, definition)), default=flops * 100) / 100
-    return Prediction(series, definition, flops, numbers, intervals, flops / largest, source)
+    free = [name for name in methods if not (name == "parametric" and boundaries)]
+    chosen = method or next(iter(free), "")
+    cautions = _cautions(saved, series, definition, numbers[chosen or methods[0]]["size"])
+    return Prediction(
+        series, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), boundaries, chosen, cautions
+    )
+
+
+def _cautions(saved: results.Saved, series: str, definition: str, size: float) -> tuple[str, ...]:
+    """What C = k N^rho D cannot know where N* is far from the sizes that it was fitted to."""
+    found = saved.record["series"][series]["definitions"][definition]
+    (least, most), compute = found["sizes"], found["compute"]
+    if not compute["worst"] or least / FAR_SIZE < size < most * FAR_SIZE:  # nothing fitted, or not far
+        return ()
+    far = f"{size / most:.3g} times the largest" if size > most else f"1/{least / size:.3g} of the smallest"
+    law = f"C = {compute['k']:.4g} N^{compute['rho']:.4g} D"
+    return (f"FLOPs per token are extrapolated by {law} to N*, {far} size tried, and D* with them; --config counts those of its shape",)
 
 
 def _best_runs(saved: results.Saved, series: str, definition: str) -> list[dict]:
     return saved.record["series"][series]["definitions"][definition]["best_runs"]
 
 
-def _with_steps(best: dict[str, Any], reference: dict | None, tuning: dict) -> tuple[dict[str, Any], str]:
-    """Size, tokens and loss with what follows from the tokens: batch, learning rate, steps (arrays for resamples); and by whose laws."""
+def with_steps(best: dict[str, Any], reference: dict | None, tuning: dict, draw: np.random.Generator | None = None) -> dict[str, Any]:
+    """Size, tokens and loss with what follows from the tokens: batch, learning rate, steps; without a reference run, as they are.
+
+    For arrays of resamples `draw` gives each its own exponents where the fit's own laws know their error: lines turn about the middle of
+    the minima that they go through.
+    """
     best = dict(best)
     if reference is None:
-        return best, "no reference run: batch and learning rate are not known"
-    own = [name for name in ("batch", "lr") if tuning.get(name)]
+        return best
     at_batch = reference["batch"] * reference["length"]
-    if tuning.get("batch"):
-        best["batch"] = tuning["batch"]["coefficient"] * best["tokens"] ** tuning["batch"]["exponent"]
-    else:
-        best["batch"] = at_batch * (best["tokens"] / reference["tokens"]) ** BATCH_EXPONENT
-    if tuning.get("lr"):
-        best["lr"] = tuning["lr"]["coefficient"] * best["batch"] ** tuning["lr"]["exponent"]
-    else:
-        best["lr"] = reference["lr"] * (best["batch"] / at_batch) ** LR_EXPONENT
+    laws = {
+        "batch": ("tokens", BATCH_EXPONENT, at_batch, reference["tokens"]),
+        "lr": ("batch", LR_EXPONENT, reference["lr"], at_batch),
+    }
+    for name, (of, published, value, at) in laws.items():
+        own, x = tuning.get(name), best[of]
+        if own:
+            error = draw.standard_normal(np.shape(x)) * (own["exponent_stderr"] or 0.0) if draw is not None else 0.0
+            best[name] = own["coefficient"] * x ** own["exponent"] * (x / own["pivot"]) ** error
+        else:
+            best[name] = value * (x / at) ** published
     best["steps"] = best["tokens"] / best["batch"]
+    return best
+
+
+def _source(reference: dict | None, tuning: dict) -> str:
+    """Whose laws batch and learning rate follow, and whether their intervals know the exponents' error."""
+    if reference is None:
+        return "no reference run: batch and learning rate are not known"
+    own = [name for name in ("batch", "lr") if tuning.get(name)]
     rules = f"published exponents {BATCH_EXPONENT} and {LR_EXPONENT} (2512.10858) through {reference['id']}"
-    return best, f"{' and '.join(own)} by this fit's own laws" + ("" if len(own) == 2 else f", else {rules}") if own else rules
+    said = f"{' and '.join(own)} by this fit's own laws" + ("" if len(own) == 2 else f", else {rules}") if own else rules
+    unknown = [name for name in ("batch", "lr") if not (tuning.get(name) and tuning[name]["exponent_stderr"] is not None)]
+    return said + (f"; error of the exponent not known ({', '.join(unknown)})" if unknown else "")
 
 
 def _say(prediction: Prediction) -> str:
@@ -145,6 +183,8 @@ def _say(prediction: Prediction) -> str:
             rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
     lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
     lines.append(f"  batch and lr: {prediction.source_of_batch}")
+    lines += [f"  parametric, boundary: {reason}; the law is not trusted beyond the runs" for reason in prediction.boundaries]
+    lines += [f"  {caution}" for caution in prediction.cautions]
     if prediction.beyond > 1 and "envelope" in prediction.numbers:
         lines.append("  beyond the runs, the envelope's loss is too low: it is a power law without a floor")
     if prediction.beyond > FAR:
@@ -161,57 +201,13 @@ def _ends(found: dict | None) -> str:
     return f"{short(low)} .. {short(high)}"
 
 
-def config_text(saved: results.Saved, prediction: Prediction, fit: str) -> str:
-    """A config file of the predicted run: the reference run's leaves, on the ladder's nearest shape, with what the laws say.
+def _config(saved: results.Saved, prediction: Prediction, fit: str) -> str:
+    """The config's text. Raises InputError: as `next_run.config_text`, or the only law stands at a bound."""
+    if not prediction.chosen:
+        raise InputError(
+            f"the only law of series {prediction.series!r} stands at a bound ({'; '.join(prediction.boundaries)}); "
+            "add runs, or take it all the same with --method parametric"
+        )
+    from dlmjax.scaling.next_run import config_text  # counts a network, with jax
 
-    Tokens are those that the FLOPs pay for at the ladder's shape, so the run costs what was asked for. Warm-up and the horizon of the
-    averaged weights keep their share of the steps; the run is evaluated, sampled and saved twenty times.
-    Raises InputError: the fit knows no run's config (outside tables), or sizes are FLOPs per token.
-    """
-    reference = saved.record["series"][prediction.series]["reference"]
-    if reference is None or not reference["config"]:
-        raise InputError(f"series {prediction.series!r} has no run with a config to start from; tables give numbers alone")
-    if prediction.definition not in ("total", "non_embedding"):
-        raise InputError("a config needs N = total or non_embedding: the ladder of shapes counts parameters")
-    from dlmjax.scaling import ladder
-
-    method = next(iter(prediction.numbers))
-    numbers, leaves = prediction.numbers[method], dict(reference["config"])
-    tied = bool(leaves["model.tied"])
-    vocab = reference["vocab"] if prediction.definition == "total" else 0
-    shape = ladder.shape_near(numbers["size"], vocab, tied)
-    size = shape.parameters(vocab, tied)
-    laws, _ = saved.laws(prediction.series, prediction.definition)
-    tokens = float(laws[method].compute.tokens(prediction.flops, size))
-    best, _ = _with_steps({"tokens": tokens}, reference, saved.record["series"][prediction.series]["tuning"] or {})
-    batch = 2 ** max(round(math.log2(best["batch"] / reference["length"])), 0)
-    steps = max(round(tokens / (batch * reference["length"])), 1)
-    lr = float(f"{best['lr']:.3g}")
-    changed = {f"model.{field.name}": getattr(shape, field.name) for field in dataclasses.fields(shape)}
-    changed |= {"data.batch": batch, "optimizer.lr": lr, **of_length(leaves, steps)}
-    # A run of a sweep looks at held-out text once, at its end, and keeps one checkpoint; one by itself is watched, and can be lost.
-    every = max(steps // 20, 1)
-    changed |= {"log.every": max(every // 5, 1), "log.evaluate": every, "log.sample": every}
-    changed |= {"checkpoint.every": every, "checkpoint.keep": 2, "checkpoint.best": 1}
-    leaves = {name: tuple(value) if isinstance(value, list) else value for name, value in leaves.items()} | changed
-    low, high = prediction.intervals[method].get("loss", {}).get("runs", {}).get("95", (None, None))
-    spread = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
-    return f'''"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of `{fit}`.
-
-N* = {numbers["size"]:.4g} {prediction.definition} parameters; the ladder's nearest shape has {size:,} ({shape}).
-{tokens:.4g} tokens; expected loss {numbers["loss"]:.4f} nats/token{spread}. Batch and lr: {prediction.source_of_batch}.
-All other leaves are those of {reference["id"]}; evaluated, sampled and saved every {every} steps.
-
-dlmjax train --config THIS_FILE --workdir DIR
-"""
-
-from dlmjax import config as config_lib
-
-LEAVES = {pprint.pformat(leaves, width=120)}
-
-
-def get_config():
-    config = config_lib.default()
-    config.update_from_flattened_dict(LEAVES)
-    return config
-'''
+    return config_text(saved, prediction, fit)

@@ -80,8 +80,10 @@ class Record:
     made: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Record":
-        """Raises InputError: a field that is missing, unknown, of another type, negative or not finite."""
+    def of(cls, values: Any) -> "Record":
+        """Raises InputError: no object; a field missing, unknown, of another type, negative or not finite; a finished run of nothing."""
+        if not isinstance(values, dict):
+            raise InputError(f"a record is an object of names and values, not {values!r:.60}")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         types_ = typing.get_type_hints(cls)
         for name in values:
@@ -104,6 +106,9 @@ class Record:
             raise InputError(f"status of the record {record.id!r} is {record.status!r}; choose one of {', '.join(STATUSES)}")
         if record.status == "finished" and record.loss is None:
             raise InputError(f"the record {record.id!r} is of a finished run and has no loss")
+        for name in ("loss", "parameters", "tokens", "flops", "flops_per_token"):  # laws are fitted to their logarithms
+            if record.status == "finished" and not getattr(record, name) > 0:
+                raise InputError(f"{name} of the record {record.id!r} is {getattr(record, name)!r}; that of a finished run is above 0")
         return record
 
     def to_json(self) -> str:

@@ -10,9 +10,8 @@ from dlmjax.files import write_atomically
 from dlmjax.scaling import plots
 from dlmjax.scaling.bootstrap import interval
 from dlmjax.scaling.fit_text import between, short, summary
-from dlmjax.scaling.results import Result, SeriesFit
+from dlmjax.scaling.results import COMPARED, PAGE, PICTURES, Result, SeriesFit, file_names
 
-PAGE = "report.html"
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.6rem 0 1.2rem}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem .2rem 0;text-align:left}
 img{max-width:100%}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:12px}h2{margin-top:2.2rem}"""
@@ -36,10 +35,11 @@ def page(result: Result, pictures: dict[str, bytes]) -> str:
         f"<style>{_STYLE}</style></head><body>",
     ]
     parts += ["<h1>Scaling laws</h1>", f"<p>From {_text(', '.join(result.sources))}. {_text(_how(result))}</p>"]
-    if "objectives.png" in pictures:
-        parts += ["<h2>Objectives compared</h2>", _picture("objectives.png", pictures), *_ratios(result)]
+    if COMPARED in pictures:
+        parts += ["<h2>Objectives compared</h2>", _picture(COMPARED, pictures), *_ratios(result)]
+    names = file_names(found.series for found in result.series)
     for found in result.series:
-        parts += _series(found, pictures)
+        parts += _series(found, names[found.series], pictures)
     parts += ["<h2>As printed</h2>", f"<pre>{_text(summary(result))}</pre>", "</body></html>"]
     return "\n".join(parts) + "\n"
 
@@ -53,7 +53,7 @@ def _how(result: Result) -> str:
     )
 
 
-def _series(found: SeriesFit, pictures: dict[str, bytes]) -> Iterator[str]:
+def _series(found: SeriesFit, name: str, pictures: dict[str, bytes]) -> Iterator[str]:
     yield f"<h2>{_text(found.series)}</h2>"
     left = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
     validation = f" Measured on {found.points.validation}." if found.points and found.points.validation else ""
@@ -81,8 +81,7 @@ def _series(found: SeriesFit, pictures: dict[str, bytes]) -> Iterator[str]:
             edges = "; ".join(fit.boundaries) or "no parameter at a boundary"
             yield f"<p>Parametric: {_text(values)}. Objective {fit.objective:.6g}; {fit.agree:.0%} of the best starts agree."
             yield f" {_text(edges)}.</p>"
-    name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in found.series)
-    for kind in ("isoflop", "envelope", "best", "residuals"):
+    for kind in PICTURES:
         if f"{kind}_{name}.png" in pictures:
             yield _picture(f"{kind}_{name}.png", pictures)
     for special in [*found.special.values(), *found.mixing.values()]:
@@ -99,6 +98,7 @@ def _ratios(result: Result) -> Iterator[str]:
             said = "" if ratio.within else "extrapolated"
             rows.append((ratio.other, ratio.base, ratio.method, short(ratio.flops), short(ratio.loss), cell, said))
         yield _table(rows)
+    yield from (f"<p>{_text(line)}.</p>" for line in result.apart)
     for corpora, law in result.crossings:
         for crossing in corpora:
             yield f"<p>{crossing.unique:,.0f} unique tokens: {_text(crossing.said)}.</p>"

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from dlmjax.scaling.points import Points
 from dlmjax.scaling.records import Record
 from dlmjax.scaling.special import Special, Tuning, best_epochs
 
-FIT, RESAMPLES, POINTS = "fit.json", "resamples.npz", "points.csv"
-VERSION = 1
+FIT, RESAMPLES, POINTS, PAGE = "fit.json", "resamples.npz", "points.csv", "report.html"
+COMPARED, PICTURES = "objectives.png", ("isoflop", "envelope", "best", "residuals")  # the latter of each series
+VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and learning rate have their middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class SeriesFit:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A whole fit: what `fit.json` holds."""
+    """A whole fit: what `fit.json` holds. apart: which series are not compared, and why."""
 
     sources: tuple[str, ...]
     resamples: int
@@ -53,6 +56,7 @@ class Result:
     series: tuple[SeriesFit, ...]
     ratios: tuple[Ratio, ...]
     crossings: tuple[tuple[tuple[Crossing, ...], PowerLaw | None], ...]
+    apart: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Plain JSON in full precision; what is not a number is null."""
@@ -66,12 +70,13 @@ class Result:
             {"corpora": [dataclasses.asdict(crossing) for crossing in found], "law": law and dataclasses.asdict(law)}
             for found, law in self.crossings
         ]
+        head["not_compared"] = list(self.apart)
         return plain(head)
 
     def write(self, directory: str | os.PathLike) -> None:
-        """`fit.json` comes last: a directory that has one is whole."""
+        """`fit.json` comes last: a directory that has one is whole. What an older fit left there goes first. Raises InputError."""
         root = pathlib.Path(directory)
-        root.mkdir(parents=True, exist_ok=True)
+        _clear(root)
         write_atomically(root / POINTS, self._points().encode())
         content = io.BytesIO()
         np.savez_compressed(content, **self._samples())
@@ -99,6 +104,32 @@ class Result:
         for found in self.series:
             writer.writerows(_rows(found))
         return text.getvalue()
+
+
+def _clear(root: pathlib.Path) -> None:
+    """Takes away what a fit wrote here, `fit.json` first, so that no number or picture of it is taken for one of the next."""
+    try:
+        series = list(json.loads((root / FIT).read_bytes())["series"])
+    except (OSError, ValueError, KeyError, TypeError):
+        series = []  # no fit, or a damaged one: its pictures are not known by name
+    pictures = [f"{kind}_{name}.png" for name in file_names(series).values() for kind in PICTURES]
+    try:
+        for name in (FIT, RESAMPLES, POINTS, PAGE, COMPARED, *pictures):
+            (root / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot replace the fit in {root}: {error.strerror}; choose another place") from error
+
+
+def file_names(series: Iterable[str]) -> dict[str, str]:
+    """What each series is called in names of files: signs become "_", and a number tells apart those that would meet, also where
+    capitals are small letters."""
+    found: dict[str, str] = {}
+    for name in series:
+        plain_name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
+        taken, count, found[name] = {each.lower() for each in found.values()}, 2, plain_name
+        while found[name].lower() in taken:
+            found[name], count = f"{plain_name}-{count}", count + 1
+    return found
 
 
 def _rows(found: SeriesFit) -> list[dict[str, Any]]:
@@ -154,6 +185,8 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
     budgets = [minimum.flops for minimum in analysis.isoflop.minima]
     top = float(analysis.points.flops_R.max())
     record: dict[str, Any] = {"runs": len(analysis.points), "compute": dataclasses.asdict(analysis.compute), "refused": analysis.refused}
+    size_R = analysis.points.sizes[analysis.definition]
+    record["sizes"] = [float(size_R.min()), float(size_R.max())]
     record["laws"] = {method: dict(law.values) for method, law in analysis.laws.items()}
     record["exponents"] = {method: _both(analysis, method, lambda law: law.exponents()) for method in analysis.laws}
     if analysis.parametric is not None:
@@ -235,8 +268,10 @@ def read(directory: str | os.PathLike) -> Saved:
         record = json.loads((root / FIT).read_text(encoding="utf-8"))
         if record["format"] != "dlmjax fit" or record["version"] != VERSION:
             raise ValueError(f"format {record['format']!r} version {record['version']}")
-        with np.load(root / RESAMPLES, allow_pickle=False) as file:
+        if not isinstance(record["series"], dict):
+            raise ValueError("its series are no object")
+        with np.load(io.BytesIO((root / RESAMPLES).read_bytes()), allow_pickle=False) as file:
             samples = {name: file[name] for name in file.files}
         return Saved(root, record, samples)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"the fit in {root} cannot be read ({error}); fit the records again") from None

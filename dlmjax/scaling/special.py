@@ -107,11 +107,15 @@ class Tuning:
     lr_stderr: float
 
     def record(self) -> dict:
-        """Plain JSON: batch = coefficient (training tokens)^exponent, lr = coefficient (tokens of a step)^exponent."""
+        """Plain JSON: batch = coefficient (training tokens)^exponent, lr = coefficient (tokens of a step)^exponent. pivot: the mean of
+        log x over the minima, undone: an error of the exponent turns the line about it."""
         laws = {}
         for name, law, stderr in (("batch", self.batch, self.batch_stderr), ("lr", self.lr, self.lr_stderr)):
             error = stderr if math.isfinite(stderr) else None
+            x = [row["tokens" if name == "batch" else "batch_tokens"] for row in self.minima if row["of"] == name and not row["rejected"]]
             laws[name] = law and {"coefficient": law.coefficient, "exponent": law.exponent, "exponent_stderr": error}
+            if law:
+                laws[name]["pivot"] = float(np.exp(np.log(x).mean()))
         return laws | {"minima": self.minima}
 
 

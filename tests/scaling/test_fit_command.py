@@ -1,17 +1,22 @@
 """`dlmjax fit` and `dlmjax fit predict` from the command line: what they write, print and refuse."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.__main__ import main
-from dlmjax.scaling import forms
+from dlmjax.plan import Vocabulary, alone
+from dlmjax.scaling import counts, forms, plots
+from dlmjax.scaling.fit_command import analyse_files
 from dlmjax.scaling.records import append_record
+from dlmjax.scaling.results import file_names
 from tests.scaling.synthetic import LAW, SMALL, additive_loss, isoflop_grid, record, sweep
 
 
@@ -97,11 +102,12 @@ def test_a_prediction_has_intervals_and_a_config_that_loads(fitted, tmp_path, ca
     config = config_lib.load(str(tmp_path / "next.py"))
     shape = {name: config.model[name] for name in ("depth", "width", "heads", "head_dim")}
     assert shape["heads"] * shape["head_dim"] == shape["width"]
-    cost = config.train.steps * config.data.batch * config.data.length
-    from dlmjax.scaling import ladder
-
-    parameters = ladder.shape(shape["width"]).parameters(28)
-    assert 6 * parameters * cost == pytest.approx(1e15, rel=0.01)
+    # The objective's own FLOPs per token, counted, not the 6 N of these records.
+    counted = counts.count(alone(config, Vocabulary(28)))
+    tokens = config.train.steps * config.data.batch * config.data.length
+    assert counted.flops_per_token * tokens == pytest.approx(1e15, rel=0.01)
+    assert counted.flops_per_token != pytest.approx(6 * counted.parameters, rel=0.03)
+    assert counted.parameters == pytest.approx(best["size"], rel=0.5)
     assert math.log2(config.data.batch).is_integer()
     # Of another length than the reference run, with warm-up and averaged weights over the same share of it; watched and saved on the way.
     default = config_lib.default()
@@ -165,6 +171,153 @@ def test_a_sweep_that_varies_everything_has_every_law(tmp_path, capsys):
     assert "batch and lr by this fit's own laws" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_an_output_without_a_place_is_refused_before_the_fit(fitted, tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", place]) == 2
+    said = capsys.readouterr()
+    assert "cannot write" in said.err and said.err.count("\n") == 1 and not said.out
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_fit_replaces_all_of_an_older_one(fitted, tmp_path):
+    out = shutil.copytree(fitted / "out", tmp_path / "out")
+    (out / "best_model.png").write_text("mine")
+    flags = ["fit", str(fitted / "records.jsonl"), "--output", str(out), "--resamples", "0", "--no-plots"]
+    assert main(flags) == 0
+    assert {path.name for path in out.iterdir()} == {"fit.json", "points.csv", "resamples.npz", "best_model.png"}
+
+
+def test_a_fit_that_cannot_be_written_leaves_no_old_numbers(fitted, tmp_path, capsys):
+    out = shutil.copytree(fitted / "out", tmp_path / "out")
+    (out / "points.csv").unlink()
+    (out / "points.csv").mkdir()
+    assert main(["fit", str(fitted / "records.jsonl"), "--output", str(out), "--resamples", "0", "--no-plots"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (out / "fit.json").exists() and not (out / "resamples.npz").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other bytes", "no series"])
+def test_a_damaged_fit_is_refused(fitted, tmp_path, capsys, damage):
+    out = shutil.copytree(fitted / "out", tmp_path / "out")
+    content = (out / "resamples.npz").read_bytes()
+    middle = len(content) // 2
+    changed = {"cut": content[:3000], "empty": b"", "other bytes": content[:500] + bytes(middle) + content[500 + middle :]}
+    (out / "resamples.npz").write_bytes(changed.get(damage, content))
+    if damage == "no series":
+        record = json.loads((out / "fit.json").read_text())
+        (out / "fit.json").write_text(json.dumps({name: record[name] for name in ("format", "version")}))
+    assert main(["fit", "predict", "--flops", "1e15", "--fit", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be read" in error and error.count("\n") == 1
+
+
+def test_series_that_meet_in_a_file_name_are_told_apart():
+    assert list(file_names(["a/b", "a_b", "A_B", "a_b-2"]).values()) == ["a_b", "a_b-2", "A_B-3", "a_b-2-2"]
+
+
+@pytest.mark.parametrize(
+    "shift, words",
+    [(2.0, "no run of masked is as good as the best of ar"), (-2.5, "every best run of masked is better than those of ar")],
+)
+def test_a_picture_without_ratios_says_which_series_is_ahead(tmp_path, shift, words):
+    runs = [dataclasses.replace(run, loss=run.loss + shift * (run.series == "masked")) for run in sweep()]
+    result = analyse_files([write(tmp_path / "records.jsonl", runs)], resamples=0)
+    analyses = {found.series: found.analyses["total"] for found in result.series}
+    assert plots.why_not(analyses, result) == [words]
+    assert plots.objectives(analyses, result).startswith(b"\x89PNG")
+
+
+def test_series_of_other_corpora_are_not_compared(tmp_path, capsys):
+    runs = [dataclasses.replace(run, config={"data.paths": [{"ar": "novels", "masked": "c4"}[run.series]]}) for run in sweep()]
+    flags = ["--output", str(tmp_path / "out"), "--resamples", "0", "--no-plots"]
+    assert main(["fit", write(tmp_path / "records.jsonl", runs), *flags]) == 0
+    assert "masked is not compared with ar: they differ in corpora, novels and c4" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert not found["compute_ratios"] and len(found["not_compared"]) == 1
+
+
+def changed_fit(source, directory, change):
+    """A copy of a fit in which `change` has edited the record of masked runs."""
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.png", "*.html"))
+    record = json.loads((directory / "fit.json").read_text())
+    change(record["series"]["masked"])
+    (directory / "fit.json").write_text(json.dumps(record))
+    return ["fit", "predict", "--flops", "1e15", "--fit", str(directory), "--series", "masked"]
+
+
+@pytest.mark.parametrize("batch, accumulation", [(18, 3), (16, 1)])
+def test_a_config_keeps_the_microbatches_of_its_reference(fitted, tmp_path, batch, accumulation):
+    def change(found):
+        found["reference"]["config"] |= {"data.batch": batch, "train.accumulation": accumulation}
+
+    assert main([*changed_fit(fitted / "out", tmp_path / "fit", change), "--config", str(tmp_path / "next.py")]) == 0
+    config = config_lib.load(str(tmp_path / "next.py"))
+    assert config.data.batch > batch and config.data.batch % config.train.accumulation == 0
+    most = batch // accumulation
+    assert most / 2 < config.data.batch // config.train.accumulation <= most
+
+
+def test_a_config_that_would_not_load_is_not_written(fitted, tmp_path, capsys):
+    flags = changed_fit(fitted / "out", tmp_path / "fit", lambda found: found["reference"]["config"].update({"data.weights": [1.0, 2.0]}))
+    assert main([*flags, "--config", str(tmp_path / "next.py")]) == 2
+    assert "no config can be written from that of masked-" in capsys.readouterr().err
+    assert not (tmp_path / "next.py").exists()
+
+
+def test_a_law_at_a_bound_is_said_to_be_and_is_no_default(fitted, tmp_path, capsys):
+    def change(found):
+        found["definitions"]["total"]["parametric"]["boundaries"] = ["a ended at its upper bound, 3"]
+
+    flags = changed_fit(fitted / "out", tmp_path / "fit", change)
+    assert main([*flags, "--config", str(tmp_path / "next.py")]) == 0
+    assert "parametric, boundary: a ended at its upper bound, 3" in capsys.readouterr().out
+    assert "the best run by the isoflop law" in (tmp_path / "next.py").read_text()
+    assert main([*flags, "--method", "parametric", "--config", str(tmp_path / "next.py")]) == 0
+    assert "the best run by the parametric law" in (tmp_path / "next.py").read_text()
+
+    def alone_at_its_bound(found):
+        change(found)
+        found["definitions"]["total"]["laws"] = {"parametric": found["definitions"]["total"]["laws"]["parametric"]}
+
+    flags = changed_fit(fitted / "out", tmp_path / "other", alone_at_its_bound)
+    assert main([*flags, "--config", str(tmp_path / "none.py")]) == 2
+    assert "the only law of series 'masked' stands at a bound" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flops, far", [(1e15, False), (1e22, True)])
+def test_flops_per_token_far_beyond_the_sizes_are_called_extrapolated(fitted, tmp_path, capsys, flops, far):
+    def change(found):
+        found["definitions"]["total"]["compute"] = {"k": 12.0, "rho": 0.95, "worst": 0.02}
+
+    flags = changed_fit(fitted / "out", tmp_path / "fit", change)
+    assert main([*flags, "--flops", str(flops)]) == 0
+    assert ("FLOPs per token are extrapolated by C = 12 N^0.95 D" in capsys.readouterr().out) is far
+
+
+@pytest.mark.parametrize("stderr", [0.1, None])
+def test_intervals_of_the_batch_know_the_exponents_error(fitted, tmp_path, capsys, stderr):
+    """The line turns about the middle of its minima: far from there its exponent decides, and an unknown error is said to be unknown."""
+
+    def change(found):
+        law = {"coefficient": 2.0, "exponent": 0.82, "exponent_stderr": stderr, "pivot": 1e6}
+        found["tuning"] = {"batch": law, "lr": None, "minima": []}
+
+    flags = [*changed_fit(fitted / "out", tmp_path / "fit", change), "--json", str(tmp_path / "p.json")]
+    assert main([*flags, "--flops", "1e20"]) == 0
+    (found,) = json.loads((tmp_path / "p.json").read_text())
+    unknown = "error of the exponent not known (lr)" if stderr else "error of the exponent not known (batch, lr)"
+    assert unknown in capsys.readouterr().out
+    (low, high), (low_D, high_D) = (found["intervals"]["parametric"][key]["runs"]["95"] for key in ("batch", "tokens"))
+    scatter = 0.82 * math.log(high_D / low_D)
+    if stderr is None:
+        assert math.log(high / low) == pytest.approx(scatter, rel=0.01)
+    else:
+        turned = 2 * 1.96 * stderr * math.log(found["numbers"]["parametric"]["tokens"] / 1e6)
+        assert math.log(high / low) == pytest.approx(math.hypot(scatter, turned), rel=0.25) and turned > scatter / 2
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -172,6 +325,7 @@ def test_a_sweep_that_varies_everything_has_every_law(tmp_path, capsys):
         (["fit", "none.jsonl", "--output", "o"], "none.jsonl does not exist"),
         (["fit", "none.jsonl"], "`fit` needs --output"),
         (["fit", "x", "--output", "o", "--resamples", "7"], "95 % intervals need at least 100"),
+        (["fit", "none.jsonl", "--output", "o", "--seed", "-1"], "--seed -1: give 0 or a positive"),
         (["fit", "predict", "--fit", "none"], "needs --flops"),
         (["fit", "predict", "--flops", "1e22", "--fit", "none"], "holds no fit"),
         (["fit", "predict", "more", "--flops", "1e22"], "and no records"),

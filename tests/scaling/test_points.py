@@ -37,6 +37,26 @@ def test_one_series_has_one_validation_set():
         points.from_records([record("a"), record("b", validation="8 windows")])
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"vocab": 50257}, "vocabulary, 28 and 50257 ids"),
+        ({"config": {"data.paths": ["/else/c4/data"]}}, "corpora, novels and c4"),
+        ({"config": {"data.paths": ["/else/novels/data", "c4"]}}, "corpora, novels and c4, novels"),
+    ],
+)
+def test_one_series_has_one_tokenizer_and_corpus(changes, words):
+    first = record("a", config={"data.paths": ["runs/novels/data"]})
+    with pytest.raises(InputError, match=f"series 'masked': a and b differ in {words}; fit them apart"):
+        points.from_records([record("plain"), first, record("b", **changes)])
+
+
+def test_portions_of_a_corpus_and_other_machines_are_one_series():
+    paths = (["runs/novels/data"], ["/else/novels/data(tokens=1000)"], ["/else/novels"])
+    runs = [record(f"r{i}", config={"data.paths": path}) for i, path in enumerate(paths)]
+    assert len(points.from_records([*runs, record("unsaid")])["masked"]) == 4
+
+
 def test_each_definition_of_size_says_something_of_its_own():
     runs = [record(f"r{i}", size=10.0**i, flops_per_token=7.0 * 10**i, flops=7e7 * 10**i) for i in (5, 6)]
     assert set(points.from_records(runs)["masked"].sizes) == {"total", "non_embedding", "flops_per_token"}
@@ -75,10 +95,25 @@ def test_a_table_may_have_series_and_other_names(tmp_path):
     np.testing.assert_allclose(found["ar"].flops_R, 6e17)
 
 
+@pytest.mark.parametrize("held_out", ["val_loss", "Validation Loss", "nelbo", "eval/loss"])
+def test_the_held_out_loss_of_a_table_wins(tmp_path, held_out):
+    (tmp_path / "t.csv").write_text(f"N,D,loss,{held_out}\n1e8,1e9,1,3\n2e8,1e9,1,3.2\n")
+    found = points.from_csv(tmp_path / "t.csv")["t"]
+    assert found.loss_R.tolist() == [3.0, 3.2]
+    assert any(f"column {held_out!r} is read as loss" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("content", ["params,tokens,loss\n1e8,1e9,3,ä\n".encode("latin-1"), b'params,tokens,loss\n"' + b"1" * 140_000])
+def test_a_file_that_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match="t.csv cannot be read as a table"):
+        points.from_csv(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("size,weight\n1,2\n", "no column for loss and tokens .or flops.; its columns are size, weight; known names: loss: loss, val_loss"),
+        ("size,weight\n1,2\n", "no column for loss and tokens .or flops.; its columns are size, weight; known names: loss: val_loss"),
         ("params,tokens,loss\n1e8,x,3\n", "line 2 of .*: tokens is 'x', not a number"),
         ("params,tokens,loss\n1e8,1e9,3\n1e8,1e9,-1\n", "line 3 of .*: loss is '-1'; it must be a positive number"),
         ("params,tokens,loss\n", "a header and no runs"),

@@ -98,6 +98,7 @@ def test_batch_and_learning_rate_laws():
     assert found.lr.exponent == pytest.approx(0.34, abs=1e-3)
     assert found.lr.coefficient == pytest.approx(1e-4, rel=0.02)
     assert found.lr_stderr < 1e-3
+    assert found.record()["batch"]["pivot"] == pytest.approx(1e8)
 
 
 def test_learning_rates_beyond_the_grid_do_not_count():

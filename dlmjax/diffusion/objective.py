@@ -258,7 +258,10 @@ def reconstruction_nats(
 
 def as_given(process: Process, z_BL, x_BL, given_BL):
     """The state with what is given as it is: level 0 leaves it clean but where a schedule has noise there (vectors: its least noise)."""
-    return z_BL if process.input_dim else jnp.where(given_BL, x_BL, z_BL)
+    extra = z_BL.ndim - x_BL.ndim
+    if process.input_dim or extra > 1:  # vectors, or weighted tokens
+        return z_BL
+    return jnp.where(given_BL, x_BL, z_BL) if not extra else jnp.where(given_BL[..., None], x_BL[..., None], z_BL)  # two streams
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Flat, Masked, Objective, PerRow, Power, make_process, oracle, row_keys
+from dlmjax.diffusion import Flat, Masked, Objective, PerRow, Power, make_process, nats_at, oracle, row_keys
 from dlmjax.diffusion.blocks import BlockMasked
 from dlmjax.diffusion.hyper import PerBlock
 from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.toy import ToyDenoiser, masked_likelihood
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, build_network
-from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of
+from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, sample_law
 from tests.models.tiny import lively
 
 LAW = oracle.Law.random(2, 4, seed=3, sharpness=1.5)
@@ -52,6 +52,26 @@ def test_the_bound_is_the_entropy_at_every_block_size(size):
             mass_N = p_N * np.prod(np.where(hit_NL, t, 1 - t), axis=1)
             total += weight * float(np.sum(mass_N[:, None] * np.asarray(nats_NL)))
     assert total == pytest.approx(LAW.entropy, abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_an_evaluation_integrates_the_bound_of_what_is_not_given(given):
+    """Under the exact denoiser: the entropy of the text, or of its second block given the first; nothing where it is given."""
+    process, denoiser = BlockMasked(VOCAB, MASK, excluded=(BOS,), size=2), Exact(LAW, VOCAB, masked_likelihood(2, MASK), 2)
+    x_BL = jnp.asarray(sample_law(LAW, 2000, seed=5))
+    scored_BL = jnp.broadcast_to(jnp.arange(LENGTH) >= given, x_BL.shape)
+    levels, weights = np.polynomial.legendre.leggauss(6)
+    total_BL = 0.0
+    for i, (level, weight) in enumerate(zip((levels + 1) / 2, weights / 2, strict=True)):
+        keys_B = row_keys(jax.random.fold_in(jax.random.key(6), i), jnp.arange(len(x_BL)))
+        t_BL = jnp.full(x_BL.shape, level)
+        total_BL += weight * np.asarray(nats_at(process, denoiser, x_BL, jnp.ones_like(x_BL), keys_B, t_BL, scored_BL=scored_BL))
+    assert not total_BL[:, :given].any()
+    head_Xn = LAW.sequences_Xn[:, :given]
+    head_X = np.array([LAW.probability_X[(head_Xn == row).all(1)].sum() for row in head_Xn])
+    entropy = -(LAW.probability_X * np.log(LAW.probability_X / head_X)).sum()
+    total_B = total_BL.sum(1)
+    assert abs(total_B.mean() - entropy) < 4 * total_B.std() / np.sqrt(len(total_B))
 
 
 SPEC = ModelSpec(vocab=VOCAB, depth=2, width=32, heads=2, kv_heads=2, head_dim=16, ffn=48)

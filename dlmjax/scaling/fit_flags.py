@@ -1,6 +1,7 @@
 """Flags of `fit` and `fit predict`. Imports nothing heavy: `dlmjax --help` reads this file."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 
 from dlmjax.errors import InputError
@@ -22,6 +23,8 @@ def run(arguments: argparse.Namespace, _) -> None:
             raise InputError("`fit predict` reads a finished fit: give its directory with --fit, and no records")
         if arguments.flops is None:
             raise InputError("`fit predict` needs --flops, such as --flops 1e22")
+        # A config's network is counted, on no device: jax must not look for one.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
         from dlmjax.scaling.predict import predict
 
         predict(**prediction, json_file=arguments.json)

@@ -86,8 +86,8 @@ def _run(command: Sequence[str], status: pathlib.Path) -> tuple[int, bool]:
         asked.append(number)
         child.send_signal(number)
 
-    # What was ignored at the start stays so: `nohup` ignores SIGHUP for what it starts, a shell SIGINT for jobs in the background.
-    heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    # `nohup` ignores SIGHUP for what it starts, and that stays so.
+    heard = [number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, forward) for number in heard}
     try:
         return child.wait(), bool(asked)

@@ -125,8 +125,8 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
         for process in processes:
             process.send_signal(number)
 
-    # What was ignored at the start stays so: `nohup` ignores SIGHUP for what it starts, a shell SIGINT for jobs in the background.
-    heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    # `nohup` ignores SIGHUP for what it starts, and that stays so.
+    heard = [number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, forward) for number in heard}
     try:
         for rank, extra in enumerate(environments):

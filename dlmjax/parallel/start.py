@@ -34,10 +34,10 @@ def joined(
       step: updates done so far, -1 before the first; for the last line.
       start_timeout, heartbeat_timeout: seconds.
     """
+    make_room(alone=place.alone)
     if place.alone:
         yield
         return
-    make_room()
     try:
         _meet(place, start_timeout, heartbeat_timeout)
         yield
@@ -49,15 +49,20 @@ def joined(
         os._exit(code)
 
 
-def make_room() -> None:
+def make_room(alone: bool = False) -> None:
     """Threads enough for all collective operations of this process's CPU devices at once; call it before any device is used.
 
-    Between processes each of them holds a thread of XLA's pool until its peers have come, and by default the pool has as many threads
-    as there are devices or cores. Two operations of one device (a gather inside the scan over layers and one outside) could take the
-    thread that a third device needs to join them: the run then stood still for ever, within hundreds of steps on two cores. XLA reads
+    Each of them holds a thread of XLA's pool until its peers have come, and by default the pool has as many threads as there are devices
+    or cores. Two operations of one device (a gather inside the scan over layers and one outside) could take the thread that a third
+    device needs to join them: the run then stood still, for ever between processes, within hundreds of steps on two cores. XLA reads
     the size of its pools from NPROC; what the user has set there stays.
+
+    Args:
+      alone: there are no other processes; a single device then has nobody to wait for, and nothing is changed.
     """
     devices = jax.config.jax_num_cpu_devices
+    if alone and devices <= 1:
+        return
     devices = devices if devices > 0 else 8  # -1 where it is not set here; a thread that waits for work costs nothing
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + COLLECTIVES * devices))
 

@@ -153,8 +153,8 @@ class Local:
 
     def go(self) -> int:
         """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
-        # A signal that was ignored at the start stays so: `nohup` ignores SIGHUP for what it starts, a shell SIGINT for jobs behind it.
-        heard = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        # `nohup` ignores SIGHUP for what it starts, and that stays so.
+        heard = [number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
         previous = {number: signal.signal(number, self._note) for number in heard}
         try:
             while True:

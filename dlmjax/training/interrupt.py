@@ -7,8 +7,8 @@ import threading
 class Interrupt:
     """`with Interrupt() as stop: ... if stop.requested: save and leave`.
 
-    The first of them only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.  One that was
-    ignored at the start stays ignored, as SIGHUP under `nohup`.  Earlier handlers come back at the end.  Outside the main thread
+    The first of them only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.  SIGHUP
+    stays ignored where it was at the start, as under `nohup`.  Earlier handlers come back at the end.  Outside the main thread
     signals cannot be handled and the flag stays False.
     """
 
@@ -32,7 +32,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in self._signals if signal.getsignal(number) is not signal.SIG_IGN]
+            heard = [number for number in self._signals if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 

@@ -35,7 +35,7 @@ def planned(corpora, series="masked", width=32, seed=0, **changes) -> PlannedRun
     config.seed = seed
     config_lib.override(config, [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
     leaves, cell = config_lib.leaves(config), {"budget": 1e9, "width": width, "seed": seed}
-    tokens, per_token = config.train.steps * 4 * 32, 6e3 * width
+    tokens, per_token = config.train.steps * config.data.batch * config.data.length, 6e3 * width
     name = run_id(series, cell, leaves, [f"w{width}", f"s{seed}"])
     return PlannedRun(name, series, cell, leaves, 1000, 800, 1000, per_token, per_token, per_token * tokens, tokens, 10**5, tokens / 1e5)
 

@@ -181,7 +181,7 @@ def bare(line: str) -> str:
 
 
 def test_live_view_redraws_in_place(sampler, recorded, monkeypatch):
-    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda: os.terminal_size((20, 24)))
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((20, 24)))
     canvas, screen = recorded[1].canvas, Screen()
     view = terminal.TerminalView(TOKENIZER, canvas, stream=screen, row=1, frame_seconds=0.0)
     frames = []
@@ -200,7 +200,7 @@ def test_live_view_redraws_in_place(sampler, recorded, monkeypatch):
 
 
 def test_a_tall_canvas_is_cut_to_the_window(sampler, recorded, monkeypatch):
-    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda: os.terminal_size((4, 5)))
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((4, 5)))
     screen = Screen()
     view = terminal.TerminalView(TOKENIZER, recorded[1].canvas, stream=screen, frame_seconds=0.0)
     view.show(next(iter(sampler.states(1.0, recorded[1].canvas, seed=5))))

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dlmjax.errors import LOST_PEER
 from dlmjax.place import Place
@@ -76,6 +76,11 @@ def supervise(command: Sequence[str], place: Place, restarts: int = 0, sleep: Ca
             sleep(wait)
 
 
+def heard(numbers: Iterable[int]) -> list[int]:
+    """Those of the signals that are to be handled: `nohup` ignores SIGHUP for what it starts, and that stays so."""
+    return [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def _run(command: Sequence[str], status: pathlib.Path) -> tuple[int, bool]:
     """One life of the training process: its return code, and whether a person or a launcher asked it to stop."""
     asked = []
@@ -86,9 +91,7 @@ def _run(command: Sequence[str], status: pathlib.Path) -> tuple[int, bool]:
         asked.append(number)
         child.send_signal(number)
 
-    # `nohup` ignores SIGHUP for what it starts, and that stays so.
-    heard = [number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, forward) for number in heard}
+    previous = {number: signal.signal(number, forward) for number in heard(FORWARDED)}
     try:
         return child.wait(), bool(asked)
     finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from dlmjax.errors import InputError
@@ -33,8 +35,8 @@ def positive(name: str, **values: Any) -> None:
             raise InputError(f"{name}({field}={value!r}): give a positive number")
 
 
-def from_json(kind: type, values: Any, what: str) -> Any:
-    """The dataclass `kind` of what a JSON file holds; `what` it is called in messages.
+def from_json(kind: type, values: Any, what: str, signed: Collection[str] = ()) -> Any:
+    """The dataclass `kind` of what a JSON file holds; `what` it is called in messages; `signed`: numbers that may be negative.
 
     Raises InputError: no object, a field that is missing, unknown or of another type, a number that is negative or not finite.
     """
@@ -51,7 +53,7 @@ def from_json(kind: type, values: Any, what: str) -> Any:
         kinds = wanted.__args__ if isinstance(wanted, types.UnionType) else (wanted,)
         if not any(_fits(value, kind_) for kind_ in kinds):
             raise InputError(f"{name} of {what} is {str(value)[:60]!r}, not {getattr(wanted, '__name__', wanted)}")
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
+        if isinstance(value, int | float) and not (-sys.float_info.max if name in signed else 0) <= value < math.inf:
             raise InputError(f"{name} of {what} is {value!r}; it must be finite and not negative")
     return kind(**values)
 
@@ -60,7 +62,10 @@ def from_json(kind: type, values: Any, what: str) -> Any:
 def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
     """(type, whether it must be given) by field; what a container holds is not looked at."""
     hints = {name: dict if typing.get_origin(hint) is dict else hint for name, hint in typing.get_type_hints(kind).items()}
-    return {field.name: (hints[field.name], field.default is dataclasses.MISSING) for field in dataclasses.fields(kind)}
+    missing = dataclasses.MISSING
+    return {
+        field.name: (hints[field.name], field.default is missing and field.default_factory is missing) for field in dataclasses.fields(kind)
+    }
 
 
 def _fits(value: Any, kind: type) -> bool:

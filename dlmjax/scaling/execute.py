@@ -148,11 +148,11 @@ class _Run:
         if not math.isfinite(loss) or (limit is not None and loss > limit):
             fields["problem"] = f"the loss is {loss:.4g} nats per token" + (f", above {limit:g}" if math.isfinite(loss) else "")
             return self._record("diverged", attempt, overhead, **fields)
-        skipped, steps = _last_line(self.workdir).get("skipped_total") or 0, self.run.config["train.steps"]
-        if skipped > 1 + SKIPPED_SHARE * steps:
-            fields["problem"] = f"{skipped:.0f} of {steps} updates were skipped, not finite or above the spike limit"
-            return self._record("diverged", attempt, overhead, **fields)
-        return self._record("finished", attempt, overhead, **fields)
+        record = self._record("finished", attempt, overhead, **fields)
+        if record.skipped > 1 + SKIPPED_SHARE * record.steps:
+            problem = f"{record.skipped} of {record.steps} updates were skipped, not finite or above the spike limit"
+            return dataclasses.replace(record, status="diverged", problem=problem)
+        return record
 
     def _record(self, status: str, attempt: int, overhead: float, **fields: Any) -> Record:
         from dlmjax.evaluation.record import made_with

@@ -46,8 +46,8 @@ from dlmjax.scaling.journal import (
 )
 from dlmjax.scaling.manifest import RECORDS, Plan, PlannedRun
 from dlmjax.scaling.records import Record, append_record
+from dlmjax.supervise import FORWARDED, heard
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_AGAIN = 1.0  # seconds until runs that another sweep holds are asked for again
 SAY_EVERY = 60.0  # seconds between lines of progress
 ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how a compressed program begins
@@ -153,9 +153,7 @@ class Local:
 
     def go(self) -> int:
         """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
-        # `nohup` ignores SIGHUP for what it starts, and that stays so.
-        heard = [number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
-        previous = {number: signal.signal(number, self._note) for number in heard}
+        previous = {number: signal.signal(number, self._note) for number in heard(FORWARDED)}
         try:
             while True:
                 if not self._asked:

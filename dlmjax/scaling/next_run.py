@@ -16,6 +16,7 @@ from dlmjax.errors import InputError
 from dlmjax.plan import Vocabulary, alone
 from dlmjax.run import Parts, embedding_of
 from dlmjax.scaling import counts, ladder
+from dlmjax.scaling.planning import microbatches
 from dlmjax.scaling.predict import Prediction, with_steps
 from dlmjax.scaling.results import Saved
 from dlmjax.scaling.rules import of_length
@@ -43,9 +44,7 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     best = with_steps({"tokens": tokens}, reference, series["tuning"] or {})
     batch = 2 ** max(round(math.log2(best["batch"] / reference["length"])), 0)
     steps = max(round(tokens / (batch * reference["length"])), 1)
-    # The batch is a power of two, and so is what divides it: microbatches of at most the reference's windows.
-    most = leaves["data.batch"] // leaves["train.accumulation"]
-    accumulation = min(2 ** max(math.ceil(math.log2(batch / most)), 0), batch)
+    accumulation = microbatches(batch, leaves["data.batch"] // leaves["train.accumulation"], 1)
     leaves |= {f"model.{field.name}": getattr(shape, field.name) for field in dataclasses.fields(shape)}
     leaves |= {"data.batch": batch, "train.accumulation": accumulation, "optimizer.lr": float(f"{best['lr']:.3g}")}
     leaves |= of_length(leaves, steps)

@@ -182,7 +182,7 @@ class _Series:
         tokens = steps * batch * length
         reason = _refused(steps, tokens, wanted, batch * length)
         unit = self.series.batch.multiple if isinstance(self.series.batch, BatchLaw) and not cell.batch else 0
-        accumulation = _microbatches(batch, base["data.batch"] // base["train.accumulation"], unit or 1)
+        accumulation = microbatches(batch, base["data.batch"] // base["train.accumulation"], unit or 1)
         peak = None
         if not reason and self.device.topology:
             peak = self._peak(cell.width, batch, accumulation)
@@ -282,7 +282,7 @@ def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
     return ""
 
 
-def _microbatches(batch: int, largest: int, unit: int) -> int:
+def microbatches(batch: int, largest: int, unit: int) -> int:
     """The fewest equal microbatches of at most `largest` windows, or of one `unit` that the batch is a multiple of."""
     largest = min(largest, batch) // unit * unit
     return batch // next((size for size in range(largest, 0, -unit) if batch % size == 0), unit)

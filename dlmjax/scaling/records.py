@@ -6,15 +6,13 @@ Records are appended whole: a line goes to the file in one write under a lock, a
 import dataclasses
 import fcntl
 import json
-import math
 import os
 import pathlib
-import types
-import typing
 from collections.abc import Iterator
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.scaling import checks
 from dlmjax.scaling.manifest import RECORDS
 
 SIGNED = ("train_loss",)  # a weighted loss of densities may be below 0
@@ -84,24 +82,7 @@ class Record:
         """Raises InputError: no object; a field missing, unknown, of another type, negative or not finite; a finished run of nothing."""
         if not isinstance(values, dict):
             raise InputError(f"a record is an object of names and values, not {values!r:.60}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        types_ = typing.get_type_hints(cls)
-        for name in values:
-            if name not in fields:
-                raise InputError(f"a record has no field {name!r}")
-        for name, field in fields.items():
-            needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            if name not in values:
-                if needed:
-                    raise InputError(f"the record {values.get('id', '')!r} lacks {name!r}")
-                continue
-            value = values[name]
-            if not _fits(value, types_[name]):
-                raise InputError(f"{name} of the record {values.get('id', '')!r} is {value!r}, not {_named(types_[name])}")
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and (not math.isfinite(value) or (value < 0 and name not in SIGNED)):
-                raise InputError(f"{name} of the record {values.get('id', '')!r} is {value!r}; it must be finite and not negative")
-        record = cls(**values)
+        record = checks.from_json(cls, values, f"the record {values.get('id', '')!r}", SIGNED)
         if record.status not in STATUSES:
             raise InputError(f"status of the record {record.id!r} is {record.status!r}; choose one of {', '.join(STATUSES)}")
         if record.status == "finished" and record.loss is None:
@@ -158,15 +139,3 @@ def records_of(lines: bytes, file: pathlib.Path) -> Iterator[Record]:
             raise InputError(f"line {number} of {file}: {error}") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"line {number} of {file} is no record: {error}") from None
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, each) for each in kind.__args__)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
-
-
-def _named(kind: Any) -> str:
-    return str(kind) if isinstance(kind, types.UnionType) else kind.__name__

@@ -3,6 +3,8 @@
 import signal
 import threading
 
+from dlmjax.supervise import FORWARDED, heard
+
 
 class Interrupt:
     """`with Interrupt() as stop: ... if stop.requested: save and leave`.
@@ -12,7 +14,7 @@ class Interrupt:
     signals cannot be handled and the flag stays False.
     """
 
-    def __init__(self, signals: tuple = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
+    def __init__(self, signals: tuple = FORWARDED):
         self._signals = signals
         self._previous = {}
         self.signal_name = ""
@@ -32,8 +34,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in self._signals if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
-            self._previous = {number: signal.signal(number, self._handle) for number in heard}
+            self._previous = {number: signal.signal(number, self._handle) for number in heard(self._signals)}
         return self
 
     def __exit__(self, *_) -> None:

@@ -303,10 +303,10 @@ def test_a_corpus_shorter_than_a_window_is_refused(data):
 
 
 def test_microbatches_are_the_fewest_that_fit_however_large_the_batch():
-    assert [planning._microbatches(batch, 32, 1) for batch in (16, 32, 48, 64, 97)] == [1, 1, 2, 2, 97]
-    assert [planning._microbatches(batch, 32, 24) for batch in (24, 48, 240)] == [1, 2, 10]
-    assert planning._microbatches(48, 32, 48) == 1
-    assert planning._microbatches(2**1000, 32, 1) == 2**995
+    assert [planning.microbatches(batch, 32, 1) for batch in (16, 32, 48, 64, 97)] == [1, 1, 2, 2, 97]
+    assert [planning.microbatches(batch, 32, 24) for batch in (24, 48, 240)] == [1, 2, 10]
+    assert planning.microbatches(48, 32, 48) == 1
+    assert planning.microbatches(2**1000, 32, 1) == 2**995
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,9 @@ def _fit(
     every = np.ones((1, len(points)))
     through = {name: isoflop.first(law) for name, law in envelope.laws(*_arrays(points, definition, group_R), every).items()}
     count = envelope.front(points.flops_R, points.loss_R, group_R, every).sum()
-    if count >= MIN_ON_ENVELOPE:
+    if len(np.unique(points.sizes[definition])) < 2:
+        refused["envelope"] = "runs of one size tell nothing about the best one"
+    elif count >= MIN_ON_ENVELOPE:
         laws["envelope"] = Law("envelope", _powers(through), compute)
     else:
         refused["envelope"] = f"{count} runs are the best at their compute; at least {MIN_ON_ENVELOPE} are needed"

@@ -86,9 +86,10 @@ def analyse_files(
         base_points |= table
     names = sorted({*base_points, *(record.series for record in runs)})
     found = tuple(_series(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
-    if not any(each.analyses or each.tuning or each.mixing for each in found):
+    ratios, crossings, apart = _comparisons(found, base, min(resamples, SPECIAL_RESAMPLES), seed)
+    laws = any(each.analyses or each.tuning or each.mixing or any(law.fit for law in each.special.values()) for each in found)
+    if not laws and not crossings:
         raise InputError("; ".join(each.refused for each in found) or "no run has finished, so there is nothing to fit")
-    ratios, crossings, apart = _comparisons(found, base)
     return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings, apart)
 
 
@@ -127,7 +128,7 @@ def _statuses(records: Sequence[Record]) -> dict[str, int]:
     return {state: states.count(state) for state in sorted(set(states))}
 
 
-def _comparisons(found: Sequence[SeriesFit], base: str | None):
+def _comparisons(found: Sequence[SeriesFit], base: str | None, resamples: int, seed: int):
     """Ratios and crossings of every series with the base (that of BASES, or the first). Series that were measured
     differently, or are of other vocabularies or corpora, are not compared; why comes third."""
     names = [each.series for each in found]
@@ -146,10 +147,10 @@ def _comparisons(found: Sequence[SeriesFit], base: str | None):
         pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
         if len(pair) == 2:
             ratios += compare.compute_ratios(*pair)
-        if np.nan_to_num(np.concatenate([each.points.epochs_R for each in (first, other)])).max() > 1.5:
-            corpora, law = compare.crossings(first.points, other.points)
-            if any(one.unique != two.unique for one, two in itertools.pairwise(corpora)):
-                crossings.append((tuple(corpora), law))
+        if np.nan_to_num(np.concatenate([each.points.epochs_R for each in (first, other)])).max() > points.AGAIN:
+            of_both = compare.crossings(first.points, other.points, resamples=resamples, seed=seed)
+            if of_both.corpora:
+                crossings.append(of_both)
     return tuple(ratios), tuple(crossings), tuple(apart)
 
 

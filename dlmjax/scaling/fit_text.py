@@ -7,6 +7,7 @@ import numpy as np
 
 from dlmjax.scaling.analysis import Analysis
 from dlmjax.scaling.bootstrap import Interval, interval
+from dlmjax.scaling.compare import Crossings
 from dlmjax.scaling.results import Result, SeriesFit
 from dlmjax.scaling.special import Special, Tuning
 
@@ -15,12 +16,24 @@ def summary(result: Result) -> str:
     """All series, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
     lines = [line for found in result.series for line in [*_series(found), ""]]
     lines += [*_ratios(result), *result.apart]
-    for corpora, law in result.crossings:
-        lines.append(f"repeated data, {corpora[0].other} against {corpora[0].base}:")
-        lines += [f"  {crossing.unique:,.0f} unique tokens: {crossing.said}" for crossing in corpora]
-        if law is not None:
-            lines.append(f"  C_crit = {law.coefficient:.3g} U^{law.exponent:.3f} (published for masked against AR: U^2.174, 2507.15857)")
+    lines += [line for found in result.crossings for line in crossed(found)]
     return "\n".join(lines).rstrip()
+
+
+def crossed(found: Crossings) -> Iterator[str]:
+    """Two series on the same corpora: who is ahead from where, and what each is at best."""
+    yield f"repeated data, {found.other} against {found.base}, each at its best up to a compute:"
+    for crossing in found.corpora:
+        spread = f" [{short(crossing.interval.low_95)}, {short(crossing.interval.high_95)}]" if crossing.interval else ""
+        yield f"  {crossing.unique:,.0f} unique tokens: {crossing.said}{spread}"
+        best = (
+            f"{each.series} {each.loss:.3f} after {each.epochs:.3g} epochs{', the most tried' if each.last else ''}"
+            for each in crossing.lowest
+        )
+        yield f"    lowest: {'; '.join(best)}"
+    if found.law is not None:
+        exponent = between(found.exponent, found.law.exponent)
+        yield f"  C_crit = {found.law.coefficient:.3g} U^p, p = {exponent} (published for masked against AR: 2.174, 2507.15857)"
 
 
 def short(value: float) -> str:

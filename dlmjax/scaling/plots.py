@@ -2,11 +2,13 @@
 
 import importlib.util
 import io
+import itertools
 
 import numpy as np
 
 from dlmjax.scaling.analysis import Analysis
-from dlmjax.scaling.results import COMPARED, Result, file_names
+from dlmjax.scaling.points import AGAIN, Points
+from dlmjax.scaling.results import COMPARED, REPEATED, Result, file_names
 
 _NAMES = {"size": "N*, parameters", "tokens": "D*, tokens"}
 
@@ -31,6 +33,9 @@ def draw(result: Result) -> dict[str, bytes]:
             pictures[f"residuals_{name}.png"] = residuals(analysis)
     if len(analyses) > 1:
         pictures[COMPARED] = objectives(analyses, result)
+    again = [found.points for found in result.series if found.points is not None and (found.points.epochs_R > AGAIN).any()]
+    if again:
+        pictures[REPEATED] = repeated(again)
     return pictures
 
 
@@ -122,6 +127,37 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         right.set_axis_off()
         said = "\n".join(why_not(analyses, result))
         right.text(0.5, 0.6, said, ha="center", transform=right.transAxes, fontsize=8)
+    return _png(figure)
+
+
+def repeated(series: list[Points]) -> bytes:
+    """Loss against epochs, a line for each corpus and size: a colour a corpus, a kind of line a series."""
+    figure, (axes,) = _figure(1, "the same text again and again")
+    corpora = sorted({unique for points in series for unique in points.unique_R if np.isfinite(unique)})
+    for points, style in zip(series, itertools.cycle(("o-", "s--", "^:", "D-.")), strict=False):
+        size_R = points.sizes["total"]
+        for unique, size in sorted(set(zip(points.unique_R, size_R, strict=True))):
+            in_R = np.flatnonzero((points.unique_R == unique) & (size_R == size))
+            if not np.isfinite(unique) or not len(in_R):
+                continue
+            in_R = in_R[np.argsort(points.epochs_R[in_R])]
+            sizes = f", N = {size:.3g}" if len(np.unique(size_R)) > 1 else ""
+            label = f"{points.series}, {unique:,.0f} unique{sizes}"
+            bars = 1.96 * np.nan_to_num(points.stderr_R[in_R])
+            colour = f"C{corpora.index(unique) % 10}"
+            axes.errorbar(
+                points.epochs_R[in_R],
+                points.loss_R[in_R],
+                yerr=bars,
+                fmt=style,
+                color=colour,
+                markersize=4,
+                linewidth=1,
+                capsize=2,
+                label=label,
+            )
+    axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="validation loss, nats/token")
+    axes.legend(fontsize=6)
     return _png(figure)
 
 

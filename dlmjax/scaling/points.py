@@ -22,6 +22,7 @@ from dlmjax.errors import InputError
 from dlmjax.scaling.records import Record
 
 FREE_EPOCHS = 4.0  # up to here a repeated token is worth a new one (2305.16264); beyond, runs are for the laws of repetition
+AGAIN = 1.5  # epochs from which a run is one of repeated data
 _SAME_BUDGET = 0.05  # decades of FLOPs within which runs without a named budget are taken to share one
 
 # Names of columns that a table may have, after lower-casing and turning other signs into "_"; the first that it has is read. Losses of

@@ -9,8 +9,8 @@ from typing import Any
 from dlmjax.files import write_atomically
 from dlmjax.scaling import plots
 from dlmjax.scaling.bootstrap import interval
-from dlmjax.scaling.fit_text import between, short, summary
-from dlmjax.scaling.results import COMPARED, PAGE, PICTURES, Result, SeriesFit, file_names
+from dlmjax.scaling.fit_text import between, crossed, short, summary
+from dlmjax.scaling.results import COMPARED, PAGE, PICTURES, REPEATED, Result, SeriesFit, file_names
 
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.6rem 0 1.2rem}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem .2rem 0;text-align:left}
@@ -37,6 +37,9 @@ def page(result: Result, pictures: dict[str, bytes]) -> str:
     parts += ["<h1>Scaling laws</h1>", f"<p>From {_text(', '.join(result.sources))}. {_text(_how(result))}</p>"]
     if COMPARED in pictures:
         parts += ["<h2>Objectives compared</h2>", _picture(COMPARED, pictures), *_ratios(result)]
+    if REPEATED in pictures:
+        parts += ["<h2>The same text again</h2>", _picture(REPEATED, pictures)]
+        parts += [f"<pre>{_text(chr(10).join(crossed(found)))}</pre>" for found in result.crossings]
     names = file_names(found.series for found in result.series)
     for found in result.series:
         parts += _series(found, names[found.series], pictures)
@@ -99,11 +102,6 @@ def _ratios(result: Result) -> Iterator[str]:
             rows.append((ratio.other, ratio.base, ratio.method, short(ratio.flops), short(ratio.loss), cell, said))
         yield _table(rows)
     yield from (f"<p>{_text(line)}.</p>" for line in result.apart)
-    for corpora, law in result.crossings:
-        for crossing in corpora:
-            yield f"<p>{crossing.unique:,.0f} unique tokens: {_text(crossing.said)}.</p>"
-        if law is not None:
-            yield f"<p>C_crit = {law.coefficient:.3g} U^{law.exponent:.3f}</p>"
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:

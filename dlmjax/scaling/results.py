@@ -18,15 +18,15 @@ from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.scaling import bootstrap
 from dlmjax.scaling.analysis import Analysis, Law
-from dlmjax.scaling.compare import Crossing, Ratio
+from dlmjax.scaling.compare import Crossings, Ratio
 from dlmjax.scaling.forms import ADDITIVE, Compute
-from dlmjax.scaling.isoflop import PowerLaw
 from dlmjax.scaling.points import Points
 from dlmjax.scaling.records import Record
 from dlmjax.scaling.special import Special, Tuning, best_epochs
 
 FIT, RESAMPLES, POINTS, PAGE = "fit.json", "resamples.npz", "points.csv", "report.html"
-COMPARED, PICTURES = "objectives.png", ("isoflop", "envelope", "best", "residuals")  # the latter of each series
+COMPARED, REPEATED = "objectives.png", "repeated.png"
+PICTURES = ("isoflop", "envelope", "best", "residuals")  # of each series
 VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and learning rate have their middle
 
 
@@ -55,7 +55,7 @@ class Result:
     seed: int
     series: tuple[SeriesFit, ...]
     ratios: tuple[Ratio, ...]
-    crossings: tuple[tuple[tuple[Crossing, ...], PowerLaw | None], ...]
+    crossings: tuple[Crossings, ...]
     apart: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
@@ -66,10 +66,7 @@ class Result:
             dataclasses.asdict(ratio) | {"intervals": {blocks: each.record() for blocks, each in ratio.intervals.items()}}
             for ratio in self.ratios
         ]
-        head["crossings"] = [
-            {"corpora": [dataclasses.asdict(crossing) for crossing in found], "law": law and dataclasses.asdict(law)}
-            for found, law in self.crossings
-        ]
+        head["crossings"] = [found.record() for found in self.crossings]
         head["not_compared"] = list(self.apart)
         return plain(head)
 
@@ -114,7 +111,7 @@ def _clear(root: pathlib.Path) -> None:
         series = []  # no fit, or a damaged one: its pictures are not known by name
     pictures = [f"{kind}_{name}.png" for name in file_names(series).values() for kind in PICTURES]
     try:
-        for name in (FIT, RESAMPLES, POINTS, PAGE, COMPARED, *pictures):
+        for name in (FIT, RESAMPLES, POINTS, PAGE, COMPARED, REPEATED, *pictures):
             (root / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot replace the fit in {root}: {error.strerror}; choose another place") from error

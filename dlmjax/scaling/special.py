@@ -13,7 +13,7 @@ from dlmjax.errors import InputError
 from dlmjax.scaling import bootstrap, huber, isoflop
 from dlmjax.scaling.forms import JOINT, MIXING, OVERFITTING, REPETITION, Form
 from dlmjax.scaling.isoflop import PowerLaw, power_law
-from dlmjax.scaling.points import Points, tuning_of
+from dlmjax.scaling.points import AGAIN, Points, tuning_of
 from dlmjax.scaling.records import Record
 
 SPARSE = 0.25  # share of the parameters that a token does not use, from which a network is called sparse
@@ -63,7 +63,7 @@ def repeated(points: Points, *, definition: str = "total", resamples: int = 200,
     reason = ""
     if not np.isfinite(points.unique_R).all():
         reason = "the tokens of the runs' corpora are not known"
-    elif (points.epochs_R > 1.5).sum() < 3:
+    elif (points.epochs_R > AGAIN).sum() < 3:
         reason = "fewer than three runs see their tokens more than once"
     elif len(np.unique(points.unique_R)) < 2:
         reason = "all runs have corpora of one size"

@@ -1,5 +1,7 @@
 """Two series: compute at equal loss, and the crossing in repeated data."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,14 +51,19 @@ def repeated(series, floor, gain, unique, flops=None):
 def test_a_crossing_is_found_where_the_curves_meet():
     """AR stops at its floor; masked falls on: they meet where 2.0 + 1 x = 1.8 + 1.4 x, x = (C / 1e12)^-0.3 = 1/2."""
     ar, masked = repeated("ar", 2.0, 1.0, 1e6), repeated("masked", 1.8, 1.4, 1e6)
-    (found,), law = compare.crossings(ar, masked)
-    assert law is None and found.flops == pytest.approx(1e12 * 2 ** (1 / 0.3), rel=0.02)
+    crossed = compare.crossings(ar, masked, resamples=50)
+    (found,) = crossed.corpora
+    assert crossed.law is None and found.flops == pytest.approx(1e12 * 2 ** (1 / 0.3), rel=0.02)
+    assert found.interval is None  # errors of the losses are not known
+    one, two = found.lowest
+    assert (one.series, two.series) == ("ar", "masked") and two.loss < one.loss and one.last
+    assert one.epochs == pytest.approx(1e15 / 6e5 / 1e6)
 
 
 def test_no_crossing_is_said_in_words():
-    (never,), _ = compare.crossings(repeated("ar", 1.5, 1.0, 1e6), repeated("masked", 1.8, 1.4, 1e6))
+    (never,) = compare.crossings(repeated("ar", 1.5, 1.0, 1e6), repeated("masked", 1.8, 1.4, 1e6)).corpora
     assert np.isnan(never.flops) and "behind by" in never.said
-    (always,), _ = compare.crossings(repeated("ar", 2.0, 1.5, 1e6), repeated("masked", 1.8, 1.4, 1e6))
+    (always,) = compare.crossings(repeated("ar", 2.0, 1.5, 1e6), repeated("masked", 1.8, 1.4, 1e6)).corpora
     assert "ahead everywhere" in always.said
 
 
@@ -67,9 +74,35 @@ def test_crossings_of_several_corpora_give_a_law():
         scale = (unique / 1e5) ** 2
         flops = np.geomspace(1e12, 1e15, 25) * scale
         pairs.append([repeated(n, f, g * scale**0.3, unique, flops) for n, f, g in (("ar", 2.0, 1.0), ("masked", 1.8, 1.4))])
-    ar, masked = (join(*pair) for pair in zip(*pairs, strict=True))
-    found, law = compare.crossings(ar, masked)
-    assert len(found) == 2 and law.exponent == pytest.approx(2.0, abs=0.02)
+    ar, masked = (known(join(*pair), 0.01) for pair in zip(*pairs, strict=True))
+    found = compare.crossings(ar, masked, resamples=200)
+    assert len(found.corpora) == 2 and found.law.exponent == pytest.approx(2.0, abs=0.02)
+    assert found.exponent.low_95 < 2.0 < found.exponent.high_95
+
+
+def test_the_error_of_a_crossing_is_that_of_its_losses():
+    """Of 200 pairs of curves whose losses are off by their standard error, the 95 % intervals hold the true crossing of 85 to 100 %."""
+    true, errors = 1e12 * 2 ** (1 / 0.3), np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        pair = [known(repeated(*law, 1e6), 0.02) for law in (("ar", 2.0, 1.0), ("masked", 1.8, 1.4))]
+        pair = [dataclasses.replace(each, loss_R=each.loss_R + 0.02 * errors.standard_normal(len(each))) for each in pair]
+        (found,) = compare.crossings(*pair, resamples=100, seed=seed).corpora
+        held += found.interval.low_95 <= true <= found.interval.high_95
+    assert 170 <= held <= 200
+
+
+def test_a_crossing_that_may_not_be_there_has_no_upper_end():
+    """The last losses differ by less than their error: half of the draws see no crossing before the runs end."""
+    flops = np.geomspace(1e12, 1e12 * 2.05 ** (1 / 0.3), 13)
+    pair = [known(repeated(*law, 1e6, flops), 0.05) for law in (("ar", 2.0, 1.0), ("masked", 1.8, 1.4))]
+    (found,) = compare.crossings(*pair, resamples=200).corpora
+    assert np.isfinite(found.flops) and found.interval.high_95 == np.inf
+    assert found.record()["interval"]["95"][1] is None
+
+
+def known(runs, stderr):
+    return dataclasses.replace(runs, stderr_R=np.full(len(runs), stderr))
 
 
 def join(one, two):

@@ -171,6 +171,31 @@ def test_a_sweep_that_varies_everything_has_every_law(tmp_path, capsys):
     assert "batch and lr by this fit's own laws" in capsys.readouterr().out
 
 
+def again(losses, unique=100_000):
+    """Records of one size on one corpus, by series and epochs."""
+    return [
+        record(f"{name}-{epochs}", name, 1e5, unique * epochs, loss, unique_tokens=unique, epochs=float(epochs), loss_stderr=0.01)
+        for name, by_epochs in losses.items()
+        for epochs, loss in by_epochs.items()
+    ]
+
+
+def test_runs_of_repeated_data_alone_are_compared(tmp_path, capsys):
+    """One size and one corpus allow no law; who is ahead from where on, and at what number of epochs each is best, is said and drawn."""
+    runs = again({"ar": {4: 1.70, 16: 1.90, 64: 6.0}, "masked": {4: 2.5, 16: 2.0, 64: 1.60}})
+    path = write(tmp_path / "records.jsonl", runs)
+    assert main(["fit", path, "--output", str(tmp_path / "out"), "--resamples", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "100,000 unique tokens: masked is ahead from" in said and "runs of one size" in said
+    assert "ar 1.700 after 4 epochs; masked 1.600 after 64 epochs, the most tried" in said
+    (found,) = json.loads((tmp_path / "out" / "fit.json").read_text())["crossings"]
+    (corpus,) = found["corpora"]
+    assert found["law"] is None and corpus["interval"]["95"][0] < corpus["flops"] < corpus["interval"]["95"][1]
+    assert 16 < corpus["flops"] / (6e5 * 100_000) < 64  # in epochs
+    assert (tmp_path / "out" / "repeated.png").read_bytes().startswith(b"\x89PNG")
+    assert "The same text again" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
 def test_an_output_without_a_place_is_refused_before_the_fit(fitted, tmp_path, monkeypatch, capsys, place):
     monkeypatch.chdir(tmp_path)

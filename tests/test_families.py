@@ -34,16 +34,19 @@ def weights(family):
     return lively(parts_of(family, jax.devices()[:1]).init(jax.random.key(0)))
 
 
-def loss_and_gradient(parts, params):
-    rng = np.random.default_rng(0)
+def text():
     segments_BL = np.ones((BATCH, LENGTH), np.int32)
     segments_BL[:, -3:] = 0
-    batch = {
-        "tokens": rng.integers(0, 27, (BATCH, LENGTH)).astype(np.int32),
+    return {
+        "tokens": np.random.default_rng(0).integers(0, 27, (BATCH, LENGTH)).astype(np.int32),
         "segments": segments_BL,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
         "row": np.arange(BATCH, dtype=np.int32),
     }
+
+
+def loss_and_gradient(parts, params):
+    batch = text()
     params = jax.device_put(params, parts.param_shardings)
     run = jax.jit(jax.value_and_grad(parts.loss_fn, has_aux=True))
     (total, sums), gradient = run(params, parts.partition.put_batch(batch), jax.random.key(1))
@@ -68,6 +71,21 @@ def test_a_family_computes_the_same_on_eight_devices(family):
         return  # an embedding that is given, not learned
     silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(one[2].get("process", {})) if not np.abs(leaf).max() > 0]
     assert not silent, "every learned value has a gradient"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_evaluated(family):
+    """Window by window: neither the batch that a window comes in nor its place there changes its bound."""
+    evaluator, batch = parts_of(family, jax.devices()[:1]).evaluator(nodes=2), text()
+    found = []
+    for order in ([0, 1, 2], [3, 4]), ([4, 2, 3], [0], [1]):
+        batches = [{name: values[rows] for name, values in batch.items()} for rows in order]
+        found.append(evaluator.measure(weights(family), batches))
+    one, other = found
+    assert one.tokens_W.tolist() == [LENGTH - 3] * 5 and np.isfinite(one.nats_W).all()
+    np.testing.assert_allclose(other.nats_W, one.nats_W, rtol=1e-5)
+    # Weights are random: five texts that differ are not bounded alike, and a bound below a third of the uniform law's is no bound.
+    assert len(set(one.nats_W.round(3))) == 5 and one.nats_W.mean() > (LENGTH - 3) * np.log(27) / 3
 
 
 def test_every_process_is_in_a_config_or_a_variant_of_one():

@@ -9,7 +9,7 @@ from dlmjax.scaling.analysis import Analysis
 from dlmjax.scaling.bootstrap import Interval, interval
 from dlmjax.scaling.compare import Crossings
 from dlmjax.scaling.results import Result, SeriesFit
-from dlmjax.scaling.special import Special, Tuning
+from dlmjax.scaling.special import Special, Tuning, best_epochs
 
 
 def summary(result: Result) -> str:
@@ -113,6 +113,17 @@ def _special(special: Special, name: str = "") -> Iterator[str]:
             place = special.form.names.index(key)
             value = float(np.exp(special.fit.theta_P[place]))
             yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, place])), value)}"
+    if special.form.name == "overfitting" and not special.fit.boundaries:  # at a bound they are the bound's
+        yield from _best_epochs(special)
+
+
+def _best_epochs(special: Special) -> Iterator[str]:
+    drawn = special.resampled.get("runs")
+    found = best_epochs(special.fit.values)
+    samples = best_epochs(special.form.values(drawn)) if drawn is not None else {}
+    by_name = {name: between(interval(value, samples[name]) if samples else None, value) for name, value in found.items()}
+    size = f" N^-q, q = {by_name['epochs_size_exponent']}" if "epochs_size_exponent" in found else ""
+    yield f"    best epochs = {short(found['epochs_scale'])} U^p{size}, p = {by_name['epochs_unique_exponent']}"
 
 
 def _tuning(tuning: Tuning) -> Iterator[str]:

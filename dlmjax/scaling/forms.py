@@ -7,6 +7,7 @@ resamples of a bootstrap are solved together. Positive coefficients are held as 
     additive     L = E + A / N^a + B / D^b                       N parameters, or FLOPs per token (then it is von Rütte's form)
     repetition   the same with effective sizes and tokens        repeated tokens are worth less with every epoch
     overfitting  additive + G e^h N^c / U^d                      loss is U-shaped in the epochs e over U unique tokens
+                 (these two also for runs of one size, whose terms in N are part of E and G)
     joint        one law for dense and sparse networks           total and active parameters
     mixing       L_i = (B / D^b + C) / r^a                       r the share of domain i in the mixture
 
@@ -163,6 +164,44 @@ OVERFITTING = Form(
     starts=((-1.0, 0.5), (3.0, 7.0), (3.0, 7.0), (0.3, 0.6), (0.3, 0.6), (-6.0, 0.0), (0.5, 1.5), (0.5,), (0.7,)),
     columns=("log_N", "log_D", "log_U"),
     log_loss=_overfitting,
+)
+
+
+def _repetition_of_one_size(theta: np.ndarray, columns: Columns) -> np.ndarray:
+    log_E, log_B, b, log_rate = _split(theta)
+    log_data = _saturated(columns["log_U"], np.exp(columns["log_D"] - columns["log_U"]) - 1, log_rate)
+    return _logsumexp(log_E + 0 * log_data, log_B - b * log_data)
+
+
+REPETITION_OF_ONE_SIZE = Form(
+    name="repetition",
+    equation="L = E + B / D'^b, D' = U + U R_D* (1 - exp(-(D/U - 1) / R_D*)); the size's cost is part of E",
+    source=REPETITION.source,
+    names=("log_E", "log_B", "b", "log_R_D"),
+    lower=(-7.0, -10.0, 0.02, -2.0),
+    upper=(5.0, 60.0, 3.0, 12.0),
+    starts=((-1.0, 0.0, 0.7), (0.0, 3.0, 7.0), (0.2, 0.4, 0.8), (0.0, 1.0, 3.0, 6.0)),
+    columns=("log_D", "log_U"),
+    log_loss=_repetition_of_one_size,
+)
+
+
+def _overfitting_of_one_size(theta: np.ndarray, columns: Columns) -> np.ndarray:
+    log_E, log_B, b, log_G, h, d = _split(theta)
+    log_D, log_U = columns["log_D"], columns["log_U"]
+    return _logsumexp(log_E + 0 * log_D, log_B - b * log_D, log_G + h * (log_D - log_U) - d * log_U)
+
+
+OVERFITTING_OF_ONE_SIZE = Form(
+    name="overfitting",
+    equation="L = E + B / (e U)^b + G e^h / U^d; best epochs e = (b B / h G)^(1/(h+b)) U^((d-b)/(h+b)); the size's cost is part of E",
+    source=OVERFITTING.source,
+    names=("log_E", "log_B", "b", "log_G", "h", "d"),
+    lower=(-7.0, -10.0, 0.02, -60.0, 0.05, 0.0),
+    upper=(5.0, 60.0, 3.0, 60.0, 5.0, 5.0),
+    starts=((-1.0, 0.5), (0.0, 3.0, 7.0), (0.2, 0.5), (-6.0, 0.0, 6.0), (0.5, 1.5), (0.5, 1.5)),
+    columns=("log_D", "log_U"),
+    log_loss=_overfitting_of_one_size,
 )
 
 

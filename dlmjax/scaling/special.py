@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from dlmjax.errors import InputError
 from dlmjax.scaling import bootstrap, huber, isoflop
-from dlmjax.scaling.forms import JOINT, MIXING, OVERFITTING, REPETITION, Form
+from dlmjax.scaling.forms import JOINT, MIXING, OVERFITTING, OVERFITTING_OF_ONE_SIZE, REPETITION, REPETITION_OF_ONE_SIZE, Form
 from dlmjax.scaling.isoflop import PowerLaw, power_law
 from dlmjax.scaling.points import AGAIN, Points, tuning_of
 from dlmjax.scaling.records import Record
@@ -59,7 +59,13 @@ def fit_special(form: Form, columns: Mapping, loss_R: np.ndarray, block_R: np.nd
 
 
 def repeated(points: Points, *, definition: str = "total", resamples: int = 200, seed: int = 0) -> dict[str, Special]:
-    """The two laws of repeated tokens, for runs of which some see theirs more than once and corpora differ. Blocks are the corpora."""
+    """The two laws of repeated tokens, for runs of which some see theirs more than once and corpora differ. Blocks are the corpora.
+
+    Runs of one size have the laws without terms in N, which could be anything.
+    """
+    forms = (REPETITION, OVERFITTING)
+    if len(np.unique(points.sizes[definition])) < 2:
+        forms = (REPETITION_OF_ONE_SIZE, OVERFITTING_OF_ONE_SIZE)
     reason = ""
     if not np.isfinite(points.unique_R).all():
         reason = "the tokens of the runs' corpora are not known"
@@ -68,19 +74,18 @@ def repeated(points: Points, *, definition: str = "total", resamples: int = 200,
     elif len(np.unique(points.unique_R)) < 2:
         reason = "all runs have corpora of one size"
     if reason:
-        return {form.name: Special(form, None, {}, reason) for form in (REPETITION, OVERFITTING)}
+        return {form.name: Special(form, None, {}, reason) for form in forms}
     _, block_R = np.unique(points.unique_R, return_inverse=True)
     columns = points.columns(definition)
-    return {
-        form.name: fit_special(form, columns, points.loss_R, block_R, resamples=resamples, seed=seed) for form in (REPETITION, OVERFITTING)
-    }
+    return {form.name: fit_special(form, columns, points.loss_R, block_R, resamples=resamples, seed=seed) for form in forms}
 
 
 def best_epochs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the overfitting law: best epochs = scale U^unique_exponent / N^size_exponent, where its two terms in e balance."""
+    """Of the overfitting law: best epochs = scale U^unique_exponent / N^size_exponent, where its two terms in e balance; without the last
+    for runs of one size."""
     b, h = values["b"], values["h"]
-    scale = (b * values["B"] / (h * values["G"])) ** (1 / (h + b))
-    return {"epochs_scale": scale, "epochs_unique_exponent": (values["d"] - b) / (h + b), "epochs_size_exponent": values["c"] / (h + b)}
+    found = {"epochs_scale": (b * values["B"] / (h * values["G"])) ** (1 / (h + b)), "epochs_unique_exponent": (values["d"] - b) / (h + b)}
+    return found | ({"epochs_size_exponent": values["c"] / (h + b)} if "c" in values else {})
 
 
 def joint(points: Points, *, resamples: int = 200, seed: int = 0) -> Special:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dlmjax.scaling import forms
-from dlmjax.scaling.forms import ADDITIVE, JOINT, MIXING, OVERFITTING, REPETITION
+from dlmjax.scaling.forms import ADDITIVE, JOINT, MIXING, OVERFITTING, OVERFITTING_OF_ONE_SIZE, REPETITION, REPETITION_OF_ONE_SIZE
 
-ALL = [ADDITIVE, REPETITION, OVERFITTING, JOINT, MIXING]
+ALL = [ADDITIVE, REPETITION, OVERFITTING, REPETITION_OF_ONE_SIZE, OVERFITTING_OF_ONE_SIZE, JOINT, MIXING]
 
 
 def rounded(value, digits):

@@ -48,6 +48,23 @@ def test_both_laws_of_repetition_have_intervals():
     assert found["overfitting"].fit.objective < found["repetition"].fit.objective
 
 
+def test_runs_of_one_size_have_both_laws_too():
+    """Terms in N are then constants: the law of four parameters gives back R_D*, that of six the best epochs."""
+    runs = of_law(REPETITION, PLAIN | {"R_D": 15.0, "R_N": 1e5})
+    one = runs.take(runs.sizes["total"] == runs.sizes["total"][0])
+    found = special.repeated(one, resamples=0)["repetition"]
+    assert found.form.names == ("log_E", "log_B", "b", "log_R_D") and found.fit.values["R_D"] == pytest.approx(15.0, rel=0.02)
+    law = PLAIN | {"G": 0.02, "h": 1.0, "c": 0.5, "d": 0.6}
+    runs = of_law(OVERFITTING, law, noise=NOISE)
+    one = runs.take(runs.sizes["total"] == runs.sizes["total"][-1])
+    found = special.repeated(one, resamples=100)["overfitting"].record(special.best_epochs)
+    true = special.best_epochs(law)
+    assert found["parameters"]["epochs_unique_exponent"] == pytest.approx(true["epochs_unique_exponent"], abs=0.1)
+    best = true["epochs_scale"] * 3e5 ** true["epochs_unique_exponent"] / one.sizes["total"][0] ** true["epochs_size_exponent"]
+    assert found["parameters"]["epochs_scale"] * 3e5 ** found["parameters"]["epochs_unique_exponent"] == pytest.approx(best, rel=0.1)
+    assert "epochs_size_exponent" not in found["parameters"] and "epochs_unique_exponent" in found["intervals"]["runs"]
+
+
 @pytest.mark.parametrize(
     "epochs, unique, words",
     [(1.0, [1e5, 1e6], "fewer than three runs see their tokens more than once"), (8.0, [1e5, 1e5], "corpora of one size")],

@@ -91,6 +91,7 @@ class Objective:
             object.__setattr__(self, "boundary", self.weighting.is_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
+        self.process.spread(self.times)  # refuses levels that this noise cannot have
         if not self.weighting.is_bound and _is_factor(self.weighting):
             # Asked now, so that a process whose loss has no such weight is refused before anything runs.
             ids, level = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
@@ -257,9 +258,12 @@ def reconstruction_nats(
 
 
 def as_given(process: Process, z_BL, x_BL, given_BL):
-    """The state with what is given as it is: level 0 leaves it clean but where a schedule has noise there (vectors: its least noise)."""
+    """The state with what is given as it is: level 0 leaves it clean but where a schedule has noise there (vectors: its least noise).
+
+    What a causal network reads has no noise and stands one place further on: it stays.
+    """
     extra = z_BL.ndim - x_BL.ndim
-    if process.input_dim or extra > 1:  # vectors, or weighted tokens
+    if process.attention == "causal" or process.input_dim or extra > 1:  # or vectors, or weighted tokens
         return z_BL
     return jnp.where(given_BL, x_BL, z_BL) if not extra else jnp.where(given_BL[..., None], x_BL[..., None], z_BL)  # two streams
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import (
+    Autoregressive,
     CrossEntropy,
     GenMd4,
     Linear,
@@ -72,6 +73,14 @@ def test_a_prompt_is_given_clean_and_carries_no_loss(process):
     h3, h1, h12 = LAW.entropy, *(float(-(q * np.log(q)).sum()) for q in (p.sum(axis=(1, 2)), p.sum(axis=2)))
     assert float(parts["nats"]) / ROWS == pytest.approx(((h3 - h1) + (h3 - h12)) / 2, rel=0.05)
     assert not objective.is_bound and "partial_nelbo" in objective.report(jax.device_get(parts))
+
+
+def test_a_causal_network_reads_a_prompt_where_it_reads_text():
+    """One place further on, whatever is given: the first token that is asked for is predicted from the last of the prompt."""
+    denoiser, process = spy(), Autoregressive(VOCAB, BOS, MASK)
+    Objective(process, prompt=1.0)(denoiser, BATCH, KEY, ROWS)
+    (z_BL, _, _), x_BL = denoiser.calls[0], np.asarray(BATCH["tokens"])
+    assert (np.asarray(z_BL)[:, 0] == BOS).all() and (np.asarray(z_BL)[:, 1:] == x_BL[:, :-1]).all()
 
 
 def test_a_share_of_rows_has_no_prompt():

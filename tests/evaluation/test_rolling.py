@@ -138,8 +138,9 @@ def test_more_context_costs_less():
     assert exact[1] != pytest.approx(exact[3], rel=1e-3)
 
 
-def test_an_autoregressive_model_reads_its_context():
-    """Causal windows: the given tokens are read, the first scored one is predicted from them."""
+@pytest.mark.parametrize("step", [2, 1])
+def test_an_autoregressive_model_reads_its_context(step):
+    """Causal windows: the given tokens, one or two, are read; the first scored one is predicted from them."""
 
     def bind(params, segments_BL, positions_BL, attention):
         def denoise(z_BL, t_BL):
@@ -152,7 +153,7 @@ def test_an_autoregressive_model_reads_its_context():
         return Bound(denoise)
 
     tokens = np.random.default_rng(3).integers(0, 3, 9)
-    windows = rolling(tokens, [9], 2)
+    windows = rolling(tokens, [9], step)
     measured = Evaluator(Autoregressive(LAW.vocab, bos_id=LAW.mask_id), bind).measure((), windows.batches(3))
     exact = [-log_p(tokens[b:e], s - b) for b, s, e in zip(windows.begin_W, windows.scored_W, windows.end_W, strict=True)]
     np.testing.assert_allclose(measured.nats_W, exact, rtol=1e-5)

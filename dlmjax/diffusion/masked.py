@@ -11,13 +11,16 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dlmjax.diffusion.hyper import Hyper
 from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada
+from dlmjax.diffusion.times import PerRow
 from dlmjax.diffusion.weighting import InverseRate, Weighting
 from dlmjax.errors import InputError
 
@@ -56,6 +59,14 @@ class Masked(Process):
     @property
     def denoisings(self) -> int:
         return 2 if self.complementary else 1
+
+    def spread(self, times: Any) -> Any:
+        if self.complementary and isinstance(times, Hyper) and times.window is not None:
+            # Ahead of the window all is noise, and its complement would show the text there.
+            raise InputError(
+                f"process {self.name}: complementary masks cannot follow a window of levels (times hyper); leave one of them out"
+            )
+        return times
 
     def draws(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
@@ -174,6 +185,11 @@ class MaskedCount(Masked):
 
     def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         return self.trained.inverse(1 - t_BL)
+
+    def spread(self, times: Any) -> Any:
+        if not isinstance(times, PerRow) and not (isinstance(times, Hyper) and times.window is None):
+            raise InputError(f"process {self.name} masks a number of a row's tokens: its times give a row one level, and these do not")
+        return times
 
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)

@@ -137,7 +137,10 @@ class Process(Protocol):
         return self
 
     def spread(self, times: Any) -> Any:
-        """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block."""
+        """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block.
+
+        Raises InputError: levels that this noise cannot have.
+        """
         return times
 
     def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:

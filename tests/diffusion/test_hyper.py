@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Cosine, Flat, Linear, Masked, Objective, PerRow, Power, Times, toy
+from dlmjax.diffusion import Cosine, Flat, Linear, Masked, MaskedCount, Objective, PerRow, Power, Times, toy
 from dlmjax.diffusion.hyper import Hyper, PerBlock, choose_interval
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
@@ -143,7 +143,22 @@ def test_the_interval_of_least_variance():
         choose_interval(t_N, t_N, least=0.0)
 
 
-@pytest.mark.parametrize("make, says", [(lambda: Hyper(0), "at least 1 position"), (lambda: PerBlock(0), "at least 1 token")])
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: Hyper(0), "at least 1 position"),
+        (lambda: PerBlock(0), "at least 1 token"),
+        # The largest level of a row, nearly always 1, would be that of all its tokens; a complement would show what lies ahead.
+        (lambda: Objective(MaskedCount(VOCAB, MASK), Hyper(2)), "give a row one level"),
+        (lambda: Objective(MaskedCount(VOCAB, MASK), PerBlock(2)), "give a row one level"),
+        (lambda: Objective(Masked(VOCAB, MASK, complementary=True), Hyper(2)), "complementary masks cannot"),
+    ],
+)
 def test_impossible_draws_are_refused(make, says):
     with pytest.raises(InputError, match=says):
         make()
+
+
+@pytest.mark.parametrize("process", [MaskedCount(VOCAB, MASK), Masked(VOCAB, MASK, complementary=True)], ids=["count", "complementary"])
+def test_a_window_without_an_end_is_one_level(process):
+    assert Objective(process, Hyper(None)).is_bound

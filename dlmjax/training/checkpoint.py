@@ -55,6 +55,7 @@ class Checkpoints:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
         self._warned: set[int] = set()
+        self._damaged: dict[int, str] = {}  # what a restore found wrong that sizes do not tell
         self._first = jax.process_index() == 0  # files other than Orbax's are written and removed by one process
 
     def __enter__(self) -> "Checkpoints":
@@ -103,8 +104,10 @@ class Checkpoints:
         return json.loads((self._path(step) / MARKER).read_text(encoding="utf-8"))
 
     def _flaw(self, step: int) -> str:
-        """Why a checkpoint is not whole, "" when it is, as far as sizes tell."""
+        """Why a checkpoint is not whole, "" when it is, as far as sizes tell and no restore has found otherwise."""
         path = self._path(step)
+        if step in self._damaged:
+            return self._damaged[step]
         try:
             files = self._marker(step)["files"]
         except FileNotFoundError:
@@ -141,8 +144,8 @@ class Checkpoints:
     def save(self, step: int, state: dict, meta: dict) -> None:
         """Copies the state to the host, starts writing, and returns; the state may be donated at once.
 
-        Waits for an earlier save first. A whole checkpoint of this step with the same numbers only gets the new meta; with other
-        numbers, as when a damaged one was passed over and its steps done again, it is replaced.
+        Waits for an earlier save first. A whole checkpoint of this step with the same numbers only gets the new meta; one with other
+        numbers, or that a restore found damaged, is replaced: a run that is done again makes the very numbers that were damaged.
 
         Raises:
           InputError: this or the earlier save could not be written (disk full); the checkpoints before it are untouched.
@@ -158,6 +161,7 @@ class Checkpoints:
                 self._mark(path, json.loads(text))
                 return
             self._clear(path)
+            self._damaged.pop(step, None)
             self.directory.mkdir(parents=True, exist_ok=True)
             response = ocp.save_checkpointables_async(path, {"state": _nested(named)}, overwrite=True)
         except (OSError, ValueError) as error:
@@ -258,6 +262,7 @@ class Checkpoints:
                 state, flaw = self._read(candidate, marker["leaves"], abstract_state)
                 if not flaw:
                     return state, marker["meta"]
+                self._damaged[candidate] = flaw
             if step is None:
                 self._warn(candidate, flaw)
             else:

@@ -263,16 +263,35 @@ def test_any_truncated_or_missing_file_means_the_checkpoint_before(original, tmp
             shutil.rmtree(copy)
 
 
-def test_a_flipped_bit_in_the_data_is_seen(copied, caplog):
-    """Orbax reads it without complaint; the checksum does not."""
-    data = max(files_of(copied / "00000003"), key=lambda file: file.stat().st_size)
+def flip_a_bit(checkpoint):
+    data = max(files_of(checkpoint), key=lambda file: file.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(bytes(content))
+
+
+def test_a_flipped_bit_in_the_data_is_seen(copied, caplog):
+    """Orbax reads it without complaint; the checksum does not."""
+    flip_a_bit(copied / "00000003")
     step, warnings = newest_readable(copied, caplog)
     assert step == 2 and "params/kernel does not have the checksum" in warnings[0]
     with pytest.raises(InputError, match=r"is damaged: params/kernel.*whole ones"):
         Checkpoints(copied).restore(LIKE, step=3)
+
+
+def test_a_run_that_is_done_again_replaces_what_was_damaged(copied):
+    """Its numbers are the very same; until they are written, nothing that is whole is removed for the damaged one."""
+    flip_a_bit(copied / "00000002")
+    flip_a_bit(copied / "00000003")
+    with Checkpoints(copied, keep=1, best=0) as checkpoints:
+        _, meta = checkpoints.restore(LIKE)
+        assert meta["step"] == 1 and checkpoints.latest() == 1 and checkpoints.steps() == [1]
+        checkpoints.save(2, small(2), {"step": 2})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2] and (copied / "00000003").exists()
+        checkpoints.save(3, small(3), {"step": 3})
+    restored, meta = Checkpoints(copied).restore(LIKE)
+    assert meta["step"] == 3 and toy.same(restored, state_of(3, 1000))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops coroutines when a read fails

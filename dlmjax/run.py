@@ -2,6 +2,7 @@
 
 workdir/
     config.json        every leaf of the config, flat
+    texts.json         a fingerprint of each corpus: a run goes on with its own text alone
     counts.npy         occurrences of each token in the training text, for processes that use them
     embedding.npy      the table that the process's values name by a file, for processes that take one
     tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
@@ -13,6 +14,7 @@ import dataclasses
 import io
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,7 +35,7 @@ from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
 
-EMBEDDING = "embedding.npy"
+EMBEDDING, TEXTS = "embedding.npy", "texts.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +245,8 @@ def embedding_of(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None
     named = parse_call(config.process.name)[1].get("embedding")
     if not isinstance(named, str):
         return None
-    file = workdir / EMBEDDING if (workdir / EMBEDDING).is_file() else pathlib.Path(named)
+    copied = (workdir / EMBEDDING).is_file() and (trained(workdir) or not pathlib.Path(named).is_file())
+    file = workdir / EMBEDDING if copied else pathlib.Path(named)
     try:
         table_VE = np.load(file, allow_pickle=False)
     except OSError as error:
@@ -255,14 +258,31 @@ def embedding_of(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None
     return table_VE
 
 
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer, counts_V: Any = None, embedding_VE: Any = None) -> None:
-    """Writes config, tokenizer, counts and embedding table into a new workdir; refuses a workdir that holds another run.
+def trained(workdir: pathlib.Path) -> bool:
+    """Is there anything in a workdir that another config would harm: a checkpoint, or a line of metrics?"""
+    metrics = workdir / "metrics.jsonl"
+    return any((workdir / "checkpoints").glob("[0-9]*")) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def claim_workdir(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    counts_V: Any = None,
+    embedding_VE: Any = None,
+    texts: Sequence[str] = (),
+) -> None:
+    """Writes config, tokenizer, what its text is, counts and embedding table into a new workdir; refuses one that holds another run.
+
+    A workdir in which nothing was trained yet, as when a first start ended with bad input, takes the new config. texts: a fingerprint of
+    each corpus.
 
     Raises:
-      InputError: the workdir's config differs in fields that decide what is computed; they are named, nothing is changed.
+      InputError: the workdir's config differs in fields that decide what is computed (they are named), or its text was another one,
+        wherever it lies; nothing is changed.
     """
     stored = workdir / "config.json"
-    if stored.exists():
+    if stored.exists() and trained(workdir):
         try:
             old = json.loads(stored.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -274,6 +294,11 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
             )
         if load_tokenizer(f"saved:{workdir / 'tokenizer'}").hash != tokenizer.hash:
             raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")
+        if (workdir / TEXTS).is_file() and json.loads((workdir / TEXTS).read_text()) != list(texts):
+            raise InputError(
+                f"{workdir} was trained on other text than {', '.join(config.data.paths)} holds now; give it that text again, or go on "
+                "with this one in another --workdir by --fork (nothing was changed)"
+            )
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         save_tokenizer(tokenizer, workdir / "tokenizer")
@@ -283,6 +308,8 @@ def claim_workdir(workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenize
             content = io.BytesIO()
             np.save(content, embedding_VE, allow_pickle=False)
             write_atomically(workdir / EMBEDDING, content.getvalue())
+        if texts:
+            write_atomically(workdir / TEXTS, json.dumps(list(texts)) + "\n")
         write_atomically(stored, config_lib.to_json(config))
 
 

@@ -9,12 +9,12 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from dlmjax import config as config_lib
-from dlmjax.data import EvalWindows, TrainWindows, eval_batches, train_batches
+from dlmjax.data import EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
 from dlmjax.errors import Diverged, InputError
 from dlmjax.parallel import Agreement
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
@@ -64,69 +64,74 @@ def train(
     counts_V = token_counts(config, corpora)
     table_VE = embedding_of(config, workdir)
     parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
-    claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
-    _describe(parts, corpora, workdir)
+    with sole_writer(workdir):
+        claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE, [corpus.fingerprint for corpus in corpora])
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
+        _describe(parts, corpora, workdir)
 
-    # --- 2. Where we start ------------------------------------------------------------------------------------------------------
-    state, meta, origin = _start(parts, checkpoints, fork, init)
-    start, steps = meta.get("step", 0), config.train.steps
-    on_step(start)
-    if origin == "resume" and start >= steps:
-        say(f"{workdir} is finished: step {start} of {steps}; nothing to train")
-        return _result(config, workdir, start, meta)
+        # --- 2. Where we start --------------------------------------------------------------------------------------------------
+        state, meta, origin = _start(parts, checkpoints, fork, init)
+        start, steps = meta.get("step", 0), config.train.steps
+        on_step(start)
+        if origin == "resume" and start >= steps:
+            say(f"{workdir} is finished: step {start} of {steps}; nothing to train")
+            return _result(config, workdir, start, meta)
 
-    # --- 3. The loop: no host sync but at the logging step ---------------------------------------------------------------------
-    train_step = process = None
-    batches = train_batches(_windows(config, corpora), rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
-    held_out, samples, agreed = _HeldOut(parts), _TextSamples(parts), Agreement()
-    key = jax.jit(lambda key: key, out_shardings=parts.partition.sharding(()))(jax.random.key(config.seed))
-    with (
-        sole_writer(workdir),
-        Interrupt() as stop,
-        checkpoints,
-        MetricsWriter(workdir, resume_step=start) as writer,
-        Progress(steps, initial=start) as progress,
-        jax.transfer_guard("disallow"),
-    ):
-        log = _Log(parts, writer, progress, meta.get("pending", []), Goodput(workdir, start, began))
-        for step in range(start, steps):
-            if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
-                train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
-            with log.goodput.spent("data"):
-                batch = next(batches)
-            state, metrics = train_step(state, parts.partition.put_batch(batch), key)
-            done, last, metric = step + 1, step + 1 == steps, None
-            if log.add(step, metrics, last).stopped:
-                _stop_diverged(checkpoints, state, log.summary, workdir, config)
-            on_step(done)
+        # --- 3. The loop: no host sync but at the logging step -----------------------------------------------------------------
+        train_step = process = None
+        batches = train_batches(_windows(config, corpora), rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
+        held_out, samples, agreed = _HeldOut(parts), _TextSamples(parts), Agreement()
+        key = jax.jit(lambda key: key, out_shardings=parts.partition.sharding(()))(jax.random.key(config.seed))
+        with (
+            Interrupt() as stop,
+            checkpoints,
+            MetricsWriter(workdir, resume_step=start) as writer,
+            Progress(steps, initial=start) as progress,
+            jax.transfer_guard("disallow"),
+        ):
+            log = _Log(parts, writer, progress, meta.get("pending", []), Goodput(workdir, start, began))
+            for step in range(start, steps):
+                if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
+                    train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
+                with log.goodput.spent("data"):
+                    batch = next(batches)
+                state, metrics = train_step(state, parts.partition.put_batch(batch), key)
+                done, last, metric = step + 1, step + 1 == steps, None
+                last_here = agreed(stop.requested) or last
+                saving = done % config.checkpoint.every == 0 or last_here
+                if log.add(step, metrics, last, saving).stopped:
+                    _stop_diverged(checkpoints, state, log.summary, workdir, config)
+                on_step(done)
 
-            with log.aside("evaluation"):
-                if held_out.due(done, last):
-                    metric = log.held_out(done, held_out(state, done))
-                if samples.due(done, last):
-                    writer.text(done, "samples", {"text": samples(state, done)})
+                with log.aside("evaluation"):
+                    if held_out.due(done, last):
+                        metric = log.held_out(done, held_out(state, done))
+                    if samples.due(done, last):
+                        writer.text(done, "samples", {"text": samples(state, done)})
 
-            # --- 4. Stop: preempted or finished: say which and how to go on --------------------------------------------------
-            last_here = agreed(stop.requested) or last
-            if done % config.checkpoint.every == 0 or last_here:
-                meta = _save(checkpoints, state, log, config, done, metric, wait=last_here)
-            if last_here:
-                break
-        say(log.account(done))
-    say(f"trained {steps} steps into {workdir}" if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
-    return _result(config, workdir, done, meta, finished=last)
+                # --- 4. Stop: preempted or finished: say which and how to go on ----------------------------------------------
+                if saving:
+                    meta = _save(checkpoints, state, log, _meta(config, done, metric, log.window.pending()), wait=last_here)
+                if last_here:
+                    break
+            say(log.account(done))
+        say(f"trained {steps} steps into {workdir}" if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
+        return _result(config, workdir, done, meta, finished=last)
 
 
-def _save(checkpoints: Checkpoints, state: dict, log: "_Log", config, done: int, metric: float | None, wait: bool) -> dict:
+def _save(checkpoints: Checkpoints, state: dict, log: "_Log", meta: dict, wait: bool) -> dict:
     """Saves what a restart needs, and `wait`s until it is on disk where nothing comes after; returns the meta."""
     with log.aside("checkpoint"):
-        meta = {"step": done, "metric": metric, "pending": log.window.pending(), "config": config_lib.leaves(config)}
-        log.account(done)
-        checkpoints.save(done, state, meta)
+        log.account(meta["step"])
+        checkpoints.save(meta["step"], state, meta)
         if wait:
             checkpoints.wait()
     return meta
+
+
+def _meta(config, done: int, metric: float | None = None, pending: Sequence[dict] = ()) -> dict:
+    """What goes with a state. pending: steps since the last line of metrics."""
+    return {"step": done, "metric": metric, "pending": list(pending), "config": config_lib.leaves(config)}
 
 
 def _windows(config, corpora: list) -> TrainWindows:
@@ -177,15 +182,18 @@ class _Log:
         self._writer.flush()
         return self.goodput.summary()
 
-    def add(self, step: int, metrics: dict, last: bool) -> Summary:
-        """Takes the metrics of one step; at a logging step writes the line and returns its summary."""
+    def add(self, step: int, metrics: dict, last: bool, saving: bool) -> Summary:
+        """Takes the metrics of one step; at a logging step writes the line and returns its summary.
+
+        So it does before a save, `saving`, where the run has stopped since: what would be saved is a frozen state, and no later step's.
+        """
         self.window.add(step, metrics)
         if self._timed is None:  # the first step compiles
             jax.block_until_ready(metrics["loss"])
             self.throughput.reset()
         self.goodput.stepped(step + 1)
         self._timed = 0 if self._timed is None else self._timed + 1
-        if (step + 1) % self._every and not last:
+        if (step + 1) % self._every and not last and not (saving and self.window.stopped()):
             self._progress.update()
             return Summary({}, [], False)
         self.summary = self.window.reduce()
@@ -212,14 +220,22 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
     2. `--fork`: another run's newest checkpoint, its counters kept;
     3. `--init`: another run's weights, counters at zero;
     4. scratch: fresh weights from the seed.
+
+    Raises InputError: two origins; weights of another tokenizer; a fork that has no step left.
     """
+    if fork and init:
+        raise InputError("--fork and --init are two places to start from; give one")
     abstract = parts.abstract_state()
     if checkpoints.latest() is not None:
         state, meta = checkpoints.restore(abstract)
         say(f"resuming at step {meta['step']}")
         return clear_stop(state), meta, "resume"
+    if fork or init:
+        _check_tokenizer(parts, fork or init)
     if fork:
         with Checkpoints(pathlib.Path(fork) / "checkpoints") as other:
+            if (step := other.meta()["step"]) >= parts.config.train.steps:
+                raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
             state, meta = other.restore(abstract)
         say(f"forking {fork} at step {meta['step']}")
         return clear_stop(state), meta, "fork"
@@ -236,6 +252,15 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
         say(f"starting from the weights of {init} at step {meta['step']}")
         return state, {}, "init"
     return state, {}, "scratch"
+
+
+def _check_tokenizer(parts: Parts, other: str) -> None:
+    """Raises InputError: the ids of another run stand for other text than those of this run's corpus."""
+    if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != parts.tokenizer.hash:
+        raise InputError(
+            f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
+            f"prepare the corpus with --tokenizer saved:{other}/tokenizer"
+        )
 
 
 class _HeldOut:
@@ -307,7 +332,7 @@ def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: path
     with jax.transfer_guard("allow"):
         step = int(jax.device_get(state["step"]))
         if step not in checkpoints.steps():  # the good one of this step stays as it is
-            checkpoints.save(step, state, {"step": step, "metric": None, "pending": [], "config": config_lib.leaves(config)})
+            checkpoints.save(step, state, _meta(config, step))
             checkpoints.wait()
     cause = f"{bad.rows} gave a loss or gradient that is not finite" if bad.rows else "the loss spiked"
     raise Diverged(

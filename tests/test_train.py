@@ -19,9 +19,13 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.errors import InputError
+from dlmjax.data import load_tokenizer
+from dlmjax.data.prepare import prepare
+from dlmjax.errors import Diverged, InputError
+from dlmjax.parallel.host import sole_writer
+from dlmjax.run import claim_workdir
 from dlmjax.train import train
-from dlmjax.training import TIMING, read
+from dlmjax.training import TIMING, Checkpoints, read
 
 STEPS = 12
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"dlmjax-test-cache-{os.getuid()}-{jax.__version__}"
@@ -204,6 +208,68 @@ def test_fork_keeps_the_counters_and_init_does_not(whole, tmp_path):
         train(config_lib.load(str(file), ["mesh.data=8"]), str(tmp_path / "init"), init=str(reference))
     assert losses(tmp_path / "init")[2] < losses(reference)[2] - 0.2  # it starts from what the other run learnt
     assert list(losses(tmp_path / "init")) == list(losses(reference))
+
+
+def other_text(root, tokenizer="bytes"):
+    (root / "text.txt").write_text("another text altogether, and again. " * 200)
+    prepare([str(root / "text.txt")], tokenizer, str(root / "data"))
+    return str(root / "data")
+
+
+def test_what_a_run_cannot_start_from_is_refused(whole, tmp_path):
+    """In one line, before anything is trained; and the workdir of a start that was refused takes the corrected command."""
+    reference, file, _ = whole
+    config = config_lib.load(str(file))
+    with pytest.raises(InputError, match=f"is at step {STEPS}, where this run would end; give --config.train.steps above {STEPS}"), said():
+        train(config, str(tmp_path / "run"), fork=str(reference))
+    with pytest.raises(InputError, match="two places to start from"), said():
+        train(config, str(tmp_path / "run"), fork=str(reference), init=str(reference))
+    char27 = config_lib.load(str(file), [f"data.paths={other_text(tmp_path, 'char27')}", "model.vocab=264"])
+    with pytest.raises(InputError, match="trained with another tokenizer"), said():
+        train(char27, str(tmp_path / "run"), init=str(reference))
+    with pytest.raises(InputError, match="fewer than one window"), said():
+        train(config_lib.load(str(file), ["data.length=1000000"]), str(tmp_path / "run"))
+    with said():
+        claim_workdir(tmp_path / "run", config, load_tokenizer("bytes"))
+    assert config_lib.from_json((tmp_path / "run" / "config.json").read_text()).data.length == 32
+
+
+def test_a_run_goes_on_with_its_own_text_alone(whole, tmp_path, small_corpus):
+    """Wherever that lies: the path may change, what is there may not."""
+    reference, file, _ = whole
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(InputError, match="was trained on other text than"), said():
+        train(config_lib.load(str(file), [f"data.paths={other_text(tmp_path)}"]), str(workdir))
+    assert (workdir / "config.json").read_bytes() == before
+    moved = shutil.copytree(small_corpus, tmp_path / "moved")
+    with said() as out:
+        train(config_lib.load(str(file), [f"data.paths={moved}"]), str(workdir))
+    assert "is finished" in out.getvalue()
+
+
+def test_a_second_writer_changes_nothing(whole, tmp_path):
+    reference, file, _ = whole
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    with sole_writer(workdir), pytest.raises(InputError, match="another run is writing to"), said():
+        train(config_lib.load(str(file), ["execution.remat=full"]), str(workdir))
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_run_that_diverged_can_go_on_wherever_it_was_saved(whole, tmp_path):
+    """Checkpoints are due before the next line of metrics: none is of a state that stands still, and the way past is open."""
+    _, file, _ = whole
+    leaves = ["optimizer.lr=1e30", "log.every=7", "checkpoint.every=2", "log.evaluate=0", "log.sample=0"]
+    workdir = tmp_path / "run"
+    with pytest.raises(Diverged, match=r"stopped at step (\d+)") as stopped, said():
+        train(config_lib.load(str(file), [*leaves, "train.on_nonfinite=stop"]), str(workdir))
+    step = int(re.search(r"stopped at step (\d+)", str(stopped.value)).group(1))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == checkpoints.meta()["step"] == step < STEPS
+    with said() as out:
+        assert train(config_lib.load(str(file), [*leaves, "train.on_nonfinite=skip"]), str(workdir))["step"] == STEPS
+    assert f"resuming at step {step}" in out.getvalue()
 
 
 def test_a_step_is_compiled_once(whole, tmp_path):

@@ -7,6 +7,7 @@ Shapes: B rows, L tokens of a row, S shards, D documents.
 """
 
 import functools
+import hashlib
 import os
 import pathlib
 import threading
@@ -66,6 +67,12 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({str(self.directory)!r}, {self.split!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
+
+    @property
+    def fingerprint(self) -> str:
+        """A name of the stream's content: equal wherever the corpus lies, different for other text, other tokens or another portion."""
+        parts = [str(self.num_tokens), self.manifest.dtype, *(shard.sha256 for shard in self.shards)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def read(self, offset: int, count: int) -> Int[np.ndarray, "L"]:
         """`count` tokens of the stream from `offset` on (int32). Raises InputError where the stream does not have them."""

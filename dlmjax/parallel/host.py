@@ -42,7 +42,7 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 @contextlib.contextmanager
 def sole_writer(directory: pathlib.Path) -> Iterator[None]:
-    """`with sole_writer(workdir): ...`: no second run writes there meanwhile; a killed one lets go of it by itself.
+    """`with sole_writer(workdir): ...`: no second run writes there meanwhile; a killed one lets go of it by itself. Makes the directory.
 
     The first process holds the lock for all. Where the file system knows no locks, nothing is locked.
     Raises InputError when another run holds it.
@@ -50,6 +50,7 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
     if jax.process_index():
         yield
         return
+    directory.mkdir(parents=True, exist_ok=True)
     handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -193,6 +193,10 @@ class Window:
         self._queued = []
         return list(self._fetched)
 
+    def stopped(self) -> bool:
+        """Has a step since the last line stopped the run? Fetches them."""
+        return any(record["stopped"] for record in self.pending())
+
     def restore(self, pending: list[dict]) -> None:
         """Continues from what `pending` returned."""
         self._queued, self._fetched = [], list(pending)

@@ -187,6 +187,10 @@ def test_flags_that_do_not_go_together(runs, texts, capsys):
         (["--seed", 2**32], "--seed is 4294967296"),
         (["--json", texts / "sentences.txt" / "r.json"], "cannot write"),
         (["--plot", texts], "it is a folder"),
+        (["--window", "0"], "--window is 0"),
+        (["--stride", "0"], "--stride is 0"),
+        (["--remainder", "tail"], "give keep or drop"),
+        (["--remainder", "truncate"], "give keep or drop"),
         (["--stride", "33"], "a stride lies in 1 .. window"),
         (["--suite", "ptb", "--input", texts / "sentences.txt", "--remainder", "truncate"], "does not go with packing"),
     ]:

@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -205,6 +206,14 @@ def test_split_files(inputs, tmp_path):
     assert Manifest.load(tmp_path / "c").prepare_command(tmp_path / "c") == (
         f"dlmjax prepare --input {inputs[0]} --tokenizer char27 --output {tmp_path / 'c'} --split-files {' '.join(words)}"
     )
+
+
+def test_the_command_in_a_message_can_be_given_to_a_shell(tmp_path):
+    (tmp_path / "a b.txt").write_text("one\n%%% $HOME\ntwo")
+    found = prepare([tmp_path / "a b.txt"], "bytes", tmp_path / "it's", documents="separator:%%% $HOME")
+    words = shlex.split(found.prepare_command(tmp_path / "it's"))
+    assert words[:4] == ["dlmjax", "prepare", "--input", str(tmp_path / "a b.txt")]
+    assert words[-4:] == ["--output", str(tmp_path / "it's"), "--documents", "separator:%%% $HOME"]
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "train-sentencepiece:300"])

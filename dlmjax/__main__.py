@@ -344,7 +344,7 @@ def _prepare(arguments, _):
     if tokenizer.startswith("train-"):
         from dlmjax.data.training_text import train_tokenizer
 
-        what = {name: value for name, value in values.items() if name not in ("workers", "overwrite")}
+        what = {name: value for name, value in values.items() if name != "workers"}
         tokenizer = train_tokenizer(tokenizer, inputs, output, **what)
     manifest = prepare(inputs, tokenizer, output, execute=execute, **values)
     counts = {split: manifest.counts(split) for split in manifest.splits}

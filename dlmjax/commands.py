@@ -8,6 +8,7 @@ from dlmjax.diffusion import PerRow, nats_at, row_keys
 from dlmjax.diffusion.hyper import choose_interval
 from dlmjax.diffusion.process import learned_of
 from dlmjax.errors import InputError
+from dlmjax.evaluation.limits import check_numbers
 from dlmjax.files import write_json
 from dlmjax.run import open_run, split_of
 from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
@@ -36,8 +37,12 @@ def interval(
     Cost: windows x draws forward passes.
 
     Raises:
-      InputError: no such run, corpus or split; a run without noise levels; too few windows.
+      InputError: no such run, corpus or split; a run without noise levels; too few windows; numbers out of range.
     """
+    check_numbers(seed=seed, batch=batch)
+    for name, given in (("windows", windows), ("draws", draws)):
+        if given < 1:
+            raise InputError(f"--{name} is {given}; give at least 1")
     run = open_run(workdir, weights=weights, step=step)
     parts, process = run.parts, run.parts.process
     if process.attention == "causal":

@@ -21,6 +21,7 @@ import numpy as np
 
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
+from dlmjax.data.portion import parse_path, with_tokens
 from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
@@ -98,12 +99,12 @@ def evaluate(
     if pairs:
         return _pairs(run, chosen, list(input), cut, grid, documents, json)
     if chosen:
-        text, corpus = suite_text(chosen, list(input), run.parts.tokenizer, cut, split, documents), None
+        text, corpus, portion = suite_text(chosen, list(input), run.parts.tokenizer, cut, split, documents), None, None
     else:
         corpus = split_of(run, data, split or "valid")
-        text = corpus_text(corpus, cut)
+        text, (_, portion) = corpus_text(corpus, cut), parse_path(data or run.parts.config.data.paths[0])
     other = _other(against, against_step, weights, run) if against else None
-    return _Evaluation(run, chosen, text, corpus, grid).go(other, per_document, breakdown, plot, json)
+    return _Evaluation(run, chosen, text, corpus, portion, grid).go(other, per_document, breakdown, plot, json)
 
 
 def bounds(run: Run, paths: Sequence[str], split: str, grid: Grid, windows: int | None = None) -> list[LikelihoodResult]:
@@ -126,12 +127,13 @@ def _cut(run: Run, window: int | None = None, stride: int | None = None, remaind
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluation:
-    """One run on one text."""
+    """One run on one text.  portion: tokens of the corpus's train split that were named with it; None: all."""
 
     run: Run
     suite: Suite | None
     text: Text
     corpus: Corpus | None
+    portion: int | None
     grid: Grid
 
     def go(self, other: Run | None, per_document: str | None, tables: bool, plot: str | None, json: str | None) -> LikelihoodResult:
@@ -211,16 +213,22 @@ class _Evaluation:
         return "\n".join(lines)
 
     def _marks(self, result: LikelihoodResult) -> list[tuple[str, float, None]]:
-        """Tables counted on the training text, for a split of a corpus that was evaluated whole."""
+        """Tables counted on the corpus's train split, for a split that was evaluated whole; none where the train split is not here."""
         if self.corpus is None or result.bits_per_byte is None or not self.text.protocol["complete"]:
             return []
-        train = Corpus.open(self.corpus.directory, split="train")
-        if not 0 < train.num_bytes <= MARK_LIMIT:
+        directory, part = str(self.corpus.directory), ""
+        if self.portion is not None:
+            directory, part = with_tokens(directory, self.portion), f"the first {self.portion:,} tokens of "
+        try:
+            train = Corpus.open(directory, split="train")
+            if not 0 < train.num_bytes <= MARK_LIMIT:
+                return []
+            marks = entropy_marks(_bytes(train), _bytes(self.corpus))
+        except InputError:  # a corpus at a URL is copied here split by split; the measurement must not be lost for want of a comparison
             return []
-        marks = entropy_marks(_bytes(train), _bytes(self.corpus))
         return [
-            ("bigram table counted on the training text", marks.bigram, None),
-            ("unigram table counted on the training text", marks.unigram, None),
+            (f"bigram table counted on {part}the train split", marks.bigram, None),
+            (f"unigram table counted on {part}the train split", marks.unigram, None),
         ]
 
 

@@ -119,6 +119,12 @@ def test_raw_and_averaged_weights_are_two_models(run, tmp_path, capsys):
     assert ema["nats_per_token"] != raw["nats_per_token"]
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--windows", 0), ("--draws", 0), ("--batch", 0), ("--seed", -1)])
+def test_numbers_of_an_interval_are_checked_before_the_run_is_opened(tmp_path, capsys, flag, value):
+    assert main(["interval", "--workdir", str(tmp_path), f"{flag}={value}"]) == 2
+    assert f"{flag} is {value}; give" in capsys.readouterr().err
+
+
 def test_an_interval_of_levels_is_measured_and_can_be_trained_on(run, tmp_path, capsys):
     argv = ["interval", "--workdir", str(run), "--windows", "16", "--draws", "8", "--split", "train", "--json", str(tmp_path / "i.json")]
     assert main(argv) == 0

@@ -12,6 +12,7 @@ import pytest
 
 from dlmjax.__main__ import main
 from dlmjax.data import Corpus, load_tokenizer
+from dlmjax.data.prepare import prepare
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.evaluation.breakdown import ByDocument
 from dlmjax.evaluation.record import git_state, made_with
@@ -186,11 +187,30 @@ def test_flags_that_do_not_go_together(runs, texts, capsys):
         (["--seed", 2**32], "--seed is 4294967296"),
         (["--json", texts / "sentences.txt" / "r.json"], "cannot write"),
         (["--plot", texts], "it is a folder"),
+        (["--window", "0"], "--window is 0"),
+        (["--stride", "0"], "--stride is 0"),
+        (["--remainder", "tail"], "give keep or drop"),
+        (["--remainder", "truncate"], "give keep or drop"),
         (["--stride", "33"], "a stride lies in 1 .. window"),
         (["--suite", "ptb", "--input", texts / "sentences.txt", "--remainder", "truncate"], "does not go with packing"),
     ]:
         assert main(["evaluate", "--workdir", str(runs[0]), *map(str, flags)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_marks_are_counted_where_the_train_split_is(runs, tmp_path, capsys):
+    """On the portion that is named; a corpus of which only the held-out split is here is evaluated without marks."""
+    (tmp_path / "a.txt").write_text("\n".join(f"line {number} of a text" for number in range(60)))
+    corpus = tmp_path / "corpus"
+    prepare([tmp_path / "a.txt"], "bytes", corpus, documents="line", valid_fraction=0.1)
+    whole = evaluated(runs[0], tmp_path / "1.json", "--data", corpus)
+    assert "bigram table counted on the train split" in capsys.readouterr().out
+    evaluated(runs[0], tmp_path / "2.json", "--data", f"{corpus}(tokens=200)")
+    assert "unigram table counted on the first 200 tokens of the train split" in capsys.readouterr().out
+    for shard in corpus.glob("train-*"):
+        shard.unlink()
+    alone = evaluated(runs[0], tmp_path / "3.json", "--data", corpus)
+    assert "bigram" not in capsys.readouterr().out and alone["nats_per_token"] == whole["nats_per_token"]
 
 
 def test_what_a_number_was_made_with(tmp_path):

@@ -20,6 +20,7 @@ import numpy as np
 from dlmjax.data.formats import Piece, Source, cut, place
 from dlmjax.data.manifest import token_dtype
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
+from dlmjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Encoded:
     share_P: np.ndarray  # float64 in [0, 1): decides the split; a function of the document's first piece of text
     file_P: np.ndarray  # int32, number of the input
     bad: int | None = None  # the first piece that is no text; `mistake` says why
+
+
+SPLIT_SEEDS = 2**64  # what the salt of the hash holds
+
+
+def check_split_seed(seed: int) -> None:
+    """Raises InputError for a seed that the hash does not take."""
+    if not 0 <= seed < SPLIT_SEEDS:
+        raise InputError(f"split_seed is {seed}; give a whole number from 0 to {SPLIT_SEEDS - 1}")
 
 
 def document_share(first_piece: bytes, seed: int) -> float:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
@@ -177,7 +178,7 @@ def differences(old: dict, new: dict) -> str:
 
 
 def prepare_command(request: dict, directory: str | os.PathLike) -> str:
-    """`dlmjax prepare ...` with the arguments of a request, so that an error message can be acted on."""
+    """`dlmjax prepare ...` with the arguments of a request, as a shell takes them, so that an error message can be acted on."""
     # The option names mirror prepare's arguments; a value that is the default is left out.
     fixed: dict[str, list[str]] = {}
     plain = []
@@ -186,14 +187,14 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
             fixed.setdefault(source["split"], []).append(source["name"])
         else:
             plain.append(source["name"])
-    words = ["dlmjax prepare", "--input", *plain, "--tokenizer", request["tokenizer"], "--output", str(directory)]
+    words = ["dlmjax", "prepare", "--input", *plain, "--tokenizer", request["tokenizer"], "--output", str(directory)]
     if fixed:
         words += ["--split-files", *(f"{split}={name}" for split, names in fixed.items() for name in names)]
     options = {"valid_fraction": 0.0, "test_fraction": 0.0, "split_seed": 0, "format": None, "documents": "file", "text_field": "text"}
     for key, default in options.items():
         if request[key] != default:
             words += ["--" + key.replace("_", "-"), str(request[key])]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def sha256_of(path: pathlib.Path) -> str:

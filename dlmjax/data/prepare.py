@@ -113,8 +113,9 @@ def prepare(
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     workers = _cores() if workers is None else workers
     shard_bytes = default_shard_bytes(sum(source.size for source in sources)) if shard_bytes is None else shard_bytes
-    if workers < 1 or shard_bytes < 1 or split_seed < 0:
-        raise InputError(f"workers ({workers}) and shard_bytes ({shard_bytes}) must be at least 1, split_seed ({split_seed}) at least 0")
+    if workers < 1 or shard_bytes < 1:
+        raise InputError(f"workers ({workers}) and shard_bytes ({shard_bytes}) must be at least 1")
+    encoding.check_split_seed(split_seed)
     request = {
         "inputs": [source.describe() for source in sources],
         "tokenizer": spec,

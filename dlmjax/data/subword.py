@@ -4,7 +4,7 @@ All become a table of byte strings (see tokenizers.py), whatever their library c
   byte-level BPE   each character of a piece is one byte in GPT-2's printable alphabet
   SentencePiece    the character U+2581 in a piece is a space, "<0x41>" is the byte 0x41
 A tokenizer that loses something (lower case, Unicode normalisation, unknown tokens) is refused when it is loaded: bits per byte
-would not be those of the text. What adds a space before a text is switched off for the same reason.
+would not be those of the text. What adds a space before a text, and Unicode's NFC, are switched off for the same reason.
 
 Shapes: N tokens of a text.
 """
@@ -28,6 +28,7 @@ EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 SPACE = "\u2581"  # SentencePiece writes a space as this character
 PROBE = (
     "Hello,  World!\n\n\tIt's 12,345 \u2013 na\u00efve; \u4e2d\u6587 \u2581x \U0001f600\r\n <mask> <|endoftext|> </s> [MASK] <0x41> \x00 "
+    "e\u0301 \ufb01 x\u00b2 \u2026 "  # what NFC alone, and what NFKC too, writes otherwise
 )
 WORDS_KEPT = 1 << 17  # about 30 MB
 _SPACE_BEFORE_WORD = re.compile(r" (?=\S)")
@@ -188,19 +189,22 @@ def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
     return _check_lossless(tokenizer, str(directory))
 
 
-def _without_prefix(part):
-    """A normalizer, pre-tokenizer or decoder description without what puts a space before the text."""
+def _as_written(part):
+    """A normalizer, pre-tokenizer or decoder description without what changes text and can be left out: a space before it, and NFC.
+
+    Every Unicode text has tokens, so without NFC only the ids of characters that are written in a decomposed way differ.
+    """
     if not isinstance(part, dict):
         return part
     if part.get("type") == "Metaspace":
         return part | {"prepend_scheme": "never"}
     if part.get("type") == "ByteLevel" and part.get("add_prefix_space"):
         return part | {"add_prefix_space": False}
-    if part.get("type") == "Prepend":
+    if part.get("type") in ("Prepend", "NFC"):
         return None
     if part.get("type") == "Sequence":
         key = "pretokenizers" if "pretokenizers" in part else "normalizers" if "normalizers" in part else "decoders"
-        rest = [r for r in (_without_prefix(p) for p in part[key]) if r is not None]
+        rest = [r for r in (_as_written(p) for p in part[key]) if r is not None]
         return part | {key: rest} if rest else None
     return part
 
@@ -221,7 +225,7 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
             if name in added:
                 added[name]["special"] = True  # so that text never produces it
         for key in ("normalizer", "pre_tokenizer"):
-            description[key] = _without_prefix(description[key])
+            description[key] = _as_written(description[key])
         content = json.dumps(description, ensure_ascii=False, sort_keys=True).encode("utf-8")
         backend = Tokenizer.from_str(content.decode("utf-8"))
     except (ValueError, KeyError, TypeError) as error:

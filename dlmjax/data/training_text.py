@@ -1,14 +1,18 @@
 """The text that a tokenizer may be trained on: what `prepare` would put into the train split, never a held-out document."""
 
+import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from dlmjax.data.encode import document_share, mistake, text_of
-from dlmjax.data.formats import Position, Reader, cut
+from dlmjax.data.encode import check_split_seed, document_share, mistake, text_of
+from dlmjax.data.formats import Position, Reader, Source, cut
+from dlmjax.data.manifest import sha256_of
 from dlmjax.data.paths import is_url
 from dlmjax.data.prepare import make_sources
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
+from dlmjax.files import write_json
 
 
 def training_texts(
@@ -23,7 +27,12 @@ def training_texts(
     text_field: str = "text",
 ) -> Iterator[str]:
     """Pieces of the training documents, in input order; arguments and errors as in `prepare`."""
+    check_split_seed(split_seed)
     sources, _ = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
+    yield from _texts(sources, valid_fraction + test_fraction, split_seed)
+
+
+def _texts(sources: Sequence[Source], held_out_fraction: float, split_seed: int) -> Iterator[str]:
     held_out = False
     for piece in Reader(sources, Position(0)):
         source = sources[piece.at.file]
@@ -36,15 +45,32 @@ def training_texts(
         parts = cut(data)
         if piece.starts:
             share = document_share(parts[0], split_seed)
-            held_out = source.split not in (None, "train") or (source.split is None and share < valid_fraction + test_fraction)
+            held_out = source.split not in (None, "train") or (source.split is None and share < held_out_fraction)
         if not held_out:
             yield from (part.decode("utf-8") for part in parts)
 
 
-def train_tokenizer(spec: str, inputs, output: str, **options) -> str:
+def train_tokenizer(
+    spec: str,
+    inputs,
+    output: str,
+    *,
+    overwrite: bool = False,
+    valid_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    split_seed: int = 0,
+    split_files=None,
+    format: str | None = None,
+    documents: str = "file",
+    text_field: str = "text",
+) -> str:
     """Turns `train-sentencepiece:VOCAB` into the spec of a model trained on the training documents; other specs pass unchanged.
 
-    The model is kept as OUTPUT.model; one that is there already is used again, so that a preparation that was killed goes on with it.
+    The model is kept as OUTPUT.model and what it was trained on as OUTPUT.model.json. One that was trained on the same is used again, so
+    that a preparation that was killed goes on with it; another may have seen what is held out now, and is replaced with `overwrite` only.
+
+    Raises:
+      InputError: no size; an output at a URL; a model of something else that is there already; arguments as in `prepare`.
     """
     kind, _, size = spec.partition(":")
     if kind != "train-sentencepiece":
@@ -56,7 +82,38 @@ def train_tokenizer(spec: str, inputs, output: str, **options) -> str:
             f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
             "then give its model: --tokenizer sentencepiece:SAMPLE.model"
         )
+    check_split_seed(split_seed)
+    sources, split_by = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
+    request = {
+        "vocab": int(size),
+        "inputs": [source.describe() for source in sources],
+        "split_by": split_by,
+        "valid_fraction": float(valid_fraction),
+        "test_fraction": float(test_fraction),
+        "split_seed": split_seed,
+        "format": format,
+        "documents": documents,
+        "text_field": text_field,
+    }
     path = pathlib.Path(f"{str(output).rstrip('/')}.model")
-    if not path.exists():
-        train_sentencepiece(training_texts(inputs, **options), int(size), path)
+    note = path.with_name(path.name + ".json")
+    differing = _differing(path, note, request) if path.exists() else ""
+    if differing and not overwrite:
+        raise InputError(
+            f"{path} is there already and was trained otherwise ({differing}), maybe on text that is held out now; delete it, choose "
+            "another --output, or replace it and the corpus with --overwrite"
+        )
+    if differing or not path.exists():
+        train_sentencepiece(_texts(sources, valid_fraction + test_fraction, split_seed), int(size), path)
+        write_json(note, {**request, "model_sha256": sha256_of(path)})
     return f"sentencepiece:{path}"
+
+
+def _differing(path: pathlib.Path, note: pathlib.Path, request: dict[str, Any]) -> str:
+    """What a model that is there was trained on otherwise, for a person; "" where it is that of the request."""
+    try:
+        found = dict(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return f"no readable {note.name} says on what"
+    wanted = {**request, "model_sha256": sha256_of(path)}
+    return ", ".join(name for name in wanted if name not in found or found[name] != wanted[name])

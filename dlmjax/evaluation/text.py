@@ -29,9 +29,14 @@ class Cut:
 
     def sizes(self, window: int, step: int) -> tuple[int, int]:
         """(window, step) where a protocol asks for these: its own where the network was trained on rows as long, else the trained
-        length, with the same share of new tokens."""
-        chosen = self.window or min(window, self.trained)
-        return chosen, self.stride or max(step * chosen // window, 1)
+        length, with the same share of new tokens.
+
+        Raises InputError for a window or stride of no tokens."""
+        for name, given in (("window", self.window), ("stride", self.stride)):
+            if given is not None and given < 1:
+                raise InputError(f"--{name} is {given}; give at least 1")
+        chosen = min(window, self.trained) if self.window is None else self.window
+        return chosen, max(step * chosen // window, 1) if self.stride is None else self.stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,14 @@ class Text:
 
 
 def corpus_text(corpus: Corpus, cut: Cut) -> Text:
-    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as they are trained on."""
+    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as they are trained on.
+
+    Raises InputError: an empty split; sizes or a remainder that do not go with a stream.
+    """
+    remainder = cut.remainder or "keep"
+    if remainder not in ("keep", "drop"):
+        # These end at each document; here all documents are one stream, of which one window would be left.
+        raise InputError(f"--remainder {remainder} does not go with a prepared corpus, whose documents are one stream; give keep or drop")
     window, step = cut.sizes(cut.trained, cut.trained)
     wanted = corpus.num_tokens if cut.limit is None else min(corpus.num_tokens, window + (cut.limit - 1) * step)
     if wanted < 1:
@@ -55,7 +67,6 @@ def corpus_text(corpus: Corpus, cut: Cut) -> Text:
     ends_D = np.flatnonzero(tokens_T == corpus.tokenizer.eos_id) + 1
     if not len(ends_D) or ends_D[-1] < wanted:
         ends_D = np.append(ends_D, wanted)
-    remainder = cut.remainder or "keep"
     windows = cut_windows(
         tokens_T,
         ends_D,

@@ -309,10 +309,14 @@ class BlockSampler(_Pieces):
         return slice(start, start + self.size), slice(start, start + self.size)
 
     def _begin(self, params, board: _Board, starts: list[int]) -> tuple[Any, int]:
-        """Empty buffers, or with the whole prompt read in one call; what that wrote beyond the prompt is written anew before it is read."""
+        """Empty buffers, or with the whole prompt read in one call; what that wrote beyond the prompt is written anew before it is read.
+
+        Blocks are read once more when they are finished, prompts in them too; a token never is, so that under a causal mask every prompt
+        is read here, also beside a row that has none and may have ended before the others begin.
+        """
         streams = 2 if self.settings.guidance else 1
         caches = [empty_cache(self.network, *board.tokens_BL.shape) for _ in range(streams)]
-        if not self.cached or not starts or starts[0] == 0:
+        if not self.cached or not starts or not (board.frozen_BL.any() if self.causal else starts[0]):
             return caches, 0
         # The stream that does not see the prompt has nothing to read yet.
         return [self._advance(params, caches[0], self._read(board), np.int32(0))[1], *caches[1:]], 1

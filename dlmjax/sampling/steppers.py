@@ -1,7 +1,8 @@
 """How one step goes from level t to level s <= t.  A stepper is a frozen dataclass; `methods.METHODS` names them.
 
 Each gets `denoise(z, t_BL) -> logits` and may call it as often as it needs, outside of control flow: calls are counted as they are
-traced.  Every position has its own t and s; where both are equal the sampler keeps what was there, so a stepper need not care.
+traced.  Every position has its own t and s.  The sampler keeps what stands where no step was made yet; where the clock is held after
+that (t = s, grid "hold"), the stepper is asked, and what it returns must belong to that level.
 
 Shapes: B rows, L positions, V vocabulary; z is [B, L] tokens or [B, L, ...].
 """
@@ -210,7 +211,8 @@ class Rdm(Stepper):
         noisy_BL = jnp.where(free_BL, process.schedule.noise(s_BL), 0.0)
         text_B = free_BL.sum(axis=1) - jnp.floor(jnp.sum(noisy_BL, axis=1) + 1e-4).astype(jnp.int32)
         kept_BL = rank(score_BL, free_BL) < text_B[:, None]
-        return jnp.where(kept_BL, guess_BL, process.prior(noise_B, z.shape[1]))
+        stepped_BL = jnp.where(kept_BL, guess_BL, process.prior(noise_B, z.shape[1]))
+        return jnp.where(free_BL, stepped_BL, z)
 
 
 @dataclasses.dataclass(frozen=True)

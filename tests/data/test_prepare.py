@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from dlmjax.__main__ import main
 from dlmjax.data import manifest, segments
 from dlmjax.data import prepare as preparing
 from dlmjax.data.corpus import Corpus
@@ -204,6 +206,22 @@ def test_split_files(inputs, tmp_path):
     assert Manifest.load(tmp_path / "c").prepare_command(tmp_path / "c") == (
         f"dlmjax prepare --input {inputs[0]} --tokenizer char27 --output {tmp_path / 'c'} --split-files {' '.join(words)}"
     )
+
+
+def test_the_command_in_a_message_can_be_given_to_a_shell(tmp_path):
+    (tmp_path / "a b.txt").write_text("one\n%%% $HOME\ntwo")
+    found = prepare([tmp_path / "a b.txt"], "bytes", tmp_path / "it's", documents="separator:%%% $HOME")
+    words = shlex.split(found.prepare_command(tmp_path / "it's"))
+    assert words[:4] == ["dlmjax", "prepare", "--input", str(tmp_path / "a b.txt")]
+    assert words[-4:] == ["--output", str(tmp_path / "it's"), "--documents", "separator:%%% $HOME"]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "train-sentencepiece:300"])
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_the_hash_does_not_take_is_refused(inputs, tmp_path, tokenizer, seed, capsys):
+    argv = ["prepare", "--input", str(inputs[0]), "--output", str(tmp_path / "c"), "--tokenizer", tokenizer, "--valid-fraction", "0.1"]
+    assert main([*argv, f"--split-seed={seed}"]) == 2
+    assert f"split_seed is {seed}; give a whole number from 0 to 18446744073709551615" in capsys.readouterr().err
 
 
 def test_python_docs_need_no_download(tmp_path):

@@ -17,6 +17,7 @@ from dlmjax.data import subword
 from dlmjax.data.subword import HuggingFaceTokenizer, load_sentencepiece, train_sentencepiece
 from dlmjax.data.tokenizers import Tokenizer, clean27, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.interop.tokenizer_files import tokenizer_json
 from tests.data.conftest import NASTY, make_documents, shared_file
 
 
@@ -231,6 +232,36 @@ def test_tokenizer_that_changes_text_is_refused(tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match=r"changes text \('Hello.*' comes back as 'hello"):
         load_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
+
+
+@pytest.fixture
+def normalized(files, tmp_path):
+    """A byte-level tokenizer.json with a normalizer: (name, within a sequence) -> spec."""
+
+    def write(name: str, within: bool) -> str:
+        part, description = {"type": name}, json.loads(pathlib.Path(files["hf"].removeprefix("hf:")).read_text(encoding="utf-8"))
+        description["normalizer"] = {"type": "Sequence", "normalizers": [part]} if within else part
+        description["added_tokens"] = [token for token in description["added_tokens"] if token["special"]]
+        (tmp_path / "normalized.json").write_text(json.dumps(description), encoding="utf-8")
+        return f"hf:{tmp_path / 'normalized.json'}"
+
+    return write
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_nfc_of_a_byte_level_tokenizer_is_left_out(files, normalized, within):
+    """As Qwen's has it: decomposed text comes back as it was, other text has the ids that it had; so does what is written for export."""
+    tokenizer = load_tokenizer(normalized("NFC", within))
+    for text in [*NASTY, "cafe\u0301 \u1100\u1161"]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("caf\u00e9").tolist() == load_tokenizer(files["hf"]).encode("caf\u00e9").tolist()
+    assert tokenizer_json(tokenizer)["normalizer"] is None
+
+
+@pytest.mark.parametrize("name", ["NFD", "NFKC", "NFKD"])
+def test_other_normal_forms_are_refused(normalized, name):
+    with pytest.raises(InputError, match="changes text"):
+        load_tokenizer(normalized(name, False))
 
 
 def test_wordpiece_cleans_text_and_says_what_its_ids_stand_for(tmp_path):

@@ -42,6 +42,45 @@ def test_one_command_trains_the_tokenizer_and_prepares(source, tmp_path):
     assert (tmp_path / "data.model").read_bytes() == model
 
 
+def test_a_model_of_other_text_is_not_used_again(source, tmp_path):
+    """It may have been trained on what is held out now; what differs is named, and --overwrite trains it again."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(source.read_text(encoding="utf-8") + '{"text": "one more"}\n', encoding="utf-8")
+    model, note, wanted = tmp_path / "data.model", tmp_path / "data.model.json", {"valid_fraction": 0.2, "split_seed": 5}
+
+    def train(vocab=400, inputs=source, **options):
+        return train_tokenizer(f"train-sentencepiece:{vocab}", [str(inputs)], str(tmp_path / "data"), **{**wanted, **options})
+
+    assert train() == f"sentencepiece:{model}"
+    first, when = model.read_bytes(), model.stat().st_mtime_ns
+    changes = [{"vocab": 380}, {"inputs": other}, {"split_seed": 6}, {"valid_fraction": 0.1}, {"test_fraction": 0.1}, {"documents": "line"}]
+    for change in changes:
+        with pytest.raises(InputError, match=rf"trained otherwise \({next(iter(change))}\).*delete it.*--overwrite"):
+            train(**change)
+    assert train() == train(overwrite=True) and model.stat().st_mtime_ns == when
+    train(split_seed=6, overwrite=True)
+    second = model.read_bytes()
+    assert second != first and train(split_seed=6) and model.read_bytes() == second
+    model.write_bytes(first)
+    with pytest.raises(InputError, match=r"\(model_sha256\)"):
+        train(split_seed=6)
+    note.unlink()
+    with pytest.raises(InputError, match=r"no readable data\.model\.json says on what"):
+        train()
+    model.unlink()
+    train()
+    assert model.read_bytes() == first and note.exists()
+
+
+def test_overwriting_a_corpus_trains_its_tokenizer_again(source, tmp_path, capsys):
+    argv = ["prepare", "--input", str(source), "--output", str(tmp_path / "data"), "--tokenizer"]
+    assert main([*argv, "train-sentencepiece:400"]) == 0
+    assert main([*argv, "train-sentencepiece:380"]) == 2
+    assert "was trained otherwise (vocab)" in capsys.readouterr().err
+    assert main([*argv, "train-sentencepiece:380", "--overwrite"]) == 0
+    assert Corpus.open(tmp_path / "data").tokenizer.vocab_size == 380
+
+
 def test_a_spec_without_a_size_is_refused(source, tmp_path):
     with pytest.raises(InputError, match="train-sentencepiece:4096"):
         train_tokenizer("train-sentencepiece", [str(source)], str(tmp_path / "x"))

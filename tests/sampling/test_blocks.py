@@ -185,6 +185,17 @@ def test_a_row_that_has_ended_waits_for_the_others():
         assert (ended.tokens_BL[row, :first] == plain.tokens_BL[row, :first]).all() and (ended.tokens_BL[row, first:] == eos_id).all()
 
 
+def test_prompts_of_a_batch_with_an_empty_one_are_read():
+    """The row without a prompt ends at its first token: no piece is made within the other's prompt any more, and it is remembered."""
+    tokens_BL, given_B = prompted(8, 14, rows=2).tokens_BL, np.array([0, 8])
+    frozen_BL = np.arange(14) < given_B[:, None]
+    canvas = Canvas(tokens_BL, frozen_BL, (~frozen_BL).astype(np.float32))
+    eos_id = int(make("autoregressive").sample(PARAMS, canvas, seed=2).tokens_BL[0, 0])
+    fast, slow = (make("autoregressive", eos_id=eos_id, cached=cached).sample(PARAMS, canvas, seed=2) for cached in (True, False))
+    assert (fast.tokens_BL[0] == eos_id).all() and (fast.tokens_BL == slow.tokens_BL).all()
+    np.testing.assert_allclose(fast.confidence_BL, slow.confidence_BL, atol=1e-4)
+
+
 def test_states_and_trace_of_blocks():
     """The live view and the page see the whole canvas; the last state is the sample; the trace replays."""
     sampler, canvas = make("blocks"), prompted(5, 12)

@@ -20,6 +20,7 @@ from dlmjax.sampling.methods import METHODS, make_method
 from dlmjax.sampling.remask import Remask
 from dlmjax.sampling.sampler import Sampler, sample
 from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.steppers import Rdm
 from tests.diffusion.battery import COSINE, LINEAR, chi_square_sigmas
 from tests.diffusion.test_extension import Uniform
 from tests.sampling.toy import Law
@@ -226,6 +227,20 @@ def test_random_routing_one_token_at_a_time_draws_the_law_and_topk_sharpens_it()
     assert chi_square_sigmas(tally(sharp.tokens_BL), LAW.p_N) > 20
     mean = [tally(s.tokens_BL) @ np.log(LAW.p_N) / ROWS for s in (sharp, samples)]
     assert mean[0] > mean[1] + 0.1
+
+
+@pytest.mark.parametrize("process", [LAW.process(), Uniform(LAW.vocab, LAW.symbols)], ids=["masked", "uniform"])
+def test_routing_keeps_the_text_where_the_clock_stands_still(process):
+    """No position falls: all stays. In a step of others, a position whose level stays keeps its token."""
+    z_BL, t_BL = jnp.asarray([[0, 1, 2], [2, 1, 0]]), jnp.full((2, 3), 0.3)
+    keys_B = jax.random.split(jax.random.key(0), 2)
+
+    def denoise(z_BL, t_BL):
+        return jnp.zeros((*z_BL.shape, process.vocab))
+
+    assert (Rdm().step(process, keys_B, denoise, z_BL, t_BL, t_BL) == z_BL).all()
+    s_BL = t_BL.at[:, 1:].set(0.0)
+    assert (Rdm().step(process, keys_B, denoise, z_BL, t_BL, s_BL)[:, 0] == z_BL[:, 0]).all()
 
 
 UNIFORM = Uniform(LAW.vocab, LAW.symbols)

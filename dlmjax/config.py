@@ -390,6 +390,13 @@ def _check_together(config: ConfigDict) -> None:
         raise InputError(f"mesh sizes are positive, and at most one is -1 (what is left over), not {dict(mesh)}")
     if config.optimizer.warmup > train.steps:
         raise InputError(f"optimizer.warmup ({config.optimizer.warmup}) is longer than train.steps ({train.steps})")
+    kernel, prefixed = config.execution.attention, model.time_input.startswith("prefix")
+    if kernel != "dense" and prefixed:
+        raise InputError(
+            f"execution.attention={kernel} cannot take the position that model.time_input=prefix adds; use adaln, add or dense"
+        )
+    if kernel == "cudnn" and (model.head_dim % 8 or model.head_dim > 256):
+        raise InputError(f"execution.attention=cudnn wants model.head_dim a multiple of 8, at most 256, not {model.head_dim}; or use dense")
     if (model.completep_width == 0) != (model.completep_depth == 0):
         raise InputError("model.completep_width and model.completep_depth go together: give both, or 0 for both")
 

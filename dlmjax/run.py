@@ -29,6 +29,7 @@ from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
 from dlmjax.files import write_atomically
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
+from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
@@ -131,7 +132,8 @@ def assemble(
       embedding_VE: the table of embeddings, where the process's values name a file of one (`embedding_of`).
 
     Raises:
-      InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch.
+      InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
+        the attention kernel cannot train rows of this length.
     """
     vocab = config.model.vocab or tokenizer.vocab_size
     if vocab < tokenizer.vocab_size:
@@ -146,6 +148,7 @@ def assemble(
     classes = process.outputs if process.input_dim else vocab
     spec = model_spec(config.model, vocab=classes, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
     _check_family(config, spec, process)
+    _check_rows(config, process)
     network = build_network(spec, Execution(**config.execution), partition)
     optimizer = OptimizerSpec(**config.optimizer)
     times, of_times = parse_call(config.process.times)
@@ -197,6 +200,17 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
         raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
     if spec.shift and process.attention != "full":
         raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
+
+
+def _check_rows(config: ConfigDict, process: Process) -> None:
+    """Raises InputError for rows whose length the attention kernel has no backward pass for."""
+    attention, positions = config.execution.attention, config.data.length * (2 if isinstance(process.attention, Blocks) else 1)
+    step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
+    if positions % step:
+        raise InputError(
+            f"attention={attention} wants rows of a multiple of {step} tokens, not {positions}; change data.length, "
+            "or pass --config.execution.attention=dense"
+        )
 
 
 def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
@@ -298,7 +312,7 @@ class Run:
 
 
 def open_parts(workdir: str) -> Parts:
-    """The parts of a run on the devices at hand, whatever mesh it was trained on; no weights.
+    """The parts of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
     Raises InputError: not a workdir.
     """
@@ -309,7 +323,8 @@ def open_parts(workdir: str) -> Parts:
     config = config_lib.from_json(stored.read_text(encoding="utf-8"))
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
-        config.execution.attention = "dense" if jax.default_backend() == "cpu" else config.execution.attention
+        if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
+            config.execution.attention = "dense"
     tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
     return assemble(config, tokenizer, counts_V=counts.read_counts(root), embedding_VE=embedding_of(config, root))
 

@@ -79,6 +79,20 @@ def test_bad_values_are_refused_in_one_line(text, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "text", "said"),
+    [
+        ("cudnn", "model.time_input=prefix", "attention=cudnn cannot take the position"),
+        ("splash", "model.time_input=prefix", "attention=splash cannot take the position"),
+        ("cudnn", "model.head_dim=20", "a multiple of 8"),
+    ],
+)
+def test_what_a_kernel_cannot_compute_is_refused_before_a_device_is_touched(kernel, text, said):
+    assert config_lib.override(config_lib.default(), [text])
+    with pytest.raises(InputError, match=said):
+        config_lib.override(config_lib.default(), [f"execution.attention={kernel}", text])
+
+
 def test_one_weight_needs_no_comma():
     config = config_lib.override(config_lib.default(), ["data.paths=a", "data.weights=0.5", "seed=4294967295"])
     assert (config.data.weights, config.seed) == ((0.5,), 2**32 - 1)

@@ -133,8 +133,16 @@ def assemble(
 
     Raises:
       InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
-        the attention kernel cannot train rows of this length.
+        the attention kernel cannot train rows of this length, a curriculum leaves no steps to the process that it leads to.
     """
+    parts = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
+    _check_rows(config, parts.process)
+    _check_curriculum(config, parts.process)
+    return parts
+
+
+def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Parts:
+    """`assemble` without what is asked of a run that is trained: a finished one is opened as it is."""
     vocab = config.model.vocab or tokenizer.vocab_size
     if vocab < tokenizer.vocab_size:
         raise InputError(
@@ -148,7 +156,6 @@ def assemble(
     classes = process.outputs if process.input_dim else vocab
     spec = model_spec(config.model, vocab=classes, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
     _check_family(config, spec, process)
-    _check_rows(config, process)
     network = build_network(spec, Execution(**config.execution), partition)
     optimizer = OptimizerSpec(**config.optimizer)
     times, of_times = parse_call(config.process.times)
@@ -210,6 +217,16 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
         raise InputError(
             f"attention={attention} wants rows of a multiple of {step} tokens, not {positions}; change data.length, "
             "or pass --config.execution.attention=dense"
+        )
+
+
+def _check_curriculum(config: ConfigDict, process: Process) -> None:
+    """Raises InputError for a curriculum that ends at a step which the run does not reach: what it leads to would not be trained."""
+    until, steps = vars(process).get("until", 0), config.train.steps
+    if until >= steps:
+        raise InputError(
+            f"process {process.name} has until={until}, but train.steps is {steps}: all of the run would be curriculum and train no "
+            f'bound; pass --config.process.name="{process.name}(until={steps // 2})", or until=0 for a curriculum without an end'
         )
 
 
@@ -326,7 +343,7 @@ def open_parts(workdir: str) -> Parts:
         if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
             config.execution.attention = "dense"
     tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
-    return assemble(config, tokenizer, counts_V=counts.read_counts(root), embedding_VE=embedding_of(config, root))
+    return _assembled(config, tokenizer, None, counts.read_counts(root), embedding_of(config, root))
 
 
 def kept(parts: Parts, weights: str) -> str:

@@ -64,6 +64,7 @@ def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
 def smallest():
     config = config_lib.default()
     config.data.update(length=8, batch=8)
+    config.optimizer.warmup = 0
     config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8)
     return config
 
@@ -98,6 +99,21 @@ def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
     config.process.name = "blocks(size=3)"  # two streams side by side
     if kernel == "cudnn":
         assert assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+
+
+def test_a_curriculum_ends_within_the_run(tmp_path):
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config.model.time_input = "adaln"
+    config.train.steps = 60
+    for until in (0, 59):
+        config.process.name = f"duo(until={until})"
+        assert assemble(config, tokenizer, devices=jax.devices()[:1])
+    config.process.name = "duo(until=200)"
+    with pytest.raises(InputError, match=r'train\.steps is 60.*--config\.process\.name="duo\(until=30\)"'):
+        assemble(config, tokenizer, devices=jax.devices()[:1])
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_text(config_lib.to_json(config))
+    assert open_parts(str(tmp_path)), "one that is trained already is there to be looked at"
 
 
 @pytest.mark.parametrize("process", ["masked", "autoregressive", pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly)])

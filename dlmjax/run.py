@@ -331,13 +331,18 @@ class Run:
 def open_parts(workdir: str) -> Parts:
     """The parts of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
-    Raises InputError: not a workdir.
+    Raises InputError: not a workdir, a config.json that is damaged.
     """
     root = pathlib.Path(workdir)
     stored = root / "config.json"
     if not stored.is_file():
         raise InputError(f"{workdir} is not the workdir of a run (it has no config.json); give the --workdir of `dlmjax train`")
-    config = config_lib.from_json(stored.read_text(encoding="utf-8"))
+    try:
+        config = config_lib.from_json(stored.read_text(encoding="utf-8"))
+    except InputError as error:
+        raise InputError(f"{stored}: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON; JSON, but no object; a value of another type
+        raise InputError(f"{stored} is not the config of a run any more: it is damaged; restore it (nothing was changed)") from error
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
         if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):

@@ -101,6 +101,15 @@ def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
         assert assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
 
 
+@pytest.mark.parametrize("text", ["", '{\n "seed": 0,\n "data.pa', "[]", "3", '{"data.length": "many"}', b"\xff\xfe"])
+def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
+    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"config\.json is not the config of a run any more") as error:
+        open_parts(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_a_curriculum_ends_within_the_run(tmp_path):
     tokenizer, config = load_tokenizer("char27"), smallest()
     config.model.time_input = "adaln"

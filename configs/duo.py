@@ -3,7 +3,8 @@
 dlmjax train --config configs/duo.py --config.data.paths=data/corpus --workdir runs/duo
 dlmjax train --config configs/duo.py:tiny --config.data.paths=data/char27 --workdir runs/duo_tiny
 
-The first half of the steps is the curriculum.  docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+The first half of the steps is the curriculum: --config.train.steps=N wants --config.process.name="duo(until=N/2)", with the number, beside
+it.  docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
 """
 
 from dlmjax import config as config_lib

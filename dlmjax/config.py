@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import textwrap
 import traceback
@@ -27,6 +28,7 @@ from dlmjax.errors import InputError
 FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "train.on_nonfinite")
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
 PATHS = "data.paths"
+WEIGHTS = "data.weights"
 
 
 def default() -> ConfigDict:
@@ -265,15 +267,22 @@ def _typed(name: str, text: str, old: Any) -> Any:
             raise InputError(f"config field {name} is a switch; give true or false, not {text!r}")
         return text.lower() in ("true", "1")
     if isinstance(old, tuple):
+        if name == WEIGHTS and _is_number(value):
+            return (value,)
         parts = value if isinstance(value, tuple | list) else [part for part in text.split(",") if part]
         return tuple(parts)
     if isinstance(old, str):
         return text
-    if isinstance(old, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(old, int) and isinstance(value, int | float) and float(value).is_integer():
+    # Python's integers have no end: one that no float holds is left to the bounds.
+    if isinstance(old, float) and _is_number(value):
+        return float(value) if abs(value) < 1e308 else math.inf
+    if isinstance(old, int) and _is_number(value) and (isinstance(value, int) or value.is_integer()):
         return int(value)
     raise InputError(f"config field {name} wants {type(old).__name__}, not {text!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check(config: ConfigDict) -> None:
@@ -288,15 +297,23 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"config has no field {name!r}{nearest(name, known)}")
         if type(value) is not type(known[name]):
             raise InputError(f"config field {name} wants {type(known[name]).__name__}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"config field {name} is {value}; it must be a finite number")
     for name, (low, why) in _LOWEST.items():
         if values[name] < low:
             raise InputError(f"config field {name} is {values[name]}; it must be at least {low} ({why})")
+    if values["seed"] > HIGHEST_SEED:
+        raise InputError(f"config field seed is {values['seed']}; it must be at most {HIGHEST_SEED} (32 bits of it are used)")
+    for name, (top, what) in _SHARES.items():
+        if not 0 <= values[name] <= 1 or (values[name] == 1 and top == ")"):
+            raise InputError(f"{name} is {values[name]}; {what}, in [0, 1{top}")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             raise InputError(f"config field {name} is {values[name]!r}; choose one of {', '.join(choices)}")
     _check_together(config)
 
 
+HIGHEST_SEED = 2**32 - 1
 _LOWEST = {
     "seed": (0, "a non-negative integer"),
     "data.length": (1, "tokens"),
@@ -308,17 +325,37 @@ _LOWEST = {
     "model.kv_heads": (1, "heads"),
     "model.head_dim": (2, "channels"),
     "model.ffn": (1, "channels"),
+    "model.rope_base": (1.0, "wavelengths grow from channel to channel"),
     "model.rope_scaling": (1.0, "it only stretches"),
+    "model.completep_width": (0, "channels; 0 = no width transfer"),
+    "model.completep_depth": (0, "layers; 0 = no depth transfer"),
     "execution.head_chunk": (0, "rows; 0 chooses"),
     "optimizer.lr": (0.0, "a rate"),
+    "optimizer.weight_decay": (0.0, "0 = off"),
+    "optimizer.clip": (0.0, "a norm; 0 = off"),
     "optimizer.warmup": (0, "steps"),
     "train.steps": (1, "steps"),
     "train.accumulation": (1, "microbatches"),
+    "train.spike": (0.0, "a multiple of the mean loss; 0 = off"),
     "checkpoint.every": (1, "steps"),
     "checkpoint.keep": (1, "checkpoints; without one a run cannot be resumed"),
+    "checkpoint.best": (0, "checkpoints; 0 = none"),
     "log.every": (1, "steps"),
+    "log.evaluate": (0, "steps; 0 = never"),
+    "log.sample": (0, "steps; 0 = never"),
     "log.nodes": (1, "noise levels"),
     "log.evaluate_windows": (1, "windows"),
+}
+# What lies between 0 and 1, with the bracket of that end.
+_SHARES = {
+    "model.dropout": (")", "give a probability"),
+    "process.self_condition": ("]", "it is a share of the rows"),
+    "process.prompt": ("]", "it is a share of the rows"),
+    "optimizer.beta1": (")", "give a decay"),
+    "optimizer.beta2": (")", "give a decay"),
+    "optimizer.decay": ("]", "it is a share of the steps"),
+    "optimizer.final": ("]", "it is a share of the learning rate"),
+    "train.ema": (")", "give a decay, 0 switches it off"),
 }
 _CHOICES = {
     "data.packing": ("concat", "documents"),
@@ -340,20 +377,26 @@ def _check_together(config: ConfigDict) -> None:
         raise InputError(f"model.head_dim ({model.head_dim}) must be even: rotary embeddings turn pairs of channels")
     if data.batch % train.accumulation:
         raise InputError(f"data.batch ({data.batch}) does not divide into train.accumulation ({train.accumulation}) microbatches")
+    if not all(_is_number(weight) and 0 < weight < math.inf for weight in data.weights):
+        raise InputError(f"data.weights is {data.weights}; give positive numbers, as in --config.data.weights=0.25,0.75")
     if data.weights and len(data.weights) != len(data.paths):
         raise InputError(f"data.weights has {len(data.weights)} entries for {len(data.paths)} data.paths; give one for each, or none")
-    if not 0 <= train.ema < 1:
-        raise InputError(f"train.ema is {train.ema}; give a decay in [0, 1), 0 switches it off")
-    for share in ("self_condition", "prompt"):
-        if not 0 <= config.process[share] <= 1:
-            raise InputError(f"process.{share} is {config.process[share]}; it is a share of the rows, in [0, 1]")
-    if not 0 <= model.dropout < 1:
-        raise InputError(f"model.dropout is {model.dropout}; give a probability in [0, 1)")
+    if config.optimizer.eps <= 0:
+        raise InputError(f"optimizer.eps is {config.optimizer.eps}; it must be positive: gradients that are zero are divided by it")
+    if not all(isinstance(path, str) for path in data.paths):
+        raise InputError(f"data.paths is {data.paths}; give the names of directories")
     _portions(data.paths)
     if [axis for axis in mesh.values() if axis == 0 or axis < -1] or list(mesh.values()).count(-1) > 1:
         raise InputError(f"mesh sizes are positive, and at most one is -1 (what is left over), not {dict(mesh)}")
     if config.optimizer.warmup > train.steps:
         raise InputError(f"optimizer.warmup ({config.optimizer.warmup}) is longer than train.steps ({train.steps})")
+    kernel, prefixed = config.execution.attention, model.time_input.startswith("prefix")
+    if kernel != "dense" and prefixed:
+        raise InputError(
+            f"execution.attention={kernel} cannot take the position that model.time_input=prefix adds; use adaln, add or dense"
+        )
+    if kernel == "cudnn" and (model.head_dim % 8 or model.head_dim > 256):
+        raise InputError(f"execution.attention=cudnn wants model.head_dim a multiple of 8, at most 256, not {model.head_dim}; or use dense")
     if (model.completep_width == 0) != (model.completep_depth == 0):
         raise InputError("model.completep_width and model.completep_depth go together: give both, or 0 for both")
 

@@ -26,8 +26,9 @@ from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask
-from dlmjax.parallel import RULES, Partition, make_mesh, roofline
+from dlmjax.parallel import RULES, make_mesh, roofline
 from dlmjax.parallel.collectives import Collective, read_collectives
+from dlmjax.parallel.sharding import on_paper
 from dlmjax.parallel.topology import Topology, describe, fill_mesh
 from dlmjax.run import Parts, assemble
 from dlmjax.train import train_step_of
@@ -193,7 +194,7 @@ class Estimator:
         topology, execution = self._topology, dataclasses.replace(self._load.execution, remat=remat)
         load = dataclasses.replace(self._load, execution=execution, accumulation=accumulation, batch=batch or self._load.batch)
         spec, batch = load.spec, load.batch // accumulation
-        _on_paper(mesh).check(batch, load.length, spec.width, spec.heads, spec.kv_heads, spec.ffn)
+        on_paper(mesh).check(batch, load.length, spec.width, spec.heads, spec.kv_heads, spec.ffn)
         key = tuple(mesh.items())
         if key not in self._layouts:
             self._layouts[key] = self._layout(mesh)
@@ -215,7 +216,7 @@ class Estimator:
     def _layout(self, mesh: dict[str, int]) -> tuple[Any, tuple[float, float, float]]:
         """Where the chips of the mesh are, and each chip's bytes of parameters, averages and optimizer state."""
         devices = list(make_mesh(**mesh, devices=list(self._topology.devices)).devices.flat) if self._topology.devices else []
-        state = dataclasses.replace(self._parts, partition=_on_paper(mesh)).abstract_state()
+        state = dataclasses.replace(self._parts, partition=on_paper(mesh)).abstract_state()
         return self._topology.places(devices), tuple(_per_chip(state[name]) for name in ("params", "ema", "opt"))
 
 
@@ -225,17 +226,6 @@ def _suits(attention: str, topology: Topology) -> None:
     if attention == foreign:
         other = {"tpu": "splash", "gpu": "cudnn"}[topology.chip.kind]
         raise InputError(f"attention={foreign} does not run on {topology.chip.name}; pass --config.execution.attention={other} (or dense)")
-
-
-@dataclasses.dataclass(frozen=True)
-class _OnPaper(Partition):
-    """The sharding table applied to sizes alone: says where things would lie, places nothing."""
-
-    mesh: jax.sharding.AbstractMesh
-
-
-def _on_paper(mesh: dict[str, int]) -> _OnPaper:
-    return _OnPaper(jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(jax.sharding.AxisType.Auto,) * len(mesh)))
 
 
 def load_of(parts: Parts) -> roofline.Load:

@@ -31,6 +31,7 @@ from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
 from dlmjax.files import write_atomically
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
+from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
@@ -133,8 +134,17 @@ def assemble(
       embedding_VE: the table of embeddings, where the process's values name a file of one (`embedding_of`).
 
     Raises:
-      InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch.
+      InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
+        the attention kernel cannot train rows of this length, a curriculum leaves no steps to the process that it leads to.
     """
+    parts = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
+    _check_rows(config, parts.process)
+    _check_curriculum(config, parts.process)
+    return parts
+
+
+def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Parts:
+    """`assemble` without what is asked of a run that is trained: a finished one is opened as it is."""
     vocab = config.model.vocab or tokenizer.vocab_size
     if vocab < tokenizer.vocab_size:
         raise InputError(
@@ -199,6 +209,27 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
         raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
     if spec.shift and process.attention != "full":
         raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
+
+
+def _check_rows(config: ConfigDict, process: Process) -> None:
+    """Raises InputError for rows whose length the attention kernel has no backward pass for."""
+    attention, positions = config.execution.attention, config.data.length * (2 if isinstance(process.attention, Blocks) else 1)
+    step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
+    if positions % step:
+        raise InputError(
+            f"attention={attention} wants rows of a multiple of {step} tokens, not {positions}; change data.length, "
+            "or pass --config.execution.attention=dense"
+        )
+
+
+def _check_curriculum(config: ConfigDict, process: Process) -> None:
+    """Raises InputError for a curriculum that ends at a step which the run does not reach: what it leads to would not be trained."""
+    until, steps = vars(process).get("until", 0), config.train.steps
+    if until >= steps:
+        raise InputError(
+            f"process {process.name} has until={until}, but train.steps is {steps}: all of the run would be curriculum and train no "
+            f'bound; pass --config.process.name="{process.name}(until={steps // 2})", or until=0 for a curriculum without an end'
+        )
 
 
 def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
@@ -325,20 +356,26 @@ class Run:
 
 
 def open_parts(workdir: str) -> Parts:
-    """The parts of a run on the devices at hand, whatever mesh it was trained on; no weights.
+    """The parts of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
-    Raises InputError: not a workdir.
+    Raises InputError: not a workdir, a config.json that is damaged.
     """
     root = pathlib.Path(workdir)
     stored = root / "config.json"
     if not stored.is_file():
         raise InputError(f"{workdir} is not the workdir of a run (it has no config.json); give the --workdir of `dlmjax train`")
-    config = config_lib.from_json(stored.read_text(encoding="utf-8"))
+    try:
+        config = config_lib.from_json(stored.read_text(encoding="utf-8"))
+    except InputError as error:
+        raise InputError(f"{stored}: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON; JSON, but no object; a value of another type
+        raise InputError(f"{stored} is not the config of a run any more: it is damaged; restore it (nothing was changed)") from error
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
-        config.execution.attention = "dense" if jax.default_backend() == "cpu" else config.execution.attention
+        if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
+            config.execution.attention = "dense"
     tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
-    return assemble(config, tokenizer, counts_V=counts.read_counts(root), embedding_VE=embedding_of(config, root))
+    return _assembled(config, tokenizer, None, counts.read_counts(root), embedding_of(config, root))
 
 
 def kept(parts: Parts, weights: str) -> str:

@@ -15,6 +15,7 @@ from dlmjax.errors import InputError
 from dlmjax.mesh_sizes import fill_sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+KERNELS = {"tpu": "splash", "gpu": "cudnn with --config.execution.dtype=bfloat16"}  # of attention, where it is not dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +26,31 @@ class Train:
     config_file: str
     workdir: str
     config: ConfigDict
+    fork: str = ""
+    init: str = ""
 
     @property
     def arguments(self) -> list[str]:
         """`train` and its flags; always with `--json`, whose line tells a launcher whether the run is finished."""
         return ["train", *self.flags, *([] if "--json" in self.flags else ["--json"])]
 
-    def check_devices(self, devices: int) -> None:
-        """Raises InputError where the config's mesh cannot be laid over so many devices."""
-        fill_sizes(dict(self.config.mesh), devices, f"{devices} devices")
+    def check_devices(self, devices: int, platform: str) -> None:
+        """Raises InputError where the config does not run on so many devices ("gpu" or "tpu"): its mesh cannot be laid over them, its
+        batch or model not over the mesh, its attention kernel is of another kind of chip.
+        """
+        # Here, because they import jax, which takes a second that --help and a mistyped flag need not wait.
+        from dlmjax.models.attention import runs_on
+        from dlmjax.parallel.sharding import on_paper
+
+        data, model, execution = self.config.data, self.config.model, self.config.execution
+        if not runs_on(execution.attention, execution.dtype, platform):
+            raise InputError(
+                f"attention={execution.attention} with {execution.dtype} does not run on a {platform.upper()}; pass "
+                f"--config.execution.attention={KERNELS[platform]} (or dense)"
+            )
+        mesh = fill_sizes(dict(self.config.mesh), devices, f"{devices} devices")
+        microbatch = data.batch // self.config.train.accumulation
+        on_paper(mesh).check(microbatch, data.length, model.width, model.heads, model.kv_heads, model.ffn)
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +79,8 @@ def read_train(flags: list[str]) -> Train:
         arguments, overrides = train_flags(flags)
     except InputError as error:
         raise InputError(f"not a flag of this launcher, and dlmjax train says: {error}") from error
-    return Train(tuple(flags), arguments.config, arguments.workdir, config_lib.load(arguments.config, overrides))
+    config = config_lib.load(arguments.config, overrides)
+    return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork, arguments.init)
 
 
 def in_repository(train: Train) -> Train:
@@ -92,7 +110,8 @@ def on_volumes(train: Train, volumes: tuple[str, ...]) -> tuple[Train, list[str]
       volumes: directories that every host has in common.
 
     Raises:
-      InputError: the workdir or a corpus is on no volume, so that the hosts would not see the same files; a bucket that cannot be.
+      InputError: the workdir, a corpus or the run to start from is on no volume, so that the hosts would not see the same files; a
+        bucket that cannot be.
     """
     flags = tuple(flag.replace("gs://", "/gcs/") for flag in train.flags)
     buckets = sorted(set(re.findall(r"gs://([^/\s'\",)]*)", " ".join(train.flags))))
@@ -101,10 +120,11 @@ def on_volumes(train: Train, volumes: tuple[str, ...]) -> tuple[Train, list[str]
             raise InputError(f"gs://{bucket} names no bucket: 3 to 63 lower-case letters, digits, hyphens, dots and underscores")
     moved = dataclasses.replace(train, flags=flags, workdir=train.workdir.replace("gs://", "/gcs/"))
     volumes = (*volumes, *(f"/gcs/{bucket}" for bucket in buckets))
-    places = {"--workdir": [train.workdir], "--config.data.paths": list(train.config.data.paths)}
+    if not train.config.data.paths:
+        raise InputError("the config names no corpus; pass --config.data.paths=DIR")
+    places = {"--workdir": [train.workdir], "--config.data.paths": train.config.data.paths}
+    places |= {flag: [run] for flag, run in (("--fork", train.fork), ("--init", train.init)) if run}
     for flag, paths in places.items():
-        if not paths:
-            raise InputError(f"the config names no corpus; pass {flag}=DIR")
         for path in paths:
             if not any(path.replace("gs://", "/gcs/").startswith(f"{volume}/") for volume in volumes):
                 raise InputError(f"{flag} {path} is on no volume that all hosts share; give {flag}=gs://bucket/dir, or a mounted directory")

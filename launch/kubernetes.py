@@ -1,7 +1,7 @@
 """Prints the JobSet manifest of one `dlmjax train` on GKE: TPU slices or nodes of GPUs.
 
     python launch/kubernetes.py --tpu v5p:2x2x2 --image IMAGE --config configs/masked.py --workdir gs://bucket/masked \\
-        --config.data.paths=gs://bucket/data | kubectl apply -f -
+        --config.execution.attention=splash --config.data.paths=gs://bucket/data | kubectl apply -f -
 
 Printing is the dry run; `--apply` hands the same text to kubectl. The manifest is JSON, which is YAML too: kubectl reads both, and a JSON
 writer needs no further package and no quoting rules. The cluster needs the JobSet controller, and for gs:// the Cloud Storage FUSE driver.
@@ -116,10 +116,10 @@ def manifest(arguments, train: Train) -> dict:
     """The JobSet: one job, one pod for each host; whatever ends one ends all, and they start again together.
 
     Raises:
-      InputError: machines that do not exist or that the mesh does not divide; a workdir or corpus that pods would not share.
+      InputError: machines that do not exist or that the config does not suit; a workdir or corpus that pods would not share.
     """
     machines = tpu_slice(arguments.tpu) if arguments.tpu else gpu_nodes(arguments.gpu)
-    train.check_devices(machines.devices)
+    train.check_devices(machines.devices, "tpu" if machines.topology else "gpu")
     for flag, value, low in (("save-seconds", arguments.save_seconds, 1), ("max-requeues", arguments.max_requeues, 0)):
         if value < low:
             raise InputError(f"--{flag} is {value}; it must be at least {low}")

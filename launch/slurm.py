@@ -59,7 +59,8 @@ def job_script(arguments, train: Train) -> str:
     """The text that sbatch reads.
 
     Raises:
-      InputError: a value that cannot be: no nodes, no time before the signal, GPUs that the processes cannot share.
+      InputError: a value that cannot be: no nodes, no time before the signal, GPUs that the processes cannot share or the config
+        does not suit.
     """
     tasks, gpus = arguments.tasks_per_node, arguments.gpus_per_node
     for flag, value, low in (
@@ -75,7 +76,7 @@ def job_script(arguments, train: Train) -> str:
             f"--tasks-per-node {tasks} with --gpus-per-node {gpus}: a process has all GPUs of its node or one; write 1 or {gpus}"
         )
     if gpus:
-        train.check_devices(arguments.nodes * gpus)
+        train.check_devices(arguments.nodes * gpus, "gpu")
     name = shell_name(arguments.name or default_name(train), "--name")
     options = {
         "job-name": name,

@@ -1,7 +1,7 @@
 """One `dlmjax train` on Cloud TPU VMs through gcloud: machines from a queue, the code on every worker, the log of the first, and away.
 
     python launch/tpu_vm.py run --name mine --zone us-east5-a --tpu v5p:2x2x2 --spot --dry-run --config configs/masked.py \\
-        --workdir gs://bucket/masked --config.data.paths=gs://bucket/data
+        --config.execution.attention=splash --workdir gs://bucket/masked --config.data.paths=gs://bucket/data
 
     create   asks for the machines and waits until they are there
     copy     the repository to every worker, and its installation
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> int:
     if rest or arguments.action in ("start", "run"):
         train, buckets = on_volumes(in_repository(read_train(rest)), tuple(arguments.shared))
         if arguments.tpu:
-            train.check_devices(tpu_slice(arguments.tpu).devices)
+            train.check_devices(tpu_slice(arguments.tpu).devices, "tpu")
     if arguments.dry_run:
         for command in _planned(arguments.action, commands, train, buckets):
             print(shlex.join(command))

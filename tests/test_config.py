@@ -1,6 +1,7 @@
 """The config tree: few leaves, typed overrides, contradictions refused by name."""
 
 import json
+import math
 
 import pytest
 
@@ -45,12 +46,66 @@ def test_overrides_take_the_type_of_the_leaf():
         ("optimizer.warmup=100000", "longer than train.steps"),
         ("model.completep_width=64", "go together"),
         ("train.steps=0", "at least 1"),
+        ("train.steps=True", "wants int"),
+        ("train.spike=-1", "at least 0.0"),
+        ("optimizer.clip=-1", "at least 0.0"),
+        ("optimizer.weight_decay=-1", "at least 0.0"),
+        ("optimizer.eps=-1", "must be positive"),
+        ("optimizer.beta1=1.5", "in [0, 1)"),
+        ("optimizer.beta2=1.0", "in [0, 1)"),
+        ("optimizer.decay=3", "a share of the steps, in [0, 1]"),
+        ("optimizer.final=7", "a share of the learning rate, in [0, 1]"),
+        ("optimizer.lr=1e400", "a finite number"),
+        (f"model.rope_base={10**400}", "a finite number"),
+        ("model.rope_base=-1e400", "a finite number"),
+        ("model.rope_base=0", "at least 1.0"),
+        ("model.completep_width=-1", "at least 0"),
+        ("checkpoint.best=-1", "at least 0"),
+        ("log.evaluate=-1", "at least 0"),
+        ("log.sample=-1", "at least 0"),
+        ("data.weights=a,b", "give positive numbers"),
+        ("data.weights=0", "give positive numbers"),
+        ("data.weights=1,1e400", "give positive numbers"),
+        ("data.weights=0.5", "1 entries for 0 data.paths"),
+        ("data.paths=1,2", "names of directories"),
+        ("seed=-1", "at least 0"),
+        (f"seed={2**32}", "at most 4294967295"),
+        ("seed=99999999999999999999", "at most 4294967295"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(text, said):
     with pytest.raises(InputError) as error:
         config_lib.override(config_lib.default(), [text])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "text", "said"),
+    [
+        ("cudnn", "model.time_input=prefix", "attention=cudnn cannot take the position"),
+        ("splash", "model.time_input=prefix", "attention=splash cannot take the position"),
+        ("cudnn", "model.head_dim=20", "a multiple of 8"),
+    ],
+)
+def test_what_a_kernel_cannot_compute_is_refused_before_a_device_is_touched(kernel, text, said):
+    assert config_lib.override(config_lib.default(), [text])
+    with pytest.raises(InputError, match=said):
+        config_lib.override(config_lib.default(), [f"execution.attention={kernel}", text])
+
+
+def test_one_weight_needs_no_comma():
+    config = config_lib.override(config_lib.default(), ["data.paths=a", "data.weights=0.5", "seed=4294967295"])
+    assert (config.data.weights, config.seed) == ((0.5,), 2**32 - 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_file_of_a_config_gives_finite_numbers(value):
+    config = config_lib.default()
+    for name, leaf in config_lib.leaves(config).items():
+        if isinstance(leaf, float):
+            flat = {**config_lib.leaves(config), name: value}
+            with pytest.raises(InputError, match=f"{name} is {value}; it must be a finite number"):
+                config_lib.from_json(json.dumps(flat))
 
 
 def test_a_tree_goes_through_json_unchanged():

@@ -6,8 +6,9 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
+from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.run import assemble, embedding_of, open_run
+from dlmjax.run import assemble, embedding_of, open_parts, open_run
 from dlmjax.train import train
 from tests.models import tiny
 
@@ -58,6 +59,70 @@ def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
         config = neighbours(tmp_path / "table.npy")
         assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1], embedding_VE=embedding_of(config, tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def smallest():
+    config = config_lib.default()
+    config.data.update(length=8, batch=8)
+    config.optimizer.warmup = 0
+    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("platform", "kernels"),
+    [
+        ("cpu", {"dense": "dense", "cudnn": "dense", "splash": "dense"}),
+        ("gpu", {"dense": "dense", "cudnn": "cudnn", "splash": "dense"}),
+        ("tpu", {"dense": "dense", "cudnn": "dense", "splash": "splash"}),
+    ],
+)
+def test_a_run_opens_on_other_devices_than_it_was_trained_on(tmp_path, monkeypatch, platform, kernels):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
+    for trained, opened in kernels.items():
+        config = smallest()
+        config.data.length = 128
+        config.execution.update(dtype="bfloat16", attention=trained)
+        (tmp_path / "config.json").write_text(config_lib.to_json(config))
+        assert open_parts(str(tmp_path)).network.execution.attention == opened
+
+
+@pytest.mark.parametrize(
+    ("kernel", "length", "said"), [("cudnn", 9, "a multiple of 2 tokens, not 9"), ("splash", 96, "128 tokens, not 96")]
+)
+def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
+    config = smallest()
+    config.data.length, config.execution.attention = length, kernel
+    with pytest.raises(InputError, match=said):
+        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+    config.process.name = "blocks(size=3)"  # two streams side by side
+    if kernel == "cudnn":
+        assert assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("text", ["", '{\n "seed": 0,\n "data.pa', "[]", "3", '{"data.length": "many"}', b"\xff\xfe"])
+def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
+    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"config\.json is not the config of a run any more") as error:
+        open_parts(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_curriculum_ends_within_the_run(tmp_path):
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config.model.time_input = "adaln"
+    config.train.steps = 60
+    for until in (0, 59):
+        config.process.name = f"duo(until={until})"
+        assert assemble(config, tokenizer, devices=jax.devices()[:1])
+    config.process.name = "duo(until=200)"
+    with pytest.raises(InputError, match=r'train\.steps is 60.*--config\.process\.name="duo\(until=30\)"'):
+        assemble(config, tokenizer, devices=jax.devices()[:1])
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_text(config_lib.to_json(config))
+    assert open_parts(str(tmp_path)), "one that is trained already is there to be looked at"
 
 
 @pytest.mark.parametrize("process", ["masked", "autoregressive", pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly)])

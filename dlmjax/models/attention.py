@@ -32,19 +32,27 @@ QUERY_AXES = ("batch", "length", "heads", None)
 KEY_AXES = ("batch", None, "kv_heads", None)
 
 
+def runs_on(backend: str, dtype: str, platform: str) -> bool:
+    """Whether a backend has a kernel for this kind of device ("cpu", "gpu", "tpu") and type."""
+    return {"dense": True, "cudnn": platform == "gpu" and dtype == "bfloat16", "splash": platform == "tpu"}[backend]
+
+
 def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dtype: str, layout: Layout):
     """Returns attend(q_BLHK, k_BLGK, v_BLGK) -> [B, L, H, K]; what depends on the mask alone is computed once, here.
 
+    Rows that are no multiple of 128 positions, which splash cannot take, are dense: a canvas or a window of a run that was trained on
+    others (`run.assemble` refuses to train on such rows).
     Raises InputError when the backend cannot run on the layout's devices (without a mesh: the default device) or in this type.
     """
     platform = _platform(layout)
+    runs, fits = runs_on(backend, dtype, platform), segments_BL.shape[1] % SPLASH_LANES == 0
     if backend == "cudnn":
-        if platform != "gpu" or dtype != "bfloat16":
+        if not runs:
             raise InputError(f"attention=cudnn needs an NVIDIA GPU and bfloat16, here {platform} and {dtype}; use attention=dense")
         attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), implementation="cudnn")
-    elif backend == "splash":
-        if platform != "tpu":
-            raise InputError(f"attention=splash needs a TPU, here {platform}; use attention=dense")
+    elif backend == "splash" and not runs:
+        raise InputError(f"attention=splash needs a TPU, here {platform}; use attention=dense")
+    elif backend == "splash" and fits:
         if isinstance(mask, Prefixed):
             raise InputError("attention=splash has no position that all documents see; use model.time_input=adaln or attention=dense")
         attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)

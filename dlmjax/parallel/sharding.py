@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -153,3 +153,14 @@ class Partition:
     def _global_rows(self, local: int) -> int:
         share = len(self.rows_of_host(self.ways("batch")))
         return local * self.ways("batch") // share
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnPaper(Partition):
+    mesh: jax.sharding.AbstractMesh
+
+
+def on_paper(sizes: Mapping[str, int]) -> Partition:
+    """The table applied to sizes of a mesh alone: says where things would lie and whether they divide, places nothing."""
+    auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return _OnPaper(jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=auto))

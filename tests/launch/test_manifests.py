@@ -16,7 +16,8 @@ from launch import cost, kubernetes, slurm, tpu_vm
 from launch.command import read_train
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = ["--config", str(ROOT / "configs/masked.py:tiny")]
+CONFIG = ["--config", str(ROOT / "configs/masked.py:tiny"), "--config.data.batch=64"]
+LLADA = ["--config", str(ROOT / "configs/llada_8b.py"), "--workdir", "gs://bkt/8b", "--config.data.paths=gs://bkt/data"]
 ON_BUCKET = [*CONFIG, "--workdir", "gs://my-bucket/masked", "--config.data.paths=gs://my-bucket/data"]
 TPU = ["--tpu", "v5p:4x4x4", "--image", "an/image:1"]
 VM = ["--name", "mine", "--zone", "us-east5-a"]
@@ -111,6 +112,13 @@ def test_buckets_are_mounted_where_the_command_looks(capsys):
     assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true" and pod["spec"]["serviceAccountName"] == "writer"
 
 
+def test_a_run_to_start_from_is_mounted_too(capsys):
+    pod = pod_of(jobset(capsys, *TPU, *ON_BUCKET, "--init", "gs://others/run"))
+    (container,) = pod["spec"]["containers"]
+    assert container["command"][container["command"].index("--init") + 1] == "/gcs/others/run"
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/gcs/my-bucket", "/gcs/others"}
+
+
 def test_the_image_holds_what_the_manifest_starts():
     lines = (ROOT / "launch/Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
@@ -126,6 +134,18 @@ def test_the_image_holds_what_the_manifest_starts():
         (kubernetes, ["--tpu", "v5p:1x1x1", "--image", "i", *ON_BUCKET], "no whole number of hosts"),
         (kubernetes, ["--gpu", "h100:8", "--image", "i", *ON_BUCKET], "NODESxGPUS"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.mesh.tensor=3"], "does not divide 64"),
+        (kubernetes, [*TPU, *ON_BUCKET, "--config.data.batch=96"], "batch=96 is not a multiple of the mesh's data x fsdp = 64"),
+        (kubernetes, [*TPU, *ON_BUCKET, "--config.train.accumulation=2"], "batch=32 is not a multiple"),
+        (kubernetes, [*TPU, *ON_BUCKET, "--config.mesh.tensor=8"], "heads=4 is not a multiple"),
+        (kubernetes, ["--tpu", "v5p:8x8x8", "--image", "i", *LLADA], "batch=1280 is not a multiple of the mesh's data x fsdp = 512"),
+        (kubernetes, ["--gpu", "h100:8x8", "--image", "i", *LLADA], "attention=splash with bfloat16 does not run on a GPU"),
+        (kubernetes, [*TPU, *LLADA, "--config.execution.attention=cudnn"], "attention=cudnn with bfloat16 does not run on a TPU"),
+        (slurm, ["--gpus-per-node", "64", *LLADA], "does not run on a GPU; pass --config.execution.attention=cudnn"),
+        (slurm, ["--nodes", "4", "--gpus-per-node", "8", *LLADA, "--config.execution.attention=cudnn"], "fsdp=64"),
+        (slurm, ["--gpus-per-node", "8", *CONFIG, "--workdir", "w", "--config.execution.attention=cudnn"], "cudnn with float32"),
+        (tpu_vm, ["run", *VM, "--tpu", "v5p:2x2x2", *ON_BUCKET, "--config.data.batch=12"], "batch=12 is not a multiple"),
+        (kubernetes, [*TPU, *ON_BUCKET, "--init", "runs/other"], "--init runs/other is on no volume"),
+        (tpu_vm, ["start", *VM, *ON_BUCKET, "--fork=/tmp/other"], "--fork /tmp/other is on no volume"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.model.widht=3"], "width"),
         (kubernetes, [*TPU, *ON_BUCKET, "--max-requeue", "3"], "--max-requeue"),
         (kubernetes, [*TPU, *CONFIG, "--workdir", "runs/a", "--config.data.paths=gs://bkt/data"], "runs/a is on no volume"),
@@ -304,10 +324,11 @@ def test_the_cost_is_chips_times_hours_times_price(capsys):
     assert "0.50 hours" in (out := capsys.readouterr().out) and "= 10.00" in out  # 3.6 M tokens at 2,000 a second
 
 
-def test_the_commands_of_the_page_are_accepted(capsys):
+def test_the_commands_of_the_pages_are_accepted(capsys):
     """Each line that starts a launcher; those that would start something, as a dry run."""
     launchers = {"slurm": slurm, "kubernetes": kubernetes, "tpu_vm": tpu_vm}
-    found = re.findall(r"^python launch/(\w+)\.py (.*)$", (ROOT / "docs/launch.md").read_text(), re.MULTILINE)
+    pages = "".join((ROOT / page).read_text() for page in ("docs/launch.md", "README.md"))
+    found = re.findall(r"^python launch/(\w+)\.py (.*)$", pages, re.MULTILINE)
     for name, flags in found:
         words = [f"{ROOT}/{word}" if word.startswith("configs/") else word for word in shlex.split(flags)]
         if name in launchers:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention
+from dlmjax.models import attention
+from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention, runs_on
 from dlmjax.models.layout import SINGLE
 from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, allowed_in_batch
 
@@ -82,3 +83,26 @@ def test_no_allowed_key_gives_numbers():
 def test_backends_that_cannot_run_say_so(backend, needs):
     with pytest.raises(InputError, match=needs):
         make_attention(Full(), jnp.asarray(SEGMENTS), backend, "float32", SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "where"),
+    [
+        ("dense", "float32", {"cpu", "gpu", "tpu"}),
+        ("dense", "bfloat16", {"cpu", "gpu", "tpu"}),
+        ("cudnn", "bfloat16", {"gpu"}),
+        ("cudnn", "float32", set()),
+        ("splash", "bfloat16", {"tpu"}),
+        ("splash", "float32", {"tpu"}),
+    ],
+)
+def test_each_backend_has_its_devices(backend, dtype, where):
+    assert {platform for platform in ("cpu", "gpu", "tpu") if runs_on(backend, dtype, platform)} == where
+
+
+def test_rows_that_splash_cannot_take_are_dense(monkeypatch):
+    """A canvas of 96 tokens, a window of 200: lengths that a run was not trained on."""
+    monkeypatch.setattr(attention, "_platform", lambda layout: "tpu")
+    q, k, v, _ = (jnp.asarray(x) for x in inputs())
+    got, want = (make_attention(Full(), jnp.asarray(SEGMENTS), backend, "float32", SINGLE)(q, k, v) for backend in ("splash", "dense"))
+    np.testing.assert_array_equal(got, want)

@@ -4,7 +4,7 @@ dlmjax sweep plan configs/sweeps/repeated.py --output runs/repeated --set data=r
 dlmjax sweep run runs/repeated --executor local
 
 1.2e14 FLOPs in all: about 50 minutes at 4e10 FLOP/s, two runs at a time.  Each number of epochs is a run of its own, whose learning rate
-decays.  A wider network overfits sooner: --set sizes=96 --set unique=100000 is 5.5e13 FLOPs.
+decays.  A wider network overfits sooner: docs/scaling.md has --set sizes=64 --set epochs=4,16,64, 2.8e14 FLOPs, two hours.
 Published: repetition is worth much less than new text beyond about 15 epochs of autoregression, about 500 of masked diffusion
 (Prabhudesai et al. 2507.15857).
 """

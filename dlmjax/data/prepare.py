@@ -23,6 +23,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
@@ -108,26 +109,23 @@ def prepare(
     if execute and workers is not None:
         raise InputError("workers are of --engine local; Beam's own: --direct_running_mode=multi_processing --direct_num_workers=N")
     place = Place(os.fspath(output))
-    sources, split_by = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
+    sources, text = text_request(
+        inputs,
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        split_files=split_files,
+        format=format,
+        documents=documents,
+        text_field=text_field,
+    )
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     workers = _cores() if workers is None else workers
     shard_bytes = default_shard_bytes(sum(source.size for source in sources)) if shard_bytes is None else shard_bytes
     if workers < 1 or shard_bytes < 1:
         raise InputError(f"workers ({workers}) and shard_bytes ({shard_bytes}) must be at least 1")
-    encoding.check_split_seed(split_seed)
-    request = {
-        "inputs": [source.describe() for source in sources],
-        "tokenizer": spec,
-        "split_by": split_by,
-        "valid_fraction": float(valid_fraction),
-        "test_fraction": float(test_fraction),
-        "split_seed": split_seed,
-        "format": format,
-        "documents": documents,
-        "text_field": text_field,
-        "shard_bytes": shard_bytes,
-    }
+    request = {"inputs": text["inputs"], "tokenizer": spec, **text, "shard_bytes": shard_bytes}
     cutting = Cutting(tuple(sources), shard_bytes, float(valid_fraction), float(test_fraction), split_seed)
     place.make()
     with _only_one(place.local) if place.local else contextlib.nullcontext():
@@ -136,6 +134,32 @@ def prepare(
         if execute:
             return prepare_in_items(execute, place, cutting, tokenizer, request, progress)
         return _Job(place.local, cutting, tokenizer, request, workers, progress).run()
+
+
+def text_request(
+    inputs,
+    *,
+    valid_fraction: float | int = 0.0,
+    test_fraction: float | int = 0.0,
+    split_seed: int = 0,
+    split_files=None,
+    format: str | None = None,
+    documents: str = "file",
+    text_field: str = "text",
+) -> tuple[list[formats.Source], dict[str, Any]]:
+    """The inputs, and what decides which text goes into which split, as a manifest keeps it; arguments and errors as in `prepare`."""
+    encoding.check_split_seed(split_seed)
+    sources, split_by = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
+    return sources, {
+        "inputs": [source.describe() for source in sources],
+        "split_by": split_by,
+        "valid_fraction": float(valid_fraction),
+        "test_fraction": float(test_fraction),
+        "split_seed": split_seed,
+        "format": format,
+        "documents": documents,
+        "text_field": text_field,
+    }
 
 
 def make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field) -> tuple[list[formats.Source], str]:

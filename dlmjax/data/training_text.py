@@ -5,34 +5,23 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dlmjax.data.encode import check_split_seed, document_share, mistake, text_of
+from dlmjax.data.encode import document_share, mistake, text_of
 from dlmjax.data.formats import Position, Reader, Source, cut
 from dlmjax.data.manifest import sha256_of
 from dlmjax.data.paths import is_url
-from dlmjax.data.prepare import make_sources
+from dlmjax.data.prepare import text_request
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
 from dlmjax.files import write_json
 
 
-def training_texts(
-    inputs,
-    *,
-    valid_fraction: float = 0.0,
-    test_fraction: float = 0.0,
-    split_seed: int = 0,
-    split_files=None,
-    format: str | None = None,
-    documents: str = "file",
-    text_field: str = "text",
-) -> Iterator[str]:
-    """Pieces of the training documents, in input order; arguments and errors as in `prepare`."""
-    check_split_seed(split_seed)
-    sources, _ = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
-    yield from _texts(sources, valid_fraction + test_fraction, split_seed)
+def training_texts(inputs, **options: Any) -> Iterator[str]:
+    """Pieces of the training documents, in input order; options and errors as in `text_request`."""
+    yield from _texts(*text_request(inputs, **options))
 
 
-def _texts(sources: Sequence[Source], held_out_fraction: float, split_seed: int) -> Iterator[str]:
+def _texts(sources: Sequence[Source], request: dict[str, Any]) -> Iterator[str]:
+    held_out_fraction = request["valid_fraction"] + request["test_fraction"]
     held_out = False
     for piece in Reader(sources, Position(0)):
         source = sources[piece.at.file]
@@ -44,33 +33,20 @@ def _texts(sources: Sequence[Source], held_out_fraction: float, split_seed: int)
             continue
         parts = cut(data)
         if piece.starts:
-            share = document_share(parts[0], split_seed)
+            share = document_share(parts[0], request["split_seed"])
             held_out = source.split not in (None, "train") or (source.split is None and share < held_out_fraction)
         if not held_out:
             yield from (part.decode("utf-8") for part in parts)
 
 
-def train_tokenizer(
-    spec: str,
-    inputs,
-    output: str,
-    *,
-    overwrite: bool = False,
-    valid_fraction: float = 0.0,
-    test_fraction: float = 0.0,
-    split_seed: int = 0,
-    split_files=None,
-    format: str | None = None,
-    documents: str = "file",
-    text_field: str = "text",
-) -> str:
+def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, **options: Any) -> str:
     """Turns `train-sentencepiece:VOCAB` into the spec of a model trained on the training documents; other specs pass unchanged.
 
     The model is kept as OUTPUT.model and what it was trained on as OUTPUT.model.json. One that was trained on the same is used again, so
     that a preparation that was killed goes on with it; another may have seen what is held out now, and is replaced with `overwrite` only.
 
     Raises:
-      InputError: no size; an output at a URL; a model of something else that is there already; arguments as in `prepare`.
+      InputError: no size; an output at a URL; a model of something else that is there already; inputs and options as in `text_request`.
     """
     kind, _, size = spec.partition(":")
     if kind != "train-sentencepiece":
@@ -82,19 +58,8 @@ def train_tokenizer(
             f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
             "then give its model: --tokenizer sentencepiece:SAMPLE.model"
         )
-    check_split_seed(split_seed)
-    sources, split_by = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
-    request = {
-        "vocab": int(size),
-        "inputs": [source.describe() for source in sources],
-        "split_by": split_by,
-        "valid_fraction": float(valid_fraction),
-        "test_fraction": float(test_fraction),
-        "split_seed": split_seed,
-        "format": format,
-        "documents": documents,
-        "text_field": text_field,
-    }
+    sources, text = text_request(inputs, **options)
+    request = {"vocab": int(size), **text}
     path = pathlib.Path(f"{str(output).rstrip('/')}.model")
     note = path.with_name(path.name + ".json")
     differing = _differing(path, note, request) if path.exists() else ""
@@ -104,7 +69,7 @@ def train_tokenizer(
             "another --output, or replace it and the corpus with --overwrite"
         )
     if differing or not path.exists():
-        train_sentencepiece(_texts(sources, valid_fraction + test_fraction, split_seed), int(size), path)
+        train_sentencepiece(_texts(sources, request), int(size), path)
         write_json(note, {**request, "model_sha256": sha256_of(path)})
     return f"sentencepiece:{path}"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.files import as_json, make_folder, write_atomically, write_json
+from dlmjax.files import CHECKSUM, as_json, inside, make_folder, remove, sealed, sweep, unsealed, write_atomically, write_json
 
 
 def test_text_and_bytes_are_written_whole_in_folders_that_are_made(tmp_path):
@@ -28,6 +28,93 @@ def test_a_place_that_cannot_be_written_to_is_told_in_a_line(tmp_path):
             with pytest.raises(InputError, match=said):
                 write(place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/etc/passwd",
+        "a/../../x",
+        "a//b",
+        "",
+        ".",
+        "..",
+        "a/.",
+        "a\\..\\b",
+        "a\0b",
+        "a\nb",
+        "x/",
+        None,
+        3,
+        ["a"],
+        {"a": "b"},
+        "~\x1b[2J",
+    ],
+    ids=repr,
+)
+def test_no_name_in_a_file_leads_out_of_its_folder(tmp_path, name):
+    with pytest.raises(InputError, match=r"index\.json names the file .* not a name within its folder; restore it") as error:
+        inside(tmp_path, name, "index.json")
+    assert "\n" not in str(error.value)
+    for fine in ("model-00001-of-00002.safetensors", "state/d/0123abc", "\u00fc..x", "..x", "a b"):
+        assert inside(tmp_path, fine, "index.json") == tmp_path / fine
+
+
+def test_no_deletion_follows_a_link(tmp_path):
+    kept, folder = tmp_path / "kept", tmp_path / "folder"
+    for path in (kept / "inner" / "file", folder / "sub" / "own", tmp_path / "single"):
+        write_atomically(path, "text")
+    for link, target in ((folder / "to-folder", kept), (folder / "to-file", kept / "inner" / "file"), (tmp_path / "link", kept)):
+        link.symlink_to(target)
+    for name in ("link", "single", "nothing", "folder"):
+        remove(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (kept / "inner" / "file").read_text() == "text"
+
+
+def test_only_what_our_own_writers_left_is_swept(tmp_path):
+    folder, elsewhere = tmp_path / "workdir", tmp_path / "elsewhere"
+    ours, others = ".config.json.ab12_xyz.part", ["notes.part", "movie.mkv.part", ".x.part", ".config.json.ABCDEFGH.part"]
+    for name in (ours, *others):
+        write_atomically(folder / name, "")
+        write_atomically(elsewhere / name, "")
+    (folder / ".link.json.abcdefgh.part").symlink_to(elsewhere / ours)
+    (folder / ".dir.json.abcdefgh.part").mkdir()
+    (tmp_path / "linked").symlink_to(elsewhere)
+    for place in (folder, tmp_path / "linked", tmp_path / "nothing"):
+        sweep(place)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, ".link.json.abcdefgh.part", ".dir.json.abcdefgh.part"])
+    assert sorted(path.name for path in elsewhere.iterdir()) == sorted([ours, *others])
+
+
+def test_what_a_killed_writer_leaves_is_named_as_swept(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "config.json", "x")
+    assert len(list(tmp_path.iterdir())) == 1
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_flipped_bit_of_a_sealed_file_is_seen(tmp_path):
+    """Each bit in turn: the text is no JSON any more, or what it says is told to be changed, or it says the very same."""
+    values = {"step": 12, "meta": {"metric": 2.5, "of": None}, "files": {"state/d/1": 17}, "unset": True}
+    content = json.dumps(sealed(values), indent=1).encode()
+    seen = 0
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        try:
+            assert unsealed(json.loads(bytes(damaged)), set(values)) == values
+        except ValueError:
+            seen += 1
+    assert seen > 0.9 * 8 * len(content)
+    assert unsealed(json.loads(content), set(values)) == values
+    assert unsealed(values) == values and CHECKSUM not in unsealed(sealed(values)), "older files have no checksum"
+    assert sealed({"a": (1, 2)})[CHECKSUM] == sealed({"a": [1, 2]})[CHECKSUM]
 
 
 def test_json_has_no_numbers_that_are_none(tmp_path):

@@ -1,7 +1,7 @@
 """Meshes, the one sharding table, and one answer for all processes: `make_mesh(...)`, `Partition(mesh)`, `Agreement()`."""
 
-from dlmjax.parallel.agree import Agreement
+from dlmjax.parallel.agree import Agreement, any_process, refused_together
 from dlmjax.parallel.mesh import make_mesh
 from dlmjax.parallel.sharding import RULES, Partition
 
-__all__ = ["RULES", "Agreement", "Partition", "make_mesh"]
+__all__ = ["RULES", "Agreement", "Partition", "any_process", "make_mesh", "refused_together"]

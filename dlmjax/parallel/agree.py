@@ -1,11 +1,14 @@
-"""One answer for all processes: has any of them been asked to stop?"""
+"""One answer for all processes: has any of them been asked to stop, does any of them refuse to start?"""
 
 import collections
+import contextlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlmjax.errors import InputError
 from dlmjax.parallel.mesh import all_devices
 
 
@@ -35,3 +38,24 @@ class Agreement:
         if len(self._asked) <= self._lag:
             return False
         return bool(jax.device_get(self._asked.popleft().addressable_data(0)))
+
+
+def any_process(asked: bool) -> bool:
+    """Is `asked` true in any process of the run? All call it together, wait for each other, and hear the same."""
+    return Agreement(lag=0)(asked)
+
+
+@contextlib.contextmanager
+def refused_together() -> Iterator[None]:
+    """`with refused_together(): ...`: bad input that one process finds ends all of them with a line, and none waits for one that is gone.
+
+    No process is past the block before all are; inside, there is no other collective operation.
+    Raises InputError: the one raised inside, or that another process raised one.
+    """
+    refusal = None
+    try:
+        yield
+    except InputError as error:
+        refusal = error
+    if any_process(refusal is not None):
+        raise refusal or InputError("another process of this run found bad input and says which; correct that and start all of them again")

@@ -1,13 +1,15 @@
 """Checkpoints: asynchronous Orbax saves, a commit marker that is written last, and a restore that believes nothing unverified.
 
     checkpoints/00000500/            one checkpoint, named by its step
-        dlmjax.json                  the commit marker: meta, size of every file, shape, dtype and checksum of every leaf
+        dlmjax.json                  the commit marker (`marker`): meta, size of every file, shape, dtype and checksum of every leaf
         state/ ...                   the state as a nested dict of arrays (Orbax, OCDBT), readable on any mesh
-    checkpoints/00001000.orbax-checkpoint-tmp   a save in progress, or what a kill left of one
+    checkpoints/00001000.unfinished  a save in progress, or what a kill left of one; so is ....orbax-checkpoint-tmp
+    checkpoints/00000250.removed     a removal in progress, or what a kill left of one
 
-A checkpoint is whole when its marker is there and every file has the size the marker says; a restore also compares the checksum of
-each leaf, because Orbax reads a flipped bit in a data file without complaint. The checksum is an integer sum, computed on the devices,
-so it is the same on every mesh. The marker goes first when a checkpoint is removed: at no moment does a part read as a whole.
+A folder gets the name of a step when all of it is written, the marker included, and loses that name before anything of it is removed. So
+whatever is named by a step was whole once: if it is not, it is damaged, and never taken for one that was not there. A checkpoint is whole
+when its marker is and every file has the size that it says; a restore also compares the checksum of each leaf, because Orbax reads a
+flipped bit in a data file without complaint. That checksum is an integer sum, computed on the devices, so it is the same on every mesh.
 """
 
 import concurrent.futures
@@ -15,9 +17,10 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
-import shutil
+import re
 from typing import Any
 
 import jax
@@ -25,8 +28,13 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from dlmjax.errors import InputError
+from dlmjax.files import remove
+from dlmjax.parallel import any_process
+from dlmjax.training.marker import Damaged, flaw_of_files, read_marker, write_marker
 
-MARKER = "dlmjax.json"
+UNFINISHED, REMOVED = ".unfinished", ".removed"
+_STEP = re.compile(r"[0-9]{8,18}")
+_LEFT = re.compile(rf"[0-9]{{8,18}}(\{UNFINISHED}|\{REMOVED}|.*\.orbax-checkpoint-tmp.*)")  # by a kill
 log = logging.getLogger("dlmjax")
 
 
@@ -46,11 +54,12 @@ class Checkpoints:
     Args:
       directory: created at the first save.
       keep: newest checkpoints kept.
-      best: checkpoints with the lowest `meta["metric"]` kept beside them (those without the entry, or with None, do not compete).
+      best: checkpoints with the lowest `meta["metric"]` kept beside them (those without the entry, or with no finite one, do not compete).
+      common: what goes into the meta of every checkpoint that is saved.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2, best: int = 1):
-        self.directory = pathlib.Path(directory).absolute()
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, best: int = 1, common: dict | None = None):
+        self.directory, self._common = pathlib.Path(directory).absolute(), common or {}
         self._keep, self._best = max(keep, 1), best
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
@@ -69,6 +78,21 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending. Reads no array."""
         return [step for step in self._named() if not self._flaw(step)]
+
+    def damaged(self) -> dict[int, str]:
+        """Steps of what is there and not whole, each with what is wrong with it: the rest of a sentence."""
+        flaws = {step: self._flaw(step) for step in self._named()}
+        return {step: flaw for step, flaw in flaws.items() if flaw}
+
+    def resumable(self) -> bool:
+        """Is there a state to go on from? All processes of a run hear the same.
+
+        Raises InputError: there are checkpoints, and none of them is whole. That is damage, and no reason to begin anew.
+        """
+        named, lost = any_process(bool(self._named())), any_process(self.latest() is None)
+        if named and lost:
+            raise InputError(self._nothing(None))
+        return named
 
     def latest(self) -> int | None:
         """The newest whole checkpoint's step; warns of each newer one that is not whole."""
@@ -95,33 +119,32 @@ class Checkpoints:
         return self.directory / f"{step:08d}"
 
     def _named(self) -> list[int]:
-        """Steps of everything that is named like a checkpoint, whole or not."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        """Steps of everything that is named like a checkpoint, whole or not. Raises InputError: something else is in the folder's place."""
+        try:
+            names = os.listdir(self.directory)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not os.path.lexists(self.directory):
+                return []
+            if self.directory.exists():
+                raise InputError(f"{self.directory} is not a folder; the checkpoints of a run lie there: put them back") from error
+            raise InputError(f"{self.directory} is a link that leads nowhere; put back what it led to") from error
+        except OSError as error:
+            raise InputError(
+                f"{self.directory} cannot be read as a folder ({error.strerror}); the checkpoints of a run lie there"
+            ) from error
+        return sorted(int(name) for name in names if _STEP.fullmatch(name) and name == f"{int(name):08d}")
 
     def _marker(self, step: int) -> dict:
-        return json.loads((self._path(step) / MARKER).read_text(encoding="utf-8"))
+        return read_marker(self._path(step), step)
 
     def _flaw(self, step: int) -> str:
         """Why a checkpoint is not whole, "" when it is, as far as sizes tell and no restore has found otherwise."""
-        path = self._path(step)
         if step in self._damaged:
             return self._damaged[step]
         try:
-            files = self._marker(step)["files"]
-        except FileNotFoundError:
-            return "was not finished"
-        except (ValueError, KeyError, OSError) as error:
-            return f"has an unreadable {MARKER} ({error})"
-        for name, size in files.items():
-            try:
-                found = (path / name).stat().st_size
-            except OSError:
-                return f"lacks the file {name}"
-            if found != size:
-                return f"is truncated: {name} has {found} of {size} bytes"
-        return ""
+            return flaw_of_files(self._path(step), self._marker(step)["files"])
+        except Damaged as error:
+            return str(error)
 
     def _warn(self, step: int, flaw: str) -> None:
         """Once for each checkpoint, however often it is looked at."""
@@ -132,12 +155,20 @@ class Checkpoints:
     def _ranked(self, steps: list[int]) -> list[int]:
         """Steps that carry a metric, best first."""
         metrics = {step: self._marker(step)["meta"].get("metric") for step in steps}
-        return sorted((step for step in steps if metrics[step] is not None), key=lambda step: (metrics[step], -step))
+        ranked = (step for step in steps if metrics[step] is not None and math.isfinite(metrics[step]))
+        return sorted(ranked, key=lambda step: (metrics[step], -step))
 
     def _nothing(self, step: int | None) -> str:
-        have = ", ".join(map(str, self.steps())) or "none"
-        what = "no whole checkpoint" if step is None else f"no whole checkpoint of step {step} ({self._flaw(step)})"
-        return f"{self.directory} has {what}; whole ones: {have}"
+        """What is said where nothing, or not the checkpoint of this step, can be read."""
+        if step is not None:
+            return f"{self.directory} has no whole checkpoint of step {step} (it {self._flaw(step)}); {self._whole()}"
+        damaged = self.damaged()
+        listed = "".join(f"; {self._path(step).name} {flaw}" for step, flaw in list(damaged.items())[-3:])
+        todo = "; put one back, or start anew with --fresh, which moves all of it aside" if damaged else ""
+        return f"{self.directory} has no whole checkpoint{listed}{todo}"
+
+    def _whole(self) -> str:
+        return f"whole ones: {', '.join(map(str, self.steps())) or 'none'}"
 
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
@@ -156,17 +187,21 @@ class Checkpoints:
         leaves = {name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in named.items()}
         path = self._path(step)
         try:
-            text = json.dumps({"meta": meta, "leaves": leaves})
-            if not self._flaw(step) and self._marker(step)["leaves"] == leaves:
-                self._mark(path, json.loads(text))
+            marker = json.loads(json.dumps({"step": step, "meta": {**self._common, **meta}, "leaves": leaves}))
+            if not path.is_symlink() and not self._flaw(step) and self._marker(step)["leaves"] == leaves:
+                if self._first:
+                    write_marker(path, marker)
                 return
             self._clear(path)
             self._damaged.pop(step, None)
             self.directory.mkdir(parents=True, exist_ok=True)
-            response = ocp.save_checkpointables_async(path, {"state": _nested(named)}, overwrite=True)
+            unfinished = path.with_name(path.name + UNFINISHED)
+            if self._first:
+                remove(unfinished)
+            response = ocp.save_checkpointables_async(unfinished, {"state": _nested(named)}, overwrite=True)
         except (OSError, ValueError) as error:
             raise self._failed(step, error) from error
-        self._pending = (step, self._pool.submit(self._commit, response, path, json.loads(text)))
+        self._pending = (step, self._pool.submit(self._commit, response, unfinished, path, marker))
 
     def wait(self) -> None:
         """Returns when no save is under way; old checkpoints are removed only after a newer one is whole."""
@@ -188,30 +223,22 @@ class Checkpoints:
         finally:
             self._pool.shutdown()
 
-    def _commit(self, response: Any, path: pathlib.Path, marker: dict) -> None:
-        """In the background: when Orbax is done, the marker says that this is a checkpoint."""
+    def _commit(self, response: Any, unfinished: pathlib.Path, path: pathlib.Path, marker: dict) -> None:
+        """In the background: when Orbax is done, the marker and then the name say that this is a checkpoint."""
         response.result()
-        self._mark(path, marker)
-
-    def _mark(self, path: pathlib.Path, marker: dict) -> None:
-        """Lists the files and writes the marker, whole or not at all."""
-        if not self._first:
-            return
-        unfinished = path / (MARKER + ".tmp")
-        ours = (unfinished.name, MARKER)
-        files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name not in ours}
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump({**marker, "files": files}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(path / MARKER)
-        _sync_directory(path)
+        if self._first:
+            write_marker(unfinished, marker)
+            _sync_directory(unfinished)
+            unfinished.rename(path)
+            _sync_directory(path.parent)
 
     def _clear(self, path: pathlib.Path) -> None:
-        """Removes a checkpoint, marker first."""
-        if self._first and path.is_dir():
-            (path / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(path)
+        """Removes a checkpoint, its name first; of a link the link alone."""
+        if self._first and os.path.lexists(path):
+            removed = path.with_name(path.name + REMOVED)
+            remove(removed)
+            path.rename(removed)
+            remove(removed)
 
     def _prune(self) -> None:
         """Keeps the newest and the best; whatever else lies before the newest whole one goes, leftovers of killed saves included."""
@@ -221,14 +248,19 @@ class Checkpoints:
         kept = {*whole[-self._keep :], *self._ranked(whole)[: self._best]}
         for step in self._named():
             if step not in kept and step < whole[-1]:
-                self._clear(self._path(step))
+                try:
+                    self._clear(self._path(step))
+                except OSError as error:
+                    log.warning("checkpoint %s is no longer needed and could not be removed (%s)", self._path(step), error.strerror)
         self._drop_unfinished()
 
     def _drop_unfinished(self) -> None:
-        """Gives back the room that interrupted saves take. Called by a run that saves, never by one that only reads."""
+        """Gives back the room that interrupted saves and removals take. Called by a run that saves, never by one that only reads."""
         if self._first and self.directory.is_dir():
-            for path in self.directory.glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            for path in self.directory.iterdir():
+                if _LEFT.fullmatch(path.name):
+                    with contextlib.suppress(OSError):
+                        remove(path)
 
     def _failed(self, step: int, error: Exception) -> InputError:
         reason = str(error)
@@ -256,17 +288,17 @@ class Checkpoints:
         candidates = reversed(self._named()) if step is None else [step]
         for candidate in candidates:
             flaw = self._flaw(candidate)
-            if not flaw:
+            if not any_process(bool(flaw)):
                 marker = self._marker(candidate)
                 self._compare(candidate, marker["leaves"], _by_path(abstract_state))
                 state, flaw = self._read(candidate, marker["leaves"], abstract_state)
-                if not flaw:
+                if not any_process(bool(flaw)):
                     return state, marker["meta"]
-                self._damaged[candidate] = flaw
+                self._damaged[candidate] = flaw or "is damaged for another process of the run"
             if step is None:
-                self._warn(candidate, flaw)
+                self._warn(candidate, flaw or "is damaged for another process of the run")
             else:
-                raise InputError(f"checkpoint {self._path(step)} {flaw}; whole ones: {', '.join(map(str, self.steps())) or 'none'}")
+                raise InputError(f"checkpoint {self._path(step)} {flaw}; {self._whole()}")
         raise InputError(self._nothing(None))
 
     def _compare(self, step: int, saved: dict, asked: dict) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, what is kept, and everything that can go wrong with files."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
+from dlmjax.files import CHECKSUM, sealed
 from dlmjax.training import Checkpoints, abstract_state, init_state
-from dlmjax.training.checkpoint import MARKER, _checksums
+from dlmjax.training.checkpoint import _checksums
+from dlmjax.training.marker import MARKER
 from tests.training import toy
 from tests.training.checkpoint_child import state_of
 from tests.training.test_step import KEY, mesh_of, shardings_on
@@ -148,9 +151,9 @@ def test_an_empty_directory_says_so(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.steps() == [] and checkpoints.latest() is None and checkpoints.best() is None
     for call in (lambda: checkpoints.restore(LIKE), checkpoints.meta):
-        with pytest.raises(InputError, match="has no whole checkpoint; whole ones: none"):
+        with pytest.raises(InputError, match="has no whole checkpoint$"):
             call()
-    with pytest.raises(InputError, match="was not finished"):
+    with pytest.raises(InputError, match="is not there; whole ones: none"):
         checkpoints.restore(LIKE, step=4)
 
 
@@ -308,8 +311,107 @@ def test_all_damaged_is_an_error_and_never_silent(copied, caplog):
         (path / MARKER).write_text("{")
     assert Checkpoints(copied).latest() is None
     assert len(caplog.records) == 3 and all(f"unreadable {MARKER}" in record.getMessage() for record in caplog.records)
-    with pytest.raises(InputError, match="no whole checkpoint"):
-        Checkpoints(copied).restore(LIKE)
+    for call in (lambda: Checkpoints(copied).restore(LIKE), Checkpoints(copied).resumable):
+        with pytest.raises(InputError, match=r"no whole checkpoint; 00000001 has an unreadable.*; 00000003 .*--fresh") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+MARKERS = {
+    "another step": lambda marker: {**marker, "step": 9},
+    "another step in the meta": lambda marker: {**marker, "meta": {"step": 9}},
+    "numbers of another save": lambda marker: {**marker, "leaves": {name: [*leaf[:2], 0] for name, leaf in marker["leaves"].items()}},
+    "more fields": lambda marker: {**marker, "chfcksum": 1},
+    "a list": lambda marker: [marker],
+    "no files": lambda marker: {**marker, "files": None},
+    "sizes of words": lambda marker: {**marker, "files": dict.fromkeys(marker["files"], "many")},
+    "names outside": lambda marker: {**marker, "files": {"../00000002/dlmjax.json": 1}},
+    "no shapes": lambda marker: {**marker, "leaves": dict.fromkeys(marker["leaves"], 3)},
+    "a metric that is a word": lambda marker: {**marker, "meta": {"metric": "best"}},
+}
+
+
+@pytest.mark.parametrize("sealing", ["its own checksum", "an older version's, without one", "the old checksum"])
+@pytest.mark.parametrize("change", MARKERS)
+def test_a_marker_is_believed_only_when_it_is_what_a_save_wrote(copied, change, sealing):
+    file = copied / "00000003" / MARKER
+    marker = json.loads(file.read_text())
+    changed = MARKERS[change]({name: value for name, value in marker.items() if name != CHECKSUM})
+    if isinstance(changed, dict):
+        if sealing == "the old checksum":
+            changed[CHECKSUM] = marker[CHECKSUM]
+        elif sealing == "its own checksum":
+            changed = sealed(changed)
+        else:
+            changed.pop("step", None) if change != "another step" else None
+    file.write_text(json.dumps(changed))
+    with Checkpoints(copied, keep=1, best=1) as checkpoints:
+        restored, meta = checkpoints.restore(LIKE)
+        assert meta["step"] == 2 and toy.same(restored, state_of(2, 1000)) and checkpoints.steps()[:2] == [1, 2]
+        checkpoints.save(4, small(4), {"metric": float("nan")})
+    assert checkpoints.latest() == 4
+
+
+def test_a_marker_of_an_older_version_is_read(copied):
+    for step in (1, 2, 3):
+        file = copied / f"{step:08d}" / MARKER
+        marker = json.loads(file.read_text())
+        file.write_text(json.dumps({name: marker[name] for name in ("meta", "leaves", "files")}))
+    assert Checkpoints(copied).restore(LIKE)[1]["step"] == 3
+
+
+def test_a_checkpoint_under_another_name_is_none(copied):
+    (copied / "00000003").rename(copied / "00000007")
+    shutil.copytree(copied / "00000001", copied / "00000005")
+    assert Checkpoints(copied).steps() == [1, 2] and Checkpoints(copied).resumable()
+    assert Checkpoints(copied).damaged() == {5: "is that of step 1 under another name", 7: "is that of step 3 under another name"}
+
+
+PLACES = {
+    "a file": lambda path: path.write_text("x"),
+    "a folder": lambda path: path.mkdir(),
+    "a link that leads nowhere": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_named_as_a_checkpoint_and_is_none_is_damaged(tmp_path, place):
+    PLACES[place](tmp_path / "00000005")
+    assert list(Checkpoints(tmp_path).damaged()) == [5]
+    with pytest.raises(InputError, match=r"00000005 (is not a folder|has no dlmjax\.json).*--fresh"):
+        Checkpoints(tmp_path).resumable()
+    for name in ("5", "00000005x", "\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2", "000000005"):
+        (tmp_path / name).mkdir()
+    assert list(Checkpoints(tmp_path).damaged()) == [5]
+
+
+@pytest.mark.parametrize("place", ["a file", "a link that leads nowhere"])
+def test_a_folder_of_checkpoints_that_is_none_is_told(tmp_path, place):
+    PLACES[place](tmp_path / "checkpoints")
+    for call in (Checkpoints.resumable, Checkpoints.steps, lambda checkpoints: checkpoints.restore(LIKE)):
+        with pytest.raises(InputError, match=r"/checkpoints (is not a folder|is a link that leads nowhere)"):
+            call(Checkpoints(tmp_path / "checkpoints"))
+
+
+def test_no_link_is_followed_by_a_deletion(copied, tmp_path):
+    """Checkpoints that lie elsewhere are read, and lose no more than the link; so do leftovers, and links within a checkpoint."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for step in (1, 2, 3):
+        (copied / f"{step:08d}").rename(elsewhere / f"{step:08d}")
+        (copied / f"{step:08d}").symlink_to(elsewhere / f"{step:08d}")
+    for left in ("00000004.orbax-checkpoint-tmp", "00000004.unfinished", "00000004.removed", "00000004.unfinished.orbax-checkpoint-tmp"):
+        (copied / left).symlink_to(elsewhere)
+    before = {file: file.read_bytes() for file in elsewhere.rglob("*") if file.is_file()}
+    with Checkpoints(copied, keep=1, best=0) as checkpoints:
+        assert checkpoints.restore(LIKE)[1]["step"] == 3
+        checkpoints.save(3, small(3), {"again": True})  # the same numbers: not even the marker elsewhere is written
+        checkpoints.wait()
+        shutil.rmtree(copied / "00000003" / "state")
+        (copied / "00000003" / "state").symlink_to(elsewhere / "00000003" / "state")
+        checkpoints.save(4, small(4), {})
+    assert [path.name for path in copied.iterdir()] == ["00000004"]
+    assert {file: file.read_bytes() for file in elsewhere.rglob("*") if file.is_file()} == before
 
 
 def child(*arguments, **environment):

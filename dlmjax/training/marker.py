@@ -1,0 +1,95 @@
+"""The commit marker of a checkpoint, believed only when all of it is what a save wrote.
+
+    {"step", "meta", "leaves": {name: [shape, dtype, checksum]}, "files": {name: bytes}, "checksum"}
+
+It decides which state a run goes on from, so it lies under a checksum of its own; markers of older versions have neither that nor a step.
+"""
+
+import json
+import os
+import pathlib
+import stat
+from typing import Any
+
+from dlmjax.errors import InputError
+from dlmjax.files import inside, sealed, unsealed
+
+MARKER = "dlmjax.json"
+FIELDS = {"step", "meta", "leaves", "files"}
+LARGEST = 1 << 28  # bytes; a marker takes some hundred for each leaf and file
+
+
+class Damaged(ValueError):
+    """Why a checkpoint is not whole: the rest of a sentence that begins with its path."""
+
+
+def read_marker(path: pathlib.Path, step: int) -> dict:
+    """The marker of the checkpoint of a step in a folder; "step" is left out of it.
+
+    Raises Damaged: it is missing, was changed, or is that of another step.
+    """
+    if not os.path.lexists(path):
+        raise Damaged("is not there")
+    if not path.is_dir():
+        raise Damaged("is not a folder")
+    file = path / MARKER
+    try:
+        if file.stat().st_size > LARGEST:
+            raise ValueError("it is too long")
+        values = unsealed(json.loads(file.read_bytes()), FIELDS)
+        _require_form(values)
+    except FileNotFoundError:
+        raise Damaged(f"has no {MARKER}, which a save writes before the folder gets its name") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise Damaged(f"has an unreadable {MARKER} ({_line(error)})") from None
+    said = {values.pop("step", step), values["meta"].get("step", step)} - {step}
+    if said:
+        raise Damaged(f"is that of step {said.pop()} under another name")
+    return values
+
+
+def _require_form(values: dict) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError where a field is not what `write_marker` writes."""
+    leaves, files, metric = values["leaves"], values["files"], values["meta"].get("metric")
+    if not all(_whole(number) for shape, _, checksum in leaves.values() for number in (*shape, checksum)):
+        raise ValueError("a leaf has no shape or no checksum")
+    if not all(isinstance(dtype, str) for _, dtype, _ in leaves.values()) or not all(_whole(size) for size in files.values()):
+        raise ValueError("a leaf has no dtype, or a file no size")
+    if metric is not None and (isinstance(metric, bool) or not isinstance(metric, int | float)):
+        raise ValueError("its metric is no number")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def flaw_of_files(path: pathlib.Path, files: dict[str, int]) -> str:
+    """What is wrong with the files of a checkpoint as far as sizes tell, "" where nothing is; a sentence's end as in `Damaged`."""
+    for name, size in files.items():
+        try:
+            found = inside(path, name, path / MARKER).stat()
+        except InputError as error:
+            return f"has a damaged {MARKER} ({error})"
+        except (OSError, ValueError):
+            return f"lacks the file {name}"
+        if not stat.S_ISREG(found.st_mode):
+            return f"has something that is no file as {name}"
+        if found.st_size != size:
+            return f"is truncated: {name} has {found.st_size} of {size} bytes"
+    return ""
+
+
+def write_marker(path: pathlib.Path, marker: dict) -> None:
+    """Lists the files of a checkpoint's folder and writes its marker, whole or not at all."""
+    unfinished = path / (MARKER + ".tmp")
+    ours = (unfinished.name, MARKER)
+    files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name not in ours}
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(sealed({**marker, "files": files}), file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path / MARKER)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__

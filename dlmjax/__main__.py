@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 
-from dlmjax import __version__
+from dlmjax import __version__, flags
 from dlmjax.errors import InputError
 from dlmjax.quality import flags as quality
 from dlmjax.scaling import fit_flags
@@ -24,16 +24,9 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Unknown flags get the nearest valid one, in one line."""
-
-    def error(self, message):
-        raise InputError(f"{message} (see: {self.prog} --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
     """All commands and flags."""
-    parser = _Parser(
+    parser = flags.Parser(
         prog="dlmjax",
         description="Pretrain diffusion language models, bound their likelihood, sample from them.",
         epilog=EPILOG,
@@ -76,20 +69,25 @@ def _add_prepare(command):
         default="bytes",
         help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | train-sentencepiece:VOCAB (trained on the input)",
     )
-    add("--output", required=True, metavar="DIR", help="where shards and manifest go")
-    add("--valid-fraction", type=float, default=0.0, help="share of the documents held out as `valid`")
-    add("--test-fraction", type=float, default=0.0, help="share of the documents held out as `test`")
-    add("--split-seed", type=int, default=0, help="another seed holds out other documents")
+    add("--output", type=flags.output_folder, required=True, metavar="DIR", help="where shards and manifest go")
+    add("--valid-fraction", type=flags.number(0, 1, open_high=True), default=0.0, help="share of the documents held out as `valid`")
+    add("--test-fraction", type=flags.number(0, 1, open_high=True), default=0.0, help="share of the documents held out as `test`")
+    add("--split-seed", type=flags.whole(0, 2**63 - 1), default=0, help="another seed holds out other documents")
     add(
         "--split-files",
         nargs="+",
         metavar="SPLIT=FILE",
         help="whole files as a split, such as valid=a.txt test=b.txt; --input is then `train`",
     )
-    add("--documents", default="file", metavar="RULE", help="what a document of a .txt file is: file, blank-line, line or separator:TEXT")
+    add(
+        "--documents",
+        default="file",
+        metavar="RULE",
+        help="what a document of a .txt file is: file, blank-line, line or separator:TEXT",
+    )
     add("--text-field", default="text", help="the field of .jsonl and the column of .parquet that hold the text")
     add("--format", choices=("txt", "jsonl", "parquet"), help="of all inputs; default: by each file's name")
-    add("--workers", type=int, help="processes that tokenize; default: one a core; the result does not depend on it")
+    add("--workers", type=flags.whole(1, 4096), help="processes that tokenize; default: one a core; the result does not depend on it")
     add("--overwrite", action="store_true", help="replace a corpus of other inputs that is in --output")
     add(
         "--engine",
@@ -102,33 +100,45 @@ def _add_prepare(command):
 def _add_train(command):
     command.add_argument("--config", required=True, metavar="FILE", help="a file with get_config(), such as configs/quickstart.py")
     command.add_argument(
-        "--workdir", required=True, metavar="DIR", help="checkpoints, metrics and config of this run; an existing run continues"
+        "--workdir",
+        type=flags.output_folder,
+        required=True,
+        metavar="DIR",
+        help="checkpoints, metrics and config of this run; an existing run continues",
     )
-    command.add_argument("--fork", default="", metavar="DIR", help="start from another run's newest checkpoint, counters kept")
-    command.add_argument("--init", default="", metavar="DIR", help="start from another run's weights, counters at zero")
+    command.add_argument("--fork", type=flags.input_folder, metavar="DIR", help="start from another run's newest checkpoint, counters kept")
+    command.add_argument("--init", type=flags.input_folder, metavar="DIR", help="start from another run's weights, counters at zero")
     command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
     launch = command.add_argument_group("several processes", "found by itself under Slurm, Open MPI, GKE and on TPU pods")
     launch.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    launch.add_argument("--processes", type=int, metavar="N", help="processes of the run")
-    launch.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
-    launch.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS", help="in which all must have come (300)")
-    launch.add_argument("--heartbeat-timeout", type=int, default=100, metavar="SECONDS", help="of silence before a peer is lost (100)")
+    launch.add_argument("--processes", type=flags.whole(1, 2**20), metavar="N", help="processes of the run")
+    launch.add_argument("--process", type=flags.whole(0, 2**20), metavar="I", help="which of them this is, from 0")
     launch.add_argument(
-        "--max-restarts", type=int, default=0, metavar="N", help="start again after a failure, at most N times without progress (0)"
+        "--start-timeout", type=flags.whole(1, 10**6), default=300, metavar="SECONDS", help="in which all must have come (300)"
+    )
+    launch.add_argument(
+        "--heartbeat-timeout", type=flags.whole(1, 10**6), default=100, metavar="SECONDS", help="of silence before a peer is lost (100)"
+    )
+    launch.add_argument(
+        "--max-restarts",
+        type=flags.whole(0),
+        default=0,
+        metavar="N",
+        help="start again after a failure, at most N times without progress (0)",
     )
     command.add_argument("--config.SECTION.LEAF", dest="ignored", metavar="VALUE", help="override a leaf, as in --config.optimizer.lr=1e-3")
 
 
 def _add_run(command):
-    command.add_argument("--workdir", required=True, metavar="DIR", help="a run made by `dlmjax train`")
+    command.add_argument("--workdir", type=flags.input_folder, required=True, metavar="DIR", help="a run made by `dlmjax train`")
     command.add_argument("--weights", default="ema", choices=("ema", "raw"), help="averaged weights, or those of the last step")
-    command.add_argument("--step", type=int, metavar="N", help="checkpoint to use; default: the newest")
+    command.add_argument("--step", type=flags.whole(0), metavar="N", help="checkpoint to use; default: the newest")
 
 
 def _add_evaluate(command):
     _add_run(command)
     add = command.add_argument
-    add("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
+    add("--data", type=flags.input_folder, metavar="DIR", help="prepared corpus; default: the one it was trained on")
     add("--split", choices=("train", "valid", "test"), help="default: valid of a corpus, that of a suite")
     add(
         "--suite",
@@ -136,39 +146,46 @@ def _add_evaluate(command):
         help="a protocol instead of a corpus: text8, wikitext2, lm1b, ptb, lambada, agnews, pubmed, arxiv, blimp, ...",
     )
     add("--input", nargs="+", default=(), metavar="FILE", help="the files of the suite")
-    add("--documents", type=int, metavar="N", help="only N documents (or pairs) of the suite, spread evenly over it")
-    add("--window", type=int, metavar="N", help="tokens the network sees at a time; default: as trained, or the suite's if shorter")
+    add("--documents", type=flags.whole(1), metavar="N", help="only N documents (or pairs) of the suite, spread evenly over it")
+    add(
+        "--window", type=flags.tokens, metavar="N", help="tokens the network sees at a time; default: as trained, or the suite's if shorter"
+    )
     add(
         "--stride",
-        type=int,
+        type=flags.tokens,
         metavar="N",
         help="new tokens of each further window, the rest is context that is given clean; default: all new",
     )
     add("--remainder", choices=("keep", "drop", "truncate", "tail"), help="of what does not fill a window; default: keep, or the suite's")
-    add("--batch", type=int, default=32, help="windows at a time; does not change the result")
-    add("--nodes", type=int, default=8, help="noise levels of the quadrature over t")
-    add("--draws", type=int, default=1, help="corruptions per noise level; from 2 on the error is taken apart")
+    add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time; does not change the result")
+    add("--nodes", type=flags.whole(1, 4096), default=8, help="noise levels of the quadrature over t")
+    add("--draws", type=flags.whole(1, 2**20), default=1, help="corruptions per noise level; from 2 on the error is taken apart")
     add("--rule", choices=("gauss", "stratified", "count"), default="gauss", help="of the levels; count: the k-form of masked processes")
-    add("--windows", type=int, metavar="N", help="evaluate only the first N windows")
-    add("--seed", type=int, default=0, help="of the fixed grid of corruptions (common to all runs that use it)")
-    add("--against", metavar="DIR", help="another run, on the same text under the same noise: the difference with its own error")
-    add("--against-step", type=int, metavar="N", help="checkpoint of the other run to use; default: the newest")
-    add("--per-document", metavar="FILE.npz", help="write nats, tokens and bytes of every document here")
+    add("--windows", type=flags.whole(1), metavar="N", help="evaluate only the first N windows")
+    add("--seed", type=flags.seed, default=0, help="of the fixed grid of corruptions (common to all runs that use it)")
+    add(
+        "--against",
+        type=flags.input_folder,
+        metavar="DIR",
+        help="another run, on the same text under the same noise: the difference with its own error",
+    )
+    add("--against-step", type=flags.whole(0), metavar="N", help="checkpoint of the other run to use; default: the newest")
+    add("--per-document", type=flags.output_file, metavar="FILE.npz", help="write nats, tokens and bytes of every document here")
     add("--breakdown", action="store_true", help="nats/token by noise level, position in the window and frequency of the token")
-    add("--plot", metavar="FILE.png", help="the breakdown as a picture (needs matplotlib)")
-    add("--json", metavar="FILE", help="write the result here, with its protocol and what it was made with")
+    add("--plot", type=flags.output_file, metavar="FILE.png", help="the breakdown as a picture (needs matplotlib)")
+    add("--json", type=flags.output_file, metavar="FILE", help="write the result here, with its protocol and what it was made with")
 
 
 def _add_interval(command):
     _add_run(command)
-    command.add_argument("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
+    command.add_argument("--data", type=flags.input_folder, metavar="DIR", help="prepared corpus; default: the one it was trained on")
     command.add_argument("--split", default="valid", choices=("train", "valid", "test"))
-    command.add_argument("--batch", type=int, default=32, help="windows at a time")
-    command.add_argument("--windows", type=int, default=256, help="windows to measure on")
-    command.add_argument("--draws", type=int, default=4, help="draws of levels and noise for each window")
-    command.add_argument("--least", type=float, default=0.5, help="the narrowest interval to consider")
-    command.add_argument("--seed", type=int, default=0, help="of the draws")
-    command.add_argument("--json", metavar="FILE", help="write the result here")
+    command.add_argument("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time")
+    command.add_argument("--windows", type=flags.whole(1), default=256, help="windows to measure on")
+    command.add_argument("--draws", type=flags.whole(1, 2**20), default=4, help="draws of levels and noise for each window")
+    command.add_argument("--least", type=flags.number(0, 1, open_low=True), default=0.5, help="the narrowest interval to consider")
+    command.add_argument("--seed", type=flags.seed, default=0, help="of the draws")
+    command.add_argument("--json", type=flags.output_file, metavar="FILE", help="write the result here")
 
 
 def _add_plan(command):
@@ -181,27 +198,45 @@ def _add_plan(command):
         help="v4, v5e, v5p or v6e with the shape of a slice (v5e:4x4, v5p:8x8x8), compiled with libtpu; a100, h100 or h200 with a number "
         "of GPUs (h100:64), by an analytic model",
     )
-    add("--slices", type=int, default=1, metavar="N", help="that many such slices, joined by the data-centre network")
-    add("--data", metavar="DIR", help="prepared corpus, where the config leaves the vocabulary to it or the process counts its tokens")
+    add("--slices", type=flags.whole(1, 2**16), default=1, metavar="N", help="that many such slices, joined by the data-centre network")
+    add(
+        "--data",
+        type=flags.input_folder,
+        metavar="DIR",
+        help="prepared corpus, where the config leaves the vocabulary to it or the process counts its tokens",
+    )
     add("--search", action="store_true", help="try mesh shapes, remat policies and microbatches; print the table, best first")
-    add("--compiles", type=int, default=3, metavar="N", help="layouts of a search that are compiled, the best by the analytic model first")
+    add(
+        "--compiles",
+        type=flags.whole(1, 1000),
+        default=3,
+        metavar="N",
+        help="layouts of a search that are compiled, the best by the analytic model first",
+    )
     add("--analytic", action="store_true", help="do not compile: the analytic model only, in seconds")
     add("--quick", action="store_true", help="compile with the compiler's least effort: some five times faster, memory a few per cent off")
     add("--strict", action="store_true", help="exit with 1 where nothing fits; otherwise that is a result like any other")
-    add("--json", metavar="FILE", help="write the plan, or all plans of the search, here")
-    add("--config.SECTION.LEAF", dest="ignored", metavar="VALUE", help="override a leaf, as in --config.execution.remat=dots")
+    add("--json", type=flags.output_file, metavar="FILE", help="write the plan, or all plans of the search, here")
+    add(
+        "--config.SECTION.LEAF",
+        dest="ignored",
+        metavar="VALUE",
+        help="override a leaf, as in --config.execution.remat=dots",
+    )
 
 
 def _add_sample(command):
     _add_run(command)
-    command.add_argument("--prompt", default="", help="text kept at the start")
-    command.add_argument("--suffix", default="", help="text kept at the end")
-    command.add_argument("--template", help='text with holes: "The [MASK*12] of the [MASK*8]."')
-    command.add_argument("--edit", metavar="TEXT", help="text to be rewritten from the noise level --start-t")
-    command.add_argument("--start-t", type=float, metavar="T", help="noise level in (0, 1] of edited text; default 0.5")
-    command.add_argument("--length", type=int, help="tokens on the canvas; default: the training length")
-    command.add_argument("--count", type=int, default=1, help="samples")
-    command.add_argument("--steps", type=int, default=64, help="denoising steps")
+    command.add_argument("--prompt", type=flags.text, default="", help="text kept at the start")
+    command.add_argument("--suffix", type=flags.text, default="", help="text kept at the end")
+    command.add_argument("--template", type=flags.text, help='text with holes: "The [MASK*12] of the [MASK*8]."')
+    command.add_argument("--edit", type=flags.text, metavar="TEXT", help="text to be rewritten from the noise level --start-t")
+    command.add_argument(
+        "--start-t", type=flags.number(0, 1, open_low=True), metavar="T", help="noise level in (0, 1] of edited text; default 0.5"
+    )
+    command.add_argument("--length", type=flags.tokens, help="tokens on the canvas; default: the training length")
+    command.add_argument("--count", type=flags.whole(1, 2**20), default=1, help="samples")
+    command.add_argument("--steps", type=flags.whole(1, 2**20), default=64, help="denoising steps")
     command.add_argument(
         "--order", default="ancestral", choices=("ancestral", "random", "confidence", "entropy", "margin", "left_to_right")
     )
@@ -212,29 +247,41 @@ def _add_sample(command):
         "ddpm, ddim(eta=0), heun",
     )
     command.add_argument(
-        "--grid", default="uniform", help="where the steps stand: uniform, cosine, shifted(alpha=3), listed(points=(1,0.4,0))"
+        "--grid",
+        default="uniform",
+        help="where the steps stand: uniform, cosine, shifted(alpha=3), listed(points=(1,0.4,0))",
     )
-    command.add_argument("--sweep", type=int, metavar="W", help="levels fall from left to right in a window of W tokens; 1 = one by one")
-    command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
-    command.add_argument("--top-p", type=float, default=1.0, help="nucleus; 1 = off")
-    command.add_argument("--guidance", type=float, default=0.0, metavar="W", help="classifier-free guidance by the given text; 0 = off")
+    command.add_argument(
+        "--sweep", type=flags.tokens, metavar="W", help="levels fall from left to right in a window of W tokens; 1 = one by one"
+    )
+    command.add_argument("--temperature", type=flags.number(0), default=1.0, help="0 takes the most likely token")
+    command.add_argument("--top-p", type=flags.number(0, 1, open_low=True), default=1.0, help="nucleus; 1 = off")
+    command.add_argument(
+        "--guidance", type=flags.number(), default=0.0, metavar="W", help="classifier-free guidance by the given text; 0 = off"
+    )
     command.add_argument("--cache", action="store_true", help="no network call where no token has changed (networks without time input)")
-    command.add_argument("--stride", type=int, metavar="N", help="slide the training length by N tokens over a longer canvas")
+    command.add_argument("--stride", type=flags.tokens, metavar="N", help="slide the training length by N tokens over a longer canvas")
     command.add_argument(
         "--stop", action="store_true", help="end a text at its end of document (with blocks, --stride or causal processes)"
     )
     command.add_argument("--remask", action="store_true", help="hide again what has become uncertain (confidence, entropy, margin orders)")
-    command.add_argument("--threshold", type=float, metavar="P", help="reveal at once whatever has at least this probability")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--threshold", type=flags.share, metavar="P", help="reveal at once whatever has at least this probability")
+    command.add_argument("--seed", type=flags.seed, default=0)
     command.add_argument("--watch", action="store_true", help="show the denoising live in the terminal")
-    command.add_argument("--trace", metavar="FILE.html", help="write a self-contained page of the denoising")
-    command.add_argument("--json", metavar="FILE", help="write text, ids, seed, steps and entropy here")
+    command.add_argument("--trace", type=flags.output_file, metavar="FILE.html", help="write a self-contained page of the denoising")
+    command.add_argument("--json", type=flags.output_file, metavar="FILE", help="write text, ids, seed, steps and entropy here")
 
 
 def _add_import(command):
     add = command.add_argument
-    add("--source", required=True, metavar="DIR", help="config.json, model.safetensors or its shards, and the tokenizer's files")
-    add("--workdir", required=True, metavar="DIR", help="the run to make; train others from it with --init")
+    add(
+        "--source",
+        type=flags.input_folder,
+        required=True,
+        metavar="DIR",
+        help="config.json, model.safetensors or its shards, and the tokenizer's files",
+    )
+    add("--workdir", type=flags.output_folder, required=True, metavar="DIR", help="the run to make; train others from it with --init")
     add(
         "--family",
         metavar="NAME",
@@ -243,7 +290,7 @@ def _add_import(command):
     add("--tokenizer", metavar="SPEC", help="as of `dlmjax prepare`; default: the source's own files")
     add("--process", metavar="NAME", help="noise process of the run; default: what the weights were trained under")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of activations; weights become float32 (float32)")
-    add("--length", type=int, metavar="N", help="tokens of a window; default: what the source can read, at most 1024")
+    add("--length", type=flags.tokens, metavar="N", help="tokens of a window; default: what the source can read, at most 1024")
 
 
 def _add_export(command):
@@ -251,36 +298,55 @@ def _add_export(command):
     add = command.add_argument
     views = "hf: transformers; encoder: sentence-transformers; sdar: SGLang, LMDeploy; llada: dInfer, Fast-dLLM, llama.cpp (hf)"
     add("--view", default="hf", metavar="VIEW", help=views)
-    add("--output", required=True, metavar="DIR", help="a new directory for the files")
+    add("--output", type=flags.output_folder, required=True, metavar="DIR", help="a new directory for the files")
     add("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the weights in the files (bfloat16)")
     add("--shard-size", default="2GB", metavar="SIZE", help="of a file of weights, such as 500MB (2GB)")
-    add("--evaluation", metavar="FILE", help="of `dlmjax evaluate --json`, for the run card; default: evaluation.json of the workdir")
+    add(
+        "--evaluation",
+        type=flags.input_file,
+        metavar="FILE",
+        help="of `dlmjax evaluate --json`, for the run card; default: evaluation.json of the workdir",
+    )
     add("--overwrite", action="store_true", help="replace an earlier export in --output")
 
 
 def _add_lm_eval(command):
     _add_run(command)
     add = command.add_argument
-    add("--tasks", nargs="+", required=True, metavar="TASK", help="names of tasks or groups, such as blimp or lambada_openai,gsm8k")
-    add("--include-path", metavar="DIR", help="folder of further task files (.yaml)")
-    add("--limit", type=int, metavar="N", help="the first N documents of each task only (for trying out)")
-    add("--num-fewshot", type=int, metavar="N", help="solved examples before each question, where the task leaves it open")
-    add("--draws", type=int, default=128, help="passes of the network for each likelihood that is a bound")
-    add("--nodes", type=int, default=8, help="noise levels among them, for processes that are no masks")
-    add("--batch", type=int, default=8, help="rows of the training length at a time; does not change likelihoods")
-    add("--overlap", type=int, default=1, metavar="N", help="context, in tokens, of the later windows of texts longer than a row")
-    add("--max-gen-toks", type=int, default=256, metavar="N", help="tokens of generated text, where the task does not say")
-    add("--block", type=int, default=32, metavar="N", help="tokens of a block of generated text (masked processes)")
-    add("--tokens-per-step", type=int, default=1, metavar="N", help="generated tokens that each network call shows")
-    add("--seed", type=int, default=0, help="of masks, drawn text and chosen examples")
+    add(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="names of tasks or groups, such as blimp or lambada_openai,gsm8k",
+    )
+    add("--include-path", type=flags.input_folder, metavar="DIR", help="folder of further task files (.yaml)")
+    add("--limit", type=flags.whole(1), metavar="N", help="the first N documents of each task only (for trying out)")
+    add(
+        "--num-fewshot", type=flags.whole(0, 10**6), metavar="N", help="solved examples before each question, where the task leaves it open"
+    )
+    add("--draws", type=flags.whole(1, 2**20), default=128, help="passes of the network for each likelihood that is a bound")
+    add("--nodes", type=flags.whole(1, 4096), default=8, help="noise levels among them, for processes that are no masks")
+    add("--batch", type=flags.whole(1, 2**20), default=8, help="rows of the training length at a time; does not change likelihoods")
+    add("--overlap", type=flags.tokens, default=1, metavar="N", help="context, in tokens, of the later windows of texts longer than a row")
+    add("--max-gen-toks", type=flags.tokens, default=256, metavar="N", help="tokens of generated text, where the task does not say")
+    add("--block", type=flags.tokens, default=32, metavar="N", help="tokens of a block of generated text (masked processes)")
+    add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call shows")
+    add("--seed", type=flags.seed, default=0, help="of masks, drawn text and chosen examples")
     add("--offline", action="store_true", help="ask no server for data: tasks of local files, or of what is in the cache")
-    add("--output", metavar="DIR", help="write results.json, the samples and every likelihood with its standard error here")
+    add(
+        "--output",
+        type=flags.output_folder,
+        metavar="DIR",
+        help="write results.json, the samples and every likelihood with its standard error here",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("DLMJAX_DEBUG") == "1"
+    flags.print_anything()
     try:
         overrides, rest = _split_overrides(argv)
         arguments = _parse(rest)
@@ -290,44 +356,45 @@ def main(argv: list[str] | None = None) -> int:
                 f"--config.{overrides[0]} belongs to `dlmjax train` and `plan`; a finished run keeps its config, a sweep has its own"
             )
         return _COMMANDS[arguments.command](arguments, overrides) or 0
-    except InputError as error:
-        if debug:
-            raise
-        print(f"dlmjax: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("dlmjax: interrupted; the same command continues", file=sys.stderr)
         return 130
+    except Exception as error:
+        said = flags.said_of(error)
+        if debug or not said:
+            raise
+        print(f"dlmjax: {said}", file=sys.stderr)
+        return 2
 
 
-def _parse(flags: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> argparse.Namespace:
     """The flags of a command; those that are not ours, and those behind --, are Beam's where it is the engine."""
-    at = flags.index("--") if flags[:1] == ["prepare"] and "--" in flags else len(flags)
+    at = words.index("--") if words[:1] == ["prepare"] and "--" in words else len(words)
     parser = _parser()
-    arguments, unknown = parser.parse_known_args(flags[:at])
+    arguments, unknown = parser.parse_known_args(words[:at])
     if arguments.command == "prepare" and arguments.engine == "beam":
-        arguments.checked, arguments.unchecked = unknown, flags[at + 1 :]
-    elif unknown or flags[at + 1 :]:
-        parser.error(f"unrecognized arguments: {' '.join([*unknown, *flags[at + 1 :]])}")
+        arguments.checked, arguments.unchecked = unknown, words[at + 1 :]
+    elif unknown or words[at + 1 :]:
+        parser.error(f"unrecognized arguments: {' '.join([*unknown, *words[at + 1 :]])}")
     return arguments
 
 
-def train_flags(flags: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def train_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments and the config's overrides in the flags of `dlmjax train`, for launchers. Raises InputError: not its flags."""
-    overrides, rest = _split_overrides(flags)
+    overrides, rest = _split_overrides(words)
     return _parser().parse_args(["train", *rest]), overrides
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     """Takes `--config.a.b=v` and `--config.a.b v` out of the flags."""
-    overrides, rest, flags = [], [], iter(argv)
-    for flag in flags:
+    overrides, rest, words = [], [], iter(argv)
+    for flag in words:
         if not flag.startswith("--config."):
             rest.append(flag)
         elif "=" in flag:
             overrides.append(flag.removeprefix("--config."))
         else:
-            overrides.append(f"{flag.removeprefix('--config.')}={next(flags, '')}")
+            overrides.append(f"{flag.removeprefix('--config.')}={next(words, '')}")
     return overrides, rest
 
 
@@ -382,7 +449,7 @@ def _train_here(arguments, overrides, place, status):
 
     with joined(place, lambda: status.step, **timeouts):
         keep_compiled(arguments.workdir)
-        result = train(config, arguments.workdir, fork=arguments.fork, init=arguments.init, command=command, on_step=on_step)
+        result = train(config, arguments.workdir, fork=arguments.fork or "", init=arguments.init or "", command=command, on_step=on_step)
         if arguments.json:
             say(json.dumps(result))
 

@@ -1,6 +1,7 @@
-"""Small files in one move, as they were or whole; reports as JSON. Imports no jax."""
+"""Small files in one move, as they were or whole; JSON from anywhere, within bounds; whether a path can be used. Imports no jax."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from dlmjax.errors import InputError
@@ -34,7 +36,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     except OSError as error:
         if temporary:
             pathlib.Path(temporary).unlink(missing_ok=True)
-        message = f"cannot write {path}: {error.strerror}; free some room or choose another place (nothing was changed)"
+        message = f"cannot write {path}: {why(error)}; free some room or choose another place (nothing was changed)"
         raise InputError(message) from error
 
 
@@ -145,8 +147,191 @@ def make_folder(path: str | os.PathLike) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+        raise InputError(f"cannot write {path}: {why(error)}; choose another place") from error
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; choose another place")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: its folder is read-only; choose another place")
+
+
+# ---- JSON from anywhere ----------------------------------------------------------------------------------------------------------
+
+LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json that is published has some 35 million
+DEEPEST_JSON = 64  # brackets inside each other; what comes after a reader may walk a tree by recursion
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON document that anybody may have written, within bounds that what reads it need not check again.
+
+    Refused beside what is not JSON: more than LARGEST_JSON bytes; brackets deeper than DEEPEST_JSON; integers of more than 64 bits;
+    numbers that are not finite (NaN, 1e999); a name twice in one object, since readers differ in which they take; half of a surrogate
+    pair, which no file can hold as UTF-8.
+
+    Raises ValueError: one line, with line and column where the text is not JSON.
+    """
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"it has {len(content):,} bytes, more than the {LARGEST_JSON:,} that are read")
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: byte 0x{content[error.start]:02x} at {error.start:,}") from None
+    if text.count("[") + text.count("{") > DEEPEST_JSON:
+        steps = (1 if bracket in "[{" else -1 for bracket in _BRACKET.findall(_STRING.sub("", text)))
+        if max(itertools.accumulate(steps), default=0) > DEEPEST_JSON:
+            raise ValueError(f"its brackets are nested deeper than {DEEPEST_JSON}")
+    value = json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_real, object_pairs_hook=_object)
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text in it has half of a surrogate pair (\\ud800-\\udfff), which is no character") from None
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"the integer {_brief(digits)} does not fit in 64 bits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise ValueError(f"the number {_brief(digits)} is not finite")
+    return float(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"the field {_brief(twice)!r} stands twice in one object")
+    return value
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
+
+
+Shape = Any  # a type, a tuple of types, {"field": Shape}, {str: Shape}, [Shape]
+_WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "null",
+}
+
+
+def require_shape(value: Any, shape: Shape, name: str = "") -> Any:
+    """Returns a JSON value that has the shape which its reader needs.
+
+    Args:
+      shape: a type or a tuple of types (a float may be written as an integer; true is no number); {"field": shape} for an object with at
+        least these fields; {str: shape} for one of any names; [shape] for a list of any length.
+      name: the field that holds the value, for the message.
+    Raises ValueError: the first field that is missing or of another kind.
+    """
+    said = name or "the document"
+    if isinstance(shape, dict):
+        require_shape(value, dict, name)
+        wanted = {field: shape[str] for field in value} if str in shape else shape
+        for field, inner in wanted.items():
+            if field not in value:
+                raise ValueError(f"{said} has no field {field!r}")
+            require_shape(value[field], inner, f"{name}.{_brief(field)}" if name else _brief(field))
+    elif isinstance(shape, list):
+        for index, item in enumerate(require_shape(value, list, name)):
+            require_shape(item, shape[0], f"{name}[{index}]")
+    else:
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            raise ValueError(f"{said} is {_WORDS[type(value)]}, not {' or '.join(_WORDS[kind] for kind in kinds)}")
+    return value
+
+
+def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "restore it, or get it again") -> Any:
+    """The value of a JSON file, see `parse_json` and `require_shape`.
+
+    Raises InputError: a file that cannot be read, is no JSON within the bounds, or is of another shape; it names the file, the line or the
+    field, and ends with the advice.
+    """
+    content = read_bounded(path, LARGEST_JSON, advice)
+    try:
+        return require_shape(parse_json(content), shape)
+    except ValueError as error:
+        kind = "valid JSON" if isinstance(error, json.JSONDecodeError) else "readable"
+        raise InputError(f"{path} is not {kind}: {error}; {advice}") from None
+
+
+def read_bounded(path: str | os.PathLike, most: int = LARGEST_JSON, advice: str = "get it again") -> bytes:
+    """The bytes of an ordinary file.  Raises InputError: it is missing, no ordinary file (a device has no end), or longer than `most`."""
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path} is not an ordinary file; {advice}")
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise error if isinstance(error, InputError) else InputError(f"{path} cannot be read ({why(error)}); {advice}") from None
+    if len(content) > most:
+        raise InputError(f"{path} is longer than the {most:,} bytes that are read; {advice}")
+    return content
+
+
+# ---- whether a path can be used ---------------------------------------------------------------------------------------------------
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux's file systems
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def why(error: Exception) -> str:
+    """The reason of an error of the operating system, without its number and path."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def flaw_of_path(text: str | os.PathLike, use: str) -> str:
+    """Why a path cannot be used, as the end of a sentence that begins with its flag; "" where it can, as far as looking tells.
+
+    Args:
+      use: "input file", "input folder", "output file" or "output folder". That an input exists is left to what opens it, which knows what
+        should be there. URLs are left to the storage.
+    """
+    text = os.fspath(text)
+    way, _, kind = use.partition(" ")
+    if not text.strip():
+        return f"is empty; name a {kind}"
+    if "://" in text:
+        return ""
+    if _UNPRINTABLE.search(text):
+        return f"is {_brief(text)!r}, which holds control characters or bytes that are not UTF-8; rename it"
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        return f"is {_brief(text)!r}; a name takes at most {LONGEST_NAME} bytes and a path {LONGEST_PATH}"
+    if kind == "folder" and os.path.exists(text) and not os.path.isdir(text):
+        return f"is {text}, a file; name a folder"
+    if kind == "file" and os.path.isdir(text):
+        return f"is {text}, a folder; name a file"
+    return _flaw_of_output(pathlib.Path(text), text) if way == "output" else ""
+
+
+def _flaw_of_output(path: pathlib.Path, text: str) -> str:
+    """Where the nearest folder that is there takes nothing new, nothing can be written below it."""
+    there = path
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if there != path and not os.path.isdir(there):
+        return f"is {text}, but {there} is not a folder; choose another place"
+    if not os.access(there, os.W_OK):
+        return f"is {text}, but {there} is read-only; choose another place"
+    return ""
+
+
+def require_path(flag: str, text: str | os.PathLike, use: str) -> str:
+    """Returns a path that can be used, see `flaw_of_path`. Raises InputError: the flag as typed, what is wrong, what to do."""
+    if flaw := flaw_of_path(text, use):
+        raise InputError(f"{flag} {flaw}")
+    return os.fspath(text)

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from dlmjax import config as config_lib
 from dlmjax.__main__ import train_flags
 from dlmjax.errors import InputError
+from dlmjax.flags import Parser as BaseParser
+from dlmjax.flags import print_anything
 from dlmjax.mesh_sizes import fill_sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -53,20 +55,17 @@ class Train:
         on_paper(mesh).check(microbatch, data.length, model.width, model.heads, model.kv_heads, model.ffn)
 
 
-class Parser(argparse.ArgumentParser):
-    """Bad flags are an InputError."""
+class Parser(BaseParser):
+    """Its help shows how `dlmjax train` is named behind its own flags."""
 
     def __init__(self, name: str, doc: str, example: str):
         super().__init__(
-            prog=f"launch/{name}.py",
+            prog=f"python launch/{name}.py",
             usage=f"python launch/{name}.py {example} [any flag of dlmjax train]",
             description=doc,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-
-    def error(self, message):
-        raise InputError(f"{message} (see: python {self.prog} --help)")
 
 
 def read_train(flags: list[str]) -> Train:
@@ -80,7 +79,7 @@ def read_train(flags: list[str]) -> Train:
     except InputError as error:
         raise InputError(f"not a flag of this launcher, and dlmjax train says: {error}") from error
     config = config_lib.load(arguments.config, overrides)
-    return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork, arguments.init)
+    return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork or "", arguments.init or "")
 
 
 def in_repository(train: Train) -> Train:
@@ -150,6 +149,7 @@ def default_name(train: Train) -> str:
 
 def exit_code(name: str, main: Callable[[list[str]], int]) -> int:
     """Runs a launcher on the command line's flags: bad input is one line and 2, an interruption 130."""
+    print_anything()
     try:
         return main(sys.argv[1:])
     except InputError as error:

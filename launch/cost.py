@@ -13,6 +13,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
+from dlmjax import flags
 from dlmjax.errors import InputError
 from launch.command import Parser, exit_code, read_train
 
@@ -20,10 +21,10 @@ from launch.command import Parser, exit_code, read_train
 def main(argv: list[str]) -> int:
     """Prints hours and cost."""
     parser = Parser("cost", __doc__, "--chips N --price P --speed S [--devices D] --config CONFIG")
-    parser.add_argument("--chips", type=int, required=True, metavar="N", help="that are paid for")
-    parser.add_argument("--devices", type=int, metavar="D", help="as JAX counts them, where a chip is not one")
-    parser.add_argument("--price", type=float, required=True, metavar="P", help="of one chip for one hour")
-    parser.add_argument("--speed", type=float, required=True, metavar="S", help="tokens per second and device")
+    parser.add_argument("--chips", type=flags.whole(1, 2**24), required=True, metavar="N", help="that are paid for")
+    parser.add_argument("--devices", type=flags.whole(1, 2**24), metavar="D", help="as JAX counts them, where a chip is not one")
+    parser.add_argument("--price", type=flags.number(0, open_low=True), required=True, metavar="P", help="of one chip for one hour")
+    parser.add_argument("--speed", type=flags.number(0, open_low=True), required=True, metavar="S", help="tokens per second and device")
     arguments, rest = parser.parse_known_args(argv)
     devices = arguments.chips if arguments.devices is None else arguments.devices
     for flag, value in (("chips", arguments.chips), ("devices", devices), ("price", arguments.price), ("speed", arguments.speed)):

@@ -24,6 +24,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
+from dlmjax import flags
 from dlmjax.errors import InputError
 from launch.command import Parser, Train, default_name, exit_code, in_repository, on_volumes, read_train, shell_name
 from launch.machines import GPUS, TPUS, Machines, gpu_nodes, tpu_slice
@@ -44,10 +45,22 @@ def parser() -> Parser:
     add("--name", help="of the JobSet; default: the last part of --workdir")
     add("--namespace", default="default")
     add("--service-account", metavar="NAME", help="of Kubernetes, that may read and write the bucket")
-    add("--claim", action="append", default=[], metavar="NAME=/DIR", help="mount a persistent volume claim that many pods can write")
+    add(
+        "--claim",
+        action="append",
+        default=[],
+        metavar="NAME=/DIR",
+        help="mount a persistent volume claim that many pods can write",
+    )
     add("--spot", action="store_true", help="on spot machines")
-    add("--save-seconds", type=int, default=300, metavar="S", help="between SIGTERM and the kill (300); spot machines give less")
-    add("--max-requeues", type=int, default=100, metavar="N", help="(100)")
+    add(
+        "--save-seconds",
+        type=flags.whole(1, 10**6),
+        default=300,
+        metavar="S",
+        help="between SIGTERM and the kill (300); spot machines give less",
+    )
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="(100)")
     doing = made.add_mutually_exclusive_group()
     doing.add_argument("--apply", action="store_true", help="hand the manifest to kubectl")
     doing.add_argument("--dry-run", action="store_true", help="print it, which is what happens without --apply")

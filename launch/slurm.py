@@ -22,7 +22,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
-from dlmjax import requeue
+from dlmjax import flags, requeue
 from dlmjax.errors import InputError
 from launch.command import ROOT, Parser, Train, default_name, exit_code, read_train, shell_name
 
@@ -32,24 +32,42 @@ def parser() -> Parser:
     made = Parser("slurm", __doc__, "[--nodes N] [--gpus-per-node G] [--time LIMIT] [--dry-run] --config CONFIG --workdir DIR")
     add = made.add_argument
     add("--name", help="of the job; default: the last part of --workdir")
-    add("--nodes", type=int, default=1, metavar="N")
+    add("--nodes", type=flags.whole(1, 4096), default=1, metavar="N")
     add(
         "--tasks-per-node",
-        type=int,
+        type=flags.whole(1, 1024),
         default=1,
         metavar="T",
         help="processes on each node (1, which uses all GPUs of its node); more: one for each GPU",
     )
-    add("--gpus-per-node", type=int, default=0, metavar="G", help="(0: none asked for)")
-    add("--cpus-per-task", type=int, metavar="C", help="default: the cluster's")
+    add("--gpus-per-node", type=flags.whole(0, 1024), default=0, metavar="G", help="(0: none asked for)")
+    add("--cpus-per-task", type=flags.whole(1, 4096), metavar="C", help="default: the cluster's")
     add("--time", default="24:00:00", metavar="LIMIT", help="of the job, as sbatch writes it (24:00:00)")
-    add("--save-seconds", type=int, default=300, metavar="S", help="SIGTERM comes this long before the limit (300); saving must fit in")
+    add(
+        "--save-seconds",
+        type=flags.whole(1, 10**6),
+        default=300,
+        metavar="S",
+        help="SIGTERM comes this long before the limit (300); saving must fit in",
+    )
     add("--partition", metavar="NAME")
     add("--account", metavar="NAME")
-    add("--sbatch", action="append", default=[], metavar="=--FLAG=VALUE", help="any other option of sbatch, as in --sbatch=--qos=high")
-    add("--setup", action="append", default=[], metavar="LINE", help="a shell line before the start, as in --setup 'module load cuda'")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="=--FLAG=VALUE",
+        help="any other option of sbatch, as in --sbatch=--qos=high",
+    )
+    add(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a shell line before the start, as in --setup 'module load cuda'",
+    )
     add("--log", metavar="FILE", help="of the job and all its restarts (slurm-NAME-%%j.log); %%j is the job's number")
-    add("--max-requeues", type=int, default=100, metavar="N", help="(100)")
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="(100)")
     add("--python", default=sys.executable, help="that the nodes start (this one)")
     add("--dry-run", action="store_true", help="print the job script and submit nothing")
     return made

@@ -26,6 +26,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
+from dlmjax import flags
 from dlmjax.errors import InputError
 from launch.command import ROOT, Parser, Train, exit_code, in_repository, on_volumes, read_train, shell_name
 from launch.machines import TPUS, tpu_slice
@@ -58,10 +59,22 @@ def parser() -> Parser:
     add("--spot", action="store_true", help="on machines that can be taken away")
     add("--setup", action="append", default=[], metavar="LINE", help="a shell line on every worker before the installation")
     add("--python", default="python3.11", help="on the workers (python3.11, installed by copy)")
-    add("--shared", action="append", default=[], metavar="/DIR", help="a directory that all workers share, mounted by --setup")
-    add("--max-requeues", type=int, default=100, metavar="N", help="of run: times that machines are asked for again (100)")
-    add("--poll-seconds", type=float, default=30.0, metavar="S", help="between looks at the queue (30)")
-    add("--back-off-seconds", type=float, default=60.0, metavar="S", help="before machines are asked for again, doubled each time (60)")
+    add(
+        "--shared",
+        action="append",
+        default=[],
+        metavar="/DIR",
+        help="a directory that all workers share, mounted by --setup",
+    )
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="of run: times that machines are asked for again (100)")
+    add("--poll-seconds", type=flags.number(0, 86_400), default=30.0, metavar="S", help="between looks at the queue (30)")
+    add(
+        "--back-off-seconds",
+        type=flags.number(0, 86_400),
+        default=60.0,
+        metavar="S",
+        help="before machines are asked for again, doubled each time (60)",
+    )
     add("--dry-run", action="store_true", help="print the commands and run none")
     return made
 

@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.files import CHECKSUM, as_json, inside, make_folder, remove, sealed, sweep, unsealed, write_atomically, write_json
+from dlmjax.files import (
+    CHECKSUM,
+    as_json,
+    inside,
+    make_folder,
+    read_json,
+    remove,
+    require_path,
+    require_shape,
+    sealed,
+    sweep,
+    unsealed,
+    write_atomically,
+    write_json,
+)
 
 
 def test_text_and_bytes_are_written_whole_in_folders_that_are_made(tmp_path):
@@ -127,3 +141,112 @@ def test_json_has_no_numbers_that_are_none(tmp_path):
 def test_nothing_heavy_is_imported():
     code = "import sys, dlmjax.files; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+HOSTILE_JSON = {
+    "no JSON": (b"{", "not valid JSON"),
+    "empty": (b"", "not valid JSON"),
+    "not UTF-8": (b'{"a": "\xff"}', "not UTF-8: byte 0xff at 7"),
+    "deep lists": (NESTED.encode(), "nested deeper than 64"),
+    "deep objects": (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
+    "a long integer": (b'{"a": 1' + b"0" * 400 + b"}", "does not fit in 64 bits"),
+    "a longer integer": (b'{"a": -1' + b"0" * 10_000 + b"}", "does not fit in 64 bits"),
+    "just too long an integer": (b'{"a": %d}' % 2**64, "does not fit in 64 bits"),
+    "nan": (b'{"a": NaN}', "NaN is not finite"),
+    "a number past the floats": (b'{"a": 1e999}', "1e999 is not finite"),
+    "a name that stands twice": (b'{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+    "half a surrogate pair": (rb'{"a": "\ud800"}', "surrogate"),
+    "another shape": (b"[1]", "the document is a list, not an object"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_JSON)
+def test_json_that_cannot_be_used_is_told_in_one_line_with_its_file(tmp_path, kind):
+    content, said = HOSTILE_JSON[kind]
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_json(tmp_path / "x.json", advice="restore it")
+    assert str(refused.value).startswith(f"{tmp_path / 'x.json'} is not ") and str(refused.value).endswith("; restore it")
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_json_within_the_bounds_is_read_as_it_is(tmp_path):
+    value = {"deep": [[[[]]]] * 3, "brackets in a text": "[" * 500 + '\\"{', "n": [2**64 - 1, -(2**63), 1.5e300], "pair": "\U0001f600"}
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), "\ufeff" + json.dumps(value)):
+        (tmp_path / "x.json").write_text(text, encoding="utf-8")
+        assert read_json(tmp_path / "x.json") == value
+
+
+def test_a_json_file_is_an_ordinary_file_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlmjax.files.LARGEST_JSON", 10)
+    (tmp_path / "large").write_text("[" + " " * 20 + "]")
+    for path, said in (("/dev/zero", "not an ordinary file"), (tmp_path / "large", "longer than"), (tmp_path, "cannot be read")):
+        with pytest.raises(InputError, match=said):
+            read_json(path, list)
+    for name in (tmp_path / "none", "a\0b", "a" * 300):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_json(name)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "said"),
+    [
+        ({"a": 1}, {"b": int}, "the document has no field 'b'"),
+        ({"a": True}, {"a": int}, "a is true or false, not a whole number"),
+        ({"a": 1.0}, {"a": int}, "a is a number, not a whole number"),
+        ({"a": {"b": [1, "x"]}}, {"a": {"b": [int]}}, r"a.b\[1\] is a text, not a whole number"),
+        ({"a": {"x": 1}}, {"a": {str: str}}, "a.x is a whole number, not a text"),
+        ({"a": []}, {"a": (str, type(None))}, "a is a list, not a text or null"),
+        (3, {"a": int}, "the document is a whole number, not an object"),
+    ],
+)
+def test_json_of_another_shape_is_told_by_its_field(value, shape, said):
+    with pytest.raises(ValueError, match=said):
+        require_shape(value, shape)
+
+
+def test_json_of_the_shape_is_given_back():
+    value = {"a": 1, "b": {"x": "y"}, "more": None, "c": [{"d": 1.5}, {"d": 2}], "e": None}
+    assert require_shape(value, {"a": float, "b": {str: str}, "c": [{"d": float}], "e": (str, type(None))}) is value
+
+
+@pytest.mark.parametrize(
+    ("path", "use", "said"),
+    [
+        ("", "output folder", "--x is empty; name a folder"),
+        ("  ", "input file", "--x is empty; name a file"),
+        ("file", "output folder", "a file; name a folder"),
+        ("file", "input folder", "a file; name a folder"),
+        ("folder", "output file", "a folder; name a file"),
+        ("file/x/y", "output file", "is not a folder"),
+        ("a" * 256, "output file", "at most 255 bytes"),
+        ("\u20ac" * 86, "input file", "at most 255 bytes"),
+        ("a/" * 3000, "output folder", "a path 4095"),
+        ("a\0b", "output folder", "control characters"),
+        ("a\nb", "input folder", "control characters"),
+        ("a\udcff", "input file", "not UTF-8"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_told_with_its_flag(tmp_path, monkeypatch, path, use, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError) as refused:
+        require_path("--x", path, use)
+    assert said in str(refused.value) and "\n" not in str(refused.value) and str(refused.value).startswith("--x is ")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_a_path_that_can_be_used_is_given_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for path, use in (
+        ("new/er", "output folder"),
+        (".", "output folder"),
+        ("file", "output file"),
+        ("none", "input folder"),
+        ("\u00e9 1", "input file"),
+    ):
+        assert require_path("--x", path, use) == path
+    assert require_path("--x", "gs://bucket/" + "a" * 300, "output folder")

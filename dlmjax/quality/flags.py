@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 
+from dlmjax import flags
 from dlmjax.errors import InputError
 
 Add = Callable[[argparse.ArgumentParser], None]
@@ -42,29 +43,41 @@ def _how(add: Callable[..., object], temperature: float = 1.0, order: str = "anc
     add("--order", default=order, help=f"ancestral, random, confidence, entropy, margin or left_to_right ({order})")
     add("--method", default="ancestral", help="how a step in time is made, see docs/sampling.md")
     add("--grid", default="uniform", help="where the steps stand, see docs/sampling.md")
-    add("--temperature", type=float, default=temperature, help=f"0 takes the most likely token ({temperature:g})")
-    add("--top-p", type=float, default=1.0, help="nucleus; 1 = off")
-    add("--seed", type=int, default=0, help="of the first batch; each further batch has the next")
+    add("--temperature", type=flags.number(0), default=temperature, help=f"0 takes the most likely token ({temperature:g})")
+    add("--top-p", type=flags.number(0, 1, open_low=True), default=1.0, help="nucleus; 1 = off")
+    add("--seed", type=flags.seed, default=0, help="of the first batch; each further batch has the next")
 
 
 def _quality(add_run: Add) -> Add:
     def _flags(command: argparse.ArgumentParser) -> None:
         add_run(command)
         add = command.add_argument
-        add("--scorer", metavar="HF_DIR", help="local directory of a causal language model that transformers loads")
-        add("--scorer-workdir", metavar="AR_RUN", help="workdir of an autoregressive run")
-        add("--steps", default="4,8,16,32,64,128,256", metavar="N,N,...", help="denoising steps, one row each")
-        add("--samples", type=int, default=64, help="texts of each row (64)")
-        add("--length", type=int, help="tokens of a text; default: the training length")
-        add("--batch", type=int, default=16, help="texts made together; another number draws other texts")
+        add(
+            "--scorer", type=flags.input_folder, metavar="HF_DIR", help="local directory of a causal language model that transformers loads"
+        )
+        add("--scorer-workdir", type=flags.input_folder, metavar="AR_RUN", help="workdir of an autoregressive run")
+        add("--steps", type=flags.wholes(1, 2**20), default="4,8,16,32,64,128,256", metavar="N,N,...", help="denoising steps, one row each")
+        add("--samples", type=flags.whole(1, 2**20), default=64, help="texts of each row (64)")
+        add("--length", type=flags.tokens, help="tokens of a text; default: the training length")
+        add("--batch", type=flags.whole(1, 2**20), default=16, help="texts made together; another number draws other texts")
         _how(add)
-        add("--data", metavar="DIR", help="prepared corpus of held-out text; default: the one it was trained on, where it is there")
+        add(
+            "--data",
+            type=flags.input_folder,
+            metavar="DIR",
+            help="prepared corpus of held-out text; default: the one it was trained on, where it is there",
+        )
         add("--split", default="valid", choices=("train", "valid", "test"), help="of that corpus (valid)")
-        add("--output", metavar="DIR", help="quality.json, quality.png and samples.jsonl go here; latency.json with --latency")
+        add(
+            "--output",
+            type=flags.output_folder,
+            metavar="DIR",
+            help="quality.json, quality.png and samples.jsonl go here; latency.json with --latency",
+        )
         add("--latency", action="store_true", help="time instead: whole canvas, blocks with a cache, autoregression with a cache")
-        add("--batches", default="1,8", metavar="N,N,...", help="batch sizes that are timed")
-        add("--blocks", default="16", metavar="N,N,...", help="block sizes that are timed")
-        add("--repeats", type=int, default=3, help="timed runs, after one that compiles; the median counts")
+        add("--batches", type=flags.wholes(1, 2**20), default="1,8", metavar="N,N,...", help="batch sizes that are timed")
+        add("--blocks", type=flags.wholes(1, flags.MOST_TOKENS), default="16", metavar="N,N,...", help="block sizes that are timed")
+        add("--repeats", type=flags.whole(1, 1000), default=3, help="timed runs, after one that compiles; the median counts")
 
     return _flags
 
@@ -72,28 +85,39 @@ def _quality(add_run: Add) -> Add:
 def _puzzles(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--kind", required=True, choices=("sudoku", "countdown"))
-    add("--output", required=True, metavar="FILE.txt", help="one puzzle a line; `dlmjax prepare --documents line` reads it")
-    add("--input", metavar="FILE.csv", help="sudoku: a table with columns puzzle and solution, plain or .gz/.xz")
-    add("--givens", type=int, default=0, help="sudoku: show more cells of the solution until so many are given; 0 = as they are")
+    add(
+        "--output",
+        type=flags.output_file,
+        required=True,
+        metavar="FILE.txt",
+        help="one puzzle a line; `dlmjax prepare --documents line` reads it",
+    )
+    add("--input", type=flags.input_file, metavar="FILE.csv", help="sudoku: a table with columns puzzle and solution, plain or .gz/.xz")
+    add(
+        "--givens",
+        type=flags.whole(0, 81),
+        default=0,
+        help="sudoku: show more cells of the solution until so many are given; 0 = as they are",
+    )
     add("--answers-only", action="store_true", help="write answers alone: boards to train on for `solve --in-place`")
-    add("--count", type=int, help="countdown: puzzles to make (1000); sudoku: only the first N")
-    add("--numbers", type=int, default=3, help="countdown: numbers of a puzzle")
-    add("--largest", type=int, default=20, help="countdown: the largest of them")
+    add("--count", type=flags.whole(1, 2**20), help="countdown: puzzles to make (1000); sudoku: only the first N")
+    add("--numbers", type=flags.whole(2, 8), default=3, help="countdown: numbers of a puzzle")
+    add("--largest", type=flags.whole(2, 10**6), default=20, help="countdown: the largest of them")
     add("--split", default="train", choices=("train", "valid", "test"), help="countdown: splits share no set of numbers")
-    add("--seed", type=int, default=0, help="countdown: of the puzzles; sudoku: of the cells shown by --givens")
+    add("--seed", type=flags.seed, default=0, help="countdown: of the puzzles; sudoku: of the cells shown by --givens")
 
 
 def _solve(add_run: Add) -> Add:
     def _flags(command: argparse.ArgumentParser) -> None:
         add_run(command)
         add = command.add_argument
-        add("--input", required=True, metavar="FILE.txt", help="puzzles, as `dlmjax puzzles` writes them")
+        add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="puzzles, as `dlmjax puzzles` writes them")
         add("--in-place", action="store_true", help="sudoku: clues stand in the board (for runs trained on --answers-only)")
-        add("--count", type=int, help="only the first N puzzles")
-        add("--steps", type=int, default=256, help="denoising steps at most; orders take one a cell at most")
-        add("--batch", type=int, default=100, help="puzzles solved together")
+        add("--count", type=flags.whole(1, 2**20), help="only the first N puzzles")
+        add("--steps", type=flags.whole(1, 2**20), default=256, help="denoising steps at most; orders take one a cell at most")
+        add("--batch", type=flags.whole(1, 2**20), default=100, help="puzzles solved together")
         _how(add, temperature=0.0, order="confidence")
-        add("--json", metavar="FILE", help="write the result here")
+        add("--json", type=flags.output_file, metavar="FILE", help="write the result here")
 
     return _flags
 
@@ -102,9 +126,15 @@ def _embed(add_run: Add) -> Add:
     def _flags(command: argparse.ArgumentParser) -> None:
         add_run(command)
         add = command.add_argument
-        add("--input", required=True, metavar="FILE.txt", help="one text a line, UTF-8")
-        add("--output", required=True, metavar="FILE.npz", help="`embeddings` [lines, width] float32 and `tokens` [lines]")
-        add("--batch", type=int, default=16, help="windows at a time; does not change the result")
+        add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="one text a line, UTF-8")
+        add(
+            "--output",
+            type=flags.output_file,
+            required=True,
+            metavar="FILE.npz",
+            help="`embeddings` [lines, width] float32 and `tokens` [lines]",
+        )
+        add("--batch", type=flags.whole(1, 2**20), default=16, help="windows at a time; does not change the result")
 
     return _flags
 
@@ -113,9 +143,9 @@ def _activations(add_run: Add) -> Add:
     def _flags(command: argparse.ArgumentParser) -> None:
         add_run(command)
         add = command.add_argument
-        add("--data", metavar="DIR", help="prepared corpus; default: the one it was trained on")
+        add("--data", type=flags.input_folder, metavar="DIR", help="prepared corpus; default: the one it was trained on")
         add("--split", default="valid", choices=("train", "valid", "test"))
-        add("--windows", type=int, default=16, help="windows of text to read (16)")
-        add("--json", metavar="FILE", help="write the rows here")
+        add("--windows", type=flags.whole(1), default=16, help="windows of text to read (16)")
+        add("--json", type=flags.output_file, metavar="FILE", help="write the rows here")
 
     return _flags

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 
+from dlmjax import flags
 from dlmjax.errors import InputError
 
 Add = Callable[[argparse.ArgumentParser], None]
@@ -42,18 +43,39 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add("records", nargs="*", metavar="RECORDS", help="records.jsonl, or the directory of a sweep; or the word: predict")
     fit = command.add_argument_group("fit RECORDS")
     add = fit.add_argument
-    add("--csv", nargs="+", default=[], metavar="FILE.csv", help="outside runs: columns parameters, tokens, loss; optional flops, series")
-    add("--output", metavar="DIR", help="fit.json, points.csv, resamples.npz, PNGs and report.html go here")
-    add("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap; 0 = no error bars (1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    add(
+        "--csv",
+        type=flags.input_file,
+        nargs="+",
+        default=[],
+        metavar="FILE.csv",
+        help="outside runs: columns parameters, tokens, loss; optional flops, series",
+    )
+    add("--output", type=flags.output_folder, metavar="DIR", help="fit.json, points.csv, resamples.npz, PNGs and report.html go here")
+    add("--resamples", type=flags.whole(0, 10**6), default=1000, metavar="N", help="of the bootstrap; 0 = no error bars (1000)")
+    add("--seed", type=flags.seed, default=0, help="of the bootstrap")
     add("--base", metavar="SERIES", help="what the other series are compared with (ar, where there is one)")
     add("--no-plots", action="store_true", help="numbers only")
     predict = command.add_argument_group("fit predict")
     add = predict.add_argument
-    add("--flops", type=float, metavar="C", help="of the run that is wanted, such as 1e22")
-    add("--fit", default="fit", metavar="DIR", help="where `fit` wrote (fit)")
+    add("--flops", type=flags.number(0, open_low=True), metavar="C", help="of the run that is wanted, such as 1e22")
+    add("--fit", type=flags.input_folder, default="fit", metavar="DIR", help="where `fit` wrote (fit)")
     add("--series", metavar="NAME", help="objective; default: all of the fit")
-    add("--definition", default="total", metavar="NAME", help="of N: total, non_embedding, active or flops_per_token (total)")
-    add("--method", metavar="NAME", help="parametric, isoflop or envelope; default: all; a config takes the first of these at no bound")
-    add("--config", metavar="FILE.py", help="write a config of this run, ready for `dlmjax train` (needs --series where there are several)")
-    add("--json", metavar="FILE", help="write the prediction here")
+    add(
+        "--definition",
+        default="total",
+        metavar="NAME",
+        help="of N: total, non_embedding, active or flops_per_token (total)",
+    )
+    add(
+        "--method",
+        metavar="NAME",
+        help="parametric, isoflop or envelope; default: all; a config takes the first of these at no bound",
+    )
+    add(
+        "--config",
+        type=flags.output_file,
+        metavar="FILE.py",
+        help="write a config of this run, ready for `dlmjax train` (needs --series where there are several)",
+    )
+    add("--json", type=flags.output_file, metavar="FILE", help="write the prediction here")

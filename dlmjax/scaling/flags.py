@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
+from dlmjax import flags
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder
 from dlmjax.scaling.manifest import SWEEP
@@ -44,11 +45,33 @@ def _sweep(command: argparse.ArgumentParser) -> None:
 def _add_plan(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("sweep", metavar="SWEEP.py", help="a file with get_sweep(), such as configs/sweeps/micro.py")
-    add("--output", metavar="DIR", help="where sweep.json and manifest.jsonl go; without it the table is printed and nothing is written")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of get_sweep(), such as data=runs/demo/data")
+    add(
+        "--output",
+        type=flags.output_folder,
+        metavar="DIR",
+        help="where sweep.json and manifest.jsonl go; without it the table is printed and nothing is written",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of get_sweep(), such as data=runs/demo/data",
+    )
     add("--device", metavar="CHIP[:SHAPE]", help="for expected times: h100, v5p, ...; with a shape, as h100:8, memory too")
-    add("--utilisation", type=float, default=0.4, metavar="SHARE", help="of the device's peak that model FLOPs are assumed to reach (0.4)")
-    add("--flops-per-second", type=float, metavar="N", help="model FLOP/s that were measured, instead of a share of a peak")
+    add(
+        "--utilisation",
+        type=flags.number(0, 1, open_low=True),
+        default=0.4,
+        metavar="SHARE",
+        help="of the device's peak that model FLOPs are assumed to reach (0.4)",
+    )
+    add(
+        "--flops-per-second",
+        type=flags.number(0, open_low=True),
+        metavar="N",
+        help="model FLOP/s that were measured, instead of a share of a peak",
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> None:

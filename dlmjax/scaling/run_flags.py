@@ -3,45 +3,73 @@
 import argparse
 import sys
 
+from dlmjax import flags
+
 EXECUTORS = ("local", "slurm", "kubernetes", "print")
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
     """The flags of `sweep run`."""
     add = command.add_argument
-    add("directory", metavar="DIR", help="made by `dlmjax sweep plan`")
+    add("directory", type=flags.input_folder, metavar="DIR", help="made by `dlmjax sweep plan`")
     add("--executor", default="local", choices=EXECUTORS, help="where the runs run; print: one command for each, for any other (local)")
     add("--only", nargs="+", metavar="ID", help="only these runs")
-    add("--line", type=int, metavar="I", help="only the run in this line of the manifest, from 0: for arrays of jobs")
+    add("--line", type=flags.whole(0), metavar="I", help="only the run in this line of the manifest, from 0: for arrays of jobs")
     add(
         "--jobs",
-        type=int,
+        type=flags.whole(1, 4096),
         metavar="N",
         help="runs at a time; default: one for each GPU, or each core; clusters: as many as there is room for",
     )
     add("--dry-run", action="store_true", help="print what would be handed to the cluster; local: a command for each run that is left")
     batch = command.add_argument_group("slurm, kubernetes")
     add = batch.add_argument
-    add("--cpus", type=int, metavar="C", help="cores of a run; default: the cluster's")
-    add("--gpus", type=int, default=0, metavar="G", help="GPUs of a run, 0 or 1 (0)")
-    add("--save-seconds", type=int, default=120, metavar="S", help="between SIGTERM and the end (120): saving must fit in")
-    add("--max-requeues", type=int, default=100, metavar="N", help="how often an unfinished run is started again (100)")
+    add("--cpus", type=flags.whole(1, 4096), metavar="C", help="cores of a run; default: the cluster's")
+    add("--gpus", type=flags.whole(0, 1), default=0, metavar="G", help="GPUs of a run, 0 or 1 (0)")
+    add(
+        "--save-seconds", type=flags.whole(1, 10**6), default=120, metavar="S", help="between SIGTERM and the end (120): saving must fit in"
+    )
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="how often an unfinished run is started again (100)")
     slurm = command.add_argument_group("slurm")
     add = slurm.add_argument
     add("--time", default="24:00:00", metavar="LIMIT", help="of a run's job (24:00:00)")
-    add("--sbatch", action="append", default=[], metavar="=--FLAG=VALUE", help="any other option of sbatch, as in --sbatch=--partition=gpu")
-    add("--setup", action="append", default=[], metavar="LINE", help="a shell line before the start, as in --setup 'module load cuda'")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="=--FLAG=VALUE",
+        help="any other option of sbatch, as in --sbatch=--partition=gpu",
+    )
+    add(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a shell line before the start, as in --setup 'module load cuda'",
+    )
     pods = command.add_argument_group("kubernetes")
     add = pods.add_argument
     add("--image", help="built from launch/Dockerfile")
     add("--namespace", default="default")
-    add("--claim", action="append", default=[], metavar="NAME=/DIR", help="mount a volume claim that many pods can write; DIR lies on it")
-    add("--node", action="append", default=[], metavar="LABEL=VALUE", help="of the nodes, as in cloud.google.com/gke-accelerator=nvidia-l4")
+    add(
+        "--claim",
+        action="append",
+        default=[],
+        metavar="NAME=/DIR",
+        help="mount a volume claim that many pods can write; DIR lies on it",
+    )
+    add(
+        "--node",
+        action="append",
+        default=[],
+        metavar="LABEL=VALUE",
+        help="of the nodes, as in cloud.google.com/gke-accelerator=nvidia-l4",
+    )
 
 
 def add_status(command: argparse.ArgumentParser) -> None:
     """The flags of `sweep status`."""
-    command.add_argument("directory", metavar="DIR", help="of a sweep")
+    command.add_argument("directory", type=flags.input_folder, metavar="DIR", help="of a sweep")
     command.add_argument("--watch", action="store_true", help="go on until every run has ended")
 
 

@@ -1,0 +1,188 @@
+"""Types of command-line flags: whole numbers, numbers and paths, each with its bounds. Imports nothing heavy.
+
+Every flag of every command and launcher has one of these or a list of choices: what is typed is checked once, where it is typed.
+"""
+
+import argparse
+import codecs
+import errno
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable
+from textwrap import shorten
+
+from dlmjax.errors import InputError
+from dlmjax.files import flaw_of_path, why
+
+MOST = 2**31 - 1  # of a count: what every library below takes
+MOST_TOKENS = 2**24  # of a row or a canvas
+SEEDS = 2**32  # what jax's keys (without x64) and numpy's seeds take
+_WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")  # int() also takes other alphabets' digits and white space
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def _refuse(said: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(said)
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
+def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
+    """A whole number from `least` to `most`, both included."""
+    wanted = f"give a whole number from {least} to {most}"
+
+    def read(text: str) -> int:
+        if not _WHOLE.fullmatch(text) or len(text) > 40:
+            raise _refuse(f"is {_brief(text)}; {wanted}")
+        if not least <= int(text) <= most:
+            raise _refuse(f"is {text}; {wanted}")
+        return int(text)
+
+    return read
+
+
+seed = whole(0, SEEDS - 1)
+tokens = whole(1, MOST_TOKENS)
+
+
+def number(
+    least: float | int = -math.inf, most: float | int = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> Callable[[str], float]:
+    """A finite number in an interval; an open end is not itself allowed."""
+    low, high = "(" if open_low or math.isinf(least) else "[", ")" if open_high or math.isinf(most) else "]"
+    positive = open_low and least == 0 and math.isinf(most)
+    wanted = "give a positive number" if positive else f"give a number in {low}{least:g}, {most:g}{high}"
+
+    def read(text: str) -> float:
+        if not _NUMBER.fullmatch(text) or len(text) > 400 or not math.isfinite(float(text)):
+            raise _refuse(f"is {_brief(text)}; {wanted}")
+        value = float(text)
+        if not least <= value <= most or (open_low and value == least) or (open_high and value == most):
+            raise _refuse(f"is {text}; {wanted}")
+        return value
+
+    return read
+
+
+share = number(0, 1)
+
+
+def wholes(least: int = 1, most: int = MOST) -> Callable[[str], str]:
+    """Whole numbers with commas between them, as they were typed."""
+
+    def read(text: str) -> str:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise _refuse(f"is {_brief(text)}; give whole numbers with commas between them, such as 4,8,16")
+        for part in parts:
+            whole(least, most)(part)
+        return text
+
+    return read
+
+
+def text(value: str) -> str:
+    """Any text that can be written as UTF-8, the empty one too."""
+    _check_utf8(value)
+    return value
+
+
+def word(value: str) -> str:
+    """A text that is not empty."""
+    if not value.strip():
+        raise _refuse("is empty; leave it out, or give a value")
+    _check_utf8(value)
+    return value
+
+
+def _check_utf8(value: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _refuse(f"is {_brief(value)}, which holds bytes that are not UTF-8") from None
+
+
+def _path(use: str, value: str) -> str:
+    if flaw := flaw_of_path(value, use):
+        raise _refuse(flaw)
+    return value
+
+
+input_file = functools.partial(_path, "input file")
+input_folder = functools.partial(_path, "input folder")
+output_file = functools.partial(_path, "output file")
+output_folder = functools.partial(_path, "output folder")
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad flags are an InputError: one line with the flag as typed. A flag that names no type takes a `word`."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.register("type", None, word)
+
+    def add_subparsers(self, **options):
+        """As argparse; the words behind a command are for its own parser."""
+        action = super().add_subparsers(**options)
+        action.type = str
+        return action
+
+    def error(self, message):
+        """Raises InputError: the message of argparse, or `FLAG is ...` of the types above."""
+        said = re.sub(r"^argument (\S+): is ", r"\1 is ", message)
+        raise InputError(f"{' '.join(said.split())} (see: {self.prog} --help)")
+
+
+# ---- errors that a person can mend ---------------------------------------------------------------------------------------------------
+
+# No retry mends these: a name is wrong, or a place is not for us. Others (a disk that fails, a lost server) stay errors of the machine.
+_OF_NAMES = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
+def said_of(error: Exception) -> str:
+    """One line for what a person did and can mend; "" for a defect of ours or of the machine.
+
+    That is every InputError, a file that the operating system refuses by its name or place, and an array that no memory holds.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename is not None:
+        return f"{error.filename} cannot be used: {why(error)}; correct the path, or choose another place"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+        detail = shorten(" ".join(str(error).split()), 120, placeholder=" ...")
+        return f"out of memory ({detail}); ask for less at a time: a smaller batch, length or count"
+    return ""
+
+
+# ---- terminals that show less than Unicode -----------------------------------------------------------------------------------------
+
+_PLAIN = {"±": "+-", "≤": "<=", "≥": ">=", "→": "->", "×": "x", "·": "*", "…": "...", "–": "-", "—": "-", "█": "#", "░": "."}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    said = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in said), error.end
+
+
+def print_anything() -> None:
+    """Makes standard output and error take every text: what their encoding lacks is written in ASCII."""
+    codecs.register_error("dlmjax-plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="dlmjax-plain")

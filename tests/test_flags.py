@@ -1,0 +1,75 @@
+"""The types of flags: what each takes and what it refuses, in one line with the flag as typed."""
+
+import io
+import sys
+
+import pytest
+
+from dlmjax import flags
+from dlmjax.__main__ import _parser
+from dlmjax.errors import InputError
+from launch import kubernetes, slurm, tpu_vm
+
+
+def read(kind, text):
+    """One flag of a type, read from a command line."""
+    parser = flags.Parser(prog="x")
+    parser.add_argument("--flag", type=kind)
+    return parser.parse_args([f"--flag={text}"]).flag
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *((flags.whole(1, 100), text) for text in ("", " 3", "1e25", "0", "101", "-1", "nan", "1.0", "١", "1" + "0" * 5000, "0x1", "3\n")),
+        *(
+            (flags.number(0, 1, open_low=True), text)
+            for text in ("", "0", "1.5", "nan", "inf", "-inf", "1e400", "٠", " 1", "1_0", "1" * 500)
+        ),
+        *((flags.wholes(1, 64), text) for text in ("", ",", "1,x", "1,65", "0,1", "١,2")),
+        *((flags.word, text) for text in ("", "  ", "a\udcff")),
+        (flags.text, "a\udcff"),
+        (None, ""),
+        (flags.output_folder, ""),
+        (flags.input_file, "a" * 300),
+    ],
+)
+def test_what_a_type_does_not_take_is_told_in_one_line(kind, text):
+    with pytest.raises(InputError, match=r"\A--flag is [^\n]*; [^\n]*\Z|--flag is [^\n]* not UTF-8[^\n]*\Z"):
+        read(kind, text)
+
+
+def test_what_a_type_takes():
+    assert [read(flags.whole(-5, 5_000), text) for text in ("-5", "0", "+3", "5_000")] == [-5, 0, 3, 5000]
+    assert [read(flags.number(0), text) for text in ("0", ".5", "1e22", "3.", "1E-3")] == [0.0, 0.5, 1e22, 3.0, 1e-3]
+    assert read(flags.wholes(1), "4,8, 16,") == "4,8, 16," and read(flags.text, "") == "" and read(None, "a b") == "a b"
+
+
+def parsers():
+    """Every parser of a command, of an action of a command, and of a launcher."""
+    waiting, found = [_parser(), *(launcher.parser() for launcher in (kubernetes, slurm, tpu_vm))], []
+    while waiting:
+        parser = waiting.pop()
+        found.append(parser)
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                waiting += action.choices.values()
+    return found
+
+
+def test_every_flag_has_a_type_with_bounds():
+    """A plain int or float takes 10**400, nan and other alphabets' digits: none may come back."""
+    names = [(parser.prog, action.dest, action.type) for parser in parsers() for action in parser._actions if action.nargs != 0]
+    assert len(names) > 150
+    assert [name for name in names if name[2] in (int, float)] == []
+    assert all(isinstance(parser, flags.Parser) for parser in parsers())
+
+
+def test_a_terminal_that_knows_only_ascii_is_written_to(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    flags.print_anything()
+    print("1.5 ± 0.1 ≤ 2 → \u4e2d \U0001f600 \udcff", flush=True)
+    assert sys.stdout.buffer.getvalue() == rb"1.5 +- 0.1 <= 2 -> \u4e2d \U0001f600 \udcff" + b"\n"
+    print("é", file=sys.stderr, flush=True)
+    assert sys.stderr.buffer.getvalue() == b"\\xe9\n"

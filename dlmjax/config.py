@@ -171,7 +171,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     `FILE.py:SIZE` calls `get_config("SIZE")`: the configs of the noise families come at several sizes.
 
     Raises:
-      InputError: no such file, no `get_config`, an unknown leaf (the nearest valid name is given), a wrong type, a contradiction.
+      InputError: no such file, no `get_config`, an unknown leaf (the nearest valid name is given), a wrong type, a contradiction, a
+        curriculum that is no shorter than the run.
     """
     path, colon, size = path.partition(".py:")
     path, given = (path + ".py", (size,)) if colon else (path, ())
@@ -238,6 +239,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         section, leaf = (config[name.rpartition(".")[0]] if "." in name else config), name.rpartition(".")[2]
         section[leaf] = _typed(name, value, valid[name])
     check(config)
+    check_curriculum(config)
     return config
 
 
@@ -399,6 +401,30 @@ def _check_together(config: ConfigDict) -> None:
         raise InputError(f"execution.attention=cudnn wants model.head_dim a multiple of 8, at most 256, not {model.head_dim}; or use dense")
     if (model.completep_width == 0) != (model.completep_depth == 0):
         raise InputError("model.completep_width and model.completep_depth go together: give both, or 0 for both")
+
+
+def check_curriculum(config: ConfigDict, process: Any = None) -> None:
+    """Refuses a run that ends before the curriculum of its process does: what the curriculum leads to would never be trained. No part of
+    `check`, since a run that was trained so is opened as it is.
+
+    Args:
+      process: that of the config, where it is made already.
+
+    Raises:
+      InputError: such a curriculum, or values that the process does not take.
+    """
+    from dlmjax.diffusion.registry import as_call, curriculum_of, parse_call  # here: it imports jax
+
+    process = process or curriculum_of(config.process.name)
+    if process is None or process.curriculum_end < config.train.steps:
+        return
+    name, values = parse_call(config.process.name)
+    shorter = as_call(name, {**values, **process.curriculum_ending(config.train.steps // 2)})
+    raise InputError(
+        f"process.name={config.process.name} has a curriculum that ends at step {process.curriculum_end}, but train.steps is "
+        f"{config.train.steps}: what it leads to would never be trained; raise --config.train.steps above {process.curriculum_end}, or "
+        f'pass --config.process.name="{shorter}"'
+    )
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -139,7 +139,7 @@ def assemble(
     """
     parts = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
     _check_rows(config, parts.process)
-    _check_curriculum(config, parts.process)
+    config_lib.check_curriculum(config, parts.process)
     return parts
 
 
@@ -219,16 +219,6 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
         raise InputError(
             f"attention={attention} wants rows of a multiple of {step} tokens, not {positions}; change data.length, "
             "or pass --config.execution.attention=dense"
-        )
-
-
-def _check_curriculum(config: ConfigDict, process: Process) -> None:
-    """Raises InputError for a curriculum that ends at a step which the run does not reach: what it leads to would not be trained."""
-    until, steps = vars(process).get("until", 0), config.train.steps
-    if until >= steps:
-        raise InputError(
-            f"process {process.name} has until={until}, but train.steps is {steps}: all of the run would be curriculum and train no "
-            f'bound; pass --config.process.name="{process.name}(until={steps // 2})", or until=0 for a curriculum without an end'
         )
 
 
@@ -321,7 +311,8 @@ def claim_workdir(
         differing = config_lib.differences(config_lib.renamed(old), config_lib.leaves(config))
         if differing:
             raise InputError(
-                f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir (nothing was changed)"
+                f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir; with --fork {workdir} it "
+                "goes on from that run's newest checkpoint, for more steps say (nothing was changed)"
             )
         if load_tokenizer(f"saved:{workdir / 'tokenizer'}").hash != tokenizer.hash:
             raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")

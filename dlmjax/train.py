@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import pathlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +19,7 @@ from dlmjax.data import EvalWindows, TrainWindows, eval_batches, load_tokenizer,
 from dlmjax.errors import Diverged, InputError
 from dlmjax.parallel import Agreement
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
-from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, token_counts
+from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, open_parts, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
@@ -221,7 +222,7 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
     3. `--init`: another run's weights, counters at zero;
     4. scratch: fresh weights from the seed.
 
-    Raises InputError: two origins; weights of another tokenizer; a fork that has no step left.
+    Raises InputError: two origins; weights of another tokenizer or of another network; a fork that has no step left.
     """
     if fork and init:
         raise InputError("--fork and --init are two places to start from; give one")
@@ -232,6 +233,7 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
         return clear_stop(state), meta, "resume"
     if fork or init:
         _check_tokenizer(parts, fork or init)
+        _check_function(parts, fork or init, "--fork" if fork else "--init")
     if fork:
         with Checkpoints(pathlib.Path(fork) / "checkpoints") as other:
             if (step := other.meta()["step"]) >= parts.config.train.steps:
@@ -261,6 +263,27 @@ def _check_tokenizer(parts: Parts, other: str) -> None:
             f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
             f"prepare the corpus with --tokenizer saved:{other}/tokenizer"
         )
+
+
+# The leaves of a config that decide what a network does not take from a leaf of its own name; what else is missing is of a family.
+_DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name", "self_condition": "process.self_condition"}
+
+
+def _check_function(parts: Parts, other: str, flag: str) -> None:
+    """Raises InputError: the network of another run computes another function of the same weights, or has other weights."""
+    origin = open_parts(other)
+    here, there = parts.network.spec, origin.network.spec
+    names = here.differing(there)
+    if here.shift and origin.process.attention == "causal":
+        names = [name for name in names if name != "shift"]  # causal rows are fed one place further on, which is what `shift` keeps
+    if not names:
+        return
+    theirs, leaves = config_lib.leaves(origin.config), {}
+    for name in names:
+        leaves[name] = _DECIDED_BY.get(name, f"model.{name}" if f"model.{name}" in theirs else "model.family")
+    found = ", ".join(f"{leaves[name]}: {name} is {getattr(there, name)!r} there and {getattr(here, name)!r} here" for name in names)
+    flags = " ".join(f"--config.{leaf}={shlex.quote(str(theirs[leaf]))}" for leaf in dict.fromkeys(leaves.values()))
+    raise InputError(f"the weights of {flag} {other} compute another function here ({found}); pass {flags}, or leave {flag} out")
 
 
 class _HeldOut:

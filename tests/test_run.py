@@ -1,5 +1,8 @@
 """What a workdir holds: enough to open the run again, wherever the files that its config named have gone."""
 
+import dataclasses
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +10,12 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
+from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.registry import PROCESSES, curriculum_of
 from dlmjax.errors import InputError
 from dlmjax.run import assemble, embedding_of, open_parts, open_run
 from dlmjax.train import train
+from launch.command import read_train
 from tests.models import tiny
 
 
@@ -110,19 +116,53 @@ def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_a_curriculum_ends_within_the_run(tmp_path):
+CURRICULA = {  # of each process that has one, up to a step
+    "duo": lambda end: f"duo(until={end})",
+    "blocks": lambda end: f"blocks(size=1, curriculum=(({end // 2}, 8), ({end}, 4)))",
+}
+
+
+def test_every_curriculum_says_where_it_ends():
+    """The step from which `at_step` changes no more, of every process that has a curriculum."""
+    kinds = {name: kind for name, kind in PROCESSES.items() if isinstance(kind, type)}
+    assert {name for name, kind in kinds.items() if kind.at_step is not Process.at_step} == CURRICULA.keys()
+    for text in CURRICULA.values():
+        process, phases = curriculum_of(text(40)), []
+        for step in range(100):
+            if not phases or process.at_step(step) != phases[-1][1]:
+                phases.append((step, process.at_step(step)))
+        assert process.curriculum_end == phases[-1][0] == 40
+        shorter = dataclasses.replace(process, **process.curriculum_ending(20))
+        assert shorter.curriculum_end == 20 and shorter.at_step(20) == process.at_step(40)
+
+
+@pytest.mark.parametrize("name", CURRICULA)
+def test_a_curriculum_ends_within_the_run(name, tmp_path):
     tokenizer, config = load_tokenizer("char27"), smallest()
     config.model.time_input = "adaln"
     config.train.steps = 60
-    for until in (0, 59):
-        config.process.name = f"duo(until={until})"
+    for end in (2, 59):
+        config.process.name = CURRICULA[name](end)
         assert assemble(config, tokenizer, devices=jax.devices()[:1])
-    config.process.name = "duo(until=200)"
-    with pytest.raises(InputError, match=r'train\.steps is 60.*--config\.process\.name="duo\(until=30\)"'):
-        assemble(config, tokenizer, devices=jax.devices()[:1])
+    for end in (60, 200):
+        config.process.name = CURRICULA[name](end)
+        with pytest.raises(
+            InputError, match=rf"process\.name=.*ends at step {end}, but train\.steps is 60.*--config\.process\.name="
+        ) as error:
+            assemble(config, tokenizer, devices=jax.devices()[:1])
+    config_lib.override(config, [re.search(r'--config\.(process\.name=)"(.*)"$', str(error.value)).expand(r"\1\2")])
+    assert curriculum_of(config.process.name).curriculum_end == 30, "what is proposed is taken"
+    # By flags, over a config whose own steps would do, and before a launcher asks for machines.
+    overrides = [f"process.name={CURRICULA[name](200)}", "train.steps=200"]
+    with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
+        config_lib.load("configs/quickstart.py", overrides)
+    with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
+        read_train(["--config", "configs/quickstart.py", "--workdir", "x", *(f"--config.{override}" for override in overrides)])
+    # One that is trained already is there to be looked at.
+    config.process.name = CURRICULA[name](200)
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert open_parts(str(tmp_path)), "one that is trained already is there to be looked at"
+    assert open_parts(str(tmp_path))
 
 
 @pytest.mark.parametrize("process", ["masked", "autoregressive", pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly)])

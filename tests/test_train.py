@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -232,6 +233,33 @@ def test_what_a_run_cannot_start_from_is_refused(whole, tmp_path):
     with said():
         claim_workdir(tmp_path / "run", config, load_tokenizer("bytes"))
     assert config_lib.from_json((tmp_path / "run" / "config.json").read_text()).data.length == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model.rope_base=20000.0", "model.rope_base"),
+        ("model.rope_scaling=2.0", "model.rope_scaling"),
+        ("model.family=qwen3(norm_eps=1e-5)", "model.family: norm_eps"),
+        ("model.family=qwen3(loops=2)", "model.family: loops"),
+        ("model.family=qwen3(shift=True)", "model.family: shift"),
+        ("model.family=llama", "model.family: qk_norm"),
+        ("model.time_input=add", "model.time_input: time_input"),
+        ("model.depth=3", "model.depth"),
+        ("process.self_condition=0.5", "process.self_condition"),
+    ],
+)
+def test_weights_that_would_compute_something_else_are_refused(whole, tmp_path, change, named):
+    """Naming the field and the flag that takes it back. How weights are trained is free: dropout."""
+    reference, file, _ = whole
+    leaf = change.partition("=")[0]
+    config = config_lib.load(str(file), [change, "model.dropout=0.1", f"train.steps={STEPS + 2}"])
+    for flag in ("fork", "init"):
+        with pytest.raises(InputError, match=rf"{named}.* there and .* here.*--config\.{leaf}=") as error, said():
+            train(config, str(tmp_path / flag), **{flag: str(reference)})
+        flags = shlex.split(str(error.value).partition("pass ")[2].partition(", or leave")[0])
+        restored = config_lib.load(str(file), [change, *(text.removeprefix("--config.") for text in flags)])
+        assert restored.model == config_lib.load(str(file)).model and f"--{flag} {reference}" in str(error.value)
 
 
 def test_a_run_goes_on_with_its_own_text_alone(whole, tmp_path, small_corpus):

@@ -43,14 +43,25 @@ class BlockMasked(Masked):
     def __post_init__(self):
         if self.size < 1:
             raise InputError(f"process blocks: size is {self.size}; a block holds at least 1 token")
-        steps = [step for step, _ in self.curriculum]
-        if steps != sorted(set(steps)) or any(size < 1 for _, size in self.curriculum):
-            raise InputError(f"process blocks: curriculum is {self.curriculum}; give (step, size) pairs, steps rising, sizes at least 1")
+        if not _is_curriculum(self.curriculum):
+            raise InputError(
+                f"process blocks: curriculum is {self.curriculum}; give (step, size) pairs, as in ((1000, 64), (2000, 16)), steps rising, "
+                "both at least 1"
+            )
         super().__post_init__()
 
     def at_step(self, step: int) -> "BlockMasked":
         size = next((size for until, size in self.curriculum if step < until), self.size)
         return dataclasses.replace(self, size=size, curriculum=())
+
+    @property
+    def curriculum_end(self) -> int:
+        return self.curriculum[-1][0] if self.curriculum else 0
+
+    def curriculum_ending(self, step: int) -> dict[str, Any]:
+        """The same phases, each as much shorter as the whole; those that no step is left for go."""
+        ends = {until * step // self.curriculum_end: size for until, size in self.curriculum}
+        return {"curriculum": tuple((until, size) for until, size in ends.items() if until)}
 
     @property
     def attention(self) -> Blocks:
@@ -111,3 +122,12 @@ class BlockMasked(Masked):
     def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L 2"]) -> Int[Array, "B L 2"]:
         noisy_BL = super().decode(keys_B, logits_BLV, z_BL[..., 0])
         return jnp.stack([noisy_BL, noisy_BL], axis=-1)
+
+
+def _is_curriculum(value: Any) -> bool:
+    """Pairs of whole numbers (step, size), all at least 1, the steps rising?"""
+    pairs = isinstance(value, tuple | list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
+    if not pairs or not all(type(number) is int and number >= 1 for pair in value for number in pair):
+        return False
+    steps = [step for step, _ in value]
+    return steps == sorted(set(steps))

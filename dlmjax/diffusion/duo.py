@@ -15,6 +15,7 @@ Shapes: B batch, L length, k kept tokens, V vocabulary of N tokens and special i
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,13 @@ class Duo(Uniform):
 
     def at_step(self, step: int) -> Process:
         return self.bound if self.until and step >= self.until else self
+
+    @property
+    def curriculum_end(self) -> int:
+        return self.until
+
+    def curriculum_ending(self, step: int) -> dict[str, Any]:
+        return {"until": step}
 
     # Softness is drawn in one shot; there is no chain from one soft state to the next.
     forward_step = Process.forward_step

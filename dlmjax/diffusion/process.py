@@ -136,6 +136,16 @@ class Process(Protocol):
         del step
         return self
 
+    @property
+    def curriculum_end(self) -> int:
+        """The training step from which `at_step` gives the last process of the curriculum; 0 = none, or one without an end."""
+        return 0
+
+    def curriculum_ending(self, step: int) -> dict[str, Any]:
+        """The values of this process that bring its curriculum to an end at `step`: what a message proposes."""
+        del step
+        return {}
+
     def spread(self, times: Any) -> Any:
         """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block.
 

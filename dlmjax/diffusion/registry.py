@@ -132,6 +132,23 @@ def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
     raise InputError(f"cannot read {what} {text!r}; write a name, or a name with values, like power(exponent=0.5)")
 
 
+def as_call(name: str, values: Mapping[str, Any]) -> str:
+    """The text that `parse_call` reads as this name with these values."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})" if values else name
+
+
+def curriculum_of(text: str) -> Process | None:
+    """The process of a text like "duo(until=100)" over some vocabulary, where its kind follows curricula; None where it does not.
+
+    Raises InputError for an unknown name or value.
+    """
+    name, values = parse_call(text, "process.name")
+    kind = _lookup("process", name, PROCESSES)
+    if getattr(kind, "curriculum_end", Process.curriculum_end) is Process.curriculum_end:
+        return None
+    return make_process(name, **{**values, "vocab": 2**16, "mask_id": 0})
+
+
 def _literal(node: ast.expr) -> Any:
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ast.literal_eval(node)
 

@@ -108,6 +108,25 @@ class ModelSpec:
         _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
         self._check_family()
 
+    def differing(self, other: ModelSpec) -> list[str]:
+        """Fields in which two networks compute other functions of the same weights, or hold other weights; how weights start, and what
+        is dropped in training, is no part of the function."""
+        return [name for name, value in self._function().items() if value != other._function()[name]]
+
+    def _function(self) -> dict[str, object]:
+        """Fields by name, with None for those that nothing is computed from."""
+        values = {name: value for name, value in vars(self).items() if name not in ("dropout", "init_std")}
+        values |= {"completep_width": self.width_ratio, "completep_depth": self.depth_ratio}
+        rotary, stretched = self.positions == "rotary", self.positions == "rotary" and self.rope_scaling > 1
+        used = {
+            **dict.fromkeys(("rope_base", "rope_scaling"), rotary),
+            "rope_scaling_type": stretched,
+            "rope_original": stretched and self.rope_scaling_type == "llama3",
+            **dict.fromkeys(("max_positions", "position_offset"), not rotary),
+            **dict.fromkeys(("time_width", "time_features"), self.time_input != "none"),
+        }
+        return {name: value if used.get(name, True) else None for name, value in values.items()}
+
     def _check_family(self) -> None:
         """What the fields of a family allow together."""
         choices = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, order=ORDERS, head=HEADS)

@@ -183,7 +183,7 @@ class _Series:
         reason = _refused(steps, tokens, wanted, batch * length)
         unit = self.series.batch.multiple if isinstance(self.series.batch, BatchLaw) and not cell.batch else 0
         accumulation = microbatches(batch, base["data.batch"] // base["train.accumulation"], unit or 1)
-        peak = None
+        reason, peak = reason or self._curriculum(steps), None
         if not reason and self.device.topology:
             peak = self._peak(cell.width, batch, accumulation)
             reason = str(peak) if isinstance(peak, InputError) else ""
@@ -230,6 +230,15 @@ class _Series:
             (self.config[section] if section else self.config)[leaf] = value
         config_lib.check(self.config)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in config_lib.leaves(self.config).items()}
+
+    def _curriculum(self, steps: int) -> str:
+        """Why the curriculum of the process does not suit so many steps; empty where it does."""
+        self.config.train.steps = steps
+        try:
+            config_lib.check_curriculum(self.config)
+        except InputError as error:
+            return str(error)
+        return ""
 
     def _counts(self, width: int) -> counts.Counts:
         if width not in self._sized:

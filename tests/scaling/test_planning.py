@@ -136,6 +136,14 @@ def test_a_cell_that_cannot_be_met_is_refused_and_listed(data):
         plan(data, BatchRate((16,), (tokens,), (4,), (1e-3,)))
 
 
+def test_a_cell_that_ends_before_its_curriculum_is_refused_and_listed(data):
+    series = {"masked": Series("../blocks.py:tiny", overrides=("process.name=blocks(curriculum=((200, 8),))",))}
+    found, refused = planning.plan_sweep(sweep(data, IsoFlop((2e10,), (16, 32)), series=series), SOURCE)
+    steps = [run.config["train.steps"] for run in found.runs]
+    assert [run.cell["width"] for run in found.runs] == [16] and min(steps) > 200
+    assert [refusal.cell["width"] for refusal in refused] == [32] and "ends at step 200, but train.steps is" in refused[0].reason
+
+
 def test_a_budget_that_no_size_meets_is_an_error(data):
     with pytest.raises(InputError, match=r"no size of series masked can meet the budget 1e\+08 within 3 %: width 16: .*; width 32: "):
         plan(data, IsoFlop((2e10, 1e8), (16, 32)))

@@ -1,0 +1,87 @@
+"""Which fields of a network decide what its weights compute: each one changed in turn, asked of the network itself."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.models import Execution, ModelSpec, build_network
+from tests.models import tiny
+
+EVERY = [field.name for field in dataclasses.fields(ModelSpec)]
+BASES = {
+    "rotary": dict(time_input="add", rope_scaling=4.0, rope_scaling_type="llama3", rope_original=8),
+    "plain": {},
+    "learned": dict(positions="learned", max_positions=24, position_offset=1, norm="layer", mlp="gelu", bias="all", token_types=2),
+}
+# What means something else beside the rest of the other two bases.
+FIELDS = {
+    "rotary": EVERY,
+    "plain": ["rope_base", "rope_scaling", "rope_scaling_type", "rope_original", "time_width", "time_features", "input_dim"],
+    "learned": ["rope_base", "rope_scaling", "rope_scaling_type", "max_positions", "position_offset", "norm_eps", "mlp", "token_types"],
+}
+CHOICES = {
+    "qk_norm": False,
+    "tied": True,
+    "rope_scaling_type": "ntk",
+    "time_input": "prefix",
+    "time_features": "fourier",
+    "self_condition": True,
+    "bias": "qkv",
+    "norm": ("layer", "rms"),
+    "mlp": ("gelu_tanh",),
+    "positions": ("learned", "rotary"),
+    "order": "post",
+    "head": "transform",
+    "shift": True,
+    "dropout": 0.1,
+    "completep_width": 16,
+    "completep_depth": 1,
+    "kv_heads": 1,
+    "heads": 4,
+}
+
+
+def changed(base: ModelSpec, field: str) -> ModelSpec:
+    """The network with another value in one field (CompleteP's two go together)."""
+    old = getattr(base, field)
+    choice = CHOICES.get(field, old * 2 + 2 if type(old) is int else old * 1.5 + 1e-3 if type(old) is float else None)
+    value = next(value for value in (choice if isinstance(choice, tuple) else (choice,)) if value != old)
+    values = {field: value, **({"max_positions": 24} if value == "learned" else {})}
+    if field.startswith("completep"):
+        values = {"completep_width": base.width, "completep_depth": base.depth, field: value}
+    return dataclasses.replace(base, **values)
+
+
+def weights(shape):
+    """Of a size with which no branch drowns another."""
+    fan_in = shape[-2] if len(shape) > 1 and shape[-2] > 29 else 1
+    return np.random.default_rng(0).normal(0, 0.7 / fan_in, shape).astype(np.float32)
+
+
+def shapes(spec: ModelSpec):
+    return jax.tree.map(lambda leaf: leaf.shape, build_network(spec).abstract())
+
+
+@functools.cache
+def logits(spec: ModelSpec):
+    """Of weights that are the same for all networks of these shapes."""
+    network, batch = build_network(spec, Execution(scan=False)), jax.tree.map(jnp.asarray, tiny.batch(rows=2, vocab=spec.vocab))
+    params = jax.tree.map(lambda leaf: jnp.asarray(weights(leaf.shape)), network.abstract())
+    denoiser = network.bind(params, batch["segments"], batch["positions"], "full")
+    logits_BLV = denoiser.logits(denoiser.hidden(batch["tokens"], jnp.full(batch["tokens"].shape, 0.3)))
+    return np.where(batch["segments"][..., None] > 0, logits_BLV, 0.0)
+
+
+@pytest.mark.parametrize(("base", "field"), [(base, field) for base, fields in FIELDS.items() for field in fields])
+def test_a_field_is_named_exactly_where_it_changes_what_weights_compute(base, field):
+    here = tiny.spec(depth=1, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2, **BASES[base])
+    there = changed(here, field)
+    same = shapes(here) == shapes(there) and np.allclose(logits(here), logits(there), rtol=0, atol=1e-6)
+    named = here.differing(there)
+    assert bool(named) == (not same), f"{named}, and the weights compute {'the same' if same else 'something else'}"
+    assert not named or field in named or field.startswith("completep")
+    assert there.differing(here) == named

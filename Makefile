@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make quickstart` and `make test`. Needs Python >= 3.11, make and a package index.
+# Two commands for a newcomer: `make quickstart` and `make test`; `make test-slow` runs the heavy forms of the tests. Needs Python >= 3.11, make and a package index.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
@@ -6,8 +6,10 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 EXTRAS ?= test
 WORKERS ?= 2
+# Peak memory of one worker, in GB, above which the tests fail.
+WORKER_MEMORY ?= 3
 
-.PHONY: quickstart test lint format tests notebooks lock clean
+.PHONY: quickstart test test-slow lint format tests lock clean
 
 quickstart: $(VENV)/installed-core
 	@$(BIN)/python -m dlmjax prepare --input builtin:python-docs --tokenizer bytes --output $(RUN)/data --valid-fraction 0.05 --test-fraction 0.05 --split-seed 1
@@ -26,8 +28,13 @@ lint: $(VENV)/installed-$(EXTRAS)
 	$(BIN)/lint-imports
 
 # No worker is replaced: after a crash xdist's loadfile waits for ever for the one that took its place (pytest-xdist issues 784, 1378).
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 --worker-memory $(WORKER_MEMORY)
+
 tests: $(VENV)/installed-$(EXTRAS)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 -m "not nightly"
+	$(PYTEST) -m "not slow and not nightly"
+
+test-slow: $(VENV)/installed-$(EXTRAS)
+	$(PYTEST) -m "slow and not nightly"
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .

@@ -31,6 +31,8 @@ if "NPROC" not in os.environ:
 
 import pytest  # noqa: E402
 
+pytest_plugins = ["tests.resources"]
+
 
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory):

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from dlmjax.errors import InputError
-from dlmjax.scaling import bootstrap, envelope, forms, huber, isoflop
+from dlmjax.scaling import bootstrap, envelope, fitness, forms, huber, isoflop
 from dlmjax.scaling.forms import ADDITIVE, Compute
 from dlmjax.scaling.isoflop import IsoFlop, PowerLaw
 from dlmjax.scaling.points import FREE_EPOCHS, Points
 
 METHODS = ("parametric", "isoflop", "envelope")
 MIN_ON_ENVELOPE = 3
+MIN_SIZES = 3  # and numbers of tokens, for the parametric law
 BEST = ("size", "tokens", "loss")
 
 
@@ -69,6 +70,7 @@ class Analysis:
 
     points: the runs that were used, see `usable`; group_R: their budgets. laws: by method, those that could be fitted; refused: why
     the others could not. resampled: by blocks and method. held_out: by method, how the law of all but the largest budget does there.
+    doubts: by method, why a law is not to be trusted (`fitness`); laws without an entry are.
     """
 
     points: Points
@@ -82,6 +84,16 @@ class Analysis:
     on_envelope_R: np.ndarray
     resampled: dict[str, dict[str, Law]]
     held_out: dict[str, dict[str, float]]
+    doubts: dict[str, tuple[str, ...]]
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """Methods whose laws are to be trusted, in the order in which they are asked."""
+        return tuple(method for method in METHODS if method in self.laws and method not in self.doubts)
+
+    def measured(self, flops: float) -> float:
+        """Lowest loss of the runs of a budget; nan where there are none."""
+        return fitness.measured(self.points.flops_R, self.points.loss_R, self.group_R, flops)
 
 
 def usable(points: Points) -> tuple[Points, int]:
@@ -109,10 +121,15 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
       points: runs of one series, as `usable` gives them.
       resamples: of the bootstrap, for each kind of block; 0 = no error bars. seed: of the resamples; the same seed and grid draw the same
         runs of two series, so what they have in common (data order, validation set) cancels where they are compared.
-    Raises InputError: no approach has enough runs.
+    Raises InputError: no approach has enough runs, or all losses are equal.
     """
     if not len(points):
         raise InputError(f"series {points.series!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens need some")
+    if len(points) > 1 and fitness.is_flat(points.loss_R):
+        raise InputError(
+            f"series {points.series!r}: these losses show no minimum, all {len(points)} are {points.loss_R[0]:.6g}; "
+            "give the runs' own validation losses"
+        )
     group_R = points.groups()
     compute = compute_of(points, definition)
     laws, refused, parametric, iso = _fit(points, definition, group_R, compute)
@@ -135,7 +152,18 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
             found = isoflop.resample(*_arrays(points, definition, group_R), drawn_SR, times=times)
             resampled[blocks]["isoflop"] = Law("isoflop", _powers(found), compute)
     held_out = _held_out(points, definition, group_R, iso, parametric)
-    return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out)
+    doubts = _doubts(points, group_R, laws, parametric)
+    return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out, doubts)
+
+
+def _doubts(points: Points, group_R: np.ndarray, laws: Mapping[str, Law], parametric: huber.Fit | None) -> dict[str, tuple[str, ...]]:
+    budgets = fitness.best_runs(points.flops_R, points.loss_R, group_R)
+    found = {}
+    for method, law in laws.items():
+        boundaries = parametric.boundaries if method == "parametric" and parametric is not None else ()
+        if reasons := fitness.doubts(law, budgets, boundaries):
+            found[method] = reasons
+    return found
 
 
 def _arrays(points: Points, definition: str, group_R: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -154,8 +182,11 @@ def _fit(
     """Laws by method, reasons for those that are missing, and the details of two of them."""
     laws, refused, parametric = {}, {}, None
     try:
-        if len(np.unique(points.sizes[definition])) < 2 or len(np.unique(points.tokens_R)) < 2:
+        sizes, tokens = len(np.unique(points.sizes[definition])), len(np.unique(points.tokens_R))
+        if min(sizes, tokens) < 2:
             raise InputError("runs of one size, or of one number of tokens, tell nothing about the other exponent")
+        if min(sizes, tokens) < MIN_SIZES:  # E, A and a are three numbers
+            raise InputError(f"runs of {sizes} sizes and {tokens} numbers of tokens; at least {MIN_SIZES} of each are needed")
         parametric = huber.fit(ADDITIVE, points.columns(definition), points.loss_R, warm=warm)
         laws["parametric"] = Law("parametric", parametric.values, compute)
     except InputError as error:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from dlmjax.scaling import bootstrap
+from dlmjax.scaling import bootstrap, fitness
 from dlmjax.scaling.analysis import Analysis, Law
 from dlmjax.scaling.isoflop import PowerLaw, power_law
 from dlmjax.scaling.points import Points
+
+METHODS = ("parametric", "isoflop")  # whose losses are compared; the envelope's has no floor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Ratio:
     """Compute that `other` needs over that of `base` to reach the loss of the best `base` run of `flops`.
 
     within: other's runs (at their best) bracket this loss; otherwise its law is extrapolated. intervals: by kind of block.
+    base_loss, other_loss: the lowest losses that were measured at a budget of these FLOPs; nan where there is no run. doubts: why the
+    ratio is not to be trusted: what `fitness.doubts` says of either law, and best runs that put the other series ahead.
     """
 
     base: str
@@ -28,6 +32,13 @@ class Ratio:
     ratio: float
     within: bool
     intervals: dict[str, bootstrap.Interval]
+    base_loss: float = math.nan
+    other_loss: float = math.nan
+    doubts: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self) | {"intervals": {blocks: each.record() for blocks, each in self.intervals.items()}}
 
 
 def flops_at(law: Law, loss: Any) -> Any:
@@ -47,7 +58,7 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
     found = []
     budgets = sorted({minimum.flops for minimum in base.isoflop.minima}) or list(np.geomspace(*_range(base.points), 3))
     least, most = _best_losses(other)
-    for method in [method for method in ("parametric", "isoflop") if method in base.laws and method in other.laws]:
+    for method in [method for method in METHODS if method in base.laws and method in other.laws]:
         for flops in budgets:
             loss = float(base.laws[method].at(flops)["loss"])
             within = least <= loss <= most
@@ -57,8 +68,23 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
                 for blocks, laws in other.resampled.items()
             }
             names = (base.points.series, other.points.series, method, base.definition)
-            found.append(Ratio(*names, flops, loss, ratio, within, intervals))
+            losses = (base.measured(flops), other.measured(flops))
+            reasons = _doubts(base, other, method, flops, ratio, losses)
+            found.append(Ratio(*names, flops, loss, ratio, within, intervals, *losses, reasons))
     return found
+
+
+def _doubts(base: Analysis, other: Analysis, method: str, flops: float, ratio: float, losses: tuple[float, float]) -> tuple[str, ...]:
+    """Those of the two laws, and a sign that the best runs of the same budget contradict."""
+    reasons = [f"the {method} law of {each.points.series}: {reason}" for each in (base, other) for reason in each.doubts.get(method, ())]
+    if fitness.contradiction(ratio, *losses):
+        ahead, behind = (base, other) if losses[0] < losses[1] else (other, base)
+        low, high = sorted(losses)
+        reasons.append(
+            f"by the {method} laws {behind.points.series} is ahead at {flops:.3g} FLOPs, by the best runs there "
+            f"{ahead.points.series} is: {low:.4f} against {high:.4f}"
+        )
+    return tuple(reasons)
 
 
 def _range(points: Points) -> tuple[float, float]:

@@ -70,7 +70,7 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add(
         "--method",
         metavar="NAME",
-        help="parametric, isoflop or envelope; default: all; a config takes the first of these at no bound",
+        help="parametric, isoflop or envelope; default: all; a config takes the first of these that is trusted",
     )
     add(
         "--config",

@@ -1,15 +1,17 @@
 """A fit as a person reads it on a terminal."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from dlmjax.scaling.analysis import Analysis
 from dlmjax.scaling.bootstrap import Interval, interval
-from dlmjax.scaling.compare import Crossings
+from dlmjax.scaling.compare import METHODS as RATIOS
+from dlmjax.scaling.compare import Crossings, Ratio
 from dlmjax.scaling.results import Result, SeriesFit
 from dlmjax.scaling.special import Special, Tuning, best_epochs
+
+MARK = "!"  # beside what is not to be trusted
 
 
 def summary(result: Result) -> str:
@@ -80,9 +82,10 @@ def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
         numbers = [*law.exponents().values(), *law.at(flops).values()]
         samples = [*drawn.exponents().values(), *drawn.at(flops).values()] if drawn else [None] * 5
         cells = [between(interval(n, s) if s is not None else None, float(n)) for n, s in zip(numbers, samples, strict=True)]
-        rows.append((method, *cells))
+        rows.append((marked(method, analysis.doubts.get(method)), *cells))
     yield from table(rows, "    ")
     yield from (f"    {method}: {reason}" for method, reason in analysis.refused.items())
+    yield from (f"    {line}" for line in doubted(analysis.doubts))
     for minimum in analysis.isoflop.minima:
         if minimum.rejected:
             yield f"    budget {minimum.flops:.3g} rejected, {minimum.rejected}"
@@ -90,13 +93,17 @@ def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
     if fit is not None:
         values = ", ".join(f"{name} = {short(value)}" for name, value in fit.values.items())
         yield f"    parametric: {values}; {fit.agree:.0%} of the best starts agree"
-        yield from (f"    parametric, boundary: {reason}" for reason in fit.boundaries)
     for method, row in analysis.held_out.items():
         parts = [f"N* x{row['size_ratio']:.3f}"] if "size_ratio" in row else []
         parts += [f"best loss {row['loss_error']:+.2%}"] if "loss_error" in row else []
         parts += [f"loss of its runs off by {row['mean_abs_error']:.2%}"] if "mean_abs_error" in row else []
         if parts:
             yield f"    largest budget from the others, {method}: {'; '.join(parts)}"
+
+
+def doubted(doubts: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Why laws are not trusted, a line each."""
+    return (f"{method}, {reason}; the law is not trusted" for method, reasons in doubts.items() for reason in reasons)
 
 
 def _special(special: Special, name: str = "") -> Iterator[str]:
@@ -109,7 +116,8 @@ def _special(special: Special, name: str = "") -> Iterator[str]:
     yield from (f"    boundary: {reason}" for reason in special.fit.boundaries)
     drawn = special.resampled.get("runs")
     for key in ("log_R_D", "log_R_N"):
-        if drawn is not None and key in special.form.names:
+        at_bound = any(reason.startswith(f"{key} ") for reason in special.fit.boundaries)
+        if drawn is not None and key in special.form.names and not at_bound:
             place = special.form.names.index(key)
             value = float(np.exp(special.fit.theta_P[place]))
             yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, place])), value)}"
@@ -143,20 +151,33 @@ def _ratios(result: Result) -> Iterator[str]:
     pairs = dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios)
     for base, other in pairs:
         yield f"compute at equal loss, {other} : {base}"
-        rows = [(f"{base} FLOPs", "loss", "parametric", "isoflop", "")]
-        found: dict[float, dict[str, Any]] = {}
+        rows = [(f"{base} FLOPs", "loss", *RATIOS, f"best runs, {base}", other, "")]
+        found: dict[float, dict[str, Ratio]] = {}
         for ratio in result.ratios:
             if (ratio.base, ratio.other) == (base, other):
                 found.setdefault(ratio.flops, {})[ratio.method] = ratio
-        for flops, by_method in found.items():
-            rows.append(_ratio_row(flops, by_method))
+        rows += [_ratio_row(flops, by_method) for flops, by_method in found.items()]
         yield from table(rows, "  ")
+        reasons = dict.fromkeys(reason for by_method in found.values() for ratio in by_method.values() for reason in ratio.doubts)
+        yield from (f"  {MARK} {reason}; its ratios are not trusted" for reason in reasons)
 
 
-def _ratio_row(flops: float, by_method: Mapping[str, Any]) -> tuple[str, ...]:
+def _ratio_row(flops: float, by_method: Mapping[str, Ratio]) -> tuple[str, ...]:
     first = next(iter(by_method.values()))
-    cells = [between(by_method[m].intervals.get("runs"), by_method[m].ratio) if m in by_method else "" for m in ("parametric", "isoflop")]
-    return f"{flops:.3g}", f"{first.loss:.4f}", *cells, "" if first.within else "extrapolated"
+    ratios = [by_method.get(method) for method in RATIOS]
+    cells = [ratio_cell(ratio) if ratio else "" for ratio in ratios]
+    losses = ["-" if np.isnan(loss) else f"{loss:.4f}" for loss in (first.base_loss, first.other_loss)]
+    return f"{flops:.3g}", f"{first.loss:.4f}", *cells, *losses, "" if first.within else "extrapolated"
+
+
+def ratio_cell(ratio: Ratio) -> str:
+    """A ratio with its interval, marked where it is not to be trusted."""
+    return marked(between(ratio.intervals.get("runs"), ratio.ratio), ratio.doubts)
+
+
+def marked(text: str, doubts: Sequence[str] | None) -> str:
+    """With the mark of what is not to be trusted."""
+    return f"{text} {MARK}" if doubts else text
 
 
 def table(rows: list[tuple[str, ...]], indent: str = "") -> Iterator[str]:

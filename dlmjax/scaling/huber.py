@@ -49,7 +49,8 @@ def fit(form: Form, columns: Columns, loss_R: np.ndarray, *, warm: np.ndarray | 
 
     Args:
       columns: [R] each, those of `form.columns`. loss_R: nats per token. warm: a further start, [P].
-    Raises InputError: too few runs (at least one more than parameters is needed), or values that are not finite.
+    Raises InputError: too few runs (at least one more than parameters is needed), fewer different ones than parameters, or values that are
+      not finite.
     """
     count, size = len(loss_R), len(form.names)
     if count <= size:
@@ -58,6 +59,9 @@ def fit(form: Form, columns: Columns, loss_R: np.ndarray, *, warm: np.ndarray | 
     columns = {name: np.asarray(columns[name], float) for name in form.columns}
     if not np.isfinite(target_R).all() or not all(np.isfinite(column).all() for column in columns.values()):
         raise InputError(f"a run has no finite loss, size or tokens; the {form.name} law needs {', '.join(form.columns)} of each")
+    different = len(np.unique(np.stack(list(columns.values())), axis=1).T)
+    if different < size:
+        raise InputError(f"{different} different runs for the {size} parameters of the {form.name} law; repeated ones determine no more")
     starts_SP = _starts(form, target_R, warm)
     weights_SR = np.ones((1, count))
     # A short run from everywhere, a long one from what has come far.

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 
 from dlmjax.scaling.analysis import Analysis
+from dlmjax.scaling.compare import METHODS, Ratio
 from dlmjax.scaling.points import AGAIN, Points
 from dlmjax.scaling.results import COMPARED, REPEATED, Result, file_names
 
@@ -104,15 +105,11 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
     for place, (series, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
         left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{place}", label=series)
-        if "parametric" in analysis.laws:
-            _band(left, analysis, "parametric", "loss", f"C{place}", None)
+        if (method := compared_by(analysis)) is not None:
+            _band(left, analysis, method, "loss", f"C{place}", f"{series}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
     left.legend(fontsize=7)
-    pairs = dict.fromkeys((ratio.other, ratio.method) for ratio in result.ratios)
-    for other, method in pairs:
-        rows = [ratio for ratio in result.ratios if (ratio.other, ratio.method) == (other, method) and ratio.within]
-        if not rows:
-            continue
+    for (other, method), rows in drawn_ratios(result).items():
         found = [ratio.intervals.get("runs") for ratio in rows]
         bars = [[row.ratio - (i.low_95 if i else row.ratio) for row, i in zip(rows, found, strict=True)]]
         bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
@@ -128,6 +125,20 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         said = "\n".join(why_not(analyses, result))
         right.text(0.5, 0.6, said, ha="center", transform=right.transAxes, fontsize=8)
     return _png(figure)
+
+
+def compared_by(analysis: Analysis) -> str | None:
+    """The method whose law is drawn through a series where objectives are compared: the first that is to be trusted, of those with a ratio."""
+    return next((method for method in analysis.trusted if method in METHODS), None)
+
+
+def drawn_ratios(result: Result) -> dict[tuple[str, str], list[Ratio]]:
+    """The ratios that a picture shows, by series and method: among the runs of both, and to be trusted."""
+    found: dict[tuple[str, str], list[Ratio]] = {}
+    for ratio in result.ratios:
+        if ratio.within and not ratio.doubts:
+            found.setdefault((ratio.other, ratio.method), []).append(ratio)
+    return found
 
 
 def repeated(series: list[Points]) -> bytes:
@@ -162,9 +173,12 @@ def repeated(series: list[Points]) -> bytes:
 
 
 def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
-    """Why no ratio of two series lies among their runs: the other one's best are all worse, or all better, or some of each."""
+    """Why no ratio of two series is drawn: the other one's best runs are all worse, or all better, or some of each; or no law is trusted."""
     lines = list(result.apart)
     for base, other in dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios):
+        if any(ratio.within and (ratio.base, ratio.other) == (base, other) for ratio in result.ratios):
+            lines.append(f"no ratio of {other} to {base} is trusted: see the reasons in the table")
+            continue
         loss_R = analyses[other].points.loss_R[analyses[other].on_envelope_R]
         losses = [ratio.loss for ratio in result.ratios if (ratio.base, ratio.other) == (base, other)]
         if loss_R.min() > max(losses):
@@ -178,14 +192,16 @@ def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
 
 def _bands(axes, analysis: Analysis, name: str) -> None:
     for place, method in enumerate(analysis.laws):
-        _band(axes, analysis, method, name, f"C{place}", method)
+        _band(axes, analysis, method, name, f"C{place}", f"{method}, not trusted" if method in analysis.doubts else method)
 
 
 def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: str | None) -> None:
     flops_K = np.geomspace(analysis.points.flops_R.min() / 1.5, analysis.points.flops_R.max() * 10, 40)
     law, drawn = analysis.laws[method], analysis.resampled.get("runs", {}).get(method)
-    axes.plot(flops_K, [law.at(flops)[name] for flops in flops_K], color=colour, linewidth=1.2, label=label)
-    if drawn is not None:
+    doubted = method in analysis.doubts
+    style = ":" if doubted else "-"
+    axes.plot(flops_K, [law.at(flops)[name] for flops in flops_K], style, color=colour, linewidth=1.2, label=label)
+    if drawn is not None and not doubted:
         low_K, high_K = np.nanpercentile([drawn.at(flops)[name] for flops in flops_K], [2.5, 97.5], axis=1)
         axes.fill_between(flops_K, low_K, high_K, color=colour, alpha=0.2, linewidth=0)
 

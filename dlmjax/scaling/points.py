@@ -19,11 +19,11 @@ import numpy as np
 
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
+from dlmjax.scaling.fitness import SAME_BUDGET
 from dlmjax.scaling.records import Record
 
 FREE_EPOCHS = 4.0  # up to here a repeated token is worth a new one (2305.16264); beyond, runs are for the laws of repetition
 AGAIN = 1.5  # epochs from which a run is one of repeated data
-_SAME_BUDGET = 0.05  # decades of FLOPs within which runs without a named budget are taken to share one
 
 # Names of columns that a table may have, after lower-casing and turning other signs into "_"; the first that it has is read. Losses of
 # held-out text come first: a plain `loss` beside one is that of training.
@@ -105,7 +105,7 @@ class Points:
             _, label_R = np.unique(self.budget_R, return_inverse=True)
             return label_R
         if len(self):
-            jump_R = np.diff(np.log10(self.flops_R), prepend=np.log10(self.flops_R[0])) > _SAME_BUDGET
+            jump_R = np.diff(np.log10(self.flops_R), prepend=np.log10(self.flops_R[0])) > SAME_BUDGET
             label_R = np.cumsum(jump_R)
             counts = np.bincount(label_R)
             kept = np.flatnonzero(counts > 1)

@@ -13,7 +13,7 @@ from dlmjax.files import write_atomically
 from dlmjax.scaling import results
 from dlmjax.scaling.analysis import METHODS
 from dlmjax.scaling.bootstrap import interval
-from dlmjax.scaling.fit_text import short, table
+from dlmjax.scaling.fit_text import doubted, marked, short, table
 from dlmjax.scaling.rules import BATCH_EXPONENT, LR_EXPONENT
 
 FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
@@ -27,8 +27,8 @@ class Prediction:
     numbers: size (parameters as `definition` counts them), tokens, loss (nats per token), and batch (tokens of a step), lr, steps where a
     reference run tells; by method. intervals: by method and number, 95 % and 80 %, of both kinds of blocks.
     beyond: FLOPs over those of the largest run. source_of_batch: whose laws batch and learning rate follow.
-    boundaries: what of the parametric law ended at a bound. chosen: whose run is written as a config; a law at a bound only where it was
-    asked for, "" where there is no other. cautions: lines on how far to trust the numbers.
+    doubts: by method, why its law is not to be trusted. chosen: whose run is written as a config; a law in doubt only where it was asked
+    for, "" where there is no other. cautions: lines on how far to trust the numbers.
     """
 
     series: str
@@ -38,7 +38,7 @@ class Prediction:
     intervals: dict[str, dict[str, dict[str, Any]]]
     beyond: float
     source_of_batch: str
-    boundaries: tuple[str, ...] = ()
+    doubts: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     chosen: str = ""
     cautions: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
     methods = [name for name in METHODS if name in laws and method in (None, name)]
     found = saved.record["series"][series]
     reference, tuning = found["reference"], found["tuning"] or {}
-    boundaries = tuple((found["definitions"][definition].get("parametric") or {}).get("boundaries", ())) if "parametric" in methods else ()
+    doubts = {name: reasons for name, reasons in saved.doubts(series, definition).items() if name in methods}
     numbers, intervals = {}, {}
     for name in methods:
         numbers[name] = {key: float(value) for key, value in with_steps(laws[name].at(flops), reference, tuning).items()}
@@ -114,11 +114,10 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
                 spread = interval(numbers[name][key], np.broadcast_to(values, np.shape(samples["size"]))).record()
                 intervals[name].setdefault(key, {})[blocks] = spread
     largest = max((row["flops"] for row in _best_runs(saved, series, definition)), default=flops * 100) / 100
-    free = [name for name in methods if not (name == "parametric" and boundaries)]
-    chosen = method or next(iter(free), "")
+    chosen = method or next((name for name in methods if name not in doubts), "")
     cautions = _cautions(saved, series, definition, numbers[chosen or methods[0]]["size"])
     return Prediction(
-        series, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), boundaries, chosen, cautions
+        series, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), doubts, chosen, cautions
     )
 
 
@@ -177,13 +176,13 @@ def _say(prediction: Prediction) -> str:
     rows = [("approach", "N*", "D*, tokens", "loss", "batch, tokens", "lr", "steps")]
     for method, numbers in prediction.numbers.items():
         cells = [short(numbers[key]) if key in numbers else "-" for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
-        rows.append((method, *cells))
+        rows.append((marked(method, prediction.doubts.get(method)), *cells))
         for blocks in next(iter(prediction.intervals[method].values()), {}):
             ends = [prediction.intervals[method].get(key, {}).get(blocks) for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
             rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
     lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
     lines.append(f"  batch and lr: {prediction.source_of_batch}")
-    lines += [f"  parametric, boundary: {reason}; the law is not trusted beyond the runs" for reason in prediction.boundaries]
+    lines += [f"  {line}" for line in doubted(prediction.doubts)]
     lines += [f"  {caution}" for caution in prediction.cautions]
     if prediction.beyond > 1 and "envelope" in prediction.numbers:
         lines.append("  beyond the runs, the envelope's loss is too low: it is a power law without a floor")
@@ -202,11 +201,12 @@ def _ends(found: dict | None) -> str:
 
 
 def _config(saved: results.Saved, prediction: Prediction, fit: str) -> str:
-    """The config's text. Raises InputError: as `next_run.config_text`, or the only law stands at a bound."""
+    """The config's text. Raises InputError: as `next_run.config_text`, or no law is trusted."""
     if not prediction.chosen:
+        reasons = "; ".join(f"{method}, {reasons[0]}" for method, reasons in prediction.doubts.items())
         raise InputError(
-            f"the only law of series {prediction.series!r} stands at a bound ({'; '.join(prediction.boundaries)}); "
-            "add runs, or take it all the same with --method parametric"
+            f"no law of series {prediction.series!r} is trusted ({reasons}); "
+            f"add runs, or take one all the same with --method {next(iter(prediction.doubts))}"
         )
     from dlmjax.scaling.next_run import config_text  # counts a network, with jax
 

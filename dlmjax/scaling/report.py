@@ -9,7 +9,7 @@ from typing import Any
 from dlmjax.files import write_atomically
 from dlmjax.scaling import plots
 from dlmjax.scaling.bootstrap import interval
-from dlmjax.scaling.fit_text import between, crossed, short, summary
+from dlmjax.scaling.fit_text import MARK, between, crossed, doubted, marked, ratio_cell, short, summary
 from dlmjax.scaling.results import COMPARED, PAGE, PICTURES, REPEATED, Result, SeriesFit, file_names
 
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -71,8 +71,9 @@ def _series(found: SeriesFit, name: str, pictures: dict[str, bytes]) -> Iterator
                 numbers = law.exponents()
                 drawn = laws[method].exponents() if method in laws else {}
                 cells = [between(interval(v, drawn[k]) if drawn else None, float(v)) for k, v in numbers.items()]
-                rows.append((method, blocks, *cells))
+                rows.append((marked(method, analysis.doubts.get(method)), blocks, *cells))
         yield _table(rows)
+        yield from (f"<p>{_text(line)}.</p>" for line in doubted(analysis.doubts))
         rows = [("budget, FLOPs", "runs", "N*", "D*", "loss", "")]
         for minimum in analysis.isoflop.minima:
             numbers = (minimum.size, minimum.tokens, minimum.loss)
@@ -81,26 +82,27 @@ def _series(found: SeriesFit, name: str, pictures: dict[str, bytes]) -> Iterator
         if analysis.parametric is not None:
             fit = analysis.parametric
             values = ", ".join(f"{name} = {short(value)}" for name, value in fit.values.items())
-            edges = "; ".join(fit.boundaries) or "no parameter at a boundary"
-            yield f"<p>Parametric: {_text(values)}. Objective {fit.objective:.6g}; {fit.agree:.0%} of the best starts agree."
-            yield f" {_text(edges)}.</p>"
+            yield f"<p>Parametric: {_text(values)}. Objective {fit.objective:.6g}; {fit.agree:.0%} of the best starts agree.</p>"
     for kind in PICTURES:
         if f"{kind}_{name}.png" in pictures:
             yield _picture(f"{kind}_{name}.png", pictures)
     for special in [*found.special.values(), *found.mixing.values()]:
         if special.fit is not None:
             values = ", ".join(f"{key} = {short(value)}" for key, value in special.fit.values.items())
-            yield f"<p>{_text(special.form.name)}: {_text(special.form.equation)} ({_text(special.form.source)}). {_text(values)}.</p>"
+            edges = "".join(f" Boundary: {reason}; the law is not trusted." for reason in special.fit.boundaries)
+            yield f"<p>{_text(special.form.name)}: {_text(special.form.equation)} ({_text(special.form.source)}). {_text(values + '.' + edges)}</p>"
 
 
 def _ratios(result: Result) -> Iterator[str]:
     if result.ratios:
-        rows: list[Sequence[Any]] = [("series", "over", "approach", "FLOPs", "loss", "compute ratio", "")]
+        rows: list[Sequence[Any]] = [("series", "over", "approach", "FLOPs", "loss", "compute ratio", "best runs, of it", "and over", "")]
         for ratio in result.ratios:
-            cell = between(ratio.intervals.get("runs"), ratio.ratio)
             said = "" if ratio.within else "extrapolated"
-            rows.append((ratio.other, ratio.base, ratio.method, short(ratio.flops), short(ratio.loss), cell, said))
+            losses = (short(ratio.other_loss), short(ratio.base_loss))
+            rows.append((ratio.other, ratio.base, ratio.method, short(ratio.flops), short(ratio.loss), ratio_cell(ratio), *losses, said))
         yield _table(rows)
+        for reason in dict.fromkeys(reason for ratio in result.ratios for reason in ratio.doubts):
+            yield f"<p>{MARK} {_text(reason)}; its ratios are not trusted.</p>"
     yield from (f"<p>{_text(line)}.</p>" for line in result.apart)
 
 

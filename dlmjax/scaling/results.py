@@ -62,10 +62,7 @@ class Result:
         """Plain JSON in full precision; what is not a number is null."""
         head = {"format": "dlmjax fit", "version": VERSION, "sources": list(self.sources), "resamples": self.resamples, "seed": self.seed}
         head["series"] = {found.series: _series(found) for found in self.series}
-        head["compute_ratios"] = [
-            dataclasses.asdict(ratio) | {"intervals": {blocks: each.record() for blocks, each in ratio.intervals.items()}}
-            for ratio in self.ratios
-        ]
+        head["compute_ratios"] = [ratio.record() for ratio in self.ratios]
         head["crossings"] = [found.record() for found in self.crossings]
         head["not_compared"] = list(self.apart)
         return plain(head)
@@ -185,6 +182,7 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
     size_R = analysis.points.sizes[analysis.definition]
     record["sizes"] = [float(size_R.min()), float(size_R.max())]
     record["laws"] = {method: dict(law.values) for method, law in analysis.laws.items()}
+    record["doubts"] = {method: list(reasons) for method, reasons in analysis.doubts.items()}
     record["exponents"] = {method: _both(analysis, method, lambda law: law.exponents()) for method in analysis.laws}
     if analysis.parametric is not None:
         fit = analysis.parametric
@@ -254,6 +252,15 @@ class Saved:
             blocks: {method: Law(method, values, compute) for method, values in by_method.items()} for blocks, by_method in grouped.items()
         }
         return laws, resampled
+
+    def doubts(self, series: str, definition: str) -> dict[str, tuple[str, ...]]:
+        """By method, why a law is not to be trusted; of a fit that does not say so itself, what ended at a bound."""
+        found = self.record["series"][series]["definitions"][definition]
+        doubts = {method: tuple(reasons) for method, reasons in found.get("doubts", {}).items() if reasons}
+        at_bounds = [f"boundary: {reason}" for reason in (found.get("parametric") or {}).get("boundaries", ())]
+        if at_bounds:
+            doubts["parametric"] = tuple(dict.fromkeys((*at_bounds, *doubts.get("parametric", ()))))
+        return doubts
 
 
 def read(directory: str | os.PathLike) -> Saved:

@@ -308,7 +308,7 @@ def test_a_law_at_a_bound_is_said_to_be_and_is_no_default(fitted, tmp_path, caps
 
     flags = changed_fit(fitted / "out", tmp_path / "other", alone_at_its_bound)
     assert main([*flags, "--config", str(tmp_path / "none.py")]) == 2
-    assert "the only law of series 'masked' stands at a bound" in capsys.readouterr().err
+    assert "no law of series 'masked' is trusted (parametric, boundary: a ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flops, far", [(1e15, False), (1e22, True)])

@@ -1,0 +1,77 @@
+"""Whether a law is to be trusted: one judgement, which table, pictures, report and predictions share. Imports no jax.
+
+A law that is not trusted is still printed, with a mark and its reasons, and dotted in the pictures of its series; where series are
+compared no picture draws it, and no config is made of it unless it is asked for by name.
+"""
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+OFF = 0.05  # of the loss: how far the best loss of a law may lie from the best run of the same budget
+FLAT = 1e-9  # of the loss: losses that differ by less are equal, and have no minimum
+SAME_BUDGET = 0.05  # decades of FLOPs within which runs have the same budget
+
+
+@runtime_checkable
+class BestRuns(Protocol):
+    """A law, as far as it is judged here: size, tokens and loss of the best run at given FLOPs, and the exponents of the first two."""
+
+    def at(self, flops: Any) -> dict[str, Any]: ...
+
+    def exponents(self) -> dict[str, Any]: ...
+
+
+def is_flat(loss_R: np.ndarray) -> bool:
+    """Are all losses equal, to rounding?"""
+    return bool(np.ptp(loss_R) <= FLAT * np.abs(loss_R).max())
+
+
+def best_runs(flops_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray) -> list[tuple[float, float]]:
+    """(FLOPs, lowest loss) of each budget; FLOPs are the geometric mean of its runs. Runs of no budget (-1) are left out."""
+    groups = [group_R == g for g in range(int(group_R.max(initial=-1)) + 1)]
+    return [(float(np.exp(np.log(flops_R[in_R]).mean())), float(loss_R[in_R].min())) for in_R in groups]
+
+
+def measured(flops_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray, flops: float) -> float:
+    """The lowest loss among the runs of a budget of so many FLOPs, or of no budget and so many FLOPs; nan where there are none."""
+    budgets = best_runs(flops_R, loss_R, group_R)
+    alone_R = group_R < 0
+    budgets += list(zip(flops_R[alone_R].tolist(), loss_R[alone_R].tolist(), strict=True))
+    return min((loss for at, loss in budgets if abs(math.log10(at / flops)) <= SAME_BUDGET), default=math.nan)
+
+
+def doubts(law: BestRuns, budgets: list[tuple[float, float]], boundaries: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Why a law is not to be trusted, a line each; none where it is.
+
+    Args:
+      budgets: (FLOPs, lowest loss) of the runs that it was fitted to. boundaries: of the fit of its parameters.
+    """
+    reasons = [f"boundary: {reason}" for reason in boundaries]
+    best = [(flops, loss, law.at(flops)) for flops, loss in budgets]
+    if not all(math.isfinite(number) for _, _, at in best for number in at.values()):
+        return (*reasons, "no numbers: its best size, tokens or loss are not finite at the budgets of its runs")
+    for name, text in (("size", "N*"), ("tokens", "D*")):
+        exponent = float(law.exponents()[name])
+        if exponent < 0:
+            reasons.append(f"falling: {text} ~ C^{exponent:.3g} falls as FLOPs grow")
+    if len(best) > 1 and best[-1][2]["loss"] > best[0][2]["loss"]:
+        reasons.append("rising: its best loss grows with FLOPs")
+    worst = max(best, key=lambda row: abs(row[2]["loss"] / row[1] - 1), default=None)
+    if worst and abs(worst[2]["loss"] / worst[1] - 1) > OFF:
+        flops, loss, at = worst
+        far = at["loss"] - loss
+        reasons.append(
+            f"off its runs: at {flops:.3g} FLOPs its best loss is {abs(far):.3g} nats {'below' if far < 0 else 'above'} the best run's, "
+            f"{loss:.4g}"
+        )
+    return tuple(reasons)
+
+
+def contradiction(ratio: float, base: float, other: float) -> bool:
+    """Does a ratio of compute say that one series is ahead where the best runs of the same budget say that the other is?
+
+    base, other: the lowest losses of the two; nan where there is no run.
+    """
+    return (ratio < 1 and other > base) or (ratio > 1 and other < base)

@@ -13,10 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dlmjax.scaling import fitness
+
 MIN_SIZES = 4
 MIN_SPAN = 0.3  # decades of N at a budget; a factor of two
 MAX_SPREAD = 1.5  # of the FLOPs of one budget, as a factor
 MIN_SIGNIFICANCE = 2.0  # curvature in standard errors
+_FAR = 20.0  # factors of e beyond the sizes tried
 MIN_FOR_FLOOR = 4  # minima from which the best loss may have a floor
 
 
@@ -195,15 +198,17 @@ def _minimum(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss
     spread = flops_R.max() / flops_R.min()
     if spread > MAX_SPREAD:
         return dataclasses.replace(nothing, rejected=f"no budget: its runs differ by a factor of {spread:.2g} in FLOPs; name their budgets")
+    if fitness.is_flat(loss_R):
+        return dataclasses.replace(nothing, rejected=f"flat: all losses are equal, {loss_R[0]:.6g}")
     x_R = np.log(size_R)
     at, low, curvature = (float(each[0]) for each in parabola(x_R, loss_R, np.ones((1, runs))))
     span = np.ptp(x_R) / math.log(10)
     if span < MIN_SPAN:
         return dataclasses.replace(nothing, rejected=f"too narrow: the sizes span a factor of {10**span:.2g}, at least 2 is needed")
-    if curvature <= 0:
+    if not curvature > 0:  # nan: sizes that are equal but for rounding
         reason = "concave: the loss has no minimum between the sizes tried"
         return dataclasses.replace(nothing, curvature=curvature, rejected=reason)
-    size = math.exp(at)
+    size = near_exp(at, x_R)
     found = Minimum(flops, runs, size, float(_tokens_at(size_R, tokens_R)(np.float64(size))), low, curvature, "")
     if not sizes[0] < size < sizes[-1]:
         edge, word = ("smallest", "smaller") if size <= sizes[0] else ("largest", "larger")
@@ -213,6 +218,11 @@ def _minimum(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss
         reason = f"too narrow: the curvature is only {significance:.1f} standard errors from none; try a wider range of sizes"
         return dataclasses.replace(found, rejected=reason)
     return found
+
+
+def near_exp(at: float, x_R: np.ndarray) -> float:
+    """exp(at), taken no further than a factor of e^20 from the values tried: a parabola that is all but flat has its vertex anywhere."""
+    return math.exp(min(max(at, float(x_R.min()) - _FAR), float(x_R.max()) + _FAR))
 
 
 def _significance(x_R: np.ndarray, loss_R: np.ndarray, curvature: float) -> float:

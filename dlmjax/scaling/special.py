@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from dlmjax.errors import InputError
-from dlmjax.scaling import bootstrap, huber, isoflop
+from dlmjax.scaling import bootstrap, fitness, huber, isoflop
 from dlmjax.scaling.forms import JOINT, MIXING, OVERFITTING, OVERFITTING_OF_ONE_SIZE, REPETITION, REPETITION_OF_ONE_SIZE, Form
 from dlmjax.scaling.isoflop import PowerLaw, power_law
 from dlmjax.scaling.points import AGAIN, Points, tuning_of
@@ -46,6 +46,8 @@ class Special:
 def fit_special(form: Form, columns: Mapping, loss_R: np.ndarray, block_R: np.ndarray, *, resamples: int, seed: int) -> Special:
     """Fits a form with its error bars; runs are drawn within `block_R`."""
     try:
+        if fitness.is_flat(loss_R):
+            raise InputError(f"all losses are equal, {loss_R[0]:.6g}")
         found = huber.fit(form, columns, loss_R)
     except InputError as error:
         return Special(form, None, {}, str(error))
@@ -158,12 +160,16 @@ def _log_minimum(x: Sequence[float], loss: Sequence[float]) -> dict:
     found = {"at": None, "loss": None, "runs": len(x), "rejected": ""}
     if len(set(x)) < 3:
         return found | {"rejected": f"too narrow: {len(set(x))} values, at least 3 are needed"}
-    at, low, curvature = (float(each[0]) for each in isoflop.parabola(np.log(x), np.array(loss), np.ones((1, len(x)))))
-    if curvature <= 0:
+    if fitness.is_flat(np.array(loss)):
+        return found | {"rejected": f"flat: all losses are equal, {loss[0]:.6g}"}
+    log_x = np.log(x)
+    log_at, low, curvature = (float(each[0]) for each in isoflop.parabola(log_x, np.array(loss), np.ones((1, len(x)))))
+    if not curvature > 0:
         return found | {"rejected": "concave"}
-    found |= {"at": math.exp(at), "loss": low}
-    if not min(x) < math.exp(at) < max(x):
-        return found | {"rejected": f"edge: the minimum, {math.exp(at):.3g}, lies beyond the values tried"}
+    at = isoflop.near_exp(log_at, log_x)
+    found |= {"at": at, "loss": low}
+    if not min(x) < at < max(x):
+        return found | {"rejected": f"edge: the minimum, {at:.3g}, lies beyond the values tried"}
     return found
 
 

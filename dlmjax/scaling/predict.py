@@ -116,9 +116,7 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
     largest = max((row["flops"] for row in _best_runs(saved, series, definition)), default=flops * 100) / 100
     chosen = method or next((name for name in methods if name not in doubts), "")
     cautions = _cautions(saved, series, definition, numbers[chosen or methods[0]]["size"])
-    return Prediction(
-        series, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), doubts, chosen, cautions
-    )
+    return Prediction(series, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), doubts, chosen, cautions)
 
 
 def _cautions(saved: results.Saved, series: str, definition: str, size: float) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
 
 
 def compared_by(analysis: Analysis) -> str | None:
-    """The method whose law is drawn through a series where objectives are compared: the first that is to be trusted, of those with a ratio."""
+    """The method whose law is drawn through a series where objectives are compared: the first with ratios that is to be trusted."""
     return next((method for method in analysis.trusted if method in METHODS), None)
 
 
@@ -173,7 +173,7 @@ def repeated(series: list[Points]) -> bytes:
 
 
 def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
-    """Why no ratio of two series is drawn: the other one's best runs are all worse, or all better, or some of each; or no law is trusted."""
+    """Why no ratio of two series is drawn: no law is trusted, or the other one's best runs are all worse, all better, or some of each."""
     lines = list(result.apart)
     for base, other in dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios):
         if any(ratio.within and (ratio.base, ratio.other) == (base, other) for ratio in result.ratios):

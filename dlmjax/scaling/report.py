@@ -89,8 +89,8 @@ def _series(found: SeriesFit, name: str, pictures: dict[str, bytes]) -> Iterator
     for special in [*found.special.values(), *found.mixing.values()]:
         if special.fit is not None:
             values = ", ".join(f"{key} = {short(value)}" for key, value in special.fit.values.items())
-            edges = "".join(f" Boundary: {reason}; the law is not trusted." for reason in special.fit.boundaries)
-            yield f"<p>{_text(special.form.name)}: {_text(special.form.equation)} ({_text(special.form.source)}). {_text(values + '.' + edges)}</p>"
+            values += "".join(f". Boundary: {reason}; the law is not trusted" for reason in special.fit.boundaries)
+            yield f"<p>{_text(special.form.name)}: {_text(special.form.equation)} ({_text(special.form.source)}). {_text(values)}.</p>"
 
 
 def _ratios(result: Result) -> Iterator[str]:

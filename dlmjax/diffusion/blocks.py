@@ -94,6 +94,9 @@ class BlockMasked(Masked):
     def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Int[Array, "B L 2"]) -> Bool[Array, "B L"]:
         return z_BL[..., 0] != x_BL
 
+    def clean_state(self, x_BL: Int[Array, "B L"]) -> Int[Array, "B L 2"]:
+        return jnp.stack([x_BL, x_BL], axis=-1)
+
     def show(self, z_BL: Int[Array, "B L 2"]) -> Int[Array, "B L"]:
         return z_BL[..., 0]
 

@@ -161,6 +161,9 @@ class Duo(Uniform):
         ids = jnp.broadcast_to(z_BL[..., None].astype(jnp.float32), (*z_BL.shape, self.k))
         return jnp.stack([ids, jnp.broadcast_to(weight_k, ids.shape)], axis=-1)
 
+    def clean_state(self, x_BL: Int[Array, "B L"]) -> Float[Array, "B L {self.k} 2"]:
+        return self.hard(x_BL)
+
     def show(self, z_BL: Float[Array, "*n k 2"]) -> Int[Array, "*n"]:
         """The argmax."""
         return z_BL[..., 0, 0].astype(jnp.int32)

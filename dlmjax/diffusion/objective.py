@@ -9,6 +9,9 @@ Reported apart, so that a reweighted loss is never taken for a likelihood: `nats
 the realised noise rate, and the bound's integrand by noise level. Everything is a sum over the batch's tokens: microbatches and hosts
 add up, and one division by `tokens` at the end gives means. (Dividing by the count of masked tokens would not be a bound.)
 
+Three masks of a batch, [B, L]: `valid_BL`, what is no padding; within it `loss_mask_BL`, what carries loss, and `condition_mask_BL`, the
+rest, which the network reads clean (a prompt).
+
 Shapes: B batch, L length, D width, V vocabulary. Units: nats.
 """
 
@@ -117,11 +120,12 @@ class Objective:
         x_BL, valid_BL = batch["tokens"], batch["segments"] > 0
         time_key, noise_key, boundary_key = jax.random.split(key, 3)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
-        counted_BL = valid_BL & ~self._prompt(key, batch["row"], x_BL.shape[1])
-        t_BL = self.process.levels(t_BL, counted_BL)
+        condition_mask_BL = valid_BL & self._prompt(key, batch["row"], x_BL.shape[1])
+        loss_mask_BL = valid_BL & ~condition_mask_BL
+        t_BL = self.process.levels(t_BL, loss_mask_BL)
         # A prompt is text without noise; padding keeps the level of its row, which no one looks at.
-        t_BL = jnp.where(valid_BL & ~counted_BL, 0.0, t_BL)
-        text = _Text(denoiser, x_BL, valid_BL, counted_BL, learned, row_keys(jax.random.fold_in(key, 4), batch["row"]))
+        t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
+        text = _Text(denoiser, x_BL, loss_mask_BL, learned, row_keys(jax.random.fold_in(key, 4), batch["row"]))
         noise_keys_B = row_keys(noise_key, batch["row"])
 
         process = self.process.given(learned)
@@ -132,33 +136,33 @@ class Objective:
             for draw in process.draws(keys_B, x_BL, t_BL, valid_BL)
         ]
         if self.prompt:
-            draws = [(as_given(process, z_BL, x_BL, valid_BL & ~counted_BL), level_BL) for z_BL, level_BL in draws]
+            draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), level_BL) for z_BL, level_BL in draws]
         totals, nats, rows = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
             total = total + _score_function(process, text, draws, rows)
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self.boundary and self.process.has_boundary:
-            prior = jnp.sum(jnp.where(counted_BL, process.prior_nats(x_BL), 0.0))
+            prior = jnp.sum(jnp.where(loss_mask_BL, process.prior_nats(x_BL), 0.0))
             if self.process.has_reconstruction:
                 keys_B = row_keys(boundary_key, batch["row"])
-                reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, counted_BL, keys_B, learned)
+                reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, valid_BL, keys_B, learned, loss_mask_BL)
             total = total + prior + reconstruction
         parts = {
-            "tokens": jnp.sum(counted_BL, dtype=jnp.int32),
-            "corrupted": jnp.sum(self.process.corrupted(x_BL, z_BL) & counted_BL, dtype=jnp.int32),
+            "tokens": jnp.sum(loss_mask_BL, dtype=jnp.int32),
+            "corrupted": jnp.sum(self.process.corrupted(x_BL, z_BL) & loss_mask_BL, dtype=jnp.int32),
             "nats": jnp.sum(nats_BL * inverse_pdf_BL) + prior + reconstruction,
             "loss": total,
             "prior": prior,
             "reconstruction": reconstruction,
             "nats_by_level": _by_level(t_BL, nats_BL),
-            "tokens_by_level": _by_level(t_BL, counted_BL.astype(jnp.float32)),
+            "tokens_by_level": _by_level(t_BL, loss_mask_BL.astype(jnp.float32)),
         }
         parts |= {WATCHED + name: value * parts["tokens"] for name, value in process.watched().items()}
         return total, jax.lax.stop_gradient(parts)
 
     def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Bool[Array, "B L"]:
-        """Positions that are given: the first n of a row with a prompt, n uniform on 1 .. L - 1."""
+        """Positions of a prompt: the first n of a row that has one, n uniform on 1 .. L - 1."""
         if not self.prompt:
             return jnp.zeros((row_B.shape[0], length), bool)
         which_B2 = uniform_rows(row_keys(jax.random.fold_in(key, 3), row_B), 2)
@@ -218,15 +222,16 @@ def nats_at(
 ) -> Float[Array, "B L"]:
     """The bound's integrand at given levels, per token, under the noise of `keys_B`; 0 on padding. What an evaluation integrates.
 
-    scored_BL: False for tokens that are given, at level 0: the integrand is then that of the others given these. None: all are scored.
+    scored_BL: False for tokens that condition the others, at level 0: the integrand is then that of the others given these. None: all are
+      scored.
     """
     valid_BL = segments_BL > 0
-    counted_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
-    t_BL = process.levels(t_BL, counted_BL)
-    given_BL = valid_BL & ~counted_BL
-    t_BL = jnp.where(given_BL, 0.0, t_BL)
-    z_BL = as_given(process, process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL), tokens_BL, given_BL)
-    text = _Text(denoiser, tokens_BL, valid_BL, counted_BL, learned, keys_B)
+    loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
+    condition_mask_BL = valid_BL & ~loss_mask_BL
+    t_BL = jnp.where(condition_mask_BL, 0.0, process.levels(t_BL, loss_mask_BL))
+    z_BL = process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL)
+    z_BL = with_condition(process, z_BL, tokens_BL, condition_mask_BL)
+    text = _Text(denoiser, tokens_BL, loss_mask_BL, learned, keys_B)
     hint_BLI = text.hint(process, z_BL, t_BL, float(self_condition))
     return text.nats(process, z_BL, t_BL, jnp.ones_like(t_BL), None, hint_BLI)[1]
 
@@ -238,44 +243,48 @@ def reconstruction_nats(
     valid_BL: Bool[Array, "B L"],
     keys_B: Key[Array, "B"],
     learned: Any = (),
-    shown_BL: Bool[Array, "B L"] | None = None,
+    scored_BL: Bool[Array, "B L"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network.
 
-    shown_BL: where there is text; more than `valid_BL`, what is scored, where some of it is given. None: the same.
+    valid_BL: False on padding.  scored_BL: False for tokens that condition the others, which the network reads as in `nats_at`; None: all
+      are scored.
     """
+    loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
     clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
-    z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL if shown_BL is None else shown_BL)
-    if shown_BL is not None:
-        z0_BL = as_given(process, z0_BL, x_BL, shown_BL & ~valid_BL)
-    rows_BL = process.rows(z0_BL, clean_BL) & valid_BL
+    z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL)
+    z0_BL = with_condition(process, z0_BL, x_BL, valid_BL & ~loss_mask_BL)
+    rows_BL = process.rows(z0_BL, clean_BL) & loss_mask_BL
     hidden_BLD = denoiser.hidden(z0_BL, process.given(learned).clock(clean_BL))
 
     def nats(logits, x, z0, learned=()):
         return process.given(learned).reconstruction(logits, x, z0)
 
-    return denoiser.row_losses(hidden_BLD, rows_BL, nats, (x_BL, z0_BL), valid_BL.astype(jnp.float32), *_given(learned))
+    return denoiser.row_losses(hidden_BLD, rows_BL, nats, (x_BL, z0_BL), loss_mask_BL.astype(jnp.float32), *_given(learned))
 
 
-def as_given(process: Process, z_BL, x_BL, given_BL):
-    """The state with what is given as it is: level 0 leaves it clean but where a schedule has noise there (vectors: its least noise).
+def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
+    """The state with clean text where it is a condition: level 0 leaves it so but where a schedule has noise there (vectors: its least).
 
     What a causal network reads has no noise and stands one place further on: it stays.
     """
-    extra = z_BL.ndim - x_BL.ndim
-    if process.attention == "causal" or process.input_dim or extra > 1:  # or vectors, or weighted tokens
+    if process.attention == "causal" or process.input_dim:  # or vectors
         return z_BL
-    return jnp.where(given_BL, x_BL, z_BL) if not extra else jnp.where(given_BL[..., None], x_BL[..., None], z_BL)  # two streams
+    return jnp.where(_over_state(condition_mask_BL, z_BL), process.clean_state(x_BL), z_BL)
+
+
+def _over_state(mask_BL, z_BL):
+    """A mask of positions beside what a state holds at each."""
+    return mask_BL.reshape(*mask_BL.shape, *(1,) * (z_BL.ndim - mask_BL.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """A batch under one denoiser. valid: not padding; counted: what carries loss; keys: for the rows that get a hint."""
+    """A batch under one denoiser. keys: for the rows that get a hint."""
 
     denoiser: Denoiser
     x_BL: Any
-    valid_BL: Any
-    counted_BL: Any
+    loss_mask_BL: Any
     learned: Any
     keys_B: Any
 
@@ -292,7 +301,7 @@ class _Text:
     def nats(self, process: Process, z_BL, t_BL, weight_BL, weighting: Weighting | None, hint_BLI):
         """(weighted sum with gradient, nats per token without); `weighting` where what is trained is another function than the bound."""
         process_given = process.given(self.learned)
-        rows_BL = process.rows(z_BL, t_BL) & self.counted_BL
+        rows_BL = process.rows(z_BL, t_BL) & self.loss_mask_BL
         hints = () if hint_BLI is None else (hint_BLI,)
         hidden_BLD = self.denoiser.hidden(z_BL, process_given.clock(t_BL), *hints)
 
@@ -310,7 +319,7 @@ def _score_function(process: Process, text: _Text, draws: list, rows: tuple) -> 
     """0, with the gradient of what the noise has learned: that of log q(z | x), weighed by how much worse than its twin each of two draws
     did (the leave-one-out estimator of MD4 2406.04329 section 6). `rows`: the loss of every row under each draw."""
     first_B, second_B = (
-        jnp.sum(jnp.where(text.counted_BL, process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
+        jnp.sum(jnp.where(text.loss_mask_BL, process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
     )
     surrogate = jnp.sum((rows[0] - rows[1]) * (first_B - second_B) / 2)
     return surrogate - jax.lax.stop_gradient(surrogate)

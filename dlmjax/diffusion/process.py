@@ -157,6 +157,10 @@ class Process(Protocol):
         """What the denoiser is told in place of t."""
         return t_BL
 
+    def clean_state(self, x_BL: Int[Array, "B L"]) -> Shaped[Array, "B L *state"]:
+        """The state that holds this text without noise; asked for where a part of the text is given, of states that are no vectors."""
+        return x_BL
+
     def show(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
         """The tokens to show for a state."""
         return z_BL

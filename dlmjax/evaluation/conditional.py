@@ -40,7 +40,7 @@ from jaxtyping import Array, Float
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.masked import Masked
-from dlmjax.diffusion.objective import as_given
+from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import Blocks, cross_entropy, exclude, learned_of, row_keys
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import quadrature
@@ -382,7 +382,7 @@ class ConditionalScorer:
         """z at given levels, drawn from the request's numbers; a context of tokens is as it was."""
         keys_B = jax.vmap(jax.random.fold_in)(row_keys(jax.random.key(self.seed), batch["group"]), batch["number"])
         z = self.process.given(learned_of(params)).corrupt(keys_B, batch["tokens"], t_BL, batch["segments"] > 0)
-        return as_given(self.process, z, batch["tokens"], ~batch["asked"])
+        return with_condition(self.process, z, batch["tokens"], ~batch["asked"])
 
     def _level_nats(self, params, batch):
         """The integrand of the bound; the whole continuation is asked for."""

@@ -189,8 +189,8 @@ class Evaluator:
         tokens_BL, scored_BL, learned = batch["tokens"], batch["scored"], learned_of(params)
         prior_BL = jnp.where(scored_BL, self.process.given(learned).prior_nats(tokens_BL), 0.0)
         keys_B = self._keys(batch["row"], tag)
-        denoiser, shown_BL = self._denoiser(params, batch), batch["segments"] > 0
-        return prior_BL, reconstruction_nats(self.process, denoiser, tokens_BL, scored_BL, keys_B, learned, shown_BL)[1]
+        denoiser, valid_BL = self._denoiser(params, batch), batch["segments"] > 0
+        return prior_BL, reconstruction_nats(self.process, denoiser, tokens_BL, valid_BL, keys_B, learned, scored_BL)[1]
 
     def _denoiser(self, params, batch):
         return self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)

@@ -1,0 +1,95 @@
+"""A prompt is the same text to training and to evaluation, in every pass, under every process: clean, read, and without loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlmjax.diffusion import Objective, PerRow, make_process, nats_at, row_keys
+from dlmjax.diffusion.process import learned_of
+from dlmjax.diffusion.registry import PROCESSES
+from dlmjax.diffusion.toy import ToyDenoiser
+from dlmjax.evaluation import Evaluator
+
+VOCAB, ROWS, LENGTH = 8, 16, 6
+FACTS = dict(vocab=VOCAB, mask_id=5, pad_id=6, bos_id=7, eos_id=7, excluded=(6,), counts_V=tuple(range(8)))
+KEY = jax.random.key(3)
+X_BL = np.random.default_rng(0).integers(0, 5, (ROWS, LENGTH)).astype(np.int32)
+BATCH = {
+    "tokens": jnp.asarray(X_BL),
+    "segments": jnp.asarray(np.arange(LENGTH) < LENGTH - 1, jnp.int32) * jnp.ones((ROWS, 1), jnp.int32),
+    "positions": jnp.tile(jnp.arange(LENGTH), (ROWS, 1)),
+    "row": jnp.arange(ROWS),
+}
+VALID_BL = np.asarray(BATCH["segments"]) > 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader(ToyDenoiser):
+    """Reads states of any kind; every output depends on every position. Writes down what it is handed."""
+
+    calls: list = dataclasses.field(default_factory=list)
+
+    def hidden(self, z_BL, t_BL, hint_BLI=None):
+        self.calls.append((z_BL, t_BL))
+        z_BLF = z_BL.astype(jnp.float32).reshape(*t_BL.shape, -1) / 3
+        weight_FV = jnp.asarray(np.random.default_rng(1).normal(size=(z_BLF.shape[-1], VOCAB)), jnp.float32)
+        own_BLV = jnp.sin(z_BLF @ weight_FV)
+        order_L = jnp.arange(1.0, LENGTH + 1)
+        return own_BLV + jnp.einsum("blv,l->bv", own_BLV, order_L)[:, None] / LENGTH + t_BL[..., None]
+
+
+class SameNoise(Evaluator):
+    """An evaluation under the noise of a training step."""
+
+    def _keys(self, row_B, tag):
+        return row_keys(jax.random.split(KEY, 3)[2], row_B)
+
+
+# With noise left at t = 0 and text left at t = 1, where a process can have them.
+_CLIPPED, _NOISY = {"eps": 0.3}, {"dim": 4, "gamma_0": 0.0}
+VALUES = {
+    **dict.fromkeys(("masked", "llada", "d3pm", "uniform", "duo", "score", "flow_matching"), _CLIPPED),
+    "blocks": {"size": 2, **_CLIPPED},
+    **dict.fromkeys(("gaussian", "plaid", "diffusion_lm", "sed", "embedding_flow"), _NOISY),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_training_and_evaluation_agree_given_a_prompt(name):
+    process = make_process(name, **FACTS, **VALUES.get(name, {}))
+    learned = process.init(jax.random.key(0))
+    denoiser, objective = Reader(None, VOCAB), Objective(process, process.spread(PerRow()), prompt=1.0, boundary=True)
+    _, parts = objective(denoiser, BATCH, KEY, ROWS, learned or ())
+    condition_BL = VALID_BL & (np.asarray(denoiser.calls[0][1]) == 0)
+    assert condition_BL.any(axis=1).all() and 0 < condition_BL.sum() < VALID_BL.sum()
+    held = process.given(learned)
+    for z_BL, t_BL in denoiser.calls:
+        z_BL = np.asarray(z_BL)
+        if process.input_dim:
+            now = held.curve.level(jnp.zeros(())).over()
+            off = (z_BL - np.asarray(now.a * held.table[X_BL])) / float(now.s[0])
+            assert np.abs(off[condition_BL]).max() < 5 and z_BL[condition_BL].all(), "its least noise, as the text beside it has"
+        elif process.attention != "causal":
+            np.testing.assert_array_equal(z_BL[condition_BL], np.asarray(held.clean_state(BATCH["tokens"]))[condition_BL])
+        assert (np.asarray(held.clock(jnp.zeros_like(t_BL)))[condition_BL] == np.asarray(t_BL)[condition_BL]).all()
+    scored_BL = jnp.asarray(VALID_BL & ~condition_BL)
+    assert int(parts["tokens"]) == scored_BL.sum()
+
+    # The same noise and levels by way of the functions that an evaluation integrates.
+    if not process.reinforce:
+        z_BL, _ = denoiser.calls[0]
+        t_BL = objective.times.draw(jax.random.split(KEY, 3)[0], BATCH["row"], ROWS, LENGTH)[0]
+        keys_B, again = row_keys(jax.random.split(KEY, 3)[1], BATCH["row"]), Reader(None, VOCAB)
+        nats_at(process, again, BATCH["tokens"], BATCH["segments"], keys_B, t_BL, learned or (), scored_BL=scored_BL)
+        np.testing.assert_array_equal(again.calls[0][0], z_BL)
+    if process.bound is process and process.has_boundary:
+        evaluator = SameNoise(process, lambda params, *_, **__: Reader(None, VOCAB))
+        params = {"process": learned} if learned else {}
+        assert jax.tree.structure(learned_of(params) or {}) == jax.tree.structure(learned)
+        prior_BL, reconstruction_BL = evaluator._boundary_nats(params, {**BATCH, "scored": scored_BL}, 0)
+        assert float(parts["prior"]) == pytest.approx(float(prior_BL.sum()), rel=1e-5, abs=1e-6)
+        assert float(parts["reconstruction"]) == pytest.approx(float(reconstruction_BL.sum()), rel=1e-5, abs=1e-6)
+        assert (float(parts["reconstruction"]) != 0) == process.has_reconstruction

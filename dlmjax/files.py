@@ -1,6 +1,7 @@
 """Small files in one move, as they were or whole; JSON from anywhere, within bounds; whether a path can be used. Imports no jax."""
 
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -87,6 +88,11 @@ def sweep(folder: str | os.PathLike) -> None:
 
 
 _PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the names that `write_atomically` gives
+
+
+def open_lock(path: str | os.PathLike) -> io.FileIO:
+    """The file of a lock, opened or made, for `fcntl.flock`; nothing in it is read or changed, and no link is followed. Raises OSError."""
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
 
 
 def sealed(values: dict) -> dict:

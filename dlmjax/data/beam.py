@@ -27,13 +27,14 @@ import numpy as np
 from dlmjax.data import counts, manifest
 from dlmjax.data import encode as encoding
 from dlmjax.data.formats import COMPRESSIONS, Position, Reader
-from dlmjax.data.manifest import Manifest, Segment
+from dlmjax.data.manifest import SPLITS, Manifest, Segment
 from dlmjax.data.paths import PART, Place, Unreachable, size_of
 from dlmjax.data.progress import Progress
 from dlmjax.data.scan import read_scan, write_scan
-from dlmjax.data.segments import SPLITS, Cutting, SegmentWriter, batch_bytes, batches
+from dlmjax.data.segments import Cutting, SegmentWriter, batch_bytes, batches
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.files import sealed, unsealed
 
 REQUEST = f"{manifest.WORK}/request.json"
 REPEATED = 16  # a compressed file is read again from its start for each item: at most this many bytes for one byte that is tokenized
@@ -79,13 +80,13 @@ def prepare_in_items(
     earlier = finished and manifest.identity(finished.request, finished.tokenizer)
     if not finished and (note := place.read(REQUEST)) is not None:
         try:
-            earlier = json.loads(note)
+            earlier = unsealed(json.loads(note), {"version", "request", "tokenizer"})
         except ValueError as error:
             raise InputError(f"the notes in {place.name(manifest.WORK)} are damaged ({error!r}); start afresh with --overwrite") from None
     if earlier:
         manifest.require_same(earlier, identity, place.root)
     place.make(manifest.WORK, manifest.TOKENIZER)
-    content = json.dumps(identity, indent=1).encode()
+    content = json.dumps(sealed(identity), indent=1).encode()
     if place.read(REQUEST) != content:
         place.write(REQUEST, content)
     work = Work(place, hashlib.sha256(content).hexdigest())
@@ -171,7 +172,7 @@ def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, t
         place.write(manifest.FILE, result.content())
     place.clear(manifest.WORK, lambda name: name == "lock")
     place.drop(manifest.WORK)
-    place.clear("", lambda name: not name.endswith(PART))
+    place.clear("", lambda name: not manifest.LEFT.fullmatch(name))
     return finished or result
 
 
@@ -275,7 +276,7 @@ def make(work: Work, tasks: list[Task]) -> None:
                             f"{work.place.root}: the inputs are no longer those of the prepared corpus; replace it with --overwrite"
                         )
                     work.place.write(_counts_name(number), counts.content(counts_V))
-                    work.place.write(_note_name(number), json.dumps(segment.to_json(), indent=1).encode())
+                    work.place.write(_note_name(number), segment.note())
                     if number >= missing[-1].number:
                         return
     except Unreachable:
@@ -324,8 +325,8 @@ def _is_whole(place: Place, task: Task) -> bool:
 def _note(place: Place, number: int) -> Segment | None:
     content = place.read(_note_name(number))
     try:
-        return None if content is None else Segment.from_json(json.loads(content))
-    except (ValueError, KeyError, TypeError):
+        return None if content is None else Segment.of_note(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

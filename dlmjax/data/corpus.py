@@ -20,7 +20,7 @@ from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import is_url
 from dlmjax.data.portion import parse_path
-from dlmjax.data.stage import stage
+from dlmjax.data.stage import cache_directory, stage
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError
 
@@ -63,7 +63,16 @@ class Corpus:
         for shard in found.shards(split):
             _check(directory, shard, found, verify)
         tokenizer = load_saved_tokenizer(directory / manifest.TOKENIZER)
-        return cls(directory, split, found, tokenizer, tokens if split == "train" else None)
+        if differing := tokenizer.describe().items() - found.tokenizer.items():
+            name, here = min(differing)
+            raise InputError(
+                f"{directory / manifest.FILE} names a tokenizer with {name} {found.tokenizer.get(name)!r}, the folder "
+                f"{manifest.TOKENIZER}/ beside it holds one with {here!r}; put back the one that was changed, or {_again(directory, found)}"
+            )
+        opened = cls(directory, split, found, tokenizer, tokens if split == "train" else None)
+        if verify:
+            opened._require_counts()
+        return opened
 
     def __repr__(self) -> str:
         return f"Corpus({str(self.directory)!r}, {self.split!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
@@ -102,6 +111,9 @@ class Corpus:
         for number, records in wanted.items():
             for data, places in zip(self._read_records(number, list(records)), records.values(), strict=True):
                 tokens = np.frombuffer(data, self.dtype)
+                if len(tokens) < max(first + here for _, _, first, here in places):
+                    file = self.directory / self.shards[number].file
+                    raise InputError(f"{file} has a record that is too short; {_again(self.directory, self.manifest)}")
                 for row, column, first, here in places:
                     out_BL[row, column : column + here] = tokens[first : first + here]
 
@@ -131,7 +143,9 @@ class Corpus:
 
     @functools.cached_property
     def num_bytes(self) -> int:
-        """UTF-8 bytes of text that the stream stands for."""
+        """UTF-8 bytes of text that the stream stands for. Raises InputError: the manifest says otherwise than its tokens."""
+        if not self.manifest.checked:
+            self._require_counts()
         return self._sums["text_bytes"] if self.portion is None else int(self.counts_V @ self.tokenizer.byte_lengths_V.astype(np.int64))
 
     @functools.cached_property
@@ -144,9 +158,25 @@ class Corpus:
         return counts.corpus_counts(self.directory, self.manifest, self.split)
 
     def verify(self) -> None:
-        """Compares every shard of the split with its sha256. Raises InputError naming the first that differs."""
+        """Compares every shard of the split with its sha256, and the manifest's counts with the tokens.
+
+        Raises InputError naming the first that differs.
+        """
         for shard in self.shards:
             _check(self.directory, shard, self.manifest, by_hash=True)
+        self._require_counts()
+
+    def _require_counts(self) -> None:
+        """Raises InputError: the tokens of the split stand for other bytes of text, or end other documents, than the manifest says."""
+        counts_V = counts.count_tokens(self.directory, self.manifest, self.split)
+        lengths_V = self.tokenizer.byte_lengths_V.astype(np.int64)
+        found = {"tokens": counts_V.sum(), "documents": counts_V[self.tokenizer.eos_id], "text_bytes": counts_V @ lengths_V}
+        for name, number in found.items():
+            if number != self._sums[name]:
+                raise InputError(
+                    f"{self.directory / manifest.FILE} says that {self.split} has {self._sums[name]:,} {name}, its shards have "
+                    f"{number:,}; {_again(self.directory, self.manifest)}"
+                )
 
     def _read_records(self, number: int, records: list[int]) -> list[bytes]:
         if not records:
@@ -156,7 +186,7 @@ class Corpus:
             # One record at a time in this thread: handing ten of 8 kB to the library's thread pool costs five times as much.
             with lock:
                 return [reader.seek(record) or reader.read() for record in records]
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
             _check(self.directory, self.shards[number], self.manifest, by_hash=True)
             raise InputError(f"{self.directory / self.shards[number].file} cannot be read ({error})") from None
 
@@ -170,16 +200,25 @@ class Corpus:
                 path = str(self.directory / self.shards[number].file)
                 # Random access: reading ahead would only cost.
                 found = (ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0"), threading.Lock())
+                if (records := found[0].num_records()) != self.shards[number].records:
+                    raise ValueError(f"it has {records:,} records where the manifest says {self.shards[number].records:,}")
                 if len(self._readers) >= OPEN_SHARDS:
                     del self._readers[next(iter(self._readers))]  # the one not used for longest; its file closes with its last user
             self._readers[number] = found
             return found
 
 
+def _again(directory: pathlib.Path, found: Manifest) -> str:
+    """How to mend a corpus, as the end of a message: a copy of one at a URL is fetched anew."""
+    if directory.parent == cache_directory():
+        return f"delete {directory}, and it is fetched anew"
+    return f"prepare it again with: {found.prepare_command(directory)} (nothing else was changed)"
+
+
 def _check(directory: pathlib.Path, shard: Shard, found: Manifest, by_hash: bool) -> None:
     """Compares a shard file with the manifest. Raises InputError that says what is wrong and how to make the shard again."""
     path = directory / shard.file
-    again = f"prepare it again with: {found.prepare_command(directory)} (nothing else was changed)"
+    again = _again(directory, found)
     if not path.is_file():
         raise InputError(f"{path} is missing; {again}")
     size = path.stat().st_size

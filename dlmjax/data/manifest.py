@@ -3,6 +3,9 @@
 A corpus is made in *segments*: about `shard_bytes` of input each, cut where the text says (never where the machine does), one
 shard per split that has text in it. A segment's entry also says where reading goes on after it, so any segment can be made again
 alone. The manifest holds no times, no absolute paths that were not given, and nothing about the machine: equal inputs, equal bytes.
+
+What it says decides which files are read and written, so nothing of it is believed unread: it lies under a checksum of its own (those of
+older versions do not), its names are the ones that `prepare` gives, and its numbers agree with each other and with the files.
 """
 
 import dataclasses
@@ -10,10 +13,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
+from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import write_atomically
+from dlmjax.files import CHECKSUM, sealed, unsealed, write_atomically
+from dlmjax.files import sweep as sweep_written
 
 FILE = "manifest.json"
 WORK = ".unfinished"  # a preparation's notes until its manifest is written
@@ -21,6 +27,10 @@ TOKENIZER = "tokenizer"
 VERSION = 1
 RECORD_TOKENS = 4096  # tokens of one ArrayRecord record; the last one of a shard is shorter
 INDEX_ENTRIES = 16384  # document lengths (uint32) of one index record, after the token records
+SPLITS = ("train", "valid", "test")
+# A shard; what a kill leaves of one that grows, or of a file on its way to or from a storage service.
+SHARD = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{5,9}}\.array_record")
+LEFT = re.compile(rf"{SHARD.pattern}(\.fetched|\.part)|.+\.[0-9a-f]{{32}}\.part")
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek a record; uncompressed keeps the bytes the same for every library version
 
 
@@ -61,7 +71,29 @@ class Segment:
 
     @classmethod
     def from_json(cls, values: dict) -> "Segment":
-        return cls({k: Shard(**v) for k, v in values["shards"].items()}, values["end"], values["open_split"])
+        """Raises ValueError, KeyError, TypeError or AttributeError where the values are not those of `to_json`."""
+        segment = cls({split: Shard(**shard) for split, shard in values["shards"].items()}, values["end"], values["open_split"])
+        for split, shard in segment.shards.items():
+            if not isinstance(shard.file, str) or not SHARD.fullmatch(shard.file) or not shard.file.startswith(f"{split}-"):
+                raise ValueError(f"{shard.file!r:.80} is no name of a shard of {split!r:.20}")
+            numbers = (shard.tokens, shard.documents, shard.text_bytes, shard.file_bytes)
+            if not all(map(_is_count, numbers)) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+                raise ValueError(f"a number of {shard.file} is none")
+        place = segment.end
+        if place is not None and not (isinstance(place, list) and len(place) <= 4 and all(isinstance(n, int) and n >= 0 for n in place)):
+            raise ValueError("the end of a segment is no position")
+        if segment.open_split not in (None, *SPLITS):
+            raise ValueError(f"{segment.open_split!r:.20} is no split")
+        return segment
+
+    def note(self) -> bytes:
+        """The bytes of a file that keeps this segment until there is a manifest."""
+        return json.dumps(sealed(self.to_json()), indent=1).encode()
+
+    @classmethod
+    def of_note(cls, content: bytes) -> "Segment":
+        """What `note` wrote. Raises ValueError, KeyError, TypeError or AttributeError where the bytes are not that."""
+        return cls.from_json(unsealed(json.loads(content), {"end", "open_split", "shards"}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +103,7 @@ class Manifest:
     request: dict
     tokenizer: dict
     segments: list[Segment]
+    checked: bool = True  # its numbers lie under a checksum; those of an older version are counted where they matter
 
     @property
     def dtype(self) -> str:
@@ -80,7 +113,7 @@ class Manifest:
     def splits(self) -> list[str]:
         """Names of the splits that hold documents, in the order train, valid, test."""
         present = {split for segment in self.segments for split in segment.shards}
-        return [split for split in ("train", "valid", "test") if split in present]
+        return [split for split in SPLITS if split in present]
 
     def shards(self, split: str) -> list[Shard]:
         return [segment.shards[split] for segment in self.segments if split in segment.shards]
@@ -114,17 +147,21 @@ class Manifest:
     def load(cls, directory: pathlib.Path) -> "Manifest":
         """Reads a corpus directory's manifest. Raises InputError: none there, unfinished, unreadable, another version."""
         path = directory / FILE
-        if not path.exists():
+        if not os.path.lexists(path):
             if (directory / WORK).exists():
                 raise InputError(f"{directory} holds an unfinished preparation; give the same dlmjax prepare command again and it goes on")
             raise InputError(
                 f"{directory} holds no prepared corpus (no {FILE}); make one with: dlmjax prepare --input FILES... --output {directory}"
             )
-        return cls.parse(path.read_bytes(), path, directory)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from None
+        return cls.parse(content, path, directory)
 
     @classmethod
     def parse(cls, content: bytes, path: str | os.PathLike, directory: str | os.PathLike) -> "Manifest":
-        """From the bytes of a manifest; `path` and `directory` are for messages. Raises InputError: unreadable, another version."""
+        """From the bytes of a manifest; `path` and `directory` are for messages. Raises InputError: damaged, another version."""
         try:
             values = json.loads(content.decode("utf-8"))
             if values["format"] != "dlmjax corpus":
@@ -134,18 +171,57 @@ class Manifest:
                     f"{path} has format version {values['version']}, this dlmjax reads version {VERSION}; prepare it again with: "
                     + prepare_command(values["request"], directory)
                 )
-            return cls(values["request"], values["tokenizer"], [Segment.from_json(s) for s in values["segments"]])
+            found = cls(values["request"], values["tokenizer"], [Segment.from_json(s) for s in values["segments"]], CHECKSUM in values)
+            found._require_agreement(values)
+            return found
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error!r}); delete it and prepare the corpus again") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {_line(error)}); {_AGAIN}") from None
+
+    def _require_agreement(self, values: dict) -> None:
+        """Raises ValueError, KeyError or TypeError: facts that contradict each other, or that are not of their kind."""
+        made = self.to_json()
+        values = unsealed(values, set(made))
+        vocab, ids = self.tokenizer["vocab_size"], [self.tokenizer[name] for name in ("mask_id", "pad_id", "eos_id")]
+        if not all(map(_is_count, (vocab, *ids))) or not max(ids) < vocab <= LARGEST_VOCABULARY:
+            raise ValueError("the ids of the tokenizer do not lie in its vocabulary")
+        if not all(isinstance(self.tokenizer[name], str) for name in ("kind", "hash")):
+            raise ValueError("the tokenizer has no kind or no hash")
+        for name in ("dtype", "record_tokens", "splits"):
+            if name in values and values[name] != made[name]:
+                raise ValueError(f"its {name} is not what follows from its other fields")
+        ends = [segment.end for segment in self.segments]
+        if not ends or ends[-1] is not None or None in ends[:-1]:
+            raise ValueError("its segments do not reach from the first to the last")
+        files = [shard.file for segment in self.segments for shard in segment.shards.values()]
+        if len(set(files)) < len(files):
+            raise ValueError("two of its shards are one file")
+        width = 2 if self.dtype == "uint16" else 4
+        for segment in self.segments:
+            for shard in segment.shards.values():
+                if shard.tokens * width + shard.documents * 4 > shard.file_bytes or shard.documents > shard.tokens:
+                    raise ValueError(f"{shard.file} cannot hold {shard.tokens:,} tokens of {shard.documents:,} documents")
+        self.prepare_command("")  # what a message will need of the request
 
     def save(self, directory: pathlib.Path) -> None:
         write_atomically(directory / FILE, self.content())
 
     def content(self) -> bytes:
         """The file's bytes: equal corpora, equal bytes."""
-        return (json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(sealed(self.to_json()), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+LARGEST_VOCABULARY = 1 << 24  # ids; no published tokenizer has more than some hundred thousand
+_AGAIN = "restore it, or delete it and prepare the corpus again"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -195,6 +271,16 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
         if request[key] != default:
             words += ["--" + key.replace("_", "-"), str(request[key])]
     return shlex.join(words)
+
+
+def sweep(directory: pathlib.Path) -> None:
+    """Deletes what killed writers left in a corpus directory; for the one who holds its lock. Files only: no link and no folder."""
+    for folder in (directory, directory / TOKENIZER):
+        sweep_written(folder)
+        if folder.is_dir() and not (folder.is_symlink() and folder != directory):
+            for path in folder.iterdir():
+                if LEFT.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                    path.unlink(missing_ok=True)
 
 
 def sha256_of(path: pathlib.Path) -> str:

@@ -19,6 +19,7 @@ import fsspec
 
 from dlmjax.data.manifest import WORK
 from dlmjax.errors import InputError
+from dlmjax.files import remove
 
 PART = ".part"
 _CHUNK = 1 << 23
@@ -214,7 +215,10 @@ class Place:
             filesystem.rm_file(path)
 
     def clear(self, folder: str, keep: Callable[[str], bool]) -> None:
-        """Deletes what is in a folder, but the names to keep."""
+        """Deletes what is in a folder, but the names to keep. Of links, and of a folder that is one, the link alone."""
+        if self.local:
+            _clear_here(self.local / folder, keep, linked=not folder)
+            return
         filesystem, path = self._at(folder)
         with contextlib.suppress(FileNotFoundError), _reaching(self.name(folder)):
             found = filesystem.ls(path.rstrip("/"), detail=False)
@@ -240,3 +244,18 @@ class Place:
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _clear_here(folder: pathlib.Path, keep: Callable[[str], bool], linked: bool) -> None:
+    """As `Place.clear`. linked: the folder may be a link, since a person named it."""
+    try:
+        if folder.is_symlink() and not linked:
+            folder.unlink()
+            return
+        for path in list(folder.iterdir()) if folder.is_dir() else ():
+            if not keep(path.name):
+                remove(path)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be cleared ({error.strerror}); see who may write there, and give the same command again"
+        ) from error

@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,12 +27,13 @@ from typing import Any
 from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
 from dlmjax.data.beam import Executor, prepare_in_items
-from dlmjax.data.manifest import Manifest, Segment, Shard
+from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
 from dlmjax.data.paths import Place, is_url
 from dlmjax.data.progress import Progress
-from dlmjax.data.segments import SPLITS, Batch, Cutting, SegmentWriter, batches, normal_documents, writing
+from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, normal_documents, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.files import open_lock, sealed, unsealed
 
 SMALL = 1 << 20  # stored bytes below which starting worker processes would take longer than the work
 
@@ -210,7 +210,11 @@ def _only_one(output: pathlib.Path) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output} cannot be made a corpus directory: {error.strerror}") from None
-    with open(work / "lock", "w") as lock:
+    try:
+        lock = open_lock(work / "lock")
+    except OSError as error:
+        raise InputError(f"{work / 'lock'} cannot be opened ({error.strerror}); remove it, or choose another --output") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -227,7 +231,7 @@ def _clear(place: Place) -> None:
     """Deletes what prepare writes, and nothing else; the manifest first, so that no half corpus is ever taken for a whole one."""
     place.remove(manifest.FILE)
     place.remove(counts.FILE)
-    place.clear("", lambda name: not re.match(rf"({'|'.join(SPLITS)})-\d+\.array_record", name))
+    place.clear("", lambda name: not (manifest.SHARD.fullmatch(name) or manifest.LEFT.fullmatch(name)))
     place.clear(manifest.WORK, lambda name: name == "lock")
     place.clear(manifest.TOKENIZER, lambda name: False)
 
@@ -243,6 +247,7 @@ class _Job:
 
     def run(self) -> Manifest:
         """Goes on from what is there, to the finished corpus."""
+        manifest.sweep(self.output)
         done = self._done()
         missing = self._missing(done)
         with writing(self.output):
@@ -250,7 +255,7 @@ class _Job:
         if missing is None:
             return self._finish(done)
         with writing(self.work):
-            manifest.write_atomically(self.work / "request.json", json.dumps(self._identity(), indent=1))
+            manifest.write_atomically(self.work / "request.json", json.dumps(sealed(self._identity()), indent=1))
         total = sum(source.size for source in self.sources)
         with Progress(total, "preparing", "B", self.progress) as progress, self._pool() as submit:
             while missing is not None:
@@ -269,12 +274,13 @@ class _Job:
                 identity = manifest.identity(found.request, found.tokenizer)
                 segments = dict(enumerate(found.segments))
             elif (self.work / "request.json").exists():
-                identity = json.loads((self.work / "request.json").read_text(encoding="utf-8"))
+                identity = unsealed(json.loads((self.work / "request.json").read_bytes()), {"version", "request", "tokenizer"})
                 names = sorted(self.work.glob("segment-*.json"))
-                segments = {int(n.stem[8:]): Segment.from_json(json.loads(n.read_text(encoding="utf-8"))) for n in names}
+                segments = {int(n.stem[8:]): Segment.of_note(n.read_bytes()) for n in names}
+                manifest.require_same(identity, self._identity(), self.output)
             else:
                 return {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the notes in {self.work} are damaged ({error!r}); start afresh with --overwrite") from None
@@ -348,7 +354,7 @@ class _Job:
                     done[number] = writer.close(batch.next)
                     note = self.work / f"segment-{number:05d}.json"
                     with writing(note):
-                        manifest.write_atomically(note, json.dumps(done[number].to_json(), indent=1))
+                        manifest.write_atomically(note, done[number].note())
                     number += 1
                     if number in done:
                         return
@@ -373,8 +379,6 @@ class _Job:
             with writing(self.output / manifest.FILE):
                 result.save(self.output)
         Place(str(self.output)).clear(manifest.WORK, lambda name: name == "lock")
-        for path in self.output.glob("*.array_record.part"):
-            path.unlink()
         return Manifest.load(self.output)
 
     def _count(self, done: dict[int, Segment]) -> int:

@@ -14,11 +14,10 @@ import numpy as np
 
 from dlmjax.data import encode as encoding
 from dlmjax.data import formats, manifest
-from dlmjax.data.manifest import Manifest, Segment, Shard
+from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
 from dlmjax.errors import InputError
 
 BATCH_BYTES = 1 << 20
-SPLITS = ("train", "valid", "test")
 
 
 def normal_documents(documents: str) -> str:

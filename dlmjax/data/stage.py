@@ -18,7 +18,9 @@ from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import Place
 from dlmjax.data.progress import Progress
+from dlmjax.data.tokenizers import load_saved_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.files import inside, open_lock
 
 AT_ONCE = 8  # files fetched at a time
 
@@ -59,16 +61,25 @@ def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(directory: pathlib.Path):
-    """The processes of one machine wait for the first of them."""
-    with open(directory / "lock", "w") as lock:
+    """The processes of one machine wait for the first of them; it sweeps up what killed ones left."""
+    with open_lock(directory / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        manifest.sweep(directory)
         yield
 
 
-def _fetch_all(place: Place, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
+def _fetch_tokenizer(place: Place, directory: pathlib.Path, found: Manifest) -> None:
+    """Fetches the tokenizer's files, again where those that are here are not the ones that the manifest names."""
+    folder = directory / manifest.TOKENIZER
+    with contextlib.suppress(InputError):
+        if load_saved_tokenizer(folder).hash == found.tokenizer["hash"]:
+            return
     for name in place.names(manifest.TOKENIZER):
-        if not (directory / manifest.TOKENIZER / name).exists():
-            place.fetch(f"{manifest.TOKENIZER}/{name}", directory / manifest.TOKENIZER / name)
+        place.fetch(f"{manifest.TOKENIZER}/{name}", inside(folder, name, place.root))
+
+
+def _fetch_all(place: Place, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
+    _fetch_tokenizer(place, directory, found)
     if not (directory / counts.FILE).exists():
         with contextlib.suppress(FileNotFoundError):  # counted from the shards where it is needed
             place.fetch(counts.FILE, directory / counts.FILE)

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dlmjax.errors import InputError
+from dlmjax.files import inside, write_atomically
 
 DESCRIPTION = "dlmjax_tokenizer.json"
 SPECS = (
@@ -191,10 +192,11 @@ def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     contents = tokenizer.files | {DESCRIPTION: (json.dumps(description, indent=1) + "\n").encode("utf-8")}
     for file, content in contents.items():
         path = directory / file
-        if not path.exists() or path.read_bytes() != content:
-            part = path.with_name(file + ".part")
-            part.write_bytes(content)
-            part.replace(path)
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content)
+
+
+_RESTORE = "restore the folder from a copy; that of a run is the one of its corpus, and that of a corpus is made by preparing it again"
 
 
 def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
@@ -202,11 +204,15 @@ def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
     try:
         description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
         kind, expected = description["kind"], description["hash"]
-        file = description["files"][0] if description["files"] else ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory} holds no readable {DESCRIPTION} ({error}); prepare the corpus again") from None
-    place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{directory / file}")
-    tokenizer = load_tokenizer(kind + place)
+        files = description["files"]
+        file = inside(directory, files[0], directory / DESCRIPTION) if files else directory
+        place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{file}")
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InputError(f"{directory} holds no readable {DESCRIPTION} ({said}); {_RESTORE}") from None
+    tokenizer = load_tokenizer(f"{kind}{place}")
     if tokenizer.hash != expected:
-        raise InputError(f"the tokenizer files in {directory} are not those the corpus was prepared with (hash differs); prepare it again")
+        raise InputError(f"the tokenizer files in {directory} are not those the corpus was prepared with (hash differs); {_RESTORE}")
     return tokenizer

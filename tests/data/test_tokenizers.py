@@ -99,7 +99,7 @@ def test_saved_tokenizer_that_was_changed_is_refused(files, tmp_path):
     (tmp_path / "merges.txt").write_text("\n".join(merges[:-1]) + "\n")
     with pytest.raises(InputError, match="hash differs"):
         load_tokenizer(f"saved:{tmp_path}")
-    with pytest.raises(InputError, match="prepare the corpus again"):
+    with pytest.raises(InputError, match="restore the folder from a copy"):
         load_tokenizer(f"saved:{tmp_path.parent}")
 
 

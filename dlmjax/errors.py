@@ -9,6 +9,10 @@ class Diverged(InputError):
     """The loss of a run is not finite, and its config says to stop then."""
 
 
+class NoSplit(InputError):
+    """A corpus that is whole and was prepared without the split that is wanted."""
+
+
 class LostPeer(RuntimeError):
     """Another process of the run is gone or never came. Exit code LOST_PEER: the same command, started again, resumes."""
 

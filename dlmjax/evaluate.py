@@ -34,7 +34,7 @@ from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
 from dlmjax.files import make_folder, write_json
-from dlmjax.run import Run, open_run, split_of
+from dlmjax.run import Run, open_corpora, open_run, split_of
 
 MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not counted on the way
 
@@ -177,7 +177,7 @@ class _Evaluation:
         """Counts of the training text where it is still there, else of the evaluated text; and which."""
         vocab = self.run.parts.tokenizer.vocab_size
         try:
-            return split_of(self.run, None, "train").counts_V, "the training text"
+            return sum(corpus.counts_V for corpus in open_corpora(self.run.parts.config, "train")), "the training text"
         except InputError:
             return np.bincount(self.text.windows.tokens_T, minlength=vocab), "the evaluated text"
 

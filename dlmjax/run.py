@@ -13,6 +13,7 @@ workdir/
 import dataclasses
 import io
 import json
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
 
+logger = logging.getLogger("dlmjax")
 EMBEDDING, TEXTS = "embedding.npy", "texts.json"
 
 
@@ -393,14 +395,17 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
 
 
 def split_of(run: Run, data: str | None, split: str) -> Corpus:
-    """A split of the corpus in `data`, by default of the one that a run was trained on.
+    """A split of the corpus in `data`, by default of the one that a run was trained on; of a mixture the first, with a warning.
 
     Raises:
       InputError: no corpus there, or one that was prepared with another tokenizer than the run's.
     """
-    path = data or next(iter(run.parts.config.data.paths), None)
+    paths = run.parts.config.data.paths
+    path = data or next(iter(paths), None)
     if path is None:
         raise InputError("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
+    if not data and len(paths) > 1:
+        logger.warning("the run mixes %d corpora; this is %s alone (--data names another)", len(paths), path)
     corpus = Corpus.open(path, split=split)
     if corpus.tokenizer.hash != run.parts.tokenizer.hash:
         raise InputError(

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from dlmjax import config as config_lib
-from dlmjax.data import EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
-from dlmjax.errors import Diverged, InputError
+from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
+from dlmjax.errors import Diverged, InputError, NoSplit
+from dlmjax.evaluation import LikelihoodResult
+from dlmjax.evaluation.result import of_mixture
 from dlmjax.parallel import Agreement
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
 from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, open_parts, token_counts
@@ -81,7 +83,7 @@ def train(
         # --- 3. The loop: no host sync but at the logging step -----------------------------------------------------------------
         train_step = process = None
         batches = train_batches(_windows(config, corpora), rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
-        held_out, samples, agreed = _HeldOut(parts), _TextSamples(parts), Agreement()
+        held_out, samples, agreed = _HeldOut(parts, corpora), _TextSamples(parts), Agreement()
         key = jax.jit(lambda key: key, out_shardings=parts.partition.sharding(()))(jax.random.key(config.seed))
         with (
             Interrupt() as stop,
@@ -106,7 +108,7 @@ def train(
 
                 with log.aside("evaluation"):
                     if held_out.due(done, last):
-                        metric = log.held_out(done, held_out(state, done))
+                        metric = log.held_out(done, *held_out(state, done))
                     if samples.due(done, last):
                         writer.text(done, "samples", {"text": samples(state, done)})
 
@@ -207,10 +209,12 @@ class _Log:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
         return self.summary
 
-    def held_out(self, done: int, result) -> float:
-        """Writes a held-out bound; returns what checkpoints are ranked by."""
-        self._writer.scalars(done, "held_out", _held_out_scalars(result))
-        self._progress.write(f"step {done}: held-out {result.summary()}")
+    def held_out(self, done: int, result: LikelihoodResult, of_each: Sequence[tuple[str, LikelihoodResult]]) -> float:
+        """Writes a held-out bound, and that of each corpus of a mixture; returns what checkpoints are ranked by."""
+        own = {f"nats_per_token_of/{path}": each.nats_per_token for path, each in of_each}
+        self._writer.scalars(done, "held_out", {**_held_out_scalars(result), **own})
+        told = ", ".join(f"{path} {each.nats_per_token:.4f}" for path, each in of_each)
+        self._progress.write(f"step {done}: held-out {result.summary()}" + (f"; nats/token of {told}" if told else ""))
         return result.nats_per_token
 
 
@@ -287,34 +291,60 @@ def _check_function(parts: Parts, other: str, flag: str) -> None:
 
 
 class _HeldOut:
-    """The held-out bound on the way: the first windows of the `valid` split under one fixed grid."""
+    """The held-out bound on the way: the first windows of the `valid` split of every corpus under one fixed grid.
 
-    def __init__(self, parts: Parts):
+    Of a mixture it is the bound of text mixed as the rows that are trained: by `data.weights`, else by the tokens of the train splits.
+    """
+
+    def __init__(self, parts: Parts, corpora: Sequence):
         self._parts, self._every = parts, parts.config.log.evaluate
-        try:
-            corpus = open_corpora(parts.config, "valid")[0]
-        except InputError:
-            corpus = None
-        if corpus is None or corpus.num_tokens == 0:
+        shares = parts.config.data.weights or [corpus.num_tokens for corpus in corpora]
+        found, missing = [], []
+        for path, share in zip(parts.config.data.paths, shares, strict=True):
+            try:
+                held_out = Corpus.open(path, split="valid")
+            except NoSplit:
+                held_out = None
+            if held_out is None or not held_out.num_tokens:
+                missing.append(path)
+            else:
+                found.append((path, held_out, share))
+        if not found:
             self._every = 0
-            logger.warning("the corpus has no `valid` split: no held-out bound on the way (dlmjax prepare --valid-fraction makes one)")
-            return
-        self._windows = EvalWindows(corpus, parts.config.data.length, limit=parts.config.log.evaluate_windows)
-        self._bytes = corpus.tokenizer.byte_lengths_V
+        if missing and parts.config.log.evaluate:
+            what = f"no held-out bound of {', '.join(missing)} on the way" if found else "no held-out bound on the way"
+            logger.warning("%s: no `valid` split there (dlmjax prepare --valid-fraction makes one)", what)
+        self._found, self._bytes = self._cut(found), parts.tokenizer.byte_lengths_V
         self._evaluator = parts.evaluator(nodes=parts.config.log.nodes)
+
+    def _cut(self, found: Sequence[tuple]) -> list[tuple[str, EvalWindows, float]]:
+        """Of each corpus as many windows as its share of all that are wanted, at least the two of which an error can be told."""
+        data, wanted, whole = self._parts.config.data, self._parts.config.log.evaluate_windows, sum(share for _, _, share in found)
+        least = min(wanted, 2)
+        return [
+            (path, EvalWindows(corpus, data.length, limit=max(round(wanted * share / whole), least)), share)
+            for path, corpus, share in found
+        ]
 
     def due(self, done: int, last: bool) -> bool:
         """Is an evaluation wanted after this step?"""
         return bool(self._every) and (last or done % self._every == 0)
 
-    def __call__(self, state: dict, done: int):
-        """The bound of the averaged weights (the raw ones when no average is kept)."""
+    def __call__(self, state: dict, done: int) -> tuple[LikelihoodResult, list[tuple[str, LikelihoodResult]]]:
+        """The bound of the averaged weights (the raw ones when no average is kept), and where there are several corpora that of each."""
         config = self._parts.config
         weights = "ema" if config.train.ema > 0 else "raw"
         size = config.data.batch // config.train.accumulation
-        batches = eval_batches(self._windows, batch_size=size, rows=self._parts.partition.rows_of_host(size))
         params = state["ema"] if weights == "ema" else state["params"]
-        return self._evaluator(params, batches, byte_lengths_V=self._bytes, step=done, weights=weights, split="valid")
+        measured, results = [], []
+        for _, windows, _ in self._found:
+            batches = eval_batches(windows, batch_size=size, rows=self._parts.partition.rows_of_host(size))
+            measured.append(self._evaluator.measure(params, batches, byte_lengths_V=self._bytes, split="valid"))
+            results.append(self._evaluator.result(measured[-1], step=done, weights=weights, split="valid"))
+        if len(results) == 1:
+            return results[0], []
+        paths, _, shares = zip(*self._found, strict=True)
+        return of_mixture(results, measured, shares), list(zip(paths, results, strict=True))
 
 
 class _TextSamples:

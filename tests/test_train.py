@@ -23,8 +23,9 @@ from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
+from dlmjax.evaluate import Grid, bounds
 from dlmjax.parallel.host import sole_writer
-from dlmjax.run import claim_workdir
+from dlmjax.run import claim_workdir, open_run
 from dlmjax.train import train
 from dlmjax.training import TIMING, Checkpoints, read
 
@@ -334,6 +335,32 @@ def test_a_curriculum_of_block_sizes_is_one_run(small_corpus, tmp_path):
     with said():
         train(blocks, str(tmp_path / "again"))
     assert losses(tmp_path / "again")[6] == two[6]
+
+
+def test_the_held_out_bound_of_a_mixture_is_of_all_its_corpora(small_corpus, tmp_path, caplog):
+    """Weighted as the rows are; only a split that was never prepared is left out, and a damaged one is told as what it is."""
+    (tmp_path / "other.txt").write_text("\n\n".join(f"number {n * n}" for n in range(3000)))
+    other, bare = str(tmp_path / "other"), other_text(tmp_path)
+    prepare([str(tmp_path / "other.txt")], "bytes", other, documents="blank-line", valid_fraction=0.3)
+    paths = [str(small_corpus), other, bare]
+    quick = {"train__steps": 1, "optimizer__warmup": 0, "log__evaluate": 1, "log__sample": 0, "train__ema": 0.0}
+    config = tiny_config(small_corpus, **quick)
+    with config.unlocked():
+        config.data.update(paths=tuple(paths), weights=(3.0, 1.0, 4.0))
+    with said():
+        train(config, str(tmp_path / "run"))
+    assert f"no held-out bound of {bare} on the way: no `valid` split" in caplog.text
+    (line,) = read(tmp_path / "run" / "metrics.jsonl", "held_out")
+    grid, run = Grid(nodes=config.log.nodes), open_run(str(tmp_path / "run"), weights="raw")
+    (one,), (two,) = (bounds(run, [path], "valid", grid, windows) for path, windows in ((paths[0], 6), (paths[1], 2)))
+    assert abs(one.nats_per_token - two.nats_per_token) > 0.01
+    assert line["nats_per_token"] == pytest.approx(0.75 * one.nats_per_token + 0.25 * two.nats_per_token, rel=1e-5)
+    assert line[f"nats_per_token_of/{other}"] == pytest.approx(two.nats_per_token, rel=1e-5)
+    assert run.step == 1 and Checkpoints(tmp_path / "run" / "checkpoints").meta()["metric"] == line["nats_per_token"]
+    shard = next(pathlib.Path(other).glob("*valid*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{shard.name} ends after"), said():
+        train(config, str(tmp_path / "again"))
 
 
 def test_a_run_without_a_corpus_is_refused(small_corpus, tmp_path):

@@ -22,7 +22,7 @@ from dlmjax.data.paths import is_url
 from dlmjax.data.portion import parse_path
 from dlmjax.data.stage import cache_directory, stage
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, NoSplit
 
 OPEN_SHARDS = 512  # readers kept open at a time: well under the usual limit of 1,024 files
 _COUNTED = 1 << 20  # tokens read at a time where a part of the stream is counted
@@ -59,7 +59,7 @@ class Corpus:
         directory = stage(os.fspath(directory), split, verify) if is_url(directory) else pathlib.Path(directory)
         found = Manifest.load(directory)
         if split not in found.splits:
-            raise InputError(f"{directory} has no split {split!r}; it has: {', '.join(found.splits)}")
+            raise NoSplit(f"{directory} has no split {split!r}; it has: {', '.join(found.splits)}")
         for shard in found.shards(split):
             _check(directory, shard, found, verify)
         tokenizer = load_saved_tokenizer(directory / manifest.TOKENIZER)

@@ -19,7 +19,7 @@ from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import Place
 from dlmjax.data.progress import Progress
 from dlmjax.data.tokenizers import load_saved_tokenizer
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, NoSplit
 from dlmjax.files import inside, open_lock
 
 AT_ONCE = 8  # files fetched at a time
@@ -47,7 +47,7 @@ def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
         raise InputError(f"{url} holds {what}; make one with: dlmjax prepare --engine beam --input FILES... --output {url}")
     found = Manifest.parse(content, place.name(manifest.FILE), url)
     if split not in found.splits:
-        raise InputError(f"{url} has no split {split!r}; it has: {', '.join(found.splits)}")
+        raise NoSplit(f"{url} has no split {split!r}; it has: {', '.join(found.splits)}")
     directory = cache_directory() / hashlib.sha256(content).hexdigest()[:32]
     try:
         (directory / manifest.TOKENIZER).mkdir(parents=True, exist_ok=True)

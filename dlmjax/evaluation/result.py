@@ -20,6 +20,7 @@ Shapes: W windows, J nodes, D draws. Units: nats, unless the name says bits.
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,63 @@ def ratio_with_error(numerator_W: np.ndarray, denominator_W: np.ndarray) -> tupl
         return ratio, math.nan
     residual_W = numerator_W - ratio * denominator_W
     return ratio, math.sqrt(windows / (windows - 1) * float(np.sum(residual_W**2))) / total
+
+
+def of_mixture(results: Sequence[LikelihoodResult], measured: Sequence[Measured], shares: Sequence[float]) -> LikelihoodResult:
+    """The likelihood of text drawn from several corpora, each token from corpus c with probability `shares[c]`.
+
+    Nats per token and the parts they are made of are weighted means of the corpora's. Bits per byte are the mixture's nats over its bytes.
+    The corpora are strata: errors cover the windows within each. `errors` keeps none of its parts.
+    """
+    share_C = np.asarray(shares, np.float64) / sum(shares)
+    tokens = [each.tokens_W for each in measured]
+    nats, error = _ratio_of_mixture([each.nats_W for each in measured], tokens, tokens, share_C)
+    noise = per_byte = byte_error = None
+    if all(result.stderr_noise_nats_per_token is not None for result in results):
+        noise = math.hypot(*(share * result.stderr_noise_nats_per_token for share, result in zip(share_C, results, strict=True)))
+    if all(result.bits_per_byte is not None for result in results):
+        sizes = [each.bytes_W for each in measured]
+        per_byte, byte_error = (
+            value / math.log(2) for value in _ratio_of_mixture([each.nats_W for each in measured], sizes, tokens, share_C)
+        )
+    perplexity = math.exp(nats) if nats < 700 else math.inf
+
+    def mean(name: str) -> float:
+        return float(sum(share * getattr(result, name) for share, result in zip(share_C, results, strict=True)))
+
+    levels = [
+        {**nodes[0], "nats_per_token": float(sum(share * node["nats_per_token"] for share, node in zip(share_C, nodes, strict=True)))}
+        for nodes in zip(*(result.levels for result in results), strict=True)
+    ]
+    return dataclasses.replace(
+        results[0],
+        nats_per_token=nats,
+        stderr_nats_per_token=error,
+        stderr_noise_nats_per_token=noise,
+        bits_per_byte=per_byte,
+        stderr_bits_per_byte=byte_error,
+        perplexity=perplexity,
+        stderr_perplexity=perplexity * error,
+        **{name: mean(name) for name in (f"{part}_nats_per_token" for part in ("diffusion", "prior", "reconstruction"))},
+        tokens=sum(result.tokens for result in results),
+        bytes=None if per_byte is None else sum(result.bytes for result in results),
+        windows=sum(result.windows for result in results),
+        levels=tuple(levels),
+        errors=dict.fromkeys(results[0].errors),
+    )
+
+
+def _ratio_of_mixture(numerators: Sequence, denominators: Sequence, tokens: Sequence, share_C: np.ndarray) -> tuple[float, float]:
+    """(ratio, standard error) of two sums per token of a mixture, from those of the windows of each corpus. Of one corpus that is
+    `ratio_with_error`."""
+    per_token_C = [share / float(tokens_W.sum()) for share, tokens_W in zip(share_C, tokens, strict=True)]
+    top, bottom = (sum(c * float(sum_W.sum()) for c, sum_W in zip(per_token_C, sums, strict=True)) for sums in (numerators, denominators))
+    ratio, variance = top / bottom, 0.0
+    for c, numerator_W, denominator_W, tokens_W in zip(per_token_C, numerators, denominators, tokens, strict=True):
+        residual_W = numerator_W - ratio * denominator_W
+        _, error = ratio_with_error(residual_W, tokens_W)
+        variance += (c * error * float(tokens_W.sum())) ** 2
+    return ratio, math.sqrt(variance) / bottom
 
 
 def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | None]:

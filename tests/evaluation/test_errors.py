@@ -1,11 +1,14 @@
 """The standard error taken apart: each part against what repetition or an exact integral says."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlmjax.diffusion.masked import Masked
 from dlmjax.evaluation.likelihood import Evaluator, _spread
+from dlmjax.evaluation.result import of_mixture
 from tests.evaluation.test_likelihood import batches_of
 from tests.sampling.toy import Law
 
@@ -35,6 +38,40 @@ def test_masks_and_sequences_are_what_repetition_says():
     assert parts["sequences"] == pytest.approx(exact_W.std(ddof=1) / np.sqrt(400), rel=0.15)
     assert np.hypot(parts["masks"], parts["sequences"]) == pytest.approx(results[0].stderr_nats_per_token, rel=1e-6)
     assert parts["levels"] < 4 * parts["levels_stderr"], "three nodes are exact for what the law of three tokens needs, up to noise"
+
+
+def test_a_mixture_is_the_bound_of_text_drawn_from_it():
+    """Each corpus weighs by its share, whatever it has of windows; the error is what repeated choices of the windows scatter by."""
+    rng, shares = np.random.default_rng(1), (3.0, 1.0)
+    evaluator = Evaluator(LAW.process(), LAW.bind, nodes=2)
+    template = evaluator.measure(ONE, batches_of(LAW.texts_NL, 27), byte_lengths_V=np.ones(9, np.int64))
+
+    def drawn():
+        measured = []
+        for windows, nats, size in ((40, 2.0, 3.0), (160, 5.0, 1.5)):
+            tokens_W = rng.integers(6, 12, windows)
+            bytes_W = np.round(tokens_W * size + rng.normal(0, 2, windows)).astype(np.int64)
+            nats_W = tokens_W * nats + 2 * bytes_W * rng.normal(1, 0.3, windows)
+            nats_WJD, zero_W = np.repeat(nats_W, 2).reshape(-1, 2, 1), np.zeros(windows)
+            arrays = dict(window_W=np.arange(windows), nats_WJD=nats_WJD, prior_W=zero_W, reconstruction_WD=zero_W[:, None])
+            measured.append(dataclasses.replace(template, tokens_W=tokens_W, bytes_W=bytes_W, **arrays))
+        return measured, [evaluator.result(each) for each in measured]
+
+    (measured, results), mixed = drawn(), []
+    for _ in range(300):
+        again, found = drawn()
+        mixed.append(of_mixture(found, again, shares))
+    first = of_mixture(results, measured, shares)
+    for name, found in (("nats_per_token", first.nats_per_token), ("diffusion_nats_per_token", first.diffusion_nats_per_token)):
+        assert found == pytest.approx(0.75 * getattr(results[0], name) + 0.25 * getattr(results[1], name), rel=1e-12)
+    sizes = [result.bytes / result.tokens for result in results]
+    assert first.bits_per_byte == pytest.approx(first.nats_per_token / np.log(2) / (0.75 * sizes[0] + 0.25 * sizes[1]), rel=1e-12)
+    for name in ("nats_per_token", "bits_per_byte"):
+        scatter = np.std([getattr(each, name) for each in mixed], ddof=1)
+        assert np.mean([getattr(each, f"stderr_{name}") for each in mixed]) == pytest.approx(scatter, rel=0.15)
+    alone = of_mixture(results[:1], measured[:1], (0.2,))
+    for name in ("nats_per_token", "stderr_nats_per_token", "bits_per_byte", "stderr_bits_per_byte", "tokens", "windows", "bytes"):
+        assert getattr(alone, name) == pytest.approx(getattr(results[0], name), rel=1e-9)
 
 
 def test_one_draw_leaves_masks_and_sequences_together():

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
+from dlmjax.files import parse_json, require_shape
 
 # Leaves that may differ between a run and its continuation without making it another run.
 FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "train.on_nonfinite")
@@ -216,7 +217,9 @@ def telling_lines(path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a file that is read does not decide how this program ends
         file = str(pathlib.Path(path).resolve())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if str(pathlib.Path(frame.filename).resolve()) == file]
         said = str(error)
@@ -224,7 +227,7 @@ def telling_lines(path: str) -> Iterator[None]:
             lines, said = [error.lineno], error.msg
         where = f"{path}, line {lines[-1]}" if lines else path
         said = textwrap.shorten(said, 200, placeholder=" ...")
-        raise InputError(f"{where}: {type(error).__name__}: {said} (--debug shows more)") from error
+        raise InputError(f"{where}: {type(error).__name__}{': ' * bool(said)}{said} (--debug shows more)") from error
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -232,10 +235,12 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     valid = leaves(config)
     for text in overrides:
         name, equals, value = text.partition("=")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"--config.{text!r:.100} holds bytes that are not UTF-8")
         if not equals:
             raise InputError(f"--config.{text} has no value; write --config.{text}=VALUE")
         if name not in valid:
-            raise InputError(f"config has no field {name!r}{nearest(name, valid)}")
+            raise InputError(f"config has no field {name!r:.100}{nearest(name, valid)}")
         section, leaf = (config[name.rpartition(".")[0]] if "." in name else config), name.rpartition(".")[2]
         section[leaf] = _typed(name, value, valid[name])
     check(config)
@@ -262,11 +267,11 @@ def _typed(name: str, text: str, old: Any) -> Any:
     """The text of a flag as the type that the leaf already has."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: thousands of brackets
         value = text
     if isinstance(old, bool):
         if text.lower() not in ("true", "false", "1", "0"):
-            raise InputError(f"config field {name} is a switch; give true or false, not {text!r}")
+            raise InputError(f"config field {name} is a switch; give true or false, not {text!r:.100}")
         return text.lower() in ("true", "1")
     if isinstance(old, tuple):
         if name == WEIGHTS and _is_number(value):
@@ -280,7 +285,7 @@ def _typed(name: str, text: str, old: Any) -> Any:
         return float(value) if abs(value) < 1e308 else math.inf
     if isinstance(old, int) and _is_number(value) and (isinstance(value, int) or value.is_integer()):
         return int(value)
-    raise InputError(f"config field {name} wants {type(old).__name__}, not {text!r}")
+    raise InputError(f"config field {name} wants {type(old).__name__}, not {text!r:.100}")
 
 
 def _is_number(value: Any) -> bool:
@@ -304,18 +309,36 @@ def check(config: ConfigDict) -> None:
     for name, (low, why) in _LOWEST.items():
         if values[name] < low:
             raise InputError(f"config field {name} is {values[name]}; it must be at least {low} ({why})")
-    if values["seed"] > HIGHEST_SEED:
-        raise InputError(f"config field seed is {values['seed']}; it must be at most {HIGHEST_SEED} (32 bits of it are used)")
+    for name, value in values.items():
+        high = _HIGHEST.get(name, 2**31 - 1)
+        if isinstance(value, int) and value > high:
+            raise InputError(f"config field {name} is {_brief(value)}; it must be at most {high}")
     for name, (top, what) in _SHARES.items():
         if not 0 <= values[name] <= 1 or (values[name] == 1 and top == ")"):
             raise InputError(f"{name} is {values[name]}; {what}, in [0, 1{top}")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
-            raise InputError(f"config field {name} is {values[name]!r}; choose one of {', '.join(choices)}")
+            close = difflib.get_close_matches(values[name], choices, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise InputError(f"config field {name} is {values[name]!r:.100}; choose one of {', '.join(choices)}{meant}")
     _check_together(config)
+    _check_calls(config)
 
 
-HIGHEST_SEED = 2**32 - 1
+# Of whole numbers: no size of a run is beyond them, and what is within them overflows nothing before a device says that it is too much.
+_HIGHEST = {
+    "seed": 2**32 - 1,  # so many bits of it are used
+    "data.length": 2**24,
+    "data.batch": 2**24,
+    "model.vocab": 2**24,
+    "model.depth": 2**16,
+    "model.width": 2**20,
+    "model.heads": 2**16,
+    "model.kv_heads": 2**16,
+    "model.head_dim": 2**16,
+    "model.ffn": 2**24,
+    **dict.fromkeys((f"mesh.{axis}" for axis in ("data", "fsdp", "sequence", "tensor")), 2**20),
+}
 _LOWEST = {
     "seed": (0, "a non-negative integer"),
     "data.length": (1, "tokens"),
@@ -380,13 +403,13 @@ def _check_together(config: ConfigDict) -> None:
     if data.batch % train.accumulation:
         raise InputError(f"data.batch ({data.batch}) does not divide into train.accumulation ({train.accumulation}) microbatches")
     if not all(_is_number(weight) and 0 < weight < math.inf for weight in data.weights):
-        raise InputError(f"data.weights is {data.weights}; give positive numbers, as in --config.data.weights=0.25,0.75")
+        raise InputError(f"data.weights is {data.weights!s:.100}; give positive numbers, as in --config.data.weights=0.25,0.75")
     if data.weights and len(data.weights) != len(data.paths):
         raise InputError(f"data.weights has {len(data.weights)} entries for {len(data.paths)} data.paths; give one for each, or none")
     if config.optimizer.eps <= 0:
         raise InputError(f"optimizer.eps is {config.optimizer.eps}; it must be positive: gradients that are zero are divided by it")
     if not all(isinstance(path, str) for path in data.paths):
-        raise InputError(f"data.paths is {data.paths}; give the names of directories")
+        raise InputError(f"data.paths is {data.paths!s:.100}; give the names of directories")
     _portions(data.paths)
     if [axis for axis in mesh.values() if axis == 0 or axis < -1] or list(mesh.values()).count(-1) > 1:
         raise InputError(f"mesh sizes are positive, and at most one is -1 (what is left over), not {dict(mesh)}")
@@ -425,6 +448,30 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
         f"{config.train.steps}: what it leads to would never be trained; raise --config.train.steps above {process.curriculum_end}, or "
         f'pass --config.process.name="{shorter}"'
     )
+
+
+def _check_calls(config: ConfigDict) -> None:
+    """What is written as a name, or as a name with values: processes, schedules, times, weightings, families, time inputs."""
+    # Here, because they import jax, which takes a second that --help need not wait.
+    from dlmjax.diffusion.registry import check_call, check_process
+    from dlmjax.models.families import model_spec
+
+    process = config.process
+    for name, check_one in (
+        ("schedule", lambda: check_call("schedule", process.schedule)),
+        ("name", lambda: check_process(process.name, process.schedule)),
+        ("times", lambda: check_call("times", process.times)),
+        ("weighting", lambda: process.weighting and check_call("weighting", process.weighting)),
+    ):
+        try:
+            check_one()
+        except InputError as error:
+            raise InputError(f"config field process.{name}: {error}") from None
+    model_spec(config.model, vocab=config.model.vocab or 1)
+
+
+def _brief(value: int) -> str:
+    return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -472,7 +519,7 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """Reads what `to_json` wrote. Fields that were added since take their defaults, those of another name since are understood."""
     config = default()
-    for name, value in renamed(json.loads(text)).items():
+    for name, value in renamed(require_shape(parse_json(text), dict)).items():
         if name not in leaves(config):
             raise InputError(f"config.json names the unknown field {name!r}{nearest(name, leaves(config))}")
         section = config[name.rpartition(".")[0]] if "." in name else config

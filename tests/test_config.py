@@ -1,12 +1,18 @@
 """The config tree: few leaves, typed overrides, contradictions refused by name."""
 
+import inspect
 import json
 import math
+import re
 
 import pytest
 
 from dlmjax import config as config_lib
+from dlmjax.__main__ import main
+from dlmjax.diffusion import registry
 from dlmjax.errors import InputError
+from dlmjax.models.families import FAMILIES
+from dlmjax.models.spec import TIME_INPUTS
 
 
 def test_the_tree_stays_small():
@@ -104,7 +110,7 @@ def test_a_file_of_a_config_gives_finite_numbers(value):
     for name, leaf in config_lib.leaves(config).items():
         if isinstance(leaf, float):
             flat = {**config_lib.leaves(config), name: value}
-            with pytest.raises(InputError, match=f"{name} is {value}; it must be a finite number"):
+            with pytest.raises(ValueError, match="not finite"):
                 config_lib.from_json(json.dumps(flat))
 
 
@@ -158,3 +164,134 @@ def test_a_file_that_fails_is_told_in_one_line(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as error:
         config_lib.load(str(tmp_path / "mine.py"))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+# ---- what is written as a name, or as a name with values ---------------------------------------------------------------------------
+
+PLACES = {
+    "process.name": registry.PROCESSES,
+    "process.schedule": registry.SCHEDULES,
+    "process.times": {**registry.TIMES, **registry.WITHIN_ROWS},
+    "process.weighting": registry.WEIGHTINGS,
+    "model.family": FAMILIES,
+    "model.time_input": dict.fromkeys(TIME_INPUTS),
+}
+NAMES = [(leaf, name) for leaf, table in PLACES.items() for name in table]
+
+
+@pytest.mark.parametrize("leaf, name", NAMES)
+def test_a_mistyped_name_is_refused_with_the_right_one(leaf, name):
+    """Before anything is made: launchers load a config and then ask for machines."""
+    for wrong in (name[:-1] + "zq", f"{name[:-1]}zq(foo=1)"):
+        with pytest.raises(InputError) as refused:
+            config_lib.override(config_lib.default(), [f"{leaf}={wrong}"])
+        said = str(refused.value)
+        assert leaf in said and re.search(r"did you mean '\w+'|choose one of", said) and "\n" not in said
+    for wrong in (
+        f"{name}(foo=1)",
+        f"{name}(name=1)",
+        f"{name}(foo=",
+        f"{name}(1)",
+        f"{name}()()",
+        "(" * 5000,
+        f"{name}(x={'[' * 5000})",
+        "",
+    ):
+        if (leaf, wrong) != ("process.weighting", ""):
+            with pytest.raises(InputError, match=leaf.replace(".", r"\.")):
+                config_lib.override(config_lib.default(), [f"{leaf}={wrong}"])
+
+
+def _fields_of(leaf, name):
+    """The values that a text may give to a name, with their types."""
+    table = registry.PROCESSES if leaf == "process.name" else PLACES[leaf]
+    make = registry.LAWS[table[name][0]] if isinstance(table[name], tuple) else table[name]
+    return {field: kind.annotation for field, kind in inspect.signature(make, eval_str=True).parameters.items()}
+
+
+@pytest.mark.parametrize("leaf, name", [(leaf, name) for leaf, name in NAMES if leaf.startswith("process")])
+def test_a_value_of_another_type_is_refused(leaf, name):
+    """Each value of each choice, with words, lists, truth values, None and numbers past the floats: refused, or taken where it may be."""
+    refusals = 0
+    for field, kind in _fields_of(leaf, name).items():
+        for wrong in ("'x'", "['x', 1]", "{}", "True", "None", "1e999", str(10**400), "-1" if kind is int else "-1.5", "0.5", "1j", "b'x'"):
+            try:
+                config_lib.override(config_lib.default(), [f"{leaf}={name}({field}={wrong})"])
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 600
+                refusals += 1
+            else:
+                assert field not in ("vocab", "mask_id", "learned", "counts_V")
+                assert (
+                    wrong in ("-1", "-1.5", "0.5")
+                    or (field, wrong) == ("eps", "None")
+                    or (kind is bool and wrong == "True")
+                    or kind not in (int, float, bool)
+                )
+    assert refusals or not _fields_of(leaf, name)
+
+
+def test_a_number_that_no_run_has_is_refused():
+    """Every whole number of the tree has an end, far below what overflows: a batch of 10**25 windows is told by its field."""
+    for name, value in config_lib.leaves(config_lib.default()).items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            for text in ("1e25", str(10**400), str(2**32)):
+                with pytest.raises(InputError, match=f"{name} is .*at most"):
+                    config_lib.override(config_lib.default(), [f"{name}={text}"])
+
+
+def test_every_text_for_every_leaf_is_taken_or_refused_in_one_line():
+    hostile = (
+        "",
+        " ",
+        "{[]: 1}",
+        "[" * 5000,
+        "-1",
+        "nan",
+        "inf",
+        "1e400",
+        "\u0661",
+        "a\udcff",
+        "x" * 5000,
+        "a(tokens=1__0)",
+        "{}",
+        "()",
+        "None",
+        "\0",
+    )
+    for name in config_lib.leaves(config_lib.default()):
+        for text in hostile:
+            try:
+                config_lib.override(config_lib.default(), [f"{name}={text}"])
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 600, (name, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", '{"seed": "x"}', '{"seed": {"a": 1}}', '{"nosuch": 1}', '{"seed": NaN}', "[" * 10**5, '{"seed": 1, "seed": 2}']
+)
+def test_a_stored_config_that_was_changed_is_refused(text):
+    with pytest.raises((ValueError, TypeError)):  # what opens a run tells the file
+        config_lib.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("import sys\nsys.exit(3)", "line 2: SystemExit: 3"),
+        ("def get_config():\n    raise SystemExit", "line 2: SystemExit "),
+        ("def get_config():\n    raise BaseException('a\\nb')", "line 2: BaseException: a b"),
+        ("import dlmjax.config as c\nc.load(__file__)", "line 2: RecursionError"),
+        ("from missing_package import x", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return get_config()", "line 2: RecursionError"),
+        ("def get_config(", "line 1: SyntaxError"),
+        ("get_config = 3", "has no get_config"),
+        ("def get_config():\n    return {}", "returns dict, not a ConfigDict"),
+    ],
+)
+def test_a_config_file_does_not_decide_how_the_program_ends(tmp_path, capsys, body, said):
+    (tmp_path / "c.py").write_text(body + "\n")
+    assert main(["train", "--config", str(tmp_path / "c.py"), "--workdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and str(tmp_path / "c.py") in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

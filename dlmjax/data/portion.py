@@ -20,7 +20,7 @@ def parse_path(path: str | os.PathLike) -> tuple[str, int | None]:
     found = _FORM.fullmatch(text)
     if not found:
         return text, None
-    if found["name"] != "tokens" or not re.fullmatch(r"[0-9][0-9_]*", found["value"].strip()) or not int(found["value"]):
+    if found["name"] != "tokens" or not re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18}){0,6}", found["value"].strip()) or not int(found["value"]):
         example = f"{found['directory']}(tokens=100000)"
         raise InputError(f"{text}: a corpus takes one value, the tokens of its train split that are read, as in {example}")
     return found["directory"], int(found["value"])

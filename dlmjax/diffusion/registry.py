@@ -1,8 +1,12 @@
 """Names for configs: a process, a schedule, a law of times or a weighting from its name and plain values."""
 
 import ast
+import dataclasses
 import difflib
 import inspect
+import sys
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,6 +93,8 @@ TIMES: dict[str, tuple[str, bool]] = {
 WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyper, "per_block": PerBlock}
 
 # What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
+_INTERNAL = ("learned",)  # what training finds
+_EPS = inspect.Parameter("eps", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
 _COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")
 
 
@@ -127,9 +133,9 @@ def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords):
             return node.func.id, {word.arg: _literal(word.value) for word in node.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: thousands of brackets
         pass
-    raise InputError(f"cannot read {what} {text!r}; write a name, or a name with values, like power(exponent=0.5)")
+    raise InputError(f"cannot read {what} {text!r:.200}; write a name, or a name with values, like power(exponent=0.5)")
 
 
 def as_call(name: str, values: Mapping[str, Any]) -> str:
@@ -153,14 +159,46 @@ def _literal(node: ast.expr) -> Any:
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ast.literal_eval(node)
 
 
+def check_process(text: str, schedule: str = "linear") -> None:
+    """Checks the text of a process, like "hybrid(p_uniform=0.2)", and of its schedule, by what the process is called with: nothing is
+    made, since a process may need facts of a corpus, or hold arrays.
+
+    Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or that is not a person's to give,
+    a schedule for a process that fixes its own.
+    """
+    name, values = parse_call(text, "process")
+    fields = _fields(_lookup("process", name, PROCESSES))
+    given = {field: kind for field, kind in fields.items() if field not in (*_COMMON, *_INTERNAL)}
+    if "schedule" in fields:
+        given.setdefault("eps", _EPS)
+    _check_values(f"process {name}", given, values)
+    of_schedule = parse_call(schedule, "schedule")
+    check_call("schedule", schedule)
+    if "schedule" not in fields and of_schedule != ("linear", {}):
+        raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {schedule!r}")
+
+
+def check_call(kind: str, text: str) -> None:
+    """Makes what the text of a "schedule", "times" or "weighting" describes, which are plain numbers.
+
+    Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or out of its range.
+    """
+    make = {"schedule": make_schedule, "times": make_times, "weighting": make_weighting}[kind]
+    name, values = parse_call(text, kind)
+    if "name" in values:
+        raise InputError(f"{kind} {name} has no value 'name'")
+    make(name, **values)
+
+
 def process_fields(name: str) -> frozenset[str]:
     """Names of the values that a process takes."""
     return frozenset(_fields(_lookup("process", name, PROCESSES)))
 
 
-def make_schedule(name: str, eps: float | None = None, **values: Any) -> schedules.Schedule:
+def make_schedule(name: str, eps: Any = None, **values: Any) -> schedules.Schedule:
     """A schedule by name. `eps` clips alpha to [eps, 1 - eps] (for log_linear and llada it is their own eps); None or 0 = exact ends."""
     make = _lookup("schedule", name, SCHEDULES)
+    _check_values(f"schedule {name}", {"eps": _EPS}, {"eps": eps})
     if eps and "eps" in _fields(make):
         return _build(f"schedule {name}", make, {**values, "eps": eps})
     schedule = _build(f"schedule {name}", make, values)
@@ -189,9 +227,11 @@ def make_weighting(name: str, **values: Any) -> weighting.Weighting:
     return _build(f"weighting {name}", _lookup("weighting", name, WEIGHTINGS), values)
 
 
-def _law(where: str, name: str, values: Mapping[str, Any]) -> times.Law:
+def _law(where: str, name: Any, values: Mapping[str, Any]) -> times.Law:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if name == "mixture" and "parts" in values:
+        if not isinstance(values["parts"], tuple) or not all(isinstance(part, Mapping) for part in values["parts"]):
+            raise InputError(f"{where}: parts requires a list of laws, like [{{'law': 'beta'}}, {{'law': 'power'}}]")
         parts = [dict(part) for part in values["parts"]]
         values["parts"] = tuple(_law(where, part.pop("law", "flat"), part) for part in parts)
     return _build(where, _lookup("law of times", name, LAWS), values)
@@ -205,9 +245,9 @@ def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:
     return schedules.symmetric(value, clip["eps"]) if clip.get("eps") else value
 
 
-def _lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
-    if name not in table:
-        raise InputError(f"unknown {kind} {name!r}{nearest(name, table)}")
+def _lookup(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in table:
+        raise InputError(f"unknown {kind} {name!r:.100}{nearest(str(name), table)}")
     return table[name]
 
 
@@ -218,15 +258,54 @@ def nearest(name: str, valid: Mapping[str, Any]) -> str:
 
 def _fields(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What a dataclass or a function is called with."""
-    return dict(inspect.signature(make).parameters)
+    return dict(inspect.signature(make, eval_str=True).parameters)
 
 
 def _build(where: str, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    fields = _fields(make)
-    for name in values:
+    _check_values(where, _fields(make), values)
+    return make(**values)
+
+
+def _check_values(where: str, fields: Mapping[str, inspect.Parameter], values: Mapping[str, Any]) -> None:
+    """Raises InputError: a value that is no field (with the nearest one), a field that is missing, a plain value of another type."""
+    for name, value in values.items():
         if name not in fields:
             raise InputError(f"{where} has no value {name!r}" + (nearest(name, fields) if fields else "; it takes none"))
+        kind = fields[name].annotation
+        if isinstance(value, _PLAIN) and not _fits(value, kind):
+            raise InputError(f"{where}: {name} requires {_said(kind)}, not {value!r:.100}")
     missing = [name for name, field in fields.items() if field.default is field.empty and name not in values]
     if missing:
-        raise InputError(f"{where} needs {', '.join(missing)}")
-    return make(**values)
+        raise InputError(f"{where} requires {', '.join(missing)}")
+
+
+# What a text can give. Arrays, schedules and laws come from callers who made them.
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, types.NoneType)
+_WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", types.NoneType: "None"}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of an annotated type; every integer is a number, and no truth value is."""
+    kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
+    if kind in (Any, inspect.Parameter.empty):
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        inner = inner[:1] * len(value) if isinstance(value, tuple | list) and inner[1:] == (...,) else inner
+        return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if kind is int:
+        return type(value) is int and abs(value) < 2**31
+    return type(value) is kind if kind in _WORDS else isinstance(kind, type) and isinstance(value, kind)
+
+
+def _said(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_said, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {_said(typing.get_args(kind)[0]).removeprefix('a ')}s"
+    kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
+    return _WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}, which cannot be written in a text"

@@ -17,7 +17,7 @@ from typing import Any
 
 from dlmjax.diffusion.registry import nearest, parse_call
 from dlmjax.errors import InputError
-from dlmjax.models.spec import ModelSpec
+from dlmjax.models.spec import TIME_FEATURES, TIME_INPUTS, ModelSpec
 
 _LAYER_NORM = dict(qk_norm=False, bias="all", norm="layer", positions="learned")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -42,16 +42,16 @@ def family_fields(text: str) -> dict[str, Any]:
     """
     name, given = parse_call(text, "model.family")
     if name not in FAMILIES:
-        raise InputError(f"model.family={text!r} is unknown{nearest(name, FAMILIES)}")
+        raise InputError(f"model.family={text!r:.100} is unknown{nearest(name, FAMILIES)}")
     fields = FAMILIES[name]
     others = _OF_ROTARY if fields.get("positions") == "learned" else _OF_LEARNED
     valid = {value: None for value in VALUES if value not in others}
     for key, value in given.items():
         if key not in valid:
-            raise InputError(f"model.family={text!r} has no value {key!r}{nearest(key, valid)}")
+            raise InputError(f"model.family={text!r:.100} has no value {key!r}{nearest(key, valid)}")
         kind = type(_DEFAULTS[key])
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise InputError(f"model.family={text!r}: {key} wants {kind.__name__}, not {value!r}")
+            raise InputError(f"model.family={text!r:.100}: {key} wants {kind.__name__}, not {value!r:.100}")
     return {**fields, **given}
 
 
@@ -68,8 +68,12 @@ def model_spec(section: Any, **decided: Any) -> ModelSpec:
     Raises InputError for an unknown family or time input, and for sizes that contradict each other.
     """
     values = dict(section)
-    time_input, of_time = parse_call(values.pop("time_input"))
+    time_input, of_time = parse_call(values.pop("time_input"), "model.time_input")
+    if time_input not in TIME_INPUTS:
+        raise InputError(f"model.time_input={section['time_input']!r:.100} is unknown{nearest(time_input, dict.fromkeys(TIME_INPUTS))}")
     if not of_time.keys() <= {"features"}:
-        raise InputError(f"model.time_input={section['time_input']!r} takes no value but features")
+        raise InputError(f"model.time_input={section['time_input']!r:.100} takes no value but features")
+    if of_time and of_time["features"] not in TIME_FEATURES:
+        raise InputError(f"model.time_input={section['time_input']!r:.100}: features is one of {', '.join(TIME_FEATURES)}")
     values.update(family_fields(values.pop("family")), time_input=time_input, **{f"time_{name}": value for name, value in of_time.items()})
     return ModelSpec(**{**values, **decided})

@@ -11,6 +11,7 @@ import sys
 
 from dlmjax import __version__, flags
 from dlmjax.errors import InputError
+from dlmjax.files import require_path
 from dlmjax.quality import flags as quality
 from dlmjax.scaling import fit_flags
 from dlmjax.scaling import flags as sweep_flags
@@ -101,13 +102,13 @@ def _add_train(command):
     command.add_argument("--config", required=True, metavar="FILE", help="a file with get_config(), such as configs/quickstart.py")
     command.add_argument(
         "--workdir",
-        type=flags.output_folder,
+        type=flags.named_folder,  # launchers read this flag for other machines
         required=True,
         metavar="DIR",
         help="checkpoints, metrics and config of this run; an existing run continues",
     )
-    command.add_argument("--fork", type=flags.input_folder, metavar="DIR", help="start from another run's newest checkpoint, counters kept")
-    command.add_argument("--init", type=flags.input_folder, metavar="DIR", help="start from another run's weights, counters at zero")
+    command.add_argument("--fork", type=flags.named_folder, metavar="DIR", help="start from another run's newest checkpoint, counters kept")
+    command.add_argument("--init", type=flags.named_folder, metavar="DIR", help="start from another run's weights, counters at zero")
     command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
     launch = command.add_argument_group("several processes", "found by itself under Slurm, Open MPI, GKE and on TPU pods")
     launch.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
@@ -438,6 +439,7 @@ def _train_here(arguments, overrides, place, status):
     from dlmjax.parallel.start import joined
     from dlmjax.train import train
 
+    require_path("--workdir", arguments.workdir, "output folder")
     config = config_lib.load(arguments.config, overrides)
     command = shlex.join(
         ["dlmjax", "train", "--config", arguments.config, "--workdir", arguments.workdir, *(f"--config.{o}" for o in overrides)]

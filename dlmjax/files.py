@@ -303,7 +303,8 @@ def flaw_of_path(text: str | os.PathLike, use: str) -> str:
     """Why a path cannot be used, as the end of a sentence that begins with its flag; "" where it can, as far as looking tells.
 
     Args:
-      use: "input file", "input folder", "output file" or "output folder". That an input exists is left to what opens it, which knows what
+      use: "input file", "input folder", "output file", "output folder", or "named folder", which may lie on another machine and is judged
+        by its name alone. That an input exists is left to what opens it, which knows what
         should be there. URLs are left to the storage.
     """
     text = os.fspath(text)
@@ -317,6 +318,8 @@ def flaw_of_path(text: str | os.PathLike, use: str) -> str:
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
         return f"is {_brief(text)!r}; a name takes at most {LONGEST_NAME} bytes and a path {LONGEST_PATH}"
+    if way == "named":
+        return ""
     if kind == "folder" and os.path.exists(text) and not os.path.isdir(text):
         return f"is {text}, a file; name a folder"
     if kind == "file" and os.path.isdir(text):

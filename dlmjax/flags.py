@@ -115,6 +115,7 @@ def _path(use: str, value: str) -> str:
 input_file = functools.partial(_path, "input file")
 input_folder = functools.partial(_path, "input folder")
 output_file = functools.partial(_path, "output file")
+named_folder = functools.partial(_path, "named folder")
 output_folder = functools.partial(_path, "output folder")
 
 

@@ -218,9 +218,11 @@ def test_json_of_the_shape_is_given_back():
         ("  ", "input file", "--x is empty; name a file"),
         ("file", "output folder", "a file; name a folder"),
         ("file", "input folder", "a file; name a folder"),
+        ("", "named folder", "--x is empty; name a folder"),
         ("folder", "output file", "a folder; name a file"),
         ("file/x/y", "output file", "is not a folder"),
         ("a" * 256, "output file", "at most 255 bytes"),
+        ("a" * 256, "named folder", "at most 255 bytes"),
         ("\u20ac" * 86, "input file", "at most 255 bytes"),
         ("a/" * 3000, "output folder", "a path 4095"),
         ("a\0b", "output folder", "control characters"),
@@ -249,4 +251,5 @@ def test_a_path_that_can_be_used_is_given_back(tmp_path, monkeypatch):
         ("\u00e9 1", "input file"),
     ):
         assert require_path("--x", path, use) == path
+    assert require_path("--x", "/mnt/of/another/machine", "named folder") and require_path("--x", "file", "named folder")
     assert require_path("--x", "gs://bucket/" + "a" * 300, "output folder")

@@ -368,3 +368,38 @@ def test_sigterm_goes_on_to_the_command():
     assert child.stdout.readline() == "ready\n"
     child.terminate()
     assert child.communicate(timeout=60)[0] == '{"finished": false}\n' and child.returncode == 75
+
+
+# --- what is refused before a machine is asked for ------------------------------------------------------------------------------------
+
+LAUNCHERS = {
+    "slurm": (slurm, [*CONFIG, "--workdir", "runs/x"]),
+    "kubernetes": (kubernetes, VARIANTS["tpu"]),
+    "tpu_vm": (tpu_vm, ["start", *VM, *ON_BUCKET]),
+}
+MISTYPED = (
+    "process.name=maskd",
+    "process.name=blocks(sice=4)",
+    "process.times=stratfied",
+    "process.schedule=linar",
+    "process.weighting=bund",
+)
+MISTYPED += ("model.family=quen3", "model.time_input=adalin", "optimizer.name=adamv", "process.name=masked(foo=", "data.length=1e25")
+
+
+@pytest.mark.parametrize("leaf", MISTYPED)
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_mistyped_choice_is_refused_before_a_machine_is_asked_for(name, leaf, capsys):
+    launcher, flags = LAUNCHERS[name]
+    with pytest.raises(InputError, match=leaf.partition("=")[0]):
+        launcher.main([*flags, "--dry-run", f"--config.{leaf}"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("flag", ["--workdir=", "--workdir=a\udcff", f"--workdir={'a' * 300}", "--name=", "--max-requeues=1e9"])
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_flag_that_cannot_be_is_refused_before_a_machine_is_asked_for(name, flag, capsys):
+    launcher, flags = LAUNCHERS[name]
+    with pytest.raises(InputError, match=flag.partition("=")[0]):
+        launcher.main([*flags, "--dry-run", flag])
+    assert capsys.readouterr().out == ""

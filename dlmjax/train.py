@@ -21,6 +21,7 @@ from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
 from dlmjax.parallel import Agreement
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
+from dlmjax.parallel.start import connect
 from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, open_parts, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
@@ -67,6 +68,7 @@ def train(
     counts_V = token_counts(config, corpora)
     table_VE = embedding_of(config, workdir)
     parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
+    connect(parts.partition.mesh)
     with sole_writer(workdir):
         claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE, [corpus.fingerprint for corpus in corpora])
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)

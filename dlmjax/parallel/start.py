@@ -1,23 +1,43 @@
 """Several processes become one run: meet at the coordinator, and end together with a clear last line, never in silence."""
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
+from jax._src import distributed  # the key-value store of the coordinator has no public name
 
 from dlmjax.errors import LOST_PEER, InputError, LostPeer
+from dlmjax.parallel.mesh import all_devices
 from dlmjax.place import Place
 
 START_TIMEOUT = 300  # seconds in which all processes must have come
 HEARTBEAT_TIMEOUT = 100  # seconds of silence after which a process counts as lost
 SHUTDOWN_TIMEOUT = 60  # seconds that the first to finish waits for the others
 COLLECTIVES = 4  # that one device of a CPU may have begun and not ended: the threads that XLA lets work on one program
+COMING, GONE, GO = "dlmjax/coming/", "dlmjax/gone/", "dlmjax/go/"  # keys of the coordinator's store, through which processes meet
+POLL_SECONDS = 0.1
 # Beginnings of runtime errors that have nothing to do with a peer.
 OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
+
+@dataclasses.dataclass
+class _Start:
+    """How far this process's start is. timeout: seconds; meeting: its peers wait for it in `connect`, or will."""
+
+    timeout: int = START_TIMEOUT
+    meeting: bool = False
+    meetings: int = 0  # so far
+
+
+_START = _Start()
 
 
 @contextlib.contextmanager
@@ -40,13 +60,77 @@ def joined(
         return
     try:
         _meet(place, start_timeout, heartbeat_timeout)
+        _START.timeout, _START.meeting = start_timeout, True
         yield
         jax.distributed.shutdown()
     except BaseException as error:
         code, lines = _last_words(error, place, step())
         print(lines, file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if _START.meeting:
+            with contextlib.suppress(Exception):  # who is not told waits until the timeout
+                distributed.global_state.client.key_value_set(f"{GONE}{jax.process_index()}", lines.splitlines()[-1])
         os._exit(code)
+
+
+def connect(mesh: jax.sharding.Mesh) -> None:
+    """Opens the connections between the processes' CPU devices that collective operations over `mesh` need; every process calls it once.
+
+    Gloo opens those of a group of devices at their first operation, and gives up when not all have come to it within 30 seconds, which
+    no option changes: on a busy machine two processes read their corpora and compile further apart than that. So all wait here, up to
+    the start timeout, with a program ready that has an operation for each group; then no later program opens any. Elsewhere than on
+    CPUs, and in a process alone, there is nothing to do.
+
+    Raises:
+      LostPeer: a process has ended, or has not come within the start timeout.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    programs = [_sums(mesh), _sums(all_devices())]
+    _wait_for_all(distributed.global_state.client)
+    _START.meeting = False
+    for program, ones in programs:
+        jax.block_until_ready(program(ones))
+
+
+def _sums(mesh: jax.sharding.Mesh) -> tuple:
+    """A compiled program with one sum over each set of the mesh's axes, and its argument."""
+    names = [name for name, size in mesh.shape.items() if size > 1]
+    groups = [group for n in range(1, len(names) + 1) for group in itertools.combinations(names, n)]
+    every = jax.P(tuple(mesh.axis_names))
+
+    def sums(one):
+        return [jax.lax.psum(one, group) for group in groups]
+
+    program = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=every, out_specs=every))
+    ones = jax.jit(lambda: jnp.ones(mesh.size), out_shardings=jax.NamedSharding(mesh, every))()
+    return program.lower(ones).compile(), ones
+
+
+def _wait_for_all(client) -> None:
+    """Returns when every process has called it. The first looks for the others, and tells them what it found."""
+    count, limit = jax.process_count(), f"within {_START.timeout} s; give more time with --start-timeout"
+    deadline, _START.meetings = time.monotonic() + _START.timeout, _START.meetings + 1
+    coming, go = f"{COMING}{_START.meetings}/", f"{GO}{_START.meetings}"
+    client.key_value_set(f"{coming}{jax.process_index()}", "")
+    if jax.process_index() > 0:
+        try:
+            answer = client.blocking_key_value_get(go, _START.timeout * 1000)
+        except jax.errors.JaxRuntimeError as error:
+            raise LostPeer(f"not all of {count} processes came to their first operation {limit} ({_first_line(error)})") from error
+    else:
+        while True:
+            come = len(client.key_value_dir_get(coming))
+            gone = [said for _, said in client.key_value_dir_get(GONE)]
+            late = f"{come} of {count} processes came to their first operation {limit}" if time.monotonic() > deadline else ""
+            answer = gone[0] if gone else late
+            if answer or come == count:
+                break
+            time.sleep(POLL_SECONDS)
+        client.key_value_set(go, answer)
+    if answer:
+        time.sleep(1)  # the answer goes out before the coordinator ends with this process
+        raise LostPeer(f"not all processes started: {answer.removeprefix('dlmjax: ')}")
 
 
 def make_room(alone: bool = False) -> None:

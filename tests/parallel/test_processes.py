@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -19,21 +20,25 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 port, process = sys.argv[1], int(sys.argv[2])
-from dlmjax.parallel.start import make_room
+from jax._src import distributed
+from dlmjax.parallel.start import connect, make_room
 make_room()
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, heartbeat_timeout_seconds=10)
 from dlmjax.models import Execution, build_network
 from dlmjax.parallel import Partition, make_mesh
 from tests.models import tiny
+opened = lambda: [key for key, _ in distributed.global_state.client.key_value_dir_get_bytes("cpu:gloo/")]
 turns = [device for pair in zip(jax.devices()[:4], jax.devices()[4:]) for device in pair]  # as hosts lie on a torus
 for sizes in [(4, 2, 1, 1), (1, 2, 2, 2), (1, 1, 1, 8), (8, 1, 1, 1)]:
     partition = Partition(make_mesh(*sizes, devices=turns if sizes[0] == 8 else None))
+    connect(partition.mesh)
+    connections = set(opened())
     rows = list(partition.rows_of_host(tiny.BATCH))
     batch = partition.put_batch({name: value[rows] for name, value in tiny.batch().items()})
     network = build_network(tiny.spec(heads=8, kv_heads=8, ffn=64), Execution(head_chunk=3), partition)
     params = jax.jit(network.init, out_shardings=partition.tree(network.axes))(jax.random.key(0))
     loss = jax.jit(lambda p, b, k: tiny.loss_of(network)(p, b, k)[0])(params, batch, jax.random.key(7))
-    print("RESULT", *sizes, rows[0], rows[-1] + 1, batch["tokens"].shape[0], float(loss), flush=True)
+    print("RESULT", *sizes, rows[0], rows[-1] + 1, batch["tokens"].shape[0], float(loss), len(connections), len(set(opened()) - connections), flush=True)
 """
 
 
@@ -43,19 +48,34 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.timeout(300)
-def test_two_processes_equal_one():
+def both(program, timeout=280):
+    """The program in two processes, its arguments the coordinator's port and the rank: (exit code, standard output, standard error) of each."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     port = str(free_port())
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, port, str(n)], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for n in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", program, port, str(rank)],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
     ]
     try:
-        outputs = [worker.communicate(timeout=280)[0] for worker in workers]
+        spoken = [worker.communicate(timeout=timeout) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
+    return [(worker.returncode, *texts) for worker, texts in zip(workers, spoken, strict=True)]
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_equal_one():
+    ends = both(WORKER)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    outputs = [out for _, out, _ in ends]
     results = [[line.split()[1:] for line in output.splitlines() if line.startswith("RESULT")] for output in outputs]
     assert [len(r) for r in results] == [4, 4]
     network = build_network(tiny.spec(heads=8, kv_heads=8, ffn=64), Execution())
@@ -67,4 +87,49 @@ def test_two_processes_equal_one():
         assert rows == {(1, 1, 1, 8): [(0, 8), (0, 8)], (8, 1, 1, 1): [(0, 7), (1, 8)]}.get(sizes, [(0, 4), (4, 8)])
         for line in lines:
             assert int(line[6]) == tiny.BATCH
+            # `connect` has opened them all: a later one would wait for a slower process for 30 seconds only.
+            assert int(line[8]) > 0 and int(line[9]) == 0
             np.testing.assert_allclose(float(line[7]), want, rtol=1e-5)
+
+
+START = """
+import sys, time
+from dlmjax.errors import InputError
+from dlmjax.parallel import any_process, make_mesh
+from dlmjax.parallel.start import connect, joined
+from dlmjax.place import Place
+rank = int(sys.argv[2])
+with joined(Place("flags", 2, rank, "127.0.0.1:" + sys.argv[1]), lambda: -1, start_timeout={timeout}):
+    if rank == {late}:
+        time.sleep({seconds})
+        {then}
+    connect(make_mesh())
+    print("RESULT", any_process(rank == 1), flush=True)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_process_that_fails_before_the_first_operation_ends_the_other_at_once(late):
+    began = time.monotonic()
+    ends = both(START.format(timeout=200, late=late, seconds=1, then="raise InputError('the corpus is not here')"))
+    assert time.monotonic() - began < 60  # neither the start timeout nor the heartbeat's
+    assert ends[late][0] == 2 and "the corpus is not here" in ends[late][2]
+    code, out, err = ends[1 - late]
+    if late == 1:  # with the first process goes the coordinator: the runtime ends the other
+        assert code == 75 and "the corpus is not here" in err.splitlines()[-1] and "process 1 of 2" in err.splitlines()[-1], err
+    assert code != 0 and "RESULT" not in out
+
+
+def test_a_process_that_comes_too_late_is_not_waited_for():
+    ends = both(START.format(timeout=5, late=1, seconds=8, then=""))
+    code, _, err = ends[0]
+    assert code == 75 and "1 of 2 processes came to their first operation within 5 s; give more time with --start-timeout" in err, err
+    assert ends[1][0] != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_process_may_come_later_than_gloo_waits(late):
+    """Gloo gives a group's first operation 30 seconds."""
+    ends = both(START.format(timeout=200, late=late, seconds=35, then=""))
+    assert [(code, "RESULT True" in out) for code, out, _ in ends] == [(0, True)] * 2, ends

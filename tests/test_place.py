@@ -1,5 +1,7 @@
 """What a launcher's environment says about a process: every launcher, and every way to say half of it."""
 
+import re
+
 import pytest
 
 from dlmjax import place
@@ -53,11 +55,24 @@ def test_slurm_with_one_task_a_node_gives_it_every_device():
 
 
 def test_slurm_with_several_tasks_a_node_gives_each_its_own():
-    found = find({**SLURM, "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"})
-    assert (found.processes, found.process, found.local_device) == (4, 3, 1)
+    four = {**SLURM, "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+    for counts in ({"SLURM_NTASKS": "4"}, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "8"}):  # the step's count, not the job's
+        found = find({**four, **counts})
+        assert (found.processes, found.process, found.local_device) == (4, 3, 1)
 
 
-@pytest.mark.parametrize("change", [{"SLURM_NTASKS": "1"}, {"SLURM_STEP_NODELIST": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SLURM_NTASKS": "1"},
+        {"SLURM_STEP_NODELIST": None},
+        {"SLURM_STEP_ID": None},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"},  # srun -n1 in a job of four tasks
+        {"SLURM_STEP_ID": "4294967290", "SLURM_NTASKS": "4"},  # the shell that salloc starts as a step
+        {"SLURM_STEP_ID": "4294967291", "SLURM_NTASKS": "4"},  # the batch script
+    ],
+    ids=str,
+)
 def test_slurm_without_a_step_of_several_tasks_is_one_process(change):
     """A batch script, or a shell of salloc, carries the job's variables: waiting for peers there would be for ever."""
     environ = {name: value for name, value in {**SLURM, **change}.items() if value is not None}
@@ -66,7 +81,15 @@ def test_slurm_without_a_step_of_several_tasks_is_one_process(change):
 
 @pytest.mark.parametrize(
     "nodes, first",
-    [("a1", "a1"), ("a1,b2", "a1"), ("a[007-9,12],b", "a007"), ("a[3,5-7]", "a3"), ("a[1-2]-ib", "a1-ib"), ("n-1", "n-1")],
+    [
+        ("a1", "a1"),
+        ("a1,b2", "a1"),
+        ("a[007-9,12],b", "a007"),
+        ("a[3,5-7]", "a3"),
+        ("a[1-2]-ib", "a1-ib"),
+        ("n-1", "n-1"),
+        ("r[1,3]n[05-9],b", "r1n05"),
+    ],
 )
 def test_the_first_node_of_a_list(nodes, first):
     assert first_node(nodes) == first
@@ -113,6 +136,87 @@ def test_a_tpu_vm_asks_its_metadata(monkeypatch):
 def test_half_a_place_is_refused(flags, said):
     with pytest.raises(InputError, match=said):
         find({}, **flags)
+
+
+GKE = {
+    "TPU_WORKER_HOSTNAMES": "w-0.tpu,w-1.tpu",
+    "TPU_WORKER_ID": "1",
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_SLICE_ID": "1",
+}
+LAUNCHERS = {
+    "ours": OURS,
+    "slurm": {**SLURM, "SLURM_STEP_NUM_TASKS": "2"},
+    "open_mpi": OPEN_MPI,
+    "gke": GKE,
+    "tpu": {**GKE, "TPU_PROCESS_ADDRESSES": "10.0.0.1:8476,10.0.0.2:8476"},
+}
+ODD = ["abc", "-1", "2(x3),1", "1.5", "1e3", "0x2", "1_0", "\u0663", "9" * 30, "a b", ",", "a,,b", "[", "a["]
+COUNTED = {
+    "DLMJAX_PROCESS": "DLMJAX_PROCESSES",
+    "SLURM_PROCID": "SLURM_STEP_NUM_TASKS",
+    "SLURM_LOCALID": "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "OMPI_COMM_WORLD_SIZE",
+    "MEGASCALE_SLICE_ID": "MEGASCALE_NUM_SLICES",
+}
+EACH = [pytest.param(launcher, name, id=f"{launcher}-{name}") for launcher, environ in LAUNCHERS.items() for name in environ]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_tells_a_place(launcher):
+    assert not find(LAUNCHERS[launcher]).alone
+
+
+@pytest.mark.parametrize("launcher, name", EACH)
+def test_an_odd_variable_is_refused_by_name_or_decides_nothing(launcher, name):
+    """A host's name may be odd, and of some variables only the number of hosts is used; all else is a line that says which."""
+    environ = LAUNCHERS[launcher]
+    for value in ODD:
+        try:
+            found = find({**environ, name: value})
+        except InputError as error:
+            assert (name in str(error) or "coordinator" in str(error)) and "\n" not in str(error)
+        else:
+            assert re.search("NODELIST|COORDINATOR|HOSTNAMES|ADDRESSES|uri|NUM_NODES", name) or found == find(environ), (value, found)
+            assert found.processes == 0 or 0 <= found.process < found.processes
+
+
+@pytest.mark.parametrize("launcher, name", EACH)
+def test_a_variable_set_to_nothing_is_not_set(launcher, name):
+    environ = LAUNCHERS[launcher]
+    without = {other: value for other, value in environ.items() if other != name}
+    assert _outcome({**environ, name: ""}) == _outcome({**environ, name: "  "}) == _outcome(without)
+
+
+def _outcome(environ):
+    try:
+        return find(environ)
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_variables_set_to_nothing_are_one_process(launcher):
+    assert find(dict.fromkeys(LAUNCHERS[launcher], "")) == Place()
+
+
+@pytest.mark.parametrize("name", [name for environ in LAUNCHERS.values() for name in environ if name in COUNTED])
+def test_a_rank_is_below_its_count(name):
+    environ = next(environ for environ in LAUNCHERS.values() if name in environ)
+    with pytest.raises(InputError, match=name):
+        find({**environ, name: environ[COUNTED[name]]})
+
+
+def test_more_workers_than_the_list_names_are_refused():
+    with pytest.raises(InputError, match="TPU_WORKER_ID='2'"):
+        find({**GKE, "TPU_WORKER_ID": "2"})
+
+
+@pytest.mark.parametrize("coordinator", ["h:0", "h:65536", "h:99999", ":1", "h", "a b:1"])
+def test_a_coordinator_has_a_host_and_a_port(coordinator):
+    with pytest.raises(InputError, match="not HOST:PORT"):
+        find({**OURS, "DLMJAX_COORDINATOR": coordinator})
 
 
 def test_variables_that_are_no_numbers_are_refused():

@@ -153,6 +153,8 @@ def make_room(alone: bool = False) -> None:
 
 def _meet(place: Place, start_timeout: int, heartbeat_timeout: int) -> None:
     named = place.processes > 0  # else the TPU runtime tells
+    for name in [name for name in os.environ if name.startswith(("TPU_", "MEGASCALE_")) and not os.environ[name].strip()]:
+        del os.environ[name]  # set to nothing it is not set, which jax and the runtime do not know
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -164,6 +166,8 @@ def _meet(place: Place, start_timeout: int, heartbeat_timeout: int) -> None:
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the variables of {place.found} do not start a run of several processes: {_first_line(error)}") from error
     except RuntimeError as error:
         raise LostPeer(
             f"not all of {place.processes or 'the'} processes met at {place.coordinator or 'the coordinator'} within {start_timeout} s "

@@ -38,7 +38,8 @@ for sizes in [(4, 2, 1, 1), (1, 2, 2, 2), (1, 1, 1, 8), (8, 1, 1, 1)]:
     network = build_network(tiny.spec(heads=8, kv_heads=8, ffn=64), Execution(head_chunk=3), partition)
     params = jax.jit(network.init, out_shardings=partition.tree(network.axes))(jax.random.key(0))
     loss = jax.jit(lambda p, b, k: tiny.loss_of(network)(p, b, k)[0])(params, batch, jax.random.key(7))
-    print("RESULT", *sizes, rows[0], rows[-1] + 1, batch["tokens"].shape[0], float(loss), len(connections), len(set(opened()) - connections), flush=True)
+    later = set(opened()) - connections
+    print("RESULT", *sizes, rows[0], rows[-1] + 1, batch["tokens"].shape[0], float(loss), len(connections), len(later), flush=True)
 """
 
 
@@ -49,7 +50,10 @@ def free_port():
 
 
 def both(program, timeout=280):
-    """The program in two processes, its arguments the coordinator's port and the rank: (exit code, standard output, standard error) of each."""
+    """(exit code, standard output, standard error) of each of two processes.
+
+    program: its arguments are the coordinator's port and the rank.
+    """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     port = str(free_port())
     workers = [

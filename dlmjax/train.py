@@ -40,8 +40,11 @@ from dlmjax.training import (
     make_train_step,
     peak_flops,
 )
+from dlmjax.training import read as read_metrics
+from dlmjax.training.metrics import FILE as METRICS
 
 logger = logging.getLogger("dlmjax")
+WORSE = 2.0  # a loss of so many times the first one is that of a run that diverged; another phase of a curriculum is no such jump
 OnStep = Callable[[int], object]
 
 
@@ -61,7 +64,7 @@ def train(
       InputError: bad config, corpus or workdir; a full disk; Diverged: a loss that is not finite under train.on_nonfinite="stop".
     """
     # --- 1. What we are told: config, corpus, process, mesh ------------------------------------------------------------------
-    began, workdir = time.time(), pathlib.Path(workdir)
+    began, workdir = time.perf_counter(), pathlib.Path(workdir)
     config_lib.check(config)
     keep_freed_memory()
     corpora = open_corpora(config, "train")
@@ -94,7 +97,9 @@ def train(
             Progress(steps, initial=start) as progress,
             jax.transfer_guard("disallow"),
         ):
-            log = _Log(parts, writer, progress, meta.get("pending", []), Goodput(workdir, start, began))
+            log = _Log(
+                parts, writer, progress, meta.get("pending", []), Goodput(workdir, start, time.time() - (time.perf_counter() - began))
+            )
             for step in range(start, steps):
                 if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
                     train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
@@ -120,8 +125,24 @@ def train(
                 if last_here:
                     break
             say(log.account(done))
-        say(f"trained {steps} steps into {workdir}" if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
-        return _result(config, workdir, done, meta, finished=last)
+        went_wrong = _diverged(workdir) if last else ""
+        ended = f"diverged: {went_wrong}; its {steps} steps are in {workdir}" if went_wrong else f"trained {steps} steps into {workdir}"
+        say(ended if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
+        return {**_result(config, workdir, done, meta, finished=last), "diverged": went_wrong}
+
+
+def _diverged(workdir: pathlib.Path) -> str:
+    """Why what a run ended with is no training, by its metrics: no step of the last line was taken, or the loss there is WORSE times that
+    of the first. Empty where it is.
+    """
+    lines = read_metrics(workdir / METRICS, "train") if (workdir / METRICS).is_file() else []
+    losses = [line.get("loss") for line in lines]
+    if losses and losses[-1] is None:
+        return f"no step of the last line of metrics was taken, {lines[-1].get('skipped_total', 0):,.0f} in all were skipped"
+    first = next((loss for loss in losses if loss is not None), None)
+    if first is not None and losses[-1] > WORSE * first > 0:
+        return f"the loss is {losses[-1]:.4g} and was {first:.4g} in the first line of metrics"
+    return ""
 
 
 def _save(checkpoints: Checkpoints, state: dict, log: "_Log", meta: dict, wait: bool) -> dict:
@@ -168,7 +189,7 @@ class _Log:
         data, self._every = parts.config.data, parts.config.log.every
         tokens = data.batch * data.length
         self.throughput = Throughput(tokens, jax.device_count(), parts.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind))
-        self.window = Window(report=parts.objective.report)
+        self.window, self._told = Window(report=parts.objective.report), parts.objective.told
         self.window.restore(pending)
         self.summary = Summary({}, [], False)
         self.goodput = goodput
@@ -206,7 +227,7 @@ class _Log:
         self._timed = 0
         self._writer.scalars(step + 1, "train", {**self.summary.values, **rates})
         speed = {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
-        self._progress.update(1, {"loss": self.summary.values.get("loss", float("nan")), **speed})
+        self._progress.update(1, {**self._told(self.summary.values), **speed})
         for bad in self.summary.bad:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
         return self.summary
@@ -319,7 +340,7 @@ class _HeldOut:
         self._found, self._bytes = self._cut(found), parts.tokenizer.byte_lengths_V
         self._evaluator = parts.evaluator(nodes=parts.config.log.nodes)
 
-    def _cut(self, found: Sequence[tuple]) -> list[tuple[str, EvalWindows, float]]:
+    def _cut(self, found: Sequence[tuple]) -> list[tuple[str, EvalWindows, float | int]]:
         """Of each corpus as many windows as its share of all that are wanted, at least the two of which an error can be told."""
         data, wanted, whole = self._parts.config.data, self._parts.config.log.evaluate_windows, sum(share for _, _, share in found)
         least = min(wanted, 2)

@@ -26,7 +26,7 @@ from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import Grid, bounds
 from dlmjax.parallel.host import sole_writer
 from dlmjax.run import claim_workdir, open_run
-from dlmjax.train import train
+from dlmjax.train import _diverged, train
 from dlmjax.training import TIMING, Checkpoints, read
 
 STEPS = 12
@@ -102,7 +102,8 @@ def test_a_run_learns_and_says_so(whole):
     assert held_out[1]["stderr_bits_per_byte"] > 0
     assert any(name.startswith("level_") for name in lines(workdir, "train")[0])
     last = json.loads(done.stdout.splitlines()[-1])
-    assert last["step"] == STEPS and last["finished"] and last["workdir"] == str(workdir)
+    assert last["step"] == STEPS and last["finished"] and last["workdir"] == str(workdir) and last["diverged"] == ""
+    assert re.search(rf"train {STEPS}/{STEPS}, 00:00 left, bound [\d.]+ nats/token, tokens/s/device", done.stderr)
     assert "warning" not in done.stderr.lower(), done.stderr
 
 
@@ -297,8 +298,17 @@ def test_a_run_that_diverged_can_go_on_wherever_it_was_saved(whole, tmp_path):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest() == checkpoints.meta()["step"] == step < STEPS
     with said() as out:
-        assert train(config_lib.load(str(file), [*leaves, "train.on_nonfinite=skip"]), str(workdir))["step"] == STEPS
+        result = train(config_lib.load(str(file), [*leaves, "train.on_nonfinite=skip"]), str(workdir))
     assert f"resuming at step {step}" in out.getvalue()
+    assert result["step"] == STEPS and "no step of the last line of metrics was taken" in result["diverged"]
+    assert f"diverged: {result['diverged']}" in out.getvalue() and "trained" not in out.getvalue()
+
+
+@pytest.mark.parametrize(("losses", "word"), [((4.0, 7.9), ""), ((4.0, 2.0, 8.1), "8.1 and was 4"), ((None, 4.0, 9.0), "9"), ((), "")])
+def test_a_loss_far_above_the_first_is_no_training(tmp_path, losses, word):
+    lines = [json.dumps({"step": step, "kind": "train", "loss": loss}) for step, loss in enumerate(losses)]
+    (tmp_path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    assert word in _diverged(tmp_path) and bool(_diverged(tmp_path)) == bool(word)
 
 
 def test_a_step_is_compiled_once(whole, tmp_path):

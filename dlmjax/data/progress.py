@@ -25,26 +25,26 @@ class Progress:
         self._bar = tqdm(
             total=total, desc=what, unit=unit, unit_scale=True, file=sys.stderr, disable=show is False or not terminal, leave=True
         )
-        self._begin = self._said = time.monotonic()
-        self._first: int | None = None
+        self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first count came, and which
         self._now = 0
 
     def reach(self, value: int) -> None:
         """Sets the count (never back)."""
-        self._first = value if self._first is None else self._first
         value = max(value, self._now)
+        if self._first is None:
+            self._first = time.monotonic(), value
+            self._bar.unpause()  # the bar's clock begins here, too
+            self._bar.initial = self._bar.last_print_n = value
         self._bar.update(value - self._now)
         self._now = value
         if self._lines and time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            elapsed = self._said - self._begin
-            left = elapsed * (self.total - value) / max(1, value - self._first)
-            scaled = tqdm.format_sizeof
-            print(
-                f"{self.what}: {scaled(value)} of {scaled(self.total)}{self.unit}, {tqdm.format_interval(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            (begin, first), scaled = self._first, tqdm.format_sizeof
+            # Until a second count comes, nobody knows how fast they come.
+            left = (self._said - begin) * (self.total - value) / (value - first) if value > first else None
+            clock = "" if left is None else f", {tqdm.format_interval(left)} left"
+            print(f"{self.what}: {scaled(value)} of {scaled(self.total)}{self.unit}{clock}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

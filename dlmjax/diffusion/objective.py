@@ -208,6 +208,15 @@ class Objective:
                 report[f"level_{(i + 0.5) / LEVELS:.2f}"] = float(nats) / float(count)
         return report | {name: float(total) / tokens for name, total in parts.items() if name.startswith(WATCHED)}
 
+    def told(self, report: Mapping[str, float]) -> dict[str, str]:
+        """What a line for people says of `report`: the bound first, and what is trained, by its name, where that is something else."""
+        if (nats := report.get("nelbo", report.get("partial_nelbo"))) is None:
+            return {"loss": "nan"}
+        shown = {"bound" if self.is_bound else "loss (no bound)": f"{nats:.4g} nats/token"}
+        if not self.weighting.is_bound:
+            shown["trained"] = f"{self.weighting.name} {report[f'loss_{self.weighting.name}_not_a_bound']:.4g}"
+        return shown
+
 
 def nats_at(
     process: Process,

@@ -123,7 +123,7 @@ def ratio_with_error(numerator_W: np.ndarray, denominator_W: np.ndarray) -> tupl
     return ratio, math.sqrt(windows / (windows - 1) * float(np.sum(residual_W**2))) / total
 
 
-def of_mixture(results: Sequence[LikelihoodResult], measured: Sequence[Measured], shares: Sequence[float]) -> LikelihoodResult:
+def of_mixture(results: Sequence[LikelihoodResult], measured: Sequence[Measured], shares: Sequence[float | int]) -> LikelihoodResult:
     """The likelihood of text drawn from several corpora, each token from corpus c with probability `shares[c]`.
 
     Nats per token and the parts they are made of are weighted means of the corpora's. Bits per byte are the mixture's nats over its bytes.

@@ -70,14 +70,18 @@ class Throughput:
 
 
 class Progress:
-    """A bar with the time left on stderr; one line per `every` seconds where stderr is not a terminal. The first process speaks for all."""
+    """A bar with the time left on stderr; one line per `every` seconds where stderr is not a terminal. The first process speaks for all.
+
+    The time left follows from the steps after the first, which compiles.
+    """
 
     def __init__(self, total: int, initial: int = 0, desc: str = "train", every: float = 30.0):
         self._first = jax.process_index() == 0
         self._live = sys.stderr.isatty() and self._first
         self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, unit="step", dynamic_ncols=True, disable=not self._live)
-        self._total, self._done, self._initial, self._desc, self._every = total, initial, initial, desc, every
-        self._start = self._said = time.monotonic()
+        self._total, self._done, self._desc, self._every = total, initial, desc, every
+        self._said = time.monotonic()
+        self._timed: tuple[float, int] | None = None  # when the first step was done, and the steps until then
         self._values = ""
 
     def __enter__(self) -> "Progress":
@@ -86,19 +90,31 @@ class Progress:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def update(self, steps: int = 1, values: dict[str, float] | None = None) -> None:
-        """Moves on by `steps`; `values` are shown beside the bar until the next ones."""
+    def update(self, steps: int = 1, values: dict[str, float | str] | None = None) -> None:
+        """Moves on by `steps`; `values`, numbers or numbers with their units, are shown beside the bar until the next ones."""
         self._done += steps
         if values is not None:
-            self._values = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._values = ", ".join(
+                f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in values.items()
+            )
             self._bar.set_postfix_str(self._values, refresh=False)
-        self._bar.update(steps)
         now = time.monotonic()
+        if self._timed is None:
+            self._timed = now, self._done
+            self._bar.unpause()  # the bar's clock begins here, too
+            self._bar.initial = self._bar.last_print_n = self._done
+        self._bar.update(steps)
         if not self._live and (now - self._said >= self._every or self._done == self._total):
             self._said = now
-            rest = (now - self._start) / max(self._done - self._initial, 1) * (self._total - self._done)
-            clock = tqdm.tqdm.format_interval(rest)
-            self._say(f"{self._desc} {self._done}/{self._total}, {clock} left, {self._values}".rstrip(", "))
+            self._say(", ".join(filter(None, (f"{self._desc} {self._done}/{self._total}", self._left(now), self._values))))
+
+    def _left(self, now: float) -> str:
+        """The time left; nothing where no step was timed yet."""
+        since, done = self._timed
+        if self._done == done < self._total:
+            return ""
+        rest = (now - since) / max(self._done - done, 1) * (self._total - self._done)
+        return f"{tqdm.tqdm.format_interval(rest)} left"
 
     def write(self, text: str) -> None:
         """A line above the bar."""

@@ -159,6 +159,19 @@ def test_weightings_change_what_is_trained_and_not_what_is_reported(schedule, we
         assert float(total) != pytest.approx(float(bound), rel=1e-3)
 
 
+def test_people_are_told_the_bound_first_and_what_is_trained_by_its_name():
+    for objective, names in (
+        (Objective(Masked(VOCAB, MASK)), ["bound"]),
+        (Objective(Masked(VOCAB, MASK), weighting=CrossEntropy()), ["bound", "trained"]),
+        (Objective(Masked(VOCAB, MASK), prompt=0.5, weighting=CrossEntropy()), ["loss (no bound)", "trained"]),
+    ):
+        report = objective.report(objective(Bigram(WEIGHT), BATCH, KEY, ROWS)[1])
+        told = objective.told(report)
+        assert list(told) == names and told[names[0]] == f"{report.get('nelbo', report.get('partial_nelbo')):.4g} nats/token"
+        assert "trained" not in told or told["trained"] == f"cross_entropy {report['loss_cross_entropy_not_a_bound']:.4g}"
+    assert objective.told({"skipped": 3.0}) == {"loss": "nan"}
+
+
 @pytest.mark.parametrize("weighting", [InverseRate(), CrossEntropy(), Capped()], ids=lambda w: w.name)
 def test_factors_stay_finite_at_the_ends(weighting):
     t, x = jnp.asarray([0.0, 1e-12, 0.5, 1.0]), jnp.asarray([0, 1, 2, 0])

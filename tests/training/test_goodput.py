@@ -47,3 +47,35 @@ def test_the_clock_of_one_life(tmp_path):
 def test_a_damaged_account_is_begun_anew(tmp_path):
     (tmp_path / FILE).write_text('{"starts": [')
     assert Goodput(tmp_path, 0, time.time()).shares()["starts"] == 1
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_a_clock_that_is_set_within_a_start_changes_nothing(tmp_path, monkeypatch, jump):
+    goodput, now = Goodput(tmp_path, 0, time.time() - 1.0), time.time
+    goodput.stepped(1)
+    monkeypatch.setattr(time, "time", lambda: now() + jump)
+    time.sleep(0.05)
+    goodput.stepped(2)
+    found = goodput.shares()
+    assert 1.05 <= found["wall"] < 60 and 0.05 <= found["productive"] < 59 and 0 <= found["goodput"] <= 1
+    assert "set back" not in goodput.summary()
+
+
+@pytest.mark.parametrize("ended", [10.0, -1e9])
+def test_a_clock_that_is_set_back_between_starts_gives_no_more_than_all(tmp_path, ended):
+    """The next start begins before this one did by the time of day, or this one ended before it began (as older accounts may say)."""
+    now = time.time()
+    (tmp_path / FILE).write_text(json.dumps({"starts": [life(now + 1e6, now + 1e6 + ended, 0, 50, start=2.0)]}))
+    goodput = Goodput(tmp_path, 50, now - 1.0)
+    goodput.stepped(51)
+    found = goodput.shares()
+    if ended > 0:
+        assert found["down"] == 0 and found["wall"] == pytest.approx(11, abs=1)
+    assert 0 <= found["goodput"] <= 1 and ("the clock was set back" in goodput.summary()) == (ended > 0)
+
+
+@pytest.mark.parametrize("value", ['"long"', "null", "NaN", "[]"])
+def test_an_account_of_no_numbers_is_begun_anew(tmp_path, value):
+    written = json.dumps({"starts": [life(1.0, 2.0, 0, 50)]})
+    (tmp_path / FILE).write_text(written.replace("2.0", value))
+    assert Goodput(tmp_path, 0, time.time()).shares()["starts"] == 1

@@ -31,6 +31,23 @@ def cluster(tmp_path_factory):
     subprocess.run([CLUSTER, "stop", str(folder)], check=True, timeout=120)
 
 
+@pytest.mark.parametrize(
+    "step, told",
+    [
+        ([], [(1, 0)]),
+        (["srun", "--interactive", "--preserve-env"], [(1, 0)]),  # the shell where LaunchParameters=use_interactive_step
+        (["srun", "-n1"], [(1, 0)]),
+        (["srun"], [(4, rank) for rank in range(4)]),
+    ],
+    ids=["shell", "interactive step", "one task", "all tasks"],
+)
+def test_the_tasks_of_the_step_count_inside_an_allocation_of_four(cluster, step, told):
+    program = "import os; from dlmjax.place import find; place = find(os.environ); print(place.processes, place.process)"
+    command = ["salloc", "-Q", "-n4", *step, sys.executable, "-c", program]
+    done = subprocess.run(command, env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert sorted(tuple(map(int, line.split())) for line in done.stdout.splitlines()) == told, done.stderr
+
+
 class Job:
     """A submitted run."""
 
@@ -77,6 +94,7 @@ def stopped_and_requeued(job):
     return saved
 
 
+@pytest.mark.slow
 def test_two_tasks_train_one_run_and_are_requeued_when_told_to_stop(cluster, small_corpus, tmp_path):
     job = Job(cluster, small_corpus, tmp_path, train__steps=100_000)
     stopped_and_requeued(job)

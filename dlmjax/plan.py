@@ -25,7 +25,7 @@ from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.models.flops import training_flops_per_token
-from dlmjax.models.masks import as_mask
+from dlmjax.models.masks import as_mask, within
 from dlmjax.parallel import RULES, make_mesh, roofline
 from dlmjax.parallel.collectives import Collective, read_collectives
 from dlmjax.parallel.sharding import on_paper
@@ -243,7 +243,7 @@ def load_of(parts: Parts) -> roofline.Load:
         head_share=head_share,
         passes=parts.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,
-        visible=roofline.visible_share(as_mask(process.attention, length), length * streams),
+        visible=roofline.visible_share(within(as_mask(process.attention, length), spec.window), length * streams),
     )
 
 

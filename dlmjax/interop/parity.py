@@ -22,6 +22,7 @@ from dlmjax.models import BlockCausal, Causal, Full, Mask, ModelSpec, build_netw
 from dlmjax.models.attention import make_attention
 from dlmjax.models.denoiser import transformer_layer
 from dlmjax.models.layers import normalise, rotary_tables
+from dlmjax.models.masks import within
 
 PROMPT = "The import statement finds a module, loads it,"
 HOLES = 8
@@ -64,7 +65,7 @@ def final_states(reader: Reader, layout: Layout, spec: ModelSpec, tokens_L: Int[
     length = len(tokens_L)
     entries = layout.entries(spec)
     segments_1L, positions_1L = np.ones((1, length), np.int32), np.arange(length, dtype=np.int32)[None]
-    attend = make_attention(mask, jnp.asarray(segments_1L), "dense", "float32", network.layout)
+    attend = make_attention(within(mask, spec.window), jnp.asarray(segments_1L), "dense", "float32", network.layout)
     rotary = rotary_tables(jnp.asarray(positions_1L), spec)
     layer = jax.jit(functools.partial(transformer_layer, network, attend, rotary, None, (1, length)))
     (table,) = (entry for entry in entries if entry.paths[0] == ("embedding", "table"))

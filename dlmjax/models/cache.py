@@ -22,6 +22,7 @@ from dlmjax.errors import InputError
 from dlmjax.models.attention import FORBIDDEN
 from dlmjax.models.denoiser import Denoiser, Network, transformer_layer
 from dlmjax.models.layers import rotary_tables
+from dlmjax.models.masks import within
 
 
 class Cache(NamedTuple):
@@ -53,7 +54,8 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
         raise InputError("a network placed on a mesh cannot be read block by block; use the same network on one device")
     rows = cache.keys.shape[1]
     positions_BS = jnp.broadcast_to(start + jnp.arange(size), (rows, size))
-    return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, mask, None, cache, start, [])
+    seen = within(mask, network.spec.window)
+    return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, seen, None, cache, start, [])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dlmjax.models.attention import make_attention
 from dlmjax.models.completep import multipliers
 from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_norm, rotary_tables, rotate, time_features
 from dlmjax.models.layout import SINGLE, Layout
-from dlmjax.models.masks import EVERYWHERE, Full, Mask, Prefixed, as_mask
+from dlmjax.models.masks import EVERYWHERE, Full, Mask, Prefixed, as_mask, within
 from dlmjax.models.spec import Execution, ModelSpec
 from dlmjax.models.weights import TIME_FEATURES, abstract_weights, describe_weights, init_weights
 
@@ -101,7 +101,8 @@ class Network:
             keys_B = dropout_key
             if dropout_key.ndim == 0:
                 keys_B = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(segments_BL.shape[0]))
-        return Denoiser(self, params, segments_BL, positions_BL, as_mask(attention, length), keys_B)
+        mask = within(as_mask(attention, length), self.spec.window)
+        return Denoiser(self, params, segments_BL, positions_BL, mask, keys_B)
 
     @property
     def _head(self) -> head.HeadPlan:
@@ -307,7 +308,8 @@ class _Rows:
 def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:
     """x + attention(norm(x)) / l, then + mlp(norm(x)) / l, with l the CompleteP depth ratio (1 when off).
 
-    Under order "post": norm(x + attention(x)), then norm(x + mlp(x)). `rotary`: cos and sin, None where positions are learned.
+    Under order "post": norm(x + attention(x)), then norm(x + mlp(x)); under "branch": x + norm(attention(x)), then x + norm(mlp(x)).
+    `rotary`: cos and sin, None where positions are learned.
     """
     spec, layout = network.spec, network.layout
     residual = 1.0 / spec.depth_ratio
@@ -320,10 +322,12 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
     for norm, branch, (shift, scale, gate), key_B in zip(
         ("attention_norm", "mlp_norm"), branches, (modulation[:3], modulation[3:]), keys, strict=True
     ):
-        y = x if spec.order == "post" else normalise(x, weights[norm], spec)
+        y = normalise(x, weights[norm], spec) if spec.order == "pre" else x
         if time is not None:
             y = y * (1 + scale) + shift
         y = branch(y)
+        if spec.order == "branch":
+            y = normalise(y, weights[norm], spec)
         if time is not None:
             y = y * gate
         if key_B is not None:
@@ -338,13 +342,15 @@ def _attention_branch(network: Network, attend, rotary, batch_shape: tuple[int, 
 
     def heads(y: Array, name: str, axis: str, count: int) -> Array:
         out = linear(y, weights[name], ("embed", axis), layout)
+        if spec.qk_norm_all and name != "value":
+            out = rms_norm(out, weights[f"{name}_norm"]["scale"], spec.norm_eps)
         return layout.constrain(out.reshape(*batch_shape, count, spec.head_dim), ("batch", "length", axis, None))
 
     def branch(y: Array) -> Array:
         q_BLHK = heads(y, "query", "heads", spec.heads)
         k_BLGK = heads(y, "key", "kv_heads", spec.kv_heads)
         v_BLGK = heads(y, "value", "kv_heads", spec.kv_heads)
-        if spec.qk_norm:
+        if spec.qk_norm and not spec.qk_norm_all:
             q_BLHK = rms_norm(q_BLHK, weights["query_norm"]["scale"], spec.norm_eps)
             k_BLGK = rms_norm(k_BLGK, weights["key_norm"]["scale"], spec.norm_eps)
         if rotary is not None:

@@ -3,11 +3,12 @@
     qwen3   RMSNorm on queries and keys, no bias (Qwen3 2505.09388); the default
     llama   without that norm (Llama 2302.13971, LLaDA 2502.09992)
     qwen2   and with a bias on queries, keys and values (Qwen2 2407.10671, Dream 2508.15487)
+    olmo2   RMSNorm on all queries and on all keys, norms after each branch (OLMo 2 2501.00656)
     gpt2    LayerNorm, learned positions, GELU in its tanh form, biases (Radford et al. 2019)
     bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
 
 A config names one in `model.family`, with values where a checkpoint has others: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
-Any of them may run its layers several times: `qwen3(loops=2)`.
+Any of them may run its layers several times, `qwen3(loops=2)`, and see a part of the row only, `llama(window=4096)` (Mistral 2310.06825).
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": dict(qk_norm=True),
     "llama": dict(qk_norm=False),
     "qwen2": dict(qk_norm=False, bias="qkv"),
+    "olmo2": dict(qk_norm=True, qk_norm_all=True, order="branch"),
     "gpt2": dict(_LAYER_NORM, mlp="gelu_tanh", max_positions=1024, norm_eps=1e-5),
     "bert": dict(_LAYER_NORM, mlp="gelu", max_positions=512, order="post", token_types=2, head="transform", norm_eps=1e-12),
 }
 # What a name may be given in brackets, and for which kind of positions it means something.
-VALUES = ("norm_eps", "shift", "loops", "max_positions", "position_offset", "token_types", "rope_scaling_type", "rope_original")
-_OF_ROTARY, _OF_LEARNED = ("rope_scaling_type", "rope_original"), ("max_positions", "position_offset", "token_types")
+_OF_ROTARY = ("rope_scaling_type", "rope_original", "rope_slow", "rope_fast", "rope_attention", "rope_truncate")
+_OF_LEARNED = ("max_positions", "position_offset", "token_types")
+VALUES = ("norm_eps", "shift", "loops", "window", *_OF_LEARNED, *_OF_ROTARY)
 # What a family fixes: a network that differs in one of these is of another family.
-STRUCTURE = ("qk_norm", "bias", "norm", "mlp", "positions", "order", "head")
+STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "order", "head")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSpec)}
 
 

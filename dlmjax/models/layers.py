@@ -7,6 +7,7 @@ Reductions are float32 whatever the compute type.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.models.layout import Axes, Layout, sum_to_shard
 from dlmjax.models.spec import ModelSpec
-
-# Turns within the original context below which Llama 3 divides a frequency by the whole factor, and above which it leaves it.
-LLAMA3_SLOW, LLAMA3_FAST = 1.0, 4.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -120,9 +118,10 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
     """cos and sin of position * frequency, C = head_dim / 2, float32.
 
     `linear` scaling divides positions by the factor (position interpolation 2306.15595); `ntk` multiplies the base by
-    factor^(d/(d-2)), which leaves the fastest channel alone and stretches the slowest by the factor; `llama3` divides by the factor what
-    turns less than once in `rope_original` positions, leaves what turns more than four times, and passes smoothly from one to the other
-    (Llama 3 2407.21783, as released).
+    factor^(d/(d-2)), which leaves the fastest channel alone and stretches the slowest by the factor; `llama3` and `yarn` divide by the
+    factor what turns less than `rope_slow` times in `rope_original` positions, leave what turns more than `rope_fast` times, and pass from
+    one to the other linearly, in the number of turns (Llama 3 2407.21783, as released) or in the index of the channel (YaRN 2309.00071, as
+    released; its cos and sin are multiplied by `rope_attention`).
     """
     half = spec.head_dim // 2
     base, stretch = spec.rope_base, 1.0
@@ -133,12 +132,31 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
     frequency_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / stretch
     if spec.rope_scaling_type == "llama3":
         turns_C = spec.rope_original * frequency_C / (2 * jnp.pi)
-        kept_C = jnp.clip((turns_C - LLAMA3_SLOW) / (LLAMA3_FAST - LLAMA3_SLOW), 0.0, 1.0)
+        kept_C = jnp.clip((turns_C - spec.rope_slow) / (spec.rope_fast - spec.rope_slow), 0.0, 1.0)
+        frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
+    elif spec.rope_scaling_type == "yarn":
+        low, high = _yarn_borders(spec)
+        kept_C = 1.0 - jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
         frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
     angle_BLC = positions_BL.astype(jnp.float32)[:, :, None] * frequency_C
     # A loop of two steps, which no compiler fuses into its users: XLA on CPU would take the sines again for each head of each layer.
     cos_BLC, sin_BLC = jax.lax.map(lambda turn: jnp.where(turn, jnp.sin(angle_BLC), jnp.cos(angle_BLC)), jnp.array([False, True]))
+    if spec.rope_scaling_type == "yarn" and spec.rope_attention != 1.0:
+        return cos_BLC * spec.rope_attention, sin_BLC * spec.rope_attention
     return cos_BLC, sin_BLC
+
+
+def _yarn_borders(spec: ModelSpec) -> tuple[float, float]:
+    """Indices of the channels that turn `rope_fast` and `rope_slow` times in the original context, as YaRN's code limits them."""
+
+    def channel(turns: float) -> float:
+        return spec.head_dim * math.log(spec.rope_original / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_base))
+
+    low, high = channel(spec.rope_fast), channel(spec.rope_slow)
+    if spec.rope_truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(float(low), 0.0), min(float(high), spec.head_dim - 1.0)
+    return low, high if high != low else high + 0.001
 
 
 def rotate(x_BLHK: Float[Array, "B L H K"], cos_BLC: Float[Array, "B L C"], sin_BLC: Float[Array, "B L C"]) -> Float[Array, "B L H K"]:

@@ -90,6 +90,27 @@ class Prefixed:
         return (k == 0) | ((q > 0) & self.mask.allowed(q - 1, k - 1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Windowed:
+    """Of what a mask allows, the positions that are less than `size` away (Mistral 2310.06825).
+
+    `period` > 0: the row is several streams of that many positions one after the other, and the distance is that of the positions.
+    """
+
+    mask: Mask
+    size: int
+    period: int = 0
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        away = q % self.period - k % self.period if self.period else q - k
+        return self.mask.allowed(q, k) & (away < self.size) & (away > -self.size)
+
+
+def within(mask: Mask, window: int) -> Mask:
+    """The mask as a network sees it whose positions see a `window` of the row (0: all of it)."""
+    return Windowed(mask, window, mask.length if isinstance(mask, BlockDiffusion) else 0) if window else mask
+
+
 # The segment of a position that every segment sees.
 EVERYWHERE = -1
 

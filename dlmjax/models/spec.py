@@ -12,7 +12,7 @@ from dlmjax.errors import InputError
 
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
-ROPE_SCALINGS = ("linear", "ntk", "llama3")
+ROPE_SCALINGS = ("linear", "ntk", "llama3", "yarn")
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
 ATTENTIONS = ("dense", "cudnn", "splash")
@@ -20,7 +20,7 @@ BIASES = ("none", "qkv", "all")
 NORMS = ("rms", "layer")
 MLPS = ("swiglu", "gelu", "gelu_tanh")
 POSITIONS = ("rotary", "learned")
-ORDERS = ("pre", "post")
+ORDERS = ("pre", "post", "branch")
 HEADS = ("linear", "transform")
 
 
@@ -29,17 +29,21 @@ class ModelSpec:
     """By default a Qwen3-shaped Transformer (Qwen3 2505.09388; pre-RMSNorm, SwiGLU 2002.05202, RoPE 2104.09864, GQA 2305.13245).
 
     `vocab` counts the classes of the logits, special ids included. `rope_scaling` is the factor by which the context is stretched
-    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base, "llama3" divides the slow turns alone, those
-    that a context of `rope_original` tokens does not complete (Llama 3 2407.21783).
+    (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base, "llama3" (Llama 3 2407.21783) and "yarn" (YaRN
+    2309.00071) divide the slow frequencies alone: those that turn less than `rope_slow` times in `rope_original` positions, but none that
+    turns more than `rope_fast` times. "yarn" also multiplies cosines and sines by `rope_attention`, and rounds the two borders outwards to
+    whole channels (`rope_truncate`).
 
-    The fields that make another family of it (`families.py` names the combinations): `qk_norm`, RMSNorm per head on queries and keys;
-    `bias`, on which linear maps ("qkv": queries, keys and values); `norm`, RMSNorm or LayerNorm with bias (1607.06450); `mlp`, gated SwiGLU
-    or a plain layer with GELU (erf, or its tanh form; 1606.08415); `positions`, turned or a learned table of `max_positions` rows, whose
-    first `position_offset` no token uses; `order`, norms before each branch or after each sum (then the embedding has a norm and the stack
-    none); `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a dense layer with GELU
-    before the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is that of the one before
-    it, as in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the whole stack is run, with the
-    same weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat.
+    The fields that make another family of it (`families.py` names the combinations): `qk_norm`, RMSNorm on queries and keys, of each head
+    or, with `qk_norm_all`, of all heads together (OLMo 2 2501.00656); `bias`, on which linear maps ("qkv": queries, keys and values);
+    `norm`, RMSNorm or LayerNorm with bias (1607.06450); `mlp`, gated SwiGLU or a plain layer with GELU (erf, or its tanh form; 1606.08415);
+    `positions`, rotated or a learned table of `max_positions` rows, whose first `position_offset` no token uses; `order`, norms before each
+    branch, after each sum (then the embedding has a norm and the stack none), or "branch", after each branch and before the sum (OLMo 2);
+    `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a dense layer with GELU before
+    the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is that of the one before it, as
+    in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the whole stack is run, with the same
+    weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat. `window`: a position sees
+    those that are less than `window` away from it (Mistral 2310.06825); 0 = all that the process lets it see.
 
     `time_input` is how the noise level enters: "adaln" modulates every layer and starts the final layers at zero (DiT 2212.09748), "add"
     adds a vector to every embedding, "prefix" puts one more position in front that all see (its level is the row's highest); absorbing
@@ -84,6 +88,12 @@ class ModelSpec:
     shift: bool = False
     rope_original: int = 8192
     loops: int = 1
+    window: int = 0
+    qk_norm_all: bool = False
+    rope_slow: float = 1.0
+    rope_fast: float = 4.0
+    rope_attention: float = 1.0
+    rope_truncate: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width", "loops"):
@@ -106,6 +116,11 @@ class ModelSpec:
         if self.input_dim and self.tied:
             raise InputError("model.tied needs an embedding of tokens, but this process hands the network vectors; set model.tied=false")
         _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
+        if self.rope_original < 1 or not 0 < self.rope_slow < self.rope_fast or self.rope_attention <= 0:
+            raise InputError(
+                f"model.family: rope_original={self.rope_original} must be at least 1, rope_slow={self.rope_slow} above 0 and below "
+                f"rope_fast={self.rope_fast}, rope_attention={self.rope_attention} above 0"
+            )
         self._check_family()
 
     def differing(self, other: ModelSpec) -> list[str]:
@@ -137,9 +152,11 @@ class ModelSpec:
                 f"model.family: max_positions={self.max_positions} leaves no row of the table of learned positions after the first "
                 f"{self.position_offset}; raise it"
             )
-        if self.order == "post" and (self.time_input == "adaln" or self.completep_width):
+        if self.window < 0:
+            raise InputError(f"model.family: window={self.window} is negative; give the positions that one sees, or 0 for all")
+        if self.order != "pre" and (self.time_input == "adaln" or self.completep_width):
             what = "model.time_input=adaln" if self.time_input == "adaln" else "CompleteP (model.completep_width)"
-            raise InputError(f"{what} wants norms before each branch, this family has them after each sum; choose another model.family")
+            raise InputError(f"{what} requires norms before each branch, this family has them behind it; choose another model.family")
 
     @property
     def mlp_matrices(self) -> int:

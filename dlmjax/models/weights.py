@@ -11,7 +11,7 @@ NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with t
     layers.attention_norm.scale      (layer, width)
     layers.query.kernel              (layer, width, heads*head_dim)
     layers.key.kernel, value.kernel  (layer, width, kv_heads*head_dim)
-    layers.query_norm.scale, key_norm.scale  (layer, head_dim)           with qk_norm
+    layers.query_norm.scale, key_norm.scale  (layer, head_dim)           with qk_norm; (layer, [kv_]heads*head_dim) with qk_norm_all
     layers.output.kernel             (layer, heads*head_dim, width)
     layers.mlp_norm.scale            (layer, width)
     layers.gate.kernel, up.kernel    (layer, width, ffn)                 gate with the MLP "swiglu" only
@@ -95,8 +95,9 @@ class LayerWeights(nnx.Module):
         self.key = matrix((width, kv_heads), ("embed", "kv_heads"), inner, ("qkv", "all"))
         self.value = matrix((width, kv_heads), ("embed", "kv_heads"), inner, ("qkv", "all"))
         if spec.qk_norm:
-            self.query_norm = scale(rngs, head_dim, None)
-            self.key_norm = scale(rngs, head_dim, None)
+            whole = spec.qk_norm_all
+            self.query_norm = scale(rngs, heads if whole else head_dim, "heads" if whole else None)
+            self.key_norm = scale(rngs, kv_heads if whole else head_dim, "kv_heads" if whole else None)
         self.output = matrix((heads, width), ("heads", "embed"), residual)
         self.mlp_norm = scale(rngs, width, None, bias=spec.norm == "layer")
         if spec.mlp == "swiglu":

@@ -14,6 +14,7 @@
     *.bias                                    ([layer,] columns of the kernel)   ([layer,] the kernel's last axis, unless for storage only)
     time.{first,second}.kernel                (256 | time, time)                 (None, "time")
     layers.*norm.scale, norm.scale            (layer, width | head), (width,)    ("layer", None), (None,)
+    layers.{query,key}_norm.scale of all heads  (layer, [kv_]heads*head)         ("layer", "heads" | "kv_heads")
 
     activation                                shape                              logical axes
     tokens, segments, positions, t            (batch, length)                    ("batch", "length")

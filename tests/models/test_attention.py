@@ -11,10 +11,10 @@ from dlmjax.errors import InputError
 from dlmjax.models import attention
 from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention, runs_on
 from dlmjax.models.layout import SINGLE
-from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, allowed_in_batch
+from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, Windowed, allowed_in_batch
 
 B, L, H, G, K = 3, 12, 4, 2, 8
-MASKS = [Full(), Causal(), BlockCausal(3), BlockDiffusion(2, 6)]
+MASKS = [Full(), Causal(), BlockCausal(3), BlockDiffusion(2, 6), Windowed(Causal(), 3)]
 SEGMENTS = np.array([[1] * 5 + [2] * 5 + [0] * 2, [0] * L, [3] * L], np.int32)
 
 

@@ -15,6 +15,7 @@ from dlmjax.models import BlockCausal, Execution, ModelSpec, build_network, mode
 from dlmjax.models.cache import bind_cached, empty_cache
 from dlmjax.models.families import FAMILIES, family_fields, family_text
 from dlmjax.models.flops import training_flops_per_token
+from dlmjax.models.layers import rotary_tables
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.run import assemble
 from tests.models import tiny
@@ -43,6 +44,8 @@ def test_a_name_is_read_back_and_the_default_is_unchanged():
         ("gpt2(rope_original=8)", "no value 'rope_original'"),
         ("qwen3(shift=1)", "shift wants bool"),
         ("gpt2(max_positions=0)", "leaves no row"),
+        ("llama(window=-1)", "window=-1 is negative"),
+        ("llama(rope_slow=4.0)", "rope_slow=4.0 above 0 and below rope_fast=4.0"),
         ("gpt2(", "cannot read model.family"),
     ],
 )
@@ -65,7 +68,7 @@ def test_an_older_runs_config_still_opens():
     ("changes", "said"),
     [
         ({"data.length": "600"}, "has positions for 512 tokens"),
-        ({"model.time_input": "adaln"}, "model.time_input=adaln wants norms before each branch"),
+        ({"model.time_input": "adaln"}, "model.time_input=adaln requires norms before each branch"),
         ({"model.completep_width": "8", "model.completep_depth": "2"}, "CompleteP"),
         ({"model.family": "qwen3(shift=True)", "process.name": "autoregressive"}, "does not allow; drop shift"),
         ({"model.family": "qwen3(shift=True)", "process.name": "blocks(size=4)"}, "does not allow; drop shift"),
@@ -141,7 +144,7 @@ def test_soft_estimates_know_the_bias_of_the_head():
     np.testing.assert_allclose(denoiser.expect(hidden_BLD), jax.nn.softmax(denoiser.logits(hidden_BLD)) @ table, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("family", ["gpt2", "bert", "olmo2", "llama(window=5)"])
 def test_a_row_read_in_pieces_is_the_row(family):
     network = build_network(spec_of(family, kv_heads=4))
     params, tokens_BL = tiny.lively(network.init(jax.random.key(0))), batch(2)["tokens"]
@@ -185,6 +188,28 @@ def test_positions_end_where_the_table_does():
     network = build_network(spec_of("gpt2", max_positions=8))
     with pytest.raises(InputError, match="learned positions for 8"):
         network.bind({}, jnp.ones((1, 16), jnp.int32), jnp.zeros((1, 16), jnp.int32))
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_stretched_positions_are_those_of_transformers(kind):
+    """Frequencies and the factor on sines, of heads as large as published ones, over values that meet every branch."""
+    transformers = pytest.importorskip("transformers", reason="the functions to compare with (pip install dlmjax[interop])")
+    rope = pytest.importorskip("transformers.modeling_rope_utils", reason="the functions to compare with")
+    rng = np.random.default_rng(0)
+    for original, base, dim in ((64, 1e4, 64), (4096, 1e6, 128), (8192, 5e5, 16), (8, 50.0, 8)):
+        factor, slow = float(rng.uniform(1, 40)), float(rng.uniform(0.3, 2))
+        fast, attention, truncate = slow * float(rng.uniform(2, 40)), float(rng.uniform(0.5, 2)), bool(rng.integers(2))
+        ours = dict(rope_original=original, rope_slow=slow, rope_fast=fast, rope_attention=attention, rope_truncate=truncate)
+        spec = tiny.spec(head_dim=dim, rope_base=base, rope_scaling=factor, rope_scaling_type=kind, **ours)
+        cos_BLC, sin_BLC = rotary_tables(jnp.asarray([[0, 1, 7, 100]]), spec)
+        theirs = {"rope_type": kind, "rope_theta": base, "factor": factor, "original_max_position_embeddings": original}
+        theirs |= {"beta_slow": slow, "beta_fast": fast, "attention_factor": attention, "truncate": truncate} if kind == "yarn" else {}
+        theirs |= {"low_freq_factor": slow, "high_freq_factor": fast} if kind == "llama3" else {}
+        config = transformers.LlamaConfig(head_dim=dim, rope_parameters=theirs, max_position_embeddings=2 * original)
+        frequency_C, scale = rope.ROPE_INIT_FUNCTIONS[kind](config)
+        angle_LC = np.array([0, 1, 7, 100])[:, None] * frequency_C.numpy().astype(np.float64)
+        np.testing.assert_allclose(cos_BLC[0], scale * np.cos(angle_LC), atol=1e-4)
+        np.testing.assert_allclose(sin_BLC[0], scale * np.sin(angle_LC), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", NEW)

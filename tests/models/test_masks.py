@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, Mask, allowed_in_batch, as_mask
+from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, Mask, Windowed, allowed_in_batch, as_mask, within
 
 LENGTH = 12
 
@@ -31,7 +31,20 @@ def block_diffusion(q, k):
     return False
 
 
-CASES = [(Full(), lambda q, k: True), (Causal(), causal), (BlockCausal(3), block_causal), (BlockDiffusion(2, 6), block_diffusion)]
+def windowed(mask, away):
+    return lambda q, k: mask(q, k) and away(q, k) < 4
+
+
+CASES = [
+    (Full(), lambda q, k: True),
+    (Causal(), causal),
+    (BlockCausal(3), block_causal),
+    (BlockDiffusion(2, 6), block_diffusion),
+    (within(Full(), 4), windowed(lambda q, k: True, lambda q, k: abs(q - k))),
+    (within(Causal(), 4), windowed(causal, lambda q, k: q - k)),
+    (within(BlockCausal(3), 4), windowed(block_causal, lambda q, k: abs(q - k))),
+    (within(BlockDiffusion(2, 6), 4), windowed(block_diffusion, lambda q, k: abs(q % 6 - k % 6))),
+]
 
 
 @pytest.mark.parametrize(("mask", "reference"), CASES, ids=lambda c: type(c).__name__)
@@ -81,5 +94,6 @@ def test_words_and_bad_input():
         as_mask("diagonal", 8)
     with pytest.raises(InputError, match="block size 0"):
         BlockCausal(0)
+    assert within(Causal(), 0) == Causal() and within(BlockDiffusion(2, 6), 3) == Windowed(BlockDiffusion(2, 6), 3, 6)
     with pytest.raises(InputError, match="block size -1"):
         BlockDiffusion(-1, 8)

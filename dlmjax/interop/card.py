@@ -103,7 +103,7 @@ def _model(facts: Facts) -> str:
             "heads",
             f"{spec.heads} of {spec.head_dim}, {spec.kv_heads} for keys and values, {'with' if spec.qk_norm else 'without'} q/k-norm",
         ),
-        ("window", f"{facts.model.length} tokens"),
+        ("window", f"{facts.model.length} tokens" + (f"; a token sees those less than {spec.window} away" if spec.window else "")),
         ("vocabulary", f"{facts.model.tokenizer.vocab_size:,} ids of tokenizer {facts.model.tokenizer.name}, {facts.rows.count:,} rows"),
     ]
     folded = []

@@ -3,7 +3,7 @@
 One table, VIEWS; the weights are written by `export`, their names come from `layouts`. A view that cannot hold a model says why, and
 which view can: a file that loads and computes something else is worse than none.
 
-    hf      transformers >= 5.2 as it is: qwen3, qwen2 or llama with `is_causal: false`; autoregressive models with `is_causal: true`
+    hf      transformers >= 5.2 as it is: qwen3, qwen2, llama, mistral or olmo2 with `is_causal: false`; autoregressive ones with `true`
     sdar    SGLang, LMDeploy: block-diffusion models only, mask at id 151669
     llada   dInfer, Fast-dLLM, llama.cpp: OLMo's names, fully bidirectional models without q/k-norm
     encoder sentence-transformers: the files of `hf` of a fully bidirectional model, the mean of the final hidden states as a text's vector
@@ -161,8 +161,14 @@ def _refuse_hf(model: Exported) -> str:
     if reason:
         return reason
     if not name:
-        return f"transformers' qwen3, qwen2 and llama have other norms, positions or biases than this family ({_shape(spec)})"
-    if name == "llama" and spec.width % spec.heads:
+        return f"transformers' qwen3, qwen2, llama and olmo2 have other norms, positions or biases than this family ({_shape(spec)})"
+    if spec.window and name == "olmo2":
+        return f"its positions see a window of {spec.window} (model.family: window), and those of transformers' Olmo2 see all"
+    if spec.window and model.attention == "block-causal":
+        return f"its positions see a window of {spec.window} (model.family: window), which the mask of blocks that loaders are given lacks"
+    if spec.window == 1 and model.attention == "full":
+        return "its positions see themselves alone (model.family: window=1), and transformers has no such window that looks both ways"
+    if name == "llama" and not spec.window and spec.width % spec.heads:
         return f"transformers' Llama wants a width ({spec.width}) that its heads ({spec.heads}) divide"
     if name == "qwen2" and spec.width != spec.heads * spec.head_dim:
         return f"transformers' Qwen2 wants heads x head_dim ({spec.heads} x {spec.head_dim}) to be the width ({spec.width})"
@@ -187,6 +193,8 @@ def _refuse_sdar(model: Exported) -> str:
         )
     if not _family(spec, "sdar"):
         return "SDAR is Qwen3, with RMSNorm on queries and keys (model.family=qwen3)"
+    if spec.window:
+        return f"SDAR's positions see whole blocks, those of this model a window of {spec.window} (model.family: window)"
     if tokenizer.mask_id != SDAR_MASK and tokenizer.vocab_size > SDAR_MASK:
         return f"the mask must have the id {SDAR_MASK}, which is another token of this tokenizer"
     return ""
@@ -203,7 +211,9 @@ def _refuse_llada(model: Exported) -> str:
         return "LLaDA has no norm on queries and keys and no biases (model.family=llama)"
     if spec.width != spec.heads * spec.head_dim:
         return f"LLaDA's heads share the width: heads x head_dim ({spec.heads} x {spec.head_dim}) must be the width ({spec.width})"
-    if spec.rope_scaling != 1.0 and spec.rope_scaling_type != "ntk":
+    if spec.window:
+        return f"LLaDA's positions see the whole row, those of this model a window of {spec.window} (model.family: window)"
+    if _rope_scaling(spec):
         return f"LLaDA's config has no stretched positions (model.rope_scaling={spec.rope_scaling})"
     return ""
 
@@ -223,7 +233,7 @@ def _rows_sdar(model: Exported) -> Rows:
 
 # ---- config.json ------------------------------------------------------------------------------------------------------------------
 
-HF = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+HF = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "olmo2": "Olmo2ForCausalLM"}
 
 
 def _theta(spec: ModelSpec) -> float:
@@ -234,12 +244,23 @@ def _theta(spec: ModelSpec) -> float:
 
 
 def _rope_scaling(spec: ModelSpec) -> dict:
-    if spec.rope_scaling == 1.0 or spec.rope_scaling_type == "ntk":
+    kind = spec.rope_scaling_type
+    if kind == "ntk" or (spec.rope_scaling == 1.0 and not (kind == "yarn" and spec.rope_attention != 1.0)):
         return {}
-    if spec.rope_scaling_type == "llama3":
-        turns = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": spec.rope_original}
-        return {"rope_scaling": {"rope_type": "llama3", "factor": spec.rope_scaling, **turns}}
-    return {"rope_scaling": {"rope_type": "linear", "factor": spec.rope_scaling}}
+    found = {"rope_type": kind, "factor": spec.rope_scaling}
+    if kind == "linear":
+        return {"rope_scaling": found}
+    found["original_max_position_embeddings"] = spec.rope_original
+    if kind == "llama3":
+        return {"rope_scaling": {**found, "low_freq_factor": spec.rope_slow, "high_freq_factor": spec.rope_fast}}
+    turns = {"beta_slow": spec.rope_slow, "beta_fast": spec.rope_fast, "truncate": spec.rope_truncate}
+    return {"rope_scaling": {**found, **turns, "attention_factor": spec.rope_attention}}
+
+
+def _sliding(model: Exported) -> dict:
+    """The window as transformers says it: one that looks both ways does not count the position itself."""
+    window = model.spec.window - (model.attention == "full")
+    return {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if model.spec.window else {}
 
 
 def _special_ids(model: Exported, rows: Rows) -> dict[str, int]:
@@ -299,9 +320,12 @@ def _config_hf(model: Exported, rows: Rows, dtype: str) -> dict:
     name = _family(model.spec, *HF)
     causal = model.attention == "causal"
     biased = {} if name == "qwen2" else {"attention_bias": False}
+    windowed, architecture = _sliding(model), HF[name]
+    if windowed and name == "llama":  # Llama with a window is Mistral
+        name, architecture, windowed = "mistral", "MistralForCausalLM", {"sliding_window": windowed["sliding_window"]}
     # A cache of keys and values is only right where no earlier position sees a later one.
-    head = {"architectures": [HF[name]], "model_type": name, "is_causal": causal, "use_cache": causal}
-    return {**head, **biased, **_qwen_like(model, rows, dtype)}
+    head = {"architectures": [architecture], "model_type": name, "is_causal": causal, "use_cache": causal}
+    return {**head, **biased, **windowed, **_qwen_like(model, rows, dtype)}
 
 
 def _config_sdar(model: Exported, rows: Rows, dtype: str) -> dict:

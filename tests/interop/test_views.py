@@ -36,6 +36,13 @@ LLAMA = {"model__family": "llama"}
         ("llada", {**LLAMA, **BLOCKS}, ["whole row", "block-causal", "--view hf can hold it"]),
         ("llada", {**LLAMA, "model__head_dim": 16}, ["4 x 16", "--view hf can hold it"]),
         ("llada", {**LLAMA, "model__rope_scaling": 2.0}, ["rope_scaling=2.0", "--view hf can hold it"]),
+        ("llada", {**LLAMA, "model__family": "llama(window=8)"}, ["a window of 8", "--view hf can hold it"]),
+        ("llada", {**LLAMA, "model__family": "llama(rope_scaling_type=yarn, rope_attention=1.5)"}, ["stretched", "--view hf can hold it"]),
+        ("sdar", {"model__family": "qwen3(window=8)", **BLOCKS}, ["a window of 8", "no other view"]),
+        ("sdar", {"model__family": "olmo2", **BLOCKS}, ["model.family=qwen3", "--view hf can hold it"]),
+        ("hf", {"model__family": "llama(window=8)", **BLOCKS}, ["a window of 8", "no other view"]),
+        ("hf", {"model__family": "olmo2(window=8)"}, ["a window of 8", "no other view"]),
+        ("hf", {"model__family": "llama(window=1)"}, ["themselves alone", "no other view"]),
         ("gguf", {}, ["unknown", "hf, encoder, sdar, llada"]),
     ],
 )

@@ -6,9 +6,10 @@ columns are then those of three of ours. Rotary positions need no permutation: a
 c + head_dim / 2, as `models.layers.rotate` does (Meta's own release of Llama pairs neighbours; Hugging Face's copy does not).
 
     llama, qwen2, qwen3   transformers' LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+    mistral, olmo2        MistralForCausalLM, Olmo2ForCausalLM
     sdar                  Qwen3's names (SDAR 2510.06303)          dream     Qwen2's names (Dream 2508.15487)
     llada                 OLMo's names (LLaDA 2502.09992)          gpt2      GPT2LMHeadModel
-    bert, roberta         BertForMaskedLM, RobertaForMaskedLM
+    bert                  BertForMaskedLM                          roberta, xlm-roberta   RobertaForMaskedLM, XLMRobertaForMaskedLM
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 
 from dlmjax.errors import InputError
-from dlmjax.interop.hf_config import bert, gpt2, llada, llama_like
+from dlmjax.interop.hf_config import Fields, bert, gpt2, llada, llama_like
 from dlmjax.models import ModelSpec, build_network
 from dlmjax.models.families import FAMILIES, STRUCTURE
 
@@ -85,7 +86,7 @@ class Layout:
     name: str
     family: str
     rows: tuple[Row, ...]
-    fields: Callable[[str, dict[str, Any]], dict[str, Any]]
+    fields: Callable[[str, Fields], dict[str, Any]]
     process: str
     prefix: str
     model_type: str
@@ -94,10 +95,14 @@ class Layout:
     def spec_of(self, hf_config: dict[str, Any]) -> dict[str, Any]:
         """The leaves of `config.model` that a config.json decides; `vocab` is that of the files.
 
-        Raises InputError for a network that none of our families computes, with the field of the file, and for a damaged file.
+        Raises InputError for a network that none of our families computes, with the field of the file, for a field that nobody knows here,
+        and for a damaged file.
         """
         try:
-            return self.fields(self.family, hf_config)
+            fields = Fields(hf_config)
+            found = self.fields(self.family, fields)
+            fields.finish()
+            return found
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -201,6 +206,19 @@ _LLAMA = _rows(
     *_linear("lm_head", "head"),
 )
 
+
+def _renamed(rows: tuple[Row, ...], names: dict[str, str]) -> tuple[Row, ...]:
+    """The rows of a layout that calls some tensors otherwise: {part of a name: what stands in its place}."""
+    found = []
+    for row in rows:
+        part = next((part for part in names if part in row.name), "")
+        found.append(dataclasses.replace(row, name=row.name.replace(part, names.get(part, ""))) if part else row)
+    return tuple(found)
+
+
+# The norms stand behind the branches, and are called by what they come after.
+_OLMO2 = _renamed(_LLAMA, {"input_layernorm": "post_attention_layernorm", "post_attention_layernorm": "post_feedforward_layernorm"})
+
 _LLADA = _rows(
     "model.transformer.wte.weight <- embedding.table",
     *_norm("model.transformer.blocks.{i}.attn_norm", "layers.attention_norm"),
@@ -265,22 +283,38 @@ _BERT = _bert(
 )
 _ROBERTA = _bert("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder.weight", "lm_head.bias")
 
-# Buffers that old files hold, second copies of a bias or a tied head, and the parts of BERT that classify whole texts.
+# Buffers that old files hold, and the parts of BERT that classify whole texts.
 _BUFFERS = (r".*rotary_emb\.inv_freq", r".*\.attn\.(masked_)?bias", r".*position_ids")
-_OF_TEXTS = (r"(.*\.)?pooler\.dense\..*", r"cls\.seq_relationship\..*", r".*\.decoder\.bias")
+_OF_TEXTS = (r"(.*\.)?pooler\.dense\..*", r"cls\.seq_relationship\..*")
+
+# What the classes of transformers take where a file has no such key.
+_of_qwen2 = functools.partial(llama_like, kv_heads=32, sliding="switch")
+_of_qwen3 = functools.partial(llama_like, kv_heads=32, head_dim=128, sliding="switch")
+_of_mistral = functools.partial(llama_like, kv_heads=8, sliding="always")
+_of_olmo2 = functools.partial(llama_like, norm_eps=1e-5)
+_of_roberta = functools.partial(bert, from_padding=True)
+
+
+def _of_sdar(family: str, hf: Fields) -> dict[str, Any]:
+    hf.get("block_size")  # read where the process is chosen
+    return _of_qwen3(family, hf)
+
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout("llama", "llama", _LLAMA, llama_like, "autoregressive", "model.", "llama", _BUFFERS),
-        Layout("qwen2", "qwen2", _LLAMA, llama_like, "autoregressive", "model.", "qwen2", _BUFFERS),
-        Layout("qwen3", "qwen3", _LLAMA, llama_like, "autoregressive", "model.", "qwen3", _BUFFERS),
-        Layout("sdar", "qwen3", _LLAMA, llama_like, "blocks(size=4)", "model.", "sdar", _BUFFERS),
-        Layout("dream", "qwen2", _LLAMA, functools.partial(llama_like, shift=True), "masked", "model.", "Dream", _BUFFERS),
+        Layout("mistral", "llama", _LLAMA, _of_mistral, "autoregressive", "model.", "mistral", _BUFFERS),
+        Layout("olmo2", "olmo2", _OLMO2, _of_olmo2, "autoregressive", "model.", "olmo2", _BUFFERS),
+        Layout("qwen2", "qwen2", _LLAMA, _of_qwen2, "autoregressive", "model.", "qwen2", _BUFFERS),
+        Layout("qwen3", "qwen3", _LLAMA, _of_qwen3, "autoregressive", "model.", "qwen3", _BUFFERS),
+        Layout("sdar", "qwen3", _LLAMA, _of_sdar, "blocks(size=4)", "model.", "sdar", _BUFFERS),
+        Layout("dream", "qwen2", _LLAMA, functools.partial(_of_qwen2, shift=True), "masked", "model.", "Dream", _BUFFERS),
         Layout("llada", "llama", _LLADA, llada, "masked", "model.", "llada", _BUFFERS),
         Layout("gpt2", "gpt2", _GPT2, gpt2, "autoregressive", "transformer.", "gpt2", _BUFFERS),
         Layout("bert", "bert", _BERT, bert, "masked", "bert.", "bert", _BUFFERS + _OF_TEXTS),
-        Layout("roberta", "bert", _ROBERTA, bert, "masked", "roberta.", "roberta", _BUFFERS + _OF_TEXTS),
+        Layout("roberta", "bert", _ROBERTA, _of_roberta, "masked", "roberta.", "roberta", _BUFFERS + _OF_TEXTS),
+        Layout("xlm-roberta", "bert", _ROBERTA, _of_roberta, "masked", "roberta.", "xlm-roberta", _BUFFERS + _OF_TEXTS),
     )
 }
 

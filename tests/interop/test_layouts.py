@@ -1,10 +1,13 @@
 """The tables of names: every tensor has one place on both sides, and going there and back changes no bit."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
+from dlmjax.interop.hf_config import HARMLESS
 from dlmjax.interop.layouts import LAYOUTS, layout_of
 from dlmjax.models import build_network
 from dlmjax.models.families import FAMILIES, family_fields
@@ -68,14 +71,27 @@ YARN = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "linear"}}, "no rope_scaling.factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "no original_max_position_embeddings"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "stretches positions"),
-        ({"rope_scaling": "linear"}, "not one of layout llama"),
-        ({"rope_parameters": [1]}, "not one of layout llama"),
-        ({"rope_parameters": {"full_attention": YARN}}, "several kinds"),
-        ({"rope_theta": "x"}, "not one of layout llama"),
-        ({"rms_norm_eps": None}, "not one of layout llama"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear', which is no object"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1], which is no object"),
+        ({"rope_parameters": {"full_attention": YARN}}, "rope_parameters.full_attention={'rope_theta': 1000000.0, "),
+        ({"rope_scaling": {**YARN, "short_factor": [1]}, "max_position_embeddings": 64}, "rope_scaling.short_factor=[1]"),
+        ({"rope_theta": "x"}, "rope_theta='x', which is no finite number above 1"),
+        ({"rope_theta": 10**400}, "rope_theta=10000"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf"),
+        ({"rope_theta": float("nan")}, "rope_theta=nan"),
+        ({"rms_norm_eps": None}, "rms_norm_eps=None"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0, which is no finite number above 0"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes', which is neither true nor false"),
+        ({"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0], which is not known here"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier=12.0, which is not known here"),
+        ({"layer_types": 5}, "layer_types=5"),
+        ({"num_hidden_layers": 1e9}, "num_hidden_layers=1000000000.0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, which is more than any network has"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers=-2"),
+        ({"hidden_size": 10**400}, "hidden_size=10000"),
         ({"num_attention_heads": 0}, "num_attention_heads=0, which is no whole number from 1 on"),
         ({"num_hidden_layers": True}, "num_hidden_layers=True"),
         ({"num_key_value_heads": "2"}, "num_key_value_heads='2'"),
@@ -96,6 +112,33 @@ def test_what_a_config_leaves_open_has_its_usual_value():
     assert "position_offset=2" in LAYOUTS["roberta"].spec_of(roberta)["family"]
     with pytest.raises(InputError, match="clip_qkv=8.0"):
         LAYOUTS["llada"].spec_of(dict(d_model=16, n_heads=4, n_layers=2, clip_qkv=8.0))
+
+
+LLADA = """{"activation_type": "silu", "alibi": false, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"], "attention_dropout": 0.0,
+"attention_layer_norm": false, "attention_layer_norm_with_affine": true, "auto_map": {}, "bias_for_layer_norm": false,
+"block_group_size": 1, "block_type": "llama", "d_model": 4096, "embedding_dropout": 0.0, "embedding_size": 126464, "eos_token_id":
+126081, "flash_attention": false, "include_bias": false, "include_qkv_bias": false, "init_cutoff_factor": null, "init_device":
+"meta", "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": false, "layer_norm_type": "rms", "layer_norm_with_affine":
+true, "mask_token_id": 126336, "max_sequence_length": 4096, "mlp_hidden_size": 12288, "mlp_ratio": 4, "model_type": "llada",
+"multi_query_attention": null, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "pad_token_id": 126081, "precision": "amp_bf16",
+"residual_dropout": 0.0, "rms_norm_eps": 1e-05, "rope": true, "rope_full_precision": true, "rope_theta": 500000.0, "scale_logits":
+false, "transformers_version": "4.46.3", "use_cache": false, "vocab_size": 126464, "weight_tying": false}"""
+
+
+def test_the_config_that_llada_published_is_read_key_by_key():
+    """No class of transformers reads it: each key is applied, refused, or on one of the lists of those that change nothing."""
+    hf = json.loads(LLADA)
+    plain = LAYOUTS["llada"].spec_of(hf)
+    assert (plain["depth"], plain["width"], plain["ffn"], plain["rope_base"]) == (32, 4096, 12288, 500_000.0)
+    silent = set(" ".join(HARMLESS.values()).split()) | {"alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size"}
+    silent |= {"rope_full_precision", "mlp_ratio"}  # sines are float32 here too; the ratio stands behind mlp_hidden_size
+    for key, value in hf.items():
+        other = not value if isinstance(value, bool) else value * 2 if isinstance(value, int | float) else "x"
+        try:
+            applied = LAYOUTS["llada"].spec_of({**hf, key: other}) != plain
+        except InputError as error:
+            applied = key in str(error)
+        assert applied or key in silent, key
 
 
 def test_every_layout_is_of_a_family_and_unknown_ones_are_refused():

@@ -11,6 +11,7 @@ before a document's first one is the EOS of the document before it, and a row th
 Shapes: N tokens of a text, V ids (specials included).
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -25,6 +26,7 @@ from dlmjax.errors import InputError
 from dlmjax.files import inside, write_atomically
 
 DESCRIPTION = "dlmjax_tokenizer.json"
+MOST_IDS = 1 << 24  # of a vocabulary; a file that says more is damaged
 SPECS = (
     "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), wordpiece:FILE (BERT's), "
     "sentencepiece:FILE (a .model), saved:DIR"
@@ -63,13 +65,29 @@ class TableTokenizer:
 
     def __init__(self, name: str, token_bytes: list[bytes], mask_id: int, pad_id: int, eos_id: int, files: dict[str, bytes] | None = None):
         self.name = name
+        self.files = files or {}
+        self._set_ids(token_bytes, mask_id, pad_id, eos_id)
+
+    def _set_ids(self, token_bytes: list[bytes], mask_id: int, pad_id: int, eos_id: int) -> None:
         self.token_bytes = token_bytes
         self.mask_id, self.pad_id, self.eos_id, self.bos_id = mask_id, pad_id, eos_id, eos_id
-        self.files = files or {}
         specials = (mask_id, pad_id, eos_id)
-        if len(set(specials)) < 3 or any(token_bytes[i] for i in specials):
-            raise InputError(f"tokenizer {name}: mask, pad and end of document must be three ids without text, got {specials}")
+        if len(set(specials)) < 3 or not 0 <= min(specials) <= max(specials) < len(token_bytes) or any(token_bytes[i] for i in specials):
+            raise InputError(f"tokenizer {self.name}: mask, pad and end of document must be three ids without text, got {specials}")
         self.byte_lengths_V = np.array([len(b) for b in token_bytes], np.int32)
+
+    def with_ids(self, *, mask_id: int, pad_id: int, eos_id: int, vocab_size: int) -> "TableTokenizer":
+        """The same tokenizer with other special ids, which text never produces, and ids without text up to `vocab_size`.
+
+        Raises InputError for special ids that are not three, or that stand for text.
+        """
+        other = copy.copy(self)
+        vars(other).pop("hash", None)  # the cached one
+        table = self.token_bytes[:vocab_size]
+        if any(self.token_bytes[vocab_size:]):
+            raise InputError(f"tokenizer {self.name}: {vocab_size:,} ids leave out some that stand for text")
+        other._set_ids(table + [b""] * (vocab_size - len(table)), mask_id, pad_id, eos_id)
+        return other
 
     @property
     def vocab_size(self) -> int:
@@ -207,12 +225,17 @@ def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
         files = description["files"]
         file = inside(directory, files[0], directory / DESCRIPTION) if files else directory
         place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{file}")
+        ids = {name: description[name] for name in ("mask_id", "pad_id", "eos_id", "vocab_size")}
+        if not all(type(value) is int and 0 <= value < MOST_IDS for value in ids.values()):
+            raise ValueError(f"its ids are {ids}")
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise InputError(f"{directory} holds no readable {DESCRIPTION} ({said}); {_RESTORE}") from None
     tokenizer = load_tokenizer(f"{kind}{place}")
+    if any(getattr(tokenizer, name) != value for name, value in ids.items()):
+        tokenizer = tokenizer.with_ids(**ids)
     if tokenizer.hash != expected:
         raise InputError(f"the tokenizer files in {directory} are not those the corpus was prepared with (hash differs); {_RESTORE}")
     return tokenizer

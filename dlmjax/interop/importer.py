@@ -23,14 +23,13 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.data import load_tokenizer
-from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.blocks import BlockMasked
 from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
-from dlmjax.interop.hf_config import count
+from dlmjax.interop.hf_config import Fields
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path, layout_of
 from dlmjax.interop.safetensors import DTYPES, Reader, some
+from dlmjax.interop.vocabulary import runs, vocabulary
 from dlmjax.models import ModelSpec
 from dlmjax.models.families import family_fields
 from dlmjax.parallel.host import say
@@ -42,6 +41,8 @@ LONGEST_WINDOW = 1024
 FLOATS = tuple(DTYPES[code] for code in ("F64", "F32", "F16", "BF16"))
 # A second copy of a tied head, by layout family of names.
 TIED_COPIES = ("lm_head.weight", "model.transformer.ff_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
+# BERT's and RoBERTa's head has two biases: the one that is tied to the other, and the one that is read where nothing is tied.
+HEAD_BIASES = {"cls.predictions.decoder.bias": "cls.predictions.bias", "lm_head.decoder.bias": "lm_head.bias"}
 
 
 def import_checkpoint(
@@ -74,10 +75,11 @@ def import_checkpoint(
     hf = _hf_config(root)
     layout = layout_of(family) if family else _layout_by_type(hf)
     reader = Reader(root)
-    tokens = load_tokenizer(tokenizer or _tokenizer_of(root, layout))
     config = _config(layout, hf, process or _process_of(layout, hf), dtype)
     rows = _rows(layout, reader, _names(layout, reader))
-    _check_tokenizer(tokens, rows, hf, root)
+    _check_sizes(config, hf, reader, rows)
+    ids = vocabulary(root, layout, tokenizer, hf, rows)
+    tokens = ids.tokenizer
     with config.unlocked():
         config.model.vocab = max(rows, tokens.vocab_size)
         config.mesh.update(data=-1, fsdp=math.gcd(jax.device_count(), config.model.width))
@@ -86,8 +88,7 @@ def import_checkpoint(
     parts = assemble(config, tokens)
     if parts.process.init(jax.random.key(0)):
         raise InputError(f"process {parts.process.name} learns something of its own; import without --process and train with --init")
-    fresh = _fresh_ids(tokens, rows, config.model.vocab)
-    params = read_weights(parts, layout, reader, fresh, _own_ids(tokens) or rows)
+    params = read_weights(parts, layout, reader, ids.fresh, ids.named)
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1)
     imported = {"source": source, "layout": layout.name, "family": config.model.family}
@@ -95,7 +96,7 @@ def import_checkpoint(
     with Checkpoints(target / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta)
     claim_workdir(target, config, tokens)
-    return _report(source, workdir, layout, parts, reader, fresh)
+    return _report(source, workdir, layout, parts, reader, ids.fresh)
 
 
 def _report(source: str, workdir: str, layout: Layout, parts: Parts, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _hf_config(root: pathlib.Path) -> dict[str, Any]:
         hf = json.loads((root / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{root / 'config.json'} cannot be read ({error.strerror}); give a directory that save_pretrained wrote") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{root / 'config.json'} is not readable JSON ({error})") from None
     if not isinstance(hf, dict) or not isinstance(hf.get("dlm") or {}, dict):
         raise InputError(f"{root / 'config.json'} is not the config of a model")
@@ -147,12 +148,12 @@ def _layout_by_type(hf: dict[str, Any]) -> Layout:
 def _process_of(layout: Layout, hf: dict[str, Any]) -> str:
     """What the weights were trained under: as our exports say it, by the size of a block, by transformers' flag, by the layout."""
     dlm = hf.get("dlm") or {}
-    size = dlm.get("block_size") or hf.get("block_size")
+    size = Fields(dlm, "dlm.").count("block_size", None) or (Fields(hf).count("block_size", None) if layout.name == "sdar" else None)
     if size:
         return f"blocks(size={size})"
     if "attention" in dlm:
         return "autoregressive" if dlm["attention"] == "causal" else "masked"
-    return "masked" if hf.get("is_causal") is False and layout.process == "autoregressive" else layout.process
+    return "masked" if not Fields(hf).flag("is_causal", True) and layout.process == "autoregressive" else layout.process
 
 
 def _config(layout: Layout, hf: dict[str, Any], process: str, dtype: str) -> ConfigDict:
@@ -166,60 +167,25 @@ def _config(layout: Layout, hf: dict[str, Any], process: str, dtype: str) -> Con
     return config
 
 
+def _check_sizes(config: ConfigDict, hf: dict[str, Any], reader: Reader, rows: int) -> None:
+    """Raises InputError where the config's sizes are not those of the files, before anything is made that large."""
+    if config.model.depth > len(reader.names):
+        raise InputError(f"config.json has {config.model.depth:,} layers, the files {len(reader.names):,} tensors; get the rest of them")
+    said = hf.get("embedding_size", hf.get("vocab_size"))
+    if said is not None and said != rows:
+        raise InputError(f"config.json says that the vocabulary has {said!r:.60} rows, the embedding in the files has {rows:,}; correct it")
+
+
 def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> None:
     """The window: as asked, or what the source can read; a multiple of the block."""
-    said = [count(hf, key, None) for key in ("max_position_embeddings", "max_sequence_length", "n_positions")]
+    said = [Fields(hf).count(key, None) for key in ("max_position_embeddings", "max_sequence_length", "n_positions")]
     context = next(filter(None, said), LONGEST_WINDOW)
     offset = family_fields(config.model.family).get("position_offset", 0)
-    trained = (hf.get("dlm") or {}).get("length") or min(context - offset, LONGEST_WINDOW)
+    trained = Fields(hf.get("dlm") or {}, "dlm.").count("length", None) or min(context - offset, LONGEST_WINDOW)
     process, values = parse_call(config.process.name)
     size = values.get("size", BlockMasked.size) if process == BlockMasked.name else 1
     with config.unlocked():
         config.data.length = length or max(trained // size, 1) * size
-
-
-# ---- vocabulary -------------------------------------------------------------------------------------------------------------------
-
-
-def _tokenizer_of(root: pathlib.Path, layout: Layout) -> str:
-    """The spec of the tokenizer that lies beside the weights. vocab.json with merges.txt does not say where words end: it is GPT-2's rule
-    for the models that are known to use it."""
-    if (root / "tokenizer.json").is_file():
-        return f"{'wordpiece' if layout.name == 'bert' else 'hf'}:{root / 'tokenizer.json'}"
-    if (root / "tokenizer.model").is_file():
-        return f"sentencepiece:{root / 'tokenizer.model'}"
-    if layout.name in ("gpt2", "roberta") and (root / "vocab.json").is_file() and (root / "merges.txt").is_file():
-        return f"gpt2:{root}"
-    raise InputError(f"{root} holds no tokenizer.json (transformers' save_pretrained writes one); name one with --tokenizer")
-
-
-def _own_ids(tokenizer: TableTokenizer) -> int | None:
-    """Ids that the tokenizer's files name, without those that we added behind them; None where no file says it."""
-    if tokenizer.name in ("hf", "wordpiece"):
-        description = json.loads(tokenizer.files["tokenizer.json"])
-        vocabulary = description["model"]["vocab"]
-        own = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        return 1 + max([*own, *(token["id"] for token in description["added_tokens"])])
-    return len(json.loads(tokenizer.files["vocab.json"])) if tokenizer.name == "gpt2" else None
-
-
-def _check_tokenizer(tokenizer: TableTokenizer, rows: int, hf: dict[str, Any], root: pathlib.Path) -> None:
-    """Raises InputError when the tokenizer has ids, other than special ones, for which the source has no rows, or another mask."""
-    specials = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id}
-    if not set(range(rows, tokenizer.vocab_size)) <= specials:
-        raise InputError(
-            f"{root} has rows for {rows:,} ids, tokenizer {tokenizer.name} has {tokenizer.vocab_size:,}; give its own --tokenizer"
-        )
-    said = hf.get("mask_token_id")
-    if said is not None and said != tokenizer.mask_id:
-        raise InputError(f"config.json says mask_token_id={said}, the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer")
-
-
-def _fresh_ids(tokenizer: TableTokenizer, rows: int, vocab: int) -> tuple[int, ...]:
-    """Ids without a trained row: those beyond the source's rows, and special ones that its own tokenizer does not name."""
-    own = _own_ids(tokenizer)
-    added = {i for i in (tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id) if own is not None and i >= own}
-    return tuple(sorted(added | set(range(rows, vocab))))
 
 
 # ---- names ------------------------------------------------------------------------------------------------------------------------
@@ -251,6 +217,9 @@ def _matched(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, s
     Raises InputError that names those that are missing, surplus, of another shape, or no floats.
     """
     entries = {entry.name: entry for entry in layout.entries(spec)}
+    if not spec.tied:
+        own = {HEAD_BIASES[name]: name for name in HEAD_BIASES if name in found}
+        found = {usual: found[own.get(usual, usual)] for usual in (*found, *own)}
     surplus = [name for usual, name in found.items() if usual not in entries and not _unread(layout, spec, reader, found, usual)]
     shapes = {entry.name: _shape(entry, rows) for entry in entries.values()}
     other = [
@@ -272,12 +241,15 @@ def _unread(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, st
     """Whether a tensor that the network does not have may be there: a buffer, or a copy of the embedding where the head is tied."""
     if any(re.fullmatch(pattern, usual) for pattern in layout.unread):
         return True
-    if not spec.tied or usual not in TIED_COPIES:
+    if usual in HEAD_BIASES and not spec.tied:
+        return True  # the head's own: `_matched` reads it in place of the other
+    if not spec.tied or usual not in (*TIED_COPIES, *HEAD_BIASES):
         return False
-    embedding = next(row.name for row in layout.rows if row.weights == ("embedding.table",))
-    head, table = (reader.read(found[name]) for name in (usual, embedding))
-    if head.shape != table.shape or not np.array_equal(head, table):
-        raise InputError(f"{reader.source}: {found[usual]} differs from the embedding; set tie_word_embeddings to false in its config.json")
+    other = HEAD_BIASES.get(usual) or next(row.name for row in layout.rows if row.weights == ("embedding.table",))
+    copy, original = (reader.read(found[name]) if name in found else None for name in (usual, other))
+    if original is None or copy.shape != original.shape or not np.array_equal(copy, original):
+        what = other if usual in HEAD_BIASES else "the embedding"
+        raise InputError(f"{reader.source}: {found[usual]} differs from {what}; set tie_word_embeddings to false in its config.json")
     return True
 
 
@@ -289,19 +261,20 @@ def _shape(entry: Entry, rows: int) -> tuple[int, ...]:
 # ---- weights ----------------------------------------------------------------------------------------------------------------------
 
 
-def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int, ...] = (), trained: int | None = None) -> dict:
+def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int, ...] = (), trained: tuple[int, ...] | None = None) -> dict:
     """The weights of a network from a checkpoint, float32, each where `parts` places it: a device reads its own shards alone.
 
     Args:
-      fresh: ids that get the mean of the rows of the ids below `trained`; all that the source has no row for are among them.
-      trained: ids of the source that were trained; None takes all its rows.
+      fresh: ids that get the mean of the rows of the `trained` ids; all that the source has no row for are among them.
+      trained: ids of the source that were trained, in rising order; None takes all its rows.
 
     Raises:
       InputError: tensors that are missing, surplus, of another shape, or no floats.
     """
     found = _names(layout, reader)
     rows = _rows(layout, reader, found)
-    files = _Files(reader, _matched(layout, parts.network.spec, reader, found, rows), rows, fresh, min(trained or rows, rows))
+    matched, averaged = _matched(layout, parts.network.spec, reader, found, rows), range(rows) if trained is None else trained
+    files = _Files(reader, matched, rows, fresh, tuple(runs(averaged)))
 
     def leaf(path: tuple, wanted: Any, sharding: Any) -> jax.Array:
         keys = tuple(key.key for key in path)
@@ -313,13 +286,13 @@ def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int,
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """The source's tensors as our weights. `rows`: ids of its embedding; `fresh`: ids that get the mean of the rows below `trained`."""
+    """The source's tensors as our weights. `rows`: ids of its embedding; `fresh`: ids that get the mean of the rows in `trained`."""
 
     reader: Reader
     entries: dict[str, tuple[Entry, str]]
     rows: int
     fresh: tuple[int, ...]
-    trained: int
+    trained: tuple[slice, ...]
 
     @functools.cached_property
     def _places(self) -> dict[tuple[Path, int | None], tuple[Entry, str, int]]:
@@ -358,5 +331,6 @@ class _Files:
                 by_id[new - ids.start] = self._mean(path, axis)[tuple(others)]
 
     def _mean(self, path: Path, axis: int) -> np.ndarray:
-        source = np.moveaxis(self.weight(path, None), axis, 0)[: self.trained]
-        return source.mean(axis=0, dtype=np.float64)
+        source = np.moveaxis(self.weight(path, None), axis, 0)
+        total = sum(source[run].sum(axis=0, dtype=np.float64) for run in self.trained)
+        return total / sum(run.stop - run.start for run in self.trained)

@@ -37,7 +37,7 @@ class NoTokenizerFile(InputError):
 def special_names(tokenizer: Tokenizer) -> dict[str, str]:
     """Names of the special tokens in files: {"mask": ..., "pad": ..., "eos": ...}; those of the vocabulary where it has them."""
     ids = {"mask": tokenizer.mask_id, "pad": tokenizer.pad_id, "eos": tokenizer.eos_id}
-    named = {index: piece for piece, index in _pieces(tokenizer).items()}
+    named = {index: piece for piece, index in pieces_of(tokenizer).items()}
     fallback = {"mask": MASK_NAMES[0], "pad": PAD_NAMES[0], "eos": EOS_NAMES[0]}
     return {key: named.get(index, fallback[key]) for key, index in ids.items()}
 
@@ -58,7 +58,7 @@ def tokenizer_json(tokenizer: Tokenizer, mask_id: int | None = None) -> dict:
     added += [_added(name, index) for name, index in ours.items()]
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     description = {"version": "1.0", **empty, **parts, "added_tokens": sorted(added, key=lambda token: token["id"])}
-    _with_ids(description["model"], ours)
+    _with_ids(description["model"], {token["content"]: token["id"] for token in description["added_tokens"]})
     _check(tokenizer, description)
     return description
 
@@ -94,7 +94,7 @@ def _added(name: str, index: int) -> dict:
 
 
 def _with_ids(model: dict, ids: dict[str, int]) -> None:
-    """Special tokens in the model's own vocabulary: an added token that is not there gets the next free id, whatever its entry says."""
+    """Added tokens in the model's own vocabulary: an added token that is not there gets the next free id, whatever its entry says."""
     if isinstance(model["vocab"], dict):
         model["vocab"] = {piece: index for piece, index in model["vocab"].items() if index not in ids.values()} | ids
         return
@@ -215,13 +215,13 @@ def _merges(pieces: list[str], scores: dict[str, float]) -> list[list[str]]:
 _KINDS = {"bytes": _of_bytes, "char27": _of_char27, "gpt2": _of_gpt2, "hf": _of_hf, "sentencepiece": _of_sentencepiece}
 
 
-def _pieces(tokenizer: Tokenizer) -> dict[str, int]:
+def pieces_of(tokenizer: Tokenizer) -> dict[str, int]:
     """The pieces of a vocabulary that the tokenizer's files name."""
     if not isinstance(tokenizer, TableTokenizer):
         return {}
     if tokenizer.name == "gpt2":
         return json.loads(tokenizer.files["vocab.json"])
-    if tokenizer.name == "hf":
+    if tokenizer.name in ("hf", "wordpiece"):
         description = json.loads(tokenizer.files[FILE])
         vocab = description["model"]["vocab"]
         own = vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}

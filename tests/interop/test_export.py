@@ -16,6 +16,7 @@ from dlmjax.interop.importer import import_checkpoint
 from dlmjax.interop.safetensors import INDEX, SINGLE, Reader
 from dlmjax.interop.views import SDAR_MASK, Rows
 from dlmjax.models import BlockCausal
+from dlmjax.models.families import family_fields
 from dlmjax.quality.hidden import embed_texts
 from dlmjax.run import open_run
 from dlmjax.training import Checkpoints
@@ -30,6 +31,7 @@ transformers.utils.logging.disable_progress_bar()
 BLOCKS = {"process__name": "blocks(size=4)"}
 LLAMA = {"model__family": "llama", "model__head_dim": 8}
 LLAMA3 = "llama(rope_scaling_type=llama3, rope_original=16)"
+YARN = "llama(rope_scaling_type=yarn, rope_original=16, rope_fast=8.0, rope_attention=1.2, window=5)"
 NTK = "llama(rope_scaling_type=ntk, norm_eps=1e-5)"
 REAL = [*range(256), 258]  # ids that have logits of their own: all but mask and pad
 
@@ -58,9 +60,13 @@ def their_logits(model, tokens_BL, mask=None):
         pytest.param("qwen2", {"model__family": "qwen2", "model__vocab": 264}, marks=pytest.mark.nightly),
         ("llama", {**LLAMA, "model__rope_scaling": 3.0, "model__rope_base": 500.0}),
         pytest.param("llama", {"model__family": LLAMA3, "model__rope_scaling": 4.0}, marks=pytest.mark.nightly),
+        ("mistral", {"model__family": YARN, "model__rope_scaling": 4.0, "model__heads": 5, "model__kv_heads": 5}),
+        ("olmo2", {"model__family": "olmo2"}),
+        pytest.param("qwen2", {"model__family": "qwen2(window=7)"}, marks=pytest.mark.nightly),
+        pytest.param("qwen3", {"model__family": "qwen3(window=7)"}, marks=pytest.mark.nightly),
         pytest.param("llama", {"model__family": NTK, "model__rope_scaling": 2.0}, marks=pytest.mark.nightly),
     ],
-    ids=["tied-completep", "qwen2-padded", "llama-stretched", "llama3", "ntk"],
+    ids=["tied-completep", "qwen2-padded", "llama-stretched", "llama3", "mistral-yarn", "olmo2", "qwen2-window", "qwen3-window", "ntk"],
 )
 def test_transformers_loads_hf_as_it_is_with_our_logits(model_type, changes, tmp_path):
     """CompleteP's factors and tied heads are in the weights; stretched positions in the config."""
@@ -73,6 +79,9 @@ def test_transformers_loads_hf_as_it_is_with_our_logits(model_type, changes, tmp
     ours, theirs = our_logits(parts, params, tokens_BL), their_logits(model, tokens_BL)
     np.testing.assert_allclose(theirs[..., real], ours[..., real], atol=1e-5)
     assert np.abs(ours).max() > 0.5
+    again = import_checkpoint(source=str(tmp_path / "hf"), workdir=str(tmp_path / "again"))
+    expected = family_fields(parts.config.model.family) if model_type != "llama" else {}  # ntk comes back as a base
+    assert {**family_fields(again["family"]), **expected} == family_fields(again["family"])
 
 
 def test_full_padded_and_block_causal_masks_give_our_logits(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints of other code bases give the logits here that their own classes give, and become workdirs like any other."""
 
+import io
 import json
 
 import jax
@@ -19,14 +20,16 @@ from dlmjax.run import assemble, open_run
 from tests.interop import sources
 
 torch = pytest.importorskip("torch", reason="the classes to compare with need PyTorch (pip install dlmjax[interop])")
-pytest.importorskip("transformers", reason="the classes to compare with are those of transformers (pip install dlmjax[interop])")
+transformers = pytest.importorskip(
+    "transformers", reason="the classes to compare with are those of transformers (pip install dlmjax[interop])"
+)
 
 TOKENS_BL = np.random.default_rng(0).integers(2, 256, (2, sources.LENGTH)).astype(np.int32)
 # Who sees whom in the layouts that transformers' causal classes are read with: [q, k].
 PLACE_L = np.arange(sources.LENGTH)
 SEEN_LL = {"sdar": PLACE_L[:, None] // 4 >= PLACE_L // 4, "dream": np.ones((sources.LENGTH,) * 2, bool)}
 SEEN_LL["llada"] = SEEN_LL["dream"]
-PROCESSES = dict.fromkeys(("llama", "qwen2", "qwen3", "gpt2"), "autoregressive") | {"sdar": "blocks(size=4)"}
+PROCESSES = dict.fromkeys(("llama", "mistral", "olmo2", "qwen2", "qwen3", "gpt2"), "autoregressive") | {"sdar": "blocks(size=4)"}
 
 
 def logits(parts, params, attention, tokens_BL=TOKENS_BL):
@@ -127,12 +130,15 @@ def test_missing_surplus_and_misshapen_tensors_are_named_at_once(source, tmp_pat
         (dict(hidden_act="relu"), "hidden_act='relu'"),
         (dict(attention_bias=True), "attention_bias=True"),
         (dict(layer_types=["sliding_attention"]), "sliding_attention"),
-        (dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "only linear"),
+        (dict(rope_parameters=dict(rope_type="dynamic", factor=4.0)), "only linear"),
         (dict(rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5)), "partial_rotary_factor"),
         (dict(quantization_config=dict(bits=4)), "quantised"),
         (dict(mask_token_id=7), "mask_token_id=7, the tokenizer's mask is 256"),
         (dict(hidden_size=None), "no hidden_size"),
         (dict(vocab_size=sources.VOCAB, num_hidden_layers=1), "9 surplus"),
+        (dict(num_hidden_layers=10**6), "1,000,000 layers, the files 21 tensors"),
+        (dict(vocab_size=sources.VOCAB + 1), "260 rows, the embedding in the files has 259"),
+        (dict(no_rope_layers=[1, 0]), r"no_rope_layers=[1, 0]"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -185,6 +191,95 @@ def test_ids_that_the_source_lacks_get_the_mean_of_its_rows(source, tmp_path, ro
         np.testing.assert_array_equal(mine[:257], arrays[name][:257])
         np.testing.assert_array_equal(mine[259:], arrays[name][259:])
         np.testing.assert_allclose(mine[257:259], np.tile(arrays[name][:257].mean(axis=0), (2, 1)), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """(content of a tokenizer.model, its number of pieces): <unk>, <s>, </s>, all bytes, and words."""
+    spm = pytest.importorskip("sentencepiece")
+    lines = ["".join(chr(97 + i % 26) + chr(97 + i * j % 26) + " " for i in range(40)) for j in range(2, 40)]
+    model = io.BytesIO()
+    flags = dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity", hard_vocab_limit=False, minloglevel=2)
+    flags |= dict(add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True)
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, vocab_size=300, **flags)
+    return model.getvalue(), spm.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+
+
+# Of n pieces: the files beside them, keys of config.json, and what becomes of them: mask, padding, and the ids that the source names.
+USED = {
+    "nothing": lambda n: ({}, {}, n, n + 1, []),
+    "a padding": lambda n: ({"added_tokens.json": {"<pad>": n}}, {}, n + 1, n, [n]),
+    "others": lambda n: ({"added_tokens.json": {"<image>": n, "[MASK]": n + 1}}, {}, n + 1, n + 2, [n, n + 1]),
+    "a name of its own": lambda n: (
+        {"tokenizer_config.json": {"mask_token": "<hole>", "added_tokens_decoder": {str(n): {"content": "<hole>"}}}},
+        {},
+        n,
+        n + 1,
+        [n],
+    ),
+    "config's padding": lambda n: ({}, {"pad_token_id": n}, n + 1, n, [n]),
+    "config's mask": lambda n: ({}, {"mask_token_id": n + 2}, n + 2, n, [n + 2]),
+    "config's mask and padding": lambda n: ({}, {"mask_token_id": n + 1, "pad_token_id": n}, n + 1, n, [n, n + 1]),
+    "a padding that ends documents": lambda n: ({}, {"pad_token_id": 2}, n, n + 1, []),
+    "a padding that is text": lambda n: ({}, {"pad_token_id": 40}, n, n + 1, []),
+    "no padding": lambda n: ({}, {"pad_token_id": -1}, n, n + 1, []),
+}
+
+
+@pytest.mark.parametrize("case", USED)
+def test_ids_that_the_source_uses_keep_their_meaning(source, pieces, tmp_path, case):
+    """A vocabulary that is padded to more rows than the tokenizer has pieces; new ids are the mean of the rows that a file names."""
+    files, keys, mask, pad, named = USED[case](pieces[1])
+    own, rows, other = pieces[1], pieces[1] + 12, tmp_path / "hf"
+    arrays = sources.tensors(source)
+    large = {n: np.resize(a, (rows, 16)) * (1 + np.arange(rows, dtype=np.float32)[:, None]) for n, a in arrays.items() if len(a) == 259}
+    copy(source, other, {**arrays, **large}, vocab_size=rows, bos_token_id=0, eos_token_id=0, **keys)
+    (other / "tokenizer.model").write_bytes(pieces[0])
+    for name, content in files.items():
+        (other / name).write_text(json.dumps(content))
+    said = import_checkpoint(source=str(other), workdir=str(tmp_path / "run"))
+    run = open_run(str(tmp_path / "run"))
+    tokenizer, new = run.parts.tokenizer, sorted({mask, pad} - set(named))
+    # The config's default for the end of documents (0) is <unk>; </s> has the name.
+    assert (tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id, said["new_ids"]) == (mask, pad, 2, new)
+    ours = {"model.embed_tokens.weight": run.params["embedding"]["table"], "lm_head.weight": run.params["head"]["kernel"].T}
+    for name, table in ours.items():
+        mean = large[name][[*range(own), *named]].mean(axis=0, dtype=np.float64)
+        kept = [i for i in range(rows) if i not in new]
+        np.testing.assert_allclose(table[np.array(new, int)], np.tile(mean, (len(new), 1)), rtol=1e-4)
+        np.testing.assert_array_equal(table[np.array(kept)], large[name][kept])
+    again = load_tokenizer(f"saved:{tmp_path / 'run' / 'tokenizer'}")
+    assert again.hash == tokenizer.hash and again.decode(again.encode("ab é\n")) == "ab é\n"
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters", "both", "top"])
+def test_the_base_of_the_rotary_positions_is_found_where_it_stands(source, tmp_path, place):
+    inside = {"rope_theta": 777.0, "rope_type": "default"}
+    config = {"rope_scaling": None, "rope_parameters": None, "rope_theta": 5.0}
+    config |= {"rope_scaling": inside, "rope_parameters": {"rope_theta": 9.0}} if place == "both" else {}
+    config |= {place: inside} if place.startswith("rope") else {}
+    config |= {"rope_theta": 777.0} if place == "top" else {}
+    other = copy(source, tmp_path / "other", **config)
+    import_checkpoint(source=str(other), workdir=str(tmp_path / "run"), tokenizer="bytes")
+    run = open_run(str(tmp_path / "run"))
+    assert run.parts.network.spec.rope_base == 777.0
+    model = transformers.AutoModelForCausalLM.from_pretrained(other)
+    np.testing.assert_allclose(logits(run.parts, run.params, "causal"), theirs(model, "llama"), rtol=0, atol=1e-5)
+
+
+def test_an_untied_head_has_its_own_bias(tmp_path):
+    """BERT's files hold two biases; transformers reads the decoder's where nothing is tied, and the other where all is."""
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**{**sources.MODELS["bert"][2], "tie_word_embeddings": False}))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    hf = sources.save(model.eval(), "bert", tmp_path / "hf")
+    found = read_weights(assemble_bert(json.loads((hf / "config.json").read_text())), LAYOUTS["bert"], Reader(hf))
+    np.testing.assert_array_equal(found["head"]["bias"], model.cls.predictions.decoder.bias.detach())
+    assert np.abs(np.asarray(found["head"]["bias"]) - model.cls.predictions.bias.detach().numpy()).max() > 0.1
+    import_checkpoint(source=str(hf), workdir=str(tmp_path / "run"), tokenizer="bytes")
+    run = open_run(str(tmp_path / "run"))
+    np.testing.assert_allclose(logits(run.parts, run.params, "full"), theirs(model, "bert"), rtol=0, atol=1e-5)
 
 
 def test_old_names_and_known_extras_are_understood(tmp_path):

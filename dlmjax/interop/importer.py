@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
@@ -26,6 +25,7 @@ from dlmjax import config as config_lib
 from dlmjax.diffusion.blocks import BlockMasked
 from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
+from dlmjax.files import read_json
 from dlmjax.interop.hf_config import Fields
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path, layout_of
 from dlmjax.interop.safetensors import DTYPES, Reader, some
@@ -124,14 +124,9 @@ def _report(source: str, workdir: str, layout: Layout, parts: Parts, reader: Rea
 
 
 def _hf_config(root: pathlib.Path) -> dict[str, Any]:
-    try:
-        hf = json.loads((root / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{root / 'config.json'} cannot be read ({error.strerror}); give a directory that save_pretrained wrote") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{root / 'config.json'} is not readable JSON ({error})") from None
-    if not isinstance(hf, dict) or not isinstance(hf.get("dlm") or {}, dict):
-        raise InputError(f"{root / 'config.json'} is not the config of a model")
+    hf = read_json(root / "config.json", advice="give a directory that save_pretrained wrote")
+    if not isinstance(hf.get("dlm") or {}, dict):
+        raise InputError(f"{root / 'config.json'} is not the config of a model: dlm is no object")
     if hf.get("quantization_config"):
         raise InputError(f"{root} is quantised; import the checkpoint that it was made from")
     return hf

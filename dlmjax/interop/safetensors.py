@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from dlmjax.errors import InputError
+from dlmjax.files import inside, parse_json, read_json, why
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,8 +40,9 @@ DTYPES: dict[str, np.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNMENT = 8
-# More than any model's header: a file that begins with a larger number is something else.
-_LARGEST_HEADER = 1 << 30
+# As in the library: a file that begins with a larger number is something else.
+_LARGEST_HEADER = 100_000_000
+_MOST_AXES, _LONGEST_AXIS = 8, 1 << 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +148,12 @@ class Reader:
         self._places: dict[str, _Place] = {}
         wanted: dict[str, str] = {}
         for file, named in _files(self.source).items():
-            self._places.update(_header(file))
+            for name, place in _header(file).items():
+                if name in self._places:
+                    raise InputError(f"{self.source}: {name} is in {self._places[name].file.name} and in {file.name}; fetch it again")
+                self._places[name] = place
             wanted.update(dict.fromkeys(named, file.name))
-        lacking = sorted(wanted.keys() - self._places.keys())
+        lacking = sorted(name for name in wanted if name not in self._places or self._places[name].file.name != wanted[name])
         if lacking:
             raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index says it holds; fetch it again")
 
@@ -178,13 +183,10 @@ def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
     if source.is_file():
         return {source: []}
     if (source / INDEX).is_file():
-        try:
-            where = json.loads((source / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files: dict[pathlib.Path, list[str]] = {}
-            for name, file in where.items():
-                files.setdefault(source / file, []).append(name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{source / INDEX} is not an index of safetensors files ({error!r}); fetch it again") from None
+        index = read_json(source / INDEX, {"weight_map": {str: str}}, advice="an index of safetensors files is needed; fetch it again")
+        files: dict[pathlib.Path, list[str]] = {}
+        for name, file in index["weight_map"].items():
+            files.setdefault(inside(source, file, source / INDEX), []).append(name)
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise InputError(f"{source} lacks {some(missing)}, which its index names; fetch the rest of the checkpoint")
@@ -204,7 +206,7 @@ def _header(file: pathlib.Path) -> dict[str, _Place]:
             length = int.from_bytes(opened.read(8), "little")
             if not 2 <= length <= min(size, _LARGEST_HEADER):
                 raise ValueError(f"its header would be {length:,} bytes long")
-            header = json.loads(opened.read(length))
+            header = parse_json(opened.read(length))
         places = {}
         for name, value in header.items():
             if name == "__metadata__":
@@ -213,6 +215,8 @@ def _header(file: pathlib.Path) -> dict[str, _Place]:
             if code not in DTYPES:
                 raise InputError(f"{file}: {name} is of type {code}, which cannot be read here; convert it to one of {', '.join(DTYPES)}")
             dtype = DTYPES[code]
+            if len(shape) > _MOST_AXES or not all(type(axis) is int and 0 <= axis < _LONGEST_AXIS for axis in (*shape, begin, end)):
+                raise ValueError(f"{name} has the shape {str(list(shape)):.80}, or offsets, that no tensor has")
             if end - begin != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} is not as long as its shape says")
             if begin < 0 or 8 + length + end > size:
@@ -220,6 +224,8 @@ def _header(file: pathlib.Path) -> dict[str, _Place]:
             places[name] = _Place(file, dtype, shape, 8 + length + begin)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({why(error)}); fetch it again") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a whole safetensors file ({error}); fetch it again") from None
     return places

@@ -8,7 +8,6 @@ trained, so a new id may be one of them, but its row is not kept.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from dlmjax.data import load_tokenizer
 from dlmjax.data.subword import EOS_NAMES, MASK_NAMES, PAD_NAMES
 from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.errors import InputError
+from dlmjax.files import read_json
 from dlmjax.interop.layouts import Layout
 from dlmjax.interop.tokenizer_files import pieces_of
 
@@ -151,12 +151,4 @@ def _section(path: pathlib.Path, key: str) -> dict[str, Any]:
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error!r:.100}); restore the file, or delete it") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is no JSON object; restore the file, or delete it")
-    return value
+    return read_json(path, advice="restore the file, or delete it") if path.exists() else {}

@@ -87,6 +87,20 @@ def change_type(file, code):
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
 
 
+def header(file, content):
+    """A file with this header, and a kilobyte of numbers."""
+    text = json.dumps(content).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1024))
+
+
+def write_sharded_twice(root):
+    """Two shards with the same tensors, and an index that names both."""
+    content = (root / SINGLE).read_bytes()
+    for name in ("a.safetensors", "b.safetensors"):
+        (root / name).write_bytes(content)
+    (root / INDEX).write_text('{"weight_map": {"a.weight": "a.safetensors", "b.bias": "b.safetensors"}}')
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -95,7 +109,24 @@ def change_type(file, code):
         (lambda root: (root / SINGLE).write_bytes((2).to_bytes(8, "little") + b"[]"), "not a whole safetensors file"),
         (lambda root: change_type(root / SINGLE, b"F8_E4M3"), "a.weight is of type F8_E4M3, which cannot be read here"),
         (lambda root: (root / SINGLE).unlink(), "holds no model.safetensors"),
-        (lambda root: (root / INDEX).write_text("[]"), "not an index"),
+        (lambda root: (root / INDEX).write_text("[]"), "an index of safetensors files is needed"),
+        (lambda root: (root / INDEX).write_text('{"weight_map": ["model.safetensors"]}'), "an index of safetensors files is needed"),
+        (lambda root: (root / INDEX).write_text('{"weight_map": {"x": 1}}'), "an index of safetensors files is needed"),
+        (lambda root: (root / INDEX).write_text("[" * 10**5), "nested deeper"),
+        (lambda root: (root / INDEX).write_text('{"weight_map": {"x": "../other/model.safetensors"}}'), "not a name within its folder"),
+        (lambda root: (root / INDEX).write_text('{"weight_map": {"x": "/etc/passwd"}}'), "not a name within its folder"),
+        (lambda root: (root / SINGLE).write_bytes((10**9).to_bytes(8, "little") + b"{}"), "header would be"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": [1] * 99, "data_offsets": [0, 4]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": "12", "data_offsets": [0, 8]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}), "not a whole safetensors"),
+        (lambda root: header(root / SINGLE, {"x": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}), "that no tensor has"),
+        (lambda root: header(root / SINGLE, {"x": [1]}), "not a whole safetensors file"),
+        (lambda root: header(root / SINGLE, [{}] * 50), "not a whole safetensors file"),
+        (lambda root: write_sharded_twice(root), "is in a.safetensors and in b.safetensors"),
         (lambda root: (root / INDEX).write_text('{"weight_map": {"x": "model-2.safetensors"}}'), "lacks model-2.safetensors"),
         (lambda root: (root / INDEX).write_text('{"weight_map": {"x": "model.safetensors"}}'), "lacks x"),
     ],

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.files import parse_json, require_shape
+from dlmjax.seeds import SEEDS
 
 # Leaves that may differ between a run and its continuation without making it another run.
 FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "train.on_nonfinite")
@@ -327,7 +328,7 @@ def check(config: ConfigDict) -> None:
 
 # Of whole numbers: no size of a run is beyond them, and what is within them overflows nothing before a device says that it is too much.
 _HIGHEST = {
-    "seed": 2**32 - 1,  # so many bits of it are used
+    "seed": SEEDS - 1,
     "data.length": 2**24,
     "data.batch": 2**24,
     "model.vocab": 2**24,

@@ -20,7 +20,7 @@ import numpy as np
 from dlmjax.data.formats import Piece, Source, cut, place
 from dlmjax.data.manifest import token_dtype
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
-from dlmjax.errors import InputError
+from dlmjax.seeds import check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,7 @@ SPLIT_SEEDS = 2**64  # what the salt of the hash holds
 
 def check_split_seed(seed: int) -> None:
     """Raises InputError for a seed that the hash does not take."""
-    if not 0 <= seed < SPLIT_SEEDS:
-        raise InputError(f"split_seed is {seed}; give a whole number from 0 to {SPLIT_SEEDS - 1}")
+    check_seed(seed, "split_seed", SPLIT_SEEDS)
 
 
 def document_share(first_piece: bytes, seed: int) -> float:

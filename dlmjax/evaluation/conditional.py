@@ -45,6 +45,7 @@ from dlmjax.diffusion.process import Blocks, cross_entropy, exclude, learned_of,
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import quadrature
 from dlmjax.sampling.host import fetch
+from dlmjax.seeds import check_seed
 
 NARROWEST = 4  # tokens of the narrowest rows, and the least by which widths differ
 _ENDS = 1 << 20  # tag of the draws of z_0 in a request's key: beyond any number of passes
@@ -153,6 +154,7 @@ class ConditionalScorer:
     ):
         if draws < 1 or nodes < 1 or draws >= _ENDS:
             raise InputError(f"a likelihood needs at least one draw and one node and fewer than {_ENDS} draws, not {draws} and {nodes}")
+        check_seed(seed, "seed")
         self.process, self.bind, self.longest, self.draws, self.seed = process.bound, bind, longest, draws, seed
         self.self_condition, self._tokens, self._ways, self._put_batch = self_condition, tokens, ways, put_batch or jax.device_put
         self.block = self.process.attention.size if isinstance(self.process.attention, Blocks) else None

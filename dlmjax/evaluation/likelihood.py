@@ -37,6 +37,7 @@ from dlmjax.diffusion.process import Process, learned_of, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
 from dlmjax.sampling.host import beside, fetch, send
+from dlmjax.seeds import check_seed
 
 RULES = ("gauss", "stratified", "count")
 _BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw
@@ -89,6 +90,7 @@ class Evaluator:
             raise InputError(f"an evaluation needs at least one node and one draw, not {nodes} and {draws}")
         if nodes * draws >= _BOUNDARY:
             raise InputError(f"nodes x draws is {nodes * draws}; it must stay below {_BOUNDARY}")
+        check_seed(seed, "seed")
         self.name, self.bind, self.seed = process.name, bind, seed
         self.process = process.bound  # training may draw its noise in another way
         self.exact = process.attention == "causal"

@@ -23,6 +23,7 @@ from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
 from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, never_sampled
+from dlmjax.seeds import following
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Generator:
         for number, start in enumerate(range(0, len(prompts), self.batch)):
             chunk = longest_first[start : start + self.batch]
             canvas, prompt_B = self._canvas([prompts[i] for i in chunk], decoding.length)
-            for tokens_BL in self._stages(params, canvas, decoding, self.seed + number):
+            for tokens_BL in self._stages(params, canvas, decoding, following(self.seed, number)):
                 for b, i in enumerate(chunk):
                     made[i] = tokens_BL[b, prompt_B[b] : canvas.length_B[b]]
                 if all(self._text(made[i], decoding.until)[1] for i in chunk):
@@ -144,7 +145,7 @@ class Generator:
             now_BL = holes_BL & (place_BL // decoding.block == block)
             # Later blocks are masks that are given: the network reads them, nothing is shown there.
             part = RaggedCanvas(tokens_BL.copy(), ~now_BL, now_BL.astype(np.float32), canvas.length_B)
-            tokens_BL = sampler.sample(params, part, seed=seed + (block << 16)).tokens_BL
+            tokens_BL = sampler.sample(params, part, seed=following(seed, block << 16)).tokens_BL
             yield np.where(tokens_BL == self.tokenizer.mask_id, self.tokenizer.pad_id, tokens_BL)
 
     def _settings(self, order: str, decoding: Decoding, block: int) -> SampleSettings:

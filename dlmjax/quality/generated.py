@@ -29,6 +29,7 @@ from dlmjax.quality.scorers import Sample, Scorer, make_sample
 from dlmjax.run import Run
 from dlmjax.sampling import Samples, SampleSettings, blank_canvas, sampler_for
 from dlmjax.sampling.samples import PRECISION, unigram_entropy
+from dlmjax.seeds import following
 
 GRAMS = (1, 2, 3)
 
@@ -54,7 +55,7 @@ def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, b
     found: list[Samples] = []
     with Progress(batches, f"sampling, {settings.steps} steps", " batches") as bar:
         for number in range(batches):
-            found.append(sampler.sample(run.params, canvas, seed=seed + number))
+            found.append(sampler.sample(run.params, canvas, seed=following(seed, number)))
             bar.reach(number + 1)
     ids_NL = np.concatenate([made.tokens_BL for made in found])[:count]
     samples = tuple(make_sample(run.parts.tokenizer, ids_L) for ids_L in ids_NL)

@@ -21,6 +21,7 @@ from dlmjax.quality.puzzles import Puzzle, kind_of
 from dlmjax.run import Run
 from dlmjax.sampling import Canvas, SampleSettings, sampler_for
 from dlmjax.sampling.samples import PRECISION
+from dlmjax.seeds import following
 
 EXAMPLES = 3
 
@@ -56,7 +57,7 @@ def solve(
             some = list(puzzles[start : start + size])
             # The last batch is filled up, so that one compilation serves all.
             canvas = _canvas(run, [*some, *[some[0]] * (size - len(some))], in_place)
-            made = sampler.sample(run.params, canvas, seed=seed + start // size)
+            made = sampler.sample(run.params, canvas, seed=following(seed, start // size))
             begin, calls = 0 if in_place else len(some[0].clue) + 1, max(calls, made.evaluations)
             answers += [tokenizer.decode(ids_L[begin : begin + len(some[0].answer)]) for ids_L in made.tokens_BL[: len(some)]]
             bar.reach(len(answers))

@@ -32,6 +32,7 @@ from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
+from dlmjax.seeds import check_seed
 
 
 class _Board:
@@ -103,11 +104,16 @@ class _Pieces:
         return self.inner.settings
 
     @property
+    def _reveals(self) -> int:
+        """Steps of a piece of holes in a reveal order, at most."""
+        return self.size if self.settings.threshold is not None else min(self.settings.steps, self.size)
+
+    @property
     def _steps_each(self) -> int:
         """Steps of a piece, as far as they are known before."""
         if self.inner.causal:
             return 1
-        return self.settings.steps if self.settings.order == "ancestral" else min(self.settings.steps, self.size)
+        return self.settings.steps if self.settings.order == "ancestral" else self._reveals
 
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
         """Makes all pieces and returns the finished rows.  Raises InputError when the canvas does not suit the process."""
@@ -137,6 +143,7 @@ class _Pieces:
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool, watched: bool) -> Iterator[State]:
         self._check(canvas)
+        check_seed(seed, "seed")
         board = _Board(canvas, self._length(canvas), self.eos_id)
         starts = self._starts(board)
         memory, calls = self._begin(params, board, starts)
@@ -440,4 +447,4 @@ class _Whole:
 
 def _piece_seed(seed: int, start: int) -> int:
     """Every piece draws from a stream of its own."""
-    return int(np.random.SeedSequence((seed & 0xFFFFFFFF, start)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])

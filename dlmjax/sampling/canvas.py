@@ -20,7 +20,9 @@ EDIT_LEVEL = 0.5  # where editing starts when the caller names no level: about h
 _HOLE = r"\[MASK(?:\*(?P<count>\d+))?\]"
 _EDIT = r"\[EDIT:(?P<edit>[^\]]*)\]"
 _UNDERSCORES = r"(?P<line>_{3,})"
-_MARKER = re.compile(rf"(?P<kept>\\(?=\[MASK|\[EDIT:|___))|{_HOLE}|{_EDIT}|{_UNDERSCORES}")
+_BROKEN = r"(?P<broken>\[MASK(?![A-Za-z])|\[EDIT:)"  # a marker that does not end as one
+_MARKER = re.compile(rf"(?P<kept>\\(?=\[MASK|\[EDIT:|___))|{_HOLE}|{_EDIT}|{_UNDERSCORES}|{_BROKEN}")
+MOST_TOKENS = 2**24  # of a canvas, over all rows
 
 
 @runtime_checkable
@@ -79,8 +81,7 @@ class Canvas:
 
 def blank_canvas(length: int, batch: int = 1, fill: int = 0) -> Canvas:
     """Nothing is given: [batch, length] holes."""
-    _positive("batch", batch)
-    _positive("length", length)
+    _check_size(batch, length)
     return _rows(np.full(length, fill), np.zeros(length, bool), np.ones(length), batch)
 
 
@@ -117,9 +118,9 @@ def build_canvas(
 
     Raises InputError when the texts do not fit into `length`, leave nothing to make, or contradict each other.
     """
-    _positive("batch", batch)
-    if length is not None:
-        _positive("length", length)
+    _check_size(batch, 1 if length is None else length)
+    for name, text in (("prompt", prompt), ("suffix", suffix), ("template", template), ("edit", edit)):
+        _check_text(name, text)
     if template is not None and (prompt or suffix or edit is not None):
         raise InputError("give either a template or a prompt, suffix or edit, not both: a template holds all of the text")
     if edit is not None and (prompt or suffix):
@@ -140,6 +141,11 @@ def parse_template(template: str) -> list[tuple[str | int, str]]:
     while match := _MARKER.search(template, cursor):
         text += template[cursor : match.start()]
         cursor = match.end()
+        if match.group("broken") is not None:
+            raise InputError(
+                f"the template has {template[match.start() : match.start() + 16]!r}, which is no marker; write [MASK], [MASK*12] or "
+                f"[EDIT:words], or \\{match.group()} to keep it as text"
+            )
         if match.group("kept") is not None:
             literal = re.compile(r"\[|_+").match(template, cursor)
             text += literal.group()
@@ -148,12 +154,19 @@ def parse_template(template: str) -> list[tuple[str | int, str]]:
         if text:
             pieces.append((text, "frozen"))
             text = ""
+        if match.group("edit") == "":
+            raise InputError("the template has [EDIT:] without words; write the text that is to be edited after the colon, or [MASK]")
         if match.group("edit") is not None:
             pieces.append((match.group("edit"), "edit"))
         elif match.group("line") is not None:
             pieces.append((len(match.group("line")), "hole"))
         else:
-            pieces.append((int(match.group("count") or 1), "hole"))
+            count = match.group("count") or "1"
+            if len(count) > 12 or int(count) > MOST_TOKENS:
+                raise InputError(f"the template has {match.group()[:24]}; a canvas has at most {MOST_TOKENS} tokens")
+            if int(count) == 0:
+                raise InputError(f"the template has {match.group()}, which leaves nothing to fill in; give at least 1 token, or no marker")
+            pieces.append((int(count), "hole"))
     text += template[cursor:]
     if text:
         pieces.append((text, "frozen"))
@@ -185,6 +198,7 @@ def _template_canvas(tokenizer, pieces, length, batch, start_t) -> Canvas:
     level = EDIT_LEVEL if start_t is None else float(start_t)
     if not 0 < level <= 1:
         raise InputError(f"the start level of an edit is {level}; it must lie in (0, 1], 1 being all noise")
+    _check_size(batch, max(1, sum(content for content, kind in pieces if kind == "hole")))
     tokens, starts = [], []
     for content, kind in pieces:
         piece = np.full(content, tokenizer.mask_id) if kind == "hole" else _encode(tokenizer, content)
@@ -214,6 +228,16 @@ def _rows(tokens_L, frozen_L, start_L, batch: int) -> Canvas:
     return Canvas(tile(tokens_L, np.int32), tile(frozen_L, bool), tile(start_L, np.float32))
 
 
-def _positive(name: str, value: int):
-    if value < 1:
-        raise InputError(f"the {name} of the canvas is {value}; it must be at least 1")
+def _check_size(batch: int, length: int) -> None:
+    for name, value in (("batch", batch), ("length", length)):
+        if value < 1:
+            raise InputError(f"the {name} of the canvas is {value}; it must be at least 1")
+    if batch * length > MOST_TOKENS:
+        raise InputError(f"the canvas has {batch} rows of {length} tokens; it must have at most {MOST_TOKENS} tokens in all")
+
+
+def _check_text(name: str, text: str | None) -> None:
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {name} is not Unicode text: character {error.start + 1} is half of a surrogate pair; leave it out") from None

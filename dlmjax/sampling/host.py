@@ -1,5 +1,6 @@
 """Between host and devices: where small arrays belong, arrays to numpy."""
 
+import os
 from typing import Any
 
 import jax
@@ -26,6 +27,14 @@ def send(values: Any, place: jax.NamedSharding | None) -> Any:
         return jax.device_put(values, place)
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(lambda value: jax.make_array_from_callback(np.shape(value), place, lambda index: value[index]), values)
+
+
+def memory_bytes() -> int:
+    """Memory of the devices together; where they do not say (a CPU), of this machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] * jax.device_count()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def fetch(array: jax.Array | np.ndarray) -> np.ndarray:

@@ -40,6 +40,20 @@ class Cosine(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
+class Power(Grid):
+    """t = u^exponent: above 1 more steps at low noise, where noise that shows wrong tokens is undone."""
+
+    exponent: float = 2.0
+
+    def __post_init__(self):
+        if not 0 < self.exponent <= 4:
+            raise InputError(f"grid power: exponent is {self.exponent}; it must lie in (0, 4] (1 = equal steps)")
+
+    def levels(self, steps: int) -> np.ndarray:
+        return _fall(steps) ** self.exponent
+
+
+@dataclasses.dataclass(frozen=True)
 class Shifted(Grid):
     """u -> alpha u / (1 + (alpha - 1) u) (timestep shift, 2403.03206 eq. 23; LaViDa 2505.16839): alpha > 1 spends more steps on
     high noise, alpha < 1 on low noise."""
@@ -47,8 +61,8 @@ class Shifted(Grid):
     alpha: float = 3.0
 
     def __post_init__(self):
-        if not self.alpha > 0:
-            raise InputError(f"grid shifted: alpha is {self.alpha}; it must be above 0 (1 = equal steps)")
+        if not 0 < self.alpha < float("inf"):
+            raise InputError(f"grid shifted: alpha is {self.alpha}; it must be above 0 and finite (1 = equal steps)")
 
     def levels(self, steps: int) -> np.ndarray:
         u = _fall(steps)
@@ -95,7 +109,7 @@ class Hold(Grid):
         return np.concatenate([above, np.full(steps - moving, self.at), self.at * _fall(moving - down)[1:]])
 
 
-GRIDS = {"uniform": Uniform, "cosine": Cosine, "shifted": Shifted, "listed": Listed, "hold": Hold}
+GRIDS = {"uniform": Uniform, "cosine": Cosine, "power": Power, "shifted": Shifted, "listed": Listed, "hold": Hold}
 
 
 def make_grid(text: str) -> Grid:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from benchmarks.sampling_grids import error
+from dlmjax.diffusion import FlowMatching, Hybrid, Masked, Mixed, Uniform, oracle
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import blank_canvas
 from dlmjax.sampling.grids import make_grid
@@ -14,7 +16,9 @@ from tests.sampling.toy import Law
 STEPS = (1, 2, 3, 7, 49, 98, 103, 1000)
 
 
-@pytest.mark.parametrize("text", ["uniform", "cosine", "shifted(alpha=3)", "shifted(alpha=0.3)"])
+@pytest.mark.parametrize(
+    "text", ["uniform", "cosine", "shifted(alpha=3)", "shifted(alpha=0.3)", "power(exponent=2)", "power(exponent=0.5)"]
+)
 def test_a_grid_falls_from_exactly_one_to_exactly_zero_in_as_many_steps_as_asked(text):
     for steps in STEPS:
         levels_N = make_grid(text).levels(steps).astype(np.float32)
@@ -24,6 +28,7 @@ def test_a_grid_falls_from_exactly_one_to_exactly_zero_in_as_many_steps_as_asked
 
 def test_where_the_levels_are():
     assert make_grid("uniform").levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert make_grid("power(exponent=2)").levels(4).tolist() == [1, 0.5625, 0.25, 0.0625, 0]
     np.testing.assert_allclose(make_grid("cosine").levels(3), [1, np.sqrt(3) / 2, 0.5, 0])
     np.testing.assert_allclose(make_grid("shifted(alpha=3)").levels(2), [1, 0.75, 0])
     assert make_grid("shifted(alpha=1)").levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
@@ -41,6 +46,9 @@ def test_where_the_levels_are():
         ("unifrom", "did you mean 'uniform'"),
         ("shifted(alfa=3)", "has no value 'alfa'; did you mean 'alpha'"),
         ("shifted(alpha=0)", "alpha is 0"),
+        ("shifted(alpha=1e999)", "alpha is inf"),
+        ("power(exponent=0)", "exponent is 0"),
+        ("power(exponent=9)", "exponent is 9"),
         ("shifted(alpha='x')", "shifted"),
         ("shifted(3)", "cannot read grid"),
         ("a b", "cannot read grid"),
@@ -72,3 +80,33 @@ def test_calls_and_clock_of_a_run(grid):
     np.testing.assert_allclose([s.time for s in states], make_grid(grid).levels(4), atol=1e-7)
     assert [s.calls for s in states] == [0, 1, 2, 3, 4] and states[-1].time == 0
     assert settings.to_json()["grid"] == grid and SampleSettings.from_json(settings.to_json()) == settings
+
+
+IDS = {"vocab": 5, "mask_id": 4, "excluded": (3,)}
+OWN = [
+    (Masked(**IDS), "uniform"),
+    (Hybrid(p_uniform=0.2, **IDS), "power(exponent=2)"),
+    (Mixed(**IDS), "power(exponent=2)"),
+    (Uniform(**IDS), "power(exponent=2)"),
+    (FlowMatching(noise="uniform", **IDS), "power(exponent=2)"),
+]
+
+
+@pytest.mark.parametrize(("process", "own"), OWN, ids=lambda value: getattr(value, "name", None))
+def test_a_process_takes_the_grid_that_errs_least(process, own):
+    """KL(text || sampled) of sixteen steps by enumeration, on a toy law: the process's own grid against equal steps and quadratic ones."""
+    assert process.sampling_grid == own
+    law = oracle.Law.random(3, 2, seed=5, sharpness=1.5)
+    errors = {grid: error(process, law, grid, 16) for grid in ("uniform", "power(exponent=2)")}
+    other = next(grid for grid in errors if grid != own)
+    assert 0 < errors[own] < 0.8 * errors[other]
+
+
+def test_auto_is_recorded_as_the_grid_that_it_stands_for():
+    bind = Law().bind
+    for process, own in OWN:
+        assert Sampler(process, bind, SampleSettings()).settings.grid == own
+    hybrid = OWN[1][0]
+    for settings in ({"sweep": 2}, {"order": "random"}):
+        assert Sampler(hybrid, bind, SampleSettings(**settings)).settings.grid == "uniform"
+    assert Sampler(hybrid, bind, SampleSettings(grid="cosine")).settings.grid == "cosine"

@@ -249,8 +249,9 @@ def _add_sample(command):
     )
     command.add_argument(
         "--grid",
-        default="uniform",
-        help="where the steps stand: uniform, cosine, shifted(alpha=3), listed(points=(1,0.4,0))",
+        default="auto",
+        help="where the steps stand: uniform, power(exponent=2), cosine, shifted(alpha=3), listed(points=(1,0.4,0)); default: auto, power "
+        "where noise shows wrong tokens, else uniform",
     )
     command.add_argument(
         "--sweep", type=flags.tokens, metavar="W", help="levels fall from left to right in a window of W tokens; 1 = one by one"
@@ -266,8 +267,20 @@ def _add_sample(command):
         "--stop", action="store_true", help="end a text at its end of document (with blocks, --stride or causal processes)"
     )
     command.add_argument("--remask", action="store_true", help="hide again what has become uncertain (confidence, entropy, margin orders)")
-    command.add_argument("--threshold", type=flags.share, metavar="P", help="reveal at once whatever has at least this probability")
-    command.add_argument("--seed", type=flags.seed, default=0)
+    command.add_argument(
+        "--threshold",
+        type=flags.share,
+        metavar="P",
+        help="a step shows whatever has at least this probability, and the best; --steps has no say (confidence, entropy, margin orders)",
+    )
+    command.add_argument(
+        "--remainder",
+        default="spread",
+        choices=("spread", "first"),
+        help="steps of an order that show one token more where the steps do not divide the holes: spread over all (default), or the first "
+        "(LLaDA)",
+    )
+    command.add_argument("--seed", type=flags.seed, default=0, help="of the draws, from 0 to 4294967295; default: 0")
     command.add_argument("--watch", action="store_true", help="show the denoising live in the terminal")
     command.add_argument("--trace", type=flags.output_file, metavar="FILE.html", help="write a self-contained page of the denoising")
     command.add_argument("--json", type=flags.output_file, metavar="FILE", help="write text, ids, seed, steps and entropy here")

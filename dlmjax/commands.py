@@ -15,6 +15,7 @@ from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler
 from dlmjax.sampling.html import write_html
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import record
+from dlmjax.seeds import check_seed
 
 
 def interval(
@@ -97,12 +98,13 @@ def sample(
     steps: int = 64,
     order: str = "ancestral",
     method: str = "ancestral",
-    grid: str = "uniform",
+    grid: str = "auto",
     sweep: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     guidance: float = 0.0,
     threshold: float | None = None,
+    remainder: str = "spread",
     remask: bool = False,
     cache: bool = False,
     stride: int | None = None,
@@ -117,6 +119,7 @@ def sample(
     Raises:
       InputError: no such run; a prompt or template that does not fit; settings that contradict each other.
     """
+    check_seed(seed)
     run = open_run(workdir, weights=weights, step=step)
     parts, tokenizer = run.parts, run.parts.tokenizer
     if length is None and template is None and edit is None:
@@ -134,6 +137,7 @@ def sample(
         top_p=top_p,
         guidance=guidance,
         threshold=threshold,
+        remainder=remainder,
         remask=remask,
         cache=cache,
         never=never_sampled(tokenizer, parts.process.vocab),

@@ -15,10 +15,10 @@ from textwrap import shorten
 
 from dlmjax.errors import InputError
 from dlmjax.files import flaw_of_path, why
+from dlmjax.seeds import SEEDS
 
 MOST = 2**31 - 1  # of a count: what every library below takes
 MOST_TOKENS = 2**24  # of a row or a canvas
-SEEDS = 2**32  # what jax's keys (without x64) and numpy's seeds take
 _WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")  # int() also takes other alphabets' digits and white space
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 

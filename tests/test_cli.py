@@ -189,6 +189,24 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
     assert "all tokens at once" in refused(capsys, "sample", "--workdir", run, "--stop")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--length", 2**24, "--count", 2], "2 rows of 16777216 tokens; it must have at most 16777216 tokens"),
+        (["--temperature", "1e-300"], "temperature is 1e-300"),
+        (["--temperature", "1e300"], "temperature is 1e+300"),
+        (["--remainder", "first"], "leaves to chance"),
+        (["--grid", "power(exponent=nan)"], "exponent is 'nan'; give a number"),
+        (["--grid", "shifted(alpha=1e999)"], "alpha is inf"),
+        (["--method", "remask(eta=nan)"], "eta is 'nan'; give a number"),
+        (["--method", "self_correct(rounds=1e9)"], "rounds is 1000000000.0; give a whole number"),
+        (["--template", "a [MASK*"], "is no marker"),
+    ],
+)
+def test_settings_out_of_range_end_in_one_line(run, flags, said, capsys):
+    assert said in refused(capsys, "sample", "--workdir", run, *flags)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed: tests/test_harness.py runs the command")
 def test_a_command_without_its_package_says_what_to_install(capsys):
     assert "pip install 'dlmjax[harness]'" in refused(capsys, "lm-eval", "--workdir", "anywhere", "--tasks", "blimp")

@@ -207,6 +207,22 @@ class D3pm(Process):
             return kernels.Neighbours(self.embedding.array[self.tokens_K], self.neighbours)
         return (kernels.Even if self.kernel == "uniform" else kernels.Path)(len(self.tokens_K))
 
+    # --- what samplers ask -----------------------------------------------------------------------------------------------------
+
+    @property
+    def stationary(self) -> bool:
+        """A token that is off by little at a small level is off by anything at t = 1."""
+        return self.kernel == "uniform"
+
+    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self._grid.noise(t)
+
+    def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.output.log_posterior(self, logits, z, t)
+
+    def log_loo(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.output.log_loo(self, logits, z, t)
+
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:

@@ -34,6 +34,15 @@ class _MaskAndTokens(Interpolating):
     mask_id: int
     always_masks: bool
 
+    @property
+    def absorbing_id(self) -> int | None:
+        return self.mask_id if self.always_masks else None
+
+    @property
+    def stationary(self) -> bool:
+        """The mixture of masks and even draws changes with the level."""
+        return self.always_masks
+
     def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         return z_BL == self.mask_id if self.always_masks else super().rows(z_BL, t_BL)
 

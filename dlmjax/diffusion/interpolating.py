@@ -83,6 +83,27 @@ class Interpolating(Process):
         """N."""
         return self.vocab - len(self.barred)
 
+    # --- what samplers ask -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sampling_grid(self) -> str:
+        """Where tokens are shown as others, most is decided at small levels (python -m benchmarks.sampling_grids)."""
+        return "uniform" if self.absorbing_id is not None else "power(exponent=2)"
+
+    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.shares(t).even
+
+    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """A token that a reveal order has shown is the text: told the clock, the denoiser would take it for noise now and then."""
+        del start_BL
+        return t_BL if self.absorbing_id is not None else jnp.where(masked_BL, t_BL, 0.0)
+
+    def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.output.log_posterior(self, logits, z, t)
+
+    def log_loo(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.output.log_loo(self, logits, z, t)
+
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
     def corrupt(

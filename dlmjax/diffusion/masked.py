@@ -47,6 +47,10 @@ class Masked(Process):
             raise InputError(f"process {self.name}: complementary masks need the linear schedule, where 1 - t is the complement's level")
         check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
 
+    @property
+    def absorbing_id(self) -> int:
+        return self.mask_id
+
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
     def corrupt(

@@ -208,6 +208,68 @@ class Process(Protocol):
         del keys_B, logits_BLV
         return z_BL
 
+    # --- what samplers ask ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def sampling_grid(self) -> str:
+        """The grid of levels (`sampling.grids`) that a sampler of this process takes unless it is told another."""
+        return "uniform"
+
+    @property
+    def absorbing_id(self) -> int | None:
+        """The mask, where noise does nothing but hide: what is shown is then true, and stays. None for all other noise."""
+        return None
+
+    @property
+    def stationary(self) -> bool:
+        """Whether what noise shows has one law at all levels, that of `prior`."""
+        return True
+
+    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """Probability that a token at level t shows as a draw of tokens: 0 where noise only hides."""
+        return jnp.zeros_like(t)
+
+    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """What the denoiser is told where tokens are revealed one after another: the clock t, unless the law of a mask asks for more.
+
+        masked_BL: positions still masked.  start_BL: the levels at which they were masked; 0 where text is given.
+        """
+        del masked_BL, start_BL
+        return t_BL
+
+    def log_posterior(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log p(x_i | z) up to a constant, from the denoiser's output at (z, t)."""
+        del z, t
+        return logits
+
+    def log_loo(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log p(x_i | z_{-i}) up to a constant, from the denoiser's output at (z, t)."""
+        del z, t
+        return logits
+
+    def suppressed(
+        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Shaped[Array, "..."], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n V"]:
+        """The output of a denoiser that gives the tokens `ids` no probability."""
+        del z, t
+        return exclude(logits, ids)
+
+    def guided(
+        self,
+        given: Float[Array, "*n V"],
+        absent: Float[Array, "*n V"],
+        weight: float,
+        z: Shaped[Array, "..."],
+        t: Float[Array, "*n"],
+    ) -> Float[Array, "*n V"]:
+        """The output whose law of tokens is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
+
+        A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
+        linear in the score: one line for all but ratios of noisy probabilities.
+        """
+        del z, t
+        return (1 + weight) * given - weight * absent
+
     @property
     def has_boundary(self) -> bool:
         """True where the prior and reconstruction terms are not zero."""

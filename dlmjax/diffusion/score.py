@@ -17,6 +17,7 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -24,10 +25,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.diffusion.interpolating import Interpolating, Shares, by_rows
+from dlmjax.diffusion.parameterisation import PARAMETERISATIONS
 from dlmjax.diffusion.process import EXCLUDED, cross_entropy, exclude
 from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.errors import InputError
 
+ROUNDING = 1e-5  # of a log-probability in float32
 LIMIT = 36.0  # e^(LIMIT + 8) / r is a float32 for every r
 NOISES = ("mask", "uniform")
 
@@ -71,6 +74,10 @@ class OneNoise(Interpolating):
         return self.schedule.ends[0] != 1
 
     @property
+    def absorbing_id(self) -> int | None:
+        return self._mask
+
+    @property
     def _mask(self) -> int | None:
         return self.mask_id if self.noise == "mask" else None
 
@@ -104,6 +111,47 @@ class ScoreEntropy(OneNoise):
             # A token that is shown is the truth.
             scores = jnp.where(self.is_token(z)[..., None], EXCLUDED, scores)
         return jnp.where(jnp.arange(self.vocab) == z[..., None], 0.0, scores)
+
+    def log_outputs(self, log_loo: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """The output whose scores belong to the law log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
+        if self._mask is not None:
+            return exclude(log_loo + math.log(self.tokens), self.barred)
+        return PARAMETERISATIONS["leave_one_out"].log_score(self, log_loo, z, t)
+
+    def suppressed(
+        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Int[Array, "*n"], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n V"]:
+        """Scores are relative to what is shown: where that is one of `ids`, it must be noise, and the others are as much more likely."""
+        logits = exclude(logits, ids)
+        shown = tuple(id_ for id_ in ids if id_ not in self.barred)
+        if self._mask is not None or not shown:
+            return logits
+        log_p = jax.nn.log_softmax(exclude(self.log_loo(logits, z, t), shown), axis=-1)
+        noise = jnp.any(z[..., None] == jnp.asarray(shown), axis=-1, keepdims=True)
+        return jnp.where(noise, self.log_outputs(log_p, z, t), logits)
+
+    def guided(
+        self,
+        given: Float[Array, "*n V"],
+        absent: Float[Array, "*n V"],
+        weight: float,
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+    ) -> Float[Array, "*n V"]:
+        """Scores mix in the noise, so that their powers are those of no law of tokens: over to that law, and back.
+
+        A network's scores may leave a token less than its share of the noise; how little that is says nothing of the condition, and
+        there guidance adds nothing.
+        """
+        outputs = given, absent
+        log_given, log_absent = (self.log_loo(output, z, t) for output in outputs)
+        apart = log_given - log_absent
+        if self._mask is None:
+            log_even = jnp.log(self._floored(t).even / self.tokens)[..., None]
+            above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_even > ROUNDING for output in outputs)
+            apart = jnp.where(functools.reduce(jnp.logical_and, above), apart, 0.0)
+        log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.barred), axis=-1)
+        return self.log_outputs(log_p, z, t)
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return self._uniform(logits, x, z, t) if self._mask is None else self._masked(logits, x, z, t)

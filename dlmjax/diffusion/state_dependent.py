@@ -41,6 +41,15 @@ class StateDependent(Process):
     def __post_init__(self):
         check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
 
+    @property
+    def absorbing_id(self) -> int:
+        return self.mask_id
+
+    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """A mask tells of its token how likely that one is masked by then: by the level at which this mask was drawn, and no other."""
+        del t_BL
+        return jnp.where(masked_BL, start_BL, 0.0)
+
     # --- what a schedule is ----------------------------------------------------------------------------------------------------
 
     def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -22,6 +22,7 @@ from dlmjax.quality.solving import report as solving_report
 from dlmjax.quality.solving import solve as solve_puzzles
 from dlmjax.run import Run, open_run, split_of
 from dlmjax.sampling import SampleSettings, never_sampled
+from dlmjax.seeds import check_seed
 
 
 def quality(
@@ -37,7 +38,7 @@ def quality(
     batch: int = 16,
     order: str = "ancestral",
     method: str = "ancestral",
-    grid: str = "uniform",
+    grid: str = "auto",
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -54,6 +55,7 @@ def quality(
     Raises InputError: no such run, scorer or corpus; settings that contradict each other.
     """
     numbers = integers(steps)
+    check_seed(seed)
     run = open_run(workdir, weights=weights, step=step)
     length = length or run.parts.config.data.length
     about = {"workdir": str(workdir), "step": run.step, "weights": run.weights, "process": run.parts.process.name, "length": length}
@@ -148,6 +150,7 @@ def puzzles(
     """
     if count is not None and count < 1:
         raise InputError(f"count is {count}; it must be at least 1")
+    check_seed(seed)
     if kind == "countdown":
         if input or givens or answers_only:
             raise InputError("countdown puzzles are made, not read: leave out --input, --givens and --answers-only")
@@ -190,7 +193,7 @@ def solve(
     batch: int = 100,
     order: str = "confidence",
     method: str = "ancestral",
-    grid: str = "uniform",
+    grid: str = "auto",
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -200,6 +203,7 @@ def solve(
 
     Raises InputError: no such run or file, puzzles that do not fit the run, settings that contradict each other.
     """
+    check_seed(seed)
     found = puzzles_lib.parse(_lines(input)[:count])
     run = open_run(workdir, weights=weights, step=step)
     if run.parts.process.attention == "causal":

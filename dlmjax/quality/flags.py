@@ -42,7 +42,7 @@ def _how(add: Callable[..., object], temperature: float = 1.0, order: str = "anc
     """How text is made; see `dlmjax sample`."""
     add("--order", default=order, help=f"ancestral, random, confidence, entropy, margin or left_to_right ({order})")
     add("--method", default="ancestral", help="how a step in time is made, see docs/sampling.md")
-    add("--grid", default="uniform", help="where the steps stand, see docs/sampling.md")
+    add("--grid", default="auto", help="where the steps stand, see docs/sampling.md")
     add("--temperature", type=flags.number(0), default=temperature, help=f"0 takes the most likely token ({temperature:g})")
     add("--top-p", type=flags.number(0, 1, open_low=True), default=1.0, help="nucleus; 1 = off")
     add("--seed", type=flags.seed, default=0, help="of the first batch; each further batch has the next")

@@ -2,8 +2,8 @@
 guidance, the answer kept from the last call, the hint of self-conditioning; and a count of what was really computed.
 
 Guidance (2207.12598; unsupervised form of SMDM 2410.18514): the condition is the frozen text. The same canvas with noise in its place, at
-level 1, gives the unconditional output; (1 + w) given - w not given. What the network puts out are log-probabilities or log-scores up to
-what a softmax takes away, or a vector linear in the score, so the same line is right for all.
+level 1, gives the unconditional output, and tokens are drawn from p(x | given)^(1 + w) / p(x)^w; `Process.guided` says what that is of
+outputs.
 
 Shapes: B rows, L positions, V columns of the output.
 """
@@ -62,6 +62,7 @@ class Calls:
         self._process, self._denoiser, self._settings, self._barred = process, denoiser, settings, barred
         self._frozen_BL, self._blank, self._memory = frozen_BL, blank, memory
         self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
+        self._first_at: tuple[Array, Array] | None = None
 
     def __call__(self, z, t_BL):
         cost = 2 if self._settings.guidance else 1
@@ -72,7 +73,7 @@ class Calls:
             raw_BLV = jax.lax.cond(changed, self._network, lambda *_: self._memory.logits_BLV, z, t_BL)
             self.count += jnp.where(changed, cost, 0)
         if self.first_BLV is None:
-            self.first_BLV = raw_BLV
+            self.first_BLV, self._first_at = raw_BLV, (z, t_BL)
         if self._process.outputs != self._process.vocab:
             return raw_BLV
         return warp(raw_BLV, self._settings.temperature, self._settings.top_p)
@@ -80,7 +81,16 @@ class Calls:
     @property
     def log_p_BLV(self) -> Array | None:
         """The law of tokens that the step first looked at; None where the network predicts something else."""
-        return None if self._process.outputs != self._process.vocab else jax.nn.log_softmax(self.first_BLV)
+        if self._process.outputs != self._process.vocab:
+            return None
+        if tells_scores(self._process):
+            return self.log_posterior_BLV
+        return jax.nn.log_softmax(self.first_BLV)
+
+    @property
+    def log_posterior_BLV(self) -> Array:
+        """log p(x_i | z) that the step first looked at, for networks that predict a law of tokens or scores."""
+        return jax.nn.log_softmax(exclude(self._process.log_posterior(self.first_BLV, *self._first_at), self._barred))
 
     def _network(self, z, t_BL):
         rows, w = t_BL.shape[0], self._settings.guidance
@@ -93,10 +103,18 @@ class Calls:
         if hints:
             self.hint_BLI = self._process.estimate(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
         logits = self._denoiser.logits(hidden)
+        z, t_BL = z[:rows], t_BL[:rows]
         if w:
             logits = logits.astype(jnp.float32)
-            logits = (1 + w) * logits[:rows] - w * logits[rows:]
-        return exclude(logits, self._barred if self._process.outputs == self._process.vocab else ())
+            logits = self._process.guided(logits[:rows], logits[rows:], w, z, t_BL)
+        if self._process.outputs != self._process.vocab:
+            return exclude(logits, ())
+        return self._process.suppressed(logits, self._barred, z, t_BL)
+
+
+def tells_scores(process: Process) -> bool:
+    """Whether the network predicts ratios of noisy probabilities."""
+    return getattr(process, "parameterisation", None) == "score"
 
 
 def put(where_BL, this, other):

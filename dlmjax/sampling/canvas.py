@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from dlmjax.errors import InputError
+from dlmjax.flags import MOST_TOKENS
 
 EDIT_LEVEL = 0.5  # where editing starts when the caller names no level: about half of the tokens are looked at again
 
@@ -22,7 +23,6 @@ _EDIT = r"\[EDIT:(?P<edit>[^\]]*)\]"
 _UNDERSCORES = r"(?P<line>_{3,})"
 _BROKEN = r"(?P<broken>\[MASK(?![A-Za-z])|\[EDIT:)"  # a marker that does not end as one
 _MARKER = re.compile(rf"(?P<kept>\\(?=\[MASK|\[EDIT:|___))|{_HOLE}|{_EDIT}|{_UNDERSCORES}|{_BROKEN}")
-MOST_TOKENS = 2**24  # of a canvas, over all rows
 
 
 @runtime_checkable

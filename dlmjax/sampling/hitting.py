@@ -31,19 +31,18 @@ class Predetermined(Stepper):
             raise InputError(f"method {self.name} needs a schedule that is all text at t = 0 and all masks at t = 1; use ancestral")
 
     def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
-        tau_BL = self._times(process, keys_B, start_BL)
-        # Cell j holds the times in (levels[j + 1], levels[j]]; the steps are counted from 0.
-        cell_BL = jnp.sum(tau_BL[..., None] <= levels_BN[:, None, 1:-1], axis=-1)
+        # Cell j holds the times in (levels[j + 1], levels[j]]; steps count from 0. By the noise: discrete time has no other times.
+        noise_BL = self._noise(process, keys_B, start_BL)
+        cell_BL = jnp.sum(noise_BL[..., None] <= process.schedule.noise(levels_BN)[:, None, 1:-1], axis=-1)
         used_BN = jnp.any((cell_BL[..., None] == jnp.arange(levels_BN.shape[1] - 1)) & holes_BL[..., None], axis=1)
         place_BN = jnp.cumsum(used_BN, axis=1)
         call_BL = jnp.where(holes_BL, jnp.take_along_axis(place_BN, cell_BL, axis=1), 0)
         # The levels in use, highest first, then zeros.
         return Plan(_falling(jnp.where(used_BN, levels_BN[:, :-1], 0.0)), call_BL)
 
-    def _times(self, process, keys_B, start_BL):
-        """tau of each position, given that the noise at its start level has hit it."""
-        u_BL = jnp.maximum(uniform_rows(keys_B, start_BL.shape[1]), 1e-9)
-        return process.schedule.inverse(1 - u_BL * process.schedule.noise(start_BL))
+    def _noise(self, process, keys_B, start_BL):
+        """1 - alpha at the tau of each position, given that the noise at its start level has hit it."""
+        return jnp.maximum(uniform_rows(keys_B, start_BL.shape[1]), 1e-9) * process.schedule.noise(start_BL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class FirstHitting(Predetermined):
 
     def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
         del levels_BN
-        tau_BL = jnp.where(holes_BL, self._times(process, keys_B, start_BL), 0.0)
+        tau_BL = jnp.where(holes_BL, process.schedule.inverse(1 - self._noise(process, keys_B, start_BL)), 0.0)
         return Plan(_falling(tau_BL), jnp.where(holes_BL, rank(tau_BL, holes_BL) + 1, 0))
 
 

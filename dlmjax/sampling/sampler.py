@@ -3,11 +3,12 @@
 Two kinds of step:
   in time        from level t to level s by `settings.method` (see `methods`); "ancestral" is the reverse process itself, p(z_s | z_t),
                  and there for every process. The levels are those of `settings.grid`.
-  reveal orders  for absorbing processes: draw a token for every hole, show the few that score best, leave the rest masked
+  reveal orders  where text starts as masks: draw a token for every hole, show the few that score best, leave the rest masked
                  (see `reveal`). `left_to_right` is also how causal processes are sampled: one token per step.
 
 Time runs on a clock that falls from the canvas's start level to 0, so the last step ends at 0 exactly. A position that starts lower
-(edited text) waits until the clock has come down to its level. The network is told the level of each position: 0 where it is frozen.
+(edited text) waits until the clock has come down to its level. The network is told the level of each position: 0 where it is frozen,
+and in reveal orders what `Process.reveal_levels` says of what is shown.
 
 Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the rows beside it.
 Tokens are drawn with high-precision Gumbel noise: in float32 the plain kind never exceeds 15.94, which silently cuts the tail of a
@@ -27,18 +28,20 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.hyper import Hyper
+from dlmjax.diffusion.interpolating import Interpolating
 from dlmjax.diffusion.masked import Masked
-from dlmjax.diffusion.process import Blocks, draw_tokens, row_keys, split_rows
+from dlmjax.diffusion.process import Blocks, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put
+from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put, tells_scores
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
-from dlmjax.sampling.host import beside, fetch, send
+from dlmjax.sampling.host import beside, fetch, memory_bytes, send
 from dlmjax.sampling.methods import make_method
-from dlmjax.sampling.reveal import order_scores, probability_of
+from dlmjax.sampling.reveal import order_scores, planned, probability_of
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.steppers import Plan, rank
+from dlmjax.seeds import check_seed
 
 
 class Carry(NamedTuple):
@@ -88,6 +91,15 @@ class Sampler:
             settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # what ancestral means there
         if not self.causal and self.mask_id is None and settings.order != "ancestral":
             raise InputError(f"order {settings.order} reveals masked tokens, but process {process.name} has no mask; use ancestral")
+        settings = self.settings = settings.on_grid(self.process.sampling_grid)
+        self.reveals = settings.order != "ancestral"
+        # A step for each hole, whatever `steps` says: a threshold stops before that.
+        self._one_by_one = self.causal or settings.threshold is not None
+        if self.reveals and self._replaced(0.0):
+            raise InputError(
+                f"order {settings.order} takes what is shown for the text, but process {process.name} with its clipped schedule still "
+                "shows other tokens at t = 0; use order ancestral"
+            )
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
         self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
@@ -101,8 +113,7 @@ class Sampler:
         if self.process.input_dim:
             # Vectors are rounded to tokens by the process itself.
             self.process = dataclasses.replace(self.process, excluded=tuple(sorted(barred)))
-        # A score of the mask is no chance to be drawn as text: it says how likely the token was hidden.
-        self._barred = tuple(sorted(barred - {self.mask_id} if _tells_scores(process) else barred))
+        self._barred = tuple(sorted(barred))
         self._compiled = {}  # by placement of the weights
 
     def _check_calls(self):
@@ -114,7 +125,7 @@ class Sampler:
             )
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")
-        tells_law = process.outputs == process.vocab and not _tells_scores(process)
+        tells_law = process.outputs == process.vocab and not tells_scores(process)
         if not tells_law and (settings.temperature, settings.top_p) != (1.0, 1.0):
             raise InputError(f"the network of process {process.name} predicts no law of tokens; leave temperature and top_p at 1")
 
@@ -149,14 +160,15 @@ class Sampler:
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, Carry]]:
         self._check(canvas)
+        check_seed(seed, "seed")
         names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
         place = beside(params)
-        arrays = send({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed & 0xFFFFFFFF)}, place)
+        arrays = send({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, place)
         carry = self._jitted(self._start_state, place)(params, arrays)
         steps = self._steps(carry)
         yield 0, steps, carry
         acts = [self._one_step] * steps
-        if self.settings.order == "ancestral":
+        if not self.reveals:
             # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
             acts += [self._decode] * int(self.process.has_boundary) + [self._retouch] * self.stepper.rounds
         with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
@@ -168,6 +180,10 @@ class Sampler:
                 yield step, steps, carry
                 if self.settings.threshold is not None and not fetch(carry.hidden_BL).any():
                     return
+
+    def _replaced(self, t: float) -> bool:
+        """Whether noise at level t shows tokens as others.  Of a causal process there is no noise."""
+        return not self.causal and bool(fetch(self.process.replaced(send(np.float32(t), None))) > 0)
 
     def _jitted(self, function: Callable, place):
         key = place, function.__name__
@@ -181,6 +197,18 @@ class Sampler:
                 f"the canvas holds token ids from {canvas.tokens_BL.min()} to {canvas.tokens_BL.max()}, but the model's vocabulary "
                 f"has {self.process.vocab}; the text was encoded with another tokenizer"
             )
+        needed = 4 * canvas.batch * canvas.length * self.process.outputs * (2 if self.settings.guidance else 1)
+        if needed > memory_bytes():
+            raise InputError(
+                f"a canvas of {canvas.batch} x {canvas.length} tokens takes {needed / 2**30:,.0f} GiB for the network's output alone, of "
+                f"{memory_bytes() / 2**30:,.0f} GiB there are; make it shorter, or of fewer rows"
+            )
+        edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)
+        if self.reveals and edited_BL.any() and self._replaced(float(canvas.start_BL[edited_BL].max())):
+            raise InputError(
+                f"order {self.settings.order} takes what is shown for the text, but process {self.name} shows other tokens where text is "
+                "edited; use order ancestral"
+            )
         if self.causal:
             frozen_after_hole = np.diff(canvas.frozen_BL.astype(np.int8), axis=1).max(initial=0) > 0
             if frozen_after_hole:
@@ -191,10 +219,10 @@ class Sampler:
     def _steps(self, carry: Carry) -> int:
         if carry.plan is not None:
             return max(1, int(fetch(carry.plan.call_BL).max()))
-        if self.settings.order == "ancestral":
+        if not self.reveals:
             return self.settings.steps
         most = int(fetch(carry.holes_BL).sum(axis=1).max())
-        return max(1, most if self.causal else min(self.settings.steps, most))
+        return max(1, most if self._one_by_one else min(self.settings.steps, most))
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
@@ -215,17 +243,20 @@ class Sampler:
         if self.causal:
             z, hidden_BL = tokens_BL, ~frozen_BL
         else:
-            if self.settings.order == "ancestral":
-                empty = process.prior(prior_keys_B, length)
-            else:
+            if self.reveals:
                 empty = jnp.full_like(tokens_BL, self.mask_id)
+            else:
+                empty = process.prior(prior_keys_B, length)
+                if process.absorbing_id is not None:
+                    # What a clipped schedule leaves at t = 1 stays.
+                    empty = jnp.where(jnp.isin(empty, jnp.asarray(self._barred)), process.absorbing_id, empty)
             edited = process.corrupt(edit_keys_B, tokens_BL, start_BL)
             z = put(start_BL >= 1, empty, edited)
             if not process.input_dim:
                 z = put(frozen_BL, tokens_BL, z)
             hidden_BL = self._hidden(z, frozen_BL)
         plan = memory = hint_BLI = None
-        if self.settings.order == "ancestral" and self.stepper.plans:
+        if not self.reveals and self.stepper.plans:
             levels_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._levels_N
             plan = self.stepper.plan(process, prior_keys_B, hidden_BL, start_BL, levels_BN)
         if self.settings.cache:
@@ -284,7 +315,7 @@ class Sampler:
         start_BL, top_B = canvas["start_BL"], jnp.max(canvas["start_BL"], axis=1)
         if carry.plan is not None:
             before_B, after_B = (jnp.take(carry.plan.clock_BN, i, axis=1, mode="clip") for i in (step - 1, step))
-        elif self.settings.order == "ancestral":
+        elif not self.reveals:
             before_B, after_B = (top_B * jnp.take(self._levels_N, i) for i in (step - 1, step))
         else:
             steps_B = self._steps_of_rows(carry)
@@ -304,20 +335,22 @@ class Sampler:
 
     def _steps_of_rows(self, carry: Carry) -> Int[Array, "B"]:
         holes_B = jnp.maximum(carry.holes_BL.sum(axis=1), 1)
-        return holes_B if self.causal else jnp.minimum(self.settings.steps, holes_B)
+        return holes_B if self._one_by_one else jnp.minimum(self.settings.steps, holes_B)
 
     def _one_step(self, params, canvas, carry: Carry, step) -> Carry:
         """Step `step` (1..N, traced): the one function behind sample, states, trace and replay."""
         process, moment = self._given(params), self._moment(canvas, carry, step)
         keys = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
-        if self.settings.order == "ancestral":
+        if not self.reveals:
             z = self.stepper.step(process, keys[0], calls, carry.z, moment.t_BL, moment.s_BL)
             z = put(moment.moves_BL, z, carry.z)
             after = self._after(process, canvas, carry, z, process.show(z), calls, step)
         else:
             read_BL = process.corrupt(keys[0], carry.z, moment.t_BL) if self.causal else carry.z
-            after = self._reveal(carry, keys, calls(read_BL, moment.t_BL), calls, step)
+            t_BL = process.reveal_levels(carry.hidden_BL, moment.t_BL, canvas["start_BL"])
+            logits_BLV = process.log_posterior(calls(read_BL, t_BL), read_BL, t_BL)
+            after = self._reveal(carry, keys, exclude(logits_BLV, self._barred), calls, step)
         return after._replace(time=moment.after)
 
     def _decode(self, params, canvas, carry: Carry, step) -> Carry:
@@ -354,24 +387,23 @@ class Sampler:
         )
 
     def _reveal(self, carry: Carry, keys, warped_BLV, calls: Calls, step) -> Carry:
-        """Shows the best-scoring holes: after step k of N, floor(H k / N) of the H holes."""
-        settings, log_p_BLV, steps_B = self.settings, calls.log_p_BLV, self._steps_of_rows(carry)
+        """Shows the best-scoring holes: as many as `reveal.planned` says, or those above the threshold and always the best."""
+        settings, log_p_BLV, steps_B = self.settings, calls.log_posterior_BLV, self._steps_of_rows(carry)
         guess_BL = draw_tokens(keys[0], warped_BLV)
         p_guess_BL = probability_of(log_p_BLV, guess_BL)
         score_BL = order_scores(settings.order, keys[1], log_p_BLV, p_guess_BL)
         holes_B = carry.holes_BL.sum(axis=1)
-        plan_B = jnp.where(step >= steps_B, holes_B, holes_B // steps_B * step + holes_B % steps_B * step // steps_B)
+        plan_B = planned(settings.remainder, holes_B, steps_B, step)
         if settings.remask:
             score_BL = jnp.where(carry.hidden_BL, score_BL, carry.score_BL)
             shown_BL = carry.holes_BL & (rank(score_BL, carry.holes_BL) < plan_B[:, None])
             new_BL = shown_BL & carry.hidden_BL
         else:
-            more_B = plan_B - (holes_B - carry.hidden_BL.sum(axis=1))
-            if settings.threshold is not None:
-                more_B = jnp.maximum(more_B, 1)
-            new_BL = carry.hidden_BL & (rank(score_BL, carry.hidden_BL) < more_B[:, None])
-            if settings.threshold is not None:
-                new_BL |= carry.hidden_BL & (p_guess_BL >= settings.threshold)
+            if settings.threshold is None:
+                more_B = plan_B - (holes_B - carry.hidden_BL.sum(axis=1))
+                new_BL = carry.hidden_BL & (rank(score_BL, carry.hidden_BL) < more_B[:, None])
+            else:
+                new_BL = carry.hidden_BL & ((p_guess_BL >= settings.threshold) | (rank(score_BL, carry.hidden_BL) < 1))
             shown_BL = (carry.holes_BL & ~carry.hidden_BL) | new_BL
         hidden_BL = carry.holes_BL & ~shown_BL
         empty_BL = carry.z if self.mask_id is None else jnp.where(hidden_BL, self.mask_id, carry.z)
@@ -397,12 +429,10 @@ def _mask_of(process) -> int | None:
     mask_id = getattr(process, "mask_id", None)
     if mask_id is None or process.attention != "full" or process.input_dim:
         return None
+    if isinstance(process, Interpolating):
+        return mask_id if fetch(process.shares(send(np.float32(1.0), None)).mask) > 0 else None
     start = process.prior(row_keys(jax.random.key(0), jnp.arange(1)), 32)
     return mask_id if bool(jnp.any(start == mask_id)) else None
-
-
-def _tells_scores(process) -> bool:
-    return getattr(process, "parameterisation", None) == "score"
 
 
 def _state(step: int, steps: int, carry: Carry) -> State:

@@ -10,6 +10,10 @@ from dlmjax.sampling.methods import make_method
 REVEAL_ORDERS = ("random", "confidence", "entropy", "margin", "left_to_right")
 ORDERS = ("ancestral", *REVEAL_ORDERS)
 RANKED = ("confidence", "entropy", "margin")
+REMAINDERS = ("spread", "first")
+AUTO = "auto"  # the grid that the process says
+MOST_STEPS = 2**20
+COLDEST, HOTTEST = 1e-6, 1e6  # beyond, quotients of logits leave float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +23,17 @@ class SampleSettings:
     steps: denoising steps.  Reveal orders never take more steps than there are holes; causal processes take exactly one per hole.
     order: one of ORDERS; "ancestral" = by the steps of `method`.
     method: how a step from level t to level s is made, one of `methods.METHODS` with its values, as in "remask(eta=0.2)".
-    grid: the levels of the steps, one of `grids.GRIDS` with its values, as in "shifted(alpha=3)".
+    grid: the levels of the steps, one of `grids.GRIDS` with its values, as in "shifted(alpha=3)"; "auto" = the process's own
+      (`Process.sampling_grid`), "uniform" where the levels sweep.
     sweep: the levels of a position fall one after another, from the left, while a window of so many positions passes (hyperschedules; 1 is
       the chain rule, None = all fall together).
     temperature: divides the logits; 0 takes the most likely token.  top_p: nucleus, 1 = off; applied after the temperature.
     guidance: w of classifier-free guidance by the frozen tokens, (1 + w) log p(given) - w log p(not given); 0 = off, else two calls.
     remask: a revealed token that scores below the step's plan is masked again (confidence, entropy and margin orders only).
-    threshold: reveal at once whatever the denoiser gives at least this probability, and stop early when nothing is left; None = off.
+    remainder: which steps of a reveal order show one token more where the steps do not divide the holes, one of REMAINDERS; see
+      `reveal.planned`.
+    threshold: reveal whatever the denoiser gives at least this probability, and always the best, until nothing is left; `steps` has no say
+      then. None = off.
     cache: leave out the network where no token has changed since its last call (networks without time input only).  The one field that
       changes no text, only the number of calls.
     never: ids that must not be produced (mask, pad, BOS); see `canvas.never_sampled`.
@@ -34,23 +42,26 @@ class SampleSettings:
     steps: int = 64
     order: str = "ancestral"
     method: str = "ancestral"
-    grid: str = "uniform"
+    grid: str = "auto"
     sweep: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     guidance: float = 0.0
     remask: bool = False
     threshold: float | None = None
+    remainder: str = "spread"
     cache: bool = False
     never: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.order not in ORDERS:
             raise InputError(f"unknown order {self.order!r}; the orders are {', '.join(ORDERS)}")
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}; it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; it must be 0 (most likely token) or above")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise InputError(f"steps is {self.steps}; it must be at least 1 and at most {MOST_STEPS}")
+        if self.temperature != 0 and not COLDEST <= self.temperature <= HOTTEST:
+            raise InputError(
+                f"temperature is {self.temperature}; it must be 0 (most likely token) or lie between {COLDEST:g} and {HOTTEST:g}"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1], 1 meaning off")
         if not 0 <= self.guidance < 1e6:
@@ -62,11 +73,27 @@ class SampleSettings:
         if self.threshold is not None and (self.order not in RANKED or self.remask):
             raise InputError(f"threshold needs one of the orders {', '.join(RANKED)} and no remask")
         make_method(self.method)
-        make_grid(self.grid).levels(self.steps)
-        if self.order != "ancestral" and (self.method, self.grid, self.sweep) != ("ancestral", "uniform", None):
+        if self.grid != AUTO:
+            make_grid(self.grid).levels(self.steps)
+        in_time = self.method != "ancestral" or self.grid not in (AUTO, "uniform") or self.sweep is not None
+        if self.order != "ancestral" and in_time:
             raise InputError(f"method, grid and sweep are for steps in time; order {self.order} reveals by rank, so leave them out")
-        if self.sweep is not None and (self.sweep < 1 or make_method(self.method).plans):
+        if self.remainder not in REMAINDERS:
+            raise InputError(f"remainder is {self.remainder!r}; it must be one of {', '.join(REMAINDERS)}")
+        if self.remainder != "spread" and (self.order not in REVEAL_ORDERS or self.threshold is not None):
+            raise InputError(
+                f"remainder {self.remainder} says how many tokens a step shows, which order {self.order} "
+                + ("with a threshold does not plan" if self.threshold is not None else "leaves to chance")
+            )
+        if self.sweep is not None and (not 1 <= self.sweep <= MOST_STEPS or make_method(self.method).plans):
             raise InputError(f"sweep is {self.sweep}: it counts positions, and method {self.method} must not draw times of its own")
+
+    def on_grid(self, own: str) -> "SampleSettings":
+        """With the process's own grid in place of "auto": what is recorded."""
+        if self.grid != AUTO:
+            return self
+        # A sweep spends its levels on one position after another, not on one level after another.
+        return dataclasses.replace(self, grid=own if self.order == "ancestral" and self.sweep is None else "uniform")
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON."""

@@ -181,7 +181,8 @@ class Rdm(Stepper):
     """Route and denoise (RDM 2302.05737): of a row's n free positions, n alpha(s) are text after the step, the rest noise.
 
     route="topk": the text is where the drawn token has the highest probability (sharpens the law, like the confidence order);
-    "random": where chance says.  Under masks, text that is shown stays shown; under other noise every step chooses among all positions.
+    "random": where chance says.  Under noise that only hides, text that is shown stays shown; under other noise every step chooses among
+    all positions, and what is noise then is drawn as at t = 1.
     """
 
     route: str = "topk"
@@ -195,23 +196,30 @@ class Rdm(Stepper):
     def check(self, process: Process) -> None:
         if process.attention != "full" or process.input_dim or not hasattr(process, "schedule"):
             raise InputError(f"method rdm needs noise on tokens with a schedule; process {process.name} has none")
+        if not process.stationary:
+            raise InputError(
+                f"method rdm needs noise of one kind at all levels, which that of process {process.name} is not; use ancestral"
+            )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         """A guess everywhere, the best of it as text, fresh noise elsewhere."""
         token_B, route_B, noise_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
-        log_p_BLV = process.output.log_posterior(process, logits_BLV, z, t_BL) if isinstance(process, Interpolating) else logits_BLV
+        log_p_BLV = process.log_posterior(logits_BLV, z, t_BL)
         guess_BL = draw_tokens(token_B, log_p_BLV)
         log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(log_p_BLV), guess_BL[..., None], axis=-1)[..., 0]
         score_BL = log_p_BL if self.route == "topk" else uniform_rows(route_B, z.shape[1])
-        if isinstance(process, Masked):
-            shown_BL = z != process.mask_id
+        noise_BL = process.prior(noise_B, z.shape[1])
+        if process.absorbing_id is not None:
+            shown_BL = z != process.absorbing_id
             guess_BL, score_BL = jnp.where(shown_BL, z, guess_BL), jnp.where(shown_BL, jnp.inf, score_BL)
+            # The prior of a clipped schedule shows tokens too, which would stay.
+            noise_BL = jnp.full_like(z, process.absorbing_id)
         free_BL = s_BL < t_BL
         noisy_BL = jnp.where(free_BL, process.schedule.noise(s_BL), 0.0)
         text_B = free_BL.sum(axis=1) - jnp.floor(jnp.sum(noisy_BL, axis=1) + 1e-4).astype(jnp.int32)
         kept_BL = rank(score_BL, free_BL) < text_B[:, None]
-        stepped_BL = jnp.where(kept_BL, guess_BL, process.prior(noise_B, z.shape[1]))
+        stepped_BL = jnp.where(kept_BL, guess_BL, noise_BL)
         return jnp.where(free_BL, stepped_BL, z)
 
 
@@ -238,14 +246,13 @@ class SelfCorrect(Stepper):
             )
 
     def check(self, process: Process) -> None:
-        if isinstance(process, Masked) or process.attention != "full" or process.input_dim:
+        if process.absorbing_id is not None or process.attention != "full" or process.input_dim:
             raise InputError(f"method self_correct needs uniform or hybrid noise; process {process.name} never shows a wrong token")
 
     def retouch(self, process, keys_B, denoise, z, free_BL):
         level_BL = jnp.where(free_BL, self.level, 0.0)
         logits_BLV = denoise(z, level_BL)
-        log_p_BLV = process.output.log_loo(process, logits_BLV, z, level_BL) if isinstance(process, Interpolating) else logits_BLV
-        log_p_BLV = jax.nn.log_softmax(log_p_BLV)
+        log_p_BLV = jax.nn.log_softmax(process.log_loo(logits_BLV, z, level_BL))
         guess_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
         guess_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (guess_BL, z))
         gain_BL = guess_log_p_BL - log_p_BL

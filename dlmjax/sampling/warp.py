@@ -24,6 +24,7 @@ def warp(logits: Float[Array, "*n V"], temperature: float = 1.0, top_p: float = 
         p = jax.nn.softmax(logits)
         falling = -jnp.sort(-p, axis=-1)
         before = jnp.cumsum(falling, axis=-1) - falling  # probability of everything more likely
-        edge = jnp.min(jnp.where(before < top_p, falling, 1.0), axis=-1, keepdims=True)
+        # A top_p that float32 rounds to 0 is the most likely token too, and not no token at all.
+        edge = jnp.min(jnp.where(before < max(top_p, 1e-30), falling, 1.0), axis=-1, keepdims=True)
         logits = jnp.where(p >= edge, logits, EXCLUDED)
     return logits

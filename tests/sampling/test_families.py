@@ -11,13 +11,12 @@ from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.settings import SampleSettings
-from tests.diffusion.battery import MASK, TOKENS, chi_square_sigmas, index_of, prior_law, to_states
+from tests.diffusion.battery import MASK, TOKENS, chi_square_sigmas, index_of, to_states
 from tests.diffusion.cases_jump import CASES
 
 LAW = oracle.Law.random(TOKENS, 2, seed=5, sharpness=1.5)
 CASE = {str(case): case for case in CASES}
 ROWS = 5000
-LEVELS = (1.0, 0.7, 0.3, 0.0)
 
 
 class Closed:
@@ -55,13 +54,6 @@ def exact_chain(case, t, s):
     return np.stack([step(LAW, case.kernel, [t, s], row_Z) for row_Z in start_Z])
 
 
-def enumerated(case, chain, levels):
-    now_Z = prior_law(case, LAW)
-    for t, s in itertools.pairwise(levels):
-        now_Z = now_Z @ chain(case, t, s)
-    return now_Z
-
-
 @functools.cache
 def draw(name, method, levels, rows=ROWS, seed=1):
     case = CASE[name]
@@ -71,31 +63,6 @@ def draw(name, method, levels, rows=ROWS, seed=1):
 
 def tally(tokens_BL, states):
     return np.bincount(index_of(to_states(tokens_BL), states), minlength=states**LAW.length)
-
-
-EXACT = [
-    "uniform/linear",
-    "uniform/cosine, posterior",
-    "hybrid/0.2",
-    "score/mask, geometric",
-    "score/uniform, linear",
-    "flow_matching/uniform",
-]
-
-
-@pytest.mark.parametrize("name", EXACT)
-def test_ancestral_steps(name):
-    """Three uneven steps have the law of the exact reverse chain, with its errors; nothing but text comes out."""
-    case = CASE[name]
-    samples = draw(name, "ancestral", LEVELS)
-    assert samples.tokens_BL.max() < TOKENS
-    truth_Z = enumerated(case, exact_chain, LEVELS)
-    text_Z = (oracle.enumerate_sequences(case.states, LAW.length) < TOKENS).all(axis=1)
-    if not case.process.has_boundary:
-        assert chi_square_sigmas(tally(samples.tokens_BL, case.states)[text_Z], truth_Z[text_Z] / truth_Z[text_Z].sum()) < 4
-        assert samples.evaluations == 3
-    else:
-        assert samples.evaluations == 4
 
 
 LATE = (0.9, 0.6, 0.3, 0.0)

@@ -12,6 +12,7 @@ from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
+from dlmjax.sampling.reveal import planned
 from dlmjax.sampling.sampler import Sampler, sample, sample_steps
 from dlmjax.sampling.samples import unigram_entropy
 from dlmjax.sampling.settings import ORDERS, REVEAL_ORDERS, SampleSettings
@@ -180,6 +181,41 @@ def test_threshold_reveals_the_sure_at_once_and_stops_early():
     assert samples.evaluations == 2
 
 
+@pytest.mark.parametrize("order", ["confidence", "margin"])
+def test_a_threshold_alone_decides_and_commits_to_nothing_below_it(order):
+    """No token of these beliefs is sure: one a step, however few steps were asked for; two sure ones come at once."""
+    unsure = sample(PROCESS4, believe, blank_canvas(4), order=order, steps=1, threshold=0.7, temperature=0.0)
+    assert sorted(unsure.fixed_BL[0].tolist()) == [1, 2, 3, 4] and unsure.evaluations == 4
+    half = sample(PROCESS4, believe, blank_canvas(4), order=order, steps=2, threshold=0.49, temperature=0.0)
+    assert sorted(half.fixed_BL[0].tolist()) == [1, 1, 2, 3] and half.evaluations == 3
+
+
+def get_num_transfer_tokens(holes, steps):
+    """As LLaDA's generate.py has it: base everywhere, one more in the first `remainder` steps."""
+    counts = np.full(steps, holes // steps)
+    counts[: holes % steps] += 1
+    return counts
+
+
+def test_the_plan_of_llada():
+    for holes, steps in [(h, n) for h in range(1, 25) for n in range(1, h + 1)]:
+        for remainder in ("first", "spread"):
+            shown = [
+                int(planned(remainder, jnp.asarray([holes]), jnp.asarray([steps]), jnp.int32(k))[0]) for k in (1, steps // 2 or 1, steps)
+            ]
+            ahead = np.cumsum(get_num_transfer_tokens(holes, steps))[[0, (steps // 2 or 1) - 1, steps - 1]]
+            even = [holes * k // steps for k in (1, steps // 2 or 1, steps)]
+            assert shown == (ahead.tolist() if remainder == "first" else even)
+
+
+@pytest.mark.parametrize(("remainder", "counts"), [("first", [3, 3, 3, 3, 3, 3, 2]), ("spread", [2, 3, 3, 3, 3, 3, 3])])
+def test_twenty_holes_in_seven_steps(remainder, counts):
+    canvas = rows_of([[1] * 5 + [3] * 20, [1] * 24 + [3]], [[1] * 5 + [0] * 20, [1] * 24 + [0]])
+    samples = sample(PROCESS4, lambda z, t: jnp.zeros((*z.shape, 4)), canvas, order="random", steps=7, remainder=remainder)
+    assert np.bincount(samples.fixed_BL[0, 5:])[1:].tolist() == counts and samples.fixed_BL[1, -1] == 1
+    assert samples.to_json()["settings"]["remainder"] == remainder
+
+
 def test_remasking_takes_back_what_later_looks_worse():
     """Position 0 looks best at first (0.5); once it is shown, the others turn sure, and with two shown of three it is masked again."""
 
@@ -209,6 +245,7 @@ def test_remasking_takes_back_what_later_looks_worse():
         ("ancestral", {"top_p": 0.75}, [0.625, 0.375, 0]),
         ("ancestral", {"temperature": 0.5, "top_p": 0.6}, [1, 0, 0]),  # 0.658 alone reaches 0.6 after the temperature
         ("ancestral", {"temperature": 0.0}, [1, 0, 0]),
+        ("random", {"top_p": 1e-60}, [1, 0, 0]),  # 0 in float32: still the most likely token, and no mask
         ("ancestral", {"never": (0,)}, [0, 0.6, 0.4]),
         ("random", {"never": (0,)}, [0, 0.6, 0.4]),
     ],
@@ -358,6 +395,15 @@ def test_unigram_entropy():
         ({"remask": True}, "remask needs an order"),
         ({"order": "random", "threshold": 0.5}, "threshold needs"),
         ({"order": "confidence", "threshold": 1.5}, "threshold is 1.5"),
+        ({"order": "confidence", "remainder": "last"}, "remainder is 'last'"),
+        ({"order": "confidence", "remainder": "first", "threshold": 0.5}, "which order confidence with a threshold does not plan"),
+        ({"remainder": "first"}, "which order ancestral leaves to chance"),
+        ({"temperature": 1e-300}, "temperature is 1e-300"),
+        ({"temperature": 1e300}, "temperature is"),
+        ({"steps": 10**12}, "steps is 1000000000000"),
+        ({"sweep": 10**12}, "sweep is 1000000000000"),
+        ({"top_p": float("nan")}, "top_p is nan"),
+        ({"guidance": float("nan")}, "guidance is nan"),
         ({"never": (7,)}, r"\[7\] lie outside"),
         ({"never": (0, 1, 2)}, "every token"),
     ],
@@ -370,6 +416,20 @@ def test_bad_settings(settings, message):
 def test_bad_canvas_ids():
     with pytest.raises(InputError, match="another tokenizer"):
         make().sample(1.0, rows_of([[0, 9, 3]], [[1, 1, 0]]))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 5, 10**30])
+def test_seeds_do_not_share_their_draws(seed):
+    with pytest.raises(InputError, match="seed is"):
+        make().sample(1.0, blank_canvas(3), seed=seed)
+
+
+def test_a_canvas_that_no_memory_holds():
+    with pytest.raises(InputError, match="must have at most 16777216 tokens"):
+        blank_canvas(10**9)
+    big = Masked(2**31 - 1, 3)
+    with pytest.raises(InputError, match="GiB for the network's output alone"):
+        Sampler(big, LAW.bind, SampleSettings()).sample(1.0, blank_canvas(1000, 1000))
 
 
 def test_reveal_orders_need_a_mask():

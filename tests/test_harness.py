@@ -6,6 +6,8 @@ import json
 import lzma
 import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -45,6 +47,14 @@ def write_task(folder, name: str, documents: list[dict], **fields) -> str:
     task = {"task": name, "dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "num_fewshot": 0, **fields}
     (folder / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")  # JSON is YAML
     return name
+
+
+def test_lm_evals_own_models_are_still_found():
+    """lm-eval registers its models when it looks for one and knows none; ours must not be that one."""
+    program = "import dlmjax.harness.adapter\nfrom lm_eval.api.registry import MODEL_REGISTRY, get_model\n"
+    program += "print(get_model('dlmjax').__name__, get_model('dummy').__name__, 'hf' in MODEL_REGISTRY)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert found.stdout.split() == ["DlmJax", "DummyLM", "True"], found.stderr
 
 
 def metric(name: str, aggregation: str = "mean", higher: bool = True) -> dict:

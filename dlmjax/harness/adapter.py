@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import lm_eval.models  # noqa: F401  (lm-eval registers its own models only while it knows none, so they go before ours)
 import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model

@@ -41,7 +41,7 @@ class HfScorer:
             raise InputError(f"transformers cannot load {directory} as a causal language model with its tokenizer: {said}") from error
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         room = getattr(self.model.config, "max_position_embeddings", None) or LONGEST
-        self.context = min(room, LONGEST) - (self.bos is not None)
+        self.context = min(room, LONGEST)
         self.record = {
             "scorer": str(directory),
             "kind": f"transformers {config.get('model_type')}",
@@ -64,31 +64,37 @@ class HfScorer:
 
     def score(self, samples: Sequence[Sample], features: bool = False) -> Scores:
         """See `Scorer`."""
-        sequences, first = [self._ids(sample) for sample in samples], int(self.bos is None)
-        pieces = [(n, window) for n, ids in enumerate(sequences) for window in windows_of(len(ids), self.context, first)]
+        sequences = [self._ids(sample) for sample in samples]
+        # The first token of a sequence has nothing before it: a beginning of text, which is given, or a token that is not scored.
+        pieces = [(n, window) for n, (ids, _) in enumerate(sequences) for window in windows_of(len(ids), self.context, 1)]
         nats_N, last = np.zeros(len(samples)), {}
         for start in range(0, len(pieces), ROWS):
             some = pieces[start : start + ROWS]
-            nats_BL, hidden_BD = self._forward([sequences[n][w.begin : w.end] for n, w in some], features)
+            nats_BL, hidden_BD = self._forward([sequences[n][0][w.begin : w.end] for n, w in some], features)
             for row, (n, window) in enumerate(some):
-                # Column i holds the nats of token begin + i behind a beginning of text, of begin + i + 1 without one.
-                shift = window.begin + first
-                nats_N[n] += nats_BL[row, window.scored - shift : window.end - shift].sum()
+                # Column i holds the nats of token begin + i + 1.
+                nats_L = nats_BL[row, window.scored - window.begin - 1 : window.end - window.begin - 1]
+                nats_N[n] += nats_L[sequences[n][1][window.scored : window.end]].sum()
                 last[n] = None if hidden_BD is None else hidden_BD[row]
-        tokens_N = np.array([max(len(ids) - first, 0) for ids in sequences])
-        bytes_N = np.array([self._scored_bytes(sample, ids) for sample, ids in zip(samples, sequences, strict=True)])
+        tokens_N = np.array([int(scored_L[1:].sum()) for _, scored_L in sequences])
+        bytes_N = np.array([self._scored_bytes(sample, ids) for sample, (ids, _) in zip(samples, sequences, strict=True)])
         if not features:
             return Scores(nats_N, tokens_N, bytes_N, None)
         nothing = np.zeros(self.model.config.hidden_size, np.float32)
         return Scores(nats_N, tokens_N, bytes_N, np.stack([last.get(n, nothing) for n in range(len(samples))]))
 
-    def _ids(self, sample: Sample) -> list[int]:
+    def _ids(self, sample: Sample) -> tuple[list[int], np.ndarray]:
+        """(tokens of a sequence, which of them are scored): a beginning of text, which is given, stands where a document begins and
+        nowhere else; an end of text, which is scored, where another follows. One token may be both."""
         ids: list[int] = []
-        for document in sample.documents:
-            if ids and self.eos is not None:
-                ids.append(self.eos)
-            ids += self.tokenizer(document, add_special_tokens=False)["input_ids"]
-        return ids
+        scored: list[bool] = []
+        for number, document in enumerate(sample.documents):
+            tokens = self.tokenizer(document, add_special_tokens=False)["input_ids"]
+            end = [self.eos] if number and self.eos is not None else []
+            begin = [self.bos] if self.bos is not None and [self.bos] != end else []
+            ids += [*end, *begin, *tokens]
+            scored += [True] * len(end) + [False] * len(begin) + [True] * len(tokens)
+        return ids, np.array(scored, bool)
 
     def _scored_bytes(self, sample: Sample, ids: list[int]) -> int:
         """Bytes of a sample without those of a first token that is not scored; a part of a character counts as one."""
@@ -100,8 +106,6 @@ class HfScorer:
     def _forward(self, rows: list[list[int]], features: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """(nats of each next token [B, L - 1], last hidden state at the last token of each row [B, D] or None)."""
         torch = self._torch
-        head = [] if self.bos is None else [self.bos]
-        rows = [head + list(row) for row in rows]
         longest = max(len(row) for row in rows)
         ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         seen_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])

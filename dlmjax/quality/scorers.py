@@ -7,7 +7,8 @@ of document of its tokenizer. It is scored as one sequence: its documents, the s
     another            the text of each document is encoded anew; what a tokenizer cannot say is lost (char27 has 27 characters)
 
 The first token is scored given the scorer's beginning of text; where it has none, the first token is not scored. A sequence longer than
-the scorer's context is read in windows that overlap by half, so that a token has at least half a context before it.
+the scorer's context is read in windows that overlap by half, so that a token has at least half a context before it; a later window begins
+with the text that stands there, not with a beginning of text, which the text does not have there.
 
 Shapes: N samples, B rows, L positions, D width. Units: nats.
 """

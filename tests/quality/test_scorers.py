@@ -111,23 +111,23 @@ def test_only_causal_runs_judge(masked_run):
 # --- Hugging Face -----------------------------------------------------------------------------------------------------------------
 
 
-def save_hf(directory, bos: bool):
-    """A GPT-2 with random weights, 16 positions, and a byte-level tokenizer."""
+def save_hf(directory, bos):
+    """A GPT-2 with random weights, 16 positions, and a byte-level tokenizer whose beginning of text has this name (None: it has none)."""
     pytest.importorskip("torch").manual_seed(0)
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    words = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<end>": 256}
+    words = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<end>": 256, "<begin>": 257}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = {"eos_token": "<end>"} | ({"bos_token": "<end>"} if bos else {})
+    special = {"eos_token": "<end>"} | ({"bos_token": bos} if bos else {})
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
-    config = transformers.GPT2Config(vocab_size=257, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+    config = transformers.GPT2Config(vocab_size=258, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
     transformers.GPT2LMHeadModel(config).eval().save_pretrained(directory)
     return directory
 
 
-@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("bos", ["<end>", None])
 def test_a_hugging_face_model_scores_as_torch_does_token_by_token(tmp_path, bos):
     torch = pytest.importorskip("torch")
     from dlmjax.quality.hf_scorer import HfScorer
@@ -149,6 +149,35 @@ def test_a_hugging_face_model_scores_as_torch_does_token_by_token(tmp_path, bos)
     assert found.features_ND.shape == (5, 16) and not found.features_ND[3].any()
     last = judge.model(torch.tensor([([256] if bos else []) + judge.tokenizer("hello world")["input_ids"]]), output_hidden_states=True)
     np.testing.assert_allclose(found.features_ND[0], last.hidden_states[-1][0, -1].detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bos", ["<end>", "<begin>", None])
+def test_a_beginning_of_text_stands_only_where_a_document_begins(tmp_path, bos):
+    """Long texts, one and several documents, against plain torch on the same windows of the true tokens; the record says the context."""
+    torch = pytest.importorskip("torch")
+    from dlmjax.quality.hf_scorer import HfScorer
+
+    judge = HfScorer(str(save_hf(tmp_path / "gpt2", bos)))
+    assert judge.context == judge.record["context"] == 16
+    end, begin = 256, {"<end>": 256, "<begin>": 257, None: None}[bos]
+    for documents in (("of twenty-three letters",), ("a document of its own", "and one more", "b")):
+        stream, given = [], []
+        for number, document in enumerate(documents):
+            stream += [end] if number else []
+            if begin is not None and not (number and begin == end):
+                given.append(len(stream))
+                stream.append(begin)
+            stream += list(judge.tokenizer(document)["input_ids"])
+        nats, count = 0.0, 0
+        for i in range(1, len(stream)):
+            # Windows of 16 that overlap by half: [0, 16), [8, 24), [16, 32)...
+            at = 0 if i < 16 else (i // 8 - 1) * 8
+            if i not in given:
+                row = torch.tensor([stream[at:i]])
+                nats -= float(torch.log_softmax(judge.model(row).logits[0, -1], dim=-1)[stream[i]].detach())
+                count += 1
+        found = judge.score([Sample(np.zeros(0), documents, sum(map(len, documents)))])
+        assert found.tokens_N.tolist() == [count] and found.nats_N[0] == pytest.approx(nats, rel=1e-5)
 
 
 def test_what_is_no_causal_model_is_told(tmp_path):

@@ -54,10 +54,8 @@ def kernel_of(process: Process) -> oracle.Kernel:
         _, even, mask = shares(t)
         return np.append(np.full(TOKENS, even / TOKENS), mask)
 
-    def slope(t: float) -> float:
-        raise NotImplementedError("steps need no slope")
-
-    return oracle.Kernel(TOKENS, lambda t: shares(t)[0], slope, noise, slope)
+    # Steps ask for no slope.
+    return oracle.Kernel(TOKENS, lambda t: shares(t)[0], lambda t: math.nan, noise, lambda t: np.full(TOKENS + 1, math.nan))
 
 
 def euler_matrix(law: oracle.Law, kernel: oracle.Kernel, t: float, s: float) -> np.ndarray:

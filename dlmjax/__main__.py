@@ -73,7 +73,7 @@ def _add_prepare(command):
     add("--output", type=flags.output_folder, required=True, metavar="DIR", help="where shards and manifest go")
     add("--valid-fraction", type=flags.number(0, 1, open_high=True), default=0.0, help="share of the documents held out as `valid`")
     add("--test-fraction", type=flags.number(0, 1, open_high=True), default=0.0, help="share of the documents held out as `test`")
-    add("--split-seed", type=flags.whole(0, 2**63 - 1), default=0, help="another seed holds out other documents")
+    add("--split-seed", type=flags.split_seed, default=0, help="another seed holds out other documents")
     add(
         "--split-files",
         nargs="+",

@@ -15,7 +15,7 @@ from textwrap import shorten
 
 from dlmjax.errors import InputError
 from dlmjax.files import flaw_of_path, why
-from dlmjax.seeds import SEEDS
+from dlmjax.seeds import SEEDS, SPLIT_SEEDS
 
 MOST = 2**31 - 1  # of a count: what every library below takes
 MOST_TOKENS = 2**24  # of a row or a canvas
@@ -46,6 +46,7 @@ def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
 
 
 seed = whole(0, SEEDS - 1)
+split_seed = whole(0, SPLIT_SEEDS - 1)
 tokens = whole(1, MOST_TOKENS)
 
 

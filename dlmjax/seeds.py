@@ -2,6 +2,7 @@
 
 from dlmjax.errors import InputError
 
+SPLIT_SEEDS = 2**64  # what the salt of the hash that splits documents holds
 SEEDS = 2**32  # what both jax's keys (without x64) and numpy's old seeds tell apart
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from dlmjax.data.formats import Piece, Source, cut, place
 from dlmjax.data.manifest import token_dtype
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
-from dlmjax.seeds import check_seed
+from dlmjax.seeds import SPLIT_SEEDS, check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,6 @@ class Encoded:
     share_P: np.ndarray  # float64 in [0, 1): decides the split; a function of the document's first piece of text
     file_P: np.ndarray  # int32, number of the input
     bad: int | None = None  # the first piece that is no text; `mistake` says why
-
-
-SPLIT_SEEDS = 2**64  # what the salt of the hash holds
 
 
 def check_split_seed(seed: int) -> None:

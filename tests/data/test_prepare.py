@@ -221,7 +221,7 @@ def test_the_command_in_a_message_can_be_given_to_a_shell(tmp_path):
 def test_a_seed_that_the_hash_does_not_take_is_refused(inputs, tmp_path, tokenizer, seed, capsys):
     argv = ["prepare", "--input", str(inputs[0]), "--output", str(tmp_path / "c"), "--tokenizer", tokenizer, "--valid-fraction", "0.1"]
     assert main([*argv, f"--split-seed={seed}"]) == 2
-    assert f"split_seed is {seed}; give a whole number from 0 to 18446744073709551615" in capsys.readouterr().err
+    assert f"--split-seed is {seed}; give a whole number from 0 to 18446744073709551615" in capsys.readouterr().err
 
 
 def test_python_docs_need_no_download(tmp_path):

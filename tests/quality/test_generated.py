@@ -101,11 +101,11 @@ def test_mauve_of_a_run_comes_with_its_curve(masked_run, causal_run, small_corpu
 def test_bad_calls_end_in_one_line(masked_workdir, causal_workdir, tmp_path, capsys):
     work = ["quality", "--workdir", masked_workdir]
     for flags, said in (
-        (["--steps", "4,x"], "no list of whole numbers"),
+        (["--steps", "4,x"], "--steps is 'x'; give a whole number"),
         (["--scorer", tmp_path], "nothing is downloaded"),
         (["--scorer-workdir", masked_workdir], "must be autoregressive"),
         (["--scorer", "a", "--scorer-workdir", "b"], "not both"),
-        (["--samples", "0", "--steps", "1"], "at least 1"),
+        (["--samples", "0", "--steps", "1"], "--samples is 0; give a whole number from 1"),
         (["--data", tmp_path / "none"], "none"),
         (["--latency", "--blocks", "64"], "does not fit twice"),
     ):

@@ -63,12 +63,13 @@ def _add_prepare(command):
         nargs="+",
         required=True,
         metavar="FILE",
-        help=".txt, .jsonl or .parquet, plain or .gz/.xz/.zst, local or a URL (gs://, s3://); or builtin:python-docs",
+        help=".txt, .jsonl or .parquet, plain or .gz/.bz2/.xz/.zst, local or a URL (gs://, s3://); or builtin:python-docs",
     )
     add(
         "--tokenizer",
         default="bytes",
-        help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | train-sentencepiece:VOCAB (trained on the input)",
+        help="bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | wordpiece:tokenizer.json | saved:DIR (that of a "
+        "prepared corpus or of a run) | train-sentencepiece:VOCAB (trained on the input)",
     )
     add("--output", type=flags.output_folder, required=True, metavar="DIR", help="where shards and manifest go")
     add("--valid-fraction", type=flags.number(0, 1, open_high=True), default=0.0, help="share of the documents held out as `valid`")
@@ -430,7 +431,8 @@ def _prepare(arguments, _):
     manifest = prepare(inputs, tokenizer, output, execute=execute, **values)
     counts = {split: manifest.counts(split) for split in manifest.splits}
     parts = (f"{split} {c['tokens']:,} tokens of {c['text_bytes']:,} bytes in {c['documents']:,} documents" for split, c in counts.items())
-    print(f"{output} is prepared: {'; '.join(parts)}", flush=True)
+    skipped = f"; {manifest.skipped:,} records without text are left out" if manifest.skipped else ""
+    print(f"{output} is prepared: {'; '.join(parts)}{skipped}", flush=True)
 
 
 def _train(arguments, overrides):

@@ -34,6 +34,7 @@ class Encoded:
     ends_P: np.ndarray  # bool
     share_P: np.ndarray  # float64 in [0, 1): decides the split; a function of the document's first piece of text
     file_P: np.ndarray  # int32, number of the input
+    skipped: int = 0  # documents that are null or empty
     bad: int | None = None  # the first piece that is no text; `mistake` says why
 
 
@@ -81,9 +82,10 @@ def text_of(data: bytes, is_json: bool, text_field: str) -> bytes:
     if not isinstance(values, dict) or text_field not in values:
         fields = ", ".join(map(repr, values)) if isinstance(values, dict) else "it is not an object"
         raise _NoText(f"no field {text_field!r} ({fields}); name the field that holds the text with --text-field")
-    text = values[text_field]
+    text = "" if values[text_field] is None else values[text_field]
     if not isinstance(text, str):
-        raise _NoText(f"field {text_field!r} holds {type(text).__name__}, not text")
+        kind = {dict: "an object", list: "a list", bool: "true or false"}.get(type(text), "a number")
+        raise _NoText(f"field {text_field!r} holds {kind}, not text")
     return text.encode("utf-8")
 
 
@@ -114,15 +116,17 @@ def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, spli
     owner: list[int] = []
     kept: list[int] = []
     shares: list[float] = []
-    bad = None
+    bad, skipped = None, 0
     fields = [source.text_field for source in sources]
-    for number, (data, is_json, starts, file) in enumerate(zip(batch.data, batch.json, batch.starts, batch.file, strict=True)):
+    columns = zip(batch.data, batch.json, batch.starts, batch.ends, batch.file, strict=True)
+    for number, (data, is_json, starts, ends, file) in enumerate(columns):
         try:
             text = text_of(data, is_json, fields[file])
         except (ValueError, RecursionError):
             bad = number
             break
         if not text:
+            skipped += starts and ends
             continue
         parts = cut(text)
         shares.append(document_share(parts[0], split_seed) if starts else 0.0)
@@ -146,6 +150,7 @@ def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, spli
         ends_P=ends_P,
         share_P=np.array(shares, np.float64),
         file_P=np.array(batch.file, np.int32)[kept],
+        skipped=skipped,
         bad=bad,
     )
 

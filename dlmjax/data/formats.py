@@ -6,10 +6,12 @@ carries the position after it; reading from that position gives exactly the piec
 
   txt      documents = "file" (one file is one document), "blank-line", "line", or "separator:TEXT" (a line that is TEXT)
   jsonl    one JSON object a line, its text in a named field
-  parquet  one document a row, in a named column; nulls are skipped
-each plain or compressed (.gz, .xz, .zst; parquet compresses itself); `builtin:python-docs` is text that ships with CPython.
+  parquet  one document a row, in a named column of strings, plain or as a dictionary
+A record whose text is null or empty is skipped and counted, in either format.
+Each plain or compressed (.gz, .bz2, .xz, .zst; parquet compresses itself); `builtin:python-docs` is text that ships with CPython.
 """
 
+import bz2
 import dataclasses
 import gzip
 import hashlib
@@ -25,7 +27,18 @@ from dlmjax.errors import InputError
 
 PIECE_BYTES = 1 << 16
 LONGEST_LINE = 1 << 26  # of a JSON line or parquet cell, which must be held whole
-COMPRESSIONS = (".gz", ".xz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+# How packed files begin, those that are read here and those that are not.
+_PACKED = {
+    b"\x1f\x8b": ".gz",
+    b"BZh": ".bz2",
+    b"\xfd7zXZ\x00": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf": "7z",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"Rar!": "rar",
+}
 FORMATS = {".txt": "txt", ".text": "txt", ".raw": "txt", ".tokens": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BUILTIN = "builtin:python-docs"
 
@@ -93,19 +106,24 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
         format = FORMATS.get(plain.suffix)
         if format is None:
             raise InputError(
-                f"input {name}: cannot tell its format from its name (.txt, .jsonl or .parquet, the first two also .gz, .xz, .zst); "
-                "say which with --format"
+                f"input {name}: cannot tell its format from its name (.txt, .jsonl or .parquet, the first two also "
+                f"{', '.join(COMPRESSIONS)}); say which with --format"
             )
     if format == "parquet" and path.suffix in COMPRESSIONS:
         raise InputError(f"input {name}: a parquet file compresses itself; unpack it first")
     digest = hashlib.sha256(str(size).encode())
     try:
         with paths.open_binary(name) as file:
-            digest.update(file.read(1 << 20))
+            head = file.read(1 << 20)
+            digest.update(head)
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
     except OSError as error:
         raise InputError(f"input {name} cannot be read: {error.strerror}") from None
+    packed = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
+    if packed and path.suffix != packed and format != "parquet":
+        cure = f"its name must end in {packed} to be read as that" if packed in COMPRESSIONS else "which is not read here: unpack it first"
+        raise InputError(f"input {name} is packed as {packed.lstrip('.')}; {cure}")
     return Source(name, format, split, documents, text_field, size, digest.hexdigest())
 
 
@@ -184,7 +202,7 @@ class _Text(io.RawIOBase):
         self.name, self.count = name, 0
         self.file = paths.open_binary(name)
         suffix = pathlib.Path(name).suffix
-        opener = {".gz": lambda f: gzip.GzipFile(fileobj=f), ".xz": lzma.LZMAFile, ".zst": _Zstd}.get(suffix)
+        opener = {".gz": lambda f: gzip.GzipFile(fileobj=f), ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile, ".zst": _Zstd}.get(suffix)
         self._inner = opener(self.file) if opener else self.file
 
     def readable(self) -> bool:
@@ -330,8 +348,13 @@ def _parquet(source: Source, start: Position, progress: Callable[[float], None])
             schema = file.schema_arrow
             if source.text_field not in schema.names:
                 raise InputError(f"input {source.name} has no column {source.text_field!r}; its columns: {', '.join(schema.names)}")
+            if schema.names.count(source.text_field) > 1:
+                raise InputError(f"input {source.name} has several columns {source.text_field!r}; rename all but one")
             kind = schema.field(source.text_field).type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)):
+            dictionary = pyarrow.types.is_dictionary(kind)
+            values_are = kind.value_type if dictionary else kind
+            tests = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view, pyarrow.types.is_null)
+            if not any(test(values_are) for test in tests):
                 raise InputError(f"input {source.name}: column {source.text_field!r} holds {kind}, not text")
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             first, skip = 0, start.offset
@@ -340,14 +363,14 @@ def _parquet(source: Source, start: Position, progress: Callable[[float], None])
                 first += 1
             rest = list(range(first, len(groups)))
             for batch in file.iter_batches(batch_size=64, row_groups=rest, columns=[source.text_field], use_threads=False):
-                values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
+                column = batch.column(0).dictionary_decode() if dictionary else batch.column(0)
+                values = column.cast(pyarrow.large_binary()).to_pylist()
                 dropped, skip = min(skip, len(values)), max(0, skip - len(values))
                 for value in values[dropped:]:
-                    if value:
-                        if len(value) > LONGEST_LINE:
-                            where = f"input {source.name}, row {row:,}"
-                            raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; split that document")
-                        yield Piece(value, "text", True, True, Position(start.file, row), Position(start.file, row + 1))
+                    if value and len(value) > LONGEST_LINE:
+                        where = f"input {source.name}, row {row:,}"
+                        raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; split that document")
+                    yield Piece(value or b"", "text", True, True, Position(start.file, row), Position(start.file, row + 1))
                     row += 1
                 progress(row / max(1, sum(groups)))
     except (pyarrow.ArrowException, OSError) as error:

@@ -61,9 +61,12 @@ class Segment:
     shards: dict[str, Shard]
     end: list | None  # formats.Position as a list; None at the end of the inputs
     open_split: str | None
+    skipped: int = 0  # records whose text is null or empty
 
     def to_json(self) -> dict:
+        """As a manifest keeps it; a count that is 0 is left out, so that the files of older versions are the same."""
         return {
+            **({"skipped": self.skipped} if self.skipped else {}),
             "end": self.end,
             "open_split": self.open_split,
             "shards": {k: dataclasses.asdict(v) for k, v in sorted(self.shards.items())},
@@ -72,7 +75,14 @@ class Segment:
     @classmethod
     def from_json(cls, values: dict) -> "Segment":
         """Raises ValueError, KeyError, TypeError or AttributeError where the values are not those of `to_json`."""
-        segment = cls({split: Shard(**shard) for split, shard in values["shards"].items()}, values["end"], values["open_split"])
+        segment = cls(
+            {split: Shard(**shard) for split, shard in values["shards"].items()},
+            values["end"],
+            values["open_split"],
+            values.get("skipped", 0),
+        )
+        if not _is_count(segment.skipped):
+            raise ValueError("the count of skipped records is none")
         for split, shard in segment.shards.items():
             if not isinstance(shard.file, str) or not SHARD.fullmatch(shard.file) or not shard.file.startswith(f"{split}-"):
                 raise ValueError(f"{shard.file!r:.80} is no name of a shard of {split!r:.20}")
@@ -93,7 +103,7 @@ class Segment:
     @classmethod
     def of_note(cls, content: bytes) -> "Segment":
         """What `note` wrote. Raises ValueError, KeyError, TypeError or AttributeError where the bytes are not that."""
-        return cls.from_json(unsealed(json.loads(content), {"end", "open_split", "shards"}))
+        return cls.from_json(unsealed(json.loads(content), {"end", "open_split", "shards", "skipped"}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +124,11 @@ class Manifest:
         """Names of the splits that hold documents, in the order train, valid, test."""
         present = {split for segment in self.segments for split in segment.shards}
         return [split for split in SPLITS if split in present]
+
+    @property
+    def skipped(self) -> int:
+        """Records of the inputs whose text is null or empty."""
+        return sum(segment.skipped for segment in self.segments)
 
     def shards(self, split: str) -> list[Shard]:
         return [segment.shards[split] for segment in self.segments if split in segment.shards]

@@ -80,7 +80,8 @@ def prepare(
     """Tokenizes text files into a corpus directory; called again after being killed, it goes on where it was.
 
     Args:
-        inputs: files (.txt, .jsonl, .parquet, the first two also .gz, .xz, .zst) or "builtin:python-docs". Their order is the corpus's.
+        inputs: files (.txt, .jsonl, .parquet, the first two also packed, see `formats`) or "builtin:python-docs". Their order is the
+            corpus's.
             Local, or URLs that fsspec reads (gs://, s3://, ...).
         tokenizer: a spec for `load_tokenizer` ("bytes", "gpt2:DIR", ...) or a tokenizer.
         output: the corpus directory; made if missing. With `execute` also a URL.

@@ -206,10 +206,12 @@ class SegmentWriter:
         self.counts_V = None if counted is None else np.zeros(counted, np.int64)
         self._cutting, self._number, self._directory, self._publish = cutting, number, directory, publish
         self._writers: dict[str, _ShardWriter] = {}
+        self._skipped = 0
 
     def add(self, result: encoding.Encoded) -> None:
         """Appends a batch to the shards of its splits."""
         split_P = self._cutting.splits(result, self.open_split)
+        self._skipped += result.skipped
         for index in np.unique(split_P).tolist():
             split = SPLITS[index]
             here_P = split_P == index
@@ -226,7 +228,7 @@ class SegmentWriter:
         """Finishes and publishes the shards; `end` is where reading goes on."""
         shards = {split: self._writers[split].close(self._publish) for split in sorted(self._writers)}
         self._writers.clear()
-        return Segment(shards, list(end) if end else None, self.open_split)
+        return Segment(shards, list(end) if end else None, self.open_split, self._skipped)
 
     def abandon(self) -> None:
         """Deletes what was written and not published."""

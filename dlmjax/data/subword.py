@@ -15,12 +15,15 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
+from textwrap import shorten
+from types import NoneType
 
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.data.tokenizers import TableTokenizer
+from dlmjax.data.tokenizers import MOST_IDS, TableTokenizer
 from dlmjax.errors import InputError
+from dlmjax.files import parse_json, read_bounded, require_shape, write_atomically
 
 MASK_NAMES = ("<|mask|>", "<|mdm_mask|>", "<|MASK|>", "<mask>", "[MASK]")
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
@@ -54,8 +57,14 @@ def _space_bytes(piece: str) -> bytes:
     return bytes([int(byte.group(1), 16)]) if byte else piece.replace(SPACE, " ").encode("utf-8")
 
 
-def _check_lossless(tokenizer: TableTokenizer, source: str) -> TableTokenizer:
-    """Refuses a tokenizer that changes text, miscounts bytes, or lets text produce a special id."""
+# What stands before and behind an added token in a text: some take white space beside them away, some are found between letters only.
+_NEIGHBOURS = [(left, right) for left in ("", " ", "  ", "\t", "\n", "a") for right in ("", " ", " \n", "\t", "\n", "a")]
+
+
+def _check_lossless(tokenizer: TableTokenizer, source: str, added: Iterable[str] = ()) -> TableTokenizer:
+    """Refuses a tokenizer that changes text, miscounts bytes, or lets text produce a special id. added: tokens that are looked for in a
+    text before it is cut into pieces."""
+    _check_added(tokenizer, source, list(added))
     ids = tokenizer.encode(PROBE)
     given = tokenizer.decode(ids)
     if given != PROBE:
@@ -68,6 +77,21 @@ def _check_lossless(tokenizer: TableTokenizer, source: str) -> TableTokenizer:
     if specials:
         raise InputError(f"{source}: ordinary text produces the special ids {sorted(specials)}")
     return tokenizer
+
+
+def _check_added(tokenizer: TableTokenizer, source: str, added: list[str]) -> None:
+    """Tries every added token between white space and letters: tokens with lstrip or rstrip swallow what stands beside them."""
+    specials = np.array([tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id])
+    texts = [f"x{left}{token}{right}x" for token in added for left, right in _NEIGHBOURS]
+    for number, ids in enumerate(tokenizer.encode_many(texts)):
+        token, text, given = added[number // len(_NEIGHBOURS)], texts[number], tokenizer.decode(ids)
+        if given != text:
+            raise InputError(
+                f"{source}: the added token {token!r:.60} changes the text beside it ({text!r:.80} comes back as {given!r:.80}), so bits "
+                "per byte would be wrong; switch lstrip, rstrip and normalized off for it, or use another tokenizer"
+            )
+        if np.isin(ids, specials).any():
+            raise InputError(f"{source}: the text {text!r:.80} produces a special id")
 
 
 def _special(names: tuple[str, ...], vocabulary: dict[str, int], table: list[bytes], taken: set[int]) -> int:
@@ -154,10 +178,7 @@ def _around_space(text: str, space_ids: list[int], encode) -> Int[np.ndarray, "N
 
 
 def _read(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return read_bounded(path, advice="give the file of a tokenizer")
 
 
 def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
@@ -173,7 +194,7 @@ def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
         raise InputError(f"{directory} holds no vocab.json + merges.txt; a Hugging Face tokenizer.json is given as hf:FILE")
     files = {"vocab.json": _read(directory / names[0]), "merges.txt": _read(directory / names[1])}
     try:
-        vocabulary = json.loads(files["vocab.json"])
+        vocabulary = require_shape(parse_json(files["vocab.json"]), {str: int})
         lines = files["merges.txt"].decode("utf-8").splitlines()
         merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not all(c in vocabulary for c in _BYTE_OF):
@@ -181,7 +202,7 @@ def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
         model = models.BPE(vocab=vocabulary, merges=merges, cache_capacity=1 << 17)
         backend = Tokenizer(model)
     except Exception as error:  # the library raises bare Exception subclasses of its own
-        raise InputError(f"{directory} holds no readable {names[0]} + {names[1]}: {error}") from None
+        raise InputError(f"{directory} holds no readable {names[0]} + {names[1]}: {shorten(str(error), 300)}") from None
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     table = [_byte_level_bytes(piece) for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
@@ -209,6 +230,18 @@ def _as_written(part):
     return part
 
 
+_ADDED = {"content": str, "special": bool}
+
+
+def _empty_table(backend, path: pathlib.Path) -> tuple[dict[str, int], list[bytes]]:
+    """The vocabulary of a tokenizer of the library, and a table with a row for each id. Raises InputError: ids that no vocabulary has."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    highest = max(vocabulary.values(), default=-1)
+    if not 0 <= highest < MOST_IDS:
+        raise InputError(f"{path}: its highest id is {highest}, not one of a vocabulary of at most {MOST_IDS:,}")
+    return vocabulary, [b""] * (highest + 1)
+
+
 def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
     """A Hugging Face `tokenizer.json`: byte-level BPE, or SentencePiece-like with byte fallback.
 
@@ -218,7 +251,8 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
 
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        description = json.loads(_read(path))
+        shape = {"added_tokens": [_ADDED], "decoder": (dict, NoneType), "pre_tokenizer": (dict, NoneType), "normalizer": (dict, NoneType)}
+        description = require_shape(parse_json(_read(path)), shape)
         added = {token["content"]: token for token in description["added_tokens"]}
         byte_level = '"ByteLevel"' in json.dumps([description["decoder"], description["pre_tokenizer"]])
         for name in MASK_NAMES + PAD_NAMES + EOS_NAMES:
@@ -228,12 +262,11 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
             description[key] = _as_written(description[key])
         content = json.dumps(description, ensure_ascii=False, sort_keys=True).encode("utf-8")
         backend = Tokenizer.from_str(content.decode("utf-8"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a Hugging Face tokenizer.json ({error})") from None
     except Exception as error:  # from_str raises bare Exception
         raise InputError(f"{path}: the tokenizers library cannot read it ({error})") from None
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    table = [b""] * (max(vocabulary.values()) + 1)
+    vocabulary, table = _empty_table(backend, path)
     for piece, i in vocabulary.items():
         if piece in added:
             table[i] = b"" if added[piece]["special"] else piece.encode("utf-8")
@@ -242,7 +275,8 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
     if not byte_level and any(f"<0x{b:02X}>" not in vocabulary for b in range(256)):
         raise InputError(f"{path}: neither byte-level nor with byte fallback, so some text has no tokens; use another tokenizer")
     specials = _specials(vocabulary, table)
-    return _check_lossless(HuggingFaceTokenizer("hf", backend, byte_level, table, {"tokenizer.json": content}, **specials), str(path))
+    tokenizer = HuggingFaceTokenizer("hf", backend, byte_level, table, {"tokenizer.json": content}, **specials)
+    return _check_lossless(tokenizer, str(path), added)
 
 
 # ---- WordPiece, which cleans text -------------------------------------------------------------------------------------------------
@@ -258,10 +292,12 @@ def load_wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
 
     content = _read(path)
     try:
-        description = json.loads(content)
+        kinds = {"type": str, "continuing_subword_prefix": str, "unk_token": str}
+        description = require_shape(parse_json(content), {"model": {"type": str}, "added_tokens": [_ADDED]})
         model = description["model"]
         if model["type"] != "WordPiece":
             raise InputError(f"{path} holds a {model['type']} model, not WordPiece; give it as hf:FILE")
+        require_shape(model, kinds, "model")
         backend = Tokenizer.from_str(content.decode("utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a Hugging Face tokenizer.json ({error})") from None
@@ -269,10 +305,11 @@ def load_wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
         raise
     except Exception as error:  # from_str raises bare Exception
         raise InputError(f"{path}: the tokenizers library cannot read it ({error})") from None
-    vocabulary = backend.get_vocab(with_added_tokens=True)
+    vocabulary, table = _empty_table(backend, path)
+    if model["unk_token"] not in vocabulary:
+        raise InputError(f"{path} names the unknown token {model['unk_token']!r:.60}, which is not in its vocabulary")
     silent = {token["content"] for token in description["added_tokens"] if token["special"]}
     inner = model["continuing_subword_prefix"]
-    table = [b""] * (max(vocabulary.values()) + 1)
     for piece, i in vocabulary.items():
         if piece not in silent:
             table[i] = piece.removeprefix(inner).encode("utf-8") if piece.startswith(inner) else f" {piece}".encode()
@@ -371,6 +408,7 @@ def train_sentencepiece(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             character_coverage=0.9999,
+            required_chars=SPACE,  # a text without plain spaces would leave it out, and no byte pieces stand for it
             max_sentence_length=1 << 16,
             train_extremely_large_corpus=True,
             unk_id=0,
@@ -385,8 +423,5 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise InputError(f"SentencePiece cannot train {vocab_size} ids on this text: {' '.join(str(error).split())[-200:]}") from None
     tokenizer = _check_lossless(SentencePieceTokenizer(model.getvalue(), str(output)), str(output))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    part.write_bytes(model.getvalue())
-    part.replace(output)
+    write_atomically(output, model.getvalue())
     return tokenizer

@@ -15,6 +15,7 @@ import copy
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import re
 from typing import Protocol, runtime_checkable
@@ -23,13 +24,13 @@ import numpy as np
 from jaxtyping import Int
 
 from dlmjax.errors import InputError
-from dlmjax.files import inside, write_atomically
+from dlmjax.files import inside, read_json, write_atomically
 
 DESCRIPTION = "dlmjax_tokenizer.json"
 MOST_IDS = 1 << 24  # of a vocabulary; a file that says more is damaged
 SPECS = (
     "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), wordpiece:FILE (BERT's), "
-    "sentencepiece:FILE (a .model), saved:DIR"
+    "sentencepiece:FILE (a .model), saved:DIR (that of a prepared corpus or of a run)"
 )
 
 
@@ -179,8 +180,8 @@ class Char27Tokenizer(TableTokenizer):
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, wordpiece:FILE, sentencepiece:FILE, or saved:DIR (a
-    prepared corpus).
+    """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, wordpiece:FILE, sentencepiece:FILE, or saved:DIR (that
+    of a prepared corpus, of a run's workdir, or the folder itself).
 
     Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not give text back unchanged (those whose
     job is to clean it, char27 and wordpiece, give back the cleaned text).
@@ -190,15 +191,23 @@ def load_tokenizer(spec: str) -> Tokenizer:
         return ByteTokenizer() if kind == "bytes" else Char27Tokenizer()
     if kind in ("gpt2", "hf", "wordpiece", "sentencepiece", "saved") and place:
         path = pathlib.Path(place)
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError(f"tokenizer {spec}: there is no {path}; give one of: {SPECS}")
         if kind == "saved":
-            return load_saved_tokenizer(path)
+            return load_saved_tokenizer(_saved_in(path))
         from dlmjax.data import subword  # its libraries are not needed for bytes and char27
 
         loaders = {"gpt2": subword.load_gpt2, "hf": subword.load_hf, "wordpiece": subword.load_wordpiece}
         return {**loaders, "sentencepiece": subword.load_sentencepiece}[kind](path)
-    raise InputError(f"unknown tokenizer {spec!r}; give one of: {SPECS}")
+    raise InputError(f"unknown tokenizer {spec!r:.200}; give one of: {SPECS}")
+
+
+def _saved_in(path: pathlib.Path) -> pathlib.Path:
+    """The folder of a tokenizer: itself, or that of a prepared corpus or of a run's workdir, which keep theirs in `tokenizer`."""
+    found = next((folder for folder in (path, path / "tokenizer") if os.path.isfile(folder / DESCRIPTION)), None)
+    if found is None:
+        raise InputError(f"tokenizer saved:{path}: {path} is not a prepared corpus, nor the workdir of a run (no tokenizer/{DESCRIPTION})")
+    return found
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
@@ -219,20 +228,14 @@ _RESTORE = "restore the folder from a copy; that of a run is the one of its corp
 
 def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
     """The tokenizer that `save_tokenizer` wrote there. Raises InputError when it is missing or no longer the same (hash)."""
-    try:
-        description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        kind, expected = description["kind"], description["hash"]
-        files = description["files"]
-        file = inside(directory, files[0], directory / DESCRIPTION) if files else directory
-        place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{file}")
-        ids = {name: description[name] for name in ("mask_id", "pad_id", "eos_id", "vocab_size")}
-        if not all(type(value) is int and 0 <= value < MOST_IDS for value in ids.values()):
-            raise ValueError(f"its ids are {ids}")
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise InputError(f"{directory} holds no readable {DESCRIPTION} ({said}); {_RESTORE}") from None
+    numbers = dict.fromkeys(("mask_id", "pad_id", "eos_id", "vocab_size"), int)
+    description = read_json(directory / DESCRIPTION, {"kind": str, "hash": str, "files": [str], **numbers}, _RESTORE)
+    kind, expected, files = description["kind"], description["hash"], description["files"]
+    file = inside(directory, files[0], directory / DESCRIPTION) if files else directory
+    place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{file}")
+    ids = {name: description[name] for name in numbers}
+    if not all(0 <= value < MOST_IDS for value in ids.values()):
+        raise InputError(f"{directory / DESCRIPTION} has the ids {ids}; {_RESTORE}")
     tokenizer = load_tokenizer(f"{kind}{place}")
     if any(getattr(tokenizer, name) != value for name, value in ids.items()):
         tokenizer = tokenizer.with_ids(**ids)

@@ -1,7 +1,7 @@
 """The text that a tokenizer may be trained on: what `prepare` would put into the train split, never a held-out document."""
 
-import json
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +12,7 @@ from dlmjax.data.paths import is_url
 from dlmjax.data.prepare import text_request
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
-from dlmjax.files import write_json
+from dlmjax.files import read_json, write_json
 
 
 def training_texts(inputs, **options: Any) -> Iterator[str]:
@@ -51,8 +51,8 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
     kind, _, size = spec.partition(":")
     if kind != "train-sentencepiece":
         return spec
-    if not size.isdigit():
-        raise InputError(f"tokenizer {spec!r} names no vocabulary size; write train-sentencepiece:4096")
+    if not re.fullmatch("[0-9]{1,7}", size):
+        raise InputError(f"tokenizer {spec!r:.100} names no vocabulary size; write train-sentencepiece:4096")
     if is_url(output):
         raise InputError(
             f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
@@ -77,8 +77,8 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
 def _differing(path: pathlib.Path, note: pathlib.Path, request: dict[str, Any]) -> str:
     """What a model that is there was trained on otherwise, for a person; "" where it is that of the request."""
     try:
-        found = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = read_json(note)
+    except InputError:
         return f"no readable {note.name} says on what"
     wanted = {**request, "model_sha256": sha256_of(path)}
     return ", ".join(name for name in wanted if name not in found or found[name] != wanted[name])

@@ -1,6 +1,6 @@
 """Local files -> the documents of a suite, and documents -> token ids.
 
-Files are .txt, .jsonl or .parquet, plain or .gz, .xz, .zst (a file of another name is read as text). Every document is read, in the
+Files are .txt, .jsonl or .parquet, plain or .gz, .bz2, .xz, .zst (a file of another name is read as text). Every document is read, in the
 order of the files: nothing is left to workers, so no score can depend on their number.
 
 Shapes: T tokens of all documents together, D documents, N tokens of one.

@@ -1,5 +1,6 @@
 """Files become pieces of documents: the same text whatever the format, continuable anywhere, and honest about damage."""
 
+import bz2
 import gzip
 import itertools
 import json
@@ -16,6 +17,7 @@ from tests.data.conftest import NASTY, make_documents
 COMPRESS = {
     "": lambda data: data,
     ".gz": lambda data: gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :]),  # two members
+    ".bz2": lambda data: bz2.compress(data[: len(data) // 2]) + bz2.compress(data[len(data) // 2 :]),
     ".xz": lambda data: lzma.compress(data[: len(data) // 2]) + lzma.compress(data[len(data) // 2 :]),
     ".zst": lambda data: _zstd(data[: len(data) // 2]) + _zstd(data[len(data) // 2 :]),
 }
@@ -37,9 +39,11 @@ def _source(name: str, documents: str = "file", text_field: str = "text") -> for
 
 
 def _texts(sources: list[formats.Source], start: Position | None = None) -> list[str]:
-    """Documents put together again from pieces."""
+    """Documents put together again from pieces, without those that have no text."""
     result: list[bytes] = []
     for piece in Reader(sources, start or Position(0)):
+        if not piece.data and piece.starts and piece.ends:
+            continue
         data = piece.data if piece.kind == "text" else json.loads(piece.data)[sources[piece.at.file].text_field].encode()
         if piece.starts:
             result.append(b"")
@@ -137,7 +141,7 @@ def test_pieces_are_cut_before_a_space_between_letters():
     assert cut(b"") == [b""] and cut(b"a" * PIECE_BYTES) == [b"a" * PIECE_BYTES]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("documents", ["file", "line"])
 def test_truncated_archive_is_named_with_its_position(tmp_path, suffix, documents):
     data = "".join(make_documents(800, 2000)).encode()
@@ -192,6 +196,43 @@ def test_inputs_that_cannot_be_used_are_named_before_anything_is_read(tmp_path, 
     _parquet(tmp_path / "a.parquet", ["x", "x" * 200])
     with pytest.raises(InputError, match=r"a\.parquet, row 1 is longer than"):
         list(Reader([_source(str(tmp_path / "a.parquet"))], Position(0)))
+
+
+@pytest.mark.parametrize("coded", ["string", "large_string", "string_view"])
+@pytest.mark.parametrize("index", [None, "int8", "int32"])
+def test_every_column_of_strings_is_read(tmp_path, coded, index):
+    """Plain ones, and dictionaries of them as pandas' categories and polars' enums are written; nulls are documents without text."""
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = ["one text", None, "another", "one text", "", "\u00e9 three"] * 30
+    column = pyarrow.array(texts, getattr(pyarrow, coded)())
+    if index and coded == "string_view":
+        pytest.skip("pyarrow has no dictionary of string views")
+    if index:
+        column = column.dictionary_encode().cast(pyarrow.dictionary(getattr(pyarrow, index)(), getattr(pyarrow, coded)()))
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet", row_group_size=50)
+    assert _texts([_source(str(tmp_path / "a.parquet"))]) == [text for text in texts if text]
+    assert _texts([_source(str(tmp_path / "a.parquet"))], Position(0, 70)) == [text for text in texts[70:] if text]
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (gzip.compress(b"x" * 99), "is packed as gz; its name must end in .gz"),
+        (bz2.compress(b"x" * 99), "is packed as bz2; its name must end in .bz2"),
+        (lzma.compress(b"x" * 99), "is packed as xz; its name must end in .xz"),
+        (b"PK\x03\x04 and more", "is packed as zip; which is not read here: unpack it first"),
+        (b"7z\xbc\xaf\x27\x1c", "is packed as 7z; which is not read here"),
+        (b"\x04\x22\x4d\x18", "is packed as lz4; which is not read here"),
+    ],
+)
+def test_a_packed_file_of_another_name_is_told_for_what_it_is(tmp_path, start, said):
+    """In place of "not valid UTF-8; convert the file", which would not help."""
+    for name in ("a.jsonl", "a.txt.br", "a.txt.lz4"):
+        (tmp_path / name).write_bytes(start)
+        with pytest.raises(InputError, match=said):
+            make_source(str(tmp_path / name), None, "jsonl", "file", "text")
 
 
 def test_fingerprint_changes_with_the_file(tmp_path):

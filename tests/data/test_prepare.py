@@ -268,7 +268,7 @@ BAD = {
     "json.jsonl": (b'{"text": "a"}\n{"text": \n', r"json\.jsonl, line 2 \(byte 14\): not valid JSON"),
     "list.jsonl": (b'{"text": "a"}\n["text"]\n', r"list\.jsonl, line 2 \(byte 14\): no field 'text' \(it is not an object\)"),
     "field.jsonl": (b'{"body": "a"}\n', r"field\.jsonl, line 1 \(byte 0\): no field 'text' \('body'\); name the field"),
-    "type.jsonl": (b'{"text": 3}\n', r"type\.jsonl, line 1 \(byte 0\): field 'text' holds int, not text"),
+    "type.jsonl": (b'{"text": 3}\n', r"type\.jsonl, line 1 \(byte 0\): field 'text' holds a number, not text"),
     "half.jsonl": (b'{"text": "\\ud800"}\n', r"half\.jsonl, line 1 \(byte 0\): the text has half of a surrogate pair"),
     "short.txt.xz": (lzma.compress(b"word " * 300_000)[:-40], r"short\.txt\.xz is truncated or damaged: it breaks off after [\d,]+ bytes"),
 }

@@ -99,8 +99,9 @@ def test_saved_tokenizer_that_was_changed_is_refused(files, tmp_path):
     (tmp_path / "merges.txt").write_text("\n".join(merges[:-1]) + "\n")
     with pytest.raises(InputError, match="hash differs"):
         load_tokenizer(f"saved:{tmp_path}")
+    (tmp_path / "dlmjax_tokenizer.json").write_text("{")
     with pytest.raises(InputError, match="restore the folder from a copy"):
-        load_tokenizer(f"saved:{tmp_path.parent}")
+        load_tokenizer(f"saved:{tmp_path}")
 
 
 # ---- char27 -----------------------------------------------------------------------------------------------------------------------
@@ -234,6 +235,69 @@ def test_tokenizer_that_changes_text_is_refused(tmp_path):
         load_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
 
 
+SHAPES = [{}, {"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}, {"single_word": True}, {"normalized": True}]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "+".join(shape) or "plain")
+@pytest.mark.parametrize("special", [False, True])
+def test_an_added_token_that_swallows_what_stands_beside_it_is_refused(files, tmp_path, shape, special):
+    """Whatever its kind: all texts that hold it come back and are counted, or the tokenizer is refused by the token's name."""
+    description = json.loads(pathlib.Path(files["hf"].removeprefix("hf:")).read_text(encoding="utf-8"))
+    added = description["added_tokens"]
+    for content in ("<one>", "<two>"):  # the second of two: all are tried
+        token = {"content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+        added.append(token | {"id": 1 + max(token["id"] for token in added)} | (shape if content == "<two>" else {}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    if {"lstrip", "rstrip"} & shape.keys() and not special:
+        with pytest.raises(InputError, match="the added token '<two>' changes the text beside it"):
+            load_tokenizer(f"hf:{tmp_path}")
+        return
+    tokenizer = load_tokenizer(f"hf:{tmp_path}")
+    for text in ("a <two> b", "<two>\n\n  <one> <two>", "a<two>b <two>\tc", "a\u00a0<two>\u3000b"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text and int(tokenizer.byte_lengths_V[ids].sum()) == len(text.encode())
+
+
+BROKEN_JSON = {
+    "deep": "[" * 50_000,
+    "a list": "[]",
+    "no tokens": '{"added_tokens": 3}',
+    "tokens of another kind": '{"added_tokens": [3], "decoder": null, "pre_tokenizer": null, "normalizer": null}',
+    "a long integer": '{"added_tokens": [], "model": 1' + "0" * 500 + "}",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_JSON)
+@pytest.mark.parametrize("reader", ["hf", "wordpiece", "gpt2", "saved"])
+def test_files_of_another_shape_are_refused_in_one_line(tmp_path, reader, kind):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "dlmjax_tokenizer.json"):
+        (tmp_path / name).write_text(BROKEN_JSON[kind])
+    with pytest.raises(InputError) as refused:
+        load_tokenizer(f"{reader}:{tmp_path}" + ("/tokenizer.json" if reader == "wordpiece" else ""))
+    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"vocab": {"a": 2**31}}, {"vocab": {"a": -1}}, {"vocab": "x"}, {"vocab": {}}, {"continuing_subword_prefix": 3}, {"unk_token": "?"}],
+)
+@pytest.mark.parametrize("reader", ["hf", "wordpiece"])
+def test_a_model_of_another_shape_is_refused_in_one_line(files, tmp_path, reader, changed):
+    description = json.loads(pathlib.Path(files["hf"].removeprefix("hf:")).read_text(encoding="utf-8"))
+    if reader == "wordpiece":
+        vocabulary = {piece: i for i, piece in enumerate(("[UNK]", "[SEP]", "[MASK]", "[PAD]", "a"))}
+        words = {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+        description |= {"model": {"type": "WordPiece", "vocab": vocabulary, **words}, "added_tokens": []}
+    elif "unk_token" in changed:
+        pytest.skip("a byte-level model may name any unknown token, since it never needs one")
+    description["model"] |= changed
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(InputError) as refused:
+        load_tokenizer(f"{reader}:{tmp_path / 'tokenizer.json'}")
+    assert "\n" not in str(refused.value)
+
+
 @pytest.fixture
 def normalized(files, tmp_path):
     """A byte-level tokenizer.json with a normalizer: (name, within a sequence) -> spec."""
@@ -319,6 +383,29 @@ def test_training_sentencepiece_twice_gives_the_same_model(tmp_path, model_type)
     assert one.vocab_size == 310
     assert len(one.encode(texts[3])) < len(texts[3].encode())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "two.model"]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("spaces", ["", "\t", "\u3000", " ", "\u2581"])
+def test_a_model_is_trained_losslessly_on_any_kind_of_text(tmp_path, model_type, spaces):
+    """Chinese has no spaces, some tables have tabs only: a plain space must have a piece all the same."""
+    rng = random.Random(3)
+    letters = "".join(chr(0x4E00 + i) for i in range(40)) if spaces != " " else "abcdefgh"
+    texts = [spaces.join("".join(rng.choices(letters, k=rng.randint(1, 4))) for _ in range(40)) for _ in range(60)]
+    tokenizer = train_sentencepiece(texts, 302, tmp_path / "x.model", model_type)
+    for text in [*NASTY, *texts[:3], " a  b ", "\u2581 \u2581"]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text and int(tokenizer.byte_lengths_V[ids].sum()) == len(text.encode())
+
+
+def test_the_tokenizer_of_a_corpus_or_a_run_is_named_by_its_folder(files, tmp_path):
+    tokenizer = load_tokenizer(files["hf"])
+    save_tokenizer(tokenizer, tmp_path / "corpus" / "tokenizer")
+    for folder in ("corpus", "corpus/tokenizer"):
+        assert load_tokenizer(f"saved:{tmp_path / folder}").hash == tokenizer.hash
+    for folder, said in ((".", "is not a prepared corpus, nor the workdir of a run"), ("none", "there is no")):
+        with pytest.raises(InputError, match=said):
+            load_tokenizer(f"saved:{tmp_path / folder}")
 
 
 def test_bad_tokenizers_say_what_is_wrong(tmp_path):

@@ -84,6 +84,9 @@ def test_overwriting_a_corpus_trains_its_tokenizer_again(source, tmp_path, capsy
 def test_a_spec_without_a_size_is_refused(source, tmp_path):
     with pytest.raises(InputError, match="train-sentencepiece:4096"):
         train_tokenizer("train-sentencepiece", [str(source)], str(tmp_path / "x"))
+    for size in ("", "x", "\u0661\u0662", "\u00b2", "-4", "4e3", "9" * 5000):
+        with pytest.raises(InputError, match="train-sentencepiece:4096"):
+            train_tokenizer(f"train-sentencepiece:{size}", [str(source)], str(tmp_path / "x"))
     assert train_tokenizer("bytes", [str(source)], str(tmp_path / "x")) == "bytes"
 
 

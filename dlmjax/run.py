@@ -30,7 +30,7 @@ from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
-from dlmjax.files import write_atomically
+from dlmjax.files import read_json, write_atomically
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.flops import training_flops_per_token
@@ -306,10 +306,7 @@ def claim_workdir(
     """
     stored = workdir / "config.json"
     if stored.exists() and trained(workdir):
-        try:
-            old = json.loads(stored.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{stored} is not readable JSON; restore it, or train into another --workdir (nothing was changed)") from error
+        old = read_json(stored, advice="restore it, or train into another --workdir (nothing was changed)")
         differing = config_lib.differences(config_lib.renamed(old), config_lib.leaves(config))
         if differing:
             raise InputError(
@@ -318,7 +315,7 @@ def claim_workdir(
             )
         if load_tokenizer(f"saved:{workdir / 'tokenizer'}").hash != tokenizer.hash:
             raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")
-        if (workdir / TEXTS).is_file() and json.loads((workdir / TEXTS).read_text()) != list(texts):
+        if (workdir / TEXTS).is_file() and read_json(workdir / TEXTS, [str]) != list(texts):
             raise InputError(
                 f"{workdir} was trained on other text than {', '.join(config.data.paths)} holds now; give it that text again, or go on "
                 "with this one in another --workdir by --fork (nothing was changed)"

@@ -22,7 +22,7 @@ def says_finished(line: bytes) -> bool | None:
         return None
     try:
         return json.loads(line)["finished"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return None
 
 

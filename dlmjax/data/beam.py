@@ -34,7 +34,7 @@ from dlmjax.data.scan import read_scan, write_scan
 from dlmjax.data.segments import Cutting, SegmentWriter, batch_bytes, batches
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.files import sealed, unsealed
+from dlmjax.files import parse_json, sealed, unsealed
 
 REQUEST = f"{manifest.WORK}/request.json"
 REPEATED = 16  # a compressed file is read again from its start for each item: at most this many bytes for one byte that is tokenized
@@ -80,7 +80,7 @@ def prepare_in_items(
     earlier = finished and manifest.identity(finished.request, finished.tokenizer)
     if not finished and (note := place.read(REQUEST)) is not None:
         try:
-            earlier = unsealed(json.loads(note), {"version", "request", "tokenizer"})
+            earlier = unsealed(parse_json(note), {"version", "request", "tokenizer"})
         except ValueError as error:
             raise InputError(f"the notes in {place.name(manifest.WORK)} are damaged ({error!r}); start afresh with --overwrite") from None
     if earlier:

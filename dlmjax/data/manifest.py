@@ -18,7 +18,7 @@ import shlex
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import CHECKSUM, sealed, unsealed, write_atomically
+from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, write_atomically
 from dlmjax.files import sweep as sweep_written
 
 FILE = "manifest.json"
@@ -103,7 +103,7 @@ class Segment:
     @classmethod
     def of_note(cls, content: bytes) -> "Segment":
         """What `note` wrote. Raises ValueError, KeyError, TypeError or AttributeError where the bytes are not that."""
-        return cls.from_json(unsealed(json.loads(content), {"end", "open_split", "shards", "skipped"}))
+        return cls.from_json(unsealed(parse_json(content), {"end", "open_split", "shards", "skipped"}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Manifest:
     def parse(cls, content: bytes, path: str | os.PathLike, directory: str | os.PathLike) -> "Manifest":
         """From the bytes of a manifest; `path` and `directory` are for messages. Raises InputError: damaged, another version."""
         try:
-            values = json.loads(content.decode("utf-8"))
+            values = parse_json(content)
             if values["format"] != "dlmjax corpus":
                 raise ValueError("not a dlmjax corpus")
             if values["version"] != VERSION:

@@ -33,7 +33,7 @@ from dlmjax.data.progress import Progress
 from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, normal_documents, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.files import open_lock, sealed, unsealed
+from dlmjax.files import open_lock, parse_json, sealed, unsealed
 
 SMALL = 1 << 20  # stored bytes below which starting worker processes would take longer than the work
 
@@ -275,7 +275,7 @@ class _Job:
                 identity = manifest.identity(found.request, found.tokenizer)
                 segments = dict(enumerate(found.segments))
             elif (self.work / "request.json").exists():
-                identity = unsealed(json.loads((self.work / "request.json").read_bytes()), {"version", "request", "tokenizer"})
+                identity = unsealed(parse_json((self.work / "request.json").read_bytes()), {"version", "request", "tokenizer"})
                 names = sorted(self.work.glob("segment-*.json"))
                 segments = {int(n.stem[8:]): Segment.of_note(n.read_bytes()) for n in names}
                 manifest.require_same(identity, self._identity(), self.output)

@@ -1,7 +1,6 @@
 """The run card: README.md of an export. What was trained on what, how well it does, how to load it, what not to do with it."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -13,6 +12,7 @@ from dlmjax import config as config_lib
 from dlmjax.data.manifest import Manifest
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
+from dlmjax.files import read_json
 from dlmjax.interop.views import Exported, Rows, View
 from dlmjax.run import Parts
 from dlmjax.training import read
@@ -52,7 +52,7 @@ def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
     found = pathlib.Path(file) if file else root / "evaluation.json"
     if file or found.is_file():
         try:
-            result = json.loads(found.read_text(encoding="utf-8"))
+            result = read_json(found)
             protocol = result.get("protocol", {})
             how = {name: protocol.get(name) for name in PROTOCOL} | {name: result.get(name) for name in GRID}
             return {"source": "dlmjax evaluate", **{name: result[name] for name in (*NUMBERS, *CIRCUMSTANCES)}, **how}

@@ -3,13 +3,13 @@
 Shapes: B rows, L positions. Units: nats.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from dlmjax.errors import InputError
+from dlmjax.files import read_json
 from dlmjax.quality.scorers import Sample, Scores, windows_of
 
 ROWS = 4
@@ -55,8 +55,8 @@ class HfScorer:
     def _config(self) -> dict:
         file = self.directory / "config.json"
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return read_json(file)
+        except InputError as error:
             raise InputError(
                 f"{self.directory} is not a directory of a Hugging Face model (no readable config.json); nothing is downloaded, give a "
                 "local directory"

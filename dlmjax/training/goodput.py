@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import jax
 
-from dlmjax.files import write_atomically
+from dlmjax.files import read_json, write_atomically
 
 FILE = "goodput.json"
 WRITE_EVERY = 10.0  # seconds
@@ -139,7 +139,7 @@ class Goodput:
 def read_lives(path: pathlib.Path) -> list[Life]:
     """Earlier starts; an account that cannot be read is begun anew, since no result depends on it."""
     try:
-        lives = [Life(**life) for life in json.loads(path.read_text(encoding="utf-8"))["starts"]]
+        lives = [Life(**life) for life in read_json(path)["starts"]]
         times = [value for life in lives for value in (life.began, life.ended, life.first, life.last, *map(life.seconds.get, CAUSES))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

@@ -126,7 +126,7 @@ def repair(path: pathlib.Path, resume_step: int) -> None:
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
         try:
             step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} line {number} is not a metrics event; move the file away to go on without its history") from error
         if step <= resume_step:
             kept.append(line + b"\n")
@@ -137,9 +137,15 @@ def repair(path: pathlib.Path, resume_step: int) -> None:
 
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
-    """The events of a metrics.jsonl (of one kind), a torn last line left out."""
-    lines = pathlib.Path(path).read_bytes().split(b"\n")[:-1]
-    return [event for event in map(json.loads, lines) if kind in (None, event["kind"])]
+    """The events of a metrics.jsonl (of one kind), a torn last line left out. Raises InputError: a line that is none."""
+    events = []
+    for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            event = json.loads(line)
+            events += [event] if kind in (None, event["kind"]) else []
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{path} line {number} is not a metrics event; restore the file, or move it away") from error
+    return events
 
 
 # --- between two lines ---------------------------------------------------------------------------------------------------------------

@@ -129,7 +129,9 @@ def as_json(value: Any, indent: int | None = None, default: Callable[[Any], Any]
 
 
 def finite(value: Any) -> Any:
-    """A tree of JSON values with None in place of numbers that JSON does not have."""
+    """A tree of JSON values with None in place of numbers that JSON does not have, arrays as lists."""
+    if hasattr(value, "tolist"):
+        return finite(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

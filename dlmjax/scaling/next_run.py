@@ -6,23 +6,41 @@ import dataclasses
 import math
 import pathlib
 import pprint
+import shlex
 from bisect import bisect_left
 from typing import Any
 
 import numpy as np
 
 from dlmjax import config as config_lib
+from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 from dlmjax.plan import Vocabulary, alone
-from dlmjax.run import Parts, embedding_of
+from dlmjax.run import Parts, embedding_of, open_corpora
 from dlmjax.scaling import counts, ladder
 from dlmjax.scaling.planning import microbatches
 from dlmjax.scaling.predict import Prediction, with_steps
 from dlmjax.scaling.results import Saved
 from dlmjax.scaling.rules import of_length
 
+MOST_IDS = 2**24  # of a vocabulary; the largest that are published have a few hundred thousand
 # What a definition of N is called among the counts of a network.
 _COUNTED = {"total": "parameters", "non_embedding": "non_embedding", "active": "active", "flops_per_token": "flops_per_token"}
+
+
+def write_config(saved: Saved, prediction: Prediction, fit: str, file: str) -> list[str]:
+    """Writes the config of a predicted run; returns lines for a person: how to train it, or what is missing for that.
+
+    Raises InputError: as `config_text`, or the file cannot be written.
+    """
+    text = config_text(saved, prediction, fit)
+    write_atomically(file, text)
+    train = shlex.join(["dlmjax", "train", "--config", file, "--workdir", str(pathlib.PurePath(file).with_suffix(""))])
+    lacks = missing(config_lib.load(file), saved.record["series"][prediction.series]["reference"]["vocab"])
+    if not lacks:
+        return [f"written: {file}; train it with: {train}"]
+    return [f"written: {file}; before it can be trained: {lacks}", f"then: {train}"]
 
 
 def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
@@ -35,11 +53,14 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     """
     series = saved.record["series"][prediction.series]
     reference = series["reference"]
+    if prediction.definition not in _COUNTED:
+        raise InputError(f"no network is counted by N = {prediction.definition!r}; choose one of: {', '.join(_COUNTED)}")
     if reference is None or not reference["config"]:
         raise InputError(f"series {prediction.series!r} has no run with a config to start from; tables give numbers alone")
     method, numbers = prediction.chosen, prediction.numbers[prediction.chosen]
-    leaves = {name: tuple(value) if isinstance(value, list) else value for name, value in reference["config"].items()}
-    shape, counted = _nearest(_parts(leaves, reference), prediction.definition, numbers["size"])
+    config = _config(config_lib.renamed(reference["config"]), reference["id"])
+    leaves = config_lib.leaves(config)
+    shape, counted = _nearest(_parts(config, reference), prediction.definition, numbers["size"])
     tokens = prediction.flops / counted.flops_per_token
     best = with_steps({"tokens": tokens}, reference, series["tuning"] or {})
     batch = 2 ** max(round(math.log2(best["batch"] / reference["length"])), 0)
@@ -58,16 +79,15 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     off = tokens / float(law.tokens(prediction.flops, size))
     low, high = prediction.intervals[method].get("loss", {}).get("runs", {}).get("95", (None, None))
     spread = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
-    return f'''"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of `{fit}`.
+    said = f"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of {fit}.
 
 N* = {numbers["size"]:.4g} ({prediction.definition}); the ladder's nearest shape has {size:,.0f} ({shape}).
 {counted.flops_per_token:.4g} FLOPs per token, counted, pay for {tokens:.4g} tokens: {off:.3g} times those of the fit's C = k N^rho D.
 Expected loss {numbers["loss"]:.4f} nats/token{spread}, of the law's own N* and D*.
 Batch and lr: {prediction.source_of_batch}. {accumulation} microbatches a step.
 All other leaves are those of {reference["id"]}; evaluated, sampled and saved every {every} steps.
-
-dlmjax train --config THIS_FILE --workdir DIR
 """
+    return f"""{docstring(said)}
 
 from dlmjax import config as config_lib
 
@@ -78,24 +98,54 @@ def get_config():
     config = config_lib.default()
     config.update_from_flattened_dict(LEAVES)
     return config
-'''
+"""
 
 
-def _config(leaves: dict[str, Any], name: str):
-    """The checked config of these leaves. Raises InputError: it would not load."""
+def docstring(text: str) -> str:
+    """A text as the literal in which a Python file says what it is: names in it come from files of others, and stay text."""
+    lines = [line.encode("unicode_escape").decode("ascii").replace('"', '\\"') for line in text.split("\n")]
+    return '"""' + "\n".join(lines) + '"""'
+
+
+def missing(config: Any, vocab: int) -> str:
+    """What a config lacks on this machine to be trained, and how to make it; "" where nothing is missing.
+
+    Args:
+      vocab: ids of the tokenizer, special ones included, under which the loss was predicted.
+    """
+    paths = list(config.data.paths)
+    make = f"prepare text with the tokenizer of the fitted runs ({vocab:,} ids)"
+    if not paths:
+        return f"it names no corpus: {make}, and train with --config.data.paths=DIR"
+    try:
+        corpora = open_corpora(config, "train")
+    except InputError as error:
+        output = shlex.quote(parse_path(paths[0])[0])
+        command = f"dlmjax prepare --input FILE ... --tokenizer SPEC --valid-fraction 0.01 --output {output}"
+        return f"a corpus is missing ({error}): {make} ({command}), or, where it lies elsewhere, train with --config.data.paths=DIR"
+    found = config.model.vocab or corpora[0].tokenizer.vocab_size
+    if found != vocab:
+        return f"{corpora[0].directory} has another tokenizer ({found:,} ids): {make}, or the predicted loss is not that of this run"
+    return ""
+
+
+def _config(leaves: dict[str, Any], name: str) -> Any:
+    """The checked config of these leaves, lists in place of tuples; what they leave out is at its default. Raises InputError: it would not
+    load."""
     config = config_lib.default()
     try:
-        config.update_from_flattened_dict(leaves)
+        config.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value for name, value in leaves.items()})
         config_lib.check(config)
     except (InputError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"no config can be written from that of {name}: {error}") from error
+        raise InputError(f"no config can be written from that of {name}: {' '.join(str(error).split())}") from error
     return config
 
 
-def _parts(leaves: dict[str, Any], reference: dict[str, Any]) -> Parts:
+def _parts(config: Any, reference: dict[str, Any]) -> Parts:
     """The reference run for counting. Its corpus is not opened: tokens stand in as all equally frequent, which changes no shape."""
-    config = _config(leaves, reference["id"])
     vocab = reference["vocab"]
+    if not 5 <= vocab <= MOST_IDS:
+        raise InputError(f"the run {reference['id']} has a vocabulary of {vocab:,} ids, which no tokenizer has; fit its records again")
     return alone(config, Vocabulary(vocab), np.ones(vocab), embedding_of(config, pathlib.Path()))
 
 

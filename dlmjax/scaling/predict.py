@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dlmjax.errors import InputError
-from dlmjax.files import write_atomically
-from dlmjax.scaling import results
+from dlmjax.files import finite, write_atomically
+from dlmjax.scaling import checks, results
 from dlmjax.scaling.analysis import METHODS
 from dlmjax.scaling.bootstrap import interval
 from dlmjax.scaling.fit_text import doubted, marked, short, table
@@ -43,7 +43,7 @@ class Prediction:
     cautions: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        return results.plain(dataclasses.asdict(self))
+        return finite(dataclasses.asdict(self))
 
 
 def predict(
@@ -64,8 +64,8 @@ def predict(
       config: a file to write, with `get_config()`. json_file: all predictions.
     Raises InputError: no such fit, series, definition or method; a config is asked for and cannot be written.
     """
-    if not (math.isfinite(flops) and flops > 0):
-        raise InputError(f"--flops {flops}: give a positive number, such as 1e22")
+    if not 1 <= flops <= checks.MOST:
+        raise InputError(f"--flops {flops}: give a positive number from 1 to {checks.MOST:g}, such as 1e22")
     saved = results.read(fit)
     names = _choose(saved, series, definition)
     predictions = [predicted(saved, name, definition, flops, method) for name in names]
@@ -74,9 +74,10 @@ def predict(
     if config is not None:
         if len(predictions) != 1:
             raise InputError(f"a config is of one run: choose with --series among {', '.join(names)}")
-        text = _config(saved, predictions[0], fit)
-        write_atomically(pathlib.Path(config), text.encode())
-        print(f"written: {config}; train it with: dlmjax train --config {config} --workdir DIR", flush=True)
+        _check_trusted(predictions[0])
+        from dlmjax.scaling.next_run import write_config  # counts a network, with jax
+
+        print("\n".join(write_config(saved, predictions[0], fit, config)), flush=True)
     if json_file is not None:
         content = json.dumps([prediction.record() for prediction in predictions], indent=1, allow_nan=False)
         write_atomically(pathlib.Path(json_file), (content + "\n").encode())
@@ -94,8 +95,9 @@ def _choose(saved: results.Saved, series: str | None, definition: str) -> list[s
     return names
 
 
+@np.errstate(all="ignore")  # resamples may go beyond any float: they count at the ends of intervals
 def predicted(saved: results.Saved, series: str, definition: str, flops: float, method: str | None = None) -> Prediction:
-    """Numbers and intervals of one series. Raises InputError: there is no law by this method."""
+    """Numbers and intervals of one series. Raises InputError: there is no law by this method, or it gives no finite numbers."""
     laws, resampled = saved.laws(series, definition)
     if method is not None and method not in laws:
         refused = saved.record["series"][series]["definitions"][definition]["refused"].get(method, "no such method")
@@ -107,6 +109,8 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
     numbers, intervals = {}, {}
     for name in methods:
         numbers[name] = {key: float(value) for key, value in with_steps(laws[name].at(flops), reference, tuning).items()}
+        if not all(0 < value < math.inf for value in numbers[name].values()):
+            raise InputError(f"the {name} law of series {series!r} has no best run that is finite at {flops:.3g} FLOPs; choose other FLOPs")
         intervals[name] = {}
         for blocks, drawn in resampled.items():
             samples = with_steps(drawn[name].at(flops), reference, tuning, np.random.default_rng(saved.record["seed"]))
@@ -198,14 +202,11 @@ def _ends(found: dict | None) -> str:
     return f"{short(low)} .. {short(high)}"
 
 
-def _config(saved: results.Saved, prediction: Prediction, fit: str) -> str:
-    """The config's text. Raises InputError: as `next_run.config_text`, or no law is trusted."""
+def _check_trusted(prediction: Prediction) -> None:
+    """Raises InputError: no law of the series is trusted, and none was asked for by name."""
     if not prediction.chosen:
         reasons = "; ".join(f"{method}, {reasons[0]}" for method, reasons in prediction.doubts.items())
         raise InputError(
             f"no law of series {prediction.series!r} is trusted ({reasons}); "
             f"add runs, or take one all the same with --method {next(iter(prediction.doubts))}"
         )
-    from dlmjax.scaling.next_run import config_text  # counts a network, with jax
-
-    return config_text(saved, prediction, fit)

@@ -10,14 +10,15 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from dlmjax.errors import InputError
-from dlmjax.files import write_atomically
-from dlmjax.scaling import bootstrap
-from dlmjax.scaling.analysis import Analysis, Law
+from dlmjax.files import finite, parse_json, read_bounded, require_shape, write_atomically
+from dlmjax.scaling import bootstrap, checks
+from dlmjax.scaling.analysis import BEST, Analysis, Law
 from dlmjax.scaling.compare import Crossings, Ratio
 from dlmjax.scaling.forms import ADDITIVE, Compute
 from dlmjax.scaling.points import Points
@@ -27,6 +28,8 @@ from dlmjax.scaling.special import Special, Tuning, best_epochs
 FIT, RESAMPLES, POINTS, PAGE = "fit.json", "resamples.npz", "points.csv", "report.html"
 COMPARED, REPEATED = "objectives.png", "repeated.png"
 PICTURES = ("isoflop", "envelope", "best", "residuals")  # of each series
+LONGEST_NAME = 60  # letters of a series in names of pictures: a letter may take four bytes, a name of a file has 255
+LARGEST_ARRAY = 1 << 26  # bytes of one array of resamples
 VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and learning rate have their middle
 
 
@@ -65,7 +68,7 @@ class Result:
         head["compute_ratios"] = [ratio.record() for ratio in self.ratios]
         head["crossings"] = [found.record() for found in self.crossings]
         head["not_compared"] = list(self.apart)
-        return plain(head)
+        return finite(head)
 
     def write(self, directory: str | os.PathLike) -> None:
         """`fit.json` comes last: a directory that has one is whole. What an older fit left there goes first. Raises InputError."""
@@ -119,7 +122,7 @@ def file_names(series: Iterable[str]) -> dict[str, str]:
     capitals are small letters."""
     found: dict[str, str] = {}
     for name in series:
-        plain_name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
+        plain_name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name[:LONGEST_NAME])
         taken, count, found[name] = {each.lower() for each in found.values()}, 2, plain_name
         while found[name].lower() in taken:
             found[name], count = f"{plain_name}-{count}", count + 1
@@ -217,19 +220,6 @@ def _both(analysis: Analysis, method: str, numbers: Callable[[Law], dict[str, An
     return found
 
 
-def plain(value: Any) -> Any:
-    """JSON's types alone; numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 @dataclasses.dataclass(frozen=True)
 class Saved:
     """A fit read from disk: `fit.json` as it is, and the resamples by their names."""
@@ -263,19 +253,106 @@ class Saved:
         return doubts
 
 
+_REFERENCE = {"id": str, "vocab": int, "length": int, "batch": int, "lr": float, "steps": int, "tokens": int, "config": dict}
+_DEFINITION = {
+    "compute": {"k": float, "rho": float, "worst": float},
+    "laws": {str: {str: (float, NoneType)}},
+    "refused": {str: str},
+    "sizes": [float],
+    "best_runs": [{"flops": float}],
+}
+_SERIES = {"definitions": {str: _DEFINITION}, "reference": (dict, NoneType), "tuning": (dict, NoneType)}
+_FIT = {"format": str, "version": int, "seed": int, "series": {str: _SERIES}}
+_TUNED = {"coefficient": float, "exponent": float, "exponent_stderr": (float, NoneType), "pivot": float}
+_LAW = {  # numbers of a law, by method
+    "parametric": {"E", "A", "B", "a", "b"},
+    **dict.fromkeys(("isoflop", "envelope"), {*(f"{name}_{of}" for name in BEST for of in ("coefficient", "exponent")), "loss_floor"}),
+}
+
+
 def read(directory: str | os.PathLike) -> Saved:
     """Raises InputError: no fit there, or one that is damaged or of another version."""
     root = pathlib.Path(directory)
     if not (root / FIT).is_file():
         raise InputError(f"{root} holds no fit (no {FIT}); make one with: dlmjax fit RECORDS --output {root}")
     try:
-        record = json.loads((root / FIT).read_text(encoding="utf-8"))
-        if record["format"] != "dlmjax fit" or record["version"] != VERSION:
-            raise ValueError(f"format {record['format']!r} version {record['version']}")
-        if not isinstance(record["series"], dict):
-            raise ValueError("its series are no object")
-        with np.load(io.BytesIO((root / RESAMPLES).read_bytes()), allow_pickle=False) as file:
-            samples = {name: file[name] for name in file.files}
-        return Saved(root, record, samples)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"the fit in {root} cannot be read ({error}); fit the records again") from None
+        record = parse_json(read_bounded(root / FIT))
+        if not isinstance(record, dict) or (record.get("format"), record.get("version")) != ("dlmjax fit", VERSION):
+            raise ValueError(f"it is not of format 'dlmjax fit', version {VERSION}")
+        require_shape(record, _FIT)
+        if record["seed"] < 0:
+            raise ValueError(f"its seed is {record['seed']}")
+        for name, found in record["series"].items():
+            _check_series(name, found)
+        samples = _read_samples(read_bounded(root / RESAMPLES), record)
+    except (InputError, OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"the fit in {root} cannot be read ({' '.join(str(error).split())}); fit the records again") from None
+    return Saved(root, record, samples)
+
+
+def _check_series(series: str, found: dict[str, Any]) -> None:
+    """Raises ValueError: what a prediction reads of a series is not as `Result.record` writes it."""
+    checks.label("a series", series)
+    for definition, each in found["definitions"].items():
+        what = f"{series}, {definition}"
+        if each["compute"].keys() != _DEFINITION["compute"].keys():
+            raise ValueError(f"compute of {what} has other numbers than k, rho and worst")
+        require_shape(each.get("doubts", {}), {str: [str]}, f"doubts of {what}")
+        require_shape((each.get("parametric") or {}).get("boundaries", []), [str], f"boundaries of {what}")
+        if len(each["sizes"]) != 2:
+            raise ValueError(f"{what} has {len(each['sizes'])} sizes, not the least and the largest")
+        for method, values in each["laws"].items():
+            if _LAW.get(method) != values.keys():
+                raise ValueError(f"the law {method!r:.60} of {what} has other numbers than such a law")
+            each["laws"][method] = {name: math.nan if value is None else value for name, value in values.items()}
+        rho = each["compute"]["rho"] if "parametric" in each["laws"] else 1.0  # the others do not use it
+        positive = [each["compute"]["k"], rho, *each["sizes"], *(row["flops"] for row in each["best_runs"])]
+        if not all(0 < number <= checks.MOST for number in positive):
+            raise ValueError(f"a size, a number of FLOPs or C = k N^rho D of {what} is not above 0")
+    if (reference := found["reference"]) is not None:
+        require_shape(reference, _REFERENCE, f"reference of {series}")
+        checks.name(f"the reference of {series}", reference["id"])
+        checks.numbers(
+            f"the reference of {series}", {name: reference[name] for name in ("length", "batch", "lr", "tokens")}, 1 / checks.MOST
+        )
+        checks.flat(f"the config of {reference['id']}", reference["config"])
+    for name, law in (found["tuning"] or {}).items():
+        if name in ("batch", "lr") and law is not None:
+            require_shape(law, _TUNED, f"tuning of {series}")
+
+
+def _read_samples(content: bytes, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of `resamples.npz`, one number for each resample, of the laws that the fit has.
+
+    What an array's header says is compared with the bytes that the archive holds of it before any room is made.
+    Raises ValueError and others: damaged, or not those of the fit.
+    """
+    samples, names = {}, {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            key = entry.filename.removesuffix(".npy")
+            series, definition, blocks, method, name = key.rsplit("|", 4)
+            definitions = record["series"].get(series, {}).get("definitions", {})
+            if method not in definitions.get(definition, {}).get("laws", {}) or blocks not in bootstrap.BLOCKS:
+                continue
+            samples[key] = _read_array(archive, entry)
+            names.setdefault((series, definition, blocks, method), {})[name] = samples[key].size
+    wanted = {(*of, method) for of in {key[:3] for key in names} for method in record["series"][of[0]]["definitions"][of[1]]["laws"]}
+    for key in wanted | names.keys():
+        if names.get(key, {}).keys() != _LAW[key[3]] or len({*names[key].values()} - {1}) > 1:  # a floor that all share is one number
+            raise ValueError(f"{RESAMPLES} has not all numbers of {'|'.join(key)!r:.100}")
+    return samples
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """A list of numbers. Raises ValueError: another kind of array, or one that is longer than it can be."""
+    with archive.open(entry) as file:
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(file)]
+        shape, _, dtype = read(file)
+        size = 8 * math.prod(shape)
+        if len(shape) > 1 or dtype != np.float64 or not size < entry.file_size <= LARGEST_ARRAY:
+            raise ValueError(f"{entry.filename!r:.100} in {RESAMPLES} is no list of numbers")
+        content = file.read(size)
+    if len(content) != size:
+        raise ValueError(f"{entry.filename!r:.100} in {RESAMPLES} is cut short")
+    return np.frombuffer(content, np.float64).reshape(shape)

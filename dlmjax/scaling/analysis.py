@@ -12,13 +12,12 @@ import numpy as np
 
 from dlmjax.errors import InputError
 from dlmjax.scaling import bootstrap, envelope, fitness, forms, huber, isoflop
+from dlmjax.scaling.fitness import ENVELOPE_BUDGETS, PARAMETRIC_SIZES
 from dlmjax.scaling.forms import ADDITIVE, Compute
 from dlmjax.scaling.isoflop import IsoFlop, PowerLaw
 from dlmjax.scaling.points import FREE_EPOCHS, Points
 
 METHODS = ("parametric", "isoflop", "envelope")
-MIN_ON_ENVELOPE = 3
-MIN_SIZES = 3  # and numbers of tokens, for the parametric law
 BEST = ("size", "tokens", "loss")
 
 
@@ -185,8 +184,10 @@ def _fit(
         sizes, tokens = len(np.unique(points.sizes[definition])), len(np.unique(points.tokens_R))
         if min(sizes, tokens) < 2:
             raise InputError("runs of one size, or of one number of tokens, tell nothing about the other exponent")
-        if min(sizes, tokens) < MIN_SIZES:  # E, A and a are three numbers
-            raise InputError(f"runs of {sizes} sizes and {tokens} numbers of tokens; at least {MIN_SIZES} of each are needed")
+        if min(sizes, tokens) < PARAMETRIC_SIZES:
+            raise InputError(f"runs of {sizes} sizes and {tokens} numbers of tokens; at least {PARAMETRIC_SIZES} of each are needed")
+        if not compute.rho > 0:
+            raise InputError(f"FLOPs per token do not grow with N (C ~ N^{compute.rho:.3g} D), so there is no best size")
         parametric = huber.fit(ADDITIVE, points.columns(definition), points.loss_R, warm=warm)
         laws["parametric"] = Law("parametric", parametric.values, compute)
     except InputError as error:
@@ -201,10 +202,10 @@ def _fit(
     count = envelope.front(points.flops_R, points.loss_R, group_R, every).sum()
     if len(np.unique(points.sizes[definition])) < 2:
         refused["envelope"] = "runs of one size tell nothing about the best one"
-    elif count >= MIN_ON_ENVELOPE:
+    elif count >= ENVELOPE_BUDGETS:
         laws["envelope"] = Law("envelope", _powers(through), compute)
     else:
-        refused["envelope"] = f"{count} runs are the best at their compute; at least {MIN_ON_ENVELOPE} are needed"
+        refused["envelope"] = f"{count} runs are the best at their compute; at least {ENVELOPE_BUDGETS} are needed"
     return laws, refused, parametric, iso
 
 

@@ -13,6 +13,13 @@ OFF = 0.05  # of the loss: how far the best loss of a law may lie from the best 
 FLAT = 1e-9  # of the loss: losses that differ by less are equal, and have no minimum
 SAME_BUDGET = 0.05  # decades of FLOPs within which runs have the same budget
 
+# What laws need, below which `fit` refuses them and `sweep plan` warns.
+PARAMETRIC_SIZES = 3  # and numbers of tokens: E, A and a are three numbers
+ISOFLOP_SIZES, ISOFLOP_SPAN = 4, 0.3  # sizes at a budget, and decades of N that they span (a factor of two)
+ISOFLOP_BUDGETS, ENVELOPE_BUDGETS = 2, 3
+PARABOLA_VALUES = 3  # of a learning rate or a batch
+AGAIN, REPEATED_RUNS = 1.5, 3  # epochs from which a run is one of repeated data, and how many of these there are at least
+
 
 @runtime_checkable
 class BestRuns(Protocol):

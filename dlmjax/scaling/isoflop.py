@@ -14,9 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from dlmjax.scaling import fitness
+from dlmjax.scaling.fitness import ISOFLOP_BUDGETS, ISOFLOP_SIZES, ISOFLOP_SPAN
 
-MIN_SIZES = 4
-MIN_SPAN = 0.3  # decades of N at a budget; a factor of two
 MAX_SPREAD = 1.5  # of the FLOPs of one budget, as a factor
 MIN_SIGNIFICANCE = 2.0  # curvature in standard errors
 _FAR = 20.0  # factors of e beyond the sizes tried
@@ -121,7 +120,7 @@ def fit(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss_R: n
         for g in range(int(group_R.max(initial=-1)) + 1)
     ]
     good = [minimum for minimum in minima if not minimum.rejected]
-    if len(good) < 2:
+    if len(good) < ISOFLOP_BUDGETS:
         return IsoFlop(tuple(minima), {})
     flops_G = np.array([minimum.flops for minimum in good])
     values = {name: np.array([[getattr(minimum, name) for minimum in good]]) for name in ("size", "tokens", "loss")}
@@ -177,7 +176,7 @@ def resample(
         values["loss"].append(np.where(inside_S, low_S, math.nan))
         weights.append(np.where(inside_S, weight_SR[:, in_R].sum(1) / in_R.sum(), 0.0))
         at_GS.append(minimum.flops)
-    if len(at_GS) < 2:
+    if len(at_GS) < ISOFLOP_BUDGETS:
         return {}
     flops_G, weight_SG = np.array(at_GS), np.stack(weights, axis=1)
     return _laws(flops_G, {name: np.stack(found, axis=1) for name, found in values.items()}, weight_SG, whole.laws["loss"].floor)
@@ -193,8 +192,8 @@ def _minimum(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss
     flops, runs = float(np.exp(np.log(flops_R).mean())), len(size_R)
     sizes = np.unique(size_R)
     nothing = Minimum(flops, runs, math.nan, math.nan, math.nan, math.nan, "")
-    if len(sizes) < MIN_SIZES:
-        return dataclasses.replace(nothing, rejected=f"too narrow: {len(sizes)} sizes, at least {MIN_SIZES} are needed")
+    if len(sizes) < ISOFLOP_SIZES:
+        return dataclasses.replace(nothing, rejected=f"too narrow: {len(sizes)} sizes, at least {ISOFLOP_SIZES} are needed")
     spread = flops_R.max() / flops_R.min()
     if spread > MAX_SPREAD:
         return dataclasses.replace(nothing, rejected=f"no budget: its runs differ by a factor of {spread:.2g} in FLOPs; name their budgets")
@@ -203,7 +202,7 @@ def _minimum(size_R: np.ndarray, tokens_R: np.ndarray, flops_R: np.ndarray, loss
     x_R = np.log(size_R)
     at, low, curvature = (float(each[0]) for each in parabola(x_R, loss_R, np.ones((1, runs))))
     span = np.ptp(x_R) / math.log(10)
-    if span < MIN_SPAN:
+    if span < ISOFLOP_SPAN:
         return dataclasses.replace(nothing, rejected=f"too narrow: the sizes span a factor of {10**span:.2g}, at least 2 is needed")
     if not curvature > 0:  # nan: sizes that are equal but for rounding
         reason = "concave: the loss has no minimum between the sizes tried"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlmjax.parallel.topology import GIB
+from dlmjax.scaling import enough
 from dlmjax.scaling.ladder import Shape
 from dlmjax.scaling.manifest import Plan, PlannedRun
 from dlmjax.scaling.planning import TOLERANCE, Device, Refusal
@@ -92,6 +93,7 @@ def _notes(plan: Plan, capacity: float | None, device: Device) -> list[str]:
         "FLOPs: model FLOPs, forward and backward, attention and head included; off: of the run's whole steps against its budget",
         f"time: {device.text}; one run after another, compilation and validation not counted",
         validation,
+        *enough.warnings(plan.runs),
     ]
     repeated = [run for run in plan.runs if _again(run)]
     if repeated:

@@ -11,9 +11,10 @@ from scipy.optimize import minimize
 
 from dlmjax.errors import InputError
 from dlmjax.scaling import bootstrap, fitness, huber, isoflop
+from dlmjax.scaling.fitness import AGAIN
 from dlmjax.scaling.forms import JOINT, MIXING, OVERFITTING, OVERFITTING_OF_ONE_SIZE, REPETITION, REPETITION_OF_ONE_SIZE, Form
 from dlmjax.scaling.isoflop import PowerLaw, power_law
-from dlmjax.scaling.points import AGAIN, Points, tuning_of
+from dlmjax.scaling.points import Points, tuning_of
 from dlmjax.scaling.records import Record
 
 SPARSE = 0.25  # share of the parameters that a token does not use, from which a network is called sparse
@@ -71,7 +72,7 @@ def repeated(points: Points, *, definition: str = "total", resamples: int = 200,
     reason = ""
     if not np.isfinite(points.unique_R).all():
         reason = "the tokens of the runs' corpora are not known"
-    elif (points.epochs_R > AGAIN).sum() < 3:
+    elif (points.epochs_R > AGAIN).sum() < fitness.REPEATED_RUNS:
         reason = "fewer than three runs see their tokens more than once"
     elif len(np.unique(points.unique_R)) < 2:
         reason = "all runs have corpora of one size"
@@ -158,8 +159,8 @@ def tuning(records: Sequence[Record]) -> Tuning | None:
 def _log_minimum(x: Sequence[float], loss: Sequence[float]) -> dict:
     """The minimum of a parabola in log x, or why it does not count."""
     found = {"at": None, "loss": None, "runs": len(x), "rejected": ""}
-    if len(set(x)) < 3:
-        return found | {"rejected": f"too narrow: {len(set(x))} values, at least 3 are needed"}
+    if len(set(x)) < fitness.PARABOLA_VALUES:
+        return found | {"rejected": f"too narrow: {len(set(x))} values, at least {fitness.PARABOLA_VALUES} are needed"}
     if fitness.is_flat(np.array(loss)):
         return found | {"rejected": f"flat: all losses are equal, {loss[0]:.6g}"}
     log_x = np.log(x)

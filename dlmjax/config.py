@@ -264,12 +264,17 @@ def nearest(name: str, valid) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(valid)}"
 
 
+def literal(text: str) -> Any:
+    """The Python literal that a flag's text is; the text itself where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: brackets without end, {[]: 1}
+        return text
+
+
 def _typed(name: str, text: str, old: Any) -> Any:
     """The text of a flag as the type that the leaf already has."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: thousands of brackets
-        value = text
+    value = literal(text)
     if isinstance(old, bool):
         if text.lower() not in ("true", "false", "1", "0"):
             raise InputError(f"config field {name} is a switch; give true or false, not {text!r:.100}")

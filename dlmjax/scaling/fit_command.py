@@ -9,7 +9,7 @@ import numpy as np
 
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder
-from dlmjax.scaling import compare, points, special
+from dlmjax.scaling import compare, fitness, points, special
 from dlmjax.scaling.analysis import Analysis, analyse, usable
 from dlmjax.scaling.fit_text import summary
 from dlmjax.scaling.points import Points
@@ -17,6 +17,7 @@ from dlmjax.scaling.records import Record, read_records
 from dlmjax.scaling.results import FIT, Result, SeriesFit
 
 SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
+MOST_DRAWN = 20_000_000  # resamples x runs: some ten arrays of so many numbers are held at a time
 BASES = ("ar", "autoregressive")  # what others are compared with, where a series is called so
 
 
@@ -79,12 +80,18 @@ def analyse_files(
     runs = _one_of_each([record for path in records for record in read_records(path)])
     tables = [points.from_csv(path) for path in csv]
     base_points = points.from_records(runs)
+    runs_in_all = len(runs) + sum(len(each) for table in tables for each in table.values())
+    if runs_in_all * resamples > MOST_DRAWN:
+        most = MOST_DRAWN // runs_in_all
+        raise InputError(f"--resamples {resamples} of {runs_in_all:,} runs do not fit in memory; give at most {most if most >= 100 else 0}")
     for table in tables:
         for name in table:
             if name in base_points:
                 raise InputError(f"series {name!r} is in two places; give the table a column `series` with another name")
         base_points |= table
     names = sorted({*base_points, *(record.series for record in runs)})
+    if not names:
+        raise InputError(f"{', '.join(map(str, records))} holds no record, so there is nothing to fit; `dlmjax sweep run` writes them")
     found = tuple(_series(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
     ratios, crossings, apart = _comparisons(found, base, min(resamples, SPECIAL_RESAMPLES), seed)
     laws = any(each.analyses or each.tuning or each.mixing or any(law.fit for law in each.special.values()) for each in found)
@@ -147,7 +154,7 @@ def _comparisons(found: Sequence[SeriesFit], base: str | None, resamples: int, s
         pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
         if len(pair) == 2:
             ratios += compare.compute_ratios(*pair)
-        if np.nan_to_num(np.concatenate([each.points.epochs_R for each in (first, other)])).max() > points.AGAIN:
+        if np.nan_to_num(np.concatenate([each.points.epochs_R for each in (first, other)])).max() > fitness.AGAIN:
             of_both = compare.crossings(first.points, other.points, resamples=resamples, seed=seed)
             if of_both.corpora:
                 crossings.append(of_both)

@@ -20,6 +20,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlmjax.errors import InputError
+from dlmjax.files import read_json
+from dlmjax.scaling import checks
 from dlmjax.scaling.manifest import RECORDS, RUNS, PlannedRun, Policy, Validation
 from dlmjax.scaling.records import Record, records_of
 
@@ -43,7 +46,9 @@ class Journal:
         self.refresh()
 
     def refresh(self) -> None:
-        """Raises InputError: a line that is no record."""
+        """Raises InputError: a line that is no record, or a folder in the file's place."""
+        if self._path.is_dir():
+            raise InputError(f"{self._path} is a folder, where the sweep has a file; move it away")
         if self._path.is_file() and self._path.stat().st_size > self._offset:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)
@@ -139,12 +144,14 @@ class Account:
             file.write(f"{what} {amount!r}\n".encode())
 
     def totals(self) -> Counter:
-        """Sums by name: compiled, read (programs); start, evaluate (seconds); stepped (starts that came to a first step)."""
+        """Sums by name: compiled, read (programs); start, evaluate (seconds); stepped (starts that came to a first step). A line that is
+        damaged counts nothing: no result depends on these."""
         found: Counter = Counter()
         with contextlib.suppress(FileNotFoundError):
             for line in self._path.read_bytes().split(b"\n")[:-1]:
-                what, _, amount = line.decode().partition(" ")
-                found[what] += float(amount)
+                what, _, amount = line.decode(errors="replace").partition(" ")
+                with contextlib.suppress(ValueError):
+                    found[what] += float(amount) if 0 <= float(amount) <= checks.MOST else 0.0
         return found
 
 
@@ -196,11 +203,9 @@ def failed(run: PlannedRun, validation: Validation, diverged: int, attempt: int,
 
 
 def read_result(workdir: pathlib.Path) -> Record | None:
-    """The record that a run's process left for the sweep; None where there is none."""
-    try:
-        return Record.of(json.loads((workdir / RESULT).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    """The record that a run's process left for the sweep; None where there is none. Raises InputError: one that is damaged."""
+    file = workdir / RESULT
+    return Record.of(read_json(file)) if file.exists() else None
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from dlmjax.errors import InputError
-from dlmjax.scaling import execute
+from dlmjax.scaling import checks, execute
 from dlmjax.scaling.journal import (
     COMPILED,
     LOG,
@@ -301,7 +301,7 @@ def ending(record: Record) -> str:
     if record.status == "finished":
         bound = "" if record.loss_stderr is None else f" ± {record.loss_stderr:.4f}"
         return f"{record.id} finished: {record.loss:.4f}{bound} nats/token in {record.seconds:.0f} s"
-    return f"{record.id} {record.status}: {record.problem}"
+    return f"{record.id} {record.status}: {checks.one_line(record.problem)}"
 
 
 def _problem(workdir: pathlib.Path, code: int) -> str:

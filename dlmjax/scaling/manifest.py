@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import write_atomically
+from dlmjax.files import parse_json, read_bounded, write_atomically
+from dlmjax.flags import SEEDS
 from dlmjax.scaling import checks
 
 SWEEP, MANIFEST, RUNS, RECORDS = "sweep.json", "manifest.jsonl", "runs", "records.jsonl"
@@ -19,7 +20,7 @@ FORMAT, VERSION = "dlmjax sweep", 1
 RULES = ("gauss", "stratified", "count")  # of `evaluation.Evaluator`, which imports jax
 MOST_DRAWS = 2**20  # nodes x draws stay below
 
-_ID = re.compile(r"[a-z0-9][\w.-]*", re.ASCII)  # it names a folder
+_ID = re.compile(r"[a-z0-9][\w.-]{0,199}", re.ASCII)  # it names a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Validation:
 
     def __post_init__(self) -> None:
         checks.whole("Validation", 1, windows=self.windows, nodes=self.nodes, draws=self.draws)
-        checks.whole("Validation", 0, seed=self.seed)
+        checks.whole("Validation", 0, SEEDS - 1, seed=self.seed)
         if not isinstance(self.split, str) or not self.split:
             raise InputError(f"Validation(split={self.split!r}): give the name of a held-out split, such as 'valid'")
         if self.rule not in RULES:
@@ -151,11 +152,11 @@ class Plan:
         Raises InputError: no plan there, or one that is damaged, of another version, or was edited: a run is what its id says.
         """
         root = pathlib.Path(directory)
-        if not (root / SWEEP).is_file():
+        if not (root / SWEEP).exists():
             raise InputError(f"{root} holds no planned sweep (no {SWEEP}); make one with: dlmjax sweep plan SWEEP.py --output {root}")
         try:
-            head = _head_of(json.loads((root / SWEEP).read_text(encoding="utf-8")))
-            lines = (root / MANIFEST).read_text(encoding="utf-8").splitlines()
+            head = _head_of(parse_json(read_bounded(root / SWEEP)))
+            lines = read_bounded(root / MANIFEST).splitlines()
             runs = tuple(_run_of(line, f"line {number} of {MANIFEST}") for number, line in enumerate(lines, 1))
             if len(runs) < head.runs or (len(runs) > head.runs and not head.ids):
                 raise ValueError(f"{len(runs)} lines in {MANIFEST} where {SWEEP} has {head.runs} runs")
@@ -169,7 +170,7 @@ class Plan:
             return cls(head.name, head.source, validation, policy, head.made, runs)
         except (OSError, ValueError) as error:
             again = f"plan the sweep again (dlmjax sweep plan SWEEP.py --output {root}): runs that began keep their ids"
-            raise InputError(f"the plan in {root} cannot be read ({error}); {again}") from None
+            raise InputError(f"the plan in {root} cannot be read ({' '.join(str(error).split())}); {again}") from None
 
 
 def run_id(series: str, cell: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
@@ -196,19 +197,25 @@ def _head_of(values: Any) -> _Head:
     """Raises InputError: not what a `sweep.json` of this version holds."""
     given = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
     if given != (FORMAT, VERSION):
-        raise InputError(f"{SWEEP} is of format {given[0]!r} version {given[1]}, not {FORMAT!r} version {VERSION}")
-    return checks.from_json(_Head, values, SWEEP)
+        raise InputError(f"{SWEEP} is of format {given[0]!r:.40} version {given[1]!r:.20}, not {FORMAT!r} version {VERSION}")
+    head = checks.from_json(_Head, values, SWEEP)
+    checks.name(f"name in {SWEEP}", head.name)
+    checks.flat(SWEEP, {"source": head.source})
+    return head
 
 
-def _run_of(line: str, what: str) -> PlannedRun:
+def _run_of(line: bytes, what: str) -> PlannedRun:
     """A line of the manifest. Raises InputError: no run, or one whose id, tokens or FLOPs are not those of its config."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
-        raise InputError(f"{what} is no JSON: {error}") from None
+        raise InputError(f"{what} is no JSON: {' '.join(str(error).split())}") from None
     run = checks.from_json(PlannedRun, values, what)
     if not _ID.fullmatch(run.id):
-        raise InputError(f"{what} has the id {run.id!r}, which names no run")
+        raise InputError(f"{what} has the id {run.id[:60]!r}, which names no run")
+    checks.name(f"series of {what}", run.series)
+    checks.flat(f"cell of {what}", run.cell)
+    checks.flat(f"config of {what}", run.config)
     if not run.id.endswith("-" + _hash([run.series, run.cell, run.config])):
         raise InputError(f"{what} was edited: the id {run.id} stands for another series, cell or config")
     leaves = {name: run.config.get(name) for name in ("train.steps", "data.batch", "data.length")}

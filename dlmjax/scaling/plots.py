@@ -3,14 +3,17 @@
 import importlib.util
 import io
 import itertools
+import warnings
 
 import numpy as np
 
 from dlmjax.scaling.analysis import Analysis
 from dlmjax.scaling.compare import METHODS, Ratio
-from dlmjax.scaling.points import AGAIN, Points
+from dlmjax.scaling.fitness import AGAIN
+from dlmjax.scaling.points import Points
 from dlmjax.scaling.results import COMPARED, REPEATED, Result, file_names
 
+LONGEST_LABEL = 80  # letters
 _NAMES = {"size": "N*, parameters", "tokens": "D*, tokens"}
 
 
@@ -42,7 +45,7 @@ def draw(result: Result) -> dict[str, bytes]:
 
 def isoflop(analysis: Analysis) -> bytes:
     """Loss against size for each budget with its parabola; a star where the minimum counts."""
-    figure, (axes,) = _figure(1, f"{analysis.points.series}: isoFLOP curves")
+    figure, (axes,) = _figure(1, f"{called(analysis.points.series)}: isoFLOP curves")
     size_R, loss_R = analysis.points.sizes[analysis.definition], analysis.points.loss_R
     for g, minimum in enumerate(analysis.isoflop.minima):
         colour = f"C{g % 10}"
@@ -61,7 +64,7 @@ def isoflop(analysis: Analysis) -> bytes:
 
 def envelope(analysis: Analysis) -> bytes:
     """Loss against FLOPs, the best runs marked, and what the laws say is best."""
-    figure, (axes,) = _figure(1, f"{analysis.points.series}: envelope")
+    figure, (axes,) = _figure(1, f"{called(analysis.points.series)}: envelope")
     points = analysis.points
     axes.scatter(points.flops_R, points.loss_R, s=10, color="0.6", label="runs")
     on_R = analysis.on_envelope_R
@@ -74,7 +77,7 @@ def envelope(analysis: Analysis) -> bytes:
 
 def best(analysis: Analysis) -> bytes:
     """N*(C) and D*(C) of each approach with 95 % bands, a decade beyond the runs; minima of the parabolas as stars."""
-    figure, panels = _figure(2, f"{analysis.points.series}: best size and tokens, 95 % bands (block bootstrap over runs)")
+    figure, panels = _figure(2, f"{called(analysis.points.series)}: best size and tokens, 95 % bands (block bootstrap over runs)")
     for axes, name in zip(panels, ("size", "tokens"), strict=True):
         _bands(axes, analysis, name)
         accepted = analysis.isoflop.accepted
@@ -88,7 +91,7 @@ def best(analysis: Analysis) -> bytes:
 
 def residuals(analysis: Analysis) -> bytes:
     """Loss of the runs against the parametric law, by FLOPs and by size, in per cent, with the runs' own standard errors."""
-    figure, panels = _figure(2, f"{analysis.points.series}: residuals of the parametric law")
+    figure, panels = _figure(2, f"{called(analysis.points.series)}: residuals of the parametric law")
     points = analysis.points
     residual_R = 100 * np.expm1(analysis.parametric.residuals_R)
     error_R = 100 * np.nan_to_num(points.stderr_R) / points.loss_R
@@ -104,9 +107,9 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
     figure, (left, right) = _figure(2, "objectives compared")
     for place, (series, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
-        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{place}", label=series)
+        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{place}", label=called(series))
         if (method := compared_by(analysis)) is not None:
-            _band(left, analysis, method, "loss", f"C{place}", f"{series}, {method} law")
+            _band(left, analysis, method, "loss", f"C{place}", f"{called(series)}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
     left.legend(fontsize=7)
     for (other, method), rows in drawn_ratios(result).items():
@@ -114,15 +117,17 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         bars = [[row.ratio - (i.low_95 if i else row.ratio) for row, i in zip(rows, found, strict=True)]]
         bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
         bars = np.where(np.isfinite(bars), np.maximum(bars, 0.0), 0.0)
-        right.errorbar([r.flops for r in rows], [r.ratio for r in rows], yerr=bars, marker="o", capsize=3, label=f"{other}, {method}")
+        right.errorbar(
+            [r.flops for r in rows], [r.ratio for r in rows], yerr=bars, marker="o", capsize=3, label=f"{called(other)}, {method}"
+        )
     if right.get_legend_handles_labels()[0]:
         right.axhline(1.0, color="0.5", linewidth=1)
-        base = result.ratios[0].base
+        base = called(result.ratios[0].base)
         right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
         right.legend(fontsize=7)
     else:
         right.set_axis_off()
-        said = "\n".join(why_not(analyses, result))
+        said = "\n".join(called(line) for line in why_not(analyses, result))
         right.text(0.5, 0.6, said, ha="center", transform=right.transAxes, fontsize=8)
     return _png(figure)
 
@@ -153,7 +158,7 @@ def repeated(series: list[Points]) -> bytes:
                 continue
             in_R = in_R[np.argsort(points.epochs_R[in_R])]
             sizes = f", N = {size:.3g}" if len(np.unique(size_R)) > 1 else ""
-            label = f"{points.series}, {unique:,.0f} unique{sizes}"
+            label = f"{called(points.series)}, {unique:,.0f} unique{sizes}"
             bars = 1.96 * np.nan_to_num(points.stderr_R[in_R])
             colour = f"C{corpora.index(unique) % 10}"
             axes.errorbar(
@@ -206,6 +211,12 @@ def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: 
         axes.fill_between(flops_K, low_K, high_K, color=colour, alpha=0.2, linewidth=0)
 
 
+def called(series: str) -> str:
+    """A series as text of a picture: matplotlib would read mathematics between two $, and leave what begins with _ out of a legend."""
+    short = series if len(series) <= LONGEST_LABEL else f"{series[: LONGEST_LABEL - 3]}..."
+    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
+
+
 def _figure(panels: int, title: str):
     from matplotlib.figure import Figure
 
@@ -228,7 +239,9 @@ def _png(figure) -> bytes:
                 axis.set_minor_formatter(NullFormatter())
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a letter of a name that the font lacks is drawn as a box
+        figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
 
 

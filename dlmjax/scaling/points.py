@@ -13,17 +13,18 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any, TextIO
 
 import numpy as np
 
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
+from dlmjax.scaling import checks
 from dlmjax.scaling.fitness import SAME_BUDGET
 from dlmjax.scaling.records import Record
 
 FREE_EPOCHS = 4.0  # up to here a repeated token is worth a new one (2305.16264); beyond, runs are for the laws of repetition
-AGAIN = 1.5  # epochs from which a run is one of repeated data
 
 # Names of columns that a table may have, after lower-casing and turning other signs into "_"; the first that it has is read. Losses of
 # held-out text come first: a plain `loss` beside one is that of training.
@@ -39,6 +40,8 @@ COLUMNS = {
     "series": ("series", "objective", "group"),
     "unique_tokens": ("unique_tokens", "unique", "u"),
 }
+NEEDED = ("parameters", "loss", "tokens", "flops")  # where a table has the column, each run has a value
+MOST_ROWS = 100_000  # of a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +226,10 @@ def from_csv(path: str | os.PathLike) -> dict[str, Points]:
     no positive number, text that is not UTF-8.
     """
     file = pathlib.Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"{file} does not exist")
+    if not file.is_file():
+        raise InputError(f"{file} is not an ordinary file; give a table of comma-separated values")
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             header, rows, read_as = _read(file, stream)
@@ -233,8 +238,8 @@ def from_csv(path: str | os.PathLike) -> dict[str, Points]:
     if not rows:
         raise InputError(f"{file} has a header and no runs")
     notes = [f"{file.name}: column {column!r} is read as {name}" for name, column in read_as.items()]
-    unread = [name for name in header if name not in read_as.values()]
-    notes += [f"{file.name}: not read: {', '.join(unread)}"] if unread else []
+    unread = [checks.one_line(name) for name in header if name not in read_as.values()]
+    notes += [f"{file.name}: not read: {shorten(', '.join(unread), 200, placeholder=' ...')}"] if unread else []
     for name, other in (("tokens", "flops"), ("flops", "tokens")):
         notes += [f"{file.name}: {name} are not given; taken from {other} by C = 6 N D"] if name not in read_as else []
     series: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -253,8 +258,14 @@ def _read(file: pathlib.Path, stream: TextIO) -> tuple[list[str], list[dict[str,
         missing.append("tokens (or flops)")
     if missing:
         known = "; ".join(f"{name}: {', '.join(COLUMNS[name.split()[0]])}" for name in missing)
-        raise InputError(f"{file} has no column for {' and '.join(missing)}; its columns are {', '.join(header)}; known names: {known}")
-    return header, [_row(file, number, row, read_as) for number, row in enumerate(reader, 2)], read_as
+        columns = checks.one_line(shorten(", ".join(header), 200, placeholder=" ...")) or "none"
+        raise InputError(f"{file} has no column for {' and '.join(missing)}; its columns are {columns}; known names: {known}")
+    rows = []
+    for number, row in enumerate(reader, 2):
+        if len(rows) == MOST_ROWS:
+            raise InputError(f"{file} has more than {MOST_ROWS:,} runs; give the ends of runs, not every step of them")
+        rows.append(_row(file, number, row, read_as))
+    return header, rows, read_as
 
 
 def _match(header: list[str]) -> dict[str, str]:
@@ -273,20 +284,34 @@ def _row(file: pathlib.Path, number: int, row: dict[str, str], read_as: dict[str
     for name, column in read_as.items():
         text = (row[column] or "").strip()
         if name == "series":
+            if text:
+                checks.label(f"line {number} of {file}: {column}", text)
             values[name] = text
             continue
-        try:
-            values[name] = float(text) if text else math.nan
-        except ValueError:
-            raise InputError(f"line {number} of {file}: {column} is {text!r}, not a number") from None
-        needed = name in ("parameters", "loss", "tokens", "flops")
-        if needed and not (math.isfinite(values[name]) and values[name] > 0):
-            raise InputError(f"line {number} of {file}: {column} is {text!r}; it must be a positive number")
+        values[name] = _value(f"line {number} of {file}: {column}", name, text)
     if "tokens" not in values:
         values["tokens"] = values["flops"] / (6 * values["parameters"])
     if "flops" not in values:
         values["flops"] = 6 * values["parameters"] * values["tokens"]
     return values
+
+
+def _value(what: str, name: str, text: str) -> float:
+    """A cell as a number; nan where an optional column has none. Raises InputError: no number, or one that the column cannot have."""
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        raise InputError(f"{what} is {text[:60]!r}, not a number") from None
+    if math.isnan(value) and name not in NEEDED:
+        return value
+    least, most = 1 / checks.MOST, checks.MOST_LOSS if name == "loss" else checks.MOST
+    if name == "stderr" and value == 0:
+        return value
+    if not 0 < value < math.inf:
+        raise InputError(f"{what} is {text[:60]!r}; it must be a positive number")
+    if not least <= value <= most:
+        raise InputError(f"{what} is {text[:60]!r}; it must be between {least:g} and {most:g}")
+    return value
 
 
 def _of_rows(series: str, rows: list[dict[str, Any]], notes: tuple[str, ...]) -> Points:

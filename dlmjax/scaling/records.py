@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.files import parse_json, read_bounded
 from dlmjax.scaling import checks
 from dlmjax.scaling.manifest import RECORDS
 
 SIGNED = ("train_loss",)  # a weighted loss of densities may be below 0
 STATUSES = ("finished", "diverged", "failed")
+POSITIVE = ("loss", "parameters", "tokens", "flops", "flops_per_token", "batch", "length", "lr")  # laws are fitted to their logarithms
+CELL = ("budget", "unique_tokens", "epochs", "tokens", "batch", "lr")  # numbers among what varies in a sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +85,33 @@ class Record:
         """Raises InputError: no object; a field missing, unknown, of another type, negative or not finite; a finished run of nothing."""
         if not isinstance(values, dict):
             raise InputError(f"a record is an object of names and values, not {values!r:.60}")
-        record = checks.from_json(cls, values, f"the record {values.get('id', '')!r}", SIGNED)
+        record = checks.from_json(cls, values, f"the record {values.get('id', '')!r:.80}", SIGNED)
+        record._check_texts()
         if record.status not in STATUSES:
             raise InputError(f"status of the record {record.id!r} is {record.status!r}; choose one of {', '.join(STATUSES)}")
         if record.status == "finished" and record.loss is None:
             raise InputError(f"the record {record.id!r} is of a finished run and has no loss")
-        for name in ("loss", "parameters", "tokens", "flops", "flops_per_token"):  # laws are fitted to their logarithms
+        for name in POSITIVE:
             if record.status == "finished" and not getattr(record, name) > 0:
                 raise InputError(f"{name} of the record {record.id!r} is {getattr(record, name)!r}; that of a finished run is above 0")
+        if record.status == "finished" and record.loss > checks.MOST_LOSS:
+            raise InputError(f"loss of the record {record.id!r} is {record.loss:.4g} nats per token; that of a finished run is at most 1e6")
         return record
+
+    def _check_texts(self) -> None:
+        """Raises InputError: an id that is no name, a text of more than one line, or an entry of an object that nothing here can read."""
+        checks.name("id of the record", self.id)
+        what = f"the record {self.id!r}"
+        checks.label(f"series of {what}", self.series)
+        checks.flat(what, {"status": self.status, "schedule": self.schedule, "validation": self.validation})
+        checks.flat(f"cell of {what}", self.cell)
+        checks.numbers(f"cell of {what}", {name: self.cell[name] for name in CELL if name in self.cell}, least=0.0)
+        checks.numbers(f"mixture of {what}", self.mixture or {})
+        checks.numbers(f"domains of {what}", self.domains or {})
+        checks.flat(f"config of {what}", self.config)
+        paths = self.config.get("data.paths", [])
+        if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+            raise InputError(f"data.paths in the config of {what} is {str(paths)[:60]!r}, not a list of texts")
 
     def to_json(self) -> str:
         """One line; floats in full precision."""
@@ -120,9 +141,9 @@ def read_records(path: str | os.PathLike) -> list[Record]:
     """
     file = pathlib.Path(path)
     file = file / RECORDS if file.is_dir() else file
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"{file} does not exist; `dlmjax sweep run` writes it")
-    content = file.read_bytes()
+    content = read_bounded(file, advice="give a file of records, or the directory of a sweep")
     found: dict[str, Record] = {}
     for record in records_of(content[: content.rfind(b"\n") + 1], file):
         found.pop(record.id, None)
@@ -134,8 +155,8 @@ def records_of(lines: bytes, file: pathlib.Path) -> Iterator[Record]:
     """The records of whole lines. Raises InputError, which names the file: a line that is no record."""
     for number, line in enumerate(lines.splitlines(), 1):
         try:
-            yield Record.of(json.loads(line))
+            yield Record.of(parse_json(line))
         except InputError as error:
             raise InputError(f"line {number} of {file}: {error}") from None
         except (ValueError, TypeError) as error:
-            raise InputError(f"line {number} of {file} is no record: {error}") from None
+            raise InputError(f"line {number} of {file} is no record: {' '.join(str(error).split())}") from None

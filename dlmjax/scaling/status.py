@@ -4,13 +4,15 @@ Everything is read from the directory, so it is the same wherever the runs are: 
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import sys
 import time
 from collections import Counter
+from typing import Any
 
+from dlmjax.files import parse_json, require_shape
+from dlmjax.scaling import checks
 from dlmjax.scaling.journal import Journal, compiled_twice, is_held, workdir_of
 from dlmjax.scaling.manifest import Plan, PlannedRun
 from dlmjax.scaling.records import Record
@@ -139,12 +141,18 @@ def last_step(workdir: pathlib.Path) -> tuple[int, float | None]:
         return 0, None
     for line in reversed(lines):
         try:
-            event = json.loads(line)
+            event = require_shape(parse_json(line), {"kind": str})
+            if event["kind"] == "train":
+                require_shape(event, {"step": int})
+                return max(event["step"], 0), _pace(event.get("seconds_per_step"))
         except ValueError:  # the first one may be cut
             continue
-        if event["kind"] == "train":
-            return event["step"], event.get("seconds_per_step")
     return 0, None
+
+
+def _pace(seconds: Any) -> float | None:
+    """Seconds of an update; None where that is no number."""
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds <= checks.MOST else None
 
 
 def _rate(records: list[Record]) -> float | None:
@@ -174,6 +182,6 @@ def _line(row: Row, width: int) -> str:
     what = ""
     if row.record is not None:
         error = "" if row.record.loss_stderr is None else f" ± {row.record.loss_stderr:.4f}"
-        what = row.record.problem if row.state != "finished" else f"{row.record.loss:.4f}{error}"
+        what = checks.one_line(row.record.problem) if row.state != "finished" else f"{row.record.loss:.4f}{error}"
     again = f"  (attempt {row.attempt + 1})" if row.attempt else ""
     return f"{row.run.id:{width}}  {row.state:8}  {steps:17}  {spent:8}  {left:8}  {what}{again}".rstrip()

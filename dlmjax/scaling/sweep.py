@@ -16,7 +16,6 @@ the network, the data and the optimizer are, the config says. Every series gets 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import itertools
@@ -26,8 +25,9 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dlmjax.config import function_of, nearest, telling_lines
+from dlmjax.config import function_of, literal, nearest, telling_lines
 from dlmjax.errors import InputError
+from dlmjax.flags import SEEDS
 from dlmjax.scaling import checks, ladder
 from dlmjax.scaling.manifest import Policy, Validation
 from dlmjax.scaling.rules import Batch, CompleteP, Rate
@@ -74,7 +74,7 @@ class Near:
 
     def widths(self, flops: float | int) -> tuple[int, ...]:
         """Rungs for one budget, narrow to wide."""
-        wanted = math.log(self.a * flops**self.b)
+        wanted = math.log(self.a) + self.b * math.log(flops)
         rungs = sorted(ladder.WIDTHS, key=lambda width: abs(math.log(ladder.shape(width).parameters()) - wanted))
         return tuple(sorted(rungs[: self.count]))
 
@@ -92,7 +92,7 @@ class IsoFlop:
 
     def __post_init__(self) -> None:
         _numbers("IsoFlop", budgets=self.budgets)
-        _whole("IsoFlop", seeds=self.seeds)
+        _whole("IsoFlop", seeds=self.seeds, most=SEEDS - 1)
         if not isinstance(self.sizes, Near):
             _widths("IsoFlop", self.sizes)
 
@@ -120,7 +120,7 @@ class Repeated:
     def __post_init__(self) -> None:
         _widths("Repeated", self.sizes)
         _whole("Repeated", least=1, unique_tokens=self.unique_tokens, epochs=self.epochs)
-        _whole("Repeated", seeds=self.seeds)
+        _whole("Repeated", seeds=self.seeds, most=SEEDS - 1)
 
     def cells(self) -> Iterator[Cell]:
         """By unique tokens, then epochs, then width, then seed."""
@@ -147,7 +147,7 @@ class BatchRate:
         _widths("BatchRate", self.sizes)
         _numbers("BatchRate", tokens=self.tokens, lrs=self.lrs)
         _whole("BatchRate", least=1, batches=self.batches)
-        _whole("BatchRate", seeds=self.seeds)
+        _whole("BatchRate", seeds=self.seeds, most=SEEDS - 1)
 
     def cells(self) -> Iterator[Cell]:
         """By width, then tokens, then batch, then learning rate, then seed."""
@@ -169,7 +169,8 @@ class Mixture:
     def __post_init__(self) -> None:
         _widths("Mixture", self.sizes)
         _numbers("Mixture", tokens=self.tokens)
-        _whole("Mixture", seeds=self.seeds)
+        _whole("Mixture", seeds=self.seeds, most=SEEDS - 1)
+        _few("Mixture", "weights", self.weights)
         if not self.weights or len(set(map(tuple, self.weights))) != len(self.weights):
             raise InputError("Mixture.weights is empty or has the same mixture twice; give each once")
         for shares in self.weights:
@@ -298,10 +299,7 @@ def short(number: float | int) -> str:
 
 def _typed(name: str, text: str, default: Any) -> Any:
     """The text of --set in the type of the argument's default."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    value = literal(text)
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):
@@ -311,26 +309,36 @@ def _typed(name: str, text: str, default: Any) -> Any:
         value = int(value)  # 1e3 is a way to write a thousand
     numbers = type(default) is float and type(value) is int
     if default is not inspect.Parameter.empty and not numbers and type(value) is not type(default):
-        raise InputError(f"--set {name} wants {type(default).__name__}, not {text!r}")
+        raise InputError(f"--set {name} wants {type(default).__name__}, not {text!r:.60}")
     return value
 
 
 def _numbers(grid: str, *, unique: bool = True, **values: Sequence[float | int]) -> None:
     """Refuses lists that are empty, hold anything but positive numbers or, `unique`, one of them twice."""
     for name, given in values.items():
+        _few(grid, name, given)
         given = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, None)
-        if not given or not all(isinstance(v, int | float) and math.isfinite(v) and v > 0 for v in given):
-            raise InputError(f"{grid}.{name} is {values[name]!r}; give a list of positive numbers")
+        if not given or not all(isinstance(v, int | float) and 0 < v <= checks.MOST for v in given):
+            raise InputError(f"{grid}.{name} is {values[name]!r:.100}; give a list of positive numbers")
         if unique and len(set(given)) != len(given):
-            raise InputError(f"{grid}.{name} is {values[name]!r}: one is given twice, and equal runs are one run")
+            raise InputError(f"{grid}.{name} is {values[name]!r:.100}: one is given twice, and equal runs are one run")
 
 
-def _whole(grid: str, least: int = 0, **values: Sequence[int]) -> None:
-    """Refuses lists that are empty, or hold anything but different whole numbers of at least `least`."""
+def _whole(grid: str, least: int = 0, most: int = checks.MOST_COUNT, **values: Sequence[int]) -> None:
+    """Refuses lists that are empty, or hold anything but different whole numbers from `least` to `most`."""
     for name, given in values.items():
-        fine = isinstance(given, Sequence) and bool(given) and all(type(value) is int and value >= least for value in given)
-        if not fine or len(set(given)) != len(given):
-            raise InputError(f"{grid}.{name} is {given!r}; give a list of different whole numbers, each at least {least}")
+        _few(grid, name, given)
+        whole = isinstance(given, Sequence) and bool(given) and all(type(value) is int for value in given)
+        if not whole or min(given) < least or len(set(given)) != len(given):
+            raise InputError(f"{grid}.{name} is {given!r:.100}; give a list of different whole numbers, each at least {least}")
+        if max(given) > most:
+            raise InputError(f"{grid}.{name} has {max(given):.4g}; give whole numbers of at most {most}")
+
+
+def _few(grid: str, name: str, given: Any) -> None:
+    """Refuses a list that is longer than a sweep, before anything walks over it."""
+    if isinstance(given, Sequence) and len(given) > MOST_RUNS:
+        raise InputError(f"{grid}.{name} has {len(given):,} entries, more than {MOST_RUNS:,} runs; shorten it")
 
 
 def _widths(grid: str, sizes: Sequence[int]) -> None:

@@ -1,6 +1,5 @@
 """What is handed to a cluster, without one, and the table of a sweep."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -12,6 +11,7 @@ import time
 import pytest
 
 from dlmjax.errors import InputError
+from dlmjax.flags import Parser
 from dlmjax.scaling import run_flags
 from dlmjax.scaling.journal import COMPILED, facts, failed, hold, released, workdir_of
 from dlmjax.scaling.local import slots
@@ -22,7 +22,7 @@ from tests.scaling.sweeps import plan, planned
 
 
 def arguments(*flags):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     run_flags.add_run(parser)
     return parser.parse_args([str(flag) for flag in flags])
 

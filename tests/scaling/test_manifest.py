@@ -95,7 +95,7 @@ def _renamed(root, config, **changes):
         (lambda root: _line(root, id=None), "id of line 2 of manifest.jsonl is 'None', not str"),
         (lambda root: _line(root, config=None), "config of line 2 of manifest.jsonl is 'None', not dict"),
         (lambda root: _line(root, flops="2e10"), "flops of line 2 of manifest.jsonl is '2e10', not float"),
-        (lambda root: _line(root, epochs=float("nan")), "epochs of line 2 .* must be finite"),
+        (lambda root: _line(root, epochs=float("nan")), "line 2 of manifest.jsonl is no JSON: the number NaN is not finite"),
         (lambda root: _line(root, size=3), "line 2 of manifest.jsonl has the unknown field 'size'"),
         (lambda root: (root / "manifest.jsonl").write_text("[]\n[]\n"), "line 1 of manifest.jsonl is no JSON object"),
         (lambda root: _line(root, **dataclasses.asdict(planned(2))), "are not those, or not in the order"),

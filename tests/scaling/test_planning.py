@@ -340,7 +340,7 @@ def test_the_command_prints_and_writes(data, tmp_path, capsys):
     assert "1e+10 model FLOP/s, as given" in out and f"dlmjax sweep run {tmp_path / 'out'}" in out
     assert {run.cell["budget"] for run in Plan.read(tmp_path / "out").runs} == {2e10}
     (tmp_path / "file").touch()
-    for output, said in (("", "--output is empty"), (tmp_path / "file", "cannot write"), (tmp_path / "file" / "in", "cannot write")):
+    for output, said in (("", "--output is empty"), (tmp_path / "file", "name a folder"), (tmp_path / "file" / "in", "not a folder")):
         assert main([*command, "--output", str(output)]) == 2
         printed = capsys.readouterr()
         assert said in printed.err and printed.err.count("\n") == 1 and not printed.out, "before anything is planned"

@@ -28,6 +28,7 @@ from dlmjax.errors import InputError
 from dlmjax.files import read_json
 from dlmjax.interop.hf_config import Fields
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path, layout_of
+from dlmjax.interop.reference import Reference
 from dlmjax.interop.safetensors import DTYPES, Reader, some
 from dlmjax.interop.vocabulary import runs, vocabulary
 from dlmjax.models import ModelSpec
@@ -74,8 +75,8 @@ def import_checkpoint(
         raise InputError(f"{workdir} holds a run; import into another --workdir (nothing was changed)")
     hf = _hf_config(root)
     layout = layout_of(family) if family else _layout_by_type(hf)
-    reader = Reader(root)
-    config = _config(layout, hf, process or _process_of(layout, hf), dtype)
+    reader, own_process = Reader(root), _process_of(layout, hf)
+    config = _config(layout, hf, process or own_process, dtype)
     rows = _rows(layout, reader, _names(layout, reader))
     _check_sizes(config, hf, reader, rows)
     ids = vocabulary(root, layout, tokenizer, hf, rows)
@@ -88,7 +89,9 @@ def import_checkpoint(
     parts = assemble(config, tokens)
     if parts.process.init(jax.random.key(0)):
         raise InputError(f"process {parts.process.name} learns something of its own; import without --process and train with --init")
+    reference = Reference(root, hf, layout, own_process, rows)
     params = read_weights(parts, layout, reader, ids.fresh, ids.named)
+    reference.check(parts, params)
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1)
     imported = {"source": source, "layout": layout.name, "family": config.model.family}
@@ -96,6 +99,8 @@ def import_checkpoint(
     with Checkpoints(target / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta)
     claim_workdir(target, config, tokens)
+    if reference.said:
+        say(reference.said)
     return _report(source, workdir, layout, parts, reader, ids.fresh)
 
 
@@ -136,7 +141,10 @@ def _layout_by_type(hf: dict[str, Any]) -> Layout:
     kind = hf.get("model_type")
     layout = next((layout for layout in LAYOUTS.values() if layout.model_type == kind), None)
     if layout is None:
-        raise InputError(f"config.json has model_type={kind!r}, which is unknown; say what it is like: --family {'|'.join(LAYOUTS)}")
+        raise InputError(
+            f"config.json has model_type={kind!r}, which is unknown; if it is like one that is "
+            f"known, say which, and its logits are compared: --family {'|'.join(LAYOUTS)}"
+        )
     return layout
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,56 @@ def test_ids_that_the_source_uses_keep_their_meaning(source, pieces, tmp_path, c
         np.testing.assert_array_equal(table[np.array(kept)], large[name][kept])
     again = load_tokenizer(f"saved:{tmp_path / 'run' / 'tokenizer'}")
     assert again.hash == tokenizer.hash and again.decode(again.encode("ab é\n")) == "ab é\n"
+
+
+def of_another_kind(directory, kind, **changes):
+    """A tiny checkpoint of a class that has Llama's names, saved as its own model_type."""
+    base = dict(sources.MODELS["qwen3"][2]) | {"head_dim": 4} | changes
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**base))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    model.save_pretrained(directory)
+    return model.eval()
+
+
+NOT_LLAMA = [
+    ("SmolLM3", dict(pad_token_id=0, num_hidden_layers=4, tie_word_embeddings=False)),
+    ("Granite", {}),
+    ("Granite", {"logits_scaling": 3.0}),
+    ("Phi3", {"pad_token_id": 0}),
+    ("Gemma", {}),
+]
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["compared", "by keys"])
+@pytest.mark.parametrize(("kind", "changes"), NOT_LLAMA, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_kind_that_computes_something_else_is_not_read_as_llama(kind, changes, installed, tmp_path, monkeypatch):
+    """Also where its config.json holds no key that Llama's has not: SmolLM3 leaves the positions of layers to a default."""
+    of_another_kind(tmp_path / "hf", kind, **changes)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    usual = {key: value for key, value in config.items() if key in json.loads(transformers.LlamaConfig().to_json_string(use_diff=False))}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(usual))
+    if not installed:
+        monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError) as refused:
+        import_checkpoint(source=str(tmp_path / "hf"), workdir=str(tmp_path / "run"), tokenizer="bytes", family="llama")
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists(), refused.value
+    if kind in ("SmolLM3", "Granite"):
+        assert ("logits differ by" if installed else "is not computed as layout llama is") in str(refused.value)
+
+
+def test_a_kind_that_computes_the_same_is_read_by_its_names(tmp_path, capsys):
+    """Mistral without a window is Llama, and says so; a kind that only other code knows is taken by its keys, and that is said, too."""
+    of_another_kind(tmp_path / "hf", "Mistral", sliding_window=None)
+    flags = dict(source=str(tmp_path / "hf"), tokenizer="bytes", family="llama")
+    import_checkpoint(workdir=str(tmp_path / "run"), **flags)
+    assert "its logits are those of transformers" in capsys.readouterr().out
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "model_type": "house"}))
+    import_checkpoint(workdir=str(tmp_path / "other"), **flags)
+    assert "no logits were compared" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters", "both", "top"])

@@ -49,6 +49,28 @@ def test_transformers_reads_texts_as_we_do(tokenizers, kind, mask_id, tmp_path):
     assert theirs.decode(given, skip_special_tokens=True).strip() == "ab"
 
 
+def test_added_tokens_outside_of_the_models_vocabulary_keep_their_ids(tmp_path):
+    """A tokenizer as published: the model's vocabulary, behind it tokens of text and special ones, and behind those our mask."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    made.add_tokens([AddedToken("~~", normalized=False)])
+    made.add_special_tokens(["<|endoftext|>", "<|user|>"])
+    made.save(str(tmp_path / "source.json"))
+    ours = load_tokenizer(f"hf:{tmp_path / 'source.json'}")
+    size = made.get_vocab_size()
+    assert (ours.eos_id, ours.mask_id, ours.pad_id) == (size - 2, size, size + 1)
+    (tmp_path / "out").mkdir()
+    assert write_tokenizer(ours, tmp_path / "out", 64) == ""
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.convert_tokens_to_ids(["~~", "<|endoftext|>", "<|user|>"]) == [size - 3, size - 2, size - 1]
+    for text in ("a~~b ~~", "plain text\n", " caf\u00e9 "):
+        assert theirs(text).input_ids == ours.encode(text).tolist() and theirs.decode(ours.encode(text).tolist()) == text
+    assert theirs("a<|mask|>").input_ids[-1] == theirs.mask_token_id == size
+
+
 def test_our_own_reader_takes_the_files_back(tmp_path):
     ours = load_tokenizer("bytes")
     write_tokenizer(ours, tmp_path, 64)

@@ -1,5 +1,7 @@
 """Discrete time (D3PM 2107.03006): a chain of 1000 steps of uniform noise, trained with the bound plus 0.01 cross-entropies.
 
+The 0.01 stands beside the bound of all steps (the paper's eq. 5); its released code adds it to one step: hybrid_lambda(lam=10) here.
+
 dlmjax train --config configs/d3pm.py --config.data.paths=data/corpus --workdir runs/d3pm
 dlmjax train --config configs/d3pm.py:tiny --config.data.paths=data/char27 --workdir runs/d3pm_tiny
 

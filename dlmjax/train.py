@@ -214,13 +214,15 @@ class _Log:
         So it does before a save, `saving`, where the run has stopped since: what would be saved is a frozen state, and no later step's.
         """
         self.window.add(step, metrics)
+        running = self.window.running
         if self._timed is None:  # the first step compiles
             jax.block_until_ready(metrics["loss"])
             self.throughput.reset()
+            running = 0
         self.goodput.stepped(step + 1)
         self._timed = 0 if self._timed is None else self._timed + 1
         if (step + 1) % self._every and not last and not (saving and self.window.stopped()):
-            self._progress.update()
+            self._progress.update(running=running)
             return Summary({}, [], False)
         self.summary = self.window.reduce()
         rates = self.throughput.rates(self._timed) if self._timed else {}

@@ -27,7 +27,11 @@ from dlmjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class HybridLambda(Weighting):
-    """The bound and, at every level alike, `lam` times the cross-entropy. The two have one minimiser."""
+    """The bound and, at every level alike, `lam` times the cross-entropy. The two have one minimiser.
+
+    `lam` stands beside the whole bound, as in the paper's equation. Its released code adds its 0.01 to the KL of one of T steps, which is
+    lam = 0.01 T here, and takes the cross-entropy of the network's softmax itself.
+    """
 
     lam: float = 0.01
     name = "hybrid_lambda"

@@ -191,6 +191,11 @@ class Window:
         if len(self._queued) > self.RUN_AHEAD:
             jax.block_until_ready(self._queued[-1 - self.RUN_AHEAD][1]["loss"])
 
+    @property
+    def running(self) -> int:
+        """Steps, the newest ones, that the device may not have done yet."""
+        return min(len(self._queued), self.RUN_AHEAD)
+
     def pending(self) -> list[dict]:
         """The steps so far as plain JSON values."""
         fetched = jax.device_get([metrics for _, metrics in self._queued])

@@ -79,7 +79,7 @@ class Progress:
         self._first = jax.process_index() == 0
         self._live = sys.stderr.isatty() and self._first
         self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, unit="step", dynamic_ncols=True, disable=not self._live)
-        self._total, self._done, self._desc, self._every = total, initial, desc, every
+        self._total, self._begun, self._done, self._desc, self._every = total, initial, initial, desc, every
         self._said = time.monotonic()
         self._timed: tuple[float, int] | None = None  # when the first step was done, and the steps until then
         self._values = ""
@@ -90,9 +90,12 @@ class Progress:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def update(self, steps: int = 1, values: dict[str, float | str] | None = None) -> None:
-        """Moves on by `steps`; `values`, numbers or numbers with their units, are shown beside the bar until the next ones."""
-        self._done += steps
+    def update(self, steps: int = 1, values: dict[str, float | str] | None = None, running: int = 0) -> None:
+        """Moves on by `steps`, of which the newest `running` may still be under way; `values`, numbers or numbers with their units, are
+        shown beside the bar until the next ones."""
+        self._begun += steps
+        moved = max(self._begun - running - self._done, 0)
+        self._done += moved
         if values is not None:
             self._values = ", ".join(
                 f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in values.items()
@@ -103,7 +106,7 @@ class Progress:
             self._timed = now, self._done
             self._bar.unpause()  # the bar's clock begins here, too
             self._bar.initial = self._bar.last_print_n = self._done
-        self._bar.update(steps)
+        self._bar.update(moved)
         if not self._live and (now - self._said >= self._every or self._done == self._total):
             self._said = now
             self._say(", ".join(filter(None, (f"{self._desc} {self._done}/{self._total}", self._left(now), self._values))))

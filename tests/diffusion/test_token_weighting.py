@@ -49,6 +49,33 @@ def test_values_for_noise_that_replaces_tokens(make):
     np.testing.assert_allclose(trained, changed * truth * (1 - np.asarray(T)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("parameterisation", ["leave_one_out", "posterior"])
+def test_lambda_is_on_the_scale_of_the_whole_bound(parameterisation):
+    """Eq. 5 of D3PM: lambda beside all T steps. The released code draws one step's KL and adds lambda to that: T times as much, here in
+    numpy, step by step."""
+    steps, level, lam = 8, np.asarray([2, 4, 6, 8]), 0.01
+    z, t = np.asarray([0, 2, 2, 1]), jnp.asarray(level / steps, jnp.float32)
+    process = make_d3pm(**IDS, steps=steps, parameterisation=parameterisation)
+
+    def seen(at_N):
+        """q(z_i | x) for every pair, [N, x, z]."""
+        keep_N = 1 - at_N[:, None, None] / steps
+        return keep_N * np.eye(TOKENS) + (1 - keep_N) / TOKENS
+
+    keep_N = (1 - level / steps) / (1 - (level - 1) / steps)
+    step_NKK = keep_N[:, None, None] * np.eye(TOKENS) + (1 - keep_N)[:, None, None] / TOKENS
+    row = np.arange(4)
+    bridge_NxK = seen(level - 1) * step_NKK[row, :, z][:, None, :]
+    bridge_NxK = bridge_NxK / bridge_NxK.sum(axis=2, keepdims=True)
+    guess_NK = np.exp(LOG_P) * (seen(level)[row, :, z] if parameterisation == "leave_one_out" else 1)
+    guess_NK = guess_NK / guess_NK.sum(axis=1, keepdims=True)
+    q_NK, p_NK = bridge_NxK[row, np.asarray(X)], np.einsum("nx,nxk->nk", guess_NK, bridge_NxK)
+    one_step = np.sum(q_NK * np.log(q_NK / p_NK), axis=1) - lam * np.log(guess_NK[row, np.asarray(X)])
+    zs = jnp.asarray(z)
+    trained = HybridLambda(lam * steps).trained(process, LOGITS, X, zs, t, process.loss(LOGITS, X, zs, t))
+    np.testing.assert_allclose(trained / steps, one_step, rtol=2e-4)
+
+
 @pytest.mark.parametrize("weighting", [HybridLambda(), TokenAdaptive(0.5), Routed()], ids=lambda weighting: weighting.name)
 def test_what_is_reported_stays_the_bound(weighting):
     """Through the objective: `nats` is that of the plain bound, the trained loss is logged as no bound, gradients are finite."""

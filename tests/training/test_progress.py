@@ -66,6 +66,23 @@ def test_the_first_step_compiles_and_is_no_measure_of_the_rest(capsys, monkeypat
     ]
 
 
+def test_steps_that_are_only_queued_are_not_done(capsys, monkeypatch):
+    """The device is eight steps behind: it does one in ten seconds, whatever was handed to it at once."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress(total=60, every=30.0) as progress:
+        now[0] += 100
+        progress.update()
+        for step in range(2, 10):
+            progress.update(running=min(step, 8))
+        for _ in range(10, 16):
+            now[0] += 10
+            progress.update(running=8)
+        progress.update(running=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["train 1/60", "train 4/60, 09:20 left", "train 7/60, 08:50 left"]
+
+
 @pytest.mark.parametrize("of_data", [False, True])
 def test_the_bar_of_a_terminal_leaves_the_first_step_out(monkeypatch, of_data):
     class Terminal(io.StringIO):

@@ -1,5 +1,6 @@
 """The command line: complete help at once, one clear line on bad input, and the files that others build on."""
 
+import argparse
 import html.parser
 import importlib.util
 import json
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 from dlmjax import __version__
-from dlmjax.__main__ import main
+from dlmjax.__main__ import _parser, main
 from dlmjax.diffusion import make_times
 from dlmjax.diffusion.registry import parse_call
 from tests.test_train import config_file, tiny_config
@@ -52,6 +53,35 @@ def test_every_flag_of_a_command_is_in_its_help(command, capsys):
     assert done.value.code == 0
     text = capsys.readouterr().out
     assert "--debug" in text and len(re.findall(r"^\s+--[a-z]", text, re.M)) >= 5
+
+
+def options(parser) -> tuple[set[str], dict[str, argparse.ArgumentParser]]:
+    """(flags, parsers of the commands below) of a parser."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {flag for action in parser._actions for flag in action.option_strings}, below[0] if below else {}
+
+
+def test_every_command_that_is_written_down_has_its_flags():
+    """In README, documents, configs and docstrings: no flag that was renamed or never was. Abbreviations are off."""
+    root, found, wrong = pathlib.Path(__file__).parents[1], 0, []
+    pages = [
+        page for form in ("*.md", "docs/*.md", "configs/**/*.py", "dlmjax/**/*.py", "launch/*.py", "Makefile") for page in root.glob(form)
+    ]
+    for page in pages:
+        for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+            for call in re.findall(r"(?:^|[`&;]|-- )\s*(dlmjax [a-z][\w-]*[^`|;#]*)", line):
+                parser = _parser()
+                for word in call.split()[1:]:
+                    flags, below = options(parser)
+                    parser = below.get(word, parser)
+                    flag = word.partition("=")[0]
+                    if re.fullmatch(r"--[a-z][a-z-]*", flag):
+                        found += 1
+                        ours = flag in flags or "--engine beam" in call  # which takes Beam's own options, too
+                        wrong += [] if ours else [f"{page.name}: {call}: {flag}"]
+                    elif word == "&&":
+                        break
+    assert found > 200 and not wrong, "\n".join(wrong)
 
 
 def test_the_module_is_the_command():

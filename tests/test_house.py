@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import tomllib
 
 import pytest
 
@@ -31,6 +32,20 @@ def test_only_the_sharding_table_names_a_mesh_axis():
     for path in ROOT.glob("dlmjax/**/*.py"):
         if str(path.relative_to(ROOT)) not in allowed:
             assert not re.search(r"[\"'](fsdp|tensor|sequence)[\"']", path.read_text(encoding="utf-8")), path
+
+
+def test_the_list_of_rooms_is_one_and_complete():
+    """The table of docs/architecture.md is the contract that lint-imports enforces, row by row, and every module is on it."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+    layers = [[name.strip().removeprefix("dlmjax.") for name in layer.split("|")] for layer in contract["layers"]]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| room |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`([^`]+)`", line.split("|")[1])] for line in table]
+    assert rows == layers
+    modules = {path.stem for path in ROOT.glob("dlmjax/*.py")} | {path.parent.name for path in ROOT.glob("dlmjax/*/__init__.py")}
+    assert sorted(name for row in rows for name in row) == sorted(modules - {"__init__"})
+    for path in ROOT.glob("dlmjax/*/*.py"):
+        assert (path.parent / "__init__.py").exists(), f"{path.parent} is no package, so that nothing watches its imports"
 
 
 def test_links_of_the_documents_lead_somewhere():

@@ -5,6 +5,7 @@ Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md
 
 from dlmjax.diffusion.any_order import MaskedLambda, any_order_nats
 from dlmjax.diffusion.autoregressive import Autoregressive
+from dlmjax.diffusion.blocks import BlockMasked
 from dlmjax.diffusion.d3pm import D3pm, StepMasked, make_d3pm
 from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
@@ -14,7 +15,7 @@ from dlmjax.diffusion.hyper import Hyper, PerBlock, choose_interval
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
-from dlmjax.diffusion.process import Process, cross_entropy, draw_tokens, row_keys
+from dlmjax.diffusion.process import Blocks, Process, cross_entropy, draw_tokens, row_keys
 from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.score import ScoreEntropy
@@ -28,6 +29,8 @@ from dlmjax.diffusion.weighting import Bound, Capped, CrossEntropy, InverseRate,
 __all__ = [
     "Autoregressive",
     "Beta",
+    "BlockMasked",
+    "Blocks",
     "Bound",
     "Capped",
     "Clipped",

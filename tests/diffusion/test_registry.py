@@ -1,5 +1,8 @@
 """Names and plain values in, frozen dataclasses out; what is wrong is said with the nearest valid name."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dlmjax import diffusion
@@ -52,6 +55,17 @@ def test_every_process_is_made_from_the_same_facts(name):
     assert isinstance(process, Process) and process.name == name and process.vocab == 8
     assert make_process(name, **{**FACTS, "schedule": Linear()}) == process
     assert hash(process) == hash(make_process(name, **FACTS))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_network_is_told_t_by_all_but_plaid(name):
+    """docs/processes.md says so: a schedule that moves must be told by its log-SNR, all others stay where t says."""
+    process = make_process(name, **FACTS)
+    t_1L = jnp.linspace(0.1, 0.9, 5)[None]
+    learned = process.init(jax.random.key(0))
+    process = process.given({**learned, "ends": jnp.asarray([-2.0, 5.0])} if "ends" in learned else learned)
+    told = np.allclose(process.clock(t_1L), t_1L, atol=1e-6)
+    assert told == (name != "plaid")
 
 
 def test_processes():

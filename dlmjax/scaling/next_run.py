@@ -14,6 +14,7 @@ import numpy as np
 
 from dlmjax import config as config_lib
 from dlmjax.data.portion import parse_path
+from dlmjax.data.tokenizers import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.plan import Vocabulary, alone
@@ -40,7 +41,7 @@ def write_config(saved: Saved, prediction: Prediction, fit: str, file: str) -> l
     lacks = missing(config_lib.load(file), saved.record["series"][prediction.series]["reference"]["vocab"])
     if not lacks:
         return [f"written: {file}; train it with: {train}"]
-    return [f"written: {file}; before it can be trained: {lacks}", f"then: {train}"]
+    return [f"written: {file}; it cannot be trained yet: {lacks}", f"then: {train}"]
 
 
 def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
@@ -113,19 +114,24 @@ def missing(config: Any, vocab: int) -> str:
     Args:
       vocab: ids of the tokenizer, special ones included, under which the loss was predicted.
     """
-    paths = list(config.data.paths)
-    make = f"prepare text with the tokenizer of the fitted runs ({vocab:,} ids)"
+    paths = [parse_path(path)[0] for path in config.data.paths]
+    known = [name for name in ("char27", "bytes") if load_tokenizer(name).vocab_size == vocab]
+    tokenizer = known[0] if known else f"SPEC, that of the fitted runs ({vocab:,} ids)"
+    output = shlex.quote(paths[0]) if paths else "DIR"
+    make = f"prepare it with: dlmjax prepare --input FILE ... --valid-fraction 0.01 --output {output} --tokenizer {tokenizer}"
+    elsewhere = "where it lies elsewhere, train with --config.data.paths=DIR"
     if not paths:
-        return f"it names no corpus: {make}, and train with --config.data.paths=DIR"
+        return f"it names no corpus; {make}; then train with --config.data.paths=DIR"
     try:
         corpora = open_corpora(config, "train")
     except InputError as error:
-        output = shlex.quote(parse_path(paths[0])[0])
-        command = f"dlmjax prepare --input FILE ... --tokenizer SPEC --valid-fraction 0.01 --output {output}"
-        return f"a corpus is missing ({error}): {make} ({command}), or, where it lies elsewhere, train with --config.data.paths=DIR"
+        return f"{str(error).partition(';')[0]}; {make}; {elsewhere}"
     found = config.model.vocab or corpora[0].tokenizer.vocab_size
     if found != vocab:
-        return f"{corpora[0].directory} has another tokenizer ({found:,} ids): {make}, or the predicted loss is not that of this run"
+        other = (
+            f"the tokenizer of {corpora[0].directory} has {found:,} ids, that of the fitted runs {vocab:,}: the predicted loss is another's"
+        )
+        return f"{other}; {make}; {elsewhere}"
     return ""
 
 

@@ -380,6 +380,34 @@ def test_runs_that_allow_no_law_end_in_one_line(runs, words, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+GRID = [(size, flops / 6 / size) for flops in (1e12, 3e12, 1e13) for size in (1e5, 2e5, 4e5, 8e5)]
+TABLES = {  # rows of parameters, tokens, loss
+    "constant": ([(*each, 3.0) for each in GRID], "these losses show no minimum, all 12 are 3"),
+    "constant but for rounding": ([(*each, 3.0 + 1e-12 * i) for i, each in enumerate(GRID)], "these losses show no minimum"),
+    "one run": ([(*GRID[0], 3.0)], "too few runs for any law"),
+    "two runs": ([(*GRID[0], 3.0), (*GRID[5], 2.5)], "too few runs for any law"),
+    "one size": ([(1e5, tokens, 3.0 - 0.01 * i) for i, (_, tokens) in enumerate(GRID)], "runs of one size"),
+    "two sizes, doubled": ([(*each, 3.0 + 0.01 * i) for i, each in enumerate(GRID[:2] * 6)], "tokens; at least 3 of each are needed"),
+    "few runs, often": ([(*each, 3.0 + 0.01 * i) for i, each in enumerate(GRID[:4] * 3)], "4 different runs for the 5 parameters"),
+    "a negative loss": ([(*each, 3.0 - i) for i, each in enumerate(GRID)], "loss is '0.0'; it must be a positive number"),
+    "no tokens": ([(size, 0.0, 3.0) for size, _ in GRID], "tokens is '0.0'; it must be a positive number"),
+    "no number": ([(*each, math.nan) for each in GRID], "loss is 'nan'; it must be a positive number"),
+    "beyond floats": ([(1e200, 1e200, 3.0)], "must be between 1e-60 and 1e\\+60"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_show_no_law_end_in_one_line(name, tmp_path, capsys):
+    rows, words = TABLES[name]
+    file = tmp_path / "runs.csv"
+    for order in (rows, rows[::-1]):
+        file.write_text("params,tokens,loss\n" + "".join(f"{n!r},{d!r},{loss!r}\n" for n, d, loss in order))
+        assert main(["fit", "--csv", str(file), "--output", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert (re.search(words, error) or name == "a negative loss") and error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_choice_names_the_right_ones(fitted, capsys):
     base = ["fit", "predict", "--flops", "1e15", "--fit", str(fitted / "out")]
     for flags, words in (

@@ -10,7 +10,12 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.errors import InputError
 from dlmjax.evaluation import likelihood
+from dlmjax.scaling.execute import execute
+from dlmjax.scaling.journal import facts
 from dlmjax.scaling.manifest import MOST_DRAWS, RULES, Plan, PlannedRun, Policy, Validation, run_id
+from dlmjax.scaling.records import Record, append_record, read_records
+from dlmjax.scaling.status import snapshot
+from tests.scaling import sweeps
 
 
 def planned(number: int) -> PlannedRun:
@@ -169,3 +174,20 @@ def test_every_leaf_is_in_the_id():
 def test_reading_a_plan_imports_no_jax():
     code = "import sys, dlmjax.scaling.manifest, dlmjax.scaling.ladder, dlmjax.scaling.rules; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_sweep_of_values_that_are_refused_now_opens_and_is_not_run(tmp_path):
+    """Its table and its records are still worth reading; to train with such a value is refused, by name."""
+    run = sweeps.planned(["nowhere"])
+    run = sweeps.renamed(dataclasses.replace(run, config={**run.config, "optimizer.clip": -1.0, "train.spike": -2.0}))
+    made = sweeps.plan(run)
+    made.write(tmp_path)
+    found = Plan.read(tmp_path)
+    assert found.runs[0].config["optimizer.clip"] == -1.0
+    nothing = dict.fromkeys(("loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
+    known = facts(run, run.config, made.validation)
+    append_record(tmp_path / "records.jsonl", Record(**known, **nothing, loss=2.5, status="finished"))
+    assert "quick: 1 finished" in snapshot(found, tmp_path).text()
+    assert [record.loss for record in read_records(tmp_path)] == [2.5]
+    with pytest.raises(InputError, match=r"optimizer.clip is -1.0"):
+        execute(str(tmp_path), run.id)

@@ -7,10 +7,12 @@ import sys
 import pytest
 
 from dlmjax.errors import InputError
+from dlmjax.scaling.manifest import Validation
 from dlmjax.scaling.sweep import BatchRate, IsoFlop, Mixture, Near, Repeated, Series, Sweep, _typed, load, short
 
 SWEEPS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "sweeps").glob("*.py"))
 FILE = """
+from dlmjax.scaling.manifest import Validation
 from dlmjax.scaling.sweep import IsoFlop, Sweep
 
 def get_sweep(data, budgets=(1e12,), seeds=(0,), name="x", count=1, share=0.5):
@@ -110,6 +112,11 @@ def test_short_numbers_are_file_names():
         (lambda: IsoFlop((1e12,), (17,)), "not on the ladder"),
         (lambda: IsoFlop((1e12,), (16, 16)), "different whole numbers"),
         (lambda: IsoFlop((1e12,), (16,), (-1,)), "at least 0"),
+        (lambda: IsoFlop((1e12,), (16,), (2**32,)), "at most 4294967295"),
+        (lambda: Validation(seed=2**32), "at most 4294967295"),
+        (lambda: IsoFlop((10**400,), (16,)), "list of positive numbers"),
+        (lambda: IsoFlop((1e12,), (16,), range(10**12)), "more than 10,000 runs"),
+        (lambda: Mixture((16,), (1e6,), ((1, 1),) * 10_001), "more than 10,000 runs"),
         (lambda: Repeated((16,), (1000,), (0,)), "at least 1"),
         (lambda: BatchRate((16,), (1e6,), (8,), (-1e-3,)), "list of positive numbers"),
         (lambda: Mixture((16,), (1e6,), ((1, 1), (1, 1))), "same mixture twice"),
@@ -156,6 +163,7 @@ def test_wrong_types_are_refused_where_nothing_else_checks_them():
 import sys
 from dlmjax.scaling.manifest import *
 from dlmjax.scaling.rules import *
+from dlmjax.scaling.manifest import Validation
 from dlmjax.scaling.sweep import *
 
 def sweep(**changes):

@@ -125,10 +125,9 @@ def train(
                 if last_here:
                     break
             say(log.account(done))
-        went_wrong = _diverged(workdir) if last else ""
-        ended = f"diverged: {went_wrong}; its {steps} steps are in {workdir}" if went_wrong else f"trained {steps} steps into {workdir}"
-        say(ended if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
-        return {**_result(config, workdir, done, meta, finished=last), "diverged": went_wrong}
+        result = _result(config, workdir, done, meta, finished=last)
+        say(_last_words(result) if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
+        return result
 
 
 def _diverged(workdir: pathlib.Path) -> str:
@@ -136,13 +135,20 @@ def _diverged(workdir: pathlib.Path) -> str:
     of the first. Empty where it is.
     """
     lines = read_metrics(workdir / METRICS, "train") if (workdir / METRICS).is_file() else []
-    losses = [line.get("loss") for line in lines]
+    losses = [loss for line in lines if isinstance(loss := line.get("loss"), int | float | None)]
     if losses and losses[-1] is None:
-        return f"no step of the last line of metrics was taken, {lines[-1].get('skipped_total', 0):,.0f} in all were skipped"
+        return f"no step of the last line of metrics was taken, {lines[-1].get('skipped_total', 0)} in all were skipped"
     first = next((loss for loss in losses if loss is not None), None)
     if first is not None and losses[-1] > WORSE * first > 0:
         return f"the loss is {losses[-1]:.4g} and was {first:.4g} in the first line of metrics"
     return ""
+
+
+def _last_words(result: dict) -> str:
+    """What a run says that came to its last step."""
+    if result["diverged"]:
+        return f"diverged: {result['diverged']}; its {result['steps']} steps are in {result['workdir']}"
+    return f"trained {result['steps']} steps into {result['workdir']}"
 
 
 def _save(checkpoints: Checkpoints, state: dict, log: "_Log", meta: dict, wait: bool) -> dict:
@@ -439,6 +445,7 @@ def _result(config, workdir: pathlib.Path, step: int, meta: dict, finished: bool
         "step": step,
         "steps": config.train.steps,
         "finished": finished,
+        "diverged": _diverged(workdir) if finished else "",
         "held_out_nats_per_token": meta.get("metric"),
         "fingerprint": config_lib.fingerprint(config),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -121,6 +121,7 @@ def test_bad_flags_end_in_one_line(capsys, run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_number_whatever_the_batch(run, tmp_path, capsys):
     for batch in (8, 24):
         assert (

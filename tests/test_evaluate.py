@@ -107,6 +107,7 @@ def test_the_batch_changes_nothing(wiki, runs, tmp_path):
         assert a["nats"].sum() == pytest.approx(one["nats_per_token"] * one["tokens"], rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["masked", *(pytest.param(p, marks=pytest.mark.nightly) for p in ("blocks(size=4)", "autoregressive"))])
 def test_the_mesh_changes_nothing(small_corpus, texts, process):
     """One device and eight, two batch sizes: the bound of every document, under a stride."""

@@ -54,8 +54,8 @@ def loss_and_gradient(parts, params):
 
 
 # One family for each thing that a mesh could break: two streams, sums over classes, vectors with what is learned and hints.
-KINDS = ("blocks", "hybrid")
-EVERY = [pytest.param(name, marks=[] if name in KINDS else pytest.mark.nightly) for name in FAMILIES]
+KINDS = {"blocks": (), "hybrid": pytest.mark.slow}
+EVERY = [pytest.param(name, marks=KINDS.get(name, pytest.mark.nightly)) for name in FAMILIES]
 
 
 @pytest.mark.parametrize("family", EVERY)

@@ -274,7 +274,8 @@ def untrained(name: str, length: int = 32, time_input: str = "none", vocab: str 
 
 @pytest.mark.parametrize(
     ("name", "time_input"),
-    [("autoregressive", "none"), pytest.param("blocks(size=8)", "none", marks=pytest.mark.nightly), ("uniform", "adaln")],
+    [("autoregressive", "none"), pytest.param("blocks(size=8)", "none", marks=pytest.mark.nightly)]
+    + [pytest.param("uniform", "adaln", marks=pytest.mark.slow)],
 )
 def test_every_kind_of_process_answers_every_kind_of_request(name, time_input, tasks):
     """Also: what is written without chance is greedy, and nothing else is."""
@@ -337,6 +338,7 @@ def documents_of(name: str, count: int) -> list[dict]:
         return [json.loads(line) for line in itertools.islice(lines, count)]
 
 
+@pytest.mark.slow
 def test_lambada_pads_less_than_three_slots_in_ten(tmp_path):
     """GPT-2's tokens, a network that is next to nothing: 64 passages."""
     write_task(tmp_path, "lambada", documents_of("lambada/lambada_test.jsonl.xz", 64), **LAST_WORD)

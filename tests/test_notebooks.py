@@ -7,10 +7,11 @@ import pytest
 from nbclient import NotebookClient
 
 BOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LIGHT = {"03_scaling_laws": ()}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::RuntimeWarning")
-@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(book, marks=LIGHT.get(book.stem, pytest.mark.slow), id=book.stem) for book in BOOKS])
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("DLMJAX_NOTEBOOK_STEPS", "40")  # the training notebook's short form

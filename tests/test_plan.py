@@ -50,6 +50,7 @@ def total(found, kind, wires="ICI"):
     return sum(each["count"] * each["bytes"] for each in found if each["kind"] == kind and each["wires"] == wires)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_two_slices_compiled(file, tmp_path, capsys):
     """fsdp within each of two v5e:2x2 slices, data between them: what is gathered stays on ICI, gradients cross the network."""

@@ -112,11 +112,13 @@ def stopped(pair, small_corpus, tmp_path_factory):
     return root / "run", file, step
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_at_one_step(stopped):
     workdir, _, step = stopped
     assert [int(path.name) for path in (workdir / "checkpoints").iterdir()] == [step]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(stopped, tmp_path):
     """On the same mesh in one process, and on another one: both see the same data under the same masks."""
     workdir, file, step = stopped
@@ -167,6 +169,7 @@ def _train_until(config, workdir, step):
     train(config, str(workdir), on_step=on_step)
 
 
+@pytest.mark.slow
 def test_a_killed_peer_ends_the_others_and_the_run_resumes(pair, small_corpus, tmp_path):
     """SIGKILL of one training process: the other ends by itself, soon, with 75 and a line; then the same command, bit for bit."""
     reference, file, _ = pair
@@ -198,6 +201,7 @@ def test_a_process_that_never_comes_is_not_waited_for_in_silence(pair, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_may_not_write_into_the_same_workdir(small_corpus, tmp_path):
     config = quiet(small_corpus, **{"log.evaluate": 0, "log.sample": 0, "mesh.fsdp": 1})
     seen = []

@@ -31,6 +31,7 @@ def neighbours(file, corpus=""):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_embedding_table(small_corpus, tmp_path):
     file, workdir = tmp_path / "table.npy", tmp_path / "run"
     vocab = load_tokenizer("bytes").vocab_size
@@ -165,7 +166,14 @@ def test_a_curriculum_ends_within_the_run(name, tmp_path):
     assert open_parts(str(tmp_path))
 
 
-@pytest.mark.parametrize("process", ["masked", "autoregressive", pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "process",
+    [
+        "masked",
+        pytest.param("autoregressive", marks=pytest.mark.slow),
+        pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly),
+    ],
+)
 def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(process):
     """Dropout and hidden inputs change what is trained; the same weights have the same likelihood without them, to the bit."""
     tokenizer, length = load_tokenizer("char27"), 8

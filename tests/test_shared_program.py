@@ -31,6 +31,7 @@ def run(root, name, file, *overrides):
     return counts["cache_misses"], counts["cache_hits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", [0, pytest.param(6, marks=pytest.mark.nightly)])
 def test_a_run_with_other_numbers_compiles_nothing(small_corpus, tmp_path, sample):
     """Budget, rate, warm-up, decay, averaging and seed are other numbers to the same program."""

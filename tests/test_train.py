@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, caplo
 
 # Eight ways of data alone are what the tests of forks and of compilation run on.
 MESHES = [pytest.param(mesh, marks=pytest.mark.nightly) for mesh in ("mesh.data=8", "mesh.data=4,mesh.fsdp=2")]
-MESHES += ["mesh.fsdp=4,mesh.tensor=2", "mesh.data=1,mesh.sequence=8"]
+MESHES += ["mesh.fsdp=4,mesh.tensor=2", pytest.param("mesh.data=1,mesh.sequence=8", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -192,6 +192,7 @@ def test_eight_devices_train_the_same_run(whole, tmp_path, mesh):
     assert corrupted == [[event[name] for name in ("noise_rate", "tokens")] for event in lines(tmp_path / "run", "train")]  # same masks
 
 
+@pytest.mark.slow
 def test_microbatches_do_not_change_the_run(whole, tmp_path):
     reference, file, _ = whole
     with said():
@@ -329,6 +330,7 @@ def test_a_step_is_compiled_once(whole, tmp_path):
     assert len(steps) == 1, steps
 
 
+@pytest.mark.slow
 def test_a_curriculum_of_block_sizes_is_one_run(small_corpus, tmp_path):
     """Blocks of the whole row are masked diffusion, step for step; then small blocks; resumed inside a phase, the same run."""
     plan = {"log__every": 1, "log__evaluate": 0, "log__sample": 0, "train__steps": 6, "checkpoint__every": 5}

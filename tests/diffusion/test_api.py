@@ -4,6 +4,8 @@ import inspect
 import pathlib
 import re
 
+import pytest
+
 from dlmjax import diffusion
 from dlmjax.diffusion import oracle, toy
 from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIMES, WEIGHTINGS
@@ -34,6 +36,7 @@ def test_every_documented_name_is_exported():
         assert calls <= exported | methods | registered, f"{code}: {calls - exported - methods - registered}"
 
 
+@pytest.mark.slow
 def test_the_example_runs(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     exec(compile(example, "docs/api.md", "exec"), {})

@@ -49,8 +49,8 @@ def case():
         lambda case: battery.test_composed_steps_are_the_one_shot_marginal(case, 6),
         battery.test_few_reverse_steps_have_the_enumerated_law,
         lambda case: battery.test_loss_and_gradient_are_finite_at_the_ends(case, jnp.bfloat16, 1e4),
-        battery.test_padding_is_untouched_and_carries_no_loss,
-        battery.test_a_batch_is_its_rows,
+        pytest.param(battery.test_padding_is_untouched_and_carries_no_loss, marks=pytest.mark.slow),
+        pytest.param(battery.test_a_batch_is_its_rows, marks=pytest.mark.slow),
     ],
     ids=["process", "tight", "pointwise", "pointwise float32", "forward", "reverse", "ends", "padding", "rows"],
 )

@@ -232,7 +232,11 @@ CLIPPED = next(case for case in CASES if str(case) == "uniform/clipped, posterio
 
 @pytest.mark.parametrize(
     ("case", "given"),
-    [(INTEGRATED[0], 1), *(pytest.param(case, 1, marks=pytest.mark.nightly) for case in INTEGRATED[1:]), (CLIPPED, 0)],
+    [
+        (INTEGRATED[0], 1),
+        *(pytest.param(case, 1, marks=pytest.mark.nightly) for case in INTEGRATED[1:]),
+        pytest.param(CLIPPED, 0, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_other_noise_is_integrated_with_the_context_clean(case, given):

@@ -74,6 +74,7 @@ def test_what_was_imported_is_what_was_written(imported):
     assert run.parts.process == parts.process and run.parts.network.spec == parts.network.spec
 
 
+@pytest.mark.slow
 def test_adaptation_starts_below_random_weights(imported, tmp_path):
     """The first batch and noise of the run under both sets of weights; then the run itself, by the config that ships."""
     workdir, causal, _ = imported

@@ -71,6 +71,7 @@ def test_full_attention_with_more_steps_than_holes_and_a_padded_vocabulary(tmp_p
     assert made[:4] == list(PROMPT.encode()) and 256 not in made and max(made) < 259
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", [pytest.param("hf", marks=pytest.mark.nightly), "sdar"])
 def test_blocks(tmp_path, view):
     """Also where the last block is not whole, and with the mask at SDAR's id."""

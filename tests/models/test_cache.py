@@ -24,7 +24,12 @@ def network(**changes):
     return net, lively(net.init(jax.random.key(2)))
 
 
-@pytest.mark.parametrize("changes", [{"loops": 2}, {"time_input": "adaln"}, {"time_input": "add", "tied": True}, {"window": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"time_input": "adaln"}, {"window": 3}]
+    + [pytest.param(changes, marks=pytest.mark.slow) for changes in ({"loops": 2}, {"time_input": "add", "tied": True})],
+    ids=str,
+)
 def test_blocks_read_one_by_one_are_those_of_the_two_streams(changes):
     """Each noisy block after the clean blocks before it: the network's training pass, and the block-causal mask over the prefix."""
     net, params = network(**changes)

@@ -67,11 +67,11 @@ def coordinates(width, depth, transfer):
     return np.array([float(jnp.sqrt(jnp.mean(x**2))) for x in (stream, change)])
 
 
-def test_coordinate_check():
+@pytest.mark.parametrize("size", ["wide", pytest.param("deep", marks=pytest.mark.slow)])
+def test_coordinate_check(size):
     """Level within 40 % over four times the width and the depth; without CompleteP they drift by three times at least."""
     base = coordinates(*SIZES["base"], transfer=True)
-    for size in ("wide", "deep"):
-        drift = np.abs(np.log(coordinates(*SIZES[size], transfer=True) / base))
-        assert drift.max() < np.log(1.4), (size, np.exp(drift))
-        plain = np.abs(np.log(coordinates(*SIZES[size], transfer=False) / base))
-        assert plain.max() > np.log(3.0), (size, np.exp(plain))
+    drift = np.abs(np.log(coordinates(*SIZES[size], transfer=True) / base))
+    assert drift.max() < np.log(1.4), np.exp(drift)
+    plain = np.abs(np.log(coordinates(*SIZES[size], transfer=False) / base))
+    assert plain.max() > np.log(3.0), np.exp(plain)

@@ -53,8 +53,10 @@ TIMED = tiny.spec(time_input="adaln", tied=True, dropout=0.1)
 
 @pytest.mark.parametrize(
     ("spec", "execution"),
-    [(PLAIN, Execution(scan=False)), (PLAIN, Execution(remat="full")), (PLAIN, Execution(remat="dots", scan=False))]
-    + [(TIMED, Execution(scan=False)), (TIMED, Execution(remat="dots", head_chunk=3))],
+    [(PLAIN, Execution(scan=False)), (TIMED, Execution(remat="dots", head_chunk=3))]
+    + [pytest.param(PLAIN, Execution(remat="full"), marks=pytest.mark.slow)]
+    + [pytest.param(PLAIN, Execution(remat="dots", scan=False), marks=pytest.mark.slow)]
+    + [pytest.param(TIMED, Execution(scan=False), marks=pytest.mark.slow)],
     ids=lambda value: f"{value.remat}-{'scan' if value.scan else 'unrolled'}" if isinstance(value, Execution) else value.time_input,
 )
 def test_execution_does_not_change_the_result(spec, execution):

@@ -106,6 +106,7 @@ def without_key_bias(gradient):
     return {**gradient, "layers": layers}
 
 
+@pytest.mark.slow
 def test_a_mesh_computes_the_same_and_every_weight_learns():
     """BERT has every kind of weight that the default has not."""
     (one, _), gradient = value_and_gradient()

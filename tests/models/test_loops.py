@@ -23,7 +23,7 @@ KEY = jax.random.key(3)
     ("changes", "execution"),
     [
         (TIMED, Execution(remat="full")),
-        (TIMED, Execution(scan=False)),
+        pytest.param(TIMED, Execution(scan=False), marks=pytest.mark.slow),
         pytest.param({}, Execution(), marks=pytest.mark.nightly),
     ],
     ids=["scan, remat, adaln and dropout", "unrolled, adaln and dropout", "scan"],

@@ -18,11 +18,11 @@ PLAIN = tiny.spec(heads=8, kv_heads=8, ffn=64)
 SPECS = {"plain": PLAIN, "timed": tiny.spec(heads=8, kv_heads=4, ffn=64, tied=True, time_input="adaln", dropout=0.1)}
 SPECS["looped"] = tiny.spec(heads=8, kv_heads=8, ffn=64, depth=1, loops=2)
 #                data, fsdp, sequence, tensor
-MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)]
+ONE_AXIS = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)]
 MIXED = [(4, 2, 1, 1), (2, 4, 1, 1), (1, 4, 1, 2), (1, 2, 1, 4), (2, 1, 4, 1)]
-CASES = [("plain", Execution(head_chunk=3), sizes) for sizes in MESHES]
+CASES = [pytest.param("plain", Execution(head_chunk=3), sizes, marks=pytest.mark.slow) for sizes in ONE_AXIS]
 CASES += [pytest.param("plain", Execution(head_chunk=3), sizes, marks=pytest.mark.nightly) for sizes in MIXED]
-CASES += [("looped", Execution(), (2, 2, 1, 2))]
+CASES += [pytest.param("looped", Execution(), (2, 2, 1, 2), marks=pytest.mark.slow)]
 CASES += [("timed", Execution(scan=False, remat="dots", head_chunk=5), (1, 2, 2, 2))]
 REMATERIALIZED = "Involuntary full rematerialization"
 
@@ -95,7 +95,7 @@ def test_noise_bits_do_not_depend_on_the_mesh():
     """Also for rows in another order: noise belongs to the global row, not to its place."""
     draw = jax.jit(lambda data: tiny.corrupt(data, KEY))
     want = jax.device_get(draw(BATCH))
-    for sizes in MESHES[:4]:
+    for sizes in ONE_AXIS:
         got = jax.device_get(draw(Partition(make_mesh(*sizes)).put_batch(BATCH)))
         for a, b in zip(got, want, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -14,7 +14,7 @@ from tests.quality.conftest import random_run
 from tests.test_cli import refused
 
 
-@pytest.mark.parametrize("which", ["masked", "causal"])
+@pytest.mark.parametrize("which", ["masked", pytest.param("causal", marks=pytest.mark.slow)])
 def test_a_vector_is_the_mean_state_of_its_tokens(which, request):
     run = request.getfixturevalue(f"{which}_run")
     text, room = "a text that is a little longer than a window of this run", 32 - (which == "causal")

@@ -104,6 +104,7 @@ def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
     assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
 
 
+@pytest.mark.slow
 def test_the_law_of_guided_blocks():
     """A prompt that ends within a block, then two blocks of one step each: every position draws from the softmax of
     (1 + w) logits given the prompt - w logits of a document that begins after it, both from the network on the whole row."""
@@ -208,7 +209,7 @@ def test_states_and_trace_of_blocks():
     assert (made.tokens_BL == samples.tokens_BL).all() and replay(trace, sampler, PARAMS) == len(states)
 
 
-@pytest.mark.parametrize("name", ["blocks", "autoregressive"])
+@pytest.mark.parametrize("name", [pytest.param("blocks", marks=pytest.mark.slow), "autoregressive"])
 def test_weights_that_lie_on_a_mesh(name):
     """As a run on several devices leaves them, split or copied: the same tokens."""
     mesh = jax.make_mesh((4,), ("any",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -64,7 +64,7 @@ def test_a_prompt_is_kept_and_text_comes_out(name):
     assert (again.tokens_BL == last.tokens_BL).all() and again.evaluations == last.calls > 0 and again.process == process.name
 
 
-@pytest.mark.parametrize("name", ["masked", "uniform", "plaid"])
+@pytest.mark.parametrize("name", ["masked", pytest.param("uniform", marks=pytest.mark.slow), pytest.param("plaid", marks=pytest.mark.slow)])
 def test_self_conditioning_and_guidance_together(name):
     """Three calls' worth of state: the hint of the guided half goes on to the next step."""
     process, network, params = make(name, self_condition=True)

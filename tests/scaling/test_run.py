@@ -197,6 +197,7 @@ def mixed(small_corpus, tmp_path_factory):
     return folder / "sweep", made, execute(str(folder / "sweep"), run.id)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_measured_on_each_corpus(mixed):
     _, made, record = mixed
     names = list(record.domains)

@@ -78,7 +78,10 @@ METHODS = {
 CHANCE = 0.016
 
 
-@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in ("ddpm", "heun") else pytest.mark.nightly) for name in METHODS])
+LIGHT = {"heun": (), "ddpm": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("method", [pytest.param(name, marks=LIGHT.get(name, pytest.mark.nightly)) for name in METHODS])
 def test_total_variation_falls_to_chance_as_steps_grow(method):
     process = CASES["embedding_flow"]()
     few, many = _distance(process, 3, **METHODS[method]), _distance(process, 128, **METHODS[method])

@@ -110,6 +110,11 @@ def _add_train(command):
     )
     command.add_argument("--fork", type=flags.named_folder, metavar="DIR", help="start from another run's newest checkpoint, counters kept")
     command.add_argument("--init", type=flags.named_folder, metavar="DIR", help="start from another run's weights, counters at zero")
+    command.add_argument(
+        "--fresh",
+        action="store_true",
+        help="a new start: checkpoints, metrics and config that are in --workdir are moved into DIR/aside-001 first, and none is deleted",
+    )
     command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
     launch = command.add_argument_group("several processes", "found by itself under Slurm, Open MPI, GKE and on TPU pods")
     launch.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
@@ -460,13 +465,15 @@ def _train_here(arguments, overrides, place, status):
         ["dlmjax", "train", "--config", arguments.config, "--workdir", arguments.workdir, *(f"--config.{o}" for o in overrides)]
     )
     timeouts = {name: getattr(arguments, name) for name in ("start_timeout", "heartbeat_timeout")}
+    origin = {"fork": arguments.fork or "", "init": arguments.init or ""}
+    origin["fresh"] = arguments.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"  # a job that Slurm starts again goes on
 
     def on_step(done: int) -> None:
         status.step = done
 
     with joined(place, lambda: status.step, **timeouts):
         keep_compiled(arguments.workdir)
-        result = train(config, arguments.workdir, fork=arguments.fork or "", init=arguments.init or "", command=command, on_step=on_step)
+        result = train(config, arguments.workdir, **origin, command=command, on_step=on_step)
         if arguments.json:
             say(json.dumps(result))
 

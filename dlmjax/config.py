@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
-from dlmjax.files import parse_json, require_shape
+from dlmjax.files import parse_json, require_shape, unsealed
 from dlmjax.seeds import SEEDS
 
 # Leaves that may differ between a run and its continuation without making it another run.
@@ -523,9 +523,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote. Fields that were added since take their defaults, those of another name since are understood."""
+    """Reads what `to_json` or a workdir wrote. Fields added since take their defaults, those of another name since are understood."""
     config = default()
-    for name, value in renamed(require_shape(parse_json(text), dict)).items():
+    for name, value in renamed(unsealed(require_shape(parse_json(text), dict))).items():
         if name not in leaves(config):
             raise InputError(f"config.json names the unknown field {name!r}{nearest(name, leaves(config))}")
         section = config[name.rpartition(".")[0]] if "." in name else config

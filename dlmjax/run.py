@@ -1,21 +1,11 @@
 """What a config and a workdir mean: the assembled parts of a run, for the trainer and for whoever opens a finished run.
 
-workdir/
-    config.json        every leaf of the config, flat
-    texts.json         a fingerprint of each corpus: a run goes on with its own text alone
-    counts.npy         occurrences of each token in the training text, for processes that use them
-    embedding.npy      the table that the process's values name by a file, for processes that take one
-    tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
-    checkpoints/       see `training.checkpoint`
-    metrics.jsonl      one line per event;  tensorboard/  the same as curves
+What the files of a workdir say, and whether they can be believed, is in `workdir`.
 """
 
 import dataclasses
-import io
-import json
 import logging
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,22 +13,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.data import Corpus, Tokenizer, counts, load_tokenizer
-from dlmjax.data.tokenizers import save_tokenizer
+from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
 from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
-from dlmjax.files import read_json, write_atomically
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
+from dlmjax.workdir import claim_workdir as claim_workdir
+from dlmjax.workdir import embedding_of as embedding_of
+from dlmjax.workdir import newest_meta, stored_config, stored_embedding, stored_given, stored_table, stored_tokenizer
 
 logger = logging.getLogger("dlmjax")
-EMBEDDING, TEXTS = "embedding.npy", "texts.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,82 +248,6 @@ def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None
     return sum(corpus.counts_V for corpus in corpora) if wanted else None
 
 
-def embedding_of(config: ConfigDict, workdir: pathlib.Path) -> np.ndarray | None:
-    """The table that the process's values name by a .npy file, `d3pm(kernel=neighbours, embedding='table.npy')`; None where they name
-    none. A workdir that was claimed holds a copy, which is read from then on.
-
-    Raises:
-      InputError: no such file, or not a table of finite numbers.
-    """
-    named = parse_call(config.process.name)[1].get("embedding")
-    if not isinstance(named, str):
-        return None
-    copied = (workdir / EMBEDDING).is_file() and (trained(workdir) or not pathlib.Path(named).is_file())
-    file = workdir / EMBEDDING if copied else pathlib.Path(named)
-    try:
-        table_VE = np.load(file, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"the embedding table {file} cannot be read ({error.strerror}); correct process.name, or put it back") from error
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{file} is not an array that numpy.save wrote; process.name takes one as its embedding table") from error
-    if not isinstance(table_VE, np.ndarray) or table_VE.ndim != 2 or table_VE.dtype.kind not in "iuf" or not np.isfinite(table_VE).all():
-        raise InputError(f"{file} is not a table of embeddings: save an array of finite numbers, one row for each token id")
-    return table_VE
-
-
-def trained(workdir: pathlib.Path) -> bool:
-    """Is there anything in a workdir that another config would harm: a checkpoint, or a line of metrics?"""
-    metrics = workdir / "metrics.jsonl"
-    return any((workdir / "checkpoints").glob("[0-9]*")) or (metrics.is_file() and metrics.stat().st_size > 0)
-
-
-def claim_workdir(
-    workdir: pathlib.Path,
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    counts_V: Any = None,
-    embedding_VE: Any = None,
-    texts: Sequence[str] = (),
-) -> None:
-    """Writes config, tokenizer, what its text is, counts and embedding table into a new workdir; refuses one that holds another run.
-
-    A workdir in which nothing was trained yet, as when a first start ended with bad input, takes the new config. texts: a fingerprint of
-    each corpus.
-
-    Raises:
-      InputError: the workdir's config differs in fields that decide what is computed (they are named), or its text was another one,
-        wherever it lies; nothing is changed.
-    """
-    stored = workdir / "config.json"
-    if stored.exists() and trained(workdir):
-        old = read_json(stored, advice="restore it, or train into another --workdir (nothing was changed)")
-        differing = config_lib.differences(config_lib.renamed(old), config_lib.leaves(config))
-        if differing:
-            raise InputError(
-                f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir; with --fork {workdir} it "
-                "goes on from that run's newest checkpoint, for more steps say (nothing was changed)"
-            )
-        if load_tokenizer(f"saved:{workdir / 'tokenizer'}").hash != tokenizer.hash:
-            raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")
-        if (workdir / TEXTS).is_file() and read_json(workdir / TEXTS, [str]) != list(texts):
-            raise InputError(
-                f"{workdir} was trained on other text than {', '.join(config.data.paths)} holds now; give it that text again, or go on "
-                "with this one in another --workdir by --fork (nothing was changed)"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        save_tokenizer(tokenizer, workdir / "tokenizer")
-        if counts_V is not None:
-            counts.write_counts(workdir, counts_V)
-        if embedding_VE is not None:
-            content = io.BytesIO()
-            np.save(content, embedding_VE, allow_pickle=False)
-            write_atomically(workdir / EMBEDDING, content.getvalue())
-        if texts:
-            write_atomically(workdir / TEXTS, json.dumps(list(texts)) + "\n")
-        write_atomically(stored, config_lib.to_json(config))
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A trained run, opened: its parts and one set of weights."""
@@ -348,24 +262,17 @@ class Run:
 def open_parts(workdir: str) -> Parts:
     """The parts of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
-    Raises InputError: not a workdir, a config.json that is damaged.
+    Raises InputError: not a workdir; a file of it that is damaged, or is not that of the run which its checkpoints are of.
     """
     root = pathlib.Path(workdir)
-    stored = root / "config.json"
-    if not stored.is_file():
-        raise InputError(f"{workdir} is not the workdir of a run (it has no config.json); give the --workdir of `dlmjax train`")
-    try:
-        config = config_lib.from_json(stored.read_text(encoding="utf-8"))
-    except InputError as error:
-        raise InputError(f"{stored}: {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON; JSON, but no object; a value of another type
-        raise InputError(f"{stored} is not the config of a run any more: it is damaged; restore it (nothing was changed)") from error
+    meta = newest_meta(root)
+    config, given = stored_config(root, meta), stored_given(root, meta)
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
         if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
             config.execution.attention = "dense"
-    tokenizer = load_tokenizer(f"saved:{root / 'tokenizer'}")
-    return _assembled(config, tokenizer, None, counts.read_counts(root), embedding_of(config, root))
+    tokenizer = stored_tokenizer(root, given)
+    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, given), stored_embedding(config, root, given))
 
 
 def kept(parts: Parts, weights: str) -> str:

@@ -23,6 +23,7 @@ from dlmjax.errors import LOST_PEER
 from dlmjax.place import Place
 
 STATUS = "DLMJAX_STATUS"  # the file in which the training process notes its step; where it is set, a supervisor is watching
+ONCE = ("--fresh",)  # flags of the first start alone: what it made is what the next one goes on from
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 BACK_OFF = (1.0, 60.0)  # seconds before the first restart, doubled each time; at most
 PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
@@ -59,6 +60,7 @@ def supervise(command: Sequence[str], place: Place, restarts: int = 0, sleep: Ca
         while True:
             path.write_bytes(struct.pack("q", -1))
             code, stopped = _run(command, path)
+            command = [word for word in command if word not in ONCE]
             step = Status(path).step
             if code in (0, 2) or stopped:
                 return code if code >= 0 else 128 - code

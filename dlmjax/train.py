@@ -19,10 +19,10 @@ from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_to
 from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
-from dlmjax.parallel import Agreement
+from dlmjax.parallel import Agreement, refused_together
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
 from dlmjax.parallel.start import connect
-from dlmjax.run import Parts, assemble, claim_workdir, embedding_of, open_corpora, open_parts, token_counts
+from dlmjax.run import Parts, assemble, open_corpora, open_parts, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
@@ -42,6 +42,7 @@ from dlmjax.training import (
 )
 from dlmjax.training import read as read_metrics
 from dlmjax.training.metrics import FILE as METRICS
+from dlmjax.workdir import claim_workdir, embedding_of, move_aside
 
 logger = logging.getLogger("dlmjax")
 WORSE = 2.0  # a loss of so many times the first one is that of a run that diverged; another phase of a curriculum is no such jump
@@ -49,12 +50,20 @@ OnStep = Callable[[int], object]
 
 
 def train(
-    config, workdir: str, *, fork: str = "", init: str = "", command: str = "the same command", on_step: OnStep = lambda done: None
+    config,
+    workdir: str,
+    *,
+    fork: str = "",
+    init: str = "",
+    fresh: bool = False,
+    command: str = "the same command",
+    on_step: OnStep = lambda done: None,
 ) -> dict:
     """Trains, or continues, the run of a config in a workdir; returns what `--json` prints. Every process of a run makes the same call.
 
     Args:
       fork: workdir of another run with the same shapes: start from its newest checkpoint, counters kept.
+      fresh: start anew; what the workdir holds is first moved into a folder of its own there, and nothing of it is deleted.
       command: what a person types to go on, for the line that an interrupted run ends with.
       init: workdir of another run with the same network: start from its averaged weights (the raw ones of a run that kept no average),
         counters at zero.
@@ -69,12 +78,18 @@ def train(
     keep_freed_memory()
     corpora = open_corpora(config, "train")
     counts_V = token_counts(config, corpora)
-    table_VE = embedding_of(config, workdir)
+    table_VE = embedding_of(config, None if fresh else workdir)
     parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
     connect(parts.partition.mesh)
-    with sole_writer(workdir):
-        claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE, [corpus.fingerprint for corpus in corpora])
-        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best)
+    with contextlib.ExitStack() as held:
+        with refused_together():
+            held.enter_context(sole_writer(workdir))
+            if fresh and jax.process_index() == 0 and (aside := move_aside(workdir)):
+                say(f"--fresh: what {workdir} held is now in {aside}; delete that when nobody wants it")
+        with refused_together():  # no process looks at the workdir before the first one has moved what was there
+            given = claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE, [corpus.fingerprint for corpus in corpora])
+        kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
+        checkpoints = Checkpoints(workdir / "checkpoints", **kept, common={"given": given})
         _describe(parts, corpora, workdir)
 
         # --- 2. Where we start --------------------------------------------------------------------------------------------------
@@ -93,7 +108,7 @@ def train(
         with (
             Interrupt() as stop,
             checkpoints,
-            MetricsWriter(workdir, resume_step=start) as writer,
+            MetricsWriter(workdir, resume_step=start, known=meta.get("metrics") if origin == "resume" else None) as writer,
             Progress(steps, initial=start) as progress,
             jax.transfer_guard("disallow"),
         ):
@@ -155,6 +170,7 @@ def _save(checkpoints: Checkpoints, state: dict, log: "_Log", meta: dict, wait: 
     """Saves what a restart needs, and `wait`s until it is on disk where nothing comes after; returns the meta."""
     with log.aside("checkpoint"):
         log.account(meta["step"])
+        meta["metrics"] = log.written
         checkpoints.save(meta["step"], state, meta)
         if wait:
             checkpoints.wait()
@@ -214,6 +230,11 @@ class _Log:
         self._writer.flush()
         return self.goodput.summary()
 
+    @property
+    def written(self) -> dict[str, int]:
+        """What the file of metrics holds by now."""
+        return self._writer.written
+
     def add(self, step: int, metrics: dict, last: bool, saving: bool) -> Summary:
         """Takes the metrics of one step; at a logging step writes the line and returns its summary.
 
@@ -257,12 +278,13 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
     3. `--init`: another run's weights, counters at zero;
     4. scratch: fresh weights from the seed.
 
-    Raises InputError: two origins; weights of another tokenizer or of another network; a fork that has no step left.
+    Raises InputError: two origins; checkpoints of which none is whole; weights of another tokenizer or of another network; a fork that has
+    no step left.
     """
     if fork and init:
         raise InputError("--fork and --init are two places to start from; give one")
     abstract = parts.abstract_state()
-    if checkpoints.latest() is not None:
+    if checkpoints.resumable():
         state, meta = checkpoints.restore(abstract)
         say(f"resuming at step {meta['step']}")
         return clear_stop(state), meta, "resume"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import TextIO
 import jax
 
 from dlmjax.errors import InputError
+from dlmjax.files import open_lock
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -51,17 +51,18 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)
-    handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        lock = open_lock(directory / ".lock")
+    except OSError as error:
+        raise InputError(f"{directory / '.lock'} cannot be opened ({error.strerror}); remove it, or choose another --workdir") from None
+    with lock:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another run is writing to {directory}; wait for it, stop it, or choose another --workdir") from None
         except OSError:
             pass
         yield
-    finally:
-        os.close(handle)
 
 
 def keep_compiled(workdir: str) -> None:

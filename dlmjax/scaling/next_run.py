@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 import pprint
 import shlex
 from bisect import bisect_left
@@ -152,7 +151,7 @@ def _parts(config: Any, reference: dict[str, Any]) -> Parts:
     vocab = reference["vocab"]
     if not 5 <= vocab <= MOST_IDS:
         raise InputError(f"the run {reference['id']} has a vocabulary of {vocab:,} ids, which no tokenizer has; fit its records again")
-    return alone(config, Vocabulary(vocab), np.ones(vocab), embedding_of(config, pathlib.Path()))
+    return alone(config, Vocabulary(vocab), np.ones(vocab), embedding_of(config, None))
 
 
 def _nearest(parts: Parts, definition: str, size: float) -> tuple[ladder.Shape, counts.Counts]:

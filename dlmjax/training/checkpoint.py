@@ -77,11 +77,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending. Reads no array."""
-        return [step for step in self._named() if not self._flaw(step)]
+        return [step for step in self.named() if not self._flaw(step)]
 
     def damaged(self) -> dict[int, str]:
         """Steps of what is there and not whole, each with what is wrong with it: the rest of a sentence."""
-        flaws = {step: self._flaw(step) for step in self._named()}
+        flaws = {step: self._flaw(step) for step in self.named()}
         return {step: flaw for step, flaw in flaws.items() if flaw}
 
     def resumable(self) -> bool:
@@ -89,14 +89,14 @@ class Checkpoints:
 
         Raises InputError: there are checkpoints, and none of them is whole. That is damage, and no reason to begin anew.
         """
-        named, lost = any_process(bool(self._named())), any_process(self.latest() is None)
+        named, lost = any_process(bool(self.named())), any_process(self.latest() is None)
         if named and lost:
             raise InputError(self._nothing(None))
         return named
 
     def latest(self) -> int | None:
         """The newest whole checkpoint's step; warns of each newer one that is not whole."""
-        for step in reversed(self._named()):
+        for step in reversed(self.named()):
             flaw = self._flaw(step)
             if not flaw:
                 return step
@@ -118,7 +118,7 @@ class Checkpoints:
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / f"{step:08d}"
 
-    def _named(self) -> list[int]:
+    def named(self) -> list[int]:
         """Steps of everything that is named like a checkpoint, whole or not. Raises InputError: something else is in the folder's place."""
         try:
             names = os.listdir(self.directory)
@@ -246,7 +246,7 @@ class Checkpoints:
         if not self._first or not whole:
             return
         kept = {*whole[-self._keep :], *self._ranked(whole)[: self._best]}
-        for step in self._named():
+        for step in self.named():
             if step not in kept and step < whole[-1]:
                 try:
                     self._clear(self._path(step))
@@ -285,7 +285,7 @@ class Checkpoints:
         Raises:
           InputError: nothing whole, or the checkpoint holds other leaves or shapes than asked for.
         """
-        candidates = reversed(self._named()) if step is None else [step]
+        candidates = reversed(self.named()) if step is None else [step]
         for candidate in candidates:
             flaw = self._flaw(candidate)
             if not any_process(bool(flaw)):

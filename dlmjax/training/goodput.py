@@ -141,6 +141,6 @@ def read_lives(path: pathlib.Path) -> list[Life]:
     try:
         lives = [Life(**life) for life in read_json(path)["starts"]]
         times = [value for life in lives for value in (life.began, life.ended, life.first, life.last, *map(life.seconds.get, CAUSES))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return []
     return lives if all(type(value) in (int, float) and math.isfinite(value) for value in times) else []

@@ -8,10 +8,12 @@ lines of a step before saving its checkpoint.
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import pathlib
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,9 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
 
+logger = logging.getLogger("dlmjax")
 # Fields that a resumed run cannot repeat.
 TIMING = ("time", "seconds_per_step", "tokens_per_second_per_device", "mfu")
 FILE = "metrics.jsonl"
@@ -34,15 +38,25 @@ class MetricsWriter:
     Args:
       workdir: made if missing.
       resume_step: the step that the run resumes from; what an earlier life wrote beyond it is dropped (TensorBoard is told to do so too).
+      known: what `written` said when that step was saved; a file that has less is told, since its curves have a hole.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, known: dict[str, int] | None = None):
         self._path = pathlib.Path(workdir) / FILE
         self._lines = self._events = None
+        self._written = (0, 0)
         if jax.process_index():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        repair(self._path, resume_step)
+        kept = repair(self._path, resume_step)
+        self._written = (kept.count(b"\n"), zlib.crc32(kept))
+        if known and known != self.written:
+            lines, before = self._written[0], known["lines"]
+            found = f"{lines} of the {before} lines" if lines != before else f"other lines than the {before}"
+            logger.warning(
+                "%s has %s that the run had written by step %d: its curves have a hole; the run goes on from its checkpoint alone",
+                *(self._path, found, resume_step),
+            )
         with self._writing():
             self._lines = self._path.open("a", encoding="utf-8")
             self._events = EventFileWriter(str(self._path.parent / "tensorboard"))
@@ -55,6 +69,12 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    @property
+    def written(self) -> dict[str, int]:
+        """How many lines the file has, and a checksum of them; for the meta of a checkpoint."""
+        lines, crc = self._written
+        return {"lines": lines, "crc": crc}
 
     def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One line {"step", "kind", "time", **values} and one TensorBoard scalar `kind/name` each. NaN becomes null in the file."""
@@ -103,8 +123,10 @@ class MetricsWriter:
         if self._lines:
             with self._writing():
                 line = {"step": step, "kind": kind, **values, "time": round(time.time(), 3)}
-                self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                text = json.dumps(line, ensure_ascii=False) + "\n"
+                self._lines.write(text)
                 self._lines.flush()
+                self._written = (self._written[0] + 1, zlib.crc32(text.encode("utf-8"), self._written[1]))
 
     def _event(self, step: int, summary: summary_pb2.Summary) -> None:
         if self._events:
@@ -112,40 +134,55 @@ class MetricsWriter:
                 self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
 
-def repair(path: pathlib.Path, resume_step: int) -> None:
+def repair(path: pathlib.Path, resume_step: int) -> bytes:
     """Drops a torn last line and all lines of steps after `resume_step`; replaces the file in one move, and only if it changes.
 
-    Raises:
-      InputError: a line in the middle is not one of ours.
+    Returns what is left. Raises InputError: a line in the middle is not one of ours, or there is no file in its place.
     """
     if not path.exists():
-        return
-    content = path.read_bytes()
+        return b""
+    content = _content(path)
     lines = content.split(b"\n")
     kept = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
         try:
-            step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            late = _event(line)["step"] > resume_step
+        except ValueError as error:
             raise InputError(f"{path} line {number} is not a metrics event; move the file away to go on without its history") from error
-        if step <= resume_step:
+        if not late:
             kept.append(line + b"\n")
     if b"".join(kept) != content:
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_bytes(b"".join(kept))
-        unfinished.replace(path)
+        write_atomically(path, b"".join(kept))
+    return b"".join(kept)
 
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
     """The events of a metrics.jsonl (of one kind), a torn last line left out. Raises InputError: a line that is none."""
     events = []
-    for number, line in enumerate(pathlib.Path(path).read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(_content(pathlib.Path(path)).split(b"\n")[:-1], start=1):
         try:
-            event = json.loads(line)
-            events += [event] if kind in (None, event["kind"]) else []
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} line {number} is not a metrics event; restore the file, or move it away") from error
-    return events
+            events.append(_event(line))
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is not a metrics event; restore the file, or remove that line") from error
+    return [event for event in events if kind in (None, event["kind"])]
+
+
+def _content(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); move it away to go on without the run's history") from error
+
+
+def _event(line: bytes) -> dict:
+    """One line of the file. Raises ValueError where it is none."""
+    try:
+        event = json.loads(line)
+    except RecursionError:
+        raise ValueError("too deep") from None
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str) or type(event.get("step")) is not int:
+        raise ValueError("no event")
+    return event
 
 
 # --- between two lines ---------------------------------------------------------------------------------------------------------------

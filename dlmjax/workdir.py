@@ -1,0 +1,287 @@
+"""What the files of a workdir say, and whether they are what the run wrote.
+
+workdir/
+    config.json        every leaf of the config, flat
+    texts.json         what the run was given: a fingerprint of each corpus, the hash of the tokenizer, the sha256 of the tables below
+    counts.npy         occurrences of each token in the training text, for processes that use them
+    embedding.npy      the table that the process's values name by a file, for processes that take one
+    tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
+    checkpoints/       see `training.checkpoint`
+    metrics.jsonl      one line per event;  tensorboard/  the same as curves
+    aside-001/         all of this as it was before `--fresh`
+
+The two JSON files lie under checksums, and each checkpoint has a copy of both. A file that is gone is made again from the copy; one that
+was changed is told, and nothing goes on from it. Files of older versions have no checksum, and their checkpoints no copy of texts.json.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dlmjax import config as config_lib
+from dlmjax.data import Tokenizer, counts, load_tokenizer
+from dlmjax.data.tokenizers import save_tokenizer
+from dlmjax.diffusion.registry import parse_call
+from dlmjax.errors import InputError
+from dlmjax.files import sealed, sweep, unsealed, write_atomically
+from dlmjax.training import Checkpoints
+from dlmjax.training.goodput import FILE as GOODPUT
+from dlmjax.training.metrics import FILE as METRICS
+
+CONFIG, TEXTS, EMBEDDING, TOKENIZER, CHECKPOINTS = "config.json", "texts.json", "embedding.npy", "tokenizer", "checkpoints"
+# What `--fresh` moves, in this order: after a kill on the way the run is not taken for one that can be resumed.
+STATE = (CHECKPOINTS, METRICS, "tensorboard", GOODPUT, TEXTS, counts.FILE, EMBEDDING, TOKENIZER, CONFIG)
+_GIVEN = {"texts", "tokenizer", "files"}
+_MEND = "restore it; or remove it, and it is made again from the newest checkpoint (nothing was changed)"
+
+
+def trained(workdir: pathlib.Path) -> bool:
+    """Is there anything in a workdir that another config would harm: checkpoints, whole or not, or lines of metrics?
+
+    Raises InputError: something that is no folder in the place of the checkpoints.
+    """
+    metrics = workdir / METRICS
+    with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
+        return bool(checkpoints.named()) or metrics.is_dir() or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+# ---- what is stored ------------------------------------------------------------------------------------------------------------------
+
+
+def newest_meta(workdir: pathlib.Path) -> dict:
+    """The meta of the newest whole checkpoint, {} where there are none. Raises InputError: there are, and none of them is whole."""
+    with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps and checkpoints.named():
+            checkpoints.meta()
+        return checkpoints.meta(steps[-1]) if steps else {}
+
+
+def stored_leaves(workdir: pathlib.Path, meta: dict) -> dict[str, Any] | None:
+    """The flat config of a run: of config.json, or of its newest checkpoint where that is gone; None where there is neither.
+
+    Raises InputError: config.json was changed, or is not that of the run of the checkpoints.
+    """
+    file, copy = workdir / CONFIG, meta.get("config")
+    if not os.path.lexists(file):
+        return copy
+    try:
+        leaves = unsealed(json.loads(file.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not the config of a run any more: {_line(error)}; {_MEND}") from None
+    if copy:
+        old, new = config_lib.renamed(copy), config_lib.renamed(leaves)
+        common = old.keys() & new.keys()
+        differing = config_lib.differences({name: old[name] for name in common}, {name: new[name] for name in common})
+        if differing:
+            raise InputError(f"{file} is not the config that the newest checkpoint was made with: {'; '.join(differing)}; {_MEND}")
+    return leaves
+
+
+def stored_config(workdir: pathlib.Path, meta: dict) -> ConfigDict:
+    """The config of a run, see `stored_leaves`. Raises InputError: not a workdir, a config that is damaged."""
+    leaves = stored_leaves(workdir, meta)
+    if leaves is None:
+        raise InputError(f"{workdir} is not the workdir of a run (it has no {CONFIG}); give the --workdir of `dlmjax train`")
+    try:
+        return config_lib.from_json(json.dumps(leaves))
+    except InputError as error:
+        raise InputError(f"{workdir / CONFIG} is not a config of this version of dlmjax: {error}; {_MEND}") from error
+    except (ValueError, TypeError, AttributeError) as error:  # a value of another type
+        raise InputError(f"{workdir / CONFIG} is not the config of a run any more: {_line(error)}; {_MEND}") from error
+
+
+def stored_given(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
+    """What a run was given, {"texts", "tokenizer", "files"}: of texts.json, or of its newest checkpoint; {} where neither says.
+
+    Raises InputError: texts.json was changed, or is not that of the run of the checkpoints.
+    """
+    file, copy = workdir / TEXTS, meta.get("given", {})
+    if not os.path.lexists(file):
+        return copy
+    try:
+        values = json.loads(file.read_bytes())
+        given = {"texts": values} if isinstance(values, list) else unsealed(values, _GIVEN)
+        if not all(isinstance(text, str) for text in given["texts"]) or not isinstance(given.get("files", {}), dict):
+            raise ValueError("it does not hold fingerprints")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{file} is not what the run was given any more: {_line(error)}; {_MEND}") from None
+    if any(copy.get(name, value) != value for name, value in given.items()):
+        raise InputError(f"{file} is not what the newest checkpoint was made from; {_MEND}")
+    return {**copy, **given}
+
+
+def stored_tokenizer(workdir: pathlib.Path, given: dict) -> Tokenizer:
+    """The tokenizer of a run. Raises InputError: it is gone or damaged, or is not the one that the run was trained with."""
+    tokenizer = load_tokenizer(f"saved:{workdir / TOKENIZER}")
+    if given.get("tokenizer", tokenizer.hash) != tokenizer.hash:
+        raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the run was trained with; put back that of its corpus")
+    return tokenizer
+
+
+def stored_table(workdir: pathlib.Path, name: str, given: dict) -> np.ndarray | None:
+    """The array of counts.npy or embedding.npy; None where the run has none.
+
+    Raises InputError: it is gone though the run was given one, was changed, or is no array.
+    """
+    file, expected = workdir / name, given.get("files", {}).get(name)
+    mend = "put it back; where its corpus is at hand, `dlmjax train` with the run's config writes it again once it is removed"
+    if not os.path.lexists(file):
+        if expected:
+            raise InputError(f"{file} is missing; {mend}")
+        return None
+    try:
+        content = file.read_bytes()
+        if expected and hashlib.sha256(content).hexdigest() != expected:
+            raise ValueError("it was changed since it was written: its sha256 differs")
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise InputError(f"{file} is not the table of the run any more: {_line(error)}; {mend}") from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+
+
+# ---- the table of embeddings ---------------------------------------------------------------------------------------------------------
+
+
+def embedding_of(config: ConfigDict, workdir: pathlib.Path | None) -> np.ndarray | None:
+    """The table that the process's values name by a .npy file, `d3pm(kernel=neighbours, embedding='table.npy')`; None where they name
+    none. A workdir that was claimed holds a copy, which is read from then on; None for no workdir.
+
+    Raises:
+      InputError: no such file, or not a table of finite numbers.
+    """
+    named = parse_call(config.process.name)[1].get("embedding")
+    if not isinstance(named, str):
+        return None
+    copied = workdir and (workdir / EMBEDDING).is_file() and (trained(workdir) or not pathlib.Path(named).is_file())
+    file = workdir / EMBEDDING if copied else pathlib.Path(named)
+    try:
+        table_VE = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"the embedding table {file} cannot be read ({error.strerror}); correct process.name, or put it back") from error
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise InputError(f"{file} is not an array that numpy.save wrote; process.name takes one as its embedding table") from error
+    return _table(table_VE, file)
+
+
+def stored_embedding(config: ConfigDict, workdir: pathlib.Path, given: dict) -> np.ndarray | None:
+    """As `embedding_of`, of a run that is opened: its own copy, whatever file its config names."""
+    if not isinstance(parse_call(config.process.name)[1].get("embedding"), str):
+        return None
+    table_VE = stored_table(workdir, EMBEDDING, given)
+    if table_VE is None:
+        raise InputError(f"{workdir / EMBEDDING} is missing; put back the table that the run was trained with")
+    return _table(table_VE, workdir / EMBEDDING)
+
+
+def _table(table_VE: Any, file: pathlib.Path) -> np.ndarray:
+    if not isinstance(table_VE, np.ndarray) or table_VE.ndim != 2 or table_VE.dtype.kind not in "iuf" or not np.isfinite(table_VE).all():
+        raise InputError(f"{file} is not a table of embeddings: save an array of finite numbers, one row for each token id")
+    return table_VE
+
+
+# ---- who may write -------------------------------------------------------------------------------------------------------------------
+
+
+def claim_workdir(
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    counts_V: Any = None,
+    embedding_VE: Any = None,
+    texts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Writes config, tokenizer, what its text is, counts and embedding table into a new workdir; refuses one that holds another run.
+
+    A workdir in which nothing was trained yet, as when a first start ended with bad input, takes the new config. texts: a fingerprint of
+    each corpus. Returns what the run was given, for its checkpoints.
+
+    Raises:
+      InputError: the workdir's config differs in fields that decide what is computed (they are named), or its text was another one,
+        wherever it lies; a file that says so, or every checkpoint, is damaged. Nothing is changed.
+    """
+    tables = {}
+    if counts_V is not None:
+        tables[counts.FILE] = counts.content(counts_V)
+    if embedding_VE is not None:
+        content = io.BytesIO()
+        np.save(content, embedding_VE, allow_pickle=False)
+        tables[EMBEDDING] = content.getvalue()
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in tables.items()}
+    given = {"texts": list(texts), "tokenizer": tokenizer.hash, "files": hashes}
+    if trained(workdir):
+        _require_same_run(workdir, config, given)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for folder in (workdir, workdir / TOKENIZER):
+            sweep(folder)
+        save_tokenizer(tokenizer, workdir / TOKENIZER)
+        for name, content in tables.items():
+            write_atomically(workdir / name, content)
+        write_atomically(workdir / TEXTS, json.dumps(sealed(given), indent=1) + "\n")
+        write_atomically(workdir / CONFIG, json.dumps(sealed(config_lib.leaves(config)), indent=1) + "\n")
+    return given
+
+
+def _require_same_run(workdir: pathlib.Path, config: ConfigDict, given: dict) -> None:
+    """Raises InputError where a workdir in which something was trained is that of another run, or does not say of which."""
+    meta = newest_meta(workdir)
+    old = stored_leaves(workdir, meta)
+    if old is None:
+        raise InputError(
+            f"{workdir} holds metrics and neither {CONFIG} nor a checkpoint that says of which run; put {CONFIG} back, choose another "
+            "--workdir, or start anew with --fresh, which moves all of it aside (nothing was changed)"
+        )
+    differing = config_lib.differences(config_lib.renamed(old), config_lib.leaves(config))
+    if differing:
+        raise InputError(
+            f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir; with --fork {workdir} it "
+            "goes on from that run's newest checkpoint, for more steps say (nothing was changed)"
+        )
+    before = stored_given(workdir, meta)
+    known = {"tokenizer": before["tokenizer"]} if "tokenizer" in before else {}
+    if os.path.lexists(workdir / TOKENIZER):
+        known["tokenizer"] = stored_tokenizer(workdir, before).hash
+    elif not known and not before and "imported" not in meta:
+        raise InputError(f"{workdir / TOKENIZER} is missing; put back that of the run's corpus (nothing was changed)")
+    if known.get("tokenizer", given["tokenizer"]) != given["tokenizer"]:
+        raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")
+    if before.get("texts", []) not in ([], given["texts"]):
+        raise InputError(
+            f"{workdir} was trained on other text than {', '.join(config.data.paths)} holds now; give it that text again, or go on "
+            "with this one in another --workdir by --fork (nothing was changed)"
+        )
+    for name, wanted in given["files"].items():
+        if before.get("files", {}).get(name, wanted) != wanted:
+            raise InputError(f"{workdir / name} is not the table that the run was trained with; put that back (nothing was changed)")
+
+
+def move_aside(workdir: pathlib.Path) -> pathlib.Path | None:
+    """Moves all that training wrote into a new folder of the workdir, which is returned; None where there is nothing. Deletes nothing.
+
+    For the process that holds the workdir's lock. Raises InputError: a file that cannot be moved; what was moved by then stays there.
+    """
+    there = [name for name in STATE if os.path.lexists(workdir / name)]
+    if not there:
+        return None
+    aside = next(path for number in range(1, 1000) if not os.path.lexists(path := workdir / f"aside-{number:03d}"))
+    try:
+        aside.mkdir()
+        for name in there:
+            (workdir / name).rename(aside / name)
+    except OSError as error:
+        raise InputError(
+            f"{workdir} cannot be moved to {aside} ({error.strerror}); move it yourself, or choose another --workdir"
+        ) from error
+    return aside

@@ -157,7 +157,7 @@ def repair(path: pathlib.Path, resume_step: int) -> bytes:
 
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
-    """The events of a metrics.jsonl (of one kind), a torn last line left out. Raises InputError: a line that is none."""
+    """The events of a metrics.jsonl (of one kind), a torn last line left out. Raises InputError: a line that is none; FileNotFoundError."""
     events = []
     for number, line in enumerate(_content(pathlib.Path(path)).split(b"\n")[:-1], start=1):
         try:
@@ -170,6 +170,8 @@ def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
 def _content(path: pathlib.Path) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); move it away to go on without the run's history") from error
 

@@ -49,6 +49,10 @@ WORSE = 2.0  # a loss of so many times the first one is that of a run that diver
 OnStep = Callable[[int], object]
 
 
+def _nobody(done: int) -> None:
+    """Told how many updates are done; does nothing."""
+
+
 def train(
     config,
     workdir: str,
@@ -57,7 +61,7 @@ def train(
     init: str = "",
     fresh: bool = False,
     command: str = "the same command",
-    on_step: OnStep = lambda done: None,
+    on_step: OnStep = _nobody,
 ) -> dict:
     """Trains, or continues, the run of a config in a workdir; returns what `--json` prints. Every process of a run makes the same call.
 
@@ -81,15 +85,7 @@ def train(
     table_VE = embedding_of(config, None if fresh else workdir)
     parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
     connect(parts.partition.mesh)
-    with contextlib.ExitStack() as held:
-        with refused_together():
-            held.enter_context(sole_writer(workdir))
-            if fresh and jax.process_index() == 0 and (aside := move_aside(workdir)):
-                say(f"--fresh: what {workdir} held is now in {aside}; delete that when nobody wants it")
-        with refused_together():  # no process looks at the workdir before the first one has moved what was there
-            given = claim_workdir(workdir, config, parts.tokenizer, counts_V, table_VE, [corpus.fingerprint for corpus in corpora])
-        kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
-        checkpoints = Checkpoints(workdir / "checkpoints", **kept, common={"given": given})
+    with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(parts, corpora, workdir)
 
         # --- 2. Where we start --------------------------------------------------------------------------------------------------
@@ -108,13 +104,12 @@ def train(
         with (
             Interrupt() as stop,
             checkpoints,
-            MetricsWriter(workdir, resume_step=start, known=meta.get("metrics") if origin == "resume" else None) as writer,
+            MetricsWriter(workdir, resume_step=start, known=meta.get("metrics")) as writer,
             Progress(steps, initial=start) as progress,
             jax.transfer_guard("disallow"),
         ):
-            log = _Log(
-                parts, writer, progress, meta.get("pending", []), Goodput(workdir, start, time.time() - (time.perf_counter() - began))
-            )
+            goodput = Goodput(workdir, start, time.time() - (time.perf_counter() - began))
+            log = _Log(parts, writer, progress, meta.get("pending", []), goodput)
             for step in range(start, steps):
                 if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
                     train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
@@ -143,6 +138,24 @@ def train(
         result = _result(config, workdir, done, meta, finished=last)
         say(_last_words(result) if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
         return result
+
+
+@contextlib.contextmanager
+def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, fresh: bool) -> Iterator[Checkpoints]:
+    """`with _claimed(...) as checkpoints:`: the workdir is this run's and no other writes there. All processes go in, or none does.
+
+    fresh: what it held is moved aside first.
+    """
+    with contextlib.ExitStack() as held:
+        with refused_together():
+            held.enter_context(sole_writer(workdir))
+            if fresh and jax.process_index() == 0 and (aside := move_aside(workdir)):
+                say(f"--fresh: what {workdir} held is now in {aside}; delete that when nobody wants it")
+        with refused_together():  # no process looks at the workdir before the first one has moved what was there
+            texts = [corpus.fingerprint for corpus in corpora]
+            given = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
+        kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
+        yield Checkpoints(workdir / "checkpoints", **kept, common={"given": given})
 
 
 def _diverged(workdir: pathlib.Path) -> str:
@@ -297,7 +310,7 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
                 raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
             state, meta = other.restore(abstract)
         say(f"forking {fork} at step {meta['step']}")
-        return clear_stop(state), meta, "fork"
+        return clear_stop(state), {**meta, "metrics": None}, "fork"  # the lines of the other run are not here
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 0x1717)
     state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
     if init:

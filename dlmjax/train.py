@@ -49,19 +49,12 @@ WORSE = 2.0  # a loss of so many times the first one is that of a run that diver
 OnStep = Callable[[int], object]
 
 
-def _nobody(done: int) -> None:
+def quiet(done: int) -> None:
     """Told how many updates are done; does nothing."""
 
 
 def train(
-    config,
-    workdir: str,
-    *,
-    fork: str = "",
-    init: str = "",
-    fresh: bool = False,
-    command: str = "the same command",
-    on_step: OnStep = _nobody,
+    config, workdir: str, *, fork: str = "", init: str = "", fresh: bool = False, command: str = "the same command", on_step: OnStep = quiet
 ) -> dict:
     """Trains, or continues, the run of a config in a workdir; returns what `--json` prints. Every process of a run makes the same call.
 

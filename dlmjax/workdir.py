@@ -31,7 +31,7 @@ from dlmjax.data import Tokenizer, counts, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
-from dlmjax.files import sealed, sweep, unsealed, write_atomically
+from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, write_atomically
 from dlmjax.training import Checkpoints
 from dlmjax.training.goodput import FILE as GOODPUT
 from dlmjax.training.metrics import FILE as METRICS
@@ -39,7 +39,7 @@ from dlmjax.training.metrics import FILE as METRICS
 CONFIG, TEXTS, EMBEDDING, TOKENIZER, CHECKPOINTS = "config.json", "texts.json", "embedding.npy", "tokenizer", "checkpoints"
 # What `--fresh` moves, in this order: after a kill on the way the run is not taken for one that can be resumed.
 STATE = (CHECKPOINTS, METRICS, "tensorboard", GOODPUT, TEXTS, counts.FILE, EMBEDDING, TOKENIZER, CONFIG)
-_GIVEN = {"texts", "tokenizer", "files"}
+_GIVEN = {"texts": [str], "tokenizer": str, "files": {str: str}}
 _MEND = "restore it; or remove it, and it is made again from the newest checkpoint (nothing was changed)"
 
 
@@ -74,9 +74,11 @@ def stored_leaves(workdir: pathlib.Path, meta: dict) -> dict[str, Any] | None:
     if not os.path.lexists(file):
         return copy
     try:
-        leaves = unsealed(json.loads(file.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not the config of a run any more: {_line(error)}; {_MEND}") from None
+        leaves = unsealed(read_json(file, dict, _MEND))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{file} is not the config of a run any more: {error}; {_MEND}") from None
     if copy:
         old, new = config_lib.renamed(copy), config_lib.renamed(leaves)
         common = old.keys() & new.keys()
@@ -108,12 +110,13 @@ def stored_given(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
     if not os.path.lexists(file):
         return copy
     try:
-        values = json.loads(file.read_bytes())
-        given = {"texts": values} if isinstance(values, list) else unsealed(values, _GIVEN)
-        if not all(isinstance(text, str) for text in given["texts"]) or not isinstance(given.get("files", {}), dict):
-            raise ValueError("it does not hold fingerprints")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{file} is not what the run was given any more: {_line(error)}; {_MEND}") from None
+        values = read_json(file, (dict, list), _MEND)
+        given = {"texts": values} if isinstance(values, list) else unsealed(values, set(_GIVEN))
+        require_shape(given, {name: _GIVEN[name] for name in given} if "texts" in given else _GIVEN)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{file} is not what the run was given any more: {error}; {_MEND}") from None
     if any(copy.get(name, value) != value for name, value in given.items()):
         raise InputError(f"{file} is not what the newest checkpoint was made from; {_MEND}")
     return {**copy, **given}

@@ -158,7 +158,8 @@ def _diverged(workdir: pathlib.Path) -> str:
     lines = read_metrics(workdir / METRICS, "train") if (workdir / METRICS).is_file() else []
     losses = [loss for line in lines if isinstance(loss := line.get("loss"), int | float | None)]
     if losses and losses[-1] is None:
-        return f"no step of the last line of metrics was taken, {lines[-1].get('skipped_total', 0)} in all were skipped"
+        skipped = lines[-1].get("skipped_total")
+        return "no step of the last line of metrics was taken" + (f", {skipped:.0f} in all were skipped" if type(skipped) is float else "")
     first = next((loss for loss in losses if loss is not None), None)
     if first is not None and losses[-1] > WORSE * first > 0:
         return f"the loss is {losses[-1]:.4g} and was {first:.4g} in the first line of metrics"

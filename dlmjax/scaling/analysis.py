@@ -18,6 +18,7 @@ from dlmjax.scaling.isoflop import IsoFlop, PowerLaw
 from dlmjax.scaling.points import FREE_EPOCHS, Points
 
 METHODS = ("parametric", "isoflop", "envelope")
+FAR = 300.0  # logarithms of this size leave no room for sums and powers
 BEST = ("size", "tokens", "loss")
 
 
@@ -102,14 +103,20 @@ def usable(points: Points) -> tuple[Points, int]:
 
 
 def compute_of(points: Points, definition: str) -> Compute:
-    """C = k N^rho D through the runs (least squares in logarithms); k = 1, rho = 1 where N is FLOPs per token."""
+    """C = k N^rho D through the runs (least squares in logarithms); k = 1, rho = 1 where N is FLOPs per token.
+
+    Raises InputError: FLOPs that follow no such law at all.
+    """
     size_R, per_token_R = points.sizes[definition], points.flops_R / points.tokens_R
     if definition == "flops_per_token":
         return Compute(1.0, 1.0)
     if np.allclose(per_token_R, 6 * size_R, rtol=1e-3) or len(np.unique(size_R)) < 2:
         return Compute(float(np.exp(np.log(per_token_R / size_R).mean())), 1.0)
     rho, log_k = np.polyfit(np.log(size_R), np.log(per_token_R), 1)
-    worst = np.abs(per_token_R / (math.exp(log_k) * size_R**rho) - 1).max()
+    off_R = np.log(per_token_R) - log_k - rho * np.log(size_R)
+    if not max(abs(log_k), np.abs(off_R).max()) < FAR:
+        raise InputError(f"series {points.series!r}: FLOPs per token do not follow N = {definition}; check parameters, tokens and FLOPs")
+    worst = np.abs(np.expm1(off_R)).max()
     return Compute(math.exp(log_k), float(rho), float(worst))
 
 

@@ -92,7 +92,7 @@ def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: ar
     claims = dict(_pair(text, "--claim", r"([a-z0-9][a-z0-9.-]*)=(/[^:]*[^/:])", "NAME=/DIR") for text in arguments.claim)
     nodes = dict(_pair(text, "--node", r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]+)", "LABEL=VALUE") for text in arguments.node)
     root = pathlib.Path(directory).absolute()
-    for path in (str(root), *dict.fromkeys(path for run in plan.runs for path in run.config["data.paths"])):
+    for path in (str(root), *dict.fromkeys(path for run in plan.runs for path in run.config.get("data.paths", ()))):
         if not any(path.startswith(f"{mounted}/") for mounted in claims.values()):
             raise InputError(f"{path} is on no volume that all pods mount; give --claim NAME=/DIR with a directory above it")
     devices = {"nvidia.com/gpu": str(arguments.gpus)} if arguments.gpus else {}

@@ -37,6 +37,11 @@ FREE_LEAVES += tuple(f"optimizer.{name}" for name in ("lr", "warmup", "decay", "
 SHAPE_LEAVES = ("model.", "execution.", "process.", "mesh.", "data.length", "data.batch", "optimizer.name", "train.accumulation")
 
 
+# Leaves that a record repeats.
+LEAVES = ("data.paths", "data.weights", "data.batch", "data.length", "model.depth", "model.width", "model.vocab", "train.steps")
+LEAVES += ("optimizer.lr", "optimizer.schedule", "process.name", "seed")
+
+
 class Journal:
     """The records of a sweep by run, oldest first. `refresh` reads what was added since."""
 
@@ -165,7 +170,9 @@ def domain_names(paths: tuple[str, ...] | list[str]) -> list[str]:
 
 
 def facts(run: PlannedRun, config: Mapping[str, Any], validation: Validation) -> dict[str, Any]:
-    """The fields of a record that are known before the run; `config`: every leaf, as it is run."""
+    """The fields of a record that are known before the run; `config`: every leaf, as it is run. Raises InputError: a leaf is missing."""
+    if lacking := [name for name in LEAVES if name not in config]:
+        raise InputError(f"the plan of {run.id} is of another version: its config lacks {', '.join(lacking)}; plan the sweep again")
     paths, weights = config["data.paths"], config["data.weights"]
     mixture = None
     if len(paths) > 1 and weights:

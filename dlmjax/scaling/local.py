@@ -36,6 +36,7 @@ from dlmjax.scaling.journal import (
     STEPPED,
     Account,
     Journal,
+    facts,
     failed,
     hold,
     read_result,
@@ -144,6 +145,8 @@ class Local:
         self._command = command
         self._plan, self._root, self._say, self._progress = plan, directory, say, progress
         self._waiting = sorted(plan.runs if runs is None else runs, key=lambda run: -run.flops)
+        for run in self._waiting:  # what cannot be recorded is refused before anything is started
+            facts(run, run.config, plan.validation)
         self._shape = {run.id: shape_of(run.config) for run in self._waiting}
         self._free, self._running = list(slots), {}
         self._ended: queue.SimpleQueue = queue.SimpleQueue()

@@ -20,6 +20,10 @@ FORMAT, VERSION = "dlmjax sweep", 1
 RULES = ("gauss", "stratified", "count")  # of `evaluation.Evaluator`, which imports jax
 MOST_DRAWS = 2**20  # nodes x draws stay below
 
+# Leaves that a sweep itself reads of a run, with their types.
+_LEAVES = dict.fromkeys(("model.depth", "model.width", "model.vocab", "seed"), (int,))
+_LEAVES |= {"data.paths": (list,), "data.weights": (list,), "optimizer.lr": (float, int)}
+_LEAVES |= {"optimizer.schedule": (str,), "process.name": (str,)}
 _ID = re.compile(r"[a-z0-9][\w.-]{0,199}", re.ASCII)  # it names a folder
 
 
@@ -222,6 +226,11 @@ def _run_of(line: bytes, what: str) -> PlannedRun:
     for name, value in leaves.items():
         if type(value) is not int or value < 1:
             raise InputError(f"{what} has {name} {value!r} in its config; it must be a positive whole number")
+    for name, kinds in _LEAVES.items():
+        if name in run.config and type(run.config[name]) not in kinds:
+            raise InputError(f"{what} has {name} {str(run.config[name])[:60]!r} in its config; it must be {kinds[0].__name__}")
+    if not all(isinstance(path, str) for path in run.config.get("data.paths", [])):
+        raise InputError(f"{what} has data.paths in its config that are not all texts")
     tokens = math.prod(leaves.values())
     if run.tokens != tokens:
         raise InputError(f"{what} was edited: it has {run.tokens:,} tokens, steps x batch x length are {tokens:,}")

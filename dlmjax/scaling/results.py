@@ -10,6 +10,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from textwrap import shorten
 from types import NoneType
 from typing import Any
 
@@ -286,7 +287,8 @@ def read(directory: str | os.PathLike) -> Saved:
             _check_series(name, found)
         samples = _read_samples(read_bounded(root / RESAMPLES), record)
     except (InputError, OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"the fit in {root} cannot be read ({' '.join(str(error).split())}); fit the records again") from None
+        said = shorten(checks.one_line(str(error)), 300, placeholder=" ...")
+        raise InputError(f"the fit in {root} cannot be read ({said}); fit the records again") from None
     return Saved(root, record, samples)
 
 

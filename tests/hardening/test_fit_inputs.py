@@ -9,6 +9,7 @@ import contextlib
 import copy
 import html
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -29,7 +30,7 @@ from dlmjax.scaling.manifest import Plan
 from dlmjax.scaling.predict import predict
 from dlmjax.scaling.sweep import load
 from tests.scaling.sweeps import plan, planned
-from tests.scaling.synthetic import sweep
+from tests.scaling.synthetic import record, sweep
 
 SECONDS = 60  # more is a hang
 EXTREME = [0, -1, 1, 5e-324, 1e-300, 1e308, -1e308, 1e60, 2**31, 2**53 + 1, 2**63, 10**30, 10**400, math.nan, math.inf, -math.inf, 0.5]
@@ -121,6 +122,39 @@ def changed(rng, value):
         return value
 
 
+def repeated():
+    """Runs of one size on two corpora, again and again."""
+    cells = [(unique, epochs) for unique in (10**5, 10**6) for epochs in (1, 4, 16)]
+    known = [{"unique_tokens": unique, "epochs": float(epochs)} for unique, epochs in cells]
+    losses = [2.0 + 300 / (unique * epochs) ** 0.5 + 0.01 * epochs for unique, epochs in cells]
+    sizes = [(unique * epochs, loss, more) for (unique, epochs), loss, more in zip(cells, losses, known, strict=True)]
+    return [record(f"u{i}", "again", 1e5, tokens, loss, cell=more, **more) for i, (tokens, loss, more) in enumerate(sizes)]
+
+
+def tuned():
+    """Batches and learning rates at two numbers of tokens."""
+    cells = itertools.product((1e6, 1e7), (4, 8, 16), (1e-3, 2e-3, 4e-3))
+    return [
+        record(
+            f"t{i}", "tuned", 1e5, tokens, 3 + 0.1 * math.log(lr / 2e-3) ** 2 + 0.1 * math.log(batch / 8) ** 2 - 1e-8 * tokens,
+            batch=batch, lr=lr, cell={"tokens": tokens, "batch": batch, "lr": lr},
+        )
+        for i, (tokens, batch, lr) in enumerate(cells)
+    ]  # fmt: skip
+
+
+def mixed():
+    """Mixtures of two corpora."""
+    cells = itertools.product((0.25, 0.5, 0.75), (1e6, 1e7))
+    return [
+        record(
+            f"m{i}", "mixed", 1e5, tokens, 3.0, cell={"weights": [share, 1 - share]}, mixture={"a": share, "b": 1 - share},
+            domains={"a": 2 + 50 / tokens**0.3 / share**0.1, "b": 2 + 50 / tokens**0.3 / (1 - share) ** 0.1},
+        )
+        for i, (share, tokens) in enumerate(cells)
+    ]  # fmt: skip
+
+
 class Inputs:
     """The whole inputs that are damaged, made once, and for each kind a function that makes one case and runs it."""
 
@@ -136,8 +170,10 @@ class Inputs:
         self.plan.write(root / "sweep")
         self.head = json.loads((root / "sweep" / "sweep.json").read_text())
         self.lines = [json.loads(line) for line in (root / "sweep" / "manifest.jsonl").read_text().splitlines()]
+        self.grids = [dict(vars(run)) for run in [*repeated(), *tuned(), *mixed()]]
         self.kinds = {
             "records": self.of_records,
+            "grids": self.of_grids,
             "table": self.of_table,
             "losses": self.of_losses,
             "fit": self.of_fit,
@@ -153,6 +189,9 @@ class Inputs:
         text = json.dumps(result.record(), allow_nan=False)
         assert all(ord(letter) >= 32 for line in summary(result).splitlines() for letter in line), text[:100]
         report.page(result, {})
+        for analysis in (each for found in result.series for each in found.analyses.values()):
+            best = [analysis.laws[method].at(flops) for method in analysis.trusted for flops in analysis.points.flops_R]
+            assert all(0 < number < math.inf for each in best for number in each.values())
 
     def of_records(self, rng) -> None:
         runs = list(self.records)
@@ -164,6 +203,22 @@ class Inputs:
             content = damaged(rng, b"".join(dumps(run) + b"\n" for run in runs))
         file = self.root / "records.jsonl"
         file.write_bytes(content)
+        self._fitted(records=[str(file)])
+
+    def of_grids(self, rng) -> None:
+        """Runs of repeated data, of batches and rates, and of mixtures."""
+        runs = list(self.grids)
+        for _ in range(int(rng.integers(1, 4))):
+            place = int(rng.integers(len(runs)))
+            if rng.random() < 0.5:
+                name = str(rng.choice(["loss", "lr", "batch", "tokens", "unique_tokens", "parameters", "epochs", "loss_stderr"]))
+                kind = type(runs[place][name])
+                runs[place] = runs[place] | {name: kind(runs[place][name] * 10.0 ** float(rng.integers(-12, 12)))}
+            else:
+                name = str(rng.choice(["cell", "mixture", "domains"]))
+                runs[place] = runs[place] | {name: changed(rng, runs[place][name] or {"a": 1})}
+        file = self.root / "grids.jsonl"
+        file.write_bytes(b"".join(dumps(run) + b"\n" for run in runs))
         self._fitted(records=[str(file)])
 
     def of_table(self, rng) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import pprint
 import shlex
 from bisect import bisect_left

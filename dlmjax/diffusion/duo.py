@@ -143,6 +143,8 @@ class Duo(Uniform):
             raise InputError(
                 f"process duo: temperature is {self.temperature}, k is {self.k}; need temperature > 0 and 2 <= k < {self.tokens}"
             )
+        if self.until < 0:
+            raise InputError(f"process duo: until is {self.until}; it is a number of steps, 0 = the curriculum does not end")
         if self.vocab > 2**24:
             raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are no float32 number")
 

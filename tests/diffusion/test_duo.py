@@ -102,6 +102,8 @@ def test_the_curriculum_is_a_training_loss_and_uniform_noise_its_bound():
         process.forward_step(keys_B, z_BL, t_BL, t_BL)
     with pytest.raises(InputError, match="k is 9"):
         Duo(VOCAB, 6, k=9)
+    with pytest.raises(InputError, match="until is -3"):
+        Duo(VOCAB, 6, until=-3)
 
 
 class _Mean(Denoiser):

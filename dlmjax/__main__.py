@@ -305,7 +305,8 @@ def _add_import(command):
     add(
         "--family",
         metavar="NAME",
-        help="whose names the tensors have: llama, qwen2, qwen3, gpt2, bert, roberta, llada, dream or sdar; default: by config.json",
+        help="whose names the tensors have: llama, mistral, olmo2, qwen2, qwen3, gpt2, bert, roberta, xlm-roberta, llada, dream or sdar; "
+        "for another model_type than config.json's, logits are compared with transformers' first; default: by config.json",
     )
     add("--tokenizer", metavar="SPEC", help="as of `dlmjax prepare`; default: the source's own files")
     add("--process", metavar="NAME", help="noise process of the run; default: what the weights were trained under")

@@ -329,6 +329,8 @@ class SentencePieceTokenizer(TableTokenizer):
     def __init__(self, model: bytes, source: str):
         import sentencepiece
 
+        if not model:  # which the library takes, and then answers nothing
+            raise InputError(f"{source} is not a SentencePiece model (it is empty)")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:

@@ -1,0 +1,71 @@
+"""No malformed flag and no malformed file ends in a traceback, hangs, is taken for another value, or is told without its name."""
+
+import io
+import os
+import shutil
+import sys
+
+import pytest
+
+from tests.hardening import malformed
+
+FAST = 9  # of the cases of flags, each so-many-th is tried in the fast form; coprime with the number of values, so that all flags meet many
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs cases in a folder of their own, with a world of files in it; returns what was found, by case."""
+    monkeypatch.chdir(tmp_path)
+    values = malformed.world(tmp_path)
+
+    def judged(case):
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            said = malformed.judge(case, out, err)
+        for made in ("out", "folder"):
+            shutil.rmtree(tmp_path / made, ignore_errors=True)
+        os.makedirs("folder", exist_ok=True)
+        (tmp_path / "file").write_text("mine\n")
+        return said
+
+    judged.values = values
+    return judged
+
+
+def test_every_flag_takes_or_refuses_every_value(run, capsys):
+    cases = list(malformed.cases_of_flags(run.values))
+    assert len(cases) > 4000 and len({case.name.split(":")[0] for case in cases}) > 180
+    _all_well(run, cases[::FAST], capsys)
+
+
+@pytest.mark.nightly
+def test_every_flag_takes_or_refuses_every_value_in_full(run, capsys):
+    _all_well(run, list(malformed.cases_of_flags(run.values)), capsys)
+
+
+def test_every_reader_refuses_what_it_cannot_read(run, tmp_path, capsys):
+    found, tried = {}, 0
+    for number, (file, content, case) in enumerate(malformed.cases_of_readers()):
+        tried += 1
+        path = tmp_path / f"reader{number}" / file
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        if file.endswith("vocab.json"):
+            (path.parent / "merges.txt").write_bytes(content)
+        (tmp_path / f"reader{number}" / "file").write_text("mine\n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path / f"reader{number}")
+            if said := run(case):
+                found[case.name] = said
+    with capsys.disabled():
+        print("\n" + malformed.tally(found, tried))
+    assert not found
+
+
+def _all_well(run, cases, capsys):
+    found = {case.name: said for case in cases if (said := run(case))}
+    with capsys.disabled():
+        print("\n" + malformed.tally(found, len(cases)))
+    assert not found

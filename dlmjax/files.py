@@ -201,13 +201,13 @@ def parse_json(content: bytes | str) -> Any:
 
 def _integer(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
-        raise ValueError(f"the integer {_brief(digits)} does not fit in 64 bits")
+        raise ValueError(f"the integer {brief(digits)} does not fit in 64 bits")
     return int(digits)
 
 
 def _real(digits: str) -> float:
     if not math.isfinite(float(digits)):
-        raise ValueError(f"the number {_brief(digits)} is not finite")
+        raise ValueError(f"the number {brief(digits)} is not finite")
     return float(digits)
 
 
@@ -215,11 +215,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"the field {_brief(twice)!r} stands twice in one object")
+        raise ValueError(f"the field {brief(twice)!r} stands twice in one object")
     return value
 
 
-def _brief(text: str) -> str:
+def brief(text: str) -> str:
+    """A text for a message: its start and its length where it is long."""
     return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
 
 
@@ -251,7 +252,7 @@ def require_shape(value: Any, shape: Shape, name: str = "") -> Any:
         for field, inner in wanted.items():
             if field not in value:
                 raise ValueError(f"{said} has no field {field!r}")
-            require_shape(value[field], inner, f"{name}.{_brief(field)}" if name else _brief(field))
+            require_shape(value[field], inner, f"{name}.{brief(field)}" if name else brief(field))
     elif isinstance(shape, list):
         for index, item in enumerate(require_shape(value, list, name)):
             require_shape(item, shape[0], f"{name}[{index}]")
@@ -316,10 +317,10 @@ def flaw_of_path(text: str | os.PathLike, use: str) -> str:
     if "://" in text:
         return ""
     if _UNPRINTABLE.search(text):
-        return f"is {_brief(text)!r}, which holds control characters or bytes that are not UTF-8; rename it"
+        return f"is {brief(text)!r}, which holds control characters or bytes that are not UTF-8; rename it"
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
-        return f"is {_brief(text)!r}; a name takes at most {LONGEST_NAME} bytes and a path {LONGEST_PATH}"
+        return f"is {brief(text)!r}; a name takes at most {LONGEST_NAME} bytes and a path {LONGEST_PATH}"
     if way == "named":
         return ""
     if kind == "folder" and os.path.exists(text) and not os.path.isdir(text):

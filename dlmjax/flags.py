@@ -14,7 +14,7 @@ from collections.abc import Callable
 from textwrap import shorten
 
 from dlmjax.errors import InputError
-from dlmjax.files import flaw_of_path, why
+from dlmjax.files import brief, flaw_of_path, why
 from dlmjax.seeds import SEEDS, SPLIT_SEEDS
 
 MOST = 2**31 - 1  # of a count: what every library below takes
@@ -23,12 +23,11 @@ _WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")  # int() also takes other alphabet
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
-def _refuse(said: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(said)
+_refuse = argparse.ArgumentTypeError  # its text is what `Parser.error` says behind the flag
 
 
 def _brief(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+    return repr(brief(text))
 
 
 def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
@@ -155,15 +154,25 @@ _OF_NAMES = {
 }
 
 
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
+LONGEST_LINE = 1500  # characters; what is typed may have any number
+
+
+def one_line(text: str) -> str:
+    """A message as one line of bounded length: control characters as Python writes them, the middle of what is too long left out."""
+    line = text.strip().translate(_CONTROL)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 500]} ... {line[-495:]}"
+
+
 def said_of(error: Exception) -> str:
     """One line for what a person did and can mend; "" for a defect of ours or of the machine.
 
     That is every InputError, a file that the operating system refuses by its name or place, and an array that no memory holds.
     """
     if isinstance(error, InputError):
-        return str(error)
+        return one_line(str(error))
     if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename is not None:
-        return f"{error.filename} cannot be used: {why(error)}; correct the path, or choose another place"
+        return one_line(f"{error.filename} cannot be used: {why(error)}; correct the path, or choose another place")
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
         detail = shorten(" ".join(str(error).split()), 120, placeholder=" ...")
         return f"out of memory ({detail}); ask for less at a time: a smaller batch, length or count"

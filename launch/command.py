@@ -13,7 +13,7 @@ from dlmjax import config as config_lib
 from dlmjax.__main__ import train_flags
 from dlmjax.errors import InputError
 from dlmjax.flags import Parser as BaseParser
-from dlmjax.flags import print_anything
+from dlmjax.flags import one_line, print_anything
 from dlmjax.mesh_sizes import fill_sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -153,7 +153,7 @@ def exit_code(name: str, main: Callable[[list[str]], int]) -> int:
     try:
         return main(sys.argv[1:])
     except InputError as error:
-        print(f"launch/{name}.py: {error}", file=sys.stderr)
+        print(f"launch/{name}.py: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

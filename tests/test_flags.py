@@ -65,6 +65,12 @@ def test_every_flag_has_a_type_with_bounds():
     assert all(isinstance(parser, flags.Parser) for parser in parsers())
 
 
+def test_a_message_is_one_line_of_bounded_length():
+    assert flags.one_line("a\nb\tc \x1b[31m\n") == "a\\nb\\tc \\x1b[31m"
+    long = flags.one_line("--flag is " + "x" * 10**6 + "; give less")
+    assert len(long) <= flags.LONGEST_LINE and long.startswith("--flag is xxx") and long.endswith("xxx; give less")
+
+
 def test_a_terminal_that_knows_only_ascii_is_written_to(monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))

@@ -26,6 +26,7 @@ from typing import Any
 
 from dlmjax.errors import Diverged, InputError
 from dlmjax.files import finite, write_atomically
+from dlmjax.flags import one_line, print_anything
 from dlmjax.scaling.journal import (
     COMPILED,
     LOCKS,
@@ -315,7 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if record is not None:
             write_atomically(workdir_of(given.directory, given.id, given.diverged) / RESULT, record.to_json() + "\n")
     except InputError as error:
-        print(f"dlmjax: {error}", file=sys.stderr, flush=True)
+        print_anything()
+        print(f"dlmjax: {one_line(str(error))}", file=sys.stderr, flush=True)
         return 2
     except Exception:
         traceback.print_exc()

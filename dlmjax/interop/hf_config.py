@@ -23,10 +23,11 @@ HARMLESS = {
     "the type of the stored numbers, which the tensors say themselves": "dtype torch_dtype precision use_bfloat16",
     "how it is run": """
         use_cache pretraining_tp _attn_implementation attn_implementation _attn_implementation_autoset flash_attention use_flash_attn
-        chunk_size_feed_forward torchscript gradient_checkpointing""",
+        chunk_size_feed_forward torchscript gradient_checkpointing fuse_cross_entropy skip_checkpoint micro_forward ep_size debug""",
     "what a call returns": "return_dict use_return_dict output_attentions output_hidden_states output_past output_scores",
     "start values of weights": "initializer_range initializer_factor init_std init_fn init_cutoff_factor init_device",
     "heads for other tasks": """
+        _num_labels
         num_labels id2label label2id problem_type finetuning_task task_specific_params classifier_dropout summary_type summary_use_proj
         summary_activation summary_proj_to_labels summary_first_dropout pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
         pooler_size_per_head pooler_type directionality""",
@@ -148,7 +149,7 @@ def llama_like(
     """
     hf.expect("hidden_act", "silu", "swish")
     # Llama's and Qwen3's switch is for all four maps of attention; Qwen2's bias on three of them has none.
-    for switch in ("attention_bias", "mlp_bias", "is_encoder_decoder", "add_cross_attention", "rope_interleaved"):
+    for switch in ("attention_bias", "mlp_bias", "is_encoder_decoder", "add_cross_attention", "rope_interleaved", "use_mrope"):
         hf.expect(switch, False)
     width, heads, depth = hf.size("hidden_size"), hf.size("num_attention_heads"), hf.size("num_hidden_layers")
     window = _window(hf, depth, sliding)

@@ -125,6 +125,26 @@ true, "mask_token_id": 126336, "max_sequence_length": 4096, "mlp_hidden_size": 1
 false, "transformers_version": "4.46.3", "use_cache": false, "vocab_size": 126464, "weight_tying": false}"""
 
 
+# Keys beside the sizes that published files have, by layout: none of them is refused.
+PUBLISHED = {
+    "llama": dict(is_llama_config=True, rope_interleaved=False, rope_scaling=None, pretraining_tp=1, attention_bias=False, mlp_bias=False),
+    "mistral": dict(sliding_window=None, attention_dropout=0.0, use_cache=True, torch_dtype="bfloat16", transformers_version="4.34.0.dev0"),
+    "qwen2": dict(use_mrope=False, use_sliding_window=False, sliding_window=131072, max_window_layers=28, attention_dropout=0.0),
+    "qwen3": dict(head_dim=8, attention_bias=False, use_sliding_window=False, sliding_window=None, max_window_layers=36, rope_scaling=None),
+    "sdar": dict(head_dim=8, block_size=4, fuse_cross_entropy=True, debug=False, ep_size=1, micro_forward=False, skip_checkpoint=False),
+    "dream": dict(use_mrope=False, use_sliding_window=False, sliding_window=None, mask_token_id=151666, auto_map={}, pad_token_id=151643),
+    "bert": dict(gradient_checkpointing=False, position_embedding_type="absolute", classifier_dropout=None, directionality="bidi"),
+    "roberta": dict(output_past=True, position_embedding_type="absolute", tokenizer_class="BertTokenizer", type_vocab_size=1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_key_of_a_published_file_is_refused(name):
+    given = {"num_key_value_heads": 4, "vocab_size": 32000, "initializer_range": 0.02, **PUBLISHED[name]}
+    given = {key: value for key, value in given.items() if key != "num_key_value_heads" or name not in ("bert", "roberta")}
+    LAYOUTS[name].spec_of({**SIZES, "architectures": ["X"], "bos_token_id": 1, "eos_token_id": 2, "model_type": name, **given})
+
+
 def test_the_config_that_llada_published_is_read_key_by_key():
     """No class of transformers reads it: each key is applied, refused, or on one of the lists of those that change nothing."""
     hf = json.loads(LLADA)

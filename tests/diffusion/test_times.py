@@ -1,5 +1,7 @@
 """How levels are drawn: what they depend on, their law, and weights that keep the mean an integral."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +26,14 @@ every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 ROWS = 4096
 
 
+@functools.cache
+def _drawn(times, batch, length):
+    """As one program: operation by operation each of them would be compiled for each batch size."""
+    return jax.jit(lambda key: times.draw(key, jnp.arange(batch), batch, length))
+
+
 def _draw(times, batch=ROWS, length=3, seed=0):
-    return times.draw(jax.random.key(seed), jnp.arange(batch), batch, length)
+    return _drawn(times, batch, length)(jax.random.key(seed))
 
 
 @every_law

@@ -458,3 +458,26 @@ def test_request_differences_name_the_field():
     shard = manifest.Shard("x", 4097, 16385, 1, 1, "")
     assert (shard.token_records, shard.records) == (2, 4)
     assert dataclasses.replace(shard, tokens=0, documents=0).records == 0
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 40, 10**6])
+def test_records_without_text_are_left_out_and_counted_whatever_the_format(tmp_path, shard_bytes, capsys):
+    """JSON lines and parquet of the same rows, nulls and empty texts at the ends and where segments meet: one corpus, one count."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [None, "", "the first text", None, "a second one", "", "", "the third", None]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet", row_group_size=4)
+    kinds = {"jsonl": "a.jsonl", "parquet": "a.parquet"}
+    found = {kind: prepare([tmp_path / name], "bytes", tmp_path / kind, shard_bytes=shard_bytes) for kind, name in kinds.items()}
+    in_items = prepare([tmp_path / "a.parquet"], "bytes", tmp_path / "i", shard_bytes=shard_bytes, execute=lambda f, x: [f(i) for i in x])
+    assert in_items == found["parquet"] and contents(tmp_path / "i") == contents(tmp_path / "parquet")
+    for kind, made in found.items():
+        assert made.skipped == 6 and made.counts("train")["documents"] == 3
+        assert list(Corpus.open(tmp_path / kind).documents()) == [text for text in rows if text]
+        assert prepare([tmp_path / kinds[kind]], "bytes", tmp_path / kind, shard_bytes=shard_bytes) == made  # again: nothing to do
+    assert main(["prepare", "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "c")]) == 0
+    assert "6 records without text are left out" in capsys.readouterr().out
+    assert main(["prepare", "--input", "builtin:python-docs", "--output", str(tmp_path / "d")]) == 0
+    assert "left out" not in capsys.readouterr().out and "skipped" not in (tmp_path / "d" / "manifest.json").read_text()

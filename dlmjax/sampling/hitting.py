@@ -28,7 +28,10 @@ class Predetermined(Stepper):
     def check(self, process: Process) -> None:
         needs_masks(self.name, process)
         if process.has_boundary:
-            raise InputError(f"method {self.name} needs a schedule that is all text at t = 0 and all masks at t = 1; use ancestral")
+            raise InputError(
+                f"method {self.name} needs a schedule that is all text at t = 0 and all masks at t = 1, unlike that of process "
+                f"{process.name}; use ancestral"
+            )
 
     def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
         # Cell j holds the times in (levels[j + 1], levels[j]]; steps count from 0. By the noise: discrete time has no other times.
@@ -53,7 +56,9 @@ class FirstHitting(Predetermined):
 
     def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
         del levels_BN
-        tau_BL = jnp.where(holes_BL, process.schedule.inverse(1 - self._noise(process, keys_B, start_BL)), 0.0)
+        tau_BL = process.schedule.inverse(1 - self._noise(process, keys_B, start_BL))
+        # In discrete time a token is hit at a level, the first at the earliest.
+        tau_BL = jnp.where(holes_BL, process.levels(tau_BL, holes_BL), 0.0)
         return Plan(_falling(tau_BL), jnp.where(holes_BL, rank(tau_BL, holes_BL) + 1, 0))
 
 

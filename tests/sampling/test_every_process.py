@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion.process import Blocks
-from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
+from dlmjax.diffusion.registry import PROCESSES, make_process, parse_call, process_fields
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.sampling.blocks import sampler_for
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.methods import METHODS
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.settings import REVEAL_ORDERS, SampleSettings
 from tests.models.tiny import lively, spec
 from tests.sampling.toy import Law
 
@@ -20,10 +20,11 @@ VOCAB, PAD, BOS, MASK = 29, 26, 27, 28
 LENGTH = 8
 
 
-def process_of(name):
+def process_of(text):
+    name, values = parse_call(text)
     facts = {"vocab": VOCAB, "mask_id": MASK, "bos_id": BOS, "eos_id": BOS, "excluded": (PAD,)}
     needs = {"counts_V": tuple(range(1, VOCAB + 1))} if "counts_V" in process_fields(name) else {}
-    return make_process(name, **facts, **needs)
+    return make_process(name, **facts, **needs, **values)
 
 
 def make(name, **changes):
@@ -88,6 +89,34 @@ def test_every_method_fits_or_is_refused_in_one_line(name):
         except InputError as error:
             assert "\n" not in str(error)
     assert "ancestral" in fits and len(fits) < len(METHODS)
+
+
+# The other kinds of noise, meanings of the output and ends of the schedule that the names above do not stand for.
+VARIANTS = (
+    *("score(noise=uniform)", "flow_matching(noise=uniform)", "d3pm(kernel=absorbing, steps=8)", "d3pm(kernel=gaussian, steps=8)"),
+    *("uniform(parameterisation=posterior, eps=0.1)", "hybrid(p_uniform=0.9, parameterisation=posterior)", "masked(eps=0.1)"),
+    *("mixed(mixing=constant, values=(0.3,))", "mixed(eps=0.1)", "score(eps=0.1)"),
+)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("way", [*METHODS, *REVEAL_ORDERS])
+@pytest.mark.parametrize("name", sorted({*PROCESSES, *VARIANTS} - {"blocks", "autoregressive"}))
+def test_every_pair_that_is_accepted_makes_text_and_nothing_else(name, way):
+    """With guidance, a prompt and what else the process takes; what does not go together is refused, and only that."""
+    process, network, params = make(name)
+    how = {"order": way} if way in REVEAL_ORDERS else {"method": way}
+    canvas = canvas_of(process)
+    try:
+        sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=0.5, never=(PAD, BOS, MASK), **how))
+        last = list(sampler.states(params, canvas, seed=7))[-1]
+    except InputError as error:
+        assert way != "ancestral" and "\n" not in str(error)
+        assert any(f"process {known.name}" in str(error) for known in (process, process.bound))
+        return
+    assert (last.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
+    assert not last.hidden_BL.any() and last.tokens_BL.min() >= 0 and last.tokens_BL.max() < PAD
+    assert ((last.confidence_BL >= 0) & (last.confidence_BL <= 1 + 1e-6)).all()
 
 
 def test_a_process_gets_the_sampler_that_suits_it():

@@ -79,13 +79,32 @@ def draw_late(name, method):
     return case, tally(tokens_BL, case.states), oracle.evidence(LAW, case.kernel, 0.9).sum(axis=0)
 
 
-@pytest.mark.parametrize("name", ["uniform/linear", "hybrid/0.2", "score/mask, linear", "score/uniform, linear"])
+def and_at_night(*names):
+    return [pytest.param(name, marks=pytest.mark.nightly) for name in names]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uniform/linear",
+        "hybrid/0.2",
+        "score/mask, linear",
+        "score/uniform, linear",
+        *and_at_night("mixed/sigmoid", "flow_matching/uniform"),
+    ],
+)
 def test_analytic_steps_from_exact_scores_are_ancestral(name):
     case, counts_Z, start_Z = draw_late(name, "analytic")
     assert chi_square_sigmas(counts_Z, oracle.reverse_law(LAW, case.kernel, list(LATE), start_Z)) < 4
 
 
-@pytest.mark.parametrize("name", ["uniform/linear", "hybrid/0.2", "score/mask, linear"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("uniform/linear", "hybrid/0.2", "score/mask, linear"),
+        *and_at_night("mixed/sigmoid", "score/uniform, linear", "flow_matching/uniform", "flow_matching/mask"),
+    ],
+)
 def test_tau_leaps_have_the_law_of_frozen_rates(name):
     case, counts_Z, now_Z = draw_late(name, "tau_leap")
     exact_Z = oracle.reverse_law(LAW, case.kernel, list(LATE), now_Z)

@@ -288,6 +288,7 @@ def test_a_second_writer_changes_nothing(whole, tmp_path):
     assert (workdir / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_can_go_on_wherever_it_was_saved(whole, tmp_path):
     """Checkpoints are due before the next line of metrics: none is of a state that stands still, and the way past is open."""
     _, file, _ = whole

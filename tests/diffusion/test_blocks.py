@@ -102,6 +102,7 @@ def test_blocks_of_one_token_are_the_chain_rule_of_any_network():
         np.testing.assert_allclose(nats_BL[:, i], -jax.nn.log_softmax(logits_BV)[jnp.arange(len(TEXTS)), x_BL[:, i]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_block_of_the_whole_row_is_masked_diffusion():
     """Same levels, same masks, same nats on a real network, the clean stream being out of sight."""
     blocks, masked = BlockMasked(VOCAB, MASK, excluded=(BOS,), size=LENGTH), Masked(VOCAB, MASK, excluded=(BOS,))

@@ -62,6 +62,7 @@ def test_briefly_trained_weights_have_our_logits_and_our_text(trained):
     assert "topics.jsonl" in card and "10 of 8 x 32 tokens: 2,560 tokens" in card and "Not evaluated" in card
 
 
+@pytest.mark.slow
 def test_full_attention_with_more_steps_than_holes_and_a_padded_vocabulary(tmp_path):
     """The ids that pad it have half of the rows of the head: unbarred, they would win half of the places."""
     workdir, *_ = random_run(tmp_path / "run", model__vocab=518)

@@ -80,6 +80,7 @@ def test_bfloat16_is_close_and_keeps_master_weights():
     assert jax.eval_shape(denoiser.logits, hidden).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_remat_keeps_less():
     """Residuals of the backward pass shrink from none over dots to full."""
     kept = []

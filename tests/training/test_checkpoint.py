@@ -424,6 +424,7 @@ def child(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_sigkill_during_an_asynchronous_save(tmp_path):
     """Killed the moment a save is seen on disk, three lives in one directory; what reads as whole is whole, bit for bit."""
     for life, delay in enumerate((0.0, 0.004, 0.02)):

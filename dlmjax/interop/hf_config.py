@@ -145,7 +145,8 @@ def llama_like(
     """Llama, Qwen2, Qwen3, and what copies their config: SDAR, Dream, Mistral, OLMo 2.
 
     shift: the weights predict the position after the one they read. sliding: "never"; "always", layers have the file's `sliding_window`;
-    "switch", where the file says so. head_dim, kv_heads, norm_eps: where the file has no such key.
+    "switch", where the file says so; "off", there is such a switch, and it must be off. head_dim, kv_heads, norm_eps: what stands for
+    a key that the file has not.
     """
     hf.expect("hidden_act", "silu", "swish")
     # Llama's and Qwen3's switch is for all four maps of attention; Qwen2's bias on three of them has none.

@@ -297,7 +297,7 @@ _of_roberta = functools.partial(bert, from_padding=True)
 
 def _of_sdar(family: str, hf: Fields) -> dict[str, Any]:
     hf.get("block_size")  # read where the process is chosen
-    return _of_qwen3(family, hf)
+    return _of_qwen3(family, hf, sliding="off")
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -309,7 +309,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout("qwen2", "qwen2", _LLAMA, _of_qwen2, "autoregressive", "model.", "qwen2", _BUFFERS),
         Layout("qwen3", "qwen3", _LLAMA, _of_qwen3, "autoregressive", "model.", "qwen3", _BUFFERS),
         Layout("sdar", "qwen3", _LLAMA, _of_sdar, "blocks(size=4)", "model.", "sdar", _BUFFERS),
-        Layout("dream", "qwen2", _LLAMA, functools.partial(_of_qwen2, shift=True), "masked", "model.", "Dream", _BUFFERS),
+        Layout("dream", "qwen2", _LLAMA, functools.partial(_of_qwen2, shift=True, sliding="off"), "masked", "model.", "Dream", _BUFFERS),
         Layout("llada", "llama", _LLADA, llada, "masked", "model.", "llada", _BUFFERS),
         Layout("gpt2", "gpt2", _GPT2, gpt2, "autoregressive", "transformer.", "gpt2", _BUFFERS),
         Layout("bert", "bert", _BERT, bert, "masked", "bert.", "bert", _BUFFERS + _OF_TEXTS),

@@ -140,9 +140,14 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_no_key_of_a_published_file_is_refused(name):
+    """Nor is a window that is switched off; where only code that lies beside the weights knows what one means, it is refused."""
     given = {"num_key_value_heads": 4, "vocab_size": 32000, "initializer_range": 0.02, **PUBLISHED[name]}
     given = {key: value for key, value in given.items() if key != "num_key_value_heads" or name not in ("bert", "roberta")}
-    LAYOUTS[name].spec_of({**SIZES, "architectures": ["X"], "bos_token_id": 1, "eos_token_id": 2, "model_type": name, **given})
+    given |= {**SIZES, "architectures": ["X"], "bos_token_id": 1, "eos_token_id": 2, "model_type": name}
+    LAYOUTS[name].spec_of(given)
+    if name in ("dream", "sdar"):
+        with pytest.raises(InputError, match="use_sliding_window=True"):
+            LAYOUTS[name].spec_of({**given, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0})
 
 
 def test_the_config_that_llada_published_is_read_key_by_key():

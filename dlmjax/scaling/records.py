@@ -107,7 +107,8 @@ class Record:
         checks.flat(f"cell of {what}", self.cell)
         checks.numbers(f"cell of {what}", {name: self.cell[name] for name in CELL if name in self.cell}, least=0.0)
         checks.numbers(f"mixture of {what}", self.mixture or {})
-        checks.numbers(f"domains of {what}", self.domains or {})
+        checks.flat(f"domains of {what}", self.domains or {})
+        checks.numbers(f"domains of {what}", {name: loss for name, loss in (self.domains or {}).items() if loss is not None})  # diverged
         checks.flat(f"config of {what}", self.config)
         paths = self.config.get("data.paths", [])
         if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):

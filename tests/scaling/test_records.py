@@ -23,3 +23,10 @@ def test_what_a_finished_run_has_none_of_is_refused(name):
 def test_another_value_is_no_record(value):
     with pytest.raises(InputError, match="a record is an object of names and values"):
         Record.of(value)
+
+
+def test_a_domain_whose_loss_is_not_finite_is_a_record():
+    values = dataclasses.asdict(record(status="diverged", loss=None, domains={"a": None, "b": 2.0}, mixture={"a": 0.5, "b": 0.5}))
+    assert Record.of(values).domains == {"a": None, "b": 2.0}
+    with pytest.raises(InputError, match="domains of the record 'r' is '-1', not a number|a of domains .* give a number"):
+        Record.of(values | {"domains": {"a": -1.0}})

@@ -31,6 +31,7 @@ from dlmjax.parallel.topology import CHIPS, Topology, describe, fill_mesh
 from dlmjax.plan import Estimator, Vocabulary, alone
 from dlmjax.run import Parts, embedding_of, open_corpora, token_counts
 from dlmjax.scaling import counts, ladder
+from dlmjax.scaling.checks import MOST_COUNT
 from dlmjax.scaling.manifest import RECORDS, RUNS, Plan, PlannedRun, Validation, ids_in, run_id
 from dlmjax.scaling.records import read_records
 from dlmjax.scaling.rules import BatchLaw, of_length
@@ -286,6 +287,8 @@ def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
     """Why whole steps of `step` tokens cannot stand for the tokens that are wanted; empty where they can."""
     if steps < LEAST_STEPS:
         return f"{wanted:,.0f} tokens are {steps} steps of {step:,}, fewer than {LEAST_STEPS}"
+    if tokens > MOST_COUNT:
+        return f"{wanted:.3g} tokens are more than the {MOST_COUNT:.3g} that are counted"
     if abs(tokens / wanted - 1) > TOLERANCE:
         return f"{steps} whole steps of {step:,} tokens are {100 * (tokens / wanted - 1):+.1f} % off {wanted:,.0f}"
     return ""

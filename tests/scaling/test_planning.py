@@ -346,3 +346,9 @@ def test_the_command_prints_and_writes(data, tmp_path, capsys):
         assert said in printed.err and printed.err.count("\n") == 1 and not printed.out, "before anything is planned"
     assert main([*command, "--set", "budgets=1"]) == 2
     assert "takes no 'budgets'; did you mean 'budget'?" in capsys.readouterr().err
+
+
+def test_more_tokens_than_are_counted_are_refused():
+    """A manifest of such a run could not be read again: its integers have more than 64 bits."""
+    assert "more than the 9.01e+15" in planning._refused(2**60, 2**70, 2.0**70, 1024)
+    assert planning._refused(100, 102_400, 102_400, 1024) == ""

@@ -47,6 +47,13 @@ def test_restarts_back_off_and_end(capfd):
     assert capfd.readouterr().err.count("starting again") == 3
 
 
+def test_a_fresh_start_is_the_first_alone(tmp_path):
+    """Or each restart would move aside what the one before it had trained."""
+    code = f"open({str(tmp_path / 'said')!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10)); sys.exit(1)"
+    assert supervise([*child(code), "train", "--fresh", "--workdir", "x"], ALONE, restarts=2, sleep=lambda _: None) == 1
+    assert (tmp_path / "said").read_text().splitlines() == ["train --fresh --workdir x", *["train --workdir x"] * 2]
+
+
 def test_progress_gives_the_restarts_back(tmp_path):
     """Six failures, each one step further, under a limit of two."""
     counter = tmp_path / "count"

@@ -218,6 +218,48 @@ def test_a_sample_of_all_damages(whole):
     report(try_all(whole, rng.sample(decisive, 2) + rng.sample(rest, 3), ("evaluate", "sample")))
 
 
+def test_a_lost_run_is_refused_and_begins_anew_when_asked(whole):
+    """All checkpoints damaged: no start erases the metrics; `--fresh` keeps all of it aside and makes the same run again."""
+    place, flags = whole["place"], ["train", "--config", str(whole["config"]), "--workdir", str(whole["place"] / "run")]
+    for step in (2, STEPS):
+        half(place / "run" / "checkpoints" / f"{step:08d}" / "dlmjax.json", None)
+    before = tree(place / "run", VOLATILE)
+    with heard() as (_, error):
+        assert main(flags) == 2
+    assert "00000002 has an unreadable dlmjax.json" in error.getvalue() and "--fresh" in error.getvalue()
+    assert tree(place / "run", VOLATILE) == before
+    with heard():
+        assert main([*flags, "--fresh"]) == 0
+    assert states(place / "run") == whole["states"] and lines(place / "run") == whole["lines"]
+    assert tree(place / "run" / "aside-001", VOLATILE) == before
+    shutil.rmtree(place)
+    shutil.copytree(place.parent / "backup", place, symlinks=True)
+
+
+def test_a_hole_in_the_metrics_is_told_and_resume_is_right(whole, caplog):
+    """Lines that are gone, and lines that are other ones: one warning, and the numbers of the run that had none."""
+    place = whole["place"]
+    newest = place / "run" / "checkpoints" / f"{STEPS:08d}"
+    metrics = place / "run" / "metrics.jsonl"
+    for hole in ("one line", "all lines", "the file", "another line"):
+        shutil.rmtree(newest)  # so that there is something to resume
+        kept = metrics.read_text().splitlines(keepends=True)
+        if hole == "the file":
+            metrics.unlink()
+        else:
+            other = kept[0].replace('"loss": ', '"loss": 1')
+            metrics.write_text("".join({"one line": kept[1:], "all lines": [], "another line": [other, *kept[1:]]}[hole]))
+        caplog.clear()
+        with heard():
+            assert main(["train", "--config", str(whole["config"]), "--workdir", str(place / "run")]) == 0
+        assert sum("curves have a hole" in record.getMessage() for record in caplog.records) == 1, hole
+        assert states(place / "run") == whole["states"]
+        new = {"one line": whole["lines"][1:], "all lines": whole["lines"][2:], "the file": whole["lines"][2:]}
+        assert hole == "another line" or lines(place / "run") == new[hole]
+        shutil.rmtree(place)
+        shutil.copytree(place.parent / "backup", place, symlinks=True)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
 def test_all_damages(whole):

@@ -71,7 +71,7 @@ def whole(name: str, least: int, most: int = MOST_COUNT, **values: Any) -> None:
         if type(value) is not int or value < least:
             raise InputError(f"{name}({field}={value!r:.60}): give a whole number of at least {least}")
         if value > most:
-            raise InputError(f"{name}({field}={value:.4g}): give a whole number of at most {most}")
+            raise InputError(f"{name}({field}={value!r:.60}): give a whole number of at most {most}")
 
 
 def finite(name: str, **values: Any) -> None:

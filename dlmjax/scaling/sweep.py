@@ -332,7 +332,7 @@ def _whole(grid: str, least: int = 0, most: int = checks.MOST_COUNT, **values: S
         if not whole or min(given) < least or len(set(given)) != len(given):
             raise InputError(f"{grid}.{name} is {given!r:.100}; give a list of different whole numbers, each at least {least}")
         if max(given) > most:
-            raise InputError(f"{grid}.{name} has {max(given):.4g}; give whole numbers of at most {most}")
+            raise InputError(f"{grid}.{name} has {max(given)!r:.60}; give whole numbers of at most {most}")
 
 
 def _few(grid: str, name: str, given: Any) -> None:

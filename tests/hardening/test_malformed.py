@@ -11,6 +11,7 @@ from tests.hardening import malformed
 
 # Of the cases, each so-many-th is tried in the fast form: primes, so that all flags meet some values, and all values some flags.
 FAST, FAST_READERS = 29, 3
+PARTS = 8  # of the full form, some two minutes each
 
 
 @pytest.fixture
@@ -42,8 +43,9 @@ def test_every_flag_takes_or_refuses_every_value(run, capsys):
 
 
 @pytest.mark.nightly
-def test_every_flag_takes_or_refuses_every_value_in_full(run, capsys):
-    _all_well(run, list(malformed.cases_of_flags(run.values)), capsys)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_flag_takes_or_refuses_every_value_in_full(run, capsys, part):
+    _all_well(run, list(malformed.cases_of_flags(run.values))[part::PARTS], capsys)
 
 
 def test_every_reader_refuses_what_it_cannot_read(run, tmp_path, capsys):

@@ -31,7 +31,7 @@ from dlmjax.data import Tokenizer, counts, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
-from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, write_atomically
+from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, why, write_atomically
 from dlmjax.training import Checkpoints
 from dlmjax.training.goodput import FILE as GOODPUT
 from dlmjax.training.metrics import FILE as METRICS
@@ -98,7 +98,7 @@ def stored_config(workdir: pathlib.Path, meta: dict) -> ConfigDict:
     except InputError as error:
         raise InputError(f"{workdir / CONFIG} is not a config of this version of dlmjax: {error}; {_MEND}") from error
     except (ValueError, TypeError, AttributeError) as error:  # a value of another type
-        raise InputError(f"{workdir / CONFIG} is not the config of a run any more: {_line(error)}; {_MEND}") from error
+        raise InputError(f"{workdir / CONFIG} is not the config of a run any more: {why(error)}; {_MEND}") from error
 
 
 def stored_given(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
@@ -147,11 +147,7 @@ def stored_table(workdir: pathlib.Path, name: str, given: dict) -> np.ndarray | 
             raise ValueError("it was changed since it was written: its sha256 differs")
         return np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise InputError(f"{file} is not the table of the run any more: {_line(error)}; {mend}") from None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+        raise InputError(f"{file} is not the table of the run any more: {why(error)}; {mend}") from None
 
 
 # ---- the table of embeddings ---------------------------------------------------------------------------------------------------------

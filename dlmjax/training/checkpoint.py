@@ -32,6 +32,7 @@ from dlmjax.files import remove
 from dlmjax.parallel import any_process
 from dlmjax.training.marker import Damaged, flaw_of_files, read_marker, write_marker
 
+_FRESH = "or start anew with dlmjax train --fresh, which moves what is there aside"
 UNFINISHED, REMOVED = ".unfinished", ".removed"
 _STEP = re.compile(r"[0-9]{8,18}")
 _LEFT = re.compile(rf"[0-9]{{8,18}}(\{UNFINISHED}|\{REMOVED}|.*\.orbax-checkpoint-tmp.*)")  # by a kill
@@ -126,8 +127,10 @@ class Checkpoints:
             if not os.path.lexists(self.directory):
                 return []
             if self.directory.exists():
-                raise InputError(f"{self.directory} is not a folder; the checkpoints of a run lie there: put them back") from error
-            raise InputError(f"{self.directory} is a link that leads nowhere; put back what it led to") from error
+                raise InputError(
+                    f"{self.directory} is not a folder; the checkpoints of a run lie there: put them back, {_FRESH}"
+                ) from error
+            raise InputError(f"{self.directory} is a link that leads nowhere; put back what it led to, {_FRESH}") from error
         except OSError as error:
             raise InputError(
                 f"{self.directory} cannot be read as a folder ({error.strerror}); the checkpoints of a run lie there"
@@ -164,7 +167,7 @@ class Checkpoints:
             return f"{self.directory} has no whole checkpoint of step {step} (it {self._flaw(step)}); {self._whole()}"
         damaged = self.damaged()
         listed = "".join(f"; {self._path(step).name} {flaw}" for step, flaw in list(damaged.items())[-3:])
-        todo = "; put one back, or start anew with --fresh, which moves all of it aside" if damaged else ""
+        todo = f"; put one back, {_FRESH}" if damaged else ""
         return f"{self.directory} has no whole checkpoint{listed}{todo}"
 
     def _whole(self) -> str:

@@ -12,7 +12,7 @@ import stat
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import inside, sealed, unsealed
+from dlmjax.files import inside, sealed, unsealed, why
 
 MARKER = "dlmjax.json"
 FIELDS = {"step", "meta", "leaves", "files"}
@@ -41,7 +41,7 @@ def read_marker(path: pathlib.Path, step: int) -> dict:
     except FileNotFoundError:
         raise Damaged(f"has no {MARKER}, which a save writes before the folder gets its name") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise Damaged(f"has an unreadable {MARKER} ({_line(error)})") from None
+        raise Damaged(f"has an unreadable {MARKER} ({why(error)})") from None
     said = {values.pop("step", step), values["meta"].get("step", step)} - {step}
     if said:
         raise Damaged(f"is that of step {said.pop()} under another name")
@@ -89,7 +89,3 @@ def write_marker(path: pathlib.Path, marker: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     unfinished.rename(path / MARKER)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__

@@ -165,7 +165,7 @@ def _add_evaluate(command):
     )
     add("--remainder", choices=("keep", "drop", "truncate", "tail"), help="of what does not fill a window; default: keep, or the suite's")
     add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time; does not change the result")
-    add("--nodes", type=flags.whole(1, 4096), default=8, help="noise levels of the quadrature over t")
+    add("--nodes", type=flags.whole(1, 4096), default=16, help="noise levels of the quadrature over t")
     add("--draws", type=flags.whole(1, 2**20), default=1, help="corruptions per noise level; from 2 on the error is taken apart")
     add("--rule", choices=("gauss", "stratified", "count"), default="gauss", help="of the levels; count: the k-form of masked processes")
     add("--windows", type=flags.whole(1), metavar="N", help="evaluate only the first N windows")
@@ -347,7 +347,7 @@ def _add_lm_eval(command):
         "--num-fewshot", type=flags.whole(0, 10**6), metavar="N", help="solved examples before each question, where the task leaves it open"
     )
     add("--draws", type=flags.whole(1, 2**20), default=128, help="passes of the network for each likelihood that is a bound")
-    add("--nodes", type=flags.whole(1, 4096), default=8, help="noise levels among them, for processes that are no masks")
+    add("--nodes", type=flags.whole(1, 4096), default=16, help="noise levels among them, for processes that are no masks")
     add("--batch", type=flags.whole(1, 2**20), default=8, help="rows of the training length at a time; does not change likelihoods")
     add("--overlap", type=flags.tokens, default=1, metavar="N", help="context, in tokens, of the later windows of texts longer than a row")
     add("--max-gen-toks", type=flags.tokens, default=256, metavar="N", help="tokens of generated text, where the task does not say")

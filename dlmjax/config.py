@@ -73,7 +73,7 @@ def default() -> ConfigDict:
             every=20,  # steps between lines of metrics: the only host syncs of the loop
             evaluate=500,  # steps between held-out bounds; 0 = never
             evaluate_windows=128,  # held-out windows used on the way (the `evaluate` command uses all)
-            nodes=8,  # noise levels of the evaluation grid
+            nodes=16,  # noise levels of the evaluation grid
             sample=1000,  # steps between text samples; 0 = never
         )
     )

@@ -27,6 +27,7 @@ from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.breakdown import require_figures
 from dlmjax.evaluation.compare import PairAccuracy, pair_accuracy, paired_difference
+from dlmjax.evaluation.levels import NODES
 from dlmjax.evaluation.limits import check_numbers
 from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.evaluation.record import made_with
@@ -43,7 +44,7 @@ MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not
 class Grid:
     """The flags that say how a run is measured; see `Evaluator`."""
 
-    nodes: int = 8
+    nodes: int = NODES
     draws: int = 1
     rule: str = "gauss"
     seed: int = 0
@@ -64,7 +65,7 @@ def evaluate(
     weights: str = "ema",
     step: int | None = None,
     batch: int = 32,
-    nodes: int = 8,
+    nodes: int = NODES,
     draws: int = 1,
     rule: str = "gauss",
     windows: int | None = None,

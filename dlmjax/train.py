@@ -436,7 +436,7 @@ def _held_out_scalars(result) -> dict[str, float]:
     scalars = {"nats_per_token": result.nats_per_token, "stderr_nats_per_token": result.stderr_nats_per_token}
     if result.bits_per_byte is not None:
         scalars |= {"bits_per_byte": result.bits_per_byte, "stderr_bits_per_byte": result.stderr_bits_per_byte}
-    return scalars | {f"nats_per_token_by_t/{level['t']:.2f}": level["nats_per_token"] for level in result.levels}
+    return scalars | {f"nats_per_token_by_t/{level['t']:.4g}": level["nats_per_token"] for level in result.levels}
 
 
 def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: pathlib.Path, config) -> None:

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real
 from jaxtyping import ArrayLike as Like
 
 from dlmjax.diffusion import kernels
-from dlmjax.diffusion.interpolating import mixture_sums
+from dlmjax.diffusion.interpolating import EVEN, mixture_sums
 from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.process import EXCLUDED, Process, check_ids, draw_tokens, exclude
@@ -139,6 +139,9 @@ class StepMasked(Masked):
         object.__setattr__(self, "schedule", Grid(base, self.steps))
         super().__post_init__()
 
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.schedule.base.noise(t)
+
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         del valid_BL
         return snapped(t_BL, self.steps)
@@ -167,6 +170,7 @@ class D3pm(Process):
 
     name = "d3pm"
     time_input = True
+    ends = EVEN
 
     def __post_init__(self):
         check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.barred)})
@@ -224,6 +228,9 @@ class D3pm(Process):
         return self.output.log_loo(self, logits, z, t)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.schedule.noise(t)
 
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         del valid_BL

@@ -39,7 +39,7 @@ class FlowMatching(OneNoise):
 
     @property
     def is_tight(self) -> bool:
-        return self._mask is not None
+        return self._mask is not None and super().is_tight
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         logits = exclude(logits, self.barred)

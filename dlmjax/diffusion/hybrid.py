@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.diffusion.interpolating import Interpolating, Shares
-from dlmjax.diffusion.process import cross_entropy
+from dlmjax.diffusion.process import Ends, cross_entropy
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
 from dlmjax.errors import InputError
 
@@ -95,10 +95,19 @@ class Hybrid(_MaskAndTokens):
     def always_masks(self) -> bool:
         return self.p_uniform == 0
 
+    @property
+    def ends(self) -> Ends:
+        """Little even noise is visible as a root of what is left of the text, far down; much of it hides that."""
+        return dataclasses.replace(Interpolating.ends, noise=6.5 if self._peak * 0.01 ** (self.gamma / 2) < 0.1 else 4.0)
+
+    @property
+    def _peak(self) -> float:
+        """B."""
+        return 2**self.gamma * self.p_uniform / (1 - self.p_uniform)
+
     def _bump(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         """c_t."""
-        peak = 2**self.gamma * self.p_uniform / (1 - self.p_uniform)
-        return peak * jnp.maximum(t * (1 - t), 0.0) ** (self.gamma / 2)
+        return self._peak * jnp.maximum(t * (1 - t), 0.0) ** (self.gamma / 2)
 
 
 @runtime_checkable

@@ -22,9 +22,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.parameterisation import PARAMETERISATIONS, Parameterisation
-from dlmjax.diffusion.process import Process, check_ids, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
+
+# Even draws alone: a logarithm where text is clean; towards noise a row of n tokens says as much as sqrt(n) that masks hide or show.
+EVEN = Ends(power=2.5, clean=0.0, noise=3.0)
 
 
 class Shares(NamedTuple):
@@ -46,7 +49,7 @@ class Interpolating(Process):
     excluded: tuple[int, ...]
     parameterisation: str
     time_input = True
-    grid_power = 2.0
+    ends = Ends(power=2.5, clean=0.5, noise=4.25)
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         """The three shares at time t, each exact to rounding where it is small."""
@@ -105,6 +108,10 @@ class Interpolating(Process):
         return self.output.log_loo(self, logits, z, t)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        _, even, mask = self.shares(t)
+        return even + mask
 
     def corrupt(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None

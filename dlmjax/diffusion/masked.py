@@ -1,8 +1,8 @@
 """Masked (absorbing) diffusion. q(z_t | x) keeps each token with probability alpha_t, else shows the mask; a mask stays a mask.
 
 NELBO in continuous time (MDLM 2406.07524 eq. 10; MD4 2406.04329 eq. 5): -alpha'/(1 - alpha) times the cross-entropy of masked tokens;
-exact, schedule-invariant, no time input needed. The mask class has no probability and shown tokens are carried over, so a shown token
-costs nothing. On the linear schedule the weight is exactly 1/t.
+schedule-invariant, no time input needed; tight where the schedule ends in clean text and pure noise. The mask class has no probability
+and shown tokens are carried over, so a shown token costs nothing. On the linear schedule the weight is exactly 1/t.
 
 `MaskedCount` masks an exact number of tokens instead (the k-form of RADD 2406.03736), `Llada` is LLaDA's p = (1 - eps) t + eps.
 
@@ -123,6 +123,9 @@ class Masked(Process):
 
     def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
         return jnp.where(z0 == self.mask_id, cross_entropy(logits, x, self._barred), 0.0)
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.schedule.noise(t)
 
     def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return self.schedule.hazard(t)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from dlmjax.diffusion.hyper import PerBlock
 from dlmjax.diffusion.weighting import Bound, Weighting
 from dlmjax.errors import InputError
 
@@ -40,6 +41,21 @@ class Blocks:
     size: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Ends:
+    """How a bound's integrand behaves at its two ends, as a function of the noise share: what an evaluation's levels are chosen for.
+
+    power: the integrand is smooth in the noise share's root of this order: 1 where it is a polynomial, above 2 for a logarithm, or a power
+      that is no whole number, where text is clean.
+    clean, noise: how deep towards clean text and towards noise it has structure, e-folds of what is left: e^-4 is where rows of some
+      hundred tokens that say the same are told apart.
+    """
+
+    power: float = 1.0
+    clean: float = 1.5
+    noise: float = 4.0
+
+
 @runtime_checkable
 class Process(Protocol):
     """A noise process. Attributes first, then what every process defines, then what has a default.
@@ -50,7 +66,8 @@ class Process(Protocol):
     time_input: whether the denoiser must be told t.
     input_dim: 0 where a state is made of token ids, else the size of the vectors that a state [B, L, input_dim] holds.
     is_bound: whether NELBO above bounds -log p(x).  is_tight: whether the exact denoiser brings that bound to the entropy.
-    grid_power: an evaluation's nodes are those of t^(1/grid_power); 2 or more where the integrand has a logarithm at t = 0.
+    ends: how the bound's integrand behaves where text is clean and where it is noise; see `noise_share`.
+    steps: T, where there are T levels and the integral is a mean over them (`levels`); 0 in continuous time.
     reinforce: whether the law of a discrete z depends on what is learned, so that its gradient needs two draws (see `log_q`).
     """
 
@@ -60,8 +77,8 @@ class Process(Protocol):
     time_input: bool = False
     input_dim: int = 0
     is_bound: bool = True
-    is_tight: bool = True
-    grid_power: float = 1.0
+    ends: Ends = Ends()
+    steps: int = 0
     reinforce: bool = False
 
     # --- what a process defines ------------------------------------------------------------------------------------------------
@@ -152,6 +169,19 @@ class Process(Protocol):
         Raises InputError: levels that this noise cannot have.
         """
         return times
+
+    def covered_by(self, times: Any) -> bool:
+        """Whether the mean of the loss under a draw of levels (a `Times`) is its integral over all the noise that a text can have.
+
+        A network that reads a whole row bounds its likelihood along a path on which all tokens gain noise together: levels that are
+        drawn apart show it tokens with little noise beside others with much, which is no such path, and reads below the truth.
+        """
+        return times.covers and not isinstance(times, PerBlock)
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """How much of a state is noise at t; rises with t. An evaluation spreads its levels in it, so that they do not depend on the
+        schedule, and `ends` says how the integrand behaves in it."""
+        return t
 
     def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """What the denoiser is told in place of t."""
@@ -269,6 +299,12 @@ class Process(Protocol):
         """
         del z, t
         return (1 + weight) * given - weight * absent
+
+    @property
+    def is_tight(self) -> bool:
+        """Not where noise is left at t = 0 or text at t = 1: tokens in doubt are then guessed without seeing each other, and the reverse
+        chain starts without the text that is left. Nor in steps, each of which changes tokens that do not see each other."""
+        return not self.has_boundary and not self.steps
 
     @property
     def has_boundary(self) -> bool:

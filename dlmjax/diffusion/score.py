@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dlmjax.diffusion.interpolating import Interpolating, Shares, by_rows
+from dlmjax.diffusion.interpolating import EVEN, Interpolating, Shares, by_rows
 from dlmjax.diffusion.parameterisation import PARAMETERISATIONS
-from dlmjax.diffusion.process import EXCLUDED, cross_entropy, exclude
+from dlmjax.diffusion.process import EXCLUDED, Ends, Process, cross_entropy, exclude
 from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.errors import InputError
 
@@ -57,6 +57,10 @@ class OneNoise(Interpolating):
         rate = -self.schedule.alpha_prime(t)
         none = jnp.zeros_like(rate)
         return (none, rate) if self._mask is not None else (rate, none)
+
+    @property
+    def ends(self) -> Ends:
+        return EVEN if self._mask is None else Process.ends
 
     def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.

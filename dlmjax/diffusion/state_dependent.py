@@ -19,7 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, check_ids, check_schedule_lr, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import (
+    Ends,
+    Process,
+    check_ids,
+    check_schedule_lr,
+    cross_entropy,
+    draw_tokens,
+    exclude,
+    split_rows,
+    uniform_rows,
+)
 from dlmjax.diffusion.schedules import FLOOR, real
 from dlmjax.errors import InputError
 
@@ -182,6 +192,8 @@ class Exponents(StateDependent):
     eps: float = 0.0
 
     name = "exponents"
+    # At the share t of noise a token with w < 1 costs t^(w - 1), and tokens that differ are told apart at every depth.
+    ends = Ends(power=2.0, clean=0.0, noise=5.0)
 
     def __post_init__(self):
         super().__post_init__()

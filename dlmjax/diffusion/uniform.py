@@ -16,7 +16,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlmjax.diffusion.interpolating import Interpolating, Shares
+from dlmjax.diffusion.interpolating import EVEN, Interpolating, Shares
 from dlmjax.diffusion.schedules import Linear, Schedule
 
 
@@ -35,6 +35,7 @@ class Uniform(Interpolating):
     parameterisation: str = "leave_one_out"
 
     name = "uniform"
+    ends = EVEN
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         noise = self.schedule.noise(t)

@@ -7,7 +7,8 @@ The context is given clean and never hidden.  Three forms, by process:
               It is the mean over all orders of writing the n tokens, whatever schedule trained the network; a network that reads the
               noise level is told k/n.  Block diffusion has this form in each block, given the clean text before it; all blocks share a
               pass, and blocks of one token make it exact.
-  integrated  every other process: its own bound over t by quadrature, with its boundary terms, the context clean at level 0.
+  integrated  every other process: its own bound over t at the levels of `levels.level_grid`, with its boundary terms, the context clean
+              at level 0.
 
 Masks.  LLaDA draws k anew for every pass.  Here k is stratified, which takes away the variance between noise rates: with `draws` passes
 and n tokens, each k has draws // n of them; where all masks of a k are no more than its share they are each taken once, so that up
@@ -43,7 +44,7 @@ from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import Blocks, cross_entropy, exclude, learned_of, row_keys
 from dlmjax.errors import InputError
-from dlmjax.evaluation.likelihood import quadrature
+from dlmjax.evaluation.levels import NODES, level_grid
 from dlmjax.sampling.host import fetch
 from dlmjax.seeds import check_seed
 
@@ -145,7 +146,7 @@ class ConditionalScorer:
         *,
         longest: int,
         draws: int = 128,
-        nodes: int = 8,
+        nodes: int = NODES,
         seed: int = 0,
         tokens: int = 8192,
         put_batch: Callable[[dict], dict] | None = None,
@@ -161,7 +162,9 @@ class ConditionalScorer:
         self.form = "exact" if self.process.attention == "causal" else "counted" if isinstance(self.process, Masked) else "integrated"
         if self.form == "integrated" and not self.process.is_bound:
             raise InputError(f"the loss of process {process.name} is no likelihood bound: there is nothing to score text with")
-        self.nodes = min(nodes, draws)
+        self._rule = "gauss" if self.form == "integrated" else "exact"
+        self._asked_nodes, self._grid = min(nodes, draws), level_grid(self.process, self._rule, min(nodes, draws))
+        self.nodes = self._grid.nodes
         self.spent = Spent()
         self._shown, self._signs, self._at, self._ends = (
             jax.jit(function) for function in (self._shown_nats, self._sign, self._level_nats, self._boundary_nats)
@@ -173,6 +176,7 @@ class ConditionalScorer:
         Raises InputError for a request that is longer than `longest` (see `split`) or holds an id outside the vocabulary.
         """
         self._check(requests)
+        self._grid = level_grid(self.process, self._rule, self._asked_nodes, params)
         nats, variance, passes = np.zeros(len(requests)), np.zeros(len(requests)), np.zeros(len(requests), int)
         acts = [(self._plan, self._at if self.form == "integrated" else self._shown)]
         if self.form == "integrated" and self.process.has_boundary:
@@ -241,12 +245,12 @@ class ConditionalScorer:
             return _Asked(*(np.ones((1, count), kind) for kind in (bool, float, float)), np.zeros((1, count), int), np.ones(1), np.ones(1))
         if self.form == "counted":
             return self._plan_masks(request)
-        levels, each = quadrature("gauss", self.nodes, self.process.grid_power), self.draws // self.nodes
-        t_D = np.repeat([low for low, _, _ in levels], each)
+        grid, each = self._grid, self.draws // self.nodes
+        t_D = np.repeat(grid.low_J, each)
         stratum_DN = np.repeat(np.arange(self.nodes), each)[:, None] + np.zeros(count, int)
         shape = stratum_DN.shape
-        share_S = np.asarray([weight for *_, weight in levels])
-        return _Asked(np.ones(shape, bool), t_D[:, None] + np.zeros(count), np.ones(shape), stratum_DN, share_S, np.zeros(self.nodes))
+        zeros = np.zeros(self.nodes)
+        return _Asked(np.ones(shape, bool), t_D[:, None] + np.zeros(count), np.ones(shape), stratum_DN, grid.weight_J, zeros)
 
     def _plan_ends(self, request: Request, index: int) -> "_Asked":
         draws = max(self.draws // self.nodes, 1) if self.process.has_reconstruction else 1

@@ -4,12 +4,11 @@ NELBO(x) = integral_0^1 L(t) dt + prior + reconstruction, in nats (MDLM 2406.075
 estimate of it; here the windows, the noise levels t and the masks are all fixed:
   - windows: every token of the split once, numbered; padding carries nothing. Tokens that are shown but not scored ("scored" is False) are
     given clean, at level 0: the bound is then that of the others given these;
-  - t: a rule with `nodes` points.  "gauss" = Gauss-Legendre, the same nodes for every window: it removes nearly all variance over t;
-    its bias is that of the quadrature (none for a polynomial of degree < 2 nodes); a process whose integrand has a logarithm at t = 0
-    (`grid_power` > 1) has the nodes of a root of t, which takes the edge off it.  "stratified" = one uniform draw in each of
-    `nodes` equal parts, from the window's own key: unbiased, a little noisier.  "count" = the k-form (RADD 2406.03736), for masked
-    processes: exactly k of a window's n scored tokens are masked, n/k times their cross-entropy, with k drawn once in each of `nodes`
-    equal parts of 1 .. n: unbiased, without the noise of the number of masks;
+  - t: a rule with `nodes` points.  "gauss" = Gauss-Radau nodes where the process's integrand needs them (levels.py), the same for every
+    window: it removes nearly all variance over t; its bias is that of the quadrature, which the result estimates.  "stratified" = one
+    uniform draw in each of `nodes` equal parts, from the window's own key: unbiased, a little noisier.  "count" = the k-form (RADD
+    2406.03736), for masked processes: exactly k of a window's n scored tokens are masked, n/k times their cross-entropy, with k drawn once
+    in each of `nodes` equal parts of 1 .. n: unbiased, without the noise of the number of masks;
   - masks: drawn from fold_in(fold_in(key(seed), window), node * draws + draw): common random numbers, so two checkpoints, two batch
     sizes or two meshes are compared under the same noise.
 Causal processes have an exact likelihood: one node, one draw, no noise.
@@ -35,11 +34,11 @@ from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, learned_of, row_keys, split_rows
 from dlmjax.errors import InputError
+from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
 from dlmjax.sampling.host import beside, fetch, send
 from dlmjax.seeds import check_seed
 
-RULES = ("gauss", "stratified", "count")
 _BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw
 
 
@@ -67,7 +66,7 @@ class Evaluator:
 
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden`, `row_losses`.
     nodes, draws, rule, seed: the grid (module docstring); cost = nodes * draws forward passes per window (`calls`), one for causal
-    processes, and `draws` more where the process has boundary terms.
+    processes, fewer nodes where a process has no more levels, and `draws` more where the process has boundary terms.
     put_batch: turns a host batch (dict of numpy) into device arrays, e.g. `partition.put_batch`; default: the default device.
     self_condition: denoise twice, with the first estimate as a hint: twice the cost, for networks that were trained so.
     """
@@ -77,7 +76,7 @@ class Evaluator:
         process,
         bind: Callable[..., Any],
         *,
-        nodes: int = 8,
+        nodes: int = NODES,
         draws: int = 1,
         rule: str = "gauss",
         seed: int = 0,
@@ -96,9 +95,10 @@ class Evaluator:
         self.exact = process.attention == "causal"
         if rule == "count" and not self.exact:
             self.process = count_form(self.process)
-        self.rule, self.nodes, self.draws = ("exact", 1, 1) if self.exact else (rule, nodes, draws)
+        self.rule, self.draws = ("exact", 1) if self.exact else (rule, draws)
         self.self_condition = self_condition
-        self.levels = quadrature(self.rule, self.nodes, self.process.grid_power)
+        self._asked_nodes, self._grid = nodes, level_grid(self.process, self.rule, nodes)
+        self.nodes = self._grid.nodes
         self._put_batch = put_batch or jax.device_put
         self._node = jax.jit(self._node_nats)
         self._ends = jax.jit(self._boundary_nats)
@@ -148,10 +148,11 @@ class Evaluator:
         Raises InputError when there is nothing to evaluate, a window comes twice, or a token lies outside the vocabulary.
         """
         rows, size = [], None
+        grid = level_grid(self.process, self.rule, self._asked_nodes, params) if jax.tree.leaves(learned_of(params)) else self._grid
         with Progress(total or 0, f"evaluating {split}".strip(), " windows", show=None if progress and total else False) as bar:
             for batch in batches:
                 size = size or len(batch["row"])
-                rows.extend(self._batch_rows(params, _padded(batch, size), byte_lengths_V, observers))
+                rows.extend(self._batch_rows(params, grid, _padded(batch, size), byte_lengths_V, observers))
                 bar.reach(len(rows))
         if not rows:
             raise InputError(f"the split {split or 'to evaluate'} holds no tokens; nothing to evaluate")
@@ -162,8 +163,7 @@ class Evaluator:
         return Measured(
             window_W=np.array([row.window for row in rows]),
             nats_WJD=np.stack([row.nats_JD for row in rows]),
-            weight_J=np.array([weight for _, _, weight in self.levels]),
-            spread_J=_spread(self.nodes, self.process.grid_power) if self.rule == "gauss" else None,
+            grid=grid,
             prior_W=np.array([row.prior for row in rows]),
             reconstruction_WD=np.stack([row.reconstruction_D for row in rows]),
             tokens_W=np.array([row.tokens for row in rows]),
@@ -199,7 +199,7 @@ class Evaluator:
 
     # --- on the host --------------------------------------------------------------------------------------------------------
 
-    def _batch_rows(self, params, host_batch, byte_lengths_V, observers) -> list["_WindowNats"]:
+    def _batch_rows(self, params, grid: LevelGrid, host_batch, byte_lengths_V, observers) -> list["_WindowNats"]:
         """All nodes and draws of one batch, added up per window in float64."""
         if int(host_batch["tokens"].max()) >= self.process.vocab:
             raise InputError(
@@ -208,7 +208,7 @@ class Evaluator:
             )
         batch, place = self._put_batch(host_batch), beside(params)
         nodes = []
-        for j, (low, width, _) in enumerate(self.levels):
+        for j, (low, width) in enumerate(zip(grid.low_J, grid.width_J, strict=True)):
             for d in range(self.draws):
                 traced = send((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), place)
                 nodes.append(self._node(params, batch, *traced))
@@ -218,7 +218,7 @@ class Evaluator:
 
         window_B, tokens_BL, scored_BL = (fetch(batch[name]) for name in ("row", "tokens", "scored"))
         if observers:
-            seen = TokenNats(window_B, tokens_BL, scored_BL, self._token_nats(nodes, ends))
+            seen = TokenNats(window_B, tokens_BL, scored_BL, self._token_nats(grid, nodes, ends))
             for observer in observers:
                 observer.see(seen)
         nats_NB = np.stack([window_sums(n) for n in nodes])
@@ -239,9 +239,9 @@ class Evaluator:
             if scored_BL[b].any()
         ]
 
-    def _token_nats(self, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
+    def _token_nats(self, grid: LevelGrid, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
         """The bound of every token: levels integrated, draws averaged, boundary terms added."""
-        weights = [weight / self.draws for _, _, weight in self.levels for _ in range(self.draws)]
+        weights = np.repeat(grid.weight_J / self.draws, self.draws)
         total_BL = sum(weight * fetch(nats_BL).astype(np.float64) for weight, nats_BL in zip(weights, nodes, strict=True))
         for prior_BL, reconstruction_BL in ends:
             total_BL = total_BL + (fetch(prior_BL).astype(np.float64) + fetch(reconstruction_BL)) / self.draws
@@ -258,7 +258,7 @@ class Evaluator:
         if measured.bytes_W is not None and measured.bytes_W.sum() > 0:
             per_byte, byte_error = (value / math.log(2) for value in ratio_with_error(nats_W, measured.bytes_W))
         perplexity = math.exp(per_token) if per_token < 700 else math.inf
-        level_J = measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens
+        grid, level_J = measured.grid, measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens
         prior, reconstruction = measured.prior_W.sum() / tokens, measured.reconstruction_WD.mean(axis=1).sum() / tokens
         return LikelihoodResult(
             nats_per_token=per_token,
@@ -268,7 +268,7 @@ class Evaluator:
             stderr_bits_per_byte=byte_error,
             perplexity=perplexity,
             stderr_perplexity=perplexity * error,
-            diffusion_nats_per_token=float(level_J @ measured.weight_J),
+            diffusion_nats_per_token=float(level_J @ grid.weight_J),
             prior_nats_per_token=float(prior),
             reconstruction_nats_per_token=float(reconstruction),
             tokens=tokens,
@@ -286,7 +286,7 @@ class Evaluator:
             split=split,
             levels=tuple(
                 {"t": float(low + width / 2), "weight": float(weight), "nats_per_token": float(nats)}
-                for (low, width, weight), nats in zip(self.levels, level_J, strict=True)
+                for low, width, weight, nats in zip(grid.low_J, grid.width_J, grid.weight_J, level_J, strict=True)
             ),
             errors=error_parts(measured, self.rule, self.draws),
         )
@@ -308,7 +308,7 @@ def evaluate_nelbo(
     params,
     batches: Iterable[dict[str, np.ndarray]],
     *,
-    nodes: int = 8,
+    nodes: int = NODES,
     draws: int = 1,
     rule: str = "gauss",
     seed: int = 0,
@@ -330,37 +330,6 @@ class _WindowNats:
     tokens: int
     bytes: int
     length: int
-
-
-def quadrature(rule: str, nodes: int, power: float) -> list[tuple[float, float, float]]:
-    """(low, width, weight) per node: t = low + width * u with u uniform. Gauss-Legendre nodes are those of t^(1/power)."""
-    if rule == "exact":
-        return [(0.5, 0.0, 1.0)]
-    if rule != "gauss":
-        return [(j / nodes, 1 / nodes, 1 / nodes) for j in range(nodes)]
-    points, weights = np.polynomial.legendre.leggauss(nodes)
-    root_J, weight_J = 0.5 * (points + 1), 0.5 * weights
-    return [(float(u**power), 0.0, float(w * power * u ** (power - 1))) for u, w in zip(root_J, weight_J, strict=True)]
-
-
-def _spread(nodes: int, power: float) -> Float[np.ndarray, "J"] | None:
-    """Weights of the Gauss rule less those of the rule through all its nodes but two that mirror each other, or the middle one.
-
-    Those two whose loss makes the difference least noisy; None below three nodes.
-    """
-    if nodes < 3:
-        return None
-    points, weights = np.polynomial.legendre.leggauss(nodes)
-    differences = []
-    for dropped in range((nodes + 1) // 2):
-        kept = [j for j in range(nodes) if j not in (dropped, nodes - 1 - dropped)]
-        moments = np.zeros(len(kept))
-        moments[0] = 2.0  # the integral of every Legendre polynomial but the first is 0
-        difference_J = weights.copy()
-        difference_J[kept] -= np.linalg.solve(np.polynomial.legendre.legvander(points[kept], len(kept) - 1).T, moments)
-        differences.append(difference_J)
-    quietest_J = min(differences, key=lambda difference_J: float(np.sum(difference_J**2)))
-    return 0.5 * quietest_J * power * (0.5 * (points + 1)) ** (power - 1)
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

@@ -6,8 +6,8 @@ error of nats per token apart:
 
   sequences   the choice of the text: what is left of the whole error without the noise. None without repeated draws
   masks       the noise of the corruptions, from the variance between draws of a window at a level. None without repeated draws
-  levels      the finite number of noise levels. "gauss": a bias, estimated by how far the rule is from the one that all but two of its
-              nodes give (pessimistic: that one is exact to a far lower degree); `levels_stderr` is the error of this estimate: below
+  levels      the finite number of noise levels. "gauss": a bias, estimated by how far the rule is from those that do without two of its
+              nodes (pessimistic: they are exact to a far lower degree); `levels_stderr` is the error of this estimate: below
               some twice that the estimate is noise. "stratified", "count": a standard error, of levels drawn within their
               part of [0, 1], from the slope of the integrand. None where there are too few nodes to tell
 
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from dlmjax.evaluation.levels import LevelGrid
 from dlmjax.files import finite, write_json
 
 
@@ -33,14 +34,12 @@ from dlmjax.files import finite, write_json
 class Measured:
     """What the windows gave, in the order of their numbers; the arrays that every number of a result is made of.
 
-    nats_WJD: the integrand, summed over a window's tokens, at each node and draw.  weight_J: of the nodes.
-    spread_J: a window's nats under these weights estimate the bias of the quadrature; None where the rule has none or too few nodes.
+    nats_WJD: the integrand, summed over a window's tokens, at each node and draw of the grid.
     """
 
     window_W: Int[np.ndarray, "W"]
     nats_WJD: Float[np.ndarray, "W J D"]
-    weight_J: Float[np.ndarray, "J"]
-    spread_J: Float[np.ndarray, "J"] | None
+    grid: LevelGrid
     prior_W: Float[np.ndarray, "W"]
     reconstruction_WD: Float[np.ndarray, "W D"]
     tokens_W: Int[np.ndarray, "W"]
@@ -50,7 +49,7 @@ class Measured:
     @property
     def nats_WD(self) -> Float[np.ndarray, "W D"]:
         """The bound of each window under each draw."""
-        return np.sum(self.nats_WJD * self.weight_J[:, None], axis=1) + self.reconstruction_WD + self.prior_W[:, None]
+        return np.sum(self.nats_WJD * self.grid.weight_J[:, None], axis=1) + self.reconstruction_WD + self.prior_W[:, None]
 
     @property
     def nats_W(self) -> Float[np.ndarray, "W"]:
@@ -186,10 +185,12 @@ def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | 
     if rule == "exact":
         return {"sequences": whole, "masks": 0.0, "levels": 0.0, "levels_stderr": None}
     noise = None if draws < 2 else float(np.sqrt(np.sum(measured.nats_WD.var(axis=1, ddof=1) / draws))) / tokens
-    nodes, levels, stderr = len(measured.weight_J), None, None
-    if rule == "gauss" and measured.spread_J is not None:
-        levels, stderr = ratio_with_error(np.sum(measured.nats_WJD.mean(axis=2) * measured.spread_J, axis=1), measured.tokens_W)
-        levels = abs(levels)
+    nodes, levels, stderr = measured.grid.nodes, None, None
+    if rule == "gauss" and measured.grid.spread_KJ is not None:
+        nats_WJ = measured.nats_WJD.mean(axis=2)
+        found = [ratio_with_error(nats_WJ @ spread_J, measured.tokens_W) for spread_J in measured.grid.spread_KJ]
+        levels = math.hypot(*(value for value, _ in found))
+        stderr = math.hypot(*(value * error for value, error in found)) / levels if levels else 0.0
     elif rule != "gauss" and nodes > 1:
         # A level is uniform within its part, of width 1/J: slope^2 / (12 J^2) is the variance it brings to each part of a window.
         slope_WJ = np.gradient(measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens, 1 / nodes)

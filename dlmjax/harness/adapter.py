@@ -20,6 +20,7 @@ from lm_eval.api.registry import register_model
 
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import ConditionalScorer, Request, Score, split
+from dlmjax.evaluation.levels import NODES
 from dlmjax.harness.generate import Decoding, Generator
 from dlmjax.run import Run, open_run
 
@@ -69,7 +70,7 @@ class Adapter(LM):
         model: Model,
         *,
         draws: int = 128,
-        nodes: int = 8,
+        nodes: int = NODES,
         batch: int = 8,
         overlap: int = 1,
         block: int = 32,

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.evaluation.levels import NODES
 from dlmjax.evaluation.limits import check_numbers
 from dlmjax.files import as_json, make_folder, write_atomically
 
@@ -31,7 +32,7 @@ def lm_eval(
     limit: int | None = None,
     num_fewshot: int | None = None,
     draws: int = 128,
-    nodes: int = 8,
+    nodes: int = NODES,
     batch: int = 8,
     overlap: int = 1,
     max_gen_toks: int = 256,

@@ -78,7 +78,7 @@ def test_tables_as_text_and_picture(seen, tmp_path):
     _, _, result, _, positions, frequencies = seen
     tables = {"level": list(result.levels), "position": positions.table(), "frequency": frequencies.table()}
     text = breakdown.as_text(tables)
-    assert "t = 0.500" in text and "0-0" in text and ">= 1e-01" in text and "unseen" in text
+    assert "t = 1.000" in text and "0-0" in text and ">= 1e-01" in text and "unseen" in text
     pytest.importorskip("matplotlib")
     breakdown.plot(tables, str(tmp_path / "p.png"), "title")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion.masked import Masked
-from dlmjax.evaluation.likelihood import Evaluator, _spread
+from dlmjax.evaluation.likelihood import Evaluator
 from dlmjax.evaluation.result import of_mixture
 from tests.evaluation.test_likelihood import batches_of
 from tests.sampling.toy import Law
@@ -37,7 +37,9 @@ def test_masks_and_sequences_are_what_repetition_says():
     exact_W = -np.log(LAW.p_N[LAW.index(texts_WL)]) / 3
     assert parts["sequences"] == pytest.approx(exact_W.std(ddof=1) / np.sqrt(400), rel=0.15)
     assert np.hypot(parts["masks"], parts["sequences"]) == pytest.approx(results[0].stderr_nats_per_token, rel=1e-6)
-    assert parts["levels"] < 4 * parts["levels_stderr"], "three nodes are exact for what the law of three tokens needs, up to noise"
+    assert parts["levels"] > 4 * parts["levels_stderr"], "three nodes are few, and say so"
+    parts = Evaluator(LAW.process(), LAW.bind, draws=3)(ONE, [batch]).errors
+    assert parts["levels"] < 4 * parts["levels_stderr"], "the default has no bias that could be told from noise"
 
 
 def test_a_mixture_is_the_bound_of_text_drawn_from_it():
@@ -85,18 +87,6 @@ def test_the_bias_of_the_levels_is_seen(nodes):
     result = Evaluator(Curve(LAW.vocab, LAW.mask_id), LAW.bind, nodes=nodes)(ONE, batches_of(np.zeros((4, 3)), 4))
     bias = abs(result.nats_per_token - 2)
     assert 1e-3 < bias <= result.errors["levels"] < 30 * bias and result.errors["levels_stderr"] < 1e-6
-
-
-def test_the_estimate_of_a_bias_is_zero_where_a_smaller_rule_is_exact():
-    for nodes in (3, 4, 7, 8):
-        points = 0.5 * (np.polynomial.legendre.leggauss(nodes)[0] + 1)
-        exact_to = nodes - 2 + nodes % 2  # without one or two nodes: as many powers as are left, one more by symmetry
-        for power in range(exact_to):
-            assert abs(points**power @ _spread(nodes, 1.0)) < 1e-9
-        assert abs(points ** (exact_to + 1) @ _spread(nodes, 1.0)) > 1e-6
-    assert _spread(2, 1.0) is None
-    # Nodes of a root of t: the same rule for f(u^2) 2u, which is of odd powers.
-    assert abs(np.ones(8) @ _spread(8, 2.0)) < 1e-9
 
 
 @pytest.mark.parametrize("nodes", [4, 8])

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dlmjax.diffusion.gaussian import embedding, parameterisation
 from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, Straight, snr_drop
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
-from dlmjax.diffusion.process import Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
 from dlmjax.errors import InputError
 
 ROUNDINGS = ("bayes", "tied", "separate")
@@ -59,6 +59,8 @@ class GaussianEmbedding(Process):
     name = "gaussian"
     time_input = True
     has_boundary = True
+    # Embeddings far from each other are told apart late, rows of tokens that say the same early.
+    ends = Ends(power=1.0, clean=4.0, noise=5.5)
 
     def __post_init__(self, mask_id: int | None):
         if mask_id is not None and mask_id not in self.excluded:
@@ -130,6 +132,10 @@ class GaussianEmbedding(Process):
         return self.rounding == "separate"
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """Of the variance: 1 / (1 + SNR)."""
+        return jax.nn.sigmoid(self.curve.level(t).gamma)
 
     def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         del valid_BL

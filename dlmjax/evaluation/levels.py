@@ -1,0 +1,173 @@
+"""The noise levels of an evaluation, and the weights with which a sum over them is the integral of a bound over t in [0, 1].
+
+"gauss" is a Gauss-Radau rule in a variable u of [0, 1] in which the integrand is smooth. A bound's integrand has most of its structure at
+the ends: rows of n tokens that say the same are told apart by the last 1/n of the noise, n s^(n-1) at the noise share s; noise that
+replaces tokens has a logarithm of t where text is clean, schedules of single tokens a power below 1. So u runs through
+    share      s = `Process.noise_share`(t), in which a bound does not depend on the schedule, moved and scaled to run from 0 to 1
+    power      s = a^power
+    depth      log((a + A) / (1 - a + B)) is linear in u, A = e^-clean, B = e^-noise: even in the log-odds of a but for the last A and B
+with `Process.ends` = Ends(power, clean, noise). Both depths are those of 16 nodes and grow with the root of the number of nodes, where
+what lies beyond the depth and what lies between two nodes err about alike. The last node is t = 1 to within LAST of the noise share: it
+carries no noise of masks, and text that only the last noise can tell apart is seen there: such a bound is read too high, never too low.
+
+A process in T steps has the levels 1 .. T and no others: the mean over all of them is taken where there are no more than nodes, else
+the same rule is made for the sum over levels.
+
+Shapes: J nodes, K functionals, T steps.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float64
+
+from dlmjax.diffusion.process import Process, learned_of
+from dlmjax.sampling.host import fetch
+
+RULES = ("gauss", "stratified", "count")
+NODES = 16  # of an evaluation, unless it says otherwise
+LAST = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelGrid:
+    """t = low + width * U[0, 1] at each node, and its weight in the integral.
+
+    spread_KJ: functionals of the integrand that would be 0, were it one of those that the rule integrates even with nodes to spare;
+    their root of squares estimates the error of the rule. None where there are too few nodes to tell, or the levels are drawn.
+    """
+
+    low_J: Float64[np.ndarray, "J"]
+    width_J: Float64[np.ndarray, "J"]
+    weight_J: Float64[np.ndarray, "J"]
+    spread_KJ: Float64[np.ndarray, "K J"] | None = None
+
+    @property
+    def nodes(self) -> int:
+        return len(self.weight_J)
+
+
+def level_grid(process: Process, rule: str, nodes: int, params: Any = ()) -> LevelGrid:
+    """The levels of one of RULES, or of "exact", for an exact likelihood.
+
+    params: the weights of a run: where they hold a noise schedule that was learned, "gauss" has the nodes of that one.
+    """
+    if rule == "exact":
+        return LevelGrid(np.full(1, 0.5), np.zeros(1), np.ones(1))
+    if rule != "gauss":
+        return LevelGrid(np.arange(nodes) / nodes, np.full(nodes, 1 / nodes), np.full(nodes, 1 / nodes))
+    if jax.tree.leaves(learned_of(params)):
+        with jax.transfer_guard("allow"):
+            process = process.given(jax.tree.map(lambda leaf: jnp.asarray(fetch(leaf)), learned_of(params)))
+    if process.steps and process.steps <= nodes:
+        count = process.steps
+        return LevelGrid((np.arange(count) + 0.5) / count, np.zeros(count), np.full(count, 1 / count), np.zeros((1, count)))
+    return _discrete(process, nodes) if process.steps else _continuous(process, nodes)
+
+
+def _continuous(process: Process, nodes: int) -> LevelGrid:
+    curve, (x_J, weight_J) = _Curve(process, nodes), radau(nodes)
+    share_J, slope_J = curve.share((x_J + 1) / 2)
+    weight_J = weight_J * slope_J
+    # What is the same at every noise share has its integral exactly, however few the nodes.
+    weight_J /= weight_J.sum()
+    t_J, rate_J = curve.times(share_J)
+    weight_J = weight_J / rate_J
+    return LevelGrid(t_J, np.zeros(nodes), weight_J, _spread(x_J, weight_J))
+
+
+def _discrete(process: Process, nodes: int) -> LevelGrid:
+    """Level i covers a stretch of u; the integral over u of a step function is the sum over levels of their lengths."""
+    steps, curve = process.steps, _Curve(process, nodes)
+    edge_T = curve.inverse(curve.shares(np.arange(steps + 1) / steps))
+    length_T, x_T = np.diff(edge_T), edge_T[1:] + edge_T[:-1] - 1
+    at = np.unique(np.clip(np.searchsorted(edge_T, (radau(nodes)[0] + 1) / 2) - 1, 0, steps - 1))
+    x_J = x_T[at]
+    # Start from what lies nearest to each level; then the sums of as many polynomials as leave all weights positive.
+    nearest_T = np.searchsorted((x_J[1:] + x_J[:-1]) / 2, x_T)
+    start_J = np.bincount(nearest_T, length_T, len(at))
+    values_JK = np.polynomial.legendre.legvander(x_J, len(at) - 1)
+    sums_K = np.polynomial.legendre.legvander(x_T, len(at) - 1).T @ length_T
+    for known in range(len(at), 0, -1):
+        values_KJ, root_J = values_JK[:, :known].T, np.sqrt(start_J)
+        weight_J = start_J + root_J * np.linalg.lstsq(values_KJ * root_J, sums_K[:known] - values_KJ @ start_J)[0]
+        if weight_J.min() > 0:
+            break
+    weight_J = weight_J / (steps * length_T[at])
+    return LevelGrid((at + 0.5) / steps, np.zeros(len(at)), weight_J, _spread(x_J, weight_J))
+
+
+class _Curve:
+    """The way from u to the noise share and to t, for one process and number of nodes; see the top of the file."""
+
+    def __init__(self, process: Process, nodes: int):
+        deeper = np.sqrt(nodes / 16)
+        self._process, self._power = process, process.ends.power
+        self._clean, self._noise = np.exp(-deeper * process.ends.clean), np.exp(-deeper * process.ends.noise)
+        self._low, high = np.log(self._clean / (1 + self._noise)), np.log((1 + self._clean) / self._noise)
+        self._width = high - self._low
+        self._first, last = self._raw(np.array([0.0, 1.0]))
+        self._range = last - self._first
+
+    def share(self, u: Float64[np.ndarray, "J"]) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:
+        """(noise share of [0, 1] at u, its derivative)."""
+        odds = np.exp(self._low + self._width * u)
+        a = np.clip((odds * (1 + self._noise) - self._clean) / (1 + odds), 0, 1)
+        slope = self._width * odds * (1 + self._noise + self._clean) / (1 + odds) ** 2
+        return np.minimum(a**self._power, 1 - LAST), self._power * a ** (self._power - 1) * slope
+
+    def inverse(self, share: Float64[np.ndarray, "T"]) -> Float64[np.ndarray, "T"]:
+        """u at a noise share of [0, 1]."""
+        a = share ** (1 / self._power)
+        return np.clip((np.log((a + self._clean) / (1 - a + self._noise)) - self._low) / self._width, 0, 1)
+
+    def shares(self, t: Float64[np.ndarray, "*t"]) -> Float64[np.ndarray, "*t"]:
+        """Noise share of [0, 1] at t."""
+        return np.clip((self._raw(t) - self._first) / self._range, 0, 1)
+
+    def times(self, share_J: Float64[np.ndarray, "J"]) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:
+        """(t at which the noise share is the given one, d share / dt there), by sections: a process need not know the inverse."""
+        low_J, width = np.zeros(len(share_J)), 1.0
+        while width > 1e-18:
+            # Sections of what is left, at 0 to a relative precision: levels near clean text may be as small as 1e-12.
+            part_S = np.arange(33) / 32
+            found_JS = self.shares(np.minimum(low_J[:, None] + width * part_S, 1.0))
+            low_J = low_J + width / 32 * np.clip(np.sum(found_JS <= share_J[:, None], axis=1) - 1, 0, 31)
+            width /= 32
+        t_J = np.clip(low_J, 1e-30, 1 - 1e-15)
+        near_J = 1e-4 * np.minimum(t_J, 1 - t_J)
+        rise_J = self.shares(t_J + near_J) - self.shares(t_J - near_J)
+        return t_J, rise_J / (2 * near_J)
+
+    def _raw(self, t: Float64[np.ndarray, "*t"]) -> Float64[np.ndarray, "*t"]:
+        # Of few shapes: each operation is compiled once, whatever the number of nodes.
+        padded = np.resize(t, max(2 ** (t.size - 1).bit_length(), 1024))
+        with jax.enable_x64(True), jax.transfer_guard("allow"):
+            return np.asarray(self._process.noise_share(jnp.asarray(padded)), np.float64)[: t.size].reshape(t.shape)
+
+
+def radau(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:
+    """Nodes, rising, and weights of Gauss-Radau quadrature on [-1, 1] with a node at 1, exact to degree 2 nodes - 2; the middle for one.
+
+    Eigenvalues of the Jacobi matrix with its last entry changed (Golub 1973, "Some modified matrix eigenvalue problems").
+    """
+    k = np.arange(1, nodes)
+    beside = k / np.sqrt(4.0 * k**2 - 1)
+    diagonal = np.zeros(nodes)
+    diagonal[-1] = nodes / (2 * nodes - 1) if nodes > 1 else 0.0
+    x_J, vectors_JJ = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+    return np.clip(x_J, -1, 1), 2 * vectors_JJ[0] ** 2
+
+
+def _spread(x_J: Float64[np.ndarray, "J"], weight_J: Float64[np.ndarray, "J"]) -> Float64[np.ndarray, "K J"] | None:
+    """Coefficients of the integrand (in u) of the orthonormal Legendre polynomials of degree J - 2 and J - 3. By how much the rule changes
+    when two of its nodes are left out is a multiple of such coefficients, of about 0.7."""
+    nodes = len(x_J)
+    if nodes < 3:
+        return None
+    degree_K = np.unique([nodes - 2, max(nodes - 3, 1)])
+    values_JK = np.polynomial.legendre.legvander(x_J, nodes - 2)[:, degree_K] * np.sqrt(2 * degree_K + 1)
+    return values_JK.T * weight_J

@@ -56,6 +56,8 @@ def any_order_nats(
         now_BL = valid_BL & (place_BL == place)
         hidden_BLD = denoiser.hidden(z_BL, process.clock(level_BL))
         ones_BL = jnp.ones(x_BL.shape, jnp.float32)
-        return nats_BL + denoiser.row_losses(hidden_BLD, now_BL, process.reconstruction, (x_BL, z_BL), ones_BL)[1], None
+        now_nats_BL = denoiser.row_losses(hidden_BLD, now_BL, process.reconstruction, (x_BL, z_BL), ones_BL)[1]
+        return nats_BL + now_nats_BL.astype(nats_BL.dtype), None
 
-    return jax.lax.scan(one, jnp.zeros(x_BL.shape, jnp.float32), jnp.arange(length))[0]
+    # float32, or float64 where that is switched on: what is carried must have one type, whatever the network gives.
+    return jax.lax.scan(one, jnp.zeros(x_BL.shape), jnp.arange(length))[0]

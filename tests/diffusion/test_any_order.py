@@ -108,3 +108,14 @@ def test_it_is_refused_where_the_network_is_told_the_time():
     x_BL = jnp.zeros((1, LENGTH), jnp.int32)
     with pytest.raises(InputError, match="not told"):
         any_order_nats(GenMd4(VOCAB, MASK), Denoiser(LAW, VOCAB), x_BL, x_BL == 0, row_keys(jax.random.key(0), jnp.arange(1)))
+
+
+def test_it_runs_where_float64_is_switched_on():
+    x_BL = jnp.asarray(LAW.sequences_Xn[:4], jnp.int32)
+    with jax.enable_x64(True):
+        keys_B = row_keys(jax.random.key(0), jnp.arange(4))
+        process = Masked(VOCAB, MASK)
+        denoiser = toy.ToyDenoiser(LAW, VOCAB, toy.masked_likelihood(TOKENS, MASK))
+        nats_BL = any_order_nats(process, denoiser, x_BL, jnp.ones(x_BL.shape, bool), keys_B)
+        assert nats_BL.dtype == jnp.float64
+        np.testing.assert_allclose(nats_BL.sum(axis=1), -np.log(LAW.probability_X[:4]), rtol=1e-6)

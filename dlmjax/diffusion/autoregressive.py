@@ -13,6 +13,7 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -70,6 +71,10 @@ class Autoregressive(Process):
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         del z, t
         return cross_entropy(logits, x, self._barred)
+
+    def covered_by(self, times: Any) -> bool:
+        """The loss does not depend on the level: all that counts is that its weights have a mean of 1."""
+        return times.covers
 
     def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return jnp.ones_like(t)

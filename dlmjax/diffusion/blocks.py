@@ -73,6 +73,10 @@ class BlockMasked(Masked):
             return times if times.size == self.size else dataclasses.replace(times, size=self.size)
         return PerBlock(self.size, times.law, times.stratified) if isinstance(times, PerRow) else times
 
+    def covered_by(self, times: Any) -> bool:
+        """A block sees the others clean: each may have a level of its own, which all of it shares."""
+        return times.covers and (not isinstance(times, PerBlock) or times.size % self.size == 0)
+
     def corrupt(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> Int[Array, "B L 2"]:

@@ -183,7 +183,7 @@ class Objective:
     def is_bound(self) -> bool:
         """True where the mean of parts["nats"] is an upper bound on -log p(x)."""
         whole = self.boundary or not self.process.has_boundary
-        return self.process.is_bound and self.times.covers and whole and not self.prompt
+        return self.process.is_bound and self.process.covered_by(self.times) and whole and not self.prompt
 
     @property
     def trains_bound(self) -> bool:

@@ -246,7 +246,9 @@ class Times(Protocol):
     ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]: ...
 
     @property
-    def covers(self) -> bool: ...
+    def covers(self) -> bool:
+        """True where E[weight f(t)] is the integral of f over all of [0, 1], for the level of every token."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,12 +25,16 @@ from dlmjax.diffusion import (
     Polynomial,
     Power,
     Process,
+    make_process,
+    oracle,
     reconstruction_nats,
     row_keys,
     symmetric,
+    toy,
 )
+from dlmjax.diffusion.hyper import Hyper, PerBlock
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
 
 ROWS, LENGTH = 32, 6
 X_BL = np.random.default_rng(0).integers(0, TOKENS, (ROWS, LENGTH)).astype(np.int32)
@@ -247,3 +251,36 @@ def test_a_weighted_objective_is_made_without_a_word_to_the_device(process):
     """The trainer makes the objective of a phase inside its loop, where no transfer is allowed."""
     with jax.transfer_guard("disallow"):
         assert not Objective(process, weighting=CrossEntropy()).trains_bound
+
+
+FAMILIES = ("masked", "llada", "uniform", "hybrid", "score", "flow_matching", "genmd4", "d3pm", "plaid", "blocks", "autoregressive")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_levels_drawn_apart_are_a_bound_only_where_their_tokens_are_read_apart(name):
+    """Every way to draw levels that a process accepts: along one path of noise all are bounds, block by block only under blocks."""
+    process = make_process(name, vocab=VOCAB, mask_id=MASK, bos_id=BOS, **({"size": 2} if name == "blocks" else {}))
+    apart = name in ("blocks", "autoregressive")
+    paths = [PerRow(Power(0.5)), PerRow(stratified=False), Hyper(1), Hyper(None), Hyper(3, Power(0.5))]
+    for times in paths:
+        assert Objective(process, times, boundary=True).is_bound
+    for times in (PerBlock(2), PerBlock(4, antithetic=True), PerBlock(2, Power(0.5))):
+        objective = Objective(process, times, boundary=True)
+        assert objective.is_bound == apart and objective.trains_bound == (apart and objective.weighting.is_bound)
+    # Blocks of other tokens than those that share a level.
+    assert Objective(process, PerBlock(1), boundary=True).is_bound == (name == "autoregressive")
+    for times in (PerRow(Flat(0.1, 1.0)), PerBlock(2, Flat(0.1, 1.0))):
+        assert not Objective(process, times, boundary=True).is_bound
+
+
+def test_levels_drawn_apart_read_below_the_entropy():
+    """Three tokens that are always the same: the chance that a token's two others are both hidden is 1/4 on average, where along one path
+    it is 1/3. The mean is 3/4 of their entropy, and no `nelbo`."""
+    objective = Objective(Masked(VOCAB, MASK), PerBlock(1))
+    table = np.full((TOKENS,) * 3, 1e-9)
+    np.fill_diagonal(table, 1.0)
+    law = oracle.Law(table / table.sum())
+    batch = batch_of(sample_law(law, 4096, seed=1))
+    denoiser = toy.ToyDenoiser(law, VOCAB, toy.masked_likelihood(TOKENS, MASK))
+    report = objective.report(jax.device_get(objective(denoiser, batch, jax.random.key(0), 4096)[1]))
+    assert 3 * report["partial_nelbo"] == pytest.approx(0.75 * law.entropy, rel=0.1) and "nelbo" not in report

@@ -229,8 +229,9 @@ def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, lea
             dweight = dweight + (over_rows(hidden_CD, dlogits_CV) if plan.width_axis == 0 else over_rows(dlogits_CV, hidden_CD))
             dshared = jax.tree.map(jnp.add, dshared, dshared_here)
             dfloats_N = jax.tree.map(lambda all_N, here_C: all_N.at[ids_C].set(here_C, mode="drop"), dfloats_N, dfloats_C)
-        total = total + jnp.sum(jnp.where(live_C, trained_C, 0.0) * scale_C)
-        nats_N = nats_N.at[ids_C].set(jnp.where(live_C, nats_C, 0.0), mode="drop")
+        # float32 also where float64 is switched on and a level is one: what the loop carries keeps its type.
+        total = total + jnp.sum(jnp.where(live_C, trained_C, 0.0) * scale_C).astype(jnp.float32)
+        nats_N = nats_N.at[ids_C].set(jnp.where(live_C, nats_C, 0.0).astype(jnp.float32), mode="drop")
         return total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N)
 
     empty = jnp.zeros((), jnp.float32)

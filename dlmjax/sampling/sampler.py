@@ -382,7 +382,7 @@ class Sampler:
         sure_BL = jnp.ones_like(carry.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
         return carry._replace(
             tokens_BL=tokens_BL,
-            confidence_BL=jnp.where(frozen_BL, 1.0, sure_BL),
+            confidence_BL=jnp.where(frozen_BL, 1.0, sure_BL).astype(jnp.float32),
             fixed_BL=jnp.where(tokens_BL != carry.tokens_BL, step, carry.fixed_BL),
         )
 

@@ -259,7 +259,8 @@ class GaussianEmbedding(Process):
         now, to = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
         variance = reverse_variance(self.variance, now, to, self.share(logits_BLV))
         noise_BLE = normals(keys_B, z_BL.shape[1], self.dim)
-        return ancestral(noise_BLE, self.clean(logits_BLV, z_BL, t_BL), z_BL, now, to, variance)
+        # The state keeps its type, whatever that of the levels: a loop over steps carries it.
+        return ancestral(noise_BLE, self.clean(logits_BLV, z_BL, t_BL), z_BL, now, to, variance).astype(z_BL.dtype)
 
     def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
         return draw_tokens(keys_B, self._text(logits_BLV, z_BL))

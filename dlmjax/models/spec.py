@@ -13,6 +13,14 @@ from dlmjax.errors import InputError
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
 ROPE_SCALINGS = ("linear", "ntk", "llama3", "yarn")
+# The kinds that read a field where positions are stretched; where they are not, none is read.
+STRETCHES_BY = {
+    "rope_original": ("llama3", "yarn"),
+    "rope_slow": ("llama3", "yarn"),
+    "rope_fast": ("llama3", "yarn"),
+    "rope_truncate": ("yarn",),
+}
+SCALES_ATTENTION = ("yarn",)  # by `rope_attention`, whether positions are stretched or not
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "full", "dots")
 ATTENTIONS = ("dense", "cudnn", "splash")
@@ -126,17 +134,22 @@ class ModelSpec:
     def differing(self, other: ModelSpec) -> list[str]:
         """Fields in which two networks compute other functions of the same weights, or hold other weights; how weights start, and what
         is dropped in training, is no part of the function."""
-        return [name for name, value in self._function().items() if value != other._function()[name]]
+        names = [name for name, value in self._function().items() if value != other._function()[name]]
+        causes = [name for name in names if getattr(self, name) != getattr(other, name)]  # a field of one value in both may be read in one
+        return causes or (["rope_scaling_type"] if names else [])  # it alone decides what is read and need not be read itself
 
     def _function(self) -> dict[str, object]:
         """Fields by name, with None for those that nothing is computed from."""
         values = {name: value for name, value in vars(self).items() if name not in ("dropout", "init_std")}
         values |= {"completep_width": self.width_ratio, "completep_depth": self.depth_ratio}
-        rotary, stretched = self.positions == "rotary", self.positions == "rotary" and self.rope_scaling > 1
+        rotary, kind = self.positions == "rotary", self.rope_scaling_type
+        stretched = rotary and self.rope_scaling > 1
+        if kind not in SCALES_ATTENTION:
+            values["rope_attention"] = 1.0
         used = {
-            **dict.fromkeys(("rope_base", "rope_scaling"), rotary),
+            **dict.fromkeys(("rope_base", "rope_scaling", "rope_attention"), rotary),
             "rope_scaling_type": stretched,
-            "rope_original": stretched and self.rope_scaling_type == "llama3",
+            **{name: stretched and kind in kinds for name, kinds in STRETCHES_BY.items()},
             **dict.fromkeys(("max_positions", "position_offset"), not rotary),
             **dict.fromkeys(("time_width", "time_features"), self.time_input != "none"),
         }

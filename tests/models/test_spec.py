@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dlmjax.models import Execution, ModelSpec, build_network
+from dlmjax.models.layers import rotary_tables
+from dlmjax.models.spec import ROPE_SCALINGS
 from tests.models import tiny
 
 EVERY = [field.name for field in dataclasses.fields(ModelSpec)]
@@ -48,7 +50,8 @@ CHOICES = {
 def changed(base: ModelSpec, field: str) -> ModelSpec:
     """The network with another value in one field (CompleteP's two go together)."""
     old = getattr(base, field)
-    choice = CHOICES.get(field, old * 2 + 2 if type(old) is int else old * 1.5 + 1e-3 if type(old) is float else None)
+    usual = {int: lambda: old * 2 + 2, float: lambda: old * 1.5 + 1e-3, bool: lambda: not old}.get(type(old), lambda: None)()
+    choice = CHOICES.get(field, usual)
     value = next(value for value in (choice if isinstance(choice, tuple) else (choice,)) if value != old)
     values = {field: value, **({"max_positions": 24} if value == "learned" else {})}
     if field.startswith("completep"):
@@ -85,3 +88,38 @@ def test_a_field_is_named_exactly_where_it_changes_what_weights_compute(base, fi
     assert bool(named) == (not same), f"{named}, and the weights compute {'the same' if same else 'something else'}"
     assert not named or field in named or field.startswith("completep")
     assert there.differing(here) == named
+
+
+ROPE_FIELDS = {  # each with a value that is no kind's default and moves the borders of "yarn" by whole channels
+    "rope_base": 500.0,
+    "rope_scaling": 8.0,
+    "rope_scaling_type": ROPE_SCALINGS,
+    "rope_original": 4096,
+    "rope_slow": 0.01,
+    "rope_fast": 300.0,
+    "rope_attention": 1.3,
+    "rope_truncate": False,
+}
+
+
+@functools.cache
+def tables(spec: ModelSpec):
+    with jax.disable_jit():  # nothing to compile for each network
+        return np.stack(rotary_tables(jnp.arange(64)[None], spec))
+
+
+@pytest.mark.parametrize("attention", [1.0, 1.2])
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+@pytest.mark.parametrize("kind", ROPE_SCALINGS)
+def test_a_field_of_positions_is_named_exactly_where_its_kind_reads_it(kind, factor, attention):
+    """The kind of fault: each way to stretch positions reads fields of its own, and a list of them for one is wrong for another."""
+    assert set(ROPE_FIELDS) == {name for name in EVERY if name.startswith("rope_")}
+    values = dict(rope_scaling=factor, rope_scaling_type=kind, rope_original=32768, rope_fast=32.0, rope_attention=attention)
+    here = tiny.spec(depth=1, width=64, head_dim=32, ffn=8, heads=2, kv_heads=2, **values)
+    for field, choice in ROPE_FIELDS.items():
+        for value in choice if isinstance(choice, tuple) else (choice,):
+            there = dataclasses.replace(here, **{field: value})
+            same = np.allclose(tables(here), tables(there), rtol=0, atol=1e-5)
+            named = here.differing(there)
+            assert bool(named) == (not same), f"{field}={value}: {named}, and the tables are {'the same' if same else 'others'}"
+            assert there.differing(here) == named and all(getattr(here, name) != getattr(there, name) for name in named)

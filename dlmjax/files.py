@@ -165,18 +165,24 @@ def make_folder(path: str | os.PathLike) -> None:
 # ---- JSON from anywhere ----------------------------------------------------------------------------------------------------------
 
 LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json that is published has some 35 million
+MOST_DIGITS = 300  # of an integer: every float of Python can be compared with it, and it can become one
 DEEPEST_JSON = 64  # brackets inside each other; what comes after a reader may walk a tree by recursion
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_json(content: bytes | str, any_number: bool = False) -> Any:
     """The value of a JSON document that anybody may have written, within bounds that what reads it need not check again.
 
     Refused beside what is not JSON: more than LARGEST_JSON bytes; brackets deeper than DEEPEST_JSON; integers of more than 64 bits;
     numbers that are not finite (NaN, 1e999); a name twice in one object, since readers differ in which they take; half of a surrogate
     pair, which no file can hold as UTF-8.
+
+    Args:
+      any_number: for files that Python's own `json` wrote, as transformers does: also takes numbers that are not finite, and integers of
+        up to MOST_DIGITS digits (int(1e30) stands for "no limit" in most tokenizers' files). Most of them are never used; what is used
+        must be checked where it is.
 
     Raises ValueError: one line, with line and column where the text is not JSON.
     """
@@ -190,7 +196,8 @@ def parse_json(content: bytes | str) -> Any:
         steps = (1 if bracket in "[{" else -1 for bracket in _BRACKET.findall(_STRING.sub("", text)))
         if max(itertools.accumulate(steps), default=0) > DEEPEST_JSON:
             raise ValueError(f"its brackets are nested deeper than {DEEPEST_JSON}")
-    value = json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_real, object_pairs_hook=_object)
+    integer, real = (_long_integer, float) if any_number else (_integer, _real)
+    value = json.loads(text, parse_int=integer, parse_float=real, parse_constant=real, object_pairs_hook=_object)
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -202,6 +209,12 @@ def parse_json(content: bytes | str) -> Any:
 def _integer(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
         raise ValueError(f"the integer {brief(digits)} does not fit in 64 bits")
+    return int(digits)
+
+
+def _long_integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"the integer {brief(digits)} has more than {MOST_DIGITS} digits")
     return int(digits)
 
 
@@ -263,7 +276,7 @@ def require_shape(value: Any, shape: Shape, name: str = "") -> Any:
     return value
 
 
-def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "restore it, or get it again") -> Any:
+def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "restore it, or get it again", any_number: bool = False) -> Any:
     """The value of a JSON file, see `parse_json` and `require_shape`.
 
     Raises InputError: a file that cannot be read, is no JSON within the bounds, or is of another shape; it names the file, the line or the
@@ -271,7 +284,7 @@ def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "resto
     """
     content = read_bounded(path, LARGEST_JSON, advice)
     try:
-        return require_shape(parse_json(content), shape)
+        return require_shape(parse_json(content, any_number), shape)
     except ValueError as error:
         kind = "valid JSON" if isinstance(error, json.JSONDecodeError) else "readable"
         raise InputError(f"{path} is not {kind}: {error}; {advice}") from None

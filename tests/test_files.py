@@ -178,6 +178,21 @@ def test_json_within_the_bounds_is_read_as_it_is(tmp_path):
         assert read_json(tmp_path / "x.json") == value
 
 
+def test_files_of_others_may_hold_numbers_that_ours_do_not(tmp_path):
+    """int(1e30) is transformers' "no limit"; Infinity is how Python writes one. What is longer than any float is still refused."""
+    value = {"model_max_length": int(1e30), "time_step_limit": [0.0, float("inf")], "x": [float("nan"), 0.0, -(10**299 - 1)]}
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    value = read_json(tmp_path / "x.json", any_number=True)
+    assert value["model_max_length"] == 1000000000000000019884624838656 and value["time_step_limit"][1] == float("inf")
+    assert value["x"][2] == -(10**299 - 1) and float(value["x"][2]) < 0
+    with pytest.raises(InputError, match="1000000000000000019884624838656 does not fit in 64 bits"):
+        read_json(tmp_path / "x.json")
+    for digits in (301, 10_000):
+        (tmp_path / "x.json").write_text('{"a": 1%s}' % ("0" * digits))
+        with pytest.raises(InputError, match="has more than 300 digits"):
+            read_json(tmp_path / "x.json", any_number=True)
+
+
 def test_a_json_file_is_an_ordinary_file_of_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr("dlmjax.files.LARGEST_JSON", 10)
     (tmp_path / "large").write_text("[" + " " * 20 + "]")

@@ -129,7 +129,7 @@ def _report(source: str, workdir: str, layout: Layout, parts: Parts, reader: Rea
 
 
 def _hf_config(root: pathlib.Path) -> dict[str, Any]:
-    hf = read_json(root / "config.json", advice="give a directory that save_pretrained wrote")
+    hf = read_json(root / "config.json", advice="give a directory that save_pretrained wrote", any_number=True)
     if not isinstance(hf.get("dlm") or {}, dict):
         raise InputError(f"{root / 'config.json'} is not the config of a model: dlm is no object")
     if hf.get("quantization_config"):

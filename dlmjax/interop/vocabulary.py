@@ -52,7 +52,9 @@ def vocabulary(root: pathlib.Path, layout: Layout, spec: str | None, hf: dict[st
         )
     said = hf.get("mask_token_id")
     if said is not None and said != tokenizer.mask_id:
-        raise InputError(f"config.json says mask_token_id={said!r}, the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer")
+        raise InputError(
+            f"config.json says mask_token_id={said!r:.60}, the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer"
+        )
     fresh = {*range(rows, tokenizer.vocab_size), *(specials - used)}
     return Vocabulary(tokenizer, tuple(sorted(i for i in used if i < rows)), tuple(sorted(fresh)))
 
@@ -151,4 +153,4 @@ def _section(path: pathlib.Path, key: str) -> dict[str, Any]:
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is no such file."""
-    return read_json(path, advice="restore the file, or delete it") if path.exists() else {}
+    return read_json(path, advice="restore the file, or delete it", any_number=True) if path.exists() else {}

@@ -53,14 +53,8 @@ class HfScorer:
         }
 
     def _config(self) -> dict:
-        file = self.directory / "config.json"
-        try:
-            return read_json(file)
-        except InputError as error:
-            raise InputError(
-                f"{self.directory} is not a directory of a Hugging Face model (no readable config.json); nothing is downloaded, give a "
-                "local directory"
-            ) from error
+        advice = "--scorer requires the local directory of a Hugging Face model (nothing is downloaded)"
+        return read_json(self.directory / "config.json", advice=advice, any_number=True)
 
     def score(self, samples: Sequence[Sample], features: bool = False) -> Scores:
         """See `Scorer`."""

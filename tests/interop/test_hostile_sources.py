@@ -16,6 +16,7 @@ DEEP = "[" * 5000 + "]" * 5000
 VALUES = (
     "null", "true", "-1", "0", "1e9", "1000000000", "1" + "0" * 400, "1e400", "NaN", '"x"', '""', '"../x"', '"\\ud800"', "[]", "{}", "[1]",
     '{"x": 1}', DEEP, "0.5", "3", "[[[[[[1]]]]]]", '"' + "a" * 10_000 + '"', "-9223372036854775809",
+    "1000000000000000019884624838656",
 )  # fmt: skip
 SIZES = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_hidden_layers=2, intermediate_size=48)
 CONFIG = {"model_type": "mistral", **SIZES, "vocab_size": VOCAB, "rms_norm_eps": 1e-6, "hidden_act": "silu", "sliding_window": 5}
@@ -115,6 +116,7 @@ def test_no_file_beside_a_tokenizer_ends_in_more_than_a_line(name, tmp_path, sou
         '{"added_tokens_decoder": {"99999999999999999999": {"content": "x"}}}',
         '{"mask_token": 5}',
     ]
+    contents += ['{"<x>": 1%s}' % ("0" * 250), '{"model_max_length": 1%s}' % ("0" * 250), '{"pad_token_id": Infinity}']
     contents += ['{"added_tokens_decoder": {"x": 1, "-1": {"content": "y"}, "700": {"content": 4}}}', '{"mask_token": {"content": []}}']
     for content in contents:
         run(name, content)

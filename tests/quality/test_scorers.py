@@ -184,8 +184,15 @@ def test_what_is_no_causal_model_is_told(tmp_path):
     pytest.importorskip("transformers")
     from dlmjax.quality.hf_scorer import HfScorer
 
-    with pytest.raises(InputError, match="nothing is downloaded"):
+    with pytest.raises(InputError, match="gpt2/config.json cannot be read .No such file .*nothing is downloaded"):
         HfScorer("gpt2")
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(InputError, match="config.json is not valid JSON.*line 1"):
+        HfScorer(str(tmp_path))
+    # Mamba-2's own: what is no number of JSON is the model's affair.
+    (tmp_path / "config.json").write_text('{"model_type": "mamba2", "time_step_limit": [0.0, Infinity], "is_causal": false}')
+    with pytest.raises(InputError, match="must be a causal language model"):
+        HfScorer(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "qwen3", "is_causal": false}')
     with pytest.raises(InputError, match="must be a causal language model"):
         HfScorer(str(tmp_path))

@@ -13,6 +13,10 @@ class NoSplit(InputError):
     """A corpus that is whole and was prepared without the split that is wanted."""
 
 
+class NoCorpus(InputError):
+    """No corpus is named, or nothing at all is at the place of the one that is."""
+
+
 class LostPeer(RuntimeError):
     """Another process of the run is gone or never came. Exit code LOST_PEER: the same command, started again, resumes."""
 

@@ -17,7 +17,7 @@ from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
 from dlmjax.diffusion.process import Blocks, learned_of
 from dlmjax.diffusion.registry import parse_call, process_fields
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, NoCorpus
 from dlmjax.evaluation import Evaluator
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
@@ -307,7 +307,7 @@ def split_of(run: Run, data: str | None, split: str) -> Corpus:
     paths = run.parts.config.data.paths
     path = data or next(iter(paths), None)
     if path is None:
-        raise InputError("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
+        raise NoCorpus("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
     if not data and len(paths) > 1:
         logger.warning("the run mixes %d corpora; this is %s alone (--data names another)", len(paths), path)
     corpus = Corpus.open(path, split=split)

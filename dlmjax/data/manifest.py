@@ -17,7 +17,7 @@ import re
 import shlex
 from typing import Any
 
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, NoCorpus
 from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, write_atomically
 from dlmjax.files import sweep as sweep_written
 
@@ -165,7 +165,7 @@ class Manifest:
         if not os.path.lexists(path):
             if (directory / WORK).exists():
                 raise InputError(f"{directory} holds an unfinished preparation; give the same dlmjax prepare command again and it goes on")
-            raise InputError(
+            raise (InputError if os.path.lexists(directory) else NoCorpus)(
                 f"{directory} holds no prepared corpus (no {FILE}); make one with: dlmjax prepare --input FILES... --output {directory}"
             )
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dlmjax.data import Corpus, EvalWindows
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.files import as_json, write_atomically, write_json
 from dlmjax.quality import activations as outliers
 from dlmjax.quality import generated, latency, mauve_score, plot
@@ -298,10 +298,13 @@ def _lines(file: str) -> list[str]:
 
 
 def _held_out(run: Run, data: str | None, split: str) -> tuple[Corpus | None, str]:
-    """The corpus to compare with, or why there is none; a corpus that was asked for must be there."""
+    """The corpus to compare with, or why there is none; a corpus that was asked for must be there.
+
+    Raises InputError: it is damaged, unfinished or of another tokenizer, also where it is the run's own.
+    """
     try:
         return split_of(run, data, split), ""
-    except InputError as error:
+    except (NoCorpus, NoSplit) as error:
         if data:
             raise
         return None, f"no held-out text: {error}"

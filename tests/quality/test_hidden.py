@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlmjax.__main__ import main
+from dlmjax.data import Corpus, manifest
+from dlmjax.errors import InputError
 from dlmjax.quality.activations import PLACES, activation_statistics, outliers
+from dlmjax.quality.commands import _held_out
 from dlmjax.quality.hidden import embed_texts, encoder_files
+from dlmjax.run import open_run
 from tests.quality.conftest import random_run
 from tests.test_cli import refused
 
@@ -103,3 +108,33 @@ def test_the_statistics_of_a_corpus_are_written(masked_workdir, tmp_path, capsys
     assert report["windows"] == 2 and report["tokens"] == 64 and len(report["rows"]) == 5
     assert "| 0 | query |" in capsys.readouterr().out
     assert "none" in refused(capsys, *work, "--data", tmp_path / "none")
+
+
+def test_a_damaged_corpus_of_the_run_is_refused_and_an_absent_one_is_not(masked_workdir, small_corpus, tmp_path):
+    """Only that nothing is there, or that a whole corpus lacks the split, leaves figures without held-out text."""
+    run = open_run(str(masked_workdir))
+    for what, split, words in (
+        ("whole", "valid", ""),
+        ("whole", "none", "no split"),
+        ("gone", "valid", "holds no prepared corpus"),
+        ("emptied", "valid", None),
+        ("broken manifest", "valid", None),
+        ("short shard", "valid", None),
+    ):
+        corpus = tmp_path / what / "corpus"
+        if what != "gone" and not corpus.exists():
+            shutil.copytree(small_corpus, corpus)
+        if what == "emptied":
+            (corpus / manifest.FILE).unlink()
+        elif what == "broken manifest":
+            (corpus / manifest.FILE).write_text("{")
+        elif what == "short shard":
+            shard = corpus / Corpus.open(corpus, "valid").shards[0].file
+            shard.write_bytes(shard.read_bytes()[:-1])
+        run.parts.config.data.paths = (str(corpus),)
+        if words is None:
+            with pytest.raises(InputError, match="corpus"):
+                _held_out(run, None, split)
+        else:
+            found, why_not = _held_out(run, None, split)
+            assert (found is None) == bool(words) and words in why_not

@@ -282,6 +282,7 @@ def _check_values(where: str, fields: Mapping[str, inspect.Parameter], values: M
 # What a text can give. Arrays, schedules and laws come from callers who made them.
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, types.NoneType)
 _WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", types.NoneType: "None"}
+_PLURALS = {float: "numbers", int: "whole numbers", bool: "True or False", str: "words"}
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -303,9 +304,22 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _said(kind: Any) -> str:
+    """What a person is asked for: "a number", "a list of pairs of whole numbers", "a word or None"."""
+    kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
     if isinstance(kind, types.UnionType):
         return " or ".join(map(_said, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
-        return f"a list of {_said(typing.get_args(kind)[0]).removeprefix('a ')}s"
-    kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
-    return _WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}, which cannot be written in a text"
+        return f"a list of {_several(typing.get_args(kind))}"
+    name = getattr(kind, "__name__", str(kind))
+    return _WORDS.get(kind) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}, which cannot be written in a text"
+
+
+def _several(kinds: tuple[Any, ...]) -> str:
+    """What a list holds, by what its annotation holds: "numbers", "2 words", "pairs of whole numbers", "lists of numbers"."""
+    count = "" if kinds[1:] == (...,) else f"{len(kinds)} "
+    inner = typing.get_args(kinds[0])
+    if typing.get_origin(kinds[0]) is not tuple:
+        return count + (_PLURALS.get(kinds[0]) or f"values of which each is {_said(kinds[0])}")
+    if inner[1:] != (...,) and len(inner) == 2:
+        return f"{count}pairs of {_several((inner[0], ...))}"
+    return f"{count}lists of {_several(inner)}"

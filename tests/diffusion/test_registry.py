@@ -1,5 +1,9 @@
 """Names and plain values in, frozen dataclasses out; what is wrong is said with the nearest valid name."""
 
+import dataclasses
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +36,7 @@ from dlmjax.diffusion import (
     symmetric,
 )
 from dlmjax.diffusion.hyper import Hyper, PerBlock
-from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, parse_call
+from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, _said, parse_call
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 
@@ -159,3 +163,34 @@ def test_values_of_a_call_are_words_literals_and_file_names():
     assert parse_call("d3pm(embedding='runs/a-1.npy')")[1] == {"embedding": "runs/a-1.npy"}
     with pytest.raises(InputError, match="cannot read"):
         parse_call("d3pm(embedding=f(1))")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (int, "a whole number"),
+        (float | None, "a number or None"),
+        (tuple[int, ...], "a list of whole numbers"),
+        (tuple[str, ...] | None, "a list of words or None"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (tuple[tuple[int, int], ...], "a list of pairs of whole numbers"),
+        (tuple[tuple[float, ...], ...], "a list of lists of numbers"),
+        (tuple[bool, ...], "a list of True or False"),
+        (dataclasses.InitVar[int | None], "a whole number or None"),
+        (Schedule, "a Schedule, which cannot be written in a text"),
+        (tuple[Schedule, ...], "a list of values of which each is a Schedule, which cannot be written in a text"),
+    ],
+)
+def test_a_type_is_said_in_plain_words(kind, said):
+    assert _said(kind) == said
+
+
+def test_the_words_of_every_value_are_grammatical():
+    """Whatever any name in the registry takes: no doubled plural, no bracket of an annotation."""
+    for table in (PROCESSES, SCHEDULES, LAWS, WEIGHTINGS):
+        for name, make in table.items():
+            for field, parameter in inspect.signature(make, eval_str=True).parameters.items():
+                words = _said(parameter.annotation)
+                assert not re.search(r"ss\b|\[|\ba list of list\b|\ba [AEIOUaeiou]", words), (name, field, words)
+    with pytest.raises(InputError, match="curriculum requires a list of pairs of whole numbers, not 3"):
+        make_process("blocks", **FACTS, curriculum=3)

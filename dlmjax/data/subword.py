@@ -129,6 +129,9 @@ class HuggingFaceTokenizer(TableTokenizer):
         # Text that contains U+2581 itself would come back as a space; it goes in as three byte pieces.
         self._space_ids = None if byte_level else [backend.token_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
 
+    def _own_ids(self) -> Int[np.ndarray, "N"]:
+        return np.fromiter(self._backend.get_vocab(with_added_tokens=True).values(), np.int64)
+
     def encode(self, text: str) -> Int[np.ndarray, "N"]:
         return self.encode_many([text])[0]
 
@@ -349,6 +352,9 @@ class SentencePieceTokenizer(TableTokenizer):
     def encode(self, text: str) -> Int[np.ndarray, "N"]:
         # U+2581 in the text itself would come back as a space; it goes in as three byte pieces.
         return _around_space(text, self._space_ids, self._processor.encode)
+
+    def _own_ids(self) -> Int[np.ndarray, "N"]:
+        return np.arange(self._processor.get_piece_size())
 
     @property
     def adds_prefix(self) -> bool:

@@ -83,7 +83,8 @@ class TableTokenizer:
         Raises InputError for special ids that are not three, or that stand for text.
         """
         other = copy.copy(self)
-        vars(other).pop("hash", None)  # the cached one
+        for cached in ("hash", "absent_ids"):
+            vars(other).pop(cached, None)
         table = self.token_bytes[:vocab_size]
         if any(self.token_bytes[vocab_size:]):
             raise InputError(f"tokenizer {self.name}: {vocab_size:,} ids leave out some that stand for text")
@@ -102,6 +103,17 @@ class TableTokenizer:
         for file, content in sorted(self.files.items()):
             digest.update(file.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()
+
+    def _own_ids(self) -> Int[np.ndarray, "N"]:
+        """Ids that the tokenizer's own file gives a token, text or not."""
+        return np.flatnonzero(self.byte_lengths_V)
+
+    @functools.cached_property
+    def absent_ids(self) -> Int[np.ndarray, "N"]:
+        """Ids within the vocabulary that are no token, in rising order: gaps of the tokenizer's file, and those below a special id that
+        stands behind the file's own."""
+        specials = (self.mask_id, self.pad_id, self.eos_id)
+        return np.setdiff1d(np.arange(self.vocab_size), np.concatenate([self._own_ids(), specials]))
 
     def encode(self, text: str) -> Int[np.ndarray, "N"]:
         raise TypeError(f"{type(self).__name__} does not say how to encode")

@@ -54,11 +54,11 @@ class Exported:
     @property
     def silent_ids(self) -> tuple[int, ...]:
         """Ids that the model never produces: their rows of the head were in no softmax."""
-        return never_sampled(self.tokenizer)
+        return tuple(sorted({self.tokenizer.mask_id, self.tokenizer.pad_id}))
 
     @property
     def barred_ids(self) -> tuple[int, ...]:
-        """Ids that samples leave out: the silent ones, and those that pad the vocabulary, which were in the softmax and are no token."""
+        """Ids that samples leave out: the silent ones, and those that are no token, which were in the softmax."""
         return never_sampled(self.tokenizer, self.spec.vocab)
 
     @property

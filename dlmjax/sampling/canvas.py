@@ -86,12 +86,12 @@ def blank_canvas(length: int, batch: int = 1, fill: int = 0) -> Canvas:
 
 
 def never_sampled(tokenizer, vocab: int = 0) -> tuple[int, ...]:
-    """Ids that a sampler must not produce: mask, pad, BOS unless the same id also ends a document, and those of a network with `vocab`
-    classes for which the tokenizer has no token."""
-    barred = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id}
-    if vocab:
-        barred |= set(range(tokenizer.vocab_size, vocab))
-    return tuple(sorted(int(i) for i in barred if i is not None and i >= 0))
+    """Ids that a sampler must not produce: mask, pad, BOS unless the same id also ends a document, and those for which the tokenizer has
+    no token, within its vocabulary (`absent_ids`) and beyond it in a network with `vocab` classes."""
+    barred = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id, None}
+    absent = getattr(tokenizer, "absent_ids", ())  # a caller's own tokenizer need not have gaps
+    ids = {*map(int, barred), *map(int, absent), *range(tokenizer.vocab_size, vocab)}
+    return tuple(sorted(i for i in ids if i >= 0))
 
 
 def build_canvas(

@@ -1,8 +1,12 @@
 """What is given and what is to be made."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 
+from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled, parse_template
 from tests.sampling.toy import Letters
@@ -120,3 +124,31 @@ def test_never_sampled_keeps_the_end_of_document():
     other = Letters()
     other.bos_id = 3
     assert never_sampled(other) == (3, TOKENIZER.pad_id, TOKENIZER.mask_id)
+
+
+def test_ids_without_a_token_are_not_sampled(tmp_path):
+    """Wherever they lie: in a gap of the tokenizer's file, below a mask that stands behind it, behind the whole vocabulary. Tokens that
+    stand for no text, as a chat's markers, are tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    description = json.loads(backend.to_str())
+    names = {256: "<|endoftext|>", 257: "<|turn|>"}
+    description["added_tokens"] = [
+        {"id": i, "content": name, "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        for i, name in names.items()
+    ]
+    description["model"]["vocab"] = {letter: i for i, letter in enumerate(letters[:-1])} | {letters[-1]: 259} | {"<|endoftext|>": 256}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    own = load_tokenizer(f"hf:{tmp_path}")
+    gaps = set(range(own.vocab_size)) - {*range(255), 256, 257, 259, own.mask_id, own.pad_id}
+    assert gaps and set(never_sampled(own)) == gaps | {own.mask_id, own.pad_id}
+    moved = own.with_ids(mask_id=270, pad_id=265, eos_id=own.eos_id, vocab_size=271)
+    tokens = {*range(255), 256, 257, 259}
+    for vocab in (271, 288):
+        assert set(range(vocab)) - set(never_sampled(moved, vocab)) == tokens
+    begun = time.process_time()
+    big = moved.with_ids(mask_id=150_000, pad_id=265, eos_id=own.eos_id, vocab_size=150_001)
+    assert len(big.absent_ids) == 150_001 - len(tokens) - 2 and time.process_time() - begun < 5

@@ -72,8 +72,10 @@ class Parts:
     def at_step(self, step: int) -> "Parts":
         """The parts that a training step uses; they differ from these where the process follows a curriculum."""
         process = self.process.at_step(step)
+        if process == self.process:
+            return self
         objective = dataclasses.replace(self.objective, process=process, times=process.spread(self.objective.times))
-        return self if process == self.process else dataclasses.replace(self, process=process, objective=objective)
+        return dataclasses.replace(self, process=process, objective=objective)
 
     def init(self, key: jax.Array) -> dict:
         """Start values of all that is trained: the network's weights and, under "process", what the process learns."""

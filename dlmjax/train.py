@@ -218,7 +218,8 @@ class _Log:
         data, self._every = parts.config.data, parts.config.log.every
         tokens = data.batch * data.length
         self.throughput = Throughput(tokens, jax.device_count(), parts.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind))
-        self.window, self._told = Window(report=parts.objective.report), parts.objective.told
+        self._parts, self._objective = parts, parts.at_step(pending[0]["step"]).objective if pending else None
+        self.window = Window(report=lambda sums: self._objective.report(sums))
         self.window.restore(pending)
         self.summary = Summary({}, [], False)
         self.goodput = goodput
@@ -247,6 +248,9 @@ class _Log:
 
         So it does before a save, `saving`, where the run has stopped since: what would be saved is a frozen state, and no later step's.
         """
+        if self._objective is None:
+            # A line has the names of its first step: where a curriculum ends in bounds, a mean over both phases is none.
+            self._objective = self._parts.at_step(step).objective
         self.window.add(step, metrics)
         running = self.window.running
         if self._timed is None:  # the first step compiles
@@ -263,7 +267,8 @@ class _Log:
         self._timed = 0
         self._writer.scalars(step + 1, "train", {**self.summary.values, **rates})
         speed = {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
-        self._progress.update(1, {**self._told(self.summary.values), **speed})
+        self._progress.update(1, {**self._objective.told(self.summary.values), **speed})
+        self._objective = None
         for bad in self.summary.bad:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
         return self.summary

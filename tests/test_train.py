@@ -331,6 +331,16 @@ def test_a_step_is_compiled_once(whole, tmp_path):
     assert len(steps) == 1, steps
 
 
+def test_each_phase_of_a_curriculum_has_its_own_names(small_corpus, tmp_path):
+    """Soft tokens are no bound, the uniform noise after them is; a line over steps of both is none."""
+    plan = {"log__every": 2, "log__evaluate": 0, "log__sample": 0, "train__steps": 6, "checkpoint__every": 6, "model__depth": 1}
+    plan["model__time_input"] = "adaln"
+    with said():
+        train(tiny_config(small_corpus, process__name="duo(until=3)", **plan), str(tmp_path / "run"))
+    names = [{"nelbo", "partial_nelbo"} & event.keys() for event in lines(tmp_path / "run", "train")]
+    assert names == [{"partial_nelbo"}, {"partial_nelbo"}, {"nelbo"}]
+
+
 @pytest.mark.slow
 def test_a_curriculum_of_block_sizes_is_one_run(small_corpus, tmp_path):
     """Blocks of the whole row are masked diffusion, step for step; then small blocks; resumed inside a phase, the same run."""

@@ -4,6 +4,7 @@ What is written (`--json`) holds the numbers of a `LikelihoodResult` at its top 
 
     protocol     how the text was read, cut and scored, with a hash of its tokens: two results can be compared where these are equal
     made         with what: workdir, precision, commit, versions, device, batch, seconds, network calls per token
+    cautions     what a reader must know before comparing, a line each, as printed
     words        a perplexity per word, for suites that count words
     difference   of two runs on the same text under the same noise (`--against`)
     breakdown    nats/token by noise level, position in the window and frequency of the token (`--breakdown`)
@@ -154,6 +155,7 @@ class _Evaluation:
         result = evaluator.result(measured, step=run.step, weights=run.weights, split=text.split)
         report = result.to_json() | self._words(result)
         report |= {"protocol": text.protocol, "made": _made(run, self.grid, evaluator, result.tokens, seconds)}
+        report["cautions"] = _cautions(text.protocol, result)
         print(self._shown(result, report), flush=True)
         if other:
             second = _measure(other, _evaluator(other, self.grid), text, self.grid)
@@ -210,7 +212,7 @@ class _Evaluation:
         if "words" in report and report["words"]["perplexity"] is not None:
             words = report["words"]
             lines.append(f"  perplexity per word {sign} {words['perplexity']:,.1f} ({words['words']:,} words)")
-        lines += [f"  {line}" for line in _cautions(self.text.protocol, result.is_bound)]
+        lines += [f"  {line}" for line in report["cautions"]]
         return "\n".join(lines)
 
     def _marks(self, result: LikelihoodResult) -> list[tuple[str, float, None]]:
@@ -233,10 +235,10 @@ class _Evaluation:
         ]
 
 
-def _cautions(protocol: dict[str, Any], is_bound: bool) -> list[str]:
+def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
     """What a reader must know before comparing."""
-    lines = []
-    if not is_bound:
+    lines = list(filter(None, [result.caution()]))
+    if not result.is_bound:
         lines.append("the loss of this process is not a likelihood bound")
     if protocol.get("changed"):
         parts = (f"{name} {protocol[name]}, not {value}" for name, value in protocol["changed"].items())
@@ -262,11 +264,12 @@ def _pairs(run: Run, suite: Suite, files: list[str], cut: Cut, grid: Grid, limit
     tokens = sum(int(side.tokens_W.sum()) for side in sides)
     result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
     shown = [f"{suite.name}: {run.parts.process.name}, step {run.step}, {run.weights} weights", found.summary()]
-    print("\n  ".join(shown + _cautions(good.protocol, result.is_bound)), flush=True)
+    cautions = _cautions(good.protocol, result)
+    print("\n  ".join(shown + cautions), flush=True)
     if json:
         how = {name: getattr(result, name) for name in ("process", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")}
         report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _made(run, grid, evaluator, tokens, seconds)}
-        write_json(json, report)
+        write_json(json, report | {"cautions": cautions})
     return found
 
 

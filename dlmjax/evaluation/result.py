@@ -6,9 +6,9 @@ error of nats per token apart:
 
   sequences   the choice of the text: what is left of the whole error without the noise. None without repeated draws
   masks       the noise of the corruptions, from the variance between draws of a window at a level. None without repeated draws
-  levels      the finite number of noise levels. "gauss": a bias, estimated by how far the rule is from those that do without two of its
-              nodes (pessimistic: they are exact to a far lower degree); `levels_stderr` is the error of this estimate: below
-              some twice that the estimate is noise. "stratified", "count": a standard error, of levels drawn within their
+  levels      the finite number of noise levels. "gauss": a bias, estimated from how fast the integrand's coefficients fall
+              (`levels.quadrature_error`; rather too large than too small); `levels_stderr` is the error of this estimate:
+              below four times that the estimate is noise. "stratified", "count": a standard error, of levels drawn within their
               part of [0, 1], from the slope of the integrand. None where there are too few nodes to tell
 
 sequences^2 + masks^2 (+ levels^2 where levels are drawn) is the square of `stderr_nats_per_token`. What is exact (causal processes) has no
@@ -20,14 +20,16 @@ Shapes: W windows, J nodes, D draws. Units: nats, unless the name says bits.
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlmjax.evaluation.levels import LevelGrid
+from dlmjax.evaluation.levels import NODES, LevelGrid, quadrature_error
 from dlmjax.files import finite, write_json
+
+MOST_BIAS = 5e-3  # of the bound: a larger error of the levels is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,22 @@ class LikelihoodResult:
     def write_json(self, path: str | os.PathLike) -> None:
         """Writes `to_json` to `path` in one move: a reader never sees half a file."""
         write_json(path, self.to_json())
+
+    def caution(self) -> str:
+        """One line where the levels are too few: their error, beyond the noise of its estimate, exceeds `MOST_BIAS` of the bound, or there
+        are too few to tell. Else empty."""
+        levels, stderr = self.errors["levels"], self.errors["levels_stderr"]
+        if self.rule != "gauss" or (levels is None and self.nodes > 2):
+            return ""
+        if levels is None:
+            return f"{self.nodes} noise level{'s' * (self.nodes > 1)} cannot tell how far off the bound is: give --nodes {NODES} or more"
+        if not levels - 4 * stderr > MOST_BIAS * abs(self.nats_per_token):
+            return ""
+        share = levels / abs(self.nats_per_token) if self.nats_per_token else math.inf
+        return (
+            f"{self.nodes} noise levels are too few for this text: they may be off by {share:.1%} of the bound; "
+            f"give --nodes {max(2 * self.nodes, NODES)}, or --rule stratified, which has no bias"
+        )
 
     def summary(self) -> str:
         """One line for people."""
@@ -188,9 +206,7 @@ def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | 
     nodes, levels, stderr = measured.grid.nodes, None, None
     if rule == "gauss" and measured.grid.spread_KJ is not None:
         nats_WJ = measured.nats_WJD.mean(axis=2)
-        found = [ratio_with_error(nats_WJ @ spread_J, measured.tokens_W) for spread_J in measured.grid.spread_KJ]
-        levels = math.hypot(*(value for value, _ in found))
-        stderr = math.hypot(*(value * error for value, error in found)) / levels if levels else 0.0
+        levels, stderr = _with_error(quadrature_error, nats_WJ @ measured.grid.spread_KJ.T, measured.tokens_W)
     elif rule != "gauss" and nodes > 1:
         # A level is uniform within its part, of width 1/J: slope^2 / (12 J^2) is the variance it brings to each part of a window.
         slope_WJ = np.gradient(measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens, 1 / nodes)
@@ -199,6 +215,16 @@ def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | 
     if noise is not None and rule != "gauss":
         masks = _rest(noise, levels or 0.0)
     return {"sequences": None if noise is None else _rest(whole, noise), "masks": masks, "levels": levels, "levels_stderr": stderr}
+
+
+def _with_error(function: Callable[[np.ndarray], float], sums_WK: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:
+    """(a function of sums per token, its standard error over windows by the delta method; nan for one window)."""
+    mean_K = sums_WK.sum(axis=0) / float(tokens_W.sum())
+    size = 1e-6 * float(np.abs(mean_K).max())
+    if not size:
+        return function(mean_K), 0.0
+    slope_K = [(function(mean_K + move_K) - function(mean_K - move_K)) / (2 * size) for move_K in size * np.eye(len(mean_K))]
+    return function(mean_K), ratio_with_error(sums_WK @ np.asarray(slope_K), tokens_W)[1]
 
 
 def _rest(whole: float, part: float) -> float:

@@ -131,19 +131,24 @@ GEOMETRIC = (
 
 def expected_nats(case: Case, law: oracle.Law, denoiser=None) -> float:
     """The diffusion part of the bound by enumeration over (x, z) and quadrature over t, with the process's own loss, in float64."""
+    weight_J = np.asarray(case.grid(law.length)[1])
+    return float(weight_J @ level_nats(case, law, denoiser))
+
+
+def level_nats(case: Case, law: oracle.Law, denoiser=None) -> np.ndarray:
+    """The integrand at each level of the case's grid, likewise. -> [J]"""
     denoiser = denoiser or case.denoiser(law)
-    x, z, t, mass = [], [], [], []
-    for level, weight in zip(*case.grid(law.length), strict=True):
-        x_NL, z_NL, p_N = case.enumerate(law, level)
-        x, z, t, mass = [*x, x_NL], [*z, z_NL], [*t, np.full(x_NL.shape, level)], [*mass, weight * p_N]
-    mass_N = np.concatenate(mass)
+    t_J = case.grid(law.length)[0]
+    x, z, mass = zip(*(case.enumerate(law, level) for level in t_J), strict=True)
+    t = [np.full(x_NL.shape, level) for x_NL, level in zip(x, t_J, strict=True)]
     nats_NL = _padded(
         lambda x_NL, z_NL, t_NL: case.process.loss(denoiser.logits(denoiser.hidden(z_NL, t_NL)), x_NL, z_NL, t_NL),
         np.concatenate(x),
         np.concatenate(z),
         np.concatenate(t),
     )
-    return float(np.sum(mass_N * nats_NL.sum(axis=1)))
+    starts_J = np.cumsum([0, *(len(p_N) for p_N in mass[:-1])])
+    return np.add.reduceat(np.concatenate(mass) * nats_NL.sum(axis=1), starts_J)
 
 
 def _padded(function, *arrays: np.ndarray) -> np.ndarray:

@@ -89,6 +89,25 @@ def test_the_bias_of_the_levels_is_seen(nodes):
     assert 1e-3 < bias <= result.errors["levels"] < 30 * bias and result.errors["levels_stderr"] < 1e-6
 
 
+def test_too_few_levels_are_told():
+    """One line where the bias, or not knowing it, matters; none where it is noise, where levels are drawn, or at the default."""
+    curve = Curve(LAW.vocab, LAW.mask_id), list(batches_of(np.zeros((4, 3)), 4))
+    law = LAW.process(), list(batches_of(LAW.texts_NL, 27))
+
+    def caution(process, batches, **grid):
+        return Evaluator(process, LAW.bind, **grid)(ONE, batches).caution()
+
+    assert "--nodes 16" in caution(*law, nodes=2) and "1 noise level cannot" in caution(*law, nodes=1)
+    assert "4 noise levels are too few" in caution(*curve, nodes=4) and "--nodes 16" in caution(*curve, nodes=4)
+    assert caution(*law) == caution(*law, nodes=2, rule="stratified") == caution(*law, nodes=2, rule="count") == ""
+
+    class Turning(Curve):
+        def loss(self, logits, x, z, t):
+            return jnp.where(t > 0.3, 1.0, 0.0)
+
+    assert "--nodes 32" in caution(Turning(LAW.vocab, LAW.mask_id), curve[1])
+
+
 @pytest.mark.parametrize("nodes", [4, 8])
 def test_drawn_levels_bring_an_error_of_their_own(nodes):
     """Nothing but t is random here: the error from the slope is the error over windows."""

@@ -23,14 +23,16 @@ HARMLESS = {
     "the type of the stored numbers, which the tensors say themselves": "dtype torch_dtype precision use_bfloat16",
     "how it is run": """
         use_cache pretraining_tp _attn_implementation attn_implementation _attn_implementation_autoset flash_attention use_flash_attn
-        chunk_size_feed_forward torchscript gradient_checkpointing fuse_cross_entropy skip_checkpoint micro_forward ep_size debug""",
+        chunk_size_feed_forward torchscript gradient_checkpointing fuse_cross_entropy skip_checkpoint micro_forward ep_size
+        use_deepep debug""",
     "what a call returns": "return_dict use_return_dict output_attentions output_hidden_states output_past output_scores",
     "start values of weights": "initializer_range initializer_factor init_std init_fn init_cutoff_factor init_device",
     "heads for other tasks": """
         _num_labels
         num_labels id2label label2id problem_type finetuning_task task_specific_params classifier_dropout summary_type summary_use_proj
         summary_activation summary_proj_to_labels summary_first_dropout pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
-        pooler_size_per_head pooler_type directionality""",
+        pooler_size_per_head pooler_type directionality n_special predict_special_tokens""",
+    "how long rows were in training, which no position depends on": "seq_length",
     "dropout, which evaluation has not": """
         attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob resid_pdrop embd_pdrop attn_pdrop
         residual_dropout embedding_dropout""",
@@ -42,7 +44,7 @@ HARMLESS = {
         tf_legacy_loss tie_encoder_decoder cross_attention_hidden_size model_max_length""",
     "read where the run is made of it (importer.py, vocabulary.py)": """
         vocab_size embedding_size max_position_embeddings max_sequence_length n_positions dlm is_causal quantization_config
-        mask_token_id pad_token_id eos_token_id bos_token_id""",
+        mask_token_id pad_token_id eos_token_id bos_token_id mask_token pad_token eos_token""",
 }
 _HARMLESS = {key for keys in HARMLESS.values() for key in keys.split()}
 # More of anything than a network has; what is larger is a damaged number.

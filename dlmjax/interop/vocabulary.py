@@ -1,8 +1,8 @@
 """The ids of an imported checkpoint: those that its files name keep their meaning, and what they lack gets the next free ids.
 
-A source names ids in its tokenizer's own file, in `added_tokens.json` and `tokenizer_config.json` beside it, and in `config.json` (often a
-padding or a mask that the tokenizer does not have). Its embedding may have more rows than that: they pad the vocabulary and were never
-trained, so a new id may be one of them, but its row is not kept.
+A source names ids in its tokenizer's own file, in `added_tokens.json` and `tokenizer_config.json` beside it, in `config.json` (often a
+padding or a mask that the tokenizer does not have), and, where that says nothing, in `generation_config.json`. Its embedding may have more
+rows than that: they pad the vocabulary and were never trained, so a new id may be one of them, but its row is not kept.
 """
 
 from __future__ import annotations
@@ -95,11 +95,13 @@ def _with_ids_of_source(
     """The tokenizer with the special ids that the source uses, and all ids that its files name.
 
     A special id is looked for in this order: by a usual name in the tokenizer's file, then among the tokens added beside it; by the name
-    that tokenizer_config.json gives it; as config.json says (a mask: first of all, since weights were trained with it); else it is new.
+    that tokenizer_config.json or config.json gives it; as config.json says (a mask: first of all, since weights were trained with it), or
+    generation_config.json; else it is new.
     """
-    added, given = _added_tokens(root), _given_names(root)
+    added, given = _added_tokens(root), _given_names(root, hf)
     names = {**added, **pieces_of(tokenizer)}
-    said = {key: _ids_in(hf.get(f"{key}_token_id"), rows) for key in (*NAMES, "bos", "unk", "sep", "cls")}
+    ids_of = {**_object(root / "generation_config.json"), **{key: value for key, value in hf.items() if value is not None}}
+    said = {key: _ids_in(ids_of.get(f"{key}_token_id"), rows) for key in (*NAMES, "bos", "unk", "sep", "cls")}
     used = {*range(own), *(i for i in added.values() if own <= i), *(i for ids in said.values() for i in ids)}
     chosen: dict[str, int] = {}
     for key, usual in NAMES.items():
@@ -133,12 +135,12 @@ def _added_tokens(root: pathlib.Path) -> dict[str, int]:
     return found
 
 
-def _given_names(root: pathlib.Path) -> dict[str, str]:
-    """The names of special tokens in the tokenizer's config: {"mask": ...}."""
+def _given_names(root: pathlib.Path, hf: dict[str, Any]) -> dict[str, str]:
+    """The names of special tokens in config.json and, before it, in the tokenizer's config: {"mask": ...}."""
     found = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+    for values in (hf, *(_object(root / file) for file in ("special_tokens_map.json", "tokenizer_config.json"))):
         for key in NAMES:
-            value = _object(root / file).get(f"{key}_token")
+            value = values.get(f"{key}_token")
             name = value.get("content") if isinstance(value, dict) else value
             found |= {key: name} if isinstance(name, str) else {}
     return found

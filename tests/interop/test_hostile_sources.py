@@ -107,7 +107,7 @@ def test_no_header_of_a_tensor_file_ends_in_more_than_a_line(tried, tmp_path):
     print(f"tensor files: {len(broken)} tried; {tried.counts}")
 
 
-@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"])
 def test_no_file_beside_a_tokenizer_ends_in_more_than_a_line(name, tmp_path, source_with_pieces):
     run = source_with_pieces
     contents = ["[]", "5", "", "{", DEEP, "NaN", '{"<x>": -1}', '{"<x>": 1e9}', '{"<x>": 999999999999}', '{"<x>": "3"}', '{"<x>": null}']
@@ -116,7 +116,12 @@ def test_no_file_beside_a_tokenizer_ends_in_more_than_a_line(name, tmp_path, sou
         '{"added_tokens_decoder": {"99999999999999999999": {"content": "x"}}}',
         '{"mask_token": 5}',
     ]
-    contents += ['{"<x>": 1%s}' % ("0" * 250), '{"model_max_length": 1%s}' % ("0" * 250), '{"pad_token_id": Infinity}']
+    contents += [
+        '{"<x>": 1%s}' % ("0" * 250),
+        '{"model_max_length": 1%s}' % ("0" * 250),
+        '{"pad_token_id": Infinity}',
+        '{"eos_token_id": [[1], "x", 1e9]}',
+    ]
     contents += ['{"added_tokens_decoder": {"x": 1, "-1": {"content": "y"}, "700": {"content": 4}}}', '{"mask_token": {"content": []}}']
     for content in contents:
         run(name, content)

@@ -456,6 +456,7 @@ def _train(arguments, overrides):
 
 def _train_here(arguments, overrides, place, status):
     from dlmjax import config as config_lib
+    from dlmjax import supervise
     from dlmjax.parallel.host import keep_compiled, say
     from dlmjax.parallel.start import joined
     from dlmjax.train import train
@@ -467,7 +468,7 @@ def _train_here(arguments, overrides, place, status):
     )
     timeouts = {name: getattr(arguments, name) for name in ("start_timeout", "heartbeat_timeout")}
     origin = {"fork": arguments.fork or "", "init": arguments.init or ""}
-    origin["fresh"] = arguments.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"  # a job that Slurm starts again goes on
+    origin["fresh"] = arguments.fresh and not supervise.started_again(os.environ)
 
     def on_step(done: int) -> None:
         status.step = done

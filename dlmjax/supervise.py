@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dlmjax.errors import LOST_PEER
 from dlmjax.place import Place
@@ -47,6 +47,11 @@ class Status:
     def step(self, value: int) -> None:
         if self._map:
             self._map[:8] = struct.pack("q", value)
+
+
+def started_again(environment: Mapping[str, str]) -> bool:
+    """Is this a job that Slurm started before? Other systems do not say so: their launchers refuse the flags of ONCE."""
+    return environment.get("SLURM_RESTART_COUNT", "").strip() not in ("", "0")
 
 
 def supervise(command: Sequence[str], place: Place, restarts: int = 0, sleep: Callable[[float], object] = time.sleep) -> int:

@@ -30,11 +30,22 @@ class Train:
     config: ConfigDict
     fork: str = ""
     init: str = ""
+    fresh: bool = False
 
     @property
     def arguments(self) -> list[str]:
         """`train` and its flags; always with `--json`, whose line tells a launcher whether the run is finished."""
         return ["train", *self.flags, *([] if "--json" in self.flags else ["--json"])]
+
+    def check_started_again(self, what: str) -> None:
+        """Raises InputError where a start anew is asked for of `what`, whose restarts give the same flags again and say of none that it is
+        a restart: each would move aside what the one before it had trained.
+        """
+        if self.fresh:
+            raise InputError(
+                f"--fresh conflicts with {what}, which gives the same flags at each restart: it would begin the run anew each time; "
+                "choose another --workdir, or move what is in this one aside by hand"
+            )
 
     def check_devices(self, devices: int, platform: str) -> None:
         """Raises InputError where the config does not run on so many devices ("gpu" or "tpu"): its mesh cannot be laid over them, its
@@ -79,7 +90,7 @@ def read_train(flags: list[str]) -> Train:
     except InputError as error:
         raise InputError(f"not a flag of this launcher, and dlmjax train says: {error}") from error
     config = config_lib.load(arguments.config, overrides)
-    return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork or "", arguments.init or "")
+    return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork or "", arguments.init or "", arguments.fresh)
 
 
 def in_repository(train: Train) -> Train:

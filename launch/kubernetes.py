@@ -132,6 +132,7 @@ def manifest(arguments, train: Train) -> dict:
       InputError: machines that do not exist or that the config does not suit; a workdir or corpus that pods would not share.
     """
     machines = tpu_slice(arguments.tpu) if arguments.tpu else gpu_nodes(arguments.gpu)
+    train.check_started_again("a JobSet")
     train.check_devices(machines.devices, "tpu" if machines.topology else "gpu")
     for flag, value, low in (("save-seconds", arguments.save_seconds, 1), ("max-requeues", arguments.max_requeues, 0)):
         if value < low:

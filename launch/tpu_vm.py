@@ -249,6 +249,8 @@ def main(argv: list[str]) -> int:
     commands, train, buckets = Commands(arguments), None, []
     if rest or arguments.action in ("start", "run"):
         train, buckets = on_volumes(in_repository(read_train(rest)), tuple(arguments.shared))
+        if arguments.action == "run":
+            train.check_started_again("run")
         if arguments.tpu:
             train.check_devices(tpu_slice(arguments.tpu).devices, "tpu")
     if arguments.dry_run:

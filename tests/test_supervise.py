@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from dlmjax.__main__ import main
 from dlmjax.errors import LOST_PEER
 from dlmjax.place import Place
 from dlmjax.supervise import STATUS, Status, supervise
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALONE, TWO = Place(), Place("flags", 2, 1, "h:1")
 PREAMBLE = f"import os, signal, sys, time\nfrom dlmjax.supervise import Status\nstatus = Status(os.environ['{STATUS}'])\n"
 
@@ -52,6 +54,19 @@ def test_a_fresh_start_is_the_first_alone(tmp_path):
     code = f"open({str(tmp_path / 'said')!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10)); sys.exit(1)"
     assert supervise([*child(code), "train", "--fresh", "--workdir", "x"], ALONE, restarts=2, sleep=lambda _: None) == 1
     assert (tmp_path / "said").read_text().splitlines() == ["train --fresh --workdir x", *["train --workdir x"] * 2]
+
+
+@pytest.mark.parametrize("count, fresh", [(None, True), ("", True), ("0", True), ("1", False), ("12", False)])
+def test_a_job_that_slurm_starts_again_goes_on(monkeypatch, tmp_path, count, fresh):
+    """The command is the same at each restart of a job; the trainer is told to begin anew at the first alone."""
+    told = []
+    monkeypatch.setattr("dlmjax.train.train", lambda config, workdir, *, fresh, **_: told.append(fresh))
+    monkeypatch.setattr("dlmjax.parallel.host.keep_compiled", lambda workdir: None)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if count is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    assert main(["train", "--config", str(ROOT / "configs/quickstart.py"), "--workdir", str(tmp_path / "run"), "--fresh"]) == 0
+    assert told == [fresh]
 
 
 def test_progress_gives_the_restarts_back(tmp_path):

@@ -146,6 +146,9 @@ def test_the_image_holds_what_the_manifest_starts():
         (tpu_vm, ["run", *VM, "--tpu", "v5p:2x2x2", *ON_BUCKET, "--config.data.batch=12"], "batch=12 is not a multiple"),
         (kubernetes, [*TPU, *ON_BUCKET, "--init", "runs/other"], "--init runs/other is on no volume"),
         (tpu_vm, ["start", *VM, *ON_BUCKET, "--fork=/tmp/other"], "--fork /tmp/other is on no volume"),
+        (kubernetes, [*TPU, *ON_BUCKET, "--fresh"], "--fresh conflicts with a JobSet"),
+        (kubernetes, ["--gpu", "h100:2x8", "--image", "i", "--max-requeues", "3", *ON_BUCKET, "--fresh"], "--fresh conflicts with a JobSet"),
+        (tpu_vm, ["run", *VM, "--tpu", "v5p:2x2x2", *ON_BUCKET, "--fresh"], "--fresh conflicts with run"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.model.widht=3"], "width"),
         (kubernetes, [*TPU, *ON_BUCKET, "--max-requeue", "3"], "--max-requeue"),
         (kubernetes, [*TPU, *CONFIG, "--workdir", "runs/a", "--config.data.paths=gs://bkt/data"], "runs/a is on no volume"),
@@ -184,6 +187,12 @@ def test_a_launcher_is_a_program_that_says_what_is_wrong_in_one_line(name, tmp_p
         [sys.executable, str(ROOT / f"launch/{name}.py"), "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
     assert helped.returncode == 0 and "--config" in helped.stdout
+
+
+def test_a_start_anew_by_hand_is_a_single_start(capsys):
+    """`start` is not repeated by anybody, and Slurm says by its variables that a job was started before."""
+    assert "train --config" in printed(capsys, tpu_vm, "start", *VM, *ON_BUCKET, "--fresh")
+    assert "--fresh" in printed(capsys, slurm, *CONFIG, "--workdir", "w", "--fresh")
 
 
 # --- TPU VMs ------------------------------------------------------------------------------------------------------------------------

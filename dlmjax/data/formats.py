@@ -18,6 +18,7 @@ import hashlib
 import io
 import lzma
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
@@ -28,17 +29,19 @@ from dlmjax.errors import InputError
 PIECE_BYTES = 1 << 16
 LONGEST_LINE = 1 << 26  # of a JSON line or parquet cell, which must be held whole
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-# How packed files begin, those that are read here and those that are not.
-_PACKED = {
-    b"\x1f\x8b": ".gz",
-    b"BZh": ".bz2",
-    b"\xfd7zXZ\x00": ".xz",
-    b"\x28\xb5\x2f\xfd": ".zst",
-    b"PK\x03\x04": "zip",
-    b"7z\xbc\xaf": "7z",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"Rar!": "rar",
-}
+# How packed files begin, those that are read here and those that are not: as much of it as no text begins with.
+_PACKED = (
+    (re.compile(rb"\x1f\x8b\x08"), ".gz"),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), ".bz2"),  # a block, or the end where there is none
+    (re.compile(rb"\xfd7zXZ\x00"), ".xz"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), ".zst"),
+    # Version and flags, whose high bytes are small; a method that is known.
+    (re.compile(rb"PK\x03\x04[\x00-\x3f][\x00-\x13].[\x00-\x3f][\x00-\x0e\x10-\x14\x5d-\x63]\x00", re.DOTALL), "zip"),
+    (re.compile(rb"PK\x05\x06\x00\x00\x00\x00"), "zip"),  # an empty one
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7z"),
+    (re.compile(rb"\x04\x22\x4d\x18[\x40-\x7f]"), "lz4"),
+    (re.compile(rb"Rar!\x1a\x07[\x00\x01]"), "rar"),
+)
 FORMATS = {".txt": "txt", ".text": "txt", ".raw": "txt", ".tokens": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BUILTIN = "builtin:python-docs"
 
@@ -120,10 +123,11 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
             digest.update(file.read())
     except OSError as error:
         raise InputError(f"input {name} cannot be read: {error.strerror}") from None
-    packed = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
+    packed = next((kind for magic, kind in _PACKED if magic.match(head)), None)
     if packed and path.suffix != packed and format != "parquet":
-        cure = f"its name must end in {packed} to be read as that" if packed in COMPRESSIONS else "which is not read here: unpack it first"
-        raise InputError(f"input {name} is packed as {packed.lstrip('.')}; {cure}")
+        readable = f"; its name must end in {packed} to be read as that"
+        cure = readable if packed in COMPRESSIONS else ", which is not read here; unpack it first"
+        raise InputError(f"input {name} is packed as {packed.lstrip('.')}{cure}")
     return Source(name, format, split, documents, text_field, size, digest.hexdigest())
 
 

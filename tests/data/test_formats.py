@@ -2,10 +2,12 @@
 
 import bz2
 import gzip
+import io
 import itertools
 import json
 import lzma
 import pathlib
+import zipfile
 
 import pytest
 
@@ -216,15 +218,29 @@ def test_every_column_of_strings_is_read(tmp_path, coded, index):
     assert _texts([_source(str(tmp_path / "a.parquet"))], Position(0, 70)) == [text for text in texts[70:] if text]
 
 
+def _zip(method=None):
+    """An archive of one file, of none without a method."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method or zipfile.ZIP_STORED) as archive:
+        if method is not None:
+            archive.writestr("a.txt", "x" * 99)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("start", "said"),
     [
         (gzip.compress(b"x" * 99), "is packed as gz; its name must end in .gz"),
         (bz2.compress(b"x" * 99), "is packed as bz2; its name must end in .bz2"),
         (lzma.compress(b"x" * 99), "is packed as xz; its name must end in .xz"),
-        (b"PK\x03\x04 and more", "is packed as zip; which is not read here: unpack it first"),
-        (b"7z\xbc\xaf\x27\x1c", "is packed as 7z; which is not read here"),
-        (b"\x04\x22\x4d\x18", "is packed as lz4; which is not read here"),
+        (bz2.compress(b""), "is packed as bz2; its name must end in .bz2"),
+        (_zip(zipfile.ZIP_STORED), "is packed as zip, which is not read here; unpack it first"),
+        (_zip(zipfile.ZIP_LZMA), "is packed as zip, which is not read here; unpack it first"),
+        (_zip(), "is packed as zip, which is not read here; unpack it first"),
+        (b"7z\xbc\xaf\x27\x1c\x00\x04", "is packed as 7z, which is not read here"),
+        (b"\x04\x22\x4d\x18\x64\x40\xa7", "is packed as lz4, which is not read here"),
+        (b"Rar!\x1a\x07\x00\xcf\x90\x73", "is packed as rar, which is not read here; unpack it first"),
+        (b"Rar!\x1a\x07\x01\x00", "is packed as rar, which is not read here; unpack it first"),
     ],
 )
 def test_a_packed_file_of_another_name_is_told_for_what_it_is(tmp_path, start, said):
@@ -233,6 +249,15 @@ def test_a_packed_file_of_another_name_is_told_for_what_it_is(tmp_path, start, s
         (tmp_path / name).write_bytes(start)
         with pytest.raises(InputError, match=said):
             make_source(str(tmp_path / name), None, "jsonl", "file", "text")
+
+
+@pytest.mark.parametrize("start", ["Rar!", "BZh", "BZh9 is how", "BZh91", "PK\x03\x04", "PK\x05\x06", "7z", "(", "\x04", "\x1f"])
+@pytest.mark.parametrize("format", [None, "txt"])
+def test_text_that_begins_as_packed_files_do_is_text(tmp_path, start, format):
+    """The first letters of these signatures are letters: what decides is the rest, which no text has."""
+    (tmp_path / "a.txt").write_text(f"{start} said the tiger.\n")
+    source = make_source(str(tmp_path / "a.txt"), None, format, "file", "text")
+    assert _texts([source]) == [f"{start} said the tiger.\n"]
 
 
 def test_fingerprint_changes_with_the_file(tmp_path):

@@ -344,14 +344,20 @@ def flaw_of_path(text: str | os.PathLike, use: str) -> str:
 
 
 def _flaw_of_output(path: pathlib.Path, text: str) -> str:
-    """Where the nearest folder that is there takes nothing new, nothing can be written below it."""
+    """Where the nearest folder that is there takes nothing new, nothing can be written below it.
+
+    Files are written beside their place and moved there, so a read-only file is replaced: its folder decides.
+    """
     there = path
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
+    if not os.path.exists(there):
+        return f"is {text}, but {there} is a link that leads nowhere; restore what it led to, or choose another place"
     if there != path and not os.path.isdir(there):
         return f"is {text}, but {there} is not a folder; choose another place"
-    if not os.access(there, os.W_OK):
-        return f"is {text}, but {there} is read-only; choose another place"
+    folder = there if os.path.isdir(there) else there.parent
+    if not os.access(folder, os.W_OK):
+        return f"is {text}, but {folder} is read-only; choose another place"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Small files in one move, and reports as JSON that every reader takes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -226,6 +227,11 @@ def test_json_of_the_shape_is_given_back():
     assert require_shape(value, {"a": float, "b": {str: str}, "c": [{"d": float}], "e": (str, type(None))}) is value
 
 
+def by_mode(path, mode):
+    """`os.access` as it answers somebody who is not root."""
+    return bool(os.stat(path).st_mode & 0o200) or mode != os.W_OK
+
+
 @pytest.mark.parametrize(
     ("path", "use", "said"),
     [
@@ -236,6 +242,12 @@ def test_json_of_the_shape_is_given_back():
         ("", "named folder", "--x is empty; name a folder"),
         ("folder", "output file", "a folder; name a file"),
         ("file/x/y", "output file", "is not a folder"),
+        ("link", "output file", "link is a link that leads nowhere"),
+        ("link", "output folder", "link is a link that leads nowhere"),
+        ("link/x", "output file", "link is a link that leads nowhere"),
+        ("closed/new", "output file", "closed is read-only"),
+        ("closed/there", "output file", "closed is read-only"),
+        ("closed/new/er", "output folder", "closed is read-only"),
         ("a" * 256, "output file", "at most 255 bytes"),
         ("a" * 256, "named folder", "at most 255 bytes"),
         ("\u20ac" * 86, "input file", "at most 255 bytes"),
@@ -249,15 +261,22 @@ def test_a_path_that_cannot_be_used_is_told_with_its_flag(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nothing")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "there").touch()
+    (tmp_path / "closed").chmod(0o500)
+    monkeypatch.setattr("os.access", by_mode)
     with pytest.raises(InputError) as refused:
         require_path("--x", path, use)
     assert said in str(refused.value) and "\n" not in str(refused.value) and str(refused.value).startswith("--x is ")
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "link", "closed"}
 
 
 def test_a_path_that_can_be_used_is_given_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", by_mode)
     (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(0o400)  # what is written is moved into its place
     for path, use in (
         ("new/er", "output folder"),
         (".", "output folder"),
@@ -266,5 +285,7 @@ def test_a_path_that_can_be_used_is_given_back(tmp_path, monkeypatch):
         ("\u00e9 1", "input file"),
     ):
         assert require_path("--x", path, use) == path
+    write_atomically("file", "new")
+    assert (tmp_path / "file").read_text() == "new"
     assert require_path("--x", "/mnt/of/another/machine", "named folder") and require_path("--x", "file", "named folder")
     assert require_path("--x", "gs://bucket/" + "a" * 300, "output folder")

@@ -16,6 +16,7 @@ was changed is told, and nothing goes on from it. Files of older versions have n
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -35,6 +36,7 @@ from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, why,
 from dlmjax.training import Checkpoints
 from dlmjax.training.goodput import FILE as GOODPUT
 from dlmjax.training.metrics import FILE as METRICS
+from dlmjax.training.metrics import read as read_metrics
 
 CONFIG, TEXTS, EMBEDDING, TOKENIZER, CHECKPOINTS = "config.json", "texts.json", "embedding.npy", "tokenizer", "checkpoints"
 # What `--fresh` moves, in this order: after a kill on the way the run is not taken for one that can be resumed.
@@ -222,7 +224,7 @@ def claim_workdir(
     if trained(workdir):
         _require_same_run(workdir, config, given)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)  # before there are metrics, see `_require_kept`
         for folder in (workdir, workdir / TOKENIZER):
             sweep(folder)
         save_tokenizer(tokenizer, workdir / TOKENIZER)
@@ -242,6 +244,7 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, given: dict) ->
             f"{workdir} holds metrics and neither {CONFIG} nor a checkpoint that says of which run; put {CONFIG} back, choose another "
             "--workdir, or start anew with --fresh, which moves all of it aside (nothing was changed)"
         )
+    _require_kept(workdir, old)
     differing = config_lib.differences(config_lib.renamed(old), config_lib.leaves(config))
     if differing:
         raise InputError(
@@ -266,6 +269,29 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, given: dict) ->
             raise InputError(f"{workdir / name} is not the table that the run was trained with; put that back (nothing was changed)")
 
 
+def _require_kept(workdir: pathlib.Path, leaves: dict) -> None:
+    """Raises InputError where there is no checkpoint, and the metrics say that there was one: a new beginning would erase them.
+
+    A claimed workdir has a folder of checkpoints before it has metrics: where the folder is missing, lines as far as the first save tell.
+    Where it is empty, a kill may have met the first save; but the second save waits for the first, so lines beyond the second tell.
+    """
+    folder, every, steps = workdir / CHECKPOINTS, leaves.get("checkpoint.every"), leaves.get("train.steps")
+    with Checkpoints(folder) as checkpoints:
+        if checkpoints.named() or not (type(every) is type(steps) is int and every > 0):
+            return
+    lines = [event["step"] for event in read_metrics(workdir / METRICS)] if (workdir / METRICS).is_file() else []
+    if not lines:
+        return
+    first = -(-max(lines[0], 1) // every) * every  # a fork's lines begin later than at 1
+    lost = lines[-1] > first + every if folder.exists() else lines[-1] >= min(first, steps)
+    if lost:
+        found = "has no checkpoint" if folder.exists() else "is not there"
+        raise InputError(
+            f"{folder} {found}, and {workdir / METRICS} goes to step {lines[-1]}, past the first save: put the checkpoints back, "
+            "or start anew with --fresh, which moves what is there aside (nothing was changed)"
+        )
+
+
 def move_aside(workdir: pathlib.Path) -> pathlib.Path | None:
     """Moves all that training wrote into a new folder of the workdir, which is returned; None where there is nothing. Deletes nothing.
 
@@ -274,7 +300,7 @@ def move_aside(workdir: pathlib.Path) -> pathlib.Path | None:
     there = [name for name in STATE if os.path.lexists(workdir / name)]
     if not there:
         return None
-    aside = next(path for number in range(1, 1000) if not os.path.lexists(path := workdir / f"aside-{number:03d}"))
+    aside = next(path for number in itertools.count(1) if not os.path.lexists(path := workdir / f"aside-{number:03d}"))
     try:
         aside.mkdir()
         for name in there:

@@ -207,6 +207,40 @@ def test_damaged_checkpoints_are_no_absent_ones(workdir, damage, metrics):
     assert tree(workdir) == before
 
 
+@pytest.mark.parametrize(
+    ("there", "first", "last", "lost"),
+    [
+        (False, 1, 3, False),  # killed before its first save, by a version that made no folder
+        (False, 1, 4, True),
+        (False, 1, 40, True),
+        (False, 33, 35, False),  # a fork from step 32
+        (False, 33, 36, True),
+        (False, 41, 42, True),  # a run's last step is saved
+        (True, 1, 7, False),  # killed while the first save was under way
+        (True, 1, 8, False),
+        (True, 1, 9, True),
+        (True, 33, 40, False),
+        (True, 33, 41, True),
+    ],
+)
+def test_lost_checkpoints_are_told_by_the_metrics(tmp_path, there, first, last, lost):
+    """A save every 4 of 42 steps. Nothing begins anew over a run that had a checkpoint, and a run that had none just begins again."""
+    workdir, config = tmp_path / "run", {"checkpoint__every": 4, "train__steps": 42}
+    claim(workdir, **config)
+    lines = "".join(json.dumps({"step": step, "kind": "train"}) + "\n" for step in range(first, last + 1))
+    (workdir / "metrics.jsonl").write_text(lines)
+    if not there:
+        (workdir / "checkpoints").rmdir()
+    before = tree(workdir)
+    if lost:
+        with pytest.raises(InputError, match=rf"/checkpoints (has no checkpoint|is not there), .* goes to step {last}, .*--fresh"):
+            claim(workdir, **config)
+        assert (workdir / "checkpoints").exists() == there
+        move_aside(workdir)
+    claim(workdir, **config)
+    assert lost or tree(workdir) == before
+
+
 def test_metrics_without_a_config_say_so(workdir):
     shutil.rmtree(workdir / "checkpoints")
     claim(workdir)  # killed before its first checkpoint

@@ -47,15 +47,15 @@ def any_process(asked: bool) -> bool:
 
 @contextlib.contextmanager
 def refused_together() -> Iterator[None]:
-    """`with refused_together(): ...`: bad input that one process finds ends all of them with a line, and none waits for one that is gone.
+    """`with refused_together(): ...`: an error that one process meets ends all of them with a line, and none waits for one that is gone.
 
     No process is past the block before all are; inside, there is no other collective operation.
-    Raises InputError: the one raised inside, or that another process raised one.
+    Raises: what was raised inside, whatever it is; or InputError, that another process raised something.
     """
     refusal = None
     try:
         yield
-    except InputError as error:
+    except Exception as error:
         refusal = error
     if any_process(refusal is not None):
-        raise refusal or InputError("another process of this run found bad input and says which; correct that and start all of them again")
+        raise refusal or InputError("another process of this run could not start and says why; correct that and start all of them again")

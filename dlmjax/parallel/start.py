@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax._src import distributed  # the key-value store of the coordinator has no public name
 
 from dlmjax.errors import LOST_PEER, InputError, LostPeer
+from dlmjax.flags import said_of
 from dlmjax.parallel.mesh import all_devices
 from dlmjax.place import Place
 
@@ -184,8 +185,8 @@ def _meet(place: Place, start_timeout: int, heartbeat_timeout: int) -> None:
 def _last_words(error: BaseException, place: Place, step: int) -> tuple[int, str]:
     """Exit code and what to print."""
     where = f"{place} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
-    if isinstance(error, InputError):
-        return 2, f"dlmjax: exit 2: {where}: {error}"
+    if isinstance(error, InputError | OSError) and (said := said_of(error)):
+        return 2, f"dlmjax: exit 2: {where}: {said}"
     if isinstance(error, KeyboardInterrupt):
         return 130, f"dlmjax: exit 130: {where}: interrupted; the same command continues"
     lost = isinstance(error, LostPeer) or (isinstance(error, jax.errors.JaxRuntimeError) and not str(error).lstrip().startswith(OWN_FAULTS))

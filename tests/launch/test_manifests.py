@@ -147,7 +147,7 @@ def test_the_image_holds_what_the_manifest_starts():
         (kubernetes, [*TPU, *ON_BUCKET, "--init", "runs/other"], "--init runs/other is on no volume"),
         (tpu_vm, ["start", *VM, *ON_BUCKET, "--fork=/tmp/other"], "--fork /tmp/other is on no volume"),
         (kubernetes, [*TPU, *ON_BUCKET, "--fresh"], "--fresh conflicts with a JobSet"),
-        (kubernetes, ["--gpu", "h100:2x8", "--image", "i", "--max-requeues", "3", *ON_BUCKET, "--fresh"], "--fresh conflicts with a JobSet"),
+        (kubernetes, ["--gpu", "h100:2x8", "--image", "i", *ON_BUCKET, "--fresh"], "--fresh conflicts with a JobSet"),
         (tpu_vm, ["run", *VM, "--tpu", "v5p:2x2x2", *ON_BUCKET, "--fresh"], "--fresh conflicts with run"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.model.widht=3"], "width"),
         (kubernetes, [*TPU, *ON_BUCKET, "--max-requeue", "3"], "--max-requeue"),

@@ -1,5 +1,6 @@
 """Two processes of four virtual CPU devices each: rows each one owns, the global batch, and a loss that equals one process's."""
 
+import errno
 import os
 import pathlib
 import socket
@@ -11,7 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from dlmjax.errors import InputError, LostPeer
 from dlmjax.models import Execution, build_network
+from dlmjax.parallel import start
+from dlmjax.parallel.start import _last_words
+from dlmjax.place import Place
 from tests.models import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -40,6 +45,16 @@ for sizes in [(4, 2, 1, 1), (1, 2, 2, 2), (1, 1, 1, 8), (8, 1, 1, 1)]:
     loss = jax.jit(lambda p, b, k: tiny.loss_of(network)(p, b, k)[0])(params, batch, jax.random.key(7))
     later = set(opened()) - connections
     print("RESULT", *sizes, rows[0], rows[-1] + 1, batch["tokens"].shape[0], float(loss), len(connections), len(later), flush=True)
+from dlmjax.errors import InputError
+from dlmjax.parallel import refused_together
+for kind in (InputError, PermissionError, ValueError, MemoryError):
+    for guilty in (0, 1):
+        try:
+            with refused_together():
+                if process == guilty:
+                    raise kind("here")
+        except Exception as error:
+            print("REFUSED", type(error).__name__, str(error), flush=True)
 """
 
 
@@ -94,6 +109,36 @@ def test_two_processes_equal_one():
             # `connect` has opened them all: a later one would wait for a slower process for 30 seconds only.
             assert int(line[8]) > 0 and int(line[9]) == 0
             np.testing.assert_allclose(float(line[7]), want, rtol=1e-5)
+
+    for rank, output in enumerate(outputs):  # whatever one process meets in the part that all pass together, the other hears of at once
+        refusals = [line.removeprefix("REFUSED ") for line in output.splitlines() if line.startswith("REFUSED")]
+        heard = "InputError another process of this run could not start and says why; correct that and start all of them again"
+        kinds = ("InputError", "PermissionError", "ValueError", "MemoryError")
+        assert refusals == [f"{kind} here" if rank == guilty else heard for kind in kinds for guilty in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (InputError("the corpus is not here"), 2, "the corpus is not here"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "runs/a cannot be used: Permission denied"),
+        (OSError(errno.EIO, "Input/output error", "runs/a"), 1, "a defect, see above"),
+        (KeyError("x"), 1, "a defect, see above"),
+        (LostPeer("1 of 2 came"), 75, "1 of 2 came"),
+    ],
+    ids=lambda value: "",
+)
+def test_the_last_words_of_a_process_are_those_of_a_lone_one(error, code, said):
+    """A name or place that the operating system refuses is bad input here, too, in one line; the machine's faults keep their traceback."""
+    found, lines = _last_words(error, Place("flags", 2, 1, "h:1"), -1)
+    assert found == code and said in lines.splitlines()[-1] and (code == 1) == ("\n" in lines)
+
+
+def test_the_store_that_jax_has_no_public_name_for_is_there():
+    """What `parallel.start` takes of jax._src: another jax that names it otherwise fails here, and not in a run of several processes."""
+    assert start.distributed.global_state.client is None  # in a process alone
+    for name in ("key_value_set", "key_value_dir_get", "blocking_key_value_get"):
+        assert callable(getattr(jax._src.lib._jax.DistributedRuntimeClient, name))
 
 
 START = """

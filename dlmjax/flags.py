@@ -5,6 +5,7 @@ Every flag of every command and launcher has one of these or a list of choices: 
 
 import argparse
 import codecs
+import decimal
 import errno
 import functools
 import math
@@ -19,8 +20,8 @@ from dlmjax.seeds import SEEDS, SPLIT_SEEDS
 
 MOST = 2**31 - 1  # of a count: what every library below takes
 MOST_TOKENS = 2**24  # of a row or a canvas
-_WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")  # int() also takes other alphabets' digits and white space
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# As in a config: 1_000, 1e3 and 1000.0 are one number. float() also takes other alphabets' digits and white space.
+_NUMBER = re.compile(r"[+-]?({0}\.?({0})?|\.{0})([eE][+-]?[0-9]{{1,9}})?".format("[0-9]+(?:_[0-9]+)*"))
 
 
 _refuse = argparse.ArgumentTypeError  # its text is what `Parser.error` says behind the flag
@@ -35,11 +36,12 @@ def whole(least: int = 1, most: int = MOST) -> Callable[[str], int]:
     wanted = f"give a whole number from {least} to {most}"
 
     def read(text: str) -> int:
-        if not _WHOLE.fullmatch(text) or len(text) > 40:
+        value = decimal.Decimal(text) if _NUMBER.fullmatch(text) and len(text) <= 40 else None  # exact, also beyond 2^53
+        if value is None or not value.is_finite():
             raise _refuse(f"is {_brief(text)}; {wanted}")
-        if not least <= int(text) <= most:
+        if not least <= value <= most or value != int(value):
             raise _refuse(f"is {text}; {wanted}")
-        return int(text)
+        return int(value)
 
     return read
 
@@ -72,15 +74,13 @@ share = number(0, 1)
 
 
 def wholes(least: int = 1, most: int = MOST) -> Callable[[str], str]:
-    """Whole numbers with commas between them, as they were typed."""
+    """Whole numbers with commas between them, as the text of their digits: "1e3, 8," is "1000,8"."""
 
     def read(text: str) -> str:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts:
             raise _refuse(f"is {_brief(text)}; give whole numbers with commas between them, such as 4,8,16")
-        for part in parts:
-            whole(least, most)(part)
-        return text
+        return ",".join(str(whole(least, most)(part)) for part in parts)
 
     return read
 

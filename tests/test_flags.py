@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from dlmjax import config as config_lib
 from dlmjax import flags
 from dlmjax.__main__ import _parser
 from dlmjax.errors import InputError
@@ -21,10 +22,34 @@ def read(kind, text):
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        *((flags.whole(1, 100), text) for text in ("", " 3", "1e25", "0", "101", "-1", "nan", "1.0", "١", "1" + "0" * 5000, "0x1", "3\n")),
+        *(
+            (flags.whole(1, 100), text)
+            for text in (
+                "",
+                " 3",
+                "1e25",
+                "0",
+                "101",
+                "-1",
+                "nan",
+                "1.5",
+                "1e-1",
+                "1e999999999",
+                "-1e-999999999",
+                "0e" + "9" * 20,
+                "1e",
+                "_1",
+                "1__0",
+                "1_",
+                "١",
+                "1" + "0" * 5000,
+                "0x1",
+                "3\n",
+            )
+        ),
         *(
             (flags.number(0, 1, open_low=True), text)
-            for text in ("", "0", "1.5", "nan", "inf", "-inf", "1e400", "٠", " 1", "1_0", "1" * 500)
+            for text in ("", "0", "1.5", "nan", "inf", "-inf", "1e400", "٠", " 1", "_1", "1_", "1._5", "1" * 500)
         ),
         *((flags.wholes(1, 64), text) for text in ("", ",", "1,x", "1,65", "0,1", "١,2")),
         *((flags.word, text) for text in ("", "  ", "a\udcff")),
@@ -40,9 +65,28 @@ def test_what_a_type_does_not_take_is_told_in_one_line(kind, text):
 
 
 def test_what_a_type_takes():
-    assert [read(flags.whole(-5, 5_000), text) for text in ("-5", "0", "+3", "5_000")] == [-5, 0, 3, 5000]
-    assert [read(flags.number(0), text) for text in ("0", ".5", "1e22", "3.", "1E-3")] == [0.0, 0.5, 1e22, 3.0, 1e-3]
-    assert read(flags.wholes(1), "4,8, 16,") == "4,8, 16," and read(flags.text, "") == "" and read(None, "a b") == "a b"
+    assert [read(flags.whole(-5, 5_000), text) for text in ("-5", "0", "+3", "5_000", "1e3", "1_0e2", "4.0", "0.5e1", "1e-0")] == [
+        *(-5, 0, 3, 5000, 1000, 1000, 4, 5, 1),
+    ]
+    assert read(flags.whole(0, 2**63), str(2**53 + 1)) == 2**53 + 1 and type(read(flags.whole(), "1e3")) is int
+    assert [read(flags.number(0), text) for text in ("0", ".5", "1e22", "3.", "1E-3", "1_000.5")] == [0, 0.5, 1e22, 3, 1e-3, 1000.5]
+    assert read(flags.wholes(1), "4,8, 1.6e1,") == "4,8,16" and read(flags.text, "") == "" and read(None, "a b") == "a b"
+
+
+@pytest.mark.parametrize("text", ["1000", "1_000", "1e3", "1000.0", "+1000", "0x3e8", "1_", "1.5", "1e3.0", "nan", "one"])
+def test_a_flag_takes_the_numbers_that_a_config_takes(text):
+    """But for other bases, which a config reads as Python does."""
+
+    def taken(call):
+        try:
+            return call()
+        except InputError:
+            return None
+
+    config = taken(lambda: config_lib.override(config_lib.default(), [f"train.steps={text}"]).train.steps)
+    assert taken(lambda: read(flags.whole(), text)) == (None if text.startswith("0x") else config)
+    config = taken(lambda: config_lib.override(config_lib.default(), [f"optimizer.lr={text}"]).optimizer.lr)
+    assert taken(lambda: read(flags.number(), text)) == (None if text.startswith("0x") else config)
 
 
 def parsers():

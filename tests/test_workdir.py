@@ -262,6 +262,13 @@ def test_what_is_there_is_moved_aside_whole(workdir, tmp_path):
     assert move_aside(workdir) == workdir / "aside-002" and set(STATE) > {path.name for path in (workdir / "aside-002").iterdir()}
 
 
+def test_there_is_always_a_folder_to_move_to(tmp_path):
+    for number in range(1, 1001):
+        (tmp_path / f"aside-{number:03d}").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    assert move_aside(tmp_path) == tmp_path / "aside-1001"
+
+
 def test_a_run_that_is_opened_reads_its_own_table_alone(workdir, tmp_path):
     np.save(tmp_path / "table.npy", TABLE)
     config = config_of(process__name=f"d3pm(kernel=neighbours, embedding={str(tmp_path / 'table.npy')!r})", model__time_input="adaln")

@@ -18,7 +18,7 @@ import shlex
 from typing import Any
 
 from dlmjax.errors import InputError, NoCorpus
-from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, write_atomically
+from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, why, write_atomically
 from dlmjax.files import sweep as sweep_written
 
 FILE = "manifest.json"
@@ -192,7 +192,7 @@ class Manifest:
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged ({type(error).__name__}: {_line(error)}); {_AGAIN}") from None
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {why(error)}); {_AGAIN}") from None
 
     def _require_agreement(self, values: dict) -> None:
         """Raises ValueError, KeyError or TypeError: facts that contradict each other, or that are not of their kind."""
@@ -233,10 +233,6 @@ _AGAIN = "restore it, or delete it and prepare the corpus again"
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def token_dtype(vocab_size: int) -> str:

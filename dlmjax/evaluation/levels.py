@@ -11,12 +11,13 @@ what lies beyond the depth and what lies between two nodes err about alike. The 
 carries no noise of masks, and text that only the last noise can tell apart is seen there: such a bound is read too high, never too low.
 
 A process in T steps has the levels 1 .. T and no others: the mean over all of them is taken where there are no more than nodes, else
-the same rule is made for the sum over levels.
+the same rule is made for the sum over levels. Gaussian noise in steps has levels of its own (`_gaussian_steps`).
 
-Shapes: J nodes, K functionals, T steps.
+Shapes: J nodes, K functionals, T steps, R laws.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
+from scipy.optimize import nnls
 
 from dlmjax.diffusion.process import Process, learned_of
 from dlmjax.sampling.host import fetch
@@ -66,7 +68,9 @@ def level_grid(process: Process, rule: str, nodes: int, params: Any = ()) -> Lev
     if process.steps and process.steps <= nodes:
         count = process.steps
         return LevelGrid((np.arange(count) + 0.5) / count, np.zeros(count), np.full(count, 1 / count), np.zeros((1, count)))
-    return _discrete(process, nodes) if process.steps else _continuous(process, nodes)
+    if not process.steps:
+        return _continuous(process, nodes)
+    return _gaussian_steps(process, nodes) if process.input_dim and nodes > 2 else _discrete(process, nodes)
 
 
 def _continuous(process: Process, nodes: int) -> LevelGrid:
@@ -99,6 +103,73 @@ def _discrete(process: Process, nodes: int) -> LevelGrid:
             break
     weight_J = weight_J / (steps * length_T[at])
     return LevelGrid((at + 0.5) / steps, np.zeros(len(at)), weight_J, _spread(x_J, weight_J))
+
+
+def _gaussian_steps(process: Process, nodes: int) -> LevelGrid:
+    """Some levels and positive weights that sum the bounds of known laws over all levels.
+
+    A level's part of a Gaussian bound in steps is the fall of the SNR over the step times an error that falls with the SNR at its end. The
+    laws' errors are exp(-r SNR), r from near embeddings to far ones and to hundreds of tokens that say the same. The first steps, in which
+    most of the SNR falls, leave no variable in which the sum is smooth. From two choices of levels, each is moved, and the better one kept.
+    """
+    steps, curve = process.steps, _Curve(process, nodes)
+    at_T = np.arange(steps + 1) / steps
+    snr_T = 1 / np.maximum(curve.noise(at_T), 1e-12) - 1
+    rate_R = np.geomspace(max(0.3 / snr_T[0], 0.05), 600, 80)
+    part_TR = -np.diff(snr_T)[:, None] * rate_R * np.exp(-rate_R * snr_T[1:, None])
+    fit, spread = _Fit(part_TR), np.searchsorted(curve.inverse(curve.shares(at_T)), (radau(nodes)[0] + 1) / 2) - 1
+    spread = np.unique(np.clip(spread, 0, steps - 1))
+    others = np.setdiff1d(np.arange(steps), spread)[: nodes - len(spread)]
+    starts = [np.sort(np.concatenate([spread, others])), fit.fewer(np.nonzero(nnls(part_TR.T, fit.sum_R)[0])[0], nodes)]
+    at = min((fit.exchanged(start) for start in starts), key=fit.error)
+    weight_J, count = fit.weights(at), len(at)
+    rest = [np.delete(np.arange(count), leave) for leave in (count // 3, 2 * count // 3)]
+    spread_KJ = np.tile(weight_J, (2, 1))
+    for row_J, keep in zip(spread_KJ, rest, strict=True):
+        row_J[keep] -= fit.weights(at[keep])
+    return LevelGrid((at + 0.5) / steps, np.zeros(count), weight_J / steps, spread_KJ / steps)
+
+
+class _Fit:
+    """Weights of a few levels with which their parts of R laws sum to those of all levels."""
+
+    def __init__(self, part_TR: Float64[np.ndarray, "T R"]):
+        self.sum_R = part_TR.sum(axis=0)
+        self._steps, self._part_TR = len(part_TR), part_TR
+        self._ridge = 5e-12 * self._steps
+
+    def weights(self, at: np.ndarray) -> Float64[np.ndarray, "J"]:
+        part_JR = self._part_TR[at]
+        return np.linalg.solve(part_JR @ part_JR.T + self._ridge * np.eye(len(at)), part_JR @ self.sum_R)
+
+    def error(self, at: np.ndarray) -> float:
+        """Sum of squares over the laws and of the weights; more where a weight is negative."""
+        weight_J = self.weights(at)
+        missed_R = self.sum_R - weight_J @ self._part_TR[at]
+        return float(missed_R @ missed_R + self._ridge * weight_J @ weight_J - min(weight_J.min(), 0.0))
+
+    def fewer(self, at: np.ndarray, nodes: int) -> np.ndarray:
+        """Without the levels that cost least, one after the other."""
+        while len(at) > nodes:
+            part_JR = self._part_TR[at]
+            inverse_JJ = np.linalg.inv(part_JR @ part_JR.T + self._ridge * np.eye(len(at)))
+            at = np.delete(at, np.argmin((inverse_JJ @ part_JR @ self.sum_R) ** 2 / np.diag(inverse_JJ)))
+        return at
+
+    def exchanged(self, at: np.ndarray) -> np.ndarray:
+        """With each level moved as long as that lessens the error."""
+        best, moved = self.error(at), True
+        while moved:
+            moved = False
+            for j, move in itertools.product(range(len(at)), (-16, -8, -4, -2, -1, 1, 2, 4, 8, 16)):
+                other = at.copy()
+                other[j] += move
+                if not 0 <= other[j] < self._steps or other[j] in at:
+                    continue
+                error = self.error(other)
+                if error < best * (1 - 1e-6):
+                    best, at, moved = error, other, True
+        return np.sort(at)
 
 
 class _Curve:
@@ -142,6 +213,10 @@ class _Curve:
         near_J = 1e-4 * np.minimum(t_J, 1 - t_J)
         rise_J = self.shares(t_J + near_J) - self.shares(t_J - near_J)
         return t_J, rise_J / (2 * near_J)
+
+    def noise(self, t: Float64[np.ndarray, "*t"]) -> Float64[np.ndarray, "*t"]:
+        """Noise share at t, as the process gives it."""
+        return self._raw(t)
 
     def _raw(self, t: Float64[np.ndarray, "*t"]) -> Float64[np.ndarray, "*t"]:
         # Of few shapes: each operation is compiled once, whatever the number of nodes.

@@ -462,7 +462,7 @@ def _check_calls(config: ConfigDict) -> None:
     from dlmjax.diffusion.registry import check_call, check_process
     from dlmjax.models.families import model_spec
 
-    process = config.process
+    process, tells_time = config.process, None
     for name, check_one in (
         ("schedule", lambda: check_call("schedule", process.schedule)),
         ("name", lambda: check_process(process.name, process.schedule)),
@@ -470,9 +470,12 @@ def _check_calls(config: ConfigDict) -> None:
         ("weighting", lambda: process.weighting and check_call("weighting", process.weighting)),
     ):
         try:
-            check_one()
+            said = check_one()
         except InputError as error:
             raise InputError(f"config field process.{name}: {error}") from None
+        tells_time = said if name == "name" else tells_time
+    if tells_time and config.model.time_input == "none":
+        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     model_spec(config.model, vocab=config.model.vocab or 1)
 
 

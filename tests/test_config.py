@@ -4,6 +4,8 @@ import inspect
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -295,3 +297,40 @@ def test_a_config_file_does_not_decide_how_the_program_ends(tmp_path, capsys, bo
     error = capsys.readouterr().err
     assert said in error and str(tmp_path / "c.py") in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_is_checked_before_anything_is_assembled():
+    """By launchers too, which print a job for a machine that is not here: ranges, and whether the network is told the time. No process
+    touches a device for that."""
+    code = """
+import sys, jax
+from jax._src import xla_bridge
+from dlmjax import config as c
+from dlmjax.diffusion.registry import PROCESSES
+from dlmjax.errors import InputError
+
+def refusal(name, time_input):
+    config = c.default()
+    config.process.name, config.model.time_input = name, time_input
+    try:
+        c.check(config)
+    except InputError as error:
+        return str(error)
+
+bad = ["hybrid(p_uniform=7)", "hybrid(gamma=3.0)", "duo(k=1)", "autoregressive(input_mask=1.0)", "blocks(size=0)", "spindle(strength=2.0)",
+       "frequency_masked(strength=0.5)", "uniform(parameterisation=none)", "score(noise=none)", "flow_matching(noise=none)",
+       "mixed(mixing=none)", "mixed(values=(7.0,))", "mixed(values=(1.0, 1.0, 1.0))", "d3pm(steps=0)", "d3pm(kernel=none)", "llada(eps=2)",
+       "d3pm(kernel=neighbours)", "genmd4(eps=2.0)", "gaussian(dim=0)", "plaid(dim=0)", "diffusion_lm(dim=0)", "sed(dim=0)",
+       "embedding_flow(dim=0)", "masked(eps=0.9)"]
+for name in bad:
+    said = refusal(name, "adaln")
+    assert said and said.startswith("config field process.name: ") and "\\n" not in said, (name, said)
+told = {name: refusal(name, "none") for name in [*PROCESSES, "d3pm(kernel=absorbing)"]}
+assert all("requires model.time_input" in said for said in told.values() if said), told
+print(",".join(sorted(name for name, said in told.items() if not said)))
+assert not any(refusal(name, "adaln") for name in told)
+assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "autoregressive,blocks,d3pm(kernel=absorbing),llada,masked,masked_count,masked_lambda"

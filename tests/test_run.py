@@ -154,7 +154,7 @@ def test_a_curriculum_ends_within_the_run(name, tmp_path):
     config_lib.override(config, [re.search(r'--config\.(process\.name=)"(.*)"$', str(error.value)).expand(r"\1\2")])
     assert curriculum_of(config.process.name).curriculum_end == 30, "what is proposed is taken"
     # By flags, over a config whose own steps would do, and before a launcher asks for machines.
-    overrides = [f"process.name={CURRICULA[name](200)}", "train.steps=200"]
+    overrides = [f"process.name={CURRICULA[name](200)}", "train.steps=200", "model.time_input=adaln"]
     with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
         config_lib.load("configs/quickstart.py", overrides)
     with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):

@@ -140,7 +140,7 @@ def test_what_is_damaged_is_told_and_not_written_over(workdir, name, damage):
 @pytest.mark.parametrize("name", ["config.json", "texts.json"])
 def test_files_of_another_run_are_told(workdir, tmp_path, name):
     """Whole, with a checksum of their own; and so for an older version's, without one."""
-    claim(tmp_path / "other", texts=["2" * 32], process__name="uniform", counts=3)
+    claim(tmp_path / "other", texts=["2" * 32], process__name="uniform", model__time_input="adaln", counts=3)
     values = json.loads((tmp_path / "other" / name).read_text())
     for content in (values, {key: value for key, value in values.items() if key != CHECKSUM}):
         (workdir / name).write_text(json.dumps(content))

@@ -53,8 +53,7 @@ class Grid(Schedule):
     steps: int
 
     def __post_init__(self):
-        if not 1 <= self.steps <= 1_000_000:
-            raise InputError(f"d3pm: steps is {self.steps}; it must be a number of steps between 1 and 1,000,000")
+        _check_steps(self.steps)
         # In float64: differences of neighbouring levels lose the digits that float32 has.
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             t_T = jnp.arange(self.steps + 1) / self.steps
@@ -125,6 +124,27 @@ def make_d3pm(
     return D3pm(vocab, mask_id, kernel, steps, schedule, excluded, parameterisation, embedding, neighbours)
 
 
+def check_d3pm(
+    kernel: str = "uniform", steps: int = 1000, parameterisation: str = "leave_one_out", embedding: Any = None, **others: Any
+) -> bool:
+    """Whether the network of such a process must be told the time, by its values alone: D3PM computes its levels when it is made, which
+    takes a device. Raises InputError: what no D3PM is."""
+    del others
+    if kernel not in KERNELS:
+        raise InputError(f"process d3pm: kernel is {kernel!r}; choose one of {', '.join(KERNELS)}")
+    if parameterisation not in ("leave_one_out", "posterior"):
+        raise InputError(f"process d3pm: parameterisation is {parameterisation!r}; give 'leave_one_out' or 'posterior'")
+    if kernel != "absorbing" and (kernel == "neighbours") != (embedding is not None):
+        raise InputError(f"process d3pm: kernel {kernel!r} and embedding belong together; 'neighbours' takes one, the others none")
+    _check_steps(steps)
+    return StepMasked.time_input if kernel == "absorbing" else D3pm.time_input
+
+
+def _check_steps(steps: int) -> None:
+    if not 1 <= steps <= 1_000_000:
+        raise InputError(f"process d3pm: steps is {steps}; it must be a number of steps between 1 and 1,000,000")
+
+
 @dataclasses.dataclass(frozen=True)
 class StepMasked(Masked):
     """Absorbing D3PM: masked diffusion in T steps. Loss T (alpha_{i-1} - alpha_i) / (1 - alpha_i) times the cross-entropy of masked
@@ -174,12 +194,9 @@ class D3pm(Process):
 
     def __post_init__(self):
         check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.barred)})
-        if self.kernel not in KERNELS or self.kernel == "absorbing":
-            raise InputError(f"process d3pm: kernel is {self.kernel!r}; choose one of {', '.join(KERNELS)} (absorbing by make_d3pm)")
-        if self.parameterisation not in ("leave_one_out", "posterior"):
-            raise InputError(f"process d3pm: parameterisation is {self.parameterisation!r}; give 'leave_one_out' or 'posterior'")
-        if (self.kernel == "neighbours") != (self.embedding is not None):
-            raise InputError(f"process d3pm: kernel {self.kernel!r} and embedding belong together; 'neighbours' takes one, the others none")
+        if self.kernel == "absorbing":
+            raise InputError("process d3pm: kernel 'absorbing' is made by make_d3pm")
+        check_d3pm(self.kernel, self.steps, self.parameterisation, self.embedding)
         if self.embedding is not None:
             object.__setattr__(self, "embedding", Table(self.embedding))
             if self.embedding.array.shape[0] != self.vocab:

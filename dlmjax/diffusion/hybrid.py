@@ -129,6 +129,10 @@ class Constant(Mixing):
 
     even: float = 0.1
 
+    def __post_init__(self):
+        if not 0 <= self.even <= 1:
+            raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
+
     def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         return jnp.full_like(log_snr, self.even), jnp.full_like(log_snr, 1 - self.even)
 
@@ -145,6 +149,10 @@ class Sigmoid(Mixing):
 
     steepness: float = 1.0
     shift: float = -1.0
+
+    def __post_init__(self):
+        if not -1 <= self.steepness <= 1:
+            raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
 
     def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         inner = self.steepness * log_snr + self.shift
@@ -182,6 +190,9 @@ class Mixed(_MaskAndTokens):
         if isinstance(self.mixing, str):
             if self.mixing not in MIXINGS:
                 raise InputError(f"process mixed: unknown mixing {self.mixing!r}; choose one of {', '.join(MIXINGS)}")
+            fields = [field.name for field in dataclasses.fields(MIXINGS[self.mixing])]
+            if len(self.values) > len(fields):
+                raise InputError(f"process mixed: values are those of {self.mixing} ({', '.join(fields)}), not {self.values}")
             object.__setattr__(self, "mixing", MIXINGS[self.mixing](*self.values))
             object.__setattr__(self, "values", ())
         log_snr = jnp.linspace(-25.0, 25.0, 101)

@@ -1,6 +1,7 @@
 """Names for configs: a process, a schedule, a law of times or a weighting from its name and plain values."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -10,11 +11,13 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from dlmjax.diffusion import schedules, times, weighting
 from dlmjax.diffusion.any_order import MaskedLambda
 from dlmjax.diffusion.autoregressive import Autoregressive
 from dlmjax.diffusion.blocks import BlockMasked
-from dlmjax.diffusion.d3pm import make_d3pm
+from dlmjax.diffusion.d3pm import check_d3pm, make_d3pm
 from dlmjax.diffusion.duo import Duo
 from dlmjax.diffusion.flow_matching import FlowMatching
 from dlmjax.diffusion.frequency import FrequencyMasked, Spindle
@@ -53,6 +56,8 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "sed": Sed,
     "embedding_flow": EmbeddingFlow,
 }
+# Of those that compute arrays when they are made: what looks at their values alone.
+_CHECKED: dict[str, Callable[..., bool]] = {"d3pm": check_d3pm}
 SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "linear": schedules.Linear,
     "cosine": schedules.Cosine,
@@ -95,6 +100,7 @@ WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyper, "per_block
 # What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
 _INTERNAL = ("learned",)  # what training finds
 _EPS = inspect.Parameter("eps", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
+_SOME_VOCAB = 2**16  # where a process is made before its tokenizer is known
 _COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")
 
 
@@ -152,19 +158,21 @@ def curriculum_of(text: str) -> Process | None:
     kind = _lookup("process", name, PROCESSES)
     if getattr(kind, "curriculum_end", Process.curriculum_end) is Process.curriculum_end:
         return None
-    return make_process(name, **{**values, "vocab": 2**16, "mask_id": 0})
+    return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
 
 
 def _literal(node: ast.expr) -> Any:
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ast.literal_eval(node)
 
 
-def check_process(text: str, schedule: str = "linear") -> None:
-    """Checks the text of a process, like "hybrid(p_uniform=0.2)", and of its schedule, by what the process is called with: nothing is
-    made, since a process may need facts of a corpus, or hold arrays.
+def check_process(text: str, schedule: str = "linear") -> bool | None:
+    """Checks the text of a process, like "hybrid(p_uniform=0.2)", and of its schedule, without facts of a corpus and without a device.
 
-    Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or that is not a person's to give,
-    a schedule for a process that fixes its own.
+    Returns:
+      Whether its network must be told the time; None where it is not known before the process is made.
+    Raises:
+      InputError: an unknown name or value (with the nearest valid one), a value of another type, out of its range or that is not a
+        person's to give, a schedule for a process that fixes its own.
     """
     name, values = parse_call(text, "process")
     fields = _fields(_lookup("process", name, PROCESSES))
@@ -176,6 +184,25 @@ def check_process(text: str, schedule: str = "linear") -> None:
     check_call("schedule", schedule)
     if "schedule" not in fields and of_schedule != ("linear", {}):
         raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {schedule!r}")
+    return _time_input(name, values, of_schedule)
+
+
+def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mapping[str, Any]]) -> bool | None:
+    """`time_input` of the process over some large vocabulary. Traced, since a device must not be touched: where a process asks for
+    numbers of a trace when it is made, it has come as far as that, and what is left is refused when the run is assembled."""
+    if name in _CHECKED:
+        return _CHECKED[name](**values)
+    facts = {"vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1, "eos_id": 1, "excluded": (2,)}
+    facts |= {"counts_V": (1,) * _SOME_VOCAB} if "counts_V" in process_fields(name) else {}
+    found: list[bool] = []
+
+    def trace() -> None:
+        found.append(make_process(name, **facts, **values, schedule={"name": schedule[0], **schedule[1]}).time_input)
+
+    with contextlib.suppress(jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        jax.eval_shape(trace)
+    kind = getattr(PROCESSES[name], "time_input", None)
+    return found[0] if found else kind if isinstance(kind, bool) else None
 
 
 def check_call(kind: str, text: str) -> None:

@@ -81,9 +81,9 @@ class Plaid(GaussianEmbedding):
     name = "plaid"
 
     def __post_init__(self, mask_id: int | None):
-        super().__post_init__(mask_id)
         if self.path != "log_linear" or self.gamma_0 is None or self.gamma_1 is None:
             raise InputError("process plaid learns its own path from gamma_0 to gamma_1: give both, and leave path at 'log_linear'")
+        super().__post_init__(mask_id)
         if self.steps or self.prediction != "logits":
             raise InputError("process plaid predicts logits in continuous time; for other choices use process 'gaussian'")
         if self.units < 1:

@@ -279,18 +279,6 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
 # --- The compiled program -----------------------------------------------------------------------------------------------------------
 
 
-def abstract_arguments(parts: Parts) -> tuple[dict, dict, jax.ShapeDtypeStruct]:
-    """(state, batch, key) of a training step as shapes with their placement; nothing is allocated."""
-    batch, length = parts.config.data.batch, parts.config.data.length
-
-    def ints(*axes: str) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch, length)[: len(axes)], np.int32, sharding=parts.partition.sharding(axes))
-
-    rows = {name: ints("batch", "length") for name in ("tokens", "segments", "positions")} | {"row": ints("batch")}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return parts.abstract_state(), rows, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=parts.partition.sharding(()))
-
-
 def compile_step(parts: Parts, quick: bool = False) -> Any:
     """The training step, compiled for the devices of its mesh, which need not be here.
 
@@ -299,7 +287,7 @@ def compile_step(parts: Parts, quick: bool = False) -> Any:
     platform = parts.partition.mesh.devices.flat[0].platform
     with _without_cache():
         return (
-            train_step_of(parts).trace(*abstract_arguments(parts)).lower(lowering_platforms=(platform,)).compile(QUICK if quick else None)
+            train_step_of(parts).trace(*parts.abstract_arguments()).lower(lowering_platforms=(platform,)).compile(QUICK if quick else None)
         )
 
 

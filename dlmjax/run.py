@@ -112,6 +112,17 @@ class Parts:
 
         return abstract_state(zeros, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
 
+    def abstract_arguments(self) -> tuple[dict, dict, jax.ShapeDtypeStruct]:
+        """(state, batch, key) of a training step as shapes with their placement; nothing is allocated."""
+        batch, length = self.config.data.batch, self.config.data.length
+
+        def ints(*axes: str) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((batch, length)[: len(axes)], np.int32, sharding=self.partition.sharding(axes))
+
+        rows = {name: ints("batch", "length") for name in ("tokens", "segments", "positions")} | {"row": ints("batch")}
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return self.abstract_state(), rows, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.partition.sharding(()))
+
 
 def _beside(network: dict, process: dict) -> dict:
     """A tree of the network's weights with what the process learns beside them."""
@@ -206,7 +217,14 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
 
 
 def _check_rows(config: ConfigDict, process: Process) -> None:
-    """Raises InputError for rows whose length the attention kernel has no backward pass for."""
+    """Raises InputError for rows whose length the attention kernel has no backward pass for, or that are not whole blocks in some phase."""
+    ends = [until - 1 for until, _ in getattr(process, "curriculum", ())]
+    for blocks in (process.attention, *(process.at_step(step).attention for step in ends)):
+        if isinstance(blocks, Blocks) and config.data.length % blocks.size:
+            raise InputError(
+                f"data.length={config.data.length} is not a multiple of the {blocks.size} tokens of a block (process.name="
+                f"{config.process.name}); change one of them"
+            )
     attention, positions = config.execution.attention, config.data.length * (2 if isinstance(process.attention, Blocks) else 1)
     step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
     if positions % step:

@@ -42,7 +42,7 @@ from dlmjax.training import (
 )
 from dlmjax.training import read as read_metrics
 from dlmjax.training.metrics import FILE as METRICS
-from dlmjax.workdir import claim_workdir, embedding_of, move_aside
+from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside
 
 logger = logging.getLogger("dlmjax")
 WORSE = 2.0  # a loss of so many times the first one is that of a run that diverged; another phase of a curriculum is no such jump
@@ -74,15 +74,20 @@ def train(
     config_lib.check(config)
     keep_freed_memory()
     corpora = open_corpora(config, "train")
-    counts_V = token_counts(config, corpora)
-    table_VE = embedding_of(config, None if fresh else workdir)
+    counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)
     parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
     connect(parts.partition.mesh)
+    # All that can be refused is refused here: what the workdir holds is neither moved nor written before.
+    rows = parts.partition.rows_of_host(config.data.batch)
+    windows, held_out, samples = _windows(config, corpora), _HeldOut(parts, corpora), _TextSamples(parts)
+    first = _first_state(parts, None if fresh else workdir, fork, init)
+    train_step, process = train_step_of(parts.at_step(0)), parts.process.at_step(0)
+    train_step.trace(*parts.abstract_arguments())  # kept by jax: the first step does not trace again
     with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(parts, corpora, workdir)
 
         # --- 2. Where we start --------------------------------------------------------------------------------------------------
-        state, meta, origin = _start(parts, checkpoints, fork, init)
+        state, meta, origin = _start(parts, checkpoints, first, fork, init)
         start, steps = meta.get("step", 0), config.train.steps
         on_step(start)
         if origin == "resume" and start >= steps:
@@ -90,9 +95,7 @@ def train(
             return _result(config, workdir, start, meta)
 
         # --- 3. The loop: no host sync but at the logging step -----------------------------------------------------------------
-        train_step = process = None
-        batches = train_batches(_windows(config, corpora), rows=parts.partition.rows_of_host(config.data.batch), start_step=start)
-        held_out, samples, agreed = _HeldOut(parts, corpora), _TextSamples(parts), Agreement()
+        batches, agreed = train_batches(windows, rows=rows, start_step=start), Agreement()
         key = jax.jit(lambda key: key, out_shardings=parts.partition.sharding(()))(jax.random.key(config.seed))
         with (
             Interrupt() as stop,
@@ -104,7 +107,7 @@ def train(
             goodput = Goodput(workdir, start, time.time() - (time.perf_counter() - began))
             log = _Log(parts, writer, progress, meta.get("pending", []), goodput)
             for step in range(start, steps):
-                if parts.process.at_step(step) != process:  # the first step, or the next phase of a curriculum
+                if parts.process.at_step(step) != process:  # the next phase of a curriculum
                     train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
                 with log.goodput.spent("data"):
                     batch = next(batches)
@@ -137,7 +140,7 @@ def train(
 def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, fresh: bool) -> Iterator[Checkpoints]:
     """`with _claimed(...) as checkpoints:`: the workdir is this run's and no other writes there. All processes go in, or none does.
 
-    fresh: what it held is moved aside first.
+    fresh: what it held is moved aside first. Nothing but the file system refuses anything from there on.
     """
     with contextlib.ExitStack() as held:
         with refused_together():
@@ -148,7 +151,7 @@ def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, f
             texts = [corpus.fingerprint for corpus in corpora]
             given = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
         kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
-        yield Checkpoints(workdir / "checkpoints", **kept, common={"given": given})
+        yield Checkpoints(workdir / CHECKPOINTS, **kept, common={"given": given})
 
 
 def _diverged(workdir: pathlib.Path) -> str:
@@ -282,29 +285,43 @@ class _Log:
         return result.nats_per_token
 
 
-def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tuple[dict, dict, str]:
-    """The first state, the meta that came with it, and where it is from. The order:
+Start = tuple[dict, dict, str]  # a state, the meta that came with it, and where it is from
 
-    1. this workdir's newest whole checkpoint;
-    2. `--fork`: another run's newest checkpoint, its counters kept;
-    3. `--init`: another run's weights, counters at zero;
-    4. scratch: fresh weights from the seed.
 
-    Raises InputError: two origins; checkpoints of which none is whole; weights of another tokenizer or of another network; a fork that has
-    no step left.
+def _start(parts: Parts, checkpoints: Checkpoints, first: Start | None, fork: str, init: str) -> Start:
+    """What the run starts from: this workdir's newest whole checkpoint, else `first`, see `_first_state`.
+
+    Raises InputError: checkpoints of which none is whole.
+    """
+    if checkpoints.resumable():
+        state, meta = checkpoints.restore(parts.abstract_state())
+        say(f"resuming at step {meta['step']}")
+        return clear_stop(state), meta, "resume"
+    return first or _first_state(parts, None, fork, init)
+
+
+def _first_state(parts: Parts, workdir: pathlib.Path | None, fork: str, init: str) -> Start | None:
+    """What a run starts from whose workdir has no checkpoint; None where this one has. The order:
+
+    1. `--fork`: another run's newest checkpoint, its counters kept;
+    2. `--init`: another run's weights, counters at zero;
+    3. scratch: fresh weights from the seed.
+
+    Raises InputError: two origins; weights of another tokenizer or of another network; a fork that has no step left; an origin that
+    cannot be read; checkpoints in the workdir of which none is whole.
     """
     if fork and init:
         raise InputError("--fork and --init are two places to start from; give one")
+    if workdir:
+        with Checkpoints(workdir / CHECKPOINTS) as own:
+            if own.resumable():
+                return None
     abstract = parts.abstract_state()
-    if checkpoints.resumable():
-        state, meta = checkpoints.restore(abstract)
-        say(f"resuming at step {meta['step']}")
-        return clear_stop(state), meta, "resume"
     if fork or init:
         _check_tokenizer(parts, fork or init)
         _check_function(parts, fork or init, "--fork" if fork else "--init")
     if fork:
-        with Checkpoints(pathlib.Path(fork) / "checkpoints") as other:
+        with Checkpoints(pathlib.Path(fork) / CHECKPOINTS) as other:
             if (step := other.meta()["step"]) >= parts.config.train.steps:
                 raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
             state, meta = other.restore(abstract)
@@ -313,7 +330,7 @@ def _start(parts: Parts, checkpoints: Checkpoints, fork: str, init: str) -> tupl
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 0x1717)
     state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
     if init:
-        with Checkpoints(pathlib.Path(init) / "checkpoints") as other:
+        with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
             kept = "ema" if other.meta()["config"]["train.ema"] > 0 else "params"
             loaded, meta = other.restore({kept: abstract["params"]})
         weights = loaded[kept]

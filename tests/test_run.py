@@ -108,6 +108,16 @@ def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
         assert assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
 
 
+@pytest.mark.parametrize(
+    "process", ["blocks(size=3)", "blocks(size=4, curriculum=((2, 3),))", "blocks(size=4, curriculum=((2, 8), (4, 16)))"]
+)
+def test_rows_that_are_not_whole_blocks_are_refused_for_every_phase(process):
+    config = smallest()
+    config.process.name = process
+    with pytest.raises(InputError, match="data.length=8 is not a multiple of the (3|16) tokens of a block"):
+        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+
+
 @pytest.mark.parametrize("text", ["", '{\n "seed": 0,\n "data.pa', "[]", "3", '{"data.length": "many"}', b"\xff\xfe"])
 def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
     save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")

@@ -25,7 +25,7 @@ from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import Grid, bounds
 from dlmjax.parallel.host import sole_writer
-from dlmjax.run import claim_workdir, open_run
+from dlmjax.run import Parts, claim_workdir, open_run
 from dlmjax.train import _diverged, train
 from dlmjax.training import TIMING, Checkpoints, read
 
@@ -238,6 +238,45 @@ def test_what_a_run_cannot_start_from_is_refused(whole, tmp_path):
     assert config_lib.from_json((tmp_path / "run" / "config.json").read_text()).data.length == 32
 
 
+def test_a_refused_fresh_start_leaves_the_run_where_it_was(whole, tmp_path):
+    """Whatever refuses it: origins, shapes, the corpus, the network, the mesh. A fresh start from its own weights reads them."""
+    reference, file, _ = whole
+    workdir, split = shutil.copytree(reference, tmp_path / "run"), other_text(tmp_path)
+    shard = next(pathlib.Path(split).glob("train*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    damaged = shutil.copytree(reference, tmp_path / "damaged")
+    for marker in damaged.glob("checkpoints/*/dlmjax.json"):
+        marker.write_text("")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    own = {"init": str(workdir)}
+    refused = [
+        ([], {"init": str(tmp_path / "nowhere")}),
+        ([], {"init": str(damaged)}),
+        ([], {"fork": str(reference)}),  # it has no step left
+        ([], {"fork": str(reference), **own}),
+        (["model.width=64"], own),
+        (["model.depth=3"], own),
+        (["process.name=blocks(size=3)"], {}),
+        (["data.length=1000000"], {}),
+        (["mesh.data=3"], {}),
+        (["mesh.tensor=8"], {}),
+        ([f"data.paths={split}"], {}),
+        ([f"data.paths={tmp_path / 'nowhere'}"], {}),
+    ]
+    for leaves, origin in refused:
+        with pytest.raises(InputError), said():
+            train(config_lib.load(str(file), leaves), str(workdir), fresh=True, **origin)
+        assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}, (leaves, origin)
+        with pytest.raises(InputError), said():  # nor is anything written where nothing was
+            train(config_lib.load(str(file), leaves), str(tmp_path / "new"), **origin)
+        assert not (tmp_path / "new").exists(), (leaves, origin)
+    with said() as out:
+        train(
+            config_lib.load(str(file), ["mesh.data=8", "train.steps=2", "log.evaluate=0", "log.sample=0"]), str(workdir), fresh=True, **own
+        )
+    assert f"starting from the weights of {workdir} at step {STEPS}" in out.getvalue() and (workdir / "aside-001/checkpoints").is_dir()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -313,9 +352,11 @@ def test_a_loss_far_above_the_first_is_no_training(tmp_path, losses, word):
     assert word in _diverged(tmp_path) and bool(_diverged(tmp_path)) == bool(word)
 
 
-def test_a_step_is_compiled_once(whole, tmp_path):
+def test_a_step_is_compiled_once(whole, tmp_path, monkeypatch):
+    """And traced once, though it is traced before the workdir is touched."""
     _, file, _ = whole
-    compiled = []
+    compiled, traced, loss_fn = [], [], Parts.loss_fn
+    monkeypatch.setattr(Parts, "loss_fn", lambda self, *args: traced.append(0) or loss_fn(self, *args))
     with jax.log_compiles(), said():
         handler = logging.Handler()
         handler.emit = lambda record: compiled.append(record.getMessage())
@@ -328,7 +369,7 @@ def test_a_step_is_compiled_once(whole, tmp_path):
             logger.removeHandler(handler)
             logger.propagate = propagate
     steps = [text for text in compiled if re.search(r"Compiling (jit\()?(pinned|step)\b", text)]
-    assert len(steps) == 1, steps
+    assert len(steps) == len(traced) == 1, (steps, traced)
 
 
 def test_each_phase_of_a_curriculum_has_its_own_names(small_corpus, tmp_path):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.plan import Vocabulary, abstract_arguments, alone
+from dlmjax.plan import Vocabulary, alone
 from dlmjax.scaling import ladder
 from dlmjax.scaling.counts import count, with_shape
 
@@ -78,7 +78,7 @@ def gradient_of_one_layer(family: str, *overrides: str):
     chunk = f"execution.head_chunk={rows}"
     parts = parts_of(family, *sizes, "execution.scan=false", "data.batch=1", "data.length=128", chunk, *overrides)
     gradient = jax.jit(jax.grad(lambda params, batch, key: parts.loss_fn(params, batch, key)[0]))
-    state, batch, key = abstract_arguments(parts)
+    state, batch, key = parts.abstract_arguments()
     return parts, gradient.lower(state["params"], batch, key)
 
 

@@ -9,17 +9,17 @@ import dataclasses
 import io
 import math
 import pathlib
-import time
 from collections.abc import Iterator
 
 from dlmjax import flags
 from dlmjax.__main__ import _parser, main
 from dlmjax.errors import InputError
 from launch import cost, kubernetes, slurm, tpu_vm
+from tests.hardening.tiny import Hang, at_most
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "quickstart.py")
-SLOW = 60.0  # seconds; what takes longer counts as a hang (a real one is ended by pytest's timeout)
+SLOW = 60.0  # seconds; what takes longer is ended, and counts as a hang
 LAUNCHERS = {"launch/slurm.py": slurm, "launch/kubernetes.py": kubernetes, "launch/tpu_vm.py": tpu_vm, "launch/cost.py": cost}
 
 DEEP = "[" * 100_000
@@ -203,23 +203,23 @@ def cases_of_readers() -> Iterator[tuple[str, bytes, Case]]:
 
 def judge(case: Case, stdout: io.StringIO, stderr: io.StringIO) -> str:
     """How a case ended that should not have: "traceback: ...", "hang: ...", "wrong: ..."; "" where all is well."""
-    started = time.monotonic()
     module = LAUNCHERS.get(case.argv[0])
     try:
-        if module:
-            try:
-                code = module.main(list(case.argv[1:]))
-            except InputError as error:  # as `exit_code` prints it
-                code = 2
-                stderr.write(f"dlmjax: {flags.one_line(str(error))}\n")
-        else:
-            code = main(list(case.argv))
+        with at_most(SLOW):
+            if module:
+                try:
+                    code = module.main(list(case.argv[1:]))
+                except InputError as error:  # as `exit_code` prints it
+                    code = 2
+                    stderr.write(f"dlmjax: {flags.one_line(str(error))}\n")
+            else:
+                code = main(list(case.argv))
+    except Hang as hang:
+        return f"hang: {hang}"
     except SystemExit as stop:
         code = 0 if stop.code in (None, 0) else stop.code
     except Exception as error:
         return f"traceback: {type(error).__name__}: {str(error)[:200]!r}"
-    if time.monotonic() - started > SLOW:
-        return f"hang: {time.monotonic() - started:.0f} seconds"
     said = stderr.getvalue()
     last = said.strip().split("\n")[-1] if said.strip() else ""
     if code not in (0, 2):

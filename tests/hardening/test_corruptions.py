@@ -18,8 +18,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from dlmjax.__main__ import main
 from dlmjax.errors import InputError
 from dlmjax.run import open_run
-from tests.hardening.tiny import STEPS, config_file, corpus_in, heard, lines, same, states, tree
+from tests.hardening.tiny import STEPS, Hang, at_most, config_file, corpus_in, heard, lines, same, states, tree
 
+SECONDS = 200  # of one use, which compiles at most a few small programs; more is a hang
 VOLATILE = (".lock", "compiled", "lock")  # no state
 
 
@@ -138,15 +139,19 @@ class Count(collections.Counter):
         self.stories.append((kind, *story))
 
     def __str__(self):
-        known = ", ".join(f"{kind} {self[kind]}" for kind in ("wrong", "traceback", "harmed", "many lines"))
-        return f"corruptions {self['corruptions']} ({self['right']} right, {self['refused']} refused); {known}, hang 0"
+        known = ", ".join(f"{kind} {self[kind]}" for kind in ("wrong", "traceback", "harmed", "many lines", "hang"))
+        return f"corruptions {self['corruptions']} ({self['right']} right, {self['refused']} refused); {known}"
 
 
 def attempt(count: Count, what: str, call, place: pathlib.Path) -> bool:
     """One use of the damaged files: `call` returns its exit code, what it said, and whether the result is right."""
     before = tree(place, VOLATILE)
     try:
-        code, said, right = call()
+        with at_most(SECONDS):
+            code, said, right = call()
+    except Hang as hang:
+        count.fault("hang", what, str(hang))
+        return False
     except InputError as error:
         code, said, right = 2, f"dlmjax: {error}", True
     except BaseException:

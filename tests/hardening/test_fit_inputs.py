@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import pathlib
-import signal
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -29,6 +29,7 @@ from dlmjax.scaling.journal import Account, Journal, read_result
 from dlmjax.scaling.manifest import Plan
 from dlmjax.scaling.predict import predict
 from dlmjax.scaling.sweep import load
+from tests.hardening.tiny import Hang, at_most
 from tests.scaling.sweeps import plan, planned
 from tests.scaling.synthetic import record, sweep
 
@@ -362,28 +363,20 @@ class Inputs:
         load(str(file), [f"{name}={setting}"] if rng.random() < 0.5 else [])
 
 
-def hung(*_):
-    raise TimeoutError
-
-
-def attempt(case, rng) -> str:
+def attempt(case, rng, seconds: float = SECONDS) -> str:
     """What became of a case: "fine", "refused", "wrong: ...", "traceback: ..." or "hang"."""
-    signal.signal(signal.SIGALRM, hung)
-    signal.alarm(SECONDS)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with at_most(seconds), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("error")
             case(rng)
         return "fine"
     except InputError as error:
         said = str(error)
         return "refused" if said.isprintable() and len(said) < 2000 else f"wrong: {said[:300]!r}"
-    except TimeoutError:
+    except Hang:
         return "hang"
     except Exception:
         return "traceback: " + traceback.format_exc(limit=-4)
-    finally:
-        signal.alarm(0)
 
 
 def tally(root, cases: int, first: int = 0) -> tuple[Counter, list[str]]:
@@ -411,6 +404,23 @@ def test_no_input_ends_in_a_traceback(tmp_path, cases):
     say(counts)
     assert not bad, "\n".join(bad)
     assert all(counts[kind, "refused"] for kind in dict.fromkeys(kind for kind, _ in counts))
+
+
+def test_a_hang_is_seen_and_ended():
+    """Here and in the other batteries, which share the clock: a case that catches every `Exception` is ended, too."""
+
+    def hangs(_):
+        for _ in range(3):
+            with contextlib.suppress(Exception):
+                time.sleep(20)
+
+    began = time.monotonic()
+    assert attempt(hangs, None, seconds=0.2) == "hang" and attempt(lambda _: None, None, seconds=5) == "fine"
+    with pytest.raises(Hang), at_most(0.3):  # an outer limit rings also after an inner one was set
+        with at_most(60):
+            pass
+        time.sleep(20)
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("name", ["$\\frac{$", "_hidden", "../a/b\\c <b>&", "漢" * 200])

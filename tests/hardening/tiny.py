@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import pathlib
+import signal
+import time
 
 import jax
 import numpy as np
@@ -60,6 +62,28 @@ def tree(folder: pathlib.Path, leave=()) -> dict[str, object]:
 
 def same(one, other) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), one, other))
+
+
+class Hang(BaseException):
+    """A case took longer than it may; no `except Exception` on the way takes it for an error of the case."""
+
+
+@contextlib.contextmanager
+def at_most(seconds: float):
+    """Ends a case that hangs with `Hang`; the alarm that pytest has set meanwhile rings at its own time."""
+
+    def ring(*_):
+        raise Hang(f"after {seconds:g} seconds")
+
+    handler, began = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.01))
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ def make_folder(path: str | os.PathLike) -> None:
     except OSError as error:
         raise InputError(f"cannot write {path}: {why(error)}; choose another place") from error
     if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; choose another place")
+        raise InputError(f"cannot write {path}: it is a folder; remove it, or choose another place")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: its folder is read-only; choose another place")
 

@@ -228,7 +228,7 @@ class Manifest:
 
 
 LARGEST_VOCABULARY = 1 << 24  # ids; no published tokenizer has more than some hundred thousand
-_AGAIN = "restore it, or delete it and prepare the corpus again"
+_AGAIN = "restore it, or prepare the corpus again with --overwrite"
 
 
 def _is_count(value: Any) -> bool:

@@ -42,10 +42,17 @@ def _reaching(name: str) -> Iterator[None]:
         yield
     except (InputError, FileNotFoundError):
         raise
+    except IsADirectoryError:
+        raise a_folder(name) from None
     except ImportError as error:
         raise InputError(f"{name}: the library of this kind of storage is not installed ({_line(error)})") from None
     except Exception as error:  # every service has exceptions of its own
         raise Unreachable(f"{name} cannot be reached ({_line(error)}); if it should be, give the same command again") from error
+
+
+def a_folder(name: str | os.PathLike) -> InputError:
+    """What to raise where a folder has the name of a file of the corpus."""
+    return InputError(f"{name} is a folder, and a file belongs there; remove the folder, and give the same command again")
 
 
 def _line(error: BaseException) -> str:
@@ -142,13 +149,15 @@ class Place:
 
     def make(self, *folders: str) -> None:
         """Makes the directory and folders in it. Raises InputError where that cannot be."""
-        try:
-            for folder in ("", *folders):
-                filesystem, path = self._at(folder)
+        for folder in ("", *folders):
+            filesystem, path = self._at(folder)
+            try:
                 with contextlib.nullcontext() if self.local else _reaching(self.root):
                     filesystem.makedirs(path.rstrip("/"), exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.root} cannot be made a corpus directory: {error.strerror}") from None
+            except OSError as error:
+                what = f"{self.name(folder)} cannot be made a folder" if folder else f"{self.root} cannot be made a corpus directory"
+                cure = "remove what is in its place, or choose another --output"
+                raise InputError(f"{what}: {error.strerror}; {cure}") from None
 
     def names(self, folder: str = "") -> list[str]:
         """Files directly in a folder of the directory, sorted, without the folder's name; [] where there is none."""
@@ -160,8 +169,18 @@ class Place:
             return []
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
 
+    def entries(self) -> list[str]:
+        """All names directly in the directory: of files, folders and links, sorted; [] where there is none."""
+        filesystem, path = self._at("")
+        try:
+            with _reaching(self.root):
+                found = filesystem.ls(path.rstrip("/"), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+
     def read(self, file: str) -> bytes | None:
-        """All of a small file; None where there is none."""
+        """All of a small file; None where there is none. Raises InputError where it is a folder."""
         filesystem, path = self._at(file)
         try:
             with _reaching(self.name(file)):
@@ -170,13 +189,13 @@ class Place:
             return None
 
     def sha256(self, file: str) -> str | None:
-        """The hash of a file, read once; None where there is none."""
+        """The hash of a file, read once; None where there is none, or a folder."""
         try:
             with open_binary(self.name(file)) as stream:
                 digest = hashlib.sha256()
                 while chunk := stream.read(_CHUNK):
                     digest.update(chunk)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return None
         return digest.hexdigest()
 
@@ -187,9 +206,12 @@ class Place:
             yield pathlib.Path(directory)
 
     def publish(self, file: pathlib.Path, name: str) -> None:
-        """Moves a synced file of `scratch` to its name."""
+        """Moves a synced file of `scratch` to its name. Raises InputError where a folder has that name."""
         if self.local:
-            file.replace(self.local / name)
+            try:
+                file.replace(self.local / name)
+            except IsADirectoryError:
+                raise a_folder(self.name(name)) from None
             return
         filesystem, path = self._at(name)
         part = f"{path}.{uuid.uuid4().hex}{PART}"

@@ -26,7 +26,7 @@ from typing import Any
 
 from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
-from dlmjax.data.beam import Executor, prepare_in_items
+from dlmjax.data.beam import REQUEST, Executor, prepare_in_items
 from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
 from dlmjax.data.paths import Place, is_url
 from dlmjax.data.progress import Progress
@@ -132,6 +132,7 @@ def prepare(
     with _only_one(place.local) if place.local else contextlib.nullcontext():
         if overwrite:
             _clear(place)
+        _require_own(place)
         if execute:
             return prepare_in_items(execute, place, cutting, tokenizer, request, progress)
         return _Job(place.local, cutting, tokenizer, request, workers, progress).run()
@@ -207,10 +208,12 @@ def make_sources(inputs, split_files, valid_fraction, test_fraction, format, doc
 def _only_one(output: pathlib.Path) -> Iterator[None]:
     """Holds the output directory's lock; a killed process lets go of it by itself."""
     work = output / manifest.WORK
+    if work.is_symlink():
+        raise InputError(f"{work} is a link, and notes are not written where it leads; remove the link, or choose another --output")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{output} cannot be made a corpus directory: {error.strerror}") from None
+        raise InputError(f"{work} cannot be made a folder ({error.strerror}); remove it, or choose another --output") from None
     try:
         lock = open_lock(work / "lock")
     except OSError as error:
@@ -231,10 +234,27 @@ def _only_one(output: pathlib.Path) -> Iterator[None]:
 def _clear(place: Place) -> None:
     """Deletes what prepare writes, and nothing else; the manifest first, so that no half corpus is ever taken for a whole one."""
     place.remove(manifest.FILE)
-    place.remove(counts.FILE)
-    place.clear("", lambda name: not (manifest.SHARD.fullmatch(name) or manifest.LEFT.fullmatch(name)))
+    place.clear("", lambda name: not _is_name_of_ours(name))
     place.clear(manifest.WORK, lambda name: name == "lock")
-    place.clear(manifest.TOKENIZER, lambda name: False)
+
+
+def _is_name_of_ours(name: str) -> bool:
+    """Whether prepare gives this name, beside those of the manifest and the notes."""
+    return bool(name in (counts.FILE, manifest.TOKENIZER) or manifest.SHARD.fullmatch(name) or manifest.LEFT.fullmatch(name))
+
+
+def _require_own(place: Place) -> None:
+    """Raises InputError where files have names that prepare gives, and no earlier prepare noted that it made them."""
+    found = place.entries()
+    if manifest.FILE in found or place.read(REQUEST) is not None:
+        return
+    foreign = list(filter(_is_name_of_ours, found))
+    if foreign:
+        more = f" and {len(foreign) - 1:,} more" if foreign[1:] else ""
+        raise InputError(
+            f"{place.name(foreign[0])}{more} would be replaced, but {place.root} holds no notes of a preparation that made it; choose "
+            "another --output, or replace it with --overwrite"
+        )
 
 
 class _Job:
@@ -251,12 +271,13 @@ class _Job:
         manifest.sweep(self.output)
         done = self._done()
         missing = self._missing(done)
-        with writing(self.output):
+        if missing is not None:
+            with writing(self.work):  # before all other files: what has no such note beside it is somebody else's
+                manifest.write_atomically(self.output / REQUEST, json.dumps(sealed(self._identity()), indent=1))
+        with writing(self.output / manifest.TOKENIZER):
             save_tokenizer(self.tokenizer, self.output / manifest.TOKENIZER)
         if missing is None:
             return self._finish(done)
-        with writing(self.work):
-            manifest.write_atomically(self.work / "request.json", json.dumps(sealed(self._identity()), indent=1))
         total = sum(source.size for source in self.sources)
         with Progress(total, "preparing", "B", self.progress) as progress, self._pool() as submit:
             while missing is not None:
@@ -274,8 +295,8 @@ class _Job:
                 found = Manifest.load(self.output)
                 identity = manifest.identity(found.request, found.tokenizer)
                 segments = dict(enumerate(found.segments))
-            elif (self.work / "request.json").exists():
-                identity = unsealed(parse_json((self.work / "request.json").read_bytes()), {"version", "request", "tokenizer"})
+            elif (self.output / REQUEST).exists():
+                identity = unsealed(parse_json((self.output / REQUEST).read_bytes()), {"version", "request", "tokenizer"})
                 names = sorted(self.work.glob("segment-*.json"))
                 segments = {int(n.stem[8:]): Segment.of_note(n.read_bytes()) for n in names}
                 manifest.require_same(identity, self._identity(), self.output)
@@ -364,7 +385,7 @@ class _Job:
             writer.abandon()
 
     def _writer(self, number: int, open_split: str | None) -> SegmentWriter:
-        return SegmentWriter(self.cutting, number, open_split, self.output, lambda part, name: part.replace(self.output / name))
+        return SegmentWriter(self.cutting, number, open_split, self.output, Place(str(self.output)).publish)
 
     def _finish(self, done: dict[int, Segment]) -> Manifest:
         """Writes the manifest, then removes the notes."""

@@ -15,7 +15,9 @@ import numpy as np
 from dlmjax.data import encode as encoding
 from dlmjax.data import formats, manifest
 from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
+from dlmjax.data.paths import a_folder
 from dlmjax.errors import InputError
+from dlmjax.files import why
 
 BATCH_BYTES = 1 << 20
 
@@ -126,8 +128,10 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be written ({reason}); free some space and give the same command again: it goes on") from None
+        reason = why(error)
+        in_the_way = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+        cure = "remove what is in its place" if in_the_way else "free some space"
+        raise InputError(f"{path} cannot be written ({reason}); {cure} and give the same command again: it goes on") from None
 
 
 class _ShardWriter:
@@ -137,7 +141,10 @@ class _ShardWriter:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         self._name, self._part = name, directory / (name + ".part")
-        self._writer = ArrayRecordWriter(str(self._part), manifest.WRITER_OPTIONS)
+        if self._part.is_dir():
+            raise a_folder(self._part)
+        with writing(self._part):
+            self._writer = ArrayRecordWriter(str(self._part), manifest.WRITER_OPTIONS)
         self._waiting: list[np.ndarray] = []
         self._count = self.tokens = self.text_bytes = self._open = 0
         self._lengths: list[np.ndarray] = []

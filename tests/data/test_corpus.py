@@ -103,7 +103,7 @@ def test_not_a_corpus(copy, tmp_path):
     ):
         Corpus.open(copy)
     path.write_text(json.dumps(values)[:-100])
-    with pytest.raises(InputError, match="is damaged .*delete it and prepare the corpus again"):
+    with pytest.raises(InputError, match="is damaged .*prepare the corpus again with --overwrite"):
         Corpus.open(copy)
     path.write_text(json.dumps({"format": "something else"}))
     with pytest.raises(InputError, match="not a dlmjax corpus"):

@@ -6,6 +6,7 @@ import lzma
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -327,6 +328,71 @@ def test_notes_that_are_damaged_are_not_trusted(inputs, tmp_path):
     (tmp_path / ".unfinished" / "request.json").write_text("{")
     with pytest.raises(InputError, match="notes in .* are damaged .*--overwrite"):
         prepare(inputs, "bytes", tmp_path, **OPTIONS)
+
+
+def _tree(folder: pathlib.Path) -> dict:
+    """All that is in a folder, links as where they lead."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.is_dir() or path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("in_items", [False, True])
+@pytest.mark.parametrize("name", ["counts.npy", "train-00000.array_record", "valid-00007.array_record.part", "tokenizer", ".unfinished"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_prepare_did_not_write_is_replaced_only_when_asked(tmp_path, name, kind, in_items):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine")
+    output = tmp_path / "c"
+    output.mkdir()
+    path = output / name
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "mine").write_text("mine")
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    options = {"execute": (lambda function, items: [function(item) for item in items])} if in_items else {}
+    before = _tree(tmp_path)
+    if name == ".unfinished" and kind == "folder":  # notes' own folder, with nothing in it that is a note
+        prepare([tmp_path / "a.txt"], "bytes", output, **options)
+        return
+    with pytest.raises(InputError, match="--output") as told:
+        prepare([tmp_path / "a.txt"], "bytes", output, **options)
+    assert str(path) in str(told.value) or str(output) in str(told.value) and "\n" not in str(told.value)
+    assert {key: value for key, value in _tree(tmp_path).items() if key != "c/.unfinished"} == {
+        key: value for key, value in before.items() if key != "c/.unfinished"
+    }
+    if name != ".unfinished":
+        prepare([tmp_path / "a.txt"], "bytes", output, overwrite=True, **options)
+        assert list(Corpus.open(output, verify=True).documents()) == ["some text"]
+    assert _tree(tmp_path / "elsewhere") == {"mine": b"mine"}
+
+
+@pytest.mark.parametrize("in_items", [False, True])
+@pytest.mark.parametrize("name", ["counts.npy", "manifest.json", "train-00000.array_record", "train-00000.array_record.part", "tokenizer"])
+def test_a_folder_where_a_file_belongs_is_named_with_its_cure(tmp_path, name, in_items):
+    """And a file where the tokenizer's folder belongs; in a corpus that is finished otherwise."""
+    (tmp_path / "a.txt").write_text("some text")
+    options = {"execute": (lambda function, items: [function(item) for item in items])} if in_items else {}
+    prepare([tmp_path / "a.txt"], "bytes", tmp_path / "c", **options)
+    path = tmp_path / "c" / name
+    if name == "tokenizer":
+        shutil.rmtree(path)
+        path.write_text("mine")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        if name.endswith(".part"):  # so that the shard is made again
+            path.with_suffix("").unlink()
+            if in_items:
+                return  # items write under names of their own
+    with pytest.raises(InputError, match="remove (the folder|what is in its place|it,)|restore it") as told:
+        prepare([tmp_path / "a.txt"], "bytes", tmp_path / "c", **options)
+    assert str(path) in str(told.value) and "\n" not in str(told.value) and "space" not in str(told.value)
 
 
 def test_two_preparations_of_one_directory_do_not_meet(inputs, tmp_path):

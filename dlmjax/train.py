@@ -22,7 +22,7 @@ from dlmjax.evaluation.result import of_mixture
 from dlmjax.parallel import Agreement, refused_together
 from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
 from dlmjax.parallel.start import connect
-from dlmjax.run import Parts, assemble, open_corpora, open_parts, token_counts
+from dlmjax.run import Parts, assemble, kept, open_corpora, open_parts, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
@@ -81,8 +81,7 @@ def train(
     rows = parts.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(parts, corpora), _TextSamples(parts)
     first = _first_state(parts, None if fresh else workdir, fork, init)
-    train_step, process = train_step_of(parts.at_step(0)), parts.process.at_step(0)
-    train_step.trace(*parts.abstract_arguments())  # kept by jax: the first step does not trace again
+    train_step, process = _traced_step(parts), parts.process.at_step(0)
     with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(parts, corpora, workdir)
 
@@ -214,6 +213,16 @@ def train_step_of(parts: Parts) -> TrainStep:
     )
 
 
+def _traced_step(parts: Parts) -> TrainStep:
+    """The step of the first phase. jax keeps the trace, so that the first call does not trace again.
+
+    Raises InputError: a mesh that does not divide what is split, rows that the network does not take.
+    """
+    step = train_step_of(parts.at_step(0))
+    step.trace(*parts.abstract_arguments())
+    return step
+
+
 class _Log:
     """Curves, terminal and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
 
@@ -319,7 +328,7 @@ def _first_state(parts: Parts, workdir: pathlib.Path | None, fork: str, init: st
     abstract = parts.abstract_state()
     if fork or init:
         _check_tokenizer(parts, fork or init)
-        _check_function(parts, fork or init, "--fork" if fork else "--init")
+        origin = _check_function(parts, fork or init, "--fork" if fork else "--init")
     if fork:
         with Checkpoints(pathlib.Path(fork) / CHECKPOINTS) as other:
             if (step := other.meta()["step"]) >= parts.config.train.steps:
@@ -331,9 +340,9 @@ def _first_state(parts: Parts, workdir: pathlib.Path | None, fork: str, init: st
     state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
     if init:
         with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
-            kept = "ema" if other.meta()["config"]["train.ema"] > 0 else "params"
-            loaded, meta = other.restore({kept: abstract["params"]})
-        weights = loaded[kept]
+            name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
+            loaded, meta = other.restore({name: abstract["params"]})
+        weights = loaded[name]
         state["params"] = weights
         if parts.config.train.ema > 0:
             state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
@@ -355,15 +364,15 @@ def _check_tokenizer(parts: Parts, other: str) -> None:
 _DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name", "self_condition": "process.self_condition"}
 
 
-def _check_function(parts: Parts, other: str, flag: str) -> None:
-    """Raises InputError: the network of another run computes another function of the same weights, or has other weights."""
+def _check_function(parts: Parts, other: str, flag: str) -> Parts:
+    """The parts of another run. Raises InputError: its network computes another function of the same weights, or has other weights."""
     origin = open_parts(other)
     here, there = parts.network.spec, origin.network.spec
     names = here.differing(there)
     if here.shift and origin.process.attention == "causal":
         names = [name for name in names if name != "shift"]  # causal rows are fed one place further on, which is what `shift` keeps
     if not names:
-        return
+        return origin
     theirs, leaves = config_lib.leaves(origin.config), {}
     for name in names:
         leaves[name] = _DECIDED_BY.get(name, f"model.{name}" if f"model.{name}" in theirs else "model.family")

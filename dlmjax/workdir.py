@@ -35,13 +35,13 @@ from dlmjax.errors import InputError
 from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, why, write_atomically
 from dlmjax.training import Checkpoints
 from dlmjax.training.goodput import FILE as GOODPUT
+from dlmjax.training.marker import GIVEN
 from dlmjax.training.metrics import FILE as METRICS
 from dlmjax.training.metrics import read as read_metrics
 
 CONFIG, TEXTS, EMBEDDING, TOKENIZER, CHECKPOINTS = "config.json", "texts.json", "embedding.npy", "tokenizer", "checkpoints"
 # What `--fresh` moves, in this order: after a kill on the way the run is not taken for one that can be resumed.
 STATE = (CHECKPOINTS, METRICS, "tensorboard", GOODPUT, TEXTS, counts.FILE, EMBEDDING, TOKENIZER, CONFIG)
-_GIVEN = {"texts": [str], "tokenizer": str, "files": {str: str}}
 _MEND = "restore it; or remove it, and it is made again from the newest checkpoint (nothing was changed)"
 
 
@@ -86,8 +86,16 @@ def stored_leaves(workdir: pathlib.Path, meta: dict) -> dict[str, Any] | None:
         common = old.keys() & new.keys()
         differing = config_lib.differences({name: old[name] for name in common}, {name: new[name] for name in common})
         if differing:
-            raise InputError(f"{file} is not the config that the newest checkpoint was made with: {'; '.join(differing)}; {_MEND}")
+            raise InputError(
+                f"{file} is not the config that the newest checkpoint was made with: {'; '.join(differing)}; {_either(file, meta)}"
+            )
     return leaves
+
+
+def _either(file: pathlib.Path, meta: dict) -> str:
+    """What to do where a file and the newest checkpoint are of two runs: which of them belongs here, nothing tells."""
+    checkpoint = file.parent / CHECKPOINTS / f"{meta['step']:08d}"
+    return f"where the checkpoint, {checkpoint}, is another run's, move that away, else restore {file.name} (nothing was changed)"
 
 
 def stored_config(workdir: pathlib.Path, meta: dict) -> ConfigDict:
@@ -113,14 +121,14 @@ def stored_given(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
         return copy
     try:
         values = read_json(file, (dict, list), _MEND)
-        given = {"texts": values} if isinstance(values, list) else unsealed(values, set(_GIVEN))
-        require_shape(given, {name: _GIVEN[name] for name in given} if "texts" in given else _GIVEN)
+        given = {"texts": values} if isinstance(values, list) else unsealed(values, set(GIVEN))
+        require_shape(given, {name: GIVEN[name] for name in given} if "texts" in given else GIVEN)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{file} is not what the run was given any more: {error}; {_MEND}") from None
     if any(copy.get(name, value) != value for name, value in given.items()):
-        raise InputError(f"{file} is not what the newest checkpoint was made from; {_MEND}")
+        raise InputError(f"{file} is not what the newest checkpoint was made from; {_either(file, meta)}")
     return {**copy, **given}
 
 

@@ -145,7 +145,10 @@ def test_files_of_another_run_are_told(workdir, tmp_path, name):
     for content in (values, {key: value for key, value in values.items() if key != CHECKSUM}):
         (workdir / name).write_text(json.dumps(content))
         for call in (lambda: open_parts(str(workdir)), lambda: claim(workdir)):
-            with pytest.raises(InputError, match=f"{name} is not .* the newest checkpoint was made"):
+            with pytest.raises(
+                InputError,
+                match=rf"{name} is not .* the newest checkpoint was made.*/checkpoints/00000002, is another run's, move that away",
+            ):
                 call()
 
 

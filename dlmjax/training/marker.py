@@ -9,13 +9,32 @@ import json
 import os
 import pathlib
 import stat
+from types import NoneType
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import inside, sealed, unsealed, why
+from dlmjax.files import inside, require_shape, sealed, unsealed, why
 
 MARKER = "dlmjax.json"
 FIELDS = {"step", "meta", "leaves", "files"}
+# What readers take out of the meta, each where it is there: older versions saved less.
+_STEP = {
+    "step": int,
+    **dict.fromkeys(("loss", "grad_norm", "update_norm", "param_norm", "learning_rate"), float),
+    **dict.fromkeys(("skipped", "skipped_total", "stopped"), int),
+    "bad_microbatches": [bool],
+    "parts": {"tokens": float},
+}
+GIVEN = {"texts": [str], "tokenizer": str, "files": {str: str}}
+_META = {
+    "step": int,
+    "metric": (float, NoneType),
+    "config": {str: (bool, int, float, str, list)},
+    "given": GIVEN,
+    "metrics": {"lines": int, "crc": int},
+    "pending": [_STEP],
+    "imported": {str: str},
+}
 LARGEST = 1 << 28  # bytes; a marker takes some hundred for each leaf and file
 
 
@@ -26,7 +45,7 @@ class Damaged(ValueError):
 def read_marker(path: pathlib.Path, step: int) -> dict:
     """The marker of the checkpoint of a step in a folder; "step" is left out of it.
 
-    Raises Damaged: it is missing, was changed, or is that of another step.
+    The meta always has the step. Raises Damaged: it is missing, was changed, or is that of another step.
     """
     if not os.path.lexists(path):
         raise Damaged("is not there")
@@ -45,18 +64,21 @@ def read_marker(path: pathlib.Path, step: int) -> dict:
     said = {values.pop("step", step), values["meta"].get("step", step)} - {step}
     if said:
         raise Damaged(f"is that of step {said.pop()} under another name")
+    values["meta"].setdefault("step", step)
     return values
 
 
 def _require_form(values: dict) -> None:
     """Raises ValueError, KeyError, TypeError or AttributeError where a field is not what `write_marker` writes."""
-    leaves, files, metric = values["leaves"], values["files"], values["meta"].get("metric")
+    leaves, files, meta = values["leaves"], values["files"], values["meta"]
     if not all(_whole(number) for shape, _, checksum in leaves.values() for number in (*shape, checksum)):
         raise ValueError("a leaf has no shape or no checksum")
     if not all(isinstance(dtype, str) for _, dtype, _ in leaves.values()) or not all(_whole(size) for size in files.values()):
         raise ValueError("a leaf has no dtype, or a file no size")
-    if metric is not None and (isinstance(metric, bool) or not isinstance(metric, int | float)):
-        raise ValueError("its metric is no number")
+    for name, shape in _META.items():
+        if name in meta and not (name == "metrics" and meta[name] is None):
+            require_shape(meta[name], shape, f"meta.{name}")
+    require_shape(meta.get("config", {}).get("data.paths", []), [str], "meta.config.data.paths")
 
 
 def _whole(value: Any) -> bool:

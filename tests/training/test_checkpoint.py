@@ -67,7 +67,7 @@ def test_training_state_comes_back_bitwise_even_when_donated_at_once(tmp_path, t
         assert not toy.same(jax.device_get(state["params"]), expected["params"])
         checkpoints.wait()
         restored, meta = checkpoints.restore(abstract_state(toy.init_params, tx))
-    assert meta == {"best": None}
+    assert meta == {"best": None, "step": 1}
     assert toy.same(restored, expected)
     # Containers are the optimizer's own again (named tuples, not lists), so the restored state steps on, to the same bits.
     first, second = new_state(), restored
@@ -204,7 +204,7 @@ def test_saving_the_same_numbers_again_rewrites_no_data(copied):
     before = {file: file.stat().st_mtime_ns for file in files_of(copied / "00000003") if file.name != MARKER}
     with Checkpoints(copied, keep=3) as checkpoints:
         checkpoints.save(3, small(3), {"metric": 1.5})
-        assert checkpoints.meta() == {"metric": 1.5} and checkpoints.best() == 3
+        assert checkpoints.meta() == {"metric": 1.5, "step": 3} and checkpoints.best() == 3
         assert {file: file.stat().st_mtime_ns for file in before} == before
         restored, _ = checkpoints.restore(LIKE)
     assert toy.same(restored, state_of(3, 1000))
@@ -327,7 +327,19 @@ MARKERS = {
     "sizes of words": lambda marker: {**marker, "files": dict.fromkeys(marker["files"], "many")},
     "names outside": lambda marker: {**marker, "files": {"../00000002/dlmjax.json": 1}},
     "no shapes": lambda marker: {**marker, "leaves": dict.fromkeys(marker["leaves"], 3)},
-    "a metric that is a word": lambda marker: {**marker, "meta": {"metric": "best"}},
+    **{
+        f"a meta of another shape: {name} {value!r}": lambda marker, name=name, value=value: {**marker, "meta": {name: value}}
+        for name, values in {
+            "step": ["3", 3.0, None, True],
+            "metric": ["best", True],
+            "config": [[], None, {"train.ema": {}}, {"data.paths": [3]}],
+            "given": [[], None, {}, {"texts": "a", "tokenizer": "b", "files": {}}, {"texts": [], "tokenizer": "b", "files": {"a": 1}}],
+            "metrics": [[], {}, {"lines": "2", "crc": 0}],
+            "pending": [{}, [3], [{"step": 3}]],
+            "imported": ["yes"],
+        }.items()
+        for value in values
+    },
 }
 
 

@@ -131,17 +131,32 @@ def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
     """A name, or a name with values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}). Words without quotes, also with
     dots between, are strings.
 
-    Raises InputError where the text, which is to be a `what`, is neither.
+    Raises InputError where the text, which is to be a `what`, is neither, or gives a value twice.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
+        if twice := _given_twice(node):
+            raise InputError(f"{what} {text!r:.200} has the value {twice:.100} twice; give it once")
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords):
             return node.func.id, {word.arg: _literal(word.value) for word in node.keywords}
+    except InputError:
+        raise
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: thousands of brackets
         pass
     raise InputError(f"cannot read {what} {text!r:.200}; write a name, or a name with values, like power(exponent=0.5)")
+
+
+def _given_twice(node: ast.expr) -> str | None:
+    """A name that stands twice in one pair of brackets, at any depth: of two values, Python's own readers take the last in silence."""
+    for part in ast.walk(node):
+        names = [word.arg for word in part.keywords] if isinstance(part, ast.Call) else []
+        names += [key.value for key in part.keys if isinstance(key, ast.Constant)] if isinstance(part, ast.Dict) else []
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                return str(name)
+    return None
 
 
 def as_call(name: str, values: Mapping[str, Any]) -> str:

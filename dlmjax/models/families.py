@@ -18,7 +18,7 @@ from typing import Any
 
 from dlmjax.diffusion.registry import nearest, parse_call
 from dlmjax.errors import InputError
-from dlmjax.models.spec import TIME_FEATURES, TIME_INPUTS, ModelSpec
+from dlmjax.models.spec import LARGEST, TIME_FEATURES, TIME_INPUTS, ModelSpec
 
 _LAYER_NORM = dict(qk_norm=False, bias="all", norm="layer", positions="learned")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -55,6 +55,9 @@ def family_fields(text: str) -> dict[str, Any]:
         kind = type(_DEFAULTS[key])
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise InputError(f"model.family={text!r:.100}: {key} wants {kind.__name__}, not {value!r:.100}")
+        if kind is float and not abs(value) <= LARGEST:
+            raise InputError(f"model.family={text!r:.100}: {key}={value!r:.40} is too large for the network's arithmetic")
+        given[key] = kind(value)
     return {**fields, **given}
 
 

@@ -30,6 +30,8 @@ MLPS = ("swiglu", "gelu", "gelu_tanh")
 POSITIONS = ("rotary", "learned")
 ORDERS = ("pre", "post", "branch")
 HEADS = ("linear", "transform")
+SMALLEST, LARGEST = 2.0**-126, 2.0**126  # float32: what is smaller is 0 on a device, and what is larger soon infinite
+MOST_ATTENTION = 100.0  # a factor of the cosines and sines; published ones lie below 2, and its square multiplies every score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,8 @@ class ModelSpec:
     rope_truncate: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width", "loops"):
+        self._check_numbers()
+        for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.heads % self.kv_heads:
@@ -124,10 +127,11 @@ class ModelSpec:
         if self.input_dim and self.tied:
             raise InputError("model.tied needs an embedding of tokens, but this process hands the network vectors; set model.tied=false")
         _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
-        if self.rope_original < 1 or not 0 < self.rope_slow < self.rope_fast or self.rope_attention <= 0:
+        attention_fits = SMALLEST <= self.rope_attention <= MOST_ATTENTION
+        if self.rope_original < 1 or not SMALLEST <= self.rope_slow < self.rope_fast or not attention_fits:
             raise InputError(
                 f"model.family: rope_original={self.rope_original} must be at least 1, rope_slow={self.rope_slow} above 0 and below "
-                f"rope_fast={self.rope_fast}, rope_attention={self.rope_attention} above 0"
+                f"rope_fast={self.rope_fast}, rope_attention={self.rope_attention} above 0 and at most {MOST_ATTENTION:g}"
             )
         self._check_family()
 
@@ -155,16 +159,35 @@ class ModelSpec:
         }
         return {name: value if used.get(name, True) else None for name, value in values.items()}
 
+    def _check_numbers(self) -> None:
+        """Whole numbers fit in int32, others in float32: a larger one fails far from here, in a network that is not finite."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            high = {"int": 2**31 - 1, "float": LARGEST}.get(field.type)
+            if high and not abs(value) <= high:
+                raise InputError(f"model: {field.name}={value!r:.40} is too large for the network's arithmetic; give at most {high:g}")
+        if not SMALLEST <= self.norm_eps < 1:
+            raise InputError(
+                f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e} and below 1: what a norm adds to the mean square "
+                "before it divides; published networks have 1e-12 to 1e-5"
+            )
+
     def _check_family(self) -> None:
         """What the fields of a family allow together."""
         choices = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, order=ORDERS, head=HEADS)
         for name, valid in choices.items():
             _one_of(f"model.family: {name}", getattr(self, name), valid)
+        if self.position_offset < 0:
+            raise InputError(f"model.family: position_offset={self.position_offset} is negative; give the rows that no token uses, or 0")
         if self.positions == "learned" and not 0 <= self.position_offset < self.max_positions:
             raise InputError(
                 f"model.family: max_positions={self.max_positions} leaves no row of the table of learned positions after the first "
                 f"{self.position_offset}; raise it"
             )
+        if self.loops < 1:
+            raise InputError(f"model.family: loops={self.loops} must be at least 1, how often the stack is run")
+        if self.token_types < 0:
+            raise InputError(f"model.family: token_types={self.token_types} is negative; give the rows of the segment table, or 0 for none")
         if self.window < 0:
             raise InputError(f"model.family: window={self.window} is negative; give the positions that one sees, or 0 for all")
         if self.order != "pre" and (self.time_input == "adaln" or self.completep_width):

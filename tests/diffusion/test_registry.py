@@ -152,6 +152,21 @@ def test_mistakes_are_named(make, says):
         make()
 
 
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("hybrid(p_uniform=0.2, p_uniform=0.3)", "p_uniform"),
+        ("power(exponent=0.5,exponent=0.5)", "exponent"),
+        ("mixture(parts=[{'law': 'beta'}, {'law': 'flat', 'law': 'beta'}], probabilities=[0.5, 0.5])", "law"),
+        ("name(a=1, b=2, c=3, a=[1])", "a"),
+    ],
+)
+def test_a_value_is_given_once(text, twice):
+    with pytest.raises(InputError, match=f"has the value {twice} twice"):
+        parse_call(text, "process")
+    parse_call(text.replace(f"{twice}=", "x=", 1).replace(f"'{twice}': 'flat', ", ""), "process")
+
+
 def test_public_names_exist():
     assert len(set(diffusion.__all__)) == len(diffusion.__all__)
     assert all(hasattr(diffusion, name) for name in diffusion.__all__)

@@ -13,7 +13,7 @@ from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.models import BlockCausal, Execution, ModelSpec, build_network, model_spec
 from dlmjax.models.cache import bind_cached, empty_cache
-from dlmjax.models.families import FAMILIES, family_fields, family_text
+from dlmjax.models.families import FAMILIES, VALUES, family_fields, family_text
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.layers import rotary_tables
 from dlmjax.parallel import Partition, make_mesh
@@ -21,6 +21,7 @@ from dlmjax.run import assemble
 from tests.models import tiny
 
 NEW = ("qwen2", "gpt2", "bert")
+SPEC = tiny.spec()
 
 
 def spec_of(family, **changes):
@@ -54,6 +55,25 @@ def test_what_is_no_family_is_told(text, said):
     config.model.family = text
     with pytest.raises(InputError, match=said):
         model_spec(config.model, vocab=9)
+
+
+BOUNDED = [name for name in VALUES if type(getattr(SPEC, name)) in (int, float)]
+IMPOSSIBLE = {
+    float: ("-1", "0", "0.0", "1e-45", "1e999", "-1e999", "1e300", "1" + "0" * 400),
+    int: ("-1", str(2**31), "1" + "0" * 30),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_no_number_of_a_family_is_one_that_no_network_can_have(name):
+    """Every number that a person may write in the brackets: below its range, not finite, or beyond the device's arithmetic."""
+    config = config_lib.default()
+    for value in IMPOSSIBLE[type(getattr(SPEC, name))]:
+        config.model.family = f"{'bert' if name in ('max_positions', 'position_offset', 'token_types') else 'llama'}({name}={value})"
+        with pytest.raises(InputError, match=f"model.*{name}") as told:
+            model_spec(config.model, vocab=9)
+        assert len(str(told.value)) < 400
+    assert len(BOUNDED) >= 10
 
 
 def test_an_older_runs_config_still_opens():

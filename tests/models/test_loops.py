@@ -81,6 +81,5 @@ def test_a_config_says_it_in_the_family():
     config = config_lib.default()
     config_lib.override(config, ["model.family=qwen3(loops=3)"])
     assert model_spec(config.model, vocab=9).effective_depth == 3 * config.model.depth
-    config_lib.override(config, ["model.family=gpt2(loops=0)"])
-    with pytest.raises(InputError, match="model.loops is 0; it must be at least 1"):
-        model_spec(config.model, vocab=9)
+    with pytest.raises(InputError, match="model.family: loops=0 must be at least 1"):
+        config_lib.override(config, ["model.family=gpt2(loops=0)"])

@@ -13,13 +13,14 @@ import pathlib
 import signal
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlmjax.data.formats import Piece, Source, cut, place
 from dlmjax.data.manifest import token_dtype
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
+from dlmjax.files import MOST_DIGITS
 from dlmjax.seeds import SPLIT_SEEDS, check_seed
 
 
@@ -73,12 +74,27 @@ class _NoText(ValueError):
     """A JSON line that is valid but does not hold a text."""
 
 
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MOST_DIGITS else float(digits)
+
+
+_LINE = json.JSONDecoder(parse_int=_whole_number)
+
+
+def json_line(data: bytes) -> Any:
+    """The value of a line of JSON lines. A mark of the byte order before it, which some programs write at a file's start, is passed over;
+    whole numbers may be of any length, beyond MOST_DIGITS as the nearest float: a field that nobody reads stops no corpus.
+
+    Raises ValueError (UnicodeDecodeError or JSONDecodeError) or RecursionError where there is none."""
+    return _LINE.decode(data.decode("utf-8").removeprefix("\ufeff"))
+
+
 def text_of(data: bytes, is_json: bool, text_field: str) -> bytes:
     """The UTF-8 text of a piece. Raises ValueError (of several kinds, see `mistake`) or RecursionError where there is none."""
-    text = data.decode("utf-8")
     if not is_json:
+        data.decode("utf-8")
         return data
-    values = json.loads(text)
+    values = json_line(data)
     if not isinstance(values, dict) or text_field not in values:
         fields = ", ".join(map(repr, values)) if isinstance(values, dict) else "it is not an object"
         raise _NoText(f"no field {text_field!r} ({fields}); name the field that holds the text with --text-field")
@@ -105,8 +121,8 @@ def mistake(piece: Piece, source: Source) -> str:
         return f"{where}: the text has half of a surrogate pair (\\ud800-\\udfff), which is no character"
     except _NoText as error:
         return f"{where}: {error}"
-    except (json.JSONDecodeError, RecursionError) as error:
-        return f"{where}: not valid JSON ({error})"
+    except (ValueError, RecursionError) as error:
+        return f"{where}: not valid JSON ({error}); mend the line or take it out"
     return f"{where}: cannot be read"
 
 

@@ -12,6 +12,7 @@ Each plain or compressed (.gz, .bz2, .xz, .zst; parquet compresses itself); `bui
 """
 
 import bz2
+import codecs
 import dataclasses
 import gzip
 import hashlib
@@ -336,7 +337,7 @@ def _json_lines(stream: io.BufferedReader, start: Position, name: str) -> Iterat
             where = f"input {name}, line {at.line + 1:,} (byte {at.offset:,})"
             raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MiB; split that document")
         following = Position(at.file, at.offset + len(content), at.line + 1)
-        if content.strip():
+        if content.removeprefix(codecs.BOM_UTF8).strip():
             yield Piece(content, "json", True, True, at, following)
         at = following
 

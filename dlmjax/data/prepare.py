@@ -191,9 +191,13 @@ def make_sources(inputs, split_files, valid_fraction, test_fraction, format, doc
         wanted = [(os.fspath(name), only) for name in inputs]
     if not wanted:
         raise InputError(f"no input files; give text files or the built-in {formats.BUILTIN}")
-    twice = [name for name, count in collections.Counter(name for name, _ in wanted).items() if count > 1]
-    if twice:
-        raise InputError(f"input {twice[0]} is given twice")
+    first: dict[str, str] = {}
+    for name, _ in wanted:
+        plain = is_url(name) or name == formats.BUILTIN or "\0" in name
+        where = name if plain else os.path.realpath(name)
+        if where in first:
+            raise InputError(f"input {name} is given twice" + (f": it is the file {first[where]}" if first[where] != name else ""))
+        first[where] = name
     # A storage service answers in some hundredths of a second, a few times a file: many files are asked for at a time.
     with concurrent.futures.ThreadPoolExecutor(32 if any(is_url(name) for name, _ in wanted) else 1) as threads:
         look = [threads.submit(formats.make_source, name, split, format, documents, text_field) for name, split in wanted]

@@ -85,6 +85,13 @@ class Cutting:
         empty = [split for split in SPLITS if split in wanted and split not in result.splits]
         if empty:
             count = sum(result.counts(split)["documents"] for split in result.splits)
+            by_files = empty[0] in {source.split for source in self.sources}
+            if count == 0 or by_files:
+                whose = f"the files of the split {empty[0]!r}" if count else "the inputs"
+                cause = f"null or empty in all {result.skipped:,} records" if result.skipped and not count else "null, empty or white space"
+                raise InputError(
+                    f"{whose} hold no text ({cause}); give files that do, or name the field that holds the text with --text-field"
+                )
             raise InputError(
                 f"no document fell into the split {empty[0]!r} ({count:,} documents in all); give its files with --split-files, a larger "
                 "fraction, another --split-seed, or smaller documents (--documents blank-line)"

@@ -8,7 +8,6 @@ Shapes: T tokens of all documents together, D documents, N tokens of one.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dlmjax.data.encode import mistake, text_of
+from dlmjax.data.encode import json_line, mistake, text_of
 from dlmjax.data.formats import COMPRESSIONS, FORMATS, Piece, Position, Reader, Source, cut, make_source
 from dlmjax.data.tokenizers import Tokenizer
 from dlmjax.errors import InputError
@@ -165,7 +164,7 @@ def _objects(source: Source) -> Iterator[tuple[Any, str]]:
     for piece in _pieces(source):
         where = f"input {source.name}, line {piece.at.line + 1:,}"
         try:
-            values = json.loads(piece.data)
+            values = json_line(piece.data)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not valid JSON ({error})") from None
         yield values, where

@@ -12,7 +12,9 @@ import zipfile
 import pytest
 
 from dlmjax.data import formats
+from dlmjax.data.corpus import Corpus
 from dlmjax.data.formats import PIECE_BYTES, Position, Reader, cut, make_source
+from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from tests.data.conftest import NASTY, make_documents
 
@@ -267,3 +269,26 @@ def test_fingerprint_changes_with_the_file(tmp_path):
     assert before == _source(str(path))
     path.write_bytes(b"a" * 2_999_999 + b"b")
     assert before.fingerprint != _source(str(path)).fingerprint
+
+
+STRANGE = {
+    "a long number": b'{"text": "a", "id": 1' + b"0" * 5000 + b"}\n",
+    "a long negative number": b'{"id": [{"x": -7' + b"7" * 5000 + b'}], "text": "a"}\n',
+    "a number of 400 digits": b'{"text": "a", "id": ' + b"9" * 400 + b"}\n",
+    "no finite number": b'{"text": "a", "id": [NaN, -Infinity, 1e999]}\n',
+    "a byte-order mark": b'\xef\xbb\xbf{"text": "a"}\n',
+    "a byte-order mark of a file that was appended": b'{"text": ""}\n\xef\xbb\xbf{"text": "a"}\n',
+    "a byte-order mark alone": b'\xef\xbb\xbf\r\n{"text": "a"}\n',
+    "half a pair beside the text": b'{"text": "a", "x": "\\ud800"}\n',
+    "a field twice": b'{"text": "b", "text": "a"}\n',
+}
+
+
+@pytest.mark.parametrize("name", list(STRANGE))
+def test_json_is_read_whatever_stands_beside_the_text(tmp_path, name):
+    (tmp_path / "a.jsonl").write_bytes(STRANGE[name])
+    prepare([tmp_path / "a.jsonl"], "bytes", tmp_path / "c")
+    assert list(Corpus.open(tmp_path / "c").documents()) == ["a"]
+    (tmp_path / "b.jsonl").write_bytes(STRANGE[name] + b'{"text": "b\xff"}\n')  # the place is counted in the file's own bytes
+    with pytest.raises(InputError, match=rf"line {STRANGE[name].count(10) + 1}: .* byte {len(STRANGE[name]) + 11:,} of the text"):
+        prepare([tmp_path / "b.jsonl"], "bytes", tmp_path / "d")

@@ -267,6 +267,7 @@ BAD = {
     "late.txt": (b"word " * 50_000 + b"\xe4\xb8", r"late\.txt: not valid UTF-8 at byte 250,000 of the text \(0xe4\)"),
     "bad.jsonl": (b'{"text": "a"}\n\n{"text": "b\xff"}\n', r"bad\.jsonl, line 3: not valid UTF-8 at byte 26 of the text"),
     "json.jsonl": (b'{"text": "a"}\n{"text": \n', r"json\.jsonl, line 2 \(byte 14\): not valid JSON"),
+    "deep.jsonl": (b'{"text": "a"}\n' + b"[" * 100_000, r"deep\.jsonl, line 2 \(byte 14\): not valid JSON .*mend the line"),
     "list.jsonl": (b'{"text": "a"}\n["text"]\n', r"list\.jsonl, line 2 \(byte 14\): no field 'text' \(it is not an object\)"),
     "field.jsonl": (b'{"body": "a"}\n', r"field\.jsonl, line 1 \(byte 0\): no field 'text' \('body'\); name the field"),
     "type.jsonl": (b'{"text": 3}\n', r"type\.jsonl, line 1 \(byte 0\): field 'text' holds a number, not text"),
@@ -296,6 +297,35 @@ def test_a_bad_input_is_named_with_its_position_and_harms_nothing(inputs, tmp_pa
         prepare([inputs[0], mended], "bytes", output, **options)
     prepare([inputs[0], mended], "bytes", output, overwrite=True, **options)
     assert list(Corpus.open(output).documents())[-1] == "fine"
+
+
+@pytest.mark.parametrize("other", ["./{name}", "{folder}/../{last}/{name}", "{folder}/link.txt"])
+def test_one_file_under_two_names_is_given_twice(tmp_path, other, monkeypatch):
+    (tmp_path / "m.txt").write_text("text")
+    (tmp_path / "link.txt").symlink_to("m.txt")
+    monkeypatch.chdir(tmp_path)
+    again = other.format(name="m.txt", folder=tmp_path, last=tmp_path.name)
+    for options in ({"inputs": ["m.txt", again]}, {"inputs": ["m.txt"], "split_files": {"valid": [again]}}):
+        with pytest.raises(InputError, match="is given twice: it is the file m.txt"):
+            prepare(tokenizer="bytes", output=tmp_path / "c", **options)
+    assert not (tmp_path / "c").exists()
+
+
+def test_inputs_without_any_text_are_told_as_that(tmp_path):
+    (tmp_path / "null.jsonl").write_text('{"text": null}\n{"text": ""}\n')
+    (tmp_path / "white.txt").write_text(" \n\n \n")
+    (tmp_path / "fine.txt").write_text("fine")
+    for options, said in (
+        ({"inputs": ["null.jsonl"]}, "the inputs hold no text .* all 2 records"),
+        ({"inputs": ["null.jsonl"], "valid_fraction": 0.5}, "the inputs hold no text .* all 2 records"),
+        ({"inputs": ["white.txt"], "documents": "blank-line"}, "the inputs hold no text"),
+        ({"inputs": ["fine.txt"], "split_files": {"valid": ["null.jsonl"]}}, "the files of the split 'valid' hold no text"),
+    ):
+        files = {split: [tmp_path / name for name in names] for split, names in options.pop("split_files", {}).items()}
+        inputs = [tmp_path / name for name in options.pop("inputs")]
+        with pytest.raises(InputError, match=said) as told:
+            prepare(inputs, "bytes", tmp_path / "c", split_files=files or None, overwrite=True, **options)
+        assert "--split-files" not in str(told.value) and "\n" not in str(told.value)
 
 
 def test_the_first_mistake_in_input_order_is_reported(tmp_path, monkeypatch):

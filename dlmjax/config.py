@@ -183,8 +183,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise InputError(f"config {path} comes at one size; leave out :{size}")
     with telling_lines(path):
         config = get_config(*given)
+        if inspect.iscoroutine(config):
+            config.close()  # `async def`: Python would warn that nobody awaits it
     if not isinstance(config, ConfigDict):
         raise InputError(f"config {path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+    try:
+        leaves(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return override(config, overrides)
 
 
@@ -223,7 +229,10 @@ def telling_lines(path: str) -> Iterator[None]:
     except BaseException as error:  # SystemExit too: a file that is read does not decide how this program ends
         file = str(pathlib.Path(path).resolve())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if str(pathlib.Path(frame.filename).resolve()) == file]
-        said = str(error)
+        try:
+            said = str(error)
+        except Exception:  # a class of the file's own
+            said = ""
         if isinstance(error, SyntaxError) and error.filename and str(pathlib.Path(error.filename).resolve()) == file:
             lines, said = [error.lineno], error.msg
         where = f"{path}, line {lines[-1]}" if lines else path
@@ -249,9 +258,14 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return config
 
 
+_DEEPEST = 8  # sections inside each other; of a config that is right there is one
+
+
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """`{"section.leaf": value}` of the whole tree, in the order of `default()`."""
     found = {}
+    if prefix.count(".") > _DEEPEST:
+        raise InputError(f"config has the field {prefix[:60]}..., deeper than sections go, or a section holds itself; take that field out")
     for key, value in config.items():
         name = f"{prefix}{key}"
         found.update(leaves(value, name + ".") if isinstance(value, ConfigDict) else {name: value})

@@ -9,6 +9,7 @@ import decimal
 import errno
 import functools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -164,6 +165,13 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 500]} ... {line[-495:]}"
 
 
+def _folder_is_there() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
 def said_of(error: Exception) -> str:
     """One line for what a person did and can mend; "" for a defect of ours or of the machine.
 
@@ -173,6 +181,8 @@ def said_of(error: Exception) -> str:
         return one_line(str(error))
     if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename is not None:
         return one_line(f"{error.filename} cannot be used: {why(error)}; correct the path, or choose another place")
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _folder_is_there():
+        return "the folder that this command was started in is gone; change to one that is there, and start it again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
         detail = shorten(" ".join(str(error).split()), 120, placeholder=" ...")
         return f"out of memory ({detail}); ask for less at a time: a smaller batch, length or count"

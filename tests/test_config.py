@@ -282,6 +282,12 @@ def test_a_stored_config_that_was_changed_is_refused(text):
     [
         ("import sys\nsys.exit(3)", "line 2: SystemExit: 3"),
         ("def get_config():\n    raise SystemExit", "line 2: SystemExit "),
+        ("class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E", "line 4: E "),
+        ("async def get_config():\n    pass", "returns coroutine, not a ConfigDict"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict()\n    c.c = c\n    return c",
+            "a section holds itself",
+        ),
         ("def get_config():\n    raise BaseException('a\\nb')", "line 2: BaseException: a b"),
         ("import dlmjax.config as c\nc.load(__file__)", "line 2: RecursionError"),
         ("from missing_package import x", "line 1: ModuleNotFoundError"),

@@ -1,6 +1,7 @@
 """The types of flags: what each takes and what it refuses, in one line with the flag as typed."""
 
 import io
+import pathlib
 import sys
 
 import pytest
@@ -123,3 +124,17 @@ def test_a_terminal_that_knows_only_ascii_is_written_to(monkeypatch):
     assert sys.stdout.buffer.getvalue() == rb"1.5 +- 0.1 <= 2 -> \u4e2d \U0001f600 \udcff" + b"\n"
     print("é", file=sys.stderr, flush=True)
     assert sys.stderr.buffer.getvalue() == b"\\xe9\n"
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch):
+    """Python names no file then; the same error with the folder in place is a defect of ours."""
+    assert flags.said_of(FileNotFoundError(2, "No such file or directory")) == ""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as error:
+        pathlib.Path("runs").absolute()
+    assert (
+        flags.said_of(error.value) == "the folder that this command was started in is gone; change to one that is there, and start it again"
+    )
+    monkeypatch.chdir(tmp_path)

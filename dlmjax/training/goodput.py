@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 import jax
 
+from dlmjax.errors import InputError
 from dlmjax.files import read_json, write_atomically
 
 FILE = "goodput.json"
@@ -59,11 +60,15 @@ class Goodput:
       workdir: of the run.
       step: updates done so far: where this start goes on.
       began: time.time() when the command was called.
+
+    Raises InputError: a folder is in the place of the account.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, began: float):
         self._path = workdir / FILE if jax.process_index() == 0 else None
         self._before = read_lives(self._path) if self._path else []
+        if self._path and self._path.is_dir():
+            raise InputError(f"{self._path} is a folder; the account of the run lies there: move the folder away")
         now = time.time()
         self._life = Life(began, now, step, step, dict.fromkeys(CAUSES, 0.0))
         self._clock = time.perf_counter() - max(now - began, 0.0)  # when this start began

@@ -48,6 +48,9 @@ class MetricsWriter:
         if jax.process_index():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        curves = self._path.parent / "tensorboard"
+        if os.path.lexists(curves) and not curves.is_dir():
+            raise InputError(f"{curves} is not a folder; the curves of the run lie there: move it away")
         kept = repair(self._path, resume_step)
         self._written = (kept.count(b"\n"), zlib.crc32(kept))
         if known and known != self.written:
@@ -59,7 +62,7 @@ class MetricsWriter:
             )
         with self._writing():
             self._lines = self._path.open("a", encoding="utf-8")
-            self._events = EventFileWriter(str(self._path.parent / "tensorboard"))
+            self._events = EventFileWriter(str(curves))
             # The second and later START make TensorBoard forget the steps from theirs on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))

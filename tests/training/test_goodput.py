@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from dlmjax.errors import InputError
 from dlmjax.training.goodput import CAUSES, FILE, Goodput
 
 
@@ -79,3 +80,9 @@ def test_an_account_of_no_numbers_is_begun_anew(tmp_path, value):
     written = json.dumps({"starts": [life(1.0, 2.0, 0, 50)]})
     (tmp_path / FILE).write_text(written.replace("2.0", value))
     assert Goodput(tmp_path, 0, time.time()).shares()["starts"] == 1
+
+
+def test_a_folder_in_the_place_of_the_account_is_told(tmp_path):
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(InputError, match="goodput.json is a folder; .*move the folder away"):
+        Goodput(tmp_path, step=0, began=time.time())

@@ -83,6 +83,14 @@ def test_a_file_that_is_not_ours_is_not_cut(tmp_path):
     assert len(lines(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_no_folder_in_the_place_of_the_curves_is_told(tmp_path, link):
+    (tmp_path / "tensorboard").symlink_to("nothing") if link else (tmp_path / "tensorboard").write_text("x")
+    with pytest.raises(InputError, match="tensorboard is not a folder; .*move it away"):
+        MetricsWriter(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_event_files_are_read_by_tensorboard(tmp_path):
     write(tmp_path, [4, 8])
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

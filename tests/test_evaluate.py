@@ -18,6 +18,7 @@ from dlmjax.evaluation.breakdown import ByDocument
 from dlmjax.evaluation.record import git_state, made_with
 from dlmjax.evaluation.suites import SUITES
 from dlmjax.evaluation.text import Cut, suite_text
+from dlmjax.files import sealed, unsealed
 from dlmjax.run import assemble, claim_workdir, open_run
 from dlmjax.training import Checkpoints
 from tests.models.tiny import lively
@@ -146,7 +147,7 @@ def test_each_run_has_the_weights_that_were_asked_for(runs, tmp_path):
     with Checkpoints(averaged / "checkpoints") as checkpoints:
         checkpoints.save(3, {"params": jax.tree.map(np.zeros_like, params), "ema": params}, {"step": 3})
     config = json.loads((averaged / "config.json").read_text())
-    (averaged / "config.json").write_text(json.dumps(config | {"train.ema": 0.5}))
+    (averaged / "config.json").write_text(json.dumps(sealed({**unsealed(config), "train.ema": 0.5})))
     found = [evaluated(runs[0], tmp_path / "d.json", "--windows", 4, "--against", other) for other in (averaged, runs[1])]
     assert [each["difference"]["against_weights"] for each in found] == ["ema", "raw"] and found[0]["weights"] == "raw"
     assert found[0]["difference"]["nats_per_token"] == found[1]["difference"]["nats_per_token"]
@@ -155,6 +156,7 @@ def test_each_run_has_the_weights_that_were_asked_for(runs, tmp_path):
 def test_runs_with_other_tokenizers_are_not_subtracted(runs, tmp_path, capsys):
     shutil.copytree(runs[1], tmp_path / "char")
     save_tokenizer(load_tokenizer("char27"), tmp_path / "char" / "tokenizer")
+    (tmp_path / "char" / "texts.json").unlink()  # which holds the hash of the tokenizer that the run was claimed with
     assert main(["evaluate", "--workdir", str(runs[0]), "--against", str(tmp_path / "char")]) == 2
     assert "trained with tokenizer char27, the first run with bytes" in capsys.readouterr().err
 
@@ -187,8 +189,8 @@ def test_flags_that_do_not_go_together(runs, texts, capsys):
         (["--batch", "-8"], "--batch is -8"),
         (["--seed", "-1"], "--seed is -1"),
         (["--seed", 2**32], "--seed is 4294967296"),
-        (["--json", texts / "sentences.txt" / "r.json"], "cannot write"),
-        (["--plot", texts], "it is a folder"),
+        (["--json", texts / "sentences.txt" / "r.json"], "is not a folder"),
+        (["--plot", texts], "a folder; name a file"),
         (["--window", "0"], "--window is 0"),
         (["--stride", "0"], "--stride is 0"),
         (["--remainder", "tail"], "give keep or drop"),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.diffusion.process import cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
-from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule
+from dlmjax.diffusion.schedules import Linear, Schedule, share_gone
 from dlmjax.diffusion.score import OneNoise
 
 
@@ -72,7 +72,7 @@ class FlowMatching(OneNoise):
         to s with p(. | z) held fixed. Exact in the limit of many steps only."""
         which_B, token_B = split_rows(keys_B)
         noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
-        move_BL = uniform_rows(which_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        move_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
         token_BL = draw_tokens(token_B, exclude(logits_BLV, self.barred))
         may_BL = move_BL if self._mask is None else move_BL & (z_BL == self._mask)
         return jnp.where(may_BL, token_BL, z_BL)

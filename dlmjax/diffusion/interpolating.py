@@ -262,6 +262,8 @@ class Interpolating(Process):
         there_BL = jnp.where(token_BL, before.alpha * loo_z_BL + before.even / self.tokens, before.mask)
         into_BL = jnp.where(token_BL, step.even / self.tokens, step.mask)
         anew_BL = into_BL / jnp.maximum(into_BL + step.alpha * there_BL, FLOOR**2)
+        # No mask stays where there is none, however few there were.
+        anew_BL = jnp.where(token_BL | (before.mask > 0), anew_BL, 1.0)
         clean_BL = draw_tokens(token_B, log_loo_BLV)
         new_BL = self._jump(jump_B, clean_BL, before.even, before.mask, None)
         return jnp.where(uniform_rows(keep_B, z_BL.shape[1]) < anew_BL, new_BL, z_BL)

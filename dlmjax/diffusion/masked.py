@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.hyper import Hyper
 from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
-from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada
+from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
 from dlmjax.diffusion.times import PerRow
 from dlmjax.diffusion.weighting import InverseRate, Weighting
 from dlmjax.errors import InputError
@@ -158,7 +158,7 @@ class Masked(Process):
         """
         which_B, token_B = split_rows(keys_B)
         noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
-        unmask_BL = uniform_rows(which_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        unmask_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
         token_BL = draw_tokens(token_B, exclude(logits_BLV, self._barred))
         return jnp.where((z_BL == self.mask_id) & unmask_BL, token_BL, z_BL)
 

@@ -27,6 +27,11 @@ def real(t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
+def share_gone(noise_t: Float[Array, "*t"], noise_s: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    """Share of the noise at t that is gone at s <= t: all of it where s has none, however little t has."""
+    return jnp.where(noise_s > 0, (noise_t - noise_s) / jnp.maximum(noise_t, FLOOR), 1.0)
+
+
 @runtime_checkable
 class Schedule(Protocol):
     """alpha and what follows from it. A new schedule defines the first five; the others have defaults."""

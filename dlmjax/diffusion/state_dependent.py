@@ -30,7 +30,7 @@ from dlmjax.diffusion.process import (
     split_rows,
     uniform_rows,
 )
-from dlmjax.diffusion.schedules import FLOOR, real
+from dlmjax.diffusion.schedules import FLOOR, real, share_gone
 from dlmjax.errors import InputError
 
 
@@ -159,11 +159,14 @@ class StateDependent(Process):
         t_BL: Float[Array, "B L"],
         s_BL: Float[Array, "B L"],
     ) -> Int[Array, "B L"]:
-        """Draws the token first, then whether it shows already: with probability 1 - noise_x(s) / noise_x(t) of that very token."""
+        """Draws the token first, then whether it shows already: with probability 1 - noise_x(s) / noise_x(t) of that very token.
+
+        At s = 0 always: a network may draw a token that next to never is still masked at t.
+        """
         which_B, token_B = split_rows(keys_B)
         token_BL = draw_tokens(token_B, exclude(logits_BLV, self._barred))
         noise_t_BL, noise_s_BL = self.noise_of(token_BL, t_BL), self.noise_of(token_BL, s_BL)
-        show_BL = uniform_rows(which_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        show_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
         return jnp.where((z_BL == self.mask_id) & show_BL, token_BL, z_BL)
 
     def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:

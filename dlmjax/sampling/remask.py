@@ -49,7 +49,8 @@ class Remask(Stepper):
         sigma_BL = self.eta * most_BL if self.rule == "rescale" else jnp.minimum(self.eta, most_BL)
         if self.rule == "loop":
             sigma_BL = jnp.where(s_BL < t_BL, 0.0, sigma_BL)
-        return sigma_BL, (noise_t_BL - noise_s_BL + sigma_BL * alpha_t_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        show_BL = (noise_t_BL - noise_s_BL + sigma_BL * alpha_t_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        return sigma_BL, jnp.where(noise_s_BL > 0, show_BL, 1.0)
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         which_B, token_B = split_rows(keys_B)

@@ -97,7 +97,7 @@ class TauLeap(Stepper):
     def check(self, process: Process) -> None:
         if not isinstance(process, Masked | Interpolating):
             raise InputError(
-                f"method tau_leap needs a process that tells the rates of its jumps, which {process.name} does not; use ancestral"
+                f"method tau_leap needs a process that tells the rates of its jumps, which process {process.name} does not; use ancestral"
             )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
@@ -138,7 +138,7 @@ class Analytic(Stepper):
 
     the forward chain undone on the vector of scores. Scores that belong to a law give the ancestral step, which uses them as such; a
     network's need not, and this takes them as they are. Where hardly any text is left (alpha_t < 1e-3) nothing can be told from the
-    difference, and the step is the ancestral one.
+    difference, and the step is the ancestral one; so is the last, to s = 0, since scores of no law may leave masks a share there.
     """
 
     name = "analytic"
@@ -168,7 +168,7 @@ class Analytic(Stepper):
         moves_BL = uniform_rows(leave_B, z.shape[1]) * (stay_BL + go_BL) < go_BL
         to_BL = _draw_by_rate(token_B, go_BLV)
         stepped_BL = jnp.where(moves_BL, to_BL, z)
-        return jnp.where(after.alpha < 1e-3, process.reverse_step(own_B, logits_BLV, z, t_BL, s_BL), stepped_BL)
+        return jnp.where((after.alpha < 1e-3) | (s_BL <= 0), process.reverse_step(own_B, logits_BLV, z, t_BL, s_BL), stepped_BL)
 
 
 def _draw_by_rate(keys_B: Key[Array, "B"], rate_BLV: Float[Array, "B L V"]) -> Int[Array, "B L"]:

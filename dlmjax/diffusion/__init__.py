@@ -15,7 +15,7 @@ from dlmjax.diffusion.hyper import Hyper, PerBlock, choose_interval
 from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
-from dlmjax.diffusion.process import Blocks, Process, cross_entropy, draw_tokens, row_keys
+from dlmjax.diffusion.process import Blocks, Ends, Process, cross_entropy, draw_tokens, row_keys
 from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.score import ScoreEntropy
@@ -43,6 +43,7 @@ __all__ = [
     "Denoising",
     "Duo",
     "Dynamic",
+    "Ends",
     "Flat",
     "FlowMatching",
     "FrequencyMasked",

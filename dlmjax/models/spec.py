@@ -166,10 +166,10 @@ class ModelSpec:
             high = {"int": 2**31 - 1, "float": LARGEST}.get(field.type)
             if high and not abs(value) <= high:
                 raise InputError(f"model: {field.name}={value!r:.40} is too large for the network's arithmetic; give at most {high:g}")
-        if not SMALLEST <= self.norm_eps < 1:
+        if self.norm_eps < SMALLEST:
             raise InputError(
-                f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e} and below 1: what a norm adds to the mean square "
-                "before it divides; published networks have 1e-12 to 1e-5"
+                f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e}: what a norm adds to the mean square before "
+                "it divides; published networks have 1e-12 to 1e-5"
             )
 
     def _check_family(self) -> None:

@@ -196,7 +196,7 @@ def test_a_step_can_be_saved_again(copied):
         checkpoints.save(3, small(30), {"again": True})
         checkpoints.wait()
         restored, meta = checkpoints.restore(LIKE)
-    assert meta == {"again": True} and toy.same(restored, state_of(30, 1000))
+    assert meta == {"again": True, "step": 3} and toy.same(restored, state_of(30, 1000))
 
 
 def test_saving_the_same_numbers_again_rewrites_no_data(copied):

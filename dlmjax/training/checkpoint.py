@@ -15,12 +15,17 @@ flipped bit in a data file without complaint. That checksum is an integer sum, c
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import json
 import logging
 import math
 import os
 import pathlib
 import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,13 +45,27 @@ log = logging.getLogger("dlmjax")
 
 
 class _Echo(logging.Filter):
-    """Orbax prints each failure of its threads with three tracebacks before it raises it; we say it in one line."""
+    """Orbax prints each failure of its threads with three tracebacks before it raises it, and waits for one failed read alone, so
+    that asyncio prints the others; we say it in one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "_SignalingThread.run() raised an exception" not in record.getMessage()
+        said = record.getMessage()
+        return "_SignalingThread.run() raised an exception" not in said and not ("never retrieved" in said and "orbax" in said)
 
 
-logging.getLogger("absl").addFilter(_Echo())
+def _without_late_reads(shown: Callable) -> Callable:
+    """A hook for exceptions that nobody can catch, which leaves out those of reads that end after Orbax has closed their event loop."""
+
+    def hook(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    return hook
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_Echo())
+sys.unraisablehook = _without_late_reads(sys.unraisablehook)
 
 
 class Checkpoints:
@@ -323,11 +342,16 @@ class Checkpoints:
         placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here) for name, leaf in asked.items()}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        try:
-            with context:
+        flaw = ""
+        with context, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of what a failed read leaves in Orbax
+            try:
                 nested = ocp.load_checkpointables(self._path(step), {"state": _nested(placed)})["state"]
-        except Exception as error:  # damaged files make Orbax raise nearly anything; the message is passed on
-            return None, f"cannot be read ({str(error).splitlines()[0][:120]})"
+            except Exception as error:  # damaged files make Orbax raise nearly anything; the message is passed on
+                flaw = f"cannot be read ({_reason(error)})"
+            if flaw:
+                gc.collect()  # now, while nothing is said of it
+                return None, flaw
         found = _by_path(nested)
         sums = jax.device_get(_checksums(found))
         for name in asked:
@@ -335,6 +359,14 @@ class Checkpoints:
                 return None, f"is damaged: {name} does not have the checksum it was saved with"
         paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
         return jax.tree.unflatten(structure, [found[_name(path)] for path, _ in paths]), ""
+
+
+def _reason(error: BaseException) -> str:
+    """Why Orbax could not read: it wraps what the storage said, which comes first in the chain. Whole words, without quotes."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    words = re.sub(r"[\"'`]", "", str(error)) or type(error).__name__
+    return textwrap.shorten(words, 120, placeholder=" ...")
 
 
 def _name(path: tuple) -> str:

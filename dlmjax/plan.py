@@ -270,7 +270,7 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
             train={"accumulation": 1},
         )
         parts = assemble(small, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts)
-        state, batch, key = abstract_arguments(parts)
+        state, batch, key = parts.abstract_arguments()
         lowered = jax.jit(jax.grad(lambda *arguments, loss=parts.loss_fn: loss(*arguments)[0])).lower(state["params"], batch, key)
         found.append(lowered.cost_analysis()["flops"])
     return (found[1] - found[0]) / parts.network.spec.loops

@@ -91,7 +91,7 @@ def test_a_run_on_another_portion_is_another_run(corpus, tmp_path):
     assert config_lib.fingerprint(whole) == config_lib.fingerprint(config("elsewhere"))
     assert config_lib.fingerprint(some) == config_lib.fingerprint(config("elsewhere(tokens=500)"))
     claim_workdir(tmp_path / "run", some, corpus.tokenizer)
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')  # something was trained
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')  # something was trained
     claim_workdir(tmp_path / "run", config("moved(tokens=500)"), corpus.tokenizer)
     for changed in (whole, other):
         with pytest.raises(InputError, match="another run; it differs in data.paths"):

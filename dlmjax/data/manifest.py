@@ -17,6 +17,7 @@ import re
 import shlex
 from typing import Any
 
+from dlmjax.data.tokenizers import MOST_IDS
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, why, write_atomically
 from dlmjax.files import sweep as sweep_written
@@ -199,7 +200,7 @@ class Manifest:
         made = self.to_json()
         values = unsealed(values, set(made))
         vocab, ids = self.tokenizer["vocab_size"], [self.tokenizer[name] for name in ("mask_id", "pad_id", "eos_id")]
-        if not all(map(_is_count, (vocab, *ids))) or not max(ids) < vocab <= LARGEST_VOCABULARY:
+        if not all(map(_is_count, (vocab, *ids))) or not max(ids) < vocab <= MOST_IDS:
             raise ValueError("the ids of the tokenizer do not lie in its vocabulary")
         if not all(isinstance(self.tokenizer[name], str) for name in ("kind", "hash")):
             raise ValueError("the tokenizer has no kind or no hash")
@@ -227,7 +228,6 @@ class Manifest:
         return (json.dumps(sealed(self.to_json()), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-LARGEST_VOCABULARY = 1 << 24  # ids; no published tokenizer has more than some hundred thousand
 _AGAIN = "restore it, or prepare the corpus again with --overwrite"
 
 

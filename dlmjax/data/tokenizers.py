@@ -27,7 +27,7 @@ from dlmjax.errors import InputError
 from dlmjax.files import inside, read_json, write_atomically
 
 DESCRIPTION = "dlmjax_tokenizer.json"
-MOST_IDS = 1 << 24  # of a vocabulary; a file that says more is damaged
+MOST_IDS = 1 << 24  # of a vocabulary; a file that says more is damaged: the largest that are published have a few hundred thousand
 SPECS = (
     "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), wordpiece:FILE (BERT's), "
     "sentencepiece:FILE (a .model), saved:DIR (that of a prepared corpus or of a run)"

@@ -14,7 +14,7 @@ import numpy as np
 
 from dlmjax import config as config_lib
 from dlmjax.data.portion import parse_path
-from dlmjax.data.tokenizers import load_tokenizer
+from dlmjax.data.tokenizers import MOST_IDS, load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.plan import Vocabulary, alone
@@ -25,7 +25,6 @@ from dlmjax.scaling.predict import Prediction, with_steps
 from dlmjax.scaling.results import Saved
 from dlmjax.scaling.rules import of_length
 
-MOST_IDS = 2**24  # of a vocabulary; the largest that are published have a few hundred thousand
 # What a definition of N is called among the counts of a network.
 _COUNTED = {"total": "parameters", "non_embedding": "non_embedding", "active": "active", "flops_per_token": "flops_per_token"}
 

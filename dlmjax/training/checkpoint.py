@@ -142,14 +142,15 @@ class Checkpoints:
         """Steps of everything that is named like a checkpoint, whole or not. Raises InputError: something else is in the folder's place."""
         try:
             names = os.listdir(self.directory)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except FileNotFoundError as error:
+            # Asked of the link alone: another process may make the folder between the two looks.
+            if self.directory.is_symlink() and not self.directory.exists():
+                raise InputError(f"{self.directory} is a link that leads nowhere; put back what it led to, {_FRESH}") from error
+            return []
+        except NotADirectoryError as error:
             if not os.path.lexists(self.directory):
                 return []
-            if self.directory.exists():
-                raise InputError(
-                    f"{self.directory} is not a folder; the checkpoints of a run lie there: put them back, {_FRESH}"
-                ) from error
-            raise InputError(f"{self.directory} is a link that leads nowhere; put back what it led to, {_FRESH}") from error
+            raise InputError(f"{self.directory} is not a folder; the checkpoints of a run lie there: put them back, {_FRESH}") from error
         except OSError as error:
             raise InputError(
                 f"{self.directory} cannot be read as a folder ({error.strerror}); the checkpoints of a run lie there"

@@ -428,6 +428,20 @@ def test_what_is_named_as_a_checkpoint_and_is_none_is_damaged(tmp_path, place):
     assert list(Checkpoints(tmp_path).damaged()) == [5]
 
 
+def test_a_folder_that_another_process_makes_between_two_looks_is_no_damage(tmp_path, monkeypatch):
+    listed = os.listdir
+
+    def made_after_the_look(path):
+        if path == tmp_path / "checkpoints" and not path.exists():
+            path.mkdir()
+            raise FileNotFoundError(path)
+        return listed(path)
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    monkeypatch.setattr(os, "listdir", made_after_the_look)
+    assert checkpoints.named() == []
+
+
 @pytest.mark.parametrize("place", ["a file", "a link that leads nowhere"])
 def test_a_folder_of_checkpoints_that_is_none_is_told(tmp_path, place):
     PLACES[place](tmp_path / "checkpoints")

@@ -21,10 +21,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 from dlmjax import config as config_lib
+from dlmjax.cluster.host import keep_freed_memory
 from dlmjax.data import Corpus, TrainWindows
 from dlmjax.evaluation.text import Cut, corpus_text
 from dlmjax.files import write_atomically
-from dlmjax.parallel.host import keep_freed_memory
 from dlmjax.run import assemble, open_run, split_of
 from dlmjax.train import train_step_of
 from dlmjax.training import init_state

@@ -20,9 +20,9 @@ import pathlib
 import statistics
 
 from dlmjax import config as config_lib
-from dlmjax.commands import sample
+from dlmjax.cli.evaluate import evaluate
+from dlmjax.cli.sample import sample
 from dlmjax.data import Corpus
-from dlmjax.evaluate import evaluate
 from dlmjax.evaluation.ngram import entropy_marks
 from dlmjax.run import assemble
 from dlmjax.train import train

@@ -16,9 +16,9 @@ import json
 import pathlib
 
 from dlmjax import config as config_lib
+from dlmjax.cli import quality as commands
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
-from dlmjax.quality import commands
 from dlmjax.run import assemble
 from dlmjax.train import train
 

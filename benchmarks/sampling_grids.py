@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlmjax.diffusion import FlowMatching, Hybrid, Masked, Mixed, Process, Uniform, oracle
+from dlmjax.diffusion import FlowMatching, Hybrid, Masked, Mixed, Process, Uniform
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.files import write_atomically
 from dlmjax.sampling import make_grid

@@ -25,8 +25,8 @@ import numpy as np
 import optax
 import torch
 
+from dlmjax.cluster.host import keep_freed_memory
 from dlmjax.models import Execution, ModelSpec, build_network
-from dlmjax.parallel.host import keep_freed_memory
 from tests.models.torch_twin import Twin
 
 # (spec, batch, length, target ratio of tokens per second)

@@ -15,19 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from dlmjax import config as config_lib
+from dlmjax.cluster.agree import Agreement, refused_together
+from dlmjax.cluster.host import keep_freed_memory, say, sole_writer
+from dlmjax.cluster.interrupt import Interrupt
+from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
 from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
-from dlmjax.parallel import Agreement, refused_together
-from dlmjax.parallel.host import keep_freed_memory, say, sole_writer
-from dlmjax.parallel.start import connect
 from dlmjax.run import Parts, assemble, kept, open_corpora, open_parts, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
     Goodput,
-    Interrupt,
     MetricsWriter,
     Progress,
     Summary,

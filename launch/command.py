@@ -10,11 +10,11 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.__main__ import train_flags
+from dlmjax.cli.main import train_flags
+from dlmjax.cluster.mesh_sizes import fill_sizes
 from dlmjax.errors import InputError
 from dlmjax.flags import Parser as BaseParser
 from dlmjax.flags import one_line, print_anything
-from dlmjax.mesh_sizes import fill_sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KERNELS = {"tpu": "splash", "gpu": "cudnn with --config.execution.dtype=bfloat16"}  # of attention, where it is not dense

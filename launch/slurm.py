@@ -22,7 +22,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
-from dlmjax import flags, requeue
+from dlmjax import flags
+from dlmjax.cluster import requeue
 from dlmjax.errors import InputError
 from launch.command import ROOT, Parser, Train, default_name, exit_code, read_train, shell_name
 

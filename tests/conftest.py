@@ -21,7 +21,7 @@ import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-from dlmjax.parallel.start import make_room  # noqa: E402
+from dlmjax.cluster.start import make_room  # noqa: E402
 
 if "NPROC" not in os.environ:
     # For the eight devices of this process, which is made here; the processes that tests start make their own room.

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.diffusion import registry
 from dlmjax.errors import InputError
 from dlmjax.models.families import FAMILIES

@@ -8,7 +8,7 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax import flags
-from dlmjax.__main__ import _parser
+from dlmjax.cli.main import _parser
 from dlmjax.errors import InputError
 from launch import kubernetes, slurm, tpu_vm
 

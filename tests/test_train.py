@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
+from dlmjax.cli.evaluate import Grid, bounds
+from dlmjax.cluster.host import sole_writer
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
-from dlmjax.evaluate import Grid, bounds
-from dlmjax.parallel.host import sole_writer
 from dlmjax.run import Parts, claim_workdir, open_run
 from dlmjax.train import _diverged, train
 from dlmjax.training import TIMING, Checkpoints, read

@@ -7,8 +7,8 @@ dlmjax sweep run runs/batch_lr --executor local
 corpus: --set config=../masked.py --set sizes=768 --set tokens=1e10 --set batches=128,256,512 --set lrs=1e-4,3e-4,1e-3.
 """
 
-from dlmjax.scaling.manifest import Validation
-from dlmjax.scaling.sweep import BatchRate, Sweep
+from dlmjax.sweep.definition import BatchRate, Sweep
+from dlmjax.sweep.manifest import Validation
 
 
 def get_sweep(

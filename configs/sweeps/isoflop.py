@@ -8,9 +8,9 @@ Without a corpus, --set data= --set vocab=50304 plans all the same.
 The batch is 0.5M tokens at 10B and follows D^0.82; the rate, tuned at width 768, is transferred by CompleteP.
 """
 
-from dlmjax.scaling.manifest import Validation
-from dlmjax.scaling.rules import BatchLaw, CompleteP, RateLaw
-from dlmjax.scaling.sweep import IsoFlop, Near, Sweep
+from dlmjax.sweep.definition import IsoFlop, Near, Sweep
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.rules import BatchLaw, CompleteP, RateLaw
 
 SERIES = ("autoregressive", "masked", "uniform", "hybrid", "blocks")
 

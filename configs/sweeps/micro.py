@@ -9,9 +9,9 @@ The sizes, 14k to 443k parameters without embedding, are a factor of 30 apart, s
 budget for both objectives.
 """
 
-from dlmjax.scaling.manifest import Validation
-from dlmjax.scaling.rules import FixedBatch, RateLaw
-from dlmjax.scaling.sweep import IsoFlop, Sweep
+from dlmjax.sweep.definition import IsoFlop, Sweep
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.rules import FixedBatch, RateLaw
 
 
 def get_sweep(data="runs/novels27/data", budgets=(1e12, 2e12, 4e12, 1e13), sizes=(24, 32, 48, 64, 96), seeds=(0,), batch=16):

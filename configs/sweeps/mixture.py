@@ -7,9 +7,9 @@ dlmjax sweep run runs/mixture --executor local
 Both corpora are prepared with one tokenizer, and each has held-out text of its own.
 """
 
-from dlmjax.scaling.manifest import Validation
-from dlmjax.scaling.rules import FixedBatch, RateLaw
-from dlmjax.scaling.sweep import Mixture, Sweep
+from dlmjax.sweep.definition import Mixture, Sweep
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.rules import FixedBatch, RateLaw
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

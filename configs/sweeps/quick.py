@@ -4,9 +4,9 @@ dlmjax sweep plan configs/sweeps/quick.py --output runs/quick --set data=runs/de
 dlmjax sweep run runs/quick --executor local
 """
 
-from dlmjax.scaling.manifest import Validation
-from dlmjax.scaling.rules import FixedBatch
-from dlmjax.scaling.sweep import IsoFlop, Sweep
+from dlmjax.sweep.definition import IsoFlop, Sweep
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.rules import FixedBatch
 
 
 def get_sweep(data="runs/demo/data", budget=2e10, sizes=(16, 32)):

@@ -9,9 +9,9 @@ Published: repetition is worth much less than new text beyond about 15 epochs of
 (Prabhudesai et al. 2507.15857).
 """
 
-from dlmjax.scaling.manifest import Validation
-from dlmjax.scaling.rules import FixedBatch, RateLaw
-from dlmjax.scaling.sweep import Repeated, Sweep
+from dlmjax.sweep.definition import Repeated, Sweep
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.rules import FixedBatch, RateLaw
 
 
 def get_sweep(data="runs/novels27/data", sizes=(48,), unique=(100_000, 300_000, 1_000_000), epochs=(1, 4, 16, 64), seeds=(0,), batch=16):

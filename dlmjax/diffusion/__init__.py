@@ -3,28 +3,28 @@
 Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md lists what is exported, with shapes.
 """
 
-from dlmjax.diffusion.any_order import MaskedLambda, any_order_nats
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.blocks import BlockMasked
-from dlmjax.diffusion.d3pm import D3pm, StepMasked, make_d3pm
-from dlmjax.diffusion.duo import Duo
-from dlmjax.diffusion.flow_matching import FlowMatching
-from dlmjax.diffusion.frequency import FrequencyMasked, Spindle
-from dlmjax.diffusion.hybrid import Hybrid, Mixed
-from dlmjax.diffusion.hyper import Hyper, PerBlock, choose_interval
-from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.hyperschedule import Hyper, PerBlock, choose_interval
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Blocks, Ends, Process, cross_entropy, draw_tokens, row_keys
+from dlmjax.diffusion.processes.any_order import MaskedLambda, any_order_nats
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.d3pm import D3pm, StepMasked, make_d3pm
+from dlmjax.diffusion.processes.duo import Duo
+from dlmjax.diffusion.processes.flow_matching import FlowMatching
+from dlmjax.diffusion.processes.frequency import FrequencyMasked, Spindle
+from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.score import ScoreEntropy
+from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
+from dlmjax.diffusion.processes.table import Table
+from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
-from dlmjax.diffusion.score import ScoreEntropy
-from dlmjax.diffusion.state_dependent import GenMd4, StateDependent
-from dlmjax.diffusion.table import Table
 from dlmjax.diffusion.times import Beta, Flat, Law, Mixture, PerRow, Piecewise, Power, Times, TwoMode, over_length
-from dlmjax.diffusion.token_weighting import HybridLambda, Routed, TokenAdaptive
-from dlmjax.diffusion.uniform import Uniform
-from dlmjax.diffusion.weighting import Bound, Capped, CrossEntropy, InverseRate, Weighting
+from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
+from dlmjax.diffusion.weightings.levels import Bound, Capped, CrossEntropy, InverseRate, Weighting
+from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 
 __all__ = [
     "Autoregressive",

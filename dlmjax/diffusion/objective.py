@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.times import PerRow, Times
-from dlmjax.diffusion.weighting import Weighting
+from dlmjax.diffusion.weightings.levels import Weighting
 from dlmjax.errors import InputError
 
 LEVELS = 10  # bins of t in which the integrand is reported

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from dlmjax.diffusion.hyper import PerBlock
-from dlmjax.diffusion.weighting import Bound, Weighting
+from dlmjax.diffusion.hyperschedule import PerBlock
+from dlmjax.diffusion.weightings.levels import Bound, Weighting
 from dlmjax.errors import InputError
 
 # An excluded class. Finite, since -inf times a weight of 0 is NaN; exp of it is 0 in every float type.

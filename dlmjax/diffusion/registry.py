@@ -13,24 +13,26 @@ from typing import Any
 
 import jax
 
-from dlmjax.diffusion import schedules, times, weighting
-from dlmjax.diffusion.any_order import MaskedLambda
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.blocks import BlockMasked
-from dlmjax.diffusion.d3pm import check_d3pm, make_d3pm
-from dlmjax.diffusion.duo import Duo
-from dlmjax.diffusion.flow_matching import FlowMatching
-from dlmjax.diffusion.frequency import FrequencyMasked, Spindle
-from dlmjax.diffusion.gaussian import Anchor, DiffusionLm, EmbeddingFlow, EndToEnd, GaussianEmbedding, Plaid, Sed, Simple
-from dlmjax.diffusion.hybrid import Hybrid, Mixed
-from dlmjax.diffusion.hyper import Hyper, PerBlock
-from dlmjax.diffusion.jump_weighting import ClippedJumps, Contrastive, Denoising, Dynamic
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion import schedules, times
+from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
+from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
 from dlmjax.diffusion.process import Process
-from dlmjax.diffusion.score import ScoreEntropy
-from dlmjax.diffusion.state_dependent import GenMd4
-from dlmjax.diffusion.token_weighting import HybridLambda, Routed, TokenAdaptive
-from dlmjax.diffusion.uniform import Uniform
+from dlmjax.diffusion.processes.any_order import MaskedLambda
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.d3pm import check_d3pm, make_d3pm
+from dlmjax.diffusion.processes.duo import Duo
+from dlmjax.diffusion.processes.flow_matching import FlowMatching
+from dlmjax.diffusion.processes.frequency import FrequencyMasked, Spindle
+from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.score import ScoreEntropy
+from dlmjax.diffusion.processes.state_dependent import GenMd4
+from dlmjax.diffusion.processes.uniform import Uniform
+from dlmjax.diffusion.weightings import levels as weighting
+from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
+from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
+from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 from dlmjax.errors import InputError
 
 PROCESSES: dict[str, Callable[..., Process]] = {

@@ -40,9 +40,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import Blocks, cross_entropy, exclude, learned_of, row_keys
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, level_grid
 from dlmjax.sampling.host import fetch

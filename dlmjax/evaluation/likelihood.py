@@ -30,9 +30,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, learned_of, row_keys, split_rows
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
 from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, never_sampled

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from dlmjax import config as config_lib
-from dlmjax.diffusion.blocks import BlockMasked
+from dlmjax.cluster.host import say
+from dlmjax.diffusion.processes.blocks import BlockMasked
 from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
@@ -33,7 +34,6 @@ from dlmjax.interop.safetensors import DTYPES, Reader, some
 from dlmjax.interop.vocabulary import runs, vocabulary
 from dlmjax.models import ModelSpec
 from dlmjax.models.families import family_fields
-from dlmjax.parallel.host import say
 from dlmjax.run import Parts, assemble, claim_workdir
 from dlmjax.training import Checkpoints
 

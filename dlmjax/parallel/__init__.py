@@ -1,6 +1,6 @@
 """Meshes, the one sharding table, and one answer for all processes: `make_mesh(...)`, `Partition(mesh)`, `Agreement()`."""
 
-from dlmjax.parallel.agree import Agreement, any_process, refused_together
+from dlmjax.cluster.agree import Agreement, any_process, refused_together
 from dlmjax.parallel.mesh import make_mesh
 from dlmjax.parallel.sharding import RULES, Partition
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 
+from dlmjax.cluster.mesh_sizes import fill_sizes
 from dlmjax.errors import InputError
-from dlmjax.mesh_sizes import fill_sizes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -42,8 +41,3 @@ def slice_of(device: Any) -> int:
     """The TPU slice of a device; all devices of other kinds are of one."""
     # Devices that are only described, of one slice, lack the attribute.
     return getattr(device, "slice_index", None) or 0 if device.platform == "tpu" else 0
-
-
-def all_devices() -> jax.sharding.Mesh:
-    """Every device of the run in one row: for what concerns processes, not tensors."""
-    return jax.sharding.Mesh(np.asarray(jax.devices()), ("device",))

@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.run import Run
 from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, never_sampled, sampler_for

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import Blocks, learned_of
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal

@@ -11,8 +11,8 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import Process, draw_tokens, split_rows, uniform_rows
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
 from dlmjax.sampling.steppers import Stepper, needs_masks

@@ -27,10 +27,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.hyper import Hyper
-from dlmjax.diffusion.interpolating import Interpolating
-from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.hyperschedule import Hyper
 from dlmjax.diffusion.process import Blocks, draw_tokens, exclude, row_keys, split_rows
+from dlmjax.diffusion.processes.interpolating import Interpolating
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put, tells_scores
 from dlmjax.sampling.canvas import Canvas

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from dlmjax.diffusion.interpolating import Interpolating
-from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import EXCLUDED, Process, draw_tokens, split_rows, uniform_rows
+from dlmjax.diffusion.processes.interpolating import Interpolating
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
 

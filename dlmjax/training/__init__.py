@@ -1,8 +1,8 @@
 """The parts that `train.py` is told with: optimizer, state and step, checkpoints, metrics, interruption. Knows no loss family."""
 
+from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.training.checkpoint import Checkpoints
 from dlmjax.training.goodput import Goodput
-from dlmjax.training.interrupt import Interrupt
 from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
 from dlmjax.training.optimizer import Numbers, OptimizerSpec, build_optimizer, learning_rate, numbers_of
 from dlmjax.training.progress import Progress, Throughput, peak_flops

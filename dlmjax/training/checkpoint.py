@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from dlmjax.cluster.agree import any_process
 from dlmjax.errors import InputError
 from dlmjax.files import remove
-from dlmjax.parallel import any_process
 from dlmjax.training.marker import Damaged, flaw_of_files, read_marker, write_marker
 
 _FRESH = "or start anew with dlmjax train --fresh, which moves what is there aside"

@@ -400,7 +400,7 @@ def test_mistakes_under_beam_are_one_line(inputs, tmp_path, run_command):
 
 
 def test_without_beam_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
-    from dlmjax.__main__ import main
+    from dlmjax.cli.main import main
 
     monkeypatch.setitem(sys.modules, "apache_beam", None)  # the interpreter's way to say: not importable
     assert main(["prepare", "--input", "builtin:python-docs", "--output", str(tmp_path), "--engine", "beam"]) == 2

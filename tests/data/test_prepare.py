@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.data import manifest, segments
 from dlmjax.data import prepare as preparing
 from dlmjax.data.corpus import Corpus

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.data import Corpus
 from dlmjax.data.training_text import train_tokenizer, training_texts
 from dlmjax.errors import InputError

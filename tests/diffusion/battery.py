@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlmjax.diffusion import Process, oracle, toy
+from dlmjax.diffusion import Process
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.oracle import toy
 
 TOKENS, BOS, MASK, VOCAB = 3, 3, 4, 5
 Curve = Callable[[float], float]

@@ -4,10 +4,10 @@ Unequal schedules have no kernel that the oracle knows, and discrete time no int
 test_frequency.py and test_d3pm.py.
 """
 
-from dlmjax.diffusion import oracle
-from dlmjax.diffusion.any_order import MaskedLambda
-from dlmjax.diffusion.frequency import Spindle
-from dlmjax.diffusion.state_dependent import GenMd4
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.processes.any_order import MaskedLambda
+from dlmjax.diffusion.processes.frequency import Spindle
+from dlmjax.diffusion.processes.state_dependent import GenMd4
 from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case
 
 CASES = [

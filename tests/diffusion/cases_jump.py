@@ -4,13 +4,14 @@ import itertools
 
 import numpy as np
 
-from dlmjax.diffusion import oracle, schedules
-from dlmjax.diffusion.flow_matching import FlowMatching
-from dlmjax.diffusion.hybrid import Hybrid, Mixed
-from dlmjax.diffusion.interpolating import Interpolating
-from dlmjax.diffusion.parameterisation import PARAMETERISATIONS
-from dlmjax.diffusion.score import ScoreEntropy
-from dlmjax.diffusion.uniform import Uniform
+from dlmjax.diffusion import schedules
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.processes.flow_matching import FlowMatching
+from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
+from dlmjax.diffusion.processes.interpolating import Interpolating
+from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
+from dlmjax.diffusion.processes.score import ScoreEntropy
+from dlmjax.diffusion.processes.uniform import Uniform
 from tests.diffusion.battery import (
     BOS,
     COSINE,

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from dlmjax.diffusion import Autoregressive, Llada, Masked, MaskedCount, oracle, schedules
+from dlmjax.diffusion import Autoregressive, Llada, Masked, MaskedCount, schedules
+from dlmjax.diffusion.oracle import enumeration as oracle
 from tests.diffusion.battery import BOS, COSINE, GEOMETRIC, LINEAR, MASK, SQUARE, TOKENS, VOCAB, Case, Curve, clipped
 
 

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from dlmjax import diffusion
-from dlmjax.diffusion import oracle, toy
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.oracle import toy
 from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIMES, WEIGHTINGS
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, oracle, row_keys
+from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, row_keys
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.times import Flat, Mixture, Power
 from tests.diffusion.battery import (
     MASK,

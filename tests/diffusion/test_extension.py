@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Cosine, Masked, Objective, Process, Schedule, draw_tokens, oracle, row_keys
+from dlmjax.diffusion import Cosine, Masked, Objective, Process, Schedule, draw_tokens, row_keys
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import split_rows, uniform_rows
-from dlmjax.diffusion.toy import ToyDenoiser, masked_likelihood
 from tests.diffusion import test_battery as battery
 from tests.diffusion.battery import COSINE, MASK, TOKENS, VOCAB, Case, batch_of, sample_law
 

@@ -26,13 +26,13 @@ from dlmjax.diffusion import (
     Power,
     Process,
     make_process,
-    oracle,
     reconstruction_nats,
     row_keys,
     symmetric,
-    toy,
 )
-from dlmjax.diffusion.hyper import Hyper, PerBlock
+from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.oracle import toy
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
 

@@ -21,12 +21,12 @@ from dlmjax.diffusion import (
     Weighting,
     log_linear,
     nats_at,
-    oracle,
     row_keys,
     symmetric,
 )
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import Process, cross_entropy
-from dlmjax.diffusion.toy import ToyDenoiser, masked_likelihood
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import oracle
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS
 from tests.diffusion import test_battery as battery
 from tests.diffusion.battery import COSINE, TOKENS, VOCAB, Case, as_leave_one_out

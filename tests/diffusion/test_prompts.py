@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Objective, PerRow, make_process, nats_at, row_keys
+from dlmjax.diffusion.oracle.toy import ToyDenoiser
 from dlmjax.diffusion.process import learned_of
 from dlmjax.diffusion.registry import PROCESSES
-from dlmjax.diffusion.toy import ToyDenoiser
 from dlmjax.evaluation import Evaluator
 
 VOCAB, ROWS, LENGTH = 8, 16, 6

@@ -35,7 +35,7 @@ from dlmjax.diffusion import (
     make_weighting,
     symmetric,
 )
-from dlmjax.diffusion.hyper import Hyper, PerBlock
+from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
 from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, _said, parse_call
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Flat, Masked, Mixture, PerRow, Piecewise, Power, Times, oracle, over_length
+from dlmjax.diffusion import Flat, Masked, Mixture, PerRow, Piecewise, Power, Times, over_length
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, expected_nats

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import oracle
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.blocks import BlockMasked
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.schedules import Cosine
-from dlmjax.diffusion.uniform import Uniform
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import ConditionalScorer, Request, draw_masks, row_width, split
 from dlmjax.evaluation.likelihood import Evaluator

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.evaluation.likelihood import Evaluator
 from dlmjax.evaluation.result import of_mixture
 from tests.evaluation.test_likelihood import batches_of

@@ -17,14 +17,15 @@ import pytest
 from scipy.special import gammaln
 from scipy.stats import binom
 
-from dlmjax.diffusion import make_process, oracle
+from dlmjax.diffusion import make_process
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.process import Process
 from dlmjax.evaluation.levels import NODES, level_grid, quadrature_error, radau
 from dlmjax.evaluation.result import MOST_BIAS
-from tests.diffusion import test_d3pm
 from tests.diffusion.battery import LINEAR, TOKENS, expected_boundary, prior_gap, reconstruction_gap, to_ids
 from tests.diffusion.battery import level_nats as integrand
 from tests.diffusion.cases import NOISY
+from tests.diffusion.processes import test_d3pm
 
 slow = pytest.mark.slow
 MOST = 5e-4  # of the entropy

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import Evaluator, LikelihoodResult, evaluate_nelbo, ratio_with_error, window_sums

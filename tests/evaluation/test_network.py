@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.evaluation.likelihood import Evaluator
 from dlmjax.models import ModelSpec, build_network
 from dlmjax.parallel import Partition, make_mesh

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.process import row_keys, uniform_rows
-from dlmjax.diffusion.uniform import Uniform
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.errors import InputError
 from dlmjax.evaluation.breakdown import ByDocument
 from dlmjax.evaluation.likelihood import Evaluator, count_form

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator
 
 from dlmjax import flags
-from dlmjax.__main__ import _parser, main
+from dlmjax.cli.main import _parser, main
 from dlmjax.errors import InputError
 from launch import cost, kubernetes, slurm, tpu_vm
 from tests.hardening.tiny import Hang, at_most

@@ -15,7 +15,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.errors import InputError
 from dlmjax.run import open_run
 from tests.hardening.tiny import STEPS, Hang, at_most, config_file, corpus_in, heard, lines, same, states, tree

@@ -21,17 +21,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from dlmjax.cli.fit import analyse_files
 from dlmjax.errors import InputError
-from dlmjax.scaling import plots, report, status
-from dlmjax.scaling.fit_command import analyse_files
-from dlmjax.scaling.fit_text import summary
-from dlmjax.scaling.journal import Account, Journal, read_result
-from dlmjax.scaling.manifest import Plan
-from dlmjax.scaling.predict import predict
-from dlmjax.scaling.sweep import load
+from dlmjax.fit import plots, report
+from dlmjax.fit.predict import predict
+from dlmjax.fit.text import summary
+from dlmjax.sweep import status
+from dlmjax.sweep.definition import load
+from dlmjax.sweep.journal import Account, Journal, read_result
+from dlmjax.sweep.manifest import Plan
+from tests.fit.synthetic import record, sweep
 from tests.hardening.tiny import Hang, at_most
-from tests.scaling.sweeps import plan, planned
-from tests.scaling.synthetic import record, sweep
+from tests.sweep.sweeps import plan, planned
 
 SECONDS = 60  # more is a hang
 EXTREME = [0, -1, 1, 5e-324, 1e-300, 1e308, -1e308, 1e60, 2**31, 2**53 + 1, 2**63, 10**30, 10**400, math.nan, math.inf, -math.inf, 0.5]
@@ -353,7 +354,7 @@ class Inputs:
         ]
         grid = grids[int(rng.integers(len(grids)))]
         text = (
-            "from dlmjax.scaling.sweep import *\n"
+            "from dlmjax.sweep.definition import *\n"
             f"def get_sweep(data='a', number=3, share=0.5, many=(1, 2)):\n    return Sweep(name='s', series={{'m': 'x.py'}}, grid={grid})\n"
         )
         file = self.root / "sweep.py"

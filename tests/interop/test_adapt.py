@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.data import TrainWindows, train_batches
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.interop.safetensors import Tensor, write_sharded

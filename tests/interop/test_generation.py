@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
-from dlmjax.commands import sample
+from dlmjax.cli.main import main
+from dlmjax.cli.sample import sample
 from dlmjax.interop.export import export
 from dlmjax.train import train
 from tests.interop.runs import LENGTH, our_logits, random_run, shipped

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.interop.safetensors import SINGLE, Tensor, write_sharded
 from tests.interop.test_layouts import LAYOUTS, spec_for
 from tests.models.tiny import VOCAB

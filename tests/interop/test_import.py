@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.interop.importer import import_checkpoint, read_weights

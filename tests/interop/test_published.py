@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.interop.importer import _config, _hf_config, _layout_by_type, _process_of

@@ -11,7 +11,7 @@ from dlmjax import config as config_lib
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network, model_spec
 from dlmjax.models.flops import training_flops_per_token
-from dlmjax.parallel import roofline
+from dlmjax.plan import roofline
 from tests.models import tiny
 
 LOOPED, DEEP = tiny.spec(loops=2), tiny.spec(depth=4)

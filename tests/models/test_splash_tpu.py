@@ -85,7 +85,7 @@ def test_lengths_that_the_kernel_cannot_take_are_named():
 @pytest.mark.parametrize("mask", MASKS, ids=names)
 def test_compiles_for_a_tpu(mask):
     """One v5e chip, bfloat16, grouped heads and segments; the scores never reach memory."""
-    from dlmjax.parallel.topology import describe
+    from dlmjax.plan.topology import describe
 
     batch, heads, groups = 4, 8, 2
     length = 2 * mask.length if isinstance(mask, BlockDiffusion) else 512

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
+from dlmjax.cli.quality_flags import integers
 from dlmjax.errors import InputError
 from dlmjax.quality import generated, latency, mauve_score, plot
-from dlmjax.quality.flags import integers
 from dlmjax.quality.scorers import RunScorer, open_scorer
 from dlmjax.sampling import SampleSettings, never_sampled
+from tests.cli.test_main import refused
 from tests.quality.conftest import random_run
-from tests.test_cli import refused
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
+from dlmjax.cli.quality import _held_out
 from dlmjax.data import Corpus, manifest
 from dlmjax.errors import InputError
 from dlmjax.quality.activations import PLACES, activation_statistics, outliers
-from dlmjax.quality.commands import _held_out
 from dlmjax.quality.hidden import embed_texts, encoder_files
 from dlmjax.run import open_run
+from tests.cli.test_main import refused
 from tests.quality.conftest import random_run
-from tests.test_cli import refused
 
 
 @pytest.mark.parametrize("which", ["masked", pytest.param("causal", marks=pytest.mark.slow)])

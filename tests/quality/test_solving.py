@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from dlmjax.__main__ import main
+from dlmjax.cli.main import main
 from dlmjax.errors import InputError
 from dlmjax.quality.puzzles import Puzzle, make_countdown
 from dlmjax.quality.solving import _canvas, report, solve
 from dlmjax.run import open_run
 from dlmjax.sampling import SampleSettings, never_sampled
 from dlmjax.train import train
+from tests.cli.test_main import refused
 from tests.quality.conftest import random_run
 from tests.quality.test_puzzles import ANSWER, CLUE
-from tests.test_cli import refused
 from tests.test_train import tiny_config
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.masked import Masked
 from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.models.masks import BlockCausal

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
 from dlmjax.sampling.calls import BoundLogits

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import oracle
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler

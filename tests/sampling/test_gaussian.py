@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.gaussian.exact import ExactDenoiser
-from dlmjax.diffusion.masked import Masked
-from dlmjax.diffusion.oracle import Law
+from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler

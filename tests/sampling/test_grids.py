@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.sampling_grids import error
-from dlmjax.diffusion import FlowMatching, Hybrid, Masked, Mixed, Uniform, oracle
+from dlmjax.diffusion import FlowMatching, Hybrid, Masked, Mixed, Uniform
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import blank_canvas
 from dlmjax.sampling.grids import make_grid

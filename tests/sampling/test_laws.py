@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import oracle, schedules
-from dlmjax.diffusion.d3pm import make_d3pm
-from dlmjax.diffusion.frequency import FrequencyMasked
-from dlmjax.diffusion.hybrid import Mixed
-from dlmjax.diffusion.score import ScoreEntropy
-from dlmjax.diffusion.state_dependent import GenMd4
+from dlmjax.diffusion import schedules
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.processes.d3pm import make_d3pm
+from dlmjax.diffusion.processes.frequency import FrequencyMasked
+from dlmjax.diffusion.processes.hybrid import Mixed
+from dlmjax.diffusion.processes.score import ScoreEntropy
+from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import oracle
-from dlmjax.diffusion.masked import Llada, Masked
+from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.processes.masked import Llada, Masked
 from dlmjax.diffusion.schedules import Cosine, Linear
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.autoregressive import Autoregressive
-from dlmjax.diffusion.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas

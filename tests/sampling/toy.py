@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlmjax.diffusion.masked import Masked
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Linear
 
 

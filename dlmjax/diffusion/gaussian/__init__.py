@@ -4,6 +4,6 @@ from dlmjax.diffusion.gaussian.diffusion_lm import DiffusionLm, Sed
 from dlmjax.diffusion.gaussian.flow import EmbeddingFlow
 from dlmjax.diffusion.gaussian.plaid import Plaid
 from dlmjax.diffusion.gaussian.process import GaussianEmbedding, make_path
-from dlmjax.diffusion.gaussian.weighting import Anchor, EndToEnd, Simple
+from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 
 __all__ = ["Anchor", "DiffusionLm", "EmbeddingFlow", "EndToEnd", "GaussianEmbedding", "Plaid", "Sed", "Simple", "make_path"]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
-from dlmjax.diffusion.gaussian.exact import ExactDenoiser
-from dlmjax.diffusion.oracle import Law
+from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 
 TOKENS, MASK, VOCAB = 3, 3, 4
 # The mask's embedding lies among the others: whoever does not bar it is seen.

@@ -9,8 +9,8 @@ import pytest
 
 from dlmjax.diffusion import Objective
 from dlmjax.diffusion.gaussian import Plaid
-from dlmjax.diffusion.gaussian.exact import ExactDenoiser
 from dlmjax.diffusion.gaussian.plaid import Learned
+from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 from tests.diffusion.battery import batch_of, sample_law
 from tests.diffusion.gaussian.battery import FREE, MASK, ONE, TABLE_1, VOCAB, bound, expected, make
 

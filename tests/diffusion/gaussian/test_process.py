@@ -7,7 +7,7 @@ import pytest
 
 from dlmjax.diffusion import Process, row_keys
 from dlmjax.diffusion.gaussian import DiffusionLm, GaussianEmbedding, Plaid, Sed
-from dlmjax.diffusion.gaussian.exact import ExactDenoiser
+from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 from dlmjax.errors import InputError
 from tests.diffusion.gaussian.battery import CASES, MASK, ONE, TABLE_1, TABLE_2, TOKENS, TWO, VOCAB, bound, make, posterior
 

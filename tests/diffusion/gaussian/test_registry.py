@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from dlmjax.diffusion import make_process, make_weighting
-from dlmjax.diffusion.gaussian import EndToEnd
+from dlmjax.diffusion.weightings.gaussian import EndToEnd
 from dlmjax.errors import InputError
 
 FACTS = {"vocab": 9, "mask_id": 8, "pad_id": 7, "bos_id": 6, "eos_id": 5, "schedule": "linear", "excluded": (7,)}

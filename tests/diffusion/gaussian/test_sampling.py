@@ -10,8 +10,8 @@ import pytest
 from dlmjax.diffusion import row_keys
 from dlmjax.diffusion.gaussian import GaussianEmbedding, Plaid
 from dlmjax.diffusion.gaussian import steps as laws
-from dlmjax.diffusion.gaussian.exact import ExactDenoiser
 from dlmjax.diffusion.gaussian.process import normals
+from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 from dlmjax.diffusion.process import split_rows
 from tests.diffusion.battery import index_of
 from tests.diffusion.gaussian.battery import CASES, FREE, MASK, TOKENS, TWO, make

@@ -1,0 +1,43 @@
+"""SIGTERM, SIGINT and SIGHUP as a flag that the loop reads between two steps: save, say how to resume, exit 0."""
+
+import signal
+import threading
+
+from dlmjax.cluster.supervise import FORWARDED, heard
+
+
+class Interrupt:
+    """`with Interrupt() as stop: ... if stop.requested: save and leave`.
+
+    The first of them only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.  SIGHUP
+    stays ignored where it was at the start, as under `nohup`.  Earlier handlers come back at the end.  Outside the main thread
+    signals cannot be handled and the flag stays False.
+    """
+
+    def __init__(self, signals: tuple = FORWARDED):
+        self._signals = signals
+        self._previous = {}
+        self.signal_name = ""
+
+    @property
+    def requested(self) -> bool:
+        """Has a signal arrived?"""
+        return bool(self.signal_name)
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal_name or 'a signal to another process'}"
+
+    def _handle(self, number, frame):
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_name = self.signal_name or signal.Signals(number).name
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in heard(self._signals)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,59 @@
+"""The exact denoiser of an enumerable law under Gaussian noise, behind the interface of a network: for tests of losses and samplers.
+
+Shapes: B batch, L length, X = K^L clean sequences, V vocabulary (K tokens first, then special ids), E dim.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dlmjax.diffusion.gaussian import parameterisation
+from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.schedules import Level
+from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.toy import ToyDenoiser
+
+_IMPOSSIBLE = -1e9
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExactDenoiser(ToyDenoiser):
+    """What a perfect network would output for `process`, which must have its learned values in place. Hidden states are outputs."""
+
+    process: GaussianEmbedding | None = None
+
+    @classmethod
+    def of(cls, law: Law, process: GaussianEmbedding) -> "ExactDenoiser":
+        return cls(law, process.vocab, None, process)
+
+    def hidden(self, z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
+        """`t_BL` is what process.clock says. A hint tells it nothing new."""
+        del hint_BLI
+        process, (now, to) = self.process, self.process.heard(t_BL)
+        log_p_BLK, log_q_BLK = self.posterior(z_BL, now)
+        if process.prediction == "logits":
+            known_BLK = log_p_BLK - log_q_BLK if process.output_prior else log_p_BLK
+            special = ((0, 0), (0, 0), (0, self.vocab - self.law.tokens))
+            return jnp.pad(jnp.maximum(known_BLK, _IMPOSSIBLE), special, constant_values=_IMPOSSIBLE)
+        mean_BLE = jnp.einsum("blk,ke->ble", jnp.exp(log_p_BLK), self._table, precision="highest")
+        output_BLE = parameterisation.convert(mean_BLE, z_BL, "x0", process.prediction, now, to)
+        middle = jnp.zeros((*z_BL.shape[:2], process.outputs - process.dim), output_BLE.dtype)
+        return jnp.concatenate([output_BLE, middle], axis=-1)
+
+    def posterior(self, z_BL: Float[Array, "B L E"], now: Level) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:
+        """(log p(x_i = k | z), log q(z_i | x_i = k) up to a constant) at level `now`."""
+        onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
+        far_BLKE = z_BL[:, :, None, :] - now.a[..., None] * self._table
+        log_q_BLK = -jnp.sum(far_BLKE**2, axis=-1) / (2 * now.s**2)
+        log_joint_BX = np.log(self.law.probability_X) + jnp.einsum("blk,xlk->bx", log_q_BLK, onehot_XLK, precision="highest")
+        log_p_BX = jax.nn.log_softmax(log_joint_BX, axis=-1)
+        fits_XLK = jnp.asarray(np.where(onehot_XLK > 0, 0.0, -np.inf), log_p_BX.dtype)
+        return jax.nn.logsumexp(log_p_BX[:, :, None, None] + fits_XLK, axis=1), log_q_BLK
+
+    @property
+    def _table(self) -> Any:
+        return self.process.table[: self.law.tokens]

@@ -1,0 +1,79 @@
+"""A denoiser without a network: the exact posterior of an enumerable law, behind the same interface as a trained one.
+
+Tests and notebooks use it to tell what a perfect network would do: a loss must then be the entropy, a sampler must draw the law.
+
+Shapes: B batch, L length, X = K^L clean sequences, V vocabulary (K tokens first, then special ids).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlmjax.diffusion.oracle.enumeration import Law
+
+_IMPOSSIBLE = -1e9
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToyDenoiser:
+    """The exact denoiser of `law`; logits are log-probabilities over `vocab` classes, the special ids far below the tokens.
+
+    log_likelihood: (z_BL, t_BL) -> log q_t(z_i | x_i = k) up to a constant, [B, L, K]; see `masked_likelihood`. None = causal: z is the
+      row shifted right by one, and the output at i is p(x_i | x_<i).
+    """
+
+    law: Law
+    vocab: int
+    log_likelihood: Callable[[Array, Array], Array] | None = None
+
+    def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
+        """The logits of the exact posterior stand for hidden states; a hint tells it nothing new."""
+        del hint_BLI
+        onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
+        log_p_X = np.log(np.maximum(self.law.probability_X, 1e-300))
+        if self.log_likelihood is None:
+            # Position i has read z_1..z_i, which are x_0..x_{i-1}: prefixes that disagree are impossible.
+            agree_BLX = self.law.sequences_Xn.T[None, :-1, :] == z_BL[:, 1:, None]
+            clash_BLX = jnp.cumsum(jnp.pad(~agree_BLX, ((0, 0), (1, 0), (0, 0))), axis=1) > 0
+            log_joint_BLX = jnp.where(clash_BLX, _IMPOSSIBLE, log_p_X)
+        else:
+            log_q_BLK = self.log_likelihood(z_BL, t_BL)
+            log_joint_BX = log_p_X + jnp.einsum("blk,xlk->bx", log_q_BLK, onehot_XLK, precision="highest")
+            log_joint_BLX = jnp.broadcast_to(log_joint_BX[:, None, :], (*z_BL.shape, log_p_X.size))
+        weight_BLX = jax.nn.softmax(log_joint_BLX, axis=-1)
+        p_BLK = jnp.einsum("blx,xlk->blk", weight_BLX, onehot_XLK, precision="highest")
+        log_p_BLK = jnp.where(p_BLK > 0, jnp.log(jnp.where(p_BLK > 0, p_BLK, 1.0)), _IMPOSSIBLE)
+        special = ((0, 0), (0, 0), (0, self.vocab - self.law.tokens))
+        return jnp.pad(log_p_BLK, special, constant_values=_IMPOSSIBLE)
+
+    def logits(self, hidden: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
+        return hidden
+
+    def expect(self, hidden: Float[Array, "*rows V"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "*rows I"]:
+        """Mean of the table's rows under the posterior; without a table the posterior itself."""
+        p = jax.nn.softmax(hidden, axis=-1)
+        return p if table_VI is None else jnp.dot(p, table_VI, precision="highest")
+
+    def row_losses(
+        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Any], row_args: tuple[Any, ...], weight_BL: Array, learned: Any = ()
+    ) -> tuple[Array, Array]:
+        """Computed densely: nats of every position, then 0 outside `rows_BL`."""
+        nats = nats_fn(hidden_BLD, *row_args, learned) if jax.tree.leaves(learned) else nats_fn(hidden_BLD, *row_args)
+        trained_BL, nats_BL = (jnp.where(rows_BL, n, 0.0) for n in (nats if isinstance(nats, tuple) else (nats, nats)))
+        return jnp.sum(trained_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
+
+
+def masked_likelihood(tokens: int, mask_id: int) -> Callable[[Array, Array], Array]:
+    """log q(z | x = k) of absorbing noise without its factor in t: 0 under a mask or at k = z, impossible elsewhere."""
+
+    def log_likelihood(z_BL: Array, t_BL: Array) -> Array:
+        del t_BL
+        fits_BLK = (z_BL == mask_id)[..., None] | (z_BL[..., None] == jnp.arange(tokens))
+        return jnp.where(fits_BLK, 0.0, _IMPOSSIBLE)
+
+    return log_likelihood

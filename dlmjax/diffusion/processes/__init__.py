@@ -1,0 +1,1 @@
+"""Noise processes, one file a family."""

@@ -1,0 +1,63 @@
+"""The forms that masked diffusion's bound takes for a network without time input (RADD 2406.03736 section 4): all have one expectation.
+
+    t-form       E_t  -alpha'/(1 - alpha) sum of CE of the masked         process `masked`, any schedule
+    lambda-form  E_lambda ~ U[0,1]  1/lambda sum of CE of the masked      process `masked_lambda`: the level is the mask rate itself
+    k-form       E_k ~ U{1..n}  n/k sum of CE of exactly k masked         process `masked_count`
+    any order    E over orders  sum_j CE of the j-th token given the j - 1 before it       `any_order_nats`, n passes
+
+The k-form is the any-order form with one place of the order drawn for each row and all tokens that could stand there averaged; drawing
+the token as well would only add variance. `any_order_nats` has no weight at all, hence the least variance for each row, and is for
+evaluation: a row of n tokens costs n passes of the network.
+
+Shapes: B batch, L length.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.schedules import Linear, Schedule
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLambda(Masked):
+    """The lambda-form: t is the mask rate, the loss cross-entropy / t. It takes no schedule; how rates are drawn is said by `times`."""
+
+    schedule: Schedule = dataclasses.field(init=False, default=Linear())
+
+    name = "masked_lambda"
+
+
+def any_order_nats(
+    process: Process, denoiser: Any, x_BL: Int[Array, "B L"], valid_BL: Bool[Array, "B L"], keys_B: Key[Array, "B"]
+) -> Float[Array, "B L"]:
+    """-log p(x_i | what stands before i in a random order) of every token, an order for each row; 0 on padding.
+
+    The mean over orders of a row's sum is the bound of a network without time input, and for a fixed order the sum is an exact negative
+    log-likelihood (of the model that decodes in this order). L passes of the network.
+    """
+    if process.time_input:
+        raise InputError(f"process {process.name} tells its network the time; any-order likelihoods need one that is not told")
+    length = x_BL.shape[1]
+    bits_BL = jax.vmap(lambda key: jax.random.bits(key, (length,)) >> 1)(keys_B).astype(jnp.int32)
+    # A token's place in the order; padding comes last and is never hidden.
+    place_BL = jnp.argsort(jnp.lexsort((bits_BL, ~valid_BL), axis=1), axis=1)
+    count_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
+
+    def one(nats_BL, place):
+        z_BL = jnp.where(valid_BL & (place_BL >= place), process.mask_id, x_BL)
+        level_BL = jnp.broadcast_to(jnp.clip((count_B1 - place) / count_B1, 0, 1), x_BL.shape).astype(jnp.float32)
+        now_BL = valid_BL & (place_BL == place)
+        hidden_BLD = denoiser.hidden(z_BL, process.clock(level_BL))
+        ones_BL = jnp.ones(x_BL.shape, jnp.float32)
+        now_nats_BL = denoiser.row_losses(hidden_BLD, now_BL, process.reconstruction, (x_BL, z_BL), ones_BL)[1]
+        return nats_BL + now_nats_BL.astype(nats_BL.dtype), None
+
+    # float32, or float64 where that is switched on: what is carried must have one type, whatever the network gives.
+    return jax.lax.scan(one, jnp.zeros(x_BL.shape), jnp.arange(length))[0]

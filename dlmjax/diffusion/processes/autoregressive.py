@@ -1,0 +1,118 @@
+"""The autoregressive corner: the chain rule as a process, on the same denoiser under a causal mask.
+
+-log p(x) = sum_i -log p(x_i | x_<i): exact, so its "bound" has no gap and no noise. The network reads the row shifted right by one, BOS
+first, and its output at i predicts x_i: unshifted, like every other process. It is also block diffusion with blocks of one token at
+t = 1 (BD3-LM 2503.09573).
+
+In a packed row the first slot of a document reads the last token of the one before, its end of document, which serves as BOS.
+
+`input_mask` hides a share of what is read in training alone: noise against repetition where text is little (2510.04071). Every token is
+still predicted; likelihoods and samples are those of the whole prefix.
+
+Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
+from dlmjax.diffusion.weightings.levels import Bound, CrossEntropy, Weighting
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive(Process):
+    """Left to right. mask_id, when given, has no probability, so that likelihoods compare with masked diffusion on one vocabulary.
+
+    input_mask: probability with which training shows the mask in place of a token that is read; the beginning of text is never hidden.
+    """
+
+    vocab: int
+    bos_id: int
+    mask_id: int | None = None
+    excluded: tuple[int, ...] = ()
+    input_mask: float = dataclasses.field(default=0.0, kw_only=True)
+
+    name = "autoregressive"
+    attention = "causal"
+
+    def __post_init__(self):
+        if not 0 <= self.input_mask < 1:
+            raise InputError(f"process {self.name}: input_mask is {self.input_mask}; it is a probability, in [0, 1)")
+        if self.input_mask and self.mask_id is None:
+            raise InputError(f"process {self.name}: input_mask shows the mask token, and this vocabulary has none; leave it at 0")
+        check_ids(self.name, self.vocab, bos_id=self.bos_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self._barred)})
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Int[Array, "B L"]:
+        """What the network reads: the row shifted right by one. No level and no noise enter."""
+        del keys_B, t_BL
+        read_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], self.bos_id), x_BL[:, :-1]], axis=1)
+        return read_BL if valid_BL is None else jnp.where(valid_BL, read_BL, x_BL)
+
+    def draws(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> tuple[tuple[Int[Array, "B L"], Float[Array, "B L"]], ...]:
+        read_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
+        if not self.input_mask:
+            return ((read_BL, t_BL),)
+        hidden_BL = (uniform_rows(keys_B, x_BL.shape[1]) < self.input_mask) & (read_BL != self.bos_id)
+        if valid_BL is not None:
+            hidden_BL = hidden_BL & valid_BL
+        return ((jnp.where(hidden_BL, self.mask_id, read_BL), t_BL),)
+
+    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        return z_BL == self.mask_id if self.input_mask else jnp.zeros(x_BL.shape, bool)
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del z, t
+        return cross_entropy(logits, x, self._barred)
+
+    def covered_by(self, times: Any) -> bool:
+        """The loss does not depend on the level: all that counts is that its weights have a mean of 1."""
+        return times.covers
+
+    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return jnp.ones_like(t)
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+        """A row of which nothing is known; the network cannot see what stands there."""
+        return jnp.full((keys_B.shape[0], length), self.bos_id, jnp.int32)
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Int[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Int[Array, "B L"]:
+        """Writes the tokens between (1 - t) L and (1 - s) L of the row.
+
+        z is the row so far, the network having read `corrupt` of it. One token at a time, that is L steps, is exact; tokens written in
+        the same step do not see each other.
+        """
+        length = z_BL.shape[1]
+        place_L = jnp.arange(length)
+        new_BL = (place_L >= jnp.round((1 - t_BL) * length)) & (place_L < jnp.round((1 - s_BL) * length))
+        return jnp.where(new_BL, draw_tokens(keys_B, exclude(logits_BLV, self._barred)), z_BL)
+
+    @property
+    def is_bound(self) -> bool:
+        return not self.input_mask
+
+    @property
+    def weighting(self) -> Weighting:
+        return CrossEntropy() if self.input_mask else Bound()
+
+    @property
+    def bound(self) -> "Autoregressive":
+        return dataclasses.replace(self, input_mask=0.0)
+
+    @property
+    def _barred(self) -> tuple[int, ...]:
+        return self.excluded if self.mask_id is None else (self.mask_id, *self.excluded)

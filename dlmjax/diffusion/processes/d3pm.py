@@ -1,0 +1,369 @@
+"""Discrete-time diffusion of tokens: T steps, each with its transition matrix (D3PM 2107.03006).
+
+    -log p(x) <= KL(q(z_T | x) || p_T) + sum_i=2..T E KL(q(z_{i-1} | z_i, x) || p(z_{i-1} | z_i)) + E -log p(x | z_1)
+
+is the mean over t ~ U[0, 1] of `loss` plus `prior_nats`: t is taken to the level i = floor(t T) + 1, and the loss there is T times the
+i-th term, of which the first is the reconstruction. The network guesses the clean token, and p(z_{i-1} | z_i) is what follows from that
+guess (eq. 4). As T grows the sum falls to the continuous bound of the same noise; with few steps it is larger, since a step back
+changes all positions without seeing each other.
+
+alpha_i is the schedule's at t = i/T, and alpha_0 = 1 whatever the schedule says: every factor of a step, the loss's included, comes from
+this one table (`Grid`).
+
+    kernel       noise                                     process
+    absorbing    to the mask                               `StepMasked`, the masked process on a grid; no time input
+    uniform      to any token                              `D3pm`
+    gaussian     along ordinal ids                         `D3pm`
+    neighbours   to near neighbours of an embedding        `D3pm`
+
+Shapes: B batch, L length, V vocabulary, K of them tokens; `*n` any shape. Losses in nats per token.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Real
+from jaxtyping import ArrayLike as Like
+
+from dlmjax.diffusion.process import EXCLUDED, Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.processes import kernels
+from dlmjax.diffusion.processes.interpolating import EVEN, mixture_sums
+from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
+from dlmjax.diffusion.processes.table import Table
+from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
+from dlmjax.errors import InputError
+
+LINEAR = Linear()
+KERNELS = ("uniform", "absorbing", "gaussian", "neighbours")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(Schedule):
+    """alpha of another schedule at t = i/T, i = 0..T, and 1 at t = 0; a t in between is taken to the nearest level.
+
+    `hazard` is T (alpha_{i-1} - alpha_i) / (1 - alpha_i): the discrete bound's weight of a masked token.
+    """
+
+    base: Schedule
+    steps: int
+
+    def __post_init__(self):
+        _check_steps(self.steps)
+        # In float64: differences of neighbouring levels lose the digits that float32 has.
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            t_T = jnp.arange(self.steps + 1) / self.steps
+            alpha_T, noise_T = np.array(self.base.alpha(t_T)), np.array(self.base.noise(t_T))
+        alpha_T[0], noise_T[0] = 1.0, 0.0
+        object.__setattr__(self, "_alpha_T", alpha_T)
+        object.__setattr__(self, "_noise_T", noise_T)
+
+    def index(self, t: Real[Like, "*t"]) -> Int[Array, "*t"]:
+        return jnp.clip(jnp.round(real(t) * self.steps).astype(jnp.int32), 0, self.steps)
+
+    def alpha(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+        return jnp.asarray(self._alpha_T, real(t).dtype)[self.index(t)]
+
+    def noise(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+        return jnp.asarray(self._noise_T, real(t).dtype)[self.index(t)]
+
+    def alpha_prime(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+        """T (alpha_i - alpha_{i-1}): the slope of the step that ends at t; at t = 0 that of the first."""
+        slope_T = self.steps * np.diff(-self._noise_T)
+        return jnp.asarray(slope_T, real(t).dtype)[jnp.maximum(self.index(t) - 1, 0)]
+
+    def hazard(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+        hazard_T = self.steps * np.diff(self._noise_T) / np.maximum(self._noise_T[1:], kernels.TINY)
+        return jnp.asarray(hazard_T, real(t).dtype)[jnp.maximum(self.index(t) - 1, 0)]
+
+    def inverse(self, alpha: Real[Like, "*t"]) -> Float[Array, "*t"]:
+        """The level whose alpha is nearest from above."""
+        falling_T = jnp.asarray(-self._alpha_T, real(alpha).dtype)
+        return jnp.clip(jnp.searchsorted(falling_T, -real(alpha), side="right") - 1, 0, self.steps) / self.steps
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 1.0, float(self._alpha_T[-1])
+
+    def step(self, t: Float[Array, "*n"], s: Float[Array, "*n"] | None = None) -> kernels.Step:
+        """What lies between level t (at least the first) and level s; by default the one before t."""
+        to = jnp.maximum(self.index(t), 1)
+        start = to - 1 if s is None else self.index(s)
+        alpha_T, noise_T = jnp.asarray(self._alpha_T, t.dtype), jnp.asarray(self._noise_T, t.dtype)
+        if s is None:
+            gone_T = np.diff(self._noise_T) / np.maximum(self._alpha_T[:-1], kernels.TINY)
+            keep_T = self._alpha_T[1:] / np.maximum(self._alpha_T[:-1], kernels.TINY)
+            return kernels.Step(alpha_T[start], noise_T[start], jnp.asarray(keep_T, t.dtype)[start], jnp.asarray(gone_T, t.dtype)[start])
+        to, floor = jnp.maximum(self.index(t), start), jnp.maximum(alpha_T[start], kernels.TINY)
+        return kernels.Step(alpha_T[start], noise_T[start], alpha_T[to] / floor, (noise_T[to] - noise_T[start]) / floor)
+
+
+def snapped(t_BL: Float[Array, "B L"], steps: int) -> Float[Array, "B L"]:
+    """The level (floor(t T) + 1) / T that a t in [0, 1] stands for."""
+    return jnp.clip(jnp.floor(t_BL * steps) + 1, 1, steps) / steps
+
+
+def make_d3pm(
+    vocab: int,
+    mask_id: int,
+    kernel: str = "uniform",
+    steps: int = 1000,
+    schedule: Schedule = LINEAR,
+    excluded: tuple[int, ...] = (),
+    parameterisation: str = "leave_one_out",
+    embedding: Any = None,
+    neighbours: int = 8,
+) -> Process:
+    """The process of one of KERNELS; see `D3pm` for the values. Absorbing noise takes neither embedding nor parameterisation."""
+    if kernel == "absorbing":
+        return StepMasked(vocab, mask_id, schedule, excluded, steps=steps)
+    return D3pm(vocab, mask_id, kernel, steps, schedule, excluded, parameterisation, embedding, neighbours)
+
+
+def check_d3pm(
+    kernel: str = "uniform", steps: int = 1000, parameterisation: str = "leave_one_out", embedding: Any = None, **others: Any
+) -> bool:
+    """Whether the network of such a process must be told the time, by its values alone: D3PM computes its levels when it is made, which
+    takes a device. Raises InputError: what no D3PM is."""
+    del others
+    if kernel not in KERNELS:
+        raise InputError(f"process d3pm: kernel is {kernel!r}; choose one of {', '.join(KERNELS)}")
+    if parameterisation not in ("leave_one_out", "posterior"):
+        raise InputError(f"process d3pm: parameterisation is {parameterisation!r}; give 'leave_one_out' or 'posterior'")
+    if kernel != "absorbing" and (kernel == "neighbours") != (embedding is not None):
+        raise InputError(f"process d3pm: kernel {kernel!r} and embedding belong together; 'neighbours' takes one, the others none")
+    _check_steps(steps)
+    return StepMasked.time_input if kernel == "absorbing" else D3pm.time_input
+
+
+def _check_steps(steps: int) -> None:
+    if not 1 <= steps <= 1_000_000:
+        raise InputError(f"process d3pm: steps is {steps}; it must be a number of steps between 1 and 1,000,000")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMasked(Masked):
+    """Absorbing D3PM: masked diffusion in T steps. Loss T (alpha_{i-1} - alpha_i) / (1 - alpha_i) times the cross-entropy of masked
+    tokens, which is the exact KL of a step; on the linear schedule that is the continuous 1/t at t = i/T."""
+
+    steps: int = 1000
+
+    name = "d3pm"
+
+    def __post_init__(self):
+        base = self.schedule.base if isinstance(self.schedule, Grid) else self.schedule
+        object.__setattr__(self, "schedule", Grid(base, self.steps))
+        super().__post_init__()
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.schedule.base.noise(t)
+
+    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        del valid_BL
+        return snapped(t_BL, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class D3pm(Process):
+    """D3PM with a symmetric kernel.
+
+    vocab: classes of the logits, special ids included; mask_id, excluded: ids that are neither text nor noise.
+    kernel: "uniform", "gaussian" (token ids are ordinal, in their order) or "neighbours" (takes `embedding` and `neighbours`).
+    steps: T.  schedule: what is left of the slowest part of the signal.
+    parameterisation: "leave_one_out" (eq. 4 of the paper: the guess is weighted by q(z_{i-1}, z_i | x)) or "posterior".
+    embedding: one row per id, [V, E], for instance that of a trained model; compared by content.
+    """
+
+    vocab: int
+    mask_id: int | None = None
+    kernel: str = "uniform"
+    steps: int = 1000
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
+    parameterisation: str = "leave_one_out"
+    embedding: Any = None
+    neighbours: int = 8
+
+    name = "d3pm"
+    time_input = True
+    ends = EVEN
+
+    def __post_init__(self):
+        check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.barred)})
+        if self.kernel == "absorbing":
+            raise InputError("process d3pm: kernel 'absorbing' is made by make_d3pm")
+        check_d3pm(self.kernel, self.steps, self.parameterisation, self.embedding)
+        if self.embedding is not None:
+            object.__setattr__(self, "embedding", Table(self.embedding))
+            if self.embedding.array.shape[0] != self.vocab:
+                raise InputError(
+                    f"process d3pm: embedding has {len(self.embedding.array)} rows; it must have one for each of {self.vocab} ids"
+                )
+        # Made now, so that what cannot be is refused now, and never within a traced function.
+        object.__setattr__(self, "_grid", Grid(self.schedule, self.steps))
+        object.__setattr__(self, "_noise", self._make_kernel())
+        object.__setattr__(self, "_prior_K", self._make_prior() if self.has_boundary else np.zeros(len(self.tokens_K), np.float32))
+
+    @property
+    def output(self) -> Parameterisation:
+        """What the denoiser's output means."""
+        return PARAMETERISATIONS[self.parameterisation]
+
+    @functools.cached_property
+    def barred(self) -> tuple[int, ...]:
+        """Ids that text never holds."""
+        return tuple(dict.fromkeys((*(() if self.mask_id is None else (self.mask_id,)), *self.excluded)))
+
+    @functools.cached_property
+    def tokens_K(self) -> Int[np.ndarray, "K"]:
+        """Ids of the kernel's tokens."""
+        return np.setdiff1d(np.arange(self.vocab), self.barred).astype(np.int32)
+
+    def _make_kernel(self) -> kernels.Kernel:
+        if self.kernel == "neighbours":
+            return kernels.Neighbours(self.embedding.array[self.tokens_K], self.neighbours)
+        return (kernels.Even if self.kernel == "uniform" else kernels.Path)(len(self.tokens_K))
+
+    # --- what samplers ask -----------------------------------------------------------------------------------------------------
+
+    @property
+    def stationary(self) -> bool:
+        """A token that is off by little at a small level is off by anything at t = 1."""
+        return self.kernel == "uniform"
+
+    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self._grid.noise(t)
+
+    def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.output.log_posterior(self, logits, z, t)
+
+    def log_loo(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        return self.output.log_loo(self, logits, z, t)
+
+    # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.schedule.noise(t)
+
+    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        del valid_BL
+        return snapped(t_BL, self.steps)
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Int[Array, "B L"]:
+        return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
+
+    def forward_step(
+        self,
+        keys_B: Key[Array, "B"],
+        z_BL: Int[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        valid_BL: Bool[Array, "B L"] | None = None,
+    ) -> Int[Array, "B L"]:
+        step = self._grid.step(t_BL, s_BL)
+        drawn_BL = self._id(self._noise.draw(keys_B, self._place(z_BL), step.step_keep, step.step_gone))
+        noisy_BL = self._is_token(z_BL) if valid_BL is None else self._is_token(z_BL) & valid_BL
+        return jnp.where(noisy_BL, drawn_BL, z_BL)
+
+    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        # The reconstruction is part of the first level's loss: at t = 0 there is nothing left to guess.
+        del z_BL
+        return t_BL > 0
+
+    # --- the bound -------------------------------------------------------------------------------------------------------------
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        t = t.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        step = self._grid.step(t)
+        if self.kernel == "uniform":
+            nats = self._even_loss(exclude(logits, self.barred), x, z, t, step)
+        else:
+            nats = kernels.divergence(self._noise, self._guess(logits, z, t), self._place(x), self._place(z), step)
+        return jnp.where(self._is_token(z), self.steps * nats, 0.0)
+
+    def _even_loss(self, logits, x, z, t, step: kernels.Step):
+        tokens = len(self.tokens_K)
+        shift = jnp.zeros_like(t)
+        if self.parameterisation == "posterior":
+            # The bridge moves one logit only: log q_t(z | x = k) is two-valued in k.
+            shift = jnp.log1p(self._grid.alpha(t) * tokens / jnp.maximum(self._grid.noise(t), FLOOR))
+        sums, log_p_x, log_p_z = mixture_sums(logits, x, z, jnp.log(kernels.mixing(tokens, step)), shift)
+        return kernels.even_divergence(sums, log_p_x, log_p_z, x == z, tokens, step)
+
+    @property
+    def has_boundary(self) -> bool:
+        return self._grid.ends[1] > 0
+
+    @property
+    def has_reconstruction(self) -> bool:
+        return False  # the term of level 1 is the reconstruction
+
+    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """KL(q(z_T | x) || p_T), p_T even over the tokens."""
+        return jnp.asarray(self._prior_K)[self._place(x)]
+
+    def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log q_t(z | x = v) for every id v."""
+        t = real(t)
+        row = self._noise.row(self._place(z), self._grid.alpha(t), self._grid.noise(t))
+        return self._over_ids(jnp.log(jnp.maximum(row, kernels.TINY)))
+
+    def _guess(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+        """log p(x_i | z_{-i}) over the kernel's tokens."""
+        return self._over_tokens(self.output.log_loo(self, logits, z, t))
+
+    def _make_prior(self) -> Float[np.ndarray, "K"]:
+        left = self._grid.ends[1]
+        with jax.ensure_compile_time_eval():
+
+            def nats(x):
+                p_K = self._noise.row(x[None], jnp.full(1, left), jnp.full(1, 1 - left))[0]
+                return jnp.sum(jnp.where(p_K > 0, p_K * jnp.log(jnp.maximum(p_K, kernels.TINY) * len(self.tokens_K)), 0.0))
+
+            return np.maximum(np.asarray(jax.lax.map(nats, jnp.arange(len(self.tokens_K)))), 0)
+
+    # --- reverse ---------------------------------------------------------------------------------------------------------------
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+        return self._id(jax.vmap(lambda key: jax.random.randint(key, (length,), 0, len(self.tokens_K)))(keys_B))
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Int[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Int[Array, "B L"]:
+        """Draws z_s from the mixture over clean tokens, any number of levels at once."""
+        step = self._grid.step(real(t_BL), real(s_BL))
+        logits_BLK = kernels.backward_logits(self._noise, self._guess(logits_BLV, z_BL, t_BL), self._place(z_BL), step)
+        return jnp.where(self._is_token(z_BL), self._id(draw_tokens(keys_B, logits_BLK)), z_BL)
+
+    # --- ids and tokens --------------------------------------------------------------------------------------------------------
+
+    def _id(self, place: Int[Array, "*n"]) -> Int[Array, "*n"]:
+        return jnp.asarray(self.tokens_K)[place]
+
+    def _place(self, ids: Int[Array, "*n"]) -> Int[Array, "*n"]:
+        """Number of an id among the tokens; 0 for the others, which nothing is computed for."""
+        place_V = np.zeros(self.vocab, np.int32)
+        place_V[self.tokens_K] = np.arange(len(self.tokens_K))
+        return jnp.asarray(place_V)[ids]
+
+    def _is_token(self, ids: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+        return jnp.asarray(np.isin(np.arange(self.vocab), self.tokens_K))[ids]
+
+    def _over_tokens(self, values: Float[Array, "*n V"]) -> Float[Array, "*n K"]:
+        first, last = int(self.tokens_K[0]), int(self.tokens_K[-1])
+        # Special ids usually stand at one end: a slice costs nothing.
+        return values[..., first : last + 1] if last - first + 1 == len(self.tokens_K) else values[..., self.tokens_K]
+
+    def _over_ids(self, values: Float[Array, "*n K"]) -> Float[Array, "*n V"]:
+        return jnp.full((*values.shape[:-1], self.vocab), EXCLUDED, values.dtype).at[..., self.tokens_K].set(values)

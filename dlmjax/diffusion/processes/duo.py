@@ -1,0 +1,199 @@
+"""Uniform-state diffusion as the argmax of Gaussian diffusion, and the curriculum that follows (Duo, 2506.10892).
+
+Let w = a e_x + sqrt(1 - a^2) noise over N classes, a the Gaussian's signal. Its argmax shows x with probability
+    P(a) = integral phi(u - a/sqrt(1 - a^2)) Phi(u)^(N - 1) du,
+and every other token with the same chance: it is uniform-state diffusion with alpha = (N P - 1)/(N - 1) (their eq. 10 and 11). `signal`
+inverts that map, so a process keeps its discrete schedule and the Gaussian one follows.
+
+Curriculum: early in training the network reads softmax(w / temperature), a mixture of a few tokens, in place of the argmax: more of the
+clean text shines through and the gradients vary less. `soft_tokens` draws the k largest entries of w, and which tokens they belong to,
+without the N-wide vector: the largest of N - 1 normal numbers are drawn one after the other through their order statistics. What enters
+the network is ids [B, L, k] and weights [B, L, k], that is a sparse combination of k embeddings.
+
+Shapes: B batch, L length, k kept tokens, V vocabulary of N tokens and special ids; `*n` any shape.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Bool, Float, Float64, Int, Key
+from scipy.special import log_ndtr
+
+from dlmjax.diffusion.process import Process, split_rows, uniform_rows
+from dlmjax.diffusion.processes.uniform import Uniform
+from dlmjax.diffusion.schedules import FLOOR
+from dlmjax.errors import InputError
+
+_KNOTS = 1024
+
+
+def argmax_alpha(ratio: Float64[np.ndarray, "J"], tokens: int) -> Float64[np.ndarray, "J"]:
+    """alpha of the argmax when the clean entry leads by `ratio` = a/sqrt(1 - a^2) standard deviations, in float64 by quadrature."""
+    u_U = np.linspace(-9.0, 9.0, 1201)
+    step = u_U[1] - u_U[0]
+    ratio = np.asarray(ratio, np.float64)
+    # u is the clean entry's own noise: P(a) = E Phi(u + ratio)^(N - 1). The rule is exact to rounding for such functions.
+    density_U = np.exp(-(u_U**2) / 2) / np.sqrt(2 * np.pi) * step
+    win_JU = np.exp((tokens - 1) * log_ndtr(u_U[None] + ratio[:, None]))
+    # alpha = (N P - 1)/(N - 1) = 1 - N/(N - 1) (1 - P): the difference to P(0) = 1/N, without cancelling at small ratios.
+    base_U = np.exp((tokens - 1) * log_ndtr(u_U))
+    return tokens / (tokens - 1) * (win_JU - base_U[None]) @ density_U
+
+
+@functools.cache
+def _table(tokens: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Knots of the map: log-odds of alpha, increasing, and the ratio at each."""
+    ratio_J = np.concatenate([np.geomspace(1e-9, 0.5, _KNOTS, endpoint=False), np.linspace(0.5, 13.0, _KNOTS)])
+    alpha_J = np.clip(argmax_alpha(ratio_J, tokens), 1e-300, 1 - 1e-15)
+    log_odds_J = np.log(alpha_J) - np.log1p(-alpha_J)
+    keep_J = np.concatenate([[True], np.diff(np.maximum.accumulate(log_odds_J)) > 1e-9])
+    return tuple(log_odds_J[keep_J]), tuple(ratio_J[keep_J])
+
+
+def signal(alpha: Float[Array, "*n"], noise: Float[Array, "*n"], tokens: int) -> Float[Array, "*n"]:
+    """a/sqrt(1 - a^2) of the Gaussian whose argmax keeps a token with probability alpha = 1 - noise, by a table (relative error < 2e-4)."""
+    log_odds_J, ratio_J = _table(tokens)
+    log_odds = jnp.log(jnp.maximum(alpha, FLOOR)) - jnp.log(jnp.maximum(noise, FLOOR))
+    return jnp.interp(log_odds, jnp.asarray(log_odds_J, jnp.float32), jnp.asarray(ratio_J, jnp.float32))
+
+
+def soft_tokens(
+    keys_B: Key[Array, "B"],
+    x_BL: Int[Array, "B L"],
+    ratio_BL: Float[Array, "B L"],
+    temperature: float,
+    k: int,
+    vocab: int,
+    barred: tuple[int, ...] = (),
+) -> tuple[Int[Array, "B L {k}"], Float[Array, "B L {k}"]]:
+    """The k largest entries of softmax(w / temperature), w = (ratio e_x + noise) in units of the noise, largest first.
+
+    Returns:
+      ids: tokens, distinct; ids[..., 0] is the argmax, which has the law of uniform noise exactly.
+      weights: softmax over those k entries (at Duo's temperatures the others hold nothing).
+    """
+    length, others = x_BL.shape[1], vocab - len(barred) - 1
+    if not 2 <= k <= others:
+        raise InputError(f"soft tokens: k is {k}; it must lie between 2 and the {others} other tokens")
+    own_B, *order_B = split_rows(keys_B, 1 + 2 * k)
+    own_BL = ratio_BL + _normal(uniform_rows(own_B, length))
+    # Order statistics of `others` uniform numbers from the top: log U_(j) = log U_(j-1) + log(u)/(others - j).
+    log_top_BL, tops, ranks = jnp.zeros(x_BL.shape), [], []
+    for j in range(k):
+        u_BL = jnp.maximum(uniform_rows(order_B[j], length), 2.0**-33)
+        log_top_BL = log_top_BL + jnp.log(u_BL) / (others - j)
+        tops.append(_upper_normal(-jnp.expm1(log_top_BL)))
+        # Which token: the r-th of those not drawn yet, so all orders are equally likely.
+        rank_BL = jax.vmap(lambda key, j=j: jax.random.randint(key, (length,), 0, others - j, jnp.int32))(order_B[k + j])
+        for taken_BL in jnp.sort(jnp.stack(ranks), axis=0) if ranks else ():
+            rank_BL = rank_BL + (rank_BL >= taken_BL)
+        ranks.append(rank_BL)
+    ids = []
+    place_BL = _place(x_BL, barred)
+    for rank_BL in ranks:
+        id_BL = rank_BL + (rank_BL >= place_BL)  # the clean token is none of the others
+        for id_ in sorted(barred):
+            id_BL = id_BL + (id_BL >= id_)
+        ids.append(id_BL)
+    value_BLk = jnp.stack([own_BL, *tops], axis=-1)
+    id_BLk = jnp.stack([x_BL.astype(jnp.int32), *ids], axis=-1)
+    value_BLk, chosen_BLk = jax.lax.top_k(value_BLk, k)
+    return jnp.take_along_axis(id_BLk, chosen_BLk, axis=-1), jax.nn.softmax(value_BLk / temperature, axis=-1)
+
+
+def _place(x_BL: Int[Array, "B L"], barred: tuple[int, ...]) -> Int[Array, "B L"]:
+    """Number of the token x among the tokens that are not barred."""
+    return x_BL - sum(((x_BL > id_).astype(jnp.int32) for id_ in barred), jnp.zeros_like(x_BL))
+
+
+def _normal(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    return ndtri(jnp.clip(u, 2.0**-33, 1 - 2.0**-24))
+
+
+def _upper_normal(tail: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The number that a normal one exceeds with probability `tail`: exact far up, where 1 - tail rounds to 1."""
+    return -ndtri(jnp.clip(tail, 1e-37, 1.0 - 2.0**-24))
+
+
+@dataclasses.dataclass(frozen=True)
+class Duo(Uniform):
+    """Uniform noise whose network reads soft tokens: the first stage of Duo's curriculum; `bound` is the second.
+
+    A state is [B, L, k, 2] float32: (id, weight) of the k largest entries, largest first; ids are exact in float32. A network embeds it as
+    the weighted sum of the k embeddings, so no V-wide tensor exists. Hard tokens are what `show` gives, the argmax. The nats are those of
+    uniform noise with the network's soft reading: no bound, and they say so; evaluation and sampling use `bound`.
+    until: the training step at which the curriculum ends and plain uniform noise goes on; 0 = it does not end.
+    """
+
+    temperature: float = 1e-3
+    k: int = 4
+    until: int = 0
+
+    name = "duo"
+    is_bound = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.temperature > 0 or not 2 <= self.k < self.tokens:
+            raise InputError(
+                f"process duo: temperature is {self.temperature}, k is {self.k}; need temperature > 0 and 2 <= k < {self.tokens}"
+            )
+        if self.until < 0:
+            raise InputError(f"process duo: until is {self.until}; it is a number of steps, 0 = the curriculum does not end")
+        if self.vocab > 2**24:
+            raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are no float32 number")
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Float[Array, "B L {self.k} 2"]:
+        ratio_BL = signal(self.schedule.alpha(t_BL), self.schedule.noise(t_BL), self.tokens)
+        id_BLk, weight_BLk = soft_tokens(keys_B, x_BL, ratio_BL, self.temperature, self.k, self.vocab, self.barred)
+        state_BLk2 = jnp.stack([id_BLk.astype(jnp.float32), weight_BLk], axis=-1)
+        whole_BL = jnp.zeros(x_BL.shape, bool) if valid_BL is None else ~valid_BL
+        return jnp.where((whole_BL | (self.schedule.noise(t_BL) <= 0))[..., None, None], self.hard(x_BL), state_BLk2)
+
+    def hard(self, z_BL: Int[Array, "*n"]) -> Float[Array, "*n {self.k} 2"]:
+        """A token as a state: all weight on one id."""
+        weight_k = jnp.zeros((self.k,), jnp.float32).at[0].set(1.0)
+        ids = jnp.broadcast_to(z_BL[..., None].astype(jnp.float32), (*z_BL.shape, self.k))
+        return jnp.stack([ids, jnp.broadcast_to(weight_k, ids.shape)], axis=-1)
+
+    def clean_state(self, x_BL: Int[Array, "B L"]) -> Float[Array, "B L {self.k} 2"]:
+        return self.hard(x_BL)
+
+    def show(self, z_BL: Float[Array, "*n k 2"]) -> Int[Array, "*n"]:
+        """The argmax."""
+        return z_BL[..., 0, 0].astype(jnp.int32)
+
+    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Float[Array, "B L k 2"]) -> Bool[Array, "B L"]:
+        return self.show(z_BL) != x_BL
+
+    def loss(
+        self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n k 2"], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n"]:
+        return super().loss(logits, x, self.show(z), t)
+
+    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Float[Array, "*n k 2"]) -> Float[Array, "*n"]:
+        return super().reconstruction(logits, x, self.show(z0))
+
+    def at_step(self, step: int) -> Process:
+        return self.bound if self.until and step >= self.until else self
+
+    @property
+    def curriculum_end(self) -> int:
+        return self.until
+
+    def curriculum_ending(self, step: int) -> dict[str, Any]:
+        return {"until": step}
+
+    # Softness is drawn in one shot; there is no chain from one soft state to the next.
+    forward_step = Process.forward_step
+
+    @property
+    def bound(self) -> Process:
+        return Uniform(self.vocab, self.mask_id, self.schedule, self.excluded, self.parameterisation)

@@ -1,0 +1,219 @@
+"""Hybrid noise: the mask and even draws of the tokens, mixed (GIDD 2503.04482). The network also learns to doubt what it sees.
+
+`Hybrid` is the paper's: with B = 2^gamma p_uniform / (1 - p_uniform), c_t = B (t (1 - t))^(gamma/2) and C = 1 + c_t (section 4.2)
+    alpha_t = (1 - t)/C,   mask share t/C,   even share c_t/C;   the even share is p_uniform at t = 1/2 and 0 at both ends.
+Jump rates in closed form, alpha_t times: to the mask 1/C^2, to an even draw c_t (t (1 - gamma) + gamma/2) / (t C^2).
+
+`Mixed` is any mixing: a schedule says how much noise there is and a `Mixing` what it is made of, as a function of the log-SNR
+lambda = log(alpha / (1 - alpha)): pi = u(lambda) even + (1 - u(lambda)) mask. Then the jump rates are -alpha'/alpha times
+    u - u'   to an even draw,      1 - u + u'   to the mask:
+a rate that the schedule alone decides, times a mixing that the log-SNR alone decides.
+
+The bound is that of interpolating.py: one logarithm for each class, whatever the mixing. `Dynamic` and `ClippedJumps` (weighting.py)
+are the paper's training weights; the bound that is reported is always the plain one.
+
+Shapes: as in interpolating.py.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dlmjax.diffusion.process import Ends, cross_entropy
+from dlmjax.diffusion.processes.interpolating import Interpolating, Shares
+from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
+from dlmjax.errors import InputError
+
+
+class _MaskAndTokens(Interpolating):
+    """Noise that shows masks; where it never shows an even draw, the bound is the masked one and a shown token is the truth."""
+
+    mask_id: int
+    always_masks: bool
+
+    @property
+    def absorbing_id(self) -> int | None:
+        return self.mask_id if self.always_masks else None
+
+    @property
+    def stationary(self) -> bool:
+        """The mixture of masks and even draws changes with the level."""
+        return self.always_masks
+
+    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        return z_BL == self.mask_id if self.always_masks else super().rows(z_BL, t_BL)
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        if not self.always_masks:
+            return super().loss(logits, x, z, t)
+        masked = z == self.mask_id
+        t = jnp.where(masked, t, 1.0)
+        weight = self.jumps(t)[1] / jnp.maximum(self.shares(t).mask, FLOOR)
+        return jnp.where(masked, weight * cross_entropy(logits, x, self.barred), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hybrid(_MaskAndTokens):
+    """GIDD's noise.
+
+    p_uniform: the share of even draws in the middle, t = 1/2. 0 is masked diffusion on the linear schedule, towards 1 it is uniform.
+    gamma: in (0, 2]; how late the even share comes and how early it goes.
+    """
+
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
+    parameterisation: str = "leave_one_out"
+    p_uniform: float = 0.1
+    gamma: float = 1.0
+
+    name = "hybrid"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.p_uniform < 1:
+            raise InputError(f"process hybrid: p_uniform is {self.p_uniform}; it must lie in [0, 1), for 1 take process 'uniform'")
+        if not 0 < self.gamma <= 2:
+            raise InputError(f"process hybrid: gamma is {self.gamma}; it must lie in (0, 2], else a jump rate is negative")
+
+    def shares(self, t: Float[Array, "*t"]) -> Shares:
+        t = real(t)
+        bump = self._bump(t)
+        return Shares((1 - t) / (1 + bump), bump / (1 + bump), t / (1 + bump))
+
+    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        # Not FLOOR: a rate that grows as an inverse root of t has a share of 1e-6 of its mass below that.
+        t = jnp.maximum(real(t), 1e-30)
+        bump = self._bump(t)
+        square = (1 + bump) ** 2
+        return bump * (t * (1 - self.gamma) + self.gamma / 2) / (t * square), 1 / square
+
+    @property
+    def always_masks(self) -> bool:
+        return self.p_uniform == 0
+
+    @property
+    def ends(self) -> Ends:
+        """Little even noise is visible as a root of what is left of the text, far down; much of it hides that."""
+        return dataclasses.replace(Interpolating.ends, noise=6.5 if self._peak * 0.01 ** (self.gamma / 2) < 0.1 else 4.0)
+
+    @property
+    def _peak(self) -> float:
+        """B."""
+        return 2**self.gamma * self.p_uniform / (1 - self.p_uniform)
+
+    def _bump(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """c_t."""
+        return self._peak * jnp.maximum(t * (1 - t), 0.0) ** (self.gamma / 2)
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """What noise is made of at a log-SNR. Both functions give (even, mask), which sum to 1, each exact to rounding where it is small."""
+
+    def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        """(u, 1 - u): of the noise that a token shows."""
+        ...
+
+    def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        """(u - u', 1 - u + u'): of the jumps that happen. Neither may be negative."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Mixing):
+    """The same mixture at every level."""
+
+    even: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.even <= 1:
+            raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
+
+    def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        return jnp.full_like(log_snr, self.even), jnp.full_like(log_snr, 1 - self.even)
+
+    def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        return self.shares(log_snr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Mixing):
+    """u = sigmoid(steepness x log-SNR + shift), as in 2512.10858.
+
+    For steepness in (0, 1] nearly clean text is hit by even draws and pure noise is masks; in [-1, 0) it is the other way round.
+    """
+
+    steepness: float = 1.0
+    shift: float = -1.0
+
+    def __post_init__(self):
+        if not -1 <= self.steepness <= 1:
+            raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
+
+    def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        inner = self.steepness * log_snr + self.shift
+        return jax.nn.sigmoid(inner), jax.nn.sigmoid(-inner)
+
+    def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        # u' = steepness u (1 - u); sums of what is positive, so that u - u' = u^2 keeps its digits.
+        even, mask = self.shares(log_snr)
+        up, down = max(self.steepness, 0.0), max(-self.steepness, 0.0)
+        return even * ((1 - up) + up * even + down * mask), mask * ((1 - down) + down * mask + up * even)
+
+
+MIXINGS: dict[str, type[Mixing]] = {"constant": Constant, "sigmoid": Sigmoid}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(_MaskAndTokens):
+    """Any mixing on any schedule.
+
+    mixing: one of MIXINGS or a `Mixing`.  values: the fields of a named mixing, in order.
+    """
+
+    vocab: int
+    mask_id: int
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
+    parameterisation: str = "leave_one_out"
+    mixing: str | Mixing = "sigmoid"
+    values: tuple[float, ...] = ()
+
+    name = "mixed"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.mixing, str):
+            if self.mixing not in MIXINGS:
+                raise InputError(f"process mixed: unknown mixing {self.mixing!r}; choose one of {', '.join(MIXINGS)}")
+            fields = [field.name for field in dataclasses.fields(MIXINGS[self.mixing])]
+            if len(self.values) > len(fields):
+                raise InputError(f"process mixed: values are those of {self.mixing} ({', '.join(fields)}), not {self.values}")
+            object.__setattr__(self, "mixing", MIXINGS[self.mixing](*self.values))
+            object.__setattr__(self, "values", ())
+        log_snr = jnp.linspace(-25.0, 25.0, 101)
+        parts = jnp.stack([*self.mixing.shares(log_snr), *self.mixing.jumps(log_snr)])
+        if not bool(jnp.all((parts >= 0) & (parts <= 1 + 1e-6))):
+            raise InputError(f"process mixed: {self.mixing} gives a share or a jump rate outside [0, 1]")
+
+    def shares(self, t: Float[Array, "*t"]) -> Shares:
+        noise, log_snr = self.schedule.noise(t), self.schedule.log_snr(t)
+        even, mask = self.mixing.shares(log_snr)
+        return Shares(self.schedule.alpha(t), noise * even, noise * mask)
+
+    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        rate = -self.schedule.alpha_prime(t)
+        even, mask = self.mixing.jumps(self.schedule.log_snr(t))
+        return rate * even, rate * mask
+
+    @property
+    def has_boundary(self) -> bool:
+        return self.schedule.has_boundary
+
+    @property
+    def always_masks(self) -> bool:
+        return self.mixing == Constant(0.0)

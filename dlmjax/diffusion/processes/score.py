@@ -1,0 +1,223 @@
+"""Score entropy (SEDD, Lou et al. 2310.16834): the network gives the log of the ratios p_t(z with z_i := y) / p_t(z).
+
+The loss is the path KL of the reversed chain, the same bound as masked or uniform diffusion, in other unknowns (their eq. 7 and 5.1):
+    -alpha'/alpha sum_{y != z} R(y) [ s_y - r_y log s_y + r_y (log r_y - 1) ],    r_y = q_t(y|x) / q_t(z|x),
+with R = 1 for masked noise, 1/N for uniform noise; nothing constrains the s_y, and the exact scores bring it to the entropy.
+
+Masked noise: the ratios are r = alpha/(1 - alpha) = 1/(e^sigma - 1) times a law over N tokens. The output is scaled as in the paper,
+log s_y = output_y + log r - log N, so that it need not depend on t, and with Z = logsumexp(output) - log N the loss is
+    -alpha'/(1 - alpha) [ cross-entropy(output, x) + e^Z - 1 - Z ]:
+masked diffusion's, plus what it costs that the scores do not sum to what they should. Written so, nothing cancels at small sigma.
+Uniform noise: output_y = log s_y. One sum of exponentials and one plain sum over the classes.
+
+In both the output's own entry (y = z) is taken for 0. An output (masked: its Z) above LIMIT grows ever slower, to LIMIT + 8: still scores,
+so still a bound, and finite whatever a network says; a law has such scores only at t < 1e-10.
+
+Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dlmjax.diffusion.process import EXCLUDED, Ends, Process, cross_entropy, exclude
+from dlmjax.diffusion.processes.interpolating import EVEN, Interpolating, Shares, by_rows
+from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
+from dlmjax.diffusion.schedules import Linear, Schedule
+from dlmjax.errors import InputError
+
+ROUNDING = 1e-5  # of a log-probability in float32
+LIMIT = 36.0  # e^(LIMIT + 8) / r is a float32 for every r
+NOISES = ("mask", "uniform")
+
+
+class OneNoise(Interpolating):
+    """Noise of one kind, `noise` = "mask" or "uniform", on a schedule."""
+
+    schedule: Schedule
+    noise: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.noise not in NOISES:
+            raise InputError(f"process {self.name}: noise is {self.noise!r}; take one of {', '.join(NOISES)}")
+        if self.noise == "mask" and self.mask_id is None:
+            raise InputError(f"process {self.name} with noise 'mask' needs mask_id; take it from the tokenizer")
+
+    def shares(self, t: Float[Array, "*t"]) -> Shares:
+        alpha, noise = self.schedule.alpha(t), self.schedule.noise(t)
+        none = jnp.zeros_like(noise)
+        return Shares(alpha, none, noise) if self._mask is not None else Shares(alpha, noise, none)
+
+    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+        rate = -self.schedule.alpha_prime(t)
+        none = jnp.zeros_like(rate)
+        return (none, rate) if self._mask is not None else (rate, none)
+
+    @property
+    def ends(self) -> Ends:
+        return EVEN if self._mask is None else Process.ends
+
+    def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
+        return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.barred)
+
+    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        return super().rows(z_BL, t_BL) if self._mask is None else z_BL == self._mask
+
+    @property
+    def has_boundary(self) -> bool:
+        return self.schedule.has_boundary
+
+    @property
+    def has_reconstruction(self) -> bool:
+        return self.schedule.ends[0] != 1
+
+    @property
+    def absorbing_id(self) -> int | None:
+        return self._mask
+
+    @property
+    def _mask(self) -> int | None:
+        return self.mask_id if self.noise == "mask" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreEntropy(OneNoise):
+    """Score entropy on masked or uniform noise.
+
+    noise: "mask" (the paper's absorb) or "uniform". The reverse step is the analytic one (Tweedie, their section 4.2): exact for exact
+    scores, at any step size, since scores determine the guess p(x_i | z_{-i}) and with it p(z_s | z_t).
+    """
+
+    vocab: int
+    mask_id: int | None = None
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
+    noise: str = "mask"
+
+    name = "score"
+    parameterisation = "score"
+
+    def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log s_y, 0 at y = z."""
+        output = exclude(output, self.barred)
+        if self._mask is None:
+            scores = _limited(output)
+        else:
+            norm = jax.nn.logsumexp(output, axis=-1, keepdims=True) - math.log(self.tokens)
+            alpha, _, mask = self._floored(t)
+            scores = output - norm + _limited(norm) + (jnp.log(alpha) - jnp.log(mask))[..., None] - math.log(self.tokens)
+            # A token that is shown is the truth.
+            scores = jnp.where(self.is_token(z)[..., None], EXCLUDED, scores)
+        return jnp.where(jnp.arange(self.vocab) == z[..., None], 0.0, scores)
+
+    def log_outputs(self, log_loo: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """The output whose scores belong to the law log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
+        if self._mask is not None:
+            return exclude(log_loo + math.log(self.tokens), self.barred)
+        return PARAMETERISATIONS["leave_one_out"].log_score(self, log_loo, z, t)
+
+    def suppressed(
+        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Int[Array, "*n"], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n V"]:
+        """Scores are relative to what is shown: where that is one of `ids`, it must be noise, and the others are as much more likely."""
+        logits = exclude(logits, ids)
+        shown = tuple(id_ for id_ in ids if id_ not in self.barred)
+        if self._mask is not None or not shown:
+            return logits
+        log_p = jax.nn.log_softmax(exclude(self.log_loo(logits, z, t), shown), axis=-1)
+        noise = jnp.any(z[..., None] == jnp.asarray(shown), axis=-1, keepdims=True)
+        return jnp.where(noise, self.log_outputs(log_p, z, t), logits)
+
+    def guided(
+        self,
+        given: Float[Array, "*n V"],
+        absent: Float[Array, "*n V"],
+        weight: float,
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+    ) -> Float[Array, "*n V"]:
+        """Scores mix in the noise, so that their powers are those of no law of tokens: over to that law, and back.
+
+        A network's scores may leave a token less than its share of the noise; how little that is says nothing of the condition, and
+        there guidance adds nothing.
+        """
+        outputs = given, absent
+        log_given, log_absent = (self.log_loo(output, z, t) for output in outputs)
+        apart = log_given - log_absent
+        if self._mask is None:
+            log_even = jnp.log(self._floored(t).even / self.tokens)[..., None]
+            above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_even > ROUNDING for output in outputs)
+            apart = jnp.where(functools.reduce(jnp.logical_and, above), apart, 0.0)
+        log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.barred), axis=-1)
+        return self.log_outputs(log_p, z, t)
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return self._uniform(logits, x, z, t) if self._mask is None else self._masked(logits, x, z, t)
+
+    def _masked(self, output, x, z, t):
+        masked = z == self._mask
+        weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
+        output = exclude(output, self.barred)
+        norm = _limited(jax.nn.logsumexp(output, axis=-1) - math.log(self.tokens))
+        return jnp.where(masked, weight * (cross_entropy(output, x) + jnp.expm1(norm) - norm), 0.0)
+
+    def _uniform(self, output, x, z, t):
+        alpha, even, _ = self._floored(t)
+        nats = score_entropy(exclude(output, self.barred), x, z, alpha * self.tokens / even)
+        return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
+
+
+@jax.custom_vjp
+def score_entropy(output: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], rho: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """sum over y != z of s - r log s + r (log r - 1) for uniform noise, rho = alpha N / (1 - alpha); excluded classes left out.
+
+    A term is r (e^d - 1 - d) with d = log s - log r, where nothing cancels near the right scores. r is one number for all classes but x
+    (1/(1 + rho) where z = x, else 1); what x has more, rho, enters linearly. The derivative in log s is s - r, which the backward pass
+    writes in one go. Not differentiable in rho.
+    """
+    return _score_entropy_forward(output, x, z, rho)[0]
+
+
+def _score_entropy_forward(output, x, z, rho):
+    log_r = jnp.where(z == x, -jnp.log1p(rho), 0.0)
+    sums = by_rows(lambda output, z, log_r: jnp.sum(_terms(output, z, log_r)[0], axis=-1), output, z, log_r)
+    score_x = _limited(jnp.take_along_axis(output, x[..., None], axis=-1)[..., 0])
+    more = jnp.where(z == x, 0.0, (1 + rho) * jnp.log1p(rho) - rho * (1 + score_x))
+    return jnp.exp(log_r) * sums + more, (output, x, z, rho, log_r)
+
+
+def _score_entropy_backward(saved, cotangent):
+    output, x, z, rho, log_r = saved
+    excess, slope = _terms(output, z, log_r)[1:]
+    at_x = (jnp.arange(output.shape[-1]) == x[..., None]) & (z != x)[..., None]
+    gradient = jnp.exp(log_r)[..., None] * excess - jnp.where(at_x, rho[..., None], 0.0)
+    return (cotangent[..., None] * gradient * slope).astype(output.dtype), None, None, None
+
+
+def _terms(output, z, log_r):
+    """(e^d - 1 - d, e^d - 1, the slope of what limits the scores) of every class; 0, 0 where a class does not count."""
+    counted = (jnp.arange(output.shape[-1]) != z[..., None]) & (output > EXCLUDED / 2)
+    output = jnp.where(counted, output, 0.0)
+    apart = jnp.where(counted, _limited(output) - log_r[..., None], 0.0)
+    excess = jnp.expm1(apart)
+    return excess - apart, excess, _slope(output)
+
+
+score_entropy.defvjp(_score_entropy_forward, _score_entropy_backward)
+
+
+def _limited(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`score`, which above LIMIT grows ever slower, to LIMIT + 8."""
+    excess = jnp.maximum(score - LIMIT, 0.0)
+    return jnp.minimum(score, LIMIT) + excess / (1 + excess / 8)
+
+
+def _slope(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Its derivative."""
+    return 1 / (1 + jnp.maximum(score - LIMIT, 0.0) / 8) ** 2

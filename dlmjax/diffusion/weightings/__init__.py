@@ -1,0 +1,1 @@
+"""Weightings: functions of a denoiser's output that are trained in place of the bound."""

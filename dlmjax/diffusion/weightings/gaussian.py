@@ -1,0 +1,111 @@
+"""Published training losses of Gaussian diffusion. None is a bound, and each says so; the bound is reported beside whatever is trained.
+
+    simple       the mean squared error of eps, x0, v or velocity, every level alike (DDPM 2006.11239 eq. 14; flow matching)
+    end_to_end   Diffusion-LM (2205.14217 eq. 2): squared error of x0 + what is left of the embedding at t = 1 + rounding
+    anchor       the squared error of x0 + cross-entropy of the token given the *predicted* x0 (Difformer 2212.09412)
+
+A squared error alone is smallest when all embeddings are one point; the rounding and the anchor keep them apart. Errors are means over
+the E entries of a vector, as published; the targets are measured at any prediction, through x0.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dlmjax.diffusion.gaussian.parameterisation import NAMES, coefficients
+from dlmjax.diffusion.process import cross_entropy
+from dlmjax.diffusion.weightings.levels import Weighting
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Simple(Weighting):
+    """Squared error of `target`, whatever the network predicts."""
+
+    target: str = "eps"
+    name = "simple"
+
+    def __post_init__(self):
+        if self.target not in NAMES or self.target == "mu":
+            raise InputError(f"weighting simple: unknown target {self.target!r}; choose one of {', '.join(n for n in NAMES if n != 'mu')}")
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Float[Array, "*n E"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """Mean squared error of the target, in place of `nats`."""
+        del nats
+        return squared_error(process, logits, x, z, t, self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd(Weighting):
+    """terminal, rounding: weights of the two further terms.
+
+    The published loss draws its own z_0 for the rounding; here z_0 has the noise of z, which has the same law.
+    """
+
+    terminal: float = 1.0
+    rounding: float = 1.0
+    name = "end_to_end"
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Float[Array, "*n E"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """Squared error of x0, terminal and rounding term, in place of `nats`."""
+        del nats
+        clean, now = process.table[x], process.curve.level(t).over()
+        start, end = process.curve.level(jnp.zeros_like(t)).over(), process.curve.level(jnp.ones_like(t)).over()
+        z0 = start.a * clean + start.s * jax.lax.stop_gradient((z - now.a * clean) / now.s)
+        terminal = jnp.mean((end.a * clean) ** 2, axis=-1)
+        rounding = cross_entropy(process.round(z0), x)
+        return squared_error(process, logits, x, z, t, "x0") + self.terminal * terminal + self.rounding * rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor(Weighting):
+    """weight: of the cross-entropy."""
+
+    weight: float = 1.0
+    name = "anchor"
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Float[Array, "*n E"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """Squared error of x0 and cross-entropy, in place of `nats`."""
+        del nats
+        if process.prediction == "logits":
+            belief = process.belief(logits, z, t)
+        else:
+            belief = process.round(process.curve.level(jnp.zeros_like(t)).over().a * process.clean(logits, z, t))
+        return squared_error(process, logits, x, z, t, "x0") + self.weight * cross_entropy(belief, x)
+
+
+def squared_error(
+    process: Any, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n E"], t: Float[Array, "*n"], name: str
+) -> Float[Array, "*n"]:
+    """Mean over E of the squared error of `name`. At a given z, an error d of x0 is an error -(a / s) d of eps."""
+    now = process.curve.level(t).over()
+    x0_part, eps_part = coefficients(name, now)
+    error = (x0_part - eps_part * now.a / now.s) * (process.table[x] - process.clean(logits, z, t))
+    return jnp.mean(error**2, axis=-1)

@@ -1,0 +1,128 @@
+"""Training losses of uniform and hybrid noise that are not the bound, each under its own name. What is reported stays the bound.
+
+The bound's weights differ by orders of magnitude between a masked, a replaced and a kept token and grow without limit at t -> 0;
+`ClippedJumps` and `Dynamic` (GIDD 2503.04482) tame them. The simple losses drop them: `Denoising` is the cross-entropy of replaced
+tokens only (SDDLM 2510.22926), or of all, which learns the posterior exactly; `Contrastive` adds a negative gradient, as SDDLM does.
+
+Shapes: elementwise over any leading shape `*n`; V classes. Units: nats.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dlmjax.diffusion.process import cross_entropy, exclude
+from dlmjax.diffusion.processes.interpolating import Interpolating
+from dlmjax.diffusion.weightings.levels import SMALLEST, Weighting
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedJumps(Weighting):
+    """The bound's w_t(z, x), at most `cap`."""
+
+    cap: float = 1.0
+    name = "clipped_jumps"
+
+    def __post_init__(self):
+        _positive(self)
+
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        weight = jnp.maximum(_jumping(self, process).jump_weight(x, z, t), SMALLEST)
+        return jnp.minimum(weight, self.cap) / weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamic(Weighting):
+    """`cap` times 2 for a masked token, 1 for a replaced one, and for a kept one the chance that noise alone would show it,
+    (even/N) / (alpha + even/N): the paper's (B/N) e^(-lambda/2), which is that for small p_uniform. Its code caps the weights at 2,
+    which none of these exceeds."""
+
+    cap: float = 1.0
+    name = "dynamic"
+
+    def __post_init__(self):
+        _positive(self)
+
+    def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        alpha, even, _ = _jumping(self, process).shares(t)
+        by_noise = even / jnp.maximum(alpha * process.tokens + even, SMALLEST)
+        wanted = jnp.where(process.is_token(z), jnp.where(z == x, by_noise, 1.0), 2.0)
+        return self.cap * wanted / jnp.maximum(process.jump_weight(x, z, t), SMALLEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising(Weighting):
+    """Cross-entropy of the clean token, every level alike.
+
+    everywhere: False, of tokens that were replaced only: what the network says of x_i = z_i is then never trained, so the output is the
+      guess p(x_i | z_{-i}) but for that entry, and the reported bound shows it. True, of all tokens, by their posterior under the
+      process's parameterisation: the true posterior, or the true guess, is the minimiser, so the bound of such a network is honest.
+    """
+
+    everywhere: bool = False
+    name = "denoising"
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """Cross-entropy in nats; 0 where it is not asked for."""
+        del nats
+        _jumping(self, process)
+        if self.everywhere:
+            return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
+        return jnp.where(z != x, cross_entropy(logits, x, process.barred), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive(Weighting):
+    """Cross-entropy of replaced tokens, less `negative` times that of tokens drawn evenly, in expectation over them (SDDLM draws some).
+
+    The default is ours. The second term pushes the prediction away from an even spread. It has no lower end: keep `negative` small.
+    """
+
+    negative: float = 0.1
+    name = "contrastive"
+
+    def __post_init__(self):
+        if not 0 <= self.negative < 1:
+            raise InputError(f"weighting contrastive: negative is {self.negative}; it must lie in [0, 1), else the loss has no lower end")
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        """The difference of two cross-entropies, in nats; 0 for tokens that were not replaced. It may be negative."""
+        del t, nats
+        _jumping(self, process)
+        logits = exclude(logits, process.barred)
+        held_V = ~jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(process.barred, jnp.int32))
+        at_x = cross_entropy(logits, x)
+        own = jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]
+        # -log p_y = -log p_x + logit_x - logit_y.
+        at_even = at_x + own - jnp.sum(jnp.where(held_V, logits, 0.0), axis=-1) / process.tokens
+        return jnp.where(z != x, at_x - self.negative * at_even, 0.0)
+
+
+def _jumping(weighting: Weighting, process: Any) -> Interpolating:
+    if not isinstance(process, Interpolating):
+        raise InputError(f"weighting {weighting.name} is for noise that replaces tokens (uniform, hybrid), not for process {process.name}")
+    return process
+
+
+def _positive(weighting: ClippedJumps | Dynamic) -> None:
+    if not weighting.cap > 0:
+        raise InputError(f"weighting {weighting.name}: cap is {weighting.cap}; it must be positive")

@@ -1,0 +1,110 @@
+"""Training losses that look at the cross-entropy of each token; none is the bound, each is reported under its own name.
+
+`HybridLambda`   the bound + lambda x cross-entropy (D3PM 2107.03006 eq. 5): a denser signal where the bound's is faint
+`TokenAdaptive`  the bound's nats x (1 - p(x))^beta: tokens that are still hard count more (MGDM 2410.14157 section 3.2)
+`Routed`         cross-entropy of the corrupted tokens x (1 - t): what is left of the bound when a sampler decides which tokens are
+                 denoised (RDM 2302.05737; `reweighting_type=linear` of its code)
+
+Cross-entropy is that of the clean token under p(x_i | z), whatever the network's output means.
+
+Shapes: elementwise over any leading shape `*n`; V classes. Units: nats.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dlmjax.diffusion.process import cross_entropy
+from dlmjax.diffusion.processes.d3pm import D3pm
+from dlmjax.diffusion.processes.interpolating import Interpolating
+from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.state_dependent import StateDependent
+from dlmjax.diffusion.weightings.levels import Weighting
+from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridLambda(Weighting):
+    """The bound and, at every level alike, `lam` times the cross-entropy. The two have one minimiser.
+
+    `lam` stands beside the whole bound, as in the paper's equation. Its released code adds its 0.01 to the KL of one of T steps, which is
+    lam = 0.01 T here, and takes the cross-entropy of the network's softmax itself.
+    """
+
+    lam: float = 0.01
+    name = "hybrid_lambda"
+
+    def __post_init__(self):
+        if not self.lam >= 0:
+            raise InputError(f"weighting hybrid_lambda: lam is {self.lam}; it must be at least 0")
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        return nats + self.lam * token_nats(self, process, logits, x, z, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenAdaptive(Weighting):
+    """The bound's nats times scale (1 - p(x | z))^beta, of which the gradient takes part, as in the focal loss."""
+
+    beta: float = 1.0
+    scale: float = 1.0
+    name = "token_adaptive"
+
+    def __post_init__(self):
+        if not (self.beta >= 0 and self.scale > 0):
+            raise InputError(f"weighting token_adaptive: beta ({self.beta}) must be at least 0 and scale ({self.scale}) positive")
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        # Kept off 0, where a power below 1 has no derivative.
+        doubt = jnp.maximum(-jnp.expm1(-token_nats(self, process, logits, x, z, t)), 1e-6)
+        return nats * self.scale * doubt**self.beta
+
+
+@dataclasses.dataclass(frozen=True)
+class Routed(Weighting):
+    """Cross-entropy of the corrupted tokens, with weight 1 - t or, with linear=False, all levels alike."""
+
+    linear: bool = True
+    name = "routed"
+
+    def trained(
+        self,
+        process: Any,
+        logits: Float[Array, "*n V"],
+        x: Int[Array, "*n"],
+        z: Int[Array, "*n"],
+        t: Float[Array, "*n"],
+        nats: Float[Array, "*n"],
+    ) -> Float[Array, "*n"]:
+        del nats
+        wanted = jnp.where(z != x, token_nats(self, process, logits, x, z, t), 0.0)
+        return (1 - t) * wanted if self.linear else wanted
+
+
+def token_nats(
+    weighting: Weighting, process: Any, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """-log p(x | z) of every token, 0 where a token is shown for sure. Raises InputError for processes whose output is no such law."""
+    if isinstance(process, (Interpolating, D3pm)):
+        return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
+    if isinstance(process, (Masked, StateDependent)) and z.shape == x.shape:
+        return process.reconstruction(logits, x, z)
+    raise InputError(f"weighting {weighting.name} needs the chance of a token; process {process.name} does not say it token by token")

@@ -1,0 +1,187 @@
+"""A fit as a person reads it on a terminal."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from dlmjax.fit.analysis import Analysis
+from dlmjax.fit.bootstrap import Interval, interval
+from dlmjax.fit.compare import METHODS as RATIOS
+from dlmjax.fit.compare import Crossings, Ratio
+from dlmjax.fit.results import Result, SeriesFit
+from dlmjax.fit.special import Special, Tuning, best_epochs
+
+MARK = "!"  # beside what is not to be trusted
+
+
+def summary(result: Result) -> str:
+    """All series, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
+    lines = [line for found in result.series for line in [*_series(found), ""]]
+    lines += [*_ratios(result), *result.apart]
+    lines += [line for found in result.crossings for line in crossed(found)]
+    return "\n".join(lines).rstrip()
+
+
+def crossed(found: Crossings) -> Iterator[str]:
+    """Two series on the same corpora: who is ahead from where, and what each is at best."""
+    yield f"repeated data, {found.other} against {found.base}, each at its best up to a compute:"
+    for crossing in found.corpora:
+        spread = f" [{short(crossing.interval.low_95)}, {short(crossing.interval.high_95)}]" if crossing.interval else ""
+        yield f"  {crossing.unique:,.0f} unique tokens: {crossing.said}{spread}"
+        best = (
+            f"{each.series} {each.loss:.3f} after {each.epochs:.3g} epochs{', the most tried' if each.last else ''}"
+            for each in crossing.lowest
+        )
+        yield f"    lowest: {'; '.join(best)}"
+    if found.law is not None:
+        exponent = between(found.exponent, found.law.exponent)
+        yield f"  C_crit = {found.law.coefficient:.3g} U^p, p = {exponent} (published for masked against AR: 2.174, 2507.15857)"
+
+
+def short(value: float) -> str:
+    """Four digits, powers of ten where the number is long; a dash for none."""
+    if not np.isfinite(value):
+        return "-" if np.isnan(value) else "inf"
+    if value == 0:
+        return "0"
+    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+
+def between(found: Interval | None, estimate: float) -> str:
+    """A number with its 95 % interval."""
+    if found is None or np.isnan(found.low_95):
+        return short(estimate)
+    return f"{short(estimate)} [{short(found.low_95)}, {short(found.high_95)}]"
+
+
+def _series(found: SeriesFit) -> Iterator[str]:
+    left = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in found.left_out.items()) if found.left_out else ""
+    yield f"{found.series}: {len(found.points) if found.points else 0} runs{left}"
+    if found.points is not None:
+        yield from (f"  {note}" for note in found.points.notes)
+    if found.refused:
+        yield f"  no law: {found.refused}"
+    for definition, analysis in found.analyses.items():
+        yield from _analysis(definition, analysis)
+    for special in found.special.values():
+        yield from _special(special)
+    if found.tuning is not None:
+        yield from _tuning(found.tuning)
+    for domain, special in found.mixing.items():
+        yield from _special(special, f"mixing, {domain}")
+
+
+def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
+    flops = 10 * float(analysis.points.flops_R.max())
+    compute = analysis.compute
+    model = f"C = {compute.k:.4g} N^{compute.rho:.4g} D" + (f" (within {compute.worst:.1%})" if compute.worst else "")
+    yield f"  N = {definition}, {model}, {len(analysis.points)} runs"
+    rows = [("approach", "N* ~ C^", "D* ~ C^", f"N* at {flops:.2g}", "D*", "loss")]
+    for method, law in analysis.laws.items():
+        drawn = analysis.resampled.get("runs", {}).get(method)
+        numbers = [*law.exponents().values(), *law.at(flops).values()]
+        samples = [*drawn.exponents().values(), *drawn.at(flops).values()] if drawn else [None] * 5
+        cells = [between(interval(n, s) if s is not None else None, float(n)) for n, s in zip(numbers, samples, strict=True)]
+        rows.append((marked(method, analysis.doubts.get(method)), *cells))
+    yield from table(rows, "    ")
+    yield from (f"    {method}: {reason}" for method, reason in analysis.refused.items())
+    yield from (f"    {line}" for line in doubted(analysis.doubts))
+    for minimum in analysis.isoflop.minima:
+        if minimum.rejected:
+            yield f"    budget {minimum.flops:.3g} rejected, {minimum.rejected}"
+    fit = analysis.parametric
+    if fit is not None:
+        values = ", ".join(f"{name} = {short(value)}" for name, value in fit.values.items())
+        yield f"    parametric: {values}; {fit.agree:.0%} of the best starts agree"
+    for method, row in analysis.held_out.items():
+        parts = [f"N* x{row['size_ratio']:.3f}"] if "size_ratio" in row else []
+        parts += [f"best loss {row['loss_error']:+.2%}"] if "loss_error" in row else []
+        parts += [f"loss of its runs off by {row['mean_abs_error']:.2%}"] if "mean_abs_error" in row else []
+        if parts:
+            yield f"    largest budget from the others, {method}: {'; '.join(parts)}"
+
+
+def doubted(doubts: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Why laws are not trusted, a line each."""
+    return (f"{method}, {reason}; the law is not trusted" for method, reasons in doubts.items() for reason in reasons)
+
+
+def _special(special: Special, name: str = "") -> Iterator[str]:
+    name = name or special.form.name
+    if special.fit is None:
+        return  # in fit.json with its reason; most sweeps have no such runs
+    values = ", ".join(f"{key} = {short(value)}" for key, value in special.fit.values.items())
+    yield f"  {name}: {special.form.equation}"
+    yield f"    {values}"
+    yield from (f"    boundary: {reason}" for reason in special.fit.boundaries)
+    drawn = special.resampled.get("runs")
+    for key in ("log_R_D", "log_R_N"):
+        at_bound = any(reason.startswith(f"{key} ") for reason in special.fit.boundaries)
+        if drawn is not None and key in special.form.names and not at_bound:
+            place = special.form.names.index(key)
+            value = float(np.exp(special.fit.theta_P[place]))
+            yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, place])), value)}"
+    if special.form.name == "overfitting" and not special.fit.boundaries:  # at a bound they are the bound's
+        yield from _best_epochs(special)
+
+
+def _best_epochs(special: Special) -> Iterator[str]:
+    drawn = special.resampled.get("runs")
+    found = best_epochs(special.fit.values)
+    samples = best_epochs(special.form.values(drawn)) if drawn is not None else {}
+    by_name = {name: between(interval(value, samples[name]) if samples else None, value) for name, value in found.items()}
+    size = f" N^-q, q = {by_name['epochs_size_exponent']}" if "epochs_size_exponent" in found else ""
+    yield f"    best epochs = {short(found['epochs_scale'])} U^p{size}, p = {by_name['epochs_unique_exponent']}"
+
+
+def _tuning(tuning: Tuning) -> Iterator[str]:
+    for name, law, error, of in (
+        ("batch (tokens)", tuning.batch, tuning.batch_stderr, "training tokens"),
+        ("learning rate", tuning.lr, tuning.lr_stderr, "batch"),
+    ):
+        counted = sum(not row["rejected"] for row in tuning.minima if row["of"] == ("lr" if name == "learning rate" else "batch"))
+        if law is None:
+            yield f"  {name}: no law, {counted} minima count and at least 2 are needed"
+        else:
+            spread = f" +- {error:.3f}" if np.isfinite(error) else ""
+            yield f"  {name}* = {short(law.coefficient)} ({of})^{law.exponent:.3f}{spread}, {counted} minima"
+
+
+def _ratios(result: Result) -> Iterator[str]:
+    pairs = dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios)
+    for base, other in pairs:
+        yield f"compute at equal loss, {other} : {base}"
+        rows = [(f"{base} FLOPs", "loss", *RATIOS, f"best runs, {base}", other, "")]
+        found: dict[float, dict[str, Ratio]] = {}
+        for ratio in result.ratios:
+            if (ratio.base, ratio.other) == (base, other):
+                found.setdefault(ratio.flops, {})[ratio.method] = ratio
+        rows += [_ratio_row(flops, by_method) for flops, by_method in found.items()]
+        yield from table(rows, "  ")
+        reasons = dict.fromkeys(reason for by_method in found.values() for ratio in by_method.values() for reason in ratio.doubts)
+        yield from (f"  {MARK} {reason}; its ratios are not trusted" for reason in reasons)
+
+
+def _ratio_row(flops: float, by_method: Mapping[str, Ratio]) -> tuple[str, ...]:
+    first = next(iter(by_method.values()))
+    ratios = [by_method.get(method) for method in RATIOS]
+    cells = [ratio_cell(ratio) if ratio else "" for ratio in ratios]
+    losses = ["-" if np.isnan(loss) else f"{loss:.4f}" for loss in (first.base_loss, first.other_loss)]
+    return f"{flops:.3g}", f"{first.loss:.4f}", *cells, *losses, "" if first.within else "extrapolated"
+
+
+def ratio_cell(ratio: Ratio) -> str:
+    """A ratio with its interval, marked where it is not to be trusted."""
+    return marked(between(ratio.intervals.get("runs"), ratio.ratio), ratio.doubts)
+
+
+def marked(text: str, doubts: Sequence[str] | None) -> str:
+    """With the mark of what is not to be trusted."""
+    return f"{text} {MARK}" if doubts else text
+
+
+def table(rows: list[tuple[str, ...]], indent: str = "") -> Iterator[str]:
+    """Columns as wide as they must be."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        yield (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()

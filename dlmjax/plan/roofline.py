@@ -1,0 +1,265 @@
+"""How long a step can take at best, from counts: FLOPs, bytes of memory, bytes between chips. An analytic model, and says so.
+
+Assumptions, which every plan prints: matmuls run at the bfloat16 peak; a weight or activation that is used is read once from memory;
+collectives are rings (trees are not slower) that use every link their group spans in both directions; where a group crosses slices,
+each chip carries its share of the slice's data over the network; latencies are zero. `Times.overlapped` hides everything behind the
+longest part, `Times.serial` nothing: a real step lies between them.
+
+Shapes: rows = tokens of a microbatch on one chip; sizes of arrays are per chip unless a name says whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlmjax.models.attention import SPLASH_BLOCK
+from dlmjax.models.flops import layer_products, other_products
+from dlmjax.models.head import chunk_rows
+from dlmjax.models.masks import Mask
+from dlmjax.models.spec import Execution, ModelSpec
+from dlmjax.parallel.sharding import GATHERED, RULES
+from dlmjax.plan.collectives import Collective, group_of, merge
+from dlmjax.plan.topology import Chip, Topology
+
+ASSUMPTIONS = (
+    "matmuls at the chip's bfloat16 peak; nothing but matmuls counted as compute",
+    "memory: a weight is read once a pass, an activation written and read once, the optimizer's state read and written once",
+    "collectives: rings over every link that their group spans, both directions, no latency; between slices or nodes each chip "
+    "carries its share over the network",
+    "best: compute, memory and collectives fully overlap; worst: they follow one another",
+)
+FUSED = ("splash", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step does, whole machine: model FLOPs (no recomputation, every score) and executed FLOPs (with it, without skipped blocks)."""
+
+    model_flops: float
+    executed_flops: float
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of a step on one chip, by what it waits for."""
+
+    compute: float
+    memory: float
+    fast: float
+    network: float
+
+    @property
+    def overlapped(self) -> float:
+        """Nothing waits for anything but the longest part: the roofline."""
+        return max(self.compute, self.memory, self.fast, self.network)
+
+    @property
+    def serial(self) -> float:
+        """Everything waits for everything."""
+        return self.compute + self.memory + self.fast + self.network
+
+    @property
+    def bound(self) -> str:
+        """What the roofline is made of."""
+        return max(("compute", "memory", "fast", "network"), key=lambda part: getattr(self, part))
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """A training step in numbers: the network, how it runs, and the rows that it sees. `visible`: share of score blocks not skipped.
+
+    `head_share`, `passes` and `streams` as in `models.flops.training_flops_per_token`.
+    """
+
+    spec: ModelSpec
+    execution: Execution
+    length: int
+    batch: int
+    accumulation: int
+    parameters: int
+    head_share: float = 1.0
+    passes: float = 1.0
+    streams: int = 1
+    visible: float = 1.0
+
+    @property
+    def item(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.execution.dtype == "bfloat16" else 4
+
+    @property
+    def fused(self) -> bool:
+        """Whether scores never reach memory."""
+        return self.execution.attention in FUSED
+
+    def rows(self, mesh: dict[str, int]) -> float:
+        """Tokens (of all streams) of a microbatch on one chip."""
+        split = np.prod([mesh[axis] for axis in (*RULES["batch"], *RULES["length"])])
+        return self.streams * self.batch * self.length / self.accumulation / float(split)
+
+
+def executed_flops(load: Load) -> float:
+    """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, skipped score blocks left out."""
+    others = 3.0 * load.length * other_products(load.spec, load.head_share, load.streams)
+    return load.passes * load.batch * (load.spec.effective_depth * layer_flops(load) + others)
+
+
+def layer_flops(load: Load) -> float:
+    """FLOPs of one layer for one row, forward and backward.
+
+    Matmuls with weights: 3 x forward, and under "full" once more all but the last, whose result no gradient asks for. Scores: 2 products
+    forward, and again under "full" and "dots", which keep none; backward 4 in dense attention, 5 in cuDNN, 7 in splash attention, whose
+    kernels for queries and for keys each form the scores anew.
+    """
+    spec, execution = load.spec, load.execution
+    tokens = load.length * load.streams
+    attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn
+    weights = layer_products(spec)
+    product = 2.0 * tokens * attention * (load.visible if execution.attention == "splash" else 1.0)
+    products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
+    again = weights - last if execution.remat == "full" else 0
+    return tokens * (3 * weights + again + products * product)
+
+
+def visible_share(mask: Mask, length: int, block: int = SPLASH_BLOCK) -> float:
+    """Share of the score blocks with at least one allowed entry; blocks of `block` positions, or the whole where it is shorter."""
+    block = min(block, length)
+    index = np.arange(length)
+    seen, total = 0, 0
+    for start in range(0, length, block):
+        rows = np.asarray(mask.allowed(index[start : start + block, None], index[None, :])).any(axis=0)
+        seen += int(np.add.reduceat(rows, np.arange(0, length, block)).astype(bool).sum())
+        total += -(-length // block)
+    return seen / total
+
+
+def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
+    """Bytes on one chip that a microbatch keeps for the backward pass, all layers (see `models.denoiser` for what a policy saves).
+
+    "full": the input of each layer; "dots": also the products with weights; "none": also normalised inputs, turned heads, the gate and,
+    in dense attention, the unnormalised weights of every score.
+    """
+    spec, rows = load.spec, load.rows(mesh)
+    tensor = mesh[RULES["heads"][0]]
+    heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor
+    out, ffn = spec.heads * spec.head_dim / tensor, spec.ffn / tensor
+    kept = spec.width
+    if load.execution.remat != "full":
+        kept += heads + 2 * spec.width + (spec.mlp_matrices - 1) * ffn
+    if load.execution.remat == "none":
+        kept += heads + out + 3 * spec.width + ffn
+        if not load.fused:
+            kept += spec.heads / tensor * load.length * load.streams
+    return spec.effective_depth * rows * kept * load.item
+
+
+def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> float:
+    """Bytes that one chip moves to and from its memory in a step. `state_bytes`: its share of weights, averages and optimizer state."""
+    spec, rows = load.spec, load.rows(mesh)
+    tensor = mesh[RULES["heads"][0]]
+    reads = 3 + (load.execution.remat == "full")
+    used = load.parameters + (spec.effective_depth - spec.depth) * layer_products(spec) // 2
+    gathered = used / tensor * load.item
+    width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + spec.mlp_matrices * spec.ffn / tensor
+    if not load.fused:
+        width += 2 * spec.heads / tensor * load.length * load.streams
+    activations = 2 * spec.effective_depth * rows * width * load.item * reads
+    return load.passes * load.accumulation * (gathered * (reads + 1) + activations) + 2 * state_bytes
+
+
+def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tuple, tuple]]) -> list[Collective]:
+    """The collectives that this layout asks for, before any compiler has seen it.
+
+    Stored weights are gathered in the compute type for the forward and, those of layers, again for the backward pass of each microbatch
+    (the head's gradient is taken on the spot, the embedding's needs no table). Their float32 gradients are scattered back each time and,
+    over the axes that do not split them, summed. Tensor-parallel layers sum the residual stream twice forward and twice backward (twice
+    more under "full"); a split length gathers keys and values.
+
+    Args:
+      shapes: (shape, logical axes) of every weight.
+    """
+    found: list[Collective] = []
+
+    def add(kind: str, axes: tuple[str, ...], count: float, size: float) -> None:
+        axes = tuple(axis for axis in mesh if axis in axes and mesh[axis] > 1)
+        if axes and count and size:
+            found.append(Collective(kind, axes, group_of(axes, mesh), count, size))
+
+    spec, layers = load.spec, load.passes * load.accumulation
+    everywhere = (*RULES["batch"], *RULES["length"])
+    for shape, axes in shapes:
+        stacked, size = _used(shape, axes, mesh)
+        stored = tuple(name for axis in axes if axis in GATHERED for name in RULES[axis])
+        of_layers = bool(axes) and axes[0] == "layer"
+        again, stacked = 1 + of_layers, stacked * (spec.loops if of_layers else 1)
+        add("all-gather", stored, again * stacked * layers, size * load.item)
+        add("reduce-scatter", stored, stacked * layers, size * 4)
+        kept = size / np.prod([mesh[name] for name in stored], initial=1)
+        rest = tuple(name for name in everywhere if name not in stored)
+        add("all-reduce", rest, stacked * layers, float(kept) * 4)
+    rows = load.rows(mesh)
+    sums = spec.effective_depth * layers * (6 if load.execution.remat == "full" else 4)
+    add("all-reduce", RULES["heads"], sums, rows * spec.width * load.item)
+    split = float(np.prod([mesh[name] for name in RULES["length"]]))
+    keys = 2 * rows * split * spec.kv_heads * spec.head_dim / mesh[RULES["kv_heads"][0]] * load.item
+    add("all-gather", RULES["length"], spec.effective_depth * layers * (2 if load.execution.remat == "full" else 1), keys)
+    add("reduce-scatter", RULES["length"], spec.effective_depth * layers, keys)
+    return merge(found)
+
+
+def _used(shape: tuple, axes: tuple, mesh: dict[str, int]) -> tuple[int, float]:
+    """(layers in a stack, numbers of one of them on one chip when it is used: storage axes gathered, tensor-parallel ones split)."""
+    stacked = shape[0] if axes and axes[0] == "layer" else 1
+    split = [mesh[name] for axis in axes if axis and axis not in GATHERED for name in RULES[axis]]
+    return stacked, float(np.prod(shape)) / float(np.prod(split, initial=1)) / stacked
+
+
+def seconds_of(collective: Collective, topology: Topology, places: np.ndarray) -> tuple[float, float]:
+    """(seconds on the fast links, seconds on the network) of a collective in a step.
+
+    Within a slice or node all bytes of the group pass; between s slices of m members each, a chip receives (s-1)/s of a 1/m share.
+    """
+    members = places[list(collective.group)]
+    fast, network, slices = topology.rates(members)
+    n = len(collective.group)
+    local = n / slices
+    times = 2.0 if collective.kind == "all-reduce" else 1.0
+    data = collective.count * collective.bytes * times
+    if collective.kind == "collective-permute":
+        return (data / fast, 0.0) if slices == 1 else (0.0, data / network)
+    return data * (local - 1) / local / fast, data * (slices - 1) / slices / local / network
+
+
+def crosses(collective: Collective, topology: Topology, places: np.ndarray) -> str:
+    """The name of the slowest wires that a collective uses: ICI or NVLink, DCN or network."""
+    slices = topology.rates(places[list(collective.group)])[2]
+    return topology.chip.links if slices == 1 else topology.chip.wires
+
+
+def step_times(flops_per_chip: float, bytes_per_chip: float, found: Sequence[Collective], topology: Topology, places: np.ndarray) -> Times:
+    """The parts of a step on one chip."""
+    parts = [seconds_of(collective, topology, places) for collective in found]
+    chip: Chip = topology.chip
+    fast, network = (float(sum(part[i] for part in parts)) for i in (0, 1))
+    return Times(flops_per_chip / chip.peak, bytes_per_chip / chip.memory_rate, fast, network)
+
+
+def mfu(work: Work, seconds: float, topology: Topology) -> float:
+    """Model FLOPs (every score, no recomputation) over what the chips could do in that time."""
+    return work.model_flops / (seconds * topology.chips * topology.chip.peak)
+
+
+def gathered_bytes(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tuple, tuple]]) -> float:
+    """Working space beside activations and gradients, estimated: the largest layer's weights gathered twice (one being used, one on its
+    way), the head gathered with its float32 gradient, a chunk of logits three times (scores, probabilities, their gradient)."""
+    layer = head = 0.0
+    for shape, axes in shapes:
+        stacked, size = _used(shape, axes, mesh)
+        layer += size if axes and axes[0] == "layer" else 0.0
+        head = max(head, size if "vocab" in axes else 0.0)
+    chunk = chunk_rows(load.execution.head_chunk, load.spec.vocab)
+    return 2 * layer * load.item + head * (load.item + 4) + 3 * chunk * load.spec.vocab * 4

@@ -1,8 +1,0 @@
-"""Scaling laws: sweeps that are planned, run and fitted. Nothing here is imported by the package itself, so that a fit needs no jax.
-
-A sweep's directory:
-    sweep.json        what was asked: the validation that every run ends with, the policy for runs that fail  (manifest.py)
-    manifest.jsonl    one planned run per line: its id, its whole config, what it will cost                   (manifest.py)
-    runs/ID/          the workdir of a run
-    records.jsonl     one record per run that ended                                                           (records.py)
-"""

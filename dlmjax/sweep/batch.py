@@ -1,0 +1,166 @@
+"""A manifest handed to others: one command a run (print), an array of Slurm jobs, an indexed job of Kubernetes. Imports no jax.
+
+Each element does `dlmjax sweep run DIR --line I`, which locks the run, keeps the policy and skips what is finished: so elements may be
+lost, started twice or come in any order. DIR and the corpora lie on a file system that all machines share, and so do the compiled programs.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+from dlmjax.cluster import requeue
+from dlmjax.errors import InputError
+from dlmjax.sweep.journal import Journal
+from dlmjax.sweep.manifest import Plan, PlannedRun
+
+CONTAINER, JOB = "run", "runs"
+
+
+def unfinished(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Those that did not finish, and did not diverge for good; in the order of the manifest."""
+    journal = Journal(directory)
+    return [run for run in runs if journal.state(run.id, plan.policy) not in ("finished", "diverged")]
+
+
+def print_commands(plan: Plan, directory: str, runs: Sequence[PlannedRun], _: argparse.Namespace) -> int:
+    """Prints one command for each run that is not finished, the longest first: for GNU parallel, xargs, or a scheduler of one's own.
+
+    Each takes all cores that it is given, or the first GPU: without --jobs 1 all of them would be pinned to the first core.
+    """
+    for run in sorted(unfinished(plan, directory, runs), key=lambda run: -run.flops):
+        print(shlex.join(["dlmjax", "sweep", "run", directory, "--jobs", "1", "--only", run.id]))
+    return 0
+
+
+def submit_slurm(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> int:
+    """Submits an array of jobs, one for each run that is not finished, or prints its script.
+
+    Raises InputError: nothing to do, flags that cannot be, no sbatch.
+    """
+    script = slurm_script(plan, directory, runs, arguments)
+    if arguments.dry_run:
+        print(script, end="")
+        return 0
+    (pathlib.Path(directory) / "slurm").mkdir(exist_ok=True)
+    print(f"submitted job {requeue.submit(script)}; look with: dlmjax sweep status {directory} --watch")
+    return 0
+
+
+def slurm_script(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> str:
+    """The text that sbatch reads: element I of the array runs line I of the manifest."""
+    _check_devices(arguments)
+    wanted = {run.id for run in unfinished(plan, directory, runs)}
+    lines = [number for number, run in enumerate(plan.runs) if run.id in wanted]
+    if not lines:
+        raise InputError(f"every run of {directory} has ended; look with: dlmjax sweep status {directory}")
+    root = pathlib.Path(directory).absolute()
+    options = {
+        "job-name": _name(plan.name),
+        "array": _ranges(lines) + (f"%{arguments.jobs}" if arguments.jobs else ""),
+        "nodes": 1,
+        "ntasks": 1,
+        "cpus-per-task": arguments.cpus,
+        "gpus-per-node": arguments.gpus or None,
+        "output": root / "slurm" / "%A_%a.log",
+        "chdir": pathlib.Path.cwd(),
+    }
+    command = shlex.join([sys.executable, "-m", "dlmjax", "sweep", "run", str(root), "--jobs", "1"]) + ' --line "$SLURM_ARRAY_TASK_ID"'
+    limits = {name: getattr(arguments, name) for name in ("time", "save_seconds", "max_requeues")}
+    return requeue.job_script(options, arguments.sbatch, arguments.setup, command, **limits)
+
+
+def print_jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> int:
+    """Prints the JobSet manifest of a sweep as JSON, which is YAML too: `... | kubectl apply -f -`."""
+    print(json.dumps(jobset(plan, directory, runs, arguments), indent=2))
+    return 0
+
+
+def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> dict:
+    """One indexed job: pod I runs line I of the manifest. Bad input (2) and runs that failed by policy (1) end that index alone.
+
+    Raises InputError: no image, only some of the runs, a directory or corpus on no claim that all pods mount.
+    """
+    if not arguments.image:
+        raise InputError("--executor kubernetes needs --image, built from launch/Dockerfile and pushed where the cluster can pull it")
+    if len(runs) != len(plan.runs):
+        raise InputError("--executor kubernetes takes the whole manifest: pods of finished runs end at once; leave out --only and --line")
+    _check_devices(arguments)
+    claims = dict(_pair(text, "--claim", r"([a-z0-9][a-z0-9.-]*)=(/[^:]*[^/:])", "NAME=/DIR") for text in arguments.claim)
+    nodes = dict(_pair(text, "--node", r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]+)", "LABEL=VALUE") for text in arguments.node)
+    root = pathlib.Path(directory).absolute()
+    for path in (str(root), *dict.fromkeys(path for run in plan.runs for path in run.config.get("data.paths", ()))):
+        if not any(path.startswith(f"{mounted}/") for mounted in claims.values()):
+            raise InputError(f"{path} is on no volume that all pods mount; give --claim NAME=/DIR with a directory above it")
+    devices = {"nvidia.com/gpu": str(arguments.gpus)} if arguments.gpus else {}
+    cores = {"cpu": str(arguments.cpus)} if arguments.cpus else {}
+    index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+    container = {
+        "name": CONTAINER,
+        "image": arguments.image,
+        "command": ["dlmjax", "sweep", "run", str(root), "--jobs", "1", "--line", "$(SWEEP_LINE)"],
+        "env": [{"name": "SWEEP_LINE", "valueFrom": index}],
+        "resources": {"limits": {**devices, **cores}, "requests": {**devices, **cores}},
+        "volumeMounts": [{"name": f"claim-{number}", "mountPath": mounted} for number, mounted in enumerate(claims.values())],
+    }
+    pod = {
+        "restartPolicy": "Never",  # which the policies below need
+        "terminationGracePeriodSeconds": arguments.save_seconds,
+        "nodeSelector": nodes,
+        "tolerations": [{"key": name, "operator": "Exists", "effect": "NoSchedule"} for name in devices],
+        "containers": [container],
+        "volumes": [{"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}} for number, claim in enumerate(claims)],
+    }
+    job = {
+        "completionMode": "Indexed",
+        "completions": len(plan.runs),
+        "parallelism": min(arguments.jobs or len(plan.runs), len(plan.runs)),
+        "backoffLimitPerIndex": arguments.max_requeues,  # an unfinished run (75) or a lost pod starts again, the others go on
+        "podFailurePolicy": {
+            "rules": [{"action": "FailIndex", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [1, 2]}}],
+        },
+        "template": {"spec": pod},
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": _name(plan.name), "namespace": arguments.namespace},
+        "spec": {"replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": job}}]},
+    }
+
+
+def _check_devices(arguments: argparse.Namespace) -> None:
+    for flag, value, low, high in (
+        ("gpus", arguments.gpus, 0, 1),
+        ("cpus", arguments.cpus or 1, 1, 4096),
+        ("jobs", arguments.jobs or 1, 1, 10**6),
+    ):
+        if not low <= value <= high:
+            raise InputError(f"--{flag} is {value}, not in {low}..{high}")
+
+
+def _pair(text: str, flag: str, form: str, example: str) -> tuple[str, str]:
+    found = re.fullmatch(form, text)
+    if not found:
+        raise InputError(f"{flag} {text}: write {example}")
+    return found[1], found[2]
+
+
+def _name(text: str) -> str:
+    """A name that clusters accept: at most 40 lower-case letters, digits and hyphens, the first a letter."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return (name if name[:1].isalpha() else f"sweep-{name}")[:40].strip("-")
+
+
+def _ranges(lines: Sequence[int]) -> str:
+    """[0, 1, 2, 5] as "0-2,5"."""
+    parts: list[list[int]] = []
+    for line in lines:
+        if parts and line == parts[-1][1] + 1:
+            parts[-1][1] = line
+        else:
+            parts.append([line, line])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

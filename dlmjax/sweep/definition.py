@@ -1,0 +1,367 @@
+"""What a sweep is: objectives x a grid of cells, as a Python file like any config.
+
+    from dlmjax.sweep.definition import IsoFlop, Sweep
+
+    def get_sweep(data="runs/demo/data"):
+        return Sweep(
+            name="demo",
+            data=data,
+            series={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
+            grid=IsoFlop(budgets=(1e12, 1e13), sizes=(32, 48, 64)),
+        )
+
+`series` names the config of each objective, relative to the sweep's own file. Sizes are widths of the ladder (`ladder.py`); all else that
+the network, the data and the optimizer are, the config says. Every series gets the same cells: the same shapes, seeds and data order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import math
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dlmjax.config import function_of, literal, nearest, telling_lines
+from dlmjax.errors import InputError
+from dlmjax.flags import SEEDS
+from dlmjax.sweep import checks, ladder
+from dlmjax.sweep.manifest import Policy, Validation
+from dlmjax.sweep.rules import Batch, CompleteP, Rate
+
+# What a grid may be asked for beyond reason is a slip of the pen.
+MOST_RUNS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a series: what varies (`values`, as the manifest keeps it; `parts` of its id), and what follows for the config.
+
+    Either `flops` (of the run) or `tokens` says how long it trains. unique: tokens of the corpus that it may see. batch (windows), lr,
+    weights (of the corpora): where the grid sets them.
+    """
+
+    width: int
+    seed: int
+    values: dict[str, Any]
+    parts: tuple[str, ...]
+    flops: float | None = None
+    tokens: float | None = None
+    unique: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    weights: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Near:
+    """Sizes around a law N = a C^b of non-embedding parameters: for each budget the `count` rungs nearest to it in ratio.
+
+    By default the law is that of Quokka (2510.03280) for masked diffusion, whose networks are of one family with these.
+    """
+
+    a: float | int = 0.0216
+    b: float | int = 0.514
+    count: int = 7
+
+    def __post_init__(self) -> None:
+        checks.positive("Near", a=self.a)
+        checks.finite("Near", b=self.b)
+        checks.whole("Near", 1, count=self.count)
+
+    def widths(self, flops: float | int) -> tuple[int, ...]:
+        """Rungs for one budget, narrow to wide."""
+        wanted = math.log(self.a) + self.b * math.log(flops)
+        rungs = sorted(ladder.WIDTHS, key=lambda width: abs(math.log(ladder.shape(width).parameters()) - wanted))
+        return tuple(sorted(rungs[: self.count]))
+
+
+@dataclasses.dataclass(frozen=True)
+class IsoFlop:
+    """Every size trained at every budget (Chinchilla 2203.15556, approach 2).
+
+    budgets: FLOPs of a run (model FLOPs: forward and backward, attention and head included). sizes: widths, or `Near` a law.
+    """
+
+    budgets: Sequence[float | int]
+    sizes: Sequence[int] | Near
+    seeds: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        _numbers("IsoFlop", budgets=self.budgets)
+        _whole("IsoFlop", seeds=self.seeds, most=SEEDS - 1)
+        if not isinstance(self.sizes, Near):
+            _widths("IsoFlop", self.sizes)
+
+    def cells(self) -> Iterator[Cell]:
+        """By budget, then width, then seed."""
+        for budget in self.budgets:
+            widths = self.sizes.widths(budget) if isinstance(self.sizes, Near) else self.sizes
+            for width, seed in itertools.product(widths, self.seeds):
+                values = {"budget": float(budget), "width": width, "seed": seed}
+                yield Cell(width, seed, values, (short(budget), f"w{width}", f"s{seed}"), flops=float(budget))
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """Every size trained on the first tokens of a corpus again and again (Muennighoff et al. 2305.16264; Quokka 2510.03280).
+
+    unique_tokens: of the train split; whole windows of them are used. epochs: each a run of its own, whose learning rate decays.
+    """
+
+    sizes: Sequence[int]
+    unique_tokens: Sequence[int]
+    epochs: Sequence[int]
+    seeds: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        _widths("Repeated", self.sizes)
+        _whole("Repeated", least=1, unique_tokens=self.unique_tokens, epochs=self.epochs)
+        _whole("Repeated", seeds=self.seeds, most=SEEDS - 1)
+
+    def cells(self) -> Iterator[Cell]:
+        """By unique tokens, then epochs, then width, then seed."""
+        for unique, epochs, width, seed in itertools.product(self.unique_tokens, self.epochs, self.sizes, self.seeds):
+            values = {"unique_tokens": unique, "epochs": epochs, "width": width, "seed": seed}
+            parts = (f"u{unique}", f"e{epochs}", f"w{width}", f"s{seed}")
+            yield Cell(width, seed, values, parts, tokens=float(unique * epochs), unique=unique)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchRate:
+    """Every batch with every learning rate at fixed training tokens: what the laws of `rules.py` are fitted on.
+
+    batches: windows in a step. lrs: peak learning rates.
+    """
+
+    sizes: Sequence[int]
+    tokens: Sequence[float | int]
+    batches: Sequence[int]
+    lrs: Sequence[float | int]
+    seeds: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        _widths("BatchRate", self.sizes)
+        _numbers("BatchRate", tokens=self.tokens, lrs=self.lrs)
+        _whole("BatchRate", least=1, batches=self.batches)
+        _whole("BatchRate", seeds=self.seeds, most=SEEDS - 1)
+
+    def cells(self) -> Iterator[Cell]:
+        """By width, then tokens, then batch, then learning rate, then seed."""
+        for width, tokens, batch, lr, seed in itertools.product(self.sizes, self.tokens, self.batches, self.lrs, self.seeds):
+            values = {"width": width, "tokens": float(tokens), "batch": batch, "lr": float(lr), "seed": seed}
+            parts = (f"w{width}", f"d{short(tokens)}", f"b{batch}", f"lr{short(lr)}", f"s{seed}")
+            yield Cell(width, seed, values, parts, tokens=float(tokens), batch=batch, lr=float(lr))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Every size trained on every mixture of the sweep's corpora (BiMix 2405.14908). weights: a share for each path of `data`."""
+
+    sizes: Sequence[int]
+    tokens: Sequence[float | int]
+    weights: Sequence[Sequence[float | int]]
+    seeds: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        _widths("Mixture", self.sizes)
+        _numbers("Mixture", tokens=self.tokens)
+        _whole("Mixture", seeds=self.seeds, most=SEEDS - 1)
+        _few("Mixture", "weights", self.weights)
+        if not self.weights or len(set(map(tuple, self.weights))) != len(self.weights):
+            raise InputError("Mixture.weights is empty or has the same mixture twice; give each once")
+        for shares in self.weights:
+            _numbers("Mixture", unique=False, weights=shares)
+
+    def cells(self) -> Iterator[Cell]:
+        """By width, then tokens, then weights, then seed."""
+        for width, tokens, weights, seed in itertools.product(self.sizes, self.tokens, self.weights, self.seeds):
+            shares = [float(weight) for weight in weights]
+            values = {"width": width, "tokens": float(tokens), "weights": shares, "seed": seed}
+            parts = (f"w{width}", f"d{short(tokens)}", "m" + "_".join(map(short, shares)), f"s{seed}")
+            yield Cell(width, seed, values, parts, tokens=float(tokens), weights=tuple(shares))
+
+
+Grid = IsoFlop | Repeated | BatchRate | Mixture
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One objective: its config (`FILE.py` or `FILE.py:SIZE`, relative to the sweep's file), overrides and rules of its own."""
+
+    config: str
+    overrides: Sequence[str] = ()
+    batch: Batch | None = None
+    rate: Rate | None = None
+
+    def __post_init__(self) -> None:
+        _kinds("Series", config=(self.config, str), batch=(self.batch, Batch | None), rate=(self.rate, Rate | None))
+        _texts("Series", overrides=self.overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A whole sweep.
+
+    data: directories of prepared corpora (one, or several); none plans for a corpus that is not there (`model.vocab` is then needed).
+    overrides: `section.leaf=value` for every series. batch, rate: rules of `rules.py`; None keeps what the configs say. transfer:
+    CompleteP. validation: what every run ends with. checkpoints: of each run, evenly spread, the end included.
+    """
+
+    name: str
+    series: Mapping[str, str | Series]
+    grid: Grid
+    data: str | Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    batch: Batch | None = None
+    rate: Rate | None = None
+    transfer: CompleteP | None = None
+    validation: Validation = Validation()
+    policy: Policy = Policy()
+    checkpoints: int = 4
+
+    def __post_init__(self) -> None:
+        _kinds(
+            "Sweep",
+            series=(self.series, Mapping),
+            grid=(self.grid, Grid),
+            batch=(self.batch, Batch | None),
+            rate=(self.rate, Rate | None),
+            transfer=(self.transfer, CompleteP | None),
+            validation=(self.validation, Validation),
+            policy=(self.policy, Policy),
+            **{f"series[{name!r}]": (series, str | Series) for name, series in _items(self.series)},
+        )
+        _texts("Sweep", data=(self.data,) if isinstance(self.data, str) else self.data, overrides=self.overrides)
+        checks.whole(f"sweep {self.name}", 1, checkpoints=self.checkpoints)
+        for name in (self.name, *self.series):
+            if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+                raise InputError(
+                    f"{name!r} names a sweep or a series; use lower-case letters, digits and underscores: it becomes a file name"
+                )
+        if not self.series:
+            raise InputError(f"sweep {self.name} has no series; give at least one, such as series={{'masked': '../masked.py:tiny'}}")
+        if isinstance(self.grid, Repeated) and len(self.paths) > 1:
+            raise InputError(f"sweep {self.name}: repeated data is the first tokens of one corpus; data has {len(self.paths)}")
+        if isinstance(self.grid, Mixture) and any(len(weights) != len(self.paths) for weights in self.grid.weights):
+            raise InputError(f"sweep {self.name}: every mixture wants a weight for each of the {len(self.paths)} corpora in data")
+        if len(list(itertools.islice(self.grid.cells(), MOST_RUNS + 1))) * len(self.series) > MOST_RUNS:
+            raise InputError(f"sweep {self.name} has more than {MOST_RUNS:,} runs; shorten its grid")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The corpora."""
+        given = (self.data,) if isinstance(self.data, str) else tuple(self.data)
+        return tuple(path for path in given if path)
+
+    def series_of(self, name: str) -> Series:
+        """A series with the sweep's rules where it has none of its own."""
+        found = self.series[name]
+        found = Series(found) if isinstance(found, str) else found
+        return dataclasses.replace(found, batch=found.batch or self.batch, rate=found.rate or self.rate)
+
+
+def load(path: str, values: Sequence[str] = ()) -> Sweep:
+    """Runs `get_sweep()` of the file with `name=value` arguments, which take the type of the argument's default.
+
+    Raises:
+      InputError: no such file, no `get_sweep`, an error in it, an argument that it does not have or that is missing, a sweep that
+        contradicts itself.
+    """
+    get_sweep = function_of(path, "sweep", "configs/sweeps/micro.py")
+    with telling_lines(path):
+        parameters = inspect.signature(get_sweep).parameters
+    arguments: dict[str, Any] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text} has no value; write --set {text}=VALUE")
+        if name not in parameters:
+            raise InputError(f"{path}: get_sweep() takes no {name!r}{nearest(name, parameters)}")
+        arguments[name] = _typed(name, value, parameters[name].default)
+    missing = [name for name, field in parameters.items() if field.default is field.empty and name not in arguments]
+    if missing:
+        raise InputError(f"{path} needs {', '.join(missing)}; pass --set {missing[0]}=VALUE")
+    with telling_lines(path):
+        found = get_sweep(**arguments)
+    if not isinstance(found, Sweep):
+        raise InputError(f"{path}: get_sweep() returns {type(found).__name__}, not a Sweep")
+    return found
+
+
+def short(number: float | int) -> str:
+    """A number as a part of a file name: 1e12, 0.003, 2.5e13."""
+    return f"{number:.4g}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    """The text of --set in the type of the argument's default."""
+    value = literal(text)
+    if isinstance(default, str):
+        return text
+    if isinstance(default, tuple):
+        parts = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        return tuple(parts) if isinstance(parts, tuple | list) else (parts,)
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e3 is a way to write a thousand
+    numbers = type(default) is float and type(value) is int
+    if default is not inspect.Parameter.empty and not numbers and type(value) is not type(default):
+        raise InputError(f"--set {name} wants {type(default).__name__}, not {text!r:.60}")
+    return value
+
+
+def _numbers(grid: str, *, unique: bool = True, **values: Sequence[float | int]) -> None:
+    """Refuses lists that are empty, hold anything but positive numbers or, `unique`, one of them twice."""
+    for name, given in values.items():
+        _few(grid, name, given)
+        given = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, None)
+        if not given or not all(isinstance(v, int | float) and 0 < v <= checks.MOST for v in given):
+            raise InputError(f"{grid}.{name} is {values[name]!r:.100}; give a list of positive numbers")
+        if unique and len(set(given)) != len(given):
+            raise InputError(f"{grid}.{name} is {values[name]!r:.100}: one is given twice, and equal runs are one run")
+
+
+def _whole(grid: str, least: int = 0, most: int = checks.MOST_COUNT, **values: Sequence[int]) -> None:
+    """Refuses lists that are empty, or hold anything but different whole numbers from `least` to `most`."""
+    for name, given in values.items():
+        _few(grid, name, given)
+        whole = isinstance(given, Sequence) and bool(given) and all(type(value) is int for value in given)
+        if not whole or min(given) < least or len(set(given)) != len(given):
+            raise InputError(f"{grid}.{name} is {given!r:.100}; give a list of different whole numbers, each at least {least}")
+        if max(given) > most:
+            raise InputError(f"{grid}.{name} has {max(given)!r:.60}; give whole numbers of at most {most}")
+
+
+def _few(grid: str, name: str, given: Any) -> None:
+    """Refuses a list that is longer than a sweep, before anything walks over it."""
+    if isinstance(given, Sequence) and len(given) > MOST_RUNS:
+        raise InputError(f"{grid}.{name} has {len(given):,} entries, more than {MOST_RUNS:,} runs; shorten it")
+
+
+def _widths(grid: str, sizes: Sequence[int]) -> None:
+    _whole(grid, sizes=sizes)
+    for width in sizes:
+        ladder.shape(width)
+
+
+def _kinds(name: str, **fields: tuple[Any, Any]) -> None:
+    """Refuses fields, (value, type) each, of another type."""
+    for field, (value, kind) in fields.items():
+        if not isinstance(value, kind):
+            kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+            names = " or ".join("None" if each is types.NoneType else each.__name__ for each in kinds)
+            raise InputError(f"{name}({field}={value!r}): give {names}")
+
+
+def _texts(name: str, **fields: Sequence[str]) -> None:
+    """Refuses fields that are no lists of text."""
+    for field, given in fields.items():
+        if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(text, str) for text in given):
+            raise InputError(f"{name}({field}={given!r}): give a list of text")
+
+
+def _items(series: Any) -> list[tuple[Any, Any]]:
+    return list(series.items()) if isinstance(series, Mapping) else []

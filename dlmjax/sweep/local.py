@@ -1,0 +1,349 @@
+"""Runs the lines of a manifest on this machine: one process each, so many at a time, the longest first. Imports no jax.
+
+A slot is a share of the machine: on CPU an equal number of cores, to which a process is pinned (XLA sizes its threads by them, and the sums
+of a run follow from that: how wide a slot is depends on `jobs` alone, never on how many runs are left); on GPU one device.
+
+What ends how:
+    the process of a run       its record is in DIR/records.jsonl; what failed or diverged is tried again by the sweep's `Policy`
+    SIGINT, SIGTERM, SIGHUP    go on to every process, which save a checkpoint and end; exit code 75, the same command goes on
+    a second SIGINT            kills them; the same command goes on from the checkpoints before
+    SIGKILL of the sweep       the kernel kills its processes with it; the same command goes on
+    a second sweep at the same DIR   takes other runs: each run is locked by whoever runs it, across machines as far as flock goes
+
+Bookkeeping is all that this process does but wait: choosing, locking, starting, reading results, appending records, looking at the
+progress. It is timed, and shared out over the records (`overhead_seconds`).
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from dlmjax.cluster.supervise import FORWARDED, heard
+from dlmjax.errors import InputError
+from dlmjax.sweep import checks, execute
+from dlmjax.sweep.journal import (
+    COMPILED,
+    LOG,
+    RESULT,
+    STEPPED,
+    Account,
+    Journal,
+    facts,
+    failed,
+    hold,
+    read_result,
+    released,
+    shape_of,
+    with_overhead,
+    workdir_of,
+)
+from dlmjax.sweep.manifest import RECORDS, Plan, PlannedRun
+from dlmjax.sweep.records import Record, append_record
+
+LOOK_AGAIN = 1.0  # seconds until runs that another sweep holds are asked for again
+SAY_EVERY = 60.0  # seconds between lines of progress
+ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how a compressed program begins
+DEVICE_MEMORY = 0.9  # of a GPU, for all runs on it
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A share of this machine. cores: that its process is pinned to, none = not pinned; environment: what its process gets beside ours."""
+
+    name: str
+    cores: tuple[int, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def slots(jobs: int | None, environment: Mapping[str, str]) -> list[Slot]:
+    """The slots of this machine for so many runs at a time; None: one for each GPU, or else for each core.
+
+    Raises InputError: fewer than one, more than there are cores.
+    """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs is {jobs}; give at least 1")
+    on_cpu = environment.get("JAX_PLATFORMS", "").partition(",")[0] == "cpu"
+    devices = [] if on_cpu else gpus(environment)
+    if devices:
+        jobs = jobs or len(devices)
+        share = -(-jobs // len(devices))
+        memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{DEVICE_MEMORY / share:.3f}"} if share > 1 else {}
+        chosen = [devices[number % len(devices)] for number in range(jobs)]
+        return [Slot(f"gpu {device}", (), {"CUDA_VISIBLE_DEVICES": device, **memory}) for device in chosen]
+    if not on_cpu and list(pathlib.Path("/dev").glob("accel[0-9]*")):
+        return [Slot("tpu")]  # one process holds all chips of a host
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    jobs = jobs or len(cores)
+    if jobs > len(cores):
+        raise InputError(f"--jobs is {jobs}, but there are {len(cores)} cores here; give at most {len(cores)}")
+    width = len(cores) // jobs
+    shares = [tuple(cores[number * width : (number + 1) * width]) for number in range(jobs)]
+    pinned = hasattr(os, "sched_setaffinity")
+    # One device of all cores: programs with collectives between several that are read back can hang on CPU.
+    return [Slot(f"cores {share[0]}-{share[-1]}", share if pinned else (), {"JAX_NUM_CPU_DEVICES": "1"}) for share in shares]
+
+
+def gpus(environment: Mapping[str, str]) -> list[str]:
+    """Those that a process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+        return [name for name in names if name and not name.startswith("-")]  # -1: none
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []
+
+
+@dataclasses.dataclass
+class _Running:
+    """A run that has a process."""
+
+    run: PlannedRun
+    slot: Slot
+    diverged: int
+    attempt: int
+    process: subprocess.Popen
+    lock: int
+    workdir: pathlib.Path
+    stepped: int
+    told: int = 0
+
+
+class Local:
+    """`Local(plan, directory, slots).go()`: runs what has no end yet.
+
+    Args:
+      runs: of the plan; None: all.
+      say: takes each line for the person who waits.
+      progress: makes the line of progress; called now and then.
+      command: makes the words that start the process of a run, see `execute.command`.
+      spent: seconds of bookkeeping before this, which go to the first record.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        directory: str,
+        slots: Sequence[Slot],
+        runs: Sequence[PlannedRun] | None = None,
+        say: Callable[[str], object] = print,
+        progress: Callable[[], str] | None = None,
+        command: Callable[..., list[str]] = execute.command,
+        spent: float = 0.0,
+    ):
+        self._command = command
+        self._plan, self._root, self._say, self._progress = plan, directory, say, progress
+        self._waiting = sorted(plan.runs if runs is None else runs, key=lambda run: -run.flops)
+        for run in self._waiting:  # what cannot be recorded is refused before anything is started
+            facts(run, run.config, plan.validation)
+        self._shape = {run.id: shape_of(run.config) for run in self._waiting}
+        self._free, self._running = list(slots), {}
+        self._ended: queue.SimpleQueue = queue.SimpleQueue()
+        self._journal, self._failures, self._hopeless = Journal(directory), Counter(), set()
+        self._asked: list[int] = []
+        self._busy, self._mark, self._said = spent, time.perf_counter(), time.monotonic()
+
+    def go(self) -> int:
+        """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
+        previous = {number: signal.signal(number, self._note) for number in heard(FORWARDED)}
+        try:
+            while True:
+                if not self._asked:
+                    self._fill()
+                self._pass_on()
+                if not self._running and (self._asked or not self._waiting):
+                    break
+                self._wait()
+        finally:
+            for each in self._running.values():
+                each.process.kill()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self._asked:
+            return execute.UNFINISHED
+        return 1 if self._hopeless else 0
+
+    # --- choosing and starting ----------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Starts runs while there are slots."""
+        self._journal.refresh()
+        policy = self._plan.policy
+        self._waiting = [run for run in self._waiting if self._journal.state(run.id, policy) not in ("finished", "diverged")]
+        for run in self._order() if self._free else []:
+            if not self._free:
+                break
+            lock = hold(self._root, run.id)
+            if lock is None:
+                continue  # somebody else runs it
+            self._journal.refresh()  # it may have ended between the look and the lock
+            self._waiting.remove(run)
+            if self._journal.state(run.id, policy) in ("finished", "diverged"):
+                with released(lock):
+                    continue
+            self._start(run, self._free.pop(0), lock)
+
+    def _order(self) -> list[PlannedRun]:
+        """The longest first; those whose like is compiling now last, since they would wait for it."""
+        compiling = {self._shape[each.run.id] for each in self._running.values() if self._compiles(each)}
+        ordered, later = [], []
+        for run in self._waiting:
+            (later if self._shape[run.id] in compiling else ordered).append(run)
+            compiling.add(self._shape[run.id])
+        return ordered + later
+
+    def _compiles(self, each: _Running) -> bool:
+        return Account(each.workdir).totals()[STEPPED] == each.stepped
+
+    def _start(self, run: PlannedRun, slot: Slot, lock: int) -> None:
+        diverged, attempt = self._journal.diverged(run.id), len(self._journal.of(run.id))
+        workdir = workdir_of(self._root, run.id, diverged)
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / RESULT).unlink(missing_ok=True)
+        command = self._command(self._root, run.id, diverged=diverged, attempt=attempt, cores=slot.cores)
+        stepped = int(Account(workdir).totals()[STEPPED])
+        with open(workdir / LOG, "ab") as log:
+            # A session of its own: a terminal's Ctrl-C arrives here alone and is handed on once. The lock goes with it: should this
+            # process be killed, the run is free only when its process is gone too.
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **slot.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        self._running[run.id] = _Running(run, slot, diverged, attempt, process, lock, workdir, stepped)
+        threading.Thread(target=lambda: self._ended.put((run.id, process.wait())), daemon=True).start()
+
+    # --- waiting and what ended --------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Waits until a process ends, or it is time to look around; nothing else in here is idle."""
+        self._busy += time.perf_counter() - self._mark
+        try:
+            blocked = self._waiting and self._free and not self._asked
+            ended = self._ended.get(timeout=LOOK_AGAIN if blocked else SAY_EVERY)
+        except queue.Empty:
+            ended = None
+        finally:
+            self._mark = time.perf_counter()
+        if ended:
+            self._take(self._running.pop(ended[0]), ended[1])
+        elif self._progress and time.monotonic() - self._said >= SAY_EVERY:
+            self._said = time.monotonic()
+            self._say(self._progress())
+
+    def _take(self, each: _Running, code: int) -> None:
+        """Judges a process that ended; lets go of the run when its record is written."""
+        self._free.append(each.slot)
+        with released(each.lock):
+            problem = None
+            try:
+                record = read_result(each.workdir) if code == 0 else None
+            except InputError as error:  # of this run alone
+                record, problem = None, str(error)
+            stopped = self._asked or code in (execute.UNFINISHED, -signal.SIGTERM)  # it was asked to stop, by whomever
+            if record is None and problem is None and stopped:
+                self._waiting.append(each.run)
+                return
+            if record is None:
+                problem = problem or _problem(each.workdir, code)
+                record = failed(each.run, self._plan.validation, each.diverged, each.attempt, self._plan.policy, problem)
+            now = time.perf_counter()
+            self._busy, self._mark = self._busy + now - self._mark, now
+            append_record(pathlib.Path(self._root) / RECORDS, with_overhead(record, self._busy))
+            self._busy = 0.0
+            (each.workdir / RESULT).unlink(missing_ok=True)
+        self._after(each.run, record, code)
+
+    def _after(self, run: PlannedRun, record: Record, code: int) -> None:
+        """Says how it ended and, by the policy, lets it wait for another try."""
+        policy, again = self._plan.policy, False
+        self._journal.refresh()
+        if record.status == "failed":
+            self._failures[run.id] += 1
+            again = code != 2 and self._failures[run.id] <= policy.retries  # bad input ends the same way again
+            if not again:
+                self._hopeless.add(run.id)
+        elif record.status == "diverged":
+            again = self._journal.state(run.id, policy) == "waiting"
+        if again:
+            self._waiting.append(run)
+        self._say(ending(record) + ("; it will be tried again" if again else ""))
+
+    def _note(self, number: int, _) -> None:
+        """A signal: the loop hears of it at once."""
+        self._asked.append(number)
+        self._ended.put(None)
+
+    def _pass_on(self) -> None:
+        """Asks every run to save and end, once; a second Ctrl-C kills them."""
+        wanted = 2 if self._asked.count(signal.SIGINT) > 1 else bool(self._asked)
+        for each in self._running.values():
+            if each.told < wanted:
+                each.told = wanted
+                with contextlib.suppress(ProcessLookupError):
+                    each.process.send_signal(signal.SIGKILL if wanted == 2 else signal.SIGTERM)
+
+
+def ending(record: Record) -> str:
+    """How a run ended, as a line."""
+    if record.status == "finished":
+        bound = "" if record.loss_stderr is None else f" ± {record.loss_stderr:.4f}"
+        return f"{record.id} finished: {record.loss:.4f}{bound} nats/token in {record.seconds:.0f} s"
+    return f"{record.id} {record.status}: {checks.one_line(record.problem)}"
+
+
+def _problem(workdir: pathlib.Path, code: int) -> str:
+    """In one line, why a process ended without a record."""
+    if code == -signal.SIGKILL:
+        return "it was killed (SIGKILL), by a person or by the kernel when memory ran out"
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}"
+    with open(workdir / LOG, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return (lines[-1].removeprefix("dlmjax: ") if lines else f"exit code {code}")[:500]
+
+
+def drop_torn(directory: str) -> None:
+    """Removes compiled programs that a kill left half written: jax would neither read nor replace them, and compile each time."""
+    import zstandard
+
+    for path in (pathlib.Path(directory) / COMPILED).glob("*-cache"):
+        content = path.read_bytes()
+        if time.time() - path.stat().st_mtime < 60 or not content.startswith(ZSTANDARD[: len(content)]):
+            continue  # being written, or not compressed this way
+        try:
+            zstandard.ZstdDecompressor().decompress(content)
+        except zstandard.ZstdError:
+            path.unlink(missing_ok=True)
+
+
+def run(plan: Plan, directory: str, runs: Sequence[PlannedRun], jobs: int | None, progress: Callable[[], str]) -> int:
+    """Runs these lines of a manifest here; returns the exit code, see `Local.go`.
+
+    Raises InputError: see `slots`.
+    """
+    # A run that is asked for alone has the machine; of several, each has a share that does not depend on how many are left.
+    places = slots(1 if jobs is None and len(runs) == 1 and len(plan.runs) > 1 else jobs, os.environ)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    drop_torn(directory)
+    say(f"{len(runs)} runs of {plan.name}, {len(places)} at a time: {', '.join(sorted({place.name for place in places}))}")
+    return Local(plan, directory, places, runs, say, progress, spent=time.process_time()).go()

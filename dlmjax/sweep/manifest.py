@@ -1,0 +1,239 @@
+"""The plan of a sweep on disk: `sweep.json` and `manifest.jsonl`, which every executor reads. Imports no jax."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlmjax.errors import InputError
+from dlmjax.files import parse_json, read_bounded, write_atomically
+from dlmjax.flags import SEEDS
+from dlmjax.sweep import checks
+
+SWEEP, MANIFEST, RUNS, RECORDS = "sweep.json", "manifest.jsonl", "runs", "records.jsonl"
+FORMAT, VERSION = "dlmjax sweep", 1
+RULES = ("gauss", "stratified", "count")  # of `evaluation.Evaluator`, which imports jax
+MOST_DRAWS = 2**20  # nodes x draws stay below
+
+# Leaves that a sweep itself reads of a run, with their types.
+_LEAVES = dict.fromkeys(("model.depth", "model.width", "model.vocab", "seed"), (int,))
+_LEAVES |= {"data.paths": (list,), "data.weights": (list,), "optimizer.lr": (float, int)}
+_LEAVES |= {"optimizer.schedule": (str,), "process.name": (str,)}
+_ID = re.compile(r"[a-z0-9][\w.-]{0,199}", re.ASCII)  # it names a folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What every run of a sweep is measured by: the same windows under the same noise levels and masks; see `evaluation.Evaluator`."""
+
+    split: str = "valid"
+    windows: int = 512
+    nodes: int = 8
+    draws: int = 1
+    rule: str = "gauss"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.whole("Validation", 1, windows=self.windows, nodes=self.nodes, draws=self.draws)
+        checks.whole("Validation", 0, SEEDS - 1, seed=self.seed)
+        if not isinstance(self.split, str) or not self.split:
+            raise InputError(f"Validation(split={self.split!r}): give the name of a held-out split, such as 'valid'")
+        if self.rule not in RULES:
+            raise InputError(f"Validation(rule={self.rule!r}): choose one of {', '.join(RULES)}")
+        if self.nodes * self.draws >= MOST_DRAWS:
+            raise InputError(f"Validation: nodes x draws is {self.nodes * self.draws:,}; it must stay below {MOST_DRAWS:,}")
+
+    def __str__(self) -> str:
+        return f"{self.windows} windows of {self.split}, {self.nodes} {self.rule} levels x {self.draws}, seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What is done with a run that fails (the process ends with an error) or diverges (its loss is not finite, or above `diverged_above`
+    nats per token when it ends): tried again so many times. A run is a function of its config, so a diverged one is tried again with
+    `lr_factor` times its learning rate."""
+
+    retries: int = 2
+    diverged_retries: int = 0
+    lr_factor: float = 0.5
+    diverged_above: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.whole("Policy", 0, retries=self.retries, diverged_retries=self.diverged_retries)
+        checks.positive("Policy", lr_factor=self.lr_factor)
+        if self.lr_factor > 1:
+            raise InputError(f"Policy(lr_factor={self.lr_factor}): a rate at which a run diverged is not raised; give at most 1")
+        if self.diverged_above is not None:
+            checks.positive("Policy", diverged_above=self.diverged_above)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One line of the manifest.
+
+    id: a function of the series, the cell and the config: `masked-1e12-w64-s0-3f9a2c1b`.
+    series: the objective that it belongs to; a fit is made per series.
+    cell: what varies in the sweep: "budget", "width", "seed"; or "unique_tokens", "epochs"; "batch", "lr"; "weights".
+    config: every leaf, flat (`config.leaves`); paths as they were given.
+    parameters, non_embedding, active: counts. flops_per_token: model FLOPs of a training token (attention and head included);
+    hardware_flops_per_token: with what rematerialisation computes again. flops, tokens: of the whole run. unique_tokens: of the
+    corpus that it sees; epochs = tokens / unique_tokens. expected_seconds, peak_bytes: on the device of the plan; None = not known.
+    """
+
+    id: str
+    series: str
+    cell: dict[str, Any]
+    config: dict[str, Any]
+    parameters: int
+    non_embedding: int
+    active: int
+    flops_per_token: float
+    hardware_flops_per_token: float
+    flops: float
+    tokens: int
+    unique_tokens: int
+    epochs: float
+    expected_seconds: float | None = None
+    peak_bytes: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """What `sweep.json` holds. runs: lines of the manifest; ids: a hash of their ids, "" in directories that were planned without."""
+
+    format: str
+    version: int
+    name: str
+    source: str
+    made: dict[str, Any]
+    validation: dict[str, Any]
+    policy: dict[str, Any]
+    runs: int
+    ids: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep as it lies on disk. made: versions and commit (`evaluation.record`), device of the expectations."""
+
+    name: str
+    source: str
+    validation: Validation
+    policy: Policy
+    made: dict[str, Any]
+    runs: tuple[PlannedRun, ...]
+
+    def write(self, directory: str | os.PathLike) -> None:
+        """The manifest first: a directory with a `sweep.json` is whole. Raises InputError as `write_atomically`."""
+        lines = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in self.runs)
+        write_atomically(pathlib.Path(directory) / MANIFEST, lines)
+        self.write_head(directory)
+
+    def write_head(self, directory: str | os.PathLike) -> None:
+        """`sweep.json` alone: of the first lines of a manifest that is there."""
+        head = _Head(
+            format=FORMAT,
+            version=VERSION,
+            name=self.name,
+            source=self.source,
+            made=self.made,
+            validation=dataclasses.asdict(self.validation),
+            policy=dataclasses.asdict(self.policy),
+            runs=len(self.runs),
+            ids=_hash([run.id for run in self.runs]),
+        )
+        write_atomically(pathlib.Path(directory) / SWEEP, json.dumps(dataclasses.asdict(head), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike) -> "Plan":
+        """The plan of a directory. A manifest whose first lines are those of `sweep.json` is one that was about to grow: they count.
+
+        Raises InputError: no plan there, or one that is damaged, of another version, or was edited: a run is what its id says.
+        """
+        root = pathlib.Path(directory)
+        if not (root / SWEEP).exists():
+            raise InputError(f"{root} holds no planned sweep (no {SWEEP}); make one with: dlmjax sweep plan SWEEP.py --output {root}")
+        try:
+            head = _head_of(parse_json(read_bounded(root / SWEEP)))
+            lines = read_bounded(root / MANIFEST).splitlines()
+            runs = tuple(_run_of(line, f"line {number} of {MANIFEST}") for number, line in enumerate(lines, 1))
+            if len(runs) < head.runs or (len(runs) > head.runs and not head.ids):
+                raise ValueError(f"{len(runs)} lines in {MANIFEST} where {SWEEP} has {head.runs} runs")
+            runs = runs[: head.runs]
+            if head.ids and head.ids != _hash([run.id for run in runs]):
+                raise ValueError(f"the lines of {MANIFEST} are not those, or not in the order, that {SWEEP} was written for")
+            if len({run.id for run in runs}) != len(runs):
+                raise ValueError(f"{MANIFEST} has a run twice")
+            policy = checks.from_json(Policy, head.policy, f"policy in {SWEEP}")
+            validation = checks.from_json(Validation, head.validation, f"validation in {SWEEP}")
+            return cls(head.name, head.source, validation, policy, head.made, runs)
+        except (OSError, ValueError) as error:
+            again = f"plan the sweep again (dlmjax sweep plan SWEEP.py --output {root}): runs that began keep their ids"
+            raise InputError(f"the plan in {root} cannot be read ({' '.join(str(error).split())}); {again}") from None
+
+
+def run_id(series: str, cell: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """`series-part-part-hash`: the hash is of the series, the cell and every leaf of the config, so equal runs have equal ids."""
+    return "-".join([series, *parts, _hash([series, dict(cell), dict(config)])])
+
+
+def ids_in(directory: str | os.PathLike) -> list[str]:
+    """The ids in a directory's manifest in their order, of lines that are damaged too; nothing where there is none."""
+    try:
+        text = (pathlib.Path(directory) / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = (re.match(r'\s*\{\s*"id"\s*:\s*"([^"]*)"', line) for line in text.splitlines())
+    return [match[1] for match in found if match]
+
+
+def _hash(value: Any) -> str:
+    """Eight hexadecimal digits of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()[:8]
+
+
+def _head_of(values: Any) -> _Head:
+    """Raises InputError: not what a `sweep.json` of this version holds."""
+    given = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
+    if given != (FORMAT, VERSION):
+        raise InputError(f"{SWEEP} is of format {given[0]!r:.40} version {given[1]!r:.20}, not {FORMAT!r} version {VERSION}")
+    head = checks.from_json(_Head, values, SWEEP)
+    checks.name(f"name in {SWEEP}", head.name)
+    checks.flat(SWEEP, {"source": head.source})
+    return head
+
+
+def _run_of(line: bytes, what: str) -> PlannedRun:
+    """A line of the manifest. Raises InputError: no run, or one whose id, tokens or FLOPs are not those of its config."""
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"{what} is no JSON: {' '.join(str(error).split())}") from None
+    run = checks.from_json(PlannedRun, values, what)
+    if not _ID.fullmatch(run.id):
+        raise InputError(f"{what} has the id {run.id[:60]!r}, which names no run")
+    checks.name(f"series of {what}", run.series)
+    checks.flat(f"cell of {what}", run.cell)
+    checks.flat(f"config of {what}", run.config)
+    if not run.id.endswith("-" + _hash([run.series, run.cell, run.config])):
+        raise InputError(f"{what} was edited: the id {run.id} stands for another series, cell or config")
+    leaves = {name: run.config.get(name) for name in ("train.steps", "data.batch", "data.length")}
+    for name, value in leaves.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{what} has {name} {value!r} in its config; it must be a positive whole number")
+    for name, kinds in _LEAVES.items():
+        if name in run.config and type(run.config[name]) not in kinds:
+            raise InputError(f"{what} has {name} {str(run.config[name])[:60]!r} in its config; it must be {kinds[0].__name__}")
+    if not all(isinstance(path, str) for path in run.config.get("data.paths", [])):
+        raise InputError(f"{what} has data.paths in its config that are not all texts")
+    tokens = math.prod(leaves.values())
+    if run.tokens != tokens:
+        raise InputError(f"{what} was edited: it has {run.tokens:,} tokens, steps x batch x length are {tokens:,}")
+    if not math.isclose(run.flops, run.flops_per_token * tokens, rel_tol=1e-9):
+        raise InputError(f"{what} was edited: it has {run.flops:.6g} FLOPs, those of its tokens are {run.flops_per_token * tokens:.6g}")
+    return run

@@ -1,0 +1,347 @@
+"""From a sweep to its plan: every cell becomes a config, a number of whole steps, a cost, and one line of the manifest.
+
+What is set for each run, over the config of its series:
+
+    model        the ladder's shape
+    data         the portion of the corpus (repeated data), the weights (mixtures), the batch by its rule
+    train        steps = what the cell's FLOPs or tokens pay for, rounded; microbatches no larger than the config's
+    optimizer    the rate by its rule; warm-up keeps the share of the steps that it has in the config, and so does the average's horizon
+    log          nothing is evaluated or sampled on the way: every run ends with the validation of the sweep
+    checkpoint   the newest alone, as often as the sweep says
+
+The schedule decays to the last step of each run, so no point of a fit is a checkpoint in the middle of a schedule. A cell whose whole
+steps miss its FLOPs or tokens by more than 3 % is refused and listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dlmjax import config as config_lib
+from dlmjax.data import Corpus
+from dlmjax.data.portion import with_tokens
+from dlmjax.errors import InputError
+from dlmjax.evaluation.likelihood import count_form
+from dlmjax.evaluation.record import made_with
+from dlmjax.plan.hardware import Estimator, Vocabulary, alone
+from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
+from dlmjax.run import Parts, embedding_of, open_corpora, token_counts
+from dlmjax.sweep import counts, ladder
+from dlmjax.sweep.checks import MOST_COUNT
+from dlmjax.sweep.definition import Cell, Sweep
+from dlmjax.sweep.manifest import RECORDS, RUNS, Plan, PlannedRun, Validation, ids_in, run_id
+from dlmjax.sweep.records import read_records
+from dlmjax.sweep.rules import BatchLaw, of_length
+
+TOLERANCE = 0.03  # of a run's FLOPs or tokens against what the cell asks for
+LEAST_STEPS = 10  # fewer are no training
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Where runs are expected to run. flops_per_second: of the model; None = not known. text: where that is from. topology: for memory."""
+
+    flops_per_second: float | int | None = None
+    text: str = "no device was named, so times are not known (--device h100, or --flops-per-second as measured)"
+    topology: Topology | None = None
+
+
+def device_of(name: str | None, utilisation: float | int, flops_per_second: float | int | None) -> Device:
+    """The device of the flags: CHIP (one of them) or CHIP:SHAPE (`dlmjax plan` knows its memory), or a measured speed.
+
+    Raises InputError: an unknown chip or shape, a share or a speed that cannot be.
+    """
+    if not 0 < utilisation <= 1:
+        raise InputError(f"--utilisation is {utilisation}; it is a share of the peak, above 0 and at most 1")
+    if flops_per_second is not None and not 0 < flops_per_second < float("inf"):
+        raise InputError(f"--flops-per-second is {flops_per_second}; give the model FLOP/s that were measured, such as 4e10")
+    topology = None
+    if name is not None and (":" in name or name not in CHIPS):
+        topology = describe(name if ":" in name else f"{name}:1")
+    if flops_per_second is not None:
+        return Device(flops_per_second, f"{flops_per_second:.3g} model FLOP/s, as given", topology)
+    if name is None:
+        return Device()
+    chips, chip = (topology.chips, topology.chip) if topology else (1, CHIPS[name])
+    speed = chips * chip.peak * utilisation
+    text = f"{chips} x {chip.name}, {chip.peak / 1e12:.0f} TFLOP/s bfloat16 peak each, {100 * utilisation:.0f} % of it assumed"
+    return Device(speed, text, topology)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A cell that is not planned, and why."""
+
+    series: str
+    cell: dict[str, Any]
+    reason: str
+
+
+def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple[Plan, list[Refusal]]:
+    """Plans every cell of every series.
+
+    Args:
+      source: the sweep's file; the configs of its series are relative to it.
+
+    Raises:
+      InputError: a config or corpus that is not right, a budget that no size meets, a series with no run.
+    """
+    device = device or Device()
+    runs, refused = [], []
+    for name in sweep.series:
+        planner, first = _Series(sweep, name, pathlib.Path(source).parent, device), len(runs)
+        for cell in sweep.grid.cells():
+            found = planner.plan(cell)
+            (runs if isinstance(found, PlannedRun) else refused).append(found)
+        _check_met(name, runs[first:], [refusal for refusal in refused if refusal.series == name])
+    made = {**made_with(), "expected_on": device.text}
+    return Plan(sweep.name, str(source), sweep.validation, sweep.policy, made, tuple(runs)), refused
+
+
+def write_plan(plan: Plan, directory: str) -> None:
+    """Writes sweep.json and manifest.jsonl. A plan may grow: runs that a directory holds must be in the new one, measured the same way.
+
+    Lines that are there keep their places, since clusters call runs by them, and new ones follow; only a run that nobody began and that
+    the new plan lacks goes, and those behind it move up. A damaged plan is replaced: what began is told by its folders and records.
+
+    Raises InputError: the directory holds runs that the new plan lacks, or whose validation is another.
+    """
+    root = pathlib.Path(directory)
+    try:
+        old = Plan.read(root)
+    except InputError:  # none there, or a damaged one
+        old = None
+    records = read_records(root) if (root / RECORDS).exists() else []
+    begun = {record.id for record in records} | _folders(root, old)
+    gone = sorted(begun - {run.id for run in plan.runs})
+    if gone:
+        raise InputError(
+            f"{root} holds {len(gone)} runs that this plan has not, such as {gone[0]}; choose another --output (nothing was changed)"
+        )
+    measured = {record.validation for record in records} | ({str(old.validation)} if old and begun else set())
+    for other in sorted(measured - {str(plan.validation)}):
+        raise InputError(f"the runs in {root} are measured by {other}, not {plan.validation}; choose another --output")
+    places = {name: place for place, name in enumerate(ids_in(root))}
+    runs = tuple(sorted(plan.runs, key=lambda run: places.get(run.id, len(places))))
+    if old:
+        old.write_head(root)  # one without a hash of its lines would make a kill between the next two writes look like damage
+    dataclasses.replace(plan, runs=runs).write(root)
+
+
+def _folders(root: pathlib.Path, old: Plan | None) -> set[str]:
+    """Ids of the runs that have a workdir: of the old plan, or by their form where it cannot be read."""
+    names = {path.name for path in (root / RUNS).iterdir()} if (root / RUNS).is_dir() else set()
+    found = {match[1] for name in names if (match := re.fullmatch(r"(.+-[0-9a-f]{8})(\.retry-[0-9]+)?", name))}
+    return found & {run.id for run in old.runs} if old else found
+
+
+def _check_met(series: str, runs: Sequence[PlannedRun], refused: Sequence[Refusal]) -> None:
+    """Refuses a series without runs, and a budget that none of its sizes meets."""
+    for refusal in refused:
+        budget = refusal.cell.get("budget")
+        if not any(run.cell.get("budget") == budget for run in runs):
+            what = f"the budget {budget:.4g}" if budget else "any cell"
+            reasons = "; ".join(f"width {r.cell['width']}: {r.reason}" for r in refused if r.cell.get("budget") == budget)
+            raise InputError(f"no size of series {series} can meet {what} within {100 * TOLERANCE:.0f} %: {reasons}")
+
+
+class _Series:
+    """One objective, ready to be given cells. What does not change from cell to cell is found once."""
+
+    def __init__(self, sweep: Sweep, name: str, root: pathlib.Path, device: Device):
+        self.name, self.sweep, self.device, self.series = name, sweep, device, sweep.series_of(name)
+        config = config_lib.load(str(root / self.series.config), (*sweep.overrides, *self.series.overrides))
+        with config.unlocked():
+            config.data.paths = sweep.paths or config.data.paths
+            if sweep.transfer:
+                config.model.update({leaf.partition(".")[2]: value for leaf, value in sweep.transfer.leaves().items()})
+        config_lib.check(config)
+        _check_decays(config.optimizer, name)
+        self.config, self.corpora = config, _corpora(sweep, config, name)
+        tokenizer = self.corpora[0].tokenizer if self.corpora else Vocabulary(config.model.vocab)
+        self._parts = alone(config, tokenizer, token_counts(config, self.corpora), embedding_of(config, root))
+        if sweep.validation.rule == "count" and self._parts.process.attention != "causal":
+            count_form(self._parts.process.bound)
+        self._base = config_lib.leaves(config)
+        self._sized: dict[int, tuple[Parts, counts.Counts]] = {}
+        self._estimators: dict[int, Estimator] = {}
+        self._peaks: dict[tuple[int, int, int], float | InputError] = {}
+
+    def plan(self, cell: Cell) -> PlannedRun | Refusal:
+        """The run of a cell, or why there is none."""
+        base, found = self._base, self._counts(cell.width)
+        length = base["data.length"]
+        wanted = cell.flops / found.flops_per_token if cell.flops else cell.tokens
+        if cell.unique:
+            wanted = self._unique(cell) * cell.values["epochs"]
+        batch = cell.batch or (self.series.batch.windows(wanted, length) if self.series.batch else base["data.batch"])
+        steps = round(wanted / (batch * length))
+        tokens = steps * batch * length
+        reason = _refused(steps, tokens, wanted, batch * length)
+        unit = self.series.batch.multiple if isinstance(self.series.batch, BatchLaw) and not cell.batch else 0
+        accumulation = microbatches(batch, base["data.batch"] // base["train.accumulation"], unit or 1)
+        reason, peak = reason or self._curriculum(steps), None
+        if not reason and self.device.topology:
+            peak = self._peak(cell.width, batch, accumulation)
+            reason = str(peak) if isinstance(peak, InputError) else ""
+        if reason:
+            return Refusal(self.name, cell.values, reason)
+        config = self._config(cell, batch, accumulation, steps)
+        flops, unique = found.flops_per_token * tokens, self._seen(cell, config, tokens)
+        return PlannedRun(
+            id=run_id(self.name, cell.values, config, cell.parts),
+            series=self.name,
+            cell=cell.values,
+            config=config,
+            flops=flops,
+            tokens=tokens,
+            unique_tokens=unique,
+            epochs=tokens / unique,
+            expected_seconds=flops / self.device.flops_per_second if self.device.flops_per_second else None,
+            peak_bytes=peak,
+            **dataclasses.asdict(found),
+        )
+
+    def _config(self, cell: Cell, batch: int, accumulation: int, steps: int) -> dict[str, Any]:
+        """Every leaf of the run's config, checked; lists where the config has tuples, as JSON reads them back."""
+        base, sweep = self._base, self.sweep
+        rate = cell.lr or (self.series.rate.rate(batch, base["data.length"]) if self.series.rate else base["optimizer.lr"])
+        every = -(-steps // sweep.checkpoints)
+        changes = {f"model.{name}": value for name, value in dataclasses.asdict(ladder.shape(cell.width)).items()} | {
+            "seed": cell.seed,
+            "data.batch": batch,
+            "data.paths": (with_tokens(base["data.paths"][0], cell.unique),) if cell.unique else base["data.paths"],
+            "data.weights": cell.weights or base["data.weights"],
+            **of_length(base, steps),
+            "train.accumulation": accumulation,
+            "optimizer.lr": float(rate),
+            "checkpoint.every": every,
+            "checkpoint.keep": 1,
+            "checkpoint.best": 0,
+            "log.every": max(min(every, steps // 20), 1),
+            "log.evaluate": 0,
+            "log.sample": 0,
+        }
+        for name, value in changes.items():
+            section, _, leaf = name.rpartition(".")
+            (self.config[section] if section else self.config)[leaf] = value
+        config_lib.check(self.config)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in config_lib.leaves(self.config).items()}
+
+    def _curriculum(self, steps: int) -> str:
+        """Why the curriculum of the process does not suit so many steps; empty where it does."""
+        self.config.train.steps = steps
+        try:
+            config_lib.check_curriculum(self.config)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _counts(self, width: int) -> counts.Counts:
+        if width not in self._sized:
+            parts = counts.with_shape(self._parts, ladder.shape(width))
+            self._sized[width] = parts, counts.count(parts)
+        return self._sized[width][1]
+
+    def _unique(self, cell: Cell) -> int:
+        """Tokens of the whole windows of a portion. Raises InputError: the corpus has fewer, or there is not one window."""
+        length = self._base["data.length"]
+        if not self.corpora:
+            raise InputError(f"sweep {self.sweep.name} repeats a portion of a corpus, but names none; give data=DIR")
+        if not length <= cell.unique <= self.corpora[0].num_tokens:
+            raise InputError(
+                f"{self.corpora[0].directory} has {self.corpora[0].num_tokens:,} train tokens in windows of {length:,}; "
+                f"unique_tokens={cell.unique:,} cannot be taken of it"
+            )
+        return cell.unique // length * length
+
+    def _seen(self, cell: Cell, config: dict[str, Any], tokens: int) -> int:
+        """Different tokens that the run sees: all that it trains on until it has gone through a corpus."""
+        if cell.unique:
+            return self._unique(cell)
+        length = config["data.length"]
+        sizes = [corpus.num_tokens // length * length for corpus in self.corpora]
+        shares = config["data.weights"] or sizes
+        return sum(min(round(tokens * share / sum(shares)), size) for share, size in zip(shares, sizes, strict=True)) if sizes else tokens
+
+    def _peak(self, width: int, batch: int, accumulation: int) -> float | InputError:
+        """Bytes of a chip at the peak of a step by the analytic model of `dlmjax plan`, or why the step does not fit its mesh."""
+        key = width, batch, accumulation
+        if key not in self._peaks:
+            if width not in self._estimators:
+                self._estimators[width] = Estimator(self._sized[width][0], self.device.topology)
+            mesh = fill_mesh(dict(self.config.mesh), self.device.topology)
+            try:
+                plan = self._estimators[width](mesh, self._base["execution.remat"], accumulation, batch)
+                self._peaks[key] = plan.memory.peak
+            except InputError as error:
+                self._peaks[key] = error
+        return self._peaks[key]
+
+
+def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
+    """Why whole steps of `step` tokens cannot stand for the tokens that are wanted; empty where they can."""
+    if steps < LEAST_STEPS:
+        return f"{wanted:,.0f} tokens are {steps} steps of {step:,}, fewer than {LEAST_STEPS}"
+    if tokens > MOST_COUNT:
+        return f"{wanted:.3g} tokens are more than the {MOST_COUNT:.3g} that are counted"
+    if abs(tokens / wanted - 1) > TOLERANCE:
+        return f"{steps} whole steps of {step:,} tokens are {100 * (tokens / wanted - 1):+.1f} % off {wanted:,.0f}"
+    return ""
+
+
+def microbatches(batch: int, largest: int, unit: int) -> int:
+    """The fewest equal microbatches of at most `largest` windows, or of one `unit` that the batch is a multiple of."""
+    largest = min(largest, batch) // unit * unit
+    return batch // next((size for size in range(largest, 0, -unit) if batch % size == 0), unit)
+
+
+def _check_decays(optimizer: Any, name: str) -> None:
+    """Refuses schedules that end at the rate they had all along: their last loss is no point of a law."""
+    for leaf, flat in (
+        ("schedule=constant", optimizer.schedule == "constant"),
+        ("decay=0", optimizer.schedule == "wsd" and optimizer.decay <= 0),
+        (f"final={optimizer.final}", optimizer.final >= 1),
+    ):
+        if flat:
+            raise InputError(
+                f"series {name}: optimizer.{leaf} never decays, so its last loss is no point of a law; choose cosine or wsd with "
+                "a decay and a final below 1"
+            )
+
+
+def _corpora(sweep: Sweep, config: Any, name: str) -> list[Corpus]:
+    """The train splits; none where no corpus is named.
+
+    Raises InputError: no split to validate on, or one with too few windows; less to train on than a window; no vocabulary.
+    """
+    if config.data.paths:
+        for corpus in open_corpora(config, sweep.validation.split):
+            _check_windows(sweep.validation, corpus, config.data.length)
+        corpora = open_corpora(config, "train")
+        for path, corpus in zip(config.data.paths, corpora, strict=True):
+            if corpus.num_tokens < config.data.length:
+                raise InputError(
+                    f"{path} has {corpus.num_tokens:,} train tokens, fewer than one window of {config.data.length:,}; "
+                    "take more of it, or a smaller data.length"
+                )
+        return corpora
+    if config.model.vocab < 5:
+        raise InputError(
+            f"sweep {sweep.name} names no corpus, so series {name} has no vocabulary; give data=DIR, or override model.vocab=N"
+        )
+    return []
+
+
+def _check_windows(validation: Validation, corpus: Corpus, length: int) -> None:
+    """Refuses to promise more windows than a split has."""
+    windows = -(-corpus.num_tokens // length)
+    if validation.windows > windows:
+        raise InputError(
+            f"{corpus.directory} has {windows:,} windows of {length:,} in its split {validation.split}, fewer than the "
+            f"{validation.windows:,} that every run is to be measured on; give Validation(windows={windows}) or fewer, or prepare more text"
+        )

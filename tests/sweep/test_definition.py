@@ -1,0 +1,203 @@
+"""A sweep's file and its grids: what they yield, and what they refuse."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dlmjax.errors import InputError
+from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, Near, Repeated, Series, Sweep, _typed, load, short
+from dlmjax.sweep.manifest import Validation
+
+SWEEPS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "sweeps").glob("*.py"))
+FILE = """
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.definition import IsoFlop, Sweep
+
+def get_sweep(data, budgets=(1e12,), seeds=(0,), name="x", count=1, share=0.5):
+    return Sweep(name=name, data=data, series={"m": "../masked.py:tiny"}, grid=IsoFlop(budgets, (16,), seeds))
+"""
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    (tmp_path / "mine.py").write_text(FILE)
+    return str(tmp_path / "mine.py")
+
+
+def test_arguments_take_the_type_of_their_default(file):
+    found = load(file, ["data=x", "budgets=3e12", "seeds=[1,2]", "name=7", "count=2", "share=1"])
+    assert (found.paths, found.name, found.grid.budgets, found.grid.seeds) == (("x",), "7", (3e12,), (1, 2))
+    count = _typed("count", "1e1", 1)
+    assert count == 10 and type(count) is int
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "needs data; pass --set data=VALUE"),
+        (["data"], "write --set data=VALUE"),
+        (["data=x", "budget=1"], "did you mean 'budgets'"),
+        (["data=x", "count=many"], "--set count wants int, not 'many'"),
+        (["data=x", "count=16.5"], "--set count wants int, not '16.5'"),
+        (["data=x", "count=True"], "--set count wants int, not 'True'"),
+        (["data=x", "count=1e400"], "--set count wants int, not '1e400'"),
+        (["data=x", "name=Upper"], "use lower-case"),
+    ],
+)
+def test_arguments_that_are_refused(file, values, message):
+    with pytest.raises(InputError, match=message):
+        load(file, values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", r"has no get_sweep\(\)"),
+        ("def get_sweep(): return 3", "returns int, not a Sweep"),
+        ("get_sweep = 3", "has no get_sweep"),
+        ("x = 1\ndef get_sweep(:\n", r"bad.py, line 2: SyntaxError: invalid syntax"),
+        ("x = 1\nimport no_such_module", "bad.py, line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_sweep():\n    return 3 * nothing", "bad.py, line 2: NameError: name 'nothing'"),
+        ("def get_sweep():\n    return int(\n'x')", "bad.py, line 2: ValueError: invalid literal"),
+        ("import re\ndef get_sweep():\n    return re.compile('(')", "bad.py, line 3: (re.)?(error|PatternError): "),
+        ("raise ValueError('two\\nlines')", "bad.py, line 1: ValueError: two lines"),
+        (
+            "from dlmjax.sweep import definition\ndef get_sweep(): return definition.Sweep(title='x')",
+            "bad.py, line 2: TypeError: .*--debug",
+        ),
+    ],
+)
+def test_files_that_are_no_sweep(tmp_path, content, message):
+    (tmp_path / "bad.py").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        load(str(tmp_path / "bad.py"))
+    assert "\n" not in str(error.value)
+    (tmp_path / "bad.txt").write_text(content)
+    with pytest.raises(InputError, match="is no Python file"):
+        load(str(tmp_path / "bad.txt"))
+    with pytest.raises(InputError, match="does not exist; the sweeps that ship"):
+        load(str(tmp_path / "none.py"))
+
+
+def test_grids_yield_every_cell_once():
+    grids = {
+        8: IsoFlop((1e12, 1e13), (16, 32), (0, 1)),
+        12: Repeated((16,), (1000, 2000), (1, 2, 4), (0, 1)),
+        18: BatchRate((16, 32), (1e6,), (8, 16, 32), (1e-3, 2e-3, 4e-3)),
+        4: Mixture((16,), (1e6, 2e6), ((1, 1), (1, 3))),
+    }
+    for count, grid in grids.items():
+        cells = list(grid.cells())
+        assert len(cells) == count == len({cell.parts for cell in cells})
+        assert all((cell.flops is None) != (cell.tokens is None) for cell in cells)
+        assert all(cell.values["width"] == cell.width and cell.values["seed"] == cell.seed for cell in cells)
+
+
+def test_sizes_near_a_law():
+    # Quokka's N* at 1e21 FLOPs is 1.24B: the rungs around it, narrow to wide.
+    widths = Near(count=5).widths(1e21)
+    assert widths == tuple(sorted(widths)) and len(widths) == 5 and 2048 in widths
+    cells = list(IsoFlop((1e18, 1e21), Near(count=3)).cells())
+    assert [cell.width for cell in cells[3:]] == list(Near(count=3).widths(1e21))
+
+
+def test_short_numbers_are_file_names():
+    assert [short(x) for x in (1e12, 3.1623e13, 0.003, 1e-5, 0.25)] == ["1e12", "3.162e13", "0.003", "1e-5", "0.25"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IsoFlop((), (16,)), "list of positive numbers"),
+        (lambda: IsoFlop((1e12, 1e12), (16,)), "given twice"),
+        (lambda: IsoFlop((1e12,), (17,)), "not on the ladder"),
+        (lambda: IsoFlop((1e12,), (16, 16)), "different whole numbers"),
+        (lambda: IsoFlop((1e12,), (16,), (-1,)), "at least 0"),
+        (lambda: IsoFlop((1e12,), (16,), (2**32,)), "at most 4294967295"),
+        (lambda: IsoFlop((1e12,), (16,), (10**400,)), "at most 4294967295"),
+        (lambda: Validation(seed=2**32), "at most 4294967295"),
+        (lambda: Validation(windows=10**400), "at most 9007199254740992"),
+        (lambda: IsoFlop((10**400,), (16,)), "list of positive numbers"),
+        (lambda: IsoFlop((1e12,), (16,), range(10**12)), "more than 10,000 runs"),
+        (lambda: Mixture((16,), (1e6,), ((1, 1),) * 10_001), "more than 10,000 runs"),
+        (lambda: Repeated((16,), (1000,), (0,)), "at least 1"),
+        (lambda: BatchRate((16,), (1e6,), (8,), (-1e-3,)), "list of positive numbers"),
+        (lambda: Mixture((16,), (1e6,), ((1, 1), (1, 1))), "same mixture twice"),
+        (lambda: Mixture((16,), (1e6,), ((1, 0),)), "list of positive numbers"),
+        (lambda: Sweep("s", {}, IsoFlop((1e12,), (16,))), "has no series"),
+        (lambda: Sweep("s", {"m-1": "x.py"}, IsoFlop((1e12,), (16,))), "use lower-case"),
+        (lambda: Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,)), checkpoints=0), "at least 1"),
+        (lambda: IsoFlop((1e12,), Near(count=0)), r"Near\(count=0\): give a whole number of at least 1"),
+        (lambda: Near(count=-40), "at least 1"),
+        (lambda: Near(a=0), "give a positive number"),
+        (lambda: Sweep("s", {"m": "x.py"}, Repeated((16,), (1000,), (1,)), data=("a", "b")), "one corpus"),
+        (lambda: Sweep("s", {"m": "x.py"}, Mixture((16,), (1e6,), ((1, 1),)), data="a"), "a weight for each"),
+        (lambda: Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,), range(10_001))), "more than 10,000 runs"),
+    ],
+)
+def test_what_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+WRONG_TYPES = {
+    "sweep(checkpoints=2.5)": "sweep s(checkpoints=2.5): give a whole number of at least 1",
+    "sweep(grid=None)": "Sweep(grid=None): give IsoFlop or Repeated or BatchRate or Mixture",
+    "sweep(series={'m': 5})": "Sweep(series['m']=5): give str or Series",
+    "sweep(series=['m'])": "Sweep(series=['m']): give Mapping",
+    "sweep(batch=8)": "Sweep(batch=8): give BatchLaw or FixedBatch or None",
+    "sweep(data=None)": "Sweep(data=None): give a list of text",
+    "sweep(overrides='seed=1')": "Sweep(overrides='seed=1'): give a list of text",
+    "Series('x.py', rate=1e-3)": "Series(rate=0.001): give RateLaw or FixedRate or None",
+    "Near(count=2.5)": "Near(count=2.5): give a whole number of at least 1",
+    "BatchLaw(1, 1, multiple=1.5)": "BatchLaw(multiple=1.5): give a whole number of at least 0",
+    "BatchLaw(1, 1, exponent='1')": "BatchLaw(exponent='1'): give a finite number",
+    "FixedBatch(16.5)": "FixedBatch(count=16.5): give a whole number of at least 1",
+    "CompleteP(64.5, 2)": "CompleteP(width=64.5): give a whole number of at least 1",
+    "Validation(windows=2.5)": "Validation(windows=2.5): give a whole number of at least 1",
+    "Policy(lr_factor='a')": "Policy(lr_factor='a'): give a positive number",
+    "Policy(diverged_retries='2')": "Policy(diverged_retries='2'): give a whole number of at least 0",
+}
+
+
+def test_wrong_types_are_refused_where_nothing_else_checks_them():
+    """In a process of its own: the tests' own checks of types come first in this one."""
+    code = """
+import sys
+from dlmjax.sweep.manifest import *
+from dlmjax.sweep.rules import *
+from dlmjax.sweep.manifest import Validation
+from dlmjax.sweep.definition import *
+
+def sweep(**changes):
+    return Sweep(**{**dict(name="s", series={"m": "x.py"}, grid=IsoFlop((1e12,), (16,))), **changes})
+
+sweep()
+for text in sys.argv[1:]:
+    try:
+        print(eval(text))
+    except InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *WRONG_TYPES], capture_output=True, text=True)
+    assert done.stdout.splitlines() == list(WRONG_TYPES.values()), done.stderr
+
+
+def test_series_take_the_rules_of_the_sweep_where_they_have_none():
+    from dlmjax.sweep.rules import FixedBatch, FixedRate
+
+    sweep = Sweep(
+        "s", {"a": "x.py", "b": Series("y.py", rate=FixedRate(2e-3))}, IsoFlop((1e12,), (16,)), batch=FixedBatch(8), rate=FixedRate(1e-3)
+    )
+    assert (sweep.series_of("a").batch, sweep.series_of("a").rate) == (FixedBatch(8), FixedRate(1e-3))
+    assert (sweep.series_of("b").batch, sweep.series_of("b").rate) == (FixedBatch(8), FixedRate(2e-3))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_that_ship_say_how_they_are_run(path):
+    found = load(str(path))
+    assert len(list(found.grid.cells())) > 0
+    text = path.read_text(encoding="utf-8")
+    assert f"dlmjax sweep plan configs/sweeps/{path.name}" in text and "dlmjax sweep run" in text

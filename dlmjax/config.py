@@ -7,7 +7,6 @@ field by field: `model_spec(config.model)`, `Execution(**config.execution)`, `Op
 
 import ast
 import contextlib
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -21,6 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dlmjax import choices
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.files import parse_json, require_shape, unsealed
@@ -250,7 +250,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         if not equals:
             raise InputError(f"--config.{text} has no value; write --config.{text}=VALUE")
         if name not in valid:
-            raise InputError(f"config has no field {name!r:.100}{nearest(name, valid)}")
+            raise InputError(f"config has no field {name!r:.100}{choices.nearest(name, valid)}")
         section, leaf = (config[name.rpartition(".")[0]] if "." in name else config), name.rpartition(".")[2]
         section[leaf] = _typed(name, value, valid[name])
     check(config)
@@ -270,12 +270,6 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         found.update(leaves(value, name + ".") if isinstance(value, ConfigDict) else {name: value})
     return found
-
-
-def nearest(name: str, valid) -> str:
-    """`; did you mean ...?`, or the list of what there is when nothing is close."""
-    close = difflib.get_close_matches(name, list(valid), n=1) or [v for v in valid if v.rpartition(".")[2] == name.rpartition(".")[2]]
-    return f"; did you mean {close[0]!r}?" if close else f"; valid names: {', '.join(valid)}"
 
 
 def literal(text: str) -> Any:
@@ -321,7 +315,7 @@ def check(config: ConfigDict) -> None:
     known, values = leaves(default()), leaves(config)
     for name, value in values.items():
         if name not in known:
-            raise InputError(f"config has no field {name!r}{nearest(name, known)}")
+            raise InputError(f"config has no field {name!r}{choices.nearest(name, known)}")
         if type(value) is not type(known[name]):
             raise InputError(f"config field {name} wants {type(known[name]).__name__}, not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
@@ -336,11 +330,9 @@ def check(config: ConfigDict) -> None:
     for name, (top, what) in _SHARES.items():
         if not 0 <= values[name] <= 1 or (values[name] == 1 and top == ")"):
             raise InputError(f"{name} is {values[name]}; {what}, in [0, 1{top}")
-    for name, choices in _CHOICES.items():
-        if values[name] not in choices:
-            close = difflib.get_close_matches(values[name], choices, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"config field {name} is {values[name]!r:.100}; choose one of {', '.join(choices)}{meant}")
+    for name, valid in _CHOICES.items():
+        if values[name] not in valid:
+            raise InputError(f"config field {name} is {values[name]!r:.100}; choose one of {', '.join(valid)}")
     _check_together(config)
     _check_calls(config)
 
@@ -456,13 +448,13 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
     Raises:
       InputError: such a curriculum, or values that the process does not take.
     """
-    from dlmjax.diffusion.registry import as_call, curriculum_of, parse_call  # here: it imports jax
+    from dlmjax.diffusion.registry import curriculum_of  # here: it imports jax
 
     process = process or curriculum_of(config.process.name)
     if process is None or process.curriculum_end < config.train.steps:
         return
-    name, values = parse_call(config.process.name)
-    shorter = as_call(name, {**values, **process.curriculum_ending(config.train.steps // 2)})
+    name, values = choices.parse(config.process.name)
+    shorter = choices.text_of(name, {**values, **process.curriculum_ending(config.train.steps // 2)})
     raise InputError(
         f"process.name={config.process.name} has a curriculum that ends at step {process.curriculum_end}, but train.steps is "
         f"{config.train.steps}: what it leads to would never be trained; raise --config.train.steps above {process.curriculum_end}, or "
@@ -544,7 +536,7 @@ def from_json(text: str) -> ConfigDict:
     config = default()
     for name, value in renamed(unsealed(require_shape(parse_json(text), dict))).items():
         if name not in leaves(config):
-            raise InputError(f"config.json names the unknown field {name!r}{nearest(name, leaves(config))}")
+            raise InputError(f"config.json names the unknown field {name!r}{choices.nearest(name, leaves(config))}")
         section = config[name.rpartition(".")[0]] if "." in name else config
         section[name.rpartition(".")[2]] = tuple(value) if isinstance(value, list) else value
     check(config)

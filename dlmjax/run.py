@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
 from dlmjax.diffusion.process import Blocks, learned_of
-from dlmjax.diffusion.registry import parse_call, process_fields
+from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.evaluation import Evaluator
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
@@ -165,8 +166,8 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
     _check_family(config, spec, process)
     network = build_network(spec, Execution(**config.execution), partition)
     optimizer = OptimizerSpec(**config.optimizer)
-    times, of_times = parse_call(config.process.times)
-    weighting, of_weighting = parse_call(config.process.weighting or "bound")
+    times, of_times = choices.parse(config.process.times)
+    weighting, of_weighting = choices.parse(config.process.weighting or "bound")
     return Parts(
         config=config,
         tokenizer=tokenizer,
@@ -187,10 +188,10 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
 
 def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE) -> Process:
     """The process of a config: facts of the tokenizer, and of the corpus where it takes some, beside the values that the config gives."""
-    name, values = parse_call(config.process.name)
+    name, values = choices.parse(config.process.name)
     if embedding_VE is not None:
         values["embedding"] = embedding_VE
-    schedule, of_schedule = parse_call(config.process.schedule)
+    schedule, of_schedule = choices.parse(config.process.schedule)
     if "counts_V" in process_fields(name):
         if counts_V is None:
             raise InputError(f"process {name} is made from the token counts of a corpus; none are given")
@@ -264,7 +265,7 @@ def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:
 
 def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None:
     """Occurrences of each token in the training text, where the process is made from them; None elsewhere."""
-    wanted = "counts_V" in process_fields(parse_call(config.process.name)[0])
+    wanted = "counts_V" in process_fields(choices.parse(config.process.name)[0])
     return sum(corpus.counts_V for corpus in corpora) if wanted else None
 
 

@@ -27,10 +27,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.data import Tokenizer, counts, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
-from dlmjax.diffusion.registry import parse_call
 from dlmjax.errors import InputError
 from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, why, write_atomically
 from dlmjax.training import Checkpoints
@@ -170,7 +170,7 @@ def embedding_of(config: ConfigDict, workdir: pathlib.Path | None) -> np.ndarray
     Raises:
       InputError: no such file, or not a table of finite numbers.
     """
-    named = parse_call(config.process.name)[1].get("embedding")
+    named = choices.parse(config.process.name)[1].get("embedding")
     if not isinstance(named, str):
         return None
     copied = workdir and (workdir / EMBEDDING).is_file() and (trained(workdir) or not pathlib.Path(named).is_file())
@@ -186,7 +186,7 @@ def embedding_of(config: ConfigDict, workdir: pathlib.Path | None) -> np.ndarray
 
 def stored_embedding(config: ConfigDict, workdir: pathlib.Path, given: dict) -> np.ndarray | None:
     """As `embedding_of`, of a run that is opened: its own copy, whatever file its config names."""
-    if not isinstance(parse_call(config.process.name)[1].get("embedding"), str):
+    if not isinstance(choices.parse(config.process.name)[1].get("embedding"), str):
         return None
     table_VE = stored_table(workdir, EMBEDDING, given)
     if table_VE is None:

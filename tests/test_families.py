@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
+from dlmjax.choices import parse
 from dlmjax.data import load_tokenizer
-from dlmjax.diffusion.registry import PROCESSES, parse_call
+from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.run import assemble
 from tests.models.tiny import lively, worst
 
@@ -90,6 +91,6 @@ def test_a_family_is_evaluated(family):
 
 def test_every_process_is_in_a_config_or_a_variant_of_one():
     """A family that a user cannot start from a config is not shipped."""
-    shipped = {parse_call(config_lib.load(f"{CONFIGS}/{family}.py:tiny").process.name)[0] for family in FAMILIES}
+    shipped = {parse(config_lib.load(f"{CONFIGS}/{family}.py:tiny").process.name)[0] for family in FAMILIES}
     variants = {"masked_count", "masked_lambda", "llada", "mixed", "spindle", "gaussian"}
     assert set(PROCESSES) <= shipped | variants

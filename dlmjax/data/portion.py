@@ -1,34 +1,37 @@
-"""A corpus directory with a value: `DIR(tokens=100000)` is the first 100,000 tokens of its train split.
+"""A corpus directory with a token budget: `DIR(tokens=100000)` is the first 100,000 tokens of its train split.
 
 For runs on repeated data. Every epoch then has the same windows, each once, in an order of its own; held-out splits stay whole.
 """
 
 import os
-import re
 
+from dlmjax.choices import parse, split_suffix
 from dlmjax.errors import InputError
-
-_FORM = re.compile(r"(?P<directory>.+)\(\s*(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>[^()=]*)\)", re.DOTALL)
 
 
 def parse_path(path: str | os.PathLike) -> tuple[str, int | None]:
     """("DIR", tokens) of `DIR(tokens=N)`; ("DIR", None) of a plain directory.
 
-    Raises InputError: another name than tokens, or no positive whole number.
+    Raises InputError: a value of another name, or one that is not a positive whole number.
     """
-    text = os.fspath(path)
-    found = _FORM.fullmatch(text)
-    if not found:
-        return text, None
-    if found["name"] != "tokens" or not re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18}){0,6}", found["value"].strip()) or not int(found["value"]):
-        example = f"{found['directory']}(tokens=100000)"
-        raise InputError(f"{text}: a corpus takes one value, the tokens of its train split that are read, as in {example}")
-    return found["directory"], int(found["value"])
+    directory, suffix = split_suffix(os.fspath(path))
+    if not suffix:
+        return directory, None
+    try:
+        _, values = parse(f"corpus{suffix}")
+    except InputError:
+        values = {}
+    tokens = values.get("tokens")
+    if values.keys() != {"tokens"} or type(tokens) is not int or not 0 < tokens < 2**63:
+        raise InputError(
+            f"{os.fspath(path)}: a corpus takes one value, the tokens of its train split that are read, as in {directory}(tokens=100000)"
+        )
+    return directory, tokens
 
 
 def with_tokens(path: str | os.PathLike, tokens: int) -> str:
-    """The path of the first `tokens` tokens of a corpus. Raises InputError where the path has a value already."""
-    directory, given = parse_path(path)
-    if given is not None:
-        raise InputError(f"{os.fspath(path)} already says how many tokens are read; leave (tokens=...) out")
+    """The path of the first `tokens` tokens of a corpus. Raises InputError where the path has a token budget already."""
+    directory, budget = parse_path(path)
+    if budget is not None:
+        raise InputError(f"{os.fspath(path)} has a token budget already; leave (tokens=...) out")
     return f"{directory}(tokens={tokens})"

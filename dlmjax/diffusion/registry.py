@@ -1,18 +1,13 @@
 """Names for configs: a process, a schedule, a law of times or a weighting from its name and plain values."""
 
-import ast
 import contextlib
-import dataclasses
-import difflib
 import inspect
-import sys
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from dlmjax.choices import build, check_values, lookup, parameters_of, parse
 from dlmjax.diffusion import schedules, times
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
 from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
@@ -117,8 +112,8 @@ def make_process(name: str, **values: Any) -> Process:
     Raises:
       InputError: an unknown name or value (with the nearest valid one), or a schedule for a process that fixes its own.
     """
-    make = _lookup("process", name, PROCESSES)
-    fields = _fields(make)
+    make = lookup("process", name, PROCESSES)
+    fields = parameters_of(make)
     values = dict(values)
     if "schedule" in fields:
         clip = {} if "eps" in fields else {"eps": values.pop("eps", None)}
@@ -126,44 +121,7 @@ def make_process(name: str, **values: Any) -> Process:
     elif values.get("schedule", "linear") not in ("linear", {"name": "linear"}, schedules.Linear()):
         raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {values['schedule']!r}")
     values = {key: value for key, value in values.items() if key in fields or key not in _COMMON}
-    return _build(f"process {name}", make, values)
-
-
-def parse_call(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
-    """A name, or a name with values: "cosine", "power(exponent=0.5)" -> ("power", {"exponent": 0.5}). Words without quotes, also with
-    dots between, are strings.
-
-    Raises InputError where the text, which is to be a `what`, is neither, or gives a value twice.
-    """
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if twice := _given_twice(node):
-            raise InputError(f"{what} {text!r:.200} has the value {twice:.100} twice; give it once")
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords):
-            return node.func.id, {word.arg: _literal(word.value) for word in node.keywords}
-    except InputError:
-        raise
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: thousands of brackets
-        pass
-    raise InputError(f"cannot read {what} {text!r:.200}; write a name, or a name with values, like power(exponent=0.5)")
-
-
-def _given_twice(node: ast.expr) -> str | None:
-    """A name that stands twice in one pair of brackets, at any depth: of two values, Python's own readers take the last in silence."""
-    for part in ast.walk(node):
-        names = [word.arg for word in part.keywords] if isinstance(part, ast.Call) else []
-        names += [key.value for key in part.keys if isinstance(key, ast.Constant)] if isinstance(part, ast.Dict) else []
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                return str(name)
-    return None
-
-
-def as_call(name: str, values: Mapping[str, Any]) -> str:
-    """The text that `parse_call` reads as this name with these values."""
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})" if values else name
+    return build(f"process {name}", make, values)
 
 
 def curriculum_of(text: str) -> Process | None:
@@ -171,15 +129,11 @@ def curriculum_of(text: str) -> Process | None:
 
     Raises InputError for an unknown name or value.
     """
-    name, values = parse_call(text, "process.name")
-    kind = _lookup("process", name, PROCESSES)
+    name, values = parse(text, "process.name")
+    kind = lookup("process", name, PROCESSES)
     if getattr(kind, "curriculum_end", Process.curriculum_end) is Process.curriculum_end:
         return None
     return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
-
-
-def _literal(node: ast.expr) -> Any:
-    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ast.literal_eval(node)
 
 
 def check_process(text: str, schedule: str = "linear") -> bool | None:
@@ -191,13 +145,13 @@ def check_process(text: str, schedule: str = "linear") -> bool | None:
       InputError: an unknown name or value (with the nearest valid one), a value of another type, out of its range or that is not a
         person's to give, a schedule for a process that fixes its own.
     """
-    name, values = parse_call(text, "process")
-    fields = _fields(_lookup("process", name, PROCESSES))
+    name, values = parse(text, "process")
+    fields = parameters_of(lookup("process", name, PROCESSES))
     given = {field: kind for field, kind in fields.items() if field not in (*_COMMON, *_INTERNAL)}
     if "schedule" in fields:
         given.setdefault("eps", _EPS)
-    _check_values(f"process {name}", given, values)
-    of_schedule = parse_call(schedule, "schedule")
+    check_values(f"process {name}", given, values)
+    of_schedule = parse(schedule, "schedule")
     check_call("schedule", schedule)
     if "schedule" not in fields and of_schedule != ("linear", {}):
         raise InputError(f"process {name} has a schedule of its own; leave schedule at 'linear', not {schedule!r}")
@@ -228,7 +182,7 @@ def check_call(kind: str, text: str) -> None:
     Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or out of its range.
     """
     make = {"schedule": make_schedule, "times": make_times, "weighting": make_weighting}[kind]
-    name, values = parse_call(text, kind)
+    name, values = parse(text, kind)
     if "name" in values:
         raise InputError(f"{kind} {name} has no value 'name'")
     make(name, **values)
@@ -236,16 +190,16 @@ def check_call(kind: str, text: str) -> None:
 
 def process_fields(name: str) -> frozenset[str]:
     """Names of the values that a process takes."""
-    return frozenset(_fields(_lookup("process", name, PROCESSES)))
+    return frozenset(parameters_of(lookup("process", name, PROCESSES)))
 
 
 def make_schedule(name: str, eps: Any = None, **values: Any) -> schedules.Schedule:
     """A schedule by name. `eps` clips alpha to [eps, 1 - eps] (for log_linear and llada it is their own eps); None or 0 = exact ends."""
-    make = _lookup("schedule", name, SCHEDULES)
-    _check_values(f"schedule {name}", {"eps": _EPS}, {"eps": eps})
-    if eps and "eps" in _fields(make):
-        return _build(f"schedule {name}", make, {**values, "eps": eps})
-    schedule = _build(f"schedule {name}", make, values)
+    make = lookup("schedule", name, SCHEDULES)
+    check_values(f"schedule {name}", {"eps": _EPS}, {"eps": eps})
+    if eps and "eps" in parameters_of(make):
+        return build(f"schedule {name}", make, {**values, "eps": eps})
+    schedule = build(f"schedule {name}", make, values)
     return schedules.symmetric(schedule, eps) if eps else schedule
 
 
@@ -258,17 +212,17 @@ def make_times(name: str, **values: Any) -> times.Times:
     """
     values = dict(values)
     if name in WITHIN_ROWS:
-        own = {key: values.pop(key) for key in list(values) if key in _fields(WITHIN_ROWS[name]) and key != "law"}
+        own = {key: values.pop(key) for key in list(values) if key in parameters_of(WITHIN_ROWS[name]) and key != "law"}
         law = _law(f"times {name}", values.pop("law", "flat"), values)
-        return _build(f"times {name}", WITHIN_ROWS[name], {**own, "law": law})
-    law, stratified = _lookup("times", name, TIMES | WITHIN_ROWS)
+        return build(f"times {name}", WITHIN_ROWS[name], {**own, "law": law})
+    law, stratified = lookup("times", name, TIMES | WITHIN_ROWS)
     stratified = values.pop("stratified", stratified)
     return times.PerRow(_law(f"times {name}", law, values), stratified)
 
 
 def make_weighting(name: str, **values: Any) -> weighting.Weighting:
     """A training weight by name, one of WEIGHTINGS."""
-    return _build(f"weighting {name}", _lookup("weighting", name, WEIGHTINGS), values)
+    return build(f"weighting {name}", lookup("weighting", name, WEIGHTINGS), values)
 
 
 def _law(where: str, name: Any, values: Mapping[str, Any]) -> times.Law:
@@ -278,7 +232,7 @@ def _law(where: str, name: Any, values: Mapping[str, Any]) -> times.Law:
             raise InputError(f"{where}: parts requires a list of laws, like [{{'law': 'beta'}}, {{'law': 'power'}}]")
         parts = [dict(part) for part in values["parts"]]
         values["parts"] = tuple(_law(where, part.pop("law", "flat"), part) for part in parts)
-    return _build(where, _lookup("law of times", name, LAWS), values)
+    return build(where, lookup("law of times", name, LAWS), values)
 
 
 def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:
@@ -287,83 +241,3 @@ def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:
     if isinstance(value, Mapping):
         return make_schedule(**{**clip, **value})
     return schedules.symmetric(value, clip["eps"]) if clip.get("eps") else value
-
-
-def _lookup(kind: str, name: Any, table: Mapping[str, Any]) -> Any:
-    if not isinstance(name, str) or name not in table:
-        raise InputError(f"unknown {kind} {name!r:.100}{nearest(str(name), table)}")
-    return table[name]
-
-
-def nearest(name: str, valid: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(valid), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(valid)}"
-
-
-def _fields(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """What a dataclass or a function is called with."""
-    return dict(inspect.signature(make, eval_str=True).parameters)
-
-
-def _build(where: str, make: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    _check_values(where, _fields(make), values)
-    return make(**values)
-
-
-def _check_values(where: str, fields: Mapping[str, inspect.Parameter], values: Mapping[str, Any]) -> None:
-    """Raises InputError: a value that is no field (with the nearest one), a field that is missing, a plain value of another type."""
-    for name, value in values.items():
-        if name not in fields:
-            raise InputError(f"{where} has no value {name!r}" + (nearest(name, fields) if fields else "; it takes none"))
-        kind = fields[name].annotation
-        if isinstance(value, _PLAIN) and not _fits(value, kind):
-            raise InputError(f"{where}: {name} requires {_said(kind)}, not {value!r:.100}")
-    missing = [name for name, field in fields.items() if field.default is field.empty and name not in values]
-    if missing:
-        raise InputError(f"{where} requires {', '.join(missing)}")
-
-
-# What a text can give. Arrays, schedules and laws come from callers who made them.
-_PLAIN = (bool, int, float, complex, str, bytes, tuple, list, dict, set, types.NoneType)
-_WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", types.NoneType: "None"}
-_PLURALS = {float: "numbers", int: "whole numbers", bool: "True or False", str: "words"}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of an annotated type; every integer is a number, and no truth value is."""
-    kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
-    if kind in (Any, inspect.Parameter.empty):
-        return True
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        inner = inner[:1] * len(value) if isinstance(value, tuple | list) and inner[1:] == (...,) else inner
-        return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    if kind is int:
-        return type(value) is int and abs(value) < 2**31
-    return type(value) is kind if kind in _WORDS else isinstance(kind, type) and isinstance(value, kind)
-
-
-def _said(kind: Any) -> str:
-    """What a person is asked for: "a number", "a list of pairs of whole numbers", "a word or None"."""
-    kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
-    if isinstance(kind, types.UnionType):
-        return " or ".join(map(_said, typing.get_args(kind)))
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {_several(typing.get_args(kind))}"
-    name = getattr(kind, "__name__", str(kind))
-    return _WORDS.get(kind) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}, which cannot be written in a text"
-
-
-def _several(kinds: tuple[Any, ...]) -> str:
-    """What a list holds, by what its annotation holds: "numbers", "2 words", "pairs of whole numbers", "lists of numbers"."""
-    count = "" if kinds[1:] == (...,) else f"{len(kinds)} "
-    inner = typing.get_args(kinds[0])
-    if typing.get_origin(kinds[0]) is not tuple:
-        return count + (_PLURALS.get(kinds[0]) or f"values of which each is {_said(kinds[0])}")
-    if inner[1:] != (...,) and len(inner) == 2:
-        return f"{count}pairs of {_several((inner[0], ...))}"
-    return f"{count}lists of {_several(inner)}"

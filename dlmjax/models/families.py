@@ -13,12 +13,10 @@ Any of them may run its layers several times, `qwen3(loops=2)`, and see a part o
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from dlmjax.diffusion.registry import nearest, parse_call
-from dlmjax.errors import InputError
-from dlmjax.models.spec import LARGEST, TIME_FEATURES, TIME_INPUTS, ModelSpec
+from dlmjax import choices
+from dlmjax.models.spec import TIME_FEATURES, TIME_INPUTS, ModelSpec
 
 _LAYER_NORM = dict(qk_norm=False, bias="all", norm="layer", positions="learned")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -35,7 +33,7 @@ _OF_LEARNED = ("max_positions", "position_offset", "token_types")
 VALUES = ("norm_eps", "shift", "loops", "window", *_OF_LEARNED, *_OF_ROTARY)
 # What a family fixes: a network that differs in one of these is of another family.
 STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "order", "head")
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSpec)}
+_FIELDS = choices.parameters_of(ModelSpec)
 
 
 def family_fields(text: str) -> dict[str, Any]:
@@ -43,29 +41,18 @@ def family_fields(text: str) -> dict[str, Any]:
 
     Raises InputError for an unknown name or value, with the nearest valid one, and for a value of another type.
     """
-    name, given = parse_call(text, "model.family")
-    if name not in FAMILIES:
-        raise InputError(f"model.family={text!r:.100} is unknown{nearest(name, FAMILIES)}")
-    fields = FAMILIES[name]
+    name, values = choices.parse(text, "model.family")
+    fields = choices.lookup("model.family", name, FAMILIES)
     others = _OF_ROTARY if fields.get("positions") == "learned" else _OF_LEARNED
-    valid = {value: None for value in VALUES if value not in others}
-    for key, value in given.items():
-        if key not in valid:
-            raise InputError(f"model.family={text!r:.100} has no value {key!r}{nearest(key, valid)}")
-        kind = type(_DEFAULTS[key])
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise InputError(f"model.family={text!r:.100}: {key} wants {kind.__name__}, not {value!r:.100}")
-        if kind is float and not abs(value) <= LARGEST:
-            raise InputError(f"model.family={text!r:.100}: {key}={value!r:.40} is too large for the network's arithmetic")
-        given[key] = kind(value)
-    return {**fields, **given}
+    valid = {value: _FIELDS[value] for value in VALUES if value not in others}
+    choices.check_values(f"model.family {name}", valid, values)
+    return {**fields, **{key: type(_FIELDS[key].default)(value) for key, value in values.items()}}
 
 
 def family_text(name: str, **values: Any) -> str:
     """The name with those values that are not the family's own: what `family_fields` reads back."""
-    own = {**_DEFAULTS, **FAMILIES[name]}
-    words = ", ".join(f"{key}={value!r}" for key, value in values.items() if value != own[key])
-    return f"{name}({words})" if words else name
+    own = {key: field.default for key, field in _FIELDS.items()} | FAMILIES[name]
+    return choices.text_of(name, {key: value for key, value in values.items() if value != own[key]})
 
 
 def model_spec(section: Any, **decided: Any) -> ModelSpec:
@@ -74,12 +61,10 @@ def model_spec(section: Any, **decided: Any) -> ModelSpec:
     Raises InputError for an unknown family or time input, and for sizes that contradict each other.
     """
     values = dict(section)
-    time_input, of_time = parse_call(values.pop("time_input"), "model.time_input")
-    if time_input not in TIME_INPUTS:
-        raise InputError(f"model.time_input={section['time_input']!r:.100} is unknown{nearest(time_input, dict.fromkeys(TIME_INPUTS))}")
-    if not of_time.keys() <= {"features"}:
-        raise InputError(f"model.time_input={section['time_input']!r:.100} takes no value but features")
-    if of_time and of_time["features"] not in TIME_FEATURES:
-        raise InputError(f"model.time_input={section['time_input']!r:.100}: features is one of {', '.join(TIME_FEATURES)}")
+    time_input, of_time = choices.parse(values.pop("time_input"), "model.time_input")
+    choices.lookup("model.time_input", time_input, dict.fromkeys(TIME_INPUTS))
+    choices.check_values(f"model.time_input {time_input}", {"features": _FIELDS["time_features"]}, of_time)
+    if of_time:
+        choices.lookup(f"model.time_input {time_input}: features", of_time["features"], dict.fromkeys(TIME_FEATURES))
     values.update(family_fields(values.pop("family")), time_input=time_input, **{f"time_{name}": value for name, value in of_time.items()})
     return ModelSpec(**{**values, **decided})

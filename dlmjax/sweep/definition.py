@@ -25,7 +25,8 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dlmjax.config import function_of, literal, nearest, telling_lines
+from dlmjax.choices import nearest
+from dlmjax.config import function_of, literal, telling_lines
 from dlmjax.errors import InputError
 from dlmjax.flags import SEEDS
 from dlmjax.sweep import checks, ladder

@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from dlmjax import __version__
+from dlmjax.choices import parse
 from dlmjax.cli.main import _parser, main
 from dlmjax.diffusion import make_times
-from dlmjax.diffusion.registry import parse_call
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import", "export")
@@ -163,7 +163,7 @@ def test_an_interval_of_levels_is_measured_and_can_be_trained_on(run, tmp_path, 
     assert found["low"] >= 0 and found["high"] <= 1 and found["high"] - found["low"] >= 0.5 - 1e-6
     assert found["variance"] < found["variance_of_all"] and found["samples"] == 128
     override = re.search(r"--config\.(process\.times=)\"(.*)\"", shown)
-    assert make_times(*parse_call(override[2])[:1], **parse_call(override[2])[1]).law.low == pytest.approx(found["low"])
+    assert make_times(*parse(override[2])[:1], **parse(override[2])[1]).law.low == pytest.approx(found["low"])
 
 
 def test_a_split_that_is_not_there_is_refused(run, capsys):
@@ -227,10 +227,10 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
         (["--temperature", "1e-300"], "temperature is 1e-300"),
         (["--temperature", "1e300"], "temperature is 1e+300"),
         (["--remainder", "first"], "leaves to chance"),
-        (["--grid", "power(exponent=nan)"], "exponent is 'nan'; give a number"),
-        (["--grid", "shifted(alpha=1e999)"], "alpha is inf"),
-        (["--method", "remask(eta=nan)"], "eta is 'nan'; give a number"),
-        (["--method", "self_correct(rounds=1e9)"], "rounds is 1000000000.0; give a whole number"),
+        (["--grid", "power(exponent=nan)"], "exponent requires a number, not 'nan'"),
+        (["--grid", "shifted(alpha=1e999)"], "alpha requires a number, not inf"),
+        (["--method", "remask(eta=nan)"], "eta requires a number, not 'nan'"),
+        (["--method", "self_correct(rounds=1e9)"], "rounds requires a whole number, not 1000000000.0"),
         (["--template", "a [MASK*"], "is no marker"),
     ],
 )

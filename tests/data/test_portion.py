@@ -23,10 +23,21 @@ def test_paths_with_a_value():
     assert parse_path("data/a") == ("data/a", None)
     assert parse_path("gs://b/c d(1)(tokens = 1_000)") == ("gs://b/c d(1)", 1000)
     assert parse_path(with_tokens("x", 7)) == ("x", 7)
-    for bad in ("x(token=5)", "x(tokens=0)", "x(tokens=-3)", "x(tokens=1e5)", "x(tokens=)"):
+    values = (
+        "token=5",
+        "tokens=0",
+        "tokens=-3",
+        "tokens=1e5",
+        "tokens=",
+        "tokens=5, tokens=5",
+        "tokens=True",
+        f"tokens={10**30}",
+        "tokens=a",
+    )
+    for bad in (f"x({value})" for value in values):
         with pytest.raises(InputError, match=r"x\(tokens=100000\)"):
             parse_path(bad)
-    with pytest.raises(InputError, match="already says"):
+    with pytest.raises(InputError, match="has a token budget already"):
         with_tokens("x(tokens=5)", 5)
 
 

@@ -1,6 +1,5 @@
 """Names and plain values in, frozen dataclasses out; what is wrong is said with the nearest valid name."""
 
-import dataclasses
 import inspect
 import re
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlmjax import diffusion
+from dlmjax.choices import requirement
 from dlmjax.diffusion import (
     Autoregressive,
     Capped,
@@ -36,7 +36,7 @@ from dlmjax.diffusion import (
     symmetric,
 )
 from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
-from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, _said, parse_call
+from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 
@@ -152,52 +152,9 @@ def test_mistakes_are_named(make, says):
         make()
 
 
-@pytest.mark.parametrize(
-    ("text", "twice"),
-    [
-        ("hybrid(p_uniform=0.2, p_uniform=0.3)", "p_uniform"),
-        ("power(exponent=0.5,exponent=0.5)", "exponent"),
-        ("mixture(parts=[{'law': 'beta'}, {'law': 'flat', 'law': 'beta'}], probabilities=[0.5, 0.5])", "law"),
-        ("name(a=1, b=2, c=3, a=[1])", "a"),
-    ],
-)
-def test_a_value_is_given_once(text, twice):
-    with pytest.raises(InputError, match=f"has the value {twice} twice"):
-        parse_call(text, "process")
-    parse_call(text.replace(f"{twice}=", "x=", 1).replace(f"'{twice}': 'flat', ", ""), "process")
-
-
 def test_public_names_exist():
     assert len(set(diffusion.__all__)) == len(diffusion.__all__)
     assert all(hasattr(diffusion, name) for name in diffusion.__all__)
-
-
-def test_values_of_a_call_are_words_literals_and_file_names():
-    read = parse_call("d3pm(kernel=neighbours, steps=8, embedding=table.npy)")
-    assert read == ("d3pm", {"kernel": "neighbours", "steps": 8, "embedding": "table.npy"})
-    assert parse_call("d3pm(embedding='runs/a-1.npy')")[1] == {"embedding": "runs/a-1.npy"}
-    with pytest.raises(InputError, match="cannot read"):
-        parse_call("d3pm(embedding=f(1))")
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (int, "a whole number"),
-        (float | None, "a number or None"),
-        (tuple[int, ...], "a list of whole numbers"),
-        (tuple[str, ...] | None, "a list of words or None"),
-        (tuple[float, float], "a list of 2 numbers"),
-        (tuple[tuple[int, int], ...], "a list of pairs of whole numbers"),
-        (tuple[tuple[float, ...], ...], "a list of lists of numbers"),
-        (tuple[bool, ...], "a list of True or False"),
-        (dataclasses.InitVar[int | None], "a whole number or None"),
-        (Schedule, "a Schedule, which cannot be written in a text"),
-        (tuple[Schedule, ...], "a list of values of which each is a Schedule, which cannot be written in a text"),
-    ],
-)
-def test_a_type_is_said_in_plain_words(kind, said):
-    assert _said(kind) == said
 
 
 def test_the_words_of_every_value_are_grammatical():
@@ -205,7 +162,7 @@ def test_the_words_of_every_value_are_grammatical():
     for table in (PROCESSES, SCHEDULES, LAWS, WEIGHTINGS):
         for name, make in table.items():
             for field, parameter in inspect.signature(make, eval_str=True).parameters.items():
-                words = _said(parameter.annotation)
+                words = requirement(parameter.annotation)
                 assert not re.search(r"ss\b|\[|\ba list of list\b|\ba [AEIOUaeiou]", words), (name, field, words)
     with pytest.raises(InputError, match="curriculum requires a list of pairs of whole numbers, not 3"):
         make_process("blocks", **FACTS, curriculum=3)

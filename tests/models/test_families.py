@@ -43,7 +43,7 @@ def test_a_name_is_read_back_and_the_default_is_unchanged():
         ("llama(norm_esp=1)", "did you mean 'norm_eps'"),
         ("llama(max_positions=8)", "no value 'max_positions'"),
         ("gpt2(rope_original=8)", "no value 'rope_original'"),
-        ("qwen3(shift=1)", "shift wants bool"),
+        ("qwen3(shift=1)", "shift requires True or False"),
         ("gpt2(max_positions=0)", "leaves no row"),
         ("llama(window=-1)", "window=-1 is negative"),
         ("llama(rope_slow=4.0)", "rope_slow=4.0 above 0 and below rope_fast=4.0"),

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlmjax.choices import parse
 from dlmjax.diffusion.process import Blocks, row_keys, split_rows
-from dlmjax.diffusion.registry import PROCESSES, make_process, parse_call, process_fields
+from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.sampling.blocks import sampler_for
@@ -22,7 +23,7 @@ LENGTH = 8
 
 
 def process_of(text):
-    name, values = parse_call(text)
+    name, values = parse(text)
     facts = {"vocab": VOCAB, "mask_id": MASK, "bos_id": BOS, "eos_id": BOS, "excluded": (PAD,)}
     needs = {"counts_V": tuple(range(1, VOCAB + 1))} if "counts_V" in process_fields(name) else {}
     return make_process(name, **facts, **needs, **values)

@@ -47,7 +47,7 @@ def test_where_the_levels_are():
         ("unifrom", "did you mean 'uniform'"),
         ("shifted(alfa=3)", "has no value 'alfa'; did you mean 'alpha'"),
         ("shifted(alpha=0)", "alpha is 0"),
-        ("shifted(alpha=1e999)", "alpha is inf"),
+        ("shifted(alpha=1e999)", "alpha requires a number, not inf"),
         ("power(exponent=0)", "exponent is 0"),
         ("power(exponent=9)", "exponent is 9"),
         ("shifted(alpha='x')", "shifted"),

@@ -33,7 +33,7 @@ COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
 
 def guesser(run: Run, never: tuple[int, ...]):
     """guess(shown_BL, hidden_BL, time) of the run's network; None where a state is more than tokens and masks seen by all."""
-    process = run.parts.process.bound
+    process = run.experiment.process.bound
     if process.attention != "full" or process.input_dim or not hasattr(process, "mask_id"):
         return None
 
@@ -41,7 +41,7 @@ def guesser(run: Run, never: tuple[int, ...]):
     def best(params, z_BL, t_BL):
         given = process.given(params["process"]) if "process" in params else process
         segments_BL, positions_BL = jnp.ones_like(z_BL), jnp.broadcast_to(jnp.arange(z_BL.shape[1]), z_BL.shape)
-        denoiser = run.parts.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
+        denoiser = run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
         logits_BLV = denoiser.logits(denoiser.hidden(z_BL, given.clock(t_BL)))
         return jnp.argmax(logits_BLV.at[..., jnp.asarray(never)].set(-jnp.inf), axis=-1)
 
@@ -54,9 +54,9 @@ def guesser(run: Run, never: tuple[int, ...]):
 
 def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
     """One row of the table."""
-    never = never_sampled(run.parts.tokenizer)
-    sampler = sampler_for(run.parts.process, run.parts.unpartitioned, SampleSettings(steps=steps, order=order, never=never))
-    samples, trace = record(sampler, run.params, blank_canvas(run.parts.config.data.length, count), seed=seed)
+    never = never_sampled(run.experiment.tokenizer)
+    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, SampleSettings(steps=steps, order=order, never=never))
+    samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
     guess = guesser(run, never)
     taus = analysis.order_tau(trace)
     return {
@@ -98,7 +98,7 @@ def main() -> None:
         run, report = open_run(asked.workdir), []
         for order in asked.orders.split(","):
             rows = [measure(run, order, int(steps), asked.count, asked.seed) for steps in asked.steps.split(",")]
-            print(f"\n{run.parts.process.name}, step {run.step}, {run.weights} weights, order {order}\n\n{table(rows)}", flush=True)
+            print(f"\n{run.experiment.process.name}, step {run.step}, {run.weights} weights, order {order}\n\n{table(rows)}", flush=True)
             report += rows
         if asked.json:
             write_atomically(asked.json, json.dumps({"workdir": asked.workdir, "step": run.step, "rows": report}, indent=1) + "\n")

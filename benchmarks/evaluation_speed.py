@@ -37,13 +37,13 @@ def speed(config_file: str, data: str, rounds: int) -> dict:
     """Tokens per second of training and of evaluation, and their ratio."""
     config = config_lib.load(config_file, [f"data.paths={data}"])
     corpus = Corpus.open(data, split="train")
-    parts = assemble(config, corpus.tokenizer, counts_V=corpus.counts_V)
+    experiment = assemble(config, corpus.tokenizer, counts_V=corpus.counts_V)
     batch, length = config.data.batch, config.data.length
     rows = TrainWindows([corpus], None, length, batch, config.seed).rows(0, range(batch))
-    placed = parts.partition.put_batch(rows)
-    state = init_state(parts.init, parts.optimizer, jax.random.key(0), parts.param_shardings, ema=config.train.ema > 0)
-    step, key = train_step_of(parts), jax.random.key(config.seed)
-    evaluator, holder = parts.evaluator(nodes=NODES), {"state": state}
+    placed = experiment.partition.put_batch(rows)
+    state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), experiment.param_shardings, ema=config.train.ema > 0)
+    step, key = train_step_of(experiment), jax.random.key(config.seed)
+    evaluator, holder = experiment.evaluator(nodes=NODES), {"state": state}
     weights = jax.tree.map(lambda leaf: leaf.copy(), state["params"])
 
     def train() -> None:
@@ -70,11 +70,11 @@ def speed(config_file: str, data: str, rounds: int) -> dict:
 def errors(workdir: str, data: str | None, split: str, windows: int) -> list[dict]:
     """The bound, its error and its parts for each grid of `GRIDS`, on the same windows."""
     run = open_run(workdir)
-    text = corpus_text(split_of(run, data, split), Cut(run.parts.config.data.length, limit=windows))
+    text = corpus_text(split_of(run, data, split), Cut(run.experiment.config.data.length, limit=windows))
     table = []
     for rule, nodes, draws in GRIDS:
-        evaluator = run.parts.evaluator(nodes=nodes, draws=draws, rule=rule)
-        lengths_V = run.parts.tokenizer.byte_lengths_V
+        evaluator = run.experiment.evaluator(nodes=nodes, draws=draws, rule=rule)
+        lengths_V = run.experiment.tokenizer.byte_lengths_V
         measured = evaluator.measure(run.params, text.windows.batches(64), byte_lengths_V=lengths_V, total=len(text.windows), progress=True)
         found = evaluator.result(measured)
         share = found.stderr_nats_per_token / found.nats_per_token
@@ -88,8 +88,8 @@ def shown(table: list[dict]) -> str:
     """The table of errors as Markdown; the parts of the error, like the whole, as shares of the bound."""
     lines = ["| levels | draws | calls per token | bits/byte | s.e. | relative | sequences | masks | levels |", "|---" * 9 + "|"]
     for row in table:
-        parts = [row["errors"][name] for name in ("sequences", "masks", "levels")]
-        shares = ["" if part is None else f"{part / row['nats_per_token']:.2%}" for part in parts]
+        shares = [row["errors"][name] for name in ("sequences", "masks", "levels")]
+        shares = ["" if part is None else f"{part / row['nats_per_token']:.2%}" for part in shares]
         lines.append(
             f"| {row['rule']} {row['nodes']} | {row['draws']} | {row['calls']} | {row['bits_per_byte']:.4f} | "
             f"{row['stderr_bits_per_byte']:.4f} | {row['relative']:.2%} | {' | '.join(shares)} |"

@@ -33,12 +33,12 @@ def make(directory: pathlib.Path, depth: int, width: int, vocab: int) -> None:
     config.data.length = 128
     config.model.update(depth=depth, width=width, heads=heads, kv_heads=heads, head_dim=width // heads, ffn=width * 11 // 4, vocab=vocab)
     config.train.ema = 0.0
-    parts = assemble(config, load_tokenizer("bytes"))
-    params = jax.jit(parts.init, out_shardings=parts.param_shardings)(jax.random.key(0))
-    claim_workdir(directory, config, parts.tokenizer)
+    experiment = assemble(config, load_tokenizer("bytes"))
+    params = jax.jit(experiment.init, out_shardings=experiment.param_shardings)(jax.random.key(0))
+    claim_workdir(directory, config, experiment.tokenizer)
     with Checkpoints(directory / "checkpoints") as checkpoints:
         checkpoints.save(1, {"params": params}, {"step": 1, "metric": None})
-    print(json.dumps({"parameters": parts.parameter_count}))
+    print(json.dumps({"parameters": experiment.parameter_count}))
 
 
 def measure(directory: pathlib.Path, dtype: str, shard_size: str) -> None:

@@ -53,7 +53,7 @@ SAMPLES, SAMPLE_STEPS = 16, 64
 
 
 def load(name: str, data: str):
-    """The tiny config of a family on a corpus, and its parts."""
+    """The tiny config of a family on a corpus, and its experiment."""
     file, overrides = FAMILIES[name]
     config = config_lib.load(f"{ROOT}/configs/{file}.py:tiny", [*overrides, f"data.paths={data}", "log.sample=0", "log.evaluate=0"])
     corpus = Corpus.open(data, split="train")
@@ -69,9 +69,9 @@ def step_seconds(workdir: pathlib.Path, tokens: int) -> float:
 
 def run(name: str, args, budget: float) -> dict:
     """Trains, evaluates and samples one family."""
-    config, parts = load(name, args.data)
+    config, experiment = load(name, args.data)
     tokens = config.data.batch * config.data.length
-    steps = max(1, round(budget / (parts.flops_per_token * tokens)))
+    steps = max(1, round(budget / (experiment.flops_per_token * tokens)))
     with config.unlocked():
         config.train.steps = steps
         config.optimizer.warmup = min(config.optimizer.warmup, steps // 4)
@@ -124,8 +124,8 @@ def main():
     args = parser.parse_args()
     names = [name for name in FAMILIES if name in args.families.split(",") or name.split(",")[0] in args.families.split(",")]
 
-    config, parts = load("masked", args.data)
-    budget = args.masked_steps * config.data.batch * config.data.length * parts.flops_per_token
+    config, experiment = load("masked", args.data)
+    budget = args.masked_steps * config.data.batch * config.data.length * experiment.flops_per_token
     texts = [[text.encode() for text in Corpus.open(args.data, split=split).documents()] for split in ("train", args.split)]
     unigram = entropy_marks(*texts).unigram
     rows = []

@@ -44,7 +44,7 @@ class Side:
             config.data.batch, config.model.vocab = args.batch, vocab
             if not args.tiny:
                 config.execution.update(dtype="bfloat16" if gpu else "float32", attention="cudnn" if gpu else "dense", scan=True)
-        parts = assemble(config, tokenizer, counts_V=np.ones(vocab, np.int64))
+        experiment = assemble(config, tokenizer, counts_V=np.ones(vocab, np.int64))
         shape = (args.batch, args.length)
         tokens_BL = np.random.default_rng(0).integers(0, 26 if args.tiny else 256, shape).astype(np.int32)
         batch = {
@@ -53,9 +53,9 @@ class Side:
             "positions": np.tile(np.arange(args.length, dtype=np.int32), (args.batch, 1)),
             "row": np.arange(args.batch, dtype=np.int32),
         }
-        self.state = init_state(parts.init, parts.optimizer, jax.random.key(0), parts.param_shardings)
-        self.batch, self.key = parts.partition.put_batch(batch), jax.random.key(1)
-        step = train_step_of(parts)
+        self.state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), experiment.param_shardings)
+        self.batch, self.key = experiment.partition.put_batch(batch), jax.random.key(1)
+        step = train_step_of(experiment)
         self.step, self.numbers = step.trace(self.state, self.batch, self.key).lower().compile(), step.placed
         self.temporary = self.step.memory_analysis().temp_size_in_bytes
         self()

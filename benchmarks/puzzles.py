@@ -49,7 +49,7 @@ def lines(root: pathlib.Path, args) -> list[tuple[str, str, pathlib.Path, pathli
 
 
 def load(process: str, data: pathlib.Path, length: int):
-    """The config and its parts."""
+    """The config and its experiment."""
     overrides = [
         f"process.name={process}",
         f"data.paths={data}",
@@ -66,10 +66,10 @@ def run(root: pathlib.Path, task: str, process: str, file: pathlib.Path, test: p
     workdir, data = root / name, root / file.stem
     prepare([str(file)], "bytes", str(data), documents="line")
     length = len(file.open(encoding="utf-8").readline())  # the line end stands for the end of document
-    config, parts = load(process, data, length)
+    config, experiment = load(process, data, length)
     reference, masked = load("masked", data, 40)
     budget = args.masked_steps * reference.data.batch * reference.data.length * masked.flops_per_token
-    steps = round(budget / (config.data.batch * length * parts.flops_per_token))
+    steps = round(budget / (config.data.batch * length * experiment.flops_per_token))
     with config.unlocked():
         config.train.steps = config.checkpoint.every = steps
         config.optimizer.warmup = min(config.optimizer.warmup, steps // 4)

@@ -1,4 +1,4 @@
-"""What a config and a workdir mean: the assembled parts of a run, for the trainer and for whoever opens a finished run.
+"""What a config and a workdir mean: the assembled experiment, for the trainer and for whoever opens a finished run.
 
 What the files of a workdir say, and whether they can be believed, is in `workdir`.
 """
@@ -33,7 +33,7 @@ logger = logging.getLogger("dlmjax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Experiment:
     """A config made real: everything but the weights and the data."""
 
     config: ConfigDict
@@ -70,8 +70,8 @@ class Parts:
         streams = 2 if isinstance(process.attention, Blocks) else 1
         return training_flops_per_token(self.network.spec, self.config.data.length, rate, streams=streams, passes=passes)
 
-    def at_step(self, step: int) -> "Parts":
-        """The parts that a training step uses; they differ from these where the process follows a curriculum."""
+    def at_step(self, step: int) -> "Experiment":
+        """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
         process = self.process.at_step(step)
         if process == self.process:
             return self
@@ -132,7 +132,7 @@ def _beside(network: dict, process: dict) -> dict:
 
 def assemble(
     config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None, embedding_VE: Any = None
-) -> Parts:
+) -> Experiment:
     """Builds process, network, mesh and optimizer of a checked config.
 
     Args:
@@ -143,13 +143,13 @@ def assemble(
       InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
         the attention kernel cannot train rows of this length, a curriculum leaves no steps to the process that it leads to.
     """
-    parts = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
-    _check_rows(config, parts.process)
-    config_lib.check_curriculum(config, parts.process)
-    return parts
+    experiment = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
+    _check_rows(config, experiment.process)
+    config_lib.check_curriculum(config, experiment.process)
+    return experiment
 
 
-def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Parts:
+def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Experiment:
     """`assemble` without what is asked of a run that is trained: a finished one is opened as it is."""
     vocab = config.model.vocab or tokenizer.vocab_size
     if vocab < tokenizer.vocab_size:
@@ -168,7 +168,7 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
     optimizer = OptimizerSpec(**config.optimizer)
     times, of_times = choices.parse(config.process.times)
     weighting, of_weighting = choices.parse(config.process.weighting or "bound")
-    return Parts(
+    return Experiment(
         config=config,
         tokenizer=tokenizer,
         process=process,
@@ -271,17 +271,17 @@ def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, opened: its parts and one set of weights."""
+    """A trained run, opened: its experiment and one set of weights."""
 
-    parts: Parts
+    experiment: Experiment
     params: dict
     step: int
     weights: str
     workdir: pathlib.Path
 
 
-def open_parts(workdir: str) -> Parts:
-    """The parts of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
+def open_experiment(workdir: str) -> Experiment:
+    """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
     Raises InputError: not a workdir; a file of it that is damaged, or is not that of the run which its checkpoints are of.
     """
@@ -296,9 +296,9 @@ def open_parts(workdir: str) -> Parts:
     return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, given), stored_embedding(config, root, given))
 
 
-def kept(parts: Parts, weights: str) -> str:
+def kept(experiment: Experiment, weights: str) -> str:
     """The weights asked for, "ema" or "raw"; "raw" where the run kept no average."""
-    return weights if parts.config.train.ema else "raw"
+    return weights if experiment.config.train.ema else "raw"
 
 
 def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> Run:
@@ -310,13 +310,13 @@ def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> 
     Raises:
       InputError: not a workdir, no whole checkpoint.
     """
-    parts, root = open_parts(workdir), pathlib.Path(workdir)
-    weights = kept(parts, weights)
+    experiment, root = open_experiment(workdir), pathlib.Path(workdir)
+    weights = kept(experiment, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
-    asked = {name: parts.abstract_state()[name]}
+    asked = {name: experiment.abstract_state()[name]}
     with Checkpoints(root / "checkpoints") as checkpoints:
         state, meta = checkpoints.restore(asked, step)
-    return Run(parts, state[name], meta["step"], weights, root)
+    return Run(experiment, state[name], meta["step"], weights, root)
 
 
 def split_of(run: Run, data: str | None, split: str) -> Corpus:
@@ -325,16 +325,16 @@ def split_of(run: Run, data: str | None, split: str) -> Corpus:
     Raises:
       InputError: no corpus there, or one that was prepared with another tokenizer than the run's.
     """
-    paths = run.parts.config.data.paths
+    paths = run.experiment.config.data.paths
     path = data or next(iter(paths), None)
     if path is None:
         raise NoCorpus("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
     if not data and len(paths) > 1:
         logger.warning("the run mixes %d corpora; this is %s alone (--data names another)", len(paths), path)
     corpus = Corpus.open(path, split=split)
-    if corpus.tokenizer.hash != run.parts.tokenizer.hash:
+    if corpus.tokenizer.hash != run.experiment.tokenizer.hash:
         raise InputError(
-            f"{path} was prepared with tokenizer {corpus.tokenizer.name}, the run was trained with {run.parts.tokenizer.name}; "
+            f"{path} was prepared with tokenizer {corpus.tokenizer.name}, the run was trained with {run.experiment.tokenizer.name}; "
             "prepare the text again with the run's tokenizer"
         )
     return corpus

@@ -23,7 +23,7 @@ from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_to
 from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
-from dlmjax.run import Parts, assemble, kept, open_corpora, open_parts, token_counts
+from dlmjax.run import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
 from dlmjax.training import (
     Checkpoints,
@@ -75,18 +75,18 @@ def train(
     keep_freed_memory()
     corpora = open_corpora(config, "train")
     counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)
-    parts = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
-    connect(parts.partition.mesh)
+    experiment = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
+    connect(experiment.partition.mesh)
     # All that can be refused is refused here: what the workdir holds is neither moved nor written before.
-    rows = parts.partition.rows_of_host(config.data.batch)
-    windows, held_out, samples = _windows(config, corpora), _HeldOut(parts, corpora), _TextSamples(parts)
-    first = _first_state(parts, None if fresh else workdir, fork, init)
-    train_step, process = _traced_step(parts), parts.process.at_step(0)
+    rows = experiment.partition.rows_of_host(config.data.batch)
+    windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
+    first = _first_state(experiment, None if fresh else workdir, fork, init)
+    train_step, process = _traced_step(experiment), experiment.process.at_step(0)
     with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
-        _describe(parts, corpora, workdir)
+        _describe(experiment, corpora, workdir)
 
         # --- 2. Where we start --------------------------------------------------------------------------------------------------
-        state, meta, origin = _start(parts, checkpoints, first, fork, init)
+        state, meta, origin = _start(experiment, checkpoints, first, fork, init)
         start, steps = meta.get("step", 0), config.train.steps
         on_step(start)
         if origin == "resume" and start >= steps:
@@ -95,7 +95,7 @@ def train(
 
         # --- 3. The loop: no host sync but at the logging step -----------------------------------------------------------------
         batches, agreed = train_batches(windows, rows=rows, start_step=start), Agreement()
-        key = jax.jit(lambda key: key, out_shardings=parts.partition.sharding(()))(jax.random.key(config.seed))
+        key = jax.jit(lambda key: key, out_shardings=experiment.partition.sharding(()))(jax.random.key(config.seed))
         with (
             Interrupt() as stop,
             checkpoints,
@@ -104,13 +104,13 @@ def train(
             jax.transfer_guard("disallow"),
         ):
             goodput = Goodput(workdir, start, time.time() - (time.perf_counter() - began))
-            log = _Log(parts, writer, progress, meta.get("pending", []), goodput)
+            log = _Log(experiment, writer, progress, meta.get("pending", []), goodput)
             for step in range(start, steps):
-                if parts.process.at_step(step) != process:  # the next phase of a curriculum
-                    train_step, process = train_step_of(parts.at_step(step)), parts.process.at_step(step)
+                if experiment.process.at_step(step) != process:  # the next phase of a curriculum
+                    train_step, process = train_step_of(experiment.at_step(step)), experiment.process.at_step(step)
                 with log.goodput.spent("data"):
                     batch = next(batches)
-                state, metrics = train_step(state, parts.partition.put_batch(batch), key)
+                state, metrics = train_step(state, experiment.partition.put_batch(batch), key)
                 done, last, metric = step + 1, step + 1 == steps, None
                 last_here = agreed(stop.requested) or last
                 saving = done % config.checkpoint.every == 0 or last_here
@@ -197,40 +197,42 @@ def _windows(config, corpora: list) -> TrainWindows:
     return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing)
 
 
-def train_step_of(parts: Parts) -> TrainStep:
+def train_step_of(experiment: Experiment) -> TrainStep:
     """The compiled step of the run."""
-    config = parts.config.train
+    config = experiment.config.train
     return make_train_step(
-        parts.loss_fn,
-        parts.optimizer,
+        experiment.loss_fn,
+        experiment.optimizer,
         accumulation=config.accumulation,
         ema_decay=config.ema,
-        numbers=parts.numbers,
-        learning_rate=functools.partial(learning_rate, parts.config.optimizer.schedule),
+        numbers=experiment.numbers,
+        learning_rate=functools.partial(learning_rate, experiment.config.optimizer.schedule),
         on_nonfinite=config.on_nonfinite,
         spike=config.spike,
-        shardings=parts.param_shardings,
+        shardings=experiment.param_shardings,
     )
 
 
-def _traced_step(parts: Parts) -> TrainStep:
+def _traced_step(experiment: Experiment) -> TrainStep:
     """The step of the first phase. jax keeps the trace, so that the first call does not trace again.
 
     Raises InputError: a mesh that does not divide what is split, rows that the network does not take.
     """
-    step = train_step_of(parts.at_step(0))
-    step.trace(*parts.abstract_arguments())
+    step = train_step_of(experiment.at_step(0))
+    step.trace(*experiment.abstract_arguments())
     return step
 
 
 class _Log:
     """Curves, terminal and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
 
-    def __init__(self, parts: Parts, writer: MetricsWriter, progress: Progress, pending: list, goodput: Goodput):
-        data, self._every = parts.config.data, parts.config.log.every
+    def __init__(self, experiment: Experiment, writer: MetricsWriter, progress: Progress, pending: list, goodput: Goodput):
+        data, self._every = experiment.config.data, experiment.config.log.every
         tokens = data.batch * data.length
-        self.throughput = Throughput(tokens, jax.device_count(), parts.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind))
-        self._parts, self._objective = parts, parts.at_step(pending[0]["step"]).objective if pending else None
+        self.throughput = Throughput(
+            tokens, jax.device_count(), experiment.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind)
+        )
+        self._experiment, self._objective = experiment, experiment.at_step(pending[0]["step"]).objective if pending else None
         self.window = Window(report=lambda sums: self._objective.report(sums))
         self.window.restore(pending)
         self.summary = Summary({}, [], False)
@@ -262,7 +264,7 @@ class _Log:
         """
         if self._objective is None:
             # A line has the names of its first step: where a curriculum ends in bounds, a mean over both phases is none.
-            self._objective = self._parts.at_step(step).objective
+            self._objective = self._experiment.at_step(step).objective
         self.window.add(step, metrics)
         running = self.window.running
         if self._timed is None:  # the first step compiles
@@ -297,19 +299,19 @@ class _Log:
 Start = tuple[dict, dict, str]  # a state, the meta that came with it, and where it is from
 
 
-def _start(parts: Parts, checkpoints: Checkpoints, first: Start | None, fork: str, init: str) -> Start:
+def _start(experiment: Experiment, checkpoints: Checkpoints, first: Start | None, fork: str, init: str) -> Start:
     """What the run starts from: this workdir's newest whole checkpoint, else `first`, see `_first_state`.
 
     Raises InputError: checkpoints of which none is whole.
     """
     if checkpoints.resumable():
-        state, meta = checkpoints.restore(parts.abstract_state())
+        state, meta = checkpoints.restore(experiment.abstract_state())
         say(f"resuming at step {meta['step']}")
         return clear_stop(state), meta, "resume"
-    return first or _first_state(parts, None, fork, init)
+    return first or _first_state(experiment, None, fork, init)
 
 
-def _first_state(parts: Parts, workdir: pathlib.Path | None, fork: str, init: str) -> Start | None:
+def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str, init: str) -> Start | None:
     """What a run starts from whose workdir has no checkpoint; None where this one has. The order:
 
     1. `--fork`: another run's newest checkpoint, its counters kept;
@@ -325,35 +327,35 @@ def _first_state(parts: Parts, workdir: pathlib.Path | None, fork: str, init: st
         with Checkpoints(workdir / CHECKPOINTS) as own:
             if own.resumable():
                 return None
-    abstract = parts.abstract_state()
+    abstract = experiment.abstract_state()
     if fork or init:
-        _check_tokenizer(parts, fork or init)
-        origin = _check_function(parts, fork or init, "--fork" if fork else "--init")
+        _check_tokenizer(experiment, fork or init)
+        origin = _check_function(experiment, fork or init, "--fork" if fork else "--init")
     if fork:
         with Checkpoints(pathlib.Path(fork) / CHECKPOINTS) as other:
-            if (step := other.meta()["step"]) >= parts.config.train.steps:
+            if (step := other.meta()["step"]) >= experiment.config.train.steps:
                 raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
             state, meta = other.restore(abstract)
         say(f"forking {fork} at step {meta['step']}")
         return clear_stop(state), {**meta, "metrics": None}, "fork"  # the lines of the other run are not here
-    key = jax.random.fold_in(jax.random.key(parts.config.seed), 0x1717)
-    state = init_state(parts.init, parts.optimizer, key, parts.param_shardings, ema=parts.config.train.ema > 0)
+    key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0x1717)
+    state = init_state(experiment.init, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
     if init:
         with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
             name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
             loaded, meta = other.restore({name: abstract["params"]})
         weights = loaded[name]
         state["params"] = weights
-        if parts.config.train.ema > 0:
+        if experiment.config.train.ema > 0:
             state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
         say(f"starting from the weights of {init} at step {meta['step']}")
         return state, {}, "init"
     return state, {}, "scratch"
 
 
-def _check_tokenizer(parts: Parts, other: str) -> None:
+def _check_tokenizer(experiment: Experiment, other: str) -> None:
     """Raises InputError: the ids of another run stand for other text than those of this run's corpus."""
-    if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != parts.tokenizer.hash:
+    if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != experiment.tokenizer.hash:
         raise InputError(
             f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
             f"prepare the corpus with --tokenizer saved:{other}/tokenizer"
@@ -364,10 +366,10 @@ def _check_tokenizer(parts: Parts, other: str) -> None:
 _DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name", "self_condition": "process.self_condition"}
 
 
-def _check_function(parts: Parts, other: str, flag: str) -> Parts:
-    """The parts of another run. Raises InputError: its network computes another function of the same weights, or has other weights."""
-    origin = open_parts(other)
-    here, there = parts.network.spec, origin.network.spec
+def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment:
+    """The experiment of another run. Raises InputError: its network computes another function of the same weights, or has other weights."""
+    origin = open_experiment(other)
+    here, there = experiment.network.spec, origin.network.spec
     names = here.differing(there)
     if here.shift and origin.process.attention == "causal":
         names = [name for name in names if name != "shift"]  # causal rows are fed one place further on, which is what `shift` keeps
@@ -387,11 +389,11 @@ class _HeldOut:
     Of a mixture it is the bound of text mixed as the rows that are trained: by `data.weights`, else by the tokens of the train splits.
     """
 
-    def __init__(self, parts: Parts, corpora: Sequence):
-        self._parts, self._every = parts, parts.config.log.evaluate
-        shares = parts.config.data.weights or [corpus.num_tokens for corpus in corpora]
+    def __init__(self, experiment: Experiment, corpora: Sequence):
+        self._experiment, self._every = experiment, experiment.config.log.evaluate
+        shares = experiment.config.data.weights or [corpus.num_tokens for corpus in corpora]
         found, missing = [], []
-        for path, share in zip(parts.config.data.paths, shares, strict=True):
+        for path, share in zip(experiment.config.data.paths, shares, strict=True):
             try:
                 held_out = Corpus.open(path, split="valid")
             except NoSplit:
@@ -402,15 +404,19 @@ class _HeldOut:
                 found.append((path, held_out, share))
         if not found:
             self._every = 0
-        if missing and parts.config.log.evaluate:
+        if missing and experiment.config.log.evaluate:
             what = f"no held-out bound of {', '.join(missing)} on the way" if found else "no held-out bound on the way"
             logger.warning("%s: no `valid` split there (dlmjax prepare --valid-fraction makes one)", what)
-        self._found, self._bytes = self._cut(found), parts.tokenizer.byte_lengths_V
-        self._evaluator = parts.evaluator(nodes=parts.config.log.nodes)
+        self._found, self._bytes = self._cut(found), experiment.tokenizer.byte_lengths_V
+        self._evaluator = experiment.evaluator(nodes=experiment.config.log.nodes)
 
     def _cut(self, found: Sequence[tuple]) -> list[tuple[str, EvalWindows, float | int]]:
         """Of each corpus as many windows as its share of all that are wanted, at least the two of which an error can be told."""
-        data, wanted, whole = self._parts.config.data, self._parts.config.log.evaluate_windows, sum(share for _, _, share in found)
+        data, wanted, whole = (
+            self._experiment.config.data,
+            self._experiment.config.log.evaluate_windows,
+            sum(share for _, _, share in found),
+        )
         least = min(wanted, 2)
         return [
             (path, EvalWindows(corpus, data.length, limit=max(round(wanted * share / whole), least)), share)
@@ -423,13 +429,13 @@ class _HeldOut:
 
     def __call__(self, state: dict, done: int) -> tuple[LikelihoodResult, list[tuple[str, LikelihoodResult]]]:
         """The bound of the averaged weights (the raw ones when no average is kept), and where there are several corpora that of each."""
-        config = self._parts.config
+        config = self._experiment.config
         weights = "ema" if config.train.ema > 0 else "raw"
         size = config.data.batch // config.train.accumulation
         params = state["ema"] if weights == "ema" else state["params"]
         measured, results = [], []
         for _, windows, _ in self._found:
-            batches = eval_batches(windows, batch_size=size, rows=self._parts.partition.rows_of_host(size))
+            batches = eval_batches(windows, batch_size=size, rows=self._experiment.partition.rows_of_host(size))
             measured.append(self._evaluator.measure(params, batches, byte_lengths_V=self._bytes, split="valid"))
             results.append(self._evaluator.result(measured[-1], step=done, weights=weights, split="valid"))
         if len(results) == 1:
@@ -443,13 +449,15 @@ class _TextSamples:
 
     STEPS, COUNT = 32, 2
 
-    def __init__(self, parts: Parts):
-        self._parts, self._every = parts, parts.config.log.sample
-        never = never_sampled(parts.tokenizer, parts.process.vocab)
+    def __init__(self, experiment: Experiment):
+        self._experiment, self._every = experiment, experiment.config.log.sample
+        never = never_sampled(experiment.tokenizer, experiment.process.vocab)
         self._sampler = (
-            sampler_for(parts.process, parts.unpartitioned, SampleSettings(steps=self.STEPS, never=never)) if self._every else None
+            sampler_for(experiment.process, experiment.unpartitioned, SampleSettings(steps=self.STEPS, never=never))
+            if self._every
+            else None
         )
-        self._canvas = blank_canvas(min(parts.config.data.length, 256), self.COUNT)
+        self._canvas = blank_canvas(min(experiment.config.data.length, 256), self.COUNT)
 
     def due(self, done: int, last: bool) -> bool:
         """Are samples wanted after this step?"""
@@ -457,9 +465,9 @@ class _TextSamples:
 
     def __call__(self, state: dict, done: int) -> str:
         """Samples of the averaged weights, one after another."""
-        params = state["ema"] if self._parts.config.train.ema > 0 else state["params"]
+        params = state["ema"] if self._experiment.config.train.ema > 0 else state["params"]
         tokens_BL = self._sampler.sample(params, self._canvas, seed=done).tokens_BL
-        return "\n---\n".join(self._parts.tokenizer.decode(tokens_L) for tokens_L in tokens_BL)
+        return "\n---\n".join(self._experiment.tokenizer.decode(tokens_L) for tokens_L in tokens_BL)
 
 
 def _held_out_scalars(result) -> dict[str, float]:
@@ -485,14 +493,14 @@ def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: path
     )
 
 
-def _describe(parts: Parts, corpora: list, workdir: pathlib.Path) -> None:
+def _describe(experiment: Experiment, corpora: list, workdir: pathlib.Path) -> None:
     """What is about to be trained, on what, and where its traces will be."""
     tokens = sum(corpus.num_tokens for corpus in corpora)
-    data = parts.config.data
-    epochs = parts.config.train.steps * data.batch * data.length / max(tokens, 1)
-    mesh = ", ".join(f"{name} {size}" for name, size in parts.partition.mesh.shape.items())
+    data = experiment.config.data
+    epochs = experiment.config.train.steps * data.batch * data.length / max(tokens, 1)
+    mesh = ", ".join(f"{name} {size}" for name, size in experiment.partition.mesh.shape.items())
     say(
-        f"{parts.process.name} on {parts.parameter_count / 1e6:.2f}M parameters, {parts.config.train.steps} steps x "
+        f"{experiment.process.name} on {experiment.parameter_count / 1e6:.2f}M parameters, {experiment.config.train.steps} steps x "
         f"{data.batch} x {data.length} tokens = {epochs:.1f} epochs of {tokens:,} tokens\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind} (mesh: {mesh})\n"
         f"workdir: {workdir} (curves: tensorboard --logdir {workdir}/tensorboard)"

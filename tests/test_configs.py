@@ -48,11 +48,11 @@ def test_a_training_loss_has_the_shapes_it_says(path):
     with config.unlocked():
         config.data.batch, config.train.accumulation = 8, 1
     tokenizer = load_tokenizer("bytes")
-    parts = assemble(config, tokenizer, counts_V=np.arange(1, tokenizer.vocab_size + 1))
+    experiment = assemble(config, tokenizer, counts_V=np.arange(1, tokenizer.vocab_size + 1))
     batch = {name: jax.ShapeDtypeStruct((8, config.data.length), jnp.int32) for name in ("tokens", "segments", "positions")}
     batch["row"] = jax.ShapeDtypeStruct((8,), jnp.int32)
-    params = jax.eval_shape(parts.init, jax.random.key(0))
-    (total, sums), gradient = jax.eval_shape(jax.value_and_grad(parts.loss_fn, has_aux=True), params, batch, jax.random.key(0))
+    params = jax.eval_shape(experiment.init, jax.random.key(0))
+    (total, sums), gradient = jax.eval_shape(jax.value_and_grad(experiment.loss_fn, has_aux=True), params, batch, jax.random.key(0))
     assert total.shape == () and total.dtype == jnp.float32
     assert jax.tree.map(lambda g: g.shape, gradient) == jax.tree.map(lambda p: p.shape, params)
     assert {"tokens", "nats", "loss", "corrupted", "nats_by_level"} <= set(sums)
@@ -77,9 +77,9 @@ def test_little_text_is_read_ten_times_under_a_law_that_keeps_the_bound(size, wo
     tokens = config.train.steps * config.data.batch * config.data.length
     assert tokens == pytest.approx(10 * 1.35 * words, rel=0.02)
     tokenizer = load_tokenizer("bytes")
-    parts = assemble(config, tokenizer, devices=jax.devices()[:1], counts_V=np.arange(1, tokenizer.vocab_size + 1))
-    assert parts.objective.trains_bound and parts.process.name == "frequency_masked"
-    draws_B = np.asarray(parts.objective.times.law.draw(jnp.linspace(0.0005, 0.9995, 1000)))
+    experiment = assemble(config, tokenizer, devices=jax.devices()[:1], counts_V=np.arange(1, tokenizer.vocab_size + 1))
+    assert experiment.objective.trains_bound and experiment.process.name == "frequency_masked"
+    draws_B = np.asarray(experiment.objective.times.law.draw(jnp.linspace(0.0005, 0.9995, 1000)))
     low, high = np.mean(draws_B < 0.4), np.mean(draws_B > 0.6)
     assert low > 0.5 and high > 0.3, "two modes"
 

@@ -20,7 +20,7 @@ BATCH, LENGTH = 8, 16
 TOKENIZER = load_tokenizer("char27")
 
 
-def parts_of(family, devices, **mesh):
+def experiment_of(family, devices, **mesh):
     config = config_lib.load(f"{CONFIGS}/{family}.py:tiny")
     with config.unlocked():
         config.data.update(batch=BATCH, length=LENGTH)
@@ -32,7 +32,7 @@ def parts_of(family, devices, **mesh):
 
 @functools.cache
 def weights(family):
-    return lively(parts_of(family, jax.devices()[:1]).init(jax.random.key(0)))
+    return lively(experiment_of(family, jax.devices()[:1]).init(jax.random.key(0)))
 
 
 def text():
@@ -46,11 +46,11 @@ def text():
     }
 
 
-def loss_and_gradient(parts, params):
+def loss_and_gradient(experiment, params):
     batch = text()
-    params = jax.device_put(params, parts.param_shardings)
-    run = jax.jit(jax.value_and_grad(parts.loss_fn, has_aux=True))
-    (total, sums), gradient = run(params, parts.partition.put_batch(batch), jax.random.key(1))
+    params = jax.device_put(params, experiment.param_shardings)
+    run = jax.jit(jax.value_and_grad(experiment.loss_fn, has_aux=True))
+    (total, sums), gradient = run(params, experiment.partition.put_batch(batch), jax.random.key(1))
     return jax.device_get((total, sums, gradient))
 
 
@@ -62,13 +62,13 @@ EVERY = [pytest.param(name, marks=KINDS.get(name, pytest.mark.nightly)) for name
 @pytest.mark.parametrize("family", EVERY)
 def test_a_family_computes_the_same_on_eight_devices(family):
     """Levels, noise, hints and gradients, those of what the process learns too, do not depend on the mesh."""
-    one = loss_and_gradient(parts_of(family, jax.devices()[:1]), weights(family))
-    eight = loss_and_gradient(parts_of(family, jax.devices(), data=2, fsdp=2, tensor=2), weights(family))
+    one = loss_and_gradient(experiment_of(family, jax.devices()[:1]), weights(family))
+    eight = loss_and_gradient(experiment_of(family, jax.devices(), data=2, fsdp=2, tensor=2), weights(family))
     assert np.isfinite(one[0]) and one[0] != 0
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-4)
     assert int(eight[1]["tokens"]) == int(one[1]["tokens"]) and int(eight[1]["corrupted"]) == int(one[1]["corrupted"])
     assert worst(eight[2], one[2]) < 2e-3
-    if getattr(parts_of(family, jax.devices()[:1]).process, "frozen", False):
+    if getattr(experiment_of(family, jax.devices()[:1]).process, "frozen", False):
         return  # an embedding that is given, not learned
     silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(one[2].get("process", {})) if not np.abs(leaf).max() > 0]
     assert not silent, "every learned value has a gradient"
@@ -77,7 +77,7 @@ def test_a_family_computes_the_same_on_eight_devices(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_evaluated(family):
     """Window by window: neither the batch that a window comes in nor its place there changes its bound."""
-    evaluator, batch = parts_of(family, jax.devices()[:1]).evaluator(nodes=2), text()
+    evaluator, batch = experiment_of(family, jax.devices()[:1]).evaluator(nodes=2), text()
     found = []
     for order in ([0, 1, 2], [3, 4]), ([4, 2, 3], [0], [1]):
         batches = [{name: values[rows] for name, values in batch.items()} for rows in order]

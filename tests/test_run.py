@@ -13,7 +13,7 @@ from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.registry import PROCESSES, curriculum_of
 from dlmjax.errors import InputError
-from dlmjax.run import assemble, embedding_of, open_parts, open_run
+from dlmjax.run import assemble, embedding_of, open_experiment, open_run
 from dlmjax.train import train
 from launch.command import read_train
 from tests.models import tiny
@@ -45,7 +45,7 @@ def test_a_run_keeps_its_embedding_table(small_corpus, tmp_path):
         train(file_gone, str(workdir))
     file.unlink()
     assert train(config, str(workdir))["finished"]
-    process = open_run(str(workdir)).parts.process
+    process = open_run(str(workdir)).experiment.process
     np.testing.assert_array_equal(process.embedding.array, table_VE)
     assert process.kernel == "neighbours"
 
@@ -92,7 +92,7 @@ def test_a_run_opens_on_other_devices_than_it_was_trained_on(tmp_path, monkeypat
         config.data.length = 128
         config.execution.update(dtype="bfloat16", attention=trained)
         (tmp_path / "config.json").write_text(config_lib.to_json(config))
-        assert open_parts(str(tmp_path)).network.execution.attention == opened
+        assert open_experiment(str(tmp_path)).network.execution.attention == opened
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
     save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
     (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=r"config\.json is not (valid JSON|readable|the config of a run any more): .*restore it") as error:
-        open_parts(str(tmp_path))
+        open_experiment(str(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -173,7 +173,7 @@ def test_a_curriculum_ends_within_the_run(name, tmp_path):
     config.process.name = CURRICULA[name](200)
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert open_parts(str(tmp_path))
+    assert open_experiment(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(proce
         config.data.update(length=length, batch=8)
         config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, dropout=rate)
         config.process.name = name
-        parts = assemble(config, tokenizer, devices=jax.devices()[:1])
-        params = tiny.lively(jax.jit(parts.init)(jax.random.key(0)))
-        loss = jax.jit(parts.loss_fn)
+        experiment = assemble(config, tokenizer, devices=jax.devices()[:1])
+        params = tiny.lively(jax.jit(experiment.init)(jax.random.key(0)))
+        loss = jax.jit(experiment.loss_fn)
         totals = [float(loss(params, batch, jax.random.key(seed))[0]) for seed in (0, 1)]
-        found.append((totals, parts.evaluator(nodes=1).measure(params, [batch]).nats_WD))
+        found.append((totals, experiment.evaluator(nodes=1).measure(params, [batch]).nats_WD))
     (noisy, nats_WD), (plain, same_WD) = found
     assert noisy[0] != plain[0] and noisy[0] != noisy[1]
     assert (plain[0] == plain[1]) == process.startswith("autoregressive")

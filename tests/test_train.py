@@ -25,7 +25,7 @@ from dlmjax.cluster.host import sole_writer
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
-from dlmjax.run import Parts, claim_workdir, open_run
+from dlmjax.run import Experiment, claim_workdir, open_run
 from dlmjax.train import _diverged, train
 from dlmjax.training import TIMING, Checkpoints, read
 
@@ -355,8 +355,8 @@ def test_a_loss_far_above_the_first_is_no_training(tmp_path, losses, word):
 def test_a_step_is_compiled_once(whole, tmp_path, monkeypatch):
     """And traced once, though it is traced before the workdir is touched."""
     _, file, _ = whole
-    compiled, traced, loss_fn = [], [], Parts.loss_fn
-    monkeypatch.setattr(Parts, "loss_fn", lambda self, *args: traced.append(0) or loss_fn(self, *args))
+    compiled, traced, loss_fn = [], [], Experiment.loss_fn
+    monkeypatch.setattr(Experiment, "loss_fn", lambda self, *args: traced.append(0) or loss_fn(self, *args))
     with jax.log_compiles(), said():
         handler = logging.Handler()
         handler.emit = lambda record: compiled.append(record.getMessage())

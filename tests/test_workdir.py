@@ -13,7 +13,7 @@ from dlmjax.data import load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import CHECKSUM, sealed
-from dlmjax.run import open_parts
+from dlmjax.run import open_experiment
 from dlmjax.training import Checkpoints
 from dlmjax.training.marker import MARKER
 from dlmjax.workdir import STATE, claim_workdir, embedding_of, move_aside, newest_meta, stored_config, stored_given, trained
@@ -73,7 +73,7 @@ def test_a_run_is_claimed_again_and_opens(workdir):
     assert tree(workdir) == before
     claim(workdir, log__every=7)  # free to change
     assert stored_config(workdir, newest_meta(workdir)).log.every == 7
-    assert open_parts(str(workdir)).tokenizer.hash == load_tokenizer("bytes").hash
+    assert open_experiment(str(workdir)).tokenizer.hash == load_tokenizer("bytes").hash
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_damaged_is_told_and_not_written_over(workdir, name, damage):
     file = workdir / name
     file.write_bytes(DAMAGES[damage](file.read_bytes()))
     before = tree(workdir)
-    calls = [lambda: open_parts(str(workdir))]
+    calls = [lambda: open_experiment(str(workdir))]
     calls += [lambda: claim(workdir)] if name not in ("counts.npy", "embedding.npy") else []  # these two are made from what was given
     for call in calls if name != "embedding.npy" else ():
         with pytest.raises(InputError) as told:
@@ -144,7 +144,7 @@ def test_files_of_another_run_are_told(workdir, tmp_path, name):
     values = json.loads((tmp_path / "other" / name).read_text())
     for content in (values, {key: value for key, value in values.items() if key != CHECKSUM}):
         (workdir / name).write_text(json.dumps(content))
-        for call in (lambda: open_parts(str(workdir)), lambda: claim(workdir)):
+        for call in (lambda: open_experiment(str(workdir)), lambda: claim(workdir)):
             with pytest.raises(
                 InputError,
                 match=rf"{name} is not .* the newest checkpoint was made.*/checkpoints/00000002, is another run's, move that away",
@@ -154,7 +154,7 @@ def test_files_of_another_run_are_told(workdir, tmp_path, name):
 
 def test_a_tokenizer_of_another_run_is_told(workdir):
     save_tokenizer(load_tokenizer("char27"), workdir / "tokenizer")
-    for call in (lambda: open_parts(str(workdir)), lambda: claim(workdir), lambda: claim(workdir, tokenizer="char27")):
+    for call in (lambda: open_experiment(str(workdir)), lambda: claim(workdir), lambda: claim(workdir, tokenizer="char27")):
         with pytest.raises(InputError, match="is not the tokenizer that the run was trained with"):
             call()
 
@@ -170,7 +170,7 @@ def test_a_run_of_an_older_version_goes_on(workdir):
         values = json.loads(marker.read_text())
         del values["meta"]["given"], values[CHECKSUM], values["step"]
         marker.write_text(json.dumps(values))
-    assert open_parts(str(workdir))
+    assert open_experiment(str(workdir))
     with pytest.raises(InputError, match="was trained on other text"):
         claim(workdir, texts=TEXTS[:1])
     older = pathlib.Path(shutil.copytree(workdir, workdir.with_name("older")))
@@ -202,7 +202,7 @@ def test_damaged_checkpoints_are_no_absent_ones(workdir, damage, metrics):
     if not metrics:
         (workdir / "metrics.jsonl").unlink()
     before = tree(workdir)
-    for call in (lambda: claim(workdir), lambda: claim(workdir, model__width=16), lambda: open_parts(str(workdir))):
+    for call in (lambda: claim(workdir), lambda: claim(workdir, model__width=16), lambda: open_experiment(str(workdir))):
         with pytest.raises(
             InputError, match=r"/checkpoints (has no whole checkpoint; .*--fresh|is not a folder|is a link that leads nowhere)"
         ):
@@ -280,4 +280,4 @@ def test_a_run_that_is_opened_reads_its_own_table_alone(workdir, tmp_path):
     shutil.rmtree(workdir / "checkpoints")
     (workdir / "config.json").write_text(json.dumps(sealed(config_lib.leaves(config))))
     with pytest.raises(InputError, match=r"embedding\.npy is missing"):
-        open_parts(str(workdir))
+        open_experiment(str(workdir))

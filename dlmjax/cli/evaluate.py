@@ -101,10 +101,10 @@ def evaluate(
     if pairs:
         return _pairs(run, chosen, list(input), cut, grid, documents, json)
     if chosen:
-        text, corpus, portion = suite_text(chosen, list(input), run.parts.tokenizer, cut, split, documents), None, None
+        text, corpus, portion = suite_text(chosen, list(input), run.experiment.tokenizer, cut, split, documents), None, None
     else:
         corpus = split_of(run, data, split or "valid")
-        text, (_, portion) = corpus_text(corpus, cut), parse_path(data or run.parts.config.data.paths[0])
+        text, (_, portion) = corpus_text(corpus, cut), parse_path(data or run.experiment.config.data.paths[0])
     other = _other(against, against_step, weights, run) if against else None
     return _Evaluation(run, chosen, text, corpus, portion, grid).go(other, per_document, breakdown, plot, json)
 
@@ -122,9 +122,9 @@ def bounds(run: Run, paths: Sequence[str], split: str, grid: Grid, windows: int 
 
 def _cut(run: Run, window: int | None = None, stride: int | None = None, remainder: str | None = None, windows: int | None = None) -> Cut:
     """How text is cut for a run; None: as it was trained."""
-    attention = run.parts.process.bound.attention
+    attention = run.experiment.process.bound.attention
     multiple = attention.size if isinstance(attention, Blocks) else 1
-    return Cut(run.parts.config.data.length, window, stride, remainder, multiple, windows)
+    return Cut(run.experiment.config.data.length, window, stride, remainder, multiple, windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Evaluation:
     def go(self, other: Run | None, per_document: str | None, tables: bool, plot: str | None, json: str | None) -> LikelihoodResult:
         """Measures, prints, writes."""
         run, text = self.run, self.text
-        lengths_V = run.parts.tokenizer.byte_lengths_V
+        lengths_V = run.experiment.tokenizer.byte_lengths_V
         by_document = breakdown.ByDocument(text.windows, lengths_V)
         by_position = breakdown.ByPosition(text.protocol["window"])
         counts_V, counted_on = self._counts() if tables or plot else (np.ones(1, np.int64), "")
@@ -178,9 +178,9 @@ class _Evaluation:
 
     def _counts(self) -> tuple[np.ndarray, str]:
         """Counts of the training text where it is still there, else of the evaluated text; and which."""
-        vocab = self.run.parts.tokenizer.vocab_size
+        vocab = self.run.experiment.tokenizer.vocab_size
         try:
-            return sum(corpus.counts_V for corpus in open_corpora(self.run.parts.config, "train")), "the training text"
+            return sum(corpus.counts_V for corpus in open_corpora(self.run.experiment.config, "train")), "the training text"
         except InputError:
             return np.bincount(self.text.windows.tokens_T, minlength=vocab), "the evaluated text"
 
@@ -256,14 +256,14 @@ def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
 
 def _pairs(run: Run, suite: Suite, files: list[str], cut: Cut, grid: Grid, limit: int | None, json: str | None) -> PairAccuracy:
     """Accuracy over minimal pairs, under common random numbers."""
-    good, bad, pairs = pair_texts(suite, files, run.parts.tokenizer, cut, limit)
+    good, bad, pairs = pair_texts(suite, files, run.experiment.tokenizer, cut, limit)
     evaluator, begin = _evaluator(run, grid), time.monotonic()
     sides = [_measure(run, evaluator, side, grid) for side in (good, bad)]
     seconds = time.monotonic() - begin
     found = pair_accuracy(*sides, groups=[pair.group for pair in pairs], fields=[pair.field for pair in pairs])
     tokens = sum(int(side.tokens_W.sum()) for side in sides)
     result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
-    shown = [f"{suite.name}: {run.parts.process.name}, step {run.step}, {run.weights} weights", found.summary()]
+    shown = [f"{suite.name}: {run.experiment.process.name}, step {run.step}, {run.weights} weights", found.summary()]
     cautions = _cautions(good.protocol, result)
     print("\n  ".join(shown + cautions), flush=True)
     if json:
@@ -276,7 +276,7 @@ def _pairs(run: Run, suite: Suite, files: list[str], cut: Cut, grid: Grid, limit
 def _other(workdir: str, step: int | None, weights: str, run: Run) -> Run:
     """The run to compare with. Raises InputError where it reads text by another tokenizer."""
     other = open_run(workdir, weights=weights, step=step)
-    ours, theirs = run.parts.tokenizer, other.parts.tokenizer
+    ours, theirs = run.experiment.tokenizer, other.experiment.tokenizer
     if ours.hash != theirs.hash:
         raise InputError(
             f"{workdir} was trained with tokenizer {theirs.name}, the first run with {ours.name}; a difference per token means nothing "
@@ -286,16 +286,16 @@ def _other(workdir: str, step: int | None, weights: str, run: Run) -> Run:
 
 
 def _evaluator(run: Run, grid: Grid) -> Evaluator:
-    return run.parts.evaluator(nodes=grid.nodes, draws=grid.draws, rule=grid.rule, seed=grid.seed)
+    return run.experiment.evaluator(nodes=grid.nodes, draws=grid.draws, rule=grid.rule, seed=grid.seed)
 
 
 def _measure(run: Run, evaluator: Evaluator, text: Text, grid: Grid, observers: Sequence[Any] = ()) -> Measured:
-    ways = run.parts.partition.ways("batch")
+    ways = run.experiment.partition.ways("batch")
     size = -(-grid.batch // ways) * ways
     return evaluator.measure(
         run.params,
-        text.windows.batches(size, run.parts.partition.rows_of_host(size)),
-        byte_lengths_V=run.parts.tokenizer.byte_lengths_V,
+        text.windows.batches(size, run.experiment.partition.rows_of_host(size)),
+        byte_lengths_V=run.experiment.tokenizer.byte_lengths_V,
         total=len(text.windows),
         split=text.split,
         progress=True,
@@ -304,13 +304,13 @@ def _measure(run: Run, evaluator: Evaluator, text: Text, grid: Grid, observers: 
 
 
 def _made(run: Run, grid: Grid, evaluator: Evaluator, tokens: int, seconds: float) -> dict[str, Any]:
-    parts = run.parts
+    experiment = run.experiment
     return {
         "workdir": str(run.workdir),
-        "config": config_lib.fingerprint(parts.config),
-        "parameters": parts.parameter_count,
-        "trained_length": parts.config.data.length,
-        "precision": parts.config.execution.dtype,
+        "config": config_lib.fingerprint(experiment.config),
+        "parameters": experiment.parameter_count,
+        "trained_length": experiment.config.data.length,
+        "precision": experiment.config.execution.dtype,
         **made_with(),
         "x64": bool(jax.config.jax_enable_x64),
         "batch": grid.batch,

@@ -20,7 +20,7 @@ from dlmjax.files import write_atomically
 from dlmjax.fit.predict import Prediction, with_steps
 from dlmjax.fit.results import Saved
 from dlmjax.plan.hardware import Vocabulary, alone
-from dlmjax.run import Parts, embedding_of, open_corpora
+from dlmjax.run import Experiment, embedding_of, open_corpora
 from dlmjax.sweep import counts, ladder
 from dlmjax.sweep.planning import microbatches
 from dlmjax.sweep.rules import of_length
@@ -60,7 +60,7 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     method, numbers = prediction.chosen, prediction.numbers[prediction.chosen]
     config = _config(config_lib.renamed(reference["config"]), reference["id"])
     leaves = config_lib.leaves(config)
-    shape, counted = _nearest(_parts(config, reference), prediction.definition, numbers["size"])
+    shape, counted = _nearest(_experiment(config, reference), prediction.definition, numbers["size"])
     tokens = prediction.flops / counted.flops_per_token
     best = with_steps({"tokens": tokens}, reference, series["tuning"] or {})
     batch = 2 ** max(round(math.log2(best["batch"] / reference["length"])), 0)
@@ -146,7 +146,7 @@ def _config(leaves: dict[str, Any], name: str) -> Any:
     return config
 
 
-def _parts(config: Any, reference: dict[str, Any]) -> Parts:
+def _experiment(config: Any, reference: dict[str, Any]) -> Experiment:
     """The reference run for counting. Its corpus is not opened: tokens stand in as all equally frequent, which changes no shape."""
     vocab = reference["vocab"]
     if not 5 <= vocab <= MOST_IDS:
@@ -154,11 +154,11 @@ def _parts(config: Any, reference: dict[str, Any]) -> Parts:
     return alone(config, Vocabulary(vocab), np.ones(vocab), embedding_of(config, None))
 
 
-def _nearest(parts: Parts, definition: str, size: float) -> tuple[ladder.Shape, counts.Counts]:
+def _nearest(experiment: Experiment, definition: str, size: float) -> tuple[ladder.Shape, counts.Counts]:
     """The rung nearest to N* in ratio, as the network itself counts it, and its counts. Raises InputError: N* is beyond the ladder."""
 
     def counted(width: int) -> counts.Counts:
-        return counts.count(counts.with_shape(parts, ladder.shape(width)))
+        return counts.count(counts.with_shape(experiment, ladder.shape(width)))
 
     def sized(width: int) -> float | int:
         return getattr(counted(width), _COUNTED[definition])

@@ -57,8 +57,8 @@ def quality(
     numbers = integers(steps)
     check_seed(seed)
     run = open_run(workdir, weights=weights, step=step)
-    length = length or run.parts.config.data.length
-    about = {"workdir": str(workdir), "step": run.step, "weights": run.weights, "process": run.parts.process.name, "length": length}
+    length = length or run.experiment.config.data.length
+    about = {"workdir": str(workdir), "step": run.step, "weights": run.weights, "process": run.experiment.process.name, "length": length}
     if latency:
         return _latency(run, about, numbers, integers(batches), integers(blocks), repeats, output)
     settings = SampleSettings(
@@ -67,9 +67,9 @@ def quality(
         grid=grid,
         temperature=temperature,
         top_p=top_p,
-        never=never_sampled(run.parts.tokenizer, run.parts.process.vocab),
+        never=never_sampled(run.experiment.tokenizer, run.experiment.process.vocab),
     )
-    judge = open_scorer(run.parts.tokenizer, scorer, scorer_workdir)
+    judge = open_scorer(run.experiment.tokenizer, scorer, scorer_workdir)
     corpus, why_not = _held_out(run, data, split)
     with_mauve = judge is not None and corpus is not None and mauve_score.available()
     curve = generated.steps_curve(
@@ -119,7 +119,7 @@ def _latency(run: Run, about: dict, steps, batches, blocks, repeats: int, output
     rows = latency.latency_grid(
         run, steps, batches, length=about["length"], blocks=blocks, repeats=repeats, say=lambda line: print(f"timing {line}", flush=True)
     )
-    millions = run.parts.parameter_count / 1e6
+    millions = run.experiment.parameter_count / 1e6
     print(
         f"\n{millions:.2f}M parameters, texts of {about['length']} tokens, {rows[0]['precision']}, {rows[0]['device']}; median of "
         f"{repeats}\n\n{latency.table(rows)}",
@@ -206,7 +206,7 @@ def solve(
     check_seed(seed)
     found = puzzles_lib.parse(_lines(input)[:count])
     run = open_run(workdir, weights=weights, step=step)
-    if run.parts.process.attention == "causal":
+    if run.experiment.process.attention == "causal":
         order = "left_to_right"  # the only order there is
     settings = SampleSettings(
         steps=steps,
@@ -215,7 +215,7 @@ def solve(
         grid=grid,
         temperature=temperature,
         top_p=top_p,
-        never=never_sampled(run.parts.tokenizer, run.parts.process.vocab),
+        never=never_sampled(run.experiment.tokenizer, run.experiment.process.vocab),
     )
     made = solve_puzzles(run, found, settings, in_place=in_place, batch=batch, seed=seed)
     report = {"workdir": str(workdir), "input": input, **solving_report(run, found, made, in_place=in_place, seed=seed)}
@@ -268,7 +268,7 @@ def activations(
     corpus, why_not = _held_out(run, data, split)
     if corpus is None:
         raise InputError(why_not)
-    held_out = EvalWindows(corpus, run.parts.config.data.length, limit=windows)
+    held_out = EvalWindows(corpus, run.experiment.config.data.length, limit=windows)
     batch = held_out.rows(range(len(held_out)))
     texts = [tokens_L[segments_L > 0] for tokens_L, segments_L in zip(batch["tokens"], batch["segments"], strict=True)]
     rows = outliers.activation_statistics(run, texts)
@@ -279,7 +279,7 @@ def activations(
         "split": split,
         "windows": len(texts),
         "tokens": sum(len(text) for text in texts),
-        "precision": run.parts.config.execution.dtype,
+        "precision": run.experiment.config.execution.dtype,
         "rows": rows,
     }
     print(f"{report['tokens']:,} tokens of {split}, step {run.step}, {report['precision']}\n\n{outliers.table(rows)}", flush=True)

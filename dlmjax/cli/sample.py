@@ -45,28 +45,28 @@ def interval(
         if given < 1:
             raise InputError(f"--{name} is {given}; give at least 1")
     run = open_run(workdir, weights=weights, step=step)
-    parts, process = run.parts, run.parts.process
+    experiment, process = run.experiment, run.experiment.process
     if process.attention == "causal":
         raise InputError(f"process {process.name} has no noise levels to choose from")
     corpus, times = split_of(run, data, split), process.spread(PerRow(stratified=False))
-    length, size = parts.config.data.length, getattr(process.attention, "size", parts.config.data.length)
+    length, size = experiment.config.data.length, getattr(process.attention, "size", experiment.config.data.length)
 
     def losses(params, batch, key):
         """(level, mean nats per token) of every block or row that holds no padding."""
         t_BL, _ = times.draw(key, batch["row"], windows, length)
-        denoiser = parts.network.bind(params, batch["segments"], batch["positions"], process.attention)
+        denoiser = experiment.network.bind(params, batch["segments"], batch["positions"], process.attention)
         keys_B = row_keys(jax.random.fold_in(key, 1), batch["row"])
-        hints = parts.network.spec.self_condition
+        hints = experiment.network.spec.self_condition
         nats_BL = nats_at(process, denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, learned_of(params), hints)
         whole_BN = (batch["segments"].reshape(-1, length // size, size) > 0).all(axis=2)
         return t_BL[:, ::size], nats_BL.reshape(-1, length // size, size).mean(axis=2), whole_BN
 
     found, compiled = [], jax.jit(losses)
-    size_B = -(-batch // parts.partition.ways("batch")) * parts.partition.ways("batch")
+    size_B = -(-batch // experiment.partition.ways("batch")) * experiment.partition.ways("batch")
     for held_out in eval_batches(EvalWindows(corpus, length, limit=windows), batch_size=size_B):
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.key(seed), draw)
-            t_BN, nats_BN, whole_BN = (np.asarray(a) for a in compiled(run.params, parts.partition.put_batch(held_out), key))
+            t_BN, nats_BN, whole_BN = (np.asarray(a) for a in compiled(run.params, experiment.partition.put_batch(held_out), key))
             found.append((t_BN[whole_BN], nats_BN[whole_BN]))
     t_N, nats_N = (np.concatenate(column) for column in zip(*found, strict=True))
     low, high = choose_interval(t_N, nats_N, least)
@@ -121,9 +121,9 @@ def sample(
     """
     check_seed(seed)
     run = open_run(workdir, weights=weights, step=step)
-    parts, tokenizer = run.parts, run.parts.tokenizer
+    experiment, tokenizer = run.experiment, run.experiment.tokenizer
     if length is None and template is None and edit is None:
-        length = parts.config.data.length
+        length = experiment.config.data.length
     canvas = build_canvas(
         tokenizer, length=length, batch=count, prompt=prompt, suffix=suffix, template=template, edit=edit, start_t=start_t
     )
@@ -140,10 +140,12 @@ def sample(
         remainder=remainder,
         remask=remask,
         cache=cache,
-        never=never_sampled(tokenizer, parts.process.vocab),
+        never=never_sampled(tokenizer, experiment.process.vocab),
     )
     eos_id = tokenizer.eos_id if stop else None
-    sampler = sampler_for(parts.process, parts.unpartitioned, settings, stride=stride, window=parts.config.data.length, eos_id=eos_id)
+    sampler = sampler_for(
+        experiment.process, experiment.unpartitioned, settings, stride=stride, window=experiment.config.data.length, eos_id=eos_id
+    )
     if watch or trace:
         view = TerminalView(tokenizer, canvas) if watch else None
         made, recorded = record(sampler, run.params, canvas, seed=seed, tokenizer=tokenizer, on_state=view.show if view else None)

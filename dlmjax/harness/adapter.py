@@ -47,12 +47,12 @@ class Model:
     @classmethod
     def of_run(cls, run: Run, name: str) -> "Model":
         """An opened run."""
-        parts = run.parts
+        experiment = run.experiment
         # Rows have many widths, and the fused kernels want multiples of 128.
-        dense = dataclasses.replace(parts.network.execution, attention="dense")
-        network, alone = (dataclasses.replace(network, execution=dense) for network in (parts.network, parts.unpartitioned))
-        places = {"put_batch": parts.partition.put_batch, "ways": parts.partition.ways("batch")}
-        return cls(parts.process, alone, network.bind, run.params, parts.tokenizer, parts.config.data.length, name, **places)
+        dense = dataclasses.replace(experiment.network.execution, attention="dense")
+        network, alone = (dataclasses.replace(network, execution=dense) for network in (experiment.network, experiment.unpartitioned))
+        places = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
+        return cls(experiment.process, alone, network.bind, run.params, experiment.tokenizer, experiment.config.data.length, name, **places)
 
 
 class Adapter(LM):
@@ -182,9 +182,9 @@ class Adapter(LM):
                 owners.append(i)
         scores = self.scorer(self.model.params, pieces, progress=progress)
         right = self.scorer.greedy(self.model.params, pieces) if greedy else [False] * len(pieces)
-        parts: list[list[tuple[Score, bool]]] = [[] for _ in requests]
+        by_request: list[list[tuple[Score, bool]]] = [[] for _ in requests]
         for owner, score, is_greedy in zip(owners, scores, right, strict=True):
-            parts[owner].append((score, is_greedy))
+            by_request[owner].append((score, is_greedy))
         records = [
             {
                 "task": request.task_name,
@@ -197,7 +197,7 @@ class Adapter(LM):
                 "passes": sum(score.passes for score, _ in own),
                 "is_greedy": all(is_greedy for _, is_greedy in own) if greedy else None,
             }
-            for request, own in zip(requests, parts, strict=True)
+            for request, own in zip(requests, by_request, strict=True)
         ]
         self.records += records
         return records

@@ -14,7 +14,7 @@ from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
 from dlmjax.interop.views import Exported, Rows, View
-from dlmjax.run import Parts
+from dlmjax.run import Experiment
 from dlmjax.training import read
 
 SHIPPED = pathlib.Path(__file__).parent / "shipped" / "load_dlm.py"
@@ -31,7 +31,7 @@ class Facts:
     """What a card tells. `evaluation`: see `evaluation_of`; `no_tokenizer`: why no tokenizer files were written, or ""; `imported`: source,
     layout and family of weights that `dlmjax import` took over and nothing trained since, else None."""
 
-    parts: Parts
+    experiment: Experiment
     view: View
     model: Exported
     rows: Rows
@@ -97,7 +97,7 @@ def _head(facts: Facts) -> str:
 def _model(facts: Facts) -> str:
     spec = facts.model.spec
     rows = [
-        ("parameters", f"{facts.parts.network.parameter_count:,} as trained"),
+        ("parameters", f"{facts.experiment.network.parameter_count:,} as trained"),
         ("layers x width", f"{spec.depth} x {spec.width}, MLP {spec.ffn}"),
         (
             "heads",
@@ -118,7 +118,7 @@ def _data(facts: Facts) -> str:
     if facts.imported:
         return ""
     lines = []
-    for path in facts.parts.config.data.paths:
+    for path in facts.experiment.config.data.paths:
         directory, tokens = parse_path(path)
         name = pathlib.Path(directory).name
         try:
@@ -138,12 +138,12 @@ def _data(facts: Facts) -> str:
 def _training(facts: Facts) -> str:
     if facts.imported:
         return ""
-    config, parts = facts.parts.config, facts.parts
+    config, experiment = facts.experiment.config, facts.experiment
     tokens = facts.step * config.data.batch * config.data.length
     rows = [
         ("process", f"`{config.process.name}`, schedule `{config.process.schedule}`, attention {facts.model.attention}"),
         ("steps", f"{facts.step:,} of {config.data.batch:,} x {config.data.length:,} tokens: {tokens:,} tokens"),
-        ("training FLOPs", f"{tokens * parts.flops_per_token:.3g} (multiply and add counted as two, attention in full)"),
+        ("training FLOPs", f"{tokens * experiment.flops_per_token:.3g} (multiply and add counted as two, attention in full)"),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),
         ("seed, config", f"{config.seed}, fingerprint {config_lib.fingerprint(config)}"),
     ]
@@ -156,13 +156,13 @@ def _score(facts: Facts) -> str:
         return "## Likelihood\n\nNot evaluated. `dlmjax evaluate --workdir ... --json FILE`, then `dlmjax export --evaluation FILE`."
     exact = facts.model.attention == "causal"
     name = "Negative log-likelihood" if exact else "NELBO" if found["is_bound"] is not False else "Loss (no bound)"
-    parts = []
+    figures = []
     for value, error, unit in ((*NUMBERS[:2], "nats/token"), (*NUMBERS[2:], "bits/byte")):
         if found[value] is not None:
             spread = f" ± {found[error]:.4f}" if found[error] is not None and math.isfinite(found[error]) else ""
-            parts.append(f"{found[value]:.4f}{spread} {unit}")
+            figures.append(f"{found[value]:.4f}{spread} {unit}")
     where = f"{found['split']} split" + (f", {found['tokens']:,} tokens" if found["tokens"] else "") + f"; {found['source']}"
-    text = f"{name} {'=' if exact else '<='} {', '.join(parts)} ({where}); ± is one standard error."
+    text = f"{name} {'=' if exact else '<='} {', '.join(figures)} ({where}); ± is one standard error."
     if found["step"] != facts.step or found["weights"] not in (None, facts.weights):
         text += f" Of step {found['step']}, {found['weights'] or 'averaged'} weights: not those of this export."
     text += _protocol(found)

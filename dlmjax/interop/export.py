@@ -74,25 +74,25 @@ def export(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     _check_target(target, overwrite)
-    parts = run_lib.open_parts(workdir)
-    model = Exported(parts.network.spec, parts.process, parts.tokenizer, parts.config.data.length)
+    experiment = run_lib.open_experiment(workdir)
+    model = Exported(experiment.network.spec, experiment.process, experiment.tokenizer, experiment.config.data.length)
     chosen = view_of(view, model)
     rows = chosen.rows(model)
     layout, spec = LAYOUTS[chosen.layout(model)], exported_spec(model.spec, rows)
-    weights = run_lib.kept(parts, weights)
+    weights = run_lib.kept(experiment, weights)
     config, known = chosen.config(model, rows, dtype), card.evaluation_of(workdir, evaluation)
     stage = target.with_name(f".{target.name}.partial")
     shutil.rmtree(stage, ignore_errors=True)
     try:
         with Checkpoints(pathlib.Path(workdir) / "checkpoints") as checkpoints:
             meta = checkpoints.meta(step)
-            read = LeafReader(checkpoints, meta["step"], parts.abstract_state(), {"ema": "ema", "raw": "params"}[weights])
+            read = LeafReader(checkpoints, meta["step"], experiment.abstract_state(), {"ema": "ema", "raw": "params"}[weights])
             write_sharded(stage, tensors(layout, spec, model.spec, rows, DTYPES[dtype], read), shard_bytes)
         config["dlm"] |= {"step": meta["step"], "weights": weights}
         ids = prompt_ids(model.tokenizer, rows.mask_id, model.length)
         found = parity(stage, layout, spec, ids, mask_of(model.attention, model.block_size))
         no_tokenizer = _write_texts(stage, chosen, model, rows, config, found)
-        facts = card.Facts(parts, chosen, model, rows, dtype, meta["step"], weights, known, no_tokenizer, meta.get("imported"))
+        facts = card.Facts(experiment, chosen, model, rows, dtype, meta["step"], weights, known, no_tokenizer, meta.get("imported"))
         write_atomically(stage / "README.md", card.write(facts, sorted(path.name for path in stage.iterdir())))
         _appear(stage, target)
     except OSError as error:

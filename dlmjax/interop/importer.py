@@ -34,7 +34,7 @@ from dlmjax.interop.safetensors import DTYPES, Reader, some
 from dlmjax.interop.vocabulary import runs, vocabulary
 from dlmjax.models import ModelSpec
 from dlmjax.models.families import family_fields
-from dlmjax.run import Parts, assemble, claim_workdir
+from dlmjax.run import Experiment, assemble, claim_workdir
 from dlmjax.training import Checkpoints
 
 # Tokens of a window of the new run where the source can read more.
@@ -86,12 +86,12 @@ def import_checkpoint(
         config.mesh.update(data=-1, fsdp=math.gcd(jax.device_count(), config.model.width))
     _set_length(config, hf, length)
     config_lib.check(config)
-    parts = assemble(config, tokens)
-    if parts.process.init(jax.random.key(0)):
-        raise InputError(f"process {parts.process.name} learns something of its own; import without --process and train with --init")
+    experiment = assemble(config, tokens)
+    if experiment.process.init(jax.random.key(0)):
+        raise InputError(f"process {experiment.process.name} learns something of its own; import without --process and train with --init")
     reference = Reference(root, hf, layout, own_process, rows)
-    params = read_weights(parts, layout, reader, ids.fresh, ids.named)
-    reference.check(parts, params)
+    params = read_weights(experiment, layout, reader, ids.fresh, ids.named)
+    reference.check(experiment, params)
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1)
     imported = {"source": source, "layout": layout.name, "family": config.model.family}
@@ -101,17 +101,17 @@ def import_checkpoint(
     claim_workdir(target, config, tokens)
     if reference.said:
         say(reference.said)
-    return _report(source, workdir, layout, parts, reader, ids.fresh)
+    return _report(source, workdir, layout, experiment, reader, ids.fresh)
 
 
-def _report(source: str, workdir: str, layout: Layout, parts: Parts, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
+def _report(source: str, workdir: str, layout: Layout, experiment: Experiment, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
     """Says what was made of the source; returns it."""
-    spec, config = parts.network.spec, parts.config
+    spec, config = experiment.network.spec, experiment.config
     stored = sorted({str(reader.dtype(name)) for name in reader.names})
     new = f", the rows of {len(fresh)} new ids ({', '.join(map(str, fresh))}) are the mean of the others" if fresh else ""
     say(
-        f"{source} ({layout.name}, {' and '.join(stored)}) is imported into {workdir}: {parts.parameter_count / 1e6:.2f}M weights, "
-        f"{spec.vocab:,} ids, mask {parts.tokenizer.mask_id}{new}\nmodel.family={config.model.family}, process {config.process.name}\n"
+        f"{source} ({layout.name}, {' and '.join(stored)}) is imported into {workdir}: {experiment.parameter_count / 1e6:.2f}M weights, "
+        f"{spec.vocab:,} ids, mask {experiment.tokenizer.mask_id}{new}\nmodel.family={config.model.family}, process {config.process.name}\n"
         f"text for it: dlmjax prepare --tokenizer saved:{workdir}/tokenizer ...; weights for others: dlmjax train --init {workdir} ..."
     )
     return {
@@ -120,7 +120,7 @@ def _report(source: str, workdir: str, layout: Layout, parts: Parts, reader: Rea
         "layout": layout.name,
         "family": config.model.family,
         "process": config.process.name,
-        "parameters": parts.parameter_count,
+        "parameters": experiment.parameter_count,
         "new_ids": list(fresh),
     }
 
@@ -264,8 +264,10 @@ def _shape(entry: Entry, rows: int) -> tuple[int, ...]:
 # ---- weights ----------------------------------------------------------------------------------------------------------------------
 
 
-def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int, ...] = (), trained: tuple[int, ...] | None = None) -> dict:
-    """The weights of a network from a checkpoint, float32, each where `parts` places it: a device reads its own shards alone.
+def read_weights(
+    experiment: Experiment, layout: Layout, reader: Reader, fresh: tuple[int, ...] = (), trained: tuple[int, ...] | None = None
+) -> dict:
+    """The weights of a network from a checkpoint, float32, each where `experiment` places it: a device reads its own shards alone.
 
     Args:
       fresh: ids that get the mean of the rows of the `trained` ids; all that the source has no row for are among them.
@@ -276,7 +278,7 @@ def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int,
     """
     found = _names(layout, reader)
     rows = _rows(layout, reader, found)
-    matched, averaged = _matched(layout, parts.network.spec, reader, found, rows), range(rows) if trained is None else trained
+    matched, averaged = _matched(layout, experiment.network.spec, reader, found, rows), range(rows) if trained is None else trained
     files = _Files(reader, matched, rows, fresh, tuple(runs(averaged)))
 
     def leaf(path: tuple, wanted: Any, sharding: Any) -> jax.Array:
@@ -284,7 +286,7 @@ def read_weights(parts: Parts, layout: Layout, reader: Reader, fresh: tuple[int,
         read = functools.partial(files.read, keys, wanted.shape)
         return jax.make_array_from_callback(wanted.shape, sharding, read, dtype=wanted.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, parts.network.abstract(), parts.partition.tree(parts.network.axes))
+    return jax.tree_util.tree_map_with_path(leaf, experiment.network.abstract(), experiment.partition.tree(experiment.network.axes))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from dlmjax.errors import InputError
 from dlmjax.interop.layouts import Layout
-from dlmjax.run import Parts
+from dlmjax.run import Experiment
 
 TOKENS = 24
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order differ by a hundredth of it
@@ -63,11 +63,11 @@ class Reference:
             return f"model_type={self.kind} read as {self.layout.name}: by the keys of its config.json alone, no logits were compared"
         return f"model_type={self.kind} read as {self.layout.name}: its logits are those of transformers"
 
-    def check(self, parts: Parts, params: dict) -> None:
+    def check(self, experiment: Experiment, params: dict) -> None:
         """Raises InputError where our logits are not the source's."""
         if self.logits_BLV is None:
             return
-        ours_BLV = _ours(parts, jax.device_put(params, jax.devices()[0]), self.tokens_BL, "causal" if self.causal else "full")
+        ours_BLV = _ours(experiment, jax.device_put(params, jax.devices()[0]), self.tokens_BL, "causal" if self.causal else "full")
         ours_BLV = ours_BLV[..., : self.logits_BLV.shape[-1]]
         away, largest = float(np.abs(ours_BLV - self.logits_BLV).max()), float(np.abs(self.logits_BLV).max())
         if not away <= TOLERANCE * max(largest, 1.0):  # not a number is not near
@@ -110,13 +110,13 @@ def _logits(root: pathlib.Path, kind: str, causal: bool, tokens_BL: Int[np.ndarr
         raise InputError(f"transformers cannot run {root} as model_type={kind!r} to compare its logits ({said})") from None
 
 
-def _ours(parts: Parts, params: dict, tokens_BL: Int[np.ndarray, "B L"], attention: str) -> Float[np.ndarray, "B L V"]:
+def _ours(experiment: Experiment, params: dict, tokens_BL: Int[np.ndarray, "B L"], attention: str) -> Float[np.ndarray, "B L V"]:
     ones_BL = jnp.ones(tokens_BL.shape, jnp.int32)
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1], dtype=jnp.int32), tokens_BL.shape)
 
     @jax.jit
     def run(params: dict) -> jax.Array:
-        denoiser = parts.unpartitioned.bind(params, ones_BL, positions_BL, attention)
+        denoiser = experiment.unpartitioned.bind(params, ones_BL, positions_BL, attention)
         return denoiser.logits(denoiser.hidden(jnp.asarray(tokens_BL), jnp.zeros(tokens_BL.shape)))
 
     return np.asarray(run(params))

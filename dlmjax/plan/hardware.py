@@ -31,7 +31,7 @@ from dlmjax.plan import roofline
 from dlmjax.plan import text as plan_text
 from dlmjax.plan.collectives import Collective, read_collectives
 from dlmjax.plan.topology import Topology, describe, fill_mesh
-from dlmjax.run import Parts, assemble
+from dlmjax.run import Experiment, assemble
 from dlmjax.train import train_step_of
 
 # Rows of a search that are tried: the most microbatches, as a factor on the config's.
@@ -171,20 +171,20 @@ def _with(config, **sections: dict) -> Any:
 # --- The analytic model -------------------------------------------------------------------------------------------------------------
 
 
-def alone(config, vocabulary: Any, counts: Any = None, embedding_VE: Any = None) -> Parts:
-    """The parts of a config for counting. Shapes do not depend on the devices: one device of this machine stands in."""
+def alone(config, vocabulary: Any, counts: Any = None, embedding_VE: Any = None) -> Experiment:
+    """The experiment of a config, for counting. Shapes do not depend on the devices: one device of this machine stands in."""
     one = _with(config, mesh=dict.fromkeys(config.mesh, 1))
     return assemble(one, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts, embedding_VE=embedding_VE)
 
 
 class Estimator:
-    """Plans without a compiler of one config's parts (`alone`), for any mesh, remat policy, number of microbatches and batch."""
+    """Plans without a compiler of one config's experiment (`alone`), for any mesh, remat policy, number of microbatches and batch."""
 
-    def __init__(self, parts: Parts, topology: Topology):
-        self._parts, self._topology = parts, topology
-        _suits(parts.network.execution.attention, topology)
-        self._load, self._flops_per_token = load_of(parts), parts.flops_per_token
-        network = parts.network
+    def __init__(self, experiment: Experiment, topology: Topology):
+        self._experiment, self._topology = experiment, topology
+        _suits(experiment.network.execution.attention, topology)
+        self._load, self._flops_per_token = load_of(experiment), experiment.flops_per_token
+        network = experiment.network
         axes = jax.tree.leaves(network.axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
         leaves = jax.tree.leaves(network.abstract())
         self._shapes = [(leaf.shape, tuple(names)) for leaf, names in zip(leaves, axes, strict=True)]
@@ -217,7 +217,7 @@ class Estimator:
     def _layout(self, mesh: dict[str, int]) -> tuple[Any, tuple[float, float, float]]:
         """Where the chips of the mesh are, and each chip's bytes of parameters, averages and optimizer state."""
         devices = list(make_mesh(**mesh, devices=list(self._topology.devices)).devices.flat) if self._topology.devices else []
-        state = dataclasses.replace(self._parts, partition=on_paper(mesh)).abstract_state()
+        state = dataclasses.replace(self._experiment, partition=on_paper(mesh)).abstract_state()
         return self._topology.places(devices), tuple(_per_chip(state[name]) for name in ("params", "ema", "opt"))
 
 
@@ -229,20 +229,20 @@ def _suits(attention: str, topology: Topology) -> None:
         raise InputError(f"attention={foreign} does not run on {topology.chip.name}; pass --config.execution.attention={other} (or dense)")
 
 
-def load_of(parts: Parts) -> roofline.Load:
+def load_of(experiment: Experiment) -> roofline.Load:
     """The step in numbers."""
-    config, spec, process = parts.config, parts.network.spec, parts.process
+    config, spec, process = experiment.config, experiment.network.spec, experiment.process
     length, streams = config.data.length, 2 if isinstance(process.attention, Blocks) else 1
     head_share = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
     return roofline.Load(
         spec=spec,
-        execution=parts.network.execution,
+        execution=experiment.network.execution,
         length=length,
         batch=config.data.batch,
         accumulation=config.train.accumulation,
-        parameters=parts.parameter_count,
+        parameters=experiment.parameter_count,
         head_share=head_share,
-        passes=parts.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
+        passes=experiment.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,
         visible=roofline.visible_share(within(as_mask(process.attention, length), spec.window), length * streams),
     )
@@ -270,25 +270,28 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
             data={"batch": 1},
             train={"accumulation": 1},
         )
-        parts = assemble(small, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts)
-        state, batch, key = parts.abstract_arguments()
-        lowered = jax.jit(jax.grad(lambda *arguments, loss=parts.loss_fn: loss(*arguments)[0])).lower(state["params"], batch, key)
+        experiment = assemble(small, vocabulary, devices=jax.local_devices(backend="cpu")[:1], counts_V=counts)
+        state, batch, key = experiment.abstract_arguments()
+        lowered = jax.jit(jax.grad(lambda *arguments, loss=experiment.loss_fn: loss(*arguments)[0])).lower(state["params"], batch, key)
         found.append(lowered.cost_analysis()["flops"])
-    return (found[1] - found[0]) / parts.network.spec.loops
+    return (found[1] - found[0]) / experiment.network.spec.loops
 
 
 # --- The compiled program -----------------------------------------------------------------------------------------------------------
 
 
-def compile_step(parts: Parts, quick: bool = False) -> Any:
+def compile_step(experiment: Experiment, quick: bool = False) -> Any:
     """The training step, compiled for the devices of its mesh, which need not be here.
 
     `quick`: with the least effort for the speed of the program: a fifth of the time; its memory differs by some per cent.
     """
-    platform = parts.partition.mesh.devices.flat[0].platform
+    platform = experiment.partition.mesh.devices.flat[0].platform
     with _without_cache():
         return (
-            train_step_of(parts).trace(*parts.abstract_arguments()).lower(lowering_platforms=(platform,)).compile(QUICK if quick else None)
+            train_step_of(experiment)
+            .trace(*experiment.abstract_arguments())
+            .lower(lowering_platforms=(platform,))
+            .compile(QUICK if quick else None)
         )
 
 
@@ -305,16 +308,16 @@ def _without_cache() -> Iterator[None]:
 
 def _compiled(config, expected: Plan, vocabulary: Any, counts: Any, quick: bool) -> Plan:
     """The expected plan with what the compiler says in place of what was estimated."""
-    parts = assemble(config, vocabulary, devices=list(expected.topology.devices), counts_V=counts)
+    experiment = assemble(config, vocabulary, devices=list(expected.topology.devices), counts_V=counts)
     start = time.perf_counter()
     try:
-        compiled = compile_step(parts, quick)
+        compiled = compile_step(experiment, quick)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
         return _too_large(expected, str(error), time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    mesh, memory = parts.partition.mesh, expected.memory
+    mesh, memory = experiment.partition.mesh, expected.memory
     rest = max(compiled.memory_analysis().peak_memory_in_bytes - memory.state, 0.0)
     activations = min(memory.activations, rest)
     found = read_collectives(compiled.as_text(), dict(mesh.shape))

@@ -82,7 +82,7 @@ def activation_statistics(run: Run, windows: Iterable[np.ndarray], batch: int = 
             found[name].append(fetch(tap_NBLC)[:, :, prefix:][:, counted_BL].astype(np.float32))
     return [
         {"layer": layer, "place": name, **outliers(np.concatenate([part[layer] for part in found[name]]))}
-        for layer in range(run.parts.network.spec.effective_depth)
+        for layer in range(run.experiment.network.spec.effective_depth)
         for name in PLACES
     ]
 

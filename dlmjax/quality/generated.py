@@ -50,7 +50,7 @@ def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, b
 
     Raises InputError: settings that do not suit the process.
     """
-    sampler = sampler_for(run.parts.process, run.parts.unpartitioned, settings)
+    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
     canvas, batches = blank_canvas(length, min(batch, count)), -(-count // batch)
     found: list[Samples] = []
     with Progress(batches, f"sampling, {settings.steps} steps", " batches") as bar:
@@ -58,7 +58,7 @@ def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, b
             found.append(sampler.sample(run.params, canvas, seed=following(seed, number)))
             bar.reach(number + 1)
     ids_NL = np.concatenate([made.tokens_BL for made in found])[:count]
-    samples = tuple(make_sample(run.parts.tokenizer, ids_L) for ids_L in ids_NL)
+    samples = tuple(make_sample(run.experiment.tokenizer, ids_L) for ids_L in ids_NL)
     return Made(ids_NL, samples, max(m.steps for m in found), max(m.evaluations for m in found), sampler.settings)
 
 
@@ -128,7 +128,7 @@ def steps_curve(
     held_out = reference_ND = None
     if corpus is not None:
         held_out, reference_ND = measure(held_out_samples(corpus, count, length), scorer, with_mauve)
-    if run.parts.process.attention == "causal":
+    if run.experiment.process.attention == "causal":
         steps = [length]
     rows, kept = [], []
     for number in sorted(set(steps)):
@@ -141,7 +141,7 @@ def steps_curve(
             "steps_taken": made.steps,
             "calls": made.calls,
             "temperature": made.settings.temperature,
-            "precision": f"{run.parts.config.execution.dtype} network, {PRECISION}",
+            "precision": f"{run.experiment.config.execution.dtype} network, {PRECISION}",
         }
         if with_mauve:
             found |= _pair("mauve", mauve_with_error(reference_ND, features_ND))

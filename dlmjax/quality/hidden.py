@@ -34,9 +34,9 @@ def embed_texts(run: Run, texts: Sequence[str], batch: int = 16) -> tuple[Float[
     if not texts or batch < 1:
         raise InputError(f"{len(texts)} texts to embed, {batch} at a time; give at least 1")
     encoder = Encoder(run, batch)
-    sequences, room = run.parts.tokenizer.encode_many(list(texts)), encoder.room
+    sequences, room = run.experiment.tokenizer.encode_many(list(texts)), encoder.room
     pieces = [(n, ids[at : at + room]) for n, ids in enumerate(sequences) for at in range(0, len(ids), room)]
-    sums_ND = np.zeros((len(texts), run.parts.network.spec.width), np.float64)
+    sums_ND = np.zeros((len(texts), run.experiment.network.spec.width), np.float64)
     with Progress(len(pieces), "embedding", " windows") as bar:
         for start in range(0, len(pieces), batch):
             some = pieces[start : start + batch]
@@ -51,8 +51,8 @@ class Encoder:
     """Reads clean rows of a run. `room`: tokens that fit into one row."""
 
     def __init__(self, run: Run, batch: int):
-        self.run, self.batch, self.length = run, batch, run.parts.config.data.length
-        self.process = run.parts.process.bound
+        self.run, self.batch, self.length = run, batch, run.experiment.config.data.length
+        self.process = run.experiment.process.bound
         self.causal = self.process.attention == "causal"
         self.room = self.length - self.causal
         self._sums = jax.jit(self._row_sums)
@@ -65,7 +65,7 @@ class Encoder:
 
     def clean(self, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [batch, L], counted [batch, L]): rows of ids with padding behind them; what is counted has read a token."""
-        tokens_BL = np.full((self.batch, self.length), self.run.parts.tokenizer.pad_id, np.int32)
+        tokens_BL = np.full((self.batch, self.length), self.run.experiment.tokenizer.pad_id, np.int32)
         counted_BL = np.zeros(tokens_BL.shape, bool)
         for row, ids in enumerate(rows):
             tokens_BL[row, : len(ids)] = ids
@@ -83,7 +83,7 @@ class Encoder:
             # The row shifted behind a beginning of text; tokens as vectors, with the noise of level 0, the same for all rows.
             z = process.corrupt(row_keys(jax.random.key(0), jnp.zeros(self.batch, jnp.int32)), tokens_BL, t_BL)
         mask = BlockCausal(attention.size) if isinstance(attention, Blocks) else attention
-        return self.run.parts.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.clock(t_BL)
+        return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.clock(t_BL)
 
     def _row_sums(self, params, tokens_BL, counted_BL):
         denoiser, z, t_BL = self.read(params, tokens_BL, counted_BL)

@@ -38,9 +38,9 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     """The run's own process at each number of steps, where it makes the whole canvas at once or its network fits no other; then, where its
     network is told no noise level, masked diffusion of the whole canvas, of blocks with a cache (as many steps a block as keep the steps of
     a canvas) and autoregression with a cache."""
-    parts, network = run.parts, run.parts.unpartitioned
-    process, spec, mask_id = parts.process, network.spec, parts.tokenizer.mask_id
-    settings = SampleSettings(never=never_sampled(parts.tokenizer, parts.process.vocab))
+    experiment, network = run.experiment, run.experiment.unpartitioned
+    process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
+    settings = SampleSettings(never=never_sampled(experiment.tokenizer, experiment.process.vocab))
 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)
@@ -63,7 +63,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
             raise InputError(f"a block of {size} tokens does not fit twice into {length}; give smaller --blocks or a larger --length")
         for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
             yield Way(f"blocks of {size}, cache", each, BlockSampler(masked, network, at(each), size=size))
-    causal = Autoregressive(process.vocab, bos_id=parts.tokenizer.bos_id, mask_id=mask_id)
+    causal = Autoregressive(process.vocab, bos_id=experiment.tokenizer.bos_id, mask_id=mask_id)
     yield Way("autoregressive, cache", length, BlockSampler(causal, network, settings))
 
 
@@ -108,9 +108,9 @@ def latency_grid(
                     "milliseconds_per_call": 1000 * median / made.evaluations,
                     "repeats": repeats,
                     "temperature": made.settings.temperature,
-                    "precision": run.parts.config.execution.dtype,
+                    "precision": run.experiment.config.execution.dtype,
                     "device": device,
-                    "parameters": run.parts.parameter_count,
+                    "parameters": run.experiment.parameter_count,
                 }
             )
     return rows

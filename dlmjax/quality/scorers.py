@@ -49,8 +49,8 @@ class Sample:
 def make_sample(tokenizer: Any, ids_L: np.ndarray) -> Sample:
     """The sample of a row of ids; documents without text are left out of `documents`."""
     ids_L = np.asarray(ids_L, np.int64)
-    parts = np.split(ids_L, np.flatnonzero(ids_L == tokenizer.eos_id) + 1)
-    texts = (tokenizer.decode(part) for part in parts if len(part))
+    pieces = np.split(ids_L, np.flatnonzero(ids_L == tokenizer.eos_id) + 1)
+    texts = (tokenizer.decode(piece) for piece in pieces if len(piece))
     return Sample(ids_L, tuple(text for text in texts if text), int(tokenizer.byte_lengths_V[ids_L].sum()))
 
 
@@ -103,24 +103,24 @@ class RunScorer:
     """
 
     def __init__(self, run: Run, tokenizer: Any, name: str = "run"):
-        parts = run.parts
-        self.process = parts.process.bound
+        experiment = run.experiment
+        self.process = experiment.process.bound
         if self.process.attention != "causal":
             raise InputError(
-                f"{name} is a run of process {parts.process.name}, but a scorer must be autoregressive: see configs/autoregressive.py"
+                f"{name} is a run of process {experiment.process.name}, but a scorer must be autoregressive: see configs/autoregressive.py"
             )
-        self.run, self.tokenizer, self.context = run, parts.tokenizer, parts.config.data.length
-        self.same = parts.tokenizer.hash == tokenizer.hash
+        self.run, self.tokenizer, self.context = run, experiment.tokenizer, experiment.config.data.length
+        self.same = experiment.tokenizer.hash == tokenizer.hash
         self.record = {
             "scorer": name,
             "kind": "dlmjax run",
             "step": run.step,
             "weights": run.weights,
-            "tokenizer": parts.tokenizer.name,
+            "tokenizer": experiment.tokenizer.name,
             "tokens": "as made" if self.same else "the text encoded anew",
             "context": self.context,
             "first_token": "given the beginning of text",
-            "precision": parts.config.execution.dtype,
+            "precision": experiment.config.execution.dtype,
         }
         self._nats, self._features = jax.jit(self._row_nats), jax.jit(self._row_hidden)
 
@@ -164,7 +164,7 @@ class RunScorer:
         return fetch(function(self.run.params, *(send(np.ascontiguousarray(array), place) for array in arrays)))
 
     def _bound(self, params, segments_BL, positions_BL):
-        return self.run.parts.unpartitioned.bind(params, segments_BL, positions_BL, self.process.attention)
+        return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, self.process.attention)
 
     def _row_nats(self, params, tokens_BL, segments_BL, positions_BL):
         keys_B, t_BL = row_keys(jax.random.key(0), jnp.arange(tokens_BL.shape[0])), jnp.zeros(tokens_BL.shape)

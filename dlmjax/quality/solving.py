@@ -47,10 +47,10 @@ def solve(
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
-    kind, tokenizer = kind_of(puzzles[0]), run.parts.tokenizer
+    kind, tokenizer = kind_of(puzzles[0]), run.experiment.tokenizer
     if in_place and kind.name != "sudoku":
         raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave in-place out")
-    sampler = sampler_for(run.parts.process, run.parts.unpartitioned, settings)
+    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
     answers, calls, size = [], 0, min(batch, len(puzzles))
     with Progress(len(puzzles), f"solving {kind.name}", " puzzles") as bar:
         for start in range(0, len(puzzles), size):
@@ -75,18 +75,18 @@ def _canvas(run: Run, puzzles: list[Puzzle], in_place: bool) -> Canvas:
         frozen_BL[:, :-1] = np.array([[cell != "0" for cell in text] for text in texts])
     else:
         frozen_BL[:, : len(puzzles[0].clue) + 1] = True
-    tokens_BL = np.where(frozen_BL, tokens_BL, run.parts.tokenizer.mask_id).astype(np.int32)
+    tokens_BL = np.where(frozen_BL, tokens_BL, run.experiment.tokenizer.mask_id).astype(np.int32)
     return Canvas(tokens_BL, frozen_BL, np.where(frozen_BL, 0.0, 1.0).astype(np.float32))
 
 
 def _characters(run: Run, texts: list[str]) -> np.ndarray:
     """One token a character, and a place for the end of document."""
-    tokenizer, length = run.parts.tokenizer, len(texts[0]) + 1
+    tokenizer, length = run.experiment.tokenizer, len(texts[0]) + 1
     encoded = [tokenizer.encode(text) for text in texts]
     if any(len(ids) != len(text) for ids, text in zip(encoded, texts, strict=True)):
         raise InputError(f"puzzles need a tokenizer with one token a character, such as bytes, not {tokenizer.name}")
-    if length > run.parts.config.data.length:
-        raise InputError(f"a puzzle takes {length} tokens, but the run was trained on windows of {run.parts.config.data.length}")
+    if length > run.experiment.config.data.length:
+        raise InputError(f"a puzzle takes {length} tokens, but the run was trained on windows of {run.experiment.config.data.length}")
     return np.pad(np.stack(encoded), ((0, 0), (0, 1)))
 
 
@@ -110,10 +110,10 @@ def report(run: Run, puzzles: Sequence[Puzzle], found: Solved, *, in_place: bool
         "stderr_partly_right": partly_error if math.isfinite(partly_error) else None,
         "calls": found.calls,
         "seed": seed,
-        "process": run.parts.process.name,
+        "process": run.experiment.process.name,
         "step": run.step,
         "weights": run.weights,
-        "precision": f"{run.parts.config.execution.dtype} network, {PRECISION}",
+        "precision": f"{run.experiment.config.execution.dtype} network, {PRECISION}",
         "settings": found.settings.to_json(),
         "examples": [
             {"clue": puzzle.clue, "answer": answer, "reference": puzzle.answer, "solved": solved}

@@ -1,6 +1,6 @@
 """What a network is made of and what a token of its training costs: parameters counted three ways, FLOPs two. No array is made.
 
-The FLOPs are those of `models.flops` with what the process asks for (`Parts.flops_per_token`): attention in full, the head on the rows
+The FLOPs are those of `models.flops` with what the process asks for (`Experiment.flops_per_token`): attention in full, the head on the rows
 that carry loss, two streams for block diffusion, further passes for self-conditioning and boundary terms. Rates, lengths and shapes
 decide them, so the count is the same on every device; tests hold it within 3 % of XLA's own count of the compiled gradient.
 """
@@ -14,10 +14,10 @@ import jax
 from dlmjax.models import ModelSpec, build_network
 from dlmjax.plan import roofline
 from dlmjax.plan.hardware import load_of
-from dlmjax.run import Parts
+from dlmjax.run import Experiment
 from dlmjax.sweep.ladder import Shape
 
-# The parts of a network's tree that are no part of its layers and what surrounds them (`models.weights`).
+# The parts of a network's tree that are not part of its layers and what surrounds them (`models.weights`).
 _PLACES = {"embedding": "table", "position": "table", "token_type": "table", "head": "head"}
 
 
@@ -39,30 +39,30 @@ class Counts:
     hardware_flops_per_token: float
 
 
-def count(parts: Parts) -> Counts:
+def count(experiment: Experiment) -> Counts:
     """Counts an assembled config."""
-    tables, head, inner = _sizes(parts.network.spec)
-    learned = jax.eval_shape(lambda: parts.process.init(jax.random.key(0)))
-    for leaf, kind in zip(jax.tree.leaves(learned), jax.tree.leaves(parts.process.kinds()), strict=True):
+    tables, head, inner = _sizes(experiment.network.spec)
+    learned = jax.eval_shape(lambda: experiment.process.init(jax.random.key(0)))
+    for leaf, kind in zip(jax.tree.leaves(learned), jax.tree.leaves(experiment.process.kinds()), strict=True):
         tables, inner = (tables + leaf.size, inner) if kind == "embedding" else (tables, inner + leaf.size)
-    spec, parameters = parts.network.spec, tables + head + inner
-    load = load_of(parts)
+    spec, parameters = experiment.network.spec, tables + head + inner
+    load = load_of(experiment)
     return Counts(
         parameters=parameters,
         non_embedding=inner,
         active=inner + head + (spec.vocab * spec.width if spec.tied else 0),
-        flops_per_token=parts.flops_per_token,
+        flops_per_token=experiment.flops_per_token,
         hardware_flops_per_token=roofline.executed_flops(load) / (load.batch * load.length),
     )
 
 
-def with_shape(parts: Parts, shape: Shape) -> Parts:
+def with_shape(experiment: Experiment, shape: Shape) -> Experiment:
     """The same objective on a network of other sizes, in a fraction of the time of assembling it: the process knows no sizes.
 
     For counts alone: config, optimizer and mesh stay those of the first.
     """
-    spec = dataclasses.replace(parts.network.spec, **dataclasses.asdict(shape))
-    return dataclasses.replace(parts, network=build_network(spec, parts.network.execution))
+    spec = dataclasses.replace(experiment.network.spec, **dataclasses.asdict(shape))
+    return dataclasses.replace(experiment, network=build_network(spec, experiment.network.execution))
 
 
 def _sizes(spec: ModelSpec) -> tuple[int, int, int]:

@@ -205,11 +205,11 @@ def final_metric(workdir: str, validation: Validation, paths: Sequence[str]) -> 
     domains = mixture = None
     if len(paths) > 1:
         domains = {name: result.nats_per_token for name, result in zip(domain_names(list(paths)), results, strict=True)}
-    if domains and not run.parts.config.data.weights:
-        sizes = [corpus.num_tokens for corpus in open_corpora(run.parts.config, "train")]
+    if domains and not run.experiment.config.data.weights:
+        sizes = [corpus.num_tokens for corpus in open_corpora(run.experiment.config, "train")]
         mixture = {name: size / sum(sizes) for name, size in zip(domains, sizes, strict=True)}
     problem = "" if results[0].is_bound else "the loss of this process is not a likelihood bound"
-    vocab = run.parts.config.model.vocab or run.parts.tokenizer.vocab_size
+    vocab = run.experiment.config.model.vocab or run.experiment.tokenizer.vocab_size
     return Final(nats / tokens, error / tokens, bits, bits_error, domains, mixture, vocab, problem)
 
 

@@ -29,7 +29,7 @@ from dlmjax.evaluation.likelihood import count_form
 from dlmjax.evaluation.record import made_with
 from dlmjax.plan.hardware import Estimator, Vocabulary, alone
 from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
-from dlmjax.run import Parts, embedding_of, open_corpora, token_counts
+from dlmjax.run import Experiment, embedding_of, open_corpora, token_counts
 from dlmjax.sweep import counts, ladder
 from dlmjax.sweep.checks import MOST_COUNT
 from dlmjax.sweep.definition import Cell, Sweep
@@ -163,11 +163,11 @@ class _Series:
         _check_decays(config.optimizer, name)
         self.config, self.corpora = config, _corpora(sweep, config, name)
         tokenizer = self.corpora[0].tokenizer if self.corpora else Vocabulary(config.model.vocab)
-        self._parts = alone(config, tokenizer, token_counts(config, self.corpora), embedding_of(config, root))
-        if sweep.validation.rule == "count" and self._parts.process.attention != "causal":
-            count_form(self._parts.process.bound)
+        self._experiment = alone(config, tokenizer, token_counts(config, self.corpora), embedding_of(config, root))
+        if sweep.validation.rule == "count" and self._experiment.process.attention != "causal":
+            count_form(self._experiment.process.bound)
         self._base = config_lib.leaves(config)
-        self._sized: dict[int, tuple[Parts, counts.Counts]] = {}
+        self._sized: dict[int, tuple[Experiment, counts.Counts]] = {}
         self._estimators: dict[int, Estimator] = {}
         self._peaks: dict[tuple[int, int, int], float | InputError] = {}
 
@@ -243,8 +243,8 @@ class _Series:
 
     def _counts(self, width: int) -> counts.Counts:
         if width not in self._sized:
-            parts = counts.with_shape(self._parts, ladder.shape(width))
-            self._sized[width] = parts, counts.count(parts)
+            experiment = counts.with_shape(self._experiment, ladder.shape(width))
+            self._sized[width] = experiment, counts.count(experiment)
         return self._sized[width][1]
 
     def _unique(self, cell: Cell) -> int:

@@ -28,8 +28,8 @@ ARTICLES = " \n = One = \n \n A @-@ b , c . \n And so on , for more than one win
 SENTENCES = ["It is so .", "Why not ?", "This sentence is a good deal longer than a window of the network is ."]
 
 
-def weights(parts):
-    return jax.jit(lambda: lively(parts.init(jax.random.key(0))))()
+def weights(experiment):
+    return jax.jit(lambda: lively(experiment.init(jax.random.key(0))))()
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def runs(small_corpus, tmp_path_factory):
     """Two workdirs whose weights say something, without training."""
     root = tmp_path_factory.mktemp("evaluate")
     config = tiny_config(small_corpus, train__ema=0.0, model__vocab=264)
-    parts = assemble(config, Corpus.open(small_corpus).tokenizer)
-    params = weights(parts)
+    experiment = assemble(config, Corpus.open(small_corpus).tokenizer)
+    params = weights(experiment)
     for name, scale in (("a", 1.0), ("b", 1.1)):
-        claim_workdir(root / name, config, parts.tokenizer)
+        claim_workdir(root / name, config, experiment.tokenizer)
         with Checkpoints(root / name / "checkpoints") as checkpoints:
             scaled = jax.jit(lambda tree, scale=scale: jax.tree.map(lambda leaf: leaf * scale, tree))(params)
             checkpoints.save(3, {"params": scaled}, {"step": 3, "metric": None, "pending": []})
@@ -119,10 +119,10 @@ def test_the_mesh_changes_nothing(small_corpus, texts, process):
         with config.unlocked():
             config.mesh.update(**mesh)
             config.model.update(vocab=264, kv_heads=4)
-        parts = assemble(config, load_tokenizer("bytes"), devices=jax.devices()[:devices])
-        text = suite_text(SUITES["ptb"], [str(texts / "sentences.txt")], parts.tokenizer, Cut(trained=32, stride=12), None, None)
-        observer, evaluator = ByDocument(text.windows, parts.tokenizer.byte_lengths_V), parts.evaluator(nodes=2)
-        params = jax.device_put(weights(parts), parts.param_shardings)
+        experiment = assemble(config, load_tokenizer("bytes"), devices=jax.devices()[:devices])
+        text = suite_text(SUITES["ptb"], [str(texts / "sentences.txt")], experiment.tokenizer, Cut(trained=32, stride=12), None, None)
+        observer, evaluator = ByDocument(text.windows, experiment.tokenizer.byte_lengths_V), experiment.evaluator(nodes=2)
+        params = jax.device_put(weights(experiment), experiment.param_shardings)
         measured = evaluator.measure(params, text.windows.batches(size), observers=[observer])
         found.append((measured.nats_W.sum(), observer.nats_D))
     for whole, nats_D in found[1:]:

@@ -234,7 +234,7 @@ def adapter(workdir) -> DlmJax:
 def test_a_run_is_scored_as_its_network_says(workdir, adapter):
     """The bound of three bytes, by all seven masks and the network alone; the adapter's rows lie on eight devices."""
     run, context = open_run(str(workdir)), SENTENCES[0]
-    tokenizer, network, row_L = run.parts.tokenizer, run.parts.unpartitioned, run.parts.tokenizer.encode(context + " no")
+    tokenizer, network, row_L = run.experiment.tokenizer, run.experiment.unpartitioned, run.experiment.tokenizer.encode(context + " no")
     request = types.SimpleNamespace(args=(context, " no"), task_name=None, doc_id=None, idx=0, request_type="loglikelihood")
     ((log_p, _),) = adapter.loglikelihood([request], disable_tqdm=True)
     masks = [list(c) for k in (1, 2, 3) for c in itertools.combinations(range(len(row_L) - 3, len(row_L)), k)]
@@ -267,9 +267,9 @@ def test_a_token_over_the_boundary_hides_nothing_of_the_continuation(context, co
 def untrained(name: str, length: int = 32, time_input: str = "none", vocab: str = "bytes") -> Model:
     """A run at its start values."""
     config = tiny_config("nowhere", data__length=length, process__name=name, model__time_input=time_input)
-    parts = assemble(config, load_tokenizer(vocab), devices=jax.devices()[:1])
-    params = parts.init(jax.random.key(1))
-    return Model.of_run(Run(parts, params, 0, "raw", pathlib.Path()), name)
+    experiment = assemble(config, load_tokenizer(vocab), devices=jax.devices()[:1])
+    params = experiment.init(jax.random.key(1))
+    return Model.of_run(Run(experiment, params, 0, "raw", pathlib.Path()), name)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def config_of(**changes):
     return config
 
 
-def parts_of(tokenizer="bytes", **changes):
+def experiment_of(tokenizer="bytes", **changes):
     """A config made real."""
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     counts = np.ones(tokenizer.vocab_size, np.int64)
@@ -34,42 +34,42 @@ def parts_of(tokenizer="bytes", **changes):
 
 def exported(tokenizer="bytes", **changes):
     """What a view is asked about, of such a config."""
-    parts = parts_of(tokenizer, **changes)
-    return Exported(parts.network.spec, parts.process, parts.tokenizer, LENGTH)
+    experiment = experiment_of(tokenizer, **changes)
+    return Exported(experiment.network.spec, experiment.process, experiment.tokenizer, LENGTH)
 
 
-def lively(parts, seed=0):
+def lively(experiment, seed=0):
     """Weights of which none is without effect: normal noise, around 1 where it scales; nothing is compiled for it."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(parts.init, jax.random.key(0))
+    shapes = jax.eval_shape(experiment.init, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray((path[-1].key == "scale") + 0.1 * rng.normal(size=leaf.shape), jnp.float32), shapes
     )
 
 
-def save_run(workdir: pathlib.Path, parts, params, step=5) -> pathlib.Path:
+def save_run(workdir: pathlib.Path, experiment, params, step=5) -> pathlib.Path:
     """A workdir whose averaged weights are `params`."""
-    claim_workdir(workdir, parts.config, parts.tokenizer)
+    claim_workdir(workdir, experiment.config, experiment.tokenizer)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(step, {"params": jax.tree.map(jnp.zeros_like, params), "ema": params}, {"step": step, "metric": None})
     return workdir
 
 
 def random_run(workdir: pathlib.Path, tokenizer="bytes", **changes) -> tuple:
-    """(workdir, parts, weights)."""
-    parts = parts_of(tokenizer, **changes)
-    params = lively(parts)
-    return save_run(workdir, parts, params), parts, params
+    """(workdir, experiment, weights)."""
+    experiment = experiment_of(tokenizer, **changes)
+    params = lively(experiment)
+    return save_run(workdir, experiment, params), experiment, params
 
 
-def our_logits(parts, params, tokens_BL, segments_BL=None, attention="full"):
+def our_logits(experiment, params, tokens_BL, segments_BL=None, attention="full"):
     """Float32 logits of dlmjax's network."""
     segments_BL = np.ones(tokens_BL.shape, np.int32) if segments_BL is None else segments_BL
 
     @jax.jit
     def logits(params, tokens_BL, segments_BL):
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-        denoiser = parts.unpartitioned.bind(params, segments_BL, positions_BL, attention)
+        denoiser = experiment.unpartitioned.bind(params, segments_BL, positions_BL, attention)
         return denoiser.logits(denoiser.hidden(tokens_BL, jnp.zeros(tokens_BL.shape)))
 
     return np.asarray(logits(params, jnp.asarray(tokens_BL), jnp.asarray(segments_BL)))

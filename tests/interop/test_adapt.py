@@ -45,19 +45,22 @@ def as_qwen3(spec, params, directory):
 
 @pytest.fixture(scope="module")
 def imported(small_corpus, tmp_path_factory):
-    """(workdir, parts and weights of its source): a causal model, briefly trained on one device, written as Qwen3 and imported."""
+    """(workdir, experiment and weights of its source): a causal model, briefly trained on one device, written as Qwen3 and imported."""
     root = tmp_path_factory.mktemp("adapt")
     config = tiny_config(small_corpus, process__name="autoregressive", train__ema=0.0, optimizer__name="adamw")
     corpora = open_corpora(config, "train")
-    parts = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
-    state = init_state(parts.init, parts.optimizer, jax.random.key(0), ema=False)
-    step, batches = make_train_step(parts.loss_fn, parts.optimizer, ema_decay=0.0, numbers=parts.numbers), batches_of(config, corpora)
+    experiment = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
+    state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), ema=False)
+    step, batches = (
+        make_train_step(experiment.loss_fn, experiment.optimizer, ema_decay=0.0, numbers=experiment.numbers),
+        batches_of(config, corpora),
+    )
     for _ in range(80):
         state, _ = step(state, next(batches), jax.random.key(0))
-    as_qwen3(parts.network.spec, state["params"], root / "hf")
+    as_qwen3(experiment.network.spec, state["params"], root / "hf")
     flags = ["--source", str(root / "hf"), "--workdir", str(root / "imported"), "--tokenizer", "bytes", "--length", "32"]
     assert main(["import", *flags]) == 0
-    return root / "imported", parts, state["params"]
+    return root / "imported", experiment, state["params"]
 
 
 def batches_of(config, corpora):
@@ -68,10 +71,10 @@ def batches_of(config, corpora):
 
 
 def test_what_was_imported_is_what_was_written(imported):
-    workdir, parts, params = imported
+    workdir, experiment, params = imported
     run = open_run(str(workdir))
     jax.tree.map(np.testing.assert_array_equal, run.params, params)
-    assert run.parts.process == parts.process and run.parts.network.spec == parts.network.spec
+    assert run.experiment.process == experiment.process and run.experiment.network.spec == experiment.network.spec
 
 
 @pytest.mark.slow
@@ -84,11 +87,11 @@ def test_adaptation_starts_below_random_weights(imported, tmp_path):
     config = config_lib.load(f"{CONFIG}:tiny", [*sizes, *short, *quiet, f"data.paths={causal.config.data.paths[0]}"])
 
     corpora = open_corpora(config, "train")
-    parts = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
+    experiment = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
     batch = next(batches_of(config, corpora))
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    loss = jax.jit(lambda params: parts.loss_fn(params, batch, key)[0] / batch["tokens"].size)
-    imported_params, fresh = jax.device_get(open_run(str(workdir)).params), parts.init(jax.random.key(1))
+    loss = jax.jit(lambda params: experiment.loss_fn(params, batch, key)[0] / batch["tokens"].size)
+    imported_params, fresh = jax.device_get(open_run(str(workdir)).params), experiment.init(jax.random.key(1))
     adapted, scratch = float(loss(imported_params)), float(loss(fresh))
     assert adapted < 0.9 * scratch
 

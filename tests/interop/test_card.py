@@ -7,7 +7,7 @@ import pytest
 from dlmjax.errors import InputError
 from dlmjax.interop import card
 from dlmjax.interop.views import VIEWS, Exported
-from tests.interop.runs import LENGTH, parts_of
+from tests.interop.runs import LENGTH, experiment_of
 
 RESULT = dict(nats_per_token=2.0, stderr_nats_per_token=0.1, bits_per_byte=None, stderr_bits_per_byte=None) | dict(
     step=9, weights="raw", split="valid", is_bound=True, tokens=1000
@@ -16,9 +16,9 @@ RESULT = dict(nats_per_token=2.0, stderr_nats_per_token=0.1, bits_per_byte=None,
 
 def written(view="hf", tokenizer="bytes", evaluation=None, reason="", dtype="bfloat16", imported=None, **changes):
     """A card without an export."""
-    parts = parts_of(tokenizer, **changes)
-    model = Exported(parts.network.spec, parts.process, parts.tokenizer, LENGTH)
-    facts = card.Facts(parts, VIEWS[view], model, VIEWS[view].rows(model), dtype, 9, "raw", evaluation, reason, imported)
+    experiment = experiment_of(tokenizer, **changes)
+    model = Exported(experiment.network.spec, experiment.process, experiment.tokenizer, LENGTH)
+    facts = card.Facts(experiment, VIEWS[view], model, VIEWS[view].rows(model), dtype, 9, "raw", evaluation, reason, imported)
     return card.write(facts, ["config.json"])
 
 

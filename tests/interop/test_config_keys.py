@@ -16,7 +16,7 @@ from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.interop.safetensors import Reader
 from dlmjax.models import Execution, build_network, model_spec
 from tests.interop import sources
-from tests.interop.runs import parts_of
+from tests.interop.runs import experiment_of
 
 torch = pytest.importorskip("torch", reason="the classes to compare with need PyTorch (pip install dlmjax[interop])")
 transformers = pytest.importorskip(
@@ -115,7 +115,7 @@ def theirs(kind, hf, weights):
 @functools.cache
 def anything():
     """A run on one device, of which only the placement is used."""
-    return parts_of()
+    return experiment_of()
 
 
 def ours(layout, hf, directory):

@@ -20,7 +20,7 @@ from dlmjax.models.families import family_fields
 from dlmjax.quality.hidden import embed_texts
 from dlmjax.run import open_run
 from dlmjax.training import Checkpoints
-from tests.interop.runs import LENGTH, lively, our_logits, parts_of, random_run, save_run, shipped
+from tests.interop.runs import LENGTH, experiment_of, lively, our_logits, random_run, save_run, shipped
 
 torch = pytest.importorskip("torch", reason="the readers need PyTorch (pip install dlmjax[interop])")
 transformers = pytest.importorskip(
@@ -36,11 +36,11 @@ NTK = "llama(rope_scaling_type=ntk, norm_eps=1e-5)"
 REAL = [*range(256), 258]  # ids that have logits of their own: all but mask and pad
 
 
-def tokens_of(parts, rows=3, seed=0):
+def tokens_of(experiment, rows=3, seed=0):
     """Random text with masks in it."""
     rng = np.random.default_rng(seed)
     tokens_BL = rng.integers(0, 256, (rows, LENGTH))
-    return np.where(rng.random(tokens_BL.shape) < 0.4, parts.tokenizer.mask_id, tokens_BL).astype(np.int32)
+    return np.where(rng.random(tokens_BL.shape) < 0.4, experiment.tokenizer.mask_id, tokens_BL).astype(np.int32)
 
 
 def load(directory):
@@ -70,43 +70,43 @@ def their_logits(model, tokens_BL, mask=None):
 )
 def test_transformers_loads_hf_as_it_is_with_our_logits(model_type, changes, tmp_path):
     """CompleteP's factors and tied heads are in the weights; stretched positions in the config."""
-    workdir, parts, params = random_run(tmp_path / "run", **changes)
+    workdir, experiment, params = random_run(tmp_path / "run", **changes)
     export(workdir=str(workdir), view="hf", output=str(tmp_path / "hf"), dtype="float32")
     model = load(tmp_path / "hf")
     assert model.config.model_type == model_type and model.config.is_causal is False
-    tokens_BL = tokens_of(parts)
-    real = [*REAL, *range(259, parts.network.spec.vocab)]
-    ours, theirs = our_logits(parts, params, tokens_BL), their_logits(model, tokens_BL)
+    tokens_BL = tokens_of(experiment)
+    real = [*REAL, *range(259, experiment.network.spec.vocab)]
+    ours, theirs = our_logits(experiment, params, tokens_BL), their_logits(model, tokens_BL)
     np.testing.assert_allclose(theirs[..., real], ours[..., real], atol=1e-5)
     assert np.abs(ours).max() > 0.5
     again = import_checkpoint(source=str(tmp_path / "hf"), workdir=str(tmp_path / "again"))
-    expected = family_fields(parts.config.model.family) if model_type != "llama" else {}  # ntk comes back as a base
+    expected = family_fields(experiment.config.model.family) if model_type != "llama" else {}  # ntk comes back as a base
     assert {**family_fields(again["family"]), **expected} == family_fields(again["family"])
 
 
 def test_full_padded_and_block_causal_masks_give_our_logits(tmp_path):
-    workdir, parts, params = random_run(tmp_path / "run")
+    workdir, experiment, params = random_run(tmp_path / "run")
     export(workdir=str(workdir), view="hf", output=str(tmp_path / "hf"), dtype="float32")
-    model, tokens_BL = load(tmp_path / "hf"), tokens_of(parts)
-    ours, theirs = our_logits(parts, params, tokens_BL), their_logits(model, tokens_BL)
+    model, tokens_BL = load(tmp_path / "hf"), tokens_of(experiment)
+    ours, theirs = our_logits(experiment, params, tokens_BL), their_logits(model, tokens_BL)
     np.testing.assert_allclose(theirs[..., REAL], ours[..., REAL], atol=1e-5)
 
     kept_BL = np.ones(tokens_BL.shape, np.int32)
     kept_BL[1, -5:] = kept_BL[2, -11:] = 0
-    ours, theirs = our_logits(parts, params, tokens_BL, kept_BL), their_logits(model, tokens_BL, torch.tensor(kept_BL))
+    ours, theirs = our_logits(experiment, params, tokens_BL, kept_BL), their_logits(model, tokens_BL, torch.tensor(kept_BL))
     np.testing.assert_allclose(theirs[kept_BL > 0][:, REAL], ours[kept_BL > 0][:, REAL], atol=1e-5)
 
     blocks_11LL = shipped(tmp_path / "hf").attention_mask(LENGTH, 4)
-    ours = our_logits(parts, params, tokens_BL, attention=BlockCausal(4))
+    ours = our_logits(experiment, params, tokens_BL, attention=BlockCausal(4))
     theirs = their_logits(model, tokens_BL, blocks_11LL.expand(3, 1, -1, -1))
     np.testing.assert_allclose(theirs[..., REAL], ours[..., REAL], atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory):
-    """(directory, parts, weights, what `export` returned) of a plain model in bfloat16, in several files."""
+    """(directory, experiment, weights, what `export` returned) of a plain model in bfloat16, in several files."""
     root = tmp_path_factory.mktemp("hf")
-    workdir, parts, params = random_run(root / "run")
+    workdir, experiment, params = random_run(root / "run")
     (workdir / "evaluation.json").write_text(
         json.dumps(
             dict(nats_per_token=1.25, stderr_nats_per_token=0.015, bits_per_byte=1.8, stderr_bits_per_byte=0.02, step=5, weights="ema")
@@ -114,23 +114,23 @@ def hf(tmp_path_factory):
         )
     )
     found = export(workdir=str(workdir), view="hf", output=str(root / "out"), shard_size="20KB")
-    return root / "out", parts, params, found
+    return root / "out", experiment, params, found
 
 
 def test_sharded_bfloat16_is_the_rounded_model(hf):
-    directory, parts, params, found = hf
+    directory, experiment, params, found = hf
     index = json.loads((directory / INDEX).read_text())
     assert len(set(index["weight_map"].values())) > 3 and not (directory / SINGLE).exists()
     assert index["metadata"]["total_size"] == sum(2 * np.prod(Reader(directory).shape(name)) for name in index["weight_map"])
     rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params)
-    tokens_BL = tokens_of(parts)
+    tokens_BL = tokens_of(experiment)
     model = load(directory)
-    np.testing.assert_allclose(their_logits(model, tokens_BL)[..., REAL], our_logits(parts, rounded, tokens_BL)[..., REAL], atol=1e-5)
+    np.testing.assert_allclose(their_logits(model, tokens_BL)[..., REAL], our_logits(experiment, rounded, tokens_BL)[..., REAL], atol=1e-5)
     assert found["config"]["dtype"] == "bfloat16" and str(transformers.AutoConfig.from_pretrained(directory).dtype) == "torch.bfloat16"
 
 
 def test_the_parity_file_is_what_a_loader_gets(hf):
-    directory, parts, *_ = hf
+    directory, experiment, *_ = hf
     helper = shipped(directory)
     assert helper.check(helper.load(directory), directory) < 1e-5
     parity = json.loads((directory / "parity.json").read_text())
@@ -155,7 +155,7 @@ def test_the_loader_takes_later_versions(hf):
 
 def test_silent_rows_win_no_argmax(hf):
     """The logits of mask and pad are a mean of others, whatever the state; as trained they would have won."""
-    directory, parts, params, _ = hf
+    directory, experiment, params, _ = hf
     states = np.random.default_rng(1).normal(size=(2000, 32)).astype(np.float32)
     head_RD = np.asarray(Reader(directory).read("lm_head.weight"), np.float32)
     logits = states @ head_RD.T
@@ -196,34 +196,34 @@ def test_llada_files_are_those_of_an_independent_llada(tmp_path):
 
     from tests.interop.torch_llada import LLaDA
 
-    workdir, parts, params = random_run(tmp_path / "run", **LLAMA, model__rope_base=500.0, model__vocab=264)
+    workdir, experiment, params = random_run(tmp_path / "run", **LLAMA, model__rope_base=500.0, model__vocab=264)
     config = export(workdir=str(workdir), view="llada", output=str(tmp_path / "llada"), dtype="float32")["config"]
     model = LLaDA(config)
     model.load_state_dict(load_file(tmp_path / "llada" / SINGLE), strict=True)
-    tokens_BL = tokens_of(parts)
+    tokens_BL = tokens_of(experiment)
     with torch.no_grad():
         theirs = model(torch.tensor(tokens_BL).long()).numpy()
-    np.testing.assert_allclose(theirs[..., REAL], our_logits(parts, params, tokens_BL)[..., REAL], atol=1e-5)
+    np.testing.assert_allclose(theirs[..., REAL], our_logits(experiment, params, tokens_BL)[..., REAL], atol=1e-5)
     assert (config["vocab_size"], config["embedding_size"], config["model_type"]) == (259, 264, "llada")
 
 
 @pytest.fixture(scope="module")
 def sdar(tmp_path_factory):
     root = tmp_path_factory.mktemp("sdar")
-    workdir, parts, params = random_run(root / "run", **BLOCKS, model__rope_base=5000.0)
+    workdir, experiment, params = random_run(root / "run", **BLOCKS, model__rope_base=5000.0)
     export(workdir=str(workdir), view="sdar", output=str(root / "out"), dtype="float32")
-    return root / "out", parts, params
+    return root / "out", experiment, params
 
 
 def test_sdar_is_qwen3_under_a_block_causal_mask(sdar):
-    directory, parts, params = sdar
+    directory, experiment, params = sdar
     helper = shipped(directory)
     model = helper.load(directory)
     assert type(model) is transformers.Qwen3ForCausalLM
-    tokens_BL = tokens_of(parts)
+    tokens_BL = tokens_of(experiment)
     moved_BL = np.where(tokens_BL == 256, SDAR_MASK, tokens_BL)
     theirs = their_logits(model, moved_BL, helper.attention_mask(LENGTH, 4).expand(3, 1, -1, -1))
-    ours = our_logits(parts, params, tokens_BL, attention=BlockCausal(4))
+    ours = our_logits(experiment, params, tokens_BL, attention=BlockCausal(4))
     np.testing.assert_allclose(theirs[..., REAL], ours[..., REAL], atol=1e-5)
     assert not np.isin(theirs.argmax(-1), REAL, invert=True).any()
     assert helper.check(model, directory) < 1e-5
@@ -267,13 +267,13 @@ def test_export_import_export_is_bit_equal(view, dtype, changes, tmp_path):
 @pytest.mark.nightly
 def test_an_autoregressive_model_is_an_ordinary_causal_one(tmp_path):
     """BOS in front, and output i is the law of the next token: `generate` of transformers as it is."""
-    workdir, parts, params = random_run(tmp_path / "run", process__name="autoregressive")
+    workdir, experiment, params = random_run(tmp_path / "run", process__name="autoregressive")
     export(workdir=str(workdir), view="hf", output=str(tmp_path / "hf"), dtype="float32")
     model = load(tmp_path / "hf")
     assert model.config.is_causal is True
     tokens_BL = np.random.default_rng(0).integers(0, 256, (2, LENGTH)).astype(np.int32)
     read_BL = np.concatenate([np.full((2, 1), 258), tokens_BL[:, :-1]], axis=1)
-    ours = our_logits(parts, params, read_BL, attention="causal")
+    ours = our_logits(experiment, params, read_BL, attention="causal")
     np.testing.assert_allclose(their_logits(model, read_BL)[..., REAL], ours[..., REAL], atol=1e-5)
     helper = shipped(tmp_path / "hf")
     assert helper.check(helper.load(tmp_path / "hf"), tmp_path / "hf") < 1e-5
@@ -284,9 +284,9 @@ def test_an_autoregressive_model_is_an_ordinary_causal_one(tmp_path):
 
 def test_each_leaf_is_read_once_and_alone(tmp_path):
     """Two stacked leaves are never held together, and none is asked for twice."""
-    workdir, parts, params = random_run(tmp_path / "run")
+    workdir, experiment, params = random_run(tmp_path / "run")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        read = LeafReader(checkpoints, 5, parts.abstract_state(), "ema")
+        read = LeafReader(checkpoints, 5, experiment.abstract_state(), "ema")
         asked = []
 
         def counted(path):
@@ -295,8 +295,8 @@ def test_each_leaf_is_read_once_and_alone(tmp_path):
             return read(path)
 
         layout, rows = export_lib.LAYOUTS["qwen3"], Rows(259, 256, None, (256, 257), (255,))
-        spec = export_lib.exported_spec(parts.network.spec, rows)
-        found = {t.name: t.fetch() for t in export_lib.tensors(layout, spec, parts.network.spec, rows, np.dtype(np.float32), counted)}
+        spec = export_lib.exported_spec(experiment.network.spec, rows)
+        found = {t.name: t.fetch() for t in export_lib.tensors(layout, spec, experiment.network.spec, rows, np.dtype(np.float32), counted)}
         with pytest.raises(InputError, match="has no ema/nothing"):
             LeafReader(checkpoints, 5, {"ema": {"nothing": jax.ShapeDtypeStruct((1,), "float32")}}, "ema")(("nothing",))
     assert len(asked) == len(set(asked)) == len(jax.tree.leaves(params))
@@ -352,9 +352,9 @@ def test_bad_requests_end_in_one_line(hf, tmp_path):
 
 @pytest.mark.nightly
 def test_raw_and_averaged_weights_are_two_exports(tmp_path):
-    parts = parts_of(train__ema=0.0)
-    params = lively(parts)
-    save_run(tmp_path / "run", parts, params)
+    experiment = experiment_of(train__ema=0.0)
+    params = lively(experiment)
+    save_run(tmp_path / "run", experiment, params)
     # A run without an average exports its weights; the workdir here holds zeros under that name.
     found = export(workdir=str(tmp_path / "run"), output=str(tmp_path / "raw"), weights="ema")
     assert found["config"]["dlm"]["weights"] == "raw"

@@ -54,7 +54,7 @@ def test_briefly_trained_weights_have_our_logits_and_our_text(trained):
     model = helper.load(trained / "hf")
     assert helper.check(model, trained / "hf") < 1e-5
     tokens_BL = np.where(np.arange(32) % 3, 256, np.arange(32) + 97)[None].astype(np.int32)
-    ours = our_logits(run.parts, run.params, tokens_BL)[0, :, :256]
+    ours = our_logits(run.experiment, run.params, tokens_BL)[0, :, :256]
     theirs = helper.logits_of(model, torch.tensor(tokens_BL[0])).detach().numpy()[:, :256]
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
     assert by_them(trained / "hf", 32, 9) == by_us(trained, length=32, steps=9)

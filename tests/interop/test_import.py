@@ -33,14 +33,14 @@ SEEN_LL["llada"] = SEEN_LL["dream"]
 PROCESSES = dict.fromkeys(("llama", "mistral", "olmo2", "qwen2", "qwen3", "gpt2"), "autoregressive") | {"sdar": "blocks(size=4)"}
 
 
-def logits(parts, params, attention, tokens_BL=TOKENS_BL):
+def logits(experiment, params, attention, tokens_BL=TOKENS_BL):
     """[B, L, V] of a network whose rows are one document each."""
     ones_BL = jnp.ones(tokens_BL.shape, jnp.int32)
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1], dtype=jnp.int32), tokens_BL.shape)
 
     @jax.jit
     def run(params):
-        denoiser = parts.unpartitioned.bind(params, ones_BL, positions_BL, attention)
+        denoiser = experiment.unpartitioned.bind(params, ones_BL, positions_BL, attention)
         return denoiser.logits(denoiser.hidden(jnp.asarray(tokens_BL), jnp.zeros(tokens_BL.shape)))
 
     return np.asarray(run(jax.device_put(params, jax.devices()[0])))
@@ -64,8 +64,8 @@ def test_logits_are_those_of_the_torch_class(layout, tmp_path):
         model = type(model).from_pretrained(source, dtype=torch.float32)
     run = open_run(str(tmp_path / "run"))
     assert run.weights == "raw" and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(run.params))
-    attention = BlockCausal(4) if layout == "sdar" else run.parts.process.attention
-    found, wanted = logits(run.parts, run.params, attention), theirs(model, layout)
+    attention = BlockCausal(4) if layout == "sdar" else run.experiment.process.attention
+    found, wanted = logits(run.experiment, run.params, attention), theirs(model, layout)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert np.abs(wanted).max() > 1.0
 
@@ -90,10 +90,10 @@ def test_every_device_reads_its_own_shard(source):
     config = config_lib.default()
     config.model.update(LAYOUTS["llama"].spec_of(json.loads((source / "config.json").read_text())), vocab=sources.VOCAB)
     config.mesh.update(data=-1, fsdp=8)
-    parts, reader = assemble(config, load_tokenizer("bytes")), Reader(source)
-    params = read_weights(parts, LAYOUTS["llama"], reader)
+    experiment, reader = assemble(config, load_tokenizer("bytes")), Reader(source)
+    params = read_weights(experiment, LAYOUTS["llama"], reader)
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-    assert jax.tree.all(jax.tree.map(lambda ours, wanted: ours == wanted, placed, parts.param_shardings))
+    assert jax.tree.all(jax.tree.map(lambda ours, wanted: ours == wanted, placed, experiment.param_shardings))
     up = params["layers"]["up"]["kernel"]
     assert {shard.data.shape for shard in up.addressable_shards} == {(2, 2, 24)}
     for layer in range(2):
@@ -185,7 +185,7 @@ def test_ids_that_the_source_lacks_get_the_mean_of_its_rows(source, tmp_path, ro
     byte_tokenizer(other)
     said = import_checkpoint(source=str(other), workdir=str(tmp_path / "run"))
     run = open_run(str(tmp_path / "run"))
-    assert said["new_ids"] == [257, 258] and run.parts.tokenizer.mask_id == 257
+    assert said["new_ids"] == [257, 258] and run.experiment.tokenizer.mask_id == 257
     ours = (run.params["embedding"]["table"], run.params["head"]["kernel"].T)
     for mine, name in zip(ours, ("model.embed_tokens.weight", "lm_head.weight"), strict=True):
         assert mine.shape[0] == max(rows, 259)
@@ -240,7 +240,7 @@ def test_ids_that_the_source_uses_keep_their_meaning(source, pieces, tmp_path, c
         (other / name).write_text(json.dumps(content))
     said = import_checkpoint(source=str(other), workdir=str(tmp_path / "run"))
     run = open_run(str(tmp_path / "run"))
-    tokenizer, new = run.parts.tokenizer, sorted({mask, pad} - set(named))
+    tokenizer, new = run.experiment.tokenizer, sorted({mask, pad} - set(named))
     # The config's default for the end of documents (0) is <unk>; </s> has the name.
     assert (tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id, said["new_ids"]) == (mask, pad, 2, new)
     ours = {"model.embed_tokens.weight": run.params["embedding"]["table"], "lm_head.weight": run.params["head"]["kernel"].T}
@@ -313,9 +313,9 @@ def test_the_base_of_the_rotary_positions_is_found_where_it_stands(source, tmp_p
     other = copy(source, tmp_path / "other", **config)
     import_checkpoint(source=str(other), workdir=str(tmp_path / "run"), tokenizer="bytes")
     run = open_run(str(tmp_path / "run"))
-    assert run.parts.network.spec.rope_base == 777.0
+    assert run.experiment.network.spec.rope_base == 777.0
     model = transformers.AutoModelForCausalLM.from_pretrained(other)
-    np.testing.assert_allclose(logits(run.parts, run.params, "causal"), theirs(model, "llama"), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits(run.experiment, run.params, "causal"), theirs(model, "llama"), rtol=0, atol=1e-5)
 
 
 def test_an_untied_head_has_its_own_bias(tmp_path):
@@ -330,7 +330,7 @@ def test_an_untied_head_has_its_own_bias(tmp_path):
     assert np.abs(np.asarray(found["head"]["bias"]) - model.cls.predictions.bias.detach().numpy()).max() > 0.1
     import_checkpoint(source=str(hf), workdir=str(tmp_path / "run"), tokenizer="bytes")
     run = open_run(str(tmp_path / "run"))
-    np.testing.assert_allclose(logits(run.parts, run.params, "full"), theirs(model, "bert"), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits(run.experiment, run.params, "full"), theirs(model, "bert"), rtol=0, atol=1e-5)
 
 
 def test_old_names_and_known_extras_are_understood(tmp_path):

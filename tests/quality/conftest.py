@@ -18,8 +18,8 @@ def random_run(length: int = 32, tokenizer: str = "bytes", scale: float = 1.0, *
     config.data.length = length
     config.model.update(depth=2, width=16, heads=2, kv_heads=2, head_dim=8, ffn=16)
     config_lib.override(config, [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
-    parts = assemble(config, load_tokenizer(tokenizer), devices=jax.devices()[:1])
-    return Run(parts, jax.tree.map(lambda leaf: leaf * scale, lively(parts.init(jax.random.key(0)))), 0, "raw", pathlib.Path())
+    experiment = assemble(config, load_tokenizer(tokenizer), devices=jax.devices()[:1])
+    return Run(experiment, jax.tree.map(lambda leaf: leaf * scale, lively(experiment.init(jax.random.key(0)))), 0, "raw", pathlib.Path())
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def causal_run():
 def _workdir(corpus, workdir: pathlib.Path, **changes) -> pathlib.Path:
     """What training leaves behind, without the training."""
     run = random_run(data__paths=corpus, train__ema=0.0, model__depth=1, **changes)
-    claim_workdir(workdir, run.parts.config, run.parts.tokenizer)
+    claim_workdir(workdir, run.experiment.config, run.experiment.tokenizer)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(2, {"params": run.params}, {"step": 2})
     return workdir

@@ -41,7 +41,7 @@ def test_no_number_stands_without_its_protocol(written, causal_workdir):
 def test_the_texts_are_kept_and_are_those_that_were_measured(written, masked_run, causal_workdir):
     lines = [json.loads(line) for line in (written / "samples.jsonl").read_text().splitlines()]
     assert [(line["steps"], line["sample"]) for line in lines] == [(steps, n) for steps in (2, 4) for n in range(6)]
-    tokenizer = masked_run.parts.tokenizer
+    tokenizer = masked_run.experiment.tokenizer
     samples = [generated.make_sample(tokenizer, np.array(line["token_ids"])) for line in lines[:6]]
     row, _ = generated.measure(samples, open_scorer(tokenizer, None, str(causal_workdir)))
     report = json.loads((written / "quality.json").read_text())["rows"][0]
@@ -56,7 +56,7 @@ def test_the_picture_is_one(written):
 
 
 def test_the_batch_that_is_cut_leaves_the_first_texts_as_they_are(masked_run):
-    settings = SampleSettings(steps=2, never=never_sampled(masked_run.parts.tokenizer))
+    settings = SampleSettings(steps=2, never=never_sampled(masked_run.experiment.tokenizer))
     six = generated.make_texts(masked_run, settings, count=6, length=16, batch=4)
     four = generated.make_texts(masked_run, settings, count=4, length=16, batch=4)
     assert six.ids_NL.shape == (6, 16) and (six.ids_NL[:4] == four.ids_NL).all()
@@ -64,7 +64,7 @@ def test_the_batch_that_is_cut_leaves_the_first_texts_as_they_are(masked_run):
 
 
 def test_without_a_scorer_counting_is_left(masked_run):
-    settings = SampleSettings(order="random", never=never_sampled(masked_run.parts.tokenizer))
+    settings = SampleSettings(order="random", never=never_sampled(masked_run.experiment.tokenizer))
     curve = generated.steps_curve(masked_run, settings, [4, 8, 16, 32], count=2, length=8)
     assert [row["steps"] for row in curve.rows] == [4, 8], "8 holes take no more than 8 steps; the same texts are not shown twice"
     assert "perplexity" not in curve.rows[0] and curve.held_out is None
@@ -72,7 +72,7 @@ def test_without_a_scorer_counting_is_left(masked_run):
 
 
 def test_an_autoregressive_run_has_one_row(causal_run):
-    settings = SampleSettings(never=never_sampled(causal_run.parts.tokenizer))
+    settings = SampleSettings(never=never_sampled(causal_run.experiment.tokenizer))
     curve = generated.steps_curve(causal_run, settings, [2, 4], count=2, length=8)
     assert [(row["steps"], row["calls"]) for row in curve.rows] == [(8, 8)]
 
@@ -91,7 +91,7 @@ def test_mauve_of_a_run_comes_with_its_curve(masked_run, causal_run, small_corpu
     pytest.importorskip("mauve")
     from dlmjax.data import Corpus
 
-    tokenizer = masked_run.parts.tokenizer
+    tokenizer = masked_run.experiment.tokenizer
     settings, judge = SampleSettings(never=never_sampled(tokenizer)), RunScorer(causal_run, tokenizer)
     corpus = Corpus.open(small_corpus, split="valid")
     curve = generated.steps_curve(masked_run, settings, [4], count=20, length=32, scorer=judge, corpus=corpus, mauve=True)

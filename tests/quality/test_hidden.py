@@ -27,11 +27,11 @@ def test_a_vector_is_the_mean_state_of_its_tokens(which, request):
     assert vectors_ND.shape == (3, 16) and tokens_N.tolist() == [5, len(text), 0] and not vectors_ND[2].any()
     states = []
     for start in range(0, len(text), room):
-        ids = run.parts.tokenizer.encode(text[start : start + room])[None]
+        ids = run.experiment.tokenizer.encode(text[start : start + room])[None]
         if which == "causal":
-            ids = np.concatenate([[[run.parts.tokenizer.bos_id]], ids], axis=1)
+            ids = np.concatenate([[[run.experiment.tokenizer.bos_id]], ids], axis=1)
         ids, ones = jnp.asarray(ids, jnp.int32), jnp.ones(ids.shape, jnp.int32)
-        denoiser = run.parts.unpartitioned.bind(run.params, ones, jnp.cumsum(ones, axis=1) - 1, run.parts.process.attention)
+        denoiser = run.experiment.unpartitioned.bind(run.params, ones, jnp.cumsum(ones, axis=1) - 1, run.experiment.process.attention)
         states += [*np.asarray(denoiser.hidden(ids, jnp.zeros(ids.shape)))[0][int(which == "causal") :]]
     np.testing.assert_allclose(vectors_ND[1], np.mean(states, axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(embed_texts(run, [text], batch=1)[0][0], vectors_ND[1], rtol=1e-4, atol=1e-5)
@@ -50,7 +50,7 @@ def test_runs_of_other_processes_are_read_too(changes):
     run = random_run(16, model__depth=1, **changes)
     one, two, again = embed_texts(run, ["abcdefgh", "abcdefgx", "abcdefgh"], batch=3)[0]
     assert np.abs(one - two).max() > 1e-4 and (one == again).all()
-    rows = activation_statistics(run, [run.parts.tokenizer.encode("abcdefgh")], batch=1)
+    rows = activation_statistics(run, [run.experiment.tokenizer.encode("abcdefgh")], batch=1)
     assert [row["place"] for row in rows] == list(PLACES) and all(row["largest"] > 0 for row in rows)
 
 
@@ -90,7 +90,7 @@ def test_outliers_by_hand():
 def test_a_channel_that_sticks_out_is_found(masked_run):
     """A weight made large shows in the layer and the channel where it is, and nowhere before."""
     run = masked_run
-    texts = [run.parts.tokenizer.encode("some held-out text")] * 3
+    texts = [run.experiment.tokenizer.encode("some held-out text")] * 3
     before = {(row["layer"], row["place"]): row for row in activation_statistics(run, texts, batch=2)}
     assert set(before) == {(layer, place) for layer in (0, 1) for place in PLACES}
     layers = run.params["layers"]
@@ -131,7 +131,7 @@ def test_a_damaged_corpus_of_the_run_is_refused_and_an_absent_one_is_not(masked_
         elif what == "short shard":
             shard = corpus / Corpus.open(corpus, "valid").shards[0].file
             shard.write_bytes(shard.read_bytes()[:-1])
-        run.parts.config.data.paths = (str(corpus),)
+        run.experiment.config.data.paths = (str(corpus),)
         if words is None:
             with pytest.raises(InputError, match="corpus"):
                 _held_out(run, None, split)

@@ -17,38 +17,38 @@ FAMILIES = ("autoregressive", "masked", "blocks", "uniform", "plaid")
 VOCAB = 256
 
 
-def parts_of(family: str, *overrides: str):
+def experiment_of(family: str, *overrides: str):
     config = config_lib.load(f"{CONFIGS / family}.py:tiny", overrides)
     return alone(config, Vocabulary(VOCAB))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_are_those_that_are_trained(family):
-    parts = with_shape(parts_of(family), ladder.shape(48))
-    found = count(parts)
-    made = jax.eval_shape(lambda: parts.init(jax.random.key(0)))
-    assert jax.tree.leaves_with_path(parts.abstract_params()) == jax.tree.leaves_with_path(made)
-    assert found.parameters == parts.parameter_count == sum(leaf.size for leaf in jax.tree.leaves(made))
+    experiment = with_shape(experiment_of(family), ladder.shape(48))
+    found = count(experiment)
+    made = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
+    assert jax.tree.leaves_with_path(experiment.abstract_params()) == jax.tree.leaves_with_path(made)
+    assert found.parameters == experiment.parameter_count == sum(leaf.size for leaf in jax.tree.leaves(made))
     if family != "plaid":
         table = head = VOCAB * 48
         assert (found.non_embedding, found.active) == (found.parameters - table - head, found.parameters - table)
     else:  # its network reads vectors; the table is the process's
-        learned = jax.eval_shape(lambda: parts.process.init(jax.random.key(0)))
+        learned = jax.eval_shape(lambda: experiment.process.init(jax.random.key(0)))
         assert found.parameters - found.active == max(leaf.size for leaf in jax.tree.leaves(learned))
 
 
 def test_the_dial_counts_what_the_default_family_has():
     for width in (16, 40, 128, 256):
         shape = ladder.shape(width)
-        found = count(with_shape(parts_of("masked"), shape))
+        found = count(with_shape(experiment_of("masked"), shape))
         assert found.non_embedding == shape.parameters()
         assert found.parameters == shape.parameters(VOCAB)
 
 
 def test_tied_and_transformed_heads_and_tables_of_positions():
-    tied = count(parts_of("masked", "model.tied=true"))
+    tied = count(experiment_of("masked", "model.tied=true"))
     assert tied.active == tied.parameters and tied.non_embedding == tied.parameters - VOCAB * 128
-    bert = count(parts_of("masked", "model.family=bert"))
+    bert = count(experiment_of("masked", "model.family=bert"))
     tables, head = (VOCAB + 512 + 2) * 128, VOCAB * 128 + VOCAB
     assert bert.non_embedding == bert.parameters - tables - head and bert.active == bert.parameters - tables
 
@@ -56,18 +56,18 @@ def test_tied_and_transformed_heads_and_tables_of_positions():
 def test_a_shape_that_is_put_in_counts_as_one_that_was_assembled():
     shape = ladder.shape(64)
     overrides = [f"model.{name}={value}" for name, value in dataclasses.asdict(shape).items()]
-    assert count(with_shape(parts_of("hybrid"), shape)) == count(parts_of("hybrid", *overrides))
+    assert count(with_shape(experiment_of("hybrid"), shape)) == count(experiment_of("hybrid", *overrides))
 
 
 def test_rematerialisation_is_hardware_work_alone():
-    plain, full = count(parts_of("masked")), count(parts_of("masked", "execution.remat=full"))
+    plain, full = count(experiment_of("masked")), count(experiment_of("masked", "execution.remat=full"))
     assert plain.hardware_flops_per_token == pytest.approx(plain.flops_per_token)
     assert full.flops_per_token == plain.flops_per_token
     assert 1.15 < full.hardware_flops_per_token / full.flops_per_token < 4 / 3
 
 
 def gradient_of_one_layer(family: str, *overrides: str):
-    """(parts, the lowered gradient of one window) at a width where matrix products are nearly all there is.
+    """(experiment, the lowered gradient of one window) at a width where matrix products are nearly all there is.
 
     XLA counts a loop's body once, and the head is a loop over chunks of the rows that carry loss, as many as the draw asks for. So the
     chunk is made the rows of a mean draw: once is then right.
@@ -76,24 +76,24 @@ def gradient_of_one_layer(family: str, *overrides: str):
     sizes = [f"model.{name}={value}" for name, value in dataclasses.asdict(shape).items()]
     rows = int({"masked": 0.5, "blocks": 0.5}.get(family, 1.0) * 128)
     chunk = f"execution.head_chunk={rows}"
-    parts = parts_of(family, *sizes, "execution.scan=false", "data.batch=1", "data.length=128", chunk, *overrides)
-    gradient = jax.jit(jax.grad(lambda params, batch, key: parts.loss_fn(params, batch, key)[0]))
-    state, batch, key = parts.abstract_arguments()
-    return parts, gradient.lower(state["params"], batch, key)
+    experiment = experiment_of(family, *sizes, "execution.scan=false", "data.batch=1", "data.length=128", chunk, *overrides)
+    gradient = jax.jit(jax.grad(lambda params, batch, key: experiment.loss_fn(params, batch, key)[0]))
+    state, batch, key = experiment.abstract_arguments()
+    return experiment, gradient.lower(state["params"], batch, key)
 
 
 @pytest.mark.parametrize(
     ("family", "overrides"), [("autoregressive", ()), ("masked", ()), ("blocks", ()), ("masked", ("model.family=qwen3(loops=2)",))]
 )
 def test_flops_are_within_three_percent_of_what_xla_compiles(family, overrides):
-    parts, lowered = gradient_of_one_layer(family, *overrides)
+    experiment, lowered = gradient_of_one_layer(family, *overrides)
     compiled = lowered.compile({"xla_backend_optimization_level": 0})  # what is computed is the same, and soon there
-    assert 128 * parts.flops_per_token == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)
+    assert 128 * experiment.flops_per_token == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)
 
 
 @pytest.mark.parametrize(
     ("family", "overrides"), [("uniform", ()), ("masked", ("execution.remat=full",)), ("masked", ("execution.remat=dots",))]
 )
 def test_modulation_and_rematerialisation_are_counted_as_xla_does(family, overrides):
-    parts, lowered = gradient_of_one_layer(family, *overrides)
-    assert 128 * count(parts).hardware_flops_per_token == pytest.approx(lowered.cost_analysis()["flops"], rel=0.03)
+    experiment, lowered = gradient_of_one_layer(family, *overrides)
+    assert 128 * count(experiment).hardware_flops_per_token == pytest.approx(lowered.cost_analysis()["flops"], rel=0.03)

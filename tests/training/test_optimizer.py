@@ -145,9 +145,9 @@ def test_a_learned_schedule_has_a_learning_rate_of_its_own(name, schedule):
         config = config_lib.default()
         config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, time_input="adaln")
         config.process.update(name=f"{name}({said})")
-        parts = assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
-        params = random_like(jax.eval_shape(parts.init, jax.random.key(0)), 3)
-        moved.append(run(parts.optimizer, OptimizerSpec(), params, [random_like(params, 1), random_like(params, 2)]))
+        experiment = assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+        params = random_like(jax.eval_shape(experiment.init, jax.random.key(0)), 3)
+        moved.append(run(experiment.optimizer, OptimizerSpec(), params, [random_like(params, 1), random_like(params, 2)]))
     plain, slow = moved
     for leaf in schedule:
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a * 0.125, b), plain["process"].pop(leaf), slow["process"].pop(leaf))

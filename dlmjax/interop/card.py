@@ -13,7 +13,7 @@ from dlmjax.data.manifest import Manifest
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
-from dlmjax.interop.views import Exported, Rows, View
+from dlmjax.interop.views import Exported, View, VocabularyRows
 from dlmjax.run import Experiment
 from dlmjax.training import read
 
@@ -34,7 +34,7 @@ class Facts:
     experiment: Experiment
     view: View
     model: Exported
-    rows: Rows
+    rows: VocabularyRows
     dtype: str
     step: int
     weights: str
@@ -251,11 +251,11 @@ def _tolerance(facts: Facts) -> str:
 
 def _tokens(facts: Facts) -> str:
     rows, tokenizer = facts.rows, facts.model.tokenizer
-    which = "mask, pad" + (", rows without a token" if len(rows.silent) > 2 else "")
+    which = "mask, pad" + (", rows without a token" if len(rows.filled) > 2 else "")
     anchors = "of ids that no text holds" if facts.model.unused_ids else "of all real ids"
     text = (
         f"## Tokens\n\nMask {rows.mask_id}, pad {tokenizer.pad_id}, end of document and BOS {tokenizer.eos_id}. "
-        f"{len(rows.silent):,} rows of the head ({which}) were in no softmax; they are the mean of {len(rows.anchors):,} rows ({anchors}), "
+        f"{len(rows.filled):,} rows of the head ({which}) were in no softmax; they are the mean of {len(rows.anchors):,} rows ({anchors}), "
         "so that an argmax over all rows never takes them. Leave `suppress_ids` of config.json out of samples all the same."
     )
     if facts.no_tokenizer:

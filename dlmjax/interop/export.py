@@ -6,7 +6,7 @@ written, it is forgotten. The directory appears under its name when it is comple
 What is changed on the way:
   CompleteP     the factors on residual branches (1 / depth ratio) and logits (1 / width ratio) go into the weights behind them.
   tied heads    are written out: the rows below must differ from those of the embedding.
-  silent rows   mask, pad and rows that pad the vocabulary were in no softmax, so their logits mean nothing, and engines take the argmax
+  filled rows   mask, pad and rows that pad the vocabulary were in no softmax, so their logits mean nothing, and engines take the argmax
                 over all rows. These rows of the head become the mean of the `anchors`: rows of ids that no text can hold (pieces with a
                 byte that UTF-8 never has), or of all real ids. A mean of logits never exceeds the largest of them, so no argmax takes such
                 a row, whatever the input; and by Jensen's inequality it has at most 1/n of the probability of its n anchors together.
@@ -33,7 +33,7 @@ from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path
 from dlmjax.interop.parity import mask_of, parity, prompt_ids
 from dlmjax.interop.safetensors import Tensor, write_sharded
 from dlmjax.interop.tokenizer_files import write_tokenizer
-from dlmjax.interop.views import Exported, Rows, View, view_of
+from dlmjax.interop.views import Exported, View, VocabularyRows, view_of
 from dlmjax.models import ModelSpec
 from dlmjax.sampling.host import fetch
 from dlmjax.training import Checkpoints
@@ -115,7 +115,7 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def exported_spec(spec: ModelSpec, rows: Rows) -> ModelSpec:
+def exported_spec(spec: ModelSpec, rows: VocabularyRows) -> ModelSpec:
     """The network that the files hold: rows added, the head of its own, CompleteP's factors in the weights."""
     return dataclasses.replace(spec, vocab=rows.count, tied=False, completep_width=0, completep_depth=0, dropout=0.0)
 
@@ -150,21 +150,21 @@ class LeafReader:
 
 
 def tensors(
-    layout: Layout, spec: ModelSpec, trained: ModelSpec, rows: Rows, dtype: np.dtype, read: Callable[[Path], np.ndarray]
+    layout: Layout, spec: ModelSpec, trained: ModelSpec, rows: VocabularyRows, dtype: np.dtype, read: Callable[[Path], np.ndarray]
 ) -> list[Tensor]:
     """All tensors of the files, in the order in which each leaf is read once.
 
     spec: of the files (`exported_spec`); trained: of the checkpoint. read: key path -> leaf of the checkpoint, stacked.
     """
     entries = layout.entries(spec)
-    turn = {path: number for number, path in enumerate(dict.fromkeys(entry.paths[0] for entry in entries))}
-    turn[HEAD] = turn[EMBEDDING] + 0.5  # one leaf where they are tied
-    order = sorted(entries, key=lambda entry: (turn[entry.paths[0]], -1 if entry.layer is None else entry.layer))
-    return [Tensor(entry.name, entry.shape, dtype, _fetcher(entry, trained, rows, dtype, read)) for entry in order]
+    order = {path: number for number, path in enumerate(dict.fromkeys(entry.paths[0] for entry in entries))}
+    order[HEAD] = order[EMBEDDING] + 0.5  # one leaf where they are tied
+    ordered = sorted(entries, key=lambda entry: (order[entry.paths[0]], -1 if entry.layer is None else entry.layer))
+    return [Tensor(entry.name, entry.shape, dtype, _fetcher(entry, trained, rows, dtype, read)) for entry in ordered]
 
 
-def _fetcher(entry: Entry, trained: ModelSpec, rows: Rows, dtype: np.dtype, read) -> Callable[[], np.ndarray]:
-    """What gives an entry's tensor when its turn comes."""
+def _fetcher(entry: Entry, trained: ModelSpec, rows: VocabularyRows, dtype: np.dtype, read) -> Callable[[], np.ndarray]:
+    """The function that makes an entry's tensor, called when the tensor is written."""
     if entry.paths[0] == EMBEDDING:
         return lambda: embedding_rows(read(EMBEDDING), rows, dtype)
     if entry.paths[0] == HEAD:
@@ -180,7 +180,7 @@ def _fetcher(entry: Entry, trained: ModelSpec, rows: Rows, dtype: np.dtype, read
     return plain
 
 
-def embedding_rows(table_VD: np.ndarray, rows: Rows, dtype: np.dtype) -> np.ndarray:
+def embedding_rows(table_VD: np.ndarray, rows: VocabularyRows, dtype: np.dtype) -> np.ndarray:
     """The embedding with R rows: the mask's also where it moved to, zeros where no id is."""
     table_RD = np.zeros((rows.count, table_VD.shape[1]), dtype)
     table_RD[: len(table_VD)] = table_VD
@@ -189,21 +189,21 @@ def embedding_rows(table_VD: np.ndarray, rows: Rows, dtype: np.dtype) -> np.ndar
     return table_RD
 
 
-def head_rows(head_VD: np.ndarray, factor: np.float32, rows: Rows, dtype: np.dtype) -> np.ndarray:
-    """The head with R rows, silent ones filled with the mean of the anchors.
+def head_rows(head_VD: np.ndarray, factor: np.float32, rows: VocabularyRows, dtype: np.dtype) -> np.ndarray:
+    """The head with R rows, the untrained ones filled with the mean of the anchor rows.
 
     The mean is that of the rows as they stand in the file, so that an export of an import of this file is this file.
     """
     head_RD = np.zeros((rows.count, head_VD.shape[1]), dtype)
     head_RD[: len(head_VD)] = head_VD if factor == 1 else head_VD * factor
-    head_RD[list(rows.silent)] = np.mean(head_RD[list(rows.anchors)].astype(np.float32), axis=0)
+    head_RD[list(rows.filled)] = np.mean(head_RD[list(rows.anchors)].astype(np.float32), axis=0)
     return head_RD
 
 
 # ---- the rest of the directory ----------------------------------------------------------------------------------------------------
 
 
-def _write_texts(stage: pathlib.Path, view: View, model: Exported, rows: Rows, config: dict, found: dict) -> str:
+def _write_texts(stage: pathlib.Path, view: View, model: Exported, rows: VocabularyRows, config: dict, found: dict) -> str:
     """Config, tokenizer, parity and what the view adds. Returns why there are no tokenizer files, or ""."""
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     generation = {**ids, "mask_token_id": rows.mask_id, "suppress_tokens": config["dlm"]["suppress_ids"], "do_sample": False}

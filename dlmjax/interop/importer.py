@@ -1,7 +1,7 @@
 """`dlmjax import`: a Hugging Face checkpoint becomes the workdir of a run, which samples, is evaluated, and starts others (`--init`).
 
-Each device reads its own shards of each weight from the memory-mapped files and turns, casts and stacks them on the way; nothing else is
-held. The workdir's config.json is written last: before it, there is no run.
+Each device reads its own shards of each weight from the memory-mapped files and transposes, casts and stacks them on the way; nothing
+else is held in memory. The workdir's config.json is written last: before it, there is no run.
 
 Ids that the tokenizer adds to the source's vocabulary (a mask token, where the source has none) get new rows of embedding and head, the
 mean of the source's rows: a token that is like every other (as in Hewitt 2021, "Initializing new word embeddings").
@@ -300,13 +300,13 @@ class _Files:
     trained: tuple[slice, ...]
 
     @functools.cached_property
-    def _places(self) -> dict[tuple[Path, int | None], tuple[Entry, str, int]]:
+    def _sources(self) -> dict[tuple[Path, int | None], tuple[Entry, str, int]]:
         """(our path, layer) -> (entry, name in the file, which of its weights)."""
         return {(path, entry.layer): (entry, name, part) for entry, name in self.entries.values() for part, path in enumerate(entry.paths)}
 
     def weight(self, path: Path, layer: int | None) -> np.ndarray:
-        """A view of one weight in its file, the way round that ours is."""
-        entry, name, part = self._places[path, layer]
+        """A read-only view of one weight in its file, transposed to our orientation."""
+        entry, name, part = self._sources[path, layer]
         return entry.unpack(self.reader.read(name))[part]
 
     def read(self, path: Path, shape: tuple[int, ...], index: tuple[slice, ...]) -> Float[np.ndarray, ...]:
@@ -314,10 +314,10 @@ class _Files:
         index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
         out = np.empty([part.stop - part.start for part in index], np.float32)
         if path[0] == "layers":
-            for place, layer in enumerate(range(index[0].start, index[0].stop)):
-                out[place] = self.weight(path, layer)[index[1:]]
+            for number, layer in enumerate(range(index[0].start, index[0].stop)):
+                out[number] = self.weight(path, layer)[index[1:]]
             return out
-        entry = self._places[path, None][0]
+        entry = self._sources[path, None][0]
         if entry.vocab_axis is None:
             out[...] = self.weight(path, None)[index]
             return out

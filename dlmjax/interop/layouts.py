@@ -1,8 +1,8 @@
 """Under which name, and which way round, each weight of ours stands in the files of other code bases: one table for import and export.
 
 A row of a table pairs a name in a file with one of our weights (`models.weights`). Kernels are [in, out] here and [out, in] in a
-torch.nn.Linear, so they are turned; GPT-2's Conv1D is [in, out] and is not. GPT-2 keeps queries, keys and values in one matrix, whose
-columns are then those of three of ours. Rotary positions need no permutation: all of these layouts turn channel c with channel
+torch.nn.Linear, so they are transposed; GPT-2's Conv1D is [in, out] and is not. GPT-2 keeps queries, keys and values in one matrix, whose
+columns are then those of three of ours. Rotary positions need no permutation: all of these layouts rotate channel c with channel
 c + head_dim / 2, as `models.layers.rotate` does (Meta's own release of Llama pairs neighbours; Hugging Face's copy does not).
 
     llama, qwen2, qwen3   transformers' LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
@@ -60,9 +60,9 @@ class Entry:
 
     def unpack(self, tensor: np.ndarray) -> list[np.ndarray]:
         """Our weights, in the order of `paths`, as views of the file's tensor."""
-        turned = tensor.T if self.transpose else tensor
+        transposed = tensor.T if self.transpose else tensor
         starts = np.cumsum((0, *self.sizes))
-        return [turned[..., low:high] for low, high in zip(starts[:-1], starts[1:], strict=True)]
+        return [transposed[..., low:high] for low, high in zip(starts[:-1], starts[1:], strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

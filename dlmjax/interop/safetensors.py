@@ -47,7 +47,7 @@ _MOST_AXES, _LONGEST_AXIS = 8, 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written. `fetch()` gives it, as an array of this shape and type; it is called once, when its turn comes."""
+    """A tensor to be written. `fetch()` returns it, as an array of this shape and type; it is called once, when the tensor is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -130,7 +130,7 @@ def _write_whole(path: pathlib.Path, write: Callable[[Any], object]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class TensorEntry:
     file: pathlib.Path
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -145,37 +145,37 @@ class Reader:
 
     def __init__(self, source: str | os.PathLike):
         self.source = pathlib.Path(source)
-        self._places: dict[str, _Place] = {}
+        self._entries: dict[str, TensorEntry] = {}
         wanted: dict[str, str] = {}
         for file, named in _files(self.source).items():
-            for name, place in _header(file).items():
-                if name in self._places:
-                    raise InputError(f"{self.source}: {name} is in {self._places[name].file.name} and in {file.name}; fetch it again")
-                self._places[name] = place
+            for name, entry in _header(file).items():
+                if name in self._entries:
+                    raise InputError(f"{self.source}: {name} is in {self._entries[name].file.name} and in {file.name}; fetch it again")
+                self._entries[name] = entry
             wanted.update(dict.fromkeys(named, file.name))
-        lacking = sorted(name for name in wanted if name not in self._places or self._places[name].file.name != wanted[name])
+        lacking = sorted(name for name in wanted if name not in self._entries or self._entries[name].file.name != wanted[name])
         if lacking:
             raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index says it holds; fetch it again")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, file by file."""
-        return tuple(self._places)
+        return tuple(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return self._places[name].shape
+        return self._entries[name].shape
 
     def dtype(self, name: str) -> np.dtype:
         """Type of a tensor as stored."""
-        return self._places[name].dtype
+        return self._entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only view of the file: what is not looked at is not read."""
-        place = self._places[name]
-        if not math.prod(place.shape):
-            return np.zeros(place.shape, place.dtype)
-        return np.memmap(place.file, place.dtype, "r", place.offset, place.shape)
+        entry = self._entries[name]
+        if not math.prod(entry.shape):
+            return np.zeros(entry.shape, entry.dtype)
+        return np.memmap(entry.file, entry.dtype, "r", entry.offset, entry.shape)
 
 
 def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
@@ -198,7 +198,7 @@ def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
     raise InputError(f"{source} holds no {SINGLE} and no {INDEX}{hint}")
 
 
-def _header(file: pathlib.Path) -> dict[str, _Place]:
+def _header(file: pathlib.Path) -> dict[str, TensorEntry]:
     """What a file holds, checked against its size."""
     size = file.stat().st_size
     try:
@@ -207,7 +207,7 @@ def _header(file: pathlib.Path) -> dict[str, _Place]:
             if not 2 <= length <= min(size, _LARGEST_HEADER):
                 raise ValueError(f"its header would be {length:,} bytes long")
             header = parse_json(opened.read(length))
-        places = {}
+        entries = {}
         for name, value in header.items():
             if name == "__metadata__":
                 continue
@@ -221,14 +221,14 @@ def _header(file: pathlib.Path) -> dict[str, _Place]:
                 raise ValueError(f"{name} is not as long as its shape says")
             if begin < 0 or 8 + length + end > size:
                 raise ValueError(f"the file ends within {name}: it has {size:,} of at least {8 + length + end:,} bytes")
-            places[name] = _Place(file, dtype, shape, 8 + length + begin)
+            entries[name] = TensorEntry(file, dtype, shape, 8 + length + begin)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{file} cannot be read ({why(error)}); fetch it again") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a whole safetensors file ({error}); fetch it again") from None
-    return places
+    return entries
 
 
 def some(names: list[str]) -> str:

@@ -12,6 +12,7 @@ Shapes: V ids of the model, R rows of the exported embedding and head.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 
@@ -22,7 +23,6 @@ from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.models import ModelSpec
-from dlmjax.quality.hidden import encoder_files
 from dlmjax.sampling import never_sampled
 
 SDAR_MASK = 151_669  # written into SGLang for every SDAR model
@@ -52,13 +52,13 @@ class Exported:
         return "block-causal" if self.block_size else self.process.attention
 
     @property
-    def silent_ids(self) -> tuple[int, ...]:
-        """Ids that the model never produces: their rows of the head were in no softmax."""
+    def untrained_ids(self) -> tuple[int, ...]:
+        """Ids that the model never produces: their rows of the head were in no softmax, so training did not change them."""
         return tuple(sorted({self.tokenizer.mask_id, self.tokenizer.pad_id}))
 
     @property
-    def barred_ids(self) -> tuple[int, ...]:
-        """Ids that samples leave out: the silent ones, and those that are no token, which were in the softmax."""
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Ids that samples leave out: the untrained ones, and those that are not tokens, which were in the softmax."""
         return never_sampled(self.tokenizer, self.spec.vocab)
 
     @property
@@ -74,17 +74,17 @@ class Exported:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class VocabularyRows:
     """The rows of the exported embedding and head.
 
-    `count` R; `mask_id` in the export; `moved` (from, to) of the mask's row, where it moved; `silent`: rows of the head that are filled
-    with the mean of the rows `anchors`, so that no argmax ever takes them.
+    `count` R; `mask_id` in the export; `moved` (from, to) of the mask's row, where it moved; `filled`: rows of the head that get the mean
+    of the rows `anchors`, so that no argmax ever takes them.
     """
 
     count: int
     mask_id: int
     moved: tuple[int, int] | None
-    silent: tuple[int, ...]
+    filled: tuple[int, ...]
     anchors: tuple[int, ...]
 
 
@@ -96,9 +96,9 @@ class View:
     readers: str
     refuse: Callable[[Exported], str]
     layout: Callable[[Exported], str]
-    config: Callable[[Exported, Rows, str], dict]
-    rows: Callable[[Exported], Rows]
-    files: Callable[[Exported, Rows], dict[str, str]]
+    config: Callable[[Exported, VocabularyRows, str], dict]
+    rows: Callable[[Exported], VocabularyRows]
+    files: Callable[[Exported, VocabularyRows], dict[str, str]]
 
 
 def view_of(name: str, model: Exported) -> View:
@@ -221,14 +221,14 @@ def _refuse_llada(model: Exported) -> str:
 # ---- rows of embedding and head ---------------------------------------------------------------------------------------------------
 
 
-def _rows_as_trained(model: Exported) -> Rows:
-    return Rows(model.spec.vocab, model.tokenizer.mask_id, None, model.silent_ids, model.anchor_ids)
+def _rows_as_trained(model: Exported) -> VocabularyRows:
+    return VocabularyRows(model.spec.vocab, model.tokenizer.mask_id, None, model.untrained_ids, model.anchor_ids)
 
 
-def _rows_sdar(model: Exported) -> Rows:
+def _rows_sdar(model: Exported) -> VocabularyRows:
     mask, count = model.tokenizer.mask_id, max(SDAR_ROWS, model.spec.vocab)
-    silent = {*model.silent_ids, SDAR_MASK, *range(model.spec.vocab, count)}
-    return Rows(count, SDAR_MASK, None if mask == SDAR_MASK else (mask, SDAR_MASK), tuple(sorted(silent)), model.anchor_ids)
+    filled = {*model.untrained_ids, SDAR_MASK, *range(model.spec.vocab, count)}
+    return VocabularyRows(count, SDAR_MASK, None if mask == SDAR_MASK else (mask, SDAR_MASK), tuple(sorted(filled)), model.anchor_ids)
 
 
 # ---- config.json ------------------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ HF = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "qwen2": "Qwen2F
 
 
 def _theta(spec: ModelSpec) -> float:
-    """The base of the turns, with "ntk" scaling in it."""
+    """The base of the rotary frequencies, with "ntk" scaling applied."""
     if spec.rope_scaling_type == "ntk":
         return spec.rope_base * spec.rope_scaling ** (spec.head_dim / max(spec.head_dim - 2, 1))
     return spec.rope_base
@@ -253,8 +253,8 @@ def _rope_scaling(spec: ModelSpec) -> dict:
     found["original_max_position_embeddings"] = spec.rope_original
     if kind == "llama3":
         return {"rope_scaling": {**found, "low_freq_factor": spec.rope_slow, "high_freq_factor": spec.rope_fast}}
-    turns = {"beta_slow": spec.rope_slow, "beta_fast": spec.rope_fast, "truncate": spec.rope_truncate}
-    return {"rope_scaling": {**found, **turns, "attention_factor": spec.rope_attention}}
+    ramp = {"beta_slow": spec.rope_slow, "beta_fast": spec.rope_fast, "truncate": spec.rope_truncate}
+    return {"rope_scaling": {**found, **ramp, "attention_factor": spec.rope_attention}}
 
 
 def _sliding(model: Exported) -> dict:
@@ -263,13 +263,13 @@ def _sliding(model: Exported) -> dict:
     return {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if model.spec.window else {}
 
 
-def _special_ids(model: Exported, rows: Rows) -> dict[str, int]:
+def _special_ids(model: Exported, rows: VocabularyRows) -> dict[str, int]:
     tokenizer = model.tokenizer
     ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     return {**ids, "mask_token_id": rows.mask_id}
 
 
-def describe(model: Exported, rows: Rows) -> dict:
+def describe(model: Exported, rows: VocabularyRows) -> dict:
     """The `dlm` block: what a sampler must know of a diffusion model, whatever the names of the weights."""
     schedule = getattr(model.process, "schedule", None)
     return {
@@ -286,11 +286,11 @@ def describe(model: Exported, rows: Rows) -> dict:
         # argmax takes; the others, which pad the vocabulary, stand as they were trained.
         "mask_in_softmax": False,
         "trained_size": model.spec.vocab,
-        "suppress_ids": sorted({*model.barred_ids, rows.mask_id}),
+        "suppress_ids": sorted({*model.suppressed_ids, rows.mask_id}),
     }
 
 
-def _qwen_like(model: Exported, rows: Rows, dtype: str) -> dict:
+def _qwen_like(model: Exported, rows: VocabularyRows, dtype: str) -> dict:
     """What transformers' Llama, Qwen2 and Qwen3 and all that copy them read."""
     spec = model.spec
     return {
@@ -316,7 +316,7 @@ def _qwen_like(model: Exported, rows: Rows, dtype: str) -> dict:
     }
 
 
-def _config_hf(model: Exported, rows: Rows, dtype: str) -> dict:
+def _config_hf(model: Exported, rows: VocabularyRows, dtype: str) -> dict:
     name = _family(model.spec, *HF)
     causal = model.attention == "causal"
     biased = {} if name == "qwen2" else {"attention_bias": False}
@@ -328,7 +328,7 @@ def _config_hf(model: Exported, rows: Rows, dtype: str) -> dict:
     return {**head, **biased, **windowed, **_qwen_like(model, rows, dtype)}
 
 
-def _config_sdar(model: Exported, rows: Rows, dtype: str) -> dict:
+def _config_sdar(model: Exported, rows: VocabularyRows, dtype: str) -> dict:
     head = {
         "architectures": ["SDARForCausalLM"],
         "model_type": "sdar",
@@ -340,7 +340,7 @@ def _config_sdar(model: Exported, rows: Rows, dtype: str) -> dict:
     return {**head, **_qwen_like(model, rows, dtype)}
 
 
-def _config_llada(model: Exported, rows: Rows, dtype: str) -> dict:
+def _config_llada(model: Exported, rows: VocabularyRows, dtype: str) -> dict:
     spec = model.spec
     return {
         "architectures": ["LLaDAModelLM"],
@@ -392,20 +392,45 @@ def _shipped(name: str) -> str:
     return (HERE / "shipped" / name).read_text(encoding="utf-8")
 
 
-def _files_hf(model: Exported, rows: Rows) -> dict[str, str]:
+def _files_hf(model: Exported, rows: VocabularyRows) -> dict[str, str]:
     return {"load_dlm.py": _shipped("load_dlm.py")}
 
 
-def _files_encoder(model: Exported, rows: Rows) -> dict[str, str]:
+def encoder_files(width: int, length: int) -> dict[str, str]:
+    """What makes an exported `hf` directory one that sentence-transformers opens: path below the directory -> content.
+
+    Mean pooling over the attention mask, no prompt, no normalisation: the vectors of `quality.hidden.embed_texts`, if the tokenizer adds
+    no special tokens.
+    """
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    pooling = {
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    }
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
+    }
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
+
+
+def _files_encoder(model: Exported, rows: VocabularyRows) -> dict[str, str]:
     return _files_hf(model, rows) | encoder_files(model.spec.width, model.length)
 
 
-def _files_sdar(model: Exported, rows: Rows) -> dict[str, str]:
+def _files_sdar(model: Exported, rows: VocabularyRows) -> dict[str, str]:
     sglang = f"# --dllm-algorithm LowConfidence --dllm-algorithm-config sglang.yaml\nblock_size: {model.block_size}\nthreshold: 0.95\n"
     return {"load_dlm.py": _shipped("load_dlm.py"), "configuration_sdar.py": _shipped("configuration_sdar.py"), "sglang.yaml": sglang}
 
 
-def _files_llada(model: Exported, rows: Rows) -> dict[str, str]:
+def _files_llada(model: Exported, rows: VocabularyRows) -> dict[str, str]:
     return {}
 
 

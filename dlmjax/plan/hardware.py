@@ -76,7 +76,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HardwarePlan:
     """One layout on one topology. `problem`: the compiler's line when it does not fit; `seconds`: what compiling took, 0 = analytic."""
 
     topology: Topology
@@ -86,7 +86,7 @@ class Plan:
     work: roofline.Work
     collectives: tuple[Collective, ...]
     times: roofline.Times
-    places: Any
+    coords: Any
     seconds: float = 0.0
     problem: str = ""
     layer_flops: float | None = None
@@ -145,7 +145,9 @@ def _vocabulary(config, data: str | None) -> tuple[Any, Any]:
     return Vocabulary(config.model.vocab), None
 
 
-def make_plan(config, topology: Topology, vocabulary: Any, counts: Any = None, *, analytic: bool = False, quick: bool = False) -> Plan:
+def make_plan(
+    config, topology: Topology, vocabulary: Any, counts: Any = None, *, analytic: bool = False, quick: bool = False
+) -> HardwarePlan:
     """The plan of one config: compiled where the topology has a compiler, unless `analytic`.
 
     Raises:
@@ -190,7 +192,7 @@ class Estimator:
         self._shapes = [(leaf.shape, tuple(names)) for leaf, names in zip(leaves, axes, strict=True)]
         self._layouts: dict[tuple, tuple] = {}
 
-    def __call__(self, mesh: dict[str, int], remat: str, accumulation: int, batch: int | None = None) -> Plan:
+    def __call__(self, mesh: dict[str, int], remat: str, accumulation: int, batch: int | None = None) -> HardwarePlan:
         """The plan of one layout; `batch` in windows, by default the config's. Raises InputError where it divides not batch and model."""
         topology, execution = self._topology, dataclasses.replace(self._load.execution, remat=remat)
         load = dataclasses.replace(self._load, execution=execution, accumulation=accumulation, batch=batch or self._load.batch)
@@ -199,7 +201,7 @@ class Estimator:
         key = tuple(mesh.items())
         if key not in self._layouts:
             self._layouts[key] = self._layout(mesh)
-        places, sizes = self._layouts[key]
+        coords, sizes = self._layouts[key]
         memory = Memory(
             *sizes,
             activations=roofline.activation_bytes(load, mesh),
@@ -211,14 +213,14 @@ class Estimator:
         work = roofline.Work(self._flops_per_token * tokens, roofline.executed_flops(load), tokens)
         found = roofline.expected_collectives(load, mesh, self._shapes)
         traffic = roofline.memory_traffic(load, mesh, memory.state)
-        times = roofline.step_times(work.executed_flops / topology.chips, traffic, found, topology, places)
-        return Plan(topology, load, mesh, memory, work, tuple(found), times, places)
+        times = roofline.step_times(work.executed_flops / topology.chips, traffic, found, topology, coords)
+        return HardwarePlan(topology, load, mesh, memory, work, tuple(found), times, coords)
 
     def _layout(self, mesh: dict[str, int]) -> tuple[Any, tuple[float, float, float]]:
         """Where the chips of the mesh are, and each chip's bytes of parameters, averages and optimizer state."""
         devices = list(make_mesh(**mesh, devices=list(self._topology.devices)).devices.flat) if self._topology.devices else []
         state = dataclasses.replace(self._experiment, partition=on_paper(mesh)).abstract_state()
-        return self._topology.places(devices), tuple(_per_chip(state[name]) for name in ("params", "ema", "opt"))
+        return self._topology.coords(devices), tuple(_per_chip(state[name]) for name in ("params", "ema", "opt"))
 
 
 def _suits(attention: str, topology: Topology) -> None:
@@ -306,7 +308,7 @@ def _without_cache() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", before)
 
 
-def _compiled(config, expected: Plan, vocabulary: Any, counts: Any, quick: bool) -> Plan:
+def _compiled(config, expected: HardwarePlan, vocabulary: Any, counts: Any, quick: bool) -> HardwarePlan:
     """The expected plan with what the compiler says in place of what was estimated."""
     experiment = assemble(config, vocabulary, devices=list(expected.topology.devices), counts_V=counts)
     start = time.perf_counter()
@@ -321,19 +323,19 @@ def _compiled(config, expected: Plan, vocabulary: Any, counts: Any, quick: bool)
     rest = max(compiled.memory_analysis().peak_memory_in_bytes - memory.state, 0.0)
     activations = min(memory.activations, rest)
     found = read_collectives(compiled.as_text(), dict(mesh.shape))
-    topology, places = expected.topology, expected.topology.places(list(mesh.devices.flat))
+    topology, coords = expected.topology, expected.topology.coords(list(mesh.devices.flat))
     traffic = roofline.memory_traffic(expected.load, expected.mesh, memory.state)
     return dataclasses.replace(
         expected,
         memory=dataclasses.replace(memory, activations=activations, temporaries=rest - activations, compiled=True),
         collectives=tuple(found),
-        times=roofline.step_times(expected.work.executed_flops / topology.chips, traffic, found, topology, places),
-        places=places,
+        times=roofline.step_times(expected.work.executed_flops / topology.chips, traffic, found, topology, coords),
+        coords=coords,
         seconds=seconds,
     )
 
 
-def _too_large(expected: Plan, message: str, seconds: float) -> Plan:
+def _too_large(expected: HardwarePlan, message: str, seconds: float) -> HardwarePlan:
     """The analytic plan with the compiler's line; the peak is scaled up to the compiler's where it names one."""
     line = next(line for line in message.splitlines() if "memory" in line.lower())
     amounts = [float(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT]?)(?= of |\)| hbm|\.?$)", line)]
@@ -351,7 +353,9 @@ def _too_large(expected: Plan, message: str, seconds: float) -> Plan:
 # --- The search ---------------------------------------------------------------------------------------------------------------------
 
 
-def search_plans(config, topology: Topology, vocabulary: Any, counts: Any = None, *, compiles: int = 3, quick: bool = False) -> list[Plan]:
+def search_plans(
+    config, topology: Topology, vocabulary: Any, counts: Any = None, *, compiles: int = 3, quick: bool = False
+) -> list[HardwarePlan]:
     """Plans of the layouts that divide the machine, best first: those that fit before those that do not, then by roofline step time.
 
     All are estimated by the analytic model; on a TPU the first `compiles` of them are compiled and ranked anew.
@@ -376,7 +380,7 @@ def search_plans(config, topology: Topology, vocabulary: Any, counts: Any = None
     return sorted(plans, key=_rank)
 
 
-def _rank(plan: Plan) -> tuple:
+def _rank(plan: HardwarePlan) -> tuple:
     """Compiled plans that fit, then estimates that fit, then the rest; within each the half-way between overlapped and serial time."""
     return not plan.fits, not plan.memory.compiled, plan.times.overlapped + plan.times.serial
 

@@ -140,7 +140,7 @@ def visible_share(mask: Mask, length: int, block: int = SPLASH_BLOCK) -> float:
 def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
     """Bytes on one chip that a microbatch keeps for the backward pass, all layers (see `models.denoiser` for what a policy saves).
 
-    "full": the input of each layer; "dots": also the products with weights; "none": also normalised inputs, turned heads, the gate and,
+    "full": the input of each layer; "dots": also the products with weights; "none": also normalised inputs, rotated heads, the gate and,
     in dense attention, the unnormalised weights of every score.
     """
     spec, rows = load.spec, load.rows(mesh)
@@ -218,12 +218,12 @@ def _used(shape: tuple, axes: tuple, mesh: dict[str, int]) -> tuple[int, float]:
     return stacked, float(np.prod(shape)) / float(np.prod(split, initial=1)) / stacked
 
 
-def seconds_of(collective: Collective, topology: Topology, places: np.ndarray) -> tuple[float, float]:
+def seconds_of(collective: Collective, topology: Topology, coords: np.ndarray) -> tuple[float, float]:
     """(seconds on the fast links, seconds on the network) of a collective in a step.
 
     Within a slice or node all bytes of the group pass; between s slices of m members each, a chip receives (s-1)/s of a 1/m share.
     """
-    members = places[list(collective.group)]
+    members = coords[list(collective.group)]
     fast, network, slices = topology.rates(members)
     n = len(collective.group)
     local = n / slices
@@ -234,15 +234,15 @@ def seconds_of(collective: Collective, topology: Topology, places: np.ndarray) -
     return data * (local - 1) / local / fast, data * (slices - 1) / slices / local / network
 
 
-def crosses(collective: Collective, topology: Topology, places: np.ndarray) -> str:
+def crosses(collective: Collective, topology: Topology, coords: np.ndarray) -> str:
     """The name of the slowest wires that a collective uses: ICI or NVLink, DCN or network."""
-    slices = topology.rates(places[list(collective.group)])[2]
+    slices = topology.rates(coords[list(collective.group)])[2]
     return topology.chip.links if slices == 1 else topology.chip.wires
 
 
-def step_times(flops_per_chip: float, bytes_per_chip: float, found: Sequence[Collective], topology: Topology, places: np.ndarray) -> Times:
+def step_times(flops_per_chip: float, bytes_per_chip: float, found: Sequence[Collective], topology: Topology, coords: np.ndarray) -> Times:
     """The parts of a step on one chip."""
-    parts = [seconds_of(collective, topology, places) for collective in found]
+    parts = [seconds_of(collective, topology, coords) for collective in found]
     chip: Chip = topology.chip
     fast, network = (float(sum(part[i] for part in parts)) for i in (0, 1))
     return Times(flops_per_chip / chip.peak, bytes_per_chip / chip.memory_rate, fast, network)

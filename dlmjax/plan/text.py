@@ -106,7 +106,7 @@ def _collectives(plan: Any) -> list[str]:
         loop = "" if found.bounded else "  (in a loop that runs as often as the data say: counted once)"
         lines.append(
             f"  {found.kind:19} {'+'.join(found.axes):15} {len(found.group):5} {found.count:8.0f} {found.bytes / 2**20:10.2f} "
-            f"{found.received / GIB:13.3f}  {roofline.crosses(found, plan.topology, plan.places)}{loop}"
+            f"{found.received / GIB:13.3f}  {roofline.crosses(found, plan.topology, plan.coords)}{loop}"
         )
     rest = plan.collectives[12:]
     if rest:
@@ -210,7 +210,7 @@ def as_json(plan: Any) -> dict:
                 "count": found.count,
                 "bytes": found.bytes,
                 "received_bytes": found.received,
-                "wires": roofline.crosses(found, plan.topology, plan.places),
+                "wires": roofline.crosses(found, plan.topology, plan.coords),
                 "bounded": found.bounded,
             }
             for found in plan.collectives

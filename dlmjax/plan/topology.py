@@ -96,26 +96,26 @@ class Topology:
     slices: int = 1
     devices: tuple[Any, ...] = ()
 
-    def places(self, devices: Sequence[Any] = ()) -> np.ndarray:
+    def coords(self, devices: Sequence[Any] = ()) -> np.ndarray:
         """[chips, 1 + dimensions]: slice (or node) and position in it of every chip, in the order of the mesh (GPUs: by number)."""
         if self.chip.kind == "gpu":
             number = np.arange(self.chips)
             return np.stack([number // self.chip.node, number % self.chip.node], axis=1)
         return np.asarray([(slice_of(device), *device.coords[: self.chip.dimensions]) for device in devices])
 
-    def rates(self, places: np.ndarray) -> tuple[float, float, int]:
-        """(fast, network, slices) of a group given by its places [n, 1 + dimensions].
+    def rates(self, coords: np.ndarray) -> tuple[float, float, int]:
+        """(fast, network, slices) of a group given by its coordinates [n, 1 + dimensions].
 
         `fast`: bytes/s that a chip receives within its slice or node: the torus dimensions that the group spans, halved where one does not
         close to a ring. `network`: bytes/s of a chip to other slices or nodes. `slices`: how many of these the group touches.
         """
-        touched = len(np.unique(places[:, 0]))
+        touched = len(np.unique(coords[:, 0]))
         if not self.chip.dimensions:
             return self.chip.link, self.chip.network, touched
         per_dimension = self.chip.link / self.chip.dimensions
         fast = 0.0
         for dimension in range(self.chip.dimensions):
-            span = len(np.unique(places[:, 1 + dimension]))
+            span = len(np.unique(coords[:, 1 + dimension]))
             if span > 1:
                 size = self.shape[dimension] if dimension < len(self.shape) else 1
                 closed = size % self.chip.wrap == 0 and span == size

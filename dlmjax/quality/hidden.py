@@ -10,7 +10,6 @@ than the run's windows is read window by window; its vector is the mean over all
 Shapes: N texts, B rows, L positions, D width.
 """
 
-import json
 from collections.abc import Sequence
 
 import jax
@@ -89,27 +88,3 @@ class Encoder:
         denoiser, z, t_BL = self.read(params, tokens_BL, counted_BL)
         hidden_BLD = denoiser.hidden(z, t_BL).astype(jnp.float32)
         return jnp.sum(jnp.where(counted_BL[..., None], hidden_BLD, 0.0), axis=1)
-
-
-def encoder_files(width: int, length: int) -> dict[str, str]:
-    """What makes an exported `hf` directory one that sentence-transformers opens: path below the directory -> content.
-
-    Mean pooling over the attention mask, no prompt, no normalisation: the vectors of `embed_texts`, if the tokenizer adds no specials.
-    """
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    ]
-    pooling = {
-        "word_embedding_dimension": width,
-        "pooling_mode_cls_token": False,
-        "pooling_mode_mean_tokens": True,
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
-    }
-    files = {
-        "modules.json": modules,
-        "1_Pooling/config.json": pooling,
-        "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
-    }
-    return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}

@@ -14,7 +14,7 @@ from dlmjax.interop import export as export_lib
 from dlmjax.interop.export import LeafReader, export, head_rows, parse_bytes
 from dlmjax.interop.importer import import_checkpoint
 from dlmjax.interop.safetensors import INDEX, SINGLE, Reader
-from dlmjax.interop.views import SDAR_MASK, Rows
+from dlmjax.interop.views import SDAR_MASK, VocabularyRows
 from dlmjax.models import BlockCausal
 from dlmjax.models.families import family_fields
 from dlmjax.quality.hidden import embed_texts
@@ -170,7 +170,7 @@ def test_silent_rows_win_no_argmax(hf):
 
 def test_filling_silent_rows_again_changes_nothing():
     rng = np.random.default_rng(0)
-    rows = Rows(20, 17, (3, 17), (3, 4, 17, 18, 19), (5, 6, 7))
+    rows = VocabularyRows(20, 17, (3, 17), (3, 4, 17, 18, 19), (5, 6, 7))
     for dtype in export_lib.DTYPES.values():
         once = head_rows(rng.normal(size=(16, 8)).astype(np.float32), np.float32(0.5), rows, dtype)
         again = head_rows(once.astype(np.float32), np.float32(1.0), rows, dtype)
@@ -294,7 +294,7 @@ def test_each_leaf_is_read_once_and_alone(tmp_path):
                 asked.append(path)
             return read(path)
 
-        layout, rows = export_lib.LAYOUTS["qwen3"], Rows(259, 256, None, (256, 257), (255,))
+        layout, rows = export_lib.LAYOUTS["qwen3"], VocabularyRows(259, 256, None, (256, 257), (255,))
         spec = export_lib.exported_spec(experiment.network.spec, rows)
         found = {t.name: t.fetch() for t in export_lib.tensors(layout, spec, experiment.network.spec, rows, np.dtype(np.float32), counted)}
         with pytest.raises(InputError, match="has no ema/nothing"):

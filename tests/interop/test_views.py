@@ -89,7 +89,7 @@ def test_sdar_has_its_mask_where_sglang_looks():
     assert config["mask_token_id"] == SDAR_MASK and config["block_size"] == 4 and config["rope_theta"] == 10_000.0
     assert config["dlm"]["suppress_ids"] == [256, 257, SDAR_MASK] and config["dlm"]["trained_size"] == 259
     # Every row that no token of a text has: not 0..255 and not the end of document, 258.
-    assert set(range(SDAR_ROWS)) - set(rows.silent) == {*range(256), 258}
+    assert set(range(SDAR_ROWS)) - set(rows.filled) == {*range(256), 258}
 
 
 def test_padding_of_the_vocabulary_is_recorded():
@@ -100,7 +100,7 @@ def test_padding_of_the_vocabulary_is_recorded():
         assert (config["dlm"]["vocab_size"], config["dlm"]["embedding_size"]) == (259, 288)
         # As `dlmjax sample` bars them. Rows that were in the softmax stay as they are.
         assert tuple(config["dlm"]["suppress_ids"]) == never_sampled(model.tokenizer, 288) == (256, 257, *range(259, 288))
-        assert view.rows(model).silent == (256, 257)
+        assert view.rows(model).filled == (256, 257)
     assert (config["vocab_size"], config["embedding_size"]) == (259, 288)  # LLaDA's own fields
     json.dumps(config)
 

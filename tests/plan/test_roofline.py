@@ -65,26 +65,26 @@ def test_collectives_of_a_layout():
 def test_a_ring_on_paper():
     """Gathering 80 MB over a closed ring of four v5p chips: each receives three quarters at a third of the chip's rate."""
     topology = Topology("v5p:4x4x4", CHIPS["v5p"], 64, (4, 4, 4))
-    places = np.asarray([(0, x, 0, 0) for x in range(4)])
+    coords = np.asarray([(0, x, 0, 0) for x in range(4)])
     gather = Collective("all-gather", ("fsdp",), (0, 1, 2, 3), 1.0, 80e6)
-    assert roofline.seconds_of(gather, topology, places) == pytest.approx((60e6 / 200e9, 0.0))
+    assert roofline.seconds_of(gather, topology, coords) == pytest.approx((60e6 / 200e9, 0.0))
     both = dataclasses.replace(gather, kind="all-reduce")
-    assert roofline.seconds_of(both, topology, places)[0] == pytest.approx(2 * 60e6 / 200e9)
+    assert roofline.seconds_of(both, topology, coords)[0] == pytest.approx(2 * 60e6 / 200e9)
 
 
 def test_between_nodes_each_chip_carries_its_share():
     """Sixteen GPUs in two nodes gather 160 MB: 7/8 by NVLink, and half of it, an eighth a GPU, by the network."""
     gpus = describe("h100:16")
     gather = Collective("all-gather", ("fsdp",), tuple(range(16)), 1.0, 160e6)
-    fast, network = roofline.seconds_of(gather, gpus, gpus.places())
+    fast, network = roofline.seconds_of(gather, gpus, gpus.coords())
     assert fast == pytest.approx(160e6 * 7 / 8 / 450e9)
     assert network == pytest.approx(160e6 / 2 / 8 / 50e9)
-    assert roofline.crosses(gather, gpus, gpus.places()) == "network"
-    assert roofline.crosses(dataclasses.replace(gather, group=tuple(range(8))), gpus, gpus.places()) == "NVLink"
+    assert roofline.crosses(gather, gpus, gpus.coords()) == "network"
+    assert roofline.crosses(dataclasses.replace(gather, group=tuple(range(8))), gpus, gpus.coords()) == "NVLink"
 
 
 def test_mfu_of_a_compute_bound_step_without_recomputation_is_one():
     gpus = describe("h100:16")
     work = roofline.Work(model_flops=1e18, executed_flops=1e18, tokens=1)
-    times = roofline.step_times(1e18 / 16, 1.0, [], gpus, gpus.places())
+    times = roofline.step_times(1e18 / 16, 1.0, [], gpus, gpus.coords())
     assert times.bound == "compute" and roofline.mfu(work, times.overlapped, gpus) == pytest.approx(1.0)

@@ -12,11 +12,11 @@ V5E = Topology("v5e:4x16", CHIPS["v5e"], 64, (4, 16))
 
 
 def line(axis, size, dimensions=3, slices=1):
-    """Places of chips in a row along one torus dimension, in every slice."""
-    places = np.zeros((slices * size, 1 + dimensions), int)
-    places[:, 1 + axis] = np.tile(np.arange(size), slices)
-    places[:, 0] = np.repeat(np.arange(slices), size)
-    return places
+    """Coordinates of chips in a row along one torus dimension, in every slice."""
+    coords = np.zeros((slices * size, 1 + dimensions), int)
+    coords[:, 1 + axis] = np.tile(np.arange(size), slices)
+    coords[:, 0] = np.repeat(np.arange(slices), size)
+    return coords
 
 
 def test_a_closed_ring_is_twice_a_line():
@@ -36,10 +36,10 @@ def test_dimensions_add_up_and_slices_are_counted():
 
 def test_gpus_lie_in_nodes_of_eight():
     gpus = describe("h100:16")
-    places = gpus.places()
+    coords = gpus.coords()
     assert gpus.chips == 16 and not gpus.devices
-    assert gpus.rates(places[:8]) == (450e9, 50e9, 1)
-    assert gpus.rates(places[[0, 8]])[2] == 2
+    assert gpus.rates(coords[:8]) == (450e9, 50e9, 1)
+    assert gpus.rates(coords[[0, 8]])[2] == 2
 
 
 def test_peaks_are_those_that_training_reports_against():

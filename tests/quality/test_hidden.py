@@ -12,8 +12,9 @@ from dlmjax.cli.main import main
 from dlmjax.cli.quality import _held_out
 from dlmjax.data import Corpus, manifest
 from dlmjax.errors import InputError
+from dlmjax.interop.views import encoder_files
 from dlmjax.quality.activations import PLACES, activation_statistics, outliers
-from dlmjax.quality.hidden import embed_texts, encoder_files
+from dlmjax.quality.hidden import embed_texts
 from dlmjax.run import open_run
 from tests.cli.test_main import refused
 from tests.quality.conftest import random_run

@@ -1,0 +1,307 @@
+"""The words of docs/glossary.md: its definitions exist, and words with several meanings stay out of names, messages and documents."""
+
+import ast
+import dataclasses
+import functools
+import io
+import pathlib
+import re
+import tokenize
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(path for form in ("dlmjax/**/*.py", "launch/*.py", "benchmarks/*.py", "configs/**/*.py") for path in ROOT.glob(form))
+PAGES = sorted(path for form in ("*.md", "docs/*.md", "launch/*.md") for path in ROOT.glob(form) if path.name != "glossary.md")
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word that names must not contain. `only`: where it had its other meaning (path prefixes); `allowed`: names that
+    contain it in its plain meaning, each with the reason."""
+
+    word: str
+    use: str
+    only: tuple[str, ...] = ("",)
+    allowed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+WORDS = (
+    Word("place", "index, sharding, topology, coords, ProcessInfo, CorpusStore", allowed={"in_place": "text that is edited in place"}),
+    Word("places", "coords, indices"),
+    Word("given", "condition_mask, dynamic_args, requested", allowed={}),
+    Word("told", "conditioned on, requested"),
+    Word("marks", "baselines"),
+    Word("even", "uniform"),
+    Word("barred", "suppressed_ids"),
+    Word("silent", "suppressed, untrained"),
+    Word("never", "suppressed_ids", allowed={"NEVER_IN_UTF8": "bytes that valid UTF-8 does not hold"}),
+    Word("turn", "rotate, transpose, order, CompileLock"),
+    Word("turns", "rotate, transpose, order, CompileLock"),
+    Word("turned", "rotated, transposed"),
+    Word("hyper", "hyperschedule"),
+    Word("heard", "requested, received"),
+    Word("law", "TimeDistribution, JointDistribution", only=("dlmjax/diffusion", "dlmjax/sampling", "benchmarks")),
+    Word("laws", "time distributions", only=("dlmjax/diffusion", "dlmjax/sampling", "benchmarks")),
+    Word("parts", "Experiment, loss_terms", only=("dlmjax/run.py", "dlmjax/train.py", "dlmjax/diffusion/objective.py", "dlmjax/training")),
+    Word("holes", "masked"),
+    Word("retouch", "corrector"),
+    Word("rung", "model size"),
+)
+# Phrases of messages, docstrings, comments and documents: (pattern, what to say instead).
+PHRASES = (
+    (r"\b(is|are|was|were) told\b", "is conditioned on, receives"),
+    (r"\b(is|are) no whole number", "is not a whole number"),
+    (r"\bwants? (a|an|the|rows|at|another)\b", "requires"),
+    (r"\beven draw", "uniform draw"),
+    (r"\b(un)?barred\b", "suppressed"),
+    (r"\bturned heads\b", "rotated heads"),
+    (r"\b(n-gram|entropy) marks\b|\bmarks on the same\b", "baselines"),
+    (r"\bhyper\.py\b", "hyperschedule.py"),
+)
+# Words and phrases that are still to be replaced there: path prefixes.
+OPEN: dict[str, tuple[str, ...]] = {
+    "place": (
+        "benchmarks/data_speed.py",
+        "dlmjax/cli",
+        "dlmjax/cluster",
+        "dlmjax/data",
+        "dlmjax/diffusion",
+        "dlmjax/evaluation",
+        "dlmjax/fit",
+        "dlmjax/harness",
+        "dlmjax/plan",
+        "dlmjax/quality",
+        "dlmjax/sampling",
+        "dlmjax/sweep",
+        "dlmjax/training",
+        "launch/command.py",
+    ),
+    "places": (
+        "dlmjax/data",
+        "dlmjax/evaluation",
+        "dlmjax/harness",
+        "dlmjax/interop",
+        "dlmjax/quality",
+        "dlmjax/sampling",
+        "dlmjax/sweep",
+        "dlmjax/training",
+        "launch/command.py",
+    ),
+    "given": (
+        "benchmarks/denoising.py",
+        "benchmarks/export_memory.py",
+        "dlmjax/cli",
+        "dlmjax/cluster",
+        "dlmjax/config.py",
+        "dlmjax/data",
+        "dlmjax/diffusion",
+        "dlmjax/evaluation",
+        "dlmjax/harness",
+        "dlmjax/interop",
+        "dlmjax/quality",
+        "dlmjax/run.py",
+        "dlmjax/sampling",
+        "dlmjax/sweep",
+        "dlmjax/train.py",
+        "dlmjax/training",
+        "dlmjax/workdir.py",
+    ),
+    "told": (
+        "dlmjax/cli",
+        "dlmjax/diffusion",
+        "dlmjax/evaluation",
+        "dlmjax/interop",
+        "dlmjax/sweep",
+        "dlmjax/train.py",
+    ),
+    "marks": (
+        "dlmjax/cli",
+        "dlmjax/evaluation",
+        "dlmjax/quality",
+    ),
+    "even": (
+        "benchmarks/sampling_grids.py",
+        "dlmjax/diffusion",
+        "dlmjax/sampling",
+    ),
+    "barred": (
+        "dlmjax/diffusion",
+        "dlmjax/evaluation",
+        "dlmjax/sampling",
+    ),
+    "silent": (
+        "benchmarks/lm_eval_padding.py",
+        "dlmjax/data",
+        "dlmjax/diffusion",
+        "dlmjax/harness",
+    ),
+    "never": (
+        "benchmarks/denoising.py",
+        "dlmjax/sampling",
+        "dlmjax/train.py",
+    ),
+    "turn": (
+        "dlmjax/data",
+        "dlmjax/diffusion",
+        "dlmjax/models",
+    ),
+    "turns": (
+        "dlmjax/models",
+        "dlmjax/sweep",
+    ),
+    "hyper": ("dlmjax/diffusion",),
+    "heard": (
+        "dlmjax/cluster",
+        "dlmjax/diffusion",
+        "launch/local.py",
+    ),
+    "law": (
+        "benchmarks/sampling_grids.py",
+        "dlmjax/diffusion",
+        "dlmjax/sampling",
+    ),
+    "laws": (
+        "benchmarks/sampling_grids.py",
+        "dlmjax/diffusion",
+    ),
+    "parts": (
+        "dlmjax/diffusion",
+        "dlmjax/training",
+    ),
+    "holes": (
+        "dlmjax/harness",
+        "dlmjax/interop",
+        "dlmjax/sampling",
+    ),
+    "retouch": ("dlmjax/sampling",),
+    "rung": (
+        "dlmjax/cli",
+        "dlmjax/sweep",
+    ),
+    "is conditioned on, receives": (
+        "dlmjax/cluster",
+        "dlmjax/data",
+        "dlmjax/diffusion",
+        "dlmjax/evaluation",
+        "dlmjax/fit",
+        "dlmjax/interop",
+        "dlmjax/quality",
+        "dlmjax/sampling",
+        "dlmjax/sweep",
+        "dlmjax/train.py",
+        "dlmjax/training",
+        "dlmjax/workdir.py",
+        "docs/api.md",
+        "docs/data.md",
+        "docs/interop.md",
+        "docs/lm_eval.md",
+        "docs/quality.md",
+        "launch/local.py",
+        "launch/tpu_vm.py",
+    ),
+    "is not a whole number": (
+        "dlmjax/diffusion",
+        "dlmjax/interop",
+        "dlmjax/sweep",
+        "launch/machines.py",
+    ),
+    "requires": (
+        "CONTRIBUTING.md",
+        "dlmjax/data",
+        "dlmjax/interop",
+        "dlmjax/models",
+        "dlmjax/run.py",
+        "dlmjax/sweep",
+        "docs/interop.md",
+    ),
+    "uniform draw": ("dlmjax/diffusion",),
+    "suppressed": (
+        "dlmjax/diffusion",
+        "dlmjax/sampling",
+    ),
+    "baselines": (
+        "dlmjax/cli",
+        "dlmjax/evaluation",
+        "docs/architecture.md",
+        "docs/benchmarks.md",
+    ),
+}
+
+
+def names_in(tree: ast.AST):
+    """(name, line) of all classes, functions, arguments, variables and attributes that a module binds."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr, node.lineno
+
+
+def words_of(name: str) -> set[str]:
+    """The words of a name: `never_BL` -> never, bl; `NoiseLaw` -> noise, law."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+@functools.cache
+def bound():
+    """(file, line, name, words of the name) of the whole project."""
+    found = ((path, name, line) for path in FILES for name, line in names_in(ast.parse(path.read_text(encoding="utf-8"))))
+    return [(str(path.relative_to(ROOT)), line, name, words_of(name)) for path, name, line in found]
+
+
+@functools.cache
+def prose():
+    """(file, line, text) of all comments, strings and documents."""
+    found = [
+        (str(path.relative_to(ROOT)), number, line) for path in PAGES for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+    ]
+    kinds = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
+    for path in FILES:
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+            if token.type in kinds:
+                found += [(str(path.relative_to(ROOT)), token.start[0] + n, line) for n, line in enumerate(token.string.splitlines())]
+    return found
+
+
+def test_the_words_of_a_name():
+    assert words_of("never_sampled") == {"never", "sampled"} and words_of("PowerLaw") == {"power", "law"}
+    assert words_of("even_BLV") >= {"even"} and "even" not in words_of("event_seven") and words_of("_Place") == {"place"}
+
+
+@pytest.mark.parametrize("word", WORDS, ids=lambda word: word.word)
+def test_a_word_of_several_meanings_is_in_no_name(word):
+    wrong = [
+        f"{file}:{line}: {name}"
+        for file, line, name, words in bound()
+        if word.word in words
+        and name not in word.allowed
+        and file.startswith(word.only)
+        and not file.startswith(OPEN.get(word.word, ("?",)))
+    ]
+    assert not wrong, f"docs/glossary.md says {word.use} instead of {word.word!r}:\n" + "\n".join(wrong)
+    assert all(any(name == other for _, _, other, _ in bound()) for name in word.allowed), "an exception that nothing needs"
+
+
+@pytest.mark.parametrize("pattern, use", PHRASES, ids=[use for _, use in PHRASES])
+def test_a_phrase_of_our_own_is_in_no_text(pattern, use):
+    wrong = [
+        f"{file}:{line}: {text.strip()}"
+        for file, line, text in prose()
+        if re.search(pattern, text) and not file.startswith(OPEN.get(use, ("?",)))
+    ]
+    assert not wrong, f"say {use!r}:\n" + "\n".join(wrong)
+
+
+def test_what_the_glossary_names_is_defined_there():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    links = re.findall(r"`(dlmjax/[\w/]+\.py)(?::(\w+))?`", page)
+    assert len(links) > 30
+    for file, name in links:
+        assert (ROOT / file).is_file(), file
+        names = {bound for bound, _ in names_in(ast.parse((ROOT / file).read_text(encoding="utf-8")))}
+        assert not name or name in names, f"{file} does not define {name}"

@@ -48,6 +48,16 @@ def test_the_list_of_rooms_is_one_and_complete():
         assert (path.parent / "__init__.py").exists(), f"{path.parent} is no package, so that nothing watches its imports"
 
 
+@pytest.mark.parametrize("room", ["fit"])
+def test_only_cli_prints_and_parses(room):
+    """A library returns values: a notebook and a launcher use it without a terminal."""
+    for path in (ROOT / "dlmjax" / room).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Name) and node.id == "print"), f"{path.name} line {node.lineno} prints"
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+            assert not isinstance(node, ast.Import | ast.ImportFrom) or "argparse" not in names, f"{path.name} parses flags"
+
+
 def test_links_of_the_documents_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for link in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):

@@ -1,65 +1,101 @@
-"""`dlmjax fit`: reads runs, fits every law that they allow, writes the results, prints them. Imports no jax."""
+"""`dlmjax fit` and `dlmjax fit predict`: flags, the call, what is printed. Imports nothing heavy: `dlmjax --help` reads this file."""
 
+import argparse
 import contextlib
-import itertools
+import json
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-import numpy as np
-
+from dlmjax import flags
 from dlmjax.errors import InputError
-from dlmjax.files import make_folder
-from dlmjax.fit import compare, fitness, points, special
-from dlmjax.fit.analysis import Analysis, analyse, usable
-from dlmjax.fit.points import Points
-from dlmjax.fit.results import FIT, Result, SeriesFit
-from dlmjax.fit.text import summary
-from dlmjax.sweep.records import Record, read_records
+from dlmjax.files import make_folder, write_atomically
 
-SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
-MOST_DRAWN = 20_000_000  # resamples x runs: some ten arrays of so many numbers are held at a time
-BASES = ("ar", "autoregressive")  # what others are compared with, where a series is called so
+Add = Callable[[argparse.ArgumentParser], None]
+PREDICT = "predict"
 
 
-def fit(
-    records: Sequence[str] = (),
-    csv: Sequence[str] = (),
-    *,
-    output: str,
-    resamples: int = 1000,
-    seed: int = 0,
-    base: str | None = None,
-    plots: bool = True,
-) -> Result:
-    """Fits runs and writes `output`.
+def commands() -> Iterator[tuple[str, str, Add]]:
+    """(name, what it does, what adds its flags)."""
+    yield "fit", "scaling laws with error bars from the records of a sweep; `fit predict` gives the best run at given FLOPs", add_flags
 
-    Args:
-      records: files of records, or directories of sweeps. csv: tables of outside runs.
-      resamples: of the bootstrap; 0 = no error bars. base: the series that the others are compared with.
-      plots: also PNGs and `report.html`, where matplotlib is installed.
-    Raises InputError: nothing to fit, too few runs for any law, or an output that cannot be written.
-    """
-    if resamples and resamples < 100:
-        raise InputError(f"--resamples {resamples}: 95 % intervals need at least 100; 0 fits without error bars")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: give 0 or a positive whole number")
-    with _folder(pathlib.Path(output)):
-        result = analyse_files(records, csv, resamples=resamples, seed=seed, base=base)
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of `fit` and of `fit predict`."""
+    add = command.add_argument
+    add("records", nargs="*", metavar="RECORDS", help="records.jsonl, or the directory of a sweep; or the word: predict")
+    fit = command.add_argument_group("fit RECORDS")
+    add = fit.add_argument
+    add(
+        "--csv",
+        type=flags.input_file,
+        nargs="+",
+        default=[],
+        metavar="FILE.csv",
+        help="tables of outside runs; columns: parameters, tokens, loss; optional: flops, series",
+    )
+    add("--output", type=flags.output_folder, metavar="DIR", help="directory for fit.json, points.csv, resamples.npz, PNGs and report.html")
+    add("--resamples", type=flags.whole(0, 10**6), default=1000, metavar="N", help="bootstrap resamples; 0 = no error bars (1000)")
+    add("--seed", type=flags.seed, default=0, metavar="N", help="seed of the bootstrap (0)")
+    add("--base", metavar="NAME", help="objective that the others are compared with (ar where there is one, else the first)")
+    add("--no-plots", action="store_true", help="numbers only, no PNGs and no report.html")
+    predict = command.add_argument_group("fit predict")
+    add = predict.add_argument
+    add("--flops", type=flags.number(0, open_low=True), metavar="C", help="FLOPs of the predicted run, such as 1e22")
+    add("--fit", type=flags.input_folder, default="fit", metavar="DIR", help="output directory of an earlier `fit` (fit)")
+    add("--objective", metavar="NAME", help="objective of the prediction (all of the fit)")
+    add("--series", dest="objective", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # the name until 2026-11
+    add("--definition", default="total", metavar="NAME", help="definition of N: total, non_embedding, active or flops_per_token (total)")
+    add(
+        "--method",
+        metavar="NAME",
+        help="fitted law: parametric, isoflop or envelope (all are printed; a config takes the first that is trusted)",
+    )
+    add(
+        "--config",
+        type=flags.output_file,
+        metavar="FILE.py",
+        help="config of the predicted run, ready for `dlmjax train`; requires --objective where the fit has several",
+    )
+    add("--json", type=flags.output_file, metavar="FILE", help="file for the predictions as JSON")
+
+
+def run(arguments: argparse.Namespace, _) -> None:
+    """`fit RECORDS`, or `fit predict`, by the first word."""
+    if arguments.records[:1] == [PREDICT]:
+        if arguments.records[1:] or arguments.csv:
+            raise InputError("`fit predict` reads a finished fit: give its directory with --fit, and no records")
+        if arguments.flops is None:
+            raise InputError("`fit predict` requires --flops, such as --flops 1e22")
+        return _predict(arguments)
+    if not arguments.output:
+        raise InputError("`fit` requires --output, a directory for the results")
+    return _fit(arguments)
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    """Fits runs, writes --output, prints the tables."""
+    from dlmjax.fit import report, text
+    from dlmjax.fit.pipeline import analyse_files
+
+    output = pathlib.Path(arguments.output)
+    with _folder(output):
+        options = {name: getattr(arguments, name) for name in ("resamples", "seed", "base")}
+        result = analyse_files(arguments.records, arguments.csv, **options)
     result.write(output)
-    print(summary(result), flush=True)
+    print(text.summary(result), flush=True)
     print(f"\nwritten: {output}: fit.json, points.csv, resamples.npz", end="")
-    if plots:
-        from dlmjax.fit import report
-
-        written = report.write(result, pathlib.Path(output))
+    if not arguments.no_plots:
+        written = report.write(result, output)
         print(", " + ", ".join(written) if written else "; no pictures: pip install 'dlmjax[scaling]' brings matplotlib", end="")
     print(flush=True)
-    return result
 
 
 @contextlib.contextmanager
 def _folder(output: pathlib.Path) -> Iterator[None]:
-    """Makes the folder before the work that fills it, and takes a new one away where that fails. Raises InputError: it cannot be made."""
+    """Makes the folder before the work that fills it, and removes a new one where that work fails. Raises InputError: it cannot be made."""
+    from dlmjax.fit.results import FIT
+
     new = not output.exists()
     make_folder(output / FIT)
     try:
@@ -71,104 +107,26 @@ def _folder(output: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def analyse_files(
-    records: Sequence[str] = (), csv: Sequence[str] = (), *, resamples: int = 1000, seed: int = 0, base: str | None = None
-) -> Result:
-    """`fit` without writing or printing."""
-    if not records and not csv:
-        raise InputError("give a file of records, or the directory of a sweep, or a table with --csv")
-    runs = _one_of_each([record for path in records for record in read_records(path)])
-    tables = [points.from_csv(path) for path in csv]
-    base_points = points.from_records(runs)
-    runs_in_all = len(runs) + sum(len(each) for table in tables for each in table.values())
-    if runs_in_all * resamples > MOST_DRAWN:
-        most = MOST_DRAWN // runs_in_all
-        raise InputError(f"--resamples {resamples} of {runs_in_all:,} runs do not fit in memory; give at most {most if most >= 100 else 0}")
-    for table in tables:
-        for name in table:
-            if name in base_points:
-                raise InputError(f"series {name!r} is in two places; give the table a column `series` with another name")
-        base_points |= table
-    names = sorted({*base_points, *(record.series for record in runs)})
-    if not names:
-        raise InputError(f"{', '.join(map(str, records))} holds no record, so there is nothing to fit; `dlmjax sweep run` writes them")
-    found = tuple(_series(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
-    ratios, crossings, apart = _comparisons(found, base, min(resamples, SPECIAL_RESAMPLES), seed)
-    laws = any(each.analyses or each.tuning or each.mixing or any(law.fit for law in each.special.values()) for each in found)
-    if not laws and not crossings:
-        raise InputError("; ".join(each.refused for each in found) or "no run has finished, so there is nothing to fit")
-    return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings, apart)
+def _predict(arguments: argparse.Namespace) -> None:
+    """Prints the best run of each objective; writes a config of one, and all of them as JSON."""
+    # The network of a config is counted on no device: jax must not look for one.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from dlmjax.fit import results, text
+    from dlmjax.fit.predict import check_trusted, predict
 
+    saved = results.read(arguments.fit)
+    options = {"definition": arguments.definition, "method": arguments.method}
+    predictions = predict(saved, arguments.flops, series=arguments.objective, **options)
+    for prediction in predictions:
+        print(text.predicted(prediction), flush=True)
+    if arguments.config is not None:
+        if len(predictions) != 1:
+            names = ", ".join(prediction.series for prediction in predictions)
+            raise InputError(f"--config takes one run; choose an objective with --objective: {names}")
+        check_trusted(predictions[0])
+        from dlmjax.cli.next_run import write_config  # counts a network, with jax
 
-def _one_of_each(records: Sequence[Record]) -> list[Record]:
-    """Raises InputError: two files have different records of one run."""
-    seen: dict[str, Record] = {}
-    for record in records:
-        if seen.setdefault(record.id, record) != record:
-            raise InputError(f"the run {record.id} has different records in two of the files; keep one")
-    return list(seen.values())
-
-
-def _series(name: str, found: Points | None, records: list[Record], resamples: int, seed: int) -> SeriesFit:
-    refused, analyses, laws, left = "", {}, {}, dict(found.left_out) if found else _statuses(records)
-    reference = None
-    few = min(resamples, SPECIAL_RESAMPLES)
-    if found is not None:
-        base, repeats = usable(found)
-        if repeats:
-            left[f"with more than {points.FREE_EPOCHS:g} epochs (for the laws of repetition)"] = repeats
-        try:
-            analyses = {definition: analyse(base, definition, resamples=resamples, seed=seed) for definition in found.sizes}
-        except InputError as error:
-            refused = str(error)
-        laws = special.repeated(found, resamples=few, seed=seed) | {"joint": special.joint(base, resamples=few, seed=seed)}
-        if base.records:
-            reference = min(base.records, key=lambda run: (-(run.budget or 0), run.loss))
-    tuned = special.tuning(records)
-    mixed = special.mixing(records, resamples=few, seed=seed)
-    return SeriesFit(name, found, analyses, laws, tuned, mixed, left, reference, refused)
-
-
-def _statuses(records: Sequence[Record]) -> dict[str, int]:
-    """How many runs did not finish, by what became of them."""
-    states = [record.status for record in records if record.status != "finished"]
-    return {state: states.count(state) for state in sorted(set(states))}
-
-
-def _comparisons(found: Sequence[SeriesFit], base: str | None, resamples: int, seed: int):
-    """Ratios and crossings of every series with the base (that of BASES, or the first). Series that were measured
-    differently, or are of other vocabularies or corpora, are not compared; why comes third."""
-    names = [each.series for each in found]
-    if base is not None and base not in names:
-        raise InputError(f"--base {base!r} is none of the series: {', '.join(names)}")
-    base = base or next((name for name in BASES if name in names), names[0])
-    first = found[names.index(base)]
-    ratios: list[compare.Ratio] = []
-    crossings, apart = [], []
-    for other in found:
-        if other is first or first.points is None or other.points is None:
-            continue
-        if why := _incomparable(first.points, other.points):
-            apart.append(f"{other.series} is not compared with {first.series}: {why}")
-            continue
-        pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
-        if len(pair) == 2:
-            ratios += compare.compute_ratios(*pair)
-        if np.nan_to_num(np.concatenate([each.points.epochs_R for each in (first, other)])).max() > fitness.AGAIN:
-            of_both = compare.crossings(first.points, other.points, resamples=resamples, seed=seed)
-            if of_both.corpora:
-                crossings.append(of_both)
-    return tuple(ratios), tuple(crossings), tuple(apart)
-
-
-def _incomparable(one: Points, two: Points) -> str:
-    """Why losses of two series say nothing about each other; "" where they do."""
-    if one.validation != two.validation:
-        return "they were measured on different validation sets, as far as is known"
-    pairs = itertools.product(_told(one), _told(two))
-    return next((f"they differ in {why}" for pair in pairs if (why := points.differs(*pair))), "")
-
-
-def _told(runs: Points) -> list[Record]:
-    """One record of a series, with a config where one has it: within a series they agree."""
-    return sorted(runs.records, key=lambda record: not record.config)[:1]
+        print("\n".join(write_config(saved, predictions[0], arguments.fit, arguments.config)), flush=True)
+    if arguments.json is not None:
+        content = json.dumps([prediction.record() for prediction in predictions], indent=1, allow_nan=False)
+        write_atomically(pathlib.Path(arguments.json), (content + "\n").encode())

@@ -10,9 +10,8 @@ import shlex
 import sys
 
 from dlmjax import __version__, flags
-from dlmjax.cli import fit_flags
+from dlmjax.cli import fit, sweep
 from dlmjax.cli import quality_flags as quality
-from dlmjax.cli import sweep as sweep_flags
 from dlmjax.errors import InputError
 from dlmjax.files import require_path
 
@@ -46,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         ("sample", "text from a run: prompts, infills, templates; watch the denoising or write it as a page", _add_sample),
         ("import", "a Hugging Face checkpoint (safetensors) -> the workdir of a run", _add_import),
         *quality.commands(_add_run),
-        *sweep_flags.commands(),
-        *fit_flags.commands(),
+        *sweep.commands(),
+        *fit.commands(),
         ("lm-eval", "tasks of lm-eval-harness on a run: multiple choice, last words, rolling likelihoods, generated answers", _add_lm_eval),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
@@ -540,4 +539,4 @@ _COMMANDS = {
     "lm-eval": _lm_eval,
 }
 _COMMANDS |= dict.fromkeys(("quality", "puzzles", "solve", "embed", "activations"), quality.run)
-_COMMANDS |= {"sweep": sweep_flags.run, "fit": fit_flags.run}
+_COMMANDS |= {"sweep": sweep.run, "fit": fit.run}

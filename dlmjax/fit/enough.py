@@ -2,9 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from dlmjax.fit import fitness, forms
-from dlmjax.sweep.manifest import PlannedRun
+
+
+@runtime_checkable
+class PlannedRun(Protocol):
+    """What a plan provides of a run: its objective, what varies in the sweep (`sweep.manifest.PlannedRun`), and what it will cost."""
+
+    series: str
+    cell: dict[str, Any]
+    parameters: int
+    tokens: int
+    unique_tokens: int
+    epochs: float
 
 
 def warnings(runs: Sequence[PlannedRun]) -> list[str]:

@@ -18,10 +18,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from dlmjax import checks
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
 from dlmjax.fit.fitness import SAME_BUDGET
-from dlmjax.sweep import checks
 from dlmjax.sweep.records import Record
 
 FREE_EPOCHS = 4.0  # up to here a repeated token is worth a new one (2305.16264); beyond, runs are for the laws of repetition

@@ -1,23 +1,19 @@
-"""`dlmjax fit predict`: the best run at given FLOPs, by a finished fit. Imports no jax, unless a config of it is asked for."""
+"""The best run at given FLOPs by the laws of a finished fit. Imports no jax."""
 
 import dataclasses
-import json
 import math
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from dlmjax import checks
 from dlmjax.errors import InputError
-from dlmjax.files import finite, write_atomically
+from dlmjax.files import finite
 from dlmjax.fit import results
 from dlmjax.fit.analysis import METHODS
 from dlmjax.fit.bootstrap import interval
-from dlmjax.fit.text import doubted, marked, short, table
-from dlmjax.sweep import checks
-from dlmjax.sweep.rules import BATCH_EXPONENT, LR_EXPONENT
+from dlmjax.published import BATCH_EXPONENT, LR_EXPONENT
 
-FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
 FAR_SIZE = 10.0  # times the sizes that were tried; further, it says that FLOPs per token are extrapolated
 
 
@@ -48,41 +44,28 @@ class Prediction:
 
 
 def predict(
-    flops: float,
-    *,
-    fit: str,
-    series: str | None = None,
-    definition: str = "total",
-    method: str | None = None,
-    config: str | None = None,
-    json_file: str | None = None,
+    saved: results.Saved, flops: float, *, series: str | None = None, definition: str = "total", method: str | None = None
 ) -> list[Prediction]:
-    """Prints the best run of each series; writes a config of one.
+    """The best run of each objective at so many FLOPs.
 
     Args:
-      fit: the directory of a fit. series: None = all. definition: of N.
-      method: None = all are printed, the first that stands at no bound is written as a config.
-      config: a file to write, with `get_config()`. json_file: all predictions.
-    Raises InputError: no such fit, series, definition or method; a config is asked for and cannot be written.
+      saved: a finished fit (`results.read`). series: one objective; None = all. definition: of N.
+      method: None = all, and the first whose law is trusted is the chosen one.
+    Raises InputError: no such objective, definition or method; no finite prediction.
     """
     if not 1 <= flops <= checks.MOST:
         raise InputError(f"--flops {flops}: give a positive number from 1 to {checks.MOST:g}, such as 1e22")
-    saved = results.read(fit)
-    names = _choose(saved, series, definition)
-    predictions = [predicted(saved, name, definition, flops, method) for name in names]
-    for prediction in predictions:
-        print(_say(prediction), flush=True)
-    if config is not None:
-        if len(predictions) != 1:
-            raise InputError(f"a config is of one run: choose with --series among {', '.join(names)}")
-        _check_trusted(predictions[0])
-        from dlmjax.cli.next_run import write_config  # counts a network, with jax
+    return [predicted(saved, name, definition, flops, method) for name in _choose(saved, series, definition)]
 
-        print("\n".join(write_config(saved, predictions[0], fit, config)), flush=True)
-    if json_file is not None:
-        content = json.dumps([prediction.record() for prediction in predictions], indent=1, allow_nan=False)
-        write_atomically(pathlib.Path(json_file), (content + "\n").encode())
-    return predictions
+
+def check_trusted(prediction: Prediction) -> None:
+    """Raises InputError: no law of the objective is trusted, and --method names none."""
+    if not prediction.chosen:
+        reasons = "; ".join(f"{method}, {reasons[0]}" for method, reasons in prediction.doubts.items())
+        raise InputError(
+            f"no law of series {prediction.series!r} is trusted ({reasons}); "
+            f"add runs, or take one all the same with --method {next(iter(prediction.doubts))}"
+        )
 
 
 def _choose(saved: results.Saved, series: str | None, definition: str) -> list[str]:
@@ -173,41 +156,3 @@ def _source(reference: dict | None, tuning: dict) -> str:
     said = f"{' and '.join(own)} by this fit's own laws" + ("" if len(own) == 2 else f", else {rules}") if own else rules
     unknown = [name for name in ("batch", "lr") if not (tuning.get(name) and tuning[name]["exponent_stderr"] is not None)]
     return said + (f"; error of the exponent not known ({', '.join(unknown)})" if unknown else "")
-
-
-def _say(prediction: Prediction) -> str:
-    rows = [("approach", "N*", "D*, tokens", "loss", "batch, tokens", "lr", "steps")]
-    for method, numbers in prediction.numbers.items():
-        cells = [short(numbers[key]) if key in numbers else "-" for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
-        rows.append((marked(method, prediction.doubts.get(method)), *cells))
-        for blocks in next(iter(prediction.intervals[method].values()), {}):
-            ends = [prediction.intervals[method].get(key, {}).get(blocks) for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
-            rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
-    lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
-    lines.append(f"  batch and lr: {prediction.source_of_batch}")
-    lines += [f"  {line}" for line in doubted(prediction.doubts)]
-    lines += [f"  {caution}" for caution in prediction.cautions]
-    if prediction.beyond > 1 and "envelope" in prediction.numbers:
-        lines.append("  beyond the runs, the envelope's loss is too low: it is a power law without a floor")
-    if prediction.beyond > FAR:
-        lines.append(
-            f"  this is {prediction.beyond:.1e} times the largest run: the intervals know the scatter of the runs, not whether laws bend"
-        )
-    return "\n".join(lines)
-
-
-def _ends(found: dict | None) -> str:
-    if found is None or found["95"][0] is None:
-        return "-"
-    low, high = found["95"]
-    return f"{short(low)} .. {short(high)}"
-
-
-def _check_trusted(prediction: Prediction) -> None:
-    """Raises InputError: no law of the series is trusted, and none was asked for by name."""
-    if not prediction.chosen:
-        reasons = "; ".join(f"{method}, {reasons[0]}" for method, reasons in prediction.doubts.items())
-        raise InputError(
-            f"no law of series {prediction.series!r} is trusted ({reasons}); "
-            f"add runs, or take one all the same with --method {next(iter(prediction.doubts))}"
-        )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.files import finite, parse_json, read_bounded, require_shape, write_atomically
 from dlmjax.fit import bootstrap
@@ -24,7 +25,6 @@ from dlmjax.fit.compare import Crossings, Ratio
 from dlmjax.fit.forms import ADDITIVE, Compute
 from dlmjax.fit.points import Points
 from dlmjax.fit.special import Special, Tuning, best_epochs
-from dlmjax.sweep import checks
 from dlmjax.sweep.records import Record
 
 FIT, RESAMPLES, POINTS, PAGE = "fit.json", "resamples.npz", "points.csv", "report.html"

@@ -8,9 +8,11 @@ from dlmjax.fit.analysis import Analysis
 from dlmjax.fit.bootstrap import Interval, interval
 from dlmjax.fit.compare import METHODS as RATIOS
 from dlmjax.fit.compare import Crossings, Ratio
+from dlmjax.fit.predict import Prediction
 from dlmjax.fit.results import Result, SeriesFit
 from dlmjax.fit.special import Special, Tuning, best_epochs
 
+FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
 MARK = "!"  # beside what is not to be trusted
 
 
@@ -36,6 +38,35 @@ def crossed(found: Crossings) -> Iterator[str]:
     if found.law is not None:
         exponent = between(found.exponent, found.law.exponent)
         yield f"  C_crit = {found.law.coefficient:.3g} U^p, p = {exponent} (published for masked against AR: 2.174, 2507.15857)"
+
+
+def predicted(prediction: Prediction) -> str:
+    """The table of a prediction, with what its numbers rest on."""
+    rows = [("approach", "N*", "D*, tokens", "loss", "batch, tokens", "lr", "steps")]
+    for method, numbers in prediction.numbers.items():
+        cells = [short(numbers[key]) if key in numbers else "-" for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
+        rows.append((marked(method, prediction.doubts.get(method)), *cells))
+        for blocks in next(iter(prediction.intervals[method].values()), {}):
+            ends = [prediction.intervals[method].get(key, {}).get(blocks) for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
+            rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
+    lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
+    lines.append(f"  batch and lr: {prediction.source_of_batch}")
+    lines += [f"  {line}" for line in doubted(prediction.doubts)]
+    lines += [f"  {caution}" for caution in prediction.cautions]
+    if prediction.beyond > 1 and "envelope" in prediction.numbers:
+        lines.append("  beyond the runs, the envelope's loss is too low: it is a power law without a floor")
+    if prediction.beyond > FAR:
+        lines.append(
+            f"  this is {prediction.beyond:.1e} times the largest run: the intervals know the scatter of the runs, not whether laws bend"
+        )
+    return "\n".join(lines)
+
+
+def _ends(found: dict | None) -> str:
+    if found is None or found["95"][0] is None:
+        return "-"
+    low, high = found["95"]
+    return f"{short(low)} .. {short(high)}"
 
 
 def short(value: float) -> str:

@@ -25,11 +25,12 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dlmjax import checks
 from dlmjax.choices import nearest
 from dlmjax.config import function_of, literal, telling_lines
 from dlmjax.errors import InputError
-from dlmjax.flags import SEEDS
-from dlmjax.sweep import checks, ladder
+from dlmjax.seeds import SEEDS
+from dlmjax.sweep import ladder
 from dlmjax.sweep.manifest import Policy, Validation
 from dlmjax.sweep.rules import Batch, CompleteP, Rate
 

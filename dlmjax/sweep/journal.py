@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
-from dlmjax.sweep import checks
 from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, Policy, Validation
 from dlmjax.sweep.records import Record, records_of
 

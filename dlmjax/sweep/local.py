@@ -27,9 +27,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from dlmjax import checks
 from dlmjax.cluster.supervise import FORWARDED, heard
 from dlmjax.errors import InputError
-from dlmjax.sweep import checks, execute
+from dlmjax.sweep import execute
 from dlmjax.sweep.journal import (
     COMPILED,
     LOG,

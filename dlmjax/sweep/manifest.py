@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.files import parse_json, read_bounded, write_atomically
-from dlmjax.flags import SEEDS
-from dlmjax.sweep import checks
+from dlmjax.seeds import SEEDS
 
 SWEEP, MANIFEST, RUNS, RECORDS = "sweep.json", "manifest.jsonl", "runs", "records.jsonl"
 FORMAT, VERSION = "dlmjax sweep", 1

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlmjax import config as config_lib
+from dlmjax.checks import MOST_COUNT
 from dlmjax.data import Corpus
 from dlmjax.data.portion import with_tokens
 from dlmjax.errors import InputError
@@ -31,7 +32,6 @@ from dlmjax.plan.hardware import Estimator, Vocabulary, alone
 from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
 from dlmjax.run import Experiment, embedding_of, open_corpora, token_counts
 from dlmjax.sweep import counts, ladder
-from dlmjax.sweep.checks import MOST_COUNT
 from dlmjax.sweep.definition import Cell, Sweep
 from dlmjax.sweep.manifest import RECORDS, RUNS, Plan, PlannedRun, Validation, ids_in, run_id
 from dlmjax.sweep.records import read_records

@@ -11,9 +11,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.files import parse_json, read_bounded
-from dlmjax.sweep import checks
 from dlmjax.sweep.manifest import RECORDS
 
 SIGNED = ("train_loss",)  # a weighted loss of densities may be below 0

@@ -16,10 +16,10 @@ import dataclasses
 import math
 from typing import Any
 
+from dlmjax import checks
 from dlmjax.errors import InputError
-from dlmjax.sweep import checks
+from dlmjax.published import BATCH_EXPONENT, LR_EXPONENT
 
-BATCH_EXPONENT, LR_EXPONENT = 0.82, 0.34
 MOST_WINDOWS = 2**40  # a batch beyond reason is a slip of the pen
 
 

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from typing import Any
 
+from dlmjax import checks
 from dlmjax.files import parse_json, require_shape
-from dlmjax.sweep import checks
 from dlmjax.sweep.journal import Journal, compiled_twice, is_held, workdir_of
 from dlmjax.sweep.manifest import Plan, PlannedRun
 from dlmjax.sweep.records import Record

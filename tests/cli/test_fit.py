@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.cli.fit import analyse_files
 from dlmjax.cli.main import main
 from dlmjax.fit import forms, plots
+from dlmjax.fit.pipeline import analyse_files
 from dlmjax.fit.results import file_names
 from dlmjax.plan.hardware import Vocabulary, alone
 from dlmjax.sweep import counts
@@ -349,10 +349,10 @@ def test_intervals_of_the_batch_know_the_exponents_error(fitted, tmp_path, capsy
     [
         (["fit", "--output", "o"], "give a file of records"),
         (["fit", "none.jsonl", "--output", "o"], "none.jsonl does not exist"),
-        (["fit", "none.jsonl"], "`fit` needs --output"),
-        (["fit", "x", "--output", "o", "--resamples", "7"], "95 % intervals need at least 100"),
+        (["fit", "none.jsonl"], "`fit` requires --output"),
+        (["fit", "x", "--output", "o", "--resamples", "7"], "95 % intervals require at least 100"),
         (["fit", "none.jsonl", "--output", "o", "--seed", "-1"], "--seed is -1; give a whole number from 0"),
-        (["fit", "predict", "--fit", "none"], "needs --flops"),
+        (["fit", "predict", "--fit", "none"], "requires --flops"),
         (["fit", "predict", "--flops", "1e22", "--fit", "none"], "holds no fit"),
         (["fit", "predict", "more", "--flops", "1e22"], "and no records"),
     ],
@@ -415,7 +415,7 @@ def test_a_wrong_choice_names_the_right_ones(fitted, capsys):
         (["--series", "uniform"], "no series 'uniform'; it has ar, masked"),
         (["--definition", "active"], "choose one of: non_embedding, total"),
         (["--series", "ar", "--method", "magic"], "no 'magic' law"),
-        (["--config", "c.py"], "choose with --series among ar, masked"),
+        (["--config", "c.py"], "choose an objective with --objective: ar, masked"),
         (["--flops", "-1"], "give a positive number"),
     ):
         assert main([*base, *flags]) == 2

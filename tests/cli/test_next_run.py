@@ -10,10 +10,10 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.cli import next_run
-from dlmjax.cli.fit import analyse_files
 from dlmjax.cli.main import main, train_flags
 from dlmjax.errors import InputError
 from dlmjax.fit import predict, results
+from dlmjax.fit.pipeline import analyse_files
 from dlmjax.run import open_corpora
 from dlmjax.sweep.records import Record
 from tests.cli.test_fit import write

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from dlmjax.cli.fit import analyse_files
 from dlmjax.cli.main import main
 from dlmjax.fit import fitness, plots, report
 from dlmjax.fit.analysis import METHODS
+from dlmjax.fit.pipeline import analyse_files
 from dlmjax.fit.text import MARK, summary
 from tests.cli.test_fit import write
 from tests.fit.synthetic import additive_loss, forms, record, sweep

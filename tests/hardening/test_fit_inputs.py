@@ -21,11 +21,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dlmjax.cli.fit import analyse_files
 from dlmjax.errors import InputError
-from dlmjax.fit import plots, report
+from dlmjax.fit import plots, report, results, text
+from dlmjax.fit.pipeline import analyse_files
 from dlmjax.fit.predict import predict
-from dlmjax.fit.text import summary
 from dlmjax.sweep import status
 from dlmjax.sweep.definition import load
 from dlmjax.sweep.journal import Account, Journal, read_result
@@ -187,9 +186,10 @@ class Inputs:
 
     def _fitted(self, **sources) -> None:
         result = analyse_files(**sources, resamples=0)
-        assert "Traceback" not in summary(result)
-        text = json.dumps(result.record(), allow_nan=False)
-        assert all(ord(letter) >= 32 for line in summary(result).splitlines() for letter in line), text[:100]
+        lines = text.summary(result).splitlines()
+        assert "Traceback" not in text.summary(result)
+        stored = json.dumps(result.record(), allow_nan=False)
+        assert all(ord(letter) >= 32 for line in lines for letter in line), stored[:100]
         report.page(result, {})
         for analysis in (each for found in result.series for each in found.analyses.values()):
             best = [analysis.laws[method].at(flops) for method in analysis.trusted for flops in analysis.points.flops_R]
@@ -287,7 +287,8 @@ class Inputs:
 
     def _predicted(self, folder: pathlib.Path, rng) -> None:
         flops = float(rng.choice([1e10, 1e15, 1e22, 1e300, 1e-300, 5e-324]))
-        for prediction in predict(flops, fit=str(folder)):
+        for prediction in predict(results.read(folder), flops):
+            assert text.predicted(prediction)
             json.dumps(prediction.record(), allow_nan=False)
 
     def of_plan(self, rng) -> None:

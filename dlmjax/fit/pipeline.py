@@ -1,0 +1,131 @@
+"""From files of runs to a `Result`: every law that the runs allow, and how the objectives compare. Imports no jax."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlmjax.errors import InputError
+from dlmjax.fit import compare, fitness, points, special
+from dlmjax.fit.analysis import Analysis, analyse, usable
+from dlmjax.fit.points import Points
+from dlmjax.fit.results import Result, SeriesFit
+from dlmjax.sweep.records import Record, read_records
+
+SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
+MOST_DRAWN = 20_000_000  # resamples x runs: some ten arrays of so many numbers are held at a time
+BASES = ("ar", "autoregressive")  # what others are compared with, where a series is called so
+
+
+def analyse_files(
+    records: Sequence[str] = (), csv: Sequence[str] = (), *, resamples: int = 1000, seed: int = 0, base: str | None = None
+) -> Result:
+    """Fits runs.
+
+    Args:
+      records: files of records, or directories of sweeps. csv: tables of outside runs.
+      resamples: of the bootstrap; 0 = no error bars. seed: of the resamples.
+      base: the objective that the others are compared with; None: that of BASES, or the first.
+    Raises InputError: nothing to fit, or too few runs for any law.
+    """
+    if resamples and resamples < 100:
+        raise InputError(f"--resamples {resamples}: 95 % intervals require at least 100; 0 fits without error bars")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or a positive whole number")
+    if not records and not csv:
+        raise InputError("give a file of records, or the directory of a sweep, or a table with --csv")
+    runs = _one_of_each([record for path in records for record in read_records(path)])
+    tables = [points.from_csv(path) for path in csv]
+    base_points = points.from_records(runs)
+    runs_in_all = len(runs) + sum(len(each) for table in tables for each in table.values())
+    if runs_in_all * resamples > MOST_DRAWN:
+        most = MOST_DRAWN // runs_in_all
+        raise InputError(f"--resamples {resamples} of {runs_in_all:,} runs do not fit in memory; give at most {most if most >= 100 else 0}")
+    for table in tables:
+        for name in table:
+            if name in base_points:
+                raise InputError(f"series {name!r} is in two places; give the table a column `series` with another name")
+        base_points |= table
+    names = sorted({*base_points, *(record.series for record in runs)})
+    if not names:
+        raise InputError(f"{', '.join(map(str, records))} holds no record, so there is nothing to fit; `dlmjax sweep run` writes them")
+    found = tuple(_series(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
+    ratios, crossings, apart = _comparisons(found, base, min(resamples, SPECIAL_RESAMPLES), seed)
+    laws = any(each.analyses or each.tuning or each.mixing or any(law.fit for law in each.special.values()) for each in found)
+    if not laws and not crossings:
+        raise InputError("; ".join(each.refused for each in found) or "no run has finished, so there is nothing to fit")
+    return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings, apart)
+
+
+def _one_of_each(records: Sequence[Record]) -> list[Record]:
+    """Raises InputError: two files have different records of one run."""
+    seen: dict[str, Record] = {}
+    for record in records:
+        if seen.setdefault(record.id, record) != record:
+            raise InputError(f"the run {record.id} has different records in two of the files; keep one")
+    return list(seen.values())
+
+
+def _series(name: str, found: Points | None, records: list[Record], resamples: int, seed: int) -> SeriesFit:
+    refused, analyses, laws, left = "", {}, {}, dict(found.left_out) if found else _statuses(records)
+    reference = None
+    few = min(resamples, SPECIAL_RESAMPLES)
+    if found is not None:
+        base, repeats = usable(found)
+        if repeats:
+            left[f"with more than {points.FREE_EPOCHS:g} epochs (for the laws of repetition)"] = repeats
+        try:
+            analyses = {definition: analyse(base, definition, resamples=resamples, seed=seed) for definition in found.sizes}
+        except InputError as error:
+            refused = str(error)
+        laws = special.repeated(found, resamples=few, seed=seed) | {"joint": special.joint(base, resamples=few, seed=seed)}
+        if base.records:
+            reference = min(base.records, key=lambda run: (-(run.budget or 0), run.loss))
+    tuned = special.tuning(records)
+    mixed = special.mixing(records, resamples=few, seed=seed)
+    return SeriesFit(name, found, analyses, laws, tuned, mixed, left, reference, refused)
+
+
+def _statuses(records: Sequence[Record]) -> dict[str, int]:
+    """How many runs did not finish, by what became of them."""
+    states = [record.status for record in records if record.status != "finished"]
+    return {state: states.count(state) for state in sorted(set(states))}
+
+
+def _comparisons(found: Sequence[SeriesFit], base: str | None, resamples: int, seed: int):
+    """Ratios and crossings of every series with the base (that of BASES, or the first). Series that were measured
+    differently, or are of other vocabularies or corpora, are not compared; why comes third."""
+    names = [each.series for each in found]
+    if base is not None and base not in names:
+        raise InputError(f"--base {base!r} is none of the series: {', '.join(names)}")
+    base = base or next((name for name in BASES if name in names), names[0])
+    first = found[names.index(base)]
+    ratios: list[compare.Ratio] = []
+    crossings, apart = [], []
+    for other in found:
+        if other is first or first.points is None or other.points is None:
+            continue
+        if why := _incomparable(first.points, other.points):
+            apart.append(f"{other.series} is not compared with {first.series}: {why}")
+            continue
+        pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
+        if len(pair) == 2:
+            ratios += compare.compute_ratios(*pair)
+        if np.nan_to_num(np.concatenate([each.points.epochs_R for each in (first, other)])).max() > fitness.AGAIN:
+            of_both = compare.crossings(first.points, other.points, resamples=resamples, seed=seed)
+            if of_both.corpora:
+                crossings.append(of_both)
+    return tuple(ratios), tuple(crossings), tuple(apart)
+
+
+def _incomparable(one: Points, two: Points) -> str:
+    """Why losses of two series say nothing about each other; "" where they do."""
+    if one.validation != two.validation:
+        return "they were measured on different validation sets, as far as is known"
+    pairs = itertools.product(_told(one), _told(two))
+    return next((f"they differ in {why}" for pair in pairs if (why := points.differs(*pair))), "")
+
+
+def _told(runs: Points) -> list[Record]:
+    """One record of a series, with a config where one has it: within a series they agree."""
+    return sorted(runs.records, key=lambda record: not record.config)[:1]

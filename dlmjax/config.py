@@ -1,8 +1,9 @@
-"""The whole config tree with its defaults, the overrides of the command line, and the checks made before a device is touched.
+"""A config: the tree of its fields, overrides of the command line, and the checks made before a device is touched.
 
-A config is one locked `ml_collections.ConfigDict`. Files in `configs/` start from `default()` and change a few leaves; any leaf can
-be overridden with `--config.section.leaf=value`. Sections carry the names of the frozen dataclasses they fill, so nothing is copied
-field by field: `model_spec(config.model)`, `Execution(**config.execution)`, `OptimizerSpec(**config.optimizer)`.
+A config is one locked `ml_collections.ConfigDict` with the fields that `fields.py` declares. Files in `configs/` start from `default()`
+and change a few; `--config.section.field=VALUE` changes any. The values inside a name with values have names of their own:
+`--config.process.name.p_uniform=0.3` on top of "hybrid" is "hybrid(p_uniform=0.3)". Sections carry the names of the frozen dataclasses
+they fill: `model_spec(config.model)`, `Execution(**config.execution)`, `OptimizerSpec(**config.optimizer)`.
 """
 
 import ast
@@ -21,118 +22,26 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dlmjax import choices
+from dlmjax.cluster.mesh_sizes import check_sizes
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
+from dlmjax.fields import FIELDS, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
-from dlmjax.seeds import SEEDS
 
-# Leaves that may differ between a run and its continuation without making it another run.
-FREE_TO_CHANGE = ("execution.", "mesh.", "checkpoint.", "log.", "data.paths", "train.on_nonfinite")
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
 PATHS = "data.paths"
 WEIGHTS = "data.weights"
 
 
 def default() -> ConfigDict:
-    """Every leaf with its default and, in one line, what it is for. Units stand beside the value."""
-    config = _what_is_trained()
-    config.optimizer = ConfigDict(
-        dict(
-            name="adamw",
-            lr=1e-3,
-            beta1=0.9,
-            beta2=0.95,
-            eps=1e-8,
-            weight_decay=0.1,  # on matrices, embedding and head; never on norms
-            clip=1.0,  # global gradient norm; 0 = off
-            schedule="cosine",
-            warmup=100,  # steps
-            decay=0.2,  # share of the steps that decay ("wsd")
-            final=0.1,  # last learning rate as a share of lr
-        )
-    )
-    config.train = ConfigDict(
-        dict(
-            steps=1000,
-            accumulation=1,  # microbatches per step
-            ema=0.9999,  # of the weights, with warm-up min(d, (1+s)/(10+s)); 0 = off
-            on_nonfinite="skip",  # "skip" the update or "stop" the run when a gradient is not finite
-            spike=0.0,  # also skip when the loss exceeds this multiple of its running mean; 0 = off
-        )
-    )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, sequence=1, tensor=1))  # -1 = what the devices leave over
-    config.checkpoint = ConfigDict(
-        dict(
-            every=500,  # steps
-            keep=2,  # newest checkpoints kept
-            best=1,  # best held-out checkpoints kept beside them
-        )
-    )
-    config.log = ConfigDict(
-        dict(
-            every=20,  # steps between lines of metrics: the only host syncs of the loop
-            evaluate=500,  # steps between held-out bounds; 0 = never
-            evaluate_windows=128,  # held-out windows used on the way (the `evaluate` command uses all)
-            nodes=16,  # noise levels of the evaluation grid
-            sample=1000,  # steps between text samples; 0 = never
-        )
-    )
-    return config.lock()
-
-
-def _what_is_trained() -> ConfigDict:
-    """Seed, data, model, how it is run, and the noise process."""
+    """Every field with its default."""
     config = ConfigDict()
-    config.seed = 0  # the run is a function of this seed, the corpus and the config
-    config.data = ConfigDict(
-        dict(
-            paths=(),  # directories written by `dlmjax prepare`; "DIR(tokens=100000)" trains on the first tokens alone
-            weights=(),  # share of windows from each path; empty = in proportion to tokens
-            length=256,  # tokens in a window
-            batch=64,  # windows in a step, over all hosts and microbatches
-            packing="concat",  # "concat": documents end to end, cut at the length; "documents": no document is split unless it is longer
-        )
-    )
-    config.model = ConfigDict(
-        dict(
-            vocab=0,  # classes of the head, special ids included; 0 = the corpus's tokenizer
-            depth=6,
-            width=384,
-            heads=6,
-            kv_heads=6,  # fewer than heads = grouped-query attention
-            head_dim=64,
-            ffn=1024,  # hidden width of the MLP
-            family="qwen3",  # or llama, qwen2, gpt2, bert (docs/interop.md): norms, biases and positions; with values: llama(norm_eps=1e-5)
-            tied=False,  # the head reuses the embedding
-            rope_base=10_000.0,
-            rope_scaling=1.0,  # > 1 stretches positions for contexts longer than trained
-            dropout=0.0,
-            time_input="none",  # "adaln", "add" or "prefix" where the process needs the level; adaln(features="fourier")
-            completep_width=0,  # width at which the learning rate was tuned; 0 = no width transfer
-            completep_depth=0,  # depth at which the learning rate was tuned; 0 = no depth transfer
-        )
-    )
-    config.execution = ConfigDict(
-        dict(
-            dtype="float32",  # of activations; master weights, logits and reductions are always float32
-            scan=True,  # one compiled layer run depth times; False unrolls: faster on CPU, slower to compile
-            remat="none",  # "dots" keeps matrix products, "full" keeps layer inputs only
-            attention="dense",  # "cudnn" on GPU, "splash" on TPU
-            head_chunk=0,  # rows whose logits are in memory at once; 0 = by the size of the vocabulary
-        )
-    )
-    config.process = ConfigDict(
-        dict(
-            # Each is a name, or a name with values: "hybrid(p_uniform=0.2)"; docs/processes.md lists them.
-            name="masked",
-            schedule="linear",
-            times="stratified",  # how t is drawn over the global batch
-            weighting="",  # what is trained in place of the bound; empty = what the process is trained with
-            self_condition=0.0,  # share of rows denoised a second time with the first estimate as a hint; 0 = the network takes none
-            prompt=0.0,  # share of rows that start with given text; the rest train the unconditional side of guidance
-        )
-    )
-    return config
+    for name, field in FIELDS.items():
+        section, _, key = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[key] = field.default
+    return config.lock()
 
 
 SIZES = ("gpt2_small", "tiny")
@@ -241,21 +150,46 @@ def telling_lines(path: str) -> Iterator[None]:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """Applies `section.leaf=value`; values are Python literals or plain text, and take the type of the leaf."""
-    valid = leaves(config)
+    """Applies `section.field=value`; values are Python literals or plain text, and take the type of the field.
+
+    `section.field.NAME=value` changes one value of a name with values, after the fields themselves, in whatever order they are written.
+
+    Raises InputError: a text that is not an override, an unknown field, a value of another type, and what `check` refuses.
+    """
+    inside = []
     for text in overrides:
         name, equals, value = text.partition("=")
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise InputError(f"--config.{text!r:.100} holds bytes that are not UTF-8")
         if not equals:
             raise InputError(f"--config.{text} has no value; write --config.{text}=VALUE")
-        if name not in valid:
-            raise InputError(f"config has no field {name!r:.100}{choices.nearest(name, valid)}")
-        section, leaf = (config[name.rpartition(".")[0]] if "." in name else config), name.rpartition(".")[2]
-        section[leaf] = _typed(name, value, valid[name])
+        outer, _, key = name.rpartition(".")
+        if outer in FIELDS and FIELDS[outer].named:
+            inside.append((outer, key, value))
+        elif name not in FIELDS:
+            raise InputError(f"config has no field {name!r:.100}{choices.nearest(name, FIELDS)}")
+        else:
+            _set(config, name, _typed(name, value, FIELDS[name].default))
+    for outer, key, value in inside:
+        _set(config, outer, _with_value(outer, leaves(config)[outer], key, value))
     check(config)
     check_curriculum(config)
     return config
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    section, _, key = name.rpartition(".")
+    (config[section] if section else config)[key] = value
+
+
+def _with_value(field: str, choice: str, key: str, value: str) -> str:
+    """The text of a choice with another value of one name."""
+    if not choice:
+        raise InputError(f"--config.{field}.{key:.100} requires a name that takes it; give --config.{field}=NAME, too")
+    if not key.isidentifier():
+        raise InputError(f"--config.{field}.{key:.100} is not the name of a value of {field}={choice:.100}")
+    name, values = choices.parse(choice, field)
+    return choices.text_of(name, {**values, key: literal(value)})
 
 
 _DEEPEST = 8  # sections inside each other; of a config that is right there is one
@@ -285,7 +219,7 @@ def _typed(name: str, text: str, old: Any) -> Any:
     value = literal(text)
     if isinstance(old, bool):
         if text.lower() not in ("true", "false", "1", "0"):
-            raise InputError(f"config field {name} is a switch; give true or false, not {text!r:.100}")
+            raise InputError(f"config field {name} requires true or false, not {text!r:.100}")
         return text.lower() in ("true", "1")
     if isinstance(old, tuple):
         if name == WEIGHTS and _is_number(value):
@@ -299,7 +233,7 @@ def _typed(name: str, text: str, old: Any) -> Any:
         return float(value) if abs(value) < 1e308 else math.inf
     if isinstance(old, int) and _is_number(value) and (isinstance(value, int) or value.is_integer()):
         return int(value)
-    raise InputError(f"config field {name} wants {type(old).__name__}, not {text!r:.100}")
+    raise InputError(f"config field {name} requires {_TYPES[type(old)]}, not {text!r:.100}")
 
 
 def _is_number(value: Any) -> bool:
@@ -307,135 +241,48 @@ def _is_number(value: Any) -> bool:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses contradictions before a device is touched.
+    """Refuses what no run can have, before a device is touched.
 
     Raises:
       InputError: the first contradiction found, with the fields and what to change.
     """
-    known, values = leaves(default()), leaves(config)
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"config has no field {name!r}{choices.nearest(name, known)}")
-        if type(value) is not type(known[name]):
-            raise InputError(f"config field {name} wants {type(known[name]).__name__}, not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"config field {name} is {value}; it must be a finite number")
-    for name, (low, why) in _LOWEST.items():
-        if values[name] < low:
-            raise InputError(f"config field {name} is {values[name]}; it must be at least {low} ({why})")
-    for name, value in values.items():
-        high = _HIGHEST.get(name, 2**31 - 1)
-        if isinstance(value, int) and value > high:
-            raise InputError(f"config field {name} is {_brief(value)}; it must be at most {high}")
-    for name, (top, what) in _SHARES.items():
-        if not 0 <= values[name] <= 1 or (values[name] == 1 and top == ")"):
-            raise InputError(f"{name} is {values[name]}; {what}, in [0, 1{top}")
-    for name, valid in _CHOICES.items():
-        if values[name] not in valid:
-            raise InputError(f"config field {name} is {values[name]!r:.100}; choose one of {', '.join(valid)}")
+    for name, value in leaves(config).items():
+        if name not in FIELDS:
+            raise InputError(f"config has no field {name!r}{choices.nearest(name, FIELDS)}")
+        if type(value) is not type(FIELDS[name].default):
+            raise InputError(f"config field {name} requires {_TYPES[type(FIELDS[name].default)]}, not {value!r:.100}")
+        FIELDS[name].check(name, value)
     _check_together(config)
-    _check_calls(config)
+    _check_choices(config)
 
 
-# Of whole numbers: no size of a run is beyond them, and what is within them overflows nothing before a device says that it is too much.
-_HIGHEST = {
-    "seed": SEEDS - 1,
-    "data.length": 2**24,
-    "data.batch": 2**24,
-    "model.vocab": 2**24,
-    "model.depth": 2**16,
-    "model.width": 2**20,
-    "model.heads": 2**16,
-    "model.kv_heads": 2**16,
-    "model.head_dim": 2**16,
-    "model.ffn": 2**24,
-    **dict.fromkeys((f"mesh.{axis}" for axis in ("data", "fsdp", "sequence", "tensor")), 2**20),
-}
-_LOWEST = {
-    "seed": (0, "a non-negative integer"),
-    "data.length": (1, "tokens"),
-    "data.batch": (1, "windows"),
-    "model.vocab": (0, "0 takes the tokenizer's"),
-    "model.depth": (1, "layers"),
-    "model.width": (1, "channels"),
-    "model.heads": (1, "heads"),
-    "model.kv_heads": (1, "heads"),
-    "model.head_dim": (2, "channels"),
-    "model.ffn": (1, "channels"),
-    "model.rope_base": (1.0, "wavelengths grow from channel to channel"),
-    "model.rope_scaling": (1.0, "it only stretches"),
-    "model.completep_width": (0, "channels; 0 = no width transfer"),
-    "model.completep_depth": (0, "layers; 0 = no depth transfer"),
-    "execution.head_chunk": (0, "rows; 0 chooses"),
-    "optimizer.lr": (0.0, "a rate"),
-    "optimizer.weight_decay": (0.0, "0 = off"),
-    "optimizer.clip": (0.0, "a norm; 0 = off"),
-    "optimizer.warmup": (0, "steps"),
-    "train.steps": (1, "steps"),
-    "train.accumulation": (1, "microbatches"),
-    "train.spike": (0.0, "a multiple of the mean loss; 0 = off"),
-    "checkpoint.every": (1, "steps"),
-    "checkpoint.keep": (1, "checkpoints; without one a run cannot be resumed"),
-    "checkpoint.best": (0, "checkpoints; 0 = none"),
-    "log.every": (1, "steps"),
-    "log.evaluate": (0, "steps; 0 = never"),
-    "log.sample": (0, "steps; 0 = never"),
-    "log.nodes": (1, "noise levels"),
-    "log.evaluate_windows": (1, "windows"),
-}
-# What lies between 0 and 1, with the bracket of that end.
-_SHARES = {
-    "model.dropout": (")", "give a probability"),
-    "process.self_condition": ("]", "it is a share of the rows"),
-    "process.prompt": ("]", "it is a share of the rows"),
-    "optimizer.beta1": (")", "give a decay"),
-    "optimizer.beta2": (")", "give a decay"),
-    "optimizer.decay": ("]", "it is a share of the steps"),
-    "optimizer.final": ("]", "it is a share of the learning rate"),
-    "train.ema": (")", "give a decay, 0 switches it off"),
-}
-_CHOICES = {
-    "data.packing": ("concat", "documents"),
-    "execution.dtype": ("float32", "bfloat16"),
-    "execution.remat": ("none", "dots", "full"),
-    "execution.attention": ("dense", "cudnn", "splash"),
-    "optimizer.name": ("adamw", "muon"),
-    "optimizer.schedule": ("wsd", "cosine", "constant"),
-    "train.on_nonfinite": ("skip", "stop"),
-}
+_TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", tuple: "a list"}
 
 
 def _check_together(config: ConfigDict) -> None:
-    """Contradictions between two fields."""
-    model, data, train, mesh = config.model, config.data, config.train, config.mesh
-    if model.heads % model.kv_heads:
-        raise InputError(f"model.heads ({model.heads}) is not a multiple of model.kv_heads ({model.kv_heads})")
-    if model.head_dim % 2:
-        raise InputError(f"model.head_dim ({model.head_dim}) must be even: rotary embeddings turn pairs of channels")
+    """Contradictions between the fields of two sections, and between the entries of a list."""
+    model, data, train = config.model, config.data, config.train
     if data.batch % train.accumulation:
         raise InputError(f"data.batch ({data.batch}) does not divide into train.accumulation ({train.accumulation}) microbatches")
     if not all(_is_number(weight) and 0 < weight < math.inf for weight in data.weights):
         raise InputError(f"data.weights is {data.weights!s:.100}; give positive numbers, as in --config.data.weights=0.25,0.75")
     if data.weights and len(data.weights) != len(data.paths):
         raise InputError(f"data.weights has {len(data.weights)} entries for {len(data.paths)} data.paths; give one for each, or none")
-    if config.optimizer.eps <= 0:
-        raise InputError(f"optimizer.eps is {config.optimizer.eps}; it must be positive: gradients that are zero are divided by it")
     if not all(isinstance(path, str) for path in data.paths):
         raise InputError(f"data.paths is {data.paths!s:.100}; give the names of directories")
-    _portions(data.paths)
-    if [axis for axis in mesh.values() if axis == 0 or axis < -1] or list(mesh.values()).count(-1) > 1:
-        raise InputError(f"mesh sizes are positive, and at most one is -1 (what is left over), not {dict(mesh)}")
+    _token_budgets(data.paths)
+    check_sizes(dict(config.mesh))
     if config.optimizer.warmup > train.steps:
         raise InputError(f"optimizer.warmup ({config.optimizer.warmup}) is longer than train.steps ({train.steps})")
     kernel, prefixed = config.execution.attention, model.time_input.startswith("prefix")
     if kernel != "dense" and prefixed:
         raise InputError(
-            f"execution.attention={kernel} cannot take the position that model.time_input=prefix adds; use adaln, add or dense"
+            f"execution.attention={kernel} conflicts with the position that model.time_input=prefix adds; use adaln, add or dense"
         )
     if kernel == "cudnn" and (model.head_dim % 8 or model.head_dim > 256):
-        raise InputError(f"execution.attention=cudnn wants model.head_dim a multiple of 8, at most 256, not {model.head_dim}; or use dense")
-    if (model.completep_width == 0) != (model.completep_depth == 0):
-        raise InputError("model.completep_width and model.completep_depth go together: give both, or 0 for both")
+        raise InputError(
+            f"execution.attention=cudnn requires model.head_dim to be a multiple of 8, at most 256, not {model.head_dim}; or use dense"
+        )
 
 
 def check_curriculum(config: ConfigDict, process: Any = None) -> None:
@@ -462,54 +309,59 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
     )
 
 
-def _check_calls(config: ConfigDict) -> None:
-    """What is written as a name, or as a name with values: processes, schedules, times, weightings, families, time inputs."""
+def _check_choices(config: ConfigDict) -> None:
+    """Names with values: processes, schedules, times, weightings, families, time inputs; and what they ask of the network."""
     # Here, because they import jax, which takes a second that --help need not wait.
     from dlmjax.diffusion.registry import check_call, check_process
     from dlmjax.models.families import model_spec
 
-    process, tells_time = config.process, None
+    process, reads_time = config.process, None
     for name, check_one in (
         ("schedule", lambda: check_call("schedule", process.schedule)),
         ("name", lambda: check_process(process.name, process.schedule)),
         ("times", lambda: check_call("times", process.times)),
         ("weighting", lambda: process.weighting and check_call("weighting", process.weighting)),
     ):
-        try:
-            said = check_one()
-        except InputError as error:
-            raise InputError(f"config field process.{name}: {error}") from None
-        tells_time = said if name == "name" else tells_time
-    if tells_time and config.model.time_input == "none":
+        with _of_field(f"process.{name}"):
+            found = check_one()
+        reads_time = found if name == "name" else reads_time
+    if reads_time and config.model.time_input == "none":
         raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     model_spec(config.model, vocab=config.model.vocab or 1)
 
 
-def _brief(value: int) -> str:
-    return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+@contextlib.contextmanager
+def _of_field(name: str) -> Iterator[None]:
+    """Puts the field in front of what is wrong with its value."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"config field {name}: {error}") from None
 
 
 def fingerprint(config: ConfigDict) -> str:
     """Short hash of all that decides what a run computes (machine, logging and paths left out)."""
     values = leaves(config)
-    fixed = {name: value for name, value in values.items() if not name.startswith(FREE_TO_CHANGE)}
-    if portions := _portions(values[PATHS]):
-        fixed[PATHS] = portions
+    free = non_identity_fields()
+    fixed = {name: value for name, value in values.items() if name not in free}
+    if budgets := _token_budgets(values[PATHS]):
+        fixed[PATHS] = budgets
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Fields that make two flat configs different runs, as `name: old -> new`."""
-    names = [name for name in {**old, **new} if not name.startswith(FREE_TO_CHANGE)]
-    names = [name for name in names if _plain(old.get(name)) != _plain(new.get(name))]
-    if _portions(old.get(PATHS, ())) != _portions(new.get(PATHS, ())):
+    free = non_identity_fields()
+    names = [name for name in {**old, **new} if name not in free and _plain(old.get(name)) != _plain(new.get(name))]
+    if _token_budgets(old.get(PATHS, ())) != _token_budgets(new.get(PATHS, ())):
         names.append(PATHS)
     return [f"{name}: {_plain(old.get(name))} -> {_plain(new.get(name))}" for name in names]
 
 
-def _portions(paths: Sequence[str]) -> list[int | None]:
+def _token_budgets(paths: Sequence[str]) -> list[int | None]:
     """Tokens that are read of each corpus; nothing where all are read whole."""
-    tokens = [parse_path(path)[1] for path in paths]
+    with _of_field(PATHS):
+        tokens = [parse_path(path)[1] for path in paths]
     return tokens if any(tokens) else []
 
 

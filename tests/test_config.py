@@ -17,10 +17,6 @@ from dlmjax.models.families import FAMILIES
 from dlmjax.models.spec import TIME_INPUTS
 
 
-def test_the_tree_stays_small():
-    assert len(config_lib.leaves(config_lib.default())) <= 60
-
-
 def test_overrides_take_the_type_of_the_leaf():
     config = config_lib.default()
     texts = [
@@ -43,30 +39,30 @@ def test_overrides_take_the_type_of_the_leaf():
         ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
         ("optimiser.lr=1", "did you mean 'optimizer.lr'"),
         ("seed", "has no value"),
-        ("train.steps=many", "wants int"),
+        ("train.steps=many", "requires a whole number"),
         ("execution.scan=perhaps", "true or false"),
         ("optimizer.name=sgd", "choose one of adamw, muon"),
-        ("model.heads=5", "not a multiple of model.kv_heads"),
-        ("model.head_dim=33", "must be even"),
+        ("model.heads=5", "model.kv_heads=6 does not divide model.heads=5"),
+        ("model.head_dim=33", "model.head_dim=33 is odd"),
         ("train.accumulation=7", "microbatches"),
         ("train.ema=1.0", "[0, 1)"),
         ("mesh.fsdp=-1", "at most one is -1"),
         ("optimizer.warmup=100000", "longer than train.steps"),
         ("model.completep_width=64", "go together"),
         ("train.steps=0", "at least 1"),
-        ("train.steps=True", "wants int"),
-        ("train.spike=-1", "at least 0.0"),
-        ("optimizer.clip=-1", "at least 0.0"),
-        ("optimizer.weight_decay=-1", "at least 0.0"),
-        ("optimizer.eps=-1", "must be positive"),
+        ("train.steps=True", "requires a whole number"),
+        ("train.spike=-1", "at least 0"),
+        ("optimizer.clip=-1", "at least 0"),
+        ("optimizer.weight_decay=-1", "at least 0"),
+        ("optimizer.eps=-1", "must be above 0"),
         ("optimizer.beta1=1.5", "in [0, 1)"),
         ("optimizer.beta2=1.0", "in [0, 1)"),
-        ("optimizer.decay=3", "a share of the steps, in [0, 1]"),
-        ("optimizer.final=7", "a share of the learning rate, in [0, 1]"),
+        ("optimizer.decay=3", "in [0, 1] (share of the steps"),
+        ("optimizer.final=7", "in [0, 1] (learning rate of the last step as a share of lr"),
         ("optimizer.lr=1e400", "a finite number"),
         (f"model.rope_base={10**400}", "a finite number"),
         ("model.rope_base=-1e400", "a finite number"),
-        ("model.rope_base=0", "at least 1.0"),
+        ("model.rope_base=0", "above 1"),
         ("model.completep_width=-1", "at least 0"),
         ("checkpoint.best=-1", "at least 0"),
         ("log.evaluate=-1", "at least 0"),
@@ -90,8 +86,8 @@ def test_bad_values_are_refused_in_one_line(text, said):
 @pytest.mark.parametrize(
     ("kernel", "text", "said"),
     [
-        ("cudnn", "model.time_input=prefix", "attention=cudnn cannot take the position"),
-        ("splash", "model.time_input=prefix", "attention=splash cannot take the position"),
+        ("cudnn", "model.time_input=prefix", "attention=cudnn conflicts with the position"),
+        ("splash", "model.time_input=prefix", "attention=splash conflicts with the position"),
         ("cudnn", "model.head_dim=20", "a multiple of 8"),
     ],
 )

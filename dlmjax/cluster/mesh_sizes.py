@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dlmjax.errors import InputError
 
 
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Raises InputError: a size that is neither positive nor -1, or more than one -1."""
+    if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        named = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+        raise InputError(f"{named}: sizes are positive, and at most one is -1 (what the others leave over)")
+
+
 def fill_sizes(sizes: Mapping[str, int], count: int, devices: str) -> dict[str, int]:
     """The sizes with a -1 replaced by what the others leave over.
 
@@ -17,9 +24,8 @@ def fill_sizes(sizes: Mapping[str, int], count: int, devices: str) -> dict[str, 
     Raises:
       InputError: a size that cannot be, or sizes that do not multiply to `count`.
     """
+    check_sizes(sizes)
     named = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-        raise InputError(f"mesh {named}: sizes are positive, and at most one is -1 (what the others leave over)")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     filled = {name: count // fixed if size == -1 else size for name, size in sizes.items()}
     if math.prod(filled.values()) != count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from dlmjax.errors import InputError
+from dlmjax.fields import check_section, default_of
 
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
@@ -21,9 +22,6 @@ STRETCHES_BY = {
     "rope_truncate": ("yarn",),
 }
 SCALES_ATTENTION = ("yarn",)  # by `rope_attention`, whether positions are stretched or not
-DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "full", "dots")
-ATTENTIONS = ("dense", "cudnn", "splash")
 BIASES = ("none", "qkv", "all")
 NORMS = ("rms", "layer")
 MLPS = ("swiglu", "gelu", "gelu_tanh")
@@ -72,18 +70,18 @@ class ModelSpec:
     head_dim: int
     ffn: int
     qk_norm: bool = True
-    tied: bool = False
-    rope_base: float = 10_000.0
-    rope_scaling: float = 1.0
+    tied: bool = default_of("model.tied")
+    rope_base: float = default_of("model.rope_base")
+    rope_scaling: float = default_of("model.rope_scaling")
     rope_scaling_type: str = "linear"
-    dropout: float = 0.0
-    time_input: str = "none"
+    dropout: float = default_of("model.dropout")
+    time_input: str = default_of("model.time_input")
     time_width: int = 128
     time_features: str = "sinusoidal"
     input_dim: int = 0
     self_condition: bool = False
-    completep_width: int = 0
-    completep_depth: int = 0
+    completep_width: int = default_of("model.completep_width")
+    completep_depth: int = default_of("model.completep_depth")
     norm_eps: float = 1e-6
     init_std: float = 0.02
     bias: str = "none"
@@ -106,19 +104,15 @@ class ModelSpec:
     rope_truncate: bool = True
 
     def __post_init__(self) -> None:
+        check_section("model", vars(self))
         self._check_numbers()
-        for name in ("vocab", "depth", "width", "heads", "kv_heads", "head_dim", "ffn", "time_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if min(self.vocab, self.time_width) < 1:
+            raise InputError(f"model.vocab={self.vocab} and time_width={self.time_width} must be at least 1")
         if self.heads % self.kv_heads:
             raise InputError(f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; choose a divisor of the heads")
         if self.head_dim % 2:
             raise InputError(f"model.head_dim={self.head_dim} is odd; rotary positions turn pairs of channels, choose an even number")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"model.dropout={self.dropout} is outside [0, 1); 0 switches it off")
-        if self.rope_scaling < 1.0 or self.rope_base <= 1.0:
-            raise InputError(f"model.rope_scaling={self.rope_scaling} must be at least 1 (off), model.rope_base={self.rope_base} above 1")
-        if bool(self.completep_width) != bool(self.completep_depth) or min(self.completep_width, self.completep_depth) < 0:
+        if bool(self.completep_width) != bool(self.completep_depth):
             raise InputError(
                 "model.completep_width and model.completep_depth go together: give the base model's width and depth, or 0 and 0"
             )
@@ -230,18 +224,14 @@ class Execution:
     once (0 = chosen from the vocabulary).
     """
 
-    dtype: str = "float32"
-    scan: bool = True
-    remat: str = "none"
-    attention: str = "dense"
-    head_chunk: int = 0
+    dtype: str = default_of("execution.dtype")
+    scan: bool = default_of("execution.scan")
+    remat: str = default_of("execution.remat")
+    attention: str = default_of("execution.attention")
+    head_chunk: int = default_of("execution.head_chunk")
 
     def __post_init__(self) -> None:
-        _one_of("execution.dtype", self.dtype, DTYPES)
-        _one_of("execution.remat", self.remat, REMATS)
-        _one_of("execution.attention", self.attention, ATTENTIONS)
-        if self.head_chunk < 0:
-            raise InputError(f"execution.head_chunk={self.head_chunk} is negative; give the rows per chunk, or 0 for automatic")
+        check_section("execution", vars(self))
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.errors import InputError
+from dlmjax.fields import ALL, NONE, fields_by_programs
 from dlmjax.files import read_json
 from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, Policy, Validation
 from dlmjax.sweep.records import Record, records_of
@@ -29,13 +30,6 @@ from dlmjax.sweep.records import Record, records_of
 COMPILED, LOCKS = "compiled", "locks"
 LOG, ACCOUNT, RESULT = "log.txt", "account.txt", "record.json"
 STEPPED = "stepped"  # in the account of a run: a start has done its first step, what it needs for that is compiled
-
-# Leaves that no compiled program depends on: a step reads its learning rate and its place in the schedule as numbers.
-FREE_LEAVES = ("seed", "train.steps", "data.paths", "data.weights", "checkpoint.", "log.")
-FREE_LEAVES += tuple(f"optimizer.{name}" for name in ("lr", "warmup", "decay", "final", "weight_decay"))
-# Leaves without which two runs never have a program in common.
-SHAPE_LEAVES = ("model.", "execution.", "process.", "mesh.", "data.length", "data.batch", "optimizer.name", "train.accumulation")
-
 
 # Leaves that a record repeats.
 LEAVES = ("data.paths", "data.weights", "data.batch", "data.length", "model.depth", "model.width", "model.vocab", "train.steps")
@@ -86,12 +80,14 @@ def workdir_of(root: str | os.PathLike, run_id: str, diverged: int = 0) -> pathl
 
 def shape_of(config: Mapping[str, Any]) -> str:
     """Short hash of a flat config's shape: runs with a program in common have the same."""
-    return _hash({name: value for name, value in config.items() if name.startswith(SHAPE_LEAVES)})
+    shapes = fields_by_programs(ALL)
+    return _hash({name: value for name, value in config.items() if name in shapes})
 
 
 def programs_of(config: Mapping[str, Any]) -> str:
     """Short hash of all that a flat config's compiled programs depend on: runs that have the same share every program."""
-    return _hash({name: value for name, value in config.items() if not name.startswith(FREE_LEAVES)})
+    free = fields_by_programs(NONE)
+    return _hash({name: value for name, value in config.items() if name not in free})
 
 
 def _hash(values: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dlmjax.errors import InputError
+from dlmjax.fields import check_section, default_of
 
 KINDS = ("matrix", "embedding", "head", "vector")
 
@@ -31,24 +32,25 @@ MUON_RMS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """What the optimizer is.  `lr` is the peak rate; `warmup` counts steps; `clip` bounds the global gradient norm, 0 = off."""
+    """The fields of the config's section `optimizer`; `fields.py` has their meaning, units and bounds.
 
-    name: str = "adamw"
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    schedule: str = "cosine"
-    warmup: int = 100
-    decay: float = 0.2  # share of the steps in which "wsd" decays
-    final: float = 0.1  # learning rate of the last step as a share of `lr`
+    Raises InputError on a value out of its bounds.
+    """
+
+    name: str = default_of("optimizer.name")
+    lr: float = default_of("optimizer.lr")
+    beta1: float = default_of("optimizer.beta1")
+    beta2: float = default_of("optimizer.beta2")
+    eps: float = default_of("optimizer.eps")
+    weight_decay: float = default_of("optimizer.weight_decay")
+    clip: float = default_of("optimizer.clip")
+    schedule: str = default_of("optimizer.schedule")
+    warmup: int = default_of("optimizer.warmup")
+    decay: float = default_of("optimizer.decay")
+    final: float = default_of("optimizer.final")
 
     def __post_init__(self):
-        for field, choices in (("name", ("adamw", "muon")), ("schedule", ("wsd", "cosine", "constant"))):
-            if getattr(self, field) not in choices:
-                raise InputError(f"optimizer {field} {getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
+        check_section("optimizer", vars(self))
 
 
 class Numbers(NamedTuple):

@@ -1,0 +1,110 @@
+"""The declarations of a config's fields, and what is derived from them."""
+
+import dataclasses
+import math
+import pathlib
+
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.errors import InputError
+from dlmjax.fields import ALL, FIELDS, NONE, Field, fields_by_programs, non_identity_fields
+from dlmjax.models import Execution, ModelSpec
+from dlmjax.models.families import model_spec
+from dlmjax.training import OptimizerSpec
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# Of every config that ships, at each size: a change of these would make other runs of the runs that there are.
+FINGERPRINTS = """
+adapt_qwen3:0.6B ec992d87a689, adapt_qwen3:1.7B ceafe266d8a8, adapt_qwen3:4B 2594dea73fd8, autoregressive:gpt2_small 8d1870d4d546,
+autoregressive:tiny 3739a1fda707, babylm:100M e2ab36ab2772, babylm:tiny c610f0a55069, blocks:gpt2_small d18dd906078e,
+blocks:tiny 30c11e65658c, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny e80f394ae81e,
+data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 452f8679f351, diffusion_lm:gpt2_small e18e50a02a2c,
+diffusion_lm:tiny 8780bc507b48, duo:gpt2_small 542c43f81c0a, duo:tiny c7b7dfe71fa9, embedding_flow:gpt2_small 3fb764556d73,
+embedding_flow:tiny 96d63fdc8dd6, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny de3aec533311,
+frequency:gpt2_small 0dddb48ab7ba, frequency:tiny 2a1d8c16a1f3, genmd4:gpt2_small 7243c231909d, genmd4:tiny 2a7977610453,
+hybrid:gpt2_small aa696f89b512, hybrid:tiny e0edde7b3aef, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 0d333cccfd3a,
+llada_8b 18162c86e877, masked:gpt2_small 2e8f2f4bec67, masked:tiny cb39a4857bfa, plaid:gpt2_small b12e57f342ff,
+plaid:tiny bd87383dc800, puzzles 4214a754feec, quickstart b898be458c5d, score:gpt2_small eed69f89b0b5, score:tiny b50a5ba975d2,
+sed:gpt2_small 14d1f56120dc, sed:tiny 3a09c9cfcbc6, uniform:gpt2_small 99a1f5567915, uniform:tiny d5fedb5cc589
+"""
+STORED = dict(entry.split() for entry in FINGERPRINTS.replace("\n", " ").split(","))
+
+
+def test_every_shipped_config_is_the_same_run_as_ever():
+    assert {name.partition(":")[0] for name in STORED} >= {path.stem for path in CONFIGS.glob("*.py")} - {"a_new_config"}
+    found = {}
+    for name in STORED:
+        stem, colon, size = name.partition(":")
+        found[name] = config_lib.fingerprint(config_lib.load(f"{CONFIGS / stem}.py{colon}{size}"))
+    assert found == STORED
+
+
+def test_the_default_config_is_what_is_declared():
+    assert config_lib.leaves(config_lib.default()) == {name: field.default for name, field in FIELDS.items()}
+    config_lib.check(config_lib.default())
+
+
+def test_the_dataclasses_have_the_declared_fields_and_defaults():
+    config = config_lib.default()
+    assert Execution(**config.execution) == Execution() and OptimizerSpec(**config.optimizer) == OptimizerSpec()
+    own = {field.name for field in dataclasses.fields(ModelSpec)} | {"family"}
+    assert set(config.model) <= own
+    assert model_spec(config.model, vocab=9) == ModelSpec(9, 6, 384, 6, 6, 64, 1024)
+
+
+def test_what_makes_another_run_and_what_programs_depend_on():
+    sections = {name: name.partition(".")[0] for name in FIELDS}
+    assert non_identity_fields() == {
+        name
+        for name in FIELDS
+        if sections[name] in ("execution", "mesh", "checkpoint", "log") or name in ("data.paths", "train.on_nonfinite")
+    }
+    free = {f"optimizer.{key}" for key in ("lr", "warmup", "decay", "final", "weight_decay")}
+    free |= {"seed", "train.steps", "data.paths", "data.weights"}
+    assert fields_by_programs(NONE) == free | {name for name in FIELDS if sections[name] in ("checkpoint", "log")}
+    shapes = {"data.length", "data.batch", "optimizer.name", "train.accumulation"}
+    assert fields_by_programs(ALL) == shapes | {name for name in FIELDS if sections[name] in ("model", "execution", "process", "mesh")}
+
+
+def beyond(field: Field) -> list:
+    """Values just outside what a field allows."""
+    kind, values = type(field.default), []
+    if kind is str:
+        return ["no such"] if field.one_of or field.named else []
+    if field.least is not None:
+        values.append(kind(field.least) if field.above else kind(field.least) - 1)
+    if field.most is not None:
+        values.append(kind(field.most) if field.below else kind(field.most) + 1)
+    return values + ([math.nan, math.inf] if kind is float else [])
+
+
+CASES = [(name, value) for name, field in FIELDS.items() for value in beyond(field)]
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_value_beyond_its_bounds_is_refused_by_its_name(name, value):
+    """By the check of a config and by the dataclass of its section, in the same words."""
+    config = config_lib.default()
+    with config.unlocked():
+        config_lib._set(config, name, value)
+    with pytest.raises(InputError) as refused:
+        config_lib.check(config)
+    assert name in str(refused.value) and "\n" not in str(refused.value)
+    section, _, key = name.partition(".")
+    made = {"execution": Execution, "optimizer": OptimizerSpec, "model": model_spec}.get(section)
+    if made:
+        with pytest.raises(InputError) as same:
+            made(config[section]) if made is model_spec else made(**{key: value})
+        assert str(same.value) == str(refused.value)
+
+
+def test_a_bound_itself_is_allowed_unless_it_is_open():
+    for name, field in FIELDS.items():
+        if type(field.default) in (int, float):
+            for bound, is_open in ((field.least, field.above), (field.most, field.below)):
+                if bound is not None and not is_open:
+                    field.check(name, type(field.default)(bound))
+        for text in field.one_of:
+            field.check(name, text)
+        assert field.default in (field.one_of or (field.default,)) and field.doc and not field.doc.endswith(".")

@@ -277,5 +277,5 @@ def test_contradictory_specs_are_refused(changes, message):
 def test_unknown_execution_is_refused():
     with pytest.raises(InputError, match="execution.remat is 'some'; choose one of none, full, dots"):
         Execution(remat="some")
-    with pytest.raises(InputError, match="execution.head_chunk=-1"):
+    with pytest.raises(InputError, match="execution.head_chunk is -1; it must be at least 0"):
         Execution(head_chunk=-1)

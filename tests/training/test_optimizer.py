@@ -206,7 +206,7 @@ def test_muon_decays_matrices_and_takes_multipliers(params):
 def test_bad_names_are_refused(params):
     with pytest.raises(InputError, match="optimizer.name is 'adam'; did you mean 'adamw'"):
         OptimizerSpec(name="adam")
-    with pytest.raises(InputError, match="wsd, cosine, constant"):
+    with pytest.raises(InputError, match="choose one of cosine, wsd, constant"):
         OptimizerSpec(schedule="linear")
     with pytest.raises(InputError, match="kind 'bias' is unknown"):
         build_optimizer(OptimizerSpec(), {"b": "bias"})

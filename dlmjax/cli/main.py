@@ -115,10 +115,12 @@ def _add_train(command):
         help="a new start: checkpoints, metrics and config that are in --workdir are moved into DIR/aside-001 first, and none is deleted",
     )
     command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
-    launch = command.add_argument_group("several processes", "found by itself under Slurm, Open MPI, GKE and on TPU pods")
-    launch.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    launch.add_argument("--processes", type=flags.whole(1, 2**20), metavar="N", help="processes of the run")
-    launch.add_argument("--process", type=flags.whole(0, 2**20), metavar="I", help="which of them this is, from 0")
+    launch = command.add_argument_group("several processes", "detected automatically under Slurm, Open MPI, GKE and on TPU pods")
+    launch.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    launch.add_argument("--num-processes", type=flags.whole(1, 2**20), metavar="N", help="number of processes of the run")
+    launch.add_argument("--process-id", type=flags.whole(0, 2**20), metavar="I", help="rank of this process, from 0")
+    for old, new in (("--processes", "num_processes"), ("--process", "process_id")):  # the names of these flags until 2026-11
+        launch.add_argument(old, dest=new, type=flags.whole(0, 2**20), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     launch.add_argument(
         "--start-timeout", type=flags.whole(1, 10**6), default=300, metavar="SECONDS", help="in which all must have come (300)"
     )
@@ -444,16 +446,16 @@ def _train(arguments, overrides):
     from dlmjax.cluster import supervise
     from dlmjax.cluster.process_info import find
 
-    place = find(os.environ, **{name: getattr(arguments, name) for name in ("coordinator", "processes", "process")})
+    info = find(os.environ, **{name: getattr(arguments, name) for name in ("coordinator", "num_processes", "process_id")})
     watched = supervise.STATUS in os.environ
-    if not watched and (arguments.max_restarts or not place.alone):
-        return supervise.supervise([sys.executable, "-m", "dlmjax", *arguments.argv], place, arguments.max_restarts)
+    if not watched and (arguments.max_restarts or not info.alone):
+        return supervise.supervise([sys.executable, "-m", "dlmjax", *arguments.argv], info, arguments.max_restarts)
     if watched:
         supervise.die_with_parent()
-    return _train_here(arguments, overrides, place, supervise.Status(os.environ.get(supervise.STATUS)))
+    return _train_here(arguments, overrides, info, supervise.Status(os.environ.get(supervise.STATUS)))
 
 
-def _train_here(arguments, overrides, place, status):
+def _train_here(arguments, overrides, info, status):
     from dlmjax import config as config_lib
     from dlmjax.cluster import supervise
     from dlmjax.cluster.host import keep_compiled, say
@@ -472,7 +474,7 @@ def _train_here(arguments, overrides, place, status):
     def on_step(done: int) -> None:
         status.step = done
 
-    with joined(place, lambda: status.step, **timeouts):
+    with joined(info, lambda: status.step, **timeouts):
         keep_compiled(arguments.workdir)
         result = train(config, arguments.workdir, **origin, command=command, on_step=on_step)
         if arguments.json:

@@ -1,15 +1,15 @@
-"""Which process of how many this is, told from flags or from what a launcher left in the environment. Imports no jax.
+"""Rank and number of the processes of a run, from flags or from the environment that a launcher sets. Imports no jax.
 
-The first of these that speaks is believed:
+The first source that is present is used:
 
-    flags          --coordinator HOST:PORT --processes N --process I
+    flags          --coordinator HOST:PORT --num-processes N --process-id I
     DLMJAX_*       DLMJAX_COORDINATOR, DLMJAX_PROCESSES, DLMJAX_PROCESS (launch/local.py, the Kubernetes manifest)
-    Slurm          a step started by srun with more than one task; the shell of sbatch or salloc is one process
-    Open MPI       mpirun with more than one process; version 5 names no coordinator: add DLMJAX_COORDINATOR=HOST:PORT
-    TPU            a pod slice: the workers that GKE writes into the environment, or those of the TPU VM's metadata
+    Slurm          a step that srun starts with more than one task; the shell of sbatch or salloc is one process
+    Open MPI       mpirun with more than one process; version 5 provides no coordinator: add DLMJAX_COORDINATOR=HOST:PORT
+    TPU            a pod slice: the workers that GKE writes into the environment, or those in the TPU VM's metadata
     one process    otherwise
 
-A variable that is set to nothing is not set. What is no count, no rank, no host is refused with the variable's name.
+An empty variable counts as not set. A value that is not a valid count, rank or host is an error that names the variable.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from collections.abc import Mapping
 
 from dlmjax.errors import InputError
 
-VARIABLES = {"coordinator": "DLMJAX_COORDINATOR", "processes": "DLMJAX_PROCESSES", "process": "DLMJAX_PROCESS"}
-# Ports for a job's coordinator: away from those that the kernel lends to outgoing connections (32768 and above on Linux).
+VARIABLES = {"coordinator": "DLMJAX_COORDINATOR", "num_processes": "DLMJAX_PROCESSES", "process_id": "DLMJAX_PROCESS"}
+# Ports for a job's coordinator: below those that the kernel assigns to outgoing connections (32768 and above on Linux).
 PORTS = range(20_000, 32_000)
-LARGEST = 2**20  # processes, as the flags have it
-# Slurm's own steps, of one task each, are numbered from here: the batch script, a container, the shell that salloc may start.
+LARGEST = 2**20  # processes; the flags have the same bound
+# Slurm numbers its own steps of one task from here: the batch script, a container, the shell that salloc may start.
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0
 HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.\-]*[A-Za-z0-9_])?"
 TPU_WORKERS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
@@ -33,83 +33,85 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribut
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """One process's place in a run.
+class ProcessInfo:
+    """Rank of this process and number of processes in the run.
 
-    found: where that was read, for people. processes: 0 where only the TPU runtime knows how many there are, and which one this is.
-    coordinator: "HOST:PORT" of process 0. local_device: the one device of this machine that this process uses; None = all.
+    source: origin of these values, for messages. num_processes: 0 when only the TPU runtime knows the number and the rank.
+    coordinator: "HOST:PORT" of process 0. local_device: index of the only device of this machine that this process uses; None = all.
     """
 
-    found: str = "one process"
-    processes: int = 1
-    process: int = 0
+    source: str = "one process"
+    num_processes: int = 1
+    process_index: int = 0
     coordinator: str | None = None
     local_device: int | None = None
 
     @property
     def alone(self) -> bool:
-        """Is there nobody to meet?"""
-        return self.processes == 1
+        """Is this the only process of the run?"""
+        return self.num_processes == 1
 
     def __str__(self) -> str:
-        return f"process {self.process} of {self.processes or 'a TPU slice'}"
+        return f"process {self.process_index} of {self.num_processes or 'a TPU slice'}"
 
 
-def find(environ: Mapping[str, str], *, coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> Place:
-    """The place of this process.
+def find(
+    environ: Mapping[str, str], *, coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> ProcessInfo:
+    """Rank of this process and number of processes, from the values of the flags, else from `environ`.
 
     Raises:
-      InputError: flags or variables that are incomplete or contradict each other.
+      InputError: flags or variables are incomplete or contradict each other.
     """
-    flags = {"coordinator": coordinator, "processes": processes, "process": process}
+    flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if any(value is not None for value in flags.values()):
-        return _given("flags", flags, {name: f"--{name}" for name in flags})
+        return _from_values("flags", flags, {name: f"--{name.replace('_', '-')}" for name in flags})
     environ = {name: value.strip() for name, value in environ.items() if value.strip()}
     variables = {name: environ.get(variable) for name, variable in VARIABLES.items()}
-    if variables["processes"] is not None or variables["process"] is not None:
-        return _given("DLMJAX_PROCESSES", variables, VARIABLES)
-    return _slurm(environ) or _open_mpi(environ) or _tpu(environ) or Place()
+    if variables["num_processes"] is not None or variables["process_id"] is not None:
+        return _from_values("DLMJAX_PROCESSES", variables, VARIABLES)
+    return _slurm(environ) or _open_mpi(environ) or _tpu(environ) or ProcessInfo()
 
 
-def _given(found: str, values: dict, names: Mapping[str, str]) -> Place:
+def _from_values(source: str, values: dict, names: Mapping[str, str]) -> ProcessInfo:
     missing = [names[name] for name, value in values.items() if value is None]
     if missing:
-        raise InputError(f"{' and '.join(names[n] for n in values if values[n] is not None)} given without {' and '.join(missing)}")
-    if not (_is_whole(values["processes"]) and _is_whole(values["process"])):
-        raise InputError(
-            f"{names['processes']} and {names['process']} are whole numbers, not {values['processes']!r}, {values['process']!r}"
-        )
-    return _checked(Place(found, int(values["processes"]), int(values["process"]), values["coordinator"]), names)
+        present = " and ".join(names[name] for name, value in values.items() if value is not None)
+        raise InputError(f"{' and '.join(missing)} must be set together with {present}")
+    for name in ("num_processes", "process_id"):
+        if not _is_whole(values[name]):
+            raise InputError(f"{names[name]}={values[name]!r} is not a whole number")
+    return _checked(ProcessInfo(source, int(values["num_processes"]), int(values["process_id"]), values["coordinator"]), names)
 
 
-def _checked(place: Place, names: Mapping[str, str] = VARIABLES) -> Place:
-    if not 0 <= place.process < place.processes <= LARGEST:
+def _checked(info: ProcessInfo, names: Mapping[str, str] = VARIABLES) -> ProcessInfo:
+    if not 0 <= info.process_index < info.num_processes <= LARGEST:
         raise InputError(
-            f"process {place.process} of {place.processes} does not exist; {names['process']} counts from 0 to below {names['processes']}, "
-            f"which is at most {LARGEST:,}"
+            f"process {info.process_index} of {info.num_processes} does not exist; {names['process_id']} counts from 0 to below "
+            f"{names['num_processes']}, which is at most {LARGEST:,}"
         )
-    host = re.fullmatch(r"(?:\[[^\]\s]+\]|[^:\s]+):(\d{1,5})", place.coordinator or "", re.ASCII)
+    host = re.fullmatch(r"(?:\[[^\]\s]+\]|[^:\s]+):(\d{1,5})", info.coordinator or "", re.ASCII)
     if not host or not 1 <= int(host[1]) <= 65_535:
-        raise InputError(f"coordinator {place.coordinator!r} is not HOST:PORT; set {names['coordinator']} to where process 0 listens")
-    return place
+        raise InputError(f"coordinator {info.coordinator!r} is not HOST:PORT; set {names['coordinator']} to the address of process 0")
+    return info
 
 
 def _is_whole(value: str | int) -> bool:
-    """Digits alone: neither a sign nor what else int() takes ("1_0", "٣")."""
+    """Does the text hold ASCII digits alone? int() also takes signs, "1_0" and "٣"."""
     return bool(re.fullmatch(r"\d{1,19}", str(value), re.ASCII))
 
 
 def _whole(environ: Mapping[str, str], name: str, low: int = 0, high: int = LARGEST, default: int | None = None, why: str = "") -> int:
-    """A whole number in low..high.
+    """The variable as a whole number in low..high.
 
     Raises:
-      InputError: another value; none, and there is no default.
+      InputError: the value is not one; or the variable is not set and there is no default.
     """
     value = environ.get(name)
     if value is None and default is not None:
         return default
     if value is None:
-        raise InputError(f"{name} is not set, though the launcher's other variables are; start the processes with the launcher itself")
+        raise InputError(f"{name} is not set, but other variables of the launcher are; start the processes with the launcher itself")
     if not _is_whole(value) or not low <= int(value) <= high:
         raise InputError(
             f"{name}={value!r} is not a whole number in {low}..{high}{why}; correct it, or unset it to start one process alone"
@@ -118,13 +120,15 @@ def _whole(environ: Mapping[str, str], name: str, low: int = 0, high: int = LARG
 
 
 def _rank(environ: Mapping[str, str], name: str, count: int, counted: str, default: int | None = None) -> int:
-    """One of 0..count-1, where `counted` names the variable that counts."""
-    return _whole(environ, name, high=count - 1, default=default, why=f" ({counted} counts {count})")
+    """The variable as a rank in 0..count-1. counted: name of the variable that holds the count, for the error."""
+    return _whole(environ, name, high=count - 1, default=default, why=f" ({counted} is {count})")
 
 
-def _slurm(environ: Mapping[str, str]) -> Place | None:
-    """A job step. A batch script or a shell of salloc has the job's variables, SLURM_NTASKS among them, but no step of its own: it is one
-    process, as is one that Slurm counts as a step of one task."""
+def _slurm(environ: Mapping[str, str]) -> ProcessInfo | None:
+    """The rank in a job step of several tasks, else None.
+
+    A batch script or a shell of salloc has the job's variables, including SLURM_NTASKS, but is not a step: it is one process.
+    """
     if "SLURM_STEP_ID" not in environ or "SLURM_STEP_NODELIST" not in environ:
         return None
     step = _whole(environ, "SLURM_STEP_ID", high=2**32 - 1)
@@ -135,12 +139,12 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
     port = PORTS[(job * 16 + step % 16) % len(PORTS)]
     local = _rank(environ, "SLURM_LOCALID", tasks, counted)
     return _checked(
-        Place(
+        ProcessInfo(
             f"Slurm job {job} on {nodes}",
             tasks,
             _rank(environ, "SLURM_PROCID", tasks, counted),
             environ.get(VARIABLES["coordinator"]) or f"{first_node(nodes)}:{port}",
-            # With one task on each node the task uses every device; with several each has its own.
+            # With one task per node the task uses every device; with several each uses one.
             None if _whole(environ, "SLURM_STEP_NUM_NODES", default=0) == tasks else local,
         )
     )
@@ -150,16 +154,16 @@ def first_node(nodes: str) -> str:
     """The first host of a Slurm node list: "a[007-9,12],b" -> "a007".
 
     Raises:
-      InputError: the list names no host.
+      InputError: the list does not begin with a host.
     """
     first = re.match(r"(?:[^\[\],]|\[[^\[\]]*\])*", nodes)[0]
     host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
     if not re.fullmatch(HOST, host, re.ASCII):
-        raise InputError(f"SLURM_STEP_NODELIST={nodes!r} is not a list of hosts as Slurm writes it; its first host is the coordinator")
+        raise InputError(f"SLURM_STEP_NODELIST={nodes!r} is not a list of hosts in Slurm's form; its first host is the coordinator")
     return host
 
 
-def _open_mpi(environ: Mapping[str, str]) -> Place | None:
+def _open_mpi(environ: Mapping[str, str]) -> ProcessInfo | None:
     size = "OMPI_COMM_WORLD_SIZE"
     processes = _whole(environ, size, 1, default=1)
     if processes == 1:
@@ -170,20 +174,20 @@ def _open_mpi(environ: Mapping[str, str]) -> Place | None:
         # A job's number is a multiple of 4096.
         coordinator = f"{host[2] or f'[{host[3]}]'}:{PORTS[int(host[1]) // 4096 % len(PORTS)]}"
     if coordinator is None:
-        raise InputError("Open MPI names no coordinator here; add -x DLMJAX_COORDINATOR=HOST:PORT with the host of rank 0 to mpirun")
+        raise InputError("this Open MPI provides no coordinator; add -x DLMJAX_COORDINATOR=HOST:PORT with the host of rank 0 to mpirun")
     local = _rank(environ, "OMPI_COMM_WORLD_LOCAL_RANK", processes, size)
     ranks = _whole(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", 1, default=1)
     rank = _rank(environ, "OMPI_COMM_WORLD_RANK", processes, size)
-    return _checked(Place("Open MPI", processes, rank, coordinator, None if ranks == 1 else local))
+    return _checked(ProcessInfo("Open MPI", processes, rank, coordinator, None if ranks == 1 else local))
 
 
-def _tpu(environ: Mapping[str, str]) -> Place | None:
-    """A slice of several workers; jax finds the coordinator, the count and the rank by itself, in the variables that are checked here."""
+def _tpu(environ: Mapping[str, str]) -> ProcessInfo | None:
+    """A slice of several workers, else None; jax reads coordinator, count and rank from the variables that are checked here."""
     name = next((name for name in TPU_WORKERS if name in environ), None)
-    workers, found = environ.get(name), "GKE,"
+    workers, source = environ.get(name), "GKE,"
     slices = _whole(environ, "MEGASCALE_NUM_SLICES", 1, default=1)
     if workers is None and "TPU_SKIP_MDS_QUERY" not in environ and _has_tpu():
-        workers, found, name = _metadata(), "TPU VM metadata,", "worker-network-endpoints"
+        workers, source, name = _metadata(), "TPU VM metadata,", "worker-network-endpoints"
     if not workers:
         return None
     hosts = workers.split(",")
@@ -197,9 +201,9 @@ def _tpu(environ: Mapping[str, str]) -> Place | None:
     _rank(environ, "MEGASCALE_SLICE_ID", slices, "MEGASCALE_NUM_SLICES", default=0)
     if len(hosts) == slices == 1:
         return None
-    if found == "GKE,":
+    if source == "GKE,":
         _rank(environ, "TPU_WORKER_ID", len(hosts), name, default=0)
-    return Place(f"{found} {f'{slices} TPU slices' if slices > 1 else 'a TPU slice'} of {len(hosts)} workers", 0)
+    return ProcessInfo(f"{source} {f'{slices} TPU slices' if slices > 1 else 'a TPU slice'} of {len(hosts)} workers", 0)
 
 
 def _has_tpu() -> bool:
@@ -209,7 +213,7 @@ def _has_tpu() -> bool:
 
 
 def _metadata() -> str:
-    """The workers that a TPU VM's metadata lists; "" where there is no metadata server."""
+    """The list of workers in a TPU VM's metadata; "" without a metadata server."""
     request = urllib.request.Request(METADATA, headers={"Metadata-Flavor": "Google"})
     try:
         with urllib.request.urlopen(request, timeout=3) as answer:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax._src import distributed  # the key-value store of the coordinator has no public name
 
 from dlmjax.cluster.agree import all_devices
-from dlmjax.cluster.process_info import Place
+from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.errors import LOST_PEER, InputError, LostPeer
 from dlmjax.flags import said_of
 
@@ -43,9 +43,9 @@ _START = _Start()
 
 @contextlib.contextmanager
 def joined(
-    place: Place, step: Callable[[], int], *, start_timeout: int = START_TIMEOUT, heartbeat_timeout: int = HEARTBEAT_TIMEOUT
+    info: ProcessInfo, step: Callable[[], int], *, start_timeout: int = START_TIMEOUT, heartbeat_timeout: int = HEARTBEAT_TIMEOUT
 ) -> Iterator[None]:
-    """`with joined(place, step): train(...)`: all processes meet before, part after, and none waits for one that is gone.
+    """`with joined(info, step): train(...)`: all processes meet before, part after, and none waits for one that is gone.
 
     Alone, it does nothing. In a run of several processes an error inside ends this process at once (waiting for peers at the
     interpreter's exit could take minutes): exit code 2 with its line for bad input, 75 where a peer was lost, 1 with the traceback for all
@@ -55,17 +55,17 @@ def joined(
       step: updates done so far, -1 before the first; for the last line.
       start_timeout, heartbeat_timeout: seconds.
     """
-    make_room(alone=place.alone)
-    if place.alone:
+    make_room(alone=info.alone)
+    if info.alone:
         yield
         return
     try:
-        _meet(place, start_timeout, heartbeat_timeout)
+        _meet(info, start_timeout, heartbeat_timeout)
         _START.timeout, _START.meeting = start_timeout, True
         yield
         jax.distributed.shutdown()
     except BaseException as error:
-        code, lines = _last_words(error, place, step())
+        code, lines = _last_words(error, info, step())
         print(lines, file=sys.stderr, flush=True)
         sys.stdout.flush()
         if _START.meeting:
@@ -152,39 +152,39 @@ def make_room(alone: bool = False) -> None:
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + COLLECTIVES * devices))
 
 
-def _meet(place: Place, start_timeout: int, heartbeat_timeout: int) -> None:
-    named = place.processes > 0  # else the TPU runtime tells
+def _meet(info: ProcessInfo, start_timeout: int, heartbeat_timeout: int) -> None:
+    named = info.num_processes > 0  # else the TPU runtime tells
     for name in [name for name in os.environ if name.startswith(("TPU_", "MEGASCALE_")) and not os.environ[name].strip()]:
         del os.environ[name]  # set to nothing it is not set, which jax and the runtime do not know
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes if named else None,
-            place.process if named else None,
-            local_device_ids=place.local_device,
+            info.coordinator,
+            info.num_processes if named else None,
+            info.process_index if named else None,
+            local_device_ids=info.local_device,
             cluster_detection_method="deactivate" if named else None,
             initialization_timeout=start_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except (ValueError, TypeError) as error:
-        raise InputError(f"the variables of {place.found} do not start a run of several processes: {_first_line(error)}") from error
+        raise InputError(f"the variables of {info.source} do not start a run of several processes: {_first_line(error)}") from error
     except RuntimeError as error:
         raise LostPeer(
-            f"not all of {place.processes or 'the'} processes met at {place.coordinator or 'the coordinator'} within {start_timeout} s "
+            f"not all of {info.num_processes or 'the'} processes met at {info.coordinator or 'the coordinator'} within {start_timeout} s "
             f"({_first_line(error)}); look at the processes that said nothing, or give more time with --start-timeout"
         ) from error
     if jax.process_index() == 0:
         print(
-            f"processes: {jax.process_count()} ({place.found}), coordinator {place.coordinator or 'found by jax'}, this is process 0 on "
+            f"processes: {jax.process_count()} ({info.source}), coordinator {info.coordinator or 'found by jax'}, this is process 0 on "
             f"{socket.gethostname()} with {jax.local_device_count()} of {jax.device_count()} devices",
             flush=True,
         )
 
 
-def _last_words(error: BaseException, place: Place, step: int) -> tuple[int, str]:
+def _last_words(error: BaseException, info: ProcessInfo, step: int) -> tuple[int, str]:
     """Exit code and what to print."""
-    where = f"{place} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
+    where = f"{info} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
     if isinstance(error, InputError | OSError) and (said := said_of(error)):
         return 2, f"dlmjax: exit 2: {where}: {said}"
     if isinstance(error, KeyboardInterrupt):

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from dlmjax.cluster.process_info import Place
+from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.errors import LOST_PEER
 
 STATUS = "DLMJAX_STATUS"  # the file in which the training process notes its step; where it is set, a supervisor is watching
@@ -54,7 +54,7 @@ def started_again(environment: Mapping[str, str]) -> bool:
     return environment.get("SLURM_RESTART_COUNT", "").strip() not in ("", "0")
 
 
-def supervise(command: Sequence[str], place: Place, restarts: int = 0, sleep: Callable[[float], object] = time.sleep) -> int:
+def supervise(command: Sequence[str], info: ProcessInfo, restarts: int = 0, sleep: Callable[[float], object] = time.sleep) -> int:
     """Runs `command` until it ends with 0 or 2, or `restarts` further starts are used up; returns the exit code of the whole.
 
     A start that brought the run further than all before it gives the restarts back: a run of weeks may lose a host each day.
@@ -69,17 +69,17 @@ def supervise(command: Sequence[str], place: Place, restarts: int = 0, sleep: Ca
             step = Status(path).step
             if code in (0, 2) or stopped:
                 return code if code >= 0 else 128 - code
-            outcome = _outcome(code, place)
+            outcome = _outcome(code, info)
             used = 0 if step > furthest >= 0 else used
             furthest = max(step, furthest)
-            where = f"{place} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
+            where = f"{info} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
             if used >= restarts:
                 if code < 0:  # else it has said so itself
-                    _say(f"exit {outcome}: {where}: {_cause(code, place, step)}; the same command resumes from the last checkpoint")
+                    _say(f"exit {outcome}: {where}: {_cause(code, info, step)}; the same command resumes from the last checkpoint")
                 return outcome
             wait = min(BACK_OFF[0] * 2**used, BACK_OFF[1])
             used += 1
-            _say(f"{where}: {_cause(code, place, step)}; starting again in {wait:.0f} s ({used} of {restarts})")
+            _say(f"{where}: {_cause(code, info, step)}; starting again in {wait:.0f} s ({used} of {restarts})")
             sleep(wait)
 
 
@@ -106,19 +106,19 @@ def _run(command: Sequence[str], status: pathlib.Path) -> tuple[int, bool]:
             signal.signal(number, handler)
 
 
-def _outcome(code: int, place: Place) -> int:
+def _outcome(code: int, info: ProcessInfo) -> int:
     """The exit code to pass on: an abort in a run of several processes is the runtime's way to end when a peer is lost."""
-    if code == -signal.SIGABRT and not place.alone:
+    if code == -signal.SIGABRT and not info.alone:
         return LOST_PEER
     return code if code >= 0 else 128 - code
 
 
-def _cause(code: int, place: Place, step: int) -> str:
+def _cause(code: int, info: ProcessInfo, step: int) -> str:
     if code == LOST_PEER:
         return "it could not go on without a peer (its own words are above)"
-    if code == -signal.SIGABRT and not place.alone and step < 0:
+    if code == -signal.SIGABRT and not info.alone and step < 0:
         return "the runtime ended it (SIGABRT), as it does when not all processes come within --start-timeout, or one of them is lost"
-    if code == -signal.SIGABRT and not place.alone:
+    if code == -signal.SIGABRT and not info.alone:
         return "the runtime ended it (SIGABRT), as it does when a peer or the coordinator is lost (its own words are above)"
     if code == -signal.SIGKILL:
         return "it was killed (SIGKILL), by a person or by the kernel when memory runs out"

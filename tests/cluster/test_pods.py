@@ -192,7 +192,9 @@ def test_a_killed_peer_ends_the_others_and_the_run_resumes(pair, small_corpus, t
 
 
 def test_a_process_that_never_comes_is_not_waited_for_in_silence(pair, tmp_path):
-    run = command(tmp_path / "run", pair[1], "--coordinator", "127.0.0.1:9", "--processes", "2", "--process", "1", "--start-timeout", "2")
+    run = command(
+        tmp_path / "run", pair[1], "--coordinator", "127.0.0.1:9", "--num-processes", "2", "--process-id", "1", "--start-timeout", "2"
+    )
     done = subprocess.run(run, env=environment(1), capture_output=True, text=True, timeout=120)
     assert done.returncode == 75, done.stderr
     last = done.stderr.strip().splitlines()[-1]

@@ -1,11 +1,12 @@
-"""What a launcher's environment says about a process: every launcher, and every way to say half of it."""
+"""The rank that each launcher's environment provides, and every incomplete or wrong variable."""
 
 import re
 
 import pytest
 
-from dlmjax.cluster import process_info as place
-from dlmjax.cluster.process_info import Place, find, first_node
+from dlmjax.cli.main import train_flags
+from dlmjax.cluster import process_info
+from dlmjax.cluster.process_info import ProcessInfo, find, first_node
 from dlmjax.errors import InputError
 
 SLURM = {
@@ -29,36 +30,36 @@ OURS = {"DLMJAX_COORDINATOR": "a:1", "DLMJAX_PROCESSES": "2", "DLMJAX_PROCESS": 
 
 @pytest.fixture(autouse=True)
 def no_tpu(monkeypatch):
-    monkeypatch.setattr(place, "_has_tpu", lambda: False)
+    monkeypatch.setattr(process_info, "_has_tpu", lambda: False)
 
 
-def test_nobody_speaks():
-    assert find({}) == Place() and find({}).alone
+def test_no_flag_and_no_variable_is_one_process():
+    assert find({}) == ProcessInfo() and find({}).alone
 
 
 def test_flags_win_over_all():
-    found = find({**OURS, **SLURM}, coordinator="h:5", processes=3, process=2)
-    assert found == Place("flags", 3, 2, "h:5") and not found.alone
+    found = find({**OURS, **SLURM}, coordinator="h:5", num_processes=3, process_id=2)
+    assert found == ProcessInfo("flags", 3, 2, "h:5") and not found.alone
 
 
 def test_our_variables_win_over_slurm():
-    assert find({**OURS, **SLURM}) == Place("DLMJAX_PROCESSES", 2, 1, "a:1")
+    assert find({**OURS, **SLURM}) == ProcessInfo("DLMJAX_PROCESSES", 2, 1, "a:1")
 
 
 def test_slurm_with_one_task_a_node_gives_it_every_device():
     found = find(SLURM)
-    assert (found.processes, found.process, found.local_device) == (2, 1, None)
+    assert (found.num_processes, found.process_index, found.local_device) == (2, 1, None)
     host, port = found.coordinator.split(":")
-    assert host == "nid0012" and int(port) in place.PORTS
+    assert host == "nid0012" and int(port) in process_info.PORTS
     assert found.coordinator == find({**SLURM, "SLURM_PROCID": "0"}).coordinator
-    assert "Slurm job 4711" in found.found
+    assert "Slurm job 4711" in found.source
 
 
 def test_slurm_with_several_tasks_a_node_gives_each_its_own():
     four = {**SLURM, "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
     for counts in ({"SLURM_NTASKS": "4"}, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "8"}):  # the step's count, not the job's
         found = find({**four, **counts})
-        assert (found.processes, found.process, found.local_device) == (4, 3, 1)
+        assert (found.num_processes, found.process_index, found.local_device) == (4, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +98,13 @@ def test_the_first_node_of_a_list(nodes, first):
 
 def test_open_mpi():
     found = find(OPEN_MPI)
-    assert (found.processes, found.process, found.local_device) == (4, 3, 1)
+    assert (found.num_processes, found.process_index, found.local_device) == (4, 3, 1)
     assert found.coordinator.startswith("10.96.0.1:")
     six = {**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": "1314521088.0;tcp6://[fe80::b9b:ac5d,2620:10d::2]:43370"}
     assert find(six).coordinator.startswith("[fe80::b9b:ac5d]:")
 
 
-def test_open_mpi_5_names_no_coordinator_and_is_told_one():
+def test_open_mpi_5_provides_no_coordinator_and_requires_one():
     environ = {name: value for name, value in OPEN_MPI.items() if "uri" not in name}
     with pytest.raises(InputError, match="DLMJAX_COORDINATOR=HOST:PORT"):
         find(environ)
@@ -112,28 +113,28 @@ def test_open_mpi_5_names_no_coordinator_and_is_told_one():
 
 def test_a_tpu_slice_of_several_workers_is_left_to_jax():
     found = find({"TPU_WORKER_HOSTNAMES": "w-0,w-1,w-2,w-3", "TPU_WORKER_ID": "1"})
-    assert found.processes == 0 and not found.alone and "4 workers" in found.found
+    assert found.num_processes == 0 and not found.alone and "4 workers" in found.source
     assert find({"TPU_WORKER_HOSTNAMES": "w-0"}).alone
     assert not find({"TPU_WORKER_HOSTNAMES": "w-0", "MEGASCALE_NUM_SLICES": "2"}).alone
 
 
-def test_a_tpu_vm_asks_its_metadata(monkeypatch):
-    monkeypatch.setattr(place, "_has_tpu", lambda: True)
-    monkeypatch.setattr(place, "_metadata", lambda: "unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2")
+def test_a_tpu_vm_reads_its_metadata(monkeypatch):
+    monkeypatch.setattr(process_info, "_has_tpu", lambda: True)
+    monkeypatch.setattr(process_info, "_metadata", lambda: "unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2")
     assert not find({}).alone
-    monkeypatch.setattr(place, "_metadata", lambda: "")
+    monkeypatch.setattr(process_info, "_metadata", lambda: "")
     assert find({}).alone
 
 
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (dict(processes=2), "--processes given without --coordinator and --process"),
-        (dict(processes=2, process=2, coordinator="h:1"), "process 2 of 2 does not exist"),
-        (dict(processes=2, process=0, coordinator="h"), "not HOST:PORT"),
+        (dict(num_processes=2), "--coordinator and --process-id must be set together with --num-processes"),
+        (dict(num_processes=2, process_id=2, coordinator="h:1"), "process 2 of 2 does not exist"),
+        (dict(num_processes=2, process_id=0, coordinator="h"), "not HOST:PORT"),
     ],
 )
-def test_half_a_place_is_refused(flags, said):
+def test_incomplete_flags_are_refused(flags, said):
     with pytest.raises(InputError, match=said):
         find({}, **flags)
 
@@ -164,7 +165,7 @@ EACH = [pytest.param(launcher, name, id=f"{launcher}-{name}") for launcher, envi
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_every_launcher_tells_a_place(launcher):
+def test_every_launcher_provides_a_rank(launcher):
     assert not find(LAUNCHERS[launcher]).alone
 
 
@@ -179,7 +180,7 @@ def test_an_odd_variable_is_refused_by_name_or_decides_nothing(launcher, name):
             assert (name in str(error) or "coordinator" in str(error)) and "\n" not in str(error)
         else:
             assert re.search("NODELIST|COORDINATOR|HOSTNAMES|ADDRESSES|uri|NUM_NODES", name) or found == find(environ), (value, found)
-            assert found.processes == 0 or 0 <= found.process < found.processes
+            assert found.num_processes == 0 or 0 <= found.process_index < found.num_processes
 
 
 @pytest.mark.parametrize("launcher, name", EACH)
@@ -198,7 +199,7 @@ def _outcome(environ):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_variables_set_to_nothing_are_one_process(launcher):
-    assert find(dict.fromkeys(LAUNCHERS[launcher], "")) == Place()
+    assert find(dict.fromkeys(LAUNCHERS[launcher], "")) == ProcessInfo()
 
 
 @pytest.mark.parametrize("name", [name for environ in LAUNCHERS.values() for name in environ if name in COUNTED])
@@ -219,8 +220,15 @@ def test_a_coordinator_has_a_host_and_a_port(coordinator):
         find({**OURS, "DLMJAX_COORDINATOR": coordinator})
 
 
-def test_variables_that_are_no_numbers_are_refused():
-    with pytest.raises(InputError, match="DLMJAX_PROCESSES and DLMJAX_PROCESS are whole numbers"):
+def test_variables_that_are_not_numbers_are_refused():
+    with pytest.raises(InputError, match="DLMJAX_PROCESS='one' is not a whole number"):
         find({**OURS, "DLMJAX_PROCESS": "one"})
-    with pytest.raises(InputError, match="given without DLMJAX_COORDINATOR"):
+    with pytest.raises(InputError, match="DLMJAX_COORDINATOR must be set together"):
         find({"DLMJAX_PROCESSES": "2", "DLMJAX_PROCESS": "0"})
+
+
+def test_the_flags_of_a_rank_keep_their_earlier_names():
+    common = ["--config", "c.py", "--workdir", "w", "--coordinator", "h:1"]
+    new, _ = train_flags([*common, "--num-processes", "2", "--process-id", "1"])
+    old, _ = train_flags([*common, "--processes", "2", "--process", "1"])
+    assert (old.num_processes, old.process_id) == (new.num_processes, new.process_id) == (2, 1)

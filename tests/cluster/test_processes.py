@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dlmjax.cluster import start
-from dlmjax.cluster.process_info import Place
+from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.cluster.start import _last_words
 from dlmjax.errors import InputError, LostPeer
 from dlmjax.models import Execution, build_network
@@ -130,7 +130,7 @@ def test_two_processes_equal_one():
 )
 def test_the_last_words_of_a_process_are_those_of_a_lone_one(error, code, said):
     """A name or place that the operating system refuses is bad input here, too, in one line; the machine's faults keep their traceback."""
-    found, lines = _last_words(error, Place("flags", 2, 1, "h:1"), -1)
+    found, lines = _last_words(error, ProcessInfo("flags", 2, 1, "h:1"), -1)
     assert found == code and said in lines.splitlines()[-1] and (code == 1) == ("\n" in lines)
 
 
@@ -147,9 +147,9 @@ from dlmjax.errors import InputError
 from dlmjax.cluster.agree import any_process
 from dlmjax.parallel import make_mesh
 from dlmjax.cluster.start import connect, joined
-from dlmjax.cluster.process_info import Place
+from dlmjax.cluster.process_info import ProcessInfo
 rank = int(sys.argv[2])
-with joined(Place("flags", 2, rank, "127.0.0.1:" + sys.argv[1]), lambda: -1, start_timeout={timeout}):
+with joined(ProcessInfo("flags", 2, rank, "127.0.0.1:" + sys.argv[1]), lambda: -1, start_timeout={timeout}):
     if rank == {late}:
         time.sleep({seconds})
         {then}

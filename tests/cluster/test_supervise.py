@@ -10,12 +10,12 @@ import time
 import pytest
 
 from dlmjax.cli.main import main
-from dlmjax.cluster.process_info import Place
+from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.cluster.supervise import STATUS, Status, supervise
 from dlmjax.errors import LOST_PEER
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ALONE, TWO = Place(), Place("flags", 2, 1, "h:1")
+ALONE, TWO = ProcessInfo(), ProcessInfo("flags", 2, 1, "h:1")
 PREAMBLE = f"import os, signal, sys, time\nfrom dlmjax.cluster.supervise import Status\nstatus = Status(os.environ['{STATUS}'])\n"
 
 
@@ -90,7 +90,7 @@ def watched(tmp_path, code):
     )
     outer = (
         "import sys; from dlmjax.cluster import process_info, supervise; "
-        f"sys.exit(supervise.supervise({child(inner)!r}, process_info.Place(), 9))"
+        f"sys.exit(supervise.supervise({child(inner)!r}, process_info.ProcessInfo(), 9))"
     )
     process = subprocess.Popen([sys.executable, "-c", outer])
     while not (note.exists() and note.read_text()):

@@ -42,7 +42,9 @@ def cluster(tmp_path_factory):
     ids=["shell", "interactive step", "one task", "all tasks"],
 )
 def test_the_tasks_of_the_step_count_inside_an_allocation_of_four(cluster, step, told):
-    program = "import os; from dlmjax.cluster.process_info import find; place = find(os.environ); print(place.processes, place.process)"
+    program = (
+        "import os; from dlmjax.cluster.process_info import find; info = find(os.environ); print(info.num_processes, info.process_index)"
+    )
     command = ["salloc", "-Q", "-n4", *step, sys.executable, "-c", program]
     done = subprocess.run(command, env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert sorted(tuple(map(int, line.split())) for line in done.stdout.splitlines()) == told, done.stderr

@@ -6,7 +6,7 @@ Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md
 from dlmjax.diffusion.hyperschedule import Hyper, PerBlock, choose_interval
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Blocks, Ends, Process, cross_entropy, draw_tokens, row_keys
-from dlmjax.diffusion.processes.any_order import MaskedLambda, any_order_nats
+from dlmjax.diffusion.processes.any_order import any_order_nats
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.blocks import BlockMasked
 from dlmjax.diffusion.processes.d3pm import D3pm, StepMasked, make_d3pm
@@ -14,7 +14,7 @@ from dlmjax.diffusion.processes.duo import Duo
 from dlmjax.diffusion.processes.flow_matching import FlowMatching
 from dlmjax.diffusion.processes.frequency import FrequencyMasked, Spindle
 from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
-from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount, MaskedLambda
 from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.diffusion.processes.table import Table

@@ -371,6 +371,11 @@ def split_rows(keys_B: Key[Array, "B"], parts: int = 2) -> list[Key[Array, "B"]]
     return [keys_BN[:, i] for i in range(parts)]
 
 
+def among(hit_BL: Bool[Array, "B L"], valid_BL: Bool[Array, "B L"] | None) -> Bool[Array, "B L"]:
+    """The positions of `hit_BL` that are valid; None = all are."""
+    return hit_BL if valid_BL is None else hit_BL & valid_BL
+
+
 def draw_tokens(keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"]) -> Int[Array, "B L"]:
     """Draws a class for every position by the Gumbel trick.
 

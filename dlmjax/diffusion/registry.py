@@ -12,7 +12,6 @@ from dlmjax.diffusion import schedules, times
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
 from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
 from dlmjax.diffusion.process import Process
-from dlmjax.diffusion.processes.any_order import MaskedLambda
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.blocks import BlockMasked
 from dlmjax.diffusion.processes.d3pm import check_d3pm, make_d3pm
@@ -20,7 +19,7 @@ from dlmjax.diffusion.processes.duo import Duo
 from dlmjax.diffusion.processes.flow_matching import FlowMatching
 from dlmjax.diffusion.processes.frequency import FrequencyMasked, Spindle
 from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
-from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
+from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount, MaskedLambda
 from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.diffusion.processes.uniform import Uniform

@@ -9,6 +9,7 @@ elements for many B.
 Shapes: B rows of this batch, L length.  Levels and weights are float32.
 """
 
+import abc
 import dataclasses
 import math
 from typing import Protocol, runtime_checkable
@@ -141,15 +142,15 @@ class Mixture(Law):
 
 
 class _Betas(Law):
-    """A flat share and Beta densities. A Beta alone would have weights without limit where its density goes to 0, and a mean of such
-    draws would be an integral in name only; with the flat share no weight exceeds 1/flat."""
+    """Abstract: a flat share and Beta densities. A Beta alone has unbounded weights where its density goes to 0; with the flat share no
+    weight exceeds 1/flat."""
 
     flat: float
 
     @property
+    @abc.abstractmethod
     def _parts(self) -> tuple[tuple[float, float, float], ...]:
         """(share, a, b) of each Beta; the shares and `flat` sum to 1."""
-        raise InputError("times: a mixture of Betas is no law by itself")
 
     def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
         t, start = u / max(self.flat, 1e-30), self.flat

@@ -42,7 +42,7 @@ from jaxtyping import Array, Float
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import Blocks, cross_entropy, exclude, learned_of, row_keys
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, level_grid
 from dlmjax.sampling.host import fetch
@@ -159,7 +159,8 @@ class ConditionalScorer:
         self.process, self.bind, self.longest, self.draws, self.seed = process.bound, bind, longest, draws, seed
         self.self_condition, self._tokens, self._ways, self._put_batch = self_condition, tokens, ways, put_batch or jax.device_put
         self.block = self.process.attention.size if isinstance(self.process.attention, Blocks) else None
-        self.form = "exact" if self.process.attention == "causal" else "counted" if isinstance(self.process, Masked) else "integrated"
+        counted = isinstance(self.process, SharedSchedule)
+        self.form = "exact" if self.process.attention == "causal" else "counted" if counted else "integrated"
         if self.form == "integrated" and not self.process.is_bound:
             raise InputError(f"the loss of process {process.name} is no likelihood bound: there is nothing to score text with")
         self._rule = "gauss" if self.form == "integrated" else "exact"
@@ -370,7 +371,7 @@ class ConditionalScorer:
 
     def _shown_nats(self, params, batch):
         def nats(logits, x, learned=()):
-            return cross_entropy(logits, x, _barred(self.process))
+            return cross_entropy(logits, x, self.process.suppressed_ids)
 
         return self._said(params, batch, nats, self._read(batch), self._told(batch), batch["tokens"])
 
@@ -378,7 +379,7 @@ class ConditionalScorer:
         """The highest probability of any token, negative where that is not the token of the text."""
 
         def signed(logits, x, learned=()):
-            p = jax.nn.softmax(exclude(logits, _barred(self.process)), axis=-1)
+            p = jax.nn.softmax(exclude(logits, self.process.suppressed_ids), axis=-1)
             best = jnp.max(p, axis=-1)
             return jnp.where(jnp.argmax(p, axis=-1) == x, best, -best)
 
@@ -503,8 +504,3 @@ def _taken(chunk: list[_Row], result_BL) -> Iterator[tuple[int, _Asked, np.ndarr
         answers_DN[number] = result_BL[b, len(request.context) : request.length]
         if number == len(answers_DN) - 1:
             yield index, asked, answers_DN
-
-
-def _barred(process) -> tuple[int, ...]:
-    """Classes that text never holds."""
-    return process.excluded if process.mask_id is None else (process.mask_id, *process.excluded)

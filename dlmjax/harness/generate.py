@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dlmjax.diffusion.process import Blocks
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
 from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, never_sampled
@@ -70,7 +70,7 @@ class Generator:
         self.process, self.network, self.tokenizer = process, network, tokenizer
         self.longest, self.batch, self.seed = longest, batch, seed
         self.walks = process.attention == "causal" or isinstance(process.attention, Blocks)
-        self.masked = isinstance(process.bound, Masked) and not self.walks
+        self.masked = isinstance(process.bound, SharedSchedule) and not self.walks
         self._samplers: dict[SampleSettings, Sampler | BlockSampler] = {}
 
     def __call__(self, params, prompts: Sequence[np.ndarray], decoding: Decoding) -> list[str]:

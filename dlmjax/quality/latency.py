@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import Masked, SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.run import Run
 from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, never_sampled, sampler_for
@@ -56,7 +56,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     if alone:
         return
     masked = Masked(process.vocab, mask_id)
-    if not (own and isinstance(process, Masked)):
+    if not (own and isinstance(process, SharedSchedule)):
         yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n))) for n in steps)
     for size in blocks:
         if size >= length:

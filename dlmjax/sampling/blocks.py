@@ -24,7 +24,7 @@ import numpy as np
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import Blocks, learned_of
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import Masked, SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal
@@ -244,7 +244,7 @@ class BlockSampler(_Pieces):
         self.causal = process.attention == "causal"
         self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached
         self.size = 1 if self.causal else process.attention.size if isinstance(process.attention, Blocks) else size
-        if not self.causal and not isinstance(process, Masked):
+        if not self.causal and not isinstance(process, SharedSchedule):
             raise InputError(f"process {process.name} is not sampled in blocks: that needs masked, block or autoregressive processes")
         if self.size is None or self.size < 1:
             raise InputError(f"the size of the blocks of process {process.name} is {self.size}; give at least 1")

@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlmjax.diffusion.gaussian import embedding, steps
-from dlmjax.diffusion.gaussian.process import GaussianEmbedding, normals
+from dlmjax.diffusion.gaussian.process import EmbeddingNoise, normals
 from dlmjax.diffusion.process import Process
 from dlmjax.errors import InputError
 from dlmjax.sampling.steppers import Stepper
@@ -31,7 +31,7 @@ class Ddpm(Stepper):
             raise InputError(f"method {self.name}: clamp_below is {self.clamp_below}; it is a level and must lie in [0, 1]")
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, GaussianEmbedding):
+        if not isinstance(process, EmbeddingNoise):
             raise InputError(f"method {self.name} needs Gaussian noise on embeddings, which process {process.name} is not; use ancestral")
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):

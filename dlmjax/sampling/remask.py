@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlmjax.diffusion.process import Process, draw_tokens, split_rows, uniform_rows
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
 from dlmjax.sampling.steppers import Stepper, needs_masks
@@ -40,7 +40,7 @@ class Remask(Stepper):
         needs_masks(self.name, process)
 
     def rates(
-        self, process: Masked, t_BL: Float[Array, "B L"], s_BL: Float[Array, "B L"]
+        self, process: SharedSchedule, t_BL: Float[Array, "B L"], s_BL: Float[Array, "B L"]
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
         """(probability that a shown token is hidden, probability that a hidden one is shown)."""
         alpha_t_BL = process.schedule.alpha(t_BL)

@@ -30,7 +30,7 @@ from dlmjax.data.progress import Progress
 from dlmjax.diffusion.hyperschedule import Hyper
 from dlmjax.diffusion.process import Blocks, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put, tells_scores
 from dlmjax.sampling.canvas import Canvas
@@ -424,7 +424,7 @@ def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canv
 
 def _mask_of(process) -> int | None:
     """The id that hides a token, where text starts as masks: of absorbing and hybrid noise."""
-    if isinstance(process, Masked):
+    if isinstance(process, SharedSchedule):
         return process.mask_id
     mask_id = getattr(process, "mask_id", None)
     if mask_id is None or process.attention != "full" or process.input_dim:

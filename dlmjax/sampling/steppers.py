@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.process import EXCLUDED, Process, draw_tokens, split_rows, uniform_rows
 from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
 
@@ -95,7 +95,7 @@ class TauLeap(Stepper):
     name = "tau_leap"
 
     def check(self, process: Process) -> None:
-        if not isinstance(process, Masked | Interpolating):
+        if not isinstance(process, SharedSchedule | Interpolating):
             raise InputError(
                 f"method tau_leap needs a process that tells the rates of its jumps, which process {process.name} does not; use ancestral"
             )
@@ -119,7 +119,7 @@ def reverse_rates(
     process: Process, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]
 ) -> Float[Array, "B L V"]:
     """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z."""
-    if isinstance(process, Masked):
+    if isinstance(process, SharedSchedule):
         masked_BL = z_BL == process.mask_id
         hazard_BL = jnp.where(masked_BL, process.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
         return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
@@ -269,5 +269,5 @@ def rank(score_BL: Shaped[Array, "B L"], among_BL: Bool[Array, "B L"]) -> Int[Ar
 
 def needs_masks(method: str, process: Any) -> None:
     """Raises InputError unless all noise is the mask and none is left at the ends of the schedule."""
-    if not isinstance(process, Masked):
+    if not isinstance(process, SharedSchedule):
         raise InputError(f"method {method} needs absorbing noise (masks), which process {process.name} does not have; use ancestral")

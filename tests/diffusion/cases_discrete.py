@@ -5,8 +5,8 @@ test_frequency.py and test_d3pm.py.
 """
 
 from dlmjax.diffusion.oracle import enumeration as oracle
-from dlmjax.diffusion.processes.any_order import MaskedLambda
 from dlmjax.diffusion.processes.frequency import Spindle
+from dlmjax.diffusion.processes.masked import MaskedLambda
 from dlmjax.diffusion.processes.state_dependent import GenMd4
 from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case
 

@@ -6,13 +6,13 @@ Diffusion-LM does when it samples, the clamping trick and the rounding, is in em
 
 import dataclasses
 
-from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.weightings.gaussian import EndToEnd
 from dlmjax.diffusion.weightings.levels import Weighting
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionLm(GaussianEmbedding):
+class DiffusionLm(EmbeddingNoise):
     """Free embeddings learned end to end, the sqrt path, x0 predicted, rounding by softmax(z . e). The paper has 2000 steps; 0 is their
     limit."""
 
@@ -28,7 +28,7 @@ class DiffusionLm(GaussianEmbedding):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sed(GaussianEmbedding):
+class Sed(EmbeddingNoise):
     """Small fixed embeddings of length sqrt(dim), the cosine path, x0 predicted, a readout of its own.
 
     The embeddings are random unless others are imported into `init`'s tree. At gamma_0 the noise is an eighth of an entry, and random

@@ -6,13 +6,13 @@ squared error of the velocity that is trained, which is no bound. Euler and Heun
 
 import dataclasses
 
-from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.weightings.gaussian import Simple
 from dlmjax.diffusion.weightings.levels import Weighting
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingFlow(GaussianEmbedding):
+class EmbeddingFlow(EmbeddingNoise):
     """Fixed embeddings of length sqrt(dim), like the noise: a squared error alone would draw learned ones together."""
 
     norm: float | None = None

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import Level, LogLinear, Path, _FromGamma
 from dlmjax.diffusion.process import check_schedule_lr
+from dlmjax.diffusion.weightings.levels import Bound, Weighting
 from dlmjax.errors import InputError
 
 
@@ -66,7 +67,7 @@ class Learned(_FromGamma):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plaid(GaussianEmbedding):
+class Plaid(EmbeddingNoise):
     """gamma_0, gamma_1: where the ends start. units: width of the schedule's network. learn_schedule = False keeps gamma linear in t.
     schedule_lr: ends and shape learn at this multiple of the learning rate; the embeddings do not."""
 
@@ -79,6 +80,10 @@ class Plaid(GaussianEmbedding):
     schedule_lr: float = 1.0
 
     name = "plaid"
+
+    @property
+    def weighting(self) -> Weighting:
+        return Bound()
 
     def __post_init__(self, mask_id: int | None):
         if self.path != "log_linear" or self.gamma_0 is None or self.gamma_1 is None:

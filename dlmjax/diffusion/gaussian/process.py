@@ -9,6 +9,7 @@ logits, whose mean embedding is the clean vector (Plaid 2305.18619), or the vect
 Shapes: B batch, L length, V vocabulary, E dim; states [B, L, E]; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -21,14 +22,15 @@ from dlmjax.diffusion.gaussian import embedding, parameterisation
 from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, Straight, snr_drop
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
 from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.weightings.levels import Bound, Weighting
 from dlmjax.errors import InputError
 
 ROUNDINGS = ("bayes", "tied", "separate")
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianEmbedding(Process):
-    """Gaussian noise on embeddings, with every choice a value.
+class EmbeddingNoise(Process):
+    """Abstract: Gaussian noise on embeddings, with every choice a value. A subclass has its own defaults and defines `weighting`.
 
     vocab: token ids; mask_id, excluded: ids that text never holds and that are never predicted.
     dim: E. norm: length of every embedding, 0 = free, None = sqrt(dim). frozen: the table is imported or random and does not learn.
@@ -56,7 +58,6 @@ class GaussianEmbedding(Process):
     variance: str = "fixed_small"
     learned: Any = dataclasses.field(default=None, kw_only=True)
 
-    name = "gaussian"
     time_input = True
     has_boundary = True
     # Embeddings far from each other are told apart late, rows of tokens that say the same early.
@@ -86,6 +87,10 @@ class GaussianEmbedding(Process):
             raise InputError(f"process {self.name}: variance learned_range needs steps and a prediction that is a vector")
         self.curve  # noqa: B018  a bad path is refused now
 
+    @property
+    @abc.abstractmethod
+    def weighting(self) -> Weighting: ...
+
     # --- what is learned -------------------------------------------------------------------------------------------------------
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
@@ -101,7 +106,7 @@ class GaussianEmbedding(Process):
         table = {"embedding": "vector" if self.frozen else "embedding"}
         return table | {"rounding": {"weight": "embedding", "bias": "vector"}} if self._has_rounding else table
 
-    def given(self, learned: Any) -> "GaussianEmbedding":
+    def given(self, learned: Any) -> "EmbeddingNoise":
         return dataclasses.replace(self, learned=learned) if jax.tree.leaves(learned) else self
 
     @property
@@ -267,6 +272,17 @@ class GaussianEmbedding(Process):
 
     def show(self, z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
         return embedding.nearest(z_BL, self.table, self.excluded)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianEmbedding(EmbeddingNoise):
+    """Any choice of values, trained on the bound."""
+
+    name = "gaussian"
+
+    @property
+    def weighting(self) -> Weighting:
+        return Bound()
 
 
 def normals(keys_B: Key[Array, "B"], length: int, dim: int) -> Float[Array, "B {length} {dim}"]:

@@ -10,6 +10,7 @@ what signal is left at t = 1 is by the prior term. Closed forms throughout, each
 Shapes: t of any shape, in at least float32.
 """
 
+import abc
 import dataclasses
 import math
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -66,18 +67,20 @@ def fresh(late: Level, early: Level) -> Float[Array, "*t"]:
 
 
 class _Preserving(Path):
-    """A path from abar. `high` < 1 is abar(0): the embedding itself is a little noisy, q(z_0 | x) = N(e_x, sigma_0^2) of Diffusion-LM;
-    `low` is abar(1)."""
+    """Abstract: a path from abar. `high` < 1 is abar(0): the embedding itself is a little noisy, q(z_0 | x) = N(e_x, sigma_0^2) of
+    Diffusion-LM; `low` is abar(1)."""
 
     low: float
     high: float
 
+    @abc.abstractmethod
     def abar(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
 
+    @abc.abstractmethod
     def lost(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         """1 - abar, without cancellation."""
-        ...
 
+    @abc.abstractmethod
     def abar_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
 
     def __post_init__(self):
@@ -174,10 +177,12 @@ class Sqrt(_Preserving):
 
 
 class _FromGamma(Path):
-    """A path that preserves variance, from gamma(t): a^2 = sigmoid(-gamma)."""
+    """Abstract: a path that preserves variance, from gamma(t): a^2 = sigmoid(-gamma)."""
 
+    @abc.abstractmethod
     def gamma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
 
+    @abc.abstractmethod
     def gamma_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
 
     def level(self, t: Real[ArrayLike, "*t"]) -> Level:

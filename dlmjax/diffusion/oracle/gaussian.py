@@ -12,23 +12,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dlmjax.diffusion.gaussian import parameterisation
-from dlmjax.diffusion.gaussian.process import GaussianEmbedding
+from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import Level
 from dlmjax.diffusion.oracle.enumeration import Law
-from dlmjax.diffusion.oracle.toy import ToyDenoiser
+from dlmjax.diffusion.oracle.toy import EnumeratedDenoiser
 
 _IMPOSSIBLE = -1e9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExactDenoiser(ToyDenoiser):
+class ExactDenoiser(EnumeratedDenoiser):
     """What a perfect network would output for `process`, which must have its learned values in place. Hidden states are outputs."""
 
-    process: GaussianEmbedding | None = None
+    process: EmbeddingNoise
 
     @classmethod
-    def of(cls, law: Law, process: GaussianEmbedding) -> "ExactDenoiser":
-        return cls(law, process.vocab, None, process)
+    def of(cls, law: Law, process: EmbeddingNoise) -> "ExactDenoiser":
+        return cls(law, process.vocab, process)
 
     def hidden(self, z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
         """`t_BL` is what process.clock says. A hint tells it nothing new."""

@@ -5,6 +5,7 @@ Tests and notebooks use it to tell what a perfect network would do: a loss must 
 Shapes: B batch, L length, X = K^L clean sequences, V vocabulary (K tokens first, then special ids).
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +21,40 @@ _IMPOSSIBLE = -1e9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ToyDenoiser:
-    """The exact denoiser of `law`; logits are log-probabilities over `vocab` classes, the special ids far below the tokens.
+class EnumeratedDenoiser(abc.ABC):
+    """Abstract: the exact denoiser of `law`, whose hidden states are its outputs over `vocab` classes."""
+
+    law: Law
+    vocab: int
+
+    @abc.abstractmethod
+    def hidden(self, z_BL: Array, t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]: ...
+
+    def logits(self, hidden: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
+        return hidden
+
+    def expect(self, hidden: Float[Array, "*rows V"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "*rows I"]:
+        """Mean of the table's rows under the posterior; without a table the posterior itself."""
+        p = jax.nn.softmax(hidden, axis=-1)
+        return p if table_VI is None else jnp.dot(p, table_VI, precision="highest")
+
+    def row_losses(
+        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Any], row_args: tuple[Any, ...], weight_BL: Array, learned: Any = ()
+    ) -> tuple[Array, Array]:
+        """Computed densely: nats of every position, then 0 outside `rows_BL`."""
+        nats = nats_fn(hidden_BLD, *row_args, learned) if jax.tree.leaves(learned) else nats_fn(hidden_BLD, *row_args)
+        trained_BL, nats_BL = (jnp.where(rows_BL, n, 0.0) for n in (nats if isinstance(nats, tuple) else (nats, nats)))
+        return jnp.sum(trained_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToyDenoiser(EnumeratedDenoiser):
+    """Discrete noise; logits are log-probabilities over `vocab` classes, the special ids far below the tokens.
 
     log_likelihood: (z_BL, t_BL) -> log q_t(z_i | x_i = k) up to a constant, [B, L, K]; see `masked_likelihood`. None = causal: z is the
       row shifted right by one, and the output at i is p(x_i | x_<i).
     """
 
-    law: Law
-    vocab: int
     log_likelihood: Callable[[Array, Array], Array] | None = None
 
     def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
@@ -50,22 +76,6 @@ class ToyDenoiser:
         log_p_BLK = jnp.where(p_BLK > 0, jnp.log(jnp.where(p_BLK > 0, p_BLK, 1.0)), _IMPOSSIBLE)
         special = ((0, 0), (0, 0), (0, self.vocab - self.law.tokens))
         return jnp.pad(log_p_BLK, special, constant_values=_IMPOSSIBLE)
-
-    def logits(self, hidden: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
-        return hidden
-
-    def expect(self, hidden: Float[Array, "*rows V"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "*rows I"]:
-        """Mean of the table's rows under the posterior; without a table the posterior itself."""
-        p = jax.nn.softmax(hidden, axis=-1)
-        return p if table_VI is None else jnp.dot(p, table_VI, precision="highest")
-
-    def row_losses(
-        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Any], row_args: tuple[Any, ...], weight_BL: Array, learned: Any = ()
-    ) -> tuple[Array, Array]:
-        """Computed densely: nats of every position, then 0 outside `rows_BL`."""
-        nats = nats_fn(hidden_BLD, *row_args, learned) if jax.tree.leaves(learned) else nats_fn(hidden_BLD, *row_args)
-        trained_BL, nats_BL = (jnp.where(rows_BL, n, 0.0) for n in (nats if isinstance(nats, tuple) else (nats, nats)))
-        return jnp.sum(trained_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
 
 
 def masked_likelihood(tokens: int, mask_id: int) -> Callable[[Array, Array], Array]:

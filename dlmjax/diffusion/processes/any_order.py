@@ -12,7 +12,6 @@ evaluation: a row of n tokens costs n passes of the network.
 Shapes: B batch, L length.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -20,18 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.process import Process
-from dlmjax.diffusion.processes.masked import Masked
-from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedLambda(Masked):
-    """The lambda-form: t is the mask rate, the loss cross-entropy / t. It takes no schedule; how rates are drawn is said by `times`."""
-
-    schedule: Schedule = dataclasses.field(init=False, default=Linear())
-
-    name = "masked_lambda"
 
 
 def any_order_nats(

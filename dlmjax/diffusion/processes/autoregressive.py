@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
+from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
 from dlmjax.diffusion.weightings.levels import Bound, CrossEntropy, Weighting
 from dlmjax.errors import InputError
 
@@ -44,7 +44,7 @@ class Autoregressive(Process):
             raise InputError(f"process {self.name}: input_mask is {self.input_mask}; it is a probability, in [0, 1)")
         if self.input_mask and self.mask_id is None:
             raise InputError(f"process {self.name}: input_mask shows the mask token, and this vocabulary has none; leave it at 0")
-        check_ids(self.name, self.vocab, bos_id=self.bos_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self._barred)})
+        check_ids(self.name, self.vocab, bos_id=self.bos_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
 
     def corrupt(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
@@ -61,16 +61,14 @@ class Autoregressive(Process):
         if not self.input_mask:
             return ((read_BL, t_BL),)
         hidden_BL = (uniform_rows(keys_B, x_BL.shape[1]) < self.input_mask) & (read_BL != self.bos_id)
-        if valid_BL is not None:
-            hidden_BL = hidden_BL & valid_BL
-        return ((jnp.where(hidden_BL, self.mask_id, read_BL), t_BL),)
+        return ((jnp.where(among(hidden_BL, valid_BL), self.mask_id, read_BL), t_BL),)
 
     def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Int[Array, "B L"]) -> Bool[Array, "B L"]:
         return z_BL == self.mask_id if self.input_mask else jnp.zeros(x_BL.shape, bool)
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         del z, t
-        return cross_entropy(logits, x, self._barred)
+        return cross_entropy(logits, x, self.suppressed_ids)
 
     def covered_by(self, times: Any) -> bool:
         """The loss does not depend on the level: all that counts is that its weights have a mean of 1."""
@@ -99,7 +97,7 @@ class Autoregressive(Process):
         length = z_BL.shape[1]
         place_L = jnp.arange(length)
         new_BL = (place_L >= jnp.round((1 - t_BL) * length)) & (place_L < jnp.round((1 - s_BL) * length))
-        return jnp.where(new_BL, draw_tokens(keys_B, exclude(logits_BLV, self._barred)), z_BL)
+        return jnp.where(new_BL, draw_tokens(keys_B, exclude(logits_BLV, self.suppressed_ids)), z_BL)
 
     @property
     def is_bound(self) -> bool:
@@ -114,5 +112,5 @@ class Autoregressive(Process):
         return dataclasses.replace(self, input_mask=0.0)
 
     @property
-    def _barred(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         return self.excluded if self.mask_id is None else (self.mask_id, *self.excluded)

@@ -21,22 +21,26 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.process import Blocks
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
+from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.diffusion.times import PerRow
 from dlmjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockMasked(Masked):
+class BlockMasked(SharedSchedule):
     """Masked diffusion in blocks of `size` tokens; the length of a row must be a multiple of it.
 
     curriculum: ((step, size), ...) in rising order: until that training step blocks have that size, after the last one `size`. The
       paper's small blocks continue a model that was trained with blocks of the whole row (section 6).
     """
 
+    vocab: int
+    mask_id: int
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
     size: int = 4
     curriculum: tuple[tuple[int, int], ...] = ()
-    complementary: bool = dataclasses.field(init=False, default=False)
 
     name = "blocks"
 

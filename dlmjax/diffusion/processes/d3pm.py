@@ -29,10 +29,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 from jaxtyping import ArrayLike as Like
 
-from dlmjax.diffusion.process import EXCLUDED, Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.process import EXCLUDED, Process, among, check_ids, draw_tokens, exclude
 from dlmjax.diffusion.processes import kernels
 from dlmjax.diffusion.processes.interpolating import EVEN, mixture_sums
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
@@ -146,10 +146,14 @@ def _check_steps(steps: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepMasked(Masked):
+class StepMasked(SharedSchedule):
     """Absorbing D3PM: masked diffusion in T steps. Loss T (alpha_{i-1} - alpha_i) / (1 - alpha_i) times the cross-entropy of masked
     tokens, which is the exact KL of a step; on the linear schedule that is the continuous 1/t at t = i/T."""
 
+    vocab: int
+    mask_id: int
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
     steps: int = 1000
 
     name = "d3pm"
@@ -193,7 +197,7 @@ class D3pm(Process):
     ends = EVEN
 
     def __post_init__(self):
-        check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.barred)})
+        check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
         if self.kernel == "absorbing":
             raise InputError("process d3pm: kernel 'absorbing' is made by make_d3pm")
         check_d3pm(self.kernel, self.steps, self.parameterisation, self.embedding)
@@ -214,14 +218,14 @@ class D3pm(Process):
         return PARAMETERISATIONS[self.parameterisation]
 
     @functools.cached_property
-    def barred(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         """Ids that text never holds."""
         return tuple(dict.fromkeys((*(() if self.mask_id is None else (self.mask_id,)), *self.excluded)))
 
     @functools.cached_property
     def tokens_K(self) -> Int[np.ndarray, "K"]:
         """Ids of the kernel's tokens."""
-        return np.setdiff1d(np.arange(self.vocab), self.barred).astype(np.int32)
+        return np.setdiff1d(np.arange(self.vocab), self.suppressed_ids).astype(np.int32)
 
     def _make_kernel(self) -> kernels.Kernel:
         if self.kernel == "neighbours":
@@ -268,7 +272,7 @@ class D3pm(Process):
     ) -> Int[Array, "B L"]:
         step = self._grid.step(t_BL, s_BL)
         drawn_BL = self._id(self._noise.draw(keys_B, self._place(z_BL), step.step_keep, step.step_gone))
-        noisy_BL = self._is_token(z_BL) if valid_BL is None else self._is_token(z_BL) & valid_BL
+        noisy_BL = among(self._is_token(z_BL), valid_BL)
         return jnp.where(noisy_BL, drawn_BL, z_BL)
 
     def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
@@ -282,7 +286,7 @@ class D3pm(Process):
         t = t.astype(jnp.promote_types(logits.dtype, jnp.float32))
         step = self._grid.step(t)
         if self.kernel == "uniform":
-            nats = self._even_loss(exclude(logits, self.barred), x, z, t, step)
+            nats = self._even_loss(exclude(logits, self.suppressed_ids), x, z, t, step)
         else:
             nats = kernels.divergence(self._noise, self._guess(logits, z, t), self._place(x), self._place(z), step)
         return jnp.where(self._is_token(z), self.steps * nats, 0.0)

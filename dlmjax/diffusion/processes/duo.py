@@ -25,8 +25,8 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Key
 from scipy.special import log_ndtr
 
 from dlmjax.diffusion.process import Process, split_rows, uniform_rows
-from dlmjax.diffusion.processes.uniform import Uniform
-from dlmjax.diffusion.schedules import FLOOR
+from dlmjax.diffusion.processes.uniform import Uniform, UniformNoise
+from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule
 from dlmjax.errors import InputError
 
 _KNOTS = 1024
@@ -69,7 +69,7 @@ def soft_tokens(
     temperature: float,
     k: int,
     vocab: int,
-    barred: tuple[int, ...] = (),
+    suppressed_ids: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "B L {k}"], Float[Array, "B L {k}"]]:
     """The k largest entries of softmax(w / temperature), w = (ratio e_x + noise) in units of the noise, largest first.
 
@@ -77,7 +77,7 @@ def soft_tokens(
       ids: tokens, distinct; ids[..., 0] is the argmax, which has the law of uniform noise exactly.
       weights: softmax over those k entries (at Duo's temperatures the others hold nothing).
     """
-    length, others = x_BL.shape[1], vocab - len(barred) - 1
+    length, others = x_BL.shape[1], vocab - len(suppressed_ids) - 1
     if not 2 <= k <= others:
         raise InputError(f"soft tokens: k is {k}; it must lie between 2 and the {others} other tokens")
     own_B, *order_B = split_rows(keys_B, 1 + 2 * k)
@@ -94,10 +94,10 @@ def soft_tokens(
             rank_BL = rank_BL + (rank_BL >= taken_BL)
         ranks.append(rank_BL)
     ids = []
-    place_BL = _place(x_BL, barred)
+    place_BL = _place(x_BL, suppressed_ids)
     for rank_BL in ranks:
         id_BL = rank_BL + (rank_BL >= place_BL)  # the clean token is none of the others
-        for id_ in sorted(barred):
+        for id_ in sorted(suppressed_ids):
             id_BL = id_BL + (id_BL >= id_)
         ids.append(id_BL)
     value_BLk = jnp.stack([own_BL, *tops], axis=-1)
@@ -106,9 +106,9 @@ def soft_tokens(
     return jnp.take_along_axis(id_BLk, chosen_BLk, axis=-1), jax.nn.softmax(value_BLk / temperature, axis=-1)
 
 
-def _place(x_BL: Int[Array, "B L"], barred: tuple[int, ...]) -> Int[Array, "B L"]:
-    """Number of the token x among the tokens that are not barred."""
-    return x_BL - sum(((x_BL > id_).astype(jnp.int32) for id_ in barred), jnp.zeros_like(x_BL))
+def _place(x_BL: Int[Array, "B L"], suppressed_ids: tuple[int, ...]) -> Int[Array, "B L"]:
+    """Number of the token x among the tokens that are not suppressed."""
+    return x_BL - sum(((x_BL > id_).astype(jnp.int32) for id_ in suppressed_ids), jnp.zeros_like(x_BL))
 
 
 def _normal(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -121,7 +121,7 @@ def _upper_normal(tail: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Duo(Uniform):
+class Duo(UniformNoise):
     """Uniform noise whose network reads soft tokens: the first stage of Duo's curriculum; `bound` is the second.
 
     A state is [B, L, k, 2] float32: (id, weight) of the k largest entries, largest first; ids are exact in float32. A network embeds it as
@@ -130,6 +130,11 @@ class Duo(Uniform):
     until: the training step at which the curriculum ends and plain uniform noise goes on; 0 = it does not end.
     """
 
+    vocab: int
+    mask_id: int | None = None
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
+    parameterisation: str = "leave_one_out"
     temperature: float = 1e-3
     k: int = 4
     until: int = 0
@@ -152,7 +157,7 @@ class Duo(Uniform):
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> Float[Array, "B L {self.k} 2"]:
         ratio_BL = signal(self.schedule.alpha(t_BL), self.schedule.noise(t_BL), self.tokens)
-        id_BLk, weight_BLk = soft_tokens(keys_B, x_BL, ratio_BL, self.temperature, self.k, self.vocab, self.barred)
+        id_BLk, weight_BLk = soft_tokens(keys_B, x_BL, ratio_BL, self.temperature, self.k, self.vocab, self.suppressed_ids)
         state_BLk2 = jnp.stack([id_BLk.astype(jnp.float32), weight_BLk], axis=-1)
         whole_BL = jnp.zeros(x_BL.shape, bool) if valid_BL is None else ~valid_BL
         return jnp.where((whole_BL | (self.schedule.noise(t_BL) <= 0))[..., None, None], self.hard(x_BL), state_BLk2)
@@ -195,5 +200,5 @@ class Duo(Uniform):
     forward_step = Process.forward_step
 
     @property
-    def bound(self) -> Process:
+    def bound(self) -> Uniform:
         return Uniform(self.vocab, self.mask_id, self.schedule, self.excluded, self.parameterisation)

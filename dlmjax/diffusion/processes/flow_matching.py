@@ -42,7 +42,7 @@ class FlowMatching(OneNoise):
         return self._mask is not None and super().is_tight
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        logits = exclude(logits, self.barred)
+        logits = exclude(logits, self.suppressed_ids)
         own = z == x
         # A token that is shown under masked noise is the truth: no weight, not even an infinite one.
         silent = own if self._mask is not None else jnp.zeros_like(own)
@@ -73,6 +73,6 @@ class FlowMatching(OneNoise):
         which_B, token_B = split_rows(keys_B)
         noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
         move_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
-        token_BL = draw_tokens(token_B, exclude(logits_BLV, self.barred))
+        token_BL = draw_tokens(token_B, exclude(logits_BLV, self.suppressed_ids))
         may_BL = move_BL if self._mask is None else move_BL & (z_BL == self._mask)
         return jnp.where(may_BL, token_BL, z_BL)

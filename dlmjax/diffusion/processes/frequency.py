@@ -65,6 +65,9 @@ class Spindle(StateDependent):
     strength: the paper's lambda; at most 0.3; above 1/pi the noise of some token would fall with t.
     """
 
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
     counts_V: Any = None
     strength: float = 0.3
 
@@ -102,6 +105,10 @@ class FrequencyMasked(Exponents):
     strength: at least 1; at 1 all tokens are masked alike.
     """
 
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
+    eps: float = 0.0
     counts_V: Any = None
     strength: float = 2.0
 

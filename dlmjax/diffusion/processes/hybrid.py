@@ -15,6 +15,7 @@ are the paper's training weights; the bound that is reported is always the plain
 Shapes: as in interpolating.py.
 """
 
+import abc
 import dataclasses
 from typing import Protocol, runtime_checkable
 
@@ -29,10 +30,14 @@ from dlmjax.errors import InputError
 
 
 class _MaskAndTokens(Interpolating):
-    """Noise that shows masks; where it never shows an even draw, the bound is the masked one and a shown token is the truth."""
+    """Abstract: noise that shows masks; where it never shows another token, the bound is the masked one and a shown token is the truth."""
 
     mask_id: int
-    always_masks: bool
+
+    @property
+    @abc.abstractmethod
+    def always_masks(self) -> bool:
+        """Whether all noise is masks."""
 
     @property
     def absorbing_id(self) -> int | None:
@@ -52,7 +57,7 @@ class _MaskAndTokens(Interpolating):
         masked = z == self.mask_id
         t = jnp.where(masked, t, 1.0)
         weight = self.jumps(t)[1] / jnp.maximum(self.shares(t).mask, FLOOR)
-        return jnp.where(masked, weight * cross_entropy(logits, x, self.barred), 0.0)
+        return jnp.where(masked, weight * cross_entropy(logits, x, self.suppressed_ids), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

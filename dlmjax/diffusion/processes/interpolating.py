@@ -14,6 +14,7 @@ With rho = alpha N / even it needs three numbers of the logits p only: log p_x, 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import Ends, Process, among, check_ids, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
@@ -51,13 +52,13 @@ class Interpolating(Process):
     time_input = True
     ends = Ends(power=2.5, clean=0.5, noise=4.25)
 
+    @abc.abstractmethod
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         """The three shares at time t, each exact to rounding where it is small."""
-        ...
 
+    @abc.abstractmethod
     def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         """alpha_t times the rate of jumps (to an even draw, to the mask): finite where the rate itself, -alpha'/alpha in sum, is not."""
-        ...
 
     def __post_init__(self):
         ids = {f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)}
@@ -77,14 +78,14 @@ class Interpolating(Process):
         return PARAMETERISATIONS[self.parameterisation]
 
     @property
-    def barred(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         """Ids that text never holds, in order."""
         return tuple(sorted({*self.excluded, *(() if self.mask_id is None else (self.mask_id,))}))
 
     @property
     def tokens(self) -> int:
         """N."""
-        return self.vocab - len(self.barred)
+        return self.vocab - len(self.suppressed_ids)
 
     # --- what samplers ask -----------------------------------------------------------------------------------------------------
 
@@ -136,10 +137,10 @@ class Interpolating(Process):
         length = z_BL.shape[1]
         noise_BL = even_BL + mask_BL
         hit_BL = uniform_rows(hit_B, length) < noise_BL
-        new_BL = even_tokens(token_B, length, self.vocab, self.barred)
+        new_BL = even_tokens(token_B, length, self.vocab, self.suppressed_ids)
         if self._mask is not None:
             new_BL = jnp.where(uniform_rows(kind_B, length) * noise_BL < mask_BL, self._mask, new_BL)
-        return jnp.where(hit_BL if valid_BL is None else hit_BL & valid_BL, new_BL, z_BL)
+        return jnp.where(among(hit_BL, valid_BL), new_BL, z_BL)
 
     def _between(self, s: Float[Array, "*t"], t: Float[Array, "*t"]) -> Shares:
         """Shares of q(z_t | z_s), s <= t."""
@@ -168,7 +169,7 @@ class Interpolating(Process):
         """log p up to a constant from log q_t(. | x ~ p), the inverse of `log_marginal`."""
         log_even = jnp.log(self._floored(t).even / self.tokens)[..., None]
         clean = jnp.maximum(-jnp.expm1(jnp.minimum(log_even - log_q, 0.0)), FLOOR)
-        return exclude(log_q + jnp.log(clean), self.barred)
+        return exclude(log_q + jnp.log(clean), self.suppressed_ids)
 
     def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """log score of every class from an output that means scores: its own entry is 0 whatever the network says."""
@@ -179,7 +180,7 @@ class Interpolating(Process):
     @property
     def _unseen(self) -> tuple[int, ...]:
         """Ids that neither text nor noise shows."""
-        return tuple(id_ for id_ in self.barred if id_ != self._mask)
+        return tuple(id_ for id_ in self.suppressed_ids if id_ != self._mask)
 
     @property
     def _mask(self) -> int | None:
@@ -199,7 +200,7 @@ class Interpolating(Process):
         own, shown = z == x, self.is_token(z)
         # The bridge from a posterior moves one logit only: log q_t(z | x = k) is two-valued in k.
         shift = jnp.where(shown, jnp.log1p(rho), 0.0) if self.parameterisation == "posterior" else jnp.zeros_like(rho)
-        sums, log_p_x, log_p_z = mixture_sums(exclude(logits, self.barred), x, z, jnp.log(rho), shift)
+        sums, log_p_x, log_p_z = mixture_sums(exclude(logits, self.suppressed_ids), x, z, jnp.log(rho), shift)
         # log of (1 + rho 1[y = x]) / (1 + rho p_y), at y = x and at y = z.
         at_x = jnp.log1p(rho) - jax.nn.softplus(jnp.log(rho) + log_p_x)
         at_z = jnp.where(own, at_x, -jax.nn.softplus(jnp.log(rho) + log_p_z))
@@ -274,11 +275,11 @@ class Interpolating(Process):
         return draw_tokens(keys_B, self.output.log_posterior(self, logits_BLV, z_BL, jnp.zeros(z_BL.shape)))
 
 
-def even_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, barred: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:
-    """Token ids drawn evenly from those of [0, vocab) that are not barred."""
-    count = vocab - len(barred)
+def even_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, suppressed_ids: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:
+    """Token ids drawn evenly from those of [0, vocab) that are not suppressed."""
+    count = vocab - len(suppressed_ids)
     ids_BL = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, count, jnp.int32))(keys_B)
-    for id_ in sorted(barred):
+    for id_ in sorted(suppressed_ids):
         ids_BL += ids_BL >= id_
     return ids_BL
 

@@ -18,6 +18,7 @@ For the last two tau = -log(keep) / (slowest rate). Absorbing noise is not symme
 Shapes: `*n` any shape, K tokens, M modes.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -88,32 +89,32 @@ class Even(Kernel):
 
 
 class Heat(Kernel):
-    """exp(tau G) for a symmetric generator G of eigenvalues -rate: a change of basis, a decay per mode, and back.
+    """Abstract: exp(tau G) for a symmetric generator G of eigenvalues -rate: a change of basis, a decay per mode, and back.
 
     What is transformed is only the difference from 1, or from 1 + tau G where tau is small: rounding errors of a transform are as large
     as its largest numbers, and the small entries of a single step must be right to a few digits, being multiplied by 1/t.
     """
 
-    @functools.cached_property
+    @property
+    @abc.abstractmethod
     def rate_M(self) -> Float64[np.ndarray, "M"]:
         """Decay of each mode, in units of the slowest that decays."""
-        raise InputError("a heat kernel is no kernel by itself")
 
+    @abc.abstractmethod
     def analyse(self, p: Float[Array, "*n K"]) -> Array:
         """Coefficients [*n, M] of p."""
-        raise InputError("a heat kernel is no kernel by itself")
 
     def analyse_one(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Array:
         """Coefficients of the token x."""
         return self.analyse((x[..., None] == jnp.arange(self.tokens)).astype(dtype))
 
+    @abc.abstractmethod
     def synthesise(self, coefficients: Array) -> Float[Array, "*n K"]:
         """Back from coefficients."""
-        raise InputError("a heat kernel is no kernel by itself")
 
+    @abc.abstractmethod
     def jumps(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n K"]:
         """G[x, :] in the units of `rate_M`."""
-        raise InputError("a heat kernel is no kernel by itself")
 
     def row(self, x: Int[Array, "*n"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
         tau = _tau(keep, gone)[..., None]

@@ -1,16 +1,18 @@
-"""Masked (absorbing) diffusion. q(z_t | x) keeps each token with probability alpha_t, else shows the mask; a mask stays a mask.
+"""Masked (absorbing) diffusion with one schedule for all tokens: q(z_t | x) keeps a token with probability alpha_t, else shows the mask.
 
 NELBO in continuous time (MDLM 2406.07524 eq. 10; MD4 2406.04329 eq. 5): -alpha'/(1 - alpha) times the cross-entropy of masked tokens;
-schedule-invariant, no time input needed; tight where the schedule ends in clean text and pure noise. The mask class has no probability
-and shown tokens are carried over, so a shown token costs nothing. On the linear schedule the weight is exactly 1/t.
+schedule-invariant, no time input needed; tight where the schedule ends in clean text and pure noise. On the linear schedule the weight
+is exactly 1/t.
 
-`MaskedCount` masks an exact number of tokens instead (the k-form of RADD 2406.03736), `Llada` is LLaDA's p = (1 - eps) t + eps.
+`Masked` takes any schedule, `MaskedLambda` none: t is the mask rate. `Llada` has LLaDA's rate p = (1 - eps) t + eps and its training
+loss. `MaskedCount` masks an exact number of tokens (the k-form of RADD 2406.03736).
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 import dataclasses
-import math
+import functools
 from typing import Any
 
 import jax
@@ -18,18 +20,98 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.hyperschedule import Hyper
-from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import among, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
 from dlmjax.diffusion.times import PerRow
 from dlmjax.diffusion.weightings.levels import InverseRate, Weighting
 from dlmjax.errors import InputError
 
 
+class SharedSchedule(Absorbing):
+    """Abstract: masking at one rate for all tokens, that of `schedule`."""
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """alpha of every token."""
+
+    @property
+    def left(self) -> float:
+        return self.schedule.ends[1]
+
+    # --- forward ---------------------------------------------------------------------------------------------------------------
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Int[Array, "B L"]:
+        # u < noise, u in [0, 1): never where the noise is 0, always where it is 1.
+        hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.schedule.noise(t_BL)
+        return jnp.where(among(hit_BL, valid_BL), self.mask_id, x_BL)
+
+    def forward_step(
+        self,
+        keys_B: Key[Array, "B"],
+        z_BL: Int[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        valid_BL: Bool[Array, "B L"] | None = None,
+    ) -> Int[Array, "B L"]:
+        # 1 - alpha_t / alpha_s, from the small numbers where there is little noise.
+        hit_rate_BL = (self.schedule.noise(t_BL) - self.schedule.noise(s_BL)) / jnp.maximum(self.schedule.alpha(s_BL), FLOOR)
+        hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < hit_rate_BL
+        return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        return self.schedule.noise(t)
+
+    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return self.schedule.hazard(t)
+
+    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return self.schedule.noise(t)
+
+    # --- the bound -------------------------------------------------------------------------------------------------------------
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        masked = z == self.mask_id
+        # A shown token has no weight, not even an infinite one: t = 0 is replaced before the division.
+        weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
+        return jnp.where(masked, weight * cross_entropy(logits, x, self.suppressed_ids), 0.0)
+
+    @property
+    def has_boundary(self) -> bool:
+        return self.schedule.has_boundary
+
+    @property
+    def has_reconstruction(self) -> bool:
+        return self.schedule.ends[0] != 1
+
+    # --- reverse ---------------------------------------------------------------------------------------------------------------
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Int[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Int[Array, "B L"]:
+        """Unmasks with probability (alpha_s - alpha_t)/(1 - alpha_t), exactly 1 where s has no noise, then draws the token.
+
+        Two draws, not one over V + 1 classes: float32 Gumbel noise is capped, and with many steps the mask's logit is out of its reach.
+        """
+        which_B, token_B = split_rows(keys_B)
+        noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
+        unmask_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
+        token_BL = draw_tokens(token_B, exclude(logits_BLV, self.suppressed_ids))
+        return jnp.where((z_BL == self.mask_id) & unmask_BL, token_BL, z_BL)
+
+
 @dataclasses.dataclass(frozen=True)
-class Masked(Process):
+class Masked(SharedSchedule):
     """Masked diffusion on any schedule.
 
-    vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that text never holds.
     complementary: every row is denoised twice in training, under a mask and under its complement at level 1 - t, so that each token is
       trained once and only once (LaViDa 2505.16839 section 3.2); twice the cost, linear schedule only.
     """
@@ -45,20 +127,7 @@ class Masked(Process):
     def __post_init__(self):
         if self.complementary and self.schedule != Linear():
             raise InputError(f"process {self.name}: complementary masks need the linear schedule, where 1 - t is the complement's level")
-        check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
-
-    @property
-    def absorbing_id(self) -> int:
-        return self.mask_id
-
-    # --- forward ---------------------------------------------------------------------------------------------------------------
-
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
-        # u < noise, u in [0, 1): never where the noise is 0, always where it is 1.
-        hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.schedule.noise(t_BL)
-        return jnp.where(_among(hit_BL, valid_BL), self.mask_id, x_BL)
+        super().__post_init__()
 
     @property
     def denoisings(self) -> int:
@@ -80,102 +149,24 @@ class Masked(Process):
             return ((z_BL, t_BL),)
         # What is given clean, at level 0, stays so.
         open_BL = t_BL > 0
-        other_BL = jnp.where(_among((z_BL != self.mask_id) & open_BL, valid_BL), self.mask_id, x_BL)
+        other_BL = jnp.where(among((z_BL != self.mask_id) & open_BL, valid_BL), self.mask_id, x_BL)
         return (z_BL, t_BL), (other_BL, jnp.where(open_BL, 1 - t_BL, 0.0))
-
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L"]:
-        # 1 - alpha_t / alpha_s, from the small numbers where there is little noise.
-        hit_rate_BL = (self.schedule.noise(t_BL) - self.schedule.noise(s_BL)) / jnp.maximum(self.schedule.alpha(s_BL), FLOOR)
-        hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < hit_rate_BL
-        return jnp.where(_among(hit_BL, valid_BL), self.mask_id, z_BL)
-
-    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
-        del t_BL
-        return z_BL == self.mask_id
-
-    # --- the bound -------------------------------------------------------------------------------------------------------------
-
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        masked = z == self.mask_id
-        # A shown token has no weight, not even an infinite one: t = 0 is replaced before the division.
-        weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
-        return jnp.where(masked, weight * cross_entropy(logits, x, self._barred), 0.0)
-
-    @property
-    def has_boundary(self) -> bool:
-        return self.schedule.has_boundary
-
-    @property
-    def has_reconstruction(self) -> bool:
-        return self.schedule.ends[0] != 1
-
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, but for alpha_1 spread evenly over the K tokens."""
-        left = self.schedule.ends[1]
-        return jnp.full(x.shape, left * math.log(self._tokens), jnp.float32)
-
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        return jnp.where(z0 == self.mask_id, cross_entropy(logits, x, self._barred), 0.0)
-
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
-        return self.schedule.noise(t)
-
-    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        return self.schedule.hazard(t)
-
-    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        return self.schedule.noise(t)
-
-    # --- reverse ---------------------------------------------------------------------------------------------------------------
-
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
-        masks_BL = jnp.full((keys_B.shape[0], length), self.mask_id, jnp.int32)
-        left = self.schedule.ends[1]
-        if left == 0:
-            return masks_BL
-        which_B, token_B = split_rows(keys_B)
-        even_BLV = exclude(jnp.zeros((keys_B.shape[0], length, self.vocab)), self._barred)
-        return jnp.where(uniform_rows(which_B, length) < left, draw_tokens(token_B, even_BLV), masks_BL)
-
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
-        """Unmasks with probability (alpha_s - alpha_t)/(1 - alpha_t), exactly 1 where s has no noise, then draws the token.
-
-        Two draws, not one over V + 1 classes: float32 Gumbel noise is capped, and with many steps the mask's logit is out of its reach.
-        """
-        which_B, token_B = split_rows(keys_B)
-        noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
-        unmask_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
-        token_BL = draw_tokens(token_B, exclude(logits_BLV, self._barred))
-        return jnp.where((z_BL == self.mask_id) & unmask_BL, token_BL, z_BL)
-
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
-        return jnp.where(z_BL == self.mask_id, draw_tokens(keys_B, exclude(logits_BLV, self._barred)), z_BL)
-
-    @property
-    def _barred(self) -> tuple[int, ...]:
-        return (self.mask_id, *self.excluded)
-
-    @property
-    def _tokens(self) -> int:
-        return self.vocab - len(set(self._barred))
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedCount(Masked):
+class MaskedLambda(SharedSchedule):
+    """The lambda-form: t is the mask rate, the loss cross-entropy / t. `times` decides how rates are drawn."""
+
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
+
+    name = "masked_lambda"
+    schedule = Linear()
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedCount(SharedSchedule):
     """Exactly k of a row's n tokens are masked, k uniform on 1..n; loss n/k x cross-entropy of the masked (RADD 2406.03736, k-form).
 
     In expectation it is the linear bound of a network without time input, with less variance: the mask rate is what was drawn.
@@ -183,12 +174,13 @@ class MaskedCount(Masked):
     under another schedule, `trained`, is told the time at which that one masks the share k/n.
     """
 
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
     trained: Schedule = Linear()
-    schedule: Schedule = dataclasses.field(init=False, default=Linear())
-    # The complement of k masks has n - k, which is never all n of them: half of the bound would be missing.
-    complementary: bool = dataclasses.field(init=False, default=False)
 
     name = "masked_count"
+    schedule = Linear()
 
     def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         return self.trained.inverse(1 - t_BL)
@@ -221,7 +213,7 @@ class MaskedCount(Masked):
     ) -> Int[Array, "B L"]:
         """Masks further tokens, drawn without replacement, until k = t n are masked; what is at level 0 is given and no part of n."""
         del s_BL
-        valid_BL = _among(t_BL > 0, valid_BL)
+        valid_BL = among(t_BL > 0, valid_BL)
         k_B1 = jnp.round(jnp.max(t_BL, axis=1, keepdims=True) * jnp.sum(valid_BL, axis=1, keepdims=True))
         # Places in a queue: what is masked already, then the others in random order, then padding. 31 random bits: ties are rare.
         order_BL = jax.vmap(lambda key: jax.random.bits(key, (z_BL.shape[1],)) >> 1)(keys_B).astype(jnp.int32)
@@ -235,14 +227,16 @@ class MaskedCount(Masked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Llada(Masked):
+class Llada(SharedSchedule):
     """Mask rate p = (1 - eps) t + eps, trained with cross-entropy / p (LLaDA 2502.09992; SMDM 2410.18514).
 
     That training loss is no bound: it lacks the reconstruction of the eps that is masked at t = 0 and is 1/(1 - eps) times the
     diffusion part. The nats of this process are the exact ones, so a likelihood evaluated with it is a bound.
     """
 
-    schedule: Schedule = dataclasses.field(init=False, default=Linear())
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
     eps: float = 1e-3
 
     name = "llada"
@@ -250,13 +244,12 @@ class Llada(Masked):
     def __post_init__(self):
         if not 0 < self.eps < 1:
             raise InputError(f"process llada: eps is {self.eps}; it must lie in (0, 1); without it use process 'masked'")
-        object.__setattr__(self, "schedule", llada(self.eps))
         super().__post_init__()
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        return llada(self.eps)
 
     @property
     def weighting(self) -> Weighting:
         return InverseRate()
-
-
-def _among(hit_BL: Bool[Array, "B L"], valid_BL: Bool[Array, "B L"] | None) -> Bool[Array, "B L"]:
-    return hit_BL if valid_BL is None else hit_BL & valid_BL

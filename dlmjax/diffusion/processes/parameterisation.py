@@ -27,7 +27,7 @@ from dlmjax.diffusion.process import EXCLUDED, exclude
 class Parameterisation(Protocol):
     """A meaning of the output. The process it is asked about gives what the bridge needs:
 
-    barred: ids that text never holds;  log_likelihood(z, t): log q_t(z | x = k), [*n, V];
+    suppressed_ids: ids that text never holds;  log_likelihood(z, t): log q_t(z | x = k), [*n, V];
     log_marginal(log_p, t): log q_t(y | x ~ p), [*n, V], and its inverse log_unmixed(log_q, t);  log_scores(output, z, t).
     """
 
@@ -60,7 +60,7 @@ class LeaveOneOut(Parameterisation):
 
     def loo_logits(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         del z, t
-        return exclude(logits, process.barred)
+        return exclude(logits, process.suppressed_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Posterior(Parameterisation):
     name = "posterior"
 
     def loo_logits(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
-        return exclude(logits, process.barred) - process.log_likelihood(z, t)
+        return exclude(logits, process.suppressed_ids) - process.log_likelihood(z, t)
 
     def log_posterior(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         del z, t
@@ -98,4 +98,4 @@ PARAMETERISATIONS: dict[str, Parameterisation] = {kind.name: kind() for kind in 
 
 
 def _normalised(process: Any, logits: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
-    return exclude(jax.nn.log_softmax(exclude(logits, process.barred), axis=-1), process.barred)
+    return exclude(jax.nn.log_softmax(exclude(logits, process.suppressed_ids), axis=-1), process.suppressed_ids)

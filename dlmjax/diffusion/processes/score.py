@@ -16,6 +16,7 @@ so still a bound, and finite whatever a network says; a law has such scores only
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -36,7 +37,7 @@ NOISES = ("mask", "uniform")
 
 
 class OneNoise(Interpolating):
-    """Noise of one kind, `noise` = "mask" or "uniform", on a schedule."""
+    """Abstract: noise of one kind, `noise` = "mask" or "uniform", on a schedule. A subclass defines the loss."""
 
     schedule: Schedule
     noise: str
@@ -47,6 +48,9 @@ class OneNoise(Interpolating):
             raise InputError(f"process {self.name}: noise is {self.noise!r}; take one of {', '.join(NOISES)}")
         if self.noise == "mask" and self.mask_id is None:
             raise InputError(f"process {self.name} with noise 'mask' needs mask_id; take it from the tokenizer")
+
+    @abc.abstractmethod
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         alpha, noise = self.schedule.alpha(t), self.schedule.noise(t)
@@ -64,7 +68,7 @@ class OneNoise(Interpolating):
 
     def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
-        return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.barred)
+        return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.suppressed_ids)
 
     def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         return super().rows(z_BL, t_BL) if self._mask is None else z_BL == self._mask
@@ -105,7 +109,7 @@ class ScoreEntropy(OneNoise):
 
     def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """log s_y, 0 at y = z."""
-        output = exclude(output, self.barred)
+        output = exclude(output, self.suppressed_ids)
         if self._mask is None:
             scores = _limited(output)
         else:
@@ -119,7 +123,7 @@ class ScoreEntropy(OneNoise):
     def log_outputs(self, log_loo: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """The output whose scores belong to the law log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
         if self._mask is not None:
-            return exclude(log_loo + math.log(self.tokens), self.barred)
+            return exclude(log_loo + math.log(self.tokens), self.suppressed_ids)
         return PARAMETERISATIONS["leave_one_out"].log_score(self, log_loo, z, t)
 
     def suppressed(
@@ -127,7 +131,7 @@ class ScoreEntropy(OneNoise):
     ) -> Float[Array, "*n V"]:
         """Scores are relative to what is shown: where that is one of `ids`, it must be noise, and the others are as much more likely."""
         logits = exclude(logits, ids)
-        shown = tuple(id_ for id_ in ids if id_ not in self.barred)
+        shown = tuple(id_ for id_ in ids if id_ not in self.suppressed_ids)
         if self._mask is not None or not shown:
             return logits
         log_p = jax.nn.log_softmax(exclude(self.log_loo(logits, z, t), shown), axis=-1)
@@ -154,7 +158,7 @@ class ScoreEntropy(OneNoise):
             log_even = jnp.log(self._floored(t).even / self.tokens)[..., None]
             above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_even > ROUNDING for output in outputs)
             apart = jnp.where(functools.reduce(jnp.logical_and, above), apart, 0.0)
-        log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.barred), axis=-1)
+        log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.suppressed_ids), axis=-1)
         return self.log_outputs(log_p, z, t)
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -163,13 +167,13 @@ class ScoreEntropy(OneNoise):
     def _masked(self, output, x, z, t):
         masked = z == self._mask
         weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
-        output = exclude(output, self.barred)
+        output = exclude(output, self.suppressed_ids)
         norm = _limited(jax.nn.logsumexp(output, axis=-1) - math.log(self.tokens))
         return jnp.where(masked, weight * (cross_entropy(output, x) + jnp.expm1(norm) - norm), 0.0)
 
     def _uniform(self, output, x, z, t):
         alpha, even, _ = self._floored(t)
-        nats = score_entropy(exclude(output, self.barred), x, z, alpha * self.tokens / even)
+        nats = score_entropy(exclude(output, self.suppressed_ids), x, z, alpha * self.tokens / even)
         return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
 
 

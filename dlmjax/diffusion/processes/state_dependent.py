@@ -10,6 +10,7 @@ counts make fixed schedules in frequency.py.
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -19,41 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import (
-    Ends,
-    Process,
-    check_ids,
-    check_schedule_lr,
-    cross_entropy,
-    draw_tokens,
-    exclude,
-    split_rows,
-    uniform_rows,
-)
+from dlmjax.diffusion.process import Ends, among, check_schedule_lr, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, real, share_gone
 from dlmjax.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
-class StateDependent(Process):
-    """Masking at a rate that depends on the token. A subclass defines `noise_of` and `hazards`; noise_v(0) = 0.
+class StateDependent(Absorbing):
+    """Abstract: masking at a rate that depends on the token. A subclass defines `noise_of` and `hazards`; noise_v(0) = 0."""
 
-    vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that text never holds.
-    """
-
-    vocab: int
-    mask_id: int
-    excluded: tuple[int, ...] = ()
-
-    name = "state_dependent"
     time_input = True
-
-    def __post_init__(self):
-        check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
-
-    @property
-    def absorbing_id(self) -> int:
-        return self.mask_id
 
     def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """A mask tells of its token how likely that one is masked by then: by the level at which this mask was drawn, and no other."""
@@ -62,17 +38,16 @@ class StateDependent(Process):
 
     # --- what a schedule is ----------------------------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """1 - alpha_x(t)."""
-        raise InputError(f"process {self.name} is no process by itself: it has no schedules")
 
+    @abc.abstractmethod
     def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """h_v(t) for every class, finite at t = 0."""
-        raise InputError(f"process {self.name} is no process by itself: it has no schedules")
 
     @property
     def left(self) -> float:
-        """alpha(1), alike for all classes."""
         return 0.0
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
@@ -81,7 +56,7 @@ class StateDependent(Process):
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> Int[Array, "B L"]:
         hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.noise_of(x_BL, t_BL)
-        return jnp.where(hit_BL if valid_BL is None else hit_BL & valid_BL, self.mask_id, x_BL)
+        return jnp.where(among(hit_BL, valid_BL), self.mask_id, x_BL)
 
     def forward_step(
         self,
@@ -93,7 +68,7 @@ class StateDependent(Process):
     ) -> Int[Array, "B L"]:
         noise_s_BL, noise_t_BL = self.noise_of(z_BL, s_BL), self.noise_of(z_BL, t_BL)
         hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(1 - noise_s_BL, FLOOR)
-        return jnp.where(hit_BL if valid_BL is None else hit_BL & valid_BL, self.mask_id, z_BL)
+        return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
 
     def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         del t_BL
@@ -110,7 +85,7 @@ class StateDependent(Process):
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         masked = z == self.mask_id
-        log_p = jax.nn.log_softmax(exclude(logits, self._barred), axis=-1)
+        log_p = jax.nn.log_softmax(exclude(logits, self.suppressed_ids), axis=-1)
         hazard = self.hazards(jnp.where(masked, t, 1.0).astype(log_p.dtype))
         hazard_x = jnp.take_along_axis(hazard, x[..., None], axis=-1)
         # As differences from h_x: what cancels where all classes have one schedule is exactly 0.
@@ -127,29 +102,13 @@ class StateDependent(Process):
     @property
     def shares_V(self) -> Float[np.ndarray, "V"]:
         """How common each class is in the text, as far as is known: all tokens alike."""
-        return np.where(np.isin(np.arange(self.vocab), self._barred), 0.0, 1 / self._tokens)
+        return np.where(np.isin(np.arange(self.vocab), self.suppressed_ids), 0.0, 1 / self.tokens)
 
     @property
     def has_boundary(self) -> bool:
         return self.left > 0
 
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, but for alpha_1 spread evenly over the K tokens."""
-        return jnp.full(x.shape, self.left * math.log(self._tokens), jnp.float32)
-
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        # Nothing is masked at t = 0; of other states it is the cost of a masked token.
-        return jnp.where(z0 == self.mask_id, cross_entropy(logits, x, self._barred), 0.0)
-
     # --- reverse ---------------------------------------------------------------------------------------------------------------
-
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
-        masks_BL = jnp.full((keys_B.shape[0], length), self.mask_id, jnp.int32)
-        if not self.left:
-            return masks_BL
-        which_B, token_B = split_rows(keys_B)
-        token_BL = draw_tokens(token_B, exclude(jnp.zeros((keys_B.shape[0], length, self.vocab)), self._barred))
-        return jnp.where(uniform_rows(which_B, length) < self.left, token_BL, masks_BL)
 
     def reverse_step(
         self,
@@ -164,7 +123,7 @@ class StateDependent(Process):
         At s = 0 always: a network may draw a token that next to never is still masked at t.
         """
         which_B, token_B = split_rows(keys_B)
-        token_BL = draw_tokens(token_B, exclude(logits_BLV, self._barred))
+        token_BL = draw_tokens(token_B, exclude(logits_BLV, self.suppressed_ids))
         noise_t_BL, noise_s_BL = self.noise_of(token_BL, t_BL), self.noise_of(token_BL, s_BL)
         show_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
         return jnp.where((z_BL == self.mask_id) & show_BL, token_BL, z_BL)
@@ -176,25 +135,14 @@ class StateDependent(Process):
         shown = jnp.where(z[..., None] == class_V, jnp.log(jnp.maximum(1 - noise, FLOOR)), -1e9)
         return jnp.where((z == self.mask_id)[..., None], jnp.log(jnp.maximum(noise, 1e-30)), shown)
 
-    @property
-    def _barred(self) -> tuple[int, ...]:
-        return (self.mask_id, *self.excluded)
 
-    @property
-    def _tokens(self) -> int:
-        return self.vocab - len(set(self._barred))
-
-
-@dataclasses.dataclass(frozen=True)
 class Exponents(StateDependent):
-    """alpha_v(t) = 1 - (1 - eps) t^(w_v): h_v = w_v / t. A subclass says what w is; a token with w < 1 is masked earlier than others.
+    """Abstract: alpha_v(t) = 1 - (1 - eps) t^(w_v), h_v = w_v / t. A subclass defines w; a token with w < 1 is masked earlier than others.
 
     eps: what is left of a token at t = 1, which the prior then has to pay for; 0 = nothing.
     """
 
-    eps: float = 0.0
-
-    name = "exponents"
+    eps: float
     # At the share t of noise a token with w < 1 costs t^(w - 1), and tokens that differ are told apart at every depth.
     ends = Ends(power=2.0, clean=0.0, noise=5.0)
 
@@ -204,9 +152,9 @@ class Exponents(StateDependent):
             raise InputError(f"process {self.name}: eps is {self.eps}; it must lie in [0, 1)")
 
     @property
+    @abc.abstractmethod
     def weights_V(self) -> Float[Array, "V"]:
         """w_v > 0."""
-        raise InputError(f"process {self.name} is no process by itself: it has no weights")
 
     def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         t = real(t)
@@ -232,6 +180,10 @@ class GenMd4(Exponents):
     schedule_lr: the exponents learn at this multiple of the learning rate.
     """
 
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...] = ()
+    eps: float = 0.0
     learned: Any = None
     schedule_lr: float = 1.0
 
@@ -256,7 +208,7 @@ class GenMd4(Exponents):
         """Mean, least and largest exponent of the tokens that text may hold."""
         if self.learned is None:
             return {}
-        w_K = self.weights_V[np.setdiff1d(np.arange(self.vocab), self._barred)]
+        w_K = self.weights_V[np.setdiff1d(np.arange(self.vocab), self.suppressed_ids)]
         return {"w_mean": jnp.mean(w_K), "w_min": jnp.min(w_K), "w_max": jnp.max(w_K)}
 
     def given(self, learned: Any) -> "GenMd4":

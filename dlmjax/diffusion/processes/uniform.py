@@ -11,6 +11,7 @@ draw all of [0, 1], small levels more often if variance matters (`power` times).
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 import dataclasses
 
 import jax.numpy as jnp
@@ -20,22 +21,15 @@ from dlmjax.diffusion.processes.interpolating import EVEN, Interpolating, Shares
 from dlmjax.diffusion.schedules import Linear, Schedule
 
 
-@dataclasses.dataclass(frozen=True)
-class Uniform(Interpolating):
-    """Uniform noise on any schedule.
+class UniformNoise(Interpolating):
+    """Abstract: uniform noise on a schedule; `bound` is the process whose network reads the tokens themselves."""
 
-    vocab: classes of the logits, special ids included; mask_id, excluded: ids that are neither text nor noise.
-    parameterisation: what the output means, "leave_one_out" or "posterior" (for scores there is process `score`).
-    """
-
-    vocab: int
-    mask_id: int | None = None
-    schedule: Schedule = Linear()
-    excluded: tuple[int, ...] = ()
-    parameterisation: str = "leave_one_out"
-
-    name = "uniform"
+    schedule: Schedule
     ends = EVEN
+
+    @property
+    @abc.abstractmethod
+    def bound(self) -> "Uniform": ...
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         noise = self.schedule.noise(t)
@@ -52,3 +46,24 @@ class Uniform(Interpolating):
     @property
     def _mask(self) -> None:
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(UniformNoise):
+    """Uniform noise on any schedule.
+
+    vocab: classes of the logits, special ids included; mask_id, excluded: ids that are neither text nor noise.
+    parameterisation: what the output means, "leave_one_out" or "posterior" (for scores there is process `score`).
+    """
+
+    vocab: int
+    mask_id: int | None = None
+    schedule: Schedule = Linear()
+    excluded: tuple[int, ...] = ()
+    parameterisation: str = "leave_one_out"
+
+    name = "uniform"
+
+    @property
+    def bound(self) -> "Uniform":
+        return self

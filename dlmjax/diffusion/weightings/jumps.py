@@ -79,7 +79,7 @@ class Denoising(Weighting):
         _jumping(self, process)
         if self.everywhere:
             return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
-        return jnp.where(z != x, cross_entropy(logits, x, process.barred), 0.0)
+        return jnp.where(z != x, cross_entropy(logits, x, process.suppressed_ids), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Contrastive(Weighting):
         """The difference of two cross-entropies, in nats; 0 for tokens that were not replaced. It may be negative."""
         del t, nats
         _jumping(self, process)
-        logits = exclude(logits, process.barred)
-        held_V = ~jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(process.barred, jnp.int32))
+        logits = exclude(logits, process.suppressed_ids)
+        held_V = ~jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(process.suppressed_ids, jnp.int32))
         at_x = cross_entropy(logits, x)
         own = jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]
         # -log p_y = -log p_x + logit_x - logit_y.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.processes.d3pm import D3pm
 from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.processes.state_dependent import StateDependent
 from dlmjax.diffusion.weightings.levels import Weighting
 from dlmjax.errors import InputError
@@ -105,6 +105,6 @@ def token_nats(
     """-log p(x | z) of every token, 0 where a token is shown for sure. Raises InputError for processes whose output is no such law."""
     if isinstance(process, (Interpolating, D3pm)):
         return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
-    if isinstance(process, (Masked, StateDependent)) and z.shape == x.shape:
+    if isinstance(process, (SharedSchedule, StateDependent)) and z.shape == x.shape:
         return process.reconstruction(logits, x, z)
     raise InputError(f"weighting {weighting.name} needs the chance of a token; process {process.name} does not say it token by token")

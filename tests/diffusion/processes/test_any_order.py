@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Cosine, Masked, MaskedCount, Polynomial, row_keys
+from dlmjax.diffusion import Cosine, Masked, MaskedCount, MaskedLambda, Polynomial, row_keys
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
-from dlmjax.diffusion.processes.any_order import MaskedLambda, any_order_nats
+from dlmjax.diffusion.processes.any_order import any_order_nats
 from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB

@@ -228,8 +228,6 @@ def test_what_is_learned():
     assert EVEN.given({}) is EVEN and hash(EVEN) == hash(GenMd4(VOCAB, MASK, (BOS,)))
     with pytest.raises(InputError, match="eps is 1"):
         GenMd4(VOCAB, MASK, eps=1.0)
-    with pytest.raises(InputError, match="no process by itself"):
-        StateDependent(VOCAB, MASK).hazards(jnp.ones(1))
 
 
 def test_the_schedule_is_watched():

@@ -1,0 +1,73 @@
+"""Absorbing noise: a token is kept or replaced by the mask, and a mask stays a mask until the reverse chain unmasks it.
+
+What all such processes share, whatever the rate of masking: the mask has no probability and unmasked tokens are carried over, so only
+masked positions carry loss; the prior is all masks, except for the share alpha(1) that a clipped schedule leaves, which is uniform.
+
+Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
+"""
+
+import abc
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+
+
+class Absorbing(Process):
+    """Abstract. A subclass is a dataclass with `vocab`, `mask_id` and `excluded`, and defines `left`, the noise, the loss and the step.
+
+    vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that text never holds.
+    """
+
+    vocab: int
+    mask_id: int
+    excluded: tuple[int, ...]
+
+    def __post_init__(self):
+        check_ids(self.name, self.vocab, mask_id=self.mask_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)})
+
+    @property
+    def absorbing_id(self) -> int:
+        return self.mask_id
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Ids that text never holds."""
+        return (self.mask_id, *self.excluded)
+
+    @property
+    def tokens(self) -> int:
+        """K, the number of ids that text can hold."""
+        return self.vocab - len(set(self.suppressed_ids))
+
+    @property
+    @abc.abstractmethod
+    def left(self) -> float:
+        """alpha(1), the same for all tokens."""
+
+    @abc.abstractmethod
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+
+    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        del t_BL
+        return z_BL == self.mask_id
+
+    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, except for alpha_1, which is uniform over the K tokens."""
+        return jnp.full(x.shape, self.left * math.log(self.tokens), jnp.float32)
+
+    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        return jnp.where(z0 == self.mask_id, cross_entropy(logits, x, self.suppressed_ids), 0.0)
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+        masks_BL = jnp.full((keys_B.shape[0], length), self.mask_id, jnp.int32)
+        if self.left == 0:
+            return masks_BL
+        which_B, token_B = split_rows(keys_B)
+        uniform_BLV = exclude(jnp.zeros((keys_B.shape[0], length, self.vocab)), self.suppressed_ids)
+        return jnp.where(uniform_rows(which_B, length) < self.left, draw_tokens(token_B, uniform_BLV), masks_BL)
+
+    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
+        return jnp.where(z_BL == self.mask_id, draw_tokens(keys_B, exclude(logits_BLV, self.suppressed_ids)), z_BL)

@@ -1,4 +1,4 @@
-"""How fast text becomes shards, and shards become batches.
+"""Speed of preparing a corpus from text, and of loading batches from it.
 
 python benchmarks/data_speed.py                                  # on English that ships with CPython (its words shuffled)
 python benchmarks/data_speed.py --input FILES --gpt2 DIR         # on your text; DIR holds vocab.json + merges.txt
@@ -99,8 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", nargs="+", help="text files; default: English from CPython's help")
     parser.add_argument("--gpt2", help="directory with vocab.json + merges.txt; without it BPE is not measured")
-    parser.add_argument("--megabytes", type=float, default=64, help="how much text to make without --input")
-    parser.add_argument("--seconds", type=float, default=3, help="how long to load for each row")
+    parser.add_argument("--megabytes", type=float, default=64, help="megabytes of text to generate without --input")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds of loading for each row")
     values = parser.parse_args()
     print(f"{len(os.sched_getaffinity(0))} cores\n\n| what | speed | remarks |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
@@ -117,11 +117,11 @@ def main() -> None:
         (folder / "tiny.jsonl").write_text("".join(_json_lines(values.megabytes, 60)))
         print(prepare_row("bytes, 1 MB documents in jsonl", [str(folder / "large.jsonl")], "bytes", folder / "large", "file"), flush=True)
         print(prepare_row("bytes, 60 B documents in jsonl", [str(folder / "tiny.jsonl")], "bytes", folder / "tiny", "file"), flush=True)
-        for label, place in (("1 MB documents", "large"), ("60 B documents", "tiny")):
+        for label, name in (("1 MB documents", "large"), ("60 B documents", "tiny")):
             for packing in ("concat", "documents"):
-                print(first_row(label, folder / place, packing), flush=True)
-                print(load_row(label, folder / place, packing, values.seconds), flush=True)
-            print(eval_row(label, folder / place, values.seconds), flush=True)
+                print(first_row(label, folder / name, packing), flush=True)
+                print(load_row(label, folder / name, packing, values.seconds), flush=True)
+            print(eval_row(label, folder / name, values.seconds), flush=True)
 
 
 def _json_lines(megabytes: float, size: int) -> list[str]:

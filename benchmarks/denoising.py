@@ -1,18 +1,18 @@
-"""How a trained run denoises: what a budget of steps buys, in which order tokens come, and how early a text is settled.
+"""How a trained run denoises: entropy against steps, the order of the tokens, and the step at which a text is final.
 
     python -m benchmarks.denoising --workdir RUN --steps 4,8,16,32,64 [--orders ancestral,confidence] [--count 16] [--json FILE]
 
 One table per order, `--count` texts of the training length each:
 
     calls      network calls per text
-    entropy    of the tokens of a text, bits, mean over texts: low with few steps or greedy orders is repetition
+    entropy    of the tokens of a text, bits, mean over texts: low values are repetition (few steps, greedy orders)
     tau        Kendall's tau-b between position and the step at which the final token appeared: 1 = left to right, 0 = any order
-    shown      first state from which on the shown text does not change, as a share of the steps
-    guessed    the same where the network's best guess stands in every hole (processes that hide tokens): what stopping early could save
-    flips      tokens of a text that were shown and changed later
+    shown      first state from which on the revealed text does not change, as a share of the steps
+    guessed    the same with the network's best prediction at every mask (processes with a mask): what early stopping could save
+    flips      tokens of a text that were revealed and changed later
 
-Means over texts. All numbers but the entropy are of the recorded trace (`dlmjax.sampling.analysis`). Under noise that shows tokens from
-the start (uniform, Gaussian), a flip is any change. Costs about twice the sampling itself.
+Means over texts. All numbers but the entropy are of the recorded trace (`dlmjax.sampling.analysis`). Under noise without a mask (uniform,
+Gaussian), a flip is any change. Costs about twice the sampling itself.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, never
 COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
 
 
-def guesser(run: Run, never: tuple[int, ...]):
+def guesser(run: Run, suppressed_ids: tuple[int, ...]):
     """guess(shown_BL, hidden_BL, time) of the run's network; None where a state is more than tokens and masks seen by all."""
     process = run.experiment.process.bound
     if process.attention != "full" or process.input_dim or not hasattr(process, "mask_id"):
@@ -39,11 +39,11 @@ def guesser(run: Run, never: tuple[int, ...]):
 
     @jax.jit
     def best(params, z_BL, t_BL):
-        given = process.given(params["process"]) if "process" in params else process
+        bound = process.bound(params["process"]) if "process" in params else process
         segments_BL, positions_BL = jnp.ones_like(z_BL), jnp.broadcast_to(jnp.arange(z_BL.shape[1]), z_BL.shape)
         denoiser = run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
-        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, given.clock(t_BL)))
-        return jnp.argmax(logits_BLV.at[..., jnp.asarray(never)].set(-jnp.inf), axis=-1)
+        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, bound.clock(t_BL)))
+        return jnp.argmax(logits_BLV.at[..., jnp.asarray(suppressed_ids)].set(-jnp.inf), axis=-1)
 
     def guess(shown_BL, hidden_BL, time):
         z_BL = np.where(hidden_BL, process.mask_id, shown_BL).astype(np.int32)
@@ -54,10 +54,12 @@ def guesser(run: Run, never: tuple[int, ...]):
 
 def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
     """One row of the table."""
-    never = never_sampled(run.experiment.tokenizer)
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, SampleSettings(steps=steps, order=order, never=never))
+    suppressed_ids = never_sampled(run.experiment.tokenizer)
+    sampler = sampler_for(
+        run.experiment.process, run.experiment.unpartitioned, SampleSettings(steps=steps, order=order, never=suppressed_ids)
+    )
     samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
-    guess = guesser(run, never)
+    guess = guesser(run, suppressed_ids)
     taus = analysis.order_tau(trace)
     return {
         "order": order,

@@ -1,13 +1,13 @@
-"""How fast a bound is evaluated beside how fast the same config trains, and how many network calls a standard error costs.
+"""Speed of evaluation relative to training of the same config, and network calls that a standard error costs.
 
     python -m benchmarks.evaluation_speed --config configs/masked.py:tiny --data data/char27 [--rounds 5] [--json FILE]
     python -m benchmarks.evaluation_speed --workdir RUN --data data/char27 --split valid --windows 2000 [--json FILE]
 
 First form: tokens per second through the whole training step (forward, backward, optimizer, averages) and through the evaluator (8 noise
 levels of every window, sums on the host, divided by 8), taking turns in one process after each has compiled and run. A training step and
-a network call both count each token once, so the ratio is what leaving out the backward pass gives; a bound takes `nodes x draws` calls.
+a network call both count each token once, so the ratio is the gain from leaving out the backward pass; a bound takes `nodes x draws` calls.
 
-Second form: the bound of a trained run on the same windows with several grids, its error and where that comes from.
+Second form: the bound of a trained run on the same windows with several grids, its error and the parts of that error.
 """
 
 import argparse
@@ -102,10 +102,10 @@ def main() -> None:
     parser.add_argument("--config", help="measure speed: a config file, such as configs/masked.py:tiny")
     parser.add_argument("--workdir", help="measure errors: a trained run")
     parser.add_argument("--data", required=True, help="a prepared corpus")
-    parser.add_argument("--split", default="valid", help="of the corpus, for the errors")
-    parser.add_argument("--windows", type=int, default=2000, help="of the split, for the errors")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of three runs each, for the speed")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--split", default="valid", help="split of the corpus for the errors")
+    parser.add_argument("--windows", type=int, default=2000, help="windows of the split for the errors")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of three runs of each side, for the speed")
+    parser.add_argument("--json", help="JSON file for the figures")
     args = parser.parse_args()
     if bool(args.config) == bool(args.workdir):
         parser.error("give --config for the speed or --workdir for the errors")

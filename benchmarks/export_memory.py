@@ -1,9 +1,9 @@
-"""Peak memory of `dlmjax export` on a checkpoint of random weights: what it costs to write a model that is larger than a test.
+"""Peak memory of `dlmjax export` on a checkpoint of random weights, at a size beyond that of the tests.
 
     python -m benchmarks.export_memory --directory DIR          1.03B parameters, bfloat16, files of 2 GB; 6.2 GB of disk while it runs
     python -m benchmarks.export_memory --directory DIR --depth 2 --width 256 --vocab 1024          seconds
 
-The checkpoint is made in one process and exported in another, whose peak resident size is reported beside what it holds before it reads
+The checkpoint is made in one process and exported in another, whose peak resident size is reported beside its size before it reads
 anything (Python, JAX and the compiler).
 """
 
@@ -68,19 +68,19 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=50_304)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--shard-size", default="2GB")
-    parser.add_argument("--act", choices=("make", "measure"), help="of the child processes")
-    given = parser.parse_args()
-    if given.act == "make":
-        return make(given.directory, given.depth, given.width, given.vocab)
-    if given.act == "measure":
-        return measure(given.directory, given.dtype, given.shard_size)
-    if given.directory.exists():
-        parser.error(f"{given.directory} exists")
+    parser.add_argument("--act", choices=("make", "measure"), help="role of a child process (internal)")
+    options = parser.parse_args()
+    if options.act == "make":
+        return make(options.directory, options.depth, options.width, options.vocab)
+    if options.act == "measure":
+        return measure(options.directory, options.dtype, options.shard_size)
+    if options.directory.exists():
+        parser.error(f"{options.directory} exists")
     try:
         for act in ("make", "measure"):
             subprocess.run([sys.executable, "-m", "benchmarks.export_memory", *sys.argv[1:], "--act", act], check=True)
     finally:
-        shutil.rmtree(given.directory, ignore_errors=True)
+        shutil.rmtree(options.directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

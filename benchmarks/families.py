@@ -1,4 +1,4 @@
-"""Every noise family trained for the same FLOPs on the same text, and the table of what came out.
+"""Every noise family trained for the same FLOPs on the same text: a table of bounds, step times and sample entropies.
 
     python -m benchmarks.families --data data/char27 [--families masked,uniform] [--masked-steps 350] [--output FILE.json]
 
@@ -116,11 +116,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a corpus prepared with tokenizer char27")
     parser.add_argument("--families", default=",".join(FAMILIES), help="names, separated by commas (default: all)")
-    parser.add_argument("--masked-steps", type=int, default=350, help="the budget: FLOPs of as many masked steps")
+    parser.add_argument("--masked-steps", type=int, default=350, help="budget in FLOPs, as a number of masked steps")
     parser.add_argument("--runs", default="runs/families")
     parser.add_argument("--split", default="test")
     parser.add_argument("--windows", type=int, default=256, help="windows of the split to evaluate")
-    parser.add_argument("--output", help="write the rows here as JSON")
+    parser.add_argument("--output", help="JSON file for the rows")
     args = parser.parse_args()
     names = [name for name in FAMILIES if name in args.families.split(",") or name.split(",")[0] in args.families.split(",")]
 

@@ -1,4 +1,4 @@
-"""What a training step of each noise family costs beside a masked one: time and temporary memory, at GPT-2 small's size or tiny.
+"""Cost of a training step of each noise family relative to a masked one: time and temporary memory, at GPT-2 small's size or tiny.
 
     python -m benchmarks.family_cost [--families "uniform;hybrid;score;blocks 4"] [--batch 4] [--length 512] [--rounds 3] [--json FILE]
     python -m benchmarks.family_cost --tiny --batch 32 --length 128 --rounds 7
@@ -6,7 +6,7 @@
 The names are those of `benchmarks.families`. The network, optimizer and step are those of `configs/NAME.py` (12 layers of 768, 50,257
 classes); on a CPU in float32 with dense attention and a small batch, on a GPU in bfloat16 with cuDNN. `--tiny`: `configs/NAME.py:tiny`
 with 27 symbols. Steps of a family and of masked diffusion take turns in one process, after each has compiled and run once; the ratio is
-of medians. Memory is what the compiled step needs beside its arguments (XLA's analysis). Tokens are random: what is timed does not
+of medians. Memory is that of the compiled step beside its arguments (XLA's analysis). Tokens are random: the time does not
 depend on them.
 """
 

@@ -1,8 +1,8 @@
-"""What a restart costs and what a run of several processes waits for: two lives of one run, the first ended by SIGTERM.
+"""Cost of a restart and waits of a run of several processes: two attempts of one run, the first ended by SIGTERM.
 
     python -m benchmarks.goodput --data DIR [--processes 2] [--devices 1] [--steps 400] [--config configs/quickstart.py]
 
-Prints, from the account that a run keeps of itself (goodput.json): seconds from the call to the end of the first step, without and with
+Prints, from the counters that a run writes (goodput.json): seconds from the call to the end of the first step, without and with
 compiled programs in the workdir, and the waits for checkpoints and for data as shares of the time spent in steps.
 """
 
@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1, help="virtual CPU devices of each process")
-    parser.add_argument("--steps", type=int, default=400, help="of the whole run; it is stopped once half way")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of the whole run, which is stopped once half way")
     parser.add_argument("--workdir", default="runs/goodput")
     args = parser.parse_args()
     workdir = pathlib.Path(args.workdir)

@@ -2,9 +2,9 @@
 
     python benchmarks/head_rows.py [--time-batch 2] [--time-length 256] [--rounds 5] [--json FILE]
 
-Memory is XLA's own account (`memory_analysis().temp_size_in_bytes`) of the compiled step (forward, backward, AdamW) at V = 50257, B = 8,
+Memory is that of XLA (`memory_analysis().temp_size_in_bytes`) of the compiled step (forward, backward, AdamW) at V = 50257, B = 8,
 L = 1024, 4 layers, d 256; nothing is run at that size. Time is measured at a smaller B x L, the same for both sides, interleaved.
-The dense side is what one writes first: logits of all positions, cross-entropy, zero weight on positions that are not masked.
+The dense side is the direct form: logits of all positions, cross-entropy, zero weight on positions that are not masked.
 Targets: at most half the memory, at least 1.3 times as fast.
 """
 

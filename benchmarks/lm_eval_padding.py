@@ -1,4 +1,4 @@
-"""How much of the adapter's rows is padding, on a data set of last words: the batches alone, without a network.
+"""Share of padding in the rows of the lm-eval adapter, on a data set of last words: the batches alone, without a network.
 
 python benchmarks/lm_eval_padding.py --data lambada_test.jsonl.xz --tokenizer gpt2:DIR [--draws 128] [--batch 8] [--length 1024]
 
@@ -17,8 +17,8 @@ from dlmjax.diffusion import make_process
 from dlmjax.harness.adapter import Adapter, Model
 
 
-class Silent:
-    """A bound network that says nothing of anything."""
+class ZeroNetwork:
+    """A bound network whose states and losses are zero."""
 
     def hidden(self, z, t_BL):
         return t_BL[..., None]
@@ -46,7 +46,7 @@ def main():
     for name in ("masked", "autoregressive"):
         ids = {"mask_id": tokenizer.mask_id, "bos_id": tokenizer.bos_id, "excluded": (tokenizer.pad_id,)}
         process = make_process(name, vocab=tokenizer.vocab_size, **ids)
-        model = Model(process, network, lambda *_, **__: Silent(), (), tokenizer, values.length, name)
+        model = Model(process, network, lambda *_, **__: ZeroNetwork(), (), tokenizer, values.length, name)
         adapter = Adapter(model, draws=values.draws, batch=values.batch)
         adapter.loglikelihood(requests, disable_tqdm=True)
         spent = adapter.scorer.spent

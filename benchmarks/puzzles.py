@@ -4,11 +4,12 @@
 
     countdown             `--numbers` numbers up to `--largest`, generated; no set of numbers of a test puzzle is trained on
     sudoku                train.csv.xz and test.csv.xz of DIR; `--givens` cells are shown (0 = as hard as they are)
-    sudoku, in place      masked alone: trained on boards, clues frozen where they stand; half the tokens, so twice the steps
+    sudoku, in place      masked alone: trained on boards, clues kept in place; half the tokens, so twice the steps
 
-configs/puzzles.py, its length that of the puzzle, as many windows a step as hold 5120 tokens. FLOPs are counted from shapes. Every run
+Config: configs/puzzles.py with the length of the puzzle and 5120 tokens a step. FLOPs are counted from shapes. Every run
 answers the first `--count` test puzzles at temperature 0: autoregressive token by token; masked in confidence order, one token a call and
-in `--few` calls. Printed: puzzles whose answer obeys every rule, ± binomial standard error. A run that is in `--runs` is not trained again.
+in `--few` calls. Printed: share of puzzles whose answer obeys every rule, ± binomial standard error. Runs that
+`--runs` holds are not trained again.
 """
 
 import argparse
@@ -100,15 +101,15 @@ def table(rows: list[dict]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", default="runs/puzzles")
-    parser.add_argument("--numbers", type=int, default=3, help="of a Countdown puzzle")
-    parser.add_argument("--largest", type=int, default=20, help="of these numbers")
+    parser.add_argument("--numbers", type=int, default=3, help="numbers of a Countdown puzzle")
+    parser.add_argument("--largest", type=int, default=20, help="largest of these numbers")
     parser.add_argument("--puzzles", type=int, default=50_000, help="Countdown puzzles to train on; 0 = none")
-    parser.add_argument("--sudoku", metavar="DIR", help="where train.csv.xz and test.csv.xz lie; without it only countdown is trained")
-    parser.add_argument("--givens", type=int, default=60, help="cells of a Sudoku that are shown")
-    parser.add_argument("--masked-steps", type=int, default=600, help="the budget: FLOPs of as many masked steps of 128 x 40 tokens")
+    parser.add_argument("--sudoku", metavar="DIR", help="directory of train.csv.xz and test.csv.xz; without it only Countdown is trained")
+    parser.add_argument("--givens", type=int, default=60, help="given cells of a Sudoku")
+    parser.add_argument("--masked-steps", type=int, default=600, help="budget in FLOPs, as a number of masked steps of 128 x 40 tokens")
     parser.add_argument("--count", type=int, default=500, help="test puzzles of each kind")
-    parser.add_argument("--few", type=int, default=8, help="calls of the second, faster try of masked models")
-    parser.add_argument("--output", help="write the rows here as JSON")
+    parser.add_argument("--few", type=int, default=8, help="calls of the second, faster form of masked sampling")
+    parser.add_argument("--output", help="JSON file for the rows")
     args = parser.parse_args()
     root, rows = pathlib.Path(args.runs), []
     root.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""What a number of steps costs on each grid of levels: the error of the sampled law, by enumeration, no samples.
+"""Error of sampling for a number of steps on each time grid: divergence of the sampled distribution, by enumeration, without samples.
 
     python -m benchmarks.sampling_grids [--steps 4,8,16,32] [--laws 3] [--json FILE]
 
-Random laws of 3 tokens at 3 positions and a Markov chain of 4, with their exact denoisers; ancestral steps (for flow matching its Euler
-steps). An entry is KL(text || sampled) in nats per text, geometric mean over the laws. The best of each column is marked: what
-`Process.sampling_grid` says is chosen from this table. Seconds on one core; float64.
+Random joint distributions of 3 tokens at 3 positions and a Markov chain of 4, with their exact denoisers; ancestral steps (Euler steps for
+flow matching). An entry is KL(text || sampled) in nats per text, geometric mean over the distributions. The best of each column is marked:
+`Process.sampling_grid` is chosen from this table. Seconds on one core; float64.
 """
 
 import argparse
@@ -52,42 +52,42 @@ def kernel_of(process: Process) -> oracle.Kernel:
         return tuple(float(share) for share in process.shares(jnp.float64(t)))
 
     def noise(t: float) -> np.ndarray:
-        _, even, mask = shares(t)
-        return np.append(np.full(TOKENS, even / TOKENS), mask)
+        _, uniform, mask = shares(t)
+        return np.append(np.full(TOKENS, uniform / TOKENS), mask)
 
-    # Steps ask for no slope.
+    # Steps use no slope.
     return oracle.Kernel(TOKENS, lambda t: shares(t)[0], lambda t: math.nan, noise, lambda t: np.full(TOKENS + 1, math.nan))
 
 
-def euler_matrix(law: oracle.Law, kernel: oracle.Kernel, t: float, s: float) -> np.ndarray:
-    """A step of discrete flow matching: every position goes over to a draw of its posterior with one probability."""
+def euler_matrix(joint: oracle.Law, kernel: oracle.Kernel, t: float, s: float) -> np.ndarray:
+    """A step of discrete flow matching: with one probability for all, a position becomes a draw of its posterior."""
     move = (kernel.alpha(s) - kernel.alpha(t)) / (1 - kernel.alpha(t))
-    posterior_ZnK = oracle.posterior(law, kernel, t)
-    z_Zn = oracle.enumerate_sequences(TOKENS + 1, law.length)
+    posterior_ZnK = oracle.posterior(joint, kernel, t)
+    z_Zn = oracle.enumerate_sequences(TOKENS + 1, joint.length)
     matrix_ZZ = np.ones((len(z_Zn), len(z_Zn)))
-    for i in range(law.length):
+    for i in range(joint.length):
         step_ZS = (1 - move) * np.eye(TOKENS + 1)[z_Zn[:, i]]
         step_ZS[:, :TOKENS] += move * posterior_ZnK[:, i]
         matrix_ZZ *= step_ZS[:, z_Zn[:, i]]
     return matrix_ZZ
 
 
-def error(process: Process, law: oracle.Law, grid: str, steps: int) -> float:
+def error(process: Process, joint: oracle.Law, grid: str, steps: int) -> float:
     """KL(text || sampled), nats per text."""
     with jax.enable_x64(True), np.errstate(divide="ignore", invalid="ignore"):
         kernel = kernel_of(process)
         matrix = euler_matrix if process.name == "flow_matching" else oracle.reverse_matrix
-        z_Zn = oracle.enumerate_sequences(TOKENS + 1, law.length)
+        z_Zn = oracle.enumerate_sequences(TOKENS + 1, joint.length)
         now_Z = kernel.noise(1.0)[z_Zn].prod(axis=1)
         for t, s in itertools.pairwise(make_grid(grid).levels(steps).tolist()):
-            # Levels from which nothing can come are 0 / 0 in the oracle.
-            now_Z = now_Z @ np.nan_to_num(matrix(law, kernel, t, s))
+            # States of probability zero are 0 / 0 in the oracle.
+            now_Z = now_Z @ np.nan_to_num(matrix(joint, kernel, t, s))
     made_X = now_Z[(z_Zn < TOKENS).all(axis=1)]
-    return float(np.sum(law.probability_X * np.log(law.probability_X / made_X)))
+    return float(np.sum(joint.probability_X * np.log(joint.probability_X / made_X)))
 
 
 def markov(length: int, seed: int) -> oracle.Law:
-    """A chain whose neighbours depend on each other, from an even start."""
+    """A chain whose neighbours depend on each other, from a uniform start."""
     weight_KK = np.exp(2 * np.random.default_rng(seed).normal(size=(TOKENS, TOKENS)))
     step_KK = weight_KK / weight_KK.sum(axis=1, keepdims=True)
     x_Xn = oracle.enumerate_sequences(TOKENS, length)
@@ -95,15 +95,15 @@ def markov(length: int, seed: int) -> oracle.Law:
     return oracle.Law(p_X.reshape((TOKENS,) * length))
 
 
-def laws(count: int) -> list[oracle.Law]:
-    """The toy laws: `count` - 1 without structure, and a chain."""
+def distributions(count: int) -> list[oracle.Law]:
+    """The toy distributions: `count` - 1 without structure, and a chain."""
     return [oracle.Law.random(TOKENS, 3, seed=seed, sharpness=1.5) for seed in range(count - 1)] + [markov(4, count)]
 
 
 def table(name: str, steps: list[int], found: list[oracle.Law]) -> dict:
     """Errors of one process, {grid: [one a number of steps]}, printed as markdown."""
     process = PROCESSES[name]()
-    rows = {grid: [math.exp(np.mean([math.log(error(process, law, grid, number)) for law in found])) for number in steps] for grid in GRIDS}
+    rows = {grid: [math.exp(np.mean([math.log(error(process, p, grid, number)) for p in found])) for number in steps] for grid in GRIDS}
     print(
         f"\n{name} (default: {process.sampling_grid})\n\n| grid | {' | '.join(map(str, steps))} |\n|{'---|' * (len(steps) + 1)}", flush=True
     )
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--laws", type=int, default=3)
     parser.add_argument("--json")
     asked = parser.parse_args()
-    steps, found = [int(part) for part in asked.steps.split(",")], laws(asked.laws)
+    steps, found = [int(part) for part in asked.steps.split(",")], distributions(asked.laws)
     report = {name: table(name, steps, found) for name in PROCESSES}
     if asked.json:
         write_atomically(asked.json, json.dumps({"steps": steps, "laws": asked.laws, "nats_per_text": report}, indent=1) + "\n")

@@ -3,9 +3,9 @@
     python benchmarks/step_speed.py [--config char|words|all] [--rounds 9] [--dtype float32] [--json FILE]
 
 Both sides compute the masked loss on the masked rows only, from the same weights and the same batch, with as many threads as there are
-cores. The twin gets every help that stays eager: its attention takes no mask (there is one document per row; ours evaluates its
+cores. The twin uses every optimisation that stays eager: its attention takes no mask (there is one document per row; ours evaluates its
 segment mask), its AdamW is the fused one. A round is three steps of one side, then three of the other; the ratio is of medians. Ours is
-compiled before. Wall time is what counts on a quiet machine; where other processes run, the ratio of CPU times says more.
+compiled before. On an idle machine compare wall times; where other processes run, compare the CPU times.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""What a step needs on hardware that is not here: topologies, collectives of the compiled program, roofline, memory, as text."""
+"""Plans for hardware that need not be here: topologies, collectives of the compiled program, roofline, memory, text of a plan."""

@@ -1,6 +1,6 @@
 """The collectives of a compiled program, read from its HLO text: kind, mesh axes, how often a step runs them, bytes.
 
-What has to be known of XLA's text for TPU (jaxlib 0.10) to count right:
+Facts about XLA's text for TPU (jaxlib 0.10) that the count depends on:
   - a collective inside a loop runs once for each trip; TPU programs carry no trip count, but the loop's condition compares a counter
     with a constant and its body adds a constant to it (loops whose bound is data are counted once and named);
   - an overlapped all-gather is cut into a chain of fusions which all repeat the instruction: one channel, one collective;
@@ -43,8 +43,8 @@ class Collective:
       axes: mesh axes over which it runs.
       group: positions in the mesh's device order of one of its groups.
       count: executions a step and device.
-      bytes: of one execution: the whole array, as gathered or before it is scattered; of a permute what one device sends.
-      bounded: False where a loop around it runs as often as the data say; such a loop counts as one trip.
+      bytes: bytes of one execution: the whole array, as gathered or before it is scattered; of a permute, the bytes that one device sends.
+      bounded: False where the number of trips of a loop around it depends on data; such a loop counts as one trip.
     """
 
     kind: str
@@ -87,7 +87,7 @@ def read_collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
       mesh_shape: axis sizes of the mesh it was compiled for, in order; partition ids are positions in that mesh.
     """
     computations, entry = _parse(text)
-    # Per loop body, channel and shape: chains of fusions repeat one collective, but all that `shard_map` asks for share a channel.
+    # Per loop body, channel and shape: chains of fusions repeat one collective, but all those of `shard_map` share a channel.
     seen: dict[tuple[str, str], Collective] = {}
     for body, instruction, scattered, trips, bounded in _walk(computations, entry):
         found = _collective(instruction, scattered, mesh_shape, trips, bounded)
@@ -248,7 +248,7 @@ def _group(rest: str, sizes: list[int]) -> tuple[int, ...]:
         return tuple(int(n) for n in pieces.ravel())
     if "replica_groups={}" in rest:
         return tuple(range(math.prod(sizes)))
-    # A collective left out would be a step that looks faster than it is.
+    # Leaving a collective out would make a step look faster than it is.
     raise ValueError(f"groups of devices are written in a form that is not known here: {rest[:200]}")
 
 

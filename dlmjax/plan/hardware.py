@@ -1,8 +1,8 @@
-"""`dlmjax plan`: what a training step would need on hardware that is not here.
+"""`dlmjax plan`: memory, collectives and time of a training step on hardware that need not be here.
 
 For a TPU the very step of `dlmjax train` is compiled for the named slice, with abstract arguments; memory and collectives are then the
 compiler's own. For GPUs, and for the rows of a search that are not compiled, everything is the analytic model of `parallel.roofline`.
-Times are a roofline in both cases: nothing is run. docs/plan.md says how to read the result.
+Times are a roofline in both cases: nothing is run. docs/plan.md explains the result.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Vocabulary(TableTokenizer):
-    """What a plan needs to know of a tokenizer: how many ids there are, the last three of them special. It has no text."""
+    """The tokenizer of a plan: a number of ids, the last three of them special, without text."""
 
     def __init__(self, size: int):
         super().__init__("plan", [b""] * size, mask_id=size - 1, pad_id=size - 2, eos_id=size - 3)
@@ -67,7 +67,7 @@ class Memory:
 
     @property
     def state(self) -> float:
-        """What a checkpoint holds."""
+        """Bytes of the state that a checkpoint holds."""
         return self.parameters + self.average + self.optimizer
 
     @property
@@ -93,7 +93,7 @@ class HardwarePlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler found room; without one, whether the analytic sum is within the chip's memory."""
+        """Whether the program fits by the compiler; without one, whether the analytic sum is within the chip's memory."""
         return not self.problem and (self.memory.compiled or self.memory.peak <= self.memory.capacity)
 
     def mfu(self, worst: bool = False) -> float:
@@ -141,7 +141,7 @@ def _vocabulary(config, data: str | None) -> tuple[Any, Any]:
         corpus = Corpus.open(data, split="train")
         return corpus.tokenizer, corpus.counts_V
     if config.model.vocab < 5:
-        raise InputError("the config leaves the vocabulary to the corpus; pass --data DIR of a prepared one, or --config.model.vocab=N")
+        raise InputError("the config leaves the vocabulary to the corpus; pass --data DIR with a prepared one, or --config.model.vocab=N")
     return Vocabulary(config.model.vocab), None
 
 
@@ -309,7 +309,7 @@ def _without_cache() -> Iterator[None]:
 
 
 def _compiled(config, expected: HardwarePlan, vocabulary: Any, counts: Any, quick: bool) -> HardwarePlan:
-    """The expected plan with what the compiler says in place of what was estimated."""
+    """The expected plan with the compiler's figures in place of the estimates."""
     experiment = assemble(config, vocabulary, devices=list(expected.topology.devices), counts_V=counts)
     start = time.perf_counter()
     try:

@@ -1,11 +1,11 @@
-"""How long a step can take at best, from counts: FLOPs, bytes of memory, bytes between chips. An analytic model, and says so.
+"""Lower bound of the time of a step, from counts of FLOPs, bytes of memory and bytes between chips. An analytic model.
 
 Assumptions, which every plan prints: matmuls run at the bfloat16 peak; a weight or activation that is used is read once from memory;
 collectives are rings (trees are not slower) that use every link their group spans in both directions; where a group crosses slices,
 each chip carries its share of the slice's data over the network; latencies are zero. `Times.overlapped` hides everything behind the
 longest part, `Times.serial` nothing: a real step lies between them.
 
-Shapes: rows = tokens of a microbatch on one chip; sizes of arrays are per chip unless a name says whole.
+Sizes of arrays are per chip unless their name contains `whole`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FUSED = ("splash", "cudnn")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step does, whole machine: model FLOPs (no recomputation, every score) and executed FLOPs (with it, without skipped blocks)."""
+    """A step of all chips: model FLOPs (no recomputation, every score), executed FLOPs (with it, skipped blocks left out), tokens."""
 
     model_flops: float
     executed_flops: float
@@ -45,7 +45,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of a step on one chip, by what it waits for."""
+    """Seconds of a step on one chip, by resource."""
 
     compute: float
     memory: float
@@ -54,17 +54,17 @@ class Times:
 
     @property
     def overlapped(self) -> float:
-        """Nothing waits for anything but the longest part: the roofline."""
+        """All parts overlap, and the longest is the roofline."""
         return max(self.compute, self.memory, self.fast, self.network)
 
     @property
     def serial(self) -> float:
-        """Everything waits for everything."""
+        """No parts overlap."""
         return self.compute + self.memory + self.fast + self.network
 
     @property
     def bound(self) -> str:
-        """What the roofline is made of."""
+        """The part that bounds the roofline."""
         return max(("compute", "memory", "fast", "network"), key=lambda part: getattr(self, part))
 
 
@@ -96,7 +96,7 @@ class Load:
         """Whether scores never reach memory."""
         return self.execution.attention in FUSED
 
-    def rows(self, mesh: dict[str, int]) -> float:
+    def tokens(self, mesh: dict[str, int]) -> float:
         """Tokens (of all streams) of a microbatch on one chip."""
         split = np.prod([mesh[axis] for axis in (*RULES["batch"], *RULES["length"])])
         return self.streams * self.batch * self.length / self.accumulation / float(split)
@@ -111,9 +111,9 @@ def executed_flops(load: Load) -> float:
 def layer_flops(load: Load) -> float:
     """FLOPs of one layer for one row, forward and backward.
 
-    Matmuls with weights: 3 x forward, and under "full" once more all but the last, whose result no gradient asks for. Scores: 2 products
+    Matmuls with weights: 3 x forward, and under "full" once more all but the last, whose result no gradient requires. Scores: 2 products
     forward, and again under "full" and "dots", which keep none; backward 4 in dense attention, 5 in cuDNN, 7 in splash attention, whose
-    kernels for queries and for keys each form the scores anew.
+    kernels for queries and for keys each compute the scores again.
     """
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
@@ -143,7 +143,7 @@ def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
     "full": the input of each layer; "dots": also the products with weights; "none": also normalised inputs, rotated heads, the gate and,
     in dense attention, the unnormalised weights of every score.
     """
-    spec, rows = load.spec, load.rows(mesh)
+    spec, tokens = load.spec, load.tokens(mesh)
     tensor = mesh[RULES["heads"][0]]
     heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor
     out, ffn = spec.heads * spec.head_dim / tensor, spec.ffn / tensor
@@ -154,12 +154,12 @@ def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
         kept += heads + out + 3 * spec.width + ffn
         if not load.fused:
             kept += spec.heads / tensor * load.length * load.streams
-    return spec.effective_depth * rows * kept * load.item
+    return spec.effective_depth * tokens * kept * load.item
 
 
 def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> float:
     """Bytes that one chip moves to and from its memory in a step. `state_bytes`: its share of weights, averages and optimizer state."""
-    spec, rows = load.spec, load.rows(mesh)
+    spec, tokens = load.spec, load.tokens(mesh)
     tensor = mesh[RULES["heads"][0]]
     reads = 3 + (load.execution.remat == "full")
     used = load.parameters + (spec.effective_depth - spec.depth) * layer_products(spec) // 2
@@ -167,12 +167,12 @@ def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> floa
     width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + spec.mlp_matrices * spec.ffn / tensor
     if not load.fused:
         width += 2 * spec.heads / tensor * load.length * load.streams
-    activations = 2 * spec.effective_depth * rows * width * load.item * reads
+    activations = 2 * spec.effective_depth * tokens * width * load.item * reads
     return load.passes * load.accumulation * (gathered * (reads + 1) + activations) + 2 * state_bytes
 
 
 def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tuple, tuple]]) -> list[Collective]:
-    """The collectives that this layout asks for, before any compiler has seen it.
+    """The collectives that this layout requires, before compilation.
 
     Stored weights are gathered in the compute type for the forward and, those of layers, again for the backward pass of each microbatch
     (the head's gradient is taken on the spot, the embedding's needs no table). Their float32 gradients are scattered back each time and,
@@ -201,11 +201,11 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
         kept = size / np.prod([mesh[name] for name in stored], initial=1)
         rest = tuple(name for name in everywhere if name not in stored)
         add("all-reduce", rest, stacked * layers, float(kept) * 4)
-    rows = load.rows(mesh)
+    tokens = load.tokens(mesh)
     sums = spec.effective_depth * layers * (6 if load.execution.remat == "full" else 4)
-    add("all-reduce", RULES["heads"], sums, rows * spec.width * load.item)
+    add("all-reduce", RULES["heads"], sums, tokens * spec.width * load.item)
     split = float(np.prod([mesh[name] for name in RULES["length"]]))
-    keys = 2 * rows * split * spec.kv_heads * spec.head_dim / mesh[RULES["kv_heads"][0]] * load.item
+    keys = 2 * tokens * split * spec.kv_heads * spec.head_dim / mesh[RULES["kv_heads"][0]] * load.item
     add("all-gather", RULES["length"], spec.effective_depth * layers * (2 if load.execution.remat == "full" else 1), keys)
     add("reduce-scatter", RULES["length"], spec.effective_depth * layers, keys)
     return merge(found)
@@ -249,13 +249,13 @@ def step_times(flops_per_chip: float, bytes_per_chip: float, found: Sequence[Col
 
 
 def mfu(work: Work, seconds: float, topology: Topology) -> float:
-    """Model FLOPs (every score, no recomputation) over what the chips could do in that time."""
+    """Model FLOPs (every score, no recomputation) as a share of the chips' peak in that time."""
     return work.model_flops / (seconds * topology.chips * topology.chip.peak)
 
 
 def gathered_bytes(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tuple, tuple]]) -> float:
-    """Working space beside activations and gradients, estimated: the largest layer's weights gathered twice (one being used, one on its
-    way), the head gathered with its float32 gradient, a chunk of logits three times (scores, probabilities, their gradient)."""
+    """Working space beside activations and gradients, estimated: the largest layer's weights gathered twice (one in use, one being
+    gathered), the head gathered with its float32 gradient, a chunk of logits three times (scores, probabilities, their gradient)."""
     layer = head = 0.0
     for shape, axes in shapes:
         stacked, size = _used(shape, axes, mesh)

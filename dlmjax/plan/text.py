@@ -1,4 +1,4 @@
-"""A plan for a person and for a program: the page, the table of a search, the JSON record, and the advice for what does not fit."""
+"""A plan as text and as JSON: the page, the table of a search, the record, and advice for what does not fit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def table(plans: Sequence[Any]) -> str:
         )
     if len(plans) > SHOWN:
         lines.append(f"and {len(plans) - SHOWN} more (all are in --json FILE)")
-    lines.append("step and MFU: fully overlapped to not overlapped at all; micro: microbatches a step; by: whose memory figure it is")
+    lines.append("step and MFU: fully overlapped to not overlapped at all; micro: microbatches a step; by: source of the memory figure")
     return "\n".join(lines)
 
 
@@ -97,13 +97,13 @@ def _compute(plan: Any) -> list[str]:
 
 
 def _collectives(plan: Any) -> list[str]:
-    source = "in the compiled program" if plan.memory.compiled else "that this layout asks for (analytic)"
+    source = "in the compiled program" if plan.memory.compiled else "that this layout requires (analytic)"
     lines = [
-        f"collectives {source}: a step and chip",
+        f"collectives {source}, per step and chip",
         f"  {'kind':19} {'axes':15} {'over':>5} {'count':>8} {'MiB each':>10} {'GiB received':>13}  wires",
     ]
     for found in plan.collectives[:12]:
-        loop = "" if found.bounded else "  (in a loop that runs as often as the data say: counted once)"
+        loop = "" if found.bounded else "  (in a loop whose number of trips depends on data: counted once)"
         lines.append(
             f"  {found.kind:19} {'+'.join(found.axes):15} {len(found.group):5} {found.count:8.0f} {found.bytes / 2**20:10.2f} "
             f"{found.received / GIB:13.3f}  {roofline.crosses(found, plan.topology, plan.coords)}{loop}"
@@ -127,7 +127,7 @@ def _times(plan: Any) -> list[str]:
 
 
 def options(plan: Any) -> list[str]:
-    """What other choices would cost or save, from the counts; none of them is compiled here."""
+    """Costs and savings of other choices, from the counts; none of them is compiled here."""
     load, memory = plan.load, plan.memory
     kept = {remat: roofline.activation_bytes(_remat(load, remat), plan.mesh) for remat in ("none", "dots", "full")}
     flops = {remat: roofline.executed_flops(_remat(load, remat)) for remat in kept}

@@ -1,8 +1,8 @@
-"""Hardware that is not here: chips by name, a slice of them, and how fast any group of its chips can talk.
+"""Hardware that need not be here: chips by name, slices of them, and the bandwidth between any group of chips.
 
 `describe("v5p:8x8x8")` is a TPU slice for which XLA compiles on any machine (extra `tpu`); `describe("h100:512")` GPUs in nodes of
-eight, for the analytic model. Bandwidths are bytes per second that one chip receives while it sends as much, with every link it may
-use busy in both directions: an upper bound, as peaks are.
+eight, for the analytic model. Bandwidths are bytes per second that one chip receives while it sends as much, with all its
+links busy in both directions: an upper bound.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Chip:
 
     @property
     def links(self) -> str:
-        """What the fast links are called."""
+        """Name of the fast links."""
         return "ICI" if self.kind == "tpu" else "NVLink"
 
     @property
     def wires(self) -> str:
-        """What joins slices or nodes."""
+        """Name of the connection between slices or nodes."""
         return "DCN" if self.kind == "tpu" else "network"
 
 
@@ -75,7 +75,7 @@ CHIPS = {
     )
 }
 
-# What libtpu would otherwise ask the machine it runs on, with seconds of waiting and lines of warnings; it is only to compile.
+# Values that libtpu would otherwise query from its host, with seconds of waiting and lines of warnings; here it only compiles.
 _COMPILE_ONLY = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: none of them holds a TPU
@@ -97,7 +97,7 @@ class Topology:
     devices: tuple[Any, ...] = ()
 
     def coords(self, devices: Sequence[Any] = ()) -> np.ndarray:
-        """[chips, 1 + dimensions]: slice (or node) and position in it of every chip, in the order of the mesh (GPUs: by number)."""
+        """[chips, 1 + dimensions]: slice (or node) of every chip and its coordinates there, in the order of the mesh (GPUs: by number)."""
         if self.chip.kind == "gpu":
             number = np.arange(self.chips)
             return np.stack([number // self.chip.node, number % self.chip.node], axis=1)
@@ -148,9 +148,7 @@ def describe(name: str, slices: int = 1) -> Topology:
         raise InputError(f"topology {name} x {slices} slices has no chips")
     if chip.kind == "gpu":
         if slices > 1:
-            raise InputError(
-                f"GPUs come in nodes of {chip.node}, not in slices; give their number, as in {chip.name}:{math.prod(shape) * slices}"
-            )
+            raise InputError(f"GPUs come in nodes of {chip.node}, not in slices; write --topology {chip.name}:{math.prod(shape) * slices}")
         return Topology(name, chip, math.prod(shape), shape)
     if len(shape) != chip.dimensions:
         example = "x".join(["4"] * chip.dimensions)
@@ -162,7 +160,7 @@ def describe(name: str, slices: int = 1) -> Topology:
 def _tpu_devices(name: str, shape: tuple[int, ...], slices: int) -> tuple[Any, ...]:
     """Devices that can be compiled for and not run on."""
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError('compiling for a TPU needs libtpu, which is not installed: pip install -e ".[tpu]" (any CPU machine will do)')
+        raise InputError('compiling for a TPU needs libtpu, which is not installed; run pip install -e ".[tpu]" (any CPU machine will do)')
     for variable, value in _COMPILE_ONLY.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies

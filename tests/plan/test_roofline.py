@@ -42,7 +42,7 @@ def test_visible_share(mask, length, share):
 def test_activations_by_policy():
     """ "full" keeps each layer's input: depth x rows x width x 2 bytes, rows split over data and fsdp and microbatches."""
     rows = 16 * 32 / 2 / 8
-    assert LOAD.rows(MESH) == rows
+    assert LOAD.tokens(MESH) == rows
     kept = [roofline.activation_bytes(run_as(remat=remat), MESH) for remat in ("full", "dots", "none")]
     assert kept[0] == 3 * rows * 64 * 2
     assert kept == sorted(kept)

@@ -1,4 +1,4 @@
-"""The run card: README.md of an export. What was trained on what, how well it does, how to load it, what not to do with it."""
+"""The run card, README.md of an export: model, data, training, likelihood, how to load it, and its limits."""
 
 import dataclasses
 import math
@@ -18,18 +18,18 @@ from dlmjax.run import Experiment
 from dlmjax.training import read
 
 SHIPPED = pathlib.Path(__file__).parent / "shipped" / "load_dlm.py"
-# What `evaluate` and the trainer call the same number.
+# Keys that `evaluate` and the trainer share.
 NUMBERS = ("nats_per_token", "stderr_nats_per_token", "bits_per_byte", "stderr_bits_per_byte")
 CIRCUMSTANCES = ("step", "weights", "split", "is_bound", "tokens")
-# How it was measured; a file that was written before these were kept says nothing of them.
+# How it was measured; files of older versions lack these keys.
 PROTOCOL = ("suite", "corpus", "window", "stride", "complete", "changed")
 GRID = ("rule", "nodes", "draws")
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a card tells. `evaluation`: see `evaluation_of`; `no_tokenizer`: why no tokenizer files were written, or ""; `imported`: source,
-    layout and family of weights that `dlmjax import` took over and nothing trained since, else None."""
+    """The content of a card. `evaluation`: see `evaluation_of`; `no_tokenizer`: why no tokenizer files were written, or ""; `imported`:
+    source, layout and family of weights that `dlmjax import` took over and that were not trained since, else None."""
 
     experiment: Experiment
     view: View
@@ -44,9 +44,9 @@ class Facts:
 
 
 def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
-    """What is known of the likelihood: a file of `dlmjax evaluate --json`, evaluation.json of the workdir, or the last held-out line.
+    """The likelihood: a file of `dlmjax evaluate --json`, evaluation.json of the workdir, or the last held-out line.
 
-    Raises InputError: the file that was named is no evaluation.
+    Raises InputError: the named file is not an evaluation.
     """
     root = pathlib.Path(workdir)
     found = pathlib.Path(file) if file else root / "evaluation.json"
@@ -59,7 +59,7 @@ def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if file:
                 raise InputError(
-                    f"{found} is no evaluation ({error}); write one: dlmjax evaluate --workdir {workdir} --json FILE"
+                    f"{found} is not the result of an evaluation ({error}); write one: dlmjax evaluate --workdir {workdir} --json FILE"
                 ) from None
     lines = read(root / "metrics.jsonl", "held_out") if (root / "metrics.jsonl").is_file() else []
     if not lines:
@@ -124,7 +124,7 @@ def _data(facts: Facts) -> str:
         try:
             manifest = Manifest.load(pathlib.Path(directory))
         except InputError:
-            lines.append(f"- `{name}` (was not there when this was exported)")
+            lines.append(f"- `{name}` (not available at the time of the export)")
             continue
         counts = manifest.counts("train")
         inputs = ", ".join(pathlib.Path(source["name"]).name for source in manifest.request["inputs"][:5])
@@ -132,7 +132,7 @@ def _data(facts: Facts) -> str:
         inputs += f" and {more} more" if more > 0 else ""
         portion = "" if tokens is None else f"the first {tokens:,} of "
         lines.append(f"- `{name}`: {portion}{counts['tokens']:,} tokens in {counts['documents']:,} documents of {inputs}")
-    return "## Data\n\n" + ("\n".join(lines) or "The run names no corpus.")
+    return "## Data\n\n" + ("\n".join(lines) or "The config names no corpus.")
 
 
 def _training(facts: Facts) -> str:
@@ -155,7 +155,7 @@ def _score(facts: Facts) -> str:
     if found is None:
         return "## Likelihood\n\nNot evaluated. `dlmjax evaluate --workdir ... --json FILE`, then `dlmjax export --evaluation FILE`."
     exact = facts.model.attention == "causal"
-    name = "Negative log-likelihood" if exact else "NELBO" if found["is_bound"] is not False else "Loss (no bound)"
+    name = "Negative log-likelihood" if exact else "NELBO" if found["is_bound"] is not False else "Loss (not a bound)"
     figures = []
     for value, error, unit in ((*NUMBERS[:2], "nats/token"), (*NUMBERS[2:], "bits/byte")):
         if found[value] is not None:
@@ -172,7 +172,7 @@ def _score(facts: Facts) -> str:
 
 
 def _protocol(found: dict[str, Any]) -> str:
-    """How the number was measured, as a sentence; "" where nothing is known of it."""
+    """How the number was measured, as a sentence; "" where that is not recorded."""
     words = [f"suite {found['suite']}"] if found["suite"] else []
     words += [f"corpus `{pathlib.Path(found['corpus']).name}`"] if found["corpus"] else []
     words += [f"windows of {found['window']:,}, {found['stride']:,} new tokens each"] if found["window"] and found["stride"] else []
@@ -197,7 +197,7 @@ def _load_hf(facts: Facts) -> str:
     if facts.model.block_size:
         masks = (
             f"\n\n**Every call needs a block-causal mask** (blocks of {facts.model.block_size}): `attention_mask(length, block_size)` of "
-            "load_dlm.py. Without one the network sees later blocks, which it never saw in training."
+            "load_dlm.py. Without one the network sees later blocks, which it did not see in training."
         )
     return (
         "## Loading\n\n**transformers >= 5.2.** Older versions load these weights without an error and run them with causal attention: "
@@ -205,7 +205,7 @@ def _load_hf(facts: Facts) -> str:
         "```python\nfrom load_dlm import load, check, generate  # load_dlm.py lies beside the weights\n"
         'model = load()                            # or AutoModelForCausalLM.from_pretrained(".") with transformers >= 5.2\n'
         f"print(check(model))                       # difference from parity.json: {_tolerance(facts)}\n```{masks}\n\n"
-        "It fills in masks; `model.generate` would append tokens, which it was not trained to. Greedy, most confident first "
+        "The model fills in masks; `model.generate` would append tokens, which it was not trained for. Greedy, most confident first "
         "(the loop of load_dlm.py; `dlmjax sample --order confidence --temperature 0` gives the same tokens):\n\n"
         f"```python\n{_shipped_function('generate')}```"
     )
@@ -216,7 +216,7 @@ def _load_encoder(facts: Facts) -> str:
         "## Loading\n\n**transformers >= 5.2** (older versions run these weights with causal attention).\n\n"
         "```python\nfrom sentence_transformers import SentenceTransformer\n"
         'vectors = SentenceTransformer(".").encode(["a text", "another"])  # the mean of the final hidden states, not normalised\n```\n\n'
-        "Nothing was trained to make these vectors alike for like texts; they are what the denoiser knows of a clean text."
+        "These vectors were not trained for similarity of texts: they are the denoiser's states for a clean text."
     )
 
 
@@ -227,7 +227,7 @@ def _load_sdar(facts: Facts) -> str:
         f"sglang.yaml holds the block size ({size}), which SGLang otherwise takes to be 4.\n\n"
         f"LMDeploy: `PytorchEngineConfig(dllm_block_length={size})`.\n\n"
         "The weights are Qwen3's under Qwen3's names; `python load_dlm.py` (transformers >= 5.2) compares their logits with parity.json. "
-        f"{facts.rows.count - facts.model.spec.vocab:,} rows of the head stand for no token (SGLang expects the mask at id "
+        f"{facts.rows.count - facts.model.spec.vocab:,} rows of the head belong to no token (SGLang expects the mask at id "
         f"{facts.rows.mask_id}); with a small vocabulary they take some of the probability, and with it of the confidence that "
         "`threshold` is compared with: measure it before you rely on a threshold."
     )
@@ -235,7 +235,7 @@ def _load_sdar(facts: Facts) -> str:
 
 def _load_llada(facts: Facts) -> str:
     return (
-        "## Loading\n\nFor engines that have LLaDA's network of their own (dInfer, Fast-dLLM, llama.cpp's converter). transformers has "
+        "## Loading\n\nFor engines that implement LLaDA's network (dInfer, Fast-dLLM, llama.cpp's converter). transformers has "
         "none: there, use LLaDA's published modeling files, or `dlmjax export --view hf`. parity.json has the logits of a fixed prompt, "
         "to compare."
     )
@@ -256,7 +256,7 @@ def _tokens(facts: Facts) -> str:
     text = (
         f"## Tokens\n\nMask {rows.mask_id}, pad {tokenizer.pad_id}, end of document and BOS {tokenizer.eos_id}. "
         f"{len(rows.filled):,} rows of the head ({which}) were in no softmax; they are the mean of {len(rows.anchors):,} rows ({anchors}), "
-        "so that an argmax over all rows never takes them. Leave `suppress_ids` of config.json out of samples all the same."
+        "so that an argmax over all rows never selects them. Leave `suppress_ids` of config.json out of samples all the same."
     )
     if facts.no_tokenizer:
         return f"{text} No tokenizer.json: {facts.no_tokenizer}. Encode texts with dlmjax."

@@ -1,15 +1,15 @@
-"""`dlmjax export`: a checkpoint as files that others load. What a view holds is said in `views`, what the files are called in `layouts`.
+"""`dlmjax export`: a checkpoint as files that other programs load. `views` lists what a view can hold, `layouts` the names of the tensors.
 
-Weights go from the checkpoint to the files one at a time: a stacked leaf is restored (checked against its checksum), its layers are
-written, it is forgotten. The directory appears under its name when it is complete.
+Weights go from the checkpoint to the files one at a time: a stacked leaf is restored, compared with its checksum, written layer by layer
+and freed. The directory appears under its name when it is complete.
 
 What is changed on the way:
   CompleteP     the factors on residual branches (1 / depth ratio) and logits (1 / width ratio) go into the weights behind them.
   tied heads    are written out: the rows below must differ from those of the embedding.
   filled rows   mask, pad and rows that pad the vocabulary were in no softmax, so their logits mean nothing, and engines take the argmax
                 over all rows. These rows of the head become the mean of the `anchors`: rows of ids that no text can hold (pieces with a
-                byte that UTF-8 never has), or of all real ids. A mean of logits never exceeds the largest of them, so no argmax takes such
-                a row, whatever the input; and by Jensen's inequality it has at most 1/n of the probability of its n anchors together.
+                byte that UTF-8 never has), or of all real ids. A mean of logits never exceeds the largest of them, so no argmax selects
+                such a row, whatever the input; and by Jensen's inequality it has at most 1/n of the probability of its n anchors together.
 
 Shapes: V ids of the model, R rows in the files, D width.
 """
@@ -57,11 +57,11 @@ def export(
     evaluation: str | None = None,
     overwrite: bool = False,
 ) -> dict:
-    """Writes a view of a run's checkpoint into a new directory, and says what it wrote.
+    """Writes a view of a run's checkpoint into a new directory.
 
     Args:
       dtype: of the weights in the files, "float32" or "bfloat16".
-      shard_size: bytes of a file, such as "2GB"; also what bounds the memory this takes, beside the largest stacked weight.
+      shard_size: bytes of a file, such as "2GB"; also the bound of the memory used, beside the largest stacked weight.
       evaluation: a file that `dlmjax evaluate --json` wrote, for the run card; default: evaluation.json of the workdir, if there.
       overwrite: replace an earlier export in `output`.
 
@@ -111,12 +111,12 @@ def parse_bytes(text: str) -> int:
     """ "2GB", "500MB", "1GiB" or a number. Raises InputError for anything else, or less than a kilobyte."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if not match or match[2].upper() not in UNITS or float(match[1]) * UNITS[match[2].upper()] < 1000:
-        raise InputError(f"--shard-size {text!r} is no size of a file; write it like 2GB or 500MB")
+        raise InputError(f"--shard-size {text!r} is not a file size; write it like 2GB or 500MB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def exported_spec(spec: ModelSpec, rows: VocabularyRows) -> ModelSpec:
-    """The network that the files hold: rows added, the head of its own, CompleteP's factors in the weights."""
+    """The network that the files hold: rows added, an untied head, CompleteP's factors folded into the weights."""
     return dataclasses.replace(spec, vocab=rows.count, tied=False, completep_width=0, completep_depth=0, dropout=0.0)
 
 
@@ -124,7 +124,7 @@ def exported_spec(spec: ModelSpec, rows: VocabularyRows) -> ModelSpec:
 
 
 class LeafReader:
-    """Leaves of a checkpoint by key path, as float32 arrays of the host; the last one that was asked for is kept.
+    """Leaves of a checkpoint by key path, as float32 arrays of the host; the last one that was read is kept.
 
     A leaf is restored in the placement that training would give it on the devices at hand, and compared with its checksum.
     """
@@ -218,18 +218,18 @@ def _write_texts(stage: pathlib.Path, view: View, model: Exported, rows: Vocabul
 
 
 def _check_target(target: pathlib.Path, overwrite: bool) -> None:
-    """Raises InputError where something stands in the way."""
+    """Raises InputError where the output exists and may not be replaced."""
     if not target.exists():
         return
     ours = target.is_dir() and (not any(target.iterdir()) or (target / "parity.json").is_file())
     if not ours:
-        raise InputError(f"{target} exists and is no earlier export; choose another --output (nothing was changed)")
+        raise InputError(f"{target} exists and is not an earlier export; choose another --output (nothing was changed)")
     if not overwrite and any(target.iterdir()):
         raise InputError(f"{target} holds an export already; give --overwrite to replace it, or another --output")
 
 
 def _appear(stage: pathlib.Path, target: pathlib.Path) -> None:
-    """The finished directory under its name; an earlier one goes after."""
+    """Renames the finished directory to its name; an earlier export is removed afterwards."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

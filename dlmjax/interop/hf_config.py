@@ -1,10 +1,10 @@
-"""What a Hugging Face config.json says about the network, as leaves of our `config.model`.
+"""The network of a Hugging Face config.json, as leaves of our `config.model`.
 
 Every key of the file is accounted for: it is applied, it must stand where it changes nothing, it is known to change nothing
-(`HARMLESS`), or the import is refused with its name. A key that transformers reads and we do not would change the function in silence.
+(`HARMLESS`), or the import is refused with its name. A key that only transformers reads would change the function without an error.
 
-Each function takes the family and the fields of the file, and returns every leaf of `config.model` that the file decides. What a file does
-not say has the value that the class of transformers gives it.
+Each function takes the family and the fields of the file, and returns every leaf of `config.model` that the file decides. A missing
+key has the value that the class of transformers gives it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HARMLESS = {
     "where the file comes from": """
         architectures model_type _name_or_path name_or_path transformers_version _commit_hash auto_map _from_model_config
         transformers.js_config unsloth_version unsloth_fixed _diffusers_version is_llama_config custom_pipelines""",
-    "the type of the stored numbers, which the tensors say themselves": "dtype torch_dtype precision use_bfloat16",
+    "the type of the stored numbers, which each tensor states itself": "dtype torch_dtype precision use_bfloat16",
     "how it is run": """
         use_cache pretraining_tp _attn_implementation attn_implementation _attn_implementation_autoset flash_attention use_flash_attn
         chunk_size_feed_forward torchscript gradient_checkpointing fuse_cross_entropy skip_checkpoint micro_forward ep_size
@@ -33,7 +33,7 @@ HARMLESS = {
         summary_activation summary_proj_to_labels summary_first_dropout pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
         pooler_size_per_head pooler_type directionality n_special predict_special_tokens""",
     "how long rows were in training, which no position depends on": "seq_length",
-    "dropout, which evaluation has not": """
+    "dropout, which evaluation does not apply": """
         attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob resid_pdrop embd_pdrop attn_pdrop
         residual_dropout embedding_dropout""",
     "decoding": """
@@ -47,13 +47,13 @@ HARMLESS = {
         mask_token_id pad_token_id eos_token_id bos_token_id mask_token pad_token eos_token""",
 }
 _HARMLESS = {key for keys in HARMLESS.values() for key in keys.split()}
-# More of anything than a network has; what is larger is a damaged number.
+# More layers, channels or ids than any network has: a larger number is damage.
 LARGEST = 1 << 24
 LARGEST_NUMBER = 1e30
 
 
 class Fields:
-    """A JSON object that remembers which of its keys were asked for. `path` stands before its keys in messages."""
+    """A JSON object that records which of its keys were read. `path` precedes its keys in messages."""
 
     def __init__(self, values: dict[str, Any], path: str = ""):
         self._values, self._path, self._read = values, path, set()
@@ -67,39 +67,39 @@ class Fields:
         return self._values.get(key, default)
 
     def count(self, key: str, default: int | None, absent: int | None = None, least: int = 1) -> int | None:
-        """A number of things; `default` where the file says null, `absent` (or `default`) where it says nothing.
+        """A count; `default` where the value is null, `absent` (or `default`) where the key is missing.
 
-        Raises InputError for what is no whole number from `least` on, or is beyond any network.
+        Raises InputError for a value that is not a whole number from `least` on, or is beyond any network.
         """
         value = self.get(key, default if absent is None else absent)
         if value is None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{self._at(key)}, which is no whole number from {least} on; correct the file")
+            raise InputError(f"{self._at(key)}, which is not a whole number from {least} on; correct the file")
         if value > LARGEST:
             raise InputError(f"{self._at(key)}, which is more than any network has ({LARGEST:,}); correct the file")
         return value
 
     def size(self, key: str) -> int:
-        """A number of things that the file must say."""
+        """A required count."""
         found = self.count(key, None)
         if found is None:
-            raise InputError(f"config.json has no {self._path}{key}; is it that of a model of another kind? Give its --family")
+            raise InputError(f"config.json has no {self._path}{key}; if the model is of another kind, name it with --family")
         return found
 
     def number(self, key: str, default: float | None, least: float = 0.0, null: bool = False) -> float:
-        """A finite number above `least`; `default` (None: required) where the file does not say it, or, with `null`, says null."""
+        """A finite number above `least`; `default` (None: required) where the key is missing, or, with `null`, the value is null."""
         value = self.get(key)
         if value is None and default is not None and (null or key not in self):
             return default
         if value is None and key not in self:
             raise InputError(f"config.json has no {self._path}{key}; correct the file")
         if not isinstance(value, int | float) or isinstance(value, bool) or not least < value < LARGEST_NUMBER:
-            raise InputError(f"{self._at(key)}, which is no finite number above {least:g}; correct the file")
+            raise InputError(f"{self._at(key)}, which is not a finite number above {least:g}; correct the file")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """true or false; `default` where the file does not say it."""
+        """true or false; `default` where the key is missing."""
         value = self.get(key)
         if value is None:
             return default
@@ -108,7 +108,7 @@ class Fields:
         return value
 
     def expect(self, key: str, *allowed: Any) -> None:
-        """A switch that our networks do not have must stand where it changes nothing; missing, it does."""
+        """Requires a switch that our networks do not have to hold a value that changes nothing; a missing key does."""
         value = self.get(key, allowed[0])
         if not any(type(value) is type(one) and value == one for one in allowed) and not (value is None and not allowed[0]):
             raise InputError(f"{self._at(key)}; only {key}={allowed[0]!r} can be computed here")
@@ -117,16 +117,16 @@ class Fields:
         """An object inside; None where it is missing, null or empty."""
         value = self.get(key)
         if not isinstance(value, dict | None):
-            raise InputError(f"{self._at(key)}, which is no object; correct the file")
+            raise InputError(f"{self._at(key)}, which is not an object; correct the file")
         return Fields(value, f"{self._path}{key}.") if value else None
 
     def finish(self) -> None:
-        """Raises InputError for the first key that was not asked for; at the top of the file, the `HARMLESS` ones may stand there."""
+        """Raises InputError for the first key that was not read; at the top of the file, the `HARMLESS` ones are allowed."""
         known = set() if self._path else _HARMLESS
         for key in self._values:
             if key not in self._read and key not in known:
                 raise InputError(
-                    f"{self._at(key)}, which is not known here, so that the network might compute something else with it; "
+                    f"{self._at(key)}, which this version does not know and which might change what the network computes; "
                     "take the key out of a copy of the file if you know that it changes nothing"
                 )
 
@@ -147,8 +147,8 @@ def llama_like(
     """Llama, Qwen2, Qwen3, and what copies their config: SDAR, Dream, Mistral, OLMo 2.
 
     shift: the weights predict the position after the one they read. sliding: "never"; "always", layers have the file's `sliding_window`;
-    "switch", where the file says so; "off", there is such a switch, and it must be off. head_dim, kv_heads, norm_eps: what stands for
-    a key that the file has not.
+    "switch", where the file sets its switch; "off", the file has such a switch, and it must be off. head_dim, kv_heads, norm_eps:
+    values of missing keys.
     """
     hf.expect("hidden_act", "silu", "swish")
     # Llama's and Qwen3's switch is for all four maps of attention; Qwen2's bias on three of them has none.
@@ -174,7 +174,7 @@ def llama_like(
 def _window(hf: Fields, depth: int, sliding: str) -> int:
     """The window of all layers as `ModelSpec.window`, 0 where there is none.  sliding: see `llama_like`.
 
-    transformers counts a position itself in a causal window, and not in one that looks both ways.
+    transformers counts a position itself in a causal window, and not in a bidirectional one.
     """
     kinds = hf.get("layer_types")
     window, first = None, 0
@@ -281,7 +281,7 @@ def _rope(hf: Fields) -> tuple[float, float, dict[str, Any]]:
     """(base, factor, values of the family) of rotary positions.
 
     transformers 5 writes all of it into `rope_parameters`, older versions into `rope_theta` and `rope_scaling`. As in transformers,
-    `rope_scaling` takes the place of `rope_parameters`, and what stands inside either wins over the same key outside.
+    `rope_scaling` replaces `rope_parameters`, and a key inside either wins over the same key outside.
     """
     older, newer = hf.section("rope_scaling"), hf.section("rope_parameters")
     rope = older or newer or Fields({}, "rope_parameters.")

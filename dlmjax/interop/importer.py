@@ -56,7 +56,9 @@ def import_checkpoint(
     dtype: str = "float32",
     length: int | None = None,
 ) -> dict[str, Any]:
-    """Makes a workdir of the checkpoint in a directory with config.json and safetensors; returns what was understood.
+    """Makes a workdir of the checkpoint in a directory with config.json and safetensors.
+
+    Returns a report: source, workdir, layout, family, process, parameters and new ids.
 
     Args:
       family: one of LAYOUTS; None takes it from config.json.
@@ -99,13 +101,13 @@ def import_checkpoint(
     with Checkpoints(target / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta)
     claim_workdir(target, config, tokens)
-    if reference.said:
-        say(reference.said)
+    if reference.summary:
+        say(reference.summary)
     return _report(source, workdir, layout, experiment, reader, ids.fresh)
 
 
 def _report(source: str, workdir: str, layout: Layout, experiment: Experiment, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
-    """Says what was made of the source; returns it."""
+    """Logs and returns the report of the import."""
     spec, config = experiment.network.spec, experiment.config
     stored = sorted({str(reader.dtype(name)) for name in reader.names})
     new = f", the rows of {len(fresh)} new ids ({', '.join(map(str, fresh))}) are the mean of the others" if fresh else ""
@@ -131,7 +133,7 @@ def _report(source: str, workdir: str, layout: Layout, experiment: Experiment, r
 def _hf_config(root: pathlib.Path) -> dict[str, Any]:
     hf = read_json(root / "config.json", advice="give a directory that save_pretrained wrote", any_number=True)
     if not isinstance(hf.get("dlm") or {}, dict):
-        raise InputError(f"{root / 'config.json'} is not the config of a model: dlm is no object")
+        raise InputError(f"{root / 'config.json'} is not the config of a model: dlm is not an object")
     if hf.get("quantization_config"):
         raise InputError(f"{root} is quantised; import the checkpoint that it was made from")
     return hf
@@ -142,14 +144,14 @@ def _layout_by_type(hf: dict[str, Any]) -> Layout:
     layout = next((layout for layout in LAYOUTS.values() if layout.model_type == kind), None)
     if layout is None:
         raise InputError(
-            f"config.json has model_type={kind!r}, which is unknown; if it is like one that is "
-            f"known, say which, and its logits are compared: --family {'|'.join(LAYOUTS)}"
+            f"config.json has model_type={kind!r}, which is unknown; if it equals a known "
+            f"family, name that one, and its logits are compared: --family {'|'.join(LAYOUTS)}"
         )
     return layout
 
 
 def _process_of(layout: Layout, hf: dict[str, Any]) -> str:
-    """What the weights were trained under: as our exports say it, by the size of a block, by transformers' flag, by the layout."""
+    """The process that the weights were trained under: from the `dlm` block of our exports, the block size, `is_causal`, or the layout."""
     dlm = hf.get("dlm") or {}
     size = Fields(dlm, "dlm.").count("block_size", None) or (Fields(hf).count("block_size", None) if layout.name == "sdar" else None)
     if size:
@@ -171,16 +173,16 @@ def _config(layout: Layout, hf: dict[str, Any], process: str, dtype: str) -> Con
 
 
 def _check_sizes(config: ConfigDict, hf: dict[str, Any], reader: Reader, rows: int) -> None:
-    """Raises InputError where the config's sizes are not those of the files, before anything is made that large."""
+    """Raises InputError where the config's sizes are not those of the files, before anything of that size is allocated."""
     if config.model.depth > len(reader.names):
         raise InputError(f"config.json has {config.model.depth:,} layers, the files {len(reader.names):,} tensors; get the rest of them")
     said = hf.get("embedding_size", hf.get("vocab_size"))
     if said is not None and said != rows:
-        raise InputError(f"config.json says that the vocabulary has {said!r:.60} rows, the embedding in the files has {rows:,}; correct it")
+        raise InputError(f"config.json gives the vocabulary {said!r:.60} rows, but the embedding in the files has {rows:,}; correct it")
 
 
 def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> None:
-    """The window: as asked, or what the source can read; a multiple of the block."""
+    """Sets the window: `length`, or the longest row that the source can read; a multiple of the block."""
     said = [Fields(hf).count(key, None) for key in ("max_position_embeddings", "max_sequence_length", "n_positions")]
     context = next(filter(None, said), LONGEST_WINDOW)
     offset = family_fields(config.model.family).get("position_offset", 0)
@@ -210,14 +212,14 @@ def _rows(layout: Layout, reader: Reader, found: dict[str, str]) -> int:
     """Rows of the source's embedding."""
     name = next(row.name for row in layout.rows if row.weights == ("embedding.table",))
     if name not in found:
-        raise InputError(f"{reader.source} has no tensor {name}, so it is not laid out as {layout.name}; choose another --family")
+        raise InputError(f"{reader.source} has no tensor {name}, so its tensors are not those of {layout.name}; choose another --family")
     return reader.shape(found[name])[0]
 
 
 def _matched(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, str], rows: int) -> dict[str, tuple[Entry, str]]:
     """{layout's name: (entry, name in the file)} of all tensors of the network.
 
-    Raises InputError that names those that are missing, surplus, of another shape, or no floats.
+    Raises InputError that names those that are missing, surplus, of another shape, or not floats.
     """
     entries = {entry.name: entry for entry in layout.entries(spec)}
     if not spec.tied:
@@ -233,7 +235,7 @@ def _matched(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, s
     coded = [
         f"{found[name]} is {reader.dtype(found[name])}" for name in entries if name in found and reader.dtype(found[name]) not in FLOATS
     ]
-    faults = {"missing": [name for name in entries if name not in found], "surplus": surplus, "of another shape": other, "no floats": coded}
+    faults = {"missing": [name for name in entries if name not in found], "surplus": surplus, "of another shape": other, "not float": coded}
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names)
         raise InputError(f"{reader.source} does not hold the network of its config.json as layout {layout.name} has it: {listed}")
@@ -274,7 +276,7 @@ def read_weights(
       trained: ids of the source that were trained, in rising order; None takes all its rows.
 
     Raises:
-      InputError: tensors that are missing, surplus, of another shape, or no floats.
+      InputError: tensors that are missing, surplus, of another shape, or not floats.
     """
     found = _names(layout, reader)
     rows = _rows(layout, reader, found)

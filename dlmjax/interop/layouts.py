@@ -1,4 +1,4 @@
-"""Under which name, and which way round, each weight of ours stands in the files of other code bases: one table for import and export.
+"""Name and orientation of each of our weights in the files of other code bases: one table for import and export.
 
 A row of a table pairs a name in a file with one of our weights (`models.weights`). Kernels are [in, out] here and [out, in] in a
 torch.nn.Linear, so they are transposed; GPT-2's Conv1D is [in, out] and is not. GPT-2 keeps queries, keys and values in one matrix, whose
@@ -34,8 +34,8 @@ Path = tuple[str, ...]
 class Entry:
     """One tensor of a file.
 
-    `paths` are the keys, in our tree, of the weights it holds; nearly always one, several stand side by side along its last axis, `sizes`
-    wide. `layer` is the index in our stacked weights (None: not stacked). `transpose`: its two axes are the other way round in the file.
+    `paths` are the keys, in our tree, of the weights it holds: nearly always one; several are concatenated along its last axis, `sizes`
+    wide. `layer` is the index in our stacked weights (None: not stacked). `transpose`: its two axes are exchanged in the file.
     `shape` is the one in the file, `vocab_axis` the axis of it that counts token ids (None: no axis does).
     """
 
@@ -67,7 +67,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of a table: the name in the file ("{i}" is the layer), our weights ("layers.query.kernel"), the way round."""
+    """A line of a table: the name in the file ("{i}" is the layer), our weights ("layers.query.kernel"), whether the axes are exchanged."""
 
     name: str
     weights: tuple[str, ...]
@@ -78,9 +78,9 @@ class Row:
 class Layout:
     """The names of one kind of checkpoint.
 
-    `family` is what a network must be to stand in it, `fields` reads it off a config.json; `model_type` is what that file calls it;
-    `process` is the noise process that the weights were trained under. Published files differ a little: `prefix` may be missing from all
-    names, and tensors that match `unread` may be there, though no network of ours reads them.
+    `family` is the family of networks that it holds, `fields` reads the sizes from a config.json; `model_type` is the file's name for it;
+    `process` is the noise process that the weights were trained under. Published files differ: `prefix` may be missing from all
+    names, and tensors that match `unread` may be present, which our networks do not read.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Layout:
     def spec_of(self, hf_config: dict[str, Any]) -> dict[str, Any]:
         """The leaves of `config.model` that a config.json decides; `vocab` is that of the files.
 
-        Raises InputError for a network that none of our families computes, with the field of the file, for a field that nobody knows here,
+        Raises InputError for a network that none of our families computes, with the field of the file, for an unknown field,
         and for a damaged file.
         """
         try:
@@ -106,7 +106,7 @@ class Layout:
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise InputError(f"config.json is not one of layout {self.name} ({error!r}); correct it, or give another --family") from None
+            raise InputError(f"config.json is not that of layout {self.name} ({error!r}); correct it, or choose another --family") from None
 
     def entries(self, spec: ModelSpec) -> tuple[Entry, ...]:
         """One entry per tensor of the file, in the file's order.
@@ -208,7 +208,7 @@ _LLAMA = _rows(
 
 
 def _renamed(rows: tuple[Row, ...], names: dict[str, str]) -> tuple[Row, ...]:
-    """The rows of a layout that calls some tensors otherwise: {part of a name: what stands in its place}."""
+    """The rows of a layout with different names for some tensors: {part of a name: its replacement}."""
     found = []
     for row in rows:
         part = next((part for part in names if part in row.name), "")
@@ -216,7 +216,7 @@ def _renamed(rows: tuple[Row, ...], names: dict[str, str]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-# The norms stand behind the branches, and are called by what they come after.
+# The norms follow the branches, and are named after what they follow.
 _OLMO2 = _renamed(_LLAMA, {"input_layernorm": "post_attention_layernorm", "post_attention_layernorm": "post_feedforward_layernorm"})
 
 _LLADA = _rows(
@@ -287,7 +287,7 @@ _ROBERTA = _bert("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.deco
 _BUFFERS = (r".*rotary_emb\.inv_freq", r".*\.attn\.(masked_)?bias", r".*position_ids")
 _OF_TEXTS = (r"(.*\.)?pooler\.dense\..*", r"cls\.seq_relationship\..*")
 
-# What the classes of transformers take where a file has no such key.
+# Defaults of transformers' classes for missing keys.
 _of_qwen2 = functools.partial(llama_like, kv_heads=32, sliding="switch")
 _of_qwen3 = functools.partial(llama_like, kv_heads=32, head_dim=128, sliding="switch")
 _of_mistral = functools.partial(llama_like, kv_heads=8, sliding="always")

@@ -1,7 +1,7 @@
-"""`parity.json`: logits of a fixed prompt, computed from the exported files by our own network, for whoever loads them to compare with.
+"""`parity.json`: logits of a fixed prompt, computed from the exported files by our network, as a reference for programs that load them.
 
-A layer is read, run and forgotten before the next one, so that this needs the memory of one layer, whatever the model. Weights are
-what stands in the files (bfloat16 where that was asked for); arithmetic is float32.
+A layer is read, run and freed before the next one, so that this requires the memory of one layer, whatever the model. Weights are
+those of the files (bfloat16 where that was requested); arithmetic is float32.
 
 Shapes: L positions, D width, R rows of the head, I ids that are compared.
 """
@@ -25,15 +25,15 @@ from dlmjax.models.layers import normalise, rotary_tables
 from dlmjax.models.masks import within
 
 PROMPT = "The import statement finds a module, loads it,"
-HOLES = 8
+MASKS = 8
 COMPARED = 64
 HEAD_ROWS = 1 << 14  # of the head in memory at a time
 
 
 def prompt_ids(tokenizer: Any, mask_id: int, length: int) -> list[int]:
-    """The prompt's tokens and `HOLES` masks behind it, at most `length`."""
-    given = tokenizer.encode(PROMPT).tolist()[: max(length - HOLES, 1)]
-    return [*given, *[mask_id] * min(HOLES, length - len(given))]
+    """The prompt's tokens followed by `MASKS` masks, at most `length`."""
+    tokens = tokenizer.encode(PROMPT).tolist()[: max(length - MASKS, 1)]
+    return [*tokens, *[mask_id] * min(MASKS, length - len(tokens))]
 
 
 def mask_of(attention: str, block_size: int | None) -> Mask:

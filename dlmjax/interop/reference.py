@@ -1,10 +1,10 @@
 """Whether a source whose config.json names another kind of model computes what the chosen layout does.
 
 `--family llama` makes the import read a model of another kind by Llama's names. Equal names are not equal networks (SmolLM3 leaves every
-fourth layer without positions, Granite multiplies embeddings and logits), and what a config.json leaves out need not be what Llama takes.
+fourth layer without positions, Granite multiplies embeddings and logits), and a key that a config.json lacks need not have Llama's default.
 So the logits of a few tokens are compared with those of transformers' own class before anything is written. Where transformers is not
-installed, or has no class of its own for the model (code that lies beside weights is never run), the keys of the config are all there is to
-go by, and the kinds that are known to differ are refused.
+installed, or has no class of its own for the model (code beside weights is never run), only the keys of the config can be
+checked, and the kinds that are known to differ are refused.
 
 Shapes: B rows, L positions, V rows of the source's embedding.
 """
@@ -40,7 +40,7 @@ class Reference:
     """The logits of a source by transformers, computed before our own weights take the memory; `check` compares them with ours."""
 
     def __init__(self, root: pathlib.Path, hf: dict[str, Any], layout: Layout, process: str, rows: int):
-        """process: what the weights were trained under.
+        """process: the noise process that the weights were trained under.
 
         Raises InputError: a kind that cannot be compared here, and is known to differ.
         """
@@ -50,17 +50,17 @@ class Reference:
         self.logits_BLV = _logits(root, self.kind, self.causal, self.tokens_BL) if self.compared else None
         if self.kind != layout.model_type and self.logits_BLV is None and self.kind in DIFFERENT:
             raise InputError(
-                f"config.json has model_type={self.kind!r}, which is not computed as layout {layout.name} is, whatever the names of its "
-                "tensors; there is no layout for it here"
+                f"config.json has model_type={self.kind!r}, whose network differs from that of layout {layout.name}, although its "
+                "tensors have the same names; no layout here computes it"
             )
 
     @property
-    def said(self) -> str:
-        """What an import says of the comparison; "" where there was nothing to compare."""
+    def summary(self) -> str:
+        """A line on the comparison for the log of the import; "" where there was nothing to compare."""
         if self.kind == self.layout.model_type:
             return ""
         if self.logits_BLV is None:
-            return f"model_type={self.kind} read as {self.layout.name}: by the keys of its config.json alone, no logits were compared"
+            return f"model_type={self.kind} read as {self.layout.name}: the keys of its config.json were checked, but no logits compared"
         return f"model_type={self.kind} read as {self.layout.name}: its logits are those of transformers"
 
     def check(self, experiment: Experiment, params: dict) -> None:
@@ -73,19 +73,19 @@ class Reference:
         if not away <= TOLERANCE * max(largest, 1.0):  # not a number is not near
             raise InputError(
                 f"--family {self.layout.name} does not compute what model_type={self.kind!r} does: logits differ by up to {away:.3g}, the "
-                f"largest is {largest:.3g}; there is no layout for this kind here (nothing was written)"
+                f"largest is {largest:.3g}; no layout here computes this kind (nothing was written)"
             )
 
 
 def _tokens(hf: dict[str, Any], rows: int) -> Int[np.ndarray, "B L"]:
-    """Ids that no network treats in a way of its own, as a padding would be."""
+    """Ids that no network treats specially, as it would a padding."""
     special = {hf.get(f"{key}_token_id") for key in ("pad", "bos", "eos", "mask") if isinstance(hf.get(f"{key}_token_id"), int)}
     usual = np.array([i for i in range(min(rows, 1 << 16)) if i not in special] or [0])
     return np.random.default_rng(0).choice(usual, (1, TOKENS)).astype(np.int32)
 
 
 def _logits(root: pathlib.Path, kind: str, causal: bool, tokens_BL: Int[np.ndarray, "B L"]) -> Float[np.ndarray, "B L V"] | None:
-    """Those of transformers' own class, float32; None where it is not installed or has none."""
+    """Logits of transformers' own class, float32; None where it is not installed or has no such class."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -96,18 +96,18 @@ def _logits(root: pathlib.Path, kind: str, causal: bool, tokens_BL: Int[np.ndarr
         return None
     auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     try:
-        model, told = auto.from_pretrained(
+        model, loading = auto.from_pretrained(
             root, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-        if told["missing_keys"] or told["mismatched_keys"]:
-            raise InputError(f"transformers finds no {sorted(map(str, told['missing_keys']))[:3]} in {root} for model_type={kind!r}")
+        if loading["missing_keys"] or loading["mismatched_keys"]:
+            raise InputError(f"transformers finds no {sorted(map(str, loading['missing_keys']))[:3]} in {root} for model_type={kind!r}")
         with torch.no_grad():
             return model.eval()(input_ids=torch.from_numpy(tokens_BL.astype(np.int64))).logits.float().numpy()
     except InputError:
         raise
-    except Exception as error:  # whatever a class of its own raises
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"transformers cannot run {root} as model_type={kind!r} to compare its logits ({said})") from None
+    except Exception as error:  # transformers' classes raise any type
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"transformers cannot run {root} as model_type={kind!r} to compare its logits ({reason})") from None
 
 
 def _ours(experiment: Experiment, params: dict, tokens_BL: Int[np.ndarray, "B L"], attention: str) -> Float[np.ndarray, "B L V"]:

@@ -4,8 +4,8 @@
     header       JSON: {name: {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, "__metadata__": {...}}, padded with spaces
     data         the tensors, row-major, one after another
 
-The safetensors library writes a file from tensors that are all in memory, and its numpy reader knows no bfloat16; a model is bigger than
-that, and the format is the four lines above. The tests read these files with the library, and its files with this reader.
+The safetensors library writes a file from tensors that are all in memory, and its numpy reader does not read bfloat16; a model may be
+larger than memory, and the format is the four lines above. The tests read these files with the library, and its files with this reader.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Tensor:
 def write_sharded(directory: str | os.PathLike, tensors: Iterable[Tensor], shard_bytes: int = 5 * 10**9) -> list[str]:
     """Writes tensors in their order into shards of at most `shard_bytes` (a larger tensor has one of its own), and the index.
 
-    One tensor is in memory at a time. What reads as a whole is whole: files appear under their names when they are complete, the index
-    (or the only file) last; an index that was there before goes first.
+    One tensor is in memory at a time. Files appear under their names when they are complete, the index
+    (or the only file) last; an earlier index is deleted first.
 
     Returns the names of the files, weights first.
     """
@@ -96,7 +96,7 @@ def _shards(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
 
 
 def _write_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say so
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
     end = 0
     for tensor in tensors:
         begin, end = end, end + tensor.bytes
@@ -155,7 +155,7 @@ class Reader:
             wanted.update(dict.fromkeys(named, file.name))
         lacking = sorted(name for name in wanted if name not in self._entries or self._entries[name].file.name != wanted[name])
         if lacking:
-            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index says it holds; fetch it again")
+            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index assigns to it; fetch it again")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,7 +171,7 @@ class Reader:
         return self._entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as a read-only view of the file: what is not looked at is not read."""
+        """The tensor as a read-only view of the file: only the parts that are used are read."""
         entry = self._entries[name]
         if not math.prod(entry.shape):
             return np.zeros(entry.shape, entry.dtype)
@@ -179,7 +179,7 @@ class Reader:
 
 
 def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
-    """The files of a checkpoint, each with the tensors that an index says it holds."""
+    """The files of a checkpoint, each with the tensors that the index assigns to it."""
     if source.is_file():
         return {source: []}
     if (source / INDEX).is_file():
@@ -199,7 +199,7 @@ def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
 
 
 def _header(file: pathlib.Path) -> dict[str, TensorEntry]:
-    """What a file holds, checked against its size."""
+    """The entries of a file, checked against its size."""
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
@@ -218,7 +218,7 @@ def _header(file: pathlib.Path) -> dict[str, TensorEntry]:
             if len(shape) > _MOST_AXES or not all(type(axis) is int and 0 <= axis < _LONGEST_AXIS for axis in (*shape, begin, end)):
                 raise ValueError(f"{name} has the shape {str(list(shape)):.80}, or offsets, that no tensor has")
             if end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name} is not as long as its shape says")
+                raise ValueError(f"{name} is not as long as its shape requires")
             if begin < 0 or 8 + length + end > size:
                 raise ValueError(f"the file ends within {name}: it has {size:,} of at least {8 + length + end:,} bytes")
             entries[name] = TensorEntry(file, dtype, shape, 8 + length + begin)

@@ -46,10 +46,10 @@ def tokenizer_json(tokenizer: Tokenizer, mask_id: int | None = None) -> dict:
     """The description of the `tokenizers` library.
 
     mask_id: another id for the mask token than the tokenizer's (SDAR's is fixed).
-    Raises NoTokenizerFile where the library cannot express the tokenizer, or would give other ids for a text.
+    Raises NoTokenizerFile where the library cannot express the tokenizer, or would encode a text to other ids.
     """
     if not isinstance(tokenizer, TableTokenizer) or tokenizer.name not in _KINDS:
-        raise NoTokenizerFile(f"tokenizer {tokenizer.name} has no form that the tokenizers library knows")
+        raise NoTokenizerFile(f"tokenizer {tokenizer.name} cannot be expressed by the tokenizers library")
     parts = _KINDS[tokenizer.name](tokenizer)
     names = special_names(tokenizer)
     ids = {"mask": tokenizer.mask_id if mask_id is None else mask_id, "pad": tokenizer.pad_id, "eos": tokenizer.eos_id}
@@ -64,7 +64,7 @@ def tokenizer_json(tokenizer: Tokenizer, mask_id: int | None = None) -> dict:
 
 
 def tokenizer_config(tokenizer: Tokenizer, length: int) -> dict:
-    """What `AutoTokenizer` reads beside the description; BOS is the end of document, as in training."""
+    """The tokenizer_config.json that `AutoTokenizer` reads; BOS is the end of document, as in training."""
     names = special_names(tokenizer)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -94,7 +94,7 @@ def _added(name: str, index: int) -> dict:
 
 
 def _with_ids(model: dict, ids: dict[str, int]) -> None:
-    """Added tokens in the model's own vocabulary: an added token that is not there gets the next free id, whatever its entry says."""
+    """Added tokens in the model's own vocabulary: an added token that is not there gets the next free id, whatever its entry holds."""
     if isinstance(model["vocab"], dict):
         model["vocab"] = {piece: index for piece, index in model["vocab"].items() if index not in ids.values()} | ids
         return
@@ -120,7 +120,7 @@ def _check(tokenizer: TableTokenizer, description: dict) -> None:
         ours = tokenizer.encode(text).tolist()
         theirs = backend.encode(text, add_special_tokens=False).ids
         if ours != theirs or backend.decode(ours) != tokenizer.decode(ours):
-            raise NoTokenizerFile(f"tokenizer {tokenizer.name}: the tokenizers library would read {text[:24]!r} otherwise")
+            raise NoTokenizerFile(f"tokenizer {tokenizer.name}: the tokenizers library would encode {text[:24]!r} to other ids")
     for token in description["added_tokens"]:
         if backend.token_to_id(token["content"]) != token["id"]:
             raise NoTokenizerFile(f"tokenizer {tokenizer.name}: {token['content']} cannot have the id {token['id']}")
@@ -153,7 +153,7 @@ def _of_bytes(tokenizer: TableTokenizer) -> dict:
 def _of_char27(tokenizer: TableTokenizer) -> dict:
     words = [_replace({"String": str(digit)}, f" {word} ") for digit, word in enumerate(DIGITS)]
     to_space = _replace({"Regex": "[^A-Za-z0-9]+"}, " ")
-    # Before letters are made small: outside of ASCII, some become a letter of ASCII.
+    # Before lowercasing: some letters outside of ASCII have a lowercase letter in ASCII.
     steps = [to_space, {"type": "Lowercase"}, *words, _replace({"Regex": " +"}, " ")]
     return {
         "model": _bpe({chr(character): index for index, character in enumerate(ALPHABET)}, []),
@@ -174,7 +174,7 @@ def _of_gpt2(tokenizer: TableTokenizer) -> dict:
 
 def _of_hf(tokenizer: TableTokenizer) -> dict:
     description = json.loads(tokenizer.files[FILE])
-    # What it put around a text (BOS, EOS) was not used in training.
+    # The tokens that it adds around a text (BOS, EOS) were not used in training.
     kept = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
     return {key: description[key] for key in kept}
 

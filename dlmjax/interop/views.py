@@ -1,7 +1,7 @@
 """The views of a model that others load: what each can hold, which names it uses, and what its config.json says.
 
-One table, VIEWS; the weights are written by `export`, their names come from `layouts`. A view that cannot hold a model says why, and
-which view can: a file that loads and computes something else is worse than none.
+One table, VIEWS; the weights are written by `export`, their names come from `layouts`. A view that cannot hold a model is refused
+with the reason and the views that can: a file that loads and computes something else is worse than none.
 
     hf      transformers >= 5.2 as it is: qwen3, qwen2, llama, mistral or olmo2 with `is_causal: false`; autoregressive ones with `true`
     sdar    SGLang, LMDeploy: block-diffusion models only, mask at id 151669
@@ -34,7 +34,7 @@ HERE = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What a view is asked about. `length`: tokens of a training window."""
+    """The model that a view is chosen for. `length`: tokens of a training window."""
 
     spec: ModelSpec
     process: Process
@@ -78,7 +78,7 @@ class VocabularyRows:
     """The rows of the exported embedding and head.
 
     `count` R; `mask_id` in the export; `moved` (from, to) of the mask's row, where it moved; `filled`: rows of the head that get the mean
-    of the rows `anchors`, so that no argmax ever takes them.
+    of the rows `anchors`, so that an argmax never selects them.
     """
 
     count: int
@@ -90,7 +90,7 @@ class VocabularyRows:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One row of the table. `refuse` gives the reason why a model cannot stand in it, or "". `files`: further files, name -> content."""
+    """One row of the table. `refuse` returns why the view cannot hold a model, or "". `files`: further files, name -> content."""
 
     name: str
     readers: str
@@ -111,7 +111,7 @@ def view_of(name: str, model: Exported) -> View:
     reason = VIEWS[name].refuse(model)
     if not reason:
         return VIEWS[name]
-    # An encoder makes no text: nobody who wants another view is helped by it.
+    # An encoder generates no text, so it cannot replace another view.
     others = [f"--view {other}" for other, view in VIEWS.items() if other != "encoder" and not view.refuse(model)]
     way_out = f"{' or '.join(others)} can hold it" if others else "no other view can either; sample and evaluate it with dlmjax"
     raise InputError(f"view {name} cannot hold this model: {reason}; {way_out}")
@@ -121,20 +121,20 @@ def view_of(name: str, model: Exported) -> View:
 
 
 def refuse_everywhere(model: Exported) -> str:
-    """What no loader of weights and a config can be told."""
+    """Why no loader of weights and a config can run the model, or ""."""
     spec, process = model.spec, model.process
     if spec.input_dim:
-        return f"process {process.name} is Gaussian noise on embeddings, so its network reads vectors where loaders hand over token ids"
+        return f"process {process.name} is Gaussian noise on embeddings, so its network reads vectors where loaders pass token ids"
     if spec.time_input != "none":
-        return f"its network is told the noise level (model.time_input={spec.time_input}), which no loader passes on"
+        return f"its network is conditioned on the time t (model.time_input={spec.time_input}), which no loader passes to it"
     if spec.self_condition:
-        return "its network takes its last estimate as a hint (process.self_condition), which no loader passes on"
+        return "its network reads its last prediction (process.self_condition), which no loader passes to it"
     if spec.shift:
-        return "its logits are those of the next position (shift), which no loader undoes"
+        return "its logits are those of the next position (model.family: shift), which no loader moves back"
     if spec.loops > 1:
-        return f"its layers are run {spec.loops} times (model.family: loops), and no loader runs a layer twice"
+        return f"its layers are run {spec.loops} times (model.family: loops), and loaders run each layer once"
     if process.outputs != process.vocab or getattr(process, "parameterisation", None) == "score":
-        return f"the network of process {process.name} puts out scores, not logits of tokens"
+        return f"the network of process {process.name} predicts scores, not logits of tokens"
     if process.attention != "causal" and getattr(process, "mask_id", None) is None:
         return f"process {process.name} has no mask token to start from"
     return ""
@@ -161,17 +161,17 @@ def _refuse_hf(model: Exported) -> str:
     if reason:
         return reason
     if not name:
-        return f"transformers' qwen3, qwen2, llama and olmo2 have other norms, positions or biases than this family ({_shape(spec)})"
+        return f"transformers' qwen3, qwen2, llama and olmo2 have different norms, positions or biases ({_shape(spec)})"
     if spec.window and name == "olmo2":
-        return f"its positions see a window of {spec.window} (model.family: window), and those of transformers' Olmo2 see all"
+        return f"its positions see a window of {spec.window} (model.family: window), but in transformers' Olmo2 every position sees all"
     if spec.window and model.attention == "block-causal":
-        return f"its positions see a window of {spec.window} (model.family: window), which the mask of blocks that loaders are given lacks"
+        return f"its positions see a window of {spec.window} (model.family: window), which the block mask that loaders use does not contain"
     if spec.window == 1 and model.attention == "full":
-        return "its positions see themselves alone (model.family: window=1), and transformers has no such window that looks both ways"
+        return "its positions see only themselves (model.family: window=1), and transformers has no bidirectional window of that size"
     if name == "llama" and not spec.window and spec.width % spec.heads:
-        return f"transformers' Llama wants a width ({spec.width}) that its heads ({spec.heads}) divide"
+        return f"transformers' Llama requires a width ({spec.width}) that its heads ({spec.heads}) divide"
     if name == "qwen2" and spec.width != spec.heads * spec.head_dim:
-        return f"transformers' Qwen2 wants heads x head_dim ({spec.heads} x {spec.head_dim}) to be the width ({spec.width})"
+        return f"transformers' Qwen2 requires heads x head_dim ({spec.heads} x {spec.head_dim}) to be the width ({spec.width})"
     return ""
 
 
@@ -189,7 +189,7 @@ def _refuse_sdar(model: Exported) -> str:
     if model.attention != "block-causal":
         return (
             f"SGLang lets a block see the blocks before it and no later one, but process {model.process.name} was trained with "
-            f"{model.attention} attention, so what it served would be another model; train with process.name=blocks(size=...)"
+            f"{model.attention} attention, so SGLang would compute a different model; train with process.name=blocks(size=...)"
         )
     if not _family(spec, "sdar"):
         return "SDAR is Qwen3, with RMSNorm on queries and keys (model.family=qwen3)"
@@ -258,7 +258,7 @@ def _rope_scaling(spec: ModelSpec) -> dict:
 
 
 def _sliding(model: Exported) -> dict:
-    """The window as transformers says it: one that looks both ways does not count the position itself."""
+    """The window in transformers' convention: a bidirectional window does not count the position itself."""
     window = model.spec.window - (model.attention == "full")
     return {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if model.spec.window else {}
 
@@ -270,7 +270,7 @@ def _special_ids(model: Exported, rows: VocabularyRows) -> dict[str, int]:
 
 
 def describe(model: Exported, rows: VocabularyRows) -> dict:
-    """The `dlm` block: what a sampler must know of a diffusion model, whatever the names of the weights."""
+    """The `dlm` block: what a sampler requires to know of a diffusion model, for all names of weights alike."""
     schedule = getattr(model.process, "schedule", None)
     return {
         "dlmjax": __version__,
@@ -291,7 +291,7 @@ def describe(model: Exported, rows: VocabularyRows) -> dict:
 
 
 def _qwen_like(model: Exported, rows: VocabularyRows, dtype: str) -> dict:
-    """What transformers' Llama, Qwen2 and Qwen3 and all that copy them read."""
+    """The fields that transformers' Llama, Qwen2, Qwen3 and their derivatives read."""
     spec = model.spec
     return {
         "vocab_size": rows.count,
@@ -397,7 +397,7 @@ def _files_hf(model: Exported, rows: VocabularyRows) -> dict[str, str]:
 
 
 def encoder_files(width: int, length: int) -> dict[str, str]:
-    """What makes an exported `hf` directory one that sentence-transformers opens: path below the directory -> content.
+    """The files that sentence-transformers requires beside an exported `hf` directory: path below the directory -> content.
 
     Mean pooling over the attention mask, no prompt, no normalisation: the vectors of `quality.hidden.embed_texts`, if the tokenizer adds
     no special tokens.

@@ -1,7 +1,7 @@
-"""The ids of an imported checkpoint: those that its files name keep their meaning, and what they lack gets the next free ids.
+"""The ids of an imported checkpoint: those that its files name keep their meaning, and missing special tokens get the next free ids.
 
 A source names ids in its tokenizer's own file, in `added_tokens.json` and `tokenizer_config.json` beside it, in `config.json` (often a
-padding or a mask that the tokenizer does not have), and, where that says nothing, in `generation_config.json`. Its embedding may have more
+padding or a mask that the tokenizer does not have), and, where those lack it, in `generation_config.json`. Its embedding may have more
 rows than that: they pad the vocabulary and were never trained, so a new id may be one of them, but its row is not kept.
 """
 
@@ -53,7 +53,7 @@ def vocabulary(root: pathlib.Path, layout: Layout, spec: str | None, hf: dict[st
     said = hf.get("mask_token_id")
     if said is not None and said != tokenizer.mask_id:
         raise InputError(
-            f"config.json says mask_token_id={said!r:.60}, the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer"
+            f"config.json has mask_token_id={said!r:.60}, but the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer"
         )
     fresh = {*range(rows, tokenizer.vocab_size), *(specials - used)}
     return Vocabulary(tokenizer, tuple(sorted(i for i in used if i < rows)), tuple(sorted(fresh)))
@@ -73,7 +73,7 @@ def runs(ids: Iterable[int]) -> Iterator[slice]:
 
 
 def _tokenizer_of(root: pathlib.Path, layout: Layout) -> str:
-    """The spec of the tokenizer that lies beside the weights. vocab.json with merges.txt does not say where words end: it is GPT-2's rule
+    """The spec of the tokenizer beside the weights. vocab.json with merges.txt does not define where words end: it is GPT-2's rule
     for the models that are known to use it."""
     if (root / "tokenizer.json").is_file():
         return f"{'wordpiece' if layout.name == 'bert' else 'hf'}:{root / 'tokenizer.json'}"
@@ -85,7 +85,7 @@ def _tokenizer_of(root: pathlib.Path, layout: Layout) -> str:
 
 
 def _own_ids(tokenizer: TableTokenizer) -> int | None:
-    """Ids that the tokenizer's own file names, without those that we added behind them; None where no file says it."""
+    """Number of ids that the tokenizer's own file names, without those that we added; None where no file lists them."""
     return 1 + max(pieces_of(tokenizer).values()) if pieces_of(tokenizer) else None
 
 
@@ -95,10 +95,10 @@ def _with_ids_of_source(
     """The tokenizer with the special ids that the source uses, and all ids that its files name.
 
     A special id is looked for in this order: by a usual name in the tokenizer's file, then among the tokens added beside it; by the name
-    that tokenizer_config.json or config.json gives it; as config.json says (a mask: first of all, since weights were trained with it), or
-    generation_config.json; else it is new.
+    that tokenizer_config.json or config.json gives it; by the id in config.json (a mask: first of all, since weights were trained with it)
+    or generation_config.json; else it is new.
     """
-    added, given = _added_tokens(root), _given_names(root, hf)
+    added, declared = _added_tokens(root), _declared_names(root, hf)
     names = {**added, **pieces_of(tokenizer)}
     ids_of = {**_object(root / "generation_config.json"), **{key: value for key, value in hf.items() if value is not None}}
     said = {key: _ids_in(ids_of.get(f"{key}_token_id"), rows) for key in (*NAMES, "bos", "unk", "sep", "cls")}
@@ -107,9 +107,9 @@ def _with_ids_of_source(
     for key, usual in NAMES.items():
         loaded = getattr(tokenizer, f"{key}_id")
         by_name = [loaded] if loaded < own else [added[name] for name in usual if name in added]
-        by_config = [*([names[given[key]]] if given.get(key) in names else []), *said[key]]
+        by_config = [*([names[declared[key]]] if declared.get(key) in names else []), *said[key]]
         candidates = [*said[key], *by_name, *by_config] if key == "mask" else [*by_name, *by_config]
-        # What stands for text can be no special id: a text would produce it.
+        # An id of a piece of text cannot be special: a text would produce it.
         free = (i for i in candidates if i not in chosen.values() and (i >= own or i == loaded or not tokenizer.token_bytes[i]))
         chosen[key] = next(free, -1)
     new = (i for i in range(own, own + len(used) + len(NAMES) + 1) if i not in used)
@@ -118,24 +118,24 @@ def _with_ids_of_source(
 
 
 def _ids_in(value: Any, rows: int) -> list[int]:
-    """The ids of a field of config.json: one, several, or none; what has no row is no id of this source."""
+    """The ids of a field of config.json: one, several, or none; a number without a row is not an id of this source."""
     values = value if isinstance(value, list) else [value]
     return [i for i in values if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < rows]
 
 
 def _added_tokens(root: pathlib.Path) -> dict[str, int]:
-    """Tokens that lie beside the tokenizer's own file: name -> id."""
+    """Tokens in the files beside the tokenizer's own: name -> id."""
     found: dict[str, Any] = dict(_object(root / "added_tokens.json"))
     for index, token in _section(root / "tokenizer_config.json", "added_tokens_decoder").items():
         if isinstance(token, dict) and isinstance(token.get("content"), str) and index.isdecimal():
             found[token["content"]] = int(index[:12])
     for name, index in found.items():
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 1 << 24:
-            raise InputError(f"{root}: its added tokens give {name!r:.60} the id {index!r:.60}, which is none; correct added_tokens.json")
+            raise InputError(f"{root}: added token {name!r:.60} has the id {index!r:.60}, which is not an id; correct added_tokens.json")
     return found
 
 
-def _given_names(root: pathlib.Path, hf: dict[str, Any]) -> dict[str, str]:
+def _declared_names(root: pathlib.Path, hf: dict[str, Any]) -> dict[str, str]:
     """The names of special tokens in config.json and, before it, in the tokenizer's config: {"mask": ...}."""
     found = {}
     for values in (hf, *(_object(root / file) for file in ("special_tokens_map.json", "tokenizer_config.json"))):
@@ -149,7 +149,7 @@ def _given_names(root: pathlib.Path, hf: dict[str, Any]) -> dict[str, str]:
 def _section(path: pathlib.Path, key: str) -> dict[str, Any]:
     value = _object(path).get(key) or {}
     if not isinstance(value, dict):
-        raise InputError(f"{path}: {key} is no object; restore the file, or delete it")
+        raise InputError(f"{path}: {key} is not an object; restore the file, or delete it")
     return value
 
 

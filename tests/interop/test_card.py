@@ -29,7 +29,7 @@ def test_the_number_comes_with_what_it_is_of(tmp_path):
     assert "NELBO <= 2.0000 ± 0.1000 nats/token (valid split, 1,000 tokens; dlmjax evaluate)" in text
     assert "not those of this export" not in text and "these files hold bfloat16" in text and "bits/byte" not in text
     assert "Of step 8, ema weights: not those of this export" in written(evaluation={**known, "step": 8, "weights": "ema"})
-    assert "Loss (no bound) <= 2.0" in written(evaluation={**known, "is_bound": False})
+    assert "Loss (not a bound) <= 2.0" in written(evaluation={**known, "is_bound": False})
     assert "Negative log-likelihood = 2.0" in written(evaluation=known, process__name="autoregressive")
     assert "these files hold" not in written(evaluation=known, dtype="float32")
 
@@ -61,13 +61,13 @@ def test_without_an_evaluation_the_last_held_out_line_is_named_as_that(tmp_path)
     known = card.evaluation_of(str(tmp_path), None)
     assert "0.9000 ± 0.9000 nats/token, 0.9000 ± 0.9000 bits/byte (valid split; during training" in written(evaluation=known)
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(InputError, match="other.json is no evaluation"):
+    with pytest.raises(InputError, match="other.json is not the result of an evaluation"):
         card.evaluation_of(str(tmp_path), str(tmp_path / "other.json"))
 
 
 def test_each_view_says_how_it_is_loaded():
     blocks = written("sdar", process__name="blocks(size=4)")
-    assert "sglang.yaml holds the block size (4)" in blocks and "151,421 rows of the head stand for no token" in blocks
+    assert "sglang.yaml holds the block size (4)" in blocks and "151,421 rows of the head belong to no token" in blocks
     assert "Every call needs a block-causal mask** (blocks of 4)" in written(process__name="blocks(size=4)")
     assert "converter" in written("llada", model__family="llama")
     causal = written(process__name="autoregressive")

@@ -321,7 +321,7 @@ def test_an_output_that_stands_is_not_harmed(hf, tmp_path):
     workdir = str(directory.parent / "run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match="is no earlier export"):
+    with pytest.raises(InputError, match="is not an earlier export"):
         export(workdir=workdir, output=str(tmp_path / "mine"), overwrite=True)
     shutil.copytree(directory, tmp_path / "old")
     with pytest.raises(InputError, match="--overwrite"):

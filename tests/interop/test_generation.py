@@ -64,7 +64,7 @@ def test_briefly_trained_weights_have_our_logits_and_our_text(trained):
 
 @pytest.mark.slow
 def test_full_attention_with_more_steps_than_holes_and_a_padded_vocabulary(tmp_path):
-    """The ids that pad it have half of the rows of the head: unbarred, they would win half of the places."""
+    """The ids that pad it have half of the rows of the head: unsuppressed, they would win at half of the positions."""
     workdir, *_ = random_run(tmp_path / "run", model__vocab=518)
     export(workdir=str(workdir), output=str(tmp_path / "hf"), dtype="float32")
     made = by_them(tmp_path / "hf", LENGTH, 64)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 HERE = pathlib.Path(__file__).parent
-# The first version in which `is_causal: false` reaches the attention. Older ones load the weights and are causal without a word.
+# The first version in which `is_causal: false` reaches the attention. Older ones load the weights and run causally without a warning.
 NEEDED = (5, 2)
 
 
@@ -32,7 +32,7 @@ def load(directory=HERE, dtype="float32"):
         require(transformers.__version__)
     if config["model_type"] != "sdar":
         return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
-    # SDAR's weights are Qwen3's; its blocks are said by the mask of each call.
+    # SDAR's weights are Qwen3's; the attention mask of each call defines its blocks.
     for name in ("model_type", "architectures", "auto_map", "torch_dtype"):
         del config[name]
     config = transformers.Qwen3Config(**config, is_causal=False)
@@ -42,8 +42,8 @@ def load(directory=HERE, dtype="float32"):
 def attention_mask(length, block_size, dtype=torch.float32):
     """[1, 1, length, length], 0 where a query sees a key and a very negative number elsewhere: blocks see themselves and those before."""
     block = torch.arange(length) // block_size
-    hidden = block[:, None] < block[None, :]
-    return torch.zeros(length, length, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)[None, None]
+    later = block[:, None] < block[None, :]
+    return torch.zeros(length, length, dtype=dtype).masked_fill(later, torch.finfo(dtype).min)[None, None]
 
 
 def logits_of(model, tokens):
@@ -57,25 +57,25 @@ def logits_of(model, tokens):
 def generate(model, tokens, steps=64):
     """Fills the mask tokens of a row [length], most confident first, at most `steps` calls (for each block, where there are blocks).
 
-    Greedy: each mask is guessed by its most likely token; after call k of n, k/n of the masks are shown.
+    Greedy: each mask becomes its most likely token; after call k of n, k/n of the masks are revealed.
     """
     config = model.config
     size, trained = config.dlm["block_size"] or len(tokens), config.dlm["trained_size"]
     row = torch.cat([tokens, tokens.new_full((-len(tokens) % size,), config.mask_token_id)])
     for start in range(0, len(row), size):
         block = row[start : start + size]
-        open_places = block == config.mask_token_id
-        holes = int(open_places.sum())
-        calls = min(steps, holes)
+        masked = block == config.mask_token_id
+        count = int(masked.sum())
+        calls = min(steps, count)
         for call in range(1, calls + 1):
             logits = logits_of(model, row[: start + size])[start:]
             logits[:, trained:] = logits[:, config.dlm["suppress_ids"]] = -float("inf")  # never sampled
-            confidence, guess = logits.softmax(-1).max(-1)
-            shown = holes - int(open_places.sum())
-            best = confidence.masked_fill(~open_places, -1.0).argsort(descending=True, stable=True)
-            new = best[: holes * call // calls - shown]
-            block[new] = guess[new]
-            open_places[new] = False
+            confidence, prediction = logits.softmax(-1).max(-1)
+            revealed = count - int(masked.sum())
+            best = confidence.masked_fill(~masked, -1.0).argsort(descending=True, stable=True)
+            new = best[: count * call // calls - revealed]
+            block[new] = prediction[new]
+            masked[new] = False
     return row[: len(tokens)]
 
 

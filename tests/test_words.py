@@ -62,9 +62,7 @@ PHRASES = (
 # Words and phrases that are still to be replaced there: path prefixes.
 OPEN: dict[str, tuple[str, ...]] = {
     "place": (
-        "benchmarks/data_speed.py",
         "dlmjax/cli",
-        "dlmjax/cluster",
         "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
@@ -81,7 +79,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/data",
         "dlmjax/evaluation",
         "dlmjax/harness",
-        "dlmjax/interop",
         "dlmjax/quality",
         "dlmjax/sampling",
         "dlmjax/sweep",
@@ -89,16 +86,12 @@ OPEN: dict[str, tuple[str, ...]] = {
         "launch/command.py",
     ),
     "given": (
-        "benchmarks/denoising.py",
-        "benchmarks/export_memory.py",
         "dlmjax/cli",
-        "dlmjax/cluster",
         "dlmjax/config.py",
         "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
         "dlmjax/harness",
-        "dlmjax/interop",
         "dlmjax/quality",
         "dlmjax/run.py",
         "dlmjax/sampling",
@@ -108,10 +101,9 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/workdir.py",
     ),
     "told": (
-        "dlmjax/cli",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
-        "dlmjax/interop",
+        "dlmjax/fit",
         "dlmjax/sweep",
         "dlmjax/train.py",
     ),
@@ -121,7 +113,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/quality",
     ),
     "even": (
-        "benchmarks/sampling_grids.py",
         "dlmjax/diffusion",
         "dlmjax/sampling",
     ),
@@ -131,13 +122,11 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
     ),
     "silent": (
-        "benchmarks/lm_eval_padding.py",
         "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/harness",
     ),
     "never": (
-        "benchmarks/denoising.py",
         "dlmjax/sampling",
         "dlmjax/train.py",
     ),
@@ -157,21 +146,16 @@ OPEN: dict[str, tuple[str, ...]] = {
         "launch/local.py",
     ),
     "law": (
-        "benchmarks/sampling_grids.py",
         "dlmjax/diffusion",
         "dlmjax/sampling",
     ),
-    "laws": (
-        "benchmarks/sampling_grids.py",
-        "dlmjax/diffusion",
-    ),
+    "laws": ("dlmjax/diffusion",),
     "parts": (
         "dlmjax/diffusion",
         "dlmjax/training",
     ),
     "holes": (
         "dlmjax/harness",
-        "dlmjax/interop",
         "dlmjax/sampling",
     ),
     "retouch": ("dlmjax/sampling",),
@@ -185,7 +169,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/diffusion",
         "dlmjax/evaluation",
         "dlmjax/fit",
-        "dlmjax/interop",
         "dlmjax/quality",
         "dlmjax/sampling",
         "dlmjax/sweep",
@@ -194,26 +177,21 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/workdir.py",
         "docs/api.md",
         "docs/data.md",
-        "docs/interop.md",
         "docs/lm_eval.md",
         "docs/quality.md",
         "launch/local.py",
         "launch/tpu_vm.py",
     ),
     "is not a whole number": (
+        "dlmjax/checks.py",
         "dlmjax/diffusion",
-        "dlmjax/interop",
-        "dlmjax/sweep",
         "launch/machines.py",
     ),
     "requires": (
-        "CONTRIBUTING.md",
         "dlmjax/data",
-        "dlmjax/interop",
         "dlmjax/models",
         "dlmjax/run.py",
         "dlmjax/sweep",
-        "docs/interop.md",
     ),
     "uniform draw": ("dlmjax/diffusion",),
     "suppressed": (
@@ -223,8 +201,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     "baselines": (
         "dlmjax/cli",
         "dlmjax/evaluation",
-        "docs/architecture.md",
-        "docs/benchmarks.md",
     ),
 }
 

@@ -48,7 +48,7 @@ def test_the_list_of_rooms_is_one_and_complete():
         assert (path.parent / "__init__.py").exists(), f"{path.parent} is no package, so that nothing watches its imports"
 
 
-@pytest.mark.parametrize("room", ["fit"])
+@pytest.mark.parametrize("room", ["sweep", "fit"])
 def test_only_cli_prints_and_parses(room):
     """A library returns values: a notebook and a launcher use it without a terminal."""
     for path in (ROOT / "dlmjax" / room).glob("*.py"):

@@ -1,11 +1,10 @@
-"""A manifest handed to others: one command a run (print), an array of Slurm jobs, an indexed job of Kubernetes. Imports no jax.
+"""A manifest for other schedulers: one command a run (print), an array of Slurm jobs, an indexed job of Kubernetes. Imports no jax.
 
-Each element does `dlmjax sweep run DIR --line I`, which locks the run, keeps the policy and skips what is finished: so elements may be
-lost, started twice or come in any order. DIR and the corpora lie on a file system that all machines share, and so do the compiled programs.
+Each element runs `dlmjax sweep run DIR --line I`, which locks the run, applies the policy and skips a finished run: so elements may be
+lost, started twice or arrive in any order. DIR, the corpora and the compiled programs are on a file system that all machines share.
 """
 
-import argparse
-import json
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -26,81 +25,88 @@ def unfinished(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[P
     return [run for run in runs if journal.state(run.id, plan.policy) not in ("finished", "diverged")]
 
 
-def print_commands(plan: Plan, directory: str, runs: Sequence[PlannedRun], _: argparse.Namespace) -> int:
-    """Prints one command for each run that is not finished, the longest first: for GNU parallel, xargs, or a scheduler of one's own.
+@dataclasses.dataclass(frozen=True)
+class JobOptions:
+    """What a scheduler is to give each run; the fields are the flags of `dlmjax sweep run`.
 
-    Each takes all cores that it is given, or the first GPU: without --jobs 1 all of them would be pinned to the first core.
+    jobs: runs at a time; None = no limit. cpus: cores of a run; None = the cluster's default. gpus: 0 or 1. save_seconds: between SIGTERM
+    and the end. max_requeues: how often an unfinished run is started again. time, sbatch, setup: Slurm's. image, namespace, claim, node:
+    Kubernetes'.
     """
-    for run in sorted(unfinished(plan, directory, runs), key=lambda run: -run.flops):
-        print(shlex.join(["dlmjax", "sweep", "run", directory, "--jobs", "1", "--only", run.id]))
-    return 0
+
+    jobs: int | None = None
+    cpus: int | None = None
+    gpus: int = 0
+    save_seconds: int = 120
+    max_requeues: int = 100
+    time: str = "24:00:00"
+    sbatch: Sequence[str] = ()
+    setup: Sequence[str] = ()
+    image: str | None = None
+    namespace: str = "default"
+    claim: Sequence[str] = ()
+    node: Sequence[str] = ()
 
 
-def submit_slurm(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> int:
-    """Submits an array of jobs, one for each run that is not finished, or prints its script.
+def commands(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[str]:
+    """One command for each run that is not finished, the longest first: for GNU parallel, xargs, or any other scheduler.
 
-    Raises InputError: nothing to do, flags that cannot be, no sbatch.
+    Each uses all cores of its process, or the first GPU: without --jobs 1 every one of them would be pinned to the first core.
     """
-    script = slurm_script(plan, directory, runs, arguments)
-    if arguments.dry_run:
-        print(script, end="")
-        return 0
-    (pathlib.Path(directory) / "slurm").mkdir(exist_ok=True)
-    print(f"submitted job {requeue.submit(script)}; look with: dlmjax sweep status {directory} --watch")
-    return 0
+    left = sorted(unfinished(plan, directory, runs), key=lambda run: -run.flops)
+    return [shlex.join(["dlmjax", "sweep", "run", directory, "--jobs", "1", "--only", run.id]) for run in left]
 
 
-def slurm_script(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> str:
-    """The text that sbatch reads: element I of the array runs line I of the manifest."""
-    _check_devices(arguments)
-    wanted = {run.id for run in unfinished(plan, directory, runs)}
-    lines = [number for number, run in enumerate(plan.runs) if run.id in wanted]
+def slurm_script(plan: Plan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> str:
+    """The text that sbatch reads: element I of the array runs line I of the manifest.
+
+    Raises InputError: no run is left, or an option is out of its range.
+    """
+    _check_devices(wanted)
+    left = {run.id for run in unfinished(plan, directory, runs)}
+    lines = [number for number, run in enumerate(plan.runs) if run.id in left]
     if not lines:
-        raise InputError(f"every run of {directory} has ended; look with: dlmjax sweep status {directory}")
+        raise InputError(f"every run of {directory} has ended; see: dlmjax sweep status {directory}")
     root = pathlib.Path(directory).absolute()
     options = {
         "job-name": _name(plan.name),
-        "array": _ranges(lines) + (f"%{arguments.jobs}" if arguments.jobs else ""),
+        "array": _ranges(lines) + (f"%{wanted.jobs}" if wanted.jobs else ""),
         "nodes": 1,
         "ntasks": 1,
-        "cpus-per-task": arguments.cpus,
-        "gpus-per-node": arguments.gpus or None,
+        "cpus-per-task": wanted.cpus,
+        "gpus-per-node": wanted.gpus or None,
         "output": root / "slurm" / "%A_%a.log",
         "chdir": pathlib.Path.cwd(),
     }
     command = shlex.join([sys.executable, "-m", "dlmjax", "sweep", "run", str(root), "--jobs", "1"]) + ' --line "$SLURM_ARRAY_TASK_ID"'
-    limits = {name: getattr(arguments, name) for name in ("time", "save_seconds", "max_requeues")}
-    return requeue.job_script(options, arguments.sbatch, arguments.setup, command, **limits)
+    limits = {name: getattr(wanted, name) for name in ("time", "save_seconds", "max_requeues")}
+    return requeue.job_script(options, wanted.sbatch, wanted.setup, command, **limits)
 
 
-def print_jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> int:
-    """Prints the JobSet manifest of a sweep as JSON, which is YAML too: `... | kubectl apply -f -`."""
-    print(json.dumps(jobset(plan, directory, runs, arguments), indent=2))
-    return 0
+def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> dict:
+    """The JobSet of a sweep, for `kubectl apply`: one indexed job, pod I runs line I of the manifest.
 
-
-def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: argparse.Namespace) -> dict:
-    """One indexed job: pod I runs line I of the manifest. Bad input (2) and runs that failed by policy (1) end that index alone.
+    Bad input (exit code 2) and runs that failed by policy (1) end that index alone.
 
     Raises InputError: no image, only some of the runs, a directory or corpus on no claim that all pods mount.
     """
-    if not arguments.image:
-        raise InputError("--executor kubernetes needs --image, built from launch/Dockerfile and pushed where the cluster can pull it")
+    if not wanted.image:
+        raise InputError("--executor kubernetes requires --image, built from launch/Dockerfile and pushed where the cluster can pull it")
     if len(runs) != len(plan.runs):
         raise InputError("--executor kubernetes takes the whole manifest: pods of finished runs end at once; leave out --only and --line")
-    _check_devices(arguments)
-    claims = dict(_pair(text, "--claim", r"([a-z0-9][a-z0-9.-]*)=(/[^:]*[^/:])", "NAME=/DIR") for text in arguments.claim)
-    nodes = dict(_pair(text, "--node", r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]+)", "LABEL=VALUE") for text in arguments.node)
+    _check_devices(wanted)
+    claims = dict(_pair(text, "--claim", r"([a-z0-9][a-z0-9.-]*)=(/[^:]*[^/:])", "NAME=/DIR") for text in wanted.claim)
+    nodes = dict(_pair(text, "--node", r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]+)", "LABEL=VALUE") for text in wanted.node)
     root = pathlib.Path(directory).absolute()
     for path in (str(root), *dict.fromkeys(path for run in plan.runs for path in run.config.get("data.paths", ()))):
         if not any(path.startswith(f"{mounted}/") for mounted in claims.values()):
             raise InputError(f"{path} is on no volume that all pods mount; give --claim NAME=/DIR with a directory above it")
-    devices = {"nvidia.com/gpu": str(arguments.gpus)} if arguments.gpus else {}
-    cores = {"cpu": str(arguments.cpus)} if arguments.cpus else {}
+    devices = {"nvidia.com/gpu": str(wanted.gpus)} if wanted.gpus else {}
+    cores = {"cpu": str(wanted.cpus)} if wanted.cpus else {}
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     container = {
         "name": CONTAINER,
-        "image": arguments.image,
+        "image": wanted.image,
         "command": ["dlmjax", "sweep", "run", str(root), "--jobs", "1", "--line", "$(SWEEP_LINE)"],
         "env": [{"name": "SWEEP_LINE", "valueFrom": index}],
         "resources": {"limits": {**devices, **cores}, "requests": {**devices, **cores}},
@@ -108,7 +114,7 @@ def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: ar
     }
     pod = {
         "restartPolicy": "Never",  # which the policies below need
-        "terminationGracePeriodSeconds": arguments.save_seconds,
+        "terminationGracePeriodSeconds": wanted.save_seconds,
         "nodeSelector": nodes,
         "tolerations": [{"key": name, "operator": "Exists", "effect": "NoSchedule"} for name in devices],
         "containers": [container],
@@ -117,8 +123,8 @@ def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: ar
     job = {
         "completionMode": "Indexed",
         "completions": len(plan.runs),
-        "parallelism": min(arguments.jobs or len(plan.runs), len(plan.runs)),
-        "backoffLimitPerIndex": arguments.max_requeues,  # an unfinished run (75) or a lost pod starts again, the others go on
+        "parallelism": min(wanted.jobs or len(plan.runs), len(plan.runs)),
+        "backoffLimitPerIndex": wanted.max_requeues,  # an unfinished run (75) or a lost pod starts again, the others go on
         "podFailurePolicy": {
             "rules": [{"action": "FailIndex", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [1, 2]}}],
         },
@@ -127,16 +133,16 @@ def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], arguments: ar
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": _name(plan.name), "namespace": arguments.namespace},
+        "metadata": {"name": _name(plan.name), "namespace": wanted.namespace},
         "spec": {"replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": job}}]},
     }
 
 
-def _check_devices(arguments: argparse.Namespace) -> None:
+def _check_devices(wanted: JobOptions) -> None:
     for flag, value, low, high in (
-        ("gpus", arguments.gpus, 0, 1),
-        ("cpus", arguments.cpus or 1, 1, 4096),
-        ("jobs", arguments.jobs or 1, 1, 10**6),
+        ("gpus", wanted.gpus, 0, 1),
+        ("cpus", wanted.cpus or 1, 1, 4096),
+        ("jobs", wanted.jobs or 1, 1, 10**6),
     ):
         if not low <= value <= high:
             raise InputError(f"--{flag} is {value}, not in {low}..{high}")

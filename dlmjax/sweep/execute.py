@@ -1,6 +1,6 @@
-"""One run of a sweep from end to end: its config, its training, its final metric, its record. `dlmjax sweep run` has a process for each:
+"""One run of a sweep from end to end: its config, its training, its final metric, its record.
 
-    python -m dlmjax.sweep.execute DIR ID ...      (internal: it holds no lock and appends no record; `local.py` does)
+`dlmjax sweep run` starts a process for each (`cli/sweep_process.py`). It holds no lock and appends no record: `local.py` does.
 
 The final metric is the bound on the sweep's fixed windows under its fixed levels and masks (`manifest.Validation`), of the averaged
 weights where the run kept an average: the number that `dlmjax evaluate --windows N` prints for the workdir.
@@ -11,7 +11,6 @@ lock until its first step is done (and again while it evaluates for the first ti
 compiled is noted in DIR/locks/*.done; a note that is wrong costs a second compilation, which the record counts.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -20,17 +19,14 @@ import os
 import pathlib
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dlmjax.errors import Diverged, InputError
-from dlmjax.files import finite, write_atomically
-from dlmjax.flags import one_line, print_anything
+from dlmjax.files import finite
 from dlmjax.sweep.journal import (
     COMPILED,
     LOCKS,
-    RESULT,
     STEPPED,
     Account,
     config_values,
@@ -271,7 +267,7 @@ def _counted(account: Account) -> Iterator[None]:
         monitoring.unregister_event_listener(listen)
 
 
-def _share_compiled(root: str) -> None:
+def share_compiled(root: str) -> None:
     """Every program goes to DIR/compiled, however quickly it was compiled: then those that are missing can be counted."""
     import jax
 
@@ -287,43 +283,6 @@ def _share_compiled(root: str) -> None:
 
 def command(directory: str, run_id: str, *, diverged: int, attempt: int, cores: Sequence[int]) -> list[str]:
     """What starts the process of a run, which dies with the caller and runs on these cores (none: on all)."""
-    words = [sys.executable, "-m", "dlmjax.sweep.execute", directory, run_id, "--diverged", str(diverged), "--attempt", str(attempt)]
+    words = [sys.executable, "-m", "dlmjax.cli.sweep_process", directory, run_id, "--diverged", str(diverged), "--attempt", str(attempt)]
     words += ["--parent", str(os.getpid()), "--started", repr(time.time())]
     return words + (["--cores", ",".join(map(str, cores))] if cores else [])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, the record lies in the workdir; 75, stopped with a checkpoint; 2, bad input; 1, anything else."""
-    parser = argparse.ArgumentParser(prog="python -m dlmjax.sweep.execute")
-    parser.add_argument("directory")
-    parser.add_argument("id")
-    for name in ("diverged", "attempt", "parent"):
-        parser.add_argument(f"--{name}", type=int, default=0)
-    parser.add_argument("--started", type=float)
-    parser.add_argument("--cores", default="")
-    given = parser.parse_args(argv)
-    if given.parent:
-        from dlmjax.cluster.supervise import die_with_parent
-
-        die_with_parent()
-        if os.getppid() != given.parent:  # it ended before it could be told
-            return UNFINISHED
-    if given.cores:
-        os.sched_setaffinity(0, [int(core) for core in given.cores.split(",")])
-    try:
-        _share_compiled(given.directory)
-        record = execute(given.directory, given.id, diverged=given.diverged, attempt=given.attempt, started=given.started)
-        if record is not None:
-            write_atomically(workdir_of(given.directory, given.id, given.diverged) / RESULT, record.to_json() + "\n")
-    except InputError as error:
-        print_anything()
-        print(f"dlmjax: {one_line(str(error))}", file=sys.stderr, flush=True)
-        return 2
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return UNFINISHED if record is None else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

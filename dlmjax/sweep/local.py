@@ -21,7 +21,6 @@ import pathlib
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -51,7 +50,7 @@ from dlmjax.sweep.manifest import RECORDS, Plan, PlannedRun
 from dlmjax.sweep.records import Record, append_record
 
 LOOK_AGAIN = 1.0  # seconds until runs that another sweep holds are asked for again
-SAY_EVERY = 60.0  # seconds between lines of progress
+LOG_EVERY = 60.0  # seconds between lines of progress
 ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how a compressed program begins
 DEVICE_MEMORY = 0.9  # of a GPU, for all runs on it
 
@@ -126,7 +125,7 @@ class Local:
 
     Args:
       runs: of the plan; None: all.
-      say: takes each line for the person who waits.
+      log: takes each line for the person who waits.
       progress: makes the line of progress; called now and then.
       command: makes the words that start the process of a run, see `execute.command`.
       spent: seconds of bookkeeping before this, which go to the first record.
@@ -138,13 +137,13 @@ class Local:
         directory: str,
         slots: Sequence[Slot],
         runs: Sequence[PlannedRun] | None = None,
-        say: Callable[[str], object] = print,
+        log: Callable[[str], object] = lambda line: None,
         progress: Callable[[], str] | None = None,
         command: Callable[..., list[str]] = execute.command,
         spent: float = 0.0,
     ):
         self._command = command
-        self._plan, self._root, self._say, self._progress = plan, directory, say, progress
+        self._plan, self._root, self._log, self._progress = plan, directory, log, progress
         self._waiting = sorted(plan.runs if runs is None else runs, key=lambda run: -run.flops)
         for run in self._waiting:  # what cannot be recorded is refused before anything is started
             facts(run, run.config, plan.validation)
@@ -153,7 +152,7 @@ class Local:
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
         self._journal, self._failures, self._hopeless = Journal(directory), Counter(), set()
         self._asked: list[int] = []
-        self._busy, self._mark, self._said = spent, time.perf_counter(), time.monotonic()
+        self._busy, self._mark, self._logged = spent, time.perf_counter(), time.monotonic()
 
     def go(self) -> int:
         """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
@@ -236,16 +235,16 @@ class Local:
         self._busy += time.perf_counter() - self._mark
         try:
             blocked = self._waiting and self._free and not self._asked
-            ended = self._ended.get(timeout=LOOK_AGAIN if blocked else SAY_EVERY)
+            ended = self._ended.get(timeout=LOOK_AGAIN if blocked else LOG_EVERY)
         except queue.Empty:
             ended = None
         finally:
             self._mark = time.perf_counter()
         if ended:
             self._take(self._running.pop(ended[0]), ended[1])
-        elif self._progress and time.monotonic() - self._said >= SAY_EVERY:
-            self._said = time.monotonic()
-            self._say(self._progress())
+        elif self._progress and time.monotonic() - self._logged >= LOG_EVERY:
+            self._logged = time.monotonic()
+            self._log(self._progress())
 
     def _take(self, each: _Running, code: int) -> None:
         """Judges a process that ended; lets go of the run when its record is written."""
@@ -283,7 +282,7 @@ class Local:
             again = self._journal.state(run.id, policy) == "waiting"
         if again:
             self._waiting.append(run)
-        self._say(ending(record) + ("; it will be tried again" if again else ""))
+        self._log(ending(record) + ("; it will be tried again" if again else ""))
 
     def _note(self, number: int, _) -> None:
         """A signal: the loop hears of it at once."""
@@ -334,17 +333,17 @@ def drop_torn(directory: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def run(plan: Plan, directory: str, runs: Sequence[PlannedRun], jobs: int | None, progress: Callable[[], str]) -> int:
-    """Runs these lines of a manifest here; returns the exit code, see `Local.go`.
+def run(
+    plan: Plan, directory: str, runs: Sequence[PlannedRun], jobs: int | None, log: Callable[[str], object], progress: Callable[[], str]
+) -> int:
+    """Runs these lines of a manifest on this machine; returns the exit code, see `Local.go`.
 
+    Args:
+      jobs: runs at a time; None = as `slots`. log: takes each line for the person who waits. progress: makes the line of progress.
     Raises InputError: see `slots`.
     """
-    # A run that is asked for alone has the machine; of several, each has a share that does not depend on how many are left.
-    places = slots(1 if jobs is None and len(runs) == 1 and len(plan.runs) > 1 else jobs, os.environ)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
+    # One run of several gets the whole machine; of several runs, each gets a share that does not depend on how many are left.
+    shares = slots(1 if jobs is None and len(runs) == 1 and len(plan.runs) > 1 else jobs, os.environ)
     drop_torn(directory)
-    say(f"{len(runs)} runs of {plan.name}, {len(places)} at a time: {', '.join(sorted({place.name for place in places}))}")
-    return Local(plan, directory, places, runs, say, progress, spent=time.process_time()).go()
+    log(f"{len(runs)} runs of {plan.name}, {len(shares)} at a time: {', '.join(sorted({share.name for share in shares}))}")
+    return Local(plan, directory, shares, runs, log, progress, spent=time.process_time()).go()

@@ -6,8 +6,6 @@ Everything is read from the directory, so it is the same wherever the runs are: 
 import dataclasses
 import os
 import pathlib
-import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -96,17 +94,6 @@ def snapshot(plan: Plan, directory: str | os.PathLike) -> Snapshot:
         again=again,
         read=read,
     )
-
-
-def watch(directory: str, every: float = 2.0) -> None:
-    """Shows the table until every run has ended: in place on a terminal, else one table after another."""
-    plan = Plan.read(directory)
-    while True:
-        seen = snapshot(plan, directory)
-        print(("\x1b[H\x1b[J" if sys.stdout.isatty() else "") + seen.text(), flush=True)
-        if not seen.counts()["running"] + seen.counts()["waiting"]:
-            return
-        time.sleep(every)
 
 
 def clock(seconds: float | None) -> str:

@@ -10,25 +10,25 @@ import time
 
 import pytest
 
-from dlmjax.cli import sweep_run as run_flags
+from dlmjax.cli import sweep
 from dlmjax.errors import InputError
 from dlmjax.flags import Parser
 from dlmjax.sweep.journal import COMPILED, facts, failed, hold, released, workdir_of
 from dlmjax.sweep.local import slots
 from dlmjax.sweep.manifest import Policy
 from dlmjax.sweep.records import Record, append_record
-from dlmjax.sweep.status import clock, snapshot, watch
+from dlmjax.sweep.status import clock, snapshot
 from tests.sweep.sweeps import plan, planned
 
 
 def arguments(*flags):
     parser = Parser()
-    run_flags.add_run(parser)
+    sweep.add_run(parser)
     return parser.parse_args([str(flag) for flag in flags])
 
 
 def printed(capsys, *flags):
-    assert run_flags.run(arguments(*flags)) == 0
+    assert sweep.run_runs(arguments(*flags)) == 0
     return capsys.readouterr().out
 
 
@@ -123,7 +123,7 @@ def test_a_printed_command_keeps_to_the_cores_or_the_gpu_that_it_is_given(starte
 )
 def test_bad_input_is_refused_before_anything_is_asked_for(started, flags, said):
     with pytest.raises(InputError, match=said) as error:
-        run_flags.run(arguments(started[0], "--dry-run", *flags))
+        sweep.run_runs(arguments(started[0], "--dry-run", *flags))
     assert "\n" not in str(error.value)
 
 
@@ -211,7 +211,9 @@ def test_watching_ends_with_the_sweep(started, capsys):
     for run in made.runs[3:]:
         append_record(root / "records.jsonl", ended(made, run, seconds=1.0))
     begin = time.monotonic()
-    watch(str(root), every=60.0)
+    parser = Parser()
+    sweep.add_status(parser)
+    assert sweep.status(parser.parse_args([str(root), "--watch"]), every=60.0) == 0
     assert time.monotonic() - begin < 30 and "4 finished" in capsys.readouterr().out
 
 

@@ -49,8 +49,8 @@ def children(code):
 def go(root, made, code, places=1, said=None):
     """Runs a plan by such children; the exit code."""
     made.write(root)
-    say = (said if said is not None else []).append
-    return Local(made, str(root), [Slot(str(number)) for number in range(places)], say=say, command=children(code)).go()
+    log = (said if said is not None else []).append
+    return Local(made, str(root), [Slot(str(number)) for number in range(places)], log=log, command=children(code)).go()
 
 
 def order(root):

@@ -9,7 +9,7 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.cli.main import main
-from dlmjax.cli.sweep_table import duration, table
+from dlmjax.cli.sweep_text import duration, table
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from dlmjax.sweep import manifest, planning

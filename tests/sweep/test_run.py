@@ -140,7 +140,7 @@ def _processes_of(root) -> list[int]:
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"dlmjax.sweep.execute" in path.read_bytes() and str(root).encode() in path.read_bytes():
+            if b"dlmjax.cli.sweep_process" in path.read_bytes() and str(root).encode() in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:  # it ended meanwhile
             continue

@@ -97,7 +97,7 @@ _DATA = {
     "weights": Field((), "share of windows from each path; empty: in proportion to tokens", programs=NONE),
     "length": _whole(256, "tokens of a window", 1, 2**24, programs=ALL),
     "batch": _whole(64, "windows of a step, over all hosts and microbatches", 1, 2**24, programs=ALL),
-    "packing": _one_of("concat", "documents", doc="concat: documents end to end, cut at the length; documents: none split that fits"),
+    "packing": _one_of("concat", "documents", doc="windows of documents end to end (concat), or of whole ones where they fit"),
 }
 _MODEL = {
     "vocab": _whole(0, "classes of the head, special ids included; 0: those of the tokenizer", 0, 2**24),

@@ -97,6 +97,60 @@ def test_what_a_kernel_cannot_compute_is_refused_before_a_device_is_touched(kern
         config_lib.override(config_lib.default(), [f"execution.attention={kernel}", text])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "leaf", "text"),
+    [
+        (["process.name=hybrid", "process.name.p_uniform=0.3", "model.time_input=add"], "process.name", "hybrid(p_uniform=0.3)"),
+        (["process.name.p_uniform=0.3", "process.name=hybrid", "model.time_input=add"], "process.name", "hybrid(p_uniform=0.3)"),
+        (
+            ["process.name=hybrid(gamma=1.0, p_uniform=0.2)", "process.name.p_uniform=0.3", "model.time_input=add"],
+            "process.name",
+            "hybrid(gamma=1.0, p_uniform=0.3)",
+        ),
+        (["process.name=blocks(size=4)", "process.name.size=8"], "process.name", "blocks(size=8)"),
+        (
+            ["process.name=d3pm", "process.name.kernel=absorbing", "process.name.steps=8"],
+            "process.name",
+            "d3pm(kernel=absorbing, steps=8)",
+        ),
+        (["process.schedule=polynomial", "process.schedule.power=2.5"], "process.schedule", "polynomial(power=2.5)"),
+        (["process.times.low=0.1"], "process.times", "stratified(low=0.1)"),
+        (["process.weighting=capped", "process.weighting.cap=3.0"], "process.weighting", "capped(cap=3.0)"),
+        (["model.family.loops=2"], "model.family", "qwen3(loops=2)"),
+        (["model.time_input=adaln", "model.time_input.features=fourier"], "model.time_input", "adaln(features=fourier)"),
+    ],
+)
+def test_a_value_inside_a_name_is_set_by_its_own_name(overrides, leaf, text):
+    """The config is the one that the text would give, also in what is stored of it."""
+    inside = config_lib.override(config_lib.default(), overrides)
+    outside = [one for one in overrides if one.partition("=")[0] in config_lib.leaves(inside) and not one.startswith(f"{leaf}=")]
+    whole = config_lib.override(config_lib.default(), [*outside, f"{leaf}={text}"])
+    assert config_lib.leaves(inside)[leaf] == text and config_lib.to_json(inside) == config_lib.to_json(whole)
+    assert config_lib.fingerprint(inside) == config_lib.fingerprint(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("process.name.p_uniform=0.3", "process.name: process masked has no value 'p_uniform'"),
+        ("process.name.ep=0.1", "did you mean 'eps'"),
+        ("process.name.eps=x", "eps requires a number or None, not 'x'"),
+        ("process.name.eps=0.1, p=2", "eps requires a number or None, not '0.1, p=2'"),
+        ("process.name.=1", "not the name of a value of process.name=masked"),
+        ("process.name.a b=1", "not the name of a value of process.name=masked"),
+        ("process.name.a.b=1", "did you mean 'process.name'"),
+        ("process.nam.p=1", "config has no field 'process.nam.p'"),
+        ("process.weighting.cap=1", "requires a name that takes it; give --config.process.weighting=NAME"),
+        ("model.family.lops=2", "did you mean 'loops'"),
+        ("optimizer.lr.x=1", "config has no field 'optimizer.lr.x'"),
+    ],
+)
+def test_a_value_inside_a_name_that_cannot_be_is_refused(text, said):
+    with pytest.raises(InputError) as error:
+        config_lib.override(config_lib.default(), [text])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
 def test_one_weight_needs_no_comma():
     config = config_lib.override(config_lib.default(), ["data.paths=a", "data.weights=0.5", "seed=4294967295"])
     assert (config.data.weights, config.seed) == ((0.5,), 2**32 - 1)

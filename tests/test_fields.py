@@ -7,13 +7,16 @@ import pathlib
 import pytest
 
 from dlmjax import config as config_lib
+from dlmjax.cli.config_help import help_text, markdown_table
+from dlmjax.cli.main import main
 from dlmjax.errors import InputError
 from dlmjax.fields import ALL, FIELDS, NONE, Field, fields_by_programs, non_identity_fields
 from dlmjax.models import Execution, ModelSpec
 from dlmjax.models.families import model_spec
 from dlmjax.training import OptimizerSpec
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 # Of every config that ships, at each size: a change of these would make other runs of the runs that there are.
 FINGERPRINTS = """
 adapt_qwen3:0.6B ec992d87a689, adapt_qwen3:1.7B ceafe266d8a8, adapt_qwen3:4B 2594dea73fd8, autoregressive:gpt2_small 8d1870d4d546,
@@ -32,7 +35,7 @@ STORED = dict(entry.split() for entry in FINGERPRINTS.replace("\n", " ").split("
 
 
 def test_every_shipped_config_is_the_same_run_as_ever():
-    assert {name.partition(":")[0] for name in STORED} >= {path.stem for path in CONFIGS.glob("*.py")} - {"a_new_config"}
+    assert {name.partition(":")[0] for name in STORED} >= {path.stem for path in CONFIGS.glob("*.py")}
     found = {}
     for name in STORED:
         stem, colon, size = name.partition(":")
@@ -108,3 +111,24 @@ def test_a_bound_itself_is_allowed_unless_it_is_open():
         for text in field.one_of:
             field.check(name, text)
         assert field.default in (field.one_of or (field.default,)) and field.doc and not field.doc.endswith(".")
+
+
+def test_the_help_of_a_config_fits_two_screens(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help-config"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and lines == help_text().splitlines()
+    assert len(lines) <= 80 and max(map(len, lines)) <= 132
+    for name in FIELDS:
+        assert sum(line[2:].startswith(f"{name.rpartition('.')[2]} ") for line in lines) >= 1
+
+
+def test_the_table_in_the_documents_is_the_declarations():
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert markdown_table() in page, "put the text of dlmjax.cli.config_help.markdown_table() into docs/config.md"
+
+
+def test_a_newcomers_config_is_three_statements(tmp_path):
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    assert config_lib.leaves(config_lib.load(str(tmp_path / "mine.py"))) == config_lib.leaves(config_lib.default())

@@ -12,6 +12,7 @@ import sys
 from dlmjax import __version__, flags
 from dlmjax.cli import fit, sweep
 from dlmjax.cli import quality_flags as quality
+from dlmjax.cli.config_help import HelpConfig
 from dlmjax.errors import InputError
 from dlmjax.files import require_path
 
@@ -115,6 +116,7 @@ def _add_train(command):
         help="a new start: checkpoints, metrics and config that are in --workdir are moved into DIR/aside-001 first, and none is deleted",
     )
     command.add_argument("--json", action="store_true", help="end with one line of JSON on standard output")
+    command.add_argument("--help-config", action=HelpConfig, help="the fields of a config, with defaults and bounds")
     launch = command.add_argument_group("several processes", "detected automatically under Slurm, Open MPI, GKE and on TPU pods")
     launch.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     launch.add_argument("--num-processes", type=flags.whole(1, 2**20), metavar="N", help="number of processes of the run")

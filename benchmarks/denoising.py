@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlmjax.diffusion.process import bind_process
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.run import Run, open_run
@@ -39,7 +40,7 @@ def guesser(run: Run, suppressed_ids: tuple[int, ...]):
 
     @jax.jit
     def best(params, z_BL, t_BL):
-        bound = process.bound(params["process"]) if "process" in params else process
+        bound = bind_process(process, params)
         segments_BL, positions_BL = jnp.ones_like(z_BL), jnp.broadcast_to(jnp.arange(z_BL.shape[1]), z_BL.shape)
         denoiser = run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
         logits_BLV = denoiser.logits(denoiser.hidden(z_BL, bound.clock(t_BL)))

@@ -23,7 +23,7 @@ class ZeroNetwork:
     def hidden(self, z, t_BL):
         return t_BL[..., None]
 
-    def row_losses(self, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL, learned=()):
+    def row_losses(self, hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL):
         return jnp.float32(0), jnp.zeros_like(weight_BL)
 
 

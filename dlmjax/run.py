@@ -16,7 +16,7 @@ from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
-from dlmjax.diffusion.process import Blocks, learned_of
+from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.evaluation import Evaluator
@@ -52,7 +52,7 @@ class Experiment:
             # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
             dropout_key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), batch["row"])
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
-        return self.objective(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, learned_of(params))
+        return self.objective.bind(params)(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch)
 
     def evaluator(self, **grid: Any) -> Evaluator:
         """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""

@@ -273,7 +273,7 @@ def test_a_value_of_another_type_is_refused(leaf, name):
                 assert "\n" not in str(error) and len(str(error)) < 600
                 refusals += 1
             else:
-                assert field not in ("vocab", "mask_id", "learned", "counts_V")
+                assert field not in ("vocab", "mask_id", "params", "counts_V")
                 assert (
                     wrong in ("-1", "-1.5", "0.5")
                     or (field, wrong) == ("eps", "None")

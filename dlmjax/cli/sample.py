@@ -6,7 +6,7 @@ import numpy as np
 from dlmjax.data import EvalWindows, eval_batches
 from dlmjax.diffusion import PerRow, nats_at, row_keys
 from dlmjax.diffusion.hyperschedule import choose_interval
-from dlmjax.diffusion.process import learned_of
+from dlmjax.diffusion.process import bind_process
 from dlmjax.errors import InputError
 from dlmjax.evaluation.limits import check_numbers
 from dlmjax.files import write_json
@@ -57,7 +57,8 @@ def interval(
         denoiser = experiment.network.bind(params, batch["segments"], batch["positions"], process.attention)
         keys_B = row_keys(jax.random.fold_in(key, 1), batch["row"])
         hints = experiment.network.spec.self_condition
-        nats_BL = nats_at(process, denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, learned_of(params), hints)
+        bound = bind_process(process, params)
+        nats_BL = nats_at(bound, denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, hints)
         whole_BN = (batch["segments"].reshape(-1, length // size, size) > 0).all(axis=2)
         return t_BL[:, ::size], nats_BL.reshape(-1, length // size, size).mean(axis=2), whole_BN
 

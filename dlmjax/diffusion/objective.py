@@ -21,9 +21,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, row_keys, split_rows, uniform_rows
+from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.times import PerRow, Times
 from dlmjax.diffusion.weightings.levels import Weighting
 from dlmjax.errors import InputError
@@ -51,18 +52,12 @@ class Denoiser(Protocol):
         ...
 
     def row_losses(
-        self,
-        hidden_BLD: Array,
-        rows_BL: Array,
-        nats_fn: Callable[..., Any],
-        row_args: tuple[Array, ...],
-        weight_BL: Array,
-        learned: Any = (),
+        self, hidden_BLD: Array, loss_mask_BL: Array, loss_fn: Callable[..., Any], args: tuple[Array, ...], weight_BL: Array
     ) -> tuple[Array, Array]:
-        """(sum of weight x trained over `rows_BL`, nats [B, L] without gradient and 0 elsewhere).
+        """(sum of weight x trained over `loss_mask_BL`, nats [B, L] without gradient and 0 elsewhere).
 
-        nats_fn(logits_NV, *args_N) gives nats [N], or (trained [N], nats [N]); with a tree `learned` it is called with that as its last
-        argument, and gradients also go to it and to the arguments that are floats.
+        loss_fn(logits_NV, *args_N) gives nats [N], or (trained [N], nats [N]). Differentiable in hidden states, `args` and the arrays
+        bound by `Partial(function, process)`.
         """
         ...
 
@@ -100,8 +95,12 @@ class Objective:
             ids, level = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
             jax.eval_shape(lambda x, t: self.weighting.factor(self.process, x, x, t), ids, level)
 
+    def bind(self, weights: Any) -> "Objective":
+        """This objective with the parameters of its process from the weights of a run; differentiate the loss through it."""
+        return dataclasses.replace(self, process=bind_process(self.process, weights))
+
     def __call__(
-        self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int, learned: Any = ()
+        self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int
     ) -> tuple[Float[Array, ""], Parts]:
         """The loss of a batch (or of one of its microbatches).
 
@@ -110,26 +109,23 @@ class Objective:
           batch: tokens, segments [B, L] and row [B] int32; segments == 0 is padding.
           key: the key of the step; all randomness is drawn from it and the row numbers.
           global_batch: rows of the whole step.
-          learned: what the process learns, of the shape of `process.init`.
         Returns:
           total: the sum to be trained, in nats; divide by the summed `parts["tokens"]`.
           parts: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
             tokens_by_level [10]; learned/NAME, tokens times each of the process's `watched` scalars.
             `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
         """
-        x_BL, valid_BL = batch["tokens"], batch["segments"] > 0
-        time_key, noise_key, boundary_key = jax.random.split(key, 3)
+        process, x_BL, valid_BL = self.process, batch["tokens"], batch["segments"] > 0
+        time_key, noise_key, boundary_key, prompt_key, hint_key = jax.random.split(key, 5)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
-        condition_mask_BL = valid_BL & self._prompt(key, batch["row"], x_BL.shape[1])
+        condition_mask_BL = valid_BL & self._prompt(prompt_key, batch["row"], x_BL.shape[1])
         loss_mask_BL = valid_BL & ~condition_mask_BL
-        t_BL = self.process.levels(t_BL, loss_mask_BL)
+        t_BL = process.levels(t_BL, loss_mask_BL)
         # A prompt is text without noise; padding keeps the level of its row, which no one looks at.
         t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
-        text = _Text(denoiser, x_BL, loss_mask_BL, learned, row_keys(jax.random.fold_in(key, 4), batch["row"]))
+        text = _Text(process, denoiser, x_BL, loss_mask_BL, row_keys(hint_key, batch["row"]))
         noise_keys_B = row_keys(noise_key, batch["row"])
-
-        process = self.process.given(learned)
-        learns_noise = self.process.reinforce and bool(jax.tree.leaves(learned))
+        learns_noise = process.reinforce and process.params is not None
         draws = [
             draw
             for keys_B in (split_rows(noise_keys_B) if learns_noise else [noise_keys_B])
@@ -140,17 +136,17 @@ class Objective:
         totals, nats, rows = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
-            total = total + _score_function(process, text, draws, rows)
+            total = total + _score_function(text, draws, rows)
         prior = reconstruction = jnp.zeros((), jnp.float32)
-        if self.boundary and self.process.has_boundary:
+        if self.boundary and process.has_boundary:
             prior = jnp.sum(jnp.where(loss_mask_BL, process.prior_nats(x_BL), 0.0))
-            if self.process.has_reconstruction:
+            if process.has_reconstruction:
                 keys_B = row_keys(boundary_key, batch["row"])
-                reconstruction, _ = reconstruction_nats(self.process, denoiser, x_BL, valid_BL, keys_B, learned, loss_mask_BL)
+                reconstruction, _ = reconstruction_nats(process, denoiser, x_BL, valid_BL, keys_B, loss_mask_BL)
             total = total + prior + reconstruction
         parts = {
             "tokens": jnp.sum(loss_mask_BL, dtype=jnp.int32),
-            "corrupted": jnp.sum(self.process.corrupted(x_BL, z_BL) & loss_mask_BL, dtype=jnp.int32),
+            "corrupted": jnp.sum(process.corrupted(x_BL, z_BL) & loss_mask_BL, dtype=jnp.int32),
             "nats": jnp.sum(nats_BL * inverse_pdf_BL) + prior + reconstruction,
             "loss": total,
             "prior": prior,
@@ -165,7 +161,7 @@ class Objective:
         """Positions of a prompt: the first n of a row that has one, n uniform on 1 .. L - 1."""
         if not self.prompt:
             return jnp.zeros((row_B.shape[0], length), bool)
-        which_B2 = uniform_rows(row_keys(jax.random.fold_in(key, 3), row_B), 2)
+        which_B2 = uniform_rows(row_keys(key, row_B), 2)
         count_B = jnp.where(which_B2[:, 0] < self.prompt, 1 + jnp.floor(which_B2[:, 1] * (length - 1)), 0)
         return jnp.arange(length) < count_B[:, None]
 
@@ -174,9 +170,8 @@ class Objective:
         weighting, weight_BL = self.weighting, inverse_pdf_BL
         trained = None if _is_factor(weighting) else weighting
         if trained is None:
-            weight_BL = weight_BL * weighting.factor(self.process.given(text.learned), text.x_BL, z_BL, t_BL)
-        hint_BLI = text.hint(self.process, z_BL, t_BL, self.self_condition)
-        total, nats_BL = text.nats(self.process, z_BL, t_BL, weight_BL, trained, hint_BLI)
+            weight_BL = weight_BL * weighting.factor(self.process, text.x_BL, z_BL, t_BL)
+        total, nats_BL = text.nats(z_BL, t_BL, weight_BL, trained, text.hint(z_BL, t_BL, self.self_condition))
         return total, nats_BL, jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
 
     @property
@@ -225,7 +220,6 @@ def nats_at(
     segments_BL: Int[Array, "B L"],
     keys_B: Key[Array, "B"],
     t_BL: Float[Array, "B L"],
-    learned: Any = (),
     self_condition: bool = False,
     scored_BL: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B L"]:
@@ -238,11 +232,10 @@ def nats_at(
     loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
     condition_mask_BL = valid_BL & ~loss_mask_BL
     t_BL = jnp.where(condition_mask_BL, 0.0, process.levels(t_BL, loss_mask_BL))
-    z_BL = process.given(learned).corrupt(keys_B, tokens_BL, t_BL, valid_BL)
+    z_BL = process.corrupt(keys_B, tokens_BL, t_BL, valid_BL)
     z_BL = with_condition(process, z_BL, tokens_BL, condition_mask_BL)
-    text = _Text(denoiser, tokens_BL, loss_mask_BL, learned, keys_B)
-    hint_BLI = text.hint(process, z_BL, t_BL, float(self_condition))
-    return text.nats(process, z_BL, t_BL, jnp.ones_like(t_BL), None, hint_BLI)[1]
+    text = _Text(process, denoiser, tokens_BL, loss_mask_BL, keys_B)
+    return text.nats(z_BL, t_BL, jnp.ones_like(t_BL), None, text.hint(z_BL, t_BL, float(self_condition)))[1]
 
 
 def reconstruction_nats(
@@ -251,7 +244,6 @@ def reconstruction_nats(
     x_BL: Int[Array, "B L"],
     valid_BL: Bool[Array, "B L"],
     keys_B: Key[Array, "B"],
-    learned: Any = (),
     scored_BL: Bool[Array, "B L"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
     """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network.
@@ -261,15 +253,11 @@ def reconstruction_nats(
     """
     loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
     clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
-    z0_BL = process.given(learned).corrupt(keys_B, x_BL, clean_BL, valid_BL)
+    z0_BL = process.corrupt(keys_B, x_BL, clean_BL, valid_BL)
     z0_BL = with_condition(process, z0_BL, x_BL, valid_BL & ~loss_mask_BL)
-    rows_BL = process.rows(z0_BL, clean_BL) & loss_mask_BL
-    hidden_BLD = denoiser.hidden(z0_BL, process.given(learned).clock(clean_BL))
-
-    def nats(logits, x, z0, learned=()):
-        return process.given(learned).reconstruction(logits, x, z0)
-
-    return denoiser.row_losses(hidden_BLD, rows_BL, nats, (x_BL, z0_BL), loss_mask_BL.astype(jnp.float32), *_given(learned))
+    hidden_BLD = denoiser.hidden(z0_BL, process.clock(clean_BL))
+    loss_fn, weight_BL = Partial(type(process).reconstruction, process), loss_mask_BL.astype(jnp.float32)
+    return denoiser.row_losses(hidden_BLD, process.rows(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
 
 
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
@@ -289,54 +277,45 @@ def _over_state(mask_BL, z_BL):
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """A batch under one denoiser. keys: for the rows that get a hint."""
+    """A batch under one process and denoiser. keys_B: for the rows that get a hint."""
 
+    process: Process
     denoiser: Denoiser
     x_BL: Any
     loss_mask_BL: Any
-    learned: Any
     keys_B: Any
 
-    def hint(self, process: Process, z_BL, t_BL, share: float):
+    def hint(self, z_BL, t_BL, share: float):
         """The denoiser's own first estimate in a share of the rows, zeros in the others; None where it takes no hints."""
         if not share:
             return None
-        process = process.given(self.learned)
-        z_BL, t_BL, learned = jax.lax.stop_gradient((z_BL, t_BL, self.learned))
-        estimate_BLI = process.given(learned).estimate(self.denoiser, self.denoiser.hidden(z_BL, process.clock(t_BL)), z_BL, t_BL)
+        process, z_BL, t_BL = jax.lax.stop_gradient((self.process, z_BL, t_BL))
+        estimate_BLI = process.estimate(self.denoiser, self.denoiser.hidden(z_BL, process.clock(t_BL)), z_BL, t_BL)
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
         return jnp.where(chosen_B11, jax.lax.stop_gradient(estimate_BLI), 0.0)
 
-    def nats(self, process: Process, z_BL, t_BL, weight_BL, weighting: Weighting | None, hint_BLI):
-        """(weighted sum with gradient, nats per token without); `weighting` where what is trained is another function than the bound."""
-        process_given = process.given(self.learned)
-        rows_BL = process.rows(z_BL, t_BL) & self.loss_mask_BL
-        hints = () if hint_BLI is None else (hint_BLI,)
-        hidden_BLD = self.denoiser.hidden(z_BL, process_given.clock(t_BL), *hints)
+    def nats(self, z_BL, t_BL, weight_BL, weighting: Weighting | None, hint_BLI):
+        """(weighted sum with gradient, nats per token without); `weighting` where what is trained is a function of its own."""
+        process, hints = self.process, () if hint_BLI is None else (hint_BLI,)
+        hidden_BLD = self.denoiser.hidden(z_BL, process.clock(t_BL), *hints)
+        loss_mask_BL = process.rows(z_BL, t_BL) & self.loss_mask_BL
 
-        def nats_fn(logits, x, z, t, learned=()):
-            process_here = process.given(learned)
-            nats = process_here.loss(logits, x, z, t)
-            return nats if weighting is None else (weighting.trained(process_here, logits, x, z, t, nats), nats)
+        def trained_and_nats(process, logits, x, z, t):
+            nats = process.loss(logits, x, z, t)
+            return weighting.trained(process, logits, x, z, t, nats), nats
 
-        # Without learned values the loss is the process's own method, by which compiled functions are found again.
-        fn = process.loss if weighting is None and not jax.tree.leaves(self.learned) else nats_fn
-        return self.denoiser.row_losses(hidden_BLD, rows_BL, fn, (self.x_BL, z_BL, t_BL), weight_BL, *_given(self.learned))
+        loss_fn = Partial(type(process).loss if weighting is None else trained_and_nats, process)
+        return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, (self.x_BL, z_BL, t_BL), weight_BL)
 
 
-def _score_function(process: Process, text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
+def _score_function(text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
     """0, with the gradient of what the noise has learned: that of log q(z | x), weighed by how much worse than its twin each of two draws
     did (the leave-one-out estimator of MD4 2406.04329 section 6). `rows`: the loss of every row under each draw."""
     first_B, second_B = (
-        jnp.sum(jnp.where(text.loss_mask_BL, process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
+        jnp.sum(jnp.where(text.loss_mask_BL, text.process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
     )
     surrogate = jnp.sum((rows[0] - rows[1]) * (first_B - second_B) / 2)
     return surrogate - jax.lax.stop_gradient(surrogate)
-
-
-def _given(learned: Any) -> tuple[Any, ...]:
-    """The last argument of `row_losses`, where there is something learned."""
-    return (learned,) if jax.tree.leaves(learned) else ()
 
 
 def _is_factor(weighting: Weighting) -> bool:

@@ -12,13 +12,15 @@ the cases of the battery, tests/diffusion/cases_*.py.
 A state z is usually a token id per position, [B, L]. It may carry more, [B, L, ...]: an embedding, or for block diffusion the noisy
 and the clean token, which a denoiser bound to that process's attention then reads as its two streams.
 
-What a process learns with the network (embeddings, a noise schedule) is a tree that `init` starts, training keeps in
-`params["process"]`, and `given` puts in place: `process.given(learned)` is the process whose functions use those values.
+A process is a pytree. What is trained with the network (embeddings, a noise schedule) is its data, the field `params`: a tree that
+`init` starts and training keeps in `params["process"]` of the weights. All other fields are static. `bind_process(process, weights)` is
+the process that uses the parameters of these weights; gradients with respect to a process are gradients of its parameters.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape: `loss` and `reconstruction` are elementwise, because logits exist only for
 the rows that carry loss.
 """
 
+import copy
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,7 +70,8 @@ class Process(Protocol):
     is_bound: whether NELBO above bounds -log p(x).  is_tight: whether the exact denoiser brings that bound to the entropy.
     ends: how the bound's integrand behaves where text is clean and where it is noise; see `noise_share`.
     steps: T, where there are T levels and the integral is a mean over them (`levels`); 0 in continuous time.
-    reinforce: whether the law of a discrete z depends on what is learned, so that its gradient needs two draws (see `log_q`).
+    reinforce: whether the distribution of a discrete z depends on `params`, so that its gradient needs two draws (see `log_q`).
+    params: the parameters in use, a tree like `init`'s; None before they are bound, and where there are none.
     """
 
     name: str
@@ -80,6 +83,14 @@ class Process(Protocol):
     ends: Ends = Ends()
     steps: int = 0
     reinforce: bool = False
+    params: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The structure of a process as a tree is the process without its parameters: hashable, and the same for all values of them.
+        jax.tree_util.register_pytree_node(
+            cls, lambda process: ((process.params,), process.with_params(None)), lambda static, params: static.with_params(*params)
+        )
 
     # --- what a process defines ------------------------------------------------------------------------------------------------
 
@@ -127,10 +138,14 @@ class Process(Protocol):
         """Scalars of the learned values in place that are worth a curve, by name; empty where there are none."""
         return {}
 
-    def given(self, learned: Any) -> "Process":
-        """This process with learned values in place."""
-        del learned
-        return self
+    def with_params(self, params: Any) -> "Process":
+        """This process with other parameters, a tree like `init`'s; an empty tree is None."""
+        params = params if jax.tree.leaves(params) else None
+        if params is self.params:
+            return self
+        process = copy.copy(self)
+        object.__setattr__(process, "params", params)
+        return process
 
     def log_q(self, z_BL: Shaped[Array, "B L *state"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """log q(z_t | x) per token, differentiable in what is learned; asked for only where `reinforce`."""
@@ -344,9 +359,10 @@ class Process(Protocol):
         return self
 
 
-def learned_of(params: Any) -> Any:
-    """What a process has learned, from the weights of a run; () where it learns nothing."""
-    return params.get("process", ()) if isinstance(params, dict) else ()
+def bind_process(process: Process, weights: Any) -> Process:
+    """The process with its parameters from the weights of a run, `weights["process"]`; as it is where these hold none."""
+    params = weights.get("process") if isinstance(weights, dict) else None
+    return process.with_params(params) if jax.tree.leaves(params) else process
 
 
 def row_keys(key: Key[Array, ""], row_B: Int[Array, "B"]) -> Key[Array, "B"]:

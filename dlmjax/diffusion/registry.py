@@ -94,7 +94,7 @@ TIMES: dict[str, tuple[str, bool]] = {
 WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyper, "per_block": PerBlock}
 
 # What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
-_INTERNAL = ("learned",)  # what training finds
+_INTERNAL = ("params",)  # what training finds
 _EPS = inspect.Parameter("eps", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
 _SOME_VOCAB = 2**16  # where a process is made before its tokenizer is known
 _COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")

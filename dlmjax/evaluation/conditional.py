@@ -37,11 +37,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import with_condition
-from dlmjax.diffusion.process import Blocks, cross_entropy, exclude, learned_of, row_keys
+from dlmjax.diffusion.process import Blocks, bind_process, cross_entropy, exclude, row_keys
 from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, level_grid
@@ -177,7 +178,7 @@ class ConditionalScorer:
         Raises InputError for a request that is longer than `longest` (see `split`) or holds an id outside the vocabulary.
         """
         self._check(requests)
-        self._grid = level_grid(self.process, self._rule, self._asked_nodes, params)
+        self._grid = level_grid(bind_process(self.process, params), self._rule, self._asked_nodes)
         nats, variance, passes = np.zeros(len(requests)), np.zeros(len(requests)), np.zeros(len(requests), int)
         acts = [(self._plan, self._at if self.form == "integrated" else self._shown)]
         if self.form == "integrated" and self.process.has_boundary:
@@ -350,11 +351,11 @@ class ConditionalScorer:
         return denoiser, denoiser.hidden(z_BL, process.clock(t_BL), *hints)
 
     def _said(self, params, batch, function, z_BL, t_BL, *args) -> Float[Array, "B L"]:
-        """function(logits, *args, learned) at the tokens that are asked for, 0 elsewhere."""
-        learned = learned_of(params)
-        denoiser, hidden_BLD = self._hidden(params, batch, self.process.given(learned), z_BL, t_BL)
-        given = (learned,) if jax.tree.leaves(learned) else ()
-        return denoiser.row_losses(hidden_BLD, batch["asked"], function, args, jnp.ones(t_BL.shape, jnp.float32), *given)[1]
+        """function(process, logits, *args) at the tokens that are scored, 0 elsewhere."""
+        process = bind_process(self.process, params)
+        denoiser, hidden_BLD = self._hidden(params, batch, process, z_BL, t_BL)
+        weight_BL = jnp.ones(t_BL.shape, jnp.float32)
+        return denoiser.row_losses(hidden_BLD, batch["asked"], Partial(function, process), args, weight_BL)[1]
 
     def _read(self, batch):
         """What the network reads where a token that is asked for is hidden: behind a mask, or by the causal shift."""
@@ -370,16 +371,16 @@ class ConditionalScorer:
         return self.process.schedule.inverse(1 - batch["level"]) if self.form == "counted" else batch["level"]
 
     def _shown_nats(self, params, batch):
-        def nats(logits, x, learned=()):
-            return cross_entropy(logits, x, self.process.suppressed_ids)
+        def nats(process, logits, x):
+            return cross_entropy(logits, x, process.suppressed_ids)
 
         return self._said(params, batch, nats, self._read(batch), self._told(batch), batch["tokens"])
 
     def _sign(self, params, batch):
         """The highest probability of any token, negative where that is not the token of the text."""
 
-        def signed(logits, x, learned=()):
-            p = jax.nn.softmax(exclude(logits, self.process.suppressed_ids), axis=-1)
+        def signed(process, logits, x):
+            p = jax.nn.softmax(exclude(logits, process.suppressed_ids), axis=-1)
             best = jnp.max(p, axis=-1)
             return jnp.where(jnp.argmax(p, axis=-1) == x, best, -best)
 
@@ -388,34 +389,27 @@ class ConditionalScorer:
     def _noisy(self, params, batch, t_BL):
         """z at given levels, drawn from the request's numbers; a context of tokens is as it was."""
         keys_B = jax.vmap(jax.random.fold_in)(row_keys(jax.random.key(self.seed), batch["group"]), batch["number"])
-        z = self.process.given(learned_of(params)).corrupt(keys_B, batch["tokens"], t_BL, batch["segments"] > 0)
+        z = bind_process(self.process, params).corrupt(keys_B, batch["tokens"], t_BL, batch["segments"] > 0)
         return with_condition(self.process, z, batch["tokens"], ~batch["asked"])
 
     def _level_nats(self, params, batch):
-        """The integrand of the bound; the whole continuation is asked for."""
-
-        def nats(logits, x, z, t, learned=()):
-            return self.process.given(learned).loss(logits, x, z, t)
-
+        """The integrand of the bound over the whole continuation."""
         x_BL, asked_BL = batch["tokens"], batch["asked"]
         t_BL = jnp.where(asked_BL, self.process.levels(batch["level"], asked_BL), 0.0)
         z = self._noisy(params, batch, t_BL)
-        return self._said(params, {**batch, "asked": asked_BL & self.process.rows(z, t_BL)}, nats, z, t_BL, x_BL, z, t_BL)
+        carrying = {**batch, "asked": asked_BL & self.process.rows(z, t_BL)}
+        return self._said(params, carrying, type(self.process).loss, z, t_BL, x_BL, z, t_BL)
 
     def _boundary_nats(self, params, batch):
         """Prior and reconstruction of the continuation."""
-
-        def nats(logits, x, z, learned=()):
-            return self.process.given(learned).reconstruction(logits, x, z)
-
-        x_BL, asked_BL, process = batch["tokens"], batch["asked"], self.process.given(learned_of(params))
+        x_BL, asked_BL, process = batch["tokens"], batch["asked"], bind_process(self.process, params)
         prior_BL = jnp.where(asked_BL, process.prior_nats(x_BL), 0.0)
         if not process.has_reconstruction:
             return prior_BL
         clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
         z = self._noisy(params, batch, clean_BL)
         rows_BL = asked_BL & process.rows(z, clean_BL)
-        return prior_BL + self._said(params, {**batch, "asked": rows_BL}, nats, z, clean_BL, x_BL, z)
+        return prior_BL + self._said(params, {**batch, "asked": rows_BL}, type(process).reconstruction, z, clean_BL, x_BL, z)
 
 
 class Masks(NamedTuple):

@@ -19,7 +19,6 @@ Shapes: J nodes, K functionals, T steps, R laws.
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.optimize import nnls
 
-from dlmjax.diffusion.process import Process, learned_of
+from dlmjax.diffusion.process import Process
 from dlmjax.sampling.host import fetch
 
 RULES = ("gauss", "stratified", "count")
@@ -53,18 +52,14 @@ class LevelGrid:
         return len(self.weight_J)
 
 
-def level_grid(process: Process, rule: str, nodes: int, params: Any = ()) -> LevelGrid:
-    """The levels of one of RULES, or of "exact", for an exact likelihood.
-
-    params: the weights of a run: where they hold a noise schedule that was learned, "gauss" has the nodes of that one.
-    """
+def level_grid(process: Process, rule: str, nodes: int) -> LevelGrid:
+    """The levels of one of RULES, or of "exact", for an exact likelihood; "gauss" has those of the schedule in use, learned or not."""
     if rule == "exact":
         return LevelGrid(np.full(1, 0.5), np.zeros(1), np.ones(1))
     if rule != "gauss":
         return LevelGrid(np.arange(nodes) / nodes, np.full(nodes, 1 / nodes), np.full(nodes, 1 / nodes))
-    if jax.tree.leaves(learned_of(params)):
-        with jax.transfer_guard("allow"):
-            process = process.given(jax.tree.map(lambda leaf: jnp.asarray(fetch(leaf)), learned_of(params)))
+    with jax.transfer_guard("allow"):
+        process = jax.tree.map(lambda leaf: jnp.asarray(fetch(leaf)), process)
     if process.steps and process.steps <= nodes:
         count = process.steps
         return LevelGrid((np.arange(count) + 0.5) / count, np.zeros(count), np.full(count, 1 / count), np.zeros((1, count)))

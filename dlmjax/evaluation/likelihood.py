@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Int
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
-from dlmjax.diffusion.process import Process, learned_of, row_keys, split_rows
+from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
 from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
@@ -148,7 +148,8 @@ class Evaluator:
         Raises InputError when there is nothing to evaluate, a window comes twice, or a token lies outside the vocabulary.
         """
         rows, size = [], None
-        grid = level_grid(self.process, self.rule, self._asked_nodes, params) if jax.tree.leaves(learned_of(params)) else self._grid
+        bound = bind_process(self.process, params)
+        grid = self._grid if bound.params is None else level_grid(bound, self.rule, self._asked_nodes)
         with Progress(total or 0, f"evaluating {split}".strip(), " windows", show=None if progress and total else False) as bar:
             for batch in batches:
                 size = size or len(batch["row"])
@@ -182,17 +183,17 @@ class Evaluator:
         time_keys_B, mask_keys_B = split_rows(self._keys(batch["row"], tag))
         t_B = low + width * jax.vmap(jax.random.uniform)(time_keys_B)
         t_BL = jnp.broadcast_to(t_B[:, None], batch["tokens"].shape)
-        tokens_BL, segments_BL, learned = batch["tokens"], batch["segments"], learned_of(params)
-        denoiser, scored_BL = self._denoiser(params, batch), batch["scored"]
-        return nats_at(self.process, denoiser, tokens_BL, segments_BL, mask_keys_B, t_BL, learned, self.self_condition, scored_BL)
+        process, denoiser = bind_process(self.process, params), self._denoiser(params, batch)
+        tokens_BL, segments_BL, scored_BL = batch["tokens"], batch["segments"], batch["scored"]
+        return nats_at(process, denoiser, tokens_BL, segments_BL, mask_keys_B, t_BL, self.self_condition, scored_BL)
 
     def _boundary_nats(self, params, batch, tag) -> tuple[Float[jax.Array, "B L"], Float[jax.Array, "B L"]]:
         """(prior, reconstruction) of every token; z_0 = corrupt(x, t=0)."""
-        tokens_BL, scored_BL, learned = batch["tokens"], batch["scored"], learned_of(params)
-        prior_BL = jnp.where(scored_BL, self.process.given(learned).prior_nats(tokens_BL), 0.0)
+        tokens_BL, scored_BL, process = batch["tokens"], batch["scored"], bind_process(self.process, params)
+        prior_BL = jnp.where(scored_BL, process.prior_nats(tokens_BL), 0.0)
         keys_B = self._keys(batch["row"], tag)
         denoiser, valid_BL = self._denoiser(params, batch), batch["segments"] > 0
-        return prior_BL, reconstruction_nats(self.process, denoiser, tokens_BL, valid_BL, keys_B, learned, scored_BL)[1]
+        return prior_BL, reconstruction_nats(process, denoiser, tokens_BL, valid_BL, keys_B, scored_BL)[1]
 
     def _denoiser(self, params, batch):
         return self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)

@@ -210,17 +210,15 @@ class Denoiser:
     def row_losses(
         self,
         hidden_BLD: Float[Array, "B L D"],
-        rows_BL: Bool[Array, "B L"],
-        nats_fn: Callable[..., Array],
-        row_args: tuple[Any, ...],
+        loss_mask_BL: Bool[Array, "B L"],
+        loss_fn: Callable[..., Array],
+        args: tuple[Any, ...],
         weight_BL: Float[Array, "B L"],
-        learned: Any = (),
     ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
-        """(sum of weighted nats over `rows_BL`, nats per position without gradient); logits exist for those rows only, see `head`."""
-        row_args = tuple(row_args)
+        """(sum of weighted losses over `loss_mask_BL`, nats per position without gradient); logits exist there only, see `head`."""
         if self._head_bias is not None:
-            nats_fn, row_args, learned = head.with_bias(self._head_bias, nats_fn, row_args, learned)
-        return head.row_losses(self.network._head, self._head_weight, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL, learned)
+            loss_fn = head.biased_loss(self._head_bias, loss_fn)
+        return head.row_losses(self.network._head, self._head_weight, hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL)
 
     @property
     def _head_weight(self) -> Array:

@@ -9,8 +9,7 @@ scalar cotangent. Temporary memory is [chunk, V] for logits plus the gradient of
 Under a mesh every device does this for its own rows: the batch is split as everywhere, the length over all remaining mesh axes
 ("head_length"), the head weight is gathered once and its gradient summed once.
 
-Shapes: B batch, L length, D width, V vocab, N = B * L rows, C rows of a chunk; `learned` in private functions is
-(tree shared by all rows, arguments per row that have a gradient).
+Shapes: B batch, L length, D width, V vocab, N = B * L positions, C positions of a chunk.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from dlmjax.models.layers import over_rows
@@ -62,37 +62,31 @@ def row_losses(
     plan: HeadPlan,
     weight: Float[Array, "I O"],
     hidden_BLD: Float[Array, "B L D"],
-    rows_BL: Bool[Array, "B L"],
-    nats_fn: Callable[..., Array],
-    row_args: tuple[Any, ...],
+    loss_mask_BL: Bool[Array, "B L"],
+    loss_fn: Callable[..., Array],
+    args: tuple[Any, ...],
     weight_BL: Float[Array, "B L"],
-    learned: Any = (),
 ) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
-    """sum(weight_BL * trained_BL) over the rows in `rows_BL`, and nats_BL (no gradient; 0 on other rows).
+    """sum(weight_BL * trained_BL) over the positions in `loss_mask_BL`, and nats_BL (no gradient; 0 at other positions).
 
-    `nats_fn(logits_NV, *args_N)` gives nats_N, or (trained_N, nats_N) where what is trained is not what is reported. It must act on each
-    row alone, on float32 logits; `row_args` are arrays [B, L, ...] of which it is given the rows. Differentiable in `weight` and
-    `hidden_BLD`; rows, arguments and weights are constants, unless a tree `learned` of arrays is given: then the call is
-    `nats_fn(logits_NV, *args_N, learned)`, differentiable in `learned` and in the arguments that are floats.
+    `loss_fn(logits_NV, *args_N)` gives nats_N, or (trained_N, nats_N) where what is trained is not what is reported. It must act on each
+    position alone, on float32 logits; `args` are arrays [B, L, ...], of which it gets the positions. Arrays that all positions share, such
+    as the parameters of a process, are bound to it: `Partial(function, process)` of jax.tree_util. Differentiable in `weight`,
+    `hidden_BLD`, `args` and what is bound; the mask and the weights of positions are constants.
     """
-    rows_BL, weight_BL = jax.lax.stop_gradient((rows_BL, weight_BL.astype(jnp.float32)))
-    floats, others = _by_type(tuple(row_args), bool(jax.tree.leaves(learned)))
-    total, nats_BL = _weighted_sum(plan, nats_fn, weight, hidden_BLD, (learned, floats), rows_BL, others, weight_BL)
+    loss_mask_BL, weight_BL = jax.lax.stop_gradient((loss_mask_BL, weight_BL.astype(jnp.float32)))
+    total, nats_BL = _weighted_sum(plan, weight, hidden_BLD, as_partial(loss_fn), tuple(args), loss_mask_BL, weight_BL)
     return total, jax.lax.stop_gradient(nats_BL)
 
 
-def with_bias(
-    bias_V: Float[Array, " V"], nats_fn: Callable[..., Array], row_args: tuple[Any, ...], learned: Any
-) -> tuple[Callable[..., Array], tuple[Any, ...], Any]:
-    """(nats_fn, row_args, learned) of `row_losses` for a head with a bias: one more thing that is learned, shared by all rows."""
-    if not jax.tree.leaves(learned):  # nothing else is learned, so the arguments stay constants
-        row_args = jax.lax.stop_gradient(row_args)
+def as_partial(function: Callable[..., Array]) -> Partial:
+    """A function as a pytree, whose leaves are the arrays that are bound to it."""
+    return function if isinstance(function, Partial) else Partial(function)
 
-    def biased(logits_NV: Array, *args: Any) -> Array:
-        *args_N, (bias_V, learned) = args
-        return nats_fn(logits_NV + bias_V, *args_N, *((learned,) if jax.tree.leaves(learned) else ()))
 
-    return biased, row_args, (bias_V, learned)
+def biased_loss(bias_V: Float[Array, " V"], loss_fn: Callable[..., Array]) -> Partial:
+    """The `loss_fn` of `row_losses` for a head with a bias, which is one more array that all positions share."""
+    return Partial(lambda bias_V, loss_fn, logits_NV, *args_N: loss_fn(logits_NV + bias_V, *args_N), bias_V, as_partial(loss_fn))
 
 
 def expect(
@@ -128,128 +122,123 @@ def expect(
     return run(weight, layout.constrain(hidden_BLD, ("batch", "head_length", None)), table_VI.astype(jnp.float32), *biases)
 
 
-def _by_type(row_args: tuple, learns: bool) -> tuple[tuple, tuple]:
-    """(arguments with a gradient, the others), each with None in the other's places."""
-    moves = [learns and jnp.issubdtype(a.dtype, jnp.inexact) for a in row_args]
-    floats = tuple(a if move else None for a, move in zip(row_args, moves, strict=True))
-    others = tuple(None if move else jax.lax.stop_gradient(a) for a, move in zip(row_args, moves, strict=True))
-    return floats, others
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_sum(plan, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL):
+    return _sharded(plan, None, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)[:2]
 
 
-def _call(nats_fn, logits_CV, learned_and_floats, others_C):
-    """(trained, nats) of a chunk of rows."""
-    learned, floats_C = learned_and_floats
-    args_C = [b if a is None else a for a, b in zip(floats_C, others_C, strict=True)]
-    nats = nats_fn(logits_CV, *args_C, learned) if jax.tree.leaves(learned) else nats_fn(logits_CV, *args_C)
-    return nats if isinstance(nats, tuple) else (nats, nats)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighted_sum(plan, nats_fn, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
-    return _sharded(plan, nats_fn, False, weight, hidden_BLD, learned, rows_BL, others, weight_BL)[:2]
-
-
-def _weighted_sum_forward(plan, nats_fn, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
-    total, nats_BL, *gradients = _sharded(plan, nats_fn, True, weight, hidden_BLD, learned, rows_BL, others, weight_BL)
+def _weighted_sum_forward(plan, *primals):
+    # Most `args` are constants, such as tokens and times: they cost no gradient.
+    moving = tuple(arg.perturbed and jnp.issubdtype(arg.value.dtype, jnp.inexact) for arg in primals[3])
+    total, nats_BL, *gradients = _sharded(plan, moving, *jax.tree.map(lambda primal: primal.value, primals))
     return (total, nats_BL), gradients
 
 
-def _weighted_sum_backward(plan, nats_fn, saved, cotangents):
+def _weighted_sum_backward(plan, gradients, cotangents):
     scale, _ = cotangents
-    return (*(jax.tree.map(lambda g: (g * scale).astype(g.dtype), g) for g in saved), None, None, None)
+    return (*(jax.tree.map(lambda g: (g * scale).astype(g.dtype), g) for g in gradients), None, None)
 
 
-_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward, symbolic_zeros=True)
 
 
-def _sharded(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
+def _sharded(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL):
     """Runs `_local` on every device's own rows and adds up; without a mesh there is one device."""
     layout = plan.layout
-    local = functools.partial(_local, plan, nats_fn, differentiate)
+    local = functools.partial(_local, plan, moving)
     if layout.mesh is None:
-        return local(weight.astype(hidden_BLD.dtype), hidden_BLD, learned, rows_BL, others, weight_BL)
+        return local(weight.astype(hidden_BLD.dtype), hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
     everywhere = tuple(layout.mesh.axis_names)
 
-    def on_device(shard, hidden_BLD, learned, rows_BL, others, weight_BL):
+    def on_device(shard, hidden_BLD, *others):
         whole = whole_on_device(shard.astype(hidden_BLD.dtype), plan.axes, layout)
-        total, nats_BL, dweight, dhidden_BLD, (dshared, dfloats) = local(whole, hidden_BLD, learned, rows_BL, others, weight_BL)
-        if differentiate:
-            dweight, dshared = sum_to_shard(dweight, plan.axes, layout), jax.lax.psum(dshared, everywhere)
-        return jax.lax.psum(total, everywhere), nats_BL, dweight, dhidden_BLD, (dshared, dfloats)
+        total, nats_BL, *gradients = local(whole, hidden_BLD, *others)
+        if gradients:
+            dweight, dhidden_BLD, dloss_fn, dargs = gradients
+            gradients = sum_to_shard(dweight, plan.axes, layout), dhidden_BLD, jax.lax.psum(dloss_fn, everywhere), dargs
+        return jax.lax.psum(total, everywhere), nats_BL, *gradients
 
     hidden_BLD = layout.constrain(hidden_BLD, ("batch", "head_length", None))  # says which size does not divide, before shard_map does
     rows = layout.spec(("batch", "head_length"))
     hidden = layout.spec(("batch", "head_length", None))
-
-    def by_row(tree):
-        return jax.tree.map(lambda a: layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)), tree)
-
+    by_row = tuple(layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)) for a in args)
     stored, whole = layout.spec(plan.axes), layout.spec(())
-    learned_specs = (jax.tree.map(lambda a: whole, learned[0]), by_row(learned[1]))
-    gradients = (stored, hidden, learned_specs) if differentiate else (whole, whole, (whole, whole))
+    gradients = ()
+    if moving is not None:
+        gradients = stored, hidden, whole, tuple(spec if moves else None for spec, moves in zip(by_row, moving, strict=True))
     run = jax.shard_map(
         on_device,
         mesh=layout.mesh,
-        in_specs=(stored, hidden, learned_specs, rows, by_row(others), rows),
+        in_specs=(stored, hidden, whole, by_row, rows, rows),
         out_specs=(whole, rows, *gradients),
         check_vma=False,
     )
-    return run(weight, hidden_BLD, learned, rows_BL, others, weight_BL)
+    return run(weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
 
 
-def _local(plan: HeadPlan, nats_fn, differentiate: bool, weight, hidden_BLD, learned, rows_BL, others, weight_BL):
-    """The walk over chunks on one device -> (sum, nats_BL, dweight, dhidden_BLD, dlearned); gradients are empty unless asked for."""
+def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL):
+    """The walk over chunks on one device -> (sum, nats_BL, dweight, dhidden_BLD, dloss_fn, dargs).
+
+    moving: which of `args` have a gradient, the others' being None; None = no gradients at all, the result ends with nats_BL.
+    """
     B, L, D = hidden_BLD.shape
     N = B * L
-    rows_N = rows_BL.reshape(N)
-    count = jnp.sum(rows_N, dtype=jnp.int32)
+    loss_mask_N = loss_mask_BL.reshape(N)
+    count = jnp.sum(loss_mask_N, dtype=jnp.int32)
     sizes = plan.chunk_sizes(N, weight.shape[1 - plan.width_axis])
     # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
-    listed = jnp.nonzero(rows_N, size=N + sizes[-1], fill_value=N)[0]
-    shared, floats = learned
-    flat = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), (hidden_BLD, floats, others, weight_BL))
+    listed = jnp.nonzero(loss_mask_N, size=N + sizes[-1], fill_value=N)[0]
+    flat = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), (hidden_BLD, args, weight_BL))
 
     def chunk(C, start, i, carry):
         """Adds chunk i of C listed rows."""
-        total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N) = carry
+        total, nats_N, *gradients = carry
         ids_C = jax.lax.dynamic_slice(listed, (start + i * C,), (C,))
         live_C = ids_C < N
         read_C = jnp.where(live_C, ids_C, listed[0])
-        hidden_CD, floats_C, others_C, scale_C = jax.tree.map(lambda a: a[read_C], flat)
+        hidden_CD, args_C, scale_C = jax.tree.map(lambda a: a[read_C], flat)
         scale_C = jnp.where(live_C, scale_C, 0.0)
         logits_CV = plan.logits(hidden_CD, weight)
-        trained_C, pull, nats_C = jax.vjp(
-            lambda logits_CV, learned: _call(nats_fn, logits_CV, learned, others_C), logits_CV, (shared, floats_C), has_aux=True
-        )
-        if differentiate:
-            dlogits_CV, (dshared_here, dfloats_C) = pull(scale_C.astype(trained_C.dtype))
+
+        def losses(logits_CV, loss_fn, moved_C):
+            """(trained, nats) of a chunk of positions."""
+            nats = loss_fn(logits_CV, *(b if a is None else a for a, b in zip(moved_C, args_C, strict=True)))
+            return nats if isinstance(nats, tuple) else (nats, nats)
+
+        trained_C, pull, nats_C = jax.vjp(losses, logits_CV, loss_fn, _moved(moving, args_C), has_aux=True)
+        if gradients:
+            dweight, dhidden_ND, dloss_fn, dargs_N = gradients
+            dlogits_CV, dloss_fn_here, dargs_C = pull(scale_C.astype(trained_C.dtype))
             dlogits_CV = (dlogits_CV if plan.multiplier == 1.0 else dlogits_CV * plan.multiplier).astype(hidden_CD.dtype)
             dhidden_CD = jax.lax.dot_general(dlogits_CV, weight, (((1,), (1 - plan.width_axis,)), ((), ())))
             dhidden_ND = dhidden_ND.at[ids_C].set(dhidden_CD, mode="drop")
             dweight = dweight + (over_rows(hidden_CD, dlogits_CV) if plan.width_axis == 0 else over_rows(dlogits_CV, hidden_CD))
-            dshared = jax.tree.map(jnp.add, dshared, dshared_here)
-            dfloats_N = jax.tree.map(lambda all_N, here_C: all_N.at[ids_C].set(here_C, mode="drop"), dfloats_N, dfloats_C)
+            dloss_fn = jax.tree.map(jnp.add, dloss_fn, dloss_fn_here)
+            dargs_N = jax.tree.map(lambda all_N, here_C: all_N.at[ids_C].set(here_C, mode="drop"), dargs_N, dargs_C)
+            gradients = dweight, dhidden_ND, dloss_fn, dargs_N
         # float32 also where float64 is switched on and a level is one: what the loop carries keeps its type.
         total = total + jnp.sum(jnp.where(live_C, trained_C, 0.0) * scale_C).astype(jnp.float32)
         nats_N = nats_N.at[ids_C].set(jnp.where(live_C, nats_C, 0.0).astype(jnp.float32), mode="drop")
-        return total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N)
+        return total, nats_N, *gradients
 
-    empty = jnp.zeros((), jnp.float32)
-    gradients = empty, empty, (empty, empty)
-    if differentiate:
-        gradients = (
-            jnp.zeros(weight.shape, jnp.float32),
-            jnp.zeros((N, D), hidden_BLD.dtype),
-            jax.tree.map(jnp.zeros_like, (shared, flat[1])),
-        )
-    carry, start = (empty, jnp.zeros((N,), jnp.float32), *gradients), jnp.int32(0)
+    gradients = ()
+    if moving is not None:
+        empty = jax.tree.map(jnp.zeros_like, (loss_fn, _moved(moving, flat[1])))
+        gradients = jnp.zeros(weight.shape, jnp.float32), jnp.zeros((N, D), hidden_BLD.dtype), *empty
+    carry, start = (jnp.zeros((), jnp.float32), jnp.zeros((N,), jnp.float32), *gradients), jnp.int32(0)
     for size in sizes:
         # Whole chunks of each size; the last, smallest size also takes what is left over.
         chunks = (count - start + (size - 1 if size == sizes[-1] else 0)) // size
         carry = jax.lax.fori_loop(0, chunks, functools.partial(chunk, size, start), carry)
         start = start + chunks * size
-    total, nats_N, dweight, dhidden_ND, (dshared, dfloats_N) = carry
-    if differentiate:
-        dhidden_ND = dhidden_ND.reshape(B, L, D)
-        dfloats_N = jax.tree.map(lambda g, a: g.reshape(a.shape), dfloats_N, floats)
-    return total, nats_N.reshape(B, L), dweight, dhidden_ND, (dshared, dfloats_N)
+    total, nats_N, *gradients = carry
+    if gradients:
+        dweight, dhidden_ND, dloss_fn, dargs_N = gradients
+        dargs = jax.tree.map(lambda g: g.reshape(B, L, *g.shape[1:]), dargs_N)
+        gradients = dweight, dhidden_ND.reshape(B, L, D), dloss_fn, dargs
+    return total, nats_N.reshape(B, L), *gradients
+
+
+def _moved(moving: tuple[bool, ...] | None, args: tuple) -> tuple:
+    """The arguments that have a gradient, None in the places of the others."""
+    return tuple(arg if moves else None for arg, moves in zip(args, moving or (False,) * len(args), strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.process import Blocks, learned_of, row_keys
+from dlmjax.diffusion.process import Blocks, bind_process, row_keys
 from dlmjax.errors import InputError
 from dlmjax.models.masks import BlockCausal
 from dlmjax.run import Run
@@ -73,7 +73,7 @@ class Encoder:
 
     def read(self, params, tokens_BL, counted_BL):
         """(denoiser, state, level) of clean rows; padding is seen by nothing."""
-        process, attention = self.process.given(learned_of(params)), self.process.attention
+        process, attention = bind_process(self.process, params), self.process.attention
         t_BL = jnp.zeros(tokens_BL.shape, jnp.float32)
         segments_BL = counted_BL.at[:, 0].set(counted_BL.any(axis=1)).astype(jnp.int32)
         positions_BL = jnp.broadcast_to(jnp.arange(self.length), tokens_BL.shape)

@@ -23,7 +23,7 @@ import numpy as np
 
 from dlmjax.data.windows import segments_and_positions
 from dlmjax.diffusion.objective import nats_at
-from dlmjax.diffusion.process import learned_of, row_keys
+from dlmjax.diffusion.process import bind_process, row_keys
 from dlmjax.errors import InputError
 from dlmjax.run import Run, open_run
 from dlmjax.sampling.host import beside, fetch, send
@@ -169,11 +169,11 @@ class RunScorer:
     def _row_nats(self, params, tokens_BL, segments_BL, positions_BL):
         keys_B, t_BL = row_keys(jax.random.key(0), jnp.arange(tokens_BL.shape[0])), jnp.zeros(tokens_BL.shape)
         denoiser = self._bound(params, segments_BL, positions_BL)
-        return nats_at(self.process, denoiser, tokens_BL, segments_BL, keys_B, t_BL, learned_of(params))
+        return nats_at(bind_process(self.process, params), denoiser, tokens_BL, segments_BL, keys_B, t_BL)
 
     def _row_hidden(self, params, tokens_BL, segments_BL, positions_BL):
         keys_B, t_BL = row_keys(jax.random.key(0), jnp.arange(tokens_BL.shape[0])), jnp.zeros(tokens_BL.shape)
-        read_BL = self.process.given(learned_of(params)).corrupt(keys_B, tokens_BL, t_BL)
+        read_BL = bind_process(self.process, params).corrupt(keys_B, tokens_BL, t_BL)
         return self._bound(params, segments_BL, positions_BL).hidden(read_BL, t_BL).astype(jnp.float32)
 
 

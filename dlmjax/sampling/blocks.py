@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.process import Blocks, learned_of
+from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.processes.masked import Masked, SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.models.cache import Cache, bind_cached, empty_cache
@@ -329,8 +329,7 @@ class BlockSampler(_Pieces):
         return [self._advance(params, caches[0], self._read(board), np.int32(0))[1], *caches[1:]], 1
 
     def _prepared(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
-        learned = learned_of(params)
-        given = {"params": params, "start": np.int32(start), **({"process": learned} if learned else {})}
+        given = {"params": params, "start": np.int32(start), "process": params.get("process")}
         if self.causal:
             read_BL = self._read(board)
             if self.cached:

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.hyperschedule import Hyper
-from dlmjax.diffusion.process import Blocks, draw_tokens, exclude, row_keys, split_rows
+from dlmjax.diffusion.process import Blocks, bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.diffusion.processes.interpolating import Interpolating
 from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.errors import InputError
@@ -226,18 +226,14 @@ class Sampler:
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
-    def _given(self, params):
-        """The process with what it has learned in place."""
-        learned = params.get("process") if isinstance(params, dict) else None
-        return self.process if learned is None else self.process.given(learned)
-
     def _keys(self, seed, rows: int, step) -> Key[Array, "B"]:
         keys_B = row_keys(jax.random.key(seed), jnp.arange(rows))
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
 
     def _start_state(self, params, canvas) -> Carry:
         """Step 0: holes at the prior, edited text corrupted to its level, frozen text as given."""
-        process, tokens_BL, frozen_BL, start_BL = self._given(params), canvas["tokens_BL"], canvas["frozen_BL"], canvas["start_BL"]
+        process = bind_process(self.process, params)
+        tokens_BL, frozen_BL, start_BL = canvas["tokens_BL"], canvas["frozen_BL"], canvas["start_BL"]
         batch, length = tokens_BL.shape
         prior_keys_B, edit_keys_B = split_rows(self._keys(canvas["seed"], batch, 0))
         if self.causal:
@@ -286,7 +282,7 @@ class Sampler:
 
     def _hint_size(self, params, canvas, z) -> int:
         def estimate(params, z):
-            process, denoiser, t_BL = self._given(params), self._bound(params, canvas), canvas["start_BL"]
+            process, denoiser, t_BL = bind_process(self.process, params), self._bound(params, canvas), canvas["start_BL"]
             return process.estimate(denoiser, denoiser.hidden(z, process.clock(t_BL)), z, t_BL)
 
         return jax.eval_shape(estimate, params, z).shape[-1]
@@ -339,7 +335,7 @@ class Sampler:
 
     def _one_step(self, params, canvas, carry: Carry, step) -> Carry:
         """Step `step` (1..N, traced): the one function behind sample, states, trace and replay."""
-        process, moment = self._given(params), self._moment(canvas, carry, step)
+        process, moment = bind_process(self.process, params), self._moment(canvas, carry, step)
         keys = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
         if not self.reveals:
@@ -355,7 +351,7 @@ class Sampler:
 
     def _decode(self, params, canvas, carry: Carry, step) -> Carry:
         """x ~ p(x | z_0), at t = 0."""
-        process = self._given(params)
+        process = bind_process(self.process, params)
         _, keys_B = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
         logits_BLV = calls(carry.z, jnp.zeros_like(canvas["start_BL"]))
@@ -365,7 +361,7 @@ class Sampler:
 
     def _retouch(self, params, canvas, carry: Carry, step) -> Carry:
         """One round of changes to finished text."""
-        process, free_BL = self._given(params), ~canvas["frozen_BL"]
+        process, free_BL = bind_process(self.process, params), ~canvas["frozen_BL"]
         keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
         z = put(free_BL, self.stepper.retouch(process, keys_B, calls, carry.z, free_BL), carry.z)

@@ -61,8 +61,8 @@ class Bigram:
         p = jax.nn.softmax(self.logits(hidden))
         return p if table_VI is None else p @ table_VI
 
-    def row_losses(self, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL, learned=()):
-        nats_BL = jnp.where(rows_BL, nats_fn(self.logits(hidden_BLD), *row_args), 0.0)
+    def row_losses(self, hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL):
+        nats_BL = jnp.where(loss_mask_BL, loss_fn(self.logits(hidden_BLD), *args), 0.0)
         return jnp.sum(nats_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
 
 

@@ -149,23 +149,20 @@ def test_another_function_is_trained_and_the_bound_is_reported():
 class Tempered(Masked):
     """Masked diffusion whose loss divides the logits by a learned temperature, and whose noise is none the wiser."""
 
-    learned: Any = None
+    params: Any = None
 
     def init(self, key):
         return {"log_temperature": jnp.zeros(())}
 
-    def given(self, learned):
-        return dataclasses.replace(self, learned=learned)
-
     def loss(self, logits, x, z, t):
-        return Masked.loss(self, logits * jnp.exp(-self.learned["log_temperature"]), x, z, t)
+        return Masked.loss(self, logits * jnp.exp(-self.params["log_temperature"]), x, z, t)
 
 
 def test_a_learned_value_gets_the_gradient_of_the_bound():
     process, objective = Tempered(VOCAB, MASK), Objective(Tempered(VOCAB, MASK))
 
     def total(log_temperature):
-        return objective(EXACT, BATCH, KEY, ROWS, {"log_temperature": log_temperature})[0] / ROWS
+        return objective.bind({"process": {"log_temperature": log_temperature}})(EXACT, BATCH, KEY, ROWS)[0] / ROWS
 
     value, slope = jax.value_and_grad(total)(jnp.float32(0.3))
     step = 0.01
@@ -178,14 +175,11 @@ def test_a_learned_value_gets_the_gradient_of_the_bound():
 class Tilted(Masked):
     """Discrete noise whose law has a learned number in it: alpha = 1 - t^w; its bound does not depend on w, its parts do."""
 
-    learned: Any = None
+    params: Any = None
     reinforce = True
 
-    def given(self, learned):
-        return dataclasses.replace(self, learned=learned)
-
     def _masked(self, t):
-        return t ** jnp.exp(self.learned["log_w"])
+        return t ** jnp.exp(self.params["log_w"])
 
     def corrupt(self, keys_B, x_BL, t_BL, valid_BL=None):
         return Masked.corrupt(self, keys_B, x_BL, self._masked(t_BL), valid_BL)
@@ -203,7 +197,7 @@ def test_noise_that_learns_gets_the_score_function_gradient():
     objective, steps = Objective(Tilted(VOCAB, MASK, excluded=(BOS,)), PerRow(Power(1.0))), 12
 
     def total(log_w, key, x_BL):
-        return objective(EXACT, {**BATCH, "tokens": x_BL}, key, ROWS, {"log_w": log_w})[0] / ROWS
+        return objective.bind({"process": {"log_w": log_w}})(EXACT, {**BATCH, "tokens": x_BL}, key, ROWS)[0] / ROWS
 
     def expected(log_w):
         levels, weights = oracle.quadrature(48)
@@ -231,9 +225,8 @@ def test_a_learned_schedule_is_reported():
     """Its scalars go with the sums of the parts: microbatches add up, and the report is their mean weighted by tokens."""
     process = GenMd4(VOCAB, MASK, (BOS,))
     objective = Objective(process)
-    learned = process.init(jax.random.key(0))
-    learned = {"log_w": learned["log_w"].at[0].set(np.log(4.0)).at[MASK].set(9.0)}
-    _, parts = objective(EXACT, BATCH, KEY, ROWS, learned)
+    log_w = process.init(jax.random.key(0))["log_w"].at[0].set(np.log(4.0)).at[MASK].set(9.0)
+    _, parts = objective.bind({"process": {"log_w": log_w}})(EXACT, BATCH, KEY, ROWS)
     for times in (1, 3):
         report = objective.report({name: times * np.asarray(part) for name, part in parts.items()})
         assert report["learned/w_max"] == pytest.approx(4) and report["learned/w_min"] == pytest.approx(1)

@@ -9,7 +9,7 @@ import pytest
 
 from dlmjax.diffusion import Objective, PerRow, make_process, nats_at, row_keys
 from dlmjax.diffusion.oracle.toy import ToyDenoiser
-from dlmjax.diffusion.process import learned_of
+from dlmjax.diffusion.process import bind_process
 from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.evaluation import Evaluator
 
@@ -60,12 +60,12 @@ VALUES = {
 @pytest.mark.parametrize("name", PROCESSES)
 def test_training_and_evaluation_agree_given_a_prompt(name):
     process = make_process(name, **FACTS, **VALUES.get(name, {}))
-    learned = process.init(jax.random.key(0))
+    params = {"process": process.init(jax.random.key(0))}
+    held = bind_process(process, params)
     denoiser, objective = Reader(None, VOCAB), Objective(process, process.spread(PerRow()), prompt=1.0, boundary=True)
-    _, parts = objective(denoiser, BATCH, KEY, ROWS, learned or ())
+    _, parts = objective.bind(params)(denoiser, BATCH, KEY, ROWS)
     condition_BL = VALID_BL & (np.asarray(denoiser.calls[0][1]) == 0)
     assert condition_BL.any(axis=1).all() and 0 < condition_BL.sum() < VALID_BL.sum()
-    held = process.given(learned)
     for z_BL, t_BL in denoiser.calls:
         z_BL = np.asarray(z_BL)
         if process.input_dim:
@@ -83,12 +83,10 @@ def test_training_and_evaluation_agree_given_a_prompt(name):
         z_BL, _ = denoiser.calls[0]
         t_BL = objective.times.draw(jax.random.split(KEY, 3)[0], BATCH["row"], ROWS, LENGTH)[0]
         keys_B, again = row_keys(jax.random.split(KEY, 3)[1], BATCH["row"]), Reader(None, VOCAB)
-        nats_at(process, again, BATCH["tokens"], BATCH["segments"], keys_B, t_BL, learned or (), scored_BL=scored_BL)
+        nats_at(held, again, BATCH["tokens"], BATCH["segments"], keys_B, t_BL, scored_BL=scored_BL)
         np.testing.assert_array_equal(again.calls[0][0], z_BL)
     if process.bound is process and process.has_boundary:
         evaluator = SameNoise(process, lambda params, *_, **__: Reader(None, VOCAB))
-        params = {"process": learned} if learned else {}
-        assert jax.tree.structure(learned_of(params) or {}) == jax.tree.structure(learned)
         prior_BL, reconstruction_BL = evaluator._boundary_nats(params, {**BATCH, "scored": scored_BL}, 0)
         assert float(parts["prior"]) == pytest.approx(float(prior_BL.sum()), rel=1e-5, abs=1e-6)
         assert float(parts["reconstruction"]) == pytest.approx(float(reconstruction_BL.sum()), rel=1e-5, abs=1e-6)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from dlmjax.diffusion import Objective, any_order_nats, make_schedule, make_times, make_weighting, nats_at, row_keys
+from dlmjax.diffusion.process import bind_process
 from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, WITHIN_ROWS
 from dlmjax.models import Execution, build_network
 from tests.models.tiny import spec
@@ -39,10 +40,10 @@ def parts_of(name, hints=False):
     network = build_network(
         spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, self_condition=hints), Execution()
     )
-    params, learned = (jax.eval_shape(init, jax.random.key(0)) for init in (network.init, process.init))
+    weights, params = (jax.eval_shape(init, jax.random.key(0)) for init in (network.init, process.init))
     ids_BL = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions"), ids_BL) | {"row": jax.ShapeDtypeStruct((ROWS,), jnp.int32)}
-    return process, network, {**params, **({"process": learned} if jax.tree.leaves(learned) else {})}, batch
+    return process, network, {**weights, **({"process": params} if jax.tree.leaves(params) else {})}, batch
 
 
 def bound(network, process, params, batch):
@@ -56,7 +57,7 @@ def trained(name, weighting="bound", times="stratified", hints=False):
     objective = Objective(process, process.spread(make_times(times, **of_times)), make_weighting(weighting), True, 0.5 * hints, 0.5)
 
     def loss(params, batch):
-        return objective(bound(network, process, params, batch), batch, jax.random.key(1), ROWS, params.get("process", ()))
+        return objective.bind(params)(bound(network, process, params, batch), batch, jax.random.key(1), ROWS)
 
     return jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch), params
 
@@ -72,9 +73,9 @@ def test_every_process_is_read_and_stepped_back_in_float64(name):
     process, network, params, batch = parts_of(name)
 
     def all_of_it(params, batch, t_BL):
-        given, denoiser = process.given(params.get("process", ())), bound(network, process, params, batch)
+        given, denoiser = bind_process(process, params), bound(network, process, params, batch)
         keys_B, x_BL = row_keys(jax.random.key(2), batch["row"]), batch["tokens"]
-        nats_BL = nats_at(process, denoiser, x_BL, batch["segments"], keys_B, t_BL, params.get("process", ()))
+        nats_BL = nats_at(given, denoiser, x_BL, batch["segments"], keys_B, t_BL)
         if process.attention != "full":  # sampled token by token, or block by block
             return nats_BL
         z_BL = given.prior(keys_B, LENGTH)

@@ -36,9 +36,9 @@ RARE = oracle.Law(0.7 * np.outer(_rare, _rare) + 0.3 * np.diag(_rare))
 CASES = [case for case in NOISY if case.process.bound is case.process]
 
 
-def default(process: Process, **values) -> tuple[np.ndarray, np.ndarray]:
+def default(process: Process) -> tuple[np.ndarray, np.ndarray]:
     """(t, weight) of the default grid, t as the device is given it."""
-    levels = level_grid(process, "gauss", NODES, **values)
+    levels = level_grid(process, "gauss", NODES)
     return levels.low_J.astype(np.float32).astype(np.float64), levels.weight_J
 
 
@@ -119,7 +119,7 @@ def mixed_kernel(even: float):
 
 
 def learned(log_w: float) -> Process:
-    return made("genmd4").given({"log_w": jnp.asarray([log_w, -log_w, 0.0], jnp.float32)})
+    return made("genmd4").with_params({"log_w": jnp.asarray([log_w, -log_w, 0.0], jnp.float32)})
 
 
 MASKS, EVEN = (kernel(2, *LINEAR).matrix for kernel in (oracle.masked_kernel, oracle.uniform_kernel))
@@ -193,14 +193,14 @@ def squared_error(e_K: np.ndarray, p_K: np.ndarray, snr: float) -> float:
 def test_the_default_grid_integrates_gaussian_noise(name, values):
     """n tokens that say the same are one with n times the signal: from one to 128, embeddings near and far from each other."""
     process = made(name, **values)
-    params = {"process": process.init(jax.random.key(0))}
-    curve = process.given(params["process"]).curve
+    process = process.with_params(process.init(jax.random.key(0)))
+    curve = process.curve
     with jax.enable_x64(True):
         ends = [float(gamma) for gamma in curve.level(jnp.asarray([0.0, 1.0])).gamma]
     x, w = np.polynomial.legendre.leggauss(160)
     gamma_G, weight_G = ends[0] + (min(ends[1], 16.0) - ends[0]) * (x + 1) / 2, w * (min(ends[1], 16.0) - ends[0]) / 2
-    t_J, weight_J = default(process, params=params)
-    spread_KJ, steps = level_grid(process, "gauss", NODES, params).spread_KJ, process.steps
+    t_J, weight_J = default(process)
+    spread_KJ, steps = level_grid(process, "gauss", NODES).spread_KJ, process.steps
 
     def rates(t):
         """(SNR there, what multiplies half the squared error): in steps the fall over one step."""
@@ -273,9 +273,9 @@ def test_a_masked_bound_has_the_same_levels_of_noise_on_every_schedule():
 
 def test_a_learned_schedule_has_levels_of_its_own():
     process = made("plaid")
-    learned = process.init(jax.random.key(0))
-    same, moved = ({"process": learned | {"ends": jnp.asarray(ends)}} for ends in ([-3.0, 6.0], [-9.0, 6.0]))
-    first, again, later = (level_grid(process, "gauss", 8, params).low_J for params in ((), same, moved))
+    start = process.init(jax.random.key(0))
+    same, moved = (process.with_params(start | {"ends": jnp.asarray(ends)}) for ends in ([-3.0, 6.0], [-9.0, 6.0]))
+    first, again, later = (level_grid(process, "gauss", 8).low_J for process in (process, same, moved))
     np.testing.assert_allclose(again, first, atol=0.03)
     assert later[0] > 2 * first[0]
 

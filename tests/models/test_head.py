@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from dlmjax.models.head import HeadPlan, row_losses
 from dlmjax.models.layout import SINGLE
@@ -106,8 +107,8 @@ def test_rows_without_loss_are_never_read():
     poison = jnp.where(rows, 0.0, jnp.nan)
 
     def loss(head, hidden, extra, weight):
-        nats_fn = lambda logits, target, extra: cross_entropy(logits, target) + extra  # noqa: E731
-        return row_losses(plan(), head, hidden, rows, nats_fn, (TOKENS, extra), weight)[0]
+        loss_fn = lambda logits, target, extra: cross_entropy(logits, target) + extra  # noqa: E731
+        return row_losses(plan(), head, hidden, rows, loss_fn, (TOKENS, extra), weight)[0]
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1)))
     value, gradients = run(HEAD, HIDDEN + poison[:, :, None], poison, WEIGHT + poison)
@@ -160,20 +161,20 @@ def test_memory_is_at_most_half_of_dense():
     assert temporary[1] >= rows * length * vocab * 4
 
 
-def test_what_is_learned_beside_the_network_gets_its_gradient():
-    """A tree shared by all rows, and float arguments of each row; what is trained need not be what is reported."""
+def test_parameters_of_the_loss_get_their_gradient():
+    """A tree that all positions share, and float arguments of each row; what is trained need not be what is reported."""
     table, vector = jnp.asarray(RNG.normal(size=(V, 3)), jnp.float32), jnp.asarray(RNG.normal(size=(B, L, 3)), jnp.float32)
 
-    def nats_fn(logits, tokens, vector, learned):
-        nats = cross_entropy(logits + vector @ learned["table"].T, tokens)
+    def loss_fn(shared, logits, tokens, vector):
+        nats = cross_entropy(logits + vector @ shared["table"].T, tokens)
         return nats**2, nats
 
     def ours(head, hidden, vector, table):
-        return row_losses(plan(), head, hidden, draw(51), nats_fn, (TOKENS, vector), WEIGHT, {"table": table})
+        return row_losses(plan(), head, hidden, draw(51), Partial(loss_fn, {"table": table}), (TOKENS, vector), WEIGHT)
 
     def reference(head, hidden, vector, table):
         logits = plan().logits(hidden, head).reshape(B * L, V)
-        trained, nats = nats_fn(logits, TOKENS.reshape(-1), vector.reshape(B * L, 3), {"table": table})
+        trained, nats = loss_fn({"table": table}, logits, TOKENS.reshape(-1), vector.reshape(B * L, 3))
         trained, nats = (jnp.where(draw(51), n.reshape(B, L), 0.0) for n in (trained, nats))
         return jnp.sum(trained * WEIGHT), nats
 

@@ -35,9 +35,9 @@ def make(name, **changes):
     time_input = "adaln" if process.time_input else "none"
     classes = process.outputs if process.input_dim else VOCAB
     network = build_network(spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, **changes), Execution())
-    learned = process.init(jax.random.key(1))
+    start = process.init(jax.random.key(1))
     params = lively(network.init(jax.random.key(2)))
-    return process, network, {**params, **({"process": learned} if learned else {})}
+    return process, network, {**params, **({"process": start} if start else {})}
 
 
 def canvas_of(process):
@@ -139,9 +139,8 @@ TOKEN_PROCESSES = sorted(
 def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(name):
     """From any level to 0: masks and suppressed tokens are gone, though the output belongs to no law and what is learned is arbitrary."""
     process, rng, length = process_of(name).bound, np.random.default_rng(1), 48
-    learned = process.init(jax.random.key(0))
-    if learned:
-        process = process.given(jax.tree.map(lambda a: jnp.asarray(rng.normal(scale=1.5, size=a.shape), a.dtype), learned))
+    start = process.init(jax.random.key(0))
+    process = process.with_params(jax.tree.map(lambda a: jnp.asarray(rng.normal(scale=1.5, size=a.shape), a.dtype), start))
     never = (0, PAD, BOS, MASK)
     t_BL = jnp.tile(jnp.geomspace(1, 1e-8, length), (len(OUTPUTS), 1))
     t_BL = process.levels(t_BL, jnp.ones(t_BL.shape, bool))

@@ -28,14 +28,14 @@ MADE = {
 @functools.cache
 def draw(name, method, steps, seed=1, rows=ROWS):
     process = MADE[name]
-    bind = lambda params, segments, positions, attention: ExactDenoiser.of(TWO, process.given(params["process"]))  # noqa: E731
+    bind = lambda params, segments, positions, attention: ExactDenoiser.of(TWO, process.with_params(params["process"]))  # noqa: E731
     sampler = Sampler(unlearned(process), bind, SampleSettings(steps=steps, method=method))
-    return sampler.sample({"process": process.learned}, blank_canvas(2, rows), seed=seed)
+    return sampler.sample({"process": process.params}, blank_canvas(2, rows), seed=seed)
 
 
 def unlearned(process):
     """What a sampler is given: a process that knows no embeddings yet, since they come with the weights."""
-    fields = {name: getattr(process, name) for name in process.__dataclass_fields__ if name not in ("mask_id", "learned")}
+    fields = {name: getattr(process, name) for name in process.__dataclass_fields__ if name not in ("mask_id", "params")}
     return type(process)(**fields)
 
 

@@ -35,7 +35,7 @@ FIRST = 1
 LEVELS = (1.0, 0.7, 0.3, 0.0)
 ROWS = 4000  # of each kind
 NEVER = (BOS, MASK)
-UNEQUAL = GenMd4(VOCAB, MASK, (BOS,)).given({"log_w": jnp.log(jnp.asarray([0.3, 1.0, 3.0, 1.0, 1.0]))})
+UNEQUAL = GenMd4(VOCAB, MASK, (BOS,)).with_params({"log_w": jnp.log(jnp.asarray([0.3, 1.0, 3.0, 1.0, 1.0]))})
 
 
 def own_case(name, process, kernel, output="posterior") -> Case:

@@ -73,8 +73,8 @@ class Bound:
         p_BLV = jax.nn.softmax(hidden_BLV)
         return p_BLV if table_VI is None else p_BLV @ table_VI
 
-    def row_losses(self, hidden_BLV, rows_BL, nats_fn, row_args, weight_BL, learned=()):
-        nats_BL = jnp.where(rows_BL, nats_fn(hidden_BLV, *row_args), 0.0)
+    def row_losses(self, hidden_BLV, loss_mask_BL, loss_fn, args, weight_BL):
+        nats_BL = jnp.where(loss_mask_BL, loss_fn(hidden_BLV, *args), 0.0)
         return jnp.sum(weight_BL * nats_BL), jax.lax.stop_gradient(nats_BL)
 
 

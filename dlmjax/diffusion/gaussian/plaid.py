@@ -119,14 +119,14 @@ class Plaid(EmbeddingNoise):
         """The learned ends, and gamma half-way."""
         if not isinstance(self.curve, Learned):
             return {}
-        gamma_0, gamma_1 = self.learned["ends"]
+        gamma_0, gamma_1 = self.params["ends"]
         return {"gamma_0": gamma_0, "gamma_half": self.curve.gamma(jnp.float32(0.5)), "gamma_1": gamma_1}
 
     @property
     def curve(self) -> Path:
-        if not self.learn_schedule or self.learned is None:
+        if not self.learn_schedule or self.params is None:
             return LogLinear(self.gamma_0, self.gamma_1)
-        return Learned(self.learned["ends"], self.learned["schedule"])
+        return Learned(self.params["ends"], self.params["schedule"])
 
     def clock(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """gamma, in units of its first range: the same noise is always told by the same number."""

@@ -56,7 +56,7 @@ class EmbeddingNoise(Process):
     rounding: str = "bayes"
     steps: int = 0
     variance: str = "fixed_small"
-    learned: Any = dataclasses.field(default=None, kw_only=True)
+    params: Any = dataclasses.field(default=None, kw_only=True)
 
     time_input = True
     has_boundary = True
@@ -106,15 +106,12 @@ class EmbeddingNoise(Process):
         table = {"embedding": "vector" if self.frozen else "embedding"}
         return table | {"rounding": {"weight": "embedding", "bias": "vector"}} if self._has_rounding else table
 
-    def given(self, learned: Any) -> "EmbeddingNoise":
-        return dataclasses.replace(self, learned=learned) if jax.tree.leaves(learned) else self
-
     @property
     def table(self) -> Float[Array, "V E"]:
         """The embeddings in use."""
-        if self.learned is None:
-            raise InputError(f"process {self.name} has no embeddings yet; use process.given(learned), learned as in process.init(key)")
-        table_VE = embedding.with_norm(self.learned["embedding"], self.norm)
+        if self.params is None:
+            raise InputError(f"process {self.name} requires embeddings; bind them with process.with_params(process.init(key))")
+        table_VE = embedding.with_norm(self.params["embedding"], self.norm)
         return jax.lax.stop_gradient(table_VE) if self.frozen else table_VE
 
     @property
@@ -194,7 +191,7 @@ class EmbeddingNoise(Process):
             return exclude(self.evidence(z0, jnp.zeros(z0.shape[:-1], z0.dtype)), self.excluded)
         if self.rounding == "tied":
             return exclude(embedding.similarity(z0, self.table), self.excluded)
-        own = self.learned["rounding"]
+        own = self.params["rounding"]
         return exclude(embedding.similarity(z0, own["weight"]) + own["bias"], self.excluded)
 
     def estimate(

@@ -39,11 +39,11 @@ class EnumeratedDenoiser(abc.ABC):
         return p if table_VI is None else jnp.dot(p, table_VI, precision="highest")
 
     def row_losses(
-        self, hidden_BLD: Array, rows_BL: Array, nats_fn: Callable[..., Any], row_args: tuple[Any, ...], weight_BL: Array, learned: Any = ()
+        self, hidden_BLD: Array, loss_mask_BL: Array, loss_fn: Callable[..., Any], args: tuple[Any, ...], weight_BL: Array
     ) -> tuple[Array, Array]:
-        """Computed densely: nats of every position, then 0 outside `rows_BL`."""
-        nats = nats_fn(hidden_BLD, *row_args, learned) if jax.tree.leaves(learned) else nats_fn(hidden_BLD, *row_args)
-        trained_BL, nats_BL = (jnp.where(rows_BL, n, 0.0) for n in (nats if isinstance(nats, tuple) else (nats, nats)))
+        """Computed densely: nats of every position, then 0 outside `loss_mask_BL`."""
+        nats = loss_fn(hidden_BLD, *args)
+        trained_BL, nats_BL = (jnp.where(loss_mask_BL, n, 0.0) for n in (nats if isinstance(nats, tuple) else (nats, nats)))
         return jnp.sum(trained_BL * weight_BL), jax.lax.stop_gradient(nats_BL)
 
 

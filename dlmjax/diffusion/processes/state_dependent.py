@@ -184,7 +184,7 @@ class GenMd4(Exponents):
     mask_id: int
     excluded: tuple[int, ...] = ()
     eps: float = 0.0
-    learned: Any = None
+    params: Any = None
     schedule_lr: float = 1.0
 
     name = "genmd4"
@@ -206,14 +206,11 @@ class GenMd4(Exponents):
 
     def watched(self) -> dict[str, Float[Array, ""]]:
         """Mean, least and largest exponent of the tokens that text may hold."""
-        if self.learned is None:
+        if self.params is None:
             return {}
         w_K = self.weights_V[np.setdiff1d(np.arange(self.vocab), self.suppressed_ids)]
         return {"w_mean": jnp.mean(w_K), "w_min": jnp.min(w_K), "w_max": jnp.max(w_K)}
 
-    def given(self, learned: Any) -> "GenMd4":
-        return dataclasses.replace(self, learned=learned) if learned else self
-
     @property
     def weights_V(self) -> Float[Array, "V"]:
-        return jnp.ones((self.vocab,)) if self.learned is None else jnp.exp(self.learned["log_w"])
+        return jnp.ones((self.vocab,)) if self.params is None else jnp.exp(self.params["log_w"])

@@ -26,9 +26,9 @@ TWO = Law.random(TOKENS, 2, seed=5, sharpness=1.2)
 
 def ready(process: GaussianEmbedding, table: np.ndarray | None = None) -> GaussianEmbedding:
     """The process with its start values, and the battery's table for embeddings."""
-    learned = process.init(jax.random.key(0))
+    params = process.init(jax.random.key(0))
     table = {1: TABLE_1, 2: TABLE_2}.get(process.dim) if table is None else table
-    return process.given(learned | {"embedding": jnp.asarray(table)})
+    return process.with_params(params | {"embedding": jnp.asarray(table)})
 
 
 def make(cls, **values) -> GaussianEmbedding:

@@ -42,7 +42,7 @@ def test_the_shape_is_a_distribution_function_and_knows_its_derivatives():
         np.testing.assert_allclose(path.gamma(t), -3 + 9 * shape)
         np.testing.assert_allclose(path.gamma_prime(t), 9 * first)
     process = Plaid(VOCAB)
-    start = process.given(process.init(jax.random.key(0))).curve
+    start = process.with_params(process.init(jax.random.key(0))).curve
     t = jnp.linspace(0, 1, 101)
     assert float(jnp.max(jnp.abs(start.shape(t)[0] - t))) < 0.05  # nearly straight before it has learned
     extreme = jax.tree.map(lambda a: 60 * a, process.init(jax.random.key(0))["schedule"]) | {"slope": jnp.full(16, 6.0)}
@@ -62,7 +62,7 @@ def _clumsy(z, clock):
 
 def _ready(network, ends=(-3.0, 6.0)):
     process = Plaid(VOCAB, MASK, dim=1, **FREE, units=4)
-    return process.given({"embedding": jnp.asarray(TABLE_1), "ends": jnp.asarray(ends), "schedule": network})
+    return process.with_params({"embedding": jnp.asarray(TABLE_1), "ends": jnp.asarray(ends), "schedule": network})
 
 
 NODES = 4000
@@ -139,7 +139,7 @@ def test_the_value_of_the_loss_is_the_plain_bound():
     """Half of e^-gamma gamma' times the squared error, whatever the schedule carries besides; the reported nats are the same numbers."""
     network = _network()
     process = _ready(jax.tree.map(lambda a: a.astype(jnp.float32), network))
-    process = process.given(jax.tree.map(lambda a: a.astype(jnp.float32), process.learned))
+    process = jax.tree.map(lambda a: a.astype(jnp.float32), process)
     t, x = jnp.linspace(0, 1, 6), jnp.asarray([0, 1, 2, 0, 1, 2])
     z = _noised(process, t, x, jnp.linspace(-1, 1, 6)[:, None])
     logits = _clumsy(z, t)
@@ -152,12 +152,12 @@ def test_under_the_objective_everything_learns():
     """The exact denoiser's batch mean is near the entropy, and every leaf of params["process"] has a gradient through it."""
     rows = 65536
     process = Plaid(VOCAB, MASK, dim=1, **FREE, gamma_0=-6.0, gamma_1=8.0, units=4)
-    learned = process.init(jax.random.key(0)) | {"embedding": jnp.asarray(TABLE_1, jnp.float32)}
+    params = process.init(jax.random.key(0)) | {"embedding": jnp.asarray(TABLE_1, jnp.float32)}
     batch = batch_of(np.asarray(sample_law(ONE, rows, 0)))
     objective = Objective(process)
-    denoiser = ExactDenoiser.of(ONE, process.given(learned))
-    grad = jax.value_and_grad(lambda learned: objective(denoiser, batch, jax.random.key(1), rows, learned), has_aux=True)
-    (_, parts), gradient = jax.jit(grad)(learned)
+    denoiser = ExactDenoiser.of(ONE, process.with_params(params))
+    grad = jax.value_and_grad(lambda weights: objective.bind(weights)(denoiser, batch, jax.random.key(1), rows), has_aux=True)
+    (_, parts), gradient = jax.jit(grad)({"process": params})
     assert objective.trains_bound
     assert objective.report(parts)["nelbo"] == pytest.approx(ONE.entropy, abs=0.08)  # four standard errors
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -172,7 +172,7 @@ def test_the_clock_tells_the_noise():
     np.testing.assert_allclose(now.a[:, 0], process.curve.level(t).a, rtol=1e-5)
     flat = make(Plaid, **FREE, learn_schedule=False)
     np.testing.assert_allclose(flat.clock(t), t, atol=1e-6)
-    assert set(flat.learned) == {"embedding"} and set(flat.kinds()) == {"embedding"}
+    assert set(flat.params) == {"embedding"} and set(flat.kinds()) == {"embedding"}
     assert flat.lr_multipliers() == {"embedding": 1.0} and flat.watched() == {}
 
 

@@ -155,15 +155,14 @@ def test_finite_at_both_ends(name):
     for dtype in (jnp.float32, jnp.bfloat16):
         output = jnp.ones((4, process.outputs), dtype)
 
-        def total(learned, output, process=process):
-            process = process.given(learned)
+        def total(process, output):
             now = process.curve.level(t).over()
             z = now.a * process.table[x] + now.s * eps
             nats = process.loss(output, x, z, t)
             assert nats.dtype == jnp.float32 and nats.shape == (4,)
             return jnp.sum(nats + process.prior_nats(x) + process.reconstruction(output, x, z))
 
-        value, gradient = jax.value_and_grad(total, argnums=(0, 1))(process.learned, output)
+        value, gradient = jax.value_and_grad(total, argnums=(0, 1))(process, output)
         assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
@@ -186,20 +185,20 @@ def test_the_exact_denoiser_is_the_posterior():
 
 def test_what_is_learned():
     process = GaussianEmbedding(7, 6, dim=5, norm=2.0, rounding="separate")
-    learned = process.init(jax.random.key(0))
-    assert jax.tree.structure(learned) == jax.tree.structure(process.kinds())
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(learned))
-    np.testing.assert_allclose(jnp.linalg.norm(process.given(jax.tree.map(lambda a: 3 * a, learned)).table, axis=-1), 2, rtol=1e-5)
-    assert process.given(()) is process and process.given(learned).learned is learned
-    with pytest.raises(InputError, match="no embeddings yet"):
+    params = process.init(jax.random.key(0))
+    assert jax.tree.structure(params) == jax.tree.structure(process.kinds())
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    np.testing.assert_allclose(jnp.linalg.norm(process.with_params(jax.tree.map(lambda a: 3 * a, params)).table, axis=-1), 2, rtol=1e-5)
+    assert process.with_params(()) is process and process.with_params(params).params is params
+    with pytest.raises(InputError, match="requires embeddings"):
         _ = process.table
     assert (GaussianEmbedding(7).outputs, GaussianEmbedding(7, prediction="v").outputs, GaussianEmbedding(7).input_dim) == (7, 16, 16)
     frozen = Sed(7, 6)
     assert frozen.kinds()["embedding"] == "vector"
-    learned = frozen.init(jax.random.key(0))
-    gradient = jax.grad(lambda learned: jnp.sum(frozen.given(learned).table))(learned)
-    assert (gradient["embedding"] == 0).all() and Sed(7, 6, dim=25).norm == 5
-    np.testing.assert_allclose(jnp.linalg.norm(frozen.given(learned).table, axis=-1), 4, rtol=1e-5)
+    frozen = frozen.with_params(frozen.init(jax.random.key(0)))
+    gradient = jax.grad(lambda process: jnp.sum(process.table))(frozen)
+    assert (gradient.params["embedding"] == 0).all() and Sed(7, 6, dim=25).norm == 5
+    np.testing.assert_allclose(jnp.linalg.norm(frozen.table, axis=-1), 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

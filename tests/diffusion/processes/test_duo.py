@@ -112,8 +112,8 @@ class _Mean(Denoiser):
     def hidden(self, z_BL, t_BL, hint_BLI=None):
         return jnp.einsum("blk,blkv->blv", z_BL[..., 1], jax.nn.one_hot(z_BL[..., 0].astype(int), VOCAB))
 
-    def row_losses(self, hidden_BLD, rows_BL, nats_fn, row_args, weight_BL, learned=()):
-        nats_BL = nats_fn(hidden_BLD, *row_args)
+    def row_losses(self, hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL):
+        nats_BL = loss_fn(hidden_BLD, *args)
         nats_BL = nats_BL[0] if isinstance(nats_BL, tuple) else nats_BL
         return jnp.sum(nats_BL * weight_BL), nats_BL
 

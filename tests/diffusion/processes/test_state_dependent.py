@@ -16,7 +16,7 @@ from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, chi_squa
 
 LAW = oracle.Law.random(TOKENS, 2, seed=1)
 LOG_W = np.log([0.5, 1.0, 2.2, 1.0, 1.0])
-PROCESS = GenMd4(VOCAB, MASK, (BOS,)).given({"log_w": jnp.asarray(LOG_W, jnp.float32)})
+PROCESS = GenMd4(VOCAB, MASK, (BOS,)).with_params({"log_w": jnp.asarray(LOG_W, jnp.float32)})
 EVEN = GenMd4(VOCAB, MASK, (BOS,))
 
 
@@ -80,7 +80,7 @@ def test_bound_is_tight():
 
 def test_what_is_left_at_the_end_is_paid_for():
     """eps > 0: with the prior term the bound is H + KL(q(z_1) || p_1), without it it is none."""
-    process = GenMd4(VOCAB, MASK, (BOS,), eps=0.05).given({"log_w": jnp.asarray(LOG_W, jnp.float32)})
+    process = GenMd4(VOCAB, MASK, (BOS,), eps=0.05).with_params({"log_w": jnp.asarray(LOG_W, jnp.float32)})
     x_NL, z_NL, p_N = pairs(process, LAW, 1.0)
     assert process.has_boundary and process.left == 0.05
     true, start = {}, {}
@@ -122,7 +122,7 @@ def test_loss_and_gradients_are_finite_at_the_ends(dtype):
     logits = (1e4 * jax.random.normal(jax.random.key(0), (t.size, VOCAB))).astype(dtype)
 
     def total(logits, log_w):
-        process = EVEN.given({"log_w": log_w})
+        process = EVEN.with_params({"log_w": log_w})
         return jnp.sum(process.loss(logits, x, z, t)) + jnp.sum(process.log_q(z, x, t))
 
     value, gradients = jax.value_and_grad(total, argnums=(0, 1))(logits, jnp.asarray(LOG_W, jnp.float32))
@@ -144,7 +144,7 @@ def _enumerated_gradient(t: float) -> np.ndarray:
     p_N = LAW.probability_X[np.ravel_multi_index(x_NL.T, (TOKENS, TOKENS))]
 
     def value(log_w):
-        process = EVEN.given({"log_w": log_w})
+        process = EVEN.with_params({"log_w": log_w})
         t_NL = jnp.full(x_NL.shape, t)
         chance_N = jnp.exp(process.log_q(jnp.asarray(z_NL), jnp.asarray(x_NL), t_NL).sum(axis=1))
         nats_N = process.loss(_logits(jnp.asarray(z_NL)), jnp.asarray(x_NL), jnp.asarray(z_NL), t_NL).sum(axis=1)
@@ -160,7 +160,7 @@ def test_two_draws_give_the_gradient_in_w():
     x_NL, z_NL, t_NL = jnp.asarray(x_NL), jnp.asarray(z_NL), jnp.full(x_NL.shape, t)
 
     def parts(log_w):
-        process = EVEN.given({"log_w": log_w})
+        process = EVEN.with_params({"log_w": log_w})
         nats_N = process.loss(_logits(z_NL), x_NL, z_NL, t_NL).sum(axis=1)
         return nats_N, process.log_q(z_NL, x_NL, t_NL).sum(axis=1)
 
@@ -193,7 +193,7 @@ def test_the_objective_finds_the_gradient_in_w():
     x_BL = sample_law(LAW, rows, seed=5)
 
     def step(log_w, key):
-        return objective(_Denoiser(LAW, VOCAB), batch_of(x_BL), key, rows, {"log_w": log_w})[0] / rows
+        return objective.bind({"process": {"log_w": log_w}})(_Denoiser(LAW, VOCAB), batch_of(x_BL), key, rows)[0] / rows
 
     step = jax.jit(jax.grad(step))
     gradients = np.asarray([step(jnp.asarray(LOG_W, jnp.float32), key) for key in jax.random.split(jax.random.key(6), 12)])
@@ -221,11 +221,11 @@ def test_forward_steps_compose():
 
 
 def test_what_is_learned():
-    learned = EVEN.init(jax.random.key(0))
-    assert learned["log_w"].shape == (VOCAB,) and EVEN.kinds() == {"log_w": "vector"} and EVEN.reinforce
-    np.testing.assert_array_equal(EVEN.given(learned).weights_V, np.ones(VOCAB))
+    params = EVEN.init(jax.random.key(0))
+    assert params["log_w"].shape == (VOCAB,) and EVEN.kinds() == {"log_w": "vector"} and EVEN.reinforce
+    np.testing.assert_array_equal(EVEN.with_params(params).weights_V, np.ones(VOCAB))
     np.testing.assert_allclose(PROCESS.noise_rate(jnp.asarray([0.5])), np.mean(0.5 ** np.exp(LOG_W[:TOKENS])), rtol=1e-5)
-    assert EVEN.given({}) is EVEN and hash(EVEN) == hash(GenMd4(VOCAB, MASK, (BOS,)))
+    assert EVEN.with_params({}) is EVEN and hash(EVEN) == hash(GenMd4(VOCAB, MASK, (BOS,)))
     with pytest.raises(InputError, match="eps is 1"):
         GenMd4(VOCAB, MASK, eps=1.0)
 

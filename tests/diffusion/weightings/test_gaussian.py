@@ -8,6 +8,7 @@ import pytest
 from dlmjax.diffusion import Objective
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Sed
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
+from dlmjax.diffusion.process import bind_process
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 from dlmjax.errors import InputError
 from tests.diffusion.battery import batch_of, sample_law
@@ -72,29 +73,28 @@ def test_the_anchor_of_predicted_logits_is_their_cross_entropy():
 @pytest.mark.parametrize("cls", [Sed, *(pytest.param(cls, marks=pytest.mark.nightly) for cls in (DiffusionLm, EmbeddingFlow))])
 def test_the_published_loss_is_trained_and_the_bound_is_reported(cls):
     process = cls(VOCAB, MASK, dim=2)
-    learned = process.init(jax.random.key(0))
-    given = process.given(learned)
+    weights = {"process": process.init(jax.random.key(0))}
     batch = batch_of(np.asarray(sample_law(ONE, 64, 0)))
     own, plain = Objective(process), Objective(process, weighting=Objective(make(GaussianEmbedding)).weighting)
     assert not own.trains_bound and plain.trains_bound
-    denoiser = ExactDenoiser.of(ONE, given)
-    (total, parts), gradient = jax.value_and_grad(lambda w: own(denoiser, batch, jax.random.key(1), 64, w), has_aux=True)(learned)
-    bound, bound_parts = plain(denoiser, batch, jax.random.key(1), 64, learned)
+    denoiser = ExactDenoiser.of(ONE, bind_process(process, weights))
+    (total, parts), gradient = jax.value_and_grad(lambda w: own.bind(w)(denoiser, batch, jax.random.key(1), 64), has_aux=True)(weights)
+    bound, bound_parts = plain.bind(weights)(denoiser, batch, jax.random.key(1), 64)
     np.testing.assert_allclose(parts["nats_by_level"], bound_parts["nats_by_level"], rtol=1e-6)
     assert float(total) != pytest.approx(float(bound), rel=0.01)
     name = own.weighting.name
     assert f"loss_{name}_not_a_bound" in own.report(parts) and "partial_nelbo" in own.report(parts)
     assert {"nelbo", "loss"} <= set(plain.report(bound_parts))
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    assert ((gradient["embedding"] != 0).any()) == (cls is DiffusionLm)
+    assert ((gradient["process"]["embedding"] != 0).any()) == (cls is DiffusionLm)
     if cls is Sed:
-        assert (gradient["rounding"]["weight"] != 0).any()
+        assert (gradient["process"]["rounding"]["weight"] != 0).any()
 
 
 def test_rounding_keeps_embeddings_apart():
     """With the right guess squared error alone does not mind that all embeddings are nearly 0; the rounding and the anchor do."""
     process = make(DiffusionLm, dim=2)
-    near = process.given({"embedding": 1e-3 * process.learned["embedding"]})
+    near = process.with_params({"embedding": 1e-3 * process.params["embedding"]})
     t = jnp.asarray(T, jnp.float32)
 
     def loss(weighting, process):

@@ -281,7 +281,7 @@ class _Log:
         self._timed = 0
         self._writer.scalars(step + 1, "train", {**self.summary.values, **rates})
         speed = {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
-        self._progress.update(1, {**self._objective.told(self.summary.values), **speed})
+        self._progress.update(1, {**self._objective.summary(self.summary.values), **speed})
         self._objective = None
         for bad in self.summary.bad:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))

@@ -5,12 +5,12 @@
     nats      <- denoiser's head on the rows that carry loss, process.loss
     total     =  sum of nats x 1/pdf x weighting, + boundary terms
 
-Reported apart, so that a reweighted loss is never taken for a likelihood: `nats` (the bound, unweighted), `loss` (what is trained),
+Reported separately, so that a reweighted loss is not taken for a likelihood: `nats` (the bound, unweighted), `loss` (what is trained),
 the realised noise rate, and the bound's integrand by noise level. Everything is a sum over the batch's tokens: microbatches and hosts
 add up, and one division by `tokens` at the end gives means. (Dividing by the count of masked tokens would not be a bound.)
 
-Three masks of a batch, [B, L]: `valid_BL`, what is no padding; within it `loss_mask_BL`, what carries loss, and `condition_mask_BL`, the
-rest, which the network reads clean (a prompt).
+Three masks of a batch, [B, L]: `valid_BL`, positions that are not padding; among these `loss_mask_BL`, positions that carry loss, and
+`condition_mask_BL`, the others, which the network reads without noise (a prompt).
 
 Shapes: B batch, L length, D width, V vocabulary. Units: nats.
 """
@@ -32,7 +32,7 @@ from dlmjax.errors import InputError
 LEVELS = 10  # bins of t in which the integrand is reported
 WATCHED = "learned/"
 
-Parts = dict[str, Array]
+LossTerms = dict[str, Array]
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ class Denoiser(Protocol):
     """A network with its weights and one batch's segments, positions and mask already bound."""
 
     def hidden(self, z_BL: Array, t_BL: Array, hint_BLI: Array | None = None) -> Array:
-        """States [B, L, D] for tokens (or states) z at levels t; `hint_BLI` is an earlier estimate of the clean input."""
+        """States [B, L, D] for tokens (or states) z at levels t; `hint_BLI` is an earlier prediction of the clean input."""
         ...
 
     def logits(self, hidden: Array) -> Array:
@@ -67,12 +67,12 @@ class Objective:
     """process x times x weighting.
 
     weighting: None takes the process's own.
-    boundary: add the prior and reconstruction terms of a process that has them; the reconstruction costs a second pass of the network,
-      at t = 0. None = add them exactly where the trained loss is meant to be the bound. Without them `is_bound` is False.
-    self_condition: share of rows that are denoised twice, the second time with the first estimate as a hint (Chen et al. 2208.04202);
-      costs one more forward pass for all. The denoiser must take hints.
-    prompt: share of rows whose first tokens (a uniform number of them) are given clean and carry no loss; the other rows train the
-      unconditional denoiser of classifier-free guidance (Ho & Salimans 2207.12598). The nats are then those of the rest given a prompt.
+    boundary: whether the prior and reconstruction terms are added, where the process has them; the reconstruction costs a second pass of
+      the network, at t = 0. None = they are added where the weighting is the bound. Without them `is_bound` is False.
+    self_condition: share of rows that are denoised twice, the second time with the first x0 prediction as a hint (Chen et al.
+      2208.04202); costs one more forward pass of all rows. Requires a denoiser that takes hints.
+    prompt: share of rows that are conditioned on their first tokens (a uniform number of them), which carry no loss; the other rows train
+      the unconditional denoiser of classifier-free guidance (Ho & Salimans 2207.12598). The nats are those of the rest given the prompt.
     """
 
     process: Process
@@ -89,8 +89,8 @@ class Objective:
             object.__setattr__(self, "boundary", self.weighting.is_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
-        self.process.spread(self.times)  # refuses levels that this noise cannot have
-        if not self.weighting.is_bound and _is_factor(self.weighting):
+        self.process.spread(self.times)  # refuses times that this noise cannot have
+        if not self.weighting.is_bound and self.weighting.is_factor:
             # Asked now, so that a process whose loss has no such weight is refused before anything runs.
             ids, level = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
             jax.eval_shape(lambda x, t: self.weighting.factor(self.process, x, x, t), ids, level)
@@ -101,7 +101,7 @@ class Objective:
 
     def __call__(
         self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int
-    ) -> tuple[Float[Array, ""], Parts]:
+    ) -> tuple[Float[Array, ""], LossTerms]:
         """The loss of a batch (or of one of its microbatches).
 
         Args:
@@ -110,8 +110,8 @@ class Objective:
           key: the key of the step; all randomness is drawn from it and the row numbers.
           global_batch: rows of the whole step.
         Returns:
-          total: the sum to be trained, in nats; divide by the summed `parts["tokens"]`.
-          parts: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
+          total: the sum to be trained, in nats; divide by the summed `terms["tokens"]`.
+          terms: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
             tokens_by_level [10]; learned/NAME, tokens times each of the process's `watched` scalars.
             `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
         """
@@ -121,7 +121,7 @@ class Objective:
         condition_mask_BL = valid_BL & self._prompt(prompt_key, batch["row"], x_BL.shape[1])
         loss_mask_BL = valid_BL & ~condition_mask_BL
         t_BL = process.levels(t_BL, loss_mask_BL)
-        # A prompt is text without noise; padding keeps the level of its row, which no one looks at.
+        # A prompt is text without noise. Padding keeps the time of its row, which nothing reads.
         t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
         text = _Text(process, denoiser, x_BL, loss_mask_BL, row_keys(hint_key, batch["row"]))
         noise_keys_B = row_keys(noise_key, batch["row"])
@@ -144,7 +144,7 @@ class Objective:
                 keys_B = row_keys(boundary_key, batch["row"])
                 reconstruction, _ = reconstruction_nats(process, denoiser, x_BL, valid_BL, keys_B, loss_mask_BL)
             total = total + prior + reconstruction
-        parts = {
+        terms = {
             "tokens": jnp.sum(loss_mask_BL, dtype=jnp.int32),
             "corrupted": jnp.sum(process.corrupted(x_BL, z_BL) & loss_mask_BL, dtype=jnp.int32),
             "nats": jnp.sum(nats_BL * inverse_pdf_BL) + prior + reconstruction,
@@ -154,8 +154,8 @@ class Objective:
             "nats_by_level": _by_level(t_BL, nats_BL),
             "tokens_by_level": _by_level(t_BL, loss_mask_BL.astype(jnp.float32)),
         }
-        parts |= {WATCHED + name: value * parts["tokens"] for name, value in process.watched().items()}
-        return total, jax.lax.stop_gradient(parts)
+        terms |= {WATCHED + name: value * terms["tokens"] for name, value in process.watched().items()}
+        return total, jax.lax.stop_gradient(terms)
 
     def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Bool[Array, "B L"]:
         """Positions of a prompt: the first n of a row that has one, n uniform on 1 .. L - 1."""
@@ -166,9 +166,9 @@ class Objective:
         return jnp.arange(length) < count_B[:, None]
 
     def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL):
-        """(weighted sum with gradient, nats per token, weighted sum per row, both without) at one draw of z."""
+        """(weighted sum with gradient, nats per token and weighted sum per row, both without gradient) for one draw of z."""
         weighting, weight_BL = self.weighting, inverse_pdf_BL
-        trained = None if _is_factor(weighting) else weighting
+        trained = None if weighting.is_factor else weighting
         if trained is None:
             weight_BL = weight_BL * weighting.factor(self.process, text.x_BL, z_BL, t_BL)
         total, nats_BL = text.nats(z_BL, t_BL, weight_BL, trained, text.hint(z_BL, t_BL, self.self_condition))
@@ -176,7 +176,7 @@ class Objective:
 
     @property
     def is_bound(self) -> bool:
-        """True where the mean of parts["nats"] is an upper bound on -log p(x)."""
+        """True where the mean of terms["nats"] is an upper bound on -log p(x)."""
         whole = self.boundary or not self.process.has_boundary
         return self.process.is_bound and self.process.covered_by(self.times) and whole and not self.prompt
 
@@ -185,29 +185,29 @@ class Objective:
         """True where what is trained is that bound itself."""
         return self.is_bound and self.weighting.is_bound
 
-    def report(self, parts: Mapping[str, Any]) -> dict[str, float]:
-        """Means in nats per token from summed parts (on the host). Only a bound is called `nelbo`.
+    def report(self, terms: Mapping[str, Any]) -> dict[str, float]:
+        """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
 
         "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound"; "noise_rate"; "level_0.05" ... "level_0.95": the integrand of
         the bound's diffusion part at that noise level (bins without tokens are left out); "learned/...": of a learned noise schedule.
         """
-        tokens = max(float(parts["tokens"]), 1.0)
+        tokens = max(float(terms["tokens"]), 1.0)
         loss = "loss" if self.trains_bound else f"loss_{self.weighting.name}_not_a_bound"
         report = {
-            "nelbo" if self.is_bound else "partial_nelbo": float(parts["nats"]) / tokens,
-            loss: float(parts["loss"]) / tokens,
-            "noise_rate": float(parts["corrupted"]) / tokens,
+            "nelbo" if self.is_bound else "partial_nelbo": float(terms["nats"]) / tokens,
+            loss: float(terms["loss"]) / tokens,
+            "noise_rate": float(terms["corrupted"]) / tokens,
         }
-        for i, (nats, count) in enumerate(zip(parts["nats_by_level"], parts["tokens_by_level"], strict=True)):
+        for i, (nats, count) in enumerate(zip(terms["nats_by_level"], terms["tokens_by_level"], strict=True)):
             if count > 0:
                 report[f"level_{(i + 0.5) / LEVELS:.2f}"] = float(nats) / float(count)
-        return report | {name: float(total) / tokens for name, total in parts.items() if name.startswith(WATCHED)}
+        return report | {name: float(total) / tokens for name, total in terms.items() if name.startswith(WATCHED)}
 
-    def told(self, report: Mapping[str, float]) -> dict[str, str]:
-        """What a line for people says of `report`: the bound first, and what is trained, by its name, where that is something else."""
+    def summary(self, report: Mapping[str, float]) -> dict[str, str]:
+        """`report` for the terminal, name -> value: the bound, and the trained loss by its name where that is not the bound."""
         if (nats := report.get("nelbo", report.get("partial_nelbo"))) is None:
             return {"loss": "nan"}
-        shown = {"bound" if self.is_bound else "loss (no bound)": f"{nats:.4g} nats/token"}
+        shown = {"bound" if self.is_bound else "loss (not a bound)": f"{nats:.4g} nats/token"}
         if not self.weighting.is_bound:
             shown["trained"] = f"{self.weighting.name} {report[f'loss_{self.weighting.name}_not_a_bound']:.4g}"
         return shown
@@ -261,17 +261,18 @@ def reconstruction_nats(
 
 
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
-    """The state with clean text where it is a condition: level 0 leaves it so but where a schedule has noise there (vectors: its least).
+    """The state with clean text at the positions of a condition, whatever noise a schedule leaves at t = 0.
 
-    What a causal network reads has no noise and stands one place further on: it stays.
+    Two states stay as they are: vectors, which keep the least noise of their schedule, and the input of a causal network, which has no
+    noise and is shifted by one position.
     """
-    if process.attention == "causal" or process.input_dim:  # or vectors
+    if process.attention == "causal" or process.input_dim:
         return z_BL
     return jnp.where(_over_state(condition_mask_BL, z_BL), process.clean_state(x_BL), z_BL)
 
 
 def _over_state(mask_BL, z_BL):
-    """A mask of positions beside what a state holds at each."""
+    """A mask of positions, with axes of length 1 for what a state holds at each."""
     return mask_BL.reshape(*mask_BL.shape, *(1,) * (z_BL.ndim - mask_BL.ndim))
 
 
@@ -286,7 +287,7 @@ class _Text:
     keys_B: Any
 
     def hint(self, z_BL, t_BL, share: float):
-        """The denoiser's own first estimate in a share of the rows, zeros in the others; None where it takes no hints."""
+        """The denoiser's own first x0 prediction in a share of the rows, zeros in the others; None where the share is 0."""
         if not share:
             return None
         process, z_BL, t_BL = jax.lax.stop_gradient((self.process, z_BL, t_BL))
@@ -309,17 +310,16 @@ class _Text:
 
 
 def _score_function(text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
-    """0, with the gradient of what the noise has learned: that of log q(z | x), weighed by how much worse than its twin each of two draws
-    did (the leave-one-out estimator of MD4 2406.04329 section 6). `rows`: the loss of every row under each draw."""
+    """A term of value 0 whose gradient is that of the parameters of the noise, by two draws of it: the difference of their losses times the
+    difference of the gradients of log q(z | x) (the leave-one-out estimator of MD4 2406.04329 section 6).
+
+    rows: the loss of every row under each draw.
+    """
     first_B, second_B = (
         jnp.sum(jnp.where(text.loss_mask_BL, text.process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
     )
     surrogate = jnp.sum((rows[0] - rows[1]) * (first_B - second_B) / 2)
     return surrogate - jax.lax.stop_gradient(surrogate)
-
-
-def _is_factor(weighting: Weighting) -> bool:
-    return type(weighting).trained is Weighting.trained
 
 
 def _by_level(t_BL: Float[Array, "B L"], value_BL: Float[Array, "B L"]) -> Float[Array, "10"]:

@@ -167,13 +167,13 @@ def test_people_are_told_the_bound_first_and_what_is_trained_by_its_name():
     for objective, names in (
         (Objective(Masked(VOCAB, MASK)), ["bound"]),
         (Objective(Masked(VOCAB, MASK), weighting=CrossEntropy()), ["bound", "trained"]),
-        (Objective(Masked(VOCAB, MASK), prompt=0.5, weighting=CrossEntropy()), ["loss (no bound)", "trained"]),
+        (Objective(Masked(VOCAB, MASK), prompt=0.5, weighting=CrossEntropy()), ["loss (not a bound)", "trained"]),
     ):
         report = objective.report(objective(Bigram(WEIGHT), BATCH, KEY, ROWS)[1])
-        told = objective.told(report)
-        assert list(told) == names and told[names[0]] == f"{report.get('nelbo', report.get('partial_nelbo')):.4g} nats/token"
-        assert "trained" not in told or told["trained"] == f"cross_entropy {report['loss_cross_entropy_not_a_bound']:.4g}"
-    assert objective.told({"skipped": 3.0}) == {"loss": "nan"}
+        summary = objective.summary(report)
+        assert list(summary) == names and summary[names[0]] == f"{report.get('nelbo', report.get('partial_nelbo')):.4g} nats/token"
+        assert "trained" not in summary or summary["trained"] == f"cross_entropy {report['loss_cross_entropy_not_a_bound']:.4g}"
+    assert objective.summary({"skipped": 3.0}) == {"loss": "nan"}
 
 
 @pytest.mark.parametrize("weighting", [InverseRate(), CrossEntropy(), Capped()], ids=lambda w: w.name)

@@ -128,6 +128,7 @@ class Squared(Weighting):
     """The square of the cross-entropy."""
 
     name = "squared"
+    is_factor = False
 
     def trained(self, process, logits, x, z, t, nats):
         return cross_entropy(logits, x, (MASK, BOS)) ** 2

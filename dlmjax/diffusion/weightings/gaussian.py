@@ -27,6 +27,7 @@ class Simple(Weighting):
 
     target: str = "eps"
     name = "simple"
+    is_factor = False
 
     def __post_init__(self):
         if self.target not in NAMES or self.target == "mu":
@@ -56,6 +57,7 @@ class EndToEnd(Weighting):
     terminal: float = 1.0
     rounding: float = 1.0
     name = "end_to_end"
+    is_factor = False
 
     def trained(
         self,
@@ -82,6 +84,7 @@ class Anchor(Weighting):
 
     weight: float = 1.0
     name = "anchor"
+    is_factor = False
 
     def trained(
         self,

@@ -64,6 +64,7 @@ class Denoising(Weighting):
 
     everywhere: bool = False
     name = "denoising"
+    is_factor = False
 
     def trained(
         self,
@@ -91,6 +92,7 @@ class Contrastive(Weighting):
 
     negative: float = 0.1
     name = "contrastive"
+    is_factor = False
 
     def __post_init__(self):
         if not 0 <= self.negative < 1:

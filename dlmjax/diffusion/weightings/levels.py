@@ -19,13 +19,14 @@ SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats 
 
 @runtime_checkable
 class Weighting(Protocol):
-    """A new one defines `factor`, which multiplies the nats, or, where it is no factor, `trained`.
+    """A weighting is a factor on the nats and defines `factor`, or it is another function and defines `trained` and `is_factor = False`.
 
     name: as in the registry and in the name under which the trained loss is logged.  is_bound: True where what is trained is the bound.
     """
 
     name: str
     is_bound: bool = False
+    is_factor: bool = True
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """What multiplies the nats of a token x seen as z at level t."""

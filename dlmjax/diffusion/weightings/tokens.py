@@ -35,6 +35,7 @@ class HybridLambda(Weighting):
 
     lam: float = 0.01
     name = "hybrid_lambda"
+    is_factor = False
 
     def __post_init__(self):
         if not self.lam >= 0:
@@ -59,6 +60,7 @@ class TokenAdaptive(Weighting):
     beta: float = 1.0
     scale: float = 1.0
     name = "token_adaptive"
+    is_factor = False
 
     def __post_init__(self):
         if not (self.beta >= 0 and self.scale > 0):
@@ -84,6 +86,7 @@ class Routed(Weighting):
 
     linear: bool = True
     name = "routed"
+    is_factor = False
 
     def trained(
         self,

@@ -1,12 +1,12 @@
-"""Qwen3's autoregressive weights as a masked diffusion model: full attention from the first step, each token read off the state before it.
+"""Qwen3's autoregressive weights as a masked diffusion model: full attention from the first step, the token at i predicted at i - 1.
 
 dlmjax import --source Qwen3-0.6B-Base --workdir runs/qwen3
 dlmjax prepare --input TRAIN... --tokenizer saved:runs/qwen3/tokenizer --output data/corpus --valid-fraction 0.01
 dlmjax train --config configs/adapt_qwen3.py --config.data.paths=data/corpus --init runs/qwen3 --workdir runs/adapted
-dlmjax train --config configs/adapt_qwen3.py:4B ...                                               # or 1.7B, 8B; tiny: a laptop's shape
+dlmjax train --config configs/adapt_qwen3.py:4B ...                                               # or 1.7B, 8B; tiny: a laptop size
 
-The weights predict the next token, so `shift` keeps what they know (Dream 2508.15487, DiffuLLaMA 2410.17891). Not run at these sizes
-yet: the expected time and bound are unknown. The import of a model with other sizes prints the `model.family` to set here.
+The weights predict the next token, so `shift` preserves what they learned (Dream 2508.15487, DiffuLLaMA 2410.17891). Not run at these
+sizes yet: the expected time and bound are unknown. `dlmjax import` of a model of another size prints the `model.family` to set here.
 """
 
 from dlmjax import config as config_lib

@@ -1,10 +1,10 @@
-"""The autoregressive twin of masked.py: same network, data order, optimizer and steps; causal mask and exact likelihood.
+"""The autoregressive baseline of masked.py: same network, data order, optimizer and steps; causal mask and exact likelihood.
 
 dlmjax train --config configs/autoregressive.py --config.data.paths=data/corpus --workdir runs/autoregressive
 dlmjax train --config configs/autoregressive.py:tiny --config.data.paths=data/char27 --workdir runs/autoregressive_tiny
 
 Published for OpenWebText after 262B tokens: perplexity 17.54 (the baseline of MDLM 2406.07524, table 2).
-docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

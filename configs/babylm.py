@@ -1,4 +1,4 @@
-"""Masked diffusion on little text (2509.05056; BabyLM): rare tokens are masked earlier, levels are drawn from two bumps; an exact bound.
+"""Masked diffusion on little text (2509.05056; BabyLM): rare tokens are masked earlier, t is drawn from two modes; an exact bound.
 
 dlmjax prepare --input TRAIN... --tokenizer train-sentencepiece:16384 --output data/babylm --valid-fraction 0.02
 dlmjax train --config configs/babylm.py --config.data.paths=data/babylm --workdir runs/babylm                   # 100M words
@@ -6,8 +6,8 @@ dlmjax train --config configs/babylm.py:10M --config.data.paths=data/babylm10 --
 dlmjax train --config configs/babylm.py:tiny --config.data.paths=data/char27 --workdir runs/babylm_tiny
 
 Not run at either size yet: the expected time and bound are unknown.  The steps are ten epochs if a word is 1.35 tokens; `dlmjax train`
-prints the epochs of your corpus.  Vocabulary, bumps and their shares follow the authors' published settings; they move the high
-bump while training goes on and soften the weight of the loss, here it stays where theirs ends and the weight keeps the bound.
+prints the epochs of your corpus.  Vocabulary, modes and their shares follow the authors' published settings; the authors move the high
+mode during training and reduce the weight of the loss, while here the mode stays at their final value and the weight is that of the bound.
 """
 
 from dlmjax import config as config_lib

@@ -1,6 +1,6 @@
 """Masked diffusion on 27 symbols (text8's alphabet), 12 layers of 768 as in the published text8 runs.
 
-dlmjax prepare --input train.txt --tokenizer char27 --documents file --output data/char27 ...
+dlmjax prepare --input train.txt --split-files valid=valid.txt --tokenizer char27 --documents file --output data/char27
 dlmjax train --config configs/char27_small.py --config.data.paths=data/char27 --workdir runs/char27
 
 Published text8 bounds for 12 layers (bits/char): MD4 1.37, GenMD4 1.34 (2406.04329, table 2; text8 itself).

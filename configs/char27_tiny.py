@@ -1,6 +1,6 @@
 """Masked diffusion on 27 symbols, sized for two CPU cores.
 
-dlmjax prepare --input train.txt --tokenizer char27 --documents file --output data/char27 ...
+dlmjax prepare --input train.txt --split-files valid=valid.txt --tokenizer char27 --documents file --output data/char27
 dlmjax train --config configs/char27_tiny.py --config.data.paths=data/char27 --workdir runs/char27_tiny
 """
 

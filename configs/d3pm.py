@@ -1,11 +1,12 @@
-"""Discrete time (D3PM 2107.03006): a chain of 1000 steps of uniform noise, trained with the bound plus 0.01 cross-entropies.
+"""Discrete time (D3PM 2107.03006): a chain of 1000 steps of uniform noise, trained with the bound plus 0.01 x cross-entropy.
 
-The 0.01 stands beside the bound of all steps (the paper's eq. 5); its released code adds it to one step: hybrid_lambda(lam=10) here.
+The 0.01 multiplies cross-entropies added to the bound of all steps (the paper's eq. 5); its released code adds it to one step:
+weighting hybrid_lambda(lam=10) here.
 
 dlmjax train --config configs/d3pm.py --config.data.paths=data/corpus --workdir runs/d3pm
 dlmjax train --config configs/d3pm.py:tiny --config.data.paths=data/char27 --workdir runs/d3pm_tiny
 
-docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

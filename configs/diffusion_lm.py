@@ -3,7 +3,8 @@
 dlmjax train --config configs/diffusion_lm.py --config.data.paths=data/corpus --workdir runs/diffusion_lm
 dlmjax train --config configs/diffusion_lm.py:tiny --config.data.paths=data/char27 --workdir runs/diffusion_lm_tiny
 
-The loss is no bound; the bound is what is reported.  docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+The training loss is not a bound; reported likelihoods are the bound.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

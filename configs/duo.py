@@ -1,10 +1,10 @@
-"""Duo (2506.10892): uniform noise whose network first reads soft tokens, the argmax's Gaussian behind it; then plain uniform noise.
+"""Duo (2506.10892): first a curriculum on soft tokens, from Gaussian noise whose argmax is the uniform noise; then uniform noise alone.
 
 dlmjax train --config configs/duo.py --config.data.paths=data/corpus --workdir runs/duo
 dlmjax train --config configs/duo.py:tiny --config.data.paths=data/char27 --workdir runs/duo_tiny
 
-The first half of the steps is the curriculum: --config.train.steps=N wants --config.process.name="duo(until=N/2)", with the number, beside
-it.  docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+The first half of the steps is the curriculum: with --config.train.steps=N pass --config.process.name="duo(until=M)", where M = N/2.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

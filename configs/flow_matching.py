@@ -3,8 +3,8 @@
 dlmjax train --config configs/flow_matching.py --config.data.paths=data/corpus --workdir runs/flow_matching
 dlmjax train --config configs/flow_matching.py:tiny --config.data.paths=data/char27 --workdir runs/flow_matching_tiny
 
-From a masked source it is masked diffusion; from a uniform one its bound is not tight, even for the exact denoiser.
-docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+With a masked source this is masked diffusion; with a uniform one the bound is not tight, even for the exact denoiser.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

@@ -1,10 +1,10 @@
-"""Mask noise with a share of uniform noise (GIDD 2503.04482): a denoiser that can also correct what stands there.
+"""Mask noise with a share of uniform noise (GIDD 2503.04482): the denoiser can also correct revealed tokens.
 
 dlmjax train --config configs/hybrid.py --config.data.paths=data/corpus --workdir runs/hybrid
 dlmjax train --config configs/hybrid.py:tiny --config.data.paths=data/char27 --workdir runs/hybrid_tiny
 
-Trained with the paper's dynamic weights, no bound; the bound is reported.  p_uniform=0 is masked diffusion.
-docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+Trained with the paper's dynamic weights, which are not a bound; reported likelihoods are the bound.  p_uniform=0 is masked diffusion.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

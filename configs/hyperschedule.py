@@ -3,7 +3,7 @@
 dlmjax train --config configs/hyperschedule.py --config.data.paths=data/corpus --workdir runs/hyperschedule
 dlmjax train --config configs/hyperschedule.py:tiny --config.data.paths=data/char27 --workdir runs/hyperschedule_tiny
 
-docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

@@ -2,8 +2,8 @@
 
 dlmjax train --config configs/llada_8b.py --config.data.paths=data/corpus --config.mesh.fsdp=64 --workdir runs/llada_8b
 
-8.0B parameters; 2.3T tokens in the paper. Wants a pod: weights and AdamW's moments are 12 bytes a parameter; gradients and activations come
-beside them.
+8.0B parameters; 2.3T tokens in the paper. Requires a pod: weights and AdamW's moments take 12 bytes per parameter, gradients and
+activations more (`dlmjax plan`).
 """
 
 from dlmjax import config as config_lib

@@ -1,9 +1,9 @@
-"""Plaid (2305.18619): Gaussian noise on learned embeddings, trained on its likelihood bound, the schedule learned too.
+"""Plaid (2305.18619): Gaussian noise on learned embeddings, trained on its likelihood bound with a learned schedule.
 
 dlmjax train --config configs/plaid.py --config.data.paths=data/corpus --workdir runs/plaid
 dlmjax train --config configs/plaid.py:tiny --config.data.paths=data/char27 --workdir runs/plaid_tiny
 
-docs/benchmarks.md has bits/char and time of the tiny one beside all other families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
 """
 
 from dlmjax import config as config_lib

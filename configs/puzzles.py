@@ -5,8 +5,8 @@ dlmjax prepare --input runs/countdown/train.txt --documents line --output runs/c
 dlmjax train --config configs/puzzles.py --config.data.paths=runs/countdown/data --workdir runs/countdown/run
 dlmjax solve --workdir runs/countdown/run --input runs/countdown/test.txt
 
-The length is that of Countdown with three numbers; `dlmjax puzzles` says which length other puzzles take. docs/benchmarks.md has what came
-out, beside the autoregressive twin (--config.process.name=autoregressive).
+The length is that of Countdown with three numbers; `dlmjax puzzles` prints the length of other puzzles. docs/benchmarks.md has the results,
+with those of the autoregressive baseline (--config.process.name=autoregressive).
 """
 
 from dlmjax import config as config_lib

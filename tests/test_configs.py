@@ -120,5 +120,5 @@ def test_the_features_of_the_time_input_reach_the_network():
         for overrides in ([], ['model.time_input=adaln(features="fourier")'])
     ]
     assert [(spec.time_input, spec.time_features) for spec in specs] == [("adaln", "sinusoidal"), ("adaln", "fourier")]
-    with pytest.raises(InputError, match="takes no value but features"):
+    with pytest.raises(InputError, match="did you mean .features."):
         assemble(config_lib.load(path, ["model.time_input=adaln(feature=1)"]), tokenizer)

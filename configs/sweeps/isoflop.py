@@ -8,7 +8,7 @@ Without a corpus, --set data= --set vocab=50304 plans all the same.
 The batch is 0.5M tokens at 10B and follows D^0.82; the rate, tuned at width 768, is transferred by CompleteP.
 """
 
-from dlmjax.sweep.definition import IsoFlop, Near, Sweep
+from dlmjax.sweep.definition import IsoFlop, NearOptimum, Sweep
 from dlmjax.sweep.manifest import Validation
 from dlmjax.sweep.rules import BatchLaw, CompleteP, RateLaw
 
@@ -20,7 +20,7 @@ def get_sweep(data="data/corpus", budgets=(1e18, 3e18, 1e19, 3e19, 1e20), count=
         name="isoflop",
         data=data,
         series={name: f"../{name}.py" for name in series},
-        grid=IsoFlop(budgets=budgets, sizes=Near(count=count), seeds=seeds),
+        grid=IsoFlop(budgets=budgets, sizes=NearOptimum(count=count), seeds=seeds),
         overrides=(f"model.vocab={vocab}",),
         batch=BatchLaw(tokens=2**19, at=1e10),
         rate=RateLaw(lr=1e-3, batch=2**19),

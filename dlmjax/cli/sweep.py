@@ -125,10 +125,10 @@ def run_runs(arguments: argparse.Namespace) -> int:
     from dlmjax.cluster import requeue
     from dlmjax.sweep import batch, local
     from dlmjax.sweep.execute import find
-    from dlmjax.sweep.manifest import Plan
+    from dlmjax.sweep.manifest import SweepPlan
     from dlmjax.sweep.status import snapshot
 
-    planned, directory = Plan.read(arguments.directory), arguments.directory
+    planned, directory = SweepPlan.read(arguments.directory), arguments.directory
     runs = [find(planned, name) for name in dict.fromkeys(arguments.only or ())] or list(planned.runs)
     if arguments.line is not None:
         if arguments.only:
@@ -163,10 +163,10 @@ def _log(line: str) -> None:
 
 def status(arguments: argparse.Namespace, every: float = 2.0) -> int:
     """Prints the table of a sweep; with --watch every so many seconds until every run has ended, in place on a terminal."""
-    from dlmjax.sweep.manifest import Plan
+    from dlmjax.sweep.manifest import SweepPlan
     from dlmjax.sweep.status import snapshot
 
-    planned = Plan.read(arguments.directory)
+    planned = SweepPlan.read(arguments.directory)
     while True:
         seen = snapshot(planned, arguments.directory)
         clear = "\x1b[H\x1b[J" if arguments.watch and sys.stdout.isatty() else ""

@@ -10,7 +10,7 @@ from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.flags import one_line, print_anything
 from dlmjax.sweep.execute import UNFINISHED, execute, share_compiled
-from dlmjax.sweep.journal import RESULT, workdir_of
+from dlmjax.sweep.run_log import RESULT, workdir_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from dlmjax.fit import enough
 from dlmjax.plan.topology import GIB
 from dlmjax.sweep.definition import short
 from dlmjax.sweep.ladder import Shape
-from dlmjax.sweep.manifest import Plan, PlannedRun
+from dlmjax.sweep.manifest import PlannedRun, SweepPlan
 from dlmjax.sweep.planning import TOLERANCE, Device, Refusal
 
 _HEAD = (
@@ -20,24 +20,24 @@ _HEAD = (
 _MARKS = {"budget": "", "unique_tokens": "u", "epochs": "e", "tokens": "d", "batch": "b", "lr": "lr", "weights": "m", "seed": "s"}
 
 
-def table(plan: Plan, refused: Sequence[Refusal], device: Device) -> str:
+def table(plan: SweepPlan, refused: Sequence[Refusal], device: Device) -> str:
     """The whole plan as text."""
     capacity = device.topology.chip.memory if device.topology else None
     lines = [f"sweep {plan.name}: {len(plan.runs)} runs of {len({run.series for run in plan.runs})} series", ""]
-    cells = [(each.series, cell_text(each.cell)) for each in (*plan.runs, *refused)]
+    cells = [(each.series, point_text(each.cell)) for each in (*plan.runs, *refused)]
     wide, long = (max(len(text) for text in texts) for texts in zip(("series", "cell"), *cells, strict=True))
     lines.append(f"{'series':{wide}} {'cell':{long}} {_HEAD}" + (f" {'GiB/chip':>9}" if capacity else ""))
-    lines += [f"{run.series:{wide}} {cell_text(run.cell):{long}} {_line(run, capacity)}" for run in plan.runs]
+    lines += [f"{run.series:{wide}} {point_text(run.cell):{long}} {_line(run, capacity)}" for run in plan.runs]
     lines += ["", *_totals(plan.runs)]
     if refused:
         lines += ["", f"refused: {len(refused)} cells whose whole steps cannot be within {100 * TOLERANCE:.0f} % of what they ask for"]
         lines += [
-            f"  {refusal.series:{wide}} {cell_text(refusal.cell):{long}} w{refusal.cell['width']}: {refusal.reason}" for refusal in refused
+            f"  {refusal.series:{wide}} {point_text(refusal.cell):{long}} w{refusal.cell['width']}: {refusal.reason}" for refusal in refused
         ]
     return "\n".join([*lines, "", *_notes(plan, capacity, device)])
 
 
-def cell_text(cell: dict[str, Any]) -> str:
+def point_text(cell: dict[str, Any]) -> str:
     """What varies, but the width: `1e12 s0`."""
     values = {name: "_".join(map(short, value)) if isinstance(value, list) else short(value) for name, value in cell.items()}
     return " ".join(mark + values[name] for name, mark in _MARKS.items() if name in values)
@@ -87,7 +87,7 @@ def _totals(runs: Sequence[PlannedRun]) -> list[str]:
     return lines
 
 
-def _notes(plan: Plan, capacity: float | None, device: Device) -> list[str]:
+def _notes(plan: SweepPlan, capacity: float | None, device: Device) -> list[str]:
     validation = f"every run ends with {plan.validation}"
     notes = [
         "FLOPs: model FLOPs, forward and backward, attention and head included; off: of the run's whole steps against its budget",

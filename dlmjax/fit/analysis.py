@@ -1,6 +1,6 @@
 """One series under one definition of N: the three approaches, their error bars, and what each would have predicted. Imports no jax.
 
-A `Law` is what any approach ends in: best size, tokens and loss at given FLOPs; its numbers may be arrays of resamples.
+A `ScalingLaw` is what any approach ends in: best size, tokens and loss at given FLOPs; its numbers may be arrays of resamples.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ BEST = ("size", "tokens", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class ScalingLaw:
     """Best size, tokens and loss at given FLOPs.
 
     values: E, A, B, a, b (parametric), or size_coefficient, size_exponent, tokens_..., loss_..., loss_floor (the other two).
@@ -77,12 +77,12 @@ class Analysis:
     definition: str
     group_R: np.ndarray
     compute: Compute
-    laws: dict[str, Law]
+    laws: dict[str, ScalingLaw]
     refused: dict[str, str]
     parametric: huber.Fit | None
     isoflop: IsoFlop
     on_envelope_R: np.ndarray
-    resampled: dict[str, dict[str, Law]]
+    resampled: dict[str, dict[str, ScalingLaw]]
     held_out: dict[str, dict[str, float]]
     doubts: dict[str, tuple[str, ...]]
 
@@ -145,24 +145,26 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     on_R = envelope.front(points.flops_R, points.loss_R, group_R, np.ones((1, len(points))))[0]
     resampled = {}
     for blocks in bootstrap.BLOCKS if resamples else ():
-        weight_SR = bootstrap.draw(group_R, resamples, blocks, seed, cell_R=points.cell_R)
+        weight_SR = bootstrap.draw(group_R, resamples, blocks, seed, point_R=points.point_R)
         times = 2 if blocks == "runs" else 1
-        drawn_SR = weight_SR if times == 1 else bootstrap.draw(group_R, resamples, blocks, seed, times, points.cell_R)
+        drawn_SR = weight_SR if times == 1 else bootstrap.draw(group_R, resamples, blocks, seed, times, points.point_R)
         resampled[blocks] = {}
         if parametric is not None:
             resampled[blocks]["parametric"] = _resampled_parametric(points, definition, compute, parametric, weight_SR)
         if "envelope" in laws:
             through = envelope.laws(*_arrays(points, definition, group_R), weight_SR)
-            resampled[blocks]["envelope"] = Law("envelope", _powers(through), compute)
+            resampled[blocks]["envelope"] = ScalingLaw("envelope", _powers(through), compute)
         if "isoflop" in laws:
             found = isoflop.resample(*_arrays(points, definition, group_R), drawn_SR, times=times)
-            resampled[blocks]["isoflop"] = Law("isoflop", _powers(found), compute)
+            resampled[blocks]["isoflop"] = ScalingLaw("isoflop", _powers(found), compute)
     held_out = _held_out(points, definition, group_R, iso, parametric)
     doubts = _doubts(points, group_R, laws, parametric)
     return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out, doubts)
 
 
-def _doubts(points: Points, group_R: np.ndarray, laws: Mapping[str, Law], parametric: huber.Fit | None) -> dict[str, tuple[str, ...]]:
+def _doubts(
+    points: Points, group_R: np.ndarray, laws: Mapping[str, ScalingLaw], parametric: huber.Fit | None
+) -> dict[str, tuple[str, ...]]:
     budgets = fitness.best_runs(points.flops_R, points.loss_R, group_R)
     found = {}
     for method, law in laws.items():
@@ -184,7 +186,7 @@ def _powers(found: Mapping[str, PowerLaw]) -> dict[str, Any]:
 
 def _fit(
     points: Points, definition: str, group_R: np.ndarray, compute: Compute, warm: np.ndarray | None = None
-) -> tuple[dict[str, Law], dict[str, str], huber.Fit | None, IsoFlop]:
+) -> tuple[dict[str, ScalingLaw], dict[str, str], huber.Fit | None, IsoFlop]:
     """Laws by method, reasons for those that are missing, and the details of two of them."""
     laws, refused, parametric = {}, {}, None
     try:
@@ -196,12 +198,12 @@ def _fit(
         if not compute.rho > 0:
             raise InputError(f"FLOPs per token do not grow with N (C ~ N^{compute.rho:.3g} D), so there is no best size")
         parametric = huber.fit(ADDITIVE, points.columns(definition), points.loss_R, warm=warm)
-        laws["parametric"] = Law("parametric", parametric.values, compute)
+        laws["parametric"] = ScalingLaw("parametric", parametric.values, compute)
     except InputError as error:
         refused["parametric"] = str(error)
     iso = isoflop.fit(*_arrays(points, definition, group_R))
     if iso.laws:
-        laws["isoflop"] = Law("isoflop", _powers(iso.laws), compute)
+        laws["isoflop"] = ScalingLaw("isoflop", _powers(iso.laws), compute)
     else:
         refused["isoflop"] = f"{len(iso.accepted)} of {len(iso.minima)} budgets have a minimum that counts; at least 2 are needed"
     every = np.ones((1, len(points)))
@@ -210,18 +212,18 @@ def _fit(
     if len(np.unique(points.sizes[definition])) < 2:
         refused["envelope"] = "runs of one size tell nothing about the best one"
     elif count >= ENVELOPE_BUDGETS:
-        laws["envelope"] = Law("envelope", _powers(through), compute)
+        laws["envelope"] = ScalingLaw("envelope", _powers(through), compute)
     else:
         refused["envelope"] = f"{count} runs are the best at their compute; at least {ENVELOPE_BUDGETS} are needed"
     return laws, refused, parametric, iso
 
 
-def _resampled_parametric(points: Points, definition: str, compute: Compute, parametric: huber.Fit, weight_SR: np.ndarray) -> Law:
+def _resampled_parametric(points: Points, definition: str, compute: Compute, parametric: huber.Fit, weight_SR: np.ndarray) -> ScalingLaw:
     """The parametric law of each set of weights. Fits start from the whole one: resamples lie near it."""
     columns = {name: points.columns(definition)[name] for name in ADDITIVE.columns}
     start_SP = np.tile(parametric.theta_P, (len(weight_SR), 1))
     theta_SP, _ = huber.solve(ADDITIVE, columns, np.log(points.loss_R), weight_SR, start_SP)
-    return Law("parametric", ADDITIVE.values(theta_SP), compute)
+    return ScalingLaw("parametric", ADDITIVE.values(theta_SP), compute)
 
 
 def _held_out(points: Points, definition: str, group_R: np.ndarray, iso: IsoFlop, parametric: huber.Fit | None) -> dict:

@@ -34,12 +34,12 @@ class Interval:
         return result | {"95": [_plain(self.low_95), _plain(self.high_95)], "resamples": self.resamples, "lost": self.lost}
 
 
-def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int = 1, cell_R: np.ndarray | None = None) -> np.ndarray:
+def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int = 1, point_R: np.ndarray | None = None) -> np.ndarray:
     """Weights of the runs, [S, R]: how often each is drawn, over `times`. Runs in no budget (-1), and those that are alone in theirs, are
     one block together: drawn from a block of one, a run would have no error.
 
     blocks: "runs" or "budgets". times: as many runs are drawn from a budget as it has, so many times.
-    cell_R: what the runs of a budget are told apart by (their sizes); equal seeds draw the same cells of two series.
+    point_R: what the runs of a budget are told apart by (their sizes); equal seeds draw the same cells of two series.
     """
     labels, counts = np.unique(group_R, return_counts=True)
     group_R = np.where(np.isin(group_R, labels[counts == 1]), -1, group_R)
@@ -52,8 +52,8 @@ def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int
     for g, label in enumerate(labels):
         rng = np.random.default_rng([seed, g])  # of its own: a run that one of two series lacks moves the draws of its budget alone
         index = np.flatnonzero(group_R == label)
-        if cell_R is not None:
-            index = index[np.argsort(cell_R[index], kind="stable")]
+        if point_R is not None:
+            index = index[np.argsort(point_R[index], kind="stable")]
         draws_S = times * times_SG[:, g] * len(index)
         weight_SR[:, index] = rng.multinomial(draws_S, np.full(len(index), 1 / len(index))) / times
     return weight_SR

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dlmjax.fit import bootstrap, fitness
-from dlmjax.fit.analysis import Analysis, Law
+from dlmjax.fit.analysis import Analysis, ScalingLaw
 from dlmjax.fit.isoflop import PowerLaw, power_law
 from dlmjax.fit.points import Points
 
@@ -41,7 +41,7 @@ class Ratio:
         return dataclasses.asdict(self) | {"intervals": {blocks: each.record() for blocks, each in self.intervals.items()}}
 
 
-def flops_at(law: Law, loss: Any) -> Any:
+def flops_at(law: ScalingLaw, loss: Any) -> Any:
     """FLOPs at which the law's best run has this loss; infinite where it never does, nan where there is no law. Arrays pairwise."""
     E, K, g = (np.asarray(part, float) for part in law.frontier())
     above = np.asarray(loss, float) - E

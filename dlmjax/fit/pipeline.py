@@ -9,7 +9,7 @@ from dlmjax.errors import InputError
 from dlmjax.fit import compare, fitness, points, special
 from dlmjax.fit.analysis import Analysis, analyse, usable
 from dlmjax.fit.points import Points
-from dlmjax.fit.results import Result, SeriesFit
+from dlmjax.fit.results import ObjectiveFit, Result
 from dlmjax.sweep.records import Record, read_records
 
 SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
@@ -66,7 +66,7 @@ def _one_of_each(records: Sequence[Record]) -> list[Record]:
     return list(seen.values())
 
 
-def _series(name: str, found: Points | None, records: list[Record], resamples: int, seed: int) -> SeriesFit:
+def _series(name: str, found: Points | None, records: list[Record], resamples: int, seed: int) -> ObjectiveFit:
     refused, analyses, laws, left = "", {}, {}, dict(found.left_out) if found else _statuses(records)
     reference = None
     few = min(resamples, SPECIAL_RESAMPLES)
@@ -83,7 +83,7 @@ def _series(name: str, found: Points | None, records: list[Record], resamples: i
             reference = min(base.records, key=lambda run: (-(run.budget or 0), run.loss))
     tuned = special.tuning(records)
     mixed = special.mixing(records, resamples=few, seed=seed)
-    return SeriesFit(name, found, analyses, laws, tuned, mixed, left, reference, refused)
+    return ObjectiveFit(name, found, analyses, laws, tuned, mixed, left, reference, refused)
 
 
 def _statuses(records: Sequence[Record]) -> dict[str, int]:
@@ -92,7 +92,7 @@ def _statuses(records: Sequence[Record]) -> dict[str, int]:
     return {state: states.count(state) for state in sorted(set(states))}
 
 
-def _comparisons(found: Sequence[SeriesFit], base: str | None, resamples: int, seed: int):
+def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int, seed: int):
     """Ratios and crossings of every series with the base (that of BASES, or the first). Series that were measured
     differently, or are of other vocabularies or corpora, are not compared; why comes third."""
     names = [each.series for each in found]

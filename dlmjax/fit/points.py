@@ -83,7 +83,7 @@ class Points:
         return {name: np.log(array) for name, array in arrays.items()}
 
     @property
-    def cell_R(self) -> np.ndarray:
+    def point_R(self) -> np.ndarray:
         """Rank of each run by size, then seed: the order of a grid's cells, whatever rounding made of their FLOPs."""
         seed_R = np.array([record.seed for record in self.records] or np.zeros(len(self)))
         rank_R = np.empty(len(self), int)

@@ -9,7 +9,7 @@ from typing import Any
 from dlmjax.files import write_atomically
 from dlmjax.fit import plots
 from dlmjax.fit.bootstrap import interval
-from dlmjax.fit.results import COMPARED, PAGE, PICTURES, REPEATED, Result, SeriesFit, file_names
+from dlmjax.fit.results import COMPARED, PAGE, PICTURES, REPEATED, ObjectiveFit, Result, file_names
 from dlmjax.fit.text import MARK, between, crossed, doubted, marked, ratio_cell, short, summary
 
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -56,7 +56,7 @@ def _how(result: Result) -> str:
     )
 
 
-def _series(found: SeriesFit, name: str, pictures: dict[str, bytes]) -> Iterator[str]:
+def _series(found: ObjectiveFit, name: str, pictures: dict[str, bytes]) -> Iterator[str]:
     yield f"<h2>{_text(found.series)}</h2>"
     left = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
     validation = f" Measured on {found.points.validation}." if found.points and found.points.validation else ""

@@ -20,7 +20,7 @@ from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.files import finite, parse_json, read_bounded, require_shape, write_atomically
 from dlmjax.fit import bootstrap
-from dlmjax.fit.analysis import BEST, Analysis, Law
+from dlmjax.fit.analysis import BEST, Analysis, ScalingLaw
 from dlmjax.fit.compare import Crossings, Ratio
 from dlmjax.fit.forms import ADDITIVE, Compute
 from dlmjax.fit.points import Points
@@ -36,7 +36,7 @@ VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and lea
 
 
 @dataclasses.dataclass(frozen=True)
-class SeriesFit:
+class ObjectiveFit:
     """All of one series. points: every run that was read, also those that the base laws leave out. analyses: by definition of N.
     special: by name of the form. mixing: by domain. left_out: runs by reason. refused: why there is no analysis at all."""
 
@@ -58,7 +58,7 @@ class Result:
     sources: tuple[str, ...]
     resamples: int
     seed: int
-    series: tuple[SeriesFit, ...]
+    series: tuple[ObjectiveFit, ...]
     ratios: tuple[Ratio, ...]
     crossings: tuple[Crossings, ...]
     apart: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ def file_names(series: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _rows(found: SeriesFit) -> list[dict[str, Any]]:
+def _rows(found: ObjectiveFit) -> list[dict[str, Any]]:
     points, analysis = found.points, found.analyses.get("total")
     if points is None:
         return []
@@ -159,7 +159,7 @@ def _number(value: float) -> str:
     return "" if not math.isfinite(value) else repr(int(value) if float(value).is_integer() else float(value))
 
 
-def _series(found: SeriesFit) -> dict[str, Any]:
+def _series(found: ObjectiveFit) -> dict[str, Any]:
     record: dict[str, Any] = {"runs": len(found.points) if found.points else 0, "left_out": found.left_out, "refused": found.refused}
     if found.points is not None:
         record |= {"validation": found.points.validation, "notes": list(found.points.notes)}
@@ -212,7 +212,7 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
     return record
 
 
-def _both(analysis: Analysis, method: str, numbers: Callable[[Law], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _both(analysis: Analysis, method: str, numbers: Callable[[ScalingLaw], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Numbers of a law with their intervals, by name and kind of block; without resamples the estimates alone."""
     estimates = {name: float(value) for name, value in numbers(analysis.laws[method]).items()}
     found: dict[str, dict[str, Any]] = {name: {"estimate": value} for name, value in estimates.items()}
@@ -230,18 +230,19 @@ class Saved:
     record: dict[str, Any]
     samples: dict[str, np.ndarray]
 
-    def laws(self, series: str, definition: str) -> tuple[dict[str, Law], dict[str, dict[str, Law]]]:
+    def laws(self, series: str, definition: str) -> tuple[dict[str, ScalingLaw], dict[str, dict[str, ScalingLaw]]]:
         """Laws of one series and definition by method, and those of the resamples by blocks and method."""
         found = self.record["series"][series]["definitions"][definition]
         compute = Compute(**found["compute"])
-        laws = {method: Law(method, values, compute) for method, values in found["laws"].items()}
+        laws = {method: ScalingLaw(method, values, compute) for method, values in found["laws"].items()}
         grouped: dict[str, dict[str, dict[str, np.ndarray]]] = {}
         for key, values in self.samples.items():
             of, under, blocks, method, name = key.rsplit("|", 4)
             if (of, under) == (series, definition):
                 grouped.setdefault(blocks, {}).setdefault(method, {})[name] = values
         resampled = {
-            blocks: {method: Law(method, values, compute) for method, values in by_method.items()} for blocks, by_method in grouped.items()
+            blocks: {method: ScalingLaw(method, values, compute) for method, values in by_method.items()}
+            for blocks, by_method in grouped.items()
         }
         return laws, resampled
 

@@ -9,7 +9,7 @@ from dlmjax.fit.bootstrap import Interval, interval
 from dlmjax.fit.compare import METHODS as RATIOS
 from dlmjax.fit.compare import Crossings, Ratio
 from dlmjax.fit.predict import Prediction
-from dlmjax.fit.results import Result, SeriesFit
+from dlmjax.fit.results import ObjectiveFit, Result
 from dlmjax.fit.special import Special, Tuning, best_epochs
 
 FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
@@ -85,7 +85,7 @@ def between(found: Interval | None, estimate: float) -> str:
     return f"{short(estimate)} [{short(found.low_95)}, {short(found.high_95)}]"
 
 
-def _series(found: SeriesFit) -> Iterator[str]:
+def _series(found: ObjectiveFit) -> Iterator[str]:
     left = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in found.left_out.items()) if found.left_out else ""
     yield f"{found.series}: {len(found.points) if found.points else 0} runs{left}"
     if found.points is not None:

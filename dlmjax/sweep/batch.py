@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 from dlmjax.cluster import requeue
 from dlmjax.errors import InputError
-from dlmjax.sweep.journal import Journal
-from dlmjax.sweep.manifest import Plan, PlannedRun
+from dlmjax.sweep.manifest import PlannedRun, SweepPlan
+from dlmjax.sweep.run_log import RunLog
 
 CONTAINER, JOB = "run", "runs"
 
 
-def unfinished(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+def unfinished(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Those that did not finish, and did not diverge for good; in the order of the manifest."""
-    journal = Journal(directory)
-    return [run for run in runs if journal.state(run.id, plan.policy) not in ("finished", "diverged")]
+    run_log = RunLog(directory)
+    return [run for run in runs if run_log.state(run.id, plan.policy) not in ("finished", "diverged")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class JobOptions:
     node: Sequence[str] = ()
 
 
-def commands(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[str]:
+def commands(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun]) -> list[str]:
     """One command for each run that is not finished, the longest first: for GNU parallel, xargs, or any other scheduler.
 
     Each uses all cores of its process, or the first GPU: without --jobs 1 every one of them would be pinned to the first core.
@@ -57,7 +57,7 @@ def commands(plan: Plan, directory: str, runs: Sequence[PlannedRun]) -> list[str
     return [shlex.join(["dlmjax", "sweep", "run", directory, "--jobs", "1", "--only", run.id]) for run in left]
 
 
-def slurm_script(plan: Plan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> str:
+def slurm_script(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> str:
     """The text that sbatch reads: element I of the array runs line I of the manifest.
 
     Raises InputError: no run is left, or an option is out of its range.
@@ -83,7 +83,7 @@ def slurm_script(plan: Plan, directory: str, runs: Sequence[PlannedRun], wanted:
     return requeue.job_script(options, wanted.sbatch, wanted.setup, command, **limits)
 
 
-def jobset(plan: Plan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> dict:
+def jobset(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> dict:
     """The JobSet of a sweep, for `kubectl apply`: one indexed job, pod I runs line I of the manifest.
 
     Bad input (exit code 2) and runs that failed by policy (1) end that index alone.

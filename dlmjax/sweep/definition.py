@@ -39,7 +39,7 @@ MOST_RUNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class SweepPoint:
     """One run of a series: what varies (`values`, as the manifest keeps it; `parts` of its id), and what follows for the config.
 
     Either `flops` (of the run) or `tokens` says how long it trains. unique: tokens of the corpus that it may see. batch (windows), lr,
@@ -59,7 +59,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Near:
+class NearOptimum:
     """Sizes around a law N = a C^b of non-embedding parameters: for each budget the `count` rungs nearest to it in ratio.
 
     By default the law is that of Quokka (2510.03280) for masked diffusion, whose networks are of one family with these.
@@ -70,9 +70,9 @@ class Near:
     count: int = 7
 
     def __post_init__(self) -> None:
-        checks.positive("Near", a=self.a)
-        checks.finite("Near", b=self.b)
-        checks.whole("Near", 1, count=self.count)
+        checks.positive("NearOptimum", a=self.a)
+        checks.finite("NearOptimum", b=self.b)
+        checks.whole("NearOptimum", 1, count=self.count)
 
     def widths(self, flops: float | int) -> tuple[int, ...]:
         """Rungs for one budget, narrow to wide."""
@@ -85,26 +85,26 @@ class Near:
 class IsoFlop:
     """Every size trained at every budget (Chinchilla 2203.15556, approach 2).
 
-    budgets: FLOPs of a run (model FLOPs: forward and backward, attention and head included). sizes: widths, or `Near` a law.
+    budgets: FLOPs of a run (model FLOPs: forward and backward, attention and head included). sizes: widths, or `NearOptimum` a law.
     """
 
     budgets: Sequence[float | int]
-    sizes: Sequence[int] | Near
+    sizes: Sequence[int] | NearOptimum
     seeds: Sequence[int] = (0,)
 
     def __post_init__(self) -> None:
         _numbers("IsoFlop", budgets=self.budgets)
         _whole("IsoFlop", seeds=self.seeds, most=SEEDS - 1)
-        if not isinstance(self.sizes, Near):
+        if not isinstance(self.sizes, NearOptimum):
             _widths("IsoFlop", self.sizes)
 
-    def cells(self) -> Iterator[Cell]:
+    def points(self) -> Iterator[SweepPoint]:
         """By budget, then width, then seed."""
         for budget in self.budgets:
-            widths = self.sizes.widths(budget) if isinstance(self.sizes, Near) else self.sizes
+            widths = self.sizes.widths(budget) if isinstance(self.sizes, NearOptimum) else self.sizes
             for width, seed in itertools.product(widths, self.seeds):
                 values = {"budget": float(budget), "width": width, "seed": seed}
-                yield Cell(width, seed, values, (short(budget), f"w{width}", f"s{seed}"), flops=float(budget))
+                yield SweepPoint(width, seed, values, (short(budget), f"w{width}", f"s{seed}"), flops=float(budget))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +124,12 @@ class Repeated:
         _whole("Repeated", least=1, unique_tokens=self.unique_tokens, epochs=self.epochs)
         _whole("Repeated", seeds=self.seeds, most=SEEDS - 1)
 
-    def cells(self) -> Iterator[Cell]:
+    def points(self) -> Iterator[SweepPoint]:
         """By unique tokens, then epochs, then width, then seed."""
         for unique, epochs, width, seed in itertools.product(self.unique_tokens, self.epochs, self.sizes, self.seeds):
             values = {"unique_tokens": unique, "epochs": epochs, "width": width, "seed": seed}
             parts = (f"u{unique}", f"e{epochs}", f"w{width}", f"s{seed}")
-            yield Cell(width, seed, values, parts, tokens=float(unique * epochs), unique=unique)
+            yield SweepPoint(width, seed, values, parts, tokens=float(unique * epochs), unique=unique)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +151,12 @@ class BatchRate:
         _whole("BatchRate", least=1, batches=self.batches)
         _whole("BatchRate", seeds=self.seeds, most=SEEDS - 1)
 
-    def cells(self) -> Iterator[Cell]:
+    def points(self) -> Iterator[SweepPoint]:
         """By width, then tokens, then batch, then learning rate, then seed."""
         for width, tokens, batch, lr, seed in itertools.product(self.sizes, self.tokens, self.batches, self.lrs, self.seeds):
             values = {"width": width, "tokens": float(tokens), "batch": batch, "lr": float(lr), "seed": seed}
             parts = (f"w{width}", f"d{short(tokens)}", f"b{batch}", f"lr{short(lr)}", f"s{seed}")
-            yield Cell(width, seed, values, parts, tokens=float(tokens), batch=batch, lr=float(lr))
+            yield SweepPoint(width, seed, values, parts, tokens=float(tokens), batch=batch, lr=float(lr))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,20 +178,20 @@ class Mixture:
         for shares in self.weights:
             _numbers("Mixture", unique=False, weights=shares)
 
-    def cells(self) -> Iterator[Cell]:
+    def points(self) -> Iterator[SweepPoint]:
         """By width, then tokens, then weights, then seed."""
         for width, tokens, weights, seed in itertools.product(self.sizes, self.tokens, self.weights, self.seeds):
             shares = [float(weight) for weight in weights]
             values = {"width": width, "tokens": float(tokens), "weights": shares, "seed": seed}
             parts = (f"w{width}", f"d{short(tokens)}", "m" + "_".join(map(short, shares)), f"s{seed}")
-            yield Cell(width, seed, values, parts, tokens=float(tokens), weights=tuple(shares))
+            yield SweepPoint(width, seed, values, parts, tokens=float(tokens), weights=tuple(shares))
 
 
 Grid = IsoFlop | Repeated | BatchRate | Mixture
 
 
 @dataclasses.dataclass(frozen=True)
-class Series:
+class Objective:
     """One objective: its config (`FILE.py` or `FILE.py:SIZE`, relative to the sweep's file), overrides and rules of its own."""
 
     config: str
@@ -200,8 +200,11 @@ class Series:
     rate: Rate | None = None
 
     def __post_init__(self) -> None:
-        _kinds("Series", config=(self.config, str), batch=(self.batch, Batch | None), rate=(self.rate, Rate | None))
-        _texts("Series", overrides=self.overrides)
+        _kinds("Objective", config=(self.config, str), batch=(self.batch, Batch | None), rate=(self.rate, Rate | None))
+        _texts("Objective", overrides=self.overrides)
+
+
+Near, Series = NearOptimum, Objective  # the names that sweep files written before 2026-11 import
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +217,7 @@ class Sweep:
     """
 
     name: str
-    series: Mapping[str, str | Series]
+    series: Mapping[str, str | Objective]
     grid: Grid
     data: str | Sequence[str] = ()
     overrides: Sequence[str] = ()
@@ -235,7 +238,7 @@ class Sweep:
             transfer=(self.transfer, CompleteP | None),
             validation=(self.validation, Validation),
             policy=(self.policy, Policy),
-            **{f"series[{name!r}]": (series, str | Series) for name, series in _items(self.series)},
+            **{f"series[{name!r}]": (series, str | Objective) for name, series in _items(self.series)},
         )
         _texts("Sweep", data=(self.data,) if isinstance(self.data, str) else self.data, overrides=self.overrides)
         checks.whole(f"sweep {self.name}", 1, checkpoints=self.checkpoints)
@@ -250,7 +253,7 @@ class Sweep:
             raise InputError(f"sweep {self.name}: repeated data is the first tokens of one corpus; data has {len(self.paths)}")
         if isinstance(self.grid, Mixture) and any(len(weights) != len(self.paths) for weights in self.grid.weights):
             raise InputError(f"sweep {self.name}: every mixture wants a weight for each of the {len(self.paths)} corpora in data")
-        if len(list(itertools.islice(self.grid.cells(), MOST_RUNS + 1))) * len(self.series) > MOST_RUNS:
+        if len(list(itertools.islice(self.grid.points(), MOST_RUNS + 1))) * len(self.series) > MOST_RUNS:
             raise InputError(f"sweep {self.name} has more than {MOST_RUNS:,} runs; shorten its grid")
 
     @property
@@ -259,10 +262,10 @@ class Sweep:
         given = (self.data,) if isinstance(self.data, str) else tuple(self.data)
         return tuple(path for path in given if path)
 
-    def series_of(self, name: str) -> Series:
+    def objective_of(self, name: str) -> Objective:
         """A series with the sweep's rules where it has none of its own."""
         found = self.series[name]
-        found = Series(found) if isinstance(found, str) else found
+        found = Objective(found) if isinstance(found, str) else found
         return dataclasses.replace(found, batch=found.batch or self.batch, rate=found.rate or self.rate)
 
 

@@ -24,11 +24,13 @@ from typing import Any
 
 from dlmjax.errors import Diverged, InputError
 from dlmjax.files import finite
-from dlmjax.sweep.journal import (
+from dlmjax.sweep.manifest import PlannedRun, SweepPlan, Validation
+from dlmjax.sweep.records import Record
+from dlmjax.sweep.run_log import (
     COMPILED,
     LOCKS,
     STEPPED,
-    Account,
+    Counters,
     config_values,
     domain_names,
     facts,
@@ -38,8 +40,6 @@ from dlmjax.sweep.journal import (
     shape_of,
     workdir_of,
 )
-from dlmjax.sweep.manifest import Plan, PlannedRun, Validation
-from dlmjax.sweep.records import Record
 
 SKIPPED_SHARE = 0.01  # of its updates; a run that skipped more has not learned from the tokens it is billed for
 UNFINISHED = 75  # EX_TEMPFAIL: a signal stopped the run, a checkpoint is saved, the same command goes on
@@ -61,18 +61,18 @@ def execute(directory: str, run_id: str, *, diverged: int = 0, attempt: int = 0,
       InputError: no such sweep or run, an unknown leaf, a corpus without the split to be measured on.
     """
     began, started = time.perf_counter(), time.time() if started is None else started
-    plan = Plan.read(directory)
+    plan = SweepPlan.read(directory)
     run = find(plan, run_id)
     values = config_values(run, plan.policy, diverged)
     workdir = workdir_of(directory, run_id, diverged)
     workdir.mkdir(parents=True, exist_ok=True)
-    account = Account(workdir)
+    counters = Counters(workdir)
     overhead = time.perf_counter() - began
-    with _counted(account):
-        return _Run(plan, run, values, workdir, account, _Turns(directory, values)).go(attempt, started, overhead)
+    with _counted(counters):
+        return _Run(plan, run, values, workdir, counters, CompileLock(directory, values)).go(attempt, started, overhead)
 
 
-def find(plan: Plan, run_id: str) -> PlannedRun:
+def find(plan: SweepPlan, run_id: str) -> PlannedRun:
     """Raises InputError: the manifest has no such run."""
     found = {run.id: run for run in plan.runs}
     if run_id not in found:
@@ -84,12 +84,12 @@ def find(plan: Plan, run_id: str) -> PlannedRun:
 class _Run:
     """One attempt."""
 
-    plan: Plan
+    plan: SweepPlan
     run: PlannedRun
     values: Mapping[str, Any]
     workdir: pathlib.Path
-    account: Account
-    turns: "_Turns"
+    counters: Counters
+    compile_lock: "CompileLock"
 
     def go(self, attempt: int, started: float, overhead: float) -> Record | None:
         """Acts: refuse what cannot end well, train, measure, record."""
@@ -110,12 +110,12 @@ class _Run:
         if not finished:
             return None
         ended = time.time()
-        with self.turns.first("evaluate") as compiled:
+        with self.compile_lock.held("evaluate") as compiled:
             begin = time.time()
-            self.account.note("start", max(begin - ended, 0.0))
+            self.counters.note("start", max(begin - ended, 0.0))
             found = final_metric(str(self.workdir), self.plan.validation, list(config.data.paths))
             compiled()
-            self.account.note("evaluate", max(time.time() - begin, 0.0))
+            self.counters.note("evaluate", max(time.time() - begin, 0.0))
         return self._judged(found, attempt, overhead)
 
     def _train(self, config, started: float) -> bool:
@@ -123,8 +123,8 @@ class _Run:
         from dlmjax.train import train
 
         first = None
-        with self.turns.first("train") as compiled:
-            self.account.note("start", max(time.time() - started, 0.0))
+        with self.compile_lock.held("train") as compiled:
+            self.counters.note("start", max(time.time() - started, 0.0))
 
             def on_step(done: int) -> None:
                 nonlocal first
@@ -132,7 +132,7 @@ class _Run:
                     first = done
                 elif done == first + 1:
                     compiled()
-                    self.account.note(STEPPED)
+                    self.counters.note(STEPPED)
 
             return train(config, str(self.workdir), command="the same sweep", on_step=on_step)["finished"]
 
@@ -155,7 +155,7 @@ class _Run:
         from dlmjax.evaluation.record import made_with
         from dlmjax.training.goodput import read_lives
 
-        totals = self.account.totals()
+        totals = self.counters.totals()
         nothing = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
         counted = {"compiled": int(totals["compiled"]), "from_cache": int(totals["read"])}
         # Of a wall clock that may have been set back meanwhile.
@@ -220,10 +220,11 @@ def _last_line(workdir: pathlib.Path) -> dict[str, Any]:
 # --- compiled programs ---------------------------------------------------------------------------------------------------------------
 
 
-class _Turns:
-    """Who compiles: one process at a time, until the programs of a config are known to be compiled.
+class CompileLock:
+    """A lock under which one process at a time compiles, until the programs of a config are known to be compiled.
 
-    Small programs are common to all runs, or to all of a process: so the first run of a sweep, and of a process, has its turn alone.
+    All runs share some small programs, and all runs of one noise process share others: so the first run of a sweep, and the first of a
+    noise process, compiles alone.
     """
 
     def __init__(self, root: str, values: Mapping[str, Any]):
@@ -233,8 +234,8 @@ class _Turns:
         self._levels = (("all", "all"), (process, process), (shape_of(values), programs_of(values)))
 
     @contextlib.contextmanager
-    def first(self, act: str) -> Iterator[Callable[[], None]]:
-        """`with turns.first("train") as compiled: ...; compiled(); ...`: waits for its turn where that is needed; `compiled` ends it."""
+    def held(self, act: str) -> Iterator[Callable[[], None]]:
+        """`with compile_lock.held("train") as compiled: ...; compiled(); ...`: waits for the lock where needed; `compiled` frees it."""
         notes = [self._root / LOCKS / f"{act}-{noted}.done" for _, noted in self._levels]
         with contextlib.ExitStack() as held:  # should it end before it has compiled everything, the next one does
             for (locked, _), note in zip(self._levels, notes, strict=True):
@@ -250,7 +251,7 @@ class _Turns:
 
 
 @contextlib.contextmanager
-def _counted(account: Account) -> Iterator[None]:
+def _counted(counters: Counters) -> Iterator[None]:
     """Notes each program that XLA compiles into the cache, or reads from it."""
     from jax import monitoring
 
@@ -258,7 +259,7 @@ def _counted(account: Account) -> Iterator[None]:
 
     def listen(event: str, **_: Any) -> None:
         if event in names:
-            account.note(names[event])
+            counters.note(names[event])
 
     monitoring.register_event_listener(listen)
     try:

@@ -30,13 +30,15 @@ from dlmjax import checks
 from dlmjax.cluster.supervise import FORWARDED, heard
 from dlmjax.errors import InputError
 from dlmjax.sweep import execute
-from dlmjax.sweep.journal import (
+from dlmjax.sweep.manifest import RECORDS, PlannedRun, SweepPlan
+from dlmjax.sweep.records import Record, append_record
+from dlmjax.sweep.run_log import (
     COMPILED,
     LOG,
     RESULT,
     STEPPED,
-    Account,
-    Journal,
+    Counters,
+    RunLog,
     facts,
     failed,
     hold,
@@ -46,8 +48,6 @@ from dlmjax.sweep.journal import (
     with_overhead,
     workdir_of,
 )
-from dlmjax.sweep.manifest import RECORDS, Plan, PlannedRun
-from dlmjax.sweep.records import Record, append_record
 
 LOOK_AGAIN = 1.0  # seconds until runs that another sweep holds are asked for again
 LOG_EVERY = 60.0  # seconds between lines of progress
@@ -56,7 +56,7 @@ DEVICE_MEMORY = 0.9  # of a GPU, for all runs on it
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
+class WorkerSlot:
     """A share of this machine. cores: that its process is pinned to, none = not pinned; environment: what its process gets beside ours."""
 
     name: str
@@ -64,7 +64,7 @@ class Slot:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def slots(jobs: int | None, environment: Mapping[str, str]) -> list[Slot]:
+def worker_slots(jobs: int | None, environment: Mapping[str, str]) -> list[WorkerSlot]:
     """The slots of this machine for so many runs at a time; None: one for each GPU, or else for each core.
 
     Raises InputError: fewer than one, more than there are cores.
@@ -78,9 +78,9 @@ def slots(jobs: int | None, environment: Mapping[str, str]) -> list[Slot]:
         share = -(-jobs // len(devices))
         memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{DEVICE_MEMORY / share:.3f}"} if share > 1 else {}
         chosen = [devices[number % len(devices)] for number in range(jobs)]
-        return [Slot(f"gpu {device}", (), {"CUDA_VISIBLE_DEVICES": device, **memory}) for device in chosen]
+        return [WorkerSlot(f"gpu {device}", (), {"CUDA_VISIBLE_DEVICES": device, **memory}) for device in chosen]
     if not on_cpu and list(pathlib.Path("/dev").glob("accel[0-9]*")):
-        return [Slot("tpu")]  # one process holds all chips of a host
+        return [WorkerSlot("tpu")]  # one process holds all chips of a host
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     jobs = jobs or len(cores)
     if jobs > len(cores):
@@ -89,7 +89,7 @@ def slots(jobs: int | None, environment: Mapping[str, str]) -> list[Slot]:
     shares = [tuple(cores[number * width : (number + 1) * width]) for number in range(jobs)]
     pinned = hasattr(os, "sched_setaffinity")
     # One device of all cores: programs with collectives between several that are read back can hang on CPU.
-    return [Slot(f"cores {share[0]}-{share[-1]}", share if pinned else (), {"JAX_NUM_CPU_DEVICES": "1"}) for share in shares]
+    return [WorkerSlot(f"cores {share[0]}-{share[-1]}", share if pinned else (), {"JAX_NUM_CPU_DEVICES": "1"}) for share in shares]
 
 
 def gpus(environment: Mapping[str, str]) -> list[str]:
@@ -110,7 +110,7 @@ class _Running:
     """A run that has a process."""
 
     run: PlannedRun
-    slot: Slot
+    slot: WorkerSlot
     diverged: int
     attempt: int
     process: subprocess.Popen
@@ -133,9 +133,9 @@ class Local:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SweepPlan,
         directory: str,
-        slots: Sequence[Slot],
+        slots: Sequence[WorkerSlot],
         runs: Sequence[PlannedRun] | None = None,
         log: Callable[[str], object] = lambda line: None,
         progress: Callable[[], str] | None = None,
@@ -150,7 +150,7 @@ class Local:
         self._shape = {run.id: shape_of(run.config) for run in self._waiting}
         self._free, self._running = list(slots), {}
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
-        self._journal, self._failures, self._hopeless = Journal(directory), Counter(), set()
+        self._run_log, self._failures, self._hopeless = RunLog(directory), Counter(), set()
         self._asked: list[int] = []
         self._busy, self._mark, self._logged = spent, time.perf_counter(), time.monotonic()
 
@@ -178,18 +178,18 @@ class Local:
 
     def _fill(self) -> None:
         """Starts runs while there are slots."""
-        self._journal.refresh()
+        self._run_log.refresh()
         policy = self._plan.policy
-        self._waiting = [run for run in self._waiting if self._journal.state(run.id, policy) not in ("finished", "diverged")]
+        self._waiting = [run for run in self._waiting if self._run_log.state(run.id, policy) not in ("finished", "diverged")]
         for run in self._order() if self._free else []:
             if not self._free:
                 break
             lock = hold(self._root, run.id)
             if lock is None:
                 continue  # somebody else runs it
-            self._journal.refresh()  # it may have ended between the look and the lock
+            self._run_log.refresh()  # it may have ended between the look and the lock
             self._waiting.remove(run)
-            if self._journal.state(run.id, policy) in ("finished", "diverged"):
+            if self._run_log.state(run.id, policy) in ("finished", "diverged"):
                 with released(lock):
                     continue
             self._start(run, self._free.pop(0), lock)
@@ -204,15 +204,15 @@ class Local:
         return ordered + later
 
     def _compiles(self, each: _Running) -> bool:
-        return Account(each.workdir).totals()[STEPPED] == each.stepped
+        return Counters(each.workdir).totals()[STEPPED] == each.stepped
 
-    def _start(self, run: PlannedRun, slot: Slot, lock: int) -> None:
-        diverged, attempt = self._journal.diverged(run.id), len(self._journal.of(run.id))
+    def _start(self, run: PlannedRun, slot: WorkerSlot, lock: int) -> None:
+        diverged, attempt = self._run_log.diverged(run.id), len(self._run_log.of(run.id))
         workdir = workdir_of(self._root, run.id, diverged)
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / RESULT).unlink(missing_ok=True)
         command = self._command(self._root, run.id, diverged=diverged, attempt=attempt, cores=slot.cores)
-        stepped = int(Account(workdir).totals()[STEPPED])
+        stepped = int(Counters(workdir).totals()[STEPPED])
         with open(workdir / LOG, "ab") as log:
             # A session of its own: a terminal's Ctrl-C arrives here alone and is handed on once. The lock goes with it: should this
             # process be killed, the run is free only when its process is gone too.
@@ -272,14 +272,14 @@ class Local:
     def _after(self, run: PlannedRun, record: Record, code: int) -> None:
         """Says how it ended and, by the policy, lets it wait for another try."""
         policy, again = self._plan.policy, False
-        self._journal.refresh()
+        self._run_log.refresh()
         if record.status == "failed":
             self._failures[run.id] += 1
             again = code != 2 and self._failures[run.id] <= policy.retries  # bad input ends the same way again
             if not again:
                 self._hopeless.add(run.id)
         elif record.status == "diverged":
-            again = self._journal.state(run.id, policy) == "waiting"
+            again = self._run_log.state(run.id, policy) == "waiting"
         if again:
             self._waiting.append(run)
         self._log(ending(record) + ("; it will be tried again" if again else ""))
@@ -334,7 +334,7 @@ def drop_torn(directory: str) -> None:
 
 
 def run(
-    plan: Plan, directory: str, runs: Sequence[PlannedRun], jobs: int | None, log: Callable[[str], object], progress: Callable[[], str]
+    plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], jobs: int | None, log: Callable[[str], object], progress: Callable[[], str]
 ) -> int:
     """Runs these lines of a manifest on this machine; returns the exit code, see `Local.go`.
 
@@ -343,7 +343,7 @@ def run(
     Raises InputError: see `slots`.
     """
     # One run of several gets the whole machine; of several runs, each gets a share that does not depend on how many are left.
-    shares = slots(1 if jobs is None and len(runs) == 1 and len(plan.runs) > 1 else jobs, os.environ)
+    shares = worker_slots(1 if jobs is None and len(runs) == 1 and len(plan.runs) > 1 else jobs, os.environ)
     drop_torn(directory)
     log(f"{len(runs)} runs of {plan.name}, {len(shares)} at a time: {', '.join(sorted({share.name for share in shares}))}")
     return Local(plan, directory, shares, runs, log, progress, spent=time.process_time()).go()

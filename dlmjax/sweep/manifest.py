@@ -118,7 +118,7 @@ class _Head:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep as it lies on disk. made: versions and commit (`evaluation.record`), device of the expectations."""
 
     name: str
@@ -150,7 +150,7 @@ class Plan:
         write_atomically(pathlib.Path(directory) / SWEEP, json.dumps(dataclasses.asdict(head), indent=1) + "\n")
 
     @classmethod
-    def read(cls, directory: str | os.PathLike) -> "Plan":
+    def read(cls, directory: str | os.PathLike) -> "SweepPlan":
         """The plan of a directory. A manifest whose first lines are those of `sweep.json` is one that was about to grow: they count.
 
         Raises InputError: no plan there, or one that is damaged, of another version, or was edited: a run is what its id says.

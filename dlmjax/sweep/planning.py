@@ -32,8 +32,8 @@ from dlmjax.plan.hardware import Estimator, Vocabulary, alone
 from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
 from dlmjax.run import Experiment, embedding_of, open_corpora, token_counts
 from dlmjax.sweep import counts, ladder
-from dlmjax.sweep.definition import Cell, Sweep
-from dlmjax.sweep.manifest import RECORDS, RUNS, Plan, PlannedRun, Validation, ids_in, run_id
+from dlmjax.sweep.definition import Sweep, SweepPoint
+from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, SweepPlan, Validation, ids_in, run_id
 from dlmjax.sweep.records import read_records
 from dlmjax.sweep.rules import BatchLaw, of_length
 
@@ -81,7 +81,7 @@ class Refusal:
     reason: str
 
 
-def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple[Plan, list[Refusal]]:
+def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple[SweepPlan, list[Refusal]]:
     """Plans every cell of every series.
 
     Args:
@@ -93,16 +93,16 @@ def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple
     device = device or Device()
     runs, refused = [], []
     for name in sweep.series:
-        planner, first = _Series(sweep, name, pathlib.Path(source).parent, device), len(runs)
-        for cell in sweep.grid.cells():
+        planner, first = _Objective(sweep, name, pathlib.Path(source).parent, device), len(runs)
+        for cell in sweep.grid.points():
             found = planner.plan(cell)
             (runs if isinstance(found, PlannedRun) else refused).append(found)
         _check_met(name, runs[first:], [refusal for refusal in refused if refusal.series == name])
     made = {**made_with(), "expected_on": device.text}
-    return Plan(sweep.name, str(source), sweep.validation, sweep.policy, made, tuple(runs)), refused
+    return SweepPlan(sweep.name, str(source), sweep.validation, sweep.policy, made, tuple(runs)), refused
 
 
-def write_plan(plan: Plan, directory: str) -> None:
+def write_plan(plan: SweepPlan, directory: str) -> None:
     """Writes sweep.json and manifest.jsonl. A plan may grow: runs that a directory holds must be in the new one, measured the same way.
 
     Lines that are there keep their places, since clusters call runs by them, and new ones follow; only a run that nobody began and that
@@ -112,7 +112,7 @@ def write_plan(plan: Plan, directory: str) -> None:
     """
     root = pathlib.Path(directory)
     try:
-        old = Plan.read(root)
+        old = SweepPlan.read(root)
     except InputError:  # none there, or a damaged one
         old = None
     records = read_records(root) if (root / RECORDS).exists() else []
@@ -132,7 +132,7 @@ def write_plan(plan: Plan, directory: str) -> None:
     dataclasses.replace(plan, runs=runs).write(root)
 
 
-def _folders(root: pathlib.Path, old: Plan | None) -> set[str]:
+def _folders(root: pathlib.Path, old: SweepPlan | None) -> set[str]:
     """Ids of the runs that have a workdir: of the old plan, or by their form where it cannot be read."""
     names = {path.name for path in (root / RUNS).iterdir()} if (root / RUNS).is_dir() else set()
     found = {match[1] for name in names if (match := re.fullmatch(r"(.+-[0-9a-f]{8})(\.retry-[0-9]+)?", name))}
@@ -149,11 +149,11 @@ def _check_met(series: str, runs: Sequence[PlannedRun], refused: Sequence[Refusa
             raise InputError(f"no size of series {series} can meet {what} within {100 * TOLERANCE:.0f} %: {reasons}")
 
 
-class _Series:
+class _Objective:
     """One objective, ready to be given cells. What does not change from cell to cell is found once."""
 
     def __init__(self, sweep: Sweep, name: str, root: pathlib.Path, device: Device):
-        self.name, self.sweep, self.device, self.series = name, sweep, device, sweep.series_of(name)
+        self.name, self.sweep, self.device, self.series = name, sweep, device, sweep.objective_of(name)
         config = config_lib.load(str(root / self.series.config), (*sweep.overrides, *self.series.overrides))
         with config.unlocked():
             config.data.paths = sweep.paths or config.data.paths
@@ -171,7 +171,7 @@ class _Series:
         self._estimators: dict[int, Estimator] = {}
         self._peaks: dict[tuple[int, int, int], float | InputError] = {}
 
-    def plan(self, cell: Cell) -> PlannedRun | Refusal:
+    def plan(self, cell: SweepPoint) -> PlannedRun | Refusal:
         """The run of a cell, or why there is none."""
         base, found = self._base, self._counts(cell.width)
         length = base["data.length"]
@@ -206,7 +206,7 @@ class _Series:
             **dataclasses.asdict(found),
         )
 
-    def _config(self, cell: Cell, batch: int, accumulation: int, steps: int) -> dict[str, Any]:
+    def _config(self, cell: SweepPoint, batch: int, accumulation: int, steps: int) -> dict[str, Any]:
         """Every leaf of the run's config, checked; lists where the config has tuples, as JSON reads them back."""
         base, sweep = self._base, self.sweep
         rate = cell.lr or (self.series.rate.rate(batch, base["data.length"]) if self.series.rate else base["optimizer.lr"])
@@ -247,7 +247,7 @@ class _Series:
             self._sized[width] = experiment, counts.count(experiment)
         return self._sized[width][1]
 
-    def _unique(self, cell: Cell) -> int:
+    def _unique(self, cell: SweepPoint) -> int:
         """Tokens of the whole windows of a portion. Raises InputError: the corpus has fewer, or there is not one window."""
         length = self._base["data.length"]
         if not self.corpora:
@@ -259,7 +259,7 @@ class _Series:
             )
         return cell.unique // length * length
 
-    def _seen(self, cell: Cell, config: dict[str, Any], tokens: int) -> int:
+    def _seen(self, cell: SweepPoint, config: dict[str, Any], tokens: int) -> int:
         """Different tokens that the run sees: all that it trains on until it has gone through a corpus."""
         if cell.unique:
             return self._unique(cell)

@@ -11,9 +11,9 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.files import parse_json, require_shape
-from dlmjax.sweep.journal import Journal, compiled_twice, is_held, workdir_of
-from dlmjax.sweep.manifest import Plan, PlannedRun
+from dlmjax.sweep.manifest import PlannedRun, SweepPlan
 from dlmjax.sweep.records import Record
+from dlmjax.sweep.run_log import RunLog, compiled_twice, is_held, workdir_of
 
 TAIL = 8192  # bytes of a metrics file in which its last line of training lies
 STATES = ("finished", "running", "waiting", "diverged", "failed")
@@ -76,12 +76,12 @@ class Snapshot:
         return "\n".join(lines)
 
 
-def snapshot(plan: Plan, directory: str | os.PathLike) -> Snapshot:
+def snapshot(plan: SweepPlan, directory: str | os.PathLike) -> Snapshot:
     """Looks at a sweep. Raises InputError: records that cannot be read."""
-    journal = Journal(directory)
-    ended = [record for run in plan.runs for record in journal.of(run.id)]
+    run_log = RunLog(directory)
+    ended = [record for run in plan.runs for record in run_log.of(run.id)]
     rate = _rate(ended)
-    rows = tuple(_row(plan, directory, journal, run, rate) for run in plan.runs)
+    rows = tuple(_row(plan, directory, run_log, run, rate) for run in plan.runs)
     spent = sum(record.seconds for record in ended)
     programs, again, read = compiled_twice(directory, ended)
     return Snapshot(
@@ -104,15 +104,15 @@ def clock(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _row(plan: Plan, directory: str | os.PathLike, journal: Journal, run: PlannedRun, rate: float | None) -> Row:
-    history = journal.of(run.id)
-    state, record = journal.state(run.id, plan.policy), history[-1] if history else None
+def _row(plan: SweepPlan, directory: str | os.PathLike, run_log: RunLog, run: PlannedRun, rate: float | None) -> Row:
+    history = run_log.of(run.id)
+    state, record = run_log.state(run.id, plan.policy), history[-1] if history else None
     if state in ("waiting", "failed") and is_held(directory, run.id):
         state = "running"
     if state not in ("running", "waiting"):
         return Row(run, state, record.steps if state == "finished" else 0, record.seconds, None, record, record.attempt)
     whole = run.flops / rate if rate else run.expected_seconds
-    step, pace = last_step(workdir_of(directory, run.id, journal.diverged(run.id)))
+    step, pace = last_step(workdir_of(directory, run.id, run_log.diverged(run.id)))
     steps = run.config["train.steps"]
     left = pace * (steps - step) if pace else None if whole is None else whole * (1 - step / steps)
     return Row(run, state, step, 0.0, left, None, len(history))

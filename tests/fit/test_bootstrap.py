@@ -39,11 +39,11 @@ def test_two_series_draw_the_same_cells_whatever_the_order_of_their_runs():
     """Steps are whole, so runs of one budget are not in the same order of FLOPs in both series."""
     group_R = np.repeat([0, 1], 5)
     size_R = np.array([3, 1, 2, 5, 4, 2, 1, 3, 4, 5])
-    one_SR, two_SR = (bootstrap.draw(group_R, 20, "runs", seed=3, cell_R=cell_R) for cell_R in (size_R, np.tile(np.arange(1, 6), 2)))
+    one_SR, two_SR = (bootstrap.draw(group_R, 20, "runs", seed=3, point_R=point_R) for point_R in (size_R, np.tile(np.arange(1, 6), 2)))
     for group in (slice(0, 5), slice(5, 10)):
         np.testing.assert_array_equal(one_SR[:, group][:, np.argsort(size_R[group])], two_SR[:, group])
     # A run that one of them lacks moves the draws of its own budget alone.
-    np.testing.assert_array_equal(bootstrap.draw(group_R[1:], 20, "runs", seed=3, cell_R=size_R[1:])[:, 4:], one_SR[:, 5:])
+    np.testing.assert_array_equal(bootstrap.draw(group_R[1:], 20, "runs", seed=3, point_R=size_R[1:])[:, 4:], one_SR[:, 5:])
 
 
 def test_runs_that_are_alone_in_their_budget_are_drawn_together():

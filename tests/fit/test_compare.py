@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dlmjax.fit import compare, forms
-from dlmjax.fit.analysis import Law, analyse
+from dlmjax.fit.analysis import ScalingLaw, analyse
 from dlmjax.fit.points import from_records
 from tests.fit.synthetic import SMALL, points, sweep
 
 
 def test_flops_at_a_loss_undo_the_law():
-    law = Law("parametric", forms.QUOKKA_MASKED, forms.Compute(21.0, 0.92))
+    law = ScalingLaw("parametric", forms.QUOKKA_MASKED, forms.Compute(21.0, 0.92))
     for flops in (1e13, 1e20):
         assert compare.flops_at(law, law.at(flops)["loss"]) == pytest.approx(flops, rel=1e-9)
     assert compare.flops_at(law, 2.0) == np.inf  # below E no compute helps
@@ -28,7 +28,7 @@ def test_the_ratio_is_the_laws(ratios):
     """The parametric ratio at each budget against the true laws': within 20 %, and inside twice its 95 % interval."""
     rows = [ratio for ratio in ratios if ratio.method == "parametric"]
     assert len(rows) == 4
-    masked = Law("parametric", SMALL["masked"])
+    masked = ScalingLaw("parametric", SMALL["masked"])
     for ratio in rows:
         true = float(compare.flops_at(masked, forms.optimum(SMALL["ar"], ratio.flops)[2])) / ratio.flops
         interval = ratio.intervals["runs"]

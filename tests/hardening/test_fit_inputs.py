@@ -27,8 +27,8 @@ from dlmjax.fit.pipeline import analyse_files
 from dlmjax.fit.predict import predict
 from dlmjax.sweep import status
 from dlmjax.sweep.definition import load
-from dlmjax.sweep.journal import Account, Journal, read_result
-from dlmjax.sweep.manifest import Plan
+from dlmjax.sweep.manifest import SweepPlan
+from dlmjax.sweep.run_log import Counters, RunLog, read_result
 from tests.fit.synthetic import record, sweep
 from tests.hardening.tiny import Hang, at_most
 from tests.sweep.sweeps import plan, planned
@@ -180,7 +180,7 @@ class Inputs:
             "fit": self.of_fit,
             "samples": self.of_samples,
             "plan": self.of_plan,
-            "journal": self.of_journal,
+            "journal": self.of_run_log,
             "definition": self.of_definition,
         }
 
@@ -302,9 +302,9 @@ class Inputs:
             lines = dumps(self.lines[0]) + b"\n" + dumps(line) + b"\n" if line else damaged(rng, lines)
         (folder / "sweep.json").write_bytes(head)
         (folder / "manifest.jsonl").write_bytes(lines)
-        status.snapshot(Plan.read(folder), folder).text()
+        status.snapshot(SweepPlan.read(folder), folder).text()
 
-    def of_journal(self, rng) -> None:
+    def of_run_log(self, rng) -> None:
         folder = self.root / "sweep"
         record = dict(self.records[0]) | {"id": self.plan.runs[0].id}
         workdir = folder / "runs" / self.plan.runs[1].id
@@ -316,11 +316,11 @@ class Inputs:
                 dumps(changed(rng, values)) + b"\n" if way < 0.4 else damaged(rng, dumps(values)) if way < 0.7 else dumps(values)
             )
         (workdir / "account.txt").write_bytes(damaged(rng, b"compiled 1\nstart 0.5\nstepped 1\nread nan\nevaluate 1e400\n"))
-        assert math.isfinite(sum(Account(workdir).totals().values()))
+        assert math.isfinite(sum(Counters(workdir).totals().values()))
         with contextlib.suppress(InputError):
             read_result(workdir)
         status.snapshot(self.plan, folder).text()
-        Journal(folder)
+        RunLog(folder)
 
     def of_definition(self, rng) -> None:
         values = [
@@ -343,7 +343,7 @@ class Inputs:
         grids = [
             "IsoFlop((1e12,), (16,))",
             f"IsoFlop(({value},), (16,))",
-            f"IsoFlop({value}, Near(b=5))",
+            f"IsoFlop({value}, NearOptimum(b=5))",
             f"IsoFlop((1e12,), {value})",
             f"IsoFlop((1e12,), (16,), {value})",
             f"Repeated((16,), {value}, (1,))",
@@ -427,7 +427,7 @@ def test_a_hang_is_seen_and_ended():
 
 @pytest.mark.parametrize("name", ["$\\frac{$", "_hidden", "../a/b\\c <b>&", "漢" * 200])
 def test_pictures_and_report_take_any_name(tmp_path, name):
-    """Series are called as their tables say: mathematics, marks and other alphabets are text in a picture, and no folders."""
+    """Objectives keep the names of their tables: mathematics, signs and other alphabets are text in a picture, and no folders."""
     if not plots.available():
         pytest.skip("matplotlib is not installed")
     rows = [[str(run.parameters), str(run.tokens), str(run.loss), {"ar": name, "masked": "m$x$"}[run.series]] for run in sweep()]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from dlmjax import config as config_lib
-from dlmjax.sweep.manifest import Plan, PlannedRun, Policy, Validation, run_id
+from dlmjax.sweep.manifest import PlannedRun, Policy, SweepPlan, Validation, run_id
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, EVERY = 100, 40  # updates, and those between checkpoints
@@ -45,9 +45,9 @@ def renamed(run) -> PlannedRun:
     return dataclasses.replace(run, id=run_id(run.series, run.cell, run.config, ["changed"]))
 
 
-def plan(*runs, policy=None, windows=16) -> Plan:
+def plan(*runs, policy=None, windows=16) -> SweepPlan:
     """A plan of these runs."""
-    return Plan("quick", "tests", Validation(windows=windows, nodes=2), policy or Policy(), {}, runs)
+    return SweepPlan("quick", "tests", Validation(windows=windows, nodes=2), policy or Policy(), {}, runs)
 
 
 def environment(**more) -> dict[str, str]:

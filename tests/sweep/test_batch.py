@@ -13,10 +13,10 @@ import pytest
 from dlmjax.cli import sweep
 from dlmjax.errors import InputError
 from dlmjax.flags import Parser
-from dlmjax.sweep.journal import COMPILED, facts, failed, hold, released, workdir_of
-from dlmjax.sweep.local import slots
+from dlmjax.sweep.local import worker_slots
 from dlmjax.sweep.manifest import Policy
 from dlmjax.sweep.records import Record, append_record
+from dlmjax.sweep.run_log import COMPILED, facts, failed, hold, released, workdir_of
 from dlmjax.sweep.status import clock, snapshot
 from tests.sweep.sweeps import plan, planned
 
@@ -101,8 +101,8 @@ def test_a_printed_command_keeps_to_the_cores_or_the_gpu_that_it_is_given(starte
     """The words of docs/scaling_run.md: what surrounds a command decides where it runs."""
     words = shlex.split(printed(capsys, started[0], "--executor", "print").splitlines()[0])
     jobs = arguments(*words[3:]).jobs
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(jobs, {"CUDA_VISIBLE_DEVICES": "3"})] == ["3"]
-    (slot,) = slots(jobs, {"JAX_PLATFORMS": "cpu"})
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in worker_slots(jobs, {"CUDA_VISIBLE_DEVICES": "3"})] == ["3"]
+    (slot,) = worker_slots(jobs, {"JAX_PLATFORMS": "cpu"})
     assert set(slot.cores) == os.sched_getaffinity(0)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, Near, Repeated, Series, Sweep, _typed, load, short
+from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, NearOptimum, Objective, Repeated, Sweep, _typed, load, short
 from dlmjax.sweep.manifest import Validation
 
 SWEEPS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "sweeps").glob("*.py"))
@@ -89,7 +89,7 @@ def test_grids_yield_every_cell_once():
         4: Mixture((16,), (1e6, 2e6), ((1, 1), (1, 3))),
     }
     for count, grid in grids.items():
-        cells = list(grid.cells())
+        cells = list(grid.points())
         assert len(cells) == count == len({cell.parts for cell in cells})
         assert all((cell.flops is None) != (cell.tokens is None) for cell in cells)
         assert all(cell.values["width"] == cell.width and cell.values["seed"] == cell.seed for cell in cells)
@@ -97,10 +97,10 @@ def test_grids_yield_every_cell_once():
 
 def test_sizes_near_a_law():
     # Quokka's N* at 1e21 FLOPs is 1.24B: the rungs around it, narrow to wide.
-    widths = Near(count=5).widths(1e21)
+    widths = NearOptimum(count=5).widths(1e21)
     assert widths == tuple(sorted(widths)) and len(widths) == 5 and 2048 in widths
-    cells = list(IsoFlop((1e18, 1e21), Near(count=3)).cells())
-    assert [cell.width for cell in cells[3:]] == list(Near(count=3).widths(1e21))
+    cells = list(IsoFlop((1e18, 1e21), NearOptimum(count=3)).points())
+    assert [cell.width for cell in cells[3:]] == list(NearOptimum(count=3).widths(1e21))
 
 
 def test_short_numbers_are_file_names():
@@ -129,9 +129,9 @@ def test_short_numbers_are_file_names():
         (lambda: Sweep("s", {}, IsoFlop((1e12,), (16,))), "has no series"),
         (lambda: Sweep("s", {"m-1": "x.py"}, IsoFlop((1e12,), (16,))), "use lower-case"),
         (lambda: Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,)), checkpoints=0), "at least 1"),
-        (lambda: IsoFlop((1e12,), Near(count=0)), r"Near\(count=0\): give a whole number of at least 1"),
-        (lambda: Near(count=-40), "at least 1"),
-        (lambda: Near(a=0), "give a positive number"),
+        (lambda: IsoFlop((1e12,), NearOptimum(count=0)), r"NearOptimum\(count=0\): give a whole number of at least 1"),
+        (lambda: NearOptimum(count=-40), "at least 1"),
+        (lambda: NearOptimum(a=0), "give a positive number"),
         (lambda: Sweep("s", {"m": "x.py"}, Repeated((16,), (1000,), (1,)), data=("a", "b")), "one corpus"),
         (lambda: Sweep("s", {"m": "x.py"}, Mixture((16,), (1e6,), ((1, 1),)), data="a"), "a weight for each"),
         (lambda: Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,), range(10_001))), "more than 10,000 runs"),
@@ -145,13 +145,13 @@ def test_what_is_refused(make, message):
 WRONG_TYPES = {
     "sweep(checkpoints=2.5)": "sweep s(checkpoints=2.5): give a whole number of at least 1",
     "sweep(grid=None)": "Sweep(grid=None): give IsoFlop or Repeated or BatchRate or Mixture",
-    "sweep(series={'m': 5})": "Sweep(series['m']=5): give str or Series",
+    "sweep(series={'m': 5})": "Sweep(series['m']=5): give str or Objective",
     "sweep(series=['m'])": "Sweep(series=['m']): give Mapping",
     "sweep(batch=8)": "Sweep(batch=8): give BatchLaw or FixedBatch or None",
     "sweep(data=None)": "Sweep(data=None): give a list of text",
     "sweep(overrides='seed=1')": "Sweep(overrides='seed=1'): give a list of text",
-    "Series('x.py', rate=1e-3)": "Series(rate=0.001): give RateLaw or FixedRate or None",
-    "Near(count=2.5)": "Near(count=2.5): give a whole number of at least 1",
+    "Objective('x.py', rate=1e-3)": "Objective(rate=0.001): give RateLaw or FixedRate or None",
+    "NearOptimum(count=2.5)": "NearOptimum(count=2.5): give a whole number of at least 1",
     "BatchLaw(1, 1, multiple=1.5)": "BatchLaw(multiple=1.5): give a whole number of at least 0",
     "BatchLaw(1, 1, exponent='1')": "BatchLaw(exponent='1'): give a finite number",
     "FixedBatch(16.5)": "FixedBatch(count=16.5): give a whole number of at least 1",
@@ -189,15 +189,15 @@ def test_series_take_the_rules_of_the_sweep_where_they_have_none():
     from dlmjax.sweep.rules import FixedBatch, FixedRate
 
     sweep = Sweep(
-        "s", {"a": "x.py", "b": Series("y.py", rate=FixedRate(2e-3))}, IsoFlop((1e12,), (16,)), batch=FixedBatch(8), rate=FixedRate(1e-3)
+        "s", {"a": "x.py", "b": Objective("y.py", rate=FixedRate(2e-3))}, IsoFlop((1e12,), (16,)), batch=FixedBatch(8), rate=FixedRate(1e-3)
     )
-    assert (sweep.series_of("a").batch, sweep.series_of("a").rate) == (FixedBatch(8), FixedRate(1e-3))
-    assert (sweep.series_of("b").batch, sweep.series_of("b").rate) == (FixedBatch(8), FixedRate(2e-3))
+    assert (sweep.objective_of("a").batch, sweep.objective_of("a").rate) == (FixedBatch(8), FixedRate(1e-3))
+    assert (sweep.objective_of("b").batch, sweep.objective_of("b").rate) == (FixedBatch(8), FixedRate(2e-3))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_that_ship_say_how_they_are_run(path):
     found = load(str(path))
-    assert len(list(found.grid.cells())) > 0
+    assert len(list(found.grid.points())) > 0
     text = path.read_text(encoding="utf-8")
     assert f"dlmjax sweep plan configs/sweeps/{path.name}" in text and "dlmjax sweep run" in text

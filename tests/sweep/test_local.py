@@ -10,20 +10,20 @@ import time
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.sweep.journal import COMPILED, Account, Journal, hold, released, workdir_of
-from dlmjax.sweep.local import Local, Slot, drop_torn, gpus, slots
+from dlmjax.sweep.local import Local, WorkerSlot, drop_torn, gpus, worker_slots
 from dlmjax.sweep.manifest import Policy
 from dlmjax.sweep.records import Record, append_record, read_records
+from dlmjax.sweep.run_log import COMPILED, Counters, RunLog, hold, released, workdir_of
 from tests.sweep.sweeps import lines, plan, planned
 
 CHILD = """
 import os, signal, sys, time
 from dlmjax.sweep.execute import config_values, find
-from dlmjax.sweep.journal import RESULT, Account, facts, workdir_of
-from dlmjax.sweep.manifest import Plan
+from dlmjax.sweep.run_log import RESULT, Counters, facts, workdir_of
+from dlmjax.sweep.manifest import SweepPlan
 from dlmjax.sweep.records import Record
 root, name, diverged, attempt = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-plan = Plan.read(root)
+plan = SweepPlan.read(root)
 run, workdir = find(plan, name), workdir_of(root, name, diverged)
 with open(root + "/order.txt", "a") as file:
     file.write(f"{name} {diverged} {attempt}\\n")
@@ -50,7 +50,7 @@ def go(root, made, code, places=1, said=None):
     """Runs a plan by such children; the exit code."""
     made.write(root)
     log = (said if said is not None else []).append
-    return Local(made, str(root), [Slot(str(number)) for number in range(places)], log=log, command=children(code)).go()
+    return Local(made, str(root), [WorkerSlot(str(number)) for number in range(places)], log=log, command=children(code)).go()
 
 
 def order(root):
@@ -91,7 +91,7 @@ def test_a_diverged_run_is_tried_again_with_a_lower_rate_in_a_workdir_of_its_own
         (0.0025, 0.0025, 2),
     ]
     assert all(workdir_of(tmp_path, run.id, number).is_dir() for number in range(3))
-    assert Journal(tmp_path).state(run.id, made.policy) == "diverged"
+    assert RunLog(tmp_path).state(run.id, made.policy) == "diverged"
     assert go(tmp_path, made, "end('finished', 1.0)") == 0 and len(lines(tmp_path)) == 3  # its policy is used up
 
 
@@ -176,7 +176,7 @@ def test_the_longest_comes_first_and_no_two_of_one_shape_compile_together(tmp_pa
     assert go(tmp_path / "one", made, "end('finished', 1.0)") == 0
     assert [name for name, *_ in order(tmp_path / "one")] == [long.id, twin.id, small.id]
     # The first of two slots compiles the shape of the twin: the second one takes another shape.
-    code = "time.sleep(1.0 if 'w64' in name else 0.0); Account(workdir).note('stepped'); end('finished', 1.0)"
+    code = "time.sleep(1.0 if 'w64' in name else 0.0); Counters(workdir).note('stepped'); end('finished', 1.0)"
     assert go(tmp_path / "two", made, code, places=2) == 0
     begun = [name for name, *_ in order(tmp_path / "two")]
     assert set(begun[:2]) == {long.id, small.id} and begun[2] == twin.id
@@ -196,18 +196,18 @@ def test_the_sweeps_own_seconds_are_in_the_records(tmp_path):
 def test_slots_are_equal_shares_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4}, raising=False)
     cpu = {"JAX_PLATFORMS": "cpu"}
-    assert [slot.cores for slot in slots(None, cpu)] == [(0,), (1,), (2,), (3,), (4,)]
-    assert [slot.cores for slot in slots(2, cpu)] == [(0, 1), (2, 3)]
-    assert slots(1, cpu)[0].cores == (0, 1, 2, 3, 4) and slots(1, cpu)[0].environment["JAX_NUM_CPU_DEVICES"] == "1"
+    assert [slot.cores for slot in worker_slots(None, cpu)] == [(0,), (1,), (2,), (3,), (4,)]
+    assert [slot.cores for slot in worker_slots(2, cpu)] == [(0, 1), (2, 3)]
+    assert worker_slots(1, cpu)[0].cores == (0, 1, 2, 3, 4) and worker_slots(1, cpu)[0].environment["JAX_NUM_CPU_DEVICES"] == "1"
     for jobs, said in ((6, "5 cores"), (0, "at least 1")):
         with pytest.raises(InputError, match=said):
-            slots(jobs, cpu)
+            worker_slots(jobs, cpu)
 
 
 def test_slots_are_gpus_where_there_are_some():
     two = {"CUDA_VISIBLE_DEVICES": "4,7"}
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(None, two)] == ["4", "7"]
-    packed = slots(4, two)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in worker_slots(None, two)] == ["4", "7"]
+    packed = worker_slots(4, two)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in packed] == ["4", "7", "4", "7"]
     assert {slot.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] for slot in packed} == {"0.450"}
     assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
@@ -227,30 +227,30 @@ def test_programs_that_a_kill_left_half_written_are_removed(tmp_path):
     assert {path.name for path in (tmp_path / COMPILED).iterdir()} == {"whole-cache", "young-cache", "other-cache"}
 
 
-def test_the_account_of_a_run_adds_up_over_its_starts(tmp_path):
+def test_the_counters_of_a_run_add_up_over_its_starts(tmp_path):
     for _ in range(2):
-        account = Account(tmp_path)
-        account.note("compiled")
-        account.note("start", 1.25)
+        counters = Counters(tmp_path)
+        counters.note("compiled")
+        counters.note("start", 1.25)
     with open(tmp_path / "account.txt", "a") as file:
         file.write("compi")  # a kill
-    assert Account(tmp_path).totals() == {"compiled": 2, "start": 2.5}
+    assert Counters(tmp_path).totals() == {"compiled": 2, "start": 2.5}
 
 
-def test_the_journal_reads_on_where_it_was(tmp_path):
+def test_the_run_log_reads_on_where_it_was(tmp_path):
     made = plan(planned(["c"]))
     assert go(tmp_path, made, "end('finished', 1.0)") == 0
-    journal, (record,) = Journal(tmp_path), read_records(tmp_path)
+    run_log, (record,) = RunLog(tmp_path), read_records(tmp_path)
     with open(tmp_path / "records.jsonl", "a") as file:
         file.write('{"id": "half')
-    journal.refresh()
-    assert len(journal.of(record.id)) == 1
+    run_log.refresh()
+    assert len(run_log.of(record.id)) == 1
     append_record(tmp_path / "records.jsonl", Record(**{**json.loads(record.to_json()), "attempt": 7}))
-    journal.refresh()
-    assert [each.attempt for each in journal.of(record.id)] == [0, 7]
+    run_log.refresh()
+    assert [each.attempt for each in run_log.of(record.id)] == [0, 7]
     with open(tmp_path / "records.jsonl", "a") as file:
         file.write('{"id": "no record"}\n')
     with pytest.raises(InputError, match="records.jsonl"):
-        journal.refresh()
+        run_log.refresh()
     with released(hold(tmp_path, "x")):
         assert hold(tmp_path, "x") is None

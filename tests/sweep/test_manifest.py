@@ -11,9 +11,9 @@ from dlmjax import config as config_lib
 from dlmjax.errors import InputError
 from dlmjax.evaluation import likelihood
 from dlmjax.sweep.execute import execute
-from dlmjax.sweep.journal import facts
-from dlmjax.sweep.manifest import MOST_DRAWS, RULES, Plan, PlannedRun, Policy, Validation, run_id
+from dlmjax.sweep.manifest import MOST_DRAWS, RULES, PlannedRun, Policy, SweepPlan, Validation, run_id
 from dlmjax.sweep.records import Record, append_record, read_records
+from dlmjax.sweep.run_log import facts
 from dlmjax.sweep.status import snapshot
 from tests.sweep import sweeps
 
@@ -39,15 +39,15 @@ def planned(number: int) -> PlannedRun:
 
 
 @pytest.fixture
-def written(tmp_path) -> tuple[Plan, object]:
-    plan = Plan("s", "s.py", Validation(windows=3), Policy(diverged_above=4.5), {"git": None}, (planned(0), planned(1)))
+def written(tmp_path) -> tuple[SweepPlan, object]:
+    plan = SweepPlan("s", "s.py", Validation(windows=3), Policy(diverged_above=4.5), {"git": None}, (planned(0), planned(1)))
     plan.write(tmp_path)
     return plan, tmp_path
 
 
 def test_round_trip_in_full_precision(written):
     plan, root = written
-    assert Plan.read(root) == plan
+    assert SweepPlan.read(root) == plan
     before = (root / "manifest.jsonl").read_bytes()
     plan.write(root)
     assert (root / "manifest.jsonl").read_bytes() == before
@@ -110,7 +110,7 @@ def _renamed(root, config, **changes):
 def test_a_plan_that_is_damaged_is_refused(written, damage, message):
     damage(written[1])
     with pytest.raises(InputError, match=message) as error:
-        Plan.read(written[1])
+        SweepPlan.read(written[1])
     assert "\n" not in str(error.value) and ("plan the sweep again" in str(error.value) or "make one with" in str(error.value))
 
 
@@ -119,11 +119,11 @@ def test_a_manifest_that_was_about_to_grow_is_read_as_it_was(written):
     before = (root / "sweep.json").read_bytes()
     dataclasses.replace(plan, runs=(*plan.runs, planned(2))).write(root)
     (root / "sweep.json").write_bytes(before)  # killed between the two
-    assert Plan.read(root) == plan
+    assert SweepPlan.read(root) == plan
     dataclasses.replace(plan, runs=(planned(2), *plan.runs)).write(root)
     (root / "sweep.json").write_bytes(before)
     with pytest.raises(InputError, match="not in the order"):
-        Plan.read(root)
+        SweepPlan.read(root)
 
 
 def test_a_directory_of_before_the_hash_of_ids_is_read(written):
@@ -131,7 +131,7 @@ def test_a_directory_of_before_the_hash_of_ids_is_read(written):
     head = json.loads((root / "sweep.json").read_text())
     del head["ids"]
     (root / "sweep.json").write_text(json.dumps(head))
-    assert Plan.read(root) == plan
+    assert SweepPlan.read(root) == plan
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_sweep_of_values_that_are_refused_now_opens_and_is_not_run(tmp_path):
     run = sweeps.renamed(dataclasses.replace(run, config={**run.config, "optimizer.clip": -1.0, "train.spike": -2.0}))
     made = sweeps.plan(run)
     made.write(tmp_path)
-    found = Plan.read(tmp_path)
+    found = SweepPlan.read(tmp_path)
     assert found.runs[0].config["optimizer.clip"] == -1.0
     nothing = dict.fromkeys(("loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
     known = facts(run, run.config, made.validation)

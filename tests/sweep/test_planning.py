@@ -13,11 +13,11 @@ from dlmjax.cli.sweep_text import duration, table
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from dlmjax.sweep import manifest, planning
-from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, Repeated, Series, Sweep
-from dlmjax.sweep.journal import failed
-from dlmjax.sweep.manifest import Plan, Policy, Validation
+from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, Objective, Repeated, Sweep
+from dlmjax.sweep.manifest import Policy, SweepPlan, Validation
 from dlmjax.sweep.records import append_record
 from dlmjax.sweep.rules import BatchLaw, CompleteP, FixedBatch, RateLaw
+from dlmjax.sweep.run_log import failed
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SOURCE = str(CONFIGS / "sweeps" / "test.py")  # configs are named relative to it
@@ -39,14 +39,14 @@ def sweep(data, grid=None, **changes) -> Sweep:
     return Sweep(**{**values, **changes})
 
 
-def plan(*arguments, device=None, **changes) -> Plan:
+def plan(*arguments, device=None, **changes) -> SweepPlan:
     return planning.plan_sweep(sweep(*arguments, **changes), SOURCE, device)[0]
 
 
 def test_a_plan_reads_back_as_it_was_written(data, tmp_path):
     made = plan(data, policy=Policy(retries=1), validation=Validation(windows=8))
     planning.write_plan(made, str(tmp_path))
-    assert Plan.read(tmp_path) == made
+    assert SweepPlan.read(tmp_path) == made
     for line, run in zip((tmp_path / "manifest.jsonl").read_text().splitlines(), made.runs, strict=True):
         config = config_lib.from_json(json.dumps(json.loads(line)["config"]))
         assert {**config_lib.leaves(config), "data.paths": [data], "data.weights": []} == run.config
@@ -85,7 +85,7 @@ def test_whole_steps_meet_the_budget_and_schedules_keep_their_shares(data):
 def test_rules_and_transfer_reach_the_config(data):
     batch, rate = BatchLaw(512, 1e5), RateLaw(1e-2, 512)
     runs = plan(
-        data, batch=batch, rate=rate, transfer=CompleteP(32, 2), series={"masked": MASKED, "ar": Series(CAUSAL, rate=RateLaw(1e-3, 512))}
+        data, batch=batch, rate=rate, transfer=CompleteP(32, 2), series={"masked": MASKED, "ar": Objective(CAUSAL, rate=RateLaw(1e-3, 512))}
     )
     for run in runs.runs:
         windows = run.config["data.batch"]
@@ -137,7 +137,7 @@ def test_a_cell_that_cannot_be_met_is_refused_and_listed(data):
 
 
 def test_a_cell_that_ends_before_its_curriculum_is_refused_and_listed(data):
-    series = {"masked": Series("../blocks.py:tiny", overrides=("process.name=blocks(curriculum=((200, 8),))",))}
+    series = {"masked": Objective("../blocks.py:tiny", overrides=("process.name=blocks(curriculum=((200, 8),))",))}
     found, refused = planning.plan_sweep(sweep(data, IsoFlop((2e10,), (16, 32)), series=series), SOURCE)
     steps = [run.config["train.steps"] for run in found.runs]
     assert [run.cell["width"] for run in found.runs] == [16] and min(steps) > 200
@@ -194,12 +194,12 @@ def test_a_directory_with_runs_takes_only_plans_that_keep_them(data, tmp_path):
     (tmp_path / "runs" / first.runs[0].id).mkdir(parents=True)
     more = plan(data, IsoFlop((2e10,), (16, 32, 48)))
     planning.write_plan(more, str(tmp_path))
-    assert len(Plan.read(tmp_path).runs) == 3
+    assert len(SweepPlan.read(tmp_path).runs) == 3
     with pytest.raises(InputError, match=r"holds 1 runs that this plan has not, such as masked-2e10-w16"):
         planning.write_plan(plan(data, IsoFlop((2e10,), (32,))), str(tmp_path))
     with pytest.raises(InputError, match="are measured by"):
         planning.write_plan(plan(data, validation=Validation(windows=9)), str(tmp_path))
-    assert Plan.read(tmp_path) == more
+    assert SweepPlan.read(tmp_path) == more
 
 
 def records_of(runs, validation, root):
@@ -226,10 +226,10 @@ def test_lines_keep_their_places_when_a_plan_grows(data, tmp_path):
     small, grown = plan(data, IsoFlop((2e10,), (24, 48))), plan(data, IsoFlop((2e10,), (16, 24, 32, 48)))
     planning.write_plan(small, str(tmp_path))
     planning.write_plan(grown, str(tmp_path))
-    assert [run.cell["width"] for run in Plan.read(tmp_path).runs] == [24, 48, 16, 32]
-    assert {run.id for run in Plan.read(tmp_path).runs} == {run.id for run in grown.runs}
+    assert [run.cell["width"] for run in SweepPlan.read(tmp_path).runs] == [24, 48, 16, 32]
+    assert {run.id for run in SweepPlan.read(tmp_path).runs} == {run.id for run in grown.runs}
     planning.write_plan(plan(data, IsoFlop((2e10,), (16, 32, 48))), str(tmp_path))  # nobody began that of 24
-    assert [run.cell["width"] for run in Plan.read(tmp_path).runs] == [48, 16, 32]
+    assert [run.cell["width"] for run in SweepPlan.read(tmp_path).runs] == [48, 16, 32]
 
 
 @pytest.mark.parametrize("damaged", ["sweep.json", "manifest.jsonl"])
@@ -237,19 +237,19 @@ def test_a_damaged_plan_is_mended_by_planning_again(data, tmp_path, damaged):
     small, grown = plan(data, IsoFlop((2e10,), (24, 48))), plan(data, IsoFlop((2e10,), (16, 24, 48)))
     planning.write_plan(small, str(tmp_path))
     planning.write_plan(grown, str(tmp_path))
-    written = Plan.read(tmp_path)
+    written = SweepPlan.read(tmp_path)
     records_of(small.runs[:1], small.validation, tmp_path)
     (tmp_path / "runs" / f"{small.runs[1].id}.retry-1").mkdir(parents=True)
     (tmp_path / "runs" / "notes").mkdir()
     text = (tmp_path / damaged).read_text().replace("train.steps", "train.step").replace("runs", "run")
     (tmp_path / damaged).write_text(text)
     with pytest.raises(InputError, match="plan the sweep again"):
-        Plan.read(tmp_path)
+        SweepPlan.read(tmp_path)
     for widths, gone in (((16, 48), small.runs[0]), ((16, 24), small.runs[1])):
         with pytest.raises(InputError, match=f"1 runs that this plan has not, such as {gone.id}"):
             planning.write_plan(plan(data, IsoFlop((2e10,), widths)), str(tmp_path))
     planning.write_plan(grown, str(tmp_path))
-    assert Plan.read(tmp_path) == written
+    assert SweepPlan.read(tmp_path) == written
 
 
 def test_a_plan_that_was_killed_while_it_grew_is_read_and_grown_again(data, tmp_path, monkeypatch):
@@ -270,9 +270,9 @@ def test_a_plan_that_was_killed_while_it_grew_is_read_and_grown_again(data, tmp_
         patched.setattr(manifest, "write_atomically", killed)
         planning.write_plan(grown, str(tmp_path))
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 3
-    assert Plan.read(tmp_path) == small
+    assert SweepPlan.read(tmp_path) == small
     planning.write_plan(grown, str(tmp_path))
-    assert [run.cell["width"] for run in Plan.read(tmp_path).runs] == [16, 32, 24]
+    assert [run.cell["width"] for run in SweepPlan.read(tmp_path).runs] == [16, 32, 24]
 
 
 def test_runs_of_a_shape_that_was_seen_cost_milliseconds(data):
@@ -338,7 +338,7 @@ def test_the_command_prints_and_writes(data, tmp_path, capsys):
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "1e+10 model FLOP/s, as given" in out and f"dlmjax sweep run {tmp_path / 'out'}" in out
-    assert {run.cell["budget"] for run in Plan.read(tmp_path / "out").runs} == {2e10}
+    assert {run.cell["budget"] for run in SweepPlan.read(tmp_path / "out").runs} == {2e10}
     (tmp_path / "file").touch()
     for output, said in (("", "--output is empty"), (tmp_path / "file", "name a folder"), (tmp_path / "file" / "in", "not a folder")):
         assert main([*command, "--output", str(output)]) == 2

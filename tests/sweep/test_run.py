@@ -16,9 +16,9 @@ from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from dlmjax.run import open_corpora
 from dlmjax.sweep.execute import Final, _Run, execute
-from dlmjax.sweep.journal import Account
-from dlmjax.sweep.manifest import Plan, Policy
+from dlmjax.sweep.manifest import Policy, SweepPlan
 from dlmjax.sweep.records import Record, read_records
+from dlmjax.sweep.run_log import Counters
 from dlmjax.train import _windows
 from dlmjax.training import read
 from tests.launch.test_slurm import MISSING, cluster  # noqa: F401
@@ -41,7 +41,7 @@ def records(root) -> dict:
 
 def test_every_run_ends_in_one_record(swept):
     root, done = swept
-    found, runs = records(root), Plan.read(root).runs
+    found, runs = records(root), SweepPlan.read(root).runs
     assert len(lines(root)) == 4 and set(found) == {run.id for run in runs}
     for run in runs:
         record = found[run.id]
@@ -57,7 +57,7 @@ def test_every_run_ends_in_one_record(swept):
 
 def test_the_loss_is_what_evaluate_finds_on_the_fixed_windows(swept, capsys):
     root, _ = swept
-    masked = next(run for run in Plan.read(root).runs if run.series == "masked")
+    masked = next(run for run in SweepPlan.read(root).runs if run.series == "masked")
     found = evaluate(workdir=str(root / "runs" / masked.id), windows=16, nodes=2)
     record = records(root)[masked.id]
     assert found.weights == "ema" and found.windows == 16
@@ -68,7 +68,7 @@ def test_the_loss_is_what_evaluate_finds_on_the_fixed_windows(swept, capsys):
 
 def test_runs_of_one_shape_share_what_is_compiled(swept):
     root, done = swept
-    first, second = sorted((records(root)[run.id] for run in Plan.read(root).runs[:2]), key=lambda record: -record.compiled)
+    first, second = sorted((records(root)[run.id] for run in SweepPlan.read(root).runs[:2]), key=lambda record: -record.compiled)
     # What a checkpoint compiles is the one's that comes to it first.
     assert first.compiled > 3 and second.compiled <= 2 and first.compiled + first.from_cache == second.compiled + second.from_cache
     compiled = sum(record.compiled for record in records(root).values())
@@ -119,7 +119,7 @@ def copy_of(swept, folder):
 
 def test_a_sweep_killed_in_the_middle_resumes_to_the_same_bits(swept, tmp_path):
     root = copy_of(swept, tmp_path / "again")
-    run = next(run for run in Plan.read(root).runs if run.series == "masked")
+    run = next(run for run in SweepPlan.read(root).runs if run.series == "masked")
     workdir, words = root / "runs" / run.id, ("--only", run.id, "--jobs", 2)
     process = sweep_until(root, lambda: is_saved(workdir) and step_of(workdir) < STEPS, *words)
     process.send_signal(signal.SIGKILL)
@@ -150,7 +150,7 @@ def _processes_of(root) -> list[int]:
 @pytest.mark.nightly
 def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(swept, tmp_path):
     root = copy_of(swept, tmp_path / "again")
-    run = next(run for run in Plan.read(root).runs if run.series == "masked")
+    run = next(run for run in SweepPlan.read(root).runs if run.series == "masked")
     workdir, words = root / "runs" / run.id, ("--only", run.id, "--jobs", 2)
     process = sweep_until(root, lambda: 4 < step_of(workdir) < STEPS - 20, *words)
     process.send_signal(signal.SIGTERM)
@@ -235,7 +235,7 @@ def test_a_run_that_skipped_its_updates_has_diverged(mixed):
 
 def test_a_loss_that_is_not_finite_ends_in_a_record_whatever_the_mixture(mixed):
     root, made, record = mixed
-    run = _Run(made, made.runs[0], made.runs[0].config, root / "runs" / record.id, Account(root / "runs" / record.id), None)
+    run = _Run(made, made.runs[0], made.runs[0].config, root / "runs" / record.id, Counters(root / "runs" / record.id), None)
     nan = float("nan")
     judged = run._judged(Final(nan, nan, nan, nan, {"a": nan, "b": 1.0}, None, 259, ""), 0, 0.0)
     assert judged.status == "diverged" and judged.domains == {"a": None, "b": 1.0}
@@ -274,7 +274,7 @@ def test_bad_input_is_refused_before_anything_is_trained(small_corpus, tmp_path)
 @pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not found: apt-get install -y --no-install-recommends slurm-wlm munge")
 def test_an_array_of_slurm_jobs_runs_the_manifest(swept, tmp_path, cluster):  # noqa: F811
     root = copy_of(swept, tmp_path / "array")
-    ids = [run.id for run in Plan.read(root).runs if run.series == "masked"]
+    ids = [run.id for run in SweepPlan.read(root).runs if run.series == "masked"]
     words = command("run", root, "--executor", "slurm", "--time", "10", "--save-seconds", "60", "--only", *ids)
     done = subprocess.run(words, env={**environment(), **cluster, "JAX_NUM_CPU_DEVICES": "1"}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "submitted job" in done.stdout, done.stderr

@@ -28,7 +28,7 @@ from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, Policy, Validation
 from dlmjax.sweep.records import Record, records_of
 
 COMPILED, LOCKS = "compiled", "locks"
-LOG, ACCOUNT, RESULT = "log.txt", "account.txt", "record.json"
+LOG, COUNTERS, RESULT = "log.txt", "account.txt", "record.json"
 STEPPED = "stepped"  # in the account of a run: a start has done its first step, what it needs for that is compiled
 
 # Leaves that a record repeats.
@@ -36,7 +36,7 @@ LEAVES = ("data.paths", "data.weights", "data.batch", "data.length", "model.dept
 LEAVES += ("optimizer.lr", "optimizer.schedule", "process.name", "seed")
 
 
-class Journal:
+class RunLog:
     """The records of a sweep by run, oldest first. `refresh` reads what was added since."""
 
     def __init__(self, root: str | os.PathLike):
@@ -133,11 +133,11 @@ def is_held(root: str | os.PathLike, name: str) -> bool:
 # --- what it notes -------------------------------------------------------------------------------------------------------------------
 
 
-class Account:
+class Counters:
     """Notes of a run over all its starts, a line each, appended at once: a kill loses none."""
 
     def __init__(self, workdir: pathlib.Path):
-        self._path = workdir / ACCOUNT
+        self._path = workdir / COUNTERS
 
     def note(self, what: str, amount: float = 1) -> None:
         """Adds an amount to what is called so."""

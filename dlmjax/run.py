@@ -16,7 +16,6 @@ from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
-from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.evaluation import Evaluator
@@ -63,12 +62,10 @@ class Experiment:
     def flops_per_token(self) -> float:
         """FLOPs of one training token: the passes and streams that the process asks of the network; its own arithmetic is left out."""
         process, objective = self.process, self.objective
-        with jax.transfer_guard("allow"):
-            rate = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_reconstruction)
         passes *= process.denoisings
-        streams = 2 if isinstance(process.attention, Blocks) else 1
-        return training_flops_per_token(self.network.spec, self.config.data.length, rate, streams=streams, passes=passes)
+        length, share = self.config.data.length, process.loss_share()
+        return training_flops_per_token(self.network.spec, length, share, streams=process.streams, passes=passes)
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
@@ -213,20 +210,19 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
     family = f"model.family={config.model.family}"
     if spec.context and config.data.length > spec.context:
         raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
-    if spec.shift and process.attention != "full":
+    if spec.shift and process.sequential:
         raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
 
 
 def _check_rows(config: ConfigDict, process: Process) -> None:
     """Raises InputError for rows whose length the attention kernel has no backward pass for, or that are not whole blocks in some phase."""
-    ends = [until - 1 for until, _ in getattr(process, "curriculum", ())]
-    for blocks in (process.attention, *(process.at_step(step).attention for step in ends)):
-        if isinstance(blocks, Blocks) and config.data.length % blocks.size:
+    for size in process.block_sizes:
+        if config.data.length % size:
             raise InputError(
-                f"data.length={config.data.length} is not a multiple of the {blocks.size} tokens of a block (process.name="
+                f"data.length={config.data.length} is not a multiple of the {size} tokens of a block (process.name="
                 f"{config.process.name}); change one of them"
             )
-    attention, positions = config.execution.attention, config.data.length * (2 if isinstance(process.attention, Blocks) else 1)
+    attention, positions = config.execution.attention, config.data.length * process.streams
     step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
     if positions % step:
         raise InputError(

@@ -371,7 +371,7 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
     origin = open_experiment(other)
     here, there = experiment.network.spec, origin.network.spec
     names = here.differing(there)
-    if here.shift and origin.process.attention == "causal":
+    if here.shift and origin.process.causal:
         names = [name for name in names if name != "shift"]  # causal rows are fed one place further on, which is what `shift` keeps
     if not names:
         return origin

@@ -23,7 +23,6 @@ import numpy as np
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.portion import parse_path, with_tokens
-from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.breakdown import require_figures
@@ -122,8 +121,7 @@ def bounds(run: Run, paths: Sequence[str], split: str, grid: Grid, windows: int 
 
 def _cut(run: Run, window: int | None = None, stride: int | None = None, remainder: str | None = None, windows: int | None = None) -> Cut:
     """How text is cut for a run; None: as it was trained."""
-    attention = run.experiment.process.bound.attention
-    multiple = attention.size if isinstance(attention, Blocks) else 1
+    multiple = run.experiment.process.bound.block_size or 1
     return Cut(run.experiment.config.data.length, window, stride, remainder, multiple, windows)
 
 

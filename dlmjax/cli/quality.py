@@ -206,7 +206,7 @@ def solve(
     check_seed(seed)
     found = puzzles_lib.parse(_lines(input)[:count])
     run = open_run(workdir, weights=weights, step=step)
-    if run.experiment.process.attention == "causal":
+    if run.experiment.process.causal:
         order = "left_to_right"  # the only order there is
     settings = SampleSettings(
         steps=steps,

@@ -46,10 +46,10 @@ def interval(
             raise InputError(f"--{name} is {given}; give at least 1")
     run = open_run(workdir, weights=weights, step=step)
     experiment, process = run.experiment, run.experiment.process
-    if process.attention == "causal":
+    if process.causal:
         raise InputError(f"process {process.name} has no noise levels to choose from")
     corpus, times = split_of(run, data, split), process.spread(PerRow(stratified=False))
-    length, size = experiment.config.data.length, getattr(process.attention, "size", experiment.config.data.length)
+    length, size = experiment.config.data.length, process.block_size or experiment.config.data.length
 
     def losses(params, batch, key):
         """(level, mean nats per token) of every block or row that holds no padding."""

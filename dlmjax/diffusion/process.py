@@ -26,9 +26,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.hyperschedule import PerBlock
+from dlmjax.diffusion.schedules import Schedule
 from dlmjax.diffusion.weightings.levels import Bound, Weighting
 from dlmjax.errors import InputError
 
@@ -72,6 +74,8 @@ class Process(Protocol):
     steps: T, where there are T levels and the integral is a mean over them (`levels`); 0 in continuous time.
     reinforce: whether the distribution of a discrete z depends on `params`, so that its gradient needs two draws (see `log_q`).
     params: the parameters in use, a tree like `init`'s; None before they are bound, and where there are none.
+
+    What else other packages must know is declared below, under "capabilities"; none of them looks at the class of a process.
     """
 
     name: str
@@ -91,6 +95,80 @@ class Process(Protocol):
         jax.tree_util.register_pytree_node(
             cls, lambda process: ((process.params,), process.with_params(None)), lambda static, params: static.with_params(*params)
         )
+
+    # --- capabilities, read by samplers, scorers, export and plans -------------------------------------------------------------
+
+    # The share of noise as a function of time; None where it is learned, differs between tokens or is a Gaussian path.
+    schedule: Schedule | None = None
+    # What the denoiser's output means: "logits" of tokens, "scores" (log ratios of noisy probabilities) or "vectors".
+    predicts: str = "logits"
+    # Whether noise masks all tokens at one rate. The denoiser's output is then p(x_i | revealed tokens) for every set of masked
+    # positions at any time: any order of unmasking is a factorisation of the model, and counts of masks may take the place of times.
+    any_order: bool = False
+    # Whether a row must have one time: times that differ within it (`per_block`, `hyper` with a window) are refused.
+    one_time_per_row: bool = False
+    # Names of the sampling methods (`sampling.METHODS`) and training weightings (`registry.WEIGHTINGS`) that go with it.
+    methods: tuple[str, ...] = ("ancestral",)
+    weightings: tuple[str, ...] = ("bound",)
+
+    @property
+    def causal(self) -> bool:
+        """Whether each position reads the ones before it only, so that text is made token by token and its likelihood is exact."""
+        return self.attention == "causal"
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens of a block, where text is made block by block; None elsewhere."""
+        return self.attention.size if isinstance(self.attention, Blocks) else None
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """The block sizes of all phases of the curriculum; a row length must be divisible by each."""
+        return () if self.block_size is None else (self.block_size,)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether text is read and made from left to right, by tokens or blocks; False where the network reads the whole row."""
+        return self.causal or self.block_size is not None
+
+    @property
+    def streams(self) -> int:
+        """Copies of a row that the network reads side by side in training: 2 where a noisy and a clean one, else 1."""
+        return 1 if self.block_size is None else 2
+
+    def loss_share(self) -> float:
+        """Expected share of positions that carry loss, over uniform times: the share on which the head is computed."""
+        with jax.transfer_guard("allow"):
+            return float(self.noise_rate(jnp.asarray((np.arange(16) + 0.5) / 16, jnp.float32)).mean())
+
+    @property
+    def absorbing_id(self) -> int | None:
+        """The mask, where noise does nothing but mask: a token that is shown is then true, and stays. None for all other noise."""
+        return None
+
+    @property
+    def prior_mask_id(self) -> int | None:
+        """The mask, where sampling starts from masks, so that reveal orders are possible; None elsewhere."""
+        return self.absorbing_id
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Ids that text never holds and that are never produced, the mask included."""
+        return ()
+
+    def count_form(self) -> "Process | None":
+        """The process that masks an exact number of a row's tokens, for the same network (the k-form of RADD 2406.03736); None where
+        there is none."""
+        return None
+
+    def in_blocks(self) -> "Process | None":
+        """The process that makes one block given the finished ones, for a network under a block-causal mask; None where there is none."""
+        return None
+
+    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+        """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z. Required by method
+        `tau_leap`."""
+        raise InputError(f"process {self.name} provides no rates of jumps")
 
     # --- what a process defines ------------------------------------------------------------------------------------------------
 
@@ -259,11 +337,6 @@ class Process(Protocol):
     def sampling_grid(self) -> str:
         """The grid of levels (`sampling.grids`) that a sampler of this process takes unless it is told another."""
         return "uniform"
-
-    @property
-    def absorbing_id(self) -> int | None:
-        """The mask, where noise does nothing but hide: what is shown is then true, and stays. None for all other noise."""
-        return None
 
     @property
     def stationary(self) -> bool:

@@ -42,8 +42,7 @@ from jaxtyping import Array, Float
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import with_condition
-from dlmjax.diffusion.process import Blocks, bind_process, cross_entropy, exclude, row_keys
-from dlmjax.diffusion.processes.masked import SharedSchedule
+from dlmjax.diffusion.process import bind_process, cross_entropy, exclude, row_keys
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, level_grid
 from dlmjax.sampling.host import fetch
@@ -159,9 +158,8 @@ class ConditionalScorer:
         check_seed(seed, "seed")
         self.process, self.bind, self.longest, self.draws, self.seed = process.bound, bind, longest, draws, seed
         self.self_condition, self._tokens, self._ways, self._put_batch = self_condition, tokens, ways, put_batch or jax.device_put
-        self.block = self.process.attention.size if isinstance(self.process.attention, Blocks) else None
-        counted = isinstance(self.process, SharedSchedule)
-        self.form = "exact" if self.process.attention == "causal" else "counted" if counted else "integrated"
+        self.block = self.process.block_size
+        self.form = "exact" if self.process.causal else "counted" if self.process.any_order else "integrated"
         if self.form == "integrated" and not self.process.is_bound:
             raise InputError(f"the loss of process {process.name} is no likelihood bound: there is nothing to score text with")
         self._rule = "gauss" if self.form == "integrated" else "exact"
@@ -363,7 +361,7 @@ class ConditionalScorer:
         if self.form == "exact":
             keys_B = row_keys(jax.random.key(0), batch["number"])  # nothing is drawn from them
             return self.process.corrupt(keys_B, x_BL, batch["level"], batch["segments"] > 0)
-        z_BL = jnp.where(batch["asked"], self.process.mask_id, x_BL)
+        z_BL = jnp.where(batch["asked"], self.process.absorbing_id, x_BL)
         return z_BL if self.block is None else jnp.stack([z_BL, x_BL], axis=-1)
 
     def _told(self, batch):
@@ -398,7 +396,7 @@ class ConditionalScorer:
         t_BL = jnp.where(asked_BL, self.process.levels(batch["level"], asked_BL), 0.0)
         z = self._noisy(params, batch, t_BL)
         carrying = {**batch, "asked": asked_BL & self.process.rows(z, t_BL)}
-        return self._said(params, carrying, type(self.process).loss, z, t_BL, x_BL, z, t_BL)
+        return self._said(params, carrying, lambda process, *args: process.loss(*args), z, t_BL, x_BL, z, t_BL)
 
     def _boundary_nats(self, params, batch):
         """Prior and reconstruction of the continuation."""
@@ -409,7 +407,9 @@ class ConditionalScorer:
         clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
         z = self._noisy(params, batch, clean_BL)
         rows_BL = asked_BL & process.rows(z, clean_BL)
-        return prior_BL + self._said(params, {**batch, "asked": rows_BL}, type(process).reconstruction, z, clean_BL, x_BL, z)
+        return prior_BL + self._said(
+            params, {**batch, "asked": rows_BL}, lambda process, *args: process.reconstruction(*args), z, clean_BL, x_BL, z
+        )
 
 
 class Masks(NamedTuple):

@@ -32,7 +32,6 @@ from jaxtyping import Bool, Float, Int
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
-from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
@@ -92,7 +91,7 @@ class Evaluator:
         check_seed(seed, "seed")
         self.name, self.bind, self.seed = process.name, bind, seed
         self.process = process.bound  # training may draw its noise in another way
-        self.exact = process.attention == "causal"
+        self.exact = process.causal
         if rule == "count" and not self.exact:
             self.process = count_form(self.process)
         self.rule, self.draws = ("exact", 1) if self.exact else (rule, draws)
@@ -293,14 +292,12 @@ class Evaluator:
         )
 
 
-def count_form(process: Process) -> MaskedCount:
-    """The k-form of a masked process: the same network, scored under exact numbers of masks.
-
-    The bound of an any-order model (RADD 2406.03736), whatever the schedule it was trained with. Raises InputError for other processes.
-    """
-    if type(process) not in (Masked, Llada):
-        raise InputError(f"the k-form (rule count) masks an exact number of tokens of a row; process {process.name} does not: use gauss")
-    return MaskedCount(process.vocab, process.mask_id, excluded=process.excluded, trained=process.schedule)
+def count_form(process: Process) -> Process:
+    """The k-form of a process: the same network, scored under exact numbers of masks. Raises InputError for a process that has none."""
+    found = process.count_form()
+    if found is None:
+        raise InputError(f"rule count masks an exact number of tokens of a row, and process {process.name} does not; use rule gauss")
+    return found
 
 
 def evaluate_nelbo(

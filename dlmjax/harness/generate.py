@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.diffusion.process import Blocks
-from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
 from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, never_sampled
@@ -69,8 +67,8 @@ class Generator:
     def __init__(self, process, network, tokenizer, *, longest: int, batch: int = 8, seed: int = 0):
         self.process, self.network, self.tokenizer = process, network, tokenizer
         self.longest, self.batch, self.seed = longest, batch, seed
-        self.walks = process.attention == "causal" or isinstance(process.attention, Blocks)
-        self.masked = isinstance(process.bound, SharedSchedule) and not self.walks
+        self.walks = process.sequential
+        self.masked = process.bound.any_order and not self.walks
         self._samplers: dict[SampleSettings, Sampler | BlockSampler] = {}
 
     def __call__(self, params, prompts: Sequence[np.ndarray], decoding: Decoding) -> list[str]:
@@ -102,7 +100,7 @@ class Generator:
         length_B = np.ones(self.batch, np.int32)
         length_B[: len(prompts)] = [len(prompt) + new for prompt, new in zip(kept, room, strict=True)]
         prompt_B = np.asarray([len(prompt) for prompt in kept])
-        size = self.process.attention.size if isinstance(self.process.attention, Blocks) else 1
+        size = self.process.block_size or 1
         tokens_BL = np.full((self.batch, row_width(int(length_B.max()), self.longest, size)), self.tokenizer.pad_id, np.int32)
         frozen_BL = np.ones(tokens_BL.shape, bool)
         for b, prompt in enumerate(kept):
@@ -124,10 +122,8 @@ class Generator:
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
     def _walk(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        causal = self.process.attention == "causal"
-        sampler = self._sampler(
-            self._settings("left_to_right" if causal else "confidence", decoding, 1 if causal else self.process.attention.size)
-        )
+        order = "left_to_right" if self.process.causal else "confidence"
+        sampler = self._sampler(self._settings(order, decoding, self.process.block_size or 1))
         before = -1
         for state in sampler.states(params, canvas, seed=seed):
             # Checked where the row that is furthest behind has got ahead: not at every step inside a block.

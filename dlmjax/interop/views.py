@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dlmjax import __version__
 from dlmjax.data import Tokenizer
 from dlmjax.diffusion import Process
-from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.models import ModelSpec
@@ -44,7 +43,7 @@ class Exported:
     @property
     def block_size(self) -> int | None:
         """Tokens of a block of block diffusion; None elsewhere."""
-        return self.process.attention.size if isinstance(self.process.attention, Blocks) else None
+        return self.process.block_size
 
     @property
     def attention(self) -> str:
@@ -133,9 +132,9 @@ def refuse_everywhere(model: Exported) -> str:
         return "its logits are those of the next position (model.family: shift), which no loader moves back"
     if spec.loops > 1:
         return f"its layers are run {spec.loops} times (model.family: loops), and loaders run each layer once"
-    if process.outputs != process.vocab or getattr(process, "parameterisation", None) == "score":
+    if process.predicts != "logits":
         return f"the network of process {process.name} predicts scores, not logits of tokens"
-    if process.attention != "causal" and getattr(process, "mask_id", None) is None:
+    if not process.causal and process.prior_mask_id is None:
         return f"process {process.name} has no mask token to start from"
     return ""
 
@@ -271,7 +270,7 @@ def _special_ids(model: Exported, rows: VocabularyRows) -> dict[str, int]:
 
 def describe(model: Exported, rows: VocabularyRows) -> dict:
     """The `dlm` block: what a sampler requires to know of a diffusion model, for all names of weights alike."""
-    schedule = getattr(model.process, "schedule", None)
+    schedule = model.process.schedule
     return {
         "dlmjax": __version__,
         "process": model.process.name,

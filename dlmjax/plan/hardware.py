@@ -20,7 +20,6 @@ import numpy as np
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.tokenizers import TableTokenizer
-from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.models.flops import training_flops_per_token
@@ -234,8 +233,8 @@ def _suits(attention: str, topology: Topology) -> None:
 def load_of(experiment: Experiment) -> roofline.Load:
     """The step in numbers."""
     config, spec, process = experiment.config, experiment.network.spec, experiment.process
-    length, streams = config.data.length, 2 if isinstance(process.attention, Blocks) else 1
-    head_share = float(process.noise_rate(jax.numpy.asarray((np.arange(16) + 0.5) / 16, jax.numpy.float32)).mean())
+    length, streams = config.data.length, process.streams
+    head_share = process.loss_share()
     return roofline.Load(
         spec=spec,
         execution=experiment.network.execution,

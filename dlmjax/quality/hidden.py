@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.process import Blocks, bind_process, row_keys
+from dlmjax.diffusion.process import bind_process, row_keys
 from dlmjax.errors import InputError
 from dlmjax.models.masks import BlockCausal
 from dlmjax.run import Run
@@ -52,7 +52,7 @@ class Encoder:
     def __init__(self, run: Run, batch: int):
         self.run, self.batch, self.length = run, batch, run.experiment.config.data.length
         self.process = run.experiment.process.bound
-        self.causal = self.process.attention == "causal"
+        self.causal = self.process.causal
         self.room = self.length - self.causal
         self._sums = jax.jit(self._row_sums)
 
@@ -73,7 +73,7 @@ class Encoder:
 
     def read(self, params, tokens_BL, counted_BL):
         """(denoiser, state, level) of clean rows; padding is seen by nothing."""
-        process, attention = bind_process(self.process, params), self.process.attention
+        process = bind_process(self.process, params)
         t_BL = jnp.zeros(tokens_BL.shape, jnp.float32)
         segments_BL = counted_BL.at[:, 0].set(counted_BL.any(axis=1)).astype(jnp.int32)
         positions_BL = jnp.broadcast_to(jnp.arange(self.length), tokens_BL.shape)
@@ -81,7 +81,7 @@ class Encoder:
         if self.causal or process.input_dim:
             # The row shifted behind a beginning of text; tokens as vectors, with the noise of level 0, the same for all rows.
             z = process.corrupt(row_keys(jax.random.key(0), jnp.zeros(self.batch, jnp.int32)), tokens_BL, t_BL)
-        mask = BlockCausal(attention.size) if isinstance(attention, Blocks) else attention
+        mask = BlockCausal(process.block_size) if process.block_size else process.attention
         return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.clock(t_BL)
 
     def _row_sums(self, params, tokens_BL, counted_BL):

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.masked import Masked, SharedSchedule
+from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.run import Run
 from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, never_sampled, sampler_for
@@ -45,18 +45,18 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)
 
-    own = process.attention == "full"
+    own = not process.sequential
     alone = spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab
     if own:
         yield from (Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n))) for n in steps)
     elif alone:
         # One token after another takes its own number of steps; blocks take these each.
-        numbers = [length] if process.attention == "causal" else steps
+        numbers = [length] if process.causal else steps
         yield from (Way(f"{process.name}, cache", n, sampler_for(process, network, at(n))) for n in numbers)
     if alone:
         return
     masked = Masked(process.vocab, mask_id)
-    if not (own and isinstance(process, SharedSchedule)):
+    if not (own and process.any_order):
         yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n))) for n in steps)
     for size in blocks:
         if size >= length:

@@ -23,8 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.process import Blocks
-from dlmjax.diffusion.processes.masked import Masked, SharedSchedule
 from dlmjax.errors import InputError
 from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal
@@ -211,7 +209,7 @@ class StrideSampler(_Pieces):
     def __init__(self, process, bind, settings: SampleSettings, *, window: int, stride: int, eos_id: int | None = None, **options):
         if not 0 < stride <= window:
             raise InputError(f"the stride is {stride} and the window {window}; the stride must lie between 1 and the window")
-        if process.attention != "full":
+        if process.sequential:
             raise InputError(f"process {process.name} does not see a whole window; leave the stride out")
         self.process, self.inner = process, Sampler(process, bind, settings, **options)
         self.size, self.window, self.eos_id = stride, window, eos_id
@@ -241,14 +239,14 @@ class BlockSampler(_Pieces):
     def __init__(
         self, process, network, settings: SampleSettings, *, size: int | None = None, eos_id: int | None = None, cached: bool = True
     ):
-        self.causal = process.attention == "causal"
+        self.causal = process.causal
         self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached
-        self.size = 1 if self.causal else process.attention.size if isinstance(process.attention, Blocks) else size
-        if not self.causal and not isinstance(process, SharedSchedule):
+        self.size = 1 if self.causal else process.block_size or size
+        inner = process.bound if self.causal else process.in_blocks()
+        if inner is None:
             raise InputError(f"process {process.name} is not sampled in blocks: that needs masked, block or autoregressive processes")
         if self.size is None or self.size < 1:
             raise InputError(f"the size of the blocks of process {process.name} is {self.size}; give at least 1")
-        inner = process.bound if self.causal else Masked(process.vocab, process.mask_id, process.schedule, process.excluded)
         self.inner = Sampler(inner, self._bind, settings, self_condition=network.spec.self_condition and not self.causal)
         self._mask = BlockCausal(self.size)
         self._advance, self._advance_alone = jax.jit(self._advanced), jax.jit(self._advanced_alone)
@@ -364,7 +362,7 @@ def sampler_for(
 ) -> Sampler | BlockSampler | StrideSampler:
     """The sampler that suits a process and a network on one device: block by block where the process is made of blocks or causal, a
     sliding window where a stride is given, else the whole canvas at once, which knows no end (`eos_id` must be None)."""
-    if process.attention != "full":
+    if process.sequential:
         if stride is not None:
             raise InputError(f"process {process.name} is sampled block by block, to any length; leave the stride out")
         return BlockSampler(process, network, settings, eos_id=eos_id)

@@ -74,16 +74,16 @@ class Calls:
             self.count += jnp.where(changed, cost, 0)
         if self.first_BLV is None:
             self.first_BLV, self._first_at = raw_BLV, (z, t_BL)
-        if self._process.outputs != self._process.vocab:
+        if self._process.predicts == "vectors":
             return raw_BLV
         return warp(raw_BLV, self._settings.temperature, self._settings.top_p)
 
     @property
     def log_p_BLV(self) -> Array | None:
         """The law of tokens that the step first looked at; None where the network predicts something else."""
-        if self._process.outputs != self._process.vocab:
+        if self._process.predicts == "vectors":
             return None
-        if tells_scores(self._process):
+        if self._process.predicts == "scores":
             return self.log_posterior_BLV
         return jax.nn.log_softmax(self.first_BLV)
 
@@ -107,14 +107,9 @@ class Calls:
         if w:
             logits = logits.astype(jnp.float32)
             logits = self._process.guided(logits[:rows], logits[rows:], w, z, t_BL)
-        if self._process.outputs != self._process.vocab:
+        if self._process.predicts == "vectors":
             return exclude(logits, ())
         return self._process.suppressed(logits, self._barred, z, t_BL)
-
-
-def tells_scores(process: Process) -> bool:
-    """Whether the network predicts ratios of noisy probabilities."""
-    return getattr(process, "parameterisation", None) == "score"
 
 
 def put(where_BL, this, other):

@@ -12,8 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlmjax.diffusion.gaussian import embedding, steps
-from dlmjax.diffusion.gaussian.process import EmbeddingNoise, normals
-from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.gaussian.process import normals
 from dlmjax.errors import InputError
 from dlmjax.sampling.steppers import Stepper
 
@@ -25,14 +24,11 @@ class Ddpm(Stepper):
     clamp_below: float = 0.0
 
     name = "ddpm"
+    requires = "Gaussian noise on embeddings"
 
     def __post_init__(self):
         if not 0 <= self.clamp_below <= 1:
             raise InputError(f"method {self.name}: clamp_below is {self.clamp_below}; it is a level and must lie in [0, 1]")
-
-    def check(self, process: Process) -> None:
-        if not isinstance(process, EmbeddingNoise):
-            raise InputError(f"method {self.name} needs Gaussian noise on embeddings, which process {process.name} is not; use ancestral")
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         output_BLV = denoise(z, t_BL)

@@ -13,9 +13,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from dlmjax.diffusion.process import Process, uniform_rows
-from dlmjax.errors import InputError
-from dlmjax.sampling.steppers import Plan, Stepper, needs_masks, rank
+from dlmjax.diffusion.process import uniform_rows
+from dlmjax.sampling.steppers import Plan, Stepper, rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +22,8 @@ class Predetermined(Stepper):
     """Steps of the grid in which no token of the row changes are left out; NFE = the most distinct times of any row."""
 
     name = "predetermined"
+    requires = "absorbing noise (masks) at one rate for all tokens, with a schedule from text alone at t = 0 to masks alone at t = 1"
     plans = True
-
-    def check(self, process: Process) -> None:
-        needs_masks(self.name, process)
-        if process.has_boundary:
-            raise InputError(
-                f"method {self.name} needs a schedule that is all text at t = 0 and all masks at t = 1, unlike that of process "
-                f"{process.name}; use ancestral"
-            )
 
     def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
         # Cell j holds the times in (levels[j + 1], levels[j]]; steps count from 0. By the noise: discrete time has no other times.

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlmjax.diffusion.process import Process, draw_tokens, split_rows, uniform_rows
-from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
-from dlmjax.sampling.steppers import Stepper, needs_masks
+from dlmjax.sampling.steppers import Stepper
 
 RULES = ("cap", "rescale", "loop")
 
@@ -29,6 +28,7 @@ class Remask(Stepper):
     eta: float = 0.1
 
     name = "remask"
+    requires = "absorbing noise (masks) at one rate for all tokens"
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -36,11 +36,8 @@ class Remask(Stepper):
         if not 0 <= self.eta <= 1:
             raise InputError(f"method remask: eta is {self.eta}; it is a probability and must lie in [0, 1]")
 
-    def check(self, process: Process) -> None:
-        needs_masks(self.name, process)
-
     def rates(
-        self, process: SharedSchedule, t_BL: Float[Array, "B L"], s_BL: Float[Array, "B L"]
+        self, process: Process, t_BL: Float[Array, "B L"], s_BL: Float[Array, "B L"]
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
         """(probability that a shown token is hidden, probability that a hidden one is shown)."""
         alpha_t_BL = process.schedule.alpha(t_BL)
@@ -55,7 +52,7 @@ class Remask(Stepper):
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         which_B, token_B = split_rows(keys_B)
         hide_BL, show_BL = self.rates(process, t_BL, s_BL)
-        masked_BL = z == process.mask_id
+        masked_BL = z == process.absorbing_id
         change_BL = uniform_rows(which_B, z.shape[1]) < jnp.where(masked_BL, show_BL, hide_BL)
         tokens_BL = draw_tokens(token_B, denoise(z, t_BL))
-        return jnp.where(change_BL, jnp.where(masked_BL, tokens_BL, process.mask_id), z)
+        return jnp.where(change_BL, jnp.where(masked_BL, tokens_BL, process.absorbing_id), z)

@@ -28,11 +28,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
 from dlmjax.diffusion.hyperschedule import Hyper
-from dlmjax.diffusion.process import Blocks, bind_process, draw_tokens, exclude, row_keys, split_rows
-from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.masked import SharedSchedule
+from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put, tells_scores
+from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.host import beside, fetch, memory_bytes, send
@@ -81,9 +79,9 @@ class Sampler:
     def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
         self.process = process.bound  # training may draw its noise in another way
-        self.causal = process.attention == "causal"
-        self.mask_id = _mask_of(self.process)
-        if isinstance(process.attention, Blocks):
+        self.causal = process.causal
+        self.mask_id = self.process.prior_mask_id
+        if process.block_size is not None:
             raise InputError(f"process {process.name} is sampled block by block: use BlockSampler")
         if self.causal:
             if settings.order not in ("left_to_right", "ancestral"):
@@ -104,7 +102,7 @@ class Sampler:
         self.stepper.check(self.process)
         self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
         self._check_calls()
-        barred = set(settings.never) | set(getattr(process, "excluded", ())) | ({getattr(process, "mask_id", None)} - {None})
+        barred = {*settings.never, *process.suppressed_ids}
         outside = sorted(i for i in barred if not 0 <= i < process.vocab)
         if outside:
             raise InputError(f"never-sampled ids {outside} lie outside the vocabulary of {process.vocab}")
@@ -125,8 +123,7 @@ class Sampler:
             )
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")
-        tells_law = process.outputs == process.vocab and not tells_scores(process)
-        if not tells_law and (settings.temperature, settings.top_p) != (1.0, 1.0):
+        if process.predicts != "logits" and (settings.temperature, settings.top_p) != (1.0, 1.0):
             raise InputError(f"the network of process {process.name} predicts no law of tokens; leave temperature and top_p at 1")
 
     # --- what callers use ---------------------------------------------------------------------------------------------------
@@ -416,19 +413,6 @@ def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *,
 def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Iterator[State]:
     """The states that `sample` with the same arguments goes through."""
     return Sampler(process, lambda *_, **__: BoundLogits(denoise), SampleSettings(**settings)).states((), canvas, seed=seed)
-
-
-def _mask_of(process) -> int | None:
-    """The id that hides a token, where text starts as masks: of absorbing and hybrid noise."""
-    if isinstance(process, SharedSchedule):
-        return process.mask_id
-    mask_id = getattr(process, "mask_id", None)
-    if mask_id is None or process.attention != "full" or process.input_dim:
-        return None
-    if isinstance(process, Interpolating):
-        return mask_id if fetch(process.shares(send(np.float32(1.0), None)).mask) > 0 else None
-    start = process.prior(row_keys(jax.random.key(0), jnp.arange(1)), 32)
-    return mask_id if bool(jnp.any(start == mask_id)) else None
 
 
 def _state(step: int, steps: int, carry: Carry) -> State:

@@ -9,15 +9,13 @@ Shapes: B rows, L positions, V vocabulary; z is [B, L] tokens or [B, L, ...].
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.process import EXCLUDED, Process, draw_tokens, split_rows, uniform_rows
-from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.errors import InputError
 
@@ -34,15 +32,23 @@ class Plan(NamedTuple):
 
 @runtime_checkable
 class Stepper(Protocol):
-    """One kind of step.  name: as in METHODS; rounds: calls after the last step, each of which runs `retouch`."""
+    """One kind of step.
+
+    name: as in METHODS.  requires: what it requires of a process, for the message that refuses others.
+    rounds: calls after the last step, each of which runs `retouch`.
+    """
 
     name: str
+    requires: str = ""
     rounds: int = 0
     plans: bool = False  # whether `plan` draws the steps
 
     def check(self, process: Process) -> None:
-        """Raises InputError where the method is not made for this process."""
-        del process
+        """Raises InputError where the process does not list the method among those that go with it."""
+        if self.name not in process.methods:
+            raise InputError(
+                f"method {self.name} requires {self.requires}; process {process.name} provides the methods {', '.join(process.methods)}"
+            )
 
     def step(
         self,
@@ -93,18 +99,13 @@ class TauLeap(Stepper):
     the step; the last step, to s = 0, is the exact one, since no Euler step removes all noise."""
 
     name = "tau_leap"
-
-    def check(self, process: Process) -> None:
-        if not isinstance(process, SharedSchedule | Interpolating):
-            raise InputError(
-                f"method tau_leap needs a process that tells the rates of its jumps, which process {process.name} does not; use ancestral"
-            )
+    requires = "noise whose reverse jumps have rates"
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         """Whether it jumps, where to, and at s = 0 the exact step."""
         last_B, jump_B, token_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
-        rates_BLV = reverse_rates(process, logits_BLV, z, t_BL)
+        rates_BLV = process.reverse_rates(logits_BLV, z, t_BL)
         total_BL = jnp.sum(rates_BLV, axis=-1)
         jump_BL = uniform_rows(jump_B, z.shape[1]) < total_BL * (t_BL - s_BL)
         to_BL = _draw_by_rate(token_B, rates_BLV)
@@ -113,21 +114,6 @@ class TauLeap(Stepper):
         ends = jnp.any(s_BL <= 0)
         exact_BL = jax.lax.cond(ends, process.reverse_step, lambda *a: a[2], last_B, logits_BLV, z, t_BL, s_BL)
         return jnp.where(s_BL <= 0, exact_BL, leapt_BL)
-
-
-def reverse_rates(
-    process: Process, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]
-) -> Float[Array, "B L V"]:
-    """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z."""
-    if isinstance(process, SharedSchedule):
-        masked_BL = z_BL == process.mask_id
-        hazard_BL = jnp.where(masked_BL, process.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
-        return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
-    to_even_BL, to_mask_BL = process.jumps(t_BL)
-    into_BL = jnp.where(process.is_token(z_BL), to_even_BL / process.tokens, to_mask_BL)
-    into_BL /= jnp.maximum(process.shares(t_BL).alpha, FLOOR)
-    score_BLV = jnp.exp(process.output.log_score(process, logits_BLV, z_BL, t_BL))
-    return jnp.where(jnp.arange(process.vocab) == z_BL[..., None], 0.0, into_BL[..., None] * score_BLV)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +128,7 @@ class Analytic(Stepper):
     """
 
     name = "analytic"
-
-    def check(self, process: Process) -> None:
-        if not isinstance(process, Interpolating):
-            raise InputError(
-                f"method analytic needs scores, which process {process.name} does not tell; its ancestral step is the analytic one"
-            )
+    requires = "scores, or an output that determines them"
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         """Whether it moves, which may be rare, and where to: two draws."""
@@ -188,18 +169,11 @@ class Rdm(Stepper):
     route: str = "topk"
 
     name = "rdm"
+    requires = "noise on tokens with a schedule, of one kind at all times"
 
     def __post_init__(self):
         if self.route not in ("topk", "random"):
             raise InputError(f"method rdm: route is {self.route!r}; choose topk or random")
-
-    def check(self, process: Process) -> None:
-        if process.attention != "full" or process.input_dim or not hasattr(process, "schedule"):
-            raise InputError(f"method rdm needs noise on tokens with a schedule; process {process.name} has none")
-        if not process.stationary:
-            raise InputError(
-                f"method rdm needs noise of one kind at all levels, which that of process {process.name} is not; use ancestral"
-            )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         """A guess everywhere, the best of it as text, fresh noise elsewhere."""
@@ -237,6 +211,7 @@ class SelfCorrect(Stepper):
     temperature: float = 0.1
 
     name = "self_correct"
+    requires = "noise that replaces tokens (uniform, hybrid)"
 
     def __post_init__(self):
         if self.rounds < 1 or self.count < 1 or not 0 < self.level <= 1 or not self.temperature > 0:
@@ -244,10 +219,6 @@ class SelfCorrect(Stepper):
                 f"method self_correct: rounds ({self.rounds}) and count ({self.count}) must be at least 1, level ({self.level}) in (0, 1], "
                 f"temperature ({self.temperature}) above 0"
             )
-
-    def check(self, process: Process) -> None:
-        if process.absorbing_id is not None or process.attention != "full" or process.input_dim:
-            raise InputError(f"method self_correct needs uniform or hybrid noise; process {process.name} never shows a wrong token")
 
     def retouch(self, process, keys_B, denoise, z, free_BL):
         level_BL = jnp.where(free_BL, self.level, 0.0)
@@ -265,9 +236,3 @@ def rank(score_BL: Shaped[Array, "B L"], among_BL: Bool[Array, "B L"]) -> Int[Ar
     worst_first = jnp.where(among_BL, -score_BL, jnp.inf)
     # Candidates before the others also where their score is minus infinity.
     return jnp.argsort(jnp.lexsort((worst_first, ~among_BL), axis=1), axis=1)
-
-
-def needs_masks(method: str, process: Any) -> None:
-    """Raises InputError unless all noise is the mask and none is left at the ends of the schedule."""
-    if not isinstance(process, SharedSchedule):
-        raise InputError(f"method {method} needs absorbing noise (masks), which process {process.name} does not have; use ancestral")

@@ -26,6 +26,7 @@ class Uniform(Process):
     schedule: Schedule = Cosine()
 
     name = "uniform"
+    methods = ("ancestral", "rdm", "self_correct")
     time_input = True
 
     def corrupt(self, keys_B, x_BL, t_BL, valid_BL=None):

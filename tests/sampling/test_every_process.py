@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlmjax.choices import parse
-from dlmjax.diffusion.process import Blocks, row_keys, split_rows
+from dlmjax.diffusion.process import row_keys, split_rows
 from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
@@ -44,7 +44,7 @@ def canvas_of(process):
     """A prompt of three; where the process can, a suffix and a token that is sent to level 0.5."""
     tokens = np.random.default_rng(3).integers(0, PAD, (3, LENGTH)).astype(np.int32)
     start = np.r_[0, 0, 0, 1, 1, 1, 1, 1].astype(np.float32)
-    if process.attention == "full":
+    if not process.sequential:
         start[-2:] = 0.5, 0
     start = np.tile(start, (3, 1))
     return Canvas(tokens, start == 0, start)
@@ -77,28 +77,29 @@ def test_self_conditioning_and_guidance_together(name):
     assert samples.evaluations == 2 * (3 + process.has_boundary) and samples.tokens_BL.max() < VOCAB
 
 
-@pytest.mark.parametrize("name", sorted(PROCESSES))
-def test_every_method_fits_or_is_refused_in_one_line(name):
-    """No method fails later than where it is put together with a process."""
-    process = process_of(name)
-    if isinstance(process.attention, Blocks) or process.attention == "causal":
-        return
-    fits = []
-    for method in METHODS:
-        try:
-            Sampler(process, Law().bind, SampleSettings(steps=2, method=method))
-            fits.append(method)
-        except InputError as error:
-            assert "\n" not in str(error)
-    assert "ancestral" in fits and len(fits) < len(METHODS)
-
-
 # The other kinds of noise, meanings of the output and ends of the schedule that the names above do not stand for.
 VARIANTS = (
     *("score(noise=uniform)", "flow_matching(noise=uniform)", "d3pm(kernel=absorbing, steps=8)", "d3pm(kernel=gaussian, steps=8)"),
     *("uniform(parameterisation=posterior, eps=0.1)", "hybrid(p_uniform=0.9, parameterisation=posterior)", "masked(eps=0.1)"),
     *("mixed(mixing=constant, values=(0.3,))", "mixed(eps=0.1)", "score(eps=0.1)", "frequency_masked(strength=8.0)"),
 )
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *VARIANTS])
+def test_the_methods_that_a_process_declares_are_those_that_fit(name):
+    """What is declared builds; what is not is refused in one line, where it is put together with the process."""
+    process = process_of(name)
+    network = build_network(spec(depth=1, vocab=VOCAB), Execution()) if process.sequential else None
+    for method in METHODS:
+        settings = SampleSettings(steps=2, method=method)
+        build = (lambda s: sampler_for(process, network, s)) if process.sequential else lambda s: Sampler(process, Law().bind, s)
+        if method in process.methods:
+            build(settings)
+        else:
+            with pytest.raises(InputError) as refusal:
+                build(settings)
+            assert "\n" not in str(refusal.value)
+
 
 # (spread, mean) of an output that no training has shaped, one for each row: sure and unsure; scores far from what the noise leaves.
 OUTPUTS = np.array([(1, 0), (1000, 0), (1, -90), (30, 0), (1, -20), (3, 90)], np.float32)
@@ -131,7 +132,7 @@ class AnyOutput:
 TOKEN_PROCESSES = sorted(
     name
     for name in {*PROCESSES, *VARIANTS} - {"blocks", "autoregressive"}
-    if process_of(name).bound.attention == "full" and not process_of(name).input_dim
+    if not process_of(name).sequential and not process_of(name).input_dim
 )
 
 

@@ -211,10 +211,10 @@ def test_edited_text_starts_from_its_level():
 @pytest.mark.parametrize(
     ("process", "settings", "message"),
     [
-        (Masked(4, 3), {"method": "ddpm"}, "ddpm needs Gaussian noise"),
-        (MADE["v"], {"method": "remask"}, "needs absorbing noise"),
-        (MADE["v"], {"method": "tau_leap"}, "rates of its jumps"),
-        (MADE["v"], {"method": "rdm"}, "rdm needs noise on tokens"),
+        (Masked(4, 3), {"method": "ddpm"}, "ddpm requires Gaussian noise"),
+        (MADE["v"], {"method": "remask"}, "requires absorbing noise"),
+        (MADE["v"], {"method": "tau_leap"}, "reverse jumps have rates"),
+        (MADE["v"], {"method": "rdm"}, "rdm requires noise on tokens"),
         (MADE["v"], {"method": "ddim(eta=2)"}, "eta is 2"),
         (MADE["v"], {"method": "heun(clamp_below=-1)"}, "clamp_below is -1"),
         (MADE["v"], {"temperature": 0.5}, "predicts no law of tokens"),

@@ -331,11 +331,11 @@ def test_every_method_is_recorded_with_its_values():
 @pytest.mark.parametrize(
     ("process", "settings", "message"),
     [
-        (UNIFORM, {"method": "first_hitting"}, "first_hitting needs absorbing noise"),
-        (UNIFORM, {"method": "remask"}, "remask needs absorbing noise"),
+        (UNIFORM, {"method": "first_hitting"}, "first_hitting requires absorbing noise"),
+        (UNIFORM, {"method": "remask"}, "remask requires absorbing noise"),
         (UNIFORM, {"cache": True}, "leave cache off"),
-        (Llada(4, 3), {"method": "predetermined"}, "all text at t = 0"),
-        (Masked(4, 3), {"method": "self_correct"}, "never shows a wrong token"),
+        (Llada(4, 3), {"method": "predetermined"}, "text alone at t = 0"),
+        (Masked(4, 3), {"method": "self_correct"}, "requires noise that replaces tokens"),
         (Masked(4, 3), {"method": "hitting"}, "unknown method 'hitting'; did you mean 'first_hitting'"),
         (Masked(4, 3), {"method": "remask(eta=2)"}, "eta is 2"),
         (Masked(4, 3), {"method": "remask(rule=none)"}, "rule is 'none'"),

@@ -22,7 +22,7 @@ from dlmjax.diffusion.gaussian import embedding, parameterisation
 from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, Straight, snr_drop
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
 from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
-from dlmjax.diffusion.weightings.levels import Bound, Weighting
+from dlmjax.diffusion.weightings.levels import OF_VECTORS, Bound, Weighting
 from dlmjax.errors import InputError
 
 ROUNDINGS = ("bayes", "tied", "separate")
@@ -59,6 +59,8 @@ class EmbeddingNoise(Process):
     params: Any = dataclasses.field(default=None, kw_only=True)
 
     time_input = True
+    methods = ("ancestral", "ddpm", "ddim", "heun")
+    weightings = ("bound", *OF_VECTORS)
     has_boundary = True
     # Embeddings far from each other are told apart late, rows of tokens that say the same early.
     ends = Ends(power=1.0, clean=4.0, noise=5.5)
@@ -122,6 +124,14 @@ class EmbeddingNoise(Process):
     @property
     def input_dim(self) -> int:
         return self.dim
+
+    @property
+    def predicts(self) -> str:
+        return "logits" if self.prediction == "logits" else "vectors"
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        return self.excluded
 
     @property
     def outputs(self) -> int:

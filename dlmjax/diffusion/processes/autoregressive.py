@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
-from dlmjax.diffusion.weightings.levels import Bound, CrossEntropy, Weighting
+from dlmjax.diffusion.weightings.levels import OF_RATES, Bound, CrossEntropy, Weighting
 from dlmjax.errors import InputError
 
 
@@ -38,6 +38,7 @@ class Autoregressive(Process):
 
     name = "autoregressive"
     attention = "causal"
+    weightings = ("bound", *OF_RATES)
 
     def __post_init__(self):
         if not 0 <= self.input_mask < 1:

@@ -24,6 +24,7 @@ from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.diffusion.times import PerRow
+from dlmjax.diffusion.weightings.levels import OF_RATES
 from dlmjax.errors import InputError
 
 
@@ -43,6 +44,7 @@ class BlockMasked(SharedSchedule):
     curriculum: tuple[tuple[int, int], ...] = ()
 
     name = "blocks"
+    weightings = ("bound", *OF_RATES)
 
     def __post_init__(self):
         if self.size < 1:
@@ -70,6 +72,14 @@ class BlockMasked(SharedSchedule):
     @property
     def attention(self) -> Blocks:
         return Blocks(self.size)
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        return (self.size, *(size for _, size in self.curriculum))
+
+    def count_form(self) -> None:
+        """Each block has a time of its own, and a count is one for the row."""
+        return None
 
     def spread(self, times: Any) -> Any:
         """One level per block, from the law of a draw that has one per row, or per block of another size."""

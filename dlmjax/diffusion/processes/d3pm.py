@@ -36,6 +36,7 @@ from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
+from dlmjax.diffusion.weightings.levels import OF_TOKENS
 from dlmjax.errors import InputError
 
 LINEAR = Linear()
@@ -163,6 +164,10 @@ class StepMasked(SharedSchedule):
         object.__setattr__(self, "schedule", Grid(base, self.steps))
         super().__post_init__()
 
+    def count_form(self) -> None:
+        """Its times are those of T steps, and counts of masks have others."""
+        return None
+
     def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self.schedule.base.noise(t)
 
@@ -195,6 +200,7 @@ class D3pm(Process):
     name = "d3pm"
     time_input = True
     ends = EVEN
+    weightings = ("bound", *OF_TOKENS)
 
     def __post_init__(self):
         check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
@@ -233,6 +239,10 @@ class D3pm(Process):
         return (kernels.Even if self.kernel == "uniform" else kernels.Path)(len(self.tokens_K))
 
     # --- what samplers ask -----------------------------------------------------------------------------------------------------
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("ancestral", *(("rdm",) if self.stationary else ()), "self_correct")
 
     @property
     def stationary(self) -> bool:

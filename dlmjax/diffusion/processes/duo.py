@@ -141,6 +141,7 @@ class Duo(UniformNoise):
 
     name = "duo"
     is_bound = False
+    weightings = ("bound",)
 
     def __post_init__(self):
         super().__post_init__()

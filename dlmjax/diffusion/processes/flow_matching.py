@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from dlmjax.diffusion.process import cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.score import OneNoise
 from dlmjax.diffusion.schedules import Linear, Schedule, share_gone
+from dlmjax.diffusion.weightings.levels import OF_RATES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,10 @@ class FlowMatching(OneNoise):
 
     name = "flow_matching"
     parameterisation = "posterior"
+
+    @property
+    def weightings(self) -> tuple[str, ...]:
+        return (*super().weightings, *(OF_RATES if self._mask is not None else ()))
 
     @property
     def is_tight(self) -> bool:

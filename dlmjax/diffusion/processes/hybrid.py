@@ -17,6 +17,7 @@ Shapes: as in interpolating.py.
 
 import abc
 import dataclasses
+import functools
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -42,6 +43,11 @@ class _MaskAndTokens(Interpolating):
     @property
     def absorbing_id(self) -> int | None:
         return self.mask_id if self.always_masks else None
+
+    @functools.cached_property
+    def prior_mask_id(self) -> int | None:
+        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+            return self.mask_id if self.shares(jnp.float32(1.0)).mask > 0 else None
 
     @property
     def stationary(self) -> bool:

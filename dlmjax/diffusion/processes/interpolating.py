@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from dlmjax.diffusion.process import Ends, Process, among, check_ids, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.schedules import FLOOR
+from dlmjax.diffusion.weightings.levels import OF_JUMPS, OF_TOKENS
 from dlmjax.errors import InputError
 
 # Even draws alone: a logarithm where text is clean; towards noise a row of n tokens says as much as sqrt(n) that masks hide or show.
@@ -51,6 +52,7 @@ class Interpolating(Process):
     parameterisation: str
     time_input = True
     ends = Ends(power=2.5, clean=0.5, noise=4.25)
+    weightings = ("bound", *OF_JUMPS, *OF_TOKENS)
 
     @abc.abstractmethod
     def shares(self, t: Float[Array, "*t"]) -> Shares:
@@ -87,7 +89,25 @@ class Interpolating(Process):
         """N."""
         return self.vocab - len(self.suppressed_ids)
 
-    # --- what samplers ask -----------------------------------------------------------------------------------------------------
+    # --- capabilities ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def predicts(self) -> str:
+        return "scores" if self.parameterisation == "score" else "logits"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """`rdm` redraws noise as at t = 1 and reads the schedule; `self_correct` revises text in which noise showed wrong tokens."""
+        redrawn = ("rdm",) if self.stationary and self.schedule is not None else ()
+        revised = ("self_correct",) if self.absorbing_id is None else ()
+        return ("ancestral", "tau_leap", "analytic", *redrawn, *revised)
+
+    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+        to_even_BL, to_mask_BL = self.jumps(t_BL)
+        into_BL = jnp.where(self.is_token(z_BL), to_even_BL / self.tokens, to_mask_BL)
+        into_BL /= jnp.maximum(self.shares(t_BL).alpha, FLOOR)
+        score_BLV = jnp.exp(self.output.log_score(self, logits_BLV, z_BL, t_BL))
+        return jnp.where(jnp.arange(self.vocab) == z_BL[..., None], 0.0, into_BL[..., None] * score_BLV)
 
     @property
     def sampling_grid(self) -> str:

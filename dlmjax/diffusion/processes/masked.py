@@ -24,7 +24,7 @@ from dlmjax.diffusion.process import among, cross_entropy, draw_tokens, exclude,
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
 from dlmjax.diffusion.times import PerRow
-from dlmjax.diffusion.weightings.levels import InverseRate, Weighting
+from dlmjax.diffusion.weightings.levels import OF_RATES, OF_TOKENS, InverseRate, Weighting
 from dlmjax.errors import InputError
 
 
@@ -39,6 +39,28 @@ class SharedSchedule(Absorbing):
     @property
     def left(self) -> float:
         return self.schedule.ends[1]
+
+    # --- capabilities ----------------------------------------------------------------------------------------------------------
+
+    any_order = True
+    weightings = ("bound", *OF_RATES, *OF_TOKENS)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """`first_hitting` and `predetermined` draw the time of each token, so the ends of the schedule must be text and masks alone."""
+        timed = () if self.has_boundary else ("first_hitting", "predetermined")
+        return ("ancestral", "tau_leap", *timed, "remask", "rdm")
+
+    def count_form(self) -> "MaskedCount | None":
+        return MaskedCount(self.vocab, self.mask_id, excluded=self.excluded, trained=self.schedule)
+
+    def in_blocks(self) -> "Masked":
+        return Masked(self.vocab, self.mask_id, self.schedule, self.excluded)
+
+    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+        masked_BL = z_BL == self.mask_id
+        hazard_BL = jnp.where(masked_BL, self.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
+        return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +203,7 @@ class MaskedCount(SharedSchedule):
 
     name = "masked_count"
     schedule = Linear()
+    one_time_per_row = True
 
     def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         return self.trained.inverse(1 - t_BL)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dlmjax.diffusion.process import Ends, among, check_schedule_lr, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, real, share_gone
+from dlmjax.diffusion.weightings.levels import OF_TOKENS
 from dlmjax.errors import InputError
 
 
@@ -30,6 +31,7 @@ class StateDependent(Absorbing):
     """Abstract: masking at a rate that depends on the token. A subclass defines `noise_of` and `hazards`; noise_v(0) = 0."""
 
     time_input = True
+    weightings = ("bound", *OF_TOKENS)
 
     def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """A mask tells of its token how likely that one is masked by then: by the level at which this mask was drawn, and no other."""

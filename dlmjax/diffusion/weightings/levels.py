@@ -14,6 +14,12 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from dlmjax.errors import InputError
 
+# Names of the weightings by what they require of a process, which lists those that go with it (`Process.weightings`).
+OF_RATES = ("inverse_rate", "cross_entropy", "capped")  # a loss that is a weight times a cross-entropy
+OF_TOKENS = ("hybrid_lambda", "token_adaptive", "routed")  # the probability of each token
+OF_JUMPS = ("clipped_jumps", "dynamic", "denoising", "contrastive")  # noise that replaces tokens
+OF_VECTORS = ("simple", "end_to_end", "anchor")  # noise on vectors
+
 SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
 
 

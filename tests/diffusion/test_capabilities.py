@@ -1,0 +1,72 @@
+"""What a process declares of itself: other packages read the declarations and never look at its class."""
+
+import ast
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dlmjax
+from dlmjax.diffusion.process import Blocks, Process, row_keys
+from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS
+from dlmjax.sampling import METHODS
+from tests.sampling.test_every_process import VARIANTS, process_of
+
+ROOT = pathlib.Path(dlmjax.__file__).parent
+CONSUMERS = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "diffusion")
+LOOKS = ("isinstance", "issubclass", "getattr", "hasattr", "vars", "type")
+# The one place that makes a mask of what a process declares as its attention.
+ALLOWED = {("models/masks.py", f"isinstance(attention, {kind})") for kind in ("Blocks", "str")}
+
+
+def kinds(cls=Process):
+    return {cls.__name__}.union(*(kinds(sub) for sub in cls.__subclasses__()))
+
+
+def looks(source: str) -> list[str]:
+    """The expressions of a file that look at the class of a process, or compare its attention."""
+    names, found = kinds() | {Blocks.__name__}, []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in LOOKS:
+            words = {name.id for arg in node.args for name in ast.walk(arg) if isinstance(name, ast.Name)}
+            words |= {name.attr for arg in node.args for name in ast.walk(arg) if isinstance(name, ast.Attribute)}
+            leaf = "config.process" in ast.unparse(node)  # its text, not the process
+            if not leaf and words & (names | {"process", "attention", "bound"}):
+                found.append(ast.unparse(node))
+        if isinstance(node, ast.Compare):
+            sides = [side for side in (node.left, *node.comparators) if isinstance(side, ast.Attribute) and side.attr == "attention"]
+            if any(ast.unparse(side.value).endswith(("process", "bound")) for side in sides):
+                found.append(ast.unparse(node))
+        if isinstance(node, ast.MatchClass) and ast.unparse(node.cls).split(".")[-1] in names:
+            found.append(ast.unparse(node.cls))
+    return found
+
+
+def test_no_consumer_looks_at_the_class_of_a_process():
+    assert looks('process.attention == "full" or isinstance(p, Masked) or type(process) is D or getattr(run.process, "a", 0)')[3:]
+    found = {(path.relative_to(ROOT).as_posix(), look) for path in CONSUMERS for look in looks(path.read_text(encoding="utf-8"))}
+    assert found == ALLOWED
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *VARIANTS])
+def test_declarations_agree_with_what_a_process_does(name):
+    process = process_of(name)
+    assert set(process.methods) <= set(METHODS) and set(process.weightings) <= set(WEIGHTINGS)
+    assert process.weighting.name in process.weightings
+    assert process.predicts in ("logits", "scores", "vectors") and (process.predicts == "vectors") >= (process.outputs != process.vocab)
+    assert process.sequential == (process.attention != "full") and process.streams == 1 + (process.block_size is not None)
+    assert process.block_size is None or process.block_size in process.block_sizes
+    process = process.bound.with_params(process.bound.init(jax.random.key(0)) or None)
+    keys_B = row_keys(jax.random.key(0), jnp.arange(4))
+    if not process.input_dim and not process.causal:
+        start_BL = process.show(process.prior(keys_B, 32))
+        assert bool(jnp.any(start_BL == process.prior_mask_id)) == (process.prior_mask_id is not None), "masks in the prior"
+    if process.absorbing_id is not None:
+        x_BL = jnp.zeros((4, 32), jnp.int32)
+        z_BL = process.show(process.corrupt(keys_B, x_BL, process.levels(jnp.full((4, 32), 0.5), x_BL == 0)))
+        assert set(np.unique(z_BL)) == {0, process.absorbing_id} and process.absorbing_id in process.suppressed_ids
+    counted = process.count_form()
+    if counted is not None:
+        assert process.any_order and counted.one_time_per_row and counted.bound.suppressed_ids == process.suppressed_ids

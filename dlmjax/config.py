@@ -82,22 +82,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     `FILE.py:SIZE` calls `get_config("SIZE")`: the configs of the noise families come at several sizes.
 
     Raises:
-      InputError: no such file, no `get_config`, an unknown leaf (the nearest valid name is given), a wrong type, a contradiction, a
-        curriculum that is no shorter than the run.
+      InputError: no such file, no `get_config`, an unknown field (the message has the nearest name), a value of another type, a
+        contradiction, a curriculum that is not shorter than the run.
     """
     path, colon, size = path.partition(".py:")
-    path, given = (path + ".py", (size,)) if colon else (path, ())
+    path, sizes = (path + ".py", (size,)) if colon else (path, ())
     get_config = function_of(path, "config", "configs/quickstart.py")
-    if given and not inspect.signature(get_config).parameters:
+    if sizes and not inspect.signature(get_config).parameters:
         raise InputError(f"config {path} comes at one size; leave out :{size}")
-    with telling_lines(path):
-        config = get_config(*given)
+    with errors_as_lines(path):
+        config = get_config(*sizes)
         if inspect.iscoroutine(config):
             config.close()  # `async def`: Python would warn that nobody awaits it
     if not isinstance(config, ConfigDict):
         raise InputError(f"config {path}: get_config() returns {type(config).__name__}, not a ConfigDict")
     try:
-        leaves(config)
+        _check_tree(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return override(config, overrides)
@@ -114,9 +114,9 @@ def function_of(path: str, kind: str, example: str) -> Callable:
         raise InputError(f"{kind} {path} does not exist; the {kind}s that ship with dlmjax are in {folder}/")
     spec = importlib.util.spec_from_file_location(f"dlmjax_{kind}_{file.stem}", file)
     if spec is None:
-        raise InputError(f"{kind} {path} is no Python file; copy the shape of {example}")
+        raise InputError(f"{kind} {path} is not a Python file; copy the shape of {example}")
     module = importlib.util.module_from_spec(spec)
-    with telling_lines(path):
+    with errors_as_lines(path):
         spec.loader.exec_module(module)
     if not callable(getattr(module, f"get_{kind}", None)):
         raise InputError(f"{kind} {path} has no get_{kind}(); copy the shape of {example}")
@@ -124,10 +124,10 @@ def function_of(path: str, kind: str, example: str) -> Callable:
 
 
 @contextlib.contextmanager
-def telling_lines(path: str) -> Iterator[None]:
-    """What fails in a Python file that is run, as one line that names the last of its own: `FILE, line 3: NameError: ...`.
+def errors_as_lines(path: str) -> Iterator[None]:
+    """Turns an exception of a Python file that is run into one line with its last line number: `FILE, line 3: NameError: ...`.
 
-    Raises InputError: that line, or the one that the file itself raised.
+    Raises InputError: that line, or the InputError that the file itself raised.
     """
     try:
         yield
@@ -135,18 +135,18 @@ def telling_lines(path: str) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: a file that is read does not decide how this program ends
+    except BaseException as error:  # SystemExit, too: a config does not decide how this program ends
         file = str(pathlib.Path(path).resolve())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if str(pathlib.Path(frame.filename).resolve()) == file]
         try:
-            said = str(error)
-        except Exception:  # a class of the file's own
-            said = ""
+            message = str(error)
+        except Exception:  # an exception class of the file may fail here
+            message = ""
         if isinstance(error, SyntaxError) and error.filename and str(pathlib.Path(error.filename).resolve()) == file:
-            lines, said = [error.lineno], error.msg
+            lines, message = [error.lineno], error.msg
         where = f"{path}, line {lines[-1]}" if lines else path
-        said = textwrap.shorten(said, 200, placeholder=" ...")
-        raise InputError(f"{where}: {type(error).__name__}{': ' * bool(said)}{said} (--debug shows more)") from error
+        message = textwrap.shorten(message, 200, placeholder=" ...")
+        raise InputError(f"{where}: {type(error).__name__}{': ' * bool(message)}{message} (--debug shows more)") from error
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -156,6 +156,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
     Raises InputError: a text that is not an override, an unknown field, a value of another type, and what `check` refuses.
     """
+    _check_tree(config)
     inside = []
     for text in overrides:
         name, equals, value = text.partition("=")
@@ -192,11 +193,11 @@ def _with_value(field: str, choice: str, key: str, value: str) -> str:
     return choices.text_of(name, {**values, key: literal(value)})
 
 
-_DEEPEST = 8  # sections inside each other; of a config that is right there is one
+_DEEPEST = 8  # nested sections; a valid config has one level
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """`{"section.leaf": value}` of the whole tree, in the order of `default()`."""
+    """`{"section.field": value}` of the whole tree, in the order of `default()`."""
     found = {}
     if prefix.count(".") > _DEEPEST:
         raise InputError(f"config has the field {prefix[:60]}..., deeper than sections go, or a section holds itself; take that field out")
@@ -207,7 +208,7 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def literal(text: str) -> Any:
-    """The Python literal that a flag's text is; the text itself where it is none."""
+    """The Python literal that a text holds; the text itself where it is not a literal."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: brackets without end, {[]: 1}
@@ -215,7 +216,7 @@ def literal(text: str) -> Any:
 
 
 def _typed(name: str, text: str, old: Any) -> Any:
-    """The text of a flag as the type that the leaf already has."""
+    """The text of a flag as a value of the field's type."""
     value = literal(text)
     if isinstance(old, bool):
         if text.lower() not in ("true", "false", "1", "0"):
@@ -228,7 +229,7 @@ def _typed(name: str, text: str, old: Any) -> Any:
         return tuple(parts)
     if isinstance(old, str):
         return text
-    # Python's integers have no end: one that no float holds is left to the bounds.
+    # Python's integers are unbounded: one that no float holds is refused by the bounds.
     if isinstance(old, float) and _is_number(value):
         return float(value) if abs(value) < 1e308 else math.inf
     if isinstance(old, int) and _is_number(value) and (isinstance(value, int) or value.is_integer()):
@@ -246,14 +247,23 @@ def check(config: ConfigDict) -> None:
     Raises:
       InputError: the first contradiction found, with the fields and what to change.
     """
+    _check_tree(config)
     for name, value in leaves(config).items():
-        if name not in FIELDS:
-            raise InputError(f"config has no field {name!r}{choices.nearest(name, FIELDS)}")
-        if type(value) is not type(FIELDS[name].default):
-            raise InputError(f"config field {name} requires {_TYPES[type(FIELDS[name].default)]}, not {value!r:.100}")
         FIELDS[name].check(name, value)
     _check_together(config)
     _check_choices(config)
+
+
+def _check_tree(config: ConfigDict) -> None:
+    """Raises InputError: a field that is not declared, one that is missing, or a value of another type."""
+    values = leaves(config)
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise InputError(f"config has no field {name!r:.100}{choices.nearest(name, FIELDS)}")
+        if type(value) is not type(FIELDS[name].default):
+            raise InputError(f"config field {name} requires {_TYPES[type(FIELDS[name].default)]}, not {value!r:.100}")
+    if missing := [name for name in FIELDS if name not in values]:
+        raise InputError(f"config lacks {len(missing)} fields, the first is {missing[0]}; start from dlmjax.config.default()")
 
 
 _TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", tuple: "a list"}
@@ -286,14 +296,14 @@ def _check_together(config: ConfigDict) -> None:
 
 
 def check_curriculum(config: ConfigDict, process: Any = None) -> None:
-    """Refuses a run that ends before the curriculum of its process does: what the curriculum leads to would never be trained. No part of
-    `check`, since a run that was trained so is opened as it is.
+    """Refuses a run that ends before the curriculum of its process: the last phase would not be trained. Not part of `check`, because
+    finished runs of this kind must open.
 
     Args:
-      process: that of the config, where it is made already.
+      process: the process of the config, where it exists already.
 
     Raises:
-      InputError: such a curriculum, or values that the process does not take.
+      InputError: a curriculum that is not shorter than the run, or values that the process does not take.
     """
     from dlmjax.diffusion.registry import curriculum_of  # here: it imports jax
 
@@ -304,27 +314,24 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
     shorter = choices.text_of(name, {**values, **process.curriculum_ending(config.train.steps // 2)})
     raise InputError(
         f"process.name={config.process.name} has a curriculum that ends at step {process.curriculum_end}, but train.steps is "
-        f"{config.train.steps}: what it leads to would never be trained; raise --config.train.steps above {process.curriculum_end}, or "
+        f"{config.train.steps}: its last phase would not be trained; raise --config.train.steps above {process.curriculum_end}, or "
         f'pass --config.process.name="{shorter}"'
     )
 
 
 def _check_choices(config: ConfigDict) -> None:
-    """Names with values: processes, schedules, times, weightings, families, time inputs; and what they ask of the network."""
+    """Names with values: processes, schedules, times, weightings, families, time inputs; and what a process requires of the network."""
     # Here, because they import jax, which takes a second that --help need not wait.
     from dlmjax.diffusion.registry import check_call, check_process
     from dlmjax.models.families import model_spec
 
-    process, reads_time = config.process, None
-    for name, check_one in (
-        ("schedule", lambda: check_call("schedule", process.schedule)),
-        ("name", lambda: check_process(process.name, process.schedule)),
-        ("times", lambda: check_call("times", process.times)),
-        ("weighting", lambda: process.weighting and check_call("weighting", process.weighting)),
-    ):
-        with _of_field(f"process.{name}"):
-            found = check_one()
-        reads_time = found if name == "name" else reads_time
+    process = config.process
+    for kind in ("schedule", "times", "weighting"):
+        if process[kind] or kind != "weighting":
+            with _of_field(f"process.{kind}"):
+                check_call(kind, process[kind])
+    with _of_field("process.name"):
+        reads_time = check_process(process.name, process.schedule)
     if reads_time and config.model.time_input == "none":
         raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     model_spec(config.model, vocab=config.model.vocab or 1)
@@ -332,7 +339,7 @@ def _check_choices(config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def _of_field(name: str) -> Iterator[None]:
-    """Puts the field in front of what is wrong with its value."""
+    """Names the field in front of an InputError about its value."""
     try:
         yield
     except InputError as error:
@@ -340,7 +347,7 @@ def _of_field(name: str) -> Iterator[None]:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Short hash of all that decides what a run computes (machine, logging and paths left out)."""
+    """Short hash of the fields that decide what a run computes (without machine, logging and paths)."""
     values = leaves(config)
     free = non_identity_fields()
     fixed = {name: value for name, value in values.items() if name not in free}
@@ -359,19 +366,19 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _token_budgets(paths: Sequence[str]) -> list[int | None]:
-    """Tokens that are read of each corpus; nothing where all are read whole."""
+    """Token budget of each corpus, None for a whole one; empty where all are whole."""
     with _of_field(PATHS):
         tokens = [parse_path(path)[1] for path in paths]
     return tokens if any(tokens) else []
 
 
 def _plain(value: Any) -> Any:
-    """As it reads back from JSON: tuples become lists."""
+    """A value as JSON returns it: tuples are lists."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def renamed(old: dict[str, Any]) -> dict[str, Any]:
-    """The flat config of an older run in today's names: `model.qk_norm` became a family."""
+    """The flat config of an older run with today's field names: `model.qk_norm` became a family."""
     new = {name: value for name, value in old.items() if name != "model.qk_norm"}
     if "model.qk_norm" in old:
         new["model.family"] = "qwen3" if old["model.qk_norm"] else "llama"
@@ -379,17 +386,19 @@ def renamed(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """One flat JSON object, `{"section.leaf": value}`, as a workdir stores it."""
+    """One flat JSON object, `{"section.field": value}`, as a workdir stores it."""
     return json.dumps(leaves(config), indent=1) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` or a workdir wrote. Fields added since take their defaults, those of another name since are understood."""
+    """Reads the config.json of a workdir. Fields that are newer than the file have their defaults; renamed fields are read.
+
+    Raises InputError: an unknown field, or a value that `check` refuses.
+    """
     config = default()
     for name, value in renamed(unsealed(require_shape(parse_json(text), dict))).items():
-        if name not in leaves(config):
-            raise InputError(f"config.json names the unknown field {name!r}{choices.nearest(name, leaves(config))}")
-        section = config[name.rpartition(".")[0]] if "." in name else config
-        section[name.rpartition(".")[2]] = tuple(value) if isinstance(value, list) else value
+        if name not in FIELDS:
+            raise InputError(f"config.json names the unknown field {name!r:.100}{choices.nearest(name, FIELDS)}")
+        _set(config, name, tuple(value) if isinstance(value, list) else value)
     check(config)
     return config

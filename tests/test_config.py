@@ -209,6 +209,15 @@ def test_a_file_without_get_config_is_refused(tmp_path):
         ("from dlmjax import config\nc = config.default()\nc.lr = 1\n", "mine.py, line 3: AttributeError: .*locked"),
         ("from dlmjax.errors import InputError\ndef get_config():\n    raise InputError('of its own')\n", "^of its own$"),
         ("def get_config():\n    return {}\n", r"get_config\(\) returns dict, not a ConfigDict"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'seed': 1})\n",
+            r"config lacks \d+ fields, the first is data.paths; start from dlmjax.config.default\(\)",
+        ),
+        (
+            "from dlmjax import config\nfrom ml_collections import ConfigDict\ndef get_config():\n"
+            "    return ConfigDict({**config.default(), 'process': ConfigDict({'name': 3})})\n",
+            "config field process.name requires a text, not 3",
+        ),
     ],
 )
 def test_a_file_that_fails_is_told_in_one_line(tmp_path, content, message):

@@ -27,7 +27,7 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.choices import nearest
-from dlmjax.config import function_of, literal, telling_lines
+from dlmjax.config import errors_as_lines, function_of, literal
 from dlmjax.errors import InputError
 from dlmjax.seeds import SEEDS
 from dlmjax.sweep import ladder
@@ -277,7 +277,7 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
         contradicts itself.
     """
     get_sweep = function_of(path, "sweep", "configs/sweeps/micro.py")
-    with telling_lines(path):
+    with errors_as_lines(path):
         parameters = inspect.signature(get_sweep).parameters
     arguments: dict[str, Any] = {}
     for text in values:
@@ -290,7 +290,7 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
     missing = [name for name, field in parameters.items() if field.default is field.empty and name not in arguments]
     if missing:
         raise InputError(f"{path} needs {', '.join(missing)}; pass --set {missing[0]}=VALUE")
-    with telling_lines(path):
+    with errors_as_lines(path):
         found = get_sweep(**arguments)
     if not isinstance(found, Sweep):
         raise InputError(f"{path}: get_sweep() returns {type(found).__name__}, not a Sweep")

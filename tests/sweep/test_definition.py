@@ -75,7 +75,7 @@ def test_files_that_are_no_sweep(tmp_path, content, message):
         load(str(tmp_path / "bad.py"))
     assert "\n" not in str(error.value)
     (tmp_path / "bad.txt").write_text(content)
-    with pytest.raises(InputError, match="is no Python file"):
+    with pytest.raises(InputError, match="is not a Python file"):
         load(str(tmp_path / "bad.txt"))
     with pytest.raises(InputError, match="does not exist; the sweeps that ship"):
         load(str(tmp_path / "none.py"))

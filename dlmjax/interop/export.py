@@ -137,12 +137,12 @@ class LeafReader:
     def __call__(self, path: Path) -> np.ndarray:
         if path != self._path:
             self._path = self._leaf = None  # before the next one is read, not after
-            asked = self._abstract
+            abstract = self._abstract
             for key in path:
-                asked = asked[key]
+                abstract = abstract[key]
             for key in (*reversed(path), self._name):
-                asked = {key: asked}
-            state = self._checkpoints.restore(asked, self._step)[0]
+                abstract = {key: abstract}
+            state = self._checkpoints.restore(abstract, self._step)[0]
             for key in (self._name, *path):
                 state = state[key]
             self._path, self._leaf = path, fetch(state)

@@ -176,15 +176,15 @@ def _check_sizes(config: ConfigDict, hf: dict[str, Any], reader: Reader, rows: i
     """Raises InputError where the config's sizes are not those of the files, before anything of that size is allocated."""
     if config.model.depth > len(reader.names):
         raise InputError(f"config.json has {config.model.depth:,} layers, the files {len(reader.names):,} tensors; get the rest of them")
-    said = hf.get("embedding_size", hf.get("vocab_size"))
-    if said is not None and said != rows:
-        raise InputError(f"config.json gives the vocabulary {said!r:.60} rows, but the embedding in the files has {rows:,}; correct it")
+    declared = hf.get("embedding_size", hf.get("vocab_size"))
+    if declared is not None and declared != rows:
+        raise InputError(f"config.json gives the vocabulary {declared!r:.60} rows, but the embedding in the files has {rows:,}; correct it")
 
 
 def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> None:
     """Sets the window: `length`, or the longest row that the source can read; a multiple of the block."""
-    said = [Fields(hf).count(key, None) for key in ("max_position_embeddings", "max_sequence_length", "n_positions")]
-    context = next(filter(None, said), LONGEST_WINDOW)
+    declared = [Fields(hf).count(key, None) for key in ("max_position_embeddings", "max_sequence_length", "n_positions")]
+    context = next(filter(None, declared), LONGEST_WINDOW)
     offset = family_fields(config.model.family).get("position_offset", 0)
     trained = Fields(hf.get("dlm") or {}, "dlm.").count("length", None) or min(context - offset, LONGEST_WINDOW)
     process, values = choices.parse(config.process.name)

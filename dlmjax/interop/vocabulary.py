@@ -50,10 +50,10 @@ def vocabulary(root: pathlib.Path, layout: Layout, spec: str | None, hf: dict[st
         raise InputError(
             f"{root} has rows for {rows:,} ids, tokenizer {tokenizer.name} has {tokenizer.vocab_size:,}; give its own --tokenizer"
         )
-    said = hf.get("mask_token_id")
-    if said is not None and said != tokenizer.mask_id:
+    declared = hf.get("mask_token_id")
+    if declared is not None and declared != tokenizer.mask_id:
         raise InputError(
-            f"config.json has mask_token_id={said!r:.60}, but the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer"
+            f"config.json has mask_token_id={declared!r:.60}, but the tokenizer's mask is {tokenizer.mask_id}; give its own --tokenizer"
         )
     fresh = {*range(rows, tokenizer.vocab_size), *(specials - used)}
     return Vocabulary(tokenizer, tuple(sorted(i for i in used if i < rows)), tuple(sorted(fresh)))
@@ -101,14 +101,14 @@ def _with_ids_of_source(
     added, declared = _added_tokens(root), _declared_names(root, hf)
     names = {**added, **pieces_of(tokenizer)}
     ids_of = {**_object(root / "generation_config.json"), **{key: value for key, value in hf.items() if value is not None}}
-    said = {key: _ids_in(ids_of.get(f"{key}_token_id"), rows) for key in (*NAMES, "bos", "unk", "sep", "cls")}
-    used = {*range(own), *(i for i in added.values() if own <= i), *(i for ids in said.values() for i in ids)}
+    config_ids = {key: _ids_in(ids_of.get(f"{key}_token_id"), rows) for key in (*NAMES, "bos", "unk", "sep", "cls")}
+    used = {*range(own), *(i for i in added.values() if own <= i), *(i for ids in config_ids.values() for i in ids)}
     chosen: dict[str, int] = {}
     for key, usual in NAMES.items():
         loaded = getattr(tokenizer, f"{key}_id")
         by_name = [loaded] if loaded < own else [added[name] for name in usual if name in added]
-        by_config = [*([names[declared[key]]] if declared.get(key) in names else []), *said[key]]
-        candidates = [*said[key], *by_name, *by_config] if key == "mask" else [*by_name, *by_config]
+        by_config = [*([names[declared[key]]] if declared.get(key) in names else []), *config_ids[key]]
+        candidates = [*config_ids[key], *by_name, *by_config] if key == "mask" else [*by_name, *by_config]
         # An id of a piece of text cannot be special: a text would produce it.
         free = (i for i in candidates if i not in chosen.values() and (i >= own or i == loaded or not tokenizer.token_bytes[i]))
         chosen[key] = next(free, -1)

@@ -28,7 +28,7 @@ from dlmjax.data import counts, manifest
 from dlmjax.data import encode as encoding
 from dlmjax.data.formats import COMPRESSIONS, Position, Reader
 from dlmjax.data.manifest import SPLITS, Manifest, Segment
-from dlmjax.data.paths import PART, Place, Unreachable, size_of
+from dlmjax.data.paths import PART, CorpusStore, Unreachable, size_of
 from dlmjax.data.progress import Progress
 from dlmjax.data.scan import read_scan, write_scan
 from dlmjax.data.segments import Cutting, SegmentWriter, batch_bytes, batches
@@ -45,7 +45,7 @@ Executor = Callable[[Callable, Sequence], None]
 class Work(NamedTuple):
     """What every item needs to find the rest: the output, and the hash of its request.json."""
 
-    place: Place
+    store: CorpusStore
     request: str
 
 
@@ -63,35 +63,35 @@ class Task(NamedTuple):
 
 
 def prepare_in_items(
-    execute: Executor, place: Place, cutting: Cutting, tokenizer: Tokenizer, request: dict, progress: bool | None = None
+    execute: Executor, store: CorpusStore, cutting: Cutting, tokenizer: Tokenizer, request: dict, progress: bool | None = None
 ) -> Manifest:
     """Makes a corpus, or completes one, with every item run by `execute`.
 
     Args:
         execute: runs function(item) for every item, in any order, at any time, on any machine, more than once if it likes.
-        place: the corpus directory.
+        store: the corpus directory.
         request: as in the manifest.
         progress: as in `prepare`; counts items.
     Raises:
         InputError: as `prepare`; Unreachable where storage did not answer.
     """
     identity = manifest.identity(request, tokenizer.describe())
-    finished = _finished(place)
+    finished = _finished(store)
     earlier = finished and manifest.identity(finished.request, finished.tokenizer)
-    if not finished and (note := place.read(REQUEST)) is not None:
+    if not finished and (note := store.read(REQUEST)) is not None:
         try:
             earlier = unsealed(parse_json(note), {"version", "request", "tokenizer"})
         except ValueError as error:
-            raise InputError(f"the notes in {place.name(manifest.WORK)} are damaged ({error!r}); start afresh with --overwrite") from None
+            raise InputError(f"the notes in {store.name(manifest.WORK)} are damaged ({error!r}); start afresh with --overwrite") from None
     if earlier:
-        manifest.require_same(earlier, identity, place.root)
-    place.make(manifest.WORK, manifest.TOKENIZER)
+        manifest.require_same(earlier, identity, store.root)
+    store.make(manifest.WORK, manifest.TOKENIZER)
     content = json.dumps(sealed(identity), indent=1).encode()
-    if place.read(REQUEST) != content:
-        place.write(REQUEST, content)
-    work = Work(place, hashlib.sha256(content).hexdigest())
-    _save_tokenizer(place, tokenizer)
-    place.clear(manifest.WORK, lambda name: not name.startswith("failed-"))
+    if store.read(REQUEST) != content:
+        store.write(REQUEST, content)
+    work = Work(store, hashlib.sha256(content).hexdigest())
+    _save_tokenizer(store, tokenizer)
+    store.clear(manifest.WORK, lambda name: not name.startswith("failed-"))
     if finished:
         tasks = _tasks_of(finished)
     else:
@@ -109,7 +109,7 @@ def _carry_out(
 
     def look(bar: Progress) -> None:
         while not over.wait(SECONDS_BETWEEN_LOOKS):
-            bar.reach(sum(name.startswith(note) for name in work.place.names(manifest.WORK)))
+            bar.reach(sum(name.startswith(note) for name in work.store.names(manifest.WORK)))
 
     with Progress(total or len(items), what, " items", progress) as bar:
         looking = threading.Thread(target=look, args=(bar,), daemon=True)
@@ -119,19 +119,19 @@ def _carry_out(
         finally:
             over.set()
             looking.join()
-    failed = _failures(work.place)
+    failed = _failures(work.store)
     if failed:
-        content = work.place.read(f"{manifest.WORK}/{failed[0]}")
+        content = work.store.read(f"{manifest.WORK}/{failed[0]}")
         raise InputError(json.loads(content)["error"] if content else f"a work item failed ({failed[0]})")
 
 
-def _failures(place: Place) -> list[str]:
-    return [name for name in place.names(manifest.WORK) if name.startswith("failed-") and name.endswith(".json")]
+def _failures(store: CorpusStore) -> list[str]:
+    return [name for name in store.names(manifest.WORK) if name.startswith("failed-") and name.endswith(".json")]
 
 
-def _finished(place: Place) -> Manifest | None:
-    content = place.read(manifest.FILE)
-    return None if content is None else Manifest.parse(content, place.name(manifest.FILE), place.root)
+def _finished(store: CorpusStore) -> Manifest | None:
+    content = store.read(manifest.FILE)
+    return None if content is None else Manifest.parse(content, store.name(manifest.FILE), store.root)
 
 
 def _tasks_of(found: Manifest) -> list[Task]:
@@ -144,49 +144,49 @@ def _tasks_of(found: Manifest) -> list[Task]:
     return tasks
 
 
-def _save_tokenizer(place: Place, tokenizer: Tokenizer) -> None:
-    with place.scratch() as directory:
+def _save_tokenizer(store: CorpusStore, tokenizer: Tokenizer) -> None:
+    with store.scratch() as directory:
         save_tokenizer(tokenizer, directory)
         for path in sorted(directory.iterdir()):
             name = f"{manifest.TOKENIZER}/{path.name}"
-            if place.read(name) != path.read_bytes():
-                place.publish(path, name)
+            if store.read(name) != path.read_bytes():
+                store.publish(path, name)
 
 
 def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, tasks: list[Task], finished: Manifest | None) -> Manifest:
     """Writes counts and manifest, then removes the notes."""
-    place = work.place
+    store = work.store
     segments = []
     for task in tasks:
-        segment = task.known or _note(place, task.number)
+        segment = task.known or _note(store, task.number)
         if segment is None:
-            raise InputError(f"{place.root}: segment {task.number:,} was not made by the runner; give the same command again: it goes on")
+            raise InputError(f"{store.root}: segment {task.number:,} was not made by the runner; give the same command again: it goes on")
         segments.append(segment)
     result = Manifest(request, tokenizer.describe(), segments)
     cutting.check_splits(result)
     if "train" in result.splits:
-        stored = place.read(counts.FILE)
+        stored = store.read(counts.FILE)
         if stored is None or counts.fitting(counts.parse(stored), result) is None:
-            place.write(counts.FILE, counts.content(_sum_counts(place, result)))
+            store.write(counts.FILE, counts.content(_sum_counts(store, result)))
     if finished is None:
-        place.write(manifest.FILE, result.content())
-    place.clear(manifest.WORK, lambda name: name == "lock")
-    place.drop(manifest.WORK)
-    place.clear("", lambda name: not manifest.LEFT.fullmatch(name))
+        store.write(manifest.FILE, result.content())
+    store.clear(manifest.WORK, lambda name: name == "lock")
+    store.drop(manifest.WORK)
+    store.clear("", lambda name: not manifest.LEFT.fullmatch(name))
     return finished or result
 
 
-def _sum_counts(place: Place, result: Manifest) -> np.ndarray:
+def _sum_counts(store: CorpusStore, result: Manifest) -> np.ndarray:
     """Counts of the train split: the sum of what the items noted; a segment without a note (made by another engine) is counted here."""
     total_V = np.zeros(result.tokenizer["vocab_size"], np.int64)
     for number, segment in enumerate(result.segments):
         if "train" not in segment.shards:
             continue
-        note = place.read(_counts_name(number))
+        note = store.read(_counts_name(number))
         part_V = None if note is None else counts.parse(note)
         if part_V is None or int(part_V.sum()) != segment.shards["train"].tokens:
             with tempfile.TemporaryDirectory() as directory:
-                place.fetch(segment.shards["train"].file, pathlib.Path(directory) / segment.shards["train"].file)
+                store.fetch(segment.shards["train"].file, pathlib.Path(directory) / segment.shards["train"].file)
                 one = Manifest(result.request, result.tokenizer, [segment])
                 part_V = counts.count_tokens(pathlib.Path(directory), one, "train")
         total_V += part_V
@@ -203,7 +203,7 @@ def plan(work: Work, cutting: Cutting) -> Iterator[Task]:
     waiting: Task | None = Task(0, Position(0))  # there is a segment only if anything follows; there is always the first
     for file in range(len(cutting.sources)):
         document = Position(file)
-        for block in read_scan(work.place, _scan_name(file)):
+        for block in read_scan(work.store, _scan_name(file)):
             if waiting:
                 yield waiting
                 waiting = None
@@ -248,12 +248,12 @@ def scan(work: Work, file: int) -> None:
     """Notes the pieces of one input file. Memory: one block of pieces, about 25 MB."""
     try:
         cutting = _cutting(work)
-        if size_of(work.place.name(_scan_name(file))) is None:
-            write_scan(work.place, _scan_name(file), cutting.sources, file)
+        if size_of(work.store.name(_scan_name(file))) is None:
+            write_scan(work.store, _scan_name(file), cutting.sources, file)
     except Unreachable:
         raise  # the runner tries again
     except InputError as error:
-        _fail(work.place, f"scan-{file:05d}", error)
+        _fail(work.store, f"scan-{file:05d}", error)
 
 
 def make(work: Work, tasks: list[Task]) -> None:
@@ -263,26 +263,26 @@ def make(work: Work, tasks: list[Task]) -> None:
     """
     number = tasks[0].number
     try:
-        if any(int(name.removesuffix(".json").rsplit("-", 1)[1]) < number for name in _failures(work.place)):
+        if any(int(name.removesuffix(".json").rsplit("-", 1)[1]) < number for name in _failures(work.store)):
             return  # the preparation will stop at an earlier mistake
-        missing = [task for task in tasks if not _is_whole(work.place, task)]
+        missing = [task for task in tasks if not _is_whole(work.store, task)]
         if missing:
-            with work.place.scratch() as directory:
+            with work.store.scratch() as directory:
                 for task, segment, counts_V in _segments(work, missing[0], directory):
                     number = task.number
                     known = tasks[number - tasks[0].number].known
                     if known and known != segment:
                         raise InputError(
-                            f"{work.place.root}: the inputs are no longer those of the prepared corpus; replace it with --overwrite"
+                            f"{work.store.root}: the inputs are no longer those of the prepared corpus; replace it with --overwrite"
                         )
-                    work.place.write(_counts_name(number), counts.content(counts_V))
-                    work.place.write(_note_name(number), segment.note())
+                    work.store.write(_counts_name(number), counts.content(counts_V))
+                    work.store.write(_note_name(number), segment.note())
                     if number >= missing[-1].number:
                         return
     except Unreachable:
         raise
     except InputError as error:
-        _fail(work.place, f"segment-{number:05d}", error)
+        _fail(work.store, f"segment-{number:05d}", error)
 
 
 def _segments(work: Work, task: Task, directory: pathlib.Path) -> Iterator[tuple[Task, Segment, np.ndarray]]:
@@ -294,7 +294,7 @@ def _segments(work: Work, task: Task, directory: pathlib.Path) -> Iterator[tuple
         for batch in batches(cutting.sources, task.start, cutting.shard_bytes):
             if writer is None:
                 open_split = task.open_split or _open_split(cutting, task)
-                writer = SegmentWriter(cutting, task.number, open_split, directory, work.place.publish, tokenizer.vocab_size)
+                writer = SegmentWriter(cutting, task.number, open_split, directory, work.store.publish, tokenizer.vocab_size)
             result = encoding.encode(encoding.columns(batch.pieces), cutting.sources, tokenizer, cutting.split_seed)
             cutting.check(batch, result)
             writer.add(result)
@@ -317,21 +317,21 @@ def _open_split(cutting: Cutting, task: Task) -> str | None:
     return SPLITS[cutting.split_of(piece.at.file, share)]
 
 
-def _is_whole(place: Place, task: Task) -> bool:
-    segment = task.known or _note(place, task.number)
-    return segment is not None and all(place.sha256(shard.file) == shard.sha256 for shard in segment.shards.values())
+def _is_whole(store: CorpusStore, task: Task) -> bool:
+    segment = task.known or _note(store, task.number)
+    return segment is not None and all(store.sha256(shard.file) == shard.sha256 for shard in segment.shards.values())
 
 
-def _note(place: Place, number: int) -> Segment | None:
-    content = place.read(_note_name(number))
+def _note(store: CorpusStore, number: int) -> Segment | None:
+    content = store.read(_note_name(number))
     try:
         return None if content is None else Segment.of_note(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _fail(place: Place, name: str, error: InputError) -> None:
-    place.write(f"{manifest.WORK}/failed-{name}.json", json.dumps({"error": str(error)}).encode())
+def _fail(store: CorpusStore, name: str, error: InputError) -> None:
+    store.write(f"{manifest.WORK}/failed-{name}.json", json.dumps({"error": str(error)}).encode())
 
 
 def _scan_name(file: int) -> str:
@@ -349,9 +349,9 @@ def _counts_name(number: int) -> str:
 @functools.lru_cache(maxsize=4)
 def _cutting(work: Work) -> Cutting:
     """The request that this item belongs to, as the launching process wrote it."""
-    content = work.place.read(REQUEST)
+    content = work.store.read(REQUEST)
     if content is None or hashlib.sha256(content).hexdigest() != work.request:
-        raise InputError(f"{work.place.root} is being prepared by another command; wait for it, or choose another --output")
+        raise InputError(f"{work.store.root} is being prepared by another command; wait for it, or choose another --output")
     return Cutting.from_request(json.loads(content)["request"])
 
 
@@ -359,9 +359,9 @@ def _cutting(work: Work) -> Cutting:
 def _tokenizer(work: Work) -> Tokenizer:
     """Loaded once a process, from the output directory."""
     with tempfile.TemporaryDirectory() as directory:
-        for name in work.place.names(manifest.TOKENIZER):
+        for name in work.store.names(manifest.TOKENIZER):
             if not name.endswith(PART):
-                work.place.fetch(f"{manifest.TOKENIZER}/{name}", pathlib.Path(directory) / name)
+                work.store.fetch(f"{manifest.TOKENIZER}/{name}", pathlib.Path(directory) / name)
         return load_saved_tokenizer(pathlib.Path(directory))
 
 

@@ -109,12 +109,12 @@ class Corpus:
                 wanted.setdefault(number, {}).setdefault(record, []).append((row, column, first, here))
                 column += here
         for number, records in wanted.items():
-            for data, places in zip(self._read_records(number, list(records)), records.values(), strict=True):
+            for data, requests in zip(self._read_records(number, list(records)), records.values(), strict=True):
                 tokens = np.frombuffer(data, self.dtype)
-                if len(tokens) < max(first + here for _, _, first, here in places):
+                if len(tokens) < max(first + here for _, _, first, here in requests):
                     file = self.directory / self.shards[number].file
                     raise InputError(f"{file} has a record that is too short; {_again(self.directory, self.manifest)}")
-                for row, column, first, here in places:
+                for row, column, first, here in requests:
                     out_BL[row, column : column + here] = tokens[first : first + here]
 
     def document_ends(self) -> Iterator[np.ndarray]:
@@ -191,7 +191,7 @@ class Corpus:
             raise InputError(f"{self.directory / self.shards[number].file} cannot be read ({error})") from None
 
     def _reader(self, number: int) -> tuple:
-        """The reader of a shard and its lock (it has a place in the file)."""
+        """The reader of a shard and its lock (a reader has a position in its file, so calls take turns)."""
         with self._lock:
             found = self._readers.pop(number, None)
             if found is None:

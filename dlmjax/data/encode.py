@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlmjax.data.formats import Piece, Source, cut, place
+from dlmjax.data.formats import Piece, Source, cut, location
 from dlmjax.data.manifest import token_dtype
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.files import MOST_DIGITS
@@ -107,7 +107,7 @@ def text_of(data: bytes, is_json: bool, text_field: str) -> bytes:
 
 def mistake(piece: Piece, source: Source) -> str:
     """What is wrong with a piece that `encode` stopped at, and where."""
-    where = place(source, piece.at)
+    where = location(source, piece.at)
     try:
         text_of(piece.data, piece.kind == "json", source.text_field)
     except UnicodeDecodeError as error:

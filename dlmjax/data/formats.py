@@ -432,7 +432,7 @@ class Reader:
         self._done = self._before[number] + int(share * self.sources[number].size)
 
 
-def place(source: Source, at: Position) -> str:
+def location(source: Source, at: Position) -> str:
     """A position for a person: which file and where in it."""
     if source.format in ("parquet", "builtin"):
         return f"input {source.name}, row {at.offset:,}"

@@ -90,8 +90,8 @@ class Segment:
             numbers = (shard.tokens, shard.documents, shard.text_bytes, shard.file_bytes)
             if not all(map(_is_count, numbers)) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
                 raise ValueError(f"a number of {shard.file} is none")
-        place = segment.end
-        if place is not None and not (isinstance(place, list) and len(place) <= 4 and all(isinstance(n, int) and n >= 0 for n in place)):
+        end = segment.end
+        if end is not None and not (isinstance(end, list) and len(end) <= 4 and all(isinstance(n, int) and n >= 0 for n in end)):
             raise ValueError("the end of a segment is no position")
         if segment.open_split not in (None, *SPLITS):
             raise ValueError(f"{segment.open_split!r:.20} is no split")

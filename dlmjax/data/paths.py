@@ -125,7 +125,7 @@ def size_of(name: str) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class CorpusStore:
     """A corpus directory that files are published to, each in one step, from any number of machines at once.
 
     A file is written on this machine, put beside its place under a name of its own, and renamed: readers, and a second worker with the
@@ -269,7 +269,7 @@ class Place:
 
 
 def _clear_here(folder: pathlib.Path, keep: Callable[[str], bool], linked: bool) -> None:
-    """As `Place.clear`. linked: the folder may be a link, since a person named it."""
+    """As `CorpusStore.clear`. linked: the folder may be a link, since a person named it."""
     try:
         if folder.is_symlink() and not linked:
             folder.unlink()

@@ -28,7 +28,7 @@ from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
 from dlmjax.data.beam import REQUEST, Executor, prepare_in_items
 from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
-from dlmjax.data.paths import Place, is_url
+from dlmjax.data.paths import CorpusStore, is_url
 from dlmjax.data.progress import Progress
 from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, normal_documents, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
@@ -109,7 +109,7 @@ def prepare(
         raise InputError(f"--output {output}: only --engine beam writes to a URL; or prepare into a local directory and copy that there")
     if execute and workers is not None:
         raise InputError("workers are of --engine local; Beam's own: --direct_running_mode=multi_processing --direct_num_workers=N")
-    place = Place(os.fspath(output))
+    store = CorpusStore(os.fspath(output))
     sources, text = text_request(
         inputs,
         valid_fraction=valid_fraction,
@@ -128,14 +128,14 @@ def prepare(
         raise InputError(f"workers ({workers}) and shard_bytes ({shard_bytes}) must be at least 1")
     request = {"inputs": text["inputs"], "tokenizer": spec, **text, "shard_bytes": shard_bytes}
     cutting = Cutting(tuple(sources), shard_bytes, float(valid_fraction), float(test_fraction), split_seed)
-    place.make()
-    with _only_one(place.local) if place.local else contextlib.nullcontext():
+    store.make()
+    with _only_one(store.local) if store.local else contextlib.nullcontext():
         if overwrite:
-            _clear(place)
-        _require_own(place)
+            _clear(store)
+        _require_own(store)
         if execute:
-            return prepare_in_items(execute, place, cutting, tokenizer, request, progress)
-        return _Job(place.local, cutting, tokenizer, request, workers, progress).run()
+            return prepare_in_items(execute, store, cutting, tokenizer, request, progress)
+        return _Job(store.local, cutting, tokenizer, request, workers, progress).run()
 
 
 def text_request(
@@ -235,11 +235,11 @@ def _only_one(output: pathlib.Path) -> Iterator[None]:
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _clear(place: Place) -> None:
+def _clear(store: CorpusStore) -> None:
     """Deletes what prepare writes, and nothing else; the manifest first, so that no half corpus is ever taken for a whole one."""
-    place.remove(manifest.FILE)
-    place.clear("", lambda name: not _is_name_of_ours(name))
-    place.clear(manifest.WORK, lambda name: name == "lock")
+    store.remove(manifest.FILE)
+    store.clear("", lambda name: not _is_name_of_ours(name))
+    store.clear(manifest.WORK, lambda name: name == "lock")
 
 
 def _is_name_of_ours(name: str) -> bool:
@@ -247,16 +247,16 @@ def _is_name_of_ours(name: str) -> bool:
     return bool(name in (counts.FILE, manifest.TOKENIZER) or manifest.SHARD.fullmatch(name) or manifest.LEFT.fullmatch(name))
 
 
-def _require_own(place: Place) -> None:
+def _require_own(store: CorpusStore) -> None:
     """Raises InputError where files have names that prepare gives, and no earlier prepare noted that it made them."""
-    found = place.entries()
-    if manifest.FILE in found or place.read(REQUEST) is not None:
+    found = store.entries()
+    if manifest.FILE in found or store.read(REQUEST) is not None:
         return
     foreign = list(filter(_is_name_of_ours, found))
     if foreign:
         more = f" and {len(foreign) - 1:,} more" if foreign[1:] else ""
         raise InputError(
-            f"{place.name(foreign[0])}{more} would be replaced, but {place.root} holds no notes of a preparation that made it; choose "
+            f"{store.name(foreign[0])}{more} would be replaced, but {store.root} holds no notes of a preparation that made it; choose "
             "another --output, or replace it with --overwrite"
         )
 
@@ -389,7 +389,7 @@ class _Job:
             writer.abandon()
 
     def _writer(self, number: int, open_split: str | None) -> SegmentWriter:
-        return SegmentWriter(self.cutting, number, open_split, self.output, Place(str(self.output)).publish)
+        return SegmentWriter(self.cutting, number, open_split, self.output, CorpusStore(str(self.output)).publish)
 
     def _finish(self, done: dict[int, Segment]) -> Manifest:
         """Writes the manifest, then removes the notes."""
@@ -404,7 +404,7 @@ class _Job:
         else:
             with writing(self.output / manifest.FILE):
                 result.save(self.output)
-        Place(str(self.output)).clear(manifest.WORK, lambda name: name == "lock")
+        CorpusStore(str(self.output)).clear(manifest.WORK, lambda name: name == "lock")
         return Manifest.load(self.output)
 
     def _count(self, done: dict[int, Segment]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dlmjax.data.formats import Position, Reader, Source
-from dlmjax.data.paths import Place, open_binary
+from dlmjax.data.paths import CorpusStore, open_binary
 from dlmjax.errors import InputError
 
 BLOCK = 1 << 17
@@ -34,13 +34,13 @@ class Block:
         return Position(file, int(self.offsets[piece]), int(self.lines[piece]), bool(self.inside[piece]))
 
 
-def write_scan(place: Place, name: str, sources: Sequence[Source], file: int) -> None:
+def write_scan(store: CorpusStore, name: str, sources: Sequence[Source], file: int) -> None:
     """Reads one input file and publishes its scan. Raises InputError for a file that cannot be read through."""
     import zstandard
 
     # Nothing behind this file is read.
     reader = iter(Reader(list(sources[: file + 1]), Position(file)))
-    with place.scratch() as directory:
+    with store.scratch() as directory:
         path = directory / "scan"
         compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
         with open(path, "wb") as stored:
@@ -57,7 +57,7 @@ def write_scan(place: Place, name: str, sources: Sequence[Source], file: int) ->
                         break
             stored.flush()
             os.fsync(stored.fileno())
-        place.publish(path, name)
+        store.publish(path, name)
 
 
 def _write_block(stream, rows: list[tuple], last: tuple[int, int]) -> tuple[int, int]:
@@ -72,13 +72,13 @@ def _write_block(stream, rows: list[tuple], last: tuple[int, int]) -> tuple[int,
     return (offsets[-1], lines[-1]) if rows else last
 
 
-def read_scan(place: Place, name: str) -> Iterator[Block]:
+def read_scan(store: CorpusStore, name: str) -> Iterator[Block]:
     """The blocks of a scan. Raises InputError where it is missing or damaged."""
     import zstandard
 
-    damaged = f"the scan {place.name(name)} is missing or damaged; delete it and give the same command again"
+    damaged = f"the scan {store.name(name)} is missing or damaged; delete it and give the same command again"
     try:
-        with open_binary(place.name(name)) as stored, zstandard.ZstdDecompressor().stream_reader(stored) as stream:
+        with open_binary(store.name(name)) as stored, zstandard.ZstdDecompressor().stream_reader(stored) as stream:
             offset = line = 0
             while True:
                 sizes, offsets, lines, inside = (np.lib.format.read_array(stream, allow_pickle=False) for _ in range(4))

@@ -16,7 +16,7 @@ import shutil
 
 from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
-from dlmjax.data.paths import Place
+from dlmjax.data.paths import CorpusStore
 from dlmjax.data.progress import Progress
 from dlmjax.data.tokenizers import load_saved_tokenizer
 from dlmjax.errors import InputError, NoSplit
@@ -40,19 +40,19 @@ def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
     Raises:
         InputError: no corpus there, no such split, a shard that is not what the manifest says, no room here; Unreachable.
     """
-    place = Place(url)
-    content = place.read(manifest.FILE)
+    store = CorpusStore(url)
+    content = store.read(manifest.FILE)
     if content is None:
-        what = "an unfinished preparation" if place.names(manifest.WORK) else f"no prepared corpus (no {manifest.FILE})"
+        what = "an unfinished preparation" if store.names(manifest.WORK) else f"no prepared corpus (no {manifest.FILE})"
         raise InputError(f"{url} holds {what}; make one with: dlmjax prepare --engine beam --input FILES... --output {url}")
-    found = Manifest.parse(content, place.name(manifest.FILE), url)
+    found = Manifest.parse(content, store.name(manifest.FILE), url)
     if split not in found.splits:
         raise NoSplit(f"{url} has no split {split!r}; it has: {', '.join(found.splits)}")
     directory = cache_directory() / hashlib.sha256(content).hexdigest()[:32]
     try:
         (directory / manifest.TOKENIZER).mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(directory):
-            _fetch_all(place, directory, found, split, verify)
+            _fetch_all(store, directory, found, split, verify)
             manifest.write_atomically(directory / manifest.FILE, content)
     except OSError as error:
         raise InputError(f"{url} cannot be copied to {directory} ({error}); another place can be named with DLMJAX_CACHE") from None
@@ -68,32 +68,32 @@ def _one_at_a_time(directory: pathlib.Path):
         yield
 
 
-def _fetch_tokenizer(place: Place, directory: pathlib.Path, found: Manifest) -> None:
+def _fetch_tokenizer(store: CorpusStore, directory: pathlib.Path, found: Manifest) -> None:
     """Fetches the tokenizer's files, again where those that are here are not the ones that the manifest names."""
     folder = directory / manifest.TOKENIZER
     with contextlib.suppress(InputError):
         if load_saved_tokenizer(folder).hash == found.tokenizer["hash"]:
             return
-    for name in place.names(manifest.TOKENIZER):
-        place.fetch(f"{manifest.TOKENIZER}/{name}", inside(folder, name, place.root))
+    for name in store.names(manifest.TOKENIZER):
+        store.fetch(f"{manifest.TOKENIZER}/{name}", inside(folder, name, store.root))
 
 
-def _fetch_all(place: Place, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
-    _fetch_tokenizer(place, directory, found)
+def _fetch_all(store: CorpusStore, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
+    _fetch_tokenizer(store, directory, found)
     if not (directory / counts.FILE).exists():
         with contextlib.suppress(FileNotFoundError):  # counted from the shards where it is needed
-            place.fetch(counts.FILE, directory / counts.FILE)
+            store.fetch(counts.FILE, directory / counts.FILE)
     missing = [shard for shard in found.shards(split) if not _is_here(directory / shard.file, shard, verify)]
     size = sum(shard.file_bytes for shard in missing)
     free = shutil.disk_usage(directory).free
     if size > free:
         raise InputError(
-            f"{place.root}: the split {split!r} needs {size:,} bytes of {directory}, which has {free:,} left; name another place with "
+            f"{store.root}: the split {split!r} needs {size:,} bytes of {directory}, which has {free:,} left; name another place with "
             "DLMJAX_CACHE, or mount the bucket and give its directory"
         )
     with Progress(size, "fetching", "B") as progress, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
         fetched = 0
-        for shard in threads.map(lambda shard: _fetch(place, directory, shard, found), missing):
+        for shard in threads.map(lambda shard: _fetch(store, directory, shard, found), missing):
             fetched += shard.file_bytes
             progress.reach(fetched)
 
@@ -102,16 +102,16 @@ def _is_here(path: pathlib.Path, shard: Shard, verify: bool) -> bool:
     return path.is_file() and path.stat().st_size == shard.file_bytes and (not verify or manifest.sha256_of(path) == shard.sha256)
 
 
-def _fetch(place: Place, directory: pathlib.Path, shard: Shard, found: Manifest) -> Shard:
+def _fetch(store: CorpusStore, directory: pathlib.Path, shard: Shard, found: Manifest) -> Shard:
     """Fetches a shard; it gets its name only when it is what the manifest says."""
-    again = f"prepare it again with: {found.prepare_command(place.root)} --engine beam (nothing else was changed)"
+    again = f"prepare it again with: {found.prepare_command(store.root)} --engine beam (nothing else was changed)"
     arrived = directory / f"{shard.file}.fetched"
     try:
-        place.fetch(shard.file, arrived)
+        store.fetch(shard.file, arrived)
     except FileNotFoundError:
-        raise InputError(f"{place.name(shard.file)} is missing; {again}") from None
+        raise InputError(f"{store.name(shard.file)} is missing; {again}") from None
     if arrived.stat().st_size != shard.file_bytes or manifest.sha256_of(arrived) != shard.sha256:
         arrived.unlink()
-        raise InputError(f"{place.name(shard.file)} was changed since it was prepared (its sha256 differs from the manifest's); {again}")
+        raise InputError(f"{store.name(shard.file)} was changed since it was prepared (its sha256 differs from the manifest's); {again}")
     arrived.replace(directory / shard.file)
     return shard

@@ -198,11 +198,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
     Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not give text back unchanged (those whose
     job is to clean it, char27 and wordpiece, give back the cleaned text).
     """
-    kind, _, place = spec.partition(":")
-    if kind in ("bytes", "char27") and not place:
+    kind, _, location = spec.partition(":")
+    if kind in ("bytes", "char27") and not location:
         return ByteTokenizer() if kind == "bytes" else Char27Tokenizer()
-    if kind in ("gpt2", "hf", "wordpiece", "sentencepiece", "saved") and place:
-        path = pathlib.Path(place)
+    if kind in ("gpt2", "hf", "wordpiece", "sentencepiece", "saved") and location:
+        path = pathlib.Path(location)
         if not os.path.exists(path):
             raise InputError(f"tokenizer {spec}: there is no {path}; give one of: {SPECS}")
         if kind == "saved":
@@ -244,11 +244,11 @@ def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
     description = read_json(directory / DESCRIPTION, {"kind": str, "hash": str, "files": [str], **numbers}, _RESTORE)
     kind, expected, files = description["kind"], description["hash"], description["files"]
     file = inside(directory, files[0], directory / DESCRIPTION) if files else directory
-    place = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{file}")
+    location = {"bytes": "", "char27": "", "gpt2": f":{directory}"}.get(kind, f":{file}")
     ids = {name: description[name] for name in numbers}
     if not all(0 <= value < MOST_IDS for value in ids.values()):
         raise InputError(f"{directory / DESCRIPTION} has the ids {ids}; {_RESTORE}")
-    tokenizer = load_tokenizer(f"{kind}{place}")
+    tokenizer = load_tokenizer(f"{kind}{location}")
     if any(getattr(tokenizer, name) != value for name, value in ids.items()):
         tokenizer = tokenizer.with_ids(**ids)
     if tokenizer.hash != expected:

@@ -21,7 +21,7 @@ from dlmjax.data import beam, scan, segments
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.formats import Position
 from dlmjax.data.manifest import Manifest
-from dlmjax.data.paths import Place
+from dlmjax.data.paths import CorpusStore
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from tests.data.conftest import NASTY, make_documents
@@ -264,13 +264,13 @@ def test_what_cannot_be_meant(inputs, local, tmp_path):
 
 def test_an_item_of_another_request_is_refused(inputs, tmp_path):
     """A worker that wakes up after its command was replaced by another writes nothing."""
-    place = Place(str(tmp_path))
-    place.make(".unfinished")
-    work = beam.Work(place, "0" * 64)
-    place.write(beam.REQUEST, b"{}")
+    store = CorpusStore(str(tmp_path))
+    store.make(".unfinished")
+    work = beam.Work(store, "0" * 64)
+    store.write(beam.REQUEST, b"{}")
     beam.make(work, [beam.Task(0, Position(0))])
-    assert place.names() == [] and place.names(".unfinished") == ["failed-segment-00000.json", "request.json"]
-    assert "is being prepared by another command" in json.loads(place.read(".unfinished/failed-segment-00000.json"))["error"]
+    assert store.names() == [] and store.names(".unfinished") == ["failed-segment-00000.json", "request.json"]
+    assert "is being prepared by another command" in json.loads(store.read(".unfinished/failed-segment-00000.json"))["error"]
 
 
 def test_items_deep_in_a_compressed_file_are_several_segments():

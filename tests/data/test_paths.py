@@ -11,7 +11,7 @@ from fsspec.registry import _registry, known_implementations
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.formats import Position, Reader, make_source
 from dlmjax.data.manifest import Manifest
-from dlmjax.data.paths import Place, Unreachable, is_url, open_binary, size_of
+from dlmjax.data.paths import CorpusStore, Unreachable, is_url, open_binary, size_of
 from dlmjax.data.prepare import prepare
 from dlmjax.data.training_text import train_tokenizer
 from dlmjax.errors import InputError
@@ -95,28 +95,28 @@ def test_sizes_and_what_is_not_a_file(bucket, tmp_path):
 
 @pytest.mark.parametrize("kind", ["memory", "local", "file"])
 def test_a_place(kind, bucket, tmp_path):
-    place = Place({"memory": bucket, "local": str(tmp_path / "c"), "file": f"file://{tmp_path}/c"}[kind])
-    assert place.names() == [] and place.read("a") is None and place.sha256("a") is None
-    place.make(".unfinished")
-    place.make(".unfinished")
+    store = CorpusStore({"memory": bucket, "local": str(tmp_path / "c"), "file": f"file://{tmp_path}/c"}[kind])
+    assert store.names() == [] and store.read("a") is None and store.sha256("a") is None
+    store.make(".unfinished")
+    store.make(".unfinished")
     for content in (b"old", b"new"):
-        place.write("a", content)
-    place.write(".unfinished/b", b"b")
-    assert place.names() == ["a"] and place.names(".unfinished") == ["b"] and place.read("a") == b"new"
-    with place.scratch() as directory:
+        store.write("a", content)
+    store.write(".unfinished/b", b"b")
+    assert store.names() == ["a"] and store.names(".unfinished") == ["b"] and store.read("a") == b"new"
+    with store.scratch() as directory:
         (directory / "part").write_bytes(b"shard")
-        place.publish(directory / "part", "a")
+        store.publish(directory / "part", "a")
         assert not list(directory.iterdir())
-    assert place.read("a") == b"shard" and place.names(".unfinished") == ["b"]
-    place.fetch("a", tmp_path / "copy")
+    assert store.read("a") == b"shard" and store.names(".unfinished") == ["b"]
+    store.fetch("a", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"shard"
     with pytest.raises(FileNotFoundError):
-        place.fetch("none", tmp_path / "none")
+        store.fetch("none", tmp_path / "none")
     assert not list(tmp_path.glob("none*"))
-    place.write("keep", b"")
-    place.clear("", lambda name: name in ("keep", ".unfinished"))
-    place.remove("a")
-    assert place.names() == ["keep"] and place.names(".unfinished") == ["b"]
+    store.write("keep", b"")
+    store.clear("", lambda name: name in ("keep", ".unfinished"))
+    store.remove("a")
+    assert store.names() == ["keep"] and store.names(".unfinished") == ["b"]
 
 
 def test_storage_that_fails_is_not_taken_for_a_damaged_file(broken):

@@ -23,7 +23,7 @@ from dlmjax.models import Execution, ModelSpec, Network, build_network, model_sp
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.parallel import Partition, make_mesh
-from dlmjax.training import Checkpoints, Numbers, OptimizerSpec, abstract_state, build_optimizer, numbers_of
+from dlmjax.training import Checkpoints, Hyperparameters, OptimizerSpec, abstract_state, build_optimizer, hyperparameters_of
 from dlmjax.workdir import claim_workdir as claim_workdir
 from dlmjax.workdir import embedding_of as embedding_of
 from dlmjax.workdir import newest_meta, stored_config, stored_embedding, stored_given, stored_table, stored_tokenizer
@@ -42,7 +42,7 @@ class Experiment:
     partition: Partition
     network: Network
     optimizer: Any
-    numbers: Numbers
+    hyperparameters: Hyperparameters
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         """(sum of nats over the batch, parts): what `make_train_step` differentiates."""
@@ -179,7 +179,7 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
         partition=partition,
         network=network,
         optimizer=_optimizer(optimizer, network, process),
-        numbers=numbers_of(optimizer, config.train.steps),
+        hyperparameters=hyperparameters_of(optimizer, config.train.steps),
     )
 
 

@@ -205,7 +205,7 @@ def train_step_of(experiment: Experiment) -> TrainStep:
         experiment.optimizer,
         accumulation=config.accumulation,
         ema_decay=config.ema,
-        numbers=experiment.numbers,
+        hyperparameters=experiment.hyperparameters,
         learning_rate=functools.partial(learning_rate, experiment.config.optimizer.schedule),
         on_nonfinite=config.on_nonfinite,
         spike=config.spike,

@@ -4,7 +4,7 @@ from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.training.checkpoint import Checkpoints
 from dlmjax.training.goodput import Goodput
 from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
-from dlmjax.training.optimizer import Numbers, OptimizerSpec, build_optimizer, learning_rate, numbers_of
+from dlmjax.training.optimizer import Hyperparameters, OptimizerSpec, build_optimizer, hyperparameters_of, learning_rate
 from dlmjax.training.progress import Progress, Throughput, peak_flops
 from dlmjax.training.step import TrainStep, abstract_state, clear_stop, init_state, make_train_step
 
@@ -13,9 +13,9 @@ __all__ = [
     "BadStep",
     "Checkpoints",
     "Goodput",
+    "Hyperparameters",
     "Interrupt",
     "MetricsWriter",
-    "Numbers",
     "OptimizerSpec",
     "Progress",
     "Summary",
@@ -25,10 +25,10 @@ __all__ = [
     "abstract_state",
     "build_optimizer",
     "clear_stop",
+    "hyperparameters_of",
     "init_state",
     "learning_rate",
     "make_train_step",
-    "numbers_of",
     "peak_flops",
     "read",
 ]

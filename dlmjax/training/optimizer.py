@@ -4,9 +4,9 @@ One update of a leaf p with direction d (Adam's or Muon's) is
     p <- p - lr(step) * lr_multiplier * (d + weight_decay * wd_multiplier * p),
 decay being decoupled (AdamW, 1711.05101) and applied to matrices, embeddings and the head, never to vectors (norms, biases).
 
-The learning rate is a function of the state's own step counter, handed to `tx.update(..., step=)`: an update that was skipped
-does not shift the schedule. Rates, budget and decay are arguments of the compiled program (`Numbers`): runs that differ in these
-alone share one.
+The learning rate is a function of the state's own step counter, passed to `tx.update(..., step=)`: an update that was skipped
+does not shift the schedule. Rates, budget and decay are arguments of the compiled program (`Hyperparameters`): runs that differ
+only in these share one program.
 """
 
 import dataclasses
@@ -53,20 +53,20 @@ class OptimizerSpec:
         check_section("optimizer", vars(self))
 
 
-class Numbers(NamedTuple):
-    """What a compiled step is told about its optimizer at each call, as float32 scalars; no part of the state or of a checkpoint."""
+class Hyperparameters(NamedTuple):
+    """Float32 arguments of the compiled step that describe its optimizer; they are not part of the state or of a checkpoint."""
 
-    lr: Any  # the peak rate
-    warmup_share: Any  # of the warm-up, one step; 1 without warm-up
-    decay_from: Any  # the last step before the decay
-    decay_share: Any  # of the decay, one step
-    final: Any  # share of `lr` that the last step has
+    lr: Any  # peak learning rate
+    warmup_share: Any  # 1 / warm-up steps; 1 without warm-up
+    decay_from: Any  # last step before the decay
+    decay_share: Any  # 1 / decay steps
+    final: Any  # learning rate of the last step, as a share of `lr`
     fall: Any  # 1 - final, rounded once
     weight_decay: Any
 
 
-def numbers_of(spec: OptimizerSpec, steps: int) -> Numbers:
-    """The numbers of a run of `steps` updates, on the host."""
+def hyperparameters_of(spec: OptimizerSpec, steps: int) -> Hyperparameters:
+    """Hyperparameters of a run of `steps` updates, as numpy scalars."""
     if spec.schedule == "wsd":
         decay_steps = max(round(spec.decay * steps), 1)
         decay_from = steps - 1 - decay_steps
@@ -75,25 +75,25 @@ def numbers_of(spec: OptimizerSpec, steps: int) -> Numbers:
     # Reciprocals in float32, as a compiler makes of a division by a constant: the rates are those of a program for one run alone.
     warmup_share, decay_share = (np.float32(1) / np.float32(count) for count in (max(spec.warmup, 1), decay_steps))
     values = (spec.lr, warmup_share, decay_from, decay_share, spec.final, 1 - spec.final, spec.weight_decay)
-    return Numbers(*(np.float32(value) for value in values))
+    return Hyperparameters(*(np.float32(value) for value in values))
 
 
-def learning_rate(schedule: str, numbers: Numbers, step: Any) -> Float[Array, "..."]:
+def learning_rate(schedule: str, hyperparameters: Hyperparameters, step: Any) -> Float[Array, "..."]:
     """The learning rate of step s = 0 .. steps-1, a float32.
 
     Warm-up rises as (s+1)/warmup, so the first step already moves.  "cosine" falls to `final` over the rest, "wsd" stays flat and
     falls linearly over the last `decay` share (2404.06395), "constant" stays.  The last step has exactly `final * lr` (not "constant").
     """
     step = jnp.asarray(step, jnp.float32)
-    warm = jnp.minimum((step + 1) * numbers.warmup_share, 1.0)
-    progress = jnp.clip((step - numbers.decay_from) * numbers.decay_share, 0.0, 1.0)
+    warm = jnp.minimum((step + 1) * hyperparameters.warmup_share, 1.0)
+    progress = jnp.clip((step - hyperparameters.decay_from) * hyperparameters.decay_share, 0.0, 1.0)
     if schedule == "constant":
         share = jnp.float32(1)
     elif schedule == "wsd":
-        share = 1 - numbers.fall * progress
+        share = 1 - hyperparameters.fall * progress
     else:
-        share = numbers.final + numbers.fall * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-    return numbers.lr * warm * share
+        share = hyperparameters.final + hyperparameters.fall * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    return hyperparameters.lr * warm * share
 
 
 def build_optimizer(
@@ -104,9 +104,9 @@ def build_optimizer(
     eps_multipliers: dict | None = None,
     matrix_axes: dict | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The gradient transformation of a run; its `update` takes the keywords `step` and `numbers` (`numbers_of` the spec).
+    """The gradient transformation of a run; its `update` takes the keywords `step` and `hyperparameters`.
 
-    Of the spec it fixes the names, the betas, epsilon and the clipping bound; the rest comes with `numbers`.
+    Names, betas, epsilon and the clipping bound are fixed by the spec; the other fields come from `hyperparameters_of(spec, steps)`.
 
     Args:
       kinds: tree like the parameters, each leaf one of KINDS.
@@ -116,7 +116,7 @@ def build_optimizer(
         entry.  None = "io" for two axes, ".io" for three.  Read for "matrix" leaves only.
 
     Raises:
-      InputError: unknown kind.  ValueError: a matrix leaf whose axes are not given and cannot be guessed.
+      InputError: unknown kind.  ValueError: a matrix leaf of another rank without `matrix_axes`.
     """
     unknown = sorted(set(jax.tree.leaves(kinds)) - set(KINDS))
     if unknown:
@@ -152,8 +152,11 @@ def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransform
 
 def _like(tree: dict, masked: dict) -> dict:
     """`tree` with optax's `MaskedNode` wherever `masked` has one (inside `optax.partition` other groups' leaves are masked)."""
-    hidden = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    return jax.tree.map(lambda node, value: node if hidden(node) else value, masked, tree, is_leaf=hidden)
+    return jax.tree.map(lambda node, value: node if _is_masked(node) else value, masked, tree, is_leaf=_is_masked)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _muon(spec: OptimizerSpec, kinds: dict, matrix_axes: dict | None) -> optax.GradientTransformation:
@@ -162,12 +165,12 @@ def _muon(spec: OptimizerSpec, kinds: dict, matrix_axes: dict | None) -> optax.G
 
     def dimensions(updates):
         def of_leaf(update, axes):
-            if isinstance(update, optax.MaskedNode):
+            if _is_masked(update):
                 return update
             inputs, outputs = _sides(axes, update.ndim)
             return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
 
-        return jax.tree.map(of_leaf, updates, axes_tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+        return jax.tree.map(of_leaf, updates, axes_tree, is_leaf=_is_masked)
 
     def rescale(updates, _):
         def of_leaf(update, axes):
@@ -185,18 +188,18 @@ def _sides(axes: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Input and output axes of a matrix leaf, from its description or, without one, from its rank."""
     axes = axes or {2: "io", 3: ".io"}.get(ndim, "")
     if len(axes) != ndim or not {"i", "o"} <= set(axes) <= {".", "i", "o"}:
-        raise ValueError(f"Muon needs matrix_axes for a leaf of {ndim} axes, such as '.ioo'; got {axes!r}")
+        raise ValueError(f"Muon requires matrix_axes such as '.ioo' for a leaf of {ndim} axes; {axes!r} does not fit")
     return tuple(i for i, side in enumerate(axes) if side == "i"), tuple(i for i, side in enumerate(axes) if side == "o")
 
 
 def _descend(schedule: str, lr_multipliers: dict, wd_multipliers: dict) -> optax.GradientTransformationExtraArgs:
     """-lr(step) * multiplier * (direction + weight_decay * multiplier * parameter)."""
 
-    def update(updates, state, params=None, *, step, numbers, **extra):
-        now = learning_rate(schedule, numbers, step)
+    def update(updates, state, params=None, *, step, hyperparameters, **extra):
+        now = learning_rate(schedule, hyperparameters, step)
 
         def of_leaf(d, p, k, w):
-            return -(now * k) * (d + numbers.weight_decay * w * p if w else d)
+            return -(now * k) * (d + hyperparameters.weight_decay * w * p if w else d)
 
         return jax.tree.map(of_leaf, updates, params, lr_multipliers, wd_multipliers), state
 

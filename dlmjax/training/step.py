@@ -91,30 +91,30 @@ def clear_stop(state: dict) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """`step(state, batch, key) -> (state, metrics)`, see `make_train_step`: a jitted function and the numbers that go in with each call.
+    """`step(state, batch, key) -> (state, metrics)`, see `make_train_step`: a jitted function and its hyperparameters.
 
-    The numbers are arguments, not constants, of the compiled program: runs that differ in these alone share it, also through jax's
+    Hyperparameters are arguments, not constants, of the compiled program: runs that differ only in these share it, also through jax's
     persistent cache.
     """
 
-    function: Any  # jitted (state, batch, key, numbers) -> (state, metrics); the state is donated
-    numbers: Any  # tree of float32 scalars on the host
-    sharding: NamedSharding | None = None  # of the numbers; None = the default device
+    function: Any  # jitted (state, batch, key, hyperparameters) -> (state, metrics); the state is donated
+    hyperparameters: Any  # tree of float32 scalars on the host
+    sharding: NamedSharding | None = None  # of the hyperparameters; None = the default device
 
     def __call__(self, state: dict, batch: dict, key: Any) -> tuple[dict, dict]:
         return self.function(state, batch, key, self.placed)
 
     @functools.cached_property
     def placed(self) -> Any:
-        """The numbers on the devices: sent once, when first asked for."""
+        """The hyperparameters on the devices, copied at the first use."""
         with jax.transfer_guard_host_to_device("allow"):
-            return jax.jit(lambda numbers: numbers, out_shardings=self.sharding)(self.numbers)
+            return jax.jit(lambda hyperparameters: hyperparameters, out_shardings=self.sharding)(self.hyperparameters)
 
     def trace(self, state: dict, batch: dict, key: Any) -> jax.stages.Traced:
         """The function traced for arguments that may be abstract, on devices that need not be here: `.lower().compile()` gives a
         program that is called with (state, batch, key, `placed`)."""
-        numbers = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=self.sharding), self.numbers)
-        return self.function.trace(state, batch, key, numbers)
+        hyperparameters = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=self.sharding), self.hyperparameters)
+        return self.function.trace(state, batch, key, hyperparameters)
 
 
 def make_train_step(
@@ -123,7 +123,7 @@ def make_train_step(
     *,
     accumulation: int = 1,
     ema_decay: float = 0.9999,
-    numbers: Any = (),
+    hyperparameters: Any = (),
     learning_rate: Callable | None = None,
     on_nonfinite: str = "skip",
     spike: float = 0.0,
@@ -138,8 +138,8 @@ def make_train_step(
       loss_fn: (params, batch, key) -> (total [] in nats, parts).  All are sums over the batch; parts holds at least "tokens".
       accumulation: microbatches; microbatch a takes the rows a, a + A, a + 2A, ... so that a device's rows stay on it.
       ema_decay: d of ema <- ema + (1 - min(d, (1+s)/(10+s))) (params - ema), float32; 0 = off (state["ema"] is {}).
-      numbers: tree of float32 scalars that `tx.update` and `learning_rate` are given; like `ema_decay`, arguments of the program.
-      learning_rate: (numbers, step) -> rate, for the metrics only.
+      hyperparameters: tree of float32 scalars that `tx.update` and `learning_rate` receive; like `ema_decay`, arguments of the program.
+      learning_rate: (hyperparameters, step) -> rate, for the metrics only.
       on_nonfinite: "skip" leaves the state but counts the step; "stop" also freezes it (its step included) until `clear_stop`.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
       shardings: of the parameters, as given to `init_state`; pins the state's layout, so that no step can change it and recompile.
@@ -154,12 +154,12 @@ def make_train_step(
 
     def step(state, batch, key, given):
         """One update; see `make_train_step`."""
-        numbers, params, opt, number = given["optimizer"], state["params"], state["opt"], state["step"]
+        hyperparameters, params, opt, number = given["optimizer"], state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
         gradient, grad_norm, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
 
-        updates, transform = tx.update(gradient, opt["transform"], params, step=number, numbers=numbers)
+        updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
         new = {"params": optax.apply_updates(params, updates), "opt": transform}
         kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
         average = _average(state["ema"], kept["params"], number, given["ema_decay"], accept)
@@ -170,7 +170,7 @@ def make_train_step(
             "grad_norm": grad_norm,
             "update_norm": jnp.where(accept, optax.tree.norm(updates), 0.0),
             "param_norm": optax.tree.norm(kept["params"]),
-            "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(numbers, state["step"]),
+            "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(hyperparameters, state["step"]),
             "skipped": 1 - accept.astype(jnp.int32),
             "skipped_total": guard["skipped"],
             "stopped": guard["stopped"],
@@ -179,7 +179,7 @@ def make_train_step(
         }
         return {"params": kept["params"], "ema": average, "opt": {"transform": kept["opt"], "guard": guard}, "step": number}, metrics
 
-    return _jit(step, {"optimizer": numbers, "ema_decay": np.float32(ema_decay)}, shardings)
+    return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay)}, shardings)
 
 
 def _jit(step: Callable, given: dict, shardings: dict | None) -> TrainStep:

@@ -52,7 +52,7 @@ def imported(small_corpus, tmp_path_factory):
     experiment = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
     state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), ema=False)
     step, batches = (
-        make_train_step(experiment.loss_fn, experiment.optimizer, ema_decay=0.0, numbers=experiment.numbers),
+        make_train_step(experiment.loss_fn, experiment.optimizer, ema_decay=0.0, hyperparameters=experiment.hyperparameters),
         batches_of(config, corpora),
     )
     for _ in range(80):

@@ -5,12 +5,12 @@ import functools
 import jax
 import pytest
 
-from dlmjax.training import OptimizerSpec, build_optimizer, init_state, learning_rate, make_train_step, numbers_of
+from dlmjax.training import OptimizerSpec, build_optimizer, hyperparameters_of, init_state, learning_rate, make_train_step
 from tests.training import toy
 
 STEPS = 40
 SPEC = OptimizerSpec(lr=1e-2, warmup=4, weight_decay=0.1)
-NUMBERS = numbers_of(SPEC, STEPS)
+HYPERPARAMETERS = hyperparameters_of(SPEC, STEPS)
 RATE = functools.partial(learning_rate, SPEC.schedule)
 
 
@@ -28,9 +28,9 @@ def new_state(tx):
 
 @pytest.fixture(scope="package")
 def step(tx):
-    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, numbers=NUMBERS, learning_rate=RATE)
+    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, hyperparameters=HYPERPARAMETERS, learning_rate=RATE)
 
 
 @pytest.fixture(scope="package")
 def step4(tx):
-    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, accumulation=4, numbers=NUMBERS, learning_rate=RATE)
+    return make_train_step(toy.loss_fn, tx, ema_decay=0.9, accumulation=4, hyperparameters=HYPERPARAMETERS, learning_rate=RATE)

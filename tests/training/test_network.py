@@ -7,7 +7,7 @@ import pytest
 from dlmjax.diffusion import Objective, make_process
 from dlmjax.models import Execution, ModelSpec, build_network
 from dlmjax.parallel import Partition, make_mesh
-from dlmjax.training import OptimizerSpec, Window, abstract_state, build_optimizer, init_state, make_train_step, numbers_of
+from dlmjax.training import OptimizerSpec, Window, abstract_state, build_optimizer, hyperparameters_of, init_state, make_train_step
 
 SPEC = ModelSpec(vocab=12, depth=2, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)
 B, L = 8, 8
@@ -25,7 +25,7 @@ def test_network_objective_and_muon_fit_together_on_a_mesh(capfd):
     tx = build_optimizer(spec, network.kinds, network.lr_multipliers, network.wd_multipliers, network.eps_multipliers)
     shardings = partition.tree(network.axes)
     state = init_state(network.init, tx, jax.random.key(0), shardings)
-    step = make_train_step(loss_fn, tx, accumulation=2, numbers=numbers_of(spec, 30), shardings=shardings)
+    step = make_train_step(loss_fn, tx, accumulation=2, hyperparameters=hyperparameters_of(spec, 30), shardings=shardings)
     rows = {
         "tokens": np.tile(np.arange(L, dtype=np.int32) % 4, (B, 1)),
         "segments": np.ones((B, L), np.int32),

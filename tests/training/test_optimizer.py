@@ -12,13 +12,13 @@ from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.run import assemble
-from dlmjax.training import OptimizerSpec, build_optimizer, learning_rate, numbers_of
+from dlmjax.training import OptimizerSpec, build_optimizer, hyperparameters_of, learning_rate
 from dlmjax.training.optimizer import MUON_RMS
 from tests.training import toy
 
 
 def rate(spec, steps, step):
-    return learning_rate(spec.schedule, numbers_of(spec, steps), step)
+    return learning_rate(spec.schedule, hyperparameters_of(spec, steps), step)
 
 
 def rates(steps=10, **fields):
@@ -54,7 +54,7 @@ def test_traced_and_python_steps_agree():
 
 
 def with_constants(spec, steps, step):
-    """The rate with the run's numbers written into the program: what a step that serves one run alone would compute."""
+    """The rate with the run's hyperparameters written into the program: what a step that serves one run alone would compute."""
     decay_steps = max(round(spec.decay * steps), 1)
     step = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum((step + 1) / spec.warmup, 1.0) if spec.warmup else jnp.float32(1)
@@ -74,16 +74,16 @@ def test_one_program_gives_every_run_the_rates_of_its_own(schedule):
     traces, rng = [], np.random.default_rng(0)
 
     @jax.jit
-    def shared(numbers, steps):
+    def shared(hyperparameters, steps):
         traces.append(steps.shape)
-        return jax.lax.map(functools.partial(learning_rate, schedule, numbers), steps)  # step by step, as in training
+        return jax.lax.map(functools.partial(learning_rate, schedule, hyperparameters), steps)  # step by step, as in training
 
     for number in range(6):
         steps = np.arange((700, 4001)[number % 2])
         fields = dict(lr=10 ** rng.uniform(-5, -1), decay=rng.uniform(0, 1), final=rng.uniform(0, 1))
         spec = OptimizerSpec(schedule=schedule, warmup=int(rng.integers(1, 300)) if number > 1 else 0, **fields)
         own = jax.jit(functools.partial(jax.lax.map, functools.partial(with_constants, spec, len(steps))))
-        np.testing.assert_array_equal(shared(numbers_of(spec, len(steps)), steps), own(steps))
+        np.testing.assert_array_equal(shared(hyperparameters_of(spec, len(steps)), steps), own(steps))
     assert traces == [(700,), (4001,)]
 
 
@@ -100,9 +100,9 @@ def params():
 
 def run(tx, spec, params, gradients):
     """Updates of the last of several steps of a run of ten."""
-    state, update, numbers = tx.init(params), jax.jit(tx.update), numbers_of(spec, 10)
+    state, update, hyperparameters = tx.init(params), jax.jit(tx.update), hyperparameters_of(spec, 10)
     for step, gradient in enumerate(gradients):
-        updates, state = update(gradient, state, params, step=step, numbers=numbers)
+        updates, state = update(gradient, state, params, step=step, hyperparameters=hyperparameters)
     return updates
 
 

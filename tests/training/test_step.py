@@ -12,7 +12,7 @@ from dlmjax.errors import InputError
 from dlmjax.training import OptimizerSpec, abstract_state, build_optimizer, clear_stop, init_state, make_train_step
 from dlmjax.training.step import SPIKE_AFTER
 from tests.training import toy
-from tests.training.conftest import NUMBERS, RATE, STEPS
+from tests.training.conftest import HYPERPARAMETERS, RATE, STEPS
 
 KEY = jax.random.key(7)
 
@@ -44,7 +44,7 @@ def by_hand(tx):
     def compute(state, number):
         (total, parts), gradient = differentiate(state["params"], toy.batch(number), jax.random.fold_in(KEY, number))
         gradient = jax.tree.map(lambda g: g / float(parts["tokens"]), gradient)
-        updates, _ = update(gradient, state["opt"]["transform"], state["params"], step=number, numbers=NUMBERS)
+        updates, _ = update(gradient, state["opt"]["transform"], state["params"], step=number, hyperparameters=HYPERPARAMETERS)
         return total, parts, gradient, updates
 
     return compute
@@ -61,7 +61,7 @@ def test_one_step_is_gradient_per_token_then_optimizer_then_ema(step, by_hand, n
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
     np.testing.assert_allclose(metrics["update_norm"], optax.tree.norm(updates), rtol=1e-5)
     np.testing.assert_allclose(metrics["param_norm"], optax.tree.norm(state["params"]), rtol=1e-6)
-    np.testing.assert_allclose(metrics["learning_rate"], RATE(NUMBERS, 0), rtol=1e-6)
+    np.testing.assert_allclose(metrics["learning_rate"], RATE(HYPERPARAMETERS, 0), rtol=1e-6)
     for name, part in parts.items():
         np.testing.assert_allclose(metrics["parts"][name], part, rtol=1e-5)
     assert int(state["step"]) == 1 and int(metrics["skipped"]) == 0
@@ -106,7 +106,7 @@ def test_accumulation_changes_only_the_order_of_sums(step, step4, new_state):
 
 def test_microbatches_must_divide_the_batch(tx, new_state):
     with pytest.raises(InputError, match="32 rows does not divide into 5"):
-        make_train_step(toy.loss_fn, tx, accumulation=5, numbers=NUMBERS)(new_state(), toy.batch(0), KEY)
+        make_train_step(toy.loss_fn, tx, accumulation=5, hyperparameters=HYPERPARAMETERS)(new_state(), toy.batch(0), KEY)
 
 
 def test_a_batch_of_padding_does_no_harm(step, new_state):
@@ -150,7 +150,9 @@ def test_state_is_donated(step, new_state):
 @pytest.fixture(scope="module")
 def fragile(tx):
     return {
-        policy: make_train_step(toy.fragile_loss_fn, tx, accumulation=4, ema_decay=0.9, numbers=NUMBERS, on_nonfinite=policy, spike=4.0)
+        policy: make_train_step(
+            toy.fragile_loss_fn, tx, accumulation=4, ema_decay=0.9, hyperparameters=HYPERPARAMETERS, on_nonfinite=policy, spike=4.0
+        )
         for policy in ("skip", "stop")
     }
 
@@ -259,7 +261,9 @@ def test_eight_devices_compute_what_one_computes(accumulation, step, step4, tx, 
     shardings = shardings_on(mesh)
     state = init_state(toy.init_params, tx, jax.random.key(0), shardings)
     close(state["params"], new_state()["params"], 0)
-    sharded = make_train_step(toy.loss_fn, tx, ema_decay=0.9, accumulation=accumulation, numbers=NUMBERS, shardings=shardings)
+    sharded = make_train_step(
+        toy.loss_fn, tx, ema_decay=0.9, accumulation=accumulation, hyperparameters=HYPERPARAMETERS, shardings=shardings
+    )
     key = jax.device_put(KEY, NamedSharding(mesh, P()))
     batches = [on(mesh, toy.batch(number)) for number in range(3)]
     if accumulation == 4:

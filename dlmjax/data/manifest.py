@@ -17,7 +17,7 @@ import re
 import shlex
 from typing import Any
 
-from dlmjax.data.tokenizers import MOST_IDS
+from dlmjax.data.table_tokenizer import MOST_IDS
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, why, write_atomically
 from dlmjax.files import sweep as sweep_written

@@ -21,7 +21,7 @@ from types import NoneType
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.data.tokenizers import MOST_IDS, TableTokenizer
+from dlmjax.data.table_tokenizer import MOST_IDS, TableTokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import parse_json, read_bounded, require_shape, write_atomically
 

@@ -21,4 +21,4 @@ class LostPeer(RuntimeError):
     """Another process of the run is gone or never came. Exit code LOST_PEER: the same command, started again, resumes."""
 
 
-LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h: try again
+LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, continues

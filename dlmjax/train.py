@@ -16,6 +16,7 @@ import jax
 
 from dlmjax import config as config_lib
 from dlmjax.cluster.agree import Agreement, refused_together
+from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.host import keep_freed_memory, say, sole_writer
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.cluster.start import connect
@@ -38,7 +39,6 @@ from dlmjax.training import (
     init_state,
     learning_rate,
     make_train_step,
-    peak_flops,
 )
 from dlmjax.training import read as read_metrics
 from dlmjax.training.metrics import FILE as METRICS

@@ -1,4 +1,4 @@
-"""What concerns the host process: memory on CPU, who speaks, who alone may write."""
+"""Memory settings of the host process, logging from the first process only, and the lock of a workdir."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc keep freed memory instead of returning it to the kernel; True where that was possible (CPU backend, Linux with glibc).
+    """Lets glibc keep freed memory instead of returning it to the kernel; returns whether that is possible (CPU backend, Linux, glibc).
 
-    XLA on CPU allocates one large temporary buffer per execution. By default each such buffer is mapped anew, and touching its pages
-    costs 20-40 % of an attention layer's time. Afterwards the process stays at its peak size. Call once, before training; harmless twice.
+    XLA on CPU allocates one large temporary buffer per execution. By default each such buffer is mapped again, and touching its pages
+    costs 20-40 % of an attention layer's time. With this setting the process stays at its peak size. To be called before training.
     """
     if sys.platform != "linux" or jax.default_backend() != "cpu":
         return False
@@ -35,17 +35,17 @@ def keep_freed_memory() -> bool:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """A line on standard output, or another file, from the first process of the run."""
+    """Prints a line on standard output, or to another file, in the first process of the run only."""
     if jax.process_index() == 0:
         print(text, file=file, flush=True)
 
 
 @contextlib.contextmanager
 def sole_writer(directory: pathlib.Path) -> Iterator[None]:
-    """`with sole_writer(workdir): ...`: no second run writes there meanwhile; a killed one lets go of it by itself. Makes the directory.
+    """`with sole_writer(workdir): ...`: makes the directory and locks it against other runs; the lock of a killed run is released.
 
-    The first process holds the lock for all. Where the file system knows no locks, nothing is locked.
-    Raises InputError when another run holds it.
+    The first process holds the lock for all. On a file system without locks, nothing is locked.
+    Raises InputError when another run holds the lock.
     """
     if jax.process_index():
         yield
@@ -66,7 +66,7 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
 
 
 def keep_compiled(workdir: str) -> None:
-    """Keeps compiled programs in `workdir/compiled`, so that a restart does not compile again, unless jax was told another place."""
+    """Keeps compiled programs in `workdir/compiled`, so that a restart does not compile again; jax's own setting takes precedence."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(workdir).absolute() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,21 +1,20 @@
-"""SIGTERM, SIGINT and SIGHUP as a flag that the loop reads between two steps: save, say how to resume, exit 0."""
+"""SIGTERM, SIGINT and SIGHUP as a flag that the training loop reads between two steps."""
 
 import signal
 import threading
 
-from dlmjax.cluster.supervise import FORWARDED, heard
+from dlmjax.cluster.signals import not_ignored
 
 
 class Interrupt:
     """`with Interrupt() as stop: ... if stop.requested: save and leave`.
 
-    The first of them only sets the flag; a second SIGINT raises KeyboardInterrupt, for whoever does not want to wait.  SIGHUP
-    stays ignored where it was at the start, as under `nohup`.  Earlier handlers come back at the end.  Outside the main thread
-    signals cannot be handled and the flag stays False.
+    The first signal only sets the flag; a second SIGINT raises KeyboardInterrupt.  SIGHUP stays ignored where it was ignored at the
+    start, as under `nohup`.  The earlier handlers are restored at the end.  Outside the main thread signals cannot be handled, and the
+    flag stays False.
     """
 
-    def __init__(self, signals: tuple = FORWARDED):
-        self._signals = signals
+    def __init__(self):
         self._previous = {}
         self.signal_name = ""
 
@@ -34,7 +33,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in heard(self._signals)}
+            self._previous = {number: signal.signal(number, self._handle) for number in not_ignored()}
         return self
 
     def __exit__(self, *_) -> None:

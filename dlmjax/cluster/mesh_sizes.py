@@ -10,19 +10,19 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     """Raises InputError: a size that is neither positive nor -1, or more than one -1."""
     if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
         named = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-        raise InputError(f"{named}: sizes are positive, and at most one is -1 (what the others leave over)")
+        raise InputError(f"{named}: sizes are positive, and at most one is -1 (the remaining devices)")
 
 
 def fill_sizes(sizes: Mapping[str, int], count: int, devices: str) -> dict[str, int]:
-    """The sizes with a -1 replaced by what the others leave over.
+    """The sizes with -1 replaced by the number of devices divided by the other sizes.
 
     Args:
-      sizes: of the axes by name; at most one is -1.
-      count: devices that they must multiply to.
-      devices: what these are, for the message: "8 devices".
+      sizes: size of each axis by name; at most one is -1.
+      count: number of devices, the required product.
+      devices: description of the devices for the message: "8 devices".
 
     Raises:
-      InputError: a size that cannot be, or sizes that do not multiply to `count`.
+      InputError: a size is out of range, or the product is not `count`.
     """
     check_sizes(sizes)
     named = ", ".join(f"{name}={size}" for name, size in sizes.items())

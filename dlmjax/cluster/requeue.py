@@ -1,12 +1,12 @@
-"""The text of a Slurm job that requeues itself until its command is finished. Imports no jax.
+"""The script of a Slurm job that requeues itself until its command is finished. Imports no jax.
 
-How a command outlives its job:
-    before the time limit   Slurm sends SIGTERM to the processes (not to the batch shell); they save, end with 75; the job requeues itself
+How a command continues after its job ends:
+    before the time limit   Slurm sends SIGTERM to the processes (not the batch shell); they save and end with 75; the job requeues itself
     scancel -s TERM JOB     the same by hand
     a node is lost          Slurm requeues the job (--requeue)
     scancel JOB             ends it for good: a batch shell that gets SIGTERM itself requeues nothing
     any other code          ends it with that code
-A job that was requeued so many times ends with 75 instead.
+A job that was requeued `max_requeues` times ends with 75 instead.
 """
 
 import re
@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 
 from dlmjax.errors import LOST_PEER, InputError
 
-# srun gives the highest code of all tasks; above 128: one was ended by a signal, as a process is that runs out of memory. Of an array, one
-# element alone is requeued: the number of its last one is that of the whole array.
+# srun returns the highest code of all tasks; a code above 128 means that a signal ended one, as when memory runs out. Of an array, only
+# one element is requeued: the id of its last element is also the id of the whole array.
 SCRIPT = """\
 #!/bin/bash
 {directives}
 
 set -uo pipefail
-{setup}# One process fails: the others end by themselves ({again}) and are not killed while they save.
+{setup}# When one process fails, the others end by themselves ({again}) and are not killed while they save.
 srun --kill-on-bad-exit=0 {command} &
 srun=$!
 # scancel sends SIGTERM to the batch shell too; the time limit and scancel --signal=TERM send it to the processes alone.
@@ -55,27 +55,27 @@ def job_script(
     save_seconds: int,
     max_requeues: int,
 ) -> str:
-    """The text that sbatch reads.
+    """The script for sbatch.
 
     Args:
-      options: of sbatch, without dashes; those that are None are left out.
-      more: further options as sbatch writes them; setup: shell lines before the start.
-      command: a line of shell, started by srun.
-      time: limit of the job; save_seconds: how long before it SIGTERM comes.
+      options: sbatch options by name without dashes; None leaves one out.
+      more: further options in sbatch's form; setup: shell lines before the start.
+      command: a shell line, started by srun.
+      time: limit of the job; save_seconds: time between SIGTERM and that limit.
 
     Raises:
-      InputError: a time that is none, or that leaves nothing before the signal; numbers that cannot be; a value of several lines.
+      InputError: `time` is not a time or not above `save_seconds`, a number is out of range, or a value has several lines.
     """
     for flag, value, low in (("save-seconds", save_seconds, 1), ("max-requeues", max_requeues, 0)):
         if value < low:
             raise InputError(f"--{flag} is {value}; it must be at least {low}")
     if limit_seconds(time) <= save_seconds:
-        raise InputError(f"--save-seconds {save_seconds} seconds leaves nothing of --time {time}; raise one or lower the other")
-    # SIGTERM without B:, which would reach the batch shell alone; one log for all restarts.
+        raise InputError(f"--save-seconds {save_seconds} is not below --time {time}; raise --time or lower --save-seconds")
+    # SIGTERM without B:, with which only the batch shell would receive it; one log for all restarts.
     options = {**options, "time": time, "signal": f"TERM@{save_seconds}", "open-mode": "append"}
     lines = [f"--{option}={value}" for option, value in options.items() if value is not None] + ["--requeue", *more]
     if any("\n" in line for line in (*lines, *setup)):
-        raise InputError("--sbatch, --setup, --log and the rest are one line each")
+        raise InputError("a value of --sbatch, --setup, --log or another option has several lines; give one line each")
     return SCRIPT.format(
         directives="\n".join(f"#SBATCH {shlex.quote(line)}" for line in lines),
         setup="".join(f"{line}\n" for line in setup),
@@ -88,7 +88,7 @@ def job_script(
 def limit_seconds(text: str) -> int:
     """Seconds of sbatch's forms of time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 
-    Raises InputError: none of these.
+    Raises InputError: another form.
     """
     days, dash, clock = text.rpartition("-")
     numbers = clock.split(":")
@@ -102,11 +102,11 @@ def limit_seconds(text: str) -> int:
 
 
 def submit(script: str) -> str:
-    """Hands the script to sbatch; returns the number of the job. Raises InputError: no sbatch here, or it refuses."""
+    """Submits the script with sbatch; returns the job id. Raises InputError: sbatch is missing or fails."""
     try:
         done = subprocess.run(["sbatch", "--parsable"], input=script, text=True, stdout=subprocess.PIPE)
     except FileNotFoundError as error:
-        raise InputError("sbatch is not here; run this on a login node of the cluster, or look with --dry-run") from error
+        raise InputError("sbatch is not installed here; run this on a login node of the cluster, or use --dry-run") from error
     if done.returncode:
-        raise InputError(f"sbatch ended with code {done.returncode}; what it said stands above, nothing was submitted")
+        raise InputError(f"sbatch ended with code {done.returncode}; see its message above; nothing was submitted")
     return done.stdout.strip().partition(";")[0]

@@ -1,4 +1,4 @@
-"""Several processes become one run: meet at the coordinator, and end together with a clear last line, never in silence."""
+"""Start and end of a run of several processes: they connect to the coordinator, and each logs the reason when it ends."""
 
 import contextlib
 import dataclasses
@@ -19,23 +19,23 @@ from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.errors import LOST_PEER, InputError, LostPeer
 from dlmjax.flags import said_of
 
-START_TIMEOUT = 300  # seconds in which all processes must have come
-HEARTBEAT_TIMEOUT = 100  # seconds of silence after which a process counts as lost
-SHUTDOWN_TIMEOUT = 60  # seconds that the first to finish waits for the others
-COLLECTIVES = 4  # that one device of a CPU may have begun and not ended: the threads that XLA lets work on one program
-COMING, GONE, GO = "dlmjax/coming/", "dlmjax/gone/", "dlmjax/go/"  # keys of the coordinator's store, through which processes meet
+START_TIMEOUT = 300  # seconds within which all processes must have started
+HEARTBEAT_TIMEOUT = 100  # seconds without a heartbeat after which a process counts as lost
+SHUTDOWN_TIMEOUT = 60  # seconds that the first process to finish waits for the others
+COLLECTIVES = 4  # collective operations that one CPU device may have in progress: XLA's limit of threads per program
+COMING, GONE, GO = "dlmjax/coming/", "dlmjax/gone/", "dlmjax/go/"  # keys in the coordinator's key-value store
 POLL_SECONDS = 0.1
-# Beginnings of runtime errors that have nothing to do with a peer.
+# Prefixes of runtime errors that a lost peer does not cause.
 OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 @dataclasses.dataclass
 class _Start:
-    """How far this process's start is. timeout: seconds; meeting: its peers wait for it in `connect`, or will."""
+    """State of this process's start. timeout: seconds; meeting: its peers wait for it in `connect`, or will; meetings: number so far."""
 
     timeout: int = START_TIMEOUT
     meeting: bool = False
-    meetings: int = 0  # so far
+    meetings: int = 0
 
 
 _START = _Start()
@@ -45,14 +45,14 @@ _START = _Start()
 def joined(
     info: ProcessInfo, step: Callable[[], int], *, start_timeout: int = START_TIMEOUT, heartbeat_timeout: int = HEARTBEAT_TIMEOUT
 ) -> Iterator[None]:
-    """`with joined(info, step): train(...)`: all processes meet before, part after, and none waits for one that is gone.
+    """`with joined(info, step): train(...)`: all processes connect before the block, disconnect after it, and none waits for a lost one.
 
-    Alone, it does nothing. In a run of several processes an error inside ends this process at once (waiting for peers at the
-    interpreter's exit could take minutes): exit code 2 with its line for bad input, 75 where a peer was lost, 1 with the traceback for all
-    else. The peers notice by their next collective operation, or by the heartbeat.
+    A single process does nothing here. In a run of several processes an error in the block ends this process at once (waiting for peers
+    at the interpreter's exit could take minutes): exit code 2 with its line for bad input, 75 when a peer was lost, 1 with the traceback
+    for other errors. The peers fail at their next collective operation, or by the heartbeat.
 
     Args:
-      step: updates done so far, -1 before the first; for the last line.
+      step: number of updates done, -1 before the first; for the last message.
       start_timeout, heartbeat_timeout: seconds.
     """
     make_room(alone=info.alone)
@@ -65,11 +65,11 @@ def joined(
         yield
         jax.distributed.shutdown()
     except BaseException as error:
-        code, lines = _last_words(error, info, step())
+        code, lines = _exit_message(error, info, step())
         print(lines, file=sys.stderr, flush=True)
         sys.stdout.flush()
         if _START.meeting:
-            with contextlib.suppress(Exception):  # who is not told waits until the timeout
+            with contextlib.suppress(Exception):  # a peer without this message waits until the timeout
                 distributed.global_state.client.key_value_set(f"{GONE}{jax.process_index()}", lines.splitlines()[-1])
         os._exit(code)
 
@@ -77,13 +77,13 @@ def joined(
 def connect(mesh: jax.sharding.Mesh) -> None:
     """Opens the connections between the processes' CPU devices that collective operations over `mesh` need; every process calls it once.
 
-    Gloo opens those of a group of devices at their first operation, and gives up when not all have come to it within 30 seconds, which
-    no option changes: on a busy machine two processes read their corpora and compile further apart than that. So all wait here, up to
-    the start timeout, with a program ready that has an operation for each group; then no later program opens any. Elsewhere than on
-    CPUs, and in a process alone, there is nothing to do.
+    Gloo connects a group of devices at its first operation, and fails when not all reach it within 30 seconds, which no option changes:
+    on a busy machine two processes differ by more than that in reading their corpora and compiling. So all wait here, up to the start
+    timeout, with a compiled program that has an operation for each group; no later program opens a connection. Devices other than CPUs
+    and a single process need nothing.
 
     Raises:
-      LostPeer: a process has ended, or has not come within the start timeout.
+      LostPeer: a process has ended, or has not arrived within the start timeout.
     """
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
@@ -109,8 +109,8 @@ def _sums(mesh: jax.sharding.Mesh) -> tuple:
 
 
 def _wait_for_all(client) -> None:
-    """Returns when every process has called it. The first looks for the others, and tells them what it found."""
-    count, limit = jax.process_count(), f"within {_START.timeout} s; give more time with --start-timeout"
+    """Returns when every process has called it. The first process polls for the others and publishes the result."""
+    count, limit = jax.process_count(), f"within {_START.timeout} s; raise --start-timeout"
     deadline, _START.meetings = time.monotonic() + _START.timeout, _START.meetings + 1
     coming, go = f"{COMING}{_START.meetings}/", f"{GO}{_START.meetings}"
     client.key_value_set(f"{coming}{jax.process_index()}", "")
@@ -118,44 +118,44 @@ def _wait_for_all(client) -> None:
         try:
             answer = client.blocking_key_value_get(go, _START.timeout * 1000)
         except jax.errors.JaxRuntimeError as error:
-            raise LostPeer(f"not all of {count} processes came to their first operation {limit} ({_first_line(error)})") from error
+            raise LostPeer(f"not all of {count} processes reached their first operation {limit} ({_first_line(error)})") from error
     else:
         while True:
-            come = len(client.key_value_dir_get(coming))
-            gone = [said for _, said in client.key_value_dir_get(GONE)]
-            late = f"{come} of {count} processes came to their first operation {limit}" if time.monotonic() > deadline else ""
+            arrived = len(client.key_value_dir_get(coming))
+            gone = [message for _, message in client.key_value_dir_get(GONE)]
+            late = f"{arrived} of {count} processes reached their first operation {limit}" if time.monotonic() > deadline else ""
             answer = gone[0] if gone else late
-            if answer or come == count:
+            if answer or arrived == count:
                 break
             time.sleep(POLL_SECONDS)
         client.key_value_set(go, answer)
     if answer:
-        time.sleep(1)  # the answer goes out before the coordinator ends with this process
+        time.sleep(1)  # lets the peers read the answer before the coordinator ends with this process
         raise LostPeer(f"not all processes started: {answer.removeprefix('dlmjax: ')}")
 
 
 def make_room(alone: bool = False) -> None:
-    """Threads enough for all collective operations of this process's CPU devices at once; call it before any device is used.
+    """Reserves threads for all concurrent collective operations of this process's CPU devices; to be called before any device is used.
 
-    Each of them holds a thread of XLA's pool until its peers have come, and by default the pool has as many threads as there are devices
+    Each operation holds a thread of XLA's pool until its peers arrive, and by default the pool has as many threads as there are devices
     or cores. Two operations of one device (a gather inside the scan over layers and one outside) could take the thread that a third
-    device needs to join them: the run then stood still, for ever between processes, within hundreds of steps on two cores. XLA reads
-    the size of its pools from NPROC; what the user has set there stays.
+    device needs to join them: a run then deadlocked within hundreds of steps on two cores. XLA reads the size of its pools from NPROC;
+    a value that the user has set is kept.
 
     Args:
-      alone: there are no other processes; a single device then has nobody to wait for, and nothing is changed.
+      alone: there are no other processes; a single device then waits for no peer, and nothing is changed.
     """
     devices = jax.config.jax_num_cpu_devices
     if alone and devices <= 1:
         return
-    devices = devices if devices > 0 else 8  # -1 where it is not set here; a thread that waits for work costs nothing
+    devices = devices if devices > 0 else 8  # -1 when it is not set here; an idle thread costs nothing
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + COLLECTIVES * devices))
 
 
 def _meet(info: ProcessInfo, start_timeout: int, heartbeat_timeout: int) -> None:
-    named = info.num_processes > 0  # else the TPU runtime tells
+    named = info.num_processes > 0  # otherwise the TPU runtime provides them
     for name in [name for name in os.environ if name.startswith(("TPU_", "MEGASCALE_")) and not os.environ[name].strip()]:
-        del os.environ[name]  # set to nothing it is not set, which jax and the runtime do not know
+        del os.environ[name]  # jax and the runtime do not treat an empty variable as not set
     try:
         jax.distributed.initialize(
             info.coordinator,
@@ -172,23 +172,23 @@ def _meet(info: ProcessInfo, start_timeout: int, heartbeat_timeout: int) -> None
     except RuntimeError as error:
         raise LostPeer(
             f"not all of {info.num_processes or 'the'} processes met at {info.coordinator or 'the coordinator'} within {start_timeout} s "
-            f"({_first_line(error)}); look at the processes that said nothing, or give more time with --start-timeout"
+            f"({_first_line(error)}); check the processes that logged nothing, or raise --start-timeout"
         ) from error
     if jax.process_index() == 0:
         print(
-            f"processes: {jax.process_count()} ({info.source}), coordinator {info.coordinator or 'found by jax'}, this is process 0 on "
+            f"processes: {jax.process_count()} ({info.source}), coordinator {info.coordinator or 'detected by jax'}, this is process 0 on "
             f"{socket.gethostname()} with {jax.local_device_count()} of {jax.device_count()} devices",
             flush=True,
         )
 
 
-def _last_words(error: BaseException, info: ProcessInfo, step: int) -> tuple[int, str]:
-    """Exit code and what to print."""
+def _exit_message(error: BaseException, info: ProcessInfo, step: int) -> tuple[int, str]:
+    """Exit code and message."""
     where = f"{info} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
     if isinstance(error, InputError | OSError) and (said := said_of(error)):
         return 2, f"dlmjax: exit 2: {where}: {said}"
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"dlmjax: exit 130: {where}: interrupted; the same command continues"
+        return 130, f"dlmjax: exit 130: {where}: interrupted; the same command resumes"
     lost = isinstance(error, LostPeer) or (isinstance(error, jax.errors.JaxRuntimeError) and not str(error).lstrip().startswith(OWN_FAULTS))
     if lost:
         reason = str(error) if isinstance(error, LostPeer) else f"a peer was lost ({_first_line(error)})"

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlmjax.cluster.chips import PEAK_FLOPS
 from dlmjax.cluster.mesh_sizes import fill_sizes
 from dlmjax.errors import InputError
 from dlmjax.parallel.mesh import slice_of
@@ -55,7 +56,7 @@ class Chip:
         return "DCN" if self.kind == "tpu" else "network"
 
 
-# Sources. TPU: Google Cloud documentation, docs/{v4,v5e,v5p,v6e}, table of key specifications: HBM capacity and bandwidth, bfloat16 peak,
+# Sources. TPU: Google Cloud documentation, docs/{v4,v5e,v5p,v6e}, table of key specifications: HBM capacity and bandwidth,
 # "bidirectional inter-chip interconnect bandwidth per chip" (half of it is received), torus dimensions and, from the same pages, which
 # shapes wrap around (2D: 16, 3D: multiples of 4). v4: 300 GB/s each way, from "TPU v4" (2304.01433, table 4: six links of 50 GB/s).
 # Network a chip: v5p 50 Gbit/s from its table; v5e and v6e the pod's 6.4 and 25.6 Tbit/s over 256 chips; v4 as v5e (not published).
@@ -65,13 +66,13 @@ GIB = 2.0**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "tpu", 32 * GIB, 275e12, 1228e9, 300e9, 25e9 / 8, dimensions=3, wrap=4),
-        Chip("v5e", "tpu", 16 * GIB, 197e12, 819e9, 200e9, 25e9 / 8, dimensions=2, wrap=16),
-        Chip("v5p", "tpu", 95 * GIB, 459e12, 2765e9, 600e9, 50e9 / 8, dimensions=3, wrap=4),
-        Chip("v6e", "tpu", 32 * GIB, 918e12, 1638e9, 400e9, 100e9 / 8, dimensions=2, wrap=16),
-        Chip("a100", "gpu", 80e9, 312e12, 2039e9, 300e9, 200e9 / 8, node=8),
-        Chip("h100", "gpu", 80e9, 989e12, 3350e9, 450e9, 400e9 / 8, node=8),
-        Chip("h200", "gpu", 141e9, 989e12, 4800e9, 450e9, 400e9 / 8, node=8),
+        Chip("v4", "tpu", 32 * GIB, PEAK_FLOPS["TPU v4"], 1228e9, 300e9, 25e9 / 8, dimensions=3, wrap=4),
+        Chip("v5e", "tpu", 16 * GIB, PEAK_FLOPS["TPU v5e"], 819e9, 200e9, 25e9 / 8, dimensions=2, wrap=16),
+        Chip("v5p", "tpu", 95 * GIB, PEAK_FLOPS["TPU v5p"], 2765e9, 600e9, 50e9 / 8, dimensions=3, wrap=4),
+        Chip("v6e", "tpu", 32 * GIB, PEAK_FLOPS["TPU v6e"], 1638e9, 400e9, 100e9 / 8, dimensions=2, wrap=16),
+        Chip("a100", "gpu", 80e9, PEAK_FLOPS["NVIDIA A100"], 2039e9, 300e9, 200e9 / 8, node=8),
+        Chip("h100", "gpu", 80e9, PEAK_FLOPS["NVIDIA H100"], 3350e9, 450e9, 400e9 / 8, node=8),
+        Chip("h200", "gpu", 141e9, PEAK_FLOPS["NVIDIA H200"], 4800e9, 450e9, 400e9 / 8, node=8),
     )
 }
 
@@ -124,7 +125,7 @@ class Topology:
 
 
 def fill_mesh(sizes: dict[str, int], topology: Topology) -> dict[str, int]:
-    """Mesh sizes with -1 replaced by what the others leave over.
+    """Mesh sizes with -1 replaced by the number of devices divided by the other sizes.
 
     Raises InputError where the sizes do not multiply to the chips of the topology.
     """

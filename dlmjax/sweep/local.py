@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from dlmjax import checks
-from dlmjax.cluster.supervise import FORWARDED, heard
+from dlmjax.cluster.signals import not_ignored
 from dlmjax.errors import InputError
 from dlmjax.sweep import execute
 from dlmjax.sweep.manifest import RECORDS, PlannedRun, SweepPlan
@@ -156,7 +156,7 @@ class Local:
 
     def go(self) -> int:
         """Exit code: 0, every run finished or diverged; 1, some failed; 75, stopped before the end."""
-        previous = {number: signal.signal(number, self._note) for number in heard(FORWARDED)}
+        previous = {number: signal.signal(number, self._note) for number in not_ignored()}
         try:
             while True:
                 if not self._asked:

@@ -1,11 +1,11 @@
-"""The parts that `train.py` is told with: optimizer, state and step, checkpoints, metrics, interruption. Knows no loss family."""
+"""Building blocks of `train.py`: optimizer, state and step, checkpoints, metrics, interruption. Independent of the loss."""
 
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.training.checkpoint import Checkpoints
 from dlmjax.training.goodput import Goodput
 from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
 from dlmjax.training.optimizer import Hyperparameters, OptimizerSpec, build_optimizer, hyperparameters_of, learning_rate
-from dlmjax.training.progress import Progress, Throughput, peak_flops
+from dlmjax.training.progress import Progress, Throughput
 from dlmjax.training.step import TrainStep, abstract_state, clear_stop, init_state, make_train_step
 
 __all__ = [
@@ -29,6 +29,5 @@ __all__ = [
     "init_state",
     "learning_rate",
     "make_train_step",
-    "peak_flops",
     "read",
 ]

@@ -1,4 +1,4 @@
-"""How fast a run goes and how long it will take: tokens per second, share of the device's peak, a bar with the time left."""
+"""Speed of a run and its remaining time: tokens per second, share of the device's peak, a progress bar."""
 
 import contextlib
 import sys
@@ -7,38 +7,15 @@ import time
 import jax
 import tqdm
 
-# Dense bfloat16 peak of one device as jax counts them, FLOP/s. Sources: Google Cloud TPU documentation, "System architecture" pages of
-# each version; NVIDIA A100, H100 and H200 datasheets (without sparsity). Longer names first: the first that matches is taken.
-PEAKS = (
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-    ("NVIDIA A100", 312e12),
-    ("NVIDIA H100 PCIe", 756e12),
-    ("NVIDIA H100 NVL", 835e12),
-    ("NVIDIA H100", 989e12),
-    ("NVIDIA H200 NVL", 835e12),
-    ("NVIDIA H200", 989e12),
-)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """bfloat16 FLOP/s of `jax.Device.device_kind`, None where it is not known (and MFU is then not printed)."""
-    return next((peak for name, peak in PEAKS if device_kind.startswith(name)), None)
-
 
 class Throughput:
-    """Seconds per step and what follows from them, pauses (evaluation, samples) left out.
+    """Seconds per step and rates derived from them, without pauses (evaluation, samples).
 
     Args:
-      tokens_per_step: over all devices.
-      devices: all of the run.
-      flops_per_step: model FLOPs of one step over all devices, forward and backward, attention counted in full (not causal halves), nothing
-        for recomputation; None = no MFU.
+      tokens_per_step: tokens of one step over all devices.
+      devices: number of devices of the run.
+      flops_per_step: model FLOPs of one step over all devices, forward and backward, attention counted in full (not causal halves),
+        without recomputation; None = no MFU.
       peak: FLOP/s of one device (`peak_flops`); None = no MFU.
     """
 
@@ -47,12 +24,12 @@ class Throughput:
         self.reset()
 
     def reset(self) -> None:
-        """Starts the clock: call it after the first step, which compiles."""
+        """Starts the clock; to be called after the first step, which compiles."""
         self._start, self._paused = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def pause(self):
-        """`with throughput.pause(): evaluate` does not count."""
+        """The time inside `with throughput.pause():` does not count."""
         start = time.perf_counter()
         try:
             yield
@@ -60,7 +37,7 @@ class Throughput:
             self._paused += time.perf_counter() - start
 
     def rates(self, steps: int) -> dict[str, float]:
-        """Seconds per step, tokens per second and device and, where known, "mfu", of the steps since the last call or reset."""
+        """Seconds per step, tokens per second and device, and "mfu" if known, over the steps since the last call or reset."""
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9) / max(steps, 1)
         self.reset()
         rates = {"seconds_per_step": seconds, "tokens_per_second_per_device": self._tokens / seconds / self._devices}
@@ -70,9 +47,9 @@ class Throughput:
 
 
 class Progress:
-    """A bar with the time left on stderr; one line per `every` seconds where stderr is not a terminal. The first process speaks for all.
+    """A bar with the time left on stderr; one line per `every` seconds where stderr is not a terminal. Only the first process writes.
 
-    The time left follows from the steps after the first, which compiles.
+    The time left is estimated from the steps after the first, which compiles.
     """
 
     def __init__(self, total: int, initial: int = 0, desc: str = "train", every: float = 30.0):
@@ -80,7 +57,7 @@ class Progress:
         self._live = sys.stderr.isatty() and self._first
         self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, unit="step", dynamic_ncols=True, disable=not self._live)
         self._total, self._begun, self._done, self._desc, self._every = total, initial, initial, desc, every
-        self._said = time.monotonic()
+        self._logged = time.monotonic()
         self._timed: tuple[float, int] | None = None  # when the first step was done, and the steps until then
         self._values = ""
 
@@ -91,8 +68,7 @@ class Progress:
         self.close()
 
     def update(self, steps: int = 1, values: dict[str, float | str] | None = None, running: int = 0) -> None:
-        """Moves on by `steps`, of which the newest `running` may still be under way; `values`, numbers or numbers with their units, are
-        shown beside the bar until the next ones."""
+        """Adds `steps`, of which the newest `running` may not be finished yet. values: shown beside the bar until the next values."""
         self._begun += steps
         moved = max(self._begun - running - self._done, 0)
         self._done += moved
@@ -104,15 +80,15 @@ class Progress:
         now = time.monotonic()
         if self._timed is None:
             self._timed = now, self._done
-            self._bar.unpause()  # the bar's clock begins here, too
+            self._bar.unpause()  # the bar's clock starts here too
             self._bar.initial = self._bar.last_print_n = self._done
         self._bar.update(moved)
-        if not self._live and (now - self._said >= self._every or self._done == self._total):
-            self._said = now
-            self._say(", ".join(filter(None, (f"{self._desc} {self._done}/{self._total}", self._left(now), self._values))))
+        if not self._live and (now - self._logged >= self._every or self._done == self._total):
+            self._logged = now
+            self._log(", ".join(filter(None, (f"{self._desc} {self._done}/{self._total}", self._left(now), self._values))))
 
     def _left(self, now: float) -> str:
-        """The time left; nothing where no step was timed yet."""
+        """The time left as text; empty before a step was timed."""
         since, done = self._timed
         if self._done == done < self._total:
             return ""
@@ -120,16 +96,16 @@ class Progress:
         return f"{tqdm.tqdm.format_interval(rest)} left"
 
     def write(self, text: str) -> None:
-        """A line above the bar."""
+        """Writes a line above the bar."""
         if self._live:
             self._bar.write(text, file=sys.stderr)
         else:
-            self._say(text)
+            self._log(text)
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self._first:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Ends the bar in its present state."""
         self._bar.close()

@@ -14,7 +14,7 @@ import pytest
 
 from dlmjax.cluster import start
 from dlmjax.cluster.process_info import ProcessInfo
-from dlmjax.cluster.start import _last_words
+from dlmjax.cluster.start import _exit_message
 from dlmjax.errors import InputError, LostPeer
 from dlmjax.models import Execution, build_network
 from tests.models import tiny
@@ -112,7 +112,7 @@ def test_two_processes_equal_one():
 
     for rank, output in enumerate(outputs):  # whatever one process meets in the part that all pass together, the other hears of at once
         refusals = [line.removeprefix("REFUSED ") for line in output.splitlines() if line.startswith("REFUSED")]
-        heard = "InputError another process of this run could not start and says why; correct that and start all of them again"
+        heard = "InputError another process of this run could not start; correct the fault in its message, and start all again"
         kinds = ("InputError", "PermissionError", "ValueError", "MemoryError")
         assert refusals == [f"{kind} here" if rank == guilty else heard for kind in kinds for guilty in (0, 1)]
 
@@ -128,9 +128,9 @@ def test_two_processes_equal_one():
     ],
     ids=lambda value: "",
 )
-def test_the_last_words_of_a_process_are_those_of_a_lone_one(error, code, said):
+def test_the_exit_message_of_a_process_are_those_of_a_lone_one(error, code, said):
     """A name or place that the operating system refuses is bad input here, too, in one line; the machine's faults keep their traceback."""
-    found, lines = _last_words(error, ProcessInfo("flags", 2, 1, "h:1"), -1)
+    found, lines = _exit_message(error, ProcessInfo("flags", 2, 1, "h:1"), -1)
     assert found == code and said in lines.splitlines()[-1] and (code == 1) == ("\n" in lines)
 
 
@@ -173,7 +173,7 @@ def test_a_process_that_fails_before_the_first_operation_ends_the_other_at_once(
 def test_a_process_that_comes_too_late_is_not_waited_for():
     ends = both(START.format(timeout=5, late=1, seconds=8, then=""))
     code, _, err = ends[0]
-    assert code == 75 and "1 of 2 processes came to their first operation within 5 s; give more time with --start-timeout" in err, err
+    assert code == 75 and "1 of 2 processes reached their first operation within 5 s; raise --start-timeout" in err, err
     assert ends[1][0] != 0
 
 

@@ -5,7 +5,6 @@ import pytest
 
 from dlmjax.errors import InputError
 from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
-from dlmjax.training.progress import PEAKS
 
 V5P = Topology("v5p:4x4x8", CHIPS["v5p"], 128, (4, 4, 8))
 V5E = Topology("v5e:4x16", CHIPS["v5e"], 64, (4, 16))
@@ -40,20 +39,6 @@ def test_gpus_lie_in_nodes_of_eight():
     assert gpus.chips == 16 and not gpus.devices
     assert gpus.rates(coords[:8]) == (450e9, 50e9, 1)
     assert gpus.rates(coords[[0, 8]])[2] == 2
-
-
-def test_peaks_are_those_that_training_reports_against():
-    """One table would drift from the other."""
-    known = dict(PEAKS)
-    for name, device in {
-        "v4": "TPU v4",
-        "v5e": "TPU v5e",
-        "v5p": "TPU v5p",
-        "v6e": "TPU v6e",
-        "a100": "NVIDIA A100",
-        "h100": "NVIDIA H100",
-    }.items():
-        assert CHIPS[name].peak == known[device]
 
 
 def test_mesh_sizes_are_filled():

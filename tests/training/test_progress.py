@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from dlmjax.cluster.chips import peak_flops
 from dlmjax.data import progress as data_progress
-from dlmjax.training import Progress, Throughput, peak_flops
+from dlmjax.training import Progress, Throughput
 
 
 def test_peaks_of_known_devices_only():

@@ -43,7 +43,7 @@ def guesser(run: Run, suppressed_ids: tuple[int, ...]):
         bound = bind_process(process, params)
         segments_BL, positions_BL = jnp.ones_like(z_BL), jnp.broadcast_to(jnp.arange(z_BL.shape[1]), z_BL.shape)
         denoiser = run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
-        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, bound.clock(t_BL)))
+        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, bound.time_embedding_input(t_BL)))
         return jnp.argmax(logits_BLV.at[..., jnp.asarray(suppressed_ids)].set(-jnp.inf), axis=-1)
 
     def guess(shown_BL, hidden_BL, time):

@@ -72,7 +72,7 @@ class Experiment:
         process = self.process.at_step(step)
         if process == self.process:
             return self
-        objective = dataclasses.replace(self.objective, process=process, times=process.spread(self.objective.times))
+        objective = dataclasses.replace(self.objective, process=process, times=process.adapt_times(self.objective.times))
         return dataclasses.replace(self, process=process, objective=objective)
 
     def init(self, key: jax.Array) -> dict:
@@ -171,7 +171,7 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
         process=process,
         objective=Objective(
             process=process,
-            times=process.spread(make_times(times, **of_times)),
+            times=process.adapt_times(make_times(times, **of_times)),
             weighting=make_weighting(weighting, **of_weighting) if config.process.weighting else None,
             self_condition=config.process.self_condition,
             prompt=config.process.prompt,
@@ -234,9 +234,9 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
 def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
     """One optimizer for the network and what the process learns, which may have a learning rate of its own; CompleteP is about the
     network alone."""
-    plain = jax.tree.map(lambda _: 1.0, process.kinds())
+    plain = jax.tree.map(lambda _: 1.0, process.param_kinds())
     trees = (
-        (network.kinds, process.kinds()),
+        (network.kinds, process.param_kinds()),
         (network.lr_multipliers, process.lr_multipliers()),
         (network.wd_multipliers, plain),
         (network.eps_multipliers, plain),

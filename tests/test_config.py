@@ -266,7 +266,7 @@ def test_a_mistyped_name_is_refused_with_the_right_one(leaf, name):
 def _fields_of(leaf, name):
     """The values that a text may give to a name, with their types."""
     table = registry.PROCESSES if leaf == "process.name" else PLACES[leaf]
-    make = registry.LAWS[table[name][0]] if isinstance(table[name], tuple) else table[name]
+    make = registry.TIME_DISTRIBUTIONS[table[name][0]] if isinstance(table[name], tuple) else table[name]
     return {field: kind.annotation for field, kind in inspect.signature(make, eval_str=True).parameters.items()}
 
 

@@ -48,7 +48,7 @@ def interval(
     experiment, process = run.experiment, run.experiment.process
     if process.causal:
         raise InputError(f"process {process.name} has no noise levels to choose from")
-    corpus, times = split_of(run, data, split), process.spread(PerRow(stratified=False))
+    corpus, times = split_of(run, data, split), process.adapt_times(PerRow(stratified=False))
     length, size = experiment.config.data.length, process.block_size or experiment.config.data.length
 
     def losses(params, batch, key):

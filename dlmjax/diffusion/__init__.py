@@ -3,7 +3,7 @@
 Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md lists what is exported, with shapes.
 """
 
-from dlmjax.diffusion.hyperschedule import Hyper, PerBlock, choose_interval
+from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Blocks, Ends, Process, cross_entropy, draw_tokens, row_keys
 from dlmjax.diffusion.processes.any_order import any_order_nats
@@ -21,7 +21,7 @@ from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
-from dlmjax.diffusion.times import Beta, Flat, Law, Mixture, PerRow, Piecewise, Power, Times, TwoMode, over_length
+from dlmjax.diffusion.times import Beta, Mixture, PerRow, Piecewise, Power, TimeDistribution, Times, TwoMode, UniformTimes, over_length
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.weightings.levels import Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
@@ -44,16 +44,16 @@ __all__ = [
     "Duo",
     "Dynamic",
     "Ends",
-    "Flat",
+    "UniformTimes",
     "FlowMatching",
     "FrequencyMasked",
     "GenMd4",
     "Geometric",
     "Hybrid",
     "HybridLambda",
-    "Hyper",
+    "Hyperschedule",
     "InverseRate",
-    "Law",
+    "TimeDistribution",
     "Linear",
     "Llada",
     "Masked",

@@ -20,19 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dlmjax.diffusion.times import Flat, Law, PerRow, Times
+from dlmjax.diffusion.times import PerRow, TimeDistribution, Times, UniformTimes
 from dlmjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyper(Times):
+class Hyperschedule(Times):
     """A window of levels that sweeps over the row.
 
     window: positions between clean and noise at a time, w above; None = all alike.  law: of tau.  stratified: as in PerRow.
     """
 
     window: int | None = None
-    law: Law = Flat()
+    law: TimeDistribution = UniformTimes()
     stratified: bool = True
 
     def __post_init__(self):
@@ -84,7 +84,7 @@ class PerBlock(Times):
     """
 
     size: int
-    law: Law = Flat()
+    law: TimeDistribution = UniformTimes()
     stratified: bool = True
     antithetic: bool = False
 
@@ -123,7 +123,7 @@ def choose_interval(t_N: Float[np.ndarray, "N"], nats_N: Float[np.ndarray, "N"],
       least: the narrowest interval that is considered; a single level would have the least variance and teach nothing else.
       bins: ends are multiples of 1/bins.
     Returns:
-      (low, high) for `Flat(low, high)`.
+      (low, high) for `UniformTimes(low, high)`.
     Raises:
       InputError: an interval without two samples.
     """

@@ -89,7 +89,7 @@ class Objective:
             object.__setattr__(self, "boundary", self.weighting.is_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
-        self.process.spread(self.times)  # refuses times that this noise cannot have
+        self.process.adapt_times(self.times)  # refuses times that this noise cannot have
         if not self.weighting.is_bound and self.weighting.is_factor:
             # Asked now, so that a process whose loss has no such weight is refused before anything runs.
             ids, level = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
@@ -112,7 +112,7 @@ class Objective:
         Returns:
           total: the sum to be trained, in nats; divide by the summed `terms["tokens"]`.
           terms: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
-            tokens_by_level [10]; learned/NAME, tokens times each of the process's `watched` scalars.
+            tokens_by_level [10]; learned/NAME, tokens times each of the process's `scalars`.
             `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
         """
         process, x_BL, valid_BL = self.process, batch["tokens"], batch["segments"] > 0
@@ -120,7 +120,7 @@ class Objective:
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
         condition_mask_BL = valid_BL & self._prompt(prompt_key, batch["row"], x_BL.shape[1])
         loss_mask_BL = valid_BL & ~condition_mask_BL
-        t_BL = process.levels(t_BL, loss_mask_BL)
+        t_BL = process.quantize_time(t_BL, loss_mask_BL)
         # A prompt is text without noise. Padding keeps the time of its row, which nothing reads.
         t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
         text = _Text(process, denoiser, x_BL, loss_mask_BL, row_keys(hint_key, batch["row"]))
@@ -129,7 +129,7 @@ class Objective:
         draws = [
             draw
             for keys_B in (split_rows(noise_keys_B) if learns_noise else [noise_keys_B])
-            for draw in process.draws(keys_B, x_BL, t_BL, valid_BL)
+            for draw in process.noisy_views(keys_B, x_BL, t_BL, valid_BL)
         ]
         if self.prompt:
             draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), level_BL) for z_BL, level_BL in draws]
@@ -154,7 +154,7 @@ class Objective:
             "nats_by_level": _by_level(t_BL, nats_BL),
             "tokens_by_level": _by_level(t_BL, loss_mask_BL.astype(jnp.float32)),
         }
-        terms |= {WATCHED + name: value * terms["tokens"] for name, value in process.watched().items()}
+        terms |= {WATCHED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)
 
     def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Bool[Array, "B L"]:
@@ -231,7 +231,7 @@ def nats_at(
     valid_BL = segments_BL > 0
     loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
     condition_mask_BL = valid_BL & ~loss_mask_BL
-    t_BL = jnp.where(condition_mask_BL, 0.0, process.levels(t_BL, loss_mask_BL))
+    t_BL = jnp.where(condition_mask_BL, 0.0, process.quantize_time(t_BL, loss_mask_BL))
     z_BL = process.corrupt(keys_B, tokens_BL, t_BL, valid_BL)
     z_BL = with_condition(process, z_BL, tokens_BL, condition_mask_BL)
     text = _Text(process, denoiser, tokens_BL, loss_mask_BL, keys_B)
@@ -255,9 +255,9 @@ def reconstruction_nats(
     clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
     z0_BL = process.corrupt(keys_B, x_BL, clean_BL, valid_BL)
     z0_BL = with_condition(process, z0_BL, x_BL, valid_BL & ~loss_mask_BL)
-    hidden_BLD = denoiser.hidden(z0_BL, process.clock(clean_BL))
+    hidden_BLD = denoiser.hidden(z0_BL, process.time_embedding_input(clean_BL))
     loss_fn, weight_BL = Partial(type(process).reconstruction, process), loss_mask_BL.astype(jnp.float32)
-    return denoiser.row_losses(hidden_BLD, process.rows(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
+    return denoiser.row_losses(hidden_BLD, process.loss_mask(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
 
 
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
@@ -291,15 +291,16 @@ class _Text:
         if not share:
             return None
         process, z_BL, t_BL = jax.lax.stop_gradient((self.process, z_BL, t_BL))
-        estimate_BLI = process.estimate(self.denoiser, self.denoiser.hidden(z_BL, process.clock(t_BL)), z_BL, t_BL)
+        hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL))
+        x0_BLI = process.self_conditioning_x0(self.denoiser, hidden_BLD, z_BL, t_BL)
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
-        return jnp.where(chosen_B11, jax.lax.stop_gradient(estimate_BLI), 0.0)
+        return jnp.where(chosen_B11, jax.lax.stop_gradient(x0_BLI), 0.0)
 
     def nats(self, z_BL, t_BL, weight_BL, weighting: Weighting | None, hint_BLI):
         """(weighted sum with gradient, nats per token without); `weighting` where what is trained is a function of its own."""
         process, hints = self.process, () if hint_BLI is None else (hint_BLI,)
-        hidden_BLD = self.denoiser.hidden(z_BL, process.clock(t_BL), *hints)
-        loss_mask_BL = process.rows(z_BL, t_BL) & self.loss_mask_BL
+        hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
+        loss_mask_BL = process.loss_mask(z_BL, t_BL) & self.loss_mask_BL
 
         def trained_and_nats(process, logits, x, z, t):
             nats = process.loss(logits, x, z, t)

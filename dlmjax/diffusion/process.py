@@ -71,7 +71,7 @@ class Process(Protocol):
     input_dim: 0 where a state is made of token ids, else the size of the vectors that a state [B, L, input_dim] holds.
     is_bound: whether NELBO above bounds -log p(x).  is_tight: whether the exact denoiser brings that bound to the entropy.
     ends: how the bound's integrand behaves where text is clean and where it is noise; see `noise_share`.
-    steps: T, where there are T levels and the integral is a mean over them (`levels`); 0 in continuous time.
+    steps: T, where there are T levels and the integral is a mean over them (`quantize_time`); 0 in continuous time.
     reinforce: whether the distribution of a discrete z depends on `params`, so that its gradient needs two draws (see `log_q`).
     params: the parameters in use, a tree like `init`'s; None before they are bound, and where there are none.
 
@@ -204,15 +204,15 @@ class Process(Protocol):
         del key
         return {}
 
-    def kinds(self) -> dict[str, Any]:
+    def param_kinds(self) -> dict[str, Any]:
         """A tree like `init`'s: "embedding", "matrix" or "vector" for each leaf, which is how the optimizer treats it."""
         return {}
 
     def lr_multipliers(self) -> dict[str, Any]:
         """A tree like `init`'s: what the learning rate is multiplied by for each leaf."""
-        return jax.tree.map(lambda _: 1.0, self.kinds())
+        return jax.tree.map(lambda _: 1.0, self.param_kinds())
 
-    def watched(self) -> dict[str, Float[Array, ""]]:
+    def scalars(self) -> dict[str, Float[Array, ""]]:
         """Scalars of the learned values in place that are worth a curve, by name; empty where there are none."""
         return {}
 
@@ -256,7 +256,7 @@ class Process(Protocol):
         del step
         return {}
 
-    def spread(self, times: Any) -> Any:
+    def adapt_times(self, times: Any) -> Any:
         """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block.
 
         Raises InputError: levels that this noise cannot have.
@@ -276,7 +276,7 @@ class Process(Protocol):
         schedule, and `ends` says how the integrand behaves in it."""
         return t
 
-    def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def time_embedding_input(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """What the denoiser is told in place of t."""
         return t_BL
 
@@ -284,29 +284,29 @@ class Process(Protocol):
         """The state that holds this text without noise; asked for where a part of the text is given, of states that are no vectors."""
         return x_BL
 
-    def show(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+    def to_tokens(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
         """The tokens to show for a state."""
         return z_BL
 
-    def estimate(
+    def self_conditioning_x0(
         self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]
     ) -> Float[Array, "B L I"]:
         """The denoiser's guess of the clean input, in the space that it reads: the mean embedding. What self-conditioning hands back."""
         del z_BL, t_BL
         return denoiser.expect(hidden_BLD)
 
-    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         """The levels at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""
         del valid_BL
         return t_BL
 
-    def draws(
+    def noisy_views(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[tuple[Shaped[Array, "B L *state"], Float[Array, "B L"]], ...]:
         """What a training step denoises: (z, t), or several whose mean it takes. Each t must be as likely as the drawn one."""
         return ((self.corrupt(keys_B, x_BL, t_BL, valid_BL), t_BL),)
 
-    def rows(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         """Positions that can carry loss: the head is computed on these only."""
         del z_BL
         return jnp.ones(t_BL.shape, bool)

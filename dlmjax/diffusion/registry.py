@@ -10,7 +10,7 @@ import jax
 from dlmjax.choices import build, check_values, lookup, parameters_of, parse
 from dlmjax.diffusion import schedules, times
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
-from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
+from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.blocks import BlockMasked
@@ -62,8 +62,8 @@ SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "log_linear": schedules.log_linear,
     "llada": schedules.llada,
 }
-LAWS: dict[str, Callable[..., times.Law]] = {
-    "flat": times.Flat,
+TIME_DISTRIBUTIONS: dict[str, Callable[..., times.TimeDistribution]] = {
+    "flat": times.UniformTimes,
     "power": times.Power,
     "piecewise": times.Piecewise,
     "beta": times.Beta,
@@ -90,8 +90,8 @@ TIMES: dict[str, tuple[str, bool]] = {
     "two_mode": ("two_mode", True),
     "mixture": ("mixture", True),
 }
-# Levels that differ within a row; these take a `law`, one of LAWS, and its values beside their own.
-WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyper, "per_block": PerBlock}
+# Levels that differ within a row; these take a `law`, one of TIME_DISTRIBUTIONS, and its values beside their own.
+WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyperschedule, "per_block": PerBlock}
 
 # What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
 _INTERNAL = ("params",)  # what training finds
@@ -206,8 +206,8 @@ def make_times(name: str, **values: Any) -> times.Times:
     """A draw of noise levels by name, one of TIMES or WITHIN_ROWS.
 
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
-    sequence of {"law": one of LAWS, values}, and `probabilities`. `stratified` overrides what the name implies. "per_block" takes
-    `size` and `antithetic`, "hyper" takes `window`, both a `law` and its values.
+    sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies. "per_block"
+    takes `size` and `antithetic`, "hyper" takes `window`, both a `law` and its values.
     """
     values = dict(values)
     if name in WITHIN_ROWS:
@@ -224,14 +224,14 @@ def make_weighting(name: str, **values: Any) -> weighting.Weighting:
     return build(f"weighting {name}", lookup("weighting", name, WEIGHTINGS), values)
 
 
-def _law(where: str, name: Any, values: Mapping[str, Any]) -> times.Law:
+def _law(where: str, name: Any, values: Mapping[str, Any]) -> times.TimeDistribution:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if name == "mixture" and "parts" in values:
         if not isinstance(values["parts"], tuple) or not all(isinstance(part, Mapping) for part in values["parts"]):
             raise InputError(f"{where}: parts requires a list of laws, like [{{'law': 'beta'}}, {{'law': 'power'}}]")
         parts = [dict(part) for part in values["parts"]]
         values["parts"] = tuple(_law(where, part.pop("law", "flat"), part) for part in parts)
-    return build(where, lookup("law of times", name, LAWS), values)
+    return build(where, lookup("law of times", name, TIME_DISTRIBUTIONS), values)
 
 
 def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:

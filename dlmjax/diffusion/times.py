@@ -22,7 +22,7 @@ from dlmjax.errors import InputError
 
 
 @runtime_checkable
-class Law(Protocol):
+class TimeDistribution(Protocol):
     """A density on [0, 1] given by the map that sends a uniform u to a draw of t."""
 
     def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
@@ -38,7 +38,7 @@ class Law(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flat(Law):
+class UniformTimes(TimeDistribution):
     """Uniform on [low, high]. Anything but [0, 1] leaves a part of the bound out: ~1e-4 nats for masked noise cut at 1e-3."""
 
     low: float = 0.0
@@ -62,7 +62,7 @@ class Flat(Law):
 
 
 @dataclasses.dataclass(frozen=True)
-class Power(Law):
+class Power(TimeDistribution):
     """t = u^(1/exponent), density exponent * t^(exponent - 1), exponent in (0, 1]: small levels more often, with less weight."""
 
     exponent: float = 0.5
@@ -83,7 +83,7 @@ class Power(Law):
 
 
 @dataclasses.dataclass(frozen=True)
-class Piecewise(Law):
+class Piecewise(TimeDistribution):
     """Density proportional to `heights` on equal bins of [0, 1], for instance the measured loss by noise level (importance)."""
 
     heights: tuple[float, ...]
@@ -114,10 +114,10 @@ class Piecewise(Law):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(Law):
+class Mixture(TimeDistribution):
     """One of several laws, with the given probabilities; u picks the part and, rescaled, the draw within it."""
 
-    parts: tuple[Law, ...]
+    parts: tuple[TimeDistribution, ...]
     probabilities: tuple[float, ...]
 
     def __post_init__(self):
@@ -141,7 +141,7 @@ class Mixture(Law):
         return any(part.covers for part in self.parts)
 
 
-class _Betas(Law):
+class _Betas(TimeDistribution):
     """Abstract: a flat share and Beta densities. A Beta alone has unbounded weights where its density goes to 0; with the flat share no
     weight exceeds 1/flat."""
 
@@ -260,7 +260,7 @@ class PerRow(Times):
     stratified: one row of the global batch in each of its `global_batch` equal cells of u, instead of independent rows.
     """
 
-    law: Law = Flat()
+    law: TimeDistribution = UniformTimes()
     stratified: bool = True
 
     def draw(

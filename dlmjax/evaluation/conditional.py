@@ -345,8 +345,8 @@ class ConditionalScorer:
         denoiser = self.bind(params, batch["segments"], batch["positions"], attention=process.attention)
         hints = ()
         if self.self_condition:
-            hints = (process.estimate(denoiser, denoiser.hidden(z_BL, process.clock(t_BL)), z_BL, t_BL),)
-        return denoiser, denoiser.hidden(z_BL, process.clock(t_BL), *hints)
+            hints = (process.self_conditioning_x0(denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL)), z_BL, t_BL),)
+        return denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
 
     def _said(self, params, batch, function, z_BL, t_BL, *args) -> Float[Array, "B L"]:
         """function(process, logits, *args) at the tokens that are scored, 0 elsewhere."""
@@ -393,9 +393,9 @@ class ConditionalScorer:
     def _level_nats(self, params, batch):
         """The integrand of the bound over the whole continuation."""
         x_BL, asked_BL = batch["tokens"], batch["asked"]
-        t_BL = jnp.where(asked_BL, self.process.levels(batch["level"], asked_BL), 0.0)
+        t_BL = jnp.where(asked_BL, self.process.quantize_time(batch["level"], asked_BL), 0.0)
         z = self._noisy(params, batch, t_BL)
-        carrying = {**batch, "asked": asked_BL & self.process.rows(z, t_BL)}
+        carrying = {**batch, "asked": asked_BL & self.process.loss_mask(z, t_BL)}
         return self._said(params, carrying, lambda process, *args: process.loss(*args), z, t_BL, x_BL, z, t_BL)
 
     def _boundary_nats(self, params, batch):
@@ -406,7 +406,7 @@ class ConditionalScorer:
             return prior_BL
         clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
         z = self._noisy(params, batch, clean_BL)
-        rows_BL = asked_BL & process.rows(z, clean_BL)
+        rows_BL = asked_BL & process.loss_mask(z, clean_BL)
         return prior_BL + self._said(
             params, {**batch, "asked": rows_BL}, lambda process, *args: process.reconstruction(*args), z, clean_BL, x_BL, z
         )

@@ -82,7 +82,7 @@ class Encoder:
             # The row shifted behind a beginning of text; tokens as vectors, with the noise of level 0, the same for all rows.
             z = process.corrupt(row_keys(jax.random.key(0), jnp.zeros(self.batch, jnp.int32)), tokens_BL, t_BL)
         mask = BlockCausal(process.block_size) if process.block_size else process.attention
-        return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.clock(t_BL)
+        return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.time_embedding_input(t_BL)
 
     def _row_sums(self, params, tokens_BL, counted_BL):
         denoiser, z, t_BL = self.read(params, tokens_BL, counted_BL)

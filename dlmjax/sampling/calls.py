@@ -99,9 +99,9 @@ class Calls:
             z = jnp.concatenate([z, put(self._frozen_BL, self._blank, z)])
             t_BL = jnp.concatenate([t_BL, jnp.where(self._frozen_BL, 1.0, t_BL)])
             hints = tuple(jnp.concatenate([hint, hint]) for hint in hints)
-        hidden = self._denoiser.hidden(z, self._process.clock(t_BL), *hints)
+        hidden = self._denoiser.hidden(z, self._process.time_embedding_input(t_BL), *hints)
         if hints:
-            self.hint_BLI = self._process.estimate(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
+            self.hint_BLI = self._process.self_conditioning_x0(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
         logits = self._denoiser.logits(hidden)
         z, t_BL = z[:rows], t_BL[:rows]
         if w:

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.data.progress import Progress
-from dlmjax.diffusion.hyperschedule import Hyper
+from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put
@@ -258,7 +258,7 @@ class Sampler:
             hint_BLI = jnp.zeros((batch, length, self._hint_size(params, canvas, z)), jnp.float32)
         # Explicit types: a weakly typed first carry would have the step compiled twice.
         confidence_BL = frozen_BL.astype(jnp.float32)
-        shown_BL = jnp.where(frozen_BL, tokens_BL, process.show(z)).astype(jnp.int32)
+        shown_BL = jnp.where(frozen_BL, tokens_BL, process.to_tokens(z)).astype(jnp.int32)
         return Carry(
             z=z,
             tokens_BL=shown_BL,
@@ -280,7 +280,7 @@ class Sampler:
     def _hint_size(self, params, canvas, z) -> int:
         def estimate(params, z):
             process, denoiser, t_BL = bind_process(self.process, params), self._bound(params, canvas), canvas["start_BL"]
-            return process.estimate(denoiser, denoiser.hidden(z, process.clock(t_BL)), z, t_BL)
+            return process.self_conditioning_x0(denoiser, denoiser.hidden(z, process.time_embedding_input(t_BL)), z, t_BL)
 
         return jax.eval_shape(estimate, params, z).shape[-1]
 
@@ -316,7 +316,7 @@ class Sampler:
         before_BL, after_BL = before_B[:, None], after_B[:, None]
         if self.settings.sweep is not None:
             levels = (jnp.take(self._levels_N, i)[None] for i in (step - 1, step))
-            sweep, length = Hyper(self.settings.sweep), start_BL.shape[1]
+            sweep, length = Hyperschedule(self.settings.sweep), start_BL.shape[1]
             before_BL, after_BL = (top_B[:, None] * sweep.levels_at(level_1, length) for level_1 in levels)
         t_BL, s_BL = jnp.minimum(before_BL, start_BL), jnp.minimum(after_BL, start_BL)
         # Steps from a level to itself are steps too, but not where a position waits for its time.
@@ -338,7 +338,7 @@ class Sampler:
         if not self.reveals:
             z = self.stepper.step(process, keys[0], calls, carry.z, moment.t_BL, moment.s_BL)
             z = put(moment.moves_BL, z, carry.z)
-            after = self._after(process, canvas, carry, z, process.show(z), calls, step)
+            after = self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
         else:
             read_BL = process.corrupt(keys[0], carry.z, moment.t_BL) if self.causal else carry.z
             t_BL = process.reveal_levels(carry.hidden_BL, moment.t_BL, canvas["start_BL"])
@@ -362,7 +362,7 @@ class Sampler:
         keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
         z = put(free_BL, self.stepper.retouch(process, keys_B, calls, carry.z, free_BL), carry.z)
-        return self._after(process, canvas, carry, z, process.show(z), calls, step)
+        return self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
 
     def _after(self, process, canvas, carry: Carry, z, tokens_BL, calls: Calls, step) -> Carry:
         """The carry of a step in time that led to z."""

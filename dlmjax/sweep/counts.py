@@ -43,7 +43,7 @@ def count(experiment: Experiment) -> Counts:
     """Counts an assembled config."""
     tables, head, inner = _sizes(experiment.network.spec)
     learned = jax.eval_shape(lambda: experiment.process.init(jax.random.key(0)))
-    for leaf, kind in zip(jax.tree.leaves(learned), jax.tree.leaves(experiment.process.kinds()), strict=True):
+    for leaf, kind in zip(jax.tree.leaves(learned), jax.tree.leaves(experiment.process.param_kinds()), strict=True):
         tables, inner = (tables + leaf.size, inner) if kind == "embedding" else (tables, inner + leaf.size)
     spec, parameters = experiment.network.spec, tables + head + inner
     load = load_of(experiment)

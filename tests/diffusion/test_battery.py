@@ -10,7 +10,7 @@ import pytest
 
 from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, row_keys
 from dlmjax.diffusion.oracle import enumeration as oracle
-from dlmjax.diffusion.times import Flat, Mixture, Power
+from dlmjax.diffusion.times import Mixture, Power, UniformTimes
 from tests.diffusion.battery import (
     MASK,
     TOKENS,
@@ -110,7 +110,7 @@ TIMES = {
     "uniform": PerRow(stratified=False),
     "power": PerRow(Power(0.5)),
     "importance": PerRow(Piecewise((4.0, 2.0, 1.0, 1.0, 0.5))),
-    "mixture": PerRow(Mixture((Flat(), Power(0.6)), (0.5, 0.5))),
+    "mixture": PerRow(Mixture((UniformTimes(), Power(0.6)), (0.5, 0.5))),
 }
 # Every process with stratified times, and every way to draw times with the processes whose losses differ most in them.
 DRAWS = [(case, case.times) for case in CASES if not case.light]
@@ -277,7 +277,7 @@ def test_corruption_at_the_ends(case):
     counts_S = np.bincount(to_states(np.asarray(z_BL)).ravel(), minlength=case.states)
     assert chi_square_sigmas(counts_S, case.kernel.noise(1.0)) < 4  # the mask alone, or an even draw
     assert (process.corrupt(keys_B, x_BL, jnp.zeros(x_BL.shape)) == x_BL).all()
-    assert process.rows(z_BL, jnp.ones(x_BL.shape)).all()
+    assert process.loss_mask(z_BL, jnp.ones(x_BL.shape)).all()
 
 
 @every_case
@@ -290,7 +290,7 @@ def test_padding_is_untouched_and_carries_no_loss(case):
     segments_BL[3] = 0  # a row of nothing but padding
     valid_BL = jnp.asarray(segments_BL > 0)
     keys_B, t_BL = row_keys(jax.random.key(13), jnp.arange(16)), jnp.full(x_BL.shape, 0.9)
-    t_BL = process.levels(t_BL, valid_BL)
+    t_BL = process.quantize_time(t_BL, valid_BL)
     z_BL = process.corrupt(keys_B, jnp.asarray(x_BL), t_BL, valid_BL)
     assert (np.asarray(z_BL)[segments_BL == 0] == x_BL[segments_BL == 0]).all()
     assert (np.asarray(z_BL)[segments_BL > 0] != x_BL[segments_BL > 0]).any()
@@ -315,7 +315,7 @@ def test_a_batch_is_its_rows(case):
 
     def noise(batch):
         t_BL, weight_BL = objective.times.draw(key, batch["row"], 8, 3)
-        t_BL = process.levels(t_BL, batch["segments"] > 0)
+        t_BL = process.quantize_time(t_BL, batch["segments"] > 0)
         return t_BL, weight_BL, process.corrupt(row_keys(key, batch["row"]), batch["tokens"], t_BL)
 
     for one, two in zip(noise(whole), zip(*map(noise, halves), strict=True), strict=True):

@@ -61,11 +61,11 @@ def test_declarations_agree_with_what_a_process_does(name):
     process = process.bound.with_params(process.bound.init(jax.random.key(0)) or None)
     keys_B = row_keys(jax.random.key(0), jnp.arange(4))
     if not process.input_dim and not process.causal:
-        start_BL = process.show(process.prior(keys_B, 32))
+        start_BL = process.to_tokens(process.prior(keys_B, 32))
         assert bool(jnp.any(start_BL == process.prior_mask_id)) == (process.prior_mask_id is not None), "masks in the prior"
     if process.absorbing_id is not None:
         x_BL = jnp.zeros((4, 32), jnp.int32)
-        z_BL = process.show(process.corrupt(keys_B, x_BL, process.levels(jnp.full((4, 32), 0.5), x_BL == 0)))
+        z_BL = process.to_tokens(process.corrupt(keys_B, x_BL, process.quantize_time(jnp.full((4, 32), 0.5), x_BL == 0)))
         assert set(np.unique(z_BL)) == {0, process.absorbing_id} and process.absorbing_id in process.suppressed_ids
     counted = process.count_form()
     if counted is not None:

@@ -109,7 +109,7 @@ class Blocks(Masked):
     def corrupt(self, keys_B, x_BL, t_BL, valid_BL=None):
         return jnp.stack([Masked.corrupt(self, keys_B, x_BL, t_BL, valid_BL), x_BL], axis=-1)
 
-    def rows(self, z_BL2, t_BL):
+    def loss_mask(self, z_BL2, t_BL):
         return z_BL2[..., 0] == self.mask_id
 
     def corrupted(self, x_BL, z_BL2):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Cosine, Flat, Linear, Masked, MaskedCount, Objective, PerRow, Power, Times
-from dlmjax.diffusion.hyperschedule import Hyper, PerBlock, choose_interval
+from dlmjax.diffusion import Cosine, Linear, Masked, MaskedCount, Objective, PerRow, Power, Times, UniformTimes
+from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.oracle import toy
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
@@ -17,7 +17,7 @@ from tests.diffusion.processes.test_any_order import LAW, LENGTH, Denoiser, _cro
 EXACT = toy.ToyDenoiser(LAW, VOCAB, toy.masked_likelihood(TOKENS, MASK))
 
 
-def bound(times: Hyper, denoiser, schedule=None) -> float:
+def bound(times: Hyperschedule, denoiser, schedule=None) -> float:
     """The masked bound under a hyperschedule: over all (x, z), and Gauss-Legendre in tau between the corners."""
     process = Masked(VOCAB, MASK, schedule or Linear(), (BOS,))
     nodes, weights = np.polynomial.legendre.leggauss(6)
@@ -52,32 +52,32 @@ def test_the_narrowest_window_is_left_to_right():
     truth = 0.0
     for x, p in zip(map(tuple, LAW.sequences_Xn), LAW.probability_X, strict=True):
         truth += p * sum(_cross_entropy(x, tuple(range(i, LENGTH)))[i] for i in range(LENGTH))
-    assert bound(Hyper(1), Denoiser(LAW, VOCAB)) == pytest.approx(truth, abs=1e-9)
-    assert bound(Hyper(), Denoiser(LAW, VOCAB)) != pytest.approx(truth, abs=1e-3)
+    assert bound(Hyperschedule(1), Denoiser(LAW, VOCAB)) == pytest.approx(truth, abs=1e-9)
+    assert bound(Hyperschedule(), Denoiser(LAW, VOCAB)) != pytest.approx(truth, abs=1e-3)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, None])
 def test_the_bound_is_tight_for_every_window(window):
-    assert bound(Hyper(window), EXACT) == pytest.approx(LAW.entropy, abs=1e-6)
-    assert bound(Hyper(window), EXACT, Cosine()) == pytest.approx(LAW.entropy, abs=1e-4)
+    assert bound(Hyperschedule(window), EXACT) == pytest.approx(LAW.entropy, abs=1e-6)
+    assert bound(Hyperschedule(window), EXACT, Cosine()) == pytest.approx(LAW.entropy, abs=1e-4)
 
 
 def test_levels_sweep_from_the_end_of_the_row():
     tau = jnp.linspace(0, 1, 81)
     for window in (1, 3, None):
-        times = Hyper(window)
+        times = Hyperschedule(window)
         level_TL = np.asarray(times.levels_at(tau, 6))
         assert (level_TL[0] == 0).all() and (level_TL[-1] == 1).all()
         assert (np.diff(level_TL, axis=0) >= -1e-6).all() and (np.diff(level_TL, axis=1) >= 0).all()
         between = ((level_TL > 1e-6) & (level_TL < 1 - 1e-6)).sum(axis=1)
         assert between.max() == (window or 6)
-    np.testing.assert_allclose(Hyper().levels_at(tau, 6), np.broadcast_to(tau[:, None], (81, 6)))
+    np.testing.assert_allclose(Hyperschedule().levels_at(tau, 6), np.broadcast_to(tau[:, None], (81, 6)))
 
 
 @pytest.mark.parametrize("window", [1, 2, None])
 def test_draws_are_unbiased(window):
     """Levels and weights as drawn: every position's weighted mean of f(t) is its integral; without a window they are PerRow's own."""
-    times = Hyper(window, Power(0.5))
+    times = Hyperschedule(window, Power(0.5))
     t_BL, weight_BL = times.draw(jax.random.key(0), jnp.arange(4096), 4096, 3)
     assert isinstance(times, Times) and times.covers and t_BL.shape == (4096, 3)
     np.testing.assert_allclose(jnp.mean(weight_BL, axis=0), 1, atol=5e-3)
@@ -89,7 +89,7 @@ def test_draws_are_unbiased(window):
 
 def test_through_the_objective():
     """A window of two with drawn levels and noise: the mean of `nats` is the entropy, within its standard error."""
-    objective, means = Objective(Masked(VOCAB, MASK, excluded=(BOS,)), Hyper(2)), []
+    objective, means = Objective(Masked(VOCAB, MASK, excluded=(BOS,)), Hyperschedule(2)), []
     assert objective.is_bound
     for seed in range(8):
         batch = batch_of(sample_law(LAW, 4096, seed))
@@ -104,7 +104,7 @@ def test_through_the_objective():
 @pytest.mark.parametrize("stratified", [False, True])
 def test_one_level_for_each_block(stratified, antithetic):
     """Constant within a block, different between blocks, uniform over [0, 1]; a function of key, row and global batch alone."""
-    times, key = PerBlock(4, Flat(), stratified, antithetic), jax.random.key(1)
+    times, key = PerBlock(4, UniformTimes(), stratified, antithetic), jax.random.key(1)
     t_BL, weight_BL = times.draw(key, jnp.arange(64), 64, 18)
     assert isinstance(times, Times) and t_BL.shape == (64, 18) and (weight_BL == 1).all() and times.covers
     t_BN = np.asarray(t_BL)[:, [0, 4, 8, 12, 16]]
@@ -123,7 +123,7 @@ def test_blocks_of_the_whole_row_and_of_one_token():
     t_BL, _ = PerBlock(18).draw(jax.random.key(0), jnp.arange(8), 8, 18)
     np.testing.assert_array_equal(t_BL, PerRow().draw(jax.random.key(0), jnp.arange(8), 8, 18)[0])
     assert len(np.unique(PerBlock(1).draw(jax.random.key(0), jnp.arange(8), 8, 18)[0])) == 8 * 18
-    clipped = PerBlock(4, Flat(0.3, 0.8))
+    clipped = PerBlock(4, UniformTimes(0.3, 0.8))
     t_BL, weight_BL = clipped.draw(jax.random.key(0), jnp.arange(64), 64, 8)
     assert not clipped.covers and float(t_BL.min()) >= 0.3 and float(t_BL.max()) <= 0.8
     np.testing.assert_allclose(weight_BL, 0.5, rtol=1e-6)
@@ -147,12 +147,12 @@ def test_the_interval_of_least_variance():
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda: Hyper(0), "at least 1 position"),
+        (lambda: Hyperschedule(0), "at least 1 position"),
         (lambda: PerBlock(0), "at least 1 token"),
         # The largest level of a row, nearly always 1, would be that of all its tokens; a complement would show what lies ahead.
-        (lambda: Objective(MaskedCount(VOCAB, MASK), Hyper(2)), "give a row one level"),
+        (lambda: Objective(MaskedCount(VOCAB, MASK), Hyperschedule(2)), "give a row one level"),
         (lambda: Objective(MaskedCount(VOCAB, MASK), PerBlock(2)), "give a row one level"),
-        (lambda: Objective(Masked(VOCAB, MASK, complementary=True), Hyper(2)), "complementary masks cannot"),
+        (lambda: Objective(Masked(VOCAB, MASK, complementary=True), Hyperschedule(2)), "complementary masks cannot"),
     ],
 )
 def test_impossible_draws_are_refused(make, says):
@@ -162,4 +162,4 @@ def test_impossible_draws_are_refused(make, says):
 
 @pytest.mark.parametrize("process", [MaskedCount(VOCAB, MASK), Masked(VOCAB, MASK, complementary=True)], ids=["count", "complementary"])
 def test_a_window_without_an_end_is_one_level(process):
-    assert Objective(process, Hyper(None)).is_bound
+    assert Objective(process, Hyperschedule(None)).is_bound

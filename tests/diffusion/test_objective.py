@@ -15,7 +15,6 @@ from dlmjax.diffusion import (
     Cosine,
     CrossEntropy,
     Denoiser,
-    Flat,
     Geometric,
     InverseRate,
     Linear,
@@ -25,12 +24,13 @@ from dlmjax.diffusion import (
     Polynomial,
     Power,
     Process,
+    UniformTimes,
     make_process,
     reconstruction_nats,
     row_keys,
     symmetric,
 )
-from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
+from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.errors import InputError
@@ -208,7 +208,7 @@ def test_what_may_be_called_a_bound():
         is_bound = False
 
     assert Objective(MASKED).trains_bound
-    assert not Objective(MASKED, PerRow(Flat(1e-3, 1.0))).is_bound  # a part of [0, 1] is never drawn
+    assert not Objective(MASKED, PerRow(UniformTimes(1e-3, 1.0))).is_bound  # a part of [0, 1] is never drawn
     assert not Objective(Loose(VOCAB, MASK)).is_bound
     assert Objective(MASKED, weighting=Capped()).is_bound and not Objective(MASKED, weighting=Capped()).trains_bound
     assert isinstance(Objective(MASKED).weighting, Bound)
@@ -261,7 +261,7 @@ def test_levels_drawn_apart_are_a_bound_only_where_their_tokens_are_read_apart(n
     """Every way to draw levels that a process accepts: along one path of noise all are bounds, block by block only under blocks."""
     process = make_process(name, vocab=VOCAB, mask_id=MASK, bos_id=BOS, **({"size": 2} if name == "blocks" else {}))
     apart = name in ("blocks", "autoregressive")
-    paths = [PerRow(Power(0.5)), PerRow(stratified=False), Hyper(1), Hyper(None), Hyper(3, Power(0.5))]
+    paths = [PerRow(Power(0.5)), PerRow(stratified=False), Hyperschedule(1), Hyperschedule(None), Hyperschedule(3, Power(0.5))]
     for times in paths:
         assert Objective(process, times, boundary=True).is_bound
     for times in (PerBlock(2), PerBlock(4, antithetic=True), PerBlock(2, Power(0.5))):
@@ -269,7 +269,7 @@ def test_levels_drawn_apart_are_a_bound_only_where_their_tokens_are_read_apart(n
         assert objective.is_bound == apart and objective.trains_bound == (apart and objective.weighting.is_bound)
     # Blocks of other tokens than those that share a level.
     assert Objective(process, PerBlock(1), boundary=True).is_bound == (name == "autoregressive")
-    for times in (PerRow(Flat(0.1, 1.0)), PerBlock(2, Flat(0.1, 1.0))):
+    for times in (PerRow(UniformTimes(0.1, 1.0)), PerBlock(2, UniformTimes(0.1, 1.0))):
         assert not Objective(process, times, boundary=True).is_bound
 
 

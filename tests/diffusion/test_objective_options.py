@@ -169,7 +169,7 @@ def test_a_learned_value_gets_the_gradient_of_the_bound():
     step = 0.01
     np.testing.assert_allclose(slope, (total(0.3 + step) - total(0.3 - step)) / (2 * step), rtol=2e-3)
     assert float(value) > float(total(0.0)), "the exact denoiser needs no temperature"
-    assert process.kinds() == {} and isinstance(process, Process)
+    assert process.param_kinds() == {} and isinstance(process, Process)
 
 
 @dataclasses.dataclass(frozen=True)

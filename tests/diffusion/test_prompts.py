@@ -62,7 +62,7 @@ def test_training_and_evaluation_agree_given_a_prompt(name):
     process = make_process(name, **FACTS, **VALUES.get(name, {}))
     params = {"process": process.init(jax.random.key(0))}
     held = bind_process(process, params)
-    denoiser, objective = Reader(None, VOCAB), Objective(process, process.spread(PerRow()), prompt=1.0, boundary=True)
+    denoiser, objective = Reader(None, VOCAB), Objective(process, process.adapt_times(PerRow()), prompt=1.0, boundary=True)
     _, parts = objective.bind(params)(denoiser, BATCH, KEY, ROWS)
     condition_BL = VALID_BL & (np.asarray(denoiser.calls[0][1]) == 0)
     assert condition_BL.any(axis=1).all() and 0 < condition_BL.sum() < VALID_BL.sum()
@@ -74,7 +74,7 @@ def test_training_and_evaluation_agree_given_a_prompt(name):
             assert np.abs(off[condition_BL]).max() < 5 and z_BL[condition_BL].all(), "its least noise, as the text beside it has"
         elif process.attention != "causal":
             np.testing.assert_array_equal(z_BL[condition_BL], np.asarray(held.clean_state(BATCH["tokens"]))[condition_BL])
-        assert (np.asarray(held.clock(jnp.zeros_like(t_BL)))[condition_BL] == np.asarray(t_BL)[condition_BL]).all()
+        assert (np.asarray(held.time_embedding_input(jnp.zeros_like(t_BL)))[condition_BL] == np.asarray(t_BL)[condition_BL]).all()
     scored_BL = jnp.asarray(VALID_BL & ~condition_BL)
     assert int(parts["tokens"]) == scored_BL.sum()
 

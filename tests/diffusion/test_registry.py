@@ -15,7 +15,6 @@ from dlmjax.diffusion import (
     Capped,
     Clipped,
     Cosine,
-    Flat,
     Linear,
     Llada,
     Masked,
@@ -27,6 +26,7 @@ from dlmjax.diffusion import (
     Power,
     Process,
     Schedule,
+    UniformTimes,
     llada,
     log_linear,
     make_process,
@@ -35,9 +35,9 @@ from dlmjax.diffusion import (
     make_weighting,
     symmetric,
 )
-from dlmjax.diffusion.hyperschedule import Hyper, PerBlock
+from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
 from dlmjax.diffusion.process import bind_process
-from dlmjax.diffusion.registry import LAWS, PROCESSES, SCHEDULES, TIMES, WEIGHTINGS
+from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIME_DISTRIBUTIONS, TIMES, WEIGHTINGS
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 
@@ -68,7 +68,7 @@ def test_every_process_is_a_tree_of_its_parameters(name):
     process = make_process(name, **FACTS)
     params = process.init(jax.random.key(0))
     bound = bind_process(process, {"process": params} if params else {})
-    assert jax.tree.structure(process.kinds()) == jax.tree.structure(process.lr_multipliers()) == jax.tree.structure(params)
+    assert jax.tree.structure(process.param_kinds()) == jax.tree.structure(process.lr_multipliers()) == jax.tree.structure(params)
     assert [*map(id, jax.tree.leaves(bound))] == [*map(id, jax.tree.leaves(params))] and not jax.tree.leaves(process)
     moved = jax.tree.map(lambda leaf: leaf + 1, bound)
     assert type(moved) is type(process) and moved.with_params(None) == process
@@ -84,7 +84,7 @@ def test_the_network_is_told_t_by_all_but_plaid(name):
     t_1L = jnp.linspace(0.1, 0.9, 5)[None]
     params = process.init(jax.random.key(0))
     process = process.with_params({**params, "ends": jnp.asarray([-2.0, 5.0])} if "ends" in params else params)
-    told = np.allclose(process.clock(t_1L), t_1L, atol=1e-6)
+    told = np.allclose(process.time_embedding_input(t_1L), t_1L, atol=1e-6)
     assert told == (name != "plaid")
 
 
@@ -120,14 +120,14 @@ def test_every_way_to_draw_times_has_a_name(name):
 
 
 def test_times():
-    assert make_times("stratified") == PerRow(Flat())
-    assert make_times("uniform", low=0.1) == PerRow(Flat(0.1, 1.0), stratified=False)
+    assert make_times("stratified") == PerRow(UniformTimes())
+    assert make_times("uniform", low=0.1) == PerRow(UniformTimes(0.1, 1.0), stratified=False)
     assert make_times("power", exponent=0.3, stratified=False) == PerRow(Power(0.3), stratified=False)
     parts = [{"law": "piecewise", "heights": [1.0, 2.0]}, {}]
     mixed = make_times("mixture", parts=parts, probabilities=(0.25, 0.75))
-    assert mixed.law == Mixture((Piecewise((1.0, 2.0)), Flat()), (0.25, 0.75))
-    assert make_times("per_block", size=4, low=0.3, high=0.8) == PerBlock(4, Flat(0.3, 0.8))
-    assert make_times("hyper", window=2, law="beta", a=1.0, b=2.0, stratified=False) == Hyper(2, Beta(1.0, 2.0), False)
+    assert mixed.law == Mixture((Piecewise((1.0, 2.0)), UniformTimes()), (0.25, 0.75))
+    assert make_times("per_block", size=4, low=0.3, high=0.8) == PerBlock(4, UniformTimes(0.3, 0.8))
+    assert make_times("hyper", window=2, law="beta", a=1.0, b=2.0, stratified=False) == Hyperschedule(2, Beta(1.0, 2.0), False)
     assert make_times("two_mode", low=0.2) == PerRow(TwoMode(0.2))
     assert parts == [{"law": "piecewise", "heights": [1.0, 2.0]}, {}], "the caller's values are left alone"
 
@@ -136,7 +136,7 @@ def test_weightings():
     assert make_weighting("capped", cap=5.0) == Capped(5.0)
     assert [make_weighting(name).name for name in WEIGHTINGS] == list(WEIGHTINGS)
     assert [name for name in WEIGHTINGS if make_weighting(name).is_bound] == ["bound"]
-    assert set(LAWS) >= {law for law, _ in TIMES.values()}
+    assert set(TIME_DISTRIBUTIONS) >= {law for law, _ in TIMES.values()}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_public_names_exist():
 
 def test_the_words_of_every_value_are_grammatical():
     """Whatever any name in the registry takes: no doubled plural, no bracket of an annotation."""
-    for table in (PROCESSES, SCHEDULES, LAWS, WEIGHTINGS):
+    for table in (PROCESSES, SCHEDULES, TIME_DISTRIBUTIONS, WEIGHTINGS):
         for name, make in table.items():
             for field, parameter in inspect.signature(make, eval_str=True).parameters.items():
                 words = requirement(parameter.annotation)

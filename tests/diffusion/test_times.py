@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Flat, Masked, Mixture, PerRow, Piecewise, Power, Times, over_length
+from dlmjax.diffusion import Masked, Mixture, PerRow, Piecewise, Power, Times, UniformTimes, over_length
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, expected_nats
 
 LAWS = {
-    "flat": Flat(),
+    "flat": UniformTimes(),
     "power": Power(0.5),
     "piecewise": Piecewise((5.0, 3.0, 1.0, 0.5)),
-    "mixture": Mixture((Flat(), Power(0.3), Piecewise((1.0, 2.0))), (0.5, 0.3, 0.2)),
+    "mixture": Mixture((UniformTimes(), Power(0.3), Piecewise((1.0, 2.0))), (0.5, 0.3, 0.2)),
     "beta": Beta(2.5, 2.5),
     "beta of the ends": Beta(0.5, 0.7, flat=0.0),
     "two modes": TwoMode(0.15, 0.85, share=0.6),
-    "mixture with a part": Mixture((Flat(), Flat(0.4, 0.6)), (0.75, 0.25)),
+    "mixture with a part": Mixture((UniformTimes(), UniformTimes(0.4, 0.6)), (0.75, 0.25)),
 }
 every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 ROWS = 4096
@@ -119,9 +119,9 @@ def test_levels_depend_on_key_row_and_global_batch_only(stratified):
 
 def test_cutting_the_levels_is_no_bound_and_says_so():
     """U[1e-2, 1] leaves out the integral from 0 to 1e-2: `covers` is False, and that is what is missing."""
-    assert not PerRow(Flat(1e-2, 1.0)).covers
-    assert Mixture((Flat(1e-2, 1.0), Flat()), (0.5, 0.5)).covers
-    t_BL, weight_BL = _draw(PerRow(Flat(1e-2, 1.0)))
+    assert not PerRow(UniformTimes(1e-2, 1.0)).covers
+    assert Mixture((UniformTimes(1e-2, 1.0), UniformTimes()), (0.5, 0.5)).covers
+    t_BL, weight_BL = _draw(PerRow(UniformTimes(1e-2, 1.0)))
     assert float(t_BL.min()) >= 1e-2
     assert float((weight_BL * 1.0).mean()) == pytest.approx(0.99, rel=1e-5)
     law = oracle.Law.random(TOKENS, 2, seed=1)
@@ -144,17 +144,17 @@ def test_over_length():
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda: Flat(0.5, 0.5), "low < high"),
+        (lambda: UniformTimes(0.5, 0.5), "low < high"),
         (lambda: Power(1.5), r"\(0, 1\]"),
         (lambda: Power(0.0), r"\(0, 1\]"),
         (lambda: Piecewise((1.0, 0.0)), "bias"),
         (lambda: Piecewise(()), "one positive number"),
-        (lambda: Mixture((Flat(),), (0.5,)), "sum to 1"),
+        (lambda: Mixture((UniformTimes(),), (0.5,)), "sum to 1"),
         (lambda: Beta(0.0, 1.0), "must be positive"),
         (lambda: Beta(2.0, 1.0, flat=0.0), "weights are unbounded"),
         (lambda: TwoMode(0.5, 0.5), "low < high"),
         (lambda: TwoMode(share=1.0), "share"),
-        (lambda: Mixture((Flat(),), (0.5, 0.5)), "one for each"),
+        (lambda: Mixture((UniformTimes(),), (0.5, 0.5)), "one for each"),
     ],
 )
 def test_impossible_laws_are_refused(make, says):

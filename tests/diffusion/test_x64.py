@@ -54,7 +54,7 @@ def trained(name, weighting="bound", times="stratified", hints=False):
     """Traces an objective and its gradient: the types of (total, parts) and of the gradient."""
     process, network, params, batch = parts_of(name, hints)
     of_times = VALUES.get(times, {})
-    objective = Objective(process, process.spread(make_times(times, **of_times)), make_weighting(weighting), True, 0.5 * hints, 0.5)
+    objective = Objective(process, process.adapt_times(make_times(times, **of_times)), make_weighting(weighting), True, 0.5 * hints, 0.5)
 
     def loss(params, batch):
         return objective.bind(params)(bound(network, process, params, batch), batch, jax.random.key(1), ROWS)
@@ -79,7 +79,7 @@ def test_every_process_is_read_and_stepped_back_in_float64(name):
         if process.attention != "full":  # sampled token by token, or block by block
             return nats_BL
         z_BL = given.prior(keys_B, LENGTH)
-        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, given.clock(t_BL)))
+        logits_BLV = denoiser.logits(denoiser.hidden(z_BL, given.time_embedding_input(t_BL)))
         back_BL = given.reverse_step(keys_B, logits_BLV, z_BL, t_BL, t_BL / 2)
         assert (back_BL.shape, back_BL.dtype) == (z_BL.shape, z_BL.dtype), "a state keeps its type from step to step"
         return nats_BL, back_BL, given.decode(keys_B, logits_BLV, back_BL), given.prior_nats(x_BL)

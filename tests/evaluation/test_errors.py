@@ -18,7 +18,7 @@ LAW, ONE = Law(), jnp.float32(1.0)
 class Curve(Masked):
     """An integrand that depends on t alone: no masks, no text."""
 
-    def rows(self, z_BL, t_BL):
+    def loss_mask(self, z_BL, t_BL):
         return jnp.ones(z_BL.shape, bool)
 
     def loss(self, logits, x, z, t):

@@ -118,7 +118,7 @@ def test_stratified_levels_are_unbiased_where_one_node_is_not():
     """Integrand 3 t^2: one Gauss node is off by a tenth, one stratified node is right on average."""
 
     class Cubic(Masked):
-        def rows(self, z_BL, t_BL):
+        def loss_mask(self, z_BL, t_BL):
             return jnp.ones(z_BL.shape, bool)
 
         def loss(self, logits, x, z, t):

@@ -144,7 +144,7 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
     process = process.with_params(jax.tree.map(lambda a: jnp.asarray(rng.normal(scale=1.5, size=a.shape), a.dtype), start))
     never = (0, PAD, BOS, MASK)
     t_BL = jnp.tile(jnp.geomspace(1, 1e-8, length), (len(OUTPUTS), 1))
-    t_BL = process.levels(t_BL, jnp.ones(t_BL.shape, bool))
+    t_BL = process.quantize_time(t_BL, jnp.ones(t_BL.shape, bool))
     logits_BLV, keys_B = jnp.asarray(any_output(length)), row_keys(jax.random.key(2), jnp.arange(len(OUTPUTS)))
     hides = bool(jnp.any(process.corrupt(keys_B, jnp.ones(t_BL.shape, jnp.int32), jnp.ones(t_BL.shape)) == MASK))
     # Noise that only hides shows no token that is suppressed.

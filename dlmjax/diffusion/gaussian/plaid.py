@@ -106,16 +106,16 @@ class Plaid(EmbeddingNoise):
         }
         return super().init(key) | {"ends": jnp.asarray([self.gamma_0, self.gamma_1], jnp.float32), "schedule": network}
 
-    def kinds(self) -> dict[str, Any]:
+    def param_kinds(self) -> dict[str, Any]:
         if not self.learn_schedule:
-            return super().kinds()
-        return super().kinds() | {"ends": "vector", "schedule": {"weight": "vector", "slope": "vector", "centre": "vector"}}
+            return super().param_kinds()
+        return super().param_kinds() | {"ends": "vector", "schedule": {"weight": "vector", "slope": "vector", "centre": "vector"}}
 
     def lr_multipliers(self) -> dict[str, Any]:
-        schedule = {name: kinds for name, kinds in self.kinds().items() if name in ("ends", "schedule")}
+        schedule = {name: kinds for name, kinds in self.param_kinds().items() if name in ("ends", "schedule")}
         return super().lr_multipliers() | jax.tree.map(lambda _: float(self.schedule_lr), schedule)
 
-    def watched(self) -> dict[str, Float[Array, ""]]:
+    def scalars(self) -> dict[str, Float[Array, ""]]:
         """The learned ends, and gamma half-way."""
         if not isinstance(self.curve, Learned):
             return {}
@@ -128,7 +128,7 @@ class Plaid(EmbeddingNoise):
             return LogLinear(self.gamma_0, self.gamma_1)
         return Learned(self.params["ends"], self.params["schedule"])
 
-    def clock(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def time_embedding_input(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """gamma, in units of its first range: the same noise is always told by the same number."""
         return (self.curve.level(t).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
 

@@ -103,7 +103,7 @@ class EmbeddingNoise(Process):
             return {"embedding": table_VE}
         return {"embedding": table_VE, "rounding": {"weight": table_VE / math.sqrt(self.dim), "bias": jnp.zeros((self.vocab,))}}
 
-    def kinds(self) -> dict[str, Any]:
+    def param_kinds(self) -> dict[str, Any]:
         # A frozen table has no gradient; as a vector it has no weight decay either.
         table = {"embedding": "vector" if self.frozen else "embedding"}
         return table | {"rounding": {"weight": "embedding", "bias": "vector"}} if self._has_rounding else table
@@ -149,7 +149,7 @@ class EmbeddingNoise(Process):
         """Of the variance: 1 / (1 + SNR)."""
         return jax.nn.sigmoid(self.curve.level(t).gamma)
 
-    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         del valid_BL
         return jnp.clip(jnp.ceil(t_BL * self.steps), 1, self.steps) / self.steps if self.steps else t_BL
 
@@ -204,7 +204,7 @@ class EmbeddingNoise(Process):
         own = self.params["rounding"]
         return exclude(embedding.similarity(z0, own["weight"]) + own["bias"], self.excluded)
 
-    def estimate(
+    def self_conditioning_x0(
         self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"]
     ) -> Float[Array, "B L E"]:
         """The clean vector for self-conditioning; from logits without the output prior, since the network reads z besides."""
@@ -216,7 +216,7 @@ class EmbeddingNoise(Process):
         return output[..., : self.dim].astype(jnp.promote_types(output.dtype, jnp.float32))
 
     def heard(self, clock: Float[Array, "*n"]) -> tuple[Level, Level | None]:
-        """The levels that the denoiser is told of by `clock`: what an exact denoiser needs to know."""
+        """The levels that the denoiser is told of by `time_embedding_input`: what an exact denoiser needs to know."""
         return self._step_levels(clock)
 
     def _step_levels(self, t: Float[Array, "*n"]) -> tuple[Level, Level | None]:
@@ -277,7 +277,7 @@ class EmbeddingNoise(Process):
     def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
         return draw_tokens(keys_B, self._text(logits_BLV, z_BL))
 
-    def show(self, z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
+    def to_tokens(self, z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
         return embedding.nearest(z_BL, self.table, self.excluded)
 
 

@@ -42,7 +42,7 @@ def any_order_nats(
         z_BL = jnp.where(valid_BL & (place_BL >= place), process.mask_id, x_BL)
         level_BL = jnp.broadcast_to(jnp.clip((count_B1 - place) / count_B1, 0, 1), x_BL.shape).astype(jnp.float32)
         now_BL = valid_BL & (place_BL == place)
-        hidden_BLD = denoiser.hidden(z_BL, process.clock(level_BL))
+        hidden_BLD = denoiser.hidden(z_BL, process.time_embedding_input(level_BL))
         ones_BL = jnp.ones(x_BL.shape, jnp.float32)
         now_nats_BL = denoiser.row_losses(hidden_BLD, now_BL, process.reconstruction, (x_BL, z_BL), ones_BL)[1]
         return nats_BL + now_nats_BL.astype(nats_BL.dtype), None

@@ -55,7 +55,7 @@ class Autoregressive(Process):
         read_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], self.bos_id), x_BL[:, :-1]], axis=1)
         return read_BL if valid_BL is None else jnp.where(valid_BL, read_BL, x_BL)
 
-    def draws(
+    def noisy_views(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[tuple[Int[Array, "B L"], Float[Array, "B L"]], ...]:
         read_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)

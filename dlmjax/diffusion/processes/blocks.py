@@ -81,7 +81,7 @@ class BlockMasked(SharedSchedule):
         """Each block has a time of its own, and a count is one for the row."""
         return None
 
-    def spread(self, times: Any) -> Any:
+    def adapt_times(self, times: Any) -> Any:
         """One level per block, from the law of a draw that has one per row, or per block of another size."""
         if isinstance(times, PerBlock):
             return times if times.size == self.size else dataclasses.replace(times, size=self.size)
@@ -106,8 +106,8 @@ class BlockMasked(SharedSchedule):
     ) -> Int[Array, "B L 2"]:
         return jnp.stack([super().forward_step(keys_B, z_BL[..., 0], s_BL, t_BL, valid_BL), z_BL[..., 1]], axis=-1)
 
-    def rows(self, z_BL: Int[Array, "B L 2"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
-        return super().rows(z_BL[..., 0], t_BL)
+    def loss_mask(self, z_BL: Int[Array, "B L 2"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        return super().loss_mask(z_BL[..., 0], t_BL)
 
     def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Int[Array, "B L 2"]) -> Bool[Array, "B L"]:
         return z_BL[..., 0] != x_BL
@@ -115,7 +115,7 @@ class BlockMasked(SharedSchedule):
     def clean_state(self, x_BL: Int[Array, "B L"]) -> Int[Array, "B L 2"]:
         return jnp.stack([x_BL, x_BL], axis=-1)
 
-    def show(self, z_BL: Int[Array, "B L 2"]) -> Int[Array, "B L"]:
+    def to_tokens(self, z_BL: Int[Array, "B L 2"]) -> Int[Array, "B L"]:
         return z_BL[..., 0]
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n 2"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -171,7 +171,7 @@ class StepMasked(SharedSchedule):
     def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self.schedule.base.noise(t)
 
-    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         del valid_BL
         return snapped(t_BL, self.steps)
 
@@ -263,7 +263,7 @@ class D3pm(Process):
     def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
         return self.schedule.noise(t)
 
-    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         del valid_BL
         return snapped(t_BL, self.steps)
 
@@ -285,7 +285,7 @@ class D3pm(Process):
         noisy_BL = among(self._is_token(z_BL), valid_BL)
         return jnp.where(noisy_BL, drawn_BL, z_BL)
 
-    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         # The reconstruction is part of the first level's loss: at t = 0 there is nothing left to guess.
         del z_BL
         return t_BL > 0

@@ -172,20 +172,20 @@ class Duo(UniformNoise):
     def clean_state(self, x_BL: Int[Array, "B L"]) -> Float[Array, "B L {self.k} 2"]:
         return self.hard(x_BL)
 
-    def show(self, z_BL: Float[Array, "*n k 2"]) -> Int[Array, "*n"]:
+    def to_tokens(self, z_BL: Float[Array, "*n k 2"]) -> Int[Array, "*n"]:
         """The argmax."""
         return z_BL[..., 0, 0].astype(jnp.int32)
 
     def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Float[Array, "B L k 2"]) -> Bool[Array, "B L"]:
-        return self.show(z_BL) != x_BL
+        return self.to_tokens(z_BL) != x_BL
 
     def loss(
         self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n k 2"], t: Float[Array, "*n"]
     ) -> Float[Array, "*n"]:
-        return super().loss(logits, x, self.show(z), t)
+        return super().loss(logits, x, self.to_tokens(z), t)
 
     def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Float[Array, "*n k 2"]) -> Float[Array, "*n"]:
-        return super().reconstruction(logits, x, self.show(z0))
+        return super().reconstruction(logits, x, self.to_tokens(z0))
 
     def at_step(self, step: int) -> Process:
         return self.bound if self.until and step >= self.until else self

@@ -54,8 +54,8 @@ class _MaskAndTokens(Interpolating):
         """The mixture of masks and even draws changes with the level."""
         return self.always_masks
 
-    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
-        return z_BL == self.mask_id if self.always_masks else super().rows(z_BL, t_BL)
+    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        return z_BL == self.mask_id if self.always_masks else super().loss_mask(z_BL, t_BL)
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         if not self.always_masks:

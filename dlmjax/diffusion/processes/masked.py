@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.hyperschedule import Hyper
+from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.process import among, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
@@ -155,15 +155,15 @@ class Masked(SharedSchedule):
     def denoisings(self) -> int:
         return 2 if self.complementary else 1
 
-    def spread(self, times: Any) -> Any:
-        if self.complementary and isinstance(times, Hyper) and times.window is not None:
+    def adapt_times(self, times: Any) -> Any:
+        if self.complementary and isinstance(times, Hyperschedule) and times.window is not None:
             # Ahead of the window all is noise, and its complement would show the text there.
             raise InputError(
                 f"process {self.name}: complementary masks cannot follow a window of levels (times hyper); leave one of them out"
             )
         return times
 
-    def draws(
+    def noisy_views(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> tuple[tuple[Int[Array, "B L *state"], Float[Array, "B L"]], ...]:
         z_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
@@ -192,8 +192,8 @@ class MaskedCount(SharedSchedule):
     """Exactly k of a row's n tokens are masked, k uniform on 1..n; loss n/k x cross-entropy of the masked (RADD 2406.03736, k-form).
 
     In expectation it is the linear bound of a network without time input, with less variance: the mask rate is what was drawn.
-    The level of a row is k/n, made from any draw of t by `levels`; padding is not counted. A network that is told the time and was trained
-    under another schedule, `trained`, is told the time at which that one masks the share k/n.
+    The level of a row is k/n, made from any draw of t by `quantize_time`; padding is not counted. A time-conditioned network that was
+    trained under another schedule, `trained`, is conditioned on the time at which that one masks the share k/n.
     """
 
     vocab: int
@@ -205,15 +205,15 @@ class MaskedCount(SharedSchedule):
     schedule = Linear()
     one_time_per_row = True
 
-    def clock(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def time_embedding_input(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         return self.trained.inverse(1 - t_BL)
 
-    def spread(self, times: Any) -> Any:
-        if not isinstance(times, PerRow) and not (isinstance(times, Hyper) and times.window is None):
+    def adapt_times(self, times: Any) -> Any:
+        if not isinstance(times, PerRow) and not (isinstance(times, Hyperschedule) and times.window is None):
             raise InputError(f"process {self.name} masks a number of a row's tokens: its times give a row one level, and these do not")
         return times
 
-    def levels(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
         n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
         # t is one number per row; the largest, should a caller have zeroed the padding.
         t_B1 = jnp.max(t_BL, axis=1, keepdims=True)
@@ -223,7 +223,7 @@ class MaskedCount(SharedSchedule):
     def corrupt(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> Int[Array, "B L"]:
-        """`t_BL` must be levels k/n, as `levels` gives them."""
+        """`t_BL` must be levels k/n, as `quantize_time` gives them."""
         return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
 
     def forward_step(

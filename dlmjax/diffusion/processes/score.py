@@ -70,8 +70,8 @@ class OneNoise(Interpolating):
         # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
         return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.suppressed_ids)
 
-    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
-        return super().rows(z_BL, t_BL) if self._mask is None else z_BL == self._mask
+    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        return super().loss_mask(z_BL, t_BL) if self._mask is None else z_BL == self._mask
 
     @property
     def has_boundary(self) -> bool:

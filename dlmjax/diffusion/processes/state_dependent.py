@@ -72,7 +72,7 @@ class StateDependent(Absorbing):
         hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(1 - noise_s_BL, FLOOR)
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
 
-    def rows(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
         del t_BL
         return z_BL == self.mask_id
 
@@ -200,13 +200,13 @@ class GenMd4(Exponents):
         del key
         return {"log_w": jnp.zeros((self.vocab,), jnp.float32)}
 
-    def kinds(self) -> dict[str, Any]:
+    def param_kinds(self) -> dict[str, Any]:
         return {"log_w": "vector"}
 
     def lr_multipliers(self) -> dict[str, Any]:
         return {"log_w": float(self.schedule_lr)}
 
-    def watched(self) -> dict[str, Float[Array, ""]]:
+    def scalars(self) -> dict[str, Float[Array, ""]]:
         """Mean, least and largest exponent of the tokens that text may hold."""
         if self.params is None:
             return {}

@@ -122,11 +122,11 @@ def bound(process: GaussianEmbedding, law: Law, nodes: int = 64) -> dict[str, fl
     @jax.jit
     def nats(x, z, t):
         t = jnp.full(x.shape, t)
-        return process.loss(denoiser.hidden(z, process.clock(t)), x, z, t)
+        return process.loss(denoiser.hidden(z, process.time_embedding_input(t)), x, z, t)
 
     @jax.jit
     def reconstruction(x, z, t):
-        return process.reconstruction(denoiser.hidden(z, process.clock(jnp.full(x.shape, t))), x, z)
+        return process.reconstruction(denoiser.hidden(z, process.time_embedding_input(jnp.full(x.shape, t))), x, z)
 
     def run(function, t: float) -> float:
         a, s, _ = (float(v) for v in process.curve.level(t))

@@ -76,7 +76,7 @@ def _moments(network):
     x = jnp.asarray(np.repeat([0, 1, 2], 3 * NODES))
     eps = jnp.asarray(np.tile(np.repeat([-1.2, 0.1, 0.9], NODES), 3))[:, None]
     z = _noised(process, t, x, eps)
-    nats = process.loss(_clumsy(z, process.clock(t)), x, z, t)
+    nats = process.loss(_clumsy(z, process.time_embedding_input(t)), x, z, t)
     return jnp.mean(nats), jnp.mean(nats**2), nats
 
 
@@ -123,8 +123,8 @@ def test_the_gradient_of_the_ends_is_that_of_the_bound():
             z = _noised(process, t, x, eps)
             zero = jnp.zeros(len(x))
             z0 = _noised(process, zero, x, eps)
-            nats = process.loss(_clumsy(z, process.clock(t)), x, z, t) + process.prior_nats(x)
-            return jnp.mean(nats + process.reconstruction(_clumsy(z0, process.clock(zero)), x, z0))
+            nats = process.loss(_clumsy(z, process.time_embedding_input(t)), x, z, t) + process.prior_nats(x)
+            return jnp.mean(nats + process.reconstruction(_clumsy(z0, process.time_embedding_input(zero)), x, z0))
 
         ends = jnp.asarray([-3.0, 6.0])
         gradient = jax.jit(jax.grad(total))(ends)
@@ -167,21 +167,21 @@ def test_under_the_objective_everything_learns():
 def test_the_clock_tells_the_noise():
     process = _ready(_network(), ends=(-2.0, 5.0))
     t = jnp.linspace(0, 1, 5)
-    np.testing.assert_allclose(process.clock(t) * 9 - 3, process.curve.level(t).gamma, rtol=1e-5, atol=1e-5)
-    now, _ = process.heard(process.clock(t))
+    np.testing.assert_allclose(process.time_embedding_input(t) * 9 - 3, process.curve.level(t).gamma, rtol=1e-5, atol=1e-5)
+    now, _ = process.heard(process.time_embedding_input(t))
     np.testing.assert_allclose(now.a[:, 0], process.curve.level(t).a, rtol=1e-5)
     flat = make(Plaid, **FREE, learn_schedule=False)
-    np.testing.assert_allclose(flat.clock(t), t, atol=1e-6)
-    assert set(flat.params) == {"embedding"} and set(flat.kinds()) == {"embedding"}
-    assert flat.lr_multipliers() == {"embedding": 1.0} and flat.watched() == {}
+    np.testing.assert_allclose(flat.time_embedding_input(t), t, atol=1e-6)
+    assert set(flat.params) == {"embedding"} and set(flat.param_kinds()) == {"embedding"}
+    assert flat.lr_multipliers() == {"embedding": 1.0} and flat.scalars() == {}
 
 
 def test_the_schedule_is_watched():
     process = _ready(_network(), ends=(-2.0, 5.0))
-    watched = {name: float(value) for name, value in process.watched().items()}
+    watched = {name: float(value) for name, value in process.scalars().items()}
     assert watched["gamma_0"] == -2 and watched["gamma_1"] == 5
     assert watched["gamma_half"] == pytest.approx(float(process.curve.level(jnp.float32(0.5)).gamma))
-    assert Plaid(VOCAB).watched() == {}
+    assert Plaid(VOCAB).scalars() == {}
 
 
 def test_expected_is_the_integral():

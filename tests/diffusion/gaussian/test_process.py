@@ -75,8 +75,8 @@ def test_the_variance_of_the_reverse_step_is_part_of_the_discrete_bound():
 def test_levels_are_the_steps_of_the_chain():
     process = make(GaussianEmbedding, steps=4)
     t = jnp.asarray([[0.0, 1e-6, 0.25, 0.26, 0.9999, 1.0]])
-    np.testing.assert_allclose(process.levels(t, t > -1), [[0.25, 0.25, 0.25, 0.5, 1, 1]])
-    np.testing.assert_array_equal(make(GaussianEmbedding).levels(t, t > -1), t)
+    np.testing.assert_allclose(process.quantize_time(t, t > -1), [[0.25, 0.25, 0.25, 0.5, 1, 1]])
+    np.testing.assert_array_equal(make(GaussianEmbedding).quantize_time(t, t > -1), t)
 
 
 @every_case
@@ -117,14 +117,14 @@ def test_a_reverse_step_with_the_true_token_leads_to_the_earlier_marginal(name):
     certain = ExactDenoiser.of(type(ONE)(np.asarray([1e-30, 1.0, 1e-30])), process)
     x_BL, t_BL, s_BL = jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), 0.7), jnp.full((rows, 1), 0.4)
     z_BLE = process.corrupt(row_keys(jax.random.key(1), jnp.arange(rows)), x_BL, t_BL)
-    output = certain.hidden(z_BLE, process.clock(t_BL))
+    output = certain.hidden(z_BLE, process.time_embedding_input(t_BL))
     to = process.curve.level(0.4)
     step = process.reverse_step(row_keys(jax.random.key(2), jnp.arange(rows)), output, z_BLE, t_BL, s_BL)
     assert _kolmogorov(step[:, 0, 0], float(to.a) * TABLE_1[1, 0], float(to.s)) < 2.0
     # At t = 1 too, where some outputs hardly tell the clean vector.
     z_BLE = process.prior(row_keys(jax.random.key(3), jnp.arange(rows)), 1)
     assert _kolmogorov(z_BLE[:, 0, 0], 0.0, 1.0) < 2.0
-    output = certain.hidden(z_BLE, process.clock(jnp.ones_like(t_BL)))
+    output = certain.hidden(z_BLE, process.time_embedding_input(jnp.ones_like(t_BL)))
     step = process.reverse_step(row_keys(jax.random.key(4), jnp.arange(rows)), output, z_BLE, jnp.ones_like(t_BL), s_BL)
     assert jnp.isfinite(step).all()
     assert _kolmogorov(step[:, 0, 0], float(to.a) * TABLE_1[1, 0], float(to.s)) < 2.5
@@ -138,7 +138,7 @@ def test_special_ids_have_no_probability(name):
     z_BLE = jnp.full((64, 2, 1), float(TABLE_1[MASK, 0]))
     output = jnp.zeros((64, 2, process.outputs)).at[..., -1].set(50.0)
     keys_B = row_keys(jax.random.key(0), jnp.arange(64))
-    assert (process.show(z_BLE) != MASK).all()
+    assert (process.to_tokens(z_BLE) != MASK).all()
     assert (process.decode(keys_B, output, z_BLE) != MASK).all()
     if process.prediction == "logits":
         far = output.at[..., -1].set(-50.0)
@@ -186,7 +186,7 @@ def test_the_exact_denoiser_is_the_posterior():
 def test_what_is_learned():
     process = GaussianEmbedding(7, 6, dim=5, norm=2.0, rounding="separate")
     params = process.init(jax.random.key(0))
-    assert jax.tree.structure(params) == jax.tree.structure(process.kinds())
+    assert jax.tree.structure(params) == jax.tree.structure(process.param_kinds())
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     np.testing.assert_allclose(jnp.linalg.norm(process.with_params(jax.tree.map(lambda a: 3 * a, params)).table, axis=-1), 2, rtol=1e-5)
     assert process.with_params(()) is process and process.with_params(params).params is params
@@ -194,7 +194,7 @@ def test_what_is_learned():
         _ = process.table
     assert (GaussianEmbedding(7).outputs, GaussianEmbedding(7, prediction="v").outputs, GaussianEmbedding(7).input_dim) == (7, 16, 16)
     frozen = Sed(7, 6)
-    assert frozen.kinds()["embedding"] == "vector"
+    assert frozen.param_kinds()["embedding"] == "vector"
     frozen = frozen.with_params(frozen.init(jax.random.key(0)))
     gradient = jax.grad(lambda process: jnp.sum(process.table))(frozen)
     assert (gradient.params["embedding"] == 0).all() and Sed(7, 6, dim=25).norm == 5

@@ -25,7 +25,7 @@ def _sample(process, denoise, keys_B, grid_N, method, eta=0.0):
 
     def read(z_BLE, t):
         t_BL = jnp.full(z_BLE.shape[:2], t)
-        output = denoise(z_BLE, process.clock(t_BL))
+        output = denoise(z_BLE, process.time_embedding_input(t_BL))
         return process.clean(output, z_BLE, t_BL), output
 
     def step(z_BLE, place):
@@ -116,15 +116,15 @@ def test_the_process_steps_as_the_sampler_does():
     @jax.jit
     def step(i, z_BLE, t, s):
         t_BL, s_BL = jnp.full(z_BLE.shape[:2], t), jnp.full(z_BLE.shape[:2], s)
-        output = denoiser.hidden(z_BLE, process.clock(t_BL))
+        output = denoiser.hidden(z_BLE, process.time_embedding_input(t_BL))
         return process.reverse_step(jax.vmap(jax.random.fold_in, (0, None))(keys_B, i), output, z_BLE, t_BL, s_BL)
 
     z_BLE, grid = process.prior(keys_B, 2), _even_grid(process, 96)
     for i, (t, s) in enumerate(zip(grid, grid[1:], strict=False)):
         z_BLE = step(i + 1, z_BLE, t, s)
-    output = denoiser.hidden(z_BLE, process.clock(jnp.zeros(z_BLE.shape[:2])))
+    output = denoiser.hidden(z_BLE, process.time_embedding_input(jnp.zeros(z_BLE.shape[:2])))
     x_BL = process.decode(jax.vmap(jax.random.fold_in, (0, None))(keys_B, 1000), output, z_BLE)
     share = np.bincount(index_of(np.asarray(x_BL), TOKENS), minlength=TOKENS**2) / ROWS
     assert 0.5 * np.abs(share - TWO.probability_X).sum() < CHANCE
     # With so little noise left, the nearest embedding is the token.
-    assert float(jnp.mean(process.show(z_BLE) == x_BL)) > 0.999
+    assert float(jnp.mean(process.to_tokens(z_BLE) == x_BL)) > 0.999

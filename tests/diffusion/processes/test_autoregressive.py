@@ -40,7 +40,7 @@ def test_the_row_is_shifted_and_documents_see_the_end_of_the_one_before():
     segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 0, 0]])
     z = PROCESS.corrupt(row_keys(jax.random.key(0), jnp.arange(1)), x, jnp.zeros(x.shape), segments > 0)
     assert z.tolist() == [[BOS, 0, 1, BOS, 2, 2, 0, 0]]
-    assert PROCESS.rows(z, jnp.zeros(x.shape)).all()
+    assert PROCESS.loss_mask(z, jnp.zeros(x.shape)).all()
 
 
 def test_a_token_cannot_see_itself():
@@ -90,15 +90,15 @@ def test_training_hides_a_share_of_what_is_read_and_nothing_else():
     valid = jnp.broadcast_to(valid, x.shape)
     read = PROCESS.corrupt(keys_B, x, t, valid)
     np.testing.assert_array_equal(HIDING.corrupt(keys_B, x, t, valid), read)
-    ((z, level),) = HIDING.draws(keys_B, x, t, valid)
+    ((z, level),) = HIDING.noisy_views(keys_B, x, t, valid)
     hidden, may = np.asarray(z == MASK), np.asarray(valid & (read != BOS))
     assert not hidden[~may].any() and not hidden[:, 0].any()
     assert hidden[may].mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / may.sum()))
     np.testing.assert_array_equal(np.where(hidden, read, z), read)
     np.testing.assert_array_equal(HIDING.corrupted(x, z), hidden)
-    assert level is t and not PROCESS.corrupted(x, read).any() and PROCESS.draws(keys_B, x, t, valid)[0][0].tolist() == read.tolist()
+    assert level is t and not PROCESS.corrupted(x, read).any() and PROCESS.noisy_views(keys_B, x, t, valid)[0][0].tolist() == read.tolist()
     # A row's draw is its key's alone: microbatches and meshes cannot change it.
-    np.testing.assert_array_equal(HIDING.draws(keys_B[7:9], x[7:9], t[7:9], valid[7:9])[0][0], z[7:9])
+    np.testing.assert_array_equal(HIDING.noisy_views(keys_B[7:9], x[7:9], t[7:9], valid[7:9])[0][0], z[7:9])
 
 
 def test_what_is_hidden_is_still_predicted_and_the_likelihood_stays_exact():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Flat, Masked, Objective, PerRow, Power, make_process, nats_at, row_keys
+from dlmjax.diffusion import Masked, Objective, PerRow, Power, UniformTimes, make_process, nats_at, row_keys
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
@@ -119,8 +119,8 @@ def test_one_block_of_the_whole_row_is_masked_diffusion():
 def test_every_block_has_its_own_level():
     process = make_process("blocks", vocab=VOCAB, mask_id=MASK, bos_id=BOS, excluded=(BOS,), size=2)
     assert process.attention == Blocks(2)
-    times = process.spread(PerRow(Flat(0.3, 0.8)))
-    assert isinstance(times, PerBlock) and not times.covers and process.spread(times) is times
+    times = process.adapt_times(PerRow(UniformTimes(0.3, 0.8)))
+    assert isinstance(times, PerBlock) and not times.covers and process.adapt_times(times) is times
     t_BL, weight_BL = times.draw(jax.random.key(0), jnp.arange(64), 64, LENGTH)
     assert (t_BL[:, 0::2] == t_BL[:, 1::2]).all() and (t_BL[:, 0] != t_BL[:, 2]).any()
     assert float(t_BL.min()) >= 0.3 and float(t_BL.max()) <= 0.8
@@ -132,9 +132,9 @@ def test_a_state_is_the_noisy_and_the_clean_text():
     keys_B, t_BL = row_keys(jax.random.key(2), jnp.arange(len(TEXTS))), jnp.full(TEXTS.shape, 0.6)
     z_BL2 = process.corrupt(keys_B, x_BL, t_BL)
     assert (z_BL2[..., 1] == x_BL).all()
-    np.testing.assert_array_equal(process.show(z_BL2), Masked(VOCAB, MASK).corrupt(keys_B, x_BL, t_BL))
-    assert (process.rows(z_BL2, t_BL) == (process.show(z_BL2) == MASK)).all() and (
-        process.corrupted(x_BL, z_BL2) == process.rows(z_BL2, t_BL)
+    np.testing.assert_array_equal(process.to_tokens(z_BL2), Masked(VOCAB, MASK).corrupt(keys_B, x_BL, t_BL))
+    assert (process.loss_mask(z_BL2, t_BL) == (process.to_tokens(z_BL2) == MASK)).all() and (
+        process.corrupted(x_BL, z_BL2) == process.loss_mask(z_BL2, t_BL)
     ).all()
     further = process.forward_step(keys_B, z_BL2, t_BL, jnp.ones_like(t_BL))
     assert (further[..., 0] == MASK).all() and (further[..., 1] == x_BL).all()
@@ -148,7 +148,7 @@ def test_a_block_holds_a_token():
 def test_a_curriculum_names_the_size_of_each_step():
     process = BlockMasked(VOCAB, MASK, size=1, curriculum=((10, 4), (20, 2)))
     assert [process.at_step(step).size for step in (0, 9, 10, 19, 20, 1000)] == [4, 4, 2, 2, 1, 1]
-    assert process.at_step(0).spread(process.spread(PerRow())).size == 4
+    assert process.at_step(0).adapt_times(process.adapt_times(PerRow())).size == 4
     assert process.attention == Blocks(1) and process.at_step(20) == BlockMasked(VOCAB, MASK, size=1)
     with pytest.raises(InputError, match="steps rising"):
         BlockMasked(VOCAB, MASK, curriculum=((20, 4), (10, 2)))

@@ -223,7 +223,7 @@ def test_what_the_last_step_leaves_is_paid_for():
 def test_levels_are_the_grid():
     t_BL = jnp.linspace(0, 1, 4001)[:, None]
     for process in (make("uniform", 8), make("absorbing", 8)):
-        level_BL = np.asarray(process.levels(t_BL, jnp.ones(t_BL.shape, bool)))
+        level_BL = np.asarray(process.quantize_time(t_BL, jnp.ones(t_BL.shape, bool)))
         assert set(np.unique(level_BL * 8)) == set(range(1, 9))
         np.testing.assert_allclose(np.bincount((level_BL[:, 0] * 8).astype(int))[1:], 500, atol=1)
     grid = Grid(Cosine(), 1000)

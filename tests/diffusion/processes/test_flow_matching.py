@@ -23,7 +23,7 @@ def test_a_masked_source_is_masked_diffusion():
     keys_B = row_keys(jax.random.key(1), jnp.arange(64))
     z = theirs.corrupt(keys_B, x, t)
     np.testing.assert_allclose(ours.loss(logits, x, z, t), theirs.loss(logits, x, z, t), rtol=1e-6)
-    np.testing.assert_array_equal(ours.rows(z, t), theirs.rows(z, t))
+    np.testing.assert_array_equal(ours.loss_mask(z, t), theirs.loss_mask(z, t))
     np.testing.assert_array_equal(ours.reverse_step(keys_B, logits, z, t, t / 2), theirs.reverse_step(keys_B, logits, z, t, t / 2))
     np.testing.assert_array_equal(ours.cross_entropy_weight(t), theirs.cross_entropy_weight(t))
 

@@ -37,7 +37,7 @@ def test_without_even_draws_it_is_masked_diffusion(process):
     x_BL, t_BL = jnp.ones((300, 9), jnp.int32), jnp.full((300, 9), 0.4)
     z_BL = process.corrupt(row_keys(jax.random.key(0), jnp.arange(300)), x_BL, t_BL)
     assert set(np.unique(z_BL)) == {1, MASK} and abs(float(jnp.mean(z_BL == MASK)) - 0.4) < 4 * np.sqrt(0.24 / 2700)
-    np.testing.assert_array_equal(process.rows(z_BL, t_BL), masked.rows(z_BL, t_BL))
+    np.testing.assert_array_equal(process.loss_mask(z_BL, t_BL), masked.loss_mask(z_BL, t_BL))
 
 
 def test_a_little_even_noise_is_nearly_masked_and_much_is_nearly_uniform():

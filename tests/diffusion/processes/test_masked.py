@@ -199,7 +199,7 @@ def test_exactly_k_of_the_valid_tokens_are_masked():
     lengths_B = rng.integers(0, 34, 200)
     valid_BL = jnp.arange(33) < lengths_B[:, None]
     t_BL = jnp.broadcast_to(jnp.linspace(0, 1, 200)[:, None], x_BL.shape)
-    level_BL = process.levels(t_BL, valid_BL)
+    level_BL = process.quantize_time(t_BL, valid_BL)
     z_BL = process.corrupt(row_keys(jax.random.key(0), jnp.arange(200)), x_BL, level_BL, valid_BL)
     masked_BL = np.asarray(z_BL == MASK)
     count_B = np.clip(np.floor(np.linspace(0, 1, 200, dtype=np.float32) * lengths_B) + 1, 1, np.maximum(lengths_B, 1))
@@ -213,7 +213,7 @@ def test_exactly_k_of_the_valid_tokens_are_masked():
 @pytest.mark.parametrize("length", [7, 4096])
 def test_count_is_uniform_over_one_to_n(length):
     t_BL = jnp.broadcast_to(jnp.linspace(0, 1, 7 * 64, endpoint=False)[:, None], (7 * 64, length))
-    level_BL = MaskedCount(VOCAB, MASK).levels(t_BL, jnp.ones(t_BL.shape, bool))
+    level_BL = MaskedCount(VOCAB, MASK).quantize_time(t_BL, jnp.ones(t_BL.shape, bool))
     k_B = np.rint(np.asarray(level_BL[:, 0]) * length).astype(int)
     assert k_B.min() == 1 and k_B.max() <= length
     if length == 7:
@@ -301,7 +301,7 @@ def test_complementary_masks_train_each_token_once():
     pair, one = Masked(VOCAB, MASK, excluded=(BOS,), complementary=True), Masked(VOCAB, MASK, excluded=(BOS,))
     x_BL = jnp.asarray(sample_law(LAW3, 512, seed=30))
     keys_B, t_BL = row_keys(jax.random.key(31), jnp.arange(512)), jnp.full(x_BL.shape, 0.3)
-    (z_BL, t_BL), (other_BL, other_t_BL) = pair.draws(keys_B, x_BL, t_BL)
+    (z_BL, t_BL), (other_BL, other_t_BL) = pair.noisy_views(keys_B, x_BL, t_BL)
     assert ((z_BL == MASK) ^ (other_BL == MASK)).all() and ((z_BL == x_BL) | (other_BL == x_BL)).all()
     np.testing.assert_allclose(t_BL + other_t_BL, 1.0)
     denoiser, steps = toy.ToyDenoiser(LAW3, VOCAB, toy.masked_likelihood(TOKENS, MASK)), 24

@@ -222,7 +222,7 @@ def test_forward_steps_compose():
 
 def test_what_is_learned():
     params = EVEN.init(jax.random.key(0))
-    assert params["log_w"].shape == (VOCAB,) and EVEN.kinds() == {"log_w": "vector"} and EVEN.reinforce
+    assert params["log_w"].shape == (VOCAB,) and EVEN.param_kinds() == {"log_w": "vector"} and EVEN.reinforce
     np.testing.assert_array_equal(EVEN.with_params(params).weights_V, np.ones(VOCAB))
     np.testing.assert_allclose(PROCESS.noise_rate(jnp.asarray([0.5])), np.mean(0.5 ** np.exp(LOG_W[:TOKENS])), rtol=1e-5)
     assert EVEN.with_params({}) is EVEN and hash(EVEN) == hash(GenMd4(VOCAB, MASK, (BOS,)))
@@ -232,8 +232,8 @@ def test_what_is_learned():
 
 def test_the_schedule_is_watched():
     """Exponents of what text may hold; the mask's and BOS's say nothing."""
-    assert EVEN.watched() == {}
-    watched, held = PROCESS.watched(), np.exp(LOG_W[:TOKENS])
+    assert EVEN.scalars() == {}
+    watched, held = PROCESS.scalars(), np.exp(LOG_W[:TOKENS])
     assert {name: round(float(value), 5) for name, value in watched.items()} == {
         "w_mean": round(float(held.mean()), 5),
         "w_min": round(float(held.min()), 5),

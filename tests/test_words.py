@@ -70,7 +70,6 @@ PHRASES = (
 OPEN: dict[str, tuple[str, ...]] = {
     "place": (
         "dlmjax/cli",
-        "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
         "dlmjax/fit",
@@ -83,7 +82,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "launch/command.py",
     ),
     "places": (
-        "dlmjax/data",
         "dlmjax/evaluation",
         "dlmjax/harness",
         "dlmjax/quality",
@@ -142,7 +140,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     "turns": ("dlmjax/models",),
     "hyper": ("dlmjax/diffusion",),
     "heard": (
-        "dlmjax/cluster",
         "dlmjax/diffusion",
         "launch/local.py",
     ),
@@ -166,7 +163,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sweep",
     ),
     "is conditioned on, receives": (
-        "dlmjax/cluster",
         "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/evaluation",

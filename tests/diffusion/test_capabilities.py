@@ -1,6 +1,7 @@
 """What a process declares of itself: other packages read the declarations and never look at its class."""
 
 import ast
+import contextlib
 import pathlib
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 import dlmjax
+from dlmjax.diffusion.capabilities import make_named, table
 from dlmjax.diffusion.process import Blocks, Process, row_keys
-from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS
+from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS, make_times
+from dlmjax.errors import InputError
 from dlmjax.sampling import METHODS
-from tests.sampling.test_every_process import VARIANTS, process_of
+from tests.sampling.test_every_process import VARIANTS
 
 ROOT = pathlib.Path(dlmjax.__file__).parent
 CONSUMERS = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "diffusion")
@@ -50,14 +53,22 @@ def test_no_consumer_looks_at_the_class_of_a_process():
     assert found == ALLOWED
 
 
+def test_the_page_is_the_declarations():
+    page = (ROOT.parent / "docs" / "processes.md").read_text(encoding="utf-8")
+    assert table() in page, "paste what this prints: python -m dlmjax.diffusion.capabilities"
+
+
 @pytest.mark.parametrize("name", [*PROCESSES, *VARIANTS])
 def test_declarations_agree_with_what_a_process_does(name):
-    process = process_of(name)
+    process = make_named(name)
     assert set(process.methods) <= set(METHODS) and set(process.weightings) <= set(WEIGHTINGS)
     assert process.weighting.name in process.weightings
     assert process.predicts in ("logits", "scores", "vectors") and (process.predicts == "vectors") >= (process.outputs != process.vocab)
     assert process.sequential == (process.attention != "full") and process.streams == 1 + (process.block_size is not None)
     assert process.block_size is None or process.block_size in process.block_sizes
+    for times in (make_times("per_block", size=2), make_times("hyper", window=2)):
+        with pytest.raises(InputError) if process.one_time_per_row else contextlib.nullcontext():
+            process.spread(times)
     process = process.bound.with_params(process.bound.init(jax.random.key(0)) or None)
     keys_B = row_keys(jax.random.key(0), jnp.arange(4))
     if not process.input_dim and not process.causal:

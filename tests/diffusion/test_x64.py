@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import pytest
 
 from dlmjax.diffusion import Objective, any_order_nats, make_schedule, make_times, make_weighting, nats_at, row_keys
+from dlmjax.diffusion.capabilities import make_named
 from dlmjax.diffusion.process import bind_process
 from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, WITHIN_ROWS
 from dlmjax.models import Execution, build_network
 from tests.models.tiny import spec
-from tests.sampling.test_every_process import LENGTH, VOCAB, process_of
+from tests.sampling.test_every_process import LENGTH, VOCAB
 
 ROWS = 3
 KINDS = {
@@ -35,7 +36,7 @@ def float64():
 @functools.cache
 def parts_of(name, hints=False):
     """(process, network, shapes of its parameters and of a batch)."""
-    process = process_of(name)
+    process = make_named(name)
     classes, time_input = process.outputs if process.input_dim else VOCAB, "adaln" if process.time_input else "none"
     network = build_network(
         spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, self_condition=hints), Execution()

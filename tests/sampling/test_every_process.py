@@ -1,13 +1,15 @@
 """Whatever process is in the registry, on a small network with random weights: a prompt is kept, text comes out, and nothing else."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.choices import parse
+from dlmjax.diffusion.capabilities import make_named, reveal_orders
 from dlmjax.diffusion.process import row_keys, split_rows
-from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
+from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.sampling.blocks import sampler_for
@@ -22,16 +24,9 @@ VOCAB, PAD, BOS, MASK = 29, 26, 27, 28
 LENGTH = 8
 
 
-def process_of(text):
-    name, values = parse(text)
-    facts = {"vocab": VOCAB, "mask_id": MASK, "bos_id": BOS, "eos_id": BOS, "excluded": (PAD,)}
-    needs = {"counts_V": tuple(range(1, VOCAB + 1))} if "counts_V" in process_fields(name) else {}
-    return make_process(name, **facts, **needs, **values)
-
-
 def make(name, **changes):
     """(process, network, weights), as a run has them."""
-    process = process_of(name)
+    process = make_named(name)
     time_input = "adaln" if process.time_input else "none"
     classes = process.outputs if process.input_dim else VOCAB
     network = build_network(spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, **changes), Execution())
@@ -88,7 +83,7 @@ VARIANTS = (
 @pytest.mark.parametrize("name", [*PROCESSES, *VARIANTS])
 def test_the_methods_that_a_process_declares_are_those_that_fit(name):
     """What is declared builds; what is not is refused in one line, where it is put together with the process."""
-    process = process_of(name)
+    process = make_named(name)
     network = build_network(spec(depth=1, vocab=VOCAB), Execution()) if process.sequential else None
     for method in METHODS:
         settings = SampleSettings(steps=2, method=method)
@@ -99,6 +94,10 @@ def test_the_methods_that_a_process_declares_are_those_that_fit(name):
             with pytest.raises(InputError) as refusal:
                 build(settings)
             assert "\n" not in str(refusal.value)
+    reveals = {"all": REVEAL_ORDERS, "none": (), "left_to_right": ("left_to_right",)}[reveal_orders(process.bound)]
+    for order in REVEAL_ORDERS if not process.block_size else ():
+        with contextlib.nullcontext() if order in reveals else pytest.raises(InputError):
+            sampler_for(process, network or build_network(spec(depth=1, vocab=VOCAB), Execution()), SampleSettings(steps=2, order=order))
 
 
 # (spread, mean) of an output that no training has shaped, one for each row: sure and unsure; scores far from what the noise leaves.
@@ -132,14 +131,14 @@ class AnyOutput:
 TOKEN_PROCESSES = sorted(
     name
     for name in {*PROCESSES, *VARIANTS} - {"blocks", "autoregressive"}
-    if not process_of(name).sequential and not process_of(name).input_dim
+    if not make_named(name).sequential and not make_named(name).input_dim
 )
 
 
 @pytest.mark.parametrize("name", TOKEN_PROCESSES)
 def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(name):
     """From any level to 0: masks and suppressed tokens are gone, though the output belongs to no law and what is learned is arbitrary."""
-    process, rng, length = process_of(name).bound, np.random.default_rng(1), 48
+    process, rng, length = make_named(name).bound, np.random.default_rng(1), 48
     start = process.init(jax.random.key(0))
     process = process.with_params(jax.tree.map(lambda a: jnp.asarray(rng.normal(scale=1.5, size=a.shape), a.dtype), start))
     never = (0, PAD, BOS, MASK)

@@ -1,4 +1,4 @@
-"""What every launcher is asked to start: the flags of `dlmjax train`, checked here, before a machine is asked for or paid for."""
+"""The flags of `dlmjax train` that every launcher forwards, checked before a machine is requested or paid for."""
 
 import argparse
 import dataclasses
@@ -17,12 +17,12 @@ from dlmjax.flags import Parser as BaseParser
 from dlmjax.flags import one_line, print_anything
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-KERNELS = {"tpu": "splash", "gpu": "cudnn with --config.execution.dtype=bfloat16"}  # of attention, where it is not dense
+KERNELS = {"tpu": "splash", "gpu": "cudnn with --config.execution.dtype=bfloat16"}  # attention kernels other than dense
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The flags of one `dlmjax train`, and the config that they give."""
+    """The flags of one `dlmjax train`, and the config that they describe."""
 
     flags: tuple[str, ...]
     config_file: str
@@ -34,22 +34,22 @@ class Train:
 
     @property
     def arguments(self) -> list[str]:
-        """`train` and its flags; always with `--json`, whose line tells a launcher whether the run is finished."""
+        """`train` and its flags; always with `--json`, from whose line a launcher reads whether the run is finished."""
         return ["train", *self.flags, *([] if "--json" in self.flags else ["--json"])]
 
     def check_started_again(self, what: str) -> None:
-        """Raises InputError where a start anew is asked for of `what`, whose restarts give the same flags again and say of none that it is
-        a restart: each would move aside what the one before it had trained.
+        """Raises InputError for `--fresh` with `what`, a launcher whose restarts repeat the flags and are not marked as such: each would
+        move aside what the previous one has trained.
         """
         if self.fresh:
             raise InputError(
-                f"--fresh conflicts with {what}, which gives the same flags at each restart: it would begin the run anew each time; "
-                "choose another --workdir, or move what is in this one aside by hand"
+                f"--fresh conflicts with {what}, which repeats the flags at each restart: each would begin a new run; "
+                "choose another --workdir, or move the contents of this one aside by hand"
             )
 
     def check_devices(self, devices: int, platform: str) -> None:
-        """Raises InputError where the config does not run on so many devices ("gpu" or "tpu"): its mesh cannot be laid over them, its
-        batch or model not over the mesh, its attention kernel is of another kind of chip.
+        """Raises InputError where the config does not run on this number of devices ("gpu" or "tpu"): the mesh does not fit the devices,
+        the batch or the model does not fit the mesh, or the attention kernel is for another kind of chip.
         """
         # Here, because they import jax, which takes a second that --help and a mistyped flag need not wait.
         from dlmjax.models.attention import runs_on
@@ -58,8 +58,8 @@ class Train:
         data, model, execution = self.config.data, self.config.model, self.config.execution
         if not runs_on(execution.attention, execution.dtype, platform):
             raise InputError(
-                f"attention={execution.attention} with {execution.dtype} does not run on a {platform.upper()}; pass "
-                f"--config.execution.attention={KERNELS[platform]} (or dense)"
+                f"execution.attention={execution.attention} with execution.dtype={execution.dtype} does not run on a {platform.upper()}; "
+                f"pass --config.execution.attention={KERNELS[platform]} (or dense)"
             )
         mesh = fill_sizes(dict(self.config.mesh), devices, f"{devices} devices")
         microbatch = data.batch // self.config.train.accumulation
@@ -88,13 +88,13 @@ def read_train(flags: list[str]) -> Train:
     try:
         arguments, overrides = train_flags(flags)
     except InputError as error:
-        raise InputError(f"not a flag of this launcher, and dlmjax train says: {error}") from error
+        raise InputError(f"flags that are not this launcher's are those of dlmjax train: {error}") from error
     config = config_lib.load(arguments.config, overrides)
     return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork or "", arguments.init or "", arguments.fresh)
 
 
 def in_repository(train: Train) -> Train:
-    """The same with the path of its config as other machines have it: relative to the repository.
+    """The same with the path of the config relative to the repository, as other machines have it.
 
     Raises:
       InputError: the config is not in the repository, so that the other machines do not have it.
@@ -105,11 +105,11 @@ def in_repository(train: Train) -> Train:
     except ValueError as error:
         raise InputError(f"--config {train.config_file} is not in {ROOT}; put it into configs/, so that every machine has it") from error
     flags = list(train.flags)
-    for place, flag in enumerate(flags):
+    for index, flag in enumerate(flags):
         if flag == "--config":
-            flags[place + 1] = f"{inside}{colon}{size}"
+            flags[index + 1] = f"{inside}{colon}{size}"
         elif flag.startswith("--config="):
-            flags[place] = f"--config={inside}{colon}{size}"
+            flags[index] = f"--config={inside}{colon}{size}"
     return dataclasses.replace(train, flags=tuple(flags))
 
 
@@ -120,32 +120,36 @@ def on_volumes(train: Train, volumes: tuple[str, ...]) -> tuple[Train, list[str]
       volumes: directories that every host has in common.
 
     Raises:
-      InputError: the workdir, a corpus or the run to start from is on no volume, so that the hosts would not see the same files; a
-        bucket that cannot be.
+      InputError: the workdir, a corpus or the run to start from is not on a volume, so that the hosts would not see the same files; an
+        invalid bucket name.
     """
     flags = tuple(flag.replace("gs://", "/gcs/") for flag in train.flags)
     buckets = sorted(set(re.findall(r"gs://([^/\s'\",)]*)", " ".join(train.flags))))
     for bucket in buckets:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", bucket):
-            raise InputError(f"gs://{bucket} names no bucket: 3 to 63 lower-case letters, digits, hyphens, dots and underscores")
+            raise InputError(
+                f"gs://{bucket} is not a bucket name: it requires 3 to 63 lower-case letters, digits, hyphens, dots and underscores"
+            )
     moved = dataclasses.replace(train, flags=flags, workdir=train.workdir.replace("gs://", "/gcs/"))
     volumes = (*volumes, *(f"/gcs/{bucket}" for bucket in buckets))
     if not train.config.data.paths:
-        raise InputError("the config names no corpus; pass --config.data.paths=DIR")
-    places = {"--workdir": [train.workdir], "--config.data.paths": train.config.data.paths}
-    places |= {flag: [run] for flag, run in (("--fork", train.fork), ("--init", train.init)) if run}
-    for flag, paths in places.items():
+        raise InputError("data.paths is empty; pass --config.data.paths=DIR")
+    paths_by_flag = {"--workdir": [train.workdir], "--config.data.paths": train.config.data.paths}
+    paths_by_flag |= {flag: [run] for flag, run in (("--fork", train.fork), ("--init", train.init)) if run}
+    for flag, paths in paths_by_flag.items():
         for path in paths:
             if not any(path.replace("gs://", "/gcs/").startswith(f"{volume}/") for volume in volumes):
-                raise InputError(f"{flag} {path} is on no volume that all hosts share; give {flag}=gs://bucket/dir, or a mounted directory")
+                raise InputError(
+                    f"{flag} {path} is not on a volume that all hosts share; give {flag}=gs://bucket/dir, or a mounted directory"
+                )
     return moved, buckets
 
 
 def shell_name(text: str, flag: str) -> str:
-    """A name that clusters accept: lower case, digits and hyphens, at most 40 characters.
+    """The text, if it is a name that clusters accept: lower case, digits and hyphens, at most 40 characters.
 
     Raises:
-      InputError: it is not one.
+      InputError: another text, with the flag that it is of.
     """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
         raise InputError(f"{flag} is {text!r}; use at most 40 lower-case letters, digits and hyphens, the first a letter")

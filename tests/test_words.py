@@ -79,7 +79,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
         "dlmjax/sweep",
         "dlmjax/training",
-        "launch/command.py",
     ),
     "places": (
         "dlmjax/evaluation",
@@ -88,7 +87,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
         "dlmjax/sweep",
         "dlmjax/training",
-        "launch/command.py",
     ),
     "given": (
         "dlmjax/cli",

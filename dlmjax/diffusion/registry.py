@@ -1,4 +1,4 @@
-"""Names for configs: a process, a schedule, a law of times or a weighting from its name and plain values."""
+"""Processes, schedules, times and weightings by name, for configs: each is made from its name and plain values."""
 
 import contextlib
 import inspect
@@ -52,7 +52,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "sed": Sed,
     "embedding_flow": EmbeddingFlow,
 }
-# Of those that compute arrays when they are made: what looks at their values alone.
+# Processes that compute arrays when they are made: the function that checks their values and computes none.
 _CHECKED: dict[str, Callable[..., bool]] = {"d3pm": check_d3pm}
 SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "linear": schedules.Linear,
@@ -93,10 +93,10 @@ TIMES: dict[str, tuple[str, bool]] = {
 # Levels that differ within a row; these take a `law`, one of TIME_DISTRIBUTIONS, and its values beside their own.
 WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyperschedule, "per_block": PerBlock}
 
-# What a caller may hand to any process: facts of the tokenizer and the schedule. Each process takes those it has a field for.
-_INTERNAL = ("params",)  # what training finds
+# Any process may be made with these facts of the tokenizer and the schedule; it takes those that it has a field for.
+_INTERNAL = ("params",)  # trained, not configured
 _EPS = inspect.Parameter("eps", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
-_SOME_VOCAB = 2**16  # where a process is made before its tokenizer is known
+_SOME_VOCAB = 2**16  # classes of a process that is made before its tokenizer is known
 _COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")
 
 
@@ -124,7 +124,7 @@ def make_process(name: str, **values: Any) -> Process:
 
 
 def curriculum_of(text: str) -> Process | None:
-    """The process of a text like "duo(until=100)" over some vocabulary, where its kind follows curricula; None where it does not.
+    """The process of a text like "duo(until=100)" over some vocabulary; None where its class has no curriculum.
 
     Raises InputError for an unknown name or value.
     """
@@ -139,17 +139,17 @@ def check_process(text: str, schedule: str = "linear") -> bool | None:
     """Checks the text of a process, like "hybrid(p_uniform=0.2)", and of its schedule, without facts of a corpus and without a device.
 
     Returns:
-      Whether its network must be told the time; None where it is not known before the process is made.
+      Whether its network is conditioned on the time; None where only the process itself can tell.
     Raises:
-      InputError: an unknown name or value (with the nearest valid one), a value of another type, out of its range or that is not a
-        person's to give, a schedule for a process that fixes its own.
+      InputError: an unknown name or value (with the nearest valid one), a value of another type, out of its range or that the
+        tokenizer or training provides, a schedule for a process that fixes its own.
     """
     name, values = parse(text, "process")
     fields = parameters_of(lookup("process", name, PROCESSES))
-    given = {field: kind for field, kind in fields.items() if field not in (*_COMMON, *_INTERNAL)}
+    configured = {field: kind for field, kind in fields.items() if field not in (*_COMMON, *_INTERNAL)}
     if "schedule" in fields:
-        given.setdefault("eps", _EPS)
-    check_values(f"process {name}", given, values)
+        configured.setdefault("eps", _EPS)
+    check_values(f"process {name}", configured, values)
     of_schedule = parse(schedule, "schedule")
     check_call("schedule", schedule)
     if "schedule" not in fields and of_schedule != ("linear", {}):
@@ -158,8 +158,8 @@ def check_process(text: str, schedule: str = "linear") -> bool | None:
 
 
 def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mapping[str, Any]]) -> bool | None:
-    """`time_input` of the process over some large vocabulary. Traced, since a device must not be touched: where a process asks for
-    numbers of a trace when it is made, it has come as far as that, and what is left is refused when the run is assembled."""
+    """`time_input` of the process over some large vocabulary. Traced, because no device may be touched: a process that reads numbers of a
+    traced array ends the trace there, and its remaining values are checked when the run is assembled."""
     if name in _CHECKED:
         return _CHECKED[name](**values)
     facts = {"vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1, "eos_id": 1, "excluded": (2,)}
@@ -176,7 +176,7 @@ def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mappi
 
 
 def check_call(kind: str, text: str) -> None:
-    """Makes what the text of a "schedule", "times" or "weighting" describes, which are plain numbers.
+    """Checks the text of a "schedule", "times" or "weighting" by making it: it consists of plain numbers.
 
     Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or out of its range.
     """

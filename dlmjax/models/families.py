@@ -1,13 +1,13 @@
-"""Families of Transformers by name: which fields of a `ModelSpec` make the network the one that a published checkpoint holds.
+"""Families of Transformers by name: the fields of a `ModelSpec` that describe the network of a published checkpoint.
 
     qwen3   RMSNorm on queries and keys, no bias (Qwen3 2505.09388); the default
-    llama   without that norm (Llama 2302.13971, LLaDA 2502.09992)
-    qwen2   and with a bias on queries, keys and values (Qwen2 2407.10671, Dream 2508.15487)
+    llama   qwen3 without that norm (Llama 2302.13971, LLaDA 2502.09992)
+    qwen2   llama with a bias on queries, keys and values (Qwen2 2407.10671, Dream 2508.15487)
     olmo2   RMSNorm on all queries and on all keys, norms after each branch (OLMo 2 2501.00656)
     gpt2    LayerNorm, learned positions, GELU in its tanh form, biases (Radford et al. 2019)
     bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
 
-A config names one in `model.family`, with values where a checkpoint has others: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
+A config names one in `model.family`, with values that differ from the family's: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
 Any of them may run its layers several times, `qwen3(loops=2)`, and see a part of the row only, `llama(window=4096)` (Mistral 2310.06825).
 """
 
@@ -27,11 +27,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": dict(_LAYER_NORM, mlp="gelu_tanh", max_positions=1024, norm_eps=1e-5),
     "bert": dict(_LAYER_NORM, mlp="gelu", max_positions=512, order="post", token_types=2, head="transform", norm_eps=1e-12),
 }
-# What a name may be given in brackets, and for which kind of positions it means something.
+# Values in brackets, by the kind of positions that they belong to.
 _OF_ROTARY = ("rope_scaling_type", "rope_original", "rope_slow", "rope_fast", "rope_attention", "rope_truncate")
 _OF_LEARNED = ("max_positions", "position_offset", "token_types")
 VALUES = ("norm_eps", "shift", "loops", "window", *_OF_LEARNED, *_OF_ROTARY)
-# What a family fixes: a network that differs in one of these is of another family.
+# Fields that a family fixes: a network that differs in one of these belongs to another family.
 STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "order", "head")
 _FIELDS = choices.parameters_of(ModelSpec)
 

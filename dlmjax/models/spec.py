@@ -1,6 +1,6 @@
 """What the denoiser is (`ModelSpec`) and how it is run (`Execution`): plain values, checked where they are made.
 
-Shapes used in this room: B batch, L length, D width, H query heads, G key/value heads, K head_dim, F ffn, V vocab, N layers,
+Shapes: B batch, L length, D width, H query heads, G key/value heads, K head_dim, F ffn, V vocab, N layers,
 T width of the time signal, R rows (a flattened batch of positions).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from dlmjax.choices import nearest
 from dlmjax.errors import InputError
 from dlmjax.fields import check_section, default_of
 
@@ -38,8 +39,8 @@ class ModelSpec:
 
     `vocab` counts the classes of the logits, special ids included. `rope_scaling` is the factor by which the context is stretched
     (1 = off), `rope_scaling_type` how: "linear" divides positions, "ntk" enlarges the base, "llama3" (Llama 3 2407.21783) and "yarn" (YaRN
-    2309.00071) divide the slow frequencies alone: those that turn less than `rope_slow` times in `rope_original` positions, but none that
-    turns more than `rope_fast` times. "yarn" also multiplies cosines and sines by `rope_attention`, and rounds the two borders outwards to
+    2309.00071) divide the slow frequencies alone: those with less than `rope_slow` rotations in `rope_original` positions, but none
+    with more than `rope_fast`. "yarn" also multiplies cosines and sines by `rope_attention`, and rounds the two borders outwards to
     whole channels (`rope_truncate`).
 
     The fields that make another family of it (`families.py` names the combinations): `qk_norm`, RMSNorm on queries and keys, of each head
@@ -53,12 +54,12 @@ class ModelSpec:
     weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat. `window`: a position sees
     those that are less than `window` away from it (Mistral 2310.06825); 0 = all that the process lets it see.
 
-    `time_input` is how the noise level enters: "adaln" modulates every layer and starts the final layers at zero (DiT 2212.09748), "add"
-    adds a vector to every embedding, "prefix" puts one more position in front that all see (its level is the row's highest); absorbing
-    processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al. 2006.10739).
-    `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes an estimate of the clean input
-    as a hint. `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred
-    (CompleteP 2505.01618); 0 = off.
+    `time_input` is how the network is conditioned on the time t: "adaln" modulates every layer and starts the final layers at zero (DiT
+    2212.09748), "add" adds a vector to every embedding, "prefix" puts one more position in front that all see (its t is the row's highest);
+    absorbing processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al.
+    2006.10739). `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes an x0 prediction
+    as a hint. `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred (CompleteP
+    2505.01618); 0 = off.
     Raises InputError on sizes that contradict each other.
     """
 
@@ -107,20 +108,23 @@ class ModelSpec:
         check_section("model", vars(self))
         self._check_numbers()
         if min(self.vocab, self.time_width) < 1:
-            raise InputError(f"model.vocab={self.vocab} and time_width={self.time_width} must be at least 1")
+            raise InputError(f"a network requires model.vocab={self.vocab} and time_width={self.time_width} to be at least 1")
         if self.heads % self.kv_heads:
             raise InputError(f"model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}; choose a divisor of the heads")
         if self.head_dim % 2:
-            raise InputError(f"model.head_dim={self.head_dim} is odd; rotary positions turn pairs of channels, choose an even number")
+            raise InputError(f"model.head_dim={self.head_dim} is odd; rotary positions rotate pairs of channels; choose an even number")
         if bool(self.completep_width) != bool(self.completep_depth):
             raise InputError(
-                "model.completep_width and model.completep_depth go together: give the base model's width and depth, or 0 and 0"
+                f"model.completep_width={self.completep_width} and model.completep_depth={self.completep_depth} go together: give the base "
+                "model's width and depth, or 0 and 0"
             )
         _one_of("model.time_input", self.time_input, TIME_INPUTS)
-        _one_of("model.time_features", self.time_features, TIME_FEATURES)
+        _one_of("model.time_input: features", self.time_features, TIME_FEATURES)
         if self.input_dim and self.tied:
-            raise InputError("model.tied needs an embedding of tokens, but this process hands the network vectors; set model.tied=false")
-        _one_of("model.rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
+            raise InputError(
+                "model.tied=true requires an embedding of tokens, and the network of this process reads vectors; set model.tied=false"
+            )
+        _one_of("model.family: rope_scaling_type", self.rope_scaling_type, ROPE_SCALINGS)
         attention_fits = SMALLEST <= self.rope_attention <= MOST_ATTENTION
         if self.rope_original < 1 or not SMALLEST <= self.rope_slow < self.rope_fast or not attention_fits:
             raise InputError(
@@ -130,14 +134,14 @@ class ModelSpec:
         self._check_family()
 
     def differing(self, other: ModelSpec) -> list[str]:
-        """Fields in which two networks compute other functions of the same weights, or hold other weights; how weights start, and what
-        is dropped in training, is no part of the function."""
+        """Fields in which two networks compute different functions of the same weights, or hold different weights. Initial values and
+        dropout are not part of the function."""
         names = [name for name, value in self._function().items() if value != other._function()[name]]
         causes = [name for name in names if getattr(self, name) != getattr(other, name)]  # a field of one value in both may be read in one
         return causes or (["rope_scaling_type"] if names else [])  # it alone decides what is read and need not be read itself
 
     def _function(self) -> dict[str, object]:
-        """Fields by name, with None for those that nothing is computed from."""
+        """Fields by name, with None for those that the network does not read."""
         values = {name: value for name, value in vars(self).items() if name not in ("dropout", "init_std")}
         values |= {"completep_width": self.width_ratio, "completep_depth": self.depth_ratio}
         rotary, kind = self.positions == "rotary", self.rope_scaling_type
@@ -154,12 +158,12 @@ class ModelSpec:
         return {name: value if used.get(name, True) else None for name, value in values.items()}
 
     def _check_numbers(self) -> None:
-        """Whole numbers fit in int32, others in float32: a larger one fails far from here, in a network that is not finite."""
+        """Whole numbers must fit in int32, others in float32: a larger one fails much later, as a network that is not finite."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             high = {"int": 2**31 - 1, "float": LARGEST}.get(field.type)
             if high and not abs(value) <= high:
-                raise InputError(f"model: {field.name}={value!r:.40} is too large for the network's arithmetic; give at most {high:g}")
+                raise InputError(f"model.{field.name}={value!r:.40} is too large for the network's arithmetic; give at most {high:g}")
         if self.norm_eps < SMALLEST:
             raise InputError(
                 f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e}: what a norm adds to the mean square before "
@@ -167,9 +171,9 @@ class ModelSpec:
             )
 
     def _check_family(self) -> None:
-        """What the fields of a family allow together."""
-        choices = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, order=ORDERS, head=HEADS)
-        for name, valid in choices.items():
+        """Contradictions between the fields that a family decides."""
+        texts = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, order=ORDERS, head=HEADS)
+        for name, valid in texts.items():
             _one_of(f"model.family: {name}", getattr(self, name), valid)
         if self.position_offset < 0:
             raise InputError(f"model.family: position_offset={self.position_offset} is negative; give the rows that no token uses, or 0")
@@ -186,7 +190,7 @@ class ModelSpec:
             raise InputError(f"model.family: window={self.window} is negative; give the positions that one sees, or 0 for all")
         if self.order != "pre" and (self.time_input == "adaln" or self.completep_width):
             what = "model.time_input=adaln" if self.time_input == "adaln" else "CompleteP (model.completep_width)"
-            raise InputError(f"{what} requires norms before each branch, this family has them behind it; choose another model.family")
+            raise InputError(f"{what} requires norms before each branch, and model.family has them after it; choose another family")
 
     @property
     def mlp_matrices(self) -> int:
@@ -220,8 +224,8 @@ class Execution:
 
     `dtype` is that of weights and activations inside the layers (master weights, logits, softmax and reductions stay float32);
     `scan` runs the stacked layers by `lax.scan` (short compilation) or unrolled (20-50 % faster on CPU); `remat` recomputes nothing,
-    everything, or everything but the weight matmuls in the backward pass; `head_chunk` is the number of rows whose logits exist at
-    once (0 = chosen from the vocabulary).
+    everything, or everything but the weight matmuls in the backward pass; `head_chunk` is the number of positions whose logits exist
+    at once (0 = chosen from the vocabulary).
     """
 
     dtype: str = default_of("execution.dtype")
@@ -236,4 +240,4 @@ class Execution:
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+        raise InputError(f"{name}={value!r} is unknown{nearest(value, choices)}")

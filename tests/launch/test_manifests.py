@@ -166,7 +166,7 @@ def test_the_image_holds_what_the_manifest_starts():
         (kubernetes, [*TPU, *ON_BUCKET, "--claim", "nfs"], "--claim"),
         (slurm, ["--nodes", "0", *CONFIG, "--workdir", "w"], "--nodes is 0"),
         (slurm, ["--time", "soon", *CONFIG, "--workdir", "w"], "--time"),
-        (slurm, ["--time", "5", "--save-seconds", "300", *CONFIG, "--workdir", "w"], "leaves nothing"),
+        (slurm, ["--time", "5", "--save-seconds", "300", *CONFIG, "--workdir", "w"], "is not below --time"),
         (slurm, ["--gpus-per-node", "8", "--tasks-per-node", "3", *CONFIG, "--workdir", "w"], "one"),
         (slurm, ["--setup", "a\nb", *CONFIG, "--workdir", "w"], "one line"),
         (slurm, [*CONFIG], "--workdir"),

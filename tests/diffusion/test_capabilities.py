@@ -68,7 +68,7 @@ def test_declarations_agree_with_what_a_process_does(name):
     assert process.block_size is None or process.block_size in process.block_sizes
     for times in (make_times("per_block", size=2), make_times("hyper", window=2)):
         with pytest.raises(InputError) if process.one_time_per_row else contextlib.nullcontext():
-            process.spread(times)
+            process.adapt_times(times)
     process = process.bound.with_params(process.bound.init(jax.random.key(0)) or None)
     keys_B = row_keys(jax.random.key(0), jnp.arange(4))
     if not process.input_dim and not process.causal:

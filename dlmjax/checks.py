@@ -1,4 +1,4 @@
-"""What a field may hold, asked of what people write: values of a sweep's file, lines of files that may have been edited. Imports no jax."""
+"""Checks of fields that people write: values of a sweep's file, lines of files that may have been edited. Imports no jax."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def name(what: str, text: str) -> None:
-    """Raises InputError: a text that is no name: it stands in commands, tables and names of files."""
+    """Raises InputError: a text that is not a name: it occurs in commands, tables and names of files."""
     if len(text) > LONGEST or not _NAME.fullmatch(text):
         raise InputError(
             f"{what} is {text[:60]!r}; a name has letters, digits and . _ - + = , @, at most {LONGEST}, the first a letter or digit"
@@ -37,7 +37,7 @@ def label(what: str, text: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """A text that somebody's process left, as it may be printed."""
+    """The text of a foreign process, without control characters."""
     return _CONTROL.sub(" ", text)
 
 
@@ -58,7 +58,7 @@ def flat(what: str, values: dict[str, Any], least: float = -MOST) -> None:
 
 
 def numbers(what: str, values: dict[str, Any], least: float = 0.0) -> None:
-    """Raises InputError: an entry of an object that is no number from `least` to MOST."""
+    """Raises InputError: an entry of an object that is not a number from `least` to MOST."""
     flat(what, values, least)
     for key, value in values.items():
         if not _is_number(value):
@@ -66,7 +66,7 @@ def numbers(what: str, values: dict[str, Any], least: float = 0.0) -> None:
 
 
 def whole(name: str, least: int, most: int = MOST_COUNT, **values: Any) -> None:
-    """Raises InputError: one of the values of `name` is no whole number from `least` to `most`."""
+    """Raises InputError: one of the values of `name` is not a whole number from `least` to `most`."""
     for field, value in values.items():
         if type(value) is not int or value < least:
             raise InputError(f"{name}({field}={value!r:.60}): give a whole number of at least {least}")
@@ -75,14 +75,14 @@ def whole(name: str, least: int, most: int = MOST_COUNT, **values: Any) -> None:
 
 
 def finite(name: str, **values: Any) -> None:
-    """Raises InputError: one of the values of `name` is no finite number."""
+    """Raises InputError: one of the values of `name` is not a finite number."""
     for field, value in values.items():
         if not _is_number(value):
             raise InputError(f"{name}({field}={value!r:.60}): give a finite number")
 
 
 def positive(name: str, **values: Any) -> None:
-    """Raises InputError: one of the values of `name` is no finite number above 0."""
+    """Raises InputError: one of the values of `name` is not a finite number above 0."""
     for field, value in values.items():
         if not (_is_number(value) and value > 0):
             raise InputError(f"{name}({field}={value!r:.60}): give a positive number")
@@ -95,7 +95,7 @@ def from_json(kind: type, values: Any, what: str, signed: Collection[str] = ()) 
     """
     found = {}
     if not isinstance(values, dict):
-        raise InputError(f"{what} is no JSON object")
+        raise InputError(f"{what} is not a JSON object")
     fields = _fields(kind)
     for name, (_, needed) in fields.items():
         if needed and name not in values:
@@ -117,7 +117,7 @@ def from_json(kind: type, values: Any, what: str, signed: Collection[str] = ()) 
 
 @functools.cache
 def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """(type, whether it must be given) by field; what a container holds is not looked at."""
+    """(type, whether it is required) by field; what a container holds is not looked at."""
     hints = {name: dict if typing.get_origin(hint) is dict else hint for name, hint in typing.get_type_hints(kind).items()}
     missing = dataclasses.MISSING
     return {

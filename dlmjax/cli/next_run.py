@@ -25,7 +25,7 @@ from dlmjax.sweep import counts, ladder
 from dlmjax.sweep.planning import microbatches
 from dlmjax.sweep.rules import of_length
 
-# What a definition of N is called among the counts of a network.
+# The field of `Counts` for each definition of N.
 _COUNTED = {"total": "parameters", "non_embedding": "non_embedding", "active": "active", "flops_per_token": "flops_per_token"}
 
 
@@ -44,19 +44,19 @@ def write_config(saved: Saved, prediction: Prediction, fit: str, file: str) -> l
 
 
 def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
-    """A config file of the predicted run: the reference run's leaves, on the rung of the ladder nearest to N*, with what the laws say.
+    """A config file of the predicted run: the reference run's leaves, on the size of the ladder nearest to N*, with the values of the laws.
 
     Parameters and FLOPs per token of that shape are counted under the run's own objective, and steps are what the FLOPs pay for: the run
-    costs what was asked for, wherever C = k N^rho D would lead. Microbatches are no larger than the reference's; warm-up and the horizon of
+    costs --flops, whatever C = k N^rho D gives. Microbatches are no larger than the reference's; warm-up and the horizon of
     the averaged weights keep their share of the steps; the run is evaluated, sampled and saved twenty times.
-    Raises InputError: the fit knows no run's config (outside tables), the ladder has no such shape, or what would be written does not load.
+    Raises InputError: the fit holds no run's config (outside tables), the ladder has no such shape, or what would be written does not load.
     """
     series = saved.record["series"][prediction.series]
     reference = series["reference"]
     if prediction.definition not in _COUNTED:
         raise InputError(f"no network is counted by N = {prediction.definition!r}; choose one of: {', '.join(_COUNTED)}")
     if reference is None or not reference["config"]:
-        raise InputError(f"series {prediction.series!r} has no run with a config to start from; tables give numbers alone")
+        raise InputError(f"series {prediction.series!r} has no run with a config to start from; tables provide numbers alone")
     method, numbers = prediction.chosen, prediction.numbers[prediction.chosen]
     config = _config(config_lib.renamed(reference["config"]), reference["id"])
     leaves = config_lib.leaves(config)
@@ -79,7 +79,7 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     off = tokens / float(law.tokens(prediction.flops, size))
     low, high = prediction.intervals[method].get("loss", {}).get("runs", {}).get("95", (None, None))
     spread = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
-    said = f"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of {fit}.
+    text = f"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of {fit}.
 
 N* = {numbers["size"]:.4g} ({prediction.definition}); the ladder's nearest shape has {size:,.0f} ({shape}).
 {counted.flops_per_token:.4g} FLOPs per token, counted, pay for {tokens:.4g} tokens: {off:.3g} times those of the fit's C = k N^rho D.
@@ -87,7 +87,7 @@ Expected loss {numbers["loss"]:.4f} nats/token{spread}, of the law's own N* and 
 Batch and lr: {prediction.source_of_batch}. {accumulation} microbatches a step.
 All other leaves are those of {reference["id"]}; evaluated, sampled and saved every {every} steps.
 """
-    return f"""{docstring(said)}
+    return f"""{docstring(text)}
 
 from dlmjax import config as config_lib
 
@@ -102,7 +102,7 @@ def get_config():
 
 
 def docstring(text: str) -> str:
-    """A text as the literal in which a Python file says what it is: names in it come from files of others, and stay text."""
+    """A text as the docstring literal of a Python file: names in it come from foreign files, and stay text."""
     lines = [line.encode("unicode_escape").decode("ascii").replace('"', '\\"') for line in text.split("\n")]
     return '"""' + "\n".join(lines) + '"""'
 
@@ -155,7 +155,7 @@ def _experiment(config: Any, reference: dict[str, Any]) -> Experiment:
 
 
 def _nearest(experiment: Experiment, definition: str, size: float) -> tuple[ladder.Shape, counts.Counts]:
-    """The rung nearest to N* in ratio, as the network itself counts it, and its counts. Raises InputError: N* is beyond the ladder."""
+    """The size of the ladder nearest to N* in ratio, by its own counts. Raises InputError: N* is beyond the ladder."""
 
     def counted(width: int) -> counts.Counts:
         return counts.count(counts.with_shape(experiment, ladder.shape(width)))
@@ -166,6 +166,6 @@ def _nearest(experiment: Experiment, definition: str, size: float) -> tuple[ladd
     least, most = sized(ladder.WIDTHS[0]), sized(ladder.WIDTHS[-1])
     if not least / 2 <= size <= most * 2:
         raise InputError(f"the ladder has no shape with N = {size:.3g} ({definition}); it goes from {least:.3g} to {most:.3g}")
-    place = bisect_left(ladder.WIDTHS, size, key=sized)
-    width = min(ladder.WIDTHS[max(place - 1, 0) : place + 1], key=lambda rung: abs(math.log(sized(rung) / size)))
+    index = bisect_left(ladder.WIDTHS, size, key=sized)
+    width = min(ladder.WIDTHS[max(index - 1, 0) : index + 1], key=lambda width: abs(math.log(sized(width) / size)))
     return ladder.shape(width), counted(width)

@@ -1,4 +1,4 @@
-"""A planned sweep for a person: a line per run, the totals, what was refused, and what the figures rest on."""
+"""The table of a planned sweep: a line per run, totals, refused sweep points, and the assumptions of the figures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ _HEAD = (
     f"{'depth x width':>13} {'heads':>7} {'ffn':>6} {'params':>7} {'non-emb':>7} {'tokens':>8} {'steps':>8} "
     f"{'batch':>6} {'lr':>8} {'FLOPs':>9} {'off':>6} {'unique':>8} {'epochs':>7} {'time':>8}"
 )
-# What stands before the values of a cell; the width has a column of its own.
-_MARKS = {"budget": "", "unique_tokens": "u", "epochs": "e", "tokens": "d", "batch": "b", "lr": "lr", "weights": "m", "seed": "s"}
+# Prefixes of the values of a sweep point; the width has a column of its own.
+_PREFIXES = {"budget": "", "unique_tokens": "u", "epochs": "e", "tokens": "d", "batch": "b", "lr": "lr", "weights": "m", "seed": "s"}
 
 
 def table(plan: SweepPlan, refused: Sequence[Refusal], device: Device) -> str:
     """The whole plan as text."""
     capacity = device.topology.chip.memory if device.topology else None
-    lines = [f"sweep {plan.name}: {len(plan.runs)} runs of {len({run.series for run in plan.runs})} series", ""]
-    cells = [(each.series, point_text(each.cell)) for each in (*plan.runs, *refused)]
-    wide, long = (max(len(text) for text in texts) for texts in zip(("series", "cell"), *cells, strict=True))
-    lines.append(f"{'series':{wide}} {'cell':{long}} {_HEAD}" + (f" {'GiB/chip':>9}" if capacity else ""))
+    lines = [f"sweep {plan.name}: {len(plan.runs)} runs of {len({run.series for run in plan.runs})} objectives", ""]
+    points = [(each.series, point_text(each.cell)) for each in (*plan.runs, *refused)]
+    wide, long = (max(len(text) for text in texts) for texts in zip(("objective", "point"), *points, strict=True))
+    lines.append(f"{'objective':{wide}} {'point':{long}} {_HEAD}" + (f" {'GiB/chip':>9}" if capacity else ""))
     lines += [f"{run.series:{wide}} {point_text(run.cell):{long}} {_line(run, capacity)}" for run in plan.runs]
     lines += ["", *_totals(plan.runs)]
     if refused:
-        lines += ["", f"refused: {len(refused)} cells whose whole steps cannot be within {100 * TOLERANCE:.0f} % of what they ask for"]
+        lines += [
+            "",
+            f"refused: {len(refused)} sweep points whose whole steps are not within {100 * TOLERANCE:.0f} % of their FLOPs or tokens",
+        ]
         lines += [
             f"  {refusal.series:{wide}} {point_text(refusal.cell):{long}} w{refusal.cell['width']}: {refusal.reason}" for refusal in refused
         ]
@@ -38,9 +41,9 @@ def table(plan: SweepPlan, refused: Sequence[Refusal], device: Device) -> str:
 
 
 def point_text(cell: dict[str, Any]) -> str:
-    """What varies, but the width: `1e12 s0`."""
+    """The values of a sweep point without the width: `1e12 s0`."""
     values = {name: "_".join(map(short, value)) if isinstance(value, list) else short(value) for name, value in cell.items()}
-    return " ".join(mark + values[name] for name, mark in _MARKS.items() if name in values)
+    return " ".join(prefix + values[name] for name, prefix in _PREFIXES.items() if name in values)
 
 
 def duration(seconds: float | int | None) -> str:
@@ -72,7 +75,7 @@ def _line(run: PlannedRun, capacity: float | None) -> str:
 
 
 def _totals(runs: Sequence[PlannedRun]) -> list[str]:
-    """One line a series, and one of all."""
+    """One line an objective, and one of all."""
     groups = {name: [run for run in runs if run.series == name] for name in dict.fromkeys(run.series for run in runs)}
     if len(groups) > 1:
         groups["all"] = list(runs)
@@ -100,7 +103,7 @@ def _notes(plan: SweepPlan, capacity: float | None, device: Device) -> list[str]
         most = max(repeated, key=lambda run: run.epochs)
         notes.append(f"* {len(repeated)} runs see their corpus more than once, at most {most.epochs:.2f} times ({most.id})")
     if not all(run.config["data.paths"] for run in plan.runs):
-        notes.append("no corpus is named: unique tokens and epochs are as if there were always more text; the runs want data=DIR")
+        notes.append("no corpus is named: unique tokens and epochs are as if there were always more text; the runs require data=DIR")
     if capacity:
         over = sum(run.peak_bytes is not None and run.peak_bytes > capacity for run in plan.runs)
         fit = f"{over} runs do not fit" if over else "every run fits"
@@ -109,7 +112,7 @@ def _notes(plan: SweepPlan, capacity: float | None, device: Device) -> list[str]
 
 
 def _again(run: PlannedRun) -> bool:
-    """Does it see its corpus more than once, by more than the rounding to whole steps?"""
+    """Whether a run sees its corpus more than once, by more than the rounding to whole steps."""
     return run.epochs > 1 + TOLERANCE
 
 

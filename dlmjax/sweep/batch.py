@@ -20,7 +20,7 @@ CONTAINER, JOB = "run", "runs"
 
 
 def unfinished(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Those that did not finish, and did not diverge for good; in the order of the manifest."""
+    """The runs that neither finished nor diverged for good, in the order of the manifest."""
     run_log = RunLog(directory)
     return [run for run in runs if run_log.state(run.id, plan.policy) not in ("finished", "diverged")]
 

@@ -1,4 +1,4 @@
-"""What a network is made of and what a token of its training costs: parameters counted three ways, FLOPs two. No array is made.
+"""Parameters of a network, counted three ways, and FLOPs of a training token, counted two ways. No array is made.
 
 The FLOPs are those of `models.flops` with what the process asks for (`Experiment.flops_per_token`): attention in full, the head on the rows
 that carry loss, two streams for block diffusion, further passes for self-conditioning and boundary terms. Rates, lengths and shapes
@@ -17,13 +17,13 @@ from dlmjax.plan.hardware import load_of
 from dlmjax.run import Experiment
 from dlmjax.sweep.ladder import Shape
 
-# The parts of a network's tree that are not part of its layers and what surrounds them (`models.weights`).
-_PLACES = {"embedding": "table", "position": "table", "token_type": "table", "head": "head"}
+# Branches of a network's tree that are tables or the head; all others count as layers (`models.weights`).
+_KINDS = {"embedding": "table", "position": "table", "token_type": "table", "head": "head"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Of one network under one objective.
+    """The counts of one network under one objective.
 
     parameters: all that is trained, what the process learns included.  non_embedding: without tables of tokens, positions and types and
     without the head (Kaplan 2001.08361).  active: what takes part in one token's forward pass: all but tables that are only looked up, so
@@ -57,7 +57,7 @@ def count(experiment: Experiment) -> Counts:
 
 
 def with_shape(experiment: Experiment, shape: Shape) -> Experiment:
-    """The same objective on a network of other sizes, in a fraction of the time of assembling it: the process knows no sizes.
+    """The same objective on a network of other sizes, in a fraction of the time of assembling it: no process depends on these sizes.
 
     For counts alone: config, optimizer and mesh stay those of the first.
     """
@@ -69,5 +69,5 @@ def _sizes(spec: ModelSpec) -> tuple[int, int, int]:
     """Numbers in tables that are looked up, in the head, and in the rest of a network."""
     sizes = dict.fromkeys(("table", "head", "inner"), 0)
     for name, branch in build_network(spec).abstract().items():
-        sizes[_PLACES.get(name, "inner")] += sum(leaf.size for leaf in jax.tree.leaves(branch))
+        sizes[_KINDS.get(name, "inner")] += sum(leaf.size for leaf in jax.tree.leaves(branch))
     return sizes["table"], sizes["head"], sizes["inner"]

@@ -1,4 +1,4 @@
-"""What a sweep is: objectives x a grid of cells, as a Python file like any config.
+"""A sweep: objectives x a grid of sweep points, as a Python file like any config.
 
     from dlmjax.sweep.definition import IsoFlop, Sweep
 
@@ -10,8 +10,8 @@
             grid=IsoFlop(budgets=(1e12, 1e13), sizes=(32, 48, 64)),
         )
 
-`series` names the config of each objective, relative to the sweep's own file. Sizes are widths of the ladder (`ladder.py`); all else that
-the network, the data and the optimizer are, the config says. Every series gets the same cells: the same shapes, seeds and data order.
+`series` names the config of each objective, relative to the sweep's file. Sizes are widths of the ladder (`ladder.py`); all other leaves
+are those of the config. Every objective gets the same sweep points: the same shapes, seeds and data order.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ from dlmjax.sweep import ladder
 from dlmjax.sweep.manifest import Policy, Validation
 from dlmjax.sweep.rules import Batch, CompleteP, Rate
 
-# What a grid may be asked for beyond reason is a slip of the pen.
-MOST_RUNS = 10_000
+MOST_RUNS = 10_000  # of a sweep; a larger grid is a typing error
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepPoint:
-    """One run of a series: what varies (`values`, as the manifest keeps it; `parts` of its id), and what follows for the config.
+    """One run of an objective: what varies (`values`, as the manifest keeps it; `id_parts` of its id), and what follows for the config.
 
-    Either `flops` (of the run) or `tokens` says how long it trains. unique: tokens of the corpus that it may see. batch (windows), lr,
+    Either `flops` (of the run) or `tokens` gives its length. unique: tokens of the corpus that it may see. batch (windows), lr,
     weights (of the corpora): where the grid sets them.
     """
 
     width: int
     seed: int
     values: dict[str, Any]
-    parts: tuple[str, ...]
+    id_parts: tuple[str, ...]
     flops: float | None = None
     tokens: float | None = None
     unique: int | None = None
@@ -60,9 +59,9 @@ class SweepPoint:
 
 @dataclasses.dataclass(frozen=True)
 class NearOptimum:
-    """Sizes around a law N = a C^b of non-embedding parameters: for each budget the `count` rungs nearest to it in ratio.
+    """Sizes around a law N = a C^b of non-embedding parameters: for each budget the `count` sizes of the ladder nearest to it in ratio.
 
-    By default the law is that of Quokka (2510.03280) for masked diffusion, whose networks are of one family with these.
+    The default law is that of Quokka (2510.03280) for masked diffusion, whose networks are of the same family.
     """
 
     a: float | int = 0.0216
@@ -75,17 +74,17 @@ class NearOptimum:
         checks.whole("NearOptimum", 1, count=self.count)
 
     def widths(self, flops: float | int) -> tuple[int, ...]:
-        """Rungs for one budget, narrow to wide."""
+        """The widths for one budget, narrow to wide."""
         wanted = math.log(self.a) + self.b * math.log(flops)
-        rungs = sorted(ladder.WIDTHS, key=lambda width: abs(math.log(ladder.shape(width).parameters()) - wanted))
-        return tuple(sorted(rungs[: self.count]))
+        nearest_first = sorted(ladder.WIDTHS, key=lambda width: abs(math.log(ladder.shape(width).parameters()) - wanted))
+        return tuple(sorted(nearest_first[: self.count]))
 
 
 @dataclasses.dataclass(frozen=True)
 class IsoFlop:
     """Every size trained at every budget (Chinchilla 2203.15556, approach 2).
 
-    budgets: FLOPs of a run (model FLOPs: forward and backward, attention and head included). sizes: widths, or `NearOptimum` a law.
+    budgets: FLOPs of a run (model FLOPs: forward and backward, attention and head included). sizes: widths, or `NearOptimum`.
     """
 
     budgets: Sequence[float | int]
@@ -212,8 +211,8 @@ class Sweep:
     """A whole sweep.
 
     data: directories of prepared corpora (one, or several); none plans for a corpus that is not there (`model.vocab` is then needed).
-    overrides: `section.leaf=value` for every series. batch, rate: rules of `rules.py`; None keeps what the configs say. transfer:
-    CompleteP. validation: what every run ends with. checkpoints: of each run, evenly spread, the end included.
+    overrides: `section.leaf=value` for every objective. batch, rate: rules of `rules.py`; None keeps the values of the configs. transfer:
+    CompleteP. validation: what every run ends with. checkpoints: of each run, at equal distances, the end included.
     """
 
     name: str
@@ -238,32 +237,31 @@ class Sweep:
             transfer=(self.transfer, CompleteP | None),
             validation=(self.validation, Validation),
             policy=(self.policy, Policy),
-            **{f"series[{name!r}]": (series, str | Objective) for name, series in _items(self.series)},
+            **{f"series[{name!r}]": (objective, str | Objective) for name, objective in _items(self.series)},
         )
         _texts("Sweep", data=(self.data,) if isinstance(self.data, str) else self.data, overrides=self.overrides)
         checks.whole(f"sweep {self.name}", 1, checkpoints=self.checkpoints)
         for name in (self.name, *self.series):
             if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
                 raise InputError(
-                    f"{name!r} names a sweep or a series; use lower-case letters, digits and underscores: it becomes a file name"
+                    f"{name!r} names a sweep or an objective; use lower-case letters, digits and underscores: it becomes a file name"
                 )
         if not self.series:
-            raise InputError(f"sweep {self.name} has no series; give at least one, such as series={{'masked': '../masked.py:tiny'}}")
+            raise InputError(f"sweep {self.name} has no objective; give at least one, such as series={{'masked': '../masked.py:tiny'}}")
         if isinstance(self.grid, Repeated) and len(self.paths) > 1:
             raise InputError(f"sweep {self.name}: repeated data is the first tokens of one corpus; data has {len(self.paths)}")
         if isinstance(self.grid, Mixture) and any(len(weights) != len(self.paths) for weights in self.grid.weights):
-            raise InputError(f"sweep {self.name}: every mixture wants a weight for each of the {len(self.paths)} corpora in data")
+            raise InputError(f"sweep {self.name}: every mixture requires a weight for each of the {len(self.paths)} corpora in data")
         if len(list(itertools.islice(self.grid.points(), MOST_RUNS + 1))) * len(self.series) > MOST_RUNS:
             raise InputError(f"sweep {self.name} has more than {MOST_RUNS:,} runs; shorten its grid")
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The corpora."""
-        given = (self.data,) if isinstance(self.data, str) else tuple(self.data)
-        return tuple(path for path in given if path)
+        return tuple(path for path in ((self.data,) if isinstance(self.data, str) else self.data) if path)
 
     def objective_of(self, name: str) -> Objective:
-        """A series with the sweep's rules where it has none of its own."""
+        """An objective, with the sweep's rules where it has none of its own."""
         found = self.series[name]
         found = Objective(found) if isinstance(found, str) else found
         return dataclasses.replace(found, batch=found.batch or self.batch, rate=found.rate or self.rate)
@@ -289,7 +287,7 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
         arguments[name] = _typed(name, value, parameters[name].default)
     missing = [name for name, field in parameters.items() if field.default is field.empty and name not in arguments]
     if missing:
-        raise InputError(f"{path} needs {', '.join(missing)}; pass --set {missing[0]}=VALUE")
+        raise InputError(f"{path} requires {', '.join(missing)}; pass --set {missing[0]}=VALUE")
     with errors_as_lines(path):
         found = get_sweep(**arguments)
     if not isinstance(found, Sweep):
@@ -314,36 +312,36 @@ def _typed(name: str, text: str, default: Any) -> Any:
         value = int(value)  # 1e3 is a way to write a thousand
     numbers = type(default) is float and type(value) is int
     if default is not inspect.Parameter.empty and not numbers and type(value) is not type(default):
-        raise InputError(f"--set {name} wants {type(default).__name__}, not {text!r:.60}")
+        raise InputError(f"--set {name} requires {type(default).__name__}, not {text!r:.60}")
     return value
 
 
 def _numbers(grid: str, *, unique: bool = True, **values: Sequence[float | int]) -> None:
     """Refuses lists that are empty, hold anything but positive numbers or, `unique`, one of them twice."""
-    for name, given in values.items():
-        _few(grid, name, given)
-        given = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, None)
-        if not given or not all(isinstance(v, int | float) and 0 < v <= checks.MOST for v in given):
+    for name, entries in values.items():
+        _few(grid, name, entries)
+        entries = tuple(entries) if isinstance(entries, Sequence) and not isinstance(entries, str) else (entries, None)
+        if not entries or not all(isinstance(v, int | float) and 0 < v <= checks.MOST for v in entries):
             raise InputError(f"{grid}.{name} is {values[name]!r:.100}; give a list of positive numbers")
-        if unique and len(set(given)) != len(given):
-            raise InputError(f"{grid}.{name} is {values[name]!r:.100}: one is given twice, and equal runs are one run")
+        if unique and len(set(entries)) != len(entries):
+            raise InputError(f"{grid}.{name} is {values[name]!r:.100}: one occurs twice; give each once")
 
 
 def _whole(grid: str, least: int = 0, most: int = checks.MOST_COUNT, **values: Sequence[int]) -> None:
     """Refuses lists that are empty, or hold anything but different whole numbers from `least` to `most`."""
-    for name, given in values.items():
-        _few(grid, name, given)
-        whole = isinstance(given, Sequence) and bool(given) and all(type(value) is int for value in given)
-        if not whole or min(given) < least or len(set(given)) != len(given):
-            raise InputError(f"{grid}.{name} is {given!r:.100}; give a list of different whole numbers, each at least {least}")
-        if max(given) > most:
-            raise InputError(f"{grid}.{name} has {max(given)!r:.60}; give whole numbers of at most {most}")
+    for name, entries in values.items():
+        _few(grid, name, entries)
+        whole = isinstance(entries, Sequence) and bool(entries) and all(type(value) is int for value in entries)
+        if not whole or min(entries) < least or len(set(entries)) != len(entries):
+            raise InputError(f"{grid}.{name} is {entries!r:.100}; give a list of different whole numbers, each at least {least}")
+        if max(entries) > most:
+            raise InputError(f"{grid}.{name} has {max(entries)!r:.60}; give whole numbers of at most {most}")
 
 
-def _few(grid: str, name: str, given: Any) -> None:
+def _few(grid: str, name: str, entries: Any) -> None:
     """Refuses a list that is longer than a sweep, before anything walks over it."""
-    if isinstance(given, Sequence) and len(given) > MOST_RUNS:
-        raise InputError(f"{grid}.{name} has {len(given):,} entries, more than {MOST_RUNS:,} runs; shorten it")
+    if isinstance(entries, Sequence) and len(entries) > MOST_RUNS:
+        raise InputError(f"{grid}.{name} has {len(entries):,} entries, more than {MOST_RUNS:,} runs; shorten it")
 
 
 def _widths(grid: str, sizes: Sequence[int]) -> None:
@@ -362,10 +360,10 @@ def _kinds(name: str, **fields: tuple[Any, Any]) -> None:
 
 
 def _texts(name: str, **fields: Sequence[str]) -> None:
-    """Refuses fields that are no lists of text."""
-    for field, given in fields.items():
-        if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(text, str) for text in given):
-            raise InputError(f"{name}({field}={given!r}): give a list of text")
+    """Refuses fields that are not lists of text."""
+    for field, entries in fields.items():
+        if not isinstance(entries, Sequence) or isinstance(entries, str) or not all(isinstance(text, str) for text in entries):
+            raise InputError(f"{name}({field}={entries!r}): give a list of text")
 
 
 def _items(series: Any) -> list[tuple[Any, Any]]:

@@ -5,10 +5,10 @@
 The final metric is the bound on the sweep's fixed windows under its fixed levels and masks (`manifest.Validation`), of the averaged
 weights where the run kept an average: the number that `dlmjax evaluate --windows N` prints for the workdir.
 
-Compilation. All runs keep XLA's programs in DIR/compiled. Runs with the same shape differ in numbers alone, so each of their programs is
-compiled once, and read back by all others. Two such runs that start together would both compile: so the first run of a shape holds a
-lock until its first step is done (and again while it evaluates for the first time), and its like wait for that. What is known to be
-compiled is noted in DIR/locks/*.done; a note that is wrong costs a second compilation, which the record counts.
+Compilation. All runs keep XLA's programs in DIR/compiled. Runs with the same shape differ in numbers alone, so one of them compiles
+each program and all others read it back. Two such runs that start together would both compile: so the first run of a shape holds a
+lock until its first step is done (and again in its first evaluation), and the other runs of that shape wait for it. A file
+DIR/locks/*.done notes that a shape is compiled; a wrong note costs a second compilation, which the record counts.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from dlmjax.sweep.run_log import (
     workdir_of,
 )
 
-SKIPPED_SHARE = 0.01  # of its updates; a run that skipped more has not learned from the tokens it is billed for
+SKIPPED_SHARE = 0.01  # of its updates; above it, the loss does not belong to the tokens that are recorded
 UNFINISHED = LOST_PEER  # a signal stopped the run and a checkpoint is saved: the same command continues
 
 
@@ -92,14 +92,14 @@ class _Run:
     compile_lock: "CompileLock"
 
     def go(self, attempt: int, started: float, overhead: float) -> Record | None:
-        """Acts: refuse what cannot end well, train, measure, record."""
+        """Steps: refuse what cannot be measured, train, measure, record."""
         from dlmjax import config as config_lib
         from dlmjax.run import open_corpora
 
         try:
             config = config_lib.from_json(json.dumps(self.values))
         except InputError as error:
-            raise InputError(f"the plan of {self.run.id} is of another version ({error}); plan the sweep again") from None
+            raise InputError(f"the plan of {self.run.id} is of a different version ({error}); plan the sweep again") from None
         for corpus in open_corpora(config, self.plan.validation.split):
             if not corpus.num_tokens:
                 raise InputError(f"{corpus.directory} has no {corpus.split} split to measure the run on; prepare it with --valid-fraction")
@@ -119,7 +119,7 @@ class _Run:
         return self._judged(found, attempt, overhead)
 
     def _train(self, config, started: float) -> bool:
-        """Whether the run came to its end. started: since when nothing was done but starting, seconds since the epoch."""
+        """Whether the run finished. started: when its process began to start, in seconds since the epoch."""
         from dlmjax.train import train
 
         first = None
@@ -158,8 +158,8 @@ class _Run:
         totals = self.counters.totals()
         nothing = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
         counted = {"compiled": int(totals["compiled"]), "from_cache": int(totals["read"])}
-        # Of a wall clock that may have been set back meanwhile.
-        trained = sum(max(life.ended - life.began, 0.0) for life in read_lives(self.workdir / "goodput.json"))
+        # The wall clock may have been set back meanwhile.
+        trained = sum(max(started.ended - started.began, 0.0) for started in read_lives(self.workdir / "goodput.json"))
         spent = {"seconds": trained + totals["evaluate"], "start_seconds": totals["start"], "overhead_seconds": overhead}
         known = facts(self.run, self.values, self.plan.validation)
         last = _last_line(self.workdir)
@@ -210,7 +210,7 @@ def final_metric(workdir: str, validation: Validation, paths: Sequence[str]) -> 
 
 
 def _last_line(workdir: pathlib.Path) -> dict[str, Any]:
-    """The last line of training, empty where there is none: its loss, which nobody fits, and what was skipped in all."""
+    """The last line of training, empty where there is none: its loss, which is never fitted, and the number of skipped updates."""
     from dlmjax.training import read
 
     lines = read(workdir / "metrics.jsonl", "train") if (workdir / "metrics.jsonl").is_file() else []
@@ -269,7 +269,7 @@ def _counted(counters: Counters) -> Iterator[None]:
 
 
 def share_compiled(root: str) -> None:
-    """Every program goes to DIR/compiled, however quickly it was compiled: then those that are missing can be counted."""
+    """Keeps every program in DIR/compiled, however quickly it was compiled: only then does the number of files count them."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root).absolute() / COMPILED))
@@ -283,7 +283,7 @@ def share_compiled(root: str) -> None:
 
 
 def command(directory: str, run_id: str, *, diverged: int, attempt: int, cores: Sequence[int]) -> list[str]:
-    """What starts the process of a run, which dies with the caller and runs on these cores (none: on all)."""
+    """The command that starts the process of a run, which ends with the caller and runs on these cores (none: on all)."""
     words = [sys.executable, "-m", "dlmjax.cli.sweep_process", directory, run_id, "--diverged", str(diverged), "--attempt", str(attempt)]
     words += ["--parent", str(os.getpid()), "--started", repr(time.time())]
     return words + (["--cores", ",".join(map(str, cores))] if cores else [])

@@ -1,13 +1,13 @@
-"""The ladder of shapes: one dial, the width, sets every size of a network. Imports no jax.
+"""The ladder of shapes: the width sets every size of a network. Imports no jax.
 
     depth      round(12 (width / 768)^0.586), at least 1: 4 at 128, 12 at 768 (GPT-2 small), 32 at 4096 (Llama 7B)
     head_dim   the largest power of two that divides the width, at most 8 below 32, 16 below 128, 32 below 256, 64 below 2048, then 128
     kv heads   as many as heads below 2048; from there on one for every four (grouped-query attention 2305.13245)
     ffn        8/3 of the width, rounded up to a multiple of 16 below 128, then of 128: 384 at 128, 2048 at 768, 11008 at 4096
-    vocabulary no part of the shape: `model.vocab` of the config, 0 = the corpus's tokenizer
+    vocabulary is not part of the shape: `model.vocab` of the config, 0 = the corpus's tokenizer
 
 The exponent of the depth is that of the line through those two published shapes, so that both sizes grow together at every scale:
-non-embedding parameters grow as width^2.6. The rungs are four to an octave of width, a factor of 1.2 to 2.1 apart in parameters (uneven
+non-embedding parameters grow as width^2.6. The sizes are four to an octave of width, a factor of 1.2 to 2.1 apart in parameters (uneven
 because layers are whole), and 4 at the very first step. Any other multiple of 8 is a shape too.
 """
 
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def layers(self) -> int:
-        """Parameters of all layers in the default family (no biases, SwiGLU, norms of queries and keys): the dial's own measure.
+        """Parameters of all layers in the default family (no biases, SwiGLU, norms of queries and keys).
 
         `counts.Counts` counts whole networks of any family.
         """
@@ -57,14 +57,12 @@ class Shape:
 
 
 def shape(width: int) -> Shape:
-    """The network at one setting of the dial.
+    """The network of one width.
 
-    Raises InputError: the width is no positive multiple of 8 (heads have an even number of channels, and at least 8).
+    Raises InputError: the width is not a positive multiple of 8 (heads have an even number of channels, and at least 8).
     """
     if width < 8 or width % 8:
-        raise InputError(
-            f"width {width} is not on the ladder: it must be a multiple of 8; rungs are {', '.join(map(str, WIDTHS[:8]))}, ..."
-        )
+        raise InputError(f"width {width} is not on the ladder: it must be a multiple of 8, such as {', '.join(map(str, WIDTHS[:8]))}, ...")
     most = next(head_dim for limit, head_dim in _HEAD_DIMS if width < limit)
     head_dim = math.gcd(width, most)
     heads = width // head_dim
@@ -81,7 +79,7 @@ def shape(width: int) -> Shape:
 
 
 def shape_near(parameters: float | int, vocab: int = 0, tied: bool = False) -> Shape:
-    """The rung whose parameters are nearest in ratio to the number given.
+    """The size of the ladder whose parameters are nearest in ratio to a number.
 
     Args:
       vocab: 0 compares without embedding and head; otherwise they are counted.
@@ -89,10 +87,10 @@ def shape_near(parameters: float | int, vocab: int = 0, tied: bool = False) -> S
     """
     if not (math.isfinite(parameters) and parameters > 0):
         raise InputError(f"{parameters} parameters: give a positive number")
-    rungs = [(shape(width).parameters(vocab, tied), width) for width in WIDTHS]
-    least, most = rungs[0][0], rungs[-1][0]
+    sizes = [(shape(width).parameters(vocab, tied), width) for width in WIDTHS]
+    least, most = sizes[0][0], sizes[-1][0]
     if not least / 2 <= parameters <= most * 2:
         raise InputError(f"the ladder has no shape of {parameters:.3g} parameters; it goes from {least:.3g} to {most:.3g}")
-    place = bisect.bisect(rungs, (parameters, 0))
-    near = rungs[max(place - 1, 0) : place + 1]
-    return shape(min(near, key=lambda rung: abs(math.log(rung[0] / parameters)))[1])
+    index = bisect.bisect(sizes, (parameters, 0))
+    near = sizes[max(index - 1, 0) : index + 1]
+    return shape(min(near, key=lambda size: abs(math.log(size[0] / parameters)))[1])

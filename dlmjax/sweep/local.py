@@ -1,17 +1,17 @@
-"""Runs the lines of a manifest on this machine: one process each, so many at a time, the longest first. Imports no jax.
+"""Runs the lines of a manifest on this machine: one process each, `--jobs` at a time, the longest first. Imports no jax.
 
-A slot is a share of the machine: on CPU an equal number of cores, to which a process is pinned (XLA sizes its threads by them, and the sums
-of a run follow from that: how wide a slot is depends on `jobs` alone, never on how many runs are left); on GPU one device.
+A worker slot is a share of the machine: on CPU an equal number of cores, to which a process is pinned; on GPU one device. XLA sizes its
+threads by the cores, and the order of sums follows from that: so the width of a slot depends on `jobs` alone, never on what is left.
 
-What ends how:
-    the process of a run       its record is in DIR/records.jsonl; what failed or diverged is tried again by the sweep's `Policy`
-    SIGINT, SIGTERM, SIGHUP    go on to every process, which save a checkpoint and end; exit code 75, the same command goes on
-    a second SIGINT            kills them; the same command goes on from the checkpoints before
+How a run or the sweep ends:
+    the process of a run       its record is in DIR/records.jsonl; a run that failed or diverged is tried again by the sweep's `Policy`
+    SIGINT, SIGTERM, SIGHUP    are forwarded to every process, which saves a checkpoint and ends; exit code 75, the same command goes on
+    a second SIGINT            kills the processes; the same command goes on from their last checkpoints
     SIGKILL of the sweep       the kernel kills its processes with it; the same command goes on
-    a second sweep at the same DIR   takes other runs: each run is locked by whoever runs it, across machines as far as flock goes
+    a second sweep at the same DIR   takes other runs: a lock holds each run, across machines where the file system supports flock
 
-Bookkeeping is all that this process does but wait: choosing, locking, starting, reading results, appending records, looking at the
-progress. It is timed, and shared out over the records (`overhead_seconds`).
+Bookkeeping is all work of this process: choosing, locking, starting, reading results, appending records, progress. Its seconds are shared
+out over the records (`overhead_seconds`); waiting is not in them.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ from dlmjax.sweep.run_log import (
     workdir_of,
 )
 
-LOOK_AGAIN = 1.0  # seconds until runs that another sweep holds are asked for again
+LOOK_AGAIN = 1.0  # seconds between two tries to lock runs that another sweep holds
 LOG_EVERY = 60.0  # seconds between lines of progress
 ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how a compressed program begins
 DEVICE_MEMORY = 0.9  # of a GPU, for all runs on it
@@ -57,7 +57,7 @@ DEVICE_MEMORY = 0.9  # of a GPU, for all runs on it
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSlot:
-    """A share of this machine. cores: that its process is pinned to, none = not pinned; environment: what its process gets beside ours."""
+    """A share of this machine. cores: of its process, none = not pinned; environment: further variables of its process."""
 
     name: str
     cores: tuple[int, ...] = ()
@@ -65,7 +65,7 @@ class WorkerSlot:
 
 
 def worker_slots(jobs: int | None, environment: Mapping[str, str]) -> list[WorkerSlot]:
-    """The slots of this machine for so many runs at a time; None: one for each GPU, or else for each core.
+    """The worker slots of this machine for `jobs` runs at a time; None: one for each GPU, or else for each core.
 
     Raises InputError: fewer than one, more than there are cores.
     """
@@ -93,7 +93,7 @@ def worker_slots(jobs: int | None, environment: Mapping[str, str]) -> list[Worke
 
 
 def gpus(environment: Mapping[str, str]) -> list[str]:
-    """Those that a process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in environment:
         names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
         return [name for name in names if name and not name.startswith("-")]  # -1: none
@@ -117,16 +117,16 @@ class _Running:
     lock: int
     workdir: pathlib.Path
     stepped: int
-    told: int = 0
+    signalled: int = 0  # 1: asked to save and end, 2: killed
 
 
 class Local:
-    """`Local(plan, directory, slots).go()`: runs what has no end yet.
+    """Runs every run of a plan that has not ended, on the worker slots of this machine: `Local(plan, directory, slots).go()`.
 
     Args:
       runs: of the plan; None: all.
       log: takes each line for the person who waits.
-      progress: makes the line of progress; called now and then.
+      progress: makes the line of progress; called every LOG_EVERY seconds.
       command: makes the words that start the process of a run, see `execute.command`.
       spent: seconds of bookkeeping before this, which go to the first record.
     """
@@ -145,13 +145,13 @@ class Local:
         self._command = command
         self._plan, self._root, self._log, self._progress = plan, directory, log, progress
         self._waiting = sorted(plan.runs if runs is None else runs, key=lambda run: -run.flops)
-        for run in self._waiting:  # what cannot be recorded is refused before anything is started
+        for run in self._waiting:  # a run that cannot be recorded is refused before any is started
             facts(run, run.config, plan.validation)
         self._shape = {run.id: shape_of(run.config) for run in self._waiting}
         self._free, self._running = list(slots), {}
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
-        self._run_log, self._failures, self._hopeless = RunLog(directory), Counter(), set()
-        self._asked: list[int] = []
+        self._run_log, self._failures, self._failed = RunLog(directory), Counter(), set()
+        self._signals: list[int] = []
         self._busy, self._mark, self._logged = spent, time.perf_counter(), time.monotonic()
 
     def go(self) -> int:
@@ -159,10 +159,10 @@ class Local:
         previous = {number: signal.signal(number, self._note) for number in not_ignored()}
         try:
             while True:
-                if not self._asked:
+                if not self._signals:
                     self._fill()
                 self._pass_on()
-                if not self._running and (self._asked or not self._waiting):
+                if not self._running and (self._signals or not self._waiting):
                     break
                 self._wait()
         finally:
@@ -170,9 +170,9 @@ class Local:
                 each.process.kill()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if self._asked:
+        if self._signals:
             return execute.UNFINISHED
-        return 1 if self._hopeless else 0
+        return 1 if self._failed else 0
 
     # --- choosing and starting ----------------------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class Local:
                 break
             lock = hold(self._root, run.id)
             if lock is None:
-                continue  # somebody else runs it
+                continue  # another sweep runs it
             self._run_log.refresh()  # it may have ended between the look and the lock
             self._waiting.remove(run)
             if self._run_log.state(run.id, policy) in ("finished", "diverged"):
@@ -195,7 +195,7 @@ class Local:
             self._start(run, self._free.pop(0), lock)
 
     def _order(self) -> list[PlannedRun]:
-        """The longest first; those whose like is compiling now last, since they would wait for it."""
+        """The longest first; last those whose shape another run is compiling now, since they would wait for it."""
         compiling = {self._shape[each.run.id] for each in self._running.values() if self._compiles(each)}
         ordered, later = [], []
         for run in self._waiting:
@@ -214,7 +214,7 @@ class Local:
         command = self._command(self._root, run.id, diverged=diverged, attempt=attempt, cores=slot.cores)
         stepped = int(Counters(workdir).totals()[STEPPED])
         with open(workdir / LOG, "ab") as log:
-            # A session of its own: a terminal's Ctrl-C arrives here alone and is handed on once. The lock goes with it: should this
+            # A session of its own: a terminal's Ctrl-C arrives here alone and is forwarded once. The process inherits the lock: should this
             # process be killed, the run is free only when its process is gone too.
             process = subprocess.Popen(
                 command,
@@ -228,13 +228,13 @@ class Local:
         self._running[run.id] = _Running(run, slot, diverged, attempt, process, lock, workdir, stepped)
         threading.Thread(target=lambda: self._ended.put((run.id, process.wait())), daemon=True).start()
 
-    # --- waiting and what ended --------------------------------------------------------------------------------------------------
+    # --- waiting and ended runs --------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Waits until a process ends, or it is time to look around; nothing else in here is idle."""
+        """Waits until a process ends or a timeout; nothing else in this class is idle."""
         self._busy += time.perf_counter() - self._mark
         try:
-            blocked = self._waiting and self._free and not self._asked
+            blocked = self._waiting and self._free and not self._signals
             ended = self._ended.get(timeout=LOOK_AGAIN if blocked else LOG_EVERY)
         except queue.Empty:
             ended = None
@@ -247,7 +247,7 @@ class Local:
             self._log(self._progress())
 
     def _take(self, each: _Running, code: int) -> None:
-        """Judges a process that ended; lets go of the run when its record is written."""
+        """Records a process that ended, then frees the lock of its run."""
         self._free.append(each.slot)
         with released(each.lock):
             problem = None
@@ -255,7 +255,7 @@ class Local:
                 record = read_result(each.workdir) if code == 0 else None
             except InputError as error:  # of this run alone
                 record, problem = None, str(error)
-            stopped = self._asked or code in (execute.UNFINISHED, -signal.SIGTERM)  # it was asked to stop, by whomever
+            stopped = self._signals or code in (execute.UNFINISHED, -signal.SIGTERM)  # by this sweep or from outside
             if record is None and problem is None and stopped:
                 self._waiting.append(each.run)
                 return
@@ -270,14 +270,14 @@ class Local:
         self._after(each.run, record, code)
 
     def _after(self, run: PlannedRun, record: Record, code: int) -> None:
-        """Says how it ended and, by the policy, lets it wait for another try."""
+        """Logs how a run ended and, by the policy, queues it for another try."""
         policy, again = self._plan.policy, False
         self._run_log.refresh()
         if record.status == "failed":
             self._failures[run.id] += 1
             again = code != 2 and self._failures[run.id] <= policy.retries  # bad input ends the same way again
             if not again:
-                self._hopeless.add(run.id)
+                self._failed.add(run.id)
         elif record.status == "diverged":
             again = self._run_log.state(run.id, policy) == "waiting"
         if again:
@@ -285,16 +285,16 @@ class Local:
         self._log(ending(record) + ("; it will be tried again" if again else ""))
 
     def _note(self, number: int, _) -> None:
-        """A signal: the loop hears of it at once."""
-        self._asked.append(number)
+        """Handles a signal: notes it and wakes the loop."""
+        self._signals.append(number)
         self._ended.put(None)
 
     def _pass_on(self) -> None:
-        """Asks every run to save and end, once; a second Ctrl-C kills them."""
-        wanted = 2 if self._asked.count(signal.SIGINT) > 1 else bool(self._asked)
+        """Forwards a signal to every run, once: it saves and ends. A second Ctrl-C kills the runs."""
+        wanted = 2 if self._signals.count(signal.SIGINT) > 1 else bool(self._signals)
         for each in self._running.values():
-            if each.told < wanted:
-                each.told = wanted
+            if each.signalled < wanted:
+                each.signalled = wanted
                 with contextlib.suppress(ProcessLookupError):
                     each.process.send_signal(signal.SIGKILL if wanted == 2 else signal.SIGTERM)
 

@@ -29,7 +29,7 @@ _ID = re.compile(r"[a-z0-9][\w.-]{0,199}", re.ASCII)  # it names a folder
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What every run of a sweep is measured by: the same windows under the same noise levels and masks; see `evaluation.Evaluator`."""
+    """The measurement that ends every run of a sweep: the same windows under the same times and masks; see `evaluation.Evaluator`."""
 
     split: str = "valid"
     windows: int = 512
@@ -54,9 +54,9 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is done with a run that fails (the process ends with an error) or diverges (its loss is not finite, or above `diverged_above`
-    nats per token when it ends): tried again so many times. A run is a function of its config, so a diverged one is tried again with
-    `lr_factor` times its learning rate."""
+    """How often a run is tried again that fails (its process ends with an error) or diverges (its final loss is not finite, or above
+    `diverged_above` nats per token). A run is a function of its config, so a diverged one is tried again with `lr_factor` times its
+    learning rate."""
 
     retries: int = 2
     diverged_retries: int = 0
@@ -67,7 +67,7 @@ class Policy:
         checks.whole("Policy", 0, retries=self.retries, diverged_retries=self.diverged_retries)
         checks.positive("Policy", lr_factor=self.lr_factor)
         if self.lr_factor > 1:
-            raise InputError(f"Policy(lr_factor={self.lr_factor}): a rate at which a run diverged is not raised; give at most 1")
+            raise InputError(f"Policy(lr_factor={self.lr_factor}): a retry must not raise the learning rate; give at most 1")
         if self.diverged_above is not None:
             checks.positive("Policy", diverged_above=self.diverged_above)
 
@@ -76,10 +76,10 @@ class Policy:
 class PlannedRun:
     """One line of the manifest.
 
-    id: a function of the series, the cell and the config: `masked-1e12-w64-s0-3f9a2c1b`.
-    series: the objective that it belongs to; a fit is made per series.
-    cell: what varies in the sweep: "budget", "width", "seed"; or "unique_tokens", "epochs"; "batch", "lr"; "weights".
-    config: every leaf, flat (`config.leaves`); paths as they were given.
+    id: a function of the objective, the sweep point and the config: `masked-1e12-w64-s0-3f9a2c1b`.
+    series: its objective; each objective has a fit of its own. cell: the sweep point, that is what varies:
+    "budget", "width", "seed"; or "unique_tokens", "epochs"; "batch", "lr"; "weights".
+    config: every leaf, flat (`config.leaves`); paths as in the sweep's file.
     parameters, non_embedding, active: counts. flops_per_token: model FLOPs of a training token (attention and head included);
     hardware_flops_per_token: with what rematerialisation computes again. flops, tokens: of the whole run. unique_tokens: of the
     corpus that it sees; epochs = tokens / unique_tokens. expected_seconds, peak_bytes: on the device of the plan; None = not known.
@@ -153,7 +153,7 @@ class SweepPlan:
     def read(cls, directory: str | os.PathLike) -> "SweepPlan":
         """The plan of a directory. A manifest whose first lines are those of `sweep.json` is one that was about to grow: they count.
 
-        Raises InputError: no plan there, or one that is damaged, of another version, or was edited: a run is what its id says.
+        Raises InputError: no plan there, or one that is damaged, of another version, or was edited, so that an id no longer fits its run.
         """
         root = pathlib.Path(directory)
         if not (root / SWEEP).exists():
@@ -178,7 +178,7 @@ class SweepPlan:
 
 
 def run_id(series: str, cell: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """`series-part-part-hash`: the hash is of the series, the cell and every leaf of the config, so equal runs have equal ids."""
+    """`objective-part-part-hash`: the hash is of the objective, the sweep point and every leaf of the config: equal runs have equal ids."""
     return "-".join([series, *parts, _hash([series, dict(cell), dict(config)])])
 
 
@@ -199,9 +199,9 @@ def _hash(value: Any) -> str:
 
 def _head_of(values: Any) -> _Head:
     """Raises InputError: not what a `sweep.json` of this version holds."""
-    given = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
-    if given != (FORMAT, VERSION):
-        raise InputError(f"{SWEEP} is of format {given[0]!r:.40} version {given[1]!r:.20}, not {FORMAT!r} version {VERSION}")
+    version = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
+    if version != (FORMAT, VERSION):
+        raise InputError(f"{SWEEP} is of format {version[0]!r:.40} version {version[1]!r:.20}, not {FORMAT!r} version {VERSION}")
     head = checks.from_json(_Head, values, SWEEP)
     checks.name(f"name in {SWEEP}", head.name)
     checks.flat(SWEEP, {"source": head.source})
@@ -209,14 +209,14 @@ def _head_of(values: Any) -> _Head:
 
 
 def _run_of(line: bytes, what: str) -> PlannedRun:
-    """A line of the manifest. Raises InputError: no run, or one whose id, tokens or FLOPs are not those of its config."""
+    """A line of the manifest. Raises InputError: not a run, or one whose id, tokens or FLOPs are not those of its config."""
     try:
         values = parse_json(line)
     except ValueError as error:
-        raise InputError(f"{what} is no JSON: {' '.join(str(error).split())}") from None
+        raise InputError(f"{what} is not JSON: {' '.join(str(error).split())}") from None
     run = checks.from_json(PlannedRun, values, what)
     if not _ID.fullmatch(run.id):
-        raise InputError(f"{what} has the id {run.id[:60]!r}, which names no run")
+        raise InputError(f"{what} has the id {run.id[:60]!r}, which is not the id of a run")
     checks.name(f"series of {what}", run.series)
     checks.flat(f"cell of {what}", run.cell)
     checks.flat(f"config of {what}", run.config)

@@ -1,16 +1,16 @@
-"""From a sweep to its plan: every cell becomes a config, a number of whole steps, a cost, and one line of the manifest.
+"""From a sweep to its plan: every sweep point becomes a config, a number of whole steps, a cost, and one line of the manifest.
 
-What is set for each run, over the config of its series:
+Set for each run, over the config of its objective:
 
     model        the ladder's shape
     data         the portion of the corpus (repeated data), the weights (mixtures), the batch by its rule
-    train        steps = what the cell's FLOPs or tokens pay for, rounded; microbatches no larger than the config's
+    train        steps = what the FLOPs or tokens of the sweep point pay for, rounded; microbatches no larger than the config's
     optimizer    the rate by its rule; warm-up keeps the share of the steps that it has in the config, and so does the average's horizon
-    log          nothing is evaluated or sampled on the way: every run ends with the validation of the sweep
-    checkpoint   the newest alone, as often as the sweep says
+    log          nothing is evaluated or sampled during a run: it ends with the validation of the sweep
+    checkpoint   the newest alone, `Sweep.checkpoints` times a run
 
-The schedule decays to the last step of each run, so no point of a fit is a checkpoint in the middle of a schedule. A cell whose whole
-steps miss its FLOPs or tokens by more than 3 % is refused and listed.
+The schedule decays to the last step of each run, so no point of a fit is a checkpoint in the middle of a schedule. A sweep point whose
+whole steps miss its FLOPs or tokens by more than 3 % is refused and listed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, SweepPlan, Validati
 from dlmjax.sweep.records import read_records
 from dlmjax.sweep.rules import BatchLaw, of_length
 
-TOLERANCE = 0.03  # of a run's FLOPs or tokens against what the cell asks for
-LEAST_STEPS = 10  # fewer are no training
+TOLERANCE = 0.03  # of a run's FLOPs or tokens against those of its sweep point
+LEAST_STEPS = 10  # fewer are refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Where runs are expected to run. flops_per_second: of the model; None = not known. text: where that is from. topology: for memory."""
+    """Where runs are expected to run. flops_per_second: of the model; None = not known. text: its source. topology: for memory."""
 
     flops_per_second: float | int | None = None
     text: str = "no device was named, so times are not known (--device h100, or --flops-per-second as measured)"
@@ -53,7 +53,7 @@ class Device:
 def device_of(name: str | None, utilisation: float | int, flops_per_second: float | int | None) -> Device:
     """The device of the flags: CHIP (one of them) or CHIP:SHAPE (`dlmjax plan` knows its memory), or a measured speed.
 
-    Raises InputError: an unknown chip or shape, a share or a speed that cannot be.
+    Raises InputError: an unknown chip or shape, a share or a speed out of its range.
     """
     if not 0 < utilisation <= 1:
         raise InputError(f"--utilisation is {utilisation}; it is a share of the peak, above 0 and at most 1")
@@ -74,7 +74,7 @@ def device_of(name: str | None, utilisation: float | int, flops_per_second: floa
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """A cell that is not planned, and why."""
+    """A sweep point that is not planned, and why."""
 
     series: str
     cell: dict[str, Any]
@@ -82,20 +82,20 @@ class Refusal:
 
 
 def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple[SweepPlan, list[Refusal]]:
-    """Plans every cell of every series.
+    """Plans every sweep point of every objective.
 
     Args:
-      source: the sweep's file; the configs of its series are relative to it.
+      source: the sweep's file; the configs of its objectives are relative to it.
 
     Raises:
-      InputError: a config or corpus that is not right, a budget that no size meets, a series with no run.
+      InputError: a config or corpus that is not right, a budget that no size meets, an objective with no run.
     """
     device = device or Device()
     runs, refused = [], []
     for name in sweep.series:
-        planner, first = _Objective(sweep, name, pathlib.Path(source).parent, device), len(runs)
-        for cell in sweep.grid.points():
-            found = planner.plan(cell)
+        planner, first = _Planner(sweep, name, pathlib.Path(source).parent, device), len(runs)
+        for point in sweep.grid.points():
+            found = planner.plan(point)
             (runs if isinstance(found, PlannedRun) else refused).append(found)
         _check_met(name, runs[first:], [refusal for refusal in refused if refusal.series == name])
     made = {**made_with(), "expected_on": device.text}
@@ -105,10 +105,10 @@ def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple
 def write_plan(plan: SweepPlan, directory: str) -> None:
     """Writes sweep.json and manifest.jsonl. A plan may grow: runs that a directory holds must be in the new one, measured the same way.
 
-    Lines that are there keep their places, since clusters call runs by them, and new ones follow; only a run that nobody began and that
-    the new plan lacks goes, and those behind it move up. A damaged plan is replaced: what began is told by its folders and records.
+    Existing lines keep their numbers, since clusters address runs by them, and new ones follow; only a run that was not begun and that
+    the new plan lacks is dropped, and later lines move up. A damaged plan is replaced: folders and records show which runs were begun.
 
-    Raises InputError: the directory holds runs that the new plan lacks, or whose validation is another.
+    Raises InputError: the directory holds runs that the new plan lacks, or that were measured by a different validation.
     """
     root = pathlib.Path(directory)
     try:
@@ -120,13 +120,13 @@ def write_plan(plan: SweepPlan, directory: str) -> None:
     gone = sorted(begun - {run.id for run in plan.runs})
     if gone:
         raise InputError(
-            f"{root} holds {len(gone)} runs that this plan has not, such as {gone[0]}; choose another --output (nothing was changed)"
+            f"{root} holds {len(gone)} runs that this plan lacks, such as {gone[0]}; choose another --output (nothing was changed)"
         )
     measured = {record.validation for record in records} | ({str(old.validation)} if old and begun else set())
     for other in sorted(measured - {str(plan.validation)}):
         raise InputError(f"the runs in {root} are measured by {other}, not {plan.validation}; choose another --output")
-    places = {name: place for place, name in enumerate(ids_in(root))}
-    runs = tuple(sorted(plan.runs, key=lambda run: places.get(run.id, len(places))))
+    lines = {name: number for number, name in enumerate(ids_in(root))}
+    runs = tuple(sorted(plan.runs, key=lambda run: lines.get(run.id, len(lines))))
     if old:
         old.write_head(root)  # one without a hash of its lines would make a kill between the next two writes look like damage
     dataclasses.replace(plan, runs=runs).write(root)
@@ -140,21 +140,21 @@ def _folders(root: pathlib.Path, old: SweepPlan | None) -> set[str]:
 
 
 def _check_met(series: str, runs: Sequence[PlannedRun], refused: Sequence[Refusal]) -> None:
-    """Refuses a series without runs, and a budget that none of its sizes meets."""
+    """Refuses an objective without runs, and a budget that none of its sizes meets."""
     for refusal in refused:
         budget = refusal.cell.get("budget")
         if not any(run.cell.get("budget") == budget for run in runs):
-            what = f"the budget {budget:.4g}" if budget else "any cell"
+            what = f"the budget {budget:.4g}" if budget else "any sweep point"
             reasons = "; ".join(f"width {r.cell['width']}: {r.reason}" for r in refused if r.cell.get("budget") == budget)
-            raise InputError(f"no size of series {series} can meet {what} within {100 * TOLERANCE:.0f} %: {reasons}")
+            raise InputError(f"no size of the objective {series} meets {what} within {100 * TOLERANCE:.0f} %: {reasons}")
 
 
-class _Objective:
-    """One objective, ready to be given cells. What does not change from cell to cell is found once."""
+class _Planner:
+    """Plans the sweep points of one objective. What does not change from point to point is computed once."""
 
     def __init__(self, sweep: Sweep, name: str, root: pathlib.Path, device: Device):
-        self.name, self.sweep, self.device, self.series = name, sweep, device, sweep.objective_of(name)
-        config = config_lib.load(str(root / self.series.config), (*sweep.overrides, *self.series.overrides))
+        self.name, self.sweep, self.device, self.objective = name, sweep, device, sweep.objective_of(name)
+        config = config_lib.load(str(root / self.objective.config), (*sweep.overrides, *self.objective.overrides))
         with config.unlocked():
             config.data.paths = sweep.paths or config.data.paths
             if sweep.transfer:
@@ -171,31 +171,31 @@ class _Objective:
         self._estimators: dict[int, Estimator] = {}
         self._peaks: dict[tuple[int, int, int], float | InputError] = {}
 
-    def plan(self, cell: SweepPoint) -> PlannedRun | Refusal:
-        """The run of a cell, or why there is none."""
-        base, found = self._base, self._counts(cell.width)
+    def plan(self, point: SweepPoint) -> PlannedRun | Refusal:
+        """The run of a sweep point, or why there is none."""
+        base, found = self._base, self._counts(point.width)
         length = base["data.length"]
-        wanted = cell.flops / found.flops_per_token if cell.flops else cell.tokens
-        if cell.unique:
-            wanted = self._unique(cell) * cell.values["epochs"]
-        batch = cell.batch or (self.series.batch.windows(wanted, length) if self.series.batch else base["data.batch"])
+        wanted = point.flops / found.flops_per_token if point.flops else point.tokens
+        if point.unique:
+            wanted = self._unique(point) * point.values["epochs"]
+        batch = point.batch or (self.objective.batch.windows(wanted, length) if self.objective.batch else base["data.batch"])
         steps = round(wanted / (batch * length))
         tokens = steps * batch * length
         reason = _refused(steps, tokens, wanted, batch * length)
-        unit = self.series.batch.multiple if isinstance(self.series.batch, BatchLaw) and not cell.batch else 0
+        unit = self.objective.batch.multiple if isinstance(self.objective.batch, BatchLaw) and not point.batch else 0
         accumulation = microbatches(batch, base["data.batch"] // base["train.accumulation"], unit or 1)
         reason, peak = reason or self._curriculum(steps), None
         if not reason and self.device.topology:
-            peak = self._peak(cell.width, batch, accumulation)
+            peak = self._peak(point.width, batch, accumulation)
             reason = str(peak) if isinstance(peak, InputError) else ""
         if reason:
-            return Refusal(self.name, cell.values, reason)
-        config = self._config(cell, batch, accumulation, steps)
-        flops, unique = found.flops_per_token * tokens, self._seen(cell, config, tokens)
+            return Refusal(self.name, point.values, reason)
+        config = self._config(point, batch, accumulation, steps)
+        flops, unique = found.flops_per_token * tokens, self._seen(point, config, tokens)
         return PlannedRun(
-            id=run_id(self.name, cell.values, config, cell.parts),
+            id=run_id(self.name, point.values, config, point.id_parts),
             series=self.name,
-            cell=cell.values,
+            cell=point.values,
             config=config,
             flops=flops,
             tokens=tokens,
@@ -206,16 +206,16 @@ class _Objective:
             **dataclasses.asdict(found),
         )
 
-    def _config(self, cell: SweepPoint, batch: int, accumulation: int, steps: int) -> dict[str, Any]:
+    def _config(self, point: SweepPoint, batch: int, accumulation: int, steps: int) -> dict[str, Any]:
         """Every leaf of the run's config, checked; lists where the config has tuples, as JSON reads them back."""
         base, sweep = self._base, self.sweep
-        rate = cell.lr or (self.series.rate.rate(batch, base["data.length"]) if self.series.rate else base["optimizer.lr"])
+        rate = point.lr or (self.objective.rate.rate(batch, base["data.length"]) if self.objective.rate else base["optimizer.lr"])
         every = -(-steps // sweep.checkpoints)
-        changes = {f"model.{name}": value for name, value in dataclasses.asdict(ladder.shape(cell.width)).items()} | {
-            "seed": cell.seed,
+        changes = {f"model.{name}": value for name, value in dataclasses.asdict(ladder.shape(point.width)).items()} | {
+            "seed": point.seed,
             "data.batch": batch,
-            "data.paths": (with_tokens(base["data.paths"][0], cell.unique),) if cell.unique else base["data.paths"],
-            "data.weights": cell.weights or base["data.weights"],
+            "data.paths": (with_tokens(base["data.paths"][0], point.unique),) if point.unique else base["data.paths"],
+            "data.weights": point.weights or base["data.weights"],
             **of_length(base, steps),
             "train.accumulation": accumulation,
             "optimizer.lr": float(rate),
@@ -247,22 +247,22 @@ class _Objective:
             self._sized[width] = experiment, counts.count(experiment)
         return self._sized[width][1]
 
-    def _unique(self, cell: SweepPoint) -> int:
-        """Tokens of the whole windows of a portion. Raises InputError: the corpus has fewer, or there is not one window."""
+    def _unique(self, point: SweepPoint) -> int:
+        """Tokens of the whole windows of a token budget. Raises InputError: the corpus has fewer, or there is not one window."""
         length = self._base["data.length"]
         if not self.corpora:
-            raise InputError(f"sweep {self.sweep.name} repeats a portion of a corpus, but names none; give data=DIR")
-        if not length <= cell.unique <= self.corpora[0].num_tokens:
+            raise InputError(f"sweep {self.sweep.name} repeats part of a corpus, but names no corpus; give data=DIR")
+        if not length <= point.unique <= self.corpora[0].num_tokens:
             raise InputError(
                 f"{self.corpora[0].directory} has {self.corpora[0].num_tokens:,} train tokens in windows of {length:,}; "
-                f"unique_tokens={cell.unique:,} cannot be taken of it"
+                f"unique_tokens={point.unique:,} is not from one window to that"
             )
-        return cell.unique // length * length
+        return point.unique // length * length
 
-    def _seen(self, cell: SweepPoint, config: dict[str, Any], tokens: int) -> int:
+    def _seen(self, point: SweepPoint, config: dict[str, Any], tokens: int) -> int:
         """Different tokens that the run sees: all that it trains on until it has gone through a corpus."""
-        if cell.unique:
-            return self._unique(cell)
+        if point.unique:
+            return self._unique(point)
         length = config["data.length"]
         sizes = [corpus.num_tokens // length * length for corpus in self.corpora]
         shares = config["data.weights"] or sizes
@@ -301,7 +301,7 @@ def microbatches(batch: int, largest: int, unit: int) -> int:
 
 
 def _check_decays(optimizer: Any, name: str) -> None:
-    """Refuses schedules that end at the rate they had all along: their last loss is no point of a law."""
+    """Refuses schedules that end at the rate they had all along: their last loss is not a point of a law."""
     for leaf, flat in (
         ("schedule=constant", optimizer.schedule == "constant"),
         ("decay=0", optimizer.schedule == "wsd" and optimizer.decay <= 0),
@@ -309,7 +309,7 @@ def _check_decays(optimizer: Any, name: str) -> None:
     ):
         if flat:
             raise InputError(
-                f"series {name}: optimizer.{leaf} never decays, so its last loss is no point of a law; choose cosine or wsd with "
+                f"objective {name}: optimizer.{leaf} never decays, so its last loss is not a point of a law; choose cosine or wsd with "
                 "a decay and a final below 1"
             )
 
@@ -332,13 +332,13 @@ def _corpora(sweep: Sweep, config: Any, name: str) -> list[Corpus]:
         return corpora
     if config.model.vocab < 5:
         raise InputError(
-            f"sweep {sweep.name} names no corpus, so series {name} has no vocabulary; give data=DIR, or override model.vocab=N"
+            f"sweep {sweep.name} names no corpus, so the objective {name} has no vocabulary; give data=DIR, or override model.vocab=N"
         )
     return []
 
 
 def _check_windows(validation: Validation, corpus: Corpus, length: int) -> None:
-    """Refuses to promise more windows than a split has."""
+    """Refuses a validation of more windows than the split has."""
     windows = -(-corpus.num_tokens // length)
     if validation.windows > windows:
         raise InputError(

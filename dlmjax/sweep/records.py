@@ -1,4 +1,4 @@
-"""What a run of a sweep leaves behind: one record per line, checked when it is written and when it is read. Imports no jax.
+"""The records of a sweep: one per run and line, checked when it is written and when it is read. Imports no jax.
 
 Records are appended whole: a line goes to the file in one write under a lock, and a last line that a crash cut short is not read.
 """
@@ -19,7 +19,7 @@ from dlmjax.sweep.manifest import RECORDS
 SIGNED = ("train_loss",)  # a weighted loss of densities may be below 0
 STATUSES = ("finished", "diverged", "failed")
 POSITIVE = ("loss", "parameters", "tokens", "flops", "flops_per_token", "batch", "length", "lr")  # laws are fitted to their logarithms
-CELL = ("budget", "unique_tokens", "epochs", "tokens", "batch", "lr")  # numbers among what varies in a sweep
+POINT = ("budget", "unique_tokens", "epochs", "tokens", "batch", "lr")  # numbers among what varies in a sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Record:
     FLOPs: `flops_per_token` those of the model (forward and backward, attention and head included, nothing twice), `hardware_...` with
     what rematerialisation computes again; `flops` = flops_per_token * tokens. `unique_tokens`: of the corpus that the run saw.
     `loss`: nats per token on the fixed validation set that `validation` names, the bound (exact for autoregressive runs), +- `loss_stderr`
-    over its windows; None where the run has none. `bits_per_byte` is the same. `train_loss` is kept for curiosity and never fitted.
+    over its windows; None where the run has none. `bits_per_byte` is the same. `train_loss` is never fitted.
     `domains`: validation nats per token by corpus, where a run mixes several; `mixture`: the share of each.
     `compiled`, `from_cache`: programs that XLA compiled, and that it read back. `seconds`: the run's own, training and the final
-    evaluation; `start_seconds`: processes that start, import and wait for their turn to compile; `overhead_seconds`: the sweep's own work.
+    evaluation; `start_seconds`: processes that start, import and wait for the compile lock; `overhead_seconds`: the sweep's own work.
     All three over all starts of the run. `skipped`: updates that were left out, not finite or above the spike limit.
     `config`: every leaf. `made`: commit, versions, device. `attempt`: from 0.
     """
@@ -99,13 +99,13 @@ class Record:
         return record
 
     def _check_texts(self) -> None:
-        """Raises InputError: an id that is no name, a text of more than one line, or an entry of an object that nothing here can read."""
+        """Raises InputError: an id that is not a name, a text of more than one line, or an entry that nothing here can read."""
         checks.name("id of the record", self.id)
         what = f"the record {self.id!r}"
         checks.label(f"series of {what}", self.series)
         checks.flat(what, {"status": self.status, "schedule": self.schedule, "validation": self.validation})
         checks.flat(f"cell of {what}", self.cell)
-        checks.numbers(f"cell of {what}", {name: self.cell[name] for name in CELL if name in self.cell}, least=0.0)
+        checks.numbers(f"cell of {what}", {name: self.cell[name] for name in POINT if name in self.cell}, least=0.0)
         checks.numbers(f"mixture of {what}", self.mixture or {})
         checks.flat(f"domains of {what}", self.domains or {})
         checks.numbers(f"domains of {what}", {name: loss for name, loss in (self.domains or {}).items() if loss is not None})  # diverged
@@ -138,7 +138,7 @@ def append_record(path: str | os.PathLike, record: Record) -> None:
 def read_records(path: str | os.PathLike) -> list[Record]:
     """The records of a file, or of the sweep in a directory; where a run has several, the last one counts.
 
-    Raises InputError: nothing there, or a line that is no record (a last line that was cut short is left out).
+    Raises InputError: nothing there, or a line that is not a record (a last line that was cut short is left out).
     """
     file = pathlib.Path(path)
     file = file / RECORDS if file.is_dir() else file
@@ -153,11 +153,11 @@ def read_records(path: str | os.PathLike) -> list[Record]:
 
 
 def records_of(lines: bytes, file: pathlib.Path) -> Iterator[Record]:
-    """The records of whole lines. Raises InputError, which names the file: a line that is no record."""
+    """The records of whole lines. Raises InputError, which names the file: a line that is not a record."""
     for number, line in enumerate(lines.splitlines(), 1):
         try:
             yield Record.of(parse_json(line))
         except InputError as error:
             raise InputError(f"line {number} of {file}: {error}") from None
         except (ValueError, TypeError) as error:
-            raise InputError(f"line {number} of {file} is no record: {' '.join(str(error).split())}") from None
+            raise InputError(f"line {number} of {file} is not a record: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""Batch and learning rate of a run from its training tokens: laws with references, or values that are kept.
+"""Batch and learning rate of a run from its training tokens: power laws through a reference, or fixed values.
 
 Power laws are straight lines through a reference that was tuned by hand (`configs/sweeps/batch_lr.py` finds one):
 
@@ -20,7 +20,7 @@ from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.published import BATCH_EXPONENT, LR_EXPONENT
 
-MOST_WINDOWS = 2**40  # a batch beyond reason is a slip of the pen
+MOST_WINDOWS = 2**40  # a larger batch is a typing error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BatchLaw:
         checks.whole("BatchLaw", 0, multiple=self.multiple)
 
     def windows(self, tokens: float | int, length: int) -> int:
-        """Windows of `length` in a step of a run of `tokens`; at least one, or one on each device. Raises InputError: beyond reason."""
+        """Windows of `length` in a step of a run of `tokens`; at least one, or one on each device. Raises InputError: over MOST_WINDOWS."""
         best = _power(self.tokens, tokens / self.at, self.exponent) / length
         if not best < MOST_WINDOWS:
             raise InputError(f"{self} gives a run of {tokens:.3g} tokens a batch of {best:.3g} windows; check its numbers")
@@ -80,7 +80,7 @@ class RateLaw:
         checks.finite("RateLaw", exponent=self.exponent)
 
     def rate(self, batch: int, length: int) -> float:
-        """The peak learning rate of a run with `batch` windows of `length` in a step. Raises InputError: none that can be."""
+        """The peak learning rate of a run with `batch` windows of `length` in a step. Raises InputError: it is not positive and finite."""
         rate = _power(self.lr, batch * length / self.batch, self.exponent)
         if not 0 < rate < math.inf:
             raise InputError(f"{self} gives a batch of {batch:,} windows of {length:,} the learning rate {rate:.3g}; check its numbers")

@@ -1,12 +1,12 @@
-"""What the directory of a sweep tells of each run: where it lies, what became of it, who runs it now. Imports no jax.
+"""The state of each run in the directory of a sweep: its workdir, how it ended, whether a process runs it now. Imports no jax.
 
 runs/ID/               the workdir of a run: what `dlmjax train` writes, and
-    log.txt            what its processes said
+    log.txt            the output of its processes
     account.txt        one line per program compiled or read back, per start, per first step: over all starts of the run
     record.json        its record, until the sweep has put it into records.jsonl
 runs/ID.retry-1/       the same of a run that diverged and is tried again with a lower learning rate
 compiled/              XLA's programs, which all runs share
-locks/                 held by whoever runs a run, or compiles a shape
+locks/                 held while a process runs a run, or compiles a shape
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from dlmjax.sweep.records import Record, records_of
 
 COMPILED, LOCKS = "compiled", "locks"
 LOG, COUNTERS, RESULT = "log.txt", "account.txt", "record.json"
-STEPPED = "stepped"  # in the account of a run: a start has done its first step, what it needs for that is compiled
+STEPPED = "stepped"  # a counter: starts of a run that did a first step, whose programs are compiled
 
 # Leaves that a record repeats.
 LEAVES = ("data.paths", "data.weights", "data.batch", "data.length", "model.depth", "model.width", "model.vocab", "train.steps")
@@ -45,7 +45,7 @@ class RunLog:
         self.refresh()
 
     def refresh(self) -> None:
-        """Raises InputError: a line that is no record, or a folder in the file's place."""
+        """Raises InputError: a line that is not a record, or a folder in the file's place."""
         if self._path.is_dir():
             raise InputError(f"{self._path} is a folder, where the sweep has a file; move it away")
         if self._path.is_file() and self._path.stat().st_size > self._offset:
@@ -74,7 +74,7 @@ class RunLog:
 
 
 def workdir_of(root: str | os.PathLike, run_id: str, diverged: int = 0) -> pathlib.Path:
-    """Where a run trains that has diverged so many times."""
+    """The workdir of a run that has diverged so many times."""
     return pathlib.Path(root) / RUNS / (f"{run_id}.retry-{diverged}" if diverged else run_id)
 
 
@@ -94,13 +94,13 @@ def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
-# --- who runs it ---------------------------------------------------------------------------------------------------------------------
+# --- locks ---------------------------------------------------------------------------------------------------------------------------
 
 
 def hold(root: str | os.PathLike, name: str, wait: bool = False) -> int | None:
-    """An open file that keeps all others off a run or a shape until it is closed, here and in every process that inherited it.
+    """An open file that locks a run or a shape until it is closed, here and in every process that inherited it.
 
-    None where somebody else has it and `wait` is False. Where the file system knows no locks, nothing is locked.
+    None where another process holds it and `wait` is False. Where the file system supports no locks, nothing is locked.
     """
     path = pathlib.Path(root) / LOCKS / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def hold(root: str | os.PathLike, name: str, wait: bool = False) -> int | None:
 
 
 def is_held(root: str | os.PathLike, name: str) -> bool:
-    """Whether somebody runs it now. Takes the lock for an instant: who meets that tries again."""
+    """Whether a process holds the lock now. Takes it for an instant: a process that fails to lock because of that tries again."""
     path = pathlib.Path(root) / LOCKS / name
     if not path.exists():
         return False
@@ -130,23 +130,23 @@ def is_held(root: str | os.PathLike, name: str) -> bool:
     return False
 
 
-# --- what it notes -------------------------------------------------------------------------------------------------------------------
+# --- counters -------------------------------------------------------------------------------------------------------------------------
 
 
 class Counters:
-    """Notes of a run over all its starts, a line each, appended at once: a kill loses none."""
+    """Sums over all attempts of a run: one line per addition, appended unbuffered, so that a kill loses none."""
 
     def __init__(self, workdir: pathlib.Path):
         self._path = workdir / COUNTERS
 
     def note(self, what: str, amount: float = 1) -> None:
-        """Adds an amount to what is called so."""
+        """Adds an amount to the counter of this name."""
         with open(self._path, "ab", buffering=0) as file:
             file.write(f"{what} {amount!r}\n".encode())
 
     def totals(self) -> Counter:
-        """Sums by name: compiled, read (programs); start, evaluate (seconds); stepped (starts that came to a first step). A line that is
-        damaged counts nothing: no result depends on these."""
+        """Sums by name: compiled, read (programs); start, evaluate (seconds); stepped (starts that did a first step). A line that is
+        damaged is skipped: no result depends on these."""
         found: Counter = Counter()
         with contextlib.suppress(FileNotFoundError):
             for line in self._path.read_bytes().split(b"\n")[:-1]:
@@ -160,7 +160,7 @@ class Counters:
 
 
 def domain_names(paths: tuple[str, ...] | list[str]) -> list[str]:
-    """What the corpora of a mixture are called: the last part of their paths, where these differ."""
+    """The names of the corpora of a mixture: the last part of their paths, where these differ."""
     names = [pathlib.PurePath(path).name for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
 
@@ -168,7 +168,7 @@ def domain_names(paths: tuple[str, ...] | list[str]) -> list[str]:
 def facts(run: PlannedRun, config: Mapping[str, Any], validation: Validation) -> dict[str, Any]:
     """The fields of a record that are known before the run; `config`: every leaf, as it is run. Raises InputError: a leaf is missing."""
     if lacking := [name for name in LEAVES if name not in config]:
-        raise InputError(f"the plan of {run.id} is of another version: its config lacks {', '.join(lacking)}; plan the sweep again")
+        raise InputError(f"the plan of {run.id} is of a different version: its config lacks {', '.join(lacking)}; plan the sweep again")
     paths, weights = config["data.paths"], config["data.weights"]
     mixture = None
     if len(paths) > 1 and weights:
@@ -213,7 +213,7 @@ def read_result(workdir: pathlib.Path) -> Record | None:
 
 @contextlib.contextmanager
 def released(handle: int | None) -> Iterator[None]:
-    """`with released(hold(...)): ...`: lets go at the end."""
+    """`with released(hold(...)): ...`: frees the lock at the end."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""How far a sweep is: a line for each run, totals, the time left, what was compiled, what the sweep itself cost. Imports no jax.
+"""The progress of a sweep: a line for each run, totals, the time left, compiled programs, the cost of the sweep itself. Imports no jax.
 
 Everything is read from the directory, so it is the same wherever the runs are: here, on Slurm's nodes, in pods on a shared file system.
 """
@@ -21,7 +21,7 @@ STATES = ("finished", "running", "waiting", "diverged", "failed")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run. step: updates that its metrics tell of. seconds: it took; left: until its end, None = not known."""
+    """One run. step: updates by its metrics. seconds: its duration; left: seconds until its end, None = not known."""
 
     run: PlannedRun
     state: str
@@ -37,7 +37,7 @@ class Snapshot:
     """A sweep at one moment.
 
     left: seconds until its end at the number of runs that run now, None = not known. bookkeeping: the sweep's own work as a share of the
-    run time of its records; start: seconds a run for processes to start, import and wait for their turn to compile.
+    run time of its records; start: seconds a run for processes to start, import and wait for the compile lock.
     programs, again, read: compiled programs, compilations beyond one for each, programs read back.
     """
 
@@ -77,7 +77,7 @@ class Snapshot:
 
 
 def snapshot(plan: SweepPlan, directory: str | os.PathLike) -> Snapshot:
-    """Looks at a sweep. Raises InputError: records that cannot be read."""
+    """The state of a sweep now. Raises InputError: records that cannot be read."""
     run_log = RunLog(directory)
     ended = [record for run in plan.runs for record in run_log.of(run.id)]
     rate = _rate(ended)
@@ -138,7 +138,7 @@ def last_step(workdir: pathlib.Path) -> tuple[int, float | None]:
 
 
 def _pace(seconds: Any) -> float | None:
-    """Seconds of an update; None where that is no number."""
+    """Seconds of an update; None where that is not a number."""
     return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds <= checks.MOST else None
 
 
@@ -158,7 +158,7 @@ def _left(rows: tuple[Row, ...]) -> float | None:
 
 
 def _share(row: Row) -> float:
-    """Of a run that is done."""
+    """The share of a run that is done."""
     return min(row.step / row.run.config["train.steps"], 1.0)
 
 

@@ -36,13 +36,13 @@ def test_arguments_take_the_type_of_their_default(file):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([], "needs data; pass --set data=VALUE"),
+        ([], "requires data; pass --set data=VALUE"),
         (["data"], "write --set data=VALUE"),
         (["data=x", "budget=1"], "did you mean 'budgets'"),
-        (["data=x", "count=many"], "--set count wants int, not 'many'"),
-        (["data=x", "count=16.5"], "--set count wants int, not '16.5'"),
-        (["data=x", "count=True"], "--set count wants int, not 'True'"),
-        (["data=x", "count=1e400"], "--set count wants int, not '1e400'"),
+        (["data=x", "count=many"], "--set count requires int, not 'many'"),
+        (["data=x", "count=16.5"], "--set count requires int, not '16.5'"),
+        (["data=x", "count=True"], "--set count requires int, not 'True'"),
+        (["data=x", "count=1e400"], "--set count requires int, not '1e400'"),
         (["data=x", "name=Upper"], "use lower-case"),
     ],
 )
@@ -90,7 +90,7 @@ def test_grids_yield_every_cell_once():
     }
     for count, grid in grids.items():
         cells = list(grid.points())
-        assert len(cells) == count == len({cell.parts for cell in cells})
+        assert len(cells) == count == len({cell.id_parts for cell in cells})
         assert all((cell.flops is None) != (cell.tokens is None) for cell in cells)
         assert all(cell.values["width"] == cell.width and cell.values["seed"] == cell.seed for cell in cells)
 
@@ -111,7 +111,7 @@ def test_short_numbers_are_file_names():
     ("make", "message"),
     [
         (lambda: IsoFlop((), (16,)), "list of positive numbers"),
-        (lambda: IsoFlop((1e12, 1e12), (16,)), "given twice"),
+        (lambda: IsoFlop((1e12, 1e12), (16,)), "occurs twice"),
         (lambda: IsoFlop((1e12,), (17,)), "not on the ladder"),
         (lambda: IsoFlop((1e12,), (16, 16)), "different whole numbers"),
         (lambda: IsoFlop((1e12,), (16,), (-1,)), "at least 0"),
@@ -126,7 +126,7 @@ def test_short_numbers_are_file_names():
         (lambda: BatchRate((16,), (1e6,), (8,), (-1e-3,)), "list of positive numbers"),
         (lambda: Mixture((16,), (1e6,), ((1, 1), (1, 1))), "same mixture twice"),
         (lambda: Mixture((16,), (1e6,), ((1, 0),)), "list of positive numbers"),
-        (lambda: Sweep("s", {}, IsoFlop((1e12,), (16,))), "has no series"),
+        (lambda: Sweep("s", {}, IsoFlop((1e12,), (16,))), "has no objective"),
         (lambda: Sweep("s", {"m-1": "x.py"}, IsoFlop((1e12,), (16,))), "use lower-case"),
         (lambda: Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,)), checkpoints=0), "at least 1"),
         (lambda: IsoFlop((1e12,), NearOptimum(count=0)), r"NearOptimum\(count=0\): give a whole number of at least 1"),

@@ -109,7 +109,7 @@ def test_repeated_data_is_a_portion_seen_so_often(data):
         assert run.config["data.paths"] == [f"{data}(tokens={unique})"]
         assert run.unique_tokens == unique // 128 * 128
         assert run.epochs == pytest.approx(run.cell["epochs"], rel=0.03)
-    with pytest.raises(InputError, match="unique_tokens=10,000,000 cannot be taken"):
+    with pytest.raises(InputError, match="unique_tokens=10,000,000 is not from one window"):
         plan(data, Repeated((16,), (10_000_000,), (1,)))
 
 
@@ -129,10 +129,11 @@ def test_a_cell_that_cannot_be_met_is_refused_and_listed(data):
     (refusal,) = refused
     assert refusal.cell["width"] == 64 and "steps of 1,024, fewer than 10" in refusal.reason
     text = table(found, refused, planning.Device())
-    assert "refused: 1 cells" in text and "w64: " in text
+    assert "refused: 1 sweep points" in text and "w64: " in text
     # Twelve steps and a half are four per cent off either way.
     tokens = 12.5 * 4 * 128
-    with pytest.raises(InputError, match=r"no size of series masked can meet any cell within 3 %: width 16: 12 whole steps .* -4.0 % off"):
+    words = r"no size of the objective masked meets any sweep point within 3 %: width 16: 12 whole steps .* -4.0 % off"
+    with pytest.raises(InputError, match=words):
         plan(data, BatchRate((16,), (tokens,), (4,), (1e-3,)))
 
 
@@ -145,7 +146,7 @@ def test_a_cell_that_ends_before_its_curriculum_is_refused_and_listed(data):
 
 
 def test_a_budget_that_no_size_meets_is_an_error(data):
-    with pytest.raises(InputError, match=r"no size of series masked can meet the budget 1e\+08 within 3 %: width 16: .*; width 32: "):
+    with pytest.raises(InputError, match=r"no size of the objective masked meets the budget 1e\+08 within 3 %: width 16: .*; width 32: "):
         plan(data, IsoFlop((2e10, 1e8), (16, 32)))
 
 
@@ -153,7 +154,7 @@ def test_the_table_says_what_a_run_costs(data):
     device = planning.device_of("h100", 0.5, None)
     made, refused = planning.plan_sweep(sweep(data, IsoFlop((2e10,), (16, 32)), series={"masked": MASKED, "ar": CAUSAL}), SOURCE, device)
     text = table(made, refused, device)
-    head = next(line for line in text.splitlines() if line.startswith("series"))
+    head = next(line for line in text.splitlines() if line.startswith("objective"))
     first = next(line for line in text.splitlines() if line.startswith("masked") and "1 x 16" in line)
     assert [word in head for word in ("params", "tokens", "steps", "batch", "lr", "FLOPs", "unique", "epochs", "time")] == [True] * 9
     run = made.runs[0]
@@ -184,7 +185,7 @@ def test_a_plan_without_a_corpus():
     assert "no corpus is named" in table(found, refused, planning.Device())
     with pytest.raises(InputError, match="has no vocabulary"):
         plan("")
-    with pytest.raises(InputError, match="names none"):
+    with pytest.raises(InputError, match="names no corpus"):
         plan("", Repeated((16,), (5_000,), (1,)), overrides=("model.vocab=50304",))
 
 
@@ -195,7 +196,7 @@ def test_a_directory_with_runs_takes_only_plans_that_keep_them(data, tmp_path):
     more = plan(data, IsoFlop((2e10,), (16, 32, 48)))
     planning.write_plan(more, str(tmp_path))
     assert len(SweepPlan.read(tmp_path).runs) == 3
-    with pytest.raises(InputError, match=r"holds 1 runs that this plan has not, such as masked-2e10-w16"):
+    with pytest.raises(InputError, match=r"holds 1 runs that this plan lacks, such as masked-2e10-w16"):
         planning.write_plan(plan(data, IsoFlop((2e10,), (32,))), str(tmp_path))
     with pytest.raises(InputError, match="are measured by"):
         planning.write_plan(plan(data, validation=Validation(windows=9)), str(tmp_path))
@@ -246,7 +247,7 @@ def test_a_damaged_plan_is_mended_by_planning_again(data, tmp_path, damaged):
     with pytest.raises(InputError, match="plan the sweep again"):
         SweepPlan.read(tmp_path)
     for widths, gone in (((16, 48), small.runs[0]), ((16, 24), small.runs[1])):
-        with pytest.raises(InputError, match=f"1 runs that this plan has not, such as {gone.id}"):
+        with pytest.raises(InputError, match=f"1 runs that this plan lacks, such as {gone.id}"):
             planning.write_plan(plan(data, IsoFlop((2e10,), widths)), str(tmp_path))
     planning.write_plan(grown, str(tmp_path))
     assert SweepPlan.read(tmp_path) == written
@@ -334,7 +335,7 @@ def test_the_command_prints_and_writes(data, tmp_path, capsys):
     quick = str(CONFIGS / "sweeps" / "quick.py")
     command = ["sweep", "plan", quick, "--set", f"data={data}", "--flops-per-second", "1e10"]
     assert main([*command, "--set", "budget=1e10"]) == 0
-    assert "sweep quick: 4 runs of 2 series" in capsys.readouterr().out
+    assert "sweep quick: 4 runs of 2 objectives" in capsys.readouterr().out
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "1e+10 model FLOP/s, as given" in out and f"dlmjax sweep run {tmp_path / 'out'}" in out

@@ -256,7 +256,7 @@ def test_bad_input_is_refused_before_anything_is_trained(small_corpus, tmp_path)
     with pytest.raises(InputError, match="has no run 'other'"):
         execute(str(tmp_path), "other")
     for name, leaves, said in (
-        ("unknown", {"model.widht": 3}, "another version"),
+        ("unknown", {"model.widht": 3}, "different version"),
         ("nowhere", {"data.paths": [str(tmp_path / "nowhere")]}, "nowhere"),
     ):
         bad = planned([small_corpus])

@@ -112,7 +112,7 @@ def test_a_printed_command_keeps_to_the_cores_or_the_gpu_that_it_is_given(starte
         (["--only", "nobody"], "has no run 'nobody'"),
         (["--line", 6], "lines 0 to 5"),
         (["--executor", "slurm", "--time", "soon"], "--time"),
-        (["--executor", "slurm", "--time", "1"], "leaves nothing"),
+        (["--executor", "slurm", "--time", "1"], "is not below --time 1"),
         (["--executor", "slurm", "--gpus", 2], "--gpus is 2"),
         (["--executor", "slurm", "--line", 0], "has ended"),
         (["--executor", "kubernetes"], "--image"),

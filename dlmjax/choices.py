@@ -1,7 +1,7 @@
 """Choices with values, written as calls: "masked", "hybrid(p_uniform=0.2)". One parser and one check for configs, flags and files.
 
-Values are Python literals; words without quotes, also with dots between, are texts. The values that a choice takes, and their types, are
-the parameters of what it makes: a class or a function with annotations. Nothing is made for a check. Imports no jax.
+Values are Python literals; words and choices without quotes, also with dots between, are texts. The values that a choice takes, and
+their types, are the parameters of what it makes: a class or a function with annotations. Nothing is made for a check. Imports no jax.
 """
 
 import ast
@@ -35,7 +35,7 @@ def parse(text: str, what: str = "value") -> tuple[str, dict[str, Any]]:
             raise InputError(f"{what} {text!r:.200} has the value {repeated:.100} twice; give it once")
         if isinstance(node, ast.Name):
             return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords):
+        if _has_values(node):
             return node.func.id, {word.arg: _value_of(word.value) for word in node.keywords}
     except InputError:
         raise
@@ -108,8 +108,13 @@ def _repeated(node: ast.expr) -> str | None:
     return None
 
 
+def _has_values(node: ast.expr) -> bool:
+    """Whether this is a name with values, NAME(key=value, ...)."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(word.arg for word in node.keywords)
+
+
 def _value_of(node: ast.expr) -> Any:
-    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ast.literal_eval(node)
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) or _has_values(node) else ast.literal_eval(node)
 
 
 def _written(value: Any) -> str:

@@ -30,6 +30,7 @@ def test_values_of_a_call_are_words_literals_and_file_names():
     read = parse("d3pm(kernel=neighbours, steps=8, embedding=table.npy)")
     assert read == ("d3pm", {"kernel": "neighbours", "steps": 8, "embedding": "table.npy"})
     assert parse("d3pm(embedding='runs/a-1.npy')")[1] == {"embedding": "runs/a-1.npy"}
+    assert parse("blocks(noise=hybrid(p_uniform=0.3))")[1] == {"noise": "hybrid(p_uniform=0.3)"}
     with pytest.raises(InputError, match="cannot read"):
         parse("d3pm(embedding=f(1))")
 

@@ -4,7 +4,9 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dlmjax import config as config_lib
@@ -20,13 +22,14 @@ BATCH, LENGTH = 8, 16
 TOKENIZER = load_tokenizer("char27")
 
 
-def experiment_of(family, devices, **mesh):
+def experiment_of(family, devices, process=None, time_input=None, **mesh):
     config = config_lib.load(f"{CONFIGS}/{family}.py:tiny")
     with config.unlocked():
         config.data.update(batch=BATCH, length=LENGTH)
         # Eight heads, so that they can be split; a vocabulary that divides.
         config.model.update(depth=2, width=32, heads=8, kv_heads=8, head_dim=8, ffn=64, vocab=32)
         config.mesh.update(**mesh)
+        config.process.name, config.model.time_input = process or config.process.name, time_input or config.model.time_input
     return assemble(config, TOKENIZER, devices=devices, counts_V=np.arange(32) + 1)
 
 
@@ -72,6 +75,29 @@ def test_a_family_computes_the_same_on_eight_devices(family):
         return  # an embedding that is given, not learned
     silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(one[2].get("process", {})) if not np.abs(leaf).max() > 0]
     assert not silent, "every learned value has a gradient"
+
+
+def test_blocks_train_under_noise_that_changes_tokens():
+    """Uniform noise in blocks of four, from the config of blocks: what is trained is the bound, and it falls on a text of two tokens."""
+    experiment = experiment_of("blocks", jax.devices()[:1], process="blocks(size=4, noise=uniform)", time_input="adaln")
+    assert experiment.objective.trains_bound
+    adam, batch = optax.adam(1e-2), jax.tree.map(jnp.asarray, text())
+    batch["tokens"] = batch["positions"] % 2
+
+    @jax.jit
+    def step(params, state, key):
+        (_, sums), gradient = jax.value_and_grad(experiment.loss_fn, has_aux=True)(params, batch, key)
+        updates, state = adam.update(gradient, state)
+        return optax.apply_updates(params, updates), state, sums["nats"] / sums["tokens"]
+
+    params = experiment.init(jax.random.key(0))
+    state, keys = adam.init(params), jax.random.split(jax.random.key(1), 40)
+    before = np.mean([step(params, state, key)[2] for key in keys])
+    trained = params
+    for key in keys:
+        trained, state, _ = step(trained, state, key)
+    after = np.mean([step(trained, state, key)[2] for key in keys])
+    assert after < before / 2, "the same noise, before and after"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruct
 from dlmjax.diffusion.process import Blocks, Ends, Process, cross_entropy, draw_tokens, row_keys
 from dlmjax.diffusion.processes.any_order import any_order_nats
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.d3pm import D3pm, StepMasked, make_d3pm
 from dlmjax.diffusion.processes.duo import Duo
 from dlmjax.diffusion.processes.flow_matching import FlowMatching
@@ -29,7 +29,7 @@ from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdapti
 __all__ = [
     "Autoregressive",
     "Beta",
-    "BlockMasked",
+    "Blockwise",
     "Blocks",
     "Bound",
     "Capped",

@@ -10,7 +10,10 @@ from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
 
 # Noise of another kind under the same name.
-_VARIANTS = ("d3pm(kernel='gaussian')", "d3pm(kernel='absorbing')", "score(noise='uniform')", "flow_matching(noise='uniform')")
+_VARIANTS = (
+    *("d3pm(kernel='gaussian')", "d3pm(kernel='absorbing')", "score(noise='uniform')", "flow_matching(noise='uniform')"),
+    *("blocks(noise='uniform')", "blocks(noise='hybrid')"),
+)
 
 
 def make_named(text: str, vocab: int = 29) -> Process:

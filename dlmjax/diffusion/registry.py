@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedd
 from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.d3pm import check_d3pm, make_d3pm
 from dlmjax.diffusion.processes.duo import Duo
 from dlmjax.diffusion.processes.flow_matching import FlowMatching
@@ -29,6 +30,37 @@ from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoisi
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 from dlmjax.errors import InputError
 
+# The noises of process `blocks`.
+BLOCK_NOISES: dict[str, Callable[..., Process]] = {
+    "masked": Masked,
+    "masked_lambda": MaskedLambda,
+    "llada": Llada,
+    "uniform": Uniform,
+    "hybrid": Hybrid,
+    "mixed": Mixed,
+    "score": ScoreEntropy,
+    "flow_matching": FlowMatching,
+}
+
+
+def make_blocks(
+    vocab: int,
+    mask_id: int | None = None,
+    schedule: schedules.Schedule = schedules.Linear(),  # noqa: B008  frozen
+    excluded: tuple[int, ...] = (),
+    size: int = 4,
+    curriculum: tuple[tuple[int, int], ...] = (),
+    noise: str = "masked",
+) -> Blockwise:
+    """Blocks of `size` tokens with the noise of a name, one of BLOCK_NOISES, or of a name with values: "hybrid(p_uniform=0.2)"."""
+    name, values = parse(noise, "noise of process blocks")
+    lookup("noise of process blocks", name, BLOCK_NOISES)
+    facts = {"vocab": vocab, "mask_id": mask_id, "schedule": schedule, "excluded": excluded}
+    if common := sorted(facts.keys() & values.keys()):
+        raise InputError(f"process blocks: noise {noise!r} has no value {common[0]!r}; it is that of the whole process")
+    return Blockwise(make_process(name, **{key: value for key, value in facts.items() if value is not None}, **values), size, curriculum)
+
+
 PROCESSES: dict[str, Callable[..., Process]] = {
     "masked": Masked,
     "masked_count": MaskedCount,
@@ -39,7 +71,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "spindle": Spindle,
     "frequency_masked": FrequencyMasked,
     "d3pm": make_d3pm,
-    "blocks": BlockMasked,
+    "blocks": make_blocks,
     "uniform": Uniform,
     "duo": Duo,
     "hybrid": Hybrid,
@@ -130,7 +162,8 @@ def curriculum_of(text: str) -> Process | None:
     """
     name, values = parse(text, "process.name")
     kind = lookup("process", name, PROCESSES)
-    if getattr(kind, "curriculum_end", Process.curriculum_end) is Process.curriculum_end:
+    made = typing.get_type_hints(kind).get("return", kind) if inspect.isfunction(kind) else kind
+    if made.curriculum_end is Process.curriculum_end:
         return None
     return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.cluster.host import say
-from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
 from dlmjax.interop.hf_config import Fields
@@ -188,7 +188,7 @@ def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> N
     offset = family_fields(config.model.family).get("position_offset", 0)
     trained = Fields(hf.get("dlm") or {}, "dlm.").count("length", None) or min(context - offset, LONGEST_WINDOW)
     process, values = choices.parse(config.process.name)
-    size = values.get("size", BlockMasked.size) if process == BlockMasked.name else 1
+    size = values.get("size", Blockwise.size) if process == Blockwise.name else 1
     with config.unlocked():
         config.data.length = length or max(trained // size, 1) * size
 

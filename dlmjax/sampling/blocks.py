@@ -231,8 +231,8 @@ class StrideSampler(_Pieces):
 class BlockSampler(_Pieces):
     """Appends blocks of `size` tokens, given the finished ones. `network` is a `models.Network` on one device.
 
-    process: "blocks" (its own size), an autoregressive process (size 1), or any masked process whose network was trained under
-      `BlockCausal(size)`. eos_id: a row ends when it has made this token; None = at the end of the canvas.
+    process: "blocks" with any noise (its own size), an autoregressive process (size 1), or any masked process whose network was trained
+      under `BlockCausal(size)`. eos_id: a row ends when it has made this token; None = at the end of the canvas.
     cached: False reads the whole row at every call, to the same tokens: what the buffers are tested against.
     """
 

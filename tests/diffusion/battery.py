@@ -169,7 +169,7 @@ def expected_boundary(case: Case, law: oracle.Law) -> float:
     process, denoiser = case.process, case.denoiser(law)
 
     def nats(x_NL, z_NL):
-        logits_NLV = denoiser.logits(denoiser.hidden(z_NL, jnp.zeros(z_NL.shape)))
+        logits_NLV = denoiser.logits(denoiser.hidden(z_NL, jnp.zeros(x_NL.shape)))
         return process.reconstruction(logits_NLV, x_NL, z_NL) + process.prior_nats(x_NL)
 
     return float(np.sum(p_N * _padded(nats, x_NL, z_NL).sum(axis=1)))

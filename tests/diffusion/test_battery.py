@@ -20,6 +20,7 @@ from tests.diffusion.battery import (
     expected_boundary,
     expected_nats,
     index_of,
+    level_nats,
     prior_gap,
     prior_law,
     reconstruction_gap,
@@ -28,6 +29,7 @@ from tests.diffusion.battery import (
     to_states,
 )
 from tests.diffusion.cases import CASES, NOISY
+from tests.diffusion.cases_blocks import INNER, in_blocks
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 noisy_case = pytest.mark.parametrize("case", NOISY, ids=str)
@@ -36,6 +38,7 @@ drawn_case = pytest.mark.parametrize("case", [case for case in CASES if not case
 
 LAW2 = oracle.Law.random(TOKENS, 2, seed=1)
 LAW3 = oracle.Law.random(TOKENS, 3, seed=2)
+LAW4 = oracle.Law.random(TOKENS, 4, seed=3)
 # One shape for all tests that draw: what takes long is compiling random bits, and operation by operation that is shared.
 ROWS = 4096
 
@@ -65,6 +68,27 @@ def test_bound_is_tight(case, law):
         gap += case.gap(case, law)
         assert gap > 0.05
     assert expected_nats(case, law) + expected_boundary(case, law) == pytest.approx(law.entropy + gap, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", INNER, ids=str)
+def test_the_bound_in_blocks_is_that_of_each_block_given_the_text_before(case):
+    """-log p(x) is the sum over blocks of -log p(block | text before), and so is the bound: level by level, and as tight as the inner."""
+    blocks = in_blocks(case, size=1)
+    bound = expected_nats(blocks, LAW2) + expected_boundary(blocks, LAW2)
+    inner = sum(p * (expected_nats(case, law) + expected_boundary(case, law)) for p, law in blocks.blocks(LAW2))
+    assert bound == pytest.approx(inner, abs=1e-9)
+    if blocks.process.is_tight:
+        assert bound == pytest.approx(LAW2.entropy, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in INNER if str(case) in ("masked/linear", "uniform/linear", "hybrid/0.2")], ids=str)
+def test_blocks_of_two_tokens_have_the_bound_of_each_block(case):
+    """Of four tokens, at some levels: blocks whose tokens are noised together, after a clean block of two."""
+    levels = (np.asarray([0.1, 0.4, 0.8]), np.ones(3))
+    blocks = dataclasses.replace(in_blocks(case, size=2), grid=lambda length: levels)
+    inner = dataclasses.replace(case, grid=lambda length: levels)
+    by_block = sum(p * level_nats(inner, law) for p, law in blocks.blocks(LAW4))
+    np.testing.assert_allclose(level_nats(blocks, LAW4), by_block, rtol=1e-9)
 
 
 @noisy_case
@@ -114,6 +138,7 @@ TIMES = {
 }
 # Every process with stratified times, and every way to draw times with the processes whose losses differ most in them.
 DRAWS = [(case, case.times) for case in CASES if not case.light]
+DRAWS += [(in_blocks(case, size=2), case.times) for case in INNER if str(case) in ("uniform/linear", "hybrid/0.2")]
 DRAWS += [(case, times) for case in CASES if str(case) in ("masked/cosine", "masked_count") for times in list(TIMES)[1:]]
 
 

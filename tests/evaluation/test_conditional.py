@@ -10,7 +10,7 @@ import pytest
 
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.schedules import Cosine
@@ -213,13 +213,13 @@ def test_a_causal_process_is_scored_exactly_in_one_pass():
 def test_blocks_are_scored_each_given_the_clean_text_before(size, passes):
     """A continuation that begins inside a block of two; one token a block is the chain rule."""
     requests = requests_of(LAW, 1, 3, every=7)
-    for request, score in zip(requests, scorer_of(BlockMasked(LAW.vocab, LAW.mask_id, size=size))(1.0, requests), strict=True):
+    for request, score in zip(requests, scorer_of(Blockwise(Masked(LAW.vocab, LAW.mask_id), size=size))(1.0, requests), strict=True):
         assert score.log_likelihood == pytest.approx(exact_log_p(LAW, request.context, request.continuation), abs=1e-5)
         assert (score.stderr, score.passes) == (0, passes)
 
 
 def test_drawn_masks_of_blocks_are_unbiased():
-    text, process = LONG.texts_NL[37], BlockMasked(LONG.vocab, LONG.mask_id, size=4)
+    text, process = LONG.texts_NL[37], Blockwise(Masked(LONG.vocab, LONG.mask_id), size=4)
     scores = scorer_of(process, LONG, draws=6)(1.0, [Request(text[:0], text, group) for group in range(400)])
     values, errors = np.array([s.log_likelihood for s in scores]), np.array([s.stderr for s in scores])
     assert abs(values.mean() - exact_log_p(LONG, [], text)) < 4 * values.std() / 20
@@ -270,7 +270,9 @@ def test_greedy_is_what_the_sampler_decodes():
     assert [text.tolist() for text, right in zip(LAW.texts_NL, greedy, strict=True) if right] == made_BL.tolist()
 
 
-@pytest.mark.parametrize("process", [Autoregressive(LAW.vocab, bos_id=LAW.mask_id), BlockMasked(LAW.vocab, LAW.mask_id, size=1)], ids=str)
+@pytest.mark.parametrize(
+    "process", [Autoregressive(LAW.vocab, bos_id=LAW.mask_id), Blockwise(Masked(LAW.vocab, LAW.mask_id), size=1)], ids=str
+)
 def test_greedy_from_left_to_right_takes_the_likeliest_next_token(process):
     expected = []
     for a in range(3):

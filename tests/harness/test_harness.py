@@ -27,7 +27,7 @@ from dlmjax.cli.main import main
 from dlmjax.data import load_tokenizer
 from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import Request
@@ -123,7 +123,7 @@ def adapter_of(process, **options) -> Adapter:
 PROCESSES = {
     "masked": Masked(6, 3, excluded=(4, 5)),
     "autoregressive": Autoregressive(6, bos_id=5, mask_id=3, excluded=(4, 5)),
-    "blocks": BlockMasked(6, 3, excluded=(4, 5), size=2),
+    "blocks": Blockwise(Masked(6, 3, excluded=(4, 5)), size=2),
 }
 
 

@@ -1,6 +1,5 @@
 """Text piece by piece: buffers change nothing, ends are ends, and the law of a chain survives a sliding window."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -8,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.blocks import Blockwise
+from dlmjax.diffusion.processes.hybrid import Hybrid
 from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.models.masks import BlockCausal
@@ -29,16 +31,8 @@ PARAMS = lively(NETWORK.init(jax.random.key(3)))
 MASK = VOCAB - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class InBlocks(Masked):
-    """What a sampler sees of block diffusion."""
-
-    name = "blocks"
-    attention = Blocks(4)
-
-
 PROCESSES = {
-    "blocks": (InBlocks(VOCAB, MASK), {}),
+    "blocks": (Blockwise(Masked(VOCAB, MASK), 4), {}),
     "masked": (Masked(VOCAB, MASK), {"size": 4}),
     "autoregressive": (Autoregressive(VOCAB, bos_id=VOCAB - 2, mask_id=MASK), {}),
 }
@@ -102,6 +96,49 @@ def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
     counts = np.bincount(samples.tokens_BL @ [8, 4, 2, 1], minlength=16)
     assert p_N.sum() == pytest.approx(1, abs=1e-5) and chi_square_sigmas(counts, p_N) < 4
     assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
+
+
+@pytest.mark.parametrize("p_uniform", [None, 0.4], ids=["uniform", "hybrid"])
+def test_the_law_of_blocks_with_noise_that_changes_tokens(p_uniform):
+    """Two blocks of two tokens, two steps each, on a network that is conditioned on t: the chain rule over blocks, and in each block
+    p(z_1), p(z_1/2 | z_1), p(x | z_1/2) by enumeration, from the outputs of the network on the whole row."""
+    net = build_network(spec(vocab=3, time_input="adaln"), Execution())
+    params = lively(net.init(jax.random.key(4)), seed=5)
+    inner = Uniform(3, 2) if p_uniform is None else Hybrid(3, 2, p_uniform=p_uniform)
+    kernel = oracle.uniform_kernel(2, lambda t: 1 - t, lambda t: -1.0) if p_uniform is None else oracle.hybrid_kernel(2, p_uniform, 1.0)
+    settings = SampleSettings(steps=2, grid="uniform", never=(2,))
+    samples = BlockSampler(Blockwise(inner, 2), net, settings).sample(params, blank_canvas(4, 6000), seed=3)
+    p_N = chain_of_blocks(kernel, lambda z_NL, t_NL: probabilities(net, params, z_NL, t_NL), times=(1.0, 0.5, 0.0))
+    counts = np.bincount(samples.tokens_BL @ [8, 4, 2, 1], minlength=16)
+    assert p_N.sum() == pytest.approx(1, abs=1e-5) and chi_square_sigmas(counts, p_N) < 4
+    assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
+
+
+def probabilities(net, params, z_NL, t_NL):
+    """The network's p(x_i = 0), p(x_i = 1), [N, L, 2], where blocks of two see themselves and those before."""
+    denoiser = net.bind(params, jnp.ones_like(z_NL), jnp.tile(jnp.arange(4), (len(z_NL), 1)), BlockCausal(2))
+    return np.asarray(jax.nn.softmax(denoiser.logits(denoiser.hidden(jnp.asarray(z_NL), jnp.asarray(t_NL)))[..., :2]), np.float64)
+
+
+def chain_of_blocks(kernel, denoise, times):
+    """p of all texts of two blocks of two binary tokens. At each step a position goes from z to y with probability proportional to
+    q(z | z_s = y) q_s(y | x ~ output)."""
+    texts_NL = np.array(list(itertools.product(range(2), repeat=4)), np.int32)
+    states_Z2 = oracle.enumerate_sequences(kernel.noise(0.5).size, 2)
+    p_N = np.ones(16)
+    for start in (0, 2):
+        p_NZ = np.tile(kernel.noise(1.0)[states_Z2].prod(axis=1), (16, 1))
+        for t, s in itertools.pairwise(times):
+            z_NL, t_NL = np.repeat(texts_NL, len(states_Z2), axis=0), np.zeros((16 * len(states_Z2), 4), np.float32)
+            z_NL[:, start : start + 2], t_NL[:, start : start + 2] = np.tile(states_Z2, (16, 1)), t
+            guess_N2K = denoise(z_NL, t_NL)[:, start : start + 2]
+            p_N2S = (guess_N2K @ kernel.matrix(s)) * kernel.step(s, t)[:, z_NL[:, start : start + 2]].transpose(1, 2, 0)
+            p_N2S /= np.maximum(p_N2S.sum(axis=-1, keepdims=True), 1e-300)  # of states that cannot occur
+            to_NZZ = (p_N2S[:, 0][:, states_Z2[:, 0]] * p_N2S[:, 1][:, states_Z2[:, 1]]).reshape(16, len(states_Z2), -1)
+            p_NZ = np.einsum("nz,nzy->ny", p_NZ, to_NZZ)
+        which_N = (states_Z2[None] == texts_NL[:, None, start : start + 2]).all(axis=-1).argmax(axis=1)
+        p_N *= p_NZ[np.arange(16), which_N]
+    return p_N
 
 
 @pytest.mark.slow

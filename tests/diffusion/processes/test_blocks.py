@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlmjax.choices import parse
 from dlmjax.diffusion import Masked, Objective, PerRow, Power, UniformTimes, make_process, nats_at, row_keys
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
-from dlmjax.diffusion.process import Blocks
-from dlmjax.diffusion.processes.blocks import BlockMasked
+from dlmjax.diffusion.process import Blocks, Process
+from dlmjax.diffusion.processes.blocks import Blockwise
+from dlmjax.diffusion.processes.hybrid import Hybrid
+from dlmjax.diffusion.processes.uniform import Uniform
+from dlmjax.diffusion.registry import BLOCK_NOISES, PROCESSES, check_process
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, build_network
 from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, sample_law
@@ -21,6 +25,8 @@ from tests.models.tiny import lively
 
 LAW = oracle.Law.random(2, 4, seed=3, sharpness=1.5)
 LENGTH, ROWS = 4, 8
+# What a process concludes from its attention, and what no blocks have.
+DEFAULTS = {"causal", "block_size", "sequential", "streams", "count_form"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class Exact(ToyDenoiser):
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_the_bound_is_the_entropy_at_every_block_size(size):
-    process, denoiser = BlockMasked(VOCAB, MASK, excluded=(BOS,), size=size), Exact(LAW, VOCAB, masked_likelihood(2, MASK), size)
+    process, denoiser = Blockwise(Masked(VOCAB, MASK, excluded=(BOS,)), size), Exact(LAW, VOCAB, masked_likelihood(2, MASK), size)
     subsets = np.asarray(list(itertools.product([False, True], repeat=LENGTH)))
     x_NL = np.repeat(LAW.sequences_Xn, len(subsets), axis=0)
     hit_NL = np.tile(subsets, (len(LAW.sequences_Xn), 1))
@@ -58,7 +64,7 @@ def test_the_bound_is_the_entropy_at_every_block_size(size):
 @pytest.mark.parametrize("given", [0, 2])
 def test_an_evaluation_integrates_the_bound_of_what_is_not_given(given):
     """Under the exact denoiser: the entropy of the text, or of its second block given the first; nothing where it is given."""
-    process, denoiser = BlockMasked(VOCAB, MASK, excluded=(BOS,), size=2), Exact(LAW, VOCAB, masked_likelihood(2, MASK), 2)
+    process, denoiser = Blockwise(Masked(VOCAB, MASK, excluded=(BOS,)), 2), Exact(LAW, VOCAB, masked_likelihood(2, MASK), 2)
     x_BL = jnp.asarray(sample_law(LAW, 2000, seed=5))
     scored_BL = jnp.broadcast_to(jnp.arange(LENGTH) >= given, x_BL.shape)
     levels, weights = np.polynomial.legendre.leggauss(6)
@@ -88,7 +94,7 @@ def bound_network(attention, rows):
 
 def test_blocks_of_one_token_are_the_chain_rule_of_any_network():
     """The bound of a network that was never trained, at any level, is an exact log-likelihood: over all texts it sums to one."""
-    process = BlockMasked(VOCAB, MASK, excluded=(2, BOS), size=1)
+    process = Blockwise(Masked(VOCAB, MASK, excluded=(2, BOS)), 1)
     denoiser, x_BL = bound_network(process.attention, len(TEXTS)), jnp.asarray(TEXTS)
     z_BL2 = jnp.stack([jnp.full_like(x_BL, MASK), x_BL], axis=-1)
     for level in (1.0, 0.3):
@@ -106,7 +112,7 @@ def test_blocks_of_one_token_are_the_chain_rule_of_any_network():
 @pytest.mark.slow
 def test_one_block_of_the_whole_row_is_masked_diffusion():
     """Same levels, same masks, same nats on a real network, the clean stream being out of sight."""
-    blocks, masked = BlockMasked(VOCAB, MASK, excluded=(BOS,), size=LENGTH), Masked(VOCAB, MASK, excluded=(BOS,))
+    blocks, masked = Blockwise(Masked(VOCAB, MASK, excluded=(BOS,)), LENGTH), Masked(VOCAB, MASK, excluded=(BOS,))
     batch = batch_of(TEXTS[:ROWS])
     for times in (PerRow(), PerRow(Power(0.5), stratified=False)):
         totals = [
@@ -128,7 +134,7 @@ def test_every_block_has_its_own_level():
 
 
 def test_a_state_is_the_noisy_and_the_clean_text():
-    process, x_BL = BlockMasked(VOCAB, MASK, size=2), jnp.asarray(TEXTS)
+    process, x_BL = Blockwise(Masked(VOCAB, MASK), 2), jnp.asarray(TEXTS)
     keys_B, t_BL = row_keys(jax.random.key(2), jnp.arange(len(TEXTS))), jnp.full(TEXTS.shape, 0.6)
     z_BL2 = process.corrupt(keys_B, x_BL, t_BL)
     assert (z_BL2[..., 1] == x_BL).all()
@@ -140,15 +146,48 @@ def test_a_state_is_the_noisy_and_the_clean_text():
     assert (further[..., 0] == MASK).all() and (further[..., 1] == x_BL).all()
 
 
+def test_what_is_not_redefined_is_the_inner_process():
+    """Every member of a process is defined for blocks, forwarded to the noise inside, or follows from the attention."""
+    own, process = vars(Blockwise), Blockwise(Uniform(VOCAB, MASK, excluded=(BOS,)), 2)
+    members = {name for name in (*vars(Process), *Process.__annotations__) if not name.startswith("_")}
+    assert members - own.keys() == DEFAULTS
+    assert process.time_input and process.vocab == VOCAB and process.ends == Uniform.ends and process.suppressed_ids == (BOS, MASK)
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_noise_that_cannot_be_in_blocks_is_refused(name):
+    """Each process of the registry either makes blocks or is refused in one line that names it."""
+    facts = {"vocab": 8, "mask_id": 7, "bos_id": 6, "counts_V": np.ones(8)}
+    if name in BLOCK_NOISES:
+        process = make_process("blocks", noise=name, **facts)
+        assert process.inner.name == name and isinstance(process.attention, Blocks) and process.vocab == 8
+        return
+    with pytest.raises(InputError, match=f"unknown noise of process blocks '{name}'"):
+        make_process("blocks", noise=name, **facts)
+    if name in ("autoregressive", "masked_count", "duo", "gaussian"):
+        with pytest.raises(InputError, match=f"process {'masked_count' if name == 'masked_count' else 'blocks'}"):
+            Blockwise(make_process(name, **facts))
+
+
+def test_noise_in_blocks_takes_values():
+    text = {"noise": "hybrid(p_uniform=0.3)", "size": 2, "vocab": 8, "mask_id": 7}
+    assert make_process("blocks", **text) == Blockwise(Hybrid(8, 7, p_uniform=0.3), 2)
+    assert parse("blocks(size=2, noise=hybrid(p_uniform=0.3))")[1] == {"size": 2, "noise": "hybrid(p_uniform=0.3)"}
+    assert check_process("blocks(noise=uniform)") is True and check_process("blocks(size=2)") is False
+    for noise, message in (("hybrid(p=0.3)", "has no value 'p'"), ("uniform(vocab=3)", "has no value 'vocab'"), ("unifrom", "'uniform'")):
+        with pytest.raises(InputError, match=message):
+            check_process(f"blocks(noise={noise})")
+
+
 def test_a_block_holds_a_token():
     with pytest.raises(InputError, match="at least 1 token"):
-        BlockMasked(VOCAB, MASK, size=0)
+        Blockwise(Masked(VOCAB, MASK), 0)
 
 
 def test_a_curriculum_names_the_size_of_each_step():
-    process = BlockMasked(VOCAB, MASK, size=1, curriculum=((10, 4), (20, 2)))
+    process = Blockwise(Masked(VOCAB, MASK), 1, curriculum=((10, 4), (20, 2)))
     assert [process.at_step(step).size for step in (0, 9, 10, 19, 20, 1000)] == [4, 4, 2, 2, 1, 1]
     assert process.at_step(0).adapt_times(process.adapt_times(PerRow())).size == 4
-    assert process.attention == Blocks(1) and process.at_step(20) == BlockMasked(VOCAB, MASK, size=1)
+    assert process.attention == Blocks(1) and process.at_step(20) == Blockwise(Masked(VOCAB, MASK), 1)
     with pytest.raises(InputError, match="steps rising"):
-        BlockMasked(VOCAB, MASK, curriculum=((20, 4), (10, 2)))
+        Blockwise(Masked(VOCAB, MASK), curriculum=((20, 4), (10, 2)))

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.times import PerRow, Times
-from dlmjax.diffusion.weightings.levels import Weighting
+from dlmjax.diffusion.weightings.levels import NAMES, Weighting
 from dlmjax.errors import InputError
 
 LEVELS = 10  # bins of t in which the integrand is reported
@@ -90,10 +90,9 @@ class Objective:
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
         self.process.adapt_times(self.times)  # refuses times that this noise cannot have
-        if not self.weighting.is_bound and self.weighting.is_factor:
-            # Asked now, so that a process whose loss has no such weight is refused before anything runs.
-            ids, level = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
-            jax.eval_shape(lambda x, t: self.weighting.factor(self.process, x, x, t), ids, level)
+        name, supported = self.weighting.name, self.process.weightings
+        if name in NAMES and name not in supported:
+            raise InputError(f"weighting {name} conflicts with process {self.process.name}; it supports {', '.join(supported)}")
 
     def bind(self, weights: Any) -> "Objective":
         """This objective with the parameters of its process from the weights of a run; differentiate the loss through it."""

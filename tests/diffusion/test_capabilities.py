@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dlmjax
+from dlmjax.diffusion import Objective, PerRow, make_weighting
 from dlmjax.diffusion.capabilities import make_named, table
 from dlmjax.diffusion.process import Blocks, Process, row_keys
 from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS, make_times
@@ -81,3 +82,25 @@ def test_declarations_agree_with_what_a_process_does(name):
     counted = process.count_form()
     if counted is not None:
         assert process.any_order and counted.one_time_per_row and counted.bound.suppressed_ids == process.suppressed_ids
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *VARIANTS])
+def test_every_weighting_fits_a_process_or_is_refused_by_name(name):
+    """What is declared is differentiable on this process's states; what is not ends in one line before anything is traced."""
+    process = make_named(name)
+    process = process.with_params(process.init(jax.random.key(0)))
+    keys_B, x_BL, t_BL = row_keys(jax.random.key(0), jnp.arange(2)), jnp.zeros((2, 8), jnp.int32), jnp.full((2, 8), 0.5)
+    z_BL = jax.eval_shape(process.corrupt, keys_B, x_BL, t_BL)
+    logits_BLV = jax.ShapeDtypeStruct((2, 8, process.outputs), jnp.float32)
+    for weighting in map(make_weighting, WEIGHTINGS):
+        if weighting.name not in process.weightings:
+            with pytest.raises(InputError, match=f"^weighting {weighting.name} conflicts with process {process.name}; it supports .*$"):
+                Objective(process, process.adapt_times(PerRow()), weighting)
+            continue
+        objective = Objective(process, process.adapt_times(PerRow()), weighting)
+
+        def total(logits_BLV, z_BL, objective=objective):
+            nats_BL = objective.process.loss(logits_BLV, x_BL, z_BL, t_BL)
+            return jnp.sum(objective.weighting.trained(objective.process, logits_BLV, x_BL, z_BL, t_BL, nats_BL))
+
+        assert jax.eval_shape(jax.grad(total), logits_BLV, z_BL).shape == logits_BLV.shape

@@ -234,11 +234,11 @@ def test_each_step_has_its_own_noise_and_a_step_repeats_itself():
     assert first == again != second
 
 
-def test_a_loss_that_is_no_weighted_cross_entropy_cannot_be_reweighted():
+def test_a_weighting_that_a_process_does_not_declare_is_refused():
     class Other(Process):
         name, vocab = "other", 5
 
-    with pytest.raises(InputError, match="process other is no weighted cross-entropy"):
+    with pytest.raises(InputError, match="weighting cross_entropy conflicts with process other; it supports bound"):
         Objective(Other(), weighting=CrossEntropy())
     with pytest.raises(InputError, match="cap is 0"):
         Capped(0.0)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import cross_entropy, exclude
-from dlmjax.diffusion.processes.interpolating import Interpolating
 from dlmjax.diffusion.weightings.levels import SMALLEST, Weighting
 from dlmjax.errors import InputError
 
@@ -30,7 +29,7 @@ class ClippedJumps(Weighting):
         _positive(self)
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        weight = jnp.maximum(_jumping(self, process).jump_weight(x, z, t), SMALLEST)
+        weight = jnp.maximum(process.jump_weight(x, z, t), SMALLEST)
         return jnp.minimum(weight, self.cap) / weight
 
 
@@ -47,7 +46,7 @@ class Dynamic(Weighting):
         _positive(self)
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        alpha, even, _ = _jumping(self, process).shares(t)
+        alpha, even, _ = process.shares(t)
         by_noise = even / jnp.maximum(alpha * process.tokens + even, SMALLEST)
         wanted = jnp.where(process.is_token(z), jnp.where(z == x, by_noise, 1.0), 2.0)
         return self.cap * wanted / jnp.maximum(process.jump_weight(x, z, t), SMALLEST)
@@ -77,7 +76,6 @@ class Denoising(Weighting):
     ) -> Float[Array, "*n"]:
         """Cross-entropy in nats; 0 where it is not asked for."""
         del nats
-        _jumping(self, process)
         if self.everywhere:
             return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
         return jnp.where(z != x, cross_entropy(logits, x, process.suppressed_ids), 0.0)
@@ -109,7 +107,6 @@ class Contrastive(Weighting):
     ) -> Float[Array, "*n"]:
         """The difference of two cross-entropies, in nats; 0 for tokens that were not replaced. It may be negative."""
         del t, nats
-        _jumping(self, process)
         logits = exclude(logits, process.suppressed_ids)
         held_V = ~jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(process.suppressed_ids, jnp.int32))
         at_x = cross_entropy(logits, x)
@@ -117,12 +114,6 @@ class Contrastive(Weighting):
         # -log p_y = -log p_x + logit_x - logit_y.
         at_even = at_x + own - jnp.sum(jnp.where(held_V, logits, 0.0), axis=-1) / process.tokens
         return jnp.where(z != x, at_x - self.negative * at_even, 0.0)
-
-
-def _jumping(weighting: Weighting, process: Any) -> Interpolating:
-    if not isinstance(process, Interpolating):
-        raise InputError(f"weighting {weighting.name} is for noise that replaces tokens (uniform, hybrid), not for process {process.name}")
-    return process
 
 
 def _positive(weighting: ClippedJumps | Dynamic) -> None:

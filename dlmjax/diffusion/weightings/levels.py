@@ -19,6 +19,7 @@ OF_RATES = ("inverse_rate", "cross_entropy", "capped")  # a loss that is a weigh
 OF_TOKENS = ("hybrid_lambda", "token_adaptive", "routed")  # the probability of each token
 OF_JUMPS = ("clipped_jumps", "dynamic", "denoising", "contrastive")  # noise that replaces tokens
 OF_VECTORS = ("simple", "end_to_end", "anchor")  # noise on vectors
+NAMES = ("bound", *OF_RATES, *OF_TOKENS, *OF_JUMPS, *OF_VECTORS)  # a weighting under another name goes with every process
 
 SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
 

@@ -19,8 +19,6 @@ from jaxtyping import Array, Float, Int
 from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.processes.d3pm import D3pm
 from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.masked import SharedSchedule
-from dlmjax.diffusion.processes.state_dependent import StateDependent
 from dlmjax.diffusion.weightings.levels import Weighting
 from dlmjax.errors import InputError
 
@@ -50,7 +48,7 @@ class HybridLambda(Weighting):
         t: Float[Array, "*n"],
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
-        return nats + self.lam * token_nats(self, process, logits, x, z, t)
+        return nats + self.lam * token_nats(process, logits, x, z, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +74,7 @@ class TokenAdaptive(Weighting):
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
         # Kept off 0, where a power below 1 has no derivative.
-        doubt = jnp.maximum(-jnp.expm1(-token_nats(self, process, logits, x, z, t)), 1e-6)
+        doubt = jnp.maximum(-jnp.expm1(-token_nats(process, logits, x, z, t)), 1e-6)
         return nats * self.scale * doubt**self.beta
 
 
@@ -98,16 +96,14 @@ class Routed(Weighting):
         nats: Float[Array, "*n"],
     ) -> Float[Array, "*n"]:
         del nats
-        wanted = jnp.where(z != x, token_nats(self, process, logits, x, z, t), 0.0)
+        wanted = jnp.where(z != x, token_nats(process, logits, x, z, t), 0.0)
         return (1 - t) * wanted if self.linear else wanted
 
 
 def token_nats(
-    weighting: Weighting, process: Any, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]
+    process: Any, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """-log p(x | z) of every token, 0 where a token is shown for sure. Raises InputError for processes whose output is no such law."""
+    """-log p(x | z) of every token, 0 where z is x for certain."""
     if isinstance(process, (Interpolating, D3pm)):
         return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
-    if isinstance(process, (SharedSchedule, StateDependent)) and z.shape == x.shape:
-        return process.reconstruction(logits, x, z)
-    raise InputError(f"weighting {weighting.name} needs the chance of a token; process {process.name} does not say it token by token")
+    return process.reconstruction(logits, x, z)

@@ -106,7 +106,7 @@ def test_training_weights_are_no_bound_and_leave_the_bound_alone():
     ends = jnp.asarray([0.0, 1e-30, 1.0])
     for weighting in (ClippedJumps(), Dynamic()):
         assert np.isfinite(np.asarray(weighting.factor(process, jnp.zeros(3, int), jnp.asarray([0, 1, MASK]), ends))).all()
-    with pytest.raises(InputError, match="not for process masked"):
+    with pytest.raises(InputError, match="dynamic conflicts with process masked"):
         Objective(Masked(VOCAB, MASK), weighting=Dynamic())
     with pytest.raises(InputError, match="cap is 0.0"):
         ClippedJumps(0.0)

@@ -174,8 +174,8 @@ def test_simple_losses_are_named_and_are_what_they_say():
     assert objective.is_bound and not objective.trains_bound
     parts = objective(BY_NAME["uniform/cosine, posterior"].denoiser(LAW), batch_of(sample_law(LAW, 8, seed=0)), jax.random.key(0), 8)[1]
     assert {"nelbo", "loss_denoising_not_a_bound"} <= set(objective.report(parts))
-    with pytest.raises(InputError, match="not for process masked"):
-        Denoising().trained(Masked(VOCAB, MASK), logits, x, z, t, t)
+    with pytest.raises(InputError, match="denoising conflicts with process masked"):
+        Objective(Masked(VOCAB, MASK), weighting=Denoising())
 
 
 @pytest.mark.parametrize("parameterisation", ["leave_one_out", "posterior"])

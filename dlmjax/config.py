@@ -8,6 +8,7 @@ they fill: `model_spec(config.model)`, `Execution(**config.execution)`, `Optimiz
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -165,14 +166,16 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         if not equals:
             raise InputError(f"--config.{text} has no value; write --config.{text}=VALUE")
         outer, _, key = name.rpartition(".")
-        if outer in FIELDS and FIELDS[outer].named:
+        if outer == PATHS or (outer in FIELDS and FIELDS[outer].named):
             inside.append((outer, key, value))
         elif name not in FIELDS:
             raise InputError(f"config has no field {name!r:.100}{choices.nearest(name, FIELDS)}")
         else:
             _set(config, name, _typed(name, value, FIELDS[name].default))
     for outer, key, value in inside:
-        _set(config, outer, _with_value(outer, leaves(config)[outer], key, value))
+        old = leaves(config)[outer]
+        with_value = functools.partial(_with_value, outer, key=key, value=value)
+        _set(config, outer, tuple(map(with_value, old)) if outer == PATHS else with_value(old))
     check(config)
     check_curriculum(config)
     return config
@@ -184,11 +187,17 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def _with_value(field: str, choice: str, key: str, value: str) -> str:
-    """The text of a choice with another value of one name."""
+    """The text of a choice, or of the path of a corpus, with another value of one name."""
     if not choice:
         raise InputError(f"--config.{field}.{key:.100} requires a name that takes it; give --config.{field}=NAME, too")
     if not key.isidentifier():
         raise InputError(f"--config.{field}.{key:.100} is not the name of a value of {field}={choice:.100}")
+    if field == PATHS:
+        path = choices.text_of(choices.split_suffix(choice)[0], {key: literal(value)})
+        with _of_field(PATHS):
+            if parse_path(path)[1] is None:
+                raise InputError(f"{key} requires a whole number, not {value!r:.100}")
+        return path
     name, values = choices.parse(choice, field)
     return choices.text_of(name, {**values, key: literal(value)})
 

@@ -117,6 +117,7 @@ def test_what_a_kernel_cannot_compute_is_refused_before_a_device_is_touched(kern
         (["process.times.low=0.1"], "process.times", "stratified(low=0.1)"),
         (["process.weighting=capped", "process.weighting.cap=3.0"], "process.weighting", "capped(cap=3.0)"),
         (["model.family.loops=2"], "model.family", "qwen3(loops=2)"),
+        (["data.paths=a b,c(tokens=5)", "data.paths.tokens=7"], "data.paths", "a b(tokens=7),c(tokens=7)"),
         (["model.time_input=adaln", "model.time_input.features=fourier"], "model.time_input", "adaln(features=fourier)"),
     ],
 )
@@ -125,7 +126,8 @@ def test_a_value_inside_a_name_is_set_by_its_own_name(overrides, leaf, text):
     inside = config_lib.override(config_lib.default(), overrides)
     outside = [one for one in overrides if one.partition("=")[0] in config_lib.leaves(inside) and not one.startswith(f"{leaf}=")]
     whole = config_lib.override(config_lib.default(), [*outside, f"{leaf}={text}"])
-    assert config_lib.leaves(inside)[leaf] == text and config_lib.to_json(inside) == config_lib.to_json(whole)
+    assert config_lib.leaves(inside)[leaf] == (tuple(text.split(",")) if leaf == "data.paths" else text)
+    assert config_lib.to_json(inside) == config_lib.to_json(whole)
     assert config_lib.fingerprint(inside) == config_lib.fingerprint(whole)
 
 
@@ -149,6 +151,13 @@ def test_a_value_inside_a_name_that_cannot_be_is_refused(text, said):
     with pytest.raises(InputError) as error:
         config_lib.override(config_lib.default(), [text])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["tokens=0", "tokens=x", "tokens=5)(", "token=5", "tokens=1e5", "=5"])
+def test_a_token_budget_that_cannot_be_is_refused(text):
+    with pytest.raises(InputError, match="data.paths") as error:
+        config_lib.override(config_lib.default(), ["data.paths=a,b", f"data.paths.{text}"])
+    assert "\n" not in str(error.value)
 
 
 def test_one_weight_needs_no_comma():
@@ -229,7 +238,7 @@ def test_a_file_that_fails_is_told_in_one_line(tmp_path, content, message):
 
 # ---- what is written as a name, or as a name with values ---------------------------------------------------------------------------
 
-PLACES = {
+TABLES = {
     "process.name": registry.PROCESSES,
     "process.schedule": registry.SCHEDULES,
     "process.times": {**registry.TIMES, **registry.WITHIN_ROWS},
@@ -237,7 +246,7 @@ PLACES = {
     "model.family": FAMILIES,
     "model.time_input": dict.fromkeys(TIME_INPUTS),
 }
-NAMES = [(leaf, name) for leaf, table in PLACES.items() for name in table]
+NAMES = [(leaf, name) for leaf, table in TABLES.items() for name in table]
 
 
 @pytest.mark.parametrize("leaf, name", NAMES)
@@ -265,7 +274,7 @@ def test_a_mistyped_name_is_refused_with_the_right_one(leaf, name):
 
 def _fields_of(leaf, name):
     """The values that a text may give to a name, with their types."""
-    table = registry.PROCESSES if leaf == "process.name" else PLACES[leaf]
+    table = registry.PROCESSES if leaf == "process.name" else TABLES[leaf]
     make = registry.TIME_DISTRIBUTIONS[table[name][0]] if isinstance(table[name], tuple) else table[name]
     return {field: kind.annotation for field, kind in inspect.signature(make, eval_str=True).parameters.items()}
 

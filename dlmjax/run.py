@@ -26,7 +26,7 @@ from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Checkpoints, Hyperparameters, OptimizerSpec, abstract_state, build_optimizer, hyperparameters_of
 from dlmjax.workdir import claim_workdir as claim_workdir
 from dlmjax.workdir import embedding_of as embedding_of
-from dlmjax.workdir import newest_meta, stored_config, stored_embedding, stored_given, stored_table, stored_tokenizer
+from dlmjax.workdir import newest_meta, stored_config, stored_embedding, stored_inputs, stored_table, stored_tokenizer
 
 logger = logging.getLogger("dlmjax")
 
@@ -283,13 +283,13 @@ def open_experiment(workdir: str) -> Experiment:
     """
     root = pathlib.Path(workdir)
     meta = newest_meta(root)
-    config, given = stored_config(root, meta), stored_given(root, meta)
+    config, inputs = stored_config(root, meta), stored_inputs(root, meta)
     with config.unlocked():
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
         if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
             config.execution.attention = "dense"
-    tokenizer = stored_tokenizer(root, given)
-    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, given), stored_embedding(config, root, given))
+    tokenizer = stored_tokenizer(root, inputs)
+    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), stored_embedding(config, root, inputs))
 
 
 def kept(experiment: Experiment, weights: str) -> str:

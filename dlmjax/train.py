@@ -148,9 +148,9 @@ def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, f
                 say(f"--fresh: what {workdir} held is now in {aside}; delete that when nobody wants it")
         with refused_together():  # no process looks at the workdir before the first one has moved what was there
             texts = [corpus.fingerprint for corpus in corpora]
-            given = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
+            inputs = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
         kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
-        yield Checkpoints(workdir / CHECKPOINTS, **kept, common={"given": given})
+        yield Checkpoints(workdir / CHECKPOINTS, **kept, common={"given": inputs})
 
 
 def _diverged(workdir: pathlib.Path) -> str:

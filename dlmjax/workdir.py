@@ -35,7 +35,7 @@ from dlmjax.errors import InputError
 from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, why, write_atomically
 from dlmjax.training import Checkpoints
 from dlmjax.training.goodput import FILE as GOODPUT
-from dlmjax.training.marker import GIVEN
+from dlmjax.training.marker import INPUTS
 from dlmjax.training.metrics import FILE as METRICS
 from dlmjax.training.metrics import read as read_metrics
 
@@ -111,7 +111,7 @@ def stored_config(workdir: pathlib.Path, meta: dict) -> ConfigDict:
         raise InputError(f"{workdir / CONFIG} is not the config of a run any more: {why(error)}; {_MEND}") from error
 
 
-def stored_given(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
+def stored_inputs(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
     """What a run was given, {"texts", "tokenizer", "files"}: of texts.json, or of its newest checkpoint; {} where neither says.
 
     Raises InputError: texts.json was changed, or is not that of the run of the checkpoints.
@@ -121,31 +121,31 @@ def stored_given(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
         return copy
     try:
         values = read_json(file, (dict, list), _MEND)
-        given = {"texts": values} if isinstance(values, list) else unsealed(values, set(GIVEN))
-        require_shape(given, {name: GIVEN[name] for name in given} if "texts" in given else GIVEN)
+        inputs = {"texts": values} if isinstance(values, list) else unsealed(values, set(INPUTS))
+        require_shape(inputs, {name: INPUTS[name] for name in inputs} if "texts" in inputs else INPUTS)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{file} is not what the run was given any more: {error}; {_MEND}") from None
-    if any(copy.get(name, value) != value for name, value in given.items()):
+    if any(copy.get(name, value) != value for name, value in inputs.items()):
         raise InputError(f"{file} is not what the newest checkpoint was made from; {_either(file, meta)}")
-    return {**copy, **given}
+    return {**copy, **inputs}
 
 
-def stored_tokenizer(workdir: pathlib.Path, given: dict) -> Tokenizer:
+def stored_tokenizer(workdir: pathlib.Path, inputs: dict) -> Tokenizer:
     """The tokenizer of a run. Raises InputError: it is gone or damaged, or is not the one that the run was trained with."""
     tokenizer = load_tokenizer(f"saved:{workdir / TOKENIZER}")
-    if given.get("tokenizer", tokenizer.hash) != tokenizer.hash:
+    if inputs.get("tokenizer", tokenizer.hash) != tokenizer.hash:
         raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the run was trained with; put back that of its corpus")
     return tokenizer
 
 
-def stored_table(workdir: pathlib.Path, name: str, given: dict) -> np.ndarray | None:
+def stored_table(workdir: pathlib.Path, name: str, inputs: dict) -> np.ndarray | None:
     """The array of counts.npy or embedding.npy; None where the run has none.
 
     Raises InputError: it is gone though the run was given one, was changed, or is no array.
     """
-    file, expected = workdir / name, given.get("files", {}).get(name)
+    file, expected = workdir / name, inputs.get("files", {}).get(name)
     mend = "put it back; where its corpus is at hand, `dlmjax train` with the run's config writes it again once it is removed"
     if not os.path.lexists(file):
         if expected:
@@ -184,11 +184,11 @@ def embedding_of(config: ConfigDict, workdir: pathlib.Path | None) -> np.ndarray
     return _table(table_VE, file)
 
 
-def stored_embedding(config: ConfigDict, workdir: pathlib.Path, given: dict) -> np.ndarray | None:
+def stored_embedding(config: ConfigDict, workdir: pathlib.Path, inputs: dict) -> np.ndarray | None:
     """As `embedding_of`, of a run that is opened: its own copy, whatever file its config names."""
     if not isinstance(choices.parse(config.process.name)[1].get("embedding"), str):
         return None
-    table_VE = stored_table(workdir, EMBEDDING, given)
+    table_VE = stored_table(workdir, EMBEDDING, inputs)
     if table_VE is None:
         raise InputError(f"{workdir / EMBEDDING} is missing; put back the table that the run was trained with")
     return _table(table_VE, workdir / EMBEDDING)
@@ -228,9 +228,9 @@ def claim_workdir(
         np.save(content, embedding_VE, allow_pickle=False)
         tables[EMBEDDING] = content.getvalue()
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in tables.items()}
-    given = {"texts": list(texts), "tokenizer": tokenizer.hash, "files": hashes}
+    inputs = {"texts": list(texts), "tokenizer": tokenizer.hash, "files": hashes}
     if trained(workdir):
-        _require_same_run(workdir, config, given)
+        _require_same_run(workdir, config, inputs)
     if jax.process_index() == 0:
         (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)  # before there are metrics, see `_require_kept`
         for folder in (workdir, workdir / TOKENIZER):
@@ -238,12 +238,12 @@ def claim_workdir(
         save_tokenizer(tokenizer, workdir / TOKENIZER)
         for name, content in tables.items():
             write_atomically(workdir / name, content)
-        write_atomically(workdir / TEXTS, json.dumps(sealed(given), indent=1) + "\n")
+        write_atomically(workdir / TEXTS, json.dumps(sealed(inputs), indent=1) + "\n")
         write_atomically(workdir / CONFIG, json.dumps(sealed(config_lib.leaves(config)), indent=1) + "\n")
-    return given
+    return inputs
 
 
-def _require_same_run(workdir: pathlib.Path, config: ConfigDict, given: dict) -> None:
+def _require_same_run(workdir: pathlib.Path, config: ConfigDict, inputs: dict) -> None:
     """Raises InputError where a workdir in which something was trained is that of another run, or does not say of which."""
     meta = newest_meta(workdir)
     old = stored_leaves(workdir, meta)
@@ -259,20 +259,20 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, given: dict) ->
             f"{workdir} holds another run; it differs in {'; '.join(differing)}. Choose another --workdir; with --fork {workdir} it "
             "goes on from that run's newest checkpoint, for more steps say (nothing was changed)"
         )
-    before = stored_given(workdir, meta)
+    before = stored_inputs(workdir, meta)
     known = {"tokenizer": before["tokenizer"]} if "tokenizer" in before else {}
     if os.path.lexists(workdir / TOKENIZER):
         known["tokenizer"] = stored_tokenizer(workdir, before).hash
     elif not known and not before and "imported" not in meta:
         raise InputError(f"{workdir / TOKENIZER} is missing; put back that of the run's corpus (nothing was changed)")
-    if known.get("tokenizer", given["tokenizer"]) != given["tokenizer"]:
+    if known.get("tokenizer", inputs["tokenizer"]) != inputs["tokenizer"]:
         raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")
-    if before.get("texts", []) not in ([], given["texts"]):
+    if before.get("texts", []) not in ([], inputs["texts"]):
         raise InputError(
             f"{workdir} was trained on other text than {', '.join(config.data.paths)} holds now; give it that text again, or go on "
             "with this one in another --workdir by --fork (nothing was changed)"
         )
-    for name, wanted in given["files"].items():
+    for name, wanted in inputs["files"].items():
         if before.get("files", {}).get(name, wanted) != wanted:
             raise InputError(f"{workdir / name} is not the table that the run was trained with; put that back (nothing was changed)")
 

@@ -16,7 +16,7 @@ from dlmjax.files import CHECKSUM, sealed
 from dlmjax.run import open_experiment
 from dlmjax.training import Checkpoints
 from dlmjax.training.marker import MARKER
-from dlmjax.workdir import STATE, claim_workdir, embedding_of, move_aside, newest_meta, stored_config, stored_given, trained
+from dlmjax.workdir import STATE, claim_workdir, embedding_of, move_aside, newest_meta, stored_config, stored_inputs, trained
 
 TEXTS = ["0" * 32, "1" * 32]
 TABLE = np.arange(24, dtype=np.float32).reshape(8, 3)
@@ -40,8 +40,8 @@ def claim(workdir, tokenizer="bytes", texts=TEXTS, counts=7, table=TABLE, **chan
 def original(tmp_path_factory):
     """A workdir with two checkpoints of a state that is only a number, and a line of metrics."""
     workdir = tmp_path_factory.mktemp("original") / "run"
-    given = claim(workdir)
-    with Checkpoints(workdir / "checkpoints", keep=2, common={"given": given}) as checkpoints:
+    inputs = claim(workdir)
+    with Checkpoints(workdir / "checkpoints", keep=2, common={"given": inputs}) as checkpoints:
         for step in (1, 2):
             meta = {"step": step, "config": config_lib.leaves(config_of())}
             checkpoints.save(step, {"params": {"w": jnp.float32(step)}}, meta)
@@ -177,7 +177,7 @@ def test_a_run_of_an_older_version_goes_on(workdir):
     (older / "texts.json").unlink()
     for place in (workdir, older):
         claim(place)
-        assert stored_given(place, {})["texts"] == TEXTS
+        assert stored_inputs(place, {})["texts"] == TEXTS
 
 
 def damage_all(workdir):

@@ -66,11 +66,11 @@ def _check_lossless(tokenizer: TableTokenizer, source: str, added: Iterable[str]
     text before it is cut into pieces."""
     _check_added(tokenizer, source, list(added))
     ids = tokenizer.encode(PROBE)
-    given = tokenizer.decode(ids)
-    if given != PROBE:
-        at = next((i for i, (a, b) in enumerate(zip(given, PROBE, strict=False)) if a != b), min(len(given), len(PROBE)))
+    decoded = tokenizer.decode(ids)
+    if decoded != PROBE:
+        at = next((i for i, (a, b) in enumerate(zip(decoded, PROBE, strict=False)) if a != b), min(len(decoded), len(PROBE)))
         raise InputError(
-            f"{source}: this tokenizer changes text ({PROBE[at : at + 12]!r} comes back as {given[at : at + 12]!r}), so bits per byte "
+            f"{source}: this tokenizer changes text ({PROBE[at : at + 12]!r} comes back as {decoded[at : at + 12]!r}), so bits per byte "
             "would be wrong; use one without normalisation and unknown tokens (byte-level BPE, or SentencePiece with byte fallback)"
         )
     specials = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id} & set(ids.tolist())
@@ -84,10 +84,10 @@ def _check_added(tokenizer: TableTokenizer, source: str, added: list[str]) -> No
     specials = np.array([tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id])
     texts = [f"x{left}{token}{right}x" for token in added for left, right in _NEIGHBOURS]
     for number, ids in enumerate(tokenizer.encode_many(texts)):
-        token, text, given = added[number // len(_NEIGHBOURS)], texts[number], tokenizer.decode(ids)
-        if given != text:
+        token, text, decoded = added[number // len(_NEIGHBOURS)], texts[number], tokenizer.decode(ids)
+        if decoded != text:
             raise InputError(
-                f"{source}: the added token {token!r:.60} changes the text beside it ({text!r:.80} comes back as {given!r:.80}), so bits "
+                f"{source}: the added token {token!r:.60} changes the text beside it ({text!r:.80} comes back as {decoded!r:.80}), so bits "
                 "per byte would be wrong; switch lstrip, rstrip and normalized off for it, or use another tokenizer"
             )
         if np.isin(ids, specials).any():
@@ -311,10 +311,10 @@ def load_wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
     vocabulary, table = _empty_table(backend, path)
     if model["unk_token"] not in vocabulary:
         raise InputError(f"{path} names the unknown token {model['unk_token']!r:.60}, which is not in its vocabulary")
-    silent = {token["content"] for token in description["added_tokens"] if token["special"]}
+    special = {token["content"] for token in description["added_tokens"] if token["special"]}
     inner = model["continuing_subword_prefix"]
     for piece, i in vocabulary.items():
-        if piece not in silent:
+        if piece not in special:
             table[i] = piece.removeprefix(inner).encode("utf-8") if piece.startswith(inner) else f" {piece}".encode()
     table[vocabulary[model["unk_token"]]] = " \ufffd".encode()
     taken: set[int] = set()
@@ -342,8 +342,8 @@ class SentencePieceTokenizer(TableTokenizer):
         self._space_ids = [processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         if not all(processor.is_byte(i) for i in self._space_ids):
             raise InputError(f"{source}: this SentencePiece model has no byte fallback, so some text has no tokens; train one with dlmjax")
-        silent = [processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) for i in range(len(pieces))]
-        table = [b"" if quiet else _space_bytes(piece) for piece, quiet in zip(pieces, silent, strict=True)]
+        special = [processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) for i in range(len(pieces))]
+        table = [b"" if quiet else _space_bytes(piece) for piece, quiet in zip(pieces, special, strict=True)]
         control = {piece: i for i, piece in enumerate(pieces) if processor.is_control(i)}
         specials = _specials(control, table)
         super().__init__("sentencepiece", table, files={"sentencepiece.model": model}, **specials)

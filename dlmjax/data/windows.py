@@ -186,8 +186,8 @@ class _Epochs:
         if self.corpus.portion is not None:
             return window_B * self.length, np.full(len(samples_B), self.length, np.int64)
         # The ring begins at a drawn place; read_into takes the offset modulo the stream's length.
-        turn_B = (mix(keys_B) % np.uint64(self.corpus.num_tokens)).astype(np.int64)
-        return (turn_B + window_B * self.length) % self.corpus.num_tokens, np.full(len(samples_B), self.length, np.int64)
+        offset_B = (mix(keys_B) % np.uint64(self.corpus.num_tokens)).astype(np.int64)
+        return (offset_B + window_B * self.length) % self.corpus.num_tokens, np.full(len(samples_B), self.length, np.int64)
 
 
 class Mixture:

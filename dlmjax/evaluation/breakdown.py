@@ -142,10 +142,10 @@ def plot(tables: dict[str, list[dict[str, Any]]], path: str, title: str) -> None
 
     figure = Figure(figsize=(4.2 * len(tables), 3.4), layout="constrained")
     for panel, (name, rows) in zip(np.atleast_1d(figure.subplots(1, len(tables))), tables.items(), strict=True):
-        places = [row["t"] for row in rows] if name == "level" else range(len(rows))
-        panel.plot(places, [row["nats_per_token"] for row in rows], marker="o", markersize=3)
+        x = [row["t"] for row in rows] if name == "level" else range(len(rows))
+        panel.plot(x, [row["nats_per_token"] for row in rows], marker="o", markersize=3)
         if name != "level":
-            panel.set_xticks(places, [label(name, row) for row in rows], rotation=60, fontsize=7)
+            panel.set_xticks(x, [label(name, row) for row in rows], rotation=60, fontsize=7)
         panel.set_xlabel(name)
         panel.set_ylabel("nats/token")
     figure.suptitle(title, fontsize=9)

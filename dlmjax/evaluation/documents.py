@@ -29,11 +29,11 @@ PAIR_FIELDS = ("UID", "pairID", "field", "sentence_good", "sentence_bad")
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text to be scored. given: text before it that is context.  words: as the suite counts them, None where it does not."""
+    """A text to be scored. context: text before it, which is not scored.  words: as the suite counts them, None where it does not."""
 
     id: str
     text: str
-    given: str = ""
+    context: str = ""
     words: int | None = None
 
 
@@ -106,7 +106,7 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, bos: b
     """Token ids of documents, in order. bos: a BOS before each, not scored; eos: an EOS behind each, scored."""
     lossless, tokens, scorable, lengths = True, [], [], []
     for document in documents:
-        before_N = np.append(np.full(int(bos), tokenizer.bos_id, np.int32), _encode(document.given, tokenizer))
+        before_N = np.append(np.full(int(bos), tokenizer.bos_id, np.int32), _encode(document.context, tokenizer))
         here_N = _encode(document.text, tokenizer)
         lossless = lossless and tokenizer.decode(here_N) == document.text
         here_N = np.append(here_N, np.full(int(eos), tokenizer.eos_id, np.int32))
@@ -209,8 +209,8 @@ def _document(suite: Suite, id_: str, raw: str) -> Document:
         text = detokenise(suite.detokeniser, raw)
     if suite.task != "last_word":
         return Document(id_, text, words=words)
-    given, _, last = text.rstrip().rpartition(" ")
-    return Document(id_, f" {last}" if given else last, given, words=1)
+    context, _, last = text.rstrip().rpartition(" ")
+    return Document(id_, f" {last}" if context else last, context, words=1)
 
 
 def _encode(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:

@@ -32,9 +32,9 @@ class Cut:
         length, with the same share of new tokens.
 
         Raises InputError for a window or stride of no tokens."""
-        for name, given in (("window", self.window), ("stride", self.stride)):
-            if given is not None and given < 1:
-                raise InputError(f"--{name} is {given}; give at least 1")
+        for name, value in (("window", self.window), ("stride", self.stride)):
+            if value is not None and value < 1:
+                raise InputError(f"--{name} is {value}; give at least 1")
         chosen = min(window, self.trained) if self.window is None else self.window
         return chosen, max(step * chosen // window, 1) if self.stride is None else self.stride
 

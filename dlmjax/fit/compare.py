@@ -222,10 +222,10 @@ def _meeting(base: Points, other: Points, base_R: np.ndarray, other_R: np.ndarra
     behind = np.flatnonzero(gap > 0)
     if not len(behind):
         return 0.0, float(gap[-1])
-    place = behind[-1]
-    if place == len(at) - 1:
+    index = behind[-1]
+    if index == len(at) - 1:
         return math.inf, float(gap[-1])
-    return math.exp(at[place] + (at[place + 1] - at[place]) * gap[place] / (gap[place] - gap[place + 1])), float(gap[-1])
+    return math.exp(at[index] + (at[index + 1] - at[index]) * gap[index] / (gap[index] - gap[index + 1])), float(gap[-1])
 
 
 def _best_until(flops_R: np.ndarray, loss_R: np.ndarray, at: np.ndarray) -> np.ndarray:

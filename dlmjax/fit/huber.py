@@ -131,8 +131,8 @@ def _starts(form: Form, target_R: np.ndarray, warm: np.ndarray | None) -> np.nda
     if len(grid) > MAX_STARTS:
         grid = grid[np.linspace(0, len(grid) - 1, MAX_STARTS).astype(int)]
     if "log_E" in form.names:  # no loss is below E
-        place = form.names.index("log_E")
-        grid[:, place] = np.minimum(grid[:, place], target_R.min() - 0.02)
+        index = form.names.index("log_E")
+        grid[:, index] = np.minimum(grid[:, index], target_R.min() - 0.02)
     return grid if warm is None else np.concatenate([[warm], grid])
 
 
@@ -155,11 +155,11 @@ def _boundaries(form: Form, theta_P: np.ndarray, columns: Columns) -> tuple[str,
     lower, upper = np.array(form.lower), np.array(form.upper)
     room = 1e-4 * (upper - lower)
     reasons = []
-    for place, name in enumerate(form.names):
-        if theta_P[place] <= lower[place] + room[place] or theta_P[place] >= upper[place] - room[place]:
-            reasons.append(f"{name} ended at its bound {theta_P[place]:.3g}")
+    for index, name in enumerate(form.names):
+        if theta_P[index] <= lower[index] + room[index] or theta_P[index] >= upper[index] - room[index]:
+            reasons.append(f"{name} ended at its bound {theta_P[index]:.3g}")
     _, jacobian = form.value_and_jacobian(np.asarray(theta_P, float)[None], columns)
-    for place, name in enumerate(form.names):
-        if np.abs(jacobian[0, :, place]).max() < 1e-5:
+    for index, name in enumerate(form.names):
+        if np.abs(jacobian[0, :, index]).max() < 1e-5:
             reasons.append(f"{name} has no effect on any run")
     return tuple(reasons)

@@ -122,10 +122,10 @@ def _incomparable(one: Points, two: Points) -> str:
     """Why losses of two series say nothing about each other; "" where they do."""
     if one.validation != two.validation:
         return "they were measured on different validation sets, as far as is known"
-    pairs = itertools.product(_told(one), _told(two))
+    pairs = itertools.product(_first_record(one), _first_record(two))
     return next((f"they differ in {why}" for pair in pairs if (why := points.differs(*pair))), "")
 
 
-def _told(runs: Points) -> list[Record]:
-    """One record of a series, with a config where one has it: within a series they agree."""
+def _first_record(runs: Points) -> list[Record]:
+    """One record of a series, with a config where one has it: within a series all agree."""
     return sorted(runs.records, key=lambda record: not record.config)[:1]

@@ -105,11 +105,11 @@ def residuals(analysis: Analysis) -> bytes:
 def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
     """Best loss against FLOPs of all series, and the compute that each needs over that of the base, where it has runs that good."""
     figure, (left, right) = _figure(2, "objectives compared")
-    for place, (series, analysis) in enumerate(analyses.items()):
+    for number, (series, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
-        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{place}", label=called(series))
+        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{number}", label=called(series))
         if (method := compared_by(analysis)) is not None:
-            _band(left, analysis, method, "loss", f"C{place}", f"{called(series)}, {method} law")
+            _band(left, analysis, method, "loss", f"C{number}", f"{called(series)}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
     left.legend(fontsize=7)
     for (other, method), rows in drawn_ratios(result).items():
@@ -196,8 +196,8 @@ def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
 
 
 def _bands(axes, analysis: Analysis, name: str) -> None:
-    for place, method in enumerate(analysis.laws):
-        _band(axes, analysis, method, name, f"C{place}", f"{method}, not trusted" if method in analysis.doubts else method)
+    for number, method in enumerate(analysis.laws):
+        _band(axes, analysis, method, name, f"C{number}", f"{method}, not trusted" if method in analysis.doubts else method)
 
 
 def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: str | None) -> None:

@@ -135,18 +135,18 @@ def _rows(found: ObjectiveFit) -> list[dict[str, Any]]:
     points, analysis = found.points, found.analyses.get("total")
     if points is None:
         return []
-    used = {name: place for place, name in enumerate(analysis.points.ids)} if analysis else {}
+    used = {name: index for index, name in enumerate(analysis.points.ids)} if analysis else {}
     fitted_R = np.full(len(used), math.nan)
     if analysis is not None and analysis.parametric is not None:
         fitted_R = np.exp(np.log(analysis.points.loss_R) - analysis.parametric.residuals_R)
     rows = []
-    for place, name in enumerate(points.ids):
+    for index, name in enumerate(points.ids):
         row: dict[str, Any] = {"id": name, "series": found.series}
-        row |= {definition: _number(size_R[place]) for definition, size_R in points.sizes.items()}
+        row |= {definition: _number(size_R[index]) for definition, size_R in points.sizes.items()}
         for column in ("tokens", "flops", "budget", "loss", "stderr"):
-            row[column] = _number(getattr(points, f"{column}_R")[place])
-        row["unique_tokens"] = _number(points.unique_R[place])
-        row["flops_per_token"] = _number(points.flops_R[place] / points.tokens_R[place])
+            row[column] = _number(getattr(points, f"{column}_R")[index])
+        row["unique_tokens"] = _number(points.unique_R[index])
+        row["flops_per_token"] = _number(points.flops_R[index] / points.tokens_R[index])
         row["used"] = int(name in used)
         if name in used:
             row |= {"fitted_loss": _number(fitted_R[used[name]]), "on_envelope": int(analysis.on_envelope_R[used[name]])}

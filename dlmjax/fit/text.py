@@ -149,9 +149,9 @@ def _special(special: Special, name: str = "") -> Iterator[str]:
     for key in ("log_R_D", "log_R_N"):
         at_bound = any(reason.startswith(f"{key} ") for reason in special.fit.boundaries)
         if drawn is not None and key in special.form.names and not at_bound:
-            place = special.form.names.index(key)
-            value = float(np.exp(special.fit.theta_P[place]))
-            yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, place])), value)}"
+            column = special.form.names.index(key)
+            value = float(np.exp(special.fit.theta_P[column]))
+            yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, column])), value)}"
     if special.form.name == "overfitting" and not special.fit.boundaries:  # at a bound they are the bound's
         yield from _best_epochs(special)
 
@@ -213,6 +213,6 @@ def marked(text: str, doubts: Sequence[str] | None) -> str:
 
 def table(rows: list[tuple[str, ...]], indent: str = "") -> Iterator[str]:
     """Columns as wide as they must be."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()

@@ -26,7 +26,7 @@ from dlmjax.run import Run, open_run
 
 LOG = logging.getLogger(__name__)
 # What tasks may say of decoding without an effect here.
-_SILENT = {"do_sample"}
+_NO_EFFECT = {"do_sample"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,10 @@ class Model:
         # Rows have many widths, and the fused kernels want multiples of 128.
         dense = dataclasses.replace(experiment.network.execution, attention="dense")
         network, alone = (dataclasses.replace(network, execution=dense) for network in (experiment.network, experiment.unpartitioned))
-        places = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
-        return cls(experiment.process, alone, network.bind, run.params, experiment.tokenizer, experiment.config.data.length, name, **places)
+        layout = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
+        return cls(
+            experiment.process, alone, network.bind, run.params, experiment.tokenizer, experiment.config.data.length, name, **shardings
+        )
 
 
 class Adapter(LM):
@@ -202,22 +204,22 @@ class Adapter(LM):
         self.records += records
         return records
 
-    def _decoding(self, given: dict) -> Decoding:
-        """The decoding that a task asks for; of what it asks in vain, the log tells once."""
-        given = dict(given)
-        until = given.pop("until", None) or ()
+    def _decoding(self, options: dict) -> Decoding:
+        """The decoding that a task requests; settings that are not supported are logged once."""
+        options = dict(options)
+        until = options.pop("until", None) or ()
         changes: dict[str, Any] = {"until": (until,) if isinstance(until, str) else tuple(until)}
         for alias in ("max_completion_tokens", "max_tokens", "max_new_tokens", "max_gen_toks"):
-            if alias in given:
-                changes["length"] = int(given.pop(alias))
+            if alias in options:
+                changes["length"] = int(options.pop(alias))
         for name, kind in (("temperature", float), ("top_p", float), ("block", int), ("tokens_per_step", int)):
-            if name in given:
-                changes[name] = kind(given.pop(name))
-        if given.get("do_sample") is False:
+            if name in options:
+                changes[name] = kind(options.pop(name))
+        if options.get("do_sample") is False:
             changes["temperature"] = 0.0
-        elif given.get("do_sample"):
+        elif options.get("do_sample"):
             changes.setdefault("temperature", 1.0)
-        ignored = sorted(given.keys() - _SILENT)
+        ignored = sorted(options.keys() - _NO_EFFECT)
         if ignored:
             LOG.warning("generation settings without a meaning here are left out: %s", ", ".join(ignored))
         return dataclasses.replace(self.decoding, **changes)

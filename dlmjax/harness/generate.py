@@ -133,12 +133,12 @@ class Generator:
                 yield np.where(state.hidden_BL, self.tokenizer.pad_id, state.tokens_BL)
 
     def _semi_autoregression(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        holes_BL, tokens_BL = ~canvas.frozen_BL, canvas.tokens_BL.copy()
-        tokens_BL[holes_BL] = self.tokenizer.mask_id
-        place_BL = np.cumsum(holes_BL, axis=1) - 1
+        masked_BL, tokens_BL = ~canvas.frozen_BL, canvas.tokens_BL.copy()
+        tokens_BL[masked_BL] = self.tokenizer.mask_id
+        index_BL = np.cumsum(masked_BL, axis=1) - 1
         sampler = self._sampler(self._settings("confidence", decoding, min(decoding.block, decoding.length)))
-        for block in range(-(-int(holes_BL.sum(axis=1).max()) // decoding.block)):
-            now_BL = holes_BL & (place_BL // decoding.block == block)
+        for block in range(-(-int(masked_BL.sum(axis=1).max()) // decoding.block)):
+            now_BL = masked_BL & (index_BL // decoding.block == block)
             # Later blocks are masks that are given: the network reads them, nothing is shown there.
             part = RaggedCanvas(tokens_BL.copy(), ~now_BL, now_BL.astype(np.float32), canvas.length_B)
             tokens_BL = sampler.sample(params, part, seed=following(seed, block << 16)).tokens_BL
@@ -167,5 +167,5 @@ class Generator:
         ends = np.flatnonzero((made_G == self.tokenizer.eos_id) | (made_G == self.tokenizer.pad_id))
         ended = bool(ends.size) and made_G[ends[0]] == self.tokenizer.eos_id
         text = self.tokenizer.decode(made_G[: ends[0]] if ends.size else made_G)
-        places = [text.find(string) for string in until if string and string in text]
-        return (text[: min(places)], True) if places else (text, bool(ended) or not ends.size)
+        stops = [text.find(string) for string in until if string and string in text]
+        return (text[: min(stops)], True) if stops else (text, bool(ended) or not ends.size)

@@ -131,8 +131,8 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
         stretch = spec.rope_scaling
     frequency_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / stretch
     if spec.rope_scaling_type == "llama3":
-        turns_C = spec.rope_original * frequency_C / (2 * jnp.pi)
-        kept_C = jnp.clip((turns_C - spec.rope_slow) / (spec.rope_fast - spec.rope_slow), 0.0, 1.0)
+        cycles_C = spec.rope_original * frequency_C / (2 * jnp.pi)
+        kept_C = jnp.clip((cycles_C - spec.rope_slow) / (spec.rope_fast - spec.rope_slow), 0.0, 1.0)
         frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
     elif spec.rope_scaling_type == "yarn":
         low, high = _yarn_borders(spec)
@@ -140,7 +140,7 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
         frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
     angle_BLC = positions_BL.astype(jnp.float32)[:, :, None] * frequency_C
     # A loop of two steps, which no compiler fuses into its users: XLA on CPU would take the sines again for each head of each layer.
-    cos_BLC, sin_BLC = jax.lax.map(lambda turn: jnp.where(turn, jnp.sin(angle_BLC), jnp.cos(angle_BLC)), jnp.array([False, True]))
+    cos_BLC, sin_BLC = jax.lax.map(lambda sine: jnp.where(sine, jnp.sin(angle_BLC), jnp.cos(angle_BLC)), jnp.array([False, True]))
     if spec.rope_scaling_type == "yarn" and spec.rope_attention != 1.0:
         return cos_BLC * spec.rope_attention, sin_BLC * spec.rope_attention
     return cos_BLC, sin_BLC
@@ -149,8 +149,8 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
 def _yarn_borders(spec: ModelSpec) -> tuple[float, float]:
     """Indices of the channels that turn `rope_fast` and `rope_slow` times in the original context, as YaRN's code limits them."""
 
-    def channel(turns: float) -> float:
-        return spec.head_dim * math.log(spec.rope_original / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_base))
+    def channel(cycles: float) -> float:
+        return spec.head_dim * math.log(spec.rope_original / (cycles * 2 * math.pi)) / (2 * math.log(spec.rope_base))
 
     low, high = channel(spec.rope_fast), channel(spec.rope_slow)
     if spec.rope_truncate:

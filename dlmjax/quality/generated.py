@@ -163,8 +163,8 @@ def table(curve: Curve) -> str:
     """Markdown, for a person; `±` is one standard error."""
     columns = [name for name in COLUMNS if any(name in row for row in curve.rows)]
     lines = ["| steps | calls | samples | " + " | ".join(columns) + " |", "|---:|---:|---:|" + "---:|" * len(columns)]
-    marks = [] if curve.held_out is None else [{"steps": "held-out", "calls": "", **curve.held_out}]
-    for row in [*curve.rows, *marks]:
+    baseline = [] if curve.held_out is None else [{"steps": "held-out", "calls": "", **curve.held_out}]
+    for row in [*curve.rows, *baseline]:
         cells = [_cell(row, name) for name in columns]
         lines.append(f"| {row['steps']} | {row['calls']} | {row['samples']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -25,12 +25,12 @@ _STEP = {
     "bad_microbatches": [bool],
     "parts": {"tokens": float},
 }
-GIVEN = {"texts": [str], "tokenizer": str, "files": {str: str}}
+INPUTS = {"texts": [str], "tokenizer": str, "files": {str: str}}
 _META = {
     "step": int,
     "metric": (float, NoneType),
     "config": {str: (bool, int, float, str, list)},
-    "given": GIVEN,
+    "given": INPUTS,
     "metrics": {"lines": int, "crc": int},
     "pending": [_STEP],
     "imported": {str: str},

@@ -214,7 +214,7 @@ class Window:
     """Collects the device metrics of the steps between two lines and fetches them at once: the only host sync of the loop.
 
     Args:
-      report: summed parts -> named values, such as an objective's own report, which knows what may be called a bound; None = `per_token`.
+      report: summed loss terms -> named values, as an objective's own report, which knows what is a bound; None = `per_token`.
 
     `pending()` goes into a checkpoint's meta and back through `restore`, so that a resumed run writes the line that the
     uninterrupted one would have written.
@@ -258,7 +258,7 @@ class Window:
         """Means over the steps since the last call; then starts anew.
 
         "loss" is weighted by tokens, "grad_norm" and "update_norm" are plain means, "param_norm" and "learning_rate" are the newest, the
-        parts are summed and named by `report`. Steps that were skipped count in "skipped" only.
+        loss terms are summed and named by `report`. Steps that were skipped count in "skipped" only.
         """
         records = self.pending()
         self._fetched = []
@@ -272,8 +272,8 @@ class Window:
             tokens = np.array([record["parts"]["tokens"] for record in good], np.float64)
             losses = np.array([record["loss"] for record in good], np.float64)
             values["loss"] = float((losses * tokens).sum() / max(tokens.sum(), 1))
-            parts = [record["parts"] for record in good]
-            sums = {name: np.sum([np.asarray(part[name], np.float64) for part in parts], axis=0) for name in parts[0]}
+            terms = [record["parts"] for record in good]
+            sums = {name: np.sum([np.asarray(part[name], np.float64) for part in terms], axis=0) for name in terms[0]}
             values |= {"tokens": float(sums["tokens"]), **self._report(sums)}
         stopped = any(record["stopped"] for record in records)
         bad = [BadStep(record["step"], _rows(record["bad_microbatches"])) for record in records if record["skipped"]]

@@ -37,8 +37,8 @@ def abstract_state(init_params: Callable, tx: optax.GradientTransformation, shar
     shapes = jax.eval_shape(lambda key: _fresh(init_params(key), tx, ema), jax.random.key(0))
     if shardings is None:
         return shapes
-    places = _state_shardings(shapes, shardings)
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    placed = _state_shardings(shapes, shardings)
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placed)
 
 
 def init_state(
@@ -48,8 +48,8 @@ def init_state(
 
     (`jax.jit(tx.init)(params)` on its own would replicate the optimizer's moments on every device.)
     """
-    places = None if shardings is None else jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init_params, tx, shardings, ema=ema))
-    return jax.jit(lambda key: _fresh(init_params(key), tx, ema), out_shardings=places)(key)
+    out = None if shardings is None else jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init_params, tx, shardings, ema=ema))
+    return jax.jit(lambda key: _fresh(init_params(key), tx, ema), out_shardings=out)(key)
 
 
 def _fresh(params: dict, tx: optax.GradientTransformation, ema: bool) -> dict:
@@ -66,19 +66,19 @@ def _fresh(params: dict, tx: optax.GradientTransformation, ema: bool) -> dict:
 
 
 def _state_shardings(shapes: dict, shardings: dict) -> dict:
-    """Placement of every leaf: a leaf whose path ends like a parameter's, with its shape, lies as it does; all else is replicated."""
+    """Sharding of every leaf: a leaf whose path ends like a parameter's, with its shape, is split like it; all others are replicated."""
     flat_params, _ = jax.tree_util.tree_flatten_with_path(shapes["params"])
-    by_path = {path: (leaf.shape, place) for (path, leaf), place in zip(flat_params, jax.tree.leaves(shardings), strict=True)}
+    by_path = {path: (leaf.shape, sharding) for (path, leaf), sharding in zip(flat_params, jax.tree.leaves(shardings), strict=True)}
     replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
-    def place(path, leaf):
+    def sharding_of(path, leaf):
         for start in range(len(path)):  # longest ending first
             shape, sharding = by_path.get(path[start:], (None, None))
             if shape == leaf.shape:
                 return sharding
         return replicated
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return jax.tree_util.tree_map_with_path(sharding_of, shapes)
 
 
 def clear_stop(state: dict) -> dict:
@@ -135,7 +135,7 @@ def make_train_step(
     beyond the order of additions.  `key` is the run's root key: the step folds its own number in.
 
     Args:
-      loss_fn: (params, batch, key) -> (total [] in nats, parts).  All are sums over the batch; parts holds at least "tokens".
+      loss_fn: (params, batch, key) -> (total [] in nats, loss_terms).  All are sums over the batch; loss_terms hold at least "tokens".
       accumulation: microbatches; microbatch a takes the rows a, a + A, a + 2A, ... so that a device's rows stay on it.
       ema_decay: d of ema <- ema + (1 - min(d, (1+s)/(10+s))) (params - ema), float32; 0 = off (state["ema"] is {}).
       hyperparameters: tree of float32 scalars that `tx.update` and `learning_rate` receive; like `ema_decay`, arguments of the program.
@@ -152,17 +152,17 @@ def make_train_step(
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; choose one of skip, stop")
     tx = optax.with_extra_args_support(tx)
 
-    def step(state, batch, key, given):
+    def step(state, batch, key, dynamic_args):
         """One update; see `make_train_step`."""
-        hyperparameters, params, opt, number = given["optimizer"], state["params"], state["opt"], state["step"]
+        hyperparameters, params, opt, number = dynamic_args["optimizer"], state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
-        gradient, grad_norm, loss, parts, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
+        gradient, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
 
         updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
         new = {"params": optax.apply_updates(params, updates), "opt": transform}
         kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
-        average = _average(state["ema"], kept["params"], number, given["ema_decay"], accept)
+        average = _average(state["ema"], kept["params"], number, dynamic_args["ema_decay"], accept)
         # A frozen state keeps its number: it is the state before the bad step, and can be saved as such.
         number = jnp.where(guard["stopped"] > 0, number, number + 1)
         metrics = {
@@ -175,47 +175,47 @@ def make_train_step(
             "skipped_total": guard["skipped"],
             "stopped": guard["stopped"],
             "bad_microbatches": bad_A,
-            "parts": parts,
+            "parts": loss_terms,
         }
         return {"params": kept["params"], "ema": average, "opt": {"transform": kept["opt"], "guard": guard}, "step": number}, metrics
 
     return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay)}, shardings)
 
 
-def _jit(step: Callable, given: dict, shardings: dict | None) -> TrainStep:
+def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainStep:
     """Donates the state and, when the layout is known, pins it on the way out (a drifting layout would compile a second time)."""
     if shardings is None:
-        return TrainStep(jax.jit(step, donate_argnums=0), given)
+        return TrainStep(jax.jit(step, donate_argnums=0), dynamic_args)
     replicated = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
-    def pinned(state, batch, key, given):
-        state, metrics = step(state, batch, key, given)
+    def pinned(state, batch, key, dynamic_args):
+        state, metrics = step(state, batch, key, dynamic_args)
         state = jax.lax.with_sharding_constraint(state, _state_shardings(jax.eval_shape(lambda: state), shardings))
         return state, jax.lax.with_sharding_constraint(metrics, replicated)
 
-    return TrainStep(jax.jit(pinned, donate_argnums=0), given, replicated)
+    return TrainStep(jax.jit(pinned, donate_argnums=0), dynamic_args, replicated)
 
 
 def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumulation: int, shardings: dict | None) -> tuple:
-    """Gradient, its norm and the loss per token, the summed parts, and which microbatches were not finite."""
+    """Gradient, its norm and the loss per token, the summed loss terms, and which microbatches were not finite."""
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % accumulation:
         raise InputError(f"a batch of {rows} rows does not divide into {accumulation} microbatches")
     # [B] -> [B/A, A] -> [A, B/A]: splitting the minor part keeps each device's contiguous rows on that device.
     micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // accumulation, accumulation, *x.shape[1:]), 0, 1), batch)
-    place = (lambda tree: tree) if shardings is None else (lambda tree: jax.lax.with_sharding_constraint(tree, shardings))
+    constrain = (lambda tree: tree) if shardings is None else (lambda tree: jax.lax.with_sharding_constraint(tree, shardings))
 
     def body(total_gradient, rows_of_micro):
-        (total, parts), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, rows_of_micro, key)
+        (total, loss_terms), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, rows_of_micro, key)
         bad = ~(jnp.isfinite(total) & jnp.isfinite(optax.tree.norm(gradient)))
-        return place(optax.tree.add(total_gradient, gradient)), (total, parts, bad)
+        return constrain(optax.tree.add(total_gradient, gradient)), (total, loss_terms, bad)
 
-    gradient, (total_A, parts_A, bad_A) = jax.lax.scan(body, place(optax.tree.zeros_like(params)), micro)
-    parts = jax.tree.map(lambda part: part.sum(axis=0, dtype=part.dtype), parts_A)
-    tokens = jnp.maximum(parts["tokens"], 1).astype(jnp.float32)
+    gradient, (total_A, loss_terms_A, bad_A) = jax.lax.scan(body, constrain(optax.tree.zeros_like(params)), micro)
+    loss_terms = jax.tree.map(lambda part: part.sum(axis=0, dtype=part.dtype), loss_terms_A)
+    tokens = jnp.maximum(loss_terms["tokens"], 1).astype(jnp.float32)
     # The norm is taken before the division: with one microbatch the compiler then finds it in the loop body already.
     norm = optax.tree.norm(gradient) / tokens
-    return optax.tree.scale(1 / tokens, gradient), norm, total_A.sum() / tokens, parts, bad_A
+    return optax.tree.scale(1 / tokens, gradient), norm, total_A.sum() / tokens, loss_terms, bad_A
 
 
 def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, spike: float) -> tuple[dict, jax.Array]:

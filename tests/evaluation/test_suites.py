@@ -76,7 +76,7 @@ def test_last_words_are_given_their_passage(tmp_path):
     file = tmp_path / "lambada.jsonl"
     file.write_text('{"text": "care about signs"}\n{"text": "alone"}\n')
     first, second = read_documents(SUITES["lambada_last"], [str(file)])
-    assert (first.given, first.text, first.words) == ("care about", " signs", 1) and (second.given, second.text) == ("", "alone")
+    assert (first.context, first.text, first.words) == ("care about", " signs", 1) and (second.context, second.text) == ("", "alone")
     encoded = encode_documents([first, second], BYTES, bos=True, eos=True)
     assert BYTES.decode(encoded.tokens_T[encoded.scorable_T]) == " signsalone" and encoded.lossless
     assert encoded.ends_D.tolist() == [1 + 16 + 1, 18 + 1 + 5 + 1] and not encoded.scorable_T[[0, 18]].any()
@@ -136,7 +136,7 @@ def test_wikitext_has_the_published_counts():
 
 def test_lambada_is_whole():
     found = read_documents(SUITES["lambada_last"], [str(shared_file("lambada/lambada_test.jsonl.xz"))])
-    assert len(found) == 5153 and found[0].text == " signs" and found[0].given.endswith("I don't care about")
+    assert len(found) == 5153 and found[0].text == " signs" and found[0].context.endswith("I don't care about")
 
 
 def test_blimp_is_whole():

@@ -52,9 +52,8 @@ class Model:
         dense = dataclasses.replace(experiment.network.execution, attention="dense")
         network, alone = (dataclasses.replace(network, execution=dense) for network in (experiment.network, experiment.unpartitioned))
         layout = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
-        return cls(
-            experiment.process, alone, network.bind, run.params, experiment.tokenizer, experiment.config.data.length, name, **shardings
-        )
+        length = experiment.config.data.length
+        return cls(experiment.process, alone, network.bind, run.params, experiment.tokenizer, length, name, **layout)
 
 
 class Adapter(LM):

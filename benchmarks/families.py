@@ -20,11 +20,11 @@ import pathlib
 import statistics
 
 from dlmjax import config as config_lib
-from dlmjax.cli.evaluate import evaluate
-from dlmjax.cli.sample import sample
 from dlmjax.data import Corpus
+from dlmjax.evaluate import TextSettings, evaluate
 from dlmjax.evaluation.ngram import entropy_marks
-from dlmjax.run import assemble
+from dlmjax.run import assemble, open_run
+from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
 from dlmjax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -80,8 +80,12 @@ def run(name: str, args, budget: float) -> dict:
     if result_file.exists():
         return json.loads(result_file.read_text())
     train(config, str(workdir))
-    found = evaluate(workdir=str(workdir), data=args.data, split=args.split, windows=args.windows)
-    made = sample(workdir=str(workdir), count=SAMPLES, steps=SAMPLE_STEPS, length=config.data.length)
+    trained = open_run(str(workdir))
+    found = evaluate(trained, TextSettings(data=args.data, split=args.split, windows=args.windows)).result
+    process, tokenizer = trained.experiment.process, trained.experiment.tokenizer
+    settings = SampleSettings(steps=SAMPLE_STEPS, never=never_sampled(tokenizer, process.vocab))
+    sampler = sampler_for(process, trained.experiment.unpartitioned, settings, window=config.data.length)
+    samples = sampler.sample(trained.params, build_canvas(tokenizer, length=config.data.length, batch=SAMPLES), seed=0)
     row = {
         "family": name,
         "config": f"configs/{FAMILIES[name][0]}.py:tiny",
@@ -91,8 +95,8 @@ def run(name: str, args, budget: float) -> dict:
         "exact": found.rule == "exact",
         "windows": found.windows,
         "step_seconds": step_seconds(workdir, tokens),
-        "sample_entropy_bits": made["entropy"] / math.log(2),
-        "sample": made["samples"][0]["text"],
+        "sample_entropy_bits": samples.entropy / math.log(2),
+        "sample": tokenizer.decode(samples.tokens_BL[0]),
     }
     result_file.write_text(json.dumps(row, indent=1) + "\n")
     return row

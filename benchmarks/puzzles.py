@@ -17,7 +17,7 @@ import json
 import pathlib
 
 from dlmjax import config as config_lib
-from dlmjax.cli import quality as commands
+from dlmjax.cli.main import main as dlmjax
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.run import assemble
@@ -25,6 +25,12 @@ from dlmjax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOKENS = 5120  # of a step
+
+
+def command(words: list[str]) -> None:
+    """Runs a command of dlmjax; ends the benchmark where it fails."""
+    if code := dlmjax(words):
+        raise SystemExit(code)
 
 
 def lines(root: pathlib.Path, args) -> list[tuple[str, str, pathlib.Path, pathlib.Path, bool]]:
@@ -36,14 +42,15 @@ def lines(root: pathlib.Path, args) -> list[tuple[str, str, pathlib.Path, pathli
             ("countdown", process, paths["countdown_train"], paths["countdown_test"], False) for process in ("autoregressive", "masked")
         ]
     if args.puzzles and not paths["countdown_test"].exists():
-        sizes = {"numbers": args.numbers, "largest": args.largest}
-        commands.puzzles(kind="countdown", output=str(paths["countdown_train"]), count=args.puzzles, **sizes)
-        commands.puzzles(kind="countdown", output=str(paths["countdown_test"]), count=args.count, split="test", **sizes)
+        for name, split, count in (("countdown_train", "train", args.puzzles), ("countdown_test", "test", args.count)):
+            sizes = [f"--numbers={args.numbers}", f"--largest={args.largest}", f"--count={count}", f"--split={split}"]
+            command(["puzzles", "--kind=countdown", f"--output={paths[name]}", *sizes])
     if args.sudoku:
         for name, split, boards in (("boards_train", "train", True), ("sudoku_train", "train", False), ("sudoku_test", "test", False)):
             if not paths[name].exists():
                 table = str(pathlib.Path(args.sudoku) / f"{split}.csv.xz")
-                commands.puzzles(kind="sudoku", input=table, output=str(paths[name]), givens=args.givens, answers_only=boards)
+                flags = [f"--input={table}", f"--output={paths[name]}", f"--givens={args.givens}", *["--answers-only"] * boards]
+                command(["puzzles", "--kind=sudoku", *flags])
         both += [("sudoku", process, paths["sudoku_train"], paths["sudoku_test"], False) for process in ("autoregressive", "masked")]
         both += [("sudoku", "masked", paths["boards_train"], paths["sudoku_test"], True)]
     return both
@@ -78,7 +85,9 @@ def run(root: pathlib.Path, task: str, process: str, file: pathlib.Path, test: p
         raise SystemExit("benchmarks.puzzles: stopped; the same command goes on")
     rows = []
     for calls in [256] if process == "autoregressive" else [256, args.few]:
-        found = commands.solve(workdir=str(workdir), input=str(test), in_place=in_place, count=args.count, steps=calls)
+        flags = [f"--input={test}", f"--count={args.count}", f"--steps={calls}", *["--in-place"] * in_place]
+        command(["solve", f"--workdir={workdir}", *flags, f"--json={workdir / 'solved.json'}"])
+        found = json.loads((workdir / "solved.json").read_text())
         rows.append({"task": task, "steps_trained": steps, "windows": steps * config.data.batch, "flops": budget, **found})
     return rows
 

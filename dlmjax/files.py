@@ -310,6 +310,18 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux's file systems
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
+def read_lines(flag: str, file: str) -> list[str]:
+    """The lines of a text file that a flag names. What else Unicode calls a line boundary (U+2028, form feed) is a character of its line.
+
+    Raises InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        text = pathlib.Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{flag} {file} cannot be read as UTF-8 text ({error})") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def why(error: Exception) -> str:
     """The reason of an error of the operating system, without its number and path."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -74,14 +74,14 @@ def number(
 share = number(0, 1)
 
 
-def wholes(least: int = 1, most: int = MOST) -> Callable[[str], str]:
-    """Whole numbers with commas between them, as the text of their digits: "1e3, 8," is "1000,8"."""
+def wholes(least: int = 1, most: int = MOST) -> Callable[[str], tuple[int, ...]]:
+    """Whole numbers with commas between them: "1e3, 8," is (1000, 8)."""
 
-    def read(text: str) -> str:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if not parts:
+    def read(text: str) -> tuple[int, ...]:
+        numbers = [number.strip() for number in text.split(",") if number.strip()]
+        if not numbers:
             raise _refuse(f"is {_brief(text)}; give whole numbers with commas between them, such as 4,8,16")
-        return ",".join(str(whole(least, most)(part)) for part in parts)
+        return tuple(whole(least, most)(number) for number in numbers)
 
     return read
 

@@ -17,7 +17,7 @@ from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
 from dlmjax.diffusion.registry import process_fields
-from dlmjax.errors import InputError, NoCorpus
+from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
 from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
@@ -334,3 +334,16 @@ def split_of(run: Run, data: str | None, split: str) -> Corpus:
             "prepare the text again with the run's tokenizer"
         )
     return corpus
+
+
+def held_out_of(run: Run, data: str | None, split: str) -> tuple[Corpus | None, str]:
+    """The corpus to compare with, or why there is none; one that `data` names must be there.
+
+    Raises InputError: it is damaged, unfinished or prepared with a different tokenizer, also where it is the run's own.
+    """
+    try:
+        return split_of(run, data, split), ""
+    except (NoCorpus, NoSplit) as error:
+        if data:
+            raise
+        return None, f"no held-out text: {error}"

@@ -71,7 +71,7 @@ def test_what_a_type_takes():
     ]
     assert read(flags.whole(0, 2**63), str(2**53 + 1)) == 2**53 + 1 and type(read(flags.whole(), "1e3")) is int
     assert [read(flags.number(0), text) for text in ("0", ".5", "1e22", "3.", "1E-3", "1_000.5")] == [0, 0.5, 1e22, 3, 1e-3, 1000.5]
-    assert read(flags.wholes(1), "4,8, 1.6e1,") == "4,8,16" and read(flags.text, "") == "" and read(None, "a b") == "a b"
+    assert read(flags.wholes(1), "4,8, 1.6e1,") == (4, 8, 16) and read(flags.text, "") == "" and read(None, "a b") == "a b"
 
 
 @pytest.mark.parametrize("text", ["1000", "1_000", "1e3", "1000.0", "+1000", "0x3e8", "1_", "1.5", "1e3.0", "nan", "one"])

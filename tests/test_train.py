@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.cli.evaluate import Grid, bounds
 from dlmjax.cluster.host import sole_writer
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
+from dlmjax.evaluate import EvaluationSettings, bounds
 from dlmjax.run import Experiment, claim_workdir, open_run
 from dlmjax.train import _diverged, train
 from dlmjax.training import TIMING, Checkpoints, read
@@ -415,8 +415,8 @@ def test_the_held_out_bound_of_a_mixture_is_of_all_its_corpora(small_corpus, tmp
         train(config, str(tmp_path / "run"))
     assert f"no held-out bound of {bare} on the way: no `valid` split" in caplog.text
     (line,) = read(tmp_path / "run" / "metrics.jsonl", "held_out")
-    grid, run = Grid(nodes=config.log.nodes), open_run(str(tmp_path / "run"), weights="raw")
-    (one,), (two,) = (bounds(run, [path], "valid", grid, windows) for path, windows in ((paths[0], 6), (paths[1], 2)))
+    settings, run = EvaluationSettings(nodes=config.log.nodes), open_run(str(tmp_path / "run"), weights="raw")
+    (one,), (two,) = (bounds(run, [path], "valid", settings, windows) for path, windows in ((paths[0], 6), (paths[1], 2)))
     assert abs(one.nats_per_token - two.nats_per_token) > 0.01
     assert line["nats_per_token"] == pytest.approx(0.75 * one.nats_per_token + 0.25 * two.nats_per_token, rel=1e-5)
     assert line[f"nats_per_token_of/{other}"] == pytest.approx(two.nats_per_token, rel=1e-5)

@@ -1,323 +1,128 @@
-"""`dlmjax evaluate`: a run is opened, its bound measured on a prepared corpus or a suite, the result printed and written.
+"""`dlmjax evaluate`: the likelihood bound of a run, printed and written; what the file of `--json` holds is in `dlmjax.evaluate`."""
 
-What is written (`--json`) holds the numbers of a `LikelihoodResult` at its top level, and beside them
+from __future__ import annotations
 
-    protocol     how the text was read, cut and scored, with a hash of its tokens: two results can be compared where these are equal
-    made         with what: workdir, precision, commit, versions, device, batch, seconds, network calls per token
-    cautions     what a reader must know before comparing, a line each, as printed
-    words        a perplexity per word, for suites that count words
-    difference   of two runs on the same text under the same noise (`--against`)
-    breakdown    nats/token by noise level, position in the window and frequency of the token (`--breakdown`)
-    pairs        of suites of minimal pairs: accuracies
-"""
+import argparse
+from typing import TYPE_CHECKING
 
-import dataclasses
-import math
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import jax
-import numpy as np
-
-from dlmjax import config as config_lib
-from dlmjax.data import Corpus
-from dlmjax.data.portion import parse_path, with_tokens
+from dlmjax import flags
+from dlmjax.cli.run_flags import SPLITS, add_run, open_arguments
 from dlmjax.errors import InputError
-from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
-from dlmjax.evaluation.breakdown import require_figures
-from dlmjax.evaluation.compare import PairAccuracy, pair_accuracy, paired_difference
-from dlmjax.evaluation.levels import NODES
-from dlmjax.evaluation.limits import check_numbers
-from dlmjax.evaluation.ngram import entropy_marks
-from dlmjax.evaluation.record import made_with
-from dlmjax.evaluation.result import Measured
-from dlmjax.evaluation.suites import Suite, find_suite
-from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
 from dlmjax.files import make_folder, write_json
-from dlmjax.run import Run, open_corpora, open_run, split_of
 
-MARK_LIMIT = 100_000_000  # training bytes beyond which the n-gram marks are not counted on the way
+if TYPE_CHECKING:
+    from dlmjax.evaluate import Evaluation, PairEvaluation
+    from dlmjax.run import Run
 
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """The flags that say how a run is measured; see `Evaluator`."""
-
-    nodes: int = NODES
-    draws: int = 1
-    rule: str = "gauss"
-    seed: int = 0
-    batch: int = 32
+HELP = "likelihood bound of a run on held-out text, with its standard error"
 
 
-def evaluate(
-    *,
-    workdir: str,
-    data: str | None = None,
-    split: str | None = None,
-    suite: str | None = None,
-    input: Sequence[str] = (),
-    documents: int | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    remainder: str | None = None,
-    weights: str = "ema",
-    step: int | None = None,
-    batch: int = 32,
-    nodes: int = NODES,
-    draws: int = 1,
-    rule: str = "gauss",
-    windows: int | None = None,
-    seed: int = 0,
-    against: str | None = None,
-    against_step: int | None = None,
-    per_document: str | None = None,
-    breakdown: bool = False,
-    plot: str | None = None,
-    json: str | None = None,
-) -> LikelihoodResult | PairAccuracy:
-    """Prints the likelihood bound of a run on one text, and writes what else was asked for; see the top of this file.
-
-    Raises:
-      InputError: no such run, corpus, split, suite or file; a corpus with another tokenizer; flags that do not go together.
-    """
-    chosen = find_suite(suite) if suite else None
-    pairs = chosen is not None and chosen.task == "pairs"
-    if bool(suite) != bool(input) or (suite and data):
-        raise InputError("a suite is read from files: give --suite and --input together, and no --data; or neither, for a prepared corpus")
-    if pairs and (against or per_document or breakdown or plot or stride or windows):
-        raise InputError(f"suite {suite} has pairs: it takes none of --against, --per-document, --breakdown, --plot, --stride, --windows")
-    if windows is not None and windows < 1:
-        raise InputError(f"--windows is {windows}; give at least 1")
-    check_numbers(seed=seed, batch=batch)
-    if plot:
-        require_figures()
-    for file in filter(None, (json, per_document, plot)):
-        make_folder(file)
-    run, grid = open_run(workdir, weights=weights, step=step), Grid(nodes, draws, rule, seed, batch)
-    cut = _cut(run, window, stride, remainder, windows)
-    if pairs:
-        return _pairs(run, chosen, list(input), cut, grid, documents, json)
-    if chosen:
-        text, corpus, portion = suite_text(chosen, list(input), run.experiment.tokenizer, cut, split, documents), None, None
-    else:
-        corpus = split_of(run, data, split or "valid")
-        text, (_, portion) = corpus_text(corpus, cut), parse_path(data or run.experiment.config.data.paths[0])
-    other = _other(against, against_step, weights, run) if against else None
-    return _Evaluation(run, chosen, text, corpus, portion, grid).go(other, per_document, breakdown, plot, json)
-
-
-def bounds(run: Run, paths: Sequence[str], split: str, grid: Grid, windows: int | None = None) -> list[LikelihoodResult]:
-    """The bound of a run on a split of each of some prepared corpora, as `evaluate` with these flags finds it; prints nothing.
-
-    Windows are numbered in each corpus, and levels and masks drawn from the numbers: runs of one training length are scored on the same.
-    Raises InputError: no such corpus or split, or one with another tokenizer.
-    """
-    evaluator, cut = _evaluator(run, grid), _cut(run, windows=windows)
-    measured = [_measure(run, evaluator, corpus_text(split_of(run, path, split), cut), grid) for path in paths]
-    return [evaluator.result(each, step=run.step, weights=run.weights, split=split) for each in measured]
-
-
-def _cut(run: Run, window: int | None = None, stride: int | None = None, remainder: str | None = None, windows: int | None = None) -> Cut:
-    """How text is cut for a run; None: as it was trained."""
-    multiple = run.experiment.process.bound.block_size or 1
-    return Cut(run.experiment.config.data.length, window, stride, remainder, multiple, windows)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Evaluation:
-    """One run on one text.  portion: tokens of the corpus's train split that were named with it; None: all."""
-
-    run: Run
-    suite: Suite | None
-    text: Text
-    corpus: Corpus | None
-    portion: int | None
-    grid: Grid
-
-    def go(self, other: Run | None, per_document: str | None, tables: bool, plot: str | None, json: str | None) -> LikelihoodResult:
-        """Measures, prints, writes."""
-        run, text = self.run, self.text
-        lengths_V = run.experiment.tokenizer.byte_lengths_V
-        by_document = breakdown.ByDocument(text.windows, lengths_V)
-        by_position = breakdown.ByPosition(text.protocol["window"])
-        counts_V, counted_on = self._counts() if tables or plot else (np.ones(1, np.int64), "")
-        by_frequency = breakdown.ByFrequency(counts_V)
-        observers = [by_document] * bool(per_document) + [by_position, by_frequency] * bool(tables or plot)
-
-        evaluator = _evaluator(run, self.grid)
-        begin = time.monotonic()
-        measured = _measure(run, evaluator, text, self.grid, observers)
-        seconds = time.monotonic() - begin
-        result = evaluator.result(measured, step=run.step, weights=run.weights, split=text.split)
-        report = result.to_json() | self._words(result)
-        report |= {"protocol": text.protocol, "made": _made(run, self.grid, evaluator, result.tokens, seconds)}
-        report["cautions"] = _cautions(text.protocol, result)
-        print(self._shown(result, report), flush=True)
-        if other:
-            second = _measure(other, _evaluator(other, self.grid), text, self.grid)
-            difference = paired_difference(measured, second)
-            which = {"against": str(other.workdir), "against_step": other.step, "against_weights": other.weights}
-            report["difference"] = {**which, **difference.to_json()}
-            print(f"  against {other.workdir}, step {other.step}, {other.weights} weights: {difference.summary()}", flush=True)
-        if tables or plot:
-            found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
-            report["breakdown"] = {**found, "frequency_counted_on": counted_on}
-        if tables:
-            print(breakdown.as_text(found), flush=True)
-        if json:
-            write_json(json, report)
-        if per_document:
-            by_document.write(per_document, text.ids)
-        if plot:
-            breakdown.plot(found, plot, f"{text.protocol['suite'] or text.protocol['corpus']}, {text.split}, step {run.step}")
-        return result
-
-    def _counts(self) -> tuple[np.ndarray, str]:
-        """Counts of the training text where it is still there, else of the evaluated text; and which."""
-        vocab = self.run.experiment.tokenizer.vocab_size
-        try:
-            return sum(corpus.counts_V for corpus in open_corpora(self.run.experiment.config, "train")), "the training text"
-        except InputError:
-            return np.bincount(self.text.windows.tokens_T, minlength=vocab), "the evaluated text"
-
-    def _words(self, result: LikelihoodResult) -> dict[str, Any]:
-        """Perplexity per word; its error is that of nats/token, the words being those of this very text."""
-        words = self.text.words
-        if not words:
-            return {}
-        nats, error = (value * result.tokens / words for value in (result.nats_per_token, result.stderr_nats_per_token))
-        perplexity = math.exp(nats) if nats < 700 else None
-        stderr = None if perplexity is None or not math.isfinite(error) else perplexity * error
-        return {"words": {"words": words, "nats_per_word": nats, "perplexity": perplexity, "stderr_perplexity": stderr}}
-
-    def _shown(self, result: LikelihoodResult, report: dict[str, Any]) -> str:
-        """The result for a person, beside what counting alone achieves where that is known."""
-        sign = "<=" if result.is_bound and result.rule != "exact" else "="
-        rows = [
-            (f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)
-        ]
-        rows += self._marks(result)
-        width = max(len(name) for name, _, _ in rows)
-        name = f"{self.suite.name}, {result.split} split" if self.suite else f"{result.split} split"
-        lines = [f"{name}: {result.tokens:,} tokens, {result.bytes or 0:,} bytes, {result.windows:,} windows of {result.length}"]
-        lines += [f"  {'':{width}}  bits/byte"]
-        for name, bits, error in rows:
-            shown = f"{bits:9.4f}" if bits is not None else f"{'-':>9}"
-            lines.append(f"  {name:{width}}  {shown}" + (f" ± {error:.4f}" if error is not None else ""))
-        lines.append(f"  {result.summary()}")
-        if "words" in report and report["words"]["perplexity"] is not None:
-            words = report["words"]
-            lines.append(f"  perplexity per word {sign} {words['perplexity']:,.1f} ({words['words']:,} words)")
-        lines += [f"  {line}" for line in report["cautions"]]
-        return "\n".join(lines)
-
-    def _marks(self, result: LikelihoodResult) -> list[tuple[str, float, None]]:
-        """Tables counted on the corpus's train split, for a split that was evaluated whole; none where the train split is not here."""
-        if self.corpus is None or result.bits_per_byte is None or not self.text.protocol["complete"]:
-            return []
-        directory, part = str(self.corpus.directory), ""
-        if self.portion is not None:
-            directory, part = with_tokens(directory, self.portion), f"the first {self.portion:,} tokens of "
-        try:
-            train = Corpus.open(directory, split="train")
-            if not 0 < train.num_bytes <= MARK_LIMIT:
-                return []
-            marks = entropy_marks(_bytes(train), _bytes(self.corpus))
-        except InputError:  # a corpus at a URL is copied here split by split; the measurement must not be lost for want of a comparison
-            return []
-        return [
-            (f"bigram table counted on {part}the train split", marks.bigram, None),
-            (f"unigram table counted on {part}the train split", marks.unigram, None),
-        ]
-
-
-def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
-    """What a reader must know before comparing."""
-    lines = list(filter(None, [result.caution()]))
-    if not result.is_bound:
-        lines.append("the loss of this process is not a likelihood bound")
-    if protocol.get("changed"):
-        parts = (f"{name} {protocol[name]}, not {value}" for name, value in protocol["changed"].items())
-        lines.append(f"not the suite's own protocol: {'; '.join(parts)}")
-    if not protocol["complete"]:
-        lines.append("not all of the text was scored")
-    if protocol.get("documents_spread"):
-        lines.append(f"a part of the suite: {protocol['documents']} documents")
-    if protocol.get("pairs_spread"):
-        lines.append(f"a part of the suite: {protocol['pairs_spread']} pairs at most")
-    if not protocol.get("lossless", True):
-        lines.append(f"tokenizer {protocol['tokenizer']} changes this text: the bytes are those of what it makes of it")
-    return lines
-
-
-def _pairs(run: Run, suite: Suite, files: list[str], cut: Cut, grid: Grid, limit: int | None, json: str | None) -> PairAccuracy:
-    """Accuracy over minimal pairs, under common random numbers."""
-    good, bad, pairs = pair_texts(suite, files, run.experiment.tokenizer, cut, limit)
-    evaluator, begin = _evaluator(run, grid), time.monotonic()
-    sides = [_measure(run, evaluator, side, grid) for side in (good, bad)]
-    seconds = time.monotonic() - begin
-    found = pair_accuracy(*sides, groups=[pair.group for pair in pairs], fields=[pair.field for pair in pairs])
-    tokens = sum(int(side.tokens_W.sum()) for side in sides)
-    result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
-    shown = [f"{suite.name}: {run.experiment.process.name}, step {run.step}, {run.weights} weights", found.summary()]
-    cautions = _cautions(good.protocol, result)
-    print("\n  ".join(shown + cautions), flush=True)
-    if json:
-        how = {name: getattr(result, name) for name in ("process", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")}
-        report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _made(run, grid, evaluator, tokens, seconds)}
-        write_json(json, report | {"cautions": cautions})
-    return found
-
-
-def _other(workdir: str, step: int | None, weights: str, run: Run) -> Run:
-    """The run to compare with. Raises InputError where it reads text by another tokenizer."""
-    other = open_run(workdir, weights=weights, step=step)
-    ours, theirs = run.experiment.tokenizer, other.experiment.tokenizer
-    if ours.hash != theirs.hash:
-        raise InputError(
-            f"{workdir} was trained with tokenizer {theirs.name}, the first run with {ours.name}; a difference per token means nothing "
-            "then: compare the bits per byte of two evaluations"
-        )
-    return other
-
-
-def _evaluator(run: Run, grid: Grid) -> Evaluator:
-    return run.experiment.evaluator(nodes=grid.nodes, draws=grid.draws, rule=grid.rule, seed=grid.seed)
-
-
-def _measure(run: Run, evaluator: Evaluator, text: Text, grid: Grid, observers: Sequence[Any] = ()) -> Measured:
-    ways = run.experiment.partition.ways("batch")
-    size = -(-grid.batch // ways) * ways
-    return evaluator.measure(
-        run.params,
-        text.windows.batches(size, run.experiment.partition.rows_of_host(size)),
-        byte_lengths_V=run.experiment.tokenizer.byte_lengths_V,
-        total=len(text.windows),
-        split=text.split,
-        progress=True,
-        observers=observers,
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add_run(command)
+    add = command.add_argument
+    add("--data", type=flags.input_folder, metavar="DIR", help="prepared corpus (the one that the run was trained on)")
+    add("--split", choices=SPLITS, help="split of the corpus or suite (valid, or the suite's)")
+    add(
+        "--suite",
+        metavar="NAME",
+        help="protocol in place of a corpus: text8, wikitext2, lm1b, ptb, lambada, agnews, pubmed, arxiv, blimp, ...",
     )
+    add("--input", nargs="+", default=(), metavar="FILE", help="files of the suite")
+    add("--documents", type=flags.whole(1), metavar="N", help="number of documents (or pairs) of the suite, spread evenly over it (all)")
+    add("--window", type=flags.tokens, metavar="N", help="window of the network, tokens (the training length, or the suite's if shorter)")
+    add(
+        "--stride",
+        type=flags.tokens,
+        metavar="N",
+        help="scored tokens of each further window; its other tokens are clean context (all of the window)",
+    )
+    add(
+        "--remainder",
+        choices=("keep", "drop", "truncate", "tail"),
+        help="treatment of text that does not fill a window (keep, or the suite's)",
+    )
+    add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time; does not change the result (32)")
+    add("--nodes", type=flags.whole(1, 4096), default=16, help="noise levels of the quadrature over t (16)")
+    add("--draws", type=flags.whole(1, 2**20), default=1, help="corruptions per noise level; from 2 on, the error is split by cause (1)")
+    add(
+        "--rule",
+        choices=("gauss", "stratified", "count"),
+        default="gauss",
+        help="quadrature rule over the noise levels; count: the k-form of masked processes (gauss)",
+    )
+    add("--windows", type=flags.whole(1), metavar="N", help="number of windows, from the first on (all)")
+    add("--seed", type=flags.seed, default=0, help="seed of the corruptions, which all runs evaluated with it have in common (0)")
+    add("--against", type=flags.input_folder, metavar="DIR", help="second run; the difference has its own error: same text, same noise")
+    add("--against-step", type=flags.whole(0), metavar="N", help="step of the second run's checkpoint (the newest)")
+    add("--per-document", type=flags.output_file, metavar="FILE.npz", help="file for nats, tokens and bytes of every document")
+    add("--breakdown", action="store_true", help="print nats/token by noise level, position in the window and frequency of the token")
+    add("--plot", type=flags.output_file, metavar="FILE.png", help="file for a picture of the breakdown (requires matplotlib)")
+    add("--json", type=flags.output_file, metavar="FILE", help="file for the result with its protocol and provenance")
 
 
-def _made(run: Run, grid: Grid, evaluator: Evaluator, tokens: int, seconds: float) -> dict[str, Any]:
-    experiment = run.experiment
-    return {
-        "workdir": str(run.workdir),
-        "config": config_lib.fingerprint(experiment.config),
-        "parameters": experiment.parameter_count,
-        "trained_length": experiment.config.data.length,
-        "precision": experiment.config.execution.dtype,
-        **made_with(),
-        "x64": bool(jax.config.jax_enable_x64),
-        "batch": grid.batch,
-        "calls_per_token": evaluator.calls,
-        "seconds": seconds,
-        "scored_tokens_per_second": tokens / seconds,
-    }
+def run(arguments: argparse.Namespace, _) -> None:
+    """Measures, prints, writes."""
+    from dlmjax.evaluate import EvaluationSettings, TextSettings, evaluate, evaluate_pairs
+    from dlmjax.evaluation import breakdown
+    from dlmjax.run import open_run
+
+    names = ("data", "split", "suite", "documents", "window", "stride", "remainder", "windows")
+    text = TextSettings(files=tuple(arguments.input), **{name: getattr(arguments, name) for name in names})
+    settings = EvaluationSettings(**{name: getattr(arguments, name) for name in ("nodes", "draws", "rule", "seed", "batch")})
+    pairs = text.protocol is not None and text.protocol.task == "pairs"
+    absent = ("against", "per_document", "breakdown", "plot", "stride", "windows")
+    if pairs and any(getattr(arguments, name) for name in absent):
+        raise InputError(f"suite {text.suite} has pairs: it takes none of {', '.join(f'--{n}'.replace('_', '-') for n in absent)}")
+    if arguments.plot:
+        breakdown.require_figures()
+    for file in filter(None, (arguments.json, arguments.per_document, arguments.plot)):
+        make_folder(file)
+    opened = open_arguments(arguments)
+    if pairs:
+        _run_pairs(opened, evaluate_pairs(opened, text, settings), arguments.json)
+        return
+    against = open_run(arguments.against, weights=arguments.weights, step=arguments.against_step) if arguments.against else None
+    tables = bool(arguments.breakdown or arguments.plot)
+    found = evaluate(opened, text, settings, against=against, documents=bool(arguments.per_document), tables=tables)
+    print(_table(found), flush=True)
+    if against:
+        print(f"  against {against.workdir}, step {against.step}, {against.weights} weights: {found.difference.summary()}", flush=True)
+    if arguments.breakdown:
+        print(breakdown.as_text(found.tables), flush=True)
+    if arguments.json:
+        write_json(arguments.json, found.report)
+    if arguments.per_document:
+        found.by_document.write(arguments.per_document, found.text.ids)
+    if arguments.plot:
+        of = found.text.protocol["suite"] or found.text.protocol["corpus"]
+        breakdown.plot(found.tables, arguments.plot, f"{of}, {found.text.split}, step {opened.step}")
 
 
-def _bytes(corpus: Corpus) -> Iterator[bytes]:
-    """The documents of a split as UTF-8, without their ends."""
-    return (text.encode("utf-8") for text in corpus.documents())
+def _run_pairs(opened: Run, found: PairEvaluation, json: str | None) -> None:
+    """Prints and writes the accuracy on minimal pairs."""
+    lines = [f"{found.suite.name}: {opened.experiment.process.name}, step {opened.step}, {opened.weights} weights", found.result.summary()]
+    print("\n  ".join([*lines, *found.report["cautions"]]), flush=True)
+    if json:
+        write_json(json, found.report)
+
+
+def _table(found: Evaluation) -> str:
+    """The result beside its baselines, in bits/byte."""
+    result, report = found.result, found.report
+    sign = "<=" if result.is_bound and result.rule != "exact" else "="
+    rows = [(f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)]
+    rows += [(name, bits, None) for name, bits in found.baselines.items()]
+    width = max(len(name) for name, _, _ in rows)
+    name = f"{found.suite.name}, {result.split} split" if found.suite else f"{result.split} split"
+    lines = [f"{name}: {result.tokens:,} tokens, {result.bytes or 0:,} bytes, {result.windows:,} windows of {result.length}"]
+    lines += [f"  {'':{width}}  bits/byte"]
+    for name, bits, error in rows:
+        number = f"{bits:9.4f}" if bits is not None else f"{'-':>9}"
+        lines.append(f"  {name:{width}}  {number}" + (f" ± {error:.4f}" if error is not None else ""))
+    lines.append(f"  {result.summary()}")
+    if "words" in report and report["words"]["perplexity"] is not None:
+        words = report["words"]
+        lines.append(f"  perplexity per word {sign} {words['perplexity']:,.1f} ({words['words']:,} words)")
+    lines += [f"  {line}" for line in report["cautions"]]
+    return "\n".join(lines)

@@ -5,19 +5,14 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from dlmjax import flags
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder, write_atomically
 
-Add = Callable[[argparse.ArgumentParser], None]
+HELP = "scaling laws with error bars from the records of a sweep; `fit predict` gives the best run at given FLOPs"
 PREDICT = "predict"
-
-
-def commands() -> Iterator[tuple[str, str, Add]]:
-    """(name, what it does, what adds its flags)."""
-    yield "fit", "scaling laws with error bars from the records of a sweep; `fit predict` gives the best run at given FLOPs", add_flags
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:

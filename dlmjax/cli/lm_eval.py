@@ -1,4 +1,4 @@
-"""`dlmjax lm-eval`: tasks of lm-eval-harness on a run, its table, and what the likelihoods behind it are worth.
+"""`dlmjax lm-eval`: tasks of lm-eval-harness on a run, its table, and the standard errors of the likelihoods behind it.
 
 DIR of --output:
     results.json            lm-eval's results with the protocol (`config.dlmjax`), written last
@@ -6,6 +6,7 @@ DIR of --output:
     likelihoods.jsonl       every scored request with its standard error, tokens and passes
 """
 
+import argparse
 import importlib.util
 import math
 import os
@@ -14,45 +15,48 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from dlmjax import flags
+from dlmjax.cli.run_flags import add_run
 from dlmjax.errors import InputError
-from dlmjax.evaluation.levels import NODES
-from dlmjax.evaluation.limits import check_numbers
 from dlmjax.files import as_json, make_folder, write_atomically
 
+HELP = "tasks of lm-eval-harness on a run: multiple choice, last words, rolling likelihoods, generated answers"
 RESULTS = "results.json"
 
 
-def lm_eval(
-    *,
-    workdir: str,
-    tasks: list[str],
-    include_path: str | None = None,
-    weights: str = "ema",
-    step: int | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    draws: int = 128,
-    nodes: int = NODES,
-    batch: int = 8,
-    overlap: int = 1,
-    max_gen_toks: int = 256,
-    block: int = 32,
-    tokens_per_step: int = 1,
-    seed: int = 0,
-    offline: bool = False,
-    output: str | None = None,
-) -> dict[str, Any]:
-    """Runs tasks, prints lm-eval's table and a line on the masks' part in it, and writes the files of the module's docstring.
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add_run(command)
+    add = command.add_argument
+    add("--tasks", nargs="+", required=True, metavar="TASK", help="names of tasks or groups, such as blimp or lambada_openai,gsm8k")
+    add("--include-path", type=flags.input_folder, metavar="DIR", help="folder of further task files (.yaml)")
+    add("--limit", type=flags.whole(1), metavar="N", help="documents of each task, from the first on, for trying out (all)")
+    add("--num-fewshot", type=flags.whole(0, 10**6), metavar="N", help="solved examples before each question (the task's number)")
+    add("--draws", type=flags.whole(1, 2**20), default=128, help="network passes for each likelihood that is a bound (128)")
+    add("--nodes", type=flags.whole(1, 4096), default=16, help="noise levels among them, for processes without a mask token (16)")
+    add("--batch", type=flags.whole(1, 2**20), default=8, help="rows of the training length at a time; does not change likelihoods (8)")
+    add("--overlap", type=flags.tokens, default=1, metavar="N", help="context of the later windows of a long text, tokens (1)")
+    add("--max-gen-toks", type=flags.tokens, default=256, metavar="N", help="longest generated text, tokens, unless the task sets it (256)")
+    add("--block", type=flags.tokens, default=32, metavar="N", help="block of generated text, tokens (masked processes) (32)")
+    add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call reveals (1)")
+    add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
+    add("--offline", action="store_true", help="use local task files and the cache alone, no server")
+    add(
+        "--output",
+        type=flags.output_folder,
+        metavar="DIR",
+        help="directory for results.json, the samples and every likelihood with its standard error",
+    )
 
-    Raises:
-      InputError: lm-eval is not installed; no such run or task; a folder that cannot be written to; a seed or a batch out of range.
-    """
-    check_numbers(seed=seed, batch=batch)
+
+def run(arguments: argparse.Namespace, _) -> None:
+    """Runs tasks, prints lm-eval's table and how much of it the masks decide, and writes the files of the module's docstring."""
+    batch, seed, output = arguments.batch, arguments.seed, arguments.output
     if output:
         make_folder(pathlib.Path(output) / RESULTS)
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("lm-eval is not installed; it comes with: pip install 'dlmjax[harness]'")
-    if offline:
+    if arguments.offline:
         # Read when the libraries are imported, which is below.
         os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1")
     from lm_eval import simple_evaluate
@@ -60,32 +64,28 @@ def lm_eval(
 
     from dlmjax.harness.adapter import DlmJax
 
-    names = [name for part in tasks for name in part.split(",") if name]
-    manager, found = _tasks(names, include_path)
-    options = {"draws": draws, "nodes": nodes, "batch": batch, "overlap": overlap, "block": block}
-    adapter = DlmJax(workdir, weights, step, max_gen_toks=max_gen_toks, tokens_per_step=tokens_per_step, seed=seed, **options)
+    manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
+    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "seed")
+    adapter = DlmJax(arguments.workdir, arguments.weights, arguments.step, **{name: getattr(arguments, name) for name in options})
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     results = simple_evaluate(
         model=adapter,
         tasks=found,
         task_manager=manager,
-        limit=limit,
-        num_fewshot=num_fewshot,
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
         batch_size=batch,
         bootstrap_iters=1000,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
+        **seeds,
     )
     samples = results.pop("samples")
     results["likelihoods"] = {task: _noise([r for r in adapter.records if r["task"] == task]) for task in _distinct(adapter.records)}
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))
-    print(_said(adapter, results["likelihoods"]), flush=True)
+    print(_summary(adapter, results["likelihoods"]), flush=True)
     if output:
         _write(pathlib.Path(output), results, samples, adapter.records)
-    return results
 
 
 def _tasks(names: list[str], include_path: str | None) -> tuple[Any, list[str]]:
@@ -110,7 +110,7 @@ def _distinct(records: Iterable[dict]) -> list[str]:
 
 
 def _noise(records: list[dict]) -> dict[str, Any]:
-    """What chance has in the likelihoods of one task.
+    """How much of the likelihoods of one task is due to the random masks.
 
     stderr: root mean square of the requests' standard errors, nats.  undecided: share of the questions of several choices whose best two
     log-likelihoods lie within two standard errors of their difference, as if the masks were not common: with common ones it is less.
@@ -130,8 +130,8 @@ def _noise(records: list[dict]) -> dict[str, Any]:
     }
 
 
-def _said(adapter, noise: dict[str, dict]) -> str:
-    """For a person: what is exact, what a bound, and how much of it the masks decide."""
+def _summary(adapter, noise: dict[str, dict]) -> str:
+    """Which likelihoods are exact, which are bounds, and how much of the answers the masks decide."""
     kind = {"exact": "exact", "counted": "bounds, masks stratified over their number", "integrated": "bounds, integrated over t"}
     spent = adapter.scorer.spent
     lines = [f"log-likelihoods of process {adapter.model.process.name}: {kind[adapter.scorer.form]}; {adapter.model.name}"]

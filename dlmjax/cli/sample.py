@@ -1,164 +1,96 @@
-"""`dlmjax interval` and `sample`: a run is opened, one function of a room below does the work, a person reads the result."""
+"""`dlmjax sample`: text from a run, shown live (`--watch`), as a page one can scrub through (`--trace`) and as JSON."""
 
-import jax
-import numpy as np
+import argparse
 
-from dlmjax.data import EvalWindows, eval_batches
-from dlmjax.diffusion import PerRow, nats_at, row_keys
-from dlmjax.diffusion.hyperschedule import choose_interval
-from dlmjax.diffusion.process import bind_process
-from dlmjax.errors import InputError
-from dlmjax.evaluation.limits import check_numbers
+from dlmjax import flags
+from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.files import write_json
-from dlmjax.run import open_run, split_of
-from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
-from dlmjax.sampling.html import write_html
-from dlmjax.sampling.terminal import TerminalView
-from dlmjax.sampling.trace import record
-from dlmjax.seeds import check_seed
+
+HELP = "text from a run: prompts, infills, templates; the denoising shown live or written as a page"
 
 
-def interval(
-    *,
-    workdir: str,
-    data: str | None = None,
-    split: str = "valid",
-    weights: str = "ema",
-    step: int | None = None,
-    batch: int = 32,
-    windows: int = 256,
-    draws: int = 4,
-    least: float = 0.5,
-    seed: int = 0,
-    json: str | None = None,
-) -> dict:
-    """Measures at which noise levels the loss of a run varies least, and prints the override that trains on these alone.
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add_run(command)
+    add = command.add_argument
+    add("--prompt", type=flags.text, default="", help="text at the start, kept as it is")
+    add("--suffix", type=flags.text, default="", help="text at the end, kept as it is")
+    add("--template", type=flags.text, help='text with masked stretches: "The [MASK*12] of the [MASK*8]."')
+    add("--edit", type=flags.text, metavar="TEXT", help="text that is rewritten from noise level --start-t")
+    add("--start-t", type=flags.number(0, 1, open_low=True), metavar="T", help="noise level of edited text, in (0, 1] (0.5)")
+    add("--length", type=flags.tokens, help="length of the canvas, tokens (the training length)")
+    add("--count", type=flags.whole(1, 2**20), default=1, help="number of samples (1)")
+    add("--steps", type=flags.whole(1, 2**20), default=64, help="number of denoising steps (64)")
+    add_sampling(command)
+    add(
+        "--sweep",
+        type=flags.tokens,
+        metavar="W",
+        help="width of the window, tokens, in which noise falls from left to right; 1: one by one (off: all positions together)",
+    )
+    add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
+    add("--cache", action="store_true", help="leave out network calls where no token has changed (networks without time input)")
+    add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas")
+    add("--stop", action="store_true", help="end a text at its end of document (with blocks, --stride or causal processes)")
+    add("--remask", action="store_true", help="mask uncertain tokens again (confidence, entropy, margin orders)")
+    add(
+        "--threshold",
+        type=flags.share,
+        metavar="P",
+        help="probability from which a token is revealed, beside the best; replaces --steps (confidence, entropy, margin orders)",
+    )
+    add(
+        "--remainder",
+        default="spread",
+        choices=("spread", "first"),
+        help="steps that reveal one token more where the steps do not divide the masked tokens: spread over all, or the first, as in LLaDA "
+        "(spread)",
+    )
+    add("--watch", action="store_true", help="show the denoising live in the terminal")
+    add("--trace", type=flags.output_file, metavar="FILE.html", help="file for a self-contained page of the denoising")
+    add("--json", type=flags.output_file, metavar="FILE", help="file for text, ids, seed, steps and entropy")
 
-    A clipped interval lowers the variance of the gradient (BD3-LM 2503.09573 section 5.2) and trains no bound; evaluations are not touched.
-    Cost: windows x draws forward passes.
 
-    Raises:
-      InputError: no such run, corpus or split; a run without noise levels; too few windows; numbers out of range.
-    """
-    check_numbers(seed=seed, batch=batch)
-    for name, given in (("windows", windows), ("draws", draws)):
-        if given < 1:
-            raise InputError(f"--{name} is {given}; give at least 1")
-    run = open_run(workdir, weights=weights, step=step)
-    experiment, process = run.experiment, run.experiment.process
-    if process.causal:
-        raise InputError(f"process {process.name} has no noise levels to choose from")
-    corpus, times = split_of(run, data, split), process.adapt_times(PerRow(stratified=False))
-    length, size = experiment.config.data.length, process.block_size or experiment.config.data.length
+def run(arguments: argparse.Namespace, _) -> None:
+    """Samples, prints, writes."""
+    from dlmjax.sampling import build_canvas, sampler_for
 
-    def losses(params, batch, key):
-        """(level, mean nats per token) of every block or row that holds no padding."""
-        t_BL, _ = times.draw(key, batch["row"], windows, length)
-        denoiser = experiment.network.bind(params, batch["segments"], batch["positions"], process.attention)
-        keys_B = row_keys(jax.random.fold_in(key, 1), batch["row"])
-        hints = experiment.network.spec.self_condition
-        bound = bind_process(process, params)
-        nats_BL = nats_at(bound, denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, hints)
-        whole_BN = (batch["segments"].reshape(-1, length // size, size) > 0).all(axis=2)
-        return t_BL[:, ::size], nats_BL.reshape(-1, length // size, size).mean(axis=2), whole_BN
-
-    found, compiled = [], jax.jit(losses)
-    size_B = -(-batch // experiment.partition.ways("batch")) * experiment.partition.ways("batch")
-    for held_out in eval_batches(EvalWindows(corpus, length, limit=windows), batch_size=size_B):
-        for draw in range(draws):
-            key = jax.random.fold_in(jax.random.key(seed), draw)
-            t_BN, nats_BN, whole_BN = (np.asarray(a) for a in compiled(run.params, experiment.partition.put_batch(held_out), key))
-            found.append((t_BN[whole_BN], nats_BN[whole_BN]))
-    t_N, nats_N = (np.concatenate(column) for column in zip(*found, strict=True))
-    low, high = choose_interval(t_N, nats_N, least)
-    inside_N = (t_N >= low) & (t_N <= high)
-    inside, everywhere = float(nats_N[inside_N].var()), float(nats_N.var())
-    report = {"low": low, "high": high, "variance": inside, "variance_of_all": everywhere, "samples": t_N.size}
+    opened = open_arguments(arguments)
+    experiment, tokenizer = opened.experiment, opened.experiment.tokenizer
+    length = arguments.length
+    if length is None and arguments.template is None and arguments.edit is None:
+        length = experiment.config.data.length
+    texts = {name: getattr(arguments, name) for name in ("prompt", "suffix", "template", "edit", "start_t")}
+    canvas = build_canvas(tokenizer, length=length, batch=arguments.count, **texts)
+    settings = sample_settings(arguments, opened)
+    eos_id = tokenizer.eos_id if arguments.stop else None
+    window = experiment.config.data.length
+    sampler = sampler_for(experiment.process, experiment.unpartitioned, settings, stride=arguments.stride, window=window, eos_id=eos_id)
+    result = _sampled(arguments, sampler, opened.params, canvas, tokenizer)
+    for text in (tokenizer.decode(tokens_L) for tokens_L in result.tokens_BL):
+        print(text if arguments.count == 1 else f"---\n{text}", flush=True)
     print(
-        f"the loss varies least for t in [{low:.2f}, {high:.2f}]: variance {inside:.3f} against {everywhere:.3f} over "
-        f'all levels ({t_N.size} samples)\ntrain with: --config.process.times="stratified(low={low:.2f}, high={high:.2f})"',
+        f"({result.steps} steps, {result.evaluations} network calls, unigram entropy {result.entropy:.2f} nats/token, "
+        f"seed {arguments.seed})",
         flush=True,
     )
-    if json:
-        write_json(json, report)
-    return report
+    if arguments.json:
+        origin = {"step": opened.step, "weights": opened.weights, "workdir": str(arguments.workdir)}
+        write_json(arguments.json, {**result.to_json(tokenizer), "stride": arguments.stride, "stop": arguments.stop, **origin})
 
 
-def sample(
-    *,
-    workdir: str,
-    weights: str = "ema",
-    step: int | None = None,
-    prompt: str = "",
-    suffix: str = "",
-    template: str | None = None,
-    edit: str | None = None,
-    start_t: float | None = None,
-    length: int | None = None,
-    count: int = 1,
-    steps: int = 64,
-    order: str = "ancestral",
-    method: str = "ancestral",
-    grid: str = "auto",
-    sweep: int | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    guidance: float = 0.0,
-    threshold: float | None = None,
-    remainder: str = "spread",
-    remask: bool = False,
-    cache: bool = False,
-    stride: int | None = None,
-    stop: bool = False,
-    seed: int = 0,
-    watch: bool = False,
-    trace: str | None = None,
-    json: str | None = None,
-) -> dict:
-    """Makes text; shows it live (`watch`), writes it as a page one can scrub through (`trace`) and as JSON.
+def _sampled(arguments: argparse.Namespace, sampler, params: dict, canvas, tokenizer):
+    """The samples, watched and traced as the flags say."""
+    if not (arguments.watch or arguments.trace):
+        return sampler.sample(params, canvas, seed=arguments.seed, progress=True)
+    from dlmjax.sampling.html import write_html
+    from dlmjax.sampling.terminal import TerminalView
+    from dlmjax.sampling.trace import record
 
-    Raises:
-      InputError: no such run; a prompt or template that does not fit; settings that contradict each other.
-    """
-    check_seed(seed)
-    run = open_run(workdir, weights=weights, step=step)
-    experiment, tokenizer = run.experiment, run.experiment.tokenizer
-    if length is None and template is None and edit is None:
-        length = experiment.config.data.length
-    canvas = build_canvas(
-        tokenizer, length=length, batch=count, prompt=prompt, suffix=suffix, template=template, edit=edit, start_t=start_t
-    )
-    settings = SampleSettings(
-        steps=steps,
-        order=order,
-        method=method,
-        grid=grid,
-        sweep=sweep,
-        temperature=temperature,
-        top_p=top_p,
-        guidance=guidance,
-        threshold=threshold,
-        remainder=remainder,
-        remask=remask,
-        cache=cache,
-        never=never_sampled(tokenizer, experiment.process.vocab),
-    )
-    eos_id = tokenizer.eos_id if stop else None
-    sampler = sampler_for(
-        experiment.process, experiment.unpartitioned, settings, stride=stride, window=experiment.config.data.length, eos_id=eos_id
-    )
-    if watch or trace:
-        view = TerminalView(tokenizer, canvas) if watch else None
-        made, recorded = record(sampler, run.params, canvas, seed=seed, tokenizer=tokenizer, on_state=view.show if view else None)
-        if trace:
-            write_html(recorded, trace)
-            print(f"denoising trace: {trace}", flush=True)
-    else:
-        made = sampler.sample(run.params, canvas, seed=seed, progress=True)
-    for text in (tokenizer.decode(tokens_L) for tokens_L in made.tokens_BL):
-        print(text if count == 1 else f"---\n{text}", flush=True)
-    print(f"({made.steps} steps, {made.evaluations} network calls, unigram entropy {made.entropy:.2f} nats/token, seed {seed})", flush=True)
-    report = {**made.to_json(tokenizer), "stride": stride, "stop": stop, "step": run.step, "weights": run.weights, "workdir": str(workdir)}
-    if json:
-        write_json(json, report)
-    return report
+    view = TerminalView(tokenizer, canvas) if arguments.watch else None
+    on_state = view.show if view else None
+    result, trace = record(sampler, params, canvas, seed=arguments.seed, tokenizer=tokenizer, on_state=on_state)
+    if arguments.trace:
+        write_html(trace, arguments.trace)
+        print(f"denoising trace: {arguments.trace}", flush=True)
+    return result

@@ -10,19 +10,13 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
 
 from dlmjax import flags
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder
 
-Add = Callable[[argparse.ArgumentParser], None]
+HELP = "many runs for a scaling law: plan them, run them on any executor, see how far they are"
 EXECUTORS = ("local", "slurm", "kubernetes", "print")
-
-
-def commands() -> Iterator[tuple[str, str, Add]]:
-    """(name, what it does, what adds its flags)."""
-    yield "sweep", "many runs for a scaling law: plan them, run them on any executor, see how far they are", add_flags
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:

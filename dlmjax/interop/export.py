@@ -1,4 +1,4 @@
-"""`dlmjax export`: a checkpoint as files that other programs load. `views` lists what a view can hold, `layouts` the names of the tensors.
+"""A checkpoint as files that other programs load. `views` lists what a view can hold, `layouts` the names of the tensors.
 
 Weights go from the checkpoint to the files one at a time: a stacked leaf is restored, compared with its checksum, written layer by layer
 and freed. The directory appears under its name when it is complete.
@@ -65,7 +65,8 @@ def export(
       evaluation: a file that `dlmjax evaluate --json` wrote, for the run card; default: evaluation.json of the workdir, if there.
       overwrite: replace an earlier export in `output`.
 
-    Returns `config`, `files` (names) and `parity`.
+    Returns `config`, `files` (names), `parity`, `step`, `weights` ("ema" or "raw") and `no_tokenizer` (why tokenizer.json was not written,
+    empty where it was).
 
     Raises:
       InputError: no such run or checkpoint, a model that the view cannot hold, an output that exists, a disk that is full.
@@ -100,11 +101,8 @@ def export(
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     files = sorted(path.name for path in target.iterdir() if path.is_file())
-    size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
-    print(f"{output}: view {view} of step {meta['step']} ({weights} weights), {size:,} bytes of {dtype}; {', '.join(files)}", flush=True)
-    if no_tokenizer:
-        print(f"no tokenizer.json was written: {no_tokenizer}; encode texts with dlmjax", flush=True)
-    return {"config": config, "files": files, "parity": found}
+    origin = {"step": meta["step"], "weights": weights, "no_tokenizer": no_tokenizer}
+    return {"config": config, "files": files, "parity": found, **origin}
 
 
 def parse_bytes(text: str) -> int:

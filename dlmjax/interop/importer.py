@@ -1,4 +1,4 @@
-"""`dlmjax import`: a Hugging Face checkpoint becomes the workdir of a run, which samples, is evaluated, and starts others (`--init`).
+"""A Hugging Face checkpoint becomes the workdir of a run, which samples, is evaluated, and starts others (`--init`).
 
 Each device reads its own shards of each weight from the memory-mapped files and transposes, casts and stacks them on the way; nothing
 else is held in memory. The workdir's config.json is written last: before it, there is no run.
@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from dlmjax import choices
 from dlmjax import config as config_lib
-from dlmjax.cluster.host import say
 from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
@@ -101,21 +100,12 @@ def import_checkpoint(
     with Checkpoints(target / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, meta)
     claim_workdir(target, config, tokens)
-    if reference.summary:
-        say(reference.summary)
-    return _report(source, workdir, layout, experiment, reader, ids.fresh)
+    return _report(source, workdir, layout, experiment, reader, ids.fresh) | {"compared": reference.summary}
 
 
 def _report(source: str, workdir: str, layout: Layout, experiment: Experiment, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
-    """Logs and returns the report of the import."""
+    """What `import_checkpoint` returns: what was understood of the source."""
     spec, config = experiment.network.spec, experiment.config
-    stored = sorted({str(reader.dtype(name)) for name in reader.names})
-    new = f", the rows of {len(fresh)} new ids ({', '.join(map(str, fresh))}) are the mean of the others" if fresh else ""
-    say(
-        f"{source} ({layout.name}, {' and '.join(stored)}) is imported into {workdir}: {experiment.parameter_count / 1e6:.2f}M weights, "
-        f"{spec.vocab:,} ids, mask {experiment.tokenizer.mask_id}{new}\nmodel.family={config.model.family}, process {config.process.name}\n"
-        f"text for it: dlmjax prepare --tokenizer saved:{workdir}/tokenizer ...; weights for others: dlmjax train --init {workdir} ..."
-    )
     return {
         "source": str(source),
         "workdir": str(workdir),
@@ -123,6 +113,9 @@ def _report(source: str, workdir: str, layout: Layout, experiment: Experiment, r
         "family": config.model.family,
         "process": config.process.name,
         "parameters": experiment.parameter_count,
+        "vocab": spec.vocab,
+        "mask_id": experiment.tokenizer.mask_id,
+        "stored": sorted({str(reader.dtype(name)) for name in reader.names}),
         "new_ids": list(fresh),
     }
 

@@ -1,4 +1,4 @@
-"""`dlmjax plan`: memory, collectives and time of a training step on hardware that need not be here.
+"""Memory, collectives and time of a training step on hardware that need not be here.
 
 For a TPU the very step of `dlmjax train` is compiled for the named slice, with abstract arguments; memory and collectives are then the
 compiler's own. For GPUs, and for the rows of a search that are not compiled, everything is the analytic model of `parallel.roofline`.
@@ -8,7 +8,6 @@ Times are a roofline in both cases: nothing is run. docs/plan.md explains the re
 import contextlib
 import dataclasses
 import itertools
-import json as json_lib
 import re
 import time
 from collections.abc import Iterator
@@ -17,19 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.errors import InputError
-from dlmjax.files import write_atomically
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask, within
 from dlmjax.parallel import RULES, make_mesh
 from dlmjax.parallel.sharding import on_paper
 from dlmjax.plan import roofline
-from dlmjax.plan import text as plan_text
 from dlmjax.plan.collectives import Collective, read_collectives
-from dlmjax.plan.topology import Topology, describe, fill_mesh
+from dlmjax.plan.topology import Topology, fill_mesh
 from dlmjax.run import Experiment, assemble
 from dlmjax.train import train_step_of
 
@@ -100,42 +96,8 @@ class HardwarePlan:
         return roofline.mfu(self.work, self.times.serial if worst else self.times.overlapped, self.topology)
 
 
-def plan(
-    *,
-    config: str,
-    topology: str,
-    slices: int = 1,
-    data: str | None = None,
-    search: bool = False,
-    compiles: int = 3,
-    analytic: bool = False,
-    quick: bool = False,
-    strict: bool = False,
-    json: str | None = None,
-    overrides: tuple[str, ...] = (),
-) -> int:
-    """Prints the plan, or with `search` the table of plans; returns the exit code: 0, or 1 where `strict` and nothing fits.
-
-    Raises:
-      InputError: unknown topology, a mesh that does not divide it, no vocabulary, libtpu missing.
-    """
-    tree = config_lib.load(config, overrides)
-    vocabulary, counts = _vocabulary(tree, data)
-    place = describe(topology, slices)
-    if search:
-        plans = search_plans(tree, place, vocabulary, counts, compiles=0 if analytic else compiles, quick=quick)
-        print(plan_text.table(plans), flush=True)
-    else:
-        plans = [make_plan(tree, place, vocabulary, counts, analytic=analytic, quick=quick)]
-        print(plan_text.page(plans[0], f"{config} on {topology}" + (f" x {slices} slices" if slices > 1 else "")), flush=True)
-    if json:
-        record = {"config": config, "overrides": list(overrides), "plans": [plan_text.as_json(each) for each in plans]}
-        write_atomically(json, json_lib.dumps(record, indent=1) + "\n")
-    return int(strict and not plans[0].fits)
-
-
-def _vocabulary(config, data: str | None) -> tuple[Any, Any]:
-    """The tokenizer's facts and the token counts: of a prepared corpus, or from `model.vocab` alone."""
+def vocabulary_of(config, data: str | None) -> tuple[Any, Any]:
+    """The tokenizer's facts and the token counts: of a prepared corpus, or from `model.vocab` alone. Raises InputError: neither."""
     if data is not None:
         corpus = Corpus.open(data, split="train")
         return corpus.tokenizer, corpus.counts_V

@@ -11,8 +11,12 @@ Countdown after Gandhi et al. (2404.03683), diffusion on it after Ye et al. (241
 and splits differ, and so do the numbers.
 """
 
+import csv
 import dataclasses
+import gzip
 import hashlib
+import lzma
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -160,6 +164,16 @@ def parse(lines: Iterable[str]) -> list[Puzzle]:
     if len(shapes) > 1:
         raise InputError("the puzzle file holds puzzles of several kinds or lengths; give each kind a file of its own")
     return puzzles
+
+
+def read_table(file: str) -> list[dict[str, str]]:
+    """The rows of a table of puzzles. Raises InputError: it cannot be read."""
+    opener = {".xz": lzma.open, ".gz": gzip.open}.get(pathlib.Path(file).suffix, open)
+    try:
+        with opener(file, "rt", encoding="utf-8", newline="") as table:
+            return list(csv.DictReader(table))
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as a table of puzzles ({error}); give a .csv, plain or .gz/.xz") from error
 
 
 def read_sudoku(rows: Iterable[dict[str, str]], givens: int = 0, seed: int = 0) -> Iterator[Puzzle]:

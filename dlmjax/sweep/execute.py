@@ -185,12 +185,12 @@ class Final:
 
 def final_metric(workdir: str, validation: Validation, paths: Sequence[str]) -> Final:
     """Measures the newest checkpoint of a run, its averaged weights where it kept an average."""
-    from dlmjax.cli.evaluate import Grid, bounds
+    from dlmjax.evaluate import EvaluationSettings, bounds
     from dlmjax.run import open_corpora, open_run
 
     run = open_run(workdir)
-    grid = Grid(nodes=validation.nodes, draws=validation.draws, rule=validation.rule, seed=validation.seed)
-    results = bounds(run, paths, validation.split, grid, validation.windows)
+    settings = EvaluationSettings(nodes=validation.nodes, draws=validation.draws, rule=validation.rule, seed=validation.seed)
+    results = bounds(run, paths, validation.split, settings, validation.windows)
     tokens, lengths = sum(result.tokens for result in results), sum(result.bytes or 0 for result in results)
     nats = sum(result.nats_per_token * result.tokens for result in results)
     error = math.sqrt(sum((result.stderr_nats_per_token * result.tokens) ** 2 for result in results))

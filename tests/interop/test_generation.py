@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from dlmjax.cli.main import main
-from dlmjax.cli.sample import sample
 from dlmjax.interop.export import export
 from dlmjax.train import train
 from tests.interop.runs import LENGTH, our_logits, random_run, shipped
@@ -24,8 +23,10 @@ PROMPT = "def "
 
 def by_us(workdir, **settings):
     """Tokens of `dlmjax sample`, greedy and most confident first."""
-    found = sample(workdir=str(workdir), prompt=PROMPT, **{"order": "confidence", "temperature": 0.0, **settings})
-    return found["samples"][0]["token_ids"]
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {"order": "confidence", "temperature": 0, **settings}.items()]
+    file = workdir / "sample.json"
+    assert main(["sample", "--workdir", str(workdir), "--prompt", PROMPT, "--json", str(file), *words]) == 0
+    return json.loads(file.read_text())["samples"][0]["token_ids"]
 
 
 def by_them(directory, length, steps):

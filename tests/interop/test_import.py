@@ -291,16 +291,14 @@ def test_a_kind_that_computes_something_else_is_not_read_as_llama(kind, changes,
         assert ("logits differ by" if installed else "differs from that of layout llama") in str(refused.value)
 
 
-def test_a_kind_that_computes_the_same_is_read_by_its_names(tmp_path, capsys):
+def test_a_kind_that_computes_the_same_is_read_by_its_names(tmp_path):
     """Mistral without a window is Llama, and says so; a kind that only other code knows is taken by its keys, and that is said, too."""
     of_another_kind(tmp_path / "hf", "Mistral", sliding_window=None)
     flags = dict(source=str(tmp_path / "hf"), tokenizer="bytes", family="llama")
-    import_checkpoint(workdir=str(tmp_path / "run"), **flags)
-    assert "its logits are those of transformers" in capsys.readouterr().out
+    assert "its logits are those of transformers" in import_checkpoint(workdir=str(tmp_path / "run"), **flags)["compared"]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "model_type": "house"}))
-    import_checkpoint(workdir=str(tmp_path / "other"), **flags)
-    assert "but no logits compared" in capsys.readouterr().out
+    assert "but no logits compared" in import_checkpoint(workdir=str(tmp_path / "other"), **flags)["compared"]
 
 
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters", "both", "top"])

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from dlmjax.cli.main import main
-from dlmjax.cli.quality_flags import integers
-from dlmjax.errors import InputError
 from dlmjax.quality import generated, latency, mauve_score, plot
 from dlmjax.quality.scorers import RunScorer, open_scorer
 from dlmjax.sampling import SampleSettings, never_sampled
@@ -110,9 +108,6 @@ def test_bad_calls_end_in_one_line(masked_workdir, causal_workdir, tmp_path, cap
         (["--latency", "--blocks", "64"], "does not fit twice"),
     ):
         assert said in refused(capsys, *work, *flags)
-    assert integers("4, 8") == (4, 8)
-    with pytest.raises(InputError):
-        integers("0,4")
 
 
 @pytest.mark.parametrize(

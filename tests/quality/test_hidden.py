@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from dlmjax.cli.main import main
-from dlmjax.cli.quality import _held_out
 from dlmjax.data import Corpus, manifest
 from dlmjax.errors import InputError
 from dlmjax.interop.views import encoder_files
 from dlmjax.quality.activations import PLACES, activation_statistics, outliers
 from dlmjax.quality.hidden import embed_texts
-from dlmjax.run import open_run
+from dlmjax.run import held_out_of, open_run
 from tests.cli.test_main import refused
 from tests.quality.conftest import random_run
 
@@ -135,7 +134,7 @@ def test_a_damaged_corpus_of_the_run_is_refused_and_an_absent_one_is_not(masked_
         run.experiment.config.data.paths = (str(corpus),)
         if words is None:
             with pytest.raises(InputError, match="corpus"):
-                _held_out(run, None, split)
+                held_out_of(run, None, split)
         else:
-            found, why_not = _held_out(run, None, split)
+            found, why_not = held_out_of(run, None, split)
             assert (found is None) == bool(words) and words in why_not

@@ -11,10 +11,10 @@ import time
 import jax
 import pytest
 
-from dlmjax.cli.evaluate import evaluate
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
-from dlmjax.run import open_corpora
+from dlmjax.evaluate import EvaluationSettings, TextSettings, evaluate
+from dlmjax.run import open_corpora, open_run
 from dlmjax.sweep.execute import Final, _Run, execute
 from dlmjax.sweep.manifest import Policy, SweepPlan
 from dlmjax.sweep.records import Record, read_records
@@ -58,7 +58,8 @@ def test_every_run_ends_in_one_record(swept):
 def test_the_loss_is_what_evaluate_finds_on_the_fixed_windows(swept, capsys):
     root, _ = swept
     masked = next(run for run in SweepPlan.read(root).runs if run.series == "masked")
-    found = evaluate(workdir=str(root / "runs" / masked.id), windows=16, nodes=2)
+    run = open_run(str(root / "runs" / masked.id))
+    found = evaluate(run, TextSettings(windows=16), EvaluationSettings(nodes=2)).result
     record = records(root)[masked.id]
     assert found.weights == "ema" and found.windows == 16
     assert record.loss == pytest.approx(found.nats_per_token, rel=1e-5) and record.loss != pytest.approx(record.train_loss, rel=1e-3)

@@ -1,0 +1,75 @@
+"""`dlmjax prepare`: text files -> a tokenized corpus."""
+
+import argparse
+
+from dlmjax import flags
+
+HELP = "text files -> a tokenized corpus of ArrayRecord shards with one manifest"
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add = command.add_argument
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="text files: .txt, .jsonl or .parquet, plain or .gz/.bz2/.xz/.zst, local or a URL (gs://, s3://); or builtin:python-docs",
+    )
+    add(
+        "--tokenizer",
+        default="bytes",
+        help="tokenizer: bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | wordpiece:tokenizer.json | saved:DIR "
+        "(that of a prepared corpus or of a run) | train-sentencepiece:VOCAB (trained on the input) (bytes)",
+    )
+    add("--output", type=flags.output_folder, required=True, metavar="DIR", help="directory for the shards and the manifest")
+    share = flags.number(0, 1, open_high=True)
+    add("--valid-fraction", type=share, default=0.0, metavar="SHARE", help="share of the documents held out as `valid` (0)")
+    add("--test-fraction", type=share, default=0.0, metavar="SHARE", help="share of the documents held out as `test` (0)")
+    add("--split-seed", type=flags.split_seed, default=0, metavar="N", help="seed of the choice of held-out documents (0)")
+    add(
+        "--split-files",
+        nargs="+",
+        metavar="SPLIT=FILE",
+        help="whole files as a split, such as valid=a.txt test=b.txt; --input is then `train`",
+    )
+    add(
+        "--documents",
+        default="file",
+        metavar="RULE",
+        help="unit of a .txt file that is a document: file, blank-line, line or separator:TEXT (file)",
+    )
+    add("--text-field", default="text", metavar="NAME", help="field of .jsonl, and column of .parquet, that holds the text (text)")
+    add("--format", choices=("txt", "jsonl", "parquet"), help="format of all inputs (by each file's name)")
+    add("--workers", type=flags.whole(1, 4096), metavar="N", help="processes that tokenize; the result does not depend on it (cores)")
+    add("--overwrite", action="store_true", help="replace a corpus of different inputs in --output")
+    add(
+        "--engine",
+        choices=("local", "beam"),
+        default="local",
+        help="local: processes of this machine; beam: work items of Apache Beam, whose flags (--runner=...) follow, or stand after --; "
+        "the result is the same (local)",
+    )
+
+
+def run(arguments: argparse.Namespace, _) -> None:
+    """Prepares the corpus, prints how much text each split holds."""
+    from dlmjax.data.prepare import prepare
+
+    names = ("valid_fraction", "test_fraction", "split_seed", "split_files", "documents", "text_field", "format", "overwrite")
+    values = {name: getattr(arguments, name) for name in names}
+    tokenizer, execute = arguments.tokenizer, None
+    if arguments.engine == "beam":
+        from dlmjax.data.beam import on_beam
+
+        execute = on_beam(arguments.unchecked, arguments.checked)
+    if tokenizer.startswith("train-"):
+        from dlmjax.data.training_text import train_tokenizer
+
+        tokenizer = train_tokenizer(tokenizer, arguments.input, arguments.output, **values)
+    manifest = prepare(arguments.input, tokenizer, arguments.output, execute=execute, workers=arguments.workers, **values)
+    counts = {split: manifest.counts(split) for split in manifest.splits}
+    sizes = (f"{split} {c['tokens']:,} tokens of {c['text_bytes']:,} bytes in {c['documents']:,} documents" for split, c in counts.items())
+    skipped = f"; {manifest.skipped:,} records without text are left out" if manifest.skipped else ""
+    print(f"{arguments.output} is prepared: {'; '.join(sizes)}{skipped}", flush=True)

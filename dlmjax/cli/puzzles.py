@@ -1,0 +1,51 @@
+"""`dlmjax puzzles`: Sudoku or Countdown puzzles as lines of text."""
+
+import argparse
+
+from dlmjax import flags
+from dlmjax.cli.run_flags import SPLITS
+from dlmjax.errors import InputError
+from dlmjax.files import write_atomically
+
+HELP = "Sudoku or Countdown puzzles as lines `clue=answer`, to prepare, to train on and to solve"
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add = command.add_argument
+    add("--kind", required=True, choices=("sudoku", "countdown"), help="kind of puzzle")
+    add("--output", type=flags.output_file, required=True, metavar="FILE.txt", help="file for the puzzles, one a line")
+    add("--input", type=flags.input_file, metavar="FILE.csv", help="sudoku: table with columns puzzle and solution, plain or .gz/.xz")
+    add("--givens", type=flags.whole(0, 81), default=0, help="sudoku: cells that are given at least; 0: those of the table (0)")
+    add("--answers-only", action="store_true", help="write answers alone: boards to train on for `solve --in-place`")
+    add("--count", type=flags.whole(1, 2**20), help="countdown: number of puzzles (1000); sudoku: number of rows of the table (all)")
+    add("--numbers", type=flags.whole(2, 8), default=3, help="countdown: numbers of a puzzle (3)")
+    add("--largest", type=flags.whole(2, 10**6), default=20, help="countdown: largest of the numbers (20)")
+    add("--split", default="train", choices=SPLITS, help="countdown: split; no two have a set of numbers in common (train)")
+    add("--seed", type=flags.seed, default=0, help="countdown: seed of the puzzles; sudoku: seed of the cells that --givens adds (0)")
+
+
+def run(arguments: argparse.Namespace, _) -> None:
+    """Writes the puzzles, prints how they are trained on."""
+    from dlmjax.quality import puzzles
+
+    kind, output, count, seed = arguments.kind, arguments.output, arguments.count, arguments.seed
+    if kind == "countdown":
+        if arguments.input or arguments.givens or arguments.answers_only:
+            raise InputError("countdown puzzles are made, not read: leave out --input, --givens and --answers-only")
+        sizes = {"numbers": arguments.numbers, "largest": arguments.largest}
+        found = puzzles.make_countdown(count or 1000, **sizes, seed=seed, split=arguments.split)
+    else:
+        if not arguments.input:
+            raise InputError("sudoku puzzles are read from a table: give --input FILE.csv with columns puzzle and solution")
+        found = list(puzzles.read_sudoku(puzzles.read_table(arguments.input), arguments.givens, seed))[:count]
+        if not found:
+            raise InputError(f"{arguments.input} holds no puzzles")
+    lines = [puzzle.answer if arguments.answers_only else puzzle.line for puzzle in found]
+    write_atomically(output, "".join(line + "\n" for line in lines))
+    print(
+        f"{len(lines):,} {kind} puzzles of {len(lines[0])} characters in {output}\n"
+        f"train on them with: dlmjax prepare --input {output} --documents line --tokenizer bytes --output DIR, then "
+        f"dlmjax train --config configs/puzzles.py --config.data.paths=DIR --config.data.length={len(lines[0]) + 1}",
+        flush=True,
+    )

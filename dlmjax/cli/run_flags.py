@@ -1,0 +1,70 @@
+"""Flags that several commands share: which run is opened, and how its text is sampled. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from dlmjax import flags
+
+if TYPE_CHECKING:
+    from dlmjax.run import Run
+    from dlmjax.sampling import SampleSettings
+
+SPLITS = ("train", "valid", "test")
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """The flags that `open_arguments` reads."""
+    add = command.add_argument
+    add("--workdir", type=flags.input_folder, required=True, metavar="DIR", help="directory of a run that `dlmjax train` made")
+    add("--weights", default="ema", choices=("ema", "raw"), help="weights: ema, their average, or raw, those of the last step (ema)")
+    add("--step", type=flags.whole(0), metavar="N", help="step of the checkpoint (the newest)")
+
+
+def open_arguments(arguments: argparse.Namespace) -> Run:
+    """The run that the flags of `add_run` name. Raises InputError: no such run or checkpoint."""
+    from dlmjax.run import open_run
+
+    return open_run(arguments.workdir, weights=arguments.weights, step=arguments.step)
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    """`--data` and `--split`: the held-out text of a run."""
+    command.add_argument("--data", type=flags.input_folder, metavar="DIR", help="prepared corpus (the one that the run was trained on)")
+    command.add_argument("--split", default="valid", choices=SPLITS, help="split of the corpus (valid)")
+
+
+def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, order: str = "ancestral") -> None:
+    """Settings of a sampler that `sample`, `quality` and `solve` have in common; see docs/sampling.md."""
+    add = command.add_argument
+    orders = ("ancestral", "random", "confidence", "entropy", "margin", "left_to_right")
+    add("--order", default=order, choices=orders, help=f"order in which tokens are revealed; ancestral: by the steps in time ({order})")
+    add(
+        "--method",
+        default="ancestral",
+        help="method of a step in time: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), rdm, self_correct, "
+        "ddpm, ddim(eta=0), heun (ancestral)",
+    )
+    add(
+        "--grid",
+        default="auto",
+        help="times of the steps: uniform, power(exponent=2), cosine, shifted(alpha=3), listed(points=(1,0.4,0)); auto: power where noise "
+        "replaces tokens by wrong ones, else uniform (auto)",
+    )
+    add("--temperature", type=flags.number(0), default=temperature, help=f"temperature; 0: the most likely token ({temperature:g})")
+    add("--top-p", type=flags.number(0, 1, open_low=True), default=1.0, help="probability of the nucleus; 1: off (1)")
+    add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
+
+
+def sample_settings(arguments: argparse.Namespace, run: Run, **changes: Any) -> SampleSettings:
+    """The settings that flags of the same names give; ids that text never holds are suppressed.
+
+    Raises InputError: settings that contradict each other.
+    """
+    from dlmjax.sampling import SampleSettings, never_sampled
+
+    names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
+    values = {name: getattr(arguments, name) for name in names} | changes
+    return SampleSettings(**values, never=never_sampled(run.experiment.tokenizer, run.experiment.process.vocab))

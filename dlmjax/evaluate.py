@@ -1,0 +1,315 @@
+"""What measures a run: its likelihood bound on a corpus or a suite, with error bars, beside baselines and another run. Prints nothing.
+
+`evaluate` measures one text (`TextSettings`) under fixed noise (`EvaluationSettings`) and returns an `Evaluation`; of a suite of minimal
+pairs it returns a `PairEvaluation`. The report of both (`.report`, what `dlmjax evaluate --json` writes) holds the numbers of a
+`LikelihoodResult` at its top level, and beside them
+
+    protocol     how the text was read, cut and scored, with a hash of its tokens: two results can be compared where these are equal
+    made         provenance: workdir, precision, commit, versions, device, batch, seconds, network calls per token
+    cautions     what a reader must know before comparing, a line each
+    words        a perplexity per word, for suites that count words
+    difference   of two runs on the same text under the same noise
+    breakdown    nats/token by noise level, position in the window and frequency of the token
+    pairs        of suites of minimal pairs: accuracies
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlmjax import config as config_lib
+from dlmjax.data import Corpus
+from dlmjax.data.portion import parse_path, with_tokens
+from dlmjax.errors import InputError
+from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
+from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
+from dlmjax.evaluation.levels import NODES
+from dlmjax.evaluation.limits import check_numbers
+from dlmjax.evaluation.ngram import entropy_marks
+from dlmjax.evaluation.record import made_with
+from dlmjax.evaluation.result import Measured
+from dlmjax.evaluation.suites import Suite, find_suite
+from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
+from dlmjax.run import Run, open_corpora, split_of
+
+BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines are not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The noise under which a run is measured, and how many windows the network reads at a time; see `Evaluator`.
+
+    Raises InputError: a seed out of range, an empty batch.
+    """
+
+    nodes: int = NODES
+    draws: int = 1
+    rule: str = "gauss"
+    seed: int = 0
+    batch: int = 32
+
+    def __post_init__(self):
+        check_numbers(seed=self.seed, batch=self.batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """The text that is scored, and how it is cut into windows of tokens.
+
+    data: a prepared corpus; None = the one that the run was trained on.  suite, files: a suite of `evaluation.suites` and its files, in
+    place of a corpus.  split: None = `valid` of a corpus, or the suite's.  documents: number of documents (or pairs) of the suite, spread
+    evenly over it.  window, stride, remainder: as in `Cut`.  windows: number of windows from the first on.  None = all, or as trained.
+
+    Raises InputError: a suite without files, files without a suite, no windows.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    suite: str | None = None
+    files: Sequence[str] = ()
+    documents: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    remainder: str | None = None
+    windows: int | None = None
+
+    def __post_init__(self):
+        if bool(self.suite) != bool(self.files) or (self.suite and self.data):
+            raise InputError("a suite is read from files: give --suite and --input together, without --data; or neither, for a corpus")
+        if self.windows is not None and self.windows < 1:
+            raise InputError(f"--windows is {self.windows}; give at least 1")
+
+    @property
+    def protocol(self) -> Suite | None:
+        """The suite, if one is named. Raises InputError: no suite has this name."""
+        return find_suite(self.suite) if self.suite else None
+
+    def cut(self, run: Run) -> Cut:
+        """How the text is cut for a run."""
+        multiple = run.experiment.process.bound.block_size or 1
+        return Cut(run.experiment.config.data.length, self.window, self.stride, self.remainder, multiple, self.windows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The bound of one run on one text.
+
+    baselines: name -> bits/byte of tables counted on the training split.  difference: against another run.  tables: the breakdown.
+    by_document: nats, tokens and bytes of each document of `text`.  None or empty where they were not requested or are not known.
+    """
+
+    result: LikelihoodResult
+    text: Text
+    suite: Suite | None
+    report: dict[str, Any]
+    baselines: dict[str, float]
+    difference: Difference | None = None
+    tables: dict[str, Any] | None = None
+    by_document: breakdown.ByDocument | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PairEvaluation:
+    """The accuracy of one run on the minimal pairs of a suite."""
+
+    result: PairAccuracy
+    suite: Suite
+    report: dict[str, Any]
+
+
+def evaluate(
+    run: Run,
+    text: TextSettings = TextSettings(),
+    settings: EvaluationSettings = EvaluationSettings(),
+    *,
+    against: Run | None = None,
+    documents: bool = False,
+    tables: bool = False,
+) -> Evaluation:
+    """Measures the likelihood bound of a run on one text.
+
+    Args:
+      against: another run, measured on the same text under the same noise.
+      documents: keep the nats of every document.
+      tables: break nats/token down by noise level, position in the window and frequency of the token.
+
+    Raises:
+      InputError: no such corpus, split, suite or file; a corpus or another run with a different tokenizer; a suite of pairs.
+    """
+    suite, cut = text.protocol, text.cut(run)
+    if suite and suite.task == "pairs":
+        raise InputError(f"suite {suite.name} has pairs; measure it with evaluate_pairs")
+    if against:
+        _check_same_tokenizer(run, against)
+    corpus = portion = None
+    if suite:
+        chosen = suite_text(suite, list(text.files), run.experiment.tokenizer, cut, text.split, text.documents)
+    else:
+        corpus = split_of(run, text.data, text.split or "valid")
+        chosen, (_, portion) = corpus_text(corpus, cut), parse_path(text.data or run.experiment.config.data.paths[0])
+    by_document = breakdown.ByDocument(chosen.windows, run.experiment.tokenizer.byte_lengths_V)
+    by_position = breakdown.ByPosition(chosen.protocol["window"])
+    counts_V, counted_on = _token_counts(run, chosen) if tables else (np.ones(1, np.int64), "")
+    by_frequency = breakdown.ByFrequency(counts_V)
+    evaluator, begin = _evaluator(run, settings), time.monotonic()
+    measured = _measure(run, evaluator, chosen, settings, [by_document] * documents + [by_position, by_frequency] * tables)
+    seconds = time.monotonic() - begin
+    result = evaluator.result(measured, step=run.step, weights=run.weights, split=chosen.split)
+    report = result.to_json() | _per_word(chosen, result)
+    report |= {"protocol": chosen.protocol, "made": _provenance(run, settings, evaluator, result.tokens, seconds)}
+    report["cautions"] = _cautions(chosen.protocol, result)
+    difference = None
+    if against:
+        difference = paired_difference(measured, _measure(against, _evaluator(against, settings), chosen, settings))
+        which = {"against": str(against.workdir), "against_step": against.step, "against_weights": against.weights}
+        report["difference"] = {**which, **difference.to_json()}
+    found = None
+    if tables:
+        found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
+        report["breakdown"] = {**found, "frequency_counted_on": counted_on}
+    baselines = _baselines(corpus, portion, chosen, result)
+    return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None)
+
+
+def evaluate_pairs(run: Run, text: TextSettings, settings: EvaluationSettings = EvaluationSettings()) -> PairEvaluation:
+    """Accuracy over the minimal pairs of a suite, both sentences of a pair under common random numbers.
+
+    Raises InputError: no such file; a file that holds no pairs; a suite without pairs.
+    """
+    suite = text.protocol
+    if suite is None or suite.task != "pairs":
+        raise InputError(f"suite {text.suite} has no pairs; measure it with evaluate")
+    good, bad, pairs = pair_texts(suite, list(text.files), run.experiment.tokenizer, text.cut(run), text.documents)
+    evaluator, begin = _evaluator(run, settings), time.monotonic()
+    sides = [_measure(run, evaluator, side, settings) for side in (good, bad)]
+    seconds = time.monotonic() - begin
+    found = pair_accuracy(*sides, groups=[pair.group for pair in pairs], fields=[pair.field for pair in pairs])
+    tokens = sum(int(side.tokens_W.sum()) for side in sides)
+    result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
+    how = {name: getattr(result, name) for name in ("process", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")}
+    report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _provenance(run, settings, evaluator, tokens, seconds)}
+    return PairEvaluation(found, suite, report | {"cautions": _cautions(good.protocol, result)})
+
+
+def bounds(run: Run, paths: Sequence[str], split: str, settings: EvaluationSettings, windows: int | None = None) -> list[LikelihoodResult]:
+    """The bound of a run on a split of each of some prepared corpora: the numbers of `evaluate`, without its report.
+
+    Windows are numbered in each corpus, and levels and masks drawn from the numbers: runs of one training length are scored on the same.
+    Raises InputError: no such corpus or split, or one with another tokenizer.
+    """
+    evaluator, cut = _evaluator(run, settings), TextSettings(windows=windows).cut(run)
+    measured = [_measure(run, evaluator, corpus_text(split_of(run, path, split), cut), settings) for path in paths]
+    return [evaluator.result(each, step=run.step, weights=run.weights, split=split) for each in measured]
+
+
+def _token_counts(run: Run, text: Text) -> tuple[np.ndarray, str]:
+    """Counts of the training text where it is still there, else of the evaluated text; and which."""
+    try:
+        return sum(corpus.counts_V for corpus in open_corpora(run.experiment.config, "train")), "the training text"
+    except InputError:
+        return np.bincount(text.windows.tokens_T, minlength=run.experiment.tokenizer.vocab_size), "the evaluated text"
+
+
+def _per_word(text: Text, result: LikelihoodResult) -> dict[str, Any]:
+    """Perplexity per word; its error is that of nats/token, because the number of words is known."""
+    words = text.words
+    if not words:
+        return {}
+    nats, error = (value * result.tokens / words for value in (result.nats_per_token, result.stderr_nats_per_token))
+    perplexity = math.exp(nats) if nats < 700 else None
+    stderr = None if perplexity is None or not math.isfinite(error) else perplexity * error
+    return {"words": {"words": words, "nats_per_word": nats, "perplexity": perplexity, "stderr_perplexity": stderr}}
+
+
+def _baselines(corpus: Corpus | None, portion: int | None, text: Text, result: LikelihoodResult) -> dict[str, float]:
+    """Bits/byte of tables counted on the corpus's train split, for a split that was evaluated whole; none without the train split.
+
+    portion: tokens of the train split that were named with the corpus; None: all.
+    """
+    if corpus is None or result.bits_per_byte is None or not text.protocol["complete"]:
+        return {}
+    directory, part = str(corpus.directory), ""
+    if portion is not None:
+        directory, part = with_tokens(directory, portion), f"the first {portion:,} tokens of "
+    try:
+        train = Corpus.open(directory, split="train")
+        if not 0 < train.num_bytes <= BASELINE_LIMIT:
+            return {}
+        found = entropy_marks(_documents(train), _documents(corpus))
+    except InputError:  # a corpus at a URL is copied here split by split; the measurement must not be lost for want of a comparison
+        return {}
+    return {f"{name} table counted on {part}the train split": getattr(found, name) for name in ("bigram", "unigram")}
+
+
+def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
+    """What a reader must know before comparing."""
+    lines = list(filter(None, [result.caution()]))
+    if not result.is_bound:
+        lines.append("the loss of this process is not a likelihood bound")
+    if protocol.get("changed"):
+        changes = (f"{name} {protocol[name]}, not {value}" for name, value in protocol["changed"].items())
+        lines.append(f"not the suite's own protocol: {'; '.join(changes)}")
+    if not protocol["complete"]:
+        lines.append("not all of the text was scored")
+    if protocol.get("documents_spread"):
+        lines.append(f"a part of the suite: {protocol['documents']} documents")
+    if protocol.get("pairs_spread"):
+        lines.append(f"a part of the suite: {protocol['pairs_spread']} pairs at most")
+    if not protocol.get("lossless", True):
+        lines.append(f"tokenizer {protocol['tokenizer']} changes this text: the bytes are those of what it makes of it")
+    return lines
+
+
+def _check_same_tokenizer(run: Run, against: Run) -> None:
+    """Raises InputError where two runs read text by different tokenizers."""
+    ours, theirs = run.experiment.tokenizer, against.experiment.tokenizer
+    if ours.hash != theirs.hash:
+        raise InputError(
+            f"{against.workdir} was trained with tokenizer {theirs.name}, the first run with {ours.name}; a difference per token means "
+            "nothing then: compare the bits per byte of two evaluations"
+        )
+
+
+def _evaluator(run: Run, settings: EvaluationSettings) -> Evaluator:
+    return run.experiment.evaluator(nodes=settings.nodes, draws=settings.draws, rule=settings.rule, seed=settings.seed)
+
+
+def _measure(run: Run, evaluator: Evaluator, text: Text, settings: EvaluationSettings, observers: Sequence[Any] = ()) -> Measured:
+    ways = run.experiment.partition.ways("batch")
+    size = -(-settings.batch // ways) * ways
+    return evaluator.measure(
+        run.params,
+        text.windows.batches(size, run.experiment.partition.rows_of_host(size)),
+        byte_lengths_V=run.experiment.tokenizer.byte_lengths_V,
+        total=len(text.windows),
+        split=text.split,
+        progress=True,
+        observers=observers,
+    )
+
+
+def _provenance(run: Run, settings: EvaluationSettings, evaluator: Evaluator, tokens: int, seconds: float) -> dict[str, Any]:
+    experiment = run.experiment
+    return {
+        "workdir": str(run.workdir),
+        "config": config_lib.fingerprint(experiment.config),
+        "parameters": experiment.parameter_count,
+        "trained_length": experiment.config.data.length,
+        "precision": experiment.config.execution.dtype,
+        **made_with(),
+        "x64": bool(jax.config.jax_enable_x64),
+        "batch": settings.batch,
+        "calls_per_token": evaluator.calls,
+        "seconds": seconds,
+        "scored_tokens_per_second": tokens / seconds,
+    }
+
+
+def _documents(corpus: Corpus) -> Iterator[bytes]:
+    """The documents of a split as UTF-8, without their ends."""
+    return (text.encode("utf-8") for text in corpus.documents())

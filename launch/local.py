@@ -14,6 +14,7 @@ Exit code: 0 when every process ended with 0; else that of the first that failed
 import argparse
 import contextlib
 import os
+import pathlib
 import queue
 import random
 import shlex
@@ -25,7 +26,10 @@ import sys
 import threading
 import time
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A checkout is enough: the modules of the package that are imported here need only the standard library.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from dlmjax.cluster.signals import not_ignored
+
 PORTS = range(20_000, 32_000)  # below the ports that the kernel lends to outgoing connections, which could take a free one at once
 DRAIN_SECONDS = 5.0  # for the last lines of ended processes, should something they left behind hold their pipes open
 
@@ -125,9 +129,7 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
         for process in processes:
             process.send_signal(number)
 
-    # `nohup` ignores SIGHUP for what it starts, and that stays so.
-    heard = [number for number in FORWARDED if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, forward) for number in heard}
+    previous = {number: signal.signal(number, forward) for number in not_ignored()}
     try:
         for rank, extra in enumerate(environments):
             # A session of its own: the terminal's Ctrl-C reaches a process once, through `forward`, and a kill all that it started.

@@ -4,16 +4,21 @@
 
 Exit code: 75 (EX_TEMPFAIL) when the command ended with 0 and its line of JSON says "finished": false, as it does when a preempted
 run has saved a checkpoint; else the command's own (128 + the signal's number if a signal ended it).  Output passes through line by line,
-SIGTERM and SIGINT go on to the command, so that this can be the first process of a container.  Needs only the standard library.
+SIGTERM, SIGINT and SIGHUP are forwarded to the command, so that this can be the first process of a container.  Requires Python and a
+checkout alone.
 """
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 
-START_AGAIN = 75
+# A checkout is enough: the modules of the package that are imported here need only the standard library.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from dlmjax.cluster.signals import not_ignored
+from dlmjax.errors import LOST_PEER as START_AGAIN
 
 
 def says_finished(line: bytes) -> bool | None:
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             child.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in not_ignored():
         signal.signal(number, forward)
     try:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"})

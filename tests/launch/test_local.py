@@ -136,9 +136,8 @@ def test_bad_input_is_one_line_and_code_two(flags, said):
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1 and not done.stdout
 
 
-def test_nothing_of_the_package_is_needed():
-    """It starts before jax is there, and as fast as Python does."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-I", str(ROOT / "launch/local.py"), "1", "--", "true"], env={"PATH": os.environ["PATH"]}, timeout=60
-    )
-    assert done.returncode == 0
+@pytest.mark.parametrize("words", [("local.py", "1", "--", "true"), ("unfinished.py", "true")], ids=lambda words: words[0])
+def test_a_checkout_alone_is_enough(words):
+    """Both start without any installed package, before jax is there and as fast as Python does."""
+    script = [sys.executable, "-S", "-I", str(ROOT / "launch" / words[0]), *words[1:]]
+    assert subprocess.run(script, env={"PATH": os.environ["PATH"]}, timeout=60).returncode == 0

@@ -11,7 +11,7 @@ workdir/
     aside-001/         all of this as it was before `--fresh`
 
 The two JSON files lie under checksums, and each checkpoint has a copy of both. A file that is gone is made again from the copy; one that
-was changed is told, and nothing goes on from it. Files of older versions have no checksum, and their checkpoints no copy of texts.json.
+is changed is reported, and no run continues from it. Files of older versions have no checksum, and their checkpoints no copy of texts.json.
 """
 
 import hashlib

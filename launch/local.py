@@ -85,7 +85,7 @@ def free_port() -> int:
 def environments(processes: int, port: int, devices: int | None) -> list[dict[str, str]]:
     """What each process gets on top of this one's environment."""
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
-    # Python holds back what it writes into a pipe unless it is told not to.
+    # Python buffers its output into a pipe unless PYTHONUNBUFFERED is set.
     shared = {"DLMJAX_COORDINATOR": f"127.0.0.1:{port}", "DLMJAX_PROCESSES": str(processes), **cpu, "PYTHONUNBUFFERED": "1"}
     return [{**shared, "DLMJAX_PROCESS": str(rank)} for rank in range(processes)]
 

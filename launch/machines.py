@@ -62,7 +62,7 @@ def tpu_slice(text: str) -> Machines:
     """ "v5p:8x8x8" as machines.
 
     Raises:
-      InputError: an unknown generation, a topology of other dimensions or that is no whole number of hosts.
+      InputError: an unknown generation, a topology of other dimensions or one that is not a whole number of hosts.
     """
     kind, _, topology = text.partition(":")
     if kind not in TPUS:
@@ -73,7 +73,7 @@ def tpu_slice(text: str) -> Machines:
     chips = math.prod(int(size) for size in topology.split("x"))
     host_chips = ONE_HOST_2D.get(topology, tpu.host_chips) if tpu.dimensions == 2 else tpu.host_chips
     if chips % host_chips:
-        raise InputError(f"--tpu {text}: {chips} chips are no whole number of hosts of {host_chips}")
+        raise InputError(f"--tpu {text}: {chips} chips are not a whole number of hosts of {host_chips}")
     return Machines(kind, chips // host_chips, host_chips, chips * tpu.chip_devices, topology)
 
 

@@ -220,7 +220,7 @@ def _run(arguments, commands: Commands, train: Train, buckets: list[str]) -> int
 
 
 def _again(code: int) -> bool:
-    """A lost peer, a process that was ended by a signal, a run that was told to stop."""
+    """A lost peer, a process that was ended by a signal, a run that was stopped on request."""
     return code == START_AGAIN or code > 128
 
 

@@ -71,7 +71,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     "place": (
         "dlmjax/diffusion",
         "dlmjax/evaluation",
-        "dlmjax/plan",
         "dlmjax/quality",
         "dlmjax/sampling",
     ),
@@ -80,7 +79,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
     ),
     "given": (
-        "dlmjax/cli",
         "dlmjax/diffusion",
         "dlmjax/quality",
         "dlmjax/sampling",
@@ -89,10 +87,7 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/evaluation",
         "dlmjax/train.py",
     ),
-    "marks": (
-        "dlmjax/cli",
-        "dlmjax/evaluation",
-    ),
+    "marks": ("dlmjax/evaluation",),
     "even": (
         "dlmjax/diffusion",
         "dlmjax/sampling",
@@ -130,18 +125,9 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
         "dlmjax/train.py",
         "dlmjax/training",
-        "dlmjax/workdir.py",
         "docs/api.md",
-        "docs/data.md",
-        "docs/lm_eval.md",
-        "docs/quality.md",
-        "launch/local.py",
-        "launch/tpu_vm.py",
     ),
-    "is not a whole number": (
-        "dlmjax/diffusion",
-        "launch/machines.py",
-    ),
+    "is not a whole number": ("dlmjax/diffusion",),
     "requires": (
         "dlmjax/data",
         "dlmjax/models",
@@ -149,10 +135,7 @@ OPEN: dict[str, tuple[str, ...]] = {
     ),
     "uniform draw": ("dlmjax/diffusion",),
     "suppressed": ("dlmjax/sampling",),
-    "baselines": (
-        "dlmjax/cli",
-        "dlmjax/evaluation",
-    ),
+    "baselines": ("dlmjax/evaluation",),
 }
 
 

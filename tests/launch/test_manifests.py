@@ -131,7 +131,7 @@ def test_the_image_holds_what_the_manifest_starts():
     [
         (kubernetes, ["--tpu", "v5p:4x4", "--image", "i", *ON_BUCKET], "3 sizes"),
         (kubernetes, ["--tpu", "v9:4x4", "--image", "i", *ON_BUCKET], "unknown generation"),
-        (kubernetes, ["--tpu", "v5p:1x1x1", "--image", "i", *ON_BUCKET], "no whole number of hosts"),
+        (kubernetes, ["--tpu", "v5p:1x1x1", "--image", "i", *ON_BUCKET], "not a whole number of hosts"),
         (kubernetes, ["--gpu", "h100:8", "--image", "i", *ON_BUCKET], "NODESxGPUS"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.mesh.tensor=3"], "does not divide 64"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.data.batch=96"], "batch=96 is not a multiple of the mesh's data x fsdp = 64"),

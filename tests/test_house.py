@@ -26,6 +26,23 @@ def test_a_file_is_short_and_finished(path):
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+# Progress and the log of processes go to standard error from where they arise; one file is shipped with exports.
+LOGS = {"data/progress.py", "training/progress.py", "cluster/start.py", "cluster/supervise.py", "cluster/host.py"}
+SCRIPTS = {"interop/shipped/load_dlm.py", "diffusion/capabilities.py"}
+
+
+def test_only_commands_print_and_parse():
+    """Libraries return values; flags and what a person reads are in cli/, which `flags.py` provides with kinds of flags."""
+    for path in (ROOT / "dlmjax").rglob("*.py"):
+        name = path.relative_to(ROOT / "dlmjax").as_posix()
+        if name.startswith("cli/") or name in LOGS | SCRIPTS | {"flags.py"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), f"{name}:{node.lineno} prints"
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert "argparse" not in imported, f"{name}:{node.lineno} parses flags"
+
+
 def test_only_the_sharding_table_names_a_mesh_axis():
     """ "fsdp" and "tensor" stand for mesh axes; the mesh itself, the table and the config's sizes are where they may be written."""
     allowed = {"dlmjax/parallel/sharding.py", "dlmjax/parallel/mesh.py", "dlmjax/fields.py", "dlmjax/run.py"}

@@ -1,6 +1,7 @@
 """The command line: complete help at once, one clear line on bad input, and the files that others build on."""
 
 import argparse
+import dataclasses
 import html.parser
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from dlmjax import __version__
 from dlmjax.choices import parse
 from dlmjax.cli.main import _parser, main
 from dlmjax.diffusion import make_times
+from dlmjax.sampling import SampleSettings
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import", "export")
@@ -53,6 +55,13 @@ def test_every_flag_of_a_command_is_in_its_help(command, capsys):
     assert done.value.code == 0
     text = capsys.readouterr().out
     assert "--debug" in text and len(re.findall(r"^\s+--[a-z]", text, re.M)) >= 5
+
+
+def test_every_setting_of_a_sampler_is_a_flag_with_its_default():
+    """`sample` builds `SampleSettings` from flags by name: a field without a flag could not be chosen."""
+    arguments = vars(_parser().parse_args(["sample", "--workdir", "."]))
+    fields = {field.name: field.default for field in dataclasses.fields(SampleSettings) if field.name != "never"}
+    assert {name: arguments.get(name, "absent") for name in fields} == fields
 
 
 def options(parser) -> tuple[set[str], dict[str, argparse.ArgumentParser]]:

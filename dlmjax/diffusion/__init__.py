@@ -3,9 +3,21 @@
 Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md lists what is exported, with shapes.
 """
 
+from dlmjax.diffusion.gaussian import Anchor, DiffusionLm, EmbeddingFlow, EndToEnd, GaussianEmbedding, Plaid, Sed, Simple
 from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
-from dlmjax.diffusion.process import Blocks, Ends, Process, cross_entropy, draw_tokens, row_keys
+from dlmjax.diffusion.process import (
+    Blocks,
+    Ends,
+    Process,
+    bind_process,
+    cross_entropy,
+    draw_tokens,
+    exclude,
+    row_keys,
+    split_rows,
+    uniform_rows,
+)
 from dlmjax.diffusion.processes.any_order import any_order_nats
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.blocks import Blockwise
@@ -19,7 +31,7 @@ from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.processes.uniform import Uniform
-from dlmjax.diffusion.registry import make_process, make_schedule, make_times, make_weighting
+from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.times import Beta, Mixture, PerRow, Piecewise, Power, TimeDistribution, Times, TwoMode, UniformTimes, over_length
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
@@ -27,10 +39,12 @@ from dlmjax.diffusion.weightings.levels import Bound, Capped, CrossEntropy, Inve
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 
 __all__ = [
+    "PROCESSES",
+    "Anchor",
     "Autoregressive",
     "Beta",
-    "Blockwise",
     "Blocks",
+    "Blockwise",
     "Bound",
     "Capped",
     "Clipped",
@@ -41,19 +55,21 @@ __all__ = [
     "D3pm",
     "Denoiser",
     "Denoising",
+    "DiffusionLm",
     "Duo",
     "Dynamic",
+    "EmbeddingFlow",
+    "EndToEnd",
     "Ends",
-    "UniformTimes",
     "FlowMatching",
     "FrequencyMasked",
+    "GaussianEmbedding",
     "GenMd4",
     "Geometric",
     "Hybrid",
     "HybridLambda",
     "Hyperschedule",
     "InverseRate",
-    "TimeDistribution",
     "Linear",
     "Llada",
     "Masked",
@@ -65,25 +81,32 @@ __all__ = [
     "PerBlock",
     "PerRow",
     "Piecewise",
+    "Plaid",
     "Polynomial",
     "Power",
     "Process",
     "Routed",
     "Schedule",
     "ScoreEntropy",
+    "Sed",
+    "Simple",
     "Spindle",
     "StateDependent",
     "StepMasked",
     "Table",
+    "TimeDistribution",
     "Times",
     "TokenAdaptive",
     "TwoMode",
     "Uniform",
+    "UniformTimes",
     "Weighting",
     "any_order_nats",
+    "bind_process",
     "choose_interval",
     "cross_entropy",
     "draw_tokens",
+    "exclude",
     "llada",
     "log_linear",
     "make_d3pm",
@@ -95,5 +118,7 @@ __all__ = [
     "over_length",
     "reconstruction_nats",
     "row_keys",
+    "split_rows",
     "symmetric",
+    "uniform_rows",
 ]

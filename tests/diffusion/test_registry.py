@@ -171,6 +171,7 @@ def test_mistakes_are_named(make, says):
 def test_public_names_exist():
     assert len(set(diffusion.__all__)) == len(diffusion.__all__)
     assert all(hasattr(diffusion, name) for name in diffusion.__all__)
+    assert {make.__name__ for make in PROCESSES.values() if inspect.isclass(make)} <= set(diffusion.__all__)
 
 
 def test_the_words_of_every_value_are_grammatical():

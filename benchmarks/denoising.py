@@ -27,13 +27,13 @@ from dlmjax.diffusion.process import bind_process
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 from dlmjax.run import Run, open_run
-from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, never_sampled, record, sampler_for
+from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, record, sampler_for, suppressed_ids
 
 COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
 
 
-def guesser(run: Run, suppressed_ids: tuple[int, ...]):
-    """guess(shown_BL, hidden_BL, time) of the run's network; None where a state is more than tokens and masks seen by all."""
+def guesser(run: Run, suppressed: tuple[int, ...]):
+    """guess(shown_BL, masked_BL, time) of the run's network; None where a state is more than tokens and masks seen by all."""
     process = run.experiment.process.bound
     if process.attention != "full" or process.input_dim or not hasattr(process, "mask_id"):
         return None
@@ -44,10 +44,10 @@ def guesser(run: Run, suppressed_ids: tuple[int, ...]):
         segments_BL, positions_BL = jnp.ones_like(z_BL), jnp.broadcast_to(jnp.arange(z_BL.shape[1]), z_BL.shape)
         denoiser = run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, process.attention)
         logits_BLV = denoiser.logits(denoiser.hidden(z_BL, bound.time_embedding_input(t_BL)))
-        return jnp.argmax(logits_BLV.at[..., jnp.asarray(suppressed_ids)].set(-jnp.inf), axis=-1)
+        return jnp.argmax(logits_BLV.at[..., jnp.asarray(suppressed)].set(-jnp.inf), axis=-1)
 
-    def guess(shown_BL, hidden_BL, time):
-        z_BL = np.where(hidden_BL, process.mask_id, shown_BL).astype(np.int32)
+    def guess(shown_BL, masked_BL, time):
+        z_BL = np.where(masked_BL, process.mask_id, shown_BL).astype(np.int32)
         return np.asarray(best(run.params, z_BL, np.full(z_BL.shape, time, np.float32)))
 
     return guess
@@ -55,12 +55,10 @@ def guesser(run: Run, suppressed_ids: tuple[int, ...]):
 
 def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
     """One row of the table."""
-    suppressed_ids = never_sampled(run.experiment.tokenizer)
-    sampler = sampler_for(
-        run.experiment.process, run.experiment.unpartitioned, SampleSettings(steps=steps, order=order, never=suppressed_ids)
-    )
+    suppressed = suppressed_ids(run.experiment.tokenizer)
+    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, SampleSettings(steps=steps, order=order, never=suppressed))
     samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
-    guess = guesser(run, suppressed_ids)
+    guess = guesser(run, suppressed)
     taus = analysis.order_tau(trace)
     return {
         "order": order,

@@ -22,9 +22,9 @@ import statistics
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.evaluate import TextSettings, evaluate
-from dlmjax.evaluation.ngram import entropy_marks
+from dlmjax.evaluation.ngram import entropy_baselines
 from dlmjax.run import assemble, open_run
-from dlmjax.sampling import SampleSettings, build_canvas, never_sampled, sampler_for
+from dlmjax.sampling import SampleSettings, build_canvas, sampler_for, suppressed_ids
 from dlmjax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ def run(name: str, args, budget: float) -> dict:
     trained = open_run(str(workdir))
     found = evaluate(trained, TextSettings(data=args.data, split=args.split, windows=args.windows)).result
     process, tokenizer = trained.experiment.process, trained.experiment.tokenizer
-    settings = SampleSettings(steps=SAMPLE_STEPS, never=never_sampled(tokenizer, process.vocab))
+    settings = SampleSettings(steps=SAMPLE_STEPS, never=suppressed_ids(tokenizer, process.vocab))
     sampler = sampler_for(process, trained.experiment.unpartitioned, settings, window=config.data.length)
     samples = sampler.sample(trained.params, build_canvas(tokenizer, length=config.data.length, batch=SAMPLES), seed=0)
     row = {
@@ -131,7 +131,7 @@ def main():
     config, experiment = load("masked", args.data)
     budget = args.masked_steps * config.data.batch * config.data.length * experiment.flops_per_token
     texts = [[text.encode() for text in Corpus.open(args.data, split=split).documents()] for split in ("train", args.split)]
-    unigram = entropy_marks(*texts).unigram
+    unigram = entropy_baselines(*texts).unigram
     rows = []
     for name in names:
         print(f"--- {name}", flush=True)

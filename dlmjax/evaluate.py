@@ -30,8 +30,8 @@ from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
 from dlmjax.evaluation.levels import NODES
 from dlmjax.evaluation.limits import check_numbers
-from dlmjax.evaluation.ngram import entropy_marks
-from dlmjax.evaluation.record import made_with
+from dlmjax.evaluation.ngram import entropy_baselines
+from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
@@ -240,7 +240,7 @@ def _baselines(corpus: Corpus | None, portion: int | None, text: Text, result: L
         train = Corpus.open(directory, split="train")
         if not 0 < train.num_bytes <= BASELINE_LIMIT:
             return {}
-        found = entropy_marks(_documents(train), _documents(corpus))
+        found = entropy_baselines(_documents(train), _documents(corpus))
     except InputError:  # a corpus at a URL is copied here split by split; the measurement must not be lost for want of a comparison
         return {}
     return {f"{name} table counted on {part}the train split": getattr(found, name) for name in ("bigram", "unigram")}
@@ -301,7 +301,7 @@ def _provenance(run: Run, settings: EvaluationSettings, evaluator: Evaluator, to
         "parameters": experiment.parameter_count,
         "trained_length": experiment.config.data.length,
         "precision": experiment.config.execution.dtype,
-        **made_with(),
+        **provenance(),
         "x64": bool(jax.config.jax_enable_x64),
         "batch": settings.batch,
         "calls_per_token": evaluator.calls,

@@ -25,7 +25,7 @@ from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
 from dlmjax.run import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
-from dlmjax.sampling import SampleSettings, blank_canvas, never_sampled, sampler_for
+from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for, suppressed_ids
 from dlmjax.training import (
     Checkpoints,
     Goodput,
@@ -451,7 +451,7 @@ class _TextSamples:
 
     def __init__(self, experiment: Experiment):
         self._experiment, self._every = experiment, experiment.config.log.sample
-        never = never_sampled(experiment.tokenizer, experiment.process.vocab)
+        never = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
         self._sampler = (
             sampler_for(experiment.process, experiment.unpartitioned, SampleSettings(steps=self.STEPS, never=never))
             if self._every

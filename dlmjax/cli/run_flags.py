@@ -63,8 +63,8 @@ def sample_settings(arguments: argparse.Namespace, run: Run, **changes: Any) -> 
 
     Raises InputError: settings that contradict each other.
     """
-    from dlmjax.sampling import SampleSettings, never_sampled
+    from dlmjax.sampling import SampleSettings, suppressed_ids
 
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
     values = {name: getattr(arguments, name) for name in names} | changes
-    return SampleSettings(**values, never=never_sampled(run.experiment.tokenizer, run.experiment.process.vocab))
+    return SampleSettings(**values, never=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab))

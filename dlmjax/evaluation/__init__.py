@@ -1,15 +1,15 @@
-"""Likelihood bounds with error bars, the protocols they are measured under, and the n-gram marks they are read against."""
+"""Likelihood bounds with error bars, the protocols they are measured under, and the n-gram baselines they are read against."""
 
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
 from dlmjax.evaluation.likelihood import Evaluator, LikelihoodResult, evaluate_nelbo
-from dlmjax.evaluation.ngram import EntropyMarks, empirical_entropy, entropy_marks, witten_bell_bits
+from dlmjax.evaluation.ngram import EntropyBaselines, empirical_entropy, entropy_baselines, witten_bell_bits
 from dlmjax.evaluation.suites import SUITES, Suite, find_suite
 from dlmjax.evaluation.windows import Windows, cut_windows
 
 __all__ = [
     "SUITES",
     "Difference",
-    "EntropyMarks",
+    "EntropyBaselines",
     "Evaluator",
     "LikelihoodResult",
     "PairAccuracy",
@@ -17,7 +17,7 @@ __all__ = [
     "Windows",
     "cut_windows",
     "empirical_entropy",
-    "entropy_marks",
+    "entropy_baselines",
     "evaluate_nelbo",
     "find_suite",
     "pair_accuracy",

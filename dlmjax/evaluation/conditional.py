@@ -45,7 +45,7 @@ from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import bind_process, cross_entropy, exclude, row_keys
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, level_grid
-from dlmjax.sampling.host import fetch
+from dlmjax.parallel.arrays import device_get
 from dlmjax.seeds import check_seed
 
 NARROWEST = 4  # tokens of the narrowest rows, and the least by which widths differ
@@ -493,7 +493,7 @@ class _Row(NamedTuple):
 
 def _taken(chunk: list[_Row], result_BL) -> Iterator[tuple[int, _Asked, np.ndarray]]:
     """Puts the answers of a batch where they belong; a request is yielded with its last pass."""
-    result_BL = fetch(result_BL).astype(np.float64)
+    result_BL = device_get(result_BL).astype(np.float64)
     for b, (index, request, asked, answers_DN, number) in enumerate(chunk):
         answers_DN[number] = result_BL[b, len(request.context) : request.length]
         if number == len(answers_DN) - 1:

@@ -27,7 +27,7 @@ from jaxtyping import Float64
 from scipy.optimize import nnls
 
 from dlmjax.diffusion.process import Process
-from dlmjax.sampling.host import fetch
+from dlmjax.parallel.arrays import device_get
 
 RULES = ("gauss", "stratified", "count")
 NODES = 16  # of an evaluation, unless it says otherwise
@@ -59,7 +59,7 @@ def level_grid(process: Process, rule: str, nodes: int) -> LevelGrid:
     if rule != "gauss":
         return LevelGrid(np.arange(nodes) / nodes, np.full(nodes, 1 / nodes), np.full(nodes, 1 / nodes))
     with jax.transfer_guard("allow"):
-        process = jax.tree.map(lambda leaf: jnp.asarray(fetch(leaf)), process)
+        process = jax.tree.map(lambda leaf: jnp.asarray(device_get(leaf)), process)
     if process.steps and process.steps <= nodes:
         count = process.steps
         return LevelGrid((np.arange(count) + 0.5) / count, np.zeros(count), np.full(count, 1 / count), np.zeros((1, count)))

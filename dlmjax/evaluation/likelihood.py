@@ -35,7 +35,7 @@ from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
-from dlmjax.sampling.host import beside, fetch, send
+from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.seeds import check_seed
 
 _BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw
@@ -206,17 +206,17 @@ class Evaluator:
                 f"the data holds token {int(host_batch['tokens'].max())}, but the model's vocabulary has {self.process.vocab}; "
                 "it was prepared with another tokenizer"
             )
-        batch, place = self._put_batch(host_batch), beside(params)
+        batch, sharding = self._put_batch(host_batch), replicated_like(params)
         nodes = []
         for j, (low, width) in enumerate(zip(grid.low_J, grid.width_J, strict=True)):
             for d in range(self.draws):
-                traced = send((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), place)
+                traced = device_put((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), sharding)
                 nodes.append(self._node(params, batch, *traced))
         ends = []
         if self.process.has_boundary:
-            ends = [self._ends(params, batch, send(np.uint32(_BOUNDARY + d), place)) for d in range(self.draws)]
+            ends = [self._ends(params, batch, device_put(np.uint32(_BOUNDARY + d), sharding)) for d in range(self.draws)]
 
-        window_B, tokens_BL, scored_BL = (fetch(batch[name]) for name in ("row", "tokens", "scored"))
+        window_B, tokens_BL, scored_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored"))
         if observers:
             seen = TokenNats(window_B, tokens_BL, scored_BL, self._token_nats(grid, nodes, ends))
             for observer in observers:
@@ -242,9 +242,9 @@ class Evaluator:
     def _token_nats(self, grid: LevelGrid, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
         """The bound of every token: levels integrated, draws averaged, boundary terms added."""
         weights = np.repeat(grid.weight_J / self.draws, self.draws)
-        total_BL = sum(weight * fetch(nats_BL).astype(np.float64) for weight, nats_BL in zip(weights, nodes, strict=True))
+        total_BL = sum(weight * device_get(nats_BL).astype(np.float64) for weight, nats_BL in zip(weights, nodes, strict=True))
         for prior_BL, reconstruction_BL in ends:
-            total_BL = total_BL + (fetch(prior_BL).astype(np.float64) + fetch(reconstruction_BL)) / self.draws
+            total_BL = total_BL + (device_get(prior_BL).astype(np.float64) + device_get(reconstruction_BL)) / self.draws
         return total_BL
 
     def result(self, measured: Measured, *, step: int = 0, weights: str = "raw", split: str = "") -> LikelihoodResult:
@@ -346,4 +346,4 @@ def bytes_of(tokens: Int[np.ndarray, "*n"], vocab: int, byte_lengths_V: np.ndarr
 
 def window_sums(nats_BL) -> np.ndarray:
     """Nats of each window, added on the host in float64.  -> [B]"""
-    return fetch(nats_BL).astype(np.float64).sum(axis=1)
+    return device_get(nats_BL).astype(np.float64).sum(axis=1)

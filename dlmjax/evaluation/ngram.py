@@ -1,9 +1,9 @@
-"""What counting alone achieves on a text: the marks that a trained model's bits per byte are read against.
+"""What counting alone achieves on a text: the baselines that a trained model's bits per byte are read against.
 
 Two kinds of number, never to be mixed:
-  cross-entropy under a table counted on the TRAINING text (`witten_bell_bits`, `EntropyMarks.unigram`, `.bigram`): what an n-gram
+  cross-entropy under a table counted on the TRAINING text (`witten_bell_bits`, `EntropyBaselines.unigram`, `.bigram`): what an n-gram
     model would score on the held-out text; a model that is not below the bigram mark has learnt less than pairs of symbols.
-  empirical entropy of the HELD-OUT text itself (`empirical_entropy`, `EntropyMarks.own_unigram`, `.own_bigram`): no training text
+  empirical entropy of the HELD-OUT text itself (`empirical_entropy`, `EntropyBaselines.own_unigram`, `.own_bigram`): no training text
     enters; it is what a table counted on that very text would score, so it is lower, and for pairs too low on short texts.
 
 Symbols are bytes, characters or token ids: integers below `symbols`.  Units: bits per symbol.  N symbols in a text.
@@ -22,7 +22,7 @@ Text = bytes | np.ndarray | Iterable[bytes | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class EntropyMarks:
+class EntropyBaselines:
     """Marks of one held-out text, in bits per symbol (bytes: bits per byte).
 
     unigram, bigram: cross-entropy of the held-out text under Witten-Bell tables of order 1 and 2 counted on the training text.
@@ -37,15 +37,15 @@ class EntropyMarks:
     held_out_symbols: int
 
 
-def entropy_marks(train: Text, held_out: Text, symbols: int = 256) -> EntropyMarks:
-    """Unigram and bigram marks of `held_out`; see the module docstring for which is which.
+def entropy_baselines(train: Text, held_out: Text, symbols: int = 256) -> EntropyBaselines:
+    """Unigram and bigram baselines of `held_out`; see the module docstring for which is which.
 
     train, held_out: bytes, an integer array, or an iterable of documents (joined as they come).  symbols: size of the alphabet.
     Raises InputError when a text is empty or holds a symbol outside the alphabet.
     """
     train_N, held_N = as_symbols(train, symbols, "training text"), as_symbols(held_out, symbols, "held-out text")
     unigram, bigram = witten_bell_bits(train_N, held_N, 2, symbols)
-    return EntropyMarks(
+    return EntropyBaselines(
         unigram=float(unigram),
         bigram=float(bigram),
         own_unigram=empirical_entropy(held_N, 1, symbols),

@@ -9,7 +9,7 @@ import jax
 import dlmjax
 
 
-def made_with() -> dict[str, str | int | None]:
+def provenance() -> dict[str, str | int | None]:
     """Versions, git state and devices: {"dlmjax", "git", "jax", "python", "backend", "device", "devices"}."""
     devices = jax.devices()
     return {

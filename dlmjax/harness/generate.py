@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
-from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, never_sampled
+from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, suppressed_ids
 from dlmjax.seeds import following
 
 
@@ -117,7 +117,7 @@ class Generator:
             yield from self._semi_autoregression(params, canvas, decoding, seed)
         else:
             settings = SampleSettings(
-                steps=max(decoding.length // decoding.tokens_per_step, 1), never=never_sampled(self.tokenizer, self.process.vocab)
+                steps=max(decoding.length // decoding.tokens_per_step, 1), never=suppressed_ids(self.tokenizer, self.process.vocab)
             )
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
@@ -127,10 +127,10 @@ class Generator:
         before = -1
         for state in sampler.states(params, canvas, seed=seed):
             # Checked where the row that is furthest behind has got ahead: not at every step inside a block.
-            reached = int(np.cumprod(~state.hidden_BL, axis=1).sum(axis=1).min())
+            reached = int(np.cumprod(~state.masked_BL, axis=1).sum(axis=1).min())
             if reached > before:
                 before = reached
-                yield np.where(state.hidden_BL, self.tokenizer.pad_id, state.tokens_BL)
+                yield np.where(state.masked_BL, self.tokenizer.pad_id, state.tokens_BL)
 
     def _semi_autoregression(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
         masked_BL, tokens_BL = ~canvas.frozen_BL, canvas.tokens_BL.copy()
@@ -150,7 +150,7 @@ class Generator:
             order=order,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            never=never_sampled(self.tokenizer, self.process.vocab),
+            never=suppressed_ids(self.tokenizer, self.process.vocab),
         )
 
     def _sampler(self, settings: SampleSettings) -> Any:

@@ -35,7 +35,7 @@ from dlmjax.interop.safetensors import Tensor, write_sharded
 from dlmjax.interop.tokenizer_files import write_tokenizer
 from dlmjax.interop.views import Exported, View, VocabularyRows, view_of
 from dlmjax.models import ModelSpec
-from dlmjax.sampling.host import fetch
+from dlmjax.parallel.arrays import device_get
 from dlmjax.training import Checkpoints
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -143,7 +143,7 @@ class LeafReader:
             state = self._checkpoints.restore(abstract, self._step)[0]
             for key in (self._name, *path):
                 state = state[key]
-            self._path, self._leaf = path, fetch(state)
+            self._path, self._leaf = path, device_get(state)
         return self._leaf
 
 

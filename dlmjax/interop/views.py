@@ -22,7 +22,7 @@ from dlmjax.diffusion import Process
 from dlmjax.errors import InputError
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.models import ModelSpec
-from dlmjax.sampling import never_sampled
+from dlmjax.sampling import suppressed_ids
 
 SDAR_MASK = 151_669  # written into SGLang for every SDAR model
 SDAR_ROWS = 151_680  # of embedding and head: the mask has a row, and the number divides by 128
@@ -58,7 +58,7 @@ class Exported:
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
         """Ids that samples leave out: the untrained ones, and those that are not tokens, which were in the softmax."""
-        return never_sampled(self.tokenizer, self.spec.vocab)
+        return suppressed_ids(self.tokenizer, self.spec.vocab)
 
     @property
     def unused_ids(self) -> tuple[int, ...]:

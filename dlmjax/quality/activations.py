@@ -21,9 +21,9 @@ import numpy as np
 from dlmjax.models.attention import make_attention
 from dlmjax.models.denoiser import Denoiser, transformer_layer
 from dlmjax.models.layers import rotary_tables
+from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.quality.hidden import Encoder
 from dlmjax.run import Run
-from dlmjax.sampling.host import beside, fetch, send
 
 PLACES = ("query", "key", "value", "attention", "stream")
 
@@ -76,10 +76,10 @@ def activation_statistics(run: Run, windows: Iterable[np.ndarray], batch: int = 
     found: dict[str, list[np.ndarray]] = {name: [] for name in PLACES}
     for start in range(0, len(rows), batch):
         tokens_BL, counted_BL = encoder.clean(rows[start : start + batch])
-        place = beside(run.params)
-        for name, tap_NBLC in taps(run.params, send(tokens_BL, place), send(counted_BL, place)).items():
+        sharding = replicated_like(run.params)
+        for name, tap_NBLC in taps(run.params, device_put(tokens_BL, sharding), device_put(counted_BL, sharding)).items():
             prefix = tap_NBLC.shape[2] - counted_BL.shape[1]  # networks with a position in front for the level
-            found[name].append(fetch(tap_NBLC)[:, :, prefix:][:, counted_BL].astype(np.float32))
+            found[name].append(device_get(tap_NBLC)[:, :, prefix:][:, counted_BL].astype(np.float32))
     return [
         {"layer": layer, "place": name, **outliers(np.concatenate([part[layer] for part in found[name]]))}
         for layer in range(run.experiment.network.spec.effective_depth)

@@ -21,8 +21,8 @@ from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import bind_process, row_keys
 from dlmjax.errors import InputError
 from dlmjax.models.masks import BlockCausal
+from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.run import Run
-from dlmjax.sampling.host import beside, fetch, send
 
 
 def embed_texts(run: Run, texts: Sequence[str], batch: int = 16) -> tuple[Float[np.ndarray, "N D"], np.ndarray]:
@@ -58,9 +58,9 @@ class Encoder:
 
     def sums(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The sum over its tokens of each row's hidden states, [rows, D]."""
-        place = beside(self.run.params)
-        arrays = (send(array, place) for array in self.clean(rows))
-        return fetch(self._sums(self.run.params, *arrays))[: len(rows)]
+        sharding = replicated_like(self.run.params)
+        arrays = (device_put(array, sharding) for array in self.clean(rows))
+        return device_get(self._sums(self.run.params, *arrays))[: len(rows)]
 
     def clean(self, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [batch, L], counted [batch, L]): rows of ids with padding behind them; what is counted has read a token."""

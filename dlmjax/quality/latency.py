@@ -22,7 +22,7 @@ from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.run import Run
-from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, never_sampled, sampler_for
+from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, sampler_for, suppressed_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     a canvas) and autoregression with a cache."""
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
-    settings = SampleSettings(never=never_sampled(experiment.tokenizer, experiment.process.vocab))
+    settings = SampleSettings(never=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)

@@ -25,8 +25,8 @@ from dlmjax.data.windows import segments_and_positions
 from dlmjax.diffusion.objective import nats_at
 from dlmjax.diffusion.process import bind_process, row_keys
 from dlmjax.errors import InputError
+from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.run import Run, open_run
-from dlmjax.sampling.host import beside, fetch, send
 
 ROWS = 16
 
@@ -160,8 +160,8 @@ class RunScorer:
         return np.stack(found)
 
     def _on_device(self, function, *arrays: np.ndarray) -> np.ndarray:
-        place = beside(self.run.params)
-        return fetch(function(self.run.params, *(send(np.ascontiguousarray(array), place) for array in arrays)))
+        sharding = replicated_like(self.run.params)
+        return device_get(function(self.run.params, *(device_put(np.ascontiguousarray(array), sharding) for array in arrays)))
 
     def _bound(self, params, segments_BL, positions_BL):
         return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, self.process.attention)

@@ -2,7 +2,7 @@
 
 from dlmjax.sampling import analysis
 from dlmjax.sampling.blocks import BlockSampler, StrideSampler, sampler_for
-from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled
+from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, suppressed_ids
 from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
 from dlmjax.sampling.methods import METHODS, make_method
@@ -31,7 +31,7 @@ __all__ = [
     "first_difference",
     "make_grid",
     "make_method",
-    "never_sampled",
+    "suppressed_ids",
     "record",
     "render_html",
     "replay",

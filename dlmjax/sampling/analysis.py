@@ -26,7 +26,7 @@ def made(trace: Trace) -> Bool[np.ndarray, "B L"]:
 def completed(trace: Trace, guess: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Texts:
     """The text of each state with a best guess in every hole.
 
-    guess(shown_BL, hidden_BL, time) -> tokens [B, L]: what the network thinks most likely; read in holes only.
+    guess(shown_BL, masked_BL, time) -> tokens [B, L]: what the network thinks most likely; read in holes only.
     """
     states = zip(trace.shown_SBL, trace.times_S, strict=True)
     return np.stack([np.where(shown_BL == HIDDEN, guess(shown_BL, shown_BL == HIDDEN, float(time)), shown_BL) for shown_BL, time in states])

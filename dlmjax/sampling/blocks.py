@@ -33,24 +33,24 @@ from dlmjax.sampling.settings import SampleSettings
 from dlmjax.seeds import check_seed
 
 
-class _Board:
+class _CanvasState:
     """The canvas as it fills, on the host."""
 
     def __init__(self, canvas: Canvas, length: int, eos_id: int | None):
         pad = ((0, 0), (0, length - canvas.length))
         self.tokens_BL = np.pad(canvas.tokens_BL, pad)
         self.frozen_BL = np.pad(canvas.frozen_BL, pad)
-        self.hidden_BL = ~self.frozen_BL
+        self.masked_BL = ~self.frozen_BL
         self.confidence_BL = self.frozen_BL.astype(np.float32)
-        self.fixed_BL = -self.hidden_BL.astype(np.int32)
+        self.fixed_BL = -self.masked_BL.astype(np.int32)
         self.ended_B, self._eos_id = np.zeros(canvas.batch, bool), eos_id
 
     def piece(self, part: slice, fresh: slice) -> Canvas:
         """The canvas of one piece: what is made already is given; a row that has ended has nothing to make."""
-        holes_BL = np.zeros_like(self.frozen_BL)
-        holes_BL[:, fresh] = ~self.frozen_BL[:, fresh] & ~self.ended_B[:, None]
-        holes_BS = holes_BL[:, part]
-        return Canvas(self.tokens_BL[:, part].astype(np.int32), ~holes_BS, holes_BS.astype(np.float32))
+        masked_BL = np.zeros_like(self.frozen_BL)
+        masked_BL[:, fresh] = ~self.frozen_BL[:, fresh] & ~self.ended_B[:, None]
+        masked_BS = masked_BL[:, part]
+        return Canvas(self.tokens_BL[:, part].astype(np.int32), ~masked_BS, masked_BS.astype(np.float32))
 
     def put(self, state: State, part: slice, canvas: Canvas, steps: int) -> None:
         """Shows a state of a piece that `steps` steps went before."""
@@ -58,7 +58,7 @@ class _Board:
         fixed_BS = np.where(state.fixed_BL > 0, state.fixed_BL + steps, state.fixed_BL)
         for mine_BL, theirs_BS in (
             (self.tokens_BL, state.tokens_BL),
-            (self.hidden_BL, state.hidden_BL),
+            (self.masked_BL, state.masked_BL),
             (self.confidence_BL, state.confidence_BL),
             (self.fixed_BL, fixed_BS),
         ):
@@ -71,9 +71,9 @@ class _Board:
         after_BL = np.cumsum(made_BL & (self.tokens_BL == self._eos_id), axis=1) > 0
         self.ended_B |= after_BL.any(axis=1)
         rest_BL = after_BL & ~self.frozen_BL
-        new_BL = rest_BL & (self.hidden_BL | (self.tokens_BL != self._eos_id))
+        new_BL = rest_BL & (self.masked_BL | (self.tokens_BL != self._eos_id))
         self.tokens_BL[rest_BL] = self._eos_id
-        self.hidden_BL[rest_BL] = False
+        self.masked_BL[rest_BL] = False
         self.confidence_BL[new_BL], self.fixed_BL[new_BL] = 1.0, step
 
     def counted_BL(self, length: int) -> np.ndarray:
@@ -84,7 +84,7 @@ class _Board:
         return (~self.frozen_BL & (np.cumsum(ends_BL, axis=1) - ends_BL == 0))[:, :length]
 
 
-class _Pieces:
+class _SemiAutoregressive:
     """What both samplers share: the walk over the pieces of a canvas. `inner` samples one piece; `size` is how many tokens it adds."""
 
     inner: Sampler
@@ -124,14 +124,14 @@ class _Pieces:
 
     def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
         """The samples of a run whose last state is `last`; its entropy counts made tokens up to the end of the document."""
-        board = _Board(canvas, canvas.length, self.eos_id)
-        board.tokens_BL = last.tokens_BL
+        canvas_state = _CanvasState(canvas, canvas.length, self.eos_id)
+        canvas_state.tokens_BL = last.tokens_BL
         return Samples(
             tokens_BL=last.tokens_BL,
             frozen_BL=canvas.frozen_BL,
             confidence_BL=last.confidence_BL,
             fixed_BL=last.fixed_BL,
-            entropy_B=unigram_entropy(last.tokens_BL, board.counted_BL(canvas.length)),
+            entropy_B=unigram_entropy(last.tokens_BL, canvas_state.counted_BL(canvas.length)),
             steps=last.step,
             evaluations=last.calls,
             seed=seed,
@@ -142,36 +142,39 @@ class _Pieces:
     def _run(self, params, canvas: Canvas, seed: int, progress: bool, watched: bool) -> Iterator[State]:
         self._check(canvas)
         check_seed(seed, "seed")
-        board = _Board(canvas, self._length(canvas), self.eos_id)
-        starts = self._starts(board)
-        memory, calls = self._begin(params, board, starts)
+        canvas_state = _CanvasState(canvas, self._length(canvas), self.eos_id)
+        starts = self._starts(canvas_state)
+        caches, calls = self._begin(params, canvas_state, starts)
         step, total = 0, len(starts) * self._steps_each
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
-            yield self._state(board, canvas, 0, total, 1.0, calls)
+            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)
             for index, start in enumerate(starts):
                 part, fresh = self._span(start)
-                piece = board.piece(part, fresh)
-                if piece.holes_B.any():
-                    inner_params, spent = self._prepared(params, memory, board, start)
+                piece = canvas_state.piece(part, fresh)
+                if piece.masked_B.any():
+                    inner_params, spent = self._prepared(params, caches, canvas_state, start)
                     states = self.inner.states(inner_params, piece, seed=_piece_seed(seed, start))
                     *before, last = states if watched else [*states][-1:]
                     for state in before[1:]:
-                        board.put(state, part, piece, step)
-                        yield self._state(board, canvas, step + state.step, total, state.time, calls + spent + state.calls)
-                    board.put(last, part, piece, step)
+                        canvas_state.put(state, part, piece, step)
+                        yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + spent + state.calls)
+                    canvas_state.put(last, part, piece, step)
                     step, calls = step + last.step, calls + spent + last.calls
-                    made_BL = np.zeros_like(board.frozen_BL)
+                    made_BL = np.zeros_like(canvas_state.frozen_BL)
                     made_BL[:, part] = ~piece.frozen_BL
-                    board.end(made_BL, step)
-                    yield self._state(board, canvas, step, total, last.time, calls)
+                    canvas_state.end(made_BL, step)
+                    yield self._state(canvas_state, canvas, step, total, last.time, calls)
                 bar.reach(index + 1)
-                if board.ended_B.all() or index + 1 == len(starts):
+                if canvas_state.ended_B.all() or index + 1 == len(starts):
                     return
-                memory, spent = self._kept(params, memory, board, start)
+                caches, spent = self._kept(params, caches, canvas_state, start)
                 calls += spent
 
-    def _state(self, board: _Board, canvas: Canvas, step: int, total: int, time: float, calls: int) -> State:
-        arrays = (a[:, : canvas.length].copy() for a in (board.tokens_BL, board.hidden_BL, board.confidence_BL, board.fixed_BL))
+    def _state(self, canvas_state: _CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int) -> State:
+        arrays = (
+            a[:, : canvas.length].copy()
+            for a in (canvas_state.tokens_BL, canvas_state.masked_BL, canvas_state.confidence_BL, canvas_state.fixed_BL)
+        )
         return State(step, max(step, total), time, *arrays, calls)
 
     def _check(self, canvas: Canvas) -> None:
@@ -184,26 +187,32 @@ class _Pieces:
                 f"the canvas holds token ids outside the vocabulary of {self.process.vocab}; it was encoded with another tokenizer"
             )
 
-    # What the two differ in: the length of the board; where pieces start; (slice of a piece, slice in which it makes tokens); what is
-    # remembered at first, and the calls that took; the weights and more that `inner` is given; what is remembered after a piece.
+    def _length(self, canvas: Canvas) -> int:
+        """Tokens of the canvas, rounded up to whole pieces."""
+        ...
 
-    def _length(self, canvas: Canvas) -> int: ...
+    def _starts(self, canvas_state: _CanvasState) -> list[int]:
+        """Where the pieces that have something to make start, in rising order."""
+        ...
 
-    def _starts(self, board: _Board) -> list[int]: ...
+    def _span(self, start: int) -> tuple[slice, slice]:
+        """(positions of the piece at `start`, those of them in which it makes tokens)."""
+        ...
 
-    def _span(self, start: int) -> tuple[slice, slice]: ...
-
-    def _begin(self, params, board: _Board, starts: list[int]) -> tuple[Any, int]:
+    def _begin(self, params, canvas_state: _CanvasState, starts: list[int]) -> tuple[Any, int]:
+        """(caches before the first piece, the network calls that filled them)."""
         return None, 0
 
-    def _prepared(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+    def _prepared(self, params, caches, canvas_state: _CanvasState, start: int) -> tuple[Any, int]:
+        """(the weights and more that `inner` takes for this piece, the network calls that made them)."""
         return params, 0
 
-    def _kept(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
-        return memory, 0
+    def _kept(self, params, caches, canvas_state: _CanvasState, start: int) -> tuple[Any, int]:
+        """(caches after this piece, the network calls that filled them)."""
+        return caches, 0
 
 
-class StrideSampler(_Pieces):
+class StrideSampler(_SemiAutoregressive):
     """Slides a window of `window` tokens by `stride` over a canvas of any length. `bind` as for `Sampler`."""
 
     def __init__(self, process, bind, settings: SampleSettings, *, window: int, stride: int, eos_id: int | None = None, **options):
@@ -219,16 +228,16 @@ class StrideSampler(_Pieces):
             raise InputError(f"the canvas of {canvas.length} tokens fits into the window of {self.window}; leave the stride out")
         return self.window + -(-(canvas.length - self.window) // self.size) * self.size
 
-    def _starts(self, board: _Board) -> list[int]:
-        starts = range(0, board.tokens_BL.shape[1] - self.window + 1, self.size)
-        return [start for start in starts if not board.frozen_BL[:, self._span(start)[1]].all()]
+    def _starts(self, canvas_state: _CanvasState) -> list[int]:
+        starts = range(0, canvas_state.tokens_BL.shape[1] - self.window + 1, self.size)
+        return [start for start in starts if not canvas_state.frozen_BL[:, self._span(start)[1]].all()]
 
     def _span(self, start: int) -> tuple[slice, slice]:
         stop = start + self.window
         return slice(start, stop), slice(0 if start == 0 else stop - self.size, stop)
 
 
-class BlockSampler(_Pieces):
+class BlockSampler(_SemiAutoregressive):
     """Appends blocks of `size` tokens, given the finished ones. `network` is a `models.Network` on one device.
 
     process: "blocks" with any noise (its own size), an autoregressive process (size 1), or any masked process whose network was trained
@@ -260,11 +269,11 @@ class BlockSampler(_Pieces):
         if self.causal:
             # The one call for this token is made: it wrote the buffers besides.
             head = self._piece(given["params"], given["cache"], given["start"])
-            return _Said(head, given["hidden"])
+            return _PrecomputedDenoiser(head, given["hidden"])
         if not self.cached:
-            return _Whole(self, given)
+            return _WholeRowDenoiser(self, given)
         piece = self._piece(given["params"], given["cache"], given["start"])
-        return _Guided(self, given, piece) if self.settings.guidance else piece
+        return _GuidedDenoiser(self, given, piece) if self.settings.guidance else piece
 
     def _piece(self, params, cache: Cache, start, size: int | None = None):
         return bind_cached(self.network, params, cache, start, size or self.size, self._mask)
@@ -283,7 +292,7 @@ class BlockSampler(_Pieces):
 
         def row(cache: Cache, given, *arrays_S):
             one = Cache(*(buffer[:, None] for buffer in cache))
-            piece = bind_cached(self.network, params, one, start, arrays_S[0].shape[0], _Alone(self._mask, given))
+            piece = bind_cached(self.network, params, one, start, arrays_S[0].shape[0], _PromptHiddenMask(self._mask, given))
             return run(piece, *(array_S[None] for array_S in arrays_S))
 
         return jax.vmap(row, (1, 0, *(0 for _ in arrays_BS)), out_axis)(cache, given_B, *arrays_BS)
@@ -294,66 +303,66 @@ class BlockSampler(_Pieces):
         segments_BL = jnp.broadcast_to(1 + (place_L >= jnp.reshape(given_B, (-1, 1))), read_BL.shape)
         return self.network.bind(params, segments_BL, jnp.broadcast_to(place_L, read_BL.shape), self._mask).hidden(read_BL, t_BL)
 
-    def _read(self, board: _Board) -> np.ndarray:
+    def _read(self, canvas_state: _CanvasState) -> np.ndarray:
         """What the network reads of a finished row."""
         if not self.causal:
-            return board.tokens_BL.astype(np.int32)
-        first_B1 = np.full_like(board.tokens_BL[:, :1], self.process.bos_id)
-        return np.concatenate([first_B1, board.tokens_BL[:, :-1]], axis=1).astype(np.int32)
+            return canvas_state.tokens_BL.astype(np.int32)
+        first_B1 = np.full_like(canvas_state.tokens_BL[:, :1], self.process.bos_id)
+        return np.concatenate([first_B1, canvas_state.tokens_BL[:, :-1]], axis=1).astype(np.int32)
 
     # --- the walk ------------------------------------------------------------------------------------------------------------
 
     def _length(self, canvas: Canvas) -> int:
         return -(-canvas.length // self.size) * self.size
 
-    def _starts(self, board: _Board) -> list[int]:
-        starts = range(0, board.tokens_BL.shape[1], self.size)
-        return [start for start in starts if not board.frozen_BL[:, start : start + self.size].all()]
+    def _starts(self, canvas_state: _CanvasState) -> list[int]:
+        starts = range(0, canvas_state.tokens_BL.shape[1], self.size)
+        return [start for start in starts if not canvas_state.frozen_BL[:, start : start + self.size].all()]
 
     def _span(self, start: int) -> tuple[slice, slice]:
         return slice(start, start + self.size), slice(start, start + self.size)
 
-    def _begin(self, params, board: _Board, starts: list[int]) -> tuple[Any, int]:
+    def _begin(self, params, canvas_state: _CanvasState, starts: list[int]) -> tuple[Any, int]:
         """Empty buffers, or with the whole prompt read in one call; what that wrote beyond the prompt is written anew before it is read.
 
         Blocks are read once more when they are finished, prompts in them too; a token never is, so that under a causal mask every prompt
         is read here, also beside a row that has none and may have ended before the others begin.
         """
         streams = 2 if self.settings.guidance else 1
-        caches = [empty_cache(self.network, *board.tokens_BL.shape) for _ in range(streams)]
-        if not self.cached or not starts or not (board.frozen_BL.any() if self.causal else starts[0]):
+        caches = [empty_cache(self.network, *canvas_state.tokens_BL.shape) for _ in range(streams)]
+        if not self.cached or not starts or not (canvas_state.frozen_BL.any() if self.causal else starts[0]):
             return caches, 0
         # The stream that does not see the prompt has nothing to read yet.
-        return [self._advance(params, caches[0], self._read(board), np.int32(0))[1], *caches[1:]], 1
+        return [self._advance(params, caches[0], self._read(canvas_state), np.int32(0))[1], *caches[1:]], 1
 
-    def _prepared(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+    def _prepared(self, params, caches, canvas_state: _CanvasState, start: int) -> tuple[Any, int]:
         given = {"params": params, "start": np.int32(start), "process": params.get("process")}
         if self.causal:
-            read_BL = self._read(board)
+            read_BL = self._read(canvas_state)
             if self.cached:
-                hidden_B1D, self._next = self._advance(params, memory[0], read_BL[:, start : start + 1], np.int32(start))
+                hidden_B1D, self._next = self._advance(params, caches[0], read_BL[:, start : start + 1], np.int32(start))
             else:
                 hidden_B1D = self._whole(params, read_BL, np.zeros(read_BL.shape, np.float32))[:, start : start + 1]
-            return {**given, "cache": memory[0], "hidden": hidden_B1D}, 0
-        prompt_B = board.frozen_BL.sum(axis=1).astype(np.int32)
+            return {**given, "cache": caches[0], "hidden": hidden_B1D}, 0
+        prompt_B = canvas_state.frozen_BL.sum(axis=1).astype(np.int32)
         if self.cached:
-            return {**given, "cache": memory[0], **({"alone": memory[1], "prompt": prompt_B} if self.settings.guidance else {})}, 0
-        tokens_BL, none_B = board.tokens_BL.astype(np.int32), np.zeros_like(prompt_B)
+            return {**given, "cache": caches[0], **({"alone": caches[1], "prompt": prompt_B} if self.settings.guidance else {})}, 0
+        tokens_BL, none_B = canvas_state.tokens_BL.astype(np.int32), np.zeros_like(prompt_B)
         if not self.settings.guidance:
             return {**given, "tokens": tokens_BL, "prompt": none_B}, 0
         return {**given, "tokens": np.concatenate([tokens_BL] * 2), "prompt": np.concatenate([none_B, prompt_B])}, 0
 
-    def _kept(self, params, memory, board: _Board, start: int) -> tuple[Any, int]:
+    def _kept(self, params, caches, canvas_state: _CanvasState, start: int) -> tuple[Any, int]:
         if not self.cached:
-            return memory, 0
+            return caches, 0
         if self.causal:
             return [self._next], 0
         part, _ = self._span(start)
-        read_BS = self._read(board)[:, part]
-        kept = [self._advance(params, memory[0], read_BS, np.int32(start))[1]]
+        read_BS = self._read(canvas_state)[:, part]
+        kept = [self._advance(params, caches[0], read_BS, np.int32(start))[1]]
         if self.settings.guidance:
-            prompt_B = board.frozen_BL.sum(axis=1).astype(np.int32)
-            kept.append(self._advance_alone(params, memory[1], read_BS, np.int32(start), prompt_B))
+            prompt_B = canvas_state.frozen_BL.sum(axis=1).astype(np.int32)
+            kept.append(self._advance_alone(params, caches[1], read_BS, np.int32(start), prompt_B))
         return kept, len(kept)
 
 
@@ -375,7 +384,7 @@ def sampler_for(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Said:
+class _PrecomputedDenoiser:
     """A denoiser whose call is made already."""
 
     head: Any
@@ -390,7 +399,7 @@ class _Said:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Alone:
+class _PromptHiddenMask:
     """A mask in which the first `given` positions (may be traced) are another document."""
 
     mask: Any
@@ -401,7 +410,7 @@ class _Alone:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Guided:
+class _GuidedDenoiser:
     """The denoiser of a block given all before it, and of the same block without the prompt, one below the other."""
 
     sampler: BlockSampler
@@ -424,7 +433,7 @@ class _Guided:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Whole:
+class _WholeRowDenoiser:
     """The denoiser of a block that reads the whole row every time."""
 
     sampler: BlockSampler

@@ -1,4 +1,4 @@
-"""The network as one step sees it: levels told by the process's clock, barred ids taken out, temperature and nucleus, classifier-free
+"""The network as one step sees it: levels told by the process's clock, suppressed ids taken out, temperature and nucleus, classifier-free
 guidance, the answer kept from the last call, the hint of self-conditioning; and a count of what was really computed.
 
 Guidance (2207.12598; unsupervised form of SMDM 2410.18514): the condition is the frozen text. The same canvas with noise in its place, at
@@ -33,14 +33,14 @@ class BoundLogits:
         return hidden_BLV
 
 
-class Memory(NamedTuple):
+class LogitsCache(NamedTuple):
     """The last output of the network, and whether a token has changed since."""
 
     logits_BLV: Float[Array, "B L V"]
     changed: Bool[Array, ""]
 
 
-class Calls:
+class StepDenoiser:
     """Callable (z, t_BL) -> logits, for one step.  Counts while it is traced: `count` is right if calls stand outside of control flow.
 
     denoiser: bound to the rows of the canvas, twice over with guidance.  blank, frozen_BL: noise to put in place of the condition.
@@ -52,25 +52,25 @@ class Calls:
         process: Process,
         denoiser: Any,
         settings: SampleSettings,
-        barred: tuple[int, ...],
+        suppressed_ids: tuple[int, ...],
         *,
         frozen_BL: Array | None = None,
         blank: Array | None = None,
-        memory: Memory | None = None,
+        logits_cache: LogitsCache | None = None,
         hint_BLI: Array | None = None,
     ):
-        self._process, self._denoiser, self._settings, self._barred = process, denoiser, settings, barred
-        self._frozen_BL, self._blank, self._memory = frozen_BL, blank, memory
+        self._process, self._denoiser, self._settings, self._suppressed_ids = process, denoiser, settings, suppressed_ids
+        self._frozen_BL, self._blank, self._logits_cache = frozen_BL, blank, logits_cache
         self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
         self._first_at: tuple[Array, Array] | None = None
 
     def __call__(self, z, t_BL):
         cost = 2 if self._settings.guidance else 1
-        if self._memory is None:
+        if self._logits_cache is None:
             raw_BLV, self.count = self._network(z, t_BL), self.count + cost
         else:
-            changed = self._memory.changed
-            raw_BLV = jax.lax.cond(changed, self._network, lambda *_: self._memory.logits_BLV, z, t_BL)
+            changed = self._logits_cache.changed
+            raw_BLV = jax.lax.cond(changed, self._network, lambda *_: self._logits_cache.logits_BLV, z, t_BL)
             self.count += jnp.where(changed, cost, 0)
         if self.first_BLV is None:
             self.first_BLV, self._first_at = raw_BLV, (z, t_BL)
@@ -90,7 +90,7 @@ class Calls:
     @property
     def log_posterior_BLV(self) -> Array:
         """log p(x_i | z) that the step first looked at, for networks that predict a law of tokens or scores."""
-        return jax.nn.log_softmax(exclude(self._process.log_posterior(self.first_BLV, *self._first_at), self._barred))
+        return jax.nn.log_softmax(exclude(self._process.log_posterior(self.first_BLV, *self._first_at), self._suppressed_ids))
 
     def _network(self, z, t_BL):
         rows, w = t_BL.shape[0], self._settings.guidance
@@ -109,7 +109,7 @@ class Calls:
             logits = self._process.guided(logits[:rows], logits[rows:], w, z, t_BL)
         if self._process.predicts == "vectors":
             return exclude(logits, ())
-        return self._process.suppressed(logits, self._barred, z, t_BL)
+        return self._process.suppressed(logits, self._suppressed_ids, z, t_BL)
 
 
 def put(where_BL, this, other):

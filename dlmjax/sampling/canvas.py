@@ -74,7 +74,7 @@ class Canvas:
         return np.broadcast_to(np.arange(self.length, dtype=np.int32), self.tokens_BL.shape).copy()
 
     @property
-    def holes_B(self) -> np.ndarray:
+    def masked_B(self) -> np.ndarray:
         """How many positions of each row are to be made (holes and edited tokens)."""
         return (~self.frozen_BL).sum(axis=1)
 
@@ -85,12 +85,12 @@ def blank_canvas(length: int, batch: int = 1, fill: int = 0) -> Canvas:
     return _rows(np.full(length, fill), np.zeros(length, bool), np.ones(length), batch)
 
 
-def never_sampled(tokenizer, vocab: int = 0) -> tuple[int, ...]:
+def suppressed_ids(tokenizer, vocab: int = 0) -> tuple[int, ...]:
     """Ids that a sampler must not produce: mask, pad, BOS unless the same id also ends a document, and those for which the tokenizer has
     no token, within its vocabulary (`absent_ids`) and beyond it in a network with `vocab` classes."""
-    barred = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id, None}
+    suppressed = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id, None}
     absent = getattr(tokenizer, "absent_ids", ())  # a caller's own tokenizer need not have gaps
-    ids = {*map(int, barred), *map(int, absent), *range(tokenizer.vocab_size, vocab)}
+    ids = {*map(int, suppressed), *map(int, absent), *range(tokenizer.vocab_size, vocab)}
     return tuple(sorted(i for i in ids if i >= 0))
 
 

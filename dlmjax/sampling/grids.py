@@ -15,7 +15,7 @@ from dlmjax.sampling.call import build
 
 
 @runtime_checkable
-class Grid(Protocol):
+class TimeGrid(Protocol):
     """Frozen; made from a name such as "shifted(alpha=3)" by `make_grid`."""
 
     def levels(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
@@ -24,7 +24,7 @@ class Grid(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(Grid):
+class Uniform(TimeGrid):
     """Equal steps of t."""
 
     def levels(self, steps: int) -> np.ndarray:
@@ -32,7 +32,7 @@ class Uniform(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine(Grid):
+class Cosine(TimeGrid):
     """t = sin(pi/2 (N - k) / N): small steps first, where little is known (the masking plan of MaskGIT 2202.04200)."""
 
     def levels(self, steps: int) -> np.ndarray:
@@ -40,7 +40,7 @@ class Cosine(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
-class Power(Grid):
+class Power(TimeGrid):
     """t = u^exponent: above 1 more steps at low noise, where noise that shows wrong tokens is undone."""
 
     exponent: float = 2.0
@@ -54,7 +54,7 @@ class Power(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
-class Shifted(Grid):
+class Shifted(TimeGrid):
     """u -> alpha u / (1 + (alpha - 1) u) (timestep shift, 2403.03206 eq. 23; LaViDa 2505.16839): alpha > 1 spends more steps on
     high noise, alpha < 1 on low noise."""
 
@@ -70,7 +70,7 @@ class Shifted(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed(Grid):
+class Listed(TimeGrid):
     """The levels themselves, learned or found elsewhere: 1 first, 0 last, falling."""
 
     points: tuple[float | int, ...] = (1.0, 0.0)
@@ -87,7 +87,7 @@ class Listed(Grid):
 
 
 @dataclasses.dataclass(frozen=True)
-class Hold(Grid):
+class Hold(TimeGrid):
     """Equal steps down to level `at`, a share of all steps spent there, then equal steps to 0 (the loop of ReMDM 2503.00307).
 
     The only grid with steps from a level to itself: they are for samplers that renew text without changing its level.
@@ -112,7 +112,7 @@ class Hold(Grid):
 GRIDS = {"uniform": Uniform, "cosine": Cosine, "power": Power, "shifted": Shifted, "listed": Listed, "hold": Hold}
 
 
-def make_grid(text: str) -> Grid:
+def make_grid(text: str) -> TimeGrid:
     """A grid by name, with its values as in a call: "cosine", "shifted(alpha=3)", "listed(points=(1, 0.4, 0))"."""
     return build("grid", text, GRIDS)
 

@@ -14,7 +14,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dlmjax.diffusion.process import uniform_rows
-from dlmjax.sampling.steppers import Plan, Stepper, rank
+from dlmjax.sampling.steppers import Stepper, StepSchedule, rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Predetermined(Stepper):
     requires = "absorbing noise (masks) at one rate for all tokens, with a schedule from text alone at t = 0 to masks alone at t = 1"
     plans = True
 
-    def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
+    def plan(self, process, keys_B, masked_BL, start_BL, levels_BN):
         # Cell j holds the times in (levels[j + 1], levels[j]]; steps count from 0. By the noise: discrete time has no other times.
         noise_BL = self._noise(process, keys_B, start_BL)
         cell_BL = jnp.sum(noise_BL[..., None] <= process.schedule.noise(levels_BN)[:, None, 1:-1], axis=-1)
-        used_BN = jnp.any((cell_BL[..., None] == jnp.arange(levels_BN.shape[1] - 1)) & holes_BL[..., None], axis=1)
+        used_BN = jnp.any((cell_BL[..., None] == jnp.arange(levels_BN.shape[1] - 1)) & masked_BL[..., None], axis=1)
         place_BN = jnp.cumsum(used_BN, axis=1)
-        call_BL = jnp.where(holes_BL, jnp.take_along_axis(place_BN, cell_BL, axis=1), 0)
+        call_BL = jnp.where(masked_BL, jnp.take_along_axis(place_BN, cell_BL, axis=1), 0)
         # The levels in use, highest first, then zeros.
-        return Plan(_falling(jnp.where(used_BN, levels_BN[:, :-1], 0.0)), call_BL)
+        return StepSchedule(_falling(jnp.where(used_BN, levels_BN[:, :-1], 0.0)), call_BL)
 
     def _noise(self, process, keys_B, start_BL):
         """1 - alpha at the tau of each position, given that the noise at its start level has hit it."""
@@ -46,12 +46,12 @@ class FirstHitting(Predetermined):
 
     name = "first_hitting"
 
-    def plan(self, process, keys_B, holes_BL, start_BL, levels_BN):
+    def plan(self, process, keys_B, masked_BL, start_BL, levels_BN):
         del levels_BN
         tau_BL = process.schedule.inverse(1 - self._noise(process, keys_B, start_BL))
         # In discrete time a token is hit at a level, the first at the earliest.
-        tau_BL = jnp.where(holes_BL, process.quantize_time(tau_BL, holes_BL), 0.0)
-        return Plan(_falling(tau_BL), jnp.where(holes_BL, rank(tau_BL, holes_BL) + 1, 0))
+        tau_BL = jnp.where(masked_BL, process.quantize_time(tau_BL, masked_BL), 0.0)
+        return StepSchedule(_falling(tau_BL), jnp.where(masked_BL, rank(tau_BL, masked_BL) + 1, 0))
 
 
 def _falling(times_BN):

@@ -31,15 +31,15 @@ def order_scores(
     return jnp.broadcast_to(-jnp.arange(length, dtype=jnp.float32), p_guess_BL.shape)
 
 
-def planned(remainder: str, holes_B: Int[Array, "B"], steps_B: Int[Array, "B"], step: Int[Array, ""]) -> Int[Array, "B"]:
+def planned(remainder: str, masked_B: Int[Array, "B"], steps_B: Int[Array, "B"], step: Int[Array, ""]) -> Int[Array, "B"]:
     """How many of a row's holes are shown after step 1, 2, ... of its steps, at most one step a hole.
 
     H // N tokens a step, and one more in H % N of the steps: "spread" evenly over them, floor(H k / N) after step k, or in the "first" ones
     (get_num_transfer_tokens of LLaDA's generate.py).
     """
-    base_B, more_B = holes_B // steps_B, holes_B % steps_B
+    base_B, more_B = masked_B // steps_B, masked_B % steps_B
     more_B = more_B * step // steps_B if remainder == "spread" else jnp.minimum(step, more_B)
-    return jnp.where(step >= steps_B, holes_B, base_B * step + more_B)
+    return jnp.where(step >= steps_B, masked_B, base_B * step + more_B)
 
 
 def probability_of(log_p_BLV, tokens_BL):

@@ -30,36 +30,36 @@ from dlmjax.data.progress import Progress
 from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.sampling.calls import BoundLogits, Calls, Memory, put
+from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
+from dlmjax.sampling.calls import BoundLogits, LogitsCache, StepDenoiser, put
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
-from dlmjax.sampling.host import beside, fetch, memory_bytes, send
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.reveal import order_scores, planned, probability_of
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
-from dlmjax.sampling.steppers import Plan, rank
+from dlmjax.sampling.steppers import StepSchedule, rank
 from dlmjax.seeds import check_seed
 
 
-class Carry(NamedTuple):
+class SamplerState(NamedTuple):
     """What one step hands to the next (on the device)."""
 
     z: Shaped[Array, "B L *state"]
     tokens_BL: Int[Array, "B L"]  # what z shows
-    hidden_BL: Bool[Array, "B L"]
-    holes_BL: Bool[Array, "B L"]  # hidden at the start
+    masked_BL: Bool[Array, "B L"]
+    start_masked_BL: Bool[Array, "B L"]  # hidden at the start
     confidence_BL: Float[Array, "B L"]
     score_BL: Float[Array, "B L"]  # by the order, when it was revealed
     fixed_BL: Int[Array, "B L"]
     time: Float[Array, ""]  # the highest clock of any row
     calls: Int[Array, ""]
-    plan: Plan | None
-    memory: Memory | None
+    plan: StepSchedule | None
+    logits_cache: LogitsCache | None
     hint_BLI: Float[Array, "B L I"] | None
 
 
-class Moment(NamedTuple):
+class StepTimes(NamedTuple):
     """The levels of a step: from t to s where a position moves, the clock after it."""
 
     t_BL: Float[Array, "B L"]
@@ -102,16 +102,16 @@ class Sampler:
         self.stepper.check(self.process)
         self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
         self._check_calls()
-        barred = {*settings.never, *process.suppressed_ids}
-        outside = sorted(i for i in barred if not 0 <= i < process.vocab)
+        suppressed = {*settings.never, *process.suppressed_ids}
+        outside = sorted(i for i in suppressed if not 0 <= i < process.vocab)
         if outside:
             raise InputError(f"never-sampled ids {outside} lie outside the vocabulary of {process.vocab}")
-        if len(barred) >= process.vocab:
-            raise InputError("every token of the vocabulary is barred from sampling")
+        if len(suppressed) >= process.vocab:
+            raise InputError("every token of the vocabulary is suppressed from sampling")
         if self.process.input_dim:
             # Vectors are rounded to tokens by the process itself.
-            self.process = dataclasses.replace(self.process, excluded=tuple(sorted(barred)))
-        self._barred = tuple(sorted(barred))
+            self.process = dataclasses.replace(self.process, excluded=tuple(sorted(suppressed)))
+        self._suppressed_ids = tuple(sorted(suppressed))
         self._compiled = {}  # by placement of the weights
 
     def _check_calls(self):
@@ -155,37 +155,37 @@ class Sampler:
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
-    def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, Carry]]:
+    def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
         self._check(canvas)
         check_seed(seed, "seed")
         names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
-        place = beside(params)
-        arrays = send({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, place)
-        carry = self._jitted(self._start_state, place)(params, arrays)
+        sharding = replicated_like(params)
+        arrays = device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, sharding)
+        carry = self._jitted(self._start_state, sharding)(params, arrays)
         steps = self._steps(carry)
         yield 0, steps, carry
         acts = [self._one_step] * steps
         if not self.reveals:
             # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
-            acts += [self._decode] * int(self.process.has_boundary) + [self._retouch] * self.stepper.rounds
+            acts += [self._decode] * int(self.process.has_boundary) + [self._corrector_step] * self.stepper.rounds
         with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
             for step, act in enumerate(acts, 1):
-                carry = self._jitted(act, place)(params, arrays, carry, send(np.int32(step), place))
+                carry = self._jitted(act, sharding)(params, arrays, carry, device_put(np.int32(step), sharding))
                 if progress:
                     carry.tokens_BL.block_until_ready()
                     bar.reach(step)
                 yield step, steps, carry
-                if self.settings.threshold is not None and not fetch(carry.hidden_BL).any():
+                if self.settings.threshold is not None and not device_get(carry.masked_BL).any():
                     return
 
     def _replaced(self, t: float) -> bool:
         """Whether noise at level t shows tokens as others.  Of a causal process there is no noise."""
-        return not self.causal and bool(fetch(self.process.replaced(send(np.float32(t), None))) > 0)
+        return not self.causal and bool(device_get(self.process.replaced(device_put(np.float32(t), None))) > 0)
 
-    def _jitted(self, function: Callable, place):
-        key = place, function.__name__
+    def _jitted(self, function: Callable, sharding):
+        key = sharding, function.__name__
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(function, out_shardings=place)
+            self._compiled[key] = jax.jit(function, out_shardings=sharding)
         return self._compiled[key]
 
     def _check(self, canvas: Canvas):
@@ -213,12 +213,12 @@ class Sampler:
             if (canvas.start_BL % 1).any():
                 raise InputError(f"process {self.name} has no noise levels: it cannot edit text, only continue a prompt")
 
-    def _steps(self, carry: Carry) -> int:
+    def _steps(self, carry: SamplerState) -> int:
         if carry.plan is not None:
-            return max(1, int(fetch(carry.plan.call_BL).max()))
+            return max(1, int(device_get(carry.plan.call_BL).max()))
         if not self.reveals:
             return self.settings.steps
-        most = int(fetch(carry.holes_BL).sum(axis=1).max())
+        most = int(device_get(carry.start_masked_BL).sum(axis=1).max())
         return max(1, most if self._one_by_one else min(self.settings.steps, most))
 
     # --- on the device ------------------------------------------------------------------------------------------------------
@@ -227,14 +227,14 @@ class Sampler:
         keys_B = row_keys(jax.random.key(seed), jnp.arange(rows))
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
 
-    def _start_state(self, params, canvas) -> Carry:
+    def _start_state(self, params, canvas) -> SamplerState:
         """Step 0: holes at the prior, edited text corrupted to its level, frozen text as given."""
         process = bind_process(self.process, params)
         tokens_BL, frozen_BL, start_BL = canvas["tokens_BL"], canvas["frozen_BL"], canvas["start_BL"]
         batch, length = tokens_BL.shape
         prior_keys_B, edit_keys_B = split_rows(self._keys(canvas["seed"], batch, 0))
         if self.causal:
-            z, hidden_BL = tokens_BL, ~frozen_BL
+            z, masked_BL = tokens_BL, ~frozen_BL
         else:
             if self.reveals:
                 empty = jnp.full_like(tokens_BL, self.mask_id)
@@ -242,39 +242,39 @@ class Sampler:
                 empty = process.prior(prior_keys_B, length)
                 if process.absorbing_id is not None:
                     # What a clipped schedule leaves at t = 1 stays.
-                    empty = jnp.where(jnp.isin(empty, jnp.asarray(self._barred)), process.absorbing_id, empty)
+                    empty = jnp.where(jnp.isin(empty, jnp.asarray(self._suppressed_ids)), process.absorbing_id, empty)
             edited = process.corrupt(edit_keys_B, tokens_BL, start_BL)
             z = put(start_BL >= 1, empty, edited)
             if not process.input_dim:
                 z = put(frozen_BL, tokens_BL, z)
-            hidden_BL = self._hidden(z, frozen_BL)
-        plan = memory = hint_BLI = None
+            masked_BL = self._masked(z, frozen_BL)
+        plan = logits_cache = hint_BLI = None
         if not self.reveals and self.stepper.plans:
             levels_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._levels_N
-            plan = self.stepper.plan(process, prior_keys_B, hidden_BL, start_BL, levels_BN)
+            plan = self.stepper.plan(process, prior_keys_B, masked_BL, start_BL, levels_BN)
         if self.settings.cache:
-            memory = Memory(jnp.zeros((batch, length, process.outputs), jnp.float32), jnp.bool_(True))
+            logits_cache = LogitsCache(jnp.zeros((batch, length, process.outputs), jnp.float32), jnp.bool_(True))
         if self.self_condition:
             hint_BLI = jnp.zeros((batch, length, self._hint_size(params, canvas, z)), jnp.float32)
         # Explicit types: a weakly typed first carry would have the step compiled twice.
         confidence_BL = frozen_BL.astype(jnp.float32)
         shown_BL = jnp.where(frozen_BL, tokens_BL, process.to_tokens(z)).astype(jnp.int32)
-        return Carry(
+        return SamplerState(
             z=z,
             tokens_BL=shown_BL,
-            hidden_BL=hidden_BL,
-            holes_BL=hidden_BL,
+            masked_BL=masked_BL,
+            start_masked_BL=masked_BL,
             confidence_BL=confidence_BL,
             score_BL=jnp.zeros_like(confidence_BL),
-            fixed_BL=-hidden_BL.astype(jnp.int32),
+            fixed_BL=-masked_BL.astype(jnp.int32),
             time=jnp.max(start_BL),
             calls=jnp.int32(0),
             plan=plan,
-            memory=memory,
+            logits_cache=logits_cache,
             hint_BLI=hint_BLI,
         )
 
-    def _hidden(self, z, frozen_BL) -> Bool[Array, "B L"]:
+    def _masked(self, z, frozen_BL) -> Bool[Array, "B L"]:
         return jnp.zeros_like(frozen_BL) if self.mask_id is None else (z == self.mask_id) & ~frozen_BL
 
     def _hint_size(self, params, canvas, z) -> int:
@@ -288,23 +288,23 @@ class Sampler:
         segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))
         return self.bind(params, segments_BL, positions_BL, attention=self.process.attention)
 
-    def _calls(self, process, params, canvas, carry: Carry) -> Calls:
+    def _calls(self, process, params, canvas, carry: SamplerState) -> StepDenoiser:
         blank, guided = None, self.settings.guidance > 0
         if guided:
             prior_keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], 0))
             blank = process.prior(prior_keys_B, carry.tokens_BL.shape[1])
-        return Calls(
+        return StepDenoiser(
             process,
             self._bound(params, canvas, 2 if guided else 1),
             self.settings,
-            self._barred,
+            self._suppressed_ids,
             frozen_BL=canvas["frozen_BL"],
             blank=blank,
-            memory=carry.memory,
+            logits_cache=carry.logits_cache,
             hint_BLI=carry.hint_BLI,
         )
 
-    def _moment(self, canvas, carry: Carry, step) -> Moment:
+    def _step_times(self, canvas, carry: SamplerState, step) -> StepTimes:
         start_BL, top_B = canvas["start_BL"], jnp.max(canvas["start_BL"], axis=1)
         if carry.plan is not None:
             before_B, after_B = (jnp.take(carry.plan.clock_BN, i, axis=1, mode="clip") for i in (step - 1, step))
@@ -324,29 +324,29 @@ class Sampler:
         if carry.plan is not None:
             moves_BL = carry.plan.call_BL == step
             s_BL = jnp.where(moves_BL, 0.0, t_BL)
-        return Moment(t_BL, s_BL, moves_BL, jnp.max(after_B))
+        return StepTimes(t_BL, s_BL, moves_BL, jnp.max(after_B))
 
-    def _steps_of_rows(self, carry: Carry) -> Int[Array, "B"]:
-        holes_B = jnp.maximum(carry.holes_BL.sum(axis=1), 1)
-        return holes_B if self._one_by_one else jnp.minimum(self.settings.steps, holes_B)
+    def _steps_of_rows(self, carry: SamplerState) -> Int[Array, "B"]:
+        start_masked_B = jnp.maximum(carry.start_masked_BL.sum(axis=1), 1)
+        return start_masked_B if self._one_by_one else jnp.minimum(self.settings.steps, start_masked_B)
 
-    def _one_step(self, params, canvas, carry: Carry, step) -> Carry:
+    def _one_step(self, params, canvas, carry: SamplerState, step) -> SamplerState:
         """Step `step` (1..N, traced): the one function behind sample, states, trace and replay."""
-        process, moment = bind_process(self.process, params), self._moment(canvas, carry, step)
+        process, times = bind_process(self.process, params), self._step_times(canvas, carry, step)
         keys = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
         if not self.reveals:
-            z = self.stepper.step(process, keys[0], calls, carry.z, moment.t_BL, moment.s_BL)
-            z = put(moment.moves_BL, z, carry.z)
+            z = self.stepper.step(process, keys[0], calls, carry.z, times.t_BL, times.s_BL)
+            z = put(times.moves_BL, z, carry.z)
             after = self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
         else:
-            read_BL = process.corrupt(keys[0], carry.z, moment.t_BL) if self.causal else carry.z
-            t_BL = process.reveal_levels(carry.hidden_BL, moment.t_BL, canvas["start_BL"])
+            read_BL = process.corrupt(keys[0], carry.z, times.t_BL) if self.causal else carry.z
+            t_BL = process.reveal_levels(carry.masked_BL, times.t_BL, canvas["start_BL"])
             logits_BLV = process.log_posterior(calls(read_BL, t_BL), read_BL, t_BL)
-            after = self._reveal(carry, keys, exclude(logits_BLV, self._barred), calls, step)
-        return after._replace(time=moment.after)
+            after = self._reveal(carry, keys, exclude(logits_BLV, self._suppressed_ids), calls, step)
+        return after._replace(time=times.after)
 
-    def _decode(self, params, canvas, carry: Carry, step) -> Carry:
+    def _decode(self, params, canvas, carry: SamplerState, step) -> SamplerState:
         """x ~ p(x | z_0), at t = 0."""
         process = bind_process(self.process, params)
         _, keys_B = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
@@ -356,21 +356,21 @@ class Sampler:
         z = carry.z if process.input_dim else tokens_BL
         return self._after(process, canvas, carry, z, tokens_BL, calls, step)
 
-    def _retouch(self, params, canvas, carry: Carry, step) -> Carry:
+    def _corrector_step(self, params, canvas, carry: SamplerState, step) -> SamplerState:
         """One round of changes to finished text."""
         process, free_BL = bind_process(self.process, params), ~canvas["frozen_BL"]
         keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
-        z = put(free_BL, self.stepper.retouch(process, keys_B, calls, carry.z, free_BL), carry.z)
+        z = put(free_BL, self.stepper.corrector_step(process, keys_B, calls, carry.z, free_BL), carry.z)
         return self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
 
-    def _after(self, process, canvas, carry: Carry, z, tokens_BL, calls: Calls, step) -> Carry:
+    def _after(self, process, canvas, carry: SamplerState, z, tokens_BL, calls: StepDenoiser, step) -> SamplerState:
         """The carry of a step in time that led to z."""
         frozen_BL, log_p_BLV = canvas["frozen_BL"], calls.log_p_BLV
         tokens_BL = jnp.where(frozen_BL, carry.tokens_BL, tokens_BL).astype(jnp.int32)
         carry = _remembered(carry, calls, jnp.any(z != carry.z))._replace(z=z)
         if self.mask_id is not None:
-            return _shown(carry, tokens_BL, self._hidden(tokens_BL, frozen_BL), log_p_BLV, carry.score_BL, step)
+            return _shown(carry, tokens_BL, self._masked(tokens_BL, frozen_BL), log_p_BLV, carry.score_BL, step)
         # A network that predicts vectors says nothing of how sure it is of a token.
         sure_BL = jnp.ones_like(carry.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
         return carry._replace(
@@ -379,30 +379,30 @@ class Sampler:
             fixed_BL=jnp.where(tokens_BL != carry.tokens_BL, step, carry.fixed_BL),
         )
 
-    def _reveal(self, carry: Carry, keys, warped_BLV, calls: Calls, step) -> Carry:
+    def _reveal(self, carry: SamplerState, keys, warped_BLV, calls: StepDenoiser, step) -> SamplerState:
         """Shows the best-scoring holes: as many as `reveal.planned` says, or those above the threshold and always the best."""
         settings, log_p_BLV, steps_B = self.settings, calls.log_posterior_BLV, self._steps_of_rows(carry)
         guess_BL = draw_tokens(keys[0], warped_BLV)
         p_guess_BL = probability_of(log_p_BLV, guess_BL)
         score_BL = order_scores(settings.order, keys[1], log_p_BLV, p_guess_BL)
-        holes_B = carry.holes_BL.sum(axis=1)
-        plan_B = planned(settings.remainder, holes_B, steps_B, step)
+        start_masked_B = carry.start_masked_BL.sum(axis=1)
+        plan_B = planned(settings.remainder, start_masked_B, steps_B, step)
         if settings.remask:
-            score_BL = jnp.where(carry.hidden_BL, score_BL, carry.score_BL)
-            shown_BL = carry.holes_BL & (rank(score_BL, carry.holes_BL) < plan_B[:, None])
-            new_BL = shown_BL & carry.hidden_BL
+            score_BL = jnp.where(carry.masked_BL, score_BL, carry.score_BL)
+            shown_BL = carry.start_masked_BL & (rank(score_BL, carry.start_masked_BL) < plan_B[:, None])
+            new_BL = shown_BL & carry.masked_BL
         else:
             if settings.threshold is None:
-                more_B = plan_B - (holes_B - carry.hidden_BL.sum(axis=1))
-                new_BL = carry.hidden_BL & (rank(score_BL, carry.hidden_BL) < more_B[:, None])
+                more_B = plan_B - (start_masked_B - carry.masked_BL.sum(axis=1))
+                new_BL = carry.masked_BL & (rank(score_BL, carry.masked_BL) < more_B[:, None])
             else:
-                new_BL = carry.hidden_BL & ((p_guess_BL >= settings.threshold) | (rank(score_BL, carry.hidden_BL) < 1))
-            shown_BL = (carry.holes_BL & ~carry.hidden_BL) | new_BL
-        hidden_BL = carry.holes_BL & ~shown_BL
-        empty_BL = carry.z if self.mask_id is None else jnp.where(hidden_BL, self.mask_id, carry.z)
+                new_BL = carry.masked_BL & ((p_guess_BL >= settings.threshold) | (rank(score_BL, carry.masked_BL) < 1))
+            shown_BL = (carry.start_masked_BL & ~carry.masked_BL) | new_BL
+        masked_BL = carry.start_masked_BL & ~shown_BL
+        empty_BL = carry.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, carry.z)
         z_BL = jnp.where(new_BL, guess_BL, empty_BL)
         carry = _remembered(carry, calls, jnp.any(z_BL != carry.z))._replace(z=z_BL)
-        return _shown(carry, z_BL, hidden_BL, log_p_BLV, jnp.where(new_BL, score_BL, carry.score_BL), step)
+        return _shown(carry, z_BL, masked_BL, log_p_BLV, jnp.where(new_BL, score_BL, carry.score_BL), step)
 
 
 def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Samples:
@@ -415,27 +415,27 @@ def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canv
     return Sampler(process, lambda *_, **__: BoundLogits(denoise), SampleSettings(**settings)).states((), canvas, seed=seed)
 
 
-def _state(step: int, steps: int, carry: Carry) -> State:
-    arrays = (fetch(a) for a in (carry.tokens_BL, carry.hidden_BL, carry.confidence_BL, carry.fixed_BL))
-    return State(step, steps, float(fetch(carry.time)), *arrays, int(fetch(carry.calls)))
+def _state(step: int, steps: int, carry: SamplerState) -> State:
+    arrays = (device_get(a) for a in (carry.tokens_BL, carry.masked_BL, carry.confidence_BL, carry.fixed_BL))
+    return State(step, steps, float(device_get(carry.time)), *arrays, int(device_get(carry.calls)))
 
 
-def _remembered(carry: Carry, calls: Calls, changed) -> Carry:
+def _remembered(carry: SamplerState, calls: StepDenoiser, changed) -> SamplerState:
     """With what the calls of a step leave behind."""
-    memory = None if carry.memory is None else Memory(calls.first_BLV, changed)
-    return carry._replace(calls=carry.calls + calls.count, memory=memory, hint_BLI=calls.hint_BLI)
+    logits_cache = None if carry.logits_cache is None else LogitsCache(calls.first_BLV, changed)
+    return carry._replace(calls=carry.calls + calls.count, logits_cache=logits_cache, hint_BLI=calls.hint_BLI)
 
 
-def _shown(carry: Carry, tokens_BL, hidden_BL, log_p_BLV, score_BL, step) -> Carry:
+def _shown(carry: SamplerState, tokens_BL, masked_BL, log_p_BLV, score_BL, step) -> SamplerState:
     """With the confidence and the step of what was newly shown, for processes that hide tokens."""
-    new_BL = ~hidden_BL & (carry.hidden_BL | (tokens_BL != carry.tokens_BL))
+    new_BL = ~masked_BL & (carry.masked_BL | (tokens_BL != carry.tokens_BL))
     best_BL = jnp.exp(jnp.max(log_p_BLV, axis=-1))
     confidence_BL = jnp.where(new_BL, probability_of(log_p_BLV, tokens_BL), carry.confidence_BL)
     fixed_BL = jnp.where(new_BL, step, carry.fixed_BL)
     return carry._replace(
         tokens_BL=tokens_BL,
-        hidden_BL=hidden_BL,
-        confidence_BL=jnp.where(hidden_BL, best_BL, confidence_BL),
+        masked_BL=masked_BL,
+        confidence_BL=jnp.where(masked_BL, best_BL, confidence_BL),
         score_BL=score_BL,
-        fixed_BL=jnp.where(hidden_BL, -1, fixed_BL),
+        fixed_BL=jnp.where(masked_BL, -1, fixed_BL),
     )

@@ -14,7 +14,7 @@ class State(NamedTuple):
     """The canvas after a step (numpy).
 
     step: steps done, 0 = the start; steps: how many there will be; time: the clock after this step.
-    tokens_BL; hidden_BL: True where nothing is shown yet.
+    tokens_BL; masked_BL: True where nothing is shown yet.
     confidence_BL: the probability the denoiser gave the shown token when it was shown; in a hole, its best guess; 1 where frozen.
     fixed_BL: the step at which the shown token appeared; 0 where it was there from the start, -1 where nothing is shown.
     calls: network calls so far, per row.
@@ -24,7 +24,7 @@ class State(NamedTuple):
     steps: int
     time: float
     tokens_BL: np.ndarray
-    hidden_BL: np.ndarray
+    masked_BL: np.ndarray
     confidence_BL: np.ndarray
     fixed_BL: np.ndarray
     calls: int = 0

@@ -36,7 +36,7 @@ class SampleSettings:
       then. None = off.
     cache: leave out the network where no token has changed since its last call (networks without time input only).  The one field that
       changes no text, only the number of calls.
-    never: ids that must not be produced (mask, pad, BOS); see `canvas.never_sampled`.
+    never: ids that must not be produced (mask, pad, BOS); see `canvas.suppressed_ids`.
     """
 
     steps: int = 64

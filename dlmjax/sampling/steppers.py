@@ -22,7 +22,7 @@ from dlmjax.errors import InputError
 Denoise = Callable[[Array, Array], Array]
 
 
-class Plan(NamedTuple):
+class StepSchedule(NamedTuple):
     """Steps that rows choose for themselves.  clock_BN: levels before call 1, 2, ..., then 0; call_BL: the call at which a position is
     made, 0 = never."""
 
@@ -35,7 +35,7 @@ class Stepper(Protocol):
     """One kind of step.
 
     name: as in METHODS.  requires: what it requires of a process, for the message that refuses others.
-    rounds: calls after the last step, each of which runs `retouch`.
+    rounds: calls after the last step, each of which runs `corrector_step`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Stepper(Protocol):
         """z at s from z at t."""
         return process.reverse_step(keys_B, denoise(z, t_BL), z, t_BL, s_BL)
 
-    def retouch(
+    def corrector_step(
         self,
         process: Process,
         keys_B: Key[Array, "B"],
@@ -77,10 +77,10 @@ class Stepper(Protocol):
         self,
         process: Process,
         keys_B: Key[Array, "B"],
-        holes_BL: Bool[Array, "B L"],
+        masked_BL: Bool[Array, "B L"],
         start_BL: Float[Array, "B L"],
         levels_BN: Float[Array, "B N"],
-    ) -> Plan:
+    ) -> StepSchedule:
         """The steps of each row, for methods that draw them; `levels_BN` is the grid."""
         raise InputError(f"method {self.name} takes its steps from the grid")
 
@@ -220,7 +220,7 @@ class SelfCorrect(Stepper):
                 f"temperature ({self.temperature}) above 0"
             )
 
-    def retouch(self, process, keys_B, denoise, z, free_BL):
+    def corrector_step(self, process, keys_B, denoise, z, free_BL):
         level_BL = jnp.where(free_BL, self.level, 0.0)
         logits_BLV = denoise(z, level_BL)
         log_p_BLV = jax.nn.log_softmax(process.log_loo(logits_BLV, z, level_BL))

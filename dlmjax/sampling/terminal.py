@@ -39,7 +39,7 @@ class TerminalView:
         """Draws one state: in place on a terminal; elsewhere every few steps as one plain line, the first and last always."""
         if not self._live:
             every = max(1, state.steps // PLAIN_STATES)
-            if state.step % every == 0 or state.step == state.steps or not state.hidden_BL.any():
+            if state.step % every == 0 or state.step == state.steps or not state.masked_BL.any():
                 self._stream.write(f"{self._title(state)}  {''.join(self._cells(state, colour=False)).replace(chr(10), '')}\n")
                 self._stream.flush()
             return
@@ -56,7 +56,7 @@ class TerminalView:
         self._drawn_lines, self._last_frame = len(lines), time.monotonic()
 
     def _title(self, state: State) -> str:
-        hidden = int(state.hidden_BL[self._row].sum())
+        hidden = int(state.masked_BL[self._row].sum())
         digits, wide = len(str(state.steps)), len(str(len(self._frozen_L)))
         return f"step {state.step:>{digits}}/{state.steps}  t = {state.time:.3f}  hidden {hidden:>{wide}}"
 
@@ -69,7 +69,7 @@ class TerminalView:
         """The text of every position; with colour, each wrapped in its codes line by line (a piece may hold a line feed)."""
         cells = []
         for i, frozen in enumerate(self._frozen_L):
-            hidden = bool(state.hidden_BL[self._row, i])
+            hidden = bool(state.masked_BL[self._row, i])
             text = HOLE if hidden else self._piece(int(state.tokens_BL[self._row, i]))
             if colour and not (frozen and not hidden):
                 text = self._paint(text, state, i, hidden)

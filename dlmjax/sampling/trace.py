@@ -180,7 +180,7 @@ def replay(trace: Trace, sampler: AnySampler, params) -> int:
 
 
 def _shown(state: State) -> np.ndarray:
-    return np.where(state.hidden_BL, HIDDEN, state.tokens_BL).astype(np.int32)
+    return np.where(state.masked_BL, HIDDEN, state.tokens_BL).astype(np.int32)
 
 
 def _rounded(state: State) -> np.ndarray:

@@ -152,7 +152,7 @@ class _Run:
         return record
 
     def _record(self, status: str, attempt: int, overhead: float, **fields: Any) -> Record:
-        from dlmjax.evaluation.record import made_with
+        from dlmjax.evaluation.record import provenance
         from dlmjax.training.goodput import read_lives
 
         totals = self.counters.totals()
@@ -164,7 +164,7 @@ class _Run:
         known = facts(self.run, self.values, self.plan.validation)
         last = _last_line(self.workdir)
         known |= {"train_loss": last.get("loss"), "skipped": int(last.get("skipped_total") or 0)}
-        known |= {**nothing, **fields, **counted, **spent, "made": made_with()}
+        known |= {**nothing, **fields, **counted, **spent, "made": provenance()}
         return Record(**known, status=status, attempt=attempt)
 
 

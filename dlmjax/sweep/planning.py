@@ -27,7 +27,7 @@ from dlmjax.data import Corpus
 from dlmjax.data.portion import with_tokens
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import count_form
-from dlmjax.evaluation.record import made_with
+from dlmjax.evaluation.record import provenance
 from dlmjax.plan.hardware import Estimator, Vocabulary, alone
 from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
 from dlmjax.run import Experiment, embedding_of, open_corpora, token_counts
@@ -98,7 +98,7 @@ def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple
             found = planner.plan(point)
             (runs if isinstance(found, PlannedRun) else refused).append(found)
         _check_met(name, runs[first:], [refusal for refusal in refused if refusal.series == name])
-    made = {**made_with(), "expected_on": device.text}
+    made = {**provenance(), "expected_on": device.text}
     return SweepPlan(sweep.name, str(source), sweep.validation, sweep.policy, made, tuple(runs)), refused
 
 

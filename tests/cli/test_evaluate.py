@@ -15,7 +15,7 @@ from dlmjax.data import Corpus, load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.evaluation.breakdown import ByDocument
-from dlmjax.evaluation.record import git_state, made_with
+from dlmjax.evaluation.record import git_state, provenance
 from dlmjax.evaluation.suites import SUITES
 from dlmjax.evaluation.text import Cut, suite_text
 from dlmjax.files import sealed, unsealed
@@ -218,6 +218,6 @@ def test_marks_are_counted_where_the_train_split_is(runs, tmp_path, capsys):
 
 
 def test_what_a_number_was_made_with(tmp_path):
-    made = made_with()
+    made = provenance()
     assert made["devices"] == len(jax.devices()) and made["jax"] == jax.__version__ and made["backend"] == "cpu"
     assert git_state(tmp_path) is None, "a folder in no checkout has no commit"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.evaluation.ngram import empirical_entropy, entropy_marks, witten_bell_bits
+from dlmjax.evaluation.ngram import empirical_entropy, entropy_baselines, witten_bell_bits
 
 SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -77,23 +77,23 @@ def test_marks_of_the_quickstart_corpus():
     """The first 95 % of CPython's help topics against the last 5 %: 4.59 and 3.23 bits per byte on Python 3.11's text."""
     text = "\n\n".join(topics.topics.values()).encode()
     cut = int(len(text) * 0.95)
-    marks = entropy_marks(text[:cut], text[cut:])
-    assert marks.train_symbols + marks.held_out_symbols == len(text)
-    assert marks.unigram == pytest.approx(4.59, abs=0.15) and marks.bigram == pytest.approx(3.23, abs=0.15)
-    assert marks.own_unigram < marks.unigram and marks.own_bigram < marks.bigram < marks.own_unigram
+    baselines = entropy_baselines(text[:cut], text[cut:])
+    assert baselines.train_symbols + baselines.held_out_symbols == len(text)
+    assert baselines.unigram == pytest.approx(4.59, abs=0.15) and baselines.bigram == pytest.approx(3.23, abs=0.15)
+    assert baselines.own_unigram < baselines.unigram and baselines.own_bigram < baselines.bigram < baselines.own_unigram
     if len(text) == 466_273:  # Python 3.11
-        assert (round(marks.unigram, 2), round(marks.bigram, 2)) == (4.59, 3.23)
+        assert (round(baselines.unigram, 2), round(baselines.bigram, 2)) == (4.59, 3.23)
 
 
 def test_documents_are_joined_as_they_come():
-    assert entropy_marks([b"ab", b"", b"cab"], iter([b"a", b"bc"])) == entropy_marks(b"abcab", b"abc")
-    assert entropy_marks(np.frombuffer(b"abcab", np.uint8), b"abc") == entropy_marks(b"abcab", b"abc")
+    assert entropy_baselines([b"ab", b"", b"cab"], iter([b"a", b"bc"])) == entropy_baselines(b"abcab", b"abc")
+    assert entropy_baselines(np.frombuffer(b"abcab", np.uint8), b"abc") == entropy_baselines(b"abcab", b"abc")
 
 
 def test_one_symbol_texts():
     assert witten_bell_bits(b"a", b"a", 3).shape == (3,)
     with pytest.raises(InputError, match="no n-grams of order 2"):
-        entropy_marks(b"ab", b"a")
+        entropy_baselines(b"ab", b"a")
 
 
 @pytest.mark.parametrize(

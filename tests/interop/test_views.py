@@ -7,7 +7,7 @@ import pytest
 
 from dlmjax.errors import InputError
 from dlmjax.interop.views import SDAR_MASK, SDAR_ROWS, VIEWS, view_of
-from dlmjax.sampling import never_sampled
+from dlmjax.sampling import suppressed_ids
 from tests.interop.runs import exported
 
 BLOCKS = {"process__name": "blocks(size=4)"}
@@ -99,7 +99,7 @@ def test_padding_of_the_vocabulary_is_recorded():
         config = view.config(model, view.rows(model), "bfloat16")
         assert (config["dlm"]["vocab_size"], config["dlm"]["embedding_size"]) == (259, 288)
         # As `dlmjax sample` bars them. Rows that were in the softmax stay as they are.
-        assert tuple(config["dlm"]["suppress_ids"]) == never_sampled(model.tokenizer, 288) == (256, 257, *range(259, 288))
+        assert tuple(config["dlm"]["suppress_ids"]) == suppressed_ids(model.tokenizer, 288) == (256, 257, *range(259, 288))
         assert view.rows(model).filled == (256, 257)
     assert (config["vocab_size"], config["embedding_size"]) == (259, 288)  # LLaDA's own fields
     json.dumps(config)

@@ -9,7 +9,7 @@ from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.quality.generated import make_texts, measure
 from dlmjax.quality.scorers import RunScorer, Sample, Window, make_sample, open_scorer, windows_of
-from dlmjax.sampling import SampleSettings, never_sampled
+from dlmjax.sampling import SampleSettings, suppressed_ids
 from tests.quality.conftest import random_run
 
 CHAR27 = load_tokenizer("char27")
@@ -43,7 +43,7 @@ def test_the_probabilities_of_all_texts_add_up(law):
 def test_a_law_that_scores_its_own_samples_finds_its_entropy(run, scorer, law):
     """Generative perplexity = exp(entropy per token) of the enumerated law, within 4 of its own standard errors."""
     entropy = float(np.sum(np.exp(-law) * law)) / 2
-    made = make_texts(run, SampleSettings(never=never_sampled(CHAR27)), count=512, length=2, batch=256)
+    made = make_texts(run, SampleSettings(never=suppressed_ids(CHAR27)), count=512, length=2, batch=256)
     row, _ = measure(made.samples, scorer)
     assert row["scored_tokens"] == 1024 and row["stderr_nats_per_token"] < 0.1
     assert abs(row["nats_per_token"] - entropy) < 4 * row["stderr_nats_per_token"]

@@ -55,7 +55,7 @@ def test_the_first_right_answer_may_vanish():
 
 def test_guesses_settle_a_text_before_it_is_shown():
     final_BL = TRACE.shown_SBL[-1]
-    texts_SBL = analysis.completed(TRACE, lambda shown_BL, hidden_BL, time: final_BL if time < 0.9 else np.zeros_like(final_BL))
+    texts_SBL = analysis.completed(TRACE, lambda shown_BL, masked_BL, time: final_BL if time < 0.9 else np.zeros_like(final_BL))
     assert (texts_SBL[TRACE.shown_SBL != HIDDEN] == TRACE.shown_SBL[TRACE.shown_SBL != HIDDEN]).all()
     assert analysis.first_stable(texts_SBL, MADE).tolist() == [1, 4]  # row 1 shows a 6 at state 3
 

@@ -240,8 +240,8 @@ def test_states_and_trace_of_blocks():
     states = list(sampler.states(PARAMS, canvas, seed=6))
     samples = sampler.sample(PARAMS, canvas, seed=6)
     assert (states[-1].tokens_BL == samples.tokens_BL).all() and (states[-1].fixed_BL == samples.fixed_BL).all()
-    assert [s.step for s in states] == list(range(len(states))) and states[0].hidden_BL.sum() == 3 * 7
-    assert all((s.tokens_BL[:, :5] == canvas.tokens_BL[:, :5]).all() for s in states) and not states[-1].hidden_BL.any()
+    assert [s.step for s in states] == list(range(len(states))) and states[0].masked_BL.sum() == 3 * 7
+    assert all((s.tokens_BL[:, :5] == canvas.tokens_BL[:, :5]).all() for s in states) and not states[-1].masked_BL.any()
     made, trace = record(sampler, PARAMS, canvas, seed=6)
     assert (made.tokens_BL == samples.tokens_BL).all() and replay(trace, sampler, PARAMS) == len(states)
 

@@ -1,4 +1,4 @@
-"""Calls of the network: guidance, the answer that is kept, hints, and what precision must not take away."""
+"""StepDenoiser of the network: guidance, the answer that is kept, hints, and what precision must not take away."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_kept_answers_change_no_bit_and_are_counted(method):
         settings = SampleSettings(steps=40, method=method, cache=cache)
         made[cache] = list(Sampler(LAW.process(Cosine()), LAW.bind, settings).states(1.0, blank_canvas(2, 2), seed=3))
     for plain, cached in zip(made[False], made[True], strict=True):
-        assert (plain.tokens_BL == cached.tokens_BL).all() and (plain.hidden_BL == cached.hidden_BL).all()
+        assert (plain.tokens_BL == cached.tokens_BL).all() and (plain.masked_BL == cached.masked_BL).all()
         assert (plain.confidence_BL == cached.confidence_BL).all() and (plain.fixed_BL == cached.fixed_BL).all()
     tokens = [s.tokens_BL for s in made[True]]
     changes = sum(int((a != b).any()) for a, b in zip(tokens[:-2], tokens[1:-1], strict=True))

@@ -8,7 +8,7 @@ import pytest
 
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, never_sampled, parse_template
+from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, parse_template, suppressed_ids
 from tests.sampling.toy import Letters
 
 TOKENIZER = Letters()
@@ -31,7 +31,7 @@ def test_prompt_suffix_and_both():
     assert shown(build_canvas(TOKENIZER, length=6, suffix="xy")) == "????xy"
     both = build_canvas(TOKENIZER, length=6, prompt="ab", suffix="y", batch=3)
     assert [shown(both, row) for row in range(3)] == ["ab???y"] * 3
-    assert both.holes_B.tolist() == [3, 3, 3]
+    assert both.masked_B.tolist() == [3, 3, 3]
     assert both.segments_BL.tolist() == [[1] * 6] * 3 and both.positions_BL.tolist() == [list(range(6))] * 3
     assert (both.tokens_BL.dtype, both.start_BL.dtype) == (np.int32, np.float32)
 
@@ -120,10 +120,10 @@ def test_a_canvas_checks_itself():
 
 def test_never_sampled_keeps_the_end_of_document():
     """BOS is barred only where it is not also what ends a document."""
-    assert never_sampled(TOKENIZER) == (TOKENIZER.pad_id, TOKENIZER.mask_id)
+    assert suppressed_ids(TOKENIZER) == (TOKENIZER.pad_id, TOKENIZER.mask_id)
     other = Letters()
     other.bos_id = 3
-    assert never_sampled(other) == (3, TOKENIZER.pad_id, TOKENIZER.mask_id)
+    assert suppressed_ids(other) == (3, TOKENIZER.pad_id, TOKENIZER.mask_id)
 
 
 def test_ids_without_a_token_are_not_sampled(tmp_path):
@@ -144,11 +144,11 @@ def test_ids_without_a_token_are_not_sampled(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     own = load_tokenizer(f"hf:{tmp_path}")
     gaps = set(range(own.vocab_size)) - {*range(255), 256, 257, 259, own.mask_id, own.pad_id}
-    assert gaps and set(never_sampled(own)) == gaps | {own.mask_id, own.pad_id}
+    assert gaps and set(suppressed_ids(own)) == gaps | {own.mask_id, own.pad_id}
     moved = own.with_ids(mask_id=270, pad_id=265, eos_id=own.eos_id, vocab_size=271)
     tokens = {*range(255), 256, 257, 259}
     for vocab in (271, 288):
-        assert set(range(vocab)) - set(never_sampled(moved, vocab)) == tokens
+        assert set(range(vocab)) - set(suppressed_ids(moved, vocab)) == tokens
     begun = time.process_time()
     big = moved.with_ids(mask_id=150_000, pad_id=265, eos_id=own.eos_id, vocab_size=150_001)
     assert len(big.absent_ids) == 150_001 - len(tokens) - 2 and time.process_time() - begun < 5

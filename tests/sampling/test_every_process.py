@@ -53,7 +53,7 @@ def test_a_prompt_is_kept_and_text_comes_out(name):
     states = list(sampler.states(params, canvas, seed=4))
     assert all((s.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all() for s in states)
     last = states[-1]
-    assert not last.hidden_BL.any() and last.time == 0
+    assert not last.masked_BL.any() and last.time == 0
     assert last.tokens_BL.min() >= 0
     # BOS may be noise, but not what comes out.
     assert last.tokens_BL.max() < PAD, "no special id is made"
@@ -165,7 +165,7 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
         if process.has_boundary:
             x_BL = process.decode(decode_B, denoise(x_BL, jnp.zeros(t_BL.shape)), x_BL)
         if stepper.rounds:
-            x_BL = stepper.retouch(process, touch_B, denoise, x_BL, jnp.ones(t_BL.shape, bool))
+            x_BL = stepper.corrector_step(process, touch_B, denoise, x_BL, jnp.ones(t_BL.shape, bool))
         left_N = np.unique(np.asarray(x_BL)[np.isin(x_BL, never) | (np.asarray(x_BL) < 0)])
         assert not left_N.size, f"{method} leaves ids {left_N.tolist()}"
         made += 1
@@ -190,7 +190,7 @@ def test_every_pair_that_is_accepted_makes_text_and_nothing_else(name, way):
         assert any(f"process {known.name}" in str(error) for known in (process, process.bound))
         return
     assert (last.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
-    assert not last.hidden_BL.any() and last.tokens_BL.min() >= 0 and last.tokens_BL.max() < PAD
+    assert not last.masked_BL.any() and last.tokens_BL.min() >= 0 and last.tokens_BL.max() < PAD
     assert ((last.confidence_BL >= 0) & (last.confidence_BL <= 1 + 1e-6)).all()
 
 

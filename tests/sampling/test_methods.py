@@ -128,7 +128,7 @@ def test_one_step_between_levels():
     chain = remasked("cap", 0.3)
     for i, levels in ((1, (1.0, 0.6)), (2, (1.0, 0.6, 0.25))):
         assert chi_square_sigmas(tally(states[i].tokens_BL, 4), law_of("linear", chain, levels)) < 4
-    back = states[2].hidden_BL & ~states[1].hidden_BL
+    back = states[2].masked_BL & ~states[1].masked_BL
     assert back.any() and (states[2].fixed_BL[back] == -1).all()
 
 
@@ -179,10 +179,10 @@ def test_edited_and_frozen_text(method):
     )
     states = list(Sampler(LAW.process(), LAW.bind, SampleSettings(method=method, steps=20)).states(1.0, canvas, seed=4))
     assert all((state.tokens_BL[:, 0] == 2).all() for state in states)
-    assert not states[-1].hidden_BL.any() and (states[-1].tokens_BL < 3).all()
-    assert abs(states[0].hidden_BL[:, 1].mean() - 0.3) < 0.03 and states[0].hidden_BL[:, 2].all()
+    assert not states[-1].masked_BL.any() and (states[-1].tokens_BL < 3).all()
+    assert abs(states[0].masked_BL[:, 1].mean() - 0.3) < 0.03 and states[0].masked_BL[:, 2].all()
     if method != "remask":
-        kept = ~states[0].hidden_BL[:, 1]
+        kept = ~states[0].masked_BL[:, 1]
         assert (states[-1].tokens_BL[kept, 1] == 1).all()
 
 
@@ -210,7 +210,7 @@ def test_the_loop_renews_text_at_one_level():
     times = np.array([s.time for s in states])
     held = np.flatnonzero(times[:-1] == times[1:]) + 1
     assert len(held) == 30
-    hidden_SB = np.stack([s.hidden_BL for s in states])
+    hidden_SB = np.stack([s.masked_BL for s in states])
     back_S = (hidden_SB[1:] & ~hidden_SB[:-1]).any(axis=(1, 2))
     assert back_S[held - 1].all() and back_S.sum() == 30
     assert np.abs(hidden_SB[held].mean(axis=(1, 2)) - 0.3).max() < 0.03

@@ -164,8 +164,8 @@ def test_the_plan_reveals_evenly_and_leaves_nothing(order, steps):
     holes = 7
     states = list(sample_steps(Masked(4, 3), lambda z, t: jnp.zeros((*z.shape, 4)), blank_canvas(holes, 2), order=order, steps=steps))
     taken = min(steps, holes)
-    assert len(states) == taken + 1 and states[0].hidden_BL.all() and not states[-1].hidden_BL.any()
-    assert [int(s.hidden_BL[0].sum()) for s in states] == [holes - holes * k // taken for k in range(taken + 1)]
+    assert len(states) == taken + 1 and states[0].masked_BL.all() and not states[-1].masked_BL.any()
+    assert [int(s.masked_BL[0].sum()) for s in states] == [holes - holes * k // taken for k in range(taken + 1)]
     assert states[-1].time == 0 and [s.step for s in states] == list(range(taken + 1))
 
 
@@ -176,7 +176,7 @@ def test_threshold_reveals_the_sure_at_once_and_stops_early():
         return jnp.broadcast_to(jnp.asarray(sure, jnp.float32), (*z.shape, 4))
 
     states = list(sample_steps(PROCESS4, denoise, blank_canvas(4), order="confidence", steps=4, temperature=0.0, threshold=0.9))
-    assert [s.hidden_BL[0].astype(int).tolist() for s in states] == [[1, 1, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert [s.masked_BL[0].astype(int).tolist() for s in states] == [[1, 1, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
     samples = sample(PROCESS4, denoise, blank_canvas(4), order="confidence", steps=4, temperature=0.0, threshold=0.9)
     assert samples.evaluations == 2
 
@@ -227,7 +227,7 @@ def test_remasking_takes_back_what_later_looks_worse():
 
     def hidden(remask):
         run = sample_steps(PROCESS4, denoise, blank_canvas(3), order="confidence", steps=3, temperature=0.0, remask=remask)
-        return [s.hidden_BL[0].astype(int).tolist() for s in run]
+        return [s.masked_BL[0].astype(int).tolist() for s in run]
 
     assert hidden(False) == [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
     assert hidden(True) == [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
@@ -307,8 +307,8 @@ def test_states_are_the_sample_and_frozen_tokens_never_move(order):
     for state in states:
         assert (state.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
         assert (state.confidence_BL[canvas.frozen_BL] == 1).all() and (state.fixed_BL[canvas.frozen_BL] == 0).all()
-        assert ((state.fixed_BL == -1) == state.hidden_BL).all() and ((state.tokens_BL == 3) == state.hidden_BL).all()
-    assert not states[-1].hidden_BL.any()
+        assert ((state.fixed_BL == -1) == state.masked_BL).all() and ((state.tokens_BL == 3) == state.masked_BL).all()
+    assert not states[-1].masked_BL.any()
     assert sampler.sample(1.0, canvas, seed=9).tokens_BL.tolist() != samples.tokens_BL.tolist()
 
 
@@ -351,7 +351,7 @@ def test_editing_starts_from_the_given_level(order):
     rows, level = 4000, 0.3
     canvas = rows_of([[1, 1, 1]] * rows, [[0, 0, 0]] * rows, np.full((rows, 3), level))
     states = list(make(order=order, steps=50).states(1.0, canvas, seed=10))
-    hidden = states[0].hidden_BL
+    hidden = states[0].masked_BL
     assert abs(hidden.mean() - level) < 0.02
     assert (states[0].tokens_BL[~hidden] == 1).all()
     assert (states[-1].tokens_BL[~hidden] == 1).all() and (states[-1].tokens_BL < 3).all()

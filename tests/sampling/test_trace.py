@@ -15,7 +15,7 @@ from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.sampling import html as page
 from dlmjax.sampling import terminal, text, trace
-from dlmjax.sampling.canvas import build_canvas, never_sampled
+from dlmjax.sampling.canvas import build_canvas, suppressed_ids
 from dlmjax.sampling.sampler import Sampler, SampleSettings
 from tests.sampling.toy import Bound, Letters
 
@@ -34,7 +34,7 @@ def bind(params, segments_BL, positions_BL, attention):
 
 
 def make(**settings) -> Sampler:
-    settings = {"steps": STEPS, "order": "confidence", "never": never_sampled(TOKENIZER), **settings}
+    settings = {"steps": STEPS, "order": "confidence", "never": suppressed_ids(TOKENIZER), **settings}
     return Sampler(Masked(TOKENIZER.vocab_size, TOKENIZER.mask_id), bind, SampleSettings(**settings))
 
 

@@ -6,10 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlmjax.files import write_atomically as write_atomically
 
-
-def beside(params) -> jax.NamedSharding | None:
+def replicated_like(params) -> jax.NamedSharding | None:
     """Where small arrays go that are used together with `params`: copied over their mesh; None where they are on no mesh.
 
     Left on one device, they would be copied at every call, and come back with another placement: one compilation more.
@@ -20,13 +18,13 @@ def beside(params) -> jax.NamedSharding | None:
     return None
 
 
-def send(values: Any, place: jax.NamedSharding | None) -> Any:
-    """A tree of numpy values on the devices of `place` (see `beside`); where some belong to other processes, every process calls this
-    with the same values, which are not compared."""
-    if place is None or place.is_fully_addressable:
-        return jax.device_put(values, place)
+def device_put(values: Any, sharding: jax.NamedSharding | None) -> Any:
+    """A tree of numpy values on the devices of `sharding` (see `replicated_like`); where some belong to other processes, every process
+    calls this with the same values, which are not compared."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(values, sharding)
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.tree.map(lambda value: jax.make_array_from_callback(np.shape(value), place, lambda index: value[index]), values)
+        return jax.tree.map(lambda value: jax.make_array_from_callback(np.shape(value), sharding, lambda index: value[index]), values)
 
 
 def memory_bytes() -> int:
@@ -37,7 +35,7 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
+def device_get(array: jax.Array | np.ndarray) -> np.ndarray:
     """A device array as numpy, also when parts of it lie on other hosts (every host must then call this)."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if array.is_fully_replicated:

@@ -1,4 +1,4 @@
-"""Trains one model. Acts: what we are told, where we start, the loop (step, log, evaluate, sample, save), the stop.
+"""Trains one model, in four steps: prepare, resume, the loop (step, log, evaluate, sample, save), the stop.
 
 A run is a function of its config, its corpus and its seed: batches, noise levels and masks depend on (seed, step, row) alone, so a
 run that was killed and started again writes the same losses as one that was not (bit for bit on the same mesh).
@@ -69,7 +69,7 @@ def train(
     Raises:
       InputError: bad config, corpus or workdir; a full disk; Diverged: a loss that is not finite under train.on_nonfinite="stop".
     """
-    # --- 1. What we are told: config, corpus, process, mesh ------------------------------------------------------------------
+    # --- 1. Prepare: config, corpus, process, mesh ---------------------------------------------------------------------------
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
     config_lib.check(config)
     keep_freed_memory()
@@ -291,8 +291,8 @@ class _Log:
         """Writes a held-out bound, and that of each corpus of a mixture; returns what checkpoints are ranked by."""
         own = {f"nats_per_token_of/{path}": each.nats_per_token for path, each in of_each}
         self._writer.scalars(done, "held_out", {**_held_out_scalars(result), **own})
-        told = ", ".join(f"{path} {each.nats_per_token:.4f}" for path, each in of_each)
-        self._progress.write(f"step {done}: held-out {result.summary()}" + (f"; nats/token of {told}" if told else ""))
+        listed = ", ".join(f"{path} {each.nats_per_token:.4f}" for path, each in of_each)
+        self._progress.write(f"step {done}: held-out {result.summary()}" + (f"; nats/token of {listed}" if listed else ""))
         return result.nats_per_token
 
 

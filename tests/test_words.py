@@ -71,7 +71,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     "place": (
         "dlmjax/diffusion",
         "dlmjax/evaluation",
-        "dlmjax/quality",
         "dlmjax/sampling",
     ),
     "places": (
@@ -83,39 +82,26 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/quality",
         "dlmjax/sampling",
     ),
-    "told": (
-        "dlmjax/evaluation",
-        "dlmjax/train.py",
-    ),
-    "marks": ("dlmjax/evaluation",),
+    "told": ("dlmjax/evaluation",),
     "even": (
         "dlmjax/diffusion",
         "dlmjax/sampling",
     ),
-    "barred": (
-        "dlmjax/diffusion",
-        "dlmjax/sampling",
-    ),
+    "barred": ("dlmjax/diffusion",),
     "silent": ("dlmjax/diffusion",),
     "never": (
         "dlmjax/sampling",
         "dlmjax/train.py",
     ),
     "turn": ("dlmjax/diffusion",),
-    "heard": (
-        "dlmjax/diffusion",
-        "launch/local.py",
-    ),
+    "heard": ("dlmjax/diffusion",),
     "law": ("dlmjax/diffusion",),
-    "holes": ("dlmjax/sampling",),
     "rows": ("dlmjax/diffusion",),
     "hidden": (
-        "benchmarks/denoising.py",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
         "dlmjax/sampling",
     ),
-    "retouch": ("dlmjax/sampling",),
     "is conditioned on, receives": (
         "dlmjax/data",
         "dlmjax/diffusion",
@@ -123,7 +109,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/fit",
         "dlmjax/quality",
         "dlmjax/sampling",
-        "dlmjax/train.py",
         "dlmjax/training",
         "docs/api.md",
     ),
@@ -134,8 +119,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/run.py",
     ),
     "uniform draw": ("dlmjax/diffusion",),
-    "suppressed": ("dlmjax/sampling",),
-    "baselines": ("dlmjax/evaluation",),
 }
 
 

@@ -1,6 +1,6 @@
-"""One series under one definition of N: the three approaches, their error bars, and what each would have predicted. Imports no jax.
+"""One objective under one definition of N: the three approaches, their error bars, their predictions of a held-out budget. Imports no jax.
 
-A `ScalingLaw` is what any approach ends in: best size, tokens and loss at given FLOPs; its numbers may be arrays of resamples.
+The result of each approach is a `ScalingLaw`: best size, tokens and loss at given FLOPs; its numbers may be arrays of resamples.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from dlmjax.fit.isoflop import IsoFlop, PowerLaw
 from dlmjax.fit.points import FREE_EPOCHS, Points
 
 METHODS = ("parametric", "isoflop", "envelope")
-FAR = 300.0  # logarithms of this size leave no room for sums and powers
+FAR = 300.0  # larger logarithms overflow in sums and powers
 BEST = ("size", "tokens", "loss")
 
 
@@ -36,7 +36,7 @@ class ScalingLaw:
     compute: Compute = Compute()
 
     def at(self, flops: Any) -> dict[str, Any]:
-        """size, tokens and loss (nats per token) of the best run of so many FLOPs."""
+        """size, tokens and loss (nats per token) of the best run of these FLOPs."""
         if self.method == "parametric":
             return dict(zip(BEST, forms.optimum(self.values, flops, self.compute), strict=True))
         return {name: self._power(name)(flops) for name in BEST}
@@ -66,11 +66,11 @@ class ScalingLaw:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """All that was fitted to the runs of one series under one definition of N.
+    """All fits to the runs of one objective under one definition of N.
 
     points: the runs that were used, see `usable`; group_R: their budgets. laws: by method, those that could be fitted; refused: why
     the others could not. resampled: by blocks and method. held_out: by method, how the law of all but the largest budget does there.
-    doubts: by method, why a law is not to be trusted (`fitness`); laws without an entry are.
+    doubts: by method, why a law is not to be trusted (`fitness`); laws without an entry are trusted.
     """
 
     points: Points
@@ -88,7 +88,7 @@ class Analysis:
 
     @property
     def trusted(self) -> tuple[str, ...]:
-        """Methods whose laws are to be trusted, in the order in which they are asked."""
+        """Methods whose laws are to be trusted, in the order of METHODS."""
         return tuple(method for method in METHODS if method in self.laws and method not in self.doubts)
 
     def measured(self, flops: float) -> float:
@@ -97,7 +97,7 @@ class Analysis:
 
 
 def usable(points: Points) -> tuple[Points, int]:
-    """The runs whose tokens are as good as new, and how many were left out because they repeat more than FREE_EPOCHS times."""
+    """The runs of at most FREE_EPOCHS epochs, and the number of runs with more."""
     repeated_R = points.epochs_R > FREE_EPOCHS
     return points.take(~repeated_R), int(repeated_R.sum())
 
@@ -105,7 +105,7 @@ def usable(points: Points) -> tuple[Points, int]:
 def compute_of(points: Points, definition: str) -> Compute:
     """C = k N^rho D through the runs (least squares in logarithms); k = 1, rho = 1 where N is FLOPs per token.
 
-    Raises InputError: FLOPs that follow no such law at all.
+    Raises InputError: FLOPs that do not follow such a law.
     """
     size_R, per_token_R = points.sizes[definition], points.flops_R / points.tokens_R
     if definition == "flops_per_token":
@@ -115,7 +115,7 @@ def compute_of(points: Points, definition: str) -> Compute:
     rho, log_k = np.polyfit(np.log(size_R), np.log(per_token_R), 1)
     off_R = np.log(per_token_R) - log_k - rho * np.log(size_R)
     if not max(abs(log_k), np.abs(off_R).max()) < FAR:
-        raise InputError(f"series {points.series!r}: FLOPs per token do not follow N = {definition}; check parameters, tokens and FLOPs")
+        raise InputError(f"objective {points.series!r}: FLOPs per token do not follow N = {definition}; check parameters, tokens and FLOPs")
     worst = np.abs(np.expm1(off_R)).max()
     return Compute(math.exp(log_k), float(rho), float(worst))
 
@@ -124,16 +124,16 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     """Fits all three approaches.
 
     Args:
-      points: runs of one series, as `usable` gives them.
+      points: runs of one objective, as `usable` returns them.
       resamples: of the bootstrap, for each kind of block; 0 = no error bars. seed: of the resamples; the same seed and grid draw the same
-        runs of two series, so what they have in common (data order, validation set) cancels where they are compared.
+        runs of two objectives, so that common effects (data order, validation set) cancel where they are compared.
     Raises InputError: no approach has enough runs, or all losses are equal.
     """
     if not len(points):
-        raise InputError(f"series {points.series!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens need some")
+        raise InputError(f"objective {points.series!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens require some")
     if len(points) > 1 and fitness.is_flat(points.loss_R):
         raise InputError(
-            f"series {points.series!r}: these losses show no minimum, all {len(points)} are {points.loss_R[0]:.6g}; "
+            f"objective {points.series!r}: these losses have no minimum, all {len(points)} are {points.loss_R[0]:.6g}; "
             "give the runs' own validation losses"
         )
     group_R = points.groups()
@@ -141,7 +141,7 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     laws, refused, parametric, iso = _fit(points, definition, group_R, compute)
     if not laws:
         reasons = "; ".join(f"{method}: {reason}" for method, reason in refused.items())
-        raise InputError(f"series {points.series!r} has too few runs for any law ({reasons}); add sizes and budgets")
+        raise InputError(f"objective {points.series!r} has too few runs for any law ({reasons}); add sizes and budgets")
     on_R = envelope.front(points.flops_R, points.loss_R, group_R, np.ones((1, len(points))))[0]
     resampled = {}
     for blocks in bootstrap.BLOCKS if resamples else ():
@@ -192,7 +192,7 @@ def _fit(
     try:
         sizes, tokens = len(np.unique(points.sizes[definition])), len(np.unique(points.tokens_R))
         if min(sizes, tokens) < 2:
-            raise InputError("runs of one size, or of one number of tokens, tell nothing about the other exponent")
+            raise InputError("runs of one size, or of one number of tokens, do not determine the other exponent")
         if min(sizes, tokens) < PARAMETRIC_SIZES:
             raise InputError(f"runs of {sizes} sizes and {tokens} numbers of tokens; at least {PARAMETRIC_SIZES} of each are needed")
         if not compute.rho > 0:
@@ -210,7 +210,7 @@ def _fit(
     through = {name: isoflop.first(law) for name, law in envelope.laws(*_arrays(points, definition, group_R), every).items()}
     count = envelope.front(points.flops_R, points.loss_R, group_R, every).sum()
     if len(np.unique(points.sizes[definition])) < 2:
-        refused["envelope"] = "runs of one size tell nothing about the best one"
+        refused["envelope"] = "runs of one size do not determine the best one"
     elif count >= ENVELOPE_BUDGETS:
         laws["envelope"] = ScalingLaw("envelope", _powers(through), compute)
     else:
@@ -242,7 +242,7 @@ def _held_out(points: Points, definition: str, group_R: np.ndarray, iso: IsoFlop
         row = {"flops": target.flops, "runs": len(last)}
         if not target.rejected:
             row |= {"size_ratio": float(best["size"] / target.size)}
-            # A law without a floor for want of minima is another law than the one whose error is asked for.
+            # A law that has no floor because minima are too few is not the law whose error is measured here.
             if method != "isoflop" or isoflop.has_floor(iso) == isoflop.has_floor(of_rest):
                 row |= {"loss_error": float(best["loss"] / target.loss - 1)}
         if method == "parametric" and fitted is not None:

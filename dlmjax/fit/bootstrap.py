@@ -1,8 +1,8 @@
 """Error bars by resampling, as weights on the runs, so that all resamples are fitted together. Imports no jax.
 
 Two kinds of blocks. "runs": each budget keeps its number of runs, and its runs are drawn again with replacement: what another set of
-runs on the same grid would have given. "budgets": budgets are drawn with replacement and then runs within each: also what is common to
-a budget (a learning rate that suits one scale less) becomes part of the error; with few budgets these intervals are rough.
+runs on the same grid would have given. "budgets": budgets are drawn with replacement and then runs within each: effects that are common
+to a budget (a learning rate that suits one scale less) then are part of the error; with few budgets these intervals are rough.
 Intervals are percentiles of the resamples, 80 % and 95 %.
 """
 
@@ -39,7 +39,7 @@ def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int
     one block together: drawn from a block of one, a run would have no error.
 
     blocks: "runs" or "budgets". times: as many runs are drawn from a budget as it has, so many times.
-    point_R: what the runs of a budget are told apart by (their sizes); equal seeds draw the same cells of two series.
+    point_R: what distinguishes the runs of a budget (their sizes); equal seeds draw the same sweep points of two objectives.
     """
     labels, counts = np.unique(group_R, return_counts=True)
     group_R = np.where(np.isin(group_R, labels[counts == 1]), -1, group_R)
@@ -50,7 +50,9 @@ def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int
         rng = np.random.default_rng(seed)
         times_SG = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=resamples)
     for g, label in enumerate(labels):
-        rng = np.random.default_rng([seed, g])  # of its own: a run that one of two series lacks moves the draws of its budget alone
+        rng = np.random.default_rng(
+            [seed, g]
+        )  # one for each budget: a run that one of two objectives lacks moves the draws of its budget alone
         index = np.flatnonzero(group_R == label)
         if point_R is not None:
             index = index[np.argsort(point_R[index], kind="stable")]

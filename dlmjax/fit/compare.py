@@ -1,4 +1,4 @@
-"""Two series against each other: compute at equal loss, and where repeated data turns the order round. Imports no jax."""
+"""Two objectives compared: compute at equal loss, and the FLOPs where repeated data reverses their order. Imports no jax."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ class Ratio:
 
     within: other's runs (at their best) bracket this loss; otherwise its law is extrapolated. intervals: by kind of block.
     base_loss, other_loss: the lowest losses that were measured at a budget of these FLOPs; nan where there is no run. doubts: why the
-    ratio is not to be trusted: what `fitness.doubts` says of either law, and best runs that put the other series ahead.
+    ratio is not to be trusted: what `fitness.doubts` says of either law, and best runs whose order is the opposite.
     """
 
     base: str
@@ -53,7 +53,7 @@ def flops_at(law: ScalingLaw, loss: Any) -> Any:
 def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
     """The ratio at each of base's budgets (at its runs' lowest, middle and highest FLOPs where it has none), by method.
 
-    Resamples of the two are paired: with one grid and one seed the same cells are drawn in both, and what they share cancels.
+    Resamples of the two are paired: with one grid and one seed the same sweep points are drawn in both, and common effects cancel.
     """
     found = []
     budgets = sorted({minimum.flops for minimum in base.isoflop.minima}) or list(np.geomspace(*_range(base.points), 3))
@@ -75,7 +75,7 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
 
 
 def _doubts(base: Analysis, other: Analysis, method: str, flops: float, ratio: float, losses: tuple[float, float]) -> tuple[str, ...]:
-    """Those of the two laws, and a sign that the best runs of the same budget contradict."""
+    """The doubts of the two laws, and an order that the best runs of the same budget contradict."""
     reasons = [f"the {method} law of {each.points.series}: {reason}" for each in (base, other) for reason in each.doubts.get(method, ())]
     if fitness.contradiction(ratio, *losses):
         ahead, behind = (base, other) if losses[0] < losses[1] else (other, base)
@@ -99,7 +99,7 @@ def _best_losses(analysis: Analysis) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Lowest:
-    """The best of a series' runs on one corpus. last: no run saw the text more often, so that more epochs may be better still."""
+    """The best run of an objective on one corpus. last: no run has more epochs, so that more may be better."""
 
     series: str
     loss: float
@@ -109,9 +109,11 @@ class Lowest:
 
 @dataclasses.dataclass(frozen=True)
 class Crossing:
-    """Where a series overtakes the base on a corpus of `unique` tokens. flops: of the crossing; nan where there is none among the runs.
-    lowest: of the base, then of the other. interval: of `flops` by the standard errors of the losses; None where there is no crossing or
-    an error is not known. said: what is seen in words."""
+    """The FLOPs from which an objective is better than the base on a corpus of `unique` tokens.
+
+    flops: of the crossing; nan where there is none among the runs. lowest: of the base, then of the other. interval: of `flops`
+    by the standard errors of the losses; None where there is no crossing or
+    an error is not known. said: the finding in words."""
 
     unique: float
     flops: float
@@ -126,7 +128,7 @@ class Crossing:
 
 @dataclasses.dataclass(frozen=True)
 class Crossings:
-    """Of two series: the corpora that both have, and C_crit = k U^p through their crossings; None with fewer than two."""
+    """The crossings of two objectives: the corpora that both have, and C_crit = k U^p through their crossings; None with fewer than two."""
 
     base: str
     other: str
@@ -141,14 +143,14 @@ class Crossings:
 
 
 def crossings(base: Points, other: Points, *, resamples: int = 0, seed: int = 0) -> Crossings:
-    """For each corpus that both series were trained on: the FLOPs from which `other` has the lower loss, and C_crit = k U^p through them.
+    """For each corpus of both objectives: the FLOPs from which `other` has the lower loss, and C_crit = k U^p through them.
 
-    Each series is taken at its best up to each compute (over sizes and epochs: one may stop early), between runs straight in log FLOPs.
+    Each objective is taken at its best up to each compute (over sizes and epochs: one may stop early), between runs straight in log FLOPs.
     The law needs two crossings; published for masked against autoregressive: C_crit = 2.12 * 10^1.956 U^2.174 (2507.15857).
 
     Args:
-      resamples: for the intervals losses are drawn so often from their standard errors, each by itself. What all runs share, the text
-        that they are measured on, would cancel: the intervals are rather too wide. What another seed of training changes is not in them.
+      resamples: for the intervals losses are drawn so often from their standard errors, each by itself. The choice of
+        the validation text, which all runs share, would cancel: the intervals are too wide. They omit the effect of the training seed.
     """
     found, meetings = [], []
     shared = sorted(set(base.unique_R[np.isfinite(base.unique_R)]) & set(other.unique_R[np.isfinite(other.unique_R)]))
@@ -169,7 +171,7 @@ def crossings(base: Points, other: Points, *, resamples: int = 0, seed: int = 0)
 
 
 def _law(unique_G: np.ndarray, flops_G: np.ndarray) -> PowerLaw | None:
-    """Through the crossings that there are."""
+    """The power law through the crossings; None with fewer than two."""
     there_G = np.isfinite(flops_G) & (flops_G > 0)
     if there_G.sum() < 2:
         return None
@@ -200,7 +202,7 @@ def _lowest(points: Points) -> Lowest:
 
 
 def _shared(base: Points, other: Points) -> tuple[float, float]:
-    """The log FLOPs that both series have runs of."""
+    """The range of log FLOPs that the runs of both objectives cover."""
     return math.log(max(base.flops_R.min(), other.flops_R.min())), math.log(min(base.flops_R.max(), other.flops_R.max()))
 
 

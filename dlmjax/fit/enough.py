@@ -1,4 +1,4 @@
-"""Whether the runs of a planned grid are enough for the laws that it is there for, by the bounds that `fit` itself refuses at. No jax."""
+"""Warnings about planned grids with too few runs for their laws, by the same bounds at which `fit` refuses. Imports no jax."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class PlannedRun(Protocol):
 
 
 def warnings(runs: Sequence[PlannedRun]) -> list[str]:
-    """Lines on series that are too small for a law; series with the same shortcomings share one."""
+    """Lines on objectives with too few runs for a law; objectives with the same shortcomings share one."""
     found: dict[str, list[str]] = {}
     for name in dict.fromkeys(run.series for run in runs):
         if reasons := shortcomings([run for run in runs if run.series == name]):
@@ -29,7 +29,7 @@ def warnings(runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def shortcomings(runs: Sequence[PlannedRun]) -> list[str]:
-    """What the runs of one series are too few for; nothing where every law of their grid has what it needs."""
+    """The laws for which the runs of one objective are too few, a line each."""
     varied = runs[0].cell if runs else {}
     if "lr" in varied:
         return _tuning(runs)
@@ -39,7 +39,7 @@ def shortcomings(runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def _base(runs: Sequence[PlannedRun]) -> list[str]:
-    """Of a grid of budgets and sizes."""
+    """The shortcomings of a grid of budgets and sizes."""
     sizes: dict[float, set[int]] = {}
     for run in runs:
         sizes.setdefault(run.cell["budget"], set()).add(run.parameters)

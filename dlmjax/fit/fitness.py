@@ -1,7 +1,7 @@
-"""Whether a law is to be trusted: one judgement, which table, pictures, report and predictions share. Imports no jax.
+"""Whether a law is to be trusted: one test, which table, pictures, report and predictions share. Imports no jax.
 
-A law that is not trusted is still printed, with a mark and its reasons, and dotted in the pictures of its series; where series are
-compared no picture draws it, and no config is made of it unless it is asked for by name.
+A law that is not trusted is still printed, with a mark and its reasons, and dotted in the pictures of its objective; pictures that
+compare objectives omit it, and a config is written from it only where --method names it.
 """
 
 import math
@@ -13,7 +13,7 @@ OFF = 0.05  # of the loss: how far the best loss of a law may lie from the best 
 FLAT = 1e-9  # of the loss: losses that differ by less are equal, and have no minimum
 SAME_BUDGET = 0.05  # decades of FLOPs within which runs have the same budget
 
-# What laws need, below which `fit` refuses them and `sweep plan` warns.
+# What laws require; below, `fit` refuses them and `sweep plan` warns.
 PARAMETRIC_SIZES = 3  # and numbers of tokens: E, A and a are three numbers
 ISOFLOP_SIZES, ISOFLOP_SPAN = 4, 0.3  # sizes at a budget, and decades of N that they span (a factor of two)
 ISOFLOP_BUDGETS, ENVELOPE_BUDGETS = 2, 3
@@ -23,7 +23,7 @@ AGAIN, REPEATED_RUNS = 1.5, 3  # epochs from which a run is one of repeated data
 
 @runtime_checkable
 class BestRuns(Protocol):
-    """A law, as far as it is judged here: size, tokens and loss of the best run at given FLOPs, and the exponents of the first two."""
+    """The part of a law that is tested here: size, tokens and loss of the best run at given FLOPs, and the exponents of the first two."""
 
     def at(self, flops: Any) -> dict[str, Any]: ...
 
@@ -77,7 +77,7 @@ def doubts(law: BestRuns, budgets: list[tuple[float, float]], boundaries: tuple[
 
 
 def contradiction(ratio: float, base: float, other: float) -> bool:
-    """Does a ratio of compute say that one series is ahead where the best runs of the same budget say that the other is?
+    """Whether a ratio of compute puts one objective ahead where the best runs of the same budget put the other ahead.
 
     base, other: the lowest losses of the two; nan where there is no run.
     """

@@ -1,4 +1,4 @@
-"""Laws of the loss: what each says, its parameters and their bounds. Pure functions of numpy arrays; imports no jax.
+"""Laws of the loss: their equations, parameters and bounds. Pure functions of numpy arrays; imports no jax.
 
 A form gives log L of R runs for any number of parameter vectors at once, theta [..., P] -> [..., R], so that all starts of a fit and all
 resamples of a bootstrap are solved together. Positive coefficients are held as logarithms: log L is a log-sum-exp of the terms
@@ -30,9 +30,9 @@ Predict = Callable[[np.ndarray, Columns], np.ndarray]
 class Form:
     """A law.
 
-    names: of the parameters, as they are fitted; `log_` in front of one means that its exponential is what the law has.
-    lower, upper: beyond which a fit is not followed; a fit that ends there is reported. starts: values of each parameter from which
-    fits start (all combinations). columns: what must be known of each run. log_loss: theta [..., P] -> log L [..., R].
+    names: of the parameters, as they are fitted; `log_` in front of one: the law has its exponential.
+    lower, upper: bounds of the parameters; a fit that ends at one is reported. starts: values of each parameter from which
+    fits start (all combinations). columns: the quantities that each run must have. log_loss: theta [..., P] -> log L [..., R].
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The fitting engine: Huber loss on log L, from many starts, for many resamples at once. float64; imports no jax.
 
-Least squares would follow the few runs that went wrong; the Huber loss with delta = 1e-3 (2203.15556 eq. 3) is linear beyond 0.1 % of
+Least squares would follow a few outliers; the Huber loss with delta = 1e-3 (2203.15556 eq. 3) is linear beyond 0.1 % of
 the loss. The *sum* over runs is minimised: a mean is so small that an optimiser's tolerances would end it early (2404.10102).
 
 `solve` is iteratively reweighted Levenberg-Marquardt on all parameter vectors together; `fit` starts it from a grid and lets BFGS polish
@@ -22,7 +22,7 @@ MAX_STARTS = 500
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a fit found. objective: the sum of Huber losses; boundaries: parameters that ended at a bound, or terms without effect;
+    """A fit. objective: the sum of Huber losses; boundaries: parameters that ended at a bound, or terms without effect;
     agree: share of the starts that ended within 1 % of the best objective; residuals_R: log L of the runs - log L of the law."""
 
     form: Form
@@ -64,7 +64,7 @@ def fit(form: Form, columns: Columns, loss_R: np.ndarray, *, warm: np.ndarray | 
         raise InputError(f"{different} different runs for the {size} parameters of the {form.name} law; repeated ones determine no more")
     starts_SP = _starts(form, target_R, warm)
     weights_SR = np.ones((1, count))
-    # A short run from everywhere, a long one from what has come far.
+    # Few iterations from every start, many from the best.
     theta_SP, value_S = solve(form, columns, target_R, weights_SR, starts_SP, iterations=30, delta=delta)
     best = np.argsort(value_S)[:24]
     theta_SP, value_S = solve(form, columns, target_R, weights_SR, theta_SP[best], iterations=400, delta=delta)
@@ -126,7 +126,7 @@ def solve(
 
 
 def _starts(form: Form, target_R: np.ndarray, warm: np.ndarray | None) -> np.ndarray:
-    """All combinations of the form's start values (an even choice of them where they are many)."""
+    """All combinations of the form's start values (an equally spaced choice of them where they are many)."""
     grid = np.array(list(itertools.product(*form.starts)))
     if len(grid) > MAX_STARTS:
         grid = grid[np.linspace(0, len(grid) - 1, MAX_STARTS).astype(int)]
@@ -151,7 +151,7 @@ def _polish(form: Form, columns: Columns, target_R: np.ndarray, theta_P: np.ndar
 
 
 def _boundaries(form: Form, theta_P: np.ndarray, columns: Columns) -> tuple[str, ...]:
-    """Parameters at a bound, and those that no run can tell apart from nothing: the law is then another, simpler one."""
+    """Parameters at a bound, and those without effect on any run: the law is then a simpler one."""
     lower, upper = np.array(form.lower), np.array(form.upper)
     room = 1e-4 * (upper - lower)
     reasons = []

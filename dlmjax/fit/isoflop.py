@@ -75,7 +75,7 @@ def power_law(x_SG: np.ndarray, y_SG: np.ndarray, weight_SG: np.ndarray) -> Powe
 
 
 def has_floor(found: IsoFlop) -> bool:
-    """Are there minima enough for a floor of the loss?"""
+    """Whether there are enough minima for a floor of the loss."""
     return len(found.accepted) >= MIN_FOR_FLOOR
 
 
@@ -133,7 +133,7 @@ def first(law: PowerLaw) -> PowerLaw:
 
 
 def _laws(flops_G: np.ndarray, values: dict[str, np.ndarray], weight_SG: np.ndarray, floor: float = 0.0) -> dict[str, PowerLaw]:
-    """Sizes and tokens on power laws, losses on one with a floor, which is `floor` where there are too few minima to tell."""
+    """Sizes and tokens on power laws, losses on one with a floor, which is `floor` where there are too few minima for it."""
     laws = {name: power_law(flops_G[None], values[name], weight_SG) for name in ("size", "tokens")}
     return laws | {"loss": floored_power_law(flops_G, values["loss"], weight_SG, floor)}
 
@@ -225,7 +225,7 @@ def near_exp(at: float, x_R: np.ndarray) -> float:
 
 
 def _significance(x_R: np.ndarray, loss_R: np.ndarray, curvature: float) -> float:
-    """Curvature in standard errors of its own, by the scatter around the parabola; infinite where no run is left to tell."""
+    """Curvature in standard errors of its own, by the scatter around the parabola; infinite where no degree of freedom is left."""
     freedom = len(x_R) - 3
     if freedom < 1:
         return math.inf

@@ -14,7 +14,7 @@ from dlmjax.sweep.records import Record, read_records
 
 SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
 MOST_DRAWN = 20_000_000  # resamples x runs: some ten arrays of so many numbers are held at a time
-BASES = ("ar", "autoregressive")  # what others are compared with, where a series is called so
+BASES = ("ar", "autoregressive")  # objectives that the others are compared with, in this order
 
 
 def analyse_files(
@@ -44,7 +44,7 @@ def analyse_files(
     for table in tables:
         for name in table:
             if name in base_points:
-                raise InputError(f"series {name!r} is in two places; give the table a column `series` with another name")
+                raise InputError(f"objective {name!r} is in two of the files; give the table a column `series` with another name")
         base_points |= table
     names = sorted({*base_points, *(record.series for record in runs)})
     if not names:
@@ -87,17 +87,17 @@ def _series(name: str, found: Points | None, records: list[Record], resamples: i
 
 
 def _statuses(records: Sequence[Record]) -> dict[str, int]:
-    """How many runs did not finish, by what became of them."""
+    """Numbers of runs that did not finish, by status."""
     states = [record.status for record in records if record.status != "finished"]
     return {state: states.count(state) for state in sorted(set(states))}
 
 
 def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int, seed: int):
-    """Ratios and crossings of every series with the base (that of BASES, or the first). Series that were measured
-    differently, or are of other vocabularies or corpora, are not compared; why comes third."""
+    """Ratios and crossings of every objective with the base (that of BASES, or the first), and why others are not compared:
+    they were measured differently, or differ in vocabulary or corpora."""
     names = [each.series for each in found]
     if base is not None and base not in names:
-        raise InputError(f"--base {base!r} is none of the series: {', '.join(names)}")
+        raise InputError(f"--base {base!r} is not an objective of the fit: {', '.join(names)}")
     base = base or next((name for name in BASES if name in names), names[0])
     first = found[names.index(base)]
     ratios: list[compare.Ratio] = []
@@ -119,13 +119,13 @@ def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int
 
 
 def _incomparable(one: Points, two: Points) -> str:
-    """Why losses of two series say nothing about each other; "" where they do."""
+    """Why losses of two objectives are not comparable; "" where they are."""
     if one.validation != two.validation:
         return "they were measured on different validation sets, as far as is known"
-    pairs = itertools.product(_first_record(one), _first_record(two))
+    pairs = itertools.product(_record_of(one), _record_of(two))
     return next((f"they differ in {why}" for pair in pairs if (why := points.differs(*pair))), "")
 
 
-def _first_record(runs: Points) -> list[Record]:
-    """One record of a series, with a config where one has it: within a series all agree."""
+def _record_of(runs: Points) -> list[Record]:
+    """One record of an objective, with a config where one has it: within an objective they agree."""
     return sorted(runs.records, key=lambda record: not record.config)[:1]

@@ -18,12 +18,12 @@ _NAMES = {"size": "N*, parameters", "tokens": "D*, tokens"}
 
 
 def available() -> bool:
-    """Is matplotlib installed?"""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(result: Result) -> dict[str, bytes]:
-    """All pictures by file name. Those of one series use total parameters."""
+    """All pictures by file name. Those of one objective use total parameters."""
     pictures = {}
     analyses = {found.series: found.analyses["total"] for found in result.series if "total" in found.analyses}
     names = file_names(found.series for found in result.series)
@@ -63,7 +63,7 @@ def isoflop(analysis: Analysis) -> bytes:
 
 
 def envelope(analysis: Analysis) -> bytes:
-    """Loss against FLOPs, the best runs marked, and what the laws say is best."""
+    """Loss against FLOPs, the best runs marked, and the best loss by the laws."""
     figure, (axes,) = _figure(1, f"{called(analysis.points.series)}: envelope")
     points = analysis.points
     axes.scatter(points.flops_R, points.loss_R, s=10, color="0.6", label="runs")
@@ -103,13 +103,13 @@ def residuals(analysis: Analysis) -> bytes:
 
 
 def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
-    """Best loss against FLOPs of all series, and the compute that each needs over that of the base, where it has runs that good."""
+    """Best loss against FLOPs of all objectives, and compute over that of the base at equal loss, where there are runs of that loss."""
     figure, (left, right) = _figure(2, "objectives compared")
-    for number, (series, analysis) in enumerate(analyses.items()):
+    for index, (series, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
-        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{number}", label=called(series))
+        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{index}", label=called(series))
         if (method := compared_by(analysis)) is not None:
-            _band(left, analysis, method, "loss", f"C{number}", f"{called(series)}, {method} law")
+            _band(left, analysis, method, "loss", f"C{index}", f"{called(series)}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
     left.legend(fontsize=7)
     for (other, method), rows in drawn_ratios(result).items():
@@ -133,7 +133,7 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
 
 
 def compared_by(analysis: Analysis) -> str | None:
-    """The method whose law is drawn through a series where objectives are compared: the first with ratios that is to be trusted."""
+    """The method whose law is drawn through an objective where objectives are compared: the first with ratios that is to be trusted."""
     return next((method for method in analysis.trusted if method in METHODS), None)
 
 
@@ -147,8 +147,8 @@ def drawn_ratios(result: Result) -> dict[tuple[str, str], list[Ratio]]:
 
 
 def repeated(series: list[Points]) -> bytes:
-    """Loss against epochs, a line for each corpus and size: a colour a corpus, a kind of line a series."""
-    figure, (axes,) = _figure(1, "the same text again and again")
+    """Loss against epochs, a line for each corpus and size: a colour for each corpus, a line style for each objective."""
+    figure, (axes,) = _figure(1, "repeated tokens")
     corpora = sorted({unique for points in series for unique in points.unique_R if np.isfinite(unique)})
     for points, style in zip(series, itertools.cycle(("o-", "s--", "^:", "D-.")), strict=False):
         size_R = points.sizes["total"]
@@ -178,7 +178,7 @@ def repeated(series: list[Points]) -> bytes:
 
 
 def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
-    """Why no ratio of two series is drawn: no law is trusted, or the other one's best runs are all worse, all better, or some of each."""
+    """Why no ratio of two objectives is drawn: no law is trusted, or the best runs of one are all worse, all better, or both."""
     lines = list(result.apart)
     for base, other in dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios):
         if any(ratio.within and (ratio.base, ratio.other) == (base, other) for ratio in result.ratios):
@@ -192,12 +192,12 @@ def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
             lines.append(f"every best run of {other} is better than those of {base}")
         else:
             lines.append(f"no best loss of {base} lies among those of {other}")
-    return lines or ["no two series are compared"]
+    return lines or ["no two objectives are compared"]
 
 
 def _bands(axes, analysis: Analysis, name: str) -> None:
-    for number, method in enumerate(analysis.laws):
-        _band(axes, analysis, method, name, f"C{number}", f"{method}, not trusted" if method in analysis.doubts else method)
+    for index, method in enumerate(analysis.laws):
+        _band(axes, analysis, method, name, f"C{index}", f"{method}, not trusted" if method in analysis.doubts else method)
 
 
 def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: str | None) -> None:
@@ -212,7 +212,7 @@ def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: 
 
 
 def called(series: str) -> str:
-    """A series as text of a picture: matplotlib would read mathematics between two $, and leave what begins with _ out of a legend."""
+    """The name of an objective as text of a picture: matplotlib reads mathematics between two $, and omits a leading _ from legends."""
     short = series if len(series) <= LONGEST_LABEL else f"{series[: LONGEST_LABEL - 3]}..."
     return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
 

@@ -1,8 +1,8 @@
-"""What is fitted: the runs of one series as arrays, from records or from a table of somebody else's runs. Imports no jax.
+"""The data of a fit: the runs of one objective as arrays, from records or from a table of outside runs. Imports no jax.
 
 Sizes are kept under every definition of N, because below 500M parameters the choice moves the exponents: `total`, `non_embedding`,
-`active` (where a token does not use all), and `flops_per_token`, which counts attention and head as they cost. The training loss is not
-here at all: a diffusion model's is too noisy to fit.
+`active` (where a token does not use all), and `flops_per_token`, which counts attention and head as they cost. The training loss is
+never used: that of a diffusion model is too noisy to fit.
 """
 
 import csv
@@ -46,9 +46,9 @@ MOST_ROWS = 100_000  # of a table
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """The finished runs of one series, R of them, in order of FLOPs.
+    """The R finished runs of one objective, in order of FLOPs.
 
-    sizes: [R] under each definition of N that says something of its own. flops_R: of the whole run. loss_R, stderr_R: nats per token on
+    sizes: [R] under each definition of N that differs from the others. flops_R: of the whole run. loss_R, stderr_R: nats per token on
     the validation set (nan: not known). budget_R: FLOPs that the run was planned for, or nan. unique_R: tokens of its corpus, or nan.
     records: what the arrays were made from; empty for a table. left_out: how many runs were, by reason. notes: how a table was read.
     """
@@ -84,7 +84,7 @@ class Points:
 
     @property
     def point_R(self) -> np.ndarray:
-        """Rank of each run by size, then seed: the order of a grid's cells, whatever rounding made of their FLOPs."""
+        """Rank of each run by size, then seed: the order of a grid's sweep points, whatever the rounding of their FLOPs."""
         seed_R = np.array([record.seed for record in self.records] or np.zeros(len(self)))
         rank_R = np.empty(len(self), int)
         rank_R[np.lexsort((seed_R, self.sizes["total"]))] = np.arange(len(self))
@@ -117,9 +117,9 @@ class Points:
 
 
 def from_records(records: Sequence[Record]) -> dict[str, Points]:
-    """The runs of scaling sweeps by series. Runs of grids over batch and learning rate and over mixtures have laws of their own.
+    """The runs of scaling sweeps by objective. Runs of grids over batch and learning rate and over mixtures have laws of their own.
 
-    Raises InputError: the runs of one series were measured on different validation sets, or no run finished.
+    Raises InputError: the runs of one objective were measured on different validation sets, or no run finished.
     """
     by_series: dict[str, list[Record]] = defaultdict(list)
     left: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -141,12 +141,12 @@ def from_records(records: Sequence[Record]) -> dict[str, Points]:
 
 
 def tuning_of(record: Record) -> bool:
-    """Does the run belong to a grid in which the batch or the learning rate is varied?"""
+    """Whether the run belongs to a grid that varies the batch or the learning rate."""
     return "lr" in record.cell or "batch" in record.cell
 
 
 def check_validation(records: Sequence[Record]) -> None:
-    """Raises InputError: two runs of a series that finished were measured differently, or are of other tokenizers or corpora."""
+    """Raises InputError: two finished runs of an objective were measured differently, or differ in vocabulary or corpora."""
     seen: dict[str, Record] = {}
     for record in records:
         if record.status != "finished":
@@ -154,17 +154,19 @@ def check_validation(records: Sequence[Record]) -> None:
         first = seen.setdefault(record.series, record)
         if first.validation != record.validation:
             raise InputError(
-                f"series {record.series!r}: {first.id} was measured on {first.validation!r} and {record.id} on {record.validation!r}; "
+                f"objective {record.series!r}: {first.id} was measured on {first.validation!r} and {record.id} on {record.validation!r}; "
                 "a fit needs one validation set, so evaluate them alike or keep them in different files"
             )
         if other := differs(first, record):
-            raise InputError(f"series {record.series!r}: {first.id} and {record.id} differ in {other}; fit them apart, or as two series")
+            raise InputError(
+                f"objective {record.series!r}: {first.id} and {record.id} differ in {other}; fit them apart, or as two objectives"
+            )
         if record.config and not first.config:
-            seen[record.series] = record  # it can say which corpora they are of
+            seen[record.series] = record  # its config names the corpora
 
 
 def differs(one: Record, two: Record) -> str:
-    """What makes nats per token of two runs different things: vocabularies, or corpora where both records name them; "" for nothing."""
+    """Why nats per token of two runs are not comparable: vocabularies, or corpora where both records name them; "" for nothing."""
     if one.vocab != two.vocab:
         return f"vocabulary, {one.vocab} and {two.vocab} ids"
     of_one, of_two = _corpora(one), _corpora(two)
@@ -219,11 +221,11 @@ def _distinct(sizes: dict[str, np.ndarray], flops_R: np.ndarray, tokens_R: np.nd
 
 
 def from_csv(path: str | os.PathLike) -> dict[str, Points]:
-    """Runs of a table with a header, by series (the file's name where it names none).
+    """Runs of a table with a header, by objective (the file's name where it names none).
 
     Needed: parameters, loss, and tokens or FLOPs; C = 6 N D fills in the one that is missing. Names are matched leniently (see COLUMNS),
     and the notes say which column was read as what. Raises InputError: no such file, a column that is needed is missing, a value that is
-    no positive number, text that is not UTF-8.
+    not a positive number, text that is not UTF-8.
     """
     file = pathlib.Path(path)
     if not file.exists():
@@ -269,7 +271,7 @@ def _read(file: pathlib.Path, stream: TextIO) -> tuple[list[str], list[dict[str,
 
 
 def _match(header: list[str]) -> dict[str, str]:
-    """What each known quantity's column is called in this table."""
+    """The column of this table for each known quantity."""
     plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in reversed(header)}
     found = {}
     for name, accepted in COLUMNS.items():
@@ -297,7 +299,7 @@ def _row(file: pathlib.Path, number: int, row: dict[str, str], read_as: dict[str
 
 
 def _value(what: str, name: str, text: str) -> float:
-    """A cell as a number; nan where an optional column has none. Raises InputError: no number, or one that the column cannot have."""
+    """A number; nan where an optional column has none. Raises InputError: not a number, or one out of the column's range."""
     try:
         value = float(text) if text else math.nan
     except ValueError:

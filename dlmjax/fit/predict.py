@@ -19,13 +19,13 @@ FAR_SIZE = 10.0  # times the sizes that were tried; further, it says that FLOPs 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The best run of one series at so many FLOPs.
+    """The best run of one objective at so many FLOPs.
 
-    numbers: size (parameters as `definition` counts them), tokens, loss (nats per token), and batch (tokens of a step), lr, steps where a
-    reference run tells; by method. intervals: by method and number, 95 % and 80 %, of both kinds of blocks.
+    numbers: by method, size (parameters as `definition` counts them), tokens, loss (nats per token); with a reference run batch (tokens
+    of a step), lr and steps too. intervals: by method and number, 95 % and 80 %, of both kinds of blocks.
     beyond: FLOPs over those of the largest run. source_of_batch: whose laws batch and learning rate follow.
-    doubts: by method, why its law is not to be trusted. chosen: whose run is written as a config; a law in doubt only where it was asked
-    for, "" where there is no other. cautions: lines on how far to trust the numbers.
+    doubts: by method, why its law is not to be trusted. chosen: the law of a written config; a law in doubt only where --method names it,
+    "" where there is no other. cautions: lines on how far to trust the numbers.
     """
 
     series: str
@@ -63,7 +63,7 @@ def check_trusted(prediction: Prediction) -> None:
     if not prediction.chosen:
         reasons = "; ".join(f"{method}, {reasons[0]}" for method, reasons in prediction.doubts.items())
         raise InputError(
-            f"no law of series {prediction.series!r} is trusted ({reasons}); "
+            f"no law of objective {prediction.series!r} is trusted ({reasons}); "
             f"add runs, or take one all the same with --method {next(iter(prediction.doubts))}"
         )
 
@@ -71,21 +71,23 @@ def check_trusted(prediction: Prediction) -> None:
 def _choose(saved: results.Saved, series: str | None, definition: str) -> list[str]:
     found = saved.record["series"]
     if series is not None and series not in found:
-        raise InputError(f"the fit has no series {series!r}; it has {', '.join(found)}")
+        raise InputError(f"--objective {series}: the fit has no such objective; it has {', '.join(found)}")
     names = [name for name in found if definition in found[name]["definitions"] and series in (None, name)]
     if not names:
         known = sorted({each for name in found for each in found[name]["definitions"]})
-        raise InputError(f"nothing was fitted under N = {definition!r}; choose one of: {', '.join(known) or 'none, no law was fitted'}")
+        raise InputError(
+            f"--definition {definition}: nothing was fitted under this N; choose one of: {', '.join(known) or 'none, no law was fitted'}"
+        )
     return names
 
 
 @np.errstate(all="ignore")  # resamples may go beyond any float: they count at the ends of intervals
 def predicted(saved: results.Saved, series: str, definition: str, flops: float, method: str | None = None) -> Prediction:
-    """Numbers and intervals of one series. Raises InputError: there is no law by this method, or it gives no finite numbers."""
+    """Numbers and intervals of one objective. Raises InputError: there is no law by this method, or it gives no finite numbers."""
     laws, resampled = saved.laws(series, definition)
     if method is not None and method not in laws:
         refused = saved.record["series"][series]["definitions"][definition]["refused"].get(method, "no such method")
-        raise InputError(f"series {series!r} has no {method!r} law ({refused}); it has {', '.join(laws)}")
+        raise InputError(f"objective {series!r} has no {method!r} law ({refused}); it has {', '.join(laws)}")
     methods = [name for name in METHODS if name in laws and method in (None, name)]
     found = saved.record["series"][series]
     reference, tuning = found["reference"], found["tuning"] or {}
@@ -94,7 +96,9 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
     for name in methods:
         numbers[name] = {key: float(value) for key, value in with_steps(laws[name].at(flops), reference, tuning).items()}
         if not all(0 < value < math.inf for value in numbers[name].values()):
-            raise InputError(f"the {name} law of series {series!r} has no best run that is finite at {flops:.3g} FLOPs; choose other FLOPs")
+            raise InputError(
+                f"the {name} law of objective {series!r} has no best run that is finite at {flops:.3g} FLOPs; choose other FLOPs"
+            )
         intervals[name] = {}
         for blocks, drawn in resampled.items():
             samples = with_steps(drawn[name].at(flops), reference, tuning, np.random.default_rng(saved.record["seed"]))
@@ -108,7 +112,7 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
 
 
 def _cautions(saved: results.Saved, series: str, definition: str, size: float) -> tuple[str, ...]:
-    """What C = k N^rho D cannot know where N* is far from the sizes that it was fitted to."""
+    """A caution where N* is far from the sizes that C = k N^rho D was fitted to."""
     found = saved.record["series"][series]["definitions"][definition]
     (least, most), compute = found["sizes"], found["compute"]
     if not compute["worst"] or least / FAR_SIZE < size < most * FAR_SIZE:  # nothing fitted, or not far
@@ -123,9 +127,9 @@ def _best_runs(saved: results.Saved, series: str, definition: str) -> list[dict]
 
 
 def with_steps(best: dict[str, Any], reference: dict | None, tuning: dict, draw: np.random.Generator | None = None) -> dict[str, Any]:
-    """Size, tokens and loss with what follows from the tokens: batch, learning rate, steps; without a reference run, as they are.
+    """Size, tokens and loss, and from the tokens: batch, learning rate, steps; without a reference run, unchanged.
 
-    For arrays of resamples `draw` gives each its own exponents where the fit's own laws know their error: lines turn about the middle of
+    For arrays of resamples `draw` gives each its own exponents where the fit's own laws have an error: lines pivot about the middle of
     the minima that they go through.
     """
     best = dict(best)
@@ -148,7 +152,7 @@ def with_steps(best: dict[str, Any], reference: dict | None, tuning: dict, draw:
 
 
 def _source(reference: dict | None, tuning: dict) -> str:
-    """Whose laws batch and learning rate follow, and whether their intervals know the exponents' error."""
+    """Whose laws batch and learning rate follow, and whether their intervals include the error of the exponents."""
     if reference is None:
         return "no reference run: batch and learning rate are not known"
     own = [name for name in ("batch", "lr") if tuning.get(name)]

@@ -38,7 +38,7 @@ def page(result: Result, pictures: dict[str, bytes]) -> str:
     if COMPARED in pictures:
         parts += ["<h2>Objectives compared</h2>", _picture(COMPARED, pictures), *_ratios(result)]
     if REPEATED in pictures:
-        parts += ["<h2>The same text again</h2>", _picture(REPEATED, pictures)]
+        parts += ["<h2>Repeated tokens</h2>", _picture(REPEATED, pictures)]
         parts += [f"<pre>{_text(chr(10).join(crossed(found)))}</pre>" for found in result.crossings]
     names = file_names(found.series for found in result.series)
     for found in result.series:
@@ -49,7 +49,7 @@ def page(result: Result, pictures: dict[str, bytes]) -> str:
 
 def _how(result: Result) -> str:
     if not result.resamples:
-        return "No error bars were asked for."
+        return "Without error bars (--resamples 0)."
     return (
         f"Intervals: 95 % percentiles of {result.resamples} resamples, seed {result.seed}; runs drawn within their budget, or "
         "budgets drawn and runs within them. Losses are nats per token on the validation set; a training loss is never fitted."
@@ -95,7 +95,9 @@ def _series(found: ObjectiveFit, name: str, pictures: dict[str, bytes]) -> Itera
 
 def _ratios(result: Result) -> Iterator[str]:
     if result.ratios:
-        rows: list[Sequence[Any]] = [("series", "over", "approach", "FLOPs", "loss", "compute ratio", "best runs, of it", "and over", "")]
+        rows: list[Sequence[Any]] = [
+            ("objective", "over", "approach", "FLOPs", "loss", "compute ratio", "best runs, of it", "and over", "")
+        ]
         for ratio in result.ratios:
             said = "" if ratio.within else "extrapolated"
             losses = (short(ratio.other_loss), short(ratio.base_loss))

@@ -1,4 +1,4 @@
-"""What a fit leaves on disk, and reading it again: `fit.json` (everything, full precision), `resamples.npz`, `points.csv`."""
+"""The files of a fit, written and read: `fit.json` (everything, full precision), `resamples.npz`, `points.csv`."""
 
 import csv
 import dataclasses
@@ -37,7 +37,7 @@ VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and lea
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveFit:
-    """All of one series. points: every run that was read, also those that the base laws leave out. analyses: by definition of N.
+    """All fits of one objective. points: every run that was read, also those that the base laws omit. analyses: by definition of N.
     special: by name of the form. mixing: by domain. left_out: runs by reason. refused: why there is no analysis at all."""
 
     series: str
@@ -53,7 +53,7 @@ class ObjectiveFit:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A whole fit: what `fit.json` holds. apart: which series are not compared, and why."""
+    """A whole fit: what `fit.json` holds. apart: which objectives are not compared, and why."""
 
     sources: tuple[str, ...]
     resamples: int
@@ -94,7 +94,7 @@ class Result:
         }
 
     def _points(self) -> str:
-        """One line a run, with what each law says of it."""
+        """One line a run, with the loss by the parametric law."""
         text = io.StringIO()
         columns = ["id", "series", "total", "non_embedding", "active", "flops_per_token", "tokens", "unique_tokens", "flops", "budget"]
         columns += ["loss", "stderr", "used", "fitted_loss", "on_envelope"]
@@ -106,7 +106,7 @@ class Result:
 
 
 def _clear(root: pathlib.Path) -> None:
-    """Takes away what a fit wrote here, `fit.json` first, so that no number or picture of it is taken for one of the next."""
+    """Removes the files of an earlier fit, `fit.json` first, so that none of them is mistaken for one of the next."""
     try:
         series = list(json.loads((root / FIT).read_bytes())["series"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -116,12 +116,11 @@ def _clear(root: pathlib.Path) -> None:
         for name in (FIT, RESAMPLES, POINTS, PAGE, COMPARED, REPEATED, *pictures):
             (root / name).unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"cannot replace the fit in {root}: {error.strerror}; choose another place") from error
+        raise InputError(f"cannot replace the fit in {root}: {error.strerror}; choose another --output") from error
 
 
 def file_names(series: Iterable[str]) -> dict[str, str]:
-    """What each series is called in names of files: signs become "_", and a number tells apart those that would meet, also where
-    capitals are small letters."""
+    """The file name of each objective: signs become "_", and a number distinguishes names that are equal, also without case."""
     found: dict[str, str] = {}
     for name in series:
         plain_name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name[:LONGEST_NAME])
@@ -173,7 +172,7 @@ def _series(found: ObjectiveFit) -> dict[str, Any]:
 
 
 def _reference(record: Record | None) -> dict[str, Any] | None:
-    """What a prediction needs of a run to write the config of a larger one."""
+    """The fields of a run from which a prediction writes the config of a larger one."""
     if record is None:
         return None
     names = ("id", "vocab", "length", "batch", "lr", "steps", "tokens", "parameters", "non_embedding", "flops_per_token", "config")
@@ -231,7 +230,7 @@ class Saved:
     samples: dict[str, np.ndarray]
 
     def laws(self, series: str, definition: str) -> tuple[dict[str, ScalingLaw], dict[str, dict[str, ScalingLaw]]]:
-        """Laws of one series and definition by method, and those of the resamples by blocks and method."""
+        """Laws of one objective and definition by method, and those of the resamples by blocks and method."""
         found = self.record["series"][series]["definitions"][definition]
         compute = Compute(**found["compute"])
         laws = {method: ScalingLaw(method, values, compute) for method, values in found["laws"].items()}
@@ -247,7 +246,7 @@ class Saved:
         return laws, resampled
 
     def doubts(self, series: str, definition: str) -> dict[str, tuple[str, ...]]:
-        """By method, why a law is not to be trusted; of a fit that does not say so itself, what ended at a bound."""
+        """By method, why a law is not to be trusted; of an older fit without doubts, the parameters at a bound."""
         found = self.record["series"][series]["definitions"][definition]
         doubts = {method: tuple(reasons) for method, reasons in found.get("doubts", {}).items() if reasons}
         at_bounds = [f"boundary: {reason}" for reason in (found.get("parametric") or {}).get("boundaries", ())]
@@ -274,7 +273,7 @@ _LAW = {  # numbers of a law, by method
 
 
 def read(directory: str | os.PathLike) -> Saved:
-    """Raises InputError: no fit there, or one that is damaged or of another version."""
+    """Raises InputError: no fit there, or one that is damaged or of a different version."""
     root = pathlib.Path(directory)
     if not (root / FIT).is_file():
         raise InputError(f"{root} holds no fit (no {FIT}); make one with: dlmjax fit RECORDS --output {root}")
@@ -295,7 +294,7 @@ def read(directory: str | os.PathLike) -> Saved:
 
 
 def _check_series(series: str, found: dict[str, Any]) -> None:
-    """Raises ValueError: what a prediction reads of a series is not as `Result.record` writes it."""
+    """Raises ValueError: the part of an objective that a prediction reads is not as `Result.record` writes it."""
     checks.label("a series", series)
     for definition, each in found["definitions"].items():
         what = f"{series}, {definition}"
@@ -355,7 +354,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         shape, _, dtype = read(file)
         size = 8 * math.prod(shape)
         if len(shape) > 1 or dtype != np.float64 or not size < entry.file_size <= LARGEST_ARRAY:
-            raise ValueError(f"{entry.filename!r:.100} in {RESAMPLES} is no list of numbers")
+            raise ValueError(f"{entry.filename!r:.100} in {RESAMPLES} is not a list of numbers")
         content = file.read(size)
     if len(content) != size:
         raise ValueError(f"{entry.filename!r:.100} in {RESAMPLES} is cut short")

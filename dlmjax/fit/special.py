@@ -22,7 +22,7 @@ SPARSE = 0.25  # share of the parameters that a token does not use, from which a
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """One such law of one series: its fit and, by block, parameters of the resamples [S, P]; or why there is none."""
+    """One such law of one objective: its fit and, by block, parameters of the resamples [S, P]; or why there is none."""
 
     form: Form
     fit: huber.Fit | None
@@ -104,7 +104,7 @@ def joint(points: Points, *, resamples: int = 200, seed: int = 0) -> Special:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """B*(D) and lr*(B) of one series. minima: each parabola that was tried, as JSON. batch: tokens of a step, against training tokens;
+    """B*(D) and lr*(B) of one objective. minima: each parabola that was tried, as JSON. batch: tokens of a step, against training tokens;
     lr: against tokens of a step. None where fewer than two minima count; intervals come from dropping one minimum at a time (jackknife:
     the exponent's standard error)."""
 
@@ -116,7 +116,7 @@ class Tuning:
 
     def record(self) -> dict:
         """Plain JSON: batch = coefficient (training tokens)^exponent, lr = coefficient (tokens of a step)^exponent. pivot: the mean of
-        log x over the minima, undone: an error of the exponent turns the line about it."""
+        log x over the minima, undone: an error of the exponent rotates the line about it."""
         laws = {}
         for name, law, stderr in (("batch", self.batch, self.batch_stderr), ("lr", self.lr, self.lr_stderr)):
             error = stderr if math.isfinite(stderr) else None

@@ -12,12 +12,12 @@ from dlmjax.fit.predict import Prediction
 from dlmjax.fit.results import ObjectiveFit, Result
 from dlmjax.fit.special import Special, Tuning, best_epochs
 
-FAR = 1000.0  # times the largest run's FLOPs; further, the prediction says that it is a long way
+FAR = 1000.0  # times the largest run's FLOPs; further, a line warns of the distance
 MARK = "!"  # beside what is not to be trusted
 
 
 def summary(result: Result) -> str:
-    """All series, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
+    """All objectives, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
     lines = [line for found in result.series for line in [*_series(found), ""]]
     lines += [*_ratios(result), *result.apart]
     lines += [line for found in result.crossings for line in crossed(found)]
@@ -25,7 +25,7 @@ def summary(result: Result) -> str:
 
 
 def crossed(found: Crossings) -> Iterator[str]:
-    """Two series on the same corpora: who is ahead from where, and what each is at best."""
+    """Two objectives on the same corpora: the crossing and the lowest loss of each."""
     yield f"repeated data, {found.other} against {found.base}, each at its best up to a compute:"
     for crossing in found.corpora:
         spread = f" [{short(crossing.interval.low_95)}, {short(crossing.interval.high_95)}]" if crossing.interval else ""
@@ -57,7 +57,7 @@ def predicted(prediction: Prediction) -> str:
         lines.append("  beyond the runs, the envelope's loss is too low: it is a power law without a floor")
     if prediction.beyond > FAR:
         lines.append(
-            f"  this is {prediction.beyond:.1e} times the largest run: the intervals know the scatter of the runs, not whether laws bend"
+            f"  this is {prediction.beyond:.1e} times the largest run: the intervals include the scatter of runs, not a bend of laws"
         )
     return "\n".join(lines)
 
@@ -140,7 +140,7 @@ def doubted(doubts: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def _special(special: Special, name: str = "") -> Iterator[str]:
     name = name or special.form.name
     if special.fit is None:
-        return  # in fit.json with its reason; most sweeps have no such runs
+        return  # fit.json has the reason; most sweeps have no such runs
     values = ", ".join(f"{key} = {short(value)}" for key, value in special.fit.values.items())
     yield f"  {name}: {special.form.equation}"
     yield f"    {values}"
@@ -149,10 +149,10 @@ def _special(special: Special, name: str = "") -> Iterator[str]:
     for key in ("log_R_D", "log_R_N"):
         at_bound = any(reason.startswith(f"{key} ") for reason in special.fit.boundaries)
         if drawn is not None and key in special.form.names and not at_bound:
-            column = special.form.names.index(key)
-            value = float(np.exp(special.fit.theta_P[column]))
-            yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, column])), value)}"
-    if special.form.name == "overfitting" and not special.fit.boundaries:  # at a bound they are the bound's
+            index = special.form.names.index(key)
+            value = float(np.exp(special.fit.theta_P[index]))
+            yield f"    {key.removeprefix('log_')}* = {between(interval(value, np.exp(drawn[:, index])), value)}"
+    if special.form.name == "overfitting" and not special.fit.boundaries:  # at a bound they depend on the bound
         yield from _best_epochs(special)
 
 
@@ -212,7 +212,7 @@ def marked(text: str, doubts: Sequence[str] | None) -> str:
 
 
 def table(rows: list[tuple[str, ...]], indent: str = "") -> Iterator[str]:
-    """Columns as wide as they must be."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """Columns as wide as their longest entry."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     for row in rows:
         yield (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()

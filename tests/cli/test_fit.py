@@ -194,7 +194,7 @@ def test_runs_of_repeated_data_alone_are_compared(tmp_path, capsys):
     assert found["law"] is None and corpus["interval"]["95"][0] < corpus["flops"] < corpus["interval"]["95"][1]
     assert 16 < corpus["flops"] / (6e5 * 100_000) < 64  # in epochs
     assert (tmp_path / "out" / "repeated.png").read_bytes().startswith(b"\x89PNG")
-    assert "The same text again" in (tmp_path / "out" / "report.html").read_text()
+    assert "Repeated tokens" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
@@ -309,7 +309,7 @@ def test_a_law_at_a_bound_is_said_to_be_and_is_no_default(fitted, tmp_path, caps
 
     flags = changed_fit(fitted / "out", tmp_path / "other", alone_at_its_bound)
     assert main([*flags, "--config", str(tmp_path / "none.py")]) == 2
-    assert "no law of series 'masked' is trusted (parametric, boundary: a ended" in capsys.readouterr().err
+    assert "no law of objective 'masked' is trusted (parametric, boundary: a ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flops, far", [(1e15, False), (1e22, True)])
@@ -383,8 +383,8 @@ def test_runs_that_allow_no_law_end_in_one_line(runs, words, tmp_path, capsys):
 
 GRID = [(size, flops / 6 / size) for flops in (1e12, 3e12, 1e13) for size in (1e5, 2e5, 4e5, 8e5)]
 TABLES = {  # rows of parameters, tokens, loss
-    "constant": ([(*each, 3.0) for each in GRID], "these losses show no minimum, all 12 are 3"),
-    "constant but for rounding": ([(*each, 3.0 + 1e-12 * i) for i, each in enumerate(GRID)], "these losses show no minimum"),
+    "constant": ([(*each, 3.0) for each in GRID], "these losses have no minimum, all 12 are 3"),
+    "constant but for rounding": ([(*each, 3.0 + 1e-12 * i) for i, each in enumerate(GRID)], "these losses have no minimum"),
     "one run": ([(*GRID[0], 3.0)], "too few runs for any law"),
     "two runs": ([(*GRID[0], 3.0), (*GRID[5], 2.5)], "too few runs for any law"),
     "one size": ([(1e5, tokens, 3.0 - 0.01 * i) for i, (_, tokens) in enumerate(GRID)], "runs of one size"),
@@ -412,7 +412,7 @@ def test_tables_that_show_no_law_end_in_one_line(name, tmp_path, capsys):
 def test_a_wrong_choice_names_the_right_ones(fitted, capsys):
     base = ["fit", "predict", "--flops", "1e15", "--fit", str(fitted / "out")]
     for flags, words in (
-        (["--series", "uniform"], "no series 'uniform'; it has ar, masked"),
+        (["--series", "uniform"], "no such objective; it has ar, masked"),
         (["--definition", "active"], "choose one of: non_embedding, total"),
         (["--series", "ar", "--method", "magic"], "no 'magic' law"),
         (["--config", "c.py"], "choose an objective with --objective: ar, masked"),

@@ -138,7 +138,7 @@ def test_json_and_predictions_agree(fitted, tmp_path, capsys):
         if not analysis.trusted:
             flags = ["fit", "predict", "--flops", "1e14", "--fit", str(root), "--series", found.series, "--config", str(tmp_path / "c.py")]
             assert main(flags) == 2
-            assert f"no law of series '{found.series}' is trusted" in capsys.readouterr().err
+            assert f"no law of objective '{found.series}' is trusted" in capsys.readouterr().err
 
 
 def test_laws_of_a_sweep_that_is_large_enough_are_trusted(tmp_path):

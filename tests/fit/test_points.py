@@ -33,7 +33,7 @@ def test_the_training_loss_is_not_there():
 
 
 def test_one_series_has_one_validation_set():
-    with pytest.raises(InputError, match="series 'masked': a was measured on .* and b on '8 windows'.*one validation set"):
+    with pytest.raises(InputError, match="objective 'masked': a was measured on .* and b on '8 windows'.*one validation set"):
         points.from_records([record("a"), record("b", validation="8 windows")])
 
 
@@ -47,7 +47,7 @@ def test_one_series_has_one_validation_set():
 )
 def test_one_series_has_one_tokenizer_and_corpus(changes, words):
     first = record("a", config={"data.paths": ["runs/novels/data"]})
-    with pytest.raises(InputError, match=f"series 'masked': a and b differ in {words}; fit them apart"):
+    with pytest.raises(InputError, match=f"objective 'masked': a and b differ in {words}; fit them apart"):
         points.from_records([record("plain"), first, record("b", **changes)])
 
 

@@ -53,7 +53,7 @@ def inside(folder: str | os.PathLike, name: Any, source: str | os.PathLike) -> p
       name: as it was read, of any type.
       source: the file that names it, for the message.
 
-    Raises InputError: a name that leads out of the folder (`..`, absolute), or that is no name of a file.
+    Raises InputError: a name that leads out of the folder (`..`, absolute), or that is not the name of a file.
     """
     if (
         not isinstance(name, str)
@@ -124,7 +124,7 @@ def _checksum(values: dict) -> str:
 
 
 def as_json(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that every reader takes: null in place of what is not finite. `default` turns what is no JSON value into one, as in `json`."""
+    """JSON that every reader takes: null in place of what is not finite. `default` converts what is not a JSON value, as in `json`."""
     return json.dumps(finite(value), indent=indent, default=default, allow_nan=False, ensure_ascii=False)
 
 
@@ -279,7 +279,7 @@ def require_shape(value: Any, shape: Shape, name: str = "") -> Any:
 def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "restore it, or get it again", any_number: bool = False) -> Any:
     """The value of a JSON file, see `parse_json` and `require_shape`.
 
-    Raises InputError: a file that cannot be read, is no JSON within the bounds, or is of another shape; it names the file, the line or the
+    Raises InputError: a file that cannot be read, is not JSON within the bounds, or differs in shape; it names the file, the line or the
     field, and ends with the advice.
     """
     content = read_bounded(path, LARGEST_JSON, advice)

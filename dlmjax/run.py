@@ -60,7 +60,7 @@ class Experiment:
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs of one training token: the passes and streams that the process asks of the network; its own arithmetic is left out."""
+        """FLOPs of one training token: the passes and streams of the network that the process requires; its own arithmetic is left out."""
         process, objective = self.process, self.objective
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_reconstruction)
         passes *= process.denoisings
@@ -155,7 +155,7 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
         )
     process = _process(config, tokenizer, vocab, counts_V, embedding_VE)
     if process.time_input and config.model.time_input == "none":
-        raise InputError(f'process {process.name} wants model.time_input="adaln", "add" or "prefix", not "none"')
+        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     mesh = make_mesh(**config.mesh, devices=devices)
     partition = Partition(mesh)
     classes = process.outputs if process.input_dim else vocab
@@ -226,7 +226,7 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
     step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
     if positions % step:
         raise InputError(
-            f"attention={attention} wants rows of a multiple of {step} tokens, not {positions}; change data.length, "
+            f"execution.attention={attention} requires a row length divisible by {step}, not {positions}; change data.length, "
             "or pass --config.execution.attention=dense"
         )
 

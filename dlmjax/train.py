@@ -50,7 +50,7 @@ OnStep = Callable[[int], object]
 
 
 def quiet(done: int) -> None:
-    """Told how many updates are done; does nothing."""
+    """Ignores the number of updates done."""
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
       command: what a person types to go on, for the line that an interrupted run ends with.
       init: workdir of another run with the same network: start from its averaged weights (the raw ones of a run that kept no average),
         counters at zero.
-      on_step: told how many updates are done, before the first and after each.
+      on_step: called with the number of updates done, before the first and after each.
 
     Raises:
       InputError: bad config, corpus or workdir; a full disk; Diverged: a loss that is not finite under train.on_nonfinite="stop".
@@ -85,7 +85,7 @@ def train(
     with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(experiment, corpora, workdir)
 
-        # --- 2. Where we start --------------------------------------------------------------------------------------------------
+        # --- 2. The start -------------------------------------------------------------------------------------------------------
         state, meta, origin = _start(experiment, checkpoints, first, fork, init)
         start, steps = meta.get("step", 0), config.train.steps
         on_step(start)
@@ -145,7 +145,7 @@ def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, f
         with refused_together():
             held.enter_context(sole_writer(workdir))
             if fresh and jax.process_index() == 0 and (aside := move_aside(workdir)):
-                say(f"--fresh: what {workdir} held is now in {aside}; delete that when nobody wants it")
+                say(f"--fresh: what {workdir} held is now in {aside}; delete it when it is no longer needed")
         with refused_together():  # no process looks at the workdir before the first one has moved what was there
             texts = [corpus.fingerprint for corpus in corpora]
             inputs = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)

@@ -48,7 +48,7 @@ _MEND = "restore it; or remove it, and it is made again from the newest checkpoi
 def trained(workdir: pathlib.Path) -> bool:
     """Is there anything in a workdir that another config would harm: checkpoints, whole or not, or lines of metrics?
 
-    Raises InputError: something that is no folder in the place of the checkpoints.
+    Raises InputError: the path of the checkpoints is not a folder.
     """
     metrics = workdir / METRICS
     with Checkpoints(workdir / CHECKPOINTS) as checkpoints:
@@ -143,7 +143,7 @@ def stored_tokenizer(workdir: pathlib.Path, inputs: dict) -> Tokenizer:
 def stored_table(workdir: pathlib.Path, name: str, inputs: dict) -> np.ndarray | None:
     """The array of counts.npy or embedding.npy; None where the run has none.
 
-    Raises InputError: it is gone though the run was given one, was changed, or is no array.
+    Raises InputError: it is gone though the run was given one, was changed, or is not an array.
     """
     file, expected = workdir / name, inputs.get("files", {}).get(name)
     mend = "put it back; where its corpus is at hand, `dlmjax train` with the run's config writes it again once it is removed"

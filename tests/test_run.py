@@ -95,9 +95,7 @@ def test_a_run_opens_on_other_devices_than_it_was_trained_on(tmp_path, monkeypat
         assert open_experiment(str(tmp_path)).network.execution.attention == opened
 
 
-@pytest.mark.parametrize(
-    ("kernel", "length", "said"), [("cudnn", 9, "a multiple of 2 tokens, not 9"), ("splash", 96, "128 tokens, not 96")]
-)
+@pytest.mark.parametrize(("kernel", "length", "said"), [("cudnn", 9, "divisible by 2, not 9"), ("splash", 96, "divisible by 128, not 96")])
 def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
     config = smallest()
     config.data.length, config.execution.attention = length, kernel

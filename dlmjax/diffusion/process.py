@@ -62,12 +62,14 @@ class Ends:
 
 @runtime_checkable
 class Process(Protocol):
-    """A noise process. Attributes first, then what every process defines, then what has a default.
+    """A noise process, in three parts: Forward, Bound and Reverse; then what the denoiser reads, parameters and declarations.
+
+    Every process defines the first method of Forward and of Bound and the first two of Reverse; the others have defaults.
 
     name: as in the registry.
     vocab: token ids there are, special ids included.
     attention: what the denoiser is called with: "full", "causal" or Blocks(size).
-    time_input: whether the denoiser must be told t.
+    time_input: whether the denoiser must be conditioned on t.
     input_dim: 0 where a state is made of token ids, else the size of the vectors that a state [B, L, input_dim] holds.
     is_bound: whether NELBO above bounds -log p(x).  is_tight: whether the exact denoiser brings that bound to the entropy.
     ends: how the bound's integrand behaves where text is clean and where it is noise; see `noise_share`.
@@ -75,7 +77,7 @@ class Process(Protocol):
     reinforce: whether the distribution of a discrete z depends on `params`, so that its gradient needs two draws (see `log_q`).
     params: the parameters in use, a tree like `init`'s; None before they are bound, and where there are none.
 
-    What else other packages must know is declared below, under "capabilities"; none of them looks at the class of a process.
+    What other packages must know is declared at the end; none of them looks at the class of a process.
     """
 
     name: str
@@ -96,7 +98,250 @@ class Process(Protocol):
             cls, lambda process: ((process.params,), process.with_params(None)), lambda static, params: static.with_params(*params)
         )
 
-    # --- capabilities, read by samplers, scorers, export and plans -------------------------------------------------------------
+    # --- Forward: from text to noise ----------------------------------------------------------------------------------------
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Shaped[Array, "B L *state"]:
+        """Draws z ~ q(z_t | x). `valid_BL` is False on padding, which is left as it is; None = all valid."""
+        ...
+
+    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        """The levels at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""
+        del valid_BL
+        return t_BL
+
+    def noisy_views(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> tuple[tuple[Shaped[Array, "B L *state"], Float[Array, "B L"]], ...]:
+        """What a training step denoises: (z, t), or several whose mean it takes. Each t must be as likely as the drawn one."""
+        return ((self.corrupt(keys_B, x_BL, t_BL, valid_BL), t_BL),)
+
+    def forward_step(
+        self,
+        keys_B: Key[Array, "B"],
+        z_BL: Shaped[Array, "B L *state"],
+        s_BL: Float[Array, "B L"],
+        t_BL: Float[Array, "B L"],
+        valid_BL: Bool[Array, "B L"] | None = None,
+    ) -> Shaped[Array, "B L *state"]:
+        """Draws z_t ~ q(z_t | z_s), s <= t: a piece of the forward chain."""
+        raise InputError(f"process {self.name} has no levels between clean text and noise; it takes no forward steps")
+
+    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Shaped[Array, "B L *state"]) -> Bool[Array, "B L"]:
+        """Positions whose token is not what it was, for the realised noise rate."""
+        return z_BL != x_BL
+
+    def clean_state(self, x_BL: Int[Array, "B L"]) -> Shaped[Array, "B L *state"]:
+        """The state that holds this text without noise; required where a text conditions the rest, of states that are not vectors."""
+        return x_BL
+
+    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """How much of a state is noise at t; rises with t. An evaluation spreads its levels in it, so that they do not depend on the
+        schedule, and `ends` says how the integrand behaves in it."""
+        return t
+
+    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Expected share of rows that carry loss at level t."""
+        return jnp.ones_like(t)
+
+    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+        """Probability that a token at level t shows as a draw of tokens: 0 where noise only hides."""
+        return jnp.zeros_like(t)
+
+    def adapt_times(self, times: Any) -> Any:
+        """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block.
+
+        Raises InputError: levels that this noise cannot have.
+        """
+        return times
+
+    def covered_by(self, times: Any) -> bool:
+        """Whether the mean of the loss under a draw of levels (a `Times`) is its integral over all the noise that a text can have.
+
+        A network that reads a whole row bounds its likelihood along a path on which all tokens gain noise together: levels that are
+        drawn apart show it tokens with little noise beside others with much, which is no such path, and reads below the truth.
+        """
+        return times.covers and not isinstance(times, PerBlock)
+
+    # --- Bound: what the denoiser's output costs in nats --------------------------------------------------------------------
+
+    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """Nats at each position; the mean over t ~ U[0, 1] and z is the diffusion part of the NELBO."""
+        ...
+
+    def loss_mask(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+        """Positions that can carry loss: the head is computed on these only."""
+        del z_BL
+        return jnp.ones(t_BL.shape, bool)
+
+    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        """KL(q(z_1 | x) || p_1) per token."""
+        return jnp.zeros(x.shape, jnp.float32)
+
+    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Shaped[Array, "..."]) -> Float[Array, "*n"]:
+        """-log p(x | z_0) per token, in nats, with z0 = corrupt(keys, x, t = 0)."""
+        del logits, z0
+        return jnp.zeros(x.shape, jnp.float32)
+
+    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """w(t) where `loss` is w(t) times the cross-entropy of the rows; the reweighted training losses are made from it."""
+        raise InputError(f"the loss of process {self.name} is no weighted cross-entropy; train it with weighting 'bound'")
+
+    def log_q(self, z_BL: Shaped[Array, "B L *state"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """log q(z_t | x) per token, differentiable in `params`; required only where `reinforce`."""
+        raise InputError(f"process {self.name} learns nothing that its noise depends on")
+
+    @property
+    def has_boundary(self) -> bool:
+        """True where the prior and reconstruction terms are not zero."""
+        return False
+
+    @property
+    def has_reconstruction(self) -> bool:
+        """True where some noise is left at t = 0; only then does training pay a second pass of the network for it."""
+        return self.has_boundary
+
+    @property
+    def is_tight(self) -> bool:
+        """Not where noise is left at t = 0 or text at t = 1: tokens in doubt are then guessed without seeing each other, and the reverse
+        chain starts without the text that is left. Nor in steps, each of which changes tokens that do not see each other."""
+        return not self.has_boundary and not self.steps
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the loss is weighted in training by default."""
+        return Bound()
+
+    @property
+    def bound(self) -> "Process":
+        """The process that a likelihood is evaluated with: itself, unless training draws its noise in another way."""
+        return self
+
+    # --- Reverse: from noise to text ----------------------------------------------------------------------------------------
+
+    def prior(self, keys_B: Key[Array, "B"], length: int) -> Shaped[Array, "B {length} *state"]:
+        """Draws z_1 ~ p_1, where sampling starts."""
+        ...
+
+    def reverse_step(
+        self,
+        keys_B: Key[Array, "B"],
+        logits_BLV: Float[Array, "B L V"],
+        z_BL: Shaped[Array, "B L *state"],
+        t_BL: Float[Array, "B L"],
+        s_BL: Float[Array, "B L"],
+    ) -> Shaped[Array, "B L *state"]:
+        """Draws z_s ~ p(z_s | z_t), s <= t, from the denoiser's output at (z_t, t)."""
+        ...
+
+    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+        """Draws x ~ p(x | z_0) from the denoiser's output at (z_0, 0): the last act of sampling where `has_boundary`."""
+        del keys_B, logits_BLV
+        return z_BL
+
+    def to_tokens(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+        """The tokens to show for a state."""
+        return z_BL
+
+    def log_posterior(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log p(x_i | z) up to a constant, from the denoiser's output at (z, t)."""
+        del z, t
+        return logits
+
+    def log_loo(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+        """log p(x_i | z_{-i}) up to a constant, from the denoiser's output at (z, t)."""
+        del z, t
+        return logits
+
+    def suppressed(
+        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Shaped[Array, "..."], t: Float[Array, "*n"]
+    ) -> Float[Array, "*n V"]:
+        """The output of a denoiser that gives the tokens `ids` no probability."""
+        del z, t
+        return exclude(logits, ids)
+
+    def guided(
+        self,
+        given: Float[Array, "*n V"],
+        absent: Float[Array, "*n V"],
+        weight: float,
+        z: Shaped[Array, "..."],
+        t: Float[Array, "*n"],
+    ) -> Float[Array, "*n V"]:
+        """The output whose law of tokens is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
+
+        A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
+        linear in the score: one line for all but ratios of noisy probabilities.
+        """
+        del z, t
+        return (1 + weight) * given - weight * absent
+
+    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+        """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z. Required by method
+        `tau_leap`."""
+        raise InputError(f"process {self.name} provides no rates of jumps")
+
+    # --- The denoiser: what it reads and predicts ---------------------------------------------------------------------------
+
+    def time_embedding_input(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """What the denoiser is conditioned on in place of t."""
+        return t_BL
+
+    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """What the denoiser is conditioned on where tokens are revealed one after another: t, unless masks depend on the token.
+
+        masked_BL: positions still masked.  start_BL: the levels at which they were masked; 0 where text is given.
+        """
+        del masked_BL, start_BL
+        return t_BL
+
+    def self_conditioning_x0(
+        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]
+    ) -> Float[Array, "B L I"]:
+        """The denoiser's x0 prediction in the space that it reads, the mean embedding: the input of self-conditioning."""
+        del z_BL, t_BL
+        return denoiser.expect(hidden_BLD)
+
+    @property
+    def outputs(self) -> int:
+        """Columns of the denoiser's output: logits over the vocabulary, unless the network predicts something else."""
+        return self.vocab
+
+    @property
+    def denoisings(self) -> int:
+        """How many times a training step denoises a row."""
+        return 2 if self.reinforce else 1
+
+    # --- Parameters: what is trained with the network -----------------------------------------------------------------------
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Start values, a tree of float32 arrays; empty where nothing is learned."""
+        del key
+        return {}
+
+    def param_kinds(self) -> dict[str, Any]:
+        """A tree like `init`'s: "embedding", "matrix" or "vector" for each leaf, which is how the optimizer treats it."""
+        return {}
+
+    def lr_multipliers(self) -> dict[str, Any]:
+        """A tree like `init`'s: what the learning rate is multiplied by for each leaf."""
+        return jax.tree.map(lambda _: 1.0, self.param_kinds())
+
+    def scalars(self) -> dict[str, Float[Array, ""]]:
+        """Scalars of the learned values in place that are worth a curve, by name; empty where there are none."""
+        return {}
+
+    def with_params(self, params: Any) -> "Process":
+        """This process with other parameters, a tree like `init`'s; an empty tree is None."""
+        params = params if jax.tree.leaves(params) else None
+        if params is self.params:
+            return self
+        process = copy.copy(self)
+        object.__setattr__(process, "params", params)
+        return process
+
+    # --- Declarations, read by samplers, scorers, export and plans ----------------------------------------------------------
 
     # The share of noise as a function of time; None where it is learned, differs between tokens or is a Gaussian path.
     schedule: Schedule | None = None
@@ -156,6 +401,16 @@ class Process(Protocol):
         """Ids that text never holds and that are never produced, the mask included."""
         return ()
 
+    @property
+    def stationary(self) -> bool:
+        """Whether what noise shows has one law at all levels, that of `prior`."""
+        return True
+
+    @property
+    def sampling_grid(self) -> str:
+        """The grid of levels (`sampling.grids`) that a sampler of this process takes by default."""
+        return "uniform"
+
     def count_form(self) -> "Process | None":
         """The process that masks an exact number of a row's tokens, for the same network (the k-form of RADD 2406.03736); None where
         there is none."""
@@ -164,82 +419,6 @@ class Process(Protocol):
     def in_blocks(self) -> "Process | None":
         """The process that makes one block given the finished ones, for a network under a block-causal mask; None where there is none."""
         return None
-
-    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
-        """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z. Required by method
-        `tau_leap`."""
-        raise InputError(f"process {self.name} provides no rates of jumps")
-
-    # --- what a process defines ------------------------------------------------------------------------------------------------
-
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Shaped[Array, "B L *state"]:
-        """Draws z ~ q(z_t | x). `valid_BL` is False on padding, which is left as it is; None = all valid."""
-        ...
-
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """Nats at each position; the mean over t ~ U[0, 1] and z is the diffusion part of the NELBO."""
-        ...
-
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Shaped[Array, "B {length} *state"]:
-        """Draws z_1 ~ p_1, where sampling starts."""
-        ...
-
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Shaped[Array, "B L *state"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Shaped[Array, "B L *state"]:
-        """Draws z_s ~ p(z_s | z_t), s <= t, from the denoiser's output at (z_t, t)."""
-        ...
-
-    # --- what is learned with the network --------------------------------------------------------------------------------------
-
-    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Start values, a tree of float32 arrays; empty where nothing is learned."""
-        del key
-        return {}
-
-    def param_kinds(self) -> dict[str, Any]:
-        """A tree like `init`'s: "embedding", "matrix" or "vector" for each leaf, which is how the optimizer treats it."""
-        return {}
-
-    def lr_multipliers(self) -> dict[str, Any]:
-        """A tree like `init`'s: what the learning rate is multiplied by for each leaf."""
-        return jax.tree.map(lambda _: 1.0, self.param_kinds())
-
-    def scalars(self) -> dict[str, Float[Array, ""]]:
-        """Scalars of the learned values in place that are worth a curve, by name; empty where there are none."""
-        return {}
-
-    def with_params(self, params: Any) -> "Process":
-        """This process with other parameters, a tree like `init`'s; an empty tree is None."""
-        params = params if jax.tree.leaves(params) else None
-        if params is self.params:
-            return self
-        process = copy.copy(self)
-        object.__setattr__(process, "params", params)
-        return process
-
-    def log_q(self, z_BL: Shaped[Array, "B L *state"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
-        """log q(z_t | x) per token, differentiable in what is learned; asked for only where `reinforce`."""
-        raise InputError(f"process {self.name} learns nothing that its noise depends on")
-
-    # --- what most processes keep ----------------------------------------------------------------------------------------------
-
-    @property
-    def denoisings(self) -> int:
-        """How many times a training step denoises a row."""
-        return 2 if self.reinforce else 1
-
-    @property
-    def outputs(self) -> int:
-        """Columns of the denoiser's output: logits over the vocabulary, unless the network predicts something else."""
-        return self.vocab
 
     def at_step(self, step: int) -> "Process":
         """The process that training step `step` uses, a curriculum: each that differs is compiled; evaluations use the process itself."""
@@ -255,181 +434,6 @@ class Process(Protocol):
         """The values of this process that bring its curriculum to an end at `step`: what a message proposes."""
         del step
         return {}
-
-    def adapt_times(self, times: Any) -> Any:
-        """How a draw of levels (a `Times`) is spread over a row of this process: as it is, or one level per block.
-
-        Raises InputError: levels that this noise cannot have.
-        """
-        return times
-
-    def covered_by(self, times: Any) -> bool:
-        """Whether the mean of the loss under a draw of levels (a `Times`) is its integral over all the noise that a text can have.
-
-        A network that reads a whole row bounds its likelihood along a path on which all tokens gain noise together: levels that are
-        drawn apart show it tokens with little noise beside others with much, which is no such path, and reads below the truth.
-        """
-        return times.covers and not isinstance(times, PerBlock)
-
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
-        """How much of a state is noise at t; rises with t. An evaluation spreads its levels in it, so that they do not depend on the
-        schedule, and `ends` says how the integrand behaves in it."""
-        return t
-
-    def time_embedding_input(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
-        """What the denoiser is told in place of t."""
-        return t_BL
-
-    def clean_state(self, x_BL: Int[Array, "B L"]) -> Shaped[Array, "B L *state"]:
-        """The state that holds this text without noise; asked for where a part of the text is given, of states that are no vectors."""
-        return x_BL
-
-    def to_tokens(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
-        """The tokens to show for a state."""
-        return z_BL
-
-    def self_conditioning_x0(
-        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]
-    ) -> Float[Array, "B L I"]:
-        """The denoiser's guess of the clean input, in the space that it reads: the mean embedding. What self-conditioning hands back."""
-        del z_BL, t_BL
-        return denoiser.expect(hidden_BLD)
-
-    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
-        """The levels at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""
-        del valid_BL
-        return t_BL
-
-    def noisy_views(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> tuple[tuple[Shaped[Array, "B L *state"], Float[Array, "B L"]], ...]:
-        """What a training step denoises: (z, t), or several whose mean it takes. Each t must be as likely as the drawn one."""
-        return ((self.corrupt(keys_B, x_BL, t_BL, valid_BL), t_BL),)
-
-    def loss_mask(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
-        """Positions that can carry loss: the head is computed on these only."""
-        del z_BL
-        return jnp.ones(t_BL.shape, bool)
-
-    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Shaped[Array, "B L *state"]) -> Bool[Array, "B L"]:
-        """Positions whose token is not what it was, for the realised noise rate."""
-        return z_BL != x_BL
-
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Shaped[Array, "B L *state"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Shaped[Array, "B L *state"]:
-        """Draws z_t ~ q(z_t | z_s), s <= t: a piece of the forward chain."""
-        raise InputError(f"process {self.name} has no levels between clean text and noise; it takes no forward steps")
-
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
-        """Draws x ~ p(x | z_0) from the denoiser's output at (z_0, 0): the last act of sampling where `has_boundary`."""
-        del keys_B, logits_BLV
-        return z_BL
-
-    # --- what samplers ask ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def sampling_grid(self) -> str:
-        """The grid of levels (`sampling.grids`) that a sampler of this process takes unless it is told another."""
-        return "uniform"
-
-    @property
-    def stationary(self) -> bool:
-        """Whether what noise shows has one law at all levels, that of `prior`."""
-        return True
-
-    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
-        """Probability that a token at level t shows as a draw of tokens: 0 where noise only hides."""
-        return jnp.zeros_like(t)
-
-    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
-        """What the denoiser is told where tokens are revealed one after another: the clock t, unless the law of a mask asks for more.
-
-        masked_BL: positions still masked.  start_BL: the levels at which they were masked; 0 where text is given.
-        """
-        del masked_BL, start_BL
-        return t_BL
-
-    def log_posterior(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
-        """log p(x_i | z) up to a constant, from the denoiser's output at (z, t)."""
-        del z, t
-        return logits
-
-    def log_loo(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
-        """log p(x_i | z_{-i}) up to a constant, from the denoiser's output at (z, t)."""
-        del z, t
-        return logits
-
-    def suppressed(
-        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Shaped[Array, "..."], t: Float[Array, "*n"]
-    ) -> Float[Array, "*n V"]:
-        """The output of a denoiser that gives the tokens `ids` no probability."""
-        del z, t
-        return exclude(logits, ids)
-
-    def guided(
-        self,
-        given: Float[Array, "*n V"],
-        absent: Float[Array, "*n V"],
-        weight: float,
-        z: Shaped[Array, "..."],
-        t: Float[Array, "*n"],
-    ) -> Float[Array, "*n V"]:
-        """The output whose law of tokens is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
-
-        A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
-        linear in the score: one line for all but ratios of noisy probabilities.
-        """
-        del z, t
-        return (1 + weight) * given - weight * absent
-
-    @property
-    def is_tight(self) -> bool:
-        """Not where noise is left at t = 0 or text at t = 1: tokens in doubt are then guessed without seeing each other, and the reverse
-        chain starts without the text that is left. Nor in steps, each of which changes tokens that do not see each other."""
-        return not self.has_boundary and not self.steps
-
-    @property
-    def has_boundary(self) -> bool:
-        """True where the prior and reconstruction terms are not zero."""
-        return False
-
-    @property
-    def has_reconstruction(self) -> bool:
-        """True where some noise is left at t = 0; only then does training pay a second pass of the network for it."""
-        return self.has_boundary
-
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        """KL(q(z_1 | x) || p_1) per token."""
-        return jnp.zeros(x.shape, jnp.float32)
-
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Shaped[Array, "..."]) -> Float[Array, "*n"]:
-        """-log p(x | z_0) per token, in nats, with z0 = corrupt(keys, x, t = 0)."""
-        del logits, z0
-        return jnp.zeros(x.shape, jnp.float32)
-
-    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """w(t) where `loss` is w(t) times the cross-entropy of the rows; the reweighted training losses are made from it."""
-        raise InputError(f"the loss of process {self.name} is no weighted cross-entropy; train it with weighting 'bound'")
-
-    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """Expected share of rows that carry loss at level t."""
-        return jnp.ones_like(t)
-
-    @property
-    def weighting(self) -> Weighting:
-        """How the loss is weighted in training unless the objective is told otherwise."""
-        return Bound()
-
-    @property
-    def bound(self) -> "Process":
-        """The process that a likelihood is evaluated with: itself, unless training draws its noise in another way."""
-        return self
 
 
 def bind_process(process: Process, weights: Any) -> Process:

@@ -106,7 +106,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
-        "dlmjax/fit",
         "dlmjax/quality",
         "dlmjax/sampling",
         "dlmjax/training",
@@ -116,7 +115,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     "requires": (
         "dlmjax/data",
         "dlmjax/models",
-        "dlmjax/run.py",
     ),
     "uniform draw": ("dlmjax/diffusion",),
 }

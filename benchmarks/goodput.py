@@ -15,7 +15,7 @@ import sys
 import time
 
 from dlmjax.training import read
-from dlmjax.training.goodput import FILE, read_lives
+from dlmjax.training.goodput import FILE, read_attempts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -49,7 +49,7 @@ def main():
     first.send_signal(signal.SIGTERM)
     if first.wait() or subprocess.run(command).returncode:
         raise SystemExit("the run failed; see above")
-    cold, warm = read_lives(workdir / FILE)
+    cold, warm = read_attempts(workdir / FILE)
     print(f"first step after {cold.seconds['start']:.1f} s, with compiled programs {warm.seconds['start']:.1f} s")
     for name, life in (("first", cold), ("second", warm)):
         waits = ", ".join(f"{cause} {life.seconds[cause] / life.stepping:.2%}" for cause in ("checkpoint", "data"))

@@ -153,13 +153,13 @@ class _Run:
 
     def _record(self, status: str, attempt: int, overhead: float, **fields: Any) -> Record:
         from dlmjax.evaluation.record import provenance
-        from dlmjax.training.goodput import read_lives
+        from dlmjax.training.goodput import read_attempts
 
         totals = self.counters.totals()
         nothing = dict.fromkeys(("loss", "loss_stderr", "bits_per_byte", "bits_per_byte_stderr"))
         counted = {"compiled": int(totals["compiled"]), "from_cache": int(totals["read"])}
         # The wall clock may have been set back meanwhile.
-        trained = sum(max(started.ended - started.began, 0.0) for started in read_lives(self.workdir / "goodput.json"))
+        trained = sum(max(started.ended - started.began, 0.0) for started in read_attempts(self.workdir / "goodput.json"))
         spent = {"seconds": trained + totals["evaluate"], "start_seconds": totals["start"], "overhead_seconds": overhead}
         known = facts(self.run, self.values, self.plan.validation)
         last = _last_line(self.workdir)

@@ -1,15 +1,15 @@
-"""Checkpoints: asynchronous Orbax saves, a commit marker that is written last, and a restore that believes nothing unverified.
+"""Checkpoints: asynchronous Orbax saves, a commit marker that is written last, and a restore that verifies checksums.
 
     checkpoints/00000500/            one checkpoint, named by its step
         dlmjax.json                  the commit marker (`marker`): meta, size of every file, shape, dtype and checksum of every leaf
         state/ ...                   the state as a nested dict of arrays (Orbax, OCDBT), readable on any mesh
-    checkpoints/00001000.unfinished  a save in progress, or what a kill left of one; so is ....orbax-checkpoint-tmp
-    checkpoints/00000250.removed     a removal in progress, or what a kill left of one
+    checkpoints/00001000.unfinished  a save in progress or interrupted by a kill, as are the folders *.orbax-checkpoint-tmp*
+    checkpoints/00000250.removed     a removal in progress or interrupted by a kill
 
-A folder gets the name of a step when all of it is written, the marker included, and loses that name before anything of it is removed. So
-whatever is named by a step was whole once: if it is not, it is damaged, and never taken for one that was not there. A checkpoint is whole
-when its marker is and every file has the size that it says; a restore also compares the checksum of each leaf, because Orbax reads a
-flipped bit in a data file without complaint. That checksum is an integer sum, computed on the devices, so it is the same on every mesh.
+A folder is renamed to a step when all of it is written, including the marker, and renamed again before any of it is removed. So a folder
+named by a step was whole once: if it is not whole now, it is damaged, never treated as absent. A checkpoint is whole when its marker is
+valid and every file has the size in it; a restore also compares the checksum of each leaf, because Orbax does not detect a flipped bit in
+a data file. The checksum is an integer sum, computed on the devices, so it is the same on every mesh.
 """
 
 import concurrent.futures
@@ -37,24 +37,24 @@ from dlmjax.errors import InputError
 from dlmjax.files import remove
 from dlmjax.training.marker import Damaged, flaw_of_files, read_marker, write_marker
 
-_FRESH = "or start anew with dlmjax train --fresh, which moves what is there aside"
+_FRESH = "or start again with dlmjax train --fresh, which moves the old files aside"
 UNFINISHED, REMOVED = ".unfinished", ".removed"
 _STEP = re.compile(r"[0-9]{8,18}")
-_LEFT = re.compile(rf"[0-9]{{8,18}}(\{UNFINISHED}|\{REMOVED}|.*\.orbax-checkpoint-tmp.*)")  # by a kill
+_LEFT = re.compile(rf"[0-9]{{8,18}}(\{UNFINISHED}|\{REMOVED}|.*\.orbax-checkpoint-tmp.*)")  # left by a kill
 log = logging.getLogger("dlmjax")
 
 
 class _Echo(logging.Filter):
-    """Orbax prints each failure of its threads with three tracebacks before it raises it, and waits for one failed read alone, so
-    that asyncio prints the others; we say it in one line."""
+    """Drops log records that repeat an error: Orbax logs each failure of its threads with three tracebacks before it raises the error,
+    and awaits only one of several failed reads, so that asyncio logs the others. The error itself becomes one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return "_SignalingThread.run() raised an exception" not in said and not ("never retrieved" in said and "orbax" in said)
+        message = record.getMessage()
+        return "_SignalingThread.run() raised an exception" not in message and not ("never retrieved" in message and "orbax" in message)
 
 
 def _without_late_reads(shown: Callable) -> Callable:
-    """A hook for exceptions that nobody can catch, which leaves out those of reads that end after Orbax has closed their event loop."""
+    """A hook for uncaught exceptions that drops those of reads which end after Orbax has closed their event loop."""
 
     def hook(unraisable: Any) -> None:
         if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
@@ -73,9 +73,9 @@ class Checkpoints:
 
     Args:
       directory: created at the first save.
-      keep: newest checkpoints kept.
-      best: checkpoints with the lowest `meta["metric"]` kept beside them (those without the entry, or with no finite one, do not compete).
-      common: what goes into the meta of every checkpoint that is saved.
+      keep: number of newest checkpoints that are kept.
+      best: number of checkpoints with the lowest finite `meta["metric"]` that are kept as well.
+      common: entries in the meta of every checkpoint that is saved.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2, best: int = 1, common: dict | None = None):
@@ -84,8 +84,8 @@ class Checkpoints:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
         self._warned: set[int] = set()
-        self._damaged: dict[int, str] = {}  # what a restore found wrong that sizes do not tell
-        self._first = jax.process_index() == 0  # files other than Orbax's are written and removed by one process
+        self._damaged: dict[int, str] = {}  # flaws that a restore found and sizes do not show
+        self._first = jax.process_index() == 0  # only one process writes and removes files other than Orbax's
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -93,21 +93,21 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
-    # --- what is there -----------------------------------------------------------------------------------------------------------
+    # --- listing ----------------------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending. Reads no array."""
         return [step for step in self.named() if not self._flaw(step)]
 
     def damaged(self) -> dict[int, str]:
-        """Steps of what is there and not whole, each with what is wrong with it: the rest of a sentence."""
+        """Flaw of each damaged checkpoint by step, as the predicate of a sentence."""
         flaws = {step: self._flaw(step) for step in self.named()}
         return {step: flaw for step, flaw in flaws.items() if flaw}
 
     def resumable(self) -> bool:
-        """Is there a state to go on from? All processes of a run hear the same.
+        """Is there a state to resume from? The answer is the same in all processes of a run.
 
-        Raises InputError: there are checkpoints, and none of them is whole. That is damage, and no reason to begin anew.
+        Raises InputError: there are checkpoints and none of them is whole. A run with damaged checkpoints must not start from scratch.
         """
         named, lost = any_process(bool(self.named())), any_process(self.latest() is None)
         if named and lost:
@@ -129,7 +129,7 @@ class Checkpoints:
         return ranked[0] if ranked else None
 
     def meta(self, step: int | None = None) -> dict:
-        """What was handed to `save`, by default with the newest whole checkpoint."""
+        """The meta that was passed to `save`, by default of the newest whole checkpoint."""
         step = self.latest() if step is None else step
         if step is None or self._flaw(step):
             raise InputError(self._nothing(step))
@@ -139,29 +139,27 @@ class Checkpoints:
         return self.directory / f"{step:08d}"
 
     def named(self) -> list[int]:
-        """Steps of everything that is named like a checkpoint, whole or not. Raises InputError: something else is in the folder's place."""
+        """Steps of all folders that are named like a checkpoint, whole or not. Raises InputError: the path is not a folder."""
         try:
             names = os.listdir(self.directory)
         except FileNotFoundError as error:
-            # Asked of the link alone: another process may make the folder between the two looks.
+            # Only a link is checked: another process may make the folder between the two calls.
             if self.directory.is_symlink() and not self.directory.exists():
-                raise InputError(f"{self.directory} is a link that leads nowhere; put back what it led to, {_FRESH}") from error
+                raise InputError(f"{self.directory} is a link that leads nowhere; restore its target, {_FRESH}") from error
             return []
         except NotADirectoryError as error:
             if not os.path.lexists(self.directory):
                 return []
-            raise InputError(f"{self.directory} is not a folder; the checkpoints of a run lie there: put them back, {_FRESH}") from error
+            raise InputError(f"{self.directory} is not a folder of checkpoints; restore it, {_FRESH}") from error
         except OSError as error:
-            raise InputError(
-                f"{self.directory} cannot be read as a folder ({error.strerror}); the checkpoints of a run lie there"
-            ) from error
+            raise InputError(f"{self.directory} cannot be read as a folder of checkpoints ({error.strerror})") from error
         return sorted(int(name) for name in names if _STEP.fullmatch(name) and name == f"{int(name):08d}")
 
     def _marker(self, step: int) -> dict:
         return read_marker(self._path(step), step)
 
     def _flaw(self, step: int) -> str:
-        """Why a checkpoint is not whole, "" when it is, as far as sizes tell and no restore has found otherwise."""
+        """Why a checkpoint is not whole, by its sizes and by earlier restores; "" when it is whole."""
         if step in self._damaged:
             return self._damaged[step]
         try:
@@ -170,24 +168,24 @@ class Checkpoints:
             return str(error)
 
     def _warn(self, step: int, flaw: str) -> None:
-        """Once for each checkpoint, however often it is looked at."""
+        """Logs the flaw of a checkpoint once."""
         if step not in self._warned:
             log.warning("checkpoint %s %s; skipped, the one before it is used", self._path(step), flaw)
         self._warned.add(step)
 
     def _ranked(self, steps: list[int]) -> list[int]:
-        """Steps that carry a metric, best first."""
+        """Steps with a finite metric, best first."""
         metrics = {step: self._marker(step)["meta"].get("metric") for step in steps}
         ranked = (step for step in steps if metrics[step] is not None and math.isfinite(metrics[step]))
         return sorted(ranked, key=lambda step: (metrics[step], -step))
 
     def _nothing(self, step: int | None) -> str:
-        """What is said where nothing, or not the checkpoint of this step, can be read."""
+        """Message for a missing or damaged checkpoint: of this step, or of all."""
         if step is not None:
             return f"{self.directory} has no whole checkpoint of step {step} (it {self._flaw(step)}); {self._whole()}"
         damaged = self.damaged()
         listed = "".join(f"; {self._path(step).name} {flaw}" for step, flaw in list(damaged.items())[-3:])
-        todo = f"; put one back, {_FRESH}" if damaged else ""
+        todo = f"; restore one, {_FRESH}" if damaged else ""
         return f"{self.directory} has no whole checkpoint{listed}{todo}"
 
     def _whole(self) -> str:
@@ -198,11 +196,11 @@ class Checkpoints:
     def save(self, step: int, state: dict, meta: dict) -> None:
         """Copies the state to the host, starts writing, and returns; the state may be donated at once.
 
-        Waits for an earlier save first. A whole checkpoint of this step with the same numbers only gets the new meta; one with other
-        numbers, or that a restore found damaged, is replaced: a run that is done again makes the very numbers that were damaged.
+        Waits for an earlier save first. A whole checkpoint of this step with the same values only gets the new meta; one with other
+        values, or that a restore found damaged, is replaced: a repeated run computes the same values as before the damage.
 
         Raises:
-          InputError: this or the earlier save could not be written (disk full); the checkpoints before it are untouched.
+          InputError: this or the earlier save could not be written (disk full); earlier checkpoints are unchanged.
         """
         self.wait()
         named = _by_path(state)
@@ -227,7 +225,7 @@ class Checkpoints:
         self._pending = (step, self._pool.submit(self._commit, response, unfinished, path, marker))
 
     def wait(self) -> None:
-        """Returns when no save is under way; old checkpoints are removed only after a newer one is whole."""
+        """Returns when no save is in progress; old checkpoints are removed only after a newer one is whole."""
         if self._pending is None:
             return
         step, future = self._pending
@@ -240,14 +238,14 @@ class Checkpoints:
         self._prune()
 
     def close(self) -> None:
-        """Waits and ends the background thread."""
+        """Waits for the save in progress and ends the background thread."""
         try:
             self.wait()
         finally:
             self._pool.shutdown()
 
     def _commit(self, response: Any, unfinished: pathlib.Path, path: pathlib.Path, marker: dict) -> None:
-        """In the background: when Orbax is done, the marker and then the name say that this is a checkpoint."""
+        """In the background thread: when Orbax is done, writes the marker and then renames the folder to its step."""
         response.result()
         if self._first:
             write_marker(unfinished, marker)
@@ -256,7 +254,7 @@ class Checkpoints:
             _sync_directory(path.parent)
 
     def _clear(self, path: pathlib.Path) -> None:
-        """Removes a checkpoint, its name first; of a link the link alone."""
+        """Renames and removes a checkpoint; of a link, only the link."""
         if self._first and os.path.lexists(path):
             removed = path.with_name(path.name + REMOVED)
             remove(removed)
@@ -264,7 +262,7 @@ class Checkpoints:
             remove(removed)
 
     def _prune(self) -> None:
-        """Keeps the newest and the best; whatever else lies before the newest whole one goes, leftovers of killed saves included."""
+        """Removes all checkpoints before the newest whole one, except the newest and the best, and remains of killed saves."""
         whole = self.steps()
         if not self._first or not whole:
             return
@@ -278,7 +276,7 @@ class Checkpoints:
         self._drop_unfinished()
 
     def _drop_unfinished(self) -> None:
-        """Gives back the room that interrupted saves and removals take. Called by a run that saves, never by one that only reads."""
+        """Removes the remains of interrupted saves and removals. Called only by a run that saves, never by one that only reads."""
         if self._first and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if _LEFT.fullmatch(path.name):
@@ -290,23 +288,23 @@ class Checkpoints:
         full = "RESOURCE_EXHAUSTED" in reason or "No space left" in reason or "File too large" in reason or "quota" in reason.lower()
         cause = "the disk is full" if full else reason.splitlines()[0][:200]
         have = ", ".join(map(str, self.steps())) or "none"
-        todo = "free some room and run the same command to resume" if full else "mend that and run the same command to resume"
+        todo = f"{'free some space' if full else 'correct that'} and run the same command to resume"
         return InputError(f"checkpoint {step} could not be written to {self.directory}: {cause}; whole checkpoints: {have}; {todo}")
 
     # --- restoring ---------------------------------------------------------------------------------------------------------------
 
     def restore(self, abstract_state: dict, step: int | None = None) -> tuple[dict, dict]:
-        """Reads a state into the given shapes and shardings (any mesh), checked against its checksums.
+        """Reads a state into these shapes and shardings (any mesh) and verifies its checksums.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct, from `abstract_state`; a part of it, such as {"params": ...}, reads that part.
-          step: which checkpoint; None takes the newest that is whole, with a warning for each newer one that is not.
+          step: step of the checkpoint; None = the newest whole one, with a warning for each newer one that is damaged.
 
         Returns:
-          The state (same tree as asked for) and the meta.
+          The state (same tree as `abstract_state`) and the meta.
 
         Raises:
-          InputError: nothing whole, or the checkpoint holds other leaves or shapes than asked for.
+          InputError: no checkpoint is whole, or its leaves or shapes differ from `abstract_state`.
         """
         candidates = reversed(self.named()) if step is None else [step]
         for candidate in candidates:
@@ -324,46 +322,46 @@ class Checkpoints:
                 raise InputError(f"checkpoint {self._path(step)} {flaw}; {self._whole()}")
         raise InputError(self._nothing(None))
 
-    def _compare(self, step: int, saved: dict, asked: dict) -> None:
-        """Another model's checkpoint is refused, naming the first difference; it is not a damaged one."""
-        for name, leaf in asked.items():
+    def _compare(self, step: int, saved: dict, requested: dict) -> None:
+        """Raises InputError with the first difference: a checkpoint of another model is not a damaged one."""
+        for name, leaf in requested.items():
             if name not in saved:
                 raise InputError(f"checkpoint {self._path(step)} has no {name}; it belongs to another model or optimizer")
             shape, dtype, _ = saved[name]
             if (tuple(shape), dtype) != (leaf.shape, str(leaf.dtype)):
                 there, here = f"{dtype}{shape}", f"{leaf.dtype}{list(leaf.shape)}"
                 raise InputError(
-                    f"checkpoint {self._path(step)} has {name} as {there} where this config makes {here}; use the run's own config"
+                    f"checkpoint {self._path(step)} has {name} as {there}, but this config makes {here}; use the run's own config"
                 )
 
     def _read(self, step: int, saved: dict, abstract_state: dict) -> tuple[dict | None, str]:
-        """The state and "", or None and what is wrong with the files."""
-        asked = _by_path(abstract_state)
+        """The state and "", or None and the flaw of the files."""
+        requested = _by_path(abstract_state)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here) for name, leaf in asked.items()}
+        placed = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here) for name, leaf in requested.items()}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         flaw = ""
         with context, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of what a failed read leaves in Orbax
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # after a failed read in Orbax
             try:
                 nested = ocp.load_checkpointables(self._path(step), {"state": _nested(placed)})["state"]
-            except Exception as error:  # damaged files make Orbax raise nearly anything; the message is passed on
+            except Exception as error:  # Orbax raises many types for damaged files; the flaw holds the message
                 flaw = f"cannot be read ({_reason(error)})"
             if flaw:
-                gc.collect()  # now, while nothing is said of it
+                gc.collect()  # here, while these warnings are off
                 return None, flaw
         found = _by_path(nested)
         sums = jax.device_get(_checksums(found))
-        for name in asked:
+        for name in requested:
             if int(sums[name]) != saved[name][2]:
-                return None, f"is damaged: {name} does not have the checksum it was saved with"
+                return None, f"is damaged: {name} does not have the checksum in the marker"
         paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
         return jax.tree.unflatten(structure, [found[_name(path)] for path, _ in paths]), ""
 
 
 def _reason(error: BaseException) -> str:
-    """Why Orbax could not read: it wraps what the storage said, which comes first in the chain. Whole words, without quotes."""
+    """Why Orbax could not read: the first error of the chain, in whole words without quotes."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     words = re.sub(r"[\"'`]", "", str(error)) or type(error).__name__
@@ -376,7 +374,7 @@ def _name(path: tuple) -> str:
 
 
 def _by_path(tree: dict) -> dict[str, Any]:
-    """{path: leaf}; the containers (optax's named tuples, empty dicts) stay behind, so no checkpoint depends on them."""
+    """{path: leaf}; without the containers (optax's named tuples, empty dicts), so that no checkpoint depends on them."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
@@ -394,7 +392,7 @@ def _nested(named: dict[str, Any]) -> dict:
 
 @jax.jit
 def _checksums(named: dict) -> dict:
-    """uint32 per leaf: sum of bits x (2 index + 1) modulo 2^32. Order-free, so equal on any mesh; odd factors see any flipped bit."""
+    """uint32 per leaf: sum of bits x (2 index + 1) modulo 2^32. Equal on any mesh; odd factors detect any flipped bit."""
     return {name: _checksum(leaf) for name, leaf in named.items()}
 
 
@@ -410,7 +408,7 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 
 def _sync_directory(path: pathlib.Path) -> None:
-    """Makes a rename survive a power cut, where the file system offers it."""
+    """Makes a rename durable, where the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:

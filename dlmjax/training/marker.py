@@ -1,8 +1,8 @@
-"""The commit marker of a checkpoint, believed only when all of it is what a save wrote.
+"""The commit marker of a checkpoint, valid only when all of it is as a save wrote it.
 
     {"step", "meta", "leaves": {name: [shape, dtype, checksum]}, "files": {name: bytes}, "checksum"}
 
-It decides which state a run goes on from, so it lies under a checksum of its own; markers of older versions have neither that nor a step.
+It decides which state a run resumes from, so it has a checksum of its own; markers of older versions have neither that nor a step.
 """
 
 import json
@@ -17,7 +17,7 @@ from dlmjax.files import inside, require_shape, sealed, unsealed, why
 
 MARKER = "dlmjax.json"
 FIELDS = {"step", "meta", "leaves", "files"}
-# What readers take out of the meta, each where it is there: older versions saved less.
+# Entries of the meta that readers use; older versions lack some.
 _STEP = {
     "step": int,
     **dict.fromkeys(("loss", "grad_norm", "update_norm", "param_norm", "learning_rate"), float),
@@ -39,16 +39,16 @@ LARGEST = 1 << 28  # bytes; a marker takes some hundred for each leaf and file
 
 
 class Damaged(ValueError):
-    """Why a checkpoint is not whole: the rest of a sentence that begins with its path."""
+    """Why a checkpoint is not whole, as the predicate of a sentence that begins with its path."""
 
 
 def read_marker(path: pathlib.Path, step: int) -> dict:
-    """The marker of the checkpoint of a step in a folder; "step" is left out of it.
+    """The marker in the folder of a checkpoint, without its "step"; the meta always has the step.
 
-    The meta always has the step. Raises Damaged: it is missing, was changed, or is that of another step.
+    Raises Damaged: it is missing, was changed, or belongs to another step.
     """
     if not os.path.lexists(path):
-        raise Damaged("is not there")
+        raise Damaged("is missing")
     if not path.is_dir():
         raise Damaged("is not a folder")
     file = path / MARKER
@@ -58,18 +58,18 @@ def read_marker(path: pathlib.Path, step: int) -> dict:
         values = unsealed(json.loads(file.read_bytes()), FIELDS)
         _require_form(values)
     except FileNotFoundError:
-        raise Damaged(f"has no {MARKER}, which a save writes before the folder gets its name") from None
+        raise Damaged(f"has no {MARKER}, which a save writes before it names the folder") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise Damaged(f"has an unreadable {MARKER} ({why(error)})") from None
-    said = {values.pop("step", step), values["meta"].get("step", step)} - {step}
-    if said:
-        raise Damaged(f"is that of step {said.pop()} under another name")
+    other = {values.pop("step", step), values["meta"].get("step", step)} - {step}
+    if other:
+        raise Damaged(f"holds step {other.pop()} under another name")
     values["meta"].setdefault("step", step)
     return values
 
 
 def _require_form(values: dict) -> None:
-    """Raises ValueError, KeyError, TypeError or AttributeError where a field is not what `write_marker` writes."""
+    """Raises ValueError, KeyError, TypeError or AttributeError if a field does not have the form that `write_marker` writes."""
     leaves, files, meta = values["leaves"], values["files"], values["meta"]
     if not all(_whole(number) for shape, _, checksum in leaves.values() for number in (*shape, checksum)):
         raise ValueError("a leaf has no shape or no checksum")
@@ -86,7 +86,7 @@ def _whole(value: Any) -> bool:
 
 
 def flaw_of_files(path: pathlib.Path, files: dict[str, int]) -> str:
-    """What is wrong with the files of a checkpoint as far as sizes tell, "" where nothing is; a sentence's end as in `Damaged`."""
+    """The flaw of a checkpoint's files by their sizes, "" when there is none; a predicate as in `Damaged`."""
     for name, size in files.items():
         try:
             found = inside(path, name, path / MARKER).stat()
@@ -95,14 +95,14 @@ def flaw_of_files(path: pathlib.Path, files: dict[str, int]) -> str:
         except (OSError, ValueError):
             return f"lacks the file {name}"
         if not stat.S_ISREG(found.st_mode):
-            return f"has something that is no file as {name}"
+            return f"has {name}, which is not a file"
         if found.st_size != size:
             return f"is truncated: {name} has {found.st_size} of {size} bytes"
     return ""
 
 
 def write_marker(path: pathlib.Path, marker: dict) -> None:
-    """Lists the files of a checkpoint's folder and writes its marker, whole or not at all."""
+    """Lists the files of a checkpoint's folder and writes its marker atomically."""
     unfinished = path / (MARKER + ".tmp")
     ours = (unfinished.name, MARKER)
     files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name not in ours}

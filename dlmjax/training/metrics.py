@@ -1,8 +1,8 @@
-"""What a run says about itself: `metrics.jsonl` (one line per event) and TensorBoard event files, both written without TensorFlow.
+"""Metrics of a run: `metrics.jsonl` (one line per event) and TensorBoard event files, both written without TensorFlow.
 
 Lines are appended and flushed at once. After a kill, the writer that resumes at step S removes a torn last line and every line of a
-later step, so that the file of a resumed run equals that of an uninterrupted one but for the fields in TIMING. For that, write the
-lines of a step before saving its checkpoint.
+later step, so that the file of a resumed run equals that of an uninterrupted one except for the fields in TIMING. This requires that
+the lines of a step are written before its checkpoint.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
 
 logger = logging.getLogger("dlmjax")
-# Fields that a resumed run cannot repeat.
+# Fields that differ between a resumed and an uninterrupted run.
 TIMING = ("time", "seconds_per_step", "tokens_per_second_per_device", "mfu")
 FILE = "metrics.jsonl"
 
@@ -36,9 +36,9 @@ class MetricsWriter:
     """Appends events to `workdir/metrics.jsonl` and `workdir/tensorboard/`; of several processes, only the first one writes.
 
     Args:
-      workdir: made if missing.
-      resume_step: the step that the run resumes from; what an earlier life wrote beyond it is dropped (TensorBoard is told to do so too).
-      known: what `written` said when that step was saved; a file that has less is told, since its curves have a hole.
+      workdir: folder of the run, made if missing.
+      resume_step: step that the run resumes from; later lines of an earlier start are dropped (in TensorBoard too).
+      known: value of `written` when that step was saved; a file with other lines is logged as a gap in the curves.
     """
 
     def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, known: dict[str, int] | None = None):
@@ -50,20 +50,20 @@ class MetricsWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         curves = self._path.parent / "tensorboard"
         if os.path.lexists(curves) and not curves.is_dir():
-            raise InputError(f"{curves} is not a folder; the curves of the run lie there: move it away")
+            raise InputError(f"{curves} is not a folder, but the curves of the run are written there; move it away")
         kept = repair(self._path, resume_step)
         self._written = (kept.count(b"\n"), zlib.crc32(kept))
         if known and known != self.written:
             lines, before = self._written[0], known["lines"]
             found = f"{lines} of the {before} lines" if lines != before else f"other lines than the {before}"
             logger.warning(
-                "%s has %s that the run had written by step %d: its curves have a hole; the run goes on from its checkpoint alone",
+                "%s has %s that the run had written by step %d: its curves have a gap; the run resumes from its checkpoint",
                 *(self._path, found, resume_step),
             )
         with self._writing():
             self._lines = self._path.open("a", encoding="utf-8")
             self._events = EventFileWriter(str(curves))
-            # The second and later START make TensorBoard forget the steps from theirs on.
+            # A second START event makes TensorBoard drop the earlier events from its step on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
 
@@ -75,38 +75,38 @@ class MetricsWriter:
 
     @property
     def written(self) -> dict[str, int]:
-        """How many lines the file has, and a checksum of them; for the meta of a checkpoint."""
+        """Number of lines in the file, and their checksum; stored in the meta of a checkpoint."""
         lines, crc = self._written
         return {"lines": lines, "crc": crc}
 
     def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line {"step", "kind", "time", **values} and one TensorBoard scalar `kind/name` each. NaN becomes null in the file."""
+        """Writes a line {"step", "kind", "time", **values} and a TensorBoard scalar `kind/name` per value. NaN becomes null in the file."""
         values = {name: float(value) for name, value in values.items()}
         self._line(step, kind, {name: value if math.isfinite(value) else None for name, value in values.items()})
         self.curves(step, kind, values)
 
     def curves(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """TensorBoard scalars alone: what a clock says, which a resumed run cannot repeat."""
+        """Writes TensorBoard scalars only: for timings, which a resumed run cannot repeat."""
         for name, value in values.items():
             self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))]))
 
     def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
-        """One line, and one TensorBoard text `kind/name` each, shown as it is (not as Markdown)."""
-        texts = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in texts.items()}  # half a surrogate pair is no text
+        """Writes a line, and a TensorBoard text `kind/name` per value, shown verbatim (not as Markdown)."""
+        texts = {name: text.encode("utf-8", "replace").decode("utf-8") for name, text in texts.items()}
         self._line(step, kind, texts)
         for name, text in texts.items():
             indented = "\n".join("    " + line for line in text.splitlines())
             self._event(step, text_pb(f"{kind}/{name}", indented))
 
     def flush(self) -> None:
-        """Event files are flushed every two minutes, and here: before a checkpoint, so that no curve has a hole after a kill."""
+        """Flushes the files: called before a checkpoint, so that no curve has a gap after a kill (otherwise every two minutes)."""
         if self._lines:
             with self._writing():
                 self._lines.flush()
                 self._events.flush()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the files."""
         if self._lines:
             with self._writing():
                 self._lines.close()
@@ -114,12 +114,12 @@ class MetricsWriter:
 
     @contextlib.contextmanager
     def _writing(self):
-        """A full disk ends the run with one line."""
+        """Turns an error of the file system, such as a full disk, into an InputError."""
         try:
             yield
         except OSError as error:
             raise InputError(
-                f"{self._path} could not be written ({error.strerror}); free some room and run the same command to resume"
+                f"{self._path} could not be written ({error.strerror}); free some space and run the same command to resume"
             ) from error
 
     def _line(self, step: int, kind: str, values: dict[str, Any]) -> None:
@@ -140,18 +140,18 @@ class MetricsWriter:
 def repair(path: pathlib.Path, resume_step: int) -> bytes:
     """Drops a torn last line and all lines of steps after `resume_step`; replaces the file in one move, and only if it changes.
 
-    Returns what is left. Raises InputError: a line in the middle is not one of ours, or there is no file in its place.
+    Returns the remaining content. Raises InputError: a line is not a metrics event, or the path is not a file.
     """
     if not path.exists():
         return b""
     content = _content(path)
     lines = content.split(b"\n")
     kept = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
+    for number, line in enumerate(lines[:-1], start=1):  # text after the last newline is torn, or empty
         try:
             late = _event(line)["step"] > resume_step
         except ValueError as error:
-            raise InputError(f"{path} line {number} is not a metrics event; move the file away to go on without its history") from error
+            raise InputError(f"{path} line {number} is not a metrics event; move the file away to resume without its history") from error
         if not late:
             kept.append(line + b"\n")
     if b"".join(kept) != content:
@@ -160,7 +160,7 @@ def repair(path: pathlib.Path, resume_step: int) -> bytes:
 
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
-    """The events of a metrics.jsonl (of one kind), a torn last line left out. Raises InputError: a line that is none; FileNotFoundError."""
+    """The events of a metrics.jsonl (of one kind), without a torn last line. Raises InputError (not an event), FileNotFoundError."""
     events = []
     for number, line in enumerate(_content(pathlib.Path(path)).split(b"\n")[:-1], start=1):
         try:
@@ -176,11 +176,11 @@ def _content(path: pathlib.Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); move it away to go on without the run's history") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); move it away to resume without the run's history") from error
 
 
 def _event(line: bytes) -> dict:
-    """One line of the file. Raises ValueError where it is none."""
+    """A line of the file as an event. Raises ValueError if it is not one."""
     try:
         event = json.loads(line)
     except RecursionError:
@@ -195,7 +195,7 @@ def _event(line: bytes) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class BadStep:
-    """A step whose update was not taken, and the rows of the global batch that made it so ("" when all were finite: a spike)."""
+    """A step whose update was skipped, and the rows of the global batch that caused it ("" when all were finite: a spike)."""
 
     step: int
     rows: str
@@ -203,7 +203,7 @@ class BadStep:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One line's worth of steps."""
+    """Means over the steps between two lines, and the bad steps among them."""
 
     values: dict[str, float]
     bad: list[BadStep]
@@ -216,8 +216,8 @@ class Window:
     Args:
       report: summed loss terms -> named values, as an objective's own report, which knows what is a bound; None = `per_token`.
 
-    `pending()` goes into a checkpoint's meta and back through `restore`, so that a resumed run writes the line that the
-    uninterrupted one would have written.
+    `pending()` is stored in a checkpoint's meta and passed to `restore`, so that a resumed run writes the same line as an
+    uninterrupted one.
     """
 
     RUN_AHEAD = 8  # steps that may be queued on the device; bounds memory and the delay of a signal
@@ -228,18 +228,18 @@ class Window:
         self._fetched: list[dict] = []
 
     def add(self, step: int, metrics: dict) -> None:
-        """Keeps one step's metrics where they are. Waits, without a transfer, when the device is RUN_AHEAD steps behind."""
+        """Adds the metrics of a step without a transfer. Waits when the device is RUN_AHEAD steps behind."""
         self._queued.append((step, metrics))
         if len(self._queued) > self.RUN_AHEAD:
             jax.block_until_ready(self._queued[-1 - self.RUN_AHEAD][1]["loss"])
 
     @property
     def running(self) -> int:
-        """Steps, the newest ones, that the device may not have done yet."""
+        """Number of newest steps that the device may not have finished."""
         return min(len(self._queued), self.RUN_AHEAD)
 
     def pending(self) -> list[dict]:
-        """The steps so far as plain JSON values."""
+        """The metrics of the steps since the last line as JSON values."""
         fetched = jax.device_get([metrics for _, metrics in self._queued])
         steps = [step for step, _ in self._queued]
         self._fetched += [{"step": step, **jax.tree.map(_plain, metrics)} for step, metrics in zip(steps, fetched, strict=True)]
@@ -247,15 +247,15 @@ class Window:
         return list(self._fetched)
 
     def stopped(self) -> bool:
-        """Has a step since the last line stopped the run? Fetches them."""
+        """Did a step since the last line stop the run? Fetches the metrics."""
         return any(record["stopped"] for record in self.pending())
 
     def restore(self, pending: list[dict]) -> None:
-        """Continues from what `pending` returned."""
+        """Replaces the collected steps by a result of `pending`."""
         self._queued, self._fetched = [], list(pending)
 
     def reduce(self) -> Summary:
-        """Means over the steps since the last call; then starts anew.
+        """Means over the steps since the last call, which are then dropped.
 
         "loss" is weighted by tokens, "grad_norm" and "update_norm" are plain means, "param_norm" and "learning_rate" are the newest, the
         loss terms are summed and named by `report`. Steps that were skipped count in "skipped" only.
@@ -277,7 +277,7 @@ class Window:
             values |= {"tokens": float(sums["tokens"]), **self._report(sums)}
         stopped = any(record["stopped"] for record in records)
         bad = [BadStep(record["step"], _rows(record["bad_microbatches"])) for record in records if record["skipped"]]
-        # After the step that stopped the run, all others are skipped because the state is frozen: only the first one is to blame.
+        # After the step that stopped the run, all others are skipped because the state is frozen: only the first one is reported.
         return Summary(values, bad[:1] if stopped else bad, stopped)
 
 
@@ -286,7 +286,7 @@ def _plain(value: np.ndarray) -> Any:
 
 
 def per_token(sums: dict) -> dict[str, float]:
-    """Each summed part per token, under its name; `nats_by_level` as `loss_by_level/0.0-0.1`, ..., per token of that noise level."""
+    """Each summed loss term per token, under its name; `nats_by_level` as `loss_by_level/0.0-0.1`, ..., per token of that noise level."""
     tokens, by_level = sums["tokens"], sums.get("tokens_by_level")
     ratios = {}
     for name, total in sums.items():
@@ -303,9 +303,9 @@ def per_token(sums: dict) -> dict[str, float]:
 def _rows(bad_microbatches: list[bool]) -> str:
     """The rows of the microbatches that were not finite; microbatch a holds rows a, a + A, a + 2A, ..."""
     accumulation = len(bad_microbatches)
-    guilty = [a for a, bad in enumerate(bad_microbatches) if bad]
-    if not guilty:
+    bad = [a for a, is_bad in enumerate(bad_microbatches) if is_bad]
+    if not bad:
         return ""
-    if len(guilty) == accumulation:
+    if len(bad) == accumulation:
         return "all rows"
-    return "rows " + " and ".join(f"{a}, {a + accumulation}, {a + 2 * accumulation}, ..." for a in guilty)
+    return "rows " + " and ".join(f"{a}, {a + accumulation}, {a + 2 * accumulation}, ..." for a in bad)

@@ -1,10 +1,10 @@
-"""State and step.  The state is a plain nested dict; the step is one jitted function that never speaks to the host.
+"""State and step.  The state is a plain nested dict; the step is one jitted function without transfers to the host.
 
 state = {
     "params":  float32 tree,
     "ema":     float32 tree like params, or {} when averaging is off,
-    "opt":     {"transform": what optax keeps, "guard": scalars of the non-finite and spike policy},
-    "step":    int32 [], updates tried so far (a skipped one counts),
+    "opt":     {"transform": optax state, "guard": scalars of the non-finite and spike policy},
+    "step":    int32 [], number of updates, skipped ones included,
 }
 Axis legend: B rows of the step's batch, A microbatches.
 """
@@ -22,17 +22,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dlmjax.errors import InputError
 
-# The running mean of the loss that a spike is measured against: memory of about 50 steps, trusted after as many.
+# A spike is measured against a running mean of the loss: a memory of about 50 steps, used after as many.
 SPIKE_MEMORY = 0.98
 SPIKE_AFTER = 50
 
 
 def abstract_state(init_params: Callable, tx: optax.GradientTransformation, shardings: dict | None = None, *, ema: bool = True) -> dict:
-    """Shapes, dtypes and (with `shardings`) placement of the state, nothing computed: what a checkpoint is restored into.
+    """Shapes, dtypes and (with `shardings`) shardings of the state without computing it: the target of a restore.
 
     Args:
       init_params: key -> params, as for `init_state`.
-      shardings: NamedShardings, a tree like the parameters; moments of the optimizer are placed as their parameter is.
+      shardings: NamedShardings, a tree like the parameters; moments of the optimizer have the sharding of their parameter.
     """
     shapes = jax.eval_shape(lambda key: _fresh(init_params(key), tx, ema), jax.random.key(0))
     if shardings is None:
@@ -53,7 +53,7 @@ def init_state(
 
 
 def _fresh(params: dict, tx: optax.GradientTransformation, ema: bool) -> dict:
-    """The state of step 0 for given parameters."""
+    """The state of step 0 with these parameters."""
     guard = {
         "mean_loss": jnp.zeros([], jnp.float32),
         "accepted": jnp.zeros([], jnp.int32),
@@ -82,7 +82,7 @@ def _state_shardings(shapes: dict, shardings: dict) -> dict:
 
 
 def clear_stop(state: dict) -> dict:
-    """Lets a state that the "stop" policy froze go on: for a run that is continued on purpose."""
+    """Releases a state that the "stop" policy froze, for a run that is continued on purpose."""
     guard = state["opt"]["guard"]
     stopped = guard["stopped"]
     cleared = jax.jit(lambda: jnp.zeros([], jnp.int32), out_shardings=stopped.sharding)()
@@ -111,8 +111,8 @@ class TrainStep:
             return jax.jit(lambda hyperparameters: hyperparameters, out_shardings=self.sharding)(self.hyperparameters)
 
     def trace(self, state: dict, batch: dict, key: Any) -> jax.stages.Traced:
-        """The function traced for arguments that may be abstract, on devices that need not be here: `.lower().compile()` gives a
-        program that is called with (state, batch, key, `placed`)."""
+        """The function traced for arguments that may be abstract, on devices that need not be present: `.lower().compile()`
+        returns a program of (state, batch, key, `placed`)."""
         hyperparameters = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=self.sharding), self.hyperparameters)
         return self.function.trace(state, batch, key, hyperparameters)
 
@@ -142,7 +142,7 @@ def make_train_step(
       learning_rate: (hyperparameters, step) -> rate, for the metrics only.
       on_nonfinite: "skip" leaves the state but counts the step; "stop" also freezes it (its step included) until `clear_stop`.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
-      shardings: of the parameters, as given to `init_state`; pins the state's layout, so that no step can change it and recompile.
+      shardings: of the parameters, as for `init_state`; fixes the state's shardings, so that no step can change them and recompile.
 
     Returns:
       The step.  Its metrics are device arrays: "loss" (nats per token), "grad_norm" (before clipping), "update_norm", "param_norm",
@@ -200,7 +200,7 @@ def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumula
     """Gradient, its norm and the loss per token, the summed loss terms, and which microbatches were not finite."""
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % accumulation:
-        raise InputError(f"a batch of {rows} rows does not divide into {accumulation} microbatches")
+        raise InputError(f"data.batch={rows} is not a multiple of train.accumulation={accumulation}")
     # [B] -> [B/A, A] -> [A, B/A]: splitting the minor part keeps each device's contiguous rows on that device.
     micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // accumulation, accumulation, *x.shape[1:]), 0, 1), batch)
     constrain = (lambda tree: tree) if shardings is None else (lambda tree: jax.lax.with_sharding_constraint(tree, shardings))
@@ -219,7 +219,7 @@ def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumula
 
 
 def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, spike: float) -> tuple[dict, jax.Array]:
-    """Is this update taken?  Returns the guard's new scalars and the verdict (bool [])."""
+    """Decides whether the update is accepted.  Returns the guard's new scalars and the decision (bool [])."""
     good = finite & jnp.isfinite(loss)
     ceiling = jnp.float32(jnp.inf)
     if spike:

@@ -257,7 +257,7 @@ def test_a_hole_in_the_metrics_is_told_and_resume_is_right(whole, caplog):
         caplog.clear()
         with heard():
             assert main(["train", "--config", str(whole["config"]), "--workdir", str(place / "run")]) == 0
-        assert sum("curves have a hole" in record.getMessage() for record in caplog.records) == 1, hole
+        assert sum("curves have a gap" in record.getMessage() for record in caplog.records) == 1, hole
         assert states(place / "run") == whole["states"]
         new = {"one line": whole["lines"][1:], "all lines": whole["lines"][2:], "the file": whole["lines"][2:]}
         assert hole == "another line" or lines(place / "run") == new[hole]

@@ -154,13 +154,13 @@ def test_an_empty_directory_says_so(tmp_path):
     for call in (lambda: checkpoints.restore(LIKE), checkpoints.meta):
         with pytest.raises(InputError, match="has no whole checkpoint$"):
             call()
-    with pytest.raises(InputError, match="is not there; whole ones: none"):
+    with pytest.raises(InputError, match="is missing; whole ones: none"):
         checkpoints.restore(LIKE, step=4)
 
 
 def test_another_models_checkpoint_is_refused_by_name(original):
     checkpoints = Checkpoints(original)
-    with pytest.raises(InputError, match=r"params/kernel as float32\[10, 100\] where this config makes float32\[10, 50\]"):
+    with pytest.raises(InputError, match=r"params/kernel as float32\[10, 100\], but this config makes float32\[10, 50\]"):
         checkpoints.restore({"params": {"kernel": jax.ShapeDtypeStruct((10, 50), jnp.float32)}})
     with pytest.raises(InputError, match="has no params/bias"):
         checkpoints.restore({"params": {"bias": jax.ShapeDtypeStruct((10,), jnp.float32)}})
@@ -407,7 +407,7 @@ def test_a_checkpoint_under_another_name_is_none(copied):
     (copied / "00000003").rename(copied / "00000007")
     shutil.copytree(copied / "00000001", copied / "00000005")
     assert Checkpoints(copied).steps() == [1, 2] and Checkpoints(copied).resumable()
-    assert Checkpoints(copied).damaged() == {5: "is that of step 1 under another name", 7: "is that of step 3 under another name"}
+    assert Checkpoints(copied).damaged() == {5: "holds step 1 under another name", 7: "holds step 3 under another name"}
 
 
 PLACES = {
@@ -512,7 +512,7 @@ def check_refused(process, directory):
     lines = out.splitlines()
     assert (
         lines[0].startswith("refused: checkpoint 2 could not be written")
-        and "the disk is full; whole checkpoints: 1; free some room" in lines[0]
+        and "the disk is full; whole checkpoints: 1; free some space" in lines[0]
     )
     assert lines[1:] == ["left: 00000001", "then: 1 3"]  # the partial save gave its room back; there is a life after it
     assert "Traceback" not in error

@@ -125,7 +125,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
         writer.flush()
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
         try:
-            with pytest.raises(InputError, match=r"metrics.jsonl could not be written \(File too large\); free some room"):
+            with pytest.raises(InputError, match=r"metrics.jsonl could not be written \(File too large\); free some space"):
                 writer.text(2, "sample", {"long": "x" * 10_000})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

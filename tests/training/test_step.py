@@ -105,7 +105,7 @@ def test_accumulation_changes_only_the_order_of_sums(step, step4, new_state):
 
 
 def test_microbatches_must_divide_the_batch(tx, new_state):
-    with pytest.raises(InputError, match="32 rows does not divide into 5"):
+    with pytest.raises(InputError, match="data.batch=32 is not a multiple of train.accumulation=5"):
         make_train_step(toy.loss_fn, tx, accumulation=5, hyperparameters=HYPERPARAMETERS)(new_state(), toy.batch(0), KEY)
 
 

@@ -151,7 +151,7 @@ def _family(spec: ModelSpec, *names: str) -> str:
 
 
 def _shape(spec: ModelSpec) -> str:
-    return f"norm={spec.norm}, positions={spec.positions}, bias={spec.bias}, order={spec.order}"
+    return f"norm={spec.norm}, positions={spec.positions}, bias={spec.bias}, norm_placement={spec.norm_placement}"
 
 
 def _refuse_hf(model: Exported) -> str:

@@ -1,8 +1,8 @@
-"""Grouped-query attention over a described mask: one entry, three backends that all derive from the mask's predicate.
+"""Grouped-query attention over a described mask: one entry, three backends that derive from its predicate.
 
 dense    scores as an array, float32 softmax; any device.
 cudnn    cuDNN's fused kernel through jax.nn.dot_product_attention; NVIDIA GPU, bfloat16.
-splash   the Pallas block-sparse kernel; TPU. Blocks that the predicate empties are never visited.
+splash   the Pallas block-sparse kernel; TPU. Blocks without an allowed pair are skipped.
 
 Shapes: B batch, L length, H query heads, G key/value heads, Q = H / G * L queries of a group, K head_dim.
 """
@@ -20,15 +20,15 @@ from dlmjax.errors import InputError
 from dlmjax.models.layout import Layout
 from dlmjax.models.masks import Mask, Prefixed, allowed_in_batch
 
-# Added to a forbidden score: finite, so that a row without any allowed key gives numbers and not NaN, and its gradient is 0 and not NaN.
+# Added to a forbidden score. It is finite, so that a row without an allowed key has finite values and the gradient 0, not NaN.
 FORBIDDEN = -1e30
 
-# Positions along a vector register of a TPU, and the side of the squares of scores that a splash kernel works on at a time.
+# Lanes of a TPU's vector register, and the side of the blocks of scores that a splash kernel computes at a time.
 SPLASH_LANES = 128
 SPLASH_BLOCK = 512
 
 QUERY_AXES = ("batch", "length", "heads", None)
-# Keys and values of the whole row are needed by every query: where the length is split, they are gathered.
+# Every query requires the keys and values of the whole row: where the length is split, they are gathered.
 KEY_AXES = ("batch", None, "kv_heads", None)
 
 
@@ -38,23 +38,23 @@ def runs_on(backend: str, dtype: str, platform: str) -> bool:
 
 
 def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dtype: str, layout: Layout):
-    """Returns attend(q_BLHK, k_BLGK, v_BLGK) -> [B, L, H, K]; what depends on the mask alone is computed once, here.
+    """Returns attend(q_BLHK, k_BLGK, v_BLGK) -> [B, L, H, K]; whatever depends only on the mask is computed once, here.
 
-    Rows that are no multiple of 128 positions, which splash cannot take, are dense: a canvas or a window of a run that was trained on
-    others (`run.assemble` refuses to train on such rows).
+    Splash requires a row length divisible by 128; other lengths use the dense backend, such as a canvas or a window of a run that was
+    trained on 128 n (`run.assemble` refuses to train on other lengths).
     Raises InputError when the backend cannot run on the layout's devices (without a mesh: the default device) or in this type.
     """
     platform = _platform(layout)
     runs, fits = runs_on(backend, dtype, platform), segments_BL.shape[1] % SPLASH_LANES == 0
     if backend == "cudnn":
         if not runs:
-            raise InputError(f"attention=cudnn needs an NVIDIA GPU and bfloat16, here {platform} and {dtype}; use attention=dense")
+            raise InputError(f"attention=cudnn requires a GPU and bfloat16, not {platform} and {dtype}; set execution.attention=dense")
         attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), implementation="cudnn")
     elif backend == "splash" and not runs:
-        raise InputError(f"attention=splash needs a TPU, here {platform}; use attention=dense")
+        raise InputError(f"attention=splash requires a TPU, not {platform}; set execution.attention=dense")
     elif backend == "splash" and fits:
         if isinstance(mask, Prefixed):
-            raise InputError("attention=splash has no position that all documents see; use model.time_input=adaln or attention=dense")
+            raise InputError("attention=splash conflicts with model.time_input=prefix; set model.time_input=adaln or attention=dense")
         attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)
     else:
         bias_BLL = jnp.where(allowed_in_batch(mask, segments_BL), 0.0, FORBIDDEN).astype(jnp.float32)
@@ -68,7 +68,7 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
 
 
 def _platform(layout: Layout) -> str:
-    """What the program is compiled for: the mesh's devices, which need not be here, or the default device."""
+    """Platform of the mesh's devices, which need not be present, or of the default device."""
     return jax.default_backend() if layout.mesh is None else layout.mesh.devices.flat[0].platform
 
 
@@ -142,17 +142,17 @@ def fused(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array, imple
 def splash(
     q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, mask: Mask, segments_BL: Array, layout: Layout, interpret: bool = False
 ) -> Float[Array, "B L H K"]:
-    """Pallas splash attention; the predicate is evaluated on the host, block by block, segments travel as SegmentIds.
+    """Pallas splash attention; the predicate is evaluated on the host, block by block; segments are passed as SegmentIds.
 
-    Blocks of up to SPLASH_BLOCK positions that the mask empties are not visited; those that it fills are not masked. Under a mesh each
-    device runs the kernel on its own batch rows and heads.
-    Raises InputError where the length is split, or not a multiple of 128 positions (the lanes of a TPU).
+    Blocks of up to SPLASH_BLOCK positions without an allowed pair are skipped; blocks with all pairs allowed are not masked. Under a mesh
+    each device runs the kernel on its own batch rows and heads. Raises InputError if the length is split, or not a multiple of 128
+    positions (the lanes of a TPU).
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
     L = q_BLHK.shape[1]
     if L % SPLASH_LANES:
-        raise InputError(f"attention=splash wants rows of a multiple of {SPLASH_LANES} tokens, not {L}; change data.length or use dense")
+        raise InputError(f"attention=splash requires a row length divisible by {SPLASH_LANES}, not {L}; change data.length or use dense")
     side = next(side for side in (SPLASH_BLOCK, SPLASH_BLOCK // 2, SPLASH_LANES) if L % side == 0)
     sides = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     blocks = kernels.BlockSizes(**dict.fromkeys(sides, side))
@@ -175,7 +175,7 @@ def splash(
 
 
 def _splash_mask(mask: Mask, length: int, heads: int):
-    """The description as splash attention's mask, the same for all heads, asked for one block at a time.
+    """The description as splash attention's mask, the same for all heads, evaluated one block at a time.
 
     (Its own NumpyMask holds and hashes the whole table for every head: half a minute for 32 heads of 8192 positions.)
     """

@@ -1,11 +1,11 @@
-"""A network that reads a piece of a row and remembers the rest: keys and values of what was read before, in buffers of a fixed size.
+"""A network that reads one piece of a row; keys and values of earlier pieces are cached in buffers of a fixed size.
 
-Under a mask that never lets an earlier position see a later block (`Causal`, `BlockCausal`), the keys and values of a finished block do
-not change any more (BD3-LM 2503.09573 section 3.3). So a piece of S tokens at positions start .. start + S is read alone, attends to the
-buffers, and what it writes there is kept (`advance`) or forgotten (`hidden`): one compilation serves every piece, since `start` is
-traced. The numbers are those of the network on the whole row, up to rounding.
+Under a mask in which no position attends to a later block (`Causal`, `BlockCausal`), the keys and values of a finished block are final
+(BD3-LM 2503.09573 section 3.3). So a piece of S tokens at positions start .. start + S is read separately and attends to the buffers; its
+own keys and values are kept (`advance`) or dropped (`hidden`). `start` is traced, so one compilation serves every piece. The results are
+those of the network on the whole row, up to rounding.
 
-Shapes: N layers, each counted as often as it is run, B rows, S positions of the piece, M of the buffer, H query heads, G key/value
+Shapes: N layers, repeated runs included, B rows, S positions of the piece, M of the buffer, H query heads, G key/value
 heads, K head_dim, D width.
 """
 
@@ -26,7 +26,7 @@ from dlmjax.models.masks import within
 
 
 class Cache(NamedTuple):
-    """Keys and values of each run of a layer, in the compute type; entries that the mask does not allow are never read."""
+    """Keys and values of each run of a layer, in the compute type; entries outside the mask are never read."""
 
     keys: Float[Array, "N B M G K"]
     values: Float[Array, "N B M G K"]
@@ -45,9 +45,9 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
     Raises InputError for networks that cannot be read in pieces.
     """
     if network.spec.time_input == "prefix":
-        raise InputError("a network with model.time_input=prefix cannot be read block by block: its first position belongs to no block")
+        raise InputError("a network with model.time_input=prefix cannot be read block by block: its first position is not in any block")
     if network.spec.shift:
-        raise InputError("weights that predict one position late (shift) cannot be read block by block: a block's first state is not in it")
+        raise InputError("model.family with shift=true cannot be read block by block: the state for a block's first token is not in it")
     if network.spec.context and cache.keys.shape[2] > network.spec.context:
         raise InputError(f"rows of {cache.keys.shape[2]} tokens, but this family has learned positions for {network.spec.context}")
     if network.layout.mesh is not None:
@@ -60,14 +60,14 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
 
 @dataclasses.dataclass(frozen=True)
 class CachedDenoiser(Denoiser):
-    """A `Denoiser` of one piece; `hidden`, `logits` and `expect` as ever."""
+    """A `Denoiser` of one piece, with the same `hidden`, `logits` and `expect`."""
 
     cache: Any = None
     start: Any = 0
     _written: list = dataclasses.field(default_factory=list)
 
     def advance(self, z_BS: Array, t_BS: Array) -> tuple[Float[Array, "B S D"], Cache]:
-        """Hidden states, and the buffers with this piece in them."""
+        """Hidden states, and the buffers that include this piece."""
         hidden_BSD = self.hidden(z_BS, t_BS)
         return hidden_BSD, self._written[-1]
 

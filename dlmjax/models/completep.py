@@ -1,6 +1,6 @@
-"""CompleteP: hyper-parameters found on a small model stay right on a wider and deeper one (Dey et al. 2505.01618, table 1, alpha = 1).
+"""CompleteP: hyperparameters tuned on a small model remain optimal on a wider and deeper one (Dey et al. 2505.01618, table 1, alpha = 1).
 
-With m = width / base width and l = depth / base depth (a layer counted as often as it is run), the model divides every residual branch
+With m = width / base width and l = effective depth / base depth, the model divides every residual branch
 by l and the logits by m (`denoiser.py`), starts hidden matrices with variance 1/m (`weights.py`), and the optimizer multiplies its
 settings by
 
@@ -9,10 +9,10 @@ settings by
     vectors and modulation in layers     1               1              1/(m l)
     embedding, head, last norm, time     1               1              1/m
 
-A weight that is run `loops` times gets the sum of as many gradients, so the epsilons of layers, which follow the gradient's size, are
-`loops` times those of the table; that is our reading, the paper has no shared layers.
+A weight that is run `loops` times gets the sum of as many gradients, so the epsilons of layers, which scale with the gradient, are
+`loops` times those of the table. This is an extension: the paper has no shared layers.
 
-Weight decay is the decoupled one (a step shrinks a weight by rate * decay), so that rate * decay stays what it was. At the base size, and
+Weight decay is the decoupled one (a step shrinks a weight by rate * decay), so that rate * decay is unchanged. At the base size, and
 with CompleteP off, all multipliers are 1.
 """
 

@@ -1,7 +1,7 @@
-"""The denoiser: (tokens, noise level, segments, positions) -> hidden states -> logits, as a pure function of a plain dict of weights.
+"""The denoiser: (tokens, time, segments, positions) -> hidden states -> logits, as a pure function of a plain dict of weights.
 
-`build_network(spec, execution, layout)` gives the static object; `network.bind(params, segments, positions)` one batch's `Denoiser`.
-Nothing here is a Flax module: what crosses `jax.jit` is the dict, the batch and keys.
+`build_network(spec, execution, layout)` returns the static object; `network.bind(params, segments, positions)` returns the `Denoiser` of
+one batch. Nothing here is a Flax module: the arguments of `jax.jit` are the dict, the batch and keys.
 
 Shapes: B batch, L length, D width, H query heads, G key/value heads, K head_dim, F ffn, V vocab, T time width; `x` is the residual
 stream, [B*L, D] where the layout allows it and [B, L, D] where a mesh axis splits the length.
@@ -34,14 +34,14 @@ REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_bat
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model and how it is run; hashable, holds no arrays."""
+    """A model and how it is run; hashable, without arrays."""
 
     spec: ModelSpec
     execution: Execution = Execution()
     layout: Layout = SINGLE
 
     def init(self, key: jax.Array) -> dict:
-        """Float32 start values as a plain nested dict; may be traced (`jax.jit(network.init, out_shardings=...)`)."""
+        """Float32 initial values as a plain nested dict; may be traced (`jax.jit(network.init, out_shardings=...)`)."""
         return init_weights(self.spec, key)
 
     def abstract(self) -> dict:
@@ -86,16 +86,16 @@ class Network:
         attention: str | Blocks | Mask = "full",
         dropout_key: jax.Array | None = None,
     ) -> Denoiser:
-        """The denoiser of one batch. `attention` is what a process asks for ("full", "causal", Blocks(size)) or a mask description.
+        """The denoiser of one batch. `attention`: as a process declares it ("full", "causal", Blocks(size)) or a mask description.
 
         `dropout_key`: keys per row [B] (then microbatches and meshes cannot change the draw) or one key, which is folded with the index
         of the row in this batch; None, or a rate of 0, switches dropout off.
         """
         length = segments_BL.shape[1]
         if self.spec.context and length > self.spec.context:
-            raise InputError(f"rows of {length} tokens, but this family has learned positions for {self.spec.context}; use shorter ones")
+            raise InputError(f"rows of {length} tokens, but this family has learned positions for {self.spec.context}; lower data.length")
         if self.spec.shift and attention not in ("full", Full()):
-            raise InputError(f"weights that predict one position late (shift) want attention full, not {attention}; choose another process")
+            raise InputError(f"model.family with shift=true requires full attention, not {attention}; choose another process.name")
         keys_B = None
         if dropout_key is not None and self.spec.dropout > 0.0:
             keys_B = dropout_key
@@ -133,8 +133,8 @@ class Denoiser:
         """Final normalised states in the compute type.
 
         z_BL: token ids; vectors with `input_dim`; (noisy, clean) pairs of ids under a block-diffusion mask, whose clean half the network
-        reads as a second stream at level 0.  t_BL: the noise level per token, ignored without time input.  hint_BLI: an estimate of the
-        clean input, with `self_condition` (None = zeros).
+        reads as a second stream at time 0.  t_BL: the time per token, ignored without time input.  hint_BLI: an x0 prediction, with
+        `self_condition` (None = zeros).
         """
         network, params = self.network, self.params
         spec, layout = network.spec, network.layout
@@ -165,7 +165,7 @@ class Denoiser:
         if x_BLD.shape[1] != L:
             x_BLD = x_BLD[:, start : start + L]
         if spec.shift:
-            # The first position of a document has none before it: its own state speaks for it.
+            # The first position of a document has none before it: its own state is used.
             before_BLD = jnp.concatenate([x_BLD[:, :1], x_BLD[:, :-1]], axis=1)
             x_BLD = jnp.where(self.positions_BL[..., None] == 0, x_BLD, before_BLD)
         return layout.constrain(x_BLD, ("batch", "length", None))
@@ -183,7 +183,7 @@ class Denoiser:
         return sum(parts[1:], parts[0])
 
     def _positioned(self, x_BLD: Array, rows: _Rows) -> Array:
-        """With the learned positions and the token type added, and normalised, where the family does that to its input."""
+        """Adds learned positions and the token type, and normalises, for families that do so."""
         spec, params = self.network.spec, self.params
         if spec.positions == "learned":
             rows_BL = rows.positions_BL + spec.position_offset
@@ -191,10 +191,10 @@ class Denoiser:
         if spec.token_types:
             table = self.network.layout.gather(params["token_type"]["table"], (None, "table"))
             x_BLD = (x_BLD.astype(jnp.float32) + table[0]).astype(x_BLD.dtype)
-        return normalise(x_BLD, params["embedding_norm"], spec) if spec.order == "post" else x_BLD
+        return normalise(x_BLD, params["embedding_norm"], spec) if spec.norm_placement == "post" else x_BLD
 
     def expect(self, hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "B L I"]:
-        """softmax(logits) @ table in float32, by default of the network's own embedding; a chunk of rows has logits at a time."""
+        """softmax(logits) @ table in float32, by default with the network's own embedding; logits exist for one chunk of rows at a time."""
         table_VI = self.params["embedding"]["table"] if table_VI is None else table_VI
         return head.expect(self.network._head, self._head_weight, hidden_BLD, table_VI, self._head_bias)
 
@@ -233,7 +233,7 @@ class Denoiser:
         return _Rows(self.segments_BL, self.positions_BL, self.mask)
 
     def _with_time(self, x_BLD: Array, t_BL: Array, rows: _Rows) -> tuple[Array, Array | None, _Rows]:
-        """The stream with the noise level in it, the signal for "adaln" layers (None otherwise), and the rows that the layers see."""
+        """The residual stream conditioned on t, the signal for "adaln" layers (None otherwise), and the layout of the rows."""
         spec = self.network.spec
         if spec.time_input == "none":
             return x_BLD, None, rows
@@ -242,7 +242,7 @@ class Denoiser:
         kernel = self.params["time"]["output"]["kernel"]
         if spec.time_input == "add":
             return x_BLD + dense(self._time(t_BL, x_BLD.dtype), kernel, ("time", "embed"), self.network.layout), None, rows
-        # Positions that are given clean have level 0: the row's level is that of the others.
+        # Clean positions have time 0: the row's time is that of the others.
         first_B1D = dense(self._time(jnp.max(t_BL, axis=1, keepdims=True), x_BLD.dtype), kernel, ("time", "embed"), self.network.layout)
         return jnp.concatenate([first_B1D, x_BLD], axis=1), None, rows.prefixed()
 
@@ -261,7 +261,7 @@ class Denoiser:
         rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
         layer = functools.partial(transformer_layer, self.network, attend, rotary, time, rows.segments_BL.shape)
         if execution.remat != "none":
-            # Inside a scan nothing can be merged with the forward pass, so the barriers against that are left out.
+            # Inside a scan nothing can be merged with the forward pass, so the barriers against that are omitted.
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
         stacked = self.params["layers"]
         keys_NB = None
@@ -272,7 +272,7 @@ class Denoiser:
             def once(x: Array, keys_NB: Array | None) -> tuple[Array, None]:
                 return jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys_NB))[0], None
 
-            if spec.loops == 1:  # no loop around the loop, which a compiler would have to take away again
+            if spec.loops == 1:  # without a second loop, which the compiler would have to remove
                 return once(x, keys_NB)[0]
             keys_ONB = None if keys_NB is None else keys_NB.reshape(spec.loops, spec.depth, *keys_NB.shape[1:])
             return jax.lax.scan(once, x, keys_ONB, length=spec.loops)[0]
@@ -287,7 +287,7 @@ class Denoiser:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """What the layers see of a batch: segments, positions and mask of every place in the stream."""
+    """What the layers see of a batch: segments, positions and mask of every position of the stream."""
 
     segments_BL: Any
     positions_BL: Any
@@ -298,7 +298,7 @@ class _Rows:
         return _Rows(jnp.tile(self.segments_BL, (1, 2)), jnp.tile(self.positions_BL, (1, 2)), self.mask)
 
     def prefixed(self) -> _Rows:
-        """One more place in front, which every segment sees."""
+        """One more position at the start, which every segment attends to."""
         segments_BL = jnp.pad(self.segments_BL, ((0, 0), (1, 0)), constant_values=EVERYWHERE)
         return _Rows(segments_BL, jnp.pad(self.positions_BL, ((0, 0), (1, 0))), Prefixed(self.mask))
 
@@ -306,8 +306,8 @@ class _Rows:
 def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:
     """x + attention(norm(x)) / l, then + mlp(norm(x)) / l, with l the CompleteP depth ratio (1 when off).
 
-    Under order "post": norm(x + attention(x)), then norm(x + mlp(x)); under "branch": x + norm(attention(x)), then x + norm(mlp(x)).
-    `rotary`: cos and sin, None where positions are learned.
+    With norm_placement "post": norm(x + attention(x)), then norm(x + mlp(x)); with "branch": x + norm(attention(x)), then x + norm(mlp(x)).
+    `rotary`: cos and sin, None with learned positions.
     """
     spec, layout = network.spec, network.layout
     residual = 1.0 / spec.depth_ratio
@@ -320,18 +320,18 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
     for norm, branch, (shift, scale, gate), key_B in zip(
         ("attention_norm", "mlp_norm"), branches, (modulation[:3], modulation[3:]), keys, strict=True
     ):
-        y = normalise(x, weights[norm], spec) if spec.order == "pre" else x
+        y = normalise(x, weights[norm], spec) if spec.norm_placement == "pre" else x
         if time is not None:
             y = y * (1 + scale) + shift
         y = branch(y)
-        if spec.order == "branch":
+        if spec.norm_placement == "branch":
             y = normalise(y, weights[norm], spec)
         if time is not None:
             y = y * gate
         if key_B is not None:
             y = dropout(y, key_B, spec.dropout)
         x = x + (y if residual == 1.0 else y * residual)
-        x = layout.constrain(normalise(x, weights[norm], spec) if spec.order == "post" else x, stream)
+        x = layout.constrain(normalise(x, weights[norm], spec) if spec.norm_placement == "post" else x, stream)
     return x
 
 

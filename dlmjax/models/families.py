@@ -8,7 +8,7 @@
     bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
 
 A config names one in `model.family`, with values that differ from the family's: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
-Any of them may run its layers several times, `qwen3(loops=2)`, and see a part of the row only, `llama(window=4096)` (Mistral 2310.06825).
+Any of them may run its layers several times, `qwen3(loops=2)`, and attend within a window of the row, `llama(window=4096)` (Mistral 2310.06825).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": dict(qk_norm=True),
     "llama": dict(qk_norm=False),
     "qwen2": dict(qk_norm=False, bias="qkv"),
-    "olmo2": dict(qk_norm=True, qk_norm_all=True, order="branch"),
+    "olmo2": dict(qk_norm=True, qk_norm_all=True, norm_placement="branch"),
     "gpt2": dict(_LAYER_NORM, mlp="gelu_tanh", max_positions=1024, norm_eps=1e-5),
-    "bert": dict(_LAYER_NORM, mlp="gelu", max_positions=512, order="post", token_types=2, head="transform", norm_eps=1e-12),
+    "bert": dict(_LAYER_NORM, mlp="gelu", max_positions=512, norm_placement="post", token_types=2, head="transform", norm_eps=1e-12),
 }
 # Values in brackets, by the kind of positions that they belong to.
 _OF_ROTARY = ("rope_scaling_type", "rope_original", "rope_slow", "rope_fast", "rope_attention", "rope_truncate")
 _OF_LEARNED = ("max_positions", "position_offset", "token_types")
 VALUES = ("norm_eps", "shift", "loops", "window", *_OF_LEARNED, *_OF_ROTARY)
 # Fields that a family fixes: a network that differs in one of these belongs to another family.
-STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "order", "head")
+STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "norm_placement", "head")
 _FIELDS = choices.parameters_of(ModelSpec)
 
 
@@ -50,13 +50,13 @@ def family_fields(text: str) -> dict[str, Any]:
 
 
 def family_text(name: str, **values: Any) -> str:
-    """The name with those values that are not the family's own: what `family_fields` reads back."""
+    """The name with the values that differ from the family's own; `family_fields` is its inverse."""
     own = {key: field.default for key, field in _FIELDS.items()} | FAMILIES[name]
     return choices.text_of(name, {key: value for key, value in values.items() if value != own[key]})
 
 
 def model_spec(section: Any, **decided: Any) -> ModelSpec:
-    """The network that the config's section `model` (or a dict like it) describes, with what the process decides about it.
+    """The network that the config's section `model` (or a dict like it) describes, with the fields that the process decides.
 
     Raises InputError for an unknown family or time input, and for sizes that contradict each other.
     """

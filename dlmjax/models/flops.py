@@ -1,7 +1,7 @@
-"""FLOPs of one training token, counted from shapes: forward and backward, attention in full, nothing for recomputation.
+"""FLOPs of one training token, counted from shapes: forward and backward, attention in full, without recomputation.
 
-A multiply and an add are two. Norms, biases, rotary turns and softmax are left out (below 1 % from a width of 256 on, by
-XLA's count), as in the usual 6 N D count. `parallel.roofline` puts the same pieces together for programs that compute some of them again.
+A multiply and an add count as two. Norms, biases, rotations and softmax are omitted (below 1 % from a width of 256 on, by
+XLA's count), as in the usual 6 N D count. `plan.roofline` combines the same terms for programs that recompute some of them.
 """
 
 from dlmjax.models.spec import ModelSpec
@@ -18,11 +18,11 @@ def layer_products(spec: ModelSpec) -> int:
 
 
 def other_products(spec: ModelSpec, head_share: float = 1.0, streams: int = 1) -> float:
-    """Forward FLOPs outside the layers for one token: the head on its share of the rows, the noise level's MLP, what stands before."""
+    """Forward FLOPs outside the layers for one token: the head on its share of the rows, the MLP of t, and the input projections."""
     entries = head_share * spec.width * spec.vocab
     if spec.head == "transform":
         entries += spec.width**2
-    if spec.time_input in ("adaln", "add"):  # "prefix" has one level a row
+    if spec.time_input in ("adaln", "add"):  # "prefix" has one time per row
         out = 2 * spec.width if spec.time_input == "adaln" else spec.width
         entries += streams * spec.time_width * (TIME_FEATURES + spec.time_width + out)
     if spec.input_dim:
@@ -38,10 +38,10 @@ def training_flops_per_token(spec: ModelSpec, length: int, head_share: float = 1
     Args:
       length: tokens in a window; scores and values cost 4 * length * heads * head_dim a layer (non-causal: every query sees every key).
       head_share: share of the rows whose logits are computed (masked diffusion with a linear schedule: one half).
-      streams: 2 where the layers run over a noisy and a clean copy of the row, with every score between them computed.
-      passes: times that the whole network runs forward and backward; a forward pass alone is a third of one.
+      streams: 2 when the layers run over a noisy and a clean copy of the row, with every score between them computed.
+      passes: number of forward and backward passes of the whole network; a forward pass without a backward pass is 1/3.
 
-    A layer counts as often as it is run.
+    A layer counts once per run.
     """
     layer = streams * (layer_products(spec) + 4 * streams * length * spec.heads * spec.head_dim)
     return 3.0 * passes * (spec.effective_depth * layer + other_products(spec, head_share, streams))

@@ -1,6 +1,6 @@
-"""The parts of a layer as functions of arrays: dense, RMSNorm and LayerNorm, rotary positions, sinusoidal time, dropout.
+"""Components of a layer as functions of arrays: dense, RMSNorm and LayerNorm, rotary positions, sinusoidal time, dropout.
 
-Shapes: `...` any leading dims, [B, L] or one flattened [B*L] (two-dimensional activations are 25-30 % faster on CPU).
+Shapes: `...` any leading dimensions, [B, L] or one flattened [B*L] (two-dimensional activations are 25-30 % faster on CPU).
 Reductions are float32 whatever the compute type.
 """
 
@@ -22,13 +22,13 @@ def dense(x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], axes: Axes, l
     """x @ kernel in x's type; `kernel` is the stored float32 weight with logical `axes`.
 
     The backward pass is written out for two reasons: the weight's gradient is summed over rows, and over devices, in float32 even when
-    the activations are bfloat16; and what is kept for it is the stored shard of the weight, which is gathered again when needed.
+    the activations are bfloat16; and it saves only the stored shard of the weight, which is gathered again when needed.
     """
     return _dense_forward(x, kernel, axes, layout)[0]
 
 
 def _dense_forward(x, kernel, axes, layout):
-    # The product stands here in the open, where a remat policy that saves matmuls finds it.
+    # The product is computed here, outside any nested function, so that a remat policy that saves matmuls applies to it.
     return jnp.dot(x, layout.gather(kernel.astype(x.dtype), axes)), (x, kernel)
 
 
@@ -46,7 +46,7 @@ def over_rows(x: Float[Array, "*rows I"], y: Float[Array, "*rows O"]) -> Float[A
         return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
     def transposed(x: Array, y: Array) -> Array:
-        # XLA's fast CPU matmul does not read a transposed operand; a transposed copy, kept from being folded back, is up to 1.9x faster.
+        # XLA's fast CPU matmul does not read a transposed operand; a transposed copy behind a barrier is up to 1.9x faster.
         return jnp.dot(jax.lax.optimization_barrier(x.T), y, preferred_element_type=jnp.float32)
 
     if x.ndim != 2:
@@ -59,7 +59,7 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def embed(table: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], axes: Axes, layout: Layout, dtype: str) -> Float[Array, "B L D"]:
-    """Rows of the stored float32 table in `dtype`. Gradients are added up in float32: a frequent symbol gets thousands of them."""
+    """Rows of the stored float32 table in `dtype`. Gradients are summed in float32: a frequent symbol receives thousands of them."""
     rows_BLD = layout.gather(table.astype(dtype), axes).at[tokens_BL].get(mode="clip")
     return layout.constrain(rows_BLD, ("batch", "length", None))
 
@@ -76,7 +76,7 @@ def _embed_backward(axes, layout, dtype, saved, dx_BLD):
 
     if layout.mesh is None:
         return local(tokens_BL, dx_BLD), None
-    # Written out: left to itself, XLA moves the activations to where the table's columns are. Every device adds up its own rows.
+    # Written as a shard_map: XLA would otherwise move the activations to the devices of the table's columns. Each device sums its rows.
     rows = ("batch", "head_length")
     run = jax.shard_map(
         lambda tokens_BL, dx_BLD: sum_to_shard(local(tokens_BL, dx_BLD), axes, layout),
@@ -109,7 +109,7 @@ def normalise(x: Float[Array, "*rows D"], weights: dict, spec: ModelSpec) -> Flo
 
 
 def linear(x: Float[Array, "*rows I"], weights: dict, axes: Axes, layout: Layout) -> Float[Array, "*rows O"]:
-    """`dense`, and the bias where there is one. It is added, and its gradient summed, in float32."""
+    """`dense` plus the bias, if there is one. It is added, and its gradient summed, in float32."""
     y = dense(x, weights["kernel"], axes, layout)
     return (y.astype(jnp.float32) + weights["bias"]).astype(y.dtype) if "bias" in weights else y
 
@@ -117,11 +117,11 @@ def linear(x: Float[Array, "*rows I"], weights: dict, axes: Axes, layout: Layout
 def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Float[Array, "B L C"], Float[Array, "B L C"]]:
     """cos and sin of position * frequency, C = head_dim / 2, float32.
 
-    `linear` scaling divides positions by the factor (position interpolation 2306.15595); `ntk` multiplies the base by
-    factor^(d/(d-2)), which leaves the fastest channel alone and stretches the slowest by the factor; `llama3` and `yarn` divide by the
-    factor what turns less than `rope_slow` times in `rope_original` positions, leave what turns more than `rope_fast` times, and pass from
-    one to the other linearly, in the number of turns (Llama 3 2407.21783, as released) or in the index of the channel (YaRN 2309.00071, as
-    released; its cos and sin are multiplied by `rope_attention`).
+    `linear` scaling divides positions by the factor (position interpolation 2306.15595); `ntk` multiplies the base by factor^(d/(d-2)),
+    which leaves the fastest channel alone and stretches the slowest by the factor; `llama3` and `yarn` divide by the factor the frequencies
+    that rotate less than `rope_slow` times in `rope_original` positions, leave those that rotate more than `rope_fast` times, and
+    interpolate linearly between them, in the number of rotations (Llama 3 2407.21783, as released) or in the index of the channel (YaRN
+    2309.00071, as released; its cos and sin are multiplied by `rope_attention`).
     """
     half = spec.head_dim // 2
     base, stretch = spec.rope_base, 1.0
@@ -147,7 +147,7 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
 
 
 def _yarn_borders(spec: ModelSpec) -> tuple[float, float]:
-    """Indices of the channels that turn `rope_fast` and `rope_slow` times in the original context, as YaRN's code limits them."""
+    """Indices of the channels that rotate `rope_fast` and `rope_slow` times in the original context, limited as in YaRN's code."""
 
     def channel(cycles: float) -> float:
         return spec.head_dim * math.log(spec.rope_original / (cycles * 2 * math.pi)) / (2 * math.log(spec.rope_base))
@@ -160,15 +160,15 @@ def _yarn_borders(spec: ModelSpec) -> tuple[float, float]:
 
 
 def rotate(x_BLHK: Float[Array, "B L H K"], cos_BLC: Float[Array, "B L C"], sin_BLC: Float[Array, "B L C"]) -> Float[Array, "B L H K"]:
-    """Half rotation: channel c of the first half turns with channel c of the second half (the layout of Llama and Qwen weights)."""
+    """Half rotation: channel c of the first half rotates with channel c of the second half (the layout of Llama and Qwen weights)."""
     first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos_BLC[:, :, None, :], sin_BLC[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BLHK.dtype)
 
 
 def time_features(t_BL: Float[Array, "B L"], size: int, kind: str = "sinusoidal") -> Float[Array, "B L S"]:
-    """Waves of t, float32: "sinusoidal" has 1000 t with periods from 2 pi to 20,000 pi (DDPM 2006.11239), "fourier" 2 pi f t with
-    frequencies f from a normal law of deviation 16, drawn once for all networks (Song et al. 2011.13456, section C.2)."""
+    """Sinusoids of t, float32: "sinusoidal" has 1000 t with periods from 2 pi to 20,000 pi (DDPM 2006.11239), "fourier" 2 pi f t with
+    frequencies f from a normal distribution of deviation 16, drawn once for all networks (Song et al. 2011.13456, section C.2)."""
     if kind == "fourier":
         frequency = 2 * jnp.pi * 16.0 * jax.random.normal(jax.random.key(0), (size // 2,), jnp.float32)
         angle = t_BL.astype(jnp.float32)[:, :, None] * frequency
@@ -179,7 +179,7 @@ def time_features(t_BL: Float[Array, "B L"], size: int, kind: str = "sinusoidal"
 
 
 def dropout(x: Float[Array, "*rows D"], keys_B: Key[Array, " B"], rate: float) -> Float[Array, "*rows D"]:
-    """Zeroes entries with probability `rate`, one key per batch row, so that neither microbatch nor mesh can change the draw."""
+    """Zeroes entries with probability `rate`, one key per batch row, so that the draw does not depend on microbatches or mesh."""
     shape = (x.size // (keys_B.shape[0] * x.shape[-1]), x.shape[-1])
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys_B).reshape(x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))

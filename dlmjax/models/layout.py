@@ -1,7 +1,7 @@
-"""What the layers ask of a mesh, without knowing one: where an activation lies, how a weight is gathered, over what a sum runs.
+"""The interface between layers and a mesh: sharding of activations, gathering of weights, axes of sums.
 
-`Layout` is the protocol (`dlmjax.parallel.Partition` implements it from the one sharding table); `SINGLE` is one device: every request
-is the identity. Logical axis names used by this room:
+`Layout` is the protocol (`dlmjax.parallel.Partition` implements it from the one sharding table); `SINGLE` is one device: every operation
+is the identity. Logical axis names used in this package:
   weights      "layer", "vocab", "embed", "table" (width of embedding and head), "heads", "kv_heads", "ffn", "time"
   activations  "batch", "length", "row" (batch and length flattened), "heads", "kv_heads", "ffn", "head_length" (length, in the head)
 """
@@ -27,7 +27,7 @@ class Layout(Protocol):
         """Whether [B, L, D] may be flattened to [B*L, D] without moving data (no mesh axis splits the length)."""
 
     def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
-        """Pins an array to the placement of its logical axes."""
+        """Constrains an array to the sharding of its logical axes."""
 
     def gather(self, weight: jax.Array, axes: Axes) -> jax.Array:
         """The copy of a stored weight that a matmul uses: parameter-sharding axes gathered, tensor-parallel axes kept."""
@@ -41,7 +41,7 @@ class Layout(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SingleDevice:
-    """No mesh: placement requests are the identity."""
+    """No mesh: sharding constraints are the identity."""
 
     mesh: Any = None
 
@@ -66,7 +66,7 @@ SINGLE = SingleDevice()
 
 
 def whole_on_device(shard: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
-    """Inside `shard_map`: the whole of a stored weight from this device's shard."""
+    """Inside `shard_map`: the full weight, gathered from the devices' shards."""
     for dim, axis in enumerate(axes):
         if axis and layout.mesh_axes(axis):
             shard = jax.lax.all_gather(shard, layout.mesh_axes(axis), axis=dim, tiled=True)
@@ -74,7 +74,7 @@ def whole_on_device(shard: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
 
 
 def sum_to_shard(partial: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
-    """Inside `shard_map`: the sum over all devices of their parts of a gradient, of which each keeps the shard it stores."""
+    """Inside `shard_map`: the sum of a gradient over all devices, of which each device keeps its stored shard."""
     others = list(layout.mesh.axis_names)
     for dim, axis in enumerate(axes):
         split = layout.mesh_axes(axis) if axis else ()

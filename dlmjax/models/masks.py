@@ -1,8 +1,8 @@
-"""Attention masks as descriptions: each is one predicate on index arrays, from which every backend derives what it needs.
+"""Attention masks as descriptions: each is one predicate on index arrays, from which every backend is derived.
 
-`allowed(q, k)` answers for positions of one row. Document segments are intersected by `allowed_in_batch`: a pair must carry the same
-segment number. Padding is segment 0, so padding sees padding only: no real token ever sees it, and no row of scores is left without an
-entry (a fully padded row gives finite numbers, which no loss reads).
+`allowed(q, k)` is defined on positions of one row. `allowed_in_batch` also requires that both positions have the same segment number.
+Padding is segment 0, so padding attends only to padding: no token attends to it, and every row of scores has an entry (a fully padded
+row has finite values, which no loss reads).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int
 from dlmjax.diffusion.process import Blocks
 from dlmjax.errors import InputError
 
-# numpy or jax integer arrays (or scalars) that broadcast against each other; the answer is boolean of their common shape.
+# numpy or jax integer arrays (or scalars) that broadcast against each other; the result is boolean, of their common shape.
 Index = Any
 
 
@@ -30,7 +30,7 @@ class Mask(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """Everything sees everything."""
+    """Every position attends to every position."""
 
     def allowed(self, q: Index, k: Index) -> Index:
         return (q >= 0) & (k >= 0)
@@ -38,7 +38,7 @@ class Full:
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
-    """A position sees itself and what came before."""
+    """A position attends to itself and to earlier positions."""
 
     def allowed(self, q: Index, k: Index) -> Index:
         return q >= k
@@ -61,7 +61,7 @@ class BlockCausal:
 class BlockDiffusion:
     """Training mask over [noisy ; clean], each of `length` positions, in blocks of `size` (BD3-LM 2503.09573, section 3.2).
 
-    A noisy block sees itself and the clean blocks before it; a clean block sees itself and the clean blocks before it.
+    A noisy block attends to itself and to the clean blocks before it; a clean block to itself and to the clean blocks before it.
     Allowed entries are length * (length + size) of 4 length^2.
     """
 
@@ -82,7 +82,7 @@ class BlockDiffusion:
 
 @dataclasses.dataclass(frozen=True)
 class Prefixed:
-    """One more position in front of a mask's, which all see and which sees itself only: it carries nothing from document to document."""
+    """A mask with one more position at the start: all attend to it, and it attends only to itself, so it connects no documents."""
 
     mask: Mask
 
@@ -92,9 +92,9 @@ class Prefixed:
 
 @dataclasses.dataclass(frozen=True)
 class Windowed:
-    """Of what a mask allows, the positions that are less than `size` away (Mistral 2310.06825).
+    """A mask restricted to positions less than `size` away (Mistral 2310.06825).
 
-    `period` > 0: the row is several streams of that many positions one after the other, and the distance is that of the positions.
+    `period` > 0: the row is several streams of that many positions in sequence; the distance is taken within a stream.
     """
 
     mask: Mask
@@ -107,19 +107,19 @@ class Windowed:
 
 
 def within(mask: Mask, window: int) -> Mask:
-    """The mask as a network sees it whose positions see a `window` of the row (0: all of it)."""
+    """The mask of a network whose positions attend within a `window` of the row (0: all of it)."""
     return Windowed(mask, window, mask.length if isinstance(mask, BlockDiffusion) else 0) if window else mask
 
 
-# The segment of a position that every segment sees.
+# Segment of a position that every segment attends to.
 EVERYWHERE = -1
 
 
 def as_mask(attention: str | Blocks | Mask, length: int) -> Mask:
-    """The mask that a process asks for ("full", "causal", Blocks(size)) in rows of `length`; a description stays what it is."""
+    """The mask of a process's attention ("full", "causal", Blocks(size)) in rows of `length`; a mask is returned unchanged."""
     if isinstance(attention, Blocks):
         if length % attention.size:
-            raise InputError(f"rows of {length} tokens do not divide into blocks of {attention.size}; change data.length or the block size")
+            raise InputError(f"data.length={length} is not a multiple of the block size {attention.size}; change one of them")
         return BlockDiffusion(attention.size, length)
     if not isinstance(attention, str):
         return attention
@@ -129,7 +129,7 @@ def as_mask(attention: str | Blocks | Mask, length: int) -> Mask:
 
 
 def allowed_in_batch(mask: Mask, segments_BL: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """The dense form: predicate of the description and equal segments; [b, q, k]."""
+    """The dense mask, [b, q, k]: the predicate and equal segments."""
     index_L = jnp.arange(segments_BL.shape[1])
     q_BL1, k_B1L = segments_BL[:, :, None], segments_BL[:, None, :]
     same_BLL = (q_BL1 == k_B1L) | (k_B1L == EVERYWHERE)

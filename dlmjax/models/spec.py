@@ -1,4 +1,4 @@
-"""What the denoiser is (`ModelSpec`) and how it is run (`Execution`): plain values, checked where they are made.
+"""Sizes and structure of the denoiser (`ModelSpec`) and how it is run (`Execution`): plain values, checked on construction.
 
 Shapes: B batch, L length, D width, H query heads, G key/value heads, K head_dim, F ffn, V vocab, N layers,
 T width of the time signal, R rows (a flattened batch of positions).
@@ -15,21 +15,21 @@ from dlmjax.fields import check_section, default_of
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
 ROPE_SCALINGS = ("linear", "ntk", "llama3", "yarn")
-# The kinds that read a field where positions are stretched; where they are not, none is read.
+# The kinds of scaling that read a field, when positions are scaled.
 STRETCHES_BY = {
     "rope_original": ("llama3", "yarn"),
     "rope_slow": ("llama3", "yarn"),
     "rope_fast": ("llama3", "yarn"),
     "rope_truncate": ("yarn",),
 }
-SCALES_ATTENTION = ("yarn",)  # by `rope_attention`, whether positions are stretched or not
+SCALES_ATTENTION = ("yarn",)  # by `rope_attention`, also when positions are not scaled
 BIASES = ("none", "qkv", "all")
 NORMS = ("rms", "layer")
 MLPS = ("swiglu", "gelu", "gelu_tanh")
 POSITIONS = ("rotary", "learned")
-ORDERS = ("pre", "post", "branch")
+NORM_PLACEMENTS = ("pre", "post", "branch")
 HEADS = ("linear", "transform")
-SMALLEST, LARGEST = 2.0**-126, 2.0**126  # float32: what is smaller is 0 on a device, and what is larger soon infinite
+SMALLEST, LARGEST = 2.0**-126, 2.0**126  # float32: smaller values are 0 on a device, larger ones soon overflow
 MOST_ATTENTION = 100.0  # a factor of the cosines and sines; published ones lie below 2, and its square multiplies every score
 
 
@@ -43,19 +43,19 @@ class ModelSpec:
     with more than `rope_fast`. "yarn" also multiplies cosines and sines by `rope_attention`, and rounds the two borders outwards to
     whole channels (`rope_truncate`).
 
-    The fields that make another family of it (`families.py` names the combinations): `qk_norm`, RMSNorm on queries and keys, of each head
-    or, with `qk_norm_all`, of all heads together (OLMo 2 2501.00656); `bias`, on which linear maps ("qkv": queries, keys and values);
-    `norm`, RMSNorm or LayerNorm with bias (1607.06450); `mlp`, gated SwiGLU or a plain layer with GELU (erf, or its tanh form; 1606.08415);
-    `positions`, rotated or a learned table of `max_positions` rows, whose first `position_offset` no token uses; `order`, norms before each
-    branch, after each sum (then the embedding has a norm and the stack none), or "branch", after each branch and before the sum (OLMo 2);
-    `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a dense layer with GELU before
-    the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is that of the one before it, as
-    in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the whole stack is run, with the same
-    weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat. `window`: a position sees
-    those that are less than `window` away from it (Mistral 2310.06825); 0 = all that the process lets it see.
+    The fields that distinguish families (`families.py` has their combinations): `qk_norm`, RMSNorm on queries and keys, of each head or,
+    with `qk_norm_all`, of all heads together (OLMo 2 2501.00656); `bias`, on which linear maps ("qkv": queries, keys and values); `norm`,
+    RMSNorm or LayerNorm with bias (1607.06450); `mlp`, gated SwiGLU or a plain layer with GELU (erf, or its tanh form; 1606.08415);
+    `positions`, rotated or a learned table of `max_positions` rows, whose first `position_offset` no token uses; `norm_placement`, norms
+    before each branch ("pre"), after each sum ("post": the embedding then has a norm and the stack none), or after each branch and before
+    the sum ("branch", OLMo 2); `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a
+    dense layer with GELU before the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is
+    that of the one before it, as in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the whole
+    stack is run, with the same weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat.
+    `window`: a position attends to those less than `window` away from it (Mistral 2310.06825); 0 = all that the process allows.
 
     `time_input` is how the network is conditioned on the time t: "adaln" modulates every layer and starts the final layers at zero (DiT
-    2212.09748), "add" adds a vector to every embedding, "prefix" puts one more position in front that all see (its t is the row's highest);
+    2212.09748), "add" adds a vector to every embedding, "prefix" adds a first position that all attend to (its t is the row's largest);
     absorbing processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al.
     2006.10739). `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes an x0 prediction
     as a hint. `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred (CompleteP
@@ -91,7 +91,7 @@ class ModelSpec:
     positions: str = "rotary"
     max_positions: int = 0
     position_offset: int = 0
-    order: str = "pre"
+    norm_placement: str = "pre"
     token_types: int = 0
     head: str = "linear"
     shift: bool = False
@@ -137,8 +137,8 @@ class ModelSpec:
         """Fields in which two networks compute different functions of the same weights, or hold different weights. Initial values and
         dropout are not part of the function."""
         names = [name for name, value in self._function().items() if value != other._function()[name]]
-        causes = [name for name in names if getattr(self, name) != getattr(other, name)]  # a field of one value in both may be read in one
-        return causes or (["rope_scaling_type"] if names else [])  # it alone decides what is read and need not be read itself
+        causes = [name for name in names if getattr(self, name) != getattr(other, name)]  # equal fields may be unused in one
+        return causes or (["rope_scaling_type"] if names else [])  # the only field that decides which others are used
 
     def _function(self) -> dict[str, object]:
         """Fields by name, with None for those that the network does not read."""
@@ -166,13 +166,13 @@ class ModelSpec:
                 raise InputError(f"model.{field.name}={value!r:.40} is too large for the network's arithmetic; give at most {high:g}")
         if self.norm_eps < SMALLEST:
             raise InputError(
-                f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e}: what a norm adds to the mean square before "
-                "it divides; published networks have 1e-12 to 1e-5"
+                f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e} (a norm adds it to the mean square before the "
+                "division; published networks have 1e-12 to 1e-5)"
             )
 
     def _check_family(self) -> None:
         """Contradictions between the fields that a family decides."""
-        texts = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, order=ORDERS, head=HEADS)
+        texts = dict(bias=BIASES, norm=NORMS, mlp=MLPS, positions=POSITIONS, norm_placement=NORM_PLACEMENTS, head=HEADS)
         for name, valid in texts.items():
             _one_of(f"model.family: {name}", getattr(self, name), valid)
         if self.position_offset < 0:
@@ -183,12 +183,12 @@ class ModelSpec:
                 f"{self.position_offset}; raise it"
             )
         if self.loops < 1:
-            raise InputError(f"model.family: loops={self.loops} must be at least 1, how often the stack is run")
+            raise InputError(f"model.family: loops={self.loops} must be at least 1 (the number of times that the stack is run)")
         if self.token_types < 0:
             raise InputError(f"model.family: token_types={self.token_types} is negative; give the rows of the segment table, or 0 for none")
         if self.window < 0:
-            raise InputError(f"model.family: window={self.window} is negative; give the positions that one sees, or 0 for all")
-        if self.order != "pre" and (self.time_input == "adaln" or self.completep_width):
+            raise InputError(f"model.family: window={self.window} is negative; give the number of positions, or 0 for all")
+        if self.norm_placement != "pre" and (self.time_input == "adaln" or self.completep_width):
             what = "model.time_input=adaln" if self.time_input == "adaln" else "CompleteP (model.completep_width)"
             raise InputError(f"{what} requires norms before each branch, and model.family has them after it; choose another family")
 
@@ -209,7 +209,7 @@ class ModelSpec:
 
     @property
     def effective_depth(self) -> int:
-        """Layers that a token passes, each counted as often as it is run."""
+        """Number of layers that a token passes, repeated runs included."""
         return self.depth * self.loops
 
     @property

@@ -1,11 +1,11 @@
-"""Every weight of the denoiser, declared once with Flax NNX: shape, logical axes, kind, start value.
+"""Every weight of the denoiser, declared once with Flax NNX: shape, logical axes, kind, initial value.
 
-NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what a checkpoint holds.
+NNX is used only here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what a checkpoint holds.
 
     embedding.table                  (vocab, width)                      also the head when tied; without input_dim
     position.table                   (max_positions, width)              with learned positions
     token_type.table                 (token_types, width)                with token types
-    embedding_norm.scale             (width,)                            with order "post"
+    embedding_norm.scale             (width,)                            with norm_placement "post"
     input.kernel                     (input_dim, width)                  with input_dim
     hint.kernel                      (input_dim or width, width)         with self_condition, zero at the start
     layers.attention_norm.scale      (layer, width)
@@ -26,7 +26,7 @@ NNX ends here. The forward pass (`denoiser.py`) reads a plain nested dict with t
     head.kernel                      (width, vocab)                      when untied; zero at the start with adaln
     head.bias                        (vocab,)                            with the head "transform"
 
-Beside a kernel there is a `bias` of its outputs where `ModelSpec.bias` says so, beside the scale of a LayerNorm always; zero at the start.
+A kernel has a `bias` of its outputs as `ModelSpec.bias` selects, the scale of a LayerNorm always has one; biases start at zero.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ONES = jax.nn.initializers.ones
 class Weight(nnx.Module):
     """One named leaf: float32 value, logical axes, kind ("matrix" | "embedding" | "head" | "vector"), whether fan-in grows with width.
 
-    `bias`: a second leaf beside it, zero at the start, along its last axis.
+    `bias`: adds a second leaf along the last axis, zero at the start.
     """
 
     def __init__(self, rngs: nnx.Rngs, leaf: str, shape, axes, kind: str, init, hidden: bool = False, bias: bool = False):
@@ -66,7 +66,7 @@ class Weight(nnx.Module):
 
 
 class Bias(nnx.Module):
-    """A bias alone: that of a head whose matrix is the embedding."""
+    """Only a bias: for a head whose matrix is the embedding."""
 
     def __init__(self, size: int):
         self.bias = nnx.Param(jnp.zeros((size,), jnp.float32), logical_axes=(None,), kind="vector", hidden=False)
@@ -77,8 +77,8 @@ def scale(rngs: nnx.Rngs, size: int, axis: str | None, init=ONES, bias: bool = F
 
 
 class LayerWeights(nnx.Module):
-    """One Transformer layer. Residual projections start smaller by 1/sqrt(2 * depth), each layer counted as often as it is run (GPT-2);
-    under CompleteP that depth is the base's."""
+    """One Transformer layer. Residual projections start smaller by 1/sqrt(2 * effective depth) (GPT-2), under CompleteP by
+    that of the base depth."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         width, ffn, head_dim = spec.width, spec.ffn, spec.head_dim
@@ -109,7 +109,7 @@ class LayerWeights(nnx.Module):
 
 
 class TimeWeights(nnx.Module):
-    """Features of t -> two-layer MLP (DiT 2212.09748) -> for "add" and "prefix" a vector of the stream."""
+    """Features of t -> two-layer MLP (DiT 2212.09748) -> for "add" and "prefix" a vector of the residual stream."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         width = spec.time_width
@@ -133,7 +133,7 @@ class DenoiserWeights(nnx.Module):
             self.position = _table(rngs, spec, spec.max_positions)
         if spec.token_types:
             self.token_type = _table(rngs, spec, spec.token_types)
-        if spec.order == "post":
+        if spec.norm_placement == "post":
             self.embedding_norm = scale(rngs, spec.width, None, bias=spec.norm == "layer")
         if spec.self_condition:
             self.hint = Weight(rngs, "kernel", (spec.input_dim or spec.width, spec.width), (None, "embed"), "matrix", ZEROS)
@@ -163,7 +163,7 @@ class DenoiserWeights(nnx.Module):
 
 
 def _table(rngs: nnx.Rngs, spec: ModelSpec, rows: int) -> Weight:
-    """A small table whose rows are added to the embedding; whole on every device but for its columns."""
+    """A small table whose rows are added to the embedding; replicated on every device except for its columns."""
     return Weight(rngs, "table", (rows, spec.width), (None, "table"), "embedding", normal(spec.init_std))
 
 
@@ -174,7 +174,7 @@ def init_weights(spec: ModelSpec, key: jax.Array) -> dict:
 
 @functools.lru_cache(maxsize=256)
 def _declared(spec: ModelSpec) -> Any:
-    """Every weight without its numbers. Tracing the declaration takes a tenth of a second, and whoever plans asks again and again."""
+    """Every weight without its values; cached, since tracing takes a tenth of a second and plans repeat it."""
     return nnx.state(nnx.eval_shape(lambda: DenoiserWeights(spec, nnx.Rngs(0))), nnx.Param)
 
 

@@ -130,8 +130,8 @@ def test_a_mask_description_can_be_bound():
 def test_positions_are_relative():
     shifted = BATCH | {"positions": BATCH["positions"] + 5}
     np.testing.assert_allclose(logits(PLAIN, shifted), logits(PLAIN, BATCH), atol=2e-4)
-    turned = BATCH | {"positions": BATCH["positions"][:, ::-1].copy()}
-    assert np.abs(logits(PLAIN, turned) - logits(PLAIN, BATCH))[:-1].max() > 1e-2
+    reversed_ = BATCH | {"positions": BATCH["positions"][:, ::-1].copy()}
+    assert np.abs(logits(PLAIN, reversed_) - logits(PLAIN, BATCH))[:-1].max() > 1e-2
 
 
 def test_rotary_scaling():
@@ -139,9 +139,9 @@ def test_rotary_scaling():
     positions = jnp.arange(16)[None]
     cos, sin = rotary_tables(positions, PLAIN)
     x = jnp.zeros((1, 16, 1, 8)).at[..., 0].set(1.0)
-    turned = np.asarray(rotate(x, cos, sin))[0, :, 0]
-    np.testing.assert_allclose(turned[:, 0], np.cos(np.arange(16)), atol=1e-6)
-    np.testing.assert_allclose(turned[:, 4], np.sin(np.arange(16)), atol=1e-6)
+    rotated = np.asarray(rotate(x, cos, sin))[0, :, 0]
+    np.testing.assert_allclose(rotated[:, 0], np.cos(np.arange(16)), atol=1e-6)
+    np.testing.assert_allclose(rotated[:, 4], np.sin(np.arange(16)), atol=1e-6)
     linear = rotary_tables(positions * 4, tiny.spec(rope_scaling=4.0))
     np.testing.assert_allclose(linear[0], cos, atol=1e-5)
     ntk = rotary_tables(positions, tiny.spec(rope_scaling=4.0, rope_scaling_type="ntk"))

@@ -51,7 +51,7 @@ def test_a_block_sees_itself_and_the_clean_blocks_before():
 
 
 def test_blocks_that_do_not_divide_are_refused():
-    with pytest.raises(InputError, match="16 tokens do not divide into blocks of 5"):
+    with pytest.raises(InputError, match="data.length=16 is not a multiple of the block size 5"):
         hidden(jnp.stack([TOKENS, TOKENS], axis=-1), attention=Blocks(5))
 
 

@@ -67,7 +67,7 @@ class Goodput:
         self._path = workdir / FILE if jax.process_index() == 0 else None
         self._before = read_attempts(self._path) if self._path else []
         if self._path and self._path.is_dir():
-            raise InputError(f"{self._path} is a folder, but a file of the run has this name; move the folder away")
+            raise InputError(f"{self._path} is a folder; the counters of the run have this name: move the folder away")
         now = time.time()
         self._attempt = Attempt(began, now, step, step, dict.fromkeys(CAUSES, 0.0))
         self._clock = time.perf_counter() - max(now - began, 0.0)  # when this start began

@@ -50,7 +50,7 @@ class MetricsWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         curves = self._path.parent / "tensorboard"
         if os.path.lexists(curves) and not curves.is_dir():
-            raise InputError(f"{curves} is not a folder, but the curves of the run are written there; move it away")
+            raise InputError(f"{curves} is not a folder; the curves of the run are written there: move it away")
         kept = repair(self._path, resume_step)
         self._written = (kept.count(b"\n"), zlib.crc32(kept))
         if known and known != self.written:

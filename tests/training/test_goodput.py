@@ -82,7 +82,7 @@ def test_an_account_of_no_numbers_is_begun_anew(tmp_path, value):
     assert Goodput(tmp_path, 0, time.time()).shares()["starts"] == 1
 
 
-def test_a_folder_in_the_place_of_the_account_is_told(tmp_path):
+def test_a_folder_with_the_name_of_the_counters_is_refused(tmp_path):
     (tmp_path / FILE).mkdir()
     with pytest.raises(InputError, match="goodput.json is a folder; .*move the folder away"):
         Goodput(tmp_path, step=0, began=time.time())

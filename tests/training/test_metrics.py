@@ -84,7 +84,7 @@ def test_a_file_that_is_not_ours_is_not_cut(tmp_path):
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_no_folder_in_the_place_of_the_curves_is_told(tmp_path, link):
+def test_a_file_with_the_name_of_the_folder_of_curves_is_refused(tmp_path, link):
     (tmp_path / "tensorboard").symlink_to("nothing") if link else (tmp_path / "tensorboard").write_text("x")
     with pytest.raises(InputError, match="tensorboard is not a folder; .*move it away"):
         MetricsWriter(tmp_path)

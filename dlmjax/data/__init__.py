@@ -1,6 +1,6 @@
-"""Text to batches: tokenizers, `prepare`, corpora, windows by number, the loader. docs/data.md tells the way of one document.
+"""Text to batches: tokenizers, `prepare`, corpora, windows by number, the loader. docs/data.md follows one document.
 
-Nothing is imported until it is asked for: preparing (and its worker processes) needs neither Grain nor jax.
+Modules are imported at first use: preparing (and its worker processes) requires neither Grain nor jax.
 `prepare` itself is `dlmjax.data.prepare.prepare`.
 """
 

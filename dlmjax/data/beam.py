@@ -1,14 +1,14 @@
 """`prepare --engine beam`: the segments of a corpus made as independent work items, on any number of machines.  Never imports jax.
 
-Three steps, each of which finds what an earlier run, or a duplicate of itself, has already done, and leaves it as it is:
+Three steps, each of which keeps the results of an earlier run or of a duplicate of itself:
 
-  scan   one item an input file: the sizes of its pieces and where reading goes on after each -> .unfinished/scan-00000.zst
-  plan   here: walks those sizes and cuts the segments exactly where one reader of all inputs would have cut them
-  make   one item a segment (a few, deep inside a compressed file): its shards, its counts, its note -> .unfinished/segment-00000.json
+  scan   one item per input file: the sizes of its pieces and the position after each -> .unfinished/scan-00000.zst
+  plan   in this process: cuts the segments, from those sizes, exactly where one reader of all inputs would cut them
+  make   one item per segment (a few, deep inside a compressed file): its shards, counts and note -> .unfinished/segment-00000.json
 
-and here again the manifest, written last. Workers answer in files, not in values, so that a runner needs no way back to this process, and
-a mistake in the input is an answer like any other (.unfinished/failed-00000.json), not an exception that a runner would try again.
-Nothing below needs Apache Beam but `on_beam`: an executor is a function that runs every item at least once.
+Then this process writes the manifest. Workers return results in files, not in values, so that a runner needs no connection to this
+process; a mistake in the input is also a file (.unfinished/failed-00000.json), not an exception that a runner would retry.
+Only `on_beam` requires Apache Beam: an executor is any function that runs every item at least once.
 """
 
 import contextlib
@@ -37,29 +37,29 @@ from dlmjax.errors import InputError
 from dlmjax.files import parse_json, sealed, unsealed
 
 REQUEST = f"{manifest.WORK}/request.json"
-REPEATED = 16  # a compressed file is read again from its start for each item: at most this many bytes for one byte that is tokenized
+REPEATED = 16  # each item reads a compressed file from its start: at most this many bytes per tokenized byte
 SECONDS_BETWEEN_LOOKS = 5.0
 Executor = Callable[[Callable, Sequence], None]
 
 
 class Work(NamedTuple):
-    """What every item needs to find the rest: the output, and the hash of its request.json."""
+    """Arguments of every item: the output, and the hash of its request.json."""
 
     store: CorpusStore
     request: str
 
 
 class Task(NamedTuple):
-    """One segment: where it begins, and the split of the document open there, or else where that document begins."""
+    """One segment: its start, and the split of the document open there, or else the start of that document."""
 
     number: int
     start: Position
     open_split: str | None = None
     document: Position | None = None
-    known: Segment | None = None  # what a manifest says it must be
+    known: Segment | None = None  # its entry in a manifest, if there is one
 
 
-# ---- the whole, in the process that was called ------------------------------------------------------------------------------------
+# ---- all steps, in the calling process --------------------------------------------------------------------------------------------
 
 
 def prepare_in_items(
@@ -68,12 +68,12 @@ def prepare_in_items(
     """Makes a corpus, or completes one, with every item run by `execute`.
 
     Args:
-        execute: runs function(item) for every item, in any order, at any time, on any machine, more than once if it likes.
+        execute: runs function(item) for every item at least once, in any order, on any machine.
         store: the corpus directory.
         request: as in the manifest.
         progress: as in `prepare`; counts items.
     Raises:
-        InputError: as `prepare`; Unreachable where storage did not answer.
+        InputError: as in `prepare`; Unreachable: storage did not answer.
     """
     identity = manifest.identity(request, tokenizer.describe())
     finished = _finished(store)
@@ -82,7 +82,7 @@ def prepare_in_items(
         try:
             earlier = unsealed(parse_json(note), {"version", "request", "tokenizer"})
         except ValueError as error:
-            raise InputError(f"the notes in {store.name(manifest.WORK)} are damaged ({error!r}); start afresh with --overwrite") from None
+            raise InputError(f"the notes in {store.name(manifest.WORK)} are damaged ({error!r}); start again with --overwrite") from None
     if earlier:
         manifest.require_same(earlier, identity, store.root)
     store.make(manifest.WORK, manifest.TOKENIZER)
@@ -104,7 +104,7 @@ def prepare_in_items(
 def _carry_out(
     execute: Executor, function: Callable, items: list, work: Work, what: str, note: str, progress: bool | None, total: int | None = None
 ) -> None:
-    """Runs a step; the first mistake in input order is raised."""
+    """Runs a step; raises InputError with the first mistake in input order."""
     over = threading.Event()
 
     def look(bar: Progress) -> None:
@@ -160,7 +160,7 @@ def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, t
     for task in tasks:
         segment = task.known or _note(store, task.number)
         if segment is None:
-            raise InputError(f"{store.root}: segment {task.number:,} was not made by the runner; give the same command again: it goes on")
+            raise InputError(f"{store.root}: segment {task.number:,} was not made by the runner; repeat the same command to continue")
         segments.append(segment)
     result = Manifest(request, tokenizer.describe(), segments)
     cutting.check_splits(result)
@@ -177,7 +177,7 @@ def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, t
 
 
 def _sum_counts(store: CorpusStore, result: Manifest) -> np.ndarray:
-    """Counts of the train split: the sum of what the items noted; a segment without a note (made by another engine) is counted here."""
+    """Counts of the train split: the sum of the items' counts; segments without them (of another engine) are counted here."""
     total_V = np.zeros(result.tokenizer["vocab_size"], np.int64)
     for number, segment in enumerate(result.segments):
         if "train" not in segment.shards:
@@ -193,14 +193,14 @@ def _sum_counts(store: CorpusStore, result: Manifest) -> np.ndarray:
     return total_V
 
 
-# ---- the plan: where one reader of all inputs would have cut -----------------------------------------------------------------------
+# ---- the plan: the cuts that one reader of all inputs makes ------------------------------------------------------------------------
 
 
 def plan(work: Work, cutting: Cutting) -> Iterator[Task]:
-    """The segments' beginnings, from the scans, by the rule of `segments.batches`. Memory: one block of a scan."""
+    """The starts of the segments, from the scans, by the rule of `segments.batches`. Memory: one block of a scan."""
     full = batch_bytes(cutting.shard_bytes)
     number = size = in_segment = 0
-    waiting: Task | None = Task(0, Position(0))  # there is a segment only if anything follows; there is always the first
+    waiting: Task | None = Task(0, Position(0))  # yielded once more text follows; the first one always
     for file in range(len(cutting.sources)):
         document = Position(file)
         for block in read_scan(work.store, _scan_name(file)):
@@ -225,11 +225,11 @@ def plan(work: Work, cutting: Cutting) -> Iterator[Task]:
             size += int(ends[-1]) - before
             document = document if starts[-1] < 0 else block.position(file, int(starts[-1]))
     if waiting and waiting.number == 0:
-        yield waiting  # no text at all: one empty segment, as one reader makes it
+        yield waiting  # no text: one empty segment, as with one reader
 
 
 def group(tasks: list[Task], cutting: Cutting) -> list[list[Task]]:
-    """Tasks -> items: one task each, but several in a row where a compressed file would be read to their place again and again."""
+    """Tasks -> items: one task each, but several consecutive ones in a compressed file that would otherwise be read repeatedly."""
     items: list[list[Task]] = []
     for task in tasks:
         first = items[-1][0] if items else None
@@ -245,26 +245,26 @@ def group(tasks: list[Task], cutting: Cutting) -> list[list[Task]]:
 
 
 def scan(work: Work, file: int) -> None:
-    """Notes the pieces of one input file. Memory: one block of pieces, about 25 MB."""
+    """Writes the scan of one input file. Memory: one block of pieces, about 25 MB."""
     try:
         cutting = _cutting(work)
         if size_of(work.store.name(_scan_name(file))) is None:
             write_scan(work.store, _scan_name(file), cutting.sources, file)
     except Unreachable:
-        raise  # the runner tries again
+        raise  # the runner retries
     except InputError as error:
         _fail(work.store, f"scan-{file:05d}", error)
 
 
 def make(work: Work, tasks: list[Task]) -> None:
-    """Makes those of some consecutive segments that are not there, whole.
+    """Makes those of some consecutive segments that are missing or damaged.
 
     Memory: a batch of 1 MiB and its tokens. Disk of the machine: the shards of a segment.
     """
     number = tasks[0].number
     try:
         if any(int(name.removesuffix(".json").rsplit("-", 1)[1]) < number for name in _failures(work.store)):
-            return  # the preparation will stop at an earlier mistake
+            return  # an earlier mistake ends the preparation
         missing = [task for task in tasks if not _is_whole(work.store, task)]
         if missing:
             with work.store.scratch() as directory:
@@ -272,9 +272,7 @@ def make(work: Work, tasks: list[Task]) -> None:
                     number = task.number
                     known = tasks[number - tasks[0].number].known
                     if known and known != segment:
-                        raise InputError(
-                            f"{work.store.root}: the inputs are no longer those of the prepared corpus; replace it with --overwrite"
-                        )
+                        raise InputError(f"{work.store.root}: the inputs are not those of the prepared corpus; replace it with --overwrite")
                     work.store.write(_counts_name(number), counts.content(counts_V))
                     work.store.write(_note_name(number), segment.note())
                     if number >= missing[-1].number:
@@ -286,7 +284,7 @@ def make(work: Work, tasks: list[Task]) -> None:
 
 
 def _segments(work: Work, task: Task, directory: pathlib.Path) -> Iterator[tuple[Task, Segment, np.ndarray]]:
-    """Segments from a task's on, published, with the counts of their train shards."""
+    """Publishes the segments from a task on; yields them with the counts of their train shards."""
     cutting = _cutting(work)
     tokenizer = _tokenizer(work)
     writer: SegmentWriter | None = None
@@ -309,7 +307,7 @@ def _segments(work: Work, task: Task, directory: pathlib.Path) -> Iterator[tuple
 
 
 def _open_split(cutting: Cutting, task: Task) -> str | None:
-    """The split of the document that is open where a segment begins: read again from its first piece."""
+    """The split of the document that is open at the start of a segment, from its first piece."""
     if task.document is None:
         return None
     piece = next(iter(Reader(cutting.sources, task.document)))
@@ -348,7 +346,7 @@ def _counts_name(number: int) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _cutting(work: Work) -> Cutting:
-    """The request that this item belongs to, as the launching process wrote it."""
+    """The request of this item, as the calling process wrote it."""
     content = work.store.read(REQUEST)
     if content is None or hashlib.sha256(content).hexdigest() != work.request:
         raise InputError(f"{work.store.root} is being prepared by another command; wait for it, or choose another --output")
@@ -357,7 +355,7 @@ def _cutting(work: Work) -> Cutting:
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(work: Work) -> Tokenizer:
-    """Loaded once a process, from the output directory."""
+    """The tokenizer in the output directory, loaded once per process."""
     with tempfile.TemporaryDirectory() as directory:
         for name in work.store.names(manifest.TOKENIZER):
             if not name.endswith(PART):
@@ -372,16 +370,16 @@ def on_beam(flags: Sequence[str], checked: Sequence[str] = ()) -> Executor:
     """An executor that runs each step as a Beam pipeline.
 
     Args:
-        flags: for Beam's PipelineOptions, such as --runner=DataflowRunner; unknown ones go to the runner. No --runner: DirectRunner.
-        checked: flags too, but each must be one that Beam knows (they may be misspelt flags of ours).
+        flags: of Beam's PipelineOptions, such as --runner=DataflowRunner (default: DirectRunner); unknown ones are passed to the runner.
+        checked: flags that Beam must know, since they may be misspelt flags of dlmjax.
     Raises:
-        InputError: Apache Beam is not installed; flags it does not understand; later, a pipeline that failed.
+        InputError: Apache Beam is not installed or refuses the flags; from the executor: the pipeline failed.
     """
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise InputError(f"--engine beam needs Apache Beam ({error}); install it with: pip install 'dlmjax[beam]'") from None
+        raise InputError(f"--engine beam requires Apache Beam ({error}); install it with: pip install 'dlmjax[beam]'") from None
     options = _options(PipelineOptions, flags, checked)
 
     def execute(function: Callable, items: Sequence) -> None:
@@ -389,33 +387,33 @@ def on_beam(flags: Sequence[str], checked: Sequence[str] = ()) -> Executor:
         try:
             with beam.Pipeline(options=options) as pipeline:
                 created = pipeline | "Items" >> beam.Create(list(items))
-                # Without it a runner may give all items to the machine that listed them.
+                # Without a reshuffle a runner may keep all items on the machine that listed them.
                 created | "Distribute" >> beam.Reshuffle() | "Work" >> beam.Map(function)
         except InputError:
             raise
         except Exception as error:  # each runner has its own
             reason = (str(error).strip().splitlines() or [""])[-1][:300]
             raise InputError(
-                f"the Beam pipeline failed ({type(error).__name__}: {reason}); finished segments are kept, the same command goes on"
+                f"the Beam pipeline failed ({type(error).__name__}: {reason}); finished segments are kept, the same command continues"
             ) from error
 
     return execute
 
 
 def _options(kind: type, flags: Sequence[str], checked: Sequence[str]):
-    """PipelineOptions of all flags; argparse's exit becomes an InputError."""
-    said = io.StringIO()
+    """PipelineOptions of all flags; an exit of argparse becomes an InputError."""
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             if checked:
                 known = kind(list(checked)).get_all_options()
                 everything = kind(list(checked)).get_all_options(retain_unknown_options=True)
                 unknown = sorted(set(everything) - set(known))
                 if unknown:
-                    raise InputError(f"unknown flag --{unknown[0]}, neither of dlmjax prepare nor of Beam; flags of a runner go behind --")
+                    raise InputError(f"unknown flag --{unknown[0]}, neither of dlmjax prepare nor of Beam; give flags of a runner after --")
             options = kind([*checked, *flags])
             options.get_all_options(retain_unknown_options=True)
     except SystemExit:
-        line = (said.getvalue().strip().splitlines() or ["?"])[-1]
-        raise InputError(f"Beam does not understand its flags ({line})") from None
+        line = (errors.getvalue().strip().splitlines() or ["?"])[-1]
+        raise InputError(f"Beam refuses its flags ({line})") from None
     return options

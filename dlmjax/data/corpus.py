@@ -1,7 +1,7 @@
-"""A prepared corpus, one split of it, as one long stream of tokens that can be read anywhere.
+"""One split of a prepared corpus as a stream of tokens with random access.
 
-The stream is the split's documents one after another, each followed by one EOS; shards are consecutive stretches of it. Reading n tokens at
-an offset costs the ArrayRecord records they lie in (4,096 tokens each), wherever the offset is.
+The stream is the split's documents in sequence, each followed by one EOS; shards are consecutive parts of it. Reading n tokens at an offset
+costs the ArrayRecord records that hold them (4,096 tokens each), at any offset.
 
 Shapes: B rows, L tokens of a row, S shards, D documents.
 """
@@ -24,23 +24,23 @@ from dlmjax.data.stage import cache_directory, stage
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError, NoSplit
 
-OPEN_SHARDS = 512  # readers kept open at a time: well under the usual limit of 1,024 files
-_COUNTED = 1 << 20  # tokens read at a time where a part of the stream is counted
+OPEN_SHARDS = 512  # readers that are open at a time: well below the usual limit of 1,024 files
+_COUNTED = 1 << 20  # tokens read at a time when the start of the stream is counted
 
 
 class Corpus:
     """One split of a prepared directory; make one with `Corpus.open`. Safe to read from many threads.
 
-    tokens: only the first so many of the stream, which is then as if it ended there (`portion`); None: all.
-    Raises InputError: the split has fewer.
+    tokens: token budget: the stream ends after this many tokens (`portion.py`); None = all.
+    Raises InputError: the split has fewer tokens.
     """
 
     def __init__(self, directory: pathlib.Path, split: str, manifest: Manifest, tokenizer: Tokenizer, tokens: int | None = None):
-        self.directory, self.split, self.manifest, self.tokenizer, self.portion = directory, split, manifest, tokenizer, tokens
+        self.directory, self.split, self.manifest, self.tokenizer, self.token_budget = directory, split, manifest, tokenizer, tokens
         self.shards = manifest.shards(split)
         self._sums = manifest.counts(split)
         if tokens is not None and tokens > self._sums["tokens"]:
-            raise InputError(f"{directory} ({split}) has {self._sums['tokens']:,} tokens, not the {tokens:,} asked for; ask for fewer")
+            raise InputError(f"{directory} ({split}) has {self._sums['tokens']:,} tokens, not {tokens:,}; lower tokens=...")
         self.num_tokens: int = self._sums["tokens"] if tokens is None else tokens
         self.dtype = np.dtype(manifest.dtype)
         self._starts_S = np.concatenate([[0], np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)])
@@ -49,11 +49,11 @@ class Corpus:
 
     @classmethod
     def open(cls, directory: str | os.PathLike, split: str = "train", verify: bool = False) -> "Corpus":
-        """Opens a split; every shard's size is compared with the manifest, with `verify` its sha256 too (about 1 GB/s).
+        """Opens a split; the size of every shard is compared with the manifest, with `verify` also its sha256 (about 1 GB/s).
 
         A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`. `DIR(tokens=N)` is the first N tokens of the
-        split "train"; other splits are whole, see `portion`.
-        Raises InputError: no corpus there, unfinished, another version, no such split, a shard missing or changed, fewer tokens.
+        split "train"; other splits are whole, see `portion.py`.
+        Raises InputError: no corpus, unfinished, another version, no such split, a shard missing or changed, fewer tokens.
         """
         directory, tokens = parse_path(directory)
         directory = stage(os.fspath(directory), split, verify) if is_url(directory) else pathlib.Path(directory)
@@ -67,7 +67,7 @@ class Corpus:
             name, here = min(differing)
             raise InputError(
                 f"{directory / manifest.FILE} names a tokenizer with {name} {found.tokenizer.get(name)!r}, the folder "
-                f"{manifest.TOKENIZER}/ beside it holds one with {here!r}; put back the one that was changed, or {_again(directory, found)}"
+                f"{manifest.TOKENIZER}/ beside it holds one with {here!r}; restore the one that was changed, or {_again(directory, found)}"
             )
         opened = cls(directory, split, found, tokenizer, tokens if split == "train" else None)
         if verify:
@@ -79,12 +79,12 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A name of the stream's content: equal wherever the corpus lies, different for other text, other tokens or another portion."""
+        """A hash of the stream's content: independent of the directory, different for other text, other tokens or another token budget."""
         parts = [str(self.num_tokens), self.manifest.dtype, *(shard.sha256 for shard in self.shards)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def read(self, offset: int, count: int) -> Int[np.ndarray, "L"]:
-        """`count` tokens of the stream from `offset` on (int32). Raises InputError where the stream does not have them."""
+        """`count` tokens of the stream from `offset` on (int32). Raises InputError: the range is outside the stream."""
         if not 0 <= offset <= offset + count <= self.num_tokens:
             raise InputError(f"{self.directory} ({self.split}): tokens {offset:,} to {offset + count:,} of a stream of {self.num_tokens:,}")
         tokens_1L = np.empty((1, count), np.int32)
@@ -94,9 +94,9 @@ class Corpus:
     def read_into(
         self, out_BL: Int[np.ndarray, "B L"], rows_N: Int[np.ndarray, "N"], offsets_N: Int[np.ndarray, "N"], counts_N: Int[np.ndarray, "N"]
     ) -> None:
-        """Fills out_BL[rows[n], :counts[n]] with the stream from offsets[n] on; behind the stream's end it begins again at its start."""
+        """Fills out_BL[rows[n], :counts[n]] with the stream from offsets[n] on; the stream is read as a ring."""
         size = manifest.RECORD_TOKENS
-        # shard -> record -> where its tokens go: (row, column, first token in the record, number of tokens)
+        # shard -> record -> targets of its tokens: (row, column, first token in the record, number of tokens)
         wanted: dict[int, dict[int, list[tuple[int, int, int, int]]]] = {}
         for row, offset, count in zip(rows_N.tolist(), offsets_N.tolist(), counts_N.tolist(), strict=True):
             column = 0
@@ -118,7 +118,7 @@ class Corpus:
                     out_BL[row, column : column + here] = tokens[first : first + here]
 
     def document_ends(self) -> Iterator[np.ndarray]:
-        """Offsets just behind each document's EOS, in order: one int64 array [D] a shard."""
+        """Offsets after each document's EOS, in order: one int64 array [D] per shard."""
         for number, shard in enumerate(self.shards):
             records = self._read_records(number, list(range(shard.token_records, shard.records)))
             lengths = np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(record, np.uint32) for record in records)])
@@ -129,7 +129,7 @@ class Corpus:
                 return
 
     def documents(self) -> Iterator[str]:
-        """The texts of the split, in order: what `prepare` was given (char27: cleaned). For statistics and for looking."""
+        """The texts of the split, in order (char27: cleaned text). For statistics and inspection."""
         begin = 0
         for ends_D in self.document_ends():
             for end in ends_D.tolist():
@@ -138,43 +138,45 @@ class Corpus:
 
     @functools.cached_property
     def num_documents(self) -> int:
-        """Documents of the stream; the last one of a portion may be cut."""
-        return self._sums["documents"] if self.portion is None else sum(len(ends_D) for ends_D in self.document_ends())
+        """Number of documents of the stream; with a token budget the last one may be cut."""
+        return self._sums["documents"] if self.token_budget is None else sum(len(ends_D) for ends_D in self.document_ends())
 
     @functools.cached_property
     def num_bytes(self) -> int:
-        """UTF-8 bytes of text that the stream stands for. Raises InputError: the manifest says otherwise than its tokens."""
+        """UTF-8 bytes of the stream's text. Raises InputError: the manifest differs from the tokens."""
         if not self.manifest.checked:
             self._require_counts()
-        return self._sums["text_bytes"] if self.portion is None else int(self.counts_V @ self.tokenizer.byte_lengths_V.astype(np.int64))
+        if self.token_budget is None:
+            return self._sums["text_bytes"]
+        return int(self.counts_V @ self.tokenizer.byte_lengths_V.astype(np.int64))
 
     @functools.cached_property
     def counts_V(self) -> Int[np.ndarray, "V"]:
-        """How often each token occurs in the split, EOS included (int64): for schedules by frequency."""
-        if self.portion is not None:
-            starts = range(0, self.portion, _COUNTED)
-            parts = (self.read(start, min(_COUNTED, self.portion - start)) for start in starts)
+        """Number of occurrences of each token in the split, EOS included (int64): for schedules by frequency."""
+        if self.token_budget is not None:
+            starts = range(0, self.token_budget, _COUNTED)
+            parts = (self.read(start, min(_COUNTED, self.token_budget - start)) for start in starts)
             return sum(np.bincount(part, minlength=self.tokenizer.vocab_size) for part in parts)
         return counts.corpus_counts(self.directory, self.manifest, self.split)
 
     def verify(self) -> None:
         """Compares every shard of the split with its sha256, and the manifest's counts with the tokens.
 
-        Raises InputError naming the first that differs.
+        Raises InputError with the first difference.
         """
         for shard in self.shards:
             _check(self.directory, shard, self.manifest, by_hash=True)
         self._require_counts()
 
     def _require_counts(self) -> None:
-        """Raises InputError: the tokens of the split stand for other bytes of text, or end other documents, than the manifest says."""
+        """Raises InputError: the manifest's number of bytes, documents or tokens of the split differs from its shards."""
         counts_V = counts.count_tokens(self.directory, self.manifest, self.split)
         lengths_V = self.tokenizer.byte_lengths_V.astype(np.int64)
         found = {"tokens": counts_V.sum(), "documents": counts_V[self.tokenizer.eos_id], "text_bytes": counts_V @ lengths_V}
         for name, number in found.items():
             if number != self._sums[name]:
                 raise InputError(
-                    f"{self.directory / manifest.FILE} says that {self.split} has {self._sums[name]:,} {name}, its shards have "
+                    f"{self.directory / manifest.FILE} lists {self._sums[name]:,} {name} in {self.split}, but its shards have "
                     f"{number:,}; {_again(self.directory, self.manifest)}"
                 )
 
@@ -183,7 +185,7 @@ class Corpus:
             return []
         try:
             reader, lock = self._reader(number)
-            # One record at a time in this thread: handing ten of 8 kB to the library's thread pool costs five times as much.
+            # One record at a time in this thread: reading ten of 8 kB in the library's thread pool takes five times as long.
             with lock:
                 return [reader.seek(record) or reader.read() for record in records]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
@@ -198,35 +200,35 @@ class Corpus:
                 from array_record.python.array_record_module import ArrayRecordReader
 
                 path = str(self.directory / self.shards[number].file)
-                # Random access: reading ahead would only cost.
+                # Random access: read-ahead would only cost time.
                 found = (ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0"), threading.Lock())
                 if (records := found[0].num_records()) != self.shards[number].records:
-                    raise ValueError(f"it has {records:,} records where the manifest says {self.shards[number].records:,}")
+                    raise ValueError(f"it has {records:,} records, but {self.shards[number].records:,} in the manifest")
                 if len(self._readers) >= OPEN_SHARDS:
-                    del self._readers[next(iter(self._readers))]  # the one not used for longest; its file closes with its last user
+                    del self._readers[next(iter(self._readers))]  # the least recently used one; its file closes with its last user
             self._readers[number] = found
             return found
 
 
 def _again(directory: pathlib.Path, found: Manifest) -> str:
-    """How to mend a corpus, as the end of a message: a copy of one at a URL is fetched anew."""
+    """How to repair a corpus, as the end of a message: a copy of one at a URL is fetched again."""
     if directory.parent == cache_directory():
-        return f"delete {directory}, and it is fetched anew"
+        return f"delete {directory}, and it is fetched again"
     return f"prepare it again with: {found.prepare_command(directory)} (nothing else was changed)"
 
 
 def _check(directory: pathlib.Path, shard: Shard, found: Manifest, by_hash: bool) -> None:
-    """Compares a shard file with the manifest. Raises InputError that says what is wrong and how to make the shard again."""
+    """Compares a shard file with the manifest. Raises InputError with the flaw and the command that makes the shard again."""
     path = directory / shard.file
     again = _again(directory, found)
     if not path.is_file():
         raise InputError(f"{path} is missing; {again}")
     size = path.stat().st_size
     if size < shard.file_bytes:
-        # Records have equal sizes but the last, so the share of bytes tells how many are whole.
+        # All records but the last have equal sizes, so the share of bytes gives the number of whole ones.
         left = shard.records * size // shard.file_bytes
         raise InputError(f"{path} ends after {left:,} of {shard.records:,} records; {again}")
     if size > shard.file_bytes:
-        raise InputError(f"{path} has {size:,} bytes where the manifest says {shard.file_bytes:,}; {again}")
+        raise InputError(f"{path} has {size:,} bytes, but {shard.file_bytes:,} in the manifest; {again}")
     if by_hash and manifest.sha256_of(path) != shard.sha256:
         raise InputError(f"{path} was changed since it was prepared (its sha256 differs from the manifest's); {again}")

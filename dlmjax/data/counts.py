@@ -1,7 +1,7 @@
-"""How often each token occurs in a corpus: what masking by frequency makes its schedules from.  Never imports jax.
+"""Number of occurrences of each token in a corpus, for masking by frequency.  Never imports jax.
 
-`prepare` writes the counts of the train split beside the manifest, before it, so that a corpus has them; they follow from the shards
-alone, so a restart (or a corpus without the file) makes the same bytes again.
+`prepare` writes the counts of the train split before the manifest, so that every corpus has them; they depend only on the shards, so a
+restart (or a corpus without the file) computes the same bytes.
 
     DIR/counts.npy    int64 [V], EOS included
 """
@@ -16,7 +16,7 @@ from dlmjax.data.manifest import Manifest
 from dlmjax.files import write_atomically
 
 FILE = "counts.npy"
-_RECORDS = 256  # read at a time: 2 MiB of tokens
+_RECORDS = 256  # records read at a time: 2 MiB of tokens
 
 
 def count_tokens(directory: pathlib.Path, found: Manifest, split: str) -> Int64[np.ndarray, "V"]:
@@ -34,7 +34,7 @@ def count_tokens(directory: pathlib.Path, found: Manifest, split: str) -> Int64[
 
 
 def load_counts(directory: pathlib.Path, found: Manifest) -> Int64[np.ndarray, "V"] | None:
-    """The stored counts of the train split; None where there are none, or not those of this corpus."""
+    """The stored counts of the train split; None if there are none, or those of another corpus."""
     return fitting(read_counts(directory), found)
 
 
@@ -47,14 +47,14 @@ def fitting(counts_V: np.ndarray | None, found: Manifest) -> Int64[np.ndarray, "
 
 
 def save_counts(directory: pathlib.Path, found: Manifest) -> None:
-    """Counts the train split and writes the file in one step, unless it is there."""
+    """Counts the train split and writes the file atomically, unless it exists."""
     if "train" not in found.splits or load_counts(directory, found) is not None:
         return
     write_counts(directory, count_tokens(directory, found, "train"))
 
 
 def read_counts(directory: pathlib.Path) -> np.ndarray | None:
-    """The counts that a directory holds; None where there are none."""
+    """The counts that a directory holds; None if there are none."""
     try:
         return parse((directory / FILE).read_bytes())
     except OSError:
@@ -62,7 +62,7 @@ def read_counts(directory: pathlib.Path) -> np.ndarray | None:
 
 
 def parse(data: bytes) -> np.ndarray | None:
-    """Counts from the bytes of their file; None where they are damaged."""
+    """Counts from the bytes of their file; None if they are damaged."""
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -77,7 +77,7 @@ def content(counts_V: Int64[np.ndarray, "V"]) -> bytes:
 
 
 def write_counts(directory: pathlib.Path, counts_V: Int64[np.ndarray, "V"]) -> None:
-    """Writes the file in one step: a reader sees all of it or none."""
+    """Writes the file atomically."""
     write_atomically(directory / FILE, content(counts_V))
 
 

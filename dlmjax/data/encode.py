@@ -1,7 +1,7 @@
-"""What a worker process does: a batch of pieces in, token ids out.  Imports neither jax nor anything that does.
+"""The work of a tokenizing process: a batch of pieces in, token ids out.  Imports neither jax nor anything that does.
 
-Workers are started with "spawn" and load the tokenizer from the prepared directory. A mistake in the input comes back as a number
-(not as an exception), so that the first mistake in input order is the one that is reported, whatever the number of workers.
+Workers are started with "spawn" and load the tokenizer from the prepared directory. A mistake in the input is returned as a number
+(not raised), so that the first mistake in input order is reported for any number of workers.
 """
 
 import dataclasses
@@ -26,32 +26,32 @@ from dlmjax.seeds import SPLIT_SEEDS, check_seed
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """P pieces (documents without text are left out): their ids one after another, and what the writer needs to know of each."""
+    """P pieces (documents without text are left out): their ids in sequence, and the properties of each that the writer requires."""
 
     tokens: np.ndarray  # uint16 or uint32; each document's last piece ends with EOS
     lengths_P: np.ndarray  # int64, ids of each piece
-    text_bytes_P: np.ndarray  # int64, UTF-8 bytes that those ids stand for
+    text_bytes_P: np.ndarray  # int64, UTF-8 bytes of those ids
     starts_P: np.ndarray  # bool
     ends_P: np.ndarray  # bool
     share_P: np.ndarray  # float64 in [0, 1): decides the split; a function of the document's first piece of text
     file_P: np.ndarray  # int32, number of the input
     skipped: int = 0  # documents that are null or empty
-    bad: int | None = None  # the first piece that is no text; `mistake` says why
+    bad: int | None = None  # the first piece that is not text; `mistake` has the reason
 
 
 def check_split_seed(seed: int) -> None:
-    """Raises InputError for a seed that the hash does not take."""
+    """Raises InputError for a seed outside the range of the hash."""
     check_seed(seed, "split_seed", SPLIT_SEEDS)
 
 
 def document_share(first_piece: bytes, seed: int) -> float:
-    """A number in [0, 1) that depends on the text alone, so that copies of a document always land in the same split."""
+    """A number in [0, 1) that depends only on the text, so that copies of a document are in the same split."""
     digest = hashlib.blake2b(first_piece, digest_size=8, salt=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") / 2**64
 
 
 class Columns(NamedTuple):
-    """A batch of pieces as it travels to a worker: columns pickle several times faster than a list of Pieces."""
+    """A batch of pieces as it is sent to a worker: columns pickle several times faster than a list of Pieces."""
 
     data: list[bytes]
     json: list[bool]
@@ -82,15 +82,15 @@ _LINE = json.JSONDecoder(parse_int=_whole_number)
 
 
 def json_line(data: bytes) -> Any:
-    """The value of a line of JSON lines. A mark of the byte order before it, which some programs write at a file's start, is passed over;
-    whole numbers may be of any length, beyond MOST_DIGITS as the nearest float: a field that nobody reads stops no corpus.
+    """The value of a line of JSON lines. A byte order mark before it, which some programs write at a file's start, is skipped;
+    whole numbers may have any length, beyond MOST_DIGITS as the nearest float: a field that is not used must not stop a preparation.
 
-    Raises ValueError (UnicodeDecodeError or JSONDecodeError) or RecursionError where there is none."""
+    Raises ValueError (UnicodeDecodeError or JSONDecodeError) or RecursionError if it is not valid."""
     return _LINE.decode(data.decode("utf-8").removeprefix("\ufeff"))
 
 
 def text_of(data: bytes, is_json: bool, text_field: str) -> bytes:
-    """The UTF-8 text of a piece. Raises ValueError (of several kinds, see `mistake`) or RecursionError where there is none."""
+    """The UTF-8 text of a piece. Raises ValueError (of several kinds, see `mistake`) or RecursionError if it is not valid."""
     if not is_json:
         data.decode("utf-8")
         return data
@@ -106,7 +106,7 @@ def text_of(data: bytes, is_json: bool, text_field: str) -> bytes:
 
 
 def mistake(piece: Piece, source: Source) -> str:
-    """What is wrong with a piece that `encode` stopped at, and where."""
+    """The position and the flaw of the piece at which `encode` stopped."""
     where = location(source, piece.at)
     try:
         text_of(piece.data, piece.kind == "json", source.text_field)
@@ -118,16 +118,16 @@ def mistake(piece: Piece, source: Source) -> str:
         at = piece.at.offset + error.start
         return f"input {source.name}{line}: not valid UTF-8 at byte {at:,} of the text ({bad}); convert the file to UTF-8"
     except UnicodeEncodeError:
-        return f"{where}: the text has half of a surrogate pair (\\ud800-\\udfff), which is no character"
+        return f"{where}: the text has half of a surrogate pair (\\ud800-\\udfff), which is not a character"
     except _NoText as error:
         return f"{where}: {error}"
     except (ValueError, RecursionError) as error:
-        return f"{where}: not valid JSON ({error}); mend the line or take it out"
+        return f"{where}: not valid JSON ({error}); correct or remove the line"
     return f"{where}: cannot be read"
 
 
 def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, split_seed: int) -> Encoded:
-    """Tokenizes pieces; stops at the first mistake, which makes the whole preparation stop there."""
+    """Tokenizes pieces; stops at the first mistake, which ends the preparation."""
     texts: list[str] = []
     owner: list[int] = []
     kept: list[int] = []
@@ -188,7 +188,7 @@ def _leave_with(parent) -> None:
 
 
 def start_worker(tokenizer_directory: str, sources: Sequence[Source], split_seed: int) -> None:
-    """Runs once in each new worker. A worker whose parent is killed ends too, instead of waiting for ever."""
+    """Runs once in each new worker. A worker ends when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
     threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()

@@ -1,14 +1,14 @@
-"""Input files -> pieces of documents, as a stream that can be continued anywhere.
+"""Input files -> pieces of documents, as a stream that can be resumed at any piece.
 
 A *piece* is at most PIECE_BYTES of one document (a whole JSON line or parquet cell is one piece, whatever its size); pieces are
-tokenized independently of each other, so where they are cut is part of the format and depends on the text alone. Every piece
-carries the position after it; reading from that position gives exactly the pieces that would have followed.
+tokenized independently of each other, so the cuts are part of the format and depend only on the text. Every piece
+holds the position after it; reading from that position gives exactly the pieces that follow.
 
   txt      documents = "file" (one file is one document), "blank-line", "line", or "separator:TEXT" (a line that is TEXT)
-  jsonl    one JSON object a line, its text in a named field
-  parquet  one document a row, in a named column of strings, plain or as a dictionary
+  jsonl    one JSON object per line, its text in a named field
+  parquet  one document per row, in a named column of strings, plain or as a dictionary
 A record whose text is null or empty is skipped and counted, in either format.
-Each plain or compressed (.gz, .bz2, .xz, .zst; parquet compresses itself); `builtin:python-docs` is text that ships with CPython.
+Each may be plain or compressed (.gz, .bz2, .xz, .zst; parquet compresses itself); `builtin:python-docs` is text that ships with CPython.
 """
 
 import bz2
@@ -28,17 +28,17 @@ from dlmjax.data import paths
 from dlmjax.errors import InputError
 
 PIECE_BYTES = 1 << 16
-LONGEST_LINE = 1 << 26  # of a JSON line or parquet cell, which must be held whole
+LONGEST_LINE = 1 << 26  # bytes of a JSON line or parquet cell, which must fit in memory
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-# How packed files begin, those that are read here and those that are not: as much of it as no text begins with.
+# First bytes of packed files, supported or not, long enough that no text begins with them.
 _PACKED = (
     (re.compile(rb"\x1f\x8b\x08"), ".gz"),
-    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), ".bz2"),  # a block, or the end where there is none
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), ".bz2"),  # a block, or the end of an empty file
     (re.compile(rb"\xfd7zXZ\x00"), ".xz"),
     (re.compile(rb"\x28\xb5\x2f\xfd"), ".zst"),
-    # Version and flags, whose high bytes are small; a method that is known.
+    # Version and flags, whose high bytes are small; a known method.
     (re.compile(rb"PK\x03\x04[\x00-\x3f][\x00-\x13].[\x00-\x3f][\x00-\x0e\x10-\x14\x5d-\x63]\x00", re.DOTALL), "zip"),
-    (re.compile(rb"PK\x05\x06\x00\x00\x00\x00"), "zip"),  # an empty one
+    (re.compile(rb"PK\x05\x06\x00\x00\x00\x00"), "zip"),  # an empty archive
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7z"),
     (re.compile(rb"\x04\x22\x4d\x18[\x40-\x7f]"), "lz4"),
     (re.compile(rb"Rar!\x1a\x07[\x00\x01]"), "rar"),
@@ -48,7 +48,7 @@ BUILTIN = "builtin:python-docs"
 
 
 class Position(NamedTuple):
-    """Where reading goes on. offset: bytes of (decompressed) text, or rows of a parquet file; inside: within a document."""
+    """Where reading continues. offset: bytes of (decompressed) text, or rows of a parquet file; inside: within a document."""
 
     file: int
     offset: int = 0
@@ -57,7 +57,7 @@ class Position(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Part of a document: UTF-8 bytes not yet checked, or a whole JSON line; `at` is where it starts, `next` what comes after it."""
+    """Part of a document: UTF-8 bytes not yet checked, or a whole JSON line; `at` is its start, `next` the position after it."""
 
     data: bytes
     kind: str  # "text" or "json"
@@ -69,7 +69,7 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One input. `split` is None where documents are divided by hash."""
+    """One input. `split` is None when documents are divided by hash."""
 
     name: str
     format: str  # txt, jsonl, parquet, builtin
@@ -80,7 +80,7 @@ class Source:
     fingerprint: str  # sha256 of size, first and last MiB: changes when the file does, without reading all of it
 
     def describe(self) -> dict:
-        """What a manifest says of an input."""
+        """The entry of an input in a manifest."""
         return {"name": self.name, "format": self.format, "split": self.split, "bytes": self.size, "fingerprint": self.fingerprint}
 
 
@@ -92,7 +92,7 @@ def builtin_documents() -> list[str]:
 
 
 def make_source(name: str, split: str | None, format: str | None, documents: str, text_field: str) -> Source:
-    """Looks at one input file. Raises InputError when it is missing, empty, a directory, or of an unknown kind."""
+    """The source of one input file. Raises InputError: it is missing, empty, a directory, or of an unknown kind."""
     if name == BUILTIN:
         content = "\0".join(builtin_documents()).encode("utf-8")
         return Source(name, "builtin", split, "file", text_field, len(content), hashlib.sha256(content).hexdigest())
@@ -110,8 +110,8 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
         format = FORMATS.get(plain.suffix)
         if format is None:
             raise InputError(
-                f"input {name}: cannot tell its format from its name (.txt, .jsonl or .parquet, the first two also "
-                f"{', '.join(COMPRESSIONS)}); say which with --format"
+                f"input {name}: its name is not that of a known format (.txt, .jsonl or .parquet, the first two also "
+                f"{', '.join(COMPRESSIONS)}); give --format"
             )
     if format == "parquet" and path.suffix in COMPRESSIONS:
         raise InputError(f"input {name}: a parquet file compresses itself; unpack it first")
@@ -126,8 +126,8 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
         raise InputError(f"input {name} cannot be read: {error.strerror}") from None
     packed = next((kind for magic, kind in _PACKED if magic.match(head)), None)
     if packed and path.suffix != packed and format != "parquet":
-        readable = f"; its name must end in {packed} to be read as that"
-        cure = readable if packed in COMPRESSIONS else ", which is not read here; unpack it first"
+        readable = f"; rename it so that it ends in {packed}"
+        cure = readable if packed in COMPRESSIONS else ", which is not supported; unpack it first"
         raise InputError(f"input {name} is packed as {packed.lstrip('.')}{cure}")
     return Source(name, format, split, documents, text_field, size, digest.hexdigest())
 
@@ -140,10 +140,10 @@ def _is_letter(byte: int) -> bool:
 
 
 def cut_point(data: bytes) -> int:
-    """How many of the first PIECE_BYTES to take of a text that is longer.
+    """Number of bytes of the first piece of a text longer than PIECE_BYTES.
 
     Before the last single space between two ASCII letters: GPT-2's pattern, SentencePiece and char27 all begin a new unit there, so
-    the tokens are those of the uncut text. Without one in the second half, at a character boundary (which can cost a token).
+    the tokens are those of the uncut text. Without one in the second half, at a character boundary (which can add a token).
     """
     end = PIECE_BYTES
     while (end := data.rfind(b" ", PIECE_BYTES // 2, end + 1)) > 0:
@@ -170,7 +170,7 @@ def cut(data: bytes) -> list[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """Decompresses zstandard frames one after another; unlike the library's reader it notices a file that breaks off."""
+    """Decompresses consecutive zstandard frames; unlike the library's reader it detects a truncated file."""
 
     def __init__(self, file: BinaryIO):
         import zstandard
@@ -201,7 +201,7 @@ class _Zstd(io.RawIOBase):
 
 
 class _Text(io.RawIOBase):
-    """Counts the bytes of text that came out of a file, and says so when the file breaks off."""
+    """Reads the text of a file, counts its bytes, and raises InputError with that count when the file is truncated or damaged."""
 
     def __init__(self, name: str):
         self.name, self.count = name, 0
@@ -217,7 +217,7 @@ class _Text(io.RawIOBase):
         """Fills the buffer with decompressed bytes; 0 at the end (`io.RawIOBase`)."""
         try:
             count = self._inner.readinto(buffer)
-        except InputError:  # the storage, not the file
+        except InputError:  # from the storage service, not the file
             raise
         except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError, RuntimeError) as error:
             raise self._broken(error) from None
@@ -230,7 +230,7 @@ class _Text(io.RawIOBase):
 
     def _broken(self, error: Exception) -> InputError:
         return InputError(
-            f"input {self.name} is truncated or damaged: it breaks off after {self.count:,} bytes of text, at byte "
+            f"input {self.name} is truncated or damaged: it ends after {self.count:,} bytes of text, at byte "
             f"{self.file.tell():,} of {paths.size_of(self.name):,} of the file ({error}); get the file again "
             "(nothing already prepared was changed)"
         )
@@ -241,7 +241,7 @@ class _Text(io.RawIOBase):
 
 
 def _skip(stream: io.BufferedReader, text: _Text, offset: int) -> None:
-    """Moves to a position in the text: a seek where the file is plain, reading where it is compressed."""
+    """Moves to a position in the text: by a seek in a plain file, by reading in a compressed one."""
     if pathlib.Path(text.name).suffix not in COMPRESSIONS:
         text.file.seek(offset)
         text.count = offset
@@ -249,7 +249,7 @@ def _skip(stream: io.BufferedReader, text: _Text, offset: int) -> None:
     while offset > 0:
         got = len(stream.read(min(offset, 1 << 20)))
         if got == 0:
-            raise InputError(f"input {text.name} is shorter than when its preparation began; prepare it afresh (--overwrite)")
+            raise InputError(f"input {text.name} is shorter than when its preparation began; prepare it again with --overwrite")
         offset -= got
 
 
@@ -272,7 +272,7 @@ def _whole_file(stream: io.BufferedReader, start: Position) -> Iterator[Piece]:
 
 
 class _OpenDocument:
-    """Collects the lines of one text document and hands out its pieces as they fill; its last line end is left out."""
+    """Collects the lines of one text document and yields its pieces as they fill; its last line end is dropped."""
 
     def __init__(self, start: Position):
         self._begin(start)
@@ -313,7 +313,7 @@ def _by_lines(stream: io.BufferedReader, start: Position, documents: str) -> Ite
     each_line = documents == "line"
     document = _OpenDocument(start)
     offset, line = start.offset, start.line
-    rest_of_line = start.inside  # the first line then belongs to the open document, whatever is left of it
+    rest_of_line = start.inside  # the rest of that line then belongs to the open document
     while fragment := stream.readline(PIECE_BYTES):
         offset += len(fragment)
         ended = fragment.endswith(b"\n")
@@ -433,7 +433,7 @@ class Reader:
 
 
 def location(source: Source, at: Position) -> str:
-    """A position for a person: which file and where in it."""
+    """A position as text for messages: the file and the line, row or byte."""
     if source.format in ("parquet", "builtin"):
         return f"input {source.name}, row {at.offset:,}"
     if source.format == "jsonl":

@@ -1,8 +1,8 @@
 """Batches in a background thread, by Grain.
 
-Guarantee: batch i of the iterator is exactly what `windows.rows(start_step + i, rows)` returns, so the state of a loader is its step, and a
-host that reads some rows of the global batch sees those that one host alone would see. Cost: one batch is made while the last
-is used (`ahead` batches of memory); no worker processes (they cost seconds to start and tie a restart to their number).
+Guarantee: batch i of the iterator is exactly what `windows.rows(start_step + i, rows)` returns, so the step is the state of a loader, and a
+host that reads some rows of the global batch gets the rows that a single host would get. Cost: memory of `ahead` batches, made while the
+last one is used; no worker processes (they take seconds to start and tie a restart to their number).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from dlmjax.data.windows import EvalWindows, TrainWindows
 from dlmjax.errors import InputError
 
-LAST_STEP = 1 << 40  # "for ever": Grain wants a length
+LAST_STEP = 1 << 40  # unlimited: Grain requires a length
 
 
 def _check_rows(rows: Sequence[int], batch: int) -> None:
@@ -34,8 +34,8 @@ def train_batches(
     Args:
         windows: the run's rows.
         rows: the rows of the global batch that this host's devices own, ascending: range(0, global_batch) on one host.
-        start_step: 0, or the step of the checkpoint a run goes on from.
-        stop_step: the first step not wanted; None: for ever.
+        start_step: 0, or the step of the checkpoint that a run resumes from.
+        stop_step: end of the range of steps, exclusive; None: unlimited.
         ahead: batches made in advance, in a thread; 0: none, in the calling thread.
     Yields:
         {"tokens", "segments", "positions": int32 [len(rows), L], "row": int32 [len(rows)]}
@@ -48,9 +48,9 @@ def eval_batches(evals: EvalWindows, batch_size: int, rows: Sequence[int] | None
     """All held-out windows, `batch_size` at a time over all hosts; every host gets the same number of batches of the same shape.
 
     Args:
-        rows: the rows of each batch that this host owns, ascending; None: all.
+        rows: the rows of each batch on this host, ascending; None: all.
     Yields:
-        As train_batches, with "row" the window number; rows behind the last window are padding (segments 0).
+        As train_batches, with "row" the window number; rows after the last window are padding (segments 0).
     """
     rows = range(batch_size) if rows is None else rows
     _check_rows(rows, batch_size)

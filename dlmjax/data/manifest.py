@@ -1,11 +1,11 @@
-"""The one JSON file of a prepared corpus: what it was made from, and what each shard must look like.
+"""The manifest of a prepared corpus, a JSON file: the inputs and options, and size and checksum of each shard.
 
-A corpus is made in *segments*: about `shard_bytes` of input each, cut where the text says (never where the machine does), one
-shard per split that has text in it. A segment's entry also says where reading goes on after it, so any segment can be made again
-alone. The manifest holds no times, no absolute paths that were not given, and nothing about the machine: equal inputs, equal bytes.
+A corpus is made in *segments*: about `shard_bytes` of input each, cut by the text alone, with one shard
+per split that has text in it. A segment's entry also has the position after it, so any segment can be made again separately. The
+manifest holds no times, no absolute paths except those of the inputs, and nothing about the machine: equal inputs give equal bytes.
 
-What it says decides which files are read and written, so nothing of it is believed unread: it lies under a checksum of its own (those of
-older versions do not), its names are the ones that `prepare` gives, and its numbers agree with each other and with the files.
+It decides which files are read and written, so all of it is checked: it has a checksum of its own (except in older versions), its names
+must be those of `prepare`, and its numbers must agree with each other and with the files.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ VERSION = 1
 RECORD_TOKENS = 4096  # tokens of one ArrayRecord record; the last one of a shard is shorter
 INDEX_ENTRIES = 16384  # document lengths (uint32) of one index record, after the token records
 SPLITS = ("train", "valid", "test")
-# A shard; what a kill leaves of one that grows, or of a file on its way to or from a storage service.
+# A shard; remains of killed writers and of interrupted transfers.
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{5,9}}\.array_record")
 LEFT = re.compile(rf"{SHARD.pattern}(\.fetched|\.part)|.+\.[0-9a-f]{{32}}\.part")
-WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek a record; uncompressed keeps the bytes the same for every library version
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek per record; uncompressed bytes are equal for every library version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Shard:
 
     file: str
     tokens: int
-    documents: int  # that end here; a very long one may begin in an earlier shard of the split
-    text_bytes: int  # UTF-8 bytes that the tokens stand for
+    documents: int  # that end in this shard; a very long one may begin in an earlier shard
+    text_bytes: int  # UTF-8 bytes of the tokens
     file_bytes: int
     sha256: str
 
@@ -57,7 +57,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """The shards of one stretch of input (by split), and what follows: a position and the split of a document left open there."""
+    """The shards of one part of the input, by split; the position after it, and the split of the document that is open there."""
 
     shards: dict[str, Shard]
     end: list | None  # formats.Position as a list; None at the end of the inputs
@@ -65,7 +65,7 @@ class Segment:
     skipped: int = 0  # records whose text is null or empty
 
     def to_json(self) -> dict:
-        """As a manifest keeps it; a count that is 0 is left out, so that the files of older versions are the same."""
+        """The entry in a manifest; a count of 0 is omitted, as in older versions."""
         return {
             **({"skipped": self.skipped} if self.skipped else {}),
             "end": self.end,
@@ -75,7 +75,7 @@ class Segment:
 
     @classmethod
     def from_json(cls, values: dict) -> "Segment":
-        """Raises ValueError, KeyError, TypeError or AttributeError where the values are not those of `to_json`."""
+        """Raises ValueError, KeyError, TypeError or AttributeError if the values are not those of `to_json`."""
         segment = cls(
             {split: Shard(**shard) for split, shard in values["shards"].items()},
             values["end"],
@@ -83,38 +83,38 @@ class Segment:
             values.get("skipped", 0),
         )
         if not _is_count(segment.skipped):
-            raise ValueError("the count of skipped records is none")
+            raise ValueError("the count of skipped records is not a count")
         for split, shard in segment.shards.items():
             if not isinstance(shard.file, str) or not SHARD.fullmatch(shard.file) or not shard.file.startswith(f"{split}-"):
-                raise ValueError(f"{shard.file!r:.80} is no name of a shard of {split!r:.20}")
+                raise ValueError(f"{shard.file!r:.80} is not a name of a shard of {split!r:.20}")
             numbers = (shard.tokens, shard.documents, shard.text_bytes, shard.file_bytes)
             if not all(map(_is_count, numbers)) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
-                raise ValueError(f"a number of {shard.file} is none")
+                raise ValueError(f"a number of {shard.file} is not valid")
         end = segment.end
         if end is not None and not (isinstance(end, list) and len(end) <= 4 and all(isinstance(n, int) and n >= 0 for n in end)):
-            raise ValueError("the end of a segment is no position")
+            raise ValueError("the end of a segment is not a position")
         if segment.open_split not in (None, *SPLITS):
-            raise ValueError(f"{segment.open_split!r:.20} is no split")
+            raise ValueError(f"{segment.open_split!r:.20} is not a split")
         return segment
 
     def note(self) -> bytes:
-        """The bytes of a file that keeps this segment until there is a manifest."""
+        """The bytes of a note, the file of this segment until the manifest is written."""
         return json.dumps(sealed(self.to_json()), indent=1).encode()
 
     @classmethod
     def of_note(cls, content: bytes) -> "Segment":
-        """What `note` wrote. Raises ValueError, KeyError, TypeError or AttributeError where the bytes are not that."""
+        """The segment of a `note`. Raises ValueError, KeyError, TypeError or AttributeError for other bytes."""
         return cls.from_json(unsealed(parse_json(content), {"end", "open_split", "shards", "skipped"}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A prepared corpus. `request` is all that decides its content; `tokenizer` as from `TableTokenizer.describe`."""
+    """A prepared corpus. `request`: the inputs and options that determine its content; `tokenizer`: from `TableTokenizer.describe`."""
 
     request: dict
     tokenizer: dict
     segments: list[Segment]
-    checked: bool = True  # its numbers lie under a checksum; those of an older version are counted where they matter
+    checked: bool = True  # its numbers have a checksum; those of an older version are counted when they are used
 
     @property
     def dtype(self) -> str:
@@ -122,7 +122,7 @@ class Manifest:
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits that hold documents, in the order train, valid, test."""
+        """Names of the splits with documents, in the order train, valid, test."""
         present = {split for segment in self.segments for split in segment.shards}
         return [split for split in SPLITS if split in present]
 
@@ -135,7 +135,7 @@ class Manifest:
         return [segment.shards[split] for segment in self.segments if split in segment.shards]
 
     def counts(self, split: str) -> dict[str, int]:
-        """Documents, tokens (one end-of-document token each included) and UTF-8 bytes of text of a split."""
+        """Documents, tokens (end-of-document tokens included) and UTF-8 bytes of text of a split."""
         shards = self.shards(split)
         return {
             "documents": sum(s.documents for s in shards),
@@ -161,11 +161,11 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "Manifest":
-        """Reads a corpus directory's manifest. Raises InputError: none there, unfinished, unreadable, another version."""
+        """Reads the manifest in a corpus directory. Raises InputError: missing, unfinished, unreadable, another version."""
         path = directory / FILE
         if not os.path.lexists(path):
             if (directory / WORK).exists():
-                raise InputError(f"{directory} holds an unfinished preparation; give the same dlmjax prepare command again and it goes on")
+                raise InputError(f"{directory} holds an unfinished preparation; repeat the same dlmjax prepare command to continue")
             raise (InputError if os.path.lexists(directory) else NoCorpus)(
                 f"{directory} holds no prepared corpus (no {FILE}); make one with: dlmjax prepare --input FILES... --output {directory}"
             )
@@ -177,14 +177,14 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes, path: str | os.PathLike, directory: str | os.PathLike) -> "Manifest":
-        """From the bytes of a manifest; `path` and `directory` are for messages. Raises InputError: damaged, another version."""
+        """The manifest with these bytes; `path` and `directory` are for messages. Raises InputError: damaged, another version."""
         try:
             values = parse_json(content)
             if values["format"] != "dlmjax corpus":
                 raise ValueError("not a dlmjax corpus")
             if values["version"] != VERSION:
                 raise InputError(
-                    f"{path} has format version {values['version']}, this dlmjax reads version {VERSION}; prepare it again with: "
+                    f"{path} has format version {values['version']}, but this dlmjax requires version {VERSION}; prepare it again with: "
                     + prepare_command(values["request"], directory)
                 )
             found = cls(values["request"], values["tokenizer"], [Segment.from_json(s) for s in values["segments"]], CHECKSUM in values)
@@ -196,35 +196,35 @@ class Manifest:
             raise InputError(f"{path} is damaged ({type(error).__name__}: {why(error)}); {_AGAIN}") from None
 
     def _require_agreement(self, values: dict) -> None:
-        """Raises ValueError, KeyError or TypeError: facts that contradict each other, or that are not of their kind."""
+        """Raises ValueError, KeyError or TypeError: fields contradict each other or have the wrong type."""
         made = self.to_json()
         values = unsealed(values, set(made))
         vocab, ids = self.tokenizer["vocab_size"], [self.tokenizer[name] for name in ("mask_id", "pad_id", "eos_id")]
         if not all(map(_is_count, (vocab, *ids))) or not max(ids) < vocab <= MOST_IDS:
-            raise ValueError("the ids of the tokenizer do not lie in its vocabulary")
+            raise ValueError("the ids of the tokenizer are not in its vocabulary")
         if not all(isinstance(self.tokenizer[name], str) for name in ("kind", "hash")):
             raise ValueError("the tokenizer has no kind or no hash")
         for name in ("dtype", "record_tokens", "splits"):
             if name in values and values[name] != made[name]:
-                raise ValueError(f"its {name} is not what follows from its other fields")
+                raise ValueError(f"its {name} contradicts its other fields")
         ends = [segment.end for segment in self.segments]
         if not ends or ends[-1] is not None or None in ends[:-1]:
-            raise ValueError("its segments do not reach from the first to the last")
+            raise ValueError("its segments are not complete")
         files = [shard.file for segment in self.segments for shard in segment.shards.values()]
         if len(set(files)) < len(files):
-            raise ValueError("two of its shards are one file")
+            raise ValueError("two of its shards have the same file")
         width = 2 if self.dtype == "uint16" else 4
         for segment in self.segments:
             for shard in segment.shards.values():
                 if shard.tokens * width + shard.documents * 4 > shard.file_bytes or shard.documents > shard.tokens:
                     raise ValueError(f"{shard.file} cannot hold {shard.tokens:,} tokens of {shard.documents:,} documents")
-        self.prepare_command("")  # what a message will need of the request
+        self.prepare_command("")  # checks the fields of the request that messages use
 
     def save(self, directory: pathlib.Path) -> None:
         write_atomically(directory / FILE, self.content())
 
     def content(self) -> bytes:
-        """The file's bytes: equal corpora, equal bytes."""
+        """The bytes of the file; equal corpora have equal bytes."""
         return (json.dumps(sealed(self.to_json()), indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -240,21 +240,21 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def identity(request: dict, tokenizer: dict) -> dict:
-    """What must agree for an earlier run's segments to be used: the request (its tokenizer by hash, not by spec)."""
+    """The fields that must agree with those of an earlier run before its segments are used (the tokenizer by hash, not by spec)."""
     return {"version": VERSION, "request": {key: value for key, value in request.items() if key != "tokenizer"}, "tokenizer": tokenizer}
 
 
 def require_same(found: dict, wanted: dict, output: str | os.PathLike) -> None:
-    """Raises InputError, naming the fields that differ, where a directory holds another identity's segments."""
+    """Raises InputError with the differing fields when a directory holds segments of another identity."""
     if found != wanted:
         raise InputError(
-            f"{output} already holds a corpus made otherwise ({differences(found, wanted)}); "
+            f"{output} already holds a different corpus ({differences(found, wanted)}); "
             "choose another --output, or replace it with --overwrite"
         )
 
 
 def differences(old: dict, new: dict) -> str:
-    """The fields in which two identities differ, for a person."""
+    """The fields in which two identities differ, as text for a message."""
     names = []
     if old["version"] != new["version"]:
         names.append("version")
@@ -265,8 +265,8 @@ def differences(old: dict, new: dict) -> str:
 
 
 def prepare_command(request: dict, directory: str | os.PathLike) -> str:
-    """`dlmjax prepare ...` with the arguments of a request, as a shell takes them, so that an error message can be acted on."""
-    # The option names mirror prepare's arguments; a value that is the default is left out.
+    """`dlmjax prepare ...` with the arguments of a request, quoted for a shell, for error messages."""
+    # The options have the names of prepare's arguments; default values are omitted.
     fixed: dict[str, list[str]] = {}
     plain = []
     for source in request["inputs"]:
@@ -285,7 +285,7 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
 
 
 def sweep(directory: pathlib.Path) -> None:
-    """Deletes what killed writers left in a corpus directory; for the one who holds its lock. Files only: no link and no folder."""
+    """Deletes remains of killed writers in a corpus directory, for the holder of its lock. Only files, never links or folders."""
     for folder in (directory, directory / TOKENIZER):
         sweep_written(folder)
         if folder.is_dir() and not (folder.is_symlink() and folder != directory):

@@ -1,7 +1,7 @@
-"""Files by name, wherever they are: a local path, or a URL that fsspec knows (gs://, s3://, hdfs://, memory://, ...).
+"""Files at local paths or at URLs that fsspec supports (gs://, s3://, hdfs://, memory://, ...).
 
-Local names are opened as ever and never pass through fsspec's buffers. A URL needs the library of its protocol (gs: gcsfs, s3: s3fs) and
-takes its credentials from where that library looks for them. Never imports jax.
+Local files are opened directly, without fsspec's buffers. A URL requires the library of its protocol (gs: gcsfs, s3: s3fs), which
+also finds the credentials. Never imports jax.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 
 
 class Unreachable(InputError):
-    """A storage service that did not answer, or refused. Trying again may help, unlike with any other InputError."""
+    """A storage service did not answer, or refused. Unlike other InputErrors, a retry may help."""
 
 
 def is_url(name: str | os.PathLike) -> bool:
-    """Whether a name has a scheme; `DIR/a://b` has none."""
+    """Does a name start with a scheme? `DIR/a://b` does not."""
     return bool(_URL.match(os.fspath(name)))
 
 
 @contextlib.contextmanager
 def _reaching(name: str) -> Iterator[None]:
-    """What the libraries of storage services raise, as one line. FileNotFoundError passes: absence is an answer."""
+    """Turns errors of storage libraries into an InputError of one line, except FileNotFoundError."""
     try:
         yield
     except (InputError, FileNotFoundError):
@@ -46,13 +46,13 @@ def _reaching(name: str) -> Iterator[None]:
         raise a_folder(name) from None
     except ImportError as error:
         raise InputError(f"{name}: the library of this kind of storage is not installed ({_line(error)})") from None
-    except Exception as error:  # every service has exceptions of its own
-        raise Unreachable(f"{name} cannot be reached ({_line(error)}); if it should be, give the same command again") from error
+    except Exception as error:  # every service has its own exceptions
+        raise Unreachable(f"{name} cannot be reached ({_line(error)}); if it should be, repeat the same command") from error
 
 
 def a_folder(name: str | os.PathLike) -> InputError:
-    """What to raise where a folder has the name of a file of the corpus."""
-    return InputError(f"{name} is a folder, and a file belongs there; remove the folder, and give the same command again")
+    """The error for a folder that has the name of a file of the corpus."""
+    return InputError(f"{name} is a folder, but a file of the corpus has this name; remove the folder, and repeat the same command")
 
 
 def _line(error: BaseException) -> str:
@@ -65,7 +65,7 @@ def _filesystem(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 class _Remote(io.RawIOBase):
-    """Reads a file of a storage service; its failures are told from damage in the file."""
+    """Reads a file of a storage service; its failures are distinguished from damage in the file."""
 
     def __init__(self, name: str):
         filesystem, path = _filesystem(name)
@@ -105,7 +105,7 @@ def open_binary(name: str) -> io.BufferedReader:
 
 
 def size_of(name: str) -> int | None:
-    """Bytes of a file; None where there is no such file. Raises IsADirectoryError for a directory, Unreachable for a URL's service."""
+    """Bytes of a file; None if there is no such file. Raises IsADirectoryError for a directory, Unreachable for a URL's service."""
     if not is_url(name):
         path = pathlib.Path(name)
         if path.is_dir():
@@ -119,18 +119,18 @@ def size_of(name: str) -> int | None:
         return None
     if found["type"] == "directory":
         raise IsADirectoryError(name)
-    if found["size"] is None:  # some web servers do not say
-        raise InputError(f"{name}: its server does not tell the size; copy the file to where it can be read from any place")
+    if found["size"] is None:  # some web servers do not provide it
+        raise InputError(f"{name}: its server does not provide the size; copy the file to a storage with random access")
     return found["size"]
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusStore:
-    """A corpus directory that files are published to, each in one step, from any number of machines at once.
+    """A corpus directory, local or at a URL, to which any number of machines publish files atomically.
 
-    A file is written on this machine, put beside its place under a name of its own, and renamed: readers, and a second worker with the
+    A file is written on this machine, copied to the directory under a temporary name, and renamed: readers, and a second worker with the
     same task, see the old file or the new one. (An object store renames by copying within the store.)
-    Where the directory is local, `scratch` is in its folder of notes, which must be there.
+    In a local directory, `scratch` is in its folder of notes, which must exist.
     """
 
     root: str
@@ -144,23 +144,23 @@ class CorpusStore:
 
     def _at(self, file: str) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, path = _filesystem(self.name(file))
-        filesystem.invalidate_cache()  # other machines write here
+        filesystem.invalidate_cache()  # other machines write here too
         return filesystem, path
 
     def make(self, *folders: str) -> None:
-        """Makes the directory and folders in it. Raises InputError where that cannot be."""
+        """Makes the directory and folders in it. Raises InputError if that fails."""
         for folder in ("", *folders):
             filesystem, path = self._at(folder)
             try:
                 with contextlib.nullcontext() if self.local else _reaching(self.root):
                     filesystem.makedirs(path.rstrip("/"), exist_ok=True)
             except OSError as error:
-                what = f"{self.name(folder)} cannot be made a folder" if folder else f"{self.root} cannot be made a corpus directory"
-                cure = "remove what is in its place, or choose another --output"
+                what = f"folder {self.name(folder)} cannot be made" if folder else f"corpus directory {self.root} cannot be made"
+                cure = "remove the file of that name, or choose another --output"
                 raise InputError(f"{what}: {error.strerror}; {cure}") from None
 
     def names(self, folder: str = "") -> list[str]:
-        """Files directly in a folder of the directory, sorted, without the folder's name; [] where there is none."""
+        """Files directly in a folder of the directory, sorted, without the folder's name; [] if it is missing."""
         filesystem, path = self._at(folder)
         try:
             with _reaching(self.name(folder)):
@@ -170,7 +170,7 @@ class CorpusStore:
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
 
     def entries(self) -> list[str]:
-        """All names directly in the directory: of files, folders and links, sorted; [] where there is none."""
+        """All names directly in the directory: of files, folders and links, sorted; [] if it is missing."""
         filesystem, path = self._at("")
         try:
             with _reaching(self.root):
@@ -180,7 +180,7 @@ class CorpusStore:
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def read(self, file: str) -> bytes | None:
-        """All of a small file; None where there is none. Raises InputError where it is a folder."""
+        """All of a small file; None if it is missing. Raises InputError: it is a folder."""
         filesystem, path = self._at(file)
         try:
             with _reaching(self.name(file)):
@@ -189,7 +189,7 @@ class CorpusStore:
             return None
 
     def sha256(self, file: str) -> str | None:
-        """The hash of a file, read once; None where there is none, or a folder."""
+        """The hash of a file, read once; None if it is missing or a folder."""
         try:
             with open_binary(self.name(file)) as stream:
                 digest = hashlib.sha256()
@@ -201,12 +201,12 @@ class CorpusStore:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[pathlib.Path]:
-        """A new empty directory on this machine for files that will be published; beside them where they are local."""
+        """A new empty directory on this machine for files that will be published; on the same file system as a local store."""
         with tempfile.TemporaryDirectory(prefix="scratch-", dir=self.local and self.local / WORK) as directory:
             yield pathlib.Path(directory)
 
     def publish(self, file: pathlib.Path, name: str) -> None:
-        """Moves a synced file of `scratch` to its name. Raises InputError where a folder has that name."""
+        """Moves a synced file of `scratch` to its name. Raises InputError: a folder has that name."""
         if self.local:
             try:
                 file.replace(self.local / name)
@@ -221,7 +221,7 @@ class CorpusStore:
         file.unlink()
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a small file in one step."""
+        """Writes a small file atomically."""
         with self.scratch() as directory:
             path = directory / "file"
             with open(path, "wb") as file:
@@ -231,13 +231,13 @@ class CorpusStore:
             self.publish(path, name)
 
     def remove(self, name: str) -> None:
-        """Deletes a file, if it is there."""
+        """Deletes a file, if it exists."""
         filesystem, path = self._at(name)
         with contextlib.suppress(FileNotFoundError), _reaching(self.name(name)):
             filesystem.rm_file(path)
 
     def clear(self, folder: str, keep: Callable[[str], bool]) -> None:
-        """Deletes what is in a folder, but the names to keep. Of links, and of a folder that is one, the link alone."""
+        """Deletes the contents of a folder, except the names to keep. Of a link, only the link is deleted."""
         if self.local:
             _clear_here(self.local / folder, keep, linked=not folder)
             return
@@ -249,9 +249,9 @@ class CorpusStore:
                 filesystem.rm(gone, recursive=True)
 
     def drop(self, folder: str) -> None:
-        """Removes an empty folder, where the storage has folders."""
+        """Removes an empty folder, if the storage has folders."""
         filesystem, path = self._at(folder)
-        with contextlib.suppress(Exception):  # one that is not there, or not empty, does no harm
+        with contextlib.suppress(Exception):  # a missing folder, or one that is not empty, is left
             filesystem.rmdir(path.rstrip("/"))
 
     def fetch(self, name: str, target: pathlib.Path) -> None:
@@ -269,7 +269,7 @@ class CorpusStore:
 
 
 def _clear_here(folder: pathlib.Path, keep: Callable[[str], bool], linked: bool) -> None:
-    """As `CorpusStore.clear`. linked: the folder may be a link, since a person named it."""
+    """As `CorpusStore.clear`. linked: the folder may be a link, because the user named it."""
     try:
         if folder.is_symlink() and not linked:
             folder.unlink()
@@ -278,6 +278,4 @@ def _clear_here(folder: pathlib.Path, keep: Callable[[str], bool], linked: bool)
             if not keep(path.name):
                 remove(path)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be cleared ({error.strerror}); see who may write there, and give the same command again"
-        ) from error
+        raise InputError(f"{folder} cannot be cleared ({error.strerror}); check its permissions, and repeat the same command") from error

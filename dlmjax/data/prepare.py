@@ -400,7 +400,7 @@ class _Job:
         if (self.output / manifest.FILE).exists():
             # Segments that were made again must be what they were, also where the inputs changed unnoticed.
             if Manifest.load(self.output).segments != result.segments:
-                raise InputError(f"{self.output}: the inputs are no longer those of the prepared corpus; replace it with --overwrite")
+                raise InputError(f"{self.output}: the inputs are not those of the prepared corpus; replace it with --overwrite")
         else:
             with writing(self.output / manifest.FILE):
                 result.save(self.output)

@@ -1,10 +1,10 @@
-"""A scan: where the pieces of one input file are, for a plan of the segments before anything is tokenized.  Never imports jax.
+"""A scan: the positions of the pieces of one input file, for planning the segments before tokenization.  Never imports jax.
 
-    blocks of at most BLOCK pieces, one zstandard stream with a checksum; each block four arrays (.npy) one after another:
-    sizes (uint32), steps of offset and of line from piece to piece (uint64), inside (bool): the position behind each piece
-    an empty block ends it
+    blocks of at most BLOCK pieces, one zstandard stream with a checksum; each block is four arrays (.npy):
+    sizes (uint32), differences of offset and of line between pieces (uint64), inside (bool): the position after each piece
+    an empty block is the end
 
-About two and a half bytes a piece. A scan is a function of the file alone.
+About two and a half bytes per piece. A scan depends only on the file.
 """
 
 import dataclasses
@@ -25,20 +25,20 @@ class Block:
     """P consecutive pieces of a file."""
 
     sizes: np.ndarray  # [P] bytes
-    offsets: np.ndarray  # [P] of the position behind each piece, as are:
+    offsets: np.ndarray  # [P] of the position after each piece, like lines and inside
     lines: np.ndarray  # [P]
     inside: np.ndarray  # [P] bool
 
     def position(self, file: int, piece: int) -> Position:
-        """Where reading goes on behind a piece."""
+        """The position after a piece."""
         return Position(file, int(self.offsets[piece]), int(self.lines[piece]), bool(self.inside[piece]))
 
 
 def write_scan(store: CorpusStore, name: str, sources: Sequence[Source], file: int) -> None:
-    """Reads one input file and publishes its scan. Raises InputError for a file that cannot be read through."""
+    """Reads one input file and publishes its scan. Raises InputError for a file that cannot be read to its end."""
     import zstandard
 
-    # Nothing behind this file is read.
+    # Later files are not read.
     reader = iter(Reader(list(sources[: file + 1]), Position(file)))
     with store.scratch() as directory:
         path = directory / "scan"
@@ -73,10 +73,10 @@ def _write_block(stream, rows: list[tuple], last: tuple[int, int]) -> tuple[int,
 
 
 def read_scan(store: CorpusStore, name: str) -> Iterator[Block]:
-    """The blocks of a scan. Raises InputError where it is missing or damaged."""
+    """The blocks of a scan. Raises InputError: it is missing or damaged."""
     import zstandard
 
-    damaged = f"the scan {store.name(name)} is missing or damaged; delete it and give the same command again"
+    damaged = f"the scan {store.name(name)} is missing or damaged; delete it and repeat the same command"
     try:
         with open_binary(store.name(name)) as stored, zstandard.ZstdDecompressor().stream_reader(stored) as stream:
             offset = line = 0

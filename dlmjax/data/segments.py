@@ -1,7 +1,7 @@
-"""One segment of a corpus: a stretch of the inputs -> its shards, the same bytes wherever and however often it is made.
+"""One segment of a corpus: a stretch of the inputs -> its shards, always the same bytes.
 
-A segment is cut by the text alone (`batches`), so anyone who knows where it begins, and the split of a document left open there, can make
-it. `prepare` makes them in order with several processes; `beam` makes them as work items anywhere. Never imports jax.
+A segment is cut by the text alone (`batches`), so its start and the split of the document that is open there are enough to make it.
+`prepare` makes them in order with several processes; `beam` makes them as work items anywhere. Never imports jax.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ BATCH_BYTES = 1 << 20
 
 
 def normal_documents(documents: str) -> str:
-    """A rule without the white space that does not matter in it."""
+    """A rule for documents without redundant white space."""
     return "separator:" + documents.partition(":")[2].strip() if documents.startswith("separator:") else documents
 
 
@@ -34,7 +34,7 @@ def batch_bytes(shard_bytes: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Cutting:
-    """What decides the content of every segment, besides the tokenizer."""
+    """The options that determine the content of every segment, besides the tokenizer."""
 
     sources: tuple[formats.Source, ...]
     shard_bytes: int
@@ -44,7 +44,7 @@ class Cutting:
 
     @classmethod
     def from_request(cls, request: dict) -> "Cutting":
-        """From a manifest's request, so that a work item needs nothing else."""
+        """The options in a manifest's request, for work items."""
         documents = normal_documents(request["documents"])
         sources = tuple(
             formats.Source(s["name"], s["format"], s["split"], documents, request["text_field"], s["bytes"], s["fingerprint"])
@@ -60,7 +60,7 @@ class Cutting:
         return 1 if share < self.valid_fraction else 2 if share < self.valid_fraction + self.test_fraction else 0
 
     def splits(self, result: encoding.Encoded, open_split: str | None) -> np.ndarray:
-        """For each piece the number of its split. A piece that starts no document belongs to the one before it."""
+        """The number of the split of each piece. A piece that does not start a document belongs to the one before it."""
         fixed = np.array([-1 if s.split is None else SPLITS.index(s.split) for s in self.sources])
         valid, test = self.valid_fraction, self.test_fraction
         by_hash_P = np.where(result.share_P < valid, 1, np.where(result.share_P < valid + test, 2, 0))
@@ -70,14 +70,14 @@ class Cutting:
         return np.where(last_start_P >= 0, split_P[last_start_P], inherited)
 
     def check(self, batch: "Batch", result: encoding.Encoded) -> None:
-        """Raises InputError for the first piece of a batch that is no text."""
+        """Raises InputError for the first piece of a batch that is not text."""
         if result.bad is not None:
             piece = batch.pieces[result.bad]
             wrong = encoding.mistake(piece, self.sources[piece.at.file])
             raise InputError(f"{wrong} (nothing already prepared was changed)")
 
     def check_splits(self, result: Manifest) -> None:
-        """Raises InputError for a split that was asked for and holds no document."""
+        """Raises InputError for a requested split without documents."""
         wanted = {source.split for source in self.sources} - {None}
         if None in {source.split for source in self.sources}:
             fractions = {"valid": self.valid_fraction, "test": self.test_fraction}
@@ -111,7 +111,7 @@ def batches(sources: Sequence[formats.Source], start: formats.Position, shard_by
     reader = formats.Reader(sources, start)
     pieces: list[formats.Piece] = []
     size = in_segment = 0
-    waiting: Batch | None = None  # handed out once it is known whether anything follows
+    waiting: Batch | None = None  # yielded once it is known whether a piece follows
     for piece in reader:
         if waiting:
             yield waiting
@@ -131,14 +131,14 @@ def batches(sources: Sequence[formats.Source], start: formats.Position, shard_by
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """A disk that is full or gone is for a person to mend; what is finished stays."""
+    """Turns errors of the disk, such as a full one, into an InputError; finished files stay."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
         reason = why(error)
         in_the_way = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
-        cure = "remove what is in its place" if in_the_way else "free some space"
-        raise InputError(f"{path} cannot be written ({reason}); {cure} and give the same command again: it goes on") from None
+        cure = "remove the file or folder of that name" if in_the_way else "free some space"
+        raise InputError(f"{path} cannot be written ({reason}); {cure} and repeat the same command to continue") from None
 
 
 class _ShardWriter:
@@ -192,19 +192,19 @@ class _ShardWriter:
         return Shard(self._name, self.tokens, len(lengths), self.text_bytes, size, digest)
 
     def abandon(self) -> None:
-        with contextlib.suppress(RuntimeError):  # a full disk refuses the rest once more
+        with contextlib.suppress(RuntimeError):  # a full disk refuses the rest again
             self._writer.close()
         self._part.unlink(missing_ok=True)
 
 
 class SegmentWriter:
-    """Writes segment `number`: batches in, one shard a split out.
+    """Writes segment `number`: batches in, one shard per split out.
 
     Args:
-        directory: where shards grow under temporary names.
-        publish: called with each finished, synced file and its shard's name; must put it in its place in one step.
-        open_split: split of the document that is open where the segment begins.
-        counted: the vocabulary's size, to count the tokens of the train split in `counts_V`; None for no counts.
+        directory: folder of unfinished shards under temporary names.
+        publish: called with each finished, synced file and its shard's name; must move it atomically.
+        open_split: split of the document that is open at the start of the segment.
+        counted: size of the vocabulary, to count the tokens of the train split in `counts_V`; None for no counts.
     """
 
     def __init__(
@@ -239,12 +239,12 @@ class SegmentWriter:
             self.open_split = None if result.ends_P[-1] else SPLITS[int(split_P[-1])]
 
     def close(self, end: formats.Position | None) -> Segment:
-        """Finishes and publishes the shards; `end` is where reading goes on."""
+        """Finishes and publishes the shards; `end` is the position after the segment."""
         shards = {split: self._writers[split].close(self._publish) for split in sorted(self._writers)}
         self._writers.clear()
         return Segment(shards, list(end) if end else None, self.open_split, self._skipped)
 
     def abandon(self) -> None:
-        """Deletes what was written and not published."""
+        """Deletes unpublished shards."""
         for writer in self._writers.values():
             writer.abandon()

@@ -2,8 +2,8 @@
 
     CACHE/<hash of the manifest>/    manifest.json, tokenizer/, counts.npy and the shards of the splits that were opened
 
-CACHE is $DLMJAX_CACHE, else ~/.cache/dlmjax. The name follows from the content, so a corpus that is replaced at its URL gets another copy,
-and the processes of a machine share one. What is no longer needed is for its owner to delete.
+CACHE is $DLMJAX_CACHE, else ~/.cache/dlmjax. The name is a hash of the content, so a corpus that is replaced at its URL gets another copy,
+and the processes of a machine share one. Copies are never deleted automatically.
 """
 
 import concurrent.futures
@@ -22,23 +22,23 @@ from dlmjax.data.tokenizers import load_saved_tokenizer
 from dlmjax.errors import InputError, NoSplit
 from dlmjax.files import inside, open_lock
 
-AT_ONCE = 8  # files fetched at a time
+AT_ONCE = 8  # files that are fetched at a time
 
 
 def cache_directory() -> pathlib.Path:
-    """Where copies are kept: $DLMJAX_CACHE, else ~/.cache/dlmjax."""
+    """The directory of all copies: $DLMJAX_CACHE, else ~/.cache/dlmjax."""
     return pathlib.Path(os.environ.get("DLMJAX_CACHE") or pathlib.Path.home() / ".cache" / "dlmjax")
 
 
 def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
-    """The local copy of one split of a corpus at a URL; fetches what is not there.
+    """The local copy of one split of a corpus at a URL; fetches missing files.
 
     Args:
         url: a corpus directory, such as gs://BUCKET/books.
-        split: whose shards are needed.
-        verify: compare also the shards that are here already with their sha256; what is fetched now is always compared.
+        split: name of the split.
+        verify: also compare existing shards with their sha256; fetched ones are always compared.
     Raises:
-        InputError: no corpus there, no such split, a shard that is not what the manifest says, no room here; Unreachable.
+        InputError: no corpus, no such split, a shard that differs from the manifest, no space left; Unreachable.
     """
     store = CorpusStore(url)
     content = store.read(manifest.FILE)
@@ -55,13 +55,13 @@ def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
             _fetch_all(store, directory, found, split, verify)
             manifest.write_atomically(directory / manifest.FILE, content)
     except OSError as error:
-        raise InputError(f"{url} cannot be copied to {directory} ({error}); another place can be named with DLMJAX_CACHE") from None
+        raise InputError(f"{url} cannot be copied to {directory} ({error}); set DLMJAX_CACHE to another directory") from None
     return directory
 
 
 @contextlib.contextmanager
 def _one_at_a_time(directory: pathlib.Path):
-    """The processes of one machine wait for the first of them; it sweeps up what killed ones left."""
+    """Lets one process of this machine fetch at a time, and removes remains of killed ones."""
     with open_lock(directory / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         manifest.sweep(directory)
@@ -69,7 +69,7 @@ def _one_at_a_time(directory: pathlib.Path):
 
 
 def _fetch_tokenizer(store: CorpusStore, directory: pathlib.Path, found: Manifest) -> None:
-    """Fetches the tokenizer's files, again where those that are here are not the ones that the manifest names."""
+    """Fetches the tokenizer's files, unless the local ones have the hash in the manifest."""
     folder = directory / manifest.TOKENIZER
     with contextlib.suppress(InputError):
         if load_saved_tokenizer(folder).hash == found.tokenizer["hash"]:
@@ -81,15 +81,15 @@ def _fetch_tokenizer(store: CorpusStore, directory: pathlib.Path, found: Manifes
 def _fetch_all(store: CorpusStore, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
     _fetch_tokenizer(store, directory, found)
     if not (directory / counts.FILE).exists():
-        with contextlib.suppress(FileNotFoundError):  # counted from the shards where it is needed
+        with contextlib.suppress(FileNotFoundError):  # then counted from the shards when it is used
             store.fetch(counts.FILE, directory / counts.FILE)
     missing = [shard for shard in found.shards(split) if not _is_here(directory / shard.file, shard, verify)]
     size = sum(shard.file_bytes for shard in missing)
     free = shutil.disk_usage(directory).free
     if size > free:
         raise InputError(
-            f"{store.root}: the split {split!r} needs {size:,} bytes of {directory}, which has {free:,} left; name another place with "
-            "DLMJAX_CACHE, or mount the bucket and give its directory"
+            f"{store.root}: the split {split!r} requires {size:,} bytes in {directory}, which has {free:,} left; set DLMJAX_CACHE to "
+            "another directory, or mount the bucket and give its directory"
         )
     with Progress(size, "fetching", "B") as progress, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
         fetched = 0
@@ -103,7 +103,7 @@ def _is_here(path: pathlib.Path, shard: Shard, verify: bool) -> bool:
 
 
 def _fetch(store: CorpusStore, directory: pathlib.Path, shard: Shard, found: Manifest) -> Shard:
-    """Fetches a shard; it gets its name only when it is what the manifest says."""
+    """Fetches a shard; it gets its name only when its size and hash are those in the manifest."""
     again = f"prepare it again with: {found.prepare_command(store.root)} --engine beam (nothing else was changed)"
     arrived = directory / f"{shard.file}.fetched"
     try:

@@ -1,4 +1,4 @@
-"""The text that a tokenizer may be trained on: what `prepare` would put into the train split, never a held-out document."""
+"""The text that a tokenizer may be trained on: the train split of `prepare`, never a held-out document."""
 
 import pathlib
 import re
@@ -42,17 +42,17 @@ def _texts(sources: Sequence[Source], request: dict[str, Any]) -> Iterator[str]:
 def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, **options: Any) -> str:
     """Turns `train-sentencepiece:VOCAB` into the spec of a model trained on the training documents; other specs pass unchanged.
 
-    The model is kept as OUTPUT.model and what it was trained on as OUTPUT.model.json. One that was trained on the same is used again, so
-    that a preparation that was killed goes on with it; another may have seen what is held out now, and is replaced with `overwrite` only.
+    The model is written to OUTPUT.model and the inputs and options of its training to OUTPUT.model.json. A model of the same request is
+    used again, so that a killed preparation continues with it; another may contain text that is now held out, and requires `overwrite`.
 
     Raises:
-      InputError: no size; an output at a URL; a model of something else that is there already; inputs and options as in `text_request`.
+      InputError: no size; an output at a URL; an existing model of another request; inputs and options as in `text_request`.
     """
     kind, _, size = spec.partition(":")
     if kind != "train-sentencepiece":
         return spec
     if not re.fullmatch("[0-9]{1,7}", size):
-        raise InputError(f"tokenizer {spec!r:.100} names no vocabulary size; write train-sentencepiece:4096")
+        raise InputError(f"tokenizer {spec!r:.100} has no vocabulary size; write train-sentencepiece:4096")
     if is_url(output):
         raise InputError(
             f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
@@ -65,7 +65,7 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
     differing = _differing(path, note, request) if path.exists() else ""
     if differing and not overwrite:
         raise InputError(
-            f"{path} is there already and was trained otherwise ({differing}), maybe on text that is held out now; delete it, choose "
+            f"{path} exists and was trained on another request ({differing}), maybe on text that is now held out; delete it, choose "
             "another --output, or replace it and the corpus with --overwrite"
         )
     if differing or not path.exists():
@@ -75,10 +75,10 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
 
 
 def _differing(path: pathlib.Path, note: pathlib.Path, request: dict[str, Any]) -> str:
-    """What a model that is there was trained on otherwise, for a person; "" where it is that of the request."""
+    """The fields in which the request of an existing model differs, as text for a message; "" if none does."""
     try:
         found = read_json(note)
     except InputError:
-        return f"no readable {note.name} says on what"
+        return f"{note.name} is missing or not readable"
     wanted = {**request, "model_sha256": sha256_of(path)}
     return ", ".join(name for name in wanted if name not in found or found[name] != wanted[name])

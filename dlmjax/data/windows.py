@@ -1,18 +1,18 @@
 """Windows of a corpus by number: a training row is a pure function of (seed, step, row), a held-out row of its window number.
 
-Train.  Sample g = step * global_batch + row of the run. A fixed pattern says which corpus sample g comes from and that it is that corpus's
-sample j; with N windows in an epoch that is window j mod N of epoch j div N, in an order that a keyed permutation (Feistel network,
-no table) draws anew each epoch. So any host can compute any row, and the loader has no state but the step.
+Train.  Sample g = step * global_batch + row of the run. A fixed pattern gives the corpus of sample g and its index j among that corpus's
+samples; with N windows in an epoch that is window j mod N of epoch j div N, in an order that a keyed permutation (Feistel network,
+no table) draws for each epoch. So any host can compute any row, and the step is the loader's only state.
 
 Packing.  A window is a stretch of the stream of documents (each ending with EOS), at most `length` long:
-  "concat"     stretches of exactly `length`, wherever documents end. The stream is a ring; each epoch begins at a place of its own, so that
-               cuts and the remainder (num_tokens mod length tokens, left out in that epoch) fall elsewhere each time. A portion of a
-               corpus is cut the same way in every epoch, so that exactly its num_tokens div length windows are repeated.
+  "concat"     stretches of exactly `length`, regardless of where documents end. The stream is a ring; each epoch begins at a random offset,
+               so that cuts and the remainder (num_tokens mod length tokens, left out in that epoch) differ between epochs. A corpus with a
+               token budget is cut the same way in every epoch, so that exactly its num_tokens div length windows are repeated.
   "documents"  whole documents in order, as many as fit (next fit); a document longer than `length` is cut into stretches of `length`, its
-               remainder is packed like a short document. Nothing is left out; what is free is padding.
-  "alone"      as "documents", but one document (or stretch of a long one) a window.
+               remainder is packed like a short document. Nothing is left out; the rest of the row is padding.
+  "alone"      as "documents", but one document (or stretch of a long one) per window.
 Every piece of a document is a segment of its own (1, 2, ...; 0 is padding) with positions from 0: attention restricted to equal segments
-never crosses documents. Both follow from where EOS stands in the row, since text never contains it.
+never crosses documents. Both follow from the positions of EOS in the row, since text never contains it.
 
 Held-out.  Windows of exactly `length` in stream order, every token once; the last one is padded.
 
@@ -50,10 +50,10 @@ def make_keys(seed: int, corpus: int, epochs_B: Int[np.ndarray, "B"]) -> UInt64[
 
 
 def permute(index_B: Int[np.ndarray, "B"], size: int, key_B: UInt64[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
-    """Where index goes in the order that its key draws of 0..size-1: a bijection for every key, without a table.
+    """The image of each index under the permutation of 0..size-1 that its key selects: a bijection for every key, without a table.
 
     A Feistel network on a grid of about sqrt(size) x sqrt(size) cells, its halves added modulo the grid's sides (Black & Rogaway
-    2002, "generalised Feistel"); the few results behind `size` are sent through again until they fall inside ("cycle walking").
+    2002, "generalised Feistel"); results not below `size` are mapped again until they are ("cycle walking").
     """
     if size <= 1:
         return np.zeros_like(index_B)
@@ -87,17 +87,17 @@ def _scramble(values_B: UInt64[np.ndarray, "B"], key_B: UInt64[np.ndarray, "B"])
 
 
 def pack(document_ends: Iterable[np.ndarray], length: int, alone: bool) -> Int[np.ndarray, "W"]:
-    """Where the windows of "documents" (next fit) or "alone" packing begin; window i is [starts[i], starts[i+1]).
+    """The starts of the windows of "documents" (next fit) or "alone" packing; window i is [starts[i], starts[i+1]).
 
     Args:
-        document_ends: increasing offsets just behind each document (int64), in any number of arrays.
+        document_ends: increasing end offsets of the documents (int64), in any number of arrays.
     Returns:
         The N window starts and the end of the last window (W = N + 1).
-    Time: about 20 ns a document and 100 ns a window; memory: 8 bytes a window.
+    Time: about 20 ns per document and 100 ns per window; memory: 8 bytes per window.
     """
     starts: list[np.ndarray] = []
-    waiting = np.zeros(0, np.int64)  # ends of the items that the last window so far may still be joined by others
-    begin = 0  # where the first waiting item begins
+    waiting = np.zeros(0, np.int64)  # ends of the items of the last window, which may get further items
+    begin = 0  # start of the first waiting item
     for ends_D in document_ends:
         previous = waiting[-1] if len(waiting) else begin
         item_ends = np.concatenate([waiting, _item_ends(ends_D, int(previous), length)])
@@ -183,15 +183,15 @@ class _Epochs:
         window_B = permute(index_B, self.count, keys_B)
         if self._starts is not None:
             return self._starts[window_B], self._starts[window_B + 1] - self._starts[window_B]
-        if self.corpus.portion is not None:
+        if self.corpus.token_budget is not None:
             return window_B * self.length, np.full(len(samples_B), self.length, np.int64)
-        # The ring begins at a drawn place; read_into takes the offset modulo the stream's length.
+        # The ring begins at a random offset; read_into takes offsets modulo the stream's length.
         offset_B = (mix(keys_B) % np.uint64(self.corpus.num_tokens)).astype(np.int64)
         return (offset_B + window_B * self.length) % self.corpus.num_tokens, np.full(len(samples_B), self.length, np.int64)
 
 
 class Mixture:
-    """Which of C corpora each sample comes from: exactly in proportion, evenly spread, a pure function of the sample's number.
+    """The corpus of each sample, among C corpora: exactly in proportion, evenly spread, a pure function of the sample's number.
 
     In every PERIOD samples corpus c has round(weight_c * PERIOD) of them; in any prefix its number is within C/2 + 1 of its share.
     """
@@ -213,7 +213,7 @@ class Mixture:
         self._corpus_M, self._rank_M = corpus_M[order_M], rank_M[order_M]
 
     def choose(self, samples_B: Int[np.ndarray, "B"]) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
-        """For samples of the run: the corpus, and which of that corpus's samples it is."""
+        """For samples of the run: the corpus, and the index among that corpus's samples."""
         block_B, within_B = np.divmod(samples_B, len(self._corpus_M))
         corpus_B = self._corpus_M[within_B]
         return corpus_B, block_B * self.count_C[corpus_B] + self._rank_M[within_B]
@@ -224,10 +224,10 @@ class TrainWindows:
 
     Args:
         corpora: splits to draw from, all prepared with one tokenizer.
-        weights: share of the rows that each corpus gives; None: in proportion to its tokens.
+        weights: share of the rows from each corpus; None: in proportion to its tokens.
         length: tokens of a row.
         global_batch: rows of a step, over all hosts and microbatches.
-        seed: of the order; nothing else is random.
+        seed: seed of the order, the only randomness.
         packing: "concat", "documents" or "alone".
     Raises:
         InputError: corpora of different tokenizers, a corpus smaller than a window, bad weights or packing.
@@ -264,11 +264,11 @@ class TrainWindows:
 
     @property
     def windows_per_epoch(self) -> list[int]:
-        """Windows that an epoch of each corpus has."""
+        """Number of windows in an epoch of each corpus."""
         return [epochs.count for epochs in self._epochs]
 
     def epochs(self, step: int) -> list[float]:
-        """How often each corpus has been gone through before this step."""
+        """Number of epochs of each corpus before this step."""
         samples = step * self.global_batch
         counts = self._mixture.count_C
         return [samples * int(n) / int(counts.sum()) / epochs.count for n, epochs in zip(counts, self._epochs, strict=True)]

@@ -205,7 +205,7 @@ def test_inputs_that_changed_after_the_corpus_was_finished_are_noticed(tmp_path)
     data[1_600_000:1_600_004] = b"SOME"
     source.write_bytes(data)
     (tmp_path / "c" / "train-00003.array_record").unlink()
-    with pytest.raises(InputError, match="the inputs are no longer those of the prepared corpus"):
+    with pytest.raises(InputError, match="the inputs are not those of the prepared corpus"):
         prepare([source], "bytes", tmp_path / "c", execute=at_once, **options)
 
 
@@ -242,12 +242,12 @@ def test_the_first_mistake_in_input_order_is_one_line(tmp_path):
         assert str(many.value) == str(one.value) and "\n" not in str(many.value)
     assert not (tmp_path / "i" / "manifest.json").exists()
     (tmp_path / "broken.txt.xz").write_bytes(lzma.compress(b"word " * 300_000)[:-40])
-    with pytest.raises(InputError, match=r"broken\.txt\.xz is truncated or damaged: it breaks off after"):
+    with pytest.raises(InputError, match=r"broken\.txt\.xz is truncated or damaged: it ends after"):
         prepare([files[0], tmp_path / "broken.txt.xz"], "bytes", tmp_path / "b", execute=anyhow, **options)
 
 
 def test_what_cannot_be_meant(inputs, local, tmp_path):
-    with pytest.raises(InputError, match="made otherwise \\(test_fraction\\)"):
+    with pytest.raises(InputError, match="a different corpus \\(test_fraction\\)"):
         prepare(inputs, "bytes", local, execute=at_once, **(OPTIONS | {"test_fraction": 0.1}))
     with pytest.raises(InputError, match="only --engine beam writes to a URL"):
         prepare(inputs, "bytes", "memory://nowhere", **OPTIONS)
@@ -390,7 +390,7 @@ def test_mistakes_under_beam_are_one_line(inputs, tmp_path, run_command):
     for words, message in [
         ([], "bad.jsonl, line 2 (byte 14): not valid JSON"),
         (["--runer=DirectRunner"], "unknown flag --runer, neither of dlmjax prepare nor of Beam"),
-        (["--direct_num_workers=two"], "Beam does not understand its flags"),
+        (["--direct_num_workers=two"], "Beam refuses its flags"),
         (["--", "--runner=NoSuchRunner"], "NoSuchRunner"),
     ]:
         result = run_command("--input", tmp_path / "bad.jsonl", "--output", tmp_path / "c", "--engine", "beam", *words)

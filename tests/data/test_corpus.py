@@ -72,7 +72,7 @@ def test_missing_longer_and_changed_shards(copy):
     path = copy / "train-00001.array_record"
     good = path.read_bytes()
     path.write_bytes(good + b"more")
-    with pytest.raises(InputError, match="has [\\d,]+ bytes where the manifest says"):
+    with pytest.raises(InputError, match="has [\\d,]+ bytes, but [\\d,]+ in the manifest"):
         Corpus.open(copy)
     changed = bytearray(good)
     changed[len(good) // 2] ^= 1

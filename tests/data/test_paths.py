@@ -194,7 +194,7 @@ def test_what_is_no_corpus_at_a_url(remote, bucket, tmp_path, monkeypatch):
         Corpus.open(f"{bucket}/half")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DLMJAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="another place can be named with DLMJAX_CACHE"):
+    with pytest.raises(InputError, match="set DLMJAX_CACHE to another directory"):
         Corpus.open(remote)
 
 

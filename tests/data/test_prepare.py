@@ -267,12 +267,12 @@ BAD = {
     "late.txt": (b"word " * 50_000 + b"\xe4\xb8", r"late\.txt: not valid UTF-8 at byte 250,000 of the text \(0xe4\)"),
     "bad.jsonl": (b'{"text": "a"}\n\n{"text": "b\xff"}\n', r"bad\.jsonl, line 3: not valid UTF-8 at byte 26 of the text"),
     "json.jsonl": (b'{"text": "a"}\n{"text": \n', r"json\.jsonl, line 2 \(byte 14\): not valid JSON"),
-    "deep.jsonl": (b'{"text": "a"}\n' + b"[" * 100_000, r"deep\.jsonl, line 2 \(byte 14\): not valid JSON .*mend the line"),
+    "deep.jsonl": (b'{"text": "a"}\n' + b"[" * 100_000, r"deep\.jsonl, line 2 \(byte 14\): not valid JSON .*correct or remove the line"),
     "list.jsonl": (b'{"text": "a"}\n["text"]\n', r"list\.jsonl, line 2 \(byte 14\): no field 'text' \(it is not an object\)"),
     "field.jsonl": (b'{"body": "a"}\n', r"field\.jsonl, line 1 \(byte 0\): no field 'text' \('body'\); name the field"),
     "type.jsonl": (b'{"text": 3}\n', r"type\.jsonl, line 1 \(byte 0\): field 'text' holds a number, not text"),
     "half.jsonl": (b'{"text": "\\ud800"}\n', r"half\.jsonl, line 1 \(byte 0\): the text has half of a surrogate pair"),
-    "short.txt.xz": (lzma.compress(b"word " * 300_000)[:-40], r"short\.txt\.xz is truncated or damaged: it breaks off after [\d,]+ bytes"),
+    "short.txt.xz": (lzma.compress(b"word " * 300_000)[:-40], r"short\.txt\.xz is truncated or damaged: it ends after [\d,]+ bytes"),
 }
 
 
@@ -293,7 +293,7 @@ def test_a_bad_input_is_named_with_its_position_and_harms_nothing(inputs, tmp_pa
     (tmp_path / name).unlink()
     mended = tmp_path / ("mended.jsonl" if "jsonl" in name else "mended.txt")
     mended.write_bytes(b'{"text": "fine"}\n' if "jsonl" in name else b"fine")
-    with pytest.raises(InputError, match=r"already holds a corpus made otherwise \(inputs\).*--overwrite"):
+    with pytest.raises(InputError, match=r"already holds a different corpus \(inputs\).*--overwrite"):
         prepare([inputs[0], mended], "bytes", output, **options)
     prepare([inputs[0], mended], "bytes", output, overwrite=True, **options)
     assert list(Corpus.open(output).documents())[-1] == "fine"
@@ -344,9 +344,9 @@ def test_a_finished_corpus_is_left_alone(inputs, prepared, tmp_path):
         ({"documents": "line"}, "documents"),
         ({"shard_bytes": 200_000}, "shard_bytes"),
     ]:
-        with pytest.raises(InputError, match=f"made otherwise \\({named}\\)"):
+        with pytest.raises(InputError, match=f"a different corpus \\({named}\\)"):
             prepare(inputs, "bytes", prepared, **(OPTIONS | change))
-    with pytest.raises(InputError, match="made otherwise \\(tokenizer\\)"):
+    with pytest.raises(InputError, match="a different corpus \\(tokenizer\\)"):
         prepare(inputs, "char27", prepared, **OPTIONS)
     with pytest.raises(InputError, match="does not exist"):
         prepare([tmp_path / "none.txt"], "bytes", prepared, overwrite=True)
@@ -457,7 +457,7 @@ def test_arguments_that_cannot_be_meant(tmp_path, options, message):
 
 def test_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "c").write_text("x")
-    with pytest.raises(InputError, match="cannot be made a corpus directory"):
+    with pytest.raises(InputError, match="corpus directory .* cannot be made"):
         prepare(["builtin:python-docs"], "bytes", tmp_path / "c")
 
 
@@ -492,7 +492,7 @@ def test_a_disk_that_takes_no_more_leaves_finished_shards_and_says_so(inputs, tm
     output = tmp_path / "c"
     command = [sys.executable, str(tmp_path / "script.py"), str(output), str(inputs[0]), str(big)]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100)
-    assert "cannot be written (" in result.stdout and "give the same command again" in result.stdout, result
+    assert "cannot be written (" in result.stdout and "repeat the same command" in result.stdout, result
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*.array_record")}
     assert len(finished) > 1 and not list(output.glob("*.part")) and not (output / "manifest.json").exists()
     prepare([str(inputs[0]), str(big)], "bytes", output, shard_bytes=15_000, progress=False)

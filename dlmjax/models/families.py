@@ -8,7 +8,7 @@
     bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
 
 A config names one in `model.family`, with values that differ from the family's: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
-Any of them may run its layers several times, `qwen3(loops=2)`, and attend within a window of the row, `llama(window=4096)` (Mistral 2310.06825).
+Any may run its layers several times, `qwen3(loops=2)`, or attend within a window of the row, `llama(window=4096)` (Mistral 2310.06825).
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_not_a_corpus(copy, tmp_path):
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"version": 99}))
     with pytest.raises(
-        InputError, match="has format version 99, this dlmjax reads version 1; prepare it again with: dlmjax prepare --input"
+        InputError, match="has format version 99, but this dlmjax requires version 1; prepare it again with: dlmjax prepare --input"
     ):
         Corpus.open(copy)
     path.write_text(json.dumps(values)[:-100])

@@ -42,7 +42,7 @@ def test_paths_with_a_value():
 
 
 def test_the_stream_ends_where_the_portion_does(portion, corpus, stream):
-    assert (portion.num_tokens, corpus.portion) == (PORTION, None)
+    assert (portion.num_tokens, corpus.token_budget) == (PORTION, None)
     np.testing.assert_array_equal(portion.read(0, PORTION), stream[:PORTION])
     with pytest.raises(InputError, match="stream of 12,345"):
         portion.read(PORTION - 1, 2)

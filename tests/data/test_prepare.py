@@ -287,7 +287,7 @@ def test_a_bad_input_is_named_with_its_position_and_harms_nothing(inputs, tmp_pa
     assert "\n" not in str(caught.value)
     notes = [json.loads(note.read_text())["shards"]["train"]["file"] for note in (output / ".unfinished").glob("segment-*.json")]
     assert sorted(p.name for p in output.glob("*.array_record*")) == sorted(notes) and notes  # finished shards, and no parts of others
-    with pytest.raises(InputError, match="unfinished preparation; give the same dlmjax prepare command again"):
+    with pytest.raises(InputError, match="unfinished preparation; repeat the same dlmjax prepare command"):
         Corpus.open(output)
     # A finished corpus beside it stays as it was, and the same output can be used once the input is mended.
     (tmp_path / name).unlink()
@@ -420,7 +420,7 @@ def test_a_folder_where_a_file_belongs_is_named_with_its_cure(tmp_path, name, in
             path.with_suffix("").unlink()
             if in_items:
                 return  # items write under names of their own
-    with pytest.raises(InputError, match="remove (the folder|what is in its place|it,)|restore it") as told:
+    with pytest.raises(InputError, match="remove (the folder|the file|it,)|restore it") as told:
         prepare([tmp_path / "a.txt"], "bytes", tmp_path / "c", **options)
     assert str(path) in str(told.value) and "\n" not in str(told.value) and "space" not in str(told.value)
 

@@ -194,7 +194,7 @@ def test_shift_hands_each_position_the_state_before_it():
     np.testing.assert_array_equal(after[first], before[first])
     np.testing.assert_array_equal(after[:, 1:][~first[:, 1:]], before[:, :-1][~first[:, 1:]])
     assert first[0].sum() == 2
-    with pytest.raises(InputError, match="one position late"):
+    with pytest.raises(InputError, match="shift=true cannot be read block by block"):
         bind_cached(shifted, params, empty_cache(shifted, 2, 16), 0, 4, BlockCausal(4))
 
 

@@ -36,7 +36,7 @@ CHOICES = {
     "norm": ("layer", "rms"),
     "mlp": ("gelu_tanh",),
     "positions": ("learned", "rotary"),
-    "order": "post",
+    "norm_placement": "post",
     "head": "transform",
     "shift": True,
     "dropout": 0.1,

@@ -51,7 +51,7 @@ def test_the_stream_ends_where_the_portion_does(portion, corpus, stream):
     whole = sum(token == corpus.tokenizer.eos_id for token in stream[:PORTION])
     ends = np.concatenate(list(portion.document_ends()))
     assert portion.num_documents == len(ends) == whole + 1 and ends[-1] == PORTION
-    with pytest.raises(InputError, match="not the 99,999,999 asked for"):
+    with pytest.raises(InputError, match="not 99,999,999; lower tokens="):
         Corpus.open(with_tokens(corpus.directory, 99_999_999))
 
 

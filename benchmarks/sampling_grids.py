@@ -59,7 +59,7 @@ def kernel_of(process: Process) -> oracle.Kernel:
     return oracle.Kernel(TOKENS, lambda t: shares(t)[0], lambda t: math.nan, noise, lambda t: np.full(TOKENS + 1, math.nan))
 
 
-def euler_matrix(joint: oracle.Law, kernel: oracle.Kernel, t: float, s: float) -> np.ndarray:
+def euler_matrix(joint: oracle.JointDistribution, kernel: oracle.Kernel, t: float, s: float) -> np.ndarray:
     """A step of discrete flow matching: with one probability for all, a position becomes a draw of its posterior."""
     move = (kernel.alpha(s) - kernel.alpha(t)) / (1 - kernel.alpha(t))
     posterior_ZnK = oracle.posterior(joint, kernel, t)
@@ -72,7 +72,7 @@ def euler_matrix(joint: oracle.Law, kernel: oracle.Kernel, t: float, s: float) -
     return matrix_ZZ
 
 
-def error(process: Process, joint: oracle.Law, grid: str, steps: int) -> float:
+def error(process: Process, joint: oracle.JointDistribution, grid: str, steps: int) -> float:
     """KL(text || sampled), nats per text."""
     with jax.enable_x64(True), np.errstate(divide="ignore", invalid="ignore"):
         kernel = kernel_of(process)
@@ -86,21 +86,21 @@ def error(process: Process, joint: oracle.Law, grid: str, steps: int) -> float:
     return float(np.sum(joint.probability_X * np.log(joint.probability_X / made_X)))
 
 
-def markov(length: int, seed: int) -> oracle.Law:
+def markov(length: int, seed: int) -> oracle.JointDistribution:
     """A chain whose neighbours depend on each other, from a uniform start."""
     weight_KK = np.exp(2 * np.random.default_rng(seed).normal(size=(TOKENS, TOKENS)))
     step_KK = weight_KK / weight_KK.sum(axis=1, keepdims=True)
     x_Xn = oracle.enumerate_sequences(TOKENS, length)
     p_X = step_KK[x_Xn[:, :-1], x_Xn[:, 1:]].prod(axis=1) / TOKENS
-    return oracle.Law(p_X.reshape((TOKENS,) * length))
+    return oracle.JointDistribution(p_X.reshape((TOKENS,) * length))
 
 
-def distributions(count: int) -> list[oracle.Law]:
+def distributions(count: int) -> list[oracle.JointDistribution]:
     """The toy distributions: `count` - 1 without structure, and a chain."""
-    return [oracle.Law.random(TOKENS, 3, seed=seed, sharpness=1.5) for seed in range(count - 1)] + [markov(4, count)]
+    return [oracle.JointDistribution.random(TOKENS, 3, seed=seed, sharpness=1.5) for seed in range(count - 1)] + [markov(4, count)]
 
 
-def table(name: str, steps: list[int], found: list[oracle.Law]) -> dict:
+def table(name: str, steps: list[int], found: list[oracle.JointDistribution]) -> dict:
     """Errors of one process, {grid: [one a number of steps]}, printed as markdown."""
     process = PROCESSES[name]()
     rows = {grid: [math.exp(np.mean([math.log(error(process, p, grid, number)) for p in found])) for number in steps] for grid in GRIDS}

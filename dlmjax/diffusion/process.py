@@ -488,10 +488,10 @@ def exclude(logits: Float[Array, "*n V"], ids: tuple[int, ...]) -> Float[Array, 
     if not ids:
         return logits
     class_V = jnp.arange(logits.shape[-1])
-    barred_V = class_V == ids[0]
+    suppressed_V = class_V == ids[0]
     for i in ids[1:]:
-        barred_V |= class_V == i
-    return jnp.where(barred_V, EXCLUDED, logits)
+        suppressed_V |= class_V == i
+    return jnp.where(suppressed_V, EXCLUDED, logits)
 
 
 def cross_entropy(logits: Float[Array, "*n V"], x: Int[Array, "*n"], excluded: tuple[int, ...] = ()) -> Float[Array, "*n"]:

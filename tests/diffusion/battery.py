@@ -69,12 +69,12 @@ class Case:
     def __str__(self) -> str:
         return self.name
 
-    def denoiser(self, law: oracle.Law) -> toy.ToyDenoiser:
+    def denoiser(self, law: oracle.JointDistribution) -> toy.ToyDenoiser:
         if self.output == "posterior":
             return toy.ToyDenoiser(law, VOCAB, self.log_likelihood)
         return ExactDenoiser(law, VOCAB, self.log_likelihood, None if self.output == "leave_one_out" else self.output)
 
-    def enumerate(self, law: oracle.Law, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def enumerate(self, law: oracle.JointDistribution, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(x_NL, z_NL as ids, probability_N) at level t."""
         if self.pairs is not None:
             return self.pairs(self, law, t)
@@ -131,13 +131,13 @@ GEOMETRIC = (
 # --- tools -------------------------------------------------------------------------------------------------------------------------
 
 
-def expected_nats(case: Case, law: oracle.Law, denoiser=None) -> float:
+def expected_nats(case: Case, law: oracle.JointDistribution, denoiser=None) -> float:
     """The diffusion part of the bound by enumeration over (x, z) and quadrature over t, with the process's own loss, in float64."""
     weight_J = np.asarray(case.grid(law.length)[1])
     return float(weight_J @ level_nats(case, law, denoiser))
 
 
-def level_nats(case: Case, law: oracle.Law, denoiser=None) -> np.ndarray:
+def level_nats(case: Case, law: oracle.JointDistribution, denoiser=None) -> np.ndarray:
     """The integrand at each level of the case's grid, likewise. -> [J]"""
     denoiser = denoiser or case.denoiser(law)
     t_J = case.grid(law.length)[0]
@@ -161,7 +161,7 @@ def _padded(function, *arrays: np.ndarray) -> np.ndarray:
         return np.asarray(function(*(jnp.asarray(np.resize(array, (size, *array.shape[1:]))) for array in arrays)))[:rows]
 
 
-def expected_boundary(case: Case, law: oracle.Law) -> float:
+def expected_boundary(case: Case, law: oracle.JointDistribution) -> float:
     """Prior and reconstruction terms by enumeration, with the process's own functions."""
     if not case.process.has_boundary:
         return 0.0
@@ -175,15 +175,15 @@ def expected_boundary(case: Case, law: oracle.Law) -> float:
     return float(np.sum(p_N * _padded(nats, x_NL, z_NL).sum(axis=1)))
 
 
-def prior_gap(case: Case, law: oracle.Law) -> float:
-    """KL(q(z_1) || p_1): the one thing an exact denoiser cannot make up for. p_1 spreads the alpha_1 that is left evenly."""
+def prior_gap(case: Case, law: oracle.JointDistribution) -> float:
+    """KL(q(z_1) || p_1): the one thing an exact denoiser cannot make up for. p_1 spreads the alpha_1 that is left uniformly."""
     start_Z = prior_law(case, law)
     true_Z = oracle.evidence(law, case.kernel, 1.0).sum(axis=0)
     seen_Z = true_Z > 0
     return float(np.sum(true_Z[seen_Z] * np.log(true_Z[seen_Z] / start_Z[seen_Z])))
 
 
-def reconstruction_gap(case: Case, law: oracle.Law) -> float:
+def reconstruction_gap(case: Case, law: oracle.JointDistribution) -> float:
     """E KL(p(x | z_0) || prod_i p(x_i | z_0)): tokens that are in doubt at t = 0 are guessed without seeing each other."""
     joint_XZ, guess_ZnK = oracle.evidence(law, case.kernel, 0.0), oracle.posterior(law, case.kernel, 0.0)
     x_Xn, total = law.sequences_Xn, 0.0
@@ -193,14 +193,14 @@ def reconstruction_gap(case: Case, law: oracle.Law) -> float:
     return float(total)
 
 
-def prior_law(case: Case, law: oracle.Law) -> np.ndarray:
+def prior_law(case: Case, law: oracle.JointDistribution) -> np.ndarray:
     """p_1 over the oracle's noisy sequences."""
     p_S = case.kernel.noise(1.0).copy()
     p_S[:TOKENS] += case.kernel.alpha(1.0) / TOKENS
     return p_S[oracle.enumerate_sequences(p_S.size, law.length)].prod(axis=1)
 
 
-def sample_law(law: oracle.Law, rows: int, seed: int) -> np.ndarray:
+def sample_law(law: oracle.JointDistribution, rows: int, seed: int) -> np.ndarray:
     chosen = np.random.default_rng(seed).choice(law.probability_X.size, size=rows, p=law.probability_X)
     return law.sequences_Xn[chosen].astype(np.int32)
 

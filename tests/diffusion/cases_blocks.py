@@ -47,20 +47,20 @@ class BlockCase(Case):
     inner: Case | None = None
     size: int = 1
 
-    def denoiser(self, law: oracle.Law) -> BlockDenoiser:
+    def denoiser(self, law: oracle.JointDistribution) -> BlockDenoiser:
         return BlockDenoiser(law, VOCAB, None, self.inner, self.size)
 
-    def enumerate(self, law: oracle.Law, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def enumerate(self, law: oracle.JointDistribution, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x_NL, z_NL, p_N = self.inner.enumerate(law, t)
         return x_NL, np.stack([z_NL, x_NL], axis=-1), p_N
 
-    def blocks(self, law: oracle.Law) -> Iterator[tuple[float, oracle.Law]]:
+    def blocks(self, law: oracle.JointDistribution) -> Iterator[tuple[float, oracle.JointDistribution]]:
         """(p(text before a block), the distribution of the block given it), over all blocks and texts."""
         for start in range(0, law.length, self.size):
             stop = min(start + self.size, law.length)
             table = law.table.sum(axis=tuple(range(stop, law.length)))
             for before in itertools.product(range(law.tokens), repeat=start):
-                yield table[before].sum(), oracle.Law(table[before] / table[before].sum())
+                yield table[before].sum(), oracle.JointDistribution(table[before] / table[before].sum())
 
 
 def in_blocks(case: Case, size: int) -> BlockCase:

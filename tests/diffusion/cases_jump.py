@@ -39,21 +39,21 @@ def jump_case(name: str, process: Interpolating, kernel: oracle.Kernel, **values
     return Case(name, process, kernel, likelihood, times="power", **{**meaning, **values})
 
 
-def _mixed_kernel(curves, even, slope) -> oracle.Kernel:
+def _mixed_kernel(curves, uniform, slope) -> oracle.Kernel:
     """The noise of a mixing that is a function of the log-SNR, by the chain rule."""
     alpha, alpha_prime = curves
-    mask_S, even_S = np.eye(TOKENS + 1)[TOKENS], np.append(np.full(TOKENS, 1 / TOKENS), 0.0)
+    mask_S, uniform_S = np.eye(TOKENS + 1)[TOKENS], np.append(np.full(TOKENS, 1 / TOKENS), 0.0)
 
     def log_snr(t):
         return np.log(max(alpha(t), 1e-300)) - np.log(max(1 - alpha(t), 1e-300))
 
     def noise(t):
-        u = even(log_snr(t))
-        return (1 - alpha(t)) * (u * even_S + (1 - u) * mask_S)
+        u = uniform(log_snr(t))
+        return (1 - alpha(t)) * (u * uniform_S + (1 - u) * mask_S)
 
     def noise_prime(t):
-        u, slope_t = even(log_snr(t)), slope(log_snr(t)) * alpha_prime(t) / alpha(t)
-        return -alpha_prime(t) * (u * even_S + (1 - u) * mask_S) + slope_t * (even_S - mask_S)
+        u, slope_t = uniform(log_snr(t)), slope(log_snr(t)) * alpha_prime(t) / alpha(t)
+        return -alpha_prime(t) * (u * uniform_S + (1 - u) * mask_S) + slope_t * (uniform_S - mask_S)
 
     return oracle.Kernel(TOKENS, alpha, alpha_prime, noise, noise_prime)
 
@@ -99,12 +99,12 @@ def flow_loss(kernel: oracle.Kernel, t: float, z_N: np.ndarray, guess_NK: np.nda
     return nats_NK
 
 
-def flow_gap(case: Case, law: oracle.Law) -> float:
+def flow_gap(case: Case, law: oracle.JointDistribution) -> float:
     """What the exact posterior pays beyond the entropy."""
     return oracle.diffusion_nats(law, case.kernel, loss=flow_loss, nodes=64) - law.entropy
 
 
-def flow_reverse(law: oracle.Law, kernel: oracle.Kernel, times: list[float], start_Z: np.ndarray) -> np.ndarray:
+def flow_reverse(law: oracle.JointDistribution, kernel: oracle.Kernel, times: list[float], start_Z: np.ndarray) -> np.ndarray:
     """Euler steps of the velocity: every position goes over to a draw of its posterior with the same probability."""
     now_Z = start_Z
     z_Zn = oracle.enumerate_sequences(kernel.noise(0.5).size, law.length)

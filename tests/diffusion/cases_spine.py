@@ -13,7 +13,7 @@ def _masked(name: str, schedule: schedules.Schedule, curves: tuple[Curve, Curve]
     return Case(f"masked/{name}", Masked(VOCAB, MASK, schedule, excluded=(BOS,)), oracle.masked_kernel(TOKENS, *curves))
 
 
-def _count_pairs(case: Case, law: oracle.Law, t: float):
+def _count_pairs(case: Case, law: oracle.JointDistribution, t: float):
     """All ways to mask exactly k of the positions, equally likely."""
     count = round(t * law.length)
     subsets = list(itertools.combinations(range(law.length), count))
@@ -25,7 +25,7 @@ def _count_pairs(case: Case, law: oracle.Law, t: float):
     return np.asarray(x), np.asarray(z, np.int32), np.asarray(p)
 
 
-def _shifted_pairs(case: Case, law: oracle.Law, t: float):
+def _shifted_pairs(case: Case, law: oracle.JointDistribution, t: float):
     x_XL = law.sequences_Xn
     z_XL = np.concatenate([np.full_like(x_XL[:, :1], BOS), x_XL[:, :-1]], axis=1)
     return x_XL, z_XL.astype(np.int32), law.probability_X

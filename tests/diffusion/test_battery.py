@@ -36,9 +36,9 @@ noisy_case = pytest.mark.parametrize("case", NOISY, ids=str)
 # Variants of a process that differ in no draw are left out where drawing takes the time.
 drawn_case = pytest.mark.parametrize("case", [case for case in CASES if not case.light], ids=str)
 
-LAW2 = oracle.Law.random(TOKENS, 2, seed=1)
-LAW3 = oracle.Law.random(TOKENS, 3, seed=2)
-LAW4 = oracle.Law.random(TOKENS, 4, seed=3)
+LAW2 = oracle.JointDistribution.random(TOKENS, 2, seed=1)
+LAW3 = oracle.JointDistribution.random(TOKENS, 3, seed=2)
+LAW4 = oracle.JointDistribution.random(TOKENS, 4, seed=3)
 # One shape for all tests that draw: what takes long is compiling random bits, and operation by operation that is shared.
 ROWS = 4096
 
@@ -176,7 +176,7 @@ def test_composed_steps_are_the_one_shot_marginal(case, steps):
     point = np.zeros((TOKENS,) * 3)
     point[tuple(x_L)] = 1
     end = 2 / 3
-    _, z_NL, p_N = case.enumerate(oracle.Law(point), end)
+    _, z_NL, p_N = case.enumerate(oracle.JointDistribution(point), end)
     probability_Z = np.bincount(index_of(to_states(z_NL), case.states), p_N, case.states**3)
 
     x_BL = jnp.broadcast_to(jnp.asarray(x_L), (ROWS, 3))
@@ -300,7 +300,7 @@ def test_corruption_at_the_ends(case):
         return
     z_BL = process.corrupt(keys_B, x_BL, jnp.ones(x_BL.shape))
     counts_S = np.bincount(to_states(np.asarray(z_BL)).ravel(), minlength=case.states)
-    assert chi_square_sigmas(counts_S, case.kernel.noise(1.0)) < 4  # the mask alone, or an even draw
+    assert chi_square_sigmas(counts_S, case.kernel.noise(1.0)) < 4  # the mask alone, or a uniform draw
     assert (process.corrupt(keys_B, x_BL, jnp.zeros(x_BL.shape)) == x_BL).all()
     assert process.loss_mask(z_BL, jnp.ones(x_BL.shape)).all()
 

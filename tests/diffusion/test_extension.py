@@ -152,7 +152,7 @@ class BlockToy(ToyDenoiser):
 def test_block_diffusion_fits_the_protocol(size):
     """A state of two tokens per position and one level per block, through the unchanged objective: its bound is the entropy, from the
     autoregressive corner (size 1) to masked diffusion (size L)."""
-    law, rows, steps = oracle.Law.random(2, 4, seed=3), 4096, 6
+    law, rows, steps = oracle.JointDistribution.random(2, 4, seed=3), 4096, 6
     objective = Objective(Blocks(VOCAB, MASK, size=size), BlockTimes(size))
     denoiser = BlockToy(law, VOCAB, masked_likelihood(2, MASK), size)
     means = []

@@ -279,7 +279,7 @@ def test_levels_drawn_apart_read_below_the_entropy():
     objective = Objective(Masked(VOCAB, MASK), PerBlock(1))
     table = np.full((TOKENS,) * 3, 1e-9)
     np.fill_diagonal(table, 1.0)
-    law = oracle.Law(table / table.sum())
+    law = oracle.JointDistribution(table / table.sum())
     batch = batch_of(sample_law(law, 4096, seed=1))
     denoiser = toy.ToyDenoiser(law, VOCAB, toy.masked_likelihood(TOKENS, MASK))
     report = objective.report(jax.device_get(objective(denoiser, batch, jax.random.key(0), 4096)[1]))

@@ -30,7 +30,7 @@ from dlmjax.diffusion.process import Process, cross_entropy
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
 
-LAW = oracle.Law.random(TOKENS, 3, seed=2)
+LAW = oracle.JointDistribution.random(TOKENS, 3, seed=2)
 MASKED = Masked(VOCAB, MASK, excluded=(BOS,))
 EXACT = ToyDenoiser(LAW, VOCAB, masked_likelihood(TOKENS, MASK))
 ROWS = 4096

@@ -124,7 +124,7 @@ def test_cutting_the_levels_is_no_bound_and_says_so():
     t_BL, weight_BL = _draw(PerRow(UniformTimes(1e-2, 1.0)))
     assert float(t_BL.min()) >= 1e-2
     assert float((weight_BL * 1.0).mean()) == pytest.approx(0.99, rel=1e-5)
-    law = oracle.Law.random(TOKENS, 2, seed=1)
+    law = oracle.JointDistribution.random(TOKENS, 2, seed=1)
     nodes, weights = np.polynomial.legendre.leggauss(8)
     case = Case(
         "cut",

@@ -242,7 +242,7 @@ CLIPPED = next(case for case in CASES if str(case) == "uniform/clipped, posterio
 def test_other_noise_is_integrated_with_the_context_clean(case, given):
     """The exact denoiser leaves no gap for any text: what is left is the noise, and the few nodes. Clipped: with boundary terms, which
     the whole text has (of a context its denoiser would think that it is a little noisy)."""
-    law = oracle.Law.random(TOKENS, 2, seed=3, sharpness=1.5)
+    law = oracle.JointDistribution.random(TOKENS, 2, seed=3, sharpness=1.5)
     denoiser = case.denoiser(law)
 
     def bind(params, segments_BL, positions_BL, attention):

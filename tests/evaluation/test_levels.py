@@ -29,10 +29,10 @@ from tests.diffusion.processes import test_d3pm
 
 slow = pytest.mark.slow
 MOST = 5e-4  # of the entropy
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 _rare = np.asarray([0.95, 0.04, 0.01])
 # Mostly each token by itself, and some pairs that stand together: no probability is 0.
-RARE = oracle.Law(0.7 * np.outer(_rare, _rare) + 0.3 * np.diag(_rare))
+RARE = oracle.JointDistribution(0.7 * np.outer(_rare, _rare) + 0.3 * np.diag(_rare))
 CASES = [case for case in NOISY if case.process.bound is case.process]
 
 

@@ -14,7 +14,7 @@ from dlmjax.sampling.settings import SampleSettings
 from tests.diffusion.battery import MASK, TOKENS, chi_square_sigmas, index_of, to_states
 from tests.diffusion.cases_jump import CASES
 
-LAW = oracle.Law.random(TOKENS, 2, seed=5, sharpness=1.5)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=5, sharpness=1.5)
 CASE = {str(case): case for case in CASES}
 ROWS = 5000
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.enumeration import JointDistribution
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
@@ -133,7 +133,7 @@ def chain_law(process, law, method, levels, clamp_below=0.0, absent=None):
             weight_M = np.prod(np.meshgrid(*[weight_N] * length, indexing="ij"), axis=0).ravel()
             z_ZL1 = (mean_ZL1 + spread * shifts).reshape(-1, length, 1)
             mass_Z = (weight_M[:, None] * mass_Z).ravel()
-    flat = Law(np.full((TOKENS,) * length, TOKENS**-length))
+    flat = JointDistribution(np.full((TOKENS,) * length, TOKENS**-length))
     p_ZLK = posterior(flat, z_ZL1, *level_of(process, 0.0), np.asarray(process.table, np.float64))
     joint = "z,za,zb->ab" if length == 2 else "z,za->a"
     law_X = np.einsum(joint, mass_Z, *p_ZLK.transpose(1, 0, 2), optimize=True).ravel()
@@ -171,7 +171,7 @@ def test_guidance_extrapolates_estimates():
     settings = SampleSettings(steps=3, method="ddim", grid=f"listed(points={FEW})", guidance=1.0)
     sampler = Sampler(THIN, lambda *_, **__: ExactDenoiser.of(TWO, THIN), settings)
     made_BL = sampler.sample((), Canvas(tokens, frozen, (~frozen).astype(np.float32)), seed=7).tokens_BL
-    given, absent = Law(TWO.table[1] / TWO.table[1].sum()), Law(TWO.table.sum(axis=0))
+    given, absent = JointDistribution(TWO.table[1] / TWO.table[1].sum()), JointDistribution(TWO.table.sum(axis=0))
     tally_K = np.bincount(made_BL[:, 1], minlength=TOKENS)
     assert chi_square_sigmas(tally_K, chain_law(THIN, given, "ddim", FEW, absent=absent)) < 4
     assert chi_square_sigmas(tally_K, chain_law(THIN, given, "ddim", FEW)) > 4
@@ -185,7 +185,7 @@ def test_frozen_text_is_untouched_and_conditioned_on(method):
     sampler = Sampler(THIN, lambda *_, **__: ExactDenoiser.of(TWO, THIN), SampleSettings(steps=steps, method=method))
     states = list(sampler.states((), Canvas(tokens, frozen, (~frozen).astype(np.float32)), seed=5))
     assert all((s.tokens_BL[:, 0] == 1).all() and s.tokens_BL.max() < TOKENS for s in states)
-    given = Law(TWO.table[1] / TWO.table[1].sum())
+    given = JointDistribution(TWO.table[1] / TWO.table[1].sum())
     # Clamping decides early and so has a law of its own; the others draw the text's.
     levels = np.linspace(1, 0, steps + 1).tolist()
     p_K = chain_law(THIN, given, "ddim", levels, 0.5) if "clamp" in method else given.probability_X

@@ -97,7 +97,7 @@ OWN = [
 def test_a_process_takes_the_grid_that_errs_least(process, own):
     """KL(text || sampled) of sixteen steps by enumeration, on a toy law: the process's own grid against equal steps and quadratic ones."""
     assert process.sampling_grid == own
-    law = oracle.Law.random(3, 2, seed=5, sharpness=1.5)
+    law = oracle.JointDistribution.random(3, 2, seed=5, sharpness=1.5)
     errors = {grid: error(process, law, grid, 16) for grid in ("uniform", "power(exponent=2)")}
     other = next(grid for grid in errors if grid != own)
     assert 0 < errors[own] < 0.8 * errors[other]

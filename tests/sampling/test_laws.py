@@ -29,7 +29,7 @@ from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, chi_
 from tests.diffusion.cases import CASES
 from tests.diffusion.cases_jump import IDS, jump_case
 
-LAW = oracle.Law.random(TOKENS, 2, seed=5, sharpness=1.5)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=5, sharpness=1.5)
 P_KK = LAW.table
 FIRST = 1
 LEVELS = (1.0, 0.7, 0.3, 0.0)
@@ -112,7 +112,7 @@ def guided_laws(case):
     if case.kernel is None or case.kernel.alpha(1.0) == 0:
         seen = [(1.0, P_KK.sum(axis=0))]
     else:
-        start_S, q_KS = prior_law(case, oracle.Law(P_KK.sum(axis=1))), case.kernel.matrix(1.0)
+        start_S, q_KS = prior_law(case, oracle.JointDistribution(P_KK.sum(axis=1))), case.kernel.matrix(1.0)
         seen = [(p, q_KS[:, state] @ P_KK) for state, p in enumerate(start_S) if p]
     laws = []
     for p, absent_K in seen:
@@ -140,7 +140,7 @@ def chain(case, law, levels):
 
 
 def after_chain(case, laws):
-    return sum(p * chain(case, oracle.Law(law_K), LEVELS) for p, law_K in laws)
+    return sum(p * chain(case, oracle.JointDistribution(law_K), LEVELS) for p, law_K in laws)
 
 
 # --- steps in time -----------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tests.diffusion.test_extension import Uniform
 from tests.sampling.toy import Law
 
 LAW = Law(symbols=3, length=3, seed=4)
-TABLE = oracle.Law(LAW.p_N.reshape(3, 3, 3))
+TABLE = oracle.JointDistribution(LAW.p_N.reshape(3, 3, 3))
 MASK = LAW.mask_id
 ROWS = 6000
 CURVES = {"linear": (Linear(), LINEAR), "cosine": (Cosine(), COSINE)}

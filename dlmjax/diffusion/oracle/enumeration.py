@@ -24,13 +24,13 @@ Curve = Callable[[float], float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Law:
+class JointDistribution:
     """A joint law of n tokens: probabilities of shape [K] * n that sum to 1."""
 
     table: Float64[np.ndarray, "..."]
 
     @classmethod
-    def random(cls, tokens: int, length: int, seed: int, sharpness: float = 1.0) -> "Law":
+    def random(cls, tokens: int, length: int, seed: int, sharpness: float = 1.0) -> "JointDistribution":
         """A law without symmetries; a higher sharpness makes the tokens depend more on each other."""
         weight = np.exp(sharpness * np.random.default_rng(seed).normal(size=(tokens,) * length))
         return cls(weight / weight.sum())
@@ -98,15 +98,15 @@ def masked_kernel(tokens: int, alpha: Curve, alpha_prime: Curve) -> Kernel:
 
 
 def uniform_kernel(tokens: int, alpha: Curve, alpha_prime: Curve) -> Kernel:
-    """Noise spread evenly over the K tokens; there is no mask."""
-    even_S = np.full(tokens, 1 / tokens)
-    return Kernel(tokens, alpha, alpha_prime, lambda t: (1 - alpha(t)) * even_S, lambda t: -alpha_prime(t) * even_S)
+    """Noise uniform over the K tokens; there is no mask."""
+    uniform_S = np.full(tokens, 1 / tokens)
+    return Kernel(tokens, alpha, alpha_prime, lambda t: (1 - alpha(t)) * uniform_S, lambda t: -alpha_prime(t) * uniform_S)
 
 
 def hybrid_kernel(tokens: int, p_uniform: float, gamma: float = 1.0) -> Kernel:
     """GIDD 2503.04482 section 4: mask noise with at most a share `p_uniform` of uniform noise, in the middle; state K is the mask."""
     peak = 2**gamma * p_uniform / (1 - p_uniform)
-    mask_S, even_S = np.eye(tokens + 1)[tokens], np.append(np.full(tokens, 1 / tokens), 0.0)
+    mask_S, uniform_S = np.eye(tokens + 1)[tokens], np.append(np.full(tokens, 1 / tokens), 0.0)
 
     def bump(t: float) -> float:
         return peak * (t * (1 - t)) ** (gamma / 2)
@@ -115,10 +115,10 @@ def hybrid_kernel(tokens: int, p_uniform: float, gamma: float = 1.0) -> Kernel:
         return gamma / 2 * (1 - 2 * t) / (t * (1 - t)) * bump(t) if 0 < t < 1 else 0.0
 
     def noise(t: float) -> np.ndarray:
-        return (t * mask_S + bump(t) * even_S) / (1 + bump(t))
+        return (t * mask_S + bump(t) * uniform_S) / (1 + bump(t))
 
     def noise_prime(t: float) -> np.ndarray:
-        return (mask_S + bump_prime(t) * even_S - bump_prime(t) * noise(t)) / (1 + bump(t))
+        return (mask_S + bump_prime(t) * uniform_S - bump_prime(t) * noise(t)) / (1 + bump(t))
 
     def alpha(t: float) -> float:
         return (1 - t) / (1 + bump(t))
@@ -167,7 +167,7 @@ def _at(kernel: Kernel, t: float, z_N, guess_NK):
 # --- exact denoisers ---------------------------------------------------------------------------------------------------------------
 
 
-def evidence(law: Law, kernel: Kernel, t: float) -> Float64[np.ndarray, "X Z"]:
+def evidence(law: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "X Z"]:
     """p(x) q_t(z | x) for every pair of sequences."""
     q_KS = kernel.matrix(t)
     z_Zn = enumerate_sequences(q_KS.shape[1], law.length)
@@ -175,13 +175,13 @@ def evidence(law: Law, kernel: Kernel, t: float) -> Float64[np.ndarray, "X Z"]:
     return law.probability_X[:, None] * likelihood_XZn.prod(axis=-1)
 
 
-def posterior(law: Law, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
-    """p(x_i = k | z). Noisy sequences that cannot occur get an even guess."""
+def posterior(law: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+    """p(x_i = k | z). Noisy sequences that cannot occur get a uniform guess."""
     joint_XZ = evidence(law, kernel, t)
     return _normalise(np.einsum("xz,xik->zik", joint_XZ, np.eye(law.tokens)[law.sequences_Xn]))
 
 
-def leave_one_out(law: Law, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+def leave_one_out(law: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
     """p(x_i = k | z_{-i}): what minimises the bound of noise that is not absorbing."""
     q_KS = kernel.matrix(t)
     z_Zn = enumerate_sequences(q_KS.shape[1], law.length)
@@ -202,17 +202,17 @@ def bridge(posterior_ZnK: Float64[np.ndarray, "Z n K"], kernel: Kernel, t: float
 
 def _normalise(weight: np.ndarray) -> np.ndarray:
     total = weight.sum(axis=-1, keepdims=True)
-    even = np.full_like(weight, 1 / weight.shape[-1])
-    return np.divide(weight, total, out=even, where=total > 0)
+    uniform = np.full_like(weight, 1 / weight.shape[-1])
+    return np.divide(weight, total, out=uniform, where=total > 0)
 
 
 # --- the bound and its integral ----------------------------------------------------------------------------------------------------
 
-Guess = Callable[[Law, Kernel, float], np.ndarray]
+Guess = Callable[[JointDistribution, Kernel, float], np.ndarray]
 PointLoss = Callable[[Kernel, float, np.ndarray, np.ndarray], np.ndarray]
 
 
-def integrand(law: Law, kernel: Kernel, t: float, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss) -> float:
+def integrand(law: JointDistribution, kernel: Kernel, t: float, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss) -> float:
     """L(t): the expected loss of all positions at time t, in nats per sequence."""
     joint_XZ, guess_ZnK = evidence(law, kernel, t), guess(law, kernel, t)
     z_Zn = enumerate_sequences(kernel.noise(t).size, law.length)
@@ -233,7 +233,9 @@ def quadrature(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray
     return 1 / (1 + odds_J), step * np.pi * np.cosh(x_J) * odds_J / (1 + odds_J) ** 2
 
 
-def diffusion_nats(law: Law, kernel: Kernel, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss, nodes: int = 48) -> float:
+def diffusion_nats(
+    law: JointDistribution, kernel: Kernel, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss, nodes: int = 48
+) -> float:
     """The integral of L(t) over [0, 1], in nats per sequence. With the exact guess and ends 1 and 0 it is the entropy of the law."""
     return float(sum(w * integrand(law, kernel, t, guess, loss) for t, w in zip(*quadrature(nodes), strict=True)))
 
@@ -241,7 +243,9 @@ def diffusion_nats(law: Law, kernel: Kernel, guess: Guess = leave_one_out, loss:
 # --- the reverse process -----------------------------------------------------------------------------------------------------------
 
 
-def reverse_law(law: Law, kernel: Kernel, times: list[float], start_Z: Float64[np.ndarray, "Z"] | None = None) -> Float64[np.ndarray, "Z"]:
+def reverse_law(
+    law: JointDistribution, kernel: Kernel, times: list[float], start_Z: Float64[np.ndarray, "Z"] | None = None
+) -> Float64[np.ndarray, "Z"]:
     """The law of z at times[-1] when z at times[0] ~ `start_Z` (None: q at times[0]) is stepped back with the exact posterior.
 
     Positions step independently given z_t, p(z_s | z_t) = prod_i sum_k p(x_i = k | z_t) q(z_s,i | z_t,i, x_i = k); so with few steps it
@@ -253,7 +257,7 @@ def reverse_law(law: Law, kernel: Kernel, times: list[float], start_Z: Float64[n
     return now_Z
 
 
-def reverse_matrix(law: Law, kernel: Kernel, t: float, s: float) -> Float64[np.ndarray, "Z Z"]:
+def reverse_matrix(law: JointDistribution, kernel: Kernel, t: float, s: float) -> Float64[np.ndarray, "Z Z"]:
     """p(z_s | z_t) of the exact denoiser between all pairs of noisy sequences."""
     q_s, q_t, step_SS = kernel.matrix(s), kernel.matrix(t), kernel.step(s, t)
     # q(z_s | z_t, x) = q(z_t | z_s) q(z_s | x) / q(z_t | x), indexed [x, z_t, z_s].

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from dlmjax.diffusion.gaussian import parameterisation
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import Level
-from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.enumeration import JointDistribution
 from dlmjax.diffusion.oracle.toy import EnumeratedDenoiser
 
 _IMPOSSIBLE = -1e9
@@ -27,7 +27,7 @@ class ExactDenoiser(EnumeratedDenoiser):
     process: EmbeddingNoise
 
     @classmethod
-    def of(cls, law: Law, process: EmbeddingNoise) -> "ExactDenoiser":
+    def of(cls, law: JointDistribution, process: EmbeddingNoise) -> "ExactDenoiser":
         return cls(law, process.vocab, process)
 
     def hidden(self, z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:

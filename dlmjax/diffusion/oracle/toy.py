@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.enumeration import JointDistribution
 
 _IMPOSSIBLE = -1e9
 
@@ -24,7 +24,7 @@ _IMPOSSIBLE = -1e9
 class EnumeratedDenoiser(abc.ABC):
     """Abstract: the exact denoiser of `law`, whose hidden states are its outputs over `vocab` classes."""
 
-    law: Law
+    law: JointDistribution
     vocab: int
 
     @abc.abstractmethod

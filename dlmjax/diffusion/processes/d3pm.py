@@ -8,7 +8,7 @@ guess (eq. 4). As T grows the sum falls to the continuous bound of the same nois
 changes all positions without seeing each other.
 
 alpha_i is the schedule's at t = i/T, and alpha_0 = 1 whatever the schedule says: every factor of a step, the loss's included, comes from
-this one table (`Grid`).
+this one table (`DiscreteTime`).
 
     kernel       noise                                     process
     absorbing    to the mask                               `StepMasked`, the masked process on a grid; no time input
@@ -31,7 +31,7 @@ from jaxtyping import ArrayLike as Like
 
 from dlmjax.diffusion.process import EXCLUDED, Process, among, check_ids, draw_tokens, exclude
 from dlmjax.diffusion.processes import kernels
-from dlmjax.diffusion.processes.interpolating import EVEN, mixture_sums
+from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, mixture_sums
 from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.processes.table import Table
@@ -44,7 +44,7 @@ KERNELS = ("uniform", "absorbing", "gaussian", "neighbours")
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid(Schedule):
+class DiscreteTime(Schedule):
     """alpha of another schedule at t = i/T, i = 0..T, and 1 at t = 0; a t in between is taken to the nearest level.
 
     `hazard` is T (alpha_{i-1} - alpha_i) / (1 - alpha_i): the discrete bound's weight of a masked token.
@@ -160,8 +160,8 @@ class StepMasked(SharedSchedule):
     name = "d3pm"
 
     def __post_init__(self):
-        base = self.schedule.base if isinstance(self.schedule, Grid) else self.schedule
-        object.__setattr__(self, "schedule", Grid(base, self.steps))
+        base = self.schedule.base if isinstance(self.schedule, DiscreteTime) else self.schedule
+        object.__setattr__(self, "schedule", DiscreteTime(base, self.steps))
         super().__post_init__()
 
     def count_form(self) -> None:
@@ -199,7 +199,7 @@ class D3pm(Process):
 
     name = "d3pm"
     time_input = True
-    ends = EVEN
+    ends = UNIFORM_ENDS
     weightings = ("bound", *OF_TOKENS)
 
     def __post_init__(self):
@@ -214,7 +214,7 @@ class D3pm(Process):
                     f"process d3pm: embedding has {len(self.embedding.array)} rows; it must have one for each of {self.vocab} ids"
                 )
         # Made now, so that what cannot be is refused now, and never within a traced function.
-        object.__setattr__(self, "_grid", Grid(self.schedule, self.steps))
+        object.__setattr__(self, "_times", DiscreteTime(self.schedule, self.steps))
         object.__setattr__(self, "_noise", self._make_kernel())
         object.__setattr__(self, "_prior_K", self._make_prior() if self.has_boundary else np.zeros(len(self.tokens_K), np.float32))
 
@@ -236,7 +236,7 @@ class D3pm(Process):
     def _make_kernel(self) -> kernels.Kernel:
         if self.kernel == "neighbours":
             return kernels.Neighbours(self.embedding.array[self.tokens_K], self.neighbours)
-        return (kernels.Even if self.kernel == "uniform" else kernels.Path)(len(self.tokens_K))
+        return (kernels.Uniform if self.kernel == "uniform" else kernels.Path)(len(self.tokens_K))
 
     # --- what samplers ask -----------------------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class D3pm(Process):
         return self.kernel == "uniform"
 
     def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
-        return self._grid.noise(t)
+        return self._times.noise(t)
 
     def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         return self.output.log_posterior(self, logits, z, t)
@@ -280,7 +280,7 @@ class D3pm(Process):
         t_BL: Float[Array, "B L"],
         valid_BL: Bool[Array, "B L"] | None = None,
     ) -> Int[Array, "B L"]:
-        step = self._grid.step(t_BL, s_BL)
+        step = self._times.step(t_BL, s_BL)
         drawn_BL = self._id(self._noise.draw(keys_B, self._place(z_BL), step.step_keep, step.step_gone))
         noisy_BL = among(self._is_token(z_BL), valid_BL)
         return jnp.where(noisy_BL, drawn_BL, z_BL)
@@ -294,38 +294,38 @@ class D3pm(Process):
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         t = t.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        step = self._grid.step(t)
+        step = self._times.step(t)
         if self.kernel == "uniform":
-            nats = self._even_loss(exclude(logits, self.suppressed_ids), x, z, t, step)
+            nats = self._uniform_loss(exclude(logits, self.suppressed_ids), x, z, t, step)
         else:
             nats = kernels.divergence(self._noise, self._guess(logits, z, t), self._place(x), self._place(z), step)
         return jnp.where(self._is_token(z), self.steps * nats, 0.0)
 
-    def _even_loss(self, logits, x, z, t, step: kernels.Step):
+    def _uniform_loss(self, logits, x, z, t, step: kernels.Step):
         tokens = len(self.tokens_K)
         shift = jnp.zeros_like(t)
         if self.parameterisation == "posterior":
             # The bridge moves one logit only: log q_t(z | x = k) is two-valued in k.
-            shift = jnp.log1p(self._grid.alpha(t) * tokens / jnp.maximum(self._grid.noise(t), FLOOR))
+            shift = jnp.log1p(self._times.alpha(t) * tokens / jnp.maximum(self._times.noise(t), FLOOR))
         sums, log_p_x, log_p_z = mixture_sums(logits, x, z, jnp.log(kernels.mixing(tokens, step)), shift)
-        return kernels.even_divergence(sums, log_p_x, log_p_z, x == z, tokens, step)
+        return kernels.uniform_divergence(sums, log_p_x, log_p_z, x == z, tokens, step)
 
     @property
     def has_boundary(self) -> bool:
-        return self._grid.ends[1] > 0
+        return self._times.ends[1] > 0
 
     @property
     def has_reconstruction(self) -> bool:
         return False  # the term of level 1 is the reconstruction
 
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        """KL(q(z_T | x) || p_T), p_T even over the tokens."""
+        """KL(q(z_T | x) || p_T), p_T uniform over the tokens."""
         return jnp.asarray(self._prior_K)[self._place(x)]
 
     def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """log q_t(z | x = v) for every id v."""
         t = real(t)
-        row = self._noise.row(self._place(z), self._grid.alpha(t), self._grid.noise(t))
+        row = self._noise.row(self._place(z), self._times.alpha(t), self._times.noise(t))
         return self._over_ids(jnp.log(jnp.maximum(row, kernels.TINY)))
 
     def _guess(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n K"]:
@@ -333,7 +333,7 @@ class D3pm(Process):
         return self._over_tokens(self.output.log_loo(self, logits, z, t))
 
     def _make_prior(self) -> Float[np.ndarray, "K"]:
-        left = self._grid.ends[1]
+        left = self._times.ends[1]
         with jax.ensure_compile_time_eval():
 
             def nats(x):
@@ -356,7 +356,7 @@ class D3pm(Process):
         s_BL: Float[Array, "B L"],
     ) -> Int[Array, "B L"]:
         """Draws z_s from the mixture over clean tokens, any number of levels at once."""
-        step = self._grid.step(real(t_BL), real(s_BL))
+        step = self._times.step(real(t_BL), real(s_BL))
         logits_BLK = kernels.backward_logits(self._noise, self._guess(logits_BLV, z_BL, t_BL), self._place(z_BL), step)
         return jnp.where(self._is_token(z_BL), self._id(draw_tokens(keys_B, logits_BLK)), z_BL)
 

@@ -1,12 +1,12 @@
-"""Hybrid noise: the mask and even draws of the tokens, mixed (GIDD 2503.04482). The network also learns to doubt what it sees.
+"""Hybrid noise: the mask and uniform draws of the tokens, mixed (GIDD 2503.04482). The network also learns to doubt what it sees.
 
 `Hybrid` is the paper's: with B = 2^gamma p_uniform / (1 - p_uniform), c_t = B (t (1 - t))^(gamma/2) and C = 1 + c_t (section 4.2)
-    alpha_t = (1 - t)/C,   mask share t/C,   even share c_t/C;   the even share is p_uniform at t = 1/2 and 0 at both ends.
-Jump rates in closed form, alpha_t times: to the mask 1/C^2, to an even draw c_t (t (1 - gamma) + gamma/2) / (t C^2).
+    alpha_t = (1 - t)/C,   mask share t/C,   uniform share c_t/C;   the uniform share is p_uniform at t = 1/2 and 0 at both ends.
+Jump rates in closed form, alpha_t times: to the mask 1/C^2, to a uniform draw c_t (t (1 - gamma) + gamma/2) / (t C^2).
 
 `Mixed` is any mixing: a schedule says how much noise there is and a `Mixing` what it is made of, as a function of the log-SNR
-lambda = log(alpha / (1 - alpha)): pi = u(lambda) even + (1 - u(lambda)) mask. Then the jump rates are -alpha'/alpha times
-    u - u'   to an even draw,      1 - u + u'   to the mask:
+lambda = log(alpha / (1 - alpha)): pi = u(lambda) uniform + (1 - u(lambda)) mask. Then the jump rates are -alpha'/alpha times
+    u - u'   to a uniform draw,      1 - u + u'   to the mask:
 a rate that the schedule alone decides, times a mixing that the log-SNR alone decides.
 
 The bound is that of interpolating.py: one logarithm for each class, whatever the mixing. `Dynamic` and `ClippedJumps` (weighting.py)
@@ -51,7 +51,7 @@ class _MaskAndTokens(Interpolating):
 
     @property
     def stationary(self) -> bool:
-        """The mixture of masks and even draws changes with the level."""
+        """The mixture of masks and uniform draws changes with the level."""
         return self.always_masks
 
     def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
@@ -70,8 +70,8 @@ class _MaskAndTokens(Interpolating):
 class Hybrid(_MaskAndTokens):
     """GIDD's noise.
 
-    p_uniform: the share of even draws in the middle, t = 1/2. 0 is masked diffusion on the linear schedule, towards 1 it is uniform.
-    gamma: in (0, 2]; how late the even share comes and how early it goes.
+    p_uniform: the share of uniform draws in the middle, t = 1/2. 0 is masked diffusion on the linear schedule, towards 1 it is uniform.
+    gamma: in (0, 2]; how late the uniform share comes and how early it goes.
     """
 
     vocab: int
@@ -108,7 +108,7 @@ class Hybrid(_MaskAndTokens):
 
     @property
     def ends(self) -> Ends:
-        """Little even noise is visible as a root of what is left of the text, far down; much of it hides that."""
+        """Little uniform noise is visible as a root of what is left of the text, far down; much of it hides that."""
         return dataclasses.replace(Interpolating.ends, noise=6.5 if self._peak * 0.01 ** (self.gamma / 2) < 0.1 else 4.0)
 
     @property
@@ -123,7 +123,7 @@ class Hybrid(_MaskAndTokens):
 
 @runtime_checkable
 class Mixing(Protocol):
-    """What noise is made of at a log-SNR. Both functions give (even, mask), which sum to 1, each exact to rounding where it is small."""
+    """What noise is made of at a log-SNR. Both functions give (uniform, mask), which sum to 1, each exact to rounding where it is small."""
 
     def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         """(u, 1 - u): of the noise that a token shows."""
@@ -138,14 +138,14 @@ class Mixing(Protocol):
 class Constant(Mixing):
     """The same mixture at every level."""
 
-    even: float = 0.1
+    uniform: float = 0.1
 
     def __post_init__(self):
-        if not 0 <= self.even <= 1:
+        if not 0 <= self.uniform <= 1:
             raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
 
     def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
-        return jnp.full_like(log_snr, self.even), jnp.full_like(log_snr, 1 - self.even)
+        return jnp.full_like(log_snr, self.uniform), jnp.full_like(log_snr, 1 - self.uniform)
 
     def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         return self.shares(log_snr)
@@ -155,7 +155,7 @@ class Constant(Mixing):
 class Sigmoid(Mixing):
     """u = sigmoid(steepness x log-SNR + shift), as in 2512.10858.
 
-    For steepness in (0, 1] nearly clean text is hit by even draws and pure noise is masks; in [-1, 0) it is the other way round.
+    For steepness in (0, 1] nearly clean text is hit by uniform draws and pure noise is masks; in [-1, 0) it is the other way round.
     """
 
     steepness: float = 1.0
@@ -171,9 +171,9 @@ class Sigmoid(Mixing):
 
     def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         # u' = steepness u (1 - u); sums of what is positive, so that u - u' = u^2 keeps its digits.
-        even, mask = self.shares(log_snr)
+        uniform, mask = self.shares(log_snr)
         up, down = max(self.steepness, 0.0), max(-self.steepness, 0.0)
-        return even * ((1 - up) + up * even + down * mask), mask * ((1 - down) + down * mask + up * even)
+        return uniform * ((1 - up) + up * uniform + down * mask), mask * ((1 - down) + down * mask + up * uniform)
 
 
 MIXINGS: dict[str, type[Mixing]] = {"constant": Constant, "sigmoid": Sigmoid}
@@ -213,13 +213,13 @@ class Mixed(_MaskAndTokens):
 
     def shares(self, t: Float[Array, "*t"]) -> Shares:
         noise, log_snr = self.schedule.noise(t), self.schedule.log_snr(t)
-        even, mask = self.mixing.shares(log_snr)
-        return Shares(self.schedule.alpha(t), noise * even, noise * mask)
+        uniform, mask = self.mixing.shares(log_snr)
+        return Shares(self.schedule.alpha(t), noise * uniform, noise * mask)
 
     def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
         rate = -self.schedule.alpha_prime(t)
-        even, mask = self.mixing.jumps(self.schedule.log_snr(t))
-        return rate * even, rate * mask
+        uniform, mask = self.mixing.jumps(self.schedule.log_snr(t))
+        return rate * uniform, rate * mask
 
     @property
     def has_boundary(self) -> bool:

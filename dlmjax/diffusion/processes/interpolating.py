@@ -1,6 +1,6 @@
-"""What all noise has in common that leaves a token alone with probability alpha_t, else shows an even draw of the tokens or the mask:
+"""What all noise has in common that leaves a token alone with probability alpha_t, else shows a uniform draw of the tokens or the mask:
 
-    q_t(z | x) = alpha_t 1[z = x] + even_t / N 1[z is a token] + mask_t 1[z = mask],      alpha_t + even_t + mask_t = 1.
+    q_t(z | x) = alpha_t 1[z = x] + uniform_t / N 1[z is a token] + mask_t 1[z = mask],      alpha_t + uniform_t + mask_t = 1.
 
 N counts the tokens that text can hold: the mask, padding and special ids are never drawn and never likely. A process of this kind says
 what its three shares are and how fast they change; the forward and the reverse chain, the bound and its ends follow here, exactly, and
@@ -9,7 +9,7 @@ no array is larger than the logits it is given: a likelihood is two-valued over 
 The bound's integrand (GIDD 2503.04482 theorem 3.1; for uniform noise UDLM 2412.10193 and Duo 2506.10892 eq. 17) with the guess
 p(x_i | z_{-i}), r_t(z) the jump rate into z and q_theta the marginal of the guess:
     w_t(z, x) [ KL(q_t(.|x) || q_t(.|guess)) + IS(q_t(z|x) / q_theta(z)) ],  w = r_t(z) / q_t(z|x),  IS(r) = r - log r - 1.
-With rho = alpha N / even it needs three numbers of the logits p only: log p_x, log p_z and sum_y log(1 + rho p_y).
+With rho = alpha N / uniform it needs three numbers of the logits p only: log p_x, log p_z and sum_y log(1 + rho p_y).
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -28,15 +28,15 @@ from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.diffusion.weightings.levels import OF_JUMPS, OF_TOKENS
 from dlmjax.errors import InputError
 
-# Even draws alone: a logarithm where text is clean; towards noise a row of n tokens says as much as sqrt(n) that masks hide or show.
-EVEN = Ends(power=2.5, clean=0.0, noise=3.0)
+# Uniform draws alone: a logarithm where text is clean; towards noise a row of n tokens says as much as sqrt(n) that masks hide or show.
+UNIFORM_ENDS = Ends(power=2.5, clean=0.0, noise=3.0)
 
 
 class Shares(NamedTuple):
-    """Of q_t(. | x): the clean token, an even draw of the N tokens, the mask. They sum to 1."""
+    """Of q_t(. | x): the clean token, a uniform draw of the N tokens, the mask. They sum to 1."""
 
     alpha: Float[Array, "*t"]
-    even: Float[Array, "*t"]
+    uniform: Float[Array, "*t"]
     mask: Float[Array, "*t"]
 
 
@@ -60,7 +60,7 @@ class Interpolating(Process):
 
     @abc.abstractmethod
     def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
-        """alpha_t times the rate of jumps (to an even draw, to the mask): finite where the rate itself, -alpha'/alpha in sum, is not."""
+        """alpha_t times the rate of jumps (to a uniform draw, to the mask): finite where the rate itself, -alpha'/alpha in sum, is not."""
 
     def __post_init__(self):
         ids = {f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)}
@@ -103,8 +103,8 @@ class Interpolating(Process):
         return ("ancestral", "tau_leap", "analytic", *redrawn, *revised)
 
     def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
-        to_even_BL, to_mask_BL = self.jumps(t_BL)
-        into_BL = jnp.where(self.is_token(z_BL), to_even_BL / self.tokens, to_mask_BL)
+        to_uniform_BL, to_mask_BL = self.jumps(t_BL)
+        into_BL = jnp.where(self.is_token(z_BL), to_uniform_BL / self.tokens, to_mask_BL)
         into_BL /= jnp.maximum(self.shares(t_BL).alpha, FLOOR)
         score_BLV = jnp.exp(self.output.log_score(self, logits_BLV, z_BL, t_BL))
         return jnp.where(jnp.arange(self.vocab) == z_BL[..., None], 0.0, into_BL[..., None] * score_BLV)
@@ -115,7 +115,7 @@ class Interpolating(Process):
         return "uniform" if self.absorbing_id is not None else "power(exponent=2)"
 
     def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
-        return self.shares(t).even
+        return self.shares(t).uniform
 
     def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
         """A token that a reveal order has shown is the text: told the clock, the denoiser would take it for noise now and then."""
@@ -131,14 +131,14 @@ class Interpolating(Process):
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
     def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
-        _, even, mask = self.shares(t)
-        return even + mask
+        _, uniform, mask = self.shares(t)
+        return uniform + mask
 
     def corrupt(
         self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
     ) -> Int[Array, "B L"]:
-        _, even_BL, mask_BL = self.shares(t_BL)
-        return self._jump(keys_B, x_BL, even_BL, mask_BL, valid_BL)
+        _, uniform_BL, mask_BL = self.shares(t_BL)
+        return self._jump(keys_B, x_BL, uniform_BL, mask_BL, valid_BL)
 
     def forward_step(
         self,
@@ -148,16 +148,16 @@ class Interpolating(Process):
         t_BL: Float[Array, "B L"],
         valid_BL: Bool[Array, "B L"] | None = None,
     ) -> Int[Array, "B L"]:
-        _, even_BL, mask_BL = self._between(s_BL, t_BL)
-        return self._jump(keys_B, z_BL, even_BL, mask_BL, valid_BL)
+        _, uniform_BL, mask_BL = self._between(s_BL, t_BL)
+        return self._jump(keys_B, z_BL, uniform_BL, mask_BL, valid_BL)
 
-    def _jump(self, keys_B, z_BL, even_BL, mask_BL, valid_BL):
-        """z, or an even draw with probability `even`, or the mask with probability `mask`."""
+    def _jump(self, keys_B, z_BL, uniform_BL, mask_BL, valid_BL):
+        """z, or a uniform draw with probability `uniform`, or the mask with probability `mask`."""
         hit_B, kind_B, token_B = split_rows(keys_B, 3)
         length = z_BL.shape[1]
-        noise_BL = even_BL + mask_BL
+        noise_BL = uniform_BL + mask_BL
         hit_BL = uniform_rows(hit_B, length) < noise_BL
-        new_BL = even_tokens(token_B, length, self.vocab, self.suppressed_ids)
+        new_BL = uniform_tokens(token_B, length, self.vocab, self.suppressed_ids)
         if self._mask is not None:
             new_BL = jnp.where(uniform_rows(kind_B, length) * noise_BL < mask_BL, self._mask, new_BL)
         return jnp.where(among(hit_BL, valid_BL), new_BL, z_BL)
@@ -172,23 +172,23 @@ class Interpolating(Process):
 
     def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """log q_t(z | x = k): one value at k = z, another elsewhere; within -log(N / FLOOR) of 0, where it would be -inf."""
-        alpha, even, mask = self._floored(t)
-        here, elsewhere = jnp.log(alpha + even / self.tokens), jnp.log(even / self.tokens)
+        alpha, uniform, mask = self._floored(t)
+        here, elsewhere = jnp.log(alpha + uniform / self.tokens), jnp.log(uniform / self.tokens)
         two = jnp.where(jnp.arange(self.vocab) == z[..., None], here[..., None], elsewhere[..., None])
         return two if self._mask is None else jnp.where((z == self._mask)[..., None], jnp.log(mask)[..., None], two)
 
     def log_marginal(self, log_p: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """log q_t(y | x ~ p) for every class y that can be seen, EXCLUDED for the others."""
-        alpha, even, mask = self._floored(t)
-        log_q = jnp.logaddexp(log_p + jnp.log(alpha)[..., None], jnp.log(even / self.tokens)[..., None])
+        alpha, uniform, mask = self._floored(t)
+        log_q = jnp.logaddexp(log_p + jnp.log(alpha)[..., None], jnp.log(uniform / self.tokens)[..., None])
         if self._mask is not None:
             log_q = jnp.where(jnp.arange(self.vocab) == self._mask, jnp.log(mask)[..., None], log_q)
         return exclude(log_q, self._unseen)
 
     def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """log p up to a constant from log q_t(. | x ~ p), the inverse of `log_marginal`."""
-        log_even = jnp.log(self._floored(t).even / self.tokens)[..., None]
-        clean = jnp.maximum(-jnp.expm1(jnp.minimum(log_even - log_q, 0.0)), FLOOR)
+        log_uniform = jnp.log(self._floored(t).uniform / self.tokens)[..., None]
+        clean = jnp.maximum(-jnp.expm1(jnp.minimum(log_uniform - log_q, 0.0)), FLOOR)
         return exclude(log_q + jnp.log(clean), self.suppressed_ids)
 
     def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
@@ -215,8 +215,8 @@ class Interpolating(Process):
 
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See the top of the file. Written in ratios to alpha, so that neither end divides by 0."""
-        alpha, even, _ = self._floored(t)
-        rho = alpha * self.tokens / even
+        alpha, uniform, _ = self._floored(t)
+        rho = alpha * self.tokens / uniform
         own, shown = z == x, self.is_token(z)
         # The bridge from a posterior moves one logit only: log q_t(z | x = k) is two-valued in k.
         shift = jnp.where(shown, jnp.log1p(rho), 0.0) if self.parameterisation == "posterior" else jnp.zeros_like(rho)
@@ -229,9 +229,9 @@ class Interpolating(Process):
 
     def jump_weight(self, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """w_t(z, x), the factor of KL + IS: rate of jumps into z over the chance to see it."""
-        alpha, even, mask = self._floored(t)
-        to_even, to_mask = self.jumps(t)
-        per_token = to_even / (jnp.where(z == x, alpha * self.tokens, 0.0) + even)
+        alpha, uniform, mask = self._floored(t)
+        to_uniform, to_mask = self.jumps(t)
+        per_token = to_uniform / (jnp.where(z == x, alpha * self.tokens, 0.0) + uniform)
         return jnp.where(self.is_token(z), per_token, to_mask / mask) / alpha
 
     def is_token(self, z: Int[Array, "*n"]) -> Bool[Array, "*n"]:
@@ -239,11 +239,11 @@ class Interpolating(Process):
         return jnp.ones(z.shape, bool) if self._mask is None else z != self._mask
 
     def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        """KL(q(z_1 | x) || p_1): p_1 spreads the alpha_1 that is left evenly."""
+        """KL(q(z_1 | x) || p_1): p_1 spreads the alpha_1 that is left uniformly."""
         if not self.has_boundary:
             return jnp.zeros(x.shape, jnp.float32)
-        alpha, even, _ = self.shares(jnp.ones(x.shape))
-        other, start = even / self.tokens, (even + alpha) / self.tokens
+        alpha, uniform, _ = self.shares(jnp.ones(x.shape))
+        other, start = uniform / self.tokens, (uniform + alpha) / self.tokens
         own = alpha + other
         terms = ((weight, p) for weight, p in ((1, own), (self.tokens - 1, other)))
         return sum(weight * p * (jnp.log(jnp.maximum(p, FLOOR)) - jnp.log(jnp.maximum(start, FLOOR))) for weight, p in terms)
@@ -257,7 +257,7 @@ class Interpolating(Process):
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
     def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
-        alpha, even, mask = self.shares(jnp.ones((keys_B.shape[0], length)))
+        alpha, uniform, mask = self.shares(jnp.ones((keys_B.shape[0], length)))
         start_BL = jnp.zeros((keys_B.shape[0], length), jnp.int32)
         return self._jump(keys_B, start_BL, 1 - mask, mask, None)
 
@@ -271,7 +271,7 @@ class Interpolating(Process):
     ) -> Int[Array, "B L"]:
         """Exact: p(z_s = y | z_t) is proportional to q(z_t | z_s = y) q_s(y | x ~ guess), and the first factor is two-valued in y.
 
-        So z is drawn anew with some probability, from q_s(. | guess), else kept; and a new state is a token of the guess, an even draw or
+        So z is drawn anew with some probability, from q_s(. | guess), else kept; and a new state is a token of the guess, a uniform draw or
         the mask. Every choice is a draw of its own: a rare jump is not lost in the noise of a draw over all classes.
         """
         keep_B, token_B, jump_B = split_rows(keys_B, 3)
@@ -280,13 +280,13 @@ class Interpolating(Process):
         before, step = self.shares(s_BL), self._between(s_BL, t_BL)
         token_BL = self.is_token(z_BL)
         # q_s(z | guess), and the chance that a jump between s and t leads to z.
-        there_BL = jnp.where(token_BL, before.alpha * loo_z_BL + before.even / self.tokens, before.mask)
-        into_BL = jnp.where(token_BL, step.even / self.tokens, step.mask)
+        there_BL = jnp.where(token_BL, before.alpha * loo_z_BL + before.uniform / self.tokens, before.mask)
+        into_BL = jnp.where(token_BL, step.uniform / self.tokens, step.mask)
         anew_BL = into_BL / jnp.maximum(into_BL + step.alpha * there_BL, FLOOR**2)
         # No mask stays where there is none, however few there were.
         anew_BL = jnp.where(token_BL | (before.mask > 0), anew_BL, 1.0)
         clean_BL = draw_tokens(token_B, log_loo_BLV)
-        new_BL = self._jump(jump_B, clean_BL, before.even, before.mask, None)
+        new_BL = self._jump(jump_B, clean_BL, before.uniform, before.mask, None)
         return jnp.where(uniform_rows(keep_B, z_BL.shape[1]) < anew_BL, new_BL, z_BL)
 
     def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
@@ -295,8 +295,8 @@ class Interpolating(Process):
         return draw_tokens(keys_B, self.output.log_posterior(self, logits_BLV, z_BL, jnp.zeros(z_BL.shape)))
 
 
-def even_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, suppressed_ids: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:
-    """Token ids drawn evenly from those of [0, vocab) that are not suppressed."""
+def uniform_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, suppressed_ids: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:
+    """Token ids drawn uniformly from those of [0, vocab) that are not suppressed."""
     count = vocab - len(suppressed_ids)
     ids_BL = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, count, jnp.int32))(keys_B)
     for id_ in sorted(suppressed_ids):

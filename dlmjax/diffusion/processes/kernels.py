@@ -2,12 +2,12 @@
 
 Convention: Q[x, z] = q(z | x), one row per token that is left, summing to 1; a row vector p of probabilities steps forward as p @ Q.
 
-All kernels here are symmetric (so is their column of z their row of z), leave even noise as it is, and form a semigroup in one number:
-Q(keep) with Q(1) = 1, Q(0) = all rows even, Q(a) Q(b) = Q(a b). A level is then the product of its steps' `keep`, any run of steps is
+All kernels here are symmetric (so is their column of z their row of z), leave uniform noise as it is, and are a semigroup in one number:
+Q(keep) with Q(1) = 1, Q(0) = all rows uniform, Q(a) Q(b) = Q(a b). A level is then the product of its steps' `keep`, any run of steps is
 one kernel, and the chain has a limit in continuous time. `keep` is what is left of the slowest part of the signal; `gone` = 1 - keep
 is handed over beside it, since float32 cannot make it from `keep` near 1.
 
-    Even        Q = keep 1 + gone / K                                             D3PM's uniform kernel
+    Uniform     Q = keep 1 + gone / K                                             D3PM's uniform kernel
     Path        Q = exp(tau G), G: jumps to the next lower and higher token       its discretised Gaussian: the heat kernel of ordinal
                 tokens, reflected at both ends, of variance 2 tau. The paper's table instead renormalises every step's truncated
                 Gaussian; its steps do not commute, so each level would need a K x K array.
@@ -67,7 +67,7 @@ class Kernel(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Even(Kernel):
+class Uniform(Kernel):
     """A token stays with probability `keep`, else it is any of the K."""
 
     tokens: int
@@ -275,15 +275,15 @@ def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Int[Array, "*n"],
     return leaving + jnp.where(true_stay > 0, true_stay * staying, 0.0)
 
 
-def even_divergence(
+def uniform_divergence(
     sums: Float[Array, "*n"], log_p_x: Float[Array, "*n"], log_p_z: Float[Array, "*n"], own: Bool[Array, "*n"], tokens: int, step: Step
 ) -> Float[Array, "*n"]:
-    """`divergence` of the `Even` kernel in closed form: of the guess p it needs three numbers and no array of K.
+    """`divergence` of the `Uniform` kernel in closed form: of the guess p it needs three numbers and no array of K.
 
     sums: sum_y log(1 + rho p_y), rho = `mixing(tokens, step)`; own: z = x. Away from x and z all a are gone/K and all c step_gone/K.
     """
     share, step_share, rho = step.gone / tokens, step.step_gone / tokens, mixing(tokens, step)
-    # log of b over its even share; where nothing is mixed in, b is p itself.
+    # log of b over its uniform share; where nothing is mixed in, b is p itself.
     over_x, over_z = (jax.nn.softplus(jnp.log(rho) + log_p) for log_p in (log_p_x, log_p_z))
     log_share = jnp.log(jnp.maximum(share, TINY))
     log_b_x, log_b_z = (jnp.where(step.gone > 0, log_share + o, p) for o, p in ((over_x, log_p_x), (over_z, log_p_z)))
@@ -305,7 +305,7 @@ def even_divergence(
 
 
 def mixing(tokens: int, step: Step) -> Float[Array, "*n"]:
-    """What is left of a token at level s over the even share of each, finite at both ends."""
+    """What is left of a token at level s over the uniform share of each, finite at both ends."""
     return jnp.maximum(step.keep, FLOOR) * tokens / jnp.maximum(step.gone, FLOOR)
 
 

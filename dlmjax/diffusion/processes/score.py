@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.diffusion.process import EXCLUDED, Ends, Process, cross_entropy, exclude
-from dlmjax.diffusion.processes.interpolating import EVEN, Interpolating, Shares, by_rows
+from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, Interpolating, Shares, by_rows
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
 from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.errors import InputError
@@ -64,7 +64,7 @@ class OneNoise(Interpolating):
 
     @property
     def ends(self) -> Ends:
-        return EVEN if self._mask is None else Process.ends
+        return UNIFORM_ENDS if self._mask is None else Process.ends
 
     def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
@@ -155,8 +155,8 @@ class ScoreEntropy(OneNoise):
         log_given, log_absent = (self.log_loo(output, z, t) for output in outputs)
         apart = log_given - log_absent
         if self._mask is None:
-            log_even = jnp.log(self._floored(t).even / self.tokens)[..., None]
-            above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_even > ROUNDING for output in outputs)
+            log_uniform = jnp.log(self._floored(t).uniform / self.tokens)[..., None]
+            above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_uniform > ROUNDING for output in outputs)
             apart = jnp.where(functools.reduce(jnp.logical_and, above), apart, 0.0)
         log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.suppressed_ids), axis=-1)
         return self.log_outputs(log_p, z, t)
@@ -172,8 +172,8 @@ class ScoreEntropy(OneNoise):
         return jnp.where(masked, weight * (cross_entropy(output, x) + jnp.expm1(norm) - norm), 0.0)
 
     def _uniform(self, output, x, z, t):
-        alpha, even, _ = self._floored(t)
-        nats = score_entropy(exclude(output, self.suppressed_ids), x, z, alpha * self.tokens / even)
+        alpha, uniform, _ = self._floored(t)
+        nats = score_entropy(exclude(output, self.suppressed_ids), x, z, alpha * self.tokens / uniform)
         return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
 
 

@@ -1,4 +1,4 @@
-"""Uniform-state diffusion. q(z_t | x) keeps each token with probability alpha_t, else shows an even draw of all tokens.
+"""Uniform-state diffusion. q(z_t | x) keeps each token with probability alpha_t, else shows a uniform draw of all tokens.
 
 The bound (UDLM 2412.10193; Duo 2506.10892 eq. 17) is exact and does not depend on the schedule. Its denoiser must be told t, and
 what it wants is the guess of a token from all *others*, p(x_i | z_{-i}); a network that gives p(x_i | z) says so by `parameterisation`
@@ -17,7 +17,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlmjax.diffusion.processes.interpolating import EVEN, Interpolating, Shares
+from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, Interpolating, Shares
 from dlmjax.diffusion.schedules import Linear, Schedule
 
 
@@ -25,7 +25,7 @@ class UniformNoise(Interpolating):
     """Abstract: uniform noise on a schedule; `bound` is the process whose network reads the tokens themselves."""
 
     schedule: Schedule
-    ends = EVEN
+    ends = UNIFORM_ENDS
 
     @property
     @abc.abstractmethod

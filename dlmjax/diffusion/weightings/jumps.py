@@ -36,7 +36,7 @@ class ClippedJumps(Weighting):
 @dataclasses.dataclass(frozen=True)
 class Dynamic(Weighting):
     """`cap` times 2 for a masked token, 1 for a replaced one, and for a kept one the chance that noise alone would show it,
-    (even/N) / (alpha + even/N): the paper's (B/N) e^(-lambda/2), which is that for small p_uniform. Its code caps the weights at 2,
+    (uniform/N) / (alpha + uniform/N): the paper's (B/N) e^(-lambda/2), which is that for small p_uniform. Its code caps the weights at 2,
     which none of these exceeds."""
 
     cap: float = 1.0
@@ -46,8 +46,8 @@ class Dynamic(Weighting):
         _positive(self)
 
     def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        alpha, even, _ = process.shares(t)
-        by_noise = even / jnp.maximum(alpha * process.tokens + even, SMALLEST)
+        alpha, uniform, _ = process.shares(t)
+        by_noise = uniform / jnp.maximum(alpha * process.tokens + uniform, SMALLEST)
         wanted = jnp.where(process.is_token(z), jnp.where(z == x, by_noise, 1.0), 2.0)
         return self.cap * wanted / jnp.maximum(process.jump_weight(x, z, t), SMALLEST)
 
@@ -83,9 +83,9 @@ class Denoising(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive(Weighting):
-    """Cross-entropy of replaced tokens, less `negative` times that of tokens drawn evenly, in expectation over them (SDDLM draws some).
+    """Cross-entropy of replaced tokens, less `negative` times that of tokens drawn uniformly, in expectation over them (SDDLM draws some).
 
-    The default is ours. The second term pushes the prediction away from an even spread. It has no lower end: keep `negative` small.
+    The default is ours. The second term pushes the prediction away from a uniform spread. It has no lower end: keep `negative` small.
     """
 
     negative: float = 0.1
@@ -112,8 +112,8 @@ class Contrastive(Weighting):
         at_x = cross_entropy(logits, x)
         own = jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]
         # -log p_y = -log p_x + logit_x - logit_y.
-        at_even = at_x + own - jnp.sum(jnp.where(held_V, logits, 0.0), axis=-1) / process.tokens
-        return jnp.where(z != x, at_x - self.negative * at_even, 0.0)
+        at_uniform = at_x + own - jnp.sum(jnp.where(held_V, logits, 0.0), axis=-1) / process.tokens
+        return jnp.where(z != x, at_x - self.negative * at_uniform, 0.0)
 
 
 def _positive(weighting: ClippedJumps | Dynamic) -> None:

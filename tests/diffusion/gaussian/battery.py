@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
-from dlmjax.diffusion.oracle.enumeration import Law
+from dlmjax.diffusion.oracle.enumeration import JointDistribution
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 
 TOKENS, MASK, VOCAB = 3, 3, 4
 # The mask's embedding lies among the others: whoever does not bar it is seen.
 TABLE_1 = np.asarray([[-1.0], [0.3], [1.1], [0.1]])
 TABLE_2 = np.asarray([[-1.0, 0.4], [0.3, -1.2], [1.1, 0.6], [0.1, 0.0]])
-ONE = Law(np.asarray([0.5, 0.3, 0.2]))
-TWO = Law.random(TOKENS, 2, seed=5, sharpness=1.2)
+ONE = JointDistribution(np.asarray([0.5, 0.3, 0.2]))
+TWO = JointDistribution.random(TOKENS, 2, seed=5, sharpness=1.2)
 
 
 def ready(process: GaussianEmbedding, table: np.ndarray | None = None) -> GaussianEmbedding:
@@ -91,21 +91,21 @@ def likelihood(z_ZLE: np.ndarray, a: float, s: float, table: np.ndarray) -> np.n
     return np.exp(-np.sum(far**2, axis=-1) / (2 * s**2)) / (2 * math.pi * s**2) ** (table.shape[1] / 2)
 
 
-def joint(law: Law, z_ZLE: np.ndarray, a: float, s: float, table: np.ndarray) -> np.ndarray:
+def joint(law: JointDistribution, z_ZLE: np.ndarray, a: float, s: float, table: np.ndarray) -> np.ndarray:
     """p(x) q(z | x): [X, Z]."""
     q_ZLK = likelihood(z_ZLE, a, s, table)
     parts = [q_ZLK[:, i, law.sequences_Xn[:, i]].T for i in range(law.length)]
     return law.probability_X[:, None] * np.prod(parts, axis=0)
 
 
-def posterior(law: Law, z_ZLE: np.ndarray, a: float, s: float, table: np.ndarray) -> np.ndarray:
+def posterior(law: JointDistribution, z_ZLE: np.ndarray, a: float, s: float, table: np.ndarray) -> np.ndarray:
     """p(x_i = k | z): [Z, L, K]."""
     joint_XZ = joint(law, z_ZLE, a, s, table)
     weight = np.einsum("xz,xik->zik", joint_XZ, np.eye(law.tokens)[law.sequences_Xn])
     return weight / weight.sum(axis=-1, keepdims=True)
 
 
-def expected(function, law: Law, a: float, s: float, table: np.ndarray) -> float:
+def expected(function, law: JointDistribution, a: float, s: float, table: np.ndarray) -> float:
     """E over x and z of function(x_NL, z_NLE) -> [N, L], summed over positions; `function` works in float64 jax."""
     z_ZLE, cell = grid_of(a, s, table, law.length)
     mass_XZ = joint(law, z_ZLE, a, s, table) * cell
@@ -115,7 +115,7 @@ def expected(function, law: Law, a: float, s: float, table: np.ndarray) -> float
     return float(np.sum(mass_XZ.reshape(-1) * np.asarray(function(jnp.asarray(x_NL), jnp.asarray(z_NLE))).sum(axis=1)))
 
 
-def bound(process: GaussianEmbedding, law: Law, nodes: int = 64) -> dict[str, float]:
+def bound(process: GaussianEmbedding, law: JointDistribution, nodes: int = 64) -> dict[str, float]:
     """The three parts of the NELBO with the exact denoiser, by quadrature over gamma and z, through the process's own functions."""
     denoiser, table = ExactDenoiser.of(law, process), np.asarray(process.table)
 

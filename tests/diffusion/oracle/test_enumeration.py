@@ -6,7 +6,7 @@ import pytest
 from dlmjax.diffusion.oracle import enumeration as oracle
 from tests.diffusion.battery import COSINE, LINEAR
 
-LAW = oracle.Law.random(3, 2, seed=0)
+LAW = oracle.JointDistribution.random(3, 2, seed=0)
 KERNELS = {
     "masked": oracle.masked_kernel(3, *LINEAR),
     "uniform": oracle.uniform_kernel(3, *LINEAR),
@@ -141,10 +141,10 @@ def test_quadrature_integrates_singular_ends():
 
 
 def test_laws():
-    even = oracle.Law(np.full((2, 2, 2), 1 / 8))
+    even = oracle.JointDistribution(np.full((2, 2, 2), 1 / 8))
     assert even.entropy == pytest.approx(3 * np.log(2))
     assert (even.tokens, even.length) == (2, 3)
     assert even.sequences_Xn[5].tolist() == [1, 0, 1]
-    assert oracle.Law.random(3, 2, seed=0).entropy == LAW.entropy
-    certain = oracle.Law(np.asarray([[1.0, 0.0], [0.0, 0.0]]))
+    assert oracle.JointDistribution.random(3, 2, seed=0).entropy == LAW.entropy
+    certain = oracle.JointDistribution(np.asarray([[1.0, 0.0], [0.0, 0.0]]))
     assert certain.entropy == 0

@@ -16,7 +16,7 @@ from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB
 
 LENGTH = 3
-LAW = oracle.Law.random(TOKENS, LENGTH, seed=2)
+LAW = oracle.JointDistribution.random(TOKENS, LENGTH, seed=2)
 # Logits for every z (state 3 is the mask): a network that has learned nothing, but is a function of z alone.
 TABLE = 2 * np.random.default_rng(0).normal(size=((TOKENS + 1,) * LENGTH + (LENGTH, VOCAB)))
 

@@ -12,7 +12,7 @@ from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of
 
-LAW = oracle.Law.random(TOKENS, 3, seed=2)
+LAW = oracle.JointDistribution.random(TOKENS, 3, seed=2)
 PROCESS = Autoregressive(VOCAB, BOS, MASK)
 
 

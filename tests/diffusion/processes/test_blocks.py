@@ -23,7 +23,7 @@ from dlmjax.models import Execution, ModelSpec, build_network
 from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, sample_law
 from tests.models.tiny import lively
 
-LAW = oracle.Law.random(2, 4, seed=3, sharpness=1.5)
+LAW = oracle.JointDistribution.random(2, 4, seed=3, sharpness=1.5)
 LENGTH, ROWS = 4, 8
 # What a process concludes from its attention, and what no blocks have.
 DEFAULTS = {"causal", "block_size", "sequential", "streams", "count_form"}

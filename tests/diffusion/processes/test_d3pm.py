@@ -14,12 +14,12 @@ import pytest
 from dlmjax.diffusion import Cosine, Geometric, Linear, Masked, Objective, PerRow, Process, row_keys
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
-from dlmjax.diffusion.processes.d3pm import D3pm, Grid, StepMasked, make_d3pm
+from dlmjax.diffusion.processes.d3pm import D3pm, DiscreteTime, StepMasked, make_d3pm
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, COSINE, LINEAR, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_law, to_ids, to_states
 from tests.diffusion.processes.test_kernels import POINTS, dense
 
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 LINEAR_SCHEDULE = Linear()
 KINDS = ("uniform", "absorbing", "gaussian", "neighbours")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -56,13 +56,13 @@ def chain(kind: str, steps: int, alpha=lambda t: 1 - t) -> tuple[list[np.ndarray
 # --- by enumeration over two positions ---------------------------------------------------------------------------------------------
 
 
-def joint(law: oracle.Law, whole_SS: np.ndarray) -> np.ndarray:
+def joint(law: oracle.JointDistribution, whole_SS: np.ndarray) -> np.ndarray:
     """p(x, z) [X, Z] at a level."""
     x_Xn, z_Zn = law.sequences_Xn, oracle.enumerate_sequences(len(whole_SS), law.length)
     return law.probability_X[:, None] * np.prod([whole_SS[x_Xn[:, i]][:, z_Zn[:, i]] for i in range(law.length)], axis=0)
 
 
-def exact_logits(kind: str, law: oracle.Law, whole_SS: np.ndarray, parameterisation: str) -> np.ndarray:
+def exact_logits(kind: str, law: oracle.JointDistribution, whole_SS: np.ndarray, parameterisation: str) -> np.ndarray:
     """[Z, n, VOCAB] of the exact denoiser."""
     x_Xn, z_Zn = law.sequences_Xn, oracle.enumerate_sequences(len(whole_SS), law.length)
     logits = np.full((len(z_Zn), law.length, VOCAB), -1e9)
@@ -74,11 +74,11 @@ def exact_logits(kind: str, law: oracle.Law, whole_SS: np.ndarray, parameterisat
     return logits
 
 
-def random_logits(law: oracle.Law, count: int, seed: int = 3) -> np.ndarray:
+def random_logits(law: oracle.JointDistribution, count: int, seed: int = 3) -> np.ndarray:
     return 2 * np.random.default_rng(seed).normal(size=(count, law.length, VOCAB))
 
 
-def bound(kind: str, process: Process, law: oracle.Law, whole: list[np.ndarray], guess) -> float:
+def bound(kind: str, process: Process, law: oracle.JointDistribution, whole: list[np.ndarray], guess) -> float:
     """The whole discrete bound in nats per sequence, with the process's own loss and prior term."""
     steps, x_Xn = len(whole) - 1, law.sequences_Xn
     z_Zn = oracle.enumerate_sequences(states(kind), law.length)
@@ -95,7 +95,7 @@ def bound(kind: str, process: Process, law: oracle.Law, whole: list[np.ndarray],
     return total + float(law.probability_X @ prior_X)
 
 
-def path_gap(kind: str, law: oracle.Law, single: list[np.ndarray], whole: list[np.ndarray]) -> float:
+def path_gap(kind: str, law: oracle.JointDistribution, single: list[np.ndarray], whole: list[np.ndarray]) -> float:
     """What a step back loses that changes both positions apart from each other: sum_i E KL(q(z_{i-1} | z_i) || product of marginals)."""
     z_Zn = oracle.enumerate_sequences(states(kind), law.length)
     total = 0.0
@@ -226,7 +226,7 @@ def test_levels_are_the_grid():
         level_BL = np.asarray(process.quantize_time(t_BL, jnp.ones(t_BL.shape, bool)))
         assert set(np.unique(level_BL * 8)) == set(range(1, 9))
         np.testing.assert_allclose(np.bincount((level_BL[:, 0] * 8).astype(int))[1:], 500, atol=1)
-    grid = Grid(Cosine(), 1000)
+    grid = DiscreteTime(Cosine(), 1000)
     t = jnp.arange(1001) / 1000
     assert (np.asarray(grid.index(t)) == np.arange(1001)).all() and float(grid.noise(0.0)) == 0 and grid.ends == (1.0, 0.0)
     np.testing.assert_allclose(grid.inverse(grid.alpha(t)), t, atol=1e-3)

@@ -12,7 +12,7 @@ from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, expected_n
 from tests.diffusion.cases_jump import CASES, IDS, flow_loss
 
 BY_NAME = {str(case): case for case in CASES}
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 
 
 def test_a_masked_source_is_masked_diffusion():

@@ -12,7 +12,7 @@ from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB
 from tests.diffusion.processes.test_state_dependent import bound, check_reverse
 
 COUNTS = (900, 90, 10, 0, 0)
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 PROCESSES = [Spindle(VOCAB, MASK, (BOS,), COUNTS), FrequencyMasked(VOCAB, MASK, (BOS,), counts_V=COUNTS)]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
 

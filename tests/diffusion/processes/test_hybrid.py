@@ -15,7 +15,7 @@ from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, batch_of, 
 from tests.diffusion.cases_jump import CASES, IDS
 
 BY_NAME = {str(case): case for case in CASES}
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 
 
 def _points(states, seed=0, rows=200):
@@ -40,7 +40,7 @@ def test_without_even_draws_it_is_masked_diffusion(process):
     np.testing.assert_array_equal(process.loss_mask(z_BL, t_BL), masked.loss_mask(z_BL, t_BL))
 
 
-def test_a_little_even_noise_is_nearly_masked_and_much_is_nearly_uniform():
+def test_a_little_uniform_noise_is_nearly_masked_and_much_is_nearly_uniform():
     """p_uniform -> 0: the loss of masked tokens goes to the masked one. p_uniform -> 1: masks become rare, and the loss of tokens is that
     of uniform noise with the same alpha."""
     with jax.enable_x64(True):
@@ -55,14 +55,14 @@ def test_a_little_even_noise_is_nearly_masked_and_much_is_nearly_uniform():
         gaps = []
         for p_uniform in (0.99, 0.9999, 0.999999):
             hybrid = Hybrid(p_uniform=p_uniform, **IDS)
-            alpha, even, mask = hybrid.shares(t)
+            shares = hybrid.shares(t)
 
             # Uniform noise at the time when its alpha is the hybrid's, per unit of the hybrid's jumps.
             uniform = Uniform(**IDS)
-            at = 1 - alpha
+            at = 1 - shares.alpha
             theirs = uniform.loss(logits, x, z, at) / uniform.jumps(at)[0] * hybrid.jumps(t)[0]
             gaps.append(float(jnp.abs(hybrid.loss(logits, x, z, t) - theirs).max() / jnp.abs(theirs).max()))
-            assert float((mask / even).max()) < 20 * (1 - p_uniform)
+            assert float((shares.mask / shares.uniform).max()) < 20 * (1 - p_uniform)
         assert gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-4
 
 
@@ -81,8 +81,8 @@ def test_the_weights_are_the_papers():
             ):
                 weight = process.jump_weight(jnp.zeros(41, int), jnp.full(41, z), t)
                 np.testing.assert_allclose(weight, truth, rtol=1e-9)
-            # The even share is p_uniform in the middle.
-            assert float(process.shares(jnp.asarray(0.5)).even) == pytest.approx(p_uniform)
+            # The uniform share is p_uniform in the middle.
+            assert float(process.shares(jnp.asarray(0.5)).uniform) == pytest.approx(p_uniform)
 
 
 def test_training_weights_are_no_bound_and_leave_the_bound_alone():
@@ -91,9 +91,9 @@ def test_training_weights_are_no_bound_and_leave_the_bound_alone():
     x, z, t = jnp.asarray([0, 0, 0]), jnp.asarray([MASK, 1, 0]), jnp.full(3, 0.3)
     weight = process.jump_weight(x, z, t)
     np.testing.assert_allclose(weight * ClippedJumps(2.0).factor(process, x, z, t), np.minimum(weight, 2.0), rtol=1e-6)
-    alpha, even, _ = process.shares(t[0])
+    alpha, uniform, _ = process.shares(t[0])
     dynamic = weight * Dynamic(0.5).factor(process, x, z, t)
-    np.testing.assert_allclose(dynamic, [1.0, 0.5, 0.5 * even / 3 / (alpha + even / 3)], rtol=1e-5)
+    np.testing.assert_allclose(dynamic, [1.0, 0.5, 0.5 * uniform / 3 / (alpha + uniform / 3)], rtol=1e-5)
     reports = []
     for weighting in (None, ClippedJumps(1.0), Dynamic()):
         objective = Objective(process, weighting=weighting)
@@ -136,8 +136,8 @@ def test_jumps_are_what_the_shares_need(mixing):
     with jax.enable_x64(True):
         log_snr, h = jnp.linspace(-12, 12, 49), 1e-5
         slope = (mixing.shares(log_snr + h)[0] - mixing.shares(log_snr - h)[0]) / (2 * h)
-        even, mask = mixing.jumps(log_snr)
-        np.testing.assert_allclose(even, mixing.shares(log_snr)[0] - slope, atol=1e-9)
+        uniform, mask = mixing.jumps(log_snr)
+        np.testing.assert_allclose(uniform, mixing.shares(log_snr)[0] - slope, atol=1e-9)
         np.testing.assert_allclose(mask, mixing.shares(log_snr)[1] + slope, atol=1e-9)
 
 
@@ -168,9 +168,9 @@ def test_a_mixing_of_ones_own_keeps_the_bound():
 def test_noise_of_both_kinds_is_drawn_in_its_share():
     process = Hybrid(p_uniform=0.4, **IDS)
     z_BL = process.corrupt(row_keys(jax.random.key(1), jnp.arange(2000)), jnp.full((2000, 5), 1), jnp.full((2000, 5), 0.3))
-    alpha, even, mask = (float(share) for share in process.shares(jnp.asarray(0.3)))
+    alpha, uniform, mask = (float(share) for share in process.shares(jnp.asarray(0.3)))
     counts = np.bincount(np.asarray(z_BL).ravel(), minlength=VOCAB)
-    assert chi_square_sigmas(counts, np.asarray([even / 3, alpha + even / 3, even / 3, 0, mask])) < 4
+    assert chi_square_sigmas(counts, np.asarray([uniform / 3, alpha + uniform / 3, uniform / 3, 0, mask])) < 4
 
 
 @pytest.mark.parametrize(

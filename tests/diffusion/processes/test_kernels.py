@@ -40,7 +40,7 @@ def dense(kind: str, keep: float, tokens: int = K) -> np.ndarray:
         return np.asarray(jax.scipy.linalg.expm(-np.log(max(keep, 1e-12)) / slowest * generator_KK, max_squarings=40))
 
 
-KERNELS = {"uniform": kernels.Even(K), "gaussian": kernels.Path(K), "neighbours": kernels.Neighbours(POINTS, 2)}
+KERNELS = {"uniform": kernels.Uniform(K), "gaussian": kernels.Path(K), "neighbours": kernels.Neighbours(POINTS, 2)}
 every_kernel = pytest.mark.parametrize("kind", KERNELS)
 LEVELS = [1.0, 1 - 1e-3, 0.9, 0.4, 1e-2, 0.0]
 

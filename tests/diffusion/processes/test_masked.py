@@ -32,7 +32,7 @@ from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of, sample_law
 from tests.diffusion.cases_spine import CASES
 
-LAW3 = oracle.Law.random(TOKENS, 3, seed=2)
+LAW3 = oracle.JointDistribution.random(TOKENS, 3, seed=2)
 BY_NAME = {str(case): case for case in CASES}
 
 
@@ -51,7 +51,7 @@ class WrongDenoiser:
         return hidden
 
 
-LAW = oracle.Law.random(TOKENS, 3, seed=2)
+LAW = oracle.JointDistribution.random(TOKENS, 3, seed=2)
 
 
 def test_a_wrong_denoiser_has_one_bound_on_every_schedule():

@@ -13,7 +13,7 @@ from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, to_ids
 from tests.diffusion.cases_jump import CASES, IDS
 
-LAW = oracle.Law.random(TOKENS, 2, seed=7)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=7)
 BY_NAME = {str(case): case for case in CASES}
 NAMES = ("uniform/linear", "uniform/clipped, posterior", "hybrid/0.2", "mixed/sigmoid", "flow_matching/uniform")
 MIXING = [BY_NAME[name] for name in NAMES]
@@ -55,7 +55,7 @@ def test_the_bridge_is_the_oracles(case, t):
             # A score network may say anything about its own entry.
             own = jnp.arange(VOCAB) == z[:, None]
             back = Score().log_loo(case.process, jnp.where(own, 9.0, score), z, times)
-            # Near t = 0 scores hold the guess only as a small difference from even noise, and the other way at t = 1.
+            # Near t = 0 scores hold the guess only as a small difference from uniform noise, and the other way at t = 1.
             np.testing.assert_allclose(np.exp(back[:, :TOKENS]), loo_NK, rtol=1e-6, atol=1e-9)
 
 

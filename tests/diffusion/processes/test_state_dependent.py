@@ -14,7 +14,7 @@ from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_law
 
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 LOG_W = np.log([0.5, 1.0, 2.2, 1.0, 1.0])
 PROCESS = GenMd4(VOCAB, MASK, (BOS,)).with_params({"log_w": jnp.asarray(LOG_W, jnp.float32)})
 EVEN = GenMd4(VOCAB, MASK, (BOS,))
@@ -23,7 +23,7 @@ EVEN = GenMd4(VOCAB, MASK, (BOS,))
 # --- tools, for every process of this kind -----------------------------------------------------------------------------------------
 
 
-def pairs(process: StateDependent, law: oracle.Law, t: float):
+def pairs(process: StateDependent, law: oracle.JointDistribution, t: float):
     """(x_NL, z_NL, probability_N) of all that can occur at level t, from the process's noise."""
     with jax.enable_x64(True):
         noise_K = np.asarray(process.noise_of(jnp.arange(law.tokens), jnp.full(law.tokens, t)))
@@ -35,11 +35,11 @@ def pairs(process: StateDependent, law: oracle.Law, t: float):
     return np.asarray(x), np.asarray(z), np.asarray(p)
 
 
-def denoiser(process: StateDependent, law: oracle.Law) -> toy.ToyDenoiser:
+def denoiser(process: StateDependent, law: oracle.JointDistribution) -> toy.ToyDenoiser:
     return toy.ToyDenoiser(law, VOCAB, lambda z, t: process.log_likelihood(z, t)[..., : law.tokens])
 
 
-def bound(process: StateDependent, law: oracle.Law, guess=None, nodes: int = 64) -> float:
+def bound(process: StateDependent, law: oracle.JointDistribution, guess=None, nodes: int = 64) -> float:
     """The diffusion part in nats per sequence, in float64."""
     guess = guess or denoiser(process, law)
     levels, weights = oracle.quadrature(nodes)
@@ -53,7 +53,7 @@ def bound(process: StateDependent, law: oracle.Law, guess=None, nodes: int = 64)
         return float(jnp.sum(mass_N * nats_NL.sum(axis=1)))
 
 
-def check_reverse(process: StateDependent, law: oracle.Law, steps: int, rows: int = 4096) -> None:
+def check_reverse(process: StateDependent, law: oracle.JointDistribution, steps: int, rows: int = 4096) -> None:
     """Samples of the exact denoiser have the law of the data when steps are many."""
     guess, step_key = denoiser(process, law), jax.random.key(3)
     z_BL = process.prior(row_keys(jax.random.key(4), jnp.arange(rows)), law.length)

@@ -26,12 +26,12 @@ from dlmjax.diffusion import (
     symmetric,
 )
 from dlmjax.diffusion.oracle import enumeration as oracle
-from dlmjax.diffusion.processes.interpolating import by_rows, even_tokens, mixture_sums
+from dlmjax.diffusion.processes.interpolating import by_rows, mixture_sums, uniform_tokens
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, batch_of, expected_nats, sample_law
 from tests.diffusion.cases_jump import CASES, IDS
 
-LAW = oracle.Law.random(TOKENS, 2, seed=1)
+LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 BY_NAME = {str(case): case for case in CASES}
 
 
@@ -70,7 +70,7 @@ def test_special_ids_take_no_part_in_noise_or_loss():
         counts = np.bincount(np.asarray(z_BL).ravel(), minlength=7)
         np.testing.assert_array_equal(np.flatnonzero(counts), ids)
         assert np.abs(counts[ids] / 2000 - 1).max() < 4 * math.sqrt(5 / 10000)
-    np.testing.assert_array_equal(np.unique(even_tokens(keys_B, 20, 5)), np.arange(5))
+    np.testing.assert_array_equal(np.unique(uniform_tokens(keys_B, 20, 5)), np.arange(5))
 
     logits = jax.random.normal(jax.random.key(1), (60, 7)).at[:, 1].set(50.0)
     x, z, t = jnp.arange(60) % 5, (jnp.arange(60) // 5) % 5, jnp.linspace(0.01, 0.99, 60)
@@ -217,7 +217,7 @@ def test_power_times_lower_the_variance():
 
 
 def test_boundary_of_a_clipped_schedule():
-    """p_1 is even, so what text is left at t = 1 costs a KL; at t = 0 the token is decoded with the noise that is there."""
+    """p_1 is uniform, so what text is left at t = 1 costs a KL; at t = 0 the token is decoded with the noise that is there."""
     process = make_process("uniform", vocab=VOCAB, mask_id=MASK, excluded=(BOS,), schedule=symmetric(Linear(), 0.2))
     own, other = 0.2 + 0.8 / 3, 0.8 / 3
     truth = own * math.log(own * 3) + 2 * other * math.log(other * 3)

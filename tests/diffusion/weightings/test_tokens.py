@@ -81,7 +81,7 @@ def test_lambda_is_on_the_scale_of_the_whole_bound(parameterisation):
 @pytest.mark.parametrize("weighting", [HybridLambda(), TokenAdaptive(0.5), Routed()], ids=lambda weighting: weighting.name)
 def test_what_is_reported_stays_the_bound(weighting):
     """Through the objective: `nats` is that of the plain bound, the trained loss is logged as no bound, gradients are finite."""
-    law = oracle.Law.random(TOKENS, 2, seed=1)
+    law = oracle.JointDistribution.random(TOKENS, 2, seed=1)
     denoiser, batch = toy.ToyDenoiser(law, VOCAB, toy.masked_likelihood(TOKENS, MASK)), batch_of(sample_law(law, 64, 0))
     plain, objective = Objective(Masked(**IDS)), Objective(Masked(**IDS), weighting=weighting)
     truth, parts = plain(denoiser, batch, jax.random.key(0), 64)[1], objective(denoiser, batch, jax.random.key(0), 64)[1]

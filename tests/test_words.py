@@ -83,11 +83,7 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
     ),
     "told": ("dlmjax/evaluation",),
-    "even": (
-        "dlmjax/diffusion",
-        "dlmjax/sampling",
-    ),
-    "barred": ("dlmjax/diffusion",),
+    "even": ("dlmjax/sampling",),
     "silent": ("dlmjax/diffusion",),
     "never": (
         "dlmjax/sampling",
@@ -103,20 +99,13 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/sampling",
     ),
     "is conditioned on, receives": (
-        "dlmjax/data",
         "dlmjax/diffusion",
         "dlmjax/evaluation",
         "dlmjax/quality",
         "dlmjax/sampling",
-        "dlmjax/training",
         "docs/api.md",
     ),
     "is not a whole number": ("dlmjax/diffusion",),
-    "requires": (
-        "dlmjax/data",
-        "dlmjax/models",
-    ),
-    "uniform draw": ("dlmjax/diffusion",),
 }
 
 

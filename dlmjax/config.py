@@ -366,8 +366,9 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields that make two flat configs different runs, as `name: old -> new`."""
+    """Fields that make two flat configs different runs, as `name: old -> new`. A field that is newer than `old` had its default there."""
     free = non_identity_fields()
+    old = {**leaves(default()), **old}
     names = [name for name in {**old, **new} if name not in free and _plain(old.get(name)) != _plain(new.get(name))]
     if _token_budgets(old.get(PATHS, ())) != _token_budgets(new.get(PATHS, ())):
         names.append(PATHS)

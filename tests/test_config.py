@@ -193,6 +193,14 @@ def test_what_makes_another_run_and_what_does_not():
     assert config_lib.fingerprint(one) != config_lib.fingerprint(other)
 
 
+def test_a_field_that_is_newer_than_a_run_had_its_default_there():
+    old, today = json.loads(config_lib.to_json(config_lib.default())), config_lib.leaves(config_lib.default())
+    for name in set(old) & set(today):
+        assert config_lib.differences({key: value for key, value in old.items() if key != name}, today) == []
+    del old["model.depth"]
+    assert config_lib.differences(old, {**today, "model.depth": 7}) == ["model.depth: 6 -> 7"]
+
+
 def test_a_config_of_an_older_version_reads_with_defaults(tmp_path):
     flat = config_lib.leaves(config_lib.default())
     flat.pop("train.spike")

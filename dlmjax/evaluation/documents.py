@@ -204,9 +204,8 @@ def _document(suite: Suite, id_: str, raw: str) -> Document:
     words = None
     if suite.words != "none":
         words = len(raw.split()) + (suite.words == "spaces+lines") * max(raw.count("\n"), 1)
-    text = "".join(detokenise(suite.detokeniser, line) for line in raw.splitlines(keepends=True)) if suite.documents == "article" else raw
-    if suite.documents == "line":
-        text = detokenise(suite.detokeniser, raw)
+    lines = [raw] if suite.documents == "line" else raw.splitlines(keepends=True)
+    text = "".join(detokenise(suite.detokeniser, line) for line in lines)
     if suite.task != "last_word":
         return Document(id_, text, words=words)
     context, _, last = text.rstrip().rpartition(" ")

@@ -1,5 +1,6 @@
 """Suites and the local files that they read."""
 
+import dataclasses
 import json
 import lzma
 
@@ -50,6 +51,16 @@ def test_contradictions_are_refused():
     ]:
         with pytest.raises(InputError, match=message):
             Suite(**{**LINES.protocol(), "name": "lines", "parts": (), "units": ("perplexity",), **change})
+
+
+@pytest.mark.parametrize("documents", ["file", "line", "article"])
+def test_a_detokeniser_is_applied_to_documents_of_every_kind(tmp_path, documents):
+    """In a text file and in a record; a suite of whole files recorded its detokeniser and left the text as it was."""
+    suite = dataclasses.replace(SUITES["wikitext2"], name="x", documents=documents)
+    (tmp_path / "a.txt").write_text("A @-@ b\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "A @-@ b"}) + "\n")
+    for name in ("a.txt", "a.jsonl"):
+        assert [document.text.strip() for document in read_documents(suite, [str(tmp_path / name)])] == ["A-b"]
 
 
 def test_lines_records_and_files(tmp_path):

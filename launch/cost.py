@@ -21,10 +21,15 @@ from launch.command import Parser, exit_code, read_train
 def main(argv: list[str]) -> int:
     """Prints hours and cost."""
     parser = Parser("cost", __doc__, "--chips N --price P --speed S [--devices D] --config CONFIG")
-    parser.add_argument("--chips", type=flags.whole(1, 2**24), required=True, metavar="N", help="that are paid for")
-    parser.add_argument("--devices", type=flags.whole(1, 2**24), metavar="D", help="as JAX counts them, where a chip is not one")
-    parser.add_argument("--price", type=flags.number(0, open_low=True), required=True, metavar="P", help="of one chip for one hour")
-    parser.add_argument("--speed", type=flags.number(0, open_low=True), required=True, metavar="S", help="tokens per second and device")
+    parser.add_argument("--chips", type=flags.whole(1, 2**24), required=True, metavar="N", help="chips that are paid for")
+    parser.add_argument(
+        "--devices",
+        type=flags.whole(1, 2**24),
+        metavar="D",
+        help="devices as JAX counts them, where they differ from chips; default: --chips",
+    )
+    parser.add_argument("--price", type=flags.number(0, open_low=True), required=True, metavar="P", help="price of one chip for one hour")
+    parser.add_argument("--speed", type=flags.number(0, open_low=True), required=True, metavar="S", help="tokens per second on each device")
     arguments, rest = parser.parse_known_args(argv)
     devices = arguments.chips if arguments.devices is None else arguments.devices
     for flag, value in (("chips", arguments.chips), ("devices", devices), ("price", arguments.price), ("speed", arguments.speed)):

@@ -39,12 +39,12 @@ def parser() -> Parser:
     made = Parser("kubernetes", __doc__, "--tpu v5p:2x2x2|--gpu h100:2x8 --image IMAGE [--apply] --config CONFIG --workdir gs://bucket/dir")
     add = made.add_argument
     machines = made.add_mutually_exclusive_group(required=True)
-    machines.add_argument("--tpu", metavar="KIND:TOPOLOGY", help=f"as in v5p:8x8x8; kinds: {', '.join(TPUS)}")
-    machines.add_argument("--gpu", metavar="KIND:NODESxGPUS", help=f"as in h100:4x8; kinds: {', '.join(GPUS)}")
-    add("--image", required=True, help="built from launch/Dockerfile and pushed where the cluster can pull it")
-    add("--name", help="of the JobSet; default: the last part of --workdir")
+    machines.add_argument("--tpu", metavar="KIND:TOPOLOGY", help=f"TPU slice, such as v5p:8x8x8; kinds: {', '.join(TPUS)}")
+    machines.add_argument("--gpu", metavar="KIND:NODESxGPUS", help=f"GPU nodes, such as h100:4x8; kinds: {', '.join(GPUS)}")
+    add("--image", required=True, help="container image, built from launch/Dockerfile and pushed where the cluster can pull it")
+    add("--name", help="name of the JobSet; default: the last part of --workdir")
     add("--namespace", default="default")
-    add("--service-account", metavar="NAME", help="of Kubernetes, that may read and write the bucket")
+    add("--service-account", metavar="NAME", help="Kubernetes service account that may read and write the bucket")
     add(
         "--claim",
         action="append",
@@ -52,18 +52,18 @@ def parser() -> Parser:
         metavar="NAME=/DIR",
         help="mount a persistent volume claim that many pods can write",
     )
-    add("--spot", action="store_true", help="on spot machines")
+    add("--spot", action="store_true", help="use spot machines")
     add(
         "--save-seconds",
         type=flags.whole(1, 10**6),
         default=300,
         metavar="S",
-        help="between SIGTERM and the kill (300); spot machines give less",
+        help="seconds between SIGTERM and the kill (300); spot machines give less",
     )
-    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="(100)")
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="largest number of restarts (100)")
     doing = made.add_mutually_exclusive_group()
-    doing.add_argument("--apply", action="store_true", help="hand the manifest to kubectl")
-    doing.add_argument("--dry-run", action="store_true", help="print it, which is what happens without --apply")
+    doing.add_argument("--apply", action="store_true", help="pass the manifest to kubectl")
+    doing.add_argument("--dry-run", action="store_true", help="print the manifest, which is also the default")
     return made
 
 

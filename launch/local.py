@@ -50,9 +50,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("processes", type=int, metavar="N", help="processes to start")
     parser.add_argument("--devices", type=int, metavar="D", help="virtual CPU devices of each process; default: the devices it finds")
-    parser.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="for the others to end when one failed (30)")
-    parser.add_argument("--port", type=int, help="of the coordinator, on 127.0.0.1; default: a free one")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
+    parser.add_argument(
+        "--grace", type=float, default=30.0, metavar="SECONDS", help="seconds that the others have to end after one failed (30)"
+    )
+    parser.add_argument("--port", type=int, help="port of the coordinator on 127.0.0.1; default: a free one")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
     split = argv.index("--") if "--" in argv else len(argv)
     arguments, command = parser.parse_args(argv[:split]), argv[split + 1 :]
     if not command:

@@ -32,7 +32,7 @@ def parser() -> Parser:
     """The flags of this launcher."""
     made = Parser("slurm", __doc__, "[--nodes N] [--gpus-per-node G] [--time LIMIT] [--dry-run] --config CONFIG --workdir DIR")
     add = made.add_argument
-    add("--name", help="of the job; default: the last part of --workdir")
+    add("--name", help="name of the job; default: the last part of --workdir")
     add("--nodes", type=flags.whole(1, 4096), default=1, metavar="N")
     add(
         "--tasks-per-node",
@@ -41,15 +41,15 @@ def parser() -> Parser:
         metavar="T",
         help="processes on each node (1, which uses all GPUs of its node); more: one for each GPU",
     )
-    add("--gpus-per-node", type=flags.whole(0, 1024), default=0, metavar="G", help="(0: none asked for)")
-    add("--cpus-per-task", type=flags.whole(1, 4096), metavar="C", help="default: the cluster's")
-    add("--time", default="24:00:00", metavar="LIMIT", help="of the job, as sbatch writes it (24:00:00)")
+    add("--gpus-per-node", type=flags.whole(0, 1024), default=0, metavar="G", help="GPUs of each node; 0: none are requested (0)")
+    add("--cpus-per-task", type=flags.whole(1, 4096), metavar="C", help="CPU cores of each process; default: the cluster's")
+    add("--time", default="24:00:00", metavar="LIMIT", help="time limit of the job, in the form of sbatch (24:00:00)")
     add(
         "--save-seconds",
         type=flags.whole(1, 10**6),
         default=300,
         metavar="S",
-        help="SIGTERM comes this long before the limit (300); saving must fit in",
+        help="seconds between SIGTERM and the time limit, in which the run saves (300)",
     )
     add("--partition", metavar="NAME")
     add("--account", metavar="NAME")
@@ -67,9 +67,9 @@ def parser() -> Parser:
         metavar="LINE",
         help="a shell line before the start, as in --setup 'module load cuda'",
     )
-    add("--log", metavar="FILE", help="of the job and all its restarts (slurm-NAME-%%j.log); %%j is the job's number")
-    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="(100)")
-    add("--python", default=sys.executable, help="that the nodes start (this one)")
+    add("--log", metavar="FILE", help="log file of the job and all its restarts (slurm-NAME-%%j.log); %%j is the number of the job")
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="largest number of restarts (100)")
+    add("--python", default=sys.executable, help="Python that the nodes start (this one)")
     add("--dry-run", action="store_true", help="print the job script and submit nothing")
     return made
 

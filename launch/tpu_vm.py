@@ -51,29 +51,29 @@ def parser() -> Parser:
     )
     add = made.add_argument
     add("action", choices=ACTIONS)
-    add("--name", required=True, help="of the queued resource and its machines")
+    add("--name", required=True, help="name of the queued resource and its machines")
     add("--zone", required=True)
-    add("--project", help="default: gcloud's")
-    add("--tpu", metavar="KIND:TOPOLOGY", help="for create and run, as in v5p:8x8x8")
-    add("--runtime-version", help="default: the one for the kind of TPU")
-    add("--spot", action="store_true", help="on machines that can be taken away")
+    add("--project", help="Google Cloud project; default: that of gcloud")
+    add("--tpu", metavar="KIND:TOPOLOGY", help="TPU slice for create and run, such as v5p:8x8x8")
+    add("--runtime-version", help="runtime version; default: the one for the kind of TPU")
+    add("--spot", action="store_true", help="use spot machines")
     add("--setup", action="append", default=[], metavar="LINE", help="a shell line on every worker before the installation")
-    add("--python", default="python3.11", help="on the workers (python3.11, installed by copy)")
+    add("--python", default="python3.11", help="Python on the workers (python3.11, which the installation brings)")
     add(
         "--shared",
         action="append",
         default=[],
         metavar="/DIR",
-        help="a directory that all workers share, mounted by --setup",
+        help="directory that all workers share, mounted by --setup",
     )
-    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="of run: times that machines are asked for again (100)")
-    add("--poll-seconds", type=flags.number(0, 86_400), default=30.0, metavar="S", help="between looks at the queue (30)")
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="for run: largest number of new requests for machines (100)")
+    add("--poll-seconds", type=flags.number(0, 86_400), default=30.0, metavar="S", help="seconds between two looks at the queue (30)")
     add(
         "--back-off-seconds",
         type=flags.number(0, 86_400),
         default=60.0,
         metavar="S",
-        help="before machines are asked for again, doubled each time (60)",
+        help="seconds before machines are requested again, doubled each time (60)",
     )
     add("--dry-run", action="store_true", help="print the commands and run none")
     return made

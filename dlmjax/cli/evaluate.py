@@ -52,7 +52,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="quadrature rule over the noise levels; count: the k-form of masked processes (gauss)",
     )
     add("--windows", type=flags.whole(1), metavar="N", help="number of windows, from the first on (all)")
-    add("--seed", type=flags.seed, default=0, help="seed of the corruptions, which all runs evaluated with it have in common (0)")
+    add("--seed", type=flags.seed, default=0, help="seed of the corruptions; the same seed gives all runs the same noise (0)")
     add("--against", type=flags.input_folder, metavar="DIR", help="second run; the difference has its own error: same text, same noise")
     add("--against-step", type=flags.whole(0), metavar="N", help="step of the second run's checkpoint (the newest)")
     add("--per-document", type=flags.output_file, metavar="FILE.npz", help="file for nats, tokens and bytes of every document")

@@ -37,7 +37,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--threshold",
         type=flags.share,
         metavar="P",
-        help="probability from which a token is revealed, beside the best; replaces --steps (confidence, entropy, margin orders)",
+        help="least probability of the tokens that a step reveals; replaces --steps (confidence, entropy, margin orders)",
     )
     add(
         "--remainder",

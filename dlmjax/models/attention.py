@@ -48,7 +48,9 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
     runs, fits = runs_on(backend, dtype, platform), segments_BL.shape[1] % SPLASH_LANES == 0
     if backend == "cudnn":
         if not runs:
-            raise InputError(f"attention=cudnn requires an NVIDIA GPU and bfloat16, not {platform} and {dtype}; set execution.attention=dense")
+            raise InputError(
+                f"attention=cudnn requires an NVIDIA GPU and bfloat16, not {platform} and {dtype}; set execution.attention=dense"
+            )
         attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), implementation="cudnn")
     elif backend == "splash" and not runs:
         raise InputError(f"attention=splash requires a TPU, not {platform}; set execution.attention=dense")

@@ -77,7 +77,7 @@ def test_blocks_without_an_allowed_score_are_skipped():
 
 def test_lengths_that_the_kernel_cannot_take_are_named():
     q, k, v, _ = inputs(heads=2, groups=2)
-    with pytest.raises(InputError, match="multiple of 128"):
+    with pytest.raises(InputError, match="divisible by 128"):
         splash(q[:, :200], k[:, :200], v[:, :200], Full(), jnp.ones((1, 200), jnp.int32), SINGLE, interpret=True)
 
 

@@ -75,6 +75,24 @@ def test_only_cli_prints_and_parses(room):
             assert not isinstance(node, ast.Import | ast.ImportFrom) or "argparse" not in names, f"{path.name} parses flags"
 
 
+def test_no_modules_import_each_other():
+    """Imports, also those inside functions, form no circle of any length: a module can be read after those that it imports."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in ROOT.glob("dlmjax/**/*.py")}
+
+    def imported(path: pathlib.Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                found |= {name if (name := f"{node.module}.{alias.name}") in paths else node.module for alias in node.names}
+        return found & paths.keys()
+
+    remaining = {module: imported(path) for module, path in paths.items()}
+    while free := [module for module, names in remaining.items() if not names & remaining.keys()]:
+        remaining = {module: names for module, names in remaining.items() if module not in free}
+    assert not remaining, f"these modules are in a circle of imports, or import one that is: {sorted(remaining)}"
+
+
 def test_links_of_the_documents_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for link in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):

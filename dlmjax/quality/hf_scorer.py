@@ -5,12 +5,14 @@ Shapes: B rows, L positions. Units: nats.
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
-from dlmjax.quality.scorers import Sample, Scores, windows_of
+from dlmjax.quality.scorers import RunScorer, Sample, Scorer, Scores, windows_of
+from dlmjax.run import open_run
 
 ROWS = 4
 LONGEST = 2048  # tokens read together, also where the model could read more
@@ -111,3 +113,15 @@ class HfScorer:
         if features:
             hidden_BD = torch.stack([out.hidden_states[-1][row, len(ids) - 1] for row, ids in enumerate(rows)]).float().numpy()
         return nats_BL.numpy(), hidden_BD
+
+
+def open_scorer(tokenizer: Any, scorer: str | None, scorer_workdir: str | None) -> Scorer | None:
+    """The scorer that the command line names: a Hugging Face directory or the workdir of an autoregressive run; None where neither.
+
+    Raises InputError: both, not such a directory, not an autoregressive run.
+    """
+    if scorer and scorer_workdir:
+        raise InputError("give either --scorer or --scorer-workdir, not both")
+    if scorer:
+        return HfScorer(scorer)
+    return RunScorer(open_run(scorer_workdir), tokenizer, str(scorer_workdir)) if scorer_workdir else None

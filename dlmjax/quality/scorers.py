@@ -26,7 +26,7 @@ from dlmjax.diffusion.objective import nats_at
 from dlmjax.diffusion.process import bind_process, row_keys
 from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
-from dlmjax.run import Run, open_run
+from dlmjax.run import Run
 
 ROWS = 16
 
@@ -175,20 +175,6 @@ class RunScorer:
         keys_B, t_BL = row_keys(jax.random.key(0), jnp.arange(tokens_BL.shape[0])), jnp.zeros(tokens_BL.shape)
         read_BL = bind_process(self.process, params).corrupt(keys_B, tokens_BL, t_BL)
         return self._bound(params, segments_BL, positions_BL).hidden(read_BL, t_BL).astype(jnp.float32)
-
-
-def open_scorer(tokenizer: Any, scorer: str | None, scorer_workdir: str | None) -> Scorer | None:
-    """The scorer that the command line names: a Hugging Face directory or the workdir of an autoregressive run; None where neither.
-
-    Raises InputError: both, not such a directory, not an autoregressive run.
-    """
-    if scorer and scorer_workdir:
-        raise InputError("give either --scorer or --scorer-workdir, not both")
-    if scorer:
-        from dlmjax.quality.hf_scorer import HfScorer  # torch and transformers are needed for this alone
-
-        return HfScorer(scorer)
-    return RunScorer(open_run(scorer_workdir), tokenizer, str(scorer_workdir)) if scorer_workdir else None
 
 
 def _groups(items: list) -> list[list]:

@@ -8,7 +8,8 @@ import pytest
 
 from dlmjax.cli.main import main
 from dlmjax.quality import generated, latency, mauve_score, plot
-from dlmjax.quality.scorers import RunScorer, open_scorer
+from dlmjax.quality.hf_scorer import open_scorer
+from dlmjax.quality.scorers import RunScorer
 from dlmjax.sampling import SampleSettings, suppressed_ids
 from tests.cli.test_main import refused
 from tests.quality.conftest import random_run

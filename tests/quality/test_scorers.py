@@ -8,7 +8,8 @@ import pytest
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.quality.generated import make_texts, measure
-from dlmjax.quality.scorers import RunScorer, Sample, Window, make_sample, open_scorer, windows_of
+from dlmjax.quality.hf_scorer import open_scorer
+from dlmjax.quality.scorers import RunScorer, Sample, Window, make_sample, windows_of
 from dlmjax.sampling import SampleSettings, suppressed_ids
 from tests.quality.conftest import random_run
 

@@ -199,7 +199,7 @@ def test_a_process_that_never_comes_is_not_waited_for_in_silence(pair, tmp_path)
     assert done.returncode == 75, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "exit 75: process 1 of 2 on " in last and "before the first step" in last
-    assert "not all processes come within --start-timeout" in last
+    assert "not all processes start within --start-timeout" in last
     assert not (tmp_path / "run").exists()
 
 

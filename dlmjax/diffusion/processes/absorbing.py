@@ -12,7 +12,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 
 
 class Absorbing(Process):
@@ -46,6 +46,17 @@ class Absorbing(Process):
     @abc.abstractmethod
     def left(self) -> float:
         """alpha(1), the same for all tokens."""
+
+    @abc.abstractmethod
+    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """1 - alpha_x(t): the probability that a token x is masked at time t."""
+
+    def corrupt(
+        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
+    ) -> Int[Array, "B L"]:
+        # u < noise, u in [0, 1): never where the noise is 0, always where it is 1.
+        hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.noise_of(x_BL, t_BL)
+        return jnp.where(among(hit_BL, valid_BL), self.mask_id, x_BL)
 
     @abc.abstractmethod
     def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...

@@ -64,12 +64,9 @@ class SharedSchedule(Absorbing):
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
-        # u < noise, u in [0, 1): never where the noise is 0, always where it is 1.
-        hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.schedule.noise(t_BL)
-        return jnp.where(among(hit_BL, valid_BL), self.mask_id, x_BL)
+    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        del x
+        return self.schedule.noise(t)
 
     def forward_step(
         self,

@@ -41,10 +41,6 @@ class StateDependent(Absorbing):
     # --- what a schedule is ----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """1 - alpha_x(t)."""
-
-    @abc.abstractmethod
     def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
         """h_v(t) for every class, finite at t = 0."""
 
@@ -53,12 +49,6 @@ class StateDependent(Absorbing):
         return 0.0
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
-
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
-        hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.noise_of(x_BL, t_BL)
-        return jnp.where(among(hit_BL, valid_BL), self.mask_id, x_BL)
 
     def forward_step(
         self,
@@ -71,10 +61,6 @@ class StateDependent(Absorbing):
         noise_s_BL, noise_t_BL = self.noise_of(z_BL, s_BL), self.noise_of(z_BL, t_BL)
         hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(1 - noise_s_BL, FLOOR)
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
-
-    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
-        del t_BL
-        return z_BL == self.mask_id
 
     def log_q(self, z: Int[Array, "*n"], x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """log q(z_t | x) of what was drawn."""

@@ -162,6 +162,8 @@ def test_a_word_of_several_meanings_is_in_no_name(word):
     ]
     assert not wrong, f"docs/glossary.md says {word.use} instead of {word.word!r}:\n" + "\n".join(wrong)
     assert all(any(name == other for _, _, other in bound()) for name in word.allowed), "an exception that nothing needs"
+    for package in OPEN.get(word.word, ()):
+        assert any(word.is_in(name) and file.startswith(package) for file, _, name in bound()), f"{package} is open without need"
 
 
 @pytest.mark.parametrize("pattern, use", PHRASES, ids=[use for _, use in PHRASES])
@@ -172,6 +174,8 @@ def test_a_phrase_of_our_own_is_in_no_text(pattern, use):
         if re.search(pattern, text) and not file.startswith(OPEN.get(use, ("?",)))
     ]
     assert not wrong, f"say {use!r}:\n" + "\n".join(wrong)
+    for package in OPEN.get(use, ()):
+        assert any(re.search(pattern, text) and file.startswith(package) for file, _, text in prose()), f"{package} is open without need"
 
 
 def test_what_the_glossary_names_is_defined_there():

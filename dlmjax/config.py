@@ -26,7 +26,7 @@ from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
 from dlmjax.data.portion import parse_path
 from dlmjax.errors import InputError
-from dlmjax.fields import FIELDS, non_identity_fields
+from dlmjax.fields import FIELDS, hashed, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
 
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
@@ -356,10 +356,10 @@ def _of_field(name: str) -> Iterator[None]:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Short hash of the fields that decide what a run computes (without machine, logging and paths)."""
+    """Short hash of the fields that decide what a run computes: without machine, logging and paths, and `hashed`."""
     values = leaves(config)
     free = non_identity_fields()
-    fixed = {name: value for name, value in values.items() if name not in free}
+    fixed = {name: value for name, value in hashed(values).items() if name not in free}
     if budgets := _token_budgets(values[PATHS]):
         fixed[PATHS] = budgets
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,7 +24,8 @@ class Field:
 
     doc: a noun phrase with its unit. least, most: bounds of a number, which itself is allowed, but for `above` and `below`. one_of: the
     texts that are allowed. named: the text is a name, or a name with values (`choices.parse`). identity: another value makes another
-    run. programs: the compiled programs of a run that depend on the value, ALL, SOME or NONE.
+    run. programs: the compiled programs of a run that depend on the value, ALL, SOME or NONE. added: declared since 2026-12, when runs
+    existed that do not have the field: `hashed` leaves it out where it has its default, which thus never changes.
     """
 
     default: Any
@@ -37,6 +38,7 @@ class Field:
     named: bool = False
     identity: bool = True
     programs: str = SOME
+    added: bool = False
 
     @property
     def range(self) -> str:
@@ -203,6 +205,19 @@ def non_identity_fields() -> frozenset[str]:
 def fields_by_programs(programs: str) -> frozenset[str]:
     """Fields that ALL, SOME or NONE of a run's compiled programs depend on."""
     return frozenset(name for name, field in FIELDS.items() if field.programs == programs)
+
+
+def hashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a flat config that a hash of it covers: all but added fields at their defaults, so that a hash from before a field
+    was declared stays valid."""
+
+    added = {name: field.default for name, field in FIELDS.items() if field.added}
+    return {name: value for name, value in values.items() if name not in added or not _equal(value, added[name])}
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether a value is a default, which JSON reads back as a list where it is a tuple."""
+    return (tuple(value) if isinstance(value, list) else value) == default
 
 
 def check_section(section: str, values: Mapping[str, Any]) -> None:

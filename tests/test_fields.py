@@ -1,6 +1,7 @@
 """The declarations of a config's fields, and what is derived from them."""
 
 import dataclasses
+import json
 import math
 import pathlib
 
@@ -9,11 +10,15 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.cli.config_help import help_text, markdown_table
 from dlmjax.cli.main import main
+from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.fields import ALL, FIELDS, NONE, Field, fields_by_programs, non_identity_fields
 from dlmjax.models import Execution, ModelSpec
 from dlmjax.models.families import model_spec
+from dlmjax.sweep.manifest import run_id
+from dlmjax.sweep.run_log import programs_of, shape_of
 from dlmjax.training import OptimizerSpec
+from dlmjax.workdir import claim_workdir, stored_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -31,6 +36,8 @@ llada_8b 18162c86e877, masked:gpt2_small 2e8f2f4bec67, masked:tiny cb39a4857bfa,
 plaid:tiny bd87383dc800, puzzles 4214a754feec, quickstart b898be458c5d, score:gpt2_small eed69f89b0b5, score:tiny b50a5ba975d2,
 sed:gpt2_small 14d1f56120dc, sed:tiny 3a09c9cfcbc6, uniform:gpt2_small 99a1f5567915, uniform:tiny d5fedb5cc589
 """
+# Of the default config, by who hashes it.
+BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}
 STORED = dict(entry.split() for entry in FINGERPRINTS.replace("\n", " ").split(","))
 
 
@@ -41,6 +48,64 @@ def test_every_shipped_config_is_the_same_run_as_ever():
         stem, colon, size = name.partition(":")
         found[name] = config_lib.fingerprint(config_lib.load(f"{CONFIGS / stem}.py{colon}{size}"))
     assert found == STORED
+
+
+# One field of each type, and one whose value is not part of a run's identity.
+ADDED = {
+    "seed2": Field(0, "a number", 0, added=True),
+    "data.added": Field((), "a list", added=True),
+    "process.added": Field("linear", "a choice", one_of=("linear", "cosine"), added=True),
+    "train.added": Field(0.5, "a share", 0, 1, added=True),
+    "train.switch": Field(False, "a switch", added=True),
+    "log.added": Field(1, "steps", 1, identity=False, added=True),
+}
+OTHER = {"seed2": "7", "data.added": "a,b", "process.added": "cosine", "train.added": "0.25", "train.switch": "true", "log.added": "2"}
+
+
+def hashes(config):
+    """All that is hashed of a config, by who hashes it; of the config as it is, and as a file returns it."""
+    found = []
+    for values in (config_lib.leaves(config), json.loads(config_lib.to_json(config))):
+        found.append((run_id("m", {}, values, []), shape_of(values), programs_of(values)))
+    assert found[0] == found[1]
+    return {"fingerprint": config_lib.fingerprint(config), **dict(zip(("id", "shape", "programs"), found[0], strict=True))}
+
+
+def test_a_sweep_keeps_the_ids_of_its_runs():
+    """A field that is declared without `added` changes them, also one that is not part of a run's identity."""
+    assert hashes(config_lib.default()) == BEFORE
+
+
+def test_an_added_field_changes_no_hash_unless_it_is_set(monkeypatch, tmp_path):
+    old = json.loads(config_lib.to_json(config_lib.default()))
+    for name, field in ADDED.items():
+        monkeypatch.setitem(FIELDS, name, field)
+    test_every_shipped_config_is_the_same_run_as_ever()
+    opened = config_lib.from_json(json.dumps(old))
+    assert set(config_lib.leaves(opened)) - set(old) == set(ADDED) and hashes(opened) == BEFORE
+    assert config_lib.differences(old, config_lib.leaves(opened)) == []
+    tokenizer = load_tokenizer("bytes")
+    with monkeypatch.context() as before:
+        for name in ADDED:
+            before.delitem(FIELDS, name)
+        claim_workdir(tmp_path, config_lib.default(), tokenizer)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n')
+    for name, value in OTHER.items():
+        changed = config_lib.override(config_lib.default(), [f"{name}={value}"])
+        kinds = {"id", "programs", "fingerprint"} if ADDED[name].identity else {"id", "programs"}
+        assert {kind for kind, value in hashes(changed).items() if value != BEFORE[kind]} == kinds
+        assert config_lib.leaves(config_lib.from_json(config_lib.to_json(changed))) == config_lib.leaves(changed)
+        if ADDED[name].identity:
+            with pytest.raises(InputError, match=f"differs in {name}: .* -> "):
+                claim_workdir(tmp_path, changed, tokenizer)
+    claim_workdir(tmp_path, config_lib.default(), tokenizer)  # a run from before the fields resumes
+    assert config_lib.fingerprint(stored_config(tmp_path, {})) == BEFORE["fingerprint"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_field_of_a_newer_version_is_refused_by_its_name(name):
+    with pytest.raises(InputError, match=f"unknown field '{name}'"):
+        config_lib.from_json(json.dumps({**config_lib.leaves(config_lib.default()), name: 2}))
 
 
 def test_the_default_config_is_what_is_declared():

@@ -12,6 +12,7 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.errors import InputError
+from dlmjax.fields import hashed
 from dlmjax.files import parse_json, read_bounded, write_atomically
 from dlmjax.seeds import SEEDS
 
@@ -178,8 +179,8 @@ class SweepPlan:
 
 
 def run_id(series: str, cell: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """`objective-part-part-hash`: the hash is of the objective, the sweep point and every leaf of the config: equal runs have equal ids."""
-    return "-".join([series, *parts, _hash([series, dict(cell), dict(config)])])
+    """`objective-part-part-hash`: the hash is of the objective, the sweep point and the config (`hashed`): equal runs have equal ids."""
+    return "-".join([series, *parts, _hash([series, dict(cell), hashed(config)])])
 
 
 def ids_in(directory: str | os.PathLike) -> list[str]:
@@ -220,7 +221,7 @@ def _run_of(line: bytes, what: str) -> PlannedRun:
     checks.name(f"series of {what}", run.series)
     checks.flat(f"cell of {what}", run.cell)
     checks.flat(f"config of {what}", run.config)
-    if not run.id.endswith("-" + _hash([run.series, run.cell, run.config])):
+    if not run.id.endswith("-" + _hash([run.series, run.cell, hashed(run.config)])):
         raise InputError(f"{what} was edited: the id {run.id} stands for another series, cell or config")
     leaves = {name: run.config.get(name) for name in ("train.steps", "data.batch", "data.length")}
     for name, value in leaves.items():

@@ -22,7 +22,7 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.errors import InputError
-from dlmjax.fields import ALL, NONE, fields_by_programs
+from dlmjax.fields import ALL, NONE, fields_by_programs, hashed
 from dlmjax.files import read_json
 from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, Policy, Validation
 from dlmjax.sweep.records import Record, records_of
@@ -91,7 +91,7 @@ def programs_of(config: Mapping[str, Any]) -> str:
 
 
 def _hash(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(hashed(values), sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
 # --- locks ---------------------------------------------------------------------------------------------------------------------------

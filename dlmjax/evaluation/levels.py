@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
-from scipy.optimize import nnls
 
 from dlmjax.diffusion.process import Process
 from dlmjax.parallel.arrays import device_get
@@ -107,6 +106,8 @@ def _gaussian_steps(process: Process, nodes: int) -> LevelGrid:
     laws' errors are exp(-r SNR), r from near embeddings to far ones and to hundreds of tokens that say the same. The first steps, in which
     most of the SNR falls, leave no variable in which the sum is smooth. From two choices of levels, each is moved, and the better one kept.
     """
+    from scipy.optimize import nnls  # half a second to import, which only these grids require
+
     steps, curve = process.steps, _Curve(process, nodes)
     at_T = np.arange(steps + 1) / steps
     snr_T = 1 / np.maximum(curve.noise(at_T), 1e-12) - 1

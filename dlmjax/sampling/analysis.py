@@ -10,7 +10,6 @@ Functions of plain arrays; nothing is sampled here. Shapes: S states (the start 
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Bool, Float, Int
 
 from dlmjax.sampling.trace import HIDDEN, Trace
@@ -58,9 +57,11 @@ def flips(trace: Trace) -> Int[np.ndarray, "B"]:
 def order_tau(trace: Trace) -> Float[np.ndarray, "B"]:
     """For each row, Kendall's tau-b between the positions of its made tokens and the steps at which the final ones appeared: 1 from left
     to right, -1 from right to left, about 0 in any order; NaN where all came at once."""
+    from scipy.stats import kendalltau  # a second to import, which only this figure requires
+
     appeared_BL, place_L = settled(trace.shown_SBL), np.arange(trace.canvas.length)
     taus = []
     for appeared_L, made_L in zip(appeared_BL, made(trace), strict=True):
         apart = len(np.unique(appeared_L[made_L])) > 1
-        taus.append(scipy.stats.kendalltau(place_L[made_L], appeared_L[made_L]).statistic if apart else np.nan)
+        taus.append(kendalltau(place_L[made_L], appeared_L[made_L]).statistic if apart else np.nan)
     return np.asarray(taus, np.float64)

@@ -30,9 +30,9 @@ from dlmjax.training import (
     Checkpoints,
     Goodput,
     MetricsWriter,
-    Progress,
     Summary,
     Throughput,
+    TrainingProgress,
     TrainStep,
     Window,
     clear_stop,
@@ -100,7 +100,7 @@ def train(
             Interrupt() as stop,
             checkpoints,
             MetricsWriter(workdir, resume_step=start, known=meta.get("metrics")) as writer,
-            Progress(steps, initial=start) as progress,
+            TrainingProgress(steps, initial=start) as progress,
             jax.transfer_guard("disallow"),
         ):
             goodput = Goodput(workdir, start, time.time() - (time.perf_counter() - began))
@@ -226,7 +226,7 @@ def _traced_step(experiment: Experiment) -> TrainStep:
 class _Log:
     """Curves, terminal and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
 
-    def __init__(self, experiment: Experiment, writer: MetricsWriter, progress: Progress, pending: list, goodput: Goodput):
+    def __init__(self, experiment: Experiment, writer: MetricsWriter, progress: TrainingProgress, pending: list, goodput: Goodput):
         data, self._every = experiment.config.data, experiment.config.log.every
         tokens = data.batch * data.length
         self.throughput = Throughput(

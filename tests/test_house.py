@@ -27,7 +27,7 @@ def test_a_file_is_short_and_finished(path):
 
 
 # Progress and the log of processes go to standard error from where they arise; one file is shipped with exports.
-LOGS = {"data/progress.py", "training/progress.py", "cluster/start.py", "cluster/supervise.py", "cluster/host.py"}
+LOGS = {"progress.py", "cluster/start.py", "cluster/supervise.py", "cluster/host.py"}
 SCRIPTS = {"interop/shipped/load_dlm.py", "diffusion/capabilities.py"}
 
 

@@ -29,12 +29,12 @@ from dlmjax.data import encode as encoding
 from dlmjax.data.formats import COMPRESSIONS, Position, Reader
 from dlmjax.data.manifest import SPLITS, Manifest, Segment
 from dlmjax.data.paths import PART, CorpusStore, Unreachable, size_of
-from dlmjax.data.progress import Progress
 from dlmjax.data.scan import read_scan, write_scan
 from dlmjax.data.segments import Cutting, SegmentWriter, batch_bytes, batches
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import parse_json, sealed, unsealed
+from dlmjax.progress import Progress
 
 REQUEST = f"{manifest.WORK}/request.json"
 REPEATED = 16  # each item reads a compressed file from its start: at most this many bytes per tokenized byte

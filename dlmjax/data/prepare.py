@@ -29,11 +29,11 @@ from dlmjax.data import encode as encoding
 from dlmjax.data.beam import REQUEST, Executor, prepare_in_items
 from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
 from dlmjax.data.paths import CorpusStore, is_url
-from dlmjax.data.progress import Progress
 from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, normal_documents, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import open_lock, parse_json, sealed, unsealed
+from dlmjax.progress import Progress
 
 SMALL = 1 << 20  # stored bytes below which starting worker processes would take longer than the work
 

@@ -17,10 +17,10 @@ import shutil
 from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import CorpusStore
-from dlmjax.data.progress import Progress
 from dlmjax.data.tokenizers import load_saved_tokenizer
 from dlmjax.errors import InputError, NoSplit
 from dlmjax.files import inside, open_lock
+from dlmjax.progress import Progress
 
 AT_ONCE = 8  # files that are fetched at a time
 

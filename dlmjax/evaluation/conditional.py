@@ -40,12 +40,12 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import bind_process, cross_entropy, exclude, row_keys
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, level_grid
 from dlmjax.parallel.arrays import device_get
+from dlmjax.progress import Progress
 from dlmjax.seeds import check_seed
 
 NARROWEST = 4  # tokens of the narrowest rows, and the least by which widths differ

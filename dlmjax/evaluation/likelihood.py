@@ -29,13 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dlmjax.data.progress import Progress
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
+from dlmjax.progress import Progress
 from dlmjax.seeds import check_seed
 
 _BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw

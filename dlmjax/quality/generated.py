@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from dlmjax.data import Corpus, EvalWindows
-from dlmjax.data.progress import Progress
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import ratio_with_error
+from dlmjax.progress import Progress
 from dlmjax.quality.diversity import distinct_n, mean_with_error, self_bleu
 from dlmjax.quality.mauve_score import mauve_with_error
 from dlmjax.quality.scorers import Sample, Scorer, make_sample

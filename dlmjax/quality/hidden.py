@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dlmjax.data.progress import Progress
 from dlmjax.diffusion.process import bind_process, row_keys
 from dlmjax.errors import InputError
 from dlmjax.models.masks import BlockCausal
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
+from dlmjax.progress import Progress
 from dlmjax.run import Run
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dlmjax.data.progress import Progress
 from dlmjax.errors import InputError
+from dlmjax.progress import Progress
 from dlmjax.quality.diversity import mean_with_error
 from dlmjax.quality.puzzles import Puzzle, kind_of
 from dlmjax.run import Run

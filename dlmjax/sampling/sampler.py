@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from dlmjax.data.progress import Progress
 from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
+from dlmjax.progress import Progress
 from dlmjax.sampling.calls import BoundLogits, LogitsCache, StepDenoiser, put
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid

@@ -5,7 +5,7 @@ from dlmjax.training.checkpoint import Checkpoints
 from dlmjax.training.goodput import Goodput
 from dlmjax.training.metrics import TIMING, BadStep, MetricsWriter, Summary, Window, read
 from dlmjax.training.optimizer import Hyperparameters, OptimizerSpec, build_optimizer, hyperparameters_of, learning_rate
-from dlmjax.training.progress import Progress, Throughput
+from dlmjax.training.progress import Throughput, TrainingProgress
 from dlmjax.training.step import TrainStep, abstract_state, clear_stop, init_state, make_train_step
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "Interrupt",
     "MetricsWriter",
     "OptimizerSpec",
-    "Progress",
+    "TrainingProgress",
     "Summary",
     "Throughput",
     "TrainStep",

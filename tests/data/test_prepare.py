@@ -22,7 +22,6 @@ from dlmjax.data.corpus import Corpus
 from dlmjax.data.encode import document_share
 from dlmjax.data.manifest import Manifest
 from dlmjax.data.prepare import default_shard_bytes, parse_split_files, prepare
-from dlmjax.data.progress import Progress
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.data.tokenizers import load_tokenizer
 from dlmjax.errors import InputError
@@ -521,19 +520,6 @@ def test_memory_does_not_grow_with_the_input_and_jax_is_not_imported(tmp_path):
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert max(map(int, result.stdout.split())) < 160_000, result.stdout
-
-
-def test_progress_says_lines_where_there_is_no_terminal(capsys, monkeypatch):
-    monkeypatch.setattr("dlmjax.data.progress.SECONDS_BETWEEN_LINES", 0.0)
-    with Progress(1000, "preparing", "B") as progress:
-        progress.reach(0)
-        progress.reach(500)
-        progress.reach(400)
-    error = capsys.readouterr().err
-    assert "preparing: 500 of 1.00kB" in error and "left" in error
-    with Progress(1000, "preparing", "B", show=False) as progress:
-        progress.reach(500)
-    assert capsys.readouterr().err == ""
 
 
 def test_shards_grow_with_the_input():

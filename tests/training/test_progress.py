@@ -1,14 +1,11 @@
 """Rates, peaks, and what a person sees where stderr is not a terminal."""
 
-import io
-import sys
 import time
 
 import pytest
 
 from dlmjax.cluster.chips import peak_flops
-from dlmjax.data import progress as data_progress
-from dlmjax.training import Progress, Throughput
+from dlmjax.training import Throughput, TrainingProgress
 
 
 def test_peaks_of_known_devices_only():
@@ -41,7 +38,7 @@ def test_no_mfu_without_both_numbers(flops, peak):
 def test_sparse_lines_without_a_terminal(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress(total=100, initial=20, every=30.0) as progress:
+    with TrainingProgress(total=100, initial=20) as progress:
         for step in range(80):
             now[0] += 1
             progress.update(1, {"loss": 1.5} if step == 40 else None)
@@ -54,7 +51,7 @@ def test_the_first_step_compiles_and_is_no_measure_of_the_rest(capsys, monkeypat
     """An hour of compilation, then a step a second: neither the lines nor the bar tell of hours."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress(total=200, initial=20, every=30.0) as progress:
+    with TrainingProgress(total=200, initial=20) as progress:
         for step in range(100):
             now[0] += 3600 if step == 0 else 1
             progress.update(1, {"bound": "4.2 nats/token", "mfu": 0.12345})
@@ -71,7 +68,7 @@ def test_steps_that_are_only_queued_are_not_done(capsys, monkeypatch):
     """The device is eight steps behind: it does one in ten seconds, whatever was handed to it at once."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Progress(total=60, every=30.0) as progress:
+    with TrainingProgress(total=60) as progress:
         now[0] += 100
         progress.update()
         for step in range(2, 10):
@@ -82,38 +79,3 @@ def test_steps_that_are_only_queued_are_not_done(capsys, monkeypatch):
         progress.update(running=0)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["train 1/60", "train 4/60, 09:20 left", "train 7/60, 08:50 left"]
-
-
-@pytest.mark.parametrize("of_data", [False, True])
-def test_the_bar_of_a_terminal_leaves_the_first_step_out(monkeypatch, of_data):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    now = [0.0]
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    bar = data_progress.Progress(100, "prepare", "B") if of_data else Progress(total=100)
-    bar._bar._time, bar._bar.start_t, bar._bar.last_print_t = (lambda: now[0]), 0.0, 0.0
-    for step in range(1, 41):
-        now[0] += 3600 if step == 1 else 1
-        bar.reach(step) if of_data else bar.update()
-    found = bar._bar.format_dict
-    assert found["elapsed"] == 39 and found["n"] - found["initial"] == 39 and found["rate"] == pytest.approx(1, rel=0.01)
-    bar._bar.close()
-
-
-def test_lines_about_data_wait_for_a_second_count(capsys, monkeypatch):
-    """Half an hour until the first count: start-up, and what an earlier call had done."""
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with data_progress.Progress(1000, "preparing", "B", show=None) as progress:
-        now[0] += 1800
-        progress.reach(400)
-        for count in range(401, 481):
-            now[0] += 1
-            progress.reach(count)
-    assert capsys.readouterr().err.splitlines() == [
-        "preparing: 400 of 1.00kB",
-        "preparing: 431 of 1.00kB, 09:29 left",
-        "preparing: 462 of 1.00kB, 08:58 left",
-    ]

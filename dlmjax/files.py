@@ -1,5 +1,6 @@
 """Small files in one move, as they were or whole; JSON from anywhere, within bounds; whether a path can be used. Imports no jax."""
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -8,36 +9,54 @@ import math
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import NoneType
-from typing import Any
+from typing import Any, BinaryIO
 
 from dlmjax.errors import InputError
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a small file, text as UTF-8, and the folders it lies in: a reader (or a restart) sees the old content or the new one, never
-    a part.  Raises InputError where that cannot be done; nothing is changed then."""
+@contextlib.contextmanager
+def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write, which takes the name `path` when the block ends without an error. Until then, and after a kill, whatever has that
+    name stays as it was: the new file lies beside it under a temporary name, and is synced to disk before it is renamed. Raises OSError."""
     path = pathlib.Path(path)
-    make_folder(path)
-    temporary = None
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        with open(part, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a report is an ordinary file
-        os.replace(temporary, path)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the temporary names of `replaced`
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Returns when a file, or the names in a folder, are on disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a small file, text as UTF-8, and makes the folders it lies in: a reader (or a restart) sees the old content or the new one,
+    never a part.  Raises InputError where that cannot be done; nothing is changed then."""
+    make_folder(path)
+    try:
+        with replaced(path) as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
-        if temporary:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-        message = f"cannot write {path}: {why(error)}; free some room or choose another place (nothing was changed)"
+        message = f"cannot write {path}: {why(error)}; free some space, or choose another path (nothing was changed)"
         raise InputError(message) from error
 
 
@@ -79,15 +98,12 @@ def remove(path: str | os.PathLike) -> None:
 
 
 def sweep(folder: str | os.PathLike) -> None:
-    """Deletes what killed calls of `write_atomically` left in a folder. For the one who holds its lock: a living writer loses its file."""
+    """Deletes the files that killed writers (`replaced`) left in a folder. Requires its lock: a living writer would lose its file."""
     folder = pathlib.Path(folder)
     if folder.is_dir() and not folder.is_symlink():
         for path in folder.iterdir():
-            if _PART.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            if PART.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink(missing_ok=True)
-
-
-_PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the names that `write_atomically` gives
 
 
 def open_lock(path: str | os.PathLike) -> io.FileIO:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import dlmjax
 from dlmjax.errors import InputError
 from dlmjax.files import (
     CHECKSUM,
@@ -16,6 +19,7 @@ from dlmjax.files import (
     make_folder,
     read_json,
     remove,
+    replaced,
     require_path,
     require_shape,
     sealed,
@@ -102,16 +106,29 @@ def test_only_what_our_own_writers_left_is_swept(tmp_path):
     assert sorted(path.name for path in elsewhere.iterdir()) == sorted([ours, *others])
 
 
-def test_what_a_killed_writer_leaves_is_named_as_swept(tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
+def test_what_a_killed_writer_leaves_is_named_as_swept(tmp_path):
+    with pytest.raises(FileNotFoundError), replaced(tmp_path / "config.json"):
+        assert len(list(tmp_path.iterdir())) == 1
+        sweep(tmp_path)
+        assert not list(tmp_path.iterdir())
 
-    monkeypatch.setattr("os.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "config.json", "x")
-    assert len(list(tmp_path.iterdir())) == 1
-    sweep(tmp_path)
-    assert not list(tmp_path.iterdir())
+
+def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path):
+    write_atomically(tmp_path / "a", "old")
+    for error in (OSError, ValueError, KeyboardInterrupt):
+        with pytest.raises(error), replaced(tmp_path / "a") as file:
+            file.write(b"half")
+            raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_one_function_puts_files_in_place():
+    """What a file must survive (a kill, a full disk, a reader at the same time) is in one function; the others that sync are listed."""
+    root = pathlib.Path(dlmjax.__file__).parent
+    syncing = {
+        str(path.relative_to(root)) for path in root.rglob("*.py") if re.search(r"\b(fsync|mkstemp|os\.replace)\(", path.read_text())
+    }
+    assert syncing == {"files.py", "sweep/records.py"}, "a record is appended, all else goes through files.replaced"
 
 
 def test_any_flipped_bit_of_a_sealed_file_is_seen(tmp_path):

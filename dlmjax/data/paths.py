@@ -11,15 +11,17 @@ import io
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import fsspec
 
 from dlmjax.data.manifest import WORK
 from dlmjax.errors import InputError
-from dlmjax.files import remove
+from dlmjax.files import remove, replaced
 
 PART = ".part"
 _CHUNK = 1 << 23
@@ -220,15 +222,18 @@ class CorpusStore:
             filesystem.mv(part, path)
         file.unlink()
 
+    @contextlib.contextmanager
+    def replaced(self, name: str) -> Iterator[BinaryIO]:
+        """As `files.replaced`, for a file of the directory, also at a URL."""
+        with self.scratch() as directory:
+            with replaced(directory / "file") as file:
+                yield file
+            self.publish(directory / "file", name)
+
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file atomically."""
-        with self.scratch() as directory:
-            path = directory / "file"
-            with open(path, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            self.publish(path, name)
+        with self.replaced(name) as file:
+            file.write(content)
 
     def remove(self, name: str) -> None:
         """Deletes a file, if it exists."""
@@ -255,17 +260,9 @@ class CorpusStore:
             filesystem.rmdir(path.rstrip("/"))
 
     def fetch(self, name: str, target: pathlib.Path) -> None:
-        """Copies a file to this machine, under a temporary name first. Raises FileNotFoundError."""
-        part = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PART}")
-        try:
-            with open_binary(self.name(name)) as source, open(part, "wb") as copy:
-                while chunk := source.read(_CHUNK):
-                    copy.write(chunk)
-                copy.flush()
-                os.fsync(copy.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        """Copies a file to this machine, atomically. Raises FileNotFoundError."""
+        with open_binary(self.name(name)) as source, replaced(target) as copy:
+            shutil.copyfileobj(source, copy, _CHUNK)
 
 
 def _clear_here(folder: pathlib.Path, keep: Callable[[str], bool], linked: bool) -> None:

@@ -8,7 +8,7 @@ About two and a half bytes per piece. A scan depends only on the file.
 """
 
 import dataclasses
-import os
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -40,24 +40,13 @@ def write_scan(store: CorpusStore, name: str, sources: Sequence[Source], file: i
 
     # Later files are not read.
     reader = iter(Reader(list(sources[: file + 1]), Position(file)))
-    with store.scratch() as directory:
-        path = directory / "scan"
-        compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
-        with open(path, "wb") as stored:
-            with compressor.stream_writer(stored, closefd=False) as stream:
-                last = (0, 0)
-                while True:
-                    rows = []
-                    for piece in reader:
-                        rows.append((len(piece.data), piece.next.offset, piece.next.line, piece.next.inside))
-                        if len(rows) == BLOCK:
-                            break
-                    last = _write_block(stream, rows, last)
-                    if not rows:
-                        break
-            stored.flush()
-            os.fsync(stored.fileno())
-        store.publish(path, name)
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    with store.replaced(name) as stored, compressor.stream_writer(stored, closefd=False) as stream:
+        last, pieces = (0, 0), [()]
+        while pieces:
+            block = itertools.islice(reader, BLOCK)
+            pieces = [(len(piece.data), piece.next.offset, piece.next.line, piece.next.inside) for piece in block]
+            last = _write_block(stream, pieces, last)  # an empty block is the end
 
 
 def _write_block(stream, rows: list[tuple], last: tuple[int, int]) -> tuple[int, int]:

@@ -6,7 +6,6 @@ A segment is cut by the text alone (`batches`), so its start and the split of th
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,7 +16,7 @@ from dlmjax.data import formats, manifest
 from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
 from dlmjax.data.paths import a_folder
 from dlmjax.errors import InputError
-from dlmjax.files import why
+from dlmjax.files import sync, why
 
 BATCH_BYTES = 1 << 20
 
@@ -185,8 +184,7 @@ class _ShardWriter:
             for at in range(0, len(lengths), manifest.INDEX_ENTRIES):
                 self._writer.write(lengths[at : at + manifest.INDEX_ENTRIES].tobytes())
             self._writer.close()
-            with open(self._part, "rb") as file:
-                os.fsync(file.fileno())
+            sync(self._part)
         digest, size = manifest.sha256_of(self._part), self._part.stat().st_size
         publish(self._part, self._name)
         return Shard(self._name, self.tokens, len(lengths), self.text_bytes, size, digest)

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from dlmjax.errors import InputError
-from dlmjax.files import inside, parse_json, read_json, why
+from dlmjax.files import inside, parse_json, read_json, replaced, why
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -116,17 +116,11 @@ def _write_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
 
 
 def _write_whole(path: pathlib.Path, write: Callable[[Any], object]) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with replaced(path) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        raise InputError(f"{path} could not be written ({error.strerror}); free some room or choose another directory") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise InputError(f"{path} could not be written ({error.strerror}); free some space or choose another directory") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from orbax.checkpoint import v1 as ocp
 
 from dlmjax.cluster.agree import any_process
 from dlmjax.errors import InputError
-from dlmjax.files import remove
+from dlmjax.files import remove, sync
 from dlmjax.training.marker import Damaged, flaw_of_files, read_marker, write_marker
 
 _FRESH = "or start again with dlmjax train --fresh, which moves the old files aside"
@@ -410,8 +410,4 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 def _sync_directory(path: pathlib.Path) -> None:
     """Makes a rename durable, where the file system supports it."""
     with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)

@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import inside, require_shape, sealed, unsealed, why
+from dlmjax.files import inside, replaced, require_shape, sealed, sweep, unsealed, why
 
 MARKER = "dlmjax.json"
 FIELDS = {"step", "meta", "leaves", "files"}
@@ -103,11 +103,8 @@ def flaw_of_files(path: pathlib.Path, files: dict[str, int]) -> str:
 
 def write_marker(path: pathlib.Path, marker: dict) -> None:
     """Lists the files of a checkpoint's folder and writes its marker atomically."""
-    unfinished = path / (MARKER + ".tmp")
-    ours = (unfinished.name, MARKER)
+    sweep(path)
+    ours = (MARKER, MARKER + ".tmp")  # the latter is left by killed writers of older versions
     files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name not in ours}
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(sealed({**marker, "files": files}), file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path / MARKER)
+    with replaced(path / MARKER) as file:
+        file.write(json.dumps(sealed({**marker, "files": files})).encode())

@@ -25,9 +25,11 @@ from ml_collections import ConfigDict
 from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
 from dlmjax.data.portion import parse_path
+from dlmjax.diffusion.registry import check_call, check_process, curriculum_of
 from dlmjax.errors import InputError
 from dlmjax.fields import FIELDS, hashed, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
+from dlmjax.models.families import model_spec
 
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
 PATHS = "data.paths"
@@ -314,8 +316,6 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
     Raises:
       InputError: a curriculum that is not shorter than the run, or values that the process does not take.
     """
-    from dlmjax.diffusion.registry import curriculum_of  # here: it imports jax
-
     process = process or curriculum_of(config.process.name)
     if process is None or process.curriculum_end < config.train.steps:
         return
@@ -330,10 +330,6 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
 
 def _check_choices(config: ConfigDict) -> None:
     """Names with values: processes, schedules, times, weightings, families, time inputs; and what a process requires of the network."""
-    # Here, because they import jax, which takes a second that --help need not wait.
-    from dlmjax.diffusion.registry import check_call, check_process
-    from dlmjax.models.families import model_spec
-
     process = config.process
     for kind in ("schedule", "times", "weighting"):
         if process[kind] or kind != "weighting":

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from dlmjax import config as config_lib
 from dlmjax.cli.main import train_flags
 from dlmjax.cluster.mesh_sizes import fill_sizes
 from dlmjax.errors import InputError
@@ -51,8 +50,7 @@ class Train:
         """Raises InputError where the config does not run on this number of devices ("gpu" or "tpu"): the mesh does not fit the devices,
         the batch or the model does not fit the mesh, or the attention kernel is for another kind of chip.
         """
-        # Here, because they import jax, which takes a second that --help and a mistyped flag need not wait.
-        from dlmjax.models.attention import runs_on
+        from dlmjax.models.attention import runs_on  # here, as in `read_train`
         from dlmjax.parallel.sharding import on_paper
 
         data, model, execution = self.config.data, self.config.model, self.config.execution
@@ -89,6 +87,8 @@ def read_train(flags: list[str]) -> Train:
         arguments, overrides = train_flags(flags)
     except InputError as error:
         raise InputError(f"flags that are not this launcher's are those of dlmjax train: {error}") from error
+    from dlmjax import config as config_lib  # here, because it imports jax, which takes a second that --help need not wait
+
     config = config_lib.load(arguments.config, overrides)
     return Train(tuple(flags), arguments.config, arguments.workdir, config, arguments.fork or "", arguments.init or "", arguments.fresh)
 

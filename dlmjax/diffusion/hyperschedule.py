@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from dlmjax.diffusion.shapes import PerToken
 from dlmjax.diffusion.times import PerRow, TimeDistribution, Times, UniformTimes
 from dlmjax.errors import InputError
 
@@ -71,7 +72,7 @@ class Hyperschedule(Times):
         return self.law.covers
 
 
-def _open(level_BL: Float[Array, "B L"]) -> Array:
+def _open(level_BL: PerToken) -> Array:
     return (level_BL >= 0) & (level_BL <= 1)
 
 

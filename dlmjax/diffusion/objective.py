@@ -22,9 +22,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
+from dlmjax.diffusion.shapes import Mask, PerToken, RowKeys, Tokens
 from dlmjax.diffusion.times import PerRow, Times
 from dlmjax.diffusion.weightings.levels import NAMES, Weighting
 from dlmjax.errors import InputError
@@ -156,7 +157,7 @@ class Objective:
         terms |= {WATCHED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)
 
-    def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Bool[Array, "B L"]:
+    def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Mask:
         """Positions of a prompt: the first n of a row that has one, n uniform on 1 .. L - 1."""
         if not self.prompt:
             return jnp.zeros((row_B.shape[0], length), bool)
@@ -215,13 +216,13 @@ class Objective:
 def nats_at(
     process: Process,
     denoiser: Denoiser,
-    tokens_BL: Int[Array, "B L"],
-    segments_BL: Int[Array, "B L"],
-    keys_B: Key[Array, "B"],
-    t_BL: Float[Array, "B L"],
+    tokens_BL: Tokens,
+    segments_BL: Tokens,
+    keys_B: RowKeys,
+    t_BL: PerToken,
     self_condition: bool = False,
-    scored_BL: Bool[Array, "B L"] | None = None,
-) -> Float[Array, "B L"]:
+    scored_BL: Mask | None = None,
+) -> PerToken:
     """The bound's integrand at given levels, per token, under the noise of `keys_B`; 0 on padding. What an evaluation integrates.
 
     scored_BL: False for tokens that condition the others, at level 0: the integrand is then that of the others given these. None: all are
@@ -238,13 +239,8 @@ def nats_at(
 
 
 def reconstruction_nats(
-    process: Process,
-    denoiser: Denoiser,
-    x_BL: Int[Array, "B L"],
-    valid_BL: Bool[Array, "B L"],
-    keys_B: Key[Array, "B"],
-    scored_BL: Bool[Array, "B L"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    process: Process, denoiser: Denoiser, x_BL: Tokens, valid_BL: Mask, keys_B: RowKeys, scored_BL: Mask | None = None
+) -> tuple[Float[Array, ""], PerToken]:
     """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network.
 
     valid_BL: False on padding.  scored_BL: False for tokens that condition the others, which the network reads as in `nats_at`; None: all
@@ -322,7 +318,7 @@ def _score_function(text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
     return surrogate - jax.lax.stop_gradient(surrogate)
 
 
-def _by_level(t_BL: Float[Array, "B L"], value_BL: Float[Array, "B L"]) -> Float[Array, "10"]:
+def _by_level(t_BL: PerToken, value_BL: PerToken) -> Float[Array, "10"]:
     """Sums of `value_BL` over ten equal bins of t."""
     bin_BL = jnp.clip((t_BL * LEVELS).astype(jnp.int32), 0, LEVELS - 1)
     return jnp.stack([jnp.sum(jnp.where(bin_BL == i, value_BL, 0.0)) for i in range(LEVELS)])

@@ -27,10 +27,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.schedules import Schedule
+from dlmjax.diffusion.shapes import AnyState, Ids, Logits, Mask, PerClass, PerToken, RowKeys, State, Tokens, Values, Views
 from dlmjax.diffusion.weightings.levels import Bound, Weighting
 from dlmjax.errors import InputError
 
@@ -100,52 +101,41 @@ class Process(Protocol):
 
     # --- Forward: from text to noise ----------------------------------------------------------------------------------------
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Shaped[Array, "B L *state"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> State:
         """Draws z ~ q(z_t | x). `valid_BL` is False on padding, which is left as it is; None = all valid."""
         ...
 
-    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         """The levels at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""
         del valid_BL
         return t_BL
 
-    def noisy_views(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> tuple[tuple[Shaped[Array, "B L *state"], Float[Array, "B L"]], ...]:
+    def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
         """What a training step denoises: (z, t), or several whose mean it takes. Each t must be as likely as the drawn one."""
         return ((self.corrupt(keys_B, x_BL, t_BL, valid_BL), t_BL),)
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Shaped[Array, "B L *state"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Shaped[Array, "B L *state"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: State, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> State:
         """Draws z_t ~ q(z_t | z_s), s <= t: a piece of the forward chain."""
         raise InputError(f"process {self.name} has no levels between clean text and noise; it takes no forward steps")
 
-    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Shaped[Array, "B L *state"]) -> Bool[Array, "B L"]:
+    def corrupted(self, x_BL: Tokens, z_BL: State) -> Mask:
         """Positions whose token is not what it was, for the realised noise rate."""
         return z_BL != x_BL
 
-    def clean_state(self, x_BL: Int[Array, "B L"]) -> Shaped[Array, "B L *state"]:
+    def clean_state(self, x_BL: Tokens) -> State:
         """The state that holds this text without noise; required where a text conditions the rest, of states that are not vectors."""
         return x_BL
 
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def noise_share(self, t: Values) -> Values:
         """How much of a state is noise at t; rises with t. An evaluation spreads its levels in it, so that they do not depend on the
         schedule, and `ends` says how the integrand behaves in it."""
         return t
 
-    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_rate(self, t: Values) -> Values:
         """Expected share of rows that carry loss at level t."""
         return jnp.ones_like(t)
 
-    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def replaced(self, t: Values) -> Values:
         """Probability that a token at level t shows as a draw of tokens: 0 where noise only hides."""
         return jnp.zeros_like(t)
 
@@ -166,29 +156,29 @@ class Process(Protocol):
 
     # --- Bound: what the denoiser's output costs in nats --------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: AnyState, t: Values) -> Values:
         """Nats at each position; the mean over t ~ U[0, 1] and z is the diffusion part of the NELBO."""
         ...
 
-    def loss_mask(self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: State, t_BL: PerToken) -> Mask:
         """Positions that can carry loss: the head is computed on these only."""
         del z_BL
         return jnp.ones(t_BL.shape, bool)
 
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_1 | x) || p_1) per token."""
         return jnp.zeros(x.shape, jnp.float32)
 
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Shaped[Array, "..."]) -> Float[Array, "*n"]:
+    def reconstruction(self, logits: PerClass, x: Ids, z0: AnyState) -> Values:
         """-log p(x | z_0) per token, in nats, with z0 = corrupt(keys, x, t = 0)."""
         del logits, z0
         return jnp.zeros(x.shape, jnp.float32)
 
-    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def cross_entropy_weight(self, t: Values) -> Values:
         """w(t) where `loss` is w(t) times the cross-entropy of the rows; the reweighted training losses are made from it."""
         raise InputError(f"the loss of process {self.name} is no weighted cross-entropy; train it with weighting 'bound'")
 
-    def log_q(self, z_BL: Shaped[Array, "B L *state"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def log_q(self, z_BL: State, x_BL: Tokens, t_BL: PerToken) -> PerToken:
         """log q(z_t | x) per token, differentiable in `params`; required only where `reinforce`."""
         raise InputError(f"process {self.name} learns nothing that its noise depends on")
 
@@ -220,55 +210,39 @@ class Process(Protocol):
 
     # --- Reverse: from noise to text ----------------------------------------------------------------------------------------
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Shaped[Array, "B {length} *state"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Shaped[Array, "B {length} *state"]:
         """Draws z_1 ~ p_1, where sampling starts."""
         ...
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Shaped[Array, "B L *state"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Shaped[Array, "B L *state"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: State, t_BL: PerToken, s_BL: PerToken) -> State:
         """Draws z_s ~ p(z_s | z_t), s <= t, from the denoiser's output at (z_t, t)."""
         ...
 
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: State) -> Tokens:
         """Draws x ~ p(x | z_0) from the denoiser's output at (z_0, 0): the last act of sampling where `has_boundary`."""
         del keys_B, logits_BLV
         return z_BL
 
-    def to_tokens(self, z_BL: Shaped[Array, "B L *state"]) -> Int[Array, "B L"]:
+    def to_tokens(self, z_BL: State) -> Tokens:
         """The tokens to show for a state."""
         return z_BL
 
-    def log_posterior(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_posterior(self, logits: PerClass, z: AnyState, t: Values) -> PerClass:
         """log p(x_i | z) up to a constant, from the denoiser's output at (z, t)."""
         del z, t
         return logits
 
-    def log_loo(self, logits: Float[Array, "*n V"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_loo(self, logits: PerClass, z: AnyState, t: Values) -> PerClass:
         """log p(x_i | z_{-i}) up to a constant, from the denoiser's output at (z, t)."""
         del z, t
         return logits
 
-    def suppressed(
-        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Shaped[Array, "..."], t: Float[Array, "*n"]
-    ) -> Float[Array, "*n V"]:
+    def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: AnyState, t: Values) -> PerClass:
         """The output of a denoiser that gives the tokens `ids` no probability."""
         del z, t
         return exclude(logits, ids)
 
-    def guided(
-        self,
-        given: Float[Array, "*n V"],
-        absent: Float[Array, "*n V"],
-        weight: float,
-        z: Shaped[Array, "..."],
-        t: Float[Array, "*n"],
-    ) -> Float[Array, "*n V"]:
+    def guided(self, given: PerClass, absent: PerClass, weight: float, z: AnyState, t: Values) -> PerClass:
         """The output whose law of tokens is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
 
         A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
@@ -277,18 +251,18 @@ class Process(Protocol):
         del z, t
         return (1 + weight) * given - weight * absent
 
-    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+    def reverse_rates(self, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken) -> Logits:
         """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z. Required by method
         `tau_leap`."""
         raise InputError(f"process {self.name} provides no rates of jumps")
 
     # --- The denoiser: what it reads and predicts ---------------------------------------------------------------------------
 
-    def time_embedding_input(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def time_embedding_input(self, t_BL: PerToken) -> PerToken:
         """What the denoiser is conditioned on in place of t."""
         return t_BL
 
-    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def reveal_levels(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         """What the denoiser is conditioned on where tokens are revealed one after another: t, unless masks depend on the token.
 
         masked_BL: positions still masked.  start_BL: the levels at which they were masked; 0 where text is given.
@@ -296,9 +270,7 @@ class Process(Protocol):
         del masked_BL, start_BL
         return t_BL
 
-    def self_conditioning_x0(
-        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"]
-    ) -> Float[Array, "B L I"]:
+    def self_conditioning_x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: State, t_BL: PerToken) -> Float[Array, "B L I"]:
         """The denoiser's x0 prediction in the space that it reads, the mean embedding: the input of self-conditioning."""
         del z_BL, t_BL
         return denoiser.expect(hidden_BLD)
@@ -442,12 +414,12 @@ def bind_process(process: Process, weights: Any) -> Process:
     return process.with_params(params) if jax.tree.leaves(params) else process
 
 
-def row_keys(key: Key[Array, ""], row_B: Int[Array, "B"]) -> Key[Array, "B"]:
+def row_keys(key: Key[Array, ""], row_B: Int[Array, "B"]) -> RowKeys:
     """One key for each row of the global batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
 
 
-def uniform_rows(keys_B: Key[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+def uniform_rows(keys_B: RowKeys, length: int) -> Float[Array, "B {length}"]:
     """Uniform float32 numbers in [0, 1) for every token, each row from its own key.
 
     In steps of 2^-32 near 0, where `jax.random.uniform` has 2^-23: at t = 1e-9 that would mask a hundred times too many tokens, each
@@ -458,18 +430,18 @@ def uniform_rows(keys_B: Key[Array, "B"], length: int) -> Float[Array, "B {lengt
     return jnp.minimum(bits_BL.astype(jnp.float32) * jnp.float32(2**-32), jnp.float32(1 - 2**-24))
 
 
-def split_rows(keys_B: Key[Array, "B"], parts: int = 2) -> list[Key[Array, "B"]]:
+def split_rows(keys_B: RowKeys, parts: int = 2) -> list[RowKeys]:
     """Independent sets of row keys."""
     keys_BN = jax.vmap(lambda key: jax.random.split(key, parts))(keys_B)
     return [keys_BN[:, i] for i in range(parts)]
 
 
-def among(hit_BL: Bool[Array, "B L"], valid_BL: Bool[Array, "B L"] | None) -> Bool[Array, "B L"]:
+def among(hit_BL: Mask, valid_BL: Mask | None) -> Mask:
     """The positions of `hit_BL` that are valid; None = all are."""
     return hit_BL if valid_BL is None else hit_BL & valid_BL
 
 
-def draw_tokens(keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"]) -> Int[Array, "B L"]:
+def draw_tokens(keys_B: RowKeys, logits_BLV: Logits) -> Tokens:
     """Draws a class for every position by the Gumbel trick.
 
     `mode="high"`: plain float32 Gumbel noise never exceeds 15.94, which cuts the tail of a large vocabulary and lowers the entropy
@@ -482,7 +454,7 @@ def draw_tokens(keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"]) -> I
     return jax.vmap(row)(keys_B, logits_BLV.astype(jnp.float32))
 
 
-def exclude(logits: Float[Array, "*n V"], ids: tuple[int, ...]) -> Float[Array, "*n V"]:
+def exclude(logits: PerClass, ids: tuple[int, ...]) -> PerClass:
     """Logits in at least float32, with the classes `ids` at probability 0 and without gradient."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if not ids:
@@ -494,7 +466,7 @@ def exclude(logits: Float[Array, "*n V"], ids: tuple[int, ...]) -> Float[Array, 
     return jnp.where(suppressed_V, EXCLUDED, logits)
 
 
-def cross_entropy(logits: Float[Array, "*n V"], x: Int[Array, "*n"], excluded: tuple[int, ...] = ()) -> Float[Array, "*n"]:
+def cross_entropy(logits: PerClass, x: Ids, excluded: tuple[int, ...] = ()) -> Values:
     """-log softmax(logits)[x] in nats, over the classes that are not excluded."""
     logits = exclude(logits, excluded)
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]

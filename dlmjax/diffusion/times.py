@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dlmjax.diffusion.shapes import Values
 from dlmjax.errors import InputError
 
 
@@ -25,9 +26,9 @@ from dlmjax.errors import InputError
 class TimeDistribution(Protocol):
     """A density on [0, 1] given by the map that sends a uniform u to a draw of t."""
 
-    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
+    def draw(self, u: Values) -> Values: ...
 
-    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def weight(self, t: Values) -> Values:
         """1 / density, finite for every t that can be drawn."""
         ...
 
@@ -48,10 +49,10 @@ class UniformTimes(TimeDistribution):
         if not 0 <= self.low < self.high <= 1:
             raise InputError(f"times: need 0 <= low < high <= 1, not {self.low} and {self.high}")
 
-    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def draw(self, u: Values) -> Values:
         return self.low + (self.high - self.low) * u
 
-    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def weight(self, t: Values) -> Values:
         # A mixture asks for the weight of levels that another part has drawn.
         inside = (t >= self.low) & (t <= self.high)
         return jnp.where(inside, jnp.full_like(t, self.high - self.low), jnp.inf)
@@ -71,10 +72,10 @@ class Power(TimeDistribution):
         if not 0 < self.exponent <= 1:
             raise InputError(f"times: exponent is {self.exponent}; it must lie in (0, 1], else weights are unbounded at t = 0")
 
-    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def draw(self, u: Values) -> Values:
         return u ** (1 / self.exponent)
 
-    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def weight(self, t: Values) -> Values:
         return t ** (1 - self.exponent) / self.exponent
 
     @property
@@ -96,14 +97,14 @@ class Piecewise(TimeDistribution):
     def _mass(self) -> tuple[float, ...]:
         return tuple(height / sum(self.heights) for height in self.heights)
 
-    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def draw(self, u: Values) -> Values:
         bins = len(self.heights)
         edges = jnp.asarray([math.fsum(self._mass[:i]) for i in range(bins + 1)], u.dtype)
         chosen = jnp.clip(jnp.searchsorted(edges, u, side="right") - 1, 0, bins - 1)
         inside = (u - edges[chosen]) / (edges[chosen + 1] - edges[chosen])
         return jnp.clip((chosen + inside) / bins, 0, 1)
 
-    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def weight(self, t: Values) -> Values:
         bins = len(self.heights)
         density = jnp.asarray(self._mass, t.dtype) * bins
         return 1 / density[jnp.clip((t * bins).astype(jnp.int32), 0, bins - 1)]
@@ -126,14 +127,14 @@ class Mixture(TimeDistribution):
         if not all(p > 0 for p in self.probabilities) or abs(sum(self.probabilities) - 1) > 1e-6:
             raise InputError(f"times: probabilities of a mixture must be positive and sum to 1, not {self.probabilities}")
 
-    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def draw(self, u: Values) -> Values:
         t, start = jnp.zeros_like(u), 0.0
         for part, probability in zip(self.parts, self.probabilities, strict=True):
             t = jnp.where(u >= start, part.draw(jnp.clip((u - start) / probability, 0, 1)), t)
             start += probability
         return t
 
-    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def weight(self, t: Values) -> Values:
         return 1 / sum(p / part.weight(t) for part, p in zip(self.parts, self.probabilities, strict=True))
 
     @property
@@ -152,14 +153,14 @@ class _Betas(TimeDistribution):
     def _parts(self) -> tuple[tuple[float, float, float], ...]:
         """(share, a, b) of each Beta; the shares and `flat` sum to 1."""
 
-    def draw(self, u: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def draw(self, u: Values) -> Values:
         t, start = u / max(self.flat, 1e-30), self.flat
         for share, a, b in self._parts:
             inside = _beta_quantile(jnp.clip((u - start) / share, 0, 1), a, b)
             t, start = jnp.where(u >= start, inside, t), start + share
         return jnp.clip(t, 0, 1)
 
-    def weight(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def weight(self, t: Values) -> Values:
         return 1 / (self.flat + sum(share * _beta_density(t, a, b) for share, a, b in self._parts))
 
     @property
@@ -220,12 +221,12 @@ class TwoMode(_Betas):
         return tuple((rest * part, 1 + mode * self.sharpness, 1 + (1 - mode) * self.sharpness) for part, mode in bumps)
 
 
-def _beta_density(t: Float[Array, "*t"], a: float, b: float) -> Float[Array, "*t"]:
+def _beta_density(t: Values, a: float, b: float) -> Values:
     log_scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     return jnp.exp(jax.scipy.special.xlogy(a - 1, t) + jax.scipy.special.xlog1py(b - 1, -t) + log_scale)
 
 
-def _beta_quantile(u: Float[Array, "*t"], a: float, b: float) -> Float[Array, "*t"]:
+def _beta_quantile(u: Values, a: float, b: float) -> Values:
     """The t at which a share u of Beta(a, b) lies below, by bisection: exact to the rounding of the distribution function."""
 
     def halve(_, ends):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import exclude
+from dlmjax.diffusion.shapes import Ids, PerClass, Vectors
 from dlmjax.errors import InputError
 
 # TPUs and GPUs round float32 matrix products to about three digits unless told not to; a squared error times an SNR needs more.
@@ -34,17 +35,17 @@ def import_table(values, vocab: int, dim: int) -> Float[Array, "{vocab} {dim}"]:
     return jnp.asarray(table, jnp.float32)
 
 
-def mean_embedding(logits: Float[Array, "*n V"], table_VE: Float[Array, "V E"]) -> Float[Array, "*n E"]:
+def mean_embedding(logits: PerClass, table_VE: Float[Array, "V E"]) -> Vectors:
     """softmax(logits) @ table: the clean vector that a belief over tokens expects."""
     return jnp.matmul(jax.nn.softmax(logits, axis=-1), table_VE, precision=EXACT)
 
 
-def similarity(z: Float[Array, "*n E"], table_VE: Float[Array, "V E"]) -> Float[Array, "*n V"]:
+def similarity(z: Vectors, table_VE: Float[Array, "V E"]) -> PerClass:
     """z . e_k for every token k."""
     return jnp.matmul(z, table_VE.T, precision=EXACT)
 
 
-def nearest(z: Float[Array, "*n E"], table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Int[Array, "*n"]:
+def nearest(z: Vectors, table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Ids:
     """The token whose embedding is nearest (Euclidean): rounding by distance. One slice of the first axis at a time, since [*n, V] of
     a whole batch is large."""
 
@@ -55,12 +56,12 @@ def nearest(z: Float[Array, "*n E"], table_VE: Float[Array, "V E"], excluded: tu
     return jax.lax.map(one, z) if z.ndim > 1 else one(z)
 
 
-def clamp(x0: Float[Array, "*n E"], table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Float[Array, "*n E"]:
+def clamp(x0: Vectors, table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Vectors:
     """The clamping trick of Diffusion-LM (2205.14217 section 4.2): an estimate of the clean vector moved to the nearest embedding."""
     return table_VE[nearest(x0, table_VE, excluded)]
 
 
-def rounding_error(x0: Float[Array, "*n E"], x: Int[Array, "*n"], table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Array:
+def rounding_error(x0: Vectors, x: Ids, table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Array:
     """Share of the vectors whose nearest embedding is not that of their token."""
     return jnp.mean(nearest(x0, table_VE, excluded) != x)
 

@@ -14,9 +14,10 @@ Shapes: vectors [*n, E]; levels [*n, 1] (`Level.over`).
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from dlmjax.diffusion.gaussian.schedules import Level, fresh
+from dlmjax.diffusion.shapes import Vectors
 from dlmjax.errors import InputError
 
 NAMES = ("x0", "eps", "v", "score", "mu", "velocity")
@@ -46,13 +47,13 @@ def coefficients(name: str, now: Level, to: Level | None = None) -> tuple[Array,
     return known[name]
 
 
-def target(name: str, x0: Float[Array, "*n E"], eps: Float[Array, "*n E"], now: Level, to: Level | None = None) -> Float[Array, "*n E"]:
+def target(name: str, x0: Vectors, eps: Vectors, now: Level, to: Level | None = None) -> Vectors:
     """What a network that predicts `name` should say."""
     x0_part, eps_part = coefficients(name, now, to)
     return x0_part * x0 + eps_part * eps
 
 
-def to_x0(name: str, output: Float[Array, "*n E"], z: Float[Array, "*n E"], now: Level, to: Level | None = None) -> Float[Array, "*n E"]:
+def to_x0(name: str, output: Vectors, z: Vectors, now: Level, to: Level | None = None) -> Vectors:
     """The clean vector that an output stands for."""
     if name == "x0":
         return output
@@ -60,7 +61,7 @@ def to_x0(name: str, output: Float[Array, "*n E"], z: Float[Array, "*n E"], now:
     return (eps_part * z - now.s * output) / (now.a * eps_part - now.s * x0_part)
 
 
-def to_eps(name: str, output: Float[Array, "*n E"], z: Float[Array, "*n E"], now: Level, to: Level | None = None) -> Float[Array, "*n E"]:
+def to_eps(name: str, output: Vectors, z: Vectors, now: Level, to: Level | None = None) -> Vectors:
     """The noise that an output stands for."""
     if name == "eps":
         return output
@@ -68,8 +69,6 @@ def to_eps(name: str, output: Float[Array, "*n E"], z: Float[Array, "*n E"], now
     return (now.a * output - x0_part * z) / (now.a * eps_part - now.s * x0_part)
 
 
-def convert(
-    output: Float[Array, "*n E"], z: Float[Array, "*n E"], source: str, into: str, now: Level, to: Level | None = None
-) -> Float[Array, "*n E"]:
+def convert(output: Vectors, z: Vectors, source: str, into: str, now: Level, to: Level | None = None) -> Vectors:
     """An output that predicts `source` as the prediction of `into`."""
     return target(into, to_x0(source, output, z, now, to), to_eps(source, output, z, now, to), now, to)

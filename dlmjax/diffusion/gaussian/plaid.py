@@ -20,11 +20,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import Level, LogLinear, Path, _FromGamma
 from dlmjax.diffusion.process import check_schedule_lr
+from dlmjax.diffusion.shapes import Ids, PerClass, Values, Vectors
 from dlmjax.diffusion.weightings.levels import Bound, Weighting
 from dlmjax.errors import InputError
 
@@ -41,13 +42,13 @@ class Learned(_FromGamma):
     ends: Float[Array, "2"]
     network: PyTree[Array]
 
-    def gamma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def gamma(self, t: Values) -> Values:
         return self.ends[0] + (self.ends[1] - self.ends[0]) * jax.lax.stop_gradient(self.shape(t)[0])
 
-    def gamma_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def gamma_prime(self, t: Values) -> Values:
         return (self.ends[1] - self.ends[0]) * jax.lax.stop_gradient(self.shape(t)[1])
 
-    def shape(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"], Float[Array, "*t"]]:
+    def shape(self, t: Values) -> tuple[Values, Values, Values]:
         """(shape, its first, its second derivative in t), with gradients to the network."""
         w, slope, centre = jax.nn.softmax(self.network["weight"]), jnp.exp(self.network["slope"]), jax.nn.sigmoid(self.network["centre"])
         bend = jax.nn.sigmoid(slope * (t[..., None] - centre))
@@ -60,7 +61,7 @@ class Learned(_FromGamma):
             jnp.sum(share * slope * rise * (1 - 2 * bend), axis=-1),
         )
 
-    def log_rate(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def log_rate(self, t: Values) -> Values:
         """log r(gamma) up to a constant: its gradient in the network is that at a fixed gamma, which is reached at another t."""
         shape, first, second = self.shape(t)
         return jnp.log(first) - jax.lax.stop_gradient(second / first**2) * shape
@@ -128,14 +129,14 @@ class Plaid(EmbeddingNoise):
             return LogLinear(self.gamma_0, self.gamma_1)
         return Learned(self.params["ends"], self.params["schedule"])
 
-    def time_embedding_input(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def time_embedding_input(self, t: Values) -> Values:
         """gamma, in units of its first range: the same noise is always told by the same number."""
         return (self.curve.level(t).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
 
-    def heard(self, clock: Float[Array, "*n"]) -> tuple[Level, Level | None]:
+    def heard(self, clock: Values) -> tuple[Level, Level | None]:
         return LogLinear(self.gamma_0, self.gamma_1).level(clock).over(), None
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Vectors, t: Values) -> Values:
         nats = super().loss(logits, x, z, t)
         if not isinstance(self.curve, Learned):
             return nats

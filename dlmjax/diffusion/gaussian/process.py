@@ -16,12 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from dlmjax.diffusion.gaussian import embedding, parameterisation
 from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, Straight, snr_drop
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
 from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Vectors, VectorState
 from dlmjax.diffusion.weightings.levels import OF_VECTORS, Bound, Weighting
 from dlmjax.errors import InputError
 
@@ -145,57 +146,48 @@ class EmbeddingNoise(Process):
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def noise_share(self, t: Values) -> Values:
         """Of the variance: 1 / (1 + SNR)."""
         return jax.nn.sigmoid(self.curve.level(t).gamma)
 
-    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         del valid_BL
         return jnp.clip(jnp.ceil(t_BL * self.steps), 1, self.steps) / self.steps if self.steps else t_BL
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Float[Array, "B L E"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> VectorState:
         now = self.curve.level(t_BL).over()
         z_BLE = now.a * self.table[x_BL] + now.s * normals(keys_B, x_BL.shape[1], self.dim)
         return z_BLE if valid_BL is None else jnp.where(valid_BL[..., None], z_BLE, 0.0)
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Float[Array, "B L E"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Float[Array, "B L E"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: VectorState, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> VectorState:
         late, early = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
         spread = jnp.sqrt(reverse_variance("fixed_large", late, early))
         moved_BLE = late.a / early.a * z_BL + spread * normals(keys_B, z_BL.shape[1], self.dim)
         return moved_BLE if valid_BL is None else jnp.where(valid_BL[..., None], moved_BLE, z_BL)
 
-    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Float[Array, "B L E"]) -> Bool[Array, "B L"]:
+    def corrupted(self, x_BL: Tokens, z_BL: VectorState) -> Mask:
         """Every embedding is a little noisy."""
         del z_BL
         return jnp.ones(x_BL.shape, bool)
 
     # --- what an output means --------------------------------------------------------------------------------------------------
 
-    def clean(self, output: Float[Array, "*n V"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n E"]:
+    def clean(self, output: PerClass, z: Vectors, t: Values) -> Vectors:
         """The estimate of the clean vector."""
         if self.prediction == "logits":
             return embedding.mean_embedding(self.belief(output, z, t), self.table)
         return parameterisation.to_x0(self.prediction, self._vector(output), z, *self._step_levels(t))
 
-    def belief(self, logits: Float[Array, "*n V"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def belief(self, logits: PerClass, z: Vectors, t: Values) -> PerClass:
         """Predicted logits with the output prior: log p(x | z) up to a constant."""
         return exclude(logits + self.evidence(z, t) if self.output_prior else logits, self.excluded)
 
-    def evidence(self, z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def evidence(self, z: Vectors, t: Values) -> PerClass:
         """log q(z | x = k) up to what does not depend on k: (a / s^2) z . e_k - (SNR / 2) |e_k|^2."""
         now = self.curve.level(t).over()
         return embedding.similarity(z * (now.a / now.s**2), self.table) - jnp.exp(-now.gamma) / 2 * jnp.sum(self.table**2, axis=-1)
 
-    def round(self, z0: Float[Array, "*n E"]) -> Float[Array, "*n V"]:
+    def round(self, z0: Vectors) -> PerClass:
         """Logits of p(x | z_0) without the network's help: what is reconstructed from where it predicts a vector."""
         if self.rounding == "bayes":
             return exclude(self.evidence(z0, jnp.zeros(z0.shape[:-1], z0.dtype)), self.excluded)
@@ -204,29 +196,27 @@ class EmbeddingNoise(Process):
         own = self.params["rounding"]
         return exclude(embedding.similarity(z0, own["weight"]) + own["bias"], self.excluded)
 
-    def self_conditioning_x0(
-        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"]
-    ) -> Float[Array, "B L E"]:
+    def self_conditioning_x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: VectorState, t_BL: PerToken) -> VectorState:
         """The clean vector for self-conditioning; from logits without the output prior, since the network reads z besides."""
         if self.prediction == "logits":
             return denoiser.expect(hidden_BLD, self.table)
         return self.clean(denoiser.logits(hidden_BLD), z_BL, t_BL)
 
-    def _vector(self, output: Float[Array, "*n D"]) -> Float[Array, "*n E"]:
+    def _vector(self, output: Float[Array, "*n D"]) -> Vectors:
         return output[..., : self.dim].astype(jnp.promote_types(output.dtype, jnp.float32))
 
-    def heard(self, clock: Float[Array, "*n"]) -> tuple[Level, Level | None]:
+    def heard(self, clock: Values) -> tuple[Level, Level | None]:
         """The levels that the denoiser is told of by `time_embedding_input`: what an exact denoiser needs to know."""
         return self._step_levels(clock)
 
-    def _step_levels(self, t: Float[Array, "*n"]) -> tuple[Level, Level | None]:
+    def _step_levels(self, t: Values) -> tuple[Level, Level | None]:
         """This level, and the one a step of the discrete chain leads to."""
         now = self.curve.level(t).over()
         return now, self.curve.level(jnp.maximum(t - 1 / self.steps, 0)).over() if self.steps else None
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n E"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Vectors, t: Values) -> Values:
         error = self.table[x] - self.clean(logits, z, t)
         if not self.steps:
             return self.curve.snr_rate(t) / 2 * jnp.sum(error**2, axis=-1)
@@ -237,36 +227,29 @@ class EmbeddingNoise(Process):
         variance = reverse_variance(self.variance, now, to, self.share(logits))
         return self.steps * jnp.sum(normal_kl(x0_part * error, small, jnp.zeros_like(error), variance), axis=-1)
 
-    def share(self, output: Float[Array, "*n D"]) -> Float[Array, "*n E"] | None:
+    def share(self, output: Float[Array, "*n D"]) -> Vectors | None:
         """Where between beta_tilde and beta the network puts the variance: its second E outputs, in [-1, 1] as published."""
         return (output[..., self.dim :] + 1) / 2 if self.variance == "learned_range" else None
 
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def prior_nats(self, x: Ids) -> Values:
         end = self.curve.level(1.0)
         signal, less = end.a**2, jnp.maximum(1 - end.s**2, 0.0)
         return (signal * jnp.sum(self.table[x] ** 2, axis=-1) - self.dim * (less + jnp.log1p(-less))) / 2
 
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Float[Array, "*n E"]) -> Float[Array, "*n"]:
+    def reconstruction(self, logits: PerClass, x: Ids, z0: Vectors) -> Values:
         log_p = jax.nn.log_softmax(self._text(logits, z0), axis=-1)
         return -jnp.take_along_axis(log_p, x[..., None], axis=-1)[..., 0]
 
-    def _text(self, output: Float[Array, "*n V"], z0: Float[Array, "*n E"]) -> Float[Array, "*n T"]:
+    def _text(self, output: PerClass, z0: Vectors) -> Float[Array, "*n T"]:
         """Logits of p(x | z_0)."""
         return self.belief(output, z0, jnp.zeros(z0.shape[:-1], z0.dtype)) if self.prediction == "logits" else self.round(z0)
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Float[Array, "B {length} E"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Float[Array, "B {length} E"]:
         return normals(keys_B, length, self.dim)
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Float[Array, "B L E"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Float[Array, "B L E"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: VectorState, t_BL: PerToken, s_BL: PerToken) -> VectorState:
         """DDPM's step; other steps are in steps.py, and `clean` gives the estimate they take."""
         now, to = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
         variance = reverse_variance(self.variance, now, to, self.share(logits_BLV))
@@ -274,10 +257,10 @@ class EmbeddingNoise(Process):
         # The state keeps its type, whatever that of the levels: a loop over steps carries it.
         return ancestral(noise_BLE, self.clean(logits_BLV, z_BL, t_BL), z_BL, now, to, variance).astype(z_BL.dtype)
 
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
+    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: VectorState) -> Tokens:
         return draw_tokens(keys_B, self._text(logits_BLV, z_BL))
 
-    def to_tokens(self, z_BL: Float[Array, "B L E"]) -> Int[Array, "B L"]:
+    def to_tokens(self, z_BL: VectorState) -> Tokens:
         return embedding.nearest(z_BL, self.table, self.excluded)
 
 
@@ -292,7 +275,7 @@ class GaussianEmbedding(EmbeddingNoise):
         return Bound()
 
 
-def normals(keys_B: Key[Array, "B"], length: int, dim: int) -> Float[Array, "B {length} {dim}"]:
+def normals(keys_B: RowKeys, length: int, dim: int) -> Float[Array, "B {length} {dim}"]:
     """Standard normal vectors, each row from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, (length, dim), jnp.float32))(keys_B)
 

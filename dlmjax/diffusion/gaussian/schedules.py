@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from dlmjax.diffusion.schedules import FLOOR, real
+from dlmjax.diffusion.shapes import Values
 from dlmjax.errors import InputError
 
 
@@ -44,21 +45,21 @@ class Level(NamedTuple):
 class Path(Protocol):
     """a, s, gamma and the rate at which the SNR falls, as functions of t."""
 
-    def level(self, t: Real[ArrayLike, "*t"]) -> Level:
+    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
         """(a, s, gamma) at time t; gamma within +-log(1/FLOOR) where it diverges."""
         ...
 
-    def snr_rate(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+    def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         """-d SNR / dt, at least 0: half of it weighs the squared error of the clean vector in the bound."""
         ...
 
 
-def snr_drop(late: Level, early: Level) -> Float[Array, "*t"]:
+def snr_drop(late: Level, early: Level) -> Values:
     """SNR(early) - SNR(late), at least 0: what a step of a discrete bound weighs."""
     return jnp.exp(-early.gamma) * fresh(late, early)
 
 
-def fresh(late: Level, early: Level) -> Float[Array, "*t"]:
+def fresh(late: Level, early: Level) -> Values:
     """1 - SNR(late) / SNR(early): the share of the noise at `late` that came since `early`."""
     return -jnp.expm1(early.gamma - late.gamma)
 
@@ -74,26 +75,26 @@ class _Preserving(Path):
     high: float
 
     @abc.abstractmethod
-    def abar(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
+    def abar(self, t: Values) -> Values: ...
 
     @abc.abstractmethod
-    def lost(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def lost(self, t: Values) -> Values:
         """1 - abar, without cancellation."""
 
     @abc.abstractmethod
-    def abar_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
+    def abar_prime(self, t: Values) -> Values: ...
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
             raise InputError(f"path {type(self).__name__.lower()}: need 0 <= low < high <= 1, not {self.low} and {self.high}")
 
-    def level(self, t: Real[ArrayLike, "*t"]) -> Level:
+    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
         t = real(t)
         signal = jnp.maximum(self.low + (self.high - self.low) * self.abar(t), FLOOR)
         noise = jnp.maximum((1 - self.high) + (self.high - self.low) * self.lost(t), FLOOR)
         return Level(jnp.sqrt(signal), jnp.sqrt(noise), jnp.log(noise) - jnp.log(signal))
 
-    def snr_rate(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+    def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         t = real(t)
         noise = jnp.maximum((1 - self.high) + (self.high - self.low) * self.lost(t), FLOOR)
         return -(self.high - self.low) * self.abar_prime(t) / noise**2
@@ -108,16 +109,16 @@ class LinearBeta(_Preserving):
     start: float = 0.1
     stop: float = 20.0
 
-    def abar(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def abar(self, t: Values) -> Values:
         return jnp.exp(-self._total(t))
 
-    def lost(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def lost(self, t: Values) -> Values:
         return -jnp.expm1(-self._total(t))
 
-    def abar_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def abar_prime(self, t: Values) -> Values:
         return -(self.start + (self.stop - self.start) * t) * self.abar(t)
 
-    def _total(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def _total(self, t: Values) -> Values:
         return self.start * t + (self.stop - self.start) * t**2 / 2
 
 
@@ -129,15 +130,15 @@ class Cosine(_Preserving):
     high: float = 1 - 1e-4
     offset: float = 0.008
 
-    def abar(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def abar(self, t: Values) -> Values:
         # As a sine of 1 - t: exactly 0 at t = 1.
         return (jnp.sin(self._turn * (1 - t)) / math.cos(self._start)) ** 2
 
-    def lost(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def lost(self, t: Values) -> Values:
         # cos^2 A - cos^2 B = sin(B - A) sin(B + A)
         return jnp.sin(self._turn * t) * jnp.sin(2 * self._start + self._turn * t) / math.cos(self._start) ** 2
 
-    def abar_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def abar_prime(self, t: Values) -> Values:
         return -self._turn * jnp.sin(2 * self._turn * (1 - t)) / math.cos(self._start) ** 2
 
     @property
@@ -163,13 +164,13 @@ class Sqrt(_Preserving):
         if not self.offset > 0:
             raise InputError(f"path sqrt: offset is {self.offset}; it must be positive")
 
-    def abar(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def abar(self, t: Values) -> Values:
         return (1 - t) / (1 + self.offset) / (1 + self.lost(t))
 
-    def lost(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def lost(self, t: Values) -> Values:
         return jnp.sqrt((t + self.offset) / (1 + self.offset))
 
-    def abar_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def abar_prime(self, t: Values) -> Values:
         return -0.5 / jnp.sqrt((t + self.offset) * (1 + self.offset))
 
 
@@ -180,16 +181,16 @@ class _FromGamma(Path):
     """Abstract: a path that preserves variance, from gamma(t): a^2 = sigmoid(-gamma)."""
 
     @abc.abstractmethod
-    def gamma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
+    def gamma(self, t: Values) -> Values: ...
 
     @abc.abstractmethod
-    def gamma_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]: ...
+    def gamma_prime(self, t: Values) -> Values: ...
 
-    def level(self, t: Real[ArrayLike, "*t"]) -> Level:
+    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
         gamma = self.gamma(real(t))
         return Level(jnp.exp(jax.nn.log_sigmoid(-gamma) / 2), jnp.exp(jax.nn.log_sigmoid(gamma) / 2), gamma)
 
-    def snr_rate(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+    def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         t = real(t)
         return jnp.exp(-self.gamma(t)) * self.gamma_prime(t)
 
@@ -205,10 +206,10 @@ class LogLinear(_FromGamma):
         if not self.gamma_0 < self.gamma_1:
             raise InputError(f"path log_linear: gamma_0 is {self.gamma_0}; it must lie below gamma_1, {self.gamma_1}")
 
-    def gamma(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def gamma(self, t: Values) -> Values:
         return self.gamma_0 + (self.gamma_1 - self.gamma_0) * t
 
-    def gamma_prime(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def gamma_prime(self, t: Values) -> Values:
         return jnp.full_like(t, self.gamma_1 - self.gamma_0)
 
 
@@ -228,15 +229,15 @@ class Straight(Path):
         if not 0 < self.start < 1:
             raise InputError(f"path straight: start is {self.start}; it must lie in (0, 1), the bound is infinite at 0")
 
-    def level(self, t: Real[ArrayLike, "*t"]) -> Level:
+    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
         signal, noise = self._ends(real(t))
         return Level(signal, noise, 2 * (jnp.log(jnp.maximum(noise, FLOOR)) - jnp.log(jnp.maximum(signal, FLOOR))))
 
-    def snr_rate(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+    def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         signal, noise = self._ends(real(t))
         return 2 * (1 - self.start) * signal / noise**3
 
-    def _ends(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def _ends(self, t: Values) -> tuple[Values, Values]:
         return (1 - self.start) * (1 - t), self.start + (1 - self.start) * t
 
 

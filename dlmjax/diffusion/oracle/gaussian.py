@@ -16,6 +16,7 @@ from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import Level
 from dlmjax.diffusion.oracle.enumeration import JointDistribution
 from dlmjax.diffusion.oracle.toy import EnumeratedDenoiser
+from dlmjax.diffusion.shapes import Logits, PerToken, VectorState
 
 _IMPOSSIBLE = -1e9
 
@@ -30,7 +31,7 @@ class ExactDenoiser(EnumeratedDenoiser):
     def of(cls, law: JointDistribution, process: EmbeddingNoise) -> "ExactDenoiser":
         return cls(law, process.vocab, process)
 
-    def hidden(self, z_BL: Float[Array, "B L E"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
+    def hidden(self, z_BL: VectorState, t_BL: PerToken, hint_BLI: Array | None = None) -> Logits:
         """`t_BL` is what process.clock says. A hint tells it nothing new."""
         del hint_BLI
         process, (now, to) = self.process, self.process.heard(t_BL)
@@ -44,7 +45,7 @@ class ExactDenoiser(EnumeratedDenoiser):
         middle = jnp.zeros((*z_BL.shape[:2], process.outputs - process.dim), output_BLE.dtype)
         return jnp.concatenate([output_BLE, middle], axis=-1)
 
-    def posterior(self, z_BL: Float[Array, "B L E"], now: Level) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:
+    def posterior(self, z_BL: VectorState, now: Level) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:
         """(log p(x_i = k | z), log q(z_i | x_i = k) up to a constant) at level `now`."""
         onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
         far_BLKE = z_BL[:, :, None, :] - now.a[..., None] * self._table

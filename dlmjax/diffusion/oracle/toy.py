@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dlmjax.diffusion.oracle.enumeration import JointDistribution
+from dlmjax.diffusion.shapes import Logits, PerToken, Tokens
 
 _IMPOSSIBLE = -1e9
 
@@ -28,7 +29,7 @@ class EnumeratedDenoiser(abc.ABC):
     vocab: int
 
     @abc.abstractmethod
-    def hidden(self, z_BL: Array, t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]: ...
+    def hidden(self, z_BL: Array, t_BL: PerToken, hint_BLI: Array | None = None) -> Logits: ...
 
     def logits(self, hidden: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
         return hidden
@@ -57,7 +58,7 @@ class ToyDenoiser(EnumeratedDenoiser):
 
     log_likelihood: Callable[[Array, Array], Array] | None = None
 
-    def hidden(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L V"]:
+    def hidden(self, z_BL: Tokens, t_BL: PerToken, hint_BLI: Array | None = None) -> Logits:
         """The logits of the exact posterior stand for hidden states; a hint tells it nothing new."""
         del hint_BLI
         onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]

@@ -10,9 +10,10 @@ import abc
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Int
 
 from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 
 
 class Absorbing(Process):
@@ -48,31 +49,29 @@ class Absorbing(Process):
         """alpha(1), the same for all tokens."""
 
     @abc.abstractmethod
-    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_of(self, x: Ids, t: Values) -> Values:
         """1 - alpha_x(t): the probability that a token x is masked at time t."""
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         # u < noise, u in [0, 1): never where the noise is 0, always where it is 1.
         hit_BL = uniform_rows(keys_B, x_BL.shape[1]) < self.noise_of(x_BL, t_BL)
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, x_BL)
 
     @abc.abstractmethod
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values: ...
 
-    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
         del t_BL
         return z_BL == self.mask_id
 
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_1 | x) || p_1) = alpha_1 log K: p_1 is the mask, except for alpha_1, which is uniform over the K tokens."""
         return jnp.full(x.shape, self.left * math.log(self.tokens), jnp.float32)
 
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def reconstruction(self, logits: PerClass, x: Ids, z0: Ids) -> Values:
         return jnp.where(z0 == self.mask_id, cross_entropy(logits, x, self.suppressed_ids), 0.0)
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length}"]:
         masks_BL = jnp.full((keys_B.shape[0], length), self.mask_id, jnp.int32)
         if self.left == 0:
             return masks_BL
@@ -80,5 +79,5 @@ class Absorbing(Process):
         uniform_BLV = exclude(jnp.zeros((keys_B.shape[0], length, self.vocab)), self.suppressed_ids)
         return jnp.where(uniform_rows(which_B, length) < self.left, draw_tokens(token_B, uniform_BLV), masks_BL)
 
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens) -> Tokens:
         return jnp.where(z_BL == self.mask_id, draw_tokens(keys_B, exclude(logits_BLV, self.suppressed_ids)), z_BL)

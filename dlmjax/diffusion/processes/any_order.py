@@ -16,15 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.shapes import Mask, PerToken, RowKeys, Tokens
 from dlmjax.errors import InputError
 
 
-def any_order_nats(
-    process: Process, denoiser: Any, x_BL: Int[Array, "B L"], valid_BL: Bool[Array, "B L"], keys_B: Key[Array, "B"]
-) -> Float[Array, "B L"]:
+def any_order_nats(process: Process, denoiser: Any, x_BL: Tokens, valid_BL: Mask, keys_B: RowKeys) -> PerToken:
     """-log p(x_i | what stands before i in a random order) of every token, an order for each row; 0 on padding.
 
     The mean over orders of a row's sum is the bound of a network without time input, and for a fixed order the sum is an exact negative

@@ -16,9 +16,10 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Int
 
 from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
+from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.weightings.levels import OF_RATES, Bound, CrossEntropy, Weighting
 from dlmjax.errors import InputError
 
@@ -47,27 +48,23 @@ class Autoregressive(Process):
             raise InputError(f"process {self.name}: input_mask shows the mask token, and this vocabulary has none; leave it at 0")
         check_ids(self.name, self.vocab, bos_id=self.bos_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         """What the network reads: the row shifted right by one. No level and no noise enter."""
         del keys_B, t_BL
         read_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], self.bos_id), x_BL[:, :-1]], axis=1)
         return read_BL if valid_BL is None else jnp.where(valid_BL, read_BL, x_BL)
 
-    def noisy_views(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> tuple[tuple[Int[Array, "B L"], Float[Array, "B L"]], ...]:
+    def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
         read_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
         if not self.input_mask:
             return ((read_BL, t_BL),)
         hidden_BL = (uniform_rows(keys_B, x_BL.shape[1]) < self.input_mask) & (read_BL != self.bos_id)
         return ((jnp.where(among(hidden_BL, valid_BL), self.mask_id, read_BL), t_BL),)
 
-    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+    def corrupted(self, x_BL: Tokens, z_BL: Tokens) -> Mask:
         return z_BL == self.mask_id if self.input_mask else jnp.zeros(x_BL.shape, bool)
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         del z, t
         return cross_entropy(logits, x, self.suppressed_ids)
 
@@ -75,21 +72,14 @@ class Autoregressive(Process):
         """The loss does not depend on the level: all that counts is that its weights have a mean of 1."""
         return times.covers
 
-    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def cross_entropy_weight(self, t: Values) -> Values:
         return jnp.ones_like(t)
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length}"]:
         """A row of which nothing is known; the network cannot see what stands there."""
         return jnp.full((keys_B.shape[0], length), self.bos_id, jnp.int32)
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Writes the tokens between (1 - t) L and (1 - s) L of the row.
 
         z is the row so far, the network having read `corrupt` of it. One token at a time, that is L steps, is exact; tokens written in

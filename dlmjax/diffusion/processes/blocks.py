@@ -25,13 +25,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.process import Blocks, Process
+from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.times import PerRow
 from dlmjax.diffusion.weightings.levels import OF_RATES
 from dlmjax.errors import InputError
+
+# The noisy and the clean token of each position.
+Pairs = Int[Array, "B L 2"]
+PairsN = Int[Array, "*n 2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,92 +120,66 @@ class Blockwise(Process):
 
     # --- states: the noisy and the clean text ----------------------------------------------------------------------------------
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L 2"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Pairs:
         return _pairs(self.inner.corrupt(keys_B, x_BL, t_BL, valid_BL), x_BL)
 
-    def noisy_views(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> tuple[tuple[Int[Array, "B L 2"], Float[Array, "B L"]], ...]:
+    def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
         return tuple((_pairs(z_BL, x_BL), level_BL) for z_BL, level_BL in self.inner.noisy_views(keys_B, x_BL, t_BL, valid_BL))
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L 2"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L 2"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: Pairs, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Pairs:
         return _pairs(self.inner.forward_step(keys_B, z_BL[..., 0], s_BL, t_BL, valid_BL), z_BL[..., 1])
 
-    def clean_state(self, x_BL: Int[Array, "B L"]) -> Int[Array, "B L 2"]:
+    def clean_state(self, x_BL: Tokens) -> Pairs:
         return _pairs(x_BL, x_BL)
 
-    def to_tokens(self, z_BL: Int[Array, "B L 2"]) -> Int[Array, "B L"]:
+    def to_tokens(self, z_BL: Pairs) -> Tokens:
         return z_BL[..., 0]
 
-    def loss_mask(self, z_BL: Int[Array, "B L 2"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Pairs, t_BL: PerToken) -> Mask:
         return self.inner.loss_mask(z_BL[..., 0], t_BL)
 
-    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Int[Array, "B L 2"]) -> Bool[Array, "B L"]:
+    def corrupted(self, x_BL: Tokens, z_BL: Pairs) -> Mask:
         return self.inner.corrupted(x_BL, z_BL[..., 0])
 
-    def log_q(self, z_BL: Int[Array, "B L 2"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def log_q(self, z_BL: Pairs, x_BL: Tokens, t_BL: PerToken) -> PerToken:
         return self.inner.log_q(z_BL[..., 0], x_BL, t_BL)
 
     # --- what an output costs and means ----------------------------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n 2"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: PairsN, t: Values) -> Values:
         return self.inner.loss(logits, x, z[..., 0], t)
 
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n 2"]) -> Float[Array, "*n"]:
+    def reconstruction(self, logits: PerClass, x: Ids, z0: PairsN) -> Values:
         return self.inner.reconstruction(logits, x, z0[..., 0])
 
-    def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n 2"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_posterior(self, logits: PerClass, z: PairsN, t: Values) -> PerClass:
         return self.inner.log_posterior(logits, z[..., 0], t)
 
-    def log_loo(self, logits: Float[Array, "*n V"], z: Int[Array, "*n 2"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_loo(self, logits: PerClass, z: PairsN, t: Values) -> PerClass:
         return self.inner.log_loo(logits, z[..., 0], t)
 
-    def suppressed(
-        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Int[Array, "*n 2"], t: Float[Array, "*n"]
-    ) -> Float[Array, "*n V"]:
+    def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: PairsN, t: Values) -> PerClass:
         return self.inner.suppressed(logits, ids, z[..., 0], t)
 
-    def guided(
-        self, given: Float[Array, "*n V"], absent: Float[Array, "*n V"], weight: float, z: Int[Array, "*n 2"], t: Float[Array, "*n"]
-    ) -> Float[Array, "*n V"]:
+    def guided(self, given: PerClass, absent: PerClass, weight: float, z: PairsN, t: Values) -> PerClass:
         return self.inner.guided(given, absent, weight, z[..., 0], t)
 
-    def self_conditioning_x0(
-        self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Int[Array, "B L 2"], t_BL: Float[Array, "B L"]
-    ) -> Float[Array, "B L I"]:
+    def self_conditioning_x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Pairs, t_BL: PerToken) -> Float[Array, "B L I"]:
         return self.inner.self_conditioning_x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)
 
-    def reverse_rates(
-        self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L 2"], t_BL: Float[Array, "B L"]
-    ) -> Float[Array, "B L V"]:
+    def reverse_rates(self, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken) -> Logits:
         return self.inner.reverse_rates(logits_BLV, z_BL[..., 0], t_BL)
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length} 2"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length} 2"]:
         return self.clean_state(self.inner.prior(keys_B, length))
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L 2"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L 2"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken, s_BL: PerToken) -> Pairs:
         """A step of the noisy stream; later blocks read a finished block, so times must reach 0 block by block."""
         return self.clean_state(self.inner.reverse_step(keys_B, logits_BLV, z_BL[..., 0], t_BL, s_BL))
 
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L 2"]) -> Int[Array, "B L 2"]:
+    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs) -> Pairs:
         return self.clean_state(self.inner.decode(keys_B, logits_BLV, z_BL[..., 0]))
 
 
@@ -226,7 +205,7 @@ for _name in (
     setattr(Blockwise, _name, property(operator.attrgetter(f"inner.{_name}")))
 
 
-def _pairs(noisy_BL: Int[Array, "B L"], clean_BL: Int[Array, "B L"]) -> Int[Array, "B L 2"]:
+def _pairs(noisy_BL: Tokens, clean_BL: Tokens) -> Pairs:
     return jnp.stack([noisy_BL, clean_BL], axis=-1)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Real
+from jaxtyping import Array, Float, Int, Real
 from jaxtyping import ArrayLike as Like
 
 from dlmjax.diffusion.process import EXCLUDED, Process, among, check_ids, draw_tokens, exclude
@@ -36,6 +36,7 @@ from dlmjax.diffusion.processes.masked import SharedSchedule
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
+from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.diffusion.weightings.levels import OF_TOKENS
 from dlmjax.errors import InputError
 
@@ -63,25 +64,25 @@ class DiscreteTime(Schedule):
         object.__setattr__(self, "_alpha_T", alpha_T)
         object.__setattr__(self, "_noise_T", noise_T)
 
-    def index(self, t: Real[Like, "*t"]) -> Int[Array, "*t"]:
+    def index(self, t: Real[Like, "*n"]) -> Ids:
         return jnp.clip(jnp.round(real(t) * self.steps).astype(jnp.int32), 0, self.steps)
 
-    def alpha(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+    def alpha(self, t: Real[Like, "*n"]) -> Values:
         return jnp.asarray(self._alpha_T, real(t).dtype)[self.index(t)]
 
-    def noise(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+    def noise(self, t: Real[Like, "*n"]) -> Values:
         return jnp.asarray(self._noise_T, real(t).dtype)[self.index(t)]
 
-    def alpha_prime(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+    def alpha_prime(self, t: Real[Like, "*n"]) -> Values:
         """T (alpha_i - alpha_{i-1}): the slope of the step that ends at t; at t = 0 that of the first."""
         slope_T = self.steps * np.diff(-self._noise_T)
         return jnp.asarray(slope_T, real(t).dtype)[jnp.maximum(self.index(t) - 1, 0)]
 
-    def hazard(self, t: Real[Like, "*t"]) -> Float[Array, "*t"]:
+    def hazard(self, t: Real[Like, "*n"]) -> Values:
         hazard_T = self.steps * np.diff(self._noise_T) / np.maximum(self._noise_T[1:], kernels.TINY)
         return jnp.asarray(hazard_T, real(t).dtype)[jnp.maximum(self.index(t) - 1, 0)]
 
-    def inverse(self, alpha: Real[Like, "*t"]) -> Float[Array, "*t"]:
+    def inverse(self, alpha: Real[Like, "*n"]) -> Values:
         """The level whose alpha is nearest from above."""
         falling_T = jnp.asarray(-self._alpha_T, real(alpha).dtype)
         return jnp.clip(jnp.searchsorted(falling_T, -real(alpha), side="right") - 1, 0, self.steps) / self.steps
@@ -90,7 +91,7 @@ class DiscreteTime(Schedule):
     def ends(self) -> tuple[float, float]:
         return 1.0, float(self._alpha_T[-1])
 
-    def step(self, t: Float[Array, "*n"], s: Float[Array, "*n"] | None = None) -> kernels.Step:
+    def step(self, t: Values, s: Values | None = None) -> kernels.Step:
         """What lies between level t (at least the first) and level s; by default the one before t."""
         to = jnp.maximum(self.index(t), 1)
         start = to - 1 if s is None else self.index(s)
@@ -103,7 +104,7 @@ class DiscreteTime(Schedule):
         return kernels.Step(alpha_T[start], noise_T[start], alpha_T[to] / floor, (noise_T[to] - noise_T[start]) / floor)
 
 
-def snapped(t_BL: Float[Array, "B L"], steps: int) -> Float[Array, "B L"]:
+def snapped(t_BL: PerToken, steps: int) -> PerToken:
     """The level (floor(t T) + 1) / T that a t in [0, 1] stands for."""
     return jnp.clip(jnp.floor(t_BL * steps) + 1, 1, steps) / steps
 
@@ -168,10 +169,10 @@ class StepMasked(SharedSchedule):
         """Its times are those of T steps, and counts of masks have others."""
         return None
 
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def noise_share(self, t: Values) -> Values:
         return self.schedule.base.noise(t)
 
-    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         del valid_BL
         return snapped(t_BL, self.steps)
 
@@ -249,50 +250,41 @@ class D3pm(Process):
         """A token that is off by little at a small level is off by anything at t = 1."""
         return self.kernel == "uniform"
 
-    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def replaced(self, t: Values) -> Values:
         return self._times.noise(t)
 
-    def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_posterior(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return self.output.log_posterior(self, logits, z, t)
 
-    def log_loo(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_loo(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return self.output.log_loo(self, logits, z, t)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def noise_share(self, t: Values) -> Values:
         return self.schedule.noise(t)
 
-    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         del valid_BL
         return snapped(t_BL, self.steps)
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         step = self._times.step(t_BL, s_BL)
         drawn_BL = self._id(self._noise.draw(keys_B, self._place(z_BL), step.step_keep, step.step_gone))
         noisy_BL = among(self._is_token(z_BL), valid_BL)
         return jnp.where(noisy_BL, drawn_BL, z_BL)
 
-    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
         # The reconstruction is part of the first level's loss: at t = 0 there is nothing left to guess.
         del z_BL
         return t_BL > 0
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         t = t.astype(jnp.promote_types(logits.dtype, jnp.float32))
         step = self._times.step(t)
         if self.kernel == "uniform":
@@ -318,17 +310,17 @@ class D3pm(Process):
     def has_reconstruction(self) -> bool:
         return False  # the term of level 1 is the reconstruction
 
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_T | x) || p_T), p_T uniform over the tokens."""
         return jnp.asarray(self._prior_K)[self._place(x)]
 
-    def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_likelihood(self, z: Ids, t: Values) -> PerClass:
         """log q_t(z | x = v) for every id v."""
         t = real(t)
         row = self._noise.row(self._place(z), self._times.alpha(t), self._times.noise(t))
         return self._over_ids(jnp.log(jnp.maximum(row, kernels.TINY)))
 
-    def _guess(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def _guess(self, logits: PerClass, z: Ids, t: Values) -> Float[Array, "*n K"]:
         """log p(x_i | z_{-i}) over the kernel's tokens."""
         return self._over_tokens(self.output.log_loo(self, logits, z, t))
 
@@ -344,17 +336,10 @@ class D3pm(Process):
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length}"]:
         return self._id(jax.vmap(lambda key: jax.random.randint(key, (length,), 0, len(self.tokens_K)))(keys_B))
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Draws z_s from the mixture over clean tokens, any number of levels at once."""
         step = self._times.step(real(t_BL), real(s_BL))
         logits_BLK = kernels.backward_logits(self._noise, self._guess(logits_BLV, z_BL, t_BL), self._place(z_BL), step)
@@ -362,22 +347,22 @@ class D3pm(Process):
 
     # --- ids and tokens --------------------------------------------------------------------------------------------------------
 
-    def _id(self, place: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    def _id(self, place: Ids) -> Ids:
         return jnp.asarray(self.tokens_K)[place]
 
-    def _place(self, ids: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    def _place(self, ids: Ids) -> Ids:
         """Number of an id among the tokens; 0 for the others, which nothing is computed for."""
         place_V = np.zeros(self.vocab, np.int32)
         place_V[self.tokens_K] = np.arange(len(self.tokens_K))
         return jnp.asarray(place_V)[ids]
 
-    def _is_token(self, ids: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    def _is_token(self, ids: Ids) -> Flags:
         return jnp.asarray(np.isin(np.arange(self.vocab), self.tokens_K))[ids]
 
-    def _over_tokens(self, values: Float[Array, "*n V"]) -> Float[Array, "*n K"]:
+    def _over_tokens(self, values: PerClass) -> Float[Array, "*n K"]:
         first, last = int(self.tokens_K[0]), int(self.tokens_K[-1])
         # Special ids usually stand at one end: a slice costs nothing.
         return values[..., first : last + 1] if last - first + 1 == len(self.tokens_K) else values[..., self.tokens_K]
 
-    def _over_ids(self, values: Float[Array, "*n K"]) -> Float[Array, "*n V"]:
+    def _over_ids(self, values: Float[Array, "*n K"]) -> PerClass:
         return jnp.full((*values.shape[:-1], self.vocab), EXCLUDED, values.dtype).at[..., self.tokens_K].set(values)

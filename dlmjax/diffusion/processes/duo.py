@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Bool, Float, Float64, Int, Key
+from jaxtyping import Array, Float, Float64, Int
 from scipy.special import log_ndtr
 
 from dlmjax.diffusion.process import Process, split_rows, uniform_rows
 from dlmjax.diffusion.processes.uniform import Uniform, UniformNoise
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule
+from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.errors import InputError
 
 _KNOTS = 1024
@@ -55,7 +56,7 @@ def _table(tokens: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(log_odds_J[keep_J]), tuple(ratio_J[keep_J])
 
 
-def signal(alpha: Float[Array, "*n"], noise: Float[Array, "*n"], tokens: int) -> Float[Array, "*n"]:
+def signal(alpha: Values, noise: Values, tokens: int) -> Values:
     """a/sqrt(1 - a^2) of the Gaussian whose argmax keeps a token with probability alpha = 1 - noise, by a table (relative error < 2e-4)."""
     log_odds_J, ratio_J = _table(tokens)
     log_odds = jnp.log(jnp.maximum(alpha, FLOOR)) - jnp.log(jnp.maximum(noise, FLOOR))
@@ -63,13 +64,7 @@ def signal(alpha: Float[Array, "*n"], noise: Float[Array, "*n"], tokens: int) ->
 
 
 def soft_tokens(
-    keys_B: Key[Array, "B"],
-    x_BL: Int[Array, "B L"],
-    ratio_BL: Float[Array, "B L"],
-    temperature: float,
-    k: int,
-    vocab: int,
-    suppressed_ids: tuple[int, ...] = (),
+    keys_B: RowKeys, x_BL: Tokens, ratio_BL: PerToken, temperature: float, k: int, vocab: int, suppressed_ids: tuple[int, ...] = ()
 ) -> tuple[Int[Array, "B L {k}"], Float[Array, "B L {k}"]]:
     """The k largest entries of softmax(w / temperature), w = (ratio e_x + noise) in units of the noise, largest first.
 
@@ -106,16 +101,16 @@ def soft_tokens(
     return jnp.take_along_axis(id_BLk, chosen_BLk, axis=-1), jax.nn.softmax(value_BLk / temperature, axis=-1)
 
 
-def _place(x_BL: Int[Array, "B L"], suppressed_ids: tuple[int, ...]) -> Int[Array, "B L"]:
+def _place(x_BL: Tokens, suppressed_ids: tuple[int, ...]) -> Tokens:
     """Number of the token x among the tokens that are not suppressed."""
     return x_BL - sum(((x_BL > id_).astype(jnp.int32) for id_ in suppressed_ids), jnp.zeros_like(x_BL))
 
 
-def _normal(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def _normal(u: Values) -> Values:
     return ndtri(jnp.clip(u, 2.0**-33, 1 - 2.0**-24))
 
 
-def _upper_normal(tail: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def _upper_normal(tail: Values) -> Values:
     """The number that a normal one exceeds with probability `tail`: exact far up, where 1 - tail rounds to 1."""
     return -ndtri(jnp.clip(tail, 1e-37, 1.0 - 2.0**-24))
 
@@ -154,37 +149,33 @@ class Duo(UniformNoise):
         if self.vocab > 2**24:
             raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are no float32 number")
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Float[Array, "B L {self.k} 2"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Float[Array, "B L {self.k} 2"]:
         ratio_BL = signal(self.schedule.alpha(t_BL), self.schedule.noise(t_BL), self.tokens)
         id_BLk, weight_BLk = soft_tokens(keys_B, x_BL, ratio_BL, self.temperature, self.k, self.vocab, self.suppressed_ids)
         state_BLk2 = jnp.stack([id_BLk.astype(jnp.float32), weight_BLk], axis=-1)
         whole_BL = jnp.zeros(x_BL.shape, bool) if valid_BL is None else ~valid_BL
         return jnp.where((whole_BL | (self.schedule.noise(t_BL) <= 0))[..., None, None], self.hard(x_BL), state_BLk2)
 
-    def hard(self, z_BL: Int[Array, "*n"]) -> Float[Array, "*n {self.k} 2"]:
+    def hard(self, z_BL: Ids) -> Float[Array, "*n {self.k} 2"]:
         """A token as a state: all weight on one id."""
         weight_k = jnp.zeros((self.k,), jnp.float32).at[0].set(1.0)
         ids = jnp.broadcast_to(z_BL[..., None].astype(jnp.float32), (*z_BL.shape, self.k))
         return jnp.stack([ids, jnp.broadcast_to(weight_k, ids.shape)], axis=-1)
 
-    def clean_state(self, x_BL: Int[Array, "B L"]) -> Float[Array, "B L {self.k} 2"]:
+    def clean_state(self, x_BL: Tokens) -> Float[Array, "B L {self.k} 2"]:
         return self.hard(x_BL)
 
-    def to_tokens(self, z_BL: Float[Array, "*n k 2"]) -> Int[Array, "*n"]:
+    def to_tokens(self, z_BL: Float[Array, "*n k 2"]) -> Ids:
         """The argmax."""
         return z_BL[..., 0, 0].astype(jnp.int32)
 
-    def corrupted(self, x_BL: Int[Array, "B L"], z_BL: Float[Array, "B L k 2"]) -> Bool[Array, "B L"]:
+    def corrupted(self, x_BL: Tokens, z_BL: Float[Array, "B L k 2"]) -> Mask:
         return self.to_tokens(z_BL) != x_BL
 
-    def loss(
-        self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n k 2"], t: Float[Array, "*n"]
-    ) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Float[Array, "*n k 2"], t: Values) -> Values:
         return super().loss(logits, x, self.to_tokens(z), t)
 
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Float[Array, "*n k 2"]) -> Float[Array, "*n"]:
+    def reconstruction(self, logits: PerClass, x: Ids, z0: Float[Array, "*n k 2"]) -> Values:
         return super().reconstruction(logits, x, self.to_tokens(z0))
 
     def at_step(self, step: int) -> Process:

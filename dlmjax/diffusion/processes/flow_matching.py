@@ -17,11 +17,11 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.diffusion.process import cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.score import OneNoise
 from dlmjax.diffusion.schedules import Linear, Schedule, share_gone
+from dlmjax.diffusion.shapes import Ids, Logits, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.diffusion.weightings.levels import OF_RATES
 
 
@@ -46,7 +46,7 @@ class FlowMatching(OneNoise):
     def is_tight(self) -> bool:
         return self._mask is not None and super().is_tight
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         logits = exclude(logits, self.suppressed_ids)
         own = z == x
         # A token that is shown under masked noise is the truth: no weight, not even an infinite one.
@@ -58,21 +58,14 @@ class FlowMatching(OneNoise):
         at_z = jnp.where(own, at_x, cross_entropy(logits, z))
         return weight * jnp.where(own, -jnp.expm1(-at_z), at_x - jnp.exp(-at_z))
 
-    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def cross_entropy_weight(self, t: Values) -> Values:
         """For a masked source; for a uniform one the cross-entropy of the published recipe is weighting `denoising(everywhere=True)`."""
         return super().cross_entropy_weight(t) if self._mask is None else self.schedule.hazard(t)
 
-    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_rate(self, t: Values) -> Values:
         return super().noise_rate(t) if self._mask is None else self.schedule.noise(t)
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Goes over to a token of the posterior with probability (alpha_s - alpha_t)/(1 - alpha_t): the velocity's rate, integrated from t
         to s with p(. | z) held fixed. Exact in the limit of many steps only."""
         which_B, token_B = split_rows(keys_B)

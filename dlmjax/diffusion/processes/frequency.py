@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Float64, Int
 from dlmjax.diffusion.processes.state_dependent import Exponents, StateDependent
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR, real
+from dlmjax.diffusion.shapes import Ids, PerClass, Values
 from dlmjax.errors import InputError
 
 
@@ -87,12 +88,12 @@ class Spindle(StateDependent):
     def _lift_V(self) -> Float64[np.ndarray, "V"]:
         return self.strength * entropy_share(self.counts_V.array)
 
-    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_of(self, x: Ids, t: Values) -> Values:
         t = real(t)
         # Exactly 1 at t = 1, where the sine of float pi is not quite 0.
         return jnp.where(t < 1, t + jnp.asarray(self._lift_V, t.dtype)[x] * jnp.sin(jnp.pi * t), 1.0)
 
-    def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def hazards(self, t: Values) -> PerClass:
         t, lift_V = jnp.maximum(real(t), FLOOR)[..., None], jnp.asarray(self._lift_V, real(t).dtype)
         return (1 + lift_V * jnp.pi * jnp.cos(jnp.pi * t)) / (t * (1 + lift_V * jnp.pi * jnp.sinc(t)))
 

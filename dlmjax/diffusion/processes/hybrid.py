@@ -22,11 +22,11 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.diffusion.process import Ends, cross_entropy
 from dlmjax.diffusion.processes.interpolating import Interpolating, Shares
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
+from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, Tokens, Values
 from dlmjax.errors import InputError
 
 
@@ -54,10 +54,10 @@ class _MaskAndTokens(Interpolating):
         """The mixture of masks and uniform draws changes with the level."""
         return self.always_masks
 
-    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
         return z_BL == self.mask_id if self.always_masks else super().loss_mask(z_BL, t_BL)
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         if not self.always_masks:
             return super().loss(logits, x, z, t)
         masked = z == self.mask_id
@@ -90,12 +90,12 @@ class Hybrid(_MaskAndTokens):
         if not 0 < self.gamma <= 2:
             raise InputError(f"process hybrid: gamma is {self.gamma}; it must lie in (0, 2], else a jump rate is negative")
 
-    def shares(self, t: Float[Array, "*t"]) -> Shares:
+    def shares(self, t: Values) -> Shares:
         t = real(t)
         bump = self._bump(t)
         return Shares((1 - t) / (1 + bump), bump / (1 + bump), t / (1 + bump))
 
-    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, t: Values) -> tuple[Values, Values]:
         # Not FLOOR: a rate that grows as an inverse root of t has a share of 1e-6 of its mass below that.
         t = jnp.maximum(real(t), 1e-30)
         bump = self._bump(t)
@@ -116,7 +116,7 @@ class Hybrid(_MaskAndTokens):
         """B."""
         return 2**self.gamma * self.p_uniform / (1 - self.p_uniform)
 
-    def _bump(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def _bump(self, t: Values) -> Values:
         """c_t."""
         return self._peak * jnp.maximum(t * (1 - t), 0.0) ** (self.gamma / 2)
 
@@ -125,11 +125,11 @@ class Hybrid(_MaskAndTokens):
 class Mixing(Protocol):
     """What noise is made of at a log-SNR. Both functions give (uniform, mask), which sum to 1, each exact to rounding where it is small."""
 
-    def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def shares(self, log_snr: Values) -> tuple[Values, Values]:
         """(u, 1 - u): of the noise that a token shows."""
         ...
 
-    def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, log_snr: Values) -> tuple[Values, Values]:
         """(u - u', 1 - u + u'): of the jumps that happen. Neither may be negative."""
         ...
 
@@ -144,10 +144,10 @@ class Constant(Mixing):
         if not 0 <= self.uniform <= 1:
             raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
 
-    def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def shares(self, log_snr: Values) -> tuple[Values, Values]:
         return jnp.full_like(log_snr, self.uniform), jnp.full_like(log_snr, 1 - self.uniform)
 
-    def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, log_snr: Values) -> tuple[Values, Values]:
         return self.shares(log_snr)
 
 
@@ -165,11 +165,11 @@ class Sigmoid(Mixing):
         if not -1 <= self.steepness <= 1:
             raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
 
-    def shares(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def shares(self, log_snr: Values) -> tuple[Values, Values]:
         inner = self.steepness * log_snr + self.shift
         return jax.nn.sigmoid(inner), jax.nn.sigmoid(-inner)
 
-    def jumps(self, log_snr: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, log_snr: Values) -> tuple[Values, Values]:
         # u' = steepness u (1 - u); sums of what is positive, so that u - u' = u^2 keeps its digits.
         uniform, mask = self.shares(log_snr)
         up, down = max(self.steepness, 0.0), max(-self.steepness, 0.0)
@@ -211,12 +211,12 @@ class Mixed(_MaskAndTokens):
         if not bool(jnp.all((parts >= 0) & (parts <= 1 + 1e-6))):
             raise InputError(f"process mixed: {self.mixing} gives a share or a jump rate outside [0, 1]")
 
-    def shares(self, t: Float[Array, "*t"]) -> Shares:
+    def shares(self, t: Values) -> Shares:
         noise, log_snr = self.schedule.noise(t), self.schedule.log_snr(t)
         uniform, mask = self.mixing.shares(log_snr)
         return Shares(self.schedule.alpha(t), noise * uniform, noise * mask)
 
-    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, t: Values) -> tuple[Values, Values]:
         rate = -self.schedule.alpha_prime(t)
         uniform, mask = self.mixing.jumps(self.schedule.log_snr(t))
         return rate * uniform, rate * mask

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from dlmjax.diffusion.process import Ends, Process, among, check_ids, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.schedules import FLOOR
+from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.diffusion.weightings.levels import OF_JUMPS, OF_TOKENS
 from dlmjax.errors import InputError
 
@@ -35,9 +36,9 @@ UNIFORM_ENDS = Ends(power=2.5, clean=0.0, noise=3.0)
 class Shares(NamedTuple):
     """Of q_t(. | x): the clean token, a uniform draw of the N tokens, the mask. They sum to 1."""
 
-    alpha: Float[Array, "*t"]
-    uniform: Float[Array, "*t"]
-    mask: Float[Array, "*t"]
+    alpha: Values
+    uniform: Values
+    mask: Values
 
 
 class Interpolating(Process):
@@ -55,11 +56,11 @@ class Interpolating(Process):
     weightings = ("bound", *OF_JUMPS, *OF_TOKENS)
 
     @abc.abstractmethod
-    def shares(self, t: Float[Array, "*t"]) -> Shares:
+    def shares(self, t: Values) -> Shares:
         """The three shares at time t, each exact to rounding where it is small."""
 
     @abc.abstractmethod
-    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, t: Values) -> tuple[Values, Values]:
         """alpha_t times the rate of jumps (to a uniform draw, to the mask): finite where the rate itself, -alpha'/alpha in sum, is not."""
 
     def __post_init__(self):
@@ -102,7 +103,7 @@ class Interpolating(Process):
         revised = ("self_correct",) if self.absorbing_id is None else ()
         return ("ancestral", "tau_leap", "analytic", *redrawn, *revised)
 
-    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+    def reverse_rates(self, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken) -> Logits:
         to_uniform_BL, to_mask_BL = self.jumps(t_BL)
         into_BL = jnp.where(self.is_token(z_BL), to_uniform_BL / self.tokens, to_mask_BL)
         into_BL /= jnp.maximum(self.shares(t_BL).alpha, FLOOR)
@@ -114,40 +115,31 @@ class Interpolating(Process):
         """Where tokens are shown as others, most is decided at small levels (python -m benchmarks.sampling_grids)."""
         return "uniform" if self.absorbing_id is not None else "power(exponent=2)"
 
-    def replaced(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def replaced(self, t: Values) -> Values:
         return self.shares(t).uniform
 
-    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def reveal_levels(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         """A token that a reveal order has shown is the text: told the clock, the denoiser would take it for noise now and then."""
         del start_BL
         return t_BL if self.absorbing_id is not None else jnp.where(masked_BL, t_BL, 0.0)
 
-    def log_posterior(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_posterior(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return self.output.log_posterior(self, logits, z, t)
 
-    def log_loo(self, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_loo(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return self.output.log_loo(self, logits, z, t)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def noise_share(self, t: Values) -> Values:
         _, uniform, mask = self.shares(t)
         return uniform + mask
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         _, uniform_BL, mask_BL = self.shares(t_BL)
         return self._jump(keys_B, x_BL, uniform_BL, mask_BL, valid_BL)
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         _, uniform_BL, mask_BL = self._between(s_BL, t_BL)
         return self._jump(keys_B, z_BL, uniform_BL, mask_BL, valid_BL)
 
@@ -162,7 +154,7 @@ class Interpolating(Process):
             new_BL = jnp.where(uniform_rows(kind_B, length) * noise_BL < mask_BL, self._mask, new_BL)
         return jnp.where(among(hit_BL, valid_BL), new_BL, z_BL)
 
-    def _between(self, s: Float[Array, "*t"], t: Float[Array, "*t"]) -> Shares:
+    def _between(self, s: Values, t: Values) -> Shares:
         """Shares of q(z_t | z_s), s <= t."""
         before, after = self.shares(s), self.shares(t)
         keep = after.alpha / jnp.maximum(before.alpha, FLOOR)
@@ -170,14 +162,14 @@ class Interpolating(Process):
 
     # --- the bridge between meanings of the output -----------------------------------------------------------------------------
 
-    def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_likelihood(self, z: Ids, t: Values) -> PerClass:
         """log q_t(z | x = k): one value at k = z, another elsewhere; within -log(N / FLOOR) of 0, where it would be -inf."""
         alpha, uniform, mask = self._floored(t)
         here, elsewhere = jnp.log(alpha + uniform / self.tokens), jnp.log(uniform / self.tokens)
         two = jnp.where(jnp.arange(self.vocab) == z[..., None], here[..., None], elsewhere[..., None])
         return two if self._mask is None else jnp.where((z == self._mask)[..., None], jnp.log(mask)[..., None], two)
 
-    def log_marginal(self, log_p: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_marginal(self, log_p: PerClass, t: Values) -> PerClass:
         """log q_t(y | x ~ p) for every class y that can be seen, EXCLUDED for the others."""
         alpha, uniform, mask = self._floored(t)
         log_q = jnp.logaddexp(log_p + jnp.log(alpha)[..., None], jnp.log(uniform / self.tokens)[..., None])
@@ -185,13 +177,13 @@ class Interpolating(Process):
             log_q = jnp.where(jnp.arange(self.vocab) == self._mask, jnp.log(mask)[..., None], log_q)
         return exclude(log_q, self._unseen)
 
-    def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_unmixed(self, log_q: PerClass, t: Values) -> PerClass:
         """log p up to a constant from log q_t(. | x ~ p), the inverse of `log_marginal`."""
         log_uniform = jnp.log(self._floored(t).uniform / self.tokens)[..., None]
         clean = jnp.maximum(-jnp.expm1(jnp.minimum(log_uniform - log_q, 0.0)), FLOOR)
         return exclude(log_q + jnp.log(clean), self.suppressed_ids)
 
-    def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_scores(self, output: PerClass, z: Ids, t: Values) -> PerClass:
         """log score of every class from an output that means scores: its own entry is 0 whatever the network says."""
         del t
         own = jnp.arange(self.vocab) == z[..., None]
@@ -207,13 +199,13 @@ class Interpolating(Process):
         """The mask, where it is noise and not only a special id that text never holds."""
         return self.mask_id
 
-    def _floored(self, t: Float[Array, "*t"]) -> Shares:
+    def _floored(self, t: Values) -> Shares:
         """Shares of at least FLOOR: logarithms and ratios of them are finite."""
         return Shares(*(jnp.maximum(share, FLOOR) for share in self.shares(t)))
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         """See the top of the file. Written in ratios to alpha, so that neither end divides by 0."""
         alpha, uniform, _ = self._floored(t)
         rho = alpha * self.tokens / uniform
@@ -227,18 +219,18 @@ class Interpolating(Process):
         divergence = (jnp.log1p(rho) - sums) / rho + at_x
         return alpha * self.jump_weight(x, z, t) * (divergence + jnp.where(shown, (jnp.expm1(at_z) - at_z) / alpha, 0.0))
 
-    def jump_weight(self, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def jump_weight(self, x: Ids, z: Ids, t: Values) -> Values:
         """w_t(z, x), the factor of KL + IS: rate of jumps into z over the chance to see it."""
         alpha, uniform, mask = self._floored(t)
         to_uniform, to_mask = self.jumps(t)
         per_token = to_uniform / (jnp.where(z == x, alpha * self.tokens, 0.0) + uniform)
         return jnp.where(self.is_token(z), per_token, to_mask / mask) / alpha
 
-    def is_token(self, z: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    def is_token(self, z: Ids) -> Flags:
         """Where the state is a token, and not the mask of the noise."""
         return jnp.ones(z.shape, bool) if self._mask is None else z != self._mask
 
-    def prior_nats(self, x: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_1 | x) || p_1): p_1 spreads the alpha_1 that is left uniformly."""
         if not self.has_boundary:
             return jnp.zeros(x.shape, jnp.float32)
@@ -248,7 +240,7 @@ class Interpolating(Process):
         terms = ((weight, p) for weight, p in ((1, own), (self.tokens - 1, other)))
         return sum(weight * p * (jnp.log(jnp.maximum(p, FLOOR)) - jnp.log(jnp.maximum(start, FLOOR))) for weight, p in terms)
 
-    def reconstruction(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z0: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    def reconstruction(self, logits: PerClass, x: Ids, z0: Ids) -> Values:
         if not self.has_boundary:
             return jnp.zeros(x.shape, jnp.float32)
         log_p = self.output.log_posterior(self, logits, z0, jnp.zeros(x.shape))
@@ -256,19 +248,12 @@ class Interpolating(Process):
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
-    def prior(self, keys_B: Key[Array, "B"], length: int) -> Int[Array, "B {length}"]:
+    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length}"]:
         alpha, uniform, mask = self.shares(jnp.ones((keys_B.shape[0], length)))
         start_BL = jnp.zeros((keys_B.shape[0], length), jnp.int32)
         return self._jump(keys_B, start_BL, 1 - mask, mask, None)
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Exact: p(z_s = y | z_t) is proportional to q(z_t | z_s = y) q_s(y | x ~ guess), and the first factor is two-valued in y.
 
         So z is drawn anew with some probability, from q_s(. | guess), else kept; and a new state is a token of the guess, a uniform draw or
@@ -289,13 +274,13 @@ class Interpolating(Process):
         new_BL = self._jump(jump_B, clean_BL, before.uniform, before.mask, None)
         return jnp.where(uniform_rows(keep_B, z_BL.shape[1]) < anew_BL, new_BL, z_BL)
 
-    def decode(self, keys_B: Key[Array, "B"], logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens) -> Tokens:
         if not self.has_boundary:
             return z_BL
         return draw_tokens(keys_B, self.output.log_posterior(self, logits_BLV, z_BL, jnp.zeros(z_BL.shape)))
 
 
-def uniform_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, suppressed_ids: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:
+def uniform_tokens(keys_B: RowKeys, length: int, vocab: int, suppressed_ids: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:
     """Token ids drawn uniformly from those of [0, vocab) that are not suppressed."""
     count = vocab - len(suppressed_ids)
     ids_BL = jax.vmap(lambda key: jax.random.randint(key, (length,), 0, count, jnp.int32))(keys_B)
@@ -305,9 +290,7 @@ def uniform_tokens(keys_B: Key[Array, "B"], length: int, vocab: int, suppressed_
 
 
 @jax.custom_vjp
-def mixture_sums(
-    logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], log_rho: Float[Array, "*n"], shift: Float[Array, "*n"]
-) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
+def mixture_sums(logits: PerClass, x: Ids, z: Ids, log_rho: Values, shift: Values) -> tuple[Values, Values, Values]:
     """(sum_y log(1 + rho p_y), log p_x, log p_z) with p = softmax(logits less `shift` at z).
 
     One derivative for all three: the backward pass reads the logits once and writes their gradient once, as cross-entropy does, where
@@ -352,7 +335,7 @@ mixture_sums.defvjp(_mixture_forward, _mixture_backward)
 ROWS = 8  # of 50,000 classes: they fit into the cache of a CPU core
 
 
-def by_rows(function: Callable[..., Any], logits: Float[Array, "*n V"], *args: Shaped[Array, "*n"]) -> Any:
+def by_rows(function: Callable[..., Any], logits: PerClass, *args: Shaped[Array, "*n"]) -> Any:
     """function(logits, *args), a reduction over the classes: on a CPU a few rows at a time.
 
     XLA's CPU compiler does not vectorise a reduction over the last axis of what it computes on the way; rows that stay in the cache may

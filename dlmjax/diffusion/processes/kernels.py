@@ -27,11 +27,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int, Key
+from jaxtyping import Array, Float, Float64
 
 from dlmjax.diffusion.process import EXCLUDED, draw_tokens, split_rows, uniform_rows
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR
+from dlmjax.diffusion.shapes import Flags, Ids, PerToken, RowKeys, Tokens, Values
 from dlmjax.errors import InputError
 
 TINY = 1e-30  # stands for a probability of 0 under a logarithm
@@ -44,17 +45,15 @@ class Kernel(Protocol):
 
     tokens: int
 
-    def row(self, x: Int[Array, "*n"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def row(self, x: Ids, keep: Values, gone: Values) -> Float[Array, "*n K"]:
         """Q[x, :], which is also Q[:, x]."""
         ...
 
-    def spread(self, p: Float[Array, "*n K"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def spread(self, p: Float[Array, "*n K"], keep: Values, gone: Values) -> Float[Array, "*n K"]:
         """p @ Q."""
         ...
 
-    def draw(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], keep_BL: Float[Array, "B L"], gone_BL: Float[Array, "B L"]
-    ) -> Int[Array, "B L"]:
+    def draw(self, keys_B: RowKeys, x_BL: Tokens, keep_BL: PerToken, gone_BL: PerToken) -> Tokens:
         """z ~ Q[x, :]. Row by row of the batch: no [B, L, K] array."""
 
         def row(args):
@@ -72,16 +71,14 @@ class Uniform(Kernel):
 
     tokens: int
 
-    def row(self, x: Int[Array, "*n"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def row(self, x: Ids, keep: Values, gone: Values) -> Float[Array, "*n K"]:
         own = x[..., None] == jnp.arange(self.tokens)
         return jnp.where(own, keep[..., None], 0.0) + gone[..., None] / self.tokens
 
-    def spread(self, p: Float[Array, "*n K"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def spread(self, p: Float[Array, "*n K"], keep: Values, gone: Values) -> Float[Array, "*n K"]:
         return keep[..., None] * p + gone[..., None] / self.tokens
 
-    def draw(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], keep_BL: Float[Array, "B L"], gone_BL: Float[Array, "B L"]
-    ) -> Int[Array, "B L"]:
+    def draw(self, keys_B: RowKeys, x_BL: Tokens, keep_BL: PerToken, gone_BL: PerToken) -> Tokens:
         del keep_BL
         which_B, token_B = split_rows(keys_B)
         token_BL = jax.vmap(lambda key: jax.random.randint(key, x_BL.shape[1:], 0, self.tokens))(token_B)
@@ -104,7 +101,7 @@ class Heat(Kernel):
     def analyse(self, p: Float[Array, "*n K"]) -> Array:
         """Coefficients [*n, M] of p."""
 
-    def analyse_one(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Array:
+    def analyse_one(self, x: Ids, dtype: jnp.dtype) -> Array:
         """Coefficients of the token x."""
         return self.analyse((x[..., None] == jnp.arange(self.tokens)).astype(dtype))
 
@@ -113,10 +110,10 @@ class Heat(Kernel):
         """Back from coefficients."""
 
     @abc.abstractmethod
-    def jumps(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n K"]:
+    def jumps(self, x: Ids, dtype: jnp.dtype) -> Float[Array, "*n K"]:
         """G[x, :] in the units of `rate_M`."""
 
-    def row(self, x: Int[Array, "*n"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def row(self, x: Ids, keep: Values, gone: Values) -> Float[Array, "*n K"]:
         tau = _tau(keep, gone)[..., None]
         decay = tau * jnp.asarray(self.rate_M, keep.dtype)
         short = tau * float(self.rate_M.max()) < 1
@@ -125,7 +122,7 @@ class Heat(Kernel):
         first = jnp.where(short, tau * self.jumps(x, keep.dtype), 0.0)
         return jnp.maximum(own + first + self.synthesise(gain * self.analyse_one(x, keep.dtype)), 0.0)
 
-    def spread(self, p: Float[Array, "*n K"], keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n K"]:
+    def spread(self, p: Float[Array, "*n K"], keep: Values, gone: Values) -> Float[Array, "*n K"]:
         gain = jnp.expm1(-_tau(keep, gone)[..., None] * jnp.asarray(self.rate_M, keep.dtype))
         return jnp.maximum(p + self.synthesise(gain * self.analyse(p)), 0.0)
 
@@ -147,7 +144,7 @@ class Path(Heat):
     def synthesise(self, coefficients: Array) -> Float[Array, "*n K"]:
         return jnp.fft.irfft(coefficients, n=2 * self.tokens, axis=-1)[..., : self.tokens]
 
-    def jumps(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n K"]:
+    def jumps(self, x: Ids, dtype: jnp.dtype) -> Float[Array, "*n K"]:
         apart = jnp.abs(x[..., None] - jnp.arange(self.tokens))
         degree = 2 - (x == 0) - (x == self.tokens - 1)
         unit = 4 * math.sin(math.pi / (2 * self.tokens)) ** 2
@@ -213,17 +210,17 @@ class Neighbours(Heat):
     def analyse(self, p: Float[Array, "*n K"]) -> Array:
         return jnp.dot(p, jnp.asarray(self._modes[1], p.dtype), precision="highest")
 
-    def analyse_one(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Array:
+    def analyse_one(self, x: Ids, dtype: jnp.dtype) -> Array:
         return jnp.asarray(self._modes[1], dtype)[x]
 
     def synthesise(self, coefficients: Array) -> Float[Array, "*n K"]:
         return jnp.dot(coefficients, jnp.asarray(self._modes[1], coefficients.dtype).T, precision="highest")
 
-    def jumps(self, x: Int[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n K"]:
+    def jumps(self, x: Ids, dtype: jnp.dtype) -> Float[Array, "*n K"]:
         return jnp.asarray(self.generator_KK / self._modes[0][1], dtype)[x]
 
 
-def _tau(keep: Float[Array, "*n"], gone: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def _tau(keep: Values, gone: Values) -> Values:
     """-log keep, at most 27.6: there the slowest mode is a trillionth."""
     return jnp.where(gone < 0.5, -jnp.log1p(-jnp.minimum(gone, 0.5)), -jnp.log(jnp.maximum(keep, FLOOR)))
 
@@ -246,7 +243,7 @@ class Step(NamedTuple):
     step_gone: Float[Array, "*n"]
 
 
-def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Int[Array, "*n"], z: Int[Array, "*n"], step: Step) -> Float[Array, "*n"]:
+def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Ids, z: Ids, step: Step) -> Values:
     """KL(q(z_s | z_t = z, x) || sum_x' q(z_s | z, x') p(x' | z)) in nats, where p(x' | z) belongs to the leave-one-out guess `log_p`.
 
     With a = q(z_s | x), b = q(z_s | x' ~ guess) and c = q(z | z_s) these are a c / A and b c / B. Staying at z is set apart: near t = 0
@@ -275,9 +272,7 @@ def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Int[Array, "*n"],
     return leaving + jnp.where(true_stay > 0, true_stay * staying, 0.0)
 
 
-def uniform_divergence(
-    sums: Float[Array, "*n"], log_p_x: Float[Array, "*n"], log_p_z: Float[Array, "*n"], own: Bool[Array, "*n"], tokens: int, step: Step
-) -> Float[Array, "*n"]:
+def uniform_divergence(sums: Values, log_p_x: Values, log_p_z: Values, own: Flags, tokens: int, step: Step) -> Values:
     """`divergence` of the `Uniform` kernel in closed form: of the guess p it needs three numbers and no array of K.
 
     sums: sum_y log(1 + rho p_y), rho = `mixing(tokens, step)`; own: z = x. Away from x and z all a are gone/K and all c step_gone/K.
@@ -304,7 +299,7 @@ def uniform_divergence(
     return leaving + jnp.where(a_z > 0, jnp.exp(log_stay) * staying, 0.0)
 
 
-def mixing(tokens: int, step: Step) -> Float[Array, "*n"]:
+def mixing(tokens: int, step: Step) -> Values:
     """What is left of a token at level s over the uniform share of each, finite at both ends."""
     return jnp.maximum(step.keep, FLOOR) * tokens / jnp.maximum(step.gone, FLOOR)
 
@@ -314,7 +309,7 @@ def _log_rest(left: Array, log_stay: Array) -> Array:
     return jnp.where(left < 0.5, jnp.log1p(-jnp.minimum(left, 0.5)), log_stay)
 
 
-def backward_logits(kernel: Kernel, log_p: Float[Array, "*n K"], z: Int[Array, "*n"], step: Step) -> Float[Array, "*n K"]:
+def backward_logits(kernel: Kernel, log_p: Float[Array, "*n K"], z: Ids, step: Step) -> Float[Array, "*n K"]:
     """log p(z_s | z_t = z) up to a constant, for the leave-one-out guess `log_p`."""
     c = kernel.row(z, step.step_keep, step.step_gone)
     b = kernel.spread(jnp.exp(log_p), step.keep, step.gone)

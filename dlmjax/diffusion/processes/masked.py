@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.process import among, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
+from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.times import PerRow
 from dlmjax.diffusion.weightings.levels import OF_RATES, OF_TOKENS, InverseRate, Weighting
 from dlmjax.errors import InputError
@@ -57,42 +57,35 @@ class SharedSchedule(Absorbing):
     def in_blocks(self) -> "Masked":
         return Masked(self.vocab, self.mask_id, self.schedule, self.excluded)
 
-    def reverse_rates(self, logits_BLV: Float[Array, "B L V"], z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+    def reverse_rates(self, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken) -> Logits:
         masked_BL = z_BL == self.mask_id
         hazard_BL = jnp.where(masked_BL, self.schedule.hazard(jnp.where(masked_BL, t_BL, 1.0)), 0.0)
         return hazard_BL[..., None] * jax.nn.softmax(logits_BLV, axis=-1)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
-    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_of(self, x: Ids, t: Values) -> Values:
         del x
         return self.schedule.noise(t)
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         # 1 - alpha_t / alpha_s, from the small numbers where there is little noise.
         hit_rate_BL = (self.schedule.noise(t_BL) - self.schedule.noise(s_BL)) / jnp.maximum(self.schedule.alpha(s_BL), FLOOR)
         hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < hit_rate_BL
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
 
-    def noise_share(self, t: Float[Array, "*t"]) -> Float[Array, "*t"]:
+    def noise_share(self, t: Values) -> Values:
         return self.schedule.noise(t)
 
-    def cross_entropy_weight(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def cross_entropy_weight(self, t: Values) -> Values:
         return self.schedule.hazard(t)
 
-    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_rate(self, t: Values) -> Values:
         return self.schedule.noise(t)
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         masked = z == self.mask_id
         # A shown token has no weight, not even an infinite one: t = 0 is replaced before the division.
         weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
@@ -108,14 +101,7 @@ class SharedSchedule(Absorbing):
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Unmasks with probability (alpha_s - alpha_t)/(1 - alpha_t), exactly 1 where s has no noise, then draws the token.
 
         Two draws, not one over V + 1 classes: float32 Gumbel noise is capped, and with many steps the mask's logit is out of its reach.
@@ -160,9 +146,7 @@ class Masked(SharedSchedule):
             )
         return times
 
-    def noisy_views(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> tuple[tuple[Int[Array, "B L *state"], Float[Array, "B L"]], ...]:
+    def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
         z_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
         if not self.complementary:
             return ((z_BL, t_BL),)
@@ -202,7 +186,7 @@ class MaskedCount(SharedSchedule):
     schedule = Linear()
     one_time_per_row = True
 
-    def time_embedding_input(self, t_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def time_embedding_input(self, t_BL: PerToken) -> PerToken:
         return self.trained.inverse(1 - t_BL)
 
     def adapt_times(self, times: Any) -> Any:
@@ -210,27 +194,18 @@ class MaskedCount(SharedSchedule):
             raise InputError(f"process {self.name} masks a number of a row's tokens: its times give a row one level, and these do not")
         return times
 
-    def quantize_time(self, t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
         # t is one number per row; the largest, should a caller have zeroed the padding.
         t_B1 = jnp.max(t_BL, axis=1, keepdims=True)
         k_B1 = jnp.clip(jnp.floor(t_B1 * n_B1) + 1, 1, n_B1)
         return jnp.broadcast_to((k_B1 / n_B1).astype(t_BL.dtype), t_BL.shape)
 
-    def corrupt(
-        self, keys_B: Key[Array, "B"], x_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], valid_BL: Bool[Array, "B L"] | None = None
-    ) -> Int[Array, "B L"]:
+    def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         """`t_BL` must be levels k/n, as `quantize_time` gives them."""
         return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         """Masks further tokens, drawn without replacement, until k = t n are masked; what is at level 0 is given and no part of n."""
         del s_BL
         valid_BL = among(t_BL > 0, valid_BL)

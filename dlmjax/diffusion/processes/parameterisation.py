@@ -18,9 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import EXCLUDED, exclude
+from dlmjax.diffusion.shapes import Ids, PerClass, Values
 
 
 @runtime_checkable
@@ -33,19 +33,19 @@ class Parameterisation(Protocol):
 
     name: str
 
-    def loo_logits(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log p(x_i | z_{-i}) up to a constant: what a loss that normalises anyway is given."""
         ...
 
-    def log_loo(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_loo(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log p(x_i | z_{-i})."""
         return _normalised(process, self.loo_logits(process, logits, z, t))
 
-    def log_posterior(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_posterior(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log p(x_i | z)."""
         return _normalised(process, self.loo_logits(process, logits, z, t) + process.log_likelihood(z, t))
 
-    def log_score(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_score(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log of p_t(z with z_i := y) / p_t(z); 0 at y = z."""
         log_q = process.log_marginal(self.log_loo(process, logits, z, t), t)
         own = jnp.take_along_axis(log_q, z[..., None], axis=-1)
@@ -58,7 +58,7 @@ class LeaveOneOut(Parameterisation):
 
     name = "leave_one_out"
 
-    def loo_logits(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         del z, t
         return exclude(logits, process.suppressed_ids)
 
@@ -69,10 +69,10 @@ class Posterior(Parameterisation):
 
     name = "posterior"
 
-    def loo_logits(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return exclude(logits, process.suppressed_ids) - process.log_likelihood(z, t)
 
-    def log_posterior(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_posterior(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         del z, t
         return _normalised(process, logits)
 
@@ -87,15 +87,15 @@ class Score(Parameterisation):
 
     name = "score"
 
-    def loo_logits(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return process.log_unmixed(jax.nn.log_softmax(self.log_score(process, logits, z, t), axis=-1), t)
 
-    def log_score(self, process: Any, logits: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_score(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
         return process.log_scores(logits, z, t)
 
 
 PARAMETERISATIONS: dict[str, Parameterisation] = {kind.name: kind() for kind in (LeaveOneOut, Posterior, Score)}
 
 
-def _normalised(process: Any, logits: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
+def _normalised(process: Any, logits: PerClass) -> PerClass:
     return exclude(jax.nn.log_softmax(exclude(logits, process.suppressed_ids), axis=-1), process.suppressed_ids)

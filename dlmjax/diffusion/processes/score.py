@@ -23,12 +23,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.diffusion.process import EXCLUDED, Ends, Process, cross_entropy, exclude
 from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, Interpolating, Shares, by_rows
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
 from dlmjax.diffusion.schedules import Linear, Schedule
+from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, Tokens, Values
 from dlmjax.errors import InputError
 
 ROUNDING = 1e-5  # of a log-probability in float32
@@ -50,14 +50,14 @@ class OneNoise(Interpolating):
             raise InputError(f"process {self.name} with noise 'mask' needs mask_id; take it from the tokenizer")
 
     @abc.abstractmethod
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values: ...
 
-    def shares(self, t: Float[Array, "*t"]) -> Shares:
+    def shares(self, t: Values) -> Shares:
         alpha, noise = self.schedule.alpha(t), self.schedule.noise(t)
         none = jnp.zeros_like(noise)
         return Shares(alpha, none, noise) if self._mask is not None else Shares(alpha, noise, none)
 
-    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, t: Values) -> tuple[Values, Values]:
         rate = -self.schedule.alpha_prime(t)
         none = jnp.zeros_like(rate)
         return (none, rate) if self._mask is not None else (rate, none)
@@ -66,11 +66,11 @@ class OneNoise(Interpolating):
     def ends(self) -> Ends:
         return UNIFORM_ENDS if self._mask is None else Process.ends
 
-    def log_unmixed(self, log_q: Float[Array, "*n V"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_unmixed(self, log_q: PerClass, t: Values) -> PerClass:
         # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
         return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.suppressed_ids)
 
-    def loss_mask(self, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"]) -> Bool[Array, "B L"]:
+    def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
         return super().loss_mask(z_BL, t_BL) if self._mask is None else z_BL == self._mask
 
     @property
@@ -107,7 +107,7 @@ class ScoreEntropy(OneNoise):
     name = "score"
     parameterisation = "score"
 
-    def log_scores(self, output: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_scores(self, output: PerClass, z: Ids, t: Values) -> PerClass:
         """log s_y, 0 at y = z."""
         output = exclude(output, self.suppressed_ids)
         if self._mask is None:
@@ -120,15 +120,13 @@ class ScoreEntropy(OneNoise):
             scores = jnp.where(self.is_token(z)[..., None], EXCLUDED, scores)
         return jnp.where(jnp.arange(self.vocab) == z[..., None], 0.0, scores)
 
-    def log_outputs(self, log_loo: Float[Array, "*n V"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_outputs(self, log_loo: PerClass, z: Ids, t: Values) -> PerClass:
         """The output whose scores belong to the law log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
         if self._mask is not None:
             return exclude(log_loo + math.log(self.tokens), self.suppressed_ids)
         return PARAMETERISATIONS["leave_one_out"].log_score(self, log_loo, z, t)
 
-    def suppressed(
-        self, logits: Float[Array, "*n V"], ids: tuple[int, ...], z: Int[Array, "*n"], t: Float[Array, "*n"]
-    ) -> Float[Array, "*n V"]:
+    def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: Ids, t: Values) -> PerClass:
         """Scores are relative to what is shown: where that is one of `ids`, it must be noise, and the others are as much more likely."""
         logits = exclude(logits, ids)
         shown = tuple(id_ for id_ in ids if id_ not in self.suppressed_ids)
@@ -138,14 +136,7 @@ class ScoreEntropy(OneNoise):
         noise = jnp.any(z[..., None] == jnp.asarray(shown), axis=-1, keepdims=True)
         return jnp.where(noise, self.log_outputs(log_p, z, t), logits)
 
-    def guided(
-        self,
-        given: Float[Array, "*n V"],
-        absent: Float[Array, "*n V"],
-        weight: float,
-        z: Int[Array, "*n"],
-        t: Float[Array, "*n"],
-    ) -> Float[Array, "*n V"]:
+    def guided(self, given: PerClass, absent: PerClass, weight: float, z: Ids, t: Values) -> PerClass:
         """Scores mix in the noise, so that their powers are those of no law of tokens: over to that law, and back.
 
         A network's scores may leave a token less than its share of the noise; how little that is says nothing of the condition, and
@@ -161,7 +152,7 @@ class ScoreEntropy(OneNoise):
         log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.suppressed_ids), axis=-1)
         return self.log_outputs(log_p, z, t)
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         return self._uniform(logits, x, z, t) if self._mask is None else self._masked(logits, x, z, t)
 
     def _masked(self, output, x, z, t):
@@ -178,7 +169,7 @@ class ScoreEntropy(OneNoise):
 
 
 @jax.custom_vjp
-def score_entropy(output: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], rho: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def score_entropy(output: PerClass, x: Ids, z: Ids, rho: Values) -> Values:
     """sum over y != z of s - r log s + r (log r - 1) for uniform noise, rho = alpha N / (1 - alpha); excluded classes left out.
 
     A term is r (e^d - 1 - d) with d = log s - log r, where nothing cancels near the right scores. r is one number for all classes but x
@@ -216,12 +207,12 @@ def _terms(output, z, log_r):
 score_entropy.defvjp(_score_entropy_forward, _score_entropy_backward)
 
 
-def _limited(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def _limited(score: Values) -> Values:
     """`score`, which above LIMIT grows ever slower, to LIMIT + 8."""
     excess = jnp.maximum(score - LIMIT, 0.0)
     return jnp.minimum(score, LIMIT) + excess / (1 + excess / 8)
 
 
-def _slope(score: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def _slope(score: Values) -> Values:
     """Its derivative."""
     return 1 / (1 + jnp.maximum(score - LIMIT, 0.0) / 8) ** 2

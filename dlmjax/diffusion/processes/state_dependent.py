@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from dlmjax.diffusion.process import Ends, among, check_schedule_lr, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, real, share_gone
+from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.diffusion.weightings.levels import OF_TOKENS
 from dlmjax.errors import InputError
 
@@ -33,7 +34,7 @@ class StateDependent(Absorbing):
     time_input = True
     weightings = ("bound", *OF_TOKENS)
 
-    def reveal_levels(self, masked_BL: Bool[Array, "B L"], t_BL: Float[Array, "B L"], start_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    def reveal_levels(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         """A mask tells of its token how likely that one is masked by then: by the level at which this mask was drawn, and no other."""
         del t_BL
         return jnp.where(masked_BL, start_BL, 0.0)
@@ -41,7 +42,7 @@ class StateDependent(Absorbing):
     # --- what a schedule is ----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def hazards(self, t: Values) -> PerClass:
         """h_v(t) for every class, finite at t = 0."""
 
     @property
@@ -50,19 +51,12 @@ class StateDependent(Absorbing):
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
-    def forward_step(
-        self,
-        keys_B: Key[Array, "B"],
-        z_BL: Int[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        valid_BL: Bool[Array, "B L"] | None = None,
-    ) -> Int[Array, "B L"]:
+    def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         noise_s_BL, noise_t_BL = self.noise_of(z_BL, s_BL), self.noise_of(z_BL, t_BL)
         hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < (noise_t_BL - noise_s_BL) / jnp.maximum(1 - noise_s_BL, FLOOR)
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
 
-    def log_q(self, z: Int[Array, "*n"], x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def log_q(self, z: Ids, x: Ids, t: Values) -> Values:
         """log q(z_t | x) of what was drawn."""
         noise, masked = self.noise_of(x, t), z == self.mask_id
         # What cannot have been drawn has no gradient, not an infinite one.
@@ -71,7 +65,7 @@ class StateDependent(Absorbing):
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
-    def loss(self, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         masked = z == self.mask_id
         log_p = jax.nn.log_softmax(exclude(logits, self.suppressed_ids), axis=-1)
         hazard = self.hazards(jnp.where(masked, t, 1.0).astype(log_p.dtype))
@@ -81,7 +75,7 @@ class StateDependent(Absorbing):
         nats = others - (hazard_x * jnp.take_along_axis(log_p, x[..., None], axis=-1))[..., 0]
         return jnp.where(masked, nats, 0.0)
 
-    def noise_rate(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_rate(self, t: Values) -> Values:
         """The mean over classes, as common as `shares_V` says."""
         every = (*t.shape, self.vocab)
         noise = self.noise_of(jnp.broadcast_to(jnp.arange(self.vocab), every), jnp.broadcast_to(t[..., None], every))
@@ -98,14 +92,7 @@ class StateDependent(Absorbing):
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
-    def reverse_step(
-        self,
-        keys_B: Key[Array, "B"],
-        logits_BLV: Float[Array, "B L V"],
-        z_BL: Int[Array, "B L"],
-        t_BL: Float[Array, "B L"],
-        s_BL: Float[Array, "B L"],
-    ) -> Int[Array, "B L"]:
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Draws the token first, then whether it shows already: with probability 1 - noise_x(s) / noise_x(t) of that very token.
 
         At s = 0 always: a network may draw a token that next to never is still masked at t.
@@ -116,7 +103,7 @@ class StateDependent(Absorbing):
         show_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
         return jnp.where((z_BL == self.mask_id) & show_BL, token_BL, z_BL)
 
-    def log_likelihood(self, z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def log_likelihood(self, z: Ids, t: Values) -> PerClass:
         """log q_t(z | x = v): under a mask log noise_v(t), the same for all v only where they have one schedule."""
         class_V, every = jnp.arange(self.vocab), (*z.shape, self.vocab)
         noise = self.noise_of(jnp.broadcast_to(class_V, every), jnp.broadcast_to(t[..., None], every))
@@ -144,13 +131,13 @@ class Exponents(StateDependent):
     def weights_V(self) -> Float[Array, "V"]:
         """w_v > 0."""
 
-    def noise_of(self, x: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def noise_of(self, x: Ids, t: Values) -> Values:
         t = real(t)
         # The power has an infinite derivative in w at t = 0 unless its log is kept finite.
         log_t = jnp.log(jnp.maximum(t, FLOOR))
         return jnp.where(t > 0, (1 - self.eps) * jnp.exp(self.weights_V.astype(t.dtype)[x] * log_t), 0.0)
 
-    def hazards(self, t: Float[Array, "*n"]) -> Float[Array, "*n V"]:
+    def hazards(self, t: Values) -> PerClass:
         return self.weights_V.astype(t.dtype) / jnp.maximum(t, FLOOR)[..., None]
 
     @property

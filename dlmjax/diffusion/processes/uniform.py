@@ -15,10 +15,10 @@ import abc
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, Interpolating, Shares
 from dlmjax.diffusion.schedules import Linear, Schedule
+from dlmjax.diffusion.shapes import Values
 
 
 class UniformNoise(Interpolating):
@@ -31,11 +31,11 @@ class UniformNoise(Interpolating):
     @abc.abstractmethod
     def bound(self) -> "Uniform": ...
 
-    def shares(self, t: Float[Array, "*t"]) -> Shares:
+    def shares(self, t: Values) -> Shares:
         noise = self.schedule.noise(t)
         return Shares(self.schedule.alpha(t), noise, jnp.zeros_like(noise))
 
-    def jumps(self, t: Float[Array, "*t"]) -> tuple[Float[Array, "*t"], Float[Array, "*t"]]:
+    def jumps(self, t: Values) -> tuple[Values, Values]:
         rate = -self.schedule.alpha_prime(t)
         return rate, jnp.zeros_like(rate)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.gaussian.parameterisation import NAMES, coefficients
 from dlmjax.diffusion.process import cross_entropy
+from dlmjax.diffusion.shapes import Ids, PerClass, Values, Vectors
 from dlmjax.diffusion.weightings.levels import Weighting
 from dlmjax.errors import InputError
 
@@ -33,15 +33,7 @@ class Simple(Weighting):
         if self.target not in NAMES or self.target == "mu":
             raise InputError(f"weighting simple: unknown target {self.target!r}; choose one of {', '.join(n for n in NAMES if n != 'mu')}")
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Float[Array, "*n E"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Vectors, t: Values, nats: Values) -> Values:
         """Mean squared error of the target, in place of `nats`."""
         del nats
         return squared_error(process, logits, x, z, t, self.target)
@@ -59,15 +51,7 @@ class EndToEnd(Weighting):
     name = "end_to_end"
     is_factor = False
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Float[Array, "*n E"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Vectors, t: Values, nats: Values) -> Values:
         """Squared error of x0, terminal and rounding term, in place of `nats`."""
         del nats
         clean, now = process.table[x], process.curve.level(t).over()
@@ -86,15 +70,7 @@ class Anchor(Weighting):
     name = "anchor"
     is_factor = False
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Float[Array, "*n E"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Vectors, t: Values, nats: Values) -> Values:
         """Squared error of x0 and cross-entropy, in place of `nats`."""
         del nats
         if process.prediction == "logits":
@@ -104,9 +80,7 @@ class Anchor(Weighting):
         return squared_error(process, logits, x, z, t, "x0") + self.weight * cross_entropy(belief, x)
 
 
-def squared_error(
-    process: Any, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Float[Array, "*n E"], t: Float[Array, "*n"], name: str
-) -> Float[Array, "*n"]:
+def squared_error(process: Any, logits: PerClass, x: Ids, z: Vectors, t: Values, name: str) -> Values:
     """Mean over E of the squared error of `name`. At a given z, an error d of x0 is an error -(a / s) d of eps."""
     now = process.curve.level(t).over()
     x0_part, eps_part = coefficients(name, now)

@@ -11,9 +11,9 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import cross_entropy, exclude
+from dlmjax.diffusion.shapes import Ids, PerClass, Values
 from dlmjax.diffusion.weightings.levels import SMALLEST, Weighting
 from dlmjax.errors import InputError
 
@@ -28,7 +28,7 @@ class ClippedJumps(Weighting):
     def __post_init__(self):
         _positive(self)
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: Ids, t: Values) -> Values:
         weight = jnp.maximum(process.jump_weight(x, z, t), SMALLEST)
         return jnp.minimum(weight, self.cap) / weight
 
@@ -45,7 +45,7 @@ class Dynamic(Weighting):
     def __post_init__(self):
         _positive(self)
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: Ids, t: Values) -> Values:
         alpha, uniform, _ = process.shares(t)
         by_noise = uniform / jnp.maximum(alpha * process.tokens + uniform, SMALLEST)
         wanted = jnp.where(process.is_token(z), jnp.where(z == x, by_noise, 1.0), 2.0)
@@ -65,15 +65,7 @@ class Denoising(Weighting):
     name = "denoising"
     is_factor = False
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Int[Array, "*n"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
         """Cross-entropy in nats; 0 where it is not asked for."""
         del nats
         if self.everywhere:
@@ -96,15 +88,7 @@ class Contrastive(Weighting):
         if not 0 <= self.negative < 1:
             raise InputError(f"weighting contrastive: negative is {self.negative}; it must lie in [0, 1), else the loss has no lower end")
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Int[Array, "*n"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
         """The difference of two cross-entropies, in nats; 0 for tokens that were not replaced. It may be negative."""
         del t, nats
         logits = exclude(logits, process.suppressed_ids)

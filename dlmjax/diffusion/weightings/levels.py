@@ -10,8 +10,8 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
 
+from dlmjax.diffusion.shapes import AnyState, Ids, PerClass, Values
 from dlmjax.errors import InputError
 
 # Names of the weightings by what they require of a process, which lists those that go with it (`Process.weightings`).
@@ -35,19 +35,11 @@ class Weighting(Protocol):
     is_bound: bool = False
     is_factor: bool = True
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         """What multiplies the nats of a token x seen as z at level t."""
         ...
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Shaped[Array, "..."],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: AnyState, t: Values, nats: Values) -> Values:
         """What is differentiated; `nats` is the bound's integrand, process.loss(logits, x, z, t)."""
         del logits
         return nats * self.factor(process, x, z, t)
@@ -60,7 +52,7 @@ class Bound(Weighting):
     name = "bound"
     is_bound = True
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del process, x, z
         return jnp.ones_like(t)
 
@@ -73,7 +65,7 @@ class InverseRate(Weighting):
     name = "inverse_rate"
     is_bound = False
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del x, z
         return 1 / (jnp.maximum(process.cross_entropy_weight(t), SMALLEST) * jnp.maximum(process.noise_rate(t), SMALLEST))
 
@@ -85,7 +77,7 @@ class CrossEntropy(Weighting):
     name = "cross_entropy"
     is_bound = False
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del x, z
         return 1 / jnp.maximum(process.cross_entropy_weight(t), SMALLEST)
 
@@ -102,7 +94,7 @@ class Capped(Weighting):
         if not self.cap > 0:
             raise InputError(f"weighting capped: cap is {self.cap}; it must be positive")
 
-    def factor(self, process: Any, x: Int[Array, "*n"], z: Shaped[Array, "..."], t: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del x, z
         weight = jnp.maximum(process.cross_entropy_weight(t), SMALLEST)
         return jnp.minimum(weight, self.cap) / weight

@@ -14,11 +14,11 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.processes.d3pm import D3pm
 from dlmjax.diffusion.processes.interpolating import Interpolating
+from dlmjax.diffusion.shapes import Ids, PerClass, Values
 from dlmjax.diffusion.weightings.levels import Weighting
 from dlmjax.errors import InputError
 
@@ -39,15 +39,7 @@ class HybridLambda(Weighting):
         if not self.lam >= 0:
             raise InputError(f"weighting hybrid_lambda: lam is {self.lam}; it must be at least 0")
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Int[Array, "*n"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
         return nats + self.lam * token_nats(process, logits, x, z, t)
 
 
@@ -64,15 +56,7 @@ class TokenAdaptive(Weighting):
         if not (self.beta >= 0 and self.scale > 0):
             raise InputError(f"weighting token_adaptive: beta ({self.beta}) must be at least 0 and scale ({self.scale}) positive")
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Int[Array, "*n"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
         # Kept off 0, where a power below 1 has no derivative.
         doubt = jnp.maximum(-jnp.expm1(-token_nats(process, logits, x, z, t)), 1e-6)
         return nats * self.scale * doubt**self.beta
@@ -86,23 +70,13 @@ class Routed(Weighting):
     name = "routed"
     is_factor = False
 
-    def trained(
-        self,
-        process: Any,
-        logits: Float[Array, "*n V"],
-        x: Int[Array, "*n"],
-        z: Int[Array, "*n"],
-        t: Float[Array, "*n"],
-        nats: Float[Array, "*n"],
-    ) -> Float[Array, "*n"]:
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
         del nats
         wanted = jnp.where(z != x, token_nats(process, logits, x, z, t), 0.0)
         return (1 - t) * wanted if self.linear else wanted
 
 
-def token_nats(
-    process: Any, logits: Float[Array, "*n V"], x: Int[Array, "*n"], z: Int[Array, "*n"], t: Float[Array, "*n"]
-) -> Float[Array, "*n"]:
+def token_nats(process: Any, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
     """-log p(x | z) of every token, 0 where z is x for certain."""
     if isinstance(process, (Interpolating, D3pm)):
         return cross_entropy(process.output.log_posterior(process, logits, z, t), x)

@@ -70,7 +70,6 @@ PHRASES = (
 OPEN: dict[str, tuple[str, ...]] = {
     "place": (
         "dlmjax/diffusion",
-        "dlmjax/evaluation",
         "dlmjax/sampling",
     ),
     "places": (
@@ -82,7 +81,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/quality",
         "dlmjax/sampling",
     ),
-    "told": ("dlmjax/evaluation",),
     "even": ("dlmjax/sampling",),
     "silent": ("dlmjax/diffusion",),
     "never": (
@@ -95,12 +93,10 @@ OPEN: dict[str, tuple[str, ...]] = {
     "rows": ("dlmjax/diffusion",),
     "hidden": (
         "dlmjax/diffusion",
-        "dlmjax/evaluation",
         "dlmjax/sampling",
     ),
     "is conditioned on, receives": (
         "dlmjax/diffusion",
-        "dlmjax/evaluation",
         "dlmjax/quality",
         "dlmjax/sampling",
         "docs/api.md",

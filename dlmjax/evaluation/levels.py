@@ -1,8 +1,8 @@
 """The noise levels of an evaluation, and the weights with which a sum over them is the integral of a bound over t in [0, 1].
 
 "gauss" is a Gauss-Radau rule in a variable u of [0, 1] in which the integrand is smooth. A bound's integrand has most of its structure at
-the ends: rows of n tokens that say the same are told apart by the last 1/n of the noise, n s^(n-1) at the noise share s; noise that
-replaces tokens has a logarithm of t where text is clean, schedules of single tokens a power below 1. So u runs through
+the ends: rows of n copies of one token differ only in the last 1/n of the noise, n s^(n-1) at the noise share s; noise that replaces tokens
+has a logarithm of t where text is clean, schedules of single tokens a power below 1. So u is defined by
     share      s = `Process.noise_share`(t), in which a bound does not depend on the schedule, moved and scaled to run from 0 to 1
     power      s = a^power
     depth      log((a + A) / (1 - a + B)) is linear in u, A = e^-clean, B = e^-noise: even in the log-odds of a but for the last A and B

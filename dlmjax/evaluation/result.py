@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from dlmjax.evaluation.levels import NODES, LevelGrid, quadrature_error
 from dlmjax.files import finite, write_json
 
-MOST_BIAS = 5e-3  # of the bound: a larger error of the levels is told
+MOST_BIAS = 5e-3  # share of the bound; a larger error of the quadrature is reported
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ def scorer_of(process, law=LAW, **options) -> ConditionalScorer:
 
 
 def requests_of(law, given: int, count: int, every: int = 1, group: int = 0) -> list[Request]:
-    """Every text of the law: its first tokens as context, `count` more as continuation."""
+    """Every text of the distribution: its first tokens as context, `count` more as continuation."""
     return [Request(text[:given], text[given : given + count], group) for text in law.texts_NL[::every]]
 
 
@@ -102,13 +102,13 @@ def test_the_form_is_that_of_the_orders_whatever_noise_was_trained(masked, proce
     assert [s.log_likelihood for s in scores] == [s.log_likelihood for s in masked(1.0, requests)]
 
 
-def test_a_network_is_told_the_time_of_its_own_schedule():
-    """A share k/n of masks is what a cosine schedule hides at the time that is told, in the conditional and in the windowed k-form."""
-    heard = []
+def test_a_network_is_conditioned_on_the_time_of_its_own_schedule():
+    """A cosine schedule masks the share k/n at the t that the network is conditioned on, in the conditional and in the windowed k-form."""
+    received = []
 
     def bind(params, segments_BL, positions_BL, attention):
         def denoise(z, t_BL):
-            jax.debug.callback(lambda z, t: heard.append((np.array(z), np.array(t))), z, t_BL)
+            jax.debug.callback(lambda z, t: received.append((np.array(z), np.array(t))), z, t_BL)
             return jnp.zeros((*z.shape, LAW.vocab))
 
         return Bound(denoise)
@@ -120,11 +120,11 @@ def test_a_network_is_told_the_time_of_its_own_schedule():
     batch |= {"tokens": text[None], "scored": np.ones((1, 4), bool), "row": np.zeros(1, np.int32)}
     Evaluator(process, bind, nodes=4, rule="count").measure(jnp.float32(1), [batch])
     jax.effects_barrier()
-    told = {
-        (int(k), round(float(t), 4)) for z_BL, t_BL in heard for k, t in zip((z_BL == LAW.mask_id).sum(1), t_BL.max(1), strict=True) if k
+    seen = {
+        (int(k), round(float(t), 4)) for z_BL, t_BL in received for k, t in zip((z_BL == LAW.mask_id).sum(1), t_BL.max(1), strict=True) if k
     }
-    assert {k for k, _ in told} == {1, 2, 3, 4}
-    for k, t in told:
+    assert {k for k, _ in seen} == {1, 2, 3, 4}
+    for k, t in seen:
         assert float(process.schedule.noise(t)) == pytest.approx(k / 4, abs=1e-3)
 
 
@@ -159,12 +159,12 @@ def test_strata_vary_less_than_masks_of_any_number():
 def test_masks_cover_every_number_of_hidden_tokens_evenly(count, draws):
     rng = np.random.default_rng(count)
     masks = draw_masks(count, draws, rng.random((count, draws)), rng.random(draws))
-    size_D = masks.hidden_DN.sum(axis=1)
+    size_D = masks.masked_DN.sum(axis=1)
     assert size_D.min() >= 1 and len(size_D) <= draws and masks.share_S.sum() == pytest.approx(1)
     low_S, high_S = (count * (np.arange(len(masks.share_S)) + shift) / len(masks.share_S) for shift in (0, 1))
     if 2 * count <= draws or 2**count - 1 <= draws:
         for s in range(count):
-            inside_DN = masks.hidden_DN[masks.stratum_D == s]
+            inside_DN = masks.masked_DN[masks.stratum_D == s]
             assert len(set(inside_DN.sum(axis=1))) == 1
             assert not masks.whole_S[s] or len(np.unique(inside_DN, axis=0)) == len(inside_DN)
         assert len({size_D[masks.stratum_D == s][0] for s in range(count)}) == count
@@ -315,16 +315,16 @@ def test_widths_are_few_and_tight():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: scorer_of(LAW.process(), draws=0), "at least one draw"),
-        (lambda: scorer_of(LAW.process())(1.0, [Request(np.arange(3), np.zeros(15, int))]), "18 tokens does not fit into rows of 16"),
-        (lambda: scorer_of(LAW.process())(1.0, [Request(np.array([99]), np.array([1]))]), "from 1 to 99, but .* has 4"),
-        (lambda: split(np.arange(2), np.arange(9), 4, overlap=4), "overlap of 4 tokens leaves nothing"),
-        (lambda: scorer_of(Loose(3)), "no likelihood bound"),
+        (lambda: scorer_of(LAW.process())(1.0, [Request(np.arange(3), np.zeros(15, int))]), "18 tokens, a row at most 16"),
+        (lambda: scorer_of(LAW.process())(1.0, [Request(np.array([99]), np.array([1]))]), "from 1 to 99, .* 4 ids"),
+        (lambda: split(np.arange(2), np.arange(9), 4, overlap=4), "overlap of 4 tokens conflicts with windows of 4"),
+        (lambda: scorer_of(Loose(3)), "is not a likelihood bound"),
     ],
 )
-def test_what_cannot_be_scored_is_told(make, said):
-    with pytest.raises(InputError, match=said) as refused:
+def test_what_cannot_be_scored_is_refused(make, message):
+    with pytest.raises(InputError, match=message) as refused:
         make()
     assert "\n" not in str(refused.value)

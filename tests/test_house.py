@@ -90,6 +90,18 @@ def test_links_of_the_documents_lead_somewhere():
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_the_lists_of_the_readme_are_complete():
+    """Every command, config and page of the documents is named in README.md; what it names as `dlmjax NAME` is a command."""
+    from dlmjax.cli.main import COMMANDS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bdlmjax ([a-z][a-z-]*)", text)) - {"COMMAND"} == set(COMMANDS)
+    configs = re.findall(r"`([^`]+)`", text.partition("\nConfigs of a process:")[2].partition("\n\n")[0])
+    assert sorted(configs) == sorted(path.stem for path in ROOT.glob("configs/*.py"))
+    missing = [path.name for path in ROOT.glob("docs/*.md") if f"(docs/{path.name})" not in text]
+    assert not missing, f"README.md does not link to {missing}"
+
+
 def test_notebooks_are_kept_without_outputs():
     import json
 

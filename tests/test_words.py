@@ -99,7 +99,6 @@ OPEN: dict[str, tuple[str, ...]] = {
         "dlmjax/diffusion",
         "dlmjax/quality",
         "dlmjax/sampling",
-        "docs/api.md",
     ),
     "is not a whole number": ("dlmjax/diffusion",),
 }

@@ -55,8 +55,10 @@ def guesser(run: Run, suppressed: tuple[int, ...]):
 
 def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
     """One row of the table."""
-    suppressed = suppressed_ids(run.experiment.tokenizer)
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, SampleSettings(steps=steps, order=order, never=suppressed))
+    experiment = run.experiment
+    suppressed = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
+    settings = SampleSettings(steps=steps, order=order, suppressed_ids=suppressed)
+    sampler = sampler_for(experiment.process, experiment.unpartitioned, settings)
     samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
     guess = guesser(run, suppressed)
     taus = analysis.order_tau(trace)

@@ -83,7 +83,7 @@ def run(name: str, args, budget: float) -> dict:
     trained = open_run(str(workdir))
     found = evaluate(trained, TextSettings(data=args.data, split=args.split, windows=args.windows)).result
     process, tokenizer = trained.experiment.process, trained.experiment.tokenizer
-    settings = SampleSettings(steps=SAMPLE_STEPS, never=suppressed_ids(tokenizer, process.vocab))
+    settings = SampleSettings(steps=SAMPLE_STEPS, suppressed_ids=suppressed_ids(tokenizer, process.vocab))
     sampler = sampler_for(process, trained.experiment.unpartitioned, settings, window=config.data.length)
     samples = sampler.sample(trained.params, build_canvas(tokenizer, length=config.data.length, batch=SAMPLES), seed=0)
     row = {

@@ -451,9 +451,9 @@ class _TextSamples:
 
     def __init__(self, experiment: Experiment):
         self._experiment, self._every = experiment, experiment.config.log.sample
-        never = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
+        suppressed = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
         self._sampler = (
-            sampler_for(experiment.process, experiment.unpartitioned, SampleSettings(steps=self.STEPS, never=never))
+            sampler_for(experiment.process, experiment.unpartitioned, SampleSettings(steps=self.STEPS, suppressed_ids=suppressed))
             if self._every
             else None
         )

@@ -83,10 +83,6 @@ OPEN: dict[str, tuple[str, ...]] = {
     ),
     "even": ("dlmjax/sampling",),
     "silent": ("dlmjax/diffusion",),
-    "never": (
-        "dlmjax/sampling",
-        "dlmjax/train.py",
-    ),
     "turn": ("dlmjax/diffusion",),
     "heard": ("dlmjax/diffusion",),
     "law": ("dlmjax/diffusion",),

@@ -67,4 +67,4 @@ def sample_settings(arguments: argparse.Namespace, run: Run, **changes: Any) -> 
 
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
     values = {name: getattr(arguments, name) for name in names} | changes
-    return SampleSettings(**values, never=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab))
+    return SampleSettings(**values, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab))

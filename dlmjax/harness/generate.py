@@ -117,7 +117,7 @@ class Generator:
             yield from self._semi_autoregression(params, canvas, decoding, seed)
         else:
             settings = SampleSettings(
-                steps=max(decoding.length // decoding.tokens_per_step, 1), never=suppressed_ids(self.tokenizer, self.process.vocab)
+                steps=max(decoding.length // decoding.tokens_per_step, 1), suppressed_ids=suppressed_ids(self.tokenizer, self.process.vocab)
             )
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
@@ -150,7 +150,7 @@ class Generator:
             order=order,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            never=suppressed_ids(self.tokenizer, self.process.vocab),
+            suppressed_ids=suppressed_ids(self.tokenizer, self.process.vocab),
         )
 
     def _sampler(self, settings: SampleSettings) -> Any:

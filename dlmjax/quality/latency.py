@@ -40,7 +40,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     a canvas) and autoregression with a cache."""
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
-    settings = SampleSettings(never=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
+    settings = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)

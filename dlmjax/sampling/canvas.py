@@ -85,7 +85,7 @@ def blank_canvas(length: int, batch: int = 1, fill: int = 0) -> Canvas:
     return _rows(np.full(length, fill), np.zeros(length, bool), np.ones(length), batch)
 
 
-def suppressed_ids(tokenizer, vocab: int = 0) -> tuple[int, ...]:
+def suppressed_ids(tokenizer, vocab: int) -> tuple[int, ...]:
     """Ids that a sampler must not produce: mask, pad, BOS unless the same id also ends a document, and those for which the tokenizer has
     no token, within its vocabulary (`absent_ids`) and beyond it in a network with `vocab` classes."""
     suppressed = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id, None}

@@ -102,10 +102,10 @@ class Sampler:
         self.stepper.check(self.process)
         self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
         self._check_calls()
-        suppressed = {*settings.never, *process.suppressed_ids}
+        suppressed = {*settings.suppressed_ids, *process.suppressed_ids}
         outside = sorted(i for i in suppressed if not 0 <= i < process.vocab)
         if outside:
-            raise InputError(f"never-sampled ids {outside} lie outside the vocabulary of {process.vocab}")
+            raise InputError(f"suppressed_ids {outside} lie outside the vocabulary of {process.vocab}")
         if len(suppressed) >= process.vocab:
             raise InputError("every token of the vocabulary is suppressed from sampling")
         if self.process.input_dim:

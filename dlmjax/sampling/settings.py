@@ -36,7 +36,7 @@ class SampleSettings:
       then. None = off.
     cache: leave out the network where no token has changed since its last call (networks without time input only).  The one field that
       changes no text, only the number of calls.
-    never: ids that must not be produced (mask, pad, BOS); see `canvas.suppressed_ids`.
+    suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.
     """
 
     steps: int = 64
@@ -51,7 +51,7 @@ class SampleSettings:
     threshold: float | None = None
     remainder: str = "spread"
     cache: bool = False
-    never: tuple[int, ...] = ()
+    suppressed_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.order not in ORDERS:
@@ -96,10 +96,12 @@ class SampleSettings:
         return dataclasses.replace(self, grid=own if self.order == "ancestral" and self.sweep is None else "uniform")
 
     def to_json(self) -> dict[str, Any]:
-        """Every field as plain JSON."""
-        return {**dataclasses.asdict(self), "never": list(self.never)}
+        """Every field as plain JSON; `suppressed_ids` is called "never" there, as in the files of older versions."""
+        values = dataclasses.asdict(self)
+        return values | {"never": list(values.pop("suppressed_ids"))}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "SampleSettings":
         """The settings of a `to_json` record."""
-        return cls(**{**values, "never": tuple(values["never"])})
+        values = dict(values)
+        return cls(suppressed_ids=tuple(values.pop("never")), **values)

@@ -55,7 +55,7 @@ def test_the_picture_is_one(written):
 
 
 def test_the_batch_that_is_cut_leaves_the_first_texts_as_they_are(masked_run):
-    settings = SampleSettings(steps=2, never=suppressed_ids(masked_run.experiment.tokenizer))
+    settings = SampleSettings(steps=2, suppressed_ids=suppressed_ids(masked_run.experiment.tokenizer, masked_run.experiment.process.vocab))
     six = generated.make_texts(masked_run, settings, count=6, length=16, batch=4)
     four = generated.make_texts(masked_run, settings, count=4, length=16, batch=4)
     assert six.ids_NL.shape == (6, 16) and (six.ids_NL[:4] == four.ids_NL).all()
@@ -63,7 +63,9 @@ def test_the_batch_that_is_cut_leaves_the_first_texts_as_they_are(masked_run):
 
 
 def test_without_a_scorer_counting_is_left(masked_run):
-    settings = SampleSettings(order="random", never=suppressed_ids(masked_run.experiment.tokenizer))
+    settings = SampleSettings(
+        order="random", suppressed_ids=suppressed_ids(masked_run.experiment.tokenizer, masked_run.experiment.process.vocab)
+    )
     curve = generated.steps_curve(masked_run, settings, [4, 8, 16, 32], count=2, length=8)
     assert [row["steps"] for row in curve.rows] == [4, 8], "8 holes take no more than 8 steps; the same texts are not shown twice"
     assert "perplexity" not in curve.rows[0] and curve.held_out is None
@@ -71,7 +73,7 @@ def test_without_a_scorer_counting_is_left(masked_run):
 
 
 def test_an_autoregressive_run_has_one_row(causal_run):
-    settings = SampleSettings(never=suppressed_ids(causal_run.experiment.tokenizer))
+    settings = SampleSettings(suppressed_ids=suppressed_ids(causal_run.experiment.tokenizer, causal_run.experiment.process.vocab))
     curve = generated.steps_curve(causal_run, settings, [2, 4], count=2, length=8)
     assert [(row["steps"], row["calls"]) for row in curve.rows] == [(8, 8)]
 
@@ -91,7 +93,10 @@ def test_mauve_of_a_run_comes_with_its_curve(masked_run, causal_run, small_corpu
     from dlmjax.data import Corpus
 
     tokenizer = masked_run.experiment.tokenizer
-    settings, judge = SampleSettings(never=suppressed_ids(tokenizer)), RunScorer(causal_run, tokenizer)
+    settings, judge = (
+        SampleSettings(suppressed_ids=suppressed_ids(tokenizer, causal_run.experiment.process.vocab)),
+        RunScorer(causal_run, tokenizer),
+    )
     corpus = Corpus.open(small_corpus, split="valid")
     curve = generated.steps_curve(masked_run, settings, [4], count=20, length=32, scorer=judge, corpus=corpus, mauve=True)
     assert 0 < curve.rows[0]["mauve"] < 1 and "mauve" in generated.table(curve)

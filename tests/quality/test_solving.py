@@ -46,7 +46,9 @@ def test_what_was_learned_is_solved(learned, tmp_path):
 def test_others_are_not(learned):
     """Puzzles of another split that were never seen: the answers are the learned ones, and are not taken."""
     run = open_run(str(learned / "run"))
-    settings = SampleSettings(order="left_to_right", temperature=0.0, never=suppressed_ids(run.experiment.tokenizer))
+    settings = SampleSettings(
+        order="left_to_right", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
+    )
     puzzles = make_countdown(20, numbers=2, split="test")
     found = solve(run, puzzles, settings, batch=8)
     assert sum(found.solved) < 10 and len(found.answers) == 20
@@ -60,7 +62,9 @@ def test_a_clue_in_place_is_frozen_where_it_is_given():
     canvas = _canvas(run, [Puzzle(CLUE, ANSWER)] * 2, in_place=True)
     assert canvas.length == 82 and not canvas.frozen_BL[:, -1].any()
     assert [chr(token) for token in canvas.tokens_BL[0][canvas.frozen_BL[0]]] == [cell for cell in CLUE if cell != "0"]
-    settings = SampleSettings(steps=2, order="confidence", temperature=0.0, never=suppressed_ids(run.experiment.tokenizer))
+    settings = SampleSettings(
+        steps=2, order="confidence", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
+    )
     found = solve(run, [Puzzle(CLUE, ANSWER)], settings, in_place=True)
     assert found.solved == (False,)
     assert all(made == given for made, given in zip(found.answers[0], CLUE, strict=False) if given != "0")
@@ -68,7 +72,9 @@ def test_a_clue_in_place_is_frozen_where_it_is_given():
 
 def test_a_masked_run_answers_after_the_clue(masked_run):
     run, puzzles = masked_run, make_countdown(3, numbers=2)
-    settings = SampleSettings(steps=2, order="confidence", temperature=0.0, never=suppressed_ids(run.experiment.tokenizer))
+    settings = SampleSettings(
+        steps=2, order="confidence", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
+    )
     found = solve(run, puzzles, settings, batch=2)
     assert found.calls == 2 and len(found.solved) == 3 and not any(found.solved)
     with pytest.raises(InputError, match="have no cells"):

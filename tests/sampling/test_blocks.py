@@ -47,7 +47,12 @@ def prompted(given, length, rows=3):
 def make(name, eos_id=None, cached=True, **settings) -> BlockSampler:
     process, options = PROCESSES[name]
     return BlockSampler(
-        process, NETWORK, SampleSettings(**{"steps": 3, "never": (VOCAB - 2,), **settings}), eos_id=eos_id, cached=cached, **options
+        process,
+        NETWORK,
+        SampleSettings(**{"steps": 3, "suppressed_ids": (VOCAB - 2,), **settings}),
+        eos_id=eos_id,
+        cached=cached,
+        **options,
     )
 
 
@@ -106,7 +111,7 @@ def test_the_law_of_blocks_with_noise_that_changes_tokens(p_uniform):
     params = lively(net.init(jax.random.key(4)), seed=5)
     inner = Uniform(3, 2) if p_uniform is None else Hybrid(3, 2, p_uniform=p_uniform)
     kernel = oracle.uniform_kernel(2, lambda t: 1 - t, lambda t: -1.0) if p_uniform is None else oracle.hybrid_kernel(2, p_uniform, 1.0)
-    settings = SampleSettings(steps=2, grid="uniform", never=(2,))
+    settings = SampleSettings(steps=2, grid="uniform", suppressed_ids=(2,))
     samples = BlockSampler(Blockwise(inner, 2), net, settings).sample(params, blank_canvas(4, 6000), seed=3)
     p_N = chain_of_blocks(kernel, lambda z_NL, t_NL: probabilities(net, params, z_NL, t_NL), times=(1.0, 0.5, 0.0))
     counts = np.bincount(samples.tokens_BL @ [8, 4, 2, 1], minlength=16)
@@ -177,7 +182,7 @@ def test_the_law_of_guided_blocks():
 def test_greedy_autoregression_with_buffers_is_that_of_the_plain_sampler():
     process, _ = PROCESSES["autoregressive"]
     canvas = prompted(4, 10)
-    plain = Sampler(process, NETWORK.bind, SampleSettings(temperature=0.0, never=(VOCAB - 2,))).sample(PARAMS, canvas)
+    plain = Sampler(process, NETWORK.bind, SampleSettings(temperature=0.0, suppressed_ids=(VOCAB - 2,))).sample(PARAMS, canvas)
     assert (make("autoregressive", temperature=0.0).sample(PARAMS, canvas).tokens_BL == plain.tokens_BL).all()
 
 

@@ -118,12 +118,12 @@ def test_a_canvas_checks_itself():
         blank_canvas(0)
 
 
-def test_never_sampled_keeps_the_end_of_document():
-    """BOS is barred only where it is not also what ends a document."""
-    assert suppressed_ids(TOKENIZER) == (TOKENIZER.pad_id, TOKENIZER.mask_id)
+def test_the_end_of_document_is_not_suppressed():
+    """BOS is suppressed only where the same id does not also end a document."""
+    assert suppressed_ids(TOKENIZER, TOKENIZER.vocab_size) == (TOKENIZER.pad_id, TOKENIZER.mask_id)
     other = Letters()
     other.bos_id = 3
-    assert suppressed_ids(other) == (3, TOKENIZER.pad_id, TOKENIZER.mask_id)
+    assert suppressed_ids(other, TOKENIZER.vocab_size) == (3, TOKENIZER.pad_id, TOKENIZER.mask_id)
 
 
 def test_ids_without_a_token_are_not_sampled(tmp_path):
@@ -144,7 +144,7 @@ def test_ids_without_a_token_are_not_sampled(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     own = load_tokenizer(f"hf:{tmp_path}")
     gaps = set(range(own.vocab_size)) - {*range(255), 256, 257, 259, own.mask_id, own.pad_id}
-    assert gaps and set(suppressed_ids(own)) == gaps | {own.mask_id, own.pad_id}
+    assert gaps and set(suppressed_ids(own, own.vocab_size)) == gaps | {own.mask_id, own.pad_id}
     moved = own.with_ids(mask_id=270, pad_id=265, eos_id=own.eos_id, vocab_size=271)
     tokens = {*range(255), 256, 257, 259}
     for vocab in (271, 288):

@@ -49,7 +49,7 @@ def canvas_of(process):
 def test_a_prompt_is_kept_and_text_comes_out(name):
     process, network, params = make(name)
     canvas = canvas_of(process)
-    sampler = sampler_for(process, network, SampleSettings(steps=3, never=(PAD, BOS, MASK)))
+    sampler = sampler_for(process, network, SampleSettings(steps=3, suppressed_ids=(PAD, BOS, MASK)))
     states = list(sampler.states(params, canvas, seed=4))
     assert all((s.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all() for s in states)
     last = states[-1]
@@ -66,7 +66,7 @@ def test_a_prompt_is_kept_and_text_comes_out(name):
 def test_self_conditioning_and_guidance_together(name):
     """Three calls' worth of state: the hint of the guided half goes on to the next step."""
     process, network, params = make(name, self_condition=True)
-    sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=1.5, never=(PAD, BOS, MASK)))
+    sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=1.5, suppressed_ids=(PAD, BOS, MASK)))
     assert isinstance(sampler, Sampler) and sampler.self_condition
     samples = sampler.sample(params, canvas_of(process), seed=5)
     assert samples.evaluations == 2 * (3 + process.has_boundary) and samples.tokens_BL.max() < VOCAB
@@ -141,7 +141,7 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
     process, rng, length = make_named(name).bound, np.random.default_rng(1), 48
     start = process.init(jax.random.key(0))
     process = process.with_params(jax.tree.map(lambda a: jnp.asarray(rng.normal(scale=1.5, size=a.shape), a.dtype), start))
-    never = (0, PAD, BOS, MASK)
+    suppressed = (0, PAD, BOS, MASK)
     t_BL = jnp.tile(jnp.geomspace(1, 1e-8, length), (len(OUTPUTS), 1))
     t_BL = process.quantize_time(t_BL, jnp.ones(t_BL.shape, bool))
     logits_BLV, keys_B = jnp.asarray(any_output(length)), row_keys(jax.random.key(2), jnp.arange(len(OUTPUTS)))
@@ -159,14 +159,14 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
         step_B, decode_B, touch_B = split_rows(keys_B, 3)
 
         def denoise(z_BL, t_BL):
-            return process.suppressed(logits_BLV, never, z_BL, t_BL)
+            return process.suppressed(logits_BLV, suppressed, z_BL, t_BL)
 
         x_BL = stepper.step(process, step_B, denoise, z_BL, t_BL, jnp.zeros(t_BL.shape))
         if process.has_boundary:
             x_BL = process.decode(decode_B, denoise(x_BL, jnp.zeros(t_BL.shape)), x_BL)
         if stepper.rounds:
             x_BL = stepper.corrector_step(process, touch_B, denoise, x_BL, jnp.ones(t_BL.shape, bool))
-        left_N = np.unique(np.asarray(x_BL)[np.isin(x_BL, never) | (np.asarray(x_BL) < 0)])
+        left_N = np.unique(np.asarray(x_BL)[np.isin(x_BL, suppressed) | (np.asarray(x_BL) < 0)])
         assert not left_N.size, f"{method} leaves ids {left_N.tolist()}"
         made += 1
     assert made
@@ -183,7 +183,7 @@ def test_every_pair_that_is_accepted_makes_text_and_nothing_else(name, way):
     how = {"order": way} if way in REVEAL_ORDERS else {"method": way}
     canvas = canvas_of(process)
     try:
-        sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=0.5, never=(PAD, BOS, MASK), **how))
+        sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=0.5, suppressed_ids=(PAD, BOS, MASK), **how))
         last = list(sampler.states(params, canvas, seed=7))[-1]
     except InputError as error:
         assert way != "ancestral" and "\n" not in str(error)
@@ -201,5 +201,5 @@ def test_a_process_gets_the_sampler_that_suits_it():
     causal, network, params = make("autoregressive")
     with pytest.raises(InputError, match="leave the stride out"):
         sampler_for(causal, network, SampleSettings(), stride=2)
-    ended = sampler_for(causal, network, SampleSettings(never=(PAD, MASK)), eos_id=BOS).sample(params, blank_canvas(64, 1), seed=6)
+    ended = sampler_for(causal, network, SampleSettings(suppressed_ids=(PAD, MASK)), eos_id=BOS).sample(params, blank_canvas(64, 1), seed=6)
     assert ended.tokens_BL.shape == (1, 64) and ended.evaluations == ended.steps

@@ -57,7 +57,7 @@ def exact_chain(case, t, s):
 @functools.cache
 def draw(name, method, levels, rows=ROWS, seed=1):
     case = CASE[name]
-    settings = SampleSettings(steps=len(levels) - 1, method=method, grid=f"listed(points={levels})", never=(3,))
+    settings = SampleSettings(steps=len(levels) - 1, method=method, grid=f"listed(points={levels})", suppressed_ids=(3,))
     return Sampler(case.process, Closed(case), settings).sample((), blank_canvas(LAW.length, rows), seed=seed)
 
 
@@ -74,7 +74,7 @@ def draw_late(name, method):
     chosen = np.random.default_rng(2).choice(len(LAW.sequences_Xn), size=ROWS, p=LAW.probability_X)
     tokens_BL = LAW.sequences_Xn[chosen].astype(np.int32)
     canvas = Canvas(tokens_BL, np.zeros(tokens_BL.shape, bool), np.full(tokens_BL.shape, 0.9, np.float32))
-    settings = SampleSettings(steps=3, method=method, grid=f"listed(points={tuple(level / 0.9 for level in LATE)})", never=(3,))
+    settings = SampleSettings(steps=3, method=method, grid=f"listed(points={tuple(level / 0.9 for level in LATE)})", suppressed_ids=(3,))
     tokens_BL = Sampler(case.process, Closed(case), settings).sample((), canvas, seed=3).tokens_BL
     return case, tally(tokens_BL, case.states), oracle.evidence(LAW, case.kernel, 0.9).sum(axis=0)
 
@@ -131,7 +131,7 @@ def test_self_correction_under_hybrid_noise():
 def test_frozen_text_under_hybrid_noise():
     case, level = CASE["hybrid/0.2"], (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
     tokens, frozen = np.tile([1, MASK], (ROWS, 1)).astype(np.int32), np.tile([True, False], (ROWS, 1))
-    settings = SampleSettings(steps=5, grid=f"listed(points={level})", never=(3,))
+    settings = SampleSettings(steps=5, grid=f"listed(points={level})", suppressed_ids=(3,))
     samples = Sampler(case.process, Closed(case), settings).sample((), Canvas(tokens, frozen, (~frozen).astype(np.float32)), seed=4)
     assert (samples.tokens_BL[:, 0] == 1).all()
     p_K = LAW.probability_X.reshape(TOKENS, TOKENS)[1]

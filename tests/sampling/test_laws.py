@@ -34,7 +34,7 @@ P_KK = LAW.table
 FIRST = 1
 LEVELS = (1.0, 0.7, 0.3, 0.0)
 ROWS = 4000  # of each kind
-NEVER = (BOS, MASK)
+SUPPRESSED = (BOS, MASK)
 UNEQUAL = GenMd4(VOCAB, MASK, (BOS,)).with_params({"log_w": jnp.log(jnp.asarray([0.3, 1.0, 3.0, 1.0, 1.0]))})
 
 
@@ -96,7 +96,7 @@ def both_kinds(rows=ROWS):
 
 def draw(case, **settings):
     """(counts of blank rows' texts [K^2], counts of the other rows' second token [K])."""
-    sampler = Sampler(case.process, Trained(case), SampleSettings(never=NEVER, guidance=1.0, **settings))
+    sampler = Sampler(case.process, Trained(case), SampleSettings(suppressed_ids=SUPPRESSED, guidance=1.0, **settings))
     tokens_BL = sampler.sample((), both_kinds(), seed=3).tokens_BL
     assert tokens_BL.max() < TOKENS and (tokens_BL[ROWS:, 0] == FIRST).all(), "a special id was drawn, or a given token has moved"
     texts_N = np.bincount(index_of(tokens_BL[:ROWS], TOKENS), minlength=TOKENS**2)
@@ -220,7 +220,7 @@ def test_editing_in_a_reveal_order(name):
     case, level = ALL[name], np.float32(0.6)
     tokens_BL = LAW.sequences_Xn[np.random.default_rng(2).choice(TOKENS**2, size=ROWS, p=LAW.probability_X)].astype(np.int32)
     canvas = Canvas(tokens_BL, np.zeros(tokens_BL.shape, bool), np.full(tokens_BL.shape, level))
-    sampler = Sampler(case.process, Trained(case), SampleSettings(never=NEVER, order="random", steps=2))
+    sampler = Sampler(case.process, Trained(case), SampleSettings(suppressed_ids=SUPPRESSED, order="random", steps=2))
     if name == "hybrid/0.2":
         with pytest.raises(InputError, match="order random .* process hybrid shows other tokens where text is edited"):
             sampler.sample((), canvas)
@@ -253,7 +253,7 @@ def test_what_must_not_be_made_is_not_made(name, method):
         case = next(case for case in CASES if str(case) == "score/uniform, linear")
     else:
         case = ALL.get(name) or jump_case("mixed", process, None)
-    settings = SampleSettings(never=(0, *NEVER), steps=8, method=method)
+    settings = SampleSettings(suppressed_ids=(0, *SUPPRESSED), steps=8, method=method)
     try:
         sampler = Sampler(process, Trained(case), settings)
     except InputError:

@@ -107,7 +107,7 @@ def test_autoregressive_sampling_reproduces_the_joint_law_and_continues_a_prompt
         return Bound(denoise)
 
     process = Autoregressive(LAW.vocab, bos_id=LAW.mask_id)
-    sampler = Sampler(process, bind, SampleSettings(steps=1, never=(LAW.mask_id,)))
+    sampler = Sampler(process, bind, SampleSettings(steps=1, suppressed_ids=(LAW.mask_id,)))
     samples = sampler.sample((), blank_canvas(LAW.length, ROWS), seed=5)
     assert samples.settings.order == "left_to_right" and samples.steps == LAW.length
     assert chi_square_tail(counts(LAW, samples.tokens_BL), LAW.p_N) < 4
@@ -246,8 +246,8 @@ def test_remasking_takes_back_what_later_looks_worse():
         ("ancestral", {"temperature": 0.5, "top_p": 0.6}, [1, 0, 0]),  # 0.658 alone reaches 0.6 after the temperature
         ("ancestral", {"temperature": 0.0}, [1, 0, 0]),
         ("random", {"top_p": 1e-60}, [1, 0, 0]),  # 0 in float32: still the most likely token, and no mask
-        ("ancestral", {"never": (0,)}, [0, 0.6, 0.4]),
-        ("random", {"never": (0,)}, [0, 0.6, 0.4]),
+        ("ancestral", {"suppressed_ids": (0,)}, [0, 0.6, 0.4]),
+        ("random", {"suppressed_ids": (0,)}, [0, 0.6, 0.4]),
     ],
 )
 def test_temperature_and_nucleus_give_the_known_law(order, settings, law):
@@ -368,7 +368,7 @@ def test_the_count_form_is_sampled_as_the_masked_process():
 
 def test_report():
     canvas = rows_of([[0, 3, 3]], [[1, 0, 0]])
-    samples = make(order="random", steps=2, temperature=0.7, never=(0,)).sample(1.0, canvas, seed=12)
+    samples = make(order="random", steps=2, temperature=0.7, suppressed_ids=(0,)).sample(1.0, canvas, seed=12)
     record = samples.to_json()
     assert record["seed"] == 12 and record["steps"] == record["evaluations"] == 2 and record["process"] == "masked"
     assert record["settings"]["temperature"] == 0.7 and record["settings"]["never"] == [0]
@@ -404,8 +404,8 @@ def test_unigram_entropy():
         ({"sweep": 10**12}, "sweep is 1000000000000"),
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"guidance": float("nan")}, "guidance is nan"),
-        ({"never": (7,)}, r"\[7\] lie outside"),
-        ({"never": (0, 1, 2)}, "every token"),
+        ({"suppressed_ids": (7,)}, r"\[7\] lie outside"),
+        ({"suppressed_ids": (0, 1, 2)}, "every token"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -34,7 +34,7 @@ def bind(params, segments_BL, positions_BL, attention):
 
 
 def make(**settings) -> Sampler:
-    settings = {"steps": STEPS, "order": "confidence", "never": suppressed_ids(TOKENIZER), **settings}
+    settings = {"steps": STEPS, "order": "confidence", "suppressed_ids": suppressed_ids(TOKENIZER, TOKENIZER.vocab_size), **settings}
     return Sampler(Masked(TOKENIZER.vocab_size, TOKENIZER.mask_id), bind, SampleSettings(**settings))
 
 

@@ -11,7 +11,7 @@ from dlmjax.sampling import METHODS, ORDERS, Sampler, SampleSettings, sampler_fo
 from tests.diffusion.test_x64 import parts_of
 from tests.sampling.test_every_process import BOS, MASK, PAD, VARIANTS, canvas_of, make
 
-NEVER = (PAD, BOS, MASK)
+SUPPRESSED = (PAD, BOS, MASK)
 MORE = ({"guidance": 1.0}, {"cache": True}, {"order": "confidence", "threshold": 0.5}, {"order": "confidence", "remask": True})
 WAYS = (*({"method": name} for name in METHODS), *({"order": name} for name in ORDERS if name != "ancestral"), *MORE)
 
@@ -36,7 +36,7 @@ def test_a_step_hands_on_what_it_was_given(name):
     fits = 0
     for way in WAYS if name in ("masked", "uniform", "score(noise=uniform)", "plaid") else ({},):
         try:
-            sampler = Sampler(process, network.bind, SampleSettings(steps=2, never=NEVER, **way))
+            sampler = Sampler(process, network.bind, SampleSettings(steps=2, suppressed_ids=SUPPRESSED, **way))
         except InputError:
             continue
         carry, fits = jax.eval_shape(sampler._start_state, params, arrays), fits + 1
@@ -51,6 +51,6 @@ def test_a_step_hands_on_what_it_was_given(name):
 @pytest.mark.parametrize("name", ["blocks", "autoregressive"])
 def test_text_is_made_with_the_keys_and_values_kept(name):
     process, network, params = make(name)
-    sampler = sampler_for(process, network, SampleSettings(steps=2, never=NEVER))
+    sampler = sampler_for(process, network, SampleSettings(steps=2, suppressed_ids=SUPPRESSED))
     samples = sampler.sample(params, canvas_of(process), seed=1)
     assert samples.tokens_BL.max() < PAD and isinstance(process.attention, Blocks) == (name == "blocks")

@@ -18,7 +18,7 @@ class NoCorpus(InputError):
 
 
 class LostPeer(RuntimeError):
-    """Another process of the run is gone or never came. Exit code LOST_PEER: the same command, started again, resumes."""
+    """Another process of the run is gone or never came. Exit code START_AGAIN: the same command, started again, resumes."""
 
 
-LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, continues
+START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, continues

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from dlmjax import config as config_lib
+from dlmjax.cluster import host
 from dlmjax.cluster.agree import Agreement, refused_together
 from dlmjax.cluster.chips import peak_flops
-from dlmjax.cluster.host import keep_freed_memory, say, sole_writer
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
@@ -72,7 +72,7 @@ def train(
     # --- 1. Prepare: config, corpus, process, mesh ---------------------------------------------------------------------------
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
     config_lib.check(config)
-    keep_freed_memory()
+    host.keep_freed_memory()
     corpora = open_corpora(config, "train")
     counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)
     experiment = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
@@ -90,7 +90,7 @@ def train(
         start, steps = meta.get("step", 0), config.train.steps
         on_step(start)
         if origin == "resume" and start >= steps:
-            say(f"{workdir} is finished: step {start} of {steps}; nothing to train")
+            host.log(f"{workdir} is finished: step {start} of {steps}; nothing to train")
             return _result(config, workdir, start, meta)
 
         # --- 3. The loop: no host sync but at the logging step -----------------------------------------------------------------
@@ -129,9 +129,9 @@ def train(
                     meta = _save(checkpoints, state, log, _meta(config, done, metric, log.window.pending()), wait=last_here)
                 if last_here:
                     break
-            say(log.account(done))
+            host.log(log.account(done))
         result = _result(config, workdir, done, meta, finished=last)
-        say(_last_words(result) if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
+        host.log(_last_words(result) if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
         return result
 
 
@@ -143,9 +143,9 @@ def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, f
     """
     with contextlib.ExitStack() as held:
         with refused_together():
-            held.enter_context(sole_writer(workdir))
+            held.enter_context(host.sole_writer(workdir))
             if fresh and jax.process_index() == 0 and (aside := move_aside(workdir)):
-                say(f"--fresh: what {workdir} held is now in {aside}; delete it when it is no longer needed")
+                host.log(f"--fresh: what {workdir} held is now in {aside}; delete it when it is no longer needed")
         with refused_together():  # no process looks at the workdir before the first one has moved what was there
             texts = [corpus.fingerprint for corpus in corpora]
             inputs = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
@@ -306,7 +306,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints, first: Start | None
     """
     if checkpoints.resumable():
         state, meta = checkpoints.restore(experiment.abstract_state())
-        say(f"resuming at step {meta['step']}")
+        host.log(f"resuming at step {meta['step']}")
         return clear_stop(state), meta, "resume"
     return first or _first_state(experiment, None, fork, init)
 
@@ -336,7 +336,7 @@ def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str
             if (step := other.meta()["step"]) >= experiment.config.train.steps:
                 raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
             state, meta = other.restore(abstract)
-        say(f"forking {fork} at step {meta['step']}")
+        host.log(f"forking {fork} at step {meta['step']}")
         return clear_stop(state), {**meta, "metrics": None}, "fork"  # the lines of the other run are not here
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0x1717)
     state = init_state(experiment.init, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
@@ -348,7 +348,7 @@ def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str
         state["params"] = weights
         if experiment.config.train.ema > 0:
             state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
-        say(f"starting from the weights of {init} at step {meta['step']}")
+        host.log(f"starting from the weights of {init} at step {meta['step']}")
         return state, {}, "init"
     return state, {}, "scratch"
 
@@ -499,7 +499,7 @@ def _describe(experiment: Experiment, corpora: list, workdir: pathlib.Path) -> N
     data = experiment.config.data
     epochs = experiment.config.train.steps * data.batch * data.length / max(tokens, 1)
     mesh = ", ".join(f"{name} {size}" for name, size in experiment.partition.mesh.shape.items())
-    say(
+    host.log(
         f"{experiment.process.name} on {experiment.parameter_count / 1e6:.2f}M parameters, {experiment.config.train.steps} steps x "
         f"{data.batch} x {data.length} tokens = {epochs:.1f} epochs of {tokens:,} tokens\n"
         f"devices: {jax.device_count()} {jax.devices()[0].device_kind} (mesh: {mesh})\n"

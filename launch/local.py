@@ -3,8 +3,8 @@
     python launch/local.py 2 --devices 4 -- dlmjax train --config configs/quickstart.py --workdir runs/two
 
 Every process gets DLMJAX_COORDINATOR, DLMJAX_PROCESSES and DLMJAX_PROCESS (its rank), and with `--devices D` D virtual CPU devices.
-Each line of output appears as soon as it is written, behind the rank of its process; standard output and standard error stay apart.
-SIGTERM, SIGINT and SIGHUP go on to every process, once each. When a process fails, the others have `--grace` seconds to end by
+Each line of output appears as soon as it is written, after the rank of its process; standard output and standard error stay apart.
+SIGTERM, SIGINT and SIGHUP are forwarded to every process, once each. When a process fails, the others have `--grace` seconds to end by
 themselves and are then killed, with all that they started.
 
 Exit code: 0 when every process ended with 0; else that of the first that failed (128 + the signal's number if a signal ended it);
@@ -28,41 +28,40 @@ import time
 
 # A checkout is enough: the modules of the package that are imported here need only the standard library.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from dlmjax import flags
 from dlmjax.cluster.signals import not_ignored
+from dlmjax.errors import InputError
 
 PORTS = range(20_000, 32_000)  # below the ports that the kernel lends to outgoing connections, which could take a free one at once
 DRAIN_SECONDS = 5.0  # for the last lines of ended processes, should something they left behind hold their pipes open
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"launch/local.py: {message} (see: python launch/local.py --help)\n")
-
-
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(flags, command): the command is all that follows the first `--`. Exits with 2 on bad input."""
-    parser = _Parser(
-        prog="launch/local.py",
+    """(flags, command): the command is all that follows the first `--`. Raises InputError."""
+    parser = flags.Parser(
+        prog="python launch/local.py",
         usage="python launch/local.py N [--devices D] [--grace SECONDS] [--port PORT] [--dry-run] -- COMMAND ...",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("processes", type=int, metavar="N", help="processes to start")
-    parser.add_argument("--devices", type=int, metavar="D", help="virtual CPU devices of each process; default: the devices it finds")
+    parser.add_argument("processes", type=flags.whole(1, 4096), metavar="N", help="number of processes")
     parser.add_argument(
-        "--grace", type=float, default=30.0, metavar="SECONDS", help="seconds that the others have to end after one failed (30)"
+        "--devices", type=flags.whole(1, 4096), metavar="D", help="virtual CPU devices of each process (default: its real devices)"
     )
-    parser.add_argument("--port", type=int, help="port of the coordinator on 127.0.0.1; default: a free one")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
+    parser.add_argument(
+        "--grace",
+        type=flags.number(0, 86_400),
+        default=30.0,
+        metavar="SECONDS",
+        help="time that the others have to end after one failed, seconds (default 30)",
+    )
+    parser.add_argument("--port", type=flags.whole(1, 65_535), help="port of the coordinator on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing (default: off)")
     split = argv.index("--") if "--" in argv else len(argv)
     arguments, command = parser.parse_args(argv[:split]), argv[split + 1 :]
     if not command:
         parser.error("no command; write it after --")
-    for name, low, high in (("processes", 1, 4096), ("devices", 1, 4096), ("grace", 0, 86_400), ("port", 1, 65_535)):
-        value = getattr(arguments, name)
-        if value is not None and not low <= value <= high:
-            parser.error(f"{'N' if name == 'processes' else '--' + name} is {value}, not in {low}..{high}")
     if not shutil.which(command[0]):
         parser.error(f"{command[0]} is not a program that can be started")
     return arguments, command
@@ -85,7 +84,7 @@ def free_port() -> int:
 
 
 def environments(processes: int, port: int, devices: int | None) -> list[dict[str, str]]:
-    """What each process gets on top of this one's environment."""
+    """The variables of each process beside those of this one."""
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
     # Python buffers its output into a pipe unless PYTHONUNBUFFERED is set.
     shared = {"DLMJAX_COORDINATOR": f"127.0.0.1:{port}", "DLMJAX_PROCESSES": str(processes), **cpu, "PYTHONUNBUFFERED": "1"}
@@ -120,7 +119,7 @@ class _Output:
 
 
 def run(command: list[str], environments: list[dict[str, str]], grace: float) -> int:
-    """Starts the processes, sees them through to their end and returns the exit code of the whole."""
+    """Starts the processes, waits until all have ended and returns the exit code of the whole."""
     processes, ended, output = [], queue.SimpleQueue(), _Output()
     started, early = threading.Event(), []
 
@@ -168,11 +167,11 @@ def _wait(processes: list, ended: queue.SimpleQueue, grace: float) -> int:
             rank, code = ended.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             alive = [str(rank) for rank, process in enumerate(processes) if process.poll() is None]
-            _say(f"killing process {', '.join(alive)}: still running {grace:g} seconds after the failure")
+            _log(f"killing process {', '.join(alive)}: still running {grace:g} seconds after the failure")
             break
         if code:
             what = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            _say(f"process {rank} {what}")
+            _log(f"process {rank} {what}")
             if deadline is None:
                 failed, deadline = (128 - code if code < 0 else code), time.monotonic() + grace
     return failed
@@ -185,14 +184,19 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     with contextlib.suppress(OSError):
         print(f"launch/local.py: {text}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses flags, starts the processes or prints how they would be started, and returns the exit code."""
-    arguments, command = parse(sys.argv[1:] if argv is None else argv)
+    flags.print_anything()
+    try:
+        arguments, command = parse(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        _log(flags.one_line(str(error)))
+        return 2
     extra = environments(arguments.processes, arguments.port or free_port(), arguments.devices)
     if arguments.dry_run:
         for variables in extra:

@@ -27,10 +27,9 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
 
 from dlmjax import flags
-from dlmjax.errors import InputError
+from dlmjax.errors import START_AGAIN, InputError
 from launch.command import ROOT, Parser, Train, exit_code, in_repository, on_volumes, read_train, shell_name
 from launch.machines import TPUS, tpu_slice
-from launch.unfinished import START_AGAIN
 
 ACTIONS = ("create", "copy", "start", "follow", "stop", "delete", "run")
 NEEDED = ("dlmjax", "configs", "launch", "setup.py", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")

@@ -1,8 +1,8 @@
-"""Runs `dlmjax train` and says by its exit code whether the run is to be started again: for schedulers, which see nothing else.
+"""Runs `dlmjax train` and ends with 75 where the run must be started again: schedulers read nothing but the exit code.
 
     python launch/unfinished.py dlmjax train --config CONFIG --workdir DIR --json
 
-Exit code: 75 (EX_TEMPFAIL) when the command ended with 0 and its line of JSON says "finished": false, as it does when a preempted
+Exit code: 75 (EX_TEMPFAIL) when the command ended with 0 and its line of JSON has "finished": false, as it does when a preempted
 run has saved a checkpoint; else the command's own (128 + the signal's number if a signal ended it).  Output passes through line by line,
 SIGTERM, SIGINT and SIGHUP are forwarded to the command, so that this can be the first process of a container.  Requires Python and a
 checkout alone.
@@ -18,11 +18,11 @@ import sys
 # A checkout is enough: the modules of the package that are imported here need only the standard library.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from dlmjax.cluster.signals import not_ignored
-from dlmjax.errors import LOST_PEER as START_AGAIN
+from dlmjax.errors import START_AGAIN
 
 
-def says_finished(line: bytes) -> bool | None:
-    """What a line of output says about it: True, False, or None where it is not the line of `--json`."""
+def finished_in(line: bytes) -> bool | None:
+    """The "finished" of the line of `--json`; None for any other line."""
     if not line.startswith(b"{"):
         return None
     try:
@@ -32,10 +32,10 @@ def says_finished(line: bytes) -> bool | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command that `argv` is and returns the exit code."""
+    """Runs the command `argv` and returns the exit code."""
     command = sys.argv[1:] if argv is None else argv
     if not command:
-        print("launch/unfinished.py: no command; write it behind the name of this script", file=sys.stderr)
+        print("launch/unfinished.py: no command; write it after the name of this script", file=sys.stderr)
         return 2
     finished, early, child = None, [], None
 
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     for number in early:
         forward(number, None)
     for line in child.stdout:
-        said = says_finished(line)
-        finished = finished if said is None else said
+        found = finished_in(line)
+        finished = finished if found is None else found
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
     code = child.wait()

@@ -6,10 +6,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dlmjax.errors import InputError
+from dlmjax.errors import START_AGAIN, InputError
 from dlmjax.files import write_atomically
 from dlmjax.flags import one_line, print_anything
-from dlmjax.sweep.execute import UNFINISHED, execute, share_compiled
+from dlmjax.sweep.execute import execute, share_compiled
 from dlmjax.sweep.run_log import RESULT, workdir_of
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         die_with_parent()
         if os.getppid() != arguments.parent:  # it ended before the line above
-            return UNFINISHED
+            return START_AGAIN
     if arguments.cores:
         os.sched_setaffinity(0, [int(core) for core in arguments.cores.split(",")])
     try:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-    return UNFINISHED if record is None else 0
+    return START_AGAIN if record is None else 0
 
 
 if __name__ == "__main__":

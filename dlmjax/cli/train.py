@@ -59,8 +59,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int | None:
 
 def _train_here(arguments, overrides, info, status):
     from dlmjax import config as config_lib
-    from dlmjax.cluster import supervise
-    from dlmjax.cluster.host import keep_compiled, say
+    from dlmjax.cluster import host, supervise
     from dlmjax.cluster.start import joined
     from dlmjax.train import train
 
@@ -77,7 +76,7 @@ def _train_here(arguments, overrides, info, status):
         status.step = done
 
     with joined(info, lambda: status.step, **timeouts):
-        keep_compiled(arguments.workdir)
+        host.keep_compiled(arguments.workdir)
         result = train(config, arguments.workdir, **origin, command=command, on_step=on_step)
         if arguments.json:
-            say(json.dumps(result))
+            host.log(json.dumps(result))

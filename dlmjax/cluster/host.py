@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all([bool(mallopt(name, value)) for name, value in settings.items()])
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def log(text: str, file: TextIO | None = None) -> None:
     """Prints a line on standard output, or to another file, in the first process of the run only."""
     if jax.process_index() == 0:
         print(text, file=file, flush=True)

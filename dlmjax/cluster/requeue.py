@@ -14,7 +14,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from dlmjax.errors import LOST_PEER, InputError
+from dlmjax.errors import START_AGAIN, InputError
 
 # srun returns the highest code of all tasks; a code above 128 means that a signal ended one, as when memory runs out. Of an array, only
 # one element is requeued: the id of its last element is also the id of the whole array.
@@ -80,7 +80,7 @@ def job_script(
         directives="\n".join(f"#SBATCH {shlex.quote(line)}" for line in lines),
         setup="".join(f"{line}\n" for line in setup),
         command=command,
-        again=LOST_PEER,
+        again=START_AGAIN,
         max_requeues=max_requeues,
     )
 

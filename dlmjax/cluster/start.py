@@ -16,7 +16,7 @@ from jax._src import distributed  # the key-value store of the coordinator has n
 
 from dlmjax.cluster.agree import all_devices
 from dlmjax.cluster.process_info import ProcessInfo
-from dlmjax.errors import LOST_PEER, InputError, LostPeer
+from dlmjax.errors import START_AGAIN, InputError, LostPeer
 from dlmjax.flags import said_of
 
 START_TIMEOUT = 300  # seconds within which all processes must have started
@@ -192,7 +192,7 @@ def _exit_message(error: BaseException, info: ProcessInfo, step: int) -> tuple[i
     lost = isinstance(error, LostPeer) or (isinstance(error, jax.errors.JaxRuntimeError) and not str(error).lstrip().startswith(OWN_FAULTS))
     if lost:
         reason = str(error) if isinstance(error, LostPeer) else f"a peer was lost ({_first_line(error)})"
-        return LOST_PEER, f"dlmjax: exit {LOST_PEER}: {where}: {reason}; the same command resumes from the last checkpoint"
+        return START_AGAIN, f"dlmjax: exit {START_AGAIN}: {where}: {reason}; the same command resumes from the last checkpoint"
     return 1, "".join(traceback.format_exception(error)) + f"dlmjax: exit 1: {where}: a defect, see above"
 
 

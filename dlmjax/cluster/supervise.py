@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.cluster.signals import not_ignored
-from dlmjax.errors import LOST_PEER
+from dlmjax.errors import START_AGAIN
 
 STATUS = "DLMJAX_STATUS"  # names the file that holds the step of the training process; set only when a supervisor runs
 ONCE = ("--fresh",)  # flags of the first start only: a restart continues from what the first start wrote
@@ -103,12 +103,12 @@ def _attempt(command: Sequence[str], status: pathlib.Path) -> tuple[int, bool]:
 def _outcome(code: int, info: ProcessInfo) -> int:
     """The exit code to return: in a run of several processes, the runtime aborts when a peer is lost."""
     if code == -signal.SIGABRT and not info.alone:
-        return LOST_PEER
+        return START_AGAIN
     return code if code >= 0 else 128 - code
 
 
 def _cause(code: int, info: ProcessInfo, step: int) -> str:
-    if code == LOST_PEER:
+    if code == START_AGAIN:
         return "a peer was lost (see its message above)"
     if code == -signal.SIGABRT and not info.alone and step < 0:
         return "the runtime aborted it (SIGABRT), as it does when not all processes start within --start-timeout, or one of them is lost"

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dlmjax.errors import LOST_PEER, Diverged, InputError
+from dlmjax.errors import Diverged, InputError
 from dlmjax.files import finite
 from dlmjax.sweep.manifest import PlannedRun, SweepPlan, Validation
 from dlmjax.sweep.records import Record
@@ -42,7 +42,6 @@ from dlmjax.sweep.run_log import (
 )
 
 SKIPPED_SHARE = 0.01  # of its updates; above it, the loss does not belong to the tokens that are recorded
-UNFINISHED = LOST_PEER  # a signal stopped the run and a checkpoint is saved: the same command continues
 
 
 def execute(directory: str, run_id: str, *, diverged: int = 0, attempt: int = 0, started: float | None = None) -> Record | None:

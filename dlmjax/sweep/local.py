@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dlmjax import checks
 from dlmjax.cluster.signals import not_ignored
-from dlmjax.errors import InputError
+from dlmjax.errors import START_AGAIN, InputError
 from dlmjax.sweep import execute
 from dlmjax.sweep.manifest import RECORDS, PlannedRun, SweepPlan
 from dlmjax.sweep.records import Record, append_record
@@ -171,7 +171,7 @@ class Local:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._signals:
-            return execute.UNFINISHED
+            return START_AGAIN
         return 1 if self._failed else 0
 
     # --- choosing and starting ----------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Local:
                 record = read_result(each.workdir) if code == 0 else None
             except InputError as error:  # of this run alone
                 record, problem = None, str(error)
-            stopped = self._signals or code in (execute.UNFINISHED, -signal.SIGTERM)  # by this sweep or from outside
+            stopped = self._signals or code in (START_AGAIN, -signal.SIGTERM)  # by this sweep or from outside
             if record is None and problem is None and stopped:
                 self._waiting.append(each.run)
                 return

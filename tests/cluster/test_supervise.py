@@ -12,7 +12,7 @@ import pytest
 from dlmjax.cli.main import main
 from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.cluster.supervise import STATUS, Status, supervise
-from dlmjax.errors import LOST_PEER
+from dlmjax.errors import START_AGAIN
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALONE, TWO = ProcessInfo(), ProcessInfo("flags", 2, 1, "h:1")
@@ -23,14 +23,14 @@ def child(code):
     return [sys.executable, "-c", PREAMBLE + code]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, LOST_PEER])
+@pytest.mark.parametrize("code", [0, 1, 2, START_AGAIN])
 def test_exit_codes_pass_through(code, capfd):
     assert supervise(child(f"sys.exit({code})"), TWO) == code
     assert capfd.readouterr().err == ""  # who exits has said why itself
 
 
 def test_an_abort_among_peers_is_a_lost_peer_and_says_where(capfd):
-    assert supervise(child("status.step = 17; os.abort()"), TWO) == LOST_PEER
+    assert supervise(child("status.step = 17; os.abort()"), TWO) == START_AGAIN
     said = capfd.readouterr().err
     assert "exit 75: process 1 of 2 on " in said and "after step 17" in said and "SIGABRT" in said
 

@@ -124,10 +124,14 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
     [
         (["2"], "no command"),
         (["0", "--", "true"], "N is 0"),
-        (["two", "--", "true"], "invalid int"),
+        (["two", "--", "true"], "N is 'two'; give a whole number from 1 to 4096"),
         (["2", "--device", "3", "--", "true"], "--device"),
         (["2", "--devices", "0", "--", "true"], "--devices is 0"),
+        (["2", "--grace", "nan", "--", "true"], "--grace is 'nan'"),
+        (["2", "--port", "9" * 5000, "--", "true"], "--port is"),
+        (["2", "--port", "a\nb", "--", "true"], "--port is"),
         (["2", "--", "no-such-program"], "no-such-program"),
+        (["2", "--", "no\nprogram"], "no program is not a program"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -21,15 +21,16 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
 from dlmjax.data.beam import REQUEST, Executor, prepare_in_items
-from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
+from dlmjax.data.manifest import Manifest, Segment, Shard
+from dlmjax.data.options import CorpusOptions, default_shard_bytes, text_request
 from dlmjax.data.paths import CorpusStore, is_url
-from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, normal_documents, writing
+from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import open_lock, parse_json, sealed, unsealed
@@ -38,25 +39,9 @@ from dlmjax.progress import Progress
 SMALL = 1 << 20  # stored bytes below which starting worker processes would take longer than the work
 
 
-def parse_split_files(values: Sequence[str]) -> dict[str, list[str]]:
-    """["valid=a.txt", "test=b.txt"] (as on the command line) -> {"valid": ["a.txt"], "test": ["b.txt"]}."""
-    result: dict[str, list[str]] = {}
-    for value in values:
-        split, equals, name = value.partition("=")
-        if not equals or split not in SPLITS or not name:
-            raise InputError(f"--split-files {value}: give SPLIT=FILE with one of the splits {', '.join(SPLITS)}")
-        result.setdefault(split, []).append(name)
-    return result
-
-
 def _cores() -> int:
     """Cores this process may use (a batch system may grant fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_shard_bytes(stored: int) -> int:
-    """128 MiB of text; more for inputs above 64 GiB (as stored), so that there are not many thousand shards; at most 2 GiB."""
-    return min(2 << 30, max(128 << 20, stored // 512))
 
 
 def prepare(
@@ -64,70 +49,46 @@ def prepare(
     tokenizer: str | Tokenizer,
     output: str | os.PathLike,
     *,
-    valid_fraction: float | int = 0,
-    test_fraction: float | int = 0,
-    split_seed: int = 0,
-    split_files: Mapping[str, Sequence[str | os.PathLike]] | Sequence[str] | None = None,
-    format: str | None = None,
-    documents: str = "file",
-    text_field: str = "text",
     workers: int | None = None,
-    shard_bytes: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     execute: Executor | None = None,
+    **options: Any,
 ) -> Manifest:
-    """Tokenizes text files into a corpus directory; called again after being killed, it goes on where it was.
+    """Tokenizes text files into a corpus directory; called again after a kill, it continues after the last finished segment.
 
     Args:
-        inputs: files (.txt, .jsonl, .parquet, the first two also packed, see `formats`) or "builtin:python-docs". Their order is the
-            corpus's.
-            Local, or URLs that fsspec reads (gs://, s3://, ...).
+        inputs: files (.txt, .jsonl, .parquet, the first two also compressed, see `formats`) or "builtin:python-docs", in the order of
+            the corpus. Local, or URLs that fsspec reads (gs://, s3://, ...).
         tokenizer: a spec for `load_tokenizer` ("bytes", "gpt2:DIR", ...) or a tokenizer.
         output: the corpus directory; made if missing. With `execute` also a URL.
-        valid_fraction, test_fraction: expected share of the *documents* in those splits, chosen by a hash of each document's first
-            64 KiB of text: copies of a document share a split, and adding documents moves none. 0 for none.
-        split_seed: another seed chooses other documents.
-        split_files: instead of fractions: split -> files (or ["valid=FILE", ...]); `inputs` are then the train split.
-        format: "txt", "jsonl" or "parquet" for all inputs; None tells by each file's name.
-        documents: what a document of a txt file is: "file" (all of it), "blank-line" (paragraphs), "line", or "separator:TEXT" (parted by
-            lines that are TEXT). Documents of only white space are dropped, except with "file".
-        text_field: JSON field or parquet column with the text.
-        workers: processes that tokenize; None for one a core. The result does not depend on it.
-        shard_bytes: input text per segment (so about per shard); a restart repeats at most one segment. None: see `default_shard_bytes`.
+        workers: number of tokenizing processes; None for one per core. The result does not depend on it.
         overwrite: delete a corpus (or unfinished preparation) of other inputs in `output` first, instead of refusing.
         progress: show a progress bar; None: on a terminal, with sparse lines elsewhere.
         execute: runs the corpus as independent work items instead of with processes of this machine: `beam.on_beam(flags)` for Apache
-            Beam. The result is the same, byte for byte, and each goes on where the other stopped.
+            Beam. The result is the same, byte for byte, and each engine continues where the other stopped.
+        options: the fields of `CorpusOptions`, such as valid_fraction=0.05, documents="blank-line".
     Returns:
         The manifest. A corpus that is already prepared is returned at once (damaged shards are made again).
     Raises:
         InputError: contradictory arguments; an input that is missing, empty, truncated, not UTF-8, not JSON (with its position); a
-            split without documents; an output that holds another corpus or is being written by another process. What was prepared stays.
+            split without documents; an output that holds a different corpus or that another process is writing. What was prepared stays.
+        TypeError: an option that is not a field of `CorpusOptions`.
     """
     if is_url(output) and execute is None:
         raise InputError(f"--output {output}: only --engine beam writes to a URL; or prepare into a local directory and copy that there")
     if execute and workers is not None:
-        raise InputError("workers are of --engine local; Beam's own: --direct_running_mode=multi_processing --direct_num_workers=N")
+        raise InputError("--workers conflicts with --engine beam; give --direct_running_mode=multi_processing --direct_num_workers=N")
+    workers = _cores() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"--workers is {workers}; give at least 1")
     store = CorpusStore(os.fspath(output))
-    sources, text = text_request(
-        inputs,
-        valid_fraction=valid_fraction,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-        split_files=split_files,
-        format=format,
-        documents=documents,
-        text_field=text_field,
-    )
+    sources, text = text_request(inputs, wanted := CorpusOptions(**options))
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    workers = _cores() if workers is None else workers
-    shard_bytes = default_shard_bytes(sum(source.size for source in sources)) if shard_bytes is None else shard_bytes
-    if workers < 1 or shard_bytes < 1:
-        raise InputError(f"workers ({workers}) and shard_bytes ({shard_bytes}) must be at least 1")
+    shard_bytes = wanted.shard_bytes or default_shard_bytes(sum(source.size for source in sources))
     request = {"inputs": text["inputs"], "tokenizer": spec, **text, "shard_bytes": shard_bytes}
-    cutting = Cutting(tuple(sources), shard_bytes, float(valid_fraction), float(test_fraction), split_seed)
+    cutting = Cutting(tuple(sources), shard_bytes, text["valid_fraction"], text["test_fraction"], wanted.split_seed)
     store.make()
     with _only_one(store.local) if store.local else contextlib.nullcontext():
         if overwrite:
@@ -136,76 +97,6 @@ def prepare(
         if execute:
             return prepare_in_items(execute, store, cutting, tokenizer, request, progress)
         return _Job(store.local, cutting, tokenizer, request, workers, progress).run()
-
-
-def text_request(
-    inputs,
-    *,
-    valid_fraction: float | int = 0.0,
-    test_fraction: float | int = 0.0,
-    split_seed: int = 0,
-    split_files=None,
-    format: str | None = None,
-    documents: str = "file",
-    text_field: str = "text",
-) -> tuple[list[formats.Source], dict[str, Any]]:
-    """The inputs, and what decides which text goes into which split, as a manifest keeps it; arguments and errors as in `prepare`."""
-    encoding.check_split_seed(split_seed)
-    sources, split_by = make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field)
-    return sources, {
-        "inputs": [source.describe() for source in sources],
-        "split_by": split_by,
-        "valid_fraction": float(valid_fraction),
-        "test_fraction": float(test_fraction),
-        "split_seed": split_seed,
-        "format": format,
-        "documents": documents,
-        "text_field": text_field,
-    }
-
-
-def make_sources(inputs, split_files, valid_fraction, test_fraction, format, documents, text_field) -> tuple[list[formats.Source], str]:
-    """All inputs with their splits, checked before anything is written."""
-    if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction < 1):
-        raise InputError(f"valid_fraction ({valid_fraction}) and test_fraction ({test_fraction}) must be at least 0 and together below 1")
-    if format not in (None, "txt", "jsonl", "parquet"):
-        raise InputError(f"format is {format!r}; give txt, jsonl or parquet")
-    if documents not in ("file", "blank-line", "line") and not documents.removeprefix("separator:").strip() != documents.strip():
-        raise InputError(f"documents is {documents!r}; give file, blank-line, line or separator:TEXT")
-    if documents.startswith("separator:") and not documents.partition(":")[2].strip():
-        raise InputError("documents is 'separator:' without a text; give separator:TEXT")
-    documents = normal_documents(documents)
-    if isinstance(split_files, (list, tuple)):
-        split_files = parse_split_files(split_files)
-    wanted: list[tuple[str, str | None]] = []
-    if split_files:
-        if valid_fraction or test_fraction:
-            raise InputError("give either fractions or split files, not both")
-        unknown = [split for split in split_files if split not in SPLITS]
-        if unknown:
-            raise InputError(f"unknown split {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
-        files = {"train": [*inputs, *split_files.get("train", [])]} | {s: list(split_files.get(s, [])) for s in ("valid", "test")}
-        wanted = [(os.fspath(name), split) for split in SPLITS for name in files[split]]
-    else:
-        only = "train" if valid_fraction == test_fraction == 0 else None
-        wanted = [(os.fspath(name), only) for name in inputs]
-    if not wanted:
-        raise InputError(f"no input files; give text files or the built-in {formats.BUILTIN}")
-    first: dict[str, str] = {}
-    for name, _ in wanted:
-        plain = is_url(name) or name == formats.BUILTIN or "\0" in name
-        where = name if plain else os.path.realpath(name)
-        if where in first:
-            raise InputError(f"input {name} is given twice" + (f": it is the file {first[where]}" if first[where] != name else ""))
-        first[where] = name
-    # A storage service answers in some hundredths of a second, a few times a file: many files are asked for at a time.
-    with concurrent.futures.ThreadPoolExecutor(32 if any(is_url(name) for name, _ in wanted) else 1) as threads:
-        look = [threads.submit(formats.make_source, name, split, format, documents, text_field) for name, split in wanted]
-        try:
-            sources = [future.result() for future in look]
-        finally:
-            threads.shutdown(cancel_futures=True)
-    return sources, "files" if split_files else "hash"
 
 
 @contextlib.contextmanager

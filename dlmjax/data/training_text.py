@@ -8,16 +8,16 @@ from typing import Any
 from dlmjax.data.encode import document_share, mistake, text_of
 from dlmjax.data.formats import Position, Reader, Source, cut
 from dlmjax.data.manifest import sha256_of
+from dlmjax.data.options import CorpusOptions, text_request
 from dlmjax.data.paths import is_url
-from dlmjax.data.prepare import text_request
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
 from dlmjax.files import read_json, write_json
 
 
 def training_texts(inputs, **options: Any) -> Iterator[str]:
-    """Pieces of the training documents, in input order; options and errors as in `text_request`."""
-    yield from _texts(*text_request(inputs, **options))
+    """Pieces of the training documents, in input order. options: the fields of `CorpusOptions`; errors as in `text_request`."""
+    yield from _texts(*text_request(inputs, CorpusOptions(**options)))
 
 
 def _texts(sources: Sequence[Source], request: dict[str, Any]) -> Iterator[str]:
@@ -46,7 +46,7 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
     used again, so that a killed preparation continues with it; another may contain text that is now held out, and requires `overwrite`.
 
     Raises:
-      InputError: no size; an output at a URL; an existing model of another request; inputs and options as in `text_request`.
+      InputError: no size; an output at a URL; an existing model of another request; errors of `text_request`.
     """
     kind, _, size = spec.partition(":")
     if kind != "train-sentencepiece":
@@ -58,7 +58,7 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
             f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
             "then give its model: --tokenizer sentencepiece:SAMPLE.model"
         )
-    sources, text = text_request(inputs, **options)
+    sources, text = text_request(inputs, CorpusOptions(**options))
     request = {"vocab": int(size), **text}
     path = pathlib.Path(f"{str(output).rstrip('/')}.model")
     note = path.with_name(path.name + ".json")

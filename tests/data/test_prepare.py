@@ -21,7 +21,8 @@ from dlmjax.data import prepare as preparing
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.encode import document_share
 from dlmjax.data.manifest import Manifest
-from dlmjax.data.prepare import default_shard_bytes, parse_split_files, prepare
+from dlmjax.data.options import default_shard_bytes, parse_split_files
+from dlmjax.data.prepare import prepare
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.data.tokenizers import load_tokenizer
 from dlmjax.errors import InputError

@@ -26,6 +26,43 @@ def test_a_file_is_short_and_finished(path):
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+# Functions with more than 8 parameters, `self` excluded: to be grouped into dataclasses. The list may only shrink.
+MANY_PARAMETERS = {
+    "dlmjax/diffusion/processes/d3pm.py": {"make_d3pm"},
+    "dlmjax/evaluation/conditional.py": {"ConditionalScorer.__init__"},
+    "dlmjax/evaluation/interval.py": {"measure_interval"},
+    "dlmjax/evaluation/likelihood.py": {"Evaluator.__call__", "evaluate_nelbo"},
+    "dlmjax/evaluation/windows.py": {"cut_windows"},
+    "dlmjax/harness/adapter.py": {"Adapter.__init__"},
+    "dlmjax/interop/export.py": {"export"},
+    "dlmjax/quality/generated.py": {"steps_curve"},
+    "dlmjax/training/step.py": {"make_train_step"},
+}
+
+
+def functions_of(node: ast.AST, prefix: str = ""):
+    """(qualified name, number of parameters without `self` and `cls`) of every function and method, also of those inside others."""
+    for inner in ast.iter_child_nodes(node):
+        name = prefix
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{prefix}.{inner.name}".removeprefix(".")
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = inner.args
+            named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            yield name, len([argument for argument in named if argument and argument.arg not in ("self", "cls")])
+        yield from functions_of(inner, name)
+
+
+def test_a_function_has_at_most_eight_parameters():
+    source = "class A:\n  def f(self, a, /, b=(lambda c: c), *d, e, **f):\n    def g(x): pass\n"
+    assert list(functions_of(ast.parse(source))) == [("A.f", 5), ("A.f.g", 1)]
+    found = {}
+    for path in ROOT.glob("dlmjax/**/*.py"):
+        functions = functions_of(ast.parse(path.read_text(encoding="utf-8")))
+        found[path.relative_to(ROOT).as_posix()] = {name for name, count in functions if count > 8}
+    assert {file: names for file, names in found.items() if names} == MANY_PARAMETERS
+
+
 # Progress and the log of processes go to standard error from where they arise; one file is shipped with exports.
 LOGS = {"progress.py", "cluster/start.py", "cluster/supervise.py", "cluster/host.py"}
 SCRIPTS = {"interop/shipped/load_dlm.py", "diffusion/capabilities.py"}

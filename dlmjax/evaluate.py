@@ -22,20 +22,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlmjax import checks
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.portion import parse_path, with_tokens
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
-from dlmjax.evaluation.levels import NODES
-from dlmjax.evaluation.limits import check_numbers
 from dlmjax.evaluation.ngram import entropy_baselines
 from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
+from dlmjax.quadrature import NODES, check_quadrature
 from dlmjax.run import Run, open_corpora, split_of
+from dlmjax.seeds import check_seed
 
 BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines are not counted
 
@@ -44,7 +45,7 @@ BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines
 class EvaluationSettings:
     """The noise under which a run is measured, and how many windows the network reads at a time; see `Evaluator`.
 
-    Raises InputError: a seed out of range, an empty batch.
+    Raises InputError: an unknown rule, a number out of range.
     """
 
     nodes: int = NODES
@@ -54,7 +55,9 @@ class EvaluationSettings:
     batch: int = 32
 
     def __post_init__(self):
-        check_numbers(seed=self.seed, batch=self.batch)
+        check_quadrature("EvaluationSettings", self.rule, self.nodes, self.draws)
+        checks.whole("EvaluationSettings", 1, batch=self.batch)
+        check_seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dlmjax import choices
 from dlmjax.errors import InputError
+from dlmjax.quadrature import MOST_CALLS, NODES
 from dlmjax.seeds import SEEDS
 
 MOST = 2**31 - 1  # of a whole number
@@ -168,7 +169,7 @@ _LOG = {
     "every": _whole(20, "steps between lines of metrics, the only host syncs of the loop", 1),
     "evaluate": _whole(500, "steps between held-out bounds; 0: never", 0),
     "evaluate_windows": _whole(128, "held-out windows of such a bound (`dlmjax evaluate` reads all)", 1),
-    "nodes": _whole(16, "times of the evaluation grid", 1),
+    "nodes": _whole(NODES, "nodes of the quadrature over time t in held-out bounds", 1, MOST_CALLS - 1),
     "sample": _whole(1000, "steps between text samples; 0: never", 0),
 }
 

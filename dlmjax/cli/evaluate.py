@@ -9,6 +9,7 @@ from dlmjax import flags
 from dlmjax.cli.run_flags import SPLITS, add_run, open_arguments
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder, write_json
+from dlmjax.quadrature import MOST_CALLS, NODES, RULES
 
 if TYPE_CHECKING:
     from dlmjax.evaluate import Evaluation, PairEvaluation
@@ -43,13 +44,13 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="treatment of text that does not fill a window (keep, or the suite's)",
     )
     add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time; does not change the result (32)")
-    add("--nodes", type=flags.whole(1, 4096), default=16, help="noise levels of the quadrature over t (16)")
-    add("--draws", type=flags.whole(1, 2**20), default=1, help="corruptions per noise level; from 2 on, the error is split by cause (1)")
+    add("--nodes", type=flags.whole(1, 4096), default=NODES, help=f"nodes of the quadrature over time t ({NODES})")
+    add("--draws", type=flags.whole(1, MOST_CALLS - 1), default=1, help="corruptions per node; from 2 on, the error is split by cause (1)")
     add(
         "--rule",
-        choices=("gauss", "stratified", "count"),
+        choices=RULES,
         default="gauss",
-        help="quadrature rule over the noise levels; count: the k-form of masked processes (gauss)",
+        help="quadrature rule over time t; count: the k-form of masked processes (gauss)",
     )
     add("--windows", type=flags.whole(1), metavar="N", help="number of windows, from the first on (all)")
     add("--seed", type=flags.seed, default=0, help="seed of the corruptions; the same seed gives all runs the same noise (0)")

@@ -1,4 +1,4 @@
-"""`dlmjax interval`: the times at which the loss of a run varies least, and the override that trains on them alone."""
+"""`dlmjax interval`: prints the times at which the loss of a run varies least, and the override that trains on these times alone."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ from dlmjax import flags
 from dlmjax.cli.run_flags import add_data, add_run, open_arguments
 from dlmjax.files import write_json
 
-HELP = "interval of noise levels in which the loss of a run varies least, for training on these levels alone"
+HELP = "interval of times t in which the loss of a run varies least, for training on these times alone"
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -17,16 +17,16 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time (32)")
     add("--windows", type=flags.whole(1), default=256, help="number of windows that are measured (256)")
-    add("--draws", type=flags.whole(1, 2**20), default=4, help="noise levels and corruptions of each window (4)")
+    add("--draws", type=flags.whole(1, 2**20), default=4, help="times and corruptions of each window (4)")
     add("--least", type=flags.number(0, 1, open_low=True), default=0.5, help="width of the narrowest interval that is considered (0.5)")
-    add("--seed", type=flags.seed, default=0, help="seed of the noise levels and corruptions (0)")
+    add("--seed", type=flags.seed, default=0, help="seed of the times and corruptions (0)")
     add("--json", type=flags.output_file, metavar="FILE", help="file for the result")
 
 
 def run(arguments: argparse.Namespace, _) -> None:
     """Measures, prints, writes."""
     from dlmjax.data import EvalWindows, eval_batches
-    from dlmjax.evaluation.interval import measure_interval
+    from dlmjax.evaluation.interval import IntervalSettings, measure_interval
     from dlmjax.run import split_of
 
     opened = open_arguments(arguments)
@@ -38,12 +38,12 @@ def run(arguments: argparse.Namespace, _) -> None:
         experiment.network.bind,
         opened.params,
         eval_batches(held_out, batch_size=-(-arguments.batch // ways) * ways),
+        IntervalSettings(arguments.windows, arguments.draws, arguments.least, arguments.seed),
         put_batch=experiment.partition.put_batch,
         self_condition=experiment.network.spec.self_condition,
-        **{name: getattr(arguments, name) for name in ("windows", "draws", "least", "seed")},
     )
     print(
-        f"the loss varies least for t in [{found.low:.2f}, {found.high:.2f}]: variance {found.variance:.3f}, over all levels "
+        f"the loss varies least for t in [{found.low:.2f}, {found.high:.2f}]: variance {found.variance:.3f}, over all times "
         f"{found.variance_of_all:.3f} ({found.samples} samples)\n"
         f'train with: --config.process.times="stratified(low={found.low:.2f}, high={found.high:.2f})"',
         flush=True,

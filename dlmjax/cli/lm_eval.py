@@ -19,6 +19,7 @@ from dlmjax import flags
 from dlmjax.cli.run_flags import add_run
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
+from dlmjax.quadrature import MOST_CALLS, NODES
 
 HELP = "tasks of lm-eval-harness on a run: multiple choice, last words, rolling likelihoods, generated answers"
 RESULTS = "results.json"
@@ -32,8 +33,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--include-path", type=flags.input_folder, metavar="DIR", help="folder of further task files (.yaml)")
     add("--limit", type=flags.whole(1), metavar="N", help="documents of each task, from the first on, for trying out (all)")
     add("--num-fewshot", type=flags.whole(0, 10**6), metavar="N", help="solved examples before each question (the task's number)")
-    add("--draws", type=flags.whole(1, 2**20), default=128, help="network passes for each likelihood that is a bound (128)")
-    add("--nodes", type=flags.whole(1, 4096), default=16, help="noise levels among them, for processes without a mask token (16)")
+    add("--draws", type=flags.whole(1, MOST_CALLS - 1), default=128, help="network passes for each likelihood that is a bound (128)")
+    add("--nodes", type=flags.whole(1, 4096), default=NODES, help=f"nodes of their quadrature over time t, unless masked ({NODES})")
     add("--batch", type=flags.whole(1, 2**20), default=8, help="rows of the training length at a time; does not change likelihoods (8)")
     add("--overlap", type=flags.tokens, default=1, metavar="N", help="context of the later windows of a long text, tokens (1)")
     add("--max-gen-toks", type=flags.tokens, default=256, metavar="N", help="longest generated text, tokens, unless the task sets it (256)")

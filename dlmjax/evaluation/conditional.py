@@ -40,16 +40,17 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from dlmjax import checks
 from dlmjax.diffusion.objective import with_condition
 from dlmjax.diffusion.process import bind_process, cross_entropy, exclude, row_keys
 from dlmjax.errors import InputError
-from dlmjax.evaluation.levels import NODES, level_grid
+from dlmjax.evaluation.levels import level_grid
 from dlmjax.parallel.arrays import device_get
 from dlmjax.progress import Progress
+from dlmjax.quadrature import MOST_CALLS, NODES
 from dlmjax.seeds import check_seed
 
 NARROWEST = 4  # tokens of the narrowest rows, and the least by which widths differ
-_BOUNDARY = 1 << 20  # tag of the draws of z_0 in a request's key: beyond any number of passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +160,7 @@ class ConditionalScorer:
         ways: int = 1,
         self_condition: bool = False,
     ):
-        if draws < 1 or nodes < 1 or draws >= _BOUNDARY:
-            raise InputError(f"a likelihood needs at least one draw and one node and fewer than {_BOUNDARY} draws, not {draws} and {nodes}")
+        checks.whole("ConditionalScorer", 1, MOST_CALLS - 1, draws=draws, nodes=nodes)
         check_seed(seed, "seed")
         self.process, self.bind, self.longest, self.draws, self.seed = process.bound, bind, longest, draws, seed
         self.self_condition, self._tokens, self._ways, self._put_batch = self_condition, tokens, ways, put_batch or jax.device_put
@@ -262,7 +262,7 @@ class ConditionalScorer:
         draws = max(self.draws // self.nodes, 1) if self.process.has_reconstruction else 1
         shape, certain = (draws, len(request.continuation)), not self.process.has_reconstruction
         ones = np.ones(shape)
-        return _Passes(ones > 0, 0 * ones, ones, np.zeros(shape, int), np.ones(1), np.full(1, certain), first=_BOUNDARY)
+        return _Passes(ones > 0, 0 * ones, ones, np.zeros(shape, int), np.ones(1), np.full(1, certain), first=MOST_CALLS)
 
     def _plan_masks(self, request: Request) -> "_Passes":
         """The k-form in every piece: pass d applies draw d of each piece, and masks nothing of a piece that has fewer draws."""

@@ -1,5 +1,5 @@
-"""The interval of times in which the loss of a model varies least: training on these times alone lowers the variance of its gradient
-(BD3-LM 2503.09573 section 5.2) and trains no bound."""
+"""The interval of times t in which the loss of a model varies least. Training on these times alone lowers the variance of the gradient
+(BD3-LM 2503.09573 section 5.2); the training loss is then not a bound."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -14,8 +14,19 @@ from dlmjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
+class IntervalSettings:
+    """windows: number of windows in all batches.  draws: times and corruptions of each window.  least: width of the narrowest interval
+    that is considered."""
+
+    windows: int = 256
+    draws: int = 4
+    least: float = 0.5
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Interval:
-    """Times in [low, high].  variance, variance_of_all: of nats/token inside it, and over all times.  samples: (t, loss) pairs measured."""
+    """Times in [low, high].  variance, variance_of_all: of nats/token inside it, and over all times.  samples: measured (t, loss) pairs."""
 
     low: float
     high: float
@@ -29,33 +40,28 @@ def measure_interval(
     bind: Callable,
     params: dict,
     batches: Iterable[dict],
+    settings: IntervalSettings,
     *,
     put_batch: Callable[[dict], dict],
-    windows: int,
-    draws: int = 4,
-    least: float = 0.5,
-    seed: int = 0,
     self_condition: bool = False,
 ) -> Interval:
     """Measures the loss of blocks or rows at random times, and chooses the interval.  Cost: windows x draws forward passes.
 
     Args:
-      batches: of `EvalWindows`, each put on the devices by `put_batch`; `windows` is their number of rows in all.
-      draws: times and corruptions of each window.
-      least: the narrowest interval to consider.
+      batches: batches of `EvalWindows`, each put on the devices by `put_batch`.
 
     Raises:
-      InputError: a process without noise levels; too few windows.
+      InputError: a process without times; too few windows.
     """
     if process.causal:
-        raise InputError(f"process {process.name} has no noise levels to choose from")
+        raise InputError(f"an interval requires a process with times t; process.name={process.name} is causal and has none")
     times = process.adapt_times(PerRow(stratified=False))
 
     def losses(params, batch, key):
-        """(t, mean nats per token, whether it holds no padding) of every block or row."""
+        """(t, mean nats per token, whether it has no padding) of every block or row."""
         length = batch["tokens"].shape[1]
         size = process.block_size or length
-        t_BL, _ = times.draw(key, batch["row"], windows, length)
+        t_BL, _ = times.draw(key, batch["row"], settings.windows, length)
         denoiser = bind(params, batch["segments"], batch["positions"], process.attention)
         keys_B = row_keys(jax.random.fold_in(key, 1), batch["row"])
         nats_BL = nats_at(bind_process(process, params), denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, self_condition)
@@ -64,11 +70,11 @@ def measure_interval(
 
     found, compiled = [], jax.jit(losses)
     for batch in batches:
-        for draw in range(draws):
-            key = jax.random.fold_in(jax.random.key(seed), draw)
+        for draw in range(settings.draws):
+            key = jax.random.fold_in(jax.random.key(settings.seed), draw)
             t_BN, nats_BN, whole_BN = (np.asarray(a) for a in compiled(params, put_batch(batch), key))
             found.append((t_BN[whole_BN], nats_BN[whole_BN]))
     t_N, nats_N = (np.concatenate(column) for column in zip(*found, strict=True))
-    low, high = choose_interval(t_N, nats_N, least)
+    low, high = choose_interval(t_N, nats_N, settings.least)
     inside_N = (t_N >= low) & (t_N <= high)
     return Interval(low, high, float(nats_N[inside_N].var()), float(nats_N.var()), t_N.size)

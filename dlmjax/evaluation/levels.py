@@ -28,8 +28,6 @@ from jaxtyping import Float64
 from dlmjax.diffusion.process import Process
 from dlmjax.parallel.arrays import device_get
 
-RULES = ("gauss", "stratified", "count")
-NODES = 16  # of an evaluation, unless it says otherwise
 LAST = 1e-6
 
 

@@ -32,13 +32,12 @@ from jaxtyping import Bool, Float, Int
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.evaluation.levels import NODES, RULES, LevelGrid, level_grid
+from dlmjax.evaluation.levels import LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.progress import Progress
+from dlmjax.quadrature import MOST_CALLS, NODES, check_quadrature
 from dlmjax.seeds import check_seed
-
-_BOUNDARY = 1 << 20  # tag of the draws of z_0 in the window's key: beyond any node * draws + draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +81,7 @@ class Evaluator:
         put_batch: Callable[[dict], dict] | None = None,
         self_condition: bool = False,
     ):
-        if rule not in RULES:
-            raise InputError(f"unknown rule {rule!r} for the noise levels of an evaluation; the rules are {', '.join(RULES)}")
-        if nodes < 1 or draws < 1:
-            raise InputError(f"an evaluation needs at least one node and one draw, not {nodes} and {draws}")
-        if nodes * draws >= _BOUNDARY:
-            raise InputError(f"nodes x draws is {nodes * draws}; it must stay below {_BOUNDARY}")
+        check_quadrature("Evaluator", rule, nodes, draws)
         check_seed(seed, "seed")
         self.name, self.bind, self.seed = process.name, bind, seed
         self.process = process.bound  # training may draw its noise in another way
@@ -96,7 +90,7 @@ class Evaluator:
             self.process = count_form(self.process)
         self.rule, self.draws = ("exact", 1) if self.exact else (rule, draws)
         self.self_condition = self_condition
-        self._asked_nodes, self._grid = nodes, level_grid(self.process, self.rule, nodes)
+        self._requested_nodes, self._grid = nodes, level_grid(self.process, self.rule, nodes)
         self.nodes = self._grid.nodes
         self._put_batch = put_batch or jax.device_put
         self._node = jax.jit(self._node_nats)
@@ -148,7 +142,7 @@ class Evaluator:
         """
         rows, size = [], None
         bound = bind_process(self.process, params)
-        grid = self._grid if bound.params is None else level_grid(bound, self.rule, self._asked_nodes)
+        grid = self._grid if bound.params is None else level_grid(bound, self.rule, self._requested_nodes)
         with Progress(total or 0, f"evaluating {split}".strip(), " windows", show=None if progress and total else False) as bar:
             for batch in batches:
                 size = size or len(batch["row"])
@@ -214,7 +208,8 @@ class Evaluator:
                 nodes.append(self._node(params, batch, *traced))
         ends = []
         if self.process.has_boundary:
-            ends = [self._ends(params, batch, device_put(np.uint32(_BOUNDARY + d), sharding)) for d in range(self.draws)]
+            # Their tags follow those of all nodes and draws.
+            ends = [self._ends(params, batch, device_put(np.uint32(MOST_CALLS + d), sharding)) for d in range(self.draws)]
 
         window_B, tokens_BL, scored_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored"))
         if observers:

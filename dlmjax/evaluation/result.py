@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlmjax.evaluation.levels import NODES, LevelGrid, quadrature_error
+from dlmjax.evaluation.levels import LevelGrid, quadrature_error
 from dlmjax.files import finite, write_json
+from dlmjax.quadrature import NODES
 
 MOST_BIAS = 5e-3  # share of the bound; a larger error of the quadrature is reported
 

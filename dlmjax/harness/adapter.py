@@ -20,8 +20,8 @@ from lm_eval.api.registry import register_model
 
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import ConditionalScorer, Request, Score, split
-from dlmjax.evaluation.levels import NODES
 from dlmjax.harness.generate import Decoding, Generator
+from dlmjax.quadrature import NODES
 from dlmjax.run import Run, open_run
 
 LOG = logging.getLogger(__name__)

@@ -14,12 +14,11 @@ from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.fields import hashed
 from dlmjax.files import parse_json, read_bounded, write_atomically
+from dlmjax.quadrature import check_quadrature
 from dlmjax.seeds import SEEDS
 
 SWEEP, MANIFEST, RUNS, RECORDS = "sweep.json", "manifest.jsonl", "runs", "records.jsonl"
 FORMAT, VERSION = "dlmjax sweep", 1
-RULES = ("gauss", "stratified", "count")  # of `evaluation.Evaluator`, which imports jax
-MOST_DRAWS = 2**20  # nodes x draws stay below
 
 # Leaves that a sweep itself reads of a run, with their types.
 _LEAVES = dict.fromkeys(("model.depth", "model.width", "model.vocab", "seed"), (int,))
@@ -40,14 +39,11 @@ class Validation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.whole("Validation", 1, windows=self.windows, nodes=self.nodes, draws=self.draws)
+        check_quadrature("Validation", self.rule, self.nodes, self.draws)
+        checks.whole("Validation", 1, windows=self.windows)
         checks.whole("Validation", 0, SEEDS - 1, seed=self.seed)
         if not isinstance(self.split, str) or not self.split:
             raise InputError(f"Validation(split={self.split!r}): give the name of a held-out split, such as 'valid'")
-        if self.rule not in RULES:
-            raise InputError(f"Validation(rule={self.rule!r}): choose one of {', '.join(RULES)}")
-        if self.nodes * self.draws >= MOST_DRAWS:
-            raise InputError(f"Validation: nodes x draws is {self.nodes * self.draws:,}; it must stay below {MOST_DRAWS:,}")
 
     def __str__(self) -> str:
         return f"{self.windows} windows of {self.split}, {self.nodes} {self.rule} levels x {self.draws}, seed {self.seed}"

@@ -165,7 +165,7 @@ def test_numbers_of_an_interval_are_checked_before_the_run_is_opened(tmp_path, c
     assert f"{flag} is {value}; give" in capsys.readouterr().err
 
 
-def test_an_interval_of_levels_is_measured_and_can_be_trained_on(run, tmp_path, capsys):
+def test_an_interval_of_times_is_measured_and_can_be_trained_on(run, tmp_path, capsys):
     argv = ["interval", "--workdir", str(run), "--windows", "16", "--draws", "8", "--split", "train", "--json", str(tmp_path / "i.json")]
     assert main(argv) == 0
     found, shown = json.loads((tmp_path / "i.json").read_text()), capsys.readouterr().out

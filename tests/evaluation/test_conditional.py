@@ -317,7 +317,6 @@ def test_widths_are_few_and_tight():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: scorer_of(LAW.process(), draws=0), "at least one draw"),
         (lambda: scorer_of(LAW.process())(1.0, [Request(np.arange(3), np.zeros(15, int))]), "18 tokens, a row at most 16"),
         (lambda: scorer_of(LAW.process())(1.0, [Request(np.array([99]), np.array([1]))]), "from 1 to 99, .* 4 ids"),
         (lambda: split(np.arange(2), np.arange(9), 4, overlap=4), "overlap of 4 tokens conflicts with windows of 4"),

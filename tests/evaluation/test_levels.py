@@ -20,8 +20,9 @@ from scipy.stats import binom
 from dlmjax.diffusion import make_process
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.process import Process
-from dlmjax.evaluation.levels import NODES, level_grid, quadrature_error, radau
+from dlmjax.evaluation.levels import level_grid, quadrature_error, radau
 from dlmjax.evaluation.result import MOST_BIAS
+from dlmjax.quadrature import NODES
 from tests.diffusion.battery import LINEAR, TOKENS, expected_boundary, prior_gap, reconstruction_gap, to_ids
 from tests.diffusion.battery import level_nats as integrand
 from tests.diffusion.cases import NOISY

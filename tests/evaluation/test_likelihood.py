@@ -290,10 +290,3 @@ def test_bad_calls(law_and_windows, masked):
         masked(one, batches_of(texts_WL, 4, order=[0, 2, 1, 2]))
     with pytest.raises(InputError, match="another tokenizer"):
         masked(one, batches_of(np.full((4, 3), 9), 4))
-    for arguments, message in [
-        ({"rule": "simpson"}, "unknown rule"),
-        ({"nodes": 0}, "at least one node"),
-        ({"draws": 1 << 20}, "must stay below"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            Evaluator(law.process(), law.bind, **arguments)

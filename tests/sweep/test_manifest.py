@@ -9,9 +9,8 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.errors import InputError
-from dlmjax.evaluation import likelihood
 from dlmjax.sweep.execute import execute
-from dlmjax.sweep.manifest import MOST_DRAWS, RULES, PlannedRun, Policy, SweepPlan, Validation, run_id
+from dlmjax.sweep.manifest import PlannedRun, Policy, SweepPlan, Validation, run_id
 from dlmjax.sweep.records import Record, append_record, read_records
 from dlmjax.sweep.run_log import facts
 from dlmjax.sweep.status import snapshot
@@ -137,11 +136,7 @@ def test_a_directory_of_before_the_hash_of_ids_is_read(written):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Validation(rule="bogus"),
-        lambda: Validation(nodes=0),
         lambda: Validation(windows=-5),
-        lambda: Validation(draws=0),
-        lambda: Validation(nodes=1024, draws=1024),
         lambda: Validation(split=""),
         lambda: Validation(seed=-1),
         lambda: Policy(retries=-3),
@@ -153,10 +148,6 @@ def test_a_directory_of_before_the_hash_of_ids_is_read(written):
 def test_what_no_run_could_be_measured_or_tried_again_by(make):
     with pytest.raises(InputError, match="Validation|Policy"):
         make()
-
-
-def test_the_rules_are_those_of_the_evaluator():
-    assert likelihood.RULES == RULES and likelihood._BOUNDARY == MOST_DRAWS
 
 
 def test_every_leaf_is_in_the_id():

@@ -34,6 +34,7 @@ from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
+from dlmjax.modules import make_callable
 from dlmjax.quadrature import NODES, check_quadrature
 from dlmjax.run import Run, open_corpora, split_of
 from dlmjax.seeds import check_seed
@@ -316,3 +317,6 @@ def _provenance(run: Run, settings: EvaluationSettings, evaluator: Evaluator, to
 def _documents(corpus: Corpus) -> Iterator[bytes]:
     """The documents of a split as UTF-8, without their ends."""
     return (text.encode("utf-8") for text in corpus.documents())
+
+
+make_callable(__name__, evaluate)

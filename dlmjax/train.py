@@ -24,6 +24,7 @@ from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_to
 from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
+from dlmjax.modules import make_callable
 from dlmjax.run import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for, suppressed_ids
 from dlmjax.training import (
@@ -518,3 +519,6 @@ def _result(config, workdir: pathlib.Path, step: int, meta: dict, finished: bool
         "fingerprint": config_lib.fingerprint(config),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+make_callable(__name__, train)

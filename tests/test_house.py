@@ -30,7 +30,6 @@ def test_a_file_is_short_and_finished(path):
 MANY_PARAMETERS = {
     "dlmjax/diffusion/processes/d3pm.py": {"make_d3pm"},
     "dlmjax/evaluation/conditional.py": {"ConditionalScorer.__init__"},
-    "dlmjax/evaluation/interval.py": {"measure_interval"},
     "dlmjax/evaluation/likelihood.py": {"Evaluator.__call__", "evaluate_nelbo"},
     "dlmjax/evaluation/windows.py": {"cut_windows"},
     "dlmjax/harness/adapter.py": {"Adapter.__init__"},

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
-from dlmjax.data.portion import parse_path
+from dlmjax.data.token_budget import parse_path
 from dlmjax.diffusion.registry import check_call, check_process, curriculum_of
 from dlmjax.errors import InputError
 from dlmjax.fields import FIELDS, hashed, non_identity_fields

@@ -25,7 +25,7 @@ import numpy as np
 from dlmjax import checks
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
-from dlmjax.data.portion import parse_path, with_tokens
+from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
@@ -150,12 +150,12 @@ def evaluate(
         raise InputError(f"suite {suite.name} has pairs; measure it with evaluate_pairs")
     if against:
         _check_same_tokenizer(run, against)
-    corpus = portion = None
+    corpus = token_budget = None
     if suite:
         chosen = suite_text(suite, list(text.files), run.experiment.tokenizer, cut, text.split, text.documents)
     else:
         corpus = split_of(run, text.data, text.split or "valid")
-        chosen, (_, portion) = corpus_text(corpus, cut), parse_path(text.data or run.experiment.config.data.paths[0])
+        chosen, (_, token_budget) = corpus_text(corpus, cut), parse_path(text.data or run.experiment.config.data.paths[0])
     by_document = breakdown.ByDocument(chosen.windows, run.experiment.tokenizer.byte_lengths_V)
     by_position = breakdown.ByPosition(chosen.protocol["window"])
     counts_V, counted_on = _token_counts(run, chosen) if tables else (np.ones(1, np.int64), "")
@@ -176,7 +176,7 @@ def evaluate(
     if tables:
         found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
         report["breakdown"] = {**found, "frequency_counted_on": counted_on}
-    baselines = _baselines(corpus, portion, chosen, result)
+    baselines = _baselines(corpus, token_budget, chosen, result)
     return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None)
 
 
@@ -230,16 +230,16 @@ def _per_word(text: Text, result: LikelihoodResult) -> dict[str, Any]:
     return {"words": {"words": words, "nats_per_word": nats, "perplexity": perplexity, "stderr_perplexity": stderr}}
 
 
-def _baselines(corpus: Corpus | None, portion: int | None, text: Text, result: LikelihoodResult) -> dict[str, float]:
+def _baselines(corpus: Corpus | None, token_budget: int | None, text: Text, result: LikelihoodResult) -> dict[str, float]:
     """Bits/byte of tables counted on the corpus's train split, for a split that was evaluated whole; none without the train split.
 
-    portion: tokens of the train split that were named with the corpus; None: all.
+    token_budget: tokens of the train split that were named with the corpus; None: all.
     """
     if corpus is None or result.bits_per_byte is None or not text.protocol["complete"]:
         return {}
     directory, part = str(corpus.directory), ""
-    if portion is not None:
-        directory, part = with_tokens(directory, portion), f"the first {portion:,} tokens of "
+    if token_budget is not None:
+        directory, part = with_tokens(directory, token_budget), f"the first {token_budget:,} tokens of "
     try:
         train = Corpus.open(directory, split="train")
         if not 0 < train.num_bytes <= BASELINE_LIMIT:

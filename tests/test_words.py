@@ -54,6 +54,7 @@ WORDS = (
     Word("hidden", "masked", form="_?hidden_(B|L|BL|SBL|BLV|DN)"),
     Word("retouch", "corrector"),
     Word("rung", "model size"),
+    Word("portion", "token_budget"),
 )
 # Phrases of messages, docstrings, comments and documents: (pattern, what to say instead).
 PHRASES = (

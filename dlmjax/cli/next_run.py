@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlmjax import config as config_lib
-from dlmjax.data.portion import parse_path
+from dlmjax.data.token_budget import parse_path
 from dlmjax.data.tokenizers import MOST_IDS, load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically

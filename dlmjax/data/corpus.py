@@ -19,8 +19,8 @@ from jaxtyping import Int
 from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import is_url
-from dlmjax.data.portion import parse_path
 from dlmjax.data.stage import cache_directory, stage
+from dlmjax.data.token_budget import parse_path
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError, NoSplit
 
@@ -31,7 +31,7 @@ _COUNTED = 1 << 20  # tokens read at a time when the start of the stream is coun
 class Corpus:
     """One split of a prepared directory; make one with `Corpus.open`. Safe to read from many threads.
 
-    tokens: token budget: the stream ends after this many tokens (`portion.py`); None = all.
+    tokens: token budget: the stream ends after this many tokens (`token_budget.py`); None = all.
     Raises InputError: the split has fewer tokens.
     """
 
@@ -52,7 +52,7 @@ class Corpus:
         """Opens a split; the size of every shard is compared with the manifest, with `verify` also its sha256 (about 1 GB/s).
 
         A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`. `DIR(tokens=N)` is the first N tokens of the
-        split "train"; other splits are whole, see `portion.py`.
+        split "train"; other splits are whole, see `token_budget.py`.
         Raises InputError: no corpus, unfinished, another version, no such split, a shard missing or changed, fewer tokens.
         """
         directory, tokens = parse_path(directory)

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dlmjax import checks
-from dlmjax.data.portion import parse_path
+from dlmjax.data.token_budget import parse_path
 from dlmjax.errors import InputError
 from dlmjax.fit.fitness import SAME_BUDGET
 from dlmjax.sweep.records import Record

@@ -10,7 +10,7 @@ from typing import Any
 from dlmjax import __version__
 from dlmjax import config as config_lib
 from dlmjax.data.manifest import Manifest
-from dlmjax.data.portion import parse_path
+from dlmjax.data.token_budget import parse_path
 from dlmjax.errors import InputError
 from dlmjax.files import read_json
 from dlmjax.interop.views import Exported, View, VocabularyRows
@@ -130,8 +130,8 @@ def _data(facts: Facts) -> str:
         inputs = ", ".join(pathlib.Path(source["name"]).name for source in manifest.request["inputs"][:5])
         more = len(manifest.request["inputs"]) - 5
         inputs += f" and {more} more" if more > 0 else ""
-        portion = "" if tokens is None else f"the first {tokens:,} of "
-        lines.append(f"- `{name}`: {portion}{counts['tokens']:,} tokens in {counts['documents']:,} documents of {inputs}")
+        budget = "" if tokens is None else f"the first {tokens:,} of "
+        lines.append(f"- `{name}`: {budget}{counts['tokens']:,} tokens in {counts['documents']:,} documents of {inputs}")
     return "## Data\n\n" + ("\n".join(lines) or "The config names no corpus.")
 
 

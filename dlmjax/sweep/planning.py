@@ -3,7 +3,7 @@
 Set for each run, over the config of its objective:
 
     model        the ladder's shape
-    data         the portion of the corpus (repeated data), the weights (mixtures), the batch by its rule
+    data         the token budget of the corpus (repeated data), the weights (mixtures), the batch by its rule
     train        steps = what the FLOPs or tokens of the sweep point pay for, rounded; microbatches no larger than the config's
     optimizer    the rate by its rule; warm-up keeps the share of the steps that it has in the config, and so does the average's horizon
     log          nothing is evaluated or sampled during a run: it ends with the validation of the sweep
@@ -24,7 +24,7 @@ from typing import Any
 from dlmjax import config as config_lib
 from dlmjax.checks import MOST_COUNT
 from dlmjax.data import Corpus
-from dlmjax.data.portion import with_tokens
+from dlmjax.data.token_budget import with_tokens
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import count_form
 from dlmjax.evaluation.record import provenance

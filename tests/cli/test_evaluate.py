@@ -203,7 +203,7 @@ def test_flags_that_do_not_go_together(runs, texts, capsys):
 
 
 def test_marks_are_counted_where_the_train_split_is(runs, tmp_path, capsys):
-    """On the portion that is named; a corpus of which only the held-out split is here is evaluated without marks."""
+    """With the token budget that is named; a corpus of which only the held-out split is here is evaluated without marks."""
     (tmp_path / "a.txt").write_text("\n".join(f"line {number} of a text" for number in range(60)))
     corpus = tmp_path / "corpus"
     prepare([tmp_path / "a.txt"], "bytes", corpus, documents="line", valid_fraction=0.1)

@@ -65,7 +65,7 @@ def slow_next_fit(lengths: list[int], length: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_next_fit_in_any_portions(seed):
+def test_next_fit_in_stretches_of_any_length(seed):
     rng = np.random.default_rng(seed)
     lengths = np.maximum(1, (rng.random(300) ** 3 * 400).astype(int))
     lengths[:3] = [128, 256, 1]

@@ -51,7 +51,7 @@ def test_one_series_has_one_tokenizer_and_corpus(changes, words):
         points.from_records([record("plain"), first, record("b", **changes)])
 
 
-def test_portions_of_a_corpus_and_other_machines_are_one_series():
+def test_token_budgets_of_a_corpus_and_other_machines_are_one_curve():
     paths = (["runs/novels/data"], ["/else/novels/data(tokens=1000)"], ["/else/novels"])
     runs = [record(f"r{i}", config={"data.paths": path}) for i, path in enumerate(paths)]
     assert len(points.from_records([*runs, record("unsaid")])["masked"]) == 4

@@ -102,7 +102,7 @@ def test_large_batches_come_in_microbatches_of_the_config(data):
     ]
 
 
-def test_repeated_data_is_a_portion_seen_so_often(data):
+def test_repeated_data_is_a_token_budget_seen_so_often(data):
     found = plan(data, Repeated((16,), (5_000, 20_000), (1, 4, 16)))
     for run in found.runs:
         unique = run.cell["unique_tokens"]

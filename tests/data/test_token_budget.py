@@ -5,18 +5,18 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.data.corpus import Corpus
-from dlmjax.data.portion import parse_path, with_tokens
 from dlmjax.data.prepare import prepare
+from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.data.windows import TrainWindows
 from dlmjax.errors import InputError
 from dlmjax.run import claim_workdir
 
-PORTION = 12_345  # ends within a document of the third shard or so
+BUDGET = 12_345  # ends within a document of the third shard or so
 
 
 @pytest.fixture(scope="module")
-def portion(corpus) -> Corpus:
-    return Corpus.open(with_tokens(corpus.directory, PORTION))
+def budgeted(corpus) -> Corpus:
+    return Corpus.open(with_tokens(corpus.directory, BUDGET))
 
 
 def test_paths_with_a_value():
@@ -41,16 +41,16 @@ def test_paths_with_a_value():
         with_tokens("x(tokens=5)", 5)
 
 
-def test_the_stream_ends_where_the_portion_does(portion, corpus, stream):
-    assert (portion.num_tokens, corpus.token_budget) == (PORTION, None)
-    np.testing.assert_array_equal(portion.read(0, PORTION), stream[:PORTION])
+def test_the_stream_ends_where_the_token_budget_does(budgeted, corpus, stream):
+    assert (budgeted.num_tokens, corpus.token_budget) == (BUDGET, None)
+    np.testing.assert_array_equal(budgeted.read(0, BUDGET), stream[:BUDGET])
     with pytest.raises(InputError, match="stream of 12,345"):
-        portion.read(PORTION - 1, 2)
-    np.testing.assert_array_equal(portion.counts_V, np.bincount(stream[:PORTION], minlength=len(corpus.counts_V)))
-    assert portion.num_bytes == sum(token != corpus.tokenizer.eos_id for token in stream[:PORTION])
-    whole = sum(token == corpus.tokenizer.eos_id for token in stream[:PORTION])
-    ends = np.concatenate(list(portion.document_ends()))
-    assert portion.num_documents == len(ends) == whole + 1 and ends[-1] == PORTION
+        budgeted.read(BUDGET - 1, 2)
+    np.testing.assert_array_equal(budgeted.counts_V, np.bincount(stream[:BUDGET], minlength=len(corpus.counts_V)))
+    assert budgeted.num_bytes == sum(token != corpus.tokenizer.eos_id for token in stream[:BUDGET])
+    whole = sum(token == corpus.tokenizer.eos_id for token in stream[:BUDGET])
+    ends = np.concatenate(list(budgeted.document_ends()))
+    assert budgeted.num_documents == len(ends) == whole + 1 and ends[-1] == BUDGET
     with pytest.raises(InputError, match="not 99,999,999; lower tokens="):
         Corpus.open(with_tokens(corpus.directory, 99_999_999))
 
@@ -69,11 +69,11 @@ def test_held_out_splits_stay_whole(tmp_path):
     assert Corpus.open(path, split="valid").num_tokens == Corpus.open(tmp_path / "c", split="valid").num_tokens > 500
 
 
-def test_each_epoch_has_every_window_once_in_an_order_of_its_own(portion, stream):
+def test_each_epoch_has_every_window_once_in_an_order_of_its_own(budgeted, stream):
     length = 64
-    windows = TrainWindows([portion], None, length, 8, seed=3)
+    windows = TrainWindows([budgeted], None, length, 8, seed=3)
     (count,) = windows.windows_per_epoch
-    assert count == PORTION // length
+    assert count == BUDGET // length
     rows = [windows.rows(step, range(8))["tokens"] for step in range(-(-3 * count // 8))]
     seen = np.concatenate(rows)[: 3 * count].reshape(3, count, length)
     expected = {tuple(stream[i * length : (i + 1) * length]) for i in range(count)}
@@ -83,15 +83,15 @@ def test_each_epoch_has_every_window_once_in_an_order_of_its_own(portion, stream
     assert windows.epochs(count // 8)[0] == pytest.approx(1, abs=8 / count)
 
 
-def test_packed_documents_of_a_portion(portion):
-    windows = TrainWindows([portion], None, 128, 1, seed=0, packing="documents")
+def test_packed_documents_of_a_budgeted_corpus(budgeted):
+    windows = TrainWindows([budgeted], None, 128, 1, seed=0, packing="documents")
     (count,) = windows.windows_per_epoch
     for epoch in range(2):
         used = sum(int((windows.rows(epoch * count + step, [0])["segments"] > 0).sum()) for step in range(count))
-        assert used == PORTION
+        assert used == BUDGET
 
 
-def test_a_run_on_another_portion_is_another_run(corpus, tmp_path):
+def test_a_run_with_another_token_budget_is_another_run(corpus, tmp_path):
     def config(*paths):
         made = config_lib.default()
         made.data.paths = tuple(map(str, paths))

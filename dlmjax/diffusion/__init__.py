@@ -34,8 +34,8 @@ from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.times import Beta, Mixture, PerRow, Piecewise, Power, TimeDistribution, Times, TwoMode, UniformTimes, over_length
+from dlmjax.diffusion.weightings.base import Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
-from dlmjax.diffusion.weightings.levels import Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 
 __all__ = [

@@ -45,11 +45,11 @@ class Hyperschedule(Times):
     ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
         """Levels, and dt_i/dtau over the density of tau: 0 for positions that are clean or noise at this tau."""
         tau_B1, weight_B1 = PerRow(self.law, self.stratified).draw(key, row_B, global_batch, 1)
-        level_BL = self.levels_at(tau_B1[:, 0], length)
+        level_BL = self.times_at(tau_B1[:, 0], length)
         slope_BL = jnp.where(_open(self._unclipped(tau_B1[:, 0], length)), self._slope(length), 0.0)
         return level_BL, slope_BL * weight_B1
 
-    def levels_at(self, tau_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+    def times_at(self, tau_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
         """t_i(tau): what a sampler that follows the same sweep steps through."""
         return jnp.clip(self._unclipped(tau_B, length), 0, 1)
 

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.shapes import Mask, PerToken, RowKeys, Tokens
 from dlmjax.diffusion.times import PerRow, Times
-from dlmjax.diffusion.weightings.levels import NAMES, Weighting
+from dlmjax.diffusion.weightings.base import NAMES, Weighting
 from dlmjax.errors import InputError
 
 LEVELS = 10  # bins of t in which the integrand is reported

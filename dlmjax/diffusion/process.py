@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.schedules import Schedule
 from dlmjax.diffusion.shapes import AnyState, Ids, Logits, Mask, PerClass, PerToken, RowKeys, State, Tokens, Values, Views
-from dlmjax.diffusion.weightings.levels import Bound, Weighting
+from dlmjax.diffusion.weightings.base import Bound, Weighting
 from dlmjax.errors import InputError
 
 # An excluded class. Finite, since -inf times a weight of 0 is NaN; exp of it is 0 in every float type.
@@ -262,7 +262,7 @@ class Process(Protocol):
         """What the denoiser is conditioned on in place of t."""
         return t_BL
 
-    def reveal_levels(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
+    def reveal_times(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         """What the denoiser is conditioned on where tokens are revealed one after another: t, unless masks depend on the token.
 
         masked_BL: positions still masked.  start_BL: the levels at which they were masked; 0 where text is given.

@@ -24,7 +24,7 @@ from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount, Masked
 from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.diffusion.processes.uniform import Uniform
-from dlmjax.diffusion.weightings import levels as weighting
+from dlmjax.diffusion.weightings import base as weighting
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive

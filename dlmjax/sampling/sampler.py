@@ -8,7 +8,7 @@ Two kinds of step:
 
 Time runs on a clock that falls from the canvas's start level to 0, so the last step ends at 0 exactly. A position that starts lower
 (edited text) waits until the clock has come down to its level. The network is told the level of each position: 0 where it is frozen,
-and in reveal orders what `Process.reveal_levels` says of what is shown.
+and in reveal orders what `Process.reveal_times` says of what is shown.
 
 Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the rows beside it.
 Tokens are drawn with high-precision Gumbel noise: in float32 the plain kind never exceeds 15.94, which silently cuts the tail of a
@@ -317,7 +317,7 @@ class Sampler:
         if self.settings.sweep is not None:
             levels = (jnp.take(self._levels_N, i)[None] for i in (step - 1, step))
             sweep, length = Hyperschedule(self.settings.sweep), start_BL.shape[1]
-            before_BL, after_BL = (top_B[:, None] * sweep.levels_at(level_1, length) for level_1 in levels)
+            before_BL, after_BL = (top_B[:, None] * sweep.times_at(level_1, length) for level_1 in levels)
         t_BL, s_BL = jnp.minimum(before_BL, start_BL), jnp.minimum(after_BL, start_BL)
         # Steps from a level to itself are steps too, but not where a position waits for its time.
         moves_BL = s_BL < t_BL if self.settings.sweep is not None else after_BL < start_BL
@@ -341,7 +341,7 @@ class Sampler:
             after = self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
         else:
             read_BL = process.corrupt(keys[0], carry.z, times.t_BL) if self.causal else carry.z
-            t_BL = process.reveal_levels(carry.masked_BL, times.t_BL, canvas["start_BL"])
+            t_BL = process.reveal_times(carry.masked_BL, times.t_BL, canvas["start_BL"])
             logits_BLV = process.log_posterior(calls(read_BL, t_BL), read_BL, t_BL)
             after = self._reveal(carry, keys, exclude(logits_BLV, self._suppressed_ids), calls, step)
         return after._replace(time=times.after)

@@ -25,7 +25,7 @@ def bound(times: Hyperschedule, denoiser, schedule=None) -> float:
     for low, high in itertools.pairwise(times.corners(LENGTH)):
         tau, mass = [*tau, *(low + (nodes + 1) / 2 * (high - low))], [*mass, *(weights / 2 * (high - low))]
     with jax.enable_x64(True):
-        level_JL = np.asarray(times.levels_at(jnp.asarray(tau), LENGTH))
+        level_JL = np.asarray(times.times_at(jnp.asarray(tau), LENGTH))
         open_JL = (level_JL > 0) & (level_JL < 1)
         slope = 1.0 if times.window is None else (LENGTH + times.window - 1) / times.window
         hidden_HL = np.asarray(list(itertools.product((False, True), repeat=LENGTH)))
@@ -66,12 +66,12 @@ def test_levels_sweep_from_the_end_of_the_row():
     tau = jnp.linspace(0, 1, 81)
     for window in (1, 3, None):
         times = Hyperschedule(window)
-        level_TL = np.asarray(times.levels_at(tau, 6))
+        level_TL = np.asarray(times.times_at(tau, 6))
         assert (level_TL[0] == 0).all() and (level_TL[-1] == 1).all()
         assert (np.diff(level_TL, axis=0) >= -1e-6).all() and (np.diff(level_TL, axis=1) >= 0).all()
         between = ((level_TL > 1e-6) & (level_TL < 1 - 1e-6)).sum(axis=1)
         assert between.max() == (window or 6)
-    np.testing.assert_allclose(Hyperschedule().levels_at(tau, 6), np.broadcast_to(tau[:, None], (81, 6)))
+    np.testing.assert_allclose(Hyperschedule().times_at(tau, 6), np.broadcast_to(tau[:, None], (81, 6)))
 
 
 @pytest.mark.parametrize("window", [1, 2, None])

@@ -7,8 +7,8 @@ Diffusion-LM does when it samples, the clamping trick and the rounding, is in em
 import dataclasses
 
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
+from dlmjax.diffusion.weightings.base import Weighting
 from dlmjax.diffusion.weightings.gaussian import EndToEnd
-from dlmjax.diffusion.weightings.levels import Weighting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ squared error of the velocity that is trained, which is no bound. Euler and Heun
 import dataclasses
 
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
+from dlmjax.diffusion.weightings.base import Weighting
 from dlmjax.diffusion.weightings.gaussian import Simple
-from dlmjax.diffusion.weightings.levels import Weighting
 
 
 @dataclasses.dataclass(frozen=True)

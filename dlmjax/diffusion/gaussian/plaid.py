@@ -26,7 +26,7 @@ from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import Level, LogLinear, Path, _FromGamma
 from dlmjax.diffusion.process import check_schedule_lr
 from dlmjax.diffusion.shapes import Ids, PerClass, Values, Vectors
-from dlmjax.diffusion.weightings.levels import Bound, Weighting
+from dlmjax.diffusion.weightings.base import Bound, Weighting
 from dlmjax.errors import InputError
 
 

@@ -23,7 +23,7 @@ from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, S
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
 from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Vectors, VectorState
-from dlmjax.diffusion.weightings.levels import OF_VECTORS, Bound, Weighting
+from dlmjax.diffusion.weightings.base import OF_VECTORS, Bound, Weighting
 from dlmjax.errors import InputError
 
 ROUNDINGS = ("bayes", "tied", "separate")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 
 from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
-from dlmjax.diffusion.weightings.levels import OF_RATES, Bound, CrossEntropy, Weighting
+from dlmjax.diffusion.weightings.base import OF_RATES, Bound, CrossEntropy, Weighting
 from dlmjax.errors import InputError
 
 

@@ -31,7 +31,7 @@ from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.process import Blocks, Process
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.times import PerRow
-from dlmjax.diffusion.weightings.levels import OF_RATES
+from dlmjax.diffusion.weightings.base import OF_RATES
 from dlmjax.errors import InputError
 
 # The noisy and the clean token of each position.
@@ -198,7 +198,7 @@ for _name in (
         "replaced",
         "stationary",
         "sampling_grid",
-        "reveal_levels",
+        "reveal_times",
     ),
     *("has_boundary", "has_reconstruction", "prior_nats"),
 ):

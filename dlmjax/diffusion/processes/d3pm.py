@@ -37,7 +37,7 @@ from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Param
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
 from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
-from dlmjax.diffusion.weightings.levels import OF_TOKENS
+from dlmjax.diffusion.weightings.base import OF_TOKENS
 from dlmjax.errors import InputError
 
 LINEAR = Linear()

@@ -22,7 +22,7 @@ from dlmjax.diffusion.process import cross_entropy, draw_tokens, exclude, split_
 from dlmjax.diffusion.processes.score import OneNoise
 from dlmjax.diffusion.schedules import Linear, Schedule, share_gone
 from dlmjax.diffusion.shapes import Ids, Logits, PerClass, PerToken, RowKeys, Tokens, Values
-from dlmjax.diffusion.weightings.levels import OF_RATES
+from dlmjax.diffusion.weightings.base import OF_RATES
 
 
 @dataclasses.dataclass(frozen=True)

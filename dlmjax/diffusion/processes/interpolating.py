@@ -26,7 +26,7 @@ from dlmjax.diffusion.process import Ends, Process, among, check_ids, draw_token
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
-from dlmjax.diffusion.weightings.levels import OF_JUMPS, OF_TOKENS
+from dlmjax.diffusion.weightings.base import OF_JUMPS, OF_TOKENS
 from dlmjax.errors import InputError
 
 # Uniform draws alone: a logarithm where text is clean; towards noise a row of n tokens says as much as sqrt(n) that masks hide or show.
@@ -118,7 +118,7 @@ class Interpolating(Process):
     def replaced(self, t: Values) -> Values:
         return self.shares(t).uniform
 
-    def reveal_levels(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
+    def reveal_times(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         """A token that a reveal order has shown is the text: told the clock, the denoiser would take it for noise now and then."""
         del start_BL
         return t_BL if self.absorbing_id is not None else jnp.where(masked_BL, t_BL, 0.0)

@@ -24,7 +24,7 @@ from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.times import PerRow
-from dlmjax.diffusion.weightings.levels import OF_RATES, OF_TOKENS, InverseRate, Weighting
+from dlmjax.diffusion.weightings.base import OF_RATES, OF_TOKENS, InverseRate, Weighting
 from dlmjax.errors import InputError
 
 

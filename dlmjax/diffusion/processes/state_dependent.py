@@ -24,7 +24,7 @@ from dlmjax.diffusion.process import Ends, among, check_schedule_lr, draw_tokens
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, real, share_gone
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
-from dlmjax.diffusion.weightings.levels import OF_TOKENS
+from dlmjax.diffusion.weightings.base import OF_TOKENS
 from dlmjax.errors import InputError
 
 
@@ -34,7 +34,7 @@ class StateDependent(Absorbing):
     time_input = True
     weightings = ("bound", *OF_TOKENS)
 
-    def reveal_levels(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
+    def reveal_times(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         """A mask tells of its token how likely that one is masked by then: by the level at which this mask was drawn, and no other."""
         del t_BL
         return jnp.where(masked_BL, start_BL, 0.0)

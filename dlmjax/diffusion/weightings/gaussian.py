@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from dlmjax.diffusion.gaussian.parameterisation import NAMES, coefficients
 from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.shapes import Ids, PerClass, Values, Vectors
-from dlmjax.diffusion.weightings.levels import Weighting
+from dlmjax.diffusion.weightings.base import Weighting
 from dlmjax.errors import InputError
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dlmjax.diffusion.process import cross_entropy, exclude
 from dlmjax.diffusion.shapes import Ids, PerClass, Values
-from dlmjax.diffusion.weightings.levels import SMALLEST, Weighting
+from dlmjax.diffusion.weightings.base import SMALLEST, Weighting
 from dlmjax.errors import InputError
 
 

@@ -19,7 +19,7 @@ from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.processes.d3pm import D3pm
 from dlmjax.diffusion.processes.interpolating import Interpolating
 from dlmjax.diffusion.shapes import Ids, PerClass, Values
-from dlmjax.diffusion.weightings.levels import Weighting
+from dlmjax.diffusion.weightings.base import Weighting
 from dlmjax.errors import InputError
 
 

@@ -79,7 +79,7 @@ def test_little_text_is_read_ten_times_under_a_law_that_keeps_the_bound(size, wo
     tokenizer = load_tokenizer("bytes")
     experiment = assemble(config, tokenizer, devices=jax.devices()[:1], counts_V=np.arange(1, tokenizer.vocab_size + 1))
     assert experiment.objective.trains_bound and experiment.process.name == "frequency_masked"
-    draws_B = np.asarray(experiment.objective.times.law.draw(jnp.linspace(0.0005, 0.9995, 1000)))
+    draws_B = np.asarray(experiment.objective.times.distribution.draw(jnp.linspace(0.0005, 0.9995, 1000)))
     low, high = np.mean(draws_B < 0.4), np.mean(draws_B > 0.6)
     assert low > 0.5 and high > 0.3, "two modes"
 

@@ -69,35 +69,21 @@ PHRASES = (
 )
 # Words and phrases that are still to be replaced there: path prefixes.
 OPEN: dict[str, tuple[str, ...]] = {
-    "place": (
-        "dlmjax/diffusion",
-        "dlmjax/sampling",
-    ),
+    "place": ("dlmjax/sampling",),
     "places": (
         "dlmjax/quality",
         "dlmjax/sampling",
     ),
     "given": (
-        "dlmjax/diffusion",
         "dlmjax/quality",
         "dlmjax/sampling",
     ),
     "even": ("dlmjax/sampling",),
-    "silent": ("dlmjax/diffusion",),
-    "turn": ("dlmjax/diffusion",),
-    "heard": ("dlmjax/diffusion",),
-    "law": ("dlmjax/diffusion",),
-    "rows": ("dlmjax/diffusion",),
-    "hidden": (
-        "dlmjax/diffusion",
-        "dlmjax/sampling",
-    ),
+    "hidden": ("dlmjax/sampling",),
     "is conditioned on, receives": (
-        "dlmjax/diffusion",
         "dlmjax/quality",
         "dlmjax/sampling",
     ),
-    "is not a whole number": ("dlmjax/diffusion",),
 }
 
 

@@ -33,7 +33,7 @@ class Hyperschedule(Times):
     """
 
     window: int | None = None
-    law: TimeDistribution = UniformTimes()
+    distribution: TimeDistribution = UniformTimes()
     stratified: bool = True
 
     def __post_init__(self):
@@ -44,7 +44,7 @@ class Hyperschedule(Times):
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
     ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
         """Levels, and dt_i/dtau over the density of tau: 0 for positions that are clean or noise at this tau."""
-        tau_B1, weight_B1 = PerRow(self.law, self.stratified).draw(key, row_B, global_batch, 1)
+        tau_B1, weight_B1 = PerRow(self.distribution, self.stratified).draw(key, row_B, global_batch, 1)
         level_BL = self.times_at(tau_B1[:, 0], length)
         slope_BL = jnp.where(_open(self._unclipped(tau_B1[:, 0], length)), self._slope(length), 0.0)
         return level_BL, slope_BL * weight_B1
@@ -69,7 +69,7 @@ class Hyperschedule(Times):
 
     @property
     def covers(self) -> bool:
-        return self.law.covers
+        return self.distribution.covers
 
 
 def _open(level_BL: PerToken) -> Array:
@@ -85,7 +85,7 @@ class PerBlock(Times):
     """
 
     size: int
-    law: TimeDistribution = UniformTimes()
+    distribution: TimeDistribution = UniformTimes()
     stratified: bool = True
     antithetic: bool = False
 
@@ -108,12 +108,12 @@ class PerBlock(Times):
             u_BN = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (drawn,)))(row_B)
         if self.antithetic:
             u_BN = jnp.stack([u_BN, 1 - u_BN], axis=2).reshape(row_B.shape[0], 2 * drawn)[:, :blocks]
-        t_BN = self.law.draw(u_BN)
-        return tuple(jnp.repeat(values_BN, self.size, axis=1)[:, :length] for values_BN in (t_BN, self.law.weight(t_BN)))
+        t_BN = self.distribution.draw(u_BN)
+        return tuple(jnp.repeat(values_BN, self.size, axis=1)[:, :length] for values_BN in (t_BN, self.distribution.weight(t_BN)))
 
     @property
     def covers(self) -> bool:
-        return self.law.covers
+        return self.distribution.covers
 
 
 def choose_interval(t_N: Float[np.ndarray, "N"], nats_N: Float[np.ndarray, "N"], least: float = 0.5, bins: int = 20) -> tuple[float, float]:

@@ -133,10 +133,10 @@ class Objective:
         ]
         if self.prompt:
             draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), level_BL) for z_BL, level_BL in draws]
-        totals, nats, rows = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
+        totals, nats, row_sums = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
-            total = total + _score_function(text, draws, rows)
+            total = total + _score_function(text, draws, row_sums)
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self.boundary and process.has_boundary:
             prior = jnp.sum(jnp.where(loss_mask_BL, process.prior_nats(x_BL), 0.0))
@@ -305,16 +305,16 @@ class _Text:
         return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, (self.x_BL, z_BL, t_BL), weight_BL)
 
 
-def _score_function(text: _Text, draws: list, rows: tuple) -> Float[Array, ""]:
+def _score_function(text: _Text, draws: list, row_sums: tuple) -> Float[Array, ""]:
     """A term of value 0 whose gradient is that of the parameters of the noise, by two draws of it: the difference of their losses times the
     difference of the gradients of log q(z | x) (the leave-one-out estimator of MD4 2406.04329 section 6).
 
-    rows: the loss of every row under each draw.
+    row_sums: the loss [B] of every row under each draw.
     """
     first_B, second_B = (
         jnp.sum(jnp.where(text.loss_mask_BL, text.process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
     )
-    surrogate = jnp.sum((rows[0] - rows[1]) * (first_B - second_B) / 2)
+    surrogate = jnp.sum((row_sums[0] - row_sums[1]) * (first_B - second_B) / 2)
     return surrogate - jax.lax.stop_gradient(surrogate)
 
 

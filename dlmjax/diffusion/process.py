@@ -51,9 +51,9 @@ class Ends:
     """How a bound's integrand behaves at its two ends, as a function of the noise share: what an evaluation's levels are chosen for.
 
     power: the integrand is smooth in the noise share's root of this order: 1 where it is a polynomial, above 2 for a logarithm, or a power
-      that is no whole number, where text is clean.
+      that is not a whole number, where text is clean.
     clean, noise: how deep towards clean text and towards noise it has structure, e-folds of what is left: e^-4 is where rows of some
-      hundred tokens that say the same are told apart.
+      hundred correlated tokens are still distinguishable.
     """
 
     power: float = 1.0
@@ -242,14 +242,14 @@ class Process(Protocol):
         del z, t
         return exclude(logits, ids)
 
-    def guided(self, given: PerClass, absent: PerClass, weight: float, z: AnyState, t: Values) -> PerClass:
+    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: AnyState, t: Values) -> PerClass:
         """The output whose law of tokens is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
 
         A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
         linear in the score: one line for all but ratios of noisy probabilities.
         """
         del z, t
-        return (1 + weight) * given - weight * absent
+        return (1 + weight) * conditional - weight * unconditional
 
     def reverse_rates(self, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken) -> Logits:
         """Jumps z -> y of the reversed process per unit of time, r_t(z) p_t(z with z_i := y) / p_t(z); 0 for y = z. Required by method

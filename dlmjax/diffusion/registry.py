@@ -112,7 +112,7 @@ WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
     )
 }
 
-# name -> (law, stratified). "importance" takes `heights`, "mixture" takes `parts` and `probabilities`.
+# name -> (distribution, stratified). "importance" takes `heights`, "mixture" takes `parts` and `probabilities`.
 TIMES: dict[str, tuple[str, bool]] = {
     "uniform": ("flat", False),
     "stratified": ("flat", True),
@@ -244,12 +244,12 @@ def make_times(name: str, **values: Any) -> times.Times:
     """
     values = dict(values)
     if name in WITHIN_ROWS:
-        own = {key: values.pop(key) for key in list(values) if key in parameters_of(WITHIN_ROWS[name]) and key != "law"}
-        law = _law(f"times {name}", values.pop("law", "flat"), values)
-        return build(f"times {name}", WITHIN_ROWS[name], {**own, "law": law})
-    law, stratified = lookup("times", name, TIMES | WITHIN_ROWS)
+        own = {key: values.pop(key) for key in list(values) if key in parameters_of(WITHIN_ROWS[name]) and key != "distribution"}
+        own["distribution"] = _distribution(f"times {name}", values.pop("law", "flat"), values)
+        return build(f"times {name}", WITHIN_ROWS[name], own)
+    distribution, stratified = lookup("times", name, TIMES | WITHIN_ROWS)
     stratified = values.pop("stratified", stratified)
-    return times.PerRow(_law(f"times {name}", law, values), stratified)
+    return times.PerRow(_distribution(f"times {name}", distribution, values), stratified)
 
 
 def make_weighting(name: str, **values: Any) -> weighting.Weighting:
@@ -257,14 +257,14 @@ def make_weighting(name: str, **values: Any) -> weighting.Weighting:
     return build(f"weighting {name}", lookup("weighting", name, WEIGHTINGS), values)
 
 
-def _law(where: str, name: Any, values: Mapping[str, Any]) -> times.TimeDistribution:
+def _distribution(where: str, name: Any, values: Mapping[str, Any]) -> times.TimeDistribution:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if name == "mixture" and "parts" in values:
         if not isinstance(values["parts"], tuple) or not all(isinstance(part, Mapping) for part in values["parts"]):
-            raise InputError(f"{where}: parts requires a list of laws, like [{{'law': 'beta'}}, {{'law': 'power'}}]")
+            raise InputError(f"{where}: parts requires a list of time distributions, like [{{'law': 'beta'}}, {{'law': 'power'}}]")
         parts = [dict(part) for part in values["parts"]]
-        values["parts"] = tuple(_law(where, part.pop("law", "flat"), part) for part in parts)
-    return build(where, lookup("law of times", name, TIME_DISTRIBUTIONS), values)
+        values["parts"] = tuple(_distribution(where, part.pop("law", "flat"), part) for part in parts)
+    return build(where, lookup("time distribution", name, TIME_DISTRIBUTIONS), values)
 
 
 def _schedule(value: Any, **clip: float | None) -> schedules.Schedule:

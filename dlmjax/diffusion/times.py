@@ -261,7 +261,7 @@ class PerRow(Times):
     stratified: one row of the global batch in each of its `global_batch` equal cells of u, instead of independent rows.
     """
 
-    law: TimeDistribution = UniformTimes()
+    distribution: TimeDistribution = UniformTimes()
     stratified: bool = True
 
     def draw(
@@ -278,12 +278,12 @@ class PerRow(Times):
             u_B = (cell_B + jax.random.uniform(shift_key)) / global_batch
         else:
             u_B = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(row_B)
-        t_B = self.law.draw(u_B)
-        return over_length(t_B, length), over_length(self.law.weight(t_B), length)
+        t_B = self.distribution.draw(u_B)
+        return over_length(t_B, length), over_length(self.distribution.weight(t_B), length)
 
     @property
     def covers(self) -> bool:
-        return self.law.covers
+        return self.distribution.covers
 
 
 def over_length(level_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:

@@ -37,7 +37,7 @@ class Ddpm(Stepper):
         return steps.ancestral(normals(keys_B, z.shape[1], process.dim), self._clean(process, output_BLV, z, t_BL), z, now, to, variance)
 
     def _levels(self, process, t_BL, s_BL):
-        return process.curve.level(t_BL).over(), process.curve.level(s_BL).over()
+        return process.curve.at(t_BL).over(), process.curve.at(s_BL).over()
 
     def _clean(self, process, output_BLV, z, t_BL):
         x0_BLE = process.clean(output_BLV, z, t_BL)

@@ -172,7 +172,7 @@ def test_an_interval_of_times_is_measured_and_can_be_trained_on(run, tmp_path, c
     assert found["low"] >= 0 and found["high"] <= 1 and found["high"] - found["low"] >= 0.5 - 1e-6
     assert found["variance"] < found["variance_of_all"] and found["samples"] == 128
     override = re.search(r"--config\.(process\.times=)\"(.*)\"", shown)
-    assert make_times(*parse(override[2])[:1], **parse(override[2])[1]).law.low == pytest.approx(found["low"])
+    assert make_times(*parse(override[2])[:1], **parse(override[2])[1]).distribution.low == pytest.approx(found["low"])
 
 
 def test_a_split_that_is_not_there_is_refused(run, capsys):

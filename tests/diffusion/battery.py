@@ -62,7 +62,7 @@ class Case:
     grid: Callable[[int], tuple[np.ndarray, np.ndarray]] = lambda length: oracle.quadrature(64)
     point: oracle.PointLoss = oracle.kl_is_loss
     gap: Callable | None = None
-    reverse: Callable = oracle.reverse_law
+    reverse: Callable = oracle.reverse_distribution
     times: str = "stratified"
     light: bool = False
 
@@ -95,12 +95,12 @@ class ExactDenoiser(toy.ToyDenoiser):
     output: Callable | None = None
 
     def hidden(self, z_BL, t_BL, hint_BLI=None):
-        onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
+        onehot_XLK = np.eye(self.joint.tokens)[self.joint.sequences_Xn]
         log_q_BLX = jnp.einsum("blk,xlk->blx", self.log_likelihood(z_BL, t_BL), onehot_XLK, precision="highest")
         others_LL = 1 - np.eye(z_BL.shape[1])
-        log_joint_BLX = jnp.log(self.law.probability_X) + jnp.einsum("ij,bjx->bix", others_LL, log_q_BLX, precision="highest")
+        log_joint_BLX = jnp.log(self.joint.probability_X) + jnp.einsum("ij,bjx->bix", others_LL, log_q_BLX, precision="highest")
         p_BLK = jnp.einsum("blx,xlk->blk", jax.nn.softmax(log_joint_BLX, axis=-1), onehot_XLK, precision="highest")
-        special = ((0, 0), (0, 0), (0, self.vocab - self.law.tokens))
+        special = ((0, 0), (0, 0), (0, self.vocab - self.joint.tokens))
         log_loo_BLV = jnp.pad(jnp.log(p_BLK), special, constant_values=-1e9)
         return log_loo_BLV if self.output is None else self.output(log_loo_BLV, z_BL, t_BL)
 

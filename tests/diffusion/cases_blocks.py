@@ -27,8 +27,8 @@ class BlockDenoiser(toy.ToyDenoiser):
 
     def hidden(self, z_BL, t_BL, hint_BLI=None):
         noisy_BL, clean_BL, index_L1 = z_BL[..., 0], z_BL[..., 1], jnp.arange(z_BL.shape[1])[:, None]
-        exact, outputs = self.inner.denoiser(self.law), []
-        clean_BLK = jnp.where(clean_BL[..., None] == jnp.arange(self.law.tokens), 0.0, -1e9)
+        exact, outputs = self.inner.denoiser(self.joint), []
+        clean_BLK = jnp.where(clean_BL[..., None] == jnp.arange(self.joint.tokens), 0.0, -1e9)
         for start in range(0, z_BL.shape[1], self.size):
 
             def log_likelihood(z_BL, t_BL, start=start):

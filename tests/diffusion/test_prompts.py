@@ -69,7 +69,7 @@ def test_training_and_evaluation_agree_given_a_prompt(name):
     for z_BL, t_BL in denoiser.calls:
         z_BL = np.asarray(z_BL)
         if process.input_dim:
-            now = held.curve.level(jnp.zeros(())).over()
+            now = held.curve.at(jnp.zeros(())).over()
             off = (z_BL - np.asarray(now.a * held.table[X_BL])) / float(now.s[0])
             assert np.abs(off[condition_BL]).max() < 5 and z_BL[condition_BL].all(), "its least noise, as the text beside it has"
         elif process.attention != "causal":

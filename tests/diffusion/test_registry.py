@@ -125,7 +125,7 @@ def test_times():
     assert make_times("power", exponent=0.3, stratified=False) == PerRow(Power(0.3), stratified=False)
     parts = [{"law": "piecewise", "heights": [1.0, 2.0]}, {}]
     mixed = make_times("mixture", parts=parts, probabilities=(0.25, 0.75))
-    assert mixed.law == Mixture((Piecewise((1.0, 2.0)), UniformTimes()), (0.25, 0.75))
+    assert mixed.distribution == Mixture((Piecewise((1.0, 2.0)), UniformTimes()), (0.25, 0.75))
     assert make_times("per_block", size=4, low=0.3, high=0.8) == PerBlock(4, UniformTimes(0.3, 0.8))
     assert make_times("hyper", window=2, law="beta", a=1.0, b=2.0, stratified=False) == Hyperschedule(2, Beta(1.0, 2.0), False)
     assert make_times("two_mode", low=0.2) == PerRow(TwoMode(0.2))
@@ -154,7 +154,10 @@ def test_weightings():
         (lambda: make_schedule("linear", eps=0.7), r"\(0, 0.5\)"),
         (lambda: make_times("stratifed"), "did you mean 'stratified'"),
         (lambda: make_times("importance"), "times importance requires heights"),
-        (lambda: make_times("mixture", parts=[{"law": "flt"}], probabilities=[1.0]), "unknown law of times 'flt'; did you mean 'flat'"),
+        (
+            lambda: make_times("mixture", parts=[{"law": "flt"}], probabilities=[1.0]),
+            "unknown time distribution 'flt'; did you mean 'flat'",
+        ),
         (lambda: make_times("power", exponnt=0.5), "did you mean 'exponent'"),
         (lambda: make_times("per_block"), "times per_block requires size"),
         (lambda: make_times("hyper", windw=2), "has no value 'windw'"),

@@ -197,7 +197,7 @@ def test_the_default_grid_integrates_gaussian_noise(name, values):
     process = process.with_params(process.init(jax.random.key(0)))
     curve = process.curve
     with jax.enable_x64(True):
-        ends = [float(gamma) for gamma in curve.level(jnp.asarray([0.0, 1.0])).gamma]
+        ends = [float(gamma) for gamma in curve.at(jnp.asarray([0.0, 1.0])).gamma]
     x, w = np.polynomial.legendre.leggauss(160)
     gamma_G, weight_G = ends[0] + (min(ends[1], 16.0) - ends[0]) * (x + 1) / 2, w * (min(ends[1], 16.0) - ends[0]) / 2
     t_J, weight_J = default(process)
@@ -207,9 +207,9 @@ def test_the_default_grid_integrates_gaussian_noise(name, values):
         """(SNR there, what multiplies half the squared error): in steps the fall over one step."""
         with jax.enable_x64(True):
             if not steps:
-                return np.exp(-np.asarray(curve.level(t).gamma)), np.asarray(curve.snr_rate(t))
+                return np.exp(-np.asarray(curve.at(t).gamma)), np.asarray(curve.snr_rate(t))
             level = np.ceil(t * steps) / steps
-            now, before = (np.exp(-np.asarray(curve.level(jnp.maximum(at, 0.0)).gamma)) for at in (level, level - 1 / steps))
+            now, before = (np.exp(-np.asarray(curve.at(jnp.maximum(at, 0.0)).gamma)) for at in (level, level - 1 / steps))
             return now, steps * (before - now)
 
     every = (np.arange(steps) + 0.5) / max(steps, 1)

@@ -50,7 +50,7 @@ def euler_chain(case, t, s):
 
 def exact_chain(case, t, s):
     start_Z = np.eye(case.states**LAW.length)
-    step = getattr(case, "reverse", None) or oracle.reverse_law
+    step = getattr(case, "reverse", None) or oracle.reverse_distribution
     return np.stack([step(LAW, case.kernel, [t, s], row_Z) for row_Z in start_Z])
 
 
@@ -95,7 +95,7 @@ def and_at_night(*names):
 )
 def test_analytic_steps_from_exact_scores_are_ancestral(name):
     case, counts_Z, start_Z = draw_late(name, "analytic")
-    assert chi_square_sigmas(counts_Z, oracle.reverse_law(LAW, case.kernel, list(LATE), start_Z)) < 4
+    assert chi_square_sigmas(counts_Z, oracle.reverse_distribution(LAW, case.kernel, list(LATE), start_Z)) < 4
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_analytic_steps_from_exact_scores_are_ancestral(name):
 )
 def test_tau_leaps_have_the_law_of_frozen_rates(name):
     case, counts_Z, now_Z = draw_late(name, "tau_leap")
-    exact_Z = oracle.reverse_law(LAW, case.kernel, list(LATE), now_Z)
+    exact_Z = oracle.reverse_distribution(LAW, case.kernel, list(LATE), now_Z)
     for t, s in itertools.pairwise(LATE):
         now_Z = now_Z @ (exact_chain if s == 0 else euler_chain)(case, t, s)
     assert chi_square_sigmas(counts_Z, now_Z) < 4

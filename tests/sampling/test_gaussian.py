@@ -68,7 +68,7 @@ def test_few_steps_do_not_and_more_come_nearer():
 
 def level_of(process, t):
     """(a, s) of z = a x + s noise."""
-    a, s, _ = (float(value) for value in process.curve.level(np.float32(t)))
+    a, s, _ = (float(value) for value in process.curve.at(np.float32(t)))
     return a, s
 
 

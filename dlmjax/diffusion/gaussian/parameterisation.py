@@ -10,20 +10,20 @@
 All are linear in (x0, eps), and so is z: two equations for two unknowns. The conversion is exact wherever these two differ: eps and score
 say nothing of x0 where a = 0, v and velocity are regular everywhere.
 
-Shapes: vectors [*n, E]; levels [*n, 1] (`Level.over`).
+Shapes: vectors [*n, E]; levels [*n, 1] (`Point.over`).
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dlmjax.diffusion.gaussian.schedules import Level, fresh
+from dlmjax.diffusion.gaussian.schedules import Point, fresh
 from dlmjax.diffusion.shapes import Vectors
 from dlmjax.errors import InputError
 
 NAMES = ("x0", "eps", "v", "score", "mu", "velocity")
 
 
-def posterior(now: Level, to: Level) -> tuple[Array, Array, Array]:
+def posterior(now: Point, to: Point) -> tuple[Array, Array, Array]:
     """q(z_to | z, x0) is normal for an earlier level `to`: (c, d, variance) of its mean c z + d x0.
 
     On a variance-preserving path the variance is DDPM's beta_tilde = (1 - abar_to) / (1 - abar) beta (2006.11239 eq. 7).
@@ -33,7 +33,7 @@ def posterior(now: Level, to: Level) -> tuple[Array, Array, Array]:
     return to.s / now.s * jnp.exp((to.gamma - now.gamma) / 2), to.a * share, to.s**2 * share
 
 
-def coefficients(name: str, now: Level, to: Level | None = None) -> tuple[Array, Array]:
+def coefficients(name: str, now: Point, to: Point | None = None) -> tuple[Array, Array]:
     """(c, d) of the target c x0 + d eps."""
     one, zero = jnp.ones_like(now.a), jnp.zeros_like(now.a)
     if name == "mu":
@@ -47,13 +47,13 @@ def coefficients(name: str, now: Level, to: Level | None = None) -> tuple[Array,
     return known[name]
 
 
-def target(name: str, x0: Vectors, eps: Vectors, now: Level, to: Level | None = None) -> Vectors:
+def target(name: str, x0: Vectors, eps: Vectors, now: Point, to: Point | None = None) -> Vectors:
     """What a network that predicts `name` should say."""
     x0_part, eps_part = coefficients(name, now, to)
     return x0_part * x0 + eps_part * eps
 
 
-def to_x0(name: str, output: Vectors, z: Vectors, now: Level, to: Level | None = None) -> Vectors:
+def to_x0(name: str, output: Vectors, z: Vectors, now: Point, to: Point | None = None) -> Vectors:
     """The clean vector that an output stands for."""
     if name == "x0":
         return output
@@ -61,7 +61,7 @@ def to_x0(name: str, output: Vectors, z: Vectors, now: Level, to: Level | None =
     return (eps_part * z - now.s * output) / (now.a * eps_part - now.s * x0_part)
 
 
-def to_eps(name: str, output: Vectors, z: Vectors, now: Level, to: Level | None = None) -> Vectors:
+def to_eps(name: str, output: Vectors, z: Vectors, now: Point, to: Point | None = None) -> Vectors:
     """The noise that an output stands for."""
     if name == "eps":
         return output
@@ -69,6 +69,6 @@ def to_eps(name: str, output: Vectors, z: Vectors, now: Level, to: Level | None 
     return (now.a * output - x0_part * z) / (now.a * eps_part - now.s * x0_part)
 
 
-def convert(output: Vectors, z: Vectors, source: str, into: str, now: Level, to: Level | None = None) -> Vectors:
+def convert(output: Vectors, z: Vectors, source: str, into: str, now: Point, to: Point | None = None) -> Vectors:
     """An output that predicts `source` as the prediction of `into`."""
     return target(into, to_x0(source, output, z, now, to), to_eps(source, output, z, now, to), now, to)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
-from dlmjax.diffusion.gaussian.schedules import Level, LogLinear, Path, _FromGamma
+from dlmjax.diffusion.gaussian.schedules import LogLinear, Path, Point, _FromGamma
 from dlmjax.diffusion.process import check_schedule_lr
 from dlmjax.diffusion.shapes import Ids, PerClass, Values, Vectors
 from dlmjax.diffusion.weightings.base import Bound, Weighting
@@ -130,11 +130,11 @@ class Plaid(EmbeddingNoise):
         return Learned(self.params["ends"], self.params["schedule"])
 
     def time_embedding_input(self, t: Values) -> Values:
-        """gamma, in units of its first range: the same noise is always told by the same number."""
-        return (self.curve.level(t).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
+        """gamma, scaled to its first range: one amount of noise is always one number."""
+        return (self.curve.at(t).gamma - self.gamma_0) / (self.gamma_1 - self.gamma_0)
 
-    def heard(self, clock: Values) -> tuple[Level, Level | None]:
-        return LogLinear(self.gamma_0, self.gamma_1).level(clock).over(), None
+    def input_points(self, time_input: Values) -> tuple[Point, Point | None]:
+        return LogLinear(self.gamma_0, self.gamma_1).at(time_input).over(), None
 
     def loss(self, logits: PerClass, x: Ids, z: Vectors, t: Values) -> Values:
         nats = super().loss(logits, x, z, t)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dlmjax.diffusion.gaussian import embedding, parameterisation
-from dlmjax.diffusion.gaussian.schedules import PATHS, Level, LogLinear, Path, Straight, snr_drop
+from dlmjax.diffusion.gaussian.schedules import PATHS, LogLinear, Path, Point, Straight, snr_drop
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
 from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Vectors, VectorState
@@ -63,7 +63,7 @@ class EmbeddingNoise(Process):
     methods = ("ancestral", "ddpm", "ddim", "heun")
     weightings = ("bound", *OF_VECTORS)
     has_boundary = True
-    # Embeddings far from each other are told apart late, rows of tokens that say the same early.
+    # Embeddings that lie far apart stay distinguishable near t = 1; rows of correlated tokens even later.
     ends = Ends(power=1.0, clean=4.0, noise=5.5)
 
     def __post_init__(self, mask_id: int | None):
@@ -148,19 +148,19 @@ class EmbeddingNoise(Process):
 
     def noise_share(self, t: Values) -> Values:
         """Of the variance: 1 / (1 + SNR)."""
-        return jax.nn.sigmoid(self.curve.level(t).gamma)
+        return jax.nn.sigmoid(self.curve.at(t).gamma)
 
     def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         del valid_BL
         return jnp.clip(jnp.ceil(t_BL * self.steps), 1, self.steps) / self.steps if self.steps else t_BL
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> VectorState:
-        now = self.curve.level(t_BL).over()
+        now = self.curve.at(t_BL).over()
         z_BLE = now.a * self.table[x_BL] + now.s * normals(keys_B, x_BL.shape[1], self.dim)
         return z_BLE if valid_BL is None else jnp.where(valid_BL[..., None], z_BLE, 0.0)
 
     def forward_step(self, keys_B: RowKeys, z_BL: VectorState, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> VectorState:
-        late, early = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
+        late, early = self.curve.at(t_BL).over(), self.curve.at(s_BL).over()
         spread = jnp.sqrt(reverse_variance("fixed_large", late, early))
         moved_BLE = late.a / early.a * z_BL + spread * normals(keys_B, z_BL.shape[1], self.dim)
         return moved_BLE if valid_BL is None else jnp.where(valid_BL[..., None], moved_BLE, z_BL)
@@ -176,7 +176,7 @@ class EmbeddingNoise(Process):
         """The estimate of the clean vector."""
         if self.prediction == "logits":
             return embedding.mean_embedding(self.belief(output, z, t), self.table)
-        return parameterisation.to_x0(self.prediction, self._vector(output), z, *self._step_levels(t))
+        return parameterisation.to_x0(self.prediction, self._vector(output), z, *self._step_points(t))
 
     def belief(self, logits: PerClass, z: Vectors, t: Values) -> PerClass:
         """Predicted logits with the output prior: log p(x | z) up to a constant."""
@@ -184,7 +184,7 @@ class EmbeddingNoise(Process):
 
     def evidence(self, z: Vectors, t: Values) -> PerClass:
         """log q(z | x = k) up to what does not depend on k: (a / s^2) z . e_k - (SNR / 2) |e_k|^2."""
-        now = self.curve.level(t).over()
+        now = self.curve.at(t).over()
         return embedding.similarity(z * (now.a / now.s**2), self.table) - jnp.exp(-now.gamma) / 2 * jnp.sum(self.table**2, axis=-1)
 
     def round(self, z0: Vectors) -> PerClass:
@@ -205,14 +205,14 @@ class EmbeddingNoise(Process):
     def _vector(self, output: Float[Array, "*n D"]) -> Vectors:
         return output[..., : self.dim].astype(jnp.promote_types(output.dtype, jnp.float32))
 
-    def heard(self, clock: Values) -> tuple[Level, Level | None]:
-        """The levels that the denoiser is told of by `time_embedding_input`: what an exact denoiser needs to know."""
-        return self._step_levels(clock)
+    def input_points(self, time_input: Values) -> tuple[Point, Point | None]:
+        """The points of the path that `time_embedding_input` encodes, as `_step_points` gives them: read by exact denoisers."""
+        return self._step_points(time_input)
 
-    def _step_levels(self, t: Values) -> tuple[Level, Level | None]:
-        """This level, and the one a step of the discrete chain leads to."""
-        now = self.curve.level(t).over()
-        return now, self.curve.level(jnp.maximum(t - 1 / self.steps, 0)).over() if self.steps else None
+    def _step_points(self, t: Values) -> tuple[Point, Point | None]:
+        """The point at time t, and the one that a step of the discrete chain leads to; None in continuous time."""
+        now = self.curve.at(t).over()
+        return now, self.curve.at(jnp.maximum(t - 1 / self.steps, 0)).over() if self.steps else None
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class EmbeddingNoise(Process):
         error = self.table[x] - self.clean(logits, z, t)
         if not self.steps:
             return self.curve.snr_rate(t) / 2 * jnp.sum(error**2, axis=-1)
-        now, to = self._step_levels(t)
+        now, to = self._step_points(t)
         if self.variance == "fixed_small":
             return self.steps / 2 * snr_drop(now, to)[..., 0] * jnp.sum(error**2, axis=-1)
         _, x0_part, small = parameterisation.posterior(now, to)
@@ -232,7 +232,7 @@ class EmbeddingNoise(Process):
         return (output[..., self.dim :] + 1) / 2 if self.variance == "learned_range" else None
 
     def prior_nats(self, x: Ids) -> Values:
-        end = self.curve.level(1.0)
+        end = self.curve.at(1.0)
         signal, less = end.a**2, jnp.maximum(1 - end.s**2, 0.0)
         return (signal * jnp.sum(self.table[x] ** 2, axis=-1) - self.dim * (less + jnp.log1p(-less))) / 2
 
@@ -251,7 +251,7 @@ class EmbeddingNoise(Process):
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: VectorState, t_BL: PerToken, s_BL: PerToken) -> VectorState:
         """DDPM's step; other steps are in steps.py, and `clean` gives the estimate they take."""
-        now, to = self.curve.level(t_BL).over(), self.curve.level(s_BL).over()
+        now, to = self.curve.at(t_BL).over(), self.curve.at(s_BL).over()
         variance = reverse_variance(self.variance, now, to, self.share(logits_BLV))
         noise_BLE = normals(keys_B, z_BL.shape[1], self.dim)
         # The state keeps its type, whatever that of the levels: a loop over steps carries it.

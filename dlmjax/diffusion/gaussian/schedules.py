@@ -1,7 +1,7 @@
 """Paths of Gaussian noise: z_t = a(t) e + s(t) eps, with a falling and s rising from t = 0 (clean) to t = 1 (noise).
 
 What counts is the signal-to-noise ratio SNR = a^2 / s^2 = exp(-gamma): two paths with the same gamma(t) are one diffusion in two units
-(VDM 2107.00630 section 3), and the bound depends on gamma only. Most paths preserve variance, a^2 + s^2 = 1, and are told by abar = a^2;
+(VDM 2107.00630 section 3), and the bound depends on gamma only. Most paths preserve variance, a^2 + s^2 = 1, and are given by abar = a^2;
 `Straight` is that of flow matching, a = 1 - t, s = t.
 
 No path is quite clean at t = 0, for the bound would be infinite there; what noise is left is paid for by the reconstruction term, as
@@ -24,16 +24,16 @@ from dlmjax.diffusion.shapes import Values
 from dlmjax.errors import InputError
 
 
-class Level(NamedTuple):
+class Point(NamedTuple):
     """A path at one time: signal a, noise s, gamma = -log SNR."""
 
     a: Array
     s: Array
     gamma: Array
 
-    def over(self, axes: int = 1) -> "Level":
+    def over(self, axes: int = 1) -> "Point":
         """With trailing axes of size 1, to multiply vectors."""
-        return Level(*(value[(..., *(None,) * axes)] for value in self))
+        return Point(*(value[(..., *(None,) * axes)] for value in self))
 
     @property
     def straight(self) -> Array:
@@ -45,7 +45,7 @@ class Level(NamedTuple):
 class Path(Protocol):
     """a, s, gamma and the rate at which the SNR falls, as functions of t."""
 
-    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
+    def at(self, t: Real[ArrayLike, "*n"]) -> Point:
         """(a, s, gamma) at time t; gamma within +-log(1/FLOOR) where it diverges."""
         ...
 
@@ -54,12 +54,12 @@ class Path(Protocol):
         ...
 
 
-def snr_drop(late: Level, early: Level) -> Values:
+def snr_drop(late: Point, early: Point) -> Values:
     """SNR(early) - SNR(late), at least 0: what a step of a discrete bound weighs."""
     return jnp.exp(-early.gamma) * fresh(late, early)
 
 
-def fresh(late: Level, early: Level) -> Values:
+def fresh(late: Point, early: Point) -> Values:
     """1 - SNR(late) / SNR(early): the share of the noise at `late` that came since `early`."""
     return -jnp.expm1(early.gamma - late.gamma)
 
@@ -88,11 +88,11 @@ class _Preserving(Path):
         if not 0 <= self.low < self.high <= 1:
             raise InputError(f"path {type(self).__name__.lower()}: need 0 <= low < high <= 1, not {self.low} and {self.high}")
 
-    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
+    def at(self, t: Real[ArrayLike, "*n"]) -> Point:
         t = real(t)
         signal = jnp.maximum(self.low + (self.high - self.low) * self.abar(t), FLOOR)
         noise = jnp.maximum((1 - self.high) + (self.high - self.low) * self.lost(t), FLOOR)
-        return Level(jnp.sqrt(signal), jnp.sqrt(noise), jnp.log(noise) - jnp.log(signal))
+        return Point(jnp.sqrt(signal), jnp.sqrt(noise), jnp.log(noise) - jnp.log(signal))
 
     def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         t = real(t)
@@ -132,22 +132,22 @@ class Cosine(_Preserving):
 
     def abar(self, t: Values) -> Values:
         # As a sine of 1 - t: exactly 0 at t = 1.
-        return (jnp.sin(self._turn * (1 - t)) / math.cos(self._start)) ** 2
+        return (jnp.sin(self._slope * (1 - t)) / math.cos(self._start)) ** 2
 
     def lost(self, t: Values) -> Values:
         # cos^2 A - cos^2 B = sin(B - A) sin(B + A)
-        return jnp.sin(self._turn * t) * jnp.sin(2 * self._start + self._turn * t) / math.cos(self._start) ** 2
+        return jnp.sin(self._slope * t) * jnp.sin(2 * self._start + self._slope * t) / math.cos(self._start) ** 2
 
     def abar_prime(self, t: Values) -> Values:
-        return -self._turn * jnp.sin(2 * self._turn * (1 - t)) / math.cos(self._start) ** 2
+        return -self._slope * jnp.sin(2 * self._slope * (1 - t)) / math.cos(self._start) ** 2
 
     @property
-    def _turn(self) -> float:
+    def _slope(self) -> float:
         return math.pi / 2 / (1 + self.offset)
 
     @property
     def _start(self) -> float:
-        return self._turn * self.offset
+        return self._slope * self.offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +186,9 @@ class _FromGamma(Path):
     @abc.abstractmethod
     def gamma_prime(self, t: Values) -> Values: ...
 
-    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
+    def at(self, t: Real[ArrayLike, "*n"]) -> Point:
         gamma = self.gamma(real(t))
-        return Level(jnp.exp(jax.nn.log_sigmoid(-gamma) / 2), jnp.exp(jax.nn.log_sigmoid(gamma) / 2), gamma)
+        return Point(jnp.exp(jax.nn.log_sigmoid(-gamma) / 2), jnp.exp(jax.nn.log_sigmoid(gamma) / 2), gamma)
 
     def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         t = real(t)
@@ -229,9 +229,9 @@ class Straight(Path):
         if not 0 < self.start < 1:
             raise InputError(f"path straight: start is {self.start}; it must lie in (0, 1), the bound is infinite at 0")
 
-    def level(self, t: Real[ArrayLike, "*n"]) -> Level:
+    def at(self, t: Real[ArrayLike, "*n"]) -> Point:
         signal, noise = self._ends(real(t))
-        return Level(signal, noise, 2 * (jnp.log(jnp.maximum(noise, FLOOR)) - jnp.log(jnp.maximum(signal, FLOOR))))
+        return Point(signal, noise, 2 * (jnp.log(jnp.maximum(noise, FLOOR)) - jnp.log(jnp.maximum(signal, FLOOR))))
 
     def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
         signal, noise = self._ends(real(t))
@@ -251,5 +251,5 @@ def betas(path: Path, steps: int) -> Float[Array, "{steps}"]:
     """beta_i = 1 - (a_i / a_{i-1})^2 at t = i / steps, i = 1 .. steps: the variances of DDPM (2006.11239 eq. 2) on a variance-preserving
     path, taken from the same curve as everything else. Noise that is there at t = 0 belongs to no step."""
     t = jnp.arange(1, steps + 1) / steps
-    late, early = path.level(t), path.level(t - 1 / steps)
+    late, early = path.at(t), path.at(t - 1 / steps)
     return late.s**2 * fresh(late, early)

@@ -7,21 +7,21 @@
 
 Every Gaussian path is a straight one in other units (z / (a + s) at time s / (a + s)); there dz/dt = eps - x0 stays finite at both ends.
 
-Shapes: vectors [*n, E]; levels [*n, 1] (`Level.over`); `now` is the noisier one.
+Shapes: vectors [*n, E]; levels [*n, 1] (`Point.over`); `now` is the noisier one.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dlmjax.diffusion.gaussian.parameterisation import posterior
-from dlmjax.diffusion.gaussian.schedules import Level, fresh
+from dlmjax.diffusion.gaussian.schedules import Point, fresh
 from dlmjax.diffusion.shapes import Vectors
 from dlmjax.errors import InputError
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
-def reverse_variance(name: str, now: Level, to: Level, share: Vectors | None = None) -> Array:
+def reverse_variance(name: str, now: Point, to: Point, share: Vectors | None = None) -> Array:
     """Variance of p(z_to | z). fixed_small: beta_tilde, right for a known x0; fixed_large: beta, right for x0 ~ N(0, I); learned_range:
     between the two by a `share` in [0, 1] of log(beta) (Nichol & Dhariwal 2102.09672 eq. 15)."""
     small, large = to.s**2 * fresh(now, to), now.s**2 * fresh(now, to)
@@ -42,32 +42,32 @@ def normal_kl(mean_q: Array, variance_q: Array, mean_p: Array, variance_p: Array
     return 0.5 * (ratio - 1 - jnp.log(ratio) + (mean_q - mean_p) ** 2 / variance_p)
 
 
-def ancestral(noise: Vectors, x0: Vectors, z: Vectors, now: Level, to: Level, variance: Array | None = None) -> Vectors:
+def ancestral(noise: Vectors, x0: Vectors, z: Vectors, now: Point, to: Point, variance: Array | None = None) -> Vectors:
     """DDPM. `noise` ~ N(0, I); `variance` None = that of the posterior."""
     z_part, x0_part, small = posterior(now, to)
     return z_part * z + x0_part * x0 + jnp.sqrt(small if variance is None else variance) * noise
 
 
-def ddim(noise: Vectors, x0: Vectors, z: Vectors, now: Level, to: Level, eta: float = 0.0) -> Vectors:
+def ddim(noise: Vectors, x0: Vectors, z: Vectors, now: Point, to: Point, eta: float = 0.0) -> Vectors:
     """DDIM; `noise` does not matter at eta = 0."""
     eps = (z - now.a * x0) / now.s
     fresh_variance = eta**2 * posterior(now, to)[2]
     return to.a * x0 + jnp.sqrt(jnp.maximum(to.s**2 - fresh_variance, 0)) * eps + jnp.sqrt(fresh_variance) * noise
 
 
-def euler(x0: Vectors, z: Vectors, now: Level, to: Level) -> Vectors:
+def euler(x0: Vectors, z: Vectors, now: Point, to: Point) -> Vectors:
     """One Euler step of the probability-flow ODE."""
     straight, slope = _flow(x0, z, now)
     return (straight + (to.straight - now.straight) * slope) * (to.a + to.s)
 
 
-def heun(x0: Vectors, x0_next: Vectors, z: Vectors, z_next: Vectors, now: Level, to: Level) -> Vectors:
+def heun(x0: Vectors, x0_next: Vectors, z: Vectors, z_next: Vectors, now: Point, to: Point) -> Vectors:
     """The Heun step; `z_next` is `euler`'s, `x0_next` the estimate there."""
     straight, slope = _flow(x0, z, now)
     _, slope_next = _flow(x0_next, z_next, to)
     return (straight + (to.straight - now.straight) * (slope + slope_next) / 2) * (to.a + to.s)
 
 
-def _flow(x0: Array, z: Array, level: Level) -> tuple[Array, Array]:
+def _flow(x0: Array, z: Array, level: Point) -> tuple[Array, Array]:
     """(z in the units of the straight path, dz/dt there)."""
     return z / (level.a + level.s), (z - level.a * x0) / level.s - x0

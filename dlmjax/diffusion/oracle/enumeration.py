@@ -1,7 +1,7 @@
-"""The truth by enumeration: losses, bounds and reverse processes of any interpolating discrete process on a law small enough to list.
+"""The truth by enumeration: losses, bounds and reverse chains of any interpolating process on a joint distribution small enough to list.
 
 Float64 numpy, no random numbers, written from the definitions and not from any process's formulas; slow on purpose. A process whose
-loss, integrated with the exact denoiser, is not the entropy of the law is wrong, whatever its loss curves look like.
+loss, integrated with the exact denoiser, is not the entropy of the distribution is wrong, whatever its loss curves look like.
 
 A kernel is q_t(z|x) = alpha_t 1[z = x] + (beta pi)_t(z) on S states, of which the first K are tokens. Its bound's integrand is
     L(t) = E_z w_t(z, x) [ KL(q_t(.|x) || q_t(.|x_theta)) + IS(q_t(z|x) / q_t(z|x_theta)) ],   IS(r) = r - log r - 1,
@@ -25,13 +25,13 @@ Curve = Callable[[float], float]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JointDistribution:
-    """A joint law of n tokens: probabilities of shape [K] * n that sum to 1."""
+    """A distribution of n tokens: probabilities of shape [K] * n that sum to 1."""
 
     table: Float64[np.ndarray, "..."]
 
     @classmethod
     def random(cls, tokens: int, length: int, seed: int, sharpness: float = 1.0) -> "JointDistribution":
-        """A law without symmetries; a higher sharpness makes the tokens depend more on each other."""
+        """A distribution without symmetries; a higher sharpness makes the tokens depend more on each other."""
         weight = np.exp(sharpness * np.random.default_rng(seed).normal(size=(tokens,) * length))
         return cls(weight / weight.sum())
 
@@ -132,10 +132,10 @@ def hybrid_kernel(tokens: int, p_uniform: float, gamma: float = 1.0) -> Kernel:
 # --- the loss at one position ------------------------------------------------------------------------------------------------------
 
 
-def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], guess_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
-    """The bound's integrand in its KL + IS form, in nats, for a position in state z whose clean token is guessed by x_theta (on the
-    simplex) and is x: entry [n, x]. 0 where x cannot show as z."""
-    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, guess_NK)
+def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
+    """The bound's integrand in its KL + IS form, in nats, for a position in state z whose x0 prediction is x_theta (on the
+    simplex) and whose clean token is x: entry [n, x]. 0 where x cannot show as z."""
+    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, x0_NK)
     row_N = np.arange(len(z_N))
     log_q_KS, log_model_NS = (np.log(np.where(p > 0, p, 1.0)) for p in (q_KS, model_NS))
     divergence_NK = np.sum(q_KS * log_q_KS, axis=1) - log_model_NS @ q_KS.T
@@ -144,53 +144,53 @@ def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], guess_NK: Fl
     return np.where(seen_NK, rate_NK / true_NK * (divergence_NK + ratio_NK - np.log(ratio_NK) - 1), 0.0)
 
 
-def path_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], guess_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
+def path_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
     """The same numbers as the path KL of the reversed chain: how wrong the rate of every jump z -> y of the reversal is."""
-    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, guess_NK)
+    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, x0_NK)
     row_N = np.arange(len(z_N))
     true_NK = np.where(seen_NK, q_KS[:, z_N].T, 1.0)
     s_NKS = q_KS[None] / true_NK[:, :, None]
-    guess_NKS = np.broadcast_to((model_NS / model_NS[row_N, z_N][:, None])[:, None, :], s_NKS.shape)
-    both = (s_NKS > 0) & (guess_NKS > 0)
-    log_NKS = np.log(np.where(both, s_NKS, 1.0) / np.where(both, guess_NKS, 1.0))
+    model_s_NKS = np.broadcast_to((model_NS / model_NS[row_N, z_N][:, None])[:, None, :], s_NKS.shape)
+    both = (s_NKS > 0) & (model_s_NKS > 0)
+    log_NKS = np.log(np.where(both, s_NKS, 1.0) / np.where(both, model_s_NKS, 1.0))
     # y = z adds nothing: there s = s_theta = 1.
-    return np.where(seen_NK, rate_NK * np.sum(guess_NKS - s_NKS + s_NKS * log_NKS, axis=-1), 0.0)
+    return np.where(seen_NK, rate_NK * np.sum(model_s_NKS - s_NKS + s_NKS * log_NKS, axis=-1), 0.0)
 
 
-def _at(kernel: Kernel, t: float, z_N, guess_NK):
+def _at(kernel: Kernel, t: float, z_N, x0_NK):
     """(q_t, rate into z, whether x can show as z by a jump, q_t(. | x_theta)) at time t."""
     q_KS = kernel.matrix(t)
     rate_NK = np.repeat(kernel.rate_into(t)[z_N][:, None], kernel.tokens, axis=1)
-    return q_KS, rate_NK, (rate_NK != 0) & (q_KS[:, z_N].T > 0), np.asarray(guess_NK, np.float64) @ q_KS
+    return q_KS, rate_NK, (rate_NK != 0) & (q_KS[:, z_N].T > 0), np.asarray(x0_NK, np.float64) @ q_KS
 
 
 # --- exact denoisers ---------------------------------------------------------------------------------------------------------------
 
 
-def evidence(law: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "X Z"]:
+def evidence(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "X Z"]:
     """p(x) q_t(z | x) for every pair of sequences."""
     q_KS = kernel.matrix(t)
-    z_Zn = enumerate_sequences(q_KS.shape[1], law.length)
-    likelihood_XZn = q_KS[law.sequences_Xn[:, None, :], z_Zn[None, :, :]]
-    return law.probability_X[:, None] * likelihood_XZn.prod(axis=-1)
+    z_Zn = enumerate_sequences(q_KS.shape[1], joint.length)
+    likelihood_XZn = q_KS[joint.sequences_Xn[:, None, :], z_Zn[None, :, :]]
+    return joint.probability_X[:, None] * likelihood_XZn.prod(axis=-1)
 
 
-def posterior(law: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
-    """p(x_i = k | z). Noisy sequences that cannot occur get a uniform guess."""
-    joint_XZ = evidence(law, kernel, t)
-    return _normalise(np.einsum("xz,xik->zik", joint_XZ, np.eye(law.tokens)[law.sequences_Xn]))
+def posterior(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+    """p(x_i = k | z). Noisy sequences that cannot occur get a uniform x0 prediction."""
+    joint_XZ = evidence(joint, kernel, t)
+    return _normalise(np.einsum("xz,xik->zik", joint_XZ, np.eye(joint.tokens)[joint.sequences_Xn]))
 
 
-def leave_one_out(law: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+def leave_one_out(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
     """p(x_i = k | z_{-i}): what minimises the bound of noise that is not absorbing."""
     q_KS = kernel.matrix(t)
-    z_Zn = enumerate_sequences(q_KS.shape[1], law.length)
-    likelihood_XZn = q_KS[law.sequences_Xn[:, None, :], z_Zn[None, :, :]]
-    guesses = []
-    for i in range(law.length):
-        others_XZ = law.probability_X[:, None] * np.delete(likelihood_XZn, i, axis=-1).prod(axis=-1)
-        guesses.append(np.einsum("xz,xk->zk", others_XZ, np.eye(law.tokens)[law.sequences_Xn[:, i]]))
-    return _normalise(np.stack(guesses, axis=1))
+    z_Zn = enumerate_sequences(q_KS.shape[1], joint.length)
+    likelihood_XZn = q_KS[joint.sequences_Xn[:, None, :], z_Zn[None, :, :]]
+    x0 = []
+    for i in range(joint.length):
+        others_XZ = joint.probability_X[:, None] * np.delete(likelihood_XZn, i, axis=-1).prod(axis=-1)
+        x0.append(np.einsum("xz,xk->zk", others_XZ, np.eye(joint.tokens)[joint.sequences_Xn[:, i]]))
+    return _normalise(np.stack(x0, axis=1))
 
 
 def bridge(posterior_ZnK: Float64[np.ndarray, "Z n K"], kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
@@ -208,18 +208,20 @@ def _normalise(weight: np.ndarray) -> np.ndarray:
 
 # --- the bound and its integral ----------------------------------------------------------------------------------------------------
 
-Guess = Callable[[JointDistribution, Kernel, float], np.ndarray]
+X0Prediction = Callable[[JointDistribution, Kernel, float], np.ndarray]
 PointLoss = Callable[[Kernel, float, np.ndarray, np.ndarray], np.ndarray]
 
 
-def integrand(law: JointDistribution, kernel: Kernel, t: float, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss) -> float:
+def integrand(
+    joint: JointDistribution, kernel: Kernel, t: float, denoiser: X0Prediction = leave_one_out, loss: PointLoss = kl_is_loss
+) -> float:
     """L(t): the expected loss of all positions at time t, in nats per sequence."""
-    joint_XZ, guess_ZnK = evidence(law, kernel, t), guess(law, kernel, t)
-    z_Zn = enumerate_sequences(kernel.noise(t).size, law.length)
-    mass_ZnK = np.einsum("xz,xik->zik", joint_XZ, np.eye(law.tokens)[law.sequences_Xn])
-    can_N = mass_ZnK.reshape(-1, law.tokens).sum(axis=1) > 0
-    nats_NK = loss(kernel, t, z_Zn.reshape(-1)[can_N], guess_ZnK.reshape(-1, law.tokens)[can_N])
-    return float(np.sum(mass_ZnK.reshape(-1, law.tokens)[can_N] * nats_NK))
+    joint_XZ, x0_ZnK = evidence(joint, kernel, t), denoiser(joint, kernel, t)
+    z_Zn = enumerate_sequences(kernel.noise(t).size, joint.length)
+    mass_ZnK = np.einsum("xz,xik->zik", joint_XZ, np.eye(joint.tokens)[joint.sequences_Xn])
+    can_N = mass_ZnK.reshape(-1, joint.tokens).sum(axis=1) > 0
+    nats_NK = loss(kernel, t, z_Zn.reshape(-1)[can_N], x0_ZnK.reshape(-1, joint.tokens)[can_N])
+    return float(np.sum(mass_ZnK.reshape(-1, joint.tokens)[can_N] * nats_NK))
 
 
 def quadrature(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:
@@ -234,39 +236,39 @@ def quadrature(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray
 
 
 def diffusion_nats(
-    law: JointDistribution, kernel: Kernel, guess: Guess = leave_one_out, loss: PointLoss = kl_is_loss, nodes: int = 48
+    joint: JointDistribution, kernel: Kernel, denoiser: X0Prediction = leave_one_out, loss: PointLoss = kl_is_loss, nodes: int = 48
 ) -> float:
-    """The integral of L(t) over [0, 1], in nats per sequence. With the exact guess and ends 1 and 0 it is the entropy of the law."""
-    return float(sum(w * integrand(law, kernel, t, guess, loss) for t, w in zip(*quadrature(nodes), strict=True)))
+    """The integral of L(t) over [0, 1], in nats per sequence. For the exact denoiser and ends 1 and 0 it is the entropy."""
+    return float(sum(w * integrand(joint, kernel, t, denoiser, loss) for t, w in zip(*quadrature(nodes), strict=True)))
 
 
 # --- the reverse process -----------------------------------------------------------------------------------------------------------
 
 
-def reverse_law(
-    law: JointDistribution, kernel: Kernel, times: list[float], start_Z: Float64[np.ndarray, "Z"] | None = None
+def reverse_distribution(
+    joint: JointDistribution, kernel: Kernel, times: list[float], start_Z: Float64[np.ndarray, "Z"] | None = None
 ) -> Float64[np.ndarray, "Z"]:
-    """The law of z at times[-1] when z at times[0] ~ `start_Z` (None: q at times[0]) is stepped back with the exact posterior.
+    """The distribution of z at times[-1] when z at times[0] ~ `start_Z` (None: q at times[0]) is stepped back with the exact posterior.
 
     Positions step independently given z_t, p(z_s | z_t) = prod_i sum_k p(x_i = k | z_t) q(z_s,i | z_t,i, x_i = k); so with few steps it
-    is not the data's law, and it must become it as steps grow. What a sampler draws is compared with this, not with the data.
+    is not the distribution of the data, and it must become it as steps grow. What a sampler draws is compared with this, not with the data.
     """
-    now_Z = evidence(law, kernel, times[0]).sum(axis=0) if start_Z is None else start_Z
+    now_Z = evidence(joint, kernel, times[0]).sum(axis=0) if start_Z is None else start_Z
     for t, s in itertools.pairwise(times):
-        now_Z = now_Z @ reverse_matrix(law, kernel, t, s)
+        now_Z = now_Z @ reverse_matrix(joint, kernel, t, s)
     return now_Z
 
 
-def reverse_matrix(law: JointDistribution, kernel: Kernel, t: float, s: float) -> Float64[np.ndarray, "Z Z"]:
+def reverse_matrix(joint: JointDistribution, kernel: Kernel, t: float, s: float) -> Float64[np.ndarray, "Z Z"]:
     """p(z_s | z_t) of the exact denoiser between all pairs of noisy sequences."""
     q_s, q_t, step_SS = kernel.matrix(s), kernel.matrix(t), kernel.step(s, t)
     # q(z_s | z_t, x) = q(z_t | z_s) q(z_s | x) / q(z_t | x), indexed [x, z_t, z_s].
     pairs_KSS = q_s[:, None, :] * step_SS.T[None, :, :]
     pairs_KSS = np.divide(pairs_KSS, q_t[:, :, None], out=np.zeros_like(pairs_KSS), where=q_t[:, :, None] > 0)
-    posterior_ZnK = posterior(law, kernel, t)
-    z_Zn = enumerate_sequences(q_t.shape[1], law.length)
+    posterior_ZnK = posterior(joint, kernel, t)
+    z_Zn = enumerate_sequences(q_t.shape[1], joint.length)
     matrix_ZZ = np.ones((len(z_Zn), len(z_Zn)))
-    for i in range(law.length):
+    for i in range(joint.length):
         to_ZS = np.einsum("zk,kzs->zs", posterior_ZnK[:, i], pairs_KSS[:, z_Zn[:, i], :])
         matrix_ZZ *= to_ZS[:, z_Zn[:, i]]
     return matrix_ZZ

@@ -1,6 +1,6 @@
-"""A denoiser without a network: the exact posterior of an enumerable law, behind the same interface as a trained one.
+"""A denoiser without a network: the exact posterior of an enumerable joint distribution, behind the same interface as a trained one.
 
-Tests and notebooks use it to tell what a perfect network would do: a loss must then be the entropy, a sampler must draw the law.
+Tests and notebooks use it as a perfect network: its loss must be the entropy, and a sampler must draw from the joint distribution.
 
 Shapes: B batch, L length, X = K^L clean sequences, V vocabulary (K tokens first, then special ids).
 """
@@ -23,9 +23,9 @@ _IMPOSSIBLE = -1e9
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EnumeratedDenoiser(abc.ABC):
-    """Abstract: the exact denoiser of `law`, whose hidden states are its outputs over `vocab` classes."""
+    """Abstract: the exact denoiser of `joint`, whose hidden states are its outputs over `vocab` classes."""
 
-    law: JointDistribution
+    joint: JointDistribution
     vocab: int
 
     @abc.abstractmethod
@@ -59,13 +59,13 @@ class ToyDenoiser(EnumeratedDenoiser):
     log_likelihood: Callable[[Array, Array], Array] | None = None
 
     def hidden(self, z_BL: Tokens, t_BL: PerToken, hint_BLI: Array | None = None) -> Logits:
-        """The logits of the exact posterior stand for hidden states; a hint tells it nothing new."""
+        """The logits of the exact posterior, in place of hidden states; an exact prediction does not depend on a hint."""
         del hint_BLI
-        onehot_XLK = np.eye(self.law.tokens)[self.law.sequences_Xn]
-        log_p_X = np.log(np.maximum(self.law.probability_X, 1e-300))
+        onehot_XLK = np.eye(self.joint.tokens)[self.joint.sequences_Xn]
+        log_p_X = np.log(np.maximum(self.joint.probability_X, 1e-300))
         if self.log_likelihood is None:
             # Position i has read z_1..z_i, which are x_0..x_{i-1}: prefixes that disagree are impossible.
-            agree_BLX = self.law.sequences_Xn.T[None, :-1, :] == z_BL[:, 1:, None]
+            agree_BLX = self.joint.sequences_Xn.T[None, :-1, :] == z_BL[:, 1:, None]
             clash_BLX = jnp.cumsum(jnp.pad(~agree_BLX, ((0, 0), (1, 0), (0, 0))), axis=1) > 0
             log_joint_BLX = jnp.where(clash_BLX, _IMPOSSIBLE, log_p_X)
         else:
@@ -75,7 +75,7 @@ class ToyDenoiser(EnumeratedDenoiser):
         weight_BLX = jax.nn.softmax(log_joint_BLX, axis=-1)
         p_BLK = jnp.einsum("blx,xlk->blk", weight_BLX, onehot_XLK, precision="highest")
         log_p_BLK = jnp.where(p_BLK > 0, jnp.log(jnp.where(p_BLK > 0, p_BLK, 1.0)), _IMPOSSIBLE)
-        special = ((0, 0), (0, 0), (0, self.vocab - self.law.tokens))
+        special = ((0, 0), (0, 0), (0, self.vocab - self.joint.tokens))
         return jnp.pad(log_p_BLK, special, constant_values=_IMPOSSIBLE)
 
 

@@ -29,18 +29,18 @@ def any_order_nats(process: Process, denoiser: Any, x_BL: Tokens, valid_BL: Mask
     log-likelihood (of the model that decodes in this order). L passes of the network.
     """
     if process.time_input:
-        raise InputError(f"process {process.name} tells its network the time; any-order likelihoods need one that is not told")
+        raise InputError(f"process {process.name} has a time-conditioned network; any-order likelihoods require one without time input")
     length = x_BL.shape[1]
     bits_BL = jax.vmap(lambda key: jax.random.bits(key, (length,)) >> 1)(keys_B).astype(jnp.int32)
-    # A token's place in the order; padding comes last and is never hidden.
-    place_BL = jnp.argsort(jnp.lexsort((bits_BL, ~valid_BL), axis=1), axis=1)
+    # Rank of a token in the order; padding has the last ranks and is never masked.
+    rank_BL = jnp.argsort(jnp.lexsort((bits_BL, ~valid_BL), axis=1), axis=1)
     count_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
 
-    def one(nats_BL, place):
-        z_BL = jnp.where(valid_BL & (place_BL >= place), process.mask_id, x_BL)
-        level_BL = jnp.broadcast_to(jnp.clip((count_B1 - place) / count_B1, 0, 1), x_BL.shape).astype(jnp.float32)
-        now_BL = valid_BL & (place_BL == place)
-        hidden_BLD = denoiser.hidden(z_BL, process.time_embedding_input(level_BL))
+    def one(nats_BL, rank):
+        z_BL = jnp.where(valid_BL & (rank_BL >= rank), process.mask_id, x_BL)
+        t_BL = jnp.broadcast_to(jnp.clip((count_B1 - rank) / count_B1, 0, 1), x_BL.shape).astype(jnp.float32)
+        now_BL = valid_BL & (rank_BL == rank)
+        hidden_BLD = denoiser.hidden(z_BL, process.time_embedding_input(t_BL))
         ones_BL = jnp.ones(x_BL.shape, jnp.float32)
         now_nats_BL = denoiser.row_losses(hidden_BLD, now_BL, process.reconstruction, (x_BL, z_BL), ones_BL)[1]
         return nats_BL + now_nats_BL.astype(nats_BL.dtype), None

@@ -58,8 +58,8 @@ class Autoregressive(Process):
         read_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
         if not self.input_mask:
             return ((read_BL, t_BL),)
-        hidden_BL = (uniform_rows(keys_B, x_BL.shape[1]) < self.input_mask) & (read_BL != self.bos_id)
-        return ((jnp.where(among(hidden_BL, valid_BL), self.mask_id, read_BL), t_BL),)
+        masked_BL = (uniform_rows(keys_B, x_BL.shape[1]) < self.input_mask) & (read_BL != self.bos_id)
+        return ((jnp.where(among(masked_BL, valid_BL), self.mask_id, read_BL), t_BL),)
 
     def corrupted(self, x_BL: Tokens, z_BL: Tokens) -> Mask:
         return z_BL == self.mask_id if self.input_mask else jnp.zeros(x_BL.shape, bool)
@@ -86,8 +86,8 @@ class Autoregressive(Process):
         the same step do not see each other.
         """
         length = z_BL.shape[1]
-        place_L = jnp.arange(length)
-        new_BL = (place_L >= jnp.round((1 - t_BL) * length)) & (place_L < jnp.round((1 - s_BL) * length))
+        index_L = jnp.arange(length)
+        new_BL = (index_L >= jnp.round((1 - t_BL) * length)) & (index_L < jnp.round((1 - s_BL) * length))
         return jnp.where(new_BL, draw_tokens(keys_B, exclude(logits_BLV, self.suppressed_ids)), z_BL)
 
     @property

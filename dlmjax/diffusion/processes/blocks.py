@@ -112,7 +112,7 @@ class Blockwise(Process):
         times = self.inner.adapt_times(times)
         if isinstance(times, PerBlock):
             return times if times.size == self.size else dataclasses.replace(times, size=self.size)
-        return PerBlock(self.size, times.law, times.stratified) if isinstance(times, PerRow) else times
+        return PerBlock(self.size, times.distribution, times.stratified) if isinstance(times, PerRow) else times
 
     def covered_by(self, times: Any) -> bool:
         """A block sees the others clean: each may have a time of its own, which all of it shares."""
@@ -161,8 +161,8 @@ class Blockwise(Process):
     def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: PairsN, t: Values) -> PerClass:
         return self.inner.suppressed(logits, ids, z[..., 0], t)
 
-    def guided(self, given: PerClass, absent: PerClass, weight: float, z: PairsN, t: Values) -> PerClass:
-        return self.inner.guided(given, absent, weight, z[..., 0], t)
+    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: PairsN, t: Values) -> PerClass:
+        return self.inner.guided(conditional, unconditional, weight, z[..., 0], t)
 
     def self_conditioning_x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Pairs, t_BL: PerToken) -> Float[Array, "B L I"]:
         return self.inner.self_conditioning_x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)

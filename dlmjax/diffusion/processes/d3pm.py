@@ -273,7 +273,7 @@ class D3pm(Process):
 
     def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         step = self._times.step(t_BL, s_BL)
-        drawn_BL = self._id(self._noise.draw(keys_B, self._place(z_BL), step.step_keep, step.step_gone))
+        drawn_BL = self._id(self._noise.draw(keys_B, self._index(z_BL), step.step_keep, step.step_gone))
         noisy_BL = among(self._is_token(z_BL), valid_BL)
         return jnp.where(noisy_BL, drawn_BL, z_BL)
 
@@ -290,7 +290,7 @@ class D3pm(Process):
         if self.kernel == "uniform":
             nats = self._uniform_loss(exclude(logits, self.suppressed_ids), x, z, t, step)
         else:
-            nats = kernels.divergence(self._noise, self._guess(logits, z, t), self._place(x), self._place(z), step)
+            nats = kernels.divergence(self._noise, self._x0_log_probs(logits, z, t), self._index(x), self._index(z), step)
         return jnp.where(self._is_token(z), self.steps * nats, 0.0)
 
     def _uniform_loss(self, logits, x, z, t, step: kernels.Step):
@@ -312,15 +312,15 @@ class D3pm(Process):
 
     def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_T | x) || p_T), p_T uniform over the tokens."""
-        return jnp.asarray(self._prior_K)[self._place(x)]
+        return jnp.asarray(self._prior_K)[self._index(x)]
 
     def log_likelihood(self, z: Ids, t: Values) -> PerClass:
         """log q_t(z | x = v) for every id v."""
         t = real(t)
-        row = self._noise.row(self._place(z), self._times.alpha(t), self._times.noise(t))
+        row = self._noise.row(self._index(z), self._times.alpha(t), self._times.noise(t))
         return self._over_ids(jnp.log(jnp.maximum(row, kernels.TINY)))
 
-    def _guess(self, logits: PerClass, z: Ids, t: Values) -> Float[Array, "*n K"]:
+    def _x0_log_probs(self, logits: PerClass, z: Ids, t: Values) -> Float[Array, "*n K"]:
         """log p(x_i | z_{-i}) over the kernel's tokens."""
         return self._over_tokens(self.output.log_loo(self, logits, z, t))
 
@@ -342,19 +342,19 @@ class D3pm(Process):
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Draws z_s from the mixture over clean tokens, any number of levels at once."""
         step = self._times.step(real(t_BL), real(s_BL))
-        logits_BLK = kernels.backward_logits(self._noise, self._guess(logits_BLV, z_BL, t_BL), self._place(z_BL), step)
+        logits_BLK = kernels.backward_logits(self._noise, self._x0_log_probs(logits_BLV, z_BL, t_BL), self._index(z_BL), step)
         return jnp.where(self._is_token(z_BL), self._id(draw_tokens(keys_B, logits_BLK)), z_BL)
 
     # --- ids and tokens --------------------------------------------------------------------------------------------------------
 
-    def _id(self, place: Ids) -> Ids:
-        return jnp.asarray(self.tokens_K)[place]
+    def _id(self, index: Ids) -> Ids:
+        return jnp.asarray(self.tokens_K)[index]
 
-    def _place(self, ids: Ids) -> Ids:
-        """Number of an id among the tokens; 0 for the others, which nothing is computed for."""
-        place_V = np.zeros(self.vocab, np.int32)
-        place_V[self.tokens_K] = np.arange(len(self.tokens_K))
-        return jnp.asarray(place_V)[ids]
+    def _index(self, ids: Ids) -> Ids:
+        """Index of an id among the tokens; 0 for other ids, whose results are not used."""
+        index_V = np.zeros(self.vocab, np.int32)
+        index_V[self.tokens_K] = np.arange(len(self.tokens_K))
+        return jnp.asarray(index_V)[ids]
 
     def _is_token(self, ids: Ids) -> Flags:
         return jnp.asarray(np.isin(np.arange(self.vocab), self.tokens_K))[ids]

@@ -89,9 +89,9 @@ def soft_tokens(
             rank_BL = rank_BL + (rank_BL >= taken_BL)
         ranks.append(rank_BL)
     ids = []
-    place_BL = _place(x_BL, suppressed_ids)
+    index_BL = _index(x_BL, suppressed_ids)
     for rank_BL in ranks:
-        id_BL = rank_BL + (rank_BL >= place_BL)  # the clean token is none of the others
+        id_BL = rank_BL + (rank_BL >= index_BL)  # the clean token is none of the others
         for id_ in sorted(suppressed_ids):
             id_BL = id_BL + (id_BL >= id_)
         ids.append(id_BL)
@@ -101,8 +101,8 @@ def soft_tokens(
     return jnp.take_along_axis(id_BLk, chosen_BLk, axis=-1), jax.nn.softmax(value_BLk / temperature, axis=-1)
 
 
-def _place(x_BL: Tokens, suppressed_ids: tuple[int, ...]) -> Tokens:
-    """Number of the token x among the tokens that are not suppressed."""
+def _index(x_BL: Tokens, suppressed_ids: tuple[int, ...]) -> Tokens:
+    """Index of the token x among the tokens that are not suppressed."""
     return x_BL - sum(((x_BL > id_).astype(jnp.int32) for id_ in suppressed_ids), jnp.zeros_like(x_BL))
 
 

@@ -50,11 +50,11 @@ class FlowMatching(OneNoise):
         logits = exclude(logits, self.suppressed_ids)
         own = z == x
         # A token that is shown under masked noise is the truth: no weight, not even an infinite one.
-        silent = own if self._mask is not None else jnp.zeros_like(own)
-        weight = self.schedule.hazard(jnp.where(silent, 1.0, t))
+        revealed = own if self._mask is not None else jnp.zeros_like(own)
+        weight = self.schedule.hazard(jnp.where(revealed, 1.0, t))
         at_x = cross_entropy(logits, x)
         if self._mask is not None:
-            return jnp.where(silent, 0.0, weight * at_x)
+            return jnp.where(revealed, 0.0, weight * at_x)
         at_z = jnp.where(own, at_x, cross_entropy(logits, z))
         return weight * jnp.where(own, -jnp.expm1(-at_z), at_x - jnp.exp(-at_z))
 

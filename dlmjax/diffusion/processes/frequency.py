@@ -42,9 +42,9 @@ def entropy_share(counts_V: Int[np.ndarray, "V"]) -> Float64[np.ndarray, "V"]:
 def commonness(counts_V: Int[np.ndarray, "V"]) -> Float64[np.ndarray, "V"]:
     """Share of the corpus's tokens that are rarer than v (those as frequent count half): its mean over the corpus is 1/2."""
     counts_V = np.asarray(counts_V, np.float64)
-    value_U, place_V, size_U = np.unique(counts_V, return_inverse=True, return_counts=True)
+    value_U, index_V, size_U = np.unique(counts_V, return_inverse=True, return_counts=True)
     mass_U = value_U * size_U / counts_V.sum()
-    return (np.cumsum(mass_U) - mass_U / 2)[place_V]
+    return (np.cumsum(mass_U) - mass_U / 2)[index_V]
 
 
 def _counts(name: str, value: Any, vocab: int) -> Table:

@@ -119,7 +119,7 @@ class Interpolating(Process):
         return self.shares(t).uniform
 
     def reveal_times(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
-        """A token that a reveal order has shown is the text: told the clock, the denoiser would take it for noise now and then."""
+        """0 for revealed tokens, which are text: at time t the denoiser would take some of them for noise."""
         del start_BL
         return t_BL if self.absorbing_id is not None else jnp.where(masked_BL, t_BL, 0.0)
 
@@ -346,8 +346,8 @@ def by_rows(function: Callable[..., Any], logits: PerClass, *args: Shaped[Array,
     shape, vocab = logits.shape[:-1], logits.shape[-1]
 
     def in_parts(logits, *args):
-        rows = (logits.reshape(-1, vocab), *(jnp.broadcast_to(a, shape).reshape(-1) for a in args))
-        parts = jax.lax.map(lambda row: function(*row), rows, batch_size=ROWS)
+        flat = (logits.reshape(-1, vocab), *(jnp.broadcast_to(a, shape).reshape(-1) for a in args))
+        parts = jax.lax.map(lambda row: function(*row), flat, batch_size=ROWS)
         return jax.tree.map(lambda part: part.reshape(shape), parts)
 
     return jax.lax.platform_dependent(logits, *args, cpu=in_parts, default=function)

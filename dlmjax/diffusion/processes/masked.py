@@ -210,11 +210,11 @@ class MaskedCount(SharedSchedule):
         del s_BL
         valid_BL = among(t_BL > 0, valid_BL)
         k_B1 = jnp.round(jnp.max(t_BL, axis=1, keepdims=True) * jnp.sum(valid_BL, axis=1, keepdims=True))
-        # Places in a queue: what is masked already, then the others in random order, then padding. 31 random bits: ties are rare.
+        # Masked tokens come first, then the others in random order, then padding. 31 random bits: ties are rare.
         order_BL = jax.vmap(lambda key: jax.random.bits(key, (z_BL.shape[1],)) >> 1)(keys_B).astype(jnp.int32)
         queue_BL = jnp.where(z_BL == self.mask_id, -1, order_BL)
-        place_BL = jnp.argsort(jnp.lexsort((queue_BL, ~valid_BL), axis=1), axis=1)
-        return jnp.where((place_BL < k_B1) & valid_BL, self.mask_id, z_BL)
+        rank_BL = jnp.argsort(jnp.lexsort((queue_BL, ~valid_BL), axis=1), axis=1)
+        return jnp.where((rank_BL < k_B1) & valid_BL, self.mask_id, z_BL)
 
     @property
     def bound(self) -> Masked:

@@ -136,20 +136,20 @@ class ScoreEntropy(OneNoise):
         noise = jnp.any(z[..., None] == jnp.asarray(shown), axis=-1, keepdims=True)
         return jnp.where(noise, self.log_outputs(log_p, z, t), logits)
 
-    def guided(self, given: PerClass, absent: PerClass, weight: float, z: Ids, t: Values) -> PerClass:
+    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: Ids, t: Values) -> PerClass:
         """Scores mix in the noise, so that their powers are those of no law of tokens: over to that law, and back.
 
         A network's scores may leave a token less than its share of the noise; how little that is says nothing of the condition, and
         there guidance adds nothing.
         """
-        outputs = given, absent
-        log_given, log_absent = (self.log_loo(output, z, t) for output in outputs)
-        apart = log_given - log_absent
+        outputs = conditional, unconditional
+        log_conditional, log_unconditional = (self.log_loo(output, z, t) for output in outputs)
+        apart = log_conditional - log_unconditional
         if self._mask is None:
             log_uniform = jnp.log(self._floored(t).uniform / self.tokens)[..., None]
             above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_uniform > ROUNDING for output in outputs)
             apart = jnp.where(functools.reduce(jnp.logical_and, above), apart, 0.0)
-        log_p = jax.nn.log_softmax(exclude(log_given + weight * apart, self.suppressed_ids), axis=-1)
+        log_p = jax.nn.log_softmax(exclude(log_conditional + weight * apart, self.suppressed_ids), axis=-1)
         return self.log_outputs(log_p, z, t)
 
     def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:

@@ -3,9 +3,9 @@
     alpha_v(t) = 1 - noise_v(t),   h_v(t) = noise_v'(t) / noise_v(t)   (the rate at which a mask turns back into v, if it is v)
     loss = 1[z = m] ( -h_x log p_x + sum_v (h_v - h_x) p_v )           (its equation for the generalised bound; p = p(x_i | z, t))
 
-which is masked diffusion's -h log p_x where all h_v are alike. Here the masks themselves say something about what is under them: the
-exact denoiser depends on t, so it is told t, and the bound depends on the schedule, which can therefore be learned (`GenMd4`). A corpus's
-counts make fixed schedules in frequency.py.
+which is masked diffusion's -h log p_x where all h_v are alike. Here a mask is evidence about the token under it: the exact
+denoiser depends on t, so the network is conditioned on t; and the bound depends on the schedule, which can therefore be learned
+(`GenMd4`). frequency.py makes fixed schedules from the counts of a corpus.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -118,7 +118,7 @@ class Exponents(StateDependent):
     """
 
     eps: float
-    # At the share t of noise a token with w < 1 costs t^(w - 1), and tokens that differ are told apart at every depth.
+    # At the share t of noise a token with w < 1 costs t^(w - 1); different tokens stay distinguishable at every t.
     ends = Ends(power=2.0, clean=0.0, noise=5.0)
 
     def __post_init__(self):

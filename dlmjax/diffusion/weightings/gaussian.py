@@ -54,8 +54,8 @@ class EndToEnd(Weighting):
     def trained(self, process: Any, logits: PerClass, x: Ids, z: Vectors, t: Values, nats: Values) -> Values:
         """Squared error of x0, terminal and rounding term, in place of `nats`."""
         del nats
-        clean, now = process.table[x], process.curve.level(t).over()
-        start, end = process.curve.level(jnp.zeros_like(t)).over(), process.curve.level(jnp.ones_like(t)).over()
+        clean, now = process.table[x], process.curve.at(t).over()
+        start, end = process.curve.at(jnp.zeros_like(t)).over(), process.curve.at(jnp.ones_like(t)).over()
         z0 = start.a * clean + start.s * jax.lax.stop_gradient((z - now.a * clean) / now.s)
         terminal = jnp.mean((end.a * clean) ** 2, axis=-1)
         rounding = cross_entropy(process.round(z0), x)
@@ -76,13 +76,13 @@ class Anchor(Weighting):
         if process.prediction == "logits":
             belief = process.belief(logits, z, t)
         else:
-            belief = process.round(process.curve.level(jnp.zeros_like(t)).over().a * process.clean(logits, z, t))
+            belief = process.round(process.curve.at(jnp.zeros_like(t)).over().a * process.clean(logits, z, t))
         return squared_error(process, logits, x, z, t, "x0") + self.weight * cross_entropy(belief, x)
 
 
 def squared_error(process: Any, logits: PerClass, x: Ids, z: Vectors, t: Values, name: str) -> Values:
     """Mean over E of the squared error of `name`. At a given z, an error d of x0 is an error -(a / s) d of eps."""
-    now = process.curve.level(t).over()
+    now = process.curve.at(t).over()
     x0_part, eps_part = coefficients(name, now)
     error = (x0_part - eps_part * now.a / now.s) * (process.table[x] - process.clean(logits, z, t))
     return jnp.mean(error**2, axis=-1)

@@ -58,7 +58,7 @@ def levels(process: GaussianEmbedding, nodes: int) -> tuple[np.ndarray, np.ndarr
     bisection and dt/dgamma by differences. Beyond gamma = 20 there is nothing left of the text."""
 
     def gamma(t):
-        return process.curve.level(t).gamma
+        return process.curve.at(t).gamma
 
     x, w = np.polynomial.legendre.leggauss(nodes)
     low, high = float(gamma(0.0)), min(float(gamma(1.0)), 20.0)
@@ -129,7 +129,7 @@ def bound(process: GaussianEmbedding, law: JointDistribution, nodes: int = 64) -
         return process.reconstruction(denoiser.hidden(z, process.time_embedding_input(jnp.full(x.shape, t))), x, z)
 
     def run(function, t: float) -> float:
-        a, s, _ = (float(v) for v in process.curve.level(t))
+        a, s, _ = (float(v) for v in process.curve.at(t))
         return expected(lambda x, z: function(x, z, t), law, a, s, table)
 
     if process.steps:

@@ -17,7 +17,7 @@ PATHS = {"cosine": Cosine(), "linear": LinearBeta(), "straight": Straight()}
 def _draw(path):
     x0, eps = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40, 3)))
     t = jnp.linspace(0.05, 0.9, 40)
-    now, to = path.level(t).over(), path.level(t - 0.02).over()
+    now, to = path.at(t).over(), path.at(t - 0.02).over()
     return x0, eps, now.a * x0 + now.s * eps, now, to
 
 
@@ -44,7 +44,7 @@ def test_targets_are_what_their_names_say():
         t = jnp.linspace(0.1, 0.9, 5)
         line = jax.vmap(jax.jvp, (None, 0, 0))(lambda t: (1 - t) * 0.7 + t * -0.4, (t,), (jnp.ones(5),))[1]
         np.testing.assert_allclose(line, -0.4 - 0.7)
-        np.testing.assert_allclose(target("velocity", jnp.asarray([0.7]), jnp.asarray([-0.4]), Straight().level(jnp.asarray([0.3]))), -1.1)
+        np.testing.assert_allclose(target("velocity", jnp.asarray([0.7]), jnp.asarray([-0.4]), Straight().at(jnp.asarray([0.3]))), -1.1)
 
 
 def test_posterior_is_bayes_rule_by_quadrature():
@@ -53,7 +53,7 @@ def test_posterior_is_bayes_rule_by_quadrature():
         path, steps = Cosine(), 20
         beta, lattice = np.asarray(betas(path, steps)), np.linspace(-12, 12, 40001)
         for i in (1, 2, 7, 19, 20):
-            now, to = path.level(i / steps), path.level((i - 1) / steps)
+            now, to = path.at(i / steps), path.at((i - 1) / steps)
             x0, z = 0.8, -0.6
             a_step = np.sqrt(1 - beta[i - 1])
             weight = np.exp(-((z - a_step * lattice) ** 2) / (2 * beta[i - 1]) - (lattice - float(to.a) * x0) ** 2 / (2 * float(to.s) ** 2))
@@ -69,7 +69,7 @@ def test_posterior_is_bayes_rule_by_quadrature():
 def test_the_exact_score_of_a_mixture_gives_the_posterior_mean():
     with jax.enable_x64(True):
         weight, centre = jnp.asarray([0.2, 0.5, 0.3]), jnp.asarray([-1.5, 0.2, 1.0])
-        now = Cosine().level(0.4)
+        now = Cosine().at(0.4)
 
         def log_density(z):
             return jax.nn.logsumexp(jnp.log(weight) - (z - now.a * centre) ** 2 / (2 * now.s**2))
@@ -83,7 +83,7 @@ def test_the_exact_score_of_a_mixture_gives_the_posterior_mean():
 
 
 def test_bad_names_are_refused():
-    now = Cosine().level(0.5)
+    now = Cosine().at(0.5)
     with pytest.raises(InputError, match="choose one of x0, eps"):
         target("noise", jnp.zeros(1), jnp.zeros(1), now)
     with pytest.raises(InputError, match="the level the step leads to"):

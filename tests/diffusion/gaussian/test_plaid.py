@@ -51,7 +51,7 @@ def test_the_shape_is_a_distribution_function_and_knows_its_derivatives():
 
 
 def _noised(process, t, x, eps):
-    now = process.curve.level(t).over()
+    now = process.curve.at(t).over()
     return now.a * process.table[x] + now.s * eps
 
 
@@ -167,9 +167,9 @@ def test_under_the_objective_everything_learns():
 def test_the_clock_tells_the_noise():
     process = _ready(_network(), ends=(-2.0, 5.0))
     t = jnp.linspace(0, 1, 5)
-    np.testing.assert_allclose(process.time_embedding_input(t) * 9 - 3, process.curve.level(t).gamma, rtol=1e-5, atol=1e-5)
-    now, _ = process.heard(process.time_embedding_input(t))
-    np.testing.assert_allclose(now.a[:, 0], process.curve.level(t).a, rtol=1e-5)
+    np.testing.assert_allclose(process.time_embedding_input(t) * 9 - 3, process.curve.at(t).gamma, rtol=1e-5, atol=1e-5)
+    now, _ = process.input_points(process.time_embedding_input(t))
+    np.testing.assert_allclose(now.a[:, 0], process.curve.at(t).a, rtol=1e-5)
     flat = make(Plaid, **FREE, learn_schedule=False)
     np.testing.assert_allclose(flat.time_embedding_input(t), t, atol=1e-6)
     assert set(flat.params) == {"embedding"} and set(flat.param_kinds()) == {"embedding"}
@@ -180,7 +180,7 @@ def test_the_schedule_is_watched():
     process = _ready(_network(), ends=(-2.0, 5.0))
     watched = {name: float(value) for name, value in process.scalars().items()}
     assert watched["gamma_0"] == -2 and watched["gamma_1"] == 5
-    assert watched["gamma_half"] == pytest.approx(float(process.curve.level(jnp.float32(0.5)).gamma))
+    assert watched["gamma_half"] == pytest.approx(float(process.curve.at(jnp.float32(0.5)).gamma))
     assert Plaid(VOCAB).scalars() == {}
 
 

@@ -58,7 +58,7 @@ def test_the_variance_of_the_reverse_step_is_part_of_the_discrete_bound():
             output = jnp.asarray([[guess, 0.2] if variance == "learned_range" else [guess]])
             assert process.outputs == output.shape[1]
             nats[variance] = float(process.loss(output, x, z, jnp.asarray([t]))[0])
-            now, to = process.curve.level(t), process.curve.level(s)
+            now, to = process.curve.at(t), process.curve.at(s)
             beta = 1 - float(now.a / to.a) ** 2
             small = beta * float(to.s / now.s) ** 2
             wide = {"fixed_small": small, "fixed_large": beta, "learned_range": np.exp(0.6 * np.log(beta) + 0.4 * np.log(small))}[variance]
@@ -90,14 +90,14 @@ def test_marginals_and_padding(name):
     z_BLE = process.corrupt(keys_B, x_BL, t_BL, valid_BL)
     assert z_BLE.dtype == jnp.float32 and z_BLE.shape == (20000, 4, 1)
     assert (z_BLE[:, 3] == 0).all()
-    now = process.curve.level(0.3)
+    now = process.curve.at(0.3)
     np.testing.assert_allclose(z_BLE[:, :3, 0].mean(axis=0), float(now.a) * TABLE_1[:3, 0], atol=5 * float(now.s) / 141)
     np.testing.assert_allclose(z_BLE[:, :3, 0].std(axis=0), float(now.s), rtol=0.03)
     few = process.corrupt(keys_B[7:9], x_BL[7:9], t_BL[7:9], valid_BL[7:9])
     np.testing.assert_allclose(few, z_BLE[7:9], atol=1e-6)
     # From 0.3 on to 0.8 in one more step: the marginal at 0.8.
     later = process.forward_step(row_keys(jax.random.key(2), jnp.arange(20000)), z_BLE, t_BL, jnp.full_like(t_BL, 0.8), valid_BL)
-    now = process.curve.level(0.8)
+    now = process.curve.at(0.8)
     np.testing.assert_allclose(later[:, :3, 0].mean(axis=0), float(now.a) * TABLE_1[:3, 0], atol=5 * float(now.s) / 141)
     np.testing.assert_allclose(later[:, :3, 0].std(axis=0), float(now.s), rtol=0.03)
     assert (later[:, 3] == 0).all()
@@ -118,7 +118,7 @@ def test_a_reverse_step_with_the_true_token_leads_to_the_earlier_marginal(name):
     x_BL, t_BL, s_BL = jnp.ones((rows, 1), jnp.int32), jnp.full((rows, 1), 0.7), jnp.full((rows, 1), 0.4)
     z_BLE = process.corrupt(row_keys(jax.random.key(1), jnp.arange(rows)), x_BL, t_BL)
     output = certain.hidden(z_BLE, process.time_embedding_input(t_BL))
-    to = process.curve.level(0.4)
+    to = process.curve.at(0.4)
     step = process.reverse_step(row_keys(jax.random.key(2), jnp.arange(rows)), output, z_BLE, t_BL, s_BL)
     assert _kolmogorov(step[:, 0, 0], float(to.a) * TABLE_1[1, 0], float(to.s)) < 2.0
     # At t = 1 too, where some outputs hardly tell the clean vector.
@@ -156,7 +156,7 @@ def test_finite_at_both_ends(name):
         output = jnp.ones((4, process.outputs), dtype)
 
         def total(process, output):
-            now = process.curve.level(t).over()
+            now = process.curve.at(t).over()
             z = now.a * process.table[x] + now.s * eps
             nats = process.loss(output, x, z, t)
             assert nats.dtype == jnp.float32 and nats.shape == (4,)
@@ -172,7 +172,7 @@ def test_the_exact_denoiser_is_the_posterior():
         denoiser = ExactDenoiser.of(TWO, process)
         z = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 2)))
         t = jnp.full((6, 2), 0.4)
-        now = process.curve.level(0.4)
+        now = process.curve.at(0.4)
         truth = posterior(TWO, np.asarray(z), float(now.a), float(now.s), TABLE_2)
         belief = jax.nn.softmax(process.belief(denoiser.hidden(z, t), z, t), axis=-1)
         np.testing.assert_allclose(belief[..., :TOKENS], truth, rtol=1e-9)

@@ -30,7 +30,7 @@ def _sample(process, denoise, keys_B, grid_N, method, eta=0.0):
 
     def step(z_BLE, place):
         t, s, i = place
-        now, to = process.curve.level(t), process.curve.level(s)
+        now, to = process.curve.at(t), process.curve.at(s)
         noise_BLE = normals(jax.vmap(jax.random.fold_in, (0, None))(step_B, i), 2, process.dim)
         x0_BLE, output = read(z_BLE, t)
         if method == "ddpm":
@@ -63,7 +63,7 @@ def _distance(process, count, **values):
 
 def _even_grid(process, count):
     t = np.linspace(0, 1, 2001)
-    straight = np.asarray(process.curve.level(jnp.asarray(t, jnp.float32)).straight)
+    straight = np.asarray(process.curve.at(jnp.asarray(t, jnp.float32)).straight)
     return np.interp(np.linspace(straight[-1], straight[0], count + 1), straight, t).astype(np.float32)
 
 

@@ -26,27 +26,27 @@ every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_the_closed_forms_fit_together(path):
     with jax.enable_x64(True):
         t = jnp.linspace(0.01, 0.99, 99)
-        now = path.level(t)
+        now = path.at(t)
         np.testing.assert_allclose(now.gamma, 2 * jnp.log(now.s / now.a), rtol=1e-9, atol=1e-9)
         if path is not PATHS["straight"]:
             np.testing.assert_allclose(now.a**2 + now.s**2, 1, rtol=1e-12)
-        slope = jax.vmap(jax.grad(lambda t: -jnp.exp(-path.level(t).gamma)))(t)
+        slope = jax.vmap(jax.grad(lambda t: -jnp.exp(-path.at(t).gamma)))(t)
         np.testing.assert_allclose(path.snr_rate(t), slope, rtol=1e-8)
         np.testing.assert_allclose(now.straight, jax.nn.sigmoid(now.gamma / 2), rtol=1e-10)
-        late, early = path.level(t[1:]), path.level(t[:-1])
+        late, early = path.at(t[1:]), path.at(t[:-1])
         np.testing.assert_allclose(snr_drop(late, early), (early.a / early.s) ** 2 - (late.a / late.s) ** 2, rtol=1e-8)
 
 
 @every_path
 def test_finite_and_monotone_in_float32_up_to_both_ends(path):
     t = jnp.asarray(np.unique(np.concatenate([[0], np.logspace(-30, -1, 100), np.linspace(0.1, 1, 100), 1 - np.logspace(-7, -2, 50)])))
-    now, rate = path.level(t.astype(jnp.float32)), path.snr_rate(t.astype(jnp.float32))
+    now, rate = path.at(t.astype(jnp.float32)), path.snr_rate(t.astype(jnp.float32))
     for value in (*now, rate):
         assert value.dtype == jnp.float32 and jnp.isfinite(value).all()
     # Up to the last bit of a product of two sines.
     assert (jnp.diff(now.a) <= 1e-7).all() and (jnp.diff(now.s) >= -1e-7).all() and (jnp.diff(now.gamma) >= -1e-6).all()
     assert (rate >= 0).all()
-    assert (fresh(path.level(t[1:]), path.level(t[:-1])) >= -1e-6).all()
+    assert (fresh(path.at(t[1:]), path.at(t[:-1])) >= -1e-6).all()
 
 
 def test_golden_values():
@@ -59,7 +59,7 @@ def test_golden_values():
         "straight": 0.495**2,
     }
     for name, abar in golden.items():
-        assert float(PATHS[name].level(0.5).a) ** 2 == pytest.approx(abar, rel=1e-5), name
+        assert float(PATHS[name].at(0.5).a) ** 2 == pytest.approx(abar, rel=1e-5), name
 
 
 def test_betas_are_those_of_ddpm():
@@ -70,16 +70,16 @@ def test_betas_are_those_of_ddpm():
     for path in (Cosine(), Sqrt()):
         beta = np.asarray(betas(path, 50), np.float64)
         assert ((beta > 0) & (beta < 1)).all()
-        ends = [float(path.level(t).a) ** 2 for t in (0.0, 1.0)]
+        ends = [float(path.at(t).a) ** 2 for t in (0.0, 1.0)]
         assert np.prod(1 - beta) == pytest.approx(ends[1] / ends[0], rel=1e-3)
 
 
 def test_ends_by_gamma():
     for name in ("linear", "cosine", "log_linear", "straight"):
-        assert float(make_path(name, gamma_0=-4.0).level(0.0).gamma) == pytest.approx(-4, rel=1e-4), name
+        assert float(make_path(name, gamma_0=-4.0).at(0.0).gamma) == pytest.approx(-4, rel=1e-4), name
     for name in ("cosine", "sqrt", "log_linear"):
-        assert float(make_path(name, gamma_1=5.0).level(1.0).gamma) == pytest.approx(5, rel=1e-4), name
-    assert float(make_path("sqrt").level(0.0).s) ** 2 == pytest.approx(0.01, rel=1e-3)
+        assert float(make_path(name, gamma_1=5.0).at(1.0).gamma) == pytest.approx(5, rel=1e-4), name
+    assert float(make_path("sqrt").at(0.0).s) ** 2 == pytest.approx(0.01, rel=1e-3)
 
 
 def test_bad_paths_are_refused():

@@ -20,7 +20,7 @@ def test_composed_steps_are_one_shot(path):
     """Mean and variance of z_t | x after T forward steps, and of z_0 | x after T ancestral steps with the true x0."""
     with jax.enable_x64(True):
         grid = np.linspace(0, 1, 13)
-        level = [path.level(t) for t in grid]
+        level = [path.at(t) for t in grid]
         mean, variance = level[0].a, level[0].s ** 2
         for early, late in zip(level, level[1:], strict=False):
             keep = late.a / early.a
@@ -37,7 +37,7 @@ def test_ddim_is_ancestral_at_one_and_euler_at_zero(path):
     with jax.enable_x64(True):
         noise, x0, z = (jnp.asarray(value) for value in (NOISE, X0, Z))
         for t, s in ((1.0, 0.8), (0.5, 0.3), (0.05, 0.0)):
-            now, to = path.level(t), path.level(s)
+            now, to = path.at(t), path.at(s)
             np.testing.assert_allclose(steps.ddim(noise, x0, z, now, to, 1.0), steps.ancestral(noise, x0, z, now, to), rtol=1e-7)
             np.testing.assert_allclose(steps.ddim(noise, x0, z, now, to), steps.euler(x0, z, now, to), rtol=1e-7)
             np.testing.assert_array_equal(steps.ddim(noise, x0, z, now, to), steps.ddim(0 * noise, x0, z, now, to))
@@ -62,13 +62,13 @@ def test_heun_is_of_second_order():
         return level.a * v / deviation(level) ** 2 * z
 
     def error(second_order, count):
-        z = jnp.asarray([0.7]) * deviation(path.level(0.9))
+        z = jnp.asarray([0.7]) * deviation(path.at(0.9))
         grid = np.linspace(0.9, 0.1, count + 1)
         for t, s in zip(grid, grid[1:], strict=False):
-            now, to = path.level(t), path.level(s)
+            now, to = path.at(t), path.at(s)
             nearer = steps.euler(x0(z, now), z, now, to)
             z = steps.heun(x0(z, now), x0(nearer, to), z, nearer, now, to) if second_order else nearer
-        return float(jnp.abs(z / deviation(path.level(0.1)) - 0.7)[0])
+        return float(jnp.abs(z / deviation(path.at(0.1)) - 0.7)[0])
 
     with jax.enable_x64(True):
         assert error(False, 16) / error(False, 32) == pytest.approx(2, rel=0.15)
@@ -78,7 +78,7 @@ def test_heun_is_of_second_order():
 
 def test_reverse_variances():
     with jax.enable_x64(True):
-        now, to = Cosine().level(0.5), Cosine().level(0.45)
+        now, to = Cosine().at(0.5), Cosine().at(0.45)
         small, large = (float(steps.reverse_variance(name, now, to)) for name in ("fixed_small", "fixed_large"))
         assert small == pytest.approx(float(posterior(now, to)[2])) and large == pytest.approx(1 - float(now.a / to.a) ** 2)
         share = jnp.asarray([0.0, 0.5, 1.0])

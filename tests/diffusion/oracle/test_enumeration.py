@@ -125,7 +125,7 @@ def test_reverse_law_approaches_the_data(kernel):
     clean_Z = (oracle.enumerate_sequences(kernel.noise(0.5).size, 2) < 3).all(axis=1)
     distances = []
     for steps in (4, 16, 64):
-        law_Z = oracle.reverse_law(LAW, kernel, list(np.linspace(1 - 1e-9, 0, steps + 1)))
+        law_Z = oracle.reverse_distribution(LAW, kernel, list(np.linspace(1 - 1e-9, 0, steps + 1)))
         assert law_Z.sum() == pytest.approx(1)
         distances.append(np.abs(law_Z[clean_Z] - LAW.probability_X).sum() / 2)
     assert distances[0] > distances[1] > distances[2]

@@ -106,9 +106,9 @@ def test_one_order_is_the_chain_rule():
     assert {tuple(np.round(row.astype(float), 4)) for row in nats_BL} == both
 
 
-def test_it_is_refused_where_the_network_is_told_the_time():
+def test_it_is_refused_for_a_time_conditioned_network():
     x_BL = jnp.zeros((1, LENGTH), jnp.int32)
-    with pytest.raises(InputError, match="not told"):
+    with pytest.raises(InputError, match="without time input"):
         any_order_nats(GenMd4(VOCAB, MASK), Denoiser(LAW, VOCAB), x_BL, x_BL == 0, row_keys(jax.random.key(0), jnp.arange(1)))
 
 

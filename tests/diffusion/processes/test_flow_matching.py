@@ -40,7 +40,7 @@ def test_a_uniform_source_is_a_bound_but_a_loose_one():
     # Of all posteriors the exact one pays least: the looseness is the path's, not the network's.
     kernel = oracle.uniform_kernel(TOKENS, *LINEAR)
     even = oracle.diffusion_nats(
-        LAW, kernel, guess=lambda law, kernel, t: (oracle.leave_one_out(law, kernel, t) + 0.05) / 1.15, loss=flow_loss
+        LAW, kernel, denoiser=lambda law, kernel, t: (oracle.leave_one_out(law, kernel, t) + 0.05) / 1.15, loss=flow_loss
     )
     assert even > paid
 

@@ -19,7 +19,7 @@ EPS = np.random.default_rng(0).normal(size=(4, 2))
 
 
 def _seen(process):
-    now = process.curve.level(jnp.asarray(T)).over()
+    now = process.curve.at(jnp.asarray(T)).over()
     return np.asarray(now.a), np.asarray(now.s), now.a * TABLE_2[X] + now.s * EPS
 
 
@@ -45,7 +45,7 @@ def test_end_to_end_is_the_published_sum():
         process = make(DiffusionLm, dim=2)
         a, s, z = _seen(process)
         x0 = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)))
-        start, end = process.curve.level(0.0), process.curve.level(1.0)
+        start, end = process.curve.at(0.0), process.curve.at(1.0)
         z0 = float(start.a) * TABLE_2[X] + float(start.s) * EPS
         logits = z0 @ TABLE_2[:TOKENS].T
         rounding = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), X]
@@ -98,7 +98,7 @@ def test_rounding_keeps_embeddings_apart():
     t = jnp.asarray(T, jnp.float32)
 
     def loss(weighting, process):
-        z = process.curve.level(t).over().a * process.table[X]
+        z = process.curve.at(t).over().a * process.table[X]
         return float(jnp.mean(weighting.trained(process, 0.9 * process.table[X], X, z, t, t)))
 
     assert loss(EndToEnd(rounding=0.0), near) < loss(EndToEnd(rounding=0.0), process)

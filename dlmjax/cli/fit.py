@@ -111,12 +111,12 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     saved = results.read(arguments.fit)
     options = {"definition": arguments.definition, "method": arguments.method}
-    predictions = predict(saved, arguments.flops, series=arguments.objective, **options)
+    predictions = predict(saved, arguments.flops, objective=arguments.objective, **options)
     for prediction in predictions:
         print(text.predicted(prediction), flush=True)
     if arguments.config is not None:
         if len(predictions) != 1:
-            names = ", ".join(prediction.series for prediction in predictions)
+            names = ", ".join(prediction.objective for prediction in predictions)
             raise InputError(f"--config takes one run; choose an objective with --objective: {names}")
         check_trusted(predictions[0])
         from dlmjax.cli.next_run import write_config  # counts a network, with jax

@@ -37,7 +37,7 @@ def write_config(saved: Saved, prediction: Prediction, fit: str, file: str) -> l
     text = config_text(saved, prediction, fit)
     write_atomically(file, text)
     train = shlex.join(["dlmjax", "train", "--config", file, "--workdir", str(pathlib.PurePath(file).with_suffix(""))])
-    lacks = missing(config_lib.load(file), saved.record["series"][prediction.series]["reference"]["vocab"])
+    lacks = missing(config_lib.load(file), saved.record["series"][prediction.objective]["reference"]["vocab"])
     if not lacks:
         return [f"written: {file}; train it with: {train}"]
     return [f"written: {file}; it cannot be trained yet: {lacks}", f"then: {train}"]
@@ -51,18 +51,18 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     the averaged weights keep their share of the steps; the run is evaluated, sampled and saved twenty times.
     Raises InputError: the fit holds no run's config (outside tables), the ladder has no such shape, or what would be written does not load.
     """
-    series = saved.record["series"][prediction.series]
-    reference = series["reference"]
+    objective = saved.record["series"][prediction.objective]
+    reference = objective["reference"]
     if prediction.definition not in _COUNTED:
         raise InputError(f"no network is counted by N = {prediction.definition!r}; choose one of: {', '.join(_COUNTED)}")
     if reference is None or not reference["config"]:
-        raise InputError(f"series {prediction.series!r} has no run with a config to start from; tables provide numbers alone")
+        raise InputError(f"objective {prediction.objective!r} has no run with a config to start from; tables provide numbers alone")
     method, numbers = prediction.chosen, prediction.numbers[prediction.chosen]
     config = _config(config_lib.renamed(reference["config"]), reference["id"])
     leaves = config_lib.leaves(config)
     shape, counted = _nearest(_experiment(config, reference), prediction.definition, numbers["size"])
     tokens = prediction.flops / counted.flops_per_token
-    best = with_steps({"tokens": tokens}, reference, series["tuning"] or {})
+    best = with_steps({"tokens": tokens}, reference, objective["tuning"] or {})
     batch = 2 ** max(round(math.log2(best["batch"] / reference["length"])), 0)
     steps = max(round(tokens / (batch * reference["length"])), 1)
     accumulation = microbatches(batch, leaves["data.batch"] // leaves["train.accumulation"], 1)
@@ -75,11 +75,11 @@ def config_text(saved: Saved, prediction: Prediction, fit: str) -> str:
     leaves |= {"checkpoint.every": every, "checkpoint.keep": 2, "checkpoint.best": 1}
     _config(leaves, reference["id"])
     size = getattr(counted, _COUNTED[prediction.definition])
-    law = saved.laws(prediction.series, prediction.definition)[0][method].compute
+    law = saved.laws(prediction.objective, prediction.definition)[0][method].compute
     off = tokens / float(law.tokens(prediction.flops, size))
     low, high = prediction.intervals[method].get("loss", {}).get("runs", {}).get("95", (None, None))
     spread = f" (95 % {low:.4f} to {high:.4f})" if low is not None else ""
-    text = f"""{prediction.series} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of {fit}.
+    text = f"""{prediction.objective} at {prediction.flops:.4g} FLOPs: the best run by the {method} law of {fit}.
 
 N* = {numbers["size"]:.4g} ({prediction.definition}); the ladder's nearest shape has {size:,.0f} ({shape}).
 {counted.flops_per_token:.4g} FLOPs per token, counted, pay for {tokens:.4g} tokens: {off:.3g} times those of the fit's C = k N^rho D.

@@ -115,7 +115,9 @@ def compute_of(points: Points, definition: str) -> Compute:
     rho, log_k = np.polyfit(np.log(size_R), np.log(per_token_R), 1)
     off_R = np.log(per_token_R) - log_k - rho * np.log(size_R)
     if not max(abs(log_k), np.abs(off_R).max()) < FAR:
-        raise InputError(f"objective {points.series!r}: FLOPs per token do not follow N = {definition}; check parameters, tokens and FLOPs")
+        raise InputError(
+            f"objective {points.objective!r}: FLOPs per token do not follow N = {definition}; check parameters, tokens and FLOPs"
+        )
     worst = np.abs(np.expm1(off_R)).max()
     return Compute(math.exp(log_k), float(rho), float(worst))
 
@@ -130,10 +132,12 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     Raises InputError: no approach has enough runs, or all losses are equal.
     """
     if not len(points):
-        raise InputError(f"objective {points.series!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens require some")
+        raise InputError(
+            f"objective {points.objective!r} has no run of at most {FREE_EPOCHS:g} epochs; the laws of new tokens require some"
+        )
     if len(points) > 1 and fitness.is_flat(points.loss_R):
         raise InputError(
-            f"objective {points.series!r}: these losses have no minimum, all {len(points)} are {points.loss_R[0]:.6g}; "
+            f"objective {points.objective!r}: these losses have no minimum, all {len(points)} are {points.loss_R[0]:.6g}; "
             "give the runs' own validation losses"
         )
     group_R = points.groups()
@@ -141,7 +145,7 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
     laws, refused, parametric, iso = _fit(points, definition, group_R, compute)
     if not laws:
         reasons = "; ".join(f"{method}: {reason}" for method, reason in refused.items())
-        raise InputError(f"objective {points.series!r} has too few runs for any law ({reasons}); add sizes and budgets")
+        raise InputError(f"objective {points.objective!r} has too few runs for any law ({reasons}); add sizes and budgets")
     on_R = envelope.front(points.flops_R, points.loss_R, group_R, np.ones((1, len(points))))[0]
     resampled = {}
     for blocks in bootstrap.BLOCKS if resamples else ():

@@ -67,7 +67,7 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
                 blocks: bootstrap.interval(ratio, flops_at(laws[method], base.resampled[blocks][method].at(flops)["loss"]) / flops)
                 for blocks, laws in other.resampled.items()
             }
-            names = (base.points.series, other.points.series, method, base.definition)
+            names = (base.points.objective, other.points.objective, method, base.definition)
             losses = (base.measured(flops), other.measured(flops))
             reasons = _doubts(base, other, method, flops, ratio, losses)
             found.append(Ratio(*names, flops, loss, ratio, within, intervals, *losses, reasons))
@@ -76,13 +76,13 @@ def compute_ratios(base: Analysis, other: Analysis) -> list[Ratio]:
 
 def _doubts(base: Analysis, other: Analysis, method: str, flops: float, ratio: float, losses: tuple[float, float]) -> tuple[str, ...]:
     """The doubts of the two laws, and an order that the best runs of the same budget contradict."""
-    reasons = [f"the {method} law of {each.points.series}: {reason}" for each in (base, other) for reason in each.doubts.get(method, ())]
+    reasons = [f"the {method} law of {each.points.objective}: {reason}" for each in (base, other) for reason in each.doubts.get(method, ())]
     if fitness.contradiction(ratio, *losses):
         ahead, behind = (base, other) if losses[0] < losses[1] else (other, base)
         low, high = sorted(losses)
         reasons.append(
-            f"by the {method} laws {behind.points.series} is ahead at {flops:.3g} FLOPs, by the best runs there "
-            f"{ahead.points.series} is: {low:.4f} against {high:.4f}"
+            f"by the {method} laws {behind.points.objective} is ahead at {flops:.3g} FLOPs, by the best runs there "
+            f"{ahead.points.objective} is: {low:.4f} against {high:.4f}"
         )
     return tuple(reasons)
 
@@ -101,7 +101,7 @@ def _best_losses(analysis: Analysis) -> tuple[float, float]:
 class Lowest:
     """The best run of an objective on one corpus. last: no run has more epochs, so that more may be better."""
 
-    series: str
+    objective: str
     loss: float
     epochs: float
     last: bool
@@ -123,7 +123,8 @@ class Crossing:
 
     def record(self) -> dict[str, Any]:
         """Plain JSON."""
-        return dataclasses.asdict(self) | {"interval": self.interval and self.interval.record()}
+        lowest = [{"series": each.objective, "loss": each.loss, "epochs": each.epochs, "last": each.last} for each in self.lowest]
+        return dataclasses.asdict(self) | {"lowest": lowest, "interval": self.interval and self.interval.record()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,7 @@ def crossings(base: Points, other: Points, *, resamples: int = 0, seed: int = 0)
     if law is not None and all(drawn_S is not None for drawn_S in meetings):
         laws = [_law(unique_G, drawn_G) for drawn_G in np.stack(meetings, 1)]
         exponent = bootstrap.interval(law.exponent, np.array([each.exponent if each else math.nan for each in laws]))
-    return Crossings(base.series, other.series, tuple(found), law, exponent)
+    return Crossings(base.objective, other.objective, tuple(found), law, exponent)
 
 
 def _law(unique_G: np.ndarray, flops_G: np.ndarray) -> PowerLaw | None:
@@ -187,17 +188,17 @@ def _crossing(base: Points, other: Points, unique: float, drawn_S: np.ndarray | 
     flops, gap = _meeting(base, other, base.loss_R, other.loss_R)
     span = f"between {math.exp(low):.2e} and {math.exp(high):.2e} FLOPs"
     if flops == 0:
-        return Crossing(unique, math.nan, lowest, None, f"{other.series} is ahead everywhere {span}")
+        return Crossing(unique, math.nan, lowest, None, f"{other.objective} is ahead everywhere {span}")
     if math.isinf(flops):
-        return Crossing(unique, math.nan, lowest, None, f"{other.series} is behind by {gap:.3f} nats at the end {span}")
+        return Crossing(unique, math.nan, lowest, None, f"{other.objective} is behind by {gap:.3f} nats at the end {span}")
     interval = None if drawn_S is None else bootstrap.interval(flops, drawn_S)
-    return Crossing(unique, flops, lowest, interval, f"{other.series} is ahead from {flops:.2e} FLOPs on")
+    return Crossing(unique, flops, lowest, interval, f"{other.objective} is ahead from {flops:.2e} FLOPs on")
 
 
 def _lowest(points: Points) -> Lowest:
     best = int(points.loss_R.argmin())
     return Lowest(
-        points.series, float(points.loss_R[best]), float(points.epochs_R[best]), bool(points.epochs_R[best] == points.epochs_R.max())
+        points.objective, float(points.loss_R[best]), float(points.epochs_R[best]), bool(points.epochs_R[best] == points.epochs_R.max())
     )
 
 

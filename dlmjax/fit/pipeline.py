@@ -49,7 +49,7 @@ def analyse_files(
     names = sorted({*base_points, *(record.series for record in runs)})
     if not names:
         raise InputError(f"{', '.join(map(str, records))} holds no record, so there is nothing to fit; `dlmjax sweep run` writes them")
-    found = tuple(_series(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
+    found = tuple(_objective(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
     ratios, crossings, apart = _comparisons(found, base, min(resamples, SPECIAL_RESAMPLES), seed)
     laws = any(each.analyses or each.tuning or each.mixing or any(law.fit for law in each.special.values()) for each in found)
     if not laws and not crossings:
@@ -66,7 +66,7 @@ def _one_of_each(records: Sequence[Record]) -> list[Record]:
     return list(seen.values())
 
 
-def _series(name: str, found: Points | None, records: list[Record], resamples: int, seed: int) -> ObjectiveFit:
+def _objective(name: str, found: Points | None, records: list[Record], resamples: int, seed: int) -> ObjectiveFit:
     refused, analyses, laws, left = "", {}, {}, dict(found.left_out) if found else _statuses(records)
     reference = None
     few = min(resamples, SPECIAL_RESAMPLES)
@@ -95,7 +95,7 @@ def _statuses(records: Sequence[Record]) -> dict[str, int]:
 def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int, seed: int):
     """Ratios and crossings of every objective with the base (that of BASES, or the first), and why others are not compared:
     they were measured differently, or differ in vocabulary or corpora."""
-    names = [each.series for each in found]
+    names = [each.objective for each in found]
     if base is not None and base not in names:
         raise InputError(f"--base {base!r} is not an objective of the fit: {', '.join(names)}")
     base = base or next((name for name in BASES if name in names), names[0])
@@ -106,7 +106,7 @@ def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int
         if other is first or first.points is None or other.points is None:
             continue
         if why := _incomparable(first.points, other.points):
-            apart.append(f"{other.series} is not compared with {first.series}: {why}")
+            apart.append(f"{other.objective} is not compared with {first.objective}: {why}")
             continue
         pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
         if len(pair) == 2:

@@ -25,10 +25,10 @@ def available() -> bool:
 def draw(result: Result) -> dict[str, bytes]:
     """All pictures by file name. Those of one objective use total parameters."""
     pictures = {}
-    analyses = {found.series: found.analyses["total"] for found in result.series if "total" in found.analyses}
-    names = file_names(found.series for found in result.series)
-    for series, analysis in analyses.items():
-        name = names[series]
+    analyses = {found.objective: found.analyses["total"] for found in result.objectives if "total" in found.analyses}
+    names = file_names(found.objective for found in result.objectives)
+    for objective, analysis in analyses.items():
+        name = names[objective]
         if any(minimum.runs > 1 for minimum in analysis.isoflop.minima):
             pictures[f"isoflop_{name}.png"] = isoflop(analysis)
         pictures[f"envelope_{name}.png"] = envelope(analysis)
@@ -37,7 +37,7 @@ def draw(result: Result) -> dict[str, bytes]:
             pictures[f"residuals_{name}.png"] = residuals(analysis)
     if len(analyses) > 1:
         pictures[COMPARED] = objectives(analyses, result)
-    again = [found.points for found in result.series if found.points is not None and (found.points.epochs_R > AGAIN).any()]
+    again = [found.points for found in result.objectives if found.points is not None and (found.points.epochs_R > AGAIN).any()]
     if again:
         pictures[REPEATED] = repeated(again)
     return pictures
@@ -45,7 +45,7 @@ def draw(result: Result) -> dict[str, bytes]:
 
 def isoflop(analysis: Analysis) -> bytes:
     """Loss against size for each budget with its parabola; a star where the minimum counts."""
-    figure, (axes,) = _figure(1, f"{called(analysis.points.series)}: isoFLOP curves")
+    figure, (axes,) = _figure(1, f"{called(analysis.points.objective)}: isoFLOP curves")
     size_R, loss_R = analysis.points.sizes[analysis.definition], analysis.points.loss_R
     for g, minimum in enumerate(analysis.isoflop.minima):
         colour = f"C{g % 10}"
@@ -64,7 +64,7 @@ def isoflop(analysis: Analysis) -> bytes:
 
 def envelope(analysis: Analysis) -> bytes:
     """Loss against FLOPs, the best runs marked, and the best loss by the laws."""
-    figure, (axes,) = _figure(1, f"{called(analysis.points.series)}: envelope")
+    figure, (axes,) = _figure(1, f"{called(analysis.points.objective)}: envelope")
     points = analysis.points
     axes.scatter(points.flops_R, points.loss_R, s=10, color="0.6", label="runs")
     on_R = analysis.on_envelope_R
@@ -77,7 +77,7 @@ def envelope(analysis: Analysis) -> bytes:
 
 def best(analysis: Analysis) -> bytes:
     """N*(C) and D*(C) of each approach with 95 % bands, a decade beyond the runs; minima of the parabolas as stars."""
-    figure, panels = _figure(2, f"{called(analysis.points.series)}: best size and tokens, 95 % bands (block bootstrap over runs)")
+    figure, panels = _figure(2, f"{called(analysis.points.objective)}: best size and tokens, 95 % bands (block bootstrap over runs)")
     for axes, name in zip(panels, ("size", "tokens"), strict=True):
         _bands(axes, analysis, name)
         accepted = analysis.isoflop.accepted
@@ -91,7 +91,7 @@ def best(analysis: Analysis) -> bytes:
 
 def residuals(analysis: Analysis) -> bytes:
     """Loss of the runs against the parametric law, by FLOPs and by size, in per cent, with the runs' own standard errors."""
-    figure, panels = _figure(2, f"{called(analysis.points.series)}: residuals of the parametric law")
+    figure, panels = _figure(2, f"{called(analysis.points.objective)}: residuals of the parametric law")
     points = analysis.points
     residual_R = 100 * np.expm1(analysis.parametric.residuals_R)
     error_R = 100 * np.nan_to_num(points.stderr_R) / points.loss_R
@@ -105,11 +105,11 @@ def residuals(analysis: Analysis) -> bytes:
 def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
     """Best loss against FLOPs of all objectives, and compute over that of the base at equal loss, where there are runs of that loss."""
     figure, (left, right) = _figure(2, "objectives compared")
-    for index, (series, analysis) in enumerate(analyses.items()):
+    for index, (objective, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
-        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{index}", label=called(series))
+        left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{index}", label=called(objective))
         if (method := compared_by(analysis)) is not None:
-            _band(left, analysis, method, "loss", f"C{index}", f"{called(series)}, {method} law")
+            _band(left, analysis, method, "loss", f"C{index}", f"{called(objective)}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
     left.legend(fontsize=7)
     for (other, method), rows in drawn_ratios(result).items():
@@ -138,7 +138,7 @@ def compared_by(analysis: Analysis) -> str | None:
 
 
 def drawn_ratios(result: Result) -> dict[tuple[str, str], list[Ratio]]:
-    """The ratios that a picture shows, by series and method: among the runs of both, and to be trusted."""
+    """The ratios that a picture shows, by objective and method: among the runs of both, and to be trusted."""
     found: dict[tuple[str, str], list[Ratio]] = {}
     for ratio in result.ratios:
         if ratio.within and not ratio.doubts:
@@ -146,11 +146,11 @@ def drawn_ratios(result: Result) -> dict[tuple[str, str], list[Ratio]]:
     return found
 
 
-def repeated(series: list[Points]) -> bytes:
+def repeated(objectives: list[Points]) -> bytes:
     """Loss against epochs, a line for each corpus and size: a colour for each corpus, a line style for each objective."""
     figure, (axes,) = _figure(1, "repeated tokens")
-    corpora = sorted({unique for points in series for unique in points.unique_R if np.isfinite(unique)})
-    for points, style in zip(series, itertools.cycle(("o-", "s--", "^:", "D-.")), strict=False):
+    corpora = sorted({unique for points in objectives for unique in points.unique_R if np.isfinite(unique)})
+    for points, style in zip(objectives, itertools.cycle(("o-", "s--", "^:", "D-.")), strict=False):
         size_R = points.sizes["total"]
         for unique, size in sorted(set(zip(points.unique_R, size_R, strict=True))):
             in_R = np.flatnonzero((points.unique_R == unique) & (size_R == size))
@@ -158,7 +158,7 @@ def repeated(series: list[Points]) -> bytes:
                 continue
             in_R = in_R[np.argsort(points.epochs_R[in_R])]
             sizes = f", N = {size:.3g}" if len(np.unique(size_R)) > 1 else ""
-            label = f"{called(points.series)}, {unique:,.0f} unique{sizes}"
+            label = f"{called(points.objective)}, {unique:,.0f} unique{sizes}"
             bars = 1.96 * np.nan_to_num(points.stderr_R[in_R])
             colour = f"C{corpora.index(unique) % 10}"
             axes.errorbar(
@@ -211,9 +211,9 @@ def _band(axes, analysis: Analysis, method: str, name: str, colour: str, label: 
         axes.fill_between(flops_K, low_K, high_K, color=colour, alpha=0.2, linewidth=0)
 
 
-def called(series: str) -> str:
+def called(objective: str) -> str:
     """The name of an objective as text of a picture: matplotlib reads mathematics between two $, and omits a leading _ from legends."""
-    short = series if len(series) <= LONGEST_LABEL else f"{series[: LONGEST_LABEL - 3]}..."
+    short = objective if len(objective) <= LONGEST_LABEL else f"{objective[: LONGEST_LABEL - 3]}..."
     return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
 
 

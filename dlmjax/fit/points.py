@@ -53,7 +53,7 @@ class Points:
     records: what the arrays were made from; empty for a table. left_out: how many runs were, by reason. notes: how a table was read.
     """
 
-    series: str
+    objective: str
     sizes: dict[str, np.ndarray]
     tokens_R: np.ndarray
     flops_R: np.ndarray
@@ -121,7 +121,7 @@ def from_records(records: Sequence[Record]) -> dict[str, Points]:
 
     Raises InputError: the runs of one objective were measured on different validation sets, or no run finished.
     """
-    by_series: dict[str, list[Record]] = defaultdict(list)
+    by_objective: dict[str, list[Record]] = defaultdict(list)
     left: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for record in records:
         if record.status != "finished":
@@ -131,12 +131,12 @@ def from_records(records: Sequence[Record]) -> dict[str, Points]:
         elif "weights" in record.cell:
             left[record.series]["in a grid of mixtures"] += 1
         else:
-            by_series[record.series].append(record)
+            by_objective[record.series].append(record)
     check_validation(records)
     found = {}
-    for series, runs in sorted(by_series.items()):
+    for objective, runs in sorted(by_objective.items()):
         runs = sorted(runs, key=lambda run: (run.flops, run.parameters, run.id))
-        found[series] = _of_records(series, tuple(runs), dict(left[series]))
+        found[objective] = _of_records(objective, tuple(runs), dict(left[objective]))
     return found
 
 
@@ -177,12 +177,12 @@ def differs(one: Record, two: Record) -> str:
 
 def _corpora(record: Record) -> tuple[str, ...]:
     """Names of the corpora that a run was trained on, without how much of each: the last folder of a path that is not just called data, so
-    that the machines of a series may keep them in different places."""
+    that the machines of an objective may keep them in different places."""
     parts = [pathlib.PurePath(parse_path(path)[0]).parts for path in record.config.get("data.paths", ())]
     return tuple(sorted(next((part for part in reversed(each) if part != "data"), "data") for each in parts))
 
 
-def _of_records(series: str, runs: tuple[Record, ...], left_out: dict[str, int]) -> Points:
+def _of_records(objective: str, runs: tuple[Record, ...], left_out: dict[str, int]) -> Points:
     def column(name: str) -> np.ndarray:
         values = [getattr(run, name) for run in runs]
         return np.array([math.nan if value is None else value for value in values], float)
@@ -191,7 +191,7 @@ def _of_records(series: str, runs: tuple[Record, ...], left_out: dict[str, int])
     sizes = {"total": column("parameters"), "non_embedding": column("non_embedding"), "active": column("active")}
     unique_R = np.where(column("unique_tokens") > 0, column("unique_tokens"), math.nan)
     return Points(
-        series=series,
+        objective=objective,
         sizes=_distinct(sizes, flops_R, tokens_R),
         tokens_R=tokens_R,
         flops_R=flops_R,
@@ -244,10 +244,10 @@ def from_csv(path: str | os.PathLike) -> dict[str, Points]:
     notes += [f"{file.name}: not read: {shorten(', '.join(unread), 200, placeholder=' ...')}"] if unread else []
     for name, other in (("tokens", "flops"), ("flops", "tokens")):
         notes += [f"{file.name}: {name} are not given; taken from {other} by C = 6 N D"] if name not in read_as else []
-    series: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_objective: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        series[row["series"] or file.stem].append(row)
-    return {name: _of_rows(name, found, tuple(notes)) for name, found in sorted(series.items())}
+        by_objective[row["series"] or file.stem].append(row)
+    return {name: _of_rows(name, found, tuple(notes)) for name, found in sorted(by_objective.items())}
 
 
 def _read(file: pathlib.Path, stream: TextIO) -> tuple[list[str], list[dict[str, Any]], dict[str, str]]:
@@ -316,7 +316,7 @@ def _value(what: str, name: str, text: str) -> float:
     return value
 
 
-def _of_rows(series: str, rows: list[dict[str, Any]], notes: tuple[str, ...]) -> Points:
+def _of_rows(objective: str, rows: list[dict[str, Any]], notes: tuple[str, ...]) -> Points:
     rows = sorted(rows, key=lambda row: (row["flops"], row["parameters"]))
 
     def column(name: str) -> np.ndarray:
@@ -324,7 +324,7 @@ def _of_rows(series: str, rows: list[dict[str, Any]], notes: tuple[str, ...]) ->
 
     sizes = {"total": column("parameters"), "non_embedding": column("non_embedding"), "active": column("active")}
     return Points(
-        series=series,
+        objective=objective,
         sizes=_distinct(sizes, column("flops"), column("tokens")),
         tokens_R=column("tokens"),
         flops_R=column("flops"),

@@ -28,7 +28,7 @@ class Prediction:
     "" where there is no other. cautions: lines on how far to trust the numbers.
     """
 
-    series: str
+    objective: str
     definition: str
     flops: float
     numbers: dict[str, dict[str, float]]
@@ -40,22 +40,24 @@ class Prediction:
     cautions: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        return finite(dataclasses.asdict(self))
+        """Plain JSON; its key for the objective is "series"."""
+        fields = dataclasses.asdict(self)
+        return finite({"series": fields.pop("objective"), **fields})
 
 
 def predict(
-    saved: results.Saved, flops: float, *, series: str | None = None, definition: str = "total", method: str | None = None
+    saved: results.Saved, flops: float, *, objective: str | None = None, definition: str = "total", method: str | None = None
 ) -> list[Prediction]:
     """The best run of each objective at so many FLOPs.
 
     Args:
-      saved: a finished fit (`results.read`). series: one objective; None = all. definition: of N.
+      saved: a finished fit (`results.read`). objective: one objective; None = all. definition: of N.
       method: None = all, and the first whose law is trusted is the chosen one.
     Raises InputError: no such objective, definition or method; no finite prediction.
     """
     if not 1 <= flops <= checks.MOST:
         raise InputError(f"--flops {flops}: give a positive number from 1 to {checks.MOST:g}, such as 1e22")
-    return [predicted(saved, name, definition, flops, method) for name in _choose(saved, series, definition)]
+    return [predicted(saved, name, definition, flops, method) for name in _choose(saved, objective, definition)]
 
 
 def check_trusted(prediction: Prediction) -> None:
@@ -63,16 +65,16 @@ def check_trusted(prediction: Prediction) -> None:
     if not prediction.chosen:
         reasons = "; ".join(f"{method}, {reasons[0]}" for method, reasons in prediction.doubts.items())
         raise InputError(
-            f"no law of objective {prediction.series!r} is trusted ({reasons}); "
+            f"no law of objective {prediction.objective!r} is trusted ({reasons}); "
             f"add runs, or take one all the same with --method {next(iter(prediction.doubts))}"
         )
 
 
-def _choose(saved: results.Saved, series: str | None, definition: str) -> list[str]:
+def _choose(saved: results.Saved, objective: str | None, definition: str) -> list[str]:
     found = saved.record["series"]
-    if series is not None and series not in found:
-        raise InputError(f"--objective {series}: the fit has no such objective; it has {', '.join(found)}")
-    names = [name for name in found if definition in found[name]["definitions"] and series in (None, name)]
+    if objective is not None and objective not in found:
+        raise InputError(f"--objective {objective}: the fit has no such objective; it has {', '.join(found)}")
+    names = [name for name in found if definition in found[name]["definitions"] and objective in (None, name)]
     if not names:
         known = sorted({each for name in found for each in found[name]["definitions"]})
         raise InputError(
@@ -82,22 +84,22 @@ def _choose(saved: results.Saved, series: str | None, definition: str) -> list[s
 
 
 @np.errstate(all="ignore")  # resamples may go beyond any float: they count at the ends of intervals
-def predicted(saved: results.Saved, series: str, definition: str, flops: float, method: str | None = None) -> Prediction:
+def predicted(saved: results.Saved, objective: str, definition: str, flops: float, method: str | None = None) -> Prediction:
     """Numbers and intervals of one objective. Raises InputError: there is no law by this method, or it gives no finite numbers."""
-    laws, resampled = saved.laws(series, definition)
+    laws, resampled = saved.laws(objective, definition)
     if method is not None and method not in laws:
-        refused = saved.record["series"][series]["definitions"][definition]["refused"].get(method, "no such method")
-        raise InputError(f"objective {series!r} has no {method!r} law ({refused}); it has {', '.join(laws)}")
+        refused = saved.record["series"][objective]["definitions"][definition]["refused"].get(method, "no such method")
+        raise InputError(f"objective {objective!r} has no {method!r} law ({refused}); it has {', '.join(laws)}")
     methods = [name for name in METHODS if name in laws and method in (None, name)]
-    found = saved.record["series"][series]
+    found = saved.record["series"][objective]
     reference, tuning = found["reference"], found["tuning"] or {}
-    doubts = {name: reasons for name, reasons in saved.doubts(series, definition).items() if name in methods}
+    doubts = {name: reasons for name, reasons in saved.doubts(objective, definition).items() if name in methods}
     numbers, intervals = {}, {}
     for name in methods:
         numbers[name] = {key: float(value) for key, value in with_steps(laws[name].at(flops), reference, tuning).items()}
         if not all(0 < value < math.inf for value in numbers[name].values()):
             raise InputError(
-                f"the {name} law of objective {series!r} has no best run that is finite at {flops:.3g} FLOPs; choose other FLOPs"
+                f"the {name} law of objective {objective!r} has no best run that is finite at {flops:.3g} FLOPs; choose other FLOPs"
             )
         intervals[name] = {}
         for blocks, drawn in resampled.items():
@@ -105,15 +107,17 @@ def predicted(saved: results.Saved, series: str, definition: str, flops: float, 
             for key, values in samples.items():
                 spread = interval(numbers[name][key], np.broadcast_to(values, np.shape(samples["size"]))).record()
                 intervals[name].setdefault(key, {})[blocks] = spread
-    largest = max((row["flops"] for row in _best_runs(saved, series, definition)), default=flops * 100) / 100
+    largest = max((row["flops"] for row in _best_runs(saved, objective, definition)), default=flops * 100) / 100
     chosen = method or next((name for name in methods if name not in doubts), "")
-    cautions = _cautions(saved, series, definition, numbers[chosen or methods[0]]["size"])
-    return Prediction(series, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), doubts, chosen, cautions)
+    cautions = _cautions(saved, objective, definition, numbers[chosen or methods[0]]["size"])
+    return Prediction(
+        objective, definition, flops, numbers, intervals, flops / largest, _source(reference, tuning), doubts, chosen, cautions
+    )
 
 
-def _cautions(saved: results.Saved, series: str, definition: str, size: float) -> tuple[str, ...]:
+def _cautions(saved: results.Saved, objective: str, definition: str, size: float) -> tuple[str, ...]:
     """A caution where N* is far from the sizes that C = k N^rho D was fitted to."""
-    found = saved.record["series"][series]["definitions"][definition]
+    found = saved.record["series"][objective]["definitions"][definition]
     (least, most), compute = found["sizes"], found["compute"]
     if not compute["worst"] or least / FAR_SIZE < size < most * FAR_SIZE:  # nothing fitted, or not far
         return ()
@@ -122,8 +126,8 @@ def _cautions(saved: results.Saved, series: str, definition: str, size: float) -
     return (f"FLOPs per token are extrapolated by {law} to N*, {far} size tried, and D* with them; --config counts those of its shape",)
 
 
-def _best_runs(saved: results.Saved, series: str, definition: str) -> list[dict]:
-    return saved.record["series"][series]["definitions"][definition]["best_runs"]
+def _best_runs(saved: results.Saved, objective: str, definition: str) -> list[dict]:
+    return saved.record["series"][objective]["definitions"][definition]["best_runs"]
 
 
 def with_steps(best: dict[str, Any], reference: dict | None, tuning: dict, draw: np.random.Generator | None = None) -> dict[str, Any]:

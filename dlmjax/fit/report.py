@@ -40,9 +40,9 @@ def page(result: Result, pictures: dict[str, bytes]) -> str:
     if REPEATED in pictures:
         parts += ["<h2>Repeated tokens</h2>", _picture(REPEATED, pictures)]
         parts += [f"<pre>{_text(chr(10).join(crossed(found)))}</pre>" for found in result.crossings]
-    names = file_names(found.series for found in result.series)
-    for found in result.series:
-        parts += _series(found, names[found.series], pictures)
+    names = file_names(found.objective for found in result.objectives)
+    for found in result.objectives:
+        parts += _objective(found, names[found.objective], pictures)
     parts += ["<h2>As printed</h2>", f"<pre>{_text(summary(result))}</pre>", "</body></html>"]
     return "\n".join(parts) + "\n"
 
@@ -56,8 +56,8 @@ def _how(result: Result) -> str:
     )
 
 
-def _series(found: ObjectiveFit, name: str, pictures: dict[str, bytes]) -> Iterator[str]:
-    yield f"<h2>{_text(found.series)}</h2>"
+def _objective(found: ObjectiveFit, name: str, pictures: dict[str, bytes]) -> Iterator[str]:
+    yield f"<h2>{_text(found.objective)}</h2>"
     left = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
     validation = f" Measured on {found.points.validation}." if found.points and found.points.validation else ""
     yield f"<p>{len(found.points) if found.points else 0} runs.{_text(validation)}{' Left out: ' + _text(left) + '.' if left else ''}</p>"

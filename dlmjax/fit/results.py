@@ -29,8 +29,8 @@ from dlmjax.sweep.records import Record
 
 FIT, RESAMPLES, POINTS, PAGE = "fit.json", "resamples.npz", "points.csv", "report.html"
 COMPARED, REPEATED = "objectives.png", "repeated.png"
-PICTURES = ("isoflop", "envelope", "best", "residuals")  # of each series
-LONGEST_NAME = 60  # letters of a series in names of pictures: a letter may take four bytes, a name of a file has 255
+PICTURES = ("isoflop", "envelope", "best", "residuals")  # of each objective
+LONGEST_NAME = 60  # letters of an objective in names of pictures: a letter may take four bytes, a name of a file has 255
 LARGEST_ARRAY = 1 << 26  # bytes of one array of resamples
 VERSION = 2  # 1 had neither the sizes tried nor where the laws of batch and learning rate have their middle
 
@@ -40,7 +40,7 @@ class ObjectiveFit:
     """All fits of one objective. points: every run that was read, also those that the base laws omit. analyses: by definition of N.
     special: by name of the form. mixing: by domain. left_out: runs by reason. refused: why there is no analysis at all."""
 
-    series: str
+    objective: str
     points: Points | None
     analyses: dict[str, Analysis]
     special: dict[str, Special]
@@ -58,7 +58,7 @@ class Result:
     sources: tuple[str, ...]
     resamples: int
     seed: int
-    series: tuple[ObjectiveFit, ...]
+    objectives: tuple[ObjectiveFit, ...]
     ratios: tuple[Ratio, ...]
     crossings: tuple[Crossings, ...]
     apart: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Result:
     def record(self) -> dict[str, Any]:
         """Plain JSON in full precision; what is not a number is null."""
         head = {"format": "dlmjax fit", "version": VERSION, "sources": list(self.sources), "resamples": self.resamples, "seed": self.seed}
-        head["series"] = {found.series: _series(found) for found in self.series}
+        head["series"] = {found.objective: _objective(found) for found in self.objectives}
         head["compute_ratios"] = [ratio.record() for ratio in self.ratios]
         head["crossings"] = [found.record() for found in self.crossings]
         head["not_compared"] = list(self.apart)
@@ -85,8 +85,8 @@ class Result:
     def _samples(self) -> dict[str, np.ndarray]:
         """Resampled laws under `series|definition|blocks|method|number`."""
         return {
-            "|".join((found.series, definition, blocks, method, name)): np.asarray(values)
-            for found in self.series
+            "|".join((found.objective, definition, blocks, method, name)): np.asarray(values)
+            for found in self.objectives
             for definition, analysis in found.analyses.items()
             for blocks, laws in analysis.resampled.items()
             for method, law in laws.items()
@@ -100,7 +100,7 @@ class Result:
         columns += ["loss", "stderr", "used", "fitted_loss", "on_envelope"]
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        for found in self.series:
+        for found in self.objectives:
             writer.writerows(_rows(found))
         return text.getvalue()
 
@@ -108,10 +108,10 @@ class Result:
 def _clear(root: pathlib.Path) -> None:
     """Removes the files of an earlier fit, `fit.json` first, so that none of them is mistaken for one of the next."""
     try:
-        series = list(json.loads((root / FIT).read_bytes())["series"])
+        objectives = list(json.loads((root / FIT).read_bytes())["series"])
     except (OSError, ValueError, KeyError, TypeError):
-        series = []  # no fit, or a damaged one: its pictures are not known by name
-    pictures = [f"{kind}_{name}.png" for name in file_names(series).values() for kind in PICTURES]
+        objectives = []  # no fit, or a damaged one: its pictures are not known by name
+    pictures = [f"{kind}_{name}.png" for name in file_names(objectives).values() for kind in PICTURES]
     try:
         for name in (FIT, RESAMPLES, POINTS, PAGE, COMPARED, REPEATED, *pictures):
             (root / name).unlink(missing_ok=True)
@@ -119,10 +119,10 @@ def _clear(root: pathlib.Path) -> None:
         raise InputError(f"cannot replace the fit in {root}: {error.strerror}; choose another --output") from error
 
 
-def file_names(series: Iterable[str]) -> dict[str, str]:
+def file_names(objectives: Iterable[str]) -> dict[str, str]:
     """The file name of each objective: signs become "_", and a number distinguishes names that are equal, also without case."""
     found: dict[str, str] = {}
-    for name in series:
+    for name in objectives:
         plain_name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name[:LONGEST_NAME])
         taken, count, found[name] = {each.lower() for each in found.values()}, 2, plain_name
         while found[name].lower() in taken:
@@ -140,7 +140,7 @@ def _rows(found: ObjectiveFit) -> list[dict[str, Any]]:
         fitted_R = np.exp(np.log(analysis.points.loss_R) - analysis.parametric.residuals_R)
     rows = []
     for index, name in enumerate(points.ids):
-        row: dict[str, Any] = {"id": name, "series": found.series}
+        row: dict[str, Any] = {"id": name, "series": found.objective}
         row |= {definition: _number(size_R[index]) for definition, size_R in points.sizes.items()}
         for column in ("tokens", "flops", "budget", "loss", "stderr"):
             row[column] = _number(getattr(points, f"{column}_R")[index])
@@ -158,7 +158,7 @@ def _number(value: float) -> str:
     return "" if not math.isfinite(value) else repr(int(value) if float(value).is_integer() else float(value))
 
 
-def _series(found: ObjectiveFit) -> dict[str, Any]:
+def _objective(found: ObjectiveFit) -> dict[str, Any]:
     record: dict[str, Any] = {"runs": len(found.points) if found.points else 0, "left_out": found.left_out, "refused": found.refused}
     if found.points is not None:
         record |= {"validation": found.points.validation, "notes": list(found.points.notes)}
@@ -229,15 +229,15 @@ class Saved:
     record: dict[str, Any]
     samples: dict[str, np.ndarray]
 
-    def laws(self, series: str, definition: str) -> tuple[dict[str, ScalingLaw], dict[str, dict[str, ScalingLaw]]]:
+    def laws(self, objective: str, definition: str) -> tuple[dict[str, ScalingLaw], dict[str, dict[str, ScalingLaw]]]:
         """Laws of one objective and definition by method, and those of the resamples by blocks and method."""
-        found = self.record["series"][series]["definitions"][definition]
+        found = self.record["series"][objective]["definitions"][definition]
         compute = Compute(**found["compute"])
         laws = {method: ScalingLaw(method, values, compute) for method, values in found["laws"].items()}
         grouped: dict[str, dict[str, dict[str, np.ndarray]]] = {}
         for key, values in self.samples.items():
             of, under, blocks, method, name = key.rsplit("|", 4)
-            if (of, under) == (series, definition):
+            if (of, under) == (objective, definition):
                 grouped.setdefault(blocks, {}).setdefault(method, {})[name] = values
         resampled = {
             blocks: {method: ScalingLaw(method, values, compute) for method, values in by_method.items()}
@@ -245,9 +245,9 @@ class Saved:
         }
         return laws, resampled
 
-    def doubts(self, series: str, definition: str) -> dict[str, tuple[str, ...]]:
+    def doubts(self, objective: str, definition: str) -> dict[str, tuple[str, ...]]:
         """By method, why a law is not to be trusted; of an older fit without doubts, the parameters at a bound."""
-        found = self.record["series"][series]["definitions"][definition]
+        found = self.record["series"][objective]["definitions"][definition]
         doubts = {method: tuple(reasons) for method, reasons in found.get("doubts", {}).items() if reasons}
         at_bounds = [f"boundary: {reason}" for reason in (found.get("parametric") or {}).get("boundaries", ())]
         if at_bounds:
@@ -263,8 +263,8 @@ _DEFINITION = {
     "sizes": [float],
     "best_runs": [{"flops": float}],
 }
-_SERIES = {"definitions": {str: _DEFINITION}, "reference": (dict, NoneType), "tuning": (dict, NoneType)}
-_FIT = {"format": str, "version": int, "seed": int, "series": {str: _SERIES}}
+_OBJECTIVE = {"definitions": {str: _DEFINITION}, "reference": (dict, NoneType), "tuning": (dict, NoneType)}
+_FIT = {"format": str, "version": int, "seed": int, "series": {str: _OBJECTIVE}}
 _TUNED = {"coefficient": float, "exponent": float, "exponent_stderr": (float, NoneType), "pivot": float}
 _LAW = {  # numbers of a law, by method
     "parametric": {"E", "A", "B", "a", "b"},
@@ -285,7 +285,7 @@ def read(directory: str | os.PathLike) -> Saved:
         if record["seed"] < 0:
             raise ValueError(f"its seed is {record['seed']}")
         for name, found in record["series"].items():
-            _check_series(name, found)
+            _check_objective(name, found)
         samples = _read_samples(read_bounded(root / RESAMPLES), record)
     except (InputError, OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         said = shorten(checks.one_line(str(error)), 300, placeholder=" ...")
@@ -293,11 +293,11 @@ def read(directory: str | os.PathLike) -> Saved:
     return Saved(root, record, samples)
 
 
-def _check_series(series: str, found: dict[str, Any]) -> None:
+def _check_objective(objective: str, found: dict[str, Any]) -> None:
     """Raises ValueError: the part of an objective that a prediction reads is not as `Result.record` writes it."""
-    checks.label("a series", series)
+    checks.label("an objective", objective)
     for definition, each in found["definitions"].items():
-        what = f"{series}, {definition}"
+        what = f"{objective}, {definition}"
         if each["compute"].keys() != _DEFINITION["compute"].keys():
             raise ValueError(f"compute of {what} has other numbers than k, rho and worst")
         require_shape(each.get("doubts", {}), {str: [str]}, f"doubts of {what}")
@@ -313,15 +313,15 @@ def _check_series(series: str, found: dict[str, Any]) -> None:
         if not all(0 < number <= checks.MOST for number in positive):
             raise ValueError(f"a size, a number of FLOPs or C = k N^rho D of {what} is not above 0")
     if (reference := found["reference"]) is not None:
-        require_shape(reference, _REFERENCE, f"reference of {series}")
-        checks.name(f"the reference of {series}", reference["id"])
+        require_shape(reference, _REFERENCE, f"reference of {objective}")
+        checks.name(f"the reference of {objective}", reference["id"])
         checks.numbers(
-            f"the reference of {series}", {name: reference[name] for name in ("length", "batch", "lr", "tokens")}, 1 / checks.MOST
+            f"the reference of {objective}", {name: reference[name] for name in ("length", "batch", "lr", "tokens")}, 1 / checks.MOST
         )
         checks.flat(f"the config of {reference['id']}", reference["config"])
     for name, law in (found["tuning"] or {}).items():
         if name in ("batch", "lr") and law is not None:
-            require_shape(law, _TUNED, f"tuning of {series}")
+            require_shape(law, _TUNED, f"tuning of {objective}")
 
 
 def _read_samples(content: bytes, record: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -334,12 +334,12 @@ def _read_samples(content: bytes, record: dict[str, Any]) -> dict[str, np.ndarra
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for entry in archive.infolist():
             key = entry.filename.removesuffix(".npy")
-            series, definition, blocks, method, name = key.rsplit("|", 4)
-            definitions = record["series"].get(series, {}).get("definitions", {})
+            objective, definition, blocks, method, name = key.rsplit("|", 4)
+            definitions = record["series"].get(objective, {}).get("definitions", {})
             if method not in definitions.get(definition, {}).get("laws", {}) or blocks not in bootstrap.BLOCKS:
                 continue
             samples[key] = _read_array(archive, entry)
-            names.setdefault((series, definition, blocks, method), {})[name] = samples[key].size
+            names.setdefault((objective, definition, blocks, method), {})[name] = samples[key].size
     wanted = {(*of, method) for of in {key[:3] for key in names} for method in record["series"][of[0]]["definitions"][of[1]]["laws"]}
     for key in wanted | names.keys():
         if names.get(key, {}).keys() != _LAW[key[3]] or len({*names[key].values()} - {1}) > 1:  # a floor that all share is one number

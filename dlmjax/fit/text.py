@@ -18,7 +18,7 @@ MARK = "!"  # beside what is not to be trusted
 
 def summary(result: Result) -> str:
     """All objectives, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
-    lines = [line for found in result.series for line in [*_series(found), ""]]
+    lines = [line for found in result.objectives for line in [*_objective(found), ""]]
     lines += [*_ratios(result), *result.apart]
     lines += [line for found in result.crossings for line in crossed(found)]
     return "\n".join(lines).rstrip()
@@ -31,7 +31,7 @@ def crossed(found: Crossings) -> Iterator[str]:
         spread = f" [{short(crossing.interval.low_95)}, {short(crossing.interval.high_95)}]" if crossing.interval else ""
         yield f"  {crossing.unique:,.0f} unique tokens: {crossing.said}{spread}"
         best = (
-            f"{each.series} {each.loss:.3f} after {each.epochs:.3g} epochs{', the most tried' if each.last else ''}"
+            f"{each.objective} {each.loss:.3f} after {each.epochs:.3g} epochs{', the most tried' if each.last else ''}"
             for each in crossing.lowest
         )
         yield f"    lowest: {'; '.join(best)}"
@@ -49,7 +49,7 @@ def predicted(prediction: Prediction) -> str:
         for blocks in next(iter(prediction.intervals[method].values()), {}):
             ends = [prediction.intervals[method].get(key, {}).get(blocks) for key in ("size", "tokens", "loss", "batch", "lr", "steps")]
             rows.append((f"  95 %, {blocks}", *(_ends(each) for each in ends)))
-    lines = [f"{prediction.series} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
+    lines = [f"{prediction.objective} at {prediction.flops:.4g} FLOPs, N = {prediction.definition}", *table(rows, "  ")]
     lines.append(f"  batch and lr: {prediction.source_of_batch}")
     lines += [f"  {line}" for line in doubted(prediction.doubts)]
     lines += [f"  {caution}" for caution in prediction.cautions]
@@ -85,9 +85,9 @@ def between(found: Interval | None, estimate: float) -> str:
     return f"{short(estimate)} [{short(found.low_95)}, {short(found.high_95)}]"
 
 
-def _series(found: ObjectiveFit) -> Iterator[str]:
+def _objective(found: ObjectiveFit) -> Iterator[str]:
     left = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in found.left_out.items()) if found.left_out else ""
-    yield f"{found.series}: {len(found.points) if found.points else 0} runs{left}"
+    yield f"{found.objective}: {len(found.points) if found.points else 0} runs{left}"
     if found.points is not None:
         yield from (f"  {note}" for note in found.points.notes)
     if found.refused:

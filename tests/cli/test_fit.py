@@ -250,7 +250,7 @@ def test_series_that_meet_in_a_file_name_are_told_apart():
 def test_a_picture_without_ratios_says_which_series_is_ahead(tmp_path, shift, words):
     runs = [dataclasses.replace(run, loss=run.loss + shift * (run.series == "masked")) for run in sweep()]
     result = analyse_files([write(tmp_path / "records.jsonl", runs)], resamples=0)
-    analyses = {found.series: found.analyses["total"] for found in result.series}
+    analyses = {found.objective: found.analyses["total"] for found in result.objectives}
     assert plots.why_not(analyses, result) == [words]
     assert plots.objectives(analyses, result).startswith(b"\x89PNG")
 

@@ -26,11 +26,11 @@ def additive_loss(size_R, tokens_R, law=LAW, noise=0.0, seed=0):
     return clean_R * np.exp(noise * np.random.default_rng(seed).standard_normal(len(size_R)))
 
 
-def points(size_R, tokens_R, flops_R, loss_R, budget_R=None, unique_R=None, series="masked", **sizes) -> Points:
+def points(size_R, tokens_R, flops_R, loss_R, budget_R=None, unique_R=None, objective="masked", **sizes) -> Points:
     """The same as `Points`."""
     nothing_R = np.full(len(size_R), np.nan)
     return Points(
-        series=series,
+        objective=objective,
         sizes={"total": size_R, **sizes},
         tokens_R=tokens_R,
         flops_R=flops_R,

@@ -1,4 +1,4 @@
-"""Two series: compute at equal loss, and the crossing in repeated data."""
+"""Two objectives: compute at equal loss, and the crossing in repeated data."""
 
 import dataclasses
 
@@ -41,11 +41,11 @@ def test_a_ratio_beyond_the_runs_says_so(ratios):
     assert {ratio.within for ratio in ratios if ratio.method == "parametric"} == {True, False}
 
 
-def repeated(series, floor, gain, unique, flops=None):
+def repeated(objective, floor, gain, unique, flops=None):
     flops_R = np.geomspace(1e12, 1e15, 13) if flops is None else flops
     size_R = np.full(len(flops_R), 1e5)
     loss_R = floor + gain * (flops_R / 1e12) ** -0.3
-    return points(size_R, flops_R / 6e5, flops_R, loss_R, unique_R=np.full(len(flops_R), unique), series=series)
+    return points(size_R, flops_R / 6e5, flops_R, loss_R, unique_R=np.full(len(flops_R), unique), objective=objective)
 
 
 def test_a_crossing_is_found_where_the_curves_meet():
@@ -56,7 +56,7 @@ def test_a_crossing_is_found_where_the_curves_meet():
     assert crossed.law is None and found.flops == pytest.approx(1e12 * 2 ** (1 / 0.3), rel=0.02)
     assert found.interval is None  # errors of the losses are not known
     one, two = found.lowest
-    assert (one.series, two.series) == ("ar", "masked") and two.loss < one.loss and one.last
+    assert (one.objective, two.objective) == ("ar", "masked") and two.loss < one.loss and one.last
     assert one.epochs == pytest.approx(1e15 / 6e5 / 1e6)
 
 
@@ -108,4 +108,4 @@ def known(runs, stderr):
 def join(one, two):
     arrays = [np.concatenate([getattr(each, name) for each in (one, two)]) for name in ("tokens_R", "flops_R", "loss_R")]
     size_R, unique_R = (np.concatenate(pair) for pair in ((one.sizes["total"], two.sizes["total"]), (one.unique_R, two.unique_R)))
-    return points(size_R, *arrays, unique_R=unique_R, series=one.series)
+    return points(size_R, *arrays, unique_R=unique_R, objective=one.objective)

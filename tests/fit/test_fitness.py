@@ -53,14 +53,14 @@ def fitted(request, tmp_path_factory):
 
 def pairs(result):
     """(ratio, the analyses of its two series)."""
-    analyses = {found.series: found.analyses["total"] for found in result.series}
+    analyses = {found.objective: found.analyses["total"] for found in result.objectives}
     return [(ratio, analyses[ratio.base], analyses[ratio.other]) for ratio in result.ratios]
 
 
 def test_laws_at_bounds_and_off_their_runs_are_in_doubt(fitted):
     runs, result, _ = fitted
     seen = set()
-    for found in result.series:
+    for found in result.objectives:
         analysis = found.analyses["total"]
         for method, law in analysis.laws.items():
             reasons = analysis.doubts.get(method, ())
@@ -68,7 +68,7 @@ def test_laws_at_bounds_and_off_their_runs_are_in_doubt(fitted):
             seen |= {reason.partition(":")[0] for reason in reasons}
             bounds = analysis.parametric.boundaries if method == "parametric" else ()
             assert len([reason for reason in reasons if reason.startswith("boundary: ")]) == len(bounds)
-            losses = {run.budget: [r.loss for r in runs if r.series == found.series and r.budget == run.budget] for run in runs}
+            losses = {run.budget: [r.loss for r in runs if r.series == found.objective and r.budget == run.budget] for run in runs}
             off = any(abs(law.at(flops)["loss"] / min(each) - 1) > 0.055 for flops, each in losses.items())
             assert not off or any(reason.startswith("off its runs: ") for reason in reasons)
     assert seen  # each of these sweeps has such a law
@@ -92,9 +92,9 @@ def test_ratios_of_doubtful_laws_or_against_the_runs_are_in_doubt(fitted):
 def test_the_table_and_the_report_mark_them_and_say_why(fitted):
     _, result, _ = fitted
     said, page = summary(result), html.unescape(report.page(result, {plots.COMPARED: b""}))
-    for found in result.series:
+    for found in result.objectives:
         analysis = found.analyses["total"]
-        part = said.split(f"{found.series}: 8 runs")[1].split("\n\n")[0]
+        part = said.split(f"{found.objective}: 8 runs")[1].split("\n\n")[0]
         for method in analysis.laws:
             assert (f"\n    {method} {MARK}" in part) is (method in analysis.doubts)
         for method, reasons in analysis.doubts.items():
@@ -114,7 +114,7 @@ def test_no_picture_compares_by_them(fitted):
     _, result, _ = fitted
     drawn = list(itertools.chain.from_iterable(plots.drawn_ratios(result).values()))
     assert [ratio for ratio in result.ratios if ratio.within and not ratio.doubts] == sorted(drawn, key=result.ratios.index)
-    analyses = {found.series: found.analyses["total"] for found in result.series}
+    analyses = {found.objective: found.analyses["total"] for found in result.objectives}
     for analysis in analyses.values():
         assert plots.compared_by(analysis) in {None, *analysis.trusted}
     if not drawn and any(ratio.within for ratio in result.ratios):
@@ -128,22 +128,33 @@ def test_json_and_predictions_agree(fitted, tmp_path, capsys):
     assert main(["fit", "predict", "--flops", "1e14", "--fit", str(root), "--json", str(tmp_path / "p.json")]) == 0
     said = capsys.readouterr().out
     predictions = {row["series"]: row for row in json.loads((tmp_path / "p.json").read_text())}
-    for found in result.series:
+    for found in result.objectives:
         analysis = found.analyses["total"]
         doubts = {method: list(reasons) for method, reasons in analysis.doubts.items()}
-        assert saved["series"][found.series]["definitions"]["total"]["doubts"] == doubts
-        assert predictions[found.series]["doubts"] == doubts
-        assert predictions[found.series]["chosen"] == next(iter(analysis.trusted), "")
+        assert saved["series"][found.objective]["definitions"]["total"]["doubts"] == doubts
+        assert predictions[found.objective]["doubts"] == doubts
+        assert predictions[found.objective]["chosen"] == next(iter(analysis.trusted), "")
         assert all(f"{method}, {reason}; the law is not trusted" in said for method, each in doubts.items() for reason in each)
         if not analysis.trusted:
-            flags = ["fit", "predict", "--flops", "1e14", "--fit", str(root), "--series", found.series, "--config", str(tmp_path / "c.py")]
+            flags = [
+                "fit",
+                "predict",
+                "--flops",
+                "1e14",
+                "--fit",
+                str(root),
+                "--objective",
+                found.objective,
+                "--config",
+                str(tmp_path / "c.py"),
+            ]
             assert main(flags) == 2
-            assert f"no law of objective '{found.series}' is trusted" in capsys.readouterr().err
+            assert f"no law of objective '{found.objective}' is trusted" in capsys.readouterr().err
 
 
 def test_laws_of_a_sweep_that_is_large_enough_are_trusted(tmp_path):
     result = analyse_files([write(tmp_path / "records.jsonl", sweep())], resamples=0)
-    assert not any(analysis.doubts for found in result.series for analysis in found.analyses.values())
+    assert not any(analysis.doubts for found in result.objectives for analysis in found.analyses.values())
     assert MARK not in summary(result).split("compute at equal loss")[0]
     assert not any(ratio.doubts for ratio in result.ratios)
 

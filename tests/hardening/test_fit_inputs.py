@@ -191,7 +191,7 @@ class Inputs:
         stored = json.dumps(result.record(), allow_nan=False)
         assert all(ord(letter) >= 32 for line in lines for letter in line), stored[:100]
         report.page(result, {})
-        for analysis in (each for found in result.series for each in found.analyses.values()):
+        for analysis in (each for found in result.objectives for each in found.analyses.values()):
             best = [analysis.laws[method].at(flops) for method in analysis.trusted for flops in analysis.points.flops_R]
             assert all(0 < number < math.inf for each in best for number in each.values())
 

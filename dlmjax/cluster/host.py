@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import os
 import pathlib
+import platform
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -65,8 +68,25 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def keep_compiled(workdir: str) -> None:
-    """Keeps compiled programs in `workdir/compiled`, so that a restart does not compile again; jax's own setting takes precedence."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(workdir).absolute() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+def keep_compiled(workdir: str | os.PathLike) -> None:
+    """Keeps compiled programs in a folder of `workdir/compiled`, so that the next start does not compile them again.
+
+    They are found again where the workdir is copied or moved to. jax's own setting takes precedence; in a workdir that cannot be written,
+    nothing is kept.
+    """
+    root = pathlib.Path(workdir).absolute()
+    if jax.config.jax_compilation_cache_dir or not os.access(root if root.exists() else root.parent, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(root / "compiled" / _instruction_set()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # XLA's own caches would put the folder's path into every key: nothing would be found once the workdir is copied or moved.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+def _instruction_set() -> str:
+    """A name of what this processor can execute: a program that was compiled for another one may end with an illegal instruction."""
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"
+    return platform.machine()

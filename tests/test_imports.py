@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pathlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 import dlmjax
 
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
 # The module that is imported, and packages that must not be imported with it.
 LIGHT = {
     "dlmjax": ("numpy", "jax"),
@@ -49,3 +51,13 @@ def test_type_checkers_see_the_names_that_there_are():
     block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.asname or alias.name: (node.module, alias.name) for node in block.body for alias in node.names}
     assert seen == {name: (module, attribute or name) for name, (module, attribute) in dlmjax._HOMES.items()}
+
+
+def test_a_mistyped_field_is_refused_before_what_only_training_requires_is_imported(tmp_path):
+    words = ["train", "--config", str(CONFIG), "--config.train.stepz=3", "--workdir", str(tmp_path / "run")]
+    code = (
+        f"import sys; from dlmjax.cli.main import main; code = main({words!r}); "
+        "print(code, [name for name in ('grain', 'orbax', 'tensorboard', 'dlmjax.train') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []" and "did you mean 'train.steps'" in done.stderr

@@ -61,10 +61,11 @@ def _train_here(arguments, overrides, info, status):
     from dlmjax import config as config_lib
     from dlmjax.cluster import host, supervise
     from dlmjax.cluster.start import joined
-    from dlmjax.train import train
 
     require_path("--workdir", arguments.workdir, "output folder")
     config = config_lib.load(arguments.config, overrides)
+    from dlmjax.train import train  # a second to import: what a config lacks is said before
+
     command = shlex.join(
         ["dlmjax", "train", "--config", arguments.config, "--workdir", arguments.workdir, *(f"--config.{o}" for o in overrides)]
     )

@@ -26,6 +26,7 @@ from dlmjax.cli import (
     sweep,
     train,
 )
+from dlmjax.cluster import chips
 from dlmjax.errors import InputError
 
 # Each provides HELP, add_flags(command) and run(arguments, overrides) -> exit code or None.
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("DLMJAX_DEBUG") == "1"
     flags.print_anything()
+    chips.quiet_libtpu()
     try:
         overrides, rest = _split_overrides(argv)
         arguments = _parse(rest)

@@ -1,4 +1,7 @@
-"""Peak arithmetic rates of accelerators, by the names that jax reports. Imports nothing."""
+"""Peak arithmetic rates of accelerators, by the names that jax reports; libtpu without a TPU. Imports no jax."""
+
+import os
+import pathlib
 
 # Dense bfloat16 FLOP/s of one device as jax counts them. Sources: Google Cloud TPU documentation, "System architecture" pages of each
 # version; NVIDIA A100, H100 and H200 datasheets (without sparsity). A name comes before its own prefixes: the first match counts.
@@ -22,3 +25,25 @@ PEAK_FLOPS = {
 def peak_flops(device_kind: str) -> float | None:
     """Peak bfloat16 FLOP/s of a `jax.Device.device_kind`; None when it is unknown, in which case no MFU is reported."""
     return next((peak for name, peak in PEAK_FLOPS.items() if device_kind.startswith(name)), None)
+
+
+# Values that libtpu would otherwise query from its host, with seconds of waiting and lines of warnings, where it only compiles.
+_COMPILE_ONLY = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: none of them holds a TPU
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+def compile_only() -> None:
+    """Sets what libtpu reads on a machine without a TPU; values that are already set stay."""
+    for variable, value in _COMPILE_ONLY.items():
+        os.environ.setdefault(variable, value)
+
+
+def quiet_libtpu() -> None:
+    """`compile_only` where this machine has no TPU: libtpu, where it is installed, warns at jax's start that it found none."""
+    if not [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev").glob("vfio/*")]:
+        compile_only()

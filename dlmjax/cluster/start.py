@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -90,8 +91,26 @@ def connect(mesh: jax.sharding.Mesh) -> None:
     programs = [_sums(mesh), _sums(all_devices())]
     _wait_for_all(distributed.global_state.client)
     _START.meeting = False
-    for program, ones in programs:
-        jax.block_until_ready(program(ones))
+    with _without_lines_of_gloo():
+        for program, ones in programs:
+            jax.block_until_ready(program(ones))
+
+
+@contextlib.contextmanager
+def _without_lines_of_gloo() -> Iterator[None]:
+    """Leaves out what Gloo prints on standard output for each connection, which no option turns off; all else is printed afterwards."""
+    sys.stdout.flush()
+    with tempfile.TemporaryFile() as caught, contextlib.ExitStack() as restored:
+        descriptor = os.dup(1)
+        restored.callback(os.close, descriptor)
+        os.dup2(caught.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(descriptor, 1)
+            caught.seek(0)
+            os.write(1, b"".join(line for line in caught if not line.startswith(b"[Gloo] ")))
 
 
 def _sums(mesh: jax.sharding.Mesh) -> tuple:

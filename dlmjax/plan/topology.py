@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlmjax.cluster.chips import PEAK_FLOPS
+from dlmjax.cluster.chips import PEAK_FLOPS, compile_only
 from dlmjax.cluster.mesh_sizes import fill_sizes
 from dlmjax.errors import InputError
 from dlmjax.parallel.mesh import slice_of
@@ -74,15 +73,6 @@ CHIPS = {
         Chip("h100", "gpu", 80e9, PEAK_FLOPS["NVIDIA H100"], 3350e9, 450e9, 400e9 / 8, node=8),
         Chip("h200", "gpu", 141e9, PEAK_FLOPS["NVIDIA H200"], 4800e9, 450e9, 400e9 / 8, node=8),
     )
-}
-
-# Values that libtpu would otherwise query from its host, with seconds of waiting and lines of warnings; here it only compiles.
-_COMPILE_ONLY = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: none of them holds a TPU
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
 }
 
 
@@ -162,8 +152,7 @@ def _tpu_devices(name: str, shape: tuple[int, ...], slices: int) -> tuple[Any, .
     """Devices that can be compiled for and not run on."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError('compiling for a TPU needs libtpu, which is not installed; run pip install -e ".[tpu]" (any CPU machine will do)')
-    for variable, value in _COMPILE_ONLY.items():
-        os.environ.setdefault(variable, value)
+    compile_only()
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}

@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import importlib.util
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -38,6 +39,14 @@ def refused(capsys, *argv):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("dlmjax: "), lines
     return lines[0]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_libtpu_says_nothing_where_there_is_no_tpu():
+    code = "from dlmjax.cluster import chips; chips.quiet_libtpu(); import jax; print(jax.default_backend())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_PLATFORMS", "TPU_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "tpu\n" or not done.stderr
 
 
 def test_help_is_complete_and_light():

@@ -110,6 +110,7 @@ def test_two_processes_equal_one():
             assert int(line[8]) > 0 and int(line[9]) == 0
             np.testing.assert_allclose(float(line[7]), want, rtol=1e-5)
 
+    assert not any("[Gloo]" in output for output in outputs), "a line for each connection says nothing to a person"
     for rank, output in enumerate(outputs):  # whatever one process meets in the part that all pass together, the other hears of at once
         refusals = [line.removeprefix("REFUSED ") for line in output.splitlines() if line.startswith("REFUSED")]
         heard = "InputError another process of this run could not start; correct the fault in its message, and start all again"
@@ -183,3 +184,10 @@ def test_a_process_may_come_later_than_gloo_waits(late):
     """Gloo gives a group's first operation 30 seconds."""
     ends = both(START.format(timeout=200, late=late, seconds=35, then=""))
     assert [(code, "RESULT True" in out) for code, out, _ in ends] == [(0, True)] * 2, ends
+
+
+def test_only_the_lines_of_gloo_are_left_out_of_what_is_printed_while_it_connects(capfd):
+    with start._without_lines_of_gloo():
+        os.write(1, b"[Gloo] Rank 0 is connected to 1 peer ranks.\na line of another library\n")
+    os.write(1, b"after it\n")
+    assert capfd.readouterr().out == "a line of another library\nafter it\n"

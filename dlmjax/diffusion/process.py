@@ -184,13 +184,13 @@ class Process(Protocol):
 
     @property
     def has_boundary(self) -> bool:
-        """True where the prior and reconstruction terms are not zero."""
-        return False
+        """True where the prior or the reconstruction term is not zero: the schedule leaves noise at t = 0 or text at t = 1."""
+        return self.schedule is not None and self.schedule.has_boundary
 
     @property
     def has_reconstruction(self) -> bool:
-        """True where some noise is left at t = 0; only then does training pay a second pass of the network for it."""
-        return self.has_boundary
+        """True where some noise is left at t = 0; only then does anything pay a pass of the network there."""
+        return self.has_boundary if self.schedule is None else self.schedule.ends[0] != 1
 
     @property
     def is_tight(self) -> bool:
@@ -219,7 +219,7 @@ class Process(Protocol):
         ...
 
     def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: State) -> Tokens:
-        """Draws x ~ p(x | z_0) from the denoiser's output at (z_0, 0): the last act of sampling where `has_boundary`."""
+        """Draws x ~ p(x | z_0) from the denoiser's output at (z_0, 0): the last act of sampling where `has_reconstruction`."""
         del keys_B, logits_BLV
         return z_BL
 

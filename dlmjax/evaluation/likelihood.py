@@ -99,7 +99,7 @@ class Evaluator:
     @property
     def calls(self) -> int:
         """Passes of the network that every window costs."""
-        return self.draws * (self.nodes + self.process.has_boundary) * (1 + self.self_condition)
+        return self.draws * (self.nodes + self.process.has_reconstruction) * (1 + self.self_condition)
 
     def __call__(
         self,
@@ -184,6 +184,8 @@ class Evaluator:
         """(prior, reconstruction) of every token; z_0 = corrupt(x, t=0)."""
         tokens_BL, scored_BL, process = batch["tokens"], batch["scored"], bind_process(self.process, params)
         prior_BL = jnp.where(scored_BL, process.prior_nats(tokens_BL), 0.0)
+        if not process.has_reconstruction:
+            return prior_BL, jnp.zeros_like(prior_BL)
         keys_B = self._keys(batch["row"], tag)
         denoiser, valid_BL = self._denoiser(params, batch), batch["segments"] > 0
         return prior_BL, reconstruction_nats(process, denoiser, tokens_BL, valid_BL, keys_B, scored_BL)[1]

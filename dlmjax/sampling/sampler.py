@@ -167,7 +167,7 @@ class Sampler:
         acts = [self._one_step] * steps
         if not self.reveals:
             # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
-            acts += [self._decode] * int(self.process.has_boundary) + [self._corrector_step] * self.stepper.rounds
+            acts += [self._decode] * int(self.process.has_reconstruction) + [self._corrector_step] * self.stepper.rounds
         with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
             for step, act in enumerate(acts, 1):
                 carry = self._jitted(act, sharding)(params, arrays, carry, device_put(np.int32(step), sharding))

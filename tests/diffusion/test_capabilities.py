@@ -13,7 +13,7 @@ import dlmjax
 from dlmjax.diffusion import Objective, PerRow, make_weighting
 from dlmjax.diffusion.capabilities import make_named, table
 from dlmjax.diffusion.process import Blocks, Process, row_keys
-from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS, make_times
+from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS, make_times, process_fields
 from dlmjax.errors import InputError
 from dlmjax.sampling import METHODS
 from tests.sampling.test_every_process import VARIANTS
@@ -82,6 +82,25 @@ def test_declarations_agree_with_what_a_process_does(name):
     counted = process.count_form()
     if counted is not None:
         assert process.any_order and counted.one_time_per_row and counted.bound.suppressed_ids == process.suppressed_ids
+
+
+# Noise left at t = 0, and text left at t = 1 alone.
+_ENDS = {"eps=0.1": {"eps", "schedule"}, "schedule=log_linear": {"schedule"}}
+_NAMES = (*PROCESSES, "blocks(noise=uniform)", "uniform(parameterisation=posterior)")
+_CLIPPED = [(name, end) for end, fields in _ENDS.items() for name in _NAMES if fields & process_fields(name.split("(")[0])]
+
+
+@pytest.mark.parametrize("name, end", [*((name, "") for name in (*PROCESSES, *VARIANTS)), *_CLIPPED])
+def test_a_pass_at_time_0_is_paid_where_noise_is_left_there(name, end):
+    """`has_reconstruction` is whether any token is noisy at t = 0 and so costs something; declared by default, it is a pass for a zero."""
+    process = make_named(f"{name.removesuffix(')')}{', ' if '(' in name else '('}{end})" if end else name).bound
+    if process.input_dim:
+        return  # vectors are never without noise
+    x_BL, t_BL = jnp.zeros((64, 256), jnp.int32), jnp.zeros((64, 256))
+    z_BL = process.corrupt(row_keys(jax.random.key(0), jnp.arange(64)), x_BL, t_BL)
+    nats_BL = process.reconstruction(jax.random.normal(jax.random.key(1), (64, 256, process.outputs)), x_BL, z_BL)
+    assert bool(jnp.any(nats_BL != 0)) == process.has_reconstruction <= process.has_boundary
+    assert process.causal or process.steps or bool(jnp.any(process.corrupted(x_BL, z_BL))) == process.has_reconstruction
 
 
 @pytest.mark.parametrize("name", [*PROCESSES, *VARIANTS])

@@ -69,7 +69,7 @@ def test_self_conditioning_and_guidance_together(name):
     sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=1.5, suppressed_ids=(PAD, BOS, MASK)))
     assert isinstance(sampler, Sampler) and sampler.self_condition
     samples = sampler.sample(params, canvas_of(process), seed=5)
-    assert samples.evaluations == 2 * (3 + process.has_boundary) and samples.tokens_BL.max() < VOCAB
+    assert samples.evaluations == 2 * (3 + process.has_reconstruction) and samples.tokens_BL.max() < VOCAB
 
 
 # The other kinds of noise, meanings of the output and ends of the schedule that the names above do not stand for.
@@ -162,7 +162,7 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
             return process.suppressed(logits_BLV, suppressed, z_BL, t_BL)
 
         x_BL = stepper.step(process, step_B, denoise, z_BL, t_BL, jnp.zeros(t_BL.shape))
-        if process.has_boundary:
+        if process.has_reconstruction:
             x_BL = process.decode(decode_B, denoise(x_BL, jnp.zeros(t_BL.shape)), x_BL)
         if stepper.rounds:
             x_BL = stepper.corrector_step(process, touch_B, denoise, x_BL, jnp.ones(t_BL.shape, bool))

@@ -42,7 +42,7 @@ def test_a_step_hands_on_what_it_was_given(name):
         carry, fits = jax.eval_shape(sampler._start_state, params, arrays), fits + 1
         acts = [sampler._one_step]
         if not sampler.reveals:
-            acts += [sampler._decode] * int(sampler.process.has_boundary) + [sampler._corrector_step] * min(sampler.stepper.rounds, 1)
+            acts += [sampler._decode] * int(sampler.process.has_reconstruction) + [sampler._corrector_step] * min(sampler.stepper.rounds, 1)
         for act in acts:
             assert types_of(jax.eval_shape(act, params, arrays, carry, np.int32(1))) == types_of(carry), (way, act.__name__)
     assert fits

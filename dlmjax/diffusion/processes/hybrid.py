@@ -222,9 +222,5 @@ class Mixed(_MaskAndTokens):
         return rate * uniform, rate * mask
 
     @property
-    def has_boundary(self) -> bool:
-        return self.schedule.has_boundary
-
-    @property
     def always_masks(self) -> bool:
         return self.mixing == Constant(0.0)

@@ -241,7 +241,7 @@ class Interpolating(Process):
         return sum(weight * p * (jnp.log(jnp.maximum(p, FLOOR)) - jnp.log(jnp.maximum(start, FLOOR))) for weight, p in terms)
 
     def reconstruction(self, logits: PerClass, x: Ids, z0: Ids) -> Values:
-        if not self.has_boundary:
+        if not self.has_reconstruction:
             return jnp.zeros(x.shape, jnp.float32)
         log_p = self.output.log_posterior(self, logits, z0, jnp.zeros(x.shape))
         return -jnp.take_along_axis(log_p, x[..., None], axis=-1)[..., 0]
@@ -275,7 +275,7 @@ class Interpolating(Process):
         return jnp.where(uniform_rows(keep_B, z_BL.shape[1]) < anew_BL, new_BL, z_BL)
 
     def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens) -> Tokens:
-        if not self.has_boundary:
+        if not self.has_reconstruction:
             return z_BL
         return draw_tokens(keys_B, self.output.log_posterior(self, logits_BLV, z_BL, jnp.zeros(z_BL.shape)))
 

@@ -91,14 +91,6 @@ class SharedSchedule(Absorbing):
         weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
         return jnp.where(masked, weight * cross_entropy(logits, x, self.suppressed_ids), 0.0)
 
-    @property
-    def has_boundary(self) -> bool:
-        return self.schedule.has_boundary
-
-    @property
-    def has_reconstruction(self) -> bool:
-        return self.schedule.ends[0] != 1
-
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:

@@ -74,14 +74,6 @@ class OneNoise(Interpolating):
         return super().loss_mask(z_BL, t_BL) if self._mask is None else z_BL == self._mask
 
     @property
-    def has_boundary(self) -> bool:
-        return self.schedule.has_boundary
-
-    @property
-    def has_reconstruction(self) -> bool:
-        return self.schedule.ends[0] != 1
-
-    @property
     def absorbing_id(self) -> int | None:
         return self._mask
 

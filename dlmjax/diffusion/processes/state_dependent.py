@@ -90,6 +90,10 @@ class StateDependent(Absorbing):
     def has_boundary(self) -> bool:
         return self.left > 0
 
+    @property
+    def has_reconstruction(self) -> bool:
+        return False  # noise_v(0) = 0, whatever eps leaves at t = 1
+
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:

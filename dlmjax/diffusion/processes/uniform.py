@@ -40,10 +40,6 @@ class UniformNoise(Interpolating):
         return rate, jnp.zeros_like(rate)
 
     @property
-    def has_boundary(self) -> bool:
-        return self.schedule.has_boundary
-
-    @property
     def _mask(self) -> None:
         return None
 

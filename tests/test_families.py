@@ -34,8 +34,8 @@ def experiment_of(family, devices, process=None, time_input=None, **mesh):
 
 
 @functools.cache
-def weights(family):
-    return lively(experiment_of(family, jax.devices()[:1]).init(jax.random.key(0)))
+def weights(*case):
+    return lively(experiment_of(case[0], jax.devices()[:1], *case[1:]).init(jax.random.key(0)))
 
 
 def text():
@@ -57,21 +57,25 @@ def loss_and_gradient(experiment, params):
     return jax.device_get((total, sums, gradient))
 
 
-# One family for each thing that a mesh could break: two streams, sums over classes, vectors with what is learned and hints.
-KINDS = {"blocks": (), "hybrid": pytest.mark.slow}
-EVERY = [pytest.param(name, marks=KINDS.get(name, pytest.mark.nightly)) for name in FAMILIES]
+# (config, process, time input). Always run is the one case that has most of what a mesh could break: two streams, sums over classes and
+# times per block that the network reads.
+IN_BLOCKS = [("blocks", f"blocks(size=4, noise={noise})", "adaln") for noise in ("uniform", "hybrid")]
+SLOW = (("blocks",), ("hybrid",))
+EVERY = [IN_BLOCKS[0], *(pytest.param(case, marks=pytest.mark.slow) for case in (*SLOW, IN_BLOCKS[1]))]
+EVERY += [pytest.param((name,), marks=pytest.mark.nightly) for name in FAMILIES if (name,) not in SLOW]
 
 
-@pytest.mark.parametrize("family", EVERY)
-def test_a_family_computes_the_same_on_eight_devices(family):
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case[-2] if len(case) > 1 else case[0])
+def test_a_family_computes_the_same_on_eight_devices(case):
     """Levels, noise, hints and gradients, those of what the process learns too, do not depend on the mesh."""
-    one = loss_and_gradient(experiment_of(family, jax.devices()[:1]), weights(family))
-    eight = loss_and_gradient(experiment_of(family, jax.devices(), data=2, fsdp=2, tensor=2), weights(family))
+    family, *values = case
+    one = loss_and_gradient(experiment_of(family, jax.devices()[:1], *values), weights(*case))
+    eight = loss_and_gradient(experiment_of(family, jax.devices(), *values, data=2, fsdp=2, tensor=2), weights(*case))
     assert np.isfinite(one[0]) and one[0] != 0
     np.testing.assert_allclose(eight[0], one[0], rtol=1e-4)
     assert int(eight[1]["tokens"]) == int(one[1]["tokens"]) and int(eight[1]["corrupted"]) == int(one[1]["corrupted"])
     assert worst(eight[2], one[2]) < 2e-3
-    if getattr(experiment_of(family, jax.devices()[:1]).process, "frozen", False):
+    if getattr(experiment_of(family, jax.devices()[:1], *values).process, "frozen", False):
         return  # an embedding that is given, not learned
     silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(one[2].get("process", {})) if not np.abs(leaf).max() > 0]
     assert not silent, "every learned value has a gradient"

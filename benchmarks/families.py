@@ -33,6 +33,7 @@ FAMILIES = {
     "autoregressive": ("autoregressive", []),
     "masked": ("masked", []),
     "blocks 4": ("blocks", []),
+    "blocks 4, uniform": ("blocks", ["process.name=blocks(size=4, noise=uniform)", "model.time_input=adaln"]),
     "uniform": ("uniform", []),
     "duo": ("duo", []),
     "hybrid": ("hybrid", []),

@@ -108,7 +108,7 @@ def serve(name: str, args):
 
 def compare(args):
     """Prints the step of each family in this checkout over that of `args.against`."""
-    print("| family | step, s | time | CPU time | temporary memory | first step after, s: this, other |\n|---|---:|---:|---:|---:|---:|", flush=True)
+    print("| family | step, s | time | CPU time | temporary memory | first step after, s: this, other |\n|---|" + "---:|" * 5, flush=True)
     rng = np.random.default_rng(0)
     for name in args.families.split(";"):
         this, other = sides = [Other(name, ROOT), Other(name, args.against.resolve())]

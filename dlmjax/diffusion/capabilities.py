@@ -1,7 +1,4 @@
-"""What goes with what, printed from what each process declares: python -m dlmjax.diffusion.capabilities
-
-The table of docs/processes.md is this text.
-"""
+"""The table of docs/processes.md, printed from the declarations of each process: python -m dlmjax.diffusion.capabilities"""
 
 import jax.numpy as jnp
 
@@ -9,7 +6,7 @@ from dlmjax import choices
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
 
-# Noise of another kind under the same name.
+# Processes whose capabilities depend on their values.
 _VARIANTS = (
     *("d3pm(kernel='gaussian')", "d3pm(kernel='absorbing')", "score(noise='uniform')", "flow_matching(noise='uniform')"),
     *("blocks(noise='uniform')", "blocks(noise='hybrid')"),

@@ -1,14 +1,14 @@
-"""Levels that differ within a row: hyperschedules, and one level per block.
+"""Times that differ within a row: hyperschedules, and one time per block.
 
-Hyperschedules (2504.06416): a position's level is a function of one global time tau, t_i(tau), so that the corruption sweeps over the row.
-Positions are noised independently given their levels, so the bound of any process holds with the weight dt_i/dtau at each position:
+Hyperschedules (2504.06416): the time of position i is a function t_i(tau) of one global time tau, so that the noise sweeps over the row.
+Given their times, positions are noised independently, so the bound of any process holds with the weight dt_i/dtau at each position:
 
     t_i(tau) = clip( (tau (L + w - 1) - (L - 1 - i)) / w, 0, 1 )     a window of w positions, from the row's end to its start
     w = 1: one position at a time, all before it clean and all after it noise: with masks, the chain rule of a left-to-right model
-    no window: t_i = tau, the same level everywhere
+    no window: t_i = tau, the same time at all positions
 
-`PerBlock` draws a level for each block of a row (block diffusion, BD3-LM 2503.09573 section 3); `choose_interval` finds the clipped
-interval of levels with the least variance (its section 4). Training on one is no bound (`covers`); evaluation uses all of [0, 1].
+`PerBlock` draws a time for each block of a row (block diffusion, BD3-LM 2503.09573 section 3); `choose_interval` finds the interval
+of times with the least variance (its section 4). Training on an interval is not a bound (`covers`); evaluation uses all of [0, 1].
 
 Shapes: B rows of this batch, L length, N blocks or samples.
 """
@@ -27,9 +27,10 @@ from dlmjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Hyperschedule(Times):
-    """A window of levels that sweeps over the row.
+    """A window of noise that sweeps over the row.
 
-    window: positions between clean and noise at a time, w above; None = all alike.  law: of tau.  stratified: as in PerRow.
+    window: w above, number of positions between clean and noise at any tau; None = all positions have the time tau.
+    distribution: of tau.  stratified: as in PerRow.
     """
 
     window: int | None = None
@@ -38,23 +39,23 @@ class Hyperschedule(Times):
 
     def __post_init__(self):
         if self.window is not None and not self.window >= 1:
-            raise InputError(f"times hyper: window is {self.window}; it must be at least 1 position, or None for the same level everywhere")
+            raise InputError(f"times hyper: window is {self.window}; it must be at least 1 position, or None for one time in the whole row")
 
     def draw(
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
     ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
-        """Levels, and dt_i/dtau over the density of tau: 0 for positions that are clean or noise at this tau."""
+        """Times t_i, and weights dt_i/dtau over the density of tau: 0 for positions that are clean or noise at this tau."""
         tau_B1, weight_B1 = PerRow(self.distribution, self.stratified).draw(key, row_B, global_batch, 1)
-        level_BL = self.times_at(tau_B1[:, 0], length)
-        slope_BL = jnp.where(_open(self._unclipped(tau_B1[:, 0], length)), self._slope(length), 0.0)
-        return level_BL, slope_BL * weight_B1
+        t_BL = self.times_at(tau_B1[:, 0], length)
+        slope_BL = jnp.where(_inside(self._unclipped(tau_B1[:, 0], length)), self._slope(length), 0.0)
+        return t_BL, slope_BL * weight_B1
 
     def times_at(self, tau_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
-        """t_i(tau): what a sampler that follows the same sweep steps through."""
+        """t_i(tau): the times that a sampler with the same sweep steps through."""
         return jnp.clip(self._unclipped(tau_B, length), 0, 1)
 
     def corners(self, length: int) -> Float[np.ndarray, "N"]:
-        """Every tau at which some position enters or leaves the window: between them an integrand is smooth."""
+        """Every tau at which some position enters or leaves the window; between two of them an integrand is smooth."""
         steps = 1 if self.window is None else length + self.window - 1
         return np.arange(steps + 1) / steps
 
@@ -72,16 +73,16 @@ class Hyperschedule(Times):
         return self.distribution.covers
 
 
-def _open(level_BL: PerToken) -> Array:
-    return (level_BL >= 0) & (level_BL <= 1)
+def _inside(t_BL: PerToken) -> Array:
+    return (t_BL >= 0) & (t_BL <= 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PerBlock(Times):
-    """One level for each block of `size` tokens of each row.
+    """One time for each block of `size` tokens of each row.
 
-    law: of the levels.  stratified: the blocks of the whole global batch fill equal cells of u, one each.
-    antithetic: neighbouring blocks of a row get u and 1 - u, so that no row is all light or all heavy noise.
+    distribution: of the times.  stratified: each block of the global batch has its own of the equal cells of u.
+    antithetic: neighbouring blocks of a row have u and 1 - u, so that no row has little noise, or much, in all its blocks.
     """
 
     size: int
@@ -91,12 +92,12 @@ class PerBlock(Times):
 
     def __post_init__(self):
         if not self.size >= 1:
-            raise InputError(f"times per_block: size is {self.size}; a block has at least 1 token")
+            raise InputError(f"times per_block: size is {self.size}; it must be at least 1 token")
 
     def draw(
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
     ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
-        """Levels and weights of the rows `row_B`; they depend on the key, the row and the global batch alone."""
+        """Times and weights of the rows `row_B`; they depend on the key, the row and the global batch alone."""
         blocks = -(-length // self.size)
         drawn = -(-blocks // 2) if self.antithetic else blocks
         if self.stratified:
@@ -117,11 +118,11 @@ class PerBlock(Times):
 
 
 def choose_interval(t_N: Float[np.ndarray, "N"], nats_N: Float[np.ndarray, "N"], least: float = 0.5, bins: int = 20) -> tuple[float, float]:
-    """The interval of levels in which the loss of a draw varies least (BD3-LM section 4: a data-driven clipped schedule).
+    """The interval of times in which the loss of a draw varies least (BD3-LM section 4: a data-driven clipped schedule).
 
     Args:
-      t_N, nats_N: levels drawn from [0, 1] and the loss of the block (or row) that got each, as trained; some thousand pairs.
-      least: the narrowest interval that is considered; a single level would have the least variance and teach nothing else.
+      t_N, nats_N: times drawn from [0, 1] and the trained loss of the block (or row) at each; some thousand pairs.
+      least: width of the narrowest interval that is considered: without a limit the interval with the least variance is a single time.
       bins: ends are multiples of 1/bins.
     Returns:
       (low, high) for `UniformTimes(low, high)`.
@@ -131,14 +132,14 @@ def choose_interval(t_N: Float[np.ndarray, "N"], nats_N: Float[np.ndarray, "N"],
     t_N, nats_N = np.asarray(t_N, np.float64), np.asarray(nats_N, np.float64)
     edges = np.arange(bins + 1) / bins
     if not 0 < least <= 1 or not np.isfinite(nats_N).all():
-        raise InputError(f"choose_interval: least is {least} and must lie in (0, 1], and all losses must be finite")
+        raise InputError(f"choose_interval: least is {least} and must lie in (0, 1], and all of nats_N must be finite")
     best, chosen = np.inf, (0.0, 1.0)
     for low, high in ((low, high) for low in edges for high in edges if high - low >= least - 1e-9):
         inside_N = (t_N >= low) & (t_N <= high)
         if inside_N.sum() < 2:
             raise InputError(f"choose_interval: {int(inside_N.sum())} samples lie in [{low:g}, {high:g}]; measure more, over all of [0, 1]")
-        spread = float(np.var(nats_N[inside_N], ddof=1))
-        # Of equals the wider one.
-        if spread < best * (1 - 1e-9) or (spread <= best and high - low > chosen[1] - chosen[0]):
-            best, chosen = spread, (float(low), float(high))
+        variance = float(np.var(nats_N[inside_N], ddof=1))
+        # The wider of two intervals with the same variance.
+        if variance < best * (1 - 1e-9) or (variance <= best and high - low > chosen[1] - chosen[0]):
+            best, chosen = variance, (float(low), float(high))
     return chosen

@@ -1,13 +1,13 @@
-"""From a denoiser and a batch to the number that is trained and the numbers that are reported.
+"""From a denoiser and a batch to the loss that is trained and the terms that are reported.
 
     t, 1/pdf  <- times        (rows of the global batch)
-    z         <- process      corrupts x at t; padding stays
+    z         <- process      corrupts x at t; padding is unchanged
     nats      <- denoiser's head on the rows that carry loss, process.loss
     total     =  sum of nats x 1/pdf x weighting, + boundary terms
 
 Reported separately, so that a reweighted loss is not taken for a likelihood: `nats` (the bound, unweighted), `loss` (what is trained),
-the realised noise rate, and the bound's integrand by noise level. Everything is a sum over the batch's tokens: microbatches and hosts
-add up, and one division by `tokens` at the end gives means. (Dividing by the count of masked tokens would not be a bound.)
+the realised noise rate, and the bound's integrand by time. All terms are sums over the batch's tokens, which add up over microbatches
+and hosts; one division by `tokens` at the end gives means. (The mean over masked tokens would not be a bound.)
 
 Three masks of a batch, [B, L]: `valid_BL`, positions that are not padding; among these `loss_mask_BL`, positions that carry loss, and
 `condition_mask_BL`, the others, which the network reads without noise (a prompt).
@@ -30,8 +30,8 @@ from dlmjax.diffusion.times import PerRow, Times
 from dlmjax.diffusion.weightings.base import NAMES, Weighting
 from dlmjax.errors import InputError
 
-LEVELS = 10  # bins of t in which the integrand is reported
-WATCHED = "learned/"
+TIME_BINS = 10  # bins of t in which the integrand is reported
+LEARNED = "learned/"
 
 LossTerms = dict[str, Array]
 
@@ -41,7 +41,7 @@ class Denoiser(Protocol):
     """A network with its weights and one batch's segments, positions and mask already bound."""
 
     def hidden(self, z_BL: Array, t_BL: Array, hint_BLI: Array | None = None) -> Array:
-        """States [B, L, D] for tokens (or states) z at levels t; `hint_BLI` is an earlier prediction of the clean input."""
+        """States [B, L, D] for tokens (or states) z at times t; `hint_BLI` is an earlier x0 prediction, for self-conditioning."""
         ...
 
     def logits(self, hidden: Array) -> Array:
@@ -49,7 +49,7 @@ class Denoiser(Protocol):
         ...
 
     def expect(self, hidden_BLD: Array, table_VI: Array | None = None) -> Array:
-        """softmax(logits) @ table, [B, L, I]; by default of the table that the network itself embeds tokens with."""
+        """softmax(logits) @ table, [B, L, I]; by default with the embedding table of the network."""
         ...
 
     def row_losses(
@@ -90,7 +90,7 @@ class Objective:
             object.__setattr__(self, "boundary", self.weighting.is_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
-        self.process.adapt_times(self.times)  # refuses times that this noise cannot have
+        self.process.adapt_times(self.times)  # refuses times that the process does not support
         name, supported = self.weighting.name, self.process.weightings
         if name in NAMES and name not in supported:
             raise InputError(f"weighting {name} conflicts with process {self.process.name}; it supports {', '.join(supported)}")
@@ -112,7 +112,7 @@ class Objective:
         Returns:
           total: the sum to be trained, in nats; divide by the summed `terms["tokens"]`.
           terms: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
-            tokens_by_level [10]; learned/NAME, tokens times each of the process's `scalars`.
+            tokens_by_level [10], sums in bins of t; learned/NAME, tokens times each of the process's `scalars`.
             `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
         """
         process, x_BL, valid_BL = self.process, batch["tokens"], batch["segments"] > 0
@@ -132,8 +132,8 @@ class Objective:
             for draw in process.noisy_views(keys_B, x_BL, t_BL, valid_BL)
         ]
         if self.prompt:
-            draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), level_BL) for z_BL, level_BL in draws]
-        totals, nats, row_sums = zip(*(self._diffusion(text, z_BL, level_BL, inverse_pdf_BL) for z_BL, level_BL in draws), strict=True)
+            draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), time_BL) for z_BL, time_BL in draws]
+        totals, nats, row_sums = zip(*(self._diffusion(text, z_BL, time_BL, inverse_pdf_BL) for z_BL, time_BL in draws), strict=True)
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
             total = total + _score_function(text, draws, row_sums)
@@ -151,10 +151,10 @@ class Objective:
             "loss": total,
             "prior": prior,
             "reconstruction": reconstruction,
-            "nats_by_level": _by_level(t_BL, nats_BL),
-            "tokens_by_level": _by_level(t_BL, loss_mask_BL.astype(jnp.float32)),
+            "nats_by_level": _by_time(t_BL, nats_BL),
+            "tokens_by_level": _by_time(t_BL, loss_mask_BL.astype(jnp.float32)),
         }
-        terms |= {WATCHED + name: value * terms["tokens"] for name, value in process.scalars().items()}
+        terms |= {LEARNED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)
 
     def _prompt(self, key: Key[Array, ""], row_B: Int[Array, "B"], length: int) -> Mask:
@@ -189,7 +189,7 @@ class Objective:
         """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
 
         "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound"; "noise_rate"; "level_0.05" ... "level_0.95": the integrand of
-        the bound's diffusion part at that noise level (bins without tokens are left out); "learned/...": of a learned noise schedule.
+        the bound's diffusion part in that bin of t (bins without tokens are left out); "learned/...": of learned process parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
         loss = "loss" if self.trains_bound else f"loss_{self.weighting.name}_not_a_bound"
@@ -200,8 +200,8 @@ class Objective:
         }
         for i, (nats, count) in enumerate(zip(terms["nats_by_level"], terms["tokens_by_level"], strict=True)):
             if count > 0:
-                report[f"level_{(i + 0.5) / LEVELS:.2f}"] = float(nats) / float(count)
-        return report | {name: float(total) / tokens for name, total in terms.items() if name.startswith(WATCHED)}
+                report[f"level_{(i + 0.5) / TIME_BINS:.2f}"] = float(nats) / float(count)
+        return report | {name: float(total) / tokens for name, total in terms.items() if name.startswith(LEARNED)}
 
     def summary(self, report: Mapping[str, float]) -> dict[str, str]:
         """`report` for the terminal, name -> value: the bound, and the trained loss by its name where that is not the bound."""
@@ -223,9 +223,9 @@ def nats_at(
     self_condition: bool = False,
     scored_BL: Mask | None = None,
 ) -> PerToken:
-    """The bound's integrand at given levels, per token, under the noise of `keys_B`; 0 on padding. What an evaluation integrates.
+    """The bound's integrand at times t_BL, in nats per token, under the noise of `keys_B`; 0 on padding. Evaluations integrate it over t.
 
-    scored_BL: False for tokens that condition the others, at level 0: the integrand is then that of the others given these. None: all are
+    scored_BL: False for tokens that condition the others, at t = 0: the integrand is then that of the others given these. None: all are
       scored.
     """
     valid_BL = segments_BL > 0
@@ -258,8 +258,8 @@ def reconstruction_nats(
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
     """The state with clean text at the positions of a condition, whatever noise a schedule leaves at t = 0.
 
-    Two states stay as they are: vectors, which keep the least noise of their schedule, and the input of a causal network, which has no
-    noise and is shifted by one position.
+    Two states are not changed: vectors, which have the noise of t = 0 on their path, and the input of a causal network, which has no noise
+    and is shifted by one position.
     """
     if process.attention == "causal" or process.input_dim:
         return z_BL
@@ -267,13 +267,13 @@ def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
 
 
 def _over_state(mask_BL, z_BL):
-    """A mask of positions, with axes of length 1 for what a state holds at each."""
+    """A mask of positions, with an axis of length 1 for each further axis of the state."""
     return mask_BL.reshape(*mask_BL.shape, *(1,) * (z_BL.ndim - mask_BL.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """A batch under one process and denoiser. keys_B: for the rows that get a hint."""
+    """A batch with its process and denoiser. keys_B: keys by which the rows with a hint are drawn."""
 
     process: Process
     denoiser: Denoiser
@@ -306,19 +306,19 @@ class _Text:
 
 
 def _score_function(text: _Text, draws: list, row_sums: tuple) -> Float[Array, ""]:
-    """A term of value 0 whose gradient is that of the parameters of the noise, by two draws of it: the difference of their losses times the
-    difference of the gradients of log q(z | x) (the leave-one-out estimator of MD4 2406.04329 section 6).
+    """A term of value 0 whose gradient is that of the noise's parameters, estimated from two draws: the difference of their losses times
+    the difference of the gradients of log q(z | x) (the leave-one-out estimator of MD4 2406.04329 section 6).
 
     row_sums: the loss [B] of every row under each draw.
     """
     first_B, second_B = (
-        jnp.sum(jnp.where(text.loss_mask_BL, text.process.log_q(z_BL, text.x_BL, level_BL), 0.0), axis=1) for z_BL, level_BL in draws
+        jnp.sum(jnp.where(text.loss_mask_BL, text.process.log_q(z_BL, text.x_BL, t_BL), 0.0), axis=1) for z_BL, t_BL in draws
     )
     surrogate = jnp.sum((row_sums[0] - row_sums[1]) * (first_B - second_B) / 2)
     return surrogate - jax.lax.stop_gradient(surrogate)
 
 
-def _by_level(t_BL: PerToken, value_BL: PerToken) -> Float[Array, "10"]:
+def _by_time(t_BL: PerToken, value_BL: PerToken) -> Float[Array, "10"]:
     """Sums of `value_BL` over ten equal bins of t."""
-    bin_BL = jnp.clip((t_BL * LEVELS).astype(jnp.int32), 0, LEVELS - 1)
-    return jnp.stack([jnp.sum(jnp.where(bin_BL == i, value_BL, 0.0)) for i in range(LEVELS)])
+    bin_BL = jnp.clip((t_BL * TIME_BINS).astype(jnp.int32), 0, TIME_BINS - 1)
+    return jnp.stack([jnp.sum(jnp.where(bin_BL == i, value_BL, 0.0)) for i in range(TIME_BINS)])

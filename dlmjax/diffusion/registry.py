@@ -57,7 +57,7 @@ def make_blocks(
     lookup("noise of process blocks", name, BLOCK_NOISES)
     facts = {"vocab": vocab, "mask_id": mask_id, "schedule": schedule, "excluded": excluded}
     if common := sorted(facts.keys() & values.keys()):
-        raise InputError(f"process blocks: noise {noise!r} has no value {common[0]!r}; it is that of the whole process")
+        raise InputError(f"process blocks: noise {noise!r} takes no value {common[0]!r}; set it for the whole process")
     return Blockwise(make_process(name, **{key: value for key, value in facts.items() if value is not None}, **values), size, curriculum)
 
 
@@ -122,13 +122,13 @@ TIMES: dict[str, tuple[str, bool]] = {
     "two_mode": ("two_mode", True),
     "mixture": ("mixture", True),
 }
-# Levels that differ within a row; these take a `law`, one of TIME_DISTRIBUTIONS, and its values beside their own.
+# Times that differ within a row; these take a `law`, one of TIME_DISTRIBUTIONS, and its values beside their own.
 WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyperschedule, "per_block": PerBlock}
 
-# Any process may be made with these facts of the tokenizer and the schedule; it takes those that it has a field for.
+# Values from the tokenizer, the corpus and the schedule: every process may be made with them and uses those that it has a field for.
 _INTERNAL = ("params",)  # trained, not configured
 _EPS = inspect.Parameter("eps", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
-_SOME_VOCAB = 2**16  # classes of a process that is made before its tokenizer is known
+_SOME_VOCAB = 2**16  # vocabulary of a process that is made before its tokenizer is known
 _COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")
 
 
@@ -137,11 +137,11 @@ def make_process(name: str, **values: Any) -> Process:
 
     Args:
       name: one of PROCESSES.
-      **values: its fields. `vocab`, `mask_id`, `pad_id`, `bos_id`, `eos_id` and `schedule` may always be given and are used where the
-        process has such a field. `schedule` is a name, a mapping {"name": ..., values} or a Schedule; `eps` beside it clips alpha to
+      **values: its fields. `vocab`, `mask_id`, `pad_id`, `bos_id`, `eos_id` and `schedule` are accepted for every process and used
+        where it has such a field. `schedule` is a name, a mapping {"name": ..., values} or a Schedule; `eps` beside it clips alpha to
         [eps, 1 - eps].
     Raises:
-      InputError: an unknown name or value (with the nearest valid one), or a schedule for a process that fixes its own.
+      InputError: an unknown name or value (with the nearest valid one), or a schedule for a process that defines its own.
     """
     make = lookup("process", name, PROCESSES)
     fields = parameters_of(make)
@@ -169,13 +169,13 @@ def curriculum_of(text: str) -> Process | None:
 
 
 def check_process(text: str, schedule: str = "linear") -> bool | None:
-    """Checks the text of a process, like "hybrid(p_uniform=0.2)", and of its schedule, without facts of a corpus and without a device.
+    """Checks the text of a process, like "hybrid(p_uniform=0.2)", and of its schedule, without a tokenizer, a corpus or a device.
 
     Returns:
-      Whether its network is conditioned on the time; None where only the process itself can tell.
+      Whether its network is conditioned on t; None where that depends on the tokenizer or corpus.
     Raises:
       InputError: an unknown name or value (with the nearest valid one), a value of another type, out of its range or that the
-        tokenizer or training provides, a schedule for a process that fixes its own.
+        tokenizer or training provides, a schedule for a process that defines its own.
     """
     name, values = parse(text, "process")
     fields = parameters_of(lookup("process", name, PROCESSES))
@@ -191,8 +191,8 @@ def check_process(text: str, schedule: str = "linear") -> bool | None:
 
 
 def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mapping[str, Any]]) -> bool | None:
-    """`time_input` of the process over some large vocabulary. Traced, because no device may be touched: a process that reads numbers of a
-    traced array ends the trace there, and its remaining values are checked when the run is assembled."""
+    """`time_input` of the process over a large vocabulary. It is traced, since no device may be used: where a process reads the numbers
+    of a traced array, the trace ends, and its other values are checked when the run is assembled."""
     if name in _CHECKED:
         return _CHECKED[name](**values)
     facts = {"vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1, "eos_id": 1, "excluded": (2,)}
@@ -209,7 +209,7 @@ def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mappi
 
 
 def check_call(kind: str, text: str) -> None:
-    """Checks the text of a "schedule", "times" or "weighting" by making it: it consists of plain numbers.
+    """Checks the text of a "schedule", "times" or "weighting" by making the object, which holds plain numbers only.
 
     Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or out of its range.
     """
@@ -226,7 +226,7 @@ def process_fields(name: str) -> frozenset[str]:
 
 
 def make_schedule(name: str, eps: Any = None, **values: Any) -> schedules.Schedule:
-    """A schedule by name. `eps` clips alpha to [eps, 1 - eps] (for log_linear and llada it is their own eps); None or 0 = exact ends."""
+    """A schedule by name. `eps` clips alpha to [eps, 1 - eps] (log_linear and llada have an eps of their own); None or 0 = exact ends."""
     make = lookup("schedule", name, SCHEDULES)
     check_values(f"schedule {name}", {"eps": _EPS}, {"eps": eps})
     if eps and "eps" in parameters_of(make):
@@ -236,7 +236,7 @@ def make_schedule(name: str, eps: Any = None, **values: Any) -> schedules.Schedu
 
 
 def make_times(name: str, **values: Any) -> times.Times:
-    """A draw of noise levels by name, one of TIMES or WITHIN_ROWS.
+    """A draw of times by name, one of TIMES or WITHIN_ROWS.
 
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
     sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies. "per_block"

@@ -1,11 +1,11 @@
 """Noise schedules: alpha(t) is the chance that a token is still clean at time t; it falls from 1 at t = 0 to 0 at t = 1.
 
-Every schedule is a frozen dataclass of pure functions of t in [0, 1], of any shape. They compute in float32 whatever they are given
-(float64 where it is switched on): in bfloat16 1 - 1e-3 == 1. `noise` is 1 - alpha written without the cancellation, which is what
-the corruption and the weights near t = 0 need.
+Every schedule is a frozen dataclass of pure functions of t in [0, 1], of any shape. They compute in at least float32, whatever the type of
+t (float64 where it is switched on): in bfloat16 1 - 1e-3 == 1. `noise` is 1 - alpha without cancellation, which the corruption and the
+weights near t = 0 require.
 
 A masked bound does not depend on the schedule (MDLM 2406.07524 section 3.4); its variance and a sampler's step sizes do.
-A schedule whose ends are not exactly 1 and 0 (`has_boundary`) owes the bound a reconstruction and a prior term.
+For a schedule whose ends are not exactly 1 and 0 (`has_boundary`) the bound includes a reconstruction and a prior term.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from dlmjax.errors import InputError
 
-# Below this a level is taken for 0: no float32 draw of t lands between, and weights of at most 1/FLOOR stay finite.
+# A t below FLOOR counts as 0: no float32 draw lies between, and weights of at most 1/FLOOR stay finite.
 FLOOR = 1e-12
 
 
@@ -34,7 +34,7 @@ def share_gone(noise_t: Float[Array, "*t"], noise_s: Float[Array, "*t"]) -> Floa
 
 @runtime_checkable
 class Schedule(Protocol):
-    """alpha and what follows from it. A new schedule defines the first five; the others have defaults."""
+    """alpha and functions of it. A new schedule defines the first five members; the others have defaults."""
 
     def alpha(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
         """Chance that a token is clean at time t."""
@@ -94,7 +94,7 @@ class Linear(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
-    """alpha = 1 - cos(pi/2 (1 - t)) (MD4 2406.04329 table 4): little noise late, where most tokens are already decided."""
+    """alpha = 1 - cos(pi/2 (1 - t)) (MD4 2406.04329 table 4): a reverse chain reveals few tokens while most are masked."""
 
     def alpha(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
         # Each half in the form that does not cancel there, so that the ends are exact.
@@ -214,7 +214,7 @@ class Clipped(Schedule):
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
-            raise InputError(f"clipped schedule: need 0 <= low < high <= 1, not {self.low} and {self.high}")
+            raise InputError(f"clipped schedule: low and high must satisfy 0 <= low < high <= 1, not {self.low} and {self.high}")
 
     def alpha(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
         return self.low + (self.high - self.low) * self.base.alpha(t)
@@ -247,5 +247,5 @@ def llada(eps: float = 1e-3) -> Clipped:
 def symmetric(base: Schedule, eps: float) -> Clipped:
     """alpha of `base` in [eps, 1 - eps] (MD4)."""
     if not 0 < eps < 0.5:
-        raise InputError(f"schedule: eps is {eps}; it must lie in (0, 0.5), or be left out for the exact ends 1 and 0")
+        raise InputError(f"schedule: eps is {eps}; it must lie in (0, 0.5), or be absent, for the exact ends 1 and 0")
     return Clipped(base, low=eps, high=1.0 - eps)

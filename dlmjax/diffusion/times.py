@@ -1,12 +1,12 @@
-"""How the noise level t of each row is drawn, and the weight 1/density that keeps the mean over t an integral over [0, 1].
+"""How the time t of each row is drawn, and the weight 1/density by which the mean over draws is the integral over [0, 1].
 
-A draw maps a uniform number u to t through a law. A row's t depends on (key, row, global_batch) only: not on how rows are spread
+A time distribution maps a uniform number u to t. A row's t depends on (key, row, global_batch) only: not on how rows are spread
 over microbatches, hosts or devices. Stratified draws put exactly one row of the global batch into each of its equal cells,
 (cell + u) / global_batch with one u per step (VDM 2107.00630 appendix I.1), which lowers the variance of the loss; the cells are
-permuted so that a row's level says nothing about its place in the data. Integers make the cells: `arange(0, 1, 1/B)` has B + 1
+permuted so that t is independent of a row's index in the data. The cells are computed from integers: `arange(0, 1, 1/B)` has B + 1
 elements for many B.
 
-Shapes: B rows of this batch, L length.  Levels and weights are float32.
+Shapes: B rows of this batch, L length.  Times and weights are float32.
 """
 
 import abc
@@ -40,20 +40,20 @@ class TimeDistribution(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class UniformTimes(TimeDistribution):
-    """Uniform on [low, high]. Anything but [0, 1] leaves a part of the bound out: ~1e-4 nats for masked noise cut at 1e-3."""
+    """Uniform on [low, high]. Other intervals than [0, 1] leave a part of the bound out: ~1e-4 nats for masked noise cut at 1e-3."""
 
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
-            raise InputError(f"times: need 0 <= low < high <= 1, not {self.low} and {self.high}")
+            raise InputError(f"times: low and high must satisfy 0 <= low < high <= 1, not {self.low} and {self.high}")
 
     def draw(self, u: Values) -> Values:
         return self.low + (self.high - self.low) * u
 
     def weight(self, t: Values) -> Values:
-        # A mixture asks for the weight of levels that another part has drawn.
+        # A mixture also evaluates this at times that another part has drawn.
         inside = (t >= self.low) & (t <= self.high)
         return jnp.where(inside, jnp.full_like(t, self.high - self.low), jnp.inf)
 
@@ -64,7 +64,7 @@ class UniformTimes(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True)
 class Power(TimeDistribution):
-    """t = u^(1/exponent), density exponent * t^(exponent - 1), exponent in (0, 1]: small levels more often, with less weight."""
+    """t = u^(1/exponent), density exponent * t^(exponent - 1), exponent in (0, 1]: small t more often, with less weight."""
 
     exponent: float = 0.5
 
@@ -85,13 +85,13 @@ class Power(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True)
 class Piecewise(TimeDistribution):
-    """Density proportional to `heights` on equal bins of [0, 1], for instance the measured loss by noise level (importance)."""
+    """Density proportional to `heights` on equal bins of [0, 1], for instance the measured loss by time (importance sampling)."""
 
     heights: tuple[float, ...]
 
     def __post_init__(self):
         if not self.heights or not all(height > 0 and math.isfinite(height) for height in self.heights):
-            raise InputError(f"times: heights are {self.heights}; give one positive number for each bin, a zero would bias the bound")
+            raise InputError(f"times: heights are {self.heights}; each must be positive and finite: a zero would bias the bound")
 
     @property
     def _mass(self) -> tuple[float, ...]:
@@ -116,16 +116,18 @@ class Piecewise(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(TimeDistribution):
-    """One of several laws, with the given probabilities; u picks the part and, rescaled, the draw within it."""
+    """A mixture of distributions with the probabilities `probabilities`; u selects the part and, rescaled, is the u of its draw."""
 
     parts: tuple[TimeDistribution, ...]
     probabilities: tuple[float, ...]
 
     def __post_init__(self):
         if len(self.parts) != len(self.probabilities) or not self.parts:
-            raise InputError(f"times: a mixture of {len(self.parts)} parts has {len(self.probabilities)} probabilities; give one for each")
+            raise InputError(
+                f"times: parts has {len(self.parts)} entries and probabilities {len(self.probabilities)}; the numbers must be equal"
+            )
         if not all(p > 0 for p in self.probabilities) or abs(sum(self.probabilities) - 1) > 1e-6:
-            raise InputError(f"times: probabilities of a mixture must be positive and sum to 1, not {self.probabilities}")
+            raise InputError(f"times: probabilities is {self.probabilities}; they must be positive and sum to 1")
 
     def draw(self, u: Values) -> Values:
         t, start = jnp.zeros_like(u), 0.0
@@ -143,8 +145,8 @@ class Mixture(TimeDistribution):
 
 
 class _Betas(TimeDistribution):
-    """Abstract: a flat share and Beta densities. A Beta alone has unbounded weights where its density goes to 0; with the flat share no
-    weight exceeds 1/flat."""
+    """Abstract: a mixture of a uniform part (share `flat`) and Beta densities. The weights of a Beta alone are unbounded where its density
+    goes to 0; with the uniform part no weight exceeds 1/flat."""
 
     flat: float
 
@@ -170,7 +172,7 @@ class _Betas(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True)
 class Beta(_Betas):
-    """Beta(a, b) with a flat share; the default is FiLM's law of the mask rate (2310.09930, the command its authors published).
+    """Beta(a, b) with a uniform part; the default is FiLM's distribution of the mask rate (2310.09930, the command its authors published).
 
     flat: share of uniform draws; 0 only where a, b <= 1, whose density is nowhere 0.
     """
@@ -181,7 +183,7 @@ class Beta(_Betas):
 
     def __post_init__(self):
         if not (self.a > 0 and self.b > 0):
-            raise InputError(f"times: a ({self.a}) and b ({self.b}) of a Beta law must be positive")
+            raise InputError(f"times: a ({self.a}) and b ({self.b}) must be positive")
         if not (0 if max(self.a, self.b) <= 1 else 1e-6) <= self.flat < 1:
             raise InputError(f"times: flat is {self.flat}; it must lie in (0, 1), else weights are unbounded where the Beta density is 0")
 
@@ -192,12 +194,12 @@ class Beta(_Betas):
 
 @dataclasses.dataclass(frozen=True)
 class TwoMode(_Betas):
-    """Two bumps, of light and of heavy noise, and a flat share: the idea of the two-mode schedules of 2509.05056, with the weight
-    1/density that keeps the bound. The defaults are ours. Theirs are Gaussians, 60 % at 0.12 (deviation 0.02) and the rest at a mean that
-    moves from 0.4 to 0.85 while training goes on (0.08), and a softened weight.
+    """Two modes, of little and of much noise, and a uniform part: as in the two-mode schedules of 2509.05056, with the weight 1/density,
+    which keeps the bound. The defaults are ours. In the paper the modes are Gaussians, 60 % at 0.12 (deviation 0.02) and the rest at a mean
+    that moves from 0.4 to 0.85 during training (deviation 0.08), and the weight is softened.
 
-    low, high: where the bumps are highest.  share: of the draws outside the flat part, how many belong to the low bump.
-    sharpness: how narrow they are; each is Beta(1 + mode x sharpness, 1 + (1 - mode) x sharpness).
+    low, high: t of the two modes.  share: share of the low mode in the draws outside the uniform part.
+    sharpness: inverse width; each is Beta(1 + mode x sharpness, 1 + (1 - mode) x sharpness).  flat: share of uniform draws.
     """
 
     low: float = 0.15
@@ -208,7 +210,7 @@ class TwoMode(_Betas):
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
-            raise InputError(f"times: need 0 <= low < high <= 1, not {self.low} and {self.high}")
+            raise InputError(f"times: low and high must satisfy 0 <= low < high <= 1, not {self.low} and {self.high}")
         if not (0 < self.share < 1 and 0 < self.flat < 1 and self.sharpness > 0):
             raise InputError(
                 f"times: share ({self.share}) and flat ({self.flat}) must lie in (0, 1) and sharpness ({self.sharpness}) be positive"
@@ -227,7 +229,7 @@ def _beta_density(t: Values, a: float, b: float) -> Values:
 
 
 def _beta_quantile(u: Values, a: float, b: float) -> Values:
-    """The t at which a share u of Beta(a, b) lies below, by bisection: exact to the rounding of the distribution function."""
+    """The t below which Beta(a, b) has the mass u, by bisection: exact to the rounding of the distribution function."""
 
     def halve(_, ends):
         low, high = ends
@@ -241,7 +243,7 @@ def _beta_quantile(u: Values, a: float, b: float) -> Values:
 
 @runtime_checkable
 class Times(Protocol):
-    """Draws the levels of a batch."""
+    """Draws the times of a batch."""
 
     def draw(
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
@@ -249,15 +251,15 @@ class Times(Protocol):
 
     @property
     def covers(self) -> bool:
-        """True where E[weight f(t)] is the integral of f over all of [0, 1], for the level of every token."""
+        """True where E[weight f(t)] is the integral of f over all of [0, 1], for the time of every token."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PerRow(Times):
-    """One level per row, broadcast over its tokens.
+    """One time per row, broadcast over its tokens.
 
-    law: what t is distributed as.
+    distribution: of t.
     stratified: one row of the global batch in each of its `global_batch` equal cells of u, instead of independent rows.
     """
 
@@ -267,7 +269,7 @@ class PerRow(Times):
     def draw(
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
     ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
-        """Levels and weights of the rows `row_B` (numbers within the global batch) of the step that `key` stands for.
+        """Times and weights of the rows `row_B` (indices in the global batch) at the training step whose key is `key`.
 
         Returns:
           t_BL in [0, 1] and weight_BL = 1/density(t): E[weight f(t)] is the integral of f over [0, 1] where `covers`.
@@ -286,6 +288,6 @@ class PerRow(Times):
         return self.distribution.covers
 
 
-def over_length(level_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
-    """A level per sequence as a level per token."""
-    return jnp.broadcast_to(level_B[:, None], (level_B.shape[0], length))
+def over_length(value_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
+    """A number per row (time or weight) as a number per token."""
+    return jnp.broadcast_to(value_B[:, None], (value_B.shape[0], length))

@@ -1,6 +1,6 @@
 """The truth by enumeration: losses, bounds and reverse chains of any interpolating process on a joint distribution small enough to list.
 
-Float64 numpy, no random numbers, written from the definitions and not from any process's formulas; slow on purpose. A process whose
+Float64 numpy without random numbers, written from the definitions and not from a process's formulas; slow on purpose. A process whose
 loss, integrated with the exact denoiser, is not the entropy of the distribution is wrong, whatever its loss curves look like.
 
 A kernel is q_t(z|x) = alpha_t 1[z = x] + (beta pi)_t(z) on S states, of which the first K are tokens. Its bound's integrand is
@@ -145,7 +145,7 @@ def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float
 
 
 def path_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
-    """The same numbers as the path KL of the reversed chain: how wrong the rate of every jump z -> y of the reversal is."""
+    """The same values as the path KL of the reversed chain: a sum over the errors of the rates of its jumps z -> y."""
     q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, x0_NK)
     row_N = np.arange(len(z_N))
     true_NK = np.where(seen_NK, q_KS[:, z_N].T, 1.0)
@@ -225,10 +225,10 @@ def integrand(
 
 
 def quadrature(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:
-    """Levels and weights of an integral over [0, 1]: the tanh-sinh rule (Takahasi and Mori 1974).
+    """Times and weights of an integral over [0, 1]: the tanh-sinh rule (Takahasi and Mori 1974).
 
-    The integrands of uniform and hybrid noise have logarithms and inverse roots at the ends; this rule does not mind: 48 nodes give
-    1e-8 or better. Levels run from 4e-19 to 1 - 2e-14, beyond which float64 has no 1 - t.
+    The integrands of uniform and hybrid noise have logarithms and inverse roots at the ends, for which this rule still converges: 48 nodes
+    give 1e-8 or better. Times run from 4e-19 to 1 - 2e-14, beyond which float64 has no 1 - t.
     """
     x_J, step = np.linspace(-3.3, 3.0, nodes, retstep=True)
     odds_J = np.exp(-np.pi * np.sinh(x_J))
@@ -251,7 +251,7 @@ def reverse_distribution(
     """The distribution of z at times[-1] when z at times[0] ~ `start_Z` (None: q at times[0]) is stepped back with the exact posterior.
 
     Positions step independently given z_t, p(z_s | z_t) = prod_i sum_k p(x_i = k | z_t) q(z_s,i | z_t,i, x_i = k); so with few steps it
-    is not the distribution of the data, and it must become it as steps grow. What a sampler draws is compared with this, not with the data.
+    is not the distribution of the data, to which it converges as the steps grow. Samples are compared with it, not with the data.
     """
     now_Z = evidence(joint, kernel, times[0]).sum(axis=0) if start_Z is None else start_Z
     for t, s in itertools.pairwise(times):

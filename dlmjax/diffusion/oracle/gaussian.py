@@ -23,7 +23,7 @@ _IMPOSSIBLE = -1e9
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExactDenoiser(EnumeratedDenoiser):
-    """What a perfect network would output for `process`, which must have its learned values in place. Hidden states are outputs."""
+    """The output of a perfect network for `process`, whose parameters must be bound. Hidden states are outputs."""
 
     process: EmbeddingNoise
 
@@ -46,7 +46,7 @@ class ExactDenoiser(EnumeratedDenoiser):
         return jnp.concatenate([output_BLE, middle], axis=-1)
 
     def posterior(self, z_BL: VectorState, now: Point) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:
-        """(log p(x_i = k | z), log q(z_i | x_i = k) up to a constant) at level `now`."""
+        """(log p(x_i = k | z), log q(z_i | x_i = k) up to a constant) at the point `now` of the path."""
         onehot_XLK = np.eye(self.joint.tokens)[self.joint.sequences_Xn]
         far_BLKE = z_BL[:, :, None, :] - now.a[..., None] * self._table
         log_q_BLK = -jnp.sum(far_BLKE**2, axis=-1) / (2 * now.s**2)

@@ -1,7 +1,7 @@
-"""What is trained in place of the bound: a factor on the nats of a process, or another function of the denoiser's output.
+"""Weightings: what is trained in place of the bound, a factor on the nats of a process or another function of the denoiser's output.
 
-Only `Bound` leaves a likelihood bound a bound, and each name says so; what is reported is the bound whatever is trained. Every factor
-is made from the process's own w(t), so the corruption and the weight cannot use different schedules.
+Only with `Bound` is the trained loss a likelihood bound; the bound is reported whatever is trained. Every factor is computed from the
+process's own w(t), so the corruption and the weight cannot use different schedules.
 
 Shapes: elementwise over any leading shape `*n`; V columns of the denoiser's output. Units: nats.
 """
@@ -14,21 +14,22 @@ import jax.numpy as jnp
 from dlmjax.diffusion.shapes import AnyState, Ids, PerClass, Values
 from dlmjax.errors import InputError
 
-# Names of the weightings by what they require of a process, which lists those that go with it (`Process.weightings`).
+# Names of the weightings by what they require of a process, which lists those that it supports (`Process.weightings`).
 OF_RATES = ("inverse_rate", "cross_entropy", "capped")  # a loss that is a weight times a cross-entropy
 OF_TOKENS = ("hybrid_lambda", "token_adaptive", "routed")  # the probability of each token
 OF_JUMPS = ("clipped_jumps", "dynamic", "denoising", "contrastive")  # noise that replaces tokens
 OF_VECTORS = ("simple", "end_to_end", "anchor")  # noise on vectors
-NAMES = ("bound", *OF_RATES, *OF_TOKENS, *OF_JUMPS, *OF_VECTORS)  # a weighting under another name goes with every process
+NAMES = ("bound", *OF_RATES, *OF_TOKENS, *OF_JUMPS, *OF_VECTORS)  # weightings with other names are accepted for every process
 
 SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
 
 
 @runtime_checkable
 class Weighting(Protocol):
-    """A weighting is a factor on the nats and defines `factor`, or it is another function and defines `trained` and `is_factor = False`.
+    """Either a factor on the nats, which defines `factor`, or another function, which defines `trained` and `is_factor = False`.
 
-    name: as in the registry and in the name under which the trained loss is logged.  is_bound: True where what is trained is the bound.
+    name: as in the registry; also part of the name under which the trained loss is logged.
+    is_bound: True where what is trained is the bound.
     """
 
     name: str
@@ -36,11 +37,11 @@ class Weighting(Protocol):
     is_factor: bool = True
 
     def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
-        """What multiplies the nats of a token x seen as z at level t."""
+        """The factor on the nats of a token x whose state is z at time t."""
         ...
 
     def trained(self, process: Any, logits: PerClass, x: Ids, z: AnyState, t: Values, nats: Values) -> Values:
-        """What is differentiated; `nats` is the bound's integrand, process.loss(logits, x, z, t)."""
+        """The loss that is differentiated; `nats` is the bound's integrand, process.loss(logits, x, z, t)."""
         del logits
         return nats * self.factor(process, x, z, t)
 
@@ -60,7 +61,7 @@ class Bound(Weighting):
 @dataclasses.dataclass(frozen=True)
 class InverseRate(Weighting):
     """Cross-entropy divided by the mask rate (LLaDA 2502.09992 eq. 3). On a linear schedule it is the bound's diffusion part times a
-    constant; on another schedule it is no bound."""
+    constant; on another schedule it is not a bound."""
 
     name = "inverse_rate"
     is_bound = False
@@ -72,7 +73,9 @@ class InverseRate(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Weighting):
-    """Plain cross-entropy of the corrupted tokens, every level alike: a masked language model with a random rate. No bound."""
+    """Plain cross-entropy of the corrupted tokens, with the same weight at all t: a masked language model with a random rate.
+
+    Not a bound."""
 
     name = "cross_entropy"
     is_bound = False
@@ -84,7 +87,7 @@ class CrossEntropy(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Capped(Weighting):
-    """The bound's weight, at most `cap`: less variance from nearly clean text, at the price of the bound."""
+    """The bound's weight, at most `cap`: less variance from nearly clean text, and not a bound."""
 
     cap: float = 20.0
     name = "capped"

@@ -1,11 +1,11 @@
-"""Published training losses of Gaussian diffusion. None is a bound, and each says so; the bound is reported beside whatever is trained.
+"""Published training losses of Gaussian diffusion. None is a bound, and the log names each as such; the bound is reported besides.
 
-    simple       the mean squared error of eps, x0, v or velocity, every level alike (DDPM 2006.11239 eq. 14; flow matching)
-    end_to_end   Diffusion-LM (2205.14217 eq. 2): squared error of x0 + what is left of the embedding at t = 1 + rounding
+    simple       the mean squared error of eps, x0, v or velocity, the same weight at all t (DDPM 2006.11239 eq. 14; flow matching)
+    end_to_end   Diffusion-LM (2205.14217 eq. 2): squared error of x0 + squared signal at t = 1 + rounding
     anchor       the squared error of x0 + cross-entropy of the token given the *predicted* x0 (Difformer 2212.09412)
 
-A squared error alone is smallest when all embeddings are one point; the rounding and the anchor keep them apart. Errors are means over
-the E entries of a vector, as published; the targets are measured at any prediction, through x0.
+The minimum of a squared error alone has all embeddings at one point; the rounding and the anchor term prevent that. Errors are means over
+the E entries of a vector, as published; the error of a target is computed from x0, whatever the network predicts.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ class Simple(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class EndToEnd(Weighting):
-    """terminal, rounding: weights of the two further terms.
+    """terminal, rounding: weights of the terminal and of the rounding term.
 
-    The published loss draws its own z_0 for the rounding; here z_0 has the noise of z, which has the same law.
+    The published loss draws its own z_0 for the rounding; here z_0 has the noise of z, which has the same distribution.
     """
 
     terminal: float = 1.0
@@ -64,7 +64,7 @@ class EndToEnd(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Anchor(Weighting):
-    """weight: of the cross-entropy."""
+    """weight: factor of the cross-entropy."""
 
     weight: float = 1.0
     name = "anchor"

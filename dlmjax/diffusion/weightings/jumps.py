@@ -1,7 +1,7 @@
-"""Training losses of uniform and hybrid noise that are not the bound, each under its own name. What is reported stays the bound.
+"""Training losses of uniform and hybrid noise that are not the bound, each logged under its own name. The bound is still reported.
 
 The bound's weights differ by orders of magnitude between a masked, a replaced and a kept token and grow without limit at t -> 0;
-`ClippedJumps` and `Dynamic` (GIDD 2503.04482) tame them. The simple losses drop them: `Denoising` is the cross-entropy of replaced
+`ClippedJumps` and `Dynamic` (GIDD 2503.04482) limit them. The simple losses have no weights: `Denoising` is the cross-entropy of replaced
 tokens only (SDDLM 2510.22926), or of all, which learns the posterior exactly; `Contrastive` adds a negative gradient, as SDDLM does.
 
 Shapes: elementwise over any leading shape `*n`; V classes. Units: nats.
@@ -35,9 +35,9 @@ class ClippedJumps(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic(Weighting):
-    """`cap` times 2 for a masked token, 1 for a replaced one, and for a kept one the chance that noise alone would show it,
-    (uniform/N) / (alpha + uniform/N): the paper's (B/N) e^(-lambda/2), which is that for small p_uniform. Its code caps the weights at 2,
-    which none of these exceeds."""
+    """`cap` times 2 for a masked token, 1 for a replaced one, and for a kept one the probability that it was replaced by itself,
+    (uniform/N) / (alpha + uniform/N): for small p_uniform the paper's (B/N) e^(-lambda/2). The paper's code caps the weights at 2, which
+    none of these exceeds."""
 
     cap: float = 1.0
     name = "dynamic"
@@ -54,11 +54,11 @@ class Dynamic(Weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(Weighting):
-    """Cross-entropy of the clean token, every level alike.
+    """Cross-entropy of the clean token, with the same weight at all t.
 
-    everywhere: False, of tokens that were replaced only: what the network says of x_i = z_i is then never trained, so the output is the
-      guess p(x_i | z_{-i}) but for that entry, and the reported bound shows it. True, of all tokens, by their posterior under the
-      process's parameterisation: the true posterior, or the true guess, is the minimiser, so the bound of such a network is honest.
+    everywhere: False = of replaced tokens only: the entry x_i = z_i of the output is then not trained, so the output is p(x_i | z_{-i})
+      except for that entry, and the reported bound is larger for it. True = of all tokens, by their posterior under the process's
+      parameterisation: the minimiser is the true posterior (or leave-one-out posterior), whose bound is tight.
     """
 
     everywhere: bool = False
@@ -66,7 +66,7 @@ class Denoising(Weighting):
     is_factor = False
 
     def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
-        """Cross-entropy in nats; 0 where it is not asked for."""
+        """Cross-entropy in nats; 0 for tokens that are not trained."""
         del nats
         if self.everywhere:
             return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
@@ -77,7 +77,7 @@ class Denoising(Weighting):
 class Contrastive(Weighting):
     """Cross-entropy of replaced tokens, less `negative` times that of tokens drawn uniformly, in expectation over them (SDDLM draws some).
 
-    The default is ours. The second term pushes the prediction away from a uniform spread. It has no lower end: keep `negative` small.
+    The default is ours. The second term penalises uniform predictions. It is unbounded below: keep `negative` small.
     """
 
     negative: float = 0.1
@@ -86,17 +86,17 @@ class Contrastive(Weighting):
 
     def __post_init__(self):
         if not 0 <= self.negative < 1:
-            raise InputError(f"weighting contrastive: negative is {self.negative}; it must lie in [0, 1), else the loss has no lower end")
+            raise InputError(f"weighting contrastive: negative is {self.negative}; it must lie in [0, 1), else the loss is unbounded below")
 
     def trained(self, process: Any, logits: PerClass, x: Ids, z: Ids, t: Values, nats: Values) -> Values:
         """The difference of two cross-entropies, in nats; 0 for tokens that were not replaced. It may be negative."""
         del t, nats
         logits = exclude(logits, process.suppressed_ids)
-        held_V = ~jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(process.suppressed_ids, jnp.int32))
+        text_V = ~jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(process.suppressed_ids, jnp.int32))
         at_x = cross_entropy(logits, x)
         own = jnp.take_along_axis(logits, x[..., None], axis=-1)[..., 0]
         # -log p_y = -log p_x + logit_x - logit_y.
-        at_uniform = at_x + own - jnp.sum(jnp.where(held_V, logits, 0.0), axis=-1) / process.tokens
+        at_uniform = at_x + own - jnp.sum(jnp.where(text_V, logits, 0.0), axis=-1) / process.tokens
         return jnp.where(z != x, at_x - self.negative * at_uniform, 0.0)
 
 

@@ -33,11 +33,11 @@ class Train:
 
     @property
     def arguments(self) -> list[str]:
-        """`train` and its flags; always with `--json`, from whose line a launcher reads whether the run is finished."""
+        """`train` and its flags; `--json` is always added, because a launcher reads from its line whether the run is finished."""
         return ["train", *self.flags, *([] if "--json" in self.flags else ["--json"])]
 
     def check_started_again(self, what: str) -> None:
-        """Raises InputError for `--fresh` with `what`, a launcher whose restarts repeat the flags and are not marked as such: each would
+        """Raises InputError for `--fresh` with `what`, a launcher whose restarts repeat the flags: each restart would
         move aside what the previous one has trained.
         """
         if self.fresh:
@@ -48,7 +48,7 @@ class Train:
 
     def check_devices(self, devices: int, platform: str) -> None:
         """Raises InputError where the config does not run on this number of devices ("gpu" or "tpu"): the mesh does not fit the devices,
-        the batch or the model does not fit the mesh, or the attention kernel is for another kind of chip.
+        the batch or the model does not fit the mesh, or the attention kernel requires another kind of chip.
         """
         from dlmjax.models.attention import runs_on  # here, as in `read_train`
         from dlmjax.parallel.sharding import on_paper
@@ -65,7 +65,7 @@ class Train:
 
 
 class Parser(BaseParser):
-    """Its help shows how `dlmjax train` is named behind its own flags."""
+    """A parser whose help shows the flags of `dlmjax train` after its own."""
 
     def __init__(self, name: str, doc: str, example: str):
         super().__init__(
@@ -86,7 +86,7 @@ def read_train(flags: list[str]) -> Train:
     try:
         arguments, overrides = train_flags(flags)
     except InputError as error:
-        raise InputError(f"flags that are not this launcher's are those of dlmjax train: {error}") from error
+        raise InputError(f"flags that the launcher does not have belong to dlmjax train: {error}") from error
     from dlmjax import config as config_lib  # here, because it imports jax, which takes a second that --help need not wait
 
     config = config_lib.load(arguments.config, overrides)
@@ -130,7 +130,7 @@ def on_volumes(train: Train, volumes: tuple[str, ...]) -> tuple[Train, list[str]
             raise InputError(
                 f"gs://{bucket} is not a bucket name: it requires 3 to 63 lower-case letters, digits, hyphens, dots and underscores"
             )
-    moved = dataclasses.replace(train, flags=flags, workdir=train.workdir.replace("gs://", "/gcs/"))
+    mounted = dataclasses.replace(train, flags=flags, workdir=train.workdir.replace("gs://", "/gcs/"))
     volumes = (*volumes, *(f"/gcs/{bucket}" for bucket in buckets))
     if not train.config.data.paths:
         raise InputError("data.paths is empty; pass --config.data.paths=DIR")
@@ -142,14 +142,14 @@ def on_volumes(train: Train, volumes: tuple[str, ...]) -> tuple[Train, list[str]
                 raise InputError(
                     f"{flag} {path} is not on a volume that all hosts share; give {flag}=gs://bucket/dir, or a mounted directory"
                 )
-    return moved, buckets
+    return mounted, buckets
 
 
 def shell_name(text: str, flag: str) -> str:
     """The text, if it is a name that clusters accept: lower case, digits and hyphens, at most 40 characters.
 
     Raises:
-      InputError: another text, with the flag that it is of.
+      InputError: another text; the message names the flag.
     """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
         raise InputError(f"{flag} is {text!r}; use at most 40 lower-case letters, digits and hyphens, the first a letter")

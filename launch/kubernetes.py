@@ -3,13 +3,14 @@
     python launch/kubernetes.py --tpu v5p:2x2x2 --image IMAGE --config configs/masked.py --workdir gs://bucket/masked \\
         --config.execution.attention=splash --config.data.paths=gs://bucket/data | kubectl apply -f -
 
-Printing is the dry run; `--apply` hands the same text to kubectl. The manifest is JSON, which is YAML too: kubectl reads both, and a JSON
-writer needs no further package and no quoting rules. The cluster needs the JobSet controller, and for gs:// the Cloud Storage FUSE driver.
+The default prints the manifest; `--apply` passes the same text to kubectl. The manifest is JSON, which is YAML too: kubectl reads both,
+and a JSON writer requires no further package and no quoting rules. The cluster requires the JobSet controller, and for gs:// the Cloud
+Storage FUSE driver.
 
 `gs://bucket/...` in any flag is mounted at /gcs/bucket/..., `--claim NAME=/DIR` mounts a claim that exists. The workdir and the corpus
 must be on one of them, because every pod must see the same files. Configs are those in the image (launch/Dockerfile).
 
-How a run outlives its pods:
+How a run continues after its pods end:
     a pod is evicted     SIGTERM; all processes save and end, the first with 75; the JobSet starts all again
     a pod is lost        the others end with 75; the JobSet starts all again
     bad input (2), a defect (1)   the JobSet fails at once
@@ -22,23 +23,25 @@ import re
 import subprocess
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # run as a file, it must import from the repository
 
 from dlmjax import flags
 from dlmjax.errors import InputError
 from launch.command import Parser, Train, default_name, exit_code, in_repository, on_volumes, read_train, shell_name
 from launch.machines import GPUS, TPUS, Machines, gpu_nodes, tpu_slice
 
-PORT = 24567  # of the coordinator: the pods have an address each, so that one port serves all runs
+PORT = 24567  # of the coordinator: each pod has its own address, so that one port serves all runs
 HOME = "/opt/dlmjax"  # of the repository in the image, see launch/Dockerfile
 CONTAINER, JOB = "train", "hosts"
 
 
 def parser() -> Parser:
     """The flags of this launcher."""
-    made = Parser("kubernetes", __doc__, "--tpu v5p:2x2x2|--gpu h100:2x8 --image IMAGE [--apply] --config CONFIG --workdir gs://bucket/dir")
-    add = made.add_argument
-    machines = made.add_mutually_exclusive_group(required=True)
+    launcher = Parser(
+        "kubernetes", __doc__, "--tpu v5p:2x2x2|--gpu h100:2x8 --image IMAGE [--apply] --config CONFIG --workdir gs://bucket/dir"
+    )
+    add = launcher.add_argument
+    machines = launcher.add_mutually_exclusive_group(required=True)
     machines.add_argument("--tpu", metavar="KIND:TOPOLOGY", help=f"TPU slice, such as v5p:8x8x8; kinds: {', '.join(TPUS)}")
     machines.add_argument("--gpu", metavar="KIND:NODESxGPUS", help=f"GPU nodes, such as h100:4x8; kinds: {', '.join(GPUS)}")
     add("--image", required=True, help="container image, built from launch/Dockerfile and pushed where the cluster can pull it")
@@ -50,21 +53,21 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="NAME=/DIR",
-        help="mount a persistent volume claim that many pods can write",
+        help="persistent volume claim that many pods can write, mounted at /DIR",
     )
-    add("--spot", action="store_true", help="use spot machines")
+    add("--spot", action="store_true", help="spot machines (default: on-demand machines)")
     add(
         "--save-seconds",
         type=flags.whole(1, 10**6),
         default=300,
         metavar="S",
-        help="seconds between SIGTERM and the kill (300); spot machines give less",
+        help="seconds between SIGTERM and the kill (300); spot machines allow less",
     )
     add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="largest number of restarts (100)")
-    doing = made.add_mutually_exclusive_group()
-    doing.add_argument("--apply", action="store_true", help="pass the manifest to kubectl")
-    doing.add_argument("--dry-run", action="store_true", help="print the manifest, which is also the default")
-    return made
+    doing = launcher.add_mutually_exclusive_group()
+    doing.add_argument("--apply", action="store_true", help="manifest passed to kubectl (default: printed)")
+    doing.add_argument("--dry-run", action="store_true", help="manifest printed, as by default")
+    return launcher
 
 
 def _volumes(buckets: list[str], claims: dict[str, str], gpus: bool) -> tuple[list, list]:
@@ -77,7 +80,7 @@ def _volumes(buckets: list[str], claims: dict[str, str], gpus: bool) -> tuple[li
     for number, (claim, directory) in enumerate(claims.items()):
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": f"claim-{number}", "mountPath": directory})
-    if gpus:  # NCCL talks through shared memory within a node; a container's own is 64 MiB
+    if gpus:  # NCCL uses shared memory within a node; a container's own is 64 MiB
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
     return volumes, mounts
@@ -113,7 +116,7 @@ def _pod(arguments, name: str, train: Train, machines: Machines, buckets: list[s
         "volumeMounts": mounts,
     }
     spec = {
-        "restartPolicy": "Never",  # what a failure means is decided below, for all hosts together
+        "restartPolicy": "Never",  # the failure policy below decides for all hosts together
         "terminationGracePeriodSeconds": arguments.save_seconds,
         "nodeSelector": nodes,
         "tolerations": tolerations,
@@ -126,10 +129,10 @@ def _pod(arguments, name: str, train: Train, machines: Machines, buckets: list[s
 
 
 def manifest(arguments, train: Train) -> dict:
-    """The JobSet: one job, one pod for each host; whatever ends one ends all, and they start again together.
+    """The JobSet: one job, one pod for each host. When one pod ends, all end, and they start again together.
 
     Raises:
-      InputError: machines that do not exist or that the config does not suit; a workdir or corpus that pods would not share.
+      InputError: unknown machines, or a config that does not run on them; a workdir or corpus that pods would not share.
     """
     machines = tpu_slice(arguments.tpu) if arguments.tpu else gpu_nodes(arguments.gpu)
     train.check_started_again("a JobSet")
@@ -149,7 +152,7 @@ def manifest(arguments, train: Train) -> dict:
         "completionMode": "Indexed",
         "completions": machines.hosts,
         "parallelism": machines.hosts,
-        "backoffLimit": 0,  # one pod ends without success: the job has failed, and the JobSet decides
+        "backoffLimit": 0,  # one pod that fails fails the job; the JobSet decides what follows
         "podFailurePolicy": {
             "rules": [{"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [1, 2]}}],
         },
@@ -165,7 +168,7 @@ def manifest(arguments, train: Train) -> dict:
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
             "failurePolicy": {
                 "maxRestarts": arguments.max_requeues,
-                # The job's policy speaks of bad input and defects alone: another start would end the same way.
+                # The policy lists bad input and defects alone: another start would end the same way.
                 "rules": [{"name": "hopeless", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": job}}],
@@ -174,7 +177,7 @@ def manifest(arguments, train: Train) -> dict:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the manifest, or hands it to kubectl."""
+    """Prints the manifest, or passes it to kubectl."""
     arguments, rest = parser().parse_known_args(argv)
     text = json.dumps(manifest(arguments, read_train(rest)), indent=2)
     if not arguments.apply:
@@ -183,7 +186,7 @@ def main(argv: list[str]) -> int:
     try:
         return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode
     except FileNotFoundError as error:
-        raise InputError("kubectl is not here; print the manifest without --apply") from error
+        raise InputError("--apply requires kubectl, which is not installed; leave --apply out to print the manifest") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be asked for by name: slices of TPUs and nodes of GPUs, and what the cloud calls them.
+"""Slices of TPUs and nodes of GPUs by name, and the names that the cloud has for them.
 
 Sources: Google Cloud's pages "TPU configurations" of each version, "About TPUs in GKE" and "TPU software versions" (runtime versions), and
 "About GPUs in GKE" (values of the accelerator label).
@@ -44,7 +44,7 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Machines:
-    """Hosts with so many chips each; `devices`: as JAX counts them, over all hosts; `topology`: "" for GPUs."""
+    """Hosts with the same number of chips each; `devices`: as JAX counts them, over all hosts; `topology`: "" for GPUs."""
 
     kind: str
     hosts: int
@@ -54,7 +54,7 @@ class Machines:
 
     @property
     def chips(self) -> int:
-        """What is paid for."""
+        """Number of chips."""
         return self.hosts * self.host_chips
 
 
@@ -66,7 +66,7 @@ def tpu_slice(text: str) -> Machines:
     """
     kind, _, topology = text.partition(":")
     if kind not in TPUS:
-        raise InputError(f"--tpu {text}: unknown generation {kind!r}; there are {', '.join(TPUS)}, as in v5p:2x2x2")
+        raise InputError(f"--tpu {text}: generation {kind!r} is unknown; choose one of {', '.join(TPUS)}, as in v5p:2x2x2")
     tpu = TPUS[kind]
     if not re.fullmatch(r"[1-9]\d{0,2}" + r"x[1-9]\d{0,2}" * (tpu.dimensions - 1), topology):
         raise InputError(f"--tpu {text}: a topology of {kind} has {tpu.dimensions} sizes, as in {kind}:{'x'.join('4' * tpu.dimensions)}")
@@ -81,7 +81,7 @@ def gpu_nodes(text: str) -> Machines:
     """ "h100:4x8" (4 nodes of 8) as machines.
 
     Raises:
-      InputError: an unknown kind, something else than NODESxGPUS.
+      InputError: an unknown kind, or not of the form NODESxGPUS.
     """
     kind, _, size = text.partition(":")
     found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d?)", size)

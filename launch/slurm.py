@@ -2,11 +2,11 @@
 
     python launch/slurm.py --nodes 4 --gpus-per-node 8 --time 24:00:00 --dry-run --config configs/masked.py --workdir runs/masked
 
-`--dry-run` prints the job script; `sbatch` on what it printed does the same as leaving the flag out.  The workdir and the corpus must be
-on a file system that all nodes share.  The job starts one process on each node (`--tasks-per-node` changes it), which find each other
+`--dry-run` prints the job script; `sbatch` on that script does the same as the command without the flag. The workdir and the corpus must
+be on a file system that all nodes share. The job starts one process on each node (`--tasks-per-node` changes it), which find each other
 through Slurm's own variables.
 
-How a run outlives its job:
+How a run continues after its job ends:
     before the time limit   Slurm sends SIGTERM to the processes (not to the batch shell); they save and end; the job requeues itself
     scancel -s TERM JOB     the same by hand
     a peer is lost          the others end with 75; the job requeues itself
@@ -20,7 +20,7 @@ import pathlib
 import shlex
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # run as a file, it must import from the repository
 
 from dlmjax import flags
 from dlmjax.cluster import requeue
@@ -30,8 +30,8 @@ from launch.command import ROOT, Parser, Train, default_name, exit_code, read_tr
 
 def parser() -> Parser:
     """The flags of this launcher."""
-    made = Parser("slurm", __doc__, "[--nodes N] [--gpus-per-node G] [--time LIMIT] [--dry-run] --config CONFIG --workdir DIR")
-    add = made.add_argument
+    launcher = Parser("slurm", __doc__, "[--nodes N] [--gpus-per-node G] [--time LIMIT] [--dry-run] --config CONFIG --workdir DIR")
+    add = launcher.add_argument
     add("--name", help="name of the job; default: the last part of --workdir")
     add("--nodes", type=flags.whole(1, 4096), default=1, metavar="N")
     add(
@@ -39,9 +39,9 @@ def parser() -> Parser:
         type=flags.whole(1, 1024),
         default=1,
         metavar="T",
-        help="processes on each node (1, which uses all GPUs of its node); more: one for each GPU",
+        help="processes of each node: 1 (default), with all GPUs of the node, or one for each GPU",
     )
-    add("--gpus-per-node", type=flags.whole(0, 1024), default=0, metavar="G", help="GPUs of each node; 0: none are requested (0)")
+    add("--gpus-per-node", type=flags.whole(0, 1024), default=0, metavar="G", help="GPUs of each node (0: none requested)")
     add("--cpus-per-task", type=flags.whole(1, 4096), metavar="C", help="CPU cores of each process; default: the cluster's")
     add("--time", default="24:00:00", metavar="LIMIT", help="time limit of the job, in the form of sbatch (24:00:00)")
     add(
@@ -65,21 +65,20 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="LINE",
-        help="a shell line before the start, as in --setup 'module load cuda'",
+        help="shell line before the start, as in --setup 'module load cuda'",
     )
     add("--log", metavar="FILE", help="log file of the job and all its restarts (slurm-NAME-%%j.log); %%j is the number of the job")
     add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="largest number of restarts (100)")
-    add("--python", default=sys.executable, help="Python that the nodes start (this one)")
-    add("--dry-run", action="store_true", help="print the job script and submit nothing")
-    return made
+    add("--python", default=sys.executable, help="path of Python on the nodes (this one)")
+    add("--dry-run", action="store_true", help="job script printed, nothing submitted")
+    return launcher
 
 
 def job_script(arguments, train: Train) -> str:
-    """The text that sbatch reads.
+    """The job script for sbatch.
 
     Raises:
-      InputError: a value that cannot be: no nodes, no time before the signal, GPUs that the processes cannot share or the config
-        does not suit.
+      InputError: no nodes, no time before the signal, GPUs that the processes cannot share, or a config that does not run on them.
     """
     tasks, gpus = arguments.tasks_per_node, arguments.gpus_per_node
     for flag, value, low in (

@@ -1,19 +1,19 @@
-"""One `dlmjax train` on Cloud TPU VMs through gcloud: machines from a queue, the code on every worker, the log of the first, and away.
+"""One `dlmjax train` on Cloud TPU VMs through gcloud: queues for machines, copies the code, starts the run, follows its log, deletes them.
 
     python launch/tpu_vm.py run --name mine --zone us-east5-a --tpu v5p:2x2x2 --spot --dry-run --config configs/masked.py \\
         --config.execution.attention=splash --workdir gs://bucket/masked --config.data.paths=gs://bucket/data
 
-    create   asks for the machines and waits until they are there
-    copy     the repository to every worker, and its installation
-    start    the run on every worker, in the background; the workers find each other
-    follow   the log of the first worker to its end; ends with the run's exit code
-    stop     SIGTERM on every worker: the run saves and ends
-    delete   the machines; nothing is paid for afterwards
-    run      all of it; machines that were taken away are asked for again, and the run goes on where it was
+    create   requests the machines and waits until they are ready
+    copy     copies the repository to every worker and installs it
+    start    starts the run on every worker, in the background; the workers find each other
+    follow   prints the log of the first worker to its end; ends with the run's exit code
+    stop     sends SIGTERM on every worker: the run saves and ends
+    delete   deletes the machines; nothing is paid for afterwards
+    run      does all of this; requests machines that were taken away again, and the run resumes
 
-`--dry-run` prints every command, as a shell takes it, and does nothing. `gs://bucket/...` in any flag is mounted at /gcs/bucket/... by
+`--dry-run` prints every command in the form of a shell and runs none. `gs://bucket/...` in any flag is mounted at /gcs/bucket/... by
 gcsfuse, which must be on the machines (--setup can install it); `--shared /DIR` names a directory that your --setup mounts. The workdir
-and the corpus must be on one of them: machines that are taken away take their disks with them. Configs are those in the repository.
+and the corpus must be on one of them: a machine that is taken away loses its disk. Configs are those in the repository.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # started as a file, it imports from the repository all the same
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # run as a file, it must import from the repository
 
 from dlmjax import flags
 from dlmjax.errors import START_AGAIN, InputError
@@ -40,24 +40,24 @@ PYTHON = (
 )
 GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING", "")  # states of a queued resource whose machines will not come (back)
 NO_CONNECTION = 255  # ssh's own code
-SAME_MACHINES = 3  # starts again on machines that are still there, before others are asked for
+SAME_MACHINES = 3  # new starts on the same machines before others are requested
 
 
 def parser() -> Parser:
     """The flags of this launcher."""
-    made = Parser(
+    launcher = Parser(
         "tpu_vm", __doc__, f"{'|'.join(ACTIONS)} --name NAME --zone ZONE [--tpu v5p:2x2x2] [--dry-run] --config CONFIG --workdir DIR"
     )
-    add = made.add_argument
+    add = launcher.add_argument
     add("action", choices=ACTIONS)
     add("--name", required=True, help="name of the queued resource and its machines")
     add("--zone", required=True)
     add("--project", help="Google Cloud project; default: that of gcloud")
     add("--tpu", metavar="KIND:TOPOLOGY", help="TPU slice for create and run, such as v5p:8x8x8")
     add("--runtime-version", help="runtime version; default: the one for the kind of TPU")
-    add("--spot", action="store_true", help="use spot machines")
-    add("--setup", action="append", default=[], metavar="LINE", help="a shell line on every worker before the installation")
-    add("--python", default="python3.11", help="Python on the workers (python3.11, which the installation brings)")
+    add("--spot", action="store_true", help="spot machines (default: on-demand machines)")
+    add("--setup", action="append", default=[], metavar="LINE", help="shell line on every worker before the installation")
+    add("--python", default="python3.11", help="name of Python on the workers (python3.11, which copy installs)")
     add(
         "--shared",
         action="append",
@@ -65,21 +65,21 @@ def parser() -> Parser:
         metavar="/DIR",
         help="directory that all workers share, mounted by --setup",
     )
-    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="for run: largest number of new requests for machines (100)")
-    add("--poll-seconds", type=flags.number(0, 86_400), default=30.0, metavar="S", help="seconds between two looks at the queue (30)")
+    add("--max-requeues", type=flags.whole(0), default=100, metavar="N", help="largest number of new requests for machines, for run (100)")
+    add("--poll-seconds", type=flags.number(0, 86_400), default=30.0, metavar="S", help="seconds between two queries of the queue (30)")
     add(
         "--back-off-seconds",
         type=flags.number(0, 86_400),
         default=60.0,
         metavar="S",
-        help="seconds before machines are requested again, doubled each time (60)",
+        help="seconds before the next request for machines, doubled each time (60)",
     )
-    add("--dry-run", action="store_true", help="print the commands and run none")
-    return made
+    add("--dry-run", action="store_true", help="commands printed, none run")
+    return launcher
 
 
 class Commands:
-    """The gcloud command lines, as argument lists; what runs on the workers is one shell text each."""
+    """The gcloud command lines, as argument lists; each command on the workers is one shell text."""
 
     def __init__(self, arguments):
         self._arguments = arguments
@@ -93,16 +93,16 @@ class Commands:
         return self._gcloud("tpu-vm", "ssh", self._arguments.name, f"--worker={worker}", f"--command={text}")
 
     def create(self) -> list[str]:
-        """Asks for the machines."""
+        """Requests the machines."""
         if not self._arguments.tpu:
-            raise InputError("create needs --tpu KIND:TOPOLOGY, as in v5p:2x2x2")
+            raise InputError("create requires --tpu KIND:TOPOLOGY, as in v5p:2x2x2")
         machines = tpu_slice(self._arguments.tpu)
         tpu, name = TPUS[machines.kind], self._arguments.name
         if not tpu.type:
-            raise InputError(f"--tpu {self._arguments.tpu}: {machines.kind} is there on Kubernetes only; see launch/kubernetes.py")
-        asked = [f"--node-id={name}", f"--type={tpu.type}", f"--topology={machines.topology}"]
+            raise InputError(f"--tpu {self._arguments.tpu}: {machines.kind} is available on Kubernetes only; see launch/kubernetes.py")
+        request = [f"--node-id={name}", f"--type={tpu.type}", f"--topology={machines.topology}"]
         runtime = [f"--runtime-version={self._arguments.runtime_version or tpu.runtime}"]
-        return self._gcloud("queued-resources", "create", name, *asked, *runtime, *(["--spot"] if self._arguments.spot else []))
+        return self._gcloud("queued-resources", "create", name, *request, *runtime, *(["--spot"] if self._arguments.spot else []))
 
     def state(self) -> list[str]:
         """Prints the state of the request."""
@@ -113,7 +113,7 @@ class Commands:
         return self._gcloud("queued-resources", "delete", self._arguments.name, "--force", "--quiet")
 
     def copy(self) -> list[list[str]]:
-        """Packs what is needed, sends it to every worker, installs it there."""
+        """Packs the repository, copies it to every worker and installs it there."""
         python, name = shlex.quote(self._arguments.python), self._arguments.name
         install = [
             "rm -rf dlmjax",
@@ -134,7 +134,7 @@ class Commands:
     def start(self, train: Train, buckets: list[str]) -> list[str]:
         """Starts the run on every worker; refuses where one is running already."""
         run = shlex.join([".venv/bin/python", "launch/unfinished.py", ".venv/bin/dlmjax", *train.arguments])
-        # The shell outlives the SIGTERM of `stop`, to note the code; `: ` as a trap is not handed down, as ignoring would be.
+        # The shell outlives the SIGTERM of `stop`, to write the exit code; the trap `:` is not inherited, as an ignored signal would be.
         body = shlex.quote(f"trap : TERM; {run}; echo $? > run.code")
         mounts = [
             f"{{ mountpoint -q {at} || {{ sudo mkdir -p {at} && sudo chown $USER {at} && gcsfuse --implicit-dirs {bucket} {at}; }}; }}"
@@ -142,7 +142,7 @@ class Commands:
         ]
         steps = [
             "cd dlmjax",
-            "{ ! kill -0 $(cat run.pid 2>/dev/null) 2>/dev/null || { echo 'a run is going on here; stop it first' >&2; exit 2; }; }",
+            "{ ! kill -0 $(cat run.pid 2>/dev/null) 2>/dev/null || { echo 'a run is in progress here; stop it first' >&2; exit 2; }; }",
             *mounts,
             "rm -f run.code",
             f"{{ setsid nohup sh -c {body} > run.log 2>&1 < /dev/null & echo $! > run.pid; }}",
@@ -150,7 +150,7 @@ class Commands:
         return self._ssh("all", " && ".join(steps))
 
     def follow(self) -> list[str]:
-        """The log of the first worker; its run's code, 75 where it left none."""
+        """Prints the log of the first worker; ends with its run's code, 75 where it has none."""
         tail = "tail --pid=$(cat run.pid) -s 0.2 -n +1 -F run.log 2>/dev/null"
         return self._ssh("0", f"cd dlmjax && {tail}; exit $(cat run.code 2>/dev/null || echo {START_AGAIN})")
 
@@ -166,7 +166,7 @@ def _do(command: list[str]) -> int:
     try:
         return subprocess.run(command).returncode
     except FileNotFoundError as error:
-        raise InputError(f"{command[0]} is not here; install the Google Cloud CLI, or look with --dry-run") from error
+        raise InputError(f"{command[0]} is not installed; install the Google Cloud CLI, or print the commands with --dry-run") from error
 
 
 def _state(commands: Commands) -> str:
@@ -175,21 +175,21 @@ def _state(commands: Commands) -> str:
 
 
 def _wait(commands: Commands, poll_seconds: float) -> bool:
-    """Waits in the queue. Returns whether the machines came."""
-    said = None
+    """Waits in the queue. Returns whether the machines became ready."""
+    reported = None
     while (state := _state(commands)) not in GONE:
         if state == "ACTIVE":
             return True
-        if state != said:
+        if state != reported:
             print(f"launch/tpu_vm.py: {state}", file=sys.stderr, flush=True)
-        said = state
+        reported = state
         time.sleep(poll_seconds)
     return False
 
 
 def _planned(action: str, commands: Commands, train: Train | None, buckets: list[str]) -> list[list[str]]:
-    """What an action runs where nothing goes wrong."""
-    parts = {
+    """The commands of an action, for --dry-run."""
+    steps = {
         "create": lambda: [commands.create(), commands.state()],
         "copy": commands.copy,
         "start": lambda: [commands.start(train, buckets)],
@@ -197,24 +197,24 @@ def _planned(action: str, commands: Commands, train: Train | None, buckets: list
         "stop": lambda: [commands.stop()],
         "delete": lambda: [commands.delete()],
     }
-    wanted = ("create", "copy", "start", "follow", "delete") if action == "run" else (action,)
-    return [command for part in wanted for command in parts[part]()]
+    names = ("create", "copy", "start", "follow", "delete") if action == "run" else (action,)
+    return [command for step in names for command in steps[step]()]
 
 
 def _run(arguments, commands: Commands, train: Train, buckets: list[str]) -> int:
-    """All of it, until the run has ended otherwise than by the loss of a machine or a process, or was started again too often."""
+    """Does all steps, and again after the loss of a machine or a process, until the run ends or `--max-requeues` is reached."""
     for attempt in range(arguments.max_requeues + 1):
         if attempt:
             time.sleep(min(arguments.back_off_seconds * 2 ** (attempt - 1), 3600.0))
         if _do(commands.create()):
-            raise InputError("the machines could not be asked for; what gcloud said stands above")
+            raise InputError("the request for the machines failed; the message of gcloud is above")
         code = START_AGAIN
         if _wait(commands, arguments.poll_seconds) and not any(_do(command) for command in commands.copy()):
             code = _train(arguments, commands, train, buckets)
         _do(commands.delete())
         if not _again(code):
             return code
-        print(f"launch/tpu_vm.py: the run is not finished (code {code}); its machines are given back", file=sys.stderr, flush=True)
+        print(f"launch/tpu_vm.py: the run is not finished (code {code}); its machines are deleted", file=sys.stderr, flush=True)
     return START_AGAIN
 
 
@@ -224,7 +224,7 @@ def _again(code: int) -> bool:
 
 
 def _train(arguments, commands: Commands, train: Train, buckets: list[str]) -> int:
-    """Starts the run and follows it; a few times again on the same machines, as long as these are there."""
+    """Starts the run and follows it; starts it a few times again on the same machines, as long as they exist."""
     code, left = _do(commands.start(train, buckets)) or _do(commands.follow()), SAME_MACHINES
     while code and _state(commands) == "ACTIVE":
         if code != NO_CONNECTION and (left == 0 or not _again(code)):
@@ -234,13 +234,13 @@ def _train(arguments, commands: Commands, train: Train, buckets: list[str]) -> i
             code = _do(commands.follow())
         else:
             left -= 1
-            _do(commands.stop())  # on workers that have not noticed; it fails where nothing runs any more
+            _do(commands.stop())  # on workers that still run; it fails where nothing runs
             code = _do(commands.start(train, buckets)) or _do(commands.follow())
     return START_AGAIN if code else 0
 
 
 def main(argv: list[str]) -> int:
-    """Does one action, or prints what it would run."""
+    """Does one action, or prints its commands."""
     arguments, rest = parser().parse_known_args(argv)
     shell_name(arguments.name, "--name")
     if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", arguments.zone):
@@ -260,7 +260,7 @@ def main(argv: list[str]) -> int:
         try:
             return _run(arguments, commands, train, buckets)
         except KeyboardInterrupt:
-            print("launch/tpu_vm.py: no longer watching; the machines are still there: follow, stop or delete them", file=sys.stderr)
+            print("launch/tpu_vm.py: interrupted; the machines still exist: follow, stop or delete them", file=sys.stderr)
             raise
     if arguments.action == "create":
         return _do(commands.create()) or (0 if _wait(commands, arguments.poll_seconds) else START_AGAIN)

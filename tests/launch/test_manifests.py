@@ -130,7 +130,7 @@ def test_the_image_holds_what_the_manifest_starts():
     "module, flags, said",
     [
         (kubernetes, ["--tpu", "v5p:4x4", "--image", "i", *ON_BUCKET], "3 sizes"),
-        (kubernetes, ["--tpu", "v9:4x4", "--image", "i", *ON_BUCKET], "unknown generation"),
+        (kubernetes, ["--tpu", "v9:4x4", "--image", "i", *ON_BUCKET], "generation 'v9' is unknown"),
         (kubernetes, ["--tpu", "v5p:1x1x1", "--image", "i", *ON_BUCKET], "not a whole number of hosts"),
         (kubernetes, ["--gpu", "h100:8", "--image", "i", *ON_BUCKET], "NODESxGPUS"),
         (kubernetes, [*TPU, *ON_BUCKET, "--config.mesh.tensor=3"], "does not divide 64"),

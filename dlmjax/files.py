@@ -1,4 +1,4 @@
-"""Small files in one move, as they were or whole; JSON from anywhere, within bounds; whether a path can be used. Imports no jax."""
+"""Atomic writing of files, bounded reading of JSON from any source, and checks of paths. Imports no jax."""
 
 import contextlib
 import hashlib
@@ -21,8 +21,8 @@ from dlmjax.errors import InputError
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write, which takes the name `path` when the block ends without an error. Until then, and after a kill, whatever has that
-    name stays as it was: the new file lies beside it under a temporary name, and is synced to disk before it is renamed. Raises OSError."""
+    """A file to write, which gets the name `path` when the block ends without an error. Until then, and after a kill, a file of that name
+    is unchanged: the new one has a temporary name in the same folder, and is synced to disk before it is renamed. Raises OSError."""
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -60,17 +60,17 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
         raise InputError(message) from error
 
 
-# ---- what files say is data ---------------------------------------------------------------------------------------------------------
+# ---- names, links and checksums in files of unknown origin ---------------------------------------------------------------------------
 
 CHECKSUM = "checksum"  # the field of a sealed object
 
 
 def inside(folder: str | os.PathLike, name: Any, source: str | os.PathLike) -> pathlib.Path:
-    """The path of a file that another file names: in the folder, or in a folder below it. Links are not looked at.
+    """The path of a file that another file names, which must be in the folder or below it. Links are not examined.
 
     Args:
-      name: as it was read, of any type.
-      source: the file that names it, for the message.
+      name: the name as it was read, of any type.
+      source: the file that contains the name, for the message.
 
     Raises InputError: a name that leads out of the folder (`..`, absolute), or that is not the name of a file.
     """
@@ -86,7 +86,7 @@ def inside(folder: str | os.PathLike, name: Any, source: str | os.PathLike) -> p
 
 
 def remove(path: str | os.PathLike) -> None:
-    """Deletes a file, a folder with all that is in it, or a link (never what it points to); nothing where there is nothing.
+    """Deletes a file, a folder with its content, or a link (not its target); does nothing if the path does not exist.
 
     Raises OSError.
     """
@@ -97,7 +97,7 @@ def remove(path: str | os.PathLike) -> None:
         shutil.rmtree(path)
 
 
-def sweep(folder: str | os.PathLike) -> None:
+def remove_leftovers(folder: str | os.PathLike) -> None:
     """Deletes the files that killed writers (`replaced`) left in a folder. Requires its lock: a living writer would lose its file."""
     folder = pathlib.Path(folder)
     if folder.is_dir() and not folder.is_symlink():
@@ -107,25 +107,25 @@ def sweep(folder: str | os.PathLike) -> None:
 
 
 def open_lock(path: str | os.PathLike) -> io.FileIO:
-    """The file of a lock, opened or made, for `fcntl.flock`; nothing in it is read or changed, and no link is followed. Raises OSError."""
+    """Opens or creates a lock file for `fcntl.flock`, without following links or changing its content. Raises OSError."""
     return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
 
 
 def sealed(values: dict) -> dict:
-    """A JSON object with its own checksum as its last field: one file, so one move, and no moment at which they do not agree."""
+    """A JSON object with its own checksum as its last field: both are in one file, so they are replaced together."""
     return {**values, CHECKSUM: _checksum(values)}
 
 
 def unsealed(values: Any, fields: set[str] | None = None) -> dict:
-    """The object that `sealed` was given; one without a checksum is taken as it is, since older files have none.
+    """The argument of `sealed`. An object without a checksum is returned unchanged, since older files have none.
 
     Args:
-      fields: all that may be in it. A damaged name of the checksum's field would pass for none.
+      fields: names of all fields that are allowed; without them, damage in the name of the checksum field is not detected.
 
-    Raises ValueError: no object, a checksum that is not its own, a field that is not known.
+    Raises ValueError: not an object, a checksum that differs, a field that is not allowed.
     """
     if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     rest = {name: value for name, value in values.items() if name != CHECKSUM}
     if CHECKSUM in values and values[CHECKSUM] != _checksum(rest):
         raise ValueError("it was changed since it was written: its checksum differs")
@@ -135,17 +135,17 @@ def unsealed(values: Any, fields: set[str] | None = None) -> dict:
 
 
 def _checksum(values: dict) -> str:
-    plain = json.loads(json.dumps(values))  # names are texts from here on, and sort as such
+    plain = json.loads(json.dumps(values))  # all names become strings, so that they sort
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def as_json(value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON that every reader takes: null in place of what is not finite. `default` converts what is not a JSON value, as in `json`."""
+    """JSON that every reader accepts: null in place of numbers that are not finite. default: as in `json.dumps`."""
     return json.dumps(finite(value), indent=indent, default=default, allow_nan=False, ensure_ascii=False)
 
 
 def finite(value: Any) -> Any:
-    """A tree of JSON values with None in place of numbers that JSON does not have, arrays as lists."""
+    """A tree of JSON values: None in place of numbers that are not finite, lists in place of arrays."""
     if hasattr(value, "tolist"):
         return finite(value.tolist())
     if isinstance(value, float):
@@ -158,47 +158,46 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: str | os.PathLike, report: Any) -> None:
-    """Writes a report for people and programs.  Raises InputError as `write_atomically`."""
+    """Writes a report as indented JSON.  Raises InputError as `write_atomically` does."""
     write_atomically(path, as_json(report, indent=2) + "\n")
 
 
 def make_folder(path: str | os.PathLike) -> None:
-    """Makes the folders of a file that is still to be written, so that nobody waits for a result that has no place.
+    """Makes the folders of a file that will be written later, so that a long computation does not end without its result.
 
-    Raises InputError: a folder that cannot be made, or a folder where the file should be.
+    Raises InputError: a folder that cannot be made or written to, or a folder that has the name of the file.
     """
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {why(error)}; choose another place") from error
+        raise InputError(f"cannot write {path}: {why(error)}; choose another path") from error
     if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; remove it, or choose another place")
+        raise InputError(f"cannot write {path}: it is a folder; remove it, or choose another path")
     if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write {path}: its folder is read-only; choose another place")
+        raise InputError(f"cannot write {path}: its folder is read-only; choose another path")
 
 
-# ---- JSON from anywhere ----------------------------------------------------------------------------------------------------------
+# ---- bounded reading of JSON -----------------------------------------------------------------------------------------------------
 
-LARGEST_JSON = 1 << 28  # bytes; the largest tokenizer.json that is published has some 35 million
-MOST_DIGITS = 300  # of an integer: every float of Python can be compared with it, and it can become one
-DEEPEST_JSON = 64  # brackets inside each other; what comes after a reader may walk a tree by recursion
+LARGEST_JSON = 1 << 28  # bytes; the largest published tokenizer.json has about 35 million
+MOST_DIGITS = 300  # of an integer: such an integer can still be converted to a float
+DEEPEST_JSON = 64  # levels of nested brackets; code that uses the value may be recursive
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(content: bytes | str, any_number: bool = False) -> Any:
-    """The value of a JSON document that anybody may have written, within bounds that what reads it need not check again.
+    """The value of a JSON document of unknown origin, within bounds that the caller need not check again.
 
-    Refused beside what is not JSON: more than LARGEST_JSON bytes; brackets deeper than DEEPEST_JSON; integers of more than 64 bits;
-    numbers that are not finite (NaN, 1e999); a name twice in one object, since readers differ in which they take; half of a surrogate
-    pair, which no file can hold as UTF-8.
+    Refused, besides text that is not JSON: more than LARGEST_JSON bytes; brackets nested deeper than DEEPEST_JSON; integers of more than
+    64 bits; numbers that are not finite (NaN, 1e999); a name that occurs twice in one object, since readers differ in which value they
+    use; half of a surrogate pair, which UTF-8 cannot encode.
 
     Args:
-      any_number: for files that Python's own `json` wrote, as transformers does: also takes numbers that are not finite, and integers of
-        up to MOST_DIGITS digits (int(1e30) stands for "no limit" in most tokenizers' files). Most of them are never used; what is used
-        must be checked where it is.
+      any_number: for files that Python's own `json` wrote, as transformers does: also accepts numbers that are not finite, and integers
+        of up to MOST_DIGITS digits (int(1e30) means "no limit" in most tokenizer files). Callers check the numbers that they use.
 
     Raises ValueError: one line, with line and column where the text is not JSON.
     """
@@ -218,7 +217,7 @@ def parse_json(content: bytes | str, any_number: bool = False) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("a text in it has half of a surrogate pair (\\ud800-\\udfff), which is no character") from None
+            raise ValueError("a text in it has half of a surrogate pair (\\ud800-\\udfff), which is not a character") from None
     return value
 
 
@@ -244,12 +243,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"the field {brief(twice)!r} stands twice in one object")
+        raise ValueError(f"the field {brief(twice)!r} occurs twice in one object")
     return value
 
 
 def brief(text: str) -> str:
-    """A text for a message: its start and its length where it is long."""
+    """A text for a message: if it is long, its start and its length."""
     return text if len(text) <= 40 else f"{text[:40]}... ({len(text):,} characters)"
 
 
@@ -266,21 +265,21 @@ _WORDS = {
 
 
 def require_shape(value: Any, shape: Shape, name: str = "") -> Any:
-    """Returns a JSON value that has the shape which its reader needs.
+    """Returns a JSON value after checking that it has the shape.
 
     Args:
-      shape: a type or a tuple of types (a float may be written as an integer; true is no number); {"field": shape} for an object with at
-        least these fields; {str: shape} for one of any names; [shape] for a list of any length.
+      shape: a type or a tuple of types (an integer is also a float; true is not a number); {"field": shape} for an object with at
+        least these fields; {str: shape} for one with any names; [shape] for a list of any length.
       name: the field that holds the value, for the message.
-    Raises ValueError: the first field that is missing or of another kind.
+    Raises ValueError: names the first field that is missing or has the wrong type.
     """
-    said = name or "the document"
+    label = name or "the document"
     if isinstance(shape, dict):
         require_shape(value, dict, name)
         wanted = {field: shape[str] for field in value} if str in shape else shape
         for field, inner in wanted.items():
             if field not in value:
-                raise ValueError(f"{said} has no field {field!r}")
+                raise ValueError(f"{label} has no field {field!r}")
             require_shape(value[field], inner, f"{name}.{brief(field)}" if name else brief(field))
     elif isinstance(shape, list):
         for index, item in enumerate(require_shape(value, list, name)):
@@ -288,15 +287,15 @@ def require_shape(value: Any, shape: Shape, name: str = "") -> Any:
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
         if type(value) not in kinds and not (float in kinds and type(value) is int):
-            raise ValueError(f"{said} is {_WORDS[type(value)]}, not {' or '.join(_WORDS[kind] for kind in kinds)}")
+            raise ValueError(f"{label} is {_WORDS[type(value)]}, not {' or '.join(_WORDS[kind] for kind in kinds)}")
     return value
 
 
 def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "restore it, or get it again", any_number: bool = False) -> Any:
     """The value of a JSON file, see `parse_json` and `require_shape`.
 
-    Raises InputError: a file that cannot be read, is not JSON within the bounds, or differs in shape; it names the file, the line or the
-    field, and ends with the advice.
+    Raises InputError: the file cannot be read, is not JSON within the bounds, or has another shape. The message names the file, the line
+    or the field, and ends with the advice.
     """
     content = read_bounded(path, LARGEST_JSON, advice)
     try:
@@ -307,7 +306,7 @@ def read_json(path: str | os.PathLike, shape: Shape = dict, advice: str = "resto
 
 
 def read_bounded(path: str | os.PathLike, most: int = LARGEST_JSON, advice: str = "get it again") -> bytes:
-    """The bytes of an ordinary file.  Raises InputError: it is missing, no ordinary file (a device has no end), or longer than `most`."""
+    """The bytes of a file.  Raises InputError: it is missing, is not an ordinary file (a device has no end), or is longer than `most`."""
     try:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -327,9 +326,9 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def read_lines(flag: str, file: str) -> list[str]:
-    """The lines of a text file that a flag names. What else Unicode calls a line boundary (U+2028, form feed) is a character of its line.
+    """The lines of a text file that a flag names. Only a line feed ends a line; Unicode's other line boundaries (U+2028) do not.
 
-    Raises InputError: it cannot be read, or is not UTF-8.
+    Raises InputError: the file cannot be read, or is not UTF-8.
     """
     try:
         text = pathlib.Path(file).read_text(encoding="utf-8")
@@ -339,17 +338,16 @@ def read_lines(flag: str, file: str) -> list[str]:
 
 
 def why(error: Exception) -> str:
-    """The reason of an error of the operating system, without its number and path."""
+    """The reason in an error of the operating system, without its number and path."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def flaw_of_path(text: str | os.PathLike, use: str) -> str:
-    """Why a path cannot be used, as the end of a sentence that begins with its flag; "" where it can, as far as looking tells.
+    """Why a path cannot be used, as the predicate of a sentence that begins with its flag; "" if nothing is wrong with it.
 
     Args:
-      use: "input file", "input folder", "output file", "output folder", or "named folder", which may lie on another machine and is judged
-        by its name alone. That an input exists is left to what opens it, which knows what
-        should be there. URLs are left to the storage.
+      use: "input file", "input folder", "output file", "output folder", or "named folder". The last may be on another machine, so only
+        its name is checked. Whether an input exists is checked when it is opened; URLs are checked by the storage.
     """
     text = os.fspath(text)
     way, _, kind = use.partition(" ")
@@ -372,25 +370,25 @@ def flaw_of_path(text: str | os.PathLike, use: str) -> str:
 
 
 def _flaw_of_output(path: pathlib.Path, text: str) -> str:
-    """Where the nearest folder that is there takes nothing new, nothing can be written below it.
+    """Checks the nearest folder that exists: if it is not writable, nothing can be written below it.
 
-    Files are written beside their place and moved there, so a read-only file is replaced: its folder decides.
+    A read-only file can be replaced, since files are written under a temporary name and renamed; its folder must be writable.
     """
-    there = path
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not os.path.exists(there):
-        return f"is {text}, but {there} is a link that leads nowhere; restore what it led to, or choose another place"
-    if there != path and not os.path.isdir(there):
-        return f"is {text}, but {there} is not a folder; choose another place"
-    folder = there if os.path.isdir(there) else there.parent
+    nearest = path
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.path.exists(nearest):
+        return f"is {text}, but {nearest} is a link that leads nowhere; restore its target, or choose another path"
+    if nearest != path and not os.path.isdir(nearest):
+        return f"is {text}, but {nearest} is not a folder; choose another path"
+    folder = nearest if os.path.isdir(nearest) else nearest.parent
     if not os.access(folder, os.W_OK):
-        return f"is {text}, but {folder} is read-only; choose another place"
+        return f"is {text}, but {folder} is read-only; choose another path"
     return ""
 
 
 def require_path(flag: str, text: str | os.PathLike, use: str) -> str:
-    """Returns a path that can be used, see `flaw_of_path`. Raises InputError: the flag as typed, what is wrong, what to do."""
+    """Returns the path if it can be used, see `flaw_of_path`.  Raises InputError: names the flag as typed, the flaw and the remedy."""
     if flaw := flaw_of_path(text, use):
         raise InputError(f"{flag} {flaw}")
     return os.fspath(text)

@@ -180,7 +180,7 @@ def said_of(error: Exception) -> str:
     if isinstance(error, InputError):
         return one_line(str(error))
     if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename is not None:
-        return one_line(f"{error.filename} cannot be used: {why(error)}; correct the path, or choose another place")
+        return one_line(f"{error.filename} cannot be used: {why(error)}; correct the path, or choose another path")
     if isinstance(error, FileNotFoundError) and error.filename is None and not _folder_is_there():
         return "the folder that this command was started in is gone; change to one that is there, and start it again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:

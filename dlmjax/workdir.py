@@ -32,7 +32,7 @@ from dlmjax import config as config_lib
 from dlmjax.data import Tokenizer, counts, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.files import read_json, require_shape, sealed, sweep, unsealed, why, write_atomically
+from dlmjax.files import read_json, remove_leftovers, require_shape, sealed, unsealed, why, write_atomically
 from dlmjax.training import Checkpoints
 from dlmjax.training.goodput import FILE as GOODPUT
 from dlmjax.training.marker import INPUTS
@@ -234,7 +234,7 @@ def claim_workdir(
     if jax.process_index() == 0:
         (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)  # before there are metrics, see `_require_kept`
         for folder in (workdir, workdir / TOKENIZER):
-            sweep(folder)
+            remove_leftovers(folder)
         save_tokenizer(tokenizer, workdir / TOKENIZER)
         for name, content in tables.items():
             write_atomically(workdir / name, content)

@@ -19,11 +19,11 @@ from dlmjax.files import (
     make_folder,
     read_json,
     remove,
+    remove_leftovers,
     replaced,
     require_path,
     require_shape,
     sealed,
-    sweep,
     unsealed,
     write_atomically,
     write_json,
@@ -40,7 +40,7 @@ def test_text_and_bytes_are_written_whole_in_folders_that_are_made(tmp_path):
     assert file.stat().st_mode == plain.stat().st_mode, "a report is an ordinary file"
 
 
-def test_a_place_that_cannot_be_written_to_is_told_in_a_line(tmp_path):
+def test_a_place_that_cannot_be_written_to_is_reported_in_a_line(tmp_path):
     (tmp_path / "file").write_text("old")
     for place, said in ((tmp_path / "file" / "x", "Not a directory|File exists"), (tmp_path, "it is a folder")):
         for write in (make_folder, lambda path: write_atomically(path, "new")):
@@ -91,7 +91,7 @@ def test_no_deletion_follows_a_link(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (kept / "inner" / "file").read_text() == "text"
 
 
-def test_only_what_our_own_writers_left_is_swept(tmp_path):
+def test_only_what_our_own_writers_left_is_removed(tmp_path):
     folder, elsewhere = tmp_path / "workdir", tmp_path / "elsewhere"
     ours, others = ".config.json.ab12_xyz.part", ["notes.part", "movie.mkv.part", ".x.part", ".config.json.ABCDEFGH.part"]
     for name in (ours, *others):
@@ -101,15 +101,15 @@ def test_only_what_our_own_writers_left_is_swept(tmp_path):
     (folder / ".dir.json.abcdefgh.part").mkdir()
     (tmp_path / "linked").symlink_to(elsewhere)
     for place in (folder, tmp_path / "linked", tmp_path / "nothing"):
-        sweep(place)
+        remove_leftovers(place)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*others, ".link.json.abcdefgh.part", ".dir.json.abcdefgh.part"])
     assert sorted(path.name for path in elsewhere.iterdir()) == sorted([ours, *others])
 
 
-def test_what_a_killed_writer_leaves_is_named_as_swept(tmp_path):
+def test_what_a_killed_writer_leaves_is_removed(tmp_path):
     with pytest.raises(FileNotFoundError), replaced(tmp_path / "config.json"):
         assert len(list(tmp_path.iterdir())) == 1
-        sweep(tmp_path)
+        remove_leftovers(tmp_path)
         assert not list(tmp_path.iterdir())
 
 
@@ -173,14 +173,14 @@ HOSTILE_JSON = {
     "just too long an integer": (b'{"a": %d}' % 2**64, "does not fit in 64 bits"),
     "nan": (b'{"a": NaN}', "NaN is not finite"),
     "a number past the floats": (b'{"a": 1e999}', "1e999 is not finite"),
-    "a name that stands twice": (b'{"a": 1, "b": 2, "a": 3}', "'a' stands twice"),
+    "a name that occurs twice": (b'{"a": 1, "b": 2, "a": 3}', "'a' occurs twice"),
     "half a surrogate pair": (rb'{"a": "\ud800"}', "surrogate"),
     "another shape": (b"[1]", "the document is a list, not an object"),
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE_JSON)
-def test_json_that_cannot_be_used_is_told_in_one_line_with_its_file(tmp_path, kind):
+def test_json_that_cannot_be_used_is_reported_in_one_line_with_its_file(tmp_path, kind):
     content, said = HOSTILE_JSON[kind]
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError) as refused:
@@ -234,7 +234,7 @@ def test_a_json_file_is_an_ordinary_file_of_bounded_size(tmp_path, monkeypatch):
         (3, {"a": int}, "the document is a whole number, not an object"),
     ],
 )
-def test_json_of_another_shape_is_told_by_its_field(value, shape, said):
+def test_json_of_another_shape_is_reported_by_its_field(value, shape, said):
     with pytest.raises(ValueError, match=said):
         require_shape(value, shape)
 
@@ -274,7 +274,7 @@ def by_mode(path, mode):
         ("a\udcff", "input file", "not UTF-8"),
     ],
 )
-def test_a_path_that_cannot_be_used_is_told_with_its_flag(tmp_path, monkeypatch, path, use, said):
+def test_a_path_that_cannot_be_used_is_reported_with_its_flag(tmp_path, monkeypatch, path, use, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

@@ -172,7 +172,7 @@ def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, t
         store.write(manifest.FILE, result.content())
     store.clear(manifest.WORK, lambda name: name == "lock")
     store.drop(manifest.WORK)
-    store.clear("", lambda name: not manifest.LEFT.fullmatch(name))
+    store.clear("", lambda name: not manifest.LEFTOVER.fullmatch(name))
     return finished or result
 
 

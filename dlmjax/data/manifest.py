@@ -20,7 +20,7 @@ from typing import Any
 from dlmjax.data.table_tokenizer import MOST_IDS
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, why, write_atomically
-from dlmjax.files import sweep as sweep_written
+from dlmjax.files import remove_leftovers as remove_leftovers_in
 
 FILE = "manifest.json"
 WORK = ".unfinished"  # a preparation's notes until its manifest is written
@@ -31,7 +31,7 @@ INDEX_ENTRIES = 16384  # document lengths (uint32) of one index record, after th
 SPLITS = ("train", "valid", "test")
 # A shard; remains of killed writers and of interrupted transfers.
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{5,9}}\.array_record")
-LEFT = re.compile(rf"{SHARD.pattern}(\.fetched|\.part)|.+\.[0-9a-f]{{32}}\.part")
+LEFTOVER = re.compile(rf"{SHARD.pattern}(\.fetched|\.part)|.+\.[0-9a-f]{{32}}\.part")
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek per record; uncompressed bytes are equal for every library version
 
 
@@ -284,13 +284,13 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
     return shlex.join(words)
 
 
-def sweep(directory: pathlib.Path) -> None:
+def remove_leftovers(directory: pathlib.Path) -> None:
     """Deletes remains of killed writers in a corpus directory, for the holder of its lock. Only files, never links or folders."""
     for folder in (directory, directory / TOKENIZER):
-        sweep_written(folder)
+        remove_leftovers_in(folder)
         if folder.is_dir() and not (folder.is_symlink() and folder != directory):
             for path in folder.iterdir():
-                if LEFT.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)
 
 

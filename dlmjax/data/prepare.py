@@ -135,7 +135,7 @@ def _clear(store: CorpusStore) -> None:
 
 def _is_name_of_ours(name: str) -> bool:
     """Whether prepare gives this name, beside those of the manifest and the notes."""
-    return bool(name in (counts.FILE, manifest.TOKENIZER) or manifest.SHARD.fullmatch(name) or manifest.LEFT.fullmatch(name))
+    return bool(name in (counts.FILE, manifest.TOKENIZER) or manifest.SHARD.fullmatch(name) or manifest.LEFTOVER.fullmatch(name))
 
 
 def _require_own(store: CorpusStore) -> None:
@@ -163,7 +163,7 @@ class _Job:
 
     def run(self) -> Manifest:
         """Goes on from what is there, to the finished corpus."""
-        manifest.sweep(self.output)
+        manifest.remove_leftovers(self.output)
         done = self._done()
         missing = self._missing(done)
         if missing is not None:

@@ -64,7 +64,7 @@ def _one_at_a_time(directory: pathlib.Path):
     """Lets one process of this machine fetch at a time, and removes remains of killed ones."""
     with open_lock(directory / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        manifest.sweep(directory)
+        manifest.remove_leftovers(directory)
         yield
 
 

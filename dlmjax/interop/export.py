@@ -97,7 +97,7 @@ def export(
         write_atomically(stage / "README.md", card.write(facts, sorted(path.name for path in stage.iterdir())))
         _appear(stage, target)
     except OSError as error:
-        raise InputError(f"{output} could not be written ({error.strerror}); free some room or choose another --output") from error
+        raise InputError(f"{output} could not be written ({error.strerror}); free some space or choose another --output") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     files = sorted(path.name for path in target.iterdir() if path.is_file())

@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 from dlmjax.errors import InputError
-from dlmjax.files import inside, replaced, require_shape, sealed, sweep, unsealed, why
+from dlmjax.files import inside, remove_leftovers, replaced, require_shape, sealed, unsealed, why
 
 MARKER = "dlmjax.json"
 FIELDS = {"step", "meta", "leaves", "files"}
@@ -103,7 +103,7 @@ def flaw_of_files(path: pathlib.Path, files: dict[str, int]) -> str:
 
 def write_marker(path: pathlib.Path, marker: dict) -> None:
     """Lists the files of a checkpoint's folder and writes its marker atomically."""
-    sweep(path)
+    remove_leftovers(path)
     ours = (MARKER, MARKER + ".tmp")  # the latter is left by killed writers of older versions
     files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file() and file.name not in ours}
     with replaced(path / MARKER) as file:

@@ -138,6 +138,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if isinstance(kind, types.UnionType):
         return any(_fits(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         inner = inner[:1] * len(value) if isinstance(value, tuple | list) and inner[1:] == (...,) else inner
@@ -154,6 +156,8 @@ def requirement(kind: Any) -> str:
     kind = kind.type if isinstance(kind, dataclasses.InitVar) else kind
     if isinstance(kind, types.UnionType):
         return " or ".join(map(requirement, typing.get_args(kind)))
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return f"a list of {_several(typing.get_args(kind))}"
     name = getattr(kind, "__name__", str(kind))

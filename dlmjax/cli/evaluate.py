@@ -27,9 +27,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add(
         "--suite",
         metavar="NAME",
-        help="protocol in place of a corpus: text8, wikitext2, lm1b, ptb, lambada, agnews, pubmed, arxiv, blimp, ...",
+        help="protocol of a text: text8, wikitext2, lm1b, ptb, lambada, agnews, pubmed, arxiv, blimp, ..., or a .json file (no suite)",
     )
-    add("--input", nargs="+", default=(), metavar="FILE", help="files of the suite")
+    add("--input", nargs="+", default=(), metavar="FILE", help="files that hold the text of the suite")
     add("--documents", type=flags.whole(1), metavar="N", help="number of documents (or pairs) of the suite, spread evenly over it (all)")
     add("--window", type=flags.tokens, metavar="N", help="window of the network, tokens (the training length, or the suite's if shorter)")
     add(
@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     pairs = text.protocol is not None and text.protocol.task == "pairs"
     absent = ("against", "per_document", "breakdown", "plot", "stride", "windows")
     if pairs and any(getattr(arguments, name) for name in absent):
-        raise InputError(f"suite {text.suite} has pairs: it takes none of {', '.join(f'--{n}'.replace('_', '-') for n in absent)}")
+        given = [f"--{name}".replace("_", "-") for name in absent if getattr(arguments, name)]
+        raise InputError(f"{', '.join(given)} conflicts with --suite {text.suite}, which has pairs; leave it out")
     if arguments.plot:
         breakdown.require_figures()
     for file in filter(None, (arguments.json, arguments.per_document, arguments.plot)):

@@ -1,40 +1,46 @@
-"""Evaluation suites as data: everything that a number on a text depends on besides the model.
+"""Evaluation suites: everything besides the model that a number on a text depends on.
 
-A number without its protocol cannot be compared: the detokeniser, what stands before and after a document, the window, how much of it is
-carried on to the next one, and what happens to what is left over all move it. Each suite below fixes them, `dlmjax evaluate --suite NAME
---input FILE...` applies them to local files, and the result records them. `protocol` is what a result holds.
+Two numbers can be compared only under one protocol: the detokeniser, the tokens before and after a document, the window, its stride and the
+treatment of the remainder all change the number. A suite fixes them. `dlmjax evaluate --suite NAME --input FILE...` applies one of `SUITES`
+to local files, `--suite FILE.json` one that a file defines (`read_suite`), and the result records it (`protocol`).
 """
 
 import dataclasses
 from typing import Any, Literal
 
+from dlmjax import checks, choices
 from dlmjax.errors import InputError
 from dlmjax.evaluation.detokenise import DETOKENISERS
+from dlmjax.files import read_json
+
+UNITS = ("bits_per_byte", "perplexity", "word_perplexity", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """A protocol.
 
-    corpus, split: which text it is meant for; the file that is given is taken at its word.
-    documents: how a text file falls into documents: "file", "line" (empty ones left out), "article" (WikiText: at its level-1 headings), or
-      "pair" (JSON lines with two sentences). Of .jsonl and .parquet files each record is a document whatever this says.
+    corpus, split: the text that it is made for; whether a file holds this text is not checked.
+    documents: how a text file is split into documents: "file", "line" (empty lines left out), "article" (WikiText: at its level-1
+      headings), or "pair" (JSON lines with two sentences). Each record of a .jsonl or .parquet file is a document in any case.
     field: the field of a record that holds the text.
-    parts: (split, first, end): characters of a file that holds several splits; empty where a file is one split.
-    detokeniser: see `detokenise`; applied to each line of a text file, to each record of others.
-    bos: a BOS before each document, given clean, not scored.  eos: an EOS behind each document, scored.
-    window: tokens the network sees at a time.  stride: new tokens of each further window, the rest is context that was scored before and
-      is given clean; 0 = `window`, no context.
-    packing: "stream": documents one after another, cut every `stride` tokens (attention never leaves a document); "alone": each document
-      has windows of its own.
-    remainder: of what does not fill a last window: "keep" scores it in a shorter one, "drop" leaves it out (of a stream), "truncate" scores
-      the first window of each document only, "tail" the last window (alone).
-    words: what a perplexity per word divides by, counted before detokenising: "spaces" = pieces between white space, "spaces+lines" =
-      one more for each line; "none" = not given.
-    task: "likelihood"; "last_word" = the bound of the last word given the words before; "pairs" = how often the better of two
+    parts: (split, first, end): ranges of characters of a file that holds several splits; empty where a file is one split.
+    detokeniser: a name in `detokenise.DETOKENISERS`; applied to each line of a text file, to each record of other files.
+    bos: a BOS before each document, clean and not scored.  eos: an EOS after each document, scored.
+    window: tokens of a window.  stride: scored tokens of each window but the first; its other tokens are clean context that earlier
+      windows scored; 0 = `window`, no context.
+    packing: "stream": all documents as one stream, cut every `stride` tokens (attention does not cross documents); "alone": each document
+      has its own windows.
+    remainder: treatment of text that does not fill a window: "keep" scores it in a shorter window, "drop" (stream) leaves it out,
+      "truncate" (alone) scores only the first window of each document, "tail" (alone) only the last.
+    words: denominator of a perplexity per word, counted before detokenising: "spaces" = pieces between white space, "spaces+lines" = these
+      and the lines; "none" = no perplexity per word.
+    task: "likelihood"; "last_word" = the bound of the last word, conditioned on the words before; "pairs" = how often the better of two
       sentences has the lower bound.
-    units: what papers report for it, first the headline.
-    note: what to know before comparing with a paper.
+    units: the `UNITS` that papers report, the headline first.
+    note: remarks for a comparison with a paper.
+
+    Raises InputError: a field of another type, a value that is not one of a field's values, fields that conflict.
     """
 
     name: str
@@ -56,22 +62,53 @@ class Suite:
     note: str = ""
 
     def __post_init__(self):
-        if self.window < 1 or not 0 <= self.stride <= self.window:
-            raise InputError(
-                f"suite {self.name}: window is {self.window}, stride {self.stride}; a window has at least 1 token, a stride no more than it"
-            )
-        if self.remainder not in ("keep", *{"stream": ("drop",), "alone": ("truncate", "tail")}[self.packing]):
-            raise InputError(f"suite {self.name}: remainder {self.remainder!r} does not go with packing {self.packing!r}")
+        choices.check_values(f"suite {self.name!r:.60}", choices.parameters_of(Suite), vars(self))
+        checks.name("the name of a suite", self.name)
+        for name in ("corpus", "split", "field"):
+            checks.label(f"suite {self.name}: {name}", getattr(self, name))
+        for flaw in filter(None, (self._flaw_of_windows(), self._flaw_of_units(), self._flaw_of_parts())):
+            raise InputError(f"suite {self.name}: {flaw}")
+
+    def _flaw_of_windows(self) -> str:
+        """What is wrong with detokeniser, window, stride, remainder, packing, documents or task, and what to do; else empty."""
         if self.detokeniser not in DETOKENISERS:
-            raise InputError(f"suite {self.name}: there is no detokeniser {self.detokeniser!r}; there are {', '.join(DETOKENISERS)}")
+            return f"detokeniser is {self.detokeniser!r:.60}{choices.nearest(self.detokeniser, DETOKENISERS)}"
+        if self.window < 1 or not 0 <= self.stride <= self.window:
+            return f"window is {self.window}, stride {self.stride}; a window requires at least 1 token, a stride at most `window`"
+        remainders = ("keep", "drop") if self.packing == "stream" else ("keep", "truncate", "tail")
+        if self.remainder not in remainders:
+            return f"remainder={self.remainder} conflicts with packing={self.packing}; choose one of {', '.join(remainders)}"
+        if (self.documents == "pair") != (self.task == "pairs"):
+            return f"task={self.task} conflicts with documents={self.documents}; task=pairs and documents=pair require each other"
+        return "task=pairs requires packing=alone" if self.task == "pairs" and self.packing != "alone" else ""
+
+    def _flaw_of_units(self) -> str:
+        """What is wrong with `units`, and what to do; else empty."""
+        for unit in self.units:
+            if unit not in UNITS:
+                return f"units has {unit!r:.60}{choices.nearest(unit, UNITS)}"
+        if not self.units or len(set(self.units)) < len(self.units):
+            return f"units is {list(self.units)}; give at least one of {', '.join(UNITS)}, each once, the headline first"
+        if "word_perplexity" in self.units and self.words == "none":
+            return "units=word_perplexity requires words=spaces or words=spaces+lines"
+        if ("accuracy" in self.units) != (self.task == "pairs") or (self.task == "pairs" and len(self.units) > 1):
+            return f"units is {list(self.units)}; task=pairs requires the unit accuracy alone, other tasks do not provide it"
+        return ""
+
+    def _flaw_of_parts(self) -> str:
+        """What is wrong with `parts`, and what to do; else empty."""
+        names = [name for name, _, _ in self.parts]
+        if any(not 0 <= first < end for _, first, end in self.parts) or len(set(names)) < len(names):
+            return f"parts is {list(self.parts)!r:.200}; give [split, first, end] with 0 <= first < end, each split once"
+        return f"split={self.split} is not in parts; choose one of {', '.join(names)}" if names and self.split not in names else ""
 
     @property
     def step(self) -> int:
-        """New tokens of each window behind the first."""
+        """Scored tokens of each window but the first."""
         return self.stride or self.window
 
     def protocol(self) -> dict[str, Any]:
-        """All fields but the note, JSON-ready."""
+        """All fields but the note, as JSON values."""
         fields = dataclasses.asdict(self)
         del fields["note"]
         return {**fields, "stride": self.step, "parts": [list(part) for part in self.parts], "units": list(self.units)}
@@ -208,7 +245,28 @@ SUITES: dict[str, Suite] = {
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name. Raises InputError, listing those there are."""
+    """The suite of that name, or of a file that ends with .json. Raises InputError: no such suite, see `read_suite` for a file."""
+    if name.endswith(".json"):
+        return read_suite(name)
     if name not in SUITES:
-        raise InputError(f"there is no suite {name!r}; the suites: {', '.join(SUITES)}")
+        raise InputError(f"--suite {name!r:.60} is neither a file that ends with .json nor a suite{choices.nearest(name, SUITES)}")
     return SUITES[name]
+
+
+def read_suite(file: str) -> Suite:
+    """The suite that a JSON file defines: an object of the fields of `Suite`, of which those with a default may be left out.
+
+    Raises InputError: a missing or damaged file, a field that is unknown, missing or malformed, the name of another suite.
+    """
+    values = read_json(file, dict, "give a file of a suite (docs/evaluation.md)")
+    choices.check_values(f"--suite {file}", choices.parameters_of(Suite), values)
+    lists = {name: tuple(values[name]) for name in ("units", "parts") if name in values}
+    if "parts" in lists:
+        lists["parts"] = tuple(map(tuple, lists["parts"]))
+    try:
+        suite = Suite(**{**values, **lists})
+    except InputError as error:
+        raise InputError(f"--suite {file}: {error}") from None
+    if SUITES.get(suite.name, suite) != suite:
+        raise InputError(f"--suite {file}: name={suite.name} is the name of a different suite; choose another name")
+    return suite

@@ -4,12 +4,15 @@ import contextlib
 import io
 import json
 import lzma
+import pathlib
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
+import dlmjax
 from dlmjax.cli.main import main
 from dlmjax.data import Corpus, load_tokenizer
 from dlmjax.data.prepare import prepare
@@ -177,13 +180,24 @@ def test_files_in_new_folders_are_all_written(runs, tmp_path):
     assert (tmp_path / "a" / "p.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "b" / "d.npz").is_file() and found["breakdown"]
 
 
+def test_a_suite_of_a_file_is_evaluated(runs, texts, tmp_path):
+    """The example of docs/evaluation.md, on the flags of that page."""
+    page = (pathlib.Path(dlmjax.__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (suite,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    file = tmp_path / "minutes.json"
+    file.write_text(json.dumps(suite))
+    found = evaluated(runs[0], tmp_path / "r.json", "--suite", file, "--input", texts / "sentences.txt", "--remainder", "keep")
+    protocol = {**found["protocol"], **found["protocol"]["changed"], "documents": found["protocol"]["documents_are"]}
+    assert {name: protocol[name] for name in suite} == suite and protocol["complete"] and found["words"]["words"] == 22
+
+
 def test_flags_that_do_not_go_together(runs, texts, capsys):
     blimp = ["--suite", "blimp", "--input", texts / "pairs.jsonl"]
     for flags, message in [
         (["--suite", "wikitext2"], "give --suite and --input together"),
         (["--input", texts / "sentences.txt"], "give --suite and --input together"),
-        (["--suite", "none", "--input", texts / "sentences.txt"], "the suites: text8"),
-        ([*blimp, "--breakdown"], "takes none of"),
+        (["--suite", "none", "--input", texts / "sentences.txt"], "choose one of text8, text8_head"),
+        ([*blimp, "--breakdown"], "--breakdown conflicts with --suite blimp"),
         (["--windows", "0"], "--windows is 0"),
         (["--batch", "0"], "--batch is 0"),
         (["--batch", "-8"], "--batch is -8"),
@@ -196,7 +210,10 @@ def test_flags_that_do_not_go_together(runs, texts, capsys):
         (["--remainder", "tail"], "give keep or drop"),
         (["--remainder", "truncate"], "give keep or drop"),
         (["--stride", "33"], "a stride lies in 1 .. window"),
-        (["--suite", "ptb", "--input", texts / "sentences.txt", "--remainder", "truncate"], "does not go with packing"),
+        (
+            ["--suite", "ptb", "--input", texts / "sentences.txt", "--remainder", "truncate"],
+            "remainder=truncate conflicts with packing",
+        ),
     ]:
         assert main(["evaluate", "--workdir", str(runs[0]), *map(str, flags)]) == 2
         assert message in capsys.readouterr().err

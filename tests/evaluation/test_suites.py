@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import lzma
+import pathlib
+import re
 
 import numpy as np
 import pytest
 
+import dlmjax
 from dlmjax.data.tokenizers import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.evaluation.documents import encode_documents, fingerprint, read_documents, read_pairs
@@ -41,16 +44,77 @@ def test_a_suite_says_all_of_its_protocol():
     assert wanted <= set(SUITES)
 
 
-def test_contradictions_are_refused():
-    with pytest.raises(InputError, match="no suite 'wikitext'; the suites: text8"):
+OWN = {"name": "minutes", "corpus": "minutes of meetings", "split": "test", "documents": "line", "window": 16, "units": ["perplexity"]}
+MALFORMED = [
+    *((field, value) for field in Suite.__dataclass_fields__ for value in (None, 1.5, {}, [], "", "x\ny", "nothing of the kind")),
+    *((field, value) for field in ("window", "stride") for value in (-1, 17 * (field == "stride"), True, "16", 2**40)),
+    ("units", ["perplexity", "perplexity"]),
+    ("units", ["perplexity", "ppl"]),
+    ("units", "perplexity"),
+    ("units", [["perplexity"]]),
+    ("units", ["word_perplexity"]),
+    ("units", ["accuracy"]),
+    ("remainder", "truncate"),
+    ("documents", "pair"),
+    ("task", "pairs"),
+    ("parts", [["valid", 0, 10]]),
+    ("parts", [["test", 0, 10], ["test", 10, 20]]),
+    ("parts", [["test", 10, 10]]),
+    ("parts", [["test", -1, 10]]),
+    ("parts", [["test", 0]]),
+    ("parts", [["test", "0", "10"]]),
+    ("parts", {"test": [0, 10]}),
+    ("name", "lambada"),
+    ("name", "../minutes"),
+    ("windows", 16),
+]
+LEGAL = {("note", value) for value in ("", "x\ny", "nothing of the kind")} | {
+    (field, "nothing of the kind") for field in ("corpus", "split", "field")
+}
+
+
+def test_malformed_suites_are_refused_in_one_line(tmp_path):
+    """Every field with values of other types and out of its bounds; what lacks a field; what is no suite at all."""
+    file = tmp_path / "own.json"
+
+    def refusal(text: str) -> str:
+        file.write_text(text)
+        with pytest.raises(InputError) as refused:
+            find_suite(str(file))
+        return str(refused.value)
+
+    for field, value in MALFORMED:
+        if (isinstance(value, str) and (field, value) in LEGAL) or (field, value) == ("parts", []):
+            continue
+        message = refusal(json.dumps({**OWN, field: value}))
+        assert str(file) in message and field in message and "\n" not in message, (field, value, message)
+    for field in OWN:
+        assert f"requires {field}" in refusal(json.dumps({name: value for name, value in OWN.items() if name != field}))
+    for text in ("", "[]", "null", '{"name": ', '{"name": "a", "name": "b"}'):
+        assert str(file) in refusal(text)
+
+
+def test_the_page_lists_every_suite():
+    page = (pathlib.Path(dlmjax.__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = []
+    for suite in SUITES.values():
+        stride, eos = str(suite.step) if suite.step < suite.window else "no context", "yes" if suite.eos else "no"
+        cells = (f"`{suite.name}`", suite.corpus, suite.documents, suite.detokeniser, eos, f"{suite.window}, {stride}")
+        rows.append(f"| {' | '.join((*cells, f'{suite.packing}, {suite.remainder}', suite.units[0]))} |")
+    assert rows == re.findall(r"^\| `\w+` \| .* \| \w+, \w+ \| \w+ \|$", page, re.MULTILINE)
+
+
+def test_a_suite_of_a_file_is_one_of_the_package(tmp_path):
+    """Every shipped suite, written as JSON and read, is itself: a file can define all that the package can."""
+    for suite in SUITES.values():
+        (tmp_path / "suite.json").write_text(json.dumps(dataclasses.asdict(suite)))
+        assert find_suite(str(tmp_path / "suite.json")) == suite
+    (tmp_path / "own.json").write_text(json.dumps(OWN))
+    assert find_suite(str(tmp_path / "own.json")).protocol()["stride"] == 16
+    with pytest.raises(InputError, match="nowhere.json cannot be read"):
+        find_suite(str(tmp_path / "nowhere.json"))
+    with pytest.raises(InputError, match="--suite 'wikitext' is neither a file .* did you mean 'wikitext2'"):
         find_suite("wikitext")
-    for change, message in [
-        ({"stride": 17}, "stride 17"),
-        ({"remainder": "truncate"}, "does not go with packing"),
-        ({"detokeniser": "x"}, "no detokeniser 'x'"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            Suite(**{**LINES.protocol(), "name": "lines", "parts": (), "units": ("perplexity",), **change})
 
 
 @pytest.mark.parametrize("documents", ["file", "line", "article"])

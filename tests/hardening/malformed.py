@@ -176,6 +176,7 @@ READERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "config of a plan": ("c.py", ("plan", "--config", "c.py", "--topology", "h100:1")),
     "corpus of a plan": ("c/manifest.json", ("plan", "--config", CONFIG, "--topology", "h100:1", "--analytic", "--data", "c")),
     "run": ("r/config.json", ("evaluate", "--workdir", "r")),
+    "suite": ("s.json", ("evaluate", "--workdir", "r", "--suite", "s.json", "--input", "file")),
     "run to sample": ("r/config.json", ("sample", "--workdir", "r")),
     "run to export": ("r/config.json", ("export", "--workdir", "r", "--output", "out")),
     "source": ("s/config.json", ("import", "--source", "s", "--workdir", "out")),

@@ -23,7 +23,7 @@ def get_sweep(
     return Sweep(
         name="batch_lr",
         data=data,
-        series={"model": config},
+        objectives={"model": config},
         grid=BatchRate(sizes=sizes, tokens=tokens, batches=batches, lrs=lrs, seeds=seeds),
         validation=Validation(windows=256),
     )

@@ -19,7 +19,7 @@ def get_sweep(data="data/corpus", budgets=(1e18, 3e18, 1e19, 3e19, 1e20), count=
     return Sweep(
         name="isoflop",
         data=data,
-        series={name: f"../{name}.py" for name in series},
+        objectives={name: f"../{name}.py" for name in series},
         grid=IsoFlop(budgets=budgets, sizes=NearOptimum(count=count), seeds=seeds),
         overrides=(f"model.vocab={vocab}",),
         batch=BatchLaw(tokens=2**19, at=1e10),

@@ -18,7 +18,7 @@ def get_sweep(data="runs/novels27/data", budgets=(1e12, 2e12, 4e12, 1e13), sizes
     return Sweep(
         name="micro",
         data=data,
-        series={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
+        objectives={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
         grid=IsoFlop(budgets=budgets, sizes=sizes, seeds=seeds),
         batch=FixedBatch(batch),
         rate=RateLaw(lr=1e-2, batch=4096),

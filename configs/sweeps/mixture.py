@@ -20,7 +20,7 @@ def get_sweep(
     return Sweep(
         name="mixture",
         data=data,
-        series={"model": config},
+        objectives={"model": config},
         grid=Mixture(sizes=sizes, tokens=tokens, weights=tuple((share, 1 - share) for share in shares), seeds=seeds),
         batch=FixedBatch(16),
         rate=RateLaw(lr=1e-2, batch=4096),

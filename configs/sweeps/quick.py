@@ -13,7 +13,7 @@ def get_sweep(data="runs/demo/data", budget=2e10, sizes=(16, 32)):
     return Sweep(
         name="quick",
         data=data,
-        series={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
+        objectives={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
         grid=IsoFlop(budgets=(budget,), sizes=sizes),
         overrides=("data.length=64",),
         batch=FixedBatch(8),

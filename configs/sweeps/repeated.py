@@ -18,7 +18,7 @@ def get_sweep(data="runs/novels27/data", sizes=(48,), unique=(100_000, 300_000, 
     return Sweep(
         name="repeated",
         data=data,
-        series={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
+        objectives={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
         grid=Repeated(sizes=sizes, unique_tokens=unique, epochs=epochs, seeds=seeds),
         batch=FixedBatch(batch),
         rate=RateLaw(lr=1e-2, batch=4096),

@@ -24,7 +24,8 @@ def table(plan: SweepPlan, refused: Sequence[Refusal], device: Device) -> str:
     """The whole plan as text."""
     capacity = device.topology.chip.memory if device.topology else None
     lines = [f"sweep {plan.name}: {len(plan.runs)} runs of {len({run.series for run in plan.runs})} objectives", ""]
-    points = [(each.series, point_text(each.cell)) for each in (*plan.runs, *refused)]
+    points = [(run.series, point_text(run.cell)) for run in plan.runs]
+    points += [(refusal.objective, point_text(refusal.point)) for refusal in refused]
     wide, long = (max(len(text) for text in texts) for texts in zip(("objective", "point"), *points, strict=True))
     lines.append(f"{'objective':{wide}} {'point':{long}} {_HEAD}" + (f" {'GiB/chip':>9}" if capacity else ""))
     lines += [f"{run.series:{wide}} {point_text(run.cell):{long}} {_line(run, capacity)}" for run in plan.runs]
@@ -35,14 +36,15 @@ def table(plan: SweepPlan, refused: Sequence[Refusal], device: Device) -> str:
             f"refused: {len(refused)} sweep points whose whole steps are not within {100 * TOLERANCE:.0f} % of their FLOPs or tokens",
         ]
         lines += [
-            f"  {refusal.series:{wide}} {point_text(refusal.cell):{long}} w{refusal.cell['width']}: {refusal.reason}" for refusal in refused
+            f"  {refusal.objective:{wide}} {point_text(refusal.point):{long}} w{refusal.point['width']}: {refusal.reason}"
+            for refusal in refused
         ]
     return "\n".join([*lines, "", *_notes(plan, capacity, device)])
 
 
-def point_text(cell: dict[str, Any]) -> str:
+def point_text(point: dict[str, Any]) -> str:
     """The values of a sweep point without the width: `1e12 s0`."""
-    values = {name: "_".join(map(short, value)) if isinstance(value, list) else short(value) for name, value in cell.items()}
+    values = {name: "_".join(map(short, value)) if isinstance(value, list) else short(value) for name, value in point.items()}
     return " ".join(prefix + values[name] for name, prefix in _PREFIXES.items() if name in values)
 
 

@@ -6,12 +6,12 @@
         return Sweep(
             name="demo",
             data=data,
-            series={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
+            objectives={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
             grid=IsoFlop(budgets=(1e12, 1e13), sizes=(32, 48, 64)),
         )
 
-`series` names the config of each objective, relative to the sweep's file. Sizes are widths of the ladder (`ladder.py`); all other leaves
-are those of the config. Every objective gets the same sweep points: the same shapes, seeds and data order.
+`objectives` names the config of each, relative to the sweep's file. Sizes are widths of the ladder (`ladder.py`); all other leaves are
+those of the config. Every objective gets the same sweep points: the same shapes, seeds and data order.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Objective:
         _texts("Objective", overrides=self.overrides)
 
 
-Near, Series = NearOptimum, Objective  # the names that sweep files written before 2026-11 import
+Near, Series = NearOptimum, Objective  # names that sweep files from before 2026-12 import
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +212,13 @@ class Sweep:
 
     data: directories of prepared corpora (one, or several); none plans for a corpus that is not there (`model.vocab` is then needed).
     overrides: `section.leaf=value` for every objective. batch, rate: rules of `rules.py`; None keeps the values of the configs. transfer:
-    CompleteP. validation: what every run ends with. checkpoints: of each run, at equal distances, the end included.
+    CompleteP. validation: what every run ends with. checkpoints: of each run, at equal distances, the end included. series: `objectives` in
+    sweep files from before 2026-12.
     """
 
     name: str
-    series: Mapping[str, str | Objective]
-    grid: Grid
+    objectives: Mapping[str, str | Objective] = dataclasses.field(default_factory=dict)
+    grid: Grid | None = None
     data: str | Sequence[str] = ()
     overrides: Sequence[str] = ()
     batch: Batch | None = None
@@ -226,33 +227,38 @@ class Sweep:
     validation: Validation = Validation()
     policy: Policy = Policy()
     checkpoints: int = 4
+    series: dataclasses.InitVar[Mapping[str, str | Objective] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, series: Any) -> None:
+        if series is not None:
+            if self.objectives:
+                raise InputError(f"sweep {self.name}: series conflicts with objectives, of which it is the old name; give objectives alone")
+            object.__setattr__(self, "objectives", series)
         _kinds(
             "Sweep",
-            series=(self.series, Mapping),
+            objectives=(self.objectives, Mapping),
             grid=(self.grid, Grid),
             batch=(self.batch, Batch | None),
             rate=(self.rate, Rate | None),
             transfer=(self.transfer, CompleteP | None),
             validation=(self.validation, Validation),
             policy=(self.policy, Policy),
-            **{f"series[{name!r}]": (objective, str | Objective) for name, objective in _items(self.series)},
+            **{f"objectives[{name!r}]": (objective, str | Objective) for name, objective in _items(self.objectives)},
         )
         _texts("Sweep", data=(self.data,) if isinstance(self.data, str) else self.data, overrides=self.overrides)
         checks.whole(f"sweep {self.name}", 1, checkpoints=self.checkpoints)
-        for name in (self.name, *self.series):
+        for name in (self.name, *self.objectives):
             if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
                 raise InputError(
                     f"{name!r} names a sweep or an objective; use lower-case letters, digits and underscores: it becomes a file name"
                 )
-        if not self.series:
-            raise InputError(f"sweep {self.name} has no objective; give at least one, such as series={{'masked': '../masked.py:tiny'}}")
+        if not self.objectives:
+            raise InputError(f"sweep {self.name} has no objective; give at least one, such as objectives={{'masked': '../masked.py:tiny'}}")
         if isinstance(self.grid, Repeated) and len(self.paths) > 1:
             raise InputError(f"sweep {self.name}: repeated data is the first tokens of one corpus; data has {len(self.paths)}")
         if isinstance(self.grid, Mixture) and any(len(weights) != len(self.paths) for weights in self.grid.weights):
             raise InputError(f"sweep {self.name}: every mixture requires a weight for each of the {len(self.paths)} corpora in data")
-        if len(list(itertools.islice(self.grid.points(), MOST_RUNS + 1))) * len(self.series) > MOST_RUNS:
+        if len(list(itertools.islice(self.grid.points(), MOST_RUNS + 1))) * len(self.objectives) > MOST_RUNS:
             raise InputError(f"sweep {self.name} has more than {MOST_RUNS:,} runs; shorten its grid")
 
     @property
@@ -262,7 +268,7 @@ class Sweep:
 
     def objective_of(self, name: str) -> Objective:
         """An objective, with the sweep's rules where it has none of its own."""
-        found = self.series[name]
+        found = self.objectives[name]
         found = Objective(found) if isinstance(found, str) else found
         return dataclasses.replace(found, batch=found.batch or self.batch, rate=found.rate or self.rate)
 
@@ -366,5 +372,5 @@ def _texts(name: str, **fields: Sequence[str]) -> None:
             raise InputError(f"{name}({field}={entries!r}): give a list of text")
 
 
-def _items(series: Any) -> list[tuple[Any, Any]]:
-    return list(series.items()) if isinstance(series, Mapping) else []
+def _items(objectives: Any) -> list[tuple[Any, Any]]:
+    return list(objectives.items()) if isinstance(objectives, Mapping) else []

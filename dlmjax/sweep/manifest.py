@@ -174,9 +174,9 @@ class SweepPlan:
             raise InputError(f"the plan in {root} cannot be read ({' '.join(str(error).split())}); {again}") from None
 
 
-def run_id(series: str, cell: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
+def run_id(objective: str, point: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[str]) -> str:
     """`objective-part-part-hash`: the hash is of the objective, the sweep point and the config (`hashed`): equal runs have equal ids."""
-    return "-".join([series, *parts, _hash([series, dict(cell), hashed(config)])])
+    return "-".join([objective, *parts, _hash([objective, dict(point), hashed(config)])])
 
 
 def ids_in(directory: str | os.PathLike) -> list[str]:

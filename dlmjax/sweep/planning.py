@@ -76,8 +76,8 @@ def device_of(name: str | None, utilisation: float | int, flops_per_second: floa
 class Refusal:
     """A sweep point that is not planned, and why."""
 
-    series: str
-    cell: dict[str, Any]
+    objective: str
+    point: dict[str, Any]
     reason: str
 
 
@@ -92,12 +92,12 @@ def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple
     """
     device = device or Device()
     runs, refused = [], []
-    for name in sweep.series:
+    for name in sweep.objectives:
         planner, first = _Planner(sweep, name, pathlib.Path(source).parent, device), len(runs)
         for point in sweep.grid.points():
             found = planner.plan(point)
             (runs if isinstance(found, PlannedRun) else refused).append(found)
-        _check_met(name, runs[first:], [refusal for refusal in refused if refusal.series == name])
+        _check_met(name, runs[first:], [refusal for refusal in refused if refusal.objective == name])
     made = {**provenance(), "expected_on": device.text}
     return SweepPlan(sweep.name, str(source), sweep.validation, sweep.policy, made, tuple(runs)), refused
 
@@ -139,14 +139,14 @@ def _folders(root: pathlib.Path, old: SweepPlan | None) -> set[str]:
     return found & {run.id for run in old.runs} if old else found
 
 
-def _check_met(series: str, runs: Sequence[PlannedRun], refused: Sequence[Refusal]) -> None:
+def _check_met(objective: str, runs: Sequence[PlannedRun], refused: Sequence[Refusal]) -> None:
     """Refuses an objective without runs, and a budget that none of its sizes meets."""
     for refusal in refused:
-        budget = refusal.cell.get("budget")
+        budget = refusal.point.get("budget")
         if not any(run.cell.get("budget") == budget for run in runs):
             what = f"the budget {budget:.4g}" if budget else "any sweep point"
-            reasons = "; ".join(f"width {r.cell['width']}: {r.reason}" for r in refused if r.cell.get("budget") == budget)
-            raise InputError(f"no size of the objective {series} meets {what} within {100 * TOLERANCE:.0f} %: {reasons}")
+            reasons = "; ".join(f"width {r.point['width']}: {r.reason}" for r in refused if r.point.get("budget") == budget)
+            raise InputError(f"no size of the objective {objective} meets {what} within {100 * TOLERANCE:.0f} %: {reasons}")
 
 
 class _Planner:

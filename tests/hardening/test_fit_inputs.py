@@ -356,7 +356,7 @@ class Inputs:
         grid = grids[int(rng.integers(len(grids)))]
         text = (
             "from dlmjax.sweep.definition import *\n"
-            f"def get_sweep(data='a', number=3, share=0.5, many=(1, 2)):\n    return Sweep(name='s', series={{'m': 'x.py'}}, grid={grid})\n"
+            f"def get_sweep(data='a', number=3, share=0.5, many=(1, 2)):\n    return Sweep('s', {{'m': 'x.py'}}, {grid})\n"
         )
         file = self.root / "sweep.py"
         file.write_bytes(damaged(rng, text.encode()) if rng.random() < 0.2 else text.encode())

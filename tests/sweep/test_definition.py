@@ -1,5 +1,6 @@
 """A sweep's file and its grids: what they yield, and what they refuse."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dlmjax.sweep.manifest import Validation
 from dlmjax.sweep.definition import IsoFlop, Sweep
 
 def get_sweep(data, budgets=(1e12,), seeds=(0,), name="x", count=1, share=0.5):
-    return Sweep(name=name, data=data, series={"m": "../masked.py:tiny"}, grid=IsoFlop(budgets, (16,), seeds))
+    return Sweep(name=name, data=data, objectives={"m": "../masked.py:tiny"}, grid=IsoFlop(budgets, (16,), seeds))
 """
 
 
@@ -144,9 +145,10 @@ def test_what_is_refused(make, message):
 
 WRONG_TYPES = {
     "sweep(checkpoints=2.5)": "sweep s(checkpoints=2.5): give a whole number of at least 1",
+    "Sweep('s', {'m': 'x.py'})": "Sweep(grid=None): give IsoFlop or Repeated or BatchRate or Mixture",
     "sweep(grid=None)": "Sweep(grid=None): give IsoFlop or Repeated or BatchRate or Mixture",
-    "sweep(series={'m': 5})": "Sweep(series['m']=5): give str or Objective",
-    "sweep(series=['m'])": "Sweep(series=['m']): give Mapping",
+    "sweep(objectives={'m': 5})": "Sweep(objectives['m']=5): give str or Objective",
+    "sweep(objectives=['m'])": "Sweep(objectives=['m']): give Mapping",
     "sweep(batch=8)": "Sweep(batch=8): give BatchLaw or FixedBatch or None",
     "sweep(data=None)": "Sweep(data=None): give a list of text",
     "sweep(overrides='seed=1')": "Sweep(overrides='seed=1'): give a list of text",
@@ -172,7 +174,7 @@ from dlmjax.sweep.manifest import Validation
 from dlmjax.sweep.definition import *
 
 def sweep(**changes):
-    return Sweep(**{**dict(name="s", series={"m": "x.py"}, grid=IsoFlop((1e12,), (16,))), **changes})
+    return Sweep(**{**dict(name="s", objectives={"m": "x.py"}, grid=IsoFlop((1e12,), (16,))), **changes})
 
 sweep()
 for text in sys.argv[1:]:
@@ -185,7 +187,14 @@ for text in sys.argv[1:]:
     assert done.stdout.splitlines() == list(WRONG_TYPES.values()), done.stderr
 
 
-def test_series_take_the_rules_of_the_sweep_where_they_have_none():
+def test_a_sweep_file_from_before_2026_12_opens():
+    today = Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,)))
+    assert Sweep(name="s", series={"m": "x.py"}, grid=IsoFlop((1e12,), (16,))) == today == dataclasses.replace(today)
+    with pytest.raises(InputError, match="series conflicts with objectives"):
+        Sweep("s", {"m": "x.py"}, IsoFlop((1e12,), (16,)), series={"n": "x.py"})
+
+
+def test_objectives_take_the_rules_of_the_sweep_where_they_have_none():
     from dlmjax.sweep.rules import FixedBatch, FixedRate
 
     sweep = Sweep(

@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> str:
 
 
 def sweep(data, grid=None, **changes) -> Sweep:
-    values = dict(name="s", series={"masked": MASKED}, grid=grid or IsoFlop((2e10,), (16, 32)), data=data, batch=FixedBatch(4))
+    values = dict(name="s", objectives={"masked": MASKED}, grid=grid or IsoFlop((2e10,), (16, 32)), data=data, batch=FixedBatch(4))
     values["validation"] = Validation(windows=8)
     return Sweep(**{**values, **changes})
 
@@ -58,7 +58,7 @@ def test_equal_sweeps_have_equal_ids_and_any_leaf_another(data):
     assert ids[0].startswith("masked-2e10-w16-s0-")
     # A name that is not in the config, a leaf that changes nothing that is computed, one that does, and a seed.
     changed = [
-        plan(data, series={"other": MASKED}),
+        plan(data, objectives={"other": MASKED}),
         plan(data, checkpoints=2),
         plan(data, overrides=("optimizer.beta2=0.97",)),
         plan(data, IsoFlop((2e10,), (16, 32), seeds=(1,))),
@@ -85,7 +85,11 @@ def test_whole_steps_meet_the_budget_and_schedules_keep_their_shares(data):
 def test_rules_and_transfer_reach_the_config(data):
     batch, rate = BatchLaw(512, 1e5), RateLaw(1e-2, 512)
     runs = plan(
-        data, batch=batch, rate=rate, transfer=CompleteP(32, 2), series={"masked": MASKED, "ar": Objective(CAUSAL, rate=RateLaw(1e-3, 512))}
+        data,
+        batch=batch,
+        rate=rate,
+        transfer=CompleteP(32, 2),
+        objectives={"masked": MASKED, "ar": Objective(CAUSAL, rate=RateLaw(1e-3, 512))},
     )
     for run in runs.runs:
         windows = run.config["data.batch"]
@@ -127,7 +131,7 @@ def test_a_cell_that_cannot_be_met_is_refused_and_listed(data):
     found, refused = planning.plan_sweep(sweep(data, IsoFlop((2e9,), (16, 24, 64)), batch=FixedBatch(8)), SOURCE)
     assert [run.cell["width"] for run in found.runs] == [16, 24]
     (refusal,) = refused
-    assert refusal.cell["width"] == 64 and "steps of 1,024, fewer than 10" in refusal.reason
+    assert refusal.point["width"] == 64 and "steps of 1,024, fewer than 10" in refusal.reason
     text = table(found, refused, planning.Device())
     assert "refused: 1 sweep points" in text and "w64: " in text
     # Twelve steps and a half are four per cent off either way.
@@ -138,11 +142,11 @@ def test_a_cell_that_cannot_be_met_is_refused_and_listed(data):
 
 
 def test_a_cell_that_ends_before_its_curriculum_is_refused_and_listed(data):
-    series = {"masked": Objective("../blocks.py:tiny", overrides=("process.name=blocks(curriculum=((200, 8),))",))}
-    found, refused = planning.plan_sweep(sweep(data, IsoFlop((2e10,), (16, 32)), series=series), SOURCE)
+    objectives = {"masked": Objective("../blocks.py:tiny", overrides=("process.name=blocks(curriculum=((200, 8),))",))}
+    found, refused = planning.plan_sweep(sweep(data, IsoFlop((2e10,), (16, 32)), objectives=objectives), SOURCE)
     steps = [run.config["train.steps"] for run in found.runs]
     assert [run.cell["width"] for run in found.runs] == [16] and min(steps) > 200
-    assert [refusal.cell["width"] for refusal in refused] == [32] and "ends at step 200, but train.steps is" in refused[0].reason
+    assert [refusal.point["width"] for refusal in refused] == [32] and "ends at step 200, but train.steps is" in refused[0].reason
 
 
 def test_a_budget_that_no_size_meets_is_an_error(data):
@@ -152,7 +156,9 @@ def test_a_budget_that_no_size_meets_is_an_error(data):
 
 def test_the_table_says_what_a_run_costs(data):
     device = planning.device_of("h100", 0.5, None)
-    made, refused = planning.plan_sweep(sweep(data, IsoFlop((2e10,), (16, 32)), series={"masked": MASKED, "ar": CAUSAL}), SOURCE, device)
+    made, refused = planning.plan_sweep(
+        sweep(data, IsoFlop((2e10,), (16, 32)), objectives={"masked": MASKED, "ar": CAUSAL}), SOURCE, device
+    )
     text = table(made, refused, device)
     head = next(line for line in text.splitlines() if line.startswith("objective"))
     first = next(line for line in text.splitlines() if line.startswith("masked") and "1 x 16" in line)
@@ -293,10 +299,10 @@ def test_runs_of_a_shape_that_was_seen_cost_milliseconds(data):
         (dict(overrides=("optimizer.schedule=wsd", "optimizer.decay=0.0")), "decay=0 never decays"),
         (dict(overrides=("optimizer.final=1.0",)), "final=1.0 never decays"),
         (dict(validation=Validation(windows=122)), r"has 121 windows of 128 in its split valid, .*; give Validation\(windows=121\)"),
-        (dict(validation=Validation(windows=8, rule="count"), series={"u": "../uniform.py:tiny"}), "rule count"),
+        (dict(validation=Validation(windows=8, rule="count"), objectives={"u": "../uniform.py:tiny"}), "rule count"),
         (dict(batch=BatchLaw(1e300, 1)), "check its numbers"),
         (dict(validation=Validation(split="test")), "has no split 'test'"),
-        (dict(series={"masked": "../nothing.py"}), "nothing.py does not exist"),
+        (dict(objectives={"masked": "../nothing.py"}), "nothing.py does not exist"),
         (dict(overrides=("optimizer.rate=1",)), "no field 'optimizer.rate'"),
         (dict(data="nowhere"), "holds no prepared corpus"),
     ],

@@ -32,8 +32,8 @@ from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, recor
 COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
 
 
-def guesser(run: Run, suppressed: tuple[int, ...]):
-    """guess(shown_BL, masked_BL, time) of the run's network; None where a state is more than tokens and masks seen by all."""
+def x0_predictor(run: Run, suppressed: tuple[int, ...]):
+    """x0_prediction(revealed_BL, masked_BL, time) of the run's network; None where a state is not tokens and masks under full attention."""
     process = run.experiment.process.bound
     if process.attention != "full" or process.input_dim or not hasattr(process, "mask_id"):
         return None
@@ -46,11 +46,11 @@ def guesser(run: Run, suppressed: tuple[int, ...]):
         logits_BLV = denoiser.logits(denoiser.hidden(z_BL, bound.time_embedding_input(t_BL)))
         return jnp.argmax(logits_BLV.at[..., jnp.asarray(suppressed)].set(-jnp.inf), axis=-1)
 
-    def guess(shown_BL, masked_BL, time):
-        z_BL = np.where(masked_BL, process.mask_id, shown_BL).astype(np.int32)
+    def x0_prediction(revealed_BL, masked_BL, time):
+        z_BL = np.where(masked_BL, process.mask_id, revealed_BL).astype(np.int32)
         return np.asarray(best(run.params, z_BL, np.full(z_BL.shape, time, np.float32)))
 
-    return guess
+    return x0_prediction
 
 
 def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
@@ -60,7 +60,7 @@ def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
     settings = SampleSettings(steps=steps, order=order, suppressed_ids=suppressed)
     sampler = sampler_for(experiment.process, experiment.unpartitioned, settings)
     samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
-    guess = guesser(run, suppressed)
+    x0_prediction = x0_predictor(run, suppressed)
     taus = analysis.order_tau(trace)
     return {
         "order": order,
@@ -69,7 +69,7 @@ def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
         "entropy": samples.entropy / math.log(2),
         "tau": float(np.nanmean(taus)) if np.isfinite(taus).any() else None,
         "shown": share_settled(trace, trace.shown_SBL),
-        "guessed": None if guess is None else share_settled(trace, analysis.completed(trace, guess)),
+        "guessed": None if x0_prediction is None else share_settled(trace, analysis.completed(trace, x0_prediction)),
         "flips": float(analysis.flips(trace).mean()),
     }
 
@@ -96,15 +96,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        run, report = open_run(asked.workdir), []
-        for order in asked.orders.split(","):
-            rows = [measure(run, order, int(steps), asked.count, asked.seed) for steps in asked.steps.split(",")]
+        run, report = open_run(arguments.workdir), []
+        for order in arguments.orders.split(","):
+            rows = [measure(run, order, int(steps), arguments.count, arguments.seed) for steps in arguments.steps.split(",")]
             print(f"\n{run.experiment.process.name}, step {run.step}, {run.weights} weights, order {order}\n\n{table(rows)}", flush=True)
             report += rows
-        if asked.json:
-            write_atomically(asked.json, json.dumps({"workdir": asked.workdir, "step": run.step, "rows": report}, indent=1) + "\n")
+        if arguments.json:
+            write_atomically(arguments.json, json.dumps({"workdir": arguments.workdir, "step": run.step, "rows": report}, indent=1) + "\n")
     except InputError as error:
         raise SystemExit(f"benchmarks.denoising: {error}") from None
 

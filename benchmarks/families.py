@@ -1,4 +1,4 @@
-"""Every noise family trained for the same FLOPs on the same text: a table of bounds, step times and sample entropies.
+"""Every noise process trained for the same FLOPs on the same text: a table of bounds, step times and sample entropies.
 
     python -m benchmarks.families --data data/char27 [--families masked,uniform] [--masked-steps 350] [--output FILE.json]
 

@@ -1,4 +1,4 @@
-"""Cost of a training step of each noise family relative to a masked one: time and temporary memory, at GPT-2 small's size or tiny.
+"""Cost of a training step of each noise process relative to a masked one: time and temporary memory, at GPT-2 small's size or tiny.
 
     python -m benchmarks.family_cost [--families "uniform;hybrid;score;blocks 4"] [--batch 4] [--length 512] [--rounds 3] [--json FILE]
     python -m benchmarks.family_cost --tiny --batch 32 --length 128 --rounds 7

@@ -51,9 +51,9 @@ def main():
         raise SystemExit("the run failed; see above")
     cold, warm = read_attempts(workdir / FILE)
     print(f"first step after {cold.seconds['start']:.1f} s, with compiled programs {warm.seconds['start']:.1f} s")
-    for name, life in (("first", cold), ("second", warm)):
-        waits = ", ".join(f"{cause} {life.seconds[cause] / life.stepping:.2%}" for cause in ("checkpoint", "data"))
-        print(f"{name} life: {life.last - life.first} steps in {life.stepping:.1f} s; waits as shares of that: {waits}")
+    for name, attempt in (("first", cold), ("second", warm)):
+        waits = ", ".join(f"{cause} {attempt.seconds[cause] / attempt.stepping:.2%}" for cause in ("checkpoint", "data"))
+        print(f"{name} attempt: {attempt.last - attempt.first} steps in {attempt.stepping:.1f} s; waits as shares of that: {waits}")
 
 
 def _reached(workdir: pathlib.Path, step: int) -> bool:

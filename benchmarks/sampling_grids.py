@@ -82,8 +82,8 @@ def error(process: Process, joint: oracle.JointDistribution, grid: str, steps: i
         for t, s in itertools.pairwise(make_grid(grid).levels(steps).tolist()):
             # States of probability zero are 0 / 0 in the oracle.
             now_Z = now_Z @ np.nan_to_num(matrix(joint, kernel, t, s))
-    made_X = now_Z[(z_Zn < TOKENS).all(axis=1)]
-    return float(np.sum(joint.probability_X * np.log(joint.probability_X / made_X)))
+    sampled_X = now_Z[(z_Zn < TOKENS).all(axis=1)]
+    return float(np.sum(joint.probability_X * np.log(joint.probability_X / sampled_X)))
 
 
 def markov(length: int, seed: int) -> oracle.JointDistribution:
@@ -119,11 +119,11 @@ def main() -> None:
     parser.add_argument("--steps", default="4,8,16,32")
     parser.add_argument("--laws", type=int, default=3)
     parser.add_argument("--json")
-    asked = parser.parse_args()
-    steps, found = [int(part) for part in asked.steps.split(",")], distributions(asked.laws)
+    arguments = parser.parse_args()
+    steps, found = [int(part) for part in arguments.steps.split(",")], distributions(arguments.laws)
     report = {name: table(name, steps, found) for name in PROCESSES}
-    if asked.json:
-        write_atomically(asked.json, json.dumps({"steps": steps, "laws": asked.laws, "nats_per_text": report}, indent=1) + "\n")
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps({"steps": steps, "laws": arguments.laws, "nats_per_text": report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

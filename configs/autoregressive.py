@@ -4,7 +4,7 @@ dlmjax train --config configs/autoregressive.py --config.data.paths=data/corpus 
 dlmjax train --config configs/autoregressive.py:tiny --config.data.paths=data/char27 --workdir runs/autoregressive_tiny
 
 Published for OpenWebText after 262B tokens: perplexity 17.54 (the baseline of MDLM 2406.07524, table 2).
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

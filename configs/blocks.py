@@ -7,7 +7,7 @@ Other noise in the blocks: --config.process.name="blocks(size=4, noise=uniform)"
 
 A step reads two streams (clean and noisy rows) and costs about twice a masked one.
 Published for OpenWebText after 524B tokens (perplexity bound): block 4 20.73, block 16 22.27 (table 4).
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -6,7 +6,7 @@ weighting hybrid_lambda(lam=10) here.
 dlmjax train --config configs/d3pm.py --config.data.paths=data/corpus --workdir runs/d3pm
 dlmjax train --config configs/d3pm.py:tiny --config.data.paths=data/char27 --workdir runs/d3pm_tiny
 
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

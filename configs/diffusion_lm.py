@@ -4,7 +4,7 @@ dlmjax train --config configs/diffusion_lm.py --config.data.paths=data/corpus --
 dlmjax train --config configs/diffusion_lm.py:tiny --config.data.paths=data/char27 --workdir runs/diffusion_lm_tiny
 
 The training loss is not a bound; reported likelihoods are the bound.
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

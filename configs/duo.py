@@ -4,7 +4,7 @@ dlmjax train --config configs/duo.py --config.data.paths=data/corpus --workdir r
 dlmjax train --config configs/duo.py:tiny --config.data.paths=data/char27 --workdir runs/duo_tiny
 
 The first half of the steps is the curriculum: with --config.train.steps=N pass --config.process.name="duo(until=M)", where M = N/2.
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

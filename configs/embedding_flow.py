@@ -4,7 +4,7 @@ dlmjax train --config configs/embedding_flow.py --config.data.paths=data/corpus 
 dlmjax train --config configs/embedding_flow.py:tiny --config.data.paths=data/char27 --workdir runs/embedding_flow_tiny
 
 The training loss is not a bound; reported likelihoods are the bound of the same Gaussian path.
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

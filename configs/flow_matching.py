@@ -4,7 +4,7 @@ dlmjax train --config configs/flow_matching.py --config.data.paths=data/corpus -
 dlmjax train --config configs/flow_matching.py:tiny --config.data.paths=data/char27 --workdir runs/flow_matching_tiny
 
 With a masked source this is masked diffusion; with a uniform one the bound is not tight, even for the exact denoiser.
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -3,7 +3,7 @@
 dlmjax train --config configs/genmd4.py --config.data.paths=data/corpus --workdir runs/genmd4
 dlmjax train --config configs/genmd4.py:tiny --config.data.paths=data/char27 --workdir runs/genmd4_tiny
 
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -4,7 +4,7 @@ dlmjax train --config configs/hybrid.py --config.data.paths=data/corpus --workdi
 dlmjax train --config configs/hybrid.py:tiny --config.data.paths=data/char27 --workdir runs/hybrid_tiny
 
 Trained with the paper's dynamic weights, which are not a bound; reported likelihoods are the bound.  p_uniform=0 is masked diffusion.
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -3,7 +3,7 @@
 dlmjax train --config configs/plaid.py --config.data.paths=data/corpus --workdir runs/plaid
 dlmjax train --config configs/plaid.py:tiny --config.data.paths=data/char27 --workdir runs/plaid_tiny
 
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -4,7 +4,7 @@ dlmjax train --config configs/score.py --config.data.paths=data/corpus --workdir
 dlmjax train --config configs/score.py:tiny --config.data.paths=data/char27 --workdir runs/score_tiny
 
 process.name="score(noise='uniform')" is the uniform variant.
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -3,7 +3,7 @@
 dlmjax train --config configs/sed.py --config.data.paths=data/corpus --workdir runs/sed
 dlmjax train --config configs/sed.py:tiny --config.data.paths=data/char27 --workdir runs/sed_tiny
 
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

@@ -4,7 +4,7 @@ dlmjax train --config configs/uniform.py --config.data.paths=data/corpus --workd
 dlmjax train --config configs/uniform.py:tiny --config.data.paths=data/char27 --workdir runs/uniform_tiny
 
 Published for OpenWebText after a million steps (perplexity bound): UDLM 27.4, Duo 25.2 (2506.10892, table 1).
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all families.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
 """
 
 from dlmjax import config as config_lib

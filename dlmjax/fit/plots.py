@@ -127,8 +127,8 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         right.legend(fontsize=7)
     else:
         right.set_axis_off()
-        said = "\n".join(called(line) for line in why_not(analyses, result))
-        right.text(0.5, 0.6, said, ha="center", transform=right.transAxes, fontsize=8)
+        reasons = "\n".join(called(line) for line in why_not(analyses, result))
+        right.text(0.5, 0.6, reasons, ha="center", transform=right.transAxes, fontsize=8)
     return _png(figure)
 
 

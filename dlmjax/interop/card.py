@@ -21,7 +21,7 @@ SHIPPED = pathlib.Path(__file__).parent / "shipped" / "load_dlm.py"
 # Keys that `evaluate` and the trainer share.
 NUMBERS = ("nats_per_token", "stderr_nats_per_token", "bits_per_byte", "stderr_bits_per_byte")
 CIRCUMSTANCES = ("step", "weights", "split", "is_bound", "tokens")
-# How it was measured; files of older versions lack these keys.
+# The protocol of the measurement; files of older versions lack these keys.
 PROTOCOL = ("suite", "corpus", "window", "stride", "complete", "changed")
 GRID = ("rule", "nodes", "draws")
 
@@ -29,7 +29,7 @@ GRID = ("rule", "nodes", "draws")
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """The content of a card. `evaluation`: see `evaluation_of`; `no_tokenizer`: why no tokenizer files were written, or ""; `imported`:
-    source, layout and family of weights that `dlmjax import` took over and that were not trained since, else None."""
+    source, layout and family of weights that `dlmjax import` read and that no run has trained since, else None."""
 
     experiment: Experiment
     view: View
@@ -77,7 +77,7 @@ def evaluation_of(workdir: str, file: str | None) -> dict[str, Any] | None:
 
 
 def write(facts: Facts, files: list[str]) -> str:
-    """The card as Markdown. `files`: names beside it."""
+    """The card as Markdown. `files`: names of the other files of the export."""
     loading = LOADING[facts.view.name](facts)
     sections = [_head(facts), _model(facts), _data(facts), _training(facts), _score(facts), loading, _tokens(facts), _files(files)]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -87,10 +87,10 @@ def _head(facts: Facts) -> str:
     tags = ["diffusion", "masked-language-model", "dlmjax", facts.model.process.name]
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags), "---"]
     kind = {"full": "diffusion language model", "block-causal": "block-diffusion language model", "causal": "autoregressive language model"}
-    made = f"trained with dlmjax {__version__}, step {facts.step:,}, {facts.weights} weights"
+    origin = f"trained with dlmjax {__version__}, step {facts.step:,}, {facts.weights} weights"
     if facts.imported:
-        made = "imported from `{source}` (layout {layout}, model.family={family}) ".format(**facts.imported) + f"by dlmjax {__version__}"
-    text = f"A {kind[facts.model.attention]} {made}, {facts.dtype}."
+        origin = "imported from `{source}` (layout {layout}, model.family={family}) ".format(**facts.imported) + f"by dlmjax {__version__}"
+    text = f"A {kind[facts.model.attention]} {origin}, {facts.dtype}."
     return "\n".join([*front, "", "# Run card", "", text, f"View `{facts.view.name}`, for {facts.view.readers}."])
 
 
@@ -103,7 +103,7 @@ def _model(facts: Facts) -> str:
             "heads",
             f"{spec.heads} of {spec.head_dim}, {spec.kv_heads} for keys and values, {'with' if spec.qk_norm else 'without'} q/k-norm",
         ),
-        ("window", f"{facts.model.length} tokens" + (f"; a token sees those less than {spec.window} away" if spec.window else "")),
+        ("window", f"{facts.model.length} tokens" + (f"; a token attends to those less than {spec.window} away" if spec.window else "")),
         ("vocabulary", f"{facts.model.tokenizer.vocab_size:,} ids of tokenizer {facts.model.tokenizer.name}, {facts.rows.count:,} rows"),
     ]
     folded = []
@@ -197,12 +197,12 @@ def _load_hf(facts: Facts) -> str:
     if facts.model.block_size:
         masks = (
             f"\n\n**Every call needs a block-causal mask** (blocks of {facts.model.block_size}): `attention_mask(length, block_size)` of "
-            "load_dlm.py. Without one the network sees later blocks, which it did not see in training."
+            "load_dlm.py. Without one, positions attend to later blocks, to which they did not attend in training."
         )
     return (
         "## Loading\n\n**transformers >= 5.2.** Older versions load these weights without an error and run them with causal attention: "
         "wrong logits. `load_dlm.load` refuses them.\n\n"
-        "```python\nfrom load_dlm import load, check, generate  # load_dlm.py lies beside the weights\n"
+        "```python\nfrom load_dlm import load, check, generate  # load_dlm.py is in the directory of the weights\n"
         'model = load()                            # or AutoModelForCausalLM.from_pretrained(".") with transformers >= 5.2\n'
         f"print(check(model))                       # difference from parity.json: {_tolerance(facts)}\n```{masks}\n\n"
         "The model fills in masks; `model.generate` would append tokens, which it was not trained for. Greedy, most confident first "

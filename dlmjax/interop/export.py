@@ -6,10 +6,11 @@ and freed. The directory appears under its name when it is complete.
 What is changed on the way:
   CompleteP     the factors on residual branches (1 / depth ratio) and logits (1 / width ratio) go into the weights behind them.
   tied heads    are written out: the rows below must differ from those of the embedding.
-  filled rows   mask, pad and rows that pad the vocabulary were in no softmax, so their logits mean nothing, and engines take the argmax
+  filled rows   mask, pad and rows that pad the vocabulary were in no softmax, so their logits are untrained, and engines take the argmax
                 over all rows. These rows of the head become the mean of the `anchors`: rows of ids that no text can hold (pieces with a
-                byte that UTF-8 never has), or of all real ids. A mean of logits never exceeds the largest of them, so no argmax selects
-                such a row, whatever the input; and by Jensen's inequality it has at most 1/n of the probability of its n anchors together.
+                byte that valid UTF-8 does not contain), or of all real ids. A mean of logits does not exceed the largest of them, so no
+                argmax selects such a row, whatever the input; and by Jensen's inequality it has at most 1/n of the probability of its n
+                anchors together.
 
 Shapes: V ids of the model, R rows in the files, D width.
 """
@@ -61,7 +62,7 @@ def export(
 
     Args:
       dtype: of the weights in the files, "float32" or "bfloat16".
-      shard_size: bytes of a file, such as "2GB"; also the bound of the memory used, beside the largest stacked weight.
+      shard_size: bytes of a file, such as "2GB"; also the bound of the memory used, plus the largest stacked weight.
       evaluation: a file that `dlmjax evaluate --json` wrote, for the run card; default: evaluation.json of the workdir, if there.
       overwrite: replace an earlier export in `output`.
 
@@ -122,7 +123,7 @@ def exported_spec(spec: ModelSpec, rows: VocabularyRows) -> ModelSpec:
 
 
 class LeafReader:
-    """Leaves of a checkpoint by key path, as float32 arrays of the host; the last one that was read is kept.
+    """Leaves of a checkpoint by key path, as float32 arrays of the host; the last leaf that was read stays in memory.
 
     A leaf is restored in the placement that training would give it on the devices at hand, and compared with its checksum.
     """
@@ -158,10 +159,10 @@ def tensors(
     order = {path: number for number, path in enumerate(dict.fromkeys(entry.paths[0] for entry in entries))}
     order[HEAD] = order[EMBEDDING] + 0.5  # one leaf where they are tied
     ordered = sorted(entries, key=lambda entry: (order[entry.paths[0]], -1 if entry.layer is None else entry.layer))
-    return [Tensor(entry.name, entry.shape, dtype, _fetcher(entry, trained, rows, dtype, read)) for entry in ordered]
+    return [Tensor(entry.name, entry.shape, dtype, _loader(entry, trained, rows, dtype, read)) for entry in ordered]
 
 
-def _fetcher(entry: Entry, trained: ModelSpec, rows: VocabularyRows, dtype: np.dtype, read) -> Callable[[], np.ndarray]:
+def _loader(entry: Entry, trained: ModelSpec, rows: VocabularyRows, dtype: np.dtype, read) -> Callable[[], np.ndarray]:
     """The function that makes an entry's tensor, called when the tensor is written."""
     if entry.paths[0] == EMBEDDING:
         return lambda: embedding_rows(read(EMBEDDING), rows, dtype)
@@ -179,7 +180,7 @@ def _fetcher(entry: Entry, trained: ModelSpec, rows: VocabularyRows, dtype: np.d
 
 
 def embedding_rows(table_VD: np.ndarray, rows: VocabularyRows, dtype: np.dtype) -> np.ndarray:
-    """The embedding with R rows: the mask's also where it moved to, zeros where no id is."""
+    """The embedding with R rows: the mask's row also at its new id, zeros for rows without an id."""
     table_RD = np.zeros((rows.count, table_VD.shape[1]), dtype)
     table_RD[: len(table_VD)] = table_VD
     if rows.moved:
@@ -190,7 +191,7 @@ def embedding_rows(table_VD: np.ndarray, rows: VocabularyRows, dtype: np.dtype) 
 def head_rows(head_VD: np.ndarray, factor: np.float32, rows: VocabularyRows, dtype: np.dtype) -> np.ndarray:
     """The head with R rows, the untrained ones filled with the mean of the anchor rows.
 
-    The mean is that of the rows as they stand in the file, so that an export of an import of this file is this file.
+    The mean is that of the rows as they are written, so that an export of an import of this file is this file.
     """
     head_RD = np.zeros((rows.count, head_VD.shape[1]), dtype)
     head_RD[: len(head_VD)] = head_VD if factor == 1 else head_VD * factor

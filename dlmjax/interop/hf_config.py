@@ -1,6 +1,6 @@
 """The network of a Hugging Face config.json, as leaves of our `config.model`.
 
-Every key of the file is accounted for: it is applied, it must stand where it changes nothing, it is known to change nothing
+Every key of the file is accounted for: it is applied, it has a value that changes nothing, it is known to change nothing
 (`HARMLESS`), or the import is refused with its name. A key that only transformers reads would change the function without an error.
 
 Each function takes the family and the fields of the file, and returns every leaf of `config.model` that the file decides. A missing
@@ -42,7 +42,7 @@ HARMLESS = {
         return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
         suppress_tokens begin_suppress_tokens prefix decoder_start_token_id sep_token_id cls_token_id unk_token_id tokenizer_class
         tf_legacy_loss tie_encoder_decoder cross_attention_hidden_size model_max_length""",
-    "read where the run is made of it (importer.py, vocabulary.py)": """
+    "read elsewhere in the import (importer.py, vocabulary.py)": """
         vocab_size embedding_size max_position_embeddings max_sequence_length n_positions dlm is_causal quantization_config
         mask_token_id pad_token_id eos_token_id bos_token_id mask_token pad_token eos_token""",
 }
@@ -84,7 +84,7 @@ class Fields:
         """A required count."""
         found = self.count(key, None)
         if found is None:
-            raise InputError(f"config.json has no {self._path}{key}; if the model is of another kind, name it with --family")
+            raise InputError(f"config.json has no {self._path}{key}; set --family if the model is of another kind")
         return found
 
     def number(self, key: str, default: float | None, least: float = 0.0, null: bool = False) -> float:
@@ -126,7 +126,7 @@ class Fields:
         for key in self._values:
             if key not in self._read and key not in known:
                 raise InputError(
-                    f"{self._at(key)}, which this version does not know and which might change what the network computes; "
+                    f"{self._at(key)}, which is unknown and might change what the network computes; "
                     "take the key out of a copy of the file if you know that it changes nothing"
                 )
 
@@ -195,8 +195,8 @@ def _window(hf: Fields, depth: int, sliding: str) -> int:
         slides = {kind == "sliding_attention" for kind in kinds}
     if len(slides) > 1 or slides != {window is not None}:
         raise InputError(
-            f"config.json has layers that see a window (sliding_window={window}) and layers that do not (layer_types, max_window_layers); "
-            "only layers of one kind can be computed here"
+            f"config.json has layers that attend within a window (sliding_window={window}) and layers that do not (layer_types, "
+            "max_window_layers); only layers of one kind can be computed here"
         )
     return 0 if window is None else window if hf.flag("is_causal", True) else window + 1
 

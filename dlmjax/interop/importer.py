@@ -36,7 +36,7 @@ from dlmjax.models.families import family_fields
 from dlmjax.run import Experiment, assemble, claim_workdir
 from dlmjax.training import Checkpoints
 
-# Tokens of a window of the new run where the source can read more.
+# Largest number of tokens of a window of the new run.
 LONGEST_WINDOW = 1024
 FLOATS = tuple(DTYPES[code] for code in ("F64", "F32", "F16", "BF16"))
 # A second copy of a tied head, by layout family of names.
@@ -89,7 +89,9 @@ def import_checkpoint(
     config_lib.check(config)
     experiment = assemble(config, tokens)
     if experiment.process.init(jax.random.key(0)):
-        raise InputError(f"process {experiment.process.name} learns something of its own; import without --process and train with --init")
+        raise InputError(
+            f"process {experiment.process.name} has learned parameters, which the source lacks; import without --process, train with --init"
+        )
     reference = Reference(root, hf, layout, own_process, rows)
     params = read_weights(experiment, layout, reader, ids.fresh, ids.named)
     reference.check(experiment, params)
@@ -104,7 +106,7 @@ def import_checkpoint(
 
 
 def _report(source: str, workdir: str, layout: Layout, experiment: Experiment, reader: Reader, fresh: tuple[int, ...]) -> dict[str, Any]:
-    """What `import_checkpoint` returns: what was understood of the source."""
+    """The report of `import_checkpoint` on the source."""
     spec, config = experiment.network.spec, experiment.config
     return {
         "source": str(source),
@@ -190,7 +192,7 @@ def _set_length(config: ConfigDict, hf: dict[str, Any], length: int | None) -> N
 
 
 def _names(layout: Layout, reader: Reader) -> dict[str, str]:
-    """{name as the layout has it: name in the file}. Old files call a LayerNorm's leaves gamma and beta, some leave out the prefix."""
+    """{name in the layout: name in the file}. Old files call a LayerNorm's leaves gamma and beta, some leave out the prefix."""
     found = {}
     stems = {row.name.split("{i}")[0] for row in layout.rows}
     for name in reader.names:
@@ -205,7 +207,9 @@ def _rows(layout: Layout, reader: Reader, found: dict[str, str]) -> int:
     """Rows of the source's embedding."""
     name = next(row.name for row in layout.rows if row.weights == ("embedding.table",))
     if name not in found:
-        raise InputError(f"{reader.source} has no tensor {name}, so its tensors are not those of {layout.name}; choose another --family")
+        raise InputError(
+            f"{reader.source} has no tensor {name}, so its tensors do not have the names of layout {layout.name}; choose another --family"
+        )
     return reader.shape(found[name])[0]
 
 
@@ -231,7 +235,7 @@ def _matched(layout: Layout, spec: ModelSpec, reader: Reader, found: dict[str, s
     faults = {"missing": [name for name in entries if name not in found], "surplus": surplus, "of another shape": other, "not float": coded}
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {fault}: {some(names)}" for fault, names in faults.items() if names)
-        raise InputError(f"{reader.source} does not hold the network of its config.json as layout {layout.name} has it: {listed}")
+        raise InputError(f"{reader.source} does not hold the network of its config.json under the names of layout {layout.name}: {listed}")
     return {name: (entry, found[name]) for name, entry in entries.items()}
 
 

@@ -1,10 +1,10 @@
 """Whether a source whose config.json names another kind of model computes what the chosen layout does.
 
 `--family llama` makes the import read a model of another kind by Llama's names. Equal names are not equal networks (SmolLM3 leaves every
-fourth layer without positions, Granite multiplies embeddings and logits), and a key that a config.json lacks need not have Llama's default.
-So the logits of a few tokens are compared with those of transformers' own class before anything is written. Where transformers is not
-installed, or has no class of its own for the model (code beside weights is never run), only the keys of the config can be
-checked, and the kinds that are known to differ are refused.
+fourth layer without positions, Granite multiplies embeddings and logits), and a missing key may have another default than Llama's. So the
+logits of a few tokens are compared with those of transformers' own class before anything is written. Where transformers is not installed,
+or has no class of its own for the model (code in the source directory is not run), only the keys of the config can be checked, and the
+kinds that are known to differ are refused.
 
 Shapes: B rows, L positions, V rows of the source's embedding.
 """
@@ -60,7 +60,9 @@ class Reference:
         if self.kind == self.layout.model_type:
             return ""
         if self.logits_BLV is None:
-            return f"model_type={self.kind} read as {self.layout.name}: the keys of its config.json were checked, but no logits compared"
+            return (
+                f"model_type={self.kind} read as {self.layout.name}: the keys of its config.json were checked, but no logits were compared"
+            )
         return f"model_type={self.kind} read as {self.layout.name}: its logits are those of transformers"
 
     def check(self, experiment: Experiment, params: dict) -> None:
@@ -70,7 +72,7 @@ class Reference:
         ours_BLV = _ours(experiment, jax.device_put(params, jax.devices()[0]), self.tokens_BL, "causal" if self.causal else "full")
         ours_BLV = ours_BLV[..., : self.logits_BLV.shape[-1]]
         away, largest = float(np.abs(ours_BLV - self.logits_BLV).max()), float(np.abs(self.logits_BLV).max())
-        if not away <= TOLERANCE * max(largest, 1.0):  # not a number is not near
+        if not away <= TOLERANCE * max(largest, 1.0):  # NaN counts as different
             raise InputError(
                 f"--family {self.layout.name} does not compute what model_type={self.kind!r} does: logits differ by up to {away:.3g}, the "
                 f"largest is {largest:.3g}; no layout here computes this kind (nothing was written)"

@@ -47,12 +47,12 @@ _MOST_AXES, _LONGEST_AXIS = 8, 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written. `fetch()` returns it, as an array of this shape and type; it is called once, when the tensor is written."""
+    """A tensor to be written. `load()` returns it, as an array of this shape and type; it is called once, when the tensor is written."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fetch: Callable[[], np.ndarray]
+    load: Callable[[], np.ndarray]
 
     @property
     def bytes(self) -> int:
@@ -107,7 +107,7 @@ def _write_file(path: pathlib.Path, tensors: list[Tensor]) -> None:
     def write(file: Any) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            array = tensor.fetch()
+            array = tensor.load()
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor.name} came as {array.dtype}{array.shape}, not {tensor.dtype}{tensor.shape}")
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -144,12 +144,12 @@ class Reader:
         for file, named in _files(self.source).items():
             for name, entry in _header(file).items():
                 if name in self._entries:
-                    raise InputError(f"{self.source}: {name} is in {self._entries[name].file.name} and in {file.name}; fetch it again")
+                    raise InputError(f"{self.source}: {name} is in {self._entries[name].file.name} and in {file.name}; copy it again")
                 self._entries[name] = entry
             wanted.update(dict.fromkeys(named, file.name))
         lacking = sorted(name for name in wanted if name not in self._entries or self._entries[name].file.name != wanted[name])
         if lacking:
-            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index assigns to it; fetch it again")
+            raise InputError(f"{self.source}: {wanted[lacking[0]]} lacks {some(lacking)}, which the index assigns to it; copy it again")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,13 +177,13 @@ def _files(source: pathlib.Path) -> dict[pathlib.Path, list[str]]:
     if source.is_file():
         return {source: []}
     if (source / INDEX).is_file():
-        index = read_json(source / INDEX, {"weight_map": {str: str}}, advice="an index of safetensors files is needed; fetch it again")
+        index = read_json(source / INDEX, {"weight_map": {str: str}}, advice="it must be the index of safetensors files; copy it again")
         files: dict[pathlib.Path, list[str]] = {}
         for name, file in index["weight_map"].items():
             files.setdefault(inside(source, file, source / INDEX), []).append(name)
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise InputError(f"{source} lacks {some(missing)}, which its index names; fetch the rest of the checkpoint")
+            raise InputError(f"{source} lacks {some(missing)}, which its index names; copy the rest of the checkpoint")
         return files
     if (source / SINGLE).is_file():
         return {source / SINGLE: []}
@@ -219,9 +219,9 @@ def _header(file: pathlib.Path) -> dict[str, TensorEntry]:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({why(error)}); fetch it again") from None
+        raise InputError(f"{file} cannot be read ({why(error)}); copy it again") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is not a whole safetensors file ({error}); fetch it again") from None
+        raise InputError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
     return entries
 
 

@@ -175,8 +175,8 @@ def _of_gpt2(tokenizer: TableTokenizer) -> dict:
 def _of_hf(tokenizer: TableTokenizer) -> dict:
     description = json.loads(tokenizer.files[FILE])
     # The tokens that it adds around a text (BOS, EOS) were not used in training.
-    kept = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
-    return {key: description[key] for key in kept}
+    copied = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
+    return {key: description[key] for key in copied}
 
 
 def _of_sentencepiece(tokenizer: TableTokenizer) -> dict:

@@ -1,4 +1,4 @@
-"""The views of a model that others load: what each can hold, which names it uses, and what its config.json says.
+"""The views of a model that other programs load: the models that each can hold, its names of tensors, and its config.json.
 
 One table, VIEWS; the weights are written by `export`, their names come from `layouts`. A view that cannot hold a model is refused
 with the reason and the views that can: a file that loads and computes something else is worse than none.
@@ -26,7 +26,7 @@ from dlmjax.sampling import suppressed_ids
 
 SDAR_MASK = 151_669  # written into SGLang for every SDAR model
 SDAR_ROWS = 151_680  # of embedding and head: the mask has a row, and the number divides by 128
-# Bytes that valid UTF-8 never holds: a token with one of them is a target of no text.
+# Bytes that valid UTF-8 does not contain: a token with one of them is in no text.
 NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 HERE = pathlib.Path(__file__).parent
 
@@ -47,12 +47,12 @@ class Exported:
 
     @property
     def attention(self) -> str:
-        """ "full", "causal" or "block-causal": who sees whom."""
+        """ "full", "causal" or "block-causal": what a position attends to."""
         return "block-causal" if self.block_size else self.process.attention
 
     @property
     def untrained_ids(self) -> tuple[int, ...]:
-        """Ids that the model never produces: their rows of the head were in no softmax, so training did not change them."""
+        """Ids that the model does not produce: their rows of the head were in no softmax, so training did not change them."""
         return tuple(sorted({self.tokenizer.mask_id, self.tokenizer.pad_id}))
 
     @property
@@ -77,7 +77,7 @@ class VocabularyRows:
     """The rows of the exported embedding and head.
 
     `count` R; `mask_id` in the export; `moved` (from, to) of the mask's row, where it moved; `filled`: rows of the head that get the mean
-    of the rows `anchors`, so that an argmax never selects them.
+    of the rows `anchors`, so that no argmax selects them.
     """
 
     count: int
@@ -123,7 +123,7 @@ def refuse_everywhere(model: Exported) -> str:
     """Why no loader of weights and a config can run the model, or ""."""
     spec, process = model.spec, model.process
     if spec.input_dim:
-        return f"process {process.name} is Gaussian noise on embeddings, so its network reads vectors where loaders pass token ids"
+        return f"process {process.name} is Gaussian noise on embeddings, so its network reads vectors, but loaders pass token ids"
     if spec.time_input != "none":
         return f"its network is conditioned on the time t (model.time_input={spec.time_input}), which no loader passes to it"
     if spec.self_condition:
@@ -162,11 +162,11 @@ def _refuse_hf(model: Exported) -> str:
     if not name:
         return f"transformers' qwen3, qwen2, llama and olmo2 have different norms, positions or biases ({_shape(spec)})"
     if spec.window and name == "olmo2":
-        return f"its positions see a window of {spec.window} (model.family: window), but in transformers' Olmo2 every position sees all"
+        return f"its positions attend within a window of {spec.window} (model.family: window), and transformers' Olmo2 has no windows"
     if spec.window and model.attention == "block-causal":
-        return f"its positions see a window of {spec.window} (model.family: window), which the block mask that loaders use does not contain"
+        return f"its positions attend within a window of {spec.window} (model.family: window), which the block mask of loaders lacks"
     if spec.window == 1 and model.attention == "full":
-        return "its positions see only themselves (model.family: window=1), and transformers has no bidirectional window of that size"
+        return "its positions attend only to themselves (model.family: window=1), and transformers has no bidirectional window of that size"
     if name == "llama" and not spec.window and spec.width % spec.heads:
         return f"transformers' Llama requires a width ({spec.width}) that its heads ({spec.heads}) divide"
     if name == "qwen2" and spec.width != spec.heads * spec.head_dim:
@@ -176,7 +176,7 @@ def _refuse_hf(model: Exported) -> str:
 
 def _refuse_encoder(model: Exported) -> str:
     return _refuse_hf(model) or (
-        "" if model.attention == "full" else f"its attention is {model.attention}, and encoders let every token see all"
+        "" if model.attention == "full" else f"its attention is {model.attention}, but in an encoder every token attends to all"
     )
 
 
@@ -187,13 +187,13 @@ def _refuse_sdar(model: Exported) -> str:
         return reason
     if model.attention != "block-causal":
         return (
-            f"SGLang lets a block see the blocks before it and no later one, but process {model.process.name} was trained with "
+            f"in SGLang a block attends to the blocks before it and to no later one, but process {model.process.name} was trained with "
             f"{model.attention} attention, so SGLang would compute a different model; train with process.name=blocks(size=...)"
         )
     if not _family(spec, "sdar"):
         return "SDAR is Qwen3, with RMSNorm on queries and keys (model.family=qwen3)"
     if spec.window:
-        return f"SDAR's positions see whole blocks, those of this model a window of {spec.window} (model.family: window)"
+        return f"SDAR's positions attend to whole blocks, those of this model to a window of {spec.window} (model.family: window)"
     if tokenizer.mask_id != SDAR_MASK and tokenizer.vocab_size > SDAR_MASK:
         return f"the mask must have the id {SDAR_MASK}, which is another token of this tokenizer"
     return ""
@@ -205,13 +205,13 @@ def _refuse_llada(model: Exported) -> str:
     if reason:
         return reason
     if model.attention != "full":
-        return f"LLaDA sees the whole row, but process {model.process.name} was trained with {model.attention} attention"
+        return f"LLaDA attends to the whole row, but process {model.process.name} was trained with {model.attention} attention"
     if not _family(spec, "llada"):
         return "LLaDA has no norm on queries and keys and no biases (model.family=llama)"
     if spec.width != spec.heads * spec.head_dim:
         return f"LLaDA's heads share the width: heads x head_dim ({spec.heads} x {spec.head_dim}) must be the width ({spec.width})"
     if spec.window:
-        return f"LLaDA's positions see the whole row, those of this model a window of {spec.window} (model.family: window)"
+        return f"LLaDA's positions attend to the whole row, those of this model to a window of {spec.window} (model.family: window)"
     if _rope_scaling(spec):
         return f"LLaDA's config has no stretched positions (model.rope_scaling={spec.rope_scaling})"
     return ""
@@ -269,7 +269,7 @@ def _special_ids(model: Exported, rows: VocabularyRows) -> dict[str, int]:
 
 
 def describe(model: Exported, rows: VocabularyRows) -> dict:
-    """The `dlm` block: what a sampler requires to know of a diffusion model, for all names of weights alike."""
+    """The `dlm` block: the facts about a diffusion model that a sampler requires; the same for all layouts."""
     schedule = model.process.schedule
     return {
         "dlmjax": __version__,
@@ -282,7 +282,7 @@ def describe(model: Exported, rows: VocabularyRows) -> dict:
         "vocab_size": model.tokenizer.vocab_size,
         "embedding_size": rows.count,
         # Samples leave out suppress_ids and all from trained_size on. Those of them that were in no softmax have rows of the head that no
-        # argmax takes; the others, which pad the vocabulary, stand as they were trained.
+        # argmax selects; the others, which pad the vocabulary, are as training left them.
         "mask_in_softmax": False,
         "trained_size": model.spec.vocab,
         "suppress_ids": sorted({*model.suppressed_ids, rows.mask_id}),
@@ -322,7 +322,7 @@ def _config_hf(model: Exported, rows: VocabularyRows, dtype: str) -> dict:
     windowed, architecture = _sliding(model), HF[name]
     if windowed and name == "llama":  # Llama with a window is Mistral
         name, architecture, windowed = "mistral", "MistralForCausalLM", {"sliding_window": windowed["sliding_window"]}
-    # A cache of keys and values is only right where no earlier position sees a later one.
+    # A cache of keys and values is valid only where no position attends to a later one.
     head = {"architectures": [architecture], "model_type": name, "is_causal": causal, "use_cache": causal}
     return {**head, **biased, **windowed, **_qwen_like(model, rows, dtype)}
 
@@ -396,7 +396,7 @@ def _files_hf(model: Exported, rows: VocabularyRows) -> dict[str, str]:
 
 
 def encoder_files(width: int, length: int) -> dict[str, str]:
-    """The files that sentence-transformers requires beside an exported `hf` directory: path below the directory -> content.
+    """The files that sentence-transformers requires in addition to an exported `hf` directory: path below the directory -> content.
 
     Mean pooling over the attention mask, no prompt, no normalisation: the vectors of `quality.hidden.embed_texts`, if the tokenizer adds
     no special tokens.

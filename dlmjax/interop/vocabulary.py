@@ -2,7 +2,7 @@
 
 A source names ids in its tokenizer's own file, in `added_tokens.json` and `tokenizer_config.json` beside it, in `config.json` (often a
 padding or a mask that the tokenizer does not have), and, where those lack it, in `generation_config.json`. Its embedding may have more
-rows than that: they pad the vocabulary and were never trained, so a new id may be one of them, but its row is not kept.
+rows than that: they pad the vocabulary and were never trained, so a new id may be one of them, but its row is replaced.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def _with_ids_of_source(
         by_config = [*([names[declared[key]]] if declared.get(key) in names else []), *config_ids[key]]
         candidates = [*config_ids[key], *by_name, *by_config] if key == "mask" else [*by_name, *by_config]
         # An id of a piece of text cannot be special: a text would produce it.
-        free = (i for i in candidates if i not in chosen.values() and (i >= own or i == loaded or not tokenizer.token_bytes[i]))
-        chosen[key] = next(free, -1)
+        available = (i for i in candidates if i not in chosen.values() and (i >= own or i == loaded or not tokenizer.token_bytes[i]))
+        chosen[key] = next(available, -1)
     new = (i for i in range(own, own + len(used) + len(NAMES) + 1) if i not in used)
     ids = {f"{key}_id": next(new) if i < 0 else i for key, i in chosen.items()}
     return tokenizer.with_ids(**ids, vocab_size=1 + max(used.union(ids.values()))), used

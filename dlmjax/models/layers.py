@@ -132,12 +132,12 @@ def rotary_tables(positions_BL: Int[Array, "B L"], spec: ModelSpec) -> tuple[Flo
     frequency_C = base ** (-jnp.arange(half, dtype=jnp.float32) / half) / stretch
     if spec.rope_scaling_type == "llama3":
         cycles_C = spec.rope_original * frequency_C / (2 * jnp.pi)
-        kept_C = jnp.clip((cycles_C - spec.rope_slow) / (spec.rope_fast - spec.rope_slow), 0.0, 1.0)
-        frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
+        unscaled_C = jnp.clip((cycles_C - spec.rope_slow) / (spec.rope_fast - spec.rope_slow), 0.0, 1.0)
+        frequency_C = frequency_C * (unscaled_C + (1.0 - unscaled_C) / spec.rope_scaling)
     elif spec.rope_scaling_type == "yarn":
         low, high = _yarn_borders(spec)
-        kept_C = 1.0 - jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
-        frequency_C = frequency_C * (kept_C + (1.0 - kept_C) / spec.rope_scaling)
+        unscaled_C = 1.0 - jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
+        frequency_C = frequency_C * (unscaled_C + (1.0 - unscaled_C) / spec.rope_scaling)
     angle_BLC = positions_BL.astype(jnp.float32)[:, :, None] * frequency_C
     # A loop of two steps, which no compiler fuses into its users: XLA on CPU would take the sines again for each head of each layer.
     cos_BLC, sin_BLC = jax.lax.map(lambda sine: jnp.where(sine, jnp.sin(angle_BLC), jnp.cos(angle_BLC)), jnp.array([False, True]))

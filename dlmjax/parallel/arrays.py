@@ -1,4 +1,4 @@
-"""Between host and devices: where small arrays belong, arrays to numpy."""
+"""Copies between host and devices, the sharding of small arrays, and the devices' memory."""
 
 import os
 from typing import Any
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def replicated_like(params) -> jax.NamedSharding | None:
-    """Where small arrays go that are used together with `params`: copied over their mesh; None where they are on no mesh.
+    """The sharding of small arrays that are used together with `params`: replicated over their mesh; None without a mesh.
 
-    Left on one device, they would be copied at every call, and come back with another placement: one compilation more.
+    On one device they would be copied at every call, and return with another sharding, which costs one more compilation.
     """
     for leaf in jax.tree.leaves(params):
         if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, jax.NamedSharding):
@@ -28,7 +28,7 @@ def device_put(values: Any, sharding: jax.NamedSharding | None) -> Any:
 
 
 def memory_bytes() -> int:
-    """Memory of the devices together; where they do not say (a CPU), of this machine."""
+    """Memory of all devices in bytes; where they do not report it (a CPU), of this machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] * jax.device_count()
@@ -36,7 +36,7 @@ def memory_bytes() -> int:
 
 
 def device_get(array: jax.Array | np.ndarray) -> np.ndarray:
-    """A device array as numpy, also when parts of it lie on other hosts (every host must then call this)."""
+    """A device array as numpy, also when parts of it are on other hosts (every host must then call this)."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if array.is_fully_replicated:
             return np.asarray(array.addressable_data(0))

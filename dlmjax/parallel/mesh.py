@@ -15,15 +15,15 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """A mesh with Auto axes over `devices` (default: all). One size may be -1: what the others leave over.
+    """A mesh with Auto axes over `devices` (default: all). One size may be -1: the number of devices divided by the others.
 
-    Neighbouring devices differ in `tensor` first, `data` last: the axis that talks most stays on the fastest links. Where the devices
-    lie in several TPU slices, joined by the data-centre network alone, only `data` crosses from slice to slice.
+    Neighbouring devices differ in `tensor` first, `data` last: the axis with the most communication uses the fastest links. Where the
+    devices are in several TPU slices, joined by the data-centre network alone, only `data` crosses from slice to slice.
     Raises InputError when the sizes do not multiply to the number of devices, or `data` not to that of the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    asked = dict(zip(AXES, (data, fsdp, sequence, tensor), strict=True))
-    sizes = tuple(fill_sizes(asked, len(devices), f"{len(devices)} devices").values())
+    requested = dict(zip(AXES, (data, fsdp, sequence, tensor), strict=True))
+    sizes = tuple(fill_sizes(requested, len(devices), f"{len(devices)} devices").values())
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     slices = len({slice_of(device) for device in devices})
     if slices == 1:

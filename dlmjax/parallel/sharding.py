@@ -1,4 +1,4 @@
-"""Where everything lies: the one table from logical axes to mesh axes. No other file names a mesh axis.
+"""The sharding of all arrays: the one table from logical axes to mesh axes. No other file names a mesh axis.
 
     weight                                    shape                              logical axes
     embedding.table                           (vocab, width)                     ("vocab", "table")
@@ -70,7 +70,7 @@ class Partition:
         return tuple(name for name in RULES[axis] if self.mesh.shape[name] > 1)
 
     def ways(self, axis: str) -> int:
-        """Into how many pieces a logical axis is split."""
+        """Number of pieces that a logical axis is split into."""
         return math.prod(self.mesh.shape[name] for name in RULES[axis])
 
     @property
@@ -91,7 +91,7 @@ class Partition:
         return jax.tree.map(self.sharding, axes_tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
     def constrain(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Pins x to its placement, inside or outside jit. Raises InputError where a size is not divisible."""
+        """Constrains x to its sharding, inside or outside jit. Raises InputError where a size is not divisible."""
         for size, axis in zip(x.shape, axes, strict=True):
             if axis:
                 self._divides(axis, size, axis)
@@ -118,7 +118,7 @@ class Partition:
     def rows_of_host(self, global_batch: int, process: int | None = None) -> Sequence[int]:
         """The rows of the global batch that the devices of a process (default: this one) own, ascending.
 
-        A range where they are neighbours, as on CPU and GPU; on a TPU torus the hosts of one row of chips take turns. Processes that
+        A range where they are neighbours, as on CPU and GPU; on a TPU torus the hosts of one row of chips alternate. Processes that
         split only length, heads or ffn among themselves own the same rows. Raises InputError when the batch does not divide.
         """
         self._divides("batch", global_batch, "batch")
@@ -162,6 +162,6 @@ class _OnPaper(Partition):
 
 
 def on_paper(sizes: Mapping[str, int]) -> Partition:
-    """The table applied to sizes of a mesh alone: says where things would lie and whether they divide, places nothing."""
+    """The table for a mesh of these sizes without devices: shardings and checks of divisibility, no arrays."""
     auto = (jax.sharding.AxisType.Auto,) * len(sizes)
     return _OnPaper(jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=auto))

@@ -1,1 +1,1 @@
-"""Plans for hardware that need not be here: topologies, collectives of the compiled program, roofline, memory, text of a plan."""
+"""Plans for hardware that is not attached: topologies, collectives of the compiled program, roofline, memory, text of a plan."""

@@ -1,7 +1,7 @@
-"""Memory, collectives and time of a training step on hardware that need not be here.
+"""Memory, collectives and time of a training step on hardware that is not attached.
 
-For a TPU the very step of `dlmjax train` is compiled for the named slice, with abstract arguments; memory and collectives are then the
-compiler's own. For GPUs, and for the rows of a search that are not compiled, everything is the analytic model of `parallel.roofline`.
+For a TPU the step of `dlmjax train` itself is compiled for the named slice, with abstract arguments; memory and collectives are then the
+compiler's own. For GPUs, and for the rows of a search that are not compiled, everything is the analytic model of `plan.roofline`.
 Times are a roofline in both cases: nothing is run. docs/plan.md explains the result.
 """
 
@@ -102,7 +102,9 @@ def vocabulary_of(config, data: str | None) -> tuple[Any, Any]:
         corpus = Corpus.open(data, split="train")
         return corpus.tokenizer, corpus.counts_V
     if config.model.vocab < 5:
-        raise InputError("the config leaves the vocabulary to the corpus; pass --data DIR with a prepared one, or --config.model.vocab=N")
+        raise InputError(
+            f"model.vocab={config.model.vocab} leaves the vocabulary to a corpus; pass --data DIR with a prepared one, or set it"
+        )
     return Vocabulary(config.model.vocab), None
 
 
@@ -154,7 +156,7 @@ class Estimator:
         self._layouts: dict[tuple, tuple] = {}
 
     def __call__(self, mesh: dict[str, int], remat: str, accumulation: int, batch: int | None = None) -> HardwarePlan:
-        """The plan of one layout; `batch` in windows, by default the config's. Raises InputError where it divides not batch and model."""
+        """The plan of one layout; `batch` in windows, by default the config's. Raises InputError where the mesh does not divide them."""
         topology, execution = self._topology, dataclasses.replace(self._load.execution, remat=remat)
         load = dataclasses.replace(self._load, execution=execution, accumulation=accumulation, batch=batch or self._load.batch)
         spec, batch = load.spec, load.batch // accumulation
@@ -185,7 +187,7 @@ class Estimator:
 
 
 def _suits(attention: str, topology: Topology) -> None:
-    """Refuses an attention kernel of the other kind of chip, as the trainer would there."""
+    """Raises InputError for an attention kernel of the other kind of chip, as the trainer does."""
     foreign = {"tpu": "cudnn", "gpu": "splash"}[topology.chip.kind]
     if attention == foreign:
         other = {"tpu": "splash", "gpu": "cudnn"}[topology.chip.kind]
@@ -244,7 +246,7 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
 
 
 def compile_step(experiment: Experiment, quick: bool = False) -> Any:
-    """The training step, compiled for the devices of its mesh, which need not be here.
+    """The training step, compiled for the devices of its mesh, which need not be attached.
 
     `quick`: with the least effort for the speed of the program: a fifth of the time; its memory differs by some per cent.
     """
@@ -260,7 +262,7 @@ def compile_step(experiment: Experiment, quick: bool = False) -> Any:
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-    """The persistent cache cannot hold programs for devices that are not here; it is left alone meanwhile."""
+    """The persistent cache cannot hold programs for devices that are not attached; it is switched off meanwhile."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -342,7 +344,7 @@ def search_plans(
 
 
 def _rank(plan: HardwarePlan) -> tuple:
-    """Compiled plans that fit, then estimates that fit, then the rest; within each the half-way between overlapped and serial time."""
+    """Compiled plans that fit, then estimates that fit, then the rest; within each, by the mean of overlapped and serial time."""
     return not plan.fits, not plan.memory.compiled, plan.times.overlapped + plan.times.serial
 
 

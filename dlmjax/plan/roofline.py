@@ -147,14 +147,14 @@ def activation_bytes(load: Load, mesh: dict[str, int]) -> float:
     tensor = mesh[RULES["heads"][0]]
     heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor
     out, ffn = spec.heads * spec.head_dim / tensor, spec.ffn / tensor
-    kept = spec.width
+    saved = spec.width
     if load.execution.remat != "full":
-        kept += heads + 2 * spec.width + (spec.mlp_matrices - 1) * ffn
+        saved += heads + 2 * spec.width + (spec.mlp_matrices - 1) * ffn
     if load.execution.remat == "none":
-        kept += heads + out + 3 * spec.width + ffn
+        saved += heads + out + 3 * spec.width + ffn
         if not load.fused:
-            kept += spec.heads / tensor * load.length * load.streams
-    return spec.effective_depth * tokens * kept * load.item
+            saved += spec.heads / tensor * load.length * load.streams
+    return spec.effective_depth * tokens * saved * load.item
 
 
 def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> float:
@@ -198,9 +198,9 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
         again, stacked = 1 + of_layers, stacked * (spec.loops if of_layers else 1)
         add("all-gather", stored, again * stacked * layers, size * load.item)
         add("reduce-scatter", stored, stacked * layers, size * 4)
-        kept = size / np.prod([mesh[name] for name in stored], initial=1)
+        shard = size / np.prod([mesh[name] for name in stored], initial=1)
         rest = tuple(name for name in everywhere if name not in stored)
-        add("all-reduce", rest, stacked * layers, float(kept) * 4)
+        add("all-reduce", rest, stacked * layers, float(shard) * 4)
     tokens = load.tokens(mesh)
     sums = spec.effective_depth * layers * (6 if load.execution.remat == "full" else 4)
     add("all-reduce", RULES["heads"], sums, tokens * spec.width * load.item)

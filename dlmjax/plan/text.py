@@ -129,11 +129,13 @@ def _times(plan: Any) -> list[str]:
 def options(plan: Any) -> list[str]:
     """Costs and savings of other choices, from the counts; none of them is compiled here."""
     load, memory = plan.load, plan.memory
-    kept = {remat: roofline.activation_bytes(_remat(load, remat), plan.mesh) for remat in ("none", "dots", "full")}
-    flops = {remat: roofline.executed_flops(_remat(load, remat)) for remat in kept}
+    saved = {remat: roofline.activation_bytes(_remat(load, remat), plan.mesh) for remat in ("none", "dots", "full")}
+    flops = {remat: roofline.executed_flops(_remat(load, remat)) for remat in saved}
     lines = [
         "remat "
-        + "; ".join(f"{remat}: {kept[remat] / GIB:.3f} GiB kept, {flops[remat] / plan.work.model_flops:.2f}x model FLOPs" for remat in kept)
+        + "; ".join(
+            f"{remat}: {saved[remat] / GIB:.3f} GiB kept, {flops[remat] / plan.work.model_flops:.2f}x model FLOPs" for remat in saved
+        )
     ]
     if memory.optimizer:
         lines.append(f"moments in bfloat16 would save {memory.optimizer / 2 / GIB:.3f} GiB a chip (not offered by the trainer)")

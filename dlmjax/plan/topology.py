@@ -1,4 +1,4 @@
-"""Hardware that need not be here: chips by name, slices of them, and the bandwidth between any group of chips.
+"""Hardware that is not attached: chips by name, slices of them, and the bandwidth between any group of chips.
 
 `describe("v5p:8x8x8")` is a TPU slice for which XLA compiles on any machine (extra `tpu`); `describe("h100:512")` GPUs in nodes of
 eight, for the analytic model. Bandwidths are bytes per second that one chip receives while it sends as much, with all its
@@ -126,7 +126,7 @@ def describe(name: str, slices: int = 1) -> Topology:
     """The topology of `CHIP:SHAPE` such as v5e:4x4, v5p:8x8x8, h100:512; `slices` of them joined by the network.
 
     Raises:
-      InputError: another form, an unknown chip, a shape that the chip does not come in, libtpu not installed.
+      InputError: another form, an unknown chip, a shape that does not exist for the chip, libtpu not installed.
     """
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
     if not match:
@@ -136,7 +136,7 @@ def describe(name: str, slices: int = 1) -> Topology:
         raise InputError(f"chip {match[1]!r} is unknown; {f'did you mean {close[0]}? ' if close else ''}choose one of {', '.join(CHIPS)}")
     chip, shape = CHIPS[match[1]], tuple(int(size) for size in match[2].split("x"))
     if slices < 1 or min(shape) < 1:
-        raise InputError(f"topology {name} x {slices} slices has no chips")
+        raise InputError(f"topology {name} x {slices} slices has no chips; give sizes and --slices of at least 1")
     if chip.kind == "gpu":
         if slices > 1:
             raise InputError(f"GPUs come in nodes of {chip.node}, not in slices; write --topology {chip.name}:{math.prod(shape) * slices}")
@@ -151,7 +151,9 @@ def describe(name: str, slices: int = 1) -> Topology:
 def _tpu_devices(name: str, shape: tuple[int, ...], slices: int) -> tuple[Any, ...]:
     """Devices that can be compiled for and not run on."""
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError('compiling for a TPU needs libtpu, which is not installed; run pip install -e ".[tpu]" (any CPU machine will do)')
+        raise InputError(
+            'compiling for a TPU requires libtpu, which is not installed; run pip install -e ".[tpu]" (any CPU machine will do)'
+        )
     compile_only()
     from jax.experimental import topologies
 
@@ -162,4 +164,4 @@ def _tpu_devices(name: str, shape: tuple[int, ...], slices: int) -> tuple[Any, .
         return tuple(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"there is no topology {name}: {reason}") from error
+        raise InputError(f"topology {name} does not exist: {reason}") from error

@@ -266,9 +266,9 @@ class Checkpoints:
         whole = self.steps()
         if not self._first or not whole:
             return
-        kept = {*whole[-self._keep :], *self._ranked(whole)[: self._best]}
+        retained = {*whole[-self._keep :], *self._ranked(whole)[: self._best]}
         for step in self.named():
-            if step not in kept and step < whole[-1]:
+            if step not in retained and step < whole[-1]:
                 try:
                     self._clear(self._path(step))
                 except OSError as error:
@@ -331,7 +331,7 @@ class Checkpoints:
             if (tuple(shape), dtype) != (leaf.shape, str(leaf.dtype)):
                 there, here = f"{dtype}{shape}", f"{leaf.dtype}{list(leaf.shape)}"
                 raise InputError(
-                    f"checkpoint {self._path(step)} has {name} as {there}, but this config makes {here}; use the run's own config"
+                    f"checkpoint {self._path(step)} has {name} as {there}, but this config requires {here}; use the run's own config"
                 )
 
     def _read(self, step: int, saved: dict, abstract_state: dict) -> tuple[dict | None, str]:

@@ -211,10 +211,10 @@ class Summary:
 
 
 class Window:
-    """Collects the device metrics of the steps between two lines and fetches them at once: the only host sync of the loop.
+    """Collects the device metrics of the steps between two lines and copies them to the host at once: the only host sync of the loop.
 
     Args:
-      report: summed loss terms -> named values, as an objective's own report, which knows what is a bound; None = `per_token`.
+      report: summed loss terms -> named values, such as `Objective.report`, which names only a bound `nelbo`; None = `per_token`.
 
     `pending()` is stored in a checkpoint's meta and passed to `restore`, so that a resumed run writes the same line as an
     uninterrupted one.
@@ -225,7 +225,7 @@ class Window:
     def __init__(self, report: Callable[[dict], dict[str, float]] | None = None):
         self._report = report or per_token
         self._queued: list[tuple[int, dict]] = []
-        self._fetched: list[dict] = []
+        self._records: list[dict] = []
 
     def add(self, step: int, metrics: dict) -> None:
         """Adds the metrics of a step without a transfer. Waits when the device is RUN_AHEAD steps behind."""
@@ -240,19 +240,19 @@ class Window:
 
     def pending(self) -> list[dict]:
         """The metrics of the steps since the last line as JSON values."""
-        fetched = jax.device_get([metrics for _, metrics in self._queued])
+        copied = jax.device_get([metrics for _, metrics in self._queued])
         steps = [step for step, _ in self._queued]
-        self._fetched += [{"step": step, **jax.tree.map(_plain, metrics)} for step, metrics in zip(steps, fetched, strict=True)]
+        self._records += [{"step": step, **jax.tree.map(_plain, metrics)} for step, metrics in zip(steps, copied, strict=True)]
         self._queued = []
-        return list(self._fetched)
+        return list(self._records)
 
     def stopped(self) -> bool:
-        """Did a step since the last line stop the run? Fetches the metrics."""
+        """Did a step since the last line stop the run? Copies the metrics to the host."""
         return any(record["stopped"] for record in self.pending())
 
     def restore(self, pending: list[dict]) -> None:
         """Replaces the collected steps by a result of `pending`."""
-        self._queued, self._fetched = [], list(pending)
+        self._queued, self._records = [], list(pending)
 
     def reduce(self) -> Summary:
         """Means over the steps since the last call, which are then dropped.
@@ -261,7 +261,7 @@ class Window:
         loss terms are summed and named by `report`. Steps that were skipped count in "skipped" only.
         """
         records = self.pending()
-        self._fetched = []
+        self._records = []
         if not records:
             return Summary({}, [], False)
         good = [record for record in records if not record["skipped"]]
@@ -286,7 +286,7 @@ def _plain(value: np.ndarray) -> Any:
 
 
 def per_token(sums: dict) -> dict[str, float]:
-    """Each summed loss term per token, under its name; `nats_by_level` as `loss_by_level/0.0-0.1`, ..., per token of that noise level."""
+    """Each summed loss term per token, under its name; `nats_by_level` as `loss_by_level/0.0-0.1`, ..., per token with t in that range."""
     tokens, by_level = sums["tokens"], sums.get("tokens_by_level")
     ratios = {}
     for name, total in sums.items():

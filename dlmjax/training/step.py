@@ -161,15 +161,15 @@ def make_train_step(
 
         updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
         new = {"params": optax.apply_updates(params, updates), "opt": transform}
-        kept = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
-        average = _average(state["ema"], kept["params"], number, dynamic_args["ema_decay"], accept)
+        accepted = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
+        average = _average(state["ema"], accepted["params"], number, dynamic_args["ema_decay"], accept)
         # A frozen state keeps its number: it is the state before the bad step, and can be saved as such.
         number = jnp.where(guard["stopped"] > 0, number, number + 1)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "update_norm": jnp.where(accept, optax.tree.norm(updates), 0.0),
-            "param_norm": optax.tree.norm(kept["params"]),
+            "param_norm": optax.tree.norm(accepted["params"]),
             "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(hyperparameters, state["step"]),
             "skipped": 1 - accept.astype(jnp.int32),
             "skipped_total": guard["skipped"],
@@ -177,7 +177,12 @@ def make_train_step(
             "bad_microbatches": bad_A,
             "parts": loss_terms,
         }
-        return {"params": kept["params"], "ema": average, "opt": {"transform": kept["opt"], "guard": guard}, "step": number}, metrics
+        return {
+            "params": accepted["params"],
+            "ema": average,
+            "opt": {"transform": accepted["opt"], "guard": guard},
+            "step": number,
+        }, metrics
 
     return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay)}, shardings)
 

@@ -296,7 +296,7 @@ def test_each_leaf_is_read_once_and_alone(tmp_path):
 
         layout, rows = export_lib.LAYOUTS["qwen3"], VocabularyRows(259, 256, None, (256, 257), (255,))
         spec = export_lib.exported_spec(experiment.network.spec, rows)
-        found = {t.name: t.fetch() for t in export_lib.tensors(layout, spec, experiment.network.spec, rows, np.dtype(np.float32), counted)}
+        found = {t.name: t.load() for t in export_lib.tensors(layout, spec, experiment.network.spec, rows, np.dtype(np.float32), counted)}
         with pytest.raises(InputError, match="has no ema/nothing"):
             LeafReader(checkpoints, 5, {"ema": {"nothing": jax.ShapeDtypeStruct((1,), "float32")}}, "ema")(("nothing",))
     assert len(asked) == len(set(asked)) == len(jax.tree.leaves(params))

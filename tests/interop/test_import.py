@@ -298,7 +298,7 @@ def test_a_kind_that_computes_the_same_is_read_by_its_names(tmp_path):
     assert "its logits are those of transformers" in import_checkpoint(workdir=str(tmp_path / "run"), **flags)["compared"]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "model_type": "house"}))
-    assert "but no logits compared" in import_checkpoint(workdir=str(tmp_path / "other"), **flags)["compared"]
+    assert "but no logits were compared" in import_checkpoint(workdir=str(tmp_path / "other"), **flags)["compared"]
 
 
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters", "both", "top"])

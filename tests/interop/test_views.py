@@ -42,7 +42,7 @@ LLAMA = {"model__family": "llama"}
         ("sdar", {"model__family": "olmo2", **BLOCKS}, ["model.family=qwen3", "--view hf can hold it"]),
         ("hf", {"model__family": "llama(window=8)", **BLOCKS}, ["a window of 8", "no other view"]),
         ("hf", {"model__family": "olmo2(window=8)"}, ["a window of 8", "no other view"]),
-        ("hf", {"model__family": "llama(window=1)"}, ["only themselves", "no other view"]),
+        ("hf", {"model__family": "llama(window=1)"}, ["only to themselves", "no other view"]),
         ("gguf", {}, ["unknown", "hf, encoder, sdar, llada"]),
     ],
 )

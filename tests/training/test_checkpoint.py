@@ -160,7 +160,7 @@ def test_an_empty_directory_says_so(tmp_path):
 
 def test_another_models_checkpoint_is_refused_by_name(original):
     checkpoints = Checkpoints(original)
-    with pytest.raises(InputError, match=r"params/kernel as float32\[10, 100\], but this config makes float32\[10, 50\]"):
+    with pytest.raises(InputError, match=r"params/kernel as float32\[10, 100\], but this config requires float32\[10, 50\]"):
         checkpoints.restore({"params": {"kernel": jax.ShapeDtypeStruct((10, 50), jnp.float32)}})
     with pytest.raises(InputError, match="has no params/bias"):
         checkpoints.restore({"params": {"bias": jax.ShapeDtypeStruct((10,), jnp.float32)}})

@@ -26,7 +26,7 @@ def require(version: str) -> None:
 
 
 def load(directory=HERE, dtype="float32"):
-    """The model, in eval mode. Raises RuntimeError where the installed transformers would be wrong."""
+    """The model, in eval mode. Raises RuntimeError where the installed transformers would compute wrong logits."""
     config = json.loads((pathlib.Path(directory) / "config.json").read_text(encoding="utf-8"))
     if config["dlm"]["attention"] != "causal":
         require(transformers.__version__)
@@ -40,7 +40,7 @@ def load(directory=HERE, dtype="float32"):
 
 
 def attention_mask(length, block_size, dtype=torch.float32):
-    """[1, 1, length, length], 0 where a query sees a key and a very negative number elsewhere: blocks see themselves and those before."""
+    """[1, 1, length, length]: 0 where a query attends to a key (of its own block or an earlier one), a very negative number elsewhere."""
     block = torch.arange(length) // block_size
     later = block[:, None] < block[None, :]
     return torch.zeros(length, length, dtype=dtype).masked_fill(later, torch.finfo(dtype).min)[None, None]

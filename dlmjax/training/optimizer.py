@@ -103,12 +103,16 @@ def build_optimizer(
     wd_multipliers: dict | None = None,
     eps_multipliers: dict | None = None,
     matrix_axes: dict | None = None,
+    steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The gradient transformation of a run; its `update` takes the keywords `step` and `hyperparameters`.
+    """The gradient transformation of a run.
 
     Names, betas, epsilon and the clipping bound are fixed by the spec; the other fields come from `hyperparameters_of(spec, steps)`.
+    Without `steps`, `update` requires the keywords `step` and `hyperparameters`, which `make_train_step` passes: one compiled program
+    serves many runs. With it, this is a transformation like any of optax's, which counts its own updates.
 
     Args:
+      steps: number of updates of the run, for which the learning rate is scheduled.
       kinds: tree like the parameters, each leaf one of KINDS.
       lr_multipliers, wd_multipliers, eps_multipliers: trees of floats like the parameters; None = 1 everywhere.
       matrix_axes: tree of strings like the parameters, one character per axis of a matrix leaf: "." stacked, "i" input, "o" output; a
@@ -131,7 +135,22 @@ def build_optimizer(
         labels = jax.tree.map(lambda kind: "muon" if kind == "matrix" else "adam", kinds)
         direction = optax.partition({"muon": _muon(spec, kinds, matrix_axes), "adam": adam}, labels)
     clip = [optax.clip_by_global_norm(spec.clip)] if spec.clip else []
-    return optax.chain(*clip, direction, _descend(spec.schedule, lr_multipliers, wd_multipliers))
+    tx = optax.chain(*clip, direction, _descend(spec.schedule, lr_multipliers, wd_multipliers))
+    return tx if steps is None else _counting(tx, hyperparameters_of(spec, steps))
+
+
+def _counting(tx: optax.GradientTransformationExtraArgs, hyperparameters: Hyperparameters) -> optax.GradientTransformationExtraArgs:
+    """`tx` with the number of its updates in its state, and with constant hyperparameters."""
+
+    def init(params):
+        return jnp.zeros([], jnp.int32), tx.init(params)
+
+    def update(updates, state, params=None, **_):
+        count, inner = state
+        updates, inner = tx.update(updates, inner, params, step=count, hyperparameters=hyperparameters)
+        return updates, (count + 1, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransformation:

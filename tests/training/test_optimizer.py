@@ -213,3 +213,17 @@ def test_bad_names_are_refused(params):
     spec, four_axes = OptimizerSpec(name="muon"), {"w": jnp.ones((1, 2, 3, 4))}
     with pytest.raises(ValueError, match="matrix_axes"):
         run(build_optimizer(spec, {"w": "matrix"}), spec, four_axes, [four_axes])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_with_its_number_of_steps_it_is_a_transformation_like_any_of_optax(name, params):
+    """In someone else's loop and chain it makes the updates that a run makes."""
+    spec, gradients = OptimizerSpec(name=name, warmup=2), [random_like(params, seed) for seed in range(4)]
+    own = optax.chain(optax.scale(2.0), build_optimizer(spec, toy.KINDS, steps=10))
+    state, update = own.init(params), jax.jit(own.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+    doubled = [jax.tree.map(lambda g: 2 * g, gradient) for gradient in gradients]
+    same = run(build_optimizer(spec, toy.KINDS), spec, params, doubled)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12), updates, same)
+    optax.apply_updates(params, updates)

@@ -35,7 +35,7 @@ COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
 def x0_predictor(run: Run, suppressed: tuple[int, ...]):
     """x0_prediction(revealed_BL, masked_BL, time) of the run's network; None where a state is not tokens and masks under full attention."""
     process = run.experiment.process.bound
-    if process.attention != "full" or process.input_dim or not hasattr(process, "mask_id"):
+    if process.attention.sequential or process.states.dim or not hasattr(process, "mask_id"):
         return None
 
     @jax.jit

@@ -4,7 +4,7 @@
 
 Random joint distributions of 3 tokens at 3 positions and a Markov chain of 4, with their exact denoisers; ancestral steps (Euler steps for
 flow matching). An entry is KL(text || sampled) in nats per text, geometric mean over the distributions. The best of each column is marked:
-`Process.sampling_grid` is chosen from this table. Seconds on one core; float64.
+`Capabilities.sampling_grid` is chosen from this table. Seconds on one core; float64.
 """
 
 import argparse
@@ -104,8 +104,10 @@ def table(name: str, steps: list[int], found: list[oracle.JointDistribution]) ->
     """Errors of one process, {grid: [one a number of steps]}, printed as markdown."""
     process = PROCESSES[name]()
     rows = {grid: [math.exp(np.mean([math.log(error(process, p, grid, number)) for p in found])) for number in steps] for grid in GRIDS}
+    default = process.capabilities.sampling_grid
     print(
-        f"\n{name} (default: {process.sampling_grid})\n\n| grid | {' | '.join(map(str, steps))} |\n|{'---|' * (len(steps) + 1)}", flush=True
+        f"\n{name} (default: {default})\n\n| grid | {' | '.join(map(str, steps))} |\n|{'---|' * (len(steps) + 1)}",
+        flush=True,
     )
     least = [min(column) for column in zip(*rows.values(), strict=True)]
     for grid, row in rows.items():

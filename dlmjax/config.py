@@ -317,13 +317,13 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
       InputError: a curriculum that is not shorter than the run, or values that the process does not take.
     """
     process = process or curriculum_of(config.process.name)
-    if process is None or process.curriculum_end < config.train.steps:
+    if process is None or process.phases.end < config.train.steps:
         return
     name, values = choices.parse(config.process.name)
-    shorter = choices.text_of(name, {**values, **process.curriculum_ending(config.train.steps // 2)})
+    shorter = choices.text_of(name, {**values, **process.phases.shortened(config.train.steps // 2)})
     raise InputError(
-        f"process.name={config.process.name} has a curriculum that ends at step {process.curriculum_end}, but train.steps is "
-        f"{config.train.steps}: its last phase would not be trained; raise --config.train.steps above {process.curriculum_end}, or "
+        f"process.name={config.process.name} has a curriculum that ends at step {process.phases.end}, but train.steps is "
+        f"{config.train.steps}: its last phase would not be trained; raise --config.train.steps above {process.phases.end}, or "
         f'pass --config.process.name="{shorter}"'
     )
 

@@ -95,7 +95,7 @@ class TextSettings:
 
     def cut(self, run: Run) -> Cut:
         """How the text is cut for a run."""
-        multiple = run.experiment.process.bound.block_size or 1
+        multiple = run.experiment.process.bound.attention.block_size or 1
         return Cut(run.experiment.config.data.length, self.window, self.stride, self.remainder, multiple, self.windows)
 
 

@@ -16,6 +16,7 @@ from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
+from dlmjax.diffusion.process import init_params, loss_share
 from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
@@ -62,22 +63,22 @@ class Experiment:
     def flops_per_token(self) -> float:
         """FLOPs of one training token: the passes and streams of the network that the process requires; its own arithmetic is left out."""
         process, objective = self.process, self.objective
-        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.has_reconstruction)
-        passes *= process.denoisings
-        length, share = self.config.data.length, process.loss_share()
-        return training_flops_per_token(self.network.spec, length, share, streams=process.streams, passes=passes)
+        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
+        passes *= process.capabilities.denoisings
+        length, share = self.config.data.length, loss_share(process)
+        return training_flops_per_token(self.network.spec, length, share, streams=process.attention.streams, passes=passes)
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
-        process = self.process.at_step(step)
+        process = self.process.phases.at_step(step)
         if process == self.process:
             return self
-        objective = dataclasses.replace(self.objective, process=process, times=process.adapt_times(self.objective.times))
+        objective = dataclasses.replace(self.objective, process=process, times=process.time_domain.adapt(self.objective.times))
         return dataclasses.replace(self, process=process, objective=objective)
 
     def init(self, key: jax.Array) -> dict:
         """Start values of all that is trained: the network's weights and, under "process", what the process learns."""
-        return _beside(self.network.init(key), self.process.init(jax.random.fold_in(key, 1)))
+        return _beside(self.network.init(key), init_params(self.process, jax.random.fold_in(key, 1)))
 
     @property
     def parameter_count(self) -> int:
@@ -87,7 +88,7 @@ class Experiment:
     @property
     def param_shardings(self) -> dict:
         """Where each weight lies on the mesh; what a process learns is small and lies on every device."""
-        learned = jax.eval_shape(lambda: self.process.init(jax.random.key(0)))
+        learned = jax.eval_shape(lambda: init_params(self.process, jax.random.key(0)))
         return self.partition.tree(_beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
 
     @property
@@ -97,7 +98,7 @@ class Experiment:
 
     def abstract_params(self) -> dict:
         """Shapes of what `init` makes."""
-        return _beside(self.network.abstract(), jax.eval_shape(lambda: self.process.init(jax.random.key(0))))
+        return _beside(self.network.abstract(), jax.eval_shape(lambda: init_params(self.process, jax.random.key(0))))
 
     def abstract_state(self) -> dict:
         """Shapes and placement of the training state."""
@@ -158,8 +159,8 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
         raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     mesh = make_mesh(**config.mesh, devices=devices)
     partition = Partition(mesh)
-    classes = process.outputs if process.input_dim else vocab
-    spec = model_spec(config.model, vocab=classes, input_dim=process.input_dim, self_condition=config.process.self_condition > 0)
+    classes = process.output.columns if process.states.dim else vocab
+    spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, self_condition=config.process.self_condition > 0)
     _check_family(config, spec, process)
     network = build_network(spec, Execution(**config.execution), partition)
     optimizer = OptimizerSpec(**config.optimizer)
@@ -171,7 +172,7 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
         process=process,
         objective=Objective(
             process=process,
-            times=process.adapt_times(make_times(times, **of_times)),
+            times=process.time_domain.adapt(make_times(times, **of_times)),
             weighting=make_weighting(weighting, **of_weighting) if config.process.weighting else None,
             self_condition=config.process.self_condition,
             prompt=config.process.prompt,
@@ -210,19 +211,19 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
     family = f"model.family={config.model.family}"
     if spec.context and config.data.length > spec.context:
         raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
-    if spec.shift and process.sequential:
+    if spec.shift and process.attention.sequential:
         raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
 
 
 def _check_rows(config: ConfigDict, process: Process) -> None:
     """Raises InputError for rows whose length the attention kernel has no backward pass for, or that are not whole blocks in some phase."""
-    for size in process.block_sizes:
+    for size in {phase.attention.block_size for phase in process.phases.processes} - {None}:
         if config.data.length % size:
             raise InputError(
                 f"data.length={config.data.length} is not a multiple of the {size} tokens of a block (process.name="
                 f"{config.process.name}); change one of them"
             )
-    attention, positions = config.execution.attention, config.data.length * process.streams
+    attention, positions = config.execution.attention, config.data.length * process.attention.streams
     step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
     if positions % step:
         raise InputError(
@@ -234,10 +235,11 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
 def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
     """One optimizer for the network and what the process learns, which may have a learning rate of its own; CompleteP is about the
     network alone."""
-    plain = jax.tree.map(lambda _: 1.0, process.param_kinds())
+    learned = process.parameters
+    plain = jax.tree.map(lambda _: 1.0, learned)
     trees = (
-        (network.kinds, process.param_kinds()),
-        (network.lr_multipliers, process.lr_multipliers()),
+        (network.kinds, jax.tree.map(lambda parameter: parameter.kind, learned)),
+        (network.lr_multipliers, jax.tree.map(lambda parameter: parameter.lr_multiplier, learned)),
         (network.wd_multipliers, plain),
         (network.eps_multipliers, plain),
     )

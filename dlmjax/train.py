@@ -82,7 +82,7 @@ def train(
     rows = experiment.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
     first = _first_state(experiment, None if fresh else workdir, fork, init)
-    train_step, process = _traced_step(experiment), experiment.process.at_step(0)
+    train_step, process = _traced_step(experiment), experiment.process.phases.at_step(0)
     with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(experiment, corpora, workdir)
 
@@ -107,8 +107,8 @@ def train(
             goodput = Goodput(workdir, start, time.time() - (time.perf_counter() - began))
             log = _Log(experiment, writer, progress, meta.get("pending", []), goodput)
             for step in range(start, steps):
-                if experiment.process.at_step(step) != process:  # the next phase of a curriculum
-                    train_step, process = train_step_of(experiment.at_step(step)), experiment.process.at_step(step)
+                if experiment.process.phases.at_step(step) != process:  # the next phase of a curriculum
+                    train_step, process = train_step_of(experiment.at_step(step)), experiment.process.phases.at_step(step)
                 with log.goodput.spent("data"):
                     batch = next(batches)
                 state, metrics = train_step(state, experiment.partition.put_batch(batch), key)
@@ -372,7 +372,7 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
     origin = open_experiment(other)
     here, there = experiment.network.spec, origin.network.spec
     names = here.differing(there)
-    if here.shift and origin.process.causal:
+    if here.shift and origin.process.attention.causal:
         names = [name for name in names if name != "shift"]  # causal rows are fed one place further on, which is what `shift` keeps
     if not names:
         return origin

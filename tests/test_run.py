@@ -135,15 +135,15 @@ CURRICULA = {  # of each process that has one, up to a step
 def test_every_curriculum_says_where_it_ends():
     """The step from which `at_step` changes no more, of every process that has a curriculum."""
     kinds = {name: kind for name, kind in PROCESSES.items() if isinstance(kind, type)} | {"blocks": Blockwise}
-    assert {name for name, kind in kinds.items() if kind.at_step is not Process.at_step} == CURRICULA.keys()
+    assert {name for name, kind in kinds.items() if kind.phases is not Process.phases} == CURRICULA.keys()
     for text in CURRICULA.values():
         process, phases = curriculum_of(text(40)), []
         for step in range(100):
-            if not phases or process.at_step(step) != phases[-1][1]:
-                phases.append((step, process.at_step(step)))
-        assert process.curriculum_end == phases[-1][0] == 40
-        shorter = dataclasses.replace(process, **process.curriculum_ending(20))
-        assert shorter.curriculum_end == 20 and shorter.at_step(20) == process.at_step(40)
+            if not phases or process.phases.at_step(step) != phases[-1][1]:
+                phases.append((step, process.phases.at_step(step)))
+        assert process.phases.end == phases[-1][0] == 40
+        shorter = dataclasses.replace(process, **process.phases.shortened(20))
+        assert shorter.phases.end == 20 and shorter.phases.at_step(20) == process.phases.at_step(40)
 
 
 @pytest.mark.parametrize("name", CURRICULA)
@@ -161,7 +161,7 @@ def test_a_curriculum_ends_within_the_run(name, tmp_path):
         ) as error:
             assemble(config, tokenizer, devices=jax.devices()[:1])
     config_lib.override(config, [re.search(r'--config\.(process\.name=)"(.*)"$', str(error.value)).expand(r"\1\2")])
-    assert curriculum_of(config.process.name).curriculum_end == 30, "what is proposed is taken"
+    assert curriculum_of(config.process.name).phases.end == 30, "what is proposed is taken"
     # By flags, over a config whose own steps would do, and before a launcher asks for machines.
     overrides = [f"process.name={CURRICULA[name](200)}", "train.steps=200", "model.time_input=adaln"]
     with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):

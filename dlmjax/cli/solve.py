@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     found = puzzles.parse(read_lines("--input", arguments.input)[: arguments.count])
     opened = open_arguments(arguments)
     # A causal process has one order only.
-    order = {"order": "left_to_right"} if opened.experiment.process.causal else {}
+    order = {"order": "left_to_right"} if opened.experiment.process.attention.causal else {}
     settings = sample_settings(arguments, opened, **order)
     how = {"in_place": arguments.in_place, "seed": arguments.seed}
     made = solve(opened, found, settings, batch=arguments.batch, **how)

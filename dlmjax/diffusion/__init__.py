@@ -3,17 +3,20 @@
 Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md lists what is exported, with shapes.
 """
 
+from dlmjax.diffusion.declarations import Attention, Boundary, Capabilities, Ends, Parameter, Phases
 from dlmjax.diffusion.gaussian import Anchor, DiffusionLm, EmbeddingFlow, EndToEnd, GaussianEmbedding, Plaid, Sed, Simple
 from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.objective import Denoiser, Objective, nats_at, reconstruction_nats
 from dlmjax.diffusion.process import (
-    Blocks,
-    Ends,
+    Output,
     Process,
+    States,
     bind_process,
     cross_entropy,
     draw_tokens,
     exclude,
+    init_params,
+    is_tight,
     row_keys,
     split_rows,
     uniform_rows,
@@ -33,6 +36,7 @@ from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
+from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.times import Beta, Mixture, PerRow, Piecewise, Power, TimeDistribution, Times, TwoMode, UniformTimes, over_length
 from dlmjax.diffusion.weightings.base import Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
@@ -41,11 +45,13 @@ from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdapti
 __all__ = [
     "PROCESSES",
     "Anchor",
+    "Attention",
     "Autoregressive",
     "Beta",
-    "Blocks",
     "Blockwise",
     "Bound",
+    "Boundary",
+    "Capabilities",
     "Capped",
     "Clipped",
     "ClippedJumps",
@@ -78,8 +84,11 @@ __all__ = [
     "Mixed",
     "Mixture",
     "Objective",
+    "Output",
+    "Parameter",
     "PerBlock",
     "PerRow",
+    "Phases",
     "Piecewise",
     "Plaid",
     "Polynomial",
@@ -92,9 +101,11 @@ __all__ = [
     "Simple",
     "Spindle",
     "StateDependent",
+    "States",
     "StepMasked",
     "Table",
     "TimeDistribution",
+    "TimeDomain",
     "Times",
     "TokenAdaptive",
     "TwoMode",
@@ -107,6 +118,8 @@ __all__ = [
     "cross_entropy",
     "draw_tokens",
     "exclude",
+    "init_params",
+    "is_tight",
     "llada",
     "log_linear",
     "make_d3pm",

@@ -24,9 +24,9 @@ def make_named(text: str, vocab: int = 29) -> Process:
 
 def reveal_orders(process: Process) -> str:
     """Which orders but "ancestral" sample a process: "all", "left_to_right" or "none"."""
-    if process.causal:
+    if process.attention.causal:
         return "left_to_right"
-    masks = process.prior_mask_id is not None and float(process.replaced(jnp.float32(0))) == 0
+    masks = process.capabilities.prior_mask_id is not None and float(process.replaced(jnp.float32(0))) == 0
     return "all" if masks else "none"
 
 
@@ -38,8 +38,13 @@ def table() -> str:
     ]
     for text in sorted((*PROCESSES, *_VARIANTS), key=lambda text: [*PROCESSES].index(text.partition("(")[0])):
         process = make_named(text)
-        times = "one time per row" if process.one_time_per_row else "all"
-        cells = (", ".join(process.bound.methods), reveal_orders(process.bound), ", ".join(process.weightings), times)
+        times = "one time per row" if process.time_domain.one_time_per_row else "all"
+        cells = (
+            ", ".join(process.bound.capabilities.methods),
+            reveal_orders(process.bound),
+            ", ".join(process.capabilities.weightings),
+            times,
+        )
         lines.append(f"| `{text}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -85,13 +85,13 @@ class Objective:
 
     def __post_init__(self):
         if self.weighting is None:
-            object.__setattr__(self, "weighting", self.process.weighting)
+            object.__setattr__(self, "weighting", self.process.capabilities.weighting)
         if self.boundary is None:
             object.__setattr__(self, "boundary", self.weighting.is_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
-        self.process.adapt_times(self.times)  # refuses times that the process does not support
-        name, supported = self.weighting.name, self.process.weightings
+        self.process.time_domain.adapt(self.times)  # refuses times that the process does not support
+        name, supported = self.weighting.name, self.process.capabilities.weightings
         if name in NAMES and name not in supported:
             raise InputError(f"weighting {name} conflicts with process {self.process.name}; it supports {', '.join(supported)}")
 
@@ -120,12 +120,12 @@ class Objective:
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
         condition_mask_BL = valid_BL & self._prompt(prompt_key, batch["row"], x_BL.shape[1])
         loss_mask_BL = valid_BL & ~condition_mask_BL
-        t_BL = process.quantize_time(t_BL, loss_mask_BL)
+        t_BL = process.time_domain.quantize(t_BL, loss_mask_BL)
         # A prompt is text without noise. Padding keeps the time of its row, which nothing reads.
         t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
         text = _Text(process, denoiser, x_BL, loss_mask_BL, row_keys(hint_key, batch["row"]))
         noise_keys_B = row_keys(noise_key, batch["row"])
-        learns_noise = process.reinforce and process.params is not None
+        learns_noise = process.capabilities.reinforce and process.params is not None
         draws = [
             draw
             for keys_B in (split_rows(noise_keys_B) if learns_noise else [noise_keys_B])
@@ -138,9 +138,9 @@ class Objective:
         if learns_noise:
             total = total + _score_function(text, draws, row_sums)
         prior = reconstruction = jnp.zeros((), jnp.float32)
-        if self.boundary and process.has_boundary:
+        if self.boundary and process.boundary.any:
             prior = jnp.sum(jnp.where(loss_mask_BL, process.prior_nats(x_BL), 0.0))
-            if process.has_reconstruction:
+            if process.boundary.reconstruction:
                 keys_B = row_keys(boundary_key, batch["row"])
                 reconstruction, _ = reconstruction_nats(process, denoiser, x_BL, valid_BL, keys_B, loss_mask_BL)
             total = total + prior + reconstruction
@@ -177,8 +177,8 @@ class Objective:
     @property
     def is_bound(self) -> bool:
         """True where the mean of terms["nats"] is an upper bound on -log p(x)."""
-        whole = self.boundary or not self.process.has_boundary
-        return self.process.is_bound and self.process.covered_by(self.times) and whole and not self.prompt
+        whole = self.boundary or not self.process.boundary.any
+        return self.process.capabilities.is_bound and self.process.time_domain.covered_by(self.times) and whole and not self.prompt
 
     @property
     def trains_bound(self) -> bool:
@@ -231,7 +231,7 @@ def nats_at(
     valid_BL = segments_BL > 0
     loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
     condition_mask_BL = valid_BL & ~loss_mask_BL
-    t_BL = jnp.where(condition_mask_BL, 0.0, process.quantize_time(t_BL, loss_mask_BL))
+    t_BL = jnp.where(condition_mask_BL, 0.0, process.time_domain.quantize(t_BL, loss_mask_BL))
     z_BL = process.corrupt(keys_B, tokens_BL, t_BL, valid_BL)
     z_BL = with_condition(process, z_BL, tokens_BL, condition_mask_BL)
     text = _Text(process, denoiser, tokens_BL, loss_mask_BL, keys_B)
@@ -261,9 +261,9 @@ def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
     Two states are not changed: vectors, which have the noise of t = 0 on their path, and the input of a causal network, which has no noise
     and is shifted by one position.
     """
-    if process.attention == "causal" or process.input_dim:
+    if process.attention.causal or process.states.dim:
         return z_BL
-    return jnp.where(_over_state(condition_mask_BL, z_BL), process.clean_state(x_BL), z_BL)
+    return jnp.where(_over_state(condition_mask_BL, z_BL), process.states.of_tokens(x_BL), z_BL)
 
 
 def _over_state(mask_BL, z_BL):
@@ -287,7 +287,7 @@ class _Text:
             return None
         process, z_BL, t_BL = jax.lax.stop_gradient((self.process, z_BL, t_BL))
         hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL))
-        x0_BLI = process.self_conditioning_x0(self.denoiser, hidden_BLD, z_BL, t_BL)
+        x0_BLI = process.output.x0(self.denoiser, hidden_BLD, z_BL, t_BL)
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
         return jnp.where(chosen_B11, jax.lax.stop_gradient(x0_BLI), 0.0)
 

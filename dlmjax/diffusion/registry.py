@@ -163,7 +163,7 @@ def curriculum_of(text: str) -> Process | None:
     name, values = parse(text, "process.name")
     kind = lookup("process", name, PROCESSES)
     made = typing.get_type_hints(kind).get("return", kind) if inspect.isfunction(kind) else kind
-    if made.curriculum_end is Process.curriculum_end:
+    if made.phases is Process.phases:
         return None
     return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
 

@@ -203,7 +203,7 @@ class Geometric(Schedule):
 @dataclasses.dataclass(frozen=True)
 class Clipped(Schedule):
     """alpha of another schedule, rescaled from [0, 1] to [low, high]: finite log-SNR and weights, paid for by boundary terms, with which
-    a bound is valid and no longer tight (`Process.is_tight`): by 1e-3 nats a row of three tokens at high = 0.95, by 7e-3 at low = 0.05.
+    a bound is valid and no longer tight (`is_tight`): by 1e-3 nats a row of three tokens at high = 0.95, by 7e-3 at low = 0.05.
 
     The corruption and the weight both follow from this one alpha, so the two can never use different epsilons.
     """

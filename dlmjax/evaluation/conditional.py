@@ -164,9 +164,9 @@ class ConditionalScorer:
         check_seed(seed, "seed")
         self.process, self.bind, self.longest, self.draws, self.seed = process.bound, bind, longest, draws, seed
         self.self_condition, self._tokens, self._ways, self._put_batch = self_condition, tokens, ways, put_batch or jax.device_put
-        self.block = self.process.block_size
-        self.form = "exact" if self.process.causal else "counted" if self.process.any_order else "integrated"
-        if self.form == "integrated" and not self.process.is_bound:
+        self.block = self.process.attention.block_size
+        self.form = "exact" if self.process.attention.causal else "counted" if self.process.capabilities.any_order else "integrated"
+        if self.form == "integrated" and not self.process.capabilities.is_bound:
             raise InputError(f"the loss of process {process.name} is not a likelihood bound; scoring text requires one")
         self._rule = "gauss" if self.form == "integrated" else "exact"
         self._requested_nodes, self._grid = min(nodes, draws), level_grid(self.process, self._rule, min(nodes, draws))
@@ -185,7 +185,7 @@ class ConditionalScorer:
         self._grid = level_grid(bind_process(self.process, params), self._rule, self._requested_nodes)
         nats, variance, passes = np.zeros(len(requests)), np.zeros(len(requests)), np.zeros(len(requests), int)
         stages = [(self._plan, self._timed if self.form == "integrated" else self._masked)]
-        if self.form == "integrated" and self.process.has_boundary:
+        if self.form == "integrated" and self.process.boundary.any:
             stages.append((self._plan_boundary, self._boundary))
         with Progress(len(requests) * len(stages), "scoring", " requests", show=None if progress else False) as bar:
             done = 0
@@ -259,8 +259,8 @@ class ConditionalScorer:
         return _Passes(np.ones(shape, bool), t_D[:, None] + np.zeros(count), np.ones(shape), stratum_DN, grid.weight_J, zeros)
 
     def _plan_boundary(self, request: Request, index: int) -> "_Passes":
-        draws = max(self.draws // self.nodes, 1) if self.process.has_reconstruction else 1
-        shape, certain = (draws, len(request.continuation)), not self.process.has_reconstruction
+        draws = max(self.draws // self.nodes, 1) if self.process.boundary.reconstruction else 1
+        shape, certain = (draws, len(request.continuation)), not self.process.boundary.reconstruction
         ones = np.ones(shape)
         return _Passes(ones > 0, 0 * ones, ones, np.zeros(shape, int), np.ones(1), np.full(1, certain), first=MOST_CALLS)
 
@@ -352,7 +352,7 @@ class ConditionalScorer:
         denoiser = self.bind(params, batch["segments"], batch["positions"], attention=process.attention)
         hints = ()
         if self.self_condition:
-            hints = (process.self_conditioning_x0(denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL)), z_BL, t_BL),)
+            hints = (process.output.x0(denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL)), z_BL, t_BL),)
         return denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
 
     def _at_scored(self, params, batch, function, z_BL, t_BL, *args) -> Float[Array, "B L"]:
@@ -400,7 +400,7 @@ class ConditionalScorer:
     def _time_nats(self, params, batch):
         """The integrand of the bound over the whole continuation."""
         x_BL, scored_BL = batch["tokens"], batch["scored"]
-        t_BL = jnp.where(scored_BL, self.process.quantize_time(batch["noise"], scored_BL), 0.0)
+        t_BL = jnp.where(scored_BL, self.process.time_domain.quantize(batch["noise"], scored_BL), 0.0)
         z = self._noisy(params, batch, t_BL)
         carrying = {**batch, "scored": scored_BL & self.process.loss_mask(z, t_BL)}
         return self._at_scored(params, carrying, lambda process, *args: process.loss(*args), z, t_BL, x_BL, z, t_BL)
@@ -409,7 +409,7 @@ class ConditionalScorer:
         """Prior and reconstruction of the continuation."""
         x_BL, scored_BL, process = batch["tokens"], batch["scored"], bind_process(self.process, params)
         prior_BL = jnp.where(scored_BL, process.prior_nats(x_BL), 0.0)
-        if not process.has_reconstruction:
+        if not process.boundary.reconstruction:
             return prior_BL
         clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
         z = self._noisy(params, batch, clean_BL)

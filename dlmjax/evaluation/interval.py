@@ -53,14 +53,14 @@ def measure_interval(
     Raises:
       InputError: a process without times; too few windows.
     """
-    if process.causal:
+    if process.attention.causal:
         raise InputError(f"an interval requires a process with times t; process.name={process.name} is causal and has none")
-    times = process.adapt_times(PerRow(stratified=False))
+    times = process.time_domain.adapt(PerRow(stratified=False))
 
     def losses(params, batch, key):
         """(t, mean nats per token, whether it has no padding) of every block or row."""
         length = batch["tokens"].shape[1]
-        size = process.block_size or length
+        size = process.attention.block_size or length
         t_BL, _ = times.draw(key, batch["row"], settings.windows, length)
         denoiser = bind(params, batch["segments"], batch["positions"], process.attention)
         keys_B = row_keys(jax.random.fold_in(key, 1), batch["row"])

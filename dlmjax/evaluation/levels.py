@@ -57,12 +57,12 @@ def level_grid(process: Process, rule: str, nodes: int) -> LevelGrid:
         return LevelGrid(np.arange(nodes) / nodes, np.full(nodes, 1 / nodes), np.full(nodes, 1 / nodes))
     with jax.transfer_guard("allow"):
         process = jax.tree.map(lambda leaf: jnp.asarray(device_get(leaf)), process)
-    if process.steps and process.steps <= nodes:
-        count = process.steps
+    if process.time_domain.steps and process.time_domain.steps <= nodes:
+        count = process.time_domain.steps
         return LevelGrid((np.arange(count) + 0.5) / count, np.zeros(count), np.full(count, 1 / count), np.zeros((1, count)))
-    if not process.steps:
+    if not process.time_domain.steps:
         return _continuous(process, nodes)
-    return _gaussian_steps(process, nodes) if process.input_dim and nodes > 2 else _discrete(process, nodes)
+    return _gaussian_steps(process, nodes) if process.states.dim and nodes > 2 else _discrete(process, nodes)
 
 
 def _continuous(process: Process, nodes: int) -> LevelGrid:
@@ -78,7 +78,7 @@ def _continuous(process: Process, nodes: int) -> LevelGrid:
 
 def _discrete(process: Process, nodes: int) -> LevelGrid:
     """Level i covers a stretch of u; the integral over u of a step function is the sum over levels of their lengths."""
-    steps, curve = process.steps, _Curve(process, nodes)
+    steps, curve = process.time_domain.steps, _Curve(process, nodes)
     edge_T = curve.inverse(curve.shares(np.arange(steps + 1) / steps))
     length_T, x_T = np.diff(edge_T), edge_T[1:] + edge_T[:-1] - 1
     at = np.unique(np.clip(np.searchsorted(edge_T, (radau(nodes)[0] + 1) / 2) - 1, 0, steps - 1))
@@ -106,7 +106,7 @@ def _gaussian_steps(process: Process, nodes: int) -> LevelGrid:
     """
     from scipy.optimize import nnls  # half a second to import, which only these grids require
 
-    steps, curve = process.steps, _Curve(process, nodes)
+    steps, curve = process.time_domain.steps, _Curve(process, nodes)
     at_T = np.arange(steps + 1) / steps
     snr_T = 1 / np.maximum(curve.noise(at_T), 1e-12) - 1
     rate_R = np.geomspace(max(0.3 / snr_T[0], 0.05), 600, 80)

@@ -85,7 +85,7 @@ class Evaluator:
         check_seed(seed, "seed")
         self.name, self.bind, self.seed = process.name, bind, seed
         self.process = process.bound  # training may draw its noise in another way
-        self.exact = process.causal
+        self.exact = process.attention.causal
         if rule == "count" and not self.exact:
             self.process = count_form(self.process)
         self.rule, self.draws = ("exact", 1) if self.exact else (rule, draws)
@@ -99,7 +99,7 @@ class Evaluator:
     @property
     def calls(self) -> int:
         """Passes of the network that every window costs."""
-        return self.draws * (self.nodes + self.process.has_reconstruction) * (1 + self.self_condition)
+        return self.draws * (self.nodes + self.process.boundary.reconstruction) * (1 + self.self_condition)
 
     def __call__(
         self,
@@ -184,7 +184,7 @@ class Evaluator:
         """(prior, reconstruction) of every token; z_0 = corrupt(x, t=0)."""
         tokens_BL, scored_BL, process = batch["tokens"], batch["scored"], bind_process(self.process, params)
         prior_BL = jnp.where(scored_BL, process.prior_nats(tokens_BL), 0.0)
-        if not process.has_reconstruction:
+        if not process.boundary.reconstruction:
             return prior_BL, jnp.zeros_like(prior_BL)
         keys_B = self._keys(batch["row"], tag)
         denoiser, valid_BL = self._denoiser(params, batch), batch["segments"] > 0
@@ -209,7 +209,7 @@ class Evaluator:
                 traced = device_put((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), sharding)
                 nodes.append(self._node(params, batch, *traced))
         ends = []
-        if self.process.has_boundary:
+        if self.process.boundary.any:
             # Their tags follow those of all nodes and draws.
             ends = [self._ends(params, batch, device_put(np.uint32(MOST_CALLS + d), sharding)) for d in range(self.draws)]
 
@@ -273,7 +273,7 @@ class Evaluator:
             windows=len(nats_W),
             length=measured.length,
             process=self.name,
-            is_bound=bool(self.process.is_bound),
+            is_bound=bool(self.process.capabilities.is_bound),
             rule=self.rule,
             nodes=self.nodes,
             draws=self.draws,
@@ -291,7 +291,7 @@ class Evaluator:
 
 def count_form(process: Process) -> Process:
     """The k-form of a process: the same network, scored under exact numbers of masks. Raises InputError for a process that has none."""
-    found = process.count_form()
+    found = process.capabilities.count_form
     if found is None:
         raise InputError(f"rule count masks an exact number of tokens of a row, and process {process.name} does not; use rule gauss")
     return found

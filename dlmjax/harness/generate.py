@@ -67,8 +67,8 @@ class Generator:
     def __init__(self, process, network, tokenizer, *, longest: int, batch: int = 8, seed: int = 0):
         self.process, self.network, self.tokenizer = process, network, tokenizer
         self.longest, self.batch, self.seed = longest, batch, seed
-        self.walks = process.sequential
-        self.masked = process.bound.any_order and not self.walks
+        self.walks = process.attention.sequential
+        self.masked = process.bound.capabilities.any_order and not self.walks
         self._samplers: dict[SampleSettings, Sampler | BlockSampler] = {}
 
     def __call__(self, params, prompts: Sequence[np.ndarray], decoding: Decoding) -> list[str]:
@@ -100,7 +100,7 @@ class Generator:
         length_B = np.ones(self.batch, np.int32)
         length_B[: len(prompts)] = [len(prompt) + new for prompt, new in zip(kept, room, strict=True)]
         prompt_B = np.asarray([len(prompt) for prompt in kept])
-        size = self.process.block_size or 1
+        size = self.process.attention.block_size or 1
         tokens_BL = np.full((self.batch, row_width(int(length_B.max()), self.longest, size)), self.tokenizer.pad_id, np.int32)
         frozen_BL = np.ones(tokens_BL.shape, bool)
         for b, prompt in enumerate(kept):
@@ -122,8 +122,8 @@ class Generator:
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
     def _walk(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        order = "left_to_right" if self.process.causal else "confidence"
-        sampler = self._sampler(self._settings(order, decoding, self.process.block_size or 1))
+        order = "left_to_right" if self.process.attention.causal else "confidence"
+        sampler = self._sampler(self._settings(order, decoding, self.process.attention.block_size or 1))
         before = -1
         for state in sampler.states(params, canvas, seed=seed):
             # Checked where the row that is furthest behind has got ahead: not at every step inside a block.

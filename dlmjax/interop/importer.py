@@ -88,7 +88,7 @@ def import_checkpoint(
     _set_length(config, hf, length)
     config_lib.check(config)
     experiment = assemble(config, tokens)
-    if experiment.process.init(jax.random.key(0)):
+    if experiment.process.parameters:
         raise InputError(
             f"process {experiment.process.name} has learned parameters, which the source lacks; import without --process, train with --init"
         )

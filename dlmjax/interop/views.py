@@ -43,12 +43,12 @@ class Exported:
     @property
     def block_size(self) -> int | None:
         """Tokens of a block of block diffusion; None elsewhere."""
-        return self.process.block_size
+        return self.process.attention.block_size
 
     @property
     def attention(self) -> str:
         """ "full", "causal" or "block-causal": what a position attends to."""
-        return "block-causal" if self.block_size else self.process.attention
+        return "block-causal" if self.block_size else "causal" if self.process.attention.causal else "full"
 
     @property
     def untrained_ids(self) -> tuple[int, ...]:
@@ -132,9 +132,9 @@ def refuse_everywhere(model: Exported) -> str:
         return "its logits are those of the next position (model.family: shift), which no loader moves back"
     if spec.loops > 1:
         return f"its layers are run {spec.loops} times (model.family: loops), and loaders run each layer once"
-    if process.predicts != "logits":
+    if process.output.predicts != "logits":
         return f"the network of process {process.name} predicts scores, not logits of tokens"
-    if not process.causal and process.prior_mask_id is None:
+    if not process.attention.causal and process.capabilities.prior_mask_id is None:
         return f"process {process.name} has no mask token to start from"
     return ""
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.errors import InputError
 from dlmjax.models import head
 from dlmjax.models.attention import make_attention
@@ -83,10 +83,10 @@ class Network:
         params: dict,
         segments_BL: Int[Array, "B L"],
         positions_BL: Int[Array, "B L"],
-        attention: str | Blocks | Mask = "full",
+        attention: str | Attention | Mask = "full",
         dropout_key: jax.Array | None = None,
     ) -> Denoiser:
-        """The denoiser of one batch. `attention`: as a process declares it ("full", "causal", Blocks(size)) or a mask description.
+        """The denoiser of one batch. `attention`: "full", "causal", as a process declares it, or a mask description.
 
         `dropout_key`: keys per row [B] (then microbatches and meshes cannot change the draw) or one key, which is folded with the index
         of the row in this batch; None, or a rate of 0, switches dropout off.
@@ -94,7 +94,7 @@ class Network:
         length = segments_BL.shape[1]
         if self.spec.context and length > self.spec.context:
             raise InputError(f"rows of {length} tokens, but this family has learned positions for {self.spec.context}; lower data.length")
-        if self.spec.shift and attention not in ("full", Full()):
+        if self.spec.shift and attention not in ("full", Attention(), Full()):
             raise InputError(f"model.family with shift=true requires full attention, not {attention}; choose another process.name")
         keys_B = None
         if dropout_key is not None and self.spec.dropout > 0.0:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.errors import InputError
 
 # numpy or jax integer arrays (or scalars) that broadcast against each other; the result is boolean, of their common shape.
@@ -115,17 +115,20 @@ def within(mask: Mask, window: int) -> Mask:
 EVERYWHERE = -1
 
 
-def as_mask(attention: str | Blocks | Mask, length: int) -> Mask:
-    """The mask of a process's attention ("full", "causal", Blocks(size)) in rows of `length`; a mask is returned unchanged."""
-    if isinstance(attention, Blocks):
-        if length % attention.size:
-            raise InputError(f"data.length={length} is not a multiple of the block size {attention.size}; change one of them")
-        return BlockDiffusion(attention.size, length)
-    if not isinstance(attention, str):
+def as_mask(attention: str | Attention | Mask, length: int) -> Mask:
+    """The mask of "full", "causal" or a process's attention in rows of `length`; a mask is returned unchanged."""
+    if isinstance(attention, str):
+        if attention not in ("full", "causal"):
+            raise InputError(f"attention {attention!r} is unknown; choose full or causal, or pass a mask description")
+        attention = Attention(causal=attention == "causal")
+    if not isinstance(attention, Attention):
         return attention
-    if attention not in ("full", "causal"):
-        raise InputError(f"attention {attention!r} is unknown; choose full or causal, or pass a mask description")
-    return Full() if attention == "full" else Causal()
+    size = attention.block_size
+    if size is None:
+        return Causal() if attention.causal else Full()
+    if length % size:
+        raise InputError(f"data.length={length} is not a multiple of the block size {size}; change one of them")
+    return BlockDiffusion(size, length)
 
 
 def allowed_in_batch(mask: Mask, segments_BL: Int[Array, "B L"]) -> Bool[Array, "B L L"]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from dlmjax.data import Corpus
 from dlmjax.data.tokenizers import TableTokenizer
+from dlmjax.diffusion.process import loss_share
 from dlmjax.errors import InputError
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask, within
@@ -197,8 +198,8 @@ def _suits(attention: str, topology: Topology) -> None:
 def load_of(experiment: Experiment) -> roofline.Load:
     """The step in numbers."""
     config, spec, process = experiment.config, experiment.network.spec, experiment.process
-    length, streams = config.data.length, process.streams
-    head_share = process.loss_share()
+    length, streams = config.data.length, process.attention.streams
+    head_share = loss_share(process)
     return roofline.Load(
         spec=spec,
         execution=experiment.network.execution,

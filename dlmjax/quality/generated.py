@@ -128,7 +128,7 @@ def steps_curve(
     held_out = reference_ND = None
     if corpus is not None:
         held_out, reference_ND = measure(held_out_samples(corpus, count, length), scorer, with_mauve)
-    if run.experiment.process.causal:
+    if run.experiment.process.attention.causal:
         steps = [length]
     rows, kept = [], []
     for number in sorted(set(steps)):

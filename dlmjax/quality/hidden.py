@@ -52,7 +52,7 @@ class Encoder:
     def __init__(self, run: Run, batch: int):
         self.run, self.batch, self.length = run, batch, run.experiment.config.data.length
         self.process = run.experiment.process.bound
-        self.causal = self.process.causal
+        self.causal = self.process.attention.causal
         self.room = self.length - self.causal
         self._sums = jax.jit(self._row_sums)
 
@@ -78,10 +78,10 @@ class Encoder:
         segments_BL = counted_BL.at[:, 0].set(counted_BL.any(axis=1)).astype(jnp.int32)
         positions_BL = jnp.broadcast_to(jnp.arange(self.length), tokens_BL.shape)
         z = tokens_BL
-        if self.causal or process.input_dim:
+        if self.causal or process.states.dim:
             # The row shifted behind a beginning of text; tokens as vectors, with the noise of level 0, the same for all rows.
             z = process.corrupt(row_keys(jax.random.key(0), jnp.zeros(self.batch, jnp.int32)), tokens_BL, t_BL)
-        mask = BlockCausal(process.block_size) if process.block_size else process.attention
+        mask = BlockCausal(process.attention.block_size) if process.attention.block_size else process.attention
         return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.time_embedding_input(t_BL)
 
     def _row_sums(self, params, tokens_BL, counted_BL):

@@ -45,18 +45,18 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)
 
-    own = not process.sequential
+    own = not process.attention.sequential
     alone = spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab
     if own:
         yield from (Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n))) for n in steps)
     elif alone:
         # One token after another takes its own number of steps; blocks take these each.
-        numbers = [length] if process.causal else steps
+        numbers = [length] if process.attention.causal else steps
         yield from (Way(f"{process.name}, cache", n, sampler_for(process, network, at(n))) for n in numbers)
     if alone:
         return
     masked = Masked(process.vocab, mask_id)
-    if not (own and process.any_order):
+    if not (own and process.capabilities.any_order):
         yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n))) for n in steps)
     for size in blocks:
         if size >= length:

@@ -105,7 +105,7 @@ class RunScorer:
     def __init__(self, run: Run, tokenizer: Any, name: str = "run"):
         experiment = run.experiment
         self.process = experiment.process.bound
-        if not self.process.causal:
+        if not self.process.attention.causal:
             raise InputError(
                 f"{name} is a run of process {experiment.process.name}, but a scorer must be autoregressive: see configs/autoregressive.py"
             )

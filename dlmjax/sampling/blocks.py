@@ -218,7 +218,7 @@ class StrideSampler(_SemiAutoregressive):
     def __init__(self, process, bind, settings: SampleSettings, *, window: int, stride: int, eos_id: int | None = None, **options):
         if not 0 < stride <= window:
             raise InputError(f"the stride is {stride} and the window {window}; the stride must lie between 1 and the window")
-        if process.sequential:
+        if process.attention.sequential:
             raise InputError(f"process {process.name} does not see a whole window; leave the stride out")
         self.process, self.inner = process, Sampler(process, bind, settings, **options)
         self.size, self.window, self.eos_id = stride, window, eos_id
@@ -248,10 +248,10 @@ class BlockSampler(_SemiAutoregressive):
     def __init__(
         self, process, network, settings: SampleSettings, *, size: int | None = None, eos_id: int | None = None, cached: bool = True
     ):
-        self.causal = process.causal
+        self.causal = process.attention.causal
         self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached
-        self.size = 1 if self.causal else process.block_size or size
-        inner = process.bound if self.causal else process.in_blocks()
+        self.size = 1 if self.causal else process.attention.block_size or size
+        inner = process.bound if self.causal else process.capabilities.in_blocks
         if inner is None:
             raise InputError(f"process {process.name} is not sampled in blocks: that needs masked, block or autoregressive processes")
         if self.size is None or self.size < 1:
@@ -371,7 +371,7 @@ def sampler_for(
 ) -> Sampler | BlockSampler | StrideSampler:
     """The sampler that suits a process and a network on one device: block by block where the process is made of blocks or causal, a
     sliding window where a stride is given, else the whole canvas at once, which knows no end (`eos_id` must be None)."""
-    if process.sequential:
+    if process.attention.sequential:
         if stride is not None:
             raise InputError(f"process {process.name} is sampled block by block, to any length; leave the stride out")
         return BlockSampler(process, network, settings, eos_id=eos_id)

@@ -2,7 +2,7 @@
 guidance, the answer kept from the last call, the hint of self-conditioning; and a count of what was really computed.
 
 Guidance (2207.12598; unsupervised form of SMDM 2410.18514): the condition is the frozen text. The same canvas with noise in its place, at
-level 1, gives the unconditional output, and tokens are drawn from p(x | given)^(1 + w) / p(x)^w; `Process.guided` says what that is of
+level 1, gives the unconditional output, and tokens are drawn from p(x | given)^(1 + w) / p(x)^w; `Output.guided` says what that is of
 outputs.
 
 Shapes: B rows, L positions, V columns of the output.
@@ -74,23 +74,23 @@ class StepDenoiser:
             self.count += jnp.where(changed, cost, 0)
         if self.first_BLV is None:
             self.first_BLV, self._first_at = raw_BLV, (z, t_BL)
-        if self._process.predicts == "vectors":
+        if self._process.output.predicts == "vectors":
             return raw_BLV
         return warp(raw_BLV, self._settings.temperature, self._settings.top_p)
 
     @property
     def log_p_BLV(self) -> Array | None:
         """The law of tokens that the step first looked at; None where the network predicts something else."""
-        if self._process.predicts == "vectors":
+        if self._process.output.predicts == "vectors":
             return None
-        if self._process.predicts == "scores":
+        if self._process.output.predicts == "scores":
             return self.log_posterior_BLV
         return jax.nn.log_softmax(self.first_BLV)
 
     @property
     def log_posterior_BLV(self) -> Array:
         """log p(x_i | z) that the step first looked at, for networks that predict a law of tokens or scores."""
-        return jax.nn.log_softmax(exclude(self._process.log_posterior(self.first_BLV, *self._first_at), self._suppressed_ids))
+        return jax.nn.log_softmax(exclude(self._process.output.log_posterior(self.first_BLV, *self._first_at), self._suppressed_ids))
 
     def _network(self, z, t_BL):
         rows, w = t_BL.shape[0], self._settings.guidance
@@ -101,15 +101,15 @@ class StepDenoiser:
             hints = tuple(jnp.concatenate([hint, hint]) for hint in hints)
         hidden = self._denoiser.hidden(z, self._process.time_embedding_input(t_BL), *hints)
         if hints:
-            self.hint_BLI = self._process.self_conditioning_x0(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
+            self.hint_BLI = self._process.output.x0(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
         logits = self._denoiser.logits(hidden)
         z, t_BL = z[:rows], t_BL[:rows]
         if w:
             logits = logits.astype(jnp.float32)
-            logits = self._process.guided(logits[:rows], logits[rows:], w, z, t_BL)
-        if self._process.predicts == "vectors":
+            logits = self._process.output.guided(logits[:rows], logits[rows:], w, z, t_BL)
+        if self._process.output.predicts == "vectors":
             return exclude(logits, ())
-        return self._process.suppressed(logits, self._suppressed_ids, z, t_BL)
+        return self._process.output.suppressed(logits, self._suppressed_ids, z, t_BL)
 
 
 def put(where_BL, this, other):

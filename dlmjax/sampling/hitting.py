@@ -50,7 +50,7 @@ class FirstHitting(Predetermined):
         del levels_BN
         tau_BL = process.schedule.inverse(1 - self._noise(process, keys_B, start_BL))
         # In discrete time a token is hit at a level, the first at the earliest.
-        tau_BL = jnp.where(masked_BL, process.quantize_time(tau_BL, masked_BL), 0.0)
+        tau_BL = jnp.where(masked_BL, process.time_domain.quantize(tau_BL, masked_BL), 0.0)
         return StepSchedule(_falling(tau_BL), jnp.where(masked_BL, rank(tau_BL, masked_BL) + 1, 0))
 
 

@@ -8,7 +8,7 @@ Two kinds of step:
 
 Time runs on a clock that falls from the canvas's start level to 0, so the last step ends at 0 exactly. A position that starts lower
 (edited text) waits until the clock has come down to its level. The network is told the level of each position: 0 where it is frozen,
-and in reveal orders what `Process.reveal_times` says of what is shown.
+and in reveal orders what `TimeDomain.revealed` says of what is shown.
 
 Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the rows beside it.
 Tokens are drawn with high-precision Gumbel noise: in float32 the plain kind never exceeds 15.94, which silently cuts the tail of a
@@ -79,9 +79,9 @@ class Sampler:
     def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
         self.process = process.bound  # training may draw its noise in another way
-        self.causal = process.causal
-        self.mask_id = self.process.prior_mask_id
-        if process.block_size is not None:
+        self.causal = process.attention.causal
+        self.mask_id = self.process.capabilities.prior_mask_id
+        if process.attention.block_size is not None:
             raise InputError(f"process {process.name} is sampled block by block: use BlockSampler")
         if self.causal:
             if settings.order not in ("left_to_right", "ancestral"):
@@ -89,7 +89,7 @@ class Sampler:
             settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # what ancestral means there
         if not self.causal and self.mask_id is None and settings.order != "ancestral":
             raise InputError(f"order {settings.order} reveals masked tokens, but process {process.name} has no mask; use ancestral")
-        settings = self.settings = settings.on_grid(self.process.sampling_grid)
+        settings = self.settings = settings.on_grid(self.process.capabilities.sampling_grid)
         self.reveals = settings.order != "ancestral"
         # A step for each hole, whatever `steps` says: a threshold stops before that.
         self._one_by_one = self.causal or settings.threshold is not None
@@ -108,7 +108,7 @@ class Sampler:
             raise InputError(f"suppressed_ids {outside} lie outside the vocabulary of {process.vocab}")
         if len(suppressed) >= process.vocab:
             raise InputError("every token of the vocabulary is suppressed from sampling")
-        if self.process.input_dim:
+        if self.process.states.dim:
             # Vectors are rounded to tokens by the process itself.
             self.process = dataclasses.replace(self.process, excluded=tuple(sorted(suppressed)))
         self._suppressed_ids = tuple(sorted(suppressed))
@@ -116,14 +116,14 @@ class Sampler:
 
     def _check_calls(self):
         process, settings = self.process, self.settings
-        if settings.cache and (process.time_input or self.causal or process.input_dim or self.self_condition):
+        if settings.cache and (process.time_input or self.causal or process.states.dim or self.self_condition):
             raise InputError(
                 f"cache leaves out calls where no token has changed, but the network of process {process.name} is also told something "
                 "else at each step; leave cache off"
             )
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")
-        if process.predicts != "logits" and (settings.temperature, settings.top_p) != (1.0, 1.0):
+        if process.output.predicts != "logits" and (settings.temperature, settings.top_p) != (1.0, 1.0):
             raise InputError(f"the network of process {process.name} predicts no law of tokens; leave temperature and top_p at 1")
 
     # --- what callers use ---------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Sampler:
         acts = [self._one_step] * steps
         if not self.reveals:
             # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
-            acts += [self._decode] * int(self.process.has_reconstruction) + [self._corrector_step] * self.stepper.rounds
+            acts += [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
         with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
             for step, act in enumerate(acts, 1):
                 carry = self._jitted(act, sharding)(params, arrays, carry, device_put(np.int32(step), sharding))
@@ -194,7 +194,7 @@ class Sampler:
                 f"the canvas holds token ids from {canvas.tokens_BL.min()} to {canvas.tokens_BL.max()}, but the model's vocabulary "
                 f"has {self.process.vocab}; the text was encoded with another tokenizer"
             )
-        needed = 4 * canvas.batch * canvas.length * self.process.outputs * (2 if self.settings.guidance else 1)
+        needed = 4 * canvas.batch * canvas.length * self.process.output.columns * (2 if self.settings.guidance else 1)
         if needed > memory_bytes():
             raise InputError(
                 f"a canvas of {canvas.batch} x {canvas.length} tokens takes {needed / 2**30:,.0f} GiB for the network's output alone, of "
@@ -245,7 +245,7 @@ class Sampler:
                     empty = jnp.where(jnp.isin(empty, jnp.asarray(self._suppressed_ids)), process.absorbing_id, empty)
             edited = process.corrupt(edit_keys_B, tokens_BL, start_BL)
             z = put(start_BL >= 1, empty, edited)
-            if not process.input_dim:
+            if not process.states.dim:
                 z = put(frozen_BL, tokens_BL, z)
             masked_BL = self._masked(z, frozen_BL)
         plan = logits_cache = hint_BLI = None
@@ -253,12 +253,12 @@ class Sampler:
             levels_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._levels_N
             plan = self.stepper.plan(process, prior_keys_B, masked_BL, start_BL, levels_BN)
         if self.settings.cache:
-            logits_cache = LogitsCache(jnp.zeros((batch, length, process.outputs), jnp.float32), jnp.bool_(True))
+            logits_cache = LogitsCache(jnp.zeros((batch, length, process.output.columns), jnp.float32), jnp.bool_(True))
         if self.self_condition:
             hint_BLI = jnp.zeros((batch, length, self._hint_size(params, canvas, z)), jnp.float32)
         # Explicit types: a weakly typed first carry would have the step compiled twice.
         confidence_BL = frozen_BL.astype(jnp.float32)
-        shown_BL = jnp.where(frozen_BL, tokens_BL, process.to_tokens(z)).astype(jnp.int32)
+        shown_BL = jnp.where(frozen_BL, tokens_BL, process.states.to_tokens(z)).astype(jnp.int32)
         return SamplerState(
             z=z,
             tokens_BL=shown_BL,
@@ -280,7 +280,7 @@ class Sampler:
     def _hint_size(self, params, canvas, z) -> int:
         def estimate(params, z):
             process, denoiser, t_BL = bind_process(self.process, params), self._bound(params, canvas), canvas["start_BL"]
-            return process.self_conditioning_x0(denoiser, denoiser.hidden(z, process.time_embedding_input(t_BL)), z, t_BL)
+            return process.output.x0(denoiser, denoiser.hidden(z, process.time_embedding_input(t_BL)), z, t_BL)
 
         return jax.eval_shape(estimate, params, z).shape[-1]
 
@@ -338,11 +338,11 @@ class Sampler:
         if not self.reveals:
             z = self.stepper.step(process, keys[0], calls, carry.z, times.t_BL, times.s_BL)
             z = put(times.moves_BL, z, carry.z)
-            after = self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
+            after = self._after(process, canvas, carry, z, process.states.to_tokens(z), calls, step)
         else:
             read_BL = process.corrupt(keys[0], carry.z, times.t_BL) if self.causal else carry.z
-            t_BL = process.reveal_times(carry.masked_BL, times.t_BL, canvas["start_BL"])
-            logits_BLV = process.log_posterior(calls(read_BL, t_BL), read_BL, t_BL)
+            t_BL = process.time_domain.revealed(carry.masked_BL, times.t_BL, canvas["start_BL"])
+            logits_BLV = process.output.log_posterior(calls(read_BL, t_BL), read_BL, t_BL)
             after = self._reveal(carry, keys, exclude(logits_BLV, self._suppressed_ids), calls, step)
         return after._replace(time=times.after)
 
@@ -353,7 +353,7 @@ class Sampler:
         calls = self._calls(process, params, canvas, carry)
         logits_BLV = calls(carry.z, jnp.zeros_like(canvas["start_BL"]))
         tokens_BL = jnp.where(canvas["frozen_BL"], carry.tokens_BL, process.decode(keys_B, logits_BLV, carry.z))
-        z = carry.z if process.input_dim else tokens_BL
+        z = carry.z if process.states.dim else tokens_BL
         return self._after(process, canvas, carry, z, tokens_BL, calls, step)
 
     def _corrector_step(self, params, canvas, carry: SamplerState, step) -> SamplerState:
@@ -362,7 +362,7 @@ class Sampler:
         keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
         calls = self._calls(process, params, canvas, carry)
         z = put(free_BL, self.stepper.corrector_step(process, keys_B, calls, carry.z, free_BL), carry.z)
-        return self._after(process, canvas, carry, z, process.to_tokens(z), calls, step)
+        return self._after(process, canvas, carry, z, process.states.to_tokens(z), calls, step)
 
     def _after(self, process, canvas, carry: SamplerState, z, tokens_BL, calls: StepDenoiser, step) -> SamplerState:
         """The carry of a step in time that led to z."""

@@ -24,7 +24,7 @@ class SampleSettings:
     order: one of ORDERS; "ancestral" = by the steps of `method`.
     method: how a step from level t to level s is made, one of `methods.METHODS` with its values, as in "remask(eta=0.2)".
     grid: the levels of the steps, one of `grids.GRIDS` with its values, as in "shifted(alpha=3)"; "auto" = the process's own
-      (`Process.sampling_grid`), "uniform" where the levels sweep.
+      (`Capabilities.sampling_grid`), "uniform" where the levels sweep.
     sweep: the levels of a position fall one after another, from the left, while a window of so many positions passes (hyperschedules; 1 is
       the chain rule, None = all fall together).
     temperature: divides the logits; 0 takes the most likely token.  top_p: nucleus, 1 = off; applied after the temperature.

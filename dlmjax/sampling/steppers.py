@@ -45,9 +45,10 @@ class Stepper(Protocol):
 
     def check(self, process: Process) -> None:
         """Raises InputError where the process does not list the method among those that go with it."""
-        if self.name not in process.methods:
+        provided = process.capabilities.methods
+        if self.name not in provided:
             raise InputError(
-                f"method {self.name} requires {self.requires}; process {process.name} provides the methods {', '.join(process.methods)}"
+                f"method {self.name} requires {self.requires}; process {process.name} provides the methods {', '.join(provided)}"
             )
 
     def step(
@@ -137,7 +138,7 @@ class Analytic(Stepper):
         before, after = process.shares(s_BL), process.shares(t_BL)
         keep_BL = after.alpha / jnp.maximum(before.alpha, FLOOR)
         even_BL, mask_BL = (jnp.maximum(a - keep_BL * b, 0.0) for a, b in zip(after[1:], before[1:], strict=True))
-        score_BLV = jnp.exp(process.output.log_score(process, logits_BLV, z, t_BL))
+        score_BLV = jnp.exp(process.output.log_score(logits_BLV, z, t_BL))
         class_V = jnp.arange(process.vocab)
         noise_BLV = jnp.where(process.is_token(class_V), even_BL[..., None] / process.tokens, mask_BL[..., None])
         # Classes that nothing shows have no score and stay below 0.
@@ -179,7 +180,7 @@ class Rdm(Stepper):
         """A guess everywhere, the best of it as text, fresh noise elsewhere."""
         token_B, route_B, noise_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
-        log_p_BLV = process.log_posterior(logits_BLV, z, t_BL)
+        log_p_BLV = process.output.log_posterior(logits_BLV, z, t_BL)
         guess_BL = draw_tokens(token_B, log_p_BLV)
         log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(log_p_BLV), guess_BL[..., None], axis=-1)[..., 0]
         score_BL = log_p_BL if self.route == "topk" else uniform_rows(route_B, z.shape[1])
@@ -223,7 +224,7 @@ class SelfCorrect(Stepper):
     def corrector_step(self, process, keys_B, denoise, z, free_BL):
         level_BL = jnp.where(free_BL, self.level, 0.0)
         logits_BLV = denoise(z, level_BL)
-        log_p_BLV = jax.nn.log_softmax(process.log_loo(logits_BLV, z, level_BL))
+        log_p_BLV = jax.nn.log_softmax(process.output.log_loo(logits_BLV, z, level_BL))
         guess_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
         guess_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (guess_BL, z))
         gain_BL = guess_log_p_BL - log_p_BL

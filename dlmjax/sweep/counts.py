@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 
+from dlmjax.diffusion.process import init_params
 from dlmjax.models import ModelSpec, build_network
 from dlmjax.plan import roofline
 from dlmjax.plan.hardware import load_of
@@ -42,9 +43,9 @@ class Counts:
 def count(experiment: Experiment) -> Counts:
     """Counts an assembled config."""
     tables, head, inner = _sizes(experiment.network.spec)
-    learned = jax.eval_shape(lambda: experiment.process.init(jax.random.key(0)))
-    for leaf, kind in zip(jax.tree.leaves(learned), jax.tree.leaves(experiment.process.param_kinds()), strict=True):
-        tables, inner = (tables + leaf.size, inner) if kind == "embedding" else (tables, inner + leaf.size)
+    learned = jax.eval_shape(lambda: init_params(experiment.process, jax.random.key(0)))
+    for leaf, parameter in zip(jax.tree.leaves(learned), jax.tree.leaves(experiment.process.parameters), strict=True):
+        tables, inner = (tables + leaf.size, inner) if parameter.kind == "embedding" else (tables, inner + leaf.size)
     spec, parameters = experiment.network.spec, tables + head + inner
     load = load_of(experiment)
     return Counts(

@@ -164,7 +164,7 @@ class _Planner:
         self.config, self.corpora = config, _corpora(sweep, config, name)
         tokenizer = self.corpora[0].tokenizer if self.corpora else Vocabulary(config.model.vocab)
         self._experiment = alone(config, tokenizer, token_counts(config, self.corpora), embedding_of(config, root))
-        if sweep.validation.rule == "count" and not self._experiment.process.causal:
+        if sweep.validation.rule == "count" and not self._experiment.process.attention.causal:
             count_form(self._experiment.process.bound)
         self._base = config_lib.leaves(config)
         self._sized: dict[int, tuple[Experiment, counts.Counts]] = {}

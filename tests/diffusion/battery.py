@@ -163,7 +163,7 @@ def _padded(function, *arrays: np.ndarray) -> np.ndarray:
 
 def expected_boundary(case: Case, law: oracle.JointDistribution) -> float:
     """Prior and reconstruction terms by enumeration, with the process's own functions."""
-    if not case.process.has_boundary:
+    if not case.process.boundary.any:
         return 0.0
     x_NL, z_NL, p_N = case.enumerate(law, 0.0)
     process, denoiser = case.process, case.denoiser(law)
@@ -231,3 +231,9 @@ def batch_of(x_BL: np.ndarray, segments_BL: np.ndarray | None = None, first_row:
     segments_BL = np.ones_like(x_BL) if segments_BL is None else segments_BL
     batch = {"tokens": x_BL, "segments": segments_BL, "positions": np.broadcast_to(np.arange(x_BL.shape[1]), x_BL.shape), "row": rows}
     return {name: jnp.asarray(value, jnp.int32) for name, value in batch.items()}
+
+
+def members(kind: type) -> set[str]:
+    """Public methods, properties and declared attributes of a class."""
+    found = {name for base in kind.__mro__ for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    return {name for name in found if not name.startswith("_")}

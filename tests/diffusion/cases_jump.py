@@ -9,7 +9,7 @@ from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.flow_matching import FlowMatching
 from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
 from dlmjax.diffusion.processes.interpolating import Interpolating
-from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
+from dlmjax.diffusion.processes.parameterisation import LeaveOneOut
 from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.uniform import Uniform
 from tests.diffusion.battery import (
@@ -80,7 +80,7 @@ def as_scaled_scores(kernel: oracle.Kernel, t: float, state: int, loo_K: np.ndar
 
 
 def _score_output(process):
-    return lambda log_loo, z, t: PARAMETERISATIONS["leave_one_out"].log_score(process, log_loo, z, t)
+    return lambda log_loo, z, t: LeaveOneOut(process).log_score(log_loo, z, t)
 
 
 # --- flow matching -----------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def test_every_public_name_is_documented():
     assert not missing
     for name in (*PROCESSES, *SCHEDULES, *TIMES, *WEIGHTINGS):
         assert f"`{name}`" in PAGE
-    members = [name for name in vars(diffusion.Process) if not name.startswith("_")]
+    members = [name for name in dir(diffusion.Process) if not name.startswith("_")]
     assert not [name for name in members if f"`{name}" not in PAGE]
 
 

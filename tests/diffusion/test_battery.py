@@ -10,6 +10,7 @@ import pytest
 
 from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, row_keys
 from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.process import is_tight
 from dlmjax.diffusion.times import Mixture, Power, UniformTimes
 from tests.diffusion.battery import (
     MASK,
@@ -48,7 +49,7 @@ def test_case_is_a_process(case):
     assert isinstance(case.process, Process)
     assert hash(case.process) == hash(case.process)
     assert case.process.vocab == VOCAB
-    assert case.process.attention in ("full", "causal")
+    assert case.process.attention.block_size is None
 
 
 # --- the bound ---------------------------------------------------------------------------------------------------------------------
@@ -60,9 +61,9 @@ def test_bound_is_tight(case, law):
     """With the exact denoiser the whole NELBO is the entropy, but for what the ends get wrong, which is enumerated too."""
     if case.light and law is LAW3:
         return
-    gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.has_boundary else 0.0
+    gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.boundary.any else 0.0
     assert gap < 0.03
-    assert case.process.is_tight == (case.gap is None and not case.process.has_boundary)
+    assert is_tight(case.process) == (case.gap is None and not case.process.boundary.any)
     if case.gap is not None:
         # Not a tight bound, but one, and loose by what the enumeration says.
         gap += case.gap(case, law)
@@ -77,7 +78,7 @@ def test_the_bound_in_blocks_is_that_of_each_block_given_the_text_before(case):
     bound = expected_nats(blocks, LAW2) + expected_boundary(blocks, LAW2)
     inner = sum(p * (expected_nats(case, law) + expected_boundary(case, law)) for p, law in blocks.blocks(LAW2))
     assert bound == pytest.approx(inner, abs=1e-9)
-    if blocks.process.is_tight:
+    if is_tight(blocks.process):
         assert bound == pytest.approx(LAW2.entropy, abs=1e-6)
 
 
@@ -94,7 +95,7 @@ def test_blocks_of_two_tokens_have_the_bound_of_each_block(case):
 @noisy_case
 def test_leaving_out_the_boundary_is_seen(case):
     """Where a process has boundary terms they matter: without them the sum is below the entropy, that is no bound."""
-    if case.process.has_boundary:
+    if case.process.boundary.any:
         assert expected_nats(case, LAW2) < LAW2.entropy - 1e-3
     else:
         assert expected_boundary(case, LAW2) == 0.0
@@ -205,7 +206,7 @@ def _stepper(case):
     process, denoiser = case.process, case.denoiser(LAW3)
 
     def denoise(keys_B, z_BL, t_BL):
-        read_BL = process.corrupt(keys_B, z_BL, t_BL) if process.attention == "causal" else z_BL
+        read_BL = process.corrupt(keys_B, z_BL, t_BL) if process.attention.causal else z_BL
         return denoiser.logits(denoiser.hidden(read_BL, t_BL))
 
     def step(key, z_BL, t, s):
@@ -241,7 +242,7 @@ def test_reverse_sampling_reproduces_the_joint_law(case):
     truth_X = _enumerated(case, LAW3, times)
     assert chi_square_sigmas(_sample(case, times, seed=8), truth_X) < 4
     # What is left between the two laws is what the ends get wrong.
-    assert np.abs(truth_X - LAW3.probability_X).sum() / 2 < (0.05 if case.process.has_boundary else 0.035)
+    assert np.abs(truth_X - LAW3.probability_X).sum() / 2 < (0.05 if case.process.boundary.any else 0.035)
 
 
 @noisy_case
@@ -296,7 +297,7 @@ def test_corruption_at_the_ends(case):
     """All noise at t = 1 and none at t = 0, where the schedule says so."""
     process, keys_B = case.process, row_keys(jax.random.key(11), jnp.arange(64))
     x_BL = jnp.asarray(np.random.default_rng(0).integers(0, TOKENS, (64, 8)), jnp.int32)
-    if case.kernel is None or process.has_boundary:
+    if case.kernel is None or process.boundary.any:
         return
     z_BL = process.corrupt(keys_B, x_BL, jnp.ones(x_BL.shape))
     counts_S = np.bincount(to_states(np.asarray(z_BL)).ravel(), minlength=case.states)
@@ -315,7 +316,7 @@ def test_padding_is_untouched_and_carries_no_loss(case):
     segments_BL[3] = 0  # a row of nothing but padding
     valid_BL = jnp.asarray(segments_BL > 0)
     keys_B, t_BL = row_keys(jax.random.key(13), jnp.arange(16)), jnp.full(x_BL.shape, 0.9)
-    t_BL = process.quantize_time(t_BL, valid_BL)
+    t_BL = process.time_domain.quantize(t_BL, valid_BL)
     z_BL = process.corrupt(keys_B, jnp.asarray(x_BL), t_BL, valid_BL)
     assert (np.asarray(z_BL)[segments_BL == 0] == x_BL[segments_BL == 0]).all()
     assert (np.asarray(z_BL)[segments_BL > 0] != x_BL[segments_BL > 0]).any()
@@ -340,7 +341,7 @@ def test_a_batch_is_its_rows(case):
 
     def noise(batch):
         t_BL, weight_BL = objective.times.draw(key, batch["row"], 8, 3)
-        t_BL = process.quantize_time(t_BL, batch["segments"] > 0)
+        t_BL = process.time_domain.quantize(t_BL, batch["segments"] > 0)
         return t_BL, weight_BL, process.corrupt(row_keys(key, batch["row"]), batch["tokens"], t_BL)
 
     for one, two in zip(noise(whole), zip(*map(noise, halves), strict=True), strict=True):

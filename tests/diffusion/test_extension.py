@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Cosine, Masked, Objective, Process, Schedule, draw_tokens, row_keys
+from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import split_rows, uniform_rows
@@ -26,7 +27,7 @@ class Uniform(Process):
     schedule: Schedule = Cosine()
 
     name = "uniform"
-    methods = ("ancestral", "rdm", "self_correct")
+    capabilities = Capabilities(methods=("ancestral", "rdm", "self_correct"))
     time_input = True
 
     def corrupt(self, keys_B, x_BL, t_BL, valid_BL=None):

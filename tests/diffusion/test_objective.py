@@ -23,13 +23,13 @@ from dlmjax.diffusion import (
     PerRow,
     Polynomial,
     Power,
-    Process,
     UniformTimes,
     make_process,
     reconstruction_nats,
     row_keys,
     symmetric,
 )
+from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
@@ -205,7 +205,7 @@ def test_boundary_terms_are_added_or_the_name_changes():
 def test_what_may_be_called_a_bound():
     @dataclasses.dataclass(frozen=True)
     class Loose(Masked):
-        is_bound = False
+        capabilities = Capabilities(is_bound=False)
 
     assert Objective(MASKED).trains_bound
     assert not Objective(MASKED, PerRow(UniformTimes(1e-3, 1.0))).is_bound  # a part of [0, 1] is never drawn
@@ -235,11 +235,11 @@ def test_each_step_has_its_own_noise_and_a_step_repeats_itself():
 
 
 def test_a_weighting_that_a_process_does_not_declare_is_refused():
-    class Other(Process):
-        name, vocab = "other", 5
+    class Other(Masked):
+        name, capabilities = "other", Capabilities()
 
     with pytest.raises(InputError, match="weighting cross_entropy conflicts with process other; it supports bound"):
-        Objective(Other(), weighting=CrossEntropy())
+        Objective(Other(VOCAB, MASK), weighting=CrossEntropy())
     with pytest.raises(InputError, match="cap is 0"):
         Capped(0.0)
     # The chain rule is one, with weight 1.

@@ -24,9 +24,10 @@ from dlmjax.diffusion import (
     row_keys,
     symmetric,
 )
+from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
-from dlmjax.diffusion.process import Process, cross_entropy
+from dlmjax.diffusion.process import Process, cross_entropy, init_params
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
 
@@ -152,9 +153,6 @@ class Tempered(Masked):
 
     params: Any = None
 
-    def init(self, key):
-        return {"log_temperature": jnp.zeros(())}
-
     def loss(self, logits, x, z, t):
         return Masked.loss(self, logits * jnp.exp(-self.params["log_temperature"]), x, z, t)
 
@@ -169,7 +167,7 @@ def test_a_learned_value_gets_the_gradient_of_the_bound():
     step = 0.01
     np.testing.assert_allclose(slope, (total(0.3 + step) - total(0.3 - step)) / (2 * step), rtol=2e-3)
     assert float(value) > float(total(0.0)), "the exact denoiser needs no temperature"
-    assert process.param_kinds() == {} and isinstance(process, Process)
+    assert isinstance(process, Process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +175,7 @@ class Tilted(Masked):
     """Discrete noise whose law has a learned number in it: alpha = 1 - t^w; its bound does not depend on w, its parts do."""
 
     params: Any = None
-    reinforce = True
+    capabilities = Capabilities(reinforce=True, denoisings=2)
 
     def _masked(self, t):
         return t ** jnp.exp(self.params["log_w"])
@@ -226,7 +224,7 @@ def test_a_learned_schedule_is_reported():
     """Its scalars go with the sums of the parts: microbatches add up, and the report is their mean weighted by tokens."""
     process = GenMd4(VOCAB, MASK, (BOS,))
     objective = Objective(process)
-    log_w = process.init(jax.random.key(0))["log_w"].at[0].set(np.log(4.0)).at[MASK].set(9.0)
+    log_w = init_params(process, jax.random.key(0))["log_w"].at[0].set(np.log(4.0)).at[MASK].set(9.0)
     _, parts = objective.bind({"process": {"log_w": log_w}})(EXACT, BATCH, KEY, ROWS)
     for times in (1, 3):
         report = objective.report({name: times * np.asarray(part) for name, part in parts.items()})

@@ -9,7 +9,7 @@ import pytest
 
 from dlmjax.diffusion import Objective, PerRow, make_process, nats_at, row_keys
 from dlmjax.diffusion.oracle.toy import ToyDenoiser
-from dlmjax.diffusion.process import bind_process
+from dlmjax.diffusion.process import bind_process, init_params
 from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.evaluation import Evaluator
 
@@ -60,34 +60,34 @@ VALUES = {
 @pytest.mark.parametrize("name", PROCESSES)
 def test_training_and_evaluation_agree_given_a_prompt(name):
     process = make_process(name, **FACTS, **VALUES.get(name, {}))
-    params = {"process": process.init(jax.random.key(0))}
+    params = {"process": init_params(process, jax.random.key(0))}
     held = bind_process(process, params)
-    denoiser, objective = Reader(None, VOCAB), Objective(process, process.adapt_times(PerRow()), prompt=1.0, boundary=True)
+    denoiser, objective = Reader(None, VOCAB), Objective(process, process.time_domain.adapt(PerRow()), prompt=1.0, boundary=True)
     _, parts = objective.bind(params)(denoiser, BATCH, KEY, ROWS)
     condition_BL = VALID_BL & (np.asarray(denoiser.calls[0][1]) == 0)
     assert condition_BL.any(axis=1).all() and 0 < condition_BL.sum() < VALID_BL.sum()
     for z_BL, t_BL in denoiser.calls:
         z_BL = np.asarray(z_BL)
-        if process.input_dim:
+        if process.states.dim:
             now = held.curve.at(jnp.zeros(())).over()
             off = (z_BL - np.asarray(now.a * held.table[X_BL])) / float(now.s[0])
             assert np.abs(off[condition_BL]).max() < 5 and z_BL[condition_BL].all(), "its least noise, as the text beside it has"
-        elif process.attention != "causal":
-            np.testing.assert_array_equal(z_BL[condition_BL], np.asarray(held.clean_state(BATCH["tokens"]))[condition_BL])
+        elif not process.attention.causal:
+            np.testing.assert_array_equal(z_BL[condition_BL], np.asarray(held.states.of_tokens(BATCH["tokens"]))[condition_BL])
         assert (np.asarray(held.time_embedding_input(jnp.zeros_like(t_BL)))[condition_BL] == np.asarray(t_BL)[condition_BL]).all()
     scored_BL = jnp.asarray(VALID_BL & ~condition_BL)
     assert int(parts["tokens"]) == scored_BL.sum()
 
     # The same noise and levels by way of the functions that an evaluation integrates.
-    if not process.reinforce:
+    if not process.capabilities.reinforce:
         z_BL, _ = denoiser.calls[0]
         t_BL = objective.times.draw(jax.random.split(KEY, 3)[0], BATCH["row"], ROWS, LENGTH)[0]
         keys_B, again = row_keys(jax.random.split(KEY, 3)[1], BATCH["row"]), Reader(None, VOCAB)
         nats_at(held, again, BATCH["tokens"], BATCH["segments"], keys_B, t_BL, scored_BL=scored_BL)
         np.testing.assert_array_equal(again.calls[0][0], z_BL)
-    if process.bound is process and process.has_boundary:
+    if process.bound is process and process.boundary.any:
         evaluator = SameNoise(process, lambda params, *_, **__: Reader(None, VOCAB))
         prior_BL, reconstruction_BL = evaluator._boundary_nats(params, {**BATCH, "scored": scored_BL}, 0)
         assert float(parts["prior"]) == pytest.approx(float(prior_BL.sum()), rel=1e-5, abs=1e-6)
         assert float(parts["reconstruction"]) == pytest.approx(float(reconstruction_BL.sum()), rel=1e-5, abs=1e-6)
-        assert (float(parts["reconstruction"]) != 0) == process.has_reconstruction
+        assert (float(parts["reconstruction"]) != 0) == process.boundary.reconstruction

@@ -36,7 +36,7 @@ from dlmjax.diffusion import (
     symmetric,
 )
 from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
-from dlmjax.diffusion.process import bind_process
+from dlmjax.diffusion.process import bind_process, init_params
 from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIME_DISTRIBUTIONS, TIMES, WEIGHTINGS
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
@@ -66,9 +66,9 @@ def test_every_process_is_made_from_the_same_facts(name):
 def test_every_process_is_a_tree_of_its_parameters(name):
     """Its leaves are the parameters; all else is static, hashable and the same for all their values, as compiled programs require."""
     process = make_process(name, **FACTS)
-    params = process.init(jax.random.key(0))
+    params = init_params(process, jax.random.key(0))
     bound = bind_process(process, {"process": params} if params else {})
-    assert jax.tree.structure(process.param_kinds()) == jax.tree.structure(process.lr_multipliers()) == jax.tree.structure(params)
+    assert jax.tree.structure(process.parameters) == jax.tree.structure(params)
     assert [*map(id, jax.tree.leaves(bound))] == [*map(id, jax.tree.leaves(params))] and not jax.tree.leaves(process)
     moved = jax.tree.map(lambda leaf: leaf + 1, bound)
     assert type(moved) is type(process) and moved.with_params(None) == process
@@ -82,7 +82,7 @@ def test_the_network_is_told_t_by_all_but_plaid(name):
     """docs/processes.md says so: a schedule that moves must be told by its log-SNR, all others stay where t says."""
     process = make_process(name, **FACTS)
     t_1L = jnp.linspace(0.1, 0.9, 5)[None]
-    params = process.init(jax.random.key(0))
+    params = init_params(process, jax.random.key(0))
     process = process.with_params({**params, "ends": jnp.asarray([-2.0, 5.0])} if "ends" in params else params)
     told = np.allclose(process.time_embedding_input(t_1L), t_1L, atol=1e-6)
     assert told == (name != "plaid")

@@ -12,7 +12,7 @@ import pytest
 
 from dlmjax.diffusion import Objective, any_order_nats, make_schedule, make_times, make_weighting, nats_at, row_keys
 from dlmjax.diffusion.capabilities import make_named
-from dlmjax.diffusion.process import bind_process
+from dlmjax.diffusion.process import bind_process, init_params
 from dlmjax.diffusion.registry import PROCESSES, SCHEDULES, TIMES, WEIGHTINGS, WITHIN_ROWS
 from dlmjax.models import Execution, build_network
 from tests.models.tiny import spec
@@ -37,11 +37,11 @@ def float64():
 def parts_of(name, hints=False):
     """(process, network, shapes of its parameters and of a batch)."""
     process = make_named(name)
-    classes, time_input = process.outputs if process.input_dim else VOCAB, "adaln" if process.time_input else "none"
+    classes, time_input = process.output.columns if process.states.dim else VOCAB, "adaln" if process.time_input else "none"
     network = build_network(
-        spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, self_condition=hints), Execution()
+        spec(depth=1, vocab=classes, input_dim=process.states.dim, time_input=time_input, self_condition=hints), Execution()
     )
-    weights, params = (jax.eval_shape(init, jax.random.key(0)) for init in (network.init, process.init))
+    weights, params = (jax.eval_shape(init, jax.random.key(0)) for init in (network.init, functools.partial(init_params, process)))
     ids_BL = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions"), ids_BL) | {"row": jax.ShapeDtypeStruct((ROWS,), jnp.int32)}
     return process, network, {**weights, **({"process": params} if jax.tree.leaves(params) else {})}, batch
@@ -55,7 +55,9 @@ def trained(name, weighting="bound", times="stratified", hints=False):
     """Traces an objective and its gradient: the types of (total, parts) and of the gradient."""
     process, network, params, batch = parts_of(name, hints)
     of_times = VALUES.get(times, {})
-    objective = Objective(process, process.adapt_times(make_times(times, **of_times)), make_weighting(weighting), True, 0.5 * hints, 0.5)
+    objective = Objective(
+        process, process.time_domain.adapt(make_times(times, **of_times)), make_weighting(weighting), True, 0.5 * hints, 0.5
+    )
 
     def loss(params, batch):
         return objective.bind(params)(bound(network, process, params, batch), batch, jax.random.key(1), ROWS)
@@ -77,7 +79,7 @@ def test_every_process_is_read_and_stepped_back_in_float64(name):
         given, denoiser = bind_process(process, params), bound(network, process, params, batch)
         keys_B, x_BL = row_keys(jax.random.key(2), batch["row"]), batch["tokens"]
         nats_BL = nats_at(given, denoiser, x_BL, batch["segments"], keys_B, t_BL)
-        if process.attention != "full":  # sampled token by token, or block by block
+        if process.attention.sequential:  # sampled token by token, or block by block
             return nats_BL
         z_BL = given.prior(keys_B, LENGTH)
         logits_BLV = denoiser.logits(denoiser.hidden(z_BL, given.time_embedding_input(t_BL)))

@@ -53,15 +53,15 @@ def bind_law(law):
         def denoise(z, t_BL):
             width, z = z.shape[1], z[:, : law.length]
             place_L = jnp.arange(law.length)
-            if attention == "full":
+            if not attention.sequential:
                 logits = answers(z)
-            elif attention == "causal":
+            elif attention.causal:
                 read = jnp.pad(z[:, 1:], ((0, 0), (0, 1)))
                 logits = jnp.stack([answers(jnp.where(place_L < i, read, law.mask_id))[:, i] for i in range(law.length)], axis=1)
             else:
                 logits = []
                 for i in range(law.length):
-                    block_L = place_L // attention.size - i // attention.size
+                    block_L = place_L // attention.block_size - i // attention.block_size
                     known = jnp.where(block_L < 0, z[..., 1], jnp.where(block_L == 0, z[..., 0], law.mask_id))
                     logits.append(answers(known)[:, i])
                 logits = jnp.stack(logits, axis=1)

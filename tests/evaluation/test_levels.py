@@ -19,7 +19,7 @@ from scipy.stats import binom
 
 from dlmjax.diffusion import make_process
 from dlmjax.diffusion.oracle import enumeration as oracle
-from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.process import Process, init_params
 from dlmjax.evaluation.levels import level_grid, quadrature_error, radau
 from dlmjax.evaluation.result import MOST_BIAS
 from dlmjax.quadrature import NODES
@@ -54,7 +54,7 @@ def test_the_default_grid_integrates_the_bound_of_small_laws(case):
     grid, levels = level_grid(case.process, "gauss", NODES), default(case.process)
     most = MOST / 10 if "mask" in case.process.name else MOST_BIAS / 2
     for law in (LAW, RARE):
-        gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.has_boundary else 0.0
+        gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.boundary.any else 0.0
         gap += case.gap(case, law) if case.gap else 0.0
         truth = law.entropy + gap - expected_boundary(case, law)
         nats_J = integrand(dataclasses.replace(case, grid=lambda length: levels), law)
@@ -194,14 +194,14 @@ def squared_error(e_K: np.ndarray, p_K: np.ndarray, snr: float) -> float:
 def test_the_default_grid_integrates_gaussian_noise(name, values):
     """n tokens that say the same are one with n times the signal: from one to 128, embeddings near and far from each other."""
     process = made(name, **values)
-    process = process.with_params(process.init(jax.random.key(0)))
+    process = process.with_params(init_params(process, jax.random.key(0)))
     curve = process.curve
     with jax.enable_x64(True):
         ends = [float(gamma) for gamma in curve.at(jnp.asarray([0.0, 1.0])).gamma]
     x, w = np.polynomial.legendre.leggauss(160)
     gamma_G, weight_G = ends[0] + (min(ends[1], 16.0) - ends[0]) * (x + 1) / 2, w * (min(ends[1], 16.0) - ends[0]) / 2
     t_J, weight_J = default(process)
-    spread_KJ, steps = level_grid(process, "gauss", NODES).spread_KJ, process.steps
+    spread_KJ, steps = level_grid(process, "gauss", NODES).spread_KJ, process.time_domain.steps
 
     def rates(t):
         """(SNR there, what multiplies half the squared error): in steps the fall over one step."""
@@ -274,7 +274,7 @@ def test_a_masked_bound_has_the_same_levels_of_noise_on_every_schedule():
 
 def test_a_learned_schedule_has_levels_of_its_own():
     process = made("plaid")
-    start = process.init(jax.random.key(0))
+    start = init_params(process, jax.random.key(0))
     same, moved = (process.with_params(start | {"ends": jnp.asarray(ends)}) for ends in ([-3.0, 6.0], [-9.0, 6.0]))
     first, again, later = (level_grid(process, "gauss", 8).low_J for process in (process, same, moved))
     np.testing.assert_allclose(again, first, atol=0.03)

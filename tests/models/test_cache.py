@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.models.cache import bind_cached, empty_cache
@@ -34,7 +34,7 @@ def test_blocks_read_one_by_one_are_those_of_the_two_streams(changes):
     """Each noisy block after the clean blocks before it: the network's training pass, and the block-causal mask over the prefix."""
     net, params = network(**changes)
     t_BL = jnp.broadcast_to(jnp.repeat(jnp.asarray([0.2, 0.9, 0.5]), SIZE), (ROWS, LENGTH))
-    whole = net.bind(params, ONES_BL, PLACES_BL, Blocks(SIZE))
+    whole = net.bind(params, ONES_BL, PLACES_BL, Attention(block_size=SIZE))
     both_BLD = whole.hidden(jnp.stack([NOISY_BL, TOKENS_BL], axis=-1), t_BL)
 
     traces = []

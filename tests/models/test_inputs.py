@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.process import Blocks
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.errors import InputError
 from dlmjax.models import BlockDiffusion, Execution, build_network
 from dlmjax.models.layers import time_features
@@ -32,7 +32,7 @@ def hidden(z, t=LEVELS, hint=None, attention="full", segments=SEGMENTS, **change
 
 def test_two_streams_are_a_row_of_twice_the_length_under_the_block_mask():
     noisy = jnp.where(jax.random.uniform(jax.random.key(1), TOKENS.shape) < 0.5, tiny.VOCAB - 1, TOKENS)
-    got = hidden(jnp.stack([noisy, TOKENS], axis=-1), attention=Blocks(4), time_input="adaln")
+    got = hidden(jnp.stack([noisy, TOKENS], axis=-1), attention=Attention(block_size=4), time_input="adaln")
     network, params = made(time_input="adaln")
     by_hand = network.bind(params, jnp.tile(SEGMENTS, (1, 2)), jnp.tile(POSITIONS, (1, 2)), BlockDiffusion(4, tiny.LENGTH))
     whole = by_hand.hidden(jnp.concatenate([noisy, TOKENS], axis=1), jnp.concatenate([LEVELS, 0 * LEVELS], axis=1))
@@ -43,16 +43,18 @@ def test_a_block_sees_itself_and_the_clean_blocks_before():
     """Changing the clean tokens of block 1 moves blocks 2 and 3 only; changing its noisy ones moves block 1 only."""
     segments = jnp.ones_like(SEGMENTS)
     pair = jnp.stack([TOKENS, TOKENS], axis=-1)
-    base = hidden(pair, attention=Blocks(4), segments=segments)
+    base = hidden(pair, attention=Attention(block_size=4), segments=segments)
     for stream, moved_blocks in ((0, [1]), (1, [2, 3])):
         other = pair.at[:, 4:8, stream].set((pair[:, 4:8, stream] + 1) % (tiny.VOCAB - 1))
-        moved = np.abs(hidden(other, attention=Blocks(4), segments=segments) - base).reshape(tiny.BATCH, 4, -1).max(axis=(0, 2))
+        moved = (
+            np.abs(hidden(other, attention=Attention(block_size=4), segments=segments) - base).reshape(tiny.BATCH, 4, -1).max(axis=(0, 2))
+        )
         assert [block for block in range(4) if moved[block] > 1e-4] == moved_blocks
 
 
 def test_blocks_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="data.length=16 is not a multiple of the block size 5"):
-        hidden(jnp.stack([TOKENS, TOKENS], axis=-1), attention=Blocks(5))
+        hidden(jnp.stack([TOKENS, TOKENS], axis=-1), attention=Attention(block_size=5))
 
 
 def test_vectors_stand_for_tokens():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion.capabilities import make_named, reveal_orders
-from dlmjax.diffusion.process import row_keys, split_rows
+from dlmjax.diffusion.process import init_params, row_keys, split_rows
 from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
@@ -28,9 +28,9 @@ def make(name, **changes):
     """(process, network, weights), as a run has them."""
     process = make_named(name)
     time_input = "adaln" if process.time_input else "none"
-    classes = process.outputs if process.input_dim else VOCAB
-    network = build_network(spec(depth=1, vocab=classes, input_dim=process.input_dim, time_input=time_input, **changes), Execution())
-    start = process.init(jax.random.key(1))
+    classes = process.output.columns if process.states.dim else VOCAB
+    network = build_network(spec(depth=1, vocab=classes, input_dim=process.states.dim, time_input=time_input, **changes), Execution())
+    start = init_params(process, jax.random.key(1))
     params = lively(network.init(jax.random.key(2)))
     return process, network, {**params, **({"process": start} if start else {})}
 
@@ -39,7 +39,7 @@ def canvas_of(process):
     """A prompt of three; where the process can, a suffix and a token that is sent to level 0.5."""
     tokens = np.random.default_rng(3).integers(0, PAD, (3, LENGTH)).astype(np.int32)
     start = np.r_[0, 0, 0, 1, 1, 1, 1, 1].astype(np.float32)
-    if not process.sequential:
+    if not process.attention.sequential:
         start[-2:] = 0.5, 0
     start = np.tile(start, (3, 1))
     return Canvas(tokens, start == 0, start)
@@ -69,7 +69,7 @@ def test_self_conditioning_and_guidance_together(name):
     sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=1.5, suppressed_ids=(PAD, BOS, MASK)))
     assert isinstance(sampler, Sampler) and sampler.self_condition
     samples = sampler.sample(params, canvas_of(process), seed=5)
-    assert samples.evaluations == 2 * (3 + process.has_reconstruction) and samples.tokens_BL.max() < VOCAB
+    assert samples.evaluations == 2 * (3 + process.boundary.reconstruction) and samples.tokens_BL.max() < VOCAB
 
 
 # The other kinds of noise, meanings of the output and ends of the schedule that the names above do not stand for.
@@ -84,18 +84,18 @@ VARIANTS = (
 def test_the_methods_that_a_process_declares_are_those_that_fit(name):
     """What is declared builds; what is not is refused in one line, where it is put together with the process."""
     process = make_named(name)
-    network = build_network(spec(depth=1, vocab=VOCAB), Execution()) if process.sequential else None
+    network = build_network(spec(depth=1, vocab=VOCAB), Execution()) if process.attention.sequential else None
     for method in METHODS:
         settings = SampleSettings(steps=2, method=method)
-        build = (lambda s: sampler_for(process, network, s)) if process.sequential else lambda s: Sampler(process, Law().bind, s)
-        if method in process.methods:
+        build = (lambda s: sampler_for(process, network, s)) if process.attention.sequential else lambda s: Sampler(process, Law().bind, s)
+        if method in process.capabilities.methods:
             build(settings)
         else:
             with pytest.raises(InputError) as refusal:
                 build(settings)
             assert "\n" not in str(refusal.value)
     reveals = {"all": REVEAL_ORDERS, "none": (), "left_to_right": ("left_to_right",)}[reveal_orders(process.bound)]
-    for order in REVEAL_ORDERS if not process.block_size else ():
+    for order in REVEAL_ORDERS if not process.attention.block_size else ():
         with contextlib.nullcontext() if order in reveals else pytest.raises(InputError):
             sampler_for(process, network or build_network(spec(depth=1, vocab=VOCAB), Execution()), SampleSettings(steps=2, order=order))
 
@@ -131,7 +131,7 @@ class AnyOutput:
 TOKEN_PROCESSES = sorted(
     name
     for name in {*PROCESSES, *VARIANTS} - {"blocks", "autoregressive"}
-    if not make_named(name).sequential and not make_named(name).input_dim
+    if not make_named(name).attention.sequential and not make_named(name).states.dim
 )
 
 
@@ -139,11 +139,11 @@ TOKEN_PROCESSES = sorted(
 def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(name):
     """From any level to 0: masks and suppressed tokens are gone, though the output belongs to no law and what is learned is arbitrary."""
     process, rng, length = make_named(name).bound, np.random.default_rng(1), 48
-    start = process.init(jax.random.key(0))
+    start = init_params(process, jax.random.key(0))
     process = process.with_params(jax.tree.map(lambda a: jnp.asarray(rng.normal(scale=1.5, size=a.shape), a.dtype), start))
     suppressed = (0, PAD, BOS, MASK)
     t_BL = jnp.tile(jnp.geomspace(1, 1e-8, length), (len(OUTPUTS), 1))
-    t_BL = process.quantize_time(t_BL, jnp.ones(t_BL.shape, bool))
+    t_BL = process.time_domain.quantize(t_BL, jnp.ones(t_BL.shape, bool))
     logits_BLV, keys_B = jnp.asarray(any_output(length)), row_keys(jax.random.key(2), jnp.arange(len(OUTPUTS)))
     hides = bool(jnp.any(process.corrupt(keys_B, jnp.ones(t_BL.shape, jnp.int32), jnp.ones(t_BL.shape)) == MASK))
     # Noise that only hides shows no token that is suppressed.
@@ -159,10 +159,10 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
         step_B, decode_B, touch_B = split_rows(keys_B, 3)
 
         def denoise(z_BL, t_BL):
-            return process.suppressed(logits_BLV, suppressed, z_BL, t_BL)
+            return process.output.suppressed(logits_BLV, suppressed, z_BL, t_BL)
 
         x_BL = stepper.step(process, step_B, denoise, z_BL, t_BL, jnp.zeros(t_BL.shape))
-        if process.has_reconstruction:
+        if process.boundary.reconstruction:
             x_BL = process.decode(decode_B, denoise(x_BL, jnp.zeros(t_BL.shape)), x_BL)
         if stepper.rounds:
             x_BL = stepper.corrector_step(process, touch_B, denoise, x_BL, jnp.ones(t_BL.shape, bool))
@@ -178,7 +178,7 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
 def test_every_pair_that_is_accepted_makes_text_and_nothing_else(name, way):
     """With guidance, a prompt and what else the process takes; what does not go together is refused, and only that."""
     process, network, params = make(name)
-    if not process.input_dim:
+    if not process.states.dim:
         network = AnyOutput(network)
     how = {"order": way} if way in REVEAL_ORDERS else {"method": way}
     canvas = canvas_of(process)

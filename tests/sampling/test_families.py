@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
@@ -26,7 +27,7 @@ class Closed:
         self.denoiser = case.denoiser(law)
 
     def __call__(self, params, segments_BL, positions_BL, attention):
-        assert attention == "full"
+        assert attention in ("full", Attention())
         return self.denoiser
 
 

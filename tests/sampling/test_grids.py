@@ -96,7 +96,7 @@ OWN = [
 @pytest.mark.parametrize(("process", "own"), OWN, ids=lambda value: getattr(value, "name", None))
 def test_a_process_takes_the_grid_that_errs_least(process, own):
     """KL(text || sampled) of sixteen steps by enumeration, on a toy law: the process's own grid against equal steps and quadratic ones."""
-    assert process.sampling_grid == own
+    assert process.capabilities.sampling_grid == own
     law = oracle.JointDistribution.random(3, 2, seed=5, sharpness=1.5)
     errors = {grid: error(process, law, grid, 16) for grid in ("uniform", "power(exponent=2)")}
     other = next(grid for grid in errors if grid != own)

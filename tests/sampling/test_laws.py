@@ -132,7 +132,7 @@ def chain(case, law, levels):
     z_Zn = oracle.enumerate_sequences(case.states, law.length)
     guess_ZnK = oracle.posterior(law, kernel, 0.0)
     decoded_ZX = np.stack([guess_ZnK[:, i][:, law.sequences_Xn[:, i]] for i in range(law.length)]).prod(axis=0)
-    if not case.process.has_boundary:
+    if not case.process.boundary.any:
         text_Z = (z_Zn < TOKENS).all(axis=1)
         assert now_Z[~text_Z].sum() < 1e-9
         return now_Z[text_Z] / now_Z[text_Z].sum()

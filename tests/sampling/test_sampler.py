@@ -94,7 +94,7 @@ def test_conditional_law_given_frozen_tokens():
 
 def test_autoregressive_sampling_reproduces_the_joint_law_and_continues_a_prompt():
     def bind(params, segments_BL, positions_BL, attention):
-        assert attention == "causal"
+        assert attention.causal
 
         def denoise(z_BL, t_BL):
             # The network reads BOS and the row shifted right; position i may only use what stands at or before i.

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.process import Blocks
 from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.errors import InputError
 from dlmjax.sampling import METHODS, ORDERS, Sampler, SampleSettings, sampler_for
@@ -42,7 +41,9 @@ def test_a_step_hands_on_what_it_was_given(name):
         carry, fits = jax.eval_shape(sampler._start_state, params, arrays), fits + 1
         acts = [sampler._one_step]
         if not sampler.reveals:
-            acts += [sampler._decode] * int(sampler.process.has_reconstruction) + [sampler._corrector_step] * min(sampler.stepper.rounds, 1)
+            acts += [sampler._decode] * int(sampler.process.boundary.reconstruction) + [sampler._corrector_step] * min(
+                sampler.stepper.rounds, 1
+            )
         for act in acts:
             assert types_of(jax.eval_shape(act, params, arrays, carry, np.int32(1))) == types_of(carry), (way, act.__name__)
     assert fits
@@ -53,4 +54,4 @@ def test_text_is_made_with_the_keys_and_values_kept(name):
     process, network, params = make(name)
     sampler = sampler_for(process, network, SampleSettings(steps=2, suppressed_ids=SUPPRESSED))
     samples = sampler.sample(params, canvas_of(process), seed=1)
-    assert samples.tokens_BL.max() < PAD and isinstance(process.attention, Blocks) == (name == "blocks")
+    assert samples.tokens_BL.max() < PAD and (process.attention.block_size is not None) == (name == "blocks")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Linear
 
@@ -53,7 +54,7 @@ class Law:
 
     def bind(self, params, segments_BL, positions_BL, attention="full"):
         """The denoiser as a network would be bound; `params` is a temperature of its beliefs (1.0 = exact)."""
-        assert attention == "full"
+        assert attention in ("full", Attention())
         return Bound(lambda z_BL, t_BL: self.denoise(z_BL) * params)
 
 

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from dlmjax import config as config_lib
+from dlmjax.diffusion.process import init_params
 from dlmjax.plan.hardware import Vocabulary, alone
 from dlmjax.sweep import ladder
 from dlmjax.sweep.counts import count, with_shape
@@ -33,7 +34,7 @@ def test_parameters_are_those_that_are_trained(family):
         table = head = VOCAB * 48
         assert (found.non_embedding, found.active) == (found.parameters - table - head, found.parameters - table)
     else:  # its network reads vectors; the table is the process's
-        learned = jax.eval_shape(lambda: experiment.process.init(jax.random.key(0)))
+        learned = jax.eval_shape(lambda: init_params(experiment.process, jax.random.key(0)))
         assert found.parameters - found.active == max(leaf.size for leaf in jax.tree.leaves(learned))
 
 

@@ -7,7 +7,6 @@ Diffusion-LM does when it samples, the clamping trick and the rounding, is in em
 import dataclasses
 
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
-from dlmjax.diffusion.weightings.base import Weighting
 from dlmjax.diffusion.weightings.gaussian import EndToEnd
 
 
@@ -21,10 +20,7 @@ class DiffusionLm(EmbeddingNoise):
     rounding: str = "tied"
 
     name = "diffusion_lm"
-
-    @property
-    def weighting(self) -> Weighting:
-        return EndToEnd()
+    weighting = EndToEnd()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +39,4 @@ class Sed(EmbeddingNoise):
     rounding: str = "separate"
 
     name = "sed"
-
-    @property
-    def weighting(self) -> Weighting:
-        return EndToEnd(terminal=0.0)
+    weighting = EndToEnd(terminal=0.0)

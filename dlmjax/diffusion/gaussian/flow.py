@@ -7,7 +7,6 @@ squared error of the velocity that is trained, which is no bound. Euler and Heun
 import dataclasses
 
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
-from dlmjax.diffusion.weightings.base import Weighting
 from dlmjax.diffusion.weightings.gaussian import Simple
 
 
@@ -22,7 +21,4 @@ class EmbeddingFlow(EmbeddingNoise):
     prediction: str = "velocity"
 
     name = "embedding_flow"
-
-    @property
-    def weighting(self) -> Weighting:
-        return Simple("velocity")
+    weighting = Simple("velocity")

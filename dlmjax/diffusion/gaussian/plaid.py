@@ -16,17 +16,19 @@ The variance is that of a token's loss at uniform t. Uniform or stratified times
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from dlmjax.diffusion.declarations import Parameter
 from dlmjax.diffusion.gaussian.process import EmbeddingNoise
 from dlmjax.diffusion.gaussian.schedules import LogLinear, Path, Point, _FromGamma
 from dlmjax.diffusion.process import check_schedule_lr
 from dlmjax.diffusion.shapes import Ids, PerClass, Values, Vectors
-from dlmjax.diffusion.weightings.base import Bound, Weighting
+from dlmjax.diffusion.weightings.base import Bound
 from dlmjax.errors import InputError
 
 
@@ -81,10 +83,7 @@ class Plaid(EmbeddingNoise):
     schedule_lr: float = 1.0
 
     name = "plaid"
-
-    @property
-    def weighting(self) -> Weighting:
-        return Bound()
+    weighting = Bound()
 
     def __post_init__(self, mask_id: int | None):
         if self.path != "log_linear" or self.gamma_0 is None or self.gamma_1 is None:
@@ -96,25 +95,26 @@ class Plaid(EmbeddingNoise):
             raise InputError(f"process plaid: units is {self.units}; it must be positive")
         check_schedule_lr(self.name, self.schedule_lr)
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+    @property
+    def parameters(self) -> dict[str, Any]:
         if not self.learn_schedule:
-            return super().init(key)
-        centre = (jnp.arange(self.units, dtype=jnp.float32) + 0.5) / self.units
-        network = {
-            "weight": jnp.zeros((self.units + 1,), jnp.float32),
-            "slope": jnp.full((self.units,), math.log(2 * self.units), jnp.float32),
-            "centre": jnp.log(centre) - jnp.log1p(-centre),
+            return super().parameters
+
+        def vector(start: Callable[[], Array]) -> Parameter:
+            return Parameter(lambda _: start(), "vector", float(self.schedule_lr))
+
+        def centre() -> Array:
+            u = (jnp.arange(self.units, dtype=jnp.float32) + 0.5) / self.units
+            return jnp.log(u) - jnp.log1p(-u)
+
+        return super().parameters | {
+            "ends": vector(lambda: jnp.asarray([self.gamma_0, self.gamma_1], jnp.float32)),
+            "schedule": {
+                "weight": vector(lambda: jnp.zeros((self.units + 1,), jnp.float32)),
+                "slope": vector(lambda: jnp.full((self.units,), math.log(2 * self.units), jnp.float32)),
+                "centre": vector(centre),
+            },
         }
-        return super().init(key) | {"ends": jnp.asarray([self.gamma_0, self.gamma_1], jnp.float32), "schedule": network}
-
-    def param_kinds(self) -> dict[str, Any]:
-        if not self.learn_schedule:
-            return super().param_kinds()
-        return super().param_kinds() | {"ends": "vector", "schedule": {"weight": "vector", "slope": "vector", "centre": "vector"}}
-
-    def lr_multipliers(self) -> dict[str, Any]:
-        schedule = {name: kinds for name, kinds in self.param_kinds().items() if name in ("ends", "schedule")}
-        return super().lr_multipliers() | jax.tree.map(lambda _: float(self.schedule_lr), schedule)
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
         """The learned ends, and gamma half-way."""

@@ -18,15 +18,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dlmjax.diffusion.declarations import Boundary, Capabilities, Ends, Parameter
 from dlmjax.diffusion.gaussian import embedding, parameterisation
 from dlmjax.diffusion.gaussian.schedules import PATHS, LogLinear, Path, Point, Straight, snr_drop
 from dlmjax.diffusion.gaussian.steps import VARIANCES, ancestral, normal_kl, reverse_variance
-from dlmjax.diffusion.process import Ends, Process, check_ids, draw_tokens, exclude
+from dlmjax.diffusion.process import Output, Process, States, check_ids, draw_tokens, exclude
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Vectors, VectorState
+from dlmjax.diffusion.time_domain import AllTimes, TimeDomain
 from dlmjax.diffusion.weightings.base import OF_VECTORS, Bound, Weighting
 from dlmjax.errors import InputError
 
 ROUNDINGS = ("bayes", "tied", "separate")
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepEnds(TimeDomain):
+    """T steps: t is taken to the end of the step that it lies in."""
+
+    steps: int
+
+    def quantize(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
+        del valid_BL
+        return jnp.clip(jnp.ceil(t_BL * self.steps), 1, self.steps) / self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +73,7 @@ class EmbeddingNoise(Process):
     params: Any = dataclasses.field(default=None, kw_only=True)
 
     time_input = True
-    methods = ("ancestral", "ddpm", "ddim", "heun")
-    weightings = ("bound", *OF_VECTORS)
-    has_boundary = True
+    boundary = Boundary(any=True, reconstruction=True)
     # Embeddings that lie far apart stay distinguishable near t = 1; rows of correlated tokens even later.
     ends = Ends(power=1.0, clean=4.0, noise=5.5)
 
@@ -92,28 +103,35 @@ class EmbeddingNoise(Process):
 
     @property
     @abc.abstractmethod
-    def weighting(self) -> Weighting: ...
+    def weighting(self) -> Weighting:
+        """How the loss is weighted in training by default."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(("ancestral", "ddpm", "ddim", "heun"), ("bound", *OF_VECTORS), weighting=self.weighting)
 
     # --- what is learned -------------------------------------------------------------------------------------------------------
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+    @property
+    def parameters(self) -> dict[str, Any]:
         """{"embedding": [V, E]}, rows as long as `norm`, or with entries ~ N(0, 1) where they are free; and the separate rounding's
-        {"rounding": {"weight": [V, E], "bias": [V]}}. Put an imported table (`embedding.import_table`) in its place."""
-        table_VE = embedding.with_norm(jax.random.normal(key, (self.vocab, self.dim), jnp.float32), self.norm)
-        if not self._has_rounding:
-            return {"embedding": table_VE}
-        return {"embedding": table_VE, "rounding": {"weight": table_VE / math.sqrt(self.dim), "bias": jnp.zeros((self.vocab,))}}
+        {"rounding": {"weight": [V, E], "bias": [V]}}. Put an imported table (`embedding.import_table`) in the place of its start value."""
 
-    def param_kinds(self) -> dict[str, Any]:
+        def table_VE(key: Key[Array, ""]) -> Float[Array, "V E"]:
+            return embedding.with_norm(jax.random.normal(key, (self.vocab, self.dim), jnp.float32), self.norm)
+
         # A frozen table has no gradient; as a vector it has no weight decay either.
-        table = {"embedding": "vector" if self.frozen else "embedding"}
-        return table | {"rounding": {"weight": "embedding", "bias": "vector"}} if self._has_rounding else table
+        learned: dict[str, Any] = {"embedding": Parameter(table_VE, "vector" if self.frozen else "embedding")}
+        if self._has_rounding:
+            weight = Parameter(lambda key: table_VE(key) / math.sqrt(self.dim), "embedding")
+            learned["rounding"] = {"weight": weight, "bias": Parameter(lambda _: jnp.zeros((self.vocab,)), "vector")}
+        return learned
 
     @property
     def table(self) -> Float[Array, "V E"]:
         """The embeddings in use."""
         if self.params is None:
-            raise InputError(f"process {self.name} requires embeddings; bind them with process.with_params(process.init(key))")
+            raise InputError(f"process {self.name} requires embeddings; bind them with process.with_params(init_params(process, key))")
         table_VE = embedding.with_norm(self.params["embedding"], self.norm)
         return jax.lax.stop_gradient(table_VE) if self.frozen else table_VE
 
@@ -123,22 +141,16 @@ class EmbeddingNoise(Process):
         return make_path(self.path, self.gamma_0, self.gamma_1)
 
     @property
-    def input_dim(self) -> int:
-        return self.dim
-
-    @property
-    def predicts(self) -> str:
-        return "logits" if self.prediction == "logits" else "vectors"
+    def states(self) -> "_EmbeddedTokens":
+        return _EmbeddedTokens(self)
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
         return self.excluded
 
     @property
-    def outputs(self) -> int:
-        if self.prediction == "logits":
-            return self.vocab
-        return 2 * self.dim if self.variance == "learned_range" else self.dim
+    def output(self) -> "_Prediction":
+        return _Prediction(self)
 
     @property
     def _has_rounding(self) -> bool:
@@ -150,9 +162,9 @@ class EmbeddingNoise(Process):
         """Of the variance: 1 / (1 + SNR)."""
         return jax.nn.sigmoid(self.curve.at(t).gamma)
 
-    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
-        del valid_BL
-        return jnp.clip(jnp.ceil(t_BL * self.steps), 1, self.steps) / self.steps if self.steps else t_BL
+    @property
+    def time_domain(self) -> TimeDomain:
+        return _StepEnds(self.steps) if self.steps else AllTimes()
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> VectorState:
         now = self.curve.at(t_BL).over()
@@ -195,12 +207,6 @@ class EmbeddingNoise(Process):
             return exclude(embedding.similarity(z0, self.table), self.excluded)
         own = self.params["rounding"]
         return exclude(embedding.similarity(z0, own["weight"]) + own["bias"], self.excluded)
-
-    def self_conditioning_x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: VectorState, t_BL: PerToken) -> VectorState:
-        """The clean vector for self-conditioning; from logits without the output prior, since the network reads z besides."""
-        if self.prediction == "logits":
-            return denoiser.expect(hidden_BLD, self.table)
-        return self.clean(denoiser.logits(hidden_BLD), z_BL, t_BL)
 
     def _vector(self, output: Float[Array, "*n D"]) -> Vectors:
         return output[..., : self.dim].astype(jnp.promote_types(output.dtype, jnp.float32))
@@ -260,19 +266,51 @@ class EmbeddingNoise(Process):
     def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: VectorState) -> Tokens:
         return draw_tokens(keys_B, self._text(logits_BLV, z_BL))
 
-    def to_tokens(self, z_BL: VectorState) -> Tokens:
-        return embedding.nearest(z_BL, self.table, self.excluded)
-
 
 @dataclasses.dataclass(frozen=True)
 class GaussianEmbedding(EmbeddingNoise):
     """Any choice of values, trained on the bound."""
 
     name = "gaussian"
+    weighting = Bound()
+
+
+@dataclasses.dataclass(frozen=True)
+class _EmbeddedTokens(States):
+    """Vectors, shown as the token with the nearest embedding."""
+
+    process: EmbeddingNoise
 
     @property
-    def weighting(self) -> Weighting:
-        return Bound()
+    def dim(self) -> int:
+        return self.process.dim
+
+    def to_tokens(self, z_BL: VectorState) -> Tokens:
+        return embedding.nearest(z_BL, self.process.table, self.process.excluded)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prediction(Output):
+    """Logits, or the vectors of `prediction`."""
+
+    process: EmbeddingNoise
+
+    @property
+    def predicts(self) -> str:
+        return "logits" if self.process.prediction == "logits" else "vectors"
+
+    @property
+    def columns(self) -> int:
+        process = self.process
+        if process.prediction == "logits":
+            return process.vocab
+        return 2 * process.dim if process.variance == "learned_range" else process.dim
+
+    def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: VectorState, t_BL: PerToken) -> VectorState:
+        """The clean vector for self-conditioning; from logits without the output prior, since the network reads z besides."""
+        if self.process.prediction == "logits":
+            return denoiser.expect(hidden_BLD, self.process.table)
+        return self.process.clean(denoiser.logits(hidden_BLD), z_BL, t_BL)
 
 
 def normals(keys_B: RowKeys, length: int, dim: int) -> Float[Array, "B {length} {dim}"]:

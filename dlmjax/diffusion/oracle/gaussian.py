@@ -42,7 +42,7 @@ class ExactDenoiser(EnumeratedDenoiser):
             return jnp.pad(jnp.maximum(known_BLK, _IMPOSSIBLE), special, constant_values=_IMPOSSIBLE)
         mean_BLE = jnp.einsum("blk,ke->ble", jnp.exp(log_p_BLK), self._table, precision="highest")
         output_BLE = parameterisation.convert(mean_BLE, z_BL, "x0", process.prediction, now, to)
-        middle = jnp.zeros((*z_BL.shape[:2], process.outputs - process.dim), output_BLE.dtype)
+        middle = jnp.zeros((*z_BL.shape[:2], process.output.columns - process.dim), output_BLE.dtype)
         return jnp.concatenate([output_BLE, middle], axis=-1)
 
     def posterior(self, z_BL: VectorState, now: Point) -> tuple[Float[Array, "B L K"], Float[Array, "B L K"]]:

@@ -13,15 +13,25 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from dlmjax.diffusion.declarations import Attention, Capabilities
 from dlmjax.diffusion.process import Process, among, check_ids, cross_entropy, draw_tokens, exclude, uniform_rows
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
-from dlmjax.diffusion.weightings.base import OF_RATES, Bound, CrossEntropy, Weighting
+from dlmjax.diffusion.time_domain import TimeDomain
+from dlmjax.diffusion.times import Times
+from dlmjax.diffusion.weightings.base import OF_RATES, Bound, CrossEntropy
 from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoTimes(TimeDomain):
+    """The loss does not depend on the time: all that counts is that its weights have a mean of 1."""
+
+    def covered_by(self, times: Times) -> bool:
+        return times.covers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +48,8 @@ class Autoregressive(Process):
     input_mask: float = dataclasses.field(default=0.0, kw_only=True)
 
     name = "autoregressive"
-    attention = "causal"
-    weightings = ("bound", *OF_RATES)
+    attention = Attention(causal=True)
+    time_domain = _NoTimes()
 
     def __post_init__(self):
         if not 0 <= self.input_mask < 1:
@@ -68,10 +78,6 @@ class Autoregressive(Process):
         del z, t
         return cross_entropy(logits, x, self.suppressed_ids)
 
-    def covered_by(self, times: Any) -> bool:
-        """The loss does not depend on the level: all that counts is that its weights have a mean of 1."""
-        return times.covers
-
     def cross_entropy_weight(self, t: Values) -> Values:
         return jnp.ones_like(t)
 
@@ -91,12 +97,9 @@ class Autoregressive(Process):
         return jnp.where(new_BL, draw_tokens(keys_B, exclude(logits_BLV, self.suppressed_ids)), z_BL)
 
     @property
-    def is_bound(self) -> bool:
-        return not self.input_mask
-
-    @property
-    def weighting(self) -> Weighting:
-        return CrossEntropy() if self.input_mask else Bound()
+    def capabilities(self) -> Capabilities:
+        weighting = CrossEntropy() if self.input_mask else Bound()
+        return Capabilities(weightings=("bound", *OF_RATES), weighting=weighting, is_bound=not self.input_mask)
 
     @property
     def bound(self) -> "Autoregressive":

@@ -27,16 +27,51 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dlmjax.diffusion.declarations import Attention, Capabilities, Phases
 from dlmjax.diffusion.hyperschedule import PerBlock
-from dlmjax.diffusion.process import Blocks, Process
+from dlmjax.diffusion.process import Output, Process, States
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
-from dlmjax.diffusion.times import PerRow
+from dlmjax.diffusion.time_domain import TimeDomain
+from dlmjax.diffusion.times import PerRow, Times
 from dlmjax.diffusion.weightings.base import OF_RATES
 from dlmjax.errors import InputError
 
 # The noisy and the clean token of each position.
 Pairs = Int[Array, "B L 2"]
 PairsN = Int[Array, "*n 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _BlockTimes(TimeDomain):
+    """The inner process's times, each for a block of its own."""
+
+    size: int
+    inner: TimeDomain
+
+    @property
+    def steps(self) -> int:
+        return self.inner.steps
+
+    @property
+    def one_time_per_row(self) -> bool:
+        return self.inner.one_time_per_row
+
+    def quantize(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
+        return self.inner.quantize(t_BL, valid_BL)
+
+    def revealed(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
+        return self.inner.revealed(masked_BL, t_BL, start_BL)
+
+    def adapt(self, times: Times) -> Times:
+        """One time per block, from a distribution that has one per row, or per block of another size."""
+        times = self.inner.adapt(times)
+        if isinstance(times, PerBlock):
+            return times if times.size == self.size else dataclasses.replace(times, size=self.size)
+        return PerBlock(self.size, times.distribution, times.stratified) if isinstance(times, PerRow) else times
+
+    def covered_by(self, times: Times) -> bool:
+        """A block sees the others clean: each may have a time of its own, which all of it shares."""
+        return times.covers and (not isinstance(times, PerBlock) or times.size % self.size == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +97,9 @@ class Blockwise(Process):
                 f"process blocks: curriculum is {self.curriculum}; give (step, size) pairs, as in ((1000, 64), (2000, 16)), steps rising, "
                 "both at least 1"
             )
-        self.inner.adapt_times(PerBlock(self.size))  # refuses noise that has one time per row
-        state = jax.eval_shape(self.inner.clean_state, jax.ShapeDtypeStruct((1, 1), jnp.int32))
-        if self.inner.attention != "full" or self.inner.input_dim or state.ndim != 2:
+        self.inner.time_domain.adapt(PerBlock(self.size))  # refuses noise that has one time per row
+        state = jax.eval_shape(self.inner.states.of_tokens, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+        if self.inner.attention.sequential or self.inner.states.dim or state.ndim != 2:
             raise InputError(f"process blocks: noise {self.inner.name!r} is not a process on tokens that reads its block as a whole")
 
     def with_params(self, params: Any) -> "Blockwise":
@@ -73,12 +108,11 @@ class Blockwise(Process):
         return process
 
     @property
-    def weightings(self) -> tuple[str, ...]:
-        """Those that are functions of t and the cross-entropy: the others read z, which is a pair here."""
-        return tuple(name for name in self.inner.weightings if name in ("bound", *OF_RATES))
-
-    def in_blocks(self) -> Process:
-        return self.inner.bound
+    def capabilities(self) -> Capabilities:
+        """The inner process's. Weightings: functions of t and the cross-entropy, since the others read z, which is a pair here."""
+        inner = self.inner.capabilities
+        weightings = tuple(name for name in inner.weightings if name in ("bound", *OF_RATES))
+        return dataclasses.replace(inner, weightings=weightings, count_form=None, in_blocks=self.inner.bound)
 
     @property
     def bound(self) -> "Blockwise":
@@ -87,36 +121,23 @@ class Blockwise(Process):
     # --- blocks ----------------------------------------------------------------------------------------------------------------
 
     @property
-    def attention(self) -> Blocks:
-        return Blocks(self.size)
-
-    def at_step(self, step: int) -> "Blockwise":
-        size = next((size for until, size in self.curriculum if step < until), self.size)
-        return dataclasses.replace(self, size=size, curriculum=())
+    def attention(self) -> Attention:
+        return Attention(block_size=self.size)
 
     @property
-    def curriculum_end(self) -> int:
-        return self.curriculum[-1][0] if self.curriculum else 0
+    def phases(self) -> Phases:
+        sizes, ends = (*(size for _, size in self.curriculum), self.size), tuple(until for until, _ in self.curriculum)
 
-    def curriculum_ending(self, step: int) -> dict[str, Any]:
-        """The same phases, each as much shorter as the whole; those that no step is left for go."""
-        ends = {until * step // self.curriculum_end: size for until, size in self.curriculum}
-        return {"curriculum": tuple((until, size) for until, size in ends.items() if until)}
+        def shortened(step: int) -> dict[str, Any]:
+            """The same phases, each as much shorter as the whole; those that no step is left for go."""
+            found = {until * step // ends[-1]: size for until, size in self.curriculum}
+            return {"curriculum": tuple((until, size) for until, size in found.items() if until)}
+
+        return Phases(lambda i: dataclasses.replace(self, size=sizes[i], curriculum=()), ends, shortened)
 
     @property
-    def block_sizes(self) -> tuple[int, ...]:
-        return (self.size, *(size for _, size in self.curriculum))
-
-    def adapt_times(self, times: Any) -> Any:
-        """One time per block, from a distribution that has one per row, or per block of another size."""
-        times = self.inner.adapt_times(times)
-        if isinstance(times, PerBlock):
-            return times if times.size == self.size else dataclasses.replace(times, size=self.size)
-        return PerBlock(self.size, times.distribution, times.stratified) if isinstance(times, PerRow) else times
-
-    def covered_by(self, times: Any) -> bool:
-        """A block sees the others clean: each may have a time of its own, which all of it shares."""
-        return times.covers and (not isinstance(times, PerBlock) or times.size % self.size == 0)
+    def time_domain(self) -> TimeDomain:
+        return _BlockTimes(self.size, self.inner.time_domain)
 
     # --- states: the noisy and the clean text ----------------------------------------------------------------------------------
 
@@ -129,17 +150,12 @@ class Blockwise(Process):
     def forward_step(self, keys_B: RowKeys, z_BL: Pairs, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Pairs:
         return _pairs(self.inner.forward_step(keys_B, z_BL[..., 0], s_BL, t_BL, valid_BL), z_BL[..., 1])
 
-    def clean_state(self, x_BL: Tokens) -> Pairs:
-        return _pairs(x_BL, x_BL)
-
-    def to_tokens(self, z_BL: Pairs) -> Tokens:
-        return z_BL[..., 0]
+    @property
+    def states(self) -> States:
+        return _PairStates()
 
     def loss_mask(self, z_BL: Pairs, t_BL: PerToken) -> Mask:
         return self.inner.loss_mask(z_BL[..., 0], t_BL)
-
-    def corrupted(self, x_BL: Tokens, z_BL: Pairs) -> Mask:
-        return self.inner.corrupted(x_BL, z_BL[..., 0])
 
     def log_q(self, z_BL: Pairs, x_BL: Tokens, t_BL: PerToken) -> PerToken:
         return self.inner.log_q(z_BL[..., 0], x_BL, t_BL)
@@ -151,6 +167,44 @@ class Blockwise(Process):
 
     def reconstruction(self, logits: PerClass, x: Ids, z0: PairsN) -> Values:
         return self.inner.reconstruction(logits, x, z0[..., 0])
+
+    @property
+    def output(self) -> Output:
+        return _NoisyOutput(self.inner.output)
+
+    def reverse_rates(self, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken) -> Logits:
+        return self.inner.reverse_rates(logits_BLV, z_BL[..., 0], t_BL)
+
+    # --- reverse ---------------------------------------------------------------------------------------------------------------
+
+    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length} 2"]:
+        return _twice(self.inner.prior(keys_B, length))
+
+    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken, s_BL: PerToken) -> Pairs:
+        """A step of the noisy stream; later blocks read a finished block, so times must reach 0 block by block."""
+        return _twice(self.inner.reverse_step(keys_B, logits_BLV, z_BL[..., 0], t_BL, s_BL))
+
+    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs) -> Pairs:
+        return _twice(self.inner.decode(keys_B, logits_BLV, z_BL[..., 0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoisyOutput(Output):
+    """The meaning of the inner process's output: it is of the noisy token."""
+
+    inner: Output
+
+    @property
+    def process(self) -> Process:
+        return self.inner.process
+
+    @property
+    def predicts(self) -> str:
+        return self.inner.predicts
+
+    @property
+    def columns(self) -> int:
+        return self.inner.columns
 
     def log_posterior(self, logits: PerClass, z: PairsN, t: Values) -> PerClass:
         return self.inner.log_posterior(logits, z[..., 0], t)
@@ -164,45 +218,32 @@ class Blockwise(Process):
     def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: PairsN, t: Values) -> PerClass:
         return self.inner.guided(conditional, unconditional, weight, z[..., 0], t)
 
-    def self_conditioning_x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Pairs, t_BL: PerToken) -> Float[Array, "B L I"]:
-        return self.inner.self_conditioning_x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)
-
-    def reverse_rates(self, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken) -> Logits:
-        return self.inner.reverse_rates(logits_BLV, z_BL[..., 0], t_BL)
-
-    # --- reverse ---------------------------------------------------------------------------------------------------------------
-
-    def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length} 2"]:
-        return self.clean_state(self.inner.prior(keys_B, length))
-
-    def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken, s_BL: PerToken) -> Pairs:
-        """A step of the noisy stream; later blocks read a finished block, so times must reach 0 block by block."""
-        return self.clean_state(self.inner.reverse_step(keys_B, logits_BLV, z_BL[..., 0], t_BL, s_BL))
-
-    def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs) -> Pairs:
-        return self.clean_state(self.inner.decode(keys_B, logits_BLV, z_BL[..., 0]))
+    def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Pairs, t_BL: PerToken) -> Float[Array, "B L I"]:
+        return self.inner.x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)
 
 
 # What blocks do not change: these are the inner process's own.
 for _name in (
-    *("vocab", "mask_id", "excluded", "schedule", "suppressed_ids", "absorbing_id", "input_dim", "outputs"),
-    *("time_input", "is_bound", "is_tight", "ends", "steps", "reinforce", "denoisings", "weighting"),
-    *("any_order", "one_time_per_row", "predicts", "methods", "prior_mask_id", "loss_share"),
-    *("params", "init", "param_kinds", "lr_multipliers", "scalars"),
-    *(
-        "quantize_time",
-        "time_embedding_input",
-        "noise_share",
-        "noise_rate",
-        "cross_entropy_weight",
-        "replaced",
-        "stationary",
-        "sampling_grid",
-        "reveal_times",
-    ),
-    *("has_boundary", "has_reconstruction", "prior_nats"),
+    *("vocab", "mask_id", "excluded", "schedule", "suppressed_ids", "absorbing_id", "time_input", "time_embedding_input"),
+    *("params", "parameters", "scalars", "boundary", "ends", "prior_nats"),
+    *("noise_share", "noise_rate", "cross_entropy_weight", "replaced"),
 ):
     setattr(Blockwise, _name, property(operator.attrgetter(f"inner.{_name}")))
+
+
+@dataclasses.dataclass(frozen=True)
+class _PairStates(States):
+    """The noisy and the clean token."""
+
+    def of_tokens(self, x_BL: Tokens) -> Pairs:
+        return _twice(x_BL)
+
+    def to_tokens(self, z_BL: Pairs) -> Tokens:
+        return z_BL[..., 0]
+
+
+def _twice(x_BL: Tokens) -> Pairs:
+    return _pairs(x_BL, x_BL)
 
 
 def _pairs(noisy_BL: Tokens, clean_BL: Tokens) -> Pairs:

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 from jaxtyping import ArrayLike as Like
 
+from dlmjax.diffusion.declarations import Boundary, Capabilities
 from dlmjax.diffusion.process import EXCLUDED, Process, among, check_ids, draw_tokens, exclude
 from dlmjax.diffusion.processes import kernels
 from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, mixture_sums
@@ -37,6 +38,7 @@ from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Param
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
 from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
+from dlmjax.diffusion.time_domain import DiscreteSteps
 from dlmjax.diffusion.weightings.base import OF_TOKENS
 from dlmjax.errors import InputError
 
@@ -104,11 +106,6 @@ class DiscreteTime(Schedule):
         return kernels.Step(alpha_T[start], noise_T[start], alpha_T[to] / floor, (noise_T[to] - noise_T[start]) / floor)
 
 
-def snapped(t_BL: PerToken, steps: int) -> PerToken:
-    """The level (floor(t T) + 1) / T that a t in [0, 1] stands for."""
-    return jnp.clip(jnp.floor(t_BL * steps) + 1, 1, steps) / steps
-
-
 def make_d3pm(
     vocab: int,
     mask_id: int,
@@ -165,16 +162,17 @@ class StepMasked(SharedSchedule):
         object.__setattr__(self, "schedule", DiscreteTime(base, self.steps))
         super().__post_init__()
 
-    def count_form(self) -> None:
-        """Its times are those of T steps, and counts of masks have others."""
-        return None
+    @property
+    def capabilities(self) -> Capabilities:
+        """No count form: the times are those of T steps, and counts of masks have others."""
+        return dataclasses.replace(super().capabilities, count_form=None)
 
     def noise_share(self, t: Values) -> Values:
         return self.schedule.base.noise(t)
 
-    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
-        del valid_BL
-        return snapped(t_BL, self.steps)
+    @property
+    def time_domain(self) -> DiscreteSteps:
+        return DiscreteSteps(self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +199,6 @@ class D3pm(Process):
     name = "d3pm"
     time_input = True
     ends = UNIFORM_ENDS
-    weightings = ("bound", *OF_TOKENS)
 
     def __post_init__(self):
         check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
@@ -217,12 +214,11 @@ class D3pm(Process):
         # Made now, so that what cannot be is refused now, and never within a traced function.
         object.__setattr__(self, "_times", DiscreteTime(self.schedule, self.steps))
         object.__setattr__(self, "_noise", self._make_kernel())
-        object.__setattr__(self, "_prior_K", self._make_prior() if self.has_boundary else np.zeros(len(self.tokens_K), np.float32))
+        object.__setattr__(self, "_prior_K", self._make_prior() if self.boundary.any else np.zeros(len(self.tokens_K), np.float32))
 
     @property
     def output(self) -> Parameterisation:
-        """What the denoiser's output means."""
-        return PARAMETERISATIONS[self.parameterisation]
+        return PARAMETERISATIONS[self.parameterisation](self)
 
     @functools.cached_property
     def suppressed_ids(self) -> tuple[int, ...]:
@@ -242,31 +238,22 @@ class D3pm(Process):
     # --- what samplers ask -----------------------------------------------------------------------------------------------------
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        return ("ancestral", *(("rdm",) if self.stationary else ()), "self_correct")
-
-    @property
-    def stationary(self) -> bool:
-        """A token that is off by little at a small level is off by anything at t = 1."""
-        return self.kernel == "uniform"
+    def capabilities(self) -> Capabilities:
+        """`rdm` requires noise of one law at all times: a neighbour that is shown at a small time is any token at t = 1."""
+        redrawn = ("rdm",) if self.kernel == "uniform" else ()
+        return Capabilities(methods=("ancestral", *redrawn, "self_correct"), weightings=("bound", *OF_TOKENS))
 
     def replaced(self, t: Values) -> Values:
         return self._times.noise(t)
-
-    def log_posterior(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return self.output.log_posterior(self, logits, z, t)
-
-    def log_loo(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return self.output.log_loo(self, logits, z, t)
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
     def noise_share(self, t: Values) -> Values:
         return self.schedule.noise(t)
 
-    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
-        del valid_BL
-        return snapped(t_BL, self.steps)
+    @property
+    def time_domain(self) -> DiscreteSteps:
+        return DiscreteSteps(self.steps)
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
@@ -303,12 +290,8 @@ class D3pm(Process):
         return kernels.uniform_divergence(sums, log_p_x, log_p_z, x == z, tokens, step)
 
     @property
-    def has_boundary(self) -> bool:
-        return self._times.ends[1] > 0
-
-    @property
-    def has_reconstruction(self) -> bool:
-        return False  # the term of level 1 is the reconstruction
+    def boundary(self) -> Boundary:
+        return Boundary(any=self._times.ends[1] > 0)  # the term of level 1 is the reconstruction
 
     def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_T | x) || p_T), p_T uniform over the tokens."""
@@ -322,7 +305,7 @@ class D3pm(Process):
 
     def _x0_log_probs(self, logits: PerClass, z: Ids, t: Values) -> Float[Array, "*n K"]:
         """log p(x_i | z_{-i}) over the kernel's tokens."""
-        return self._over_tokens(self.output.log_loo(self, logits, z, t))
+        return self._over_tokens(self.output.log_loo(logits, z, t))
 
     def _make_prior(self) -> Float[np.ndarray, "K"]:
         left = self._times.ends[1]

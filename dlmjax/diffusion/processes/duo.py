@@ -15,7 +15,6 @@ Shapes: B batch, L length, k kept tokens, V vocabulary of N tokens and special i
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,8 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Float64, Int
 from scipy.special import log_ndtr
 
-from dlmjax.diffusion.process import Process, split_rows, uniform_rows
+from dlmjax.diffusion.declarations import Capabilities, Phases
+from dlmjax.diffusion.process import Process, States, split_rows, uniform_rows
 from dlmjax.diffusion.processes.uniform import Uniform, UniformNoise
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule
 from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, RowKeys, Tokens, Values
@@ -116,6 +116,22 @@ def _upper_normal(tail: Values) -> Values:
 
 
 @dataclasses.dataclass(frozen=True)
+class _SoftTokens(States):
+    """(id, weight) of k tokens; a token as a state has all weight on one id."""
+
+    k: int
+
+    def of_tokens(self, x_BL: Ids) -> Float[Array, "*n {self.k} 2"]:
+        weight_k = jnp.zeros((self.k,), jnp.float32).at[0].set(1.0)
+        ids = jnp.broadcast_to(x_BL[..., None].astype(jnp.float32), (*x_BL.shape, self.k))
+        return jnp.stack([ids, jnp.broadcast_to(weight_k, ids.shape)], axis=-1)
+
+    def to_tokens(self, z_BL: Float[Array, "*n k 2"]) -> Ids:
+        """The argmax."""
+        return z_BL[..., 0, 0].astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Duo(UniformNoise):
     """Uniform noise whose network reads soft tokens: the first stage of Duo's curriculum; `bound` is the second.
 
@@ -135,8 +151,6 @@ class Duo(UniformNoise):
     until: int = 0
 
     name = "duo"
-    is_bound = False
-    weightings = ("bound",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -154,39 +168,26 @@ class Duo(UniformNoise):
         id_BLk, weight_BLk = soft_tokens(keys_B, x_BL, ratio_BL, self.temperature, self.k, self.vocab, self.suppressed_ids)
         state_BLk2 = jnp.stack([id_BLk.astype(jnp.float32), weight_BLk], axis=-1)
         whole_BL = jnp.zeros(x_BL.shape, bool) if valid_BL is None else ~valid_BL
-        return jnp.where((whole_BL | (self.schedule.noise(t_BL) <= 0))[..., None, None], self.hard(x_BL), state_BLk2)
-
-    def hard(self, z_BL: Ids) -> Float[Array, "*n {self.k} 2"]:
-        """A token as a state: all weight on one id."""
-        weight_k = jnp.zeros((self.k,), jnp.float32).at[0].set(1.0)
-        ids = jnp.broadcast_to(z_BL[..., None].astype(jnp.float32), (*z_BL.shape, self.k))
-        return jnp.stack([ids, jnp.broadcast_to(weight_k, ids.shape)], axis=-1)
-
-    def clean_state(self, x_BL: Tokens) -> Float[Array, "B L {self.k} 2"]:
-        return self.hard(x_BL)
-
-    def to_tokens(self, z_BL: Float[Array, "*n k 2"]) -> Ids:
-        """The argmax."""
-        return z_BL[..., 0, 0].astype(jnp.int32)
-
-    def corrupted(self, x_BL: Tokens, z_BL: Float[Array, "B L k 2"]) -> Mask:
-        return self.to_tokens(z_BL) != x_BL
-
-    def loss(self, logits: PerClass, x: Ids, z: Float[Array, "*n k 2"], t: Values) -> Values:
-        return super().loss(logits, x, self.to_tokens(z), t)
-
-    def reconstruction(self, logits: PerClass, x: Ids, z0: Float[Array, "*n k 2"]) -> Values:
-        return super().reconstruction(logits, x, self.to_tokens(z0))
-
-    def at_step(self, step: int) -> Process:
-        return self.bound if self.until and step >= self.until else self
+        return jnp.where((whole_BL | (self.schedule.noise(t_BL) <= 0))[..., None, None], self.states.of_tokens(x_BL), state_BLk2)
 
     @property
-    def curriculum_end(self) -> int:
-        return self.until
+    def states(self) -> "_SoftTokens":
+        return _SoftTokens(self.k)
 
-    def curriculum_ending(self, step: int) -> dict[str, Any]:
-        return {"until": step}
+    def loss(self, logits: PerClass, x: Ids, z: Float[Array, "*n k 2"], t: Values) -> Values:
+        return super().loss(logits, x, self.states.to_tokens(z), t)
+
+    def reconstruction(self, logits: PerClass, x: Ids, z0: Float[Array, "*n k 2"]) -> Values:
+        return super().reconstruction(logits, x, self.states.to_tokens(z0))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, weightings=("bound",), is_bound=False)
+
+    @property
+    def phases(self) -> Phases:
+        ends = (self.until,) if self.until else ()
+        return Phases(lambda i: self.bound if i else self, ends, lambda step: {"until": step})
 
     # Softness is drawn in one shot; there is no chain from one soft state to the next.
     forward_step = Process.forward_step

@@ -18,6 +18,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.process import cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.score import OneNoise
 from dlmjax.diffusion.schedules import Linear, Schedule, share_gone
@@ -39,31 +40,30 @@ class FlowMatching(OneNoise):
     parameterisation = "posterior"
 
     @property
-    def weightings(self) -> tuple[str, ...]:
-        return (*super().weightings, *(OF_RATES if self._mask is not None else ()))
-
-    @property
-    def is_tight(self) -> bool:
-        return self._mask is not None and super().is_tight
+    def capabilities(self) -> Capabilities:
+        found = super().capabilities
+        if self.noise_mask is None:
+            return dataclasses.replace(found, is_tight=False)
+        return dataclasses.replace(found, weightings=(*found.weightings, *OF_RATES))
 
     def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         logits = exclude(logits, self.suppressed_ids)
         own = z == x
         # A token that is shown under masked noise is the truth: no weight, not even an infinite one.
-        revealed = own if self._mask is not None else jnp.zeros_like(own)
+        revealed = own if self.noise_mask is not None else jnp.zeros_like(own)
         weight = self.schedule.hazard(jnp.where(revealed, 1.0, t))
         at_x = cross_entropy(logits, x)
-        if self._mask is not None:
+        if self.noise_mask is not None:
             return jnp.where(revealed, 0.0, weight * at_x)
         at_z = jnp.where(own, at_x, cross_entropy(logits, z))
         return weight * jnp.where(own, -jnp.expm1(-at_z), at_x - jnp.exp(-at_z))
 
     def cross_entropy_weight(self, t: Values) -> Values:
         """For a masked source; for a uniform one the cross-entropy of the published recipe is weighting `denoising(everywhere=True)`."""
-        return super().cross_entropy_weight(t) if self._mask is None else self.schedule.hazard(t)
+        return super().cross_entropy_weight(t) if self.noise_mask is None else self.schedule.hazard(t)
 
     def noise_rate(self, t: Values) -> Values:
-        return super().noise_rate(t) if self._mask is None else self.schedule.noise(t)
+        return super().noise_rate(t) if self.noise_mask is None else self.schedule.noise(t)
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Goes over to a token of the posterior with probability (alpha_s - alpha_t)/(1 - alpha_t): the velocity's rate, integrated from t
@@ -72,5 +72,5 @@ class FlowMatching(OneNoise):
         noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
         move_BL = uniform_rows(which_B, z_BL.shape[1]) < share_gone(noise_t_BL, noise_s_BL)
         token_BL = draw_tokens(token_B, exclude(logits_BLV, self.suppressed_ids))
-        may_BL = move_BL if self._mask is None else move_BL & (z_BL == self._mask)
+        may_BL = move_BL if self.noise_mask is None else move_BL & (z_BL == self.noise_mask)
         return jnp.where(may_BL, token_BL, z_BL)

@@ -23,7 +23,8 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from dlmjax.diffusion.process import Ends, cross_entropy
+from dlmjax.diffusion.declarations import Capabilities, Ends
+from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.processes.interpolating import Interpolating, Shares
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
 from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, Tokens, Values
@@ -45,9 +46,10 @@ class _MaskAndTokens(Interpolating):
         return self.mask_id if self.always_masks else None
 
     @functools.cached_property
-    def prior_mask_id(self) -> int | None:
+    def capabilities(self) -> Capabilities:
         with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
-            return self.mask_id if self.shares(jnp.float32(1.0)).mask > 0 else None
+            masks = bool(self.shares(jnp.float32(1.0)).mask > 0)
+        return dataclasses.replace(super().capabilities, prior_mask_id=self.mask_id if masks else None)
 
     @property
     def stationary(self) -> bool:

@@ -15,6 +15,7 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from dlmjax.diffusion.process import Ends, Process, among, check_ids, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.declarations import Capabilities, Ends
+from dlmjax.diffusion.process import Process, among, check_ids, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS, Parameterisation
 from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
+from dlmjax.diffusion.time_domain import AllTimes, TimeDomain
 from dlmjax.diffusion.weightings.base import OF_JUMPS, OF_TOKENS
 from dlmjax.errors import InputError
 
@@ -41,6 +44,15 @@ class Shares(NamedTuple):
     mask: Values
 
 
+@dataclasses.dataclass(frozen=True)
+class _RevealedAreText(TimeDomain):
+    """All times; 0 for revealed tokens, which are text: at time t the denoiser would take some of them for noise."""
+
+    def revealed(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
+        del start_BL
+        return jnp.where(masked_BL, t_BL, 0.0)
+
+
 class Interpolating(Process):
     """Noise of this kind. A dataclass with `vocab`, `mask_id` (None = there is none), `excluded` and `parameterisation`.
 
@@ -53,7 +65,6 @@ class Interpolating(Process):
     parameterisation: str
     time_input = True
     ends = Ends(power=2.5, clean=0.5, noise=4.25)
-    weightings = ("bound", *OF_JUMPS, *OF_TOKENS)
 
     @abc.abstractmethod
     def shares(self, t: Values) -> Shares:
@@ -77,8 +88,7 @@ class Interpolating(Process):
 
     @property
     def output(self) -> Parameterisation:
-        """What the denoiser's output means."""
-        return PARAMETERISATIONS[self.parameterisation]
+        return PARAMETERISATIONS[self.parameterisation](self)
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
@@ -93,41 +103,38 @@ class Interpolating(Process):
     # --- capabilities ----------------------------------------------------------------------------------------------------------
 
     @property
-    def predicts(self) -> str:
-        return "scores" if self.parameterisation == "score" else "logits"
+    def stationary(self) -> bool:
+        """Whether what noise shows has one law at all times, that of `prior`."""
+        return True
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """`rdm` redraws noise as at t = 1 and reads the schedule; `self_correct` revises text in which noise showed wrong tokens."""
+    def capabilities(self) -> Capabilities:
+        """`rdm` redraws noise as at t = 1 and reads the schedule; `self_correct` revises text in which noise showed wrong tokens.
+
+        Where tokens are shown as others, most is decided at small times (python -m benchmarks.sampling_grids).
+        """
         redrawn = ("rdm",) if self.stationary and self.schedule is not None else ()
-        revised = ("self_correct",) if self.absorbing_id is None else ()
-        return ("ancestral", "tau_leap", "analytic", *redrawn, *revised)
+        revised, grid = ((), "uniform") if self.absorbing_id is not None else (("self_correct",), "power(exponent=2)")
+        return Capabilities(
+            methods=("ancestral", "tau_leap", "analytic", *redrawn, *revised),
+            weightings=("bound", *OF_JUMPS, *OF_TOKENS),
+            sampling_grid=grid,
+            prior_mask_id=self.absorbing_id,
+        )
 
     def reverse_rates(self, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken) -> Logits:
         to_uniform_BL, to_mask_BL = self.jumps(t_BL)
         into_BL = jnp.where(self.is_token(z_BL), to_uniform_BL / self.tokens, to_mask_BL)
         into_BL /= jnp.maximum(self.shares(t_BL).alpha, FLOOR)
-        score_BLV = jnp.exp(self.output.log_score(self, logits_BLV, z_BL, t_BL))
+        score_BLV = jnp.exp(self.output.log_score(logits_BLV, z_BL, t_BL))
         return jnp.where(jnp.arange(self.vocab) == z_BL[..., None], 0.0, into_BL[..., None] * score_BLV)
-
-    @property
-    def sampling_grid(self) -> str:
-        """Where tokens are shown as others, most is decided at small levels (python -m benchmarks.sampling_grids)."""
-        return "uniform" if self.absorbing_id is not None else "power(exponent=2)"
 
     def replaced(self, t: Values) -> Values:
         return self.shares(t).uniform
 
-    def reveal_times(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
-        """0 for revealed tokens, which are text: at time t the denoiser would take some of them for noise."""
-        del start_BL
-        return t_BL if self.absorbing_id is not None else jnp.where(masked_BL, t_BL, 0.0)
-
-    def log_posterior(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return self.output.log_posterior(self, logits, z, t)
-
-    def log_loo(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return self.output.log_loo(self, logits, z, t)
+    @property
+    def time_domain(self) -> TimeDomain:
+        return AllTimes() if self.absorbing_id is not None else _RevealedAreText()
 
     # --- forward ---------------------------------------------------------------------------------------------------------------
 
@@ -150,8 +157,8 @@ class Interpolating(Process):
         noise_BL = uniform_BL + mask_BL
         hit_BL = uniform_rows(hit_B, length) < noise_BL
         new_BL = uniform_tokens(token_B, length, self.vocab, self.suppressed_ids)
-        if self._mask is not None:
-            new_BL = jnp.where(uniform_rows(kind_B, length) * noise_BL < mask_BL, self._mask, new_BL)
+        if self.noise_mask is not None:
+            new_BL = jnp.where(uniform_rows(kind_B, length) * noise_BL < mask_BL, self.noise_mask, new_BL)
         return jnp.where(among(hit_BL, valid_BL), new_BL, z_BL)
 
     def _between(self, s: Values, t: Values) -> Shares:
@@ -164,42 +171,36 @@ class Interpolating(Process):
 
     def log_likelihood(self, z: Ids, t: Values) -> PerClass:
         """log q_t(z | x = k): one value at k = z, another elsewhere; within -log(N / FLOOR) of 0, where it would be -inf."""
-        alpha, uniform, mask = self._floored(t)
+        alpha, uniform, mask = self.floored_shares(t)
         here, elsewhere = jnp.log(alpha + uniform / self.tokens), jnp.log(uniform / self.tokens)
         two = jnp.where(jnp.arange(self.vocab) == z[..., None], here[..., None], elsewhere[..., None])
-        return two if self._mask is None else jnp.where((z == self._mask)[..., None], jnp.log(mask)[..., None], two)
+        return two if self.noise_mask is None else jnp.where((z == self.noise_mask)[..., None], jnp.log(mask)[..., None], two)
 
     def log_marginal(self, log_p: PerClass, t: Values) -> PerClass:
         """log q_t(y | x ~ p) for every class y that can be seen, EXCLUDED for the others."""
-        alpha, uniform, mask = self._floored(t)
+        alpha, uniform, mask = self.floored_shares(t)
         log_q = jnp.logaddexp(log_p + jnp.log(alpha)[..., None], jnp.log(uniform / self.tokens)[..., None])
-        if self._mask is not None:
-            log_q = jnp.where(jnp.arange(self.vocab) == self._mask, jnp.log(mask)[..., None], log_q)
-        return exclude(log_q, self._unseen)
+        if self.noise_mask is not None:
+            log_q = jnp.where(jnp.arange(self.vocab) == self.noise_mask, jnp.log(mask)[..., None], log_q)
+        return exclude(log_q, self.unseen_ids)
 
     def log_unmixed(self, log_q: PerClass, t: Values) -> PerClass:
         """log p up to a constant from log q_t(. | x ~ p), the inverse of `log_marginal`."""
-        log_uniform = jnp.log(self._floored(t).uniform / self.tokens)[..., None]
+        log_uniform = jnp.log(self.floored_shares(t).uniform / self.tokens)[..., None]
         clean = jnp.maximum(-jnp.expm1(jnp.minimum(log_uniform - log_q, 0.0)), FLOOR)
         return exclude(log_q + jnp.log(clean), self.suppressed_ids)
 
-    def log_scores(self, output: PerClass, z: Ids, t: Values) -> PerClass:
-        """log score of every class from an output that means scores: its own entry is 0 whatever the network says."""
-        del t
-        own = jnp.arange(self.vocab) == z[..., None]
-        return jnp.where(own, 0.0, exclude(output, self._unseen))
-
     @property
-    def _unseen(self) -> tuple[int, ...]:
+    def unseen_ids(self) -> tuple[int, ...]:
         """Ids that neither text nor noise shows."""
-        return tuple(id_ for id_ in self.suppressed_ids if id_ != self._mask)
+        return tuple(id_ for id_ in self.suppressed_ids if id_ != self.noise_mask)
 
     @property
-    def _mask(self) -> int | None:
+    def noise_mask(self) -> int | None:
         """The mask, where it is noise and not only a special id that text never holds."""
         return self.mask_id
 
-    def _floored(self, t: Values) -> Shares:
+    def floored_shares(self, t: Values) -> Shares:
         """Shares of at least FLOOR: logarithms and ratios of them are finite."""
         return Shares(*(jnp.maximum(share, FLOOR) for share in self.shares(t)))
 
@@ -207,7 +208,7 @@ class Interpolating(Process):
 
     def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         """See the top of the file. Written in ratios to alpha, so that neither end divides by 0."""
-        alpha, uniform, _ = self._floored(t)
+        alpha, uniform, _ = self.floored_shares(t)
         rho = alpha * self.tokens / uniform
         own, shown = z == x, self.is_token(z)
         # The bridge from a posterior moves one logit only: log q_t(z | x = k) is two-valued in k.
@@ -221,18 +222,18 @@ class Interpolating(Process):
 
     def jump_weight(self, x: Ids, z: Ids, t: Values) -> Values:
         """w_t(z, x), the factor of KL + IS: rate of jumps into z over the chance to see it."""
-        alpha, uniform, mask = self._floored(t)
+        alpha, uniform, mask = self.floored_shares(t)
         to_uniform, to_mask = self.jumps(t)
         per_token = to_uniform / (jnp.where(z == x, alpha * self.tokens, 0.0) + uniform)
         return jnp.where(self.is_token(z), per_token, to_mask / mask) / alpha
 
     def is_token(self, z: Ids) -> Flags:
         """Where the state is a token, and not the mask of the noise."""
-        return jnp.ones(z.shape, bool) if self._mask is None else z != self._mask
+        return jnp.ones(z.shape, bool) if self.noise_mask is None else z != self.noise_mask
 
     def prior_nats(self, x: Ids) -> Values:
         """KL(q(z_1 | x) || p_1): p_1 spreads the alpha_1 that is left uniformly."""
-        if not self.has_boundary:
+        if not self.boundary.any:
             return jnp.zeros(x.shape, jnp.float32)
         alpha, uniform, _ = self.shares(jnp.ones(x.shape))
         other, start = uniform / self.tokens, (uniform + alpha) / self.tokens
@@ -241,9 +242,9 @@ class Interpolating(Process):
         return sum(weight * p * (jnp.log(jnp.maximum(p, FLOOR)) - jnp.log(jnp.maximum(start, FLOOR))) for weight, p in terms)
 
     def reconstruction(self, logits: PerClass, x: Ids, z0: Ids) -> Values:
-        if not self.has_reconstruction:
+        if not self.boundary.reconstruction:
             return jnp.zeros(x.shape, jnp.float32)
-        log_p = self.output.log_posterior(self, logits, z0, jnp.zeros(x.shape))
+        log_p = self.output.log_posterior(logits, z0, jnp.zeros(x.shape))
         return -jnp.take_along_axis(log_p, x[..., None], axis=-1)[..., 0]
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ class Interpolating(Process):
         the mask. Every choice is a draw of its own: a rare jump is not lost in the noise of a draw over all classes.
         """
         keep_B, token_B, jump_B = split_rows(keys_B, 3)
-        log_loo_BLV = self.output.log_loo(self, logits_BLV, z_BL, t_BL)
+        log_loo_BLV = self.output.log_loo(logits_BLV, z_BL, t_BL)
         loo_z_BL = jnp.exp(jnp.take_along_axis(log_loo_BLV, z_BL[..., None], axis=-1)[..., 0])
         before, step = self.shares(s_BL), self._between(s_BL, t_BL)
         token_BL = self.is_token(z_BL)
@@ -275,9 +276,9 @@ class Interpolating(Process):
         return jnp.where(uniform_rows(keep_B, z_BL.shape[1]) < anew_BL, new_BL, z_BL)
 
     def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens) -> Tokens:
-        if not self.has_reconstruction:
+        if not self.boundary.reconstruction:
             return z_BL
-        return draw_tokens(keys_B, self.output.log_posterior(self, logits_BLV, z_BL, jnp.zeros(z_BL.shape)))
+        return draw_tokens(keys_B, self.output.log_posterior(logits_BLV, z_BL, jnp.zeros(z_BL.shape)))
 
 
 def uniform_tokens(keys_B: RowKeys, length: int, vocab: int, suppressed_ids: tuple[int, ...] = ()) -> Int[Array, "B {length}"]:

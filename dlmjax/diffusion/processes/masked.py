@@ -13,18 +13,19 @@ Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per toke
 import abc
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.process import among, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
-from dlmjax.diffusion.times import PerRow
-from dlmjax.diffusion.weightings.base import OF_RATES, OF_TOKENS, InverseRate, Weighting
+from dlmjax.diffusion.time_domain import AllTimes, TimeDomain
+from dlmjax.diffusion.times import PerRow, Times
+from dlmjax.diffusion.weightings.base import OF_RATES, OF_TOKENS, InverseRate
 from dlmjax.errors import InputError
 
 
@@ -42,20 +43,18 @@ class SharedSchedule(Absorbing):
 
     # --- capabilities ----------------------------------------------------------------------------------------------------------
 
-    any_order = True
-    weightings = ("bound", *OF_RATES, *OF_TOKENS)
-
     @property
-    def methods(self) -> tuple[str, ...]:
+    def capabilities(self) -> Capabilities:
         """`first_hitting` and `predetermined` draw the time of each token, so the ends of the schedule must be text and masks alone."""
-        timed = () if self.has_boundary else ("first_hitting", "predetermined")
-        return ("ancestral", "tau_leap", *timed, "remask", "rdm")
-
-    def count_form(self) -> "MaskedCount | None":
-        return MaskedCount(self.vocab, self.mask_id, excluded=self.excluded, trained=self.schedule)
-
-    def in_blocks(self) -> "Masked":
-        return Masked(self.vocab, self.mask_id, self.schedule, self.excluded)
+        timed = () if self.boundary.any else ("first_hitting", "predetermined")
+        return Capabilities(
+            methods=("ancestral", "tau_leap", *timed, "remask", "rdm"),
+            weightings=("bound", *OF_RATES, *OF_TOKENS),
+            any_order=True,
+            prior_mask_id=self.mask_id,
+            count_form=MaskedCount(self.vocab, self.mask_id, excluded=self.excluded, trained=self.schedule),
+            in_blocks=Masked(self.vocab, self.mask_id, self.schedule, self.excluded),
+        )
 
     def reverse_rates(self, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken) -> Logits:
         masked_BL = z_BL == self.mask_id
@@ -106,6 +105,17 @@ class SharedSchedule(Absorbing):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Complementary(TimeDomain):
+    """The times of masks and their complements."""
+
+    def adapt(self, times: Times) -> Times:
+        if isinstance(times, Hyperschedule) and times.window is not None:
+            # Ahead of the window all is noise, and its complement would show the text there.
+            raise InputError("process masked: complementary masks conflict with a window of times (times hyper); leave one of them out")
+        return times
+
+
+@dataclasses.dataclass(frozen=True)
 class Masked(SharedSchedule):
     """Masked diffusion on any schedule.
 
@@ -127,16 +137,12 @@ class Masked(SharedSchedule):
         super().__post_init__()
 
     @property
-    def denoisings(self) -> int:
-        return 2 if self.complementary else 1
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, denoisings=2 if self.complementary else 1)
 
-    def adapt_times(self, times: Any) -> Any:
-        if self.complementary and isinstance(times, Hyperschedule) and times.window is not None:
-            # Ahead of the window all is noise, and its complement would show the text there.
-            raise InputError(
-                f"process {self.name}: complementary masks cannot follow a window of levels (times hyper); leave one of them out"
-            )
-        return times
+    @property
+    def time_domain(self) -> TimeDomain:
+        return _Complementary() if self.complementary else AllTimes()
 
     def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
         z_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
@@ -161,11 +167,30 @@ class MaskedLambda(SharedSchedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class _CountedMasks(TimeDomain):
+    """The times k/n at which k of a row's n tokens are masked."""
+
+    one_time_per_row = True
+
+    def adapt(self, times: Times) -> Times:
+        if not isinstance(times, PerRow) and not (isinstance(times, Hyperschedule) and times.window is None):
+            raise InputError("process masked_count masks a number of a row's tokens: it requires times with one level per row")
+        return times
+
+    def quantize(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
+        n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
+        # t is one number per row; the largest, should a caller have zeroed the padding.
+        t_B1 = jnp.max(t_BL, axis=1, keepdims=True)
+        k_B1 = jnp.clip(jnp.floor(t_B1 * n_B1) + 1, 1, n_B1)
+        return jnp.broadcast_to((k_B1 / n_B1).astype(t_BL.dtype), t_BL.shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class MaskedCount(SharedSchedule):
     """Exactly k of a row's n tokens are masked, k uniform on 1..n; loss n/k x cross-entropy of the masked (RADD 2406.03736, k-form).
 
     In expectation it is the linear bound of a network without time input, with less variance: the mask rate is what was drawn.
-    The level of a row is k/n, made from any draw of t by `quantize_time`; padding is not counted. A time-conditioned network that was
+    The level of a row is k/n, made from any draw of t by `time_domain`; padding is not counted. A time-conditioned network that was
     trained under another schedule, `trained`, is conditioned on the time at which that one masks the share k/n.
     """
 
@@ -176,25 +201,13 @@ class MaskedCount(SharedSchedule):
 
     name = "masked_count"
     schedule = Linear()
-    one_time_per_row = True
+    time_domain = _CountedMasks()
 
     def time_embedding_input(self, t_BL: PerToken) -> PerToken:
         return self.trained.inverse(1 - t_BL)
 
-    def adapt_times(self, times: Any) -> Any:
-        if not isinstance(times, PerRow) and not (isinstance(times, Hyperschedule) and times.window is None):
-            raise InputError(f"process {self.name} masks a number of a row's tokens: its times give a row one level, and these do not")
-        return times
-
-    def quantize_time(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
-        n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
-        # t is one number per row; the largest, should a caller have zeroed the padding.
-        t_B1 = jnp.max(t_BL, axis=1, keepdims=True)
-        k_B1 = jnp.clip(jnp.floor(t_B1 * n_B1) + 1, 1, n_B1)
-        return jnp.broadcast_to((k_B1 / n_B1).astype(t_BL.dtype), t_BL.shape)
-
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
-        """`t_BL` must be levels k/n, as `quantize_time` gives them."""
+        """`t_BL` must be levels k/n, as `time_domain` gives them."""
         return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
 
     def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
@@ -238,5 +251,5 @@ class Llada(SharedSchedule):
         return llada(self.eps)
 
     @property
-    def weighting(self) -> Weighting:
-        return InverseRate()
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, weighting=InverseRate())

@@ -13,41 +13,42 @@ Shapes: `*n` any shape, V classes of the output. All results are log-probabiliti
 never holds have EXCLUDED.
 """
 
+import abc
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dlmjax.diffusion.process import EXCLUDED, exclude
+from dlmjax.diffusion.process import EXCLUDED, Output, exclude
 from dlmjax.diffusion.shapes import Ids, PerClass, Values
 
 
-@runtime_checkable
-class Parameterisation(Protocol):
-    """A meaning of the output. The process it is asked about gives what the bridge needs:
+class Parameterisation(Output):
+    """Abstract. The process gives what the bridge needs:
 
     suppressed_ids: ids that text never holds;  log_likelihood(z, t): log q_t(z | x = k), [*n, V];
-    log_marginal(log_p, t): log q_t(y | x ~ p), [*n, V], and its inverse log_unmixed(log_q, t);  log_scores(output, z, t).
+    log_marginal(log_p, t): log q_t(y | x ~ p), [*n, V], and its inverse log_unmixed(log_q, t).
     """
 
     name: str
 
-    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
+    @abc.abstractmethod
+    def loo_logits(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log p(x_i | z_{-i}) up to a constant: what a loss that normalises anyway is given."""
         ...
 
-    def log_loo(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
+    def log_loo(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log p(x_i | z_{-i})."""
-        return _normalised(process, self.loo_logits(process, logits, z, t))
+        return _normalised(self.process, self.loo_logits(logits, z, t))
 
-    def log_posterior(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
+    def log_posterior(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log p(x_i | z)."""
-        return _normalised(process, self.loo_logits(process, logits, z, t) + process.log_likelihood(z, t))
+        return _normalised(self.process, self.loo_logits(logits, z, t) + self.process.log_likelihood(z, t))
 
-    def log_score(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
+    def log_score(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         """log of p_t(z with z_i := y) / p_t(z); 0 at y = z."""
-        log_q = process.log_marginal(self.log_loo(process, logits, z, t), t)
+        log_q = self.process.log_marginal(self.log_loo(logits, z, t), t)
         own = jnp.take_along_axis(log_q, z[..., None], axis=-1)
         return jnp.where(log_q <= EXCLUDED / 2, EXCLUDED, log_q - own)
 
@@ -56,45 +57,62 @@ class Parameterisation(Protocol):
 class LeaveOneOut(Parameterisation):
     """softmax(logits) = p(x_i | z_{-i})."""
 
+    process: Any
+
     name = "leave_one_out"
 
-    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
+    def loo_logits(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         del z, t
-        return exclude(logits, process.suppressed_ids)
+        return exclude(logits, self.process.suppressed_ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class Posterior(Parameterisation):
     """softmax(logits) = p(x_i | z)."""
 
+    process: Any
+
     name = "posterior"
 
-    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return exclude(logits, process.suppressed_ids) - process.log_likelihood(z, t)
+    def loo_logits(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
+        return exclude(logits, self.process.suppressed_ids) - self.process.log_likelihood(z, t)
 
-    def log_posterior(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
+    def log_posterior(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
         del z, t
-        return _normalised(process, logits)
+        return _normalised(self.process, logits)
+
+
+class Scores(Parameterisation):
+    """Abstract: log ratios of noisy probabilities. A subclass defines `log_score`.
+
+    A network's scores need not belong to any law. Where q_theta(y) = score(y) / sum of scores falls below the share of noise that every
+    token has, its clean part is taken for a trillionth of it: a valid prediction again, and unchanged for scores that do belong to a law.
+    """
+
+    predicts = "scores"
+
+    @abc.abstractmethod
+    def log_score(self, logits: PerClass, z: Ids, t: Values) -> PerClass: ...
+
+    def loo_logits(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
+        return self.process.log_unmixed(jax.nn.log_softmax(self.log_score(logits, z, t), axis=-1), t)
 
 
 @dataclasses.dataclass(frozen=True)
-class Score(Parameterisation):
-    """output_y = log score(y), up to the scaling of the process.
+class Score(Scores):
+    """output_y = log score(y); the output's own entry is 0 whatever the network gives."""
 
-    A network's scores need not belong to any law. Where q_theta(y) = score(y) / sum of scores falls below the share of noise that every
-    token has, its clean part is taken for a trillionth of it: a valid guess again, and unchanged for scores that do belong to a law.
-    """
+    process: Any
 
     name = "score"
 
-    def loo_logits(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return process.log_unmixed(jax.nn.log_softmax(self.log_score(process, logits, z, t), axis=-1), t)
+    def log_score(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
+        del t
+        own = jnp.arange(self.process.vocab) == z[..., None]
+        return jnp.where(own, 0.0, exclude(logits, self.process.unseen_ids))
 
-    def log_score(self, process: Any, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        return process.log_scores(logits, z, t)
 
-
-PARAMETERISATIONS: dict[str, Parameterisation] = {kind.name: kind() for kind in (LeaveOneOut, Posterior, Score)}
+PARAMETERISATIONS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (LeaveOneOut, Posterior, Score)}
 
 
 def _normalised(process: Any, logits: PerClass) -> PerClass:

@@ -24,9 +24,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dlmjax.diffusion.process import EXCLUDED, Ends, Process, cross_entropy, exclude
+from dlmjax.diffusion.declarations import Ends
+from dlmjax.diffusion.process import EXCLUDED, Process, cross_entropy, exclude
 from dlmjax.diffusion.processes.interpolating import UNIFORM_ENDS, Interpolating, Shares, by_rows
-from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
+from dlmjax.diffusion.processes.parameterisation import LeaveOneOut, Scores
 from dlmjax.diffusion.schedules import Linear, Schedule
 from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, Tokens, Values
 from dlmjax.errors import InputError
@@ -55,30 +56,30 @@ class OneNoise(Interpolating):
     def shares(self, t: Values) -> Shares:
         alpha, noise = self.schedule.alpha(t), self.schedule.noise(t)
         none = jnp.zeros_like(noise)
-        return Shares(alpha, none, noise) if self._mask is not None else Shares(alpha, noise, none)
+        return Shares(alpha, none, noise) if self.noise_mask is not None else Shares(alpha, noise, none)
 
     def jumps(self, t: Values) -> tuple[Values, Values]:
         rate = -self.schedule.alpha_prime(t)
         none = jnp.zeros_like(rate)
-        return (none, rate) if self._mask is not None else (rate, none)
+        return (none, rate) if self.noise_mask is not None else (rate, none)
 
     @property
     def ends(self) -> Ends:
-        return UNIFORM_ENDS if self._mask is None else Process.ends
+        return UNIFORM_ENDS if self.noise_mask is None else Process.ends
 
     def log_unmixed(self, log_q: PerClass, t: Values) -> PerClass:
         # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
-        return super().log_unmixed(log_q, t) if self._mask is None else exclude(log_q, self.suppressed_ids)
+        return super().log_unmixed(log_q, t) if self.noise_mask is None else exclude(log_q, self.suppressed_ids)
 
     def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
-        return super().loss_mask(z_BL, t_BL) if self._mask is None else z_BL == self._mask
+        return super().loss_mask(z_BL, t_BL) if self.noise_mask is None else z_BL == self.noise_mask
 
     @property
     def absorbing_id(self) -> int | None:
-        return self._mask
+        return self.noise_mask
 
     @property
-    def _mask(self) -> int | None:
+    def noise_mask(self) -> int | None:
         return self.mask_id if self.noise == "mask" else None
 
 
@@ -99,30 +100,56 @@ class ScoreEntropy(OneNoise):
     name = "score"
     parameterisation = "score"
 
-    def log_scores(self, output: PerClass, z: Ids, t: Values) -> PerClass:
-        """log s_y, 0 at y = z."""
+    @property
+    def output(self) -> "ScaledScore":
+        return ScaledScore(self)
+
+    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
+        return self._uniform(logits, x, z, t) if self.noise_mask is None else self._masked(logits, x, z, t)
+
+    def _masked(self, output, x, z, t):
+        masked = z == self.noise_mask
+        weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
         output = exclude(output, self.suppressed_ids)
-        if self._mask is None:
+        norm = _limited(jax.nn.logsumexp(output, axis=-1) - math.log(self.tokens))
+        return jnp.where(masked, weight * (cross_entropy(output, x) + jnp.expm1(norm) - norm), 0.0)
+
+    def _uniform(self, output, x, z, t):
+        alpha, uniform, _ = self.floored_shares(t)
+        nats = score_entropy(exclude(output, self.suppressed_ids), x, z, alpha * self.tokens / uniform)
+        return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledScore(Scores):
+    """The log of the scores, less the scaling at the top of the file where noise is masks."""
+
+    process: ScoreEntropy
+
+    def log_score(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
+        """log s_y, 0 at y = z."""
+        output = exclude(logits, self.process.suppressed_ids)
+        if self.process.noise_mask is None:
             scores = _limited(output)
         else:
-            norm = jax.nn.logsumexp(output, axis=-1, keepdims=True) - math.log(self.tokens)
-            alpha, _, mask = self._floored(t)
-            scores = output - norm + _limited(norm) + (jnp.log(alpha) - jnp.log(mask))[..., None] - math.log(self.tokens)
+            norm = jax.nn.logsumexp(output, axis=-1, keepdims=True) - math.log(self.process.tokens)
+            alpha, _, mask = self.process.floored_shares(t)
+            scores = output - norm + _limited(norm) + (jnp.log(alpha) - jnp.log(mask))[..., None] - math.log(self.process.tokens)
             # A token that is shown is the truth.
-            scores = jnp.where(self.is_token(z)[..., None], EXCLUDED, scores)
-        return jnp.where(jnp.arange(self.vocab) == z[..., None], 0.0, scores)
+            scores = jnp.where(self.process.is_token(z)[..., None], EXCLUDED, scores)
+        return jnp.where(jnp.arange(self.process.vocab) == z[..., None], 0.0, scores)
 
     def log_outputs(self, log_loo: PerClass, z: Ids, t: Values) -> PerClass:
         """The output whose scores belong to the law log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
-        if self._mask is not None:
-            return exclude(log_loo + math.log(self.tokens), self.suppressed_ids)
-        return PARAMETERISATIONS["leave_one_out"].log_score(self, log_loo, z, t)
+        if self.process.noise_mask is not None:
+            return exclude(log_loo + math.log(self.process.tokens), self.process.suppressed_ids)
+        return LeaveOneOut(self.process).log_score(log_loo, z, t)
 
     def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: Ids, t: Values) -> PerClass:
         """Scores are relative to what is shown: where that is one of `ids`, it must be noise, and the others are as much more likely."""
         logits = exclude(logits, ids)
-        shown = tuple(id_ for id_ in ids if id_ not in self.suppressed_ids)
-        if self._mask is not None or not shown:
+        shown = tuple(id_ for id_ in ids if id_ not in self.process.suppressed_ids)
+        if self.process.noise_mask is not None or not shown:
             return logits
         log_p = jax.nn.log_softmax(exclude(self.log_loo(logits, z, t), shown), axis=-1)
         noise = jnp.any(z[..., None] == jnp.asarray(shown), axis=-1, keepdims=True)
@@ -137,27 +164,12 @@ class ScoreEntropy(OneNoise):
         outputs = conditional, unconditional
         log_conditional, log_unconditional = (self.log_loo(output, z, t) for output in outputs)
         apart = log_conditional - log_unconditional
-        if self._mask is None:
-            log_uniform = jnp.log(self._floored(t).uniform / self.tokens)[..., None]
-            above = (jax.nn.log_softmax(self.log_scores(output, z, t), axis=-1) - log_uniform > ROUNDING for output in outputs)
+        if self.process.noise_mask is None:
+            log_uniform = jnp.log(self.process.floored_shares(t).uniform / self.process.tokens)[..., None]
+            above = (jax.nn.log_softmax(self.log_score(output, z, t), axis=-1) - log_uniform > ROUNDING for output in outputs)
             apart = jnp.where(functools.reduce(jnp.logical_and, above), apart, 0.0)
-        log_p = jax.nn.log_softmax(exclude(log_conditional + weight * apart, self.suppressed_ids), axis=-1)
+        log_p = jax.nn.log_softmax(exclude(log_conditional + weight * apart, self.process.suppressed_ids), axis=-1)
         return self.log_outputs(log_p, z, t)
-
-    def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
-        return self._uniform(logits, x, z, t) if self._mask is None else self._masked(logits, x, z, t)
-
-    def _masked(self, output, x, z, t):
-        masked = z == self._mask
-        weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
-        output = exclude(output, self.suppressed_ids)
-        norm = _limited(jax.nn.logsumexp(output, axis=-1) - math.log(self.tokens))
-        return jnp.where(masked, weight * (cross_entropy(output, x) + jnp.expm1(norm) - norm), 0.0)
-
-    def _uniform(self, output, x, z, t):
-        alpha, uniform, _ = self._floored(t)
-        nats = score_entropy(exclude(output, self.suppressed_ids), x, z, alpha * self.tokens / uniform)
-        return -self.schedule.alpha_prime(t) / (alpha * self.tokens) * nats
 
 
 @jax.custom_vjp

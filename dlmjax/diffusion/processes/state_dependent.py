@@ -18,26 +18,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from dlmjax.diffusion.process import Ends, among, check_schedule_lr, draw_tokens, exclude, split_rows, uniform_rows
+from dlmjax.diffusion.declarations import Boundary, Capabilities, Ends, Parameter
+from dlmjax.diffusion.process import among, check_schedule_lr, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, real, share_gone
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
+from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.weightings.base import OF_TOKENS
 from dlmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _TimesOfMasks(TimeDomain):
+    """All times; a mask is evidence of how likely its token is masked by the time at which it was drawn, and by no other."""
+
+    def revealed(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
+        del t_BL
+        return jnp.where(masked_BL, start_BL, 0.0)
 
 
 class StateDependent(Absorbing):
     """Abstract: masking at a rate that depends on the token. A subclass defines `noise_of` and `hazards`; noise_v(0) = 0."""
 
     time_input = True
-    weightings = ("bound", *OF_TOKENS)
 
-    def reveal_times(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
-        """A mask tells of its token how likely that one is masked by then: by the level at which this mask was drawn, and no other."""
-        del t_BL
-        return jnp.where(masked_BL, start_BL, 0.0)
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(weightings=("bound", *OF_TOKENS), prior_mask_id=self.mask_id)
+
+    time_domain = _TimesOfMasks()
 
     # --- what a schedule is ----------------------------------------------------------------------------------------------------
 
@@ -87,12 +98,8 @@ class StateDependent(Absorbing):
         return np.where(np.isin(np.arange(self.vocab), self.suppressed_ids), 0.0, 1 / self.tokens)
 
     @property
-    def has_boundary(self) -> bool:
-        return self.left > 0
-
-    @property
-    def has_reconstruction(self) -> bool:
-        return False  # noise_v(0) = 0, whatever eps leaves at t = 1
+    def boundary(self) -> Boundary:
+        return Boundary(any=self.left > 0)  # noise_v(0) = 0: there is no reconstruction, whatever eps leaves at t = 1
 
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
@@ -154,7 +161,7 @@ class GenMd4(Exponents):
     """The exponents are learned: w_v = exp(log_w_v), from 1 on, where it is masked diffusion on the linear schedule.
 
     What is drawn depends on w, so the bound's gradient has a second part that differentiation of the loss does not see; the objective
-    adds it by two draws and the score of `log_q` (`reinforce`).
+    adds it by two draws and the score of `log_q`.
 
     schedule_lr: the exponents learn at this multiple of the learning rate.
     """
@@ -167,21 +174,18 @@ class GenMd4(Exponents):
     schedule_lr: float = 1.0
 
     name = "genmd4"
-    reinforce = True
 
     def __post_init__(self):
         super().__post_init__()
         check_schedule_lr(self.name, self.schedule_lr)
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
-        del key
-        return {"log_w": jnp.zeros((self.vocab,), jnp.float32)}
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, denoisings=2, reinforce=True)
 
-    def param_kinds(self) -> dict[str, Any]:
-        return {"log_w": "vector"}
-
-    def lr_multipliers(self) -> dict[str, Any]:
-        return {"log_w": float(self.schedule_lr)}
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"log_w": Parameter(lambda _: jnp.zeros((self.vocab,), jnp.float32), "vector", float(self.schedule_lr))}
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
         """Mean, least and largest exponent of the tokens that text may hold."""

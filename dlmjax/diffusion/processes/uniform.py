@@ -40,7 +40,7 @@ class UniformNoise(Interpolating):
         return rate, jnp.zeros_like(rate)
 
     @property
-    def _mask(self) -> None:
+    def noise_mask(self) -> None:
         return None
 
 

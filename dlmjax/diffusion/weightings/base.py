@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dlmjax.diffusion.shapes import AnyState, Ids, PerClass, Values
 from dlmjax.errors import InputError
 
-# Names of the weightings by what they require of a process, which lists those that it supports (`Process.weightings`).
+# Names of the weightings by what they require of a process, which lists those that it supports (`Capabilities.weightings`).
 OF_RATES = ("inverse_rate", "cross_entropy", "capped")  # a loss that is a weight times a cross-entropy
 OF_TOKENS = ("hybrid_lambda", "token_adaptive", "routed")  # the probability of each token
 OF_JUMPS = ("clipped_jumps", "dynamic", "denoising", "contrastive")  # noise that replaces tokens

@@ -69,7 +69,7 @@ class Denoising(Weighting):
         """Cross-entropy in nats; 0 for tokens that are not trained."""
         del nats
         if self.everywhere:
-            return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
+            return cross_entropy(process.output.log_posterior(logits, z, t), x)
         return jnp.where(z != x, cross_entropy(logits, x, process.suppressed_ids), 0.0)
 
 

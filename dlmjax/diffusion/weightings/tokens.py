@@ -78,5 +78,5 @@ class Routed(Weighting):
 def token_nats(process: Any, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
     """-log p(x | z) of every token; 0 where z determines x."""
     if isinstance(process, (Interpolating, D3pm)):
-        return cross_entropy(process.output.log_posterior(process, logits, z, t), x)
+        return cross_entropy(process.output.log_posterior(logits, z, t), x)
     return process.reconstruction(logits, x, z)

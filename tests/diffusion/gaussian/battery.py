@@ -15,6 +15,7 @@ import numpy as np
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
 from dlmjax.diffusion.oracle.enumeration import JointDistribution
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
+from dlmjax.diffusion.process import init_params
 
 TOKENS, MASK, VOCAB = 3, 3, 4
 # The mask's embedding lies among the others: whoever does not bar it is seen.
@@ -26,7 +27,7 @@ TWO = JointDistribution.random(TOKENS, 2, seed=5, sharpness=1.2)
 
 def ready(process: GaussianEmbedding, table: np.ndarray | None = None) -> GaussianEmbedding:
     """The process with its start values, and the battery's table for embeddings."""
-    params = process.init(jax.random.key(0))
+    params = init_params(process, jax.random.key(0))
     table = {1: TABLE_1, 2: TABLE_2}.get(process.dim) if table is None else table
     return process.with_params(params | {"embedding": jnp.asarray(table)})
 

@@ -11,6 +11,7 @@ from dlmjax.diffusion import Objective
 from dlmjax.diffusion.gaussian import Plaid
 from dlmjax.diffusion.gaussian.plaid import Learned
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
+from dlmjax.diffusion.process import init_params
 from tests.diffusion.battery import batch_of, sample_law
 from tests.diffusion.gaussian.battery import FREE, MASK, ONE, TABLE_1, VOCAB, bound, expected, make
 
@@ -42,10 +43,10 @@ def test_the_shape_is_a_distribution_function_and_knows_its_derivatives():
         np.testing.assert_allclose(path.gamma(t), -3 + 9 * shape)
         np.testing.assert_allclose(path.gamma_prime(t), 9 * first)
     process = Plaid(VOCAB)
-    start = process.with_params(process.init(jax.random.key(0))).curve
+    start = process.with_params(init_params(process, jax.random.key(0))).curve
     t = jnp.linspace(0, 1, 101)
     assert float(jnp.max(jnp.abs(start.shape(t)[0] - t))) < 0.05  # nearly straight before it has learned
-    extreme = jax.tree.map(lambda a: 60 * a, process.init(jax.random.key(0))["schedule"]) | {"slope": jnp.full(16, 6.0)}
+    extreme = jax.tree.map(lambda a: 60 * a, init_params(process, jax.random.key(0))["schedule"]) | {"slope": jnp.full(16, 6.0)}
     values = jax.jacrev(lambda n: Learned(jnp.asarray([-3.0, 6.0]), n).log_rate(jnp.linspace(0, 1, 11)))(extreme)
     assert all(jnp.isfinite(v).all() for v in jax.tree.leaves(values))
 
@@ -97,7 +98,7 @@ def test_the_gradient_of_the_shape_is_that_of_the_variance():
 
 def test_descending_that_gradient_lowers_the_variance_and_leaves_the_mean():
     with jax.enable_x64(True):
-        network = Plaid(VOCAB, dim=1, units=4).init(jax.random.key(0))["schedule"]
+        network = init_params(Plaid(VOCAB, dim=1, units=4), jax.random.key(0))["schedule"]
         network = jax.tree.map(lambda a: a.astype(jnp.float64), network)
         step = jax.jit(jax.grad(lambda n: _moments(n)[0]))
         before = _moments(network)
@@ -152,7 +153,7 @@ def test_under_the_objective_everything_learns():
     """The exact denoiser's batch mean is near the entropy, and every leaf of params["process"] has a gradient through it."""
     rows = 65536
     process = Plaid(VOCAB, MASK, dim=1, **FREE, gamma_0=-6.0, gamma_1=8.0, units=4)
-    params = process.init(jax.random.key(0)) | {"embedding": jnp.asarray(TABLE_1, jnp.float32)}
+    params = init_params(process, jax.random.key(0)) | {"embedding": jnp.asarray(TABLE_1, jnp.float32)}
     batch = batch_of(np.asarray(sample_law(ONE, rows, 0)))
     objective = Objective(process)
     denoiser = ExactDenoiser.of(ONE, process.with_params(params))
@@ -172,8 +173,8 @@ def test_the_clock_tells_the_noise():
     np.testing.assert_allclose(now.a[:, 0], process.curve.at(t).a, rtol=1e-5)
     flat = make(Plaid, **FREE, learn_schedule=False)
     np.testing.assert_allclose(flat.time_embedding_input(t), t, atol=1e-6)
-    assert set(flat.params) == {"embedding"} and set(flat.param_kinds()) == {"embedding"}
-    assert flat.lr_multipliers() == {"embedding": 1.0} and flat.scalars() == {}
+    assert set(flat.params) == {"embedding"} and set(flat.parameters) == {"embedding"}
+    assert flat.parameters["embedding"].lr_multiplier == 1.0 and flat.scalars() == {}
 
 
 def test_the_schedule_is_watched():

@@ -8,6 +8,7 @@ import pytest
 from dlmjax.diffusion import Process, row_keys
 from dlmjax.diffusion.gaussian import DiffusionLm, GaussianEmbedding, Plaid, Sed
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
+from dlmjax.diffusion.process import init_params
 from dlmjax.errors import InputError
 from tests.diffusion.gaussian.battery import CASES, MASK, ONE, TABLE_1, TABLE_2, TOKENS, TWO, VOCAB, bound, make, posterior
 
@@ -56,7 +57,7 @@ def test_the_variance_of_the_reverse_step_is_part_of_the_discrete_bound():
         for variance in ("fixed_small", "fixed_large", "learned_range"):
             process = make(GaussianEmbedding, **shared, variance=variance)
             output = jnp.asarray([[guess, 0.2] if variance == "learned_range" else [guess]])
-            assert process.outputs == output.shape[1]
+            assert process.output.columns == output.shape[1]
             nats[variance] = float(process.loss(output, x, z, jnp.asarray([t]))[0])
             now, to = process.curve.at(t), process.curve.at(s)
             beta = 1 - float(now.a / to.a) ** 2
@@ -75,8 +76,8 @@ def test_the_variance_of_the_reverse_step_is_part_of_the_discrete_bound():
 def test_levels_are_the_steps_of_the_chain():
     process = make(GaussianEmbedding, steps=4)
     t = jnp.asarray([[0.0, 1e-6, 0.25, 0.26, 0.9999, 1.0]])
-    np.testing.assert_allclose(process.quantize_time(t, t > -1), [[0.25, 0.25, 0.25, 0.5, 1, 1]])
-    np.testing.assert_array_equal(make(GaussianEmbedding).quantize_time(t, t > -1), t)
+    np.testing.assert_allclose(process.time_domain.quantize(t, t > -1), [[0.25, 0.25, 0.25, 0.5, 1, 1]])
+    np.testing.assert_array_equal(make(GaussianEmbedding).time_domain.quantize(t, t > -1), t)
 
 
 @every_case
@@ -136,9 +137,9 @@ def test_special_ids_have_no_probability(name):
     process = CASES[name]()
     assert process.excluded == (MASK,) and getattr(process, "mask_id", None) is None
     z_BLE = jnp.full((64, 2, 1), float(TABLE_1[MASK, 0]))
-    output = jnp.zeros((64, 2, process.outputs)).at[..., -1].set(50.0)
+    output = jnp.zeros((64, 2, process.output.columns)).at[..., -1].set(50.0)
     keys_B = row_keys(jax.random.key(0), jnp.arange(64))
-    assert (process.to_tokens(z_BLE) != MASK).all()
+    assert (process.states.to_tokens(z_BLE) != MASK).all()
     assert (process.decode(keys_B, output, z_BLE) != MASK).all()
     if process.prediction == "logits":
         far = output.at[..., -1].set(-50.0)
@@ -153,7 +154,7 @@ def test_finite_at_both_ends(name):
     x, t = jnp.asarray([0, 1, 2, 1]), jnp.asarray([0.0, 1e-7, 1 - 1e-7, 1.0])
     eps = jnp.asarray([[0.3], [-1.0], [0.5], [1.2]])
     for dtype in (jnp.float32, jnp.bfloat16):
-        output = jnp.ones((4, process.outputs), dtype)
+        output = jnp.ones((4, process.output.columns), dtype)
 
         def total(process, output):
             now = process.curve.at(t).over()
@@ -185,17 +186,18 @@ def test_the_exact_denoiser_is_the_posterior():
 
 def test_what_is_learned():
     process = GaussianEmbedding(7, 6, dim=5, norm=2.0, rounding="separate")
-    params = process.init(jax.random.key(0))
-    assert jax.tree.structure(params) == jax.tree.structure(process.param_kinds())
+    params = init_params(process, jax.random.key(0))
+    assert jax.tree.structure(params) == jax.tree.structure(process.parameters)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     np.testing.assert_allclose(jnp.linalg.norm(process.with_params(jax.tree.map(lambda a: 3 * a, params)).table, axis=-1), 2, rtol=1e-5)
     assert process.with_params(()) is process and process.with_params(params).params is params
     with pytest.raises(InputError, match="requires embeddings"):
         _ = process.table
-    assert (GaussianEmbedding(7).outputs, GaussianEmbedding(7, prediction="v").outputs, GaussianEmbedding(7).input_dim) == (7, 16, 16)
+    logits, vectors = GaussianEmbedding(7), GaussianEmbedding(7, prediction="v")
+    assert (logits.output.columns, vectors.output.columns, logits.states.dim) == (7, 16, 16)
     frozen = Sed(7, 6)
-    assert frozen.param_kinds()["embedding"] == "vector"
-    frozen = frozen.with_params(frozen.init(jax.random.key(0)))
+    assert frozen.parameters["embedding"].kind == "vector"
+    frozen = frozen.with_params(init_params(frozen, jax.random.key(0)))
     gradient = jax.grad(lambda process: jnp.sum(process.table))(frozen)
     assert (gradient.params["embedding"] == 0).all() and Sed(7, 6, dim=25).norm == 5
     np.testing.assert_allclose(jnp.linalg.norm(frozen.table, axis=-1), 4, rtol=1e-5)

@@ -14,7 +14,7 @@ FACTS = {"vocab": 9, "mask_id": 8, "pad_id": 7, "bos_id": 6, "eos_id": 5, "sched
 @pytest.mark.parametrize("name", ["gaussian", "plaid", "diffusion_lm", "sed", "embedding_flow"])
 def test_by_name_from_what_a_tokenizer_knows(name):
     process = make_process(name, **FACTS, dim=8)
-    assert (process.name, process.input_dim, process.excluded) == (name, 8, (7, 8))
+    assert (process.name, process.states.dim, process.excluded) == (name, 8, (7, 8))
     for field in inspect.signature(type(process)).parameters.values():
         assert field.default is inspect.Parameter.empty or isinstance(field.default, int | float | str | tuple | None), field
     with pytest.raises(InputError, match="did you mean 'prediction'"):
@@ -24,4 +24,4 @@ def test_by_name_from_what_a_tokenizer_knows(name):
 def test_losses_by_name():
     assert make_weighting("simple", target="v").target == "v"
     assert make_weighting("anchor", weight=0.5).weight == 0.5
-    assert make_process("diffusion_lm", **FACTS).weighting == make_weighting("end_to_end") == EndToEnd()
+    assert make_process("diffusion_lm", **FACTS).capabilities.weighting == make_weighting("end_to_end") == EndToEnd()

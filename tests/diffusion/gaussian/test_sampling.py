@@ -127,4 +127,4 @@ def test_the_process_steps_as_the_sampler_does():
     share = np.bincount(index_of(np.asarray(x_BL), TOKENS), minlength=TOKENS**2) / ROWS
     assert 0.5 * np.abs(share - TWO.probability_X).sum() < CHANCE
     # With so little noise left, the nearest embedding is the token.
-    assert float(jnp.mean(process.to_tokens(z_BLE) == x_BL)) > 0.999
+    assert float(jnp.mean(process.states.to_tokens(z_BLE) == x_BL)) > 0.999

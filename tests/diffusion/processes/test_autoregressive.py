@@ -66,7 +66,7 @@ def test_reverse_steps_write_from_left_to_right():
 
 
 def test_what_it_has_not_is_said():
-    assert not PROCESS.has_boundary and PROCESS.is_bound and PROCESS.attention == "causal"
+    assert not PROCESS.boundary.any and PROCESS.capabilities.is_bound and PROCESS.attention.causal
     keys_B, x, t = row_keys(jax.random.key(0), jnp.arange(1)), jnp.zeros((1, 3), jnp.int32), jnp.zeros((1, 3))
     with pytest.raises(InputError, match="no forward steps"):
         PROCESS.forward_step(keys_B, x, t, t)

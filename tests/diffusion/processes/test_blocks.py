@@ -10,23 +10,22 @@ import pytest
 
 from dlmjax.choices import parse
 from dlmjax.diffusion import Masked, Objective, PerRow, Power, UniformTimes, make_process, nats_at, row_keys
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
-from dlmjax.diffusion.process import Blocks, Process
+from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.hybrid import Hybrid
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import BLOCK_NOISES, PROCESSES, check_process
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, build_network
-from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, sample_law
+from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, members, sample_law
 from tests.models.tiny import lively
 
 LAW = oracle.JointDistribution.random(2, 4, seed=3, sharpness=1.5)
 LENGTH, ROWS = 4, 8
-# What a process concludes from its attention, and what no blocks have.
-DEFAULTS = {"causal", "block_size", "sequential", "streams", "count_form"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,9 +123,9 @@ def test_one_block_of_the_whole_row_is_masked_diffusion():
 
 def test_every_block_has_its_own_level():
     process = make_process("blocks", vocab=VOCAB, mask_id=MASK, bos_id=BOS, excluded=(BOS,), size=2)
-    assert process.attention == Blocks(2)
-    times = process.adapt_times(PerRow(UniformTimes(0.3, 0.8)))
-    assert isinstance(times, PerBlock) and not times.covers and process.adapt_times(times) is times
+    assert process.attention == Attention(block_size=2)
+    times = process.time_domain.adapt(PerRow(UniformTimes(0.3, 0.8)))
+    assert isinstance(times, PerBlock) and not times.covers and process.time_domain.adapt(times) is times
     t_BL, weight_BL = times.draw(jax.random.key(0), jnp.arange(64), 64, LENGTH)
     assert (t_BL[:, 0::2] == t_BL[:, 1::2]).all() and (t_BL[:, 0] != t_BL[:, 2]).any()
     assert float(t_BL.min()) >= 0.3 and float(t_BL.max()) <= 0.8
@@ -138,8 +137,8 @@ def test_a_state_is_the_noisy_and_the_clean_text():
     keys_B, t_BL = row_keys(jax.random.key(2), jnp.arange(len(TEXTS))), jnp.full(TEXTS.shape, 0.6)
     z_BL2 = process.corrupt(keys_B, x_BL, t_BL)
     assert (z_BL2[..., 1] == x_BL).all()
-    np.testing.assert_array_equal(process.to_tokens(z_BL2), Masked(VOCAB, MASK).corrupt(keys_B, x_BL, t_BL))
-    assert (process.loss_mask(z_BL2, t_BL) == (process.to_tokens(z_BL2) == MASK)).all() and (
+    np.testing.assert_array_equal(process.states.to_tokens(z_BL2), Masked(VOCAB, MASK).corrupt(keys_B, x_BL, t_BL))
+    assert (process.loss_mask(z_BL2, t_BL) == (process.states.to_tokens(z_BL2) == MASK)).all() and (
         process.corrupted(x_BL, z_BL2) == process.loss_mask(z_BL2, t_BL)
     ).all()
     further = process.forward_step(keys_B, z_BL2, t_BL, jnp.ones_like(t_BL))
@@ -147,10 +146,9 @@ def test_a_state_is_the_noisy_and_the_clean_text():
 
 
 def test_what_is_not_redefined_is_the_inner_process():
-    """Every member of a process is defined for blocks, forwarded to the noise inside, or follows from the attention."""
+    """Every member of a process is defined for blocks or forwarded to the noise inside, but what follows from another member."""
     own, process = vars(Blockwise), Blockwise(Uniform(VOCAB, MASK, excluded=(BOS,)), 2)
-    members = {name for name in (*vars(Process), *Process.__annotations__) if not name.startswith("_")}
-    assert members - own.keys() == DEFAULTS
+    assert members(Process) - own.keys() == {"corrupted"}
     assert process.time_input and process.vocab == VOCAB and process.ends == Uniform.ends and process.suppressed_ids == (BOS, MASK)
 
 
@@ -160,7 +158,7 @@ def test_noise_that_cannot_be_in_blocks_is_refused(name):
     facts = {"vocab": 8, "mask_id": 7, "bos_id": 6, "counts_V": np.ones(8)}
     if name in BLOCK_NOISES:
         process = make_process("blocks", noise=name, **facts)
-        assert process.inner.name == name and isinstance(process.attention, Blocks) and process.vocab == 8
+        assert process.inner.name == name and (process.attention.block_size is not None) and process.vocab == 8
         return
     with pytest.raises(InputError, match=f"unknown noise of process blocks '{name}'"):
         make_process("blocks", noise=name, **facts)
@@ -174,7 +172,7 @@ def test_noise_in_blocks_takes_values():
     assert make_process("blocks", **text) == Blockwise(Hybrid(8, 7, p_uniform=0.3), 2)
     assert parse("blocks(size=2, noise=hybrid(p_uniform=0.3))")[1] == {"size": 2, "noise": "hybrid(p_uniform=0.3)"}
     assert check_process("blocks(noise=uniform)") is True and check_process("blocks(size=2)") is False
-    for noise, message in (("hybrid(p=0.3)", "has no value 'p'"), ("uniform(vocab=3)", "has no value 'vocab'"), ("unifrom", "'uniform'")):
+    for noise, message in (("hybrid(p=0.3)", "has no value 'p'"), ("uniform(vocab=3)", "takes no value 'vocab'"), ("unifrom", "'uniform'")):
         with pytest.raises(InputError, match=message):
             check_process(f"blocks(noise={noise})")
 
@@ -186,8 +184,8 @@ def test_a_block_holds_a_token():
 
 def test_a_curriculum_names_the_size_of_each_step():
     process = Blockwise(Masked(VOCAB, MASK), 1, curriculum=((10, 4), (20, 2)))
-    assert [process.at_step(step).size for step in (0, 9, 10, 19, 20, 1000)] == [4, 4, 2, 2, 1, 1]
-    assert process.at_step(0).adapt_times(process.adapt_times(PerRow())).size == 4
-    assert process.attention == Blocks(1) and process.at_step(20) == Blockwise(Masked(VOCAB, MASK), 1)
+    assert [process.phases.at_step(step).size for step in (0, 9, 10, 19, 20, 1000)] == [4, 4, 2, 2, 1, 1]
+    assert process.phases.at_step(0).time_domain.adapt(process.time_domain.adapt(PerRow())).size == 4
+    assert process.attention == Attention(block_size=1) and process.phases.at_step(20) == Blockwise(Masked(VOCAB, MASK), 1)
     with pytest.raises(InputError, match="steps rising"):
         Blockwise(Masked(VOCAB, MASK), curriculum=((20, 4), (10, 2)))

@@ -128,7 +128,7 @@ def test_bound_is_the_entropy_and_the_gap_of_discrete_steps(kind, parameterisati
     gap = path_gap(kind, LAW, single, whole)
     found = bound(kind, process, LAW, whole, lambda whole_SS: exact_logits(kind, LAW, whole_SS, parameterisation))
     assert found == pytest.approx(LAW.entropy + gap, abs=1e-6)
-    assert gap > 5e-3 and not process.has_boundary
+    assert gap > 5e-3 and not process.boundary.any
 
 
 @every_kind
@@ -207,7 +207,7 @@ def test_what_the_last_step_leaves_is_paid_for():
         schedule = Geometric(0.01, 2.0)
         process = make(kind, 6, schedule)
         single, whole = chain(kind, 6, lambda t: float(np.exp(-(0.01 ** (1 - t)) * 2.0**t)))
-        assert process.has_boundary
+        assert process.boundary.any
         if kind == "absorbing":
             truth = np.full(TOKENS, np.exp(-2.0) * np.log(TOKENS))
         else:
@@ -223,7 +223,7 @@ def test_what_the_last_step_leaves_is_paid_for():
 def test_levels_are_the_grid():
     t_BL = jnp.linspace(0, 1, 4001)[:, None]
     for process in (make("uniform", 8), make("absorbing", 8)):
-        level_BL = np.asarray(process.quantize_time(t_BL, jnp.ones(t_BL.shape, bool)))
+        level_BL = np.asarray(process.time_domain.quantize(t_BL, jnp.ones(t_BL.shape, bool)))
         assert set(np.unique(level_BL * 8)) == set(range(1, 9))
         np.testing.assert_allclose(np.bincount((level_BL[:, 0] * 8).astype(int))[1:], 500, atol=1)
     grid = DiscreteTime(Cosine(), 1000)

@@ -38,11 +38,11 @@ def test_the_argmax_has_the_law_of_uniform_noise():
     keys_B = row_keys(jax.random.key(0), jnp.arange(ROWS))
     x_BL = jnp.full((ROWS, 3), 4)
     z_BL = process.corrupt(keys_B, x_BL, jnp.full(x_BL.shape, 0.45))
-    counts_V = np.bincount(np.asarray(process.to_tokens(z_BL)).ravel(), minlength=VOCAB)
+    counts_V = np.bincount(np.asarray(process.states.to_tokens(z_BL)).ravel(), minlength=VOCAB)
     noise = float(Cosine().noise(0.45))
     probability_V = noise / 5 * ~np.isin(np.arange(VOCAB), BARRED) + (1 - noise) * (np.arange(VOCAB) == 4)
     assert chi_square_sigmas(counts_V, probability_V) < 4
-    assert (np.asarray(process.corrupted(x_BL, z_BL)) == np.asarray(process.to_tokens(z_BL) != 4)).all()
+    assert (np.asarray(process.corrupted(x_BL, z_BL)) == np.asarray(process.states.to_tokens(z_BL) != 4)).all()
 
 
 def test_soft_tokens_are_the_largest_entries_of_the_dense_softmax():
@@ -87,17 +87,17 @@ def test_a_large_vocabulary_needs_no_vector_over_it():
 
 def test_the_curriculum_is_a_training_loss_and_uniform_noise_its_bound():
     process = Duo(VOCAB, 6, Linear(), (2,), k=3, temperature=0.5)
-    assert process.bound == Uniform(VOCAB, 6, Linear(), (2,)) and not process.is_bound
+    assert process.bound == Uniform(VOCAB, 6, Linear(), (2,)) and not process.capabilities.is_bound
     x_BL = jnp.asarray([[0, 1, 3], [4, 5, 0]])
     keys_B, t_BL = row_keys(jax.random.key(4), jnp.arange(2)), jnp.asarray([[0.0, 0.5, 1.0]] * 2)
     z_BL = process.corrupt(keys_B, x_BL, t_BL, jnp.asarray([[True, True, False]] * 2))
     assert z_BL.shape == (2, 3, 3, 2) and z_BL.dtype == jnp.float32
-    np.testing.assert_array_equal(z_BL[:, 0], process.hard(x_BL)[:, 0])  # clean text
-    np.testing.assert_array_equal(z_BL[:, 2], process.hard(x_BL)[:, 2])  # padding
+    np.testing.assert_array_equal(z_BL[:, 0], process.states.of_tokens(x_BL)[:, 0])  # clean text
+    np.testing.assert_array_equal(z_BL[:, 2], process.states.of_tokens(x_BL)[:, 2])  # padding
     assert (z_BL[:, 1, :, 1] < 1).all()
     logits = jax.random.normal(jax.random.key(5), (2, 3, VOCAB))
     ours = process.loss(logits, x_BL, z_BL, t_BL)
-    np.testing.assert_array_equal(ours, process.bound.loss(logits, x_BL, process.to_tokens(z_BL), t_BL))
+    np.testing.assert_array_equal(ours, process.bound.loss(logits, x_BL, process.states.to_tokens(z_BL), t_BL))
     with pytest.raises(InputError, match="takes no forward steps"):
         process.forward_step(keys_B, z_BL, t_BL, t_BL)
     with pytest.raises(InputError, match="k is 9"):

@@ -168,7 +168,7 @@ def test_llada_is_cross_entropy_over_the_mask_rate():
     assert float(total) == pytest.approx(float(parts["nats"]) / (1 - eps), rel=1e-5)
     assert not objective.trains_bound and not objective.is_bound
     assert {"partial_nelbo", "loss_inverse_rate_not_a_bound"} <= set(objective.report(parts))
-    assert process.bound is process and process.has_boundary
+    assert process.bound is process and process.boundary.any
 
 
 def test_tokens_are_drawn_with_high_precision_noise():
@@ -199,7 +199,7 @@ def test_exactly_k_of_the_valid_tokens_are_masked():
     lengths_B = rng.integers(0, 34, 200)
     valid_BL = jnp.arange(33) < lengths_B[:, None]
     t_BL = jnp.broadcast_to(jnp.linspace(0, 1, 200)[:, None], x_BL.shape)
-    level_BL = process.quantize_time(t_BL, valid_BL)
+    level_BL = process.time_domain.quantize(t_BL, valid_BL)
     z_BL = process.corrupt(row_keys(jax.random.key(0), jnp.arange(200)), x_BL, level_BL, valid_BL)
     masked_BL = np.asarray(z_BL == MASK)
     count_B = np.clip(np.floor(np.linspace(0, 1, 200, dtype=np.float32) * lengths_B) + 1, 1, np.maximum(lengths_B, 1))
@@ -213,7 +213,7 @@ def test_exactly_k_of_the_valid_tokens_are_masked():
 @pytest.mark.parametrize("length", [7, 4096])
 def test_count_is_uniform_over_one_to_n(length):
     t_BL = jnp.broadcast_to(jnp.linspace(0, 1, 7 * 64, endpoint=False)[:, None], (7 * 64, length))
-    level_BL = MaskedCount(VOCAB, MASK).quantize_time(t_BL, jnp.ones(t_BL.shape, bool))
+    level_BL = MaskedCount(VOCAB, MASK).time_domain.quantize(t_BL, jnp.ones(t_BL.shape, bool))
     k_B = np.rint(np.asarray(level_BL[:, 0]) * length).astype(int)
     assert k_B.min() == 1 and k_B.max() <= length
     if length == 7:

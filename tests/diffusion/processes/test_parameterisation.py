@@ -40,13 +40,13 @@ def test_the_bridge_is_the_oracles(case, t):
     with jax.enable_x64(True):
         z_N, loo_NK, posterior_NK = _exact(case, t)
         z, times = jnp.asarray(z_N), jnp.full(len(z_N), t)
-        for kind, said in ((LeaveOneOut(), loo_NK), (Posterior(), posterior_NK)):
-            loo = kind.log_loo(case.process, _logits(said), z, times)
-            posterior = kind.log_posterior(case.process, _logits(said), z, times)
+        for kind, said in ((LeaveOneOut(case.process), loo_NK), (Posterior(case.process), posterior_NK)):
+            loo = kind.log_loo(_logits(said), z, times)
+            posterior = kind.log_posterior(_logits(said), z, times)
             np.testing.assert_allclose(np.exp(loo[:, :TOKENS]), loo_NK, rtol=1e-7)
             np.testing.assert_allclose(np.exp(posterior[:, :TOKENS]), posterior_NK, rtol=1e-7)
             assert (loo[:, TOKENS:] == EXCLUDED).all() and (posterior[:, TOKENS:] == EXCLUDED).all()
-            score = kind.log_score(case.process, _logits(said), z, times)
+            score = kind.log_score(_logits(said), z, times)
             model_NS = loo_NK @ case.kernel.matrix(t)
             for state in range(case.states):
                 own_N = model_NS[np.arange(len(z_N)), np.where(z_N == MASK, TOKENS, z_N)]
@@ -54,7 +54,7 @@ def test_the_bridge_is_the_oracles(case, t):
             assert (score[:, BOS] == EXCLUDED).all()
             # A score network may say anything about its own entry.
             own = jnp.arange(VOCAB) == z[:, None]
-            back = Score().log_loo(case.process, jnp.where(own, 9.0, score), z, times)
+            back = Score(case.process).log_loo(jnp.where(own, 9.0, score), z, times)
             # Near t = 0 scores hold the guess only as a small difference from uniform noise, and the other way at t = 1.
             np.testing.assert_allclose(np.exp(back[:, :TOKENS]), loo_NK, rtol=1e-6, atol=1e-9)
 
@@ -75,7 +75,7 @@ def test_scores_of_no_law_still_give_a_guess():
     output, z, t = 30 * jax.random.normal(jax.random.key(0), (64, VOCAB)), jnp.arange(64) % TOKENS, jnp.linspace(0, 1, 64)
 
     def total(output):
-        log_loo = Score().log_loo(process, output, z, t)[:, :TOKENS]
+        log_loo = Score(process).log_loo(output, z, t)[:, :TOKENS]
         return jnp.sum(log_loo), log_loo
 
     gradient, log_loo = jax.grad(total, has_aux=True)(output)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Geometric, Masked, ScoreEntropy, Uniform, make_process, row_keys
-from dlmjax.diffusion.process import EXCLUDED
-from dlmjax.diffusion.processes.parameterisation import PARAMETERISATIONS
+from dlmjax.diffusion.process import EXCLUDED, is_tight
 from dlmjax.diffusion.processes.score import LIMIT, score_entropy
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB
@@ -116,7 +115,7 @@ def test_reverse_steps_are_those_of_the_same_guess(noise):
         rate = float(jnp.mean(stepped[~shown] != MASK))
         assert abs(rate - (0.7 - 0.3) / 0.7) < 4 * math.sqrt(0.25 / int((~shown).sum()))
     else:
-        scores = twin.output.log_score(twin, logits, z_BL, t_BL)
+        scores = twin.output.log_score(logits, z_BL, t_BL)
         ours, theirs = process.reverse_step(keys_B, scores, z_BL, t_BL, s_BL), twin.reverse_step(keys_B, logits, z_BL, t_BL, s_BL)
         assert float(jnp.mean(ours == theirs)) > 0.999 and float(jnp.mean(ours != z_BL)) > 0.1
 
@@ -126,14 +125,14 @@ def test_masked_scores_mean_their_softmax_at_every_level(t):
     """Where nothing of the text is left, a score still says which token it would be: sampling starts there."""
     process = ScoreEntropy(noise="mask", **IDS)
     output = jax.random.normal(jax.random.key(3), (7, VOCAB))
-    found = PARAMETERISATIONS["score"].log_loo(process, output, jnp.full((7,), MASK), jnp.full((7,), t))
+    found = process.output.log_loo(output, jnp.full((7,), MASK), jnp.full((7,), t))
     np.testing.assert_allclose(found[:, :TOKENS], jax.nn.log_softmax(output[:, :TOKENS]), atol=1e-4)
-    shown = PARAMETERISATIONS["score"].log_loo(process, output, jnp.full((7,), 1), jnp.full((7,), t))
+    shown = process.output.log_loo(output, jnp.full((7,), 1), jnp.full((7,), t))
     np.testing.assert_allclose(np.exp(shown[:, :TOKENS]), np.tile([0.0, 1.0, 0.0], (7, 1)), atol=1e-6)
 
 
 def test_names_and_refusals():
-    assert make_process("score", vocab=VOCAB, mask_id=MASK, noise="uniform").is_tight
+    assert is_tight(make_process("score", vocab=VOCAB, mask_id=MASK, noise="uniform"))
     with pytest.raises(InputError, match="needs mask_id"):
         ScoreEntropy(VOCAB)
     with pytest.raises(InputError, match="noise is 'absorb'"):

@@ -10,6 +10,7 @@ import pytest
 from dlmjax.diffusion import Masked, Objective, PerRow, row_keys
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
+from dlmjax.diffusion.process import init_params
 from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_law
@@ -82,7 +83,7 @@ def test_what_is_left_at_the_end_is_paid_for():
     """eps > 0: with the prior term the bound is H + KL(q(z_1) || p_1), without it it is none."""
     process = GenMd4(VOCAB, MASK, (BOS,), eps=0.05).with_params({"log_w": jnp.asarray(LOG_W, jnp.float32)})
     x_NL, z_NL, p_N = pairs(process, LAW, 1.0)
-    assert process.has_boundary and process.left == 0.05
+    assert process.boundary.any and process.left == 0.05
     true, start = {}, {}
     for z_L, p in zip(map(tuple, z_NL), p_N, strict=True):
         true[z_L] = true.get(z_L, 0) + p
@@ -221,8 +222,8 @@ def test_forward_steps_compose():
 
 
 def test_what_is_learned():
-    params = EVEN.init(jax.random.key(0))
-    assert params["log_w"].shape == (VOCAB,) and EVEN.param_kinds() == {"log_w": "vector"} and EVEN.reinforce
+    params = init_params(EVEN, jax.random.key(0))
+    assert params["log_w"].shape == (VOCAB,) and EVEN.parameters["log_w"].kind == "vector" and EVEN.capabilities.reinforce
     np.testing.assert_array_equal(EVEN.with_params(params).weights_V, np.ones(VOCAB))
     np.testing.assert_allclose(PROCESS.noise_rate(jnp.asarray([0.5])), np.mean(0.5 ** np.exp(LOG_W[:TOKENS])), rtol=1e-5)
     assert EVEN.with_params({}) is EVEN and hash(EVEN) == hash(GenMd4(VOCAB, MASK, (BOS,)))

@@ -8,7 +8,7 @@ import pytest
 from dlmjax.diffusion import Objective
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Sed
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
-from dlmjax.diffusion.process import bind_process
+from dlmjax.diffusion.process import bind_process, init_params
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 from dlmjax.errors import InputError
 from tests.diffusion.battery import batch_of, sample_law
@@ -73,7 +73,7 @@ def test_the_anchor_of_predicted_logits_is_their_cross_entropy():
 @pytest.mark.parametrize("cls", [Sed, *(pytest.param(cls, marks=pytest.mark.nightly) for cls in (DiffusionLm, EmbeddingFlow))])
 def test_the_published_loss_is_trained_and_the_bound_is_reported(cls):
     process = cls(VOCAB, MASK, dim=2)
-    weights = {"process": process.init(jax.random.key(0))}
+    weights = {"process": init_params(process, jax.random.key(0))}
     batch = batch_of(np.asarray(sample_law(ONE, 64, 0)))
     own, plain = Objective(process), Objective(process, weighting=Objective(make(GaussianEmbedding)).weighting)
     assert not own.trains_bound and plain.trains_bound

@@ -34,7 +34,7 @@ class Attention:
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """How a bound's integrand behaves at its two ends, as a function of the noise share: what an evaluation's levels are chosen for.
+    """How a bound's integrand behaves at its two ends, as a function of the noise share; an evaluation chooses its times by it.
 
     power: the integrand is smooth in the noise share's root of this order: 1 where it is a polynomial, above 2 for a logarithm, or a power
       that is not a whole number, where text is clean.

@@ -2,7 +2,7 @@
 
 A process is a frozen dataclass of pure functions: no network, no config, no logging, no files. Whatever is random about a row is
 drawn from that row's key alone, so microbatches, hosts and meshes cannot change a bit of it. Time t lies in [0, 1], 0 = clean,
-1 = noise, one level per token.
+1 = noise, one time per token.
 
     NELBO(x) = integral_0^1 E_z loss(logits(z, t), x, z, t) dt + prior_nats(x) + E_z0 reconstruction(logits(z0, 0), x, z0)
 
@@ -95,7 +95,7 @@ class Output(Protocol):
         return exclude(logits, ids)
 
     def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: AnyState, t: Values) -> PerClass:
-        """The output whose law of tokens is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
+        """The output whose distribution is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
 
         A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
         linear in the score: one line for all but ratios of noisy probabilities.
@@ -104,14 +104,14 @@ class Output(Protocol):
         return (1 + weight) * conditional - weight * unconditional
 
     def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: State, t_BL: PerToken) -> Float[Array, "B L I"]:
-        """The denoiser's x0 prediction in the space that it reads, the mean embedding: the input of self-conditioning."""
+        """The denoiser's x0 prediction as an input of the network, the mean embedding: the hint of self-conditioning."""
         del z_BL, t_BL
         return denoiser.expect(hidden_BLD)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogits(Output):
-    """Logits of p(x_i | z), which absorbing noise does not tell from p(x_i | z_{-i})."""
+    """Logits of p(x_i | z); under absorbing noise this equals p(x_i | z_{-i}) at masked positions."""
 
     process: Any
 
@@ -137,23 +137,23 @@ class Forward(Protocol):
 
     def forward_step(self, keys_B: RowKeys, z_BL: State, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> State:
         """Draws z_t ~ q(z_t | z_s), s <= t: a piece of the forward chain."""
-        raise InputError(f"process {self.name} has no levels between clean text and noise; it takes no forward steps")
+        raise InputError(f"process {self.name} provides no forward steps: it has no times between clean text and noise")
 
     def corrupted(self, x_BL: Tokens, z_BL: State) -> Mask:
         """Positions whose token is not what it was, for the realised noise rate."""
         return self.states.to_tokens(z_BL) != x_BL
 
     def noise_share(self, t: Values) -> Values:
-        """How much of a state is noise at t; rises with t. An evaluation spreads its levels in it, so that they do not depend on the
-        schedule, and `ends` says how the integrand behaves in it."""
+        """Share of noise in a state at t; rises with t. An evaluation spreads its times evenly in it, so that they do not depend on the
+        schedule; `ends` describes the integrand as a function of it."""
         return t
 
     def noise_rate(self, t: Values) -> Values:
-        """Expected share of rows that carry loss at level t."""
+        """Expected share of positions that carry loss at time t."""
         return jnp.ones_like(t)
 
     def replaced(self, t: Values) -> Values:
-        """Probability that a token at level t shows as a draw of tokens: 0 where noise only hides."""
+        """Probability that a token at time t is replaced by a draw of tokens: 0 where noise only masks."""
         return jnp.zeros_like(t)
 
 
@@ -188,12 +188,12 @@ class Bound(Protocol):
         return jnp.zeros(x.shape, jnp.float32)
 
     def cross_entropy_weight(self, t: Values) -> Values:
-        """w(t) where `loss` is w(t) times the cross-entropy of the rows; the reweighted training losses are made from it."""
-        raise InputError(f"the loss of process {self.name} is no weighted cross-entropy; train it with weighting 'bound'")
+        """w(t) where `loss` is w(t) times the cross-entropy; the reweighted training losses are made from it."""
+        raise InputError(f"the loss of process {self.name} is not a weighted cross-entropy; train it with weighting 'bound'")
 
     def log_q(self, z_BL: State, x_BL: Tokens, t_BL: PerToken) -> PerToken:
         """log q(z_t | x) per token, differentiable in `params`; required only where `capabilities.reinforce`."""
-        raise InputError(f"process {self.name} learns nothing that its noise depends on")
+        raise InputError(f"process {self.name} provides no log q(z | x): its noise has no learned parameters")
 
     @property
     def boundary(self) -> Boundary:
@@ -279,7 +279,7 @@ class Process(Forward, Bound, Reverse, Protocol):
         return {}
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
-        """Scalars of the learned values in place that are worth a curve, by name; empty where there are none."""
+        """Scalars of the parameters in use that the metrics show, by name; empty where there are none."""
         return {}
 
     def with_params(self, params: Any) -> "Process":
@@ -297,7 +297,7 @@ class Process(Forward, Bound, Reverse, Protocol):
 
     @property
     def absorbing_id(self) -> int | None:
-        """The mask, where noise does nothing but mask: a token that is shown is then true, and stays. None for all other noise."""
+        """The mask, where noise only masks: a revealed token is then clean, and stays. None for all other noise."""
         return None
 
     @property

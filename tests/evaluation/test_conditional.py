@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.blocks import Blockwise
@@ -29,7 +30,7 @@ LONG = Law(symbols=2, length=6, sharpness=1.0)
 class Loose(Uniform):
     """A process whose loss bounds nothing."""
 
-    is_bound = False
+    capabilities = Capabilities(is_bound=False)
 
 
 def exact_log_p(law, context, continuation) -> float:

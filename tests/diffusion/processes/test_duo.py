@@ -98,7 +98,7 @@ def test_the_curriculum_is_a_training_loss_and_uniform_noise_its_bound():
     logits = jax.random.normal(jax.random.key(5), (2, 3, VOCAB))
     ours = process.loss(logits, x_BL, z_BL, t_BL)
     np.testing.assert_array_equal(ours, process.bound.loss(logits, x_BL, process.states.to_tokens(z_BL), t_BL))
-    with pytest.raises(InputError, match="takes no forward steps"):
+    with pytest.raises(InputError, match="provides no forward steps"):
         process.forward_step(keys_B, z_BL, t_BL, t_BL)
     with pytest.raises(InputError, match="k is 9"):
         Duo(VOCAB, 6, k=9)

@@ -62,10 +62,10 @@ def load(name: str, data: str):
 
 
 def step_seconds(workdir: pathlib.Path, tokens: int) -> float:
-    """Median over the logged windows of a run."""
+    """Median over the logged windows of a run; NaN where it is too short to have one that is timed."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rates = [line["tokens_per_second_per_device"] for line in lines if "tokens_per_second_per_device" in line]
-    return tokens / statistics.median(rates)
+    return tokens / statistics.median(rates) if rates else math.nan
 
 
 def run(name: str, args, budget: float) -> dict:

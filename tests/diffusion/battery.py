@@ -23,15 +23,15 @@ TOKENS, BOS, MASK, VOCAB = 3, 3, 4, 5
 Curve = Callable[[float], float]
 
 
-Express = Callable[[oracle.Kernel, float, int, np.ndarray], np.ndarray]
+Express = Callable[[oracle.AnyKernel, float, int, np.ndarray], np.ndarray]
 
 
-def as_posterior(kernel: oracle.Kernel, t: float, state: int, loo_K: np.ndarray) -> np.ndarray:
+def as_posterior(kernel: oracle.AnyKernel, t: float, state: int, loo_K: np.ndarray) -> np.ndarray:
     """log p(x_i | z) up to a constant."""
     return np.log(loo_K) + np.log(np.maximum(kernel.matrix(t)[:, state], 1e-300))
 
 
-def as_leave_one_out(kernel: oracle.Kernel, t: float, state: int, loo_K: np.ndarray) -> np.ndarray:
+def as_leave_one_out(kernel: oracle.AnyKernel, t: float, state: int, loo_K: np.ndarray) -> np.ndarray:
     """log p(x_i | z_{-i})."""
     return np.log(loo_K)
 
@@ -54,7 +54,7 @@ class Case:
 
     name: str
     process: Process
-    kernel: oracle.Kernel | None
+    kernel: oracle.AnyKernel | None
     log_likelihood: Callable | None = toy.masked_likelihood(TOKENS, MASK)
     output: str | Callable = "posterior"
     express: Express = as_posterior
@@ -85,7 +85,7 @@ class Case:
 
     @property
     def states(self) -> int:
-        return self.kernel.noise(0.5).size
+        return self.kernel.matrix(0.5).shape[1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,8 +195,7 @@ def reconstruction_gap(case: Case, law: oracle.JointDistribution) -> float:
 
 def prior_law(case: Case, law: oracle.JointDistribution) -> np.ndarray:
     """p_1 over the oracle's noisy sequences."""
-    p_S = case.kernel.noise(1.0).copy()
-    p_S[:TOKENS] += case.kernel.alpha(1.0) / TOKENS
+    p_S = case.kernel.matrix(1.0).mean(axis=0)
     return p_S[oracle.enumerate_sequences(p_S.size, law.length)].prod(axis=1)
 
 

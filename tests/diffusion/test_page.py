@@ -12,8 +12,11 @@ import pytest
 
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS
+from tests import test_families
 from tests.diffusion import test_battery as battery
-from tests.diffusion.battery import COSINE, TOKENS, VOCAB, Case, as_leave_one_out
+from tests.diffusion import test_capabilities
+from tests.diffusion.battery import BOS, COSINE, MASK, TOKENS, VOCAB, Case, as_leave_one_out
+from tests.sampling import test_every_process
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "processes.md").read_text(encoding="utf-8")
 PI = np.asarray([0.5, 0.3, 0.2])
@@ -27,7 +30,7 @@ def case():
     module = types.ModuleType("page_of_processes")
     sys.modules[module.__name__] = module  # dataclasses look their module up
     exec(compile(source, "docs/processes.md", "exec"), module.__dict__)
-    process = module.Lexical(VOCAB, (*PI, 0.0, 0.0))
+    process = module.Lexical(VOCAB, MASK, (BOS,), counts_V=(5, 3, 2, 1, 1))
     alpha, alpha_prime = COSINE
     kernel = oracle.Kernel(TOKENS, alpha, alpha_prime, lambda t: (1 - alpha(t)) * PI, lambda t: -alpha_prime(t) * PI)
 
@@ -56,6 +59,22 @@ def case():
 )
 def test_the_page_shows_a_process_that_passes_the_battery(case, test):
     test(case)
+
+
+def test_the_process_of_the_page_runs_by_its_name(case, monkeypatch):
+    """With the page's line in the registry: made from what a tokenizer and a corpus provide, trained, evaluated and sampled."""
+    monkeypatch.setitem(PROCESSES, "lexical", type(case.process))
+    test_capabilities.test_declarations_agree_with_what_a_process_does("lexical")
+    test_capabilities.test_every_weighting_fits_a_process_or_is_refused_by_name("lexical")
+    test_every_process.test_a_prompt_is_kept_and_text_comes_out("lexical")
+    experiment = test_families.experiment_of("uniform", jax.devices()[:1], process="lexical")
+    assert experiment.process.pi[1] == pytest.approx(2 * experiment.process.pi[0]) and experiment.objective.trains_bound
+    params, batch = experiment.init(jax.random.key(0)), test_families.text()
+    total, _, gradient = test_families.loss_and_gradient(experiment, params)
+    assert np.isfinite(total) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    found = experiment.evaluator(nodes=16).measure(params, [batch])
+    # The text is uniform over 27 symbols, and an untrained network knows no more.
+    assert found.nats_W.sum() / found.tokens_W.sum() == pytest.approx(np.log(27), rel=0.2)
 
 
 @pytest.mark.parametrize("name", [*PROCESSES, *WEIGHTINGS])

@@ -90,6 +90,35 @@ class Kernel:
         """r_t(z): jumps per unit of time into state z, from any other state."""
         return self.noise_prime(t) - self.alpha_prime(t) / self.alpha(t) * self.noise(t)
 
+    def rates(self, t: float) -> Float64[np.ndarray, "S S"]:
+        """Jumps per unit of time from the state of a row into that of a column."""
+        rate_S = self.rate_into(t)
+        return np.tile(rate_S, (rate_S.size, 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
+    """One position's forward process as any Markov chain, for noise that depends on the token: in place of a `Kernel` everywhere except in
+    `kl_is_loss`.
+
+    transition: t -> q(z_t | z_0) [S, S], a row per state of z_0; rates: as of a `Kernel`; tokens: K, the first of the S states.
+    """
+
+    tokens: int
+    transition: Callable[[float], Float64[np.ndarray, "S S"]]
+    rates: Callable[[float], Float64[np.ndarray, "S S"]]
+
+    def matrix(self, t: float) -> Float64[np.ndarray, "K S"]:
+        """q_t(z | x): one row per token, summing to 1."""
+        return self.transition(t)[: self.tokens]
+
+    def step(self, s: float, t: float) -> Float64[np.ndarray, "S S"]:
+        """q(z_t | z_s), s <= t: one row per state of z_s."""
+        return np.linalg.solve(self.transition(s), self.transition(t))
+
+
+AnyKernel = Kernel | Chain
+
 
 def masked_kernel(tokens: int, alpha: Curve, alpha_prime: Curve) -> Kernel:
     """Absorbing noise; state K is the mask."""
@@ -135,8 +164,9 @@ def hybrid_kernel(tokens: int, p_uniform: float, gamma: float = 1.0) -> Kernel:
 def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
     """The bound's integrand in its KL + IS form, in nats, for a position in state z whose x0 prediction is x_theta (on the
     simplex) and whose clean token is x: entry [n, x]. 0 where x cannot show as z."""
-    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, x0_NK)
-    row_N = np.arange(len(z_N))
+    q_KS, model_NS, row_N = kernel.matrix(t), np.asarray(x0_NK, np.float64) @ kernel.matrix(t), np.arange(len(z_N))
+    rate_NK = np.repeat(kernel.rate_into(t)[z_N][:, None], kernel.tokens, axis=1)
+    seen_NK = (rate_NK != 0) & (q_KS[:, z_N].T > 0)
     log_q_KS, log_model_NS = (np.log(np.where(p > 0, p, 1.0)) for p in (q_KS, model_NS))
     divergence_NK = np.sum(q_KS * log_q_KS, axis=1) - log_model_NS @ q_KS.T
     true_NK = np.where(seen_NK, q_KS[:, z_N].T, 1.0)
@@ -144,30 +174,24 @@ def kl_is_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float
     return np.where(seen_NK, rate_NK / true_NK * (divergence_NK + ratio_NK - np.log(ratio_NK) - 1), 0.0)
 
 
-def path_loss(kernel: Kernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
-    """The same values as the path KL of the reversed chain: a sum over the errors of the rates of its jumps z -> y."""
-    q_KS, rate_NK, seen_NK, model_NS = _at(kernel, t, z_N, x0_NK)
-    row_N = np.arange(len(z_N))
+def path_loss(kernel: AnyKernel, t: float, z_N: Int[np.ndarray, "N"], x0_NK: Float[np.ndarray, "N K"]) -> Float64[np.ndarray, "N K"]:
+    """The same numbers as the path KL of the reversed chain: how wrong the rate of every jump z -> y of the reversal is."""
+    q_KS, model_NS, row_N = kernel.matrix(t), np.asarray(x0_NK, np.float64) @ kernel.matrix(t), np.arange(len(z_N))
+    seen_NK = q_KS[:, z_N].T > 0
     true_NK = np.where(seen_NK, q_KS[:, z_N].T, 1.0)
     s_NKS = q_KS[None] / true_NK[:, :, None]
     model_s_NKS = np.broadcast_to((model_NS / model_NS[row_N, z_N][:, None])[:, None, :], s_NKS.shape)
     both = (s_NKS > 0) & (model_s_NKS > 0)
     log_NKS = np.log(np.where(both, s_NKS, 1.0) / np.where(both, model_s_NKS, 1.0))
     # y = z adds nothing: there s = s_theta = 1.
-    return np.where(seen_NK, rate_NK * np.sum(model_s_NKS - s_NKS + s_NKS * log_NKS, axis=-1), 0.0)
-
-
-def _at(kernel: Kernel, t: float, z_N, x0_NK):
-    """(q_t, rate into z, whether x can show as z by a jump, q_t(. | x_theta)) at time t."""
-    q_KS = kernel.matrix(t)
-    rate_NK = np.repeat(kernel.rate_into(t)[z_N][:, None], kernel.tokens, axis=1)
-    return q_KS, rate_NK, (rate_NK != 0) & (q_KS[:, z_N].T > 0), np.asarray(x0_NK, np.float64) @ q_KS
+    terms_NKS = kernel.rates(t)[:, z_N].T[:, None, :] * (model_s_NKS - s_NKS + s_NKS * log_NKS)
+    return np.where(seen_NK, np.sum(terms_NKS, axis=-1), 0.0)
 
 
 # --- exact denoisers ---------------------------------------------------------------------------------------------------------------
 
 
-def evidence(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "X Z"]:
+def evidence(joint: JointDistribution, kernel: AnyKernel, t: float) -> Float64[np.ndarray, "X Z"]:
     """p(x) q_t(z | x) for every pair of sequences."""
     q_KS = kernel.matrix(t)
     z_Zn = enumerate_sequences(q_KS.shape[1], joint.length)
@@ -175,13 +199,13 @@ def evidence(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.n
     return joint.probability_X[:, None] * likelihood_XZn.prod(axis=-1)
 
 
-def posterior(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+def posterior(joint: JointDistribution, kernel: AnyKernel, t: float) -> Float64[np.ndarray, "Z n K"]:
     """p(x_i = k | z). Noisy sequences that cannot occur get a uniform x0 prediction."""
     joint_XZ = evidence(joint, kernel, t)
     return _normalise(np.einsum("xz,xik->zik", joint_XZ, np.eye(joint.tokens)[joint.sequences_Xn]))
 
 
-def leave_one_out(joint: JointDistribution, kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+def leave_one_out(joint: JointDistribution, kernel: AnyKernel, t: float) -> Float64[np.ndarray, "Z n K"]:
     """p(x_i = k | z_{-i}): what minimises the bound of noise that is not absorbing."""
     q_KS = kernel.matrix(t)
     z_Zn = enumerate_sequences(q_KS.shape[1], joint.length)
@@ -193,7 +217,7 @@ def leave_one_out(joint: JointDistribution, kernel: Kernel, t: float) -> Float64
     return _normalise(np.stack(x0, axis=1))
 
 
-def bridge(posterior_ZnK: Float64[np.ndarray, "Z n K"], kernel: Kernel, t: float) -> Float64[np.ndarray, "Z n K"]:
+def bridge(posterior_ZnK: Float64[np.ndarray, "Z n K"], kernel: AnyKernel, t: float) -> Float64[np.ndarray, "Z n K"]:
     """The leave-one-out posterior from the full one: p(x_i | z_{-i}) is proportional to p(x_i | z) / q_t(z_i | x_i)."""
     q_KS = kernel.matrix(t)
     z_Zn = enumerate_sequences(q_KS.shape[1], posterior_ZnK.shape[1])
@@ -208,16 +232,16 @@ def _normalise(weight: np.ndarray) -> np.ndarray:
 
 # --- the bound and its integral ----------------------------------------------------------------------------------------------------
 
-X0Prediction = Callable[[JointDistribution, Kernel, float], np.ndarray]
-PointLoss = Callable[[Kernel, float, np.ndarray, np.ndarray], np.ndarray]
+X0Prediction = Callable[[JointDistribution, AnyKernel, float], np.ndarray]
+PointLoss = Callable[[AnyKernel, float, np.ndarray, np.ndarray], np.ndarray]
 
 
 def integrand(
-    joint: JointDistribution, kernel: Kernel, t: float, denoiser: X0Prediction = leave_one_out, loss: PointLoss = kl_is_loss
+    joint: JointDistribution, kernel: AnyKernel, t: float, denoiser: X0Prediction = leave_one_out, loss: PointLoss = kl_is_loss
 ) -> float:
     """L(t): the expected loss of all positions at time t, in nats per sequence."""
     joint_XZ, x0_ZnK = evidence(joint, kernel, t), denoiser(joint, kernel, t)
-    z_Zn = enumerate_sequences(kernel.noise(t).size, joint.length)
+    z_Zn = enumerate_sequences(kernel.matrix(t).shape[1], joint.length)
     mass_ZnK = np.einsum("xz,xik->zik", joint_XZ, np.eye(joint.tokens)[joint.sequences_Xn])
     can_N = mass_ZnK.reshape(-1, joint.tokens).sum(axis=1) > 0
     nats_NK = loss(kernel, t, z_Zn.reshape(-1)[can_N], x0_ZnK.reshape(-1, joint.tokens)[can_N])
@@ -236,7 +260,7 @@ def quadrature(nodes: int) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray
 
 
 def diffusion_nats(
-    joint: JointDistribution, kernel: Kernel, denoiser: X0Prediction = leave_one_out, loss: PointLoss = kl_is_loss, nodes: int = 48
+    joint: JointDistribution, kernel: AnyKernel, denoiser: X0Prediction = leave_one_out, loss: PointLoss = kl_is_loss, nodes: int = 48
 ) -> float:
     """The integral of L(t) over [0, 1], in nats per sequence. For the exact denoiser and ends 1 and 0 it is the entropy."""
     return float(sum(w * integrand(joint, kernel, t, denoiser, loss) for t, w in zip(*quadrature(nodes), strict=True)))
@@ -246,7 +270,7 @@ def diffusion_nats(
 
 
 def reverse_distribution(
-    joint: JointDistribution, kernel: Kernel, times: list[float], start_Z: Float64[np.ndarray, "Z"] | None = None
+    joint: JointDistribution, kernel: AnyKernel, times: list[float], start_Z: Float64[np.ndarray, "Z"] | None = None
 ) -> Float64[np.ndarray, "Z"]:
     """The distribution of z at times[-1] when z at times[0] ~ `start_Z` (None: q at times[0]) is stepped back with the exact posterior.
 
@@ -259,7 +283,7 @@ def reverse_distribution(
     return now_Z
 
 
-def reverse_matrix(joint: JointDistribution, kernel: Kernel, t: float, s: float) -> Float64[np.ndarray, "Z Z"]:
+def reverse_matrix(joint: JointDistribution, kernel: AnyKernel, t: float, s: float) -> Float64[np.ndarray, "Z Z"]:
     """p(z_s | z_t) of the exact denoiser between all pairs of noisy sequences."""
     q_s, q_t, step_SS = kernel.matrix(s), kernel.matrix(t), kernel.step(s, t)
     # q(z_s | z_t, x) = q(z_t | z_s) q(z_s | x) / q(z_t | x), indexed [x, z_t, z_s].

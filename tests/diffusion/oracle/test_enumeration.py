@@ -57,6 +57,29 @@ def test_both_forms_agree_pointwise(kernel):
                 assert one >= 0
 
 
+def test_a_chain_may_differ_between_tokens():
+    """Two tokens that mask at different rates and turn into each other: transitions compose, rates are what a short step adds, and the path
+    KL is tight. A kernel written as a chain has the kernel's loss."""
+    rates_SS = np.asarray([[0.0, 0.7, 0.4], [0.2, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    generator_SS = rates_SS - np.diag(rates_SS.sum(axis=1))
+    own_S, vector_SS = np.linalg.eig(generator_SS)
+
+    def transition(t):  # from clean text at t = 0 to nothing but masks at t = 1
+        return (vector_SS * (1 - t) ** -own_S) @ np.linalg.inv(vector_SS)
+
+    chain, law = oracle.Chain(2, transition, lambda t: rates_SS / (1 - t)), oracle.JointDistribution.random(2, 2, seed=0)
+    np.testing.assert_allclose(chain.matrix(0.2) @ chain.step(0.2, 0.5), chain.matrix(0.5), atol=1e-12)
+    short_SS = (chain.step(0.3, 0.3 + 1e-7) - np.eye(3)) / 1e-7
+    np.testing.assert_allclose(short_SS, generator_SS / 0.7, atol=1e-5)
+    assert oracle.diffusion_nats(law, chain, oracle.leave_one_out, oracle.path_loss) == pytest.approx(law.entropy, abs=1e-6)
+
+    kernel = KERNELS["hybrid"]
+    same = oracle.Chain(3, lambda t: kernel.step(0.0, t), kernel.rates)
+    np.testing.assert_allclose(same.step(0.3, 0.6)[:3], kernel.step(0.3, 0.6)[:3], atol=1e-12)
+    arguments = 0.4, np.arange(4), np.full((4, 3), 1 / 3)
+    np.testing.assert_allclose(oracle.path_loss(same, *arguments), oracle.kl_is_loss(kernel, *arguments), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["uniform", "hybrid"])
 def test_the_full_posterior_is_not_the_minimiser(name):
     """The trap: p(x_i | z) where the bound wants p(x_i | z_{-i}) costs a third of the entropy and more; the bridge mends it exactly."""

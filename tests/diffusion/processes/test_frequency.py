@@ -4,27 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.frequency import FrequencyMasked, Spindle, commonness, entropy_share, information
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB
-from tests.diffusion.processes.test_state_dependent import bound, check_reverse
+from tests.diffusion.cases_discrete import COUNTS
 
-COUNTS = (900, 90, 10, 0, 0)
-LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 PROCESSES = [Spindle(VOCAB, MASK, (BOS,), COUNTS), FrequencyMasked(VOCAB, MASK, (BOS,), counts_V=COUNTS)]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
-
-
-@every_process
-def test_bound_is_tight(process):
-    assert bound(process, LAW) == pytest.approx(LAW.entropy, abs=1e-6)
-
-
-@every_process
-def test_reverse_sampling_reproduces_the_law(process):
-    check_reverse(process, LAW, steps=32)
 
 
 @every_process

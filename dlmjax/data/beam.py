@@ -1,14 +1,14 @@
-"""`prepare --engine beam`: the segments of a corpus made as independent work items, on any number of machines.  Never imports jax.
+"""`prepare --engine beam`: segments as independent work items on any number of machines.  Never imports jax.
 
-Three steps, each of which keeps the results of an earlier run or of a duplicate of itself:
+There are three steps. Each keeps the results of an earlier run, or of a second execution of the same item:
 
   scan   one item per input file: the sizes of its pieces and the position after each -> .unfinished/scan-00000.zst
-  plan   in this process: cuts the segments, from those sizes, exactly where one reader of all inputs would cut them
-  make   one item per segment (a few, deep inside a compressed file): its shards, counts and note -> .unfinished/segment-00000.json
+  plan   in this process: from those sizes, the starts of the segments, as one reader of all inputs would choose them
+  make   one item per segment, or per several late in a compressed file: shards, counts and note -> .unfinished/segment-00000.json
 
-Then this process writes the manifest. Workers return results in files, not in values, so that a runner needs no connection to this
-process; a mistake in the input is also a file (.unfinished/failed-00000.json), not an exception that a runner would retry.
-Only `on_beam` requires Apache Beam: an executor is any function that runs every item at least once.
+Then this process writes the manifest. Workers return results in files, not in values, so that a runner requires no connection to this
+process. A mistake in the input is also written to a file (.unfinished/failed-00000.json): a runner would retry an exception.
+Only `on_beam` requires Apache Beam; an executor is any function that runs every item at least once.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ from dlmjax.files import parse_json, sealed, unsealed
 from dlmjax.progress import Progress
 
 REQUEST = f"{manifest.WORK}/request.json"
-REPEATED = 16  # each item reads a compressed file from its start: at most this many bytes per tokenized byte
+REPEATED = 16  # bytes read per tokenized byte, at most: each item reads a compressed file from its start
 SECONDS_BETWEEN_LOOKS = 5.0
 Executor = Callable[[Callable, Sequence], None]
 
 
-class Work(NamedTuple):
-    """Arguments of every item: the output, and the hash of its request.json."""
+class ItemContext(NamedTuple):
+    """What every item requires: the corpus directory, and the hash of its request.json."""
 
     store: CorpusStore
     request: str
 
 
 class Task(NamedTuple):
-    """One segment: its start, and the split of the document open there, or else the start of that document."""
+    """One segment: its start, and the split of the document that is open there, or the start of that document."""
 
     number: int
     start: Position
@@ -89,29 +89,36 @@ def prepare_in_items(
     content = json.dumps(sealed(identity), indent=1).encode()
     if store.read(REQUEST) != content:
         store.write(REQUEST, content)
-    work = Work(store, hashlib.sha256(content).hexdigest())
+    context = ItemContext(store, hashlib.sha256(content).hexdigest())
     _save_tokenizer(store, tokenizer)
     store.clear(manifest.WORK, lambda name: not name.startswith("failed-"))
     if finished:
         tasks = _tasks_of(finished)
     else:
-        _carry_out(execute, functools.partial(scan, work), list(range(len(cutting.sources))), work, "scanning", "scan-", progress)
-        tasks = list(plan(work, cutting))
-    _carry_out(execute, functools.partial(make, work), group(tasks, cutting), work, "preparing", "segment-", progress, len(tasks))
-    return _finish(work, cutting, tokenizer, request, tasks, finished)
+        _carry_out(execute, functools.partial(scan, context), list(range(len(cutting.sources))), context, "scanning", "scan-", progress)
+        tasks = list(plan(context, cutting))
+    _carry_out(execute, functools.partial(make, context), group(tasks, cutting), context, "preparing", "segment-", progress, len(tasks))
+    return _finish(context, cutting, tokenizer, request, tasks, finished)
 
 
 def _carry_out(
-    execute: Executor, function: Callable, items: list, work: Work, what: str, note: str, progress: bool | None, total: int | None = None
+    execute: Executor,
+    function: Callable,
+    items: list,
+    context: ItemContext,
+    label: str,
+    note: str,
+    progress: bool | None,
+    total: int | None = None,
 ) -> None:
     """Runs a step; raises InputError with the first mistake in input order."""
     over = threading.Event()
 
     def look(bar: Progress) -> None:
         while not over.wait(SECONDS_BETWEEN_LOOKS):
-            bar.reach(sum(name.startswith(note) for name in work.store.names(manifest.WORK)))
+            bar.reach(sum(name.startswith(note) for name in context.store.names(manifest.WORK)))
 
-    with Progress(total or len(items), what, " items", progress) as bar:
+    with Progress(total or len(items), label, " items", progress) as bar:
         looking = threading.Thread(target=look, args=(bar,), daemon=True)
         looking.start()
         try:
@@ -119,9 +126,9 @@ def _carry_out(
         finally:
             over.set()
             looking.join()
-    failed = _failures(work.store)
+    failed = _failures(context.store)
     if failed:
-        content = work.store.read(f"{manifest.WORK}/{failed[0]}")
+        content = context.store.read(f"{manifest.WORK}/{failed[0]}")
         raise InputError(json.loads(content)["error"] if content else f"a work item failed ({failed[0]})")
 
 
@@ -153,9 +160,11 @@ def _save_tokenizer(store: CorpusStore, tokenizer: Tokenizer) -> None:
                 store.publish(path, name)
 
 
-def _finish(work: Work, cutting: Cutting, tokenizer: Tokenizer, request: dict, tasks: list[Task], finished: Manifest | None) -> Manifest:
+def _finish(
+    context: ItemContext, cutting: Cutting, tokenizer: Tokenizer, request: dict, tasks: list[Task], finished: Manifest | None
+) -> Manifest:
     """Writes counts and manifest, then removes the notes."""
-    store = work.store
+    store = context.store
     segments = []
     for task in tasks:
         segment = task.known or _note(store, task.number)
@@ -193,17 +202,17 @@ def _sum_counts(store: CorpusStore, result: Manifest) -> np.ndarray:
     return total_V
 
 
-# ---- the plan: the cuts that one reader of all inputs makes ------------------------------------------------------------------------
+# ---- the plan: where segments start -----------------------------------------------------------------------------------------------
 
 
-def plan(work: Work, cutting: Cutting) -> Iterator[Task]:
+def plan(context: ItemContext, cutting: Cutting) -> Iterator[Task]:
     """The starts of the segments, from the scans, by the rule of `segments.batches`. Memory: one block of a scan."""
     full = batch_bytes(cutting.shard_bytes)
     number = size = in_segment = 0
     waiting: Task | None = Task(0, Position(0))  # yielded once more text follows; the first one always
     for file in range(len(cutting.sources)):
         document = Position(file)
-        for block in read_scan(work.store, _scan_name(file)):
+        for block in read_scan(context.store, _scan_name(file)):
             if waiting:
                 yield waiting
                 waiting = None
@@ -229,7 +238,7 @@ def plan(work: Work, cutting: Cutting) -> Iterator[Task]:
 
 
 def group(tasks: list[Task], cutting: Cutting) -> list[list[Task]]:
-    """Tasks -> items: one task each, but several consecutive ones in a compressed file that would otherwise be read repeatedly."""
+    """Tasks -> items: one task each; several consecutive ones where a compressed file would otherwise be read many times."""
     items: list[list[Task]] = []
     for task in tasks:
         first = items[-1][0] if items else None
@@ -244,55 +253,55 @@ def group(tasks: list[Task], cutting: Cutting) -> list[list[Task]]:
 # ---- the work items, on any machine ---------------------------------------------------------------------------------------------------
 
 
-def scan(work: Work, file: int) -> None:
+def scan(context: ItemContext, file: int) -> None:
     """Writes the scan of one input file. Memory: one block of pieces, about 25 MB."""
     try:
-        cutting = _cutting(work)
-        if size_of(work.store.name(_scan_name(file))) is None:
-            write_scan(work.store, _scan_name(file), cutting.sources, file)
+        cutting = _cutting(context)
+        if size_of(context.store.name(_scan_name(file))) is None:
+            write_scan(context.store, _scan_name(file), cutting.sources, file)
     except Unreachable:
         raise  # the runner retries
     except InputError as error:
-        _fail(work.store, f"scan-{file:05d}", error)
+        _fail(context.store, f"scan-{file:05d}", error)
 
 
-def make(work: Work, tasks: list[Task]) -> None:
+def make(context: ItemContext, tasks: list[Task]) -> None:
     """Makes those of some consecutive segments that are missing or damaged.
 
     Memory: a batch of 1 MiB and its tokens. Disk of the machine: the shards of a segment.
     """
     number = tasks[0].number
     try:
-        if any(int(name.removesuffix(".json").rsplit("-", 1)[1]) < number for name in _failures(work.store)):
+        if any(int(name.removesuffix(".json").rsplit("-", 1)[1]) < number for name in _failures(context.store)):
             return  # an earlier mistake ends the preparation
-        missing = [task for task in tasks if not _is_whole(work.store, task)]
+        missing = [task for task in tasks if not _is_whole(context.store, task)]
         if missing:
-            with work.store.scratch() as directory:
-                for task, segment, counts_V in _segments(work, missing[0], directory):
+            with context.store.scratch() as directory:
+                for task, segment, counts_V in _segments(context, missing[0], directory):
                     number = task.number
                     known = tasks[number - tasks[0].number].known
                     if known and known != segment:
-                        raise InputError(f"{work.store.root}: the inputs are not those of the prepared corpus; replace it with --overwrite")
-                    work.store.write(_counts_name(number), counts.content(counts_V))
-                    work.store.write(_note_name(number), segment.note())
+                        raise InputError(f"{context.store.root}: the inputs differ from those of the corpus; replace it with --overwrite")
+                    context.store.write(_counts_name(number), counts.content(counts_V))
+                    context.store.write(_note_name(number), segment.note())
                     if number >= missing[-1].number:
                         return
     except Unreachable:
         raise
     except InputError as error:
-        _fail(work.store, f"segment-{number:05d}", error)
+        _fail(context.store, f"segment-{number:05d}", error)
 
 
-def _segments(work: Work, task: Task, directory: pathlib.Path) -> Iterator[tuple[Task, Segment, np.ndarray]]:
+def _segments(context: ItemContext, task: Task, directory: pathlib.Path) -> Iterator[tuple[Task, Segment, np.ndarray]]:
     """Publishes the segments from a task on; yields them with the counts of their train shards."""
-    cutting = _cutting(work)
-    tokenizer = _tokenizer(work)
+    cutting = _cutting(context)
+    tokenizer = _tokenizer(context)
     writer: SegmentWriter | None = None
     try:
         for batch in batches(cutting.sources, task.start, cutting.shard_bytes):
             if writer is None:
                 open_split = task.open_split or _open_split(cutting, task)
-                writer = SegmentWriter(cutting, task.number, open_split, directory, work.store.publish, tokenizer.vocab_size)
+                writer = SegmentWriter(cutting, task.number, open_split, directory, context.store.publish, tokenizer.vocab_size)
             result = encoding.encode(encoding.columns(batch.pieces), cutting.sources, tokenizer, cutting.split_seed)
             cutting.check(batch, result)
             writer.add(result)
@@ -345,21 +354,21 @@ def _counts_name(number: int) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _cutting(work: Work) -> Cutting:
-    """The request of this item, as the calling process wrote it."""
-    content = work.store.read(REQUEST)
-    if content is None or hashlib.sha256(content).hexdigest() != work.request:
-        raise InputError(f"{work.store.root} is being prepared by another command; wait for it, or choose another --output")
+def _cutting(context: ItemContext) -> Cutting:
+    """The options in the request that the calling process wrote."""
+    content = context.store.read(REQUEST)
+    if content is None or hashlib.sha256(content).hexdigest() != context.request:
+        raise InputError(f"{context.store.root} is being prepared by another command; wait for it, or choose another --output")
     return Cutting.from_request(json.loads(content)["request"])
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(work: Work) -> Tokenizer:
+def _tokenizer(context: ItemContext) -> Tokenizer:
     """The tokenizer in the output directory, loaded once per process."""
     with tempfile.TemporaryDirectory() as directory:
-        for name in work.store.names(manifest.TOKENIZER):
+        for name in context.store.names(manifest.TOKENIZER):
             if not name.endswith(PART):
-                work.store.fetch(f"{manifest.TOKENIZER}/{name}", pathlib.Path(directory) / name)
+                context.store.fetch(f"{manifest.TOKENIZER}/{name}", pathlib.Path(directory) / name)
         return load_saved_tokenizer(pathlib.Path(directory))
 
 
@@ -370,8 +379,8 @@ def on_beam(flags: Sequence[str], checked: Sequence[str] = ()) -> Executor:
     """An executor that runs each step as a Beam pipeline.
 
     Args:
-        flags: of Beam's PipelineOptions, such as --runner=DataflowRunner (default: DirectRunner); unknown ones are passed to the runner.
-        checked: flags that Beam must know, since they may be misspelt flags of dlmjax.
+        flags: flags of Beam's PipelineOptions, such as --runner=DataflowRunner (default: DirectRunner); unknown ones go to the runner.
+        checked: flags that must be known to Beam, since they may be misspelt flags of dlmjax.
     Raises:
         InputError: Apache Beam is not installed or refuses the flags; from the executor: the pipeline failed.
     """
@@ -394,14 +403,14 @@ def on_beam(flags: Sequence[str], checked: Sequence[str] = ()) -> Executor:
         except Exception as error:  # each runner has its own
             reason = (str(error).strip().splitlines() or [""])[-1][:300]
             raise InputError(
-                f"the Beam pipeline failed ({type(error).__name__}: {reason}); finished segments are kept, the same command continues"
+                f"the Beam pipeline failed ({type(error).__name__}: {reason}); finished segments are kept; repeat the command to continue"
             ) from error
 
     return execute
 
 
 def _options(kind: type, flags: Sequence[str], checked: Sequence[str]):
-    """PipelineOptions of all flags; an exit of argparse becomes an InputError."""
+    """PipelineOptions of all flags. Raises InputError where Beam's parser exits."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -410,10 +419,10 @@ def _options(kind: type, flags: Sequence[str], checked: Sequence[str]):
                 everything = kind(list(checked)).get_all_options(retain_unknown_options=True)
                 unknown = sorted(set(everything) - set(known))
                 if unknown:
-                    raise InputError(f"unknown flag --{unknown[0]}, neither of dlmjax prepare nor of Beam; give flags of a runner after --")
+                    raise InputError(f"--{unknown[0]} is not a flag of dlmjax prepare or of Beam; give flags of a runner after --")
             options = kind([*checked, *flags])
             options.get_all_options(retain_unknown_options=True)
     except SystemExit:
         line = (errors.getvalue().strip().splitlines() or ["?"])[-1]
-        raise InputError(f"Beam refuses its flags ({line})") from None
+        raise InputError(f"the flags for Beam are not valid ({line}); see the documentation of the runner") from None
     return options

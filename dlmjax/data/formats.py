@@ -1,14 +1,14 @@
-"""Input files -> pieces of documents, as a stream that can be resumed at any piece.
+"""Reads input files as a stream of pieces of documents, which can be resumed at any piece.
 
-A *piece* is at most PIECE_BYTES of one document (a whole JSON line or parquet cell is one piece, whatever its size); pieces are
-tokenized independently of each other, so the cuts are part of the format and depend only on the text. Every piece
-holds the position after it; reading from that position gives exactly the pieces that follow.
+A *piece* is at most PIECE_BYTES of one document (a JSON line or parquet cell of any size is one piece). Pieces are tokenized
+independently of each other, so the cuts are part of the format and depend only on the text. Every piece has the position after it;
+reading from that position gives exactly the following pieces.
 
   txt      documents = "file" (one file is one document), "blank-line", "line", or "separator:TEXT" (a line that is TEXT)
   jsonl    one JSON object per line, its text in a named field
   parquet  one document per row, in a named column of strings, plain or as a dictionary
 A record whose text is null or empty is skipped and counted, in either format.
-Each may be plain or compressed (.gz, .bz2, .xz, .zst; parquet compresses itself); `builtin:python-docs` is text that ships with CPython.
+txt and jsonl may be compressed (.gz, .bz2, .xz, .zst); parquet has its own compression. `builtin:python-docs` is text of CPython.
 """
 
 import bz2
@@ -28,9 +28,9 @@ from dlmjax.data import paths
 from dlmjax.errors import InputError
 
 PIECE_BYTES = 1 << 16
-LONGEST_LINE = 1 << 26  # bytes of a JSON line or parquet cell, which must fit in memory
+LONGEST_LINE = 1 << 26  # bytes of a JSON line or parquet cell, which is in memory as a whole
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-# First bytes of packed files, supported or not, long enough that no text begins with them.
+# First bytes of compressed files, supported or not: long enough that no text begins with them.
 _PACKED = (
     (re.compile(rb"\x1f\x8b\x08"), ".gz"),
     (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), ".bz2"),  # a block, or the end of an empty file
@@ -48,7 +48,7 @@ BUILTIN = "builtin:python-docs"
 
 
 class Position(NamedTuple):
-    """Where reading continues. offset: bytes of (decompressed) text, or rows of a parquet file; inside: within a document."""
+    """A position in the inputs. offset: bytes of (decompressed) text, or rows of a parquet file; inside: is it within a document."""
 
     file: int
     offset: int = 0
@@ -57,7 +57,7 @@ class Position(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Part of a document: UTF-8 bytes not yet checked, or a whole JSON line; `at` is its start, `next` the position after it."""
+    """Part of a document: bytes that are not yet checked to be UTF-8, or a JSON line; `at` is its start, `next` the position after it."""
 
     data: bytes
     kind: str  # "text" or "json"
@@ -85,14 +85,14 @@ class Source:
 
 
 def builtin_documents() -> list[str]:
-    """The 79 topics of CPython's help, 465 kB of English about Python; the same module exists in 3.11, 3.12 and 3.13."""
+    """The 79 topics of CPython's help, 465 kB of English about Python; 3.11, 3.12 and 3.13 have the same module."""
     from pydoc_data.topics import topics
 
     return [topics[key] for key in sorted(topics)]
 
 
 def make_source(name: str, split: str | None, format: str | None, documents: str, text_field: str) -> Source:
-    """The source of one input file. Raises InputError: it is missing, empty, a directory, or of an unknown kind."""
+    """The source of one input file. Raises InputError: it is missing, is empty, is a directory, or has an unknown format."""
     if name == BUILTIN:
         content = "\0".join(builtin_documents()).encode("utf-8")
         return Source(name, "builtin", split, "file", text_field, len(content), hashlib.sha256(content).hexdigest())
@@ -110,11 +110,11 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
         format = FORMATS.get(plain.suffix)
         if format is None:
             raise InputError(
-                f"input {name}: its name is not that of a known format (.txt, .jsonl or .parquet, the first two also "
+                f"input {name}: its name does not end like a known format (.txt, .jsonl or .parquet, the first two also "
                 f"{', '.join(COMPRESSIONS)}); give --format"
             )
     if format == "parquet" and path.suffix in COMPRESSIONS:
-        raise InputError(f"input {name}: a parquet file compresses itself; unpack it first")
+        raise InputError(f"input {name}: parquet has its own compression; unpack it first")
     digest = hashlib.sha256(str(size).encode())
     try:
         with paths.open_binary(name) as file:
@@ -140,10 +140,10 @@ def _is_letter(byte: int) -> bool:
 
 
 def cut_point(data: bytes) -> int:
-    """Number of bytes of the first piece of a text longer than PIECE_BYTES.
+    """Number of bytes of the first piece of a text that is longer than PIECE_BYTES.
 
-    Before the last single space between two ASCII letters: GPT-2's pattern, SentencePiece and char27 all begin a new unit there, so
-    the tokens are those of the uncut text. Without one in the second half, at a character boundary (which can add a token).
+    The cut is before the last single space between two ASCII letters: GPT-2's pattern, SentencePiece and char27 begin a new unit there,
+    so the tokens are those of the uncut text. If the second half has no such space, the cut is at a character, which can add a token.
     """
     end = PIECE_BYTES
     while (end := data.rfind(b" ", PIECE_BYTES // 2, end + 1)) > 0:
@@ -170,7 +170,7 @@ def cut(data: bytes) -> list[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """Decompresses consecutive zstandard frames; unlike the library's reader it detects a truncated file."""
+    """Decompresses consecutive zstandard frames. Unlike the reader of the library, it detects a truncated file."""
 
     def __init__(self, file: BinaryIO):
         import zstandard
@@ -201,7 +201,7 @@ class _Zstd(io.RawIOBase):
 
 
 class _Text(io.RawIOBase):
-    """Reads the text of a file, counts its bytes, and raises InputError with that count when the file is truncated or damaged."""
+    """Reads the text of a file and counts its bytes; raises InputError with the count if the file is truncated or damaged."""
 
     def __init__(self, name: str):
         self.name, self.count = name, 0
@@ -241,7 +241,7 @@ class _Text(io.RawIOBase):
 
 
 def _skip(stream: io.BufferedReader, text: _Text, offset: int) -> None:
-    """Moves to a position in the text: by a seek in a plain file, by reading in a compressed one."""
+    """Moves to a position in the text: a plain file is seeked, a compressed one is read up to there."""
     if pathlib.Path(text.name).suffix not in COMPRESSIONS:
         text.file.seek(offset)
         text.count = offset
@@ -272,7 +272,7 @@ def _whole_file(stream: io.BufferedReader, start: Position) -> Iterator[Piece]:
 
 
 class _OpenDocument:
-    """Collects the lines of one text document and yields its pieces as they fill; its last line end is dropped."""
+    """Collects the lines of one text document and yields its pieces when they are full. The last line end is dropped."""
 
     def __init__(self, start: Position):
         self._begin(start)
@@ -384,7 +384,7 @@ def _parquet(source: Source, start: Position, progress: Callable[[float], None])
 
 
 class Reader:
-    """All inputs in order, from a position on."""
+    """The pieces of all inputs in order, from a position on."""
 
     def __init__(self, sources: Sequence[Source], start: Position):
         self.sources, self.start = sources, start
@@ -396,7 +396,7 @@ class Reader:
 
     @property
     def stored(self) -> int:
-        """How far it is, in bytes of the input files as they are stored."""
+        """Bytes of the input files, as stored, that were read."""
         return self._done + (self._open.file.tell() if self._open else 0)
 
     def __iter__(self) -> Iterator[Piece]:
@@ -433,7 +433,7 @@ class Reader:
 
 
 def location(source: Source, at: Position) -> str:
-    """A position as text for messages: the file and the line, row or byte."""
+    """A position as text for a message: the file, and the line, row or byte."""
     if source.format in ("parquet", "builtin"):
         return f"input {source.name}, row {at.offset:,}"
     if source.format == "jsonl":

@@ -1,6 +1,6 @@
 """Files at local paths or at URLs that fsspec supports (gs://, s3://, hdfs://, memory://, ...).
 
-Local files are opened directly, without fsspec's buffers. A URL requires the library of its protocol (gs: gcsfs, s3: s3fs), which
+Local files are opened directly, without the buffers of fsspec. A URL requires the library of its protocol (gs: gcsfs, s3: s3fs), which
 also finds the credentials. Never imports jax.
 """
 
@@ -29,17 +29,17 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 
 
 class Unreachable(InputError):
-    """A storage service did not answer, or refused. Unlike other InputErrors, a retry may help."""
+    """A storage service did not answer, or refused the request. Unlike after other InputErrors, a retry may help."""
 
 
 def is_url(name: str | os.PathLike) -> bool:
-    """Does a name start with a scheme? `DIR/a://b` does not."""
+    """Whether a name starts with a scheme; `DIR/a://b` does not."""
     return bool(_URL.match(os.fspath(name)))
 
 
 @contextlib.contextmanager
 def _reaching(name: str) -> Iterator[None]:
-    """Turns errors of storage libraries into an InputError of one line, except FileNotFoundError."""
+    """Converts errors of storage libraries, except FileNotFoundError, to an InputError of one line."""
     try:
         yield
     except (InputError, FileNotFoundError):
@@ -49,7 +49,7 @@ def _reaching(name: str) -> Iterator[None]:
     except ImportError as error:
         raise InputError(f"{name}: the library of this kind of storage is not installed ({_line(error)})") from None
     except Exception as error:  # every service has its own exceptions
-        raise Unreachable(f"{name} cannot be reached ({_line(error)}); if it should be, repeat the same command") from error
+        raise Unreachable(f"{name} cannot be reached ({_line(error)}); check name and credentials, or repeat the command") from error
 
 
 def a_folder(name: str | os.PathLike) -> InputError:
@@ -67,7 +67,7 @@ def _filesystem(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 class _Remote(io.RawIOBase):
-    """Reads a file of a storage service; its failures are distinguished from damage in the file."""
+    """Reads a file of a storage service. Failures of the service raise Unreachable, so that they are not taken for damage in the file."""
 
     def __init__(self, name: str):
         filesystem, path = _filesystem(name)
@@ -130,9 +130,9 @@ def size_of(name: str) -> int | None:
 class CorpusStore:
     """A corpus directory, local or at a URL, to which any number of machines publish files atomically.
 
-    A file is written on this machine, copied to the directory under a temporary name, and renamed: readers, and a second worker with the
+    A file is written on this machine, copied to the directory under a temporary name, and renamed: readers, and another worker with the
     same task, see the old file or the new one. (An object store renames by copying within the store.)
-    In a local directory, `scratch` is in its folder of notes, which must exist.
+    The `scratch` directory of a local store is in its folder of notes, which must exist.
     """
 
     root: str
@@ -242,7 +242,7 @@ class CorpusStore:
             filesystem.rm_file(path)
 
     def clear(self, folder: str, keep: Callable[[str], bool]) -> None:
-        """Deletes the contents of a folder, except the names to keep. Of a link, only the link is deleted."""
+        """Deletes the contents of a folder, except the names to keep. A link is deleted, its target is not."""
         if self.local:
             _clear_here(self.local / folder, keep, linked=not folder)
             return
@@ -254,7 +254,7 @@ class CorpusStore:
                 filesystem.rm(gone, recursive=True)
 
     def drop(self, folder: str) -> None:
-        """Removes an empty folder, if the storage has folders."""
+        """Removes a folder if it is empty and the storage has folders."""
         filesystem, path = self._at(folder)
         with contextlib.suppress(Exception):  # a missing folder, or one that is not empty, is left
             filesystem.rmdir(path.rstrip("/"))
@@ -266,7 +266,7 @@ class CorpusStore:
 
 
 def _clear_here(folder: pathlib.Path, keep: Callable[[str], bool], linked: bool) -> None:
-    """As `CorpusStore.clear`. linked: the folder may be a link, because the user named it."""
+    """As `CorpusStore.clear`. linked: whether the folder may be a link, as a folder named by the user may."""
     try:
         if folder.is_symlink() and not linked:
             folder.unlink()

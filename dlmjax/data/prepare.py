@@ -1,14 +1,14 @@
 """`prepare`: text files -> a directory of token shards and one manifest.  Never imports jax.
 
-One reader (this process) cuts the inputs into pieces, workers tokenize batches of them, this process writes the results in input
-order. The inputs are divided into segments by their text alone; a finished segment's shards are renamed into place and noted, so a
-preparation that was killed goes on behind the last finished segment, and the result is byte for byte that of an uninterrupted run with any
-number of workers. Memory: about 2 MiB a batch in flight and 1 MiB a shard, whatever the inputs' size.
+This process reads the inputs as pieces, worker processes tokenize batches of pieces, and this process writes the results in input
+order. The inputs are divided into segments, which depend on the text alone. When a segment is finished, its shards are renamed and a note
+is written, so a preparation that was killed continues after the last finished segment. The result is the same, byte for byte, as without
+the kill, for any number of workers. Memory: about 2 MiB per batch in progress and 1 MiB per shard, for inputs of any size.
 
     DIR/manifest.json                 written last; there is no corpus without it
     DIR/tokenizer/                    the tokenizer itself
-    DIR/counts.npy                    how often each token occurs in the train split
-    DIR/train-00000.array_record      one shard a segment and split (valid-, test-)
+    DIR/counts.npy                    number of occurrences of each token in the train split
+    DIR/train-00000.array_record      one shard per segment and split (valid-, test-)
     DIR/.unfinished/                  request.json, segment-00000.json, ...: only until the manifest is written
 """
 
@@ -40,7 +40,7 @@ SMALL = 1 << 20  # stored bytes below which starting worker processes would take
 
 
 def _cores() -> int:
-    """Cores this process may use (a batch system may grant fewer than the machine has)."""
+    """Number of cores that this process may use (a batch system may grant fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -101,14 +101,14 @@ def prepare(
 
 @contextlib.contextmanager
 def _only_one(output: pathlib.Path) -> Iterator[None]:
-    """Holds the output directory's lock; a killed process lets go of it by itself."""
+    """Holds the lock of the output directory, which the system releases when the process is killed."""
     work = output / manifest.WORK
     if work.is_symlink():
-        raise InputError(f"{work} is a link, and notes are not written where it leads; remove the link, or choose another --output")
+        raise InputError(f"{work} is a link, and notes are not written through links; remove it, or choose another --output")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{work} cannot be made a folder ({error.strerror}); remove it, or choose another --output") from None
+        raise InputError(f"the folder {work} cannot be made ({error.strerror}); remove it, or choose another --output") from None
     try:
         lock = open_lock(work / "lock")
     except OSError as error:
@@ -121,25 +121,25 @@ def _only_one(output: pathlib.Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Nothing but the lock left: this is a finished corpus, or one that never began.
+            # Only the lock is left: the corpus is finished, or nothing was begun.
             if {path.name for path in work.iterdir()} <= {"lock"}:
                 shutil.rmtree(work, ignore_errors=True)
 
 
 def _clear(store: CorpusStore) -> None:
-    """Deletes what prepare writes, and nothing else; the manifest first, so that no half corpus is ever taken for a whole one."""
+    """Deletes only what prepare writes; the manifest first, so that a partly deleted corpus is not taken for a whole one."""
     store.remove(manifest.FILE)
     store.clear("", lambda name: not _is_name_of_ours(name))
     store.clear(manifest.WORK, lambda name: name == "lock")
 
 
 def _is_name_of_ours(name: str) -> bool:
-    """Whether prepare gives this name, beside those of the manifest and the notes."""
+    """Whether prepare writes files of this name; the manifest and the notes are not included."""
     return bool(name in (counts.FILE, manifest.TOKENIZER) or manifest.SHARD.fullmatch(name) or manifest.LEFTOVER.fullmatch(name))
 
 
 def _require_own(store: CorpusStore) -> None:
-    """Raises InputError where files have names that prepare gives, and no earlier prepare noted that it made them."""
+    """Raises InputError if the directory holds files with names that prepare uses, and no note of an earlier prepare."""
     found = store.entries()
     if manifest.FILE in found or store.read(REQUEST) is not None:
         return
@@ -147,13 +147,13 @@ def _require_own(store: CorpusStore) -> None:
     if foreign:
         more = f" and {len(foreign) - 1:,} more" if foreign[1:] else ""
         raise InputError(
-            f"{store.name(foreign[0])}{more} would be replaced, but {store.root} holds no notes of a preparation that made it; choose "
+            f"{store.name(foreign[0])}{more} would be replaced, but {store.root} has no notes of a preparation that wrote it; choose "
             "another --output, or replace it with --overwrite"
         )
 
 
 class _Job:
-    """One call of prepare, its arguments checked and the directory locked."""
+    """One call of prepare, with checked arguments and the lock of the directory."""
 
     def __init__(self, output, cutting, tokenizer, request, workers, progress):
         self.output, self.cutting, self.tokenizer, self.request = output, cutting, tokenizer, request
@@ -162,12 +162,12 @@ class _Job:
         self.work = output / manifest.WORK
 
     def run(self) -> Manifest:
-        """Goes on from what is there, to the finished corpus."""
+        """Continues from the segments that exist to the finished corpus."""
         manifest.remove_leftovers(self.output)
         done = self._done()
         missing = self._missing(done)
         if missing is not None:
-            with writing(self.work):  # before all other files: what has no such note beside it is somebody else's
+            with writing(self.work):  # before all other files: without this note, files are not ours
                 manifest.write_atomically(self.output / REQUEST, json.dumps(sealed(self._identity()), indent=1))
         with writing(self.output / manifest.TOKENIZER):
             save_tokenizer(self.tokenizer, self.output / manifest.TOKENIZER)
@@ -184,7 +184,7 @@ class _Job:
         return manifest.identity(self.request, self.tokenizer.describe())
 
     def _done(self) -> dict[int, Segment]:
-        """Whole segments of an earlier run of the same request. Raises InputError when the directory holds something else."""
+        """Whole segments of an earlier run of the same request. Raises InputError: the directory holds another corpus."""
         try:
             if (self.output / manifest.FILE).exists():
                 found = Manifest.load(self.output)
@@ -200,7 +200,7 @@ class _Job:
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the notes in {self.work} are damaged ({error!r}); start afresh with --overwrite") from None
+            raise InputError(f"the notes in {self.work} are damaged ({error!r}); start again with --overwrite") from None
         manifest.require_same(identity, self._identity(), self.output)
         return {number: segment for number, segment in segments.items() if all(self._is_whole(s) for s in segment.shards.values())}
 
@@ -209,7 +209,7 @@ class _Job:
         return path.is_file() and path.stat().st_size == shard.file_bytes and manifest.sha256_of(path) == shard.sha256
 
     def _missing(self, done: dict[int, Segment]) -> int | None:
-        """The first segment that is not there; None when they reach the end of the inputs."""
+        """The number of the first missing segment; None if no segment is missing."""
         number = 0
         while number in done:
             if done[number].end is None:
@@ -245,7 +245,7 @@ class _Job:
         return future
 
     def _encoded(self, start: formats.Position, submit: Callable) -> Iterator[tuple[Batch, encoding.Encoded]]:
-        """Results in input order, a few batches ahead of the writer so that no worker waits."""
+        """Results in input order; a few batches are submitted ahead, so that no worker waits."""
         waiting: collections.deque = collections.deque()
         depth = self.workers + max(2, self.workers // 2)
         for batch in batches(self.sources, start, self.request["shard_bytes"]):
@@ -258,7 +258,7 @@ class _Job:
             yield head, future.result()
 
     def _make(self, number: int, done: dict[int, Segment], submit: Callable, progress: Progress) -> None:
-        """Makes segments from `number` on, until one that is already there or the end."""
+        """Makes segments from `number` on, up to one that exists or to the end."""
         before = done.get(number - 1)
         start = formats.Position(*before.end) if before else formats.Position(0)
         writer = self._writer(number, before.open_split if before else None)
@@ -289,9 +289,9 @@ class _Job:
         with writing(self.output / counts.FILE):
             counts.save_counts(self.output, result)
         if (self.output / manifest.FILE).exists():
-            # Segments that were made again must be what they were, also where the inputs changed unnoticed.
+            # Segments made again must equal the earlier ones; a change of the inputs may have escaped their fingerprint.
             if Manifest.load(self.output).segments != result.segments:
-                raise InputError(f"{self.output}: the inputs are not those of the prepared corpus; replace it with --overwrite")
+                raise InputError(f"{self.output}: the inputs differ from those of the corpus; replace it with --overwrite")
         else:
             with writing(self.output / manifest.FILE):
                 result.save(self.output)

@@ -1,7 +1,7 @@
-"""One segment of a corpus: a stretch of the inputs -> its shards, always the same bytes.
+"""One segment of a corpus: a part of the inputs -> its shards, which always have the same bytes.
 
-A segment is cut by the text alone (`batches`), so its start and the split of the document that is open there are enough to make it.
-`prepare` makes them in order with several processes; `beam` makes them as work items anywhere. Never imports jax.
+Segments depend on the text alone (`batches`), so a segment can be made from its start and the split of the document that is open there.
+`prepare` makes them in order with several processes, `beam` as work items on any machine. Never imports jax.
 """
 
 import contextlib
@@ -52,14 +52,14 @@ class Cutting:
         return cls(sources, request["shard_bytes"], request["valid_fraction"], request["test_fraction"], request["split_seed"])
 
     def split_of(self, file: int, share: float) -> int:
-        """The number of the split of a document that begins in an input with a share (see `encode.document_share`)."""
+        """The number of the split of a document that begins in this input and has this share (see `encode.document_share`)."""
         fixed = self.sources[file].split
         if fixed is not None:
             return SPLITS.index(fixed)
         return 1 if share < self.valid_fraction else 2 if share < self.valid_fraction + self.test_fraction else 0
 
     def splits(self, result: encoding.Encoded, open_split: str | None) -> np.ndarray:
-        """The number of the split of each piece. A piece that does not start a document belongs to the one before it."""
+        """The number of the split of each piece. A piece that does not start a document has the split of the piece before it."""
         fixed = np.array([-1 if s.split is None else SPLITS.index(s.split) for s in self.sources])
         valid, test = self.valid_fraction, self.test_fraction
         by_hash_P = np.where(result.share_P < valid, 1, np.where(result.share_P < valid + test, 2, 0))
@@ -106,7 +106,7 @@ class Batch:
 
 
 def batches(sources: Sequence[formats.Source], start: formats.Position, shard_bytes: int) -> Iterator[Batch]:
-    """Batches of about 1 MiB; a segment ends with the batch that brings it to `shard_bytes`, and with the last one."""
+    """Batches of about 1 MiB. A segment ends with the batch in which it reaches `shard_bytes`, and with the last batch."""
     reader = formats.Reader(sources, start)
     pieces: list[formats.Piece] = []
     size = in_segment = 0
@@ -130,7 +130,7 @@ def batches(sources: Sequence[formats.Source], start: formats.Position, shard_by
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of the disk, such as a full one, into an InputError; finished files stay."""
+    """Converts an error of the disk, such as no space, to an InputError. Finished files stay."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
@@ -190,19 +190,19 @@ class _ShardWriter:
         return Shard(self._name, self.tokens, len(lengths), self.text_bytes, size, digest)
 
     def abandon(self) -> None:
-        with contextlib.suppress(RuntimeError):  # a full disk refuses the rest again
+        with contextlib.suppress(RuntimeError):  # on a full disk this write fails too
             self._writer.close()
         self._part.unlink(missing_ok=True)
 
 
 class SegmentWriter:
-    """Writes segment `number`: batches in, one shard per split out.
+    """Writes the shards of segment `number`, one per split, from batches.
 
     Args:
         directory: folder of unfinished shards under temporary names.
-        publish: called with each finished, synced file and its shard's name; must move it atomically.
+        publish: called with each finished, synced file and the name of its shard; moves it atomically.
         open_split: split of the document that is open at the start of the segment.
-        counted: size of the vocabulary, to count the tokens of the train split in `counts_V`; None for no counts.
+        counted: size of the vocabulary, if `counts_V` is to hold the token counts of the train split; None: no counts.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""A corpus at a URL -> a verified copy on this machine, because training reads records in random order.  Never imports jax.
+"""A verified local copy of a corpus at a URL: training reads records in random order.  Never imports jax.
 
     CACHE/<hash of the manifest>/    manifest.json, tokenizer/, counts.npy and the shards of the splits that were opened
 
-CACHE is $DLMJAX_CACHE, else ~/.cache/dlmjax. The name is a hash of the content, so a corpus that is replaced at its URL gets another copy,
-and the processes of a machine share one. Copies are never deleted automatically.
+CACHE is $DLMJAX_CACHE, by default ~/.cache/dlmjax. A copy is named by a hash of the manifest, so a corpus that is replaced at its URL gets
+another copy, and the processes of a machine share one. Copies are not deleted automatically.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from dlmjax.errors import InputError, NoSplit
 from dlmjax.files import inside, open_lock
 from dlmjax.progress import Progress
 
-AT_ONCE = 8  # files that are fetched at a time
+AT_ONCE = 8  # files that are fetched concurrently
 
 
 def cache_directory() -> pathlib.Path:
@@ -61,7 +61,7 @@ def stage(url: str, split: str, verify: bool = False) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(directory: pathlib.Path):
-    """Lets one process of this machine fetch at a time, and removes remains of killed ones."""
+    """Holds the lock of the copy, so that only one process fetches, and removes files that killed processes left."""
     with open_lock(directory / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         manifest.remove_leftovers(directory)
@@ -81,7 +81,7 @@ def _fetch_tokenizer(store: CorpusStore, directory: pathlib.Path, found: Manifes
 def _fetch_all(store: CorpusStore, directory: pathlib.Path, found: Manifest, split: str, verify: bool) -> None:
     _fetch_tokenizer(store, directory, found)
     if not (directory / counts.FILE).exists():
-        with contextlib.suppress(FileNotFoundError):  # then counted from the shards when it is used
+        with contextlib.suppress(FileNotFoundError):  # the tokens are then counted when the counts are used
             store.fetch(counts.FILE, directory / counts.FILE)
     missing = [shard for shard in found.shards(split) if not _is_here(directory / shard.file, shard, verify)]
     size = sum(shard.file_bytes for shard in missing)
@@ -103,7 +103,7 @@ def _is_here(path: pathlib.Path, shard: Shard, verify: bool) -> bool:
 
 
 def _fetch(store: CorpusStore, directory: pathlib.Path, shard: Shard, found: Manifest) -> Shard:
-    """Fetches a shard; it gets its name only when its size and hash are those in the manifest."""
+    """Fetches a shard. It gets its name only if its size and hash equal those in the manifest."""
     again = f"prepare it again with: {found.prepare_command(store.root)} --engine beam (nothing else was changed)"
     arrived = directory / f"{shard.file}.fetched"
     try:

@@ -205,7 +205,7 @@ def test_inputs_that_changed_after_the_corpus_was_finished_are_noticed(tmp_path)
     data[1_600_000:1_600_004] = b"SOME"
     source.write_bytes(data)
     (tmp_path / "c" / "train-00003.array_record").unlink()
-    with pytest.raises(InputError, match="the inputs are not those of the prepared corpus"):
+    with pytest.raises(InputError, match="the inputs differ from those of the corpus"):
         prepare([source], "bytes", tmp_path / "c", execute=at_once, **options)
 
 
@@ -266,7 +266,7 @@ def test_an_item_of_another_request_is_refused(inputs, tmp_path):
     """A worker that wakes up after its command was replaced by another writes nothing."""
     store = CorpusStore(str(tmp_path))
     store.make(".unfinished")
-    work = beam.Work(store, "0" * 64)
+    work = beam.ItemContext(store, "0" * 64)
     store.write(beam.REQUEST, b"{}")
     beam.make(work, [beam.Task(0, Position(0))])
     assert store.names() == [] and store.names(".unfinished") == ["failed-segment-00000.json", "request.json"]
@@ -389,8 +389,8 @@ def test_mistakes_under_beam_are_one_line(inputs, tmp_path, run_command):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     for words, message in [
         ([], "bad.jsonl, line 2 (byte 14): not valid JSON"),
-        (["--runer=DirectRunner"], "unknown flag --runer, neither of dlmjax prepare nor of Beam"),
-        (["--direct_num_workers=two"], "Beam refuses its flags"),
+        (["--runer=DirectRunner"], "--runer is not a flag of dlmjax prepare or of Beam"),
+        (["--direct_num_workers=two"], "the flags for Beam are not valid"),
         (["--", "--runner=NoSuchRunner"], "NoSuchRunner"),
     ]:
         result = run_command("--input", tmp_path / "bad.jsonl", "--output", tmp_path / "c", "--engine", "beam", *words)

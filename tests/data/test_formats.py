@@ -183,7 +183,7 @@ def test_inputs_that_cannot_be_used_are_named_before_anything_is_read(tmp_path, 
         "empty.txt": "is empty",
         "none.txt": "does not exist",
         "": "is a directory",
-        "text8": "its name is not that of a known format",
+        "text8": "its name does not end like a known format",
         "a.parquet.gz": "unpack it",
     }
     for name, message in cases.items():
@@ -247,7 +247,7 @@ def _zip(method=None):
     # Packed bytes hold the time: as names of tests they would differ between the processes that share the tests.
     ids=["gz", "bz2", "xz", "bz2-empty", "zip-stored", "zip-lzma", "zip", "7z", "lz4", "rar4", "rar5"],
 )
-def test_a_packed_file_of_another_name_is_told_for_what_it_is(tmp_path, start, said):
+def test_a_packed_file_of_another_name_is_reported_with_its_format(tmp_path, start, said):
     """In place of "not valid UTF-8; convert the file", which would not help."""
     for name in ("a.jsonl", "a.txt.br", "a.txt.lz4"):
         (tmp_path / name).write_bytes(start)

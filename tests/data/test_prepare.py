@@ -311,7 +311,7 @@ def test_one_file_under_two_names_is_given_twice(tmp_path, other, monkeypatch):
     assert not (tmp_path / "c").exists()
 
 
-def test_inputs_without_any_text_are_told_as_that(tmp_path):
+def test_inputs_without_any_text_are_reported_as_such(tmp_path):
     (tmp_path / "null.jsonl").write_text('{"text": null}\n{"text": ""}\n')
     (tmp_path / "white.txt").write_text(" \n\n \n")
     (tmp_path / "fine.txt").write_text("fine")

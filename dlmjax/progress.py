@@ -40,7 +40,7 @@ class Progress:
         self._now, self._values = initial, ""
 
     def reach(self, value: int, values: str | None = None) -> None:
-        """Sets the count, which never decreases. values: text beside it, until the next such text."""
+        """Sets the count, which never decreases. values: text shown next to it, until the next such text."""
         value, time_now = max(value, self._now), time.monotonic()
         if values is not None:
             self._values = values

@@ -1,4 +1,4 @@
-"""`dlmjax prepare`: text files -> a tokenized corpus."""
+"""`dlmjax prepare`: makes a tokenized corpus from text files."""
 
 import argparse
 
@@ -15,13 +15,13 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="text files: .txt, .jsonl or .parquet, plain or .gz/.bz2/.xz/.zst, local or a URL (gs://, s3://); or builtin:python-docs",
+        help="text files, local or URLs (gs://, s3://): .txt or .jsonl, also as .gz/.bz2/.xz/.zst, or .parquet; or builtin:python-docs",
     )
     add(
         "--tokenizer",
         default="bytes",
         help="tokenizer: bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | wordpiece:tokenizer.json | saved:DIR "
-        "(that of a prepared corpus or of a run) | train-sentencepiece:VOCAB (trained on the input) (bytes)",
+        "(of a prepared corpus or of a run) | train-sentencepiece:VOCAB (trained on the train split) (bytes)",
     )
     add("--output", type=flags.output_folder, required=True, metavar="DIR", help="directory for the shards and the manifest")
     share = flags.number(0, 1, open_high=True)
@@ -32,24 +32,29 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--split-files",
         nargs="+",
         metavar="SPLIT=FILE",
-        help="whole files as a split, such as valid=a.txt test=b.txt; --input is then `train`",
+        help="files of the splits, such as valid=a.txt test=b.txt; --input is then `train`",
     )
     add(
         "--documents",
         default="file",
         metavar="RULE",
-        help="unit of a .txt file that is a document: file, blank-line, line or separator:TEXT (file)",
+        help="rule that divides .txt files into documents: file, blank-line, line or separator:TEXT (file)",
     )
-    add("--text-field", default="text", metavar="NAME", help="field of .jsonl, and column of .parquet, that holds the text (text)")
-    add("--format", choices=("txt", "jsonl", "parquet"), help="format of all inputs (by each file's name)")
-    add("--workers", type=flags.whole(1, 4096), metavar="N", help="processes that tokenize; the result does not depend on it (cores)")
-    add("--overwrite", action="store_true", help="replace a corpus of different inputs in --output")
+    add("--text-field", default="text", metavar="NAME", help="field of .jsonl or column of .parquet with the text (text)")
+    add("--format", choices=("txt", "jsonl", "parquet"), help="format of all inputs (from the name of each file)")
+    add(
+        "--workers",
+        type=flags.whole(1, 4096),
+        metavar="N",
+        help="tokenizing processes, without effect on the result (number of cores)",
+    )
+    add("--overwrite", action="store_true", help="replacement of a corpus of different inputs in --output")
     add(
         "--engine",
         choices=("local", "beam"),
         default="local",
-        help="local: processes of this machine; beam: work items of Apache Beam, whose flags (--runner=...) follow, or stand after --; "
-        "the result is the same (local)",
+        help="engine: local (processes of this machine) or beam (work items of Apache Beam, whose flags, such as --runner=..., follow, "
+        "unchecked after --); the result is the same (local)",
     )
 
 

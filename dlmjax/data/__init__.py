@@ -1,4 +1,4 @@
-"""Text to batches: tokenizers, `prepare`, corpora, windows by number, the loader. docs/data.md follows one document.
+"""From text to batches: tokenizers, `prepare`, corpora, windows, the loader. docs/data.md follows one document.
 
 Modules are imported at first use: preparing (and its worker processes) requires neither Grain nor jax.
 `prepare` itself is `dlmjax.data.prepare.prepare`.

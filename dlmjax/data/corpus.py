@@ -24,12 +24,12 @@ from dlmjax.data.token_budget import parse_path
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.errors import InputError, NoSplit
 
-OPEN_SHARDS = 512  # readers that are open at a time: well below the usual limit of 1,024 files
+OPEN_SHARDS = 512  # most readers that are open at a time; the usual limit is 1,024 files
 _COUNTED = 1 << 20  # tokens read at a time when the start of the stream is counted
 
 
 class Corpus:
-    """One split of a prepared directory; make one with `Corpus.open`. Safe to read from many threads.
+    """One split of a prepared corpus, from `Corpus.open`. Several threads may read it.
 
     tokens: token budget: the stream ends after this many tokens (`token_budget.py`); None = all.
     Raises InputError: the split has fewer tokens.
@@ -49,7 +49,7 @@ class Corpus:
 
     @classmethod
     def open(cls, directory: str | os.PathLike, split: str = "train", verify: bool = False) -> "Corpus":
-        """Opens a split; the size of every shard is compared with the manifest, with `verify` also its sha256 (about 1 GB/s).
+        """Opens a split, and compares the size of every shard with the manifest; with `verify` also its sha256 (about 1 GB/s).
 
         A corpus at a URL (gs://, s3://, ...) is first copied to this machine, see `stage`. `DIR(tokens=N)` is the first N tokens of the
         split "train"; other splits are whole, see `token_budget.py`.
@@ -66,8 +66,8 @@ class Corpus:
         if differing := tokenizer.describe().items() - found.tokenizer.items():
             name, here = min(differing)
             raise InputError(
-                f"{directory / manifest.FILE} names a tokenizer with {name} {found.tokenizer.get(name)!r}, the folder "
-                f"{manifest.TOKENIZER}/ beside it holds one with {here!r}; restore the one that was changed, or {_again(directory, found)}"
+                f"{directory / manifest.FILE} names a tokenizer with {name} {found.tokenizer.get(name)!r}, but the folder "
+                f"{manifest.TOKENIZER}/ has one with {here!r}; restore the one that was changed, or {_again(directory, found)}"
             )
         opened = cls(directory, split, found, tokenizer, tokens if split == "train" else None)
         if verify:
@@ -79,7 +79,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the stream's content: independent of the directory, different for other text, other tokens or another token budget."""
+        """A hash of the stream's content: it depends on text, tokens and token budget, but not on the directory."""
         parts = [str(self.num_tokens), self.manifest.dtype, *(shard.sha256 for shard in self.shards)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
@@ -152,7 +152,7 @@ class Corpus:
 
     @functools.cached_property
     def counts_V(self) -> Int[np.ndarray, "V"]:
-        """Number of occurrences of each token in the split, EOS included (int64): for schedules by frequency."""
+        """Number of occurrences of each token in the stream, EOS included (int64), for schedules by frequency."""
         if self.token_budget is not None:
             starts = range(0, self.token_budget, _COUNTED)
             parts = (self.read(start, min(_COUNTED, self.token_budget - start)) for start in starts)

@@ -34,12 +34,12 @@ def count_tokens(directory: pathlib.Path, found: Manifest, split: str) -> Int64[
 
 
 def load_counts(directory: pathlib.Path, found: Manifest) -> Int64[np.ndarray, "V"] | None:
-    """The stored counts of the train split; None if there are none, or those of another corpus."""
+    """The stored counts of the train split; None if there are none, or if they cannot be those of this corpus."""
     return fitting(read_counts(directory), found)
 
 
 def fitting(counts_V: np.ndarray | None, found: Manifest) -> Int64[np.ndarray, "V"] | None:
-    """Counts if they can be those of a corpus's train split, else None."""
+    """The counts, if shape and sum fit the train split of the corpus; otherwise None."""
     if counts_V is None:
         return None
     fits = counts_V.shape == (found.tokenizer["vocab_size"],) and counts_V.dtype == np.int64
@@ -82,6 +82,6 @@ def write_counts(directory: pathlib.Path, counts_V: Int64[np.ndarray, "V"]) -> N
 
 
 def corpus_counts(directory: pathlib.Path, found: Manifest, split: str) -> Int64[np.ndarray, "V"]:
-    """The counts of a split: as stored, or from the shards."""
+    """The stored counts of a split, or counts of its shards."""
     stored = load_counts(directory, found) if split == "train" else None
     return count_tokens(directory, found, split) if stored is None else stored

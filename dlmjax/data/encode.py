@@ -1,7 +1,7 @@
-"""The work of a tokenizing process: a batch of pieces in, token ids out.  Imports neither jax nor anything that does.
+"""Tokenizes batches of pieces, in this process or in worker processes.  Imports no module that imports jax.
 
-Workers are started with "spawn" and load the tokenizer from the prepared directory. A mistake in the input is returned as a number
-(not raised), so that the first mistake in input order is reported for any number of workers.
+Workers are started with "spawn" and load the tokenizer from the prepared directory. The index of an invalid piece is returned,
+not raised, so that the first mistake in input order is reported for any number of workers.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from dlmjax.seeds import SPLIT_SEEDS, check_seed
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """P pieces (documents without text are left out): their ids in sequence, and the properties of each that the writer requires."""
+    """The ids of P pieces in sequence (documents without text are left out), and the properties of each piece for the writer."""
 
     tokens: np.ndarray  # uint16 or uint32; each document's last piece ends with EOS
     lengths_P: np.ndarray  # int64, ids of each piece
@@ -36,7 +36,7 @@ class Encoded:
     share_P: np.ndarray  # float64 in [0, 1): decides the split; a function of the document's first piece of text
     file_P: np.ndarray  # int32, number of the input
     skipped: int = 0  # documents that are null or empty
-    bad: int | None = None  # the first piece that is not text; `mistake` has the reason
+    bad: int | None = None  # index of the first piece that is not text; `mistake` gives the reason
 
 
 def check_split_seed(seed: int) -> None:
@@ -51,7 +51,7 @@ def document_share(first_piece: bytes, seed: int) -> float:
 
 
 class Columns(NamedTuple):
-    """A batch of pieces as it is sent to a worker: columns pickle several times faster than a list of Pieces."""
+    """A batch of pieces in columns, which pickle several times faster than a list of Pieces."""
 
     data: list[bytes]
     json: list[bool]
@@ -82,10 +82,10 @@ _LINE = json.JSONDecoder(parse_int=_whole_number)
 
 
 def json_line(data: bytes) -> Any:
-    """The value of a line of JSON lines. A byte order mark before it, which some programs write at a file's start, is skipped;
-    whole numbers may have any length, beyond MOST_DIGITS as the nearest float: a field that is not used must not stop a preparation.
+    """The value of a line of a .jsonl file. A byte order mark, which some programs write at the start of a file, is skipped. An integer of
+    more than MOST_DIGITS digits becomes the nearest float, since a field that is not used must not stop a preparation.
 
-    Raises ValueError (UnicodeDecodeError or JSONDecodeError) or RecursionError if it is not valid."""
+    Raises ValueError (UnicodeDecodeError or JSONDecodeError) or RecursionError: the line is not valid."""
     return _LINE.decode(data.decode("utf-8").removeprefix("\ufeff"))
 
 
@@ -106,7 +106,7 @@ def text_of(data: bytes, is_json: bool, text_field: str) -> bytes:
 
 
 def mistake(piece: Piece, source: Source) -> str:
-    """The position and the flaw of the piece at which `encode` stopped."""
+    """The position and the mistake of the piece at which `encode` stopped, for a message."""
     where = location(source, piece.at)
     try:
         text_of(piece.data, piece.kind == "json", source.text_field)
@@ -130,7 +130,7 @@ def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, spli
     """Tokenizes pieces; stops at the first mistake, which ends the preparation."""
     texts: list[str] = []
     owner: list[int] = []
-    kept: list[int] = []
+    with_text: list[int] = []
     shares: list[float] = []
     bad, skipped = None, 0
     fields = [source.text_field for source in sources]
@@ -147,11 +147,11 @@ def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, spli
         parts = cut(text)
         shares.append(document_share(parts[0], split_seed) if starts else 0.0)
         texts += [part.decode("utf-8") for part in parts]
-        owner += [len(kept)] * len(parts)
-        kept.append(number)
-    count = len(kept)
+        owner += [len(with_text)] * len(parts)
+        with_text.append(number)
+    count = len(with_text)
     ids = tokenizer.encode_many(texts)
-    ends_P = np.array(batch.ends, bool)[kept]
+    ends_P = np.array(batch.ends, bool)[with_text]
     lengths_P = np.bincount(owner, [len(part) for part in ids], count).astype(np.int64) + ends_P
     tokens = np.full(int(lengths_P.sum()), tokenizer.eos_id, token_dtype(tokenizer.vocab_size))
     if count:
@@ -162,10 +162,10 @@ def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, spli
         tokens=tokens,
         lengths_P=lengths_P,
         text_bytes_P=_sums(tokenizer.byte_lengths_V[tokens], lengths_P),
-        starts_P=np.array(batch.starts, bool)[kept],
+        starts_P=np.array(batch.starts, bool)[with_text],
         ends_P=ends_P,
         share_P=np.array(shares, np.float64),
-        file_P=np.array(batch.file, np.int32)[kept],
+        file_P=np.array(batch.file, np.int32)[with_text],
         skipped=skipped,
         bad=bad,
     )
@@ -188,7 +188,7 @@ def _leave_with(parent) -> None:
 
 
 def start_worker(tokenizer_directory: str, sources: Sequence[Source], split_seed: int) -> None:
-    """Runs once in each new worker. A worker ends when its parent is killed."""
+    """Initializes a worker process. A worker ends when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
     threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()

@@ -1,8 +1,8 @@
 """Batches in a background thread, by Grain.
 
-Guarantee: batch i of the iterator is exactly what `windows.rows(start_step + i, rows)` returns, so the step is the state of a loader, and a
-host that reads some rows of the global batch gets the rows that a single host would get. Cost: memory of `ahead` batches, made while the
-last one is used; no worker processes (they take seconds to start and tie a restart to their number).
+Guarantee: batch i of the iterator is exactly `windows.rows(start_step + i, rows)`. So the step is the only state of a loader, and a host
+that reads some rows of the global batch gets the same rows as a single host. Cost: memory of `ahead` batches, which are made while the
+last one is used. There are no worker processes: they take seconds to start, and a restart would require the same number of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ LAST_STEP = 1 << 40  # unlimited: Grain requires a length
 
 def _check_rows(rows: Sequence[int], batch: int) -> None:
     if not len(rows) or not 0 <= rows[0] <= rows[-1] < batch or any(a >= b for a, b in zip(rows, rows[1:], strict=False)):
-        raise InputError(f"rows {rows} are not ascending rows of a batch of {batch}")
+        raise InputError(f"rows {rows} are not ascending indices of rows of a batch of {batch}")
 
 
 def _iterate(first: int, last: int, make, ahead: int) -> Iterator[dict[str, np.ndarray]]:
@@ -32,7 +32,7 @@ def train_batches(
     """Batches of this host's rows, from `start_step` on.
 
     Args:
-        windows: the run's rows.
+        windows: all rows of the run.
         rows: the rows of the global batch that this host's devices own, ascending: range(0, global_batch) on one host.
         start_step: 0, or the step of the checkpoint that a run resumes from.
         stop_step: end of the range of steps, exclusive; None: unlimited.

@@ -1,11 +1,11 @@
 """The manifest of a prepared corpus, a JSON file: the inputs and options, and size and checksum of each shard.
 
-A corpus is made in *segments*: about `shard_bytes` of input each, cut by the text alone, with one shard
-per split that has text in it. A segment's entry also has the position after it, so any segment can be made again separately. The
-manifest holds no times, no absolute paths except those of the inputs, and nothing about the machine: equal inputs give equal bytes.
+A corpus consists of *segments* of about `shard_bytes` of input, which depend on the text alone, with one shard per split that has text
+in the segment. The entry of a segment also has the position after it, so any segment can be made again separately. The manifest has no
+times, no absolute paths except those of the inputs, and no fact of the machine: equal inputs give equal bytes.
 
-It decides which files are read and written, so all of it is checked: it has a checksum of its own (except in older versions), its names
-must be those of `prepare`, and its numbers must agree with each other and with the files.
+It decides which files are read and written, so it is checked completely: it has its own checksum (except in older versions), its names
+must be names that `prepare` writes, and its numbers must agree with each other and with the files.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, why, write_atom
 from dlmjax.files import remove_leftovers as remove_leftovers_in
 
 FILE = "manifest.json"
-WORK = ".unfinished"  # a preparation's notes until its manifest is written
+WORK = ".unfinished"  # folder of the notes of a preparation, until its manifest is written
 TOKENIZER = "tokenizer"
 VERSION = 1
 RECORD_TOKENS = 4096  # tokens of one ArrayRecord record; the last one of a shard is shorter
 INDEX_ENTRIES = 16384  # document lengths (uint32) of one index record, after the token records
 SPLITS = ("train", "valid", "test")
-# A shard; remains of killed writers and of interrupted transfers.
+# The name of a shard; names of files that killed writers and interrupted transfers leave.
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-[0-9]{{5,9}}\.array_record")
 LEFTOVER = re.compile(rf"{SHARD.pattern}(\.fetched|\.part)|.+\.[0-9a-f]{{32}}\.part")
-WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek per record; uncompressed bytes are equal for every library version
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one seek per record; uncompressed bytes do not depend on the version of the library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Shard:
 
     file: str
     tokens: int
-    documents: int  # that end in this shard; a very long one may begin in an earlier shard
+    documents: int  # documents that end in this shard; a very long one may begin in an earlier shard
     text_bytes: int  # UTF-8 bytes of the tokens
     file_bytes: int
     sha256: str
@@ -57,7 +57,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """The shards of one part of the input, by split; the position after it, and the split of the document that is open there."""
+    """The shards of one segment by split, the position after it, and the split of the document that is open there."""
 
     shards: dict[str, Shard]
     end: list | None  # formats.Position as a list; None at the end of the inputs
@@ -114,7 +114,7 @@ class Manifest:
     request: dict
     tokenizer: dict
     segments: list[Segment]
-    checked: bool = True  # its numbers have a checksum; those of an older version are counted when they are used
+    checked: bool = True  # has a checksum; the numbers of a manifest without one are counted from the shards when they are used
 
     @property
     def dtype(self) -> str:
@@ -196,16 +196,16 @@ class Manifest:
             raise InputError(f"{path} is damaged ({type(error).__name__}: {why(error)}); {_AGAIN}") from None
 
     def _require_agreement(self, values: dict) -> None:
-        """Raises ValueError, KeyError or TypeError: fields contradict each other or have the wrong type."""
-        made = self.to_json()
-        values = unsealed(values, set(made))
+        """Raises ValueError, KeyError or TypeError: fields contradict each other, or have the wrong type."""
+        expected = self.to_json()
+        values = unsealed(values, set(expected))
         vocab, ids = self.tokenizer["vocab_size"], [self.tokenizer[name] for name in ("mask_id", "pad_id", "eos_id")]
         if not all(map(_is_count, (vocab, *ids))) or not max(ids) < vocab <= MOST_IDS:
             raise ValueError("the ids of the tokenizer are not in its vocabulary")
         if not all(isinstance(self.tokenizer[name], str) for name in ("kind", "hash")):
             raise ValueError("the tokenizer has no kind or no hash")
         for name in ("dtype", "record_tokens", "splits"):
-            if name in values and values[name] != made[name]:
+            if name in values and values[name] != expected[name]:
                 raise ValueError(f"its {name} contradicts its other fields")
         ends = [segment.end for segment in self.segments]
         if not ends or ends[-1] is not None or None in ends[:-1]:
@@ -285,7 +285,7 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
 
 
 def remove_leftovers(directory: pathlib.Path) -> None:
-    """Deletes remains of killed writers in a corpus directory, for the holder of its lock. Only files, never links or folders."""
+    """Deletes the files that killed writers left in a corpus directory, but no links or folders. Requires the lock of the directory."""
     for folder in (directory, directory / TOKENIZER):
         remove_leftovers_in(folder)
         if folder.is_dir() and not (folder.is_symlink() and folder != directory):

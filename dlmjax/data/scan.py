@@ -1,10 +1,10 @@
-"""A scan: the positions of the pieces of one input file, for planning the segments before tokenization.  Never imports jax.
+"""Scans: the positions of all pieces of an input file, from which segments are planned before tokenization.  Never imports jax.
 
     blocks of at most BLOCK pieces, one zstandard stream with a checksum; each block is four arrays (.npy):
     sizes (uint32), differences of offset and of line between pieces (uint64), inside (bool): the position after each piece
     an empty block is the end
 
-About two and a half bytes per piece. A scan depends only on the file.
+A scan depends only on the file, and has about 2.5 bytes per piece.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
 """Learned tokenizers: SentencePiece (trained here or loaded), Hugging Face tokenizer.json and GPT-2's vocab.json + merges.txt.
 
-All become a table of byte strings (see tokenizers.py), whatever their library calls the pieces:
+Each becomes a table of byte strings (see table_tokenizer.py); how a piece becomes bytes depends on its library:
   byte-level BPE   each character of a piece is one byte in GPT-2's printable alphabet
   SentencePiece    the character U+2581 in a piece is a space, "<0x41>" is the byte 0x41
-A tokenizer that loses something (lower case, Unicode normalisation, unknown tokens) is refused when it is loaded: bits per byte
-would not be those of the text. What adds a space before a text, and Unicode's NFC, are switched off for the same reason.
+A tokenizer that changes text (lower case, Unicode normalisation, unknown tokens) is refused when it is loaded: bits per byte would not
+be those of the text. For the same reason the space that some put before a text, and Unicode's NFC, are switched off.
 
 Shapes: N tokens of a text.
 """
@@ -31,7 +31,7 @@ EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 SPACE = "\u2581"  # SentencePiece writes a space as this character
 PROBE = (
     "Hello,  World!\n\n\tIt's 12,345 \u2013 na\u00efve; \u4e2d\u6587 \u2581x \U0001f600\r\n <mask> <|endoftext|> </s> [MASK] <0x41> \x00 "
-    "e\u0301 \ufb01 x\u00b2 \u2026 "  # what NFC alone, and what NFKC too, writes otherwise
+    "e\u0301 \ufb01 x\u00b2 \u2026 "  # characters that NFC changes, and characters that NFKC changes
 )
 WORDS_KEPT = 1 << 17  # about 30 MB
 _SPACE_BEFORE_WORD = re.compile(r" (?=\S)")
@@ -39,7 +39,7 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's reversible map: printable Latin-1 characters stand for themselves, the other bytes for U+0100 onwards."""
+    """GPT-2's reversible map: a printable Latin-1 character is its own byte, the other bytes are U+0100 and on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in set(printable)]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -57,13 +57,13 @@ def _space_bytes(piece: str) -> bytes:
     return bytes([int(byte.group(1), 16)]) if byte else piece.replace(SPACE, " ").encode("utf-8")
 
 
-# What stands before and behind an added token in a text: some take white space beside them away, some are found between letters only.
+# Text before and after an added token: some tokens remove adjacent white space, some are found only between letters.
 _NEIGHBOURS = [(left, right) for left in ("", " ", "  ", "\t", "\n", "a") for right in ("", " ", " \n", "\t", "\n", "a")]
 
 
 def _check_lossless(tokenizer: TableTokenizer, source: str, added: Iterable[str] = ()) -> TableTokenizer:
-    """Refuses a tokenizer that changes text, miscounts bytes, or lets text produce a special id. added: tokens that are looked for in a
-    text before it is cut into pieces."""
+    """Refuses a tokenizer that changes text, counts bytes wrongly, or encodes text as a special id. added: tokens that the library searches
+    for in a text before it is cut into pieces."""
     _check_added(tokenizer, source, list(added))
     ids = tokenizer.encode(PROBE)
     decoded = tokenizer.decode(ids)
@@ -80,22 +80,22 @@ def _check_lossless(tokenizer: TableTokenizer, source: str, added: Iterable[str]
 
 
 def _check_added(tokenizer: TableTokenizer, source: str, added: list[str]) -> None:
-    """Tries every added token between white space and letters: tokens with lstrip or rstrip swallow what stands beside them."""
+    """Tries every added token between white space and letters: tokens with lstrip or rstrip remove adjacent white space."""
     specials = np.array([tokenizer.mask_id, tokenizer.pad_id, tokenizer.eos_id])
     texts = [f"x{left}{token}{right}x" for token in added for left, right in _NEIGHBOURS]
     for number, ids in enumerate(tokenizer.encode_many(texts)):
         token, text, decoded = added[number // len(_NEIGHBOURS)], texts[number], tokenizer.decode(ids)
         if decoded != text:
             raise InputError(
-                f"{source}: the added token {token!r:.60} changes the text beside it ({text!r:.80} comes back as {decoded!r:.80}), so bits "
-                "per byte would be wrong; switch lstrip, rstrip and normalized off for it, or use another tokenizer"
+                f"{source}: the added token {token!r:.60} changes the text around it ({text!r:.80} comes back as {decoded!r:.80}), so "
+                "bits per byte would be wrong; switch lstrip, rstrip and normalized off for it, or use another tokenizer"
             )
         if np.isin(ids, specials).any():
             raise InputError(f"{source}: the text {text!r:.80} produces a special id")
 
 
 def _special(names: tuple[str, ...], vocabulary: dict[str, int], table: list[bytes], taken: set[int]) -> int:
-    """The id of the first of these names that the vocabulary has; otherwise a new id at the end of the table."""
+    """The id of the first of these names that is in the vocabulary; if none is, a new id at the end of the table."""
     found = next((vocabulary[n] for n in names if n in vocabulary and vocabulary[n] not in taken), None)
     if found is None:
         found = len(table)
@@ -118,7 +118,7 @@ def _specials(vocabulary: dict[str, int], table: list[bytes]) -> dict[str, int]:
 
 
 class HuggingFaceTokenizer(TableTokenizer):
-    """A `tokenizers.Tokenizer` behind the protocol; its post-processor (template of BOS and EOS) is not used."""
+    """A `tokenizers.Tokenizer` with the members of `Tokenizer`; its post-processor (template of BOS and EOS) is not used."""
 
     def __init__(self, name: str, backend, byte_level: bool, token_bytes: list[bytes], files: dict[str, bytes], **specials: int):
         super().__init__(name, token_bytes, files=files, **specials)
@@ -126,7 +126,7 @@ class HuggingFaceTokenizer(TableTokenizer):
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        # Text that contains U+2581 itself would come back as a space; it goes in as three byte pieces.
+        # U+2581 in a text would be decoded as a space; it is encoded as three byte pieces.
         self._space_ids = None if byte_level else [backend.token_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
 
     def _own_ids(self) -> Int[np.ndarray, "N"]:
@@ -145,18 +145,18 @@ class HuggingFaceTokenizer(TableTokenizer):
 
 
 class Gpt2Tokenizer(HuggingFaceTokenizer):
-    """GPT-2's BPE with a table of words already seen, several times as fast as the library alone on natural text.
+    """GPT-2's BPE with a table of the words that were encoded before; several times as fast as the library alone on natural text.
 
-    Exact, because GPT-2's pattern " ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" always begins a new unit at a space that is
-    followed by something else than white space: what stands between two such places is encoded alike wherever it occurs.
+    It is exact, because GPT-2's pattern " ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+" begins a new unit at every space
+    that is followed by a character other than white space: the text between two such spaces has the same ids wherever it occurs.
     """
 
     def __init__(self, *args, **specials):
         super().__init__(*args, **specials)
-        self._seen: dict[str, list[int]] = {}  # what follows a space -> ids of both
+        self._seen: dict[str, list[int]] = {}  # text after a space -> ids of the space and the text
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
-        """Looks words up; those never seen go to the library together."""
+        """Looks words up in the table; the library encodes the new ones in one call."""
         parted = [_SPACE_BEFORE_WORD.split(text) for text in texts]
         if len(self._seen) > WORDS_KEPT:
             self._seen = {}
@@ -194,7 +194,7 @@ def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
 
     names = next((n for n in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")) if (directory / n[0]).exists()), None)
     if names is None or not (directory / names[1]).exists():
-        raise InputError(f"{directory} holds no vocab.json + merges.txt; a Hugging Face tokenizer.json is given as hf:FILE")
+        raise InputError(f"{directory} holds no vocab.json + merges.txt; give a Hugging Face tokenizer.json as hf:FILE")
     files = {"vocab.json": _read(directory / names[0]), "merges.txt": _read(directory / names[1])}
     try:
         vocabulary = require_shape(parse_json(files["vocab.json"]), {str: int})
@@ -214,9 +214,9 @@ def load_gpt2(directory: pathlib.Path) -> Gpt2Tokenizer:
 
 
 def _as_written(part):
-    """A normalizer, pre-tokenizer or decoder description without what changes text and can be left out: a space before it, and NFC.
+    """A normalizer, pre-tokenizer or decoder description without two steps that change text: a space before it, and NFC.
 
-    Every Unicode text has tokens, so without NFC only the ids of characters that are written in a decomposed way differ.
+    Every Unicode text has tokens, so without NFC only decomposed characters get other ids.
     """
     if not isinstance(part, dict):
         return part
@@ -237,7 +237,7 @@ _ADDED = {"content": str, "special": bool}
 
 
 def _empty_table(backend, path: pathlib.Path) -> tuple[dict[str, int], list[bytes]]:
-    """The vocabulary of a tokenizer of the library, and a table with a row for each id. Raises InputError: ids that no vocabulary has."""
+    """The vocabulary of a tokenizer of the library, and a table with a row per id. Raises InputError: an id is out of range."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values(), default=-1)
     if not 0 <= highest < MOST_IDS:
@@ -248,7 +248,7 @@ def _empty_table(backend, path: pathlib.Path) -> tuple[dict[str, int], list[byte
 def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
     """A Hugging Face `tokenizer.json`: byte-level BPE, or SentencePiece-like with byte fallback.
 
-    End of document, mask and pad are looked for among the names above and added at the end of the vocabulary where missing.
+    End of document, mask and pad are the first of the names above that the vocabulary has; missing ones are added at its end.
     """
     from tokenizers import Tokenizer
 
@@ -276,7 +276,7 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
         else:
             table[i] = _byte_level_bytes(piece) if byte_level else _space_bytes(piece)
     if not byte_level and any(f"<0x{b:02X}>" not in vocabulary for b in range(256)):
-        raise InputError(f"{path}: neither byte-level nor with byte fallback, so some text has no tokens; use another tokenizer")
+        raise InputError(f"{path} is not byte-level and has no byte fallback, so some text has no tokens; use another tokenizer")
     specials = _specials(vocabulary, table)
     tokenizer = HuggingFaceTokenizer("hf", backend, byte_level, table, {"tokenizer.json": content}, **specials)
     return _check_lossless(tokenizer, str(path), added)
@@ -286,10 +286,10 @@ def load_hf(path: pathlib.Path) -> HuggingFaceTokenizer:
 
 
 def load_wordpiece(path: pathlib.Path) -> HuggingFaceTokenizer:
-    """BERT's WordPiece from a `tokenizer.json`: for BERT's own weights, which know no other ids.
+    """BERT's WordPiece from a `tokenizer.json`, which BERT's published weights require.
 
-    It cleans text as char27 does: white space, and for the uncased kind case and accents, are not given back, and an unknown word stands
-    for U+FFFD. Bits per byte are those of the cleaned text. [SEP] ends a document; [CLS] is not used.
+    It cleans text as char27 does: white space, and in the uncased kind also case and accents, are lost, and an unknown word becomes
+    U+FFFD. Bits per byte are those of the cleaned text. [SEP] ends a document; [CLS] is not used.
     """
     from tokenizers import Tokenizer
 
@@ -332,7 +332,7 @@ class SentencePieceTokenizer(TableTokenizer):
     def __init__(self, model: bytes, source: str):
         import sentencepiece
 
-        if not model:  # which the library takes, and then answers nothing
+        if not model:  # the library accepts it, and encodes every text as no ids
             raise InputError(f"{source} is not a SentencePiece model (it is empty)")
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -350,7 +350,7 @@ class SentencePieceTokenizer(TableTokenizer):
         self._processor = processor
 
     def encode(self, text: str) -> Int[np.ndarray, "N"]:
-        # U+2581 in the text itself would come back as a space; it goes in as three byte pieces.
+        # U+2581 in a text would be decoded as a space; it is encoded as three byte pieces.
         return _around_space(text, self._space_ids, self._processor.encode)
 
     def _own_ids(self) -> Int[np.ndarray, "N"]:
@@ -358,7 +358,7 @@ class SentencePieceTokenizer(TableTokenizer):
 
     @property
     def adds_prefix(self) -> bool:
-        """Whether a space is put before every text."""
+        """Whether the model puts a space before every text."""
         return self._processor.normalize("a").startswith(SPACE)
 
 
@@ -385,15 +385,15 @@ def _sentences(texts: Iterable[str], limit: int) -> Iterator[str]:
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int, output: pathlib.Path, model_type: str = "bpe", max_lines: int = 1_000_000
 ) -> SentencePieceTokenizer:
-    """Trains a SentencePiece model that gives every text back unchanged, and writes it to `output` (a .model file).
+    """Trains a SentencePiece model that decodes every text unchanged, and writes it to `output` (a .model file).
 
     Args:
         texts: documents; their first `max_lines` lines are used (lines are cut at 2,048 characters).
-        vocab_size: ids, specials and 256 byte pieces included.
-        output: where the model goes; written in one step, parent directories are made.
+        vocab_size: number of ids, with the specials and 256 byte pieces.
+        output: the file of the model; written atomically, parent directories are made.
         model_type: "bpe" or "unigram".
     Raises:
-        InputError: no text, an unknown type, or a vocabulary that the text is too small for.
+        InputError: no text, an unknown type, or too little text for this vocabulary.
     """
     import sentencepiece
 
@@ -416,7 +416,7 @@ def train_sentencepiece(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             character_coverage=0.9999,
-            required_chars=SPACE,  # a text without plain spaces would leave it out, and no byte pieces stand for it
+            required_chars=SPACE,  # required even if the text has no spaces: no byte piece replaces it
             max_sentence_length=1 << 16,
             train_extremely_large_corpus=True,
             unk_id=0,

@@ -1,10 +1,10 @@
-"""The protocol of tokenizers and the base class of all: a table of byte strings.
+"""The protocol of tokenizers, and the base class of all of them: a table of byte strings.
 
-An id stands for the UTF-8 bytes `token_bytes[id]`, a special id for none. So `decode` is a concatenation, `byte_lengths_V` is exact (bits
-per byte needs no second encoding), and a round trip means the same for all: `decode(encode(text)) == text` (char27: the cleaned text).
+An id represents the UTF-8 bytes `token_bytes[id]`; those of a special id are empty. So `decode` is a concatenation, `byte_lengths_V` is
+exact (bits per byte requires no second encoding), and `decode(encode(text)) == text` (char27: the cleaned text).
 
-`bos_id` is `eos_id`: documents end with EOS, so in the packed stream the token before a document's first one is the EOS of the document
-before it, and a row that starts a text must look the same.
+`bos_id` is `eos_id`: documents end with EOS, so in the packed stream the first token of a document follows the EOS of the document before
+it, and a row that starts with a text begins the same way.
 
 Shapes: N tokens of a text, V ids (specials included).
 """
@@ -20,12 +20,12 @@ from jaxtyping import Int
 
 from dlmjax.errors import InputError
 
-MOST_IDS = 1 << 24  # of a vocabulary; a file with a larger number is damaged: the largest published ones have a few hundred thousand
+MOST_IDS = 1 << 24  # of a vocabulary; published ones have a few hundred thousand ids, so a larger number is an error in the file
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Members that the rest of the package uses. `hash` is the same in every process and for every copy of the files."""
+    """Members that other packages use. `hash` is the same in every process and for every copy of the files."""
 
     name: str
     vocab_size: int  # specials included
@@ -44,13 +44,13 @@ class Tokenizer(Protocol):
 
 
 class TableTokenizer:
-    """Base: ids are rows of a table of byte strings. Subclasses set the table and write `encode`.
+    """Base class: a table of one byte string per id. Subclasses provide the table and `encode`.
 
     Args:
         name: short name, also the kind under which `save_tokenizer` stores it.
-        token_bytes: V byte strings, b"" for ids that stand for no text (specials).
+        token_bytes: V byte strings, b"" for ids without text (specials).
         mask_id, pad_id, eos_id: distinct ids of the table whose byte string is empty.
-        files: content by file name; enough to build the tokenizer again, and stored with a prepared corpus.
+        files: content by file name, from which the tokenizer can be built again; stored with a prepared corpus.
     """
 
     def __init__(self, name: str, token_bytes: list[bytes], mask_id: int, pad_id: int, eos_id: int, files: dict[str, bytes] | None = None):
@@ -67,16 +67,16 @@ class TableTokenizer:
         self.byte_lengths_V = np.array([len(b) for b in token_bytes], np.int32)
 
     def with_ids(self, *, mask_id: int, pad_id: int, eos_id: int, vocab_size: int) -> "TableTokenizer":
-        """The same tokenizer with other special ids, which text never produces, and ids without text up to `vocab_size`.
+        """The same tokenizer with other special ids, which no text is encoded as, and ids without text up to `vocab_size`.
 
-        Raises InputError for special ids that are not three, or that stand for text.
+        Raises InputError: the special ids are not distinct, or have text.
         """
         other = copy.copy(self)
         for cached in ("hash", "absent_ids"):
             vars(other).pop(cached, None)
         table = self.token_bytes[:vocab_size]
         if any(self.token_bytes[vocab_size:]):
-            raise InputError(f"tokenizer {self.name}: {vocab_size:,} ids leave out some that stand for text")
+            raise InputError(f"tokenizer {self.name}: a vocabulary of {vocab_size:,} ids leaves out ids that have text")
         other._set_ids(table + [b""] * (vocab_size - len(table)), mask_id, pad_id, eos_id)
         return other
 
@@ -108,11 +108,11 @@ class TableTokenizer:
         raise TypeError(f"{type(self).__name__} does not define encode")
 
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
-        """Encodes texts independently of each other; subclasses whose library encodes many texts faster override it."""
+        """Encodes texts independently of each other; subclasses override it if their library is faster on many texts."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids) -> str:
-        """The text of ids (any integer sequence or 1-D array); specials have no text, broken UTF-8 becomes U+FFFD.
+        """The text of ids (any integer sequence or 1-D array); specials have no text, invalid UTF-8 becomes U+FFFD.
 
         Raises InputError for an id outside the vocabulary.
         """

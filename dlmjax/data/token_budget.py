@@ -1,6 +1,6 @@
 """A corpus directory with a token budget: `DIR(tokens=100000)` is the first 100,000 tokens of its train split.
 
-For runs on repeated data. Every epoch then has the same windows, each once, in an order of its own; held-out splits stay whole.
+It is meant for runs on repeated data: every epoch has the same windows, each once, in a different order. Held-out splits stay whole.
 """
 
 import os
@@ -10,7 +10,7 @@ from dlmjax.errors import InputError
 
 
 def parse_path(path: str | os.PathLike) -> tuple[str, int | None]:
-    """("DIR", tokens) of `DIR(tokens=N)`; ("DIR", None) of a plain directory.
+    """Returns ("DIR", N) for `DIR(tokens=N)`, and ("DIR", None) for a plain directory.
 
     Raises InputError: a value of another name, or one that is not a positive whole number.
     """
@@ -24,13 +24,13 @@ def parse_path(path: str | os.PathLike) -> tuple[str, int | None]:
     tokens = values.get("tokens")
     if values.keys() != {"tokens"} or type(tokens) is not int or not 0 < tokens < 2**63:
         raise InputError(
-            f"{os.fspath(path)}: a corpus takes one value, the tokens of its train split that are read, as in {directory}(tokens=100000)"
+            f"{os.fspath(path)}: the value of a corpus is its token budget, a positive whole number, as in {directory}(tokens=100000)"
         )
     return directory, tokens
 
 
 def with_tokens(path: str | os.PathLike, tokens: int) -> str:
-    """The path of the first `tokens` tokens of a corpus. Raises InputError where the path has a token budget already."""
+    """The path with this token budget. Raises InputError: the path already has one."""
     directory, budget = parse_path(path)
     if budget is not None:
         raise InputError(f"{os.fspath(path)} has a token budget already; leave (tokens=...) out")

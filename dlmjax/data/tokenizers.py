@@ -1,7 +1,7 @@
-"""The tokenizers that a spec names: bytes and char27, which need no file, those of `subword`, and stored ones.
+"""Tokenizers by spec: bytes and char27, which require no file, those of `subword`, and stored ones.
 
-Special ids (mask, pad, end of document) come from the tokenizer, never from text: a text that contains "<mask>" or "<|endoftext|>" is
-encoded as ordinary characters.
+Text is never encoded as a special id (mask, pad, end of document): "<mask>" or "<|endoftext|>" in a text is encoded as ordinary
+characters.
 """
 
 import json
@@ -47,8 +47,8 @@ _ID_OF_BYTE[np.frombuffer(ALPHABET, np.uint8)] = np.arange(27)
 def clean27(text: str) -> bytes:
     """text8's cleaning rule (Mahoney's wikifil.pl): 27 symbols, the space and a-z.
 
-    A-Z become lower case, each digit its English name between spaces, every other run of characters (accented letters too) one
-    space; runs of spaces become one. Applying it twice changes nothing.
+    A-Z become lower case, each digit its English name between spaces, every other run of characters (also accented letters) one
+    space; runs of spaces become one. A second application changes nothing.
     """
     data = text.encode("utf-8").translate(_TO_27)
     if re.search(rb"[0-9]", data):
@@ -73,8 +73,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, wordpiece:FILE, sentencepiece:FILE, or saved:DIR (that
     of a prepared corpus, of a run's workdir, or the folder itself).
 
-    Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not give text back unchanged (those whose
-    job is to clean it, char27 and wordpiece, give back the cleaned text).
+    Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not decode text unchanged (except
+    char27 and wordpiece, which clean text and decode the cleaned text).
     """
     kind, _, location = spec.partition(":")
     if kind in ("bytes", "char27") and not location:
@@ -93,7 +93,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 
 def _saved_in(path: pathlib.Path) -> pathlib.Path:
-    """The folder of a tokenizer: itself, or that of a prepared corpus or of a run's workdir, which keep theirs in `tokenizer`."""
+    """The folder of a tokenizer: the path itself, or the folder `tokenizer` of a prepared corpus or of a run's workdir."""
     found = next((folder for folder in (path, path / "tokenizer") if os.path.isfile(folder / DESCRIPTION)), None)
     if found is None:
         raise InputError(f"tokenizer saved:{path}: {path} is not a prepared corpus, nor the workdir of a run (no tokenizer/{DESCRIPTION})")
@@ -101,7 +101,7 @@ def _saved_in(path: pathlib.Path) -> pathlib.Path:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
-    """Writes the tokenizer's files and its description, so that `load_tokenizer("saved:DIR")` needs nothing else."""
+    """Writes the tokenizer's files and its description, so that `load_tokenizer("saved:DIR")` requires no other file."""
     if not isinstance(tokenizer, TableTokenizer):
         raise InputError(f"tokenizer {tokenizer.name}: only dlmjax's own tokenizers can be stored")
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,11 +113,11 @@ def save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
             write_atomically(path, content)
 
 
-_RESTORE = "restore the folder from a copy; that of a run is the one of its corpus, and that of a corpus is made by preparing it again"
+_RESTORE = "restore the folder from a copy (a run has the tokenizer of its corpus), or prepare the corpus again"
 
 
 def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
-    """The tokenizer that `save_tokenizer` wrote there. Raises InputError when it is missing or no longer the same (hash)."""
+    """The tokenizer that `save_tokenizer` wrote there. Raises InputError: it is missing, or its hash differs."""
     numbers = dict.fromkeys(("mask_id", "pad_id", "eos_id", "vocab_size"), int)
     description = read_json(directory / DESCRIPTION, {"kind": str, "hash": str, "files": [str], **numbers}, _RESTORE)
     kind, expected, files = description["kind"], description["hash"], description["files"]
@@ -130,5 +130,5 @@ def load_saved_tokenizer(directory: pathlib.Path) -> Tokenizer:
     if any(getattr(tokenizer, name) != value for name, value in ids.items()):
         tokenizer = tokenizer.with_ids(**ids)
     if tokenizer.hash != expected:
-        raise InputError(f"the tokenizer files in {directory} are not those the corpus was prepared with (hash differs); {_RESTORE}")
+        raise InputError(f"the tokenizer files in {directory} differ from those of the prepared corpus (by their hash); {_RESTORE}")
     return tokenizer

@@ -1,4 +1,4 @@
-"""The text that a tokenizer may be trained on: the train split of `prepare`, never a held-out document."""
+"""Trains a tokenizer on the train split of a corpus that is being prepared, without its held-out documents."""
 
 import pathlib
 import re
@@ -40,10 +40,11 @@ def _texts(sources: Sequence[Source], request: dict[str, Any]) -> Iterator[str]:
 
 
 def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, **options: Any) -> str:
-    """Turns `train-sentencepiece:VOCAB` into the spec of a model trained on the training documents; other specs pass unchanged.
+    """Trains the tokenizer of a spec `train-sentencepiece:VOCAB` and returns the spec of its model; other specs are returned unchanged.
 
     The model is written to OUTPUT.model and the inputs and options of its training to OUTPUT.model.json. A model of the same request is
-    used again, so that a killed preparation continues with it; another may contain text that is now held out, and requires `overwrite`.
+    used again, so that a killed preparation continues with it. One of a different request may have been trained on text that is now held
+    out; it is replaced only with `overwrite`.
 
     Raises:
       InputError: no size; an output at a URL; an existing model of another request; errors of `text_request`.
@@ -65,7 +66,7 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
     differing = _differing(path, note, request) if path.exists() else ""
     if differing and not overwrite:
         raise InputError(
-            f"{path} exists and was trained on another request ({differing}), maybe on text that is now held out; delete it, choose "
+            f"{path} exists and was trained with another request ({differing}), maybe on text that is now held out; delete it, choose "
             "another --output, or replace it and the corpus with --overwrite"
         )
     if differing or not path.exists():

@@ -1,20 +1,20 @@
-"""Windows of a corpus by number: a training row is a pure function of (seed, step, row), a held-out row of its window number.
+"""Windows of a corpus by number: a training row depends only on (seed, step, row), a held-out row only on its window number.
 
 Train.  Sample g = step * global_batch + row of the run. A fixed pattern gives the corpus of sample g and its index j among that corpus's
-samples; with N windows in an epoch that is window j mod N of epoch j div N, in an order that a keyed permutation (Feistel network,
-no table) draws for each epoch. So any host can compute any row, and the step is the loader's only state.
+samples. If an epoch has N windows, this is window j mod N of epoch j div N, in the order of a keyed permutation for each epoch (a Feistel
+network, which requires no table). So any host can compute any row, and the step is the only state of the loader.
 
-Packing.  A window is a stretch of the stream of documents (each ending with EOS), at most `length` long:
-  "concat"     stretches of exactly `length`, regardless of where documents end. The stream is a ring; each epoch begins at a random offset,
+Packing.  A window is a range of the stream of documents (each ends with EOS) of at most `length` tokens:
+  "concat"     ranges of exactly `length` tokens, wherever documents end. The stream is a ring; each epoch begins at a random offset,
                so that cuts and the remainder (num_tokens mod length tokens, left out in that epoch) differ between epochs. A corpus with a
                token budget is cut the same way in every epoch, so that exactly its num_tokens div length windows are repeated.
-  "documents"  whole documents in order, as many as fit (next fit); a document longer than `length` is cut into stretches of `length`, its
-               remainder is packed like a short document. Nothing is left out; the rest of the row is padding.
-  "alone"      as "documents", but one document (or stretch of a long one) per window.
-Every piece of a document is a segment of its own (1, 2, ...; 0 is padding) with positions from 0: attention restricted to equal segments
-never crosses documents. Both follow from the positions of EOS in the row, since text never contains it.
+  "documents"  whole documents in order, as many as fit (next fit); a document longer than `length` is cut into parts of `length`, its
+               remainder is packed like a short document. No token is left out; the rest of the row is padding.
+  "alone"      as "documents", but one document (or part of a long one) per window.
+Every part of a document in a row is a segment (1, 2, ...; 0 is padding) with positions from 0, so attention within equal segments does not
+cross documents. Both follow from the positions of EOS in the row, since no text is encoded as EOS.
 
-Held-out.  Windows of exactly `length` in stream order, every token once; the last one is padded.
+Held-out.  Windows of exactly `length` tokens in stream order, every token once; the last one is padded.
 
 Shapes: B rows, L length, C corpora, M period of the mixture, N windows of an epoch.
 """
@@ -164,7 +164,7 @@ def _check_length(length: int) -> None:
 
 
 class _Epochs:
-    """The windows of one corpus, epoch after epoch, by number."""
+    """The windows of one corpus by number, one epoch after the other."""
 
     def __init__(self, corpus: Corpus, number: int, length: int, seed: int, packing: str):
         self.corpus, self.number, self.length, self.seed = corpus, number, length, seed
@@ -173,7 +173,7 @@ class _Epochs:
         if self.count == 0:
             raise InputError(
                 f"{corpus.directory} ({corpus.split}) has {corpus.num_tokens:,} tokens, fewer than one window of {length:,}; "
-                "prepare more text, or give a smaller length (or packing documents, which pads)"
+                "prepare more text, lower data.length, or set data.packing=documents, which pads"
             )
 
     def locate(self, samples_B: Int[np.ndarray, "B"]) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
@@ -191,9 +191,9 @@ class _Epochs:
 
 
 class Mixture:
-    """The corpus of each sample, among C corpora: exactly in proportion, evenly spread, a pure function of the sample's number.
+    """The corpus of each sample, of C corpora: in exact proportion and at regular distances, a function of the number of the sample.
 
-    In every PERIOD samples corpus c has round(weight_c * PERIOD) of them; in any prefix its number is within C/2 + 1 of its share.
+    Of every PERIOD samples, corpus c has round(weight_c * PERIOD); of any first samples, its number is within C/2 + 1 of its share.
     """
 
     def __init__(self, weights: Sequence[float | int]):
@@ -220,14 +220,14 @@ class Mixture:
 
 
 class TrainWindows:
-    """The rows of a training run; see the top of this file.
+    """The rows of a training run, as described at the top of this file.
 
     Args:
         corpora: splits to draw from, all prepared with one tokenizer.
         weights: share of the rows from each corpus; None: in proportion to its tokens.
         length: tokens of a row.
         global_batch: rows of a step, over all hosts and microbatches.
-        seed: seed of the order, the only randomness.
+        seed: seed of the order of windows.
         packing: "concat", "documents" or "alone".
     Raises:
         InputError: corpora of different tokenizers, a corpus smaller than a window, bad weights or packing.
@@ -313,7 +313,7 @@ class EvalWindows:
         return _row(self.rows(range(number, number + 1)))
 
     def rows(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Windows as a batch, as from `TrainWindows.rows` with "row" the window number; numbers behind the last give padding only."""
+        """Windows as a batch, as from `TrainWindows.rows` with "row" the window number; numbers after the last one give rows of padding."""
         numbers_B = np.array(numbers, np.int64)
         offsets_B = numbers_B * self.length
         counts_B = np.where(numbers_B < len(self), np.clip(self.corpus.num_tokens - offsets_B, 0, self.length), 0)

@@ -56,7 +56,7 @@ class TrainingProgress(Progress):
         self._begun = initial
 
     def update(self, steps: int = 1, values: dict[str, float | str] | None = None, running: int = 0) -> None:
-        """Adds `steps`, of which the newest `running` may not be finished yet. values: shown beside the bar until the next values."""
+        """Adds `steps`, of which the newest `running` may not be finished yet. values: shown next to the bar until the next values."""
         self._begun += steps
         pairs = values and [f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in values.items()]
         self.reach(self._begun - running, values=None if values is None else ", ".join(pairs))

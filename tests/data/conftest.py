@@ -58,7 +58,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def stream(texts, tokenizer) -> list[int]:
-    """The tokens of `texts` as a corpus should have them: one EOS behind each document."""
+    """The tokens of `texts` as a corpus should have them: one EOS after each document."""
     return [i for text in texts for i in [*tokenizer.encode(text).tolist(), tokenizer.eos_id]]
 
 

@@ -117,7 +117,7 @@ def test_batches_that_are_full_just_where_a_file_ends(tmp_path):
 
 
 def test_a_preparation_goes_on_whoever_began_it(inputs, local, tmp_path):
-    """A mistake stops the reader in the last file; work items go on behind it, and the other way round."""
+    """A mistake stops the reader in the last file; work items continue after it, and the other way round."""
     for first, second in [(None, at_once), (at_once, None)]:
         output, broken = tmp_path / uuid.uuid4().hex, pathlib.Path(inputs[-1])
         whole = broken.read_bytes()

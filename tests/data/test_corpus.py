@@ -1,4 +1,4 @@
-"""A corpus can be read anywhere, and says what is wrong with it."""
+"""A corpus can be read anywhere, and reports its damage."""
 
 import json
 import pathlib

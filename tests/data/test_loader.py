@@ -88,9 +88,9 @@ def test_held_out_batches(corpus, stream, batch_size, hosts):
 
 def test_rows_that_are_no_part_of_the_batch_are_refused(windows, corpus):
     for rows in (range(0), range(BATCH + 1), [3, 2], range(-1, 2)):
-        with pytest.raises(InputError, match="are not ascending rows of a batch of 32"):
+        with pytest.raises(InputError, match="are not ascending indices of rows of a batch of 32"):
             train_batches(windows, rows, 0)
-    with pytest.raises(InputError, match="are not ascending rows of a batch of 4"):
+    with pytest.raises(InputError, match="are not ascending indices of rows of a batch of 4"):
         eval_batches(EvalWindows(corpus, 10), 4, range(2, 5))
 
 

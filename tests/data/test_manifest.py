@@ -1,4 +1,4 @@
-"""What a corpus's files say is data: no name leads out, no number is believed that contradicts another, no link is followed."""
+"""The files of a corpus are data: no name leads out of its folder, no number that contradicts another is used, no link is followed."""
 
 import hashlib
 import json
@@ -97,7 +97,7 @@ def test_a_manifest_that_lies_is_told_whatever_its_checksum(copy, field, value):
 
 
 def lie_about(copy, split, field, by):
-    """A manifest that agrees with itself, as its checksum says, and not with its shards."""
+    """A manifest that agrees with itself and with its checksum, but not with its shards."""
     path = copy / "manifest.json"
     values = json.loads(path.read_text())
     del values[CHECKSUM]
@@ -140,7 +140,7 @@ def test_a_corpus_of_an_older_version_opens(copy):
 
 @pytest.mark.parametrize("name", ["../../outside", "/{tmp}/outside", "../tokenizer/x"])
 def test_a_manifest_at_a_url_writes_nothing_outside_its_cache(small, bucket, tmp_path, monkeypatch, name):  # noqa: F811
-    """The bytes are there and have the size and the hash that the manifest says: only the name is wrong."""
+    """The bytes are there and have the size and the hash in the manifest: only the name is wrong."""
     monkeypatch.setenv("DLMJAX_CACHE", str(tmp_path / "deep" / "cache"))
     name = name.replace("/{tmp}", str(tmp_path))
     values = json.loads((small / "manifest.json").read_text())
@@ -224,7 +224,7 @@ def test_what_kills_left_is_swept_and_nothing_else(small, copy, tmp_path):
 
 @pytest.mark.parametrize("note", ["request.json", "segment-00000.json"])
 def test_any_flipped_bit_of_a_note_is_told(small, copy, tmp_path, note):
-    """Notes say where reading goes on: a changed number there would be another corpus, with nothing to show it."""
+    """Reading continues where the notes end: with a changed number there the corpus would differ, and nothing would show it."""
     found = Manifest.load(copy)
     source = found.request["inputs"][0]["name"]
     work = copy / ".unfinished"

@@ -1,4 +1,4 @@
-"""Files behind URLs: told from local ones, published in one step, fetched and verified, and named when storage fails."""
+"""Files at URLs: distinguished from local ones, published atomically, fetched and verified, and named when storage fails."""
 
 import pathlib
 import uuid
@@ -94,7 +94,7 @@ def test_sizes_and_what_is_not_a_file(bucket, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["memory", "local", "file"])
-def test_a_place(kind, bucket, tmp_path):
+def test_a_corpus_store(kind, bucket, tmp_path):
     store = CorpusStore({"memory": bucket, "local": str(tmp_path / "c"), "file": f"file://{tmp_path}/c"}[kind])
     assert store.names() == [] and store.read("a") is None and store.sha256("a") is None
     store.make(".unfinished")

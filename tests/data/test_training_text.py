@@ -55,7 +55,7 @@ def test_a_model_of_other_text_is_not_used_again(source, tmp_path):
     first, when = model.read_bytes(), model.stat().st_mtime_ns
     changes = [{"vocab": 380}, {"inputs": other}, {"split_seed": 6}, {"valid_fraction": 0.1}, {"test_fraction": 0.1}, {"documents": "line"}]
     for change in changes:
-        with pytest.raises(InputError, match=rf"trained on another request \({next(iter(change))}\).*delete it.*--overwrite"):
+        with pytest.raises(InputError, match=rf"trained with another request \({next(iter(change))}\).*delete it.*--overwrite"):
             train(**change)
     assert train() == train(overwrite=True) and model.stat().st_mtime_ns == when
     train(split_seed=6, overwrite=True)
@@ -76,7 +76,7 @@ def test_overwriting_a_corpus_trains_its_tokenizer_again(source, tmp_path, capsy
     argv = ["prepare", "--input", str(source), "--output", str(tmp_path / "data"), "--tokenizer"]
     assert main([*argv, "train-sentencepiece:400"]) == 0
     assert main([*argv, "train-sentencepiece:380"]) == 2
-    assert "was trained on another request (vocab)" in capsys.readouterr().err
+    assert "was trained with another request (vocab)" in capsys.readouterr().err
     assert main([*argv, "train-sentencepiece:380", "--overwrite"]) == 0
     assert Corpus.open(tmp_path / "data").tokenizer.vocab_size == 380
 

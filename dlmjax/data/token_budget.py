@@ -23,9 +23,7 @@ def parse_path(path: str | os.PathLike) -> tuple[str, int | None]:
         values = {}
     tokens = values.get("tokens")
     if values.keys() != {"tokens"} or type(tokens) is not int or not 0 < tokens < 2**63:
-        raise InputError(
-            f"{os.fspath(path)}: the value of a corpus is its token budget, a positive whole number, as in {directory}(tokens=100000)"
-        )
+        raise InputError(f"{os.fspath(path)}: a corpus takes one value, its token budget in whole tokens, as in {directory}(tokens=100000)")
     return directory, tokens
 
 

@@ -156,6 +156,24 @@ def test_a_phrase_of_our_own_is_in_no_text(pattern, use):
         assert any(re.search(pattern, text) and file.startswith(package) for file, _, text in prose()), f"{package} is open without need"
 
 
+def refusals():
+    """(file, line, text) of what is raised as InputError; {} stands for a value."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "InputError":
+                pieces = [value for part in node.exc.args for value in (part.values if isinstance(part, ast.JoinedStr) else [part])]
+                text = "".join(str(piece.value) if isinstance(piece, ast.Constant) else "{}" for piece in pieces)
+                yield str(path.relative_to(ROOT)), node.lineno, text
+
+
+def test_errors_say_requires_and_is_not():
+    """A refusal begins with what was typed, not with "there is no ..."; it says *requires*, *is not*, and no word for a person."""
+    found = list(refusals())
+    forms = r"\b(needs?|wants?|told|asks?)\b|\b(is|are) no (?!longer)|\bthere is no\b|^no "
+    wrong = [f"{file}:{line}: {text}" for file, line, text in found if re.search(forms, text)]
+    assert len(found) > 500 and not wrong, "\n".join(wrong)
+
+
 def test_what_the_glossary_names_is_defined_there():
     page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     links = re.findall(r"`(dlmjax/[\w/]+\.py)(?::(\w+))?`", page)

@@ -96,7 +96,7 @@ def _tasks(names: list[str], include_path: str | None) -> tuple[Any, list[str]]:
     if not names:
         raise InputError("no task is named; give --tasks NAME, as in --tasks blimp,lambada_openai")
     if include_path and not pathlib.Path(include_path).is_dir():
-        raise InputError(f"there is no folder {include_path}; --include-path takes a folder of task files (.yaml)")
+        raise InputError(f"--include-path {include_path} is not a folder; give a folder of task files (.yaml)")
     manager = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
     if manager is None or not all(manager.match_tasks([name]) for name in names):
         manager = TaskManager(include_path=include_path)

@@ -402,7 +402,7 @@ def train_sentencepiece(
     lines = itertools.islice(_sentences(texts, 2048), max_lines)
     first = next(lines, None)
     if first is None:
-        raise InputError("there is no text to train a tokenizer on")
+        raise InputError("--tokenizer train-... requires text, and the inputs hold none; give inputs with text")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -82,7 +82,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if kind in ("gpt2", "hf", "wordpiece", "sentencepiece", "saved") and location:
         path = pathlib.Path(location)
         if not os.path.exists(path):
-            raise InputError(f"tokenizer {spec}: there is no {path}; give one of: {SPECS}")
+            raise InputError(f"tokenizer {spec}: {path} does not exist; give one of: {SPECS}")
         if kind == "saved":
             return load_saved_tokenizer(_saved_in(path))
         from dlmjax.data import subword  # its libraries are not needed for bytes and char27

@@ -162,7 +162,7 @@ class Geometric(Schedule):
 
     def __post_init__(self):
         if not 0 < self.sigma_min < self.sigma_max:
-            raise InputError(f"geometric schedule: need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
+            raise InputError(f"geometric schedule: requires 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}")
 
     def sigma(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
         """-log alpha(t)."""

@@ -132,7 +132,7 @@ def label(name: str, row: dict[str, Any]) -> str:
 def require_figures() -> None:
     """Raises InputError where matplotlib is not installed: before anything is measured for a plot."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('a plot needs matplotlib: pip install "dlmjax[scaling]"')
+        raise InputError('a plot requires matplotlib: pip install "dlmjax[scaling]"')
 
 
 def plot(tables: dict[str, list[dict[str, Any]]], path: str, title: str) -> None:

@@ -55,7 +55,7 @@ def paired_difference(first: Measured, second: Measured) -> Difference:
     """The difference of two measurements of the same windows. Raises InputError where the windows are not the same."""
     for name in ("window_W", "tokens_W", "bytes_W"):
         if not np.array_equal(getattr(first, name), getattr(second, name)):
-            raise InputError("the two models were not measured on the same windows; a difference needs the same text, tokenizer and window")
+            raise InputError("the two models were measured on different windows; a difference requires the same text, tokenizer and window")
     ones_W, nats_W = first.tokens_W, first.nats_W - second.nats_W
     per_token, error = ratio_with_error(nats_W, ones_W)
     per_byte = byte_error = None

@@ -101,7 +101,7 @@ def detokenise(name: str, text: str) -> str:
       InputError: no such detokeniser.
     """
     if name not in DETOKENISERS:
-        raise InputError(f"there is no detokeniser {name!r}; the ones there are: {', '.join(DETOKENISERS)}")
+        raise InputError(f"detokeniser {name!r} is unknown; choose one of {', '.join(DETOKENISERS)}")
     for what, by in DETOKENISERS[name]:
         text = text.replace(what, by) if isinstance(what, str) else what.sub(by, text)
     return text

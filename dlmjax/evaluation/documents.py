@@ -82,7 +82,7 @@ def read_pairs(suite: Suite, files: Sequence[str], limit: int | None = None) -> 
     pairs = []
     for values, where in _spread(found, limit):
         if not isinstance(values, dict) or not all(isinstance(values.get(name), str) for name in PAIR_FIELDS):
-            raise InputError(f"{where}: a pair needs the text fields {', '.join(PAIR_FIELDS)}")
+            raise InputError(f"{where}: a pair requires the text fields {', '.join(PAIR_FIELDS)}")
         uid, number, field, good, bad = (values[name] for name in PAIR_FIELDS)
         pairs.append(Pair(f"{uid}/{number}", detokenise(suite.detokeniser, good), detokenise(suite.detokeniser, bad), uid, field))
     return pairs

@@ -119,7 +119,7 @@ def cut_windows(
     if not 1 <= step <= window or window % multiple:
         raise InputError(f"window {window}, stride {step}: a stride lies in 1 .. window, and a window here is a multiple of {multiple}")
     if not len(tokens_T):
-        raise InputError("there is no token to evaluate")
+        raise InputError("an evaluation requires at least one token, and the text has none; give another text")
     bounds = np.concatenate([[0], ends_D]) if packing == "alone" else np.array([0, len(tokens_T)])
     cuts = [cut for a, b in zip(bounds, bounds[1:], strict=False) for cut in _stretch(int(a), int(b), window, step, remainder)]
     if not cuts:

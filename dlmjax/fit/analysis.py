@@ -200,7 +200,7 @@ def _fit(
         if min(sizes, tokens) < PARAMETRIC_SIZES:
             raise InputError(f"runs of {sizes} sizes and {tokens} numbers of tokens; at least {PARAMETRIC_SIZES} of each are needed")
         if not compute.rho > 0:
-            raise InputError(f"FLOPs per token do not grow with N (C ~ N^{compute.rho:.3g} D), so there is no best size")
+            raise InputError(f"FLOPs per token do not grow with N (C ~ N^{compute.rho:.3g} D), so no size is the best")
         parametric = huber.fit(ADDITIVE, points.columns(definition), points.loss_R, warm=warm)
         laws["parametric"] = ScalingLaw("parametric", parametric.values, compute)
     except InputError as error:

@@ -58,7 +58,7 @@ def fit(form: Form, columns: Columns, loss_R: np.ndarray, *, warm: np.ndarray | 
     target_R = np.log(loss_R)
     columns = {name: np.asarray(columns[name], float) for name in form.columns}
     if not np.isfinite(target_R).all() or not all(np.isfinite(column).all() for column in columns.values()):
-        raise InputError(f"a run has no finite loss, size or tokens; the {form.name} law needs {', '.join(form.columns)} of each")
+        raise InputError(f"a run has no finite loss, size or tokens; the {form.name} law requires {', '.join(form.columns)} of each")
     different = len(np.unique(np.stack(list(columns.values())), axis=1).T)
     if different < size:
         raise InputError(f"{different} different runs for the {size} parameters of the {form.name} law; repeated ones determine no more")

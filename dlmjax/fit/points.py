@@ -155,7 +155,7 @@ def check_validation(records: Sequence[Record]) -> None:
         if first.validation != record.validation:
             raise InputError(
                 f"objective {record.series!r}: {first.id} was measured on {first.validation!r} and {record.id} on {record.validation!r}; "
-                "a fit needs one validation set, so evaluate them alike or keep them in different files"
+                "a fit requires one validation set, so evaluate them alike or keep them in different files"
             )
         if other := differs(first, record):
             raise InputError(

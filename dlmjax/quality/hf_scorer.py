@@ -33,7 +33,7 @@ class HfScorer:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
-            raise InputError(f"--scorer needs torch and transformers ({error}); pip install 'dlmjax[interop]'") from error
+            raise InputError(f"--scorer requires torch and transformers ({error}); pip install 'dlmjax[interop]'") from error
         self._torch = torch
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -152,7 +152,7 @@ def kind_of(puzzle: Puzzle) -> Kind:
     for kind in KINDS.values():
         if kind.reads(puzzle.clue, puzzle.answer):
             return kind
-    raise InputError(f"{puzzle.line[:60]!r} is no line of a puzzle file; `dlmjax puzzles` writes them ({', '.join(KINDS)})")
+    raise InputError(f"{puzzle.line[:60]!r} is not a line of a puzzle file; `dlmjax puzzles` writes them ({', '.join(KINDS)})")
 
 
 def parse(lines: Iterable[str]) -> list[Puzzle]:
@@ -187,7 +187,7 @@ def read_sudoku(rows: Iterable[dict[str, str]], givens: int = 0, seed: int = 0) 
         try:
             clue, answer = row["puzzle"].replace(".", "0"), row["solution"]
         except (KeyError, AttributeError) as error:
-            raise InputError(f"row {number + 1} of the table of puzzles has no {error}; it needs columns puzzle and solution") from error
+            raise InputError(f"row {number + 1} of the table of puzzles has no {error}; it requires columns puzzle and solution") from error
         if not sudoku.solves(clue, answer):
             raise InputError(f"row {number + 1} of the table of puzzles: the solution breaks a rule or the clue; correct the file")
         empty = [i for i, cell in enumerate(clue) if cell == "0"]
@@ -214,7 +214,7 @@ def make_countdown(count: int, *, numbers: int = 3, largest: int = 20, seed: int
             found.setdefault(puzzle.clue, puzzle)
         if len(found) == count:
             return list(found.values())
-    raise InputError(f"countdown: only {len(found)} different puzzles of {numbers} numbers up to {largest}; ask for fewer or larger ones")
+    raise InputError(f"countdown: only {len(found)} different puzzles of {numbers} numbers up to {largest}; set fewer or larger ones")
 
 
 def _split_of(numbers: list[int]) -> str:

@@ -84,7 +84,7 @@ def _characters(run: Run, texts: list[str]) -> np.ndarray:
     tokenizer, length = run.experiment.tokenizer, len(texts[0]) + 1
     encoded = [tokenizer.encode(text) for text in texts]
     if any(len(ids) != len(text) for ids, text in zip(encoded, texts, strict=True)):
-        raise InputError(f"puzzles need a tokenizer with one token a character, such as bytes, not {tokenizer.name}")
+        raise InputError(f"puzzles require a tokenizer with one token a character, such as bytes, not {tokenizer.name}")
     if length > run.experiment.config.data.length:
         raise InputError(f"a puzzle takes {length} tokens, but the run was trained on windows of {run.experiment.config.data.length}")
     return np.pad(np.stack(encoded), ((0, 0), (0, 1)))

@@ -253,7 +253,7 @@ class BlockSampler(_SemiAutoregressive):
         self.size = 1 if self.causal else process.attention.block_size or size
         inner = process.bound if self.causal else process.capabilities.in_blocks
         if inner is None:
-            raise InputError(f"process {process.name} is not sampled in blocks: that needs masked, block or autoregressive processes")
+            raise InputError(f"process {process.name} is not sampled in blocks: that requires masked, block or autoregressive processes")
         if self.size is None or self.size < 1:
             raise InputError(f"the size of the blocks of process {process.name} is {self.size}; give at least 1")
         self.inner = Sampler(inner, self._bind, settings, self_condition=network.spec.self_condition and not self.causal)

@@ -49,7 +49,7 @@ class Canvas:
 
     def __post_init__(self):
         if self.tokens_BL.size == 0:
-            raise InputError("the canvas is empty: it needs at least one row and one position")
+            raise InputError("the canvas is empty: it requires at least one row and one position")
         if not (self.tokens_BL.shape == self.frozen_BL.shape == self.start_BL.shape):
             shapes = f"{self.tokens_BL.shape}, {self.frozen_BL.shape} and {self.start_BL.shape}"
             raise InputError(f"the canvas's tokens, frozen and start have different shapes: {shapes}")
@@ -143,7 +143,7 @@ def parse_template(template: str) -> list[tuple[str | int, str]]:
         cursor = match.end()
         if match.group("broken") is not None:
             raise InputError(
-                f"the template has {template[match.start() : match.start() + 16]!r}, which is no marker; write [MASK], [MASK*12] or "
+                f"the template has {template[match.start() : match.start() + 16]!r}, which is not a marker; write [MASK], [MASK*12] or "
                 f"[EDIT:words], or \\{match.group()} to keep it as text"
             )
         if match.group("kept") is not None:
@@ -182,7 +182,7 @@ def _ends_canvas(tokenizer, prompt, suffix, length, batch, start_t) -> Canvas:
     given = len(head) + len(tail)
     if given >= length:
         what = f"the prompt has {len(head)} tokens" + (f" and the suffix {len(tail)}" if len(tail) else "")
-        raise InputError(f"{what}, which leaves nothing to fill in on a canvas of {length}; ask for a length above {given}")
+        raise InputError(f"{what}, which leaves nothing to fill in on a canvas of {length}; set a length above {given}")
     tokens_L = np.full(length, tokenizer.mask_id)
     tokens_L[: len(head)] = head
     tokens_L[length - len(tail) :] = tail

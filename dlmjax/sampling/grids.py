@@ -103,7 +103,7 @@ class Hold(TimeGrid):
     def levels(self, steps: int) -> np.ndarray:
         moving = steps - int(steps * self.share)
         if moving < 2:
-            raise InputError(f"grid hold needs two steps beside those it holds; {steps} steps leave {moving}; raise steps or lower share")
+            raise InputError(f"grid hold requires two more steps than it holds; {steps} steps leave {moving}; raise steps or lower share")
         down = min(max(round(moving * (1 - self.at)), 1), moving - 1)
         above = self.at + (1 - self.at) * _fall(down)
         return np.concatenate([above, np.full(steps - moving, self.at), self.at * _fall(moving - down)[1:]])

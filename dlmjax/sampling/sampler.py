@@ -118,8 +118,8 @@ class Sampler:
         process, settings = self.process, self.settings
         if settings.cache and (process.time_input or self.causal or process.states.dim or self.self_condition):
             raise InputError(
-                f"cache leaves out calls where no token has changed, but the network of process {process.name} is also told something "
-                "else at each step; leave cache off"
+                f"cache leaves out calls where no token has changed, but the network of process {process.name} is conditioned on more "
+                "than the tokens; leave cache off"
             )
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")

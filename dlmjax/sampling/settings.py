@@ -67,11 +67,11 @@ class SampleSettings:
         if not 0 <= self.guidance < 1e6:
             raise InputError(f"guidance is {self.guidance}; it must be 0 (off) or above")
         if self.remask and self.order not in RANKED:
-            raise InputError(f"remask needs an order that ranks tokens ({', '.join(RANKED)}), not {self.order}")
+            raise InputError(f"remask requires an order that ranks tokens ({', '.join(RANKED)}), not {self.order}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError(f"threshold is {self.threshold}; it is a probability and must lie in (0, 1)")
         if self.threshold is not None and (self.order not in RANKED or self.remask):
-            raise InputError(f"threshold needs one of the orders {', '.join(RANKED)} and no remask")
+            raise InputError(f"threshold requires one of the orders {', '.join(RANKED)} and no remask")
         make_method(self.method)
         if self.grid != AUTO:
             make_grid(self.grid).levels(self.steps)

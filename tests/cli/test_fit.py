@@ -370,7 +370,7 @@ def test_bad_flags_end_in_one_line(flags, words, tmp_path, monkeypatch, capsys):
     [
         ([record("a"), record("b", size=2e6, loss=2.9)], "too few runs for any law .parametric: .*; add sizes and budgets"),
         ([record("a", status="failed", loss=None)], "no run has finished"),
-        ([record("a"), record("b", validation="other")], "a fit needs one validation set"),
+        ([record("a"), record("b", validation="other")], "a fit requires one validation set"),
     ],
 )
 def test_runs_that_allow_no_law_end_in_one_line(runs, words, tmp_path, capsys):

@@ -249,7 +249,7 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
         (["--grid", "shifted(alpha=1e999)"], "alpha requires a number, not inf"),
         (["--method", "remask(eta=nan)"], "eta requires a number, not 'nan'"),
         (["--method", "self_correct(rounds=1e9)"], "rounds requires a whole number, not 1000000000.0"),
-        (["--template", "a [MASK*"], "is no marker"),
+        (["--template", "a [MASK*"], "is not a marker"),
     ],
 )
 def test_settings_out_of_range_end_in_one_line(run, flags, said, capsys):

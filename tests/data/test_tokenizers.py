@@ -403,7 +403,7 @@ def test_the_tokenizer_of_a_corpus_or_a_run_is_named_by_its_folder(files, tmp_pa
     save_tokenizer(tokenizer, tmp_path / "corpus" / "tokenizer")
     for folder in ("corpus", "corpus/tokenizer"):
         assert load_tokenizer(f"saved:{tmp_path / folder}").hash == tokenizer.hash
-    for folder, said in ((".", "is not a prepared corpus, nor the workdir of a run"), ("none", "there is no")):
+    for folder, said in ((".", "is not a prepared corpus, nor the workdir of a run"), ("none", "does not exist")):
         with pytest.raises(InputError, match=said):
             load_tokenizer(f"saved:{tmp_path / folder}")
 
@@ -416,7 +416,7 @@ def test_bad_tokenizers_say_what_is_wrong(tmp_path):
         "gpt3": "unknown tokenizer 'gpt3'; give one of: bytes, char27",
         "bytes:x": "unknown tokenizer",
         "gpt2:" + str(tmp_path): "no vocab.json \\+ merges.txt",
-        "gpt2:/nowhere": "there is no /nowhere",
+        "gpt2:/nowhere": "/nowhere does not exist",
         "hf:" + str(tmp_path): "not a Hugging Face tokenizer.json",
         "sentencepiece:" + str(tmp_path / "bad.model"): "not a SentencePiece model",
     }

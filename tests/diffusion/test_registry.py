@@ -161,7 +161,7 @@ def test_weightings():
         (lambda: make_times("power", exponnt=0.5), "did you mean 'exponent'"),
         (lambda: make_times("per_block"), "times per_block requires size"),
         (lambda: make_times("hyper", windw=2), "has no value 'windw'"),
-        (lambda: make_process("spindle", vocab=8, mask_id=5), "needs counts_V"),
+        (lambda: make_process("spindle", vocab=8, mask_id=5), "requires counts_V"),
         (lambda: make_process("d3pm", vocab=8, mask_id=5, kernel="knn"), "choose one of uniform, absorbing, gaussian, neighbours"),
         (lambda: make_weighting("cap"), "did you mean 'capped'"),
     ],

@@ -39,7 +39,7 @@ def test_each_rule(name, text, wanted):
 
 def test_every_detokeniser_has_an_example():
     assert set(DETOKENISERS) == {name for name, _, _ in EXAMPLES}
-    with pytest.raises(InputError, match="no detokeniser 'wiki'"):
+    with pytest.raises(InputError, match="detokeniser 'wiki' is unknown"):
         detokenise("wiki", "text")
 
 

@@ -308,7 +308,7 @@ def test_generation_does_not_depend_on_the_prompts_beside_it():
         (["--tasks", ","], "no task is named"),
         # lm-eval reads all of its own tasks before it can say so.
         pytest.param(["--tasks", "pears"], "no task 'pears', nor is one in", marks=pytest.mark.nightly),
-        (["--include-path", "nowhere"], "there is no folder nowhere"),
+        (["--include-path", "nowhere"], "--include-path nowhere is not a folder"),
         (["--draws", "0"], "--draws is 0"),
         (["--overlap", "64"], "overlap of 64"),
         (["--block", "0"], "--block is 0"),

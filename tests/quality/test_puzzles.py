@@ -128,7 +128,7 @@ def test_more_cells_make_a_puzzle_easier_and_leave_it_right():
 def test_a_bad_table_is_told():
     with pytest.raises(InputError, match="row 1 .* breaks a rule"):
         list(read_sudoku([{"puzzle": CLUE, "solution": ANSWER[::-1]}]))
-    with pytest.raises(InputError, match="needs columns puzzle and solution"):
+    with pytest.raises(InputError, match="requires columns puzzle and solution"):
         list(read_sudoku([{"quiz": CLUE}]))
 
 

@@ -29,7 +29,7 @@ def import_table(values, vocab: int, dim: int) -> Float[Array, "{vocab} {dim}"]:
     """A table made elsewhere (word2vec, another model) as float32, checked: what goes into learned["embedding"]."""
     table = np.asarray(values)
     if table.shape != (vocab, dim):
-        raise InputError(f"imported embeddings have shape {table.shape}; the process needs ({vocab}, {dim}): one row for each token id")
+        raise InputError(f"imported embeddings have shape {table.shape}; the process requires ({vocab}, {dim}): one row for each token id")
     if not np.issubdtype(table.dtype, np.floating) or not np.isfinite(table).all():
         raise InputError("imported embeddings must be finite floating-point numbers")
     return jnp.asarray(table, jnp.float32)

@@ -38,7 +38,7 @@ def coefficients(name: str, now: Point, to: Point | None = None) -> tuple[Array,
     one, zero = jnp.ones_like(now.a), jnp.zeros_like(now.a)
     if name == "mu":
         if to is None:
-            raise InputError("parameterisation mu is the mean of a step; it needs the level the step leads to")
+            raise InputError("parameterisation mu is the mean of a step; it requires the level the step leads to")
         z_part, x0_part, _ = posterior(now, to)
         return z_part * now.a + x0_part, z_part * now.s
     known = {"x0": (one, zero), "eps": (zero, one), "v": (-now.s, now.a), "score": (zero, -1 / now.s), "velocity": (-one, one)}

@@ -98,7 +98,7 @@ class EmbeddingNoise(Process):
         if self.prediction == "mu" and not self.steps:
             raise InputError(f"process {self.name}: mu is the mean of a step, and continuous time has none; set steps, say to 1000")
         if self.variance == "learned_range" and (not self.steps or self.prediction == "logits"):
-            raise InputError(f"process {self.name}: variance learned_range needs steps and a prediction that is a vector")
+            raise InputError(f"process {self.name}: variance learned_range requires steps and a prediction that is a vector")
         self.curve  # noqa: B018  a bad path is refused now
 
     @property

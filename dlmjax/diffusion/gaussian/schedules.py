@@ -86,7 +86,7 @@ class _Preserving(Path):
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
-            raise InputError(f"path {type(self).__name__.lower()}: need 0 <= low < high <= 1, not {self.low} and {self.high}")
+            raise InputError(f"path {type(self).__name__.lower()}: requires 0 <= low < high <= 1, not {self.low} and {self.high}")
 
     def at(self, t: Real[ArrayLike, "*n"]) -> Point:
         t = real(t)

@@ -32,7 +32,7 @@ def reverse_variance(name: str, now: Point, to: Point, share: Vectors | None = N
     if name != "learned_range":
         raise InputError(f"unknown reverse variance {name!r}; choose one of {', '.join(VARIANCES)}")
     if share is None:
-        raise InputError("variance learned_range needs the share that the network predicts")
+        raise InputError("variance learned_range requires the share that the network predicts")
     return small * (large / small) ** share
 
 

@@ -156,12 +156,12 @@ class Duo(UniformNoise):
         super().__post_init__()
         if not self.temperature > 0 or not 2 <= self.k < self.tokens:
             raise InputError(
-                f"process duo: temperature is {self.temperature}, k is {self.k}; need temperature > 0 and 2 <= k < {self.tokens}"
+                f"process duo: temperature is {self.temperature}, k is {self.k}; requires temperature > 0 and 2 <= k < {self.tokens}"
             )
         if self.until < 0:
             raise InputError(f"process duo: until is {self.until}; it is a number of steps, 0 = the curriculum does not end")
         if self.vocab > 2**24:
-            raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are no float32 number")
+            raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are not float32 numbers")
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Float[Array, "B L {self.k} 2"]:
         ratio_BL = signal(self.schedule.alpha(t_BL), self.schedule.noise(t_BL), self.tokens)

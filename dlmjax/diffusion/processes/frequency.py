@@ -49,7 +49,7 @@ def commonness(counts_V: Int[np.ndarray, "V"]) -> Float64[np.ndarray, "V"]:
 
 def _counts(name: str, value: Any, vocab: int) -> Table:
     if value is None:
-        raise InputError(f"process {name} needs counts_V, how often each token occurs in the corpus (dlmjax prepare counts them)")
+        raise InputError(f"process {name} requires counts_V, how often each token occurs in the corpus (dlmjax prepare counts them)")
     table = Table(value)
     if table.array.shape != (vocab,):
         raise InputError(f"process {name}: counts_V has the shape {table.array.shape}; it must have one number for each of {vocab} classes")

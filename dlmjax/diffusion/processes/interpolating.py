@@ -82,9 +82,9 @@ class Interpolating(Process):
                 f"process {self.name}: parameterisation is {self.parameterisation!r}; take one of {', '.join(PARAMETERISATIONS)}"
             )
         if self.parameterisation == "score" and self.name != "score":
-            raise InputError(f"process {self.name} wants probabilities; a network that gives scores is trained by process 'score'")
+            raise InputError(f"process {self.name} requires probabilities; a network that gives scores is trained by process 'score'")
         if self.tokens < 2:
-            raise InputError(f"process {self.name}: {self.vocab} classes less those excluded leave {self.tokens}; noise needs two tokens")
+            raise InputError(f"process {self.name}: {self.vocab} classes less the excluded leave {self.tokens}; noise requires two tokens")
 
     @property
     def output(self) -> Parameterisation:

@@ -169,7 +169,7 @@ class Neighbours(Heat):
             raise InputError(f"kernel neighbours: the embedding table has the shape {shape}; it must have one row for each token")
         if shape[0] > DENSE:
             raise InputError(
-                f"kernel neighbours: {shape[0]:,} tokens need a dense basis of {shape[0] ** 2 * 4 >> 20:,} MiB; at most {DENSE:,} tokens, "
+                f"kernel neighbours: {shape[0]:,} tokens require a basis of {shape[0] ** 2 * 4 >> 20:,} MiB; at most {DENSE:,} tokens, "
                 "use kernel 'uniform' or 'gaussian' for more"
             )
         if not 1 <= self.neighbours < shape[0]:

@@ -133,7 +133,7 @@ class Masked(SharedSchedule):
 
     def __post_init__(self):
         if self.complementary and self.schedule != Linear():
-            raise InputError(f"process {self.name}: complementary masks need the linear schedule, where 1 - t is the complement's level")
+            raise InputError(f"process {self.name}: complementary masks require the linear schedule, where 1 - t is the complement's level")
         super().__post_init__()
 
     @property

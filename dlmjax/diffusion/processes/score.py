@@ -48,7 +48,7 @@ class OneNoise(Interpolating):
         if self.noise not in NOISES:
             raise InputError(f"process {self.name}: noise is {self.noise!r}; take one of {', '.join(NOISES)}")
         if self.noise == "mask" and self.mask_id is None:
-            raise InputError(f"process {self.name} with noise 'mask' needs mask_id; take it from the tokenizer")
+            raise InputError(f"process {self.name} with noise 'mask' requires mask_id; take it from the tokenizer")
 
     @abc.abstractmethod
     def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values: ...

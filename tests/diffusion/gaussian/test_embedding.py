@@ -50,7 +50,7 @@ def test_norms():
 def test_import_checks_what_it_is_given():
     table = embedding.import_table(np.ones((5, 3)), 5, 3)
     assert table.dtype == jnp.float32 and table.shape == (5, 3)
-    with pytest.raises(InputError, match=r"shape \(4, 3\); the process needs \(5, 3\)"):
+    with pytest.raises(InputError, match=r"shape \(4, 3\); the process requires \(5, 3\)"):
         embedding.import_table(np.ones((4, 3)), 5, 3)
     with pytest.raises(InputError, match="finite"):
         embedding.import_table(np.full((5, 3), np.nan), 5, 3)

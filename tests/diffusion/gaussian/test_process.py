@@ -208,7 +208,7 @@ def test_what_is_learned():
     [
         ({"prediction": "noise"}, "unknown prediction 'noise'"),
         ({"prediction": "mu"}, "set steps"),
-        ({"variance": "learned_range"}, "needs steps"),
+        ({"variance": "learned_range"}, "requires steps"),
         ({"rounding": "up"}, "unknown rounding"),
         ({"path": "qubic"}, "unknown path"),
         ({"dim": 0}, "must be positive"),

@@ -90,7 +90,7 @@ def test_reverse_variances():
         assert float(spread + d**2 * now.s**2) == pytest.approx(large, rel=1e-9)
     with pytest.raises(InputError, match="choose one of fixed_small"):
         steps.reverse_variance("small", now, to)
-    with pytest.raises(InputError, match="needs the share"):
+    with pytest.raises(InputError, match="requires the share"):
         steps.reverse_variance("learned_range", now, to)
 
 

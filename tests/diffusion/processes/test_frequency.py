@@ -61,7 +61,7 @@ def test_counts_are_compared_by_content():
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda: Spindle(VOCAB, MASK), "needs counts_V"),
+        (lambda: Spindle(VOCAB, MASK), "requires counts_V"),
         (lambda: FrequencyMasked(VOCAB, MASK, counts_V=(1, 2)), "one number for each of 5"),
         (lambda: Spindle(VOCAB, MASK, counts_V=(0,) * 5), "not all zero"),
         (lambda: Spindle(VOCAB, MASK, counts_V=("a",) * 5), "finite numbers"),

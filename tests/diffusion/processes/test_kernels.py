@@ -148,7 +148,7 @@ def test_divergence_is_the_enumerated_kl(kind, dtype, tolerance, keep, step_keep
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda: kernels.Neighbours(np.zeros((5000, 1)), 2), "5,000 tokens need a dense basis of 95 MiB"),
+        (lambda: kernels.Neighbours(np.zeros((5000, 1)), 2), "5,000 tokens require a basis of 95 MiB"),
         (lambda: kernels.Neighbours(POINTS, K), "below the 6 tokens"),
         (lambda: kernels.Neighbours(POINTS[0], 2), "one row for each token"),
         (lambda: kernels.Neighbours([[0.0], [0.1], [9.0], [9.1]], 1), "fall apart into groups"),

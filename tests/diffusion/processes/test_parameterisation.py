@@ -92,5 +92,5 @@ def test_names():
     for make in (Uniform, Hybrid, Mixed):
         with pytest.raises(InputError, match="trained by process 'score'"):
             make(8, 7, parameterisation="score")
-    with pytest.raises(InputError, match="noise needs two tokens"):
+    with pytest.raises(InputError, match="noise requires two tokens"):
         Uniform(3, 2, symmetric(Cosine(), 0.1), (1,))

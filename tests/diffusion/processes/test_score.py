@@ -133,7 +133,7 @@ def test_masked_scores_mean_their_softmax_at_every_level(t):
 
 def test_names_and_refusals():
     assert is_tight(make_process("score", vocab=VOCAB, mask_id=MASK, noise="uniform"))
-    with pytest.raises(InputError, match="needs mask_id"):
+    with pytest.raises(InputError, match="requires mask_id"):
         ScoreEntropy(VOCAB)
     with pytest.raises(InputError, match="noise is 'absorb'"):
         ScoreEntropy(VOCAB, MASK, noise="absorb")

@@ -169,7 +169,7 @@ def refusals():
 def test_errors_say_requires_and_is_not():
     """A refusal begins with what was typed, not with "there is no ..."; it says *requires*, *is not*, and no word for a person."""
     found = list(refusals())
-    forms = r"\b(needs?|wants?|told|asks?)\b|\b(is|are) no (?!longer)|\bthere is no\b|^no "
+    forms = r"\b(needs?|wants?|told|asks?)\b|\b(is|are) no (?!longer)|\bthere is no\b"
     wrong = [f"{file}:{line}: {text}" for file, line, text in found if re.search(forms, text)]
     assert len(found) > 500 and not wrong, "\n".join(wrong)
 

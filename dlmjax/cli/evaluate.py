@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     pairs = text.protocol is not None and text.protocol.task == "pairs"
     absent = ("against", "per_document", "breakdown", "plot", "stride", "windows")
     if pairs and any(getattr(arguments, name) for name in absent):
-        given = [f"--{name}".replace("_", "-") for name in absent if getattr(arguments, name)]
-        raise InputError(f"{', '.join(given)} conflicts with --suite {text.suite}, which has pairs; leave it out")
+        requested = [f"--{name}".replace("_", "-") for name in absent if getattr(arguments, name)]
+        raise InputError(f"{', '.join(requested)} conflicts with --suite {text.suite}, which has pairs; leave it out")
     if arguments.plot:
         breakdown.require_figures()
     for file in filter(None, (arguments.json, arguments.per_document, arguments.plot)):

@@ -51,7 +51,7 @@ SIZES = ("gpt2_small", "tiny")
 
 
 def sized(size: str) -> ConfigDict:
-    """The defaults at one of the sizes at which every noise family is configured, so that families differ in their noise alone.
+    """The defaults at one of the sizes at which every noise process is configured, so that the configs differ in their noise alone.
 
     "gpt2_small": 12 layers of 768, 1024 tokens, 512 windows a step, for accelerators; "tiny": 4 layers of 128, 128 tokens, 32 windows,
     about two steps a second on two CPU cores.
@@ -82,7 +82,7 @@ def sized(size: str) -> ConfigDict:
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs `get_config()` of the file, applies `section.leaf=value` overrides and checks the result.
 
-    `FILE.py:SIZE` calls `get_config("SIZE")`: the configs of the noise families come at several sizes.
+    `FILE.py:SIZE` calls `get_config("SIZE")`: the configs of the noise processes have several sizes.
 
     Raises:
       InputError: no such file, no `get_config`, an unknown field (the message has the nearest name), a value of another type, a

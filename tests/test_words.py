@@ -31,6 +31,11 @@ class Word:
         return bool(found) and name not in self.allowed
 
 
+# Names of classes and functions that stood for a term of the field, or for two things.
+NICKNAMES = (
+    "Carry|_?Guided|_Board|_Pieces|Moment|Calls|Numbers|Parts|_?Place|LAWS|Law|Flat|Journal|Account|Life|Rung|"
+    "FREE_TO_CHANGE|FREE_LEAVES|made_with|nats_fn"
+)
 WORDS = (
     Word("place", "index, sharding, topology, coords, ProcessInfo, CorpusStore", allowed={"in_place": "text that is edited in place"}),
     Word("places", "coords, indices"),
@@ -55,6 +60,23 @@ WORDS = (
     Word("retouch", "corrector"),
     Word("rung", "model size"),
     Word("portion", "token_budget"),
+    Word("journal", "run log"),
+    Word("life", "attempt"),
+    Word("lives", "attempts"),
+    Word("moment", "step times, sampler state"),
+    Word("send", "device_put"),
+    Word("says", "reports, states"),
+    Word("speaks", "logs"),
+    Word("wants", "requires, requested"),
+    Word("guess", "x0 prediction", only=("dlmjax/models", "dlmjax/evaluation", "dlmjax/quality", "dlmjax/training", "benchmarks")),
+    Word("asked", "requested", only=("dlmjax/evaluation", "dlmjax/models", "dlmjax/parallel", "dlmjax/cli", "launch", "benchmarks")),
+    Word(
+        "made",
+        "generated, sampled",
+        only=("dlmjax/interop", "dlmjax/models", "dlmjax/training", "dlmjax/evaluation", "launch", "benchmarks"),
+    ),
+    Word("fetch", "device_get, load", only=("dlmjax/interop", "dlmjax/models", "dlmjax/training", "dlmjax/parallel", "dlmjax/evaluation")),
+    Word("nicknames", "the words of docs/glossary.md", form=NICKNAMES),
 )
 # Phrases of messages, docstrings, comments and documents: (pattern, what to say instead).
 PHRASES = (
@@ -66,6 +88,10 @@ PHRASES = (
     (r"\bturned heads\b", "rotated heads"),
     (r"\b(n-gram|entropy) marks\b|\bmarks on the same\b", "baselines"),
     (r"\bhyper\.py\b", "hyperschedule.py"),
+    (r"\bnoise clock", "time t"),
+    (r"\bnoise famil(y|ies)\b", "noise process"),
+    (r"\bneed not be here\b", "is not attached"),
+    (r"\bslip of the pen\b|\bcalled so\b|\b[Bb]ehind (a|the) row\b", "subject, verb and object"),
 )
 # Words and phrases that are still to be replaced there: path prefixes.
 OPEN: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ from dlmjax.models.weights import describe_weights
 
 
 def multipliers(spec: ModelSpec) -> tuple[dict, dict, dict]:
-    """(learning rate, weight decay, epsilon): trees of Python floats with the structure of the weights."""
+    """(learning rate, weight decay, epsilon): trees of factors, Python floats, with the structure of the weights (CompleteP 2505.01618)."""
     (hidden,) = describe_weights(spec, "hidden")
     m, l_ = spec.width_ratio, spec.depth_ratio
     rate = jax.tree.map(lambda inner: 1.0 / m if inner else 1.0, hidden)

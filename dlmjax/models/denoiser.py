@@ -90,6 +90,8 @@ class Network:
 
         `dropout_key`: keys per row [B] (then microbatches and meshes cannot change the draw) or one key, which is folded with the index
         of the row in this batch; None, or a rate of 0, switches dropout off.
+
+        Raises InputError: rows longer than the learned positions, `shift` without full attention, a length that blocks do not divide.
         """
         length = segments_BL.shape[1]
         if self.spec.context and length > self.spec.context:

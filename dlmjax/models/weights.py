@@ -44,6 +44,7 @@ TIME_FEATURES = 256
 
 
 def normal(std: float):
+    """Initial values from a normal distribution of mean 0 and deviation `std`."""
     return jax.nn.initializers.normal(std)
 
 
@@ -73,6 +74,7 @@ class Bias(nnx.Module):
 
 
 def scale(rngs: nnx.Rngs, size: int, axis: str | None, init=ONES, bias: bool = False) -> Weight:
+    """The scale [size] of a norm, with a bias of the same shape for a LayerNorm."""
     return Weight(rngs, "scale", (size,), (axis,), "vector", init, bias=bias)
 
 

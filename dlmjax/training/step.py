@@ -147,6 +147,9 @@ def make_train_step(
     Returns:
       The step.  Its metrics are device arrays: "loss" (nats per token), "grad_norm" (before clipping), "update_norm", "param_norm",
       "learning_rate", "skipped" (this step, 0 or 1), "skipped_total", "stopped", "bad_microbatches" bool [A], "parts" (sums).
+
+    Raises:
+      InputError: an unknown `on_nonfinite`; when traced, a batch that `accumulation` does not divide.
     """
     if on_nonfinite not in ("skip", "stop"):
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; choose one of skip, stop")

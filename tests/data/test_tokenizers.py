@@ -427,7 +427,7 @@ def test_bad_tokenizers_say_what_is_wrong(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(InputError, match="lacks a byte"):
         load_tokenizer(f"gpt2:{tmp_path}")
-    with pytest.raises(InputError, match="no text"):
+    with pytest.raises(InputError, match="requires text, and the inputs hold none"):
         train_sentencepiece([], 300, tmp_path / "x.model")
     with pytest.raises(InputError, match="cannot train 100000 ids"):
         train_sentencepiece(["too little text"], 100000, tmp_path / "x.model")

@@ -3,9 +3,18 @@
 import ast
 import pathlib
 import re
+import sys
+import threading
 import tomllib
 
+import jax
 import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.data import TrainWindows, train_batches
+from dlmjax.run import assemble, open_corpora
+from dlmjax.train import train_step_of
+from dlmjax.training import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 PLACES = ("dlmjax/**/*.py", "tests/**/*.py", "benchmarks/*.py", "configs/**/*.py", "launch/*.py")
@@ -99,6 +108,32 @@ def test_the_list_of_rooms_is_one_and_complete():
     assert sorted(name for row in rows for name in row) == sorted(modules - {"__init__"})
     for path in ROOT.glob("dlmjax/*/*.py"):
         assert (path.parent / "__init__.py").exists(), f"{path.parent} is no package, so that nothing watches its imports"
+
+
+def test_the_page_lists_the_files_of_one_batch(small_corpus):
+    """docs/architecture.md: the files to open to follow a batch from the corpus to the new weights, by the calls of one trace."""
+    config = config_lib.load(f"{ROOT}/configs/masked.py:tiny", [f"data.paths={small_corpus}", "data.length=8", "model.depth=1"])
+    (corpus,) = open_corpora(config, "train")
+    experiment = assemble(config, corpus.tokenizer, devices=jax.devices()[:1])
+    windows, called = TrainWindows([corpus], None, config.data.length, config.data.batch, seed=0), {"train.py"}  # the loop itself
+    state, step = abstract_state(experiment.init, experiment.optimizer), train_step_of(experiment)
+
+    def note(frame, event, _):
+        if event == "call" and (path := pathlib.Path(frame.f_code.co_filename)).is_relative_to(ROOT / "dlmjax"):
+            called.add(path.relative_to(ROOT / "dlmjax").as_posix())
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        rows = experiment.partition.rows_of_host(config.data.batch)
+        batch = experiment.partition.put_batch(next(train_batches(windows, rows=rows, start_step=0)))
+        step.trace(state, batch, jax.random.key(0))
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = page.partition("follows the calls):")[2].split("```")[1].split()
+    assert sorted(listed) == sorted(called)
 
 
 def test_no_modules_import_each_other():

@@ -1,4 +1,4 @@
-"""Checks of fields that people write: values of a sweep's file, lines of files that may have been edited. Imports no jax."""
+"""Checks of values that people write: fields of a sweep's file, lines of files that may have been edited. Imports no jax."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def name(what: str, text: str) -> None:
-    """Raises InputError: a text that is not a name: it occurs in commands, tables and names of files."""
+    """Raises InputError: a text that is not a name, which occurs in commands, tables and file names."""
     if len(text) > LONGEST or not _NAME.fullmatch(text):
         raise InputError(
             f"{what} is {text[:60]!r}; a name has letters, digits and . _ - + = , @, at most {LONGEST}, the first a letter or digit"
@@ -37,7 +37,7 @@ def label(what: str, text: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """The text of a foreign process, without control characters."""
+    """A text from elsewhere, without control characters."""
     return _CONTROL.sub(" ", text)
 
 
@@ -89,9 +89,9 @@ def positive(name: str, **values: Any) -> None:
 
 
 def from_json(kind: type, values: Any, what: str, signed: Collection[str] = ()) -> Any:
-    """The dataclass `kind` of what a JSON file holds; `what` it is called in messages; `signed`: numbers that may be negative.
+    """The dataclass `kind` from the values of a JSON file. what: its name in messages. signed: fields that may be negative.
 
-    Raises InputError: no object, a field that is missing, unknown or of another type, a number that is negative or not finite.
+    Raises InputError: not an object, a field that is missing, unknown or of another type, a number that is negative or not finite.
     """
     found = {}
     if not isinstance(values, dict):

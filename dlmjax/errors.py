@@ -1,4 +1,4 @@
-"""The one exception that is meant for a person: raised on bad input, printed as one line, exit code 2. Imports nothing."""
+"""The exceptions that are meant for a person, each printed as one line, and the exit code of a run to be started again. Imports nothing."""
 
 
 class InputError(ValueError):
@@ -6,19 +6,19 @@ class InputError(ValueError):
 
 
 class Diverged(InputError):
-    """The loss of a run is not finite, and its config says to stop then."""
+    """The loss of a run is not finite, and train.on_nonfinite is "stop"."""
 
 
 class NoSplit(InputError):
-    """A corpus that is whole and was prepared without the split that is wanted."""
+    """A whole corpus that was prepared without the requested split."""
 
 
 class NoCorpus(InputError):
-    """No corpus is named, or nothing at all is at the place of the one that is."""
+    """No corpus is named, or nothing exists at its path."""
 
 
 class LostPeer(RuntimeError):
-    """Another process of the run is gone or never came. Exit code START_AGAIN: the same command, started again, resumes."""
+    """Another process of the run has ended or did not start. Exit code START_AGAIN: the same command, started again, resumes."""
 
 
 START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, continues

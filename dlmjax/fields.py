@@ -1,4 +1,4 @@
-"""Every field of a config, declared once: default, meaning, unit, bounds, and what depends on it. Imports no jax.
+"""Every field of a config, declared once: default, meaning, unit, bounds, and which programs depend on it. Imports no jax.
 
 `config.default()`, the checks of single fields, `dlmjax train --help-config`, docs/config.md, the fields that may change when a run
 resumes, and those that compiled programs depend on are derived from `FIELDS`. What two fields must satisfy together is checked by the
@@ -43,7 +43,7 @@ class Field:
 
     @property
     def range(self) -> str:
-        """What a value may be: "adamw or muon", "from 1 to 65536", "in [0, 1)", "a name, or a name with values"."""
+        """The allowed values: "adamw or muon", "from 1 to 65536", "in [0, 1)", "a name, or a name with values"."""
         if self.one_of:
             return f"{', '.join(self.one_of[:-1])} or {self.one_of[-1]}"
         if self.named:

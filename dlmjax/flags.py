@@ -1,6 +1,6 @@
 """Types of command-line flags: whole numbers, numbers and paths, each with its bounds. Imports nothing heavy.
 
-Every flag of every command and launcher has one of these or a list of choices: what is typed is checked once, where it is typed.
+Every flag of every command and launcher has one of these types or a list of choices, which checks its text once.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from dlmjax.errors import InputError
 from dlmjax.files import brief, flaw_of_path, why
 from dlmjax.seeds import SEEDS, SPLIT_SEEDS
 
-MOST = 2**31 - 1  # of a count: what every library below takes
+MOST = 2**31 - 1  # of a count: the largest that all libraries take
 MOST_TOKENS = 2**24  # of a row or a canvas
 # As in a config: 1_000, 1e3 and 1000.0 are one number. float() also takes other alphabets' digits and white space.
 _NUMBER = re.compile(r"[+-]?({0}\.?({0})?|\.{0})([eE][+-]?[0-9]{{1,9}})?".format("[0-9]+(?:_[0-9]+)*"))
 
 
-_refuse = argparse.ArgumentTypeError  # its text is what `Parser.error` says behind the flag
+_refuse = argparse.ArgumentTypeError  # `Parser.error` prints its text after the flag
 
 
 def _brief(text: str) -> str:
@@ -128,7 +128,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", None, word)
 
     def add_subparsers(self, **options):
-        """As argparse; the words behind a command are for its own parser."""
+        """As argparse; the words after a command are for its own parser."""
         action = super().add_subparsers(**options)
         action.type = str
         return action
@@ -141,7 +141,7 @@ class Parser(argparse.ArgumentParser):
 
 # ---- errors that a person can mend ---------------------------------------------------------------------------------------------------
 
-# No retry mends these: a name is wrong, or a place is not for us. Others (a disk that fails, a lost server) stay errors of the machine.
+# A retry does not help with these: a name is wrong, or access is denied. Others (a failing disk, a lost server) are errors of the machine.
 _OF_NAMES = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -156,11 +156,11 @@ _OF_NAMES = {
 
 
 _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
-LONGEST_LINE = 1500  # characters; what is typed may have any number
+LONGEST_LINE = 1500  # characters; a text that is typed may have any number
 
 
 def one_line(text: str) -> str:
-    """A message as one line of bounded length: control characters as Python writes them, the middle of what is too long left out."""
+    """A message as one line of bounded length: control characters as Python writes them, a long message without its middle."""
     line = text.strip().translate(_CONTROL)
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 500]} ... {line[-495:]}"
 
@@ -173,9 +173,9 @@ def _folder_is_there() -> bool:
 
 
 def said_of(error: Exception) -> str:
-    """One line for what a person did and can mend; "" for a defect of ours or of the machine.
+    """One line for an error that a person can correct; "" for a defect of the project or of the machine.
 
-    That is every InputError, a file that the operating system refuses by its name or place, and an array that no memory holds.
+    Such errors are every InputError, a file that the operating system refuses by its name, and an array that does not fit in memory.
     """
     if isinstance(error, InputError):
         return one_line(str(error))
@@ -202,7 +202,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def print_anything() -> None:
-    """Makes standard output and error take every text: what their encoding lacks is written in ASCII."""
+    """Makes standard output and error take every text: characters that their encoding lacks are written in ASCII."""
     codecs.register_error("dlmjax-plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

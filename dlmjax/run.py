@@ -1,6 +1,6 @@
-"""What a config and a workdir mean: the assembled experiment, for the trainer and for whoever opens a finished run.
+"""From a config, or a workdir, to an assembled experiment: for the trainer, and for commands that open a finished run.
 
-What the files of a workdir say, and whether they can be believed, is in `workdir`.
+`workdir` reads the files of a workdir and checks that the run wrote them.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ logger = logging.getLogger("dlmjax")
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config made real: everything but the weights and the data."""
+    """The objects that a config describes: everything but the weights and the data."""
 
     config: ConfigDict
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class Experiment:
     hyperparameters: Hyperparameters
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        """(sum of nats over the batch, parts): what `make_train_step` differentiates."""
+        """(sum of nats over the batch, loss terms), for `make_train_step`."""
         dropout_key = None
         if self.network.spec.dropout:
             # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
@@ -61,7 +61,7 @@ class Experiment:
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs of one training token: the passes and streams of the network that the process requires; its own arithmetic is left out."""
+        """FLOPs of one training token: the network's passes and streams that the process requires, without the process's own arithmetic."""
         process, objective = self.process, self.objective
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
@@ -77,7 +77,7 @@ class Experiment:
         return dataclasses.replace(self, process=process, objective=objective)
 
     def init(self, key: jax.Array) -> dict:
-        """Start values of all that is trained: the network's weights and, under "process", what the process learns."""
+        """Initial values of all that is trained: the network's weights and, under "process", the process parameters."""
         return _beside(self.network.init(key), init_params(self.process, jax.random.fold_in(key, 1)))
 
     @property
@@ -87,21 +87,21 @@ class Experiment:
 
     @property
     def param_shardings(self) -> dict:
-        """Where each weight lies on the mesh; what a process learns is small and lies on every device."""
+        """The sharding of each weight; process parameters are small and replicated."""
         learned = jax.eval_shape(lambda: init_params(self.process, jax.random.key(0)))
         return self.partition.tree(_beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
 
     @property
     def unpartitioned(self) -> Network:
-        """The same network without placement requests: for canvases, whose few rows need not divide by the devices."""
+        """The same network without sharding constraints: for canvases, whose few rows need not be divisible by the devices."""
         return build_network(self.network.spec, self.network.execution)
 
     def abstract_params(self) -> dict:
-        """Shapes of what `init` makes."""
+        """Shapes of the tree that `init` returns."""
         return _beside(self.network.abstract(), jax.eval_shape(lambda: init_params(self.process, jax.random.key(0))))
 
     def abstract_state(self) -> dict:
-        """Shapes and placement of the training state."""
+        """Shapes and shardings of the training state."""
         shapes = self.abstract_params()
 
         def zeros(key: jax.Array) -> dict:
@@ -112,7 +112,7 @@ class Experiment:
         return abstract_state(zeros, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
 
     def abstract_arguments(self) -> tuple[dict, dict, jax.ShapeDtypeStruct]:
-        """(state, batch, key) of a training step as shapes with their placement; nothing is allocated."""
+        """(state, batch, key) of a training step as shapes with their shardings; nothing is allocated."""
         batch, length = self.config.data.batch, self.config.data.length
 
         def ints(*axes: str) -> jax.ShapeDtypeStruct:
@@ -124,7 +124,7 @@ class Experiment:
 
 
 def _beside(network: dict, process: dict) -> dict:
-    """A tree of the network's weights with what the process learns beside them."""
+    """The tree of the network's weights, with the process parameters under "process" where there are some."""
     return {**network, "process": process} if process else network
 
 
@@ -134,12 +134,12 @@ def assemble(
     """Builds process, network, mesh and optimizer of a checked config.
 
     Args:
-      counts_V: the corpus's token counts, for processes that ask.
+      counts_V: the corpus's token counts, for processes that require them.
       embedding_VE: the table of embeddings, where the process's values name a file of one (`embedding_of`).
 
     Raises:
       InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
-        the attention kernel cannot train rows of this length, a curriculum leaves no steps to the process that it leads to.
+        the attention kernel cannot train rows of this length, a curriculum leaves no steps for its last phase.
     """
     experiment = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
     _check_rows(config, experiment.process)
@@ -148,7 +148,7 @@ def assemble(
 
 
 def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Experiment:
-    """`assemble` without what is asked of a run that is trained: a finished one is opened as it is."""
+    """`assemble` without the checks of a run that is to be trained: a finished run is opened as it is."""
     vocab = config.model.vocab or tokenizer.vocab_size
     if vocab < tokenizer.vocab_size:
         raise InputError(
@@ -185,14 +185,14 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
 
 
 def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE) -> Process:
-    """The process of a config: facts of the tokenizer, and of the corpus where it takes some, beside the values that the config gives."""
+    """The process of a config, with the ids of the tokenizer and, where it takes them, the token counts of the corpus."""
     name, values = choices.parse(config.process.name)
     if embedding_VE is not None:
         values["embedding"] = embedding_VE
     schedule, of_schedule = choices.parse(config.process.schedule)
     if "counts_V" in process_fields(name):
         if counts_V is None:
-            raise InputError(f"process {name} is made from the token counts of a corpus; none are given")
+            raise InputError(f"process {name} requires the token counts of a corpus; none are given")
         values["counts_V"] = np.pad(counts_V, (0, vocab - len(counts_V)))
     return make_process(
         name,
@@ -207,16 +207,18 @@ def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, emb
 
 
 def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None:
-    """Raises InputError for windows longer than a table of learned positions, and a process whose attention a family does not bear."""
+    """Raises InputError: windows longer than a table of learned positions, or a process that conflicts with the family's shift."""
     family = f"model.family={config.model.family}"
     if spec.context and config.data.length > spec.context:
         raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
     if spec.shift and process.attention.sequential:
-        raise InputError(f"{family} reads each position off the state before it, which process {process.name} does not allow; drop shift")
+        raise InputError(
+            f"{family} predicts each token from the position before it, which conflicts with process.name={config.process.name}; drop shift"
+        )
 
 
 def _check_rows(config: ConfigDict, process: Process) -> None:
-    """Raises InputError for rows whose length the attention kernel has no backward pass for, or that are not whole blocks in some phase."""
+    """Raises InputError: a row length for which the attention kernel has no backward pass, or that is not divisible by a block size."""
     for size in {phase.attention.block_size for phase in process.phases.processes} - {None}:
         if config.data.length % size:
             raise InputError(
@@ -233,8 +235,8 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
 
 
 def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
-    """One optimizer for the network and what the process learns, which may have a learning rate of its own; CompleteP is about the
-    network alone."""
+    """One optimizer for the network and the process parameters, which may have another learning rate; CompleteP applies to the network
+    alone."""
     learned = process.parameters
     plain = jax.tree.map(lambda _: 1.0, learned)
     trees = (
@@ -262,9 +264,9 @@ def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:
 
 
 def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None:
-    """Occurrences of each token in the training text, where the process is made from them; None elsewhere."""
-    wanted = "counts_V" in process_fields(choices.parse(config.process.name)[0])
-    return sum(corpus.counts_V for corpus in corpora) if wanted else None
+    """Occurrences of each token in the training text, where the process requires them; else None."""
+    required = "counts_V" in process_fields(choices.parse(config.process.name)[0])
+    return sum(corpus.counts_V for corpus in corpora) if required else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +283,7 @@ class Run:
 def open_experiment(workdir: str) -> Experiment:
     """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
-    Raises InputError: not a workdir; a file of it that is damaged, or is not that of the run which its checkpoints are of.
+    Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints.
     """
     root = pathlib.Path(workdir)
     meta = newest_meta(root)
@@ -295,7 +297,7 @@ def open_experiment(workdir: str) -> Experiment:
 
 
 def kept(experiment: Experiment, weights: str) -> str:
-    """The weights asked for, "ema" or "raw"; "raw" where the run kept no average."""
+    """The requested weights, "ema" or "raw"; "raw" where the run kept no average."""
     return weights if experiment.config.train.ema else "raw"
 
 

@@ -1,7 +1,7 @@
 """Trains one model, in four steps: prepare, resume, the loop (step, log, evaluate, sample, save), the stop.
 
-A run is a function of its config, its corpus and its seed: batches, noise levels and masks depend on (seed, step, row) alone, so a
-run that was killed and started again writes the same losses as one that was not (bit for bit on the same mesh).
+A run is a function of its config, its corpus and its seed: batches, times and masks depend on (seed, step, row) alone. So a run that
+was killed and started again writes the same losses as one that was not (bit for bit on the same mesh).
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from dlmjax.training.metrics import FILE as METRICS
 from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside
 
 logger = logging.getLogger("dlmjax")
-WORSE = 2.0  # a loss of so many times the first one is that of a run that diverged; another phase of a curriculum is no such jump
+WORSE = 2.0  # a run whose loss is this multiple of its first one has diverged; a new phase of a curriculum raises the loss by less
 OnStep = Callable[[int], object]
 
 
@@ -60,15 +60,16 @@ def train(
     """Trains, or continues, the run of a config in a workdir; returns what `--json` prints. Every process of a run makes the same call.
 
     Args:
-      fork: workdir of another run with the same shapes: start from its newest checkpoint, counters kept.
-      fresh: start anew; what the workdir holds is first moved into a folder of its own there, and nothing of it is deleted.
-      command: what a person types to go on, for the line that an interrupted run ends with.
-      init: workdir of another run with the same network: start from its averaged weights (the raw ones of a run that kept no average),
-        counters at zero.
+      fork: workdir of another run with the same shapes, whose newest checkpoint is the start; counters are kept.
+      init: workdir of another run with the same network, whose averaged weights (raw ones where it kept no average) are the start;
+        counters are zero.
+      fresh: start anew; the files of the workdir are first moved into a new folder there, and none is deleted.
+      command: the command that resumes the run, for the last line of an interrupted run.
       on_step: called with the number of updates done, before the first and after each.
 
     Raises:
-      InputError: bad config, corpus or workdir; a full disk; Diverged: a loss that is not finite under train.on_nonfinite="stop".
+      InputError: bad config, corpus or workdir; a full disk.
+      Diverged: a loss that is not finite under train.on_nonfinite="stop".
     """
     # --- 1. Prepare: config, corpus, process, mesh ---------------------------------------------------------------------------
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
@@ -78,7 +79,7 @@ def train(
     counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)
     experiment = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
     connect(experiment.partition.mesh)
-    # All that can be refused is refused here: what the workdir holds is neither moved nor written before.
+    # Everything that can be refused is refused here, before a file of the workdir is moved or written.
     rows = experiment.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
     first = _first_state(experiment, None if fresh else workdir, fork, init)
@@ -125,12 +126,12 @@ def train(
                     if samples.due(done, last):
                         writer.text(done, "samples", {"text": samples(state, done)})
 
-                # --- 4. Stop: preempted or finished: say which and how to go on ----------------------------------------------
+                # --- 4. Stop: preempted or finished; log which, and how to resume --------------------------------------------
                 if saving:
                     meta = _save(checkpoints, state, log, _meta(config, done, metric, log.window.pending()), wait=last_here)
                 if last_here:
                     break
-            host.log(log.account(done))
+            host.log(log.write_goodput(done))
         result = _result(config, workdir, done, meta, finished=last)
         host.log(_last_words(result) if last else f"{stop} after step {done}; checkpoint saved; resume with: {command}")
         return result
@@ -138,16 +139,16 @@ def train(
 
 @contextlib.contextmanager
 def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, fresh: bool) -> Iterator[Checkpoints]:
-    """`with _claimed(...) as checkpoints:`: the workdir is this run's and no other writes there. All processes go in, or none does.
+    """`with _claimed(...) as checkpoints:`: no other run writes in the workdir. Either all processes enter the block, or none does.
 
-    fresh: what it held is moved aside first. Nothing but the file system refuses anything from there on.
+    fresh: the workdir's files are moved aside first. After that nothing is refused but by the file system.
     """
     with contextlib.ExitStack() as held:
         with refused_together():
             held.enter_context(host.sole_writer(workdir))
             if fresh and jax.process_index() == 0 and (aside := move_aside(workdir)):
-                host.log(f"--fresh: what {workdir} held is now in {aside}; delete it when it is no longer needed")
-        with refused_together():  # no process looks at the workdir before the first one has moved what was there
+                host.log(f"--fresh: the files of {workdir} are now in {aside}; delete it when it is no longer needed")
+        with refused_together():  # no process reads the workdir before the first one has moved its files
             texts = [corpus.fingerprint for corpus in corpora]
             inputs = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
         kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
@@ -155,8 +156,8 @@ def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, f
 
 
 def _diverged(workdir: pathlib.Path) -> str:
-    """Why what a run ended with is no training, by its metrics: no step of the last line was taken, or the loss there is WORSE times that
-    of the first. Empty where it is.
+    """Why a run that ended has diverged, by its metrics: no step of the last line was taken, or the loss there is WORSE times that of the
+    first line. Empty where it has not.
     """
     lines = read_metrics(workdir / METRICS, "train") if (workdir / METRICS).is_file() else []
     losses = [loss for line in lines if isinstance(loss := line.get("loss"), int | float | None)]
@@ -170,16 +171,16 @@ def _diverged(workdir: pathlib.Path) -> str:
 
 
 def _last_words(result: dict) -> str:
-    """What a run says that came to its last step."""
+    """The last line of a run that completed all its steps."""
     if result["diverged"]:
         return f"diverged: {result['diverged']}; its {result['steps']} steps are in {result['workdir']}"
     return f"trained {result['steps']} steps into {result['workdir']}"
 
 
 def _save(checkpoints: Checkpoints, state: dict, log: "_Log", meta: dict, wait: bool) -> dict:
-    """Saves what a restart needs, and `wait`s until it is on disk where nothing comes after; returns the meta."""
+    """Saves what a restart requires; returns the meta. wait: until it is on disk, where no further step follows."""
     with log.aside("checkpoint"):
-        log.account(meta["step"])
+        log.write_goodput(meta["step"])
         meta["metrics"] = log.written
         checkpoints.save(meta["step"], state, meta)
         if wait:
@@ -188,12 +189,12 @@ def _save(checkpoints: Checkpoints, state: dict, log: "_Log", meta: dict, wait: 
 
 
 def _meta(config, done: int, metric: float | None = None, pending: Sequence[dict] = ()) -> dict:
-    """What goes with a state. pending: steps since the last line of metrics."""
+    """The metadata of a checkpoint. pending: metrics of the steps since the last line of metrics."""
     return {"step": done, "metric": metric, "pending": list(pending), "config": config_lib.leaves(config)}
 
 
 def _windows(config, corpora: list) -> TrainWindows:
-    """The rows of the run, as functions of (step, row)."""
+    """The windows of the run, as a function of (step, row)."""
     data = config.data
     return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing)
 
@@ -217,7 +218,7 @@ def train_step_of(experiment: Experiment) -> TrainStep:
 def _traced_step(experiment: Experiment) -> TrainStep:
     """The step of the first phase. jax keeps the trace, so that the first call does not trace again.
 
-    Raises InputError: a mesh that does not divide what is split, rows that the network does not take.
+    Raises InputError: a mesh that does not divide an array that it splits, a row length that the network does not take.
     """
     step = train_step_of(experiment.at_step(0))
     step.trace(*experiment.abstract_arguments())
@@ -225,7 +226,7 @@ def _traced_step(experiment: Experiment) -> TrainStep:
 
 
 class _Log:
-    """Curves, terminal and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
+    """Curves, terminal lines and throughput of the loop. The summary of every `log.every` steps is its only host sync."""
 
     def __init__(self, experiment: Experiment, writer: MetricsWriter, progress: TrainingProgress, pending: list, goodput: Goodput):
         data, self._every = experiment.config.data, experiment.config.log.every
@@ -242,12 +243,12 @@ class _Log:
 
     @contextlib.contextmanager
     def aside(self, cause: str) -> Iterator[None]:
-        """What is done between steps: no part of the throughput, and free to talk to the device."""
+        """Work between steps, which is left out of the throughput and may copy from and to the device. cause: its name in the goodput."""
         with self.throughput.pause(), self.goodput.spent(cause), jax.transfer_guard("allow"):
             yield
 
-    def account(self, done: int) -> str:
-        """Puts the goodput on disk and into the curves; returns it as a line. Curves are flushed, so that a checkpoint finds them whole."""
+    def write_goodput(self, done: int) -> str:
+        """Writes the goodput to its file and into the curves; returns it as a line. Curves are flushed before a checkpoint is saved."""
         self.goodput.write()
         self._writer.curves(done, "goodput", self.goodput.shares())
         self._writer.flush()
@@ -255,16 +256,16 @@ class _Log:
 
     @property
     def written(self) -> dict[str, int]:
-        """What the file of metrics holds by now."""
+        """Size of the file of metrics, as the checkpoint's meta stores it."""
         return self._writer.written
 
     def add(self, step: int, metrics: dict, last: bool, saving: bool) -> Summary:
         """Takes the metrics of one step; at a logging step writes the line and returns its summary.
 
-        So it does before a save, `saving`, where the run has stopped since: what would be saved is a frozen state, and no later step's.
+        It also does so before a save (`saving`) where the run has stopped since the last line: the saved state is the one at the stop.
         """
         if self._objective is None:
-            # A line has the names of its first step: where a curriculum ends in bounds, a mean over both phases is none.
+            # A line has the names of its first step: where a curriculum ends within it, a mean over both phases is not a bound.
             self._objective = self._experiment.at_step(step).objective
         self.window.add(step, metrics)
         running = self.window.running
@@ -289,7 +290,7 @@ class _Log:
         return self.summary
 
     def held_out(self, done: int, result: LikelihoodResult, of_each: Sequence[tuple[str, LikelihoodResult]]) -> float:
-        """Writes a held-out bound, and that of each corpus of a mixture; returns what checkpoints are ranked by."""
+        """Writes a held-out bound, and that of each corpus of a mixture; returns the nats per token by which checkpoints are ranked."""
         own = {f"nats_per_token_of/{path}": each.nats_per_token for path, each in of_each}
         self._writer.scalars(done, "held_out", {**_held_out_scalars(result), **own})
         listed = ", ".join(f"{path} {each.nats_per_token:.4f}" for path, each in of_each)
@@ -297,13 +298,13 @@ class _Log:
         return result.nats_per_token
 
 
-Start = tuple[dict, dict, str]  # a state, the meta that came with it, and where it is from
+Start = tuple[dict, dict, str]  # a state, its meta, and its origin
 
 
 def _start(experiment: Experiment, checkpoints: Checkpoints, first: Start | None, fork: str, init: str) -> Start:
-    """What the run starts from: this workdir's newest whole checkpoint, else `first`, see `_first_state`.
+    """The start of the run: this workdir's newest whole checkpoint, else `first` (`_first_state`).
 
-    Raises InputError: checkpoints of which none is whole.
+    Raises InputError: there are checkpoints, and none of them is whole.
     """
     if checkpoints.resumable():
         state, meta = checkpoints.restore(experiment.abstract_state())
@@ -313,7 +314,7 @@ def _start(experiment: Experiment, checkpoints: Checkpoints, first: Start | None
 
 
 def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str, init: str) -> Start | None:
-    """What a run starts from whose workdir has no checkpoint; None where this one has. The order:
+    """The start of a run whose workdir has no checkpoint; None where it has one. The order:
 
     1. `--fork`: another run's newest checkpoint, its counters kept;
     2. `--init`: another run's weights, counters at zero;
@@ -338,7 +339,7 @@ def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str
                 raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
             state, meta = other.restore(abstract)
         host.log(f"forking {fork} at step {meta['step']}")
-        return clear_stop(state), {**meta, "metrics": None}, "fork"  # the lines of the other run are not here
+        return clear_stop(state), {**meta, "metrics": None}, "fork"  # this workdir does not hold the other run's lines
     key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0x1717)
     state = init_state(experiment.init, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
     if init:
@@ -355,7 +356,7 @@ def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str
 
 
 def _check_tokenizer(experiment: Experiment, other: str) -> None:
-    """Raises InputError: the ids of another run stand for other text than those of this run's corpus."""
+    """Raises InputError: another run has a different tokenizer."""
     if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != experiment.tokenizer.hash:
         raise InputError(
             f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
@@ -363,7 +364,7 @@ def _check_tokenizer(experiment: Experiment, other: str) -> None:
         )
 
 
-# The leaves of a config that decide what a network does not take from a leaf of its own name; what else is missing is of a family.
+# Config leaves that determine fields of a network with another name; a field without a leaf is determined by the family.
 _DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name", "self_condition": "process.self_condition"}
 
 
@@ -373,7 +374,7 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
     here, there = experiment.network.spec, origin.network.spec
     names = here.differing(there)
     if here.shift and origin.process.attention.causal:
-        names = [name for name in names if name != "shift"]  # causal rows are fed one place further on, which is what `shift` keeps
+        names = [name for name in names if name != "shift"]  # causal rows are shifted by one position already
     if not names:
         return origin
     theirs, leaves = config_lib.leaves(origin.config), {}
@@ -385,9 +386,9 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
 
 
 class _HeldOut:
-    """The held-out bound on the way: the first windows of the `valid` split of every corpus under one fixed grid.
+    """The held-out bound during training: the first windows of the `valid` split of every corpus under one fixed grid of times.
 
-    Of a mixture it is the bound of text mixed as the rows that are trained: by `data.weights`, else by the tokens of the train splits.
+    For a mixture the corpora have the same shares as in training: `data.weights`, else the tokens of their train splits.
     """
 
     def __init__(self, experiment: Experiment, corpora: Sequence):
@@ -412,7 +413,7 @@ class _HeldOut:
         self._evaluator = experiment.evaluator(nodes=experiment.config.log.nodes)
 
     def _cut(self, found: Sequence[tuple]) -> list[tuple[str, EvalWindows, float | int]]:
-        """Of each corpus as many windows as its share of all that are wanted, at least the two of which an error can be told."""
+        """Windows of each corpus: its share of `log.evaluate_windows`, at least two, which a standard error requires."""
         data, wanted, whole = (
             self._experiment.config.data,
             self._experiment.config.log.evaluate_windows,
@@ -472,7 +473,7 @@ class _TextSamples:
 
 
 def _held_out_scalars(result) -> dict[str, float]:
-    """What goes into the curves of one evaluation."""
+    """The curves' values of one evaluation."""
     scalars = {"nats_per_token": result.nats_per_token, "stderr_nats_per_token": result.stderr_nats_per_token}
     if result.bits_per_byte is not None:
         scalars |= {"bits_per_byte": result.bits_per_byte, "stderr_bits_per_byte": result.stderr_bits_per_byte}
@@ -484,7 +485,7 @@ def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: path
     bad = summary.bad[0]
     with jax.transfer_guard("allow"):
         step = int(jax.device_get(state["step"]))
-        if step not in checkpoints.steps():  # the good one of this step stays as it is
+        if step not in checkpoints.steps():  # an existing checkpoint of this step is kept
             checkpoints.save(step, state, _meta(config, step))
             checkpoints.wait()
     cause = f"{bad.rows} gave a loss or gradient that is not finite" if bad.rows else "the loss spiked"
@@ -495,7 +496,7 @@ def _stop_diverged(checkpoints: Checkpoints, state: dict, summary, workdir: path
 
 
 def _describe(experiment: Experiment, corpora: list, workdir: pathlib.Path) -> None:
-    """What is about to be trained, on what, and where its traces will be."""
+    """Logs the model, the text, the devices and the workdir of the run."""
     tokens = sum(corpus.num_tokens for corpus in corpora)
     data = experiment.config.data
     epochs = experiment.config.train.steps * data.batch * data.length / max(tokens, 1)

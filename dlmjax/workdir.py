@@ -1,17 +1,17 @@
-"""What the files of a workdir say, and whether they are what the run wrote.
+"""The files of a workdir: read, written, and checked to be those that the run wrote.
 
 workdir/
     config.json        every leaf of the config, flat
-    texts.json         what the run was given: a fingerprint of each corpus, the hash of the tokenizer, the sha256 of the tables below
-    counts.npy         occurrences of each token in the training text, for processes that use them
-    embedding.npy      the table that the process's values name by a file, for processes that take one
+    texts.json         inputs of the run: a fingerprint of each corpus, the hash of the tokenizer, the sha256 of the tables below
+    counts.npy         occurrences of each token in the training text, for processes that require them
+    embedding.npy      the embedding table whose file process.name names, for processes that take one
     tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
     checkpoints/       see `training.checkpoint`
     metrics.jsonl      one line per event;  tensorboard/  the same as curves
-    aside-001/         all of this as it was before `--fresh`
+    aside-001/         the same files from before `--fresh`
 
-The two JSON files lie under checksums, and each checkpoint has a copy of both. A file that is gone is made again from the copy; one that
-is changed is reported, and no run continues from it. Files of older versions have no checksum, and their checkpoints no copy of texts.json.
+Both JSON files have a checksum, and each checkpoint has a copy of both. A missing file is made again from the copy; a changed one is
+reported, and no run continues from it. Files of older versions have no checksum, and their checkpoints no copy of texts.json.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ from dlmjax.training.metrics import FILE as METRICS
 from dlmjax.training.metrics import read as read_metrics
 
 CONFIG, TEXTS, EMBEDDING, TOKENIZER, CHECKPOINTS = "config.json", "texts.json", "embedding.npy", "tokenizer", "checkpoints"
-# What `--fresh` moves, in this order: after a kill on the way the run is not taken for one that can be resumed.
+# The files that `--fresh` moves, in this order: a workdir whose move was interrupted does not look like a run that can resume.
 STATE = (CHECKPOINTS, METRICS, "tensorboard", GOODPUT, TEXTS, counts.FILE, EMBEDDING, TOKENIZER, CONFIG)
 _MEND = "restore it; or remove it, and it is made again from the newest checkpoint (nothing was changed)"
 
 
 def trained(workdir: pathlib.Path) -> bool:
-    """Is there anything in a workdir that another config would harm: checkpoints, whole or not, or lines of metrics?
+    """Whether a workdir holds something that another config would harm: checkpoints, whole or not, or lines of metrics.
 
     Raises InputError: the path of the checkpoints is not a folder.
     """
@@ -112,7 +112,7 @@ def stored_config(workdir: pathlib.Path, meta: dict) -> ConfigDict:
 
 
 def stored_inputs(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
-    """What a run was given, {"texts", "tokenizer", "files"}: of texts.json, or of its newest checkpoint; {} where neither says.
+    """The inputs of a run, {"texts", "tokenizer", "files"}, of texts.json or of its newest checkpoint; {} where neither has them.
 
     Raises InputError: texts.json was changed, or is not that of the run of the checkpoints.
     """
@@ -133,7 +133,7 @@ def stored_inputs(workdir: pathlib.Path, meta: dict) -> dict[str, Any]:
 
 
 def stored_tokenizer(workdir: pathlib.Path, inputs: dict) -> Tokenizer:
-    """The tokenizer of a run. Raises InputError: it is gone or damaged, or is not the one that the run was trained with."""
+    """The tokenizer of a run. Raises InputError: it is missing or damaged, or is not that of the run."""
     tokenizer = load_tokenizer(f"saved:{workdir / TOKENIZER}")
     if inputs.get("tokenizer", tokenizer.hash) != tokenizer.hash:
         raise InputError(f"{workdir / TOKENIZER} is not the tokenizer that the run was trained with; put back that of its corpus")
@@ -143,7 +143,7 @@ def stored_tokenizer(workdir: pathlib.Path, inputs: dict) -> Tokenizer:
 def stored_table(workdir: pathlib.Path, name: str, inputs: dict) -> np.ndarray | None:
     """The array of counts.npy or embedding.npy; None where the run has none.
 
-    Raises InputError: it is gone though the run was given one, was changed, or is not an array.
+    Raises InputError: it is missing though the run has one, was changed, or is not an array.
     """
     file, expected = workdir / name, inputs.get("files", {}).get(name)
     mend = "put it back; where its corpus is at hand, `dlmjax train` with the run's config writes it again once it is removed"
@@ -164,8 +164,8 @@ def stored_table(workdir: pathlib.Path, name: str, inputs: dict) -> np.ndarray |
 
 
 def embedding_of(config: ConfigDict, workdir: pathlib.Path | None) -> np.ndarray | None:
-    """The table that the process's values name by a .npy file, `d3pm(kernel=neighbours, embedding='table.npy')`; None where they name
-    none. A workdir that was claimed holds a copy, which is read from then on; None for no workdir.
+    """The embedding table of a process, of the .npy file that process.name names (`d3pm(kernel=neighbours, embedding='table.npy')`); None
+    where it names none. A claimed workdir has a copy, which is read from then on. workdir: None for no workdir.
 
     Raises:
       InputError: no such file, or not a table of finite numbers.
@@ -185,7 +185,7 @@ def embedding_of(config: ConfigDict, workdir: pathlib.Path | None) -> np.ndarray
 
 
 def stored_embedding(config: ConfigDict, workdir: pathlib.Path, inputs: dict) -> np.ndarray | None:
-    """As `embedding_of`, of a run that is opened: its own copy, whatever file its config names."""
+    """As `embedding_of`, for a run that is opened: always the workdir's copy."""
     if not isinstance(choices.parse(config.process.name)[1].get("embedding"), str):
         return None
     table_VE = stored_table(workdir, EMBEDDING, inputs)
@@ -211,14 +211,14 @@ def claim_workdir(
     embedding_VE: Any = None,
     texts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes config, tokenizer, what its text is, counts and embedding table into a new workdir; refuses one that holds another run.
+    """Writes config, tokenizer, fingerprints of the corpora, counts and embedding table into a new workdir; refuses one of another run.
 
-    A workdir in which nothing was trained yet, as when a first start ended with bad input, takes the new config. texts: a fingerprint of
-    each corpus. Returns what the run was given, for its checkpoints.
+    A workdir in which nothing was trained, because a first start ended with bad input, takes the new config. texts: a fingerprint of each
+    corpus. Returns the inputs of the run, for its checkpoints.
 
     Raises:
-      InputError: the workdir's config differs in fields that decide what is computed (they are named), or its text was another one,
-        wherever it lies; a file that says so, or every checkpoint, is damaged. Nothing is changed.
+      InputError: the workdir's config differs in fields that belong to a run's identity (they are named), or its text differs, or a file
+        that is compared, or every checkpoint, is damaged. Nothing is changed.
     """
     tables = {}
     if counts_V is not None:
@@ -244,7 +244,7 @@ def claim_workdir(
 
 
 def _require_same_run(workdir: pathlib.Path, config: ConfigDict, inputs: dict) -> None:
-    """Raises InputError where a workdir in which something was trained is that of another run, or does not say of which."""
+    """Raises InputError: a workdir in which something was trained belongs to another run, or does not identify its run."""
     meta = newest_meta(workdir)
     old = stored_leaves(workdir, meta)
     if old is None:
@@ -278,10 +278,10 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, inputs: dict) -
 
 
 def _require_kept(workdir: pathlib.Path, leaves: dict) -> None:
-    """Raises InputError where there is no checkpoint, and the metrics say that there was one: a new beginning would erase them.
+    """Raises InputError: there is no checkpoint, and the metrics show that there was one: a new start would erase them.
 
-    A claimed workdir has a folder of checkpoints before it has metrics: where the folder is missing, lines as far as the first save tell.
-    Where it is empty, a kill may have met the first save; but the second save waits for the first, so lines beyond the second tell.
+    A claimed workdir has a folder of checkpoints before it has metrics: where the folder is missing, lines up to the first save show it.
+    Where it is empty, a kill may have interrupted the first save; the second save waits for the first, so lines beyond the second show it.
     """
     folder, every, steps = workdir / CHECKPOINTS, leaves.get("checkpoint.every"), leaves.get("train.steps")
     with Checkpoints(folder) as checkpoints:
@@ -290,7 +290,7 @@ def _require_kept(workdir: pathlib.Path, leaves: dict) -> None:
     lines = [event["step"] for event in read_metrics(workdir / METRICS)] if (workdir / METRICS).is_file() else []
     if not lines:
         return
-    first = -(-max(lines[0], 1) // every) * every  # a fork's lines begin later than at 1
+    first = -(-max(lines[0], 1) // every) * every  # the lines of a fork start after step 1
     lost = lines[-1] > first + every if folder.exists() else lines[-1] >= min(first, steps)
     if lost:
         found = "has no checkpoint" if folder.exists() else "is not there"
@@ -301,9 +301,9 @@ def _require_kept(workdir: pathlib.Path, leaves: dict) -> None:
 
 
 def move_aside(workdir: pathlib.Path) -> pathlib.Path | None:
-    """Moves all that training wrote into a new folder of the workdir, which is returned; None where there is nothing. Deletes nothing.
+    """Moves all files of training into a new folder of the workdir and returns it; None where there are none. Deletes nothing.
 
-    For the process that holds the workdir's lock. Raises InputError: a file that cannot be moved; what was moved by then stays there.
+    Only the process that holds the workdir's lock may call it. Raises InputError: a file cannot be moved; files moved before it stay moved.
     """
     there = [name for name in STATE if os.path.lexists(workdir / name)]
     if not there:

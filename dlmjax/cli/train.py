@@ -1,4 +1,4 @@
-"""`dlmjax train`: a config and a workdir -> a run; in each process of a run of several."""
+"""`dlmjax train`: trains the run of a config in a workdir; each process of a run of several calls it."""
 
 import argparse
 import json
@@ -44,7 +44,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int | None:
-    """Trains here, or watches over a process that does: one of several, or one that is restarted after a failure."""
+    """Trains in this process, or supervises one that trains: in a run of several processes, or with --max-restarts."""
     from dlmjax.cluster import supervise
     from dlmjax.cluster.process_info import find
 
@@ -64,7 +64,7 @@ def _train_here(arguments, overrides, info, status):
 
     require_path("--workdir", arguments.workdir, "output folder")
     config = config_lib.load(arguments.config, overrides)
-    from dlmjax.train import train  # a second to import: what a config lacks is said before
+    from dlmjax.train import train  # here, because it takes a second to import: a bad config is refused before
 
     command = shlex.join(
         ["dlmjax", "train", "--config", arguments.config, "--workdir", arguments.workdir, *(f"--config.{o}" for o in overrides)]

@@ -172,7 +172,7 @@ def _folder_is_there() -> bool:
         return False
 
 
-def said_of(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """One line for an error that a person can correct; "" for a defect of the project or of the machine.
 
     Such errors are every InputError, a file that the operating system refuses by its name, and an array that does not fit in memory.

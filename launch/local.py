@@ -33,7 +33,7 @@ from dlmjax.cluster.signals import not_ignored
 from dlmjax.errors import InputError
 
 PORTS = range(20_000, 32_000)  # below the ports that the kernel lends to outgoing connections, which could take a free one at once
-DRAIN_SECONDS = 5.0  # for the last lines of ended processes, should something they left behind hold their pipes open
+DRAIN_SECONDS = 5.0  # wait for the last lines of ended processes, whose children may hold the pipes open
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -92,7 +92,7 @@ def environments(processes: int, port: int, devices: int | None) -> list[dict[st
 
 
 class _Output:
-    """Copies lines of all processes to this one's streams; a reader that has gone away does not stop the run."""
+    """Copies lines of all processes to this one's streams; the run continues when the reader of these has ended."""
 
     def __init__(self):
         self._lock, self._readers = threading.Lock(), []
@@ -108,7 +108,7 @@ class _Output:
                 try:
                     stream.write(prefix + line.rstrip(b"\r\n") + b"\n")
                     stream.flush()
-                except OSError:  # the reader has gone; the pipe is still emptied, so that no process blocks on it
+                except OSError:  # the reader has ended; the pipe is still emptied, so that no process blocks on it
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     def finish(self) -> None:

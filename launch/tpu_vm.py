@@ -9,11 +9,11 @@
     follow   prints the log of the first worker to its end; ends with the run's exit code
     stop     sends SIGTERM on every worker: the run saves and ends
     delete   deletes the machines; nothing is paid for afterwards
-    run      does all of this; requests machines that were taken away again, and the run resumes
+    run      does all of this; after a preemption requests machines again, and the run resumes
 
 `--dry-run` prints every command in the form of a shell and runs none. `gs://bucket/...` in any flag is mounted at /gcs/bucket/... by
 gcsfuse, which must be on the machines (--setup can install it); `--shared /DIR` names a directory that your --setup mounts. The workdir
-and the corpus must be on one of them: a machine that is taken away loses its disk. Configs are those in the repository.
+and the corpus must be on one of them: a preempted machine loses its disk. Configs are those in the repository.
 """
 
 import pathlib

@@ -128,13 +128,14 @@ def test_a_terminal_that_knows_only_ascii_is_written_to(monkeypatch):
 
 def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch):
     """Python names no file then; the same error with the folder in place is a defect of ours."""
-    assert flags.said_of(FileNotFoundError(2, "No such file or directory")) == ""
+    assert flags.message_of(FileNotFoundError(2, "No such file or directory")) == ""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     with pytest.raises(FileNotFoundError) as error:
         pathlib.Path("runs").absolute()
     assert (
-        flags.said_of(error.value) == "the folder that this command was started in is gone; change to one that is there, and start it again"
+        flags.message_of(error.value)
+        == "the folder that this command was started in is gone; change to one that is there, and start it again"
     )
     monkeypatch.chdir(tmp_path)

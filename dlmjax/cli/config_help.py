@@ -15,7 +15,7 @@ def help_text() -> str:
         if outer != section:
             section = outer
             lines.append(f"{section}:")
-        # What the meaning says itself, or any number may be, is not said again.
+        # Left out where the meaning holds it already, or where any value is allowed.
         allowed = "" if field.named or field.range in ("true or false", "a number", "a list with commas") else f" ({field.range})"
         lines.append(f"{' ' if field.identity else '*'} {key:<17}{_shown(field.default):<12}{field.doc}{allowed}")
     return "\n".join(lines)

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         print("dlmjax: interrupted; the same command continues", file=sys.stderr)
         return 130
     except Exception as error:
-        said = flags.said_of(error)
+        said = flags.message_of(error)
         if debug or not said:
             raise
         print(f"dlmjax: {said}", file=sys.stderr)

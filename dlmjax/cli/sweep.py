@@ -1,6 +1,6 @@
 """`dlmjax sweep plan`, `run` and `status`: flags, the call, what is printed. Imports nothing heavy: `dlmjax --help` reads this file.
 
-`sweep run` and `sweep status` import no jax at all: the process of a sweep never does, those of its runs do.
+`sweep run` and `sweep status` import no jax; the processes of the runs do.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dlmjax import flags
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder
 
-HELP = "many runs for a scaling law: plan them, run them on any executor, see how far they are"
+HELP = "runs of a scaling law: plan them, run them on any executor, show their progress"
 EXECUTORS = ("local", "slurm", "kubernetes", "print")
 
 
@@ -25,7 +25,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     for name, help_text, add in (
         ("plan", "a sweep's file -> a table of its runs and their cost, and the manifest that executors read", add_plan),
         ("run", "the runs of a planned sweep that are not finished yet", add_run),
-        ("status", "how far a sweep is", add_status),
+        ("status", "the progress of a sweep", add_status),
     ):
         action = actions.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         action.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -103,7 +103,7 @@ def plan(arguments: argparse.Namespace) -> None:
 
     if arguments.output is not None:
         if not arguments.output:
-            raise InputError("--output is empty; name a directory, or leave it out to see the table alone")
+            raise InputError("--output is empty; name a directory, or leave it out to print the table alone")
         make_folder(pathlib.Path(arguments.output) / SWEEP)
     device = planning.device_of(arguments.device, arguments.utilisation, arguments.flops_per_second)
     sweep = definition.load(arguments.sweep, arguments.set)
@@ -156,7 +156,7 @@ def _log(line: str) -> None:
 
 
 def status(arguments: argparse.Namespace, every: float = 2.0) -> int:
-    """Prints the table of a sweep; with --watch every so many seconds until every run has ended, in place on a terminal."""
+    """Prints the table of a sweep; with --watch again every `every` seconds until every run has ended, in place on a terminal."""
     from dlmjax.sweep.manifest import SweepPlan
     from dlmjax.sweep.status import snapshot
 

@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop. Imports no jax."""
+"""The signals that request a run to stop. Imports no jax."""
 
 import signal
 

@@ -18,7 +18,7 @@ from jax._src import distributed  # the key-value store of the coordinator has n
 from dlmjax.cluster.agree import all_devices
 from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.errors import START_AGAIN, InputError, LostPeer
-from dlmjax.flags import said_of
+from dlmjax.flags import message_of
 
 START_TIMEOUT = 300  # seconds within which all processes must have started
 HEARTBEAT_TIMEOUT = 100  # seconds without a heartbeat after which a process counts as lost
@@ -204,8 +204,8 @@ def _meet(info: ProcessInfo, start_timeout: int, heartbeat_timeout: int) -> None
 def _exit_message(error: BaseException, info: ProcessInfo, step: int) -> tuple[int, str]:
     """Exit code and message."""
     where = f"{info} on {socket.gethostname()}, " + (f"after step {step}" if step >= 0 else "before the first step")
-    if isinstance(error, InputError | OSError) and (said := said_of(error)):
-        return 2, f"dlmjax: exit 2: {where}: {said}"
+    if isinstance(error, InputError | OSError) and (message := message_of(error)):
+        return 2, f"dlmjax: exit 2: {where}: {message}"
     if isinstance(error, KeyboardInterrupt):
         return 130, f"dlmjax: exit 130: {where}: interrupted; the same command resumes"
     lost = isinstance(error, LostPeer) or (isinstance(error, jax.errors.JaxRuntimeError) and not str(error).lstrip().startswith(OWN_FAULTS))

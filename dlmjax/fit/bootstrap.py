@@ -38,7 +38,7 @@ def draw(group_R: np.ndarray, resamples: int, blocks: str, seed: int, times: int
     """Weights of the runs, [S, R]: how often each is drawn, over `times`. Runs in no budget (-1), and those that are alone in theirs, are
     one block together: drawn from a block of one, a run would have no error.
 
-    blocks: "runs" or "budgets". times: as many runs are drawn from a budget as it has, so many times.
+    blocks: "runs" or "budgets". times: multiple of its runs that is drawn from a budget.
     point_R: what distinguishes the runs of a budget (their sizes); equal seeds draw the same sweep points of two objectives.
     """
     labels, counts = np.unique(group_R, return_counts=True)

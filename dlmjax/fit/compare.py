@@ -20,7 +20,7 @@ class Ratio:
 
     within: other's runs (at their best) bracket this loss; otherwise its law is extrapolated. intervals: by kind of block.
     base_loss, other_loss: the lowest losses that were measured at a budget of these FLOPs; nan where there is no run. doubts: why the
-    ratio is not to be trusted: what `fitness.doubts` says of either law, and best runs whose order is the opposite.
+    ratio is not to be trusted: the `fitness.doubts` of either law, and best runs whose order is the opposite.
     """
 
     base: str

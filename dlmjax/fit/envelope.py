@@ -1,6 +1,6 @@
 """Approach 1: the best run at each compute, and power laws through these (2203.15556 section 3.1). Imports no jax.
 
-Only ends of runs are used, never points on the way: a run's loss before its learning rate has decayed is not what its budget can reach.
+Only ends of runs are used, never points during a run: before the learning rate has decayed, the loss is above what the budget can reach.
 Hence sizes come in the steps of the grid, and so do the laws; the envelope is a check on the others more than a law of its own.
 """
 

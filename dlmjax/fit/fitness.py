@@ -42,7 +42,7 @@ def best_runs(flops_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray) -> l
 
 
 def measured(flops_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray, flops: float) -> float:
-    """The lowest loss among the runs of a budget of so many FLOPs, or of no budget and so many FLOPs; nan where there are none."""
+    """The lowest loss among the runs of a budget of `flops`, or of no budget and `flops`; nan where there are none."""
     budgets = best_runs(flops_R, loss_R, group_R)
     alone_R = group_R < 0
     budgets += list(zip(flops_R[alone_R].tolist(), loss_R[alone_R].tolist(), strict=True))

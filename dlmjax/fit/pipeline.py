@@ -13,7 +13,7 @@ from dlmjax.fit.results import ObjectiveFit, Result
 from dlmjax.sweep.records import Record, read_records
 
 SPECIAL_RESAMPLES = 200  # of laws with seven to nine parameters, at most
-MOST_DRAWN = 20_000_000  # resamples x runs: some ten arrays of so many numbers are held at a time
+MOST_DRAWN = 20_000_000  # resamples x runs: about ten arrays of this size are in memory at a time
 BASES = ("ar", "autoregressive")  # objectives that the others are compared with, in this order
 
 

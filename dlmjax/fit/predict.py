@@ -14,12 +14,12 @@ from dlmjax.fit.analysis import METHODS
 from dlmjax.fit.bootstrap import interval
 from dlmjax.published import BATCH_EXPONENT, LR_EXPONENT
 
-FAR_SIZE = 10.0  # times the sizes that were tried; further, it says that FLOPs per token are extrapolated
+FAR_SIZE = 10.0  # times the sizes that were tried; beyond it a caution says that FLOPs per token are extrapolated
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The best run of one objective at so many FLOPs.
+    """The best run of one objective at the given FLOPs.
 
     numbers: by method, size (parameters as `definition` counts them), tokens, loss (nats per token); with a reference run batch (tokens
     of a step), lr and steps too. intervals: by method and number, 95 % and 80 %, of both kinds of blocks.
@@ -48,7 +48,7 @@ class Prediction:
 def predict(
     saved: results.Saved, flops: float, *, objective: str | None = None, definition: str = "total", method: str | None = None
 ) -> list[Prediction]:
-    """The best run of each objective at so many FLOPs.
+    """The best run of each objective at the given FLOPs.
 
     Args:
       saved: a finished fit (`results.read`). objective: one objective; None = all. definition: of N.

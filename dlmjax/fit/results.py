@@ -327,7 +327,7 @@ def _check_objective(objective: str, found: dict[str, Any]) -> None:
 def _read_samples(content: bytes, record: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of `resamples.npz`, one number for each resample, of the laws that the fit has.
 
-    What an array's header says is compared with the bytes that the archive holds of it before any room is made.
+    What an array's header says is compared with the bytes that the archive holds before memory is allocated.
     Raises ValueError and others: damaged, or not those of the fit.
     """
     samples, names = {}, {}

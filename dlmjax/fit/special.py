@@ -131,16 +131,16 @@ def tuning(records: Sequence[Record]) -> Tuning | None:
     """Critical batch and learning-rate laws from grids: for each size, number of tokens and batch the loss is a parabola in log lr; the
     lowest losses of the batches are one in log B. B* ~ D^p and lr* ~ B^q go through the minima that count (published for masked and
     uniform diffusion: p = 0.82, q = 0.34, 2512.10858). None: there is no such grid."""
-    cells: dict[tuple, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    grids: dict[tuple, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.status == "finished" and tuning_of(record):
             # Tokens as planned, or to three digits: runs are whole numbers of steps, so those of different batches differ a little.
             tokens = float(record.cell.get("tokens", f"{record.tokens:.2e}"))
-            cells[record.parameters, tokens][record.batch * record.length].append(record)
-    if not cells:
+            grids[record.parameters, tokens][record.batch * record.length].append(record)
+    if not grids:
         return None
     minima, batches, rates = [], [], []
-    for (parameters, tokens), by_batch in sorted(cells.items()):
+    for (parameters, tokens), by_batch in sorted(grids.items()):
         lowest = []
         for batch, runs in sorted(by_batch.items()):
             found = _log_minimum([run.lr for run in runs], [run.loss for run in runs])

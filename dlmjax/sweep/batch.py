@@ -57,12 +57,12 @@ def commands(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun]) -> lis
     return [shlex.join(["dlmjax", "sweep", "run", directory, "--jobs", "1", "--only", run.id]) for run in left]
 
 
-def slurm_script(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> str:
+def slurm_script(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], request: JobOptions) -> str:
     """The text that sbatch reads: element I of the array runs line I of the manifest.
 
     Raises InputError: no run is left, or an option is out of its range.
     """
-    _check_devices(wanted)
+    _check_devices(request)
     left = {run.id for run in unfinished(plan, directory, runs)}
     lines = [number for number, run in enumerate(plan.runs) if run.id in left]
     if not lines:
@@ -70,43 +70,43 @@ def slurm_script(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wa
     root = pathlib.Path(directory).absolute()
     options = {
         "job-name": _name(plan.name),
-        "array": _ranges(lines) + (f"%{wanted.jobs}" if wanted.jobs else ""),
+        "array": _ranges(lines) + (f"%{request.jobs}" if request.jobs else ""),
         "nodes": 1,
         "ntasks": 1,
-        "cpus-per-task": wanted.cpus,
-        "gpus-per-node": wanted.gpus or None,
+        "cpus-per-task": request.cpus,
+        "gpus-per-node": request.gpus or None,
         "output": root / "slurm" / "%A_%a.log",
         "chdir": pathlib.Path.cwd(),
     }
     command = shlex.join([sys.executable, "-m", "dlmjax", "sweep", "run", str(root), "--jobs", "1"]) + ' --line "$SLURM_ARRAY_TASK_ID"'
-    limits = {name: getattr(wanted, name) for name in ("time", "save_seconds", "max_requeues")}
-    return requeue.job_script(options, wanted.sbatch, wanted.setup, command, **limits)
+    limits = {name: getattr(request, name) for name in ("time", "save_seconds", "max_requeues")}
+    return requeue.job_script(options, request.sbatch, request.setup, command, **limits)
 
 
-def jobset(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: JobOptions) -> dict:
+def jobset(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], request: JobOptions) -> dict:
     """The JobSet of a sweep, for `kubectl apply`: one indexed job, pod I runs line I of the manifest.
 
     Bad input (exit code 2) and runs that failed by policy (1) end that index alone.
 
     Raises InputError: no image, only some of the runs, a directory or corpus on no claim that all pods mount.
     """
-    if not wanted.image:
+    if not request.image:
         raise InputError("--executor kubernetes requires --image, built from launch/Dockerfile and pushed where the cluster can pull it")
     if len(runs) != len(plan.runs):
         raise InputError("--executor kubernetes takes the whole manifest: pods of finished runs end at once; leave out --only and --line")
-    _check_devices(wanted)
-    claims = dict(_pair(text, "--claim", r"([a-z0-9][a-z0-9.-]*)=(/[^:]*[^/:])", "NAME=/DIR") for text in wanted.claim)
-    nodes = dict(_pair(text, "--node", r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]+)", "LABEL=VALUE") for text in wanted.node)
+    _check_devices(request)
+    claims = dict(_pair(text, "--claim", r"([a-z0-9][a-z0-9.-]*)=(/[^:]*[^/:])", "NAME=/DIR") for text in request.claim)
+    nodes = dict(_pair(text, "--node", r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]+)", "LABEL=VALUE") for text in request.node)
     root = pathlib.Path(directory).absolute()
     for path in (str(root), *dict.fromkeys(path for run in plan.runs for path in run.config.get("data.paths", ()))):
         if not any(path.startswith(f"{mounted}/") for mounted in claims.values()):
             raise InputError(f"{path} is on no volume that all pods mount; give --claim NAME=/DIR with a directory above it")
-    devices = {"nvidia.com/gpu": str(wanted.gpus)} if wanted.gpus else {}
-    cores = {"cpu": str(wanted.cpus)} if wanted.cpus else {}
+    devices = {"nvidia.com/gpu": str(request.gpus)} if request.gpus else {}
+    cores = {"cpu": str(request.cpus)} if request.cpus else {}
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     container = {
         "name": CONTAINER,
-        "image": wanted.image,
+        "image": request.image,
         "command": ["dlmjax", "sweep", "run", str(root), "--jobs", "1", "--line", "$(SWEEP_LINE)"],
         "env": [{"name": "SWEEP_LINE", "valueFrom": index}],
         "resources": {"limits": {**devices, **cores}, "requests": {**devices, **cores}},
@@ -114,7 +114,7 @@ def jobset(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: 
     }
     pod = {
         "restartPolicy": "Never",  # which the policies below need
-        "terminationGracePeriodSeconds": wanted.save_seconds,
+        "terminationGracePeriodSeconds": request.save_seconds,
         "nodeSelector": nodes,
         "tolerations": [{"key": name, "operator": "Exists", "effect": "NoSchedule"} for name in devices],
         "containers": [container],
@@ -123,8 +123,8 @@ def jobset(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: 
     job = {
         "completionMode": "Indexed",
         "completions": len(plan.runs),
-        "parallelism": min(wanted.jobs or len(plan.runs), len(plan.runs)),
-        "backoffLimitPerIndex": wanted.max_requeues,  # an unfinished run (75) or a lost pod starts again, the others go on
+        "parallelism": min(request.jobs or len(plan.runs), len(plan.runs)),
+        "backoffLimitPerIndex": request.max_requeues,  # an unfinished run (75) or a lost pod starts again, the others go on
         "podFailurePolicy": {
             "rules": [{"action": "FailIndex", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [1, 2]}}],
         },
@@ -133,16 +133,16 @@ def jobset(plan: SweepPlan, directory: str, runs: Sequence[PlannedRun], wanted: 
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": _name(plan.name), "namespace": wanted.namespace},
+        "metadata": {"name": _name(plan.name), "namespace": request.namespace},
         "spec": {"replicatedJobs": [{"name": JOB, "replicas": 1, "template": {"spec": job}}]},
     }
 
 
-def _check_devices(wanted: JobOptions) -> None:
+def _check_devices(request: JobOptions) -> None:
     for flag, value, low, high in (
-        ("gpus", wanted.gpus, 0, 1),
-        ("cpus", wanted.cpus or 1, 1, 4096),
-        ("jobs", wanted.jobs or 1, 1, 10**6),
+        ("gpus", request.gpus, 0, 1),
+        ("cpus", request.cpus or 1, 1, 4096),
+        ("jobs", request.jobs or 1, 1, 10**6),
     ):
         if not low <= value <= high:
             raise InputError(f"--{flag} is {value}, not in {low}..{high}")

@@ -1,8 +1,9 @@
 """Parameters of a network, counted three ways, and FLOPs of a training token, counted two ways. No array is made.
 
-The FLOPs are those of `models.flops` with what the process asks for (`Experiment.flops_per_token`): attention in full, the head on the rows
-that carry loss, two streams for block diffusion, further passes for self-conditioning and boundary terms. Rates, lengths and shapes
-decide them, so the count is the same on every device; tests hold it within 3 % of XLA's own count of the compiled gradient.
+The FLOPs are those of `models.flops` with the passes that the process requires (`Experiment.flops_per_token`): attention in full, the
+head on the positions that carry loss, two streams for block diffusion, further passes for self-conditioning and boundary terms. Rates,
+lengths and shapes determine them, so the count is the same on every device; tests require it within 3 % of XLA's own count of the
+compiled gradient.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _KINDS = {"embedding": "table", "position": "table", "token_type": "table", "hea
 class Counts:
     """The counts of one network under one objective.
 
-    parameters: all that is trained, what the process learns included.  non_embedding: without tables of tokens, positions and types and
-    without the head (Kaplan 2001.08361).  active: what takes part in one token's forward pass: all but tables that are only looked up, so
-    the head counts (also where it is the embedding).
+    parameters: all that is trained, process parameters included.  non_embedding: without tables of tokens, positions and types and
+    without the head (Kaplan 2001.08361).  active: parameters in one token's forward pass, which are all but tables that are
+    only looked up; the head counts, also where it is the embedding.
     flops_per_token: of training, forward and backward, nothing twice.  hardware_flops_per_token: with what rematerialisation and fused
     attention kernels compute again, without the score blocks that they skip.
     """

@@ -41,7 +41,7 @@ MOST_RUNS = 10_000  # of a sweep; a larger grid is a typing error
 class SweepPoint:
     """One run of an objective: what varies (`values`, as the manifest keeps it; `id_parts` of its id), and what follows for the config.
 
-    Either `flops` (of the run) or `tokens` gives its length. unique: tokens of the corpus that it may see. batch (windows), lr,
+    Either `flops` (of the run) or `tokens` gives its length. unique: tokens of the corpus that it may use. batch (windows), lr,
     weights (of the corpora): where the grid sets them.
     """
 

@@ -1,7 +1,7 @@
 """Runs the lines of a manifest on this machine: one process each, `--jobs` at a time, the longest first. Imports no jax.
 
 A worker slot is a share of the machine: on CPU an equal number of cores, to which a process is pinned; on GPU one device. XLA sizes its
-threads by the cores, and the order of sums follows from that: so the width of a slot depends on `jobs` alone, never on what is left.
+threads by the cores, and the order of sums follows from that: so the width of a slot depends on `jobs` alone, not on how many runs remain.
 
 How a run or the sweep ends:
     the process of a run       its record is in DIR/records.jsonl; a run that failed or diverged is tried again by the sweep's `Policy`
@@ -117,7 +117,7 @@ class _Running:
     lock: int
     workdir: pathlib.Path
     stepped: int
-    signalled: int = 0  # 1: asked to save and end, 2: killed
+    signalled: int = 0  # 1: requested to save and end, 2: killed
 
 
 class Local:
@@ -215,7 +215,7 @@ class Local:
         stepped = int(Counters(workdir).totals()[STEPPED])
         with open(workdir / LOG, "ab") as log:
             # A session of its own: a terminal's Ctrl-C arrives here alone and is forwarded once. The process inherits the lock: should this
-            # process be killed, the run is free only when its process is gone too.
+            # process be killed, the run is free only when its process has ended too.
             process = subprocess.Popen(
                 command,
                 env={**os.environ, **slot.environment},

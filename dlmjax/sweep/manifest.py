@@ -79,7 +79,7 @@ class PlannedRun:
     config: every leaf, flat (`config.leaves`); paths as in the sweep's file.
     parameters, non_embedding, active: counts. flops_per_token: model FLOPs of a training token (attention and head included);
     hardware_flops_per_token: with what rematerialisation computes again. flops, tokens: of the whole run. unique_tokens: of the
-    corpus that it sees; epochs = tokens / unique_tokens. expected_seconds, peak_bytes: on the device of the plan; None = not known.
+    corpus that it uses; epochs = tokens / unique_tokens. expected_seconds, peak_bytes: on the device of the plan; None = not known.
     """
 
     id: str

@@ -2,12 +2,12 @@
 
 Set for each run, over the config of its objective:
 
-    model        the ladder's shape
+    model        the shape of the ladder
     data         the token budget of the corpus (repeated data), the weights (mixtures), the batch by its rule
-    train        steps = what the FLOPs or tokens of the sweep point pay for, rounded; microbatches no larger than the config's
-    optimizer    the rate by its rule; warm-up keeps the share of the steps that it has in the config, and so does the average's horizon
-    log          nothing is evaluated or sampled during a run: it ends with the validation of the sweep
-    checkpoint   the newest alone, `Sweep.checkpoints` times a run
+    train        steps = FLOPs or tokens of the sweep point, in whole steps; microbatches no larger than the config's
+    optimizer    the learning rate by its rule; warm-up and the average's horizon keep their share of the steps
+    log          nothing is evaluated or sampled during a run, which ends with the validation of the sweep
+    checkpoint   only the newest is kept, `Sweep.checkpoints` times a run
 
 The schedule decays to the last step of each run, so no point of a fit is a checkpoint in the middle of a schedule. A sweep point whose
 whole steps miss its FLOPs or tokens by more than 3 % is refused and listed.
@@ -233,7 +233,7 @@ class _Planner:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in config_lib.leaves(self.config).items()}
 
     def _curriculum(self, steps: int) -> str:
-        """Why the curriculum of the process does not suit so many steps; empty where it does."""
+        """Why the curriculum of the process does not suit this number of steps; empty where it does."""
         self.config.train.steps = steps
         try:
             config_lib.check_curriculum(self.config)
@@ -260,7 +260,7 @@ class _Planner:
         return point.unique // length * length
 
     def _seen(self, point: SweepPoint, config: dict[str, Any], tokens: int) -> int:
-        """Different tokens that the run sees: all that it trains on until it has gone through a corpus."""
+        """Different tokens that the run uses: all that it trains on, at most those of each corpus."""
         if point.unique:
             return self._unique(point)
         length = config["data.length"]
@@ -284,7 +284,7 @@ class _Planner:
 
 
 def _refused(steps: int, tokens: int, wanted: float | int, step: int) -> str:
-    """Why whole steps of `step` tokens cannot stand for the tokens that are wanted; empty where they can."""
+    """Why whole steps of `step` tokens do not give the planned tokens; empty where they do."""
     if steps < LEAST_STEPS:
         return f"{wanted:,.0f} tokens are {steps} steps of {step:,}, fewer than {LEAST_STEPS}"
     if tokens > MOST_COUNT:

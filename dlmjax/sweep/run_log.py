@@ -74,7 +74,7 @@ class RunLog:
 
 
 def workdir_of(root: str | os.PathLike, run_id: str, diverged: int = 0) -> pathlib.Path:
-    """The workdir of a run that has diverged so many times."""
+    """The workdir of a run that has diverged `diverged` times."""
     return pathlib.Path(root) / RUNS / (f"{run_id}.retry-{diverged}" if diverged else run_id)
 
 

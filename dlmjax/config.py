@@ -404,7 +404,7 @@ def from_json(text: str) -> ConfigDict:
     config = default()
     for name, value in renamed(unsealed(require_shape(parse_json(text), dict))).items():
         if name not in FIELDS:
-            raise InputError(f"config.json names the unknown field {name!r:.100}{choices.nearest(name, FIELDS)}")
+            raise InputError(f"config.json names the unknown field {name!r:.100}; a newer version of dlmjax may have written it")
         _set(config, name, tuple(value) if isinstance(value, list) else value)
     check(config)
     return config

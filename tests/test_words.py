@@ -59,9 +59,7 @@ WORDS = (
     Word("hidden", "masked", form="_?hidden_(B|L|BL|SBL|BLV|DN)"),
     Word("retouch", "corrector"),
     Word("rung", "model size"),
-    Word("journal", "run log"),
     Word("account", "counters, goodput"),
-    Word("life", "attempt"),
     Word("say", "log", only=("dlmjax/cluster", "dlmjax/train.py", "dlmjax/sweep", "dlmjax/cli", "launch")),
     Word(
         "series",

@@ -61,15 +61,13 @@ def train(
 
     Args:
       fork: workdir of another run with the same shapes, whose newest checkpoint is the start; counters are kept.
-      init: workdir of another run with the same network, whose averaged weights (raw ones where it kept no average) are the start;
-        counters are zero.
+      init: workdir of another run with the same network, whose averaged weights (or raw ones, where it has no average) are the start.
       fresh: start anew; the files of the workdir are first moved into a new folder there, and none is deleted.
       command: the command that resumes the run, for the last line of an interrupted run.
       on_step: called with the number of updates done, before the first and after each.
 
     Raises:
-      InputError: bad config, corpus or workdir; a full disk.
-      Diverged: a loss that is not finite under train.on_nonfinite="stop".
+      InputError: bad config, corpus or workdir; a full disk; Diverged: a loss that is not finite under train.on_nonfinite="stop".
     """
     # --- 1. Prepare: config, corpus, process, mesh ---------------------------------------------------------------------------
     began, workdir = time.perf_counter(), pathlib.Path(workdir)

@@ -97,6 +97,7 @@ class Plaid(EmbeddingNoise):
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """Those of the embeddings and, where it is learned, of the schedule."""
         if not self.learn_schedule:
             return super().parameters
 

@@ -1,16 +1,16 @@
-"""What measures a run: its likelihood bound on a corpus or a suite, with error bars, beside baselines and another run. Prints nothing.
+"""Evaluation of a run: its likelihood bound on a corpus or a suite, with error bars, baselines and the difference from another run.
 
 `evaluate` measures one text (`TextSettings`) under fixed noise (`EvaluationSettings`) and returns an `Evaluation`; of a suite of minimal
 pairs it returns a `PairEvaluation`. The report of both (`.report`, what `dlmjax evaluate --json` writes) holds the numbers of a
 `LikelihoodResult` at its top level, and beside them
 
-    protocol     how the text was read, cut and scored, with a hash of its tokens: two results can be compared where these are equal
+    protocol     suite, windows and tokenizer, with a hash of the tokens: two results can be compared where these are equal
     made         provenance: workdir, precision, commit, versions, device, batch, seconds, network calls per token
-    cautions     what a reader must know before comparing, a line each
+    cautions     restrictions of a comparison, one line each
     words        a perplexity per word, for suites that count words
-    difference   of two runs on the same text under the same noise
-    breakdown    nats/token by noise level, position in the window and frequency of the token
-    pairs        of suites of minimal pairs: accuracies
+    difference   difference of two runs on the same text under the same noise
+    breakdown    nats/token by time t, position in the window and frequency of the token
+    pairs        accuracies, for suites of minimal pairs
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """The noise under which a run is measured, and how many windows the network reads at a time; see `Evaluator`.
+    """Quadrature and seed of an evaluation, and the number of windows in a batch; see `Evaluator`.
 
     Raises InputError: an unknown rule, a number out of range.
     """
@@ -65,9 +65,10 @@ class EvaluationSettings:
 class TextSettings:
     """The text that is scored, and how it is cut into windows of tokens.
 
-    data: a prepared corpus; None = the one that the run was trained on.  suite, files: a suite of `evaluation.suites` and its files, in
-    place of a corpus.  split: None = `valid` of a corpus, or the suite's.  documents: number of documents (or pairs) of the suite, spread
-    evenly over it.  window, stride, remainder: as in `Cut`.  windows: number of windows from the first on.  None = all, or as trained.
+    data: a prepared corpus; None = the one that the run was trained on.  suite, files: name or .json file of a suite, and the files of its
+    text, in place of a corpus.  split: None = `valid` of a corpus, or the suite's.  documents: number of documents (or pairs) of the suite,
+    spread evenly over it.  window, stride, remainder: as in `Cut`.  windows: number of windows, from the first on.  None = all, or as
+    trained.
 
     Raises InputError: a suite without files, files without a suite, no windows.
     """
@@ -84,13 +85,15 @@ class TextSettings:
 
     def __post_init__(self):
         if bool(self.suite) != bool(self.files) or (self.suite and self.data):
-            raise InputError("a suite is read from files: give --suite and --input together, without --data; or neither, for a corpus")
+            raise InputError(
+                "--suite requires --input, and conflicts with --data: give --suite and --input together, or neither for a corpus"
+            )
         if self.windows is not None and self.windows < 1:
             raise InputError(f"--windows is {self.windows}; give at least 1")
 
     @property
     def protocol(self) -> Suite | None:
-        """The suite, if one is named. Raises InputError: no suite has this name."""
+        """The suite, if one is set. Raises InputError as `find_suite`."""
         return find_suite(self.suite) if self.suite else None
 
     def cut(self, run: Run) -> Cut:
@@ -103,8 +106,8 @@ class TextSettings:
 class Evaluation:
     """The bound of one run on one text.
 
-    baselines: name -> bits/byte of tables counted on the training split.  difference: against another run.  tables: the breakdown.
-    by_document: nats, tokens and bytes of each document of `text`.  None or empty where they were not requested or are not known.
+    baselines: name -> bits/byte of tables counted on the training split.  difference: from another run.  tables: the breakdown.
+    by_document: nats, tokens and bytes of each document of `text`.  None or empty where not requested or not available.
     """
 
     result: LikelihoodResult
@@ -139,8 +142,8 @@ def evaluate(
 
     Args:
       against: another run, measured on the same text under the same noise.
-      documents: keep the nats of every document.
-      tables: break nats/token down by noise level, position in the window and frequency of the token.
+      documents: also return the nats of every document.
+      tables: also return nats/token by time t, position in the window and frequency of the token.
 
     Raises:
       InputError: no such corpus, split, suite or file; a corpus or another run with a different tokenizer; a suite of pairs.
@@ -212,7 +215,7 @@ def bounds(run: Run, paths: Sequence[str], split: str, settings: EvaluationSetti
 
 
 def _token_counts(run: Run, text: Text) -> tuple[np.ndarray, str]:
-    """Counts of the training text where it is still there, else of the evaluated text; and which."""
+    """(counts of the training text where it is available, else of the evaluated text; name of the counted text)."""
     try:
         return sum(corpus.counts_V for corpus in open_corpora(run.experiment.config, "train")), "the training text"
     except InputError:
@@ -245,13 +248,13 @@ def _baselines(corpus: Corpus | None, token_budget: int | None, text: Text, resu
         if not 0 < train.num_bytes <= BASELINE_LIMIT:
             return {}
         found = entropy_baselines(_documents(train), _documents(corpus))
-    except InputError:  # a corpus at a URL is copied here split by split; the measurement must not be lost for want of a comparison
+    except InputError:  # a corpus at a URL may have only some splits here; the measurement does not require the baselines
         return {}
     return {f"{name} table counted on {part}the train split": getattr(found, name) for name in ("bigram", "unigram")}
 
 
 def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
-    """What a reader must know before comparing."""
+    """Restrictions of a comparison with other results."""
     lines = list(filter(None, [result.caution()]))
     if not result.is_bound:
         lines.append("the loss of this process is not a likelihood bound")
@@ -265,7 +268,7 @@ def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
     if protocol.get("pairs_spread"):
         lines.append(f"a part of the suite: {protocol['pairs_spread']} pairs at most")
     if not protocol.get("lossless", True):
-        lines.append(f"tokenizer {protocol['tokenizer']} changes this text: the bytes are those of what it makes of it")
+        lines.append(f"tokenizer {protocol['tokenizer']} changes this text: bytes are counted after the change")
     return lines
 
 
@@ -274,8 +277,8 @@ def _check_same_tokenizer(run: Run, against: Run) -> None:
     ours, theirs = run.experiment.tokenizer, against.experiment.tokenizer
     if ours.hash != theirs.hash:
         raise InputError(
-            f"{against.workdir} was trained with tokenizer {theirs.name}, the first run with {ours.name}; a difference per token means "
-            "nothing then: compare the bits per byte of two evaluations"
+            f"--against {against.workdir} was trained with tokenizer {theirs.name}, the first run with {ours.name}; a difference requires "
+            "the same tokens: compare the bits per byte of two evaluations"
         )
 
 

@@ -1,4 +1,4 @@
-"""`dlmjax evaluate`: the likelihood bound of a run, printed and written; what the file of `--json` holds is in `dlmjax.evaluate`."""
+"""`dlmjax evaluate`: prints and writes the likelihood bound of a run; `dlmjax.evaluate` describes the file of `--json`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--against", type=flags.input_folder, metavar="DIR", help="second run; the difference has its own error: same text, same noise")
     add("--against-step", type=flags.whole(0), metavar="N", help="step of the second run's checkpoint (the newest)")
     add("--per-document", type=flags.output_file, metavar="FILE.npz", help="file for nats, tokens and bytes of every document")
-    add("--breakdown", action="store_true", help="print nats/token by noise level, position in the window and frequency of the token")
+    add("--breakdown", action="store_true", help="table of nats/token by time t, position in the window and frequency of the token (off)")
     add("--plot", type=flags.output_file, metavar="FILE.png", help="file for a picture of the breakdown (requires matplotlib)")
     add("--json", type=flags.output_file, metavar="FILE", help="file for the result with its protocol and provenance")
 
@@ -110,7 +110,7 @@ def _run_pairs(opened: Run, found: PairEvaluation, json: str | None) -> None:
 
 
 def _table(found: Evaluation) -> str:
-    """The result beside its baselines, in bits/byte."""
+    """The result and its baselines, in bits/byte."""
     result, report = found.result, found.report
     sign = "<=" if result.is_bound and result.rule != "exact" else "="
     rows = [(f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)]

@@ -1,8 +1,8 @@
 """`dlmjax lm-eval`: tasks of lm-eval-harness on a run, its table, and the standard errors of the likelihoods behind it.
 
 DIR of --output:
-    results.json            lm-eval's results with the protocol (`config.dlmjax`), written last
-    samples_TASK.jsonl      every document with its answers, as lm-eval logs them
+    results.json            results of lm-eval with the protocol (`config.dlmjax`), written last
+    samples_TASK.jsonl      every document with its answers, in lm-eval's format
     likelihoods.jsonl       every scored request with its standard error, tokens and passes
 """
 
@@ -31,34 +31,34 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--tasks", nargs="+", required=True, metavar="TASK", help="names of tasks or groups, such as blimp or lambada_openai,gsm8k")
     add("--include-path", type=flags.input_folder, metavar="DIR", help="folder of further task files (.yaml)")
-    add("--limit", type=flags.whole(1), metavar="N", help="documents of each task, from the first on, for trying out (all)")
-    add("--num-fewshot", type=flags.whole(0, 10**6), metavar="N", help="solved examples before each question (the task's number)")
+    add("--limit", type=flags.whole(1), metavar="N", help="number of documents of each task, from the first on (all)")
+    add("--num-fewshot", type=flags.whole(0, 10**6), metavar="N", help="number of solved examples before each question (that of the task)")
     add("--draws", type=flags.whole(1, MOST_CALLS - 1), default=128, help="network passes for each likelihood that is a bound (128)")
     add("--nodes", type=flags.whole(1, 4096), default=NODES, help=f"nodes of their quadrature over time t, unless masked ({NODES})")
     add("--batch", type=flags.whole(1, 2**20), default=8, help="rows of the training length at a time; does not change likelihoods (8)")
-    add("--overlap", type=flags.tokens, default=1, metavar="N", help="context of the later windows of a long text, tokens (1)")
+    add("--overlap", type=flags.tokens, default=1, metavar="N", help="context of each later window of a long text, tokens (1)")
     add("--max-gen-toks", type=flags.tokens, default=256, metavar="N", help="longest generated text, tokens, unless the task sets it (256)")
     add("--block", type=flags.tokens, default=32, metavar="N", help="block of generated text, tokens (masked processes) (32)")
     add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call reveals (1)")
     add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
-    add("--offline", action="store_true", help="use local task files and the cache alone, no server")
+    add("--offline", action="store_true", help="use of local task files and the cache alone, without a server (off)")
     add(
         "--output",
         type=flags.output_folder,
         metavar="DIR",
-        help="directory for results.json, the samples and every likelihood with its standard error",
+        help="folder for results.json, the samples and every likelihood with its standard error (none)",
     )
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Runs tasks, prints lm-eval's table and how much of it the masks decide, and writes the files of the module's docstring."""
+    """Runs tasks, prints lm-eval's table and the noise of the masks, and writes the files of the module's docstring."""
     batch, seed, output = arguments.batch, arguments.seed, arguments.output
     if output:
         make_folder(pathlib.Path(output) / RESULTS)
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed; it comes with: pip install 'dlmjax[harness]'")
+        raise InputError("lm-eval is not installed; install it with: pip install 'dlmjax[harness]'")
     if arguments.offline:
-        # Read when the libraries are imported, which is below.
+        # The libraries read these when they are imported.
         os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1")
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
@@ -90,11 +90,11 @@ def run(arguments: argparse.Namespace, _) -> None:
 
 
 def _tasks(names: list[str], include_path: str | None) -> tuple[Any, list[str]]:
-    """(task manager, names of tasks). lm-eval's own thousands of tasks are only read where the given folder lacks one."""
+    """(task manager, names of tasks). lm-eval's own thousands of tasks are read only where the folder does not provide one."""
     from lm_eval.tasks import TaskManager
 
     if not names:
-        raise InputError("no task is named; give --tasks NAME, as in --tasks blimp,lambada_openai")
+        raise InputError("--tasks has no name; give some, as in --tasks blimp,lambada_openai")
     if include_path and not pathlib.Path(include_path).is_dir():
         raise InputError(f"--include-path {include_path} is not a folder; give a folder of task files (.yaml)")
     manager = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
@@ -102,7 +102,9 @@ def _tasks(names: list[str], include_path: str | None) -> tuple[Any, list[str]]:
         manager = TaskManager(include_path=include_path)
     for name in names:
         if not manager.match_tasks([name]):
-            raise InputError(f"lm-eval knows no task {name!r}" + (f", nor is one in {include_path}" if include_path else ""))
+            raise InputError(
+                f"--tasks {name!r} is not a task of lm-eval" + (f" or of --include-path {include_path}" if include_path else "")
+            )
     return manager, [task for name in names for task in manager.match_tasks([name])]
 
 
@@ -111,10 +113,10 @@ def _distinct(records: Iterable[dict]) -> list[str]:
 
 
 def _noise(records: list[dict]) -> dict[str, Any]:
-    """How much of the likelihoods of one task is due to the random masks.
+    """The noise that random masks add to the likelihoods of one task.
 
-    stderr: root mean square of the requests' standard errors, nats.  undecided: share of the questions of several choices whose best two
-    log-likelihoods lie within two standard errors of their difference, as if the masks were not common: with common ones it is less.
+    stderr: root mean square of the requests' standard errors, nats.  undecided: share of the questions with several choices whose two best
+    log-likelihoods differ by less than two standard errors, as if their masks were independent; with common masks the share is lower.
     """
     errors = [record["stderr"] for record in records]
     questions: dict[int, list[dict]] = {}
@@ -132,7 +134,7 @@ def _noise(records: list[dict]) -> dict[str, Any]:
 
 
 def _summary(adapter, noise: dict[str, dict]) -> str:
-    """Which likelihoods are exact, which are bounds, and how much of the answers the masks decide."""
+    """Whether likelihoods are exact or bounds, the noise of the masks in each task, and the cost."""
     kind = {"exact": "exact", "counted": "bounds, masks stratified over their number", "integrated": "bounds, integrated over t"}
     spent = adapter.scorer.spent
     lines = [f"log-likelihoods of process {adapter.model.process.name}: {kind[adapter.scorer.form]}; {adapter.model.name}"]
@@ -146,7 +148,7 @@ def _summary(adapter, noise: dict[str, dict]) -> str:
             f"{len(spent.shapes)} shapes compiled), padding {100 * spent.padding:.1f} %"
         )
     if adapter.scorer.form == "integrated" and noise:
-        lines.append("  is_greedy is False throughout: this process decodes nothing without chance; metrics made of it mean nothing")
+        lines.append("  is_greedy is always False: this process has no deterministic decoding; metrics computed from it have no meaning")
     return "\n".join(lines)
 
 

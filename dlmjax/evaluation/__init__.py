@@ -1,4 +1,4 @@
-"""Likelihood bounds with error bars, the protocols they are measured under, and the n-gram baselines they are read against."""
+"""Likelihood bounds with error bars, the protocols (suites) of texts, and n-gram baselines."""
 
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
 from dlmjax.evaluation.likelihood import Evaluator, LikelihoodResult, evaluate_nelbo

@@ -1,6 +1,6 @@
-"""Where a bound is spent: by document, by position in the window, by how frequent the token is (by noise level: a result's `levels`).
+"""Nats of a bound by document, by position in the window and by frequency of the token (by time t: `levels` of a result).
 
-Observers of an `Evaluator`: they see the nats of every token once and keep sums only, so they cost no pass of the network.
+Observers of an `Evaluator`: they receive the nats of every token once and keep only sums, so they cost no network call.
 
 Shapes: B windows of a batch, L length, D documents, N rows of a table, V vocabulary. Units: nats.
 """
@@ -23,7 +23,7 @@ POSITION_ROWS = 16
 
 @dataclasses.dataclass
 class ByDocument:
-    """Log-likelihoods of documents. nats_D: the bound of each, summed over its scored tokens; tokens_D, bytes_D: of these."""
+    """Log-likelihoods of documents. nats_D: the bound of each, summed over its scored tokens; tokens_D, bytes_D: numbers of these."""
 
     windows: Windows
     byte_lengths_V: Int[np.ndarray, "V"]
@@ -41,9 +41,9 @@ class ByDocument:
             np.add.at(total_D, document_N, value_N)
 
     def write(self, path: str, ids: list[str]) -> None:
-        """An .npz of ids (text), nats (float64), tokens and bytes (int64), one entry a document, in one move.
+        """Writes an .npz of ids (text), nats (float64), tokens and bytes (int64), one entry for each document, atomically.
 
-        Documents of which nothing was scored have 0 tokens. -nats is the log-likelihood, or a lower bound of it.
+        Documents without scored tokens have 0 tokens. -nats is the log-likelihood, or a lower bound of it.
         Raises InputError where the file cannot be written.
         """
         content = io.BytesIO()
@@ -53,7 +53,7 @@ class ByDocument:
 
 @dataclasses.dataclass
 class ByPosition:
-    """Nats by the token's place in its window, in at most 16 equal stretches."""
+    """Nats by the token's index in its window, in at most 16 equal ranges."""
 
     length: int
 
@@ -67,7 +67,7 @@ class ByPosition:
         self._tokens_L[columns] += batch.scored_BL.sum(axis=0)
 
     def table(self) -> list[dict[str, Any]]:
-        """Rows {"first", "end", "tokens", "nats_per_token"}; stretches of which nothing was scored are left out."""
+        """Rows {"first", "end", "tokens", "nats_per_token"}; ranges without scored tokens are left out."""
         size = -(-self.length // POSITION_ROWS)
         starts = np.arange(0, self.length, size)
         nats_N, tokens_N = (np.add.reduceat(values_L, starts) for values_L in (self._nats_L, self._tokens_L))
@@ -80,7 +80,7 @@ class ByPosition:
 
 @dataclasses.dataclass
 class ByFrequency:
-    """Nats by the share of the token in a reference text, in powers of ten; a row of their own for tokens that it does not have."""
+    """Nats by the share of the token in a reference text, in powers of ten; tokens that the reference text lacks have their own row."""
 
     counts_V: Int[np.ndarray, "V"]
 
@@ -112,7 +112,7 @@ class ByFrequency:
 
 
 def as_text(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """The tables of a breakdown for a person."""
+    """The tables of a breakdown as text."""
     lines = []
     for name, rows in tables.items():
         lines.append(f"  nats/token by {name}")
@@ -121,7 +121,7 @@ def as_text(tables: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def label(name: str, row: dict[str, Any]) -> str:
-    """What a row of the table `name` is about."""
+    """Label of a row of the table `name`."""
     if name == "level":
         return f"t = {row['t']:.3f}"
     if name == "position":
@@ -130,13 +130,13 @@ def label(name: str, row: dict[str, Any]) -> str:
 
 
 def require_figures() -> None:
-    """Raises InputError where matplotlib is not installed: before anything is measured for a plot."""
+    """Raises InputError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError('a plot requires matplotlib: pip install "dlmjax[scaling]"')
+        raise InputError('--plot requires matplotlib; install it with: pip install "dlmjax[scaling]"')
 
 
 def plot(tables: dict[str, list[dict[str, Any]]], path: str, title: str) -> None:
-    """One panel a table, as a PNG. Raises InputError where matplotlib is not installed."""
+    """Writes a PNG with one panel for each table. Raises InputError where matplotlib is not installed."""
     require_figures()
     from matplotlib.figure import Figure
 

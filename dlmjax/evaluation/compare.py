@@ -1,8 +1,8 @@
-"""Two models on the same text under the same noise: the difference, with an error that is its own.
+"""The difference of two models on the same text under the same noise, with its own standard error.
 
-Two numbers with an error each say little about their difference: most of an error is the choice of the text, which both share. Here both
-are measured on the same windows, at the same levels and, where their processes corrupt alike, under the same masks; the difference is taken
-window by window, and its error is that of the mean of these.
+The errors of two numbers are a poor estimate of the error of their difference: most of each is the choice of the text, which both share.
+Here both models are measured on the same windows, at the same times and, where their processes corrupt alike, under the same masks. The
+difference is taken window by window; its error is that of the mean over windows.
 
 Shapes: W windows, G groups. Units: nats, unless the name says bits.
 """
@@ -23,8 +23,9 @@ from dlmjax.files import finite
 class Difference:
     """First less second: below 0 the first is better.
 
-    stderr_nats_per_token: of the difference.  stderr_unpaired: what the two errors would give, were the models measured on texts of
-    their own.  correlation: of the residuals of the two by which the pairing gains.  windows_better: share of windows where the first is.
+    stderr_nats_per_token: error of the difference.  stderr_unpaired: its error if the models were measured on independent texts.
+    correlation: of the residuals of the two; the higher, the smaller the paired error.  windows_better: share of windows in which the
+    first is better.
     """
 
     nats_per_token: float
@@ -79,13 +80,13 @@ def paired_difference(first: Measured, second: Measured) -> Difference:
 
 @dataclasses.dataclass(frozen=True)
 class PairAccuracy:
-    """How often the better of two sentences got the lower bound; a tie counts half.
+    """Share of pairs in which the better of two sentences has the lower bound; a tie counts half.
 
-    accuracy: mean over groups (BLiMP's paradigms) of their share that is right; its error is that of drawing the pairs of each group
-    (all groups take the variance of a pair from all pairs where some group has one pair alone; nan where there is no second pair).
-    pairs_accuracy: over all pairs alike.  nats: by how much the worse sentence costs more, mean over pairs.  stderr_noise_nats: of that
-    mean, the part due to the masks (None with one draw).  undecided: share of pairs whose difference is within twice its own noise.
-    groups, fields: {name: {"accuracy", "pairs"}}.
+    accuracy: mean of the accuracies of groups (BLiMP's paradigms); its error is that of drawing the pairs of each group (where a group has
+    only one pair, all groups use the variance over all pairs; nan where there is only one pair).
+    pairs_accuracy: mean over all pairs.  nats: nats of the worse sentence minus those of the better one, mean over pairs.
+    stderr_noise_nats: part of its error due to the masks (None with one draw).  undecided: share of pairs whose difference is within twice
+    its own noise.  groups, fields: {name: {"accuracy", "pairs"}}.
     """
 
     accuracy: float
@@ -140,7 +141,7 @@ def pair_accuracy(good: Measured, bad: Measured, groups: Sequence[str], fields: 
 
 
 def _accuracy_error(right_W: np.ndarray, by_group: dict[str, dict[str, float]]) -> float:
-    """Of the mean over groups. A pair's variance is its group's own, or that of all pairs where a group cannot tell its own."""
+    """Error of the mean over groups, from the variance in each group, or over all pairs where a group has only one pair."""
     groups, whole = by_group.values(), float(right_W.mean())
     if len(right_W) < 2:
         return math.nan

@@ -1,8 +1,8 @@
-"""Detokenisers: corpora that were published as tokens between spaces, turned back into text.
+"""Detokenisers: rules that restore the text of corpora that were published as tokens between spaces.
 
-A zero-shot number depends on this step as much as on the model, so the rules are the ones that papers used, in their order: WikiText's
-and PTB's from Megatron-LM's evaluation (1909.08053), LM1B's from SEDD (2310.16834), all four as MDLM (2406.07524) applies them, to one
-line or one record at a time. One published rule is left out: a pattern for "' 5" that was written with slashes in it and never matches.
+A zero-shot number depends on this step as much as on the model, so the rules are those of papers, in their order: WikiText's and PTB's
+from Megatron-LM's evaluation (1909.08053), LM1B's from SEDD (2310.16834), all as MDLM (2406.07524) applies them, to one line or one
+record at a time. One published rule is left out: a pattern for "' 5" that was written with slashes in it and does not match anything.
 
 A detokeniser is a tuple of steps (what, by), applied in order; `what` is plain text or a compiled pattern.
 """

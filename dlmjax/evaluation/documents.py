@@ -1,7 +1,7 @@
 """Local files -> the documents of a suite, and documents -> token ids.
 
-Files are .txt, .jsonl or .parquet, plain or .gz, .bz2, .xz, .zst (a file of another name is read as text). Every document is read, in the
-order of the files: nothing is left to workers, so no score can depend on their number.
+Files are .txt, .jsonl or .parquet, plain or .gz, .bz2, .xz, .zst (a file of another name is read as text). One process reads every document
+in the order of the files, so no score depends on a number of workers.
 
 Shapes: T tokens of all documents together, D documents, N tokens of one.
 """
@@ -29,7 +29,7 @@ PAIR_FIELDS = ("UID", "pairID", "field", "sentence_good", "sentence_bad")
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text to be scored. context: text before it, which is not scored.  words: as the suite counts them, None where it does not."""
+    """A text to score. context: text before it, which is not scored.  words: number of words, None where the suite counts none."""
 
     id: str
     text: str
@@ -39,7 +39,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two sentences of which `good` should be the likelier; group: what accuracies are averaged over; field: what they are listed by."""
+    """Two sentences of which `good` should be likelier. Accuracies are averaged over groups, and also listed for each field."""
 
     id: str
     good: str
@@ -52,8 +52,8 @@ def read_documents(suite: Suite, files: Sequence[str], split: str | None = None,
     """The documents of a suite in local files.
 
     Args:
-      split: which part of the file, where the suite knows several; default: the suite's.
-      limit: only so many documents, spread evenly over all.
+      split: part of the file, for suites with `parts`; default: the suite's.
+      limit: number of documents, spread evenly over all; None: all.
     Raises:
       InputError: a missing or damaged file, a record without the suite's field, a file shorter than the suite's split, no document.
     """
@@ -66,7 +66,7 @@ def read_documents(suite: Suite, files: Sequence[str], split: str | None = None,
         documents += [_document(suite, str(len(documents) + i), text) for i, text in enumerate(texts)]
     documents = [document for document in documents if document.text]
     if not documents:
-        raise InputError(f"suite {suite.name}: {', '.join(files)} hold no document to score")
+        raise InputError(f"suite {suite.name}: --input {', '.join(files)} has no document; give files that hold text")
     return _spread(documents, limit)
 
 
@@ -78,7 +78,7 @@ def read_pairs(suite: Suite, files: Sequence[str], limit: int | None = None) -> 
     """
     found = [piece for source in map(_source(suite), files) for piece in _objects(source)]
     if not found:
-        raise InputError(f"suite {suite.name}: {', '.join(files)} hold no pair to score")
+        raise InputError(f"suite {suite.name}: --input {', '.join(files)} has no pair; give files that hold pairs")
     pairs = []
     for values, where in _spread(found, limit):
         if not isinstance(values, dict) or not all(isinstance(values.get(name), str) for name in PAIR_FIELDS):
@@ -92,8 +92,8 @@ def read_pairs(suite: Suite, files: Sequence[str], limit: int | None = None) -> 
 class Encoded:
     """Documents as one stream of tokens.
 
-    scorable_T: False for what is only context.  ends_D: the offset behind each document.  lossless: whether all texts come back
-    unchanged from their tokens (char27 cleans them, for one).
+    scorable_T: False for context.  ends_D: the offset after each document.  lossless: whether the tokens decode to the texts (char27, for
+    one, changes them).
     """
 
     tokens_T: Int[np.ndarray, "T"]
@@ -103,7 +103,7 @@ class Encoded:
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, bos: bool, eos: bool) -> Encoded:
-    """Token ids of documents, in order. bos: a BOS before each, not scored; eos: an EOS behind each, scored."""
+    """Token ids of documents, in order. bos: a BOS before each, not scored; eos: an EOS after each, scored."""
     lossless, tokens, scorable, lengths = True, [], [], []
     for document in documents:
         before_N = np.append(np.full(int(bos), tokenizer.bos_id, np.int32), _encode(document.context, tokenizer))
@@ -160,7 +160,7 @@ def _records(source: Source) -> Iterator[tuple[str, Piece]]:
 
 
 def _objects(source: Source) -> Iterator[tuple[Any, str]]:
-    """The values of JSON lines, and where each stands."""
+    """The value of each JSON line, with its file and line number."""
     for piece in _pieces(source):
         where = f"input {source.name}, line {piece.at.line + 1:,}"
         try:
@@ -171,13 +171,13 @@ def _objects(source: Source) -> Iterator[tuple[Any, str]]:
 
 
 def _part(suite: Suite, source: Source, text: str, split: str | None) -> str:
-    """The characters of the split that is asked for."""
+    """The characters of the requested split."""
     if not suite.parts:
         return text
     parts = {name: (first, end) for name, first, end in suite.parts}
     name = split or suite.split
     if name not in parts:
-        raise InputError(f"suite {suite.name} has no split {name!r}; it has: {', '.join(parts)}")
+        raise InputError(f"suite {suite.name} has no split {name!r}; choose one of {', '.join(parts)}")
     first, end = parts[name]
     if len(text) < end:
         raise InputError(
@@ -195,7 +195,7 @@ def _split(suite: Suite, text: str) -> list[str]:
     if suite.documents == "line":
         return [line for line in lines if line.strip()]
     starts = [number for number, line in enumerate(lines) if HEADING.match(line.rstrip("\n"))]
-    # What stands before the first heading, an empty line, belongs to the first article.
+    # The empty line before the first heading belongs to the first article.
     bounds = [0, *starts[1:], len(lines)]
     return ["".join(lines[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
 
@@ -213,7 +213,7 @@ def _document(suite: Suite, id_: str, raw: str) -> Document:
 
 
 def _encode(text: str, tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
-    """In the pieces that preparing a corpus would cut it into, so that a text has the same tokens either way."""
+    """Token ids of a text, in the pieces that `dlmjax prepare` cuts, so that a text has the same tokens in a corpus and in a suite."""
     if not text:
         return np.zeros(0, np.int32)
     return np.concatenate(tokenizer.encode_many([part.decode("utf-8") for part in cut(text.encode("utf-8"))]))

@@ -1,4 +1,4 @@
-"""The noise levels of an evaluation, and the weights with which a sum over them is the integral of a bound over t in [0, 1].
+"""The nodes (levels of t) of an evaluation, and the weights with which a sum over them is the integral of a bound over t in [0, 1].
 
 "gauss" is a Gauss-Radau rule in a variable u of [0, 1] in which the integrand is smooth. A bound's integrand has most of its structure at
 the ends: rows of n copies of one token differ only in the last 1/n of the noise, n s^(n-1) at the noise share s; noise that replaces tokens
@@ -6,12 +6,12 @@ has a logarithm of t where text is clean, schedules of single tokens a power bel
     share      s = `Process.noise_share`(t), in which a bound does not depend on the schedule, moved and scaled to run from 0 to 1
     power      s = a^power
     depth      log((a + A) / (1 - a + B)) is linear in u, A = e^-clean, B = e^-noise: even in the log-odds of a but for the last A and B
-with `Process.ends` = Ends(power, clean, noise). Both depths are those of 16 nodes and grow with the root of the number of nodes, where
-what lies beyond the depth and what lies between two nodes err about alike. The last node is t = 1 to within LAST of the noise share: it
-carries no noise of masks, and text that only the last noise can tell apart is seen there: such a bound is read too high, never too low.
+with `Process.ends` = Ends(power, clean, noise). Both depths are those of 16 nodes and grow with the root of the number of nodes: the errors
+beyond the depth and between two nodes are then about equal. The last node is t = 1 to within LAST of the noise share. It has no noise of
+masks, and texts that differ only in the last of the noise contribute there: the estimate of such a bound is too high, not too low.
 
-A process in T steps has the levels 1 .. T and no others: the mean over all of them is taken where there are no more than nodes, else
-the same rule is made for the sum over levels. Gaussian noise in steps has levels of its own (`_gaussian_steps`).
+A process in T steps has only the levels 1 .. T: where they are no more than the nodes, the rule is the mean over all of them, else the
+same rule for the sum over levels. Gaussian noise in steps has its own nodes (`_gaussian_steps`).
 
 Shapes: J nodes, K functionals, T steps, R laws.
 """
@@ -35,8 +35,8 @@ LAST = 1e-6
 class LevelGrid:
     """t = low + width * U[0, 1] at each node, and its weight in the integral.
 
-    spread_KJ: functionals of the integrand, of which `quadrature_error` estimates the error of the rule. None where there are too few
-    nodes to tell, or the levels are drawn.
+    spread_KJ: functionals of the integrand, from which `quadrature_error` estimates the error of the rule. None where there are too few
+    nodes for an estimate, or the times are drawn.
     """
 
     low_J: Float64[np.ndarray, "J"]
@@ -69,7 +69,7 @@ def _continuous(process: Process, nodes: int) -> LevelGrid:
     curve, (x_J, weight_J) = _Curve(process, nodes), radau(nodes)
     share_J, slope_J = curve.share((x_J + 1) / 2)
     weight_J = weight_J * slope_J
-    # What is the same at every noise share has its integral exactly, however few the nodes.
+    # An integrand that is constant in the noise share has its exact integral with any number of nodes.
     weight_J /= weight_J.sum()
     t_J, rate_J = curve.times(share_J)
     weight_J = weight_J / rate_J
@@ -83,7 +83,7 @@ def _discrete(process: Process, nodes: int) -> LevelGrid:
     length_T, x_T = np.diff(edge_T), edge_T[1:] + edge_T[:-1] - 1
     at = np.unique(np.clip(np.searchsorted(edge_T, (radau(nodes)[0] + 1) / 2) - 1, 0, steps - 1))
     x_J = x_T[at]
-    # Start from what lies nearest to each level; then the sums of as many polynomials as leave all weights positive.
+    # Start from the levels nearest to each node; then fit the sums of as many polynomials as leave all weights positive.
     nearest_T = np.searchsorted((x_J[1:] + x_J[:-1]) / 2, x_T)
     start_J = np.bincount(nearest_T, length_T, len(at))
     values_JK = np.polynomial.legendre.legvander(x_J, len(at) - 1)
@@ -98,11 +98,11 @@ def _discrete(process: Process, nodes: int) -> LevelGrid:
 
 
 def _gaussian_steps(process: Process, nodes: int) -> LevelGrid:
-    """Some levels and positive weights that sum the bounds of known laws over all levels.
+    """Some levels and positive weights that sum the bounds of known distributions over all levels.
 
-    A level's part of a Gaussian bound in steps is the fall of the SNR over the step times an error that falls with the SNR at its end. The
-    laws' errors are exp(-r SNR), r from near embeddings to far ones and to hundreds of tokens that say the same. The first steps, in which
-    most of the SNR falls, leave no variable in which the sum is smooth. From two choices of levels, each is moved, and the better one kept.
+    The term of a level in a Gaussian bound in steps is the decrease of the SNR over the step times an error that decreases with the SNR at
+    its end. The errors of the distributions are exp(-r SNR), with r from near embeddings to far ones and to hundreds of equal tokens. Most
+    of the SNR decreases in the first steps, so the sum is smooth in no variable. Two choices of levels are improved; the better is used.
     """
     from scipy.optimize import nnls  # half a second to import, which only these grids require
 
@@ -125,7 +125,7 @@ def _gaussian_steps(process: Process, nodes: int) -> LevelGrid:
 
 
 class _Fit:
-    """Weights of a few levels with which their parts of R laws sum to those of all levels."""
+    """Weights of a few levels with which their terms for R distributions sum to those of all levels."""
 
     def __init__(self, part_TR: Float64[np.ndarray, "T R"]):
         self.sum_R = part_TR.sum(axis=0)
@@ -137,13 +137,13 @@ class _Fit:
         return np.linalg.solve(part_JR @ part_JR.T + self._ridge * np.eye(len(at)), part_JR @ self.sum_R)
 
     def error(self, at: np.ndarray) -> float:
-        """Sum of squares over the laws and of the weights; more where a weight is negative."""
+        """Sum of squares over the distributions and of the weights; more where a weight is negative."""
         weight_J = self.weights(at)
         missed_R = self.sum_R - weight_J @ self._part_TR[at]
         return float(missed_R @ missed_R + self._ridge * weight_J @ weight_J - min(weight_J.min(), 0.0))
 
     def fewer(self, at: np.ndarray, nodes: int) -> np.ndarray:
-        """Without the levels that cost least, one after the other."""
+        """`at` without the levels whose removal adds the least error, one after the other."""
         while len(at) > nodes:
             part_JR = self._part_TR[at]
             inverse_JJ = np.linalg.inv(part_JR @ part_JR.T + self._ridge * np.eye(len(at)))
@@ -151,7 +151,7 @@ class _Fit:
         return at
 
     def exchanged(self, at: np.ndarray) -> np.ndarray:
-        """With each level moved as long as that lessens the error."""
+        """`at` with each level moved as long as the error decreases."""
         best, moved = self.error(at), True
         while moved:
             moved = False
@@ -167,7 +167,7 @@ class _Fit:
 
 
 class _Curve:
-    """The way from u to the noise share and to t, for one process and number of nodes; see the top of the file."""
+    """Maps between u, the noise share and t, for one process and number of nodes; see the top of the file."""
 
     def __init__(self, process: Process, nodes: int):
         deeper = np.sqrt(nodes / 16)
@@ -195,10 +195,10 @@ class _Curve:
         return np.clip((self._raw(t) - self._first) / self._range, 0, 1)
 
     def times(self, share_J: Float64[np.ndarray, "J"]) -> tuple[Float64[np.ndarray, "J"], Float64[np.ndarray, "J"]]:
-        """(t at which the noise share is the given one, d share / dt there), by sections: a process need not know the inverse."""
+        """(t of each noise share, d share / dt there), by sections: processes do not provide the inverse."""
         low_J, width = np.zeros(len(share_J)), 1.0
         while width > 1e-18:
-            # Sections of what is left, at 0 to a relative precision: levels near clean text may be as small as 1e-12.
+            # Sections of the rest, near 0 to a relative precision: nodes near clean text may be as small as 1e-12.
             part_S = np.arange(33) / 32
             found_JS = self.shares(np.minimum(low_J[:, None] + width * part_S, 1.0))
             low_J = low_J + width / 32 * np.clip(np.sum(found_JS <= share_J[:, None], axis=1) - 1, 0, 31)
@@ -209,7 +209,7 @@ class _Curve:
         return t_J, rise_J / (2 * near_J)
 
     def noise(self, t: Float64[np.ndarray, "*t"]) -> Float64[np.ndarray, "*t"]:
-        """Noise share at t, as the process gives it."""
+        """Noise share at t, as the process declares it."""
         return self._raw(t)
 
     def _raw(self, t: Float64[np.ndarray, "*t"]) -> Float64[np.ndarray, "*t"]:
@@ -243,11 +243,11 @@ def _spread(x_J: Float64[np.ndarray, "J"], weight_J: Float64[np.ndarray, "J"]) -
 
 
 def quadrature_error(coefficient_K: Float64[np.ndarray, "K"]) -> float:
-    """About how far off a rule is whose integrand has these coefficients, `LevelGrid.spread_KJ` @ integrand.
+    """Estimated error of a rule for an integrand with these coefficients, `LevelGrid.spread_KJ` @ integrand.
 
-    By how much a rule changes when two of its nodes are left out is about 0.7 times the last coefficients, root of squares of two, and no
-    rule with fewer nodes than 12 is trusted beyond that. J nodes are exact to degree 2 J - 2: where coefficients fall by more than
-    a half over two degrees, those beyond J fall on. How fast they fall is read over half of them, since one small pair may be chance.
+    Without two of its nodes a rule changes by about 0.7 times the root of the sum of squares of the last two coefficients; with fewer than
+    12 nodes that is the estimate. J nodes are exact to degree 2 J - 2: where coefficients decrease by more than a half over two degrees, it
+    is assumed that those beyond J continue to. The rate of decrease is estimated from half of them, since one pair may be small by chance.
     """
     pair_P = np.hypot(coefficient_K[:-1:2], coefficient_K[1::2]) if len(coefficient_K) > 1 else np.abs(coefficient_K)
     if len(coefficient_K) < 10:

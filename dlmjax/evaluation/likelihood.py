@@ -1,9 +1,9 @@
-"""The likelihood bound of a held-out set, with error bars, as the same number on any mesh and with any batch size.
+"""The likelihood bound of a held-out set, with error bars; the number is the same on any mesh and with any batch size.
 
 NELBO(x) = integral_0^1 L(t) dt + prior + reconstruction, in nats (MDLM 2406.07524; MD4 2406.04329).  A training loss is a very noisy
-estimate of it; here the windows, the noise levels t and the masks are all fixed:
-  - windows: every token of the split once, numbered; padding carries nothing. Tokens that are shown but not scored ("scored" is False) are
-    given clean, at level 0: the bound is then that of the others given these;
+estimate of it; here the windows, the times t and the masks are all fixed:
+  - windows: every token of the split once, numbered; padding has no loss. Tokens that are not scored ("scored" is False) are clean context,
+    at t = 0: the bound is then that of the scored tokens, conditioned on them;
   - t: a rule with `nodes` points.  "gauss" = Gauss-Radau nodes where the process's integrand needs them (levels.py), the same for every
     window: it removes nearly all variance over t; its bias is that of the quadrature, which the result estimates.  "stratified" = one
     uniform draw in each of `nodes` equal parts, from the window's own key: unbiased, a little noisier.  "count" = the k-form (RADD
@@ -13,8 +13,8 @@ estimate of it; here the windows, the noise levels t and the masks are all fixed
     sizes or two meshes are compared under the same noise.
 Causal processes have an exact likelihood: one node, one draw, no noise.
 
-Sums: per-token nats come to the host and are added per window in float64, in the order of the window's positions; windows are added
-in the order of their numbers.  So batch size and mesh do not enter but through the network's own float32 arithmetic. Errors: see `result`.
+Sums: the host adds per-token nats of a window in float64, in the order of their positions, and windows in the order of their numbers.  So
+batch size and mesh change only the rounding of the network's float32 arithmetic. Errors: see `result`.
 
 Shapes: B windows in a batch, L length, V vocabulary, W windows in all, J nodes, D draws.  Units: nats, unless the name says bits.
 """
@@ -42,7 +42,7 @@ from dlmjax.seeds import check_seed
 
 @dataclasses.dataclass(frozen=True)
 class TokenNats:
-    """The bound of every token of a batch, on the host: integrated over levels, averaged over draws. 0 where `scored_BL` is False."""
+    """The bound of every token of a batch, on the host: integrated over t, averaged over draws. 0 where `scored_BL` is False."""
 
     window_B: Int[np.ndarray, "B"]
     tokens_BL: Int[np.ndarray, "B L"]
@@ -52,10 +52,10 @@ class TokenNats:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Whoever wants to know more than sums over windows."""
+    """Receives the nats of single tokens, of which a result holds only sums over windows."""
 
     def see(self, batch: TokenNats) -> None:
-        """Takes what one batch gave; batches come in any order, rows of padding score nothing."""
+        """Receives one batch; batches come in any order, rows of padding have no scored token."""
         ...
 
 
@@ -63,10 +63,13 @@ class Evaluator:
     """Evaluates one process and network under one fixed grid.  Compiles on first use; keep it and call it with new params.
 
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden`, `row_losses`.
-    nodes, draws, rule, seed: the grid (module docstring); cost = nodes * draws forward passes per window (`calls`), one for causal
-    processes, fewer nodes where a process has no more levels, and `draws` more where the process has boundary terms.
-    put_batch: turns a host batch (dict of numpy) into device arrays, e.g. `partition.put_batch`; default: the default device.
-    self_condition: denoise twice, with the first estimate as a hint: twice the cost, for networks that were trained so.
+    nodes, draws, rule, seed: see the module docstring; cost = nodes * draws forward passes per window (`calls`), one for causal
+    processes, fewer where a discrete-time process has fewer levels than nodes, and `draws` more where the process has boundary terms.
+    put_batch: puts a host batch (dict of numpy) on the devices, e.g. `partition.put_batch`; default: the default device.
+    self_condition: denoise twice, the second time conditioned on the first x0 prediction, for networks that were trained so: twice the
+    cost.
+
+    Raises InputError: an unknown rule; nodes, draws or seed out of range; rule "count" for a process without a k-form.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class Evaluator:
 
     @property
     def calls(self) -> int:
-        """Passes of the network that every window costs."""
+        """Network calls per window."""
         return self.draws * (self.nodes + self.process.boundary.reconstruction) * (1 + self.self_condition)
 
     def __call__(
@@ -131,14 +134,14 @@ class Evaluator:
         progress: bool = False,
         observers: Sequence[Observer] = (),
     ) -> Measured:
-        """What every window of `batches` gives.
+        """Sums of nats of every window of `batches`.
 
         batches: dicts with "tokens", "segments", "positions" [B, L] and "row" [B], the window numbers; rows whose segments are all 0
-          are padding; a batch smaller than the first is padded. "scored" [B, L], if there, is False for tokens that are given.
-        byte_lengths_V: UTF-8 bytes per token id, for bits per byte.  progress: shows a bar if `total`, the number of windows, is given.
-        split: what to call the text in messages.  observers: are shown the nats of every token.
+          are padding; a batch smaller than the first is padded. "scored" [B, L] (optional) is False for tokens of the context.
+        byte_lengths_V: UTF-8 bytes per token id, for bits per byte.  progress: shows a bar if `total`, the number of windows, is set.
+        split: name of the text in messages.  observers: receive the nats of every token.
 
-        Raises InputError when there is nothing to evaluate, a window comes twice, or a token lies outside the vocabulary.
+        Raises InputError: no window, the same window twice, a token outside the vocabulary.
         """
         rows, size = [], None
         bound = bind_process(self.process, params)
@@ -149,11 +152,11 @@ class Evaluator:
                 rows.extend(self._batch_rows(params, grid, _padded(batch, size), byte_lengths_V, observers))
                 bar.reach(len(rows))
         if not rows:
-            raise InputError(f"the split {split or 'to evaluate'} holds no tokens; nothing to evaluate")
+            raise InputError(f"the split {split or 'to evaluate'} holds no tokens; an evaluation requires at least one")
         rows.sort(key=lambda row: row.window)
         for before, after in zip(rows, rows[1:], strict=False):
             if before.window == after.window:
-                raise InputError(f"window {after.window} comes twice in the batches to evaluate; each must have its own row number")
+                raise InputError(f"window {after.window} comes twice in the batches to evaluate; each requires its own row number")
         return Measured(
             window_W=np.array([row.window for row in rows]),
             nats_WJD=np.stack([row.nats_JD for row in rows]),
@@ -172,7 +175,7 @@ class Evaluator:
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, tag)
 
     def _node_nats(self, params, batch, low, width, tag) -> Float[jax.Array, "B L"]:
-        """The loss at t = low + width * u for every token, 0 where nothing is carried.  `tag` numbers the draw."""
+        """The loss of every token at t = low + width * u, 0 without loss.  `tag` is the number of the draw."""
         time_keys_B, mask_keys_B = split_rows(self._keys(batch["row"], tag))
         t_B = low + width * jax.vmap(jax.random.uniform)(time_keys_B)
         t_BL = jnp.broadcast_to(t_B[:, None], batch["tokens"].shape)
@@ -196,11 +199,11 @@ class Evaluator:
     # --- on the host --------------------------------------------------------------------------------------------------------
 
     def _batch_rows(self, params, grid: LevelGrid, host_batch, byte_lengths_V, observers) -> list["_WindowNats"]:
-        """All nodes and draws of one batch, added up per window in float64."""
+        """Sums over all nodes and draws of one batch, per window, in float64."""
         if int(host_batch["tokens"].max()) >= self.process.vocab:
             raise InputError(
-                f"the data holds token {int(host_batch['tokens'].max())}, but the model's vocabulary has {self.process.vocab}; "
-                "it was prepared with another tokenizer"
+                f"the data holds token {int(host_batch['tokens'].max())}, the model's vocabulary {self.process.vocab} ids; "
+                "prepare it with the tokenizer of the run"
             )
         batch, sharding = self._put_batch(host_batch), replicated_like(params)
         nodes = []
@@ -237,7 +240,7 @@ class Evaluator:
         ]
 
     def _token_nats(self, grid: LevelGrid, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
-        """The bound of every token: levels integrated, draws averaged, boundary terms added."""
+        """The bound of every token: integrated over t, averaged over draws, boundary terms included."""
         weights = np.repeat(grid.weight_J / self.draws, self.draws)
         total_BL = sum(weight * device_get(nats_BL).astype(np.float64) for weight, nats_BL in zip(weights, nodes, strict=True))
         for prior_BL, reconstruction_BL in ends:
@@ -290,10 +293,10 @@ class Evaluator:
 
 
 def count_form(process: Process) -> Process:
-    """The k-form of a process: the same network, scored under exact numbers of masks. Raises InputError for a process that has none."""
+    """The k-form of a process: the same network, scored under exact numbers of masks. Raises InputError for a process without one."""
     found = process.capabilities.count_form
     if found is None:
-        raise InputError(f"rule count masks an exact number of tokens of a row, and process {process.name} does not; use rule gauss")
+        raise InputError(f"rule=count requires a masked process, and process.name={process.name} has no k-form; give rule=gauss")
     return found
 
 
@@ -316,7 +319,7 @@ def evaluate_nelbo(
 
 @dataclasses.dataclass(frozen=True)
 class _WindowNats:
-    """What one window gave: nats, summed over its tokens."""
+    """Nats of one window, summed over its tokens."""
 
     window: int
     nats_JD: np.ndarray
@@ -328,7 +331,7 @@ class _WindowNats:
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """The batch's arrays, with "scored" (all that is no padding, where not given) and rows of padding (segment 0) up to `size`."""
+    """The batch's arrays, with "scored" (default: all but padding) and rows of padding (segment 0) up to `size`."""
     batch = {"scored": batch["segments"] > 0, **batch}
     missing = max(size - len(batch["row"]), 0)
     names = ("tokens", "segments", "positions", "scored", "row")
@@ -336,11 +339,11 @@ def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
 
 
 def bytes_of(tokens: Int[np.ndarray, "*n"], vocab: int, byte_lengths_V: np.ndarray | None) -> Int[np.ndarray, "*n"]:
-    """UTF-8 bytes of each token; 0 for all where the lengths are not known."""
+    """UTF-8 bytes of each token; 0 without `byte_lengths_V`."""
     lengths = np.zeros(vocab, np.int64) if byte_lengths_V is None else np.asarray(byte_lengths_V, np.int64)
     return lengths[np.minimum(tokens, len(lengths) - 1)]
 
 
 def window_sums(nats_BL) -> np.ndarray:
-    """Nats of each window, added on the host in float64.  -> [B]"""
+    """Sum of the nats of each window, on the host in float64.  -> [B]"""
     return device_get(nats_BL).astype(np.float64).sum(axis=1)

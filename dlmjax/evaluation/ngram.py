@@ -1,10 +1,10 @@
-"""What counting alone achieves on a text: the baselines that a trained model's bits per byte are read against.
+"""N-gram baselines of a text, for comparison with the bits per byte of a trained model.
 
-Two kinds of number, never to be mixed:
-  cross-entropy under a table counted on the TRAINING text (`witten_bell_bits`, `EntropyBaselines.unigram`, `.bigram`): what an n-gram
-    model would score on the held-out text; a model that is not below the bigram mark has learnt less than pairs of symbols.
-  empirical entropy of the HELD-OUT text itself (`empirical_entropy`, `EntropyBaselines.own_unigram`, `.own_bigram`): no training text
-    enters; it is what a table counted on that very text would score, so it is lower, and for pairs too low on short texts.
+There are two kinds of number, which are not comparable:
+  cross-entropy under a table counted on the TRAINING text (`witten_bell_bits`, `EntropyBaselines.unigram`, `.bigram`): the score of an
+    n-gram model on the held-out text; a model above the bigram baseline has learnt less than pairs of symbols.
+  empirical entropy of the HELD-OUT text itself (`empirical_entropy`, `EntropyBaselines.own_unigram`, `.own_bigram`): the score of a table
+    counted on the held-out text; it is lower, and for pairs too low on short texts.
 
 Symbols are bytes, characters or token ids: integers below `symbols`.  Units: bits per symbol.  N symbols in a text.
 """
@@ -23,7 +23,7 @@ Text = bytes | np.ndarray | Iterable[bytes | np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EntropyBaselines:
-    """Marks of one held-out text, in bits per symbol (bytes: bits per byte).
+    """Baselines of one held-out text, in bits per symbol (bytes: bits per byte).
 
     unigram, bigram: cross-entropy of the held-out text under Witten-Bell tables of order 1 and 2 counted on the training text.
     own_unigram, own_bigram: H(X_i) and H(X_i | X_{i-1}) of the held-out text's own counts.
@@ -38,9 +38,9 @@ class EntropyBaselines:
 
 
 def entropy_baselines(train: Text, held_out: Text, symbols: int = 256) -> EntropyBaselines:
-    """Unigram and bigram baselines of `held_out`; see the module docstring for which is which.
+    """Unigram and bigram baselines of `held_out`, of both kinds of the module docstring.
 
-    train, held_out: bytes, an integer array, or an iterable of documents (joined as they come).  symbols: size of the alphabet.
+    train, held_out: bytes, an integer array, or an iterable of documents (joined in their order).  symbols: size of the alphabet.
     Raises InputError when a text is empty or holds a symbol outside the alphabet.
     """
     train_N, held_N = as_symbols(train, symbols, "training text"), as_symbols(held_out, symbols, "held-out text")
@@ -100,7 +100,7 @@ def as_symbols(text: Text, symbols: int, name: str) -> np.ndarray:
         parts = [as_symbols(part, symbols, name) for part in text if len(part)]
         array_N = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
     if len(array_N) == 0:
-        raise InputError(f"the {name} is empty; there is nothing to count")
+        raise InputError(f"the {name} is empty; counts require at least one symbol")
     if array_N.dtype.kind not in "ui":
         raise InputError(f"the {name} holds {array_N.dtype} values; symbols are integers")
     low, high = int(array_N.min()), int(array_N.max())
@@ -138,7 +138,7 @@ class _Table:
 
 
 def _codes(text_N: np.ndarray, n: int, symbols: int) -> np.ndarray:
-    """Number of the n-gram that starts at each place, base `symbols`.  -> [N - n + 1]"""
+    """Number of the n-gram that starts at each index, base `symbols`.  -> [N - n + 1]"""
     count = len(text_N) - n + 1
     codes = text_N[:count].astype(np.int64)
     for offset in range(1, n):

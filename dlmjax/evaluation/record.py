@@ -1,4 +1,4 @@
-"""What software and hardware a number was made with."""
+"""Provenance of a number: versions of software, commit and devices."""
 
 import pathlib
 import platform
@@ -33,7 +33,7 @@ def git_state(directory: pathlib.Path) -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # A package that is installed inside somebody else's checkout is not of that commit.
+    # A package that is installed inside another project's checkout is not of that commit.
     commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "__init__.py") else None
     if commit is None:
         return None

@@ -4,15 +4,15 @@ Windows are the sampling unit. nats/token and bits/byte are ratios of sums over 
 (linearisation); perplexity follows by the delta method. They cover the choice of the text and the noise of the masks. `errors` takes the
 error of nats per token apart:
 
-  sequences   the choice of the text: what is left of the whole error without the noise. None without repeated draws
-  masks       the noise of the corruptions, from the variance between draws of a window at a level. None without repeated draws
-  levels      the finite number of noise levels. "gauss": a bias, estimated from how fast the integrand's coefficients fall
-              (`levels.quadrature_error`; rather too large than too small); `levels_stderr` is the error of this estimate:
-              below four times that the estimate is noise. "stratified", "count": a standard error, of levels drawn within their
-              part of [0, 1], from the slope of the integrand. None where there are too few nodes to tell
+  sequences   the choice of the text: the whole error without the noise. None without repeated draws
+  masks       the noise of the corruptions, from the variance between draws of a window at a node. None without repeated draws
+  levels      the finite number of nodes in t. "gauss": a bias, estimated from the decay of the integrand's coefficients
+              (`levels.quadrature_error`; more often too large than too small); `levels_stderr` is the error of this estimate, which
+              is noise below four times that error. "stratified", "count": a standard error, of times drawn in their parts of [0, 1],
+              from the slope of the integrand. None where there are too few nodes to estimate it
 
-sequences^2 + masks^2 (+ levels^2 where levels are drawn) is the square of `stderr_nats_per_token`. What is exact (causal processes) has no
-error but that of the sequences.
+sequences^2 + masks^2 (+ levels^2 where times are drawn) is the square of `stderr_nats_per_token`. Exact likelihoods (causal processes) have
+only the error of the sequences.
 
 Shapes: W windows, J nodes, D draws. Units: nats, unless the name says bits.
 """
@@ -35,7 +35,7 @@ MOST_BIAS = 5e-3  # share of the bound; a larger error of the quadrature is repo
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the windows gave, in the order of their numbers; the arrays that every number of a result is made of.
+    """Sums of nats, tokens and bytes of each window, in the order of window numbers, from which a result is computed.
 
     nats_WJD: the integrand, summed over a window's tokens, at each node and draw of the grid.
     """
@@ -62,10 +62,10 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodResult:
-    """What an evaluation found.  All per-token numbers divide by every evaluated token (EOS included, padding not).
+    """The result of an evaluation.  All per-token numbers divide by every evaluated token (EOS included, padding not).
 
     nats_per_token = diffusion + prior + reconstruction; bits_per_byte divides by the UTF-8 bytes of exactly these tokens (None without
-    byte lengths); perplexity = exp(nats_per_token).  is_bound: False where the process's loss is no likelihood bound.
+    byte lengths); perplexity = exp(nats_per_token).  is_bound: False where the process's loss is not a likelihood bound.
     levels: one entry per node: `t`, `weight`, and `nats_per_token`, the integrand L(t) there (mean t for "stratified").
     errors: the standard error taken apart, see the top of this file.
     """
@@ -97,26 +97,26 @@ class LikelihoodResult:
     errors: dict[str, float | None]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready dict of every field; a number that is not finite becomes None (JSON has no infinity)."""
+        """Dict of every field as JSON values; a number that is not finite becomes None (JSON has no infinity)."""
         return finite(dataclasses.asdict(self))
 
     def write_json(self, path: str | os.PathLike) -> None:
-        """Writes `to_json` to `path` in one move: a reader never sees half a file."""
+        """Writes `to_json` to `path` atomically."""
         write_json(path, self.to_json())
 
     def caution(self) -> str:
-        """One line where the levels are too few: their error, beyond the noise of its estimate, exceeds `MOST_BIAS` of the bound, or there
-        are too few to tell. Else empty."""
+        """One line where there are too few nodes: the error of the quadrature, beyond the noise of its estimate, exceeds `MOST_BIAS` of
+        the bound, or cannot be estimated. Else empty."""
         levels, stderr = self.errors["levels"], self.errors["levels_stderr"]
         if self.rule != "gauss" or (levels is None and self.nodes > 2):
             return ""
         if levels is None:
-            return f"{self.nodes} noise level{'s' * (self.nodes > 1)} cannot tell how far off the bound is: give --nodes {NODES} or more"
+            return f"{self.nodes} node{'s' * (self.nodes > 1)} cannot estimate the error of the bound; give --nodes {NODES} or more"
         if not levels - 4 * stderr > MOST_BIAS * abs(self.nats_per_token):
             return ""
         share = levels / abs(self.nats_per_token) if self.nats_per_token else math.inf
         return (
-            f"{self.nodes} noise levels are too few for this text: they may be off by {share:.1%} of the bound; "
+            f"{self.nodes} nodes are too few for this text: their error may be {share:.1%} of the bound; "
             f"give --nodes {max(2 * self.nodes, NODES)}, or --rule stratified, which has no bias"
         )
 
@@ -144,8 +144,8 @@ def ratio_with_error(numerator_W: np.ndarray, denominator_W: np.ndarray) -> tupl
 def of_mixture(results: Sequence[LikelihoodResult], measured: Sequence[Measured], shares: Sequence[float | int]) -> LikelihoodResult:
     """The likelihood of text drawn from several corpora, each token from corpus c with probability `shares[c]`.
 
-    Nats per token and the parts they are made of are weighted means of the corpora's. Bits per byte are the mixture's nats over its bytes.
-    The corpora are strata: errors cover the windows within each. `errors` keeps none of its parts.
+    Nats per token and their terms are weighted means of those of the corpora. Bits per byte are the mixture's nats over its bytes. The
+    corpora are strata: errors cover the windows within each. The entries of `errors` are None.
     """
     share_C = np.asarray(shares, np.float64) / sum(shares)
     tokens = [each.tokens_W for each in measured]
@@ -199,7 +199,7 @@ def _ratio_of_mixture(numerators: Sequence, denominators: Sequence, tokens: Sequ
 
 
 def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | None]:
-    """Where the error of nats per token comes from, in nats per token; see the top of this file."""
+    """The causes of the error of nats per token, in nats per token; see the top of this file."""
     tokens, whole = float(measured.tokens_W.sum()), ratio_with_error(measured.nats_W, measured.tokens_W)[1]
     if rule == "exact":
         return {"sequences": whole, "masks": 0.0, "levels": 0.0, "levels_stderr": None}
@@ -229,5 +229,5 @@ def _with_error(function: Callable[[np.ndarray], float], sums_WK: np.ndarray, to
 
 
 def _rest(whole: float, part: float) -> float:
-    """What is left of an error when an independent part is taken out; both are estimates, so not below 0."""
+    """The rest of an error without an independent part; both are estimates, so at least 0."""
     return math.sqrt(max(whole**2 - part**2, 0.0))

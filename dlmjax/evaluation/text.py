@@ -1,4 +1,4 @@
-"""The text of an evaluation: a prepared corpus or the files of a suite, as windows, with the protocol that a result records."""
+"""Windows over the text of an evaluation (a prepared corpus or the files of a suite), with the protocol that a result records."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from dlmjax.evaluation.windows import Windows, cut_windows
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How a text is to be cut. window, stride: None = the protocol's own.  trained: tokens of a row in training; a window is no longer.
-    multiple: windows are multiples of it (blocks).  limit: only the first windows.
+    """Settings of windows. window, stride: tokens; None = those of the protocol.  trained: tokens of a row in training; the default window
+    is no longer.  multiple: windows are multiples of it (blocks).  limit: number of windows, from the first on.
     """
 
     trained: int
@@ -28,10 +28,10 @@ class Cut:
     limit: int | None = None
 
     def sizes(self, window: int, step: int) -> tuple[int, int]:
-        """(window, step) where a protocol asks for these: its own where the network was trained on rows as long, else the trained
-        length, with the same share of new tokens.
+        """(window, step) for a protocol with these values: a window longer than the trained length is cut to it, and the step keeps its
+        share of the window.
 
-        Raises InputError for a window or stride of no tokens."""
+        Raises InputError for a window or stride below 1."""
         for name, value in (("window", self.window), ("stride", self.stride)):
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}; give at least 1")
@@ -41,7 +41,7 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What is scored. ids: of the documents.  words: of the text, None where not counted or not all of it is scored."""
+    """The text to score. ids: ids of the documents.  words: number of words, None where not counted or not all of the text is scored."""
 
     windows: Windows
     ids: list[str]
@@ -51,18 +51,18 @@ class Text:
 
 
 def corpus_text(corpus: Corpus, cut: Cut) -> Text:
-    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as they are trained on.
+    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as in training.
 
-    Raises InputError: an empty split; sizes or a remainder that do not go with a stream.
+    Raises InputError: an empty split; sizes or a remainder that conflict with a stream.
     """
     remainder = cut.remainder or "keep"
     if remainder not in ("keep", "drop"):
-        # These end at each document; here all documents are one stream, of which one window would be left.
-        raise InputError(f"--remainder {remainder} does not go with a prepared corpus, whose documents are one stream; give keep or drop")
+        # These keep one window of each stretch; here all documents are one stretch.
+        raise InputError(f"--remainder {remainder} conflicts with a prepared corpus, whose documents are one stream; give keep or drop")
     window, step = cut.sizes(cut.trained, cut.trained)
     wanted = corpus.num_tokens if cut.limit is None else min(corpus.num_tokens, window + (cut.limit - 1) * step)
     if wanted < 1:
-        raise InputError(f"the split {corpus.split} of {corpus.directory} holds no tokens; nothing to evaluate")
+        raise InputError(f"the split {corpus.split} of {corpus.directory} holds no tokens; an evaluation requires at least one")
     tokens_T = corpus.read(0, wanted)
     ends_D = np.flatnonzero(tokens_T == corpus.tokenizer.eos_id) + 1
     if not len(ends_D) or ends_D[-1] < wanted:
@@ -83,7 +83,7 @@ def corpus_text(corpus: Corpus, cut: Cut) -> Text:
 
 
 def suite_text(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cut, split: str | None, documents: int | None) -> Text:
-    """The documents of a suite in local files; see `documents.read_documents` for what is refused."""
+    """The documents of a suite in local files. Raises InputError as `documents.read_documents`."""
     found = read_documents(suite, files, split, documents)
     windows, protocol = _cut(suite, found, tokenizer, cut)
     protocol |= {"split": split or suite.split, "files": list(files), "documents_spread": documents}
@@ -93,7 +93,7 @@ def suite_text(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cu
 
 
 def pair_texts(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cut, pairs: int | None) -> tuple[Text, Text, list[Pair]]:
-    """Both sides of minimal pairs, window w of each a sentence of pair w: the same number, hence the same levels and masks.
+    """Both sides of minimal pairs. Window w of each is a sentence of pair w: equal numbers give equal times and masks.
 
     Raises:
       InputError: a sentence longer than the window.
@@ -110,10 +110,10 @@ def pair_texts(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cu
 
 
 def _cut(suite: Suite, documents: list[Document], tokenizer: Tokenizer, cut: Cut) -> tuple[Windows, dict[str, Any]]:
-    """Windows over the documents of a suite, and the protocol as it is applied."""
+    """(windows over the documents of a suite, the protocol as applied)."""
     encoded = encode_documents(documents, tokenizer, suite.bos, suite.eos)
     if suite.packing == "stream" and not suite.eos and len(documents) > 1:
-        raise InputError(f"suite {suite.name} has no end of document, and its text comes in {len(documents)} files; give one file")
+        raise InputError(f"suite {suite.name} has no end of document (eos), and --input has {len(documents)} documents; give one file")
     window, step = cut.sizes(suite.window, suite.step)
     applied = dataclasses.replace(suite, window=window, stride=step, remainder=cut.remainder or suite.remainder)
     windows = cut_windows(

@@ -1,11 +1,11 @@
-"""What the network is shown: windows over documents, in which every token is scored exactly once.
+"""Windows over documents, in which every token is scored exactly once.
 
 The first window of a stretch scores all of its `window` tokens; each further one scores the `step` tokens that follow, with as many tokens
-before them as fit given clean: context that was scored already. For a diffusion model the number is then a bound of
-sum over windows of -log p(new tokens | context in the window); with step = window there is no context and the windows are independent.
+before them as fit as clean context, which earlier windows scored. For a diffusion model the number is then a bound of the sum over windows
+of -log p(scored tokens | context in the window); with step = window there is no context and the windows are independent.
 
-Windows are numbered; noise is drawn from the number. Rows are as short as their window needs, in a few lengths that depend on the window
-alone, and rows of one length share batches. So the batch size, the mesh and the number of hosts decide nothing but the order of additions.
+Windows are numbered; noise is drawn from the number. Rows are as short as their window allows, in a few lengths that depend on the window
+alone, and rows of one length share batches. So the batch size, the mesh and the number of hosts change only the order of additions.
 
 Shapes: T tokens of the stream, D documents, W windows, B rows of a batch, L length of its rows.
 """
@@ -24,9 +24,9 @@ BUCKETS = 6  # row lengths: the window and its halves
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """A stream of documents and the stretches of it that are shown; make one with `cut_windows`.
+    """A stream of documents and windows of it, as `cut_windows` returns them.
 
-    Window w shows tokens [begin_W[w], end_W[w]) and scores those from scored_W[w] on that are scorable.
+    Window w holds tokens [begin_W[w], end_W[w]) and scores those from scored_W[w] on that are scorable.
     """
 
     tokens_T: Int[np.ndarray, "T"]
@@ -48,7 +48,7 @@ class Windows:
         return scored == int(self.scorable_T.sum())
 
     def lengths_W(self) -> Int[np.ndarray, "W"]:
-        """The length of the row that each window is shown in."""
+        """Length of the row of each window."""
         rising = np.array(sorted(self.lengths))
         return rising[np.searchsorted(rising, self.end_W - self.begin_W)]
 
@@ -59,7 +59,7 @@ class Windows:
           rows: the rows of each batch that this host owns, ascending; None: all.
         Yields:
           {"tokens", "segments", "positions": int32 [B, L], "scored": bool [B, L], "row": int32 [B], the window's number}. Segments
-          number the documents of a row from 1; positions count from where a document begins in the row. Missing rows are padding.
+          number the documents of a row from 1; positions count from the start of a document in the row. Missing rows are padding.
         """
         rows = range(size) if rows is None else rows
         lengths_W = self.lengths_W()
@@ -108,13 +108,13 @@ def cut_windows(
     """Windows over a stream of documents.
 
     Args:
-      ends_D: the offset behind each document.
-      window, step: tokens shown at a time, and new ones in each window behind the first of a stretch.
+      ends_D: the offset after each document.
+      window, step: tokens of a window; scored tokens of each window but the first of a stretch.
       packing, remainder: see `suites.Suite`; "alone" makes each document a stretch of its own.
       scorable_T: False for tokens that are only context; None: all are scored.
       multiple: row lengths are multiples of it (a process in blocks, a mesh that splits the length).
     Raises:
-      InputError: an empty stream, a step outside 1 .. window, a window that is no multiple.
+      InputError: an empty stream, a step outside 1 .. window, a window that is not a multiple.
     """
     if not 1 <= step <= window or window % multiple:
         raise InputError(f"window {window}, stride {step}: a stride lies in 1 .. window, and a window here is a multiple of {multiple}")
@@ -123,7 +123,7 @@ def cut_windows(
     bounds = np.concatenate([[0], ends_D]) if packing == "alone" else np.array([0, len(tokens_T)])
     cuts = [cut for a, b in zip(bounds, bounds[1:], strict=False) for cut in _stretch(int(a), int(b), window, step, remainder)]
     if not cuts:
-        raise InputError(f"{len(tokens_T):,} tokens do not fill one window of {window}, and what is left over is dropped (remainder)")
+        raise InputError(f"{len(tokens_T):,} tokens do not fill a window of {window}, and the remainder is dropped; give --remainder keep")
     begin_W, scored_W, end_W = np.array(cuts).T
     halves = [window >> k for k in range(BUCKETS) if packing == "alone" or k == 0]
     lengths = tuple(n for n in halves if n == window or (n >= SHORTEST and n % multiple == 0))
@@ -141,7 +141,7 @@ def _stretch(first: int, end: int, window: int, step: int, remainder: str) -> It
         if until > end and remainder == "drop":
             return
         stop = min(until, end)
-        # The last one has a whole window too, but for what nobody asked to carry.
+        # With a stride the last window is whole too: it holds more context.
         yield (max(first, stop - window) if step < window and scored > first else scored), scored, stop
         if remainder == "truncate":
             return

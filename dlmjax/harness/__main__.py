@@ -1,4 +1,4 @@
-"""lm-eval's own command line, to which the model `dlmjax` is known: python -m dlmjax.harness --model dlmjax --model_args workdir=DIR ..."""
+"""lm-eval's own command line with the model `dlmjax` registered: python -m dlmjax.harness --model dlmjax --model_args workdir=DIR ..."""
 
 from lm_eval.__main__ import cli_evaluate
 

@@ -1,8 +1,8 @@
 """A dlmjax run as a model of lm-eval-harness (0.4.9 and later): loglikelihood, loglikelihood_rolling, generate_until.
 
-What each answer is stands in docs/lm_eval.md.  In short: log-likelihoods are those of `evaluation.conditional` (exact for causal
-processes and blocks of one token, a lower bound for others), a context is given clean, an empty context is empty: no token is put before
-it that training did not put there.  is_greedy is what decoding without chance would write; see `ConditionalScorer.greedy`.
+docs/lm_eval.md defines each answer.  Log-likelihoods are those of `evaluation.conditional`: exact for causal processes and blocks of one
+token, a lower bound for others.  A context is clean; an empty context has no tokens, also no BOS, as in training.  is_greedy tells whether
+deterministic decoding writes the continuation; see `ConditionalScorer.greedy`.
 """
 
 import dataclasses
@@ -25,14 +25,24 @@ from dlmjax.quadrature import NODES
 from dlmjax.run import Run, open_run
 
 LOG = logging.getLogger(__name__)
-# What tasks may say of decoding without an effect here.
-_NO_EFFECT = {"do_sample"}
+# Generation arguments of a task -> field of `Decoding` and its type.  Of several names for one field the last one counts.
+_FIELDS = {
+    **dict.fromkeys(("max_completion_tokens", "max_tokens", "max_new_tokens", "max_gen_toks"), ("length", int)),
+    "temperature": ("temperature", float),
+    "top_p": ("top_p", float),
+    "block": ("block", int),
+    "tokens_per_step": ("tokens_per_step", int),
+}
+GENERATION_ARGUMENTS = ("until", "do_sample", *_FIELDS)  # the others are left out with a warning
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What the adapter needs of a run.  network: on one device, with `bind` and `spec`; bind: the same, placed on the devices of `params`.
-    length: tokens of the longest row.  name: what stands for it in results."""
+    """A run as the adapter uses it.
+
+    network: the network on one device, with `bind` and `spec`; bind: that of the network on the devices of `params`.
+    length: tokens of the longest row.  name: name of the run in results.
+    """
 
     process: Any
     network: Any
@@ -48,22 +58,22 @@ class Model:
     def of_run(cls, run: Run, name: str) -> "Model":
         """An opened run."""
         experiment = run.experiment
-        # Rows have many widths, and the fused kernels want multiples of 128.
+        # Rows have many widths, and the fused kernels require multiples of 128.
         dense = dataclasses.replace(experiment.network.execution, attention="dense")
-        network, alone = (dataclasses.replace(network, execution=dense) for network in (experiment.network, experiment.unpartitioned))
+        network, local = (dataclasses.replace(network, execution=dense) for network in (experiment.network, experiment.unpartitioned))
         layout = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
         length = experiment.config.data.length
-        return cls(experiment.process, alone, network.bind, run.params, experiment.tokenizer, length, name, **layout)
+        return cls(experiment.process, local, network.bind, run.params, experiment.tokenizer, length, name, **layout)
 
 
 class Adapter(LM):
-    """lm-eval's view of a `Model`.
+    """A `Model` with the interface that lm-eval requires.
 
-    draws, nodes: of the likelihoods, see `ConditionalScorer`.  batch: rows of the training length at a time, and prompts.
-    overlap: context of each later window of a text that is longer than a row.  block, tokens_per_step, max_gen_toks: of generated text,
-      where the task does not say; see `Decoding`.  seed: of masks and of drawn text.
+    draws, nodes: draws and nodes of the likelihoods, see `ConditionalScorer`.  batch: rows of the training length in a batch, and prompts.
+    overlap: context of each later window of a text that is longer than a row, tokens.  block, tokens_per_step, max_gen_toks: defaults of
+      generated text for tasks that do not set them; see `Decoding`.  seed: seed of masks and of generated text.
 
-    records: one dict for each scored request, with its standard error; filled as requests are answered.
+    records: one dict for each scored request, with its standard error, in the order of scoring.
     """
 
     def __init__(
@@ -117,7 +127,7 @@ class Adapter(LM):
         return [record["log_likelihood"] for record in scored]
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """The text after each prompt, up to the end of document or the first of the task's stop strings, which is left out."""
+        """The text after each prompt, up to the end of document or the first stop string of the task, which is left out."""
         del disable_tqdm
         prompts = self.model.tokenizer.encode_many([request.args[0] for request in requests])
         decodings = [self._decoding(request.args[1]) for request in requests]
@@ -132,11 +142,11 @@ class Adapter(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in lm-eval's caches of requests."""
+        """Name of the tokenizer in lm-eval's caches of requests."""
         return f"{self.model.tokenizer.name}-{self.model.tokenizer.hash[:16]}"
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval adds to the config in its results: the protocol, and what it took."""
+        """The protocol and the cost of scoring, which lm-eval adds to the config in its results."""
         scorer, spent = self.scorer, self.scorer.spent
         return {
             "dlmjax": {
@@ -159,9 +169,12 @@ class Adapter(LM):
     # --- scoring ----------------------------------------------------------------------------------------------------------------
 
     def _encode(self, pairs: list[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Token ids of contexts and continuations: the whole is encoded and cut where the context alone ends; spaces that end a context
-        go to the continuation (lm-eval's rule for causal models). Where a token reaches over the boundary there is no such cut: a part
-        of the continuation would not be scored, or nothing of it. The two are then encoded apart."""
+        """Token ids of contexts and continuations.
+
+        Context and continuation are encoded together and cut where the context alone ends; spaces that end a context belong to the
+        continuation (lm-eval's rule for causal models). Where one token crosses that boundary, the cut would leave a part of the
+        continuation unscored: context and continuation are then encoded separately.
+        """
         moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in pairs]
         contexts = self.model.tokenizer.encode_many([context for context, _ in moved])
         wholes = self.model.tokenizer.encode_many([context + continuation for context, continuation in moved])
@@ -173,7 +186,7 @@ class Adapter(LM):
         return cuts
 
     def _score(self, requests: list, pairs: list, progress: bool, greedy: bool) -> list[dict]:
-        """A record for each request; its pieces, where it is longer than a row, add up."""
+        """A record for each request: the sums over its pieces, of which a request that is longer than a row has several."""
         pieces: list[Request] = []
         owners: list[int] = []
         for i, (request, (context, continuation)) in enumerate(zip(requests, pairs, strict=True)):
@@ -204,23 +217,28 @@ class Adapter(LM):
         return records
 
     def _decoding(self, options: dict) -> Decoding:
-        """The decoding that a task requests; settings that are not supported are logged once."""
-        options = dict(options)
-        until = options.pop("until", None) or ()
-        changes: dict[str, Any] = {"until": (until,) if isinstance(until, str) else tuple(until)}
-        for alias in ("max_completion_tokens", "max_tokens", "max_new_tokens", "max_gen_toks"):
-            if alias in options:
-                changes["length"] = int(options.pop(alias))
-        for name, kind in (("temperature", float), ("top_p", float), ("block", int), ("tokens_per_step", int)):
-            if name in options:
-                changes[name] = kind(options.pop(name))
+        """The decoding that a task requests by its generation arguments; null counts as absent.
+
+        Raises InputError: a value of another type, or out of range.
+        """
+        until = options.get("until") or ()
+        until = (until,) if isinstance(until, str) else until
+        if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
+            raise InputError(f"generation_kwargs: until is {until!r:.60}, not a text or a list of texts; correct the task")
+        changes: dict[str, Any] = {"until": tuple(until)}
+        for name, (field, kind) in _FIELDS.items():
+            if options.get(name) is not None:
+                try:
+                    changes[field] = kind(options[name])
+                except (TypeError, ValueError, OverflowError):
+                    raise InputError(f"generation_kwargs: {name} is {options[name]!r:.60}, not a number; correct the task") from None
         if options.get("do_sample") is False:
             changes["temperature"] = 0.0
         elif options.get("do_sample"):
             changes.setdefault("temperature", 1.0)
-        ignored = sorted(options.keys() - _NO_EFFECT)
+        ignored = sorted(options.keys() - set(GENERATION_ARGUMENTS))
         if ignored:
-            LOG.warning("generation settings without a meaning here are left out: %s", ", ".join(ignored))
+            LOG.warning("generation arguments that are not supported are left out: %s", ", ".join(ignored))
         return dataclasses.replace(self.decoding, **changes)
 
 
@@ -228,8 +246,10 @@ class Adapter(LM):
 class DlmJax(Adapter):
     """The model `dlmjax` of lm-eval: `--model_args workdir=DIR,draws=128,...`; see `Adapter` for the other values.
 
-    weights: "ema" or "raw".  step: the checkpoint; default: the newest.  batch_size: lm-eval's own flag, for `batch`.
-    device, max_batch_size: lm-eval gives them unasked ("cuda:0") and they are left out: jax chooses the devices.
+    weights: "ema" or "raw".  step: step of the checkpoint; default: the newest.  batch_size: lm-eval's own flag, for `batch`.
+    device, max_batch_size: lm-eval passes them in any case ("cuda:0"); they have no effect, jax chooses the devices.
+
+    Raises InputError: an unknown value; what `open_run` refuses.
     """
 
     def __init__(
@@ -245,7 +265,7 @@ class DlmJax(Adapter):
         del max_batch_size, device
         known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "max_gen_toks", "seed")
         if unknown := sorted(options.keys() - set(known)):
-            raise InputError(f"model_args has no value {', '.join(unknown)}; there are workdir, weights, step, {', '.join(known)}")
+            raise InputError(f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, {', '.join(known)}")
         if batch_size is not None and str(batch_size).isdigit():
             options.setdefault("batch", int(batch_size))
         run = open_run(str(workdir), weights=weights, step=step)
@@ -253,6 +273,6 @@ class DlmJax(Adapter):
 
 
 def _number(task: str | None, document: int | None, context: str) -> int:
-    """A number for the question that a request belongs to: its choices share their noise; without a question, the context."""
+    """A number for the question of a request, whose choices share their noise; without a question, for its context."""
     name = f"{task}\0{document}" if task is not None else f"\0{context}"
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest(), "little") >> 1

@@ -1,14 +1,14 @@
-"""Text that continues prompts, in batches of prompts of any length, until a text ends: what lm-eval calls generate_until.
+"""Continuations of prompts of any length, in batches, until each text ends: the generate_until requests of lm-eval.
 
-Which sampler, by process:
-  causal, blocks   `BlockSampler`: token by token, or block by block, with its buffers.
-  masked           semi-autoregression on the whole canvas (LLaDA 2502.09992 section 2.4): prompt and masks for all that may be made are
-                   read at once, and the masks of one block after another are shown.  A network that is not told where a text ends sees
-                   how long it may become: `length` is part of the result.
-  any other        the whole canvas at once by the reverse process, at temperature 1: there is no other way to draw from it.
-A text ends at its end of document or its first stop string; a batch is left when all of its texts have ended.
+The process decides between three samplers:
+  causal, blocks   `BlockSampler`: token by token, or block by block, with its caches.
+  masked           semi-autoregression on the whole canvas (LLaDA 2502.09992 section 2.4): the network reads the prompt and masks for the
+                   longest text, and reveals one block after another.  It sees how long the text may become, so `length` changes the
+                   result.
+  any other        the whole canvas at once by the reverse process, at temperature 1, which is the only way to sample from it.
+A text ends at its end of document or its first stop string; a batch ends when all of its texts have ended.
 
-Shapes: B rows, L canvas, P prompt, G made.
+Shapes: B rows, L canvas, P prompt, G generated.
 """
 
 import dataclasses
@@ -26,11 +26,13 @@ from dlmjax.seeds import following
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How texts are made.
+    """Settings of generated text.
 
-    length: tokens that a text may have.  until: strings at which it ends; they are not part of it.
-    temperature, top_p: as for `SampleSettings`; 0 = the most likely tokens, the surest first.
-    block: tokens of a block of masked processes.  tokens_per_step: shown by each network call (1 = best and slowest).
+    length: longest text, tokens.  until: strings at which a text ends; they are not part of it.
+    temperature, top_p: as for `SampleSettings`; temperature 0 = the most likely tokens, those of highest probability first.
+    block: tokens of a block of masked processes.  tokens_per_step: tokens that each network call reveals (1 = best and slowest).
+
+    Raises InputError: a number below 1 where a count is required.
     """
 
     length: int = 256
@@ -43,12 +45,12 @@ class Decoding:
     def __post_init__(self):
         for name in ("length", "block", "tokens_per_step"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} of generated text is {getattr(self, name)}; it must be at least 1")
+                raise InputError(f"{name} of generated text is {getattr(self, name)}; give at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class RaggedCanvas(Canvas):
-    """A canvas whose rows end at `length_B`; what comes after is padding, which nothing sees."""
+    """A canvas whose rows end at `length_B`; the rest is padding, to which no position attends."""
 
     length_B: Int[np.ndarray, "B"]
 
@@ -59,9 +61,10 @@ class RaggedCanvas(Canvas):
 
 
 class Generator:
-    """Continues prompts with one process and network.  Keep it: it compiles on first use, once for each width and `Decoding`.
+    """Continues prompts with one process and network.  Compiles on first use, once for each width and `Decoding`; keep the object.
 
-    network: a `models.Network` on one device.  longest: tokens of prompt and text together, those of training.  batch: prompts at a time.
+    network: a `models.Network` on one device.  longest: most tokens of prompt and text together, the training length.  batch: prompts in a
+    batch.
     """
 
     def __init__(self, process, network, tokenizer, *, longest: int, batch: int = 8, seed: int = 0):
@@ -72,29 +75,29 @@ class Generator:
         self._samplers: dict[SampleSettings, Sampler | BlockSampler] = {}
 
     def __call__(self, params, prompts: Sequence[np.ndarray], decoding: Decoding) -> list[str]:
-        """The text after each prompt, without the stop string or what comes after it.
+        """The text after each prompt, which ends before the first stop string.
 
-        A prompt that leaves no room for `decoding.length` tokens is cut from the left, to no less than half of `longest`; what then
-        still has no room is not made.
+        A prompt that leaves no room for `decoding.length` tokens is cut from the left, to no less than half of `longest`; the text is
+        then as long as fits.
         """
-        return [self._text(made_G, decoding.until)[0] for made_G in self.tokens(params, prompts, decoding)]
+        return [self._text(generated_G, decoding.until)[0] for generated_G in self.tokens(params, prompts, decoding)]
 
     def tokens(self, params, prompts: Sequence[np.ndarray], decoding: Decoding) -> list[np.ndarray]:
-        """The ids made after each prompt; behind an end of document or a stop string there may be more, and the pad id for the rest."""
-        made: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
+        """The ids generated after each prompt; ids after an end of document or a stop string have no meaning."""
+        generated: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
         longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for number, start in enumerate(range(0, len(prompts), self.batch)):
             chunk = longest_first[start : start + self.batch]
             canvas, prompt_B = self._canvas([prompts[i] for i in chunk], decoding.length)
             for tokens_BL in self._stages(params, canvas, decoding, following(self.seed, number)):
                 for b, i in enumerate(chunk):
-                    made[i] = tokens_BL[b, prompt_B[b] : canvas.length_B[b]]
-                if all(self._text(made[i], decoding.until)[1] for i in chunk):
+                    generated[i] = tokens_BL[b, prompt_B[b] : canvas.length_B[b]]
+                if all(self._text(generated[i], decoding.until)[1] for i in chunk):
                     break
-        return made
+        return generated
 
     def _canvas(self, prompts: list[np.ndarray], length: int) -> tuple[RaggedCanvas, np.ndarray]:
-        """Prompts and holes, and the tokens of each prompt that are kept; rows that fill up the batch have one token and no hole."""
+        """(canvas of prompts and masks, length of each prompt as cut); rows that pad the batch have one token and no mask."""
         room = [min(length, max(self.longest - len(prompt), self.longest // 2)) for prompt in prompts]
         kept = [prompt[max(len(prompt) + new - self.longest, 0) :] for prompt, new in zip(prompts, room, strict=True)]
         length_B = np.ones(self.batch, np.int32)
@@ -105,12 +108,12 @@ class Generator:
         frozen_BL = np.ones(tokens_BL.shape, bool)
         for b, prompt in enumerate(kept):
             tokens_BL[b, : len(prompt)] = prompt
-            # Behind the end of a row blocks are made all the same, from left to right: they change nothing before them.
+            # `BlockSampler` also generates the blocks after the end of a row; they do not change the tokens before them.
             frozen_BL[b, len(prompt) : None if self.walks else length_B[b]] = False
         return RaggedCanvas(tokens_BL, frozen_BL, 1.0 - frozen_BL.astype(np.float32), length_B), prompt_B
 
     def _stages(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        """The tokens after each piece of text, the pad id where nothing is made yet."""
+        """The tokens after each stage of sampling; the pad id where none is generated yet."""
         if self.walks:
             yield from self._walk(params, canvas, decoding, seed)
         elif self.masked:
@@ -126,7 +129,7 @@ class Generator:
         sampler = self._sampler(self._settings(order, decoding, self.process.attention.block_size or 1))
         before = -1
         for state in sampler.states(params, canvas, seed=seed):
-            # Checked where the row that is furthest behind has got ahead: not at every step inside a block.
+            # Yielded when the shortest finished prefix has grown, not at every step inside a block.
             reached = int(np.cumprod(~state.masked_BL, axis=1).sum(axis=1).min())
             if reached > before:
                 before = reached
@@ -139,7 +142,7 @@ class Generator:
         sampler = self._sampler(self._settings("confidence", decoding, min(decoding.block, decoding.length)))
         for block in range(-(-int(masked_BL.sum(axis=1).max()) // decoding.block)):
             now_BL = masked_BL & (index_BL // decoding.block == block)
-            # Later blocks are masks that are given: the network reads them, nothing is shown there.
+            # Later blocks are frozen masks: the network reads them, and none is revealed.
             part = RaggedCanvas(tokens_BL.copy(), ~now_BL, now_BL.astype(np.float32), canvas.length_B)
             tokens_BL = sampler.sample(params, part, seed=following(seed, block << 16)).tokens_BL
             yield np.where(tokens_BL == self.tokenizer.mask_id, self.tokenizer.pad_id, tokens_BL)
@@ -162,10 +165,10 @@ class Generator:
                 self._samplers[settings] = Sampler(self.process, self.network.bind, settings, self_condition=hints)
         return self._samplers[settings]
 
-    def _text(self, made_G: np.ndarray, until: tuple[str, ...]) -> tuple[str, bool]:
-        """(the text up to its end, whether it has come to one)."""
-        ends = np.flatnonzero((made_G == self.tokenizer.eos_id) | (made_G == self.tokenizer.pad_id))
-        ended = bool(ends.size) and made_G[ends[0]] == self.tokenizer.eos_id
-        text = self.tokenizer.decode(made_G[: ends[0]] if ends.size else made_G)
+    def _text(self, generated_G: np.ndarray, until: tuple[str, ...]) -> tuple[str, bool]:
+        """(the text up to its end, whether it has ended)."""
+        ends = np.flatnonzero((generated_G == self.tokenizer.eos_id) | (generated_G == self.tokenizer.pad_id))
+        ended = bool(ends.size) and generated_G[ends[0]] == self.tokenizer.eos_id
+        text = self.tokenizer.decode(generated_G[: ends[0]] if ends.size else generated_G)
         stops = [text.find(string) for string in until if string and string in text]
         return (text[: min(stops)], True) if stops else (text, bool(ended) or not ends.size)

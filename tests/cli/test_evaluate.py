@@ -93,7 +93,7 @@ def test_a_suite_records_its_protocol(wiki):
     assert found["words"]["words"] == words
     assert found["words"]["perplexity"] == pytest.approx(np.exp(found["nats_per_token"] * found["tokens"] / words))
     assert set(found["errors"]) == {"sequences", "masks", "levels", "levels_stderr"}
-    assert found["cautions"][0].startswith("2 noise levels cannot tell") and all(line in shown for line in found["cautions"])
+    assert found["cautions"][0].startswith("2 nodes cannot estimate") and all(line in shown for line in found["cautions"])
     assert "not the suite's own protocol: window 32, not 1024; stride 16, not 512" in shown and "perplexity per word <=" in shown
 
 

@@ -89,7 +89,7 @@ def test_the_bias_of_the_levels_is_seen(nodes):
     assert 1e-3 < bias <= result.errors["levels"] < 30 * bias and result.errors["levels_stderr"] < 1e-6
 
 
-def test_too_few_levels_are_told():
+def test_too_few_nodes_are_reported():
     """One line where the bias, or not knowing it, matters; none where it is noise, where levels are drawn, or at the default."""
     curve = Curve(LAW.vocab, LAW.mask_id), list(batches_of(np.zeros((4, 3)), 4))
     law = LAW.process(), list(batches_of(LAW.texts_NL, 27))
@@ -97,8 +97,8 @@ def test_too_few_levels_are_told():
     def caution(process, batches, **grid):
         return Evaluator(process, LAW.bind, **grid)(ONE, batches).caution()
 
-    assert "--nodes 16" in caution(*law, nodes=2) and "1 noise level cannot" in caution(*law, nodes=1)
-    assert "4 noise levels are too few" in caution(*curve, nodes=4) and "--nodes 16" in caution(*curve, nodes=4)
+    assert "--nodes 16" in caution(*law, nodes=2) and "1 node cannot" in caution(*law, nodes=1)
+    assert "4 nodes are too few" in caution(*curve, nodes=4) and "--nodes 16" in caution(*curve, nodes=4)
     assert caution(*law) == caution(*law, nodes=2, rule="stratified") == caution(*law, nodes=2, rule="count") == ""
 
     class Turning(Curve):

@@ -288,5 +288,5 @@ def test_bad_calls(law_and_windows, masked):
         masked(one, batches_of(texts_WL[:4], 4, np.zeros((4, 3))))
     with pytest.raises(InputError, match="window 2 comes twice"):
         masked(one, batches_of(texts_WL, 4, order=[0, 2, 1, 2]))
-    with pytest.raises(InputError, match="another tokenizer"):
+    with pytest.raises(InputError, match="tokenizer of the run"):
         masked(one, batches_of(np.full((4, 3), 9), 4))

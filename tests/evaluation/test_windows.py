@@ -58,7 +58,7 @@ def test_remainders():
     assert (truncated.end_W - truncated.begin_W).tolist() == [7, 1, 16, 16]
     tail = cut_windows(TOKENS, ENDS, window=16, step=16, pad_id=0, packing="alone", remainder="tail")
     assert tail.begin_W.tolist() == tail.scored_W.tolist() == [0, 7, 44, 84] and tail.end_W.tolist() == ENDS.tolist()
-    with pytest.raises(InputError, match="do not fill one window of 128"):
+    with pytest.raises(InputError, match="do not fill a window of 128"):
         cut_windows(TOKENS, ENDS, window=128, step=128, pad_id=0, remainder="drop")
 
 

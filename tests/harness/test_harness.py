@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -23,6 +24,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
+import dlmjax
 from dlmjax.cli.main import main
 from dlmjax.data import load_tokenizer
 from dlmjax.data.tokenizers import TableTokenizer
@@ -31,7 +33,7 @@ from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import Request
-from dlmjax.harness.adapter import Adapter, DlmJax, Model
+from dlmjax.harness.adapter import GENERATION_ARGUMENTS, Adapter, DlmJax, Model
 from dlmjax.harness.generate import Decoding, Generator
 from dlmjax.run import Run, assemble, open_run
 from tests.data.conftest import shared_file
@@ -305,9 +307,9 @@ def test_generation_does_not_depend_on_the_prompts_beside_it():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--tasks", ","], "no task is named"),
-        # lm-eval reads all of its own tasks before it can say so.
-        pytest.param(["--tasks", "pears"], "no task 'pears', nor is one in", marks=pytest.mark.nightly),
+        (["--tasks", ","], "--tasks has no name"),
+        # lm-eval reads all of its own tasks first.
+        pytest.param(["--tasks", "pears"], "'pears' is not a task of lm-eval or of", marks=pytest.mark.nightly),
         (["--include-path", "nowhere"], "--include-path nowhere is not a folder"),
         (["--draws", "0"], "--draws is 0"),
         (["--overlap", "64"], "overlap of 64"),
@@ -326,8 +328,33 @@ def test_what_cannot_be_run_is_told_in_one_line(workdir, tasks, capsys, change, 
 
 
 def test_model_args_that_mean_nothing_are_refused(workdir):
-    with pytest.raises(InputError, match="no value draw; there are workdir"):
+    with pytest.raises(InputError, match="no value draw; choose from workdir"):
         DlmJax(str(workdir), draw=3)
+
+
+def test_the_page_lists_the_generation_arguments_that_are_read(caplog):
+    """Each of them changes the decoding, null does not, and of those that lm-eval's tasks also set none does."""
+    adapter = adapter_of(PROCESSES["masked"], max_gen_toks=64)
+    page = (pathlib.Path(dlmjax.__file__).parents[1] / "docs" / "lm_eval.md").read_text(encoding="utf-8")
+    rows = page.split("| argument |")[1].split("\n\n")[0].splitlines()[2:]
+    listed = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows]
+    assert {name for names in listed for name in names} == set(GENERATION_ARGUMENTS)
+    values = {"until": "x", "do_sample": True, "temperature": 0.5, "top_p": 0.9}
+    for name in GENERATION_ARGUMENTS:
+        value = values.get(name, 7)
+        assert adapter._decoding({name: value}) != adapter.decoding == adapter._decoding({name: None}), name
+        for wrong in ("many", [3], {}):
+            if name == "until" and wrong == "many" or name == "do_sample" or (name, wrong) == ("until", {}):
+                continue
+            with pytest.raises(InputError, match=f"^generation_kwargs: {name} is "):
+                adapter._decoding({name: wrong})
+    (lengths,) = [names for names in listed if "max_gen_toks" in names]
+    for first, second in itertools.pairwise(lengths):
+        assert adapter._decoding({second: 5, first: 3}).length == 3
+    assert adapter._decoding({"do_sample": False, "temperature": 0.5}).temperature == 0
+    assert not caplog.records
+    others = {"top_k": 5, "num_beams": 2, "repetition_penalty": 1.1, "stop": ["x"], "seed": 3}
+    assert adapter._decoding(others) == adapter.decoding and all(name in caplog.text for name in others)
 
 
 # --- the data sets that the field uses, where they are beside the project ---------------------------------------------------------

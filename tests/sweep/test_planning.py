@@ -299,7 +299,7 @@ def test_runs_of_a_shape_that_was_seen_cost_milliseconds(data):
         (dict(overrides=("optimizer.schedule=wsd", "optimizer.decay=0.0")), "decay=0 never decays"),
         (dict(overrides=("optimizer.final=1.0",)), "final=1.0 never decays"),
         (dict(validation=Validation(windows=122)), r"has 121 windows of 128 in its split valid, .*; give Validation\(windows=121\)"),
-        (dict(validation=Validation(windows=8, rule="count"), objectives={"u": "../uniform.py:tiny"}), "rule count"),
+        (dict(validation=Validation(windows=8, rule="count"), objectives={"u": "../uniform.py:tiny"}), "rule=count"),
         (dict(batch=BatchLaw(1e300, 1)), "check its numbers"),
         (dict(validation=Validation(split="test")), "has no split 'test'"),
         (dict(objectives={"masked": "../nothing.py"}), "nothing.py does not exist"),

@@ -61,7 +61,7 @@ def test_a_model_does_not_differ_from_itself(sides):
 def test_other_texts_are_refused(sides):
     _, _, _, (a, b) = sides
     for change in ({"window_W": b.window_W + 1}, {"tokens_W": b.tokens_W + 1}, {"bytes_W": None}):
-        with pytest.raises(InputError, match="same windows"):
+        with pytest.raises(InputError, match="different windows"):
             paired_difference(a, dataclasses.replace(b, **change))
 
 

@@ -68,7 +68,7 @@ def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
         "calls": samples.evaluations,
         "entropy": samples.entropy / math.log(2),
         "tau": float(np.nanmean(taus)) if np.isfinite(taus).any() else None,
-        "shown": share_settled(trace, trace.shown_SBL),
+        "shown": share_settled(trace, trace.tokens_SBL),
         "guessed": None if x0_prediction is None else share_settled(trace, analysis.completed(trace, x0_prediction)),
         "flips": float(analysis.flips(trace).mean()),
     }
@@ -76,7 +76,7 @@ def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
 
 def share_settled(trace: Trace, texts_SBL: np.ndarray) -> float:
     """The first stable state as a share of the steps, mean over rows."""
-    return float(analysis.first_stable(texts_SBL, analysis.made(trace)).mean() / (trace.states - 1))
+    return float(analysis.first_stable(texts_SBL, analysis.generated(trace)).mean() / (trace.states - 1))
 
 
 def table(rows: list[dict]) -> str:

@@ -79,7 +79,7 @@ def error(process: Process, joint: oracle.JointDistribution, grid: str, steps: i
         matrix = euler_matrix if process.name == "flow_matching" else oracle.reverse_matrix
         z_Zn = oracle.enumerate_sequences(TOKENS + 1, joint.length)
         now_Z = kernel.noise(1.0)[z_Zn].prod(axis=1)
-        for t, s in itertools.pairwise(make_grid(grid).levels(steps).tolist()):
+        for t, s in itertools.pairwise(make_grid(grid).times(steps).tolist()):
             # States of probability zero are 0 / 0 in the oracle.
             now_Z = now_Z @ np.nan_to_num(matrix(joint, kernel, t, s))
     sampled_X = now_Z[(z_Zn < TOKENS).all(axis=1)]

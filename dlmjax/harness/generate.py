@@ -105,12 +105,12 @@ class Generator:
         prompt_B = np.asarray([len(prompt) for prompt in kept])
         size = self.process.attention.block_size or 1
         tokens_BL = np.full((self.batch, row_width(int(length_B.max()), self.longest, size)), self.tokenizer.pad_id, np.int32)
-        frozen_BL = np.ones(tokens_BL.shape, bool)
+        condition_mask_BL = np.ones(tokens_BL.shape, bool)
         for b, prompt in enumerate(kept):
             tokens_BL[b, : len(prompt)] = prompt
             # `BlockSampler` also generates the blocks after the end of a row; they do not change the tokens before them.
-            frozen_BL[b, len(prompt) : None if self.walks else length_B[b]] = False
-        return RaggedCanvas(tokens_BL, frozen_BL, 1.0 - frozen_BL.astype(np.float32), length_B), prompt_B
+            condition_mask_BL[b, len(prompt) : None if self.walks else length_B[b]] = False
+        return RaggedCanvas(tokens_BL, condition_mask_BL, 1.0 - condition_mask_BL.astype(np.float32), length_B), prompt_B
 
     def _stages(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
         """The tokens after each stage of sampling; the pad id where none is generated yet."""
@@ -136,7 +136,7 @@ class Generator:
                 yield np.where(state.masked_BL, self.tokenizer.pad_id, state.tokens_BL)
 
     def _semi_autoregression(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        masked_BL, tokens_BL = ~canvas.frozen_BL, canvas.tokens_BL.copy()
+        masked_BL, tokens_BL = ~canvas.condition_mask_BL, canvas.tokens_BL.copy()
         tokens_BL[masked_BL] = self.tokenizer.mask_id
         index_BL = np.cumsum(masked_BL, axis=1) - 1
         sampler = self._sampler(self._settings("confidence", decoding, min(decoding.block, decoding.length)))

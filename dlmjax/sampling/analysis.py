@@ -1,10 +1,10 @@
-"""What a denoising trace says: when a text was settled, what was taken back, and in which order its tokens came.
+"""Statistics of a denoising trace: the step at which a text is settled, the tokens that change, and the order in which tokens are revealed.
 
-A text is settled at the first state from which on it does not change any more. What is looked at is either the shown tokens of a trace,
-where a hole is no token, or its completed texts (`completed`), in which the network's best guess stands in every hole: then a text may be
-settled long before its last token is shown, and stopping there would have cost nothing.
+A text is settled at the first state from which on it does not change. The functions take either the revealed tokens of a trace or its
+completed texts (`completed`), which hold the most likely x0 prediction at every masked position. A completed text may be settled long
+before its last token is revealed; sampling could then stop there without a change of the text.
 
-Functions of plain arrays; nothing is sampled here. Shapes: S states (the start and one per step), B rows, L positions.
+Functions of arrays; no network is called here. Shapes: S states (the start and one per step), B rows, L positions.
 """
 
 from collections.abc import Callable
@@ -12,56 +12,61 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dlmjax.sampling.trace import HIDDEN, Trace
+from dlmjax.sampling.trace import MASKED, Trace
 
 Texts = Int[np.ndarray, "S B L"]
 
 
-def made(trace: Trace) -> Bool[np.ndarray, "B L"]:
-    """Positions that were not given."""
-    return ~trace.canvas.frozen_BL
+def generated(trace: Trace) -> Bool[np.ndarray, "B L"]:
+    """Positions that the sampler filled."""
+    return ~trace.canvas.condition_mask_BL
 
 
-def completed(trace: Trace, guess: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Texts:
-    """The text of each state with a best guess in every hole.
+def completed(trace: Trace, predict_x0: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Texts:
+    """The text of each state with the most likely x0 prediction at every masked position.
 
-    guess(shown_BL, masked_BL, time) -> tokens [B, L]: what the network thinks most likely; read in holes only.
+    predict_x0(tokens_BL, masked_BL, time) -> most likely tokens [B, L]; only those at masked positions are used.
     """
-    states = zip(trace.shown_SBL, trace.times_S, strict=True)
-    return np.stack([np.where(shown_BL == HIDDEN, guess(shown_BL, shown_BL == HIDDEN, float(time)), shown_BL) for shown_BL, time in states])
+    texts = []
+    for tokens_BL, time in zip(trace.tokens_SBL, trace.times_S, strict=True):
+        masked_BL = tokens_BL == MASKED
+        texts.append(np.where(masked_BL, predict_x0(tokens_BL, masked_BL, float(time)), tokens_BL))
+    return np.stack(texts)
 
 
 def settled(texts_SBL: Texts) -> Int[np.ndarray, "B L"]:
-    """For each token, the first state from which on it is the final one."""
+    """First state from which on each token is the final one."""
     other_SBL = texts_SBL != texts_SBL[-1]
     return np.where(other_SBL.any(axis=0), len(other_SBL) - np.argmax(other_SBL[::-1], axis=0), 0)
 
 
-def first_stable(texts_SBL: Texts, made_BL: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "B"]:
-    """For each row, the first state from which on all of its made tokens are the final ones."""
-    return np.max(settled(texts_SBL), axis=1, where=made_BL, initial=0)
+def first_stable(texts_SBL: Texts, generated_BL: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "B"]:
+    """First state of each row from which on all generated tokens are the final ones."""
+    return np.max(settled(texts_SBL), axis=1, where=generated_BL, initial=0)
 
 
-def first_correct(texts_SBL: Texts, made_BL: Bool[np.ndarray, "B L"], reference_BL: Int[np.ndarray, "B L"]) -> Int[np.ndarray, "B"]:
-    """For each row, the first state in which all of its made tokens are those of a reference; -1 = in none. They may change later on."""
-    right_SB = np.all((texts_SBL == reference_BL) | ~made_BL, axis=2)
+def first_correct(texts_SBL: Texts, generated_BL: Bool[np.ndarray, "B L"], reference_BL: Int[np.ndarray, "B L"]) -> Int[np.ndarray, "B"]:
+    """First state of each row in which all generated tokens are those of a reference; -1 = none. They may change in later states."""
+    right_SB = np.all((texts_SBL == reference_BL) | ~generated_BL, axis=2)
     return np.where(right_SB.any(axis=0), np.argmax(right_SB, axis=0), -1)
 
 
 def flips(trace: Trace) -> Int[np.ndarray, "B"]:
-    """For each row, how often a token that was shown became another one or was hidden again."""
-    before_SBL, after_SBL = trace.shown_SBL[:-1], trace.shown_SBL[1:]
-    return np.sum((before_SBL != HIDDEN) & (before_SBL != after_SBL) & made(trace), axis=(0, 2))
+    """Number of changes of revealed tokens in each row, to a different token or to the mask."""
+    before_SBL, after_SBL = trace.tokens_SBL[:-1], trace.tokens_SBL[1:]
+    return np.sum((before_SBL != MASKED) & (before_SBL != after_SBL) & generated(trace), axis=(0, 2))
 
 
 def order_tau(trace: Trace) -> Float[np.ndarray, "B"]:
-    """For each row, Kendall's tau-b between the positions of its made tokens and the steps at which the final ones appeared: 1 from left
-    to right, -1 from right to left, about 0 in any order; NaN where all came at once."""
-    from scipy.stats import kendalltau  # a second to import, which only this figure requires
+    """Kendall's tau-b of each row between the positions of generated tokens and the states at which the final ones appeared.
 
-    appeared_BL, place_L = settled(trace.shown_SBL), np.arange(trace.canvas.length)
+    1: from left to right; -1: from right to left; about 0: in random order; NaN: all in the same state.
+    """
+    from scipy.stats import kendalltau  # takes a second to import
+
+    appeared_BL, index_L = settled(trace.tokens_SBL), np.arange(trace.canvas.length)
     taus = []
-    for appeared_L, made_L in zip(appeared_BL, made(trace), strict=True):
-        apart = len(np.unique(appeared_L[made_L])) > 1
-        taus.append(kendalltau(place_L[made_L], appeared_L[made_L]).statistic if apart else np.nan)
+    for appeared_L, generated_L in zip(appeared_BL, generated(trace), strict=True):
+        differ = len(np.unique(appeared_L[generated_L])) > 1
+        taus.append(kendalltau(index_L[generated_L], appeared_L[generated_L]).statistic if differ else np.nan)
     return np.asarray(taus, np.float64)

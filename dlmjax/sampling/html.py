@@ -1,6 +1,6 @@
-"""A trace as one self-contained page: a slider and a play button to scrub through the denoising, no network, no library.
+"""A trace as a self-contained HTML page with a slider and a play button; the page loads nothing.
 
-The whole trace lies in the page as data (`<script id="trace">`), so the page is also the record that `trace.replay` can check.
+The page contains the whole trace as JSON (`<script id="trace">`), which `trace.replay` can check.
 """
 
 import html
@@ -17,13 +17,13 @@ h1 { font-size: 1.3rem; } table { border-collapse: collapse; font-size: .85rem; 
 td, th { border: 1px solid var(--line); padding: .15rem .6rem; text-align: left; }
 #text { font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; min-height: 6rem; }
-#text span { border-radius: .15rem; } #text .hole { color: var(--dim); } #text .frozen { font-weight: 600; }
+#text span { border-radius: .15rem; } #text .masked { color: var(--dim); } #text .frozen { font-weight: 600; }
 #text .new { outline: 2px solid currentColor; } .bar { display: flex; gap: .7rem; align-items: center; margin: 1rem 0; flex-wrap: wrap; }
 #slider { flex: 1; min-width: 12rem; } #where { font-variant-numeric: tabular-nums; min-width: 14rem; }
 .key { display: inline-block; width: 8rem; height: .7rem; border-radius: .2rem; vertical-align: middle; }
 """
 
-# Colours: hue 0 (red) to 120 (green) for confidence, 260 (violet, early) to 20 (orange, late) for the step a token was fixed at.
+# Colours: hue 0 (red) to 120 (green) for confidence; 260 (violet, early) to 20 (orange, late) for the step that revealed a token.
 _SCRIPT = """
 "use strict";
 const trace = JSON.parse(document.getElementById("trace").textContent);
@@ -48,26 +48,27 @@ function colour(row, at, now) {
 function draw() {
   const now = Number(byId("slider").value), row = Number(byId("row").value), text = byId("text");
   text.replaceChildren();
-  let hidden = 0;
+  let masked = 0;
   states[now][row].forEach((id, at) => {
     const cell = document.createElement("span"), sure = trace.confidence[now][row][at] / 10000;
     if (id < 0) {
-      hidden++;
-      cell.className = "hole";
+      masked++;
+      cell.className = "masked";
       cell.textContent = "\\u00b7";
-      cell.title = `hole ${at}: best guess ${sure.toFixed(4)}`;
+      cell.title = `position ${at}: masked, largest probability ${sure.toFixed(4)}`;
     } else {
       cell.textContent = trace.pieces[id];
       const frozen = trace.canvas.frozen[row][at], step = fixedAt(row, at, now);
-      cell.title = frozen ? `token ${at}: given` : `token ${at}: id ${id}, shown at step ${step} with probability ${sure.toFixed(4)}`;
+      cell.title = frozen ? `token ${at}: part of the canvas`
+        : `token ${at}: id ${id}, revealed at step ${step} with probability ${sure.toFixed(4)}`;
       if (frozen) cell.className = "frozen";
       else { cell.style.background = colour(row, at, now); if (now && step === now) cell.className = "new"; }
     }
     text.append(cell);
   });
-  byId("where").textContent = `step ${now} of ${states.length - 1}, t = ${trace.times[now].toFixed(3)}, hidden ${hidden}`;
-  byId("low").textContent = byId("colour").value === "fixed" ? "early" : "unsure";
-  byId("high").textContent = byId("colour").value === "fixed" ? "late" : "sure";
+  byId("where").textContent = `step ${now} of ${states.length - 1}, t = ${trace.times[now].toFixed(3)}, masked ${masked}`;
+  byId("low").textContent = byId("colour").value === "fixed" ? "early" : "low";
+  byId("high").textContent = byId("colour").value === "fixed" ? "late" : "high";
   const hues = byId("colour").value === "fixed" ? [260, 140, 20] : [0, 60, 120];
   byId("key").style.background = `linear-gradient(to right, ${hues.map(h => `hsl(${h} 75% 48% / .6)`).join(", ")})`;
 }
@@ -95,9 +96,9 @@ draw();
 
 
 def render_html(trace: Trace, title: str = "Denoising trace") -> str:
-    """The page as text.  Everything that a model or a user wrote is escaped."""
+    """The page.  All text of the model and of the user is escaped."""
     record = trace.to_json()
-    # Inside <script> only "<" could end the element or open a comment; JSON may write it as an escape anywhere.
+    # Only "<" can end a <script> element or open a comment in it; JSON allows an escape for it anywhere.
     data = (
         json.dumps(record, allow_nan=False, separators=(",", ":"))
         .replace("<", "\\u003c")
@@ -127,12 +128,12 @@ def render_html(trace: Trace, title: str = "Denoising trace") -> str:
 <div class="bar">
 <label>sample <select id="row"></select></label>
 <label>colour by <select id="colour"><option value="confidence">confidence</option>
-<option value="fixed">when it was fixed</option></select></label>
+<option value="fixed">step of reveal</option></select></label>
 <span id="low"></span> <span id="key" class="key"></span> <span id="high"></span>
 </div>
-<details open><summary>How it was made</summary><table>{table}</table></details>
+<details open><summary>Settings</summary><table>{table}</table></details>
 <details><summary>Final text</summary>{texts}</details>
-<noscript><p>Scrubbing needs JavaScript; the final text is above, the states are in this page's source.</p></noscript>
+<noscript><p>The slider requires JavaScript. The final text is above; the states are in the source of this page.</p></noscript>
 <script type="application/json" id="trace">{data}</script>
 <script>{_SCRIPT}</script>
 </body>
@@ -141,5 +142,5 @@ def render_html(trace: Trace, title: str = "Denoising trace") -> str:
 
 
 def write_html(trace: Trace, path: str | os.PathLike, title: str = "Denoising trace") -> None:
-    """Writes `render_html` to `path` in one move.  Raises InputError when the place cannot be written to."""
+    """Writes the page to `path` atomically.  Raises InputError where the path is not writable."""
     write_atomically(path, render_html(trace, title))

@@ -1,6 +1,6 @@
-"""The steppers by name, as the command line and a record name them."""
+"""The step methods by name, as `--method` and records write them."""
 
-from dlmjax.sampling.call import build
+from dlmjax.sampling.by_name import build
 from dlmjax.sampling.gaussian import Ddim, Ddpm, Heun
 from dlmjax.sampling.hitting import FirstHitting, Predetermined
 from dlmjax.sampling.remask import Remask
@@ -12,5 +12,5 @@ METHODS: dict[str, type] = {
 
 
 def make_method(text: str) -> Stepper:
-    """A stepper by name, with its values as in a call: "tau_leap", "remask(rule=cap, eta=0.2)"."""
+    """The stepper of a name, with its values written as a call: "tau_leap", "remask(rule=cap, eta=0.2)"."""
     return build("method", text, METHODS)

@@ -1,9 +1,9 @@
-"""Remasking: a step that may also hide again what was shown, and yet has the marginals of the process (ReMDM 2503.00307).
+"""Remasking: a step that may mask a revealed token again and keeps the marginals of the process (ReMDM 2503.00307).
 
-From t to s a shown token is hidden with probability sigma, a hidden one shown with probability
+From t to s a revealed token is masked with probability sigma, and a masked position is revealed with probability
     ((1 - alpha_t) - (1 - alpha_s) + sigma alpha_t) / (1 - alpha_t),      0 <= sigma <= min(1, (1 - alpha_s) / alpha_t)
-(eq. 6), so that q(z_s | x) stays what it was: mistakes of parallel steps can be taken back. sigma = 0 is the ancestral step. Hidden
-tokens are drawn from the same network; no training knows of it.
+(eq. 6), so that q(z_s | x) does not change. Errors of parallel steps can thus be corrected. sigma = 0 is the ancestral step. The network
+requires no training of its own for this.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ RULES = ("cap", "rescale", "loop")
 
 @dataclasses.dataclass(frozen=True)
 class Remask(Stepper):
-    """rule: "cap" sigma = min(eta, the most), "rescale" sigma = eta x the most, "loop" as cap, but only in steps from a level to itself,
-    which grid "hold" makes (before and after them nothing is hidden again)."""
+    """rule: the value of sigma. "cap": min(eta, upper bound); "rescale": eta x upper bound; "loop": as cap in steps with t = s, which grid
+    "hold" makes, and 0 in the others. eta: probability (cap, loop) or share of the upper bound (rescale), in [0, 1]."""
 
     rule: str = "rescale"
     eta: float = 0.1
@@ -39,20 +39,20 @@ class Remask(Stepper):
     def rates(
         self, process: Process, t_BL: Float[Array, "B L"], s_BL: Float[Array, "B L"]
     ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-        """(probability that a shown token is hidden, probability that a hidden one is shown)."""
+        """(probability that a revealed token is masked, probability that a masked position is revealed)."""
         alpha_t_BL = process.schedule.alpha(t_BL)
         noise_t_BL, noise_s_BL = process.schedule.noise(t_BL), process.schedule.noise(s_BL)
-        most_BL = jnp.minimum(noise_s_BL / jnp.maximum(alpha_t_BL, FLOOR), 1.0)
-        sigma_BL = self.eta * most_BL if self.rule == "rescale" else jnp.minimum(self.eta, most_BL)
+        bound_BL = jnp.minimum(noise_s_BL / jnp.maximum(alpha_t_BL, FLOOR), 1.0)
+        sigma_BL = self.eta * bound_BL if self.rule == "rescale" else jnp.minimum(self.eta, bound_BL)
         if self.rule == "loop":
             sigma_BL = jnp.where(s_BL < t_BL, 0.0, sigma_BL)
-        show_BL = (noise_t_BL - noise_s_BL + sigma_BL * alpha_t_BL) / jnp.maximum(noise_t_BL, FLOOR)
-        return sigma_BL, jnp.where(noise_s_BL > 0, show_BL, 1.0)
+        reveal_BL = (noise_t_BL - noise_s_BL + sigma_BL * alpha_t_BL) / jnp.maximum(noise_t_BL, FLOOR)
+        return sigma_BL, jnp.where(noise_s_BL > 0, reveal_BL, 1.0)
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         which_B, token_B = split_rows(keys_B)
-        hide_BL, show_BL = self.rates(process, t_BL, s_BL)
+        mask_BL, reveal_BL = self.rates(process, t_BL, s_BL)
         masked_BL = z == process.absorbing_id
-        change_BL = uniform_rows(which_B, z.shape[1]) < jnp.where(masked_BL, show_BL, hide_BL)
+        change_BL = uniform_rows(which_B, z.shape[1]) < jnp.where(masked_BL, reveal_BL, mask_BL)
         tokens_BL = draw_tokens(token_B, denoise(z, t_BL))
         return jnp.where(change_BL, jnp.where(masked_BL, tokens_BL, process.absorbing_id), z)

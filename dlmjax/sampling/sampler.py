@@ -1,20 +1,20 @@
-"""Drawing text: from a canvas, step by step, to tokens.  One jitted step serves every step, the live view, the trace and its replay.
+"""Sampling: from a canvas to text, step by step.  `sample`, the live view, the trace and its replay run the same jitted step.
 
-Two kinds of step:
-  in time        from level t to level s by `settings.method` (see `methods`); "ancestral" is the reverse process itself, p(z_s | z_t),
-                 and there for every process. The levels are those of `settings.grid`.
-  reveal orders  where text starts as masks: draw a token for every hole, show the few that score best, leave the rest masked
-                 (see `reveal`). `left_to_right` is also how causal processes are sampled: one token per step.
+There are two kinds of step:
+  steps in time  from time t to time s by `settings.method` (see `methods`), at the times of `settings.grid`. "ancestral" is the process's
+                 reverse step p(z_s | z_t), which every process has.
+  reveal orders  for text that starts as masks: draw a token at every masked position, reveal those with the highest scores and leave the
+                 others masked (see `reveal`). Causal processes are sampled in the order `left_to_right`, one token per step.
 
-Time runs on a clock that falls from the canvas's start level to 0, so the last step ends at 0 exactly. A position that starts lower
-(edited text) waits until the clock has come down to its level. The network is told the level of each position: 0 where it is frozen,
-and in reveal orders what `TimeDomain.revealed` says of what is shown.
+t falls from the start time of the canvas to exactly 0. A position with a lower start time (edited text) does not change before t has
+fallen to it. The network is conditioned on the time of each position: 0 where the canvas conditions, and in reveal orders the value of
+`TimeDomain.revealed`.
 
-Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the rows beside it.
-Tokens are drawn with high-precision Gumbel noise: in float32 the plain kind never exceeds 15.94, which silently cuts the tail of a
-large vocabulary and lowers the entropy of the text (Zheng et al. 2409.02908).
+Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the other rows.
+Tokens are drawn with high-precision Gumbel noise: plain float32 noise does not exceed 15.94, which cuts the tail of a large vocabulary
+and lowers the entropy of the text (Zheng et al. 2409.02908).
 
-Shapes: B rows, L positions, V vocabulary, N levels.
+Shapes: B rows, L positions, V vocabulary, N times, I inputs of self-conditioning.
 """
 
 import dataclasses
@@ -31,28 +31,28 @@ from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_key
 from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
 from dlmjax.progress import Progress
-from dlmjax.sampling.calls import BoundLogits, LogitsCache, StepDenoiser, put
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
-from dlmjax.sampling.reveal import order_scores, planned, probability_of
+from dlmjax.sampling.reveal import order_scores, planned_reveals, probability_of
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
 from dlmjax.sampling.steppers import StepSchedule, rank
 from dlmjax.seeds import check_seed
 
 
 class SamplerState(NamedTuple):
-    """What one step hands to the next (on the device)."""
+    """The state between two steps, on the device."""
 
     z: Shaped[Array, "B L *state"]
-    tokens_BL: Int[Array, "B L"]  # what z shows
+    tokens_BL: Int[Array, "B L"]  # the tokens of z
     masked_BL: Bool[Array, "B L"]
-    start_masked_BL: Bool[Array, "B L"]  # hidden at the start
+    start_masked_BL: Bool[Array, "B L"]  # masked at the start
     confidence_BL: Float[Array, "B L"]
-    score_BL: Float[Array, "B L"]  # by the order, when it was revealed
+    score_BL: Float[Array, "B L"]  # score of the order at the step of reveal
     fixed_BL: Int[Array, "B L"]
-    time: Float[Array, ""]  # the highest clock of any row
+    time: Float[Array, ""]  # largest t of the rows
     calls: Int[Array, ""]
     plan: StepSchedule | None
     logits_cache: LogitsCache | None
@@ -60,7 +60,7 @@ class SamplerState(NamedTuple):
 
 
 class StepTimes(NamedTuple):
-    """The levels of a step: from t to s where a position moves, the clock after it."""
+    """Times of one step: from t to s where a position moves; after: largest time of the rows after the step."""
 
     t_BL: Float[Array, "B L"]
     s_BL: Float[Array, "B L"]
@@ -69,78 +69,81 @@ class StepTimes(NamedTuple):
 
 
 class Sampler:
-    """Samples from one process and network with one set of settings.  Compiles on first use; keep it and call it with new params.
+    """Samples the whole canvas at once, with one process, network and set of settings.  Compiles at the first call of each canvas shape.
 
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden` and `logits`.
-    params: the tree that `bind` takes; what the process has learned is its entry "process", if it has one.
-    self_condition: the network takes its last estimate as a hint (`ModelSpec.self_condition`).
+    params (of the methods): the tree that `bind` takes; process parameters are its entry "process".
+    self_condition: the network takes its last x0 prediction as input (`ModelSpec.self_condition`).
     """
 
     def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
-        self.process = process.bound  # training may draw its noise in another way
+        self.process = process.bound  # without what only training uses
         self.causal = process.attention.causal
         self.mask_id = self.process.capabilities.prior_mask_id
         if process.attention.block_size is not None:
-            raise InputError(f"process {process.name} is sampled block by block: use BlockSampler")
+            raise InputError(f"process {process.name} is sampled in blocks; use BlockSampler")
         if self.causal:
             if settings.order not in ("left_to_right", "ancestral"):
-                raise InputError(f"process {process.name} is causal: it is sampled left_to_right, not in {settings.order} order")
-            settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # what ancestral means there
+                raise InputError(f"process {process.name} is causal and requires order left_to_right, not {settings.order}")
+            settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # ancestral sampling of a causal process
         if not self.causal and self.mask_id is None and settings.order != "ancestral":
-            raise InputError(f"order {settings.order} reveals masked tokens, but process {process.name} has no mask; use ancestral")
+            raise InputError(f"order {settings.order} requires masked tokens, but process {process.name} has no mask; use order ancestral")
         settings = self.settings = settings.on_grid(self.process.capabilities.sampling_grid)
         self.reveals = settings.order != "ancestral"
-        # A step for each hole, whatever `steps` says: a threshold stops before that.
-        self._one_by_one = self.causal or settings.threshold is not None
-        if self.reveals and self._replaced(0.0):
+        # One step per masked position, whatever `steps` is; a threshold ends the run earlier.
+        self._one_token_per_step = self.causal or settings.threshold is not None
+        if self.reveals and self._shows_wrong_tokens(0.0):
             raise InputError(
-                f"order {settings.order} takes what is shown for the text, but process {process.name} with its clipped schedule still "
-                "shows other tokens at t = 0; use order ancestral"
+                f"order {settings.order} requires clean tokens at t = 0, but the clipped schedule of process {process.name} leaves wrong "
+                "tokens there; use order ancestral"
             )
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
-        self._levels_N = make_grid(settings.grid).levels(settings.steps).astype(np.float32)
-        self._check_calls()
+        self._times_N = make_grid(settings.grid).times(settings.steps).astype(np.float32)
+        self._check_network()
         suppressed = {*settings.suppressed_ids, *process.suppressed_ids}
         outside = sorted(i for i in suppressed if not 0 <= i < process.vocab)
         if outside:
             raise InputError(f"suppressed_ids {outside} lie outside the vocabulary of {process.vocab}")
         if len(suppressed) >= process.vocab:
-            raise InputError("every token of the vocabulary is suppressed from sampling")
+            raise InputError("suppressed_ids contain every token of the vocabulary; leave at least one out")
         if self.process.states.dim:
-            # Vectors are rounded to tokens by the process itself.
+            # The process itself rounds vectors to tokens.
             self.process = dataclasses.replace(self.process, excluded=tuple(sorted(suppressed)))
         self._suppressed_ids = tuple(sorted(suppressed))
-        self._compiled = {}  # by placement of the weights
+        self._compiled = {}  # by sharding of the weights and function
 
-    def _check_calls(self):
+    def _check_network(self):
         process, settings = self.process, self.settings
         if settings.cache and (process.time_input or self.causal or process.states.dim or self.self_condition):
             raise InputError(
-                f"cache leaves out calls where no token has changed, but the network of process {process.name} is conditioned on more "
-                "than the tokens; leave cache off"
+                f"cache requires a network that reads tokens alone; that of process {process.name} has further inputs, which change at "
+                "each step; leave cache off"
             )
         if settings.guidance and self.causal:
-            raise InputError(f"process {process.name} is causal: its prompt cannot be hidden, so leave guidance at 0")
+            raise InputError(f"process {process.name} is causal and has no output without its prompt; leave guidance at 0")
         if process.output.predicts != "logits" and (settings.temperature, settings.top_p) != (1.0, 1.0):
-            raise InputError(f"the network of process {process.name} predicts no law of tokens; leave temperature and top_p at 1")
+            raise InputError(
+                f"temperature and top_p require a network that predicts logits, but that of process {process.name} predicts "
+                f"{process.output.predicts}; leave them at 1"
+            )
 
-    # --- what callers use ---------------------------------------------------------------------------------------------------
+    # --- public methods -------------------------------------------------------------------------------------------------------
 
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
-        """Runs all steps and returns the finished rows.  Raises InputError when the canvas does not suit the process."""
+        """Runs all steps and returns the finished rows.  Raises InputError where the process does not support the canvas."""
         *_, last = self._run(params, canvas, seed, progress)
-        return self.finish(_state(*last), canvas, seed)
+        return self.finish(_host_state(*last), canvas, seed)
 
     def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
         """The samples of a run whose last state is `last`."""
         return Samples(
             tokens_BL=last.tokens_BL,
-            frozen_BL=canvas.frozen_BL,
+            condition_mask_BL=canvas.condition_mask_BL,
             confidence_BL=last.confidence_BL,
             fixed_BL=last.fixed_BL,
-            entropy_B=unigram_entropy(last.tokens_BL, ~canvas.frozen_BL),
+            entropy_B=unigram_entropy(last.tokens_BL, ~canvas.condition_mask_BL),
             steps=min(last.step, last.steps),
             evaluations=last.calls,
             seed=seed,
@@ -149,37 +152,37 @@ class Sampler:
         )
 
     def states(self, params, canvas: Canvas, *, seed: int = 0) -> Iterator[State]:
-        """Yields the canvas before the first step and after each one: bit for bit what `sample` goes through with the same seed."""
-        for step, steps, carry in self._run(params, canvas, seed, progress=False):
-            yield _state(step, steps, carry)
+        """Yields the canvas before the first step and after each one, bit for bit as in `sample` with the same seed."""
+        for step, steps, state in self._run(params, canvas, seed, progress=False):
+            yield _host_state(step, steps, state)
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
         self._check(canvas)
         check_seed(seed, "seed")
-        names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
+        names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
         sharding = replicated_like(params)
         arrays = device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, sharding)
-        carry = self._jitted(self._start_state, sharding)(params, arrays)
-        steps = self._steps(carry)
-        yield 0, steps, carry
-        acts = [self._one_step] * steps
+        state = self._jitted(self._start_state, sharding)(params, arrays)
+        steps = self._steps(state)
+        yield 0, steps, state
+        functions = [self._one_step] * steps
         if not self.reveals:
-            # Where p(x | z_0) is not trivial, one call more, at t = 0, draws the clean text from z_0.
-            acts += [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
-        with Progress(len(acts), "denoising", " steps", show=None if progress else False) as bar:
-            for step, act in enumerate(acts, 1):
-                carry = self._jitted(act, sharding)(params, arrays, carry, device_put(np.int32(step), sharding))
+            # Where z_0 is not the clean text, one call more, at t = 0, draws from p(x | z_0).
+            functions += [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
+        with Progress(len(functions), "denoising", " steps", show=None if progress else False) as bar:
+            for step, function in enumerate(functions, 1):
+                state = self._jitted(function, sharding)(params, arrays, state, device_put(np.int32(step), sharding))
                 if progress:
-                    carry.tokens_BL.block_until_ready()
+                    state.tokens_BL.block_until_ready()
                     bar.reach(step)
-                yield step, steps, carry
-                if self.settings.threshold is not None and not device_get(carry.masked_BL).any():
+                yield step, steps, state
+                if self.settings.threshold is not None and not device_get(state.masked_BL).any():
                     return
 
-    def _replaced(self, t: float) -> bool:
-        """Whether noise at level t shows tokens as others.  Of a causal process there is no noise."""
+    def _shows_wrong_tokens(self, t: float) -> bool:
+        """Whether noise at time t replaces tokens by wrong ones.  Causal processes have no noise."""
         return not self.causal and bool(device_get(self.process.replaced(device_put(np.float32(t), None))) > 0)
 
     def _jitted(self, function: Callable, sharding):
@@ -192,34 +195,36 @@ class Sampler:
         if canvas.tokens_BL.min() < 0 or canvas.tokens_BL.max() >= self.process.vocab:
             raise InputError(
                 f"the canvas holds token ids from {canvas.tokens_BL.min()} to {canvas.tokens_BL.max()}, but the model's vocabulary "
-                f"has {self.process.vocab}; the text was encoded with another tokenizer"
+                f"has {self.process.vocab}; encode the text with the tokenizer of the run"
             )
         needed = 4 * canvas.batch * canvas.length * self.process.output.columns * (2 if self.settings.guidance else 1)
         if needed > memory_bytes():
             raise InputError(
-                f"a canvas of {canvas.batch} x {canvas.length} tokens takes {needed / 2**30:,.0f} GiB for the network's output alone, of "
-                f"{memory_bytes() / 2**30:,.0f} GiB there are; make it shorter, or of fewer rows"
+                f"a canvas of {canvas.batch} x {canvas.length} tokens requires {needed / 2**30:,.0f} GiB for the network's output alone, "
+                f"and {memory_bytes() / 2**30:,.0f} GiB are available; use a shorter canvas or fewer rows"
             )
         edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)
-        if self.reveals and edited_BL.any() and self._replaced(float(canvas.start_BL[edited_BL].max())):
+        if self.reveals and edited_BL.any() and self._shows_wrong_tokens(float(canvas.start_BL[edited_BL].max())):
             raise InputError(
-                f"order {self.settings.order} takes what is shown for the text, but process {self.name} shows other tokens where text is "
-                "edited; use order ancestral"
+                f"order {self.settings.order} requires clean tokens, but process {self.name} leaves wrong tokens in edited text; use order "
+                "ancestral"
             )
         if self.causal:
-            frozen_after_hole = np.diff(canvas.frozen_BL.astype(np.int8), axis=1).max(initial=0) > 0
-            if frozen_after_hole:
-                raise InputError(f"process {self.name} reads left to right: it can continue a prompt, not fill in before given text")
+            condition_after_mask = np.diff(canvas.condition_mask_BL.astype(np.int8), axis=1).max(initial=0) > 0
+            if condition_after_mask:
+                raise InputError(
+                    f"process {self.name} is sampled from left to right: it continues a prompt and does not fill in before a suffix"
+                )
             if (canvas.start_BL % 1).any():
-                raise InputError(f"process {self.name} has no noise levels: it cannot edit text, only continue a prompt")
+                raise InputError(f"process {self.name} is causal: it continues a prompt and does not edit text")
 
-    def _steps(self, carry: SamplerState) -> int:
-        if carry.plan is not None:
-            return max(1, int(device_get(carry.plan.call_BL).max()))
+    def _steps(self, state: SamplerState) -> int:
+        if state.plan is not None:
+            return max(1, int(device_get(state.plan.call_BL).max()))
         if not self.reveals:
             return self.settings.steps
-        most = int(device_get(carry.start_masked_BL).sum(axis=1).max())
-        return max(1, most if self._one_by_one else min(self.settings.steps, most))
+        most = int(device_get(state.start_masked_BL).sum(axis=1).max())
+        return max(1, most if self._one_token_per_step else min(self.settings.steps, most))
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
@@ -228,40 +233,40 @@ class Sampler:
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
 
     def _start_state(self, params, canvas) -> SamplerState:
-        """Step 0: holes at the prior, edited text corrupted to its level, frozen text as given."""
+        """State before the first step: the prior at masked positions, edited text with noise of its start time, conditioning text clean."""
         process = bind_process(self.process, params)
-        tokens_BL, frozen_BL, start_BL = canvas["tokens_BL"], canvas["frozen_BL"], canvas["start_BL"]
+        tokens_BL, condition_mask_BL, start_BL = canvas["tokens_BL"], canvas["condition_mask_BL"], canvas["start_BL"]
         batch, length = tokens_BL.shape
         prior_keys_B, edit_keys_B = split_rows(self._keys(canvas["seed"], batch, 0))
         if self.causal:
-            z, masked_BL = tokens_BL, ~frozen_BL
+            z, masked_BL = tokens_BL, ~condition_mask_BL
         else:
             if self.reveals:
-                empty = jnp.full_like(tokens_BL, self.mask_id)
+                prior = jnp.full_like(tokens_BL, self.mask_id)
             else:
-                empty = process.prior(prior_keys_B, length)
+                prior = process.prior(prior_keys_B, length)
                 if process.absorbing_id is not None:
-                    # What a clipped schedule leaves at t = 1 stays.
-                    empty = jnp.where(jnp.isin(empty, jnp.asarray(self._suppressed_ids)), process.absorbing_id, empty)
+                    # A token that a clipped schedule leaves at t = 1 would be kept.
+                    prior = jnp.where(jnp.isin(prior, jnp.asarray(self._suppressed_ids)), process.absorbing_id, prior)
             edited = process.corrupt(edit_keys_B, tokens_BL, start_BL)
-            z = put(start_BL >= 1, empty, edited)
+            z = select_positions(start_BL >= 1, prior, edited)
             if not process.states.dim:
-                z = put(frozen_BL, tokens_BL, z)
-            masked_BL = self._masked(z, frozen_BL)
+                z = select_positions(condition_mask_BL, tokens_BL, z)
+            masked_BL = self._masked(z, condition_mask_BL)
         plan = logits_cache = hint_BLI = None
         if not self.reveals and self.stepper.plans:
-            levels_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._levels_N
-            plan = self.stepper.plan(process, prior_keys_B, masked_BL, start_BL, levels_BN)
+            times_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._times_N
+            plan = self.stepper.plan(process, prior_keys_B, masked_BL, start_BL, times_BN)
         if self.settings.cache:
             logits_cache = LogitsCache(jnp.zeros((batch, length, process.output.columns), jnp.float32), jnp.bool_(True))
         if self.self_condition:
             hint_BLI = jnp.zeros((batch, length, self._hint_size(params, canvas, z)), jnp.float32)
-        # Explicit types: a weakly typed first carry would have the step compiled twice.
-        confidence_BL = frozen_BL.astype(jnp.float32)
-        shown_BL = jnp.where(frozen_BL, tokens_BL, process.states.to_tokens(z)).astype(jnp.int32)
+        # Explicit types: a weakly typed first state would compile the step twice.
+        confidence_BL = condition_mask_BL.astype(jnp.float32)
+        revealed_BL = jnp.where(condition_mask_BL, tokens_BL, process.states.to_tokens(z)).astype(jnp.int32)
         return SamplerState(
             z=z,
-            tokens_BL=shown_BL,
+            tokens_BL=revealed_BL,
             masked_BL=masked_BL,
             start_masked_BL=masked_BL,
             confidence_BL=confidence_BL,
@@ -274,165 +279,168 @@ class Sampler:
             hint_BLI=hint_BLI,
         )
 
-    def _masked(self, z, frozen_BL) -> Bool[Array, "B L"]:
-        return jnp.zeros_like(frozen_BL) if self.mask_id is None else (z == self.mask_id) & ~frozen_BL
+    def _masked(self, z, condition_mask_BL) -> Bool[Array, "B L"]:
+        return jnp.zeros_like(condition_mask_BL) if self.mask_id is None else (z == self.mask_id) & ~condition_mask_BL
 
     def _hint_size(self, params, canvas, z) -> int:
-        def estimate(params, z):
-            process, denoiser, t_BL = bind_process(self.process, params), self._bound(params, canvas), canvas["start_BL"]
+        def x0_prediction(params, z):
+            process, denoiser, t_BL = bind_process(self.process, params), self._bind_rows(params, canvas), canvas["start_BL"]
             return process.output.x0(denoiser, denoiser.hidden(z, process.time_embedding_input(t_BL)), z, t_BL)
 
-        return jax.eval_shape(estimate, params, z).shape[-1]
+        return jax.eval_shape(x0_prediction, params, z).shape[-1]
 
-    def _bound(self, params, canvas, times: int = 1):
+    def _bind_rows(self, params, canvas, times: int = 1):
         segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))
         return self.bind(params, segments_BL, positions_BL, attention=self.process.attention)
 
-    def _calls(self, process, params, canvas, carry: SamplerState) -> StepDenoiser:
-        blank, guided = None, self.settings.guidance > 0
+    def _step_denoiser(self, process, params, canvas, state: SamplerState) -> StepDenoiser:
+        unconditional, guided = None, self.settings.guidance > 0
         if guided:
-            prior_keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], 0))
-            blank = process.prior(prior_keys_B, carry.tokens_BL.shape[1])
+            prior_keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], 0))
+            unconditional = process.prior(prior_keys_B, state.tokens_BL.shape[1])
         return StepDenoiser(
             process,
-            self._bound(params, canvas, 2 if guided else 1),
+            self._bind_rows(params, canvas, 2 if guided else 1),
             self.settings,
             self._suppressed_ids,
-            frozen_BL=canvas["frozen_BL"],
-            blank=blank,
-            logits_cache=carry.logits_cache,
-            hint_BLI=carry.hint_BLI,
+            condition_mask_BL=canvas["condition_mask_BL"],
+            unconditional=unconditional,
+            logits_cache=state.logits_cache,
+            hint_BLI=state.hint_BLI,
         )
 
-    def _step_times(self, canvas, carry: SamplerState, step) -> StepTimes:
+    def _step_times(self, canvas, state: SamplerState, step) -> StepTimes:
         start_BL, top_B = canvas["start_BL"], jnp.max(canvas["start_BL"], axis=1)
-        if carry.plan is not None:
-            before_B, after_B = (jnp.take(carry.plan.clock_BN, i, axis=1, mode="clip") for i in (step - 1, step))
+        if state.plan is not None:
+            before_B, after_B = (jnp.take(state.plan.times_BN, i, axis=1, mode="clip") for i in (step - 1, step))
         elif not self.reveals:
-            before_B, after_B = (top_B * jnp.take(self._levels_N, i) for i in (step - 1, step))
+            before_B, after_B = (top_B * jnp.take(self._times_N, i) for i in (step - 1, step))
         else:
-            steps_B = self._steps_of_rows(carry)
+            steps_B = self._steps_of_rows(state)
             before_B, after_B = (top_B * jnp.maximum(steps_B - i, 0) / steps_B for i in (step - 1, step))
         before_BL, after_BL = before_B[:, None], after_B[:, None]
         if self.settings.sweep is not None:
-            levels = (jnp.take(self._levels_N, i)[None] for i in (step - 1, step))
+            times = (jnp.take(self._times_N, i)[None] for i in (step - 1, step))
             sweep, length = Hyperschedule(self.settings.sweep), start_BL.shape[1]
-            before_BL, after_BL = (top_B[:, None] * sweep.times_at(level_1, length) for level_1 in levels)
+            before_BL, after_BL = (top_B[:, None] * sweep.times_at(time_1, length) for time_1 in times)
         t_BL, s_BL = jnp.minimum(before_BL, start_BL), jnp.minimum(after_BL, start_BL)
-        # Steps from a level to itself are steps too, but not where a position waits for its time.
+        # A step with t = s counts, but not at a position whose start time is still below t.
         moves_BL = s_BL < t_BL if self.settings.sweep is not None else after_BL < start_BL
-        if carry.plan is not None:
-            moves_BL = carry.plan.call_BL == step
+        if state.plan is not None:
+            moves_BL = state.plan.call_BL == step
             s_BL = jnp.where(moves_BL, 0.0, t_BL)
         return StepTimes(t_BL, s_BL, moves_BL, jnp.max(after_B))
 
-    def _steps_of_rows(self, carry: SamplerState) -> Int[Array, "B"]:
-        start_masked_B = jnp.maximum(carry.start_masked_BL.sum(axis=1), 1)
-        return start_masked_B if self._one_by_one else jnp.minimum(self.settings.steps, start_masked_B)
+    def _steps_of_rows(self, state: SamplerState) -> Int[Array, "B"]:
+        start_masked_B = jnp.maximum(state.start_masked_BL.sum(axis=1), 1)
+        return start_masked_B if self._one_token_per_step else jnp.minimum(self.settings.steps, start_masked_B)
 
-    def _one_step(self, params, canvas, carry: SamplerState, step) -> SamplerState:
-        """Step `step` (1..N, traced): the one function behind sample, states, trace and replay."""
-        process, times = bind_process(self.process, params), self._step_times(canvas, carry, step)
-        keys = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
-        calls = self._calls(process, params, canvas, carry)
+    def _one_step(self, params, canvas, state: SamplerState, step) -> SamplerState:
+        """Step number `step` (1..N, traced)."""
+        process, times = bind_process(self.process, params), self._step_times(canvas, state, step)
+        keys = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
+        denoise = self._step_denoiser(process, params, canvas, state)
         if not self.reveals:
-            z = self.stepper.step(process, keys[0], calls, carry.z, times.t_BL, times.s_BL)
-            z = put(times.moves_BL, z, carry.z)
-            after = self._after(process, canvas, carry, z, process.states.to_tokens(z), calls, step)
+            z = self.stepper.step(process, keys[0], denoise, state.z, times.t_BL, times.s_BL)
+            z = select_positions(times.moves_BL, z, state.z)
+            after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step)
         else:
-            read_BL = process.corrupt(keys[0], carry.z, times.t_BL) if self.causal else carry.z
-            t_BL = process.time_domain.revealed(carry.masked_BL, times.t_BL, canvas["start_BL"])
-            logits_BLV = process.output.log_posterior(calls(read_BL, t_BL), read_BL, t_BL)
-            after = self._reveal(carry, keys, exclude(logits_BLV, self._suppressed_ids), calls, step)
+            read_BL = process.corrupt(keys[0], state.z, times.t_BL) if self.causal else state.z
+            t_BL = process.time_domain.revealed(state.masked_BL, times.t_BL, canvas["start_BL"])
+            logits_BLV = process.output.log_posterior(denoise(read_BL, t_BL), read_BL, t_BL)
+            after = self._reveal(state, keys, exclude(logits_BLV, self._suppressed_ids), denoise, step)
         return after._replace(time=times.after)
 
-    def _decode(self, params, canvas, carry: SamplerState, step) -> SamplerState:
-        """x ~ p(x | z_0), at t = 0."""
+    def _decode(self, params, canvas, state: SamplerState, step) -> SamplerState:
+        """Draws x from p(x | z_0), at t = 0."""
         process = bind_process(self.process, params)
-        _, keys_B = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
-        calls = self._calls(process, params, canvas, carry)
-        logits_BLV = calls(carry.z, jnp.zeros_like(canvas["start_BL"]))
-        tokens_BL = jnp.where(canvas["frozen_BL"], carry.tokens_BL, process.decode(keys_B, logits_BLV, carry.z))
-        z = carry.z if process.states.dim else tokens_BL
-        return self._after(process, canvas, carry, z, tokens_BL, calls, step)
+        _, keys_B = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
+        denoise = self._step_denoiser(process, params, canvas, state)
+        logits_BLV = denoise(state.z, jnp.zeros_like(canvas["start_BL"]))
+        tokens_BL = jnp.where(canvas["condition_mask_BL"], state.tokens_BL, process.decode(keys_B, logits_BLV, state.z))
+        z = state.z if process.states.dim else tokens_BL
+        return self._updated(process, canvas, state, z, tokens_BL, denoise, step)
 
-    def _corrector_step(self, params, canvas, carry: SamplerState, step) -> SamplerState:
-        """One round of changes to finished text."""
-        process, free_BL = bind_process(self.process, params), ~canvas["frozen_BL"]
-        keys_B, _ = split_rows(self._keys(canvas["seed"], carry.tokens_BL.shape[0], step))
-        calls = self._calls(process, params, canvas, carry)
-        z = put(free_BL, self.stepper.corrector_step(process, keys_B, calls, carry.z, free_BL), carry.z)
-        return self._after(process, canvas, carry, z, process.states.to_tokens(z), calls, step)
+    def _corrector_step(self, params, canvas, state: SamplerState, step) -> SamplerState:
+        """One corrector step on finished text."""
+        process, editable_BL = bind_process(self.process, params), ~canvas["condition_mask_BL"]
+        keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
+        denoise = self._step_denoiser(process, params, canvas, state)
+        z = select_positions(editable_BL, self.stepper.corrector_step(process, keys_B, denoise, state.z, editable_BL), state.z)
+        return self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step)
 
-    def _after(self, process, canvas, carry: SamplerState, z, tokens_BL, calls: StepDenoiser, step) -> SamplerState:
-        """The carry of a step in time that led to z."""
-        frozen_BL, log_p_BLV = canvas["frozen_BL"], calls.log_p_BLV
-        tokens_BL = jnp.where(frozen_BL, carry.tokens_BL, tokens_BL).astype(jnp.int32)
-        carry = _remembered(carry, calls, jnp.any(z != carry.z))._replace(z=z)
+    def _updated(self, process, canvas, state: SamplerState, z, tokens_BL, denoise: StepDenoiser, step) -> SamplerState:
+        """The state after a step in time to z."""
+        condition_mask_BL, log_p_BLV = canvas["condition_mask_BL"], denoise.log_p_BLV
+        tokens_BL = jnp.where(condition_mask_BL, state.tokens_BL, tokens_BL).astype(jnp.int32)
+        state = _with_calls(state, denoise, jnp.any(z != state.z))._replace(z=z)
         if self.mask_id is not None:
-            return _shown(carry, tokens_BL, self._masked(tokens_BL, frozen_BL), log_p_BLV, carry.score_BL, step)
-        # A network that predicts vectors says nothing of how sure it is of a token.
-        sure_BL = jnp.ones_like(carry.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
-        return carry._replace(
+            return _with_revealed(state, tokens_BL, self._masked(tokens_BL, condition_mask_BL), log_p_BLV, state.score_BL, step)
+        # A network that predicts vectors gives no probability of a token.
+        confidence_BL = jnp.ones_like(state.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
+        return state._replace(
             tokens_BL=tokens_BL,
-            confidence_BL=jnp.where(frozen_BL, 1.0, sure_BL).astype(jnp.float32),
-            fixed_BL=jnp.where(tokens_BL != carry.tokens_BL, step, carry.fixed_BL),
+            confidence_BL=jnp.where(condition_mask_BL, 1.0, confidence_BL).astype(jnp.float32),
+            fixed_BL=jnp.where(tokens_BL != state.tokens_BL, step, state.fixed_BL),
         )
 
-    def _reveal(self, carry: SamplerState, keys, warped_BLV, calls: StepDenoiser, step) -> SamplerState:
-        """Shows the best-scoring holes: as many as `reveal.planned` says, or those above the threshold and always the best."""
-        settings, log_p_BLV, steps_B = self.settings, calls.log_posterior_BLV, self._steps_of_rows(carry)
-        guess_BL = draw_tokens(keys[0], warped_BLV)
-        p_guess_BL = probability_of(log_p_BLV, guess_BL)
-        score_BL = order_scores(settings.order, keys[1], log_p_BLV, p_guess_BL)
-        start_masked_B = carry.start_masked_BL.sum(axis=1)
-        plan_B = planned(settings.remainder, start_masked_B, steps_B, step)
+    def _reveal(self, state: SamplerState, keys, warped_BLV, denoise: StepDenoiser, step) -> SamplerState:
+        """Reveals the masked positions with the highest scores: `planned_reveals` of them, or those above the threshold and the best.
+
+        The drawn tokens are from p(x_i | z) after temperature and nucleus (`warped_BLV`). Scores and threshold use p(x_i | z) before them.
+        """
+        settings, log_p_BLV, steps_B = self.settings, denoise.log_posterior_BLV, self._steps_of_rows(state)
+        x0_BL = draw_tokens(keys[0], warped_BLV)
+        p_x0_BL = probability_of(log_p_BLV, x0_BL)
+        score_BL = order_scores(settings.order, keys[1], log_p_BLV, p_x0_BL)
+        start_masked_B = state.start_masked_BL.sum(axis=1)
+        plan_B = planned_reveals(settings.remainder, start_masked_B, steps_B, step)
         if settings.remask:
-            score_BL = jnp.where(carry.masked_BL, score_BL, carry.score_BL)
-            shown_BL = carry.start_masked_BL & (rank(score_BL, carry.start_masked_BL) < plan_B[:, None])
-            new_BL = shown_BL & carry.masked_BL
+            score_BL = jnp.where(state.masked_BL, score_BL, state.score_BL)
+            revealed_BL = state.start_masked_BL & (rank(score_BL, state.start_masked_BL) < plan_B[:, None])
+            new_BL = revealed_BL & state.masked_BL
         else:
             if settings.threshold is None:
-                more_B = plan_B - (start_masked_B - carry.masked_BL.sum(axis=1))
-                new_BL = carry.masked_BL & (rank(score_BL, carry.masked_BL) < more_B[:, None])
+                more_B = plan_B - (start_masked_B - state.masked_BL.sum(axis=1))
+                new_BL = state.masked_BL & (rank(score_BL, state.masked_BL) < more_B[:, None])
             else:
-                new_BL = carry.masked_BL & ((p_guess_BL >= settings.threshold) | (rank(score_BL, carry.masked_BL) < 1))
-            shown_BL = (carry.start_masked_BL & ~carry.masked_BL) | new_BL
-        masked_BL = carry.start_masked_BL & ~shown_BL
-        empty_BL = carry.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, carry.z)
-        z_BL = jnp.where(new_BL, guess_BL, empty_BL)
-        carry = _remembered(carry, calls, jnp.any(z_BL != carry.z))._replace(z=z_BL)
-        return _shown(carry, z_BL, masked_BL, log_p_BLV, jnp.where(new_BL, score_BL, carry.score_BL), step)
+                new_BL = state.masked_BL & ((p_x0_BL >= settings.threshold) | (rank(score_BL, state.masked_BL) < 1))
+            revealed_BL = (state.start_masked_BL & ~state.masked_BL) | new_BL
+        masked_BL = state.start_masked_BL & ~revealed_BL
+        masked_z_BL = state.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, state.z)
+        z_BL = jnp.where(new_BL, x0_BL, masked_z_BL)
+        state = _with_calls(state, denoise, jnp.any(z_BL != state.z))._replace(z=z_BL)
+        return _with_revealed(state, z_BL, masked_BL, log_p_BLV, jnp.where(new_BL, score_BL, state.score_BL), step)
 
 
 def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Samples:
     """One-off sampling with `denoise(z_BL, t_BL) -> logits_BLV`; compiles anew on every call (keep a `Sampler` to avoid that)."""
-    return Sampler(process, lambda *_, **__: BoundLogits(denoise), SampleSettings(**settings)).sample((), canvas, seed=seed)
+    return Sampler(process, lambda *_, **__: FunctionDenoiser(denoise), SampleSettings(**settings)).sample((), canvas, seed=seed)
 
 
 def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Iterator[State]:
     """The states that `sample` with the same arguments goes through."""
-    return Sampler(process, lambda *_, **__: BoundLogits(denoise), SampleSettings(**settings)).states((), canvas, seed=seed)
+    return Sampler(process, lambda *_, **__: FunctionDenoiser(denoise), SampleSettings(**settings)).states((), canvas, seed=seed)
 
 
-def _state(step: int, steps: int, carry: SamplerState) -> State:
-    arrays = (device_get(a) for a in (carry.tokens_BL, carry.masked_BL, carry.confidence_BL, carry.fixed_BL))
-    return State(step, steps, float(device_get(carry.time)), *arrays, int(device_get(carry.calls)))
+def _host_state(step: int, steps: int, state: SamplerState) -> State:
+    arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
+    return State(step, steps, float(device_get(state.time)), *arrays, int(device_get(state.calls)))
 
 
-def _remembered(carry: SamplerState, calls: StepDenoiser, changed) -> SamplerState:
-    """With what the calls of a step leave behind."""
-    logits_cache = None if carry.logits_cache is None else LogitsCache(calls.first_BLV, changed)
-    return carry._replace(calls=carry.calls + calls.count, logits_cache=logits_cache, hint_BLI=calls.hint_BLI)
+def _with_calls(state: SamplerState, denoise: StepDenoiser, changed) -> SamplerState:
+    """The state with the number of calls, the logits cache and the self-conditioning input of the step's calls."""
+    logits_cache = None if state.logits_cache is None else LogitsCache(denoise.first_BLV, changed)
+    return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI)
 
 
-def _shown(carry: SamplerState, tokens_BL, masked_BL, log_p_BLV, score_BL, step) -> SamplerState:
-    """With the confidence and the step of what was newly shown, for processes that hide tokens."""
-    new_BL = ~masked_BL & (carry.masked_BL | (tokens_BL != carry.tokens_BL))
+def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, score_BL, step) -> SamplerState:
+    """The state with the confidence and the step number of newly revealed tokens, for processes with a mask."""
+    new_BL = ~masked_BL & (state.masked_BL | (tokens_BL != state.tokens_BL))
     best_BL = jnp.exp(jnp.max(log_p_BLV, axis=-1))
-    confidence_BL = jnp.where(new_BL, probability_of(log_p_BLV, tokens_BL), carry.confidence_BL)
-    fixed_BL = jnp.where(new_BL, step, carry.fixed_BL)
-    return carry._replace(
+    confidence_BL = jnp.where(new_BL, probability_of(log_p_BLV, tokens_BL), state.confidence_BL)
+    fixed_BL = jnp.where(new_BL, step, state.fixed_BL)
+    return state._replace(
         tokens_BL=tokens_BL,
         masked_BL=masked_BL,
         confidence_BL=jnp.where(masked_BL, best_BL, confidence_BL),

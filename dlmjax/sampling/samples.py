@@ -1,4 +1,4 @@
-"""What comes out of a sampler: the state after each step, the finished rows, and their record."""
+"""Results of a sampler: the state after each step, the finished rows, and their record."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,10 +13,11 @@ PRECISION = "float32 logits, high-precision Gumbel noise"
 class State(NamedTuple):
     """The canvas after a step (numpy).
 
-    step: steps done, 0 = the start; steps: how many there will be; time: the clock after this step.
-    tokens_BL; masked_BL: True where nothing is shown yet.
-    confidence_BL: the probability the denoiser gave the shown token when it was shown; in a hole, its best guess; 1 where frozen.
-    fixed_BL: the step at which the shown token appeared; 0 where it was there from the start, -1 where nothing is shown.
+    step: number of steps so far, 0 = the start; steps: number of all steps; time: t after this step.
+    tokens_BL: token ids; masked_BL: True where the position still holds the mask.
+    confidence_BL: probability of the token when it was revealed; at a masked position, the largest probability of a token; 1 where the
+      canvas conditions.
+    fixed_BL: step at which the token was revealed; 0 where it was there at the start, -1 where it is masked.
     calls: network calls so far, per row.
     """
 
@@ -32,10 +33,11 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Finished samples and what made them.  `evaluations` = denoiser calls per row (NFE); entropy_B in nats per token."""
+    """Finished samples with their settings.  evaluations: network calls per row (NFE); entropy_B: unigram entropy, nats per token; the
+    other arrays as in `State` and `Canvas`."""
 
     tokens_BL: np.ndarray
-    frozen_BL: np.ndarray
+    condition_mask_BL: np.ndarray
     confidence_BL: np.ndarray
     fixed_BL: np.ndarray
     entropy_B: np.ndarray
@@ -47,7 +49,7 @@ class Samples:
 
     @property
     def entropy(self) -> float:
-        """Unigram entropy of the made tokens of a row, in nats per token, mean over rows."""
+        """Unigram entropy of the generated tokens of a row, nats per token, mean over rows."""
         return float(self.entropy_B.mean())
 
     def to_json(self, tokenizer=None) -> dict[str, Any]:
@@ -71,12 +73,12 @@ class Samples:
         }
 
 
-def unigram_entropy(tokens_BL: np.ndarray, counted_BL: np.ndarray) -> np.ndarray:
-    """Entropy of each row's token frequencies, in nats per token, over the counted positions; 0 where none is counted.  -> [B]"""
-    row_N = np.nonzero(counted_BL)[0]
-    pair_N = row_N * (int(tokens_BL.max(initial=0)) + 1) + tokens_BL[counted_BL]
+def unigram_entropy(tokens_BL: np.ndarray, generated_BL: np.ndarray) -> np.ndarray:
+    """Entropy of each row's token frequencies, in nats per token, over the positions of `generated_BL`; 0 where there are none.  -> [B]"""
+    row_N = np.nonzero(generated_BL)[0]
+    pair_N = row_N * (int(tokens_BL.max(initial=0)) + 1) + tokens_BL[generated_BL]
     # -sum p log p = log n - mean over tokens of log(occurrences of this token in its row)
     _, which_N, counts = np.unique(pair_N, return_inverse=True, return_counts=True)
     sums_B = np.bincount(row_N, weights=np.log(counts[which_N]), minlength=len(tokens_BL))
-    size_B = np.maximum(counted_BL.sum(axis=1), 1)
+    size_B = np.maximum(generated_BL.sum(axis=1), 1)
     return np.maximum(np.log(size_B) - sums_B / size_B, 0.0)

@@ -1,8 +1,9 @@
-"""How one step goes from level t to level s <= t.  A stepper is a frozen dataclass; `methods.METHODS` names them.
+"""Step methods: one step from time t to time s <= t.  A stepper is a frozen dataclass; `methods.METHODS` names them.
 
-Each gets `denoise(z, t_BL) -> logits` and may call it as often as it needs, outside of control flow: calls are counted as they are
-traced.  Every position has its own t and s.  The sampler keeps what stands where no step was made yet; where the clock is held after
-that (t = s, grid "hold"), the stepper is asked, and what it returns must belong to that level.
+A stepper receives `denoise(z, t_BL) -> logits` and may call it several times, outside of control flow: calls are counted when they are
+traced.  Every position has its own t and s.  The sampler discards the result at positions that have not started yet (edited text whose
+start time is still below t).  At other positions a step with t = s (grid "hold") is applied, and its result must have the distribution of
+that time.
 
 Shapes: B rows, L positions, V vocabulary; z is [B, L] tokens or [B, L, ...].
 """
@@ -23,28 +24,28 @@ Denoise = Callable[[Array, Array], Array]
 
 
 class StepSchedule(NamedTuple):
-    """Steps that rows choose for themselves.  clock_BN: levels before call 1, 2, ..., then 0; call_BL: the call at which a position is
-    made, 0 = never."""
+    """Steps that differ between rows.  times_BN: time before call 1, 2, ..., then 0; call_BL: number of the call that reveals a position,
+    0 where none does."""
 
-    clock_BN: Float[Array, "B N"]
+    times_BN: Float[Array, "B N"]
     call_BL: Int[Array, "B L"]
 
 
 @runtime_checkable
 class Stepper(Protocol):
-    """One kind of step.
+    """A step method.
 
-    name: as in METHODS.  requires: what it requires of a process, for the message that refuses others.
-    rounds: calls after the last step, each of which runs `corrector_step`.
+    name: as in METHODS.  requires: the noise that it requires, for the message that refuses other processes.
+    rounds: number of corrector steps after the last step in time.  plans: whether `plan` draws the times of the steps.
     """
 
     name: str
     requires: str = ""
     rounds: int = 0
-    plans: bool = False  # whether `plan` draws the steps
+    plans: bool = False
 
     def check(self, process: Process) -> None:
-        """Raises InputError where the process does not list the method among those that go with it."""
+        """Raises InputError where `process.capabilities.methods` does not contain the method."""
         provided = process.capabilities.methods
         if self.name not in provided:
             raise InputError(
@@ -60,7 +61,7 @@ class Stepper(Protocol):
         t_BL: Float[Array, "B L"],
         s_BL: Float[Array, "B L"],
     ) -> Shaped[Array, "B L *state"]:
-        """z at s from z at t."""
+        """Draws z at time s from z at time t."""
         return process.reverse_step(keys_B, denoise(z, t_BL), z, t_BL, s_BL)
 
     def corrector_step(
@@ -69,10 +70,10 @@ class Stepper(Protocol):
         keys_B: Key[Array, "B"],
         denoise: Denoise,
         z: Shaped[Array, "B L *state"],
-        free_BL: Bool[Array, "B L"],
+        editable_BL: Bool[Array, "B L"],
     ) -> Shaped[Array, "B L *state"]:
-        """A change to finished text; only positions in `free_BL` may change."""
-        raise InputError(f"method {self.name} does not change finished text")
+        """Corrects finished text; only positions in `editable_BL` may change."""
+        raise InputError(f"method {self.name} has no corrector step")
 
     def plan(
         self,
@@ -80,30 +81,32 @@ class Stepper(Protocol):
         keys_B: Key[Array, "B"],
         masked_BL: Bool[Array, "B L"],
         start_BL: Float[Array, "B L"],
-        levels_BN: Float[Array, "B N"],
+        times_BN: Float[Array, "B N"],
     ) -> StepSchedule:
-        """The steps of each row, for methods that draw them; `levels_BN` is the grid."""
+        """Draws the steps of each row, where `plans` is true; `times_BN` is the grid."""
         raise InputError(f"method {self.name} takes its steps from the grid")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Stepper):
-    """p(z_s | z_t), the process's own reverse step."""
+    """The process's reverse step, p(z_s | z_t)."""
 
     name = "ancestral"
 
 
 @dataclasses.dataclass(frozen=True)
 class TauLeap(Stepper):
-    """A jump with probability rate x (t - s), at most 1, to where the rates say (tau-leaping, Campbell et al. 2205.14987; the Euler
-    step of SEDD 2310.16834 and of discrete flow matching).  The rates are frozen at t, so it has an error of its own, which falls with
-    the step; the last step, to s = 0, is the exact one, since no Euler step removes all noise."""
+    """Tau-leaping (Campbell et al. 2205.14987; the Euler step of SEDD 2310.16834 and of discrete flow matching).
+
+    A position jumps with probability rate x (t - s), at most 1; the new state is drawn in proportion to the rates. The rates are those at
+    t, so each step has a discretisation error, which falls with t - s. The last step, to s = 0, is the process's exact reverse step, since
+    an Euler step does not remove all noise."""
 
     name = "tau_leap"
     requires = "noise whose reverse jumps have rates"
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
-        """Whether it jumps, where to, and at s = 0 the exact step."""
+        """Draws which positions jump and their new states; the exact step where s = 0."""
         last_B, jump_B, token_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
         rates_BLV = process.reverse_rates(logits_BLV, z, t_BL)
@@ -111,7 +114,7 @@ class TauLeap(Stepper):
         jump_BL = uniform_rows(jump_B, z.shape[1]) < total_BL * (t_BL - s_BL)
         to_BL = _draw_by_rate(token_B, rates_BLV)
         leapt_BL = jnp.where(jump_BL, to_BL, z)
-        # Only at the end is the second draw needed.
+        # Only the last step needs the second draw.
         ends = jnp.any(s_BL <= 0)
         exact_BL = jax.lax.cond(ends, process.reverse_step, lambda *a: a[2], last_B, logits_BLV, z, t_BL, s_BL)
         return jnp.where(s_BL <= 0, exact_BL, leapt_BL)
@@ -119,31 +122,32 @@ class TauLeap(Stepper):
 
 @dataclasses.dataclass(frozen=True)
 class Analytic(Stepper):
-    """p(z_s | z_t) straight from the scores (Tweedie; SEDD 2310.16834 section 4.2):
+    """p(z_s | z_t) computed from the scores (Tweedie; SEDD 2310.16834 section 4.2):
 
         p(y) ~ (s_y - n(y) sum s) (a 1[y = z] + n(z)),      q(z_t | z_s) = a 1[z_t = z_s] + n(z_t),
 
-    the forward chain undone on the vector of scores. Scores that belong to a law give the ancestral step, which uses them as such; a
-    network's need not, and this takes them as they are. Where hardly any text is left (alpha_t < 1e-3) nothing can be told from the
-    difference, and the step is the ancestral one; so is the last, to s = 0, since scores of no law may leave masks a share there.
+    the inverse of the forward kernel applied to the vector of scores. Scores that are ratios of one distribution give the ancestral step.
+    A network's scores need not be such ratios, and this method does not project them onto one. Where alpha_t < 1e-3 the difference above is
+    dominated by rounding, and the step is the ancestral one. So is the last step, to s = 0, where scores that belong to no distribution may
+    leave a probability for masks.
     """
 
     name = "analytic"
     requires = "scores, or an output that determines them"
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
-        """Whether it moves, which may be rare, and where to: two draws."""
+        """Draws whether a position changes and its new state separately: a change may be rarer than float32 resolves in one draw."""
         own_B, leave_B, token_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
         before, after = process.shares(s_BL), process.shares(t_BL)
         keep_BL = after.alpha / jnp.maximum(before.alpha, FLOOR)
-        even_BL, mask_BL = (jnp.maximum(a - keep_BL * b, 0.0) for a, b in zip(after[1:], before[1:], strict=True))
+        uniform_BL, mask_BL = (jnp.maximum(a - keep_BL * b, 0.0) for a, b in zip(after[1:], before[1:], strict=True))
         score_BLV = jnp.exp(process.output.log_score(logits_BLV, z, t_BL))
         class_V = jnp.arange(process.vocab)
-        noise_BLV = jnp.where(process.is_token(class_V), even_BL[..., None] / process.tokens, mask_BL[..., None])
-        # Classes that nothing shows have no score and stay below 0.
+        noise_BLV = jnp.where(process.is_token(class_V), uniform_BL[..., None] / process.tokens, mask_BL[..., None])
+        # Ids that the noise does not produce have no score; without the maximum they would have negative rates.
         undone_BLV = jnp.maximum(score_BLV - noise_BLV * jnp.sum(score_BLV, axis=-1, keepdims=True), 0.0)
-        into_BL = jnp.where(process.is_token(z), even_BL / process.tokens, mask_BL)
+        into_BL = jnp.where(process.is_token(z), uniform_BL / process.tokens, mask_BL)
         stay_BL = (keep_BL + into_BL) * jnp.take_along_axis(undone_BLV, z[..., None], axis=-1)[..., 0]
         go_BLV = jnp.where(class_V == z[..., None], 0.0, undone_BLV * into_BL[..., None])
         go_BL = jnp.sum(go_BLV, axis=-1)
@@ -154,17 +158,17 @@ class Analytic(Stepper):
 
 
 def _draw_by_rate(keys_B: Key[Array, "B"], rate_BLV: Float[Array, "B L V"]) -> Int[Array, "B L"]:
-    """A class in proportion to its rate, never one whose rate is 0."""
+    """Draws an id with probability proportional to its rate; an id with rate 0 is not drawn."""
     return draw_tokens(keys_B, jnp.where(rate_BLV > 0, jnp.log(jnp.where(rate_BLV > 0, rate_BLV, 1.0)), EXCLUDED))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rdm(Stepper):
-    """Route and denoise (RDM 2302.05737): of a row's n free positions, n alpha(s) are text after the step, the rest noise.
+    """Route and denoise (RDM 2302.05737): of the n sampled positions of a row, n alpha(s) hold text after the step, the others noise.
 
-    route="topk": the text is where the drawn token has the highest probability (sharpens the law, like the confidence order);
-    "random": where chance says.  Under noise that only hides, text that is shown stays shown; under other noise every step chooses among
-    all positions, and what is noise then is drawn as at t = 1.
+    route: which positions hold text. "topk": those whose drawn token has the highest probability, which sharpens the distribution of the
+    samples, as the confidence order does; "random": a uniform draw. Under absorbing noise a revealed token is kept. Under other noise each
+    step chooses among all positions, and the noise is drawn as at t = 1.
     """
 
     route: str = "topk"
@@ -177,33 +181,34 @@ class Rdm(Stepper):
             raise InputError(f"method rdm: route is {self.route!r}; choose topk or random")
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
-        """A guess everywhere, the best of it as text, fresh noise elsewhere."""
+        """Draws an x0 prediction at every position, keeps the best-scoring ones and draws noise for the others."""
         token_B, route_B, noise_B = split_rows(keys_B, 3)
         logits_BLV = denoise(z, t_BL)
         log_p_BLV = process.output.log_posterior(logits_BLV, z, t_BL)
-        guess_BL = draw_tokens(token_B, log_p_BLV)
-        log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(log_p_BLV), guess_BL[..., None], axis=-1)[..., 0]
+        x0_BL = draw_tokens(token_B, log_p_BLV)
+        log_p_BL = jnp.take_along_axis(jax.nn.log_softmax(log_p_BLV), x0_BL[..., None], axis=-1)[..., 0]
         score_BL = log_p_BL if self.route == "topk" else uniform_rows(route_B, z.shape[1])
         noise_BL = process.prior(noise_B, z.shape[1])
         if process.absorbing_id is not None:
-            shown_BL = z != process.absorbing_id
-            guess_BL, score_BL = jnp.where(shown_BL, z, guess_BL), jnp.where(shown_BL, jnp.inf, score_BL)
-            # The prior of a clipped schedule shows tokens too, which would stay.
+            revealed_BL = z != process.absorbing_id
+            x0_BL, score_BL = jnp.where(revealed_BL, z, x0_BL), jnp.where(revealed_BL, jnp.inf, score_BL)
+            # The prior of a clipped schedule also draws tokens, which would then be kept.
             noise_BL = jnp.full_like(z, process.absorbing_id)
-        free_BL = s_BL < t_BL
-        noisy_BL = jnp.where(free_BL, process.schedule.noise(s_BL), 0.0)
-        text_B = free_BL.sum(axis=1) - jnp.floor(jnp.sum(noisy_BL, axis=1) + 1e-4).astype(jnp.int32)
-        kept_BL = rank(score_BL, free_BL) < text_B[:, None]
-        stepped_BL = jnp.where(kept_BL, guess_BL, noise_BL)
-        return jnp.where(free_BL, stepped_BL, z)
+        moves_BL = s_BL < t_BL
+        noisy_BL = jnp.where(moves_BL, process.schedule.noise(s_BL), 0.0)
+        text_B = moves_BL.sum(axis=1) - jnp.floor(jnp.sum(noisy_BL, axis=1) + 1e-4).astype(jnp.int32)
+        kept_BL = rank(score_BL, moves_BL) < text_B[:, None]
+        stepped_BL = jnp.where(kept_BL, x0_BL, noise_BL)
+        return jnp.where(moves_BL, stepped_BL, z)
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfCorrect(Stepper):
-    """Ancestral steps; then `rounds` times the network reads the finished text as if at noise level `level`, and the `count` drawn tokens
-    of a row that it prefers most to what stands there, judging by the other tokens, take their places (GIDD 2503.04482 section 5.3).
+    """Ancestral steps, then `rounds` corrector steps on the finished text (GIDD 2503.04482 section 5.3).
 
-    For noise that puts wrong tokens in the text, since only there a network has learned to doubt what it is shown.
+    In each, the network reads the text at time `level` and a token is drawn for each position from p(x_i | other tokens) at `temperature`.
+    The `count` drawn tokens of a row whose log-probability exceeds that of the present token most replace it. This requires noise that
+    replaces tokens: other noise does not train a network to predict another token than the one it reads.
     """
 
     rounds: int = 16
@@ -221,19 +226,19 @@ class SelfCorrect(Stepper):
                 f"temperature ({self.temperature}) above 0"
             )
 
-    def corrector_step(self, process, keys_B, denoise, z, free_BL):
-        level_BL = jnp.where(free_BL, self.level, 0.0)
+    def corrector_step(self, process, keys_B, denoise, z, editable_BL):
+        level_BL = jnp.where(editable_BL, self.level, 0.0)
         logits_BLV = denoise(z, level_BL)
         log_p_BLV = jax.nn.log_softmax(process.output.log_loo(logits_BLV, z, level_BL))
-        guess_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
-        guess_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (guess_BL, z))
-        gain_BL = guess_log_p_BL - log_p_BL
-        change_BL = free_BL & (gain_BL > 0)
-        return jnp.where(change_BL & (rank(gain_BL, change_BL) < self.count), guess_BL, z)
+        x0_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
+        x0_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (x0_BL, z))
+        gain_BL = x0_log_p_BL - log_p_BL
+        change_BL = editable_BL & (gain_BL > 0)
+        return jnp.where(change_BL & (rank(gain_BL, change_BL) < self.count), x0_BL, z)
 
 
 def rank(score_BL: Shaped[Array, "B L"], among_BL: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """0 for the best score among the candidates, 1 for the next ...; ties go to the left; the others come last."""
+    """Rank of each score among the candidates `among_BL`: 0 is the highest. Ties rank from left to right; other positions rank last."""
     worst_first = jnp.where(among_BL, -score_BL, jnp.inf)
-    # Candidates before the others also where their score is minus infinity.
+    # The second key ranks candidates first, also those whose score is minus infinity.
     return jnp.argsort(jnp.lexsort((worst_first, ~among_BL), axis=1), axis=1)

@@ -1,6 +1,6 @@
-"""How a token is shown to a person: one visible, harmless piece of text per id.
+"""Display text of tokens: one visible piece of text per id.
 
-A model may produce anything, also the escape codes that move a terminal's cursor or turn text around; nothing of the kind is passed on.
+A model may produce any character, also escape codes that move a terminal's cursor or reverse the direction of text. They are replaced.
 """
 
 import unicodedata
@@ -11,7 +11,7 @@ import numpy as np
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What showing text needs of a tokenizer."""
+    """The attributes of a tokenizer that the display of text requires."""
 
     mask_id: int
     pad_id: int
@@ -29,7 +29,7 @@ def piece(tokenizer: Tokenizer | None, token: int) -> str:
     if token in specials:
         return specials[token]
     alone = tokenizer.decode(np.asarray([token], np.int32))
-    # Some tokenizers drop the space that begins a text: a piece is read in front of which the same piece already stands.
+    # Some tokenizers drop a space at the start of a text, so the piece is decoded after a copy of itself.
     doubled = tokenizer.decode(np.asarray([token, token], np.int32))
     if doubled.startswith(alone) and len(doubled) > 2 * len(alone):
         alone = doubled[len(alone) :]
@@ -37,7 +37,8 @@ def piece(tokenizer: Tokenizer | None, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Line feeds as ↵ and a line feed, tabs as →, every other control, format or unassigned character as a picture of itself or �."""
+    """The text with line feeds as ↵ and a line feed, tabs as →, other control characters as their Unicode picture, and format or
+    unassigned characters as �."""
     return "".join(_visible_character(c) for c in text)
 
 
@@ -57,5 +58,5 @@ def _visible_character(character: str) -> str:
 
 
 def columns(text: str) -> int:
-    """How many terminal columns a visible text without line feeds takes."""
+    """Width of a visible text without line feeds, terminal columns."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

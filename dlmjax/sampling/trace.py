@@ -1,7 +1,7 @@
-"""A recorded run of a sampler: every state and confidence, as data that replays bit for bit, as a live view and as a page.
+"""Traces: every state of a sampling run with its confidences, as data that replays bit for bit.
 
-A trace is evidence: it holds the canvas, the settings and the seed, so anyone with the weights can run `replay` and see that the states
-shown are the states the sampler went through, not an animation drawn afterwards.
+A trace holds the canvas, the settings and the seed. `replay` runs the sampler again with the weights and checks that each recorded state
+is the state of the sampler.
 
 Shapes: S states (the start and one per step), B rows, L positions.
 """
@@ -27,23 +27,24 @@ from dlmjax.sampling.text import Tokenizer, piece
 AnySampler = Sampler | BlockSampler | StrideSampler
 
 FORMAT = "dlmjax-trace-1"
-HIDDEN = -1  # what `shown_SBL` holds where nothing is shown
+MASKED = -1  # entry of `tokens_SBL` at masked positions
 _CONFIDENCE_DIGITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A run of a sampler.
+    """A recorded run of a sampler.
 
-    shown_SBL: the token ids on the canvas in each state, HIDDEN in holes.
-    confidence_SBL: see `State.confidence_BL`, rounded to 4 digits.  times_S: the clock.  pieces: display text of each id that occurs.
+    tokens_SBL: token ids of each state, MASKED at masked positions.  times_S: time t of each state.
+    confidence_SBL: see `State.confidence_BL`, rounded to 4 digits.  pieces: display text of each id that occurs.
+    texts: the finished rows, decoded; empty without a tokenizer.
     """
 
     process: str
     settings: SampleSettings
     seed: int
     canvas: Canvas
-    shown_SBL: Int[np.ndarray, "S B L"]
+    tokens_SBL: Int[np.ndarray, "S B L"]
     confidence_SBL: Float[np.ndarray, "S B L"]
     times_S: Float[np.ndarray, "S"]
     steps: int
@@ -52,12 +53,12 @@ class Trace:
 
     @property
     def states(self) -> int:
-        return len(self.shown_SBL)
+        return len(self.tokens_SBL)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; states are stored as changes from one to the next ([position, id], id -1 = hidden again)."""
+        """The trace as plain JSON; each state is stored as changes of the one before ([position, id], id -1 = masked again)."""
         changes = []
-        for before_BL, after_BL in zip(self.shown_SBL, self.shown_SBL[1:], strict=False):
+        for before_BL, after_BL in zip(self.tokens_SBL, self.tokens_SBL[1:], strict=False):
             changes.append(
                 [[[int(i), int(row[1][i])] for i in np.flatnonzero(row[0] != row[1])] for row in zip(before_BL, after_BL, strict=True)]
             )
@@ -69,11 +70,11 @@ class Trace:
             "steps": self.steps,
             "canvas": {
                 "tokens": self.canvas.tokens_BL.tolist(),
-                "frozen": self.canvas.frozen_BL.astype(int).tolist(),
+                "frozen": self.canvas.condition_mask_BL.astype(int).tolist(),
                 "start": self.canvas.start_BL.tolist(),
             },
             "times": self.times_S.tolist(),
-            "first": self.shown_SBL[0].tolist(),
+            "first": self.tokens_SBL[0].tolist(),
             "changes": changes,
             "confidence": np.round(self.confidence_SBL * 10**_CONFIDENCE_DIGITS).astype(int).tolist(),
             "pieces": {str(token): text for token, text in sorted(self.pieces.items())},
@@ -82,7 +83,7 @@ class Trace:
 
     @staticmethod
     def from_json(record: Any) -> "Trace":
-        """The trace of a `to_json` record.  Raises InputError when it is not one."""
+        """The trace of a `to_json` record.  Raises InputError where the record is not a trace."""
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"this is not a denoising trace of format {FORMAT}; write one with: dlmjax sample --trace FILE")
         try:
@@ -101,7 +102,7 @@ class Trace:
                 canvas=Canvas(
                     np.asarray(canvas["tokens"], np.int32), np.asarray(canvas["frozen"], bool), np.asarray(canvas["start"], np.float32)
                 ),
-                shown_SBL=np.stack(shown),
+                tokens_SBL=np.stack(shown),
                 confidence_SBL=np.asarray(record["confidence"], np.float64) / 10**_CONFIDENCE_DIGITS,
                 times_S=np.asarray(record["times"], np.float64),
                 steps=record["steps"],
@@ -124,63 +125,65 @@ def record(
     tokenizer: Tokenizer | None = None,
     on_state: Callable[[State], None] | None = None,
 ) -> tuple[Samples, Trace]:
-    """Runs the sampler once and keeps everything.  `on_state` sees each state as it comes (the live view).
+    """Runs the sampler once and records every state.
 
-    The samples are bit for bit those of `sampler.sample` with the same seed.
+    on_state: called with each state when it is computed (the live view).
+    Returns samples, bit for bit those of `sampler.sample` with the same seed, and their trace.
     """
     states = []
     for state in sampler.states(params, canvas, seed=seed):
         states.append(state)
         if on_state is not None:
             on_state(state)
-    shown_SBL = np.stack([_shown(state) for state in states])
+    tokens_SBL = np.stack([_tokens_of(state) for state in states])
     samples = sampler.finish(states[-1], canvas, seed)
     trace = Trace(
         process=sampler.name,
         settings=sampler.settings,
         seed=seed,
         canvas=canvas,
-        shown_SBL=shown_SBL,
+        tokens_SBL=tokens_SBL,
         confidence_SBL=np.stack([_rounded(state) for state in states]),
         times_S=np.asarray([state.time for state in states], np.float64),
         steps=samples.steps,
-        pieces={int(t): piece(tokenizer, int(t)) for t in np.unique(shown_SBL) if t != HIDDEN},
+        pieces={int(t): piece(tokenizer, int(t)) for t in np.unique(tokens_SBL) if t != MASKED},
         texts=tuple(tokenizer.decode(tokens_L) for tokens_L in samples.tokens_BL) if tokenizer is not None else (),
     )
     return samples, trace
 
 
 def first_difference(trace: Trace, sampler: AnySampler, params) -> int | None:
-    """Runs the trace again from its canvas and seed; the first state (0 = the start) that differs by a bit, or None.
+    """Runs the sampler again from the trace's canvas and seed; returns the first state (0 = the start) that differs, None if none does.
 
-    Tokens and holes are compared exactly, confidences after the rounding of the trace.
+    Tokens and masked positions are compared exactly, confidences after the rounding of the trace.
+    Raises InputError: a sampler of a different process or settings.
     """
     if sampler.settings != trace.settings or sampler.name != trace.process:
         raise InputError(
-            f"the trace was made by process {trace.process} with {trace.settings}, not by {sampler.name} with {sampler.settings}"
+            f"the trace is of process {trace.process} with {trace.settings}, the sampler of process {sampler.name} with {sampler.settings}"
         )
     index = -1
     for index, state in enumerate(sampler.states(params, trace.canvas, seed=trace.seed)):
         if index >= trace.states:
             return index
-        same_tokens = np.array_equal(_shown(state), trace.shown_SBL[index])
+        same_tokens = np.array_equal(_tokens_of(state), trace.tokens_SBL[index])
         if not (same_tokens and np.array_equal(_rounded(state), trace.confidence_SBL[index])):
             return index
     return None if index + 1 == trace.states else index + 1
 
 
 def replay(trace: Trace, sampler: AnySampler, params) -> int:
-    """Checks that the trace is real: the number of states that came out bit-equal; InputError names the first that did not."""
+    """Checks a trace by running the sampler again; returns the number of states.  Raises InputError, with the first state that differs."""
     step = first_difference(trace, sampler, params)
     if step is not None:
         raise InputError(
-            f"the trace does not replay: state {step} of {trace.states - 1} differs; other weights, another seed, or not a real trace"
+            f"the trace does not replay: state {step} of {trace.states - 1} differs; the weights or the seed are not those of the trace"
         )
     return trace.states
 
 
-def _shown(state: State) -> np.ndarray:
-    return np.where(state.masked_BL, HIDDEN, state.tokens_BL).astype(np.int32)
+def _tokens_of(state: State) -> np.ndarray:
+    return np.where(state.masked_BL, MASKED, state.tokens_BL).astype(np.int32)
 
 
 def _rounded(state: State) -> np.ndarray:

@@ -265,8 +265,8 @@ def test_greedy_is_what_the_sampler_decodes():
     sampler = Sampler(LAW.process(), bind_law(LAW), SampleSettings(steps=8, order="confidence", temperature=0.0))
     scorer = scorer_of(LAW.process())
     tokens_BL = np.array([[a, 0, 0, 0] for a in range(3)], np.int32)
-    frozen_BL = np.array([[True, False, False, False]] * 3)
-    made_BL = sampler.sample(jnp.float32(1.0), Canvas(tokens_BL, frozen_BL, 1.0 - frozen_BL.astype(np.float32))).tokens_BL
+    condition_mask_BL = np.array([[True, False, False, False]] * 3)
+    made_BL = sampler.sample(jnp.float32(1.0), Canvas(tokens_BL, condition_mask_BL, 1.0 - condition_mask_BL.astype(np.float32))).tokens_BL
     greedy = scorer.greedy(1.0, requests_of(LAW, 1, 3))
     assert [text.tolist() for text, right in zip(LAW.texts_NL, greedy, strict=True) if right] == made_BL.tolist()
 

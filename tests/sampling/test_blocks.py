@@ -40,8 +40,8 @@ PROCESSES = {
 
 def prompted(given, length, rows=3):
     tokens_BL = np.random.default_rng(1).integers(0, VOCAB - 2, (rows, length)).astype(np.int32)
-    frozen_BL = np.broadcast_to(np.arange(length) < given, tokens_BL.shape).copy()
-    return Canvas(tokens_BL, frozen_BL, (~frozen_BL).astype(np.float32))
+    condition_mask_BL = np.broadcast_to(np.arange(length) < given, tokens_BL.shape).copy()
+    return Canvas(tokens_BL, condition_mask_BL, (~condition_mask_BL).astype(np.float32))
 
 
 def make(name, eos_id=None, cached=True, **settings) -> BlockSampler:
@@ -73,7 +73,7 @@ def test_buffers_change_no_token(name, given, settings):
     fast, slow = (make(name, cached=cached, **settings).sample(PARAMS, canvas, seed=2) for cached in (True, False))
     assert (fast.tokens_BL == slow.tokens_BL).all() and (fast.fixed_BL == slow.fixed_BL).all()
     np.testing.assert_allclose(fast.confidence_BL, slow.confidence_BL, atol=1e-4)
-    assert (fast.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
+    assert (fast.tokens_BL[canvas.condition_mask_BL] == canvas.tokens_BL[canvas.condition_mask_BL]).all()
     assert (fast.tokens_BL < VOCAB - 2).all() and fast.tokens_BL.shape == (3, 14)
     if name == "autoregressive":
         assert fast.steps == 14 - given and fast.evaluations == 14 - given + (given > 0)
@@ -154,8 +154,8 @@ def test_the_law_of_guided_blocks():
     net = build_network(spec(vocab=3), Execution())
     params = lively(net.init(jax.random.key(4)), seed=5)
     prompt = [1, 0, 1]
-    frozen_BL = np.tile(np.arange(length) < given, (rows, 1))
-    canvas = Canvas(np.tile(np.int32([*prompt, 0, 0, 0]), (rows, 1)), frozen_BL, (~frozen_BL).astype(np.float32))
+    condition_mask_BL = np.tile(np.arange(length) < given, (rows, 1))
+    canvas = Canvas(np.tile(np.int32([*prompt, 0, 0, 0]), (rows, 1)), condition_mask_BL, (~condition_mask_BL).astype(np.float32))
     samples = BlockSampler(Masked(3, 2), net, SampleSettings(steps=1, guidance=w), size=2).sample(params, canvas, seed=3)
     texts_NL = np.array([[*prompt, *rest] for rest in itertools.product(range(2), repeat=3)], np.int32)
     place_L = np.arange(length)
@@ -231,8 +231,8 @@ def test_a_row_that_has_ended_waits_for_the_others():
 def test_prompts_of_a_batch_with_an_empty_one_are_read():
     """The row without a prompt ends at its first token: no piece is made within the other's prompt any more, and it is remembered."""
     tokens_BL, given_B = prompted(8, 14, rows=2).tokens_BL, np.array([0, 8])
-    frozen_BL = np.arange(14) < given_B[:, None]
-    canvas = Canvas(tokens_BL, frozen_BL, (~frozen_BL).astype(np.float32))
+    condition_mask_BL = np.arange(14) < given_B[:, None]
+    canvas = Canvas(tokens_BL, condition_mask_BL, (~condition_mask_BL).astype(np.float32))
     eos_id = int(make("autoregressive").sample(PARAMS, canvas, seed=2).tokens_BL[0, 0])
     fast, slow = (make("autoregressive", eos_id=eos_id, cached=cached).sample(PARAMS, canvas, seed=2) for cached in (True, False))
     assert (fast.tokens_BL[0] == eos_id).all() and (fast.tokens_BL == slow.tokens_BL).all()
@@ -307,8 +307,8 @@ def test_a_window_keeps_the_prompt_and_ends():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Sampler(PROCESSES["blocks"][0], NETWORK.bind, SampleSettings()), "sampled block by block"),
-        (lambda: BlockSampler(Masked(4, 3), NETWORK, SampleSettings()), "size of the blocks"),
+        (lambda: Sampler(PROCESSES["blocks"][0], NETWORK.bind, SampleSettings()), "sampled in blocks; use BlockSampler"),
+        (lambda: BlockSampler(Masked(4, 3), NETWORK, SampleSettings()), "the length of a block of process masked, is None"),
         (lambda: make("autoregressive", guidance=1.0), "leave guidance at 0"),
         (
             lambda: make("blocks").sample(
@@ -320,16 +320,19 @@ def test_a_window_keeps_the_prompt_and_ends():
             lambda: make("blocks").sample(
                 PARAMS, Canvas(np.zeros((1, 8), np.int32), np.zeros((1, 8), bool), np.full((1, 8), 0.5, np.float32))
             ),
-            "cannot edit",
+            "does not edit text",
         ),
         (lambda: StrideSampler(Masked(4, 3), chain_bind, SampleSettings(), window=4, stride=5), "stride is 5"),
         (
             lambda: StrideSampler(Masked(4, 3), chain_bind, SampleSettings(), window=4, stride=2).sample((), blank_canvas(4)),
             "fits into the window",
         ),
-        (lambda: StrideSampler(PROCESSES["autoregressive"][0], NETWORK.bind, SampleSettings(), window=4, stride=2), "does not see"),
+        (
+            lambda: StrideSampler(PROCESSES["autoregressive"][0], NETWORK.bind, SampleSettings(), window=4, stride=2),
+            "does not attend to a whole window",
+        ),
     ],
 )
-def test_what_does_not_suit_is_told(build, message):
+def test_what_does_not_suit_is_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()

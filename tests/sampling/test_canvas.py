@@ -16,9 +16,9 @@ MASK = TOKENIZER.mask_id
 
 
 def shown(canvas, row=0) -> str:
-    """Frozen text as it is, holes as ?, edited text in capitals."""
+    """Conditioning text as it is, masks as ?, edited text in capitals."""
     out = ""
-    for token, frozen, start in zip(canvas.tokens_BL[row], canvas.frozen_BL[row], canvas.start_BL[row], strict=True):
+    for token, frozen, start in zip(canvas.tokens_BL[row], canvas.condition_mask_BL[row], canvas.start_BL[row], strict=True):
         assert frozen == (start == 0)
         assert frozen or start < 1 or token == MASK
         out += "?" if start == 1 else TOKENIZER.decode([token]) if frozen else TOKENIZER.decode([token]).upper()
@@ -63,7 +63,7 @@ def test_template_with_a_length_and_levels():
 
 
 def test_pieces_of_a_template():
-    assert parse_template("a [MASK*2][EDIT:b c]") == [("a ", "frozen"), (2, "hole"), ("b c", "edit")]
+    assert parse_template("a [MASK*2][EDIT:b c]") == [("a ", "condition"), (2, "mask"), ("b c", "edit")]
     assert parse_template("") == []
 
 
@@ -71,13 +71,13 @@ def test_pieces_of_a_template():
     ("arguments", "message"),
     [
         ({}, "length of the canvas is missing"),
-        ({"length": 3, "prompt": "abcd"}, "prompt has 4 tokens, which leaves nothing .* canvas of 3; set a length above 4"),
+        ({"length": 3, "prompt": "abcd"}, "prompt has 4 tokens, which leaves nothing .* canvas of 3; give a length above 4"),
         ({"length": 4, "prompt": "ab", "suffix": "cd"}, "prompt has 2 tokens and the suffix 2"),
-        ({"length": 4, "start_t": 0.5}, "start level only applies"),
+        ({"length": 4, "start_t": 0.5}, "start_t requires edited text"),
         ({"length": 0}, "length of the canvas is 0"),
         ({"length": 4, "batch": 0}, "batch of the canvas is 0"),
-        ({"template": "no holes"}, r"leaves nothing to fill in; mark holes with \[MASK\]"),
-        ({"template": "[MASK*0]"}, "leaves nothing"),
+        ({"template": "no masks"}, r"leaves nothing to fill in; write \[MASK\]"),
+        ({"template": "[MASK*0]"}, "masks no token"),
         ({"template": ""}, "leaves nothing"),
         ({"template": "a [MASK*] b"}, r"has '\[MASK\*\] b', which is not a marker"),
         ({"template": "a [MASK b"}, "which is not a marker"),
@@ -92,7 +92,7 @@ def test_pieces_of_a_template():
         ({"length": 8, "suffix": "\udfff"}, "the suffix is not Unicode"),
         ({"template": "[MASK]\ud800"}, "the template is not Unicode"),
         ({"edit": "\ud800"}, "the edit is not Unicode"),
-        ({"template": "abc [MASK]", "length": 4}, "text has 5 tokens, holes included, but the canvas only 4"),
+        ({"template": "abc [MASK]", "length": 4}, "text has 5 tokens, masks included, but the canvas 4"),
         ({"template": "a [MASK]", "prompt": "b"}, "either a template or a prompt"),
         ({"template": "a [MASK]", "start_t": 0.5}, "has no .EDIT"),
         ({"edit": "abc", "prompt": "b"}, "either an edit or a prompt"),
@@ -101,7 +101,7 @@ def test_pieces_of_a_template():
         ({"edit": ""}, "leaves nothing"),
     ],
 )
-def test_contradictions_are_told(arguments, message):
+def test_contradictions_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         build_canvas(TOKENIZER, **arguments)
 
@@ -110,7 +110,7 @@ def test_a_canvas_checks_itself():
     tokens, frozen = np.zeros((1, 2), np.int32), np.array([[True, False]])
     Canvas(tokens, frozen, np.array([[0, 0.5]], np.float32))
     for start in ([[0.5, 0.5]], [[0, 0]], [[0, 1.5]]):
-        with pytest.raises(InputError, match="start level"):
+        with pytest.raises(InputError, match="start time"):
             Canvas(tokens, frozen, np.array(start, np.float32))
     with pytest.raises(InputError, match="empty"):
         Canvas(np.zeros((0, 2), np.int32), np.zeros((0, 2), bool), np.zeros((0, 2), np.float32))

@@ -51,7 +51,7 @@ def test_a_prompt_is_kept_and_text_comes_out(name):
     canvas = canvas_of(process)
     sampler = sampler_for(process, network, SampleSettings(steps=3, suppressed_ids=(PAD, BOS, MASK)))
     states = list(sampler.states(params, canvas, seed=4))
-    assert all((s.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all() for s in states)
+    assert all((s.tokens_BL[canvas.condition_mask_BL] == canvas.tokens_BL[canvas.condition_mask_BL]).all() for s in states)
     last = states[-1]
     assert not last.masked_BL.any() and last.time == 0
     assert last.tokens_BL.min() >= 0
@@ -189,7 +189,7 @@ def test_every_pair_that_is_accepted_makes_text_and_nothing_else(name, way):
         assert way != "ancestral" and "\n" not in str(error)
         assert any(f"process {known.name}" in str(error) for known in (process, process.bound))
         return
-    assert (last.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
+    assert (last.tokens_BL[canvas.condition_mask_BL] == canvas.tokens_BL[canvas.condition_mask_BL]).all()
     assert not last.masked_BL.any() and last.tokens_BL.min() >= 0 and last.tokens_BL.max() < PAD
     assert ((last.confidence_BL >= 0) & (last.confidence_BL <= 1 + 1e-6)).all()
 

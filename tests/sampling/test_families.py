@@ -141,5 +141,5 @@ def test_frozen_text_under_hybrid_noise():
 
 def test_scores_are_no_law_of_tokens():
     case = CASE["score/mask, linear"]
-    with pytest.raises(InputError, match="predicts no law of tokens"):
+    with pytest.raises(InputError, match="require a network that predicts logits"):
         Sampler(case.process, Closed(case), SampleSettings(temperature=0.5))

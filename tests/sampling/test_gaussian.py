@@ -217,11 +217,11 @@ def test_edited_text_starts_from_its_level():
         (MADE["v"], {"method": "rdm"}, "rdm requires noise on tokens"),
         (MADE["v"], {"method": "ddim(eta=2)"}, "eta is 2"),
         (MADE["v"], {"method": "heun(clamp_below=-1)"}, "clamp_below is -1"),
-        (MADE["v"], {"temperature": 0.5}, "predicts no law of tokens"),
+        (MADE["v"], {"temperature": 0.5}, "require a network that predicts logits"),
         (MADE["v"], {"cache": True}, "leave cache off"),
         (MADE["v"], {"order": "confidence"}, "has no mask"),
     ],
 )
-def test_what_does_not_go_together_is_told(process, settings, message):
+def test_what_does_not_go_together_is_refused(process, settings, message):
     with pytest.raises(InputError, match=message):
         Sampler(process, toy.Law().bind, SampleSettings(**settings))

@@ -22,21 +22,21 @@ STEPS = (1, 2, 3, 7, 49, 98, 103, 1000)
 )
 def test_a_grid_falls_from_exactly_one_to_exactly_zero_in_as_many_steps_as_asked(text):
     for steps in STEPS:
-        levels_N = make_grid(text).levels(steps).astype(np.float32)
+        levels_N = make_grid(text).times(steps).astype(np.float32)
         assert levels_N.shape == (steps + 1,) and levels_N[0] == 1 and levels_N[-1] == 0
         assert (np.diff(levels_N) < 0).all()
 
 
 def test_where_the_levels_are():
-    assert make_grid("uniform").levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    assert make_grid("power(exponent=2)").levels(4).tolist() == [1, 0.5625, 0.25, 0.0625, 0]
-    np.testing.assert_allclose(make_grid("cosine").levels(3), [1, np.sqrt(3) / 2, 0.5, 0])
-    np.testing.assert_allclose(make_grid("shifted(alpha=3)").levels(2), [1, 0.75, 0])
-    assert make_grid("shifted(alpha=1)").levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    assert make_grid("listed(points=(1, 0.2, 0))").levels(2).tolist() == [1, 0.2, 0]
-    np.testing.assert_allclose(make_grid("hold(at=0.5, share=0.5)").levels(8), [1, 0.75, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0])
+    assert make_grid("uniform").times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert make_grid("power(exponent=2)").times(4).tolist() == [1, 0.5625, 0.25, 0.0625, 0]
+    np.testing.assert_allclose(make_grid("cosine").times(3), [1, np.sqrt(3) / 2, 0.5, 0])
+    np.testing.assert_allclose(make_grid("shifted(alpha=3)").times(2), [1, 0.75, 0])
+    assert make_grid("shifted(alpha=1)").times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert make_grid("listed(points=(1, 0.2, 0))").times(2).tolist() == [1, 0.2, 0]
+    np.testing.assert_allclose(make_grid("hold(at=0.5, share=0.5)").times(8), [1, 0.75, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0])
     for steps in STEPS[2:]:
-        held = make_grid("hold(at=0.1, share=0.4)").levels(steps)
+        held = make_grid("hold(at=0.1, share=0.4)").times(steps)
         assert held.shape == (steps + 1,) and held[0] == 1 and held[-1] == 0 and (np.diff(held) <= 0).all()
         assert (np.diff(held) == 0).sum() == int(0.4 * steps)
 
@@ -60,7 +60,7 @@ def test_where_the_levels_are():
         ("hold(at=1.0)", "hold"),
     ],
 )
-def test_a_bad_grid_is_told(text, message):
+def test_a_bad_grid_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         make_grid(text)
 
@@ -78,7 +78,7 @@ def test_calls_and_clock_of_a_run(grid):
     law = Law()
     settings = SampleSettings(steps=4, grid=grid)
     states = list(Sampler(law.process(), law.bind, settings).states(1.0, blank_canvas(3, 2)))
-    np.testing.assert_allclose([s.time for s in states], make_grid(grid).levels(4), atol=1e-7)
+    np.testing.assert_allclose([s.time for s in states], make_grid(grid).times(4), atol=1e-7)
     assert [s.calls for s in states] == [0, 1, 2, 3, 4] and states[-1].time == 0
     assert settings.to_json()["grid"] == grid and SampleSettings.from_json(settings.to_json()) == settings
 

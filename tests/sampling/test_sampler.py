@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
-from dlmjax.sampling.reveal import planned
+from dlmjax.sampling.reveal import planned_reveals
 from dlmjax.sampling.sampler import Sampler, sample, sample_steps
 from dlmjax.sampling.samples import unigram_entropy
 from dlmjax.sampling.settings import ORDERS, REVEAL_ORDERS, SampleSettings
@@ -121,7 +120,7 @@ def test_autoregressive_sampling_reproduces_the_joint_law_and_continues_a_prompt
 
     with pytest.raises(InputError, match="left to right"):
         sampler.sample((), rows_of([[0, 0, 1]], [[False, False, True]]))
-    with pytest.raises(InputError, match="no noise levels"):
+    with pytest.raises(InputError, match="does not edit text"):
         sampler.sample((), rows_of([[0, 0, 1]], [[True, False, False]], [[0, 0.5, 0.5]]))
     with pytest.raises(InputError, match="causal"):
         Sampler(process, bind, SampleSettings(order="confidence"))
@@ -202,7 +201,8 @@ def test_the_plan_of_llada():
     for holes, steps in [(h, n) for h in range(1, 25) for n in range(1, h + 1)]:
         for remainder in ("first", "spread"):
             shown = [
-                int(planned(remainder, jnp.asarray([holes]), jnp.asarray([steps]), jnp.int32(k))[0]) for k in (1, steps // 2 or 1, steps)
+                int(planned_reveals(remainder, jnp.asarray([holes]), jnp.asarray([steps]), jnp.int32(k))[0])
+                for k in (1, steps // 2 or 1, steps)
             ]
             ahead = np.cumsum(get_num_transfer_tokens(holes, steps))[[0, (steps // 2 or 1) - 1, steps - 1]]
             even = [holes * k // steps for k in (1, steps // 2 or 1, steps)]
@@ -234,7 +234,7 @@ def test_remasking_takes_back_what_later_looks_worse():
     assert hidden(True) == [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 
 
-# --- temperature, nucleus, barred ids -----------------------------------------------------------------------------------------
+# --- temperature, nucleus, suppressed ids -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,6 +262,16 @@ def test_temperature_and_nucleus_give_the_known_law(order, settings, law):
     assert (tally[:3][law == 0] == 0).all()
     if (law > 0).sum() > 1:
         assert chi_square_tail(tally[:3], law) < 4
+
+
+@pytest.mark.parametrize("order", ["confidence", "entropy", "margin"])
+@pytest.mark.parametrize("settings", [{"steps": 2, "temperature": 0.0}, {"threshold": 0.9, "top_p": 0.5}], ids=["score", "threshold"])
+def test_scores_and_threshold_use_probabilities_without_filters(order, settings):
+    """After the filters both positions have one token of probability 1: the first would be revealed first, or both at once."""
+    p_BLV = jnp.asarray([[[0.7, 0.2, 0.1, 1e-9], [0.95, 0.03, 0.02, 1e-9]]])
+    states = list(sample_steps(PROCESS4, lambda z, t: jnp.log(p_BLV), blank_canvas(2), order=order, **settings))
+    assert [state.masked_BL[0].tolist() for state in states] == [[True, True], [True, False], [False, False]]
+    np.testing.assert_allclose(states[-1].confidence_BL, [[0.7, 0.95]], rtol=1e-5)
 
 
 def test_rare_tokens_are_not_truncated():
@@ -306,8 +316,8 @@ def test_states_are_the_sample_and_frozen_tokens_never_move(order):
     samples = sampler.sample(1.0, canvas, seed=8)
     assert (states[-1].tokens_BL == samples.tokens_BL).all() and (states[-1].fixed_BL == samples.fixed_BL).all()
     for state in states:
-        assert (state.tokens_BL[canvas.frozen_BL] == canvas.tokens_BL[canvas.frozen_BL]).all()
-        assert (state.confidence_BL[canvas.frozen_BL] == 1).all() and (state.fixed_BL[canvas.frozen_BL] == 0).all()
+        assert (state.tokens_BL[canvas.condition_mask_BL] == canvas.tokens_BL[canvas.condition_mask_BL]).all()
+        assert (state.confidence_BL[canvas.condition_mask_BL] == 1).all() and (state.fixed_BL[canvas.condition_mask_BL] == 0).all()
         assert ((state.fixed_BL == -1) == state.masked_BL).all() and ((state.tokens_BL == 3) == state.masked_BL).all()
     assert not states[-1].masked_BL.any()
     assert sampler.sample(1.0, canvas, seed=9).tokens_BL.tolist() != samples.tokens_BL.tolist()
@@ -393,12 +403,12 @@ def test_unigram_entropy():
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
-        ({"remask": True}, "remask requires an order"),
+        ({"remask": True}, "remask requires one of the orders"),
         ({"order": "random", "threshold": 0.5}, "threshold requires"),
         ({"order": "confidence", "threshold": 1.5}, "threshold is 1.5"),
         ({"order": "confidence", "remainder": "last"}, "remainder is 'last'"),
-        ({"order": "confidence", "remainder": "first", "threshold": 0.5}, "which order confidence with a threshold does not plan"),
-        ({"remainder": "first"}, "which order ancestral leaves to chance"),
+        ({"order": "confidence", "remainder": "first", "threshold": 0.5}, "which order confidence with a threshold does not have"),
+        ({"remainder": "first"}, "which order ancestral does not have"),
         ({"temperature": 1e-300}, "temperature is 1e-300"),
         ({"temperature": 1e300}, "temperature is"),
         ({"steps": 10**12}, "steps is 1000000000000"),
@@ -415,7 +425,7 @@ def test_bad_settings(settings, message):
 
 
 def test_bad_canvas_ids():
-    with pytest.raises(InputError, match="another tokenizer"):
+    with pytest.raises(InputError, match="tokenizer of the run"):
         make().sample(1.0, rows_of([[0, 9, 3]], [[1, 1, 0]]))
 
 
@@ -435,7 +445,7 @@ def test_a_canvas_that_no_memory_holds():
 
 def test_reveal_orders_need_a_mask():
     class NoMask(Autoregressive):
-        name, attention = "uniform", Attention()
+        name, attention = "uniform", "full"
 
     for order in REVEAL_ORDERS:
         with pytest.raises(InputError, match="has no mask"):

@@ -52,11 +52,11 @@ def recorded(sampler):
 def test_a_trace_is_the_sample_and_survives_json(sampler, recorded):
     samples, made = recorded
     plain = sampler.sample(1.0, made.canvas, seed=5)
-    assert (samples.tokens_BL == plain.tokens_BL).all() and (made.shown_SBL[-1] == plain.tokens_BL).all()
-    assert made.states == STEPS + 1 and (made.shown_SBL[0][~made.canvas.frozen_BL] == trace.HIDDEN).all()
+    assert (samples.tokens_BL == plain.tokens_BL).all() and (made.tokens_SBL[-1] == plain.tokens_BL).all()
+    assert made.states == STEPS + 1 and (made.tokens_SBL[0][~made.canvas.condition_mask_BL] == trace.MASKED).all()
     again = trace.Trace.from_json(json.loads(json.dumps(made.to_json())))
     assert again.settings == made.settings and again.pieces == made.pieces and again.texts == made.texts
-    for name in ("shown_SBL", "confidence_SBL", "times_S"):
+    for name in ("tokens_SBL", "confidence_SBL", "times_S"):
         np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
     assert trace.replay(again, sampler, 1.0) == STEPS + 1
 
@@ -78,14 +78,14 @@ def test_replay_tells_a_made_up_trace(sampler, recorded):
     assert trace.first_difference(shorter, sampler, 1.0) == STEPS
     with pytest.raises(InputError, match="does not replay: state 4 of 6"):
         trace.replay(changed(changes=faked), sampler, 1.0)
-    with pytest.raises(InputError, match="was made by"):
+    with pytest.raises(InputError, match="the sampler of process"):
         trace.replay(recorded[1], make(temperature=0.5), 1.0)
 
 
 def test_a_remasking_trace_replays():
     sampler = make(remask=True)
     _, made = trace.record(sampler, 1.0, build_canvas(TOKENIZER, length=12, prompt="a"), seed=4)
-    hidden = made.shown_SBL[:, 0] == trace.HIDDEN
+    hidden = made.tokens_SBL[:, 0] == trace.MASKED
     assert (hidden[1:] & ~hidden[:-1]).any(), "nothing was masked again: the case is not tested"
     assert trace.replay(trace.Trace.from_json(made.to_json()), sampler, 1.0) == STEPS + 1
     assert set(made.pieces.values()) == {f"<{token}>" for token in made.pieces}, "without a tokenizer ids are shown"
@@ -132,7 +132,7 @@ def test_the_page_holds_every_state_and_nothing_from_outside(recorded, tmp_path)
     source = path.read_text(encoding="utf-8")
     parsed = Page(source)
     again = trace.Trace.from_json(json.loads(parsed.data["script", "trace"]))
-    np.testing.assert_array_equal(again.shown_SBL, made.shown_SBL)
+    np.testing.assert_array_equal(again.tokens_SBL, made.tokens_SBL)
     np.testing.assert_array_equal(again.confidence_SBL, made.confidence_SBL)
     assert [tag for tag, _ in parsed.elements].count("script") == 2, "text of the model opened an element"
     assert not any({"src", "href"} & set(attributes) for _, attributes in parsed.elements)
@@ -190,13 +190,13 @@ def test_live_view_redraws_in_place(sampler, recorded, monkeypatch):
         screen.truncate()
         view.show(state)
         frames.append(screen.getvalue())
-    assert not frames[0].startswith("\x1b[") and frames[0].count(terminal.HOLE) == 9
+    assert not frames[0].startswith("\x1b[") and frames[0].count(terminal.MASK_SIGN) == 9
     for before, after in zip(frames, frames[1:], strict=False):
         assert after.startswith(f"\x1b[{before.count(chr(10))}F\x1b[J")
     assert all(len(bare(line)) <= 20 for line in frames[-1].split("\n")[1:])
-    pieces = "".join(text.piece(TOKENIZER, int(t)) for t in recorded[1].shown_SBL[-1][1])
+    pieces = "".join(text.piece(TOKENIZER, int(t)) for t in recorded[1].tokens_SBL[-1][1])
     assert bare(frames[-1]).split("\n", 1)[1].replace("\n", "") == pieces.replace("\n", "")
-    assert "hidden  0" in frames[-1] and "step 6/6" in frames[-1] and ";4m" in frames[-1]
+    assert "masked  0" in frames[-1] and "step 6/6" in frames[-1] and ";4m" in frames[-1]
 
 
 def test_a_tall_canvas_is_cut_to_the_window(sampler, recorded, monkeypatch):
@@ -213,7 +213,7 @@ def test_without_a_terminal_plain_lines(recorded):
     trace.record(many, 1.0, canvas, seed=2, on_state=terminal.TerminalView(TOKENIZER, canvas, stream=stream).show)
     lines = stream.getvalue().splitlines()
     assert len(lines) == terminal.PLAIN_STATES + 1 and "\x1b" not in stream.getvalue()
-    assert lines[0].startswith("step  0/40") and lines[0].endswith(terminal.HOLE * 40) and lines[-1].startswith("step 40/40")
+    assert lines[0].startswith("step  0/40") and lines[0].endswith(terminal.MASK_SIGN * 40) and lines[-1].startswith("step 40/40")
 
 
 def test_nothing_a_model_writes_moves_the_cursor():

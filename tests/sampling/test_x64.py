@@ -30,7 +30,7 @@ def test_a_step_hands_on_what_it_was_given(name):
     """Traced, not compiled. A carry of another type would compile every step twice, or fail in a loop."""
     process, network, params, _ = parts_of(name)
     canvas = canvas_of(process)
-    names = ("tokens_BL", "frozen_BL", "start_BL", "segments_BL", "positions_BL")
+    names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
     arrays = {name: getattr(canvas, name) for name in names} | {"seed": np.uint32(1)}
     fits = 0
     for way in WAYS if name in ("masked", "uniform", "score(noise=uniform)", "plaid") else ({},):

@@ -10,10 +10,10 @@ import pytest
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
-from dlmjax.sampling.calls import BoundLogits
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler, sample
 from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.step_denoiser import FunctionDenoiser
 from tests.diffusion.battery import chi_square_sigmas
 from tests.sampling.toy import Law
 
@@ -127,7 +127,7 @@ def test_a_real_vocabulary_loses_no_entropy_to_precision():
     logits_V = jnp.full(vocab + 1, np.log(rare / (vocab - 1)), jnp.float32).at[7].set(np.log(1 - rare)).at[vocab].set(-1e30)
     sampler = Sampler(
         Masked(vocab + 1, vocab),
-        lambda *_, **__: BoundLogits(lambda z, t: jnp.broadcast_to(logits_V, (*z.shape, vocab + 1))),
+        lambda *_, **__: FunctionDenoiser(lambda z, t: jnp.broadcast_to(logits_V, (*z.shape, vocab + 1))),
         SampleSettings(steps=1),
     )
     tokens_N = np.concatenate([sampler.sample((), blank_canvas(50, 8), seed=seed).tokens_BL.ravel() for seed in range(12)])

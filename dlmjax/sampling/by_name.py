@@ -1,4 +1,4 @@
-"""A choice with its values, written as a call: "shifted(alpha=3)", or just "uniform".  What is recorded is what was asked for."""
+"""Grids and step methods by name: a name, or a name with values written as a call, "shifted(alpha=3)"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,14 @@ from dlmjax.choices import check_values, lookup, parameters_of, parse
 
 
 def build(what: str, text: str, choices: Mapping[str, type]) -> Any:
-    """The dataclass that `text` names, with the values it gives; a whole number for a float becomes one.
+    """Makes the dataclass that `text` names, with its values; a whole number becomes a float where the field is one.
+
+    Args:
+      what: the field or flag, for messages.
 
     Raises:
-      InputError: not a name or a call, an unknown name or value (with the nearest valid one), a value of another type.
+      InputError: the text is not a name or a call; an unknown name or value (the message has the nearest valid one); a value of a
+        different type.
     """
     name, values = parse(text, what)
     make = lookup(what, name, choices)

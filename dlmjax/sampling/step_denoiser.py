@@ -1,11 +1,12 @@
-"""The network as one step sees it: levels told by the process's clock, suppressed ids taken out, temperature and nucleus, classifier-free
-guidance, the answer kept from the last call, the hint of self-conditioning; and a count of what was really computed.
+"""The network within one sampling step, in this order: self-conditioning, guidance, suppressed ids, then temperature and nucleus.
 
-Guidance (2207.12598; unsupervised form of SMDM 2410.18514): the condition is the frozen text. The same canvas with noise in its place, at
-level 1, gives the unconditional output, and tokens are drawn from p(x | given)^(1 + w) / p(x)^w; `Output.guided` says what that is of
-outputs.
+Also the logits cache, and the number of network calls that were computed.
 
-Shapes: B rows, L positions, V columns of the output.
+Guidance (2207.12598; unsupervised form of SMDM 2410.18514): the tokens of `condition_mask_BL` are the condition. The same canvas with noise
+at these positions, at time 1, gives the unconditional output. Tokens are drawn from p(x | condition)^(1 + w) / p(x)^w; `Output.guided`
+computes it from the two outputs.
+
+Shapes: B rows, L positions, V columns of the output, I inputs of self-conditioning.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.warp import warp
 
 
-class BoundLogits:
-    """A denoiser made of a function (z_BL, t_BL) -> logits_BLV: for exact denoisers and for callers who hold no network."""
+class FunctionDenoiser:
+    """A denoiser that calls a function (z_BL, t_BL) -> logits_BLV, such as an exact denoiser; its hidden states are the logits."""
 
     def __init__(self, denoise: Callable[[Array, Array], Array]):
         self._denoise = denoise
@@ -29,22 +30,25 @@ class BoundLogits:
     def hidden(self, z_BL, t_BL):
         return self._denoise(z_BL, t_BL)
 
-    def logits(self, hidden_BLV):
-        return hidden_BLV
+    def logits(self, logits_BLV):
+        return logits_BLV
 
 
 class LogitsCache(NamedTuple):
-    """The last output of the network, and whether a token has changed since."""
+    """The network's last output; changed: whether a token has changed since."""
 
     logits_BLV: Float[Array, "B L V"]
     changed: Bool[Array, ""]
 
 
 class StepDenoiser:
-    """Callable (z, t_BL) -> logits, for one step.  Counts while it is traced: `count` is right if calls stand outside of control flow.
+    """The callable (z, t_BL) -> logits that a stepper receives, for one step.
 
-    denoiser: bound to the rows of the canvas, twice over with guidance.  blank, frozen_BL: noise to put in place of the condition.
-    first_BLV: the first output of this step without temperature and nucleus.  hint_BLI: in, the last estimate; out, the newest.
+    denoiser: bound to the rows of the canvas; with guidance, to these rows twice.
+    condition_mask_BL, unconditional: positions of the condition, and the noise that replaces it in the unconditional output.
+    hint_BLI: the last x0 prediction, for networks with self-conditioning; afterwards that of the newest call.
+    first_BLV: output of the step's first call, before temperature and nucleus.
+    count: number of calls; exact where calls are outside of control flow, since they are counted when they are traced.
     """
 
     def __init__(
@@ -54,13 +58,13 @@ class StepDenoiser:
         settings: SampleSettings,
         suppressed_ids: tuple[int, ...],
         *,
-        frozen_BL: Array | None = None,
-        blank: Array | None = None,
+        condition_mask_BL: Array | None = None,
+        unconditional: Array | None = None,
         logits_cache: LogitsCache | None = None,
         hint_BLI: Array | None = None,
     ):
         self._process, self._denoiser, self._settings, self._suppressed_ids = process, denoiser, settings, suppressed_ids
-        self._frozen_BL, self._blank, self._logits_cache = frozen_BL, blank, logits_cache
+        self._condition_mask_BL, self._unconditional, self._logits_cache = condition_mask_BL, unconditional, logits_cache
         self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
         self._first_at: tuple[Array, Array] | None = None
 
@@ -80,7 +84,7 @@ class StepDenoiser:
 
     @property
     def log_p_BLV(self) -> Array | None:
-        """The law of tokens that the step first looked at; None where the network predicts something else."""
+        """log p of each token by the step's first call; None where the network predicts vectors."""
         if self._process.output.predicts == "vectors":
             return None
         if self._process.output.predicts == "scores":
@@ -89,15 +93,15 @@ class StepDenoiser:
 
     @property
     def log_posterior_BLV(self) -> Array:
-        """log p(x_i | z) that the step first looked at, for networks that predict a law of tokens or scores."""
+        """log p(x_i | z) by the step's first call, before temperature and nucleus, for networks that predict logits or scores."""
         return jax.nn.log_softmax(exclude(self._process.output.log_posterior(self.first_BLV, *self._first_at), self._suppressed_ids))
 
     def _network(self, z, t_BL):
         rows, w = t_BL.shape[0], self._settings.guidance
         hints = () if self.hint_BLI is None else (self.hint_BLI,)
         if w:
-            z = jnp.concatenate([z, put(self._frozen_BL, self._blank, z)])
-            t_BL = jnp.concatenate([t_BL, jnp.where(self._frozen_BL, 1.0, t_BL)])
+            z = jnp.concatenate([z, select_positions(self._condition_mask_BL, self._unconditional, z)])
+            t_BL = jnp.concatenate([t_BL, jnp.where(self._condition_mask_BL, 1.0, t_BL)])
             hints = tuple(jnp.concatenate([hint, hint]) for hint in hints)
         hidden = self._denoiser.hidden(z, self._process.time_embedding_input(t_BL), *hints)
         if hints:
@@ -112,6 +116,6 @@ class StepDenoiser:
         return self._process.output.suppressed(logits, self._suppressed_ids, z, t_BL)
 
 
-def put(where_BL, this, other):
-    """`this` where the flag of the position is set, for states of any shape."""
-    return jnp.where(where_BL.reshape(*where_BL.shape, *(1,) * (other.ndim - 2)), this, other)
+def select_positions(mask_BL, this, other):
+    """`this` at the positions of the mask, `other` elsewhere; states are [B, L] or [B, L, ...]."""
+    return jnp.where(mask_BL.reshape(*mask_BL.shape, *(1,) * (other.ndim - 2)), this, other)

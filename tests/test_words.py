@@ -102,23 +102,7 @@ PHRASES = (
     (r"\bslip of the pen\b|\bcalled so\b|\b[Bb]ehind (a|the) row\b", "subject, verb and object"),
 )
 # Words and phrases that are still to be replaced there: path prefixes.
-OPEN: dict[str, tuple[str, ...]] = {
-    "place": ("dlmjax/sampling",),
-    "places": (
-        "dlmjax/quality",
-        "dlmjax/sampling",
-    ),
-    "given": (
-        "dlmjax/quality",
-        "dlmjax/sampling",
-    ),
-    "even": ("dlmjax/sampling",),
-    "hidden": ("dlmjax/sampling",),
-    "is conditioned on, receives": (
-        "dlmjax/quality",
-        "dlmjax/sampling",
-    ),
-}
+OPEN: dict[str, tuple[str, ...]] = {}
 
 
 def names_in(tree: ast.AST):

@@ -6,7 +6,7 @@ from dlmjax import flags
 from dlmjax.cli.run_flags import add_data, add_run, open_arguments
 from dlmjax.files import write_json
 
-HELP = "outliers of a run's activations, layer by layer (for quantisers)"
+HELP = "outliers of a run's activations, layer by layer, for quantisers"
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -15,11 +15,11 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add_data(command)
     add = command.add_argument
     add("--windows", type=flags.whole(1), default=16, help="number of windows of text (16)")
-    add("--json", type=flags.output_file, metavar="FILE", help="file for the rows")
+    add("--json", type=flags.output_file, metavar="FILE", help="file for the rows (not written)")
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Prints a row for each layer and place, writes them."""
+    """Prints and writes the statistics of each tensor of each layer."""
     from dlmjax.data import EvalWindows
     from dlmjax.errors import InputError
     from dlmjax.quality import activations

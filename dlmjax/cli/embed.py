@@ -15,7 +15,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
     add = command.add_argument
-    add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="texts, one a line, UTF-8")
+    add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="texts, one per line, UTF-8")
     add(
         "--output",
         type=flags.output_file,
@@ -23,11 +23,11 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="file for `embeddings` [lines, width] float32 and `tokens` [lines] int64",
     )
-    add("--batch", type=flags.whole(1, 2**20), default=16, help="windows at a time; does not change the result (16)")
+    add("--batch", type=flags.whole(1, 2**20), default=16, help="number of windows at a time; no effect on the result (16)")
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Writes the vectors, prints how many."""
+    """Writes the vectors and prints their number."""
     import numpy as np
 
     from dlmjax.quality.hidden import embed_texts

@@ -16,8 +16,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--kind", required=True, choices=("sudoku", "countdown"), help="kind of puzzle")
     add("--output", type=flags.output_file, required=True, metavar="FILE.txt", help="file for the puzzles, one a line")
     add("--input", type=flags.input_file, metavar="FILE.csv", help="sudoku: table with columns puzzle and solution, plain or .gz/.xz")
-    add("--givens", type=flags.whole(0, 81), default=0, help="sudoku: cells that are given at least; 0: those of the table (0)")
-    add("--answers-only", action="store_true", help="write answers alone: boards to train on for `solve --in-place`")
+    add("--givens", type=flags.whole(0, 81), default=0, help="sudoku: least number of cells in a clue; 0: those of the table (0)")
+    add("--answers-only", action="store_true", help="sudoku: answers without clues, to train on for `solve --in-place` (off)")
     add("--count", type=flags.whole(1, 2**20), help="countdown: number of puzzles (1000); sudoku: number of rows of the table (all)")
     add("--numbers", type=flags.whole(2, 8), default=3, help="countdown: numbers of a puzzle (3)")
     add("--largest", type=flags.whole(2, 10**6), default=20, help="countdown: largest of the numbers (20)")
@@ -26,13 +26,13 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Writes the puzzles, prints how they are trained on."""
+    """Writes the puzzles and prints the commands that train on them."""
     from dlmjax.quality import puzzles
 
     kind, output, count, seed = arguments.kind, arguments.output, arguments.count, arguments.seed
     if kind == "countdown":
         if arguments.input or arguments.givens or arguments.answers_only:
-            raise InputError("countdown puzzles are made, not read: leave out --input, --givens and --answers-only")
+            raise InputError("countdown puzzles are generated: leave out --input, --givens and --answers-only")
         sizes = {"numbers": arguments.numbers, "largest": arguments.largest}
         found = puzzles.make_countdown(count or 1000, **sizes, seed=seed, split=arguments.split)
     else:

@@ -1,4 +1,4 @@
-"""`dlmjax quality`: made text against the number of steps, or how fast it is made."""
+"""`dlmjax quality`: quality of generated text against the number of steps, or with `--latency` the speed of sampling."""
 
 from __future__ import annotations
 
@@ -15,36 +15,45 @@ if TYPE_CHECKING:
     from dlmjax.quality import generated
     from dlmjax.run import Run
 
-HELP = "quality of made text against the number of steps: generative perplexity, entropy, diversity, MAUVE; or the speed of sampling"
+HELP = "quality of generated text against the number of steps: generative perplexity, entropy, diversity, MAUVE; or the speed of sampling"
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
     add = command.add_argument
-    add("--scorer", type=flags.input_folder, metavar="HF_DIR", help="directory of a causal language model that transformers loads")
-    add("--scorer-workdir", type=flags.input_folder, metavar="AR_RUN", help="workdir of an autoregressive run that scores the text")
+    add("--scorer", type=flags.input_folder, metavar="HF_DIR", help="directory of a Hugging Face causal language model as scorer (none)")
+    add("--scorer-workdir", type=flags.input_folder, metavar="AR_RUN", help="workdir of an autoregressive run as scorer (none)")
     several = flags.wholes(1, 2**20)
-    add("--steps", type=several, default="4,8,16,32,64,128,256", metavar="N,N,...", help="numbers of steps, a row each (4,8,...,256)")
-    add("--samples", type=flags.whole(1, 2**20), default=64, help="texts of each row (64)")
+    add("--steps", type=several, default="4,8,16,32,64,128,256", metavar="N,N,...", help="numbers of steps, one row each (4,8,...,256)")
+    add("--samples", type=flags.whole(1, 2**20), default=64, help="number of texts of each row (64)")
     add("--length", type=flags.tokens, help="length of a text, tokens (the training length)")
-    add("--batch", type=flags.whole(1, 2**20), default=16, help="texts made together; a different number draws different texts (16)")
+    add("--batch", type=flags.whole(1, 2**20), default=16, help="texts sampled together; a different number draws different texts (16)")
     add_sampling(command)
     add_data(command)
     add(
         "--output",
         type=flags.output_folder,
         metavar="DIR",
-        help="directory for quality.json, quality.png and samples.jsonl; with --latency for latency.json",
+        help="directory for quality.json, quality.png and samples.jsonl; with --latency for latency.json (not written)",
     )
-    add("--latency", action="store_true", help="measure time instead: whole canvas, blocks with a cache, autoregression with a cache")
-    add("--batches", type=several, default="1,8", metavar="N,N,...", help="batch sizes that are timed (1,8)")
-    add("--blocks", type=flags.wholes(1, flags.MOST_TOKENS), default="16", metavar="N,N,...", help="block sizes that are timed (16)")
-    add("--repeats", type=flags.whole(1, 1000), default=3, help="timed runs after one that compiles; their median counts (3)")
+    add(
+        "--latency",
+        action="store_true",
+        help="speed of sampling instead: whole canvas, blocks with a cache, autoregression with a cache (off)",
+    )
+    add("--batches", type=several, default="1,8", metavar="N,N,...", help="batch sizes of --latency, texts (1,8)")
+    add("--blocks", type=flags.wholes(1, flags.MOST_TOKENS), default="16", metavar="N,N,...", help="block sizes of --latency, tokens (16)")
+    add(
+        "--repeats",
+        type=flags.whole(1, 1000),
+        default=3,
+        help="timed runs of --latency after one that compiles; the median is reported (3)",
+    )
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Prints the steps-quality curve of a run, or with `--latency` how fast it makes text, and writes it."""
+    """Prints quality against steps, or with `--latency` the speed of sampling, and writes it."""
     opened = open_arguments(arguments)
     experiment = opened.experiment
     origin = {"workdir": str(arguments.workdir), "step": opened.step, "weights": opened.weights, "process": experiment.process.name}
@@ -65,8 +74,8 @@ def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -
     how = {"length": origin["length"], "batch": arguments.batch, "seed": arguments.seed, "scorer": scorer, "corpus": corpus}
     curve = generated.steps_curve(opened, settings, arguments.steps, count=arguments.samples, mauve=with_mauve, **how)
     absent = [why_not] if corpus is None else []
-    absent += [] if scorer else ["no generative perplexity and no MAUVE: give --scorer or --scorer-workdir"]
-    absent += [] if with_mauve or scorer is None or corpus is None else ["no MAUVE: pip install 'dlmjax[quality]'"]
+    absent += [] if scorer else ["no generative perplexity and no MAUVE, which require --scorer or --scorer-workdir"]
+    absent += [] if with_mauve or scorer is None or corpus is None else ["no MAUVE, which requires pip install 'dlmjax[quality]'"]
     report = {
         **origin,
         "seed": arguments.seed,
@@ -89,19 +98,19 @@ def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -
 
 
 def _write_quality(output: pathlib.Path, report: dict, curve: generated.Curve, title: str) -> None:
-    """The table, the texts and the picture; the table last, so that where it is, the rest is too."""
+    """Writes texts, plot and table; the table last, so that where it exists the others do."""
     from dlmjax.quality import plot
 
     lines = [
         {"steps": row["steps"], "sample": number, "text": sample.text, "token_ids": sample.ids_L.tolist()}
-        for row, made in zip(curve.rows, curve.made, strict=True)
-        for number, sample in enumerate(made.samples)
+        for row, texts in zip(curve.rows, curve.texts, strict=True)
+        for number, sample in enumerate(texts.samples)
     ]
     write_atomically(output / "samples.jsonl", "".join(as_json(line) + "\n" for line in lines))
     if plot.available():
         write_atomically(output / "quality.png", plot.draw(curve, title))
     else:
-        print("(no picture: pip install 'dlmjax[quality]' brings matplotlib)", flush=True)
+        print("(no quality.png, which requires matplotlib: pip install 'dlmjax[quality]')", flush=True)
     write_json(output / "quality.json", report)
     print(f"written to {output}", flush=True)
 
@@ -110,7 +119,7 @@ def _latency(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any])
     from dlmjax.quality.latency import latency_grid, table
 
     sizes: dict[str, Sequence[int]] = {"steps": arguments.steps, "batches": arguments.batches, "blocks": arguments.blocks}
-    how = {"length": origin["length"], "repeats": arguments.repeats, "say": lambda line: print(f"timing {line}", flush=True)}
+    how = {"length": origin["length"], "repeats": arguments.repeats, "log": lambda line: print(f"timing {line}", flush=True)}
     rows = latency_grid(opened, **sizes, **how)
     print(
         f"\n{opened.experiment.parameter_count / 1e6:.2f}M parameters, texts of {origin['length']} tokens, {rows[0]['precision']}, "

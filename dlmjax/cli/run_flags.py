@@ -52,8 +52,8 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, ord
     add(
         "--grid",
         default="auto",
-        help="times of the steps: uniform, power(exponent=2), cosine, shifted(alpha=3), listed(points=(1,0.4,0)); auto: power where noise "
-        "replaces tokens by wrong ones, else uniform (auto)",
+        help="times of the steps: uniform, power(exponent=2), cosine, shifted(alpha=3), listed(points=(1,0.4,0)), hold(at=0.1); auto: "
+        "power where noise replaces tokens by wrong ones, else uniform (auto)",
     )
     add("--temperature", type=flags.number(0), default=temperature, help=f"temperature; 0: the most likely token ({temperature:g})")
     add("--top-p", type=flags.number(0, 1, open_low=True), default=1.0, help="probability of the nucleus; 1: off (1)")

@@ -1,4 +1,4 @@
-"""`dlmjax sample`: text from a run, shown live (`--watch`), as a page one can scrub through (`--trace`) and as JSON."""
+"""`dlmjax sample`: text sampled from a run, with a live view (`--watch`), a trace as a page (`--trace`) and JSON (`--json`)."""
 
 import argparse
 
@@ -6,18 +6,18 @@ from dlmjax import flags
 from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.files import write_json
 
-HELP = "text from a run: prompts, infills, templates; the denoising shown live or written as a page"
+HELP = "text sampled from a run: free, with a prompt, infilled, from a template or edited; with a live view or a trace"
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
     add = command.add_argument
-    add("--prompt", type=flags.text, default="", help="text at the start, kept as it is")
-    add("--suffix", type=flags.text, default="", help="text at the end, kept as it is")
-    add("--template", type=flags.text, help='text with masked stretches: "The [MASK*12] of the [MASK*8]."')
-    add("--edit", type=flags.text, metavar="TEXT", help="text that is rewritten from noise level --start-t")
-    add("--start-t", type=flags.number(0, 1, open_low=True), metavar="T", help="noise level of edited text, in (0, 1] (0.5)")
+    add("--prompt", type=flags.text, default="", help="text at the start of the canvas, which conditions the sample (none)")
+    add("--suffix", type=flags.text, default="", help="text at the end of the canvas, which conditions the sample (none)")
+    add("--template", type=flags.text, help='text with masked tokens: "The [MASK*12] of the [MASK*8]." (none)')
+    add("--edit", type=flags.text, metavar="TEXT", help="text that is edited, by noise of time --start-t (none)")
+    add("--start-t", type=flags.number(0, 1, open_low=True), metavar="T", help="time t from which edited text is denoised, in (0, 1] (0.5)")
     add("--length", type=flags.tokens, help="length of the canvas, tokens (the training length)")
     add("--count", type=flags.whole(1, 2**20), default=1, help="number of samples (1)")
     add("--steps", type=flags.whole(1, 2**20), default=64, help="number of denoising steps (64)")
@@ -29,15 +29,16 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="width of the window, tokens, in which noise falls from left to right; 1: one by one (off: all positions together)",
     )
     add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
-    add("--cache", action="store_true", help="leave out network calls where no token has changed (networks without time input)")
-    add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas")
-    add("--stop", action="store_true", help="end a text at its end of document (with blocks, --stride or causal processes)")
-    add("--remask", action="store_true", help="mask uncertain tokens again (confidence, entropy, margin orders)")
+    add("--cache", action="store_true", help="leave out network calls where no token has changed; networks not conditioned on t (off)")
+    add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
+    add("--stop", action="store_true", help="end a text at its end of document; with blocks, --stride or causal processes (off)")
+    add("--remask", action="store_true", help="mask revealed tokens of low score again; orders confidence, entropy and margin (off)")
     add(
         "--threshold",
         type=flags.share,
         metavar="P",
-        help="least probability of the tokens that a step reveals; replaces --steps (confidence, entropy, margin orders)",
+        help="least probability, before --temperature and --top-p, of the tokens that a step reveals; replaces --steps; orders "
+        "confidence, entropy and margin (off)",
     )
     add(
         "--remainder",
@@ -46,9 +47,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="steps that reveal one token more where the steps do not divide the masked tokens: spread over all, or the first, as in LLaDA "
         "(spread)",
     )
-    add("--watch", action="store_true", help="show the denoising live in the terminal")
-    add("--trace", type=flags.output_file, metavar="FILE.html", help="file for a self-contained page of the denoising")
-    add("--json", type=flags.output_file, metavar="FILE", help="file for text, ids, seed, steps and entropy")
+    add("--watch", action="store_true", help="live view of the denoising in the terminal (off)")
+    add("--trace", type=flags.output_file, metavar="FILE.html", help="file for the trace, as a self-contained page (not written)")
+    add("--json", type=flags.output_file, metavar="FILE", help="file for text, ids, seed, steps and entropy (not written)")
 
 
 def run(arguments: argparse.Namespace, _) -> None:
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace, _) -> None:
 
 
 def _sampled(arguments: argparse.Namespace, sampler, params: dict, canvas, tokenizer):
-    """The samples, watched and traced as the flags say."""
+    """The samples; with `--watch` the live view, with `--trace` the page."""
     if not (arguments.watch or arguments.trace):
         return sampler.sample(params, canvas, seed=arguments.seed, progress=True)
     from dlmjax.sampling.html import write_html

@@ -6,7 +6,7 @@ from dlmjax import flags
 from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.files import read_lines, write_json
 
-HELP = "puzzles solved by a run: the clue is given, the rules decide"
+HELP = "share of puzzles that a run solves, checked by the rules"
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -14,12 +14,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add_run(command)
     add = command.add_argument
     add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="puzzles, as `dlmjax puzzles` writes them")
-    add("--in-place", action="store_true", help="sudoku: clues stand in the board (for runs trained on --answers-only)")
-    add("--count", type=flags.whole(1, 2**20), help="number of puzzles, from the first on (all)")
-    add("--steps", type=flags.whole(1, 2**20), default=256, help="most denoising steps; an order takes at most one for each cell (256)")
-    add("--batch", type=flags.whole(1, 2**20), default=100, help="puzzles solved together (100)")
+    add("--in-place", action="store_true", help="sudoku: clue at its cells of the board; runs trained on `puzzles --answers-only` (off)")
+    add("--count", type=flags.whole(1, 2**20), help="number of puzzles, from the first (all)")
+    add("--steps", type=flags.whole(1, 2**20), default=256, help="number of denoising steps; reveal orders take at most one per cell (256)")
+    add("--batch", type=flags.whole(1, 2**20), default=100, help="number of puzzles solved together (100)")
     add_sampling(command, temperature=0.0, order="confidence")
-    add("--json", type=flags.output_file, metavar="FILE", help="file for the result")
+    add("--json", type=flags.output_file, metavar="FILE", help="file for the result (not written)")
 
 
 def run(arguments: argparse.Namespace, _) -> None:

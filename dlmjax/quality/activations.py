@@ -1,13 +1,13 @@
-"""How far activations stick out, layer by layer: what a quantiser with one scale a tensor has to live with.
+"""Outliers of activations, layer by layer, which limit a quantiser with one scale per tensor.
 
     ratio      largest magnitude / median magnitude of all entries ("massive activations" are those of ratio > 1000, Sun et al. 2402.17762)
-    kurtosis   fourth moment / squared variance of all entries: 3 for a normal law, more for heavier tails (Bondarenko et al. 2306.12929)
-    channel    the one in which the largest magnitude stands
+    kurtosis   fourth moment / squared variance of all entries: 3 if normal, more for heavier tails (Bondarenko et al. 2306.12929)
+    channel    index of the channel with the largest magnitude
 
-Places of a layer: `query`, `key`, `value` (rotated; keys and values are what a cache stores), `attention` (what the output projection
-reads) and `stream` (the residual stream behind the layer). Text is read clean, at level 0; padding is left out.
+Tensors of a layer: `query`, `key`, `value` (queries and keys after the rotary embedding; a cache stores keys and values), `attention`
+(input of the output projection) and `stream` (residual stream after the layer). The network reads clean text at t = 0; padding is left out.
 
-Shapes: N layers, B rows, L positions, D width; R real positions of all windows, C channels of a place.
+Shapes: N layers, B rows, L positions, D width; R positions of all windows without padding, C channels of a tensor.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.quality.hidden import Encoder
 from dlmjax.run import Run
 
-PLACES = ("query", "key", "value", "attention", "stream")
+TENSORS = ("query", "key", "value", "attention", "stream")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tapped(Denoiser):
-    """A denoiser that also keeps what its layers compute, stacked over layers; `seen` holds it after `hidden`."""
+    """A denoiser that records the tensors of its layers, stacked over layers; `hidden` appends them to `seen`."""
 
     seen: list = dataclasses.field(default_factory=list)
 
@@ -61,34 +61,37 @@ class _Tapped(Denoiser):
 
 
 def activation_statistics(run: Run, windows: Iterable[np.ndarray], batch: int = 8) -> list[dict[str, Any]]:
-    """One row a layer and place: layer, place, largest, median, ratio, kurtosis, channel. `windows`: rows of token ids, none longer
-    than the run's (causal runs: one shorter). All entries are held on the host: give tens of windows, not thousands."""
+    """Statistics of each tensor of each layer: layer, place (name of the tensor), largest, median, ratio, kurtosis, channel.
+
+    windows: rows of token ids, cut to the run's length (causal runs: one token less). The host holds all entries, so give tens of windows.
+    batch: windows at a time.
+    """
     encoder = Encoder(run, batch)
-    rows = [np.asarray(ids)[: encoder.room] for ids in windows]
+    rows = [np.asarray(ids)[: encoder.capacity] for ids in windows]
 
     @jax.jit
-    def taps(params, tokens_BL, counted_BL):
-        denoiser, z, t_BL = encoder.read(params, tokens_BL, counted_BL)
+    def taps(params, tokens_BL, valid_BL):
+        denoiser, z, t_BL = encoder.read(params, tokens_BL, valid_BL)
         tapped = _Tapped(denoiser.network, denoiser.params, denoiser.segments_BL, denoiser.positions_BL, denoiser.mask)
         tapped.hidden(z, t_BL)
         return tapped.seen[-1]
 
-    found: dict[str, list[np.ndarray]] = {name: [] for name in PLACES}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in TENSORS}
     for start in range(0, len(rows), batch):
-        tokens_BL, counted_BL = encoder.clean(rows[start : start + batch])
+        tokens_BL, valid_BL = encoder.clean(rows[start : start + batch])
         sharding = replicated_like(run.params)
-        for name, tap_NBLC in taps(run.params, device_put(tokens_BL, sharding), device_put(counted_BL, sharding)).items():
-            prefix = tap_NBLC.shape[2] - counted_BL.shape[1]  # networks with a position in front for the level
-            found[name].append(device_get(tap_NBLC)[:, :, prefix:][:, counted_BL].astype(np.float32))
+        for name, tap_NBLC in taps(run.params, device_put(tokens_BL, sharding), device_put(valid_BL, sharding)).items():
+            prefix = tap_NBLC.shape[2] - valid_BL.shape[1]  # networks with a first position for the time
+            found[name].append(device_get(tap_NBLC)[:, :, prefix:][:, valid_BL].astype(np.float32))
     return [
         {"layer": layer, "place": name, **outliers(np.concatenate([part[layer] for part in found[name]]))}
         for layer in range(run.experiment.network.spec.effective_depth)
-        for name in PLACES
+        for name in TENSORS
     ]
 
 
 def outliers(values_RC: np.ndarray) -> dict[str, float | int]:
-    """largest and median magnitude, their ratio, kurtosis, and the channel of the largest; a constant has kurtosis nan."""
+    """Largest and median magnitude, their ratio, kurtosis (nan for a constant), and the channel of the largest magnitude."""
     magnitude_RC = np.abs(values_RC)
     largest, median = float(magnitude_RC.max()), float(np.median(magnitude_RC))
     centred = values_RC.astype(np.float64) - values_RC.mean(dtype=np.float64)
@@ -103,8 +106,8 @@ def outliers(values_RC: np.ndarray) -> dict[str, float | int]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, for a person."""
-    lines = ["| layer | place | max abs | median abs | ratio | kurtosis | channel |", "|---:|---|---:|---:|---:|---:|---:|"]
+    """The rows as a Markdown table."""
+    lines = ["| layer | tensor | max abs | median abs | ratio | kurtosis | channel |", "|---:|---|---:|---:|---:|---:|---:|"]
     for row in rows:
         numbers = " | ".join(f"{row[name]:.4g}" for name in ("largest", "median", "ratio", "kurtosis"))
         lines.append(f"| {row['layer']} | {row['place']} | {numbers} | {row['channel']} |")

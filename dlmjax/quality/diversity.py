@@ -1,12 +1,14 @@
-"""How varied a set of texts is, by counting alone. A text is a sequence of units (words, say); N texts; every number with its s.e.
+"""Diversity of a set of texts, from counts of n-grams. A text is a sequence of units, such as words; each number comes with its s.e.
 
-    distinct-n   different n-grams / n-grams, over all texts (Li et al. 1510.03055); falls with the number and length of the texts, so only
-                 sets of one size compare. s.e.: jackknife over texts.
-    self-BLEU    mean over texts of the BLEU-4 of each against all others (Zhu et al. 1802.01886): 1 = the same text again and again.
+    distinct-n   different n-grams / n-grams, over all texts (Li et al. 1510.03055); falls with the number and length of the texts, so
+                 compare sets of the same size only. s.e.: jackknife over texts.
+    self-BLEU    mean over texts of the BLEU-4 of each against all others (Zhu et al. 1802.01886); 1 = all texts are equal.
                  s.e.: over texts, as if independent.
 
-BLEU is Papineni et al.'s with one addition to zero counts, 0.1 (method 1 of Chen & Cherry 2014), which are NLTK's numbers. NLTK compares
-each text with each other, N^2 texts in all; here the two largest counts of each n-gram are found once, so the cost is that of reading.
+BLEU is that of Papineni et al. with 0.1 in place of zero counts (method 1 of Chen & Cherry 2014); the numbers equal NLTK's. NLTK compares
+all pairs of texts; here the two largest counts of each n-gram are computed once, so the cost is linear in the length of the texts.
+
+Shapes: N texts, K orders of n-grams.
 """
 
 import math
@@ -22,12 +24,12 @@ Text = Sequence[Hashable]
 
 
 def ngrams(text: Text, n: int) -> Counter:
-    """How often each run of n units occurs."""
+    """Counts of the n-grams of a text."""
     return Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1))
 
 
 def distinct_n(texts: Sequence[Text], n: int) -> tuple[float, float]:
-    """(different n-grams / n-grams, its jackknife s.e.); nan where no text has n units, and the s.e. of one text."""
+    """(different n-grams / n-grams, its jackknife s.e.); both nan where no text has n units, the s.e. nan for one text."""
     counts = [ngrams(text, n) for text in texts]
     owners = Counter(gram for of_text in counts for gram in of_text)
     total_N = np.array([sum(of_text.values()) for of_text in counts], np.float64)
@@ -44,12 +46,12 @@ def distinct_n(texts: Sequence[Text], n: int) -> tuple[float, float]:
 
 
 def self_bleu(texts: Sequence[Text]) -> tuple[float, float]:
-    """(mean BLEU-4 of each text against the others, s.e.), in [0, 1]; nan for fewer than two texts that are not empty."""
+    """(mean BLEU-4 of each text against the others, s.e.), in [0, 1]; nan for fewer than two non-empty texts."""
     texts = [text for text in texts if len(text)]
     if len(texts) < 2:
         return math.nan, math.nan
     precisions_KN = np.array([_clipped_precisions(texts, n) for n in range(1, ORDER + 1)])
-    # Without a word in common a BLEU is 0, whatever was added to the longer n-grams.
+    # A text that shares no unit with the others has BLEU 0; the addition to zero counts of longer n-grams does not apply.
     some_N = precisions_KN[0] > 0
     counts_KN = np.array([[max(1, len(text) - n + 1) for text in texts] for n in range(1, ORDER + 1)])
     precisions_KN = np.where(precisions_KN == 0, EPSILON, precisions_KN) / counts_KN
@@ -58,9 +60,9 @@ def self_bleu(texts: Sequence[Text]) -> tuple[float, float]:
 
 
 def _clipped_precisions(texts: Sequence[Text], n: int) -> list[int]:
-    """For each text its n-grams, each counted at most as often as some other text has it."""
+    """Number of n-grams of each text, each n-gram counted at most as often as it occurs in any one other text."""
     counts = [ngrams(text, n) for text in texts]
-    largest: dict[Hashable, tuple[int, int, int]] = {}  # n-gram -> the largest count, whose it is, the largest count of the others
+    largest: dict[Hashable, tuple[int, int, int]] = {}  # n-gram -> largest count, its text, largest count of other texts
     for owner, of_text in enumerate(counts):
         for gram, count in of_text.items():
             most, whose, second = largest.get(gram, (0, -1, 0))
@@ -74,7 +76,8 @@ def _clipped_precisions(texts: Sequence[Text], n: int) -> list[int]:
 
 
 def _brevity(texts: Sequence[Text]) -> np.ndarray:
-    """exp(1 - r / c) where a text (c units) is shorter than the other text of nearest length (r; the shorter of two), else 1."""
+    """Brevity penalty of each text of c units: exp(1 - r / c) for c < r, else 1; r is the nearest length of another text (of two, the
+    shorter)."""
     lengths = np.array([len(text) for text in texts])
     penalties = []
     for i, length in enumerate(lengths):
@@ -85,7 +88,7 @@ def _brevity(texts: Sequence[Text]) -> np.ndarray:
 
 
 def mean_with_error(values_N: Sequence[float]) -> tuple[float, float]:
-    """(mean, its s.e.) of independent numbers; the s.e. of one is nan."""
+    """(mean, its s.e.) of independent numbers; the s.e. of one number is nan."""
     values_N = np.asarray(values_N, np.float64)
     if len(values_N) < 2:
         return float(values_N.mean()), math.nan

@@ -1,15 +1,15 @@
-"""The quality of made text against the steps it took: generative perplexity, unigram entropy, diversity, MAUVE, one row a number of steps.
+"""Quality of generated text against the number of steps: generative perplexity, unigram entropy, diversity and MAUVE.
 
     perplexity   exp(nats per token) of the samples under a scorer (`scorers`); s.e. over samples (ratio estimator, delta method)
-    bits_per_byte   the same nats per UTF-8 byte that was scored: what scorers with different tokenizers have in common
-    entropy      unigram entropy of a sample's tokens in nats per token, mean over samples: low perplexity with low entropy is repetition
-    distinct-n, self-BLEU   of white-space separated words, see `diversity`
-    mauve        of the scorer's last hidden states against as many held-out texts (`mauve_score`)
+    bits_per_byte   the same nats in bits per scored UTF-8 byte; comparable between scorers with different tokenizers
+    entropy      unigram entropy of a sample's tokens, nats per token, mean over samples; low perplexity with low entropy is repetition
+    distinct-n, self-BLEU   of words separated by white space, see `diversity`
+    mauve        of the scorer's last hidden states, against as many held-out texts (`mauve_score`)
 
-No number stands alone: each row holds steps, network calls, temperature, precision, number of samples and standard errors. Held-out text
-of the same length, measured in the same way, is the mark that a perfect model would reach.
+Each row also has steps, network calls, temperature, precision, number of samples and standard errors. Held-out text of the same length,
+measured in the same way, is the baseline: a perfect model would reach its numbers.
 
-Shapes: N samples, B rows made together, L positions.
+Shapes: N samples, B rows sampled together, L positions, D channels of the features.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ GRAMS = (1, 2, 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """Samples of one setting. `ids_NL` as made; `steps` and `calls` (network calls per text) of the batch that took most."""
+class GeneratedTexts:
+    """Samples of one setting. ids_NL: token ids; steps, calls (network calls per text): largest numbers of a batch."""
 
     ids_NL: np.ndarray
     samples: tuple[Sample, ...]
@@ -45,10 +45,10 @@ class Made:
     settings: SampleSettings
 
 
-def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, batch: int = 16, seed: int = 0) -> Made:
-    """`count` texts of `length` tokens from nothing, `batch` at a time with seeds `seed`, `seed` + 1, ... .
+def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, batch: int = 16, seed: int = 0) -> GeneratedTexts:
+    """Samples `count` texts of `length` tokens without a prompt, `batch` at a time with seeds `seed`, `seed` + 1, ... .
 
-    Raises InputError: settings that do not suit the process.
+    Raises InputError: settings that the process does not support.
     """
     sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
     canvas, batches = blank_canvas(length, min(batch, count)), -(-count // batch)
@@ -57,22 +57,22 @@ def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, b
         for number in range(batches):
             found.append(sampler.sample(run.params, canvas, seed=following(seed, number)))
             bar.reach(number + 1)
-    ids_NL = np.concatenate([made.tokens_BL for made in found])[:count]
+    ids_NL = np.concatenate([texts.tokens_BL for texts in found])[:count]
     samples = tuple(make_sample(run.experiment.tokenizer, ids_L) for ids_L in ids_NL)
-    return Made(ids_NL, samples, max(m.steps for m in found), max(m.evaluations for m in found), sampler.settings)
+    return GeneratedTexts(ids_NL, samples, max(m.steps for m in found), max(m.evaluations for m in found), sampler.settings)
 
 
 def held_out_samples(corpus: Corpus, count: int, length: int) -> tuple[Sample, ...]:
-    """The first `count` whole windows of `length` tokens of a split.  Raises InputError where it has fewer than two."""
+    """The first `count` windows of `length` tokens of a split.  Raises InputError where it has fewer than two whole windows."""
     held_out = EvalWindows(corpus, length)
     count = min(count, corpus.num_tokens // length)
     if count < 2:
-        raise InputError(f"{corpus.directory} ({corpus.split}) has fewer than two windows of {length} tokens to compare with")
+        raise InputError(f"{corpus.directory} ({corpus.split}) has fewer than two windows of {length} tokens, which a comparison requires")
     return tuple(make_sample(corpus.tokenizer, ids_L) for ids_L in held_out.rows(range(count))["tokens"])
 
 
 def measure(samples: Sequence[Sample], scorer: Scorer | None, features: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
-    """(every number of a set of samples but MAUVE, the scorer's features where asked for)."""
+    """(all numbers of a set of samples except MAUVE, the scorer's features where `features` is true)."""
     words = [sample.text.split() for sample in samples]
     entropy = mean_with_error([unigram_entropy(sample.ids_L[None], np.ones((1, len(sample.ids_L)), bool))[0] for sample in samples])
     row: dict[str, Any] = {"samples": len(samples)} | _pair("entropy", entropy)
@@ -83,7 +83,7 @@ def measure(samples: Sequence[Sample], scorer: Scorer | None, features: bool = F
         return row, None
     scores = scorer.score(samples, features)
     if not scores.tokens_N.sum():
-        raise InputError("the samples hold no text that the scorer has a token for; there is nothing to score")
+        raise InputError("the samples have no text that the scorer can encode; there is nothing to score")
     nats = ratio_with_error(scores.nats_N, scores.tokens_N.astype(np.float64))
     perplexity = math.exp(nats[0]) if nats[0] < 700 else math.inf
     row |= _pair("perplexity", (perplexity, perplexity * nats[1])) | _pair("nats_per_token", nats)
@@ -96,11 +96,11 @@ def measure(samples: Sequence[Sample], scorer: Scorer | None, features: bool = F
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """What `steps_curve` found. rows: one a number of steps; held_out: the same numbers of held-out text, None without a corpus;
-    made: the texts of each row."""
+    texts: the texts of each row."""
 
     rows: tuple[dict[str, Any], ...]
     held_out: dict[str, Any] | None
-    made: tuple[Made, ...]
+    texts: tuple[GeneratedTexts, ...]
 
 
 def steps_curve(
@@ -116,14 +116,14 @@ def steps_curve(
     corpus: Corpus | None = None,
     mauve: bool = False,
 ) -> Curve:
-    """Samples at each number of steps, under common seeds, and measures each set.
+    """Samples `count` texts at each number of steps, with the same seeds, and measures each set.
 
-    settings: all but the steps. Processes with a number of calls of their own (autoregressive) give one row.  mauve: needs scorer and
-    corpus.
-    Raises InputError: nothing asked for; settings that do not suit the process; too little held-out text.
+    settings: settings of the sampler except `steps`. Autoregressive processes take one call per token and give one row.
+    scorer, corpus: scorer and held-out text; without them their columns are left out.  mauve: requires scorer and corpus.
+    Raises InputError: a count or batch below 1; settings that the process does not support; too little held-out text.
     """
     if count < 1 or batch < 1:
-        raise InputError(f"asked for {count} samples, {batch} at a time; give at least 1")
+        raise InputError(f"count is {count} and batch {batch}; both must be at least 1")
     with_mauve = mauve and scorer is not None and corpus is not None
     held_out = reference_ND = None
     if corpus is not None:
@@ -132,26 +132,26 @@ def steps_curve(
         steps = [length]
     rows, kept = [], []
     for number in sorted(set(steps)):
-        made = make_texts(run, dataclasses.replace(settings, steps=number), count=count, length=length, batch=batch, seed=seed)
-        if kept and made.calls == kept[-1].calls and made.steps == kept[-1].steps:
-            break  # reveal orders take no more steps than there are tokens: from here on the same texts come again
-        found, features_ND = measure(made.samples, scorer, with_mauve)
+        texts = make_texts(run, dataclasses.replace(settings, steps=number), count=count, length=length, batch=batch, seed=seed)
+        if kept and texts.calls == kept[-1].calls and texts.steps == kept[-1].steps:
+            break  # reveal orders take at most one step per token: more steps repeat the same texts
+        found, features_ND = measure(texts.samples, scorer, with_mauve)
         row = {
             "steps": number,
-            "steps_taken": made.steps,
-            "calls": made.calls,
-            "temperature": made.settings.temperature,
+            "steps_taken": texts.steps,
+            "calls": texts.calls,
+            "temperature": texts.settings.temperature,
             "precision": f"{run.experiment.config.execution.dtype} network, {PRECISION}",
         }
         if with_mauve:
             found |= _pair("mauve", mauve_with_error(reference_ND, features_ND))
         rows.append(row | found)
-        kept.append(made)
+        kept.append(texts)
     return Curve(tuple(rows), held_out, tuple(kept))
 
 
 def _pair(name: str, value: tuple[float, float]) -> dict[str, float | None]:
-    """A number and its s.e. as two entries; what is not finite is None, since JSON has no word for it."""
+    """A number and its s.e. as two entries; None where not finite, which JSON does not support."""
     number, error = (float(v) if math.isfinite(v) else None for v in value)
     return {name: number, f"stderr_{name}": error}
 
@@ -160,7 +160,7 @@ COLUMNS = ("perplexity", "bits_per_byte", "entropy", "distinct_1", "distinct_2",
 
 
 def table(curve: Curve) -> str:
-    """Markdown, for a person; `±` is one standard error."""
+    """The curve as a Markdown table; `±` is one standard error."""
     columns = [name for name in COLUMNS if any(name in row for row in curve.rows)]
     lines = ["| steps | calls | samples | " + " | ".join(columns) + " |", "|---:|---:|---:|" + "---:|" * len(columns)]
     baseline = [] if curve.held_out is None else [{"steps": "held-out", "calls": "", **curve.held_out}]

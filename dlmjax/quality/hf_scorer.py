@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model as scorer: a local directory, torch on the CPU. Nothing is ever downloaded.
+"""A Hugging Face causal language model as scorer, from a local directory, with torch on the CPU; nothing is downloaded.
 
 Shapes: B rows, L positions. Units: nats.
 """
@@ -15,11 +15,11 @@ from dlmjax.quality.scorers import RunScorer, Sample, Scorer, Scores, windows_of
 from dlmjax.run import open_run
 
 ROWS = 4
-LONGEST = 2048  # tokens read together, also where the model could read more
+LONGEST = 2048  # most tokens of a window, also for models with a longer context
 
 
 class HfScorer:
-    """See `scorers.Scorer`; the model in float32.
+    """A `scorers.Scorer` of a model directory, in float32.
 
     Raises InputError: transformers or torch missing, not a model directory, a model that is not causal, no tokenizer in it.
     """
@@ -28,7 +28,7 @@ class HfScorer:
         self.directory = pathlib.Path(directory)
         config = self._config()
         if config.get("is_causal", True) is False:
-            raise InputError(f"{directory} says is_causal=false: a denoiser tells no next token; a scorer must be a causal language model")
+            raise InputError(f"{directory} has is_causal=false, but a scorer must be a causal language model; give another --scorer")
         try:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -61,7 +61,7 @@ class HfScorer:
     def score(self, samples: Sequence[Sample], features: bool = False) -> Scores:
         """See `Scorer`."""
         sequences = [self._ids(sample) for sample in samples]
-        # The first token of a sequence has nothing before it: a beginning of text, which is given, or a token that is not scored.
+        # The first token of a sequence is a beginning of text or a token without context; neither is scored.
         pieces = [(n, window) for n, (ids, _) in enumerate(sequences) for window in windows_of(len(ids), self.context, 1)]
         nats_N, last = np.zeros(len(samples)), {}
         for start in range(0, len(pieces), ROWS):
@@ -80,8 +80,8 @@ class HfScorer:
         return Scores(nats_N, tokens_N, bytes_N, np.stack([last.get(n, nothing) for n in range(len(samples))]))
 
     def _ids(self, sample: Sample) -> tuple[list[int], np.ndarray]:
-        """(tokens of a sequence, which of them are scored): a beginning of text, which is given, stands where a document begins and
-        nowhere else; an end of text, which is scored, where another follows. One token may be both."""
+        """(tokens of a sequence, mask of the scored ones). A beginning of text, not scored, precedes each document; an end of text, scored,
+        separates two documents. One token may be both."""
         ids: list[int] = []
         scored: list[bool] = []
         for number, document in enumerate(sample.documents):
@@ -93,7 +93,7 @@ class HfScorer:
         return ids, np.array(scored, bool)
 
     def _scored_bytes(self, sample: Sample, ids: list[int]) -> int:
-        """Bytes of a sample without those of a first token that is not scored; a part of a character counts as one."""
+        """Bytes of a sample, without those of a first token that is not scored; a partial character counts as one byte."""
         if self.bos is not None:
             return sample.bytes
         first = self.tokenizer.decode(ids[:1]).replace("\N{REPLACEMENT CHARACTER}", "?")
@@ -116,7 +116,7 @@ class HfScorer:
 
 
 def open_scorer(tokenizer: Any, scorer: str | None, scorer_workdir: str | None) -> Scorer | None:
-    """The scorer that the command line names: a Hugging Face directory or the workdir of an autoregressive run; None where neither.
+    """The scorer of `--scorer`, a Hugging Face directory, or `--scorer-workdir`, that of an autoregressive run; None without either.
 
     Raises InputError: both, not such a directory, not an autoregressive run.
     """

@@ -1,11 +1,11 @@
-"""How fast one network makes text, whatever the order: the whole canvas at once, blocks with a cache, one token at a time with a cache.
+"""Speed of sampling with one network: the whole canvas at once, blocks with a cache, one token at a time with a cache.
 
-The time of a call depends on shapes and not on what the weights say, so the ways are compared on one network with one set of weights: a
-run's own. Only the run's own process makes sense of them; under the other ways the text means nothing and is thrown away.
+The time of a call depends on shapes and not on the values of the weights, so all ways are timed with the network and weights of a run. Only
+the run's own process gives meaningful text; the text of the other ways is discarded.
 
-    seconds      of one batch from nothing to text on the host, median over repeats after one run that compiles
-    tokens_per_second   made tokens of all rows / seconds
-    calls        network calls per text (NFE); of blocks and tokens with a cache, a call reads one block and not the row
+    seconds      time of one batch until its text is on the host, median over repeats after one run that compiles
+    tokens_per_second   generated tokens of all rows / seconds
+    calls        network calls per text (NFE); with a cache a call reads one block (or token) and not the row
 
 Shapes: B rows, L positions.
 """
@@ -27,7 +27,7 @@ from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, sampler_
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of making text: its name, the steps of a canvas or of a block, and the sampler."""
+    """One way of sampling: name, steps of a canvas or of a block, sampler."""
 
     name: str
     steps: int
@@ -35,9 +35,14 @@ class Way:
 
 
 def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) -> Iterator[Way]:
-    """The run's own process at each number of steps, where it makes the whole canvas at once or its network fits no other; then, where its
-    network is told no noise level, masked diffusion of the whole canvas, of blocks with a cache (as many steps a block as keep the steps of
-    a canvas) and autoregression with a cache."""
+    """The ways of sampling that the run's network supports.
+
+    First the run's own process at each number of steps, where it samples the whole canvas at once or its network supports no other process.
+    Then, for networks that are not conditioned on t, masked diffusion of the whole canvas, blocks with a cache (their steps add up to those
+    of a canvas) and autoregression with a cache.
+
+    Raises InputError: blocks that are not shorter than the length.
+    """
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
     settings = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
@@ -50,7 +55,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     if own:
         yield from (Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n))) for n in steps)
     elif alone:
-        # One token after another takes its own number of steps; blocks take these each.
+        # Causal processes take one step per token; blocks take `steps` each.
         numbers = [length] if process.attention.causal else steps
         yield from (Way(f"{process.name}, cache", n, sampler_for(process, network, at(n))) for n in numbers)
     if alone:
@@ -60,7 +65,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
         yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n))) for n in steps)
     for size in blocks:
         if size >= length:
-            raise InputError(f"a block of {size} tokens does not fit twice into {length}; give smaller --blocks or a larger --length")
+            raise InputError(f"--blocks {size} requires a --length above {size} tokens, not {length}; change one of them")
         for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
             yield Way(f"blocks of {size}, cache", each, BlockSampler(masked, network, at(each), size=size))
     causal = Autoregressive(process.vocab, bos_id=experiment.tokenizer.bos_id, mask_id=mask_id)
@@ -76,23 +81,25 @@ def latency_grid(
     blocks: Sequence[int] = (16,),
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
-    say: Callable[[str], object] = lambda line: None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Times every way at every batch size; one row each, ready for JSON. `say` is told each row's name before it is run.
+    """Times every way at every batch size; returns one row each, as plain JSON.
 
-    Raises InputError: a size below 1, blocks that do not fit.
+    length: tokens of a text.  repeats: timed runs of each row.  clock: current time, seconds.
+    log: called with the name of each row before it is timed.
+    Raises InputError: a size below 1, blocks that are not shorter than the length.
     """
     if min(*steps, *batches, *blocks, length, repeats) < 1:
         raise InputError("steps, batches, blocks, length and repeats of a latency grid must be at least 1")
     device, rows = jax.devices()[0].device_kind, []
-    for way in list(ways_of(run, steps, length, blocks)):  # all are checked before the first is run
+    for way in list(ways_of(run, steps, length, blocks)):  # checks all ways before the first is timed
         for batch in batches:
-            say(f"{way.name}, {way.steps} steps, batch {batch}")
+            log(f"{way.name}, {way.steps} steps, batch {batch}")
             canvas = blank_canvas(length, batch)
-            made, seconds = way.sampler.sample(run.params, canvas, seed=0), []
+            samples, seconds = way.sampler.sample(run.params, canvas, seed=0), []
             for repeat in range(repeats):
                 begin = clock()
-                made = way.sampler.sample(run.params, canvas, seed=repeat)
+                samples = way.sampler.sample(run.params, canvas, seed=repeat)
                 seconds.append(clock() - begin)
             median = statistics.median(seconds)
             rows.append(
@@ -101,13 +108,13 @@ def latency_grid(
                     "steps": way.steps,
                     "batch": batch,
                     "length": length,
-                    "calls": made.evaluations,
+                    "calls": samples.evaluations,
                     "seconds": median,
                     "seconds_least": min(seconds),
                     "tokens_per_second": batch * length / median,
-                    "milliseconds_per_call": 1000 * median / made.evaluations,
+                    "milliseconds_per_call": 1000 * median / samples.evaluations,
                     "repeats": repeats,
-                    "temperature": made.settings.temperature,
+                    "temperature": samples.settings.temperature,
                     "precision": run.experiment.config.execution.dtype,
                     "device": device,
                     "parameters": run.experiment.parameter_count,
@@ -117,7 +124,7 @@ def latency_grid(
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, for a person."""
+    """The rows as a Markdown table."""
     lines = ["| way | steps | batch | calls | tokens/s | ms/call |", "|---|---:|---:|---:|---:|---:|"]
     for row in rows:
         numbers = f"{row['calls']} | {row['tokens_per_second']:,.0f} | {row['milliseconds_per_call']:.2f} |"

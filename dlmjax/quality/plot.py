@@ -1,4 +1,4 @@
-"""The steps-quality curve as a picture: perplexity and entropy against network calls, held-out text as a line."""
+"""Plot of perplexity and entropy of generated text against network calls, with held-out text as a horizontal line."""
 
 import importlib.util
 import io
@@ -7,12 +7,12 @@ from dlmjax.quality.generated import Curve
 
 
 def available() -> bool:
-    """Is matplotlib installed?"""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(curve: Curve, title: str) -> bytes:
-    """The curve as a PNG. Perplexity is left out where nothing scored the texts."""
+    """The curve as a PNG; without the perplexity where there is no scorer."""
     from matplotlib.figure import Figure
 
     names = [name for name in ("perplexity", "entropy") if any(name in row for row in curve.rows)]

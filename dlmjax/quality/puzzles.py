@@ -1,14 +1,14 @@
-"""Puzzles as text, `clue=answer`, with checkers that look at the rules and at nothing else.
+"""Puzzles as lines of text, `clue=answer`, with checkers of their rules.
 
-    sudoku       81 digits, 0 an empty cell, row by row = 81 digits that obey the rules and keep the clue
-    countdown    "003,005,012:041" = "003*012=036,005+036=041": every number used exactly once, each result used in a later equation but
-                 the last, which is the target; whole numbers from 0 to 999 all the way, three digits each
+    sudoku       clue: 81 digits, row by row, 0 for an empty cell; answer: 81 digits that obey the rules and keep the clue
+    countdown    "003,005,012:041=003*012=036,005+036=041": every number is used exactly once, every result but the last, which is the
+                 target, in a later equation; all are whole numbers from 0 to 999, written with three digits
 
-Every line of one kind has the same length, so that position says which cell a character is, and a clue is a prompt of fixed length.
-A puzzle counts as solved by any answer that obeys the rules: the answer in the file only serves to say how much of a wrong one is right.
+All lines of a kind have the same length, so that a position always holds the same cell and a clue is a prompt of fixed length.
+Any answer that obeys the rules solves a puzzle. The answer in the file only serves to compute the correct share of a wrong answer.
 
-Countdown after Gandhi et al. (2404.03683), diffusion on it after Ye et al. (2410.14157); Sudoku after the same; their digits, difficulty
-and splits differ, and so do the numbers.
+Countdown is that of Gandhi et al. (2404.03683); Ye et al. (2410.14157) train diffusion on Countdown and Sudoku. Their digits, difficulty
+and splits differ, so the results are not comparable.
 """
 
 import csv
@@ -31,20 +31,20 @@ SPLITS = ("train", "valid", "test")
 
 @runtime_checkable
 class Kind(Protocol):
-    """A kind of puzzle: pure functions of text."""
+    """A kind of puzzle, as functions of text."""
 
     name: str
 
     def reads(self, clue: str, answer: str) -> bool:
-        """Is this a line of the kind?"""
+        """Whether clue and answer have the format of the kind."""
         ...
 
     def solves(self, clue: str, answer: str) -> bool:
-        """Does the answer obey every rule?"""
+        """Whether the answer obeys all rules."""
         ...
 
     def partly(self, clue: str, answer: str, reference: str) -> float:
-        """How much of the answer is right, in [0, 1]; for people, not for scores."""
+        """Share of the answer that is correct, in [0, 1]; reported beside the score."""
         ...
 
 
@@ -62,7 +62,7 @@ class Puzzle:
 
 @dataclasses.dataclass(frozen=True)
 class Sudoku:
-    """9 x 9."""
+    """Sudoku of 9 x 9 cells."""
 
     name = "sudoku"
 
@@ -72,15 +72,15 @@ class Sudoku:
     def solves(self, clue: str, answer: str) -> bool:
         if not self.reads(clue, answer):
             return False
-        if any(given not in ("0", cell) for given, cell in zip(clue, answer, strict=True)):
+        if any(clue_cell not in ("0", cell) for clue_cell, cell in zip(clue, answer, strict=True)):
             return False
         board = np.array([int(cell) for cell in answer]).reshape(9, 9)
         boxes = board.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)
         return all((np.sort(part, axis=1) == np.arange(1, 10)).all() for part in (board, board.T, boxes))
 
     def partly(self, clue: str, answer: str, reference: str) -> float:
-        """Share of the empty cells that are right."""
-        empty = [i for i, given in enumerate(clue) if given == "0"]
+        """Share of the empty cells that are correct."""
+        empty = [i for i, cell in enumerate(clue) if cell == "0"]
         return sum(answer[i : i + 1] == reference[i] for i in empty) / max(len(empty), 1)
 
 
@@ -91,7 +91,7 @@ LARGEST = 999
 
 @dataclasses.dataclass(frozen=True)
 class Countdown:
-    """Numbers to be joined by + - * / into a target."""
+    """Countdown: numbers that are combined by + - * / into a target."""
 
     name = "countdown"
 
@@ -108,7 +108,7 @@ class Countdown:
         return all(_use(pool, equation) for equation in equations) and pool == Counter([target])
 
     def partly(self, clue: str, answer: str, reference: str) -> float:
-        """Share of the equations, up to the first bad one, that are true and use what is there."""
+        """Share of the equations before the first one that is false or uses a number that is not available."""
         pool, right, equations = Counter(self._clue(clue)[0]), 0, answer.split(",")
         for equation in equations:
             if not _EQUATION.fullmatch(equation) or not _use(pool, equation):
@@ -123,7 +123,7 @@ class Countdown:
 
 
 def apply(a: int, operator: str, b: int) -> int | None:
-    """a operator b as a whole number from 0 to LARGEST; None where it is none."""
+    """Result of `a operator b`; None where it is not a whole number from 0 to LARGEST."""
     if operator == "/":
         result = a // b if b and a % b == 0 else None
     else:
@@ -132,7 +132,7 @@ def apply(a: int, operator: str, b: int) -> int | None:
 
 
 def _use(pool: Counter, equation: str) -> bool:
-    """Takes the operands of an equation out of the pool and puts its result in; False where that cannot be."""
+    """Replaces the operands of an equation in the pool by its result; False where it is false or an operand is not in the pool."""
     a, operator, b, result = _EQUATION.fullmatch(equation).groups()
     for number in (int(a), int(b)):
         if not pool[number]:
@@ -148,26 +148,26 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (Sudoku(), Countdown())}
 
 
 def kind_of(puzzle: Puzzle) -> Kind:
-    """The kind whose line this is.  Raises InputError for a line of none."""
+    """The kind of a puzzle.  Raises InputError where it has the format of no kind."""
     for kind in KINDS.values():
         if kind.reads(puzzle.clue, puzzle.answer):
             return kind
-    raise InputError(f"{puzzle.line[:60]!r} is not a line of a puzzle file; `dlmjax puzzles` writes them ({', '.join(KINDS)})")
+    raise InputError(f"{puzzle.line[:60]!r} is not a line of a puzzle file; `dlmjax puzzles` writes such files ({', '.join(KINDS)})")
 
 
 def parse(lines: Iterable[str]) -> list[Puzzle]:
-    """The puzzles of the lines of a file.  Raises InputError: none, a line that is no puzzle, lines of several kinds or lengths."""
+    """The puzzles of the lines of a file.  Raises InputError: no lines, a line that is not a puzzle, lines of several kinds or lengths."""
     puzzles = [Puzzle(*line.rstrip("\n").partition("=")[::2]) for line in lines if line.strip()]
     if not puzzles:
         raise InputError("the puzzle file is empty; `dlmjax puzzles` writes one")
     shapes = {(kind_of(puzzle).name, len(puzzle.clue), len(puzzle.answer)) for puzzle in puzzles}
     if len(shapes) > 1:
-        raise InputError("the puzzle file holds puzzles of several kinds or lengths; give each kind a file of its own")
+        raise InputError("the puzzle file has puzzles of several kinds or lengths; write each kind to a separate file")
     return puzzles
 
 
 def read_table(file: str) -> list[dict[str, str]]:
-    """The rows of a table of puzzles. Raises InputError: it cannot be read."""
+    """The rows of a table of puzzles.  Raises InputError: the file is not readable as a table."""
     opener = {".xz": lzma.open, ".gz": gzip.open}.get(pathlib.Path(file).suffix, open)
     try:
         with opener(file, "rt", encoding="utf-8", newline="") as table:
@@ -177,10 +177,11 @@ def read_table(file: str) -> list[dict[str, str]]:
 
 
 def read_sudoku(rows: Iterable[dict[str, str]], givens: int = 0, seed: int = 0) -> Iterator[Puzzle]:
-    """The puzzles of a table with columns `puzzle` and `solution`; with `givens` cells of the solution given at least, which makes them
-    easier (a puzzle with one solution keeps it when more cells are given). Which cells is drawn from the seed and the puzzle.
+    """The puzzles of a table with columns `puzzle` and `solution`.
 
-    Raises InputError: a missing column, a solution that is none.
+    givens: least number of cells in a clue; missing ones are added from the solution, which keeps the solution unique. The added cells
+      are drawn from the seed and the puzzle.
+    Raises InputError: a missing column, a solution that breaks a rule or the clue.
     """
     sudoku = KINDS["sudoku"]
     for number, row in enumerate(rows):
@@ -198,14 +199,15 @@ def read_sudoku(rows: Iterable[dict[str, str]], givens: int = 0, seed: int = 0) 
 
 
 def make_countdown(count: int, *, numbers: int = 3, largest: int = 20, seed: int = 0, split: str = "train") -> list[Puzzle]:
-    """`count` distinct Countdown puzzles, each made with its answer; the same for the same arguments, on any machine.
+    """`count` different Countdown puzzles with answers; equal for equal arguments, on any machine.
 
-    A set of numbers belongs to one split, whatever its order and target (by a hash: 8/10 train, 1/10 valid, 1/10 test): the numbers of a
-    test puzzle are never trained on.
-    Raises InputError: sizes out of range; fewer puzzles than asked for were found.
+    numbers: numbers of a puzzle, 2 to 8.  largest: largest of the numbers.
+    split: a hash of the sorted numbers assigns each puzzle to one split (8/10 train, 1/10 valid, 1/10 test), so train and test have no set
+      of numbers in common.
+    Raises InputError: sizes out of range; fewer than `count` puzzles found.
     """
     if not 2 <= numbers <= 8 or not 2 <= largest <= LARGEST or count < 1 or split not in SPLITS:
-        raise InputError(f"countdown: 2 to 8 numbers up to 2 to {LARGEST}, at least 1 puzzle, split {', '.join(SPLITS)}")
+        raise InputError(f"countdown requires 2 to 8 numbers, largest 2 to {LARGEST}, count 1 or more, split {', '.join(SPLITS)}")
     rng, found = np.random.default_rng([seed, SPLITS.index(split), numbers, largest]), {}
     for _ in range(1000 + 40 * count):
         chosen = rng.integers(1, largest + 1, numbers).tolist()
@@ -214,7 +216,7 @@ def make_countdown(count: int, *, numbers: int = 3, largest: int = 20, seed: int
             found.setdefault(puzzle.clue, puzzle)
         if len(found) == count:
             return list(found.values())
-    raise InputError(f"countdown: only {len(found)} different puzzles of {numbers} numbers up to {largest}; set fewer or larger ones")
+    raise InputError(f"countdown found only {len(found)} different puzzles of {numbers} numbers up to {largest}; lower --count")
 
 
 def _split_of(numbers: list[int]) -> str:
@@ -223,7 +225,7 @@ def _split_of(numbers: list[int]) -> str:
 
 
 def _derived(rng: np.random.Generator, numbers: list[int]) -> Puzzle | None:
-    """A puzzle whose answer joins the numbers at random; None where that led out of range, or nowhere (target 0)."""
+    """A puzzle whose answer combines the numbers at random; None where a result is out of range or the target is 0."""
     pool, equations = list(numbers), []
     while len(pool) > 1:
         i, j = rng.choice(len(pool), 2, replace=False).tolist()

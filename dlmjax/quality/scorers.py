@@ -1,14 +1,14 @@
-"""Who judges a text: a causal language model that says how likely it is. A run of dlmjax, or a Hugging Face model (`hf_scorer`).
+"""Scorers: causal language models that give the log-likelihood of a text. A run of dlmjax, or a Hugging Face model (`hf_scorer`).
 
-A sample is one row of tokens as it was made (or as it stands in held-out text). It may hold several documents, each ending with the end
-of document of its tokenizer. It is scored as one sequence: its documents, the scorer's own end of text between them.
+A sample is one row of generated (or held-out) tokens. It may have several documents, each with an end of document after it. It is scored
+as one sequence, with the scorer's end of text between documents.
 
-    same tokenizer     a run that shares the sampler's tokenizer scores the very tokens that were made
-    another            the text of each document is encoded anew; what a tokenizer cannot say is lost (char27 has 27 characters)
+    same tokenizer        a run with the sampler's tokenizer scores the generated tokens
+    different tokenizer   the text of each document is encoded again, without characters that the tokenizer lacks (char27 has 27)
 
-The first token is scored given the scorer's beginning of text; where it has none, the first token is not scored. A sequence longer than
-the scorer's context is read in windows that overlap by half, so that a token has at least half a context before it; a later window begins
-with the text that stands there, not with a beginning of text, which the text does not have there.
+The first token is scored conditional on the scorer's beginning of text; where the scorer has none, the first token is not scored. A
+sequence longer than the scorer's context is read in windows that overlap by half, so that a token has at least half a context before it.
+Later windows begin within the text, without a beginning of text.
 
 Shapes: N samples, B rows, L positions, D width. Units: nats.
 """
@@ -33,8 +33,8 @@ ROWS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One row: its token ids, of which an end of document closes each document, the documents as text, and the bytes that the tokens
-    stand for (where they are no whole characters, the text has others)."""
+    """One row: its token ids, its documents as text, and the number of bytes of the tokens (which differs from that of the text where
+    tokens are not whole characters)."""
 
     ids_L: np.ndarray
     documents: tuple[str, ...]
@@ -42,12 +42,12 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """The documents, parted by blank lines."""
+        """The documents, separated by blank lines."""
         return "\n\n".join(self.documents)
 
 
 def make_sample(tokenizer: Any, ids_L: np.ndarray) -> Sample:
-    """The sample of a row of ids; documents without text are left out of `documents`."""
+    """The sample of a row of ids; `documents` leaves out those without text."""
     ids_L = np.asarray(ids_L, np.int64)
     pieces = np.split(ids_L, np.flatnonzero(ids_L == tokenizer.eos_id) + 1)
     texts = (tokenizer.decode(piece) for piece in pieces if len(piece))
@@ -55,8 +55,8 @@ def make_sample(tokenizer: Any, ids_L: np.ndarray) -> Sample:
 
 
 class Scores(NamedTuple):
-    """nats_N: minus the log-probability of each sample, summed over tokens_N tokens, which stand for bytes_N of its bytes; features_ND: the
-    scorer's last hidden state of the last position of each sample, None where not asked for."""
+    """nats_N: negative log-likelihood of each sample; tokens_N, bytes_N: number of its scored tokens and their bytes; features_ND: the
+    scorer's last hidden state at the last position of each sample, None where not requested."""
 
     nats_N: np.ndarray
     tokens_N: np.ndarray
@@ -66,17 +66,17 @@ class Scores(NamedTuple):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """`record` is what a report says about it, as plain JSON."""
+    """A scorer; record: its description for reports, as plain JSON."""
 
     record: dict[str, Any]
 
     def score(self, samples: Sequence[Sample], features: bool = False) -> Scores:
-        """Scores samples; those without a token to score have 0 nats in 0 tokens."""
+        """Scores samples; one without scored tokens has 0 nats and 0 tokens."""
         ...
 
 
 class Window(NamedTuple):
-    """Tokens [begin, end) of a sequence are read together, of which those from `scored` on count."""
+    """Tokens [begin, end) of a sequence, which are read together; those from `scored` on are scored."""
 
     begin: int
     end: int
@@ -84,7 +84,7 @@ class Window(NamedTuple):
 
 
 def windows_of(length: int, context: int, first: int = 0) -> list[Window]:
-    """Windows of at most `context` tokens in which every token from `first` on counts exactly once."""
+    """Windows of at most `context` tokens; every token from `first` on is scored in exactly one."""
     if length <= first:
         return []
     windows, scored = [], first
@@ -97,9 +97,10 @@ def windows_of(length: int, context: int, first: int = 0) -> list[Window]:
 
 
 class RunScorer:
-    """An autoregressive run of dlmjax as scorer; exact, in the run's own context length.
+    """An autoregressive run of dlmjax as scorer, with the run's context length; its beginning of text is that of training.
 
-    tokenizer: of the samples. `first`: the run's beginning of text is its end of document, as in training.
+    tokenizer: tokenizer of the samples.  name: name of the scorer in reports and messages.
+    Raises InputError: a run of a process that is not autoregressive.
     """
 
     def __init__(self, run: Run, tokenizer: Any, name: str = "run"):
@@ -107,7 +108,7 @@ class RunScorer:
         self.process = experiment.process.bound
         if not self.process.attention.causal:
             raise InputError(
-                f"{name} is a run of process {experiment.process.name}, but a scorer must be autoregressive: see configs/autoregressive.py"
+                f"{name} is a run of process {experiment.process.name}, but a scorer must be autoregressive (configs/autoregressive.py)"
             )
         self.run, self.tokenizer, self.context = run, experiment.tokenizer, experiment.config.data.length
         self.same = experiment.tokenizer.hash == tokenizer.hash
@@ -146,9 +147,9 @@ class RunScorer:
         return np.concatenate([*encoded[:-1], np.zeros(0)]).astype(np.int32)
 
     def _last_hidden(self, sequences: list[np.ndarray]) -> np.ndarray:
-        """The state behind the last token of each sequence (or of its last context): read as one text, its documents not kept apart."""
+        """Hidden state of the last token of each sequence (or of its last context), which is read as one document."""
         found = []
-        # What the network reads is shifted by one: a place more, in which the last token is read.
+        # The network's input is shifted by one, so the last token is read at one more position.
         padded = [np.append(ids[-(self.context - 1) :], self.tokenizer.eos_id) for ids in sequences]
         for some in _groups(padded):
             tokens_BL, counts_B = _rows(some, self.context, self.tokenizer.pad_id)
@@ -182,7 +183,7 @@ def _groups(items: list) -> list[list]:
 
 
 def _rows(sequences: list[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [ROWS, length], how many each row holds); rows without a sequence hold none."""
+    """(tokens [ROWS, length], number of tokens of each row); rows without a sequence have 0."""
     tokens_BL, counts_B = np.full((ROWS, length), pad_id, np.int32), np.zeros(ROWS, np.int64)
     for row, ids in enumerate(sequences):
         tokens_BL[row, : len(ids)], counts_B[row] = ids, len(ids)

@@ -1,10 +1,10 @@
-"""A run solves puzzles: the clue is frozen, the answer is made, the rules decide.
+"""Solving puzzles with a run: the clue conditions the sample, and a checker of the rules decides whether the answer is a solution.
 
-    after the clue   "clue=____": how any run is asked, an autoregressive one too; trained on whole lines
-    in place         the clue's cells stand in the board and the holes are where they are empty (Sudoku): for runs trained on boards alone,
-                     which see the whole canvas; no order of cells is preferred and any cells may be given
+    after the clue   "clue=____", for runs trained on whole lines, autoregressive ones too
+    in place         the board with its empty cells masked (Sudoku), for runs trained on boards alone, whose network attends to the whole
+                     canvas; the clue may be any cells
 
-Shapes: B rows made together, L positions of the canvas.
+Shapes: B rows sampled together, L positions of the canvas.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ EXAMPLES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """What a run made of a list of puzzles. answers, solved and partly: one entry a puzzle; calls: network calls per puzzle."""
+    """A run's answers to puzzles.  answers, solved, partly (correct share): one per puzzle; calls: network calls per puzzle."""
 
     answers: tuple[str, ...]
     solved: tuple[bool, ...]
@@ -40,26 +40,27 @@ class Solved:
 def solve(
     run: Run, puzzles: Sequence[Puzzle], settings: SampleSettings, *, in_place: bool = False, batch: int = 100, seed: int = 0
 ) -> Solved:
-    """Makes an answer to every puzzle and checks it.
+    """Samples an answer to each puzzle and checks it.
 
+    in_place: mask the empty cells of the board (Sudoku).  batch: puzzles at a time; one compilation serves all batches.
     Raises InputError: puzzles of several kinds or lengths, a tokenizer whose tokens are not characters, a canvas longer than the run's
-    windows, settings that do not suit the process.
+      windows, settings that the process does not support.
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
     kind, tokenizer = kind_of(puzzles[0]), run.experiment.tokenizer
     if in_place and kind.name != "sudoku":
-        raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave in-place out")
+        raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave --in-place out")
     sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
     answers, calls, size = [], 0, min(batch, len(puzzles))
     with Progress(len(puzzles), f"solving {kind.name}", " puzzles") as bar:
         for start in range(0, len(puzzles), size):
             some = list(puzzles[start : start + size])
-            # The last batch is filled up, so that one compilation serves all.
+            # The last batch is filled up with copies of a puzzle, so that one compilation serves all.
             canvas = _canvas(run, [*some, *[some[0]] * (size - len(some))], in_place)
-            made = sampler.sample(run.params, canvas, seed=following(seed, start // size))
-            begin, calls = 0 if in_place else len(some[0].clue) + 1, max(calls, made.evaluations)
-            answers += [tokenizer.decode(ids_L[begin : begin + len(some[0].answer)]) for ids_L in made.tokens_BL[: len(some)]]
+            samples = sampler.sample(run.params, canvas, seed=following(seed, start // size))
+            begin, calls = 0 if in_place else len(some[0].clue) + 1, max(calls, samples.evaluations)
+            answers += [tokenizer.decode(ids_L[begin : begin + len(some[0].answer)]) for ids_L in samples.tokens_BL[: len(some)]]
             bar.reach(len(answers))
     solved = tuple(kind.solves(puzzle.clue, answer) for puzzle, answer in zip(puzzles, answers, strict=True))
     partly = tuple(kind.partly(puzzle.clue, answer, puzzle.answer) for puzzle, answer in zip(puzzles, answers, strict=True))
@@ -67,31 +68,31 @@ def solve(
 
 
 def _canvas(run: Run, puzzles: list[Puzzle], in_place: bool) -> Canvas:
-    """The clue frozen, the answer and the end of document to be made."""
+    """The canvas of puzzles: the clue conditions, the answer and the end of document are masked."""
     texts = [puzzle.clue if in_place else puzzle.line for puzzle in puzzles]
     tokens_BL = _characters(run, texts)
-    frozen_BL = np.zeros(tokens_BL.shape, bool)
+    condition_mask_BL = np.zeros(tokens_BL.shape, bool)
     if in_place:
-        frozen_BL[:, :-1] = np.array([[cell != "0" for cell in text] for text in texts])
+        condition_mask_BL[:, :-1] = np.array([[cell != "0" for cell in text] for text in texts])
     else:
-        frozen_BL[:, : len(puzzles[0].clue) + 1] = True
-    tokens_BL = np.where(frozen_BL, tokens_BL, run.experiment.tokenizer.mask_id).astype(np.int32)
-    return Canvas(tokens_BL, frozen_BL, np.where(frozen_BL, 0.0, 1.0).astype(np.float32))
+        condition_mask_BL[:, : len(puzzles[0].clue) + 1] = True
+    tokens_BL = np.where(condition_mask_BL, tokens_BL, run.experiment.tokenizer.mask_id).astype(np.int32)
+    return Canvas(tokens_BL, condition_mask_BL, np.where(condition_mask_BL, 0.0, 1.0).astype(np.float32))
 
 
 def _characters(run: Run, texts: list[str]) -> np.ndarray:
-    """One token a character, and a place for the end of document."""
+    """Tokens of the texts, one per character, with one more position for the end of document."""
     tokenizer, length = run.experiment.tokenizer, len(texts[0]) + 1
     encoded = [tokenizer.encode(text) for text in texts]
     if any(len(ids) != len(text) for ids, text in zip(encoded, texts, strict=True)):
-        raise InputError(f"puzzles require a tokenizer with one token a character, such as bytes, not {tokenizer.name}")
+        raise InputError(f"puzzles require a tokenizer with one token per character, such as bytes, not {tokenizer.name}")
     if length > run.experiment.config.data.length:
         raise InputError(f"a puzzle takes {length} tokens, but the run was trained on windows of {run.experiment.config.data.length}")
     return np.pad(np.stack(encoded), ((0, 0), (0, 1)))
 
 
 def report(run: Run, puzzles: Sequence[Puzzle], found: Solved, *, in_place: bool, seed: int) -> dict[str, Any]:
-    """Everything about a solve as plain JSON: rates with binomial s.e. and Wilson interval, protocol, a few answers."""
+    """Results and protocol as plain JSON: rates with binomial s.e. and Wilson interval, settings, the first answers."""
     from scipy.stats import binomtest
 
     count, right = len(found.solved), sum(found.solved)

@@ -17,7 +17,8 @@ from dlmjax import __version__
 from dlmjax.choices import parse
 from dlmjax.cli.main import _parser, main
 from dlmjax.diffusion import make_times
-from dlmjax.sampling import SampleSettings
+from dlmjax.sampling import GRIDS, METHODS, ORDERS, SampleSettings
+from dlmjax.sampling.settings import REMAINDERS
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "import", "export")
@@ -67,10 +68,13 @@ def test_every_flag_of_a_command_is_in_its_help(command, capsys):
 
 
 def test_every_setting_of_a_sampler_is_a_flag_with_its_default():
-    """`sample` builds `SampleSettings` from flags by name: a field without a flag could not be chosen."""
+    """`sample` builds `SampleSettings` from flags by name: a field, an order or a method without a flag could not be chosen."""
     arguments = vars(_parser().parse_args(["sample", "--workdir", "."]))
     fields = {field.name: field.default for field in dataclasses.fields(SampleSettings) if field.name != "suppressed_ids"}
     assert {name: arguments.get(name, "absent") for name in fields} == fields
+    flags = {action.dest: action for action in options(_parser())[1]["sample"]._actions}
+    assert (flags["order"].choices, flags["remainder"].choices) == (ORDERS, REMAINDERS)
+    assert all(name in flags["method"].help for name in METHODS) and all(name in flags["grid"].help for name in GRIDS)
 
 
 def options(parser) -> tuple[set[str], dict[str, argparse.ArgumentParser]]:
@@ -244,7 +248,7 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
         (["--length", 2**24, "--count", 2], "2 rows of 16777216 tokens; it must have at most 16777216 tokens"),
         (["--temperature", "1e-300"], "temperature is 1e-300"),
         (["--temperature", "1e300"], "temperature is 1e+300"),
-        (["--remainder", "first"], "leaves to chance"),
+        (["--remainder", "first"], "requires steps with a planned number"),
         (["--grid", "power(exponent=nan)"], "exponent requires a number, not 'nan'"),
         (["--grid", "shifted(alpha=1e999)"], "alpha requires a number, not inf"),
         (["--method", "remask(eta=nan)"], "eta requires a number, not 'nan'"),

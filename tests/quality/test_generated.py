@@ -111,7 +111,7 @@ def test_bad_calls_end_in_one_line(masked_workdir, causal_workdir, tmp_path, cap
         (["--scorer", "a", "--scorer-workdir", "b"], "not both"),
         (["--samples", "0", "--steps", "1"], "--samples is 0; give a whole number from 1"),
         (["--data", tmp_path / "none"], "none"),
-        (["--latency", "--blocks", "64"], "does not fit twice"),
+        (["--latency", "--blocks", "64"], "--blocks 64 requires a --length above 64"),
     ):
         assert said in refused(capsys, *work, *flags)
 

@@ -12,7 +12,7 @@ from dlmjax.cli.main import main
 from dlmjax.data import Corpus, manifest
 from dlmjax.errors import InputError
 from dlmjax.interop.views import encoder_files
-from dlmjax.quality.activations import PLACES, activation_statistics, outliers
+from dlmjax.quality.activations import TENSORS, activation_statistics, outliers
 from dlmjax.quality.hidden import embed_texts
 from dlmjax.run import held_out_of, open_run
 from tests.cli.test_main import refused
@@ -51,7 +51,7 @@ def test_runs_of_other_processes_are_read_too(changes):
     one, two, again = embed_texts(run, ["abcdefgh", "abcdefgx", "abcdefgh"], batch=3)[0]
     assert np.abs(one - two).max() > 1e-4 and (one == again).all()
     rows = activation_statistics(run, [run.experiment.tokenizer.encode("abcdefgh")], batch=1)
-    assert [row["place"] for row in rows] == list(PLACES) and all(row["largest"] > 0 for row in rows)
+    assert [row["place"] for row in rows] == list(TENSORS) and all(row["largest"] > 0 for row in rows)
 
 
 def test_the_command_writes_vectors_line_by_line(masked_workdir, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_a_channel_that_sticks_out_is_found(masked_run):
     run = masked_run
     texts = [run.experiment.tokenizer.encode("some held-out text")] * 3
     before = {(row["layer"], row["place"]): row for row in activation_statistics(run, texts, batch=2)}
-    assert set(before) == {(layer, place) for layer in (0, 1) for place in PLACES}
+    assert set(before) == {(layer, place) for layer in (0, 1) for place in TENSORS}
     layers = run.params["layers"]
     down = {"kernel": layers["down"]["kernel"].at[1, :, 7].multiply(1e4)}
     loud = dataclasses.replace(run, params=run.params | {"layers": layers | {"down": down}})

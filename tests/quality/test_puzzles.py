@@ -108,7 +108,7 @@ def test_splits_share_no_numbers():
     assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
 
 
-def test_puzzles_that_cannot_be_made_are_told():
+def test_puzzles_that_cannot_be_made_are_refused():
     with pytest.raises(InputError, match="only [0-9]+ different puzzles"):
         make_countdown(500, numbers=2, largest=2)
     with pytest.raises(InputError, match="2 to 8 numbers"):
@@ -125,7 +125,7 @@ def test_more_cells_make_a_puzzle_easier_and_leave_it_right():
     assert [puzzle.clue for puzzle in read_sudoku(rows, givens=10)][1] == CLUE
 
 
-def test_a_bad_table_is_told():
+def test_a_bad_table_is_refused():
     with pytest.raises(InputError, match="row 1 .* breaks a rule"):
         list(read_sudoku([{"puzzle": CLUE, "solution": ANSWER[::-1]}]))
     with pytest.raises(InputError, match="requires columns puzzle and solution"):
@@ -137,7 +137,7 @@ def test_a_file_is_read_back_and_mixed_files_are_refused():
     lines = [puzzle.line for puzzle in puzzles]
     assert parse(lines) == puzzles
     several = [*lines, Puzzle(CLUE, ANSWER).line]
-    for bad, said in (([], "`dlmjax puzzles` writes one"), (["hello"], "`dlmjax puzzles` writes them"), (several, "several kinds")):
+    for bad, said in (([], "`dlmjax puzzles` writes one"), (["hello"], "`dlmjax puzzles` writes such files"), (several, "several kinds")):
         with pytest.raises(InputError, match=said):
             parse(bad)
 

@@ -181,7 +181,7 @@ def test_a_beginning_of_text_stands_only_where_a_document_begins(tmp_path, bos):
         assert found.tokens_N.tolist() == [count] and found.nats_N[0] == pytest.approx(nats, rel=1e-5)
 
 
-def test_what_is_no_causal_model_is_told(tmp_path):
+def test_what_is_no_causal_model_is_refused(tmp_path):
     pytest.importorskip("transformers")
     from dlmjax.quality.hf_scorer import HfScorer
 

@@ -60,8 +60,8 @@ def test_others_are_not(learned):
 def test_a_clue_in_place_is_frozen_where_it_is_given():
     run = random_run(82)
     canvas = _canvas(run, [Puzzle(CLUE, ANSWER)] * 2, in_place=True)
-    assert canvas.length == 82 and not canvas.frozen_BL[:, -1].any()
-    assert [chr(token) for token in canvas.tokens_BL[0][canvas.frozen_BL[0]]] == [cell for cell in CLUE if cell != "0"]
+    assert canvas.length == 82 and not canvas.condition_mask_BL[:, -1].any()
+    assert [chr(token) for token in canvas.tokens_BL[0][canvas.condition_mask_BL[0]]] == [cell for cell in CLUE if cell != "0"]
     settings = SampleSettings(
         steps=2, order="confidence", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
     )
@@ -81,7 +81,7 @@ def test_a_masked_run_answers_after_the_clue(masked_run):
         solve(run, puzzles, settings, in_place=True)
 
 
-def test_what_does_not_fit_is_told(learned, tmp_path, capsys):
+def test_what_does_not_fit_is_refused(learned, tmp_path, capsys):
     four = tmp_path / "four.txt"
     assert main(["puzzles", "--kind", "countdown", "--numbers", "4", "--count", "2", "--output", str(four)]) == 0
     capsys.readouterr()

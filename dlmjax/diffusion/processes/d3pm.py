@@ -235,8 +235,6 @@ class D3pm(Process):
             return kernels.Neighbours(self.embedding.array[self.tokens_K], self.neighbours)
         return (kernels.Uniform if self.kernel == "uniform" else kernels.Path)(len(self.tokens_K))
 
-    # --- what samplers ask -----------------------------------------------------------------------------------------------------
-
     @property
     def capabilities(self) -> Capabilities:
         """`rdm` requires noise of one law at all times: a neighbour that is shown at a small time is any token at t = 1."""

@@ -64,6 +64,7 @@ class Interpolating(Process):
     excluded: tuple[int, ...]
     parameterisation: str
     time_input = True
+    stationary = True  # whether noise has the distribution of `prior` at all times
     ends = Ends(power=2.5, clean=0.5, noise=4.25)
 
     @abc.abstractmethod
@@ -99,13 +100,6 @@ class Interpolating(Process):
     def tokens(self) -> int:
         """N."""
         return self.vocab - len(self.suppressed_ids)
-
-    # --- capabilities ----------------------------------------------------------------------------------------------------------
-
-    @property
-    def stationary(self) -> bool:
-        """Whether what noise shows has one law at all times, that of `prior`."""
-        return True
 
     @property
     def capabilities(self) -> Capabilities:

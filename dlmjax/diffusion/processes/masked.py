@@ -41,8 +41,6 @@ class SharedSchedule(Absorbing):
     def left(self) -> float:
         return self.schedule.ends[1]
 
-    # --- capabilities ----------------------------------------------------------------------------------------------------------
-
     @property
     def capabilities(self) -> Capabilities:
         """`first_hitting` and `predetermined` draw the time of each token, so the ends of the schedule must be text and masks alone."""

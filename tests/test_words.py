@@ -76,7 +76,13 @@ WORDS = (
     Word("says", "reports, states"),
     Word("speaks", "logs"),
     Word("wants", "requires, requested"),
-    Word("guess", "x0 prediction", only=("dlmjax/models", "dlmjax/evaluation", "dlmjax/quality", "dlmjax/training", "benchmarks")),
+    Word("level", "time t, a point of a path", only=("dlmjax/diffusion",)),
+    Word("levels", "times t, points of a path", only=("dlmjax/diffusion",)),
+    Word(
+        "guess",
+        "x0 prediction",
+        only=("dlmjax/diffusion", "dlmjax/models", "dlmjax/evaluation", "dlmjax/quality", "dlmjax/training", "benchmarks"),
+    ),
     Word("asked", "requested", only=("dlmjax/evaluation", "dlmjax/models", "dlmjax/parallel", "dlmjax/cli", "launch", "benchmarks")),
     Word(
         "made",

@@ -134,10 +134,10 @@ GEOMETRIC = (
 def expected_nats(case: Case, law: oracle.JointDistribution, denoiser=None) -> float:
     """The diffusion part of the bound by enumeration over (x, z) and quadrature over t, with the process's own loss, in float64."""
     weight_J = np.asarray(case.grid(law.length)[1])
-    return float(weight_J @ level_nats(case, law, denoiser))
+    return float(weight_J @ nats_by_time(case, law, denoiser))
 
 
-def level_nats(case: Case, law: oracle.JointDistribution, denoiser=None) -> np.ndarray:
+def nats_by_time(case: Case, law: oracle.JointDistribution, denoiser=None) -> np.ndarray:
     """The integrand at each level of the case's grid, likewise. -> [J]"""
     denoiser = denoiser or case.denoiser(law)
     t_J = case.grid(law.length)[0]
@@ -177,7 +177,7 @@ def expected_boundary(case: Case, law: oracle.JointDistribution) -> float:
 
 def prior_gap(case: Case, law: oracle.JointDistribution) -> float:
     """KL(q(z_1) || p_1): the one thing an exact denoiser cannot make up for. p_1 spreads the alpha_1 that is left uniformly."""
-    start_Z = prior_law(case, law)
+    start_Z = prior_distribution(case, law)
     true_Z = oracle.evidence(law, case.kernel, 1.0).sum(axis=0)
     seen_Z = true_Z > 0
     return float(np.sum(true_Z[seen_Z] * np.log(true_Z[seen_Z] / start_Z[seen_Z])))
@@ -193,13 +193,13 @@ def reconstruction_gap(case: Case, law: oracle.JointDistribution) -> float:
     return float(total)
 
 
-def prior_law(case: Case, law: oracle.JointDistribution) -> np.ndarray:
+def prior_distribution(case: Case, law: oracle.JointDistribution) -> np.ndarray:
     """p_1 over the oracle's noisy sequences."""
     p_S = case.kernel.matrix(1.0).mean(axis=0)
     return p_S[oracle.enumerate_sequences(p_S.size, law.length)].prod(axis=1)
 
 
-def sample_law(law: oracle.JointDistribution, rows: int, seed: int) -> np.ndarray:
+def sample_joint(law: oracle.JointDistribution, rows: int, seed: int) -> np.ndarray:
     chosen = np.random.default_rng(seed).choice(law.probability_X.size, size=rows, p=law.probability_X)
     return law.sequences_Xn[chosen].astype(np.int32)
 

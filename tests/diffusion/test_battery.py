@@ -21,11 +21,11 @@ from tests.diffusion.battery import (
     expected_boundary,
     expected_nats,
     index_of,
-    level_nats,
+    nats_by_time,
+    prior_distribution,
     prior_gap,
-    prior_law,
     reconstruction_gap,
-    sample_law,
+    sample_joint,
     to_ids,
     to_states,
 )
@@ -88,8 +88,8 @@ def test_blocks_of_two_tokens_have_the_bound_of_each_block(case):
     levels = (np.asarray([0.1, 0.4, 0.8]), np.ones(3))
     blocks = dataclasses.replace(in_blocks(case, size=2), grid=lambda length: levels)
     inner = dataclasses.replace(case, grid=lambda length: levels)
-    by_block = sum(p * level_nats(inner, law) for p, law in blocks.blocks(LAW4))
-    np.testing.assert_allclose(level_nats(blocks, LAW4), by_block, rtol=1e-9)
+    by_block = sum(p * nats_by_time(inner, law) for p, law in blocks.blocks(LAW4))
+    np.testing.assert_allclose(nats_by_time(blocks, LAW4), by_block, rtol=1e-9)
 
 
 @noisy_case
@@ -149,7 +149,7 @@ def test_monte_carlo_is_unbiased(case, times):
     objective = Objective(case.process, TIMES[times], boundary=True)
     assert objective.is_bound
     steps = 16
-    x_SBL = sample_law(LAW3, ROWS * steps, seed=4).reshape(steps, ROWS, 3)
+    x_SBL = sample_joint(LAW3, ROWS * steps, seed=4).reshape(steps, ROWS, 3)
 
     def step(x_BL, key):
         batch = {"tokens": x_BL, "segments": jnp.ones_like(x_BL), "row": jnp.arange(ROWS, dtype=jnp.int32)}
@@ -233,7 +233,7 @@ def _sample(case, times, seed):
 
 
 @drawn_case
-def test_reverse_sampling_reproduces_the_joint_law(case):
+def test_reverse_sampling_reproduces_the_joint_distribution(case):
     """Many small steps with the exact denoiser draw the data's own law, and no mask is left."""
     if case.kernel is None:
         assert chi_square_sigmas(_sample(case, np.linspace(1, 0, 4), seed=8), LAW3.probability_X) < 4
@@ -246,7 +246,7 @@ def test_reverse_sampling_reproduces_the_joint_law(case):
 
 
 @noisy_case
-def test_few_reverse_steps_have_the_enumerated_law(case):
+def test_few_reverse_steps_have_the_enumerated_distribution(case):
     """With a few uneven steps a sampler is not exact, but it must be inexact in the way the reverse process is."""
     if case.light:
         return
@@ -259,7 +259,7 @@ def test_few_reverse_steps_have_the_enumerated_law(case):
 
 def _enumerated(case, law, times):
     """The law of a sampler's rows: p_1, the reverse steps, then p(x | z_0)."""
-    z_Z = case.reverse(law, case.kernel, list(times), prior_law(case, law))
+    z_Z = case.reverse(law, case.kernel, list(times), prior_distribution(case, law))
     decode_ZnK = oracle.posterior(law, case.kernel, 0.0)
     x_Xn = law.sequences_Xn
     p_ZX = np.ones((len(z_Z), len(x_Xn)))
@@ -335,7 +335,7 @@ def test_padding_is_untouched_and_carries_no_loss(case):
 def test_a_batch_is_its_rows(case):
     """Eight rows at once, or four and four: the same levels and the same noise bit for bit, the same sums."""
     process, objective = case.process, Objective(case.process, PerRow(), boundary=True)
-    x_BL = sample_law(LAW3, 8, seed=15)
+    x_BL = sample_joint(LAW3, 8, seed=15)
     whole, halves = batch_of(x_BL), [batch_of(x_BL[:4]), batch_of(x_BL[4:], first_row=4)]
     key = jax.random.key(16)
 
@@ -360,7 +360,7 @@ def test_a_batch_is_its_rows(case):
 def test_jit_changes_nothing(case):
     """Under jit, and with the key traced, the objective gives the numbers it gives line by line."""
     objective = Objective(case.process, boundary=True)
-    batch, key = batch_of(sample_law(LAW3, 8, seed=17)), jax.random.key(18)
+    batch, key = batch_of(sample_joint(LAW3, 8, seed=17)), jax.random.key(18)
 
     def run(batch, key):
         return objective(case.denoiser(LAW3), batch, key, 8)
@@ -373,7 +373,7 @@ def test_jit_changes_nothing(case):
 @drawn_case
 def test_nats_at_is_what_an_evaluation_integrates(case):
     """The mean over noise of `nats_at` at fixed levels, summed by quadrature, is what enumeration gives at them."""
-    x_BL = jnp.asarray(sample_law(LAW3, ROWS, seed=19))
+    x_BL = jnp.asarray(sample_joint(LAW3, ROWS, seed=19))
     process, (levels, weights) = case.process.bound, np.polynomial.legendre.leggauss(6)
     levels, weights = (levels + 1) / 2, weights / 2
 

@@ -15,7 +15,7 @@ from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import split_rows, uniform_rows
 from tests.diffusion import test_battery as battery
-from tests.diffusion.battery import COSINE, MASK, TOKENS, VOCAB, Case, batch_of, sample_law
+from tests.diffusion.battery import COSINE, MASK, TOKENS, VOCAB, Case, batch_of, sample_joint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def test_uniform_noise_passes_the_battery():
     battery.test_bound_is_tight(UNIFORM, battery.LAW2)
     battery.test_monte_carlo_is_unbiased(UNIFORM, "power")  # its weights have a heavy tail at t = 0: draw small levels more often
     battery.test_composed_steps_are_the_one_shot_marginal(UNIFORM, 6)
-    battery.test_few_reverse_steps_have_the_enumerated_law(UNIFORM)
+    battery.test_few_reverse_steps_have_the_enumerated_distribution(UNIFORM)
     battery.test_a_batch_is_its_rows(UNIFORM)
 
 
@@ -158,7 +158,7 @@ def test_block_diffusion_fits_the_protocol(size):
     denoiser = BlockToy(law, VOCAB, masked_likelihood(2, MASK), size)
     means = []
     for step in range(steps):
-        batch = batch_of(sample_law(law, rows, seed=step))
+        batch = batch_of(sample_joint(law, rows, seed=step))
         parts = objective(denoiser, batch, jax.random.key(step), rows)[1]
         means.append(float(parts["nats"]) / rows)
         assert int(parts["corrupted"]) / int(parts["tokens"]) == pytest.approx(0.5, abs=0.02)

@@ -11,7 +11,7 @@ from dlmjax.diffusion import Cosine, Linear, Masked, MaskedCount, Objective, Per
 from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.oracle import toy
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 from tests.diffusion.processes.test_any_order import LAW, LENGTH, Denoiser, _cross_entropy
 
 EXACT = toy.ToyDenoiser(LAW, VOCAB, toy.masked_likelihood(TOKENS, MASK))
@@ -62,7 +62,7 @@ def test_the_bound_is_tight_for_every_window(window):
     assert bound(Hyperschedule(window), EXACT, Cosine()) == pytest.approx(LAW.entropy, abs=1e-4)
 
 
-def test_levels_sweep_from_the_end_of_the_row():
+def test_times_sweep_from_the_end_of_the_row():
     tau = jnp.linspace(0, 1, 81)
     for window in (1, 3, None):
         times = Hyperschedule(window)
@@ -92,7 +92,7 @@ def test_through_the_objective():
     objective, means = Objective(Masked(VOCAB, MASK, excluded=(BOS,)), Hyperschedule(2)), []
     assert objective.is_bound
     for seed in range(8):
-        batch = batch_of(sample_law(LAW, 4096, seed))
+        batch = batch_of(sample_joint(LAW, 4096, seed))
         means.append(float(objective(EXACT, batch, jax.random.key(seed), 4096)[1]["nats"]) / 4096)
     assert abs(np.mean(means) - LAW.entropy) < 4 * np.std(means, ddof=1) / np.sqrt(8)
 
@@ -102,7 +102,7 @@ def test_through_the_objective():
 
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("stratified", [False, True])
-def test_one_level_for_each_block(stratified, antithetic):
+def test_one_time_for_each_block(stratified, antithetic):
     """Constant within a block, different between blocks, uniform over [0, 1]; a function of key, row and global batch alone."""
     times, key = PerBlock(4, UniformTimes(), stratified, antithetic), jax.random.key(1)
     t_BL, weight_BL = times.draw(key, jnp.arange(64), 64, 18)
@@ -161,5 +161,5 @@ def test_impossible_draws_are_refused(make, says):
 
 
 @pytest.mark.parametrize("process", [MaskedCount(VOCAB, MASK), Masked(VOCAB, MASK, complementary=True)], ids=["count", "complementary"])
-def test_a_window_without_an_end_is_one_level(process):
+def test_a_window_without_an_end_is_one_time(process):
     assert Objective(process, Hyperschedule(None)).is_bound

@@ -34,7 +34,7 @@ from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 
 ROWS, LENGTH = 32, 6
 X_BL = np.random.default_rng(0).integers(0, TOKENS, (ROWS, LENGTH)).astype(np.int32)
@@ -163,7 +163,7 @@ def test_weightings_change_what_is_trained_and_not_what_is_reported(schedule, we
         assert float(total) != pytest.approx(float(bound), rel=1e-3)
 
 
-def test_people_are_told_the_bound_first_and_what_is_trained_by_its_name():
+def test_the_summary_is_the_bound_and_then_the_trained_loss_by_its_name():
     for objective, names in (
         (Objective(Masked(VOCAB, MASK)), ["bound"]),
         (Objective(Masked(VOCAB, MASK), weighting=CrossEntropy()), ["bound", "trained"]),
@@ -257,7 +257,7 @@ FAMILIES = ("masked", "llada", "uniform", "hybrid", "score", "flow_matching", "g
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_levels_drawn_apart_are_a_bound_only_where_their_tokens_are_read_apart(name):
+def test_times_that_differ_are_a_bound_only_where_their_tokens_are_read_apart(name):
     """Every way to draw levels that a process accepts: along one path of noise all are bounds, block by block only under blocks."""
     process = make_process(name, vocab=VOCAB, mask_id=MASK, bos_id=BOS, **({"size": 2} if name == "blocks" else {}))
     apart = name in ("blocks", "autoregressive")
@@ -273,14 +273,14 @@ def test_levels_drawn_apart_are_a_bound_only_where_their_tokens_are_read_apart(n
         assert not Objective(process, times, boundary=True).is_bound
 
 
-def test_levels_drawn_apart_read_below_the_entropy():
+def test_times_that_differ_can_read_below_the_entropy():
     """Three tokens that are always the same: the chance that a token's two others are both hidden is 1/4 on average, where along one path
     it is 1/3. The mean is 3/4 of their entropy, and no `nelbo`."""
     objective = Objective(Masked(VOCAB, MASK), PerBlock(1))
     table = np.full((TOKENS,) * 3, 1e-9)
     np.fill_diagonal(table, 1.0)
     law = oracle.JointDistribution(table / table.sum())
-    batch = batch_of(sample_law(law, 4096, seed=1))
+    batch = batch_of(sample_joint(law, 4096, seed=1))
     denoiser = toy.ToyDenoiser(law, VOCAB, toy.masked_likelihood(TOKENS, MASK))
     report = objective.report(jax.device_get(objective(denoiser, batch, jax.random.key(0), 4096)[1]))
     assert 3 * report["partial_nelbo"] == pytest.approx(0.75 * law.entropy, rel=0.1) and "nelbo" not in report

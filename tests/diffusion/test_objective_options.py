@@ -29,13 +29,13 @@ from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import Process, cross_entropy, init_params
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 
 LAW = oracle.JointDistribution.random(TOKENS, 3, seed=2)
 MASKED = Masked(VOCAB, MASK, excluded=(BOS,))
 EXACT = ToyDenoiser(LAW, VOCAB, masked_likelihood(TOKENS, MASK))
 ROWS = 4096
-BATCH = batch_of(sample_law(LAW, ROWS, seed=1))
+BATCH = batch_of(sample_joint(LAW, ROWS, seed=1))
 KEY = jax.random.key(2)
 
 
@@ -213,7 +213,7 @@ def test_noise_that_learns_gets_the_score_function_gradient():
 
     slopes = []
     for step in range(steps):
-        x_BL = jnp.asarray(sample_law(LAW, ROWS, seed=100 + step))
+        x_BL = jnp.asarray(sample_joint(LAW, ROWS, seed=100 + step))
         slopes.append(float(jax.grad(total)(jnp.float32(0.4), jax.random.key(step), x_BL)))
     truth = (expected(0.4 + 1e-4) - expected(0.4 - 1e-4)) / 2e-4
     error = np.std(slopes, ddof=1) / np.sqrt(steps)

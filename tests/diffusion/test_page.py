@@ -50,7 +50,7 @@ def case():
         lambda case: battery.test_pointwise_loss_is_the_oracles(case, jnp.float64, 1e-10),
         lambda case: battery.test_pointwise_loss_is_the_oracles(case, jnp.float32, 1e-5),
         lambda case: battery.test_composed_steps_are_the_one_shot_marginal(case, 6),
-        battery.test_few_reverse_steps_have_the_enumerated_law,
+        battery.test_few_reverse_steps_have_the_enumerated_distribution,
         lambda case: battery.test_loss_and_gradient_are_finite_at_the_ends(case, jnp.bfloat16, 1e4),
         pytest.param(battery.test_padding_is_untouched_and_carries_no_loss, marks=pytest.mark.slow),
         pytest.param(battery.test_a_batch_is_its_rows, marks=pytest.mark.slow),

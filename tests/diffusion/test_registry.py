@@ -78,7 +78,7 @@ def test_every_process_is_a_tree_of_its_parameters(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_network_is_told_t_by_all_but_plaid(name):
+def test_the_network_is_conditioned_on_t_by_all_but_plaid(name):
     """docs/processes.md says so: a schedule that moves must be told by its log-SNR, all others stay where t says."""
     process = make_process(name, **FACTS)
     t_1L = jnp.linspace(0.1, 0.9, 5)[None]

@@ -23,7 +23,7 @@ LAWS = {
     "two modes": TwoMode(0.15, 0.85, share=0.6),
     "mixture with a part": Mixture((UniformTimes(), UniformTimes(0.4, 0.6)), (0.75, 0.25)),
 }
-every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+every_distribution = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 ROWS = 4096
 
 
@@ -37,7 +37,7 @@ def _draw(times, batch=ROWS, length=3, seed=0):
     return _drawn(times, batch, length)(jax.random.key(seed))
 
 
-@every_law
+@every_distribution
 @pytest.mark.parametrize("stratified", [True, False])
 def test_weighted_means_are_integrals(law, stratified):
     """E[weight f(t)] = integral of f, for functions that see both ends; exactly so far as the error of the mean tells."""
@@ -55,8 +55,8 @@ def test_weighted_means_are_integrals(law, stratified):
             assert abs(values.mean() - integral) < 5e-3
 
 
-@every_law
-def test_the_law_of_t_is_its_density(law):
+@every_distribution
+def test_draws_of_t_have_their_density(law):
     """The histogram of draws has the mass that the integral of 1/weight gives."""
     t = np.asarray(_draw(PerRow(law))[0][:, 0])
     edges = np.linspace(0, 1, 9)
@@ -78,7 +78,7 @@ def test_weights_of_bumps_are_bounded_and_their_peaks_are_where_they_should_be()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 49, 98, 103, 512])
-def test_stratified_levels_fill_every_cell_once(batch):
+def test_stratified_times_fill_every_cell_once(batch):
     """Also for the batch sizes at which arange(0, 1, 1/B) has an element too many; permuted, and anew at each step."""
     t = np.asarray(_draw(PerRow(), batch, 1)[0][:, 0])
     assert sorted((t * batch).astype(int)) == list(range(batch))
@@ -90,7 +90,7 @@ def test_stratified_levels_fill_every_cell_once(batch):
         assert not np.array_equal(np.argsort(t), np.argsort(other))
 
 
-def test_stratified_levels_vary_less_and_are_uniform_for_each_row():
+def test_stratified_times_vary_less_and_are_uniform_for_each_row():
     means = {}
     first = []
     for stratified in (True, False):
@@ -105,7 +105,7 @@ def test_stratified_levels_vary_less_and_are_uniform_for_each_row():
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-def test_levels_depend_on_key_row_and_global_batch_only(stratified):
+def test_times_depend_on_key_row_and_global_batch_only(stratified):
     times, key = PerRow(Power(0.5), stratified), jax.random.key(3)
     whole = times.draw(key, jnp.arange(8), 8, 5)
     rows = jnp.asarray([6, 1, 3])
@@ -117,7 +117,7 @@ def test_levels_depend_on_key_row_and_global_batch_only(stratified):
     assert not np.array_equal(times.draw(jax.random.key(4), jnp.arange(8), 8, 5)[0], whole[0])
 
 
-def test_cutting_the_levels_is_no_bound_and_says_so():
+def test_times_from_an_interval_are_not_a_bound():
     """U[1e-2, 1] leaves out the integral from 0 to 1e-2: `covers` is False, and that is what is missing."""
     assert not PerRow(UniformTimes(1e-2, 1.0)).covers
     assert Mixture((UniformTimes(1e-2, 1.0), UniformTimes()), (0.5, 0.5)).covers
@@ -148,15 +148,15 @@ def test_over_length():
         (lambda: Power(1.5), r"\(0, 1\]"),
         (lambda: Power(0.0), r"\(0, 1\]"),
         (lambda: Piecewise((1.0, 0.0)), "bias"),
-        (lambda: Piecewise(()), "one positive number"),
+        (lambda: Piecewise(()), "must be positive and finite"),
         (lambda: Mixture((UniformTimes(),), (0.5,)), "sum to 1"),
         (lambda: Beta(0.0, 1.0), "must be positive"),
         (lambda: Beta(2.0, 1.0, flat=0.0), "weights are unbounded"),
         (lambda: TwoMode(0.5, 0.5), "low < high"),
         (lambda: TwoMode(share=1.0), "share"),
-        (lambda: Mixture((UniformTimes(),), (0.5, 0.5)), "one for each"),
+        (lambda: Mixture((UniformTimes(),), (0.5, 0.5)), "numbers must be equal"),
     ],
 )
-def test_impossible_laws_are_refused(make, says):
+def test_impossible_time_distributions_are_refused(make, says):
     with pytest.raises(InputError, match=says):
         make()

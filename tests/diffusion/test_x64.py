@@ -96,7 +96,7 @@ def test_every_weighting_is_traced_in_float64(weighting):
 
 
 @pytest.mark.parametrize("name", [*TIMES, *WITHIN_ROWS])
-def test_every_law_of_times_draws_in_float64(name):
+def test_every_time_distribution_draws_in_float64(name):
     times = make_times(name, **VALUES.get(name, {"size": 2} if name == "per_block" else {}))
     t_BL, inverse_pdf_BL = times.draw(jax.random.key(3), jnp.arange(ROWS, dtype=jnp.int32), ROWS, LENGTH)
     assert ((t_BL >= 0) & (t_BL <= 1) & (inverse_pdf_BL > 0)).all()

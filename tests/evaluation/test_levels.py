@@ -24,7 +24,7 @@ from dlmjax.evaluation.levels import level_grid, quadrature_error, radau
 from dlmjax.evaluation.result import MOST_BIAS
 from dlmjax.quadrature import NODES
 from tests.diffusion.battery import LINEAR, TOKENS, expected_boundary, prior_gap, reconstruction_gap, to_ids
-from tests.diffusion.battery import level_nats as integrand
+from tests.diffusion.battery import nats_by_time as integrand
 from tests.diffusion.cases import NOISY
 from tests.diffusion.processes import test_d3pm
 
@@ -237,12 +237,12 @@ def test_the_default_grid_sums_discrete_levels(kind, steps):
     if steps <= NODES:
         assert levels.weight_J.tolist() == [1 / steps] * steps and not levels.spread_KJ.any()
     assert levels.nodes <= min(steps, NODES)
-    nats_T = np.asarray([level_nats(kind, process, whole[level], level / steps) for level in range(1, steps + 1)])
+    nats_T = np.asarray([nats_by_time(kind, process, whole[level], level / steps) for level in range(1, steps + 1)])
     asked_J = np.floor(levels.low_J * steps).astype(int)
     assert abs(levels.weight_J @ nats_T[asked_J] - nats_T.mean()) < MOST * LAW.entropy
 
 
-def level_nats(kind: str, process: Process, whole_SS: np.ndarray, t: float) -> float:
+def nats_by_time(kind: str, process: Process, whole_SS: np.ndarray, t: float) -> float:
     """The discrete bound's term of one level, with the exact denoiser."""
     x_Xn, z_Zn = LAW.sequences_Xn, oracle.enumerate_sequences(len(whole_SS), LAW.length)
     x, z = (index.reshape(-1) for index in np.indices((len(x_Xn), len(z_Zn))))

@@ -25,7 +25,7 @@ from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.settings import SampleSettings
-from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, chi_square_sigmas, index_of, prior_law
+from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, chi_square_sigmas, index_of, prior_distribution
 from tests.diffusion.cases import CASES
 from tests.diffusion.cases_jump import IDS, jump_case
 
@@ -112,7 +112,7 @@ def guided_laws(case):
     if case.kernel is None or case.kernel.alpha(1.0) == 0:
         seen = [(1.0, P_KK.sum(axis=0))]
     else:
-        start_S, q_KS = prior_law(case, oracle.JointDistribution(P_KK.sum(axis=1))), case.kernel.matrix(1.0)
+        start_S, q_KS = prior_distribution(case, oracle.JointDistribution(P_KK.sum(axis=1))), case.kernel.matrix(1.0)
         seen = [(p, q_KS[:, state] @ P_KK) for state, p in enumerate(start_S) if p]
     laws = []
     for p, absent_K in seen:
@@ -123,7 +123,7 @@ def guided_laws(case):
 
 def chain(case, law, levels):
     """The law of clean text after the steps, p(x | z_0) included, with the exact denoiser of `law`."""
-    kernel, start_Z = case.kernel, prior_law(case, law)
+    kernel, start_Z = case.kernel, prior_distribution(case, law)
     if case.name == "score/uniform, linear":
         # Scores at t = 1 are all 1: they tell nothing, and the first step leaves even noise as it is.
         assert kernel.alpha(1.0) == 0
@@ -281,7 +281,7 @@ def routed(case, route, levels=(1.0, 0.5, 0.0)):
     """Route and denoise by enumeration: guesses drawn for all positions, n alpha(s) of them text, the rest noise."""
     z_Zn, absorbing = oracle.enumerate_sequences(case.states, 2), case.process.absorbing_id is not None
     noise_S = np.eye(case.states)[TOKENS] if absorbing else np.full(case.states, 1 / case.states)
-    now_Z = prior_law(case, LAW)
+    now_Z = prior_distribution(case, LAW)
     for t, s in itertools.pairwise(levels):
         posterior_ZnK, matrix_ZZ = oracle.posterior(LAW, case.kernel, t), np.zeros((len(z_Zn), len(z_Zn)))
         text = 2 - int(2 * (1 - case.kernel.alpha(s)) + 1e-4)

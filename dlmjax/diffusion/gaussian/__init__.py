@@ -1,4 +1,4 @@
-"""Gaussian diffusion on token embeddings: the process with its choices, and the pieces it is made of."""
+"""Gaussian diffusion on token embeddings: the processes, their paths of noise, parameterisations and steps."""
 
 from dlmjax.diffusion.gaussian.diffusion_lm import DiffusionLm, Sed
 from dlmjax.diffusion.gaussian.flow import EmbeddingFlow

@@ -1,7 +1,7 @@
 """Diffusion-LM (2205.14217) and SED (2211.04236): Gaussian diffusion of embeddings with a network that predicts the clean vector.
 
-Both are the base process with other values; their published losses are weightings (weighting.py), so the bound stays at hand. What
-Diffusion-LM does when it samples, the clamping trick and the rounding, is in embedding.py.
+Both are the base process with other values; their published losses are weightings (weightings/gaussian.py), so the bound is available
+too. The clamping trick and the rounding of Diffusion-LM's sampler are in embedding.py.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from dlmjax.diffusion.weightings.gaussian import EndToEnd
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionLm(EmbeddingNoise):
-    """Free embeddings learned end to end, the sqrt path, x0 predicted, rounding by softmax(z . e). The paper has 2000 steps; 0 is their
-    limit."""
+    """Embeddings of free length, learned end to end, the sqrt path, x0 predicted, rounding by softmax(z . e). The paper has 2000 steps; the
+    default is their limit, continuous time."""
 
     path: str = "sqrt"
     prediction: str = "x0"
@@ -25,11 +25,11 @@ class DiffusionLm(EmbeddingNoise):
 
 @dataclasses.dataclass(frozen=True)
 class Sed(EmbeddingNoise):
-    """Small fixed embeddings of length sqrt(dim), the cosine path, x0 predicted, a readout of its own.
+    """Fixed embeddings of length sqrt(dim), the cosine path, x0 prediction, a separate rounding layer.
 
-    The embeddings are random unless others are imported into `init`'s tree. At gamma_0 the noise is an eighth of an entry, and random
-    embeddings lie much further apart: a cleaner start would only cost the bound. Self-conditioning and given spans are the objective's:
-    self_condition, prompt.
+    The embeddings are random unless others are imported into `init`'s tree. At gamma_0 the noise of an entry is 1/8, and random embeddings
+    are much further apart: less noise at t = 0 would only increase the bound. Self-conditioning and conditioning on a prompt are options of
+    the objective: self_condition, prompt.
     """
 
     norm: float | None = None

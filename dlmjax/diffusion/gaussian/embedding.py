@@ -1,6 +1,6 @@
-"""Tables of token embeddings: norms, import, nearest token, rounding, and whether the table has collapsed.
+"""Tables of token embeddings: norms, import, nearest token, rounding, and a test for collapsed tables.
 
-Classes that text never holds (`excluded`) are never the nearest and have no probability.
+Suppressed ids (`excluded`) are not nearest to any vector and have no probability.
 
 Shapes: tables [V, E]; vectors [*n, E].
 """
@@ -14,19 +14,19 @@ from dlmjax.diffusion.process import exclude
 from dlmjax.diffusion.shapes import Ids, PerClass, Vectors
 from dlmjax.errors import InputError
 
-# TPUs and GPUs round float32 matrix products to about three digits unless told not to; a squared error times an SNR needs more.
+# By default TPUs and GPUs round float32 matrix products to about three digits; a squared error times an SNR requires more.
 EXACT = "highest"
 
 
 def with_norm(table_VE: Float[Array, "V E"], norm: float) -> Float[Array, "V E"]:
-    """Rows of the given length (Plaid 2305.18619, SED 2211.04236); norm = 0 leaves them as they are."""
+    """Rows scaled to length `norm` (Plaid 2305.18619, SED 2211.04236); norm = 0 does not change them."""
     if not norm:
         return table_VE
     return table_VE * (norm * jax.lax.rsqrt(jnp.sum(table_VE**2, axis=-1, keepdims=True) + 1e-12))
 
 
 def import_table(values, vocab: int, dim: int) -> Float[Array, "{vocab} {dim}"]:
-    """A table made elsewhere (word2vec, another model) as float32, checked: what goes into learned["embedding"]."""
+    """A checked float32 copy of a table from elsewhere (word2vec, another model), for `process.init(key)["embedding"]`."""
     table = np.asarray(values)
     if table.shape != (vocab, dim):
         raise InputError(f"imported embeddings have shape {table.shape}; the process requires ({vocab}, {dim}): one row for each token id")
@@ -36,7 +36,7 @@ def import_table(values, vocab: int, dim: int) -> Float[Array, "{vocab} {dim}"]:
 
 
 def mean_embedding(logits: PerClass, table_VE: Float[Array, "V E"]) -> Vectors:
-    """softmax(logits) @ table: the clean vector that a belief over tokens expects."""
+    """softmax(logits) @ table: the mean of the clean vector under the predicted probabilities."""
     return jnp.matmul(jax.nn.softmax(logits, axis=-1), table_VE, precision=EXACT)
 
 
@@ -46,8 +46,8 @@ def similarity(z: Vectors, table_VE: Float[Array, "V E"]) -> PerClass:
 
 
 def nearest(z: Vectors, table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Ids:
-    """The token whose embedding is nearest (Euclidean): rounding by distance. One slice of the first axis at a time, since [*n, V] of
-    a whole batch is large."""
+    """The token whose embedding is nearest (Euclidean): rounding by distance. Computed one slice of the first axis at a time, since [*n, V]
+    of a whole batch is large."""
 
     def one(z: Float[Array, "*m E"]) -> Int[Array, "*m"]:
         closeness = similarity(z, table_VE) - jnp.sum(table_VE**2, axis=-1) / 2
@@ -57,7 +57,7 @@ def nearest(z: Vectors, table_VE: Float[Array, "V E"], excluded: tuple[int, ...]
 
 
 def clamp(x0: Vectors, table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> Vectors:
-    """The clamping trick of Diffusion-LM (2205.14217 section 4.2): an estimate of the clean vector moved to the nearest embedding."""
+    """The clamping trick of Diffusion-LM (2205.14217 section 4.2): a predicted clean vector, replaced by the nearest embedding."""
     return table_VE[nearest(x0, table_VE, excluded)]
 
 
@@ -67,10 +67,10 @@ def rounding_error(x0: Vectors, x: Ids, table_VE: Float[Array, "V E"], excluded:
 
 
 def collapse(table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> dict[str, Float[Array, ""]]:
-    """How far learned embeddings have fallen together: a squared error alone is smallest when they are all one point.
+    """Measures of collapse of learned embeddings: the minimum of a squared error alone has them all at one point.
 
     Returns:
-      mean_cosine: over all pairs of different tokens, near 0 for random directions, near 1 after a collapse.
+      mean_cosine: over all pairs of different tokens, about 0 for random directions, about 1 after a collapse.
       mean_norm, smallest_norm, largest_norm: lengths of the rows.
       spread: root mean squared distance of the rows from their mean.
     """
@@ -79,7 +79,7 @@ def collapse(table_VE: Float[Array, "V E"], excluded: tuple[int, ...] = ()) -> d
     count = table_VE.shape[0]
     norm_V = jnp.linalg.norm(table_VE, axis=-1)
     direction_VE = table_VE / jnp.maximum(norm_V, 1e-12)[:, None]
-    # The square of the sum holds every pair twice and every row with itself.
+    # The square of the sum contains every pair twice and every row with itself.
     pairs = jnp.sum(jnp.sum(direction_VE, axis=0) ** 2) - jnp.sum(direction_VE**2)
     spread = jnp.sqrt(jnp.mean(jnp.sum((table_VE - jnp.mean(table_VE, axis=0)) ** 2, axis=-1)))
     return {

@@ -1,7 +1,7 @@
 """Flow matching on embeddings (2210.02747; FlowSeq): the straight path z = (1 - t) e + t eps and its velocity eps - e.
 
-The path is a Gaussian diffusion with gamma = 2 log(t / (1 - t)), so the process has the exact bound of the base class besides the
-squared error of the velocity that is trained, which is no bound. Euler and Heun steps of its ODE are in steps.py.
+The path is a Gaussian diffusion with gamma = 2 log(t / (1 - t)), so the process has the exact bound of the base class; the
+trained loss, the squared error of the velocity, is not a bound. Euler and Heun steps of its ODE are in steps.py.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from dlmjax.diffusion.weightings.gaussian import Simple
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingFlow(EmbeddingNoise):
-    """Fixed embeddings of length sqrt(dim), like the noise: a squared error alone would draw learned ones together."""
+    """Fixed embeddings of length sqrt(dim), that of the noise: a squared error alone would make learned ones collapse."""
 
     norm: float | None = None
     frozen: bool = True

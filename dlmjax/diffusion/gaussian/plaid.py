@@ -1,17 +1,18 @@
 """Plaid (2305.18619): embeddings and noise schedule are trained on the likelihood itself; the network predicts logits.
 
-Two of its parts are the base class's: categorical reparameterisation (the clean vector is softmax(logits) @ table) and the output prior.
-The third is the learned schedule, gamma(t) = gamma_0 + (gamma_1 - gamma_0) shape(t), shape rising from 0 to 1. The bound depends on the
-two ends and not on the shape (VDM 2107.00630 section 5.1), so:
+Two of its three components are in the base class: categorical reparameterisation (the clean vector is softmax(logits) @ table) and the
+output prior. The third is the learned schedule, gamma(t) = gamma_0 + (gamma_1 - gamma_0) shape(t), shape rising from 0 to 1. The bound
+depends on the two ends and not on the shape (VDM 2107.00630 section 5.1), so:
 
-- the ends are trained on the bound: t stays where it is, and the gradient flows through gamma into everything;
-- the shape is trained to make the loss vary less. With t ~ U[0, 1] and r(gamma) = dgamma/dt at the t of that gamma, the loss at gamma is
+- the ends are trained on the bound, at fixed t: the gradient flows through gamma into all its terms;
+- the shape is trained for a low loss variance. With t ~ U[0, 1] and r(gamma) = dgamma/dt at the t of that gamma, the loss at gamma is
   r(gamma) h(gamma) with h independent of the shape, so that E[loss^2] = integral r(gamma) E[h^2] dgamma, and its gradient is that of
       E[ loss^2 log r(gamma) ]   with loss^2 and gamma held fixed.
-  This is the gradient VDM and Plaid take through the network (d loss^2 / d gamma), without the network. `loss` carries it in a term whose
-  value is 0; from everything else the shape is cut off. It is divided by log(V)^2, to be of the size of the other gradients.
+  This is the gradient VDM and Plaid take through the network (d loss^2 / d gamma), without the network. `loss` contains it in a term of
+  value 0; elsewhere the gradient of the shape is stopped. It is divided by log(V)^2, so that its size is that of the other gradients.
 
-The variance is that of a token's loss at uniform t. Uniform or stratified times fit: the shape already does what importance sampling does.
+The variance is that of a token's loss at uniform t, so uniform or stratified times are appropriate: the shape takes the role of importance
+sampling.
 """
 
 import dataclasses
@@ -36,9 +37,9 @@ from dlmjax.errors import InputError
 class Learned(_FromGamma):
     """gamma(t) from the two ends and a monotone network of one hidden layer:
 
-        shape(t) = w_0 t + sum_k w_k F_k(t),   F_k = the sigmoid of slope_k (t - centre_k), moved and scaled to run from 0 to 1,
+        shape(t) = w_0 t + sum_k w_k F_k(t),   F_k = the sigmoid of slope_k (t - centre_k), shifted and scaled to rise from 0 to 1,
 
-    w a softmax: a mixture of distribution functions, so that it rises and ends at 0 and 1 whatever its parameters are.
+    with w a softmax: a mixture of distribution functions, which rises from 0 to 1 for all values of its parameters.
     """
 
     ends: Float[Array, "2"]
@@ -64,7 +65,7 @@ class Learned(_FromGamma):
         )
 
     def log_rate(self, t: Values) -> Values:
-        """log r(gamma) up to a constant: its gradient in the network is that at a fixed gamma, which is reached at another t."""
+        """log r(gamma) up to a constant: its gradient in the network is that at fixed gamma, as t changes with the shape."""
         shape, first, second = self.shape(t)
         return jnp.log(first) - jax.lax.stop_gradient(second / first**2) * shape
 
@@ -87,12 +88,12 @@ class Plaid(EmbeddingNoise):
 
     def __post_init__(self, mask_id: int | None):
         if self.path != "log_linear" or self.gamma_0 is None or self.gamma_1 is None:
-            raise InputError("process plaid learns its own path from gamma_0 to gamma_1: give both, and leave path at 'log_linear'")
+            raise InputError("process plaid learns its path from gamma_0 to gamma_1: it requires both, and path 'log_linear'")
         super().__post_init__(mask_id)
         if self.steps or self.prediction != "logits":
-            raise InputError("process plaid predicts logits in continuous time; for other choices use process 'gaussian'")
+            raise InputError("process plaid requires prediction 'logits' and steps 0; for other values use process 'gaussian'")
         if self.units < 1:
-            raise InputError(f"process plaid: units is {self.units}; it must be positive")
+            raise InputError(f"process plaid: units is {self.units}; it must be at least 1")
         check_schedule_lr(self.name, self.schedule_lr)
 
     @property

@@ -1,10 +1,10 @@
-"""Gaussian diffusion of token embeddings: z_t = a(t) e_x + s(t) eps, the table of embeddings e being learned with the network.
+"""Gaussian diffusion of token embeddings: z_t = a(t) e_x + s(t) eps, where the table of embeddings e is learned with the network.
 
     NELBO(x) = 1/2 integral -SNR'(t) E |e_x - x0(output, z_t, t)|^2 dt + KL(q(z_1 | x) || N(0, I)) - E log p(x | z_0)
 
-(VDM 2107.00630 eq. 18), or with `steps` = T the sum of the T step KLs (DDPM 2006.11239 eq. 5). What the network predicts is a value:
-logits, whose mean embedding is the clean vector (Plaid 2305.18619), or the vector itself in one of the forms of parameterisation.py.
-`loss` is this bound whatever was predicted; the published training losses are weightings (weighting.py).
+(VDM 2107.00630 eq. 18), or with `steps` = T the sum of the T step KLs (DDPM 2006.11239 eq. 5). The field `prediction`
+says what the network predicts: logits, whose mean embedding is the clean vector (Plaid 2305.18619), or the vector itself in a form of
+parameterisation.py. `loss` is this bound for every prediction; the published training losses are weightings (weightings/gaussian.py).
 
 Shapes: B batch, L length, V vocabulary, E dim; states [B, L, E]; `*n` any shape. Losses in nats per token.
 """
@@ -44,14 +44,14 @@ class _StepEnds(TimeDomain):
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingNoise(Process):
-    """Abstract: Gaussian noise on embeddings, with every choice a value. A subclass has its own defaults and defines `weighting`.
+    """Abstract: Gaussian noise on embeddings. A subclass has its own defaults and defines `weighting`.
 
-    vocab: token ids; mask_id, excluded: ids that text never holds and that are never predicted.
-    dim: E. norm: length of every embedding, 0 = free, None = sqrt(dim). frozen: the table is imported or random and does not learn.
-    path: one of schedules.PATHS, no closer to clean text than gamma_0 = -log SNR and no closer to noise than gamma_1; None = its own ends.
+    vocab: number of token ids; mask_id, excluded: suppressed ids, which neither text nor predictions contain.
+    dim: E. norm: length of every embedding, 0 = free, None = sqrt(dim). frozen: the table is imported or random and is not trained.
+    path: one of schedules.PATHS, from gamma_0 = -log SNR at t = 0 to gamma_1 at t = 1; None = the path's own ends.
     prediction: "logits", or a name of parameterisation.NAMES, the output then being a vector.
-    output_prior: add log q(z | x = k) to predicted logits (Plaid section 3.3): the network only tells what the context knows.
-    rounding: p(x | z_0) where the prediction is a vector: "bayes" takes every token for equally likely, "tied" is softmax(z . e),
+    output_prior: add log q(z | x = k) to predicted logits (Plaid section 3.3): the network only predicts what the context says of x_i.
+    rounding: p(x | z_0) where the prediction is a vector: "bayes" assumes equally likely tokens, "tied" is softmax(z . e),
       "separate" softmax(z W + b) (Diffusion-LM 2205.14217 section 4.1).
     steps: T of the discrete bound; 0 = continuous time. variance: of the reverse steps, one of VARIANCES.
     """
@@ -90,7 +90,7 @@ class EmbeddingNoise(Process):
         }
         for field, valid in choices.items():
             if getattr(self, field) not in valid:
-                raise InputError(f"process {self.name}: unknown {field} {getattr(self, field)!r}; choose one of {', '.join(valid)}")
+                raise InputError(f"process {self.name}: {field} is {getattr(self, field)!r}; choose one of {', '.join(valid)}")
         if self.dim < 1 or self.norm < 0 or self.steps < 0:
             raise InputError(
                 f"process {self.name}: dim must be positive, norm and steps not negative: {self.dim}, {self.norm}, {self.steps}"
@@ -173,8 +173,8 @@ class EmbeddingNoise(Process):
 
     def forward_step(self, keys_B: RowKeys, z_BL: VectorState, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> VectorState:
         late, early = self.curve.at(t_BL).over(), self.curve.at(s_BL).over()
-        spread = jnp.sqrt(reverse_variance("fixed_large", late, early))
-        moved_BLE = late.a / early.a * z_BL + spread * normals(keys_B, z_BL.shape[1], self.dim)
+        deviation = jnp.sqrt(reverse_variance("fixed_large", late, early))
+        moved_BLE = late.a / early.a * z_BL + deviation * normals(keys_B, z_BL.shape[1], self.dim)
         return moved_BLE if valid_BL is None else jnp.where(valid_BL[..., None], moved_BLE, z_BL)
 
     def corrupted(self, x_BL: Tokens, z_BL: VectorState) -> Mask:
@@ -185,7 +185,7 @@ class EmbeddingNoise(Process):
     # --- what an output means --------------------------------------------------------------------------------------------------
 
     def clean(self, output: PerClass, z: Vectors, t: Values) -> Vectors:
-        """The estimate of the clean vector."""
+        """The x0 prediction as a vector."""
         if self.prediction == "logits":
             return embedding.mean_embedding(self.belief(output, z, t), self.table)
         return parameterisation.to_x0(self.prediction, self._vector(output), z, *self._step_points(t))
@@ -195,12 +195,12 @@ class EmbeddingNoise(Process):
         return exclude(logits + self.evidence(z, t) if self.output_prior else logits, self.excluded)
 
     def evidence(self, z: Vectors, t: Values) -> PerClass:
-        """log q(z | x = k) up to what does not depend on k: (a / s^2) z . e_k - (SNR / 2) |e_k|^2."""
+        """log q(z | x = k) up to a term that does not depend on k: (a / s^2) z . e_k - (SNR / 2) |e_k|^2."""
         now = self.curve.at(t).over()
         return embedding.similarity(z * (now.a / now.s**2), self.table) - jnp.exp(-now.gamma) / 2 * jnp.sum(self.table**2, axis=-1)
 
     def round(self, z0: Vectors) -> PerClass:
-        """Logits of p(x | z_0) without the network's help: what is reconstructed from where it predicts a vector."""
+        """Logits of p(x | z_0) without the network: the reconstruction where it predicts a vector."""
         if self.rounding == "bayes":
             return exclude(self.evidence(z0, jnp.zeros(z0.shape[:-1], z0.dtype)), self.excluded)
         if self.rounding == "tied":
@@ -234,13 +234,13 @@ class EmbeddingNoise(Process):
         return self.steps * jnp.sum(normal_kl(x0_part * error, small, jnp.zeros_like(error), variance), axis=-1)
 
     def share(self, output: Float[Array, "*n D"]) -> Vectors | None:
-        """Where between beta_tilde and beta the network puts the variance: its second E outputs, in [-1, 1] as published."""
+        """Position of the predicted variance between beta_tilde (0) and beta (1): the second E outputs, in [-1, 1] as published."""
         return (output[..., self.dim :] + 1) / 2 if self.variance == "learned_range" else None
 
     def prior_nats(self, x: Ids) -> Values:
         end = self.curve.at(1.0)
-        signal, less = end.a**2, jnp.maximum(1 - end.s**2, 0.0)
-        return (signal * jnp.sum(self.table[x] ** 2, axis=-1) - self.dim * (less + jnp.log1p(-less))) / 2
+        signal, missing = end.a**2, jnp.maximum(1 - end.s**2, 0.0)
+        return (signal * jnp.sum(self.table[x] ** 2, axis=-1) - self.dim * (missing + jnp.log1p(-missing))) / 2
 
     def reconstruction(self, logits: PerClass, x: Ids, z0: Vectors) -> Values:
         log_p = jax.nn.log_softmax(self._text(logits, z0), axis=-1)
@@ -256,11 +256,11 @@ class EmbeddingNoise(Process):
         return normals(keys_B, length, self.dim)
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: VectorState, t_BL: PerToken, s_BL: PerToken) -> VectorState:
-        """DDPM's step; other steps are in steps.py, and `clean` gives the estimate they take."""
+        """DDPM's step; other steps, which also use the x0 prediction `clean`, are in steps.py."""
         now, to = self.curve.at(t_BL).over(), self.curve.at(s_BL).over()
         variance = reverse_variance(self.variance, now, to, self.share(logits_BLV))
         noise_BLE = normals(keys_B, z_BL.shape[1], self.dim)
-        # The state keeps its type, whatever that of the levels: a loop over steps carries it.
+        # The state keeps its type, whatever the type of the times: a loop over steps carries it.
         return ancestral(noise_BLE, self.clean(logits_BLV, z_BL, t_BL), z_BL, now, to, variance).astype(z_BL.dtype)
 
     def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: VectorState) -> Tokens:
@@ -269,7 +269,7 @@ class EmbeddingNoise(Process):
 
 @dataclasses.dataclass(frozen=True)
 class GaussianEmbedding(EmbeddingNoise):
-    """Any choice of values, trained on the bound."""
+    """Gaussian diffusion with any values, trained on the bound."""
 
     name = "gaussian"
     weighting = Bound()
@@ -307,7 +307,7 @@ class _Prediction(Output):
         return 2 * process.dim if process.variance == "learned_range" else process.dim
 
     def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: VectorState, t_BL: PerToken) -> VectorState:
-        """The clean vector for self-conditioning; from logits without the output prior, since the network reads z besides."""
+        """The clean vector for self-conditioning; from logits without the output prior, since the network also reads z."""
         if self.process.prediction == "logits":
             return denoiser.expect(hidden_BLD, self.process.table)
         return self.process.clean(denoiser.logits(hidden_BLD), z_BL, t_BL)
@@ -319,7 +319,7 @@ def normals(keys_B: RowKeys, length: int, dim: int) -> Float[Array, "B {length} 
 
 
 def make_path(name: str, gamma_0: float | None = None, gamma_1: float | None = None) -> Path:
-    """A path by name, kept away from clean text and from noise by gamma_0 and gamma_1."""
+    """A path by name, from gamma_0 at t = 0 to gamma_1 at t = 1; None = the path's own end."""
     if name not in PATHS:
         raise InputError(f"unknown path {name!r}; choose one of {', '.join(PATHS)}")
     if PATHS[name] is LogLinear:
@@ -328,7 +328,7 @@ def make_path(name: str, gamma_0: float | None = None, gamma_1: float | None = N
         # gamma = 2 log(u / (1 - u)) at u = start.
         ends = {"start": None if gamma_0 is None else _sigmoid(gamma_0 / 2)}
         if gamma_1 is not None:
-            raise InputError("path straight ends in pure noise; leave gamma_1 out")
+            raise InputError("path straight ends in pure noise and takes no gamma_1; set it to None")
     else:
         ends = {
             "high": None if gamma_0 is None else _sigmoid(-gamma_0),

@@ -1,11 +1,12 @@
 """Paths of Gaussian noise: z_t = a(t) e + s(t) eps, with a falling and s rising from t = 0 (clean) to t = 1 (noise).
 
-What counts is the signal-to-noise ratio SNR = a^2 / s^2 = exp(-gamma): two paths with the same gamma(t) are one diffusion in two units
+A path is determined by its signal-to-noise ratio SNR = a^2 / s^2 = exp(-gamma): two paths with the same gamma(t) are one diffusion in
+two units
 (VDM 2107.00630 section 3), and the bound depends on gamma only. Most paths preserve variance, a^2 + s^2 = 1, and are given by abar = a^2;
-`Straight` is that of flow matching, a = 1 - t, s = t.
+`Straight` is the path of flow matching, a = 1 - t, s = t.
 
-No path is quite clean at t = 0, for the bound would be infinite there; what noise is left is paid for by the reconstruction term, as
-what signal is left at t = 1 is by the prior term. Closed forms throughout, each without the cancellation of its naive form.
+Every path has some noise at t = 0, since the bound would be infinite without it: the reconstruction term accounts for that noise, and the
+prior term for the signal that is left at t = 1. All forms are closed, and none cancels.
 
 Shapes: t of any shape, in at least float32.
 """
@@ -32,7 +33,7 @@ class Point(NamedTuple):
     gamma: Array
 
     def over(self, axes: int = 1) -> "Point":
-        """With trailing axes of size 1, to multiply vectors."""
+        """With further axes of size 1 at the end, to multiply vectors."""
         return Point(*(value[(..., *(None,) * axes)] for value in self))
 
     @property
@@ -50,17 +51,17 @@ class Path(Protocol):
         ...
 
     def snr_rate(self, t: Real[ArrayLike, "*n"]) -> Values:
-        """-d SNR / dt, at least 0: half of it weighs the squared error of the clean vector in the bound."""
+        """-d SNR / dt, at least 0: half of it is the weight of the squared error of the clean vector in the bound."""
         ...
 
 
 def snr_drop(late: Point, early: Point) -> Values:
-    """SNR(early) - SNR(late), at least 0: what a step of a discrete bound weighs."""
+    """SNR(early) - SNR(late), at least 0: half of it is the weight of a step in a discrete bound."""
     return jnp.exp(-early.gamma) * fresh(late, early)
 
 
 def fresh(late: Point, early: Point) -> Values:
-    """1 - SNR(late) / SNR(early): the share of the noise at `late` that came since `early`."""
+    """1 - SNR(late) / SNR(early): the share of the noise at `late` that was added after `early`."""
     return -jnp.expm1(early.gamma - late.gamma)
 
 
@@ -152,8 +153,8 @@ class Cosine(_Preserving):
 
 @dataclasses.dataclass(frozen=True)
 class Sqrt(_Preserving):
-    """abar = 1 - sqrt((t + offset) / (1 + offset)) (Diffusion-LM 2205.14217 section 4.3): noisy from the start, because a little noise
-    moves no embedding to another token. The division by 1 + offset, not in the paper, makes abar(1) = 0 and not -5e-5."""
+    """abar = 1 - sqrt((t + offset) / (1 + offset)) (Diffusion-LM 2205.14217 section 4.3): noise grows fast at first, because a little noise
+    does not move an embedding to another token. The division by 1 + offset, not in the paper, makes abar(1) = 0 and not -5e-5."""
 
     low: float = 1e-5
     high: float = 1.0
@@ -197,7 +198,7 @@ class _FromGamma(Path):
 
 @dataclasses.dataclass(frozen=True)
 class LogLinear(_FromGamma):
-    """gamma = gamma_0 + (gamma_1 - gamma_0) t (VDM; Plaid before its schedule has learned anything)."""
+    """gamma = gamma_0 + (gamma_1 - gamma_0) t (VDM; Plaid's schedule before training)."""
 
     gamma_0: float = -3.0
     gamma_1: float = 6.0
@@ -220,14 +221,14 @@ class LogLinear(_FromGamma):
 class Straight(Path):
     """a = 1 - u, s = u, u = start + (1 - start) t: the path of flow matching and rectified flow (2210.02747 example II; 2209.03003).
 
-    As a diffusion it has gamma = 2 log(u / (1 - u)). At t = 1 there is exactly nothing left of the text.
+    As a diffusion it has gamma = 2 log(u / (1 - u)). At t = 1 the signal is exactly 0.
     """
 
     start: float = 1e-2
 
     def __post_init__(self):
         if not 0 < self.start < 1:
-            raise InputError(f"path straight: start is {self.start}; it must lie in (0, 1), the bound is infinite at 0")
+            raise InputError(f"path straight: start is {self.start}; it must lie in (0, 1); at 0 the bound is infinite")
 
     def at(self, t: Real[ArrayLike, "*n"]) -> Point:
         signal, noise = self._ends(real(t))
@@ -249,7 +250,7 @@ PATHS = {"linear": LinearBeta, "cosine": Cosine, "sqrt": Sqrt, "log_linear": Log
 
 def betas(path: Path, steps: int) -> Float[Array, "{steps}"]:
     """beta_i = 1 - (a_i / a_{i-1})^2 at t = i / steps, i = 1 .. steps: the variances of DDPM (2006.11239 eq. 2) on a variance-preserving
-    path, taken from the same curve as everything else. Noise that is there at t = 0 belongs to no step."""
+    path, from the same curve as the bound. The noise at t = 0 belongs to no step."""
     t = jnp.arange(1, steps + 1) / steps
     late, early = path.at(t), path.at(t - 1 / steps)
     return late.s**2 * fresh(late, early)

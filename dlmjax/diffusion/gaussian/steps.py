@@ -1,13 +1,13 @@
-"""Steps from a noisy state to an earlier level, given an estimate of the clean vector: pure functions that any sampler may use.
+"""Steps from a noisy state to an earlier time, from an x0 prediction: pure functions that any sampler may use.
 
-    ancestral   q(z_to | z, x0) with the estimate for x0 (DDPM 2006.11239 algorithm 2)
-    ddim        the same marginals with eta of its noise (2010.02502 eq. 12): eta = 1 is ancestral, eta = 0 draws nothing
+    ancestral   q(z_to | z, x0) at the predicted x0 (DDPM 2006.11239 algorithm 2)
+    ddim        the same marginals with eta times its noise (2010.02502 eq. 12): eta = 1 is ancestral, eta = 0 deterministic
     euler       the probability-flow ODE on the straight path with the same SNR; equal to ddim with eta = 0 on every path
-    heun        its second-order correction (EDM 2206.00364 algorithm 1), which needs the estimate at both ends of the step
+    heun        its second-order correction (EDM 2206.00364 algorithm 1), which requires the x0 prediction at both ends of the step
 
-Every Gaussian path is a straight one in other units (z / (a + s) at time s / (a + s)); there dz/dt = eps - x0 stays finite at both ends.
+Every Gaussian path is the straight path in other units (z / (a + s) at time s / (a + s)), where dz/dt = eps - x0 is finite at both ends.
 
-Shapes: vectors [*n, E]; levels [*n, 1] (`Point.over`); `now` is the noisier one.
+Shapes: vectors [*n, E]; points of the path [*n, 1] (`Point.over`), of which `now` is the noisier one.
 """
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 def reverse_variance(name: str, now: Point, to: Point, share: Vectors | None = None) -> Array:
-    """Variance of p(z_to | z). fixed_small: beta_tilde, right for a known x0; fixed_large: beta, right for x0 ~ N(0, I); learned_range:
+    """Variance of p(z_to | z). fixed_small: beta_tilde, exact for a known x0; fixed_large: beta, exact for x0 ~ N(0, I); learned_range:
     between the two by a `share` in [0, 1] of log(beta) (Nichol & Dhariwal 2102.09672 eq. 15)."""
     small, large = to.s**2 * fresh(now, to), now.s**2 * fresh(now, to)
     if name == "fixed_small":
@@ -49,7 +49,7 @@ def ancestral(noise: Vectors, x0: Vectors, z: Vectors, now: Point, to: Point, va
 
 
 def ddim(noise: Vectors, x0: Vectors, z: Vectors, now: Point, to: Point, eta: float = 0.0) -> Vectors:
-    """DDIM; `noise` does not matter at eta = 0."""
+    """DDIM; `noise` is not used at eta = 0."""
     eps = (z - now.a * x0) / now.s
     fresh_variance = eta**2 * posterior(now, to)[2]
     return to.a * x0 + jnp.sqrt(jnp.maximum(to.s**2 - fresh_variance, 0)) * eps + jnp.sqrt(fresh_variance) * noise
@@ -62,12 +62,12 @@ def euler(x0: Vectors, z: Vectors, now: Point, to: Point) -> Vectors:
 
 
 def heun(x0: Vectors, x0_next: Vectors, z: Vectors, z_next: Vectors, now: Point, to: Point) -> Vectors:
-    """The Heun step; `z_next` is `euler`'s, `x0_next` the estimate there."""
+    """The Heun step; `z_next` is the result of `euler`, `x0_next` the x0 prediction at it."""
     straight, slope = _flow(x0, z, now)
     _, slope_next = _flow(x0_next, z_next, to)
     return (straight + (to.straight - now.straight) * (slope + slope_next) / 2) * (to.a + to.s)
 
 
-def _flow(x0: Array, z: Array, level: Point) -> tuple[Array, Array]:
+def _flow(x0: Array, z: Array, now: Point) -> tuple[Array, Array]:
     """(z in the units of the straight path, dz/dt there)."""
-    return z / (level.a + level.s), (z - level.a * x0) / level.s - x0
+    return z / (now.a + now.s), (z - now.a * x0) / now.s - x0

@@ -1,7 +1,7 @@
 """Absorbing noise: a token is kept or replaced by the mask, and a mask stays a mask until the reverse chain unmasks it.
 
-What all such processes share, whatever the rate of masking: the mask has no probability and unmasked tokens are carried over, so only
-masked positions carry loss; the prior is all masks, except for the share alpha(1) that a clipped schedule leaves, which is uniform.
+Common to all such processes, whatever the rate of masking: the mask has no probability and unmasked tokens are carried over, so only
+masked positions carry loss; the prior is all masks, except for the share alpha(1) of a clipped schedule, which is uniform.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -19,7 +19,7 @@ from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKe
 class Absorbing(Process):
     """Abstract. A subclass is a dataclass with `vocab`, `mask_id` and `excluded`, and defines `left`, the noise, the loss and the step.
 
-    vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that text never holds.
+    vocab: classes of the logits, special ids included; mask_id: the absorbing class; excluded: further classes that do not occur in text.
     """
 
     vocab: int
@@ -35,12 +35,12 @@ class Absorbing(Process):
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Ids that text never holds."""
+        """Ids that do not occur in text."""
         return (self.mask_id, *self.excluded)
 
     @property
     def tokens(self) -> int:
-        """K, the number of ids that text can hold."""
+        """K, the number of ids that can occur in text."""
         return self.vocab - len(set(self.suppressed_ids))
 
     @property

@@ -1,13 +1,13 @@
-"""The autoregressive corner: the chain rule as a process, on the same denoiser under a causal mask.
+"""Autoregressive modelling as a process: the chain rule, for the same denoiser under a causal mask.
 
--log p(x) = sum_i -log p(x_i | x_<i): exact, so its "bound" has no gap and no noise. The network reads the row shifted right by one, BOS
+-log p(x) = sum_i -log p(x_i | x_<i): exact, so its "bound" has neither gap nor noise. The network reads the row shifted right by one, BOS
 first, and its output at i predicts x_i: unshifted, like every other process. It is also block diffusion with blocks of one token at
 t = 1 (BD3-LM 2503.09573).
 
-In a packed row the first slot of a document reads the last token of the one before, its end of document, which serves as BOS.
+In a packed row the first position of a document reads the end-of-document token of the previous one, which serves as BOS.
 
-`input_mask` hides a share of what is read in training alone: noise against repetition where text is little (2510.04071). Every token is
-still predicted; likelihoods and samples are those of the whole prefix.
+`input_mask` masks a share of the tokens that are read in training: regularisation where little text is repeated (2510.04071). Every
+token is still predicted; likelihoods and samples use the whole prefix.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -28,7 +28,7 @@ from dlmjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class _NoTimes(TimeDomain):
-    """The loss does not depend on the time: all that counts is that its weights have a mean of 1."""
+    """The loss does not depend on t, so any times whose weights have the mean 1 give the integral."""
 
     def covered_by(self, times: Times) -> bool:
         return times.covers
@@ -36,9 +36,9 @@ class _NoTimes(TimeDomain):
 
 @dataclasses.dataclass(frozen=True)
 class Autoregressive(Process):
-    """Left to right. mask_id, when given, has no probability, so that likelihoods compare with masked diffusion on one vocabulary.
+    """Left to right. mask_id has no probability, so that likelihoods compare with masked diffusion on the same vocabulary; None = no mask.
 
-    input_mask: probability with which training shows the mask in place of a token that is read; the beginning of text is never hidden.
+    input_mask: probability with which training replaces a token that is read by the mask; the beginning of text is not masked.
     """
 
     vocab: int
@@ -55,11 +55,11 @@ class Autoregressive(Process):
         if not 0 <= self.input_mask < 1:
             raise InputError(f"process {self.name}: input_mask is {self.input_mask}; it is a probability, in [0, 1)")
         if self.input_mask and self.mask_id is None:
-            raise InputError(f"process {self.name}: input_mask shows the mask token, and this vocabulary has none; leave it at 0")
+            raise InputError(f"process {self.name}: input_mask requires a mask token, and this vocabulary has none; set it to 0")
         check_ids(self.name, self.vocab, bos_id=self.bos_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
-        """What the network reads: the row shifted right by one. No level and no noise enter."""
+        """What the network reads: the row shifted right by one, for every t and key."""
         del keys_B, t_BL
         read_BL = jnp.concatenate([jnp.full_like(x_BL[:, :1], self.bos_id), x_BL[:, :-1]], axis=1)
         return read_BL if valid_BL is None else jnp.where(valid_BL, read_BL, x_BL)
@@ -82,14 +82,14 @@ class Autoregressive(Process):
         return jnp.ones_like(t)
 
     def prior(self, keys_B: RowKeys, length: int) -> Int[Array, "B {length}"]:
-        """A row of which nothing is known; the network cannot see what stands there."""
+        """A row of BOS; the network reads only tokens that are already written."""
         return jnp.full((keys_B.shape[0], length), self.bos_id, jnp.int32)
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Writes the tokens between (1 - t) L and (1 - s) L of the row.
 
-        z is the row so far, the network having read `corrupt` of it. One token at a time, that is L steps, is exact; tokens written in
-        the same step do not see each other.
+        z is the row so far, and the network has read `corrupt` of it. One token per step, that is L steps, is exact; tokens written in the
+        same step are independent given the others.
         """
         length = z_BL.shape[1]
         index_L = jnp.arange(length)

@@ -7,13 +7,13 @@ blocks before it. Every block has its own time t_b, drawn by `PerBlock`: the los
 bound is exact and as tight as the inner one at every size. With masks the loss is -alpha'/(1 - alpha) times the cross-entropy (their eq.
 8); with uniform or hybrid noise it is that of interpolating.py, and the network is conditioned on t.
 
-A state holds a pair per position, [B, L, 2]: the noisy token and the clean one. The network reads them as two streams of one row; a
+A state is a pair per position, [B, L, 2]: the noisy token and the clean one. The network reads them as two streams of one row; a
 block of the noisy stream sees itself and the clean blocks before it, so that all blocks are trained in one pass, at about twice the
 cost of a step without blocks.
 
 Two special cases: with masks, blocks of one token are the chain rule over tokens, an exact likelihood at any time; one block of the whole
-row is the inner process. Times drawn from an interval (`stratified(low=0.3, high=0.8)`) lower the variance of the gradient (section 5.2)
-and train no bound; an evaluation integrates over all times.
+row is the inner process. With times from an interval (`stratified(low=0.3, high=0.8)`) the gradient has less variance
+(section 5.2) and the trained loss is not a bound; an evaluation integrates over all times.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -43,7 +43,7 @@ PairsN = Int[Array, "*n 2"]
 
 @dataclasses.dataclass(frozen=True)
 class _BlockTimes(TimeDomain):
-    """The inner process's times, each for a block of its own."""
+    """The inner process's times, one for each block."""
 
     size: int
     inner: TimeDomain
@@ -63,14 +63,14 @@ class _BlockTimes(TimeDomain):
         return self.inner.revealed(masked_BL, t_BL, start_BL)
 
     def adapt(self, times: Times) -> Times:
-        """One time per block, from a distribution that has one per row, or per block of another size."""
+        """One time per block, from times of one per row or per block of another size."""
         times = self.inner.adapt(times)
         if isinstance(times, PerBlock):
             return times if times.size == self.size else dataclasses.replace(times, size=self.size)
         return PerBlock(self.size, times.distribution, times.stratified) if isinstance(times, PerRow) else times
 
     def covered_by(self, times: Times) -> bool:
-        """A block sees the others clean: each may have a time of its own, which all of it shares."""
+        """A block reads the others clean, so blocks can have different times, as long as all tokens of a block have the same."""
         return times.covers and (not isinstance(times, PerBlock) or times.size % self.size == 0)
 
 
@@ -79,8 +79,8 @@ class Blockwise(Process):
     """A process inside blocks of `size` tokens; the length of a row must be a multiple of it.
 
     inner: a process whose states are tokens, for a network that reads the whole block; its schedule holds in every block.
-    curriculum: ((step, size), ...) in rising order: until that training step blocks have that size, after the last one `size`. The
-      paper's small blocks continue a model that was trained with blocks of the whole row (section 6).
+    curriculum: ((step, size), ...) in rising order: until that training step blocks have that size, then `size`. In the paper, training
+      with small blocks starts from a model that was trained with blocks of the whole row (section 6).
     """
 
     inner: Process
@@ -91,7 +91,7 @@ class Blockwise(Process):
 
     def __post_init__(self):
         if self.size < 1:
-            raise InputError(f"process blocks: size is {self.size}; a block holds at least 1 token")
+            raise InputError(f"process blocks: size is {self.size}; it must be at least 1 token")
         if not _is_curriculum(self.curriculum):
             raise InputError(
                 f"process blocks: curriculum is {self.curriculum}; give (step, size) pairs, as in ((1000, 64), (2000, 16)), steps rising, "
@@ -100,7 +100,7 @@ class Blockwise(Process):
         self.inner.time_domain.adapt(PerBlock(self.size))  # refuses noise that has one time per row
         state = jax.eval_shape(self.inner.states.of_tokens, jax.ShapeDtypeStruct((1, 1), jnp.int32))
         if self.inner.attention.sequential or self.inner.states.dim or state.ndim != 2:
-            raise InputError(f"process blocks: noise {self.inner.name!r} is not a process on tokens that reads its block as a whole")
+            raise InputError(f"process blocks: noise {self.inner.name!r} is not a process on tokens with attention 'full'")
 
     def with_params(self, params: Any) -> "Blockwise":
         process = copy.copy(self)
@@ -129,7 +129,7 @@ class Blockwise(Process):
         sizes, ends = (*(size for _, size in self.curriculum), self.size), tuple(until for until, _ in self.curriculum)
 
         def shortened(step: int) -> dict[str, Any]:
-            """The same phases, each as much shorter as the whole; those that no step is left for go."""
+            """The same phases, all shortened in proportion; phases that become shorter than a step are left out."""
             found = {until * step // ends[-1]: size for until, size in self.curriculum}
             return {"curriculum": tuple((until, size) for until, size in found.items() if until)}
 
@@ -145,7 +145,7 @@ class Blockwise(Process):
         return _pairs(self.inner.corrupt(keys_B, x_BL, t_BL, valid_BL), x_BL)
 
     def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
-        return tuple((_pairs(z_BL, x_BL), level_BL) for z_BL, level_BL in self.inner.noisy_views(keys_B, x_BL, t_BL, valid_BL))
+        return tuple((_pairs(z_BL, x_BL), time_BL) for z_BL, time_BL in self.inner.noisy_views(keys_B, x_BL, t_BL, valid_BL))
 
     def forward_step(self, keys_B: RowKeys, z_BL: Pairs, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Pairs:
         return _pairs(self.inner.forward_step(keys_B, z_BL[..., 0], s_BL, t_BL, valid_BL), z_BL[..., 1])
@@ -181,7 +181,7 @@ class Blockwise(Process):
         return _twice(self.inner.prior(keys_B, length))
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs, t_BL: PerToken, s_BL: PerToken) -> Pairs:
-        """A step of the noisy stream; later blocks read a finished block, so times must reach 0 block by block."""
+        """A step of the noisy stream; a block must be at t = 0 before later blocks, which read it, are sampled."""
         return _twice(self.inner.reverse_step(keys_B, logits_BLV, z_BL[..., 0], t_BL, s_BL))
 
     def decode(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Pairs) -> Pairs:
@@ -190,7 +190,7 @@ class Blockwise(Process):
 
 @dataclasses.dataclass(frozen=True)
 class _NoisyOutput(Output):
-    """The meaning of the inner process's output: it is of the noisy token."""
+    """The inner process's output, which is a prediction from the noisy token."""
 
     inner: Output
 
@@ -222,7 +222,7 @@ class _NoisyOutput(Output):
         return self.inner.x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)
 
 
-# What blocks do not change: these are the inner process's own.
+# Members that blocks do not change: those of the inner process.
 for _name in (
     *("vocab", "mask_id", "excluded", "schedule", "suppressed_ids", "absorbing_id", "time_input", "time_embedding_input"),
     *("params", "parameters", "scalars", "boundary", "ends", "prior_nats"),
@@ -251,7 +251,7 @@ def _pairs(noisy_BL: Tokens, clean_BL: Tokens) -> Pairs:
 
 
 def _is_curriculum(value: Any) -> bool:
-    """Pairs of whole numbers (step, size), all at least 1, the steps rising?"""
+    """Whether `value` is a sequence of pairs (step, size) of whole numbers, all at least 1, with rising steps."""
     pairs = isinstance(value, tuple | list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
     if not pairs or not all(type(number) is int and number >= 1 for pair in value for number in pair):
         return False

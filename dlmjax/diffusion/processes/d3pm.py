@@ -2,13 +2,13 @@
 
     -log p(x) <= KL(q(z_T | x) || p_T) + sum_i=2..T E KL(q(z_{i-1} | z_i, x) || p(z_{i-1} | z_i)) + E -log p(x | z_1)
 
-is the mean over t ~ U[0, 1] of `loss` plus `prior_nats`: t is taken to the level i = floor(t T) + 1, and the loss there is T times the
-i-th term, of which the first is the reconstruction. The network guesses the clean token, and p(z_{i-1} | z_i) is what follows from that
-guess (eq. 4). As T grows the sum falls to the continuous bound of the same noise; with few steps it is larger, since a step back
-changes all positions without seeing each other.
+is the mean over t ~ U[0, 1] of `loss` plus `prior_nats`: t is rounded to the level i = floor(t T) + 1, and the loss there is T times the
+i-th term, of which the first is the reconstruction. The network predicts x0, and p(z_{i-1} | z_i) follows from that prediction (eq. 4).
+As T grows the sum falls to the continuous bound of the same noise; with few steps it is larger, since a step back changes all positions
+independently of each other.
 
-alpha_i is the schedule's at t = i/T, and alpha_0 = 1 whatever the schedule says: every factor of a step, the loss's included, comes from
-this one table (`DiscreteTime`).
+alpha_i is the schedule's alpha at t = i/T, and alpha_0 = 1 for every schedule: all factors of steps and losses come from this one table
+(`DiscreteTime`).
 
     kernel       noise                                     process
     absorbing    to the mask                               `StepMasked`, the masked process on a grid; no time input
@@ -48,7 +48,7 @@ KERNELS = ("uniform", "absorbing", "gaussian", "neighbours")
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteTime(Schedule):
-    """alpha of another schedule at t = i/T, i = 0..T, and 1 at t = 0; a t in between is taken to the nearest level.
+    """alpha of another schedule at t = i/T, i = 0..T, and 1 at t = 0; a t in between is rounded to the nearest level.
 
     `hazard` is T (alpha_{i-1} - alpha_i) / (1 - alpha_i): the discrete bound's weight of a masked token.
     """
@@ -94,7 +94,7 @@ class DiscreteTime(Schedule):
         return 1.0, float(self._alpha_T[-1])
 
     def step(self, t: Values, s: Values | None = None) -> kernels.Step:
-        """What lies between level t (at least the first) and level s; by default the one before t."""
+        """The kernels between level s and level t (at least the first); by default s is the level before t."""
         to = jnp.maximum(self.index(t), 1)
         start = to - 1 if s is None else self.index(s)
         alpha_T, noise_T = jnp.asarray(self._alpha_T, t.dtype), jnp.asarray(self._noise_T, t.dtype)
@@ -126,22 +126,22 @@ def make_d3pm(
 def check_d3pm(
     kernel: str = "uniform", steps: int = 1000, parameterisation: str = "leave_one_out", embedding: Any = None, **others: Any
 ) -> bool:
-    """Whether the network of such a process must be told the time, by its values alone: D3PM computes its levels when it is made, which
-    takes a device. Raises InputError: what no D3PM is."""
+    """Whether the network of such a process is conditioned on t, from its values alone: a D3PM computes its levels when it is made, which
+    requires a device. Raises InputError for values that no D3PM has."""
     del others
     if kernel not in KERNELS:
         raise InputError(f"process d3pm: kernel is {kernel!r}; choose one of {', '.join(KERNELS)}")
     if parameterisation not in ("leave_one_out", "posterior"):
         raise InputError(f"process d3pm: parameterisation is {parameterisation!r}; give 'leave_one_out' or 'posterior'")
     if kernel != "absorbing" and (kernel == "neighbours") != (embedding is not None):
-        raise InputError(f"process d3pm: kernel {kernel!r} and embedding belong together; 'neighbours' takes one, the others none")
+        raise InputError(f"process d3pm: kernel {kernel!r} conflicts with embedding, which 'neighbours' requires and other kernels refuse")
     _check_steps(steps)
     return StepMasked.time_input if kernel == "absorbing" else D3pm.time_input
 
 
 def _check_steps(steps: int) -> None:
     if not 1 <= steps <= 1_000_000:
-        raise InputError(f"process d3pm: steps is {steps}; it must be a number of steps between 1 and 1,000,000")
+        raise InputError(f"process d3pm: steps is {steps}; it must lie between 1 and 1,000,000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class StepMasked(SharedSchedule):
 
     @property
     def capabilities(self) -> Capabilities:
-        """No count form: the times are those of T steps, and counts of masks have others."""
+        """No count form: the times are those of T steps, which counts of masks are not."""
         return dataclasses.replace(super().capabilities, count_form=None)
 
     def noise_share(self, t: Values) -> Values:
@@ -179,10 +179,10 @@ class StepMasked(SharedSchedule):
 class D3pm(Process):
     """D3PM with a symmetric kernel.
 
-    vocab: classes of the logits, special ids included; mask_id, excluded: ids that are neither text nor noise.
+    vocab: classes of the logits, special ids included; mask_id, excluded: ids that occur neither in text nor in noise.
     kernel: "uniform", "gaussian" (token ids are ordinal, in their order) or "neighbours" (takes `embedding` and `neighbours`).
-    steps: T.  schedule: what is left of the slowest part of the signal.
-    parameterisation: "leave_one_out" (eq. 4 of the paper: the guess is weighted by q(z_{i-1}, z_i | x)) or "posterior".
+    steps: T.  schedule: alpha is the share that is left of the slowest mode of the signal.
+    parameterisation: "leave_one_out" (eq. 4 of the paper: the x0 prediction is weighted by q(z_{i-1}, z_i | x)) or "posterior".
     embedding: one row per id, [V, E], for instance that of a trained model; compared by content.
     """
 
@@ -203,7 +203,7 @@ class D3pm(Process):
     def __post_init__(self):
         check_ids(self.name, self.vocab, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
         if self.kernel == "absorbing":
-            raise InputError("process d3pm: kernel 'absorbing' is made by make_d3pm")
+            raise InputError("process d3pm: kernel is 'absorbing'; make_d3pm makes that process")
         check_d3pm(self.kernel, self.steps, self.parameterisation, self.embedding)
         if self.embedding is not None:
             object.__setattr__(self, "embedding", Table(self.embedding))
@@ -211,7 +211,7 @@ class D3pm(Process):
                 raise InputError(
                     f"process d3pm: embedding has {len(self.embedding.array)} rows; it must have one for each of {self.vocab} ids"
                 )
-        # Made now, so that what cannot be is refused now, and never within a traced function.
+        # Computed here, so that bad values are refused here and not within a traced function.
         object.__setattr__(self, "_times", DiscreteTime(self.schedule, self.steps))
         object.__setattr__(self, "_noise", self._make_kernel())
         object.__setattr__(self, "_prior_K", self._make_prior() if self.boundary.any else np.zeros(len(self.tokens_K), np.float32))
@@ -222,7 +222,7 @@ class D3pm(Process):
 
     @functools.cached_property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Ids that text never holds."""
+        """Ids that do not occur in text."""
         return tuple(dict.fromkeys((*(() if self.mask_id is None else (self.mask_id,)), *self.excluded)))
 
     @functools.cached_property
@@ -237,7 +237,7 @@ class D3pm(Process):
 
     @property
     def capabilities(self) -> Capabilities:
-        """`rdm` requires noise of one law at all times: a neighbour that is shown at a small time is any token at t = 1."""
+        """`rdm` requires the noise of t = 1 at all times; other kernels than the uniform replace a token by near ones at small t."""
         redrawn = ("rdm",) if self.kernel == "uniform" else ()
         return Capabilities(methods=("ancestral", *redrawn, "self_correct"), weightings=("bound", *OF_TOKENS))
 
@@ -263,7 +263,7 @@ class D3pm(Process):
         return jnp.where(noisy_BL, drawn_BL, z_BL)
 
     def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
-        # The reconstruction is part of the first level's loss: at t = 0 there is nothing left to guess.
+        # The reconstruction is part of the first level's loss: at t = 0 nothing is left to predict.
         del z_BL
         return t_BL > 0
 
@@ -321,7 +321,7 @@ class D3pm(Process):
         return self._id(jax.vmap(lambda key: jax.random.randint(key, (length,), 0, len(self.tokens_K)))(keys_B))
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
-        """Draws z_s from the mixture over clean tokens, any number of levels at once."""
+        """Draws z_s from the mixture over clean tokens, in one step over any number of levels."""
         step = self._times.step(real(t_BL), real(s_BL))
         logits_BLK = kernels.backward_logits(self._noise, self._x0_log_probs(logits_BLV, z_BL, t_BL), self._index(z_BL), step)
         return jnp.where(self._is_token(z_BL), self._id(draw_tokens(keys_B, logits_BLK)), z_BL)

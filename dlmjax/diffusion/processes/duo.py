@@ -5,10 +5,10 @@ Let w = a e_x + sqrt(1 - a^2) noise over N classes, a the Gaussian's signal. Its
 and every other token with the same chance: it is uniform-state diffusion with alpha = (N P - 1)/(N - 1) (their eq. 10 and 11). `signal`
 inverts that map, so a process keeps its discrete schedule and the Gaussian one follows.
 
-Curriculum: early in training the network reads softmax(w / temperature), a mixture of a few tokens, in place of the argmax: more of the
-clean text shines through and the gradients vary less. `soft_tokens` draws the k largest entries of w, and which tokens they belong to,
-without the N-wide vector: the largest of N - 1 normal numbers are drawn one after the other through their order statistics. What enters
-the network is ids [B, L, k] and weights [B, L, k], that is a sparse combination of k embeddings.
+Curriculum: early in training the network reads softmax(w / temperature), a mixture of a few tokens, in place of the argmax: it contains
+more of the clean text, and the gradients have less variance. `soft_tokens` draws the k largest entries of w, and which tokens they belong
+to, without the N-wide vector: the largest of N - 1 normal numbers are drawn one after the other from their order statistics. The input of
+the network is ids [B, L, k] and weights [B, L, k], a weighted sum of k embeddings.
 
 Shapes: B batch, L length, k kept tokens, V vocabulary of N tokens and special ids; `*n` any shape.
 """
@@ -34,7 +34,7 @@ _KNOTS = 1024
 
 
 def argmax_alpha(ratio: Float64[np.ndarray, "J"], tokens: int) -> Float64[np.ndarray, "J"]:
-    """alpha of the argmax when the clean entry leads by `ratio` = a/sqrt(1 - a^2) standard deviations, in float64 by quadrature."""
+    """alpha of the argmax where the mean of the clean entry is `ratio` = a/sqrt(1 - a^2) standard deviations, in float64 by quadrature."""
     u_U = np.linspace(-9.0, 9.0, 1201)
     step = u_U[1] - u_U[0]
     ratio = np.asarray(ratio, np.float64)
@@ -69,8 +69,8 @@ def soft_tokens(
     """The k largest entries of softmax(w / temperature), w = (ratio e_x + noise) in units of the noise, largest first.
 
     Returns:
-      ids: tokens, distinct; ids[..., 0] is the argmax, which has the law of uniform noise exactly.
-      weights: softmax over those k entries (at Duo's temperatures the others hold nothing).
+      ids: distinct tokens; ids[..., 0] is the argmax, whose distribution is exactly that of uniform noise.
+      weights: softmax over those k entries (at Duo's temperatures the others have no weight).
     """
     length, others = x_BL.shape[1], vocab - len(suppressed_ids) - 1
     if not 2 <= k <= others:
@@ -83,7 +83,7 @@ def soft_tokens(
         u_BL = jnp.maximum(uniform_rows(order_B[j], length), 2.0**-33)
         log_top_BL = log_top_BL + jnp.log(u_BL) / (others - j)
         tops.append(_upper_normal(-jnp.expm1(log_top_BL)))
-        # Which token: the r-th of those not drawn yet, so all orders are equally likely.
+        # The token is the r-th of those not drawn yet, so all orders are equally likely.
         rank_BL = jax.vmap(lambda key, j=j: jax.random.randint(key, (length,), 0, others - j, jnp.int32))(order_B[k + j])
         for taken_BL in jnp.sort(jnp.stack(ranks), axis=0) if ranks else ():
             rank_BL = rank_BL + (rank_BL >= taken_BL)
@@ -91,7 +91,7 @@ def soft_tokens(
     ids = []
     index_BL = _index(x_BL, suppressed_ids)
     for rank_BL in ranks:
-        id_BL = rank_BL + (rank_BL >= index_BL)  # the clean token is none of the others
+        id_BL = rank_BL + (rank_BL >= index_BL)  # skips the clean token
         for id_ in sorted(suppressed_ids):
             id_BL = id_BL + (id_BL >= id_)
         ids.append(id_BL)
@@ -111,7 +111,7 @@ def _normal(u: Values) -> Values:
 
 
 def _upper_normal(tail: Values) -> Values:
-    """The number that a normal one exceeds with probability `tail`: exact far up, where 1 - tail rounds to 1."""
+    """The number that a standard normal one exceeds with probability `tail`: exact also where 1 - tail rounds to 1."""
     return -ndtri(jnp.clip(tail, 1e-37, 1.0 - 2.0**-24))
 
 
@@ -133,12 +133,12 @@ class _SoftTokens(States):
 
 @dataclasses.dataclass(frozen=True)
 class Duo(UniformNoise):
-    """Uniform noise whose network reads soft tokens: the first stage of Duo's curriculum; `bound` is the second.
+    """Uniform noise whose network reads soft tokens: the first stage of Duo's curriculum; `bound` is the process of the second.
 
     A state is [B, L, k, 2] float32: (id, weight) of the k largest entries, largest first; ids are exact in float32. A network embeds it as
-    the weighted sum of the k embeddings, so no V-wide tensor exists. Hard tokens are what `show` gives, the argmax. The nats are those of
-    uniform noise with the network's soft reading: no bound, and they say so; evaluation and sampling use `bound`.
-    until: the training step at which the curriculum ends and plain uniform noise goes on; 0 = it does not end.
+    the weighted sum of the k embeddings, so no V-wide tensor exists. `to_tokens` gives the argmax. The loss is that of uniform noise
+    with soft tokens as the network's input, which is not a bound; evaluation and sampling use `bound`.
+    until: the training step at which the curriculum ends and training continues with uniform noise; 0 = it does not end.
     """
 
     vocab: int
@@ -159,7 +159,7 @@ class Duo(UniformNoise):
                 f"process duo: temperature is {self.temperature}, k is {self.k}; requires temperature > 0 and 2 <= k < {self.tokens}"
             )
         if self.until < 0:
-            raise InputError(f"process duo: until is {self.until}; it is a number of steps, 0 = the curriculum does not end")
+            raise InputError(f"process duo: until is {self.until}; it must be a number of steps, or 0 for a curriculum without an end")
         if self.vocab > 2**24:
             raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are not float32 numbers")
 
@@ -189,7 +189,7 @@ class Duo(UniformNoise):
         ends = (self.until,) if self.until else ()
         return Phases(lambda i: self.bound if i else self, ends, lambda step: {"until": step})
 
-    # Softness is drawn in one shot; there is no chain from one soft state to the next.
+    # Soft tokens are drawn at one time each; there is no chain from one soft state to the next.
     forward_step = Process.forward_step
 
     @property

@@ -1,10 +1,10 @@
-"""Masking by how common a token is: rare tokens are masked early and shown late, from the token counts of the corpus.
+"""Masking by token frequency: rare tokens are masked early and revealed late, by the token counts of the corpus.
 
-Both are state-dependent masked diffusion with fixed schedules (state_dependent.py), so their loss stays an exact bound; a weight on the
-loss, or a masking rate that the loss does not know of, would not be one.
+Both are state-dependent masked diffusion with fixed schedules (state_dependent.py), so their loss is an exact bound; it would not be one
+with a further weight, or with a masking rate that the loss does not use.
 
 `Spindle`: noise_v(t) = t + strength sin(pi t) H_v (DiffusionBERT 2211.15029 eq. 7 and 8), H_v = 1 - mean information / information of v.
-    The paper takes the mean over the sequence, which would tie a token's schedule to its neighbours; here it is the corpus's.
+    The paper takes the mean over the sequence, by which a token's schedule would depend on its neighbours; here it is over the corpus.
 `FrequencyMasked`: noise_v(t) = t^(w_v) with w_v between 1/strength (rarest) and strength (most common), by frequency rank as in
     frequency-informed masking (BabyLM 2509.05056); the ranks are weighted by counts, so that log w has mean 0 over the corpus.
 
@@ -27,20 +27,20 @@ from dlmjax.errors import InputError
 
 
 def information(counts_V: Int[np.ndarray, "V"]) -> Float64[np.ndarray, "V"]:
-    """-log p(v) in nats, every class counted once more than it was seen."""
+    """-log p(v) in nats, with 1 added to every count."""
     counts_V = np.asarray(counts_V, np.float64) + 1
     return np.log(counts_V.sum()) - np.log(counts_V)
 
 
 def entropy_share(counts_V: Int[np.ndarray, "V"]) -> Float64[np.ndarray, "V"]:
-    """1 - mean information / information of v, the mean over the corpus's tokens; at least -1: at most 1 for the rarest."""
+    """1 - mean information / information of v, with the mean over the corpus's tokens; between -1 and 1 (the rarest)."""
     information_V, seen_V = information(counts_V), np.asarray(counts_V, np.float64)
     mean = float(np.sum(seen_V * information_V) / seen_V.sum())
     return np.maximum(1 - mean / np.maximum(information_V, FLOOR), -1.0)
 
 
 def commonness(counts_V: Int[np.ndarray, "V"]) -> Float64[np.ndarray, "V"]:
-    """Share of the corpus's tokens that are rarer than v (those as frequent count half): its mean over the corpus is 1/2."""
+    """Share of the corpus's tokens that are rarer than v, plus half of those as frequent: its mean over the corpus is 1/2."""
     counts_V = np.asarray(counts_V, np.float64)
     value_U, index_V, size_U = np.unique(counts_V, return_inverse=True, return_counts=True)
     mass_U = value_U * size_U / counts_V.sum()
@@ -54,7 +54,7 @@ def _counts(name: str, value: Any, vocab: int) -> Table:
     if table.array.shape != (vocab,):
         raise InputError(f"process {name}: counts_V has the shape {table.array.shape}; it must have one number for each of {vocab} classes")
     if (table.array < 0).any() or not table.array.sum() > 0:
-        raise InputError(f"process {name}: counts_V must be counts, none negative and not all zero")
+        raise InputError(f"process {name}: counts_V must hold counts, none negative and not all zero")
     return table
 
 
@@ -63,7 +63,7 @@ class Spindle(StateDependent):
     """DiffusionBERT's spindle schedule.
 
     counts_V: occurrences of each class in the training text (array or sequence).
-    strength: the paper's lambda; at most 0.3; above 1/pi the noise of some token would fall with t.
+    strength: the paper's lambda, at most 0.3: above 1/pi the noise of some token would decrease with t.
     """
 
     vocab: int
@@ -77,7 +77,7 @@ class Spindle(StateDependent):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.strength <= 0.3:
-            raise InputError(f"process spindle: strength is {self.strength}; it must lie in [0, 0.3], else noise falls with t")
+            raise InputError(f"process spindle: strength is {self.strength}; it must lie in [0, 0.3], else noise decreases with t")
         object.__setattr__(self, "counts_V", _counts(self.name, self.counts_V, self.vocab))
 
     @property
@@ -100,7 +100,7 @@ class Spindle(StateDependent):
 
 @dataclasses.dataclass(frozen=True)
 class FrequencyMasked(Exponents):
-    """Rare tokens masked more at every level, common ones less.
+    """Rare tokens are masked more at every t, common ones less.
 
     counts_V: occurrences of each class in the training text (array or sequence).
     strength: at least 1; at 1 all tokens are masked alike.

@@ -1,16 +1,16 @@
-"""Hybrid noise: the mask and uniform draws of the tokens, mixed (GIDD 2503.04482). The network also learns to doubt what it sees.
+"""Hybrid noise: a mixture of masks and uniform draws of the tokens (GIDD 2503.04482). The network also learns which tokens are wrong.
 
 `Hybrid` is the paper's: with B = 2^gamma p_uniform / (1 - p_uniform), c_t = B (t (1 - t))^(gamma/2) and C = 1 + c_t (section 4.2)
     alpha_t = (1 - t)/C,   mask share t/C,   uniform share c_t/C;   the uniform share is p_uniform at t = 1/2 and 0 at both ends.
 Jump rates in closed form, alpha_t times: to the mask 1/C^2, to a uniform draw c_t (t (1 - gamma) + gamma/2) / (t C^2).
 
-`Mixed` is any mixing: a schedule says how much noise there is and a `Mixing` what it is made of, as a function of the log-SNR
+`Mixed` has any mixing: a schedule gives the amount of noise and a `Mixing` its composition, as a function of the log-SNR
 lambda = log(alpha / (1 - alpha)): pi = u(lambda) uniform + (1 - u(lambda)) mask. Then the jump rates are -alpha'/alpha times
     u - u'   to a uniform draw,      1 - u + u'   to the mask:
-a rate that the schedule alone decides, times a mixing that the log-SNR alone decides.
+a rate that depends on the schedule only, times a mixing that depends on the log-SNR only.
 
-The bound is that of interpolating.py: one logarithm for each class, whatever the mixing. `Dynamic` and `ClippedJumps` (weighting.py)
-are the paper's training weights; the bound that is reported is always the plain one.
+The bound is that of interpolating.py, with one logarithm per class for every mixing. `Dynamic` and `ClippedJumps` (weightings/jumps.py)
+are the paper's training weights; the reported bound has none of them.
 
 Shapes: as in interpolating.py.
 """
@@ -32,7 +32,7 @@ from dlmjax.errors import InputError
 
 
 class _MaskAndTokens(Interpolating):
-    """Abstract: noise that shows masks; where it never shows another token, the bound is the masked one and a shown token is the truth."""
+    """Abstract: noise that contains masks; where it contains nothing else, the bound is the masked one and revealed tokens are clean."""
 
     mask_id: int
 
@@ -53,7 +53,7 @@ class _MaskAndTokens(Interpolating):
 
     @property
     def stationary(self) -> bool:
-        """The mixture of masks and uniform draws changes with the level."""
+        """False where the mixture of masks and uniform draws changes with t."""
         return self.always_masks
 
     def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
@@ -72,8 +72,8 @@ class _MaskAndTokens(Interpolating):
 class Hybrid(_MaskAndTokens):
     """GIDD's noise.
 
-    p_uniform: the share of uniform draws in the middle, t = 1/2. 0 is masked diffusion on the linear schedule, towards 1 it is uniform.
-    gamma: in (0, 2]; how late the uniform share comes and how early it goes.
+    p_uniform: the share of uniform draws at t = 1/2. 0 is masked diffusion on the linear schedule; the limit 1 is uniform noise.
+    gamma: in (0, 2]; the larger, the more the uniform share is concentrated around t = 1/2.
     """
 
     vocab: int
@@ -88,7 +88,7 @@ class Hybrid(_MaskAndTokens):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.p_uniform < 1:
-            raise InputError(f"process hybrid: p_uniform is {self.p_uniform}; it must lie in [0, 1), for 1 take process 'uniform'")
+            raise InputError(f"process hybrid: p_uniform is {self.p_uniform}; it must lie in [0, 1); for 1 use process 'uniform'")
         if not 0 < self.gamma <= 2:
             raise InputError(f"process hybrid: gamma is {self.gamma}; it must lie in (0, 2], else a jump rate is negative")
 
@@ -110,7 +110,7 @@ class Hybrid(_MaskAndTokens):
 
     @property
     def ends(self) -> Ends:
-        """Little uniform noise is visible as a root of what is left of the text, far down; much of it hides that."""
+        """A small uniform share shows near t = 1 as a root of the share of text that is left; a large one covers it."""
         return dataclasses.replace(Interpolating.ends, noise=6.5 if self._peak * 0.01 ** (self.gamma / 2) < 0.1 else 4.0)
 
     @property
@@ -125,26 +125,26 @@ class Hybrid(_MaskAndTokens):
 
 @runtime_checkable
 class Mixing(Protocol):
-    """What noise is made of at a log-SNR. Both functions give (uniform, mask), which sum to 1, each exact to rounding where it is small."""
+    """The composition of noise at a log-SNR. Both functions give (uniform, mask), which sum to 1, each exact to rounding where small."""
 
     def shares(self, log_snr: Values) -> tuple[Values, Values]:
-        """(u, 1 - u): of the noise that a token shows."""
+        """(u, 1 - u): shares of the noise at that log-SNR."""
         ...
 
     def jumps(self, log_snr: Values) -> tuple[Values, Values]:
-        """(u - u', 1 - u + u'): of the jumps that happen. Neither may be negative."""
+        """(u - u', 1 - u + u'): shares of the jumps at that log-SNR. Neither may be negative."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Mixing):
-    """The same mixture at every level."""
+    """The same mixture at every t."""
 
     uniform: float = 0.1
 
     def __post_init__(self):
         if not 0 <= self.uniform <= 1:
-            raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
+            raise InputError(f"process mixed: mixing {self} has a share or a jump rate outside [0, 1]")
 
     def shares(self, log_snr: Values) -> tuple[Values, Values]:
         return jnp.full_like(log_snr, self.uniform), jnp.full_like(log_snr, 1 - self.uniform)
@@ -157,7 +157,7 @@ class Constant(Mixing):
 class Sigmoid(Mixing):
     """u = sigmoid(steepness x log-SNR + shift), as in 2512.10858.
 
-    For steepness in (0, 1] nearly clean text is hit by uniform draws and pure noise is masks; in [-1, 0) it is the other way round.
+    For steepness in (0, 1] the noise is uniform at small t and masks at t = 1; for steepness in [-1, 0) the reverse.
     """
 
     steepness: float = 1.0
@@ -165,14 +165,14 @@ class Sigmoid(Mixing):
 
     def __post_init__(self):
         if not -1 <= self.steepness <= 1:
-            raise InputError(f"process mixed: {self} gives a share or a jump rate outside [0, 1]")
+            raise InputError(f"process mixed: mixing {self} has a share or a jump rate outside [0, 1]")
 
     def shares(self, log_snr: Values) -> tuple[Values, Values]:
         inner = self.steepness * log_snr + self.shift
         return jax.nn.sigmoid(inner), jax.nn.sigmoid(-inner)
 
     def jumps(self, log_snr: Values) -> tuple[Values, Values]:
-        # u' = steepness u (1 - u); sums of what is positive, so that u - u' = u^2 keeps its digits.
+        # u' = steepness u (1 - u); all terms are positive, so that u - u' = u^2 keeps its digits.
         uniform, mask = self.shares(log_snr)
         up, down = max(self.steepness, 0.0), max(-self.steepness, 0.0)
         return uniform * ((1 - up) + up * uniform + down * mask), mask * ((1 - down) + down * mask + up * uniform)
@@ -183,7 +183,7 @@ MIXINGS: dict[str, type[Mixing]] = {"constant": Constant, "sigmoid": Sigmoid}
 
 @dataclasses.dataclass(frozen=True)
 class Mixed(_MaskAndTokens):
-    """Any mixing on any schedule.
+    """Hybrid noise with any mixing on any schedule.
 
     mixing: one of MIXINGS or a `Mixing`.  values: the fields of a named mixing, in order.
     """
@@ -202,16 +202,16 @@ class Mixed(_MaskAndTokens):
         super().__post_init__()
         if isinstance(self.mixing, str):
             if self.mixing not in MIXINGS:
-                raise InputError(f"process mixed: unknown mixing {self.mixing!r}; choose one of {', '.join(MIXINGS)}")
+                raise InputError(f"process mixed: mixing is {self.mixing!r}; choose one of {', '.join(MIXINGS)}")
             fields = [field.name for field in dataclasses.fields(MIXINGS[self.mixing])]
             if len(self.values) > len(fields):
-                raise InputError(f"process mixed: values are those of {self.mixing} ({', '.join(fields)}), not {self.values}")
+                raise InputError(f"process mixed: values is {self.values}; mixing {self.mixing!r} takes {', '.join(fields)}")
             object.__setattr__(self, "mixing", MIXINGS[self.mixing](*self.values))
             object.__setattr__(self, "values", ())
         log_snr = jnp.linspace(-25.0, 25.0, 101)
         parts = jnp.stack([*self.mixing.shares(log_snr), *self.mixing.jumps(log_snr)])
         if not bool(jnp.all((parts >= 0) & (parts <= 1 + 1e-6))):
-            raise InputError(f"process mixed: {self.mixing} gives a share or a jump rate outside [0, 1]")
+            raise InputError(f"process mixed: mixing {self.mixing} has a share or a jump rate outside [0, 1]")
 
     def shares(self, t: Values) -> Shares:
         noise, log_snr = self.schedule.noise(t), self.schedule.log_snr(t)

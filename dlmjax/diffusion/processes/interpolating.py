@@ -1,15 +1,15 @@
-"""What all noise has in common that leaves a token alone with probability alpha_t, else shows a uniform draw of the tokens or the mask:
+"""Interpolating noise: a token is kept with probability alpha_t, else replaced by a uniform draw of the tokens or by the mask:
 
     q_t(z | x) = alpha_t 1[z = x] + uniform_t / N 1[z is a token] + mask_t 1[z = mask],      alpha_t + uniform_t + mask_t = 1.
 
-N counts the tokens that text can hold: the mask, padding and special ids are never drawn and never likely. A process of this kind says
-what its three shares are and how fast they change; the forward and the reverse chain, the bound and its ends follow here, exactly, and
-no array is larger than the logits it is given: a likelihood is two-valued over the classes, so nothing of size N x N exists.
+N counts the tokens that can occur in text: the mask, padding and special ids are neither drawn nor predicted. A process of this kind
+defines its three shares and their rates; the forward and the reverse chain, the bound and its boundary terms follow here, exactly. No array
+is larger than the logits: a likelihood has two values over the classes, so no N x N array is required.
 
-The bound's integrand (GIDD 2503.04482 theorem 3.1; for uniform noise UDLM 2412.10193 and Duo 2506.10892 eq. 17) with the guess
-p(x_i | z_{-i}), r_t(z) the jump rate into z and q_theta the marginal of the guess:
-    w_t(z, x) [ KL(q_t(.|x) || q_t(.|guess)) + IS(q_t(z|x) / q_theta(z)) ],  w = r_t(z) / q_t(z|x),  IS(r) = r - log r - 1.
-With rho = alpha N / uniform it needs three numbers of the logits p only: log p_x, log p_z and sum_y log(1 + rho p_y).
+The bound's integrand (GIDD 2503.04482 theorem 3.1; for uniform noise UDLM 2412.10193 and Duo 2506.10892 eq. 17) with the x0 prediction
+p = p(x_i | z_{-i}), r_t(z) the jump rate into z and q_theta the marginal under p:
+    w_t(z, x) [ KL(q_t(.|x) || q_theta) + IS(q_t(z|x) / q_theta(z)) ],  w = r_t(z) / q_t(z|x),  IS(r) = r - log r - 1.
+With rho = alpha N / uniform it is a function of three numbers per position: log p_x, log p_z and sum_y log(1 + rho p_y).
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -32,12 +32,12 @@ from dlmjax.diffusion.time_domain import AllTimes, TimeDomain
 from dlmjax.diffusion.weightings.base import OF_JUMPS, OF_TOKENS
 from dlmjax.errors import InputError
 
-# Uniform draws alone: a logarithm where text is clean; towards noise a row of n tokens says as much as sqrt(n) that masks hide or show.
+# Uniform draws alone: a logarithm at t = 0; near t = 1 a row of n tokens is as informative as sqrt(n) tokens under masks.
 UNIFORM_ENDS = Ends(power=2.5, clean=0.0, noise=3.0)
 
 
 class Shares(NamedTuple):
-    """Of q_t(. | x): the clean token, a uniform draw of the N tokens, the mask. They sum to 1."""
+    """Probabilities under q_t(. | x) of the kept token, a uniform draw of the N tokens, the mask. They sum to 1."""
 
     alpha: Values
     uniform: Values
@@ -54,9 +54,9 @@ class _RevealedAreText(TimeDomain):
 
 
 class Interpolating(Process):
-    """Noise of this kind. A dataclass with `vocab`, `mask_id` (None = there is none), `excluded` and `parameterisation`.
+    """Abstract: interpolating noise. A subclass is a dataclass with `vocab`, `mask_id` (or None), `excluded` and `parameterisation`.
 
-    A subclass defines `shares` and `jumps`. The denoiser must be told t.
+    It defines `shares` and `jumps`. The denoiser must be conditioned on t.
     """
 
     vocab: int
@@ -73,14 +73,14 @@ class Interpolating(Process):
 
     @abc.abstractmethod
     def jumps(self, t: Values) -> tuple[Values, Values]:
-        """alpha_t times the rate of jumps (to a uniform draw, to the mask): finite where the rate itself, -alpha'/alpha in sum, is not."""
+        """alpha_t times the rate of jumps (to a uniform draw, to the mask): finite where the rate, -alpha'/alpha in sum, is not."""
 
     def __post_init__(self):
         ids = {f"excluded[{i}]": id_ for i, id_ in enumerate(self.excluded)}
         check_ids(self.name, self.vocab, **ids, **({} if self.mask_id is None else {"mask_id": self.mask_id}))
         if self.parameterisation not in PARAMETERISATIONS:
             raise InputError(
-                f"process {self.name}: parameterisation is {self.parameterisation!r}; take one of {', '.join(PARAMETERISATIONS)}"
+                f"process {self.name}: parameterisation is {self.parameterisation!r}; choose one of {', '.join(PARAMETERISATIONS)}"
             )
         if self.parameterisation == "score" and self.name != "score":
             raise InputError(f"process {self.name} requires probabilities; a network that gives scores is trained by process 'score'")
@@ -93,19 +93,19 @@ class Interpolating(Process):
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Ids that text never holds, in order."""
+        """Ids that do not occur in text, in order."""
         return tuple(sorted({*self.excluded, *(() if self.mask_id is None else (self.mask_id,))}))
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the number of ids that can occur in text."""
         return self.vocab - len(self.suppressed_ids)
 
     @property
     def capabilities(self) -> Capabilities:
-        """`rdm` redraws noise as at t = 1 and reads the schedule; `self_correct` revises text in which noise showed wrong tokens.
+        """`rdm` requires the noise of t = 1 at all t, and a schedule; `self_correct` requires noise that replaces tokens.
 
-        Where tokens are shown as others, most is decided at small times (python -m benchmarks.sampling_grids).
+        Where noise replaces tokens, most tokens are decided at small t (python -m benchmarks.sampling_grids).
         """
         redrawn = ("rdm",) if self.stationary and self.schedule is not None else ()
         revised, grid = ((), "uniform") if self.absorbing_id is not None else (("self_correct",), "power(exponent=2)")
@@ -171,7 +171,7 @@ class Interpolating(Process):
         return two if self.noise_mask is None else jnp.where((z == self.noise_mask)[..., None], jnp.log(mask)[..., None], two)
 
     def log_marginal(self, log_p: PerClass, t: Values) -> PerClass:
-        """log q_t(y | x ~ p) for every class y that can be seen, EXCLUDED for the others."""
+        """log q_t(y | x ~ p) for every class y that can occur in z, EXCLUDED for the others."""
         alpha, uniform, mask = self.floored_shares(t)
         log_q = jnp.logaddexp(log_p + jnp.log(alpha)[..., None], jnp.log(uniform / self.tokens)[..., None])
         if self.noise_mask is not None:
@@ -186,12 +186,12 @@ class Interpolating(Process):
 
     @property
     def unseen_ids(self) -> tuple[int, ...]:
-        """Ids that neither text nor noise shows."""
+        """Ids that occur neither in text nor in noise."""
         return tuple(id_ for id_ in self.suppressed_ids if id_ != self.noise_mask)
 
     @property
     def noise_mask(self) -> int | None:
-        """The mask, where it is noise and not only a special id that text never holds."""
+        """The mask where noise contains it; None where it is only a special id."""
         return self.mask_id
 
     def floored_shares(self, t: Values) -> Shares:
@@ -201,11 +201,11 @@ class Interpolating(Process):
     # --- the bound -------------------------------------------------------------------------------------------------------------
 
     def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
-        """See the top of the file. Written in ratios to alpha, so that neither end divides by 0."""
+        """See the top of the file. Computed in ratios to alpha, so that no division is by 0 at t = 0 or t = 1."""
         alpha, uniform, _ = self.floored_shares(t)
         rho = alpha * self.tokens / uniform
         own, shown = z == x, self.is_token(z)
-        # The bridge from a posterior moves one logit only: log q_t(z | x = k) is two-valued in k.
+        # The bridge from a posterior shifts one logit only: log q_t(z | x = k) has two values over k.
         shift = jnp.where(shown, jnp.log1p(rho), 0.0) if self.parameterisation == "posterior" else jnp.zeros_like(rho)
         sums, log_p_x, log_p_z = mixture_sums(exclude(logits, self.suppressed_ids), x, z, jnp.log(rho), shift)
         # log of (1 + rho 1[y = x]) / (1 + rho p_y), at y = x and at y = z.
@@ -215,7 +215,7 @@ class Interpolating(Process):
         return alpha * self.jump_weight(x, z, t) * (divergence + jnp.where(shown, (jnp.expm1(at_z) - at_z) / alpha, 0.0))
 
     def jump_weight(self, x: Ids, z: Ids, t: Values) -> Values:
-        """w_t(z, x), the factor of KL + IS: rate of jumps into z over the chance to see it."""
+        """w_t(z, x), the factor of KL + IS: the rate of jumps into z over the probability of z."""
         alpha, uniform, mask = self.floored_shares(t)
         to_uniform, to_mask = self.jumps(t)
         per_token = to_uniform / (jnp.where(z == x, alpha * self.tokens, 0.0) + uniform)
@@ -226,7 +226,7 @@ class Interpolating(Process):
         return jnp.ones(z.shape, bool) if self.noise_mask is None else z != self.noise_mask
 
     def prior_nats(self, x: Ids) -> Values:
-        """KL(q(z_1 | x) || p_1): p_1 spreads the alpha_1 that is left uniformly."""
+        """KL(q(z_1 | x) || p_1): in p_1 the share alpha_1 is uniform over the tokens."""
         if not self.boundary.any:
             return jnp.zeros(x.shape, jnp.float32)
         alpha, uniform, _ = self.shares(jnp.ones(x.shape))
@@ -249,21 +249,22 @@ class Interpolating(Process):
         return self._jump(keys_B, start_BL, 1 - mask, mask, None)
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
-        """Exact: p(z_s = y | z_t) is proportional to q(z_t | z_s = y) q_s(y | x ~ guess), and the first factor is two-valued in y.
+        """Exact: p(z_s = y | z_t) is proportional to q(z_t | z_s = y) q_s(y | x ~ p), where p is the x0 prediction, and the first
+        factor has two values over y.
 
-        So z is drawn anew with some probability, from q_s(. | guess), else kept; and a new state is a token of the guess, a uniform draw or
-        the mask. Every choice is a draw of its own: a rare jump is not lost in the noise of a draw over all classes.
+        So z is redrawn from q_s(. | x ~ p) with some probability, else kept; the new state is a token drawn from p, a uniform draw or the
+        mask. Each choice is a separate draw: rare jumps are then exact, where the noise of a draw over all classes would lose them.
         """
         keep_B, token_B, jump_B = split_rows(keys_B, 3)
         log_loo_BLV = self.output.log_loo(logits_BLV, z_BL, t_BL)
         loo_z_BL = jnp.exp(jnp.take_along_axis(log_loo_BLV, z_BL[..., None], axis=-1)[..., 0])
         before, step = self.shares(s_BL), self._between(s_BL, t_BL)
         token_BL = self.is_token(z_BL)
-        # q_s(z | guess), and the chance that a jump between s and t leads to z.
+        # q_s(z | x ~ p), and the probability that a jump between s and t leads to z.
         there_BL = jnp.where(token_BL, before.alpha * loo_z_BL + before.uniform / self.tokens, before.mask)
         into_BL = jnp.where(token_BL, step.uniform / self.tokens, step.mask)
         anew_BL = into_BL / jnp.maximum(into_BL + step.alpha * there_BL, FLOOR**2)
-        # No mask stays where there is none, however few there were.
+        # At an s without masks no mask remains, however small their share was at t.
         anew_BL = jnp.where(token_BL | (before.mask > 0), anew_BL, 1.0)
         clean_BL = draw_tokens(token_B, log_loo_BLV)
         new_BL = self._jump(jump_B, clean_BL, before.uniform, before.mask, None)
@@ -289,7 +290,7 @@ def mixture_sums(logits: PerClass, x: Ids, z: Ids, log_rho: Values, shift: Value
     """(sum_y log(1 + rho p_y), log p_x, log p_z) with p = softmax(logits less `shift` at z).
 
     One derivative for all three: the backward pass reads the logits once and writes their gradient once, as cross-entropy does, where
-    automatic differentiation would keep and walk a [*n, V] array for each term. `shift` is a constant.
+    automatic differentiation would store and read a [*n, V] array for each term. `shift` is a constant.
     """
     return _mixture_forward(logits, x, z, log_rho, shift)[0]
 
@@ -327,14 +328,14 @@ def _mixture_backward(saved, cotangents):
 mixture_sums.defvjp(_mixture_forward, _mixture_backward)
 
 
-ROWS = 8  # of 50,000 classes: they fit into the cache of a CPU core
+ROWS = 8  # rows of 50,000 classes that fit into the cache of a CPU core
 
 
 def by_rows(function: Callable[..., Any], logits: PerClass, *args: Shaped[Array, "*n"]) -> Any:
     """function(logits, *args), a reduction over the classes: on a CPU a few rows at a time.
 
-    XLA's CPU compiler does not vectorise a reduction over the last axis of what it computes on the way; rows that stay in the cache may
-    be written down first, which is three times faster. Accelerators take all rows at once.
+    XLA's CPU compiler does not vectorise a reduction over the last axis of an intermediate array; a few rows, which fit into the cache, can
+    be written to memory first, which is three times faster. Accelerators process all rows at once.
     """
     if logits.size < 2**20:
         return function(logits, *args)

@@ -1,11 +1,11 @@
 """Transition kernels of discrete-time diffusion (D3PM 2107.03006 section 3.1) on K tokens, without a K x K array per level.
 
-Convention: Q[x, z] = q(z | x), one row per token that is left, summing to 1; a row vector p of probabilities steps forward as p @ Q.
+Convention: Q[x, z] = q(z | x), one row per token x, summing to 1; a row vector p of probabilities steps forward as p @ Q.
 
-All kernels here are symmetric (so is their column of z their row of z), leave uniform noise as it is, and are a semigroup in one number:
-Q(keep) with Q(1) = 1, Q(0) = all rows uniform, Q(a) Q(b) = Q(a b). A level is then the product of its steps' `keep`, any run of steps is
-one kernel, and the chain has a limit in continuous time. `keep` is what is left of the slowest part of the signal; `gone` = 1 - keep
-is handed over beside it, since float32 cannot make it from `keep` near 1.
+All kernels here are symmetric (so the column of z is the row of z), have the uniform distribution as their limit, and are a semigroup in
+one number: Q(keep) with Q(1) = 1, Q(0) = all rows uniform, Q(a) Q(b) = Q(a b). So the `keep` of a level is the product over its steps, any
+sequence of steps is one kernel, and the chain has a limit in continuous time. `keep` is the share of the slowest mode that is left;
+`gone` = 1 - keep is a separate argument, since float32 cannot compute it from a `keep` near 1.
 
     Uniform     Q = keep 1 + gone / K                                             D3PM's uniform kernel
     Path        Q = exp(tau G), G: jumps to the next lower and higher token       its discretised Gaussian: the heat kernel of ordinal
@@ -13,7 +13,7 @@ is handed over beside it, since float32 cannot make it from `keep` near 1.
                 Gaussian; its steps do not commute, so each level would need a K x K array.
     Neighbours  Q = exp(tau G), G: jumps to near neighbours in an embedding       its k-nearest-neighbour kernel (appendix A.2.4)
 
-For the last two tau = -log(keep) / (slowest rate). Absorbing noise is not symmetric and needs none of this: see d3pm.py.
+For the last two tau = -log(keep) / (slowest rate). Absorbing noise is not symmetric and has no kernel here: see d3pm.py.
 
 Shapes: `*n` any shape, K tokens, M modes.
 """
@@ -35,13 +35,13 @@ from dlmjax.diffusion.schedules import FLOOR
 from dlmjax.diffusion.shapes import Flags, Ids, PerToken, RowKeys, Tokens, Values
 from dlmjax.errors import InputError
 
-TINY = 1e-30  # stands for a probability of 0 under a logarithm
+TINY = 1e-30  # least probability under a logarithm
 DENSE = 4096  # tokens above which a K x K array of eigenvectors is refused: 64 MiB in float32
 
 
 @runtime_checkable
 class Kernel(Protocol):
-    """Q(keep). Probabilities are in the dtype of `keep`."""
+    """A family Q(keep). Probabilities are in the dtype of `keep`."""
 
     tokens: int
 
@@ -67,7 +67,7 @@ class Kernel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Kernel):
-    """A token stays with probability `keep`, else it is any of the K."""
+    """A token is kept with probability `keep`, else replaced by a uniform draw of the K tokens."""
 
     tokens: int
 
@@ -88,8 +88,8 @@ class Uniform(Kernel):
 class Heat(Kernel):
     """Abstract: exp(tau G) for a symmetric generator G of eigenvalues -rate: a change of basis, a decay per mode, and back.
 
-    What is transformed is only the difference from 1, or from 1 + tau G where tau is small: rounding errors of a transform are as large
-    as its largest numbers, and the small entries of a single step must be right to a few digits, being multiplied by 1/t.
+    Only the difference from 1, or from 1 + tau G where tau is small, is transformed: rounding errors of a transform are relative to its
+    largest numbers, and the small entries of a single step, which are multiplied by 1/t, must be right to a few digits.
     """
 
     @property
@@ -107,7 +107,7 @@ class Heat(Kernel):
 
     @abc.abstractmethod
     def synthesise(self, coefficients: Array) -> Float[Array, "*n K"]:
-        """Back from coefficients."""
+        """p from its coefficients."""
 
     @abc.abstractmethod
     def jumps(self, x: Ids, dtype: jnp.dtype) -> Float[Array, "*n K"]:
@@ -129,7 +129,7 @@ class Heat(Kernel):
 
 @dataclasses.dataclass(frozen=True)
 class Path(Heat):
-    """Ordinal tokens 0 .. K - 1: jumps to the neighbours, none over the ends. The basis is the cosine transform, O(K log K)."""
+    """Ordinal tokens 0 .. K - 1: jumps to the next lower and higher token, reflected at both ends; cosine transform, O(K log K)."""
 
     tokens: int
 
@@ -138,7 +138,7 @@ class Path(Heat):
         return (np.sin(np.pi * np.arange(self.tokens + 1) / (2 * self.tokens)) / math.sin(math.pi / (2 * self.tokens))) ** 2
 
     def analyse(self, p: Float[Array, "*n K"]) -> Array:
-        # The mirror image makes the ends reflecting.
+        # With the mirror image appended, the ends are reflecting.
         return jnp.fft.rfft(jnp.concatenate([p, p[..., ::-1]], axis=-1), axis=-1)
 
     def synthesise(self, coefficients: Array) -> Float[Array, "*n K"]:
@@ -155,8 +155,8 @@ class Path(Heat):
 class Neighbours(Heat):
     """Jumps between near neighbours of an embedding table.
 
-    embedding_KE: one row per token, array or Table.  neighbours: how many nearest others a token is tied to; ties go both ways, with
-    half the rate where only one of the two counts the other among its nearest.
+    embedding_KE: one row per token, array or Table.  neighbours: number of nearest tokens that a token jumps to; jumps go both ways, with
+    half the rate where only one of the two tokens is among the nearest of the other.
     """
 
     embedding_KE: Any
@@ -166,7 +166,7 @@ class Neighbours(Heat):
         object.__setattr__(self, "embedding_KE", Table(self.embedding_KE))
         shape = self.embedding_KE.array.shape
         if len(shape) != 2:
-            raise InputError(f"kernel neighbours: the embedding table has the shape {shape}; it must have one row for each token")
+            raise InputError(f"kernel neighbours: embedding has the shape {shape}; it must have one row for each token")
         if shape[0] > DENSE:
             raise InputError(
                 f"kernel neighbours: {shape[0]:,} tokens require a basis of {shape[0] ** 2 * 4 >> 20:,} MiB; at most {DENSE:,} tokens, "
@@ -175,9 +175,7 @@ class Neighbours(Heat):
         if not 1 <= self.neighbours < shape[0]:
             raise InputError(f"kernel neighbours: neighbours is {self.neighbours}; it must be at least 1 and below the {shape[0]} tokens")
         if np.sum(self._modes[0] < 1e-9) > 1:
-            raise InputError(
-                f"kernel neighbours: with {self.neighbours} neighbours the tokens fall apart into groups that no noise connects; give more"
-            )
+            raise InputError(f"kernel neighbours: neighbours is {self.neighbours}, too few to connect all tokens by jumps; give more")
 
     @property
     def tokens(self) -> int:
@@ -226,7 +224,7 @@ def _tau(keep: Values, gone: Values) -> Values:
 
 
 def _second_order(decay: Array) -> Array:
-    """exp(-d) - 1 + d, of which float32 would lose the digits where d is small."""
+    """exp(-d) - 1 + d, by its series where d is small and float32 would cancel."""
     series = decay**2 / 2 * (1 - decay / 3 * (1 - decay / 4 * (1 - decay / 5 * (1 - decay / 6 * (1 - decay / 7)))))
     return jnp.where(decay < 0.1, series, jnp.expm1(-decay) + decay)
 
@@ -244,14 +242,15 @@ class Step(NamedTuple):
 
 
 def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Ids, z: Ids, step: Step) -> Values:
-    """KL(q(z_s | z_t = z, x) || sum_x' q(z_s | z, x') p(x' | z)) in nats, where p(x' | z) belongs to the leave-one-out guess `log_p`.
+    """KL(q(z_s | z_t = z, x) || sum_x' q(z_s | z, x') p(x' | z)) in nats, where p(x' | z) follows from `log_p`, the
+    leave-one-out x0 prediction.
 
-    With a = q(z_s | x), b = q(z_s | x' ~ guess) and c = q(z | z_s) these are a c / A and b c / B. Staying at z is set apart: near t = 0
-    it has almost all the probability, and what counts is by how much it falls short of 1. At s = 0 it is -log p(x | z_t).
+    With a = q(z_s | x), b = q(z_s | x' ~ p) and c = q(z | z_s) these are a c / A and b c / B. The event z_s = z is computed separately:
+    near t = 0 it has almost all the probability, and its distance from 1 determines the KL. At s = 0 the KL is -log p(x | z_t).
     """
     a, c = kernel.row(x, step.keep, step.gone), kernel.row(z, step.step_keep, step.step_gone)
     b = kernel.spread(jnp.exp(log_p), step.keep, step.gone)
-    # Nothing is mixed in at level 0, where the guess may be far below the smallest float.
+    # Level 0 has no noise, and there p may be far below the smallest float.
     log_b = jnp.where((step.gone > 0)[..., None], jnp.log(jnp.maximum(b, TINY)), jnp.maximum(log_p, EXCLUDED / 2))
     leaves = z[..., None] != jnp.arange(kernel.tokens)
     true, model = a * c, b * c
@@ -273,12 +272,12 @@ def divergence(kernel: Kernel, log_p: Float[Array, "*n K"], x: Ids, z: Ids, step
 
 
 def uniform_divergence(sums: Values, log_p_x: Values, log_p_z: Values, own: Flags, tokens: int, step: Step) -> Values:
-    """`divergence` of the `Uniform` kernel in closed form: of the guess p it needs three numbers and no array of K.
+    """`divergence` of the `Uniform` kernel in closed form: it requires three numbers of the x0 prediction p and no array of K.
 
     sums: sum_y log(1 + rho p_y), rho = `mixing(tokens, step)`; own: z = x. Away from x and z all a are gone/K and all c step_gone/K.
     """
     share, step_share, rho = step.gone / tokens, step.step_gone / tokens, mixing(tokens, step)
-    # log of b over its uniform share; where nothing is mixed in, b is p itself.
+    # log of b over its uniform share; where there is no noise, b is p.
     over_x, over_z = (jax.nn.softplus(jnp.log(rho) + log_p) for log_p in (log_p_x, log_p_z))
     log_share = jnp.log(jnp.maximum(share, TINY))
     log_b_x, log_b_z = (jnp.where(step.gone > 0, log_share + o, p) for o, p in ((over_x, log_p_x), (over_z, log_p_z)))
@@ -300,17 +299,17 @@ def uniform_divergence(sums: Values, log_p_x: Values, log_p_z: Values, own: Flag
 
 
 def mixing(tokens: int, step: Step) -> Values:
-    """What is left of a token at level s over the uniform share of each, finite at both ends."""
+    """keep at level s over the uniform share of each token, finite at both ends."""
     return jnp.maximum(step.keep, FLOOR) * tokens / jnp.maximum(step.gone, FLOOR)
 
 
 def _log_rest(left: Array, log_stay: Array) -> Array:
-    """log(1 - left), from whichever of the two is the more exact."""
+    """log(1 - left), from the more exact of the two arguments."""
     return jnp.where(left < 0.5, jnp.log1p(-jnp.minimum(left, 0.5)), log_stay)
 
 
 def backward_logits(kernel: Kernel, log_p: Float[Array, "*n K"], z: Ids, step: Step) -> Float[Array, "*n K"]:
-    """log p(z_s | z_t = z) up to a constant, for the leave-one-out guess `log_p`."""
+    """log p(z_s | z_t = z) up to a constant, for the leave-one-out x0 prediction `log_p`."""
     c = kernel.row(z, step.step_keep, step.step_gone)
     b = kernel.spread(jnp.exp(log_p), step.keep, step.gone)
     return jnp.where((b > 0) & (c > 0), jnp.log(jnp.maximum(b, TINY)) + jnp.log(jnp.maximum(c, TINY)), EXCLUDED)

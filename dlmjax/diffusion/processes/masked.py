@@ -1,10 +1,10 @@
-"""Masked (absorbing) diffusion with one schedule for all tokens: q(z_t | x) keeps a token with probability alpha_t, else shows the mask.
+"""Masked (absorbing) diffusion with one schedule for all tokens: q(z_t | x) keeps a token with probability alpha_t, else it is the mask.
 
 NELBO in continuous time (MDLM 2406.07524 eq. 10; MD4 2406.04329 eq. 5): -alpha'/(1 - alpha) times the cross-entropy of masked tokens;
 schedule-invariant, no time input needed; tight where the schedule ends in clean text and pure noise. On the linear schedule the weight
 is exactly 1/t.
 
-`Masked` takes any schedule, `MaskedLambda` none: t is the mask rate. `Llada` has LLaDA's rate p = (1 - eps) t + eps and its training
+`Masked` takes any schedule; in `MaskedLambda` t is the mask rate. `Llada` has LLaDA's rate p = (1 - eps) t + eps and its training
 loss. `MaskedCount` masks an exact number of tokens (the k-form of RADD 2406.03736).
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
@@ -43,7 +43,7 @@ class SharedSchedule(Absorbing):
 
     @property
     def capabilities(self) -> Capabilities:
-        """`first_hitting` and `predetermined` draw the time of each token, so the ends of the schedule must be text and masks alone."""
+        """`first_hitting` and `predetermined` draw the time of each token, so the schedule must end in clean text and all masks."""
         timed = () if self.boundary.any else ("first_hitting", "predetermined")
         return Capabilities(
             methods=("ancestral", "tau_leap", *timed, "remask", "rdm"),
@@ -66,7 +66,7 @@ class SharedSchedule(Absorbing):
         return self.schedule.noise(t)
 
     def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
-        # 1 - alpha_t / alpha_s, from the small numbers where there is little noise.
+        # 1 - alpha_t / alpha_s, computed from the noise, which is small near t = 0.
         hit_rate_BL = (self.schedule.noise(t_BL) - self.schedule.noise(s_BL)) / jnp.maximum(self.schedule.alpha(s_BL), FLOOR)
         hit_BL = uniform_rows(keys_B, z_BL.shape[1]) < hit_rate_BL
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
@@ -84,7 +84,7 @@ class SharedSchedule(Absorbing):
 
     def loss(self, logits: PerClass, x: Ids, z: Ids, t: Values) -> Values:
         masked = z == self.mask_id
-        # A shown token has no weight, not even an infinite one: t = 0 is replaced before the division.
+        # A revealed token has weight 0: t = 0 is replaced before the division.
         weight = self.schedule.hazard(jnp.where(masked, t, 1.0))
         return jnp.where(masked, weight * cross_entropy(logits, x, self.suppressed_ids), 0.0)
 
@@ -93,7 +93,7 @@ class SharedSchedule(Absorbing):
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
         """Unmasks with probability (alpha_s - alpha_t)/(1 - alpha_t), exactly 1 where s has no noise, then draws the token.
 
-        Two draws, not one over V + 1 classes: float32 Gumbel noise is capped, and with many steps the mask's logit is out of its reach.
+        Two draws, not one over V + 1 classes: float32 Gumbel noise is bounded, and with many steps the mask's logit exceeds its range.
         """
         which_B, token_B = split_rows(keys_B)
         noise_t_BL, noise_s_BL = self.schedule.noise(t_BL), self.schedule.noise(s_BL)
@@ -108,7 +108,7 @@ class _Complementary(TimeDomain):
 
     def adapt(self, times: Times) -> Times:
         if isinstance(times, Hyperschedule) and times.window is not None:
-            # Ahead of the window all is noise, and its complement would show the text there.
+            # Positions ahead of the window are all masked, and their complement would be clean text.
             raise InputError("process masked: complementary masks conflict with a window of times (times hyper); leave one of them out")
         return times
 
@@ -117,8 +117,8 @@ class _Complementary(TimeDomain):
 class Masked(SharedSchedule):
     """Masked diffusion on any schedule.
 
-    complementary: every row is denoised twice in training, under a mask and under its complement at level 1 - t, so that each token is
-      trained once and only once (LaViDa 2505.16839 section 3.2); twice the cost, linear schedule only.
+    complementary: every row is denoised twice in training, under a mask at time t and under its complement at 1 - t, so that each token is
+      trained exactly once (LaViDa 2505.16839 section 3.2); twice the cost, linear schedule only.
     """
 
     vocab: int
@@ -146,15 +146,15 @@ class Masked(SharedSchedule):
         z_BL = self.corrupt(keys_B, x_BL, t_BL, valid_BL)
         if not self.complementary:
             return ((z_BL, t_BL),)
-        # What is given clean, at level 0, stays so.
-        open_BL = t_BL > 0
-        other_BL = jnp.where(among((z_BL != self.mask_id) & open_BL, valid_BL), self.mask_id, x_BL)
-        return (z_BL, t_BL), (other_BL, jnp.where(open_BL, 1 - t_BL, 0.0))
+        # Positions that condition the others have t = 0 and stay clean.
+        noisy_BL = t_BL > 0
+        other_BL = jnp.where(among((z_BL != self.mask_id) & noisy_BL, valid_BL), self.mask_id, x_BL)
+        return (z_BL, t_BL), (other_BL, jnp.where(noisy_BL, 1 - t_BL, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLambda(SharedSchedule):
-    """The lambda-form: t is the mask rate, the loss cross-entropy / t. `times` decides how rates are drawn."""
+    """The lambda-form: t is the mask rate, the loss is cross-entropy / t. `times` is then the distribution of mask rates."""
 
     vocab: int
     mask_id: int
@@ -172,12 +172,14 @@ class _CountedMasks(TimeDomain):
 
     def adapt(self, times: Times) -> Times:
         if not isinstance(times, PerRow) and not (isinstance(times, Hyperschedule) and times.window is None):
-            raise InputError("process masked_count masks a number of a row's tokens: it requires times with one level per row")
+            raise InputError(
+                "process masked_count requires one time per row; process.times 'hyper' with a window and 'per_block' draw several"
+            )
         return times
 
     def quantize(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
         n_B1 = jnp.maximum(jnp.sum(valid_BL, axis=1, keepdims=True), 1)
-        # t is one number per row; the largest, should a caller have zeroed the padding.
+        # t is one number per row; the maximum, since a caller may have set padding to 0.
         t_B1 = jnp.max(t_BL, axis=1, keepdims=True)
         k_B1 = jnp.clip(jnp.floor(t_B1 * n_B1) + 1, 1, n_B1)
         return jnp.broadcast_to((k_B1 / n_B1).astype(t_BL.dtype), t_BL.shape)
@@ -187,9 +189,9 @@ class _CountedMasks(TimeDomain):
 class MaskedCount(SharedSchedule):
     """Exactly k of a row's n tokens are masked, k uniform on 1..n; loss n/k x cross-entropy of the masked (RADD 2406.03736, k-form).
 
-    In expectation it is the linear bound of a network without time input, with less variance: the mask rate is what was drawn.
-    The level of a row is k/n, made from any draw of t by `time_domain`; padding is not counted. A time-conditioned network that was
-    trained under another schedule, `trained`, is conditioned on the time at which that one masks the share k/n.
+    In expectation it is the linear bound of a network without time input, with less variance: the mask rate is exactly the drawn
+    time. The time of a row is k/n, to which `time_domain` rounds a draw of t; padding is not counted. A time-conditioned network that was
+    trained with another schedule, `trained`, is conditioned on the time at which that schedule masks the share k/n.
     """
 
     vocab: int
@@ -205,11 +207,11 @@ class MaskedCount(SharedSchedule):
         return self.trained.inverse(1 - t_BL)
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
-        """`t_BL` must be levels k/n, as `time_domain` gives them."""
+        """`t_BL` must be times k/n, as from `time_domain`."""
         return self.forward_step(keys_B, x_BL, jnp.zeros_like(t_BL), t_BL, valid_BL)
 
     def forward_step(self, keys_B: RowKeys, z_BL: Tokens, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
-        """Masks further tokens, drawn without replacement, until k = t n are masked; what is at level 0 is given and no part of n."""
+        """Masks further tokens, drawn without replacement, until k = t n are masked; n counts no position at t = 0, a condition."""
         del s_BL
         valid_BL = among(t_BL > 0, valid_BL)
         k_B1 = jnp.round(jnp.max(t_BL, axis=1, keepdims=True) * jnp.sum(valid_BL, axis=1, keepdims=True))
@@ -228,8 +230,8 @@ class MaskedCount(SharedSchedule):
 class Llada(SharedSchedule):
     """Mask rate p = (1 - eps) t + eps, trained with cross-entropy / p (LLaDA 2502.09992; SMDM 2410.18514).
 
-    That training loss is no bound: it lacks the reconstruction of the eps that is masked at t = 0 and is 1/(1 - eps) times the
-    diffusion part. The nats of this process are the exact ones, so a likelihood evaluated with it is a bound.
+    That training loss is not a bound: it has no reconstruction of the share eps that is masked at t = 0 and is 1/(1 - eps) times the
+    diffusion part. `loss` is the exact one, so a likelihood evaluated with this process is a bound.
     """
 
     vocab: int
@@ -241,7 +243,7 @@ class Llada(SharedSchedule):
 
     def __post_init__(self):
         if not 0 < self.eps < 1:
-            raise InputError(f"process llada: eps is {self.eps}; it must lie in (0, 1); without it use process 'masked'")
+            raise InputError(f"process llada: eps is {self.eps}; it must lie in (0, 1); for eps 0 use process 'masked'")
         super().__post_init__()
 
     @functools.cached_property

@@ -1,16 +1,16 @@
-"""What a denoiser's output means where noise is not absorbing, and the exact way from each meaning to the others.
+"""What a denoiser's output means where noise is not absorbing, and the exact conversion of each meaning into the others.
 
-Of a token x_i seen as z_i among the others z_{-i}, a network may predict
-    posterior      softmax = p(x_i | z)                   what plain cross-entropy on all tokens learns
-    leave_one_out  softmax = p(x_i | z_{-i})              what the bound of uniform and hybrid noise wants
-    score          output_y = log p_t(z_i := y, z_{-i}) / p_t(z)    what score entropy learns
-They are bound together by the process's likelihood q_t(z_i | x_i) and by its marginal map p -> q_t(. | x ~ p):
+For a token x_i with state z_i, among the other states z_{-i}, a network can predict
+    posterior      softmax = p(x_i | z)                   learned with plain cross-entropy on all tokens
+    leave_one_out  softmax = p(x_i | z_{-i})              learned with the bound of uniform and hybrid noise
+    score          output_y = log p_t(z_i := y, z_{-i}) / p_t(z)    learned with score entropy
+They are related by the process's likelihood q_t(z_i | x_i) and by its marginal map p -> q_t(. | x ~ p):
     p(x | z) = q_t(z_i | x) p(x | z_{-i}) / normaliser,    score(y) = q_t(y | x ~ p(. | z_{-i})) / q_t(z_i | x ~ p(. | z_{-i})).
-A posterior put where leave-one-out is due gives a bound that is far from tight, so the meaning is a type and the bridge is exact
+A posterior in place of the leave-one-out posterior gives a bound that is far from tight; so the meaning is declared and converted exactly
 (GIDD 2503.04482 appendix; SEDD 2310.16834 section 3; the simple losses of uniform noise learn the posterior).
 
-Shapes: `*n` any shape, V classes of the output. All results are log-probabilities or log-ratios in at least float32; classes that text
-never holds have EXCLUDED.
+Shapes: `*n` any shape, V classes of the output. All results are log-probabilities or log-ratios in at least float32; classes that do
+not occur in text have EXCLUDED.
 """
 
 import abc
@@ -25,9 +25,9 @@ from dlmjax.diffusion.shapes import Ids, PerClass, Values
 
 
 class Parameterisation(Output):
-    """Abstract. The process gives what the bridge needs:
+    """Abstract. The conversions use these members of the process:
 
-    suppressed_ids: ids that text never holds;  log_likelihood(z, t): log q_t(z | x = k), [*n, V];
+    suppressed_ids: ids that do not occur in text;  log_likelihood(z, t): log q_t(z | x = k), [*n, V];
     log_marginal(log_p, t): log q_t(y | x ~ p), [*n, V], and its inverse log_unmixed(log_q, t).
     """
 
@@ -35,7 +35,7 @@ class Parameterisation(Output):
 
     @abc.abstractmethod
     def loo_logits(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
-        """log p(x_i | z_{-i}) up to a constant: what a loss that normalises anyway is given."""
+        """log p(x_i | z_{-i}) up to a constant: the input of a loss that normalises it."""
         ...
 
     def log_loo(self, logits: PerClass, z: Ids, t: Values) -> PerClass:
@@ -85,8 +85,8 @@ class Posterior(Parameterisation):
 class Scores(Parameterisation):
     """Abstract: log ratios of noisy probabilities. A subclass defines `log_score`.
 
-    A network's scores need not belong to any law. Where q_theta(y) = score(y) / sum of scores falls below the share of noise that every
-    token has, its clean part is taken for a trillionth of it: a valid prediction again, and unchanged for scores that do belong to a law.
+    A network's scores need not be those of a distribution of tokens. Where q_theta(y) = score(y) / sum of scores is below the share of
+    noise that every token has, its clean part is set to 1e-12 of it: this is a valid x0 prediction, exact for scores of a distribution.
     """
 
     predicts = "scores"

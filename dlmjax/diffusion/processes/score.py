@@ -1,17 +1,17 @@
 """Score entropy (SEDD, Lou et al. 2310.16834): the network gives the log of the ratios p_t(z with z_i := y) / p_t(z).
 
-The loss is the path KL of the reversed chain, the same bound as masked or uniform diffusion, in other unknowns (their eq. 7 and 5.1):
+The loss is the path KL of the reversed chain, the bound of masked or uniform diffusion in other variables (their eq. 7 and 5.1):
     -alpha'/alpha sum_{y != z} R(y) [ s_y - r_y log s_y + r_y (log r_y - 1) ],    r_y = q_t(y|x) / q_t(z|x),
 with R = 1 for masked noise, 1/N for uniform noise; nothing constrains the s_y, and the exact scores bring it to the entropy.
 
-Masked noise: the ratios are r = alpha/(1 - alpha) = 1/(e^sigma - 1) times a law over N tokens. The output is scaled as in the paper,
+Masked noise: the ratios are r = alpha/(1 - alpha) = 1/(e^sigma - 1) times a distribution of N tokens. The output is scaled as the paper's,
 log s_y = output_y + log r - log N, so that it need not depend on t, and with Z = logsumexp(output) - log N the loss is
     -alpha'/(1 - alpha) [ cross-entropy(output, x) + e^Z - 1 - Z ]:
-masked diffusion's, plus what it costs that the scores do not sum to what they should. Written so, nothing cancels at small sigma.
-Uniform noise: output_y = log s_y. One sum of exponentials and one plain sum over the classes.
+masked diffusion's loss plus a penalty on scores with the wrong sum. In this form nothing cancels at small sigma.
+Uniform noise: output_y = log s_y. The loss is one sum of exponentials and one plain sum over the classes.
 
-In both the output's own entry (y = z) is taken for 0. An output (masked: its Z) above LIMIT grows ever slower, to LIMIT + 8: still scores,
-so still a bound, and finite whatever a network says; a law has such scores only at t < 1e-10.
+In both, the entry y = z counts as 0. An output (masked: its Z) above LIMIT is compressed to at most LIMIT + 8: any scores give a bound, and
+this one is finite for every output; a distribution of tokens has such scores only at t < 1e-10.
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -46,7 +46,7 @@ class OneNoise(Interpolating):
     def __post_init__(self):
         super().__post_init__()
         if self.noise not in NOISES:
-            raise InputError(f"process {self.name}: noise is {self.noise!r}; take one of {', '.join(NOISES)}")
+            raise InputError(f"process {self.name}: noise is {self.noise!r}; choose one of {', '.join(NOISES)}")
         if self.noise == "mask" and self.mask_id is None:
             raise InputError(f"process {self.name} with noise 'mask' requires mask_id; take it from the tokenizer")
 
@@ -68,7 +68,7 @@ class OneNoise(Interpolating):
         return UNIFORM_ENDS if self.noise_mask is None else Process.ends
 
     def log_unmixed(self, log_q: PerClass, t: Values) -> PerClass:
-        # Masks hide tokens and mix nothing into them: nothing is to be taken out, not even the floor of a share that is 0.
+        # Masks have no uniform share, so none is subtracted, not even the floor of a share of 0.
         return super().log_unmixed(log_q, t) if self.noise_mask is None else exclude(log_q, self.suppressed_ids)
 
     def loss_mask(self, z_BL: Tokens, t_BL: PerToken) -> Mask:
@@ -88,7 +88,7 @@ class ScoreEntropy(OneNoise):
     """Score entropy on masked or uniform noise.
 
     noise: "mask" (the paper's absorb) or "uniform". The reverse step is the analytic one (Tweedie, their section 4.2): exact for exact
-    scores, at any step size, since scores determine the guess p(x_i | z_{-i}) and with it p(z_s | z_t).
+    scores, at any step size, since scores determine p(x_i | z_{-i}) and with it p(z_s | z_t).
     """
 
     vocab: int
@@ -135,18 +135,18 @@ class ScaledScore(Scores):
             norm = jax.nn.logsumexp(output, axis=-1, keepdims=True) - math.log(self.process.tokens)
             alpha, _, mask = self.process.floored_shares(t)
             scores = output - norm + _limited(norm) + (jnp.log(alpha) - jnp.log(mask))[..., None] - math.log(self.process.tokens)
-            # A token that is shown is the truth.
+            # A revealed token is clean.
             scores = jnp.where(self.process.is_token(z)[..., None], EXCLUDED, scores)
         return jnp.where(jnp.arange(self.process.vocab) == z[..., None], 0.0, scores)
 
     def log_outputs(self, log_loo: PerClass, z: Ids, t: Values) -> PerClass:
-        """The output whose scores belong to the law log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
+        """The output whose scores are those of log p(x_i | z_{-i}), which must be normalised: the inverse of `log_loo`."""
         if self.process.noise_mask is not None:
             return exclude(log_loo + math.log(self.process.tokens), self.process.suppressed_ids)
         return LeaveOneOut(self.process).log_score(log_loo, z, t)
 
     def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: Ids, t: Values) -> PerClass:
-        """Scores are relative to what is shown: where that is one of `ids`, it must be noise, and the others are as much more likely."""
+        """Scores are relative to z: where z is one of `ids`, it must be noise, and the others have larger scores accordingly."""
         logits = exclude(logits, ids)
         shown = tuple(id_ for id_ in ids if id_ not in self.process.suppressed_ids)
         if self.process.noise_mask is not None or not shown:
@@ -156,10 +156,10 @@ class ScaledScore(Scores):
         return jnp.where(noise, self.log_outputs(log_p, z, t), logits)
 
     def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: Ids, t: Values) -> PerClass:
-        """Scores mix in the noise, so that their powers are those of no law of tokens: over to that law, and back.
+        """Scores contain the noise, so powers of them are not scores of a distribution: they are converted to x0 predictions and back.
 
-        A network's scores may leave a token less than its share of the noise; how little that is says nothing of the condition, and
-        there guidance adds nothing.
+        A network's scores may give a token less than its share of the noise; that does not depend on the condition, so guidance does not
+        change such tokens.
         """
         outputs = conditional, unconditional
         log_conditional, log_unconditional = (self.log_loo(output, z, t) for output in outputs)
@@ -176,9 +176,9 @@ class ScaledScore(Scores):
 def score_entropy(output: PerClass, x: Ids, z: Ids, rho: Values) -> Values:
     """sum over y != z of s - r log s + r (log r - 1) for uniform noise, rho = alpha N / (1 - alpha); excluded classes left out.
 
-    A term is r (e^d - 1 - d) with d = log s - log r, where nothing cancels near the right scores. r is one number for all classes but x
-    (1/(1 + rho) where z = x, else 1); what x has more, rho, enters linearly. The derivative in log s is s - r, which the backward pass
-    writes in one go. Not differentiable in rho.
+    A term is r (e^d - 1 - d) with d = log s - log r, which does not cancel near the true scores. r is one number for all classes but x
+    (1/(1 + rho) where z = x, else 1); the further rho of x enters linearly. The derivative in log s is s - r, which the backward pass
+    writes once. Not differentiable in rho.
     """
     return _score_entropy_forward(output, x, z, rho)[0]
 
@@ -212,11 +212,11 @@ score_entropy.defvjp(_score_entropy_forward, _score_entropy_backward)
 
 
 def _limited(score: Values) -> Values:
-    """`score`, which above LIMIT grows ever slower, to LIMIT + 8."""
+    """`score`, compressed above LIMIT to at most LIMIT + 8."""
     excess = jnp.maximum(score - LIMIT, 0.0)
     return jnp.minimum(score, LIMIT) + excess / (1 + excess / 8)
 
 
 def _slope(score: Values) -> Values:
-    """Its derivative."""
+    """The derivative of `_limited`."""
     return 1 / (1 + jnp.maximum(score - LIMIT, 0.0) / 8) ** 2

@@ -1,9 +1,9 @@
 """Masked diffusion in which every class of token has a schedule of its own: GenMD4 (MD4 2406.04329 section 6 and appendix G).
 
-    alpha_v(t) = 1 - noise_v(t),   h_v(t) = noise_v'(t) / noise_v(t)   (the rate at which a mask turns back into v, if it is v)
+    alpha_v(t) = 1 - noise_v(t),   h_v(t) = noise_v'(t) / noise_v(t)   (the rate at which a mask over v is revealed)
     loss = 1[z = m] ( -h_x log p_x + sum_v (h_v - h_x) p_v )           (its equation for the generalised bound; p = p(x_i | z, t))
 
-which is masked diffusion's -h log p_x where all h_v are alike. Here a mask is evidence about the token under it: the exact
+which is masked diffusion's -h log p_x where all h_v are equal. Here a mask is evidence about the token under it: the exact
 denoiser depends on t, so the network is conditioned on t; and the bound depends on the schedule, which can therefore be learned
 (`GenMd4`). frequency.py makes fixed schedules from the counts of a corpus.
 
@@ -32,7 +32,7 @@ from dlmjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class _TimesOfMasks(TimeDomain):
-    """All times; a mask is evidence of how likely its token is masked by the time at which it was drawn, and by no other."""
+    """All times. A reveal order keeps the time at which a mask was drawn: it determines how probable each token is under the mask."""
 
     def revealed(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         del t_BL
@@ -50,7 +50,7 @@ class StateDependent(Absorbing):
 
     time_domain = _TimesOfMasks()
 
-    # --- what a schedule is ----------------------------------------------------------------------------------------------------
+    # --- the schedule ---------------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def hazards(self, t: Values) -> PerClass:
@@ -68,9 +68,9 @@ class StateDependent(Absorbing):
         return jnp.where(among(hit_BL, valid_BL), self.mask_id, z_BL)
 
     def log_q(self, z: Ids, x: Ids, t: Values) -> Values:
-        """log q(z_t | x) of what was drawn."""
+        """log q(z_t | x) of a draw."""
         noise, masked = self.noise_of(x, t), z == self.mask_id
-        # What cannot have been drawn has no gradient, not an infinite one.
+        # A z of probability 0 has gradient 0, not an infinite one.
         likely = jnp.where(masked, noise, 1 - noise)
         return jnp.where(likely > FLOOR, jnp.log(jnp.maximum(likely, FLOOR)), math.log(FLOOR))
 
@@ -81,20 +81,20 @@ class StateDependent(Absorbing):
         log_p = jax.nn.log_softmax(exclude(logits, self.suppressed_ids), axis=-1)
         hazard = self.hazards(jnp.where(masked, t, 1.0).astype(log_p.dtype))
         hazard_x = jnp.take_along_axis(hazard, x[..., None], axis=-1)
-        # As differences from h_x: what cancels where all classes have one schedule is exactly 0.
+        # As differences from h_x, which are exactly 0 where all classes have the same schedule.
         others = jnp.sum((hazard - hazard_x) * jnp.exp(log_p), axis=-1)
         nats = others - (hazard_x * jnp.take_along_axis(log_p, x[..., None], axis=-1))[..., 0]
         return jnp.where(masked, nats, 0.0)
 
     def noise_rate(self, t: Values) -> Values:
-        """The mean over classes, as common as `shares_V` says."""
+        """The mean over classes with the frequencies `shares_V`."""
         every = (*t.shape, self.vocab)
         noise = self.noise_of(jnp.broadcast_to(jnp.arange(self.vocab), every), jnp.broadcast_to(t[..., None], every))
         return jnp.dot(noise, jnp.asarray(self.shares_V, noise.dtype), precision="highest")
 
     @property
     def shares_V(self) -> Float[np.ndarray, "V"]:
-        """How common each class is in the text, as far as is known: all tokens alike."""
+        """Frequency of each class in the text; by default all tokens are equally frequent."""
         return np.where(np.isin(np.arange(self.vocab), self.suppressed_ids), 0.0, 1 / self.tokens)
 
     @property
@@ -104,9 +104,9 @@ class StateDependent(Absorbing):
     # --- reverse ---------------------------------------------------------------------------------------------------------------
 
     def reverse_step(self, keys_B: RowKeys, logits_BLV: Logits, z_BL: Tokens, t_BL: PerToken, s_BL: PerToken) -> Tokens:
-        """Draws the token first, then whether it shows already: with probability 1 - noise_x(s) / noise_x(t) of that very token.
+        """Draws the token first, then whether it is revealed: with probability 1 - noise_x(s) / noise_x(t) of that token.
 
-        At s = 0 always: a network may draw a token that next to never is still masked at t.
+        At s = 0 it always is, also where a network draws a token that is almost never masked at t.
         """
         which_B, token_B = split_rows(keys_B)
         token_BL = draw_tokens(token_B, exclude(logits_BLV, self.suppressed_ids))
@@ -115,7 +115,7 @@ class StateDependent(Absorbing):
         return jnp.where((z_BL == self.mask_id) & show_BL, token_BL, z_BL)
 
     def log_likelihood(self, z: Ids, t: Values) -> PerClass:
-        """log q_t(z | x = v): under a mask log noise_v(t), the same for all v only where they have one schedule."""
+        """log q_t(z | x = v): under a mask log noise_v(t), the same for all v only where they have the same schedule."""
         class_V, every = jnp.arange(self.vocab), (*z.shape, self.vocab)
         noise = self.noise_of(jnp.broadcast_to(class_V, every), jnp.broadcast_to(t[..., None], every))
         shown = jnp.where(z[..., None] == class_V, jnp.log(jnp.maximum(1 - noise, FLOOR)), -1e9)
@@ -125,7 +125,7 @@ class StateDependent(Absorbing):
 class Exponents(StateDependent):
     """Abstract: alpha_v(t) = 1 - (1 - eps) t^(w_v), h_v = w_v / t. A subclass defines w; a token with w < 1 is masked earlier than others.
 
-    eps: what is left of a token at t = 1, which the prior then has to pay for; 0 = nothing.
+    eps: alpha_v(1), for which the bound has a prior term; 0 = all masked at t = 1.
     """
 
     eps: float
@@ -158,12 +158,12 @@ class Exponents(StateDependent):
 
 @dataclasses.dataclass(frozen=True)
 class GenMd4(Exponents):
-    """The exponents are learned: w_v = exp(log_w_v), from 1 on, where it is masked diffusion on the linear schedule.
+    """Learned exponents w_v = exp(log_w_v), which start at 1: masked diffusion on the linear schedule.
 
-    What is drawn depends on w, so the bound's gradient has a second part that differentiation of the loss does not see; the objective
-    adds it by two draws and the score of `log_q`.
+    The distribution of z depends on w, so the bound's gradient has a second part, which the gradient of the loss does not contain; the
+    objective estimates it from two draws and the gradient of `log_q`.
 
-    schedule_lr: the exponents learn at this multiple of the learning rate.
+    schedule_lr: factor on the learning rate of the exponents.
     """
 
     vocab: int
@@ -188,7 +188,7 @@ class GenMd4(Exponents):
         return {"log_w": Parameter(lambda _: jnp.zeros((self.vocab,), jnp.float32), "vector", float(self.schedule_lr))}
 
     def scalars(self) -> dict[str, Float[Array, ""]]:
-        """Mean, least and largest exponent of the tokens that text may hold."""
+        """Mean, least and largest exponent of the tokens that can occur in text."""
         if self.params is None:
             return {}
         w_K = self.weights_V[np.setdiff1d(np.arange(self.vocab), self.suppressed_ids)]

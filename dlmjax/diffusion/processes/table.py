@@ -1,4 +1,4 @@
-"""A constant array as the field of a process: compared and hashed by its content, so that the process may be a static argument of jit."""
+"""A constant array as the field of a process: compared and hashed by content, so that the process can be a static argument of jit."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ from dlmjax.errors import InputError
 
 
 class Table:
-    """An array of numbers on the host that is never written to.
+    """A read-only array of numbers on the host.
 
     >>> Table([1, 2]) == Table((1, 2)), hash(Table([1, 2])) == hash(Table([1, 2]))
     (True, True)

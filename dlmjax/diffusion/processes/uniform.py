@@ -1,12 +1,12 @@
-"""Uniform-state diffusion. q(z_t | x) keeps each token with probability alpha_t, else shows a uniform draw of all tokens.
+"""Uniform-state diffusion. q(z_t | x) keeps each token with probability alpha_t, else it is a uniform draw of all tokens.
 
-The bound (UDLM 2412.10193; Duo 2506.10892 eq. 17) is exact and does not depend on the schedule. Its denoiser must be told t, and
-what it wants is the guess of a token from all *others*, p(x_i | z_{-i}); a network that gives p(x_i | z) says so by `parameterisation`
-and is brought there by the exact bridge.
+The bound (UDLM 2412.10193; Duo 2506.10892 eq. 17) is exact and does not depend on the schedule. Its denoiser must be
+conditioned on t. The bound uses the prediction of a token from all *others*, p(x_i | z_{-i}); the output of a network that predicts
+p(x_i | z) instead is converted exactly, with `parameterisation="posterior"`.
 
-At t -> 0 the integrand has a logarithmic singularity: where the rest of the text leaves a token in doubt, the rare replaced token costs
-log 1/t, and a guess of p(x_i | z_{-i}) a fixed rate. So times cut at 1e-3 leave out some 0.4 % of the bound (masked noise: 0.01 %):
-draw all of [0, 1], small levels more often if variance matters (`power` times).
+At t -> 0 the integrand has a logarithmic singularity: where the rest of the text does not determine a token, a rare replaced token costs
+log 1/t. So times cut at 1e-3 leave out some 0.4 % of the bound (masked noise: 0.01 %): draw all of [0, 1], with small t more often for
+less variance (`power` times).
 
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
@@ -48,8 +48,8 @@ class UniformNoise(Interpolating):
 class Uniform(UniformNoise):
     """Uniform noise on any schedule.
 
-    vocab: classes of the logits, special ids included; mask_id, excluded: ids that are neither text nor noise.
-    parameterisation: what the output means, "leave_one_out" or "posterior" (for scores there is process `score`).
+    vocab: classes of the logits, special ids included; mask_id, excluded: ids that occur neither in text nor in noise.
+    parameterisation: what the output means, "leave_one_out" or "posterior" (scores: process `score`).
     """
 
     vocab: int

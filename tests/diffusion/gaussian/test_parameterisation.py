@@ -86,5 +86,5 @@ def test_bad_names_are_refused():
     now = Cosine().at(0.5)
     with pytest.raises(InputError, match="choose one of x0, eps"):
         target("noise", jnp.zeros(1), jnp.zeros(1), now)
-    with pytest.raises(InputError, match="the level the step leads to"):
+    with pytest.raises(InputError, match="it requires `to`"):
         target("mu", jnp.zeros(1), jnp.zeros(1), now)

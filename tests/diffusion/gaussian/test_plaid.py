@@ -12,7 +12,7 @@ from dlmjax.diffusion.gaussian import Plaid
 from dlmjax.diffusion.gaussian.plaid import Learned
 from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 from dlmjax.diffusion.process import init_params
-from tests.diffusion.battery import batch_of, sample_law
+from tests.diffusion.battery import batch_of, sample_joint
 from tests.diffusion.gaussian.battery import FREE, MASK, ONE, TABLE_1, VOCAB, bound, expected, make
 
 
@@ -154,7 +154,7 @@ def test_under_the_objective_everything_learns():
     rows = 65536
     process = Plaid(VOCAB, MASK, dim=1, **FREE, gamma_0=-6.0, gamma_1=8.0, units=4)
     params = init_params(process, jax.random.key(0)) | {"embedding": jnp.asarray(TABLE_1, jnp.float32)}
-    batch = batch_of(np.asarray(sample_law(ONE, rows, 0)))
+    batch = batch_of(np.asarray(sample_joint(ONE, rows, 0)))
     objective = Objective(process)
     denoiser = ExactDenoiser.of(ONE, process.with_params(params))
     grad = jax.value_and_grad(lambda weights: objective.bind(weights)(denoiser, batch, jax.random.key(1), rows), has_aux=True)

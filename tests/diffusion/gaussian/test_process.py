@@ -206,10 +206,10 @@ def test_what_is_learned():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"prediction": "noise"}, "unknown prediction 'noise'"),
+        ({"prediction": "noise"}, "prediction is 'noise'"),
         ({"prediction": "mu"}, "set steps"),
         ({"variance": "learned_range"}, "requires steps"),
-        ({"rounding": "up"}, "unknown rounding"),
+        ({"rounding": "up"}, "rounding is 'up'; choose one of"),
         ({"path": "qubic"}, "unknown path"),
         ({"dim": 0}, "must be positive"),
         ({"excluded": (9,)}, "outside the vocabulary"),
@@ -223,9 +223,9 @@ def test_bad_values_are_refused(values, message):
 
 
 def test_plaid_refuses_what_it_is_not():
-    with pytest.raises(InputError, match="learns its own path"):
+    with pytest.raises(InputError, match="learns its path"):
         Plaid(VOCAB, path="cosine")
-    with pytest.raises(InputError, match="predicts logits"):
+    with pytest.raises(InputError, match="requires prediction 'logits'"):
         Plaid(VOCAB, prediction="eps")
     with pytest.raises(InputError, match="units"):
         Plaid(VOCAB, units=0)

@@ -92,7 +92,7 @@ FURTHER = [pytest.param(name, marks=pytest.mark.nightly) for name in ("linear/ep
 
 
 @pytest.mark.parametrize("name", ["plaid", "cosine/v", *FURTHER])
-def test_every_path_and_prediction_draws_the_law(name):
+def test_every_path_and_prediction_draws_the_joint_distribution(name):
     assert _distance(CASES[name](), 96, method="heun") < CHANCE
 
 
@@ -101,7 +101,7 @@ def test_heun_needs_fewer_steps_than_euler():
     assert _distance(process, 12, method="heun") < 0.6 * _distance(process, 12, method="euler")
 
 
-def test_discrete_variances_draw_the_law():
+def test_discrete_variances_draw_the_joint_distribution():
     for variance in ("fixed_large", "learned_range"):
         process = make(GaussianEmbedding, prediction="x0", steps=256, variance=variance)
         assert _distance(process, 256, method="ddpm") < 1.5 * CHANCE, variance

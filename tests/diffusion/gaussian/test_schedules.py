@@ -85,7 +85,7 @@ def test_ends_by_gamma():
 def test_bad_paths_are_refused():
     with pytest.raises(InputError, match="choose one of linear"):
         make_path("qubic")
-    with pytest.raises(InputError, match="leave gamma_1 out"):
+    with pytest.raises(InputError, match="takes no gamma_1"):
         make_path("straight", gamma_1=5.0)
     with pytest.raises(InputError, match="below gamma_1"):
         LogLinear(3.0, 3.0)

@@ -144,7 +144,7 @@ def test_hybrid_weights_are_gidds():
 
 
 @every_kernel
-def test_reverse_law_approaches_the_data(kernel):
+def test_the_reverse_distribution_approaches_the_data(kernel):
     clean_Z = (oracle.enumerate_sequences(kernel.noise(0.5).size, 2) < 3).all(axis=1)
     distances = []
     for steps in (4, 16, 64):
@@ -163,7 +163,7 @@ def test_quadrature_integrates_singular_ends():
     assert ((t_J > 0) & (t_J < 1)).all()
 
 
-def test_laws():
+def test_joint_distributions():
     even = oracle.JointDistribution(np.full((2, 2, 2), 1 / 8))
     assert even.entropy == pytest.approx(3 * np.log(2))
     assert (even.tokens, even.length) == (2, 3)

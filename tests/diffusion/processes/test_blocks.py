@@ -21,7 +21,7 @@ from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import BLOCK_NOISES, PROCESSES, check_process
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, build_network
-from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, members, sample_law
+from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, members, sample_joint
 from tests.models.tiny import lively
 
 LAW = oracle.JointDistribution.random(2, 4, seed=3, sharpness=1.5)
@@ -64,7 +64,7 @@ def test_the_bound_is_the_entropy_at_every_block_size(size):
 def test_an_evaluation_integrates_the_bound_of_what_is_not_given(given):
     """Under the exact denoiser: the entropy of the text, or of its second block given the first; nothing where it is given."""
     process, denoiser = Blockwise(Masked(VOCAB, MASK, excluded=(BOS,)), 2), Exact(LAW, VOCAB, masked_likelihood(2, MASK), 2)
-    x_BL = jnp.asarray(sample_law(LAW, 2000, seed=5))
+    x_BL = jnp.asarray(sample_joint(LAW, 2000, seed=5))
     scored_BL = jnp.broadcast_to(jnp.arange(LENGTH) >= given, x_BL.shape)
     levels, weights = np.polynomial.legendre.leggauss(6)
     total_BL = 0.0
@@ -121,7 +121,7 @@ def test_one_block_of_the_whole_row_is_masked_diffusion():
         np.testing.assert_allclose(*totals, rtol=1e-5)
 
 
-def test_every_block_has_its_own_level():
+def test_every_block_has_its_own_time():
     process = make_process("blocks", vocab=VOCAB, mask_id=MASK, bos_id=BOS, excluded=(BOS,), size=2)
     assert process.attention == Attention(block_size=2)
     times = process.time_domain.adapt(PerRow(UniformTimes(0.3, 0.8)))

@@ -16,7 +16,7 @@ from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.diffusion.processes.d3pm import D3pm, DiscreteTime, StepMasked, make_d3pm
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, COSINE, LINEAR, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_law, to_ids, to_states
+from tests.diffusion.battery import BOS, COSINE, LINEAR, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_joint, to_ids, to_states
 from tests.diffusion.processes.test_kernels import POINTS, dense
 
 LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
@@ -240,7 +240,7 @@ def test_levels_are_the_grid():
 
 @every_kind
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_noise_has_the_chains_law(kind, pieces):
+def test_noise_has_the_distribution_of_the_chain(kind, pieces):
     """One corruption, or three steps of several levels each: q(z_i | x) of the product of the single steps."""
     _, whole = chain(kind, 9)
     process, rows = make(kind, 9), 4096
@@ -256,7 +256,7 @@ def test_noise_has_the_chains_law(kind, pieces):
 
 
 @every_kind
-def test_sampling_has_the_law_of_the_reverse_chain(kind):
+def test_sampling_has_the_distribution_of_the_reverse_chain(kind):
     """Few steps with the exact denoiser, jumping over levels: the law of the samples is that of the enumerated chain, not of the data."""
     rows, steps, levels = 4096, 8, [8, 5, 0]
     _, whole = chain(kind, steps)
@@ -297,7 +297,7 @@ def test_through_the_objective():
     objective, means = Objective(process, PerRow()), []
     assert objective.is_bound
     for seed in range(8):
-        parts = objective(Denoiser(LAW, VOCAB), batch_of(sample_law(LAW, rows, seed)), jax.random.key(seed), rows)[1]
+        parts = objective(Denoiser(LAW, VOCAB), batch_of(sample_joint(LAW, rows, seed)), jax.random.key(seed), rows)[1]
         means.append(float(parts["nats"]) / rows)
     assert abs(np.mean(means) - truth) < 4 * np.std(means, ddof=1) / np.sqrt(8)
 
@@ -330,7 +330,7 @@ def test_a_large_vocabulary_needs_no_square_array(kind):
     [
         (lambda: make_d3pm(VOCAB, MASK, "unifrom"), "kernel is 'unifrom'; choose one of"),
         (lambda: make_d3pm(VOCAB, MASK, steps=0), "steps is 0"),
-        (lambda: make_d3pm(VOCAB, MASK, "neighbours"), "belong together"),
+        (lambda: make_d3pm(VOCAB, MASK, "neighbours"), "conflicts with embedding"),
         (lambda: make_d3pm(VOCAB, MASK, "neighbours", embedding=np.zeros((2, 3))), "embedding has 2 rows"),
         (lambda: make_d3pm(VOCAB, MASK, parameterisation="score"), "'leave_one_out' or 'posterior'"),
         (lambda: D3pm(VOCAB, 9), "outside the vocabulary"),

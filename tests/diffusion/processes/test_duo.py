@@ -33,7 +33,7 @@ def test_the_map_is_inverted(tokens):
 VOCAB, BARRED, ROWS = 7, (2, 6), 4096  # five tokens: 0, 1, 3, 4, 5
 
 
-def test_the_argmax_has_the_law_of_uniform_noise():
+def test_the_argmax_has_the_distribution_of_uniform_noise():
     process = Duo(VOCAB, 6, Cosine(), (2,), k=3)
     keys_B = row_keys(jax.random.key(0), jnp.arange(ROWS))
     x_BL = jnp.full((ROWS, 3), 4)

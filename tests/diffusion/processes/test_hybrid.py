@@ -11,7 +11,7 @@ from dlmjax.diffusion import ClippedJumps, Dynamic, Hybrid, Masked, Mixed, Objec
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.hybrid import Constant, Mixing, Sigmoid
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_law
+from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_joint
 from tests.diffusion.cases_jump import CASES, IDS
 
 BY_NAME = {str(case): case for case in CASES}
@@ -87,7 +87,7 @@ def test_the_weights_are_the_papers():
 
 def test_training_weights_are_no_bound_and_leave_the_bound_alone():
     case = BY_NAME["hybrid/0.2"]
-    process, batch = case.process, batch_of(sample_law(LAW, 64, seed=0))
+    process, batch = case.process, batch_of(sample_joint(LAW, 64, seed=0))
     x, z, t = jnp.asarray([0, 0, 0]), jnp.asarray([MASK, 1, 0]), jnp.full(3, 0.3)
     weight = process.jump_weight(x, z, t)
     np.testing.assert_allclose(weight * ClippedJumps(2.0).factor(process, x, z, t), np.minimum(weight, 2.0), rtol=1e-6)
@@ -176,9 +176,9 @@ def test_noise_of_both_kinds_is_drawn_in_its_share():
 @pytest.mark.parametrize(
     "name, values, says",
     [
-        ("hybrid", {"p_uniform": 1.0}, "for 1 take process 'uniform'"),
+        ("hybrid", {"p_uniform": 1.0}, "for 1 use process 'uniform'"),
         ("hybrid", {"gamma": 3.0}, "gamma is 3.0"),
-        ("mixed", {"mixing": "sigmoidal"}, "unknown mixing 'sigmoidal'"),
+        ("mixed", {"mixing": "sigmoidal"}, "mixing is 'sigmoidal'"),
         ("mixed", {"mixing": "sigmoid", "values": (2.0,)}, "outside"),
     ],
 )

@@ -104,7 +104,7 @@ def test_the_gaussian_kernel_is_a_gaussian():
 
 
 @every_kernel
-def test_draws_have_the_rows_law(kind):
+def test_draws_have_the_distribution_of_the_row(kind):
     rows = 4096
     x_BL = jnp.broadcast_to(jnp.asarray([0, 3]), (rows, 2))
     half_BL, keys_B = jnp.full((rows, 2), 0.5), row_keys(jax.random.key(0), jnp.arange(rows))
@@ -151,7 +151,7 @@ def test_divergence_is_the_enumerated_kl(kind, dtype, tolerance, keep, step_keep
         (lambda: kernels.Neighbours(np.zeros((5000, 1)), 2), "5,000 tokens require a basis of 95 MiB"),
         (lambda: kernels.Neighbours(POINTS, K), "below the 6 tokens"),
         (lambda: kernels.Neighbours(POINTS[0], 2), "one row for each token"),
-        (lambda: kernels.Neighbours([[0.0], [0.1], [9.0], [9.1]], 1), "fall apart into groups"),
+        (lambda: kernels.Neighbours([[0.0], [0.1], [9.0], [9.1]], 1), "too few to connect"),
     ],
 )
 def test_impossible_kernels_are_refused(make, says):

@@ -29,7 +29,7 @@ from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.diffusion.process import draw_tokens, uniform_rows
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of, sample_law
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, expected_nats, index_of, sample_joint
 from tests.diffusion.cases_spine import CASES
 
 LAW3 = oracle.JointDistribution.random(TOKENS, 3, seed=2)
@@ -182,7 +182,7 @@ def test_tokens_are_drawn_with_high_precision_noise():
     assert token_BL.dtype == jnp.int32
 
 
-def test_noise_is_fine_enough_for_small_levels():
+def test_noise_is_fine_enough_for_small_times():
     """Corruption near t = 0 needs uniform numbers in steps finer than 2^-23: a token masked too often there weighs 1/t each time."""
     u = np.asarray(uniform_rows(row_keys(jax.random.key(0), jnp.arange(8)), 2**22))
     small = u[u < 2**-23]
@@ -238,7 +238,7 @@ def test_the_count_form_has_less_variance_and_is_evaluated_as_masked_diffusion()
 # --- sampling ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_shown_tokens_are_carried_over():
+def test_revealed_tokens_are_carried_over():
     process = Masked(VOCAB, MASK, Cosine())
     keys_B = row_keys(jax.random.key(5), jnp.arange(64))
     z_BL = jnp.where(jax.random.uniform(jax.random.key(6), (64, 9)) < 0.5, MASK, 1)
@@ -299,7 +299,7 @@ def test_impossible_processes_are_refused(make, says):
 def test_complementary_masks_train_each_token_once():
     """A mask and its complement, at levels t and 1 - t: the bound stays what it is, for any law of levels, and its variance falls."""
     pair, one = Masked(VOCAB, MASK, excluded=(BOS,), complementary=True), Masked(VOCAB, MASK, excluded=(BOS,))
-    x_BL = jnp.asarray(sample_law(LAW3, 512, seed=30))
+    x_BL = jnp.asarray(sample_joint(LAW3, 512, seed=30))
     keys_B, t_BL = row_keys(jax.random.key(31), jnp.arange(512)), jnp.full(x_BL.shape, 0.3)
     (z_BL, t_BL), (other_BL, other_t_BL) = pair.noisy_views(keys_B, x_BL, t_BL)
     assert ((z_BL == MASK) ^ (other_BL == MASK)).all() and ((z_BL == x_BL) | (other_BL == x_BL)).all()
@@ -310,7 +310,7 @@ def test_complementary_masks_train_each_token_once():
         for process in (one, pair):
             objective, means = Objective(process, times), []
             for step in range(steps):
-                batch = batch_of(sample_law(LAW3, 512, seed=40 + step))
+                batch = batch_of(sample_joint(LAW3, 512, seed=40 + step))
                 means.append(float(objective(denoiser, batch, jax.random.key(step), 512)[1]["nats"]) / 512)
             error = np.std(means, ddof=1) / np.sqrt(steps)
             assert abs(np.mean(means) - LAW3.entropy) < 4 * error

@@ -69,7 +69,7 @@ def test_the_likelihood_is_the_kernels(case):
             np.testing.assert_allclose(np.exp(log_q).T, case.kernel.matrix(t), rtol=1e-9, atol=1e-11)
 
 
-def test_scores_of_no_law_still_give_a_guess():
+def test_scores_of_no_distribution_still_give_an_x0_prediction():
     """Ratios that no mixture with noise can have: the guess is a law with finite logs and gradients."""
     process = Uniform(schedule=Cosine(), **IDS)
     output, z, t = 30 * jax.random.normal(jax.random.key(0), (64, VOCAB)), jnp.arange(64) % TOKENS, jnp.linspace(0, 1, 64)
@@ -87,7 +87,7 @@ def test_names():
     assert set(PARAMETERISATIONS) == {"posterior", "leave_one_out", "score"}
     assert isinstance(Uniform(8, parameterisation="posterior").output, Posterior)
     assert ScoreEntropy(8, 7).parameterisation == "score" and FlowMatching(8, 7).parameterisation == "posterior"
-    with pytest.raises(InputError, match="take one of leave_one_out, posterior, score"):
+    with pytest.raises(InputError, match="choose one of leave_one_out, posterior, score"):
         Uniform(8, parameterisation="x0")
     for make in (Uniform, Hybrid, Mixed):
         with pytest.raises(InputError, match="trained by process 'score'"):

@@ -99,7 +99,7 @@ def test_small_sigma_does_not_cancel():
 
 
 @pytest.mark.parametrize("noise", ["mask", "uniform"])
-def test_reverse_steps_are_those_of_the_same_guess(noise):
+def test_reverse_steps_are_those_of_the_same_x0_prediction(noise):
     """The analytic step from scores draws what the process of probabilities draws from the guess they stand for, bit for bit."""
     process = ScoreEntropy(noise=noise, **IDS)
     twin = Masked(VOCAB, MASK, excluded=(BOS,)) if noise == "mask" else Uniform(**IDS)
@@ -121,7 +121,7 @@ def test_reverse_steps_are_those_of_the_same_guess(noise):
 
 
 @pytest.mark.parametrize("t", [1e-6, 0.5, 1.0])
-def test_masked_scores_mean_their_softmax_at_every_level(t):
+def test_masked_scores_mean_their_softmax_at_every_time(t):
     """Where nothing of the text is left, a score still says which token it would be: sampling starts there."""
     process = ScoreEntropy(noise="mask", **IDS)
     output = jax.random.normal(jax.random.key(3), (7, VOCAB))

@@ -13,7 +13,7 @@ from dlmjax.diffusion.oracle import toy
 from dlmjax.diffusion.process import init_params
 from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_law
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, chi_square_sigmas, sample_joint
 
 LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 LOG_W = np.log([0.5, 1.0, 2.2, 1.0, 1.0])
@@ -191,7 +191,7 @@ class _Fixed(PerRow):
 def test_the_objective_finds_the_gradient_in_w():
     """Through the whole objective, at one level: the mean over steps is the enumerated gradient, within its standard error."""
     objective, rows = Objective(EVEN, _Fixed()), 4096
-    x_BL = sample_law(LAW, rows, seed=5)
+    x_BL = sample_joint(LAW, rows, seed=5)
 
     def step(log_w, key):
         return objective.bind({"process": {"log_w": log_w}})(_Denoiser(LAW, VOCAB), batch_of(x_BL), key, rows)[0] / rows
@@ -207,7 +207,7 @@ def test_the_objective_finds_the_gradient_in_w():
 # --- sampling ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_reverse_sampling_reproduces_the_law():
+def test_reverse_sampling_reproduces_the_joint_distribution():
     check_reverse(PROCESS, LAW, steps=32)
 
 

@@ -28,7 +28,7 @@ from dlmjax.diffusion import (
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.processes.interpolating import by_rows, mixture_sums, uniform_tokens
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, batch_of, expected_nats, sample_law
+from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, batch_of, expected_nats, sample_joint
 from tests.diffusion.cases_jump import CASES, IDS
 
 LAW = oracle.JointDistribution.random(TOKENS, 2, seed=1)
@@ -172,7 +172,7 @@ def test_simple_losses_are_named_and_are_what_they_say():
     assert make_weighting("denoising", everywhere=True) == Denoising(True)
     objective = Objective(process, weighting=Denoising())
     assert objective.is_bound and not objective.trains_bound
-    parts = objective(BY_NAME["uniform/cosine, posterior"].denoiser(LAW), batch_of(sample_law(LAW, 8, seed=0)), jax.random.key(0), 8)[1]
+    parts = objective(BY_NAME["uniform/cosine, posterior"].denoiser(LAW), batch_of(sample_joint(LAW, 8, seed=0)), jax.random.key(0), 8)[1]
     assert {"nelbo", "loss_denoising_not_a_bound"} <= set(objective.report(parts))
     with pytest.raises(InputError, match="denoising conflicts with process masked"):
         Objective(Masked(VOCAB, MASK), weighting=Denoising())
@@ -209,7 +209,7 @@ def test_power_times_lower_the_variance():
         objective = Objective(case.process, times)
         totals = []
         for seed in range(12):
-            batch = batch_of(sample_law(LAW, 512, seed=seed))
+            batch = batch_of(sample_joint(LAW, 512, seed=seed))
             totals.append(float(objective(case.denoiser(LAW), batch, jax.random.key(seed), 512)[1]["nats"]) / 512)
         spread[name] = np.std(totals)
         assert abs(np.mean(totals) - expected_nats(case, LAW)) < 5 * spread[name] / math.sqrt(12)

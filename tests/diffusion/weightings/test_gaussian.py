@@ -11,7 +11,7 @@ from dlmjax.diffusion.oracle.gaussian import ExactDenoiser
 from dlmjax.diffusion.process import bind_process, init_params
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 from dlmjax.errors import InputError
-from tests.diffusion.battery import batch_of, sample_law
+from tests.diffusion.battery import batch_of, sample_joint
 from tests.diffusion.gaussian.battery import MASK, ONE, TABLE_2, TOKENS, VOCAB, make
 
 X, T = jnp.asarray([0, 1, 2, 1]), np.asarray([0.1, 0.4, 0.7, 0.95])
@@ -74,7 +74,7 @@ def test_the_anchor_of_predicted_logits_is_their_cross_entropy():
 def test_the_published_loss_is_trained_and_the_bound_is_reported(cls):
     process = cls(VOCAB, MASK, dim=2)
     weights = {"process": init_params(process, jax.random.key(0))}
-    batch = batch_of(np.asarray(sample_law(ONE, 64, 0)))
+    batch = batch_of(np.asarray(sample_joint(ONE, 64, 0)))
     own, plain = Objective(process), Objective(process, weighting=Objective(make(GaussianEmbedding)).weighting)
     assert not own.trains_bound and plain.trains_bound
     denoiser = ExactDenoiser.of(ONE, bind_process(process, weights))

@@ -13,7 +13,7 @@ from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive, token_nats
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_law
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 
 IDS = {"vocab": VOCAB, "mask_id": MASK, "excluded": (BOS,)}
 X, T = jnp.asarray([0, 1, 2, 0]), jnp.asarray([0.25, 0.5, 0.75, 0.5])
@@ -82,7 +82,7 @@ def test_lambda_is_on_the_scale_of_the_whole_bound(parameterisation):
 def test_what_is_reported_stays_the_bound(weighting):
     """Through the objective: `nats` is that of the plain bound, the trained loss is logged as no bound, gradients are finite."""
     law = oracle.JointDistribution.random(TOKENS, 2, seed=1)
-    denoiser, batch = toy.ToyDenoiser(law, VOCAB, toy.masked_likelihood(TOKENS, MASK)), batch_of(sample_law(law, 64, 0))
+    denoiser, batch = toy.ToyDenoiser(law, VOCAB, toy.masked_likelihood(TOKENS, MASK)), batch_of(sample_joint(law, 64, 0))
     plain, objective = Objective(Masked(**IDS)), Objective(Masked(**IDS), weighting=weighting)
     truth, parts = plain(denoiser, batch, jax.random.key(0), 64)[1], objective(denoiser, batch, jax.random.key(0), 64)[1]
     np.testing.assert_allclose(parts["nats"], truth["nats"], rtol=1e-6)

@@ -24,8 +24,9 @@ from dlmjax import config as config_lib
 from dlmjax.cluster.host import keep_freed_memory
 from dlmjax.data import Corpus, TrainWindows
 from dlmjax.evaluation.text import Cut, corpus_text
+from dlmjax.experiment import assemble, split_of
 from dlmjax.files import write_atomically
-from dlmjax.run import assemble, open_run, split_of
+from dlmjax.run import open_run
 from dlmjax.train import train_step_of
 from dlmjax.training import init_state
 

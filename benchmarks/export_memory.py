@@ -25,7 +25,7 @@ def make(directory: pathlib.Path, depth: int, width: int, vocab: int) -> None:
 
     from dlmjax import config as config_lib
     from dlmjax.data import load_tokenizer
-    from dlmjax.run import assemble, claim_workdir
+    from dlmjax.experiment import assemble, claim_workdir
     from dlmjax.training import Checkpoints
 
     config = config_lib.default()

@@ -23,7 +23,8 @@ from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.evaluate import TextSettings, evaluate
 from dlmjax.evaluation.ngram import entropy_baselines
-from dlmjax.run import assemble, open_run
+from dlmjax.experiment import assemble
+from dlmjax.run import open_run
 from dlmjax.sampling import SampleSettings, build_canvas, sampler_for, suppressed_ids
 from dlmjax.train import train
 

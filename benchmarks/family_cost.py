@@ -31,7 +31,7 @@ from benchmarks.families import FAMILIES
 from dlmjax import config as config_lib
 from dlmjax.cluster.host import keep_freed_memory
 from dlmjax.data import load_tokenizer
-from dlmjax.run import assemble
+from dlmjax.experiment import assemble
 from dlmjax.train import train_step_of
 from dlmjax.training import init_state
 

@@ -20,7 +20,7 @@ from dlmjax import config as config_lib
 from dlmjax.cli.main import main as dlmjax
 from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
-from dlmjax.run import assemble
+from dlmjax.experiment import assemble
 from dlmjax.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from dlmjax.diffusion import Objective as Objective
     from dlmjax.diffusion import make_process as make_process
     from dlmjax.evaluate import evaluate as evaluate
+    from dlmjax.experiment import assemble as assemble
     from dlmjax.interop.export import export as export
     from dlmjax.models import Execution as Execution
     from dlmjax.models import ModelSpec as ModelSpec
     from dlmjax.models import build_network as build_network
-    from dlmjax.run import assemble as assemble
     from dlmjax.run import open_run as open_run
     from dlmjax.sampling import Sampler as Sampler
     from dlmjax.train import train as train
@@ -34,7 +34,7 @@ _HOMES = {
     "Objective": ("dlmjax.diffusion", "Objective"),
     "OptimizerSpec": ("dlmjax.training", "OptimizerSpec"),
     "Sampler": ("dlmjax.sampling", "Sampler"),
-    "assemble": ("dlmjax.run", "assemble"),
+    "assemble": ("dlmjax.experiment", "assemble"),
     "build_network": ("dlmjax.models", "build_network"),
     "build_optimizer": ("dlmjax.training", "build_optimizer"),
     "evaluate": ("dlmjax.evaluate", ""),

@@ -34,9 +34,9 @@ from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
+from dlmjax.experiment import OpenedRun, open_corpora, split_of
 from dlmjax.modules import make_callable
 from dlmjax.quadrature import NODES, check_quadrature
-from dlmjax.run import Run, open_corpora, split_of
 from dlmjax.seeds import check_seed
 
 BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines are not counted
@@ -96,7 +96,7 @@ class TextSettings:
         """The suite, if one is set. Raises InputError as `find_suite`."""
         return find_suite(self.suite) if self.suite else None
 
-    def cut(self, run: Run) -> Cut:
+    def cut(self, run: OpenedRun) -> Cut:
         """How the text is cut for a run."""
         multiple = run.experiment.process.bound.attention.block_size or 1
         return Cut(run.experiment.config.data.length, self.window, self.stride, self.remainder, multiple, self.windows)
@@ -130,11 +130,11 @@ class PairEvaluation:
 
 
 def evaluate(
-    run: Run,
+    run: OpenedRun,
     text: TextSettings = TextSettings(),
     settings: EvaluationSettings = EvaluationSettings(),
     *,
-    against: Run | None = None,
+    against: OpenedRun | None = None,
     documents: bool = False,
     tables: bool = False,
 ) -> Evaluation:
@@ -183,7 +183,7 @@ def evaluate(
     return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None)
 
 
-def evaluate_pairs(run: Run, text: TextSettings, settings: EvaluationSettings = EvaluationSettings()) -> PairEvaluation:
+def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSettings = EvaluationSettings()) -> PairEvaluation:
     """Accuracy over the minimal pairs of a suite, both sentences of a pair under common random numbers.
 
     Raises InputError: no such file; a file that holds no pairs; a suite without pairs.
@@ -203,7 +203,9 @@ def evaluate_pairs(run: Run, text: TextSettings, settings: EvaluationSettings = 
     return PairEvaluation(found, suite, report | {"cautions": _cautions(good.protocol, result)})
 
 
-def bounds(run: Run, paths: Sequence[str], split: str, settings: EvaluationSettings, windows: int | None = None) -> list[LikelihoodResult]:
+def bounds(
+    run: OpenedRun, paths: Sequence[str], split: str, settings: EvaluationSettings, windows: int | None = None
+) -> list[LikelihoodResult]:
     """The bound of a run on a split of each of some prepared corpora: the numbers of `evaluate`, without its report.
 
     Windows are numbered in each corpus, and levels and masks drawn from the numbers: runs of one training length are scored on the same.
@@ -214,7 +216,7 @@ def bounds(run: Run, paths: Sequence[str], split: str, settings: EvaluationSetti
     return [evaluator.result(each, step=run.step, weights=run.weights, split=split) for each in measured]
 
 
-def _token_counts(run: Run, text: Text) -> tuple[np.ndarray, str]:
+def _token_counts(run: OpenedRun, text: Text) -> tuple[np.ndarray, str]:
     """(counts of the training text where it is available, else of the evaluated text; name of the counted text)."""
     try:
         return sum(corpus.counts_V for corpus in open_corpora(run.experiment.config, "train")), "the training text"
@@ -272,7 +274,7 @@ def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
     return lines
 
 
-def _check_same_tokenizer(run: Run, against: Run) -> None:
+def _check_same_tokenizer(run: OpenedRun, against: OpenedRun) -> None:
     """Raises InputError where two runs read text by different tokenizers."""
     ours, theirs = run.experiment.tokenizer, against.experiment.tokenizer
     if ours.hash != theirs.hash:
@@ -282,11 +284,11 @@ def _check_same_tokenizer(run: Run, against: Run) -> None:
         )
 
 
-def _evaluator(run: Run, settings: EvaluationSettings) -> Evaluator:
+def _evaluator(run: OpenedRun, settings: EvaluationSettings) -> Evaluator:
     return run.experiment.evaluator(nodes=settings.nodes, draws=settings.draws, rule=settings.rule, seed=settings.seed)
 
 
-def _measure(run: Run, evaluator: Evaluator, text: Text, settings: EvaluationSettings, observers: Sequence[Any] = ()) -> Measured:
+def _measure(run: OpenedRun, evaluator: Evaluator, text: Text, settings: EvaluationSettings, observers: Sequence[Any] = ()) -> Measured:
     ways = run.experiment.partition.ways("batch")
     size = -(-settings.batch // ways) * ways
     return evaluator.measure(
@@ -300,7 +302,7 @@ def _measure(run: Run, evaluator: Evaluator, text: Text, settings: EvaluationSet
     )
 
 
-def _provenance(run: Run, settings: EvaluationSettings, evaluator: Evaluator, tokens: int, seconds: float) -> dict[str, Any]:
+def _provenance(run: OpenedRun, settings: EvaluationSettings, evaluator: Evaluator, tokens: int, seconds: float) -> dict[str, Any]:
     experiment = run.experiment
     return {
         "workdir": str(run.workdir),

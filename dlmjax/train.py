@@ -24,8 +24,8 @@ from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_to
 from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
+from dlmjax.experiment import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
 from dlmjax.modules import make_callable
-from dlmjax.run import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for, suppressed_ids
 from dlmjax.training import (
     Checkpoints,

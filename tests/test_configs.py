@@ -11,9 +11,9 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.experiment import assemble
 from dlmjax.models import Execution, build_network, model_spec
 from dlmjax.models.flops import training_flops_per_token
-from dlmjax.run import assemble
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -13,7 +13,7 @@ from dlmjax import config as config_lib
 from dlmjax.choices import parse
 from dlmjax.data import load_tokenizer
 from dlmjax.diffusion.registry import PROCESSES
-from dlmjax.run import assemble
+from dlmjax.experiment import assemble
 from tests.models.tiny import lively, worst
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

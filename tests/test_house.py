@@ -12,7 +12,7 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.data import TrainWindows, train_batches
-from dlmjax.run import assemble, open_corpora
+from dlmjax.experiment import assemble, open_corpora
 from dlmjax.train import train_step_of
 from dlmjax.training import abstract_state
 
@@ -90,7 +90,7 @@ def test_only_commands_print_and_parse():
 
 def test_only_the_sharding_table_names_a_mesh_axis():
     """ "fsdp" and "tensor" stand for mesh axes; the mesh itself, the table and the config's sizes are where they may be written."""
-    allowed = {"dlmjax/parallel/sharding.py", "dlmjax/parallel/mesh.py", "dlmjax/fields.py", "dlmjax/run.py"}
+    allowed = {"dlmjax/parallel/sharding.py", "dlmjax/parallel/mesh.py", "dlmjax/fields.py", "dlmjax/experiment.py"}
     for path in ROOT.glob("dlmjax/**/*.py"):
         if str(path.relative_to(ROOT)) not in allowed:
             assert not re.search(r"[\"'](fsdp|tensor|sequence)[\"']", path.read_text(encoding="utf-8")), path

@@ -14,7 +14,8 @@ from dlmjax.diffusion import Blockwise
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.registry import PROCESSES, curriculum_of
 from dlmjax.errors import InputError
-from dlmjax.run import assemble, embedding_of, open_experiment, open_run
+from dlmjax.experiment import assemble, embedding_of, open_experiment
+from dlmjax.run import open_run
 from dlmjax.train import train
 from launch.command import read_train
 from tests.models import tiny

@@ -25,7 +25,8 @@ from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import EvaluationSettings, bounds
-from dlmjax.run import Experiment, claim_workdir, open_run
+from dlmjax.experiment import Experiment, claim_workdir
+from dlmjax.run import open_run
 from dlmjax.train import _diverged, train
 from dlmjax.training import TIMING, Checkpoints, read
 

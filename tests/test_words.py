@@ -53,7 +53,7 @@ WORDS = (
     Word("heard", "requested, received"),
     Word("law", "TimeDistribution, JointDistribution", only=("dlmjax/diffusion", "dlmjax/sampling", "benchmarks")),
     Word("laws", "time distributions", only=("dlmjax/diffusion", "dlmjax/sampling", "benchmarks")),
-    Word("parts", "Experiment, loss_terms", only=("dlmjax/run.py", "dlmjax/train.py", "dlmjax/diffusion/objective.py", "dlmjax/training")),
+    Word("parts", "Experiment, loss_terms", only=("dlmjax/train.py", "dlmjax/diffusion/objective.py", "dlmjax/training")),
     Word("holes", "masked"),
     Word("rows", "loss_mask", only=("dlmjax/diffusion",), form="rows"),
     Word("hidden", "masked", form="_?hidden_(B|L|BL|SBL|BLV|DN)"),

@@ -12,8 +12,8 @@ from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.experiment import open_experiment
 from dlmjax.files import CHECKSUM, sealed
-from dlmjax.run import open_experiment
 from dlmjax.training import Checkpoints
 from dlmjax.training.marker import MARKER
 from dlmjax.workdir import STATE, claim_workdir, embedding_of, move_aside, newest_meta, stored_config, stored_inputs, trained

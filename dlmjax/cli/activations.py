@@ -22,8 +22,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     """Prints and writes the statistics of each tensor of each layer."""
     from dlmjax.data import EvalWindows
     from dlmjax.errors import InputError
+    from dlmjax.experiment import held_out_of
     from dlmjax.quality import activations
-    from dlmjax.run import held_out_of
 
     opened = open_arguments(arguments)
     corpus, why_not = held_out_of(opened, arguments.data, arguments.split)

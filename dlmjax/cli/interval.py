@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     """Measures, prints, writes."""
     from dlmjax.data import EvalWindows, eval_batches
     from dlmjax.evaluation.interval import IntervalSettings, measure_interval
-    from dlmjax.run import split_of
+    from dlmjax.experiment import split_of
 
     opened = open_arguments(arguments)
     experiment = opened.experiment

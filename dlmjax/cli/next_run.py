@@ -16,11 +16,11 @@ from dlmjax import config as config_lib
 from dlmjax.data.token_budget import parse_path
 from dlmjax.data.tokenizers import MOST_IDS, load_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.experiment import Experiment, embedding_of, open_corpora
 from dlmjax.files import write_atomically
 from dlmjax.fit.predict import Prediction, with_steps
 from dlmjax.fit.results import Saved
 from dlmjax.plan.hardware import Vocabulary, alone
-from dlmjax.run import Experiment, embedding_of, open_corpora
 from dlmjax.sweep import counts, ladder
 from dlmjax.sweep.planning import microbatches
 from dlmjax.sweep.rules import of_length

@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace, _) -> None:
 
 
 def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -> None:
+    from dlmjax.experiment import held_out_of
     from dlmjax.quality import generated, mauve_score
     from dlmjax.quality.hf_scorer import open_scorer
-    from dlmjax.run import held_out_of
     from dlmjax.sampling import SampleSettings
 
     settings = sample_settings(arguments, opened, steps=SampleSettings.steps)

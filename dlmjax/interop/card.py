@@ -12,9 +12,9 @@ from dlmjax import config as config_lib
 from dlmjax.data.manifest import Manifest
 from dlmjax.data.token_budget import parse_path
 from dlmjax.errors import InputError
+from dlmjax.experiment import Experiment
 from dlmjax.files import read_json
 from dlmjax.interop.views import Exported, View, VocabularyRows
-from dlmjax.run import Experiment
 from dlmjax.training import read
 
 SHIPPED = pathlib.Path(__file__).parent / "shipped" / "load_dlm.py"

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from dlmjax import run as run_lib
+from dlmjax import experiment as experiment_lib
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
@@ -76,12 +76,12 @@ def export(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     _check_target(target, overwrite)
-    experiment = run_lib.open_experiment(workdir)
+    experiment = experiment_lib.open_experiment(workdir)
     model = Exported(experiment.network.spec, experiment.process, experiment.tokenizer, experiment.config.data.length)
     chosen = view_of(view, model)
     rows = chosen.rows(model)
     layout, spec = LAYOUTS[chosen.layout(model)], exported_spec(model.spec, rows)
-    weights = run_lib.kept(experiment, weights)
+    weights = experiment_lib.kept(experiment, weights)
     config, known = chosen.config(model, rows, dtype), card.evaluation_of(workdir, evaluation)
     stage = target.with_name(f".{target.name}.partial")
     shutil.rmtree(stage, ignore_errors=True)

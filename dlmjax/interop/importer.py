@@ -25,6 +25,7 @@ from dlmjax import choices
 from dlmjax import config as config_lib
 from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.errors import InputError
+from dlmjax.experiment import Experiment, assemble, claim_workdir
 from dlmjax.files import read_json
 from dlmjax.interop.hf_config import Fields
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path, layout_of
@@ -33,7 +34,6 @@ from dlmjax.interop.safetensors import DTYPES, Reader, some
 from dlmjax.interop.vocabulary import runs, vocabulary
 from dlmjax.models import ModelSpec
 from dlmjax.models.families import family_fields
-from dlmjax.run import Experiment, assemble, claim_workdir
 from dlmjax.training import Checkpoints
 
 # Largest number of tokens of a window of the new run.

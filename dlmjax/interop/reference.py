@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlmjax.errors import InputError
+from dlmjax.experiment import Experiment
 from dlmjax.interop.layouts import Layout
-from dlmjax.run import Experiment
 
 TOKENS = 24
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order differ by a hundredth of it

@@ -20,6 +20,7 @@ from dlmjax.data import Corpus
 from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.process import loss_share
 from dlmjax.errors import InputError
+from dlmjax.experiment import Experiment, assemble
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask, within
 from dlmjax.parallel import RULES, make_mesh
@@ -27,7 +28,6 @@ from dlmjax.parallel.sharding import on_paper
 from dlmjax.plan import roofline
 from dlmjax.plan.collectives import Collective, read_collectives
 from dlmjax.plan.topology import Topology, fill_mesh
-from dlmjax.run import Experiment, assemble
 from dlmjax.train import train_step_of
 
 # Rows of a search that are tried: the most microbatches, as a factor on the config's.

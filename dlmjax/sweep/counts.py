@@ -13,10 +13,10 @@ import dataclasses
 import jax
 
 from dlmjax.diffusion.process import init_params
+from dlmjax.experiment import Experiment
 from dlmjax.models import ModelSpec, build_network
 from dlmjax.plan import roofline
 from dlmjax.plan.hardware import load_of
-from dlmjax.run import Experiment
 from dlmjax.sweep.ladder import Shape
 
 # Branches of a network's tree that are tables or the head; all others count as layers (`models.weights`).

@@ -93,7 +93,7 @@ class _Run:
     def go(self, attempt: int, started: float, overhead: float) -> Record | None:
         """Steps: refuse what cannot be measured, train, measure, record."""
         from dlmjax import config as config_lib
-        from dlmjax.run import open_corpora
+        from dlmjax.experiment import open_corpora
 
         try:
             config = config_lib.from_json(json.dumps(self.values))
@@ -185,7 +185,8 @@ class Final:
 def final_metric(workdir: str, validation: Validation, paths: Sequence[str]) -> Final:
     """Measures the newest checkpoint of a run, its averaged weights where it kept an average."""
     from dlmjax.evaluate import EvaluationSettings, bounds
-    from dlmjax.run import open_corpora, open_run
+    from dlmjax.experiment import open_corpora
+    from dlmjax.run import open_run
 
     run = open_run(workdir)
     settings = EvaluationSettings(nodes=validation.nodes, draws=validation.draws, rule=validation.rule, seed=validation.seed)

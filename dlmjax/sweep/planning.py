@@ -28,9 +28,9 @@ from dlmjax.data.token_budget import with_tokens
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import count_form
 from dlmjax.evaluation.record import provenance
+from dlmjax.experiment import Experiment, embedding_of, open_corpora, token_counts
 from dlmjax.plan.hardware import Estimator, Vocabulary, alone
 from dlmjax.plan.topology import CHIPS, Topology, describe, fill_mesh
-from dlmjax.run import Experiment, embedding_of, open_corpora, token_counts
 from dlmjax.sweep import counts, ladder
 from dlmjax.sweep.definition import Sweep, SweepPoint
 from dlmjax.sweep.manifest import RECORDS, RUNS, PlannedRun, SweepPlan, Validation, ids_in, run_id

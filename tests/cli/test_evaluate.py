@@ -21,8 +21,9 @@ from dlmjax.evaluation.breakdown import ByDocument
 from dlmjax.evaluation.record import git_state, provenance
 from dlmjax.evaluation.suites import SUITES
 from dlmjax.evaluation.text import Cut, suite_text
+from dlmjax.experiment import assemble, claim_workdir
 from dlmjax.files import sealed, unsealed
-from dlmjax.run import assemble, claim_workdir, open_run
+from dlmjax.run import open_run
 from dlmjax.training import Checkpoints
 from tests.models.tiny import lively
 from tests.test_train import tiny_config

@@ -12,9 +12,9 @@ from dlmjax import config as config_lib
 from dlmjax.cli import next_run
 from dlmjax.cli.main import main, train_flags
 from dlmjax.errors import InputError
+from dlmjax.experiment import open_corpora
 from dlmjax.fit import predict, results
 from dlmjax.fit.pipeline import analyse_files
-from dlmjax.run import open_corpora
 from dlmjax.sweep.records import Record
 from tests.cli.test_fit import write
 from tests.fit.synthetic import record, sweep

@@ -9,7 +9,7 @@ from dlmjax.data.prepare import prepare
 from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.data.windows import TrainWindows
 from dlmjax.errors import InputError
-from dlmjax.run import claim_workdir
+from dlmjax.experiment import claim_workdir
 
 BUDGET = 12_345  # ends within a document of the third shard or so
 

@@ -33,9 +33,10 @@ from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import Request
+from dlmjax.experiment import assemble
 from dlmjax.harness.adapter import GENERATION_ARGUMENTS, Adapter, DlmJax, Model
 from dlmjax.harness.generate import Decoding, Generator
-from dlmjax.run import Run, assemble, open_run
+from dlmjax.run import Run, open_run
 from tests.data.conftest import shared_file
 from tests.evaluation.test_conditional import LAW, bind_law, exact_log_p
 from tests.sampling.toy import Bound

@@ -9,8 +9,8 @@ import numpy as np
 
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
+from dlmjax.experiment import assemble, claim_workdir
 from dlmjax.interop.views import Exported
-from dlmjax.run import assemble, claim_workdir
 from dlmjax.training import Checkpoints
 
 LENGTH = 24

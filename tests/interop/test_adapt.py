@@ -11,10 +11,11 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.cli.main import main
 from dlmjax.data import TrainWindows, train_batches
+from dlmjax.experiment import assemble, open_corpora
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.interop.safetensors import Tensor, write_sharded
 from dlmjax.models import build_network, model_spec
-from dlmjax.run import assemble, open_corpora, open_run
+from dlmjax.run import open_run
 from dlmjax.train import train
 from dlmjax.training import init_state, make_train_step
 from tests.test_train import losses, tiny_config

@@ -13,11 +13,12 @@ from dlmjax import config as config_lib
 from dlmjax.cli.main import main
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.experiment import assemble
 from dlmjax.interop.importer import import_checkpoint, read_weights
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.interop.safetensors import Reader
 from dlmjax.models import BlockCausal
-from dlmjax.run import assemble, open_run
+from dlmjax.run import open_run
 from tests.interop import sources
 
 torch = pytest.importorskip("torch", reason="the classes to compare with need PyTorch (pip install dlmjax[interop])")

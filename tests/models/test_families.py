@@ -11,13 +11,13 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.experiment import assemble
 from dlmjax.models import BlockCausal, Execution, ModelSpec, build_network, model_spec
 from dlmjax.models.cache import bind_cached, empty_cache
 from dlmjax.models.families import FAMILIES, VALUES, family_fields, family_text
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.layers import rotary_tables
 from dlmjax.parallel import Partition, make_mesh
-from dlmjax.run import assemble
 from tests.models import tiny
 
 NEW = ("qwen2", "gpt2", "bert")

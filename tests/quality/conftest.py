@@ -7,7 +7,8 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
-from dlmjax.run import Run, assemble, claim_workdir
+from dlmjax.experiment import assemble, claim_workdir
+from dlmjax.run import Run
 from dlmjax.training import Checkpoints
 from tests.models.tiny import lively
 

@@ -11,10 +11,11 @@ import pytest
 from dlmjax.cli.main import main
 from dlmjax.data import Corpus, manifest
 from dlmjax.errors import InputError
+from dlmjax.experiment import held_out_of
 from dlmjax.interop.views import encoder_files
 from dlmjax.quality.activations import TENSORS, activation_statistics, outliers
 from dlmjax.quality.hidden import embed_texts
-from dlmjax.run import held_out_of, open_run
+from dlmjax.run import open_run
 from tests.cli.test_main import refused
 from tests.quality.conftest import random_run
 

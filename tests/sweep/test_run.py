@@ -14,7 +14,8 @@ import pytest
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import InputError
 from dlmjax.evaluate import EvaluationSettings, TextSettings, evaluate
-from dlmjax.run import open_corpora, open_run
+from dlmjax.experiment import open_corpora
+from dlmjax.run import open_run
 from dlmjax.sweep.execute import Final, _Run, execute
 from dlmjax.sweep.manifest import Policy, SweepPlan
 from dlmjax.sweep.records import Record, read_records

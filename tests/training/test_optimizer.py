@@ -11,7 +11,7 @@ import pytest
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
-from dlmjax.run import assemble
+from dlmjax.experiment import assemble
 from dlmjax.training import OptimizerSpec, build_optimizer, hyperparameters_of, learning_rate
 from dlmjax.training.optimizer import MUON_RMS
 from tests.training import toy

@@ -1,0 +1,335 @@
+"""From a config, or a workdir, to an assembled experiment: for the trainer, and for commands that open a finished run.
+
+`workdir` reads the files of a workdir and checks that the run wrote them.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dlmjax import choices
+from dlmjax import config as config_lib
+from dlmjax.data import Corpus, Tokenizer, counts
+from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
+from dlmjax.diffusion.process import init_params, loss_share
+from dlmjax.diffusion.registry import process_fields
+from dlmjax.errors import InputError, NoCorpus, NoSplit
+from dlmjax.evaluation import Evaluator
+from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
+from dlmjax.models.attention import SPLASH_LANES, runs_on
+from dlmjax.models.flops import training_flops_per_token
+from dlmjax.parallel import Partition, make_mesh
+from dlmjax.training import Hyperparameters, OptimizerSpec, abstract_state, build_optimizer, hyperparameters_of
+from dlmjax.workdir import claim_workdir as claim_workdir
+from dlmjax.workdir import embedding_of as embedding_of
+from dlmjax.workdir import newest_meta, stored_config, stored_embedding, stored_inputs, stored_table, stored_tokenizer
+
+logger = logging.getLogger("dlmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The objects that a config describes: everything but the weights and the data."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    process: Process
+    objective: Objective
+    partition: Partition
+    network: Network
+    optimizer: Any
+    hyperparameters: Hyperparameters
+
+    def loss_fn(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        """(sum of nats over the batch, loss terms), for `make_train_step`."""
+        dropout_key = None
+        if self.network.spec.dropout:
+            # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
+            dropout_key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), batch["row"])
+        denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
+        return self.objective.bind(params)(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch)
+
+    def evaluator(self, **grid: Any) -> Evaluator:
+        """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""
+        hints = self.network.spec.self_condition
+        return Evaluator(self.process.bound, self.network.bind, put_batch=self.partition.put_batch, self_condition=hints, **grid)
+
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs of one training token: the network's passes and streams that the process requires, without the process's own arithmetic."""
+        process, objective = self.process, self.objective
+        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
+        passes *= process.capabilities.denoisings
+        length, share = self.config.data.length, loss_share(process)
+        return training_flops_per_token(self.network.spec, length, share, streams=process.attention.streams, passes=passes)
+
+    def at_step(self, step: int) -> "Experiment":
+        """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
+        process = self.process.phases.at_step(step)
+        if process == self.process:
+            return self
+        objective = dataclasses.replace(self.objective, process=process, times=process.time_domain.adapt(self.objective.times))
+        return dataclasses.replace(self, process=process, objective=objective)
+
+    def init(self, key: jax.Array) -> dict:
+        """Initial values of all that is trained: the network's weights and, under "process", the process parameters."""
+        return _beside(self.network.init(key), init_params(self.process, jax.random.fold_in(key, 1)))
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that are trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
+
+    @property
+    def param_shardings(self) -> dict:
+        """The sharding of each weight; process parameters are small and replicated."""
+        learned = jax.eval_shape(lambda: init_params(self.process, jax.random.key(0)))
+        return self.partition.tree(_beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
+
+    @property
+    def unpartitioned(self) -> Network:
+        """The same network without sharding constraints: for canvases, whose few rows need not be divisible by the devices."""
+        return build_network(self.network.spec, self.network.execution)
+
+    def abstract_params(self) -> dict:
+        """Shapes of the tree that `init` returns."""
+        return _beside(self.network.abstract(), jax.eval_shape(lambda: init_params(self.process, jax.random.key(0))))
+
+    def abstract_state(self) -> dict:
+        """Shapes and shardings of the training state."""
+        shapes = self.abstract_params()
+
+        def zeros(key: jax.Array) -> dict:
+            """Stands in for `init`, which takes a tenth of a second to trace."""
+            del key
+            return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return abstract_state(zeros, self.optimizer, self.param_shardings, ema=self.config.train.ema > 0)
+
+    def abstract_arguments(self) -> tuple[dict, dict, jax.ShapeDtypeStruct]:
+        """(state, batch, key) of a training step as shapes with their shardings; nothing is allocated."""
+        batch, length = self.config.data.batch, self.config.data.length
+
+        def ints(*axes: str) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((batch, length)[: len(axes)], np.int32, sharding=self.partition.sharding(axes))
+
+        rows = {name: ints("batch", "length") for name in ("tokens", "segments", "positions")} | {"row": ints("batch")}
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return self.abstract_state(), rows, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.partition.sharding(()))
+
+
+def _beside(network: dict, process: dict) -> dict:
+    """The tree of the network's weights, with the process parameters under "process" where there are some."""
+    return {**network, "process": process} if process else network
+
+
+def assemble(
+    config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None, embedding_VE: Any = None
+) -> Experiment:
+    """Builds process, network, mesh and optimizer of a checked config.
+
+    Args:
+      counts_V: the corpus's token counts, for processes that require them.
+      embedding_VE: the table of embeddings, where the process's values name a file of one (`embedding_of`).
+
+    Raises:
+      InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
+        the attention kernel cannot train rows of this length, a curriculum leaves no steps for its last phase.
+    """
+    experiment = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
+    _check_rows(config, experiment.process)
+    config_lib.check_curriculum(config, experiment.process)
+    return experiment
+
+
+def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Experiment:
+    """`assemble` without the checks of a run that is to be trained: a finished run is opened as it is."""
+    vocab = config.model.vocab or tokenizer.vocab_size
+    if vocab < tokenizer.vocab_size:
+        raise InputError(
+            f"model.vocab is {vocab}, but the corpus's tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; raise it or set 0"
+        )
+    process = _process(config, tokenizer, vocab, counts_V, embedding_VE)
+    if process.time_input and config.model.time_input == "none":
+        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
+    mesh = make_mesh(**config.mesh, devices=devices)
+    partition = Partition(mesh)
+    classes = process.output.columns if process.states.dim else vocab
+    spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, self_condition=config.process.self_condition > 0)
+    _check_family(config, spec, process)
+    network = build_network(spec, Execution(**config.execution), partition)
+    optimizer = OptimizerSpec(**config.optimizer)
+    times, of_times = choices.parse(config.process.times)
+    weighting, of_weighting = choices.parse(config.process.weighting or "bound")
+    return Experiment(
+        config=config,
+        tokenizer=tokenizer,
+        process=process,
+        objective=Objective(
+            process=process,
+            times=process.time_domain.adapt(make_times(times, **of_times)),
+            weighting=make_weighting(weighting, **of_weighting) if config.process.weighting else None,
+            self_condition=config.process.self_condition,
+            prompt=config.process.prompt,
+        ),
+        partition=partition,
+        network=network,
+        optimizer=_optimizer(optimizer, network, process),
+        hyperparameters=hyperparameters_of(optimizer, config.train.steps),
+    )
+
+
+def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE) -> Process:
+    """The process of a config, with the ids of the tokenizer and, where it takes them, the token counts of the corpus."""
+    name, values = choices.parse(config.process.name)
+    if embedding_VE is not None:
+        values["embedding"] = embedding_VE
+    schedule, of_schedule = choices.parse(config.process.schedule)
+    if "counts_V" in process_fields(name):
+        if counts_V is None:
+            raise InputError(f"process {name} requires the token counts of a corpus; none are given")
+        values["counts_V"] = np.pad(counts_V, (0, vocab - len(counts_V)))
+    return make_process(
+        name,
+        vocab=vocab,
+        mask_id=tokenizer.mask_id,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        excluded=(tokenizer.pad_id,),  # text never holds it
+        schedule={"name": schedule, **of_schedule},
+        **values,
+    )
+
+
+def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None:
+    """Raises InputError: windows longer than a table of learned positions, or a process that conflicts with the family's shift."""
+    family = f"model.family={config.model.family}"
+    if spec.context and config.data.length > spec.context:
+        raise InputError(f"data.length={config.data.length}, but {family} has positions for {spec.context} tokens")
+    if spec.shift and process.attention.sequential:
+        raise InputError(
+            f"{family} predicts each token from the position before it, which conflicts with process.name={config.process.name}; drop shift"
+        )
+
+
+def _check_rows(config: ConfigDict, process: Process) -> None:
+    """Raises InputError: a row length for which the attention kernel has no backward pass, or that is not divisible by a block size."""
+    for size in {phase.attention.block_size for phase in process.phases.processes} - {None}:
+        if config.data.length % size:
+            raise InputError(
+                f"data.length={config.data.length} is not a multiple of the {size} tokens of a block (process.name="
+                f"{config.process.name}); change one of them"
+            )
+    attention, positions = config.execution.attention, config.data.length * process.attention.streams
+    step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
+    if positions % step:
+        raise InputError(
+            f"execution.attention={attention} requires a row length divisible by {step}, not {positions}; change data.length, "
+            "or pass --config.execution.attention=dense"
+        )
+
+
+def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
+    """One optimizer for the network and the process parameters, which may have another learning rate; CompleteP applies to the network
+    alone."""
+    learned = process.parameters
+    plain = jax.tree.map(lambda _: 1.0, learned)
+    trees = (
+        (network.kinds, jax.tree.map(lambda parameter: parameter.kind, learned)),
+        (network.lr_multipliers, jax.tree.map(lambda parameter: parameter.lr_multiplier, learned)),
+        (network.wd_multipliers, plain),
+        (network.eps_multipliers, plain),
+    )
+    return build_optimizer(spec, *(_beside(*pair) for pair in trees))
+
+
+def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:
+    """The corpora of `data.paths`, all with one tokenizer.
+
+    Raises:
+      InputError: no path given, a path is not a prepared corpus, two corpora with different tokenizers.
+    """
+    if not config.data.paths:
+        raise InputError("the config names no corpus; prepare one (dlmjax prepare --help) and pass --config.data.paths=DIR")
+    corpora = [Corpus.open(path, split=split) for path in config.data.paths]
+    for path, corpus in zip(config.data.paths, corpora, strict=True):
+        if corpus.tokenizer.hash != corpora[0].tokenizer.hash:
+            raise InputError(f"{path} and {config.data.paths[0]} were prepared with different tokenizers; prepare them with the same one")
+    return corpora
+
+
+def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None:
+    """Occurrences of each token in the training text, where the process requires them; else None."""
+    required = "counts_V" in process_fields(choices.parse(config.process.name)[0])
+    return sum(corpus.counts_V for corpus in corpora) if required else None
+
+
+@runtime_checkable
+class OpenedRun(Protocol):
+    """What measures and tools read of a run (`dlmjax.run.Run`): its experiment and one set of weights."""
+
+    experiment: Experiment
+    params: dict
+    step: int
+    weights: str
+    workdir: pathlib.Path
+
+
+def open_experiment(workdir: str) -> Experiment:
+    """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
+
+    Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints.
+    """
+    root = pathlib.Path(workdir)
+    meta = newest_meta(root)
+    config, inputs = stored_config(root, meta), stored_inputs(root, meta)
+    with config.unlocked():
+        config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
+        if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
+            config.execution.attention = "dense"
+    tokenizer = stored_tokenizer(root, inputs)
+    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), stored_embedding(config, root, inputs))
+
+
+def kept(experiment: Experiment, weights: str) -> str:
+    """The requested weights, "ema" or "raw"; "raw" where the run kept no average."""
+    return weights if experiment.config.train.ema else "raw"
+
+
+def split_of(run: OpenedRun, data: str | None, split: str) -> Corpus:
+    """A split of the corpus in `data`, by default of the one that a run was trained on; of a mixture the first, with a warning.
+
+    Raises:
+      InputError: no corpus there, or one that was prepared with another tokenizer than the run's.
+    """
+    paths = run.experiment.config.data.paths
+    path = data or next(iter(paths), None)
+    if path is None:
+        raise NoCorpus("the run names no corpus; pass --data DIR, a directory written by dlmjax prepare")
+    if not data and len(paths) > 1:
+        logger.warning("the run mixes %d corpora; this is %s alone (--data names another)", len(paths), path)
+    corpus = Corpus.open(path, split=split)
+    if corpus.tokenizer.hash != run.experiment.tokenizer.hash:
+        raise InputError(
+            f"{path} was prepared with tokenizer {corpus.tokenizer.name}, the run was trained with {run.experiment.tokenizer.name}; "
+            "prepare the text again with the run's tokenizer"
+        )
+    return corpus
+
+
+def held_out_of(run: OpenedRun, data: str | None, split: str) -> tuple[Corpus | None, str]:
+    """The corpus to compare with, or why there is none; one that `data` names must be there.
+
+    Raises InputError: it is damaged, unfinished or prepared with a different tokenizer, also where it is the run's own.
+    """
+    try:
+        return split_of(run, data, split), ""
+    except (NoCorpus, NoSplit) as error:
+        if data:
+            raise
+        return None, f"no held-out text: {error}"

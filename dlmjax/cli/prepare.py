@@ -3,6 +3,7 @@
 import argparse
 
 from dlmjax import flags
+from dlmjax.data.specs import SPECS
 
 HELP = "text files -> a tokenized corpus of ArrayRecord shards with one manifest"
 
@@ -15,14 +16,10 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="text files, local or URLs (gs://, s3://): .txt or .jsonl, also as .gz/.bz2/.xz/.zst, or .parquet; or builtin:python-docs",
+        help="text files, local or URLs (gs://, s3://): .txt, .md or .jsonl, also as .gz/.bz2/.xz/.zst, or .parquet; folders, whose files "
+        "of these kinds are read, in order of their names; or builtin:python-docs",
     )
-    add(
-        "--tokenizer",
-        default="bytes",
-        help="tokenizer: bytes | char27 | sentencepiece:FILE.model | hf:tokenizer.json | gpt2:DIR | wordpiece:tokenizer.json | saved:DIR "
-        "(of a prepared corpus or of a run) | train-sentencepiece:VOCAB (trained on the train split) (bytes)",
-    )
+    add("--tokenizer", default="bytes", metavar="SPEC", help=f"tokenizer: {SPECS} (bytes)")
     add("--output", type=flags.output_folder, required=True, metavar="DIR", help="directory for the shards and the manifest")
     share = flags.number(0, 1, open_high=True)
     add("--valid-fraction", type=share, default=0.0, metavar="SHARE", help="share of the documents held out as `valid` (0)")
@@ -38,7 +35,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--documents",
         default="file",
         metavar="RULE",
-        help="rule that divides .txt files into documents: file, blank-line, line or separator:TEXT (file)",
+        help="rule that divides .txt and .md files into documents: file, blank-line, line or separator:TEXT (file)",
     )
     add("--text-field", default="text", metavar="NAME", help="field of .jsonl or column of .parquet with the text (text)")
     add("--format", choices=("txt", "jsonl", "parquet"), help="format of all inputs (from the name of each file)")
@@ -60,20 +57,19 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _) -> None:
     """Prepares the corpus, prints how much text each split holds."""
+    from dlmjax.data.folders import folders
     from dlmjax.data.prepare import prepare
 
     names = ("valid_fraction", "test_fraction", "split_seed", "split_files", "documents", "text_field", "format", "overwrite")
     values = {name: getattr(arguments, name) for name in names}
-    tokenizer, execute = arguments.tokenizer, None
+    execute = None
+    for folder in folders(arguments.input, arguments.format):
+        print(f"input {folder.describe()}", flush=True)
     if arguments.engine == "beam":
         from dlmjax.data.beam import on_beam
 
         execute = on_beam(arguments.unchecked, arguments.checked)
-    if tokenizer.startswith("train-"):
-        from dlmjax.data.training_text import train_tokenizer
-
-        tokenizer = train_tokenizer(tokenizer, arguments.input, arguments.output, **values)
-    manifest = prepare(arguments.input, tokenizer, arguments.output, execute=execute, workers=arguments.workers, **values)
+    manifest = prepare(arguments.input, arguments.tokenizer, arguments.output, execute=execute, workers=arguments.workers, **values)
     counts = {split: manifest.counts(split) for split in manifest.splits}
     sizes = (f"{split} {c['tokens']:,} tokens of {c['text_bytes']:,} bytes in {c['documents']:,} documents" for split, c in counts.items())
     skipped = f"; {manifest.skipped:,} records without text are left out" if manifest.skipped else ""

@@ -4,7 +4,7 @@ A *piece* is at most PIECE_BYTES of one document (a JSON line or parquet cell of
 independently of each other, so the cuts are part of the format and depend only on the text. Every piece has the position after it;
 reading from that position gives exactly the following pieces.
 
-  txt      documents = "file" (one file is one document), "blank-line", "line", or "separator:TEXT" (a line that is TEXT)
+  txt      (and .md) documents = "file" (one file is one document), "blank-line", "line", or "separator:TEXT" (a line that is TEXT)
   jsonl    one JSON object per line, its text in a named field
   parquet  one document per row, in a named column of strings, plain or as a dictionary
 A record whose text is null or empty is skipped and counted, in either format.
@@ -43,7 +43,9 @@ _PACKED = (
     (re.compile(rb"\x04\x22\x4d\x18[\x40-\x7f]"), "lz4"),
     (re.compile(rb"Rar!\x1a\x07[\x00\x01]"), "rar"),
 )
-FORMATS = {".txt": "txt", ".text": "txt", ".raw": "txt", ".tokens": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_TEXT = (".txt", ".text", ".md", ".markdown", ".raw", ".tokens")
+FORMATS = {**dict.fromkeys(_TEXT, "txt"), ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+ENDINGS = f".txt, .md, .jsonl (each also {', '.join(COMPRESSIONS)}) and .parquet"
 BUILTIN = "builtin:python-docs"
 
 
@@ -91,6 +93,13 @@ def builtin_documents() -> list[str]:
     return [topics[key] for key in sorted(topics)]
 
 
+def format_of(name: str) -> str | None:
+    """The format that the end of a file's name stands for (in either case, before the end of a compression); None if it is unknown."""
+    path = pathlib.PurePath(name)
+    plain = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    return FORMATS.get(plain.suffix.lower())
+
+
 def make_source(name: str, split: str | None, format: str | None, documents: str, text_field: str) -> Source:
     """The source of one input file. Raises InputError: it is missing, is empty, is a directory, or has an unknown format."""
     if name == BUILTIN:
@@ -99,20 +108,16 @@ def make_source(name: str, split: str | None, format: str | None, documents: str
     path = pathlib.PurePath(name)
     try:
         size = paths.size_of(name)
-    except IsADirectoryError:
+    except IsADirectoryError:  # of a local folder, `CorpusOptions.files` reads the files
         raise InputError(f"input {name} is a directory; give its files (or the built-in text {BUILTIN})") from None
     if size is None:
         raise InputError(f"input {name} does not exist (or the built-in text {BUILTIN})")
     if size == 0:
         raise InputError(f"input {name} is empty (0 bytes); leave it out or get the file again")
     if format is None:
-        plain = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-        format = FORMATS.get(plain.suffix)
+        format = format_of(name)
         if format is None:
-            raise InputError(
-                f"input {name}: its name does not end like a known format (.txt, .jsonl or .parquet, the first two also "
-                f"{', '.join(COMPRESSIONS)}); give --format"
-            )
+            raise InputError(f"input {name}: its name does not end like a known format ({ENDINGS}); give --format")
     if format == "parquet" and path.suffix in COMPRESSIONS:
         raise InputError(f"input {name}: parquet has its own compression; unpack it first")
     digest = hashlib.sha256(str(size).encode())

@@ -8,6 +8,7 @@ from typing import Any
 
 from dlmjax.data import formats
 from dlmjax.data.encode import check_split_seed
+from dlmjax.data.folders import is_folder, read_folder
 from dlmjax.data.manifest import SPLITS
 from dlmjax.data.paths import is_url
 from dlmjax.data.segments import normal_documents
@@ -22,7 +23,7 @@ class CorpusOptions:
         valid_fraction, test_fraction: expected share of the *documents* in those splits, chosen by a hash of each document's first
             64 KiB of text: copies of a document are in the same split, and adding documents moves none. 0 for none.
         split_seed: another seed chooses other documents.
-        split_files: instead of fractions: split -> files (or ["valid=FILE", ...]); the inputs are then the train split.
+        split_files: instead of fractions: split -> files or folders (or ["valid=FILE", ...]); the inputs are then the train split.
         format: "txt", "jsonl" or "parquet" for all inputs; None: by each file's name.
         documents: what a document of a txt file is: "file" (all of it), "blank-line" (paragraphs), "line", or "separator:TEXT" (what is
             between lines that are TEXT). Documents of only white space are dropped, except with "file".
@@ -59,14 +60,20 @@ class CorpusOptions:
             raise InputError("--split-files conflicts with --valid-fraction and --test-fraction; give files or fractions, not both")
 
     def files(self, inputs: Sequence[str | os.PathLike]) -> Iterator[tuple[str, str | None]]:
-        """All input files in the order of the corpus, each with its split; None where the split is chosen by hash."""
+        """All input files in the order of the corpus, each with its split; None where the split is chosen by hash.
+
+        The files of a local folder follow in the order of their names.
+        """
         files = self.split_files or {}
         files = parse_split_files(files) if isinstance(files, (list, tuple)) else files
         if unknown := [split for split in files if split not in SPLITS]:
             raise InputError(f"split_files names the unknown split {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
         by_hash = not files and (self.valid_fraction or self.test_fraction)
-        yield from ((os.fspath(name), None if by_hash else "train") for name in inputs)
-        yield from ((os.fspath(name), split) for split in SPLITS for name in files.get(split, []))
+        named = [(name, None if by_hash else "train") for name in inputs]
+        named += [(name, split) for split in SPLITS for name in files.get(split, [])]
+        for name, split in ((os.fspath(name), split) for name, split in named):
+            members = read_folder(name, self.format).files if is_folder(name) else (name,)
+            yield from ((member, split) for member in members)
 
 
 def parse_split_files(values: Sequence[str]) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ from dlmjax.data.options import CorpusOptions, default_shard_bytes, text_request
 from dlmjax.data.paths import CorpusStore, is_url
 from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from dlmjax.data.training_text import train_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import open_lock, parse_json, sealed, unsealed
 from dlmjax.progress import Progress
@@ -58,9 +59,9 @@ def prepare(
     """Tokenizes text files into a corpus directory; called again after a kill, it continues after the last finished segment.
 
     Args:
-        inputs: files (.txt, .jsonl, .parquet, the first two also compressed, see `formats`) or "builtin:python-docs", in the order of
-            the corpus. Local, or URLs that fsspec reads (gs://, s3://, ...).
-        tokenizer: a spec for `load_tokenizer` ("bytes", "gpt2:DIR", ...) or a tokenizer.
+        inputs: files (.txt, .md, .jsonl, .parquet, all but the last also compressed, see `formats`), folders of such files (see
+            `folders`) or "builtin:python-docs", in the order of the corpus. Local, or files at URLs that fsspec reads (gs://, s3://, ...).
+        tokenizer: a spec of `specs.TOKENIZERS` ("bytes", "train-sentencepiece:4096", ...) or a tokenizer.
         output: the corpus directory; made if missing. With `execute` also a URL.
         workers: number of tokenizing processes; None for one per core. The result does not depend on it.
         overwrite: delete a corpus (or unfinished preparation) of other inputs in `output` first, instead of refusing.
@@ -82,6 +83,8 @@ def prepare(
     workers = _cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"--workers is {workers}; give at least 1")
+    if isinstance(tokenizer, str) and tokenizer.startswith("train-"):
+        tokenizer = train_tokenizer(tokenizer, inputs, os.fspath(output), overwrite=overwrite, **options)
     store = CorpusStore(os.fspath(output))
     sources, text = text_request(inputs, wanted := CorpusOptions(**options))
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name

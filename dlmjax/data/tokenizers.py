@@ -12,15 +12,12 @@ import re
 import numpy as np
 from jaxtyping import Int
 
+from dlmjax.data.specs import KINDS, SPECS, TRAINED
 from dlmjax.data.table_tokenizer import MOST_IDS, TableTokenizer, Tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import inside, read_json, write_atomically
 
 DESCRIPTION = "dlmjax_tokenizer.json"
-SPECS = (
-    "bytes, char27, gpt2:DIR (vocab.json + merges.txt), hf:FILE (a tokenizer.json), wordpiece:FILE (BERT's), "
-    "sentencepiece:FILE (a .model), saved:DIR (that of a prepared corpus or of a run)"
-)
 
 
 class ByteTokenizer(TableTokenizer):
@@ -70,8 +67,7 @@ class Char27Tokenizer(TableTokenizer):
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Builds the tokenizer that a spec names: bytes, char27, gpt2:DIR, hf:FILE, wordpiece:FILE, sentencepiece:FILE, or saved:DIR (that
-    of a prepared corpus, of a run's workdir, or the folder itself).
+    """Builds the tokenizer that a spec of `specs.TOKENIZERS` names (saved:DIR: also the folder itself).
 
     Raises InputError for an unknown spec, a missing or damaged file, and a tokenizer that does not decode text unchanged (except
     char27 and wordpiece, which clean text and decode the cleaned text).
@@ -79,7 +75,9 @@ def load_tokenizer(spec: str) -> Tokenizer:
     kind, _, location = spec.partition(":")
     if kind in ("bytes", "char27") and not location:
         return ByteTokenizer() if kind == "bytes" else Char27Tokenizer()
-    if kind in ("gpt2", "hf", "wordpiece", "sentencepiece", "saved") and location:
+    if kind == TRAINED:
+        raise InputError(f"tokenizer {spec!r:.100} is trained by `dlmjax prepare` alone; give the model that it wrote: sentencepiece:FILE")
+    if kind in KINDS and location:
         path = pathlib.Path(location)
         if not os.path.exists(path):
             raise InputError(f"tokenizer {spec}: {path} does not exist; give one of: {SPECS}")

@@ -10,6 +10,7 @@ from dlmjax.data.formats import Position, Reader, Source, cut
 from dlmjax.data.manifest import sha256_of
 from dlmjax.data.options import CorpusOptions, text_request
 from dlmjax.data.paths import is_url
+from dlmjax.data.specs import TRAINED
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
 from dlmjax.files import read_json, write_json
@@ -50,7 +51,7 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
       InputError: no size; an output at a URL; an existing model of another request; errors of `text_request`.
     """
     kind, _, size = spec.partition(":")
-    if kind != "train-sentencepiece":
+    if kind != TRAINED:
         return spec
     if not re.fullmatch("[0-9]{1,7}", size):
         raise InputError(f"tokenizer {spec!r:.100} has no vocabulary size; write train-sentencepiece:4096")

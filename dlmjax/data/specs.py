@@ -1,0 +1,16 @@
+"""The one list of tokenizers that `--tokenizer` takes: help, messages and docs/data.md agree with it. Imports nothing."""
+
+TRAINED = "train-sentencepiece"
+# spec -> what it is; the specs of `load_tokenizer`, and the one that `prepare` trains.
+TOKENIZERS = {
+    "bytes": "the 256 bytes, no file",
+    "char27": "text8's 27 letters, no file; cleans the text",
+    f"{TRAINED}:VOCAB": "BPE, trained on the train split with VOCAB ids; `prepare` alone",
+    "sentencepiece:FILE": "a .model, BPE or unigram, with byte fallback",
+    "hf:FILE": "a tokenizer.json, byte-level BPE, or BPE or unigram with byte fallback",
+    "gpt2:DIR": "vocab.json + merges.txt, byte-level BPE",
+    "wordpiece:FILE": "a tokenizer.json, BERT's WordPiece; cleans the text",
+    "saved:DIR": "that of a prepared corpus or of a run",
+}
+SPECS = "; ".join(f"{spec} ({what})" for spec, what in TOKENIZERS.items())
+KINDS = tuple(spec.partition(":")[0] for spec in TOKENIZERS)

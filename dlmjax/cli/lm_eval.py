@@ -7,15 +7,17 @@ DIR of --output:
 """
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from dlmjax import flags
+from dlmjax import checks, flags
 from dlmjax.cli.run_flags import add_run
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
@@ -41,7 +43,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--block", type=flags.tokens, default=32, metavar="N", help="block of generated text, tokens (masked processes) (32)")
     add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call reveals (1)")
     add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
-    add("--offline", action="store_true", help="use of local task files and the cache alone, without a server (off)")
+    add("--offline", action="store_true", help="local task files and data downloaded before alone, without a server (off)")
     add(
         "--output",
         type=flags.output_folder,
@@ -69,16 +71,17 @@ def run(arguments: argparse.Namespace, _) -> None:
     options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "seed")
     adapter = DlmJax(arguments.workdir, arguments.weights, arguments.step, **{name: getattr(arguments, name) for name in options})
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
-    results = simple_evaluate(
-        model=adapter,
-        tasks=found,
-        task_manager=manager,
-        limit=arguments.limit,
-        num_fewshot=arguments.num_fewshot,
-        batch_size=batch,
-        bootstrap_iters=1000,
-        **seeds,
-    )
+    with _errors_of_data(found, arguments.offline):
+        results = simple_evaluate(
+            model=adapter,
+            tasks=found,
+            task_manager=manager,
+            limit=arguments.limit,
+            num_fewshot=arguments.num_fewshot,
+            batch_size=batch,
+            bootstrap_iters=1000,
+            **seeds,
+        )
     samples = results.pop("samples")
     results["likelihoods"] = {task: _noise([r for r in adapter.records if r["task"] == task]) for task in _distinct(adapter.records)}
     print(make_table(results))
@@ -106,6 +109,37 @@ def _tasks(names: list[str], include_path: str | None) -> tuple[Any, list[str]]:
                 f"--tasks {name!r} is not a task of lm-eval" + (f" or of --include-path {include_path}" if include_path else "")
             )
     return manager, [task for name in names for task in manager.match_tasks([name])]
+
+
+@contextlib.contextmanager
+def _errors_of_data(tasks: Sequence[str], offline: bool) -> Iterator[None]:
+    """Turns the errors of a server that cannot be reached, and of data files that cannot be read, into one line that names the cure."""
+    try:
+        yield
+    except Exception as error:
+        causes, cause = [], error
+        while cause is not None and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        names = textwrap.shorten(", ".join(tasks), 80, placeholder=" ...")
+        text = textwrap.shorten(checks.one_line(str(error)), 200, placeholder=" ...")
+        # The libraries of servers have classes of their own, which are not installed everywhere.
+        servers = ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3", "aiohttp")
+        if any(isinstance(each, ConnectionError | TimeoutError) or type(each).__module__.startswith(servers) for each in causes):
+            cures = (
+                "--offline reads only data that an earlier call has downloaded: give the command once with a network, without --offline"
+                if offline
+                else "without a network give --offline, which reads data that an earlier call has downloaded"
+            )
+            local = "--include-path DIR with a task file whose data are local files (docs/lm_eval.md)"
+            raise InputError(
+                f"--tasks {names}: its data is on a server that cannot be reached ({text}); {cures}, or give {local}"
+            ) from error
+        if isinstance(error, FileNotFoundError) or type(error).__module__.startswith("datasets"):
+            more = f": {checks.one_line(str(causes[1]))}" if len(causes) > 1 else ""
+            said = textwrap.shorten(f"{text}{more}", 300, placeholder=" ...")
+            raise InputError(f"--tasks {names}: its data cannot be read ({said}); check data_files in the task file") from error
+        raise
 
 
 def _distinct(records: Iterable[dict]) -> list[str]:

@@ -226,6 +226,35 @@ def test_the_command_runs_tasks_and_writes_what_they_are_worth(workdir, tasks, t
     assert len(answers) == 2 and all("\n" not in answer["resps"][0][0] for answer in answers)
 
 
+LOCAL = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "data.jsonl"}}}
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize(
+    ("source", "content", "said"),
+    [
+        ({"dataset_path": "nobody/nothing"}, "", "on a server that cannot be reached .*--offline.*--include-path DIR"),
+        (
+            {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "data.jsonl"}}},
+            None,
+            "cannot be read .*data.jsonl.*data_files",
+        ),
+        (LOCAL, "{no", "cannot be read .*JSON parse error"),
+    ],
+    ids=["no network", "no file", "damaged file"],
+)
+def test_data_that_cannot_be_had_is_one_line(workdir, tmp_path, monkeypatch, capsys, source, content, said, offline):
+    """A server that does not answer, with and without --offline (this process never asks one), and files that are missing or damaged."""
+    if content is not None:
+        (tmp_path / "data.jsonl").write_text(content)
+    write_task(tmp_path, "mine", [{"text": "x"}], **{**ROLLING, "dataset_kwargs": {}, **source})
+    monkeypatch.chdir(tmp_path)
+    call = ["lm-eval", "--workdir", str(workdir), "--tasks", "mine", "--include-path", str(tmp_path), *["--offline"] * offline]
+    assert main(call) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(said, line) and line.startswith("dlmjax: ")
+
+
 @pytest.fixture(scope="module")
 def adapter(workdir) -> DlmJax:
     """The run as lm-eval opens it for `--model dlmjax --model_args workdir=...,draws=8`."""

@@ -88,8 +88,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       InputError: no such file, no `get_config`, an unknown field (the message has the nearest name), a value of another type, a
         contradiction, a curriculum that is not shorter than the run.
     """
-    path, colon, size = path.partition(".py:")
-    path, sizes = (path + ".py", (size,)) if colon else (path, ())
+    path, sizes = split_size(path)
     get_config = function_of(path, "config", "configs/quickstart.py")
     if sizes and not inspect.signature(get_config).parameters:
         raise InputError(f"config {path} comes at one size; leave out :{size}")
@@ -104,6 +103,12 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return override(config, overrides)
+
+
+def split_size(path: str) -> tuple[str, tuple[str, ...]]:
+    """`FILE.py:SIZE` -> (FILE.py, (SIZE,)); a path without a size -> (path, ())."""
+    path, colon, size = path.partition(".py:")
+    return (path + ".py", (size,)) if colon else (path, ())
 
 
 def function_of(path: str, kind: str, example: str) -> Callable:

@@ -35,7 +35,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def add_plan(command: argparse.ArgumentParser) -> None:
     """The flags of `sweep plan`."""
     add = command.add_argument
-    add("sweep", metavar="SWEEP.py", help="file with get_sweep(), such as configs/sweeps/micro.py")
+    add("sweep", metavar="SWEEP.py[:SIZE]", help="file with get_sweep(), such as configs/sweeps/isoflop.py:tiny")
     add(
         "--output",
         type=flags.output_folder,

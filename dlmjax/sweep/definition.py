@@ -27,7 +27,7 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.choices import nearest
-from dlmjax.config import errors_as_lines, function_of, literal
+from dlmjax.config import errors_as_lines, function_of, literal, split_size
 from dlmjax.errors import InputError
 from dlmjax.seeds import SEEDS
 from dlmjax.sweep import ladder
@@ -276,15 +276,20 @@ class Sweep:
 def load(path: str, values: Sequence[str] = ()) -> Sweep:
     """Runs `get_sweep()` of the file with `name=value` arguments, which take the type of the argument's default.
 
+    `FILE.py:SIZE` is FILE.py with the argument `size=SIZE`, as in `dlmjax train --config FILE.py:SIZE`.
+
     Raises:
       InputError: no such file, no `get_sweep`, an error in it, an argument that it does not have or that is missing, a sweep that
         contradicts itself.
     """
+    path, sizes = split_size(path)
     get_sweep = function_of(path, "sweep", "configs/sweeps/micro.py")
     with errors_as_lines(path):
         parameters = inspect.signature(get_sweep).parameters
+    if sizes and "size" not in parameters:
+        raise InputError(f"{path} comes at one size; leave out :{sizes[0]}")
     arguments: dict[str, Any] = {}
-    for text in values:
+    for text in [*(f"size={size}" for size in sizes), *values]:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text} has no value; write --set {text}=VALUE")

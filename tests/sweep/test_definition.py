@@ -11,7 +11,7 @@ from dlmjax.errors import InputError
 from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, NearOptimum, Objective, Repeated, Sweep, _typed, load, short
 from dlmjax.sweep.manifest import Validation
 
-SWEEPS = sorted((pathlib.Path(__file__).parents[2] / "configs" / "sweeps").glob("*.py"))
+SWEEPS = sorted((ROOT := pathlib.Path(__file__).parents[2]).glob("configs/sweeps/*.py"))
 FILE = """
 from dlmjax.sweep.manifest import Validation
 from dlmjax.sweep.definition import IsoFlop, Sweep
@@ -210,3 +210,17 @@ def test_sweeps_that_ship_say_how_they_are_run(path):
     assert len(list(found.grid.points())) > 0
     text = path.read_text(encoding="utf-8")
     assert f"dlmjax sweep plan configs/sweeps/{path.name}" in text and "dlmjax sweep run" in text
+
+
+def test_a_sweep_has_sizes_as_a_config_has(tmp_path):
+    """FILE.py:SIZE, for `size` of get_sweep(); every objective of a size plans the same sweep points."""
+    isoflop = str(ROOT / "configs/sweeps/isoflop.py")
+    tiny = load(f"{isoflop}:tiny", ["seeds=0,1"])
+    assert len(list(tiny.grid.points())) == 18 and list(tiny.objectives) == list(load(isoflop).objectives)
+    for text, said in (
+        (f"{isoflop}:huge", "has no size 'huge'; give gpt2_small or tiny"),
+        (str(ROOT / "configs/sweeps/quick.py:tiny"), r"quick.py comes at one size; leave out :tiny"),
+        (str(tmp_path / "none.py:tiny"), "none.py does not exist"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load(text)

@@ -1,6 +1,8 @@
 """`dlmjax sample`: text sampled from a run, with a live view (`--watch`), a trace as a page (`--trace`) and JSON (`--json`)."""
 
 import argparse
+import pathlib
+import sys
 
 from dlmjax import flags
 from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_settings
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     eos_id = tokenizer.eos_id if arguments.stop else None
     window = experiment.config.data.length
     sampler = sampler_for(experiment.process, experiment.unpartitioned, settings, stride=arguments.stride, window=window, eos_id=eos_id)
-    result = _sampled(arguments, sampler, opened.params, canvas, tokenizer)
+    result = _sampled(arguments, sampler, opened, canvas)
     for text in (tokenizer.decode(tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
     print(
@@ -75,13 +77,16 @@ def run(arguments: argparse.Namespace, _) -> None:
         f"seed {arguments.seed})",
         flush=True,
     )
+    if result.advice:
+        print(f"note: {result.advice}", file=sys.stderr, flush=True)
     if arguments.json:
         origin = {"step": opened.step, "weights": opened.weights, "workdir": str(arguments.workdir)}
         write_json(arguments.json, {**result.to_json(tokenizer), "stride": arguments.stride, "stop": arguments.stop, **origin})
 
 
-def _sampled(arguments: argparse.Namespace, sampler, params: dict, canvas, tokenizer):
+def _sampled(arguments: argparse.Namespace, sampler, opened, canvas):
     """The samples; with `--watch` the live view, with `--trace` the page."""
+    params, tokenizer = opened.params, opened.experiment.tokenizer
     if not (arguments.watch or arguments.trace):
         return sampler.sample(params, canvas, seed=arguments.seed, progress=True)
     from dlmjax.sampling.html import write_html
@@ -92,6 +97,7 @@ def _sampled(arguments: argparse.Namespace, sampler, params: dict, canvas, token
     on_state = view.show if view else None
     result, trace = record(sampler, params, canvas, seed=arguments.seed, tokenizer=tokenizer, on_state=on_state)
     if arguments.trace:
-        write_html(trace, arguments.trace)
+        name = pathlib.Path(arguments.workdir).resolve().name
+        write_html(trace, arguments.trace, f"Denoising trace of run {name}, step {opened.step}")
         print(f"denoising trace: {arguments.trace}", flush=True)
     return result

@@ -10,11 +10,14 @@ import os
 from dlmjax.files import write_atomically
 from dlmjax.sampling.trace import Trace
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --dim: #888; }
+_PAGE = """
+:root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } table { border-collapse: collapse; font-size: .85rem; }
-td, th { border: 1px solid var(--line); padding: .15rem .6rem; text-align: left; }
+td, th { border: 1px solid #8884; padding: .15rem .6rem; text-align: left; }
+"""
+_STYLE = """
+:root { --line: #8884; --dim: #888; }
 #text { font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   border: 1px solid var(--line); border-radius: .5rem; padding: 1rem; min-height: 6rem; }
 #text span { border-radius: .15rem; } #text .masked { color: var(--dim); } #text .frozen { font-weight: 600; }
@@ -86,7 +89,7 @@ function play() {
 }
 states[0].forEach((_, row) => byId("row").append(new Option(`sample ${row}`, row)));
 byId("slider").max = states.length - 1;
-byId("slider").value = states.length - 1;
+byId("slider").value = 0;
 byId("play").onclick = play;
 byId("slider").oninput = () => { stop(); draw(); };
 byId("row").onchange = draw;
@@ -95,8 +98,11 @@ draw();
 """
 
 
-def render_html(trace: Trace, title: str = "Denoising trace") -> str:
-    """The page.  All text of the model and of the user is escaped."""
+def section(trace: Trace) -> str:
+    """A part of a page: the slider, the text, the settings, with style and script.  All text of the model and of the user is escaped.
+
+    A page can contain one.
+    """
     record = trace.to_json()
     # Only "<" can end a <script> element or open a comment in it; JSON allows an escape for it anywhere.
     data = (
@@ -108,17 +114,7 @@ def render_html(trace: Trace, title: str = "Denoising trace") -> str:
     facts = {"process": trace.process, "seed": trace.seed, "steps taken": trace.steps, "states": trace.states, **record["settings"]}
     table = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items())
     texts = "".join(f"<pre>{html.escape(text)}</pre>" for text in trace.texts)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
+    return f"""<style>{_STYLE}</style>
 <div class="bar">
 <button id="play" type="button">Play</button>
 <input id="slider" type="range" min="0" value="0" step="1" aria-label="step">
@@ -131,12 +127,28 @@ def render_html(trace: Trace, title: str = "Denoising trace") -> str:
 <option value="fixed">step of reveal</option></select></label>
 <span id="low"></span> <span id="key" class="key"></span> <span id="high"></span>
 </div>
-<details open><summary>Settings</summary><table>{table}</table></details>
+<details><summary>Settings</summary><table>{table}</table></details>
 <details><summary>Final text</summary>{texts}</details>
 <noscript><p>The slider requires JavaScript. The final text is above; the states are in the source of this page.</p></noscript>
 <script type="application/json" id="trace">{data}</script>
 <script>{_SCRIPT}</script>
-</body>
+"""
+
+
+def render_html(trace: Trace, title: str = "Denoising trace") -> str:
+    """The page of a trace."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{html.escape(title)}</title>
+<style>{_PAGE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+{section(trace)}</body>
 </html>
 """
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.settings import RANKED, SampleSettings
 
 PRECISION = "float32 logits, high-precision Gumbel noise"
 
@@ -31,6 +31,11 @@ class State(NamedTuple):
     calls: int = 0
 
 
+# A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs
+# (docs/sampling.md) that share was at most 0.43 in ancestral order, and 0.8 to 1 where a ranked order repeated one token.
+COLLAPSED_SHARE, LEAST_GENERATED = 0.5, 16
+
+
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Finished samples with their settings.  evaluations: network calls per row (NFE); entropy_B: unigram entropy, nats per token; the
@@ -52,6 +57,22 @@ class Samples:
         """Unigram entropy of the generated tokens of a row, nats per token, mean over rows."""
         return float(self.entropy_B.mean())
 
+    @property
+    def collapsed(self) -> int:
+        """Number of rows in which one token fills more than COLLAPSED_SHARE of at least LEAST_GENERATED generated positions."""
+        rows = (tokens_L[~mask_L] for tokens_L, mask_L in zip(self.tokens_BL, self.condition_mask_BL, strict=True))
+        return sum(len(row) >= LEAST_GENERATED and np.unique(row, return_counts=True)[1].max() > COLLAPSED_SHARE * len(row) for row in rows)
+
+    @property
+    def advice(self) -> str:
+        """One line where an order that ranks tokens has made a run repeat one token; "" elsewhere."""
+        if self.settings.order not in RANKED or not self.collapsed:
+            return ""
+        return (
+            f"{self.collapsed} of {len(self.tokens_BL)} samples repeat one token: order {self.settings.order} takes the most likely "
+            "tokens first, which a small or young model repeats; --order ancestral samples the model's distribution"
+        )
+
     def to_json(self, tokenizer=None) -> dict[str, Any]:
         """JSON-ready record: one entry per row with `token_ids`, `entropy` (nats per token) and, with a tokenizer, `text`."""
         rows = []
@@ -66,6 +87,7 @@ class Samples:
             "steps": self.steps,
             "evaluations": self.evaluations,
             "entropy": self.entropy,
+            "collapsed": self.collapsed,
             "entropy_unit": "nats/token, unigram, per sample, made tokens only",
             "process": self.process,
             "precision": PRECISION,

@@ -144,6 +144,11 @@ def test_the_page_holds_every_state_and_nothing_from_outside(recorded, tmp_path)
     assert "".join(made.texts) == parsed.data["pre", None]
 
 
+def test_the_page_starts_at_the_first_state(recorded):
+    set_to = re.findall(r'byId\("slider"\).value = (.*);', page.render_html(recorded[1]))
+    assert set_to.count("0") == 2, "when the page opens, and when it plays again"
+
+
 def test_ids_of_the_script_exist_in_the_page(recorded):
     source = page.render_html(recorded[1])
     used = set(re.findall(r'byId\("(\w+)"\)', source))

@@ -180,6 +180,7 @@ def evaluate(
         found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
         report["breakdown"] = {**found, "frequency_counted_on": counted_on}
     baselines = _baselines(corpus, token_budget, chosen, result)
+    report["baselines_bits_per_byte"] = baselines
     return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None)
 
 

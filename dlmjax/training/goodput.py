@@ -19,7 +19,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -105,26 +105,9 @@ class Goodput:
             write_atomically(self._path, json.dumps({"starts": attempts}, indent=1) + "\n")
 
     def shares(self) -> dict[str, float]:
-        """{"goodput": share of the wall time; "wall", "productive", "lost", "down" and each cause, in seconds; "starts": their number}."""
+        """`shares_of` all attempts, this one included."""
         self._ends()
-        attempts = [*self._before, self._attempt]
-        lost = down = 0.0
-        for attempt, following in zip(attempts, attempts[1:], strict=False):
-            again = max(attempt.last - following.first, 0)
-            lost += attempt.stepping * min(again / max(attempt.last - attempt.first, 1), 1.0)
-            down += max(following.began - attempt.ended, 0.0)
-        wall = sum(attempt.lasted for attempt in attempts) + down
-        productive = sum(attempt.stepping for attempt in attempts) - lost
-        causes = {cause: sum(attempt.seconds[cause] for attempt in attempts) for cause in CAUSES}
-        return {
-            "goodput": productive / max(wall, 1e-9),
-            "wall": wall,
-            "productive": productive,
-            **causes,
-            "lost": lost,
-            "down": down,
-            "starts": float(len(attempts)),
-        }
+        return shares_of([*self._before, self._attempt])
 
     def summary(self) -> str:
         """The shares as one line of text."""
@@ -138,6 +121,27 @@ class Goodput:
             f"goodput {found['goodput']:.1%}: {found['productive']:.1f} s of kept steps in {found['wall']:.1f} s of wall time; {rest} "
             f"({starts} start{'s' if starts > 1 else ''})"
         )
+
+
+def shares_of(attempts: Sequence[Attempt]) -> dict[str, float]:
+    """{"goodput": share of the wall time; "wall", "productive", "lost", "down" and each cause, in seconds; "starts": their number}."""
+    lost = down = 0.0
+    for attempt, following in zip(attempts, attempts[1:], strict=False):
+        again = max(attempt.last - following.first, 0)
+        lost += attempt.stepping * min(again / max(attempt.last - attempt.first, 1), 1.0)
+        down += max(following.began - attempt.ended, 0.0)
+    wall = sum(attempt.lasted for attempt in attempts) + down
+    productive = sum(attempt.stepping for attempt in attempts) - lost
+    causes = {cause: sum(attempt.seconds[cause] for attempt in attempts) for cause in CAUSES}
+    return {
+        "goodput": productive / max(wall, 1e-9),
+        "wall": wall,
+        "productive": productive,
+        **causes,
+        "lost": lost,
+        "down": down,
+        "starts": float(len(attempts)),
+    }
 
 
 def read_attempts(path: pathlib.Path) -> list[Attempt]:

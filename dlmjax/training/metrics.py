@@ -14,7 +14,7 @@ import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -161,13 +161,25 @@ def repair(path: pathlib.Path, resume_step: int) -> bytes:
 
 def read(path: str | os.PathLike, kind: str | None = None) -> list[dict]:
     """The events of a metrics.jsonl (of one kind), without a torn last line. Raises InputError (not an event), FileNotFoundError."""
-    events = []
-    for number, line in enumerate(_content(pathlib.Path(path)).split(b"\n")[:-1], start=1):
-        try:
-            events.append(_event(line))
-        except ValueError as error:
-            raise InputError(f"{path} line {number} is not a metrics event; restore the file, or remove that line") from error
-    return [event for event in events if kind in (None, event["kind"])]
+    return [event for event in events(path) if kind in (None, event["kind"])]
+
+
+def events(path: str | os.PathLike) -> Iterator[dict]:
+    """`read`, one event at a time: a long run's file does not fit into memory."""
+    path = pathlib.Path(path)
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):  # torn, or being written
+                    return
+                try:
+                    yield _event(line)
+                except ValueError as error:
+                    raise InputError(f"{path} line {number} is not a metrics event; restore the file, or remove that line") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); move it away to resume without the run's history") from error
 
 
 def _content(path: pathlib.Path) -> bytes:

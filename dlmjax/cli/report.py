@@ -25,8 +25,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _) -> None:
     """Reads the run, samples, writes the page."""
     from dlmjax.evaluation.record import provenance
-    from dlmjax.report import read_facts, render
     from dlmjax.experiment import open_experiment
+    from dlmjax.report import read_facts, render
 
     facts = read_facts(arguments.workdir)
     output = arguments.output or str(pathlib.Path(arguments.workdir) / PAGE)

@@ -61,7 +61,9 @@ class Samples:
     def collapsed(self) -> int:
         """Number of rows in which one token fills more than COLLAPSED_SHARE of at least LEAST_GENERATED generated positions."""
         rows = (tokens_L[~mask_L] for tokens_L, mask_L in zip(self.tokens_BL, self.condition_mask_BL, strict=True))
-        return sum(len(row) >= LEAST_GENERATED and np.unique(row, return_counts=True)[1].max() > COLLAPSED_SHARE * len(row) for row in rows)
+        return int(
+            sum(len(row) >= LEAST_GENERATED and np.unique(row, return_counts=True)[1].max() > COLLAPSED_SHARE * len(row) for row in rows)
+        )
 
     @property
     def advice(self) -> str:

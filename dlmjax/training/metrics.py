@@ -30,6 +30,8 @@ logger = logging.getLogger("dlmjax")
 # Fields that differ between a resumed and an uninterrupted run.
 TIMING = ("time", "seconds_per_step", "tokens_per_second_per_device", "mfu")
 FILE = "metrics.jsonl"
+# Curves that TensorBoard shows once more, in the group on which it opens: it sorts capitals first.
+FIRST = {("train", "loss"): "Loss/train", ("held_out", "nats_per_token"): "Loss/held_out"}
 
 
 class MetricsWriter:
@@ -62,7 +64,7 @@ class MetricsWriter:
             )
         with self._writing():
             self._lines = self._path.open("a", encoding="utf-8")
-            self._events = EventFileWriter(str(curves))
+            self._events = EventFileWriter(str(_folder_of_events(curves, self._path.parent.resolve().name)))
             # A second START event makes TensorBoard drop the earlier events from its step on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
@@ -88,7 +90,8 @@ class MetricsWriter:
     def curves(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes TensorBoard scalars only: for timings, which a resumed run cannot repeat."""
         for name, value in values.items():
-            self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=f"{kind}/{name}", simple_value=float(value))]))
+            tags = [f"{kind}/{name}", *([FIRST[kind, name]] if (kind, name) in FIRST else [])]
+            self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=float(value)) for tag in tags]))
 
     def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
         """Writes a line, and a TensorBoard text `kind/name` per value, shown verbatim (not as Markdown)."""
@@ -135,6 +138,13 @@ class MetricsWriter:
         if self._events:
             with self._writing():
                 self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _folder_of_events(curves: pathlib.Path, run: str) -> pathlib.Path:
+    """The folder of the event files below `curves`: TensorBoard names a run by it. A run that is there already keeps its folder."""
+    if any(curves.glob("events.out.tfevents.*")):
+        return curves
+    return next((path.parent for path in sorted(curves.glob("*/events.out.tfevents.*"))), curves / run)
 
 
 def repair(path: pathlib.Path, resume_step: int) -> bytes:

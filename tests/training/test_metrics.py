@@ -93,10 +93,12 @@ def test_a_file_with_the_name_of_the_folder_of_curves_is_refused(tmp_path, link)
 
 def test_event_files_are_read_by_tensorboard(tmp_path):
     write(tmp_path, [4, 8])
-    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name))
     events.Reload()
     values = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert values == {"train/loss": [(4, 0.25), (8, 0.125)], "train/loss_by_level/0.0-0.1": [(4, 8.0), (8, 16.0)]}
+    loss = [(4, 0.25), (8, 0.125)]
+    assert values == {"train/loss": loss, "Loss/train": loss, "train/loss_by_level/0.0-0.1": [(4, 8.0), (8, 16.0)]}
+    assert sorted(values)[0] == "Loss/train", "the group on which TensorBoard opens"
     text = tensor_util.make_ndarray(events.Tensors("sample/ema")[1].tensor_proto)
     assert text.tolist().decode() == "    größer\n    als 8"
     assert events.SummaryMetadata("sample/ema").plugin_data.plugin_name == "text"
@@ -106,10 +108,24 @@ def test_tensorboard_forgets_what_a_resumed_run_does_again(tmp_path):
     """As its server reads a run that was killed after step 8 and resumed twice from the checkpoint of step 4."""
     for steps, resume in ((range(1, 9), 0), (range(5, 8), 4), (range(5, 11), 4)):
         write(tmp_path, steps, resume)
-    events = plugin_event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"), tensor_size_guidance={"scalars": 100, "text": 100})
+    events = plugin_event_accumulator.EventAccumulator(
+        str(tmp_path / "tensorboard" / tmp_path.name), tensor_size_guidance={"scalars": 100, "text": 100}
+    )
     events.Reload()
     assert [event.step for event in events.Tensors("train/loss")] == list(range(1, 11))
     assert [event.step for event in events.Tensors("sample/ema")] == [4, 8]
+
+
+@pytest.mark.parametrize("folder", ["tensorboard", "tensorboard/its first name"])
+def test_a_run_that_resumes_keeps_its_folder_of_events(tmp_path, folder):
+    """A workdir of an older version, whose events lie in no folder of their own, and one that was renamed."""
+    write(tmp_path, [4])
+    (tmp_path / "tensorboard" / tmp_path.name).rename(tmp_path / "events")
+    if folder == "tensorboard":
+        (tmp_path / "tensorboard").rmdir()
+    (tmp_path / "events").rename(tmp_path / folder)
+    write(tmp_path, [8], 4)
+    assert {path.parent for path in tmp_path.rglob("events.out*")} == {tmp_path / folder}
 
 
 def test_text_that_is_no_unicode_is_still_written(tmp_path):

@@ -89,7 +89,8 @@ def test_what_does_not_fit_is_refused(learned, tmp_path, capsys):
     assert "a puzzle takes 56 tokens" in refused(capsys, *work, four)
     assert "cannot be read" in refused(capsys, *work, tmp_path / "none")
     assert "give --input FILE.csv" in refused(capsys, "puzzles", "--kind", "sudoku", "--output", tmp_path / "s.txt")
-    assert "made, not read" in refused(capsys, "puzzles", "--kind", "countdown", "--givens", "3", "--output", tmp_path / "s.txt")
+    countdown = ["puzzles", "--kind", "countdown", "--givens", "3", "--output", tmp_path / "s.txt"]
+    assert "countdown puzzles are generated" in refused(capsys, *countdown)
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe")
     sudoku = ["puzzles", "--kind", "sudoku", "--input", tmp_path / "t.csv", "--output", tmp_path / "s.txt"]
     assert "cannot be read as a table" in refused(capsys, *sudoku)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount
 from dlmjax.diffusion.schedules import Cosine
@@ -445,7 +446,7 @@ def test_a_canvas_that_no_memory_holds():
 
 def test_reveal_orders_need_a_mask():
     class NoMask(Autoregressive):
-        name, attention = "uniform", "full"
+        name, attention = "uniform", Attention()
 
     for order in REVEAL_ORDERS:
         with pytest.raises(InputError, match="has no mask"):

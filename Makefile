@@ -9,7 +9,7 @@ WORKERS ?= 2
 # Peak memory of one worker, in GB, above which the tests fail.
 WORKER_MEMORY ?= 3
 
-.PHONY: quickstart test test-slow lint format tests lock clean
+.PHONY: quickstart test test-slow lint format tests docs notebooks lock clean
 
 quickstart: $(VENV)/installed-core
 	@$(BIN)/python -m dlmjax prepare --input builtin:python-docs --tokenizer bytes --output $(RUN)/data --valid-fraction 0.05 --test-fraction 0.05 --split-seed 1
@@ -35,6 +35,16 @@ tests: $(VENV)/installed-$(EXTRAS)
 
 test-slow: $(VENV)/installed-$(EXTRAS)
 	$(PYTEST) -m "slow and not nightly"
+
+# A broken link, a heading that is not there or a page without an entry in mkdocs.yml ends it.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "pages:       open build/site/index.html in a browser; with search: $(BIN)/python -m http.server -d build/site"
+
+# The pages of the notebooks with their outputs, which are committed: docs/notebooks (about five minutes on two cores).
+notebooks: $(VENV)/installed-notebooks
+	$(BIN)/python docs/site/notebooks.py
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .

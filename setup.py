@@ -15,6 +15,7 @@ SCALING = ["matplotlib>=3.9"]
 # MAUVE's own library, with its faiss and scikit-learn; without it `dlmjax quality` leaves that one number out.
 QUALITY = ["mauve-text>=0.4", *SCALING]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"]
 BEAM = ["apache-beam>=2.77"]
 TEST = [
     "pytest>=8.3",
@@ -66,6 +67,7 @@ setup(
         "quality": QUALITY,
         "beam": BEAM,
         "notebooks": NOTEBOOKS,
+        "docs": DOCS,
     },
     entry_points={"console_scripts": ["dlmjax = dlmjax.__main__:main"]},
     classifiers=[

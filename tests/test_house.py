@@ -17,7 +17,7 @@ from dlmjax.train import train_step_of
 from dlmjax.training import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("dlmjax/**/*.py", "tests/**/*.py", "benchmarks/*.py", "configs/**/*.py", "launch/*.py")
+PLACES = ("docs/site/*.py", "dlmjax/**/*.py", "tests/**/*.py", "benchmarks/*.py", "configs/**/*.py", "launch/*.py")
 FILES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 

@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make quickstart` and `make test`; `make test-slow` runs the heavy forms of the tests. Needs Python >= 3.11, make and a package index.
+# Two commands for a newcomer: `make quickstart` and `make test`; `make test-slow` runs the heavy forms of the tests, `make docs` makes the site. Needs Python >= 3.11, make and a package index.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
@@ -40,7 +40,7 @@ test-slow: $(VENV)/installed-$(EXTRAS)
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m mkdocs build --strict --quiet
-	@echo "pages:       open build/site/index.html in a browser; with search: $(BIN)/python -m http.server -d build/site"
+	@echo "pages:       open build/site/index.html in a browser"
 
 # The pages of the notebooks with their outputs, which are committed: docs/notebooks (about five minutes on two cores).
 notebooks: $(VENV)/installed-notebooks

@@ -74,7 +74,8 @@ def on_files(files, config):
     sources = {page: text for file in found if (page_of(file) or "").startswith("source/") for page, text in source_pages(file)}
     for page in sorted(sources):
         files.append(File.generated(config, page, content=sources[page]))
-    files.append(File.generated(config, "site.css", content=(ROOT / "docs/site/site.css").read_text(encoding="utf-8")))
+    for name in ("site.css", "worker.js"):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / "docs" / "site" / name)))
     return files
 
 
@@ -89,3 +90,14 @@ def on_page_markdown(markdown, page, config, files):
             pieces += [markdown[end : match.start(2)], link]
             end = match.end(2)
     return "".join([*pieces, markdown[end:]])
+
+
+SHIM = "https://unpkg.com/iframe-worker/shim"  # what the theme loads for the search of pages that are opened as files
+
+
+def on_post_page(output, page, config):
+    return output.replace(SHIM, "../" * page.file.dest_uri.count("/") + "worker.js")
+
+
+def on_post_template(output_content, template_name, config):
+    return output_content.replace(SHIM, "/worker.js")

@@ -299,7 +299,9 @@ def _check_together(config: ConfigDict) -> None:
     _token_budgets(data.paths)
     check_sizes(dict(config.mesh))
     if config.optimizer.warmup > train.steps:
-        raise InputError(f"optimizer.warmup ({config.optimizer.warmup}) is longer than train.steps ({train.steps})")
+        raise InputError(
+            f"optimizer.warmup ({config.optimizer.warmup}) is longer than train.steps ({train.steps}); lower it or raise the steps"
+        )
     kernel, prefixed = config.execution.attention, model.time_input.startswith("prefix")
     if kernel != "dense" and prefixed:
         raise InputError(

@@ -107,7 +107,7 @@ def test_the_list_of_rooms_is_one_and_complete():
     modules = {path.stem for path in ROOT.glob("dlmjax/*.py")} | {path.parent.name for path in ROOT.glob("dlmjax/*/__init__.py")}
     assert sorted(name for row in rows for name in row) == sorted(modules - {"__init__"})
     for path in ROOT.glob("dlmjax/*/*.py"):
-        assert (path.parent / "__init__.py").exists(), f"{path.parent} is no package, so that nothing watches its imports"
+        assert (path.parent / "__init__.py").exists(), f"{path.parent} is not a package, so that its imports are not checked"
 
 
 def test_the_page_lists_the_files_of_one_batch(small_corpus):

@@ -101,7 +101,8 @@ def test_the_page_lists_every_suite():
         stride, eos = str(suite.step) if suite.step < suite.window else "no context", "yes" if suite.eos else "no"
         cells = (f"`{suite.name}`", suite.corpus, suite.documents, suite.detokeniser, eos, f"{suite.window}, {stride}")
         rows.append(f"| {' | '.join((*cells, f'{suite.packing}, {suite.remainder}', suite.units[0]))} |")
-    assert rows == re.findall(r"^\| `\w+` \| .* \| \w+, \w+ \| \w+ \|$", page, re.MULTILINE)
+    listed = re.findall(r"^\| `\w+` \| .* \| \w+, \w+ \| \w+ \|$", page, re.MULTILINE)
+    assert rows == listed, "\n".join(["missing:", *(row for row in rows if row not in listed)])
 
 
 def test_a_suite_of_a_file_is_one_of_the_package(tmp_path):

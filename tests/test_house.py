@@ -1,4 +1,4 @@
-"""The habits that docs/architecture.md promises, held by a test: short files and functions, no hidden defaults, no loose ends."""
+"""What docs/architecture.md promises, held by a test: short files and functions, no hidden defaults, no loose ends."""
 
 import ast
 import pathlib
@@ -96,12 +96,12 @@ def test_only_the_sharding_table_names_a_mesh_axis():
             assert not re.search(r"[\"'](fsdp|tensor|sequence)[\"']", path.read_text(encoding="utf-8")), path
 
 
-def test_the_list_of_rooms_is_one_and_complete():
+def test_the_list_of_packages_is_one_and_complete():
     """The table of docs/architecture.md is the contract that lint-imports enforces, row by row, and every module is on it."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
     layers = [[name.strip().removeprefix("dlmjax.") for name in layer.split("|")] for layer in contract["layers"]]
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    table = page.partition("| room |")[2].partition("\n\n")[0].splitlines()[2:]
+    table = page.partition("| package or module |")[2].partition("\n\n")[0].splitlines()[2:]
     rows = [[name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`([^`]+)`", line.split("|")[1])] for line in table]
     assert rows == layers
     modules = {path.stem for path in ROOT.glob("dlmjax/*.py")} | {path.parent.name for path in ROOT.glob("dlmjax/*/__init__.py")}

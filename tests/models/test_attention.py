@@ -72,7 +72,7 @@ def test_dense_equals_jax_nn_forward_and_backward(mask):
 
 
 def test_no_allowed_key_gives_numbers():
-    """No description in this room leaves a row empty; one that did must still not poison the batch."""
+    """No description in this package leaves a row empty; one that did must still not poison the batch."""
     q, k, v, dout = (jnp.asarray(x) for x in inputs())
     bias = jnp.full((B, L, L), FORBIDDEN)
     out, pull = jax.vjp(lambda q, k, v: dense_attention(q, k, v, bias), q, k, v)

@@ -1,4 +1,4 @@
-"""The training room with the real network and a real objective, which it does not know, on eight devices."""
+"""The training package with the real network and a real objective, which it does not know, on eight devices."""
 
 import jax
 import numpy as np

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dlmjax.models import Execution as Execution
     from dlmjax.models import ModelSpec as ModelSpec
     from dlmjax.models import build_network as build_network
+    from dlmjax.models import from_nnx as from_nnx
     from dlmjax.run import open_run as open_run
     from dlmjax.sampling import Sampler as Sampler
     from dlmjax.train import train as train
@@ -39,6 +40,7 @@ _HOMES = {
     "build_optimizer": ("dlmjax.training", "build_optimizer"),
     "evaluate": ("dlmjax.evaluate", ""),
     "export": ("dlmjax.interop.export", "export"),
+    "from_nnx": ("dlmjax.models", "from_nnx"),
     "init_state": ("dlmjax.training", "init_state"),
     "load_config": ("dlmjax.config", "load"),
     "make_process": ("dlmjax.diffusion", "make_process"),

@@ -23,6 +23,7 @@ from dlmjax.errors import InputError
 from dlmjax.models import head
 from dlmjax.models.attention import make_attention
 from dlmjax.models.completep import multipliers
+from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_norm, rotary_tables, rotate, time_features
 from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.models.masks import EVERYWHERE, Full, Mask, Prefixed, as_mask, within
@@ -77,6 +78,30 @@ class Network:
     def parameter_count(self) -> int:
         """Number of weights, the embedding once when tied."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract()))
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.spec.width
+
+    @property
+    def dropout(self) -> bool:
+        """Whether a training step passes keys for dropout."""
+        return self.spec.dropout > 0
+
+    @property
+    def self_condition(self) -> bool:
+        """Whether the denoiser takes an x0 prediction as a hint."""
+        return self.spec.self_condition
+
+    @property
+    def caches(self) -> bool:
+        """Whether a row can be read in pieces, with the keys and values of earlier pieces in buffers (`models.cache`)."""
+        return True
+
+    def training_flops_per_token(self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0) -> float:
+        """See `models.flops.training_flops_per_token`."""
+        return training_flops_per_token(self.spec, length, head_share, streams=streams, passes=passes)
 
     def bind(
         self,

@@ -7,15 +7,18 @@
     gpt2    LayerNorm, learned positions, GELU in its tanh form, biases (Radford et al. 2019)
     bert    norms after each sum, learned positions, token types, GELU, a transform before the head (BERT 1810.04805, RoBERTa 1907.11692)
 
-A config names one in `model.family`, with values that differ from the family's: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`.
+A config names one in `model.family`, with values that differ from the family's: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`;
+or a network of one's own, `my_module.py:build` (`models.own`).
 Any may run its layers several times, `qwen3(loops=2)`, or attend within a window of the row, `llama(window=4096)` (Mistral 2310.06825).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dlmjax import choices
+from dlmjax.errors import InputError
 from dlmjax.models.spec import TIME_FEATURES, TIME_INPUTS, ModelSpec
 
 _LAYER_NORM = dict(qk_norm=False, bias="all", norm="layer", positions="learned")
@@ -34,6 +37,20 @@ VALUES = ("norm_eps", "shift", "loops", "window", *_OF_LEARNED, *_OF_ROTARY)
 # Fields that a family fixes: a network that differs in one of these belongs to another family.
 STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "norm_placement", "head")
 _FIELDS = choices.parameters_of(ModelSpec)
+_OWN = re.compile(r"(?P<file>.+\.py)(?::(?P<function>[^/\\]*))?", re.DOTALL)
+
+
+def own_module(text: str) -> tuple[str, str] | None:
+    """(file, function) where `model.family` names a network of one's own, "my_module.py:build"; None for a family.
+
+    Raises InputError: a Python file without a function.
+    """
+    found = _OWN.fullmatch(text)
+    if found is None:
+        return None
+    if not (found["function"] or "").isidentifier():
+        raise InputError(f"model.family={text!r:.200} names a Python file and no function in it; write {found['file'][-80:]}:FUNCTION")
+    return found["file"], found["function"]
 
 
 def family_fields(text: str) -> dict[str, Any]:

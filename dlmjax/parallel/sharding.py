@@ -37,6 +37,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlmjax import choices
 from dlmjax.errors import InputError
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -54,6 +55,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "row": ("data", "fsdp"),
     "length": ("sequence",),
     "head_length": ("sequence", "tensor"),
+    # weights of a network of one's own (`models.own`), which may name a mesh axis itself
+    "data": ("data",),
+    "fsdp": ("fsdp",),
+    "sequence": ("sequence",),
+    "tensor": ("tensor",),
 }
 # Weight axes that are split for storage only: gathered before a weight is used, so that activations never move instead.
 GATHERED = ("table", "embed")
@@ -65,13 +71,14 @@ class Partition:
 
     mesh: jax.sharding.Mesh
 
-    def mesh_axes(self, axis: str) -> tuple[str, ...]:
-        """The mesh axes that split a logical axis; those of size 1 split nothing and are left out."""
-        return tuple(name for name in RULES[axis] if self.mesh.shape[name] > 1)
+    def mesh_axes(self, axis: str | tuple[str, ...]) -> tuple[str, ...]:
+        """The mesh axes that split a logical axis, or several together; those of size 1 split nothing and are left out."""
+        axes = (axis,) if isinstance(axis, str) else axis
+        return tuple(name for part in axes for name in RULES[part] if self.mesh.shape[name] > 1)
 
-    def ways(self, axis: str) -> int:
+    def ways(self, axis: str | tuple[str, ...]) -> int:
         """Number of pieces that a logical axis is split into."""
-        return math.prod(self.mesh.shape[name] for name in RULES[axis])
+        return math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
 
     @property
     def flat(self) -> bool:
@@ -100,6 +107,19 @@ class Partition:
     def gather(self, weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """The weight as a matmul uses it: storage axes gathered over the mesh, tensor-parallel axes left split."""
         return self.constrain(weight, tuple(None if axis in GATHERED else axis for axis in axes))
+
+    def require_divisible(self, shape: tuple[int, ...], axes: tuple[Any, ...]) -> None:
+        """Raises InputError: an array of this shape cannot be split like this: an axis that is unknown or used twice, or a size that is
+        not a multiple of its pieces."""
+        used = [name for axis in axes if axis for name in ((axis,) if isinstance(axis, str) else axis)]
+        for name in used:
+            choices.lookup("axis", name, RULES)
+        on_mesh = [name for axis in axes if axis for name in self.mesh_axes(axis)]
+        if len(axes) != len(shape) or len({*on_mesh}) != len(on_mesh):
+            raise InputError(f"axes {axes} do not fit an array of shape {shape}: requires one for each of its axes, none of them twice")
+        for size, axis in zip(shape, axes, strict=True):
+            if axis and size % self.ways(axis):
+                raise InputError(f"axis {axis} splits a size of {size} into {self.ways(axis)} pieces, which do not divide it; change one")
 
     def check(self, batch: int, length: int, width: int, heads: int, kv_heads: int, ffn: int) -> None:
         """Raises InputError, naming the sizes, when a microbatch over all hosts or a model cannot be laid out on this mesh."""

@@ -29,7 +29,7 @@ from dlmjax.diffusion.registry import check_call, check_process, curriculum_of
 from dlmjax.errors import InputError
 from dlmjax.fields import FIELDS, hashed, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
-from dlmjax.models.families import model_spec
+from dlmjax.models.families import model_spec, own_module
 
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
 PATHS = "data.paths"
@@ -102,7 +102,18 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         _check_tree(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return override(config, overrides)
+    return _with_module_beside(override(config, overrides), path)
+
+
+def _with_module_beside(config: ConfigDict, path: str) -> ConfigDict:
+    """The config with the whole path of a network of one's own, which is beside the config's file. Raises InputError: no such file."""
+    if (named := own_module(config.model.family)) is None:
+        return config
+    file = (pathlib.Path(path).parent / named[0]).resolve()
+    if not file.is_file():
+        raise InputError(f"model.family={config.model.family}: {file} does not exist; give a file beside the config, or its whole path")
+    config.model.family = f"{file}:{named[1]}"
+    return config
 
 
 def split_size(path: str) -> tuple[str, tuple[str, ...]]:
@@ -344,9 +355,10 @@ def _check_choices(config: ConfigDict) -> None:
                 check_call(kind, process[kind])
     with _of_field("process.name"):
         reads_time = check_process(process.name, process.schedule)
-    if reads_time and config.model.time_input == "none":
+    if reads_time and config.model.time_input == "none" and own_module(config.model.family) is None:
         raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
-    model_spec(config.model, vocab=config.model.vocab or 1)
+    if own_module(config.model.family) is None:
+        model_spec(config.model, vocab=config.model.vocab or 1)
 
 
 @contextlib.contextmanager
@@ -362,7 +374,7 @@ def fingerprint(config: ConfigDict) -> str:
     """Short hash of the fields that decide what a run computes: without machine, logging and paths, and `hashed`."""
     values = leaves(config)
     free = non_identity_fields()
-    fixed = {name: value for name, value in hashed(values).items() if name not in free}
+    fixed = {name: _identity(name, value) for name, value in hashed(values).items() if name not in free}
     if budgets := _token_budgets(values[PATHS]):
         fixed[PATHS] = budgets
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:12]
@@ -372,7 +384,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Fields that make two flat configs different runs, as `name: old -> new`. A field that is newer than `old` had its default there."""
     free = non_identity_fields()
     old = {**leaves(default()), **old}
-    names = [name for name in {**old, **new} if name not in free and _plain(old.get(name)) != _plain(new.get(name))]
+    names = [name for name in {**old, **new} if name not in free and _identity(name, old.get(name)) != _identity(name, new.get(name))]
     if _token_budgets(old.get(PATHS, ())) != _token_budgets(new.get(PATHS, ())):
         names.append(PATHS)
     return [f"{name}: {_plain(old.get(name))} -> {_plain(new.get(name))}" for name in names]
@@ -383,6 +395,14 @@ def _token_budgets(paths: Sequence[str]) -> list[int | None]:
     with _of_field(PATHS):
         tokens = [parse_path(path)[1] for path in paths]
     return tokens if any(tokens) else []
+
+
+def _identity(name: str, value: Any) -> Any:
+    """A value as far as it decides what a run computes: the file of a network of one's own without its folder (its content is compared by
+    the workdir)."""
+    if name == "model.family" and isinstance(value, str) and (named := own_module(value)):
+        return f"{pathlib.PurePath(named[0]).name}:{named[1]}"
+    return _plain(value)
 
 
 def _plain(value: Any) -> Any:

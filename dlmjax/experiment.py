@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dlmjax import choices
+from dlmjax import choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
@@ -20,14 +20,16 @@ from dlmjax.diffusion.process import init_params, loss_share
 from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
-from dlmjax.models import Execution, ModelSpec, Network, build_network, model_spec
+from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
-from dlmjax.models.flops import training_flops_per_token
+from dlmjax.models.families import own_module
+from dlmjax.models.layout import SINGLE
+from dlmjax.module_file import ModuleFile
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Hyperparameters, OptimizerSpec, abstract_state, build_optimizer, hyperparameters_of
 from dlmjax.workdir import claim_workdir as claim_workdir
 from dlmjax.workdir import embedding_of as embedding_of
-from dlmjax.workdir import newest_meta, stored_config, stored_embedding, stored_inputs, stored_table, stored_tokenizer
+from dlmjax.workdir import newest_meta, stored_bytes, stored_config, stored_embedding, stored_inputs, stored_table, stored_tokenizer
 
 logger = logging.getLogger("dlmjax")
 
@@ -41,14 +43,15 @@ class Experiment:
     process: Process
     objective: Objective
     partition: Partition
-    network: Network
+    network: TrainableNetwork
     optimizer: Any
     hyperparameters: Hyperparameters
+    module: ModuleFile | None = None  # the file of a network of one's own
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         """(sum of nats over the batch, loss terms), for `make_train_step`."""
         dropout_key = None
-        if self.network.spec.dropout:
+        if self.network.dropout:
             # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
             dropout_key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), batch["row"])
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
@@ -56,7 +59,7 @@ class Experiment:
 
     def evaluator(self, **grid: Any) -> Evaluator:
         """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""
-        hints = self.network.spec.self_condition
+        hints = self.network.self_condition
         return Evaluator(self.process.bound, self.network.bind, put_batch=self.partition.put_batch, self_condition=hints, **grid)
 
     @property
@@ -66,7 +69,7 @@ class Experiment:
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
         length, share = self.config.data.length, loss_share(process)
-        return training_flops_per_token(self.network.spec, length, share, streams=process.attention.streams, passes=passes)
+        return self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
@@ -92,9 +95,9 @@ class Experiment:
         return self.partition.tree(_beside(self.network.axes, jax.tree.map(lambda leaf: (None,) * leaf.ndim, learned)))
 
     @property
-    def unpartitioned(self) -> Network:
+    def unpartitioned(self) -> TrainableNetwork:
         """The same network without sharding constraints: for canvases, whose few rows need not be divisible by the devices."""
-        return build_network(self.network.spec, self.network.execution)
+        return dataclasses.replace(self.network, layout=SINGLE)
 
     def abstract_params(self) -> dict:
         """Shapes of the tree that `init` returns."""
@@ -129,25 +132,33 @@ def _beside(network: dict, process: dict) -> dict:
 
 
 def assemble(
-    config: ConfigDict, tokenizer: Tokenizer, devices: list | None = None, counts_V: Any = None, embedding_VE: Any = None
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    devices: list | None = None,
+    counts_V: Any = None,
+    embedding_VE: Any = None,
+    module: ModuleFile | None = None,
 ) -> Experiment:
     """Builds process, network, mesh and optimizer of a checked config.
 
     Args:
       counts_V: the corpus's token counts, for processes that require them.
       embedding_VE: the table of embeddings, where the process's values name a file of one (`embedding_of`).
+      module: the file of a network of one's own, where it was read already; None = the one that `model.family` names, if it names one.
 
     Raises:
       InputError: the vocabulary does not hold the tokenizer's ids, a name is unknown, the mesh does not fit the devices or the batch,
         the attention kernel cannot train rows of this length, a curriculum leaves no steps for its last phase.
     """
-    experiment = _assembled(config, tokenizer, devices, counts_V, embedding_VE)
+    experiment = _assembled(config, tokenizer, devices, counts_V, embedding_VE, module or module_file.read(config))
     _check_rows(config, experiment.process)
     config_lib.check_curriculum(config, experiment.process)
     return experiment
 
 
-def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any) -> Experiment:
+def _assembled(
+    config: ConfigDict, tokenizer: Tokenizer, devices: list | None, counts_V: Any, embedding_VE: Any, module: ModuleFile | None
+) -> Experiment:
     """`assemble` without the checks of a run that is to be trained: a finished run is opened as it is."""
     vocab = config.model.vocab or tokenizer.vocab_size
     if vocab < tokenizer.vocab_size:
@@ -155,14 +166,13 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
             f"model.vocab is {vocab}, but the corpus's tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; raise it or set 0"
         )
     process = _process(config, tokenizer, vocab, counts_V, embedding_VE)
-    if process.time_input and config.model.time_input == "none":
-        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
-    mesh = make_mesh(**config.mesh, devices=devices)
-    partition = Partition(mesh)
-    classes = process.output.columns if process.states.dim else vocab
-    spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, self_condition=config.process.self_condition > 0)
-    _check_family(config, spec, process)
-    network = build_network(spec, Execution(**config.execution), partition)
+    partition = Partition(make_mesh(**config.mesh, devices=devices))
+    if module is None:
+        network = _network(config, process, vocab, partition)
+    else:
+        network = module.network(config, vocab, partition)
+        network.require_process(process, config.process.self_condition)
+        network.require_mesh(partition)
     optimizer = OptimizerSpec(**config.optimizer)
     times, of_times = choices.parse(config.process.times)
     weighting, of_weighting = choices.parse(config.process.weighting or "bound")
@@ -181,7 +191,18 @@ def _assembled(config: ConfigDict, tokenizer: Tokenizer, devices: list | None, c
         network=network,
         optimizer=_optimizer(optimizer, network, process),
         hyperparameters=hyperparameters_of(optimizer, config.train.steps),
+        module=module,
     )
+
+
+def _network(config: ConfigDict, process: Process, vocab: int, partition: Partition) -> TrainableNetwork:
+    """The network of a family. Raises InputError: the process requires what it does not have."""
+    if process.time_input and config.model.time_input == "none":
+        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
+    classes = process.output.columns if process.states.dim else vocab
+    spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, self_condition=config.process.self_condition > 0)
+    _check_family(config, spec, process)
+    return build_network(spec, Execution(**config.execution), partition)
 
 
 def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE) -> Process:
@@ -234,7 +255,7 @@ def _check_rows(config: ConfigDict, process: Process) -> None:
         )
 
 
-def _optimizer(spec: OptimizerSpec, network: Network, process: Process) -> Any:
+def _optimizer(spec: OptimizerSpec, network: TrainableNetwork, process: Process) -> Any:
     """One optimizer for the network and the process parameters, which may have another learning rate; CompleteP applies to the network
     alone."""
     learned = process.parameters
@@ -280,10 +301,15 @@ class OpenedRun(Protocol):
     workdir: pathlib.Path
 
 
-def open_experiment(workdir: str) -> Experiment:
+def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFile | None = None) -> Experiment:
     """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
-    Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints.
+    Args:
+      trust_code: whether the workdir's Python file of a network of one's own may be run.
+      module: a file to run in its place.
+
+    Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints; a network of one's own,
+      and neither `trust_code` nor `module`.
     """
     root = pathlib.Path(workdir)
     meta = newest_meta(root)
@@ -292,8 +318,15 @@ def open_experiment(workdir: str) -> Experiment:
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
         if not runs_on(config.execution.attention, config.execution.dtype, jax.default_backend()):
             config.execution.attention = "dense"
-    tokenizer = stored_tokenizer(root, inputs)
-    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), stored_embedding(config, root, inputs))
+    if (named := own_module(config.model.family)) and module is None:
+        if not trust_code:
+            raise InputError(
+                f"{root} has a network of its own, whose Python code ({root / module_file.FILE}) would be run; read that file, and pass "
+                "--trust-code (trust_code=True in Python) where you trust it"
+            )
+        module = ModuleFile(root / module_file.FILE, named[1], stored_bytes(root, module_file.FILE, inputs))
+    tokenizer, embedding_VE = stored_tokenizer(root, inputs), stored_embedding(config, root, inputs)
+    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), embedding_VE, module if named else None)
 
 
 def kept(experiment: Experiment, weights: str) -> str:

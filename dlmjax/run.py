@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from dlmjax.experiment import Experiment, kept, open_experiment
+from dlmjax.module_file import ModuleFile
 from dlmjax.training import Checkpoints
 
 
@@ -18,16 +19,20 @@ class Run:
     workdir: pathlib.Path
 
 
-def open_run(workdir: str, *, weights: str = "ema", step: int | None = None) -> Run:
+def open_run(
+    workdir: str, *, weights: str = "ema", step: int | None = None, trust_code: bool = False, module: ModuleFile | None = None
+) -> Run:
     """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
 
     Args:
       weights: "ema" (the average; falls back to "raw" with a note when the run kept none) or "raw".
+      trust_code: whether the workdir's Python file of a network of one's own may be run.
+      module: a file to run in its place, `dlmjax.module_file.ModuleFile`.
 
     Raises:
-      InputError: not a workdir, no whole checkpoint.
+      InputError: not a workdir, no whole checkpoint, a network of one's own that nobody has said to trust.
     """
-    experiment, root = open_experiment(workdir), pathlib.Path(workdir)
+    experiment, root = open_experiment(workdir, trust_code=trust_code, module=module), pathlib.Path(workdir)
     weights = kept(experiment, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: experiment.abstract_state()[name]}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from dlmjax import config as config_lib
+from dlmjax import module_file
 from dlmjax.cluster import host
 from dlmjax.cluster.agree import Agreement, refused_together
 from dlmjax.cluster.chips import peak_flops
@@ -25,6 +26,7 @@ from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.result import of_mixture
 from dlmjax.experiment import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
+from dlmjax.models.families import own_module
 from dlmjax.modules import make_callable
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for, suppressed_ids
 from dlmjax.training import (
@@ -43,7 +45,7 @@ from dlmjax.training import (
 )
 from dlmjax.training import read as read_metrics
 from dlmjax.training.metrics import FILE as METRICS
-from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside
+from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside, newest_meta, stored_config, stored_inputs
 
 logger = logging.getLogger("dlmjax")
 WORSE = 2.0  # a run whose loss is this multiple of its first one has diverged; a new phase of a curriculum raises the loss by less
@@ -73,16 +75,17 @@ def train(
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
     config_lib.check(config)
     host.keep_freed_memory()
+    module = module_file.read(config)
     corpora = open_corpora(config, "train")
     counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)
-    experiment = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE)
+    experiment = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE, module=module)
     connect(experiment.partition.mesh)
     # Everything that can be refused is refused here, before a file of the workdir is moved or written.
     rows = experiment.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
     first = _first_state(experiment, None if fresh else workdir, fork, init)
     train_step, process = _traced_step(experiment), experiment.process.phases.at_step(0)
-    with _claimed(config, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
+    with _claimed(experiment, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(experiment, corpora, workdir)
 
         # --- 2. The start -------------------------------------------------------------------------------------------------------
@@ -136,11 +139,12 @@ def train(
 
 
 @contextlib.contextmanager
-def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, fresh: bool) -> Iterator[Checkpoints]:
+def _claimed(experiment: Experiment, workdir: pathlib.Path, corpora: list, counts_V, table_VE, fresh: bool) -> Iterator[Checkpoints]:
     """`with _claimed(...) as checkpoints:`: no other run writes in the workdir. Either all processes enter the block, or none does.
 
     fresh: the workdir's files are moved aside first. After that nothing is refused but by the file system.
     """
+    config, module = experiment.config, experiment.module and experiment.module.content
     with contextlib.ExitStack() as held:
         with refused_together():
             held.enter_context(host.sole_writer(workdir))
@@ -148,7 +152,7 @@ def _claimed(config, workdir: pathlib.Path, corpora: list, counts_V, table_VE, f
                 host.log(f"--fresh: the files of {workdir} are now in {aside}; delete it when it is no longer needed")
         with refused_together():  # no process reads the workdir before the first one has moved its files
             texts = [corpus.fingerprint for corpus in corpora]
-            inputs = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts)
+            inputs = claim_workdir(workdir, config, corpora[0].tokenizer, counts_V, table_VE, texts, module)
         kept = {"keep": config.checkpoint.keep, "best": config.checkpoint.best}
         yield Checkpoints(workdir / CHECKPOINTS, **kept, common={"given": inputs})
 
@@ -368,6 +372,15 @@ _DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name",
 
 def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment:
     """The experiment of another run. Raises InputError: its network computes another function of the same weights, or has other weights."""
+    root = pathlib.Path(other)
+    meta = newest_meta(root)
+    family, families = experiment.config.model.family, stored_config(root, meta).model.family
+    if own_module(family) or own_module(families):
+        if not (own_module(family) and own_module(families)):
+            raise InputError(f"the weights of {flag} {other} are of model.family={families}, and this run has model.family={family}")
+        if stored_inputs(root, meta).get("files", {}).get(module_file.FILE) != experiment.module.sha256:
+            logger.warning("%s was trained with other code than model.family=%s has now; its weights are read as they are", other, family)
+        return open_experiment(other, module=experiment.module)
     origin = open_experiment(other)
     here, there = experiment.network.spec, origin.network.spec
     names = here.differing(there)

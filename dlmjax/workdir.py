@@ -5,6 +5,7 @@ workdir/
     texts.json         inputs of the run: a fingerprint of each corpus, the hash of the tokenizer, the sha256 of the tables below
     counts.npy         occurrences of each token in the training text, for processes that require them
     embedding.npy      the embedding table whose file process.name names, for processes that take one
+    module.py          the Python file of a network of one's own, where model.family names one; run only for a caller that trusts it
     tokenizer/         the tokenizer of the corpus, so that a run can be sampled without its corpus
     checkpoints/       see `training.checkpoint`
     metrics.jsonl      one line per event;  tensorboard/  the same as curves
@@ -27,7 +28,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dlmjax import choices
+from dlmjax import choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Tokenizer, counts, load_tokenizer
 from dlmjax.data.tokenizers import save_tokenizer
@@ -41,7 +42,8 @@ from dlmjax.training.metrics import read as read_metrics
 
 CONFIG, TEXTS, EMBEDDING, TOKENIZER, CHECKPOINTS = "config.json", "texts.json", "embedding.npy", "tokenizer", "checkpoints"
 # The files that `--fresh` moves, in this order: a workdir whose move was interrupted does not look like a run that can resume.
-STATE = (CHECKPOINTS, METRICS, "tensorboard", GOODPUT, TEXTS, counts.FILE, EMBEDDING, TOKENIZER, CONFIG)
+STATE = (CHECKPOINTS, METRICS, "tensorboard", GOODPUT, TEXTS, counts.FILE, EMBEDDING, module_file.FILE, TOKENIZER, CONFIG)
+_WRITE_AGAIN = "put it back; where its corpus is at hand, `dlmjax train` with the run's config writes it again once it is removed"
 _MEND = "restore it; or remove it, and it is made again from the newest checkpoint (nothing was changed)"
 
 
@@ -145,19 +147,27 @@ def stored_table(workdir: pathlib.Path, name: str, inputs: dict) -> np.ndarray |
 
     Raises InputError: it is missing though the run has one, was changed, or is not an array.
     """
-    file, expected = workdir / name, inputs.get("files", {}).get(name)
-    mend = "put it back; where its corpus is at hand, `dlmjax train` with the run's config writes it again once it is removed"
-    if not os.path.lexists(file):
-        if expected:
-            raise InputError(f"{file} is missing; {mend}")
+    if not os.path.lexists(workdir / name) and name not in inputs.get("files", {}):
         return None
+    content = stored_bytes(workdir, name, inputs)
     try:
-        content = file.read_bytes()
-        if expected and hashlib.sha256(content).hexdigest() != expected:
-            raise ValueError("it was changed since it was written: its sha256 differs")
         return np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise InputError(f"{file} is not the table of the run any more: {why(error)}; {mend}") from None
+        raise InputError(f"{workdir / name} is not the table of the run any more: {why(error)}; {_WRITE_AGAIN}") from None
+
+
+def stored_bytes(workdir: pathlib.Path, name: str, inputs: dict) -> bytes:
+    """The content of a file whose sha256 the run recorded. Raises InputError: it is missing, or was changed."""
+    file, expected = workdir / name, inputs.get("files", {}).get(name)
+    if not os.path.lexists(file):
+        raise InputError(f"{file} is missing; {_WRITE_AGAIN}")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); {_WRITE_AGAIN}") from None
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        raise InputError(f"{file} is not that of the run any more: it was changed since it was written: its sha256 differs; {_WRITE_AGAIN}")
+    return content
 
 
 # ---- the table of embeddings ---------------------------------------------------------------------------------------------------------
@@ -210,11 +220,12 @@ def claim_workdir(
     counts_V: Any = None,
     embedding_VE: Any = None,
     texts: Sequence[str] = (),
+    module: bytes | None = None,
 ) -> dict[str, Any]:
     """Writes config, tokenizer, fingerprints of the corpora, counts and embedding table into a new workdir; refuses one of another run.
 
     A workdir in which nothing was trained, because a first start ended with bad input, takes the new config. texts: a fingerprint of each
-    corpus. Returns the inputs of the run, for its checkpoints.
+    corpus. module: the Python file of a network of one's own. Returns the inputs of the run, for its checkpoints.
 
     Raises:
       InputError: the workdir's config differs in fields that belong to a run's identity (they are named), or its text differs, or a file
@@ -227,6 +238,8 @@ def claim_workdir(
         content = io.BytesIO()
         np.save(content, embedding_VE, allow_pickle=False)
         tables[EMBEDDING] = content.getvalue()
+    if module is not None:
+        tables[module_file.FILE] = module
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in tables.items()}
     inputs = {"texts": list(texts), "tokenizer": tokenizer.hash, "files": hashes}
     if trained(workdir):
@@ -274,6 +287,11 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, inputs: dict) -
         )
     for name, wanted in inputs["files"].items():
         if before.get("files", {}).get(name, wanted) != wanted:
+            if name == module_file.FILE:
+                raise InputError(
+                    f"model.family={config.model.family} is not the code that {workdir} was trained with, {workdir / name}: use that, or go "
+                    f"on with the new code in another --workdir by --fork {workdir} (nothing was changed)"
+                )
             raise InputError(f"{workdir / name} is not the table that the run was trained with; put that back (nothing was changed)")
 
 

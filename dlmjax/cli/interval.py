@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         eval_batches(held_out, batch_size=-(-arguments.batch // ways) * ways),
         IntervalSettings(arguments.windows, arguments.draws, arguments.least, arguments.seed),
         put_batch=experiment.partition.put_batch,
-        self_condition=experiment.network.spec.self_condition,
+        self_condition=experiment.network.self_condition,
     )
     print(
         f"the loss varies least for t in [{found.low:.2f}, {found.high:.2f}]: variance {found.variance:.3f}, over all times "

@@ -104,7 +104,7 @@ class Adapter(LM):
             tokens=batch * model.length,
             put_batch=model.put_batch,
             ways=model.ways,
-            self_condition=model.network.spec.self_condition,
+            self_condition=model.network.self_condition,
         )
         self.generator = Generator(model.process, model.network, model.tokenizer, longest=model.length, batch=batch, seed=seed)
 

@@ -161,7 +161,7 @@ class Generator:
             if self.walks:
                 self._samplers[settings] = BlockSampler(self.process, self.network, settings, eos_id=self.tokenizer.eos_id)
             else:
-                hints = self.network.spec.self_condition
+                hints = self.network.self_condition
                 self._samplers[settings] = Sampler(self.process, self.network.bind, settings, self_condition=hints)
         return self._samplers[settings]
 

@@ -160,11 +160,6 @@ class OwnNetwork:
         forward = cost.get("flops", 0.0) / length
         return 3.0 * passes * (forward + (2 * head_share * self.width * self.vocab if self._has_head else 0.0))
 
-    def differing(self, other: Any) -> list[str]:
-        """Always empty: files are compared by their content, and parameters by their shapes."""
-        del other
-        return []
-
     def bind(
         self,
         params: dict,

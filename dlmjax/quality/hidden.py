@@ -36,7 +36,7 @@ def embed_texts(run: Run, texts: Sequence[str], batch: int = 16) -> tuple[Float[
     encoder = Encoder(run, batch)
     sequences, capacity = run.experiment.tokenizer.encode_many(list(texts)), encoder.capacity
     pieces = [(n, ids[at : at + capacity]) for n, ids in enumerate(sequences) for at in range(0, len(ids), capacity)]
-    sums_ND = np.zeros((len(texts), run.experiment.network.spec.width), np.float64)
+    sums_ND = np.zeros((len(texts), run.experiment.network.width), np.float64)
     with Progress(len(pieces), "embedding", " windows") as bar:
         for start in range(0, len(pieces), batch):
             some = pieces[start : start + batch]

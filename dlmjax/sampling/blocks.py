@@ -246,7 +246,7 @@ class BlockSampler(_SemiAutoregressive):
     """Appends blocks of `size` tokens, each conditional on the finished ones.
 
     process: "blocks" with any noise (its block size), an autoregressive process (size 1), or any masked process whose network was trained
-      under `BlockCausal(size)`.  network: a `models.Network` on one device.
+      under `BlockCausal(size)`.  network: a `models.TrainableNetwork` on one device.
     eos_id: token that ends a row; None = rows end with the canvas.
     cached: False reads the whole row at every call and gives the same tokens; tests compare the buffers with it.
     """
@@ -255,7 +255,7 @@ class BlockSampler(_SemiAutoregressive):
         self, process, network, settings: SampleSettings, *, size: int | None = None, eos_id: int | None = None, cached: bool = True
     ):
         self.causal = process.attention.causal
-        self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached
+        self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached and network.caches
         self.size = 1 if self.causal else process.attention.block_size or size
         inner = process.bound if self.causal else process.capabilities.in_blocks
         if inner is None:
@@ -264,7 +264,7 @@ class BlockSampler(_SemiAutoregressive):
             )
         if self.size is None or self.size < 1:
             raise InputError(f"size, the length of a block of process {process.name}, is {self.size}; give at least 1")
-        self.inner = Sampler(inner, self._bind, settings, self_condition=network.spec.self_condition and not self.causal)
+        self.inner = Sampler(inner, self._bind, settings, self_condition=network.self_condition and not self.causal)
         self._mask = BlockCausal(self.size)
         self._advance, self._advance_unprompted = jax.jit(self._advanced), jax.jit(self._advanced_unprompted)
         self._whole = jax.jit(self._whole_row)
@@ -276,7 +276,7 @@ class BlockSampler(_SemiAutoregressive):
         del segments_BS, positions_BS, attention
         if self.causal:
             # `_piece_params` has made the only call for this token; it also wrote the buffers.
-            head = self._piece(args["params"], args["cache"], args["start"])
+            head = self._piece(args["params"], args["cache"], args["start"]) if self.cached else _WholeRowDenoiser(self, args)
             return _PrecomputedDenoiser(head, args["hidden"])
         if not self.cached:
             return _WholeRowDenoiser(self, args)
@@ -337,7 +337,7 @@ class BlockSampler(_SemiAutoregressive):
         are read here. Under a causal mask tokens are not read again, so any prompt of any row is read here.
         """
         streams = 2 if self.settings.guidance else 1
-        caches = [empty_cache(self.network, *canvas_state.tokens_BL.shape) for _ in range(streams)]
+        caches = [empty_cache(self.network, *canvas_state.tokens_BL.shape) if self.network.caches else None for _ in range(streams)]
         if not self.cached or not starts or not (canvas_state.condition_mask_BL.any() if self.causal else starts[0]):
             return caches, 0
         # The buffers without the prompt stay empty.
@@ -390,7 +390,7 @@ def sampler_for(
         if stride is not None:
             raise InputError(f"process {process.name} is sampled in blocks, to any length; leave the stride out")
         return BlockSampler(process, network, settings, eos_id=eos_id)
-    options = {"self_condition": network.spec.self_condition}
+    options = {"self_condition": network.self_condition}
     if stride is not None:
         return StrideSampler(process, network.bind, settings, window=window, stride=stride, eos_id=eos_id, **options)
     if eos_id is not None:

@@ -329,6 +329,17 @@ def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFil
     return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), embedding_VE, module if named else None)
 
 
+def require_family(workdir: str) -> None:
+    """Raises InputError: the network of a run is one of its own, which no other code base can load; nothing of it is run."""
+    root = pathlib.Path(workdir)
+    family = stored_config(root, newest_meta(root)).model.family
+    if own_module(family):
+        raise InputError(
+            f"{root} has a network of its own, model.family={family}, and an export requires one of a family (dlmjax train --help-config); "
+            "read its parameters in Python: dlmjax.open_run(DIR, trust_code=True).params"
+        )
+
+
 def kept(experiment: Experiment, weights: str) -> str:
     """The requested weights, "ema" or "raw"; "raw" where the run kept no average."""
     return weights if experiment.config.train.ema else "raw"

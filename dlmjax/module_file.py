@@ -1,4 +1,4 @@
-"""The Python file of a network of one's own: `model.family="my_module.py:build"`, where build(model, vocab, rngs) returns a `flax.nnx` module.
+"""The Python file of a network of one's own, `model.family="my_module.py:build"`: build(model, vocab, rngs) returns a `flax.nnx` module.
 
 model: the section `model` of the config, of which the function reads what it likes (`model.width`, `model.depth`, `model.dropout`).
 vocab: classes of the logits.  rngs: `nnx.Rngs`.

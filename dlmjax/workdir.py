@@ -289,8 +289,8 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, inputs: dict) -
         if before.get("files", {}).get(name, wanted) != wanted:
             if name == module_file.FILE:
                 raise InputError(
-                    f"model.family={config.model.family} is not the code that {workdir} was trained with, {workdir / name}: use that, or go "
-                    f"on with the new code in another --workdir by --fork {workdir} (nothing was changed)"
+                    f"model.family={config.model.family} is not the code that {workdir} was trained with ({workdir / name}): use that, or "
+                    f"go on with the new code in another --workdir by --fork {workdir} (nothing was changed)"
                 )
             raise InputError(f"{workdir / name} is not the table that the run was trained with; put that back (nothing was changed)")
 

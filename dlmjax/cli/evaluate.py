@@ -84,7 +84,10 @@ def run(arguments: argparse.Namespace, _) -> None:
     if pairs:
         _run_pairs(opened, evaluate_pairs(opened, text, settings), arguments.json)
         return
-    against = open_run(arguments.against, weights=arguments.weights, step=arguments.against_step) if arguments.against else None
+    against = None
+    if arguments.against:
+        named = {name: getattr(arguments, name) for name in ("weights", "trust_code")}
+        against = open_run(arguments.against, step=arguments.against_step, **named)
     tables = bool(arguments.breakdown or arguments.plot)
     found = evaluate(opened, text, settings, against=against, documents=bool(arguments.per_document), tables=tables)
     print(_table(found), flush=True)

@@ -71,7 +71,13 @@ def run(arguments: argparse.Namespace, _) -> None:
     keep_compiled(arguments.workdir)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
     options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "seed")
-    adapter = DlmJax(arguments.workdir, arguments.weights, arguments.step, **{name: getattr(arguments, name) for name in options})
+    adapter = DlmJax(
+        arguments.workdir,
+        arguments.weights,
+        arguments.step,
+        trust_code=arguments.trust_code,
+        **{name: getattr(arguments, name) for name in options},
+    )
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     with _errors_of_data(found, arguments.offline):
         results = simple_evaluate(

@@ -68,7 +68,7 @@ def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -
     from dlmjax.sampling import SampleSettings
 
     settings = sample_settings(arguments, opened, steps=SampleSettings.steps)
-    scorer = open_scorer(opened.experiment.tokenizer, arguments.scorer, arguments.scorer_workdir)
+    scorer = open_scorer(opened.experiment.tokenizer, arguments.scorer, arguments.scorer_workdir, arguments.trust_code)
     corpus, why_not = held_out_of(opened, arguments.data, arguments.split)
     with_mauve = scorer is not None and corpus is not None and mauve_score.available()
     how = {"length": origin["length"], "batch": arguments.batch, "seed": arguments.seed, "scorer": scorer, "corpus": corpus}

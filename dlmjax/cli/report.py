@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     facts = read_facts(arguments.workdir)
     output = arguments.output or str(pathlib.Path(arguments.workdir) / PAGE)
     trace = _trace(arguments) if arguments.steps and facts.checkpoints else ""
-    parameters = open_experiment(arguments.workdir).parameter_count
+    parameters = open_experiment(arguments.workdir, trust_code=arguments.trust_code).parameter_count
     write_atomically(output, render(facts, provenance(), parameters, trace))
     print(f"report: {output}")
 

@@ -21,6 +21,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
     add("--workdir", type=flags.input_folder, required=True, metavar="DIR", help="directory of a run that `dlmjax train` made")
     add("--weights", default="ema", choices=("ema", "raw"), help="weights: ema, their average, or raw, those of the last step (ema)")
     add("--step", type=flags.whole(0), metavar="N", help="step of the checkpoint (the newest)")
+    add("--trust-code", action="store_true", help="run the Python file of a workdir whose network is not of a family (off)")
 
 
 def open_arguments(arguments: argparse.Namespace) -> Run:
@@ -29,7 +30,7 @@ def open_arguments(arguments: argparse.Namespace) -> Run:
     from dlmjax.run import open_run
 
     keep_compiled(arguments.workdir)
-    return open_run(arguments.workdir, weights=arguments.weights, step=arguments.step)
+    return open_run(arguments.workdir, weights=arguments.weights, step=arguments.step, trust_code=arguments.trust_code)
 
 
 def add_data(command: argparse.ArgumentParser) -> None:

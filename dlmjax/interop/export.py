@@ -76,6 +76,7 @@ def export(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     _check_target(target, overwrite)
+    experiment_lib.require_family(workdir)
     experiment = experiment_lib.open_experiment(workdir)
     model = Exported(experiment.network.spec, experiment.process, experiment.tokenizer, experiment.config.data.length)
     chosen = view_of(view, model)

@@ -103,8 +103,8 @@ class OwnNetwork:
     def spec(self) -> Any:
         """Raises InputError: what reads the fields of a Transformer cannot use this network."""
         raise InputError(
-            f"{self.module.name} is a network of your own, and what was requested is provided for the networks of a dlmjax family alone "
-            "(export, import, plans, sweeps, activations); save its parameters yourself: open_run(DIR, trust_code=True).params"
+            f"{self.module.name} is a network of your own, and what was requested requires one of a family (export, plans, sweeps, "
+            "activations, latency); its parameters are in dlmjax.open_run(DIR, trust_code=True).params"
         )
 
     def init(self, key: jax.Array) -> dict:

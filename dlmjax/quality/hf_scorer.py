@@ -115,8 +115,9 @@ class HfScorer:
         return nats_BL.numpy(), hidden_BD
 
 
-def open_scorer(tokenizer: Any, scorer: str | None, scorer_workdir: str | None) -> Scorer | None:
+def open_scorer(tokenizer: Any, scorer: str | None, scorer_workdir: str | None, trust_code: bool = False) -> Scorer | None:
     """The scorer of `--scorer`, a Hugging Face directory, or `--scorer-workdir`, that of an autoregressive run; None without either.
+    trust_code: whether that run's own Python code may be run.
 
     Raises InputError: both, not such a directory, not an autoregressive run.
     """
@@ -124,4 +125,4 @@ def open_scorer(tokenizer: Any, scorer: str | None, scorer_workdir: str | None) 
         raise InputError("give either --scorer or --scorer-workdir, not both")
     if scorer:
         return HfScorer(scorer)
-    return RunScorer(open_run(scorer_workdir), tokenizer, str(scorer_workdir)) if scorer_workdir else None
+    return RunScorer(open_run(scorer_workdir, trust_code=trust_code), tokenizer, str(scorer_workdir)) if scorer_workdir else None

@@ -94,11 +94,14 @@ class _Run:
         """Steps: refuse what cannot be measured, train, measure, record."""
         from dlmjax import config as config_lib
         from dlmjax.experiment import open_corpora
+        from dlmjax.models.families import own_module
 
         try:
             config = config_lib.from_json(json.dumps(self.values))
         except InputError as error:
             raise InputError(f"the plan of {self.run.id} is of a different version ({error}); plan the sweep again") from None
+        if own_module(config.model.family):
+            raise InputError(f"the plan of {self.run.id} names Python code, model.family={config.model.family}; a sweep requires a family")
         for corpus in open_corpora(config, self.plan.validation.split):
             if not corpus.num_tokens:
                 raise InputError(f"{corpus.directory} has no {corpus.split} split to measure the run on; prepare it with --valid-fraction")

@@ -110,7 +110,11 @@ _MODEL = {
     "kv_heads": _whole(6, "key and value heads; fewer than heads: grouped-query attention", 1, 2**16),
     "head_dim": _whole(64, "channels of a head, an even number", 2, 2**16),
     "ffn": _whole(1024, "hidden channels of the MLP", 1, 2**24),
-    "family": Field("qwen3", "norms, biases and positions: qwen3, llama, qwen2, olmo2, gpt2, bert (docs/interop.md)", named=True),
+    "family": Field(
+        "qwen3",
+        "norms, biases and positions: qwen3, llama, qwen2, olmo2, gpt2, bert (docs/interop.md); FILE.py:FUNCTION (docs/models.md)",
+        named=True,
+    ),
     "tied": Field(False, "head and embedding share their weights"),
     "rope_base": Field(10_000.0, "base of the rotary wavelengths", 1.0, above=True),
     "rope_scaling": Field(1.0, "factor by which rotary positions are stretched; 1: off", 1.0),

@@ -349,14 +349,14 @@ def from_nnx(
 
     with _as_one_line(name or getattr(module, "__name__", "the network"), ()):
         jax.eval_shape(trace)
-    return from_function(
+    network = from_function(
         functools.partial(_apply_module, build),
         functools.partial(_init_module, build),
         vocab=vocab,
         length=length,
-        layout=layout,
         **facts,
     )
+    return dataclasses.replace(network, layout=layout or SINGLE)
 
 
 def from_function(
@@ -368,7 +368,6 @@ def from_function(
     axes: dict | None = None,
     kinds: dict | None = None,
     length: int = 64,
-    layout: Layout | None = None,
     name: str = "",
 ) -> OwnNetwork:
     """The network of a function (params, tokens, t, segments, positions[, mask_BLL][, key=]) -> logits or hidden states.
@@ -378,7 +377,7 @@ def from_function(
       declared: what it computes; with `dropout` it takes `key`, in training the key of a row, elsewhere None.
       axes: a tree like the parameters of tuples, one mesh axis or None for each axis of an array; None = all are replicated.
       kinds: a tree like the parameters: matrix, embedding, head or vector; None = by the number of axes and the name.
-      vocab, length, layout, name: as for `from_nnx`.
+      vocab, length, name: as for `from_nnx`.
 
     Raises:
       InputError: as `from_nnx`.
@@ -408,7 +407,7 @@ def from_function(
         )
     if vocab is None and declared.output == "hidden":
         raise InputError(f"{name} gives hidden states, so the number of classes is not known; pass vocab")
-    return OwnNetwork(module, vocab or out.shape[-1], out.shape[-1], layout=layout or SINGLE)
+    return OwnNetwork(module, vocab or out.shape[-1], out.shape[-1])
 
 
 def _row_shapes(rows: int, length: int, declared: Declared) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -444,10 +443,10 @@ def _as_one_line(name: str, shape: tuple[int, ...]) -> Iterator[None]:
 # ---- the parameters of a module as a nested dict ---------------------------------------------------------------------------------------
 
 
-def _require_module(made: Any) -> nnx.Module:
-    if not isinstance(made, nnx.Module):
-        raise InputError(f"the function that builds the network returns {type(made).__name__}, not a flax.nnx.Module")
-    return made
+def _require_module(built: Any) -> nnx.Module:
+    if not isinstance(built, nnx.Module):
+        raise InputError(f"the function that builds the network returns {type(built).__name__}, not a flax.nnx.Module")
+    return built
 
 
 def _facts(module: nnx.Module, name: str) -> dict[str, Any]:
@@ -493,9 +492,9 @@ def _apply_module(build: Callable, params: dict, *arguments: Array, key: jax.Arr
 
 def _draws(module: nnx.Module) -> bool:
     """Whether the module holds keys for random numbers, other than those of a dropout whose rate is 0."""
-    silent = [path for path, part in nnx.iter_modules(module) if getattr(part, "rate", getattr(part, "dropout_rate", None)) == 0]
+    without = [path for path, part in nnx.iter_modules(module) if getattr(part, "rate", getattr(part, "dropout_rate", None)) == 0]
     keys = [path for path, _ in nnx.to_flat_state(nnx.state(module, nnx.RngKey))]
-    return any(not any(key[: len(path)] == path for path in silent) for key in keys)
+    return any(not any(key[: len(path)] == path for path in without) for key in keys)
 
 
 def _axes_of(spec: Any, ndim: int) -> tuple:

@@ -1,6 +1,7 @@
 """Every weight of the denoiser, declared once with Flax NNX: shape, logical axes, kind, initial value.
 
-NNX is used only here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what a checkpoint holds.
+Of the families, NNX is used only here. The forward pass (`denoiser.py`) reads a plain nested dict with the same keys, which is also what
+a checkpoint holds.
 
     embedding.table                  (vocab, width)                      also the head when tied; without input_dim
     position.table                   (max_positions, width)              with learned positions

@@ -272,7 +272,7 @@ def test_refusals_are_one_line(make, said):
 )
 def test_axes_that_do_not_fit(axes, said):
     partition = Partition(make_mesh(2, 2, 1, 2))
-    network = from_function(lambda params, tokens, *_: params["w"][tokens], {"w": jnp.zeros((8, 3))}, axes={"w": axes}, layout=partition)
+    network = from_function(lambda params, tokens, *_: params["w"][tokens], {"w": jnp.zeros((8, 3))}, axes={"w": axes})
     if said is None:
         return network.require_mesh(partition)
     with pytest.raises(InputError, match=f"parameter w: .*{said}"):

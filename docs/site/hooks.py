@@ -66,6 +66,19 @@ def source_pages(file: str):
     yield page_of(file), f"{head}``````{path.suffix.removeprefix('.') or 'text'}\n{text}\n``````\n"
 
 
+def listed(nav) -> set[str]:
+    """The pages of a tree of lists, mappings and names."""
+    inner = nav.values() if isinstance(nav, dict) else nav
+    return {nav} if isinstance(nav, str) else {page for entry in inner for page in listed(entry)}
+
+
+def on_config(config):
+    """Pages without an entry in mkdocs.yml stand last."""
+    further = sorted({path.name for path in (ROOT / "docs").glob("*.md")} - listed(config.nav))
+    config.nav += [{"Further pages": further}] if further else []
+    return config
+
+
 def on_files(files, config):
     for file, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / file)))

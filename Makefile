@@ -36,10 +36,10 @@ tests: $(VENV)/installed-$(EXTRAS)
 test-slow: $(VENV)/installed-$(EXTRAS)
 	$(PYTEST) -m "slow and not nightly"
 
-# A broken link ends it, also one to a heading that does not exist.
+# A broken link ends it, also one to a heading that does not exist; with --quiet MkDocs counts no warnings.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/installed-docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 	@echo "pages:       open build/site/index.html in a browser"
 
 # The pages of the notebooks with their outputs, which are committed: docs/notebooks (about five minutes on two cores).

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,14 +16,43 @@ ROOT = pathlib.Path(__file__).parents[1]
 BOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
 
+def build(root: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProcess:
+    """What `make docs` runs."""
+    pytest.importorskip("mkdocs", reason="requires the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(root / "mkdocs.yml"), "-d", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    pytest.importorskip("mkdocs", reason="requires the extra docs")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    done = build(ROOT, folder)
     assert done.returncode == 0, done.stderr + done.stdout
     return folder
+
+
+def test_a_broken_link_ends_the_build(tmp_path):
+    """A page, a source file and a heading that do not exist, in a page without an entry in mkdocs.yml."""
+    copied = (
+        "mkdocs.yml",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "docs",
+        "dlmjax",
+        "configs",
+        "launch",
+        "notebooks",
+    )
+    for name in copied:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    broken = ("nothing.md", "../configs/nothing.py", "config.md#no-such-heading")
+    (tmp_path / "docs" / "extra.md").write_text("# Extra\n" + " ".join(f"[a link]({target})" for target in broken), encoding="utf-8")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0 and all(target in done.stderr for target in broken), done.stderr
+    assert len(re.findall("WARNING", done.stderr)) == len(broken)
 
 
 def test_a_page_loads_nothing_from_elsewhere(site):

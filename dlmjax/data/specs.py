@@ -13,4 +13,5 @@ TOKENIZERS = {
     "saved:DIR": "that of a prepared corpus or of a run",
 }
 SPECS = "; ".join(f"{spec} ({what})" for spec, what in TOKENIZERS.items())
-KINDS = tuple(spec.partition(":")[0] for spec in TOKENIZERS)
+NAMES = ", ".join(TOKENIZERS)
+FROM_FILE = tuple(spec.partition(":")[0] for spec in TOKENIZERS if ":" in spec)

@@ -12,7 +12,7 @@ import re
 import numpy as np
 from jaxtyping import Int
 
-from dlmjax.data.specs import KINDS, SPECS, TRAINED
+from dlmjax.data.specs import FROM_FILE, NAMES, TRAINED
 from dlmjax.data.table_tokenizer import MOST_IDS, TableTokenizer, Tokenizer
 from dlmjax.errors import InputError
 from dlmjax.files import inside, read_json, write_atomically
@@ -77,17 +77,17 @@ def load_tokenizer(spec: str) -> Tokenizer:
         return ByteTokenizer() if kind == "bytes" else Char27Tokenizer()
     if kind == TRAINED:
         raise InputError(f"tokenizer {spec!r:.100} is trained by `dlmjax prepare` alone; give the model that it wrote: sentencepiece:FILE")
-    if kind in KINDS and location:
+    if kind in FROM_FILE and location:
         path = pathlib.Path(location)
         if not os.path.exists(path):
-            raise InputError(f"tokenizer {spec}: {path} does not exist; give one of: {SPECS}")
+            raise InputError(f"tokenizer {spec}: {path} does not exist; give one of: {NAMES}")
         if kind == "saved":
             return load_saved_tokenizer(_saved_in(path))
         from dlmjax.data import subword  # its libraries are not needed for bytes and char27
 
         loaders = {"gpt2": subword.load_gpt2, "hf": subword.load_hf, "wordpiece": subword.load_wordpiece}
         return {**loaders, "sentencepiece": subword.load_sentencepiece}[kind](path)
-    raise InputError(f"unknown tokenizer {spec!r:.200}; give one of: {SPECS}")
+    raise InputError(f"unknown tokenizer {spec!r:.200}; give one of: {NAMES}")
 
 
 def _saved_in(path: pathlib.Path) -> pathlib.Path:

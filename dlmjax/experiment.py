@@ -20,6 +20,7 @@ from dlmjax.diffusion.process import init_params, loss_share
 from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
+from dlmjax.evaluation.conditional import ConditionalScorer
 from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.families import own_module
@@ -62,6 +63,12 @@ class Experiment:
         hints = self.network.self_condition
         return Evaluator(self.process.bound, self.network.bind, put_batch=self.partition.put_batch, self_condition=hints, **grid)
 
+    def scorer(self, *, rows: int = 8, **how: Any) -> ConditionalScorer:
+        """Scores continuations under this process and network. rows: of the training length in a batch; how: draws, nodes, seed."""
+        network, length, partition = self.any_length.network, self.config.data.length, self.partition
+        layout = {"put_batch": partition.put_batch, "ways": partition.ways("batch"), "self_condition": network.self_condition}
+        return ConditionalScorer(self.process, network.bind, longest=length, tokens=rows * length, **layout, **how)
+
     @property
     def flops_per_token(self) -> float:
         """FLOPs of one training token: the network's passes and streams that the process requires, without the process's own arithmetic."""
@@ -98,6 +105,12 @@ class Experiment:
     def unpartitioned(self) -> TrainableNetwork:
         """The same network without sharding constraints: for canvases, whose few rows need not be divisible by the devices."""
         return dataclasses.replace(self.network, layout=SINGLE)
+
+    @property
+    def any_length(self) -> "Experiment":
+        """The same experiment with dense attention, which takes rows of any length; the fused kernels require multiples of 128."""
+        execution = dataclasses.replace(self.network.execution, attention="dense")
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, execution=execution))
 
     def abstract_params(self) -> dict:
         """Shapes of the tree that `init` returns."""

@@ -6,20 +6,18 @@ deterministic decoding writes the continuation; see `ConditionalScorer.greedy`.
 """
 
 import dataclasses
-import hashlib
 import logging
-import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import lm_eval.models  # noqa: F401  (lm-eval registers its own models only while it knows none, so they go before ours)
-import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from dlmjax.errors import InputError
-from dlmjax.evaluation.conditional import ConditionalScorer, Request, Score, split
+from dlmjax.evaluation.conditional import ConditionalScorer
+from dlmjax.evaluation.continuations import encode_pairs, question_number, score_pairs
 from dlmjax.harness.generate import Decoding, Generator
 from dlmjax.quadrature import NODES
 from dlmjax.run import Run, open_run
@@ -57,13 +55,10 @@ class Model:
     @classmethod
     def of_run(cls, run: Run, name: str) -> "Model":
         """An opened run."""
-        experiment = run.experiment
-        # Rows have many widths, and the fused kernels require multiples of 128.
-        dense = dataclasses.replace(experiment.network.execution, attention="dense")
-        network, local = (dataclasses.replace(network, execution=dense) for network in (experiment.network, experiment.unpartitioned))
+        experiment = run.experiment.any_length
         layout = {"put_batch": experiment.partition.put_batch, "ways": experiment.partition.ways("batch")}
-        length = experiment.config.data.length
-        return cls(experiment.process, local, network.bind, run.params, experiment.tokenizer, length, name, **layout)
+        network, length = experiment.network, experiment.config.data.length
+        return cls(experiment.process, experiment.unpartitioned, network.bind, run.params, experiment.tokenizer, length, name, **layout)
 
 
 class Adapter(LM):
@@ -112,7 +107,7 @@ class Adapter(LM):
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation in nats, is_greedy) of each (context, continuation)."""
-        pairs = self._encode([request.args for request in requests])
+        pairs = encode_pairs(self.model.tokenizer, [request.args for request in requests])
         scored = self._score(requests, pairs, not disable_tqdm, greedy=True)
         for request, record in zip(requests, scored, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, (record["log_likelihood"], record["is_greedy"]))
@@ -168,50 +163,23 @@ class Adapter(LM):
 
     # --- scoring ----------------------------------------------------------------------------------------------------------------
 
-    def _encode(self, pairs: list[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Token ids of contexts and continuations.
-
-        Context and continuation are encoded together and cut where the context alone ends; spaces that end a context belong to the
-        continuation (lm-eval's rule for causal models). Where one token crosses that boundary, the cut would leave a part of the
-        continuation unscored: context and continuation are then encoded separately.
-        """
-        moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in pairs]
-        contexts = self.model.tokenizer.encode_many([context for context, _ in moved])
-        wholes = self.model.tokenizer.encode_many([context + continuation for context, continuation in moved])
-        cuts = [(context, whole[len(context) :]) for context, whole in zip(contexts, wholes, strict=True)]
-        merged = [i for i, (context, end) in enumerate(cuts) if not len(end) or not np.array_equal(wholes[i][: len(context)], context)]
-        ends = self.model.tokenizer.encode_many([moved[i][1] for i in merged])
-        for i, end in zip(merged, ends, strict=True):
-            cuts[i] = contexts[i], end
-        return cuts
-
     def _score(self, requests: list, pairs: list, progress: bool, greedy: bool) -> list[dict]:
         """A record for each request: the sums over its pieces, of which a request that is longer than a row has several."""
-        pieces: list[Request] = []
-        owners: list[int] = []
-        for i, (request, (context, continuation)) in enumerate(zip(requests, pairs, strict=True)):
-            group = _number(request.task_name, request.doc_id, request.args[0])
-            for n, (before, part) in enumerate(split(context, continuation, self.model.length, self.overlap)):
-                pieces.append(Request(before, part, (group + n) % 2**63))
-                owners.append(i)
-        scores = self.scorer(self.model.params, pieces, progress=progress)
-        right = self.scorer.greedy(self.model.params, pieces) if greedy else [False] * len(pieces)
-        by_request: list[list[tuple[Score, bool]]] = [[] for _ in requests]
-        for owner, score, is_greedy in zip(owners, scores, right, strict=True):
-            by_request[owner].append((score, is_greedy))
+        groups = [question_number(request.task_name, request.doc_id, request.args[0]) for request in requests]
+        scores = score_pairs(self.scorer, self.model.params, pairs, groups, overlap=self.overlap, greedy=greedy, progress=progress)
         records = [
             {
                 "task": request.task_name,
                 "doc_id": request.doc_id,
                 "index": request.idx,
                 "kind": request.request_type,
-                "log_likelihood": sum(score.log_likelihood for score, _ in own),
-                "stderr": math.sqrt(sum(score.stderr**2 for score, _ in own)),
-                "tokens": sum(score.tokens for score, _ in own),
-                "passes": sum(score.passes for score, _ in own),
-                "is_greedy": all(is_greedy for _, is_greedy in own) if greedy else None,
+                "log_likelihood": score.log_likelihood,
+                "stderr": score.stderr,
+                "tokens": score.tokens,
+                "passes": score.passes,
+                "is_greedy": is_greedy,
             }
-            for request, own in zip(requests, by_request, strict=True)
+            for request, (score, is_greedy) in zip(requests, scores, strict=True)
         ]
         self.records += records
         return records
@@ -274,9 +242,3 @@ class DlmJax(Adapter):
             options.setdefault("batch", int(batch_size))
         run = open_run(str(workdir), weights=weights, step=step, trust_code=trust_code is True)
         super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)
-
-
-def _number(task: str | None, document: int | None, context: str) -> int:
-    """A number for the question of a request, whose choices share their noise; without a question, for its context."""
-    name = f"{task}\0{document}" if task is not None else f"\0{context}"
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest(), "little") >> 1

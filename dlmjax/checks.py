@@ -36,6 +36,16 @@ def label(what: str, text: str) -> None:
         raise InputError(f"{what} is {text[:60]!r}; give one line of 1 to {LONGEST} letters without control characters")
 
 
+def text(what: str, value: Any) -> None:
+    """Raises InputError: not a text, or one with half of a surrogate pair, which is not Unicode."""
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {value!r:.60}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} is not Unicode text: character {error.start + 1} is half of a surrogate pair; leave it out") from None
+
+
 def one_line(text: str) -> str:
     """A text from elsewhere, without control characters."""
     return _CONTROL.sub(" ", text)

@@ -33,7 +33,7 @@ from dlmjax.evaluation.ngram import entropy_baselines
 from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
-from dlmjax.evaluation.text import Cut, Text, corpus_text, pair_texts, suite_text
+from dlmjax.evaluation.text import Cut, Text, corpus_text, documents_text, pair_texts, suite_text
 from dlmjax.experiment import OpenedRun, open_corpora, split_of
 from dlmjax.modules import make_callable
 from dlmjax.quadrature import NODES, check_quadrature
@@ -68,9 +68,9 @@ class TextSettings:
     data: a prepared corpus; None = the one that the run was trained on.  suite, files: name or .json file of a suite, and the files of its
     text, in place of a corpus.  split: None = `valid` of a corpus, or the suite's.  documents: number of documents (or pairs) of the suite,
     spread evenly over it.  window, stride, remainder: as in `Cut`.  windows: number of windows, from the first on.  None = all, or as
-    trained.
+    trained.  texts: documents, in place of a corpus and a suite.
 
-    Raises InputError: a suite without files, files without a suite, no windows.
+    Raises InputError: a suite without files, files without a suite, texts beside another source, no windows.
     """
 
     data: str | None = None
@@ -82,8 +82,11 @@ class TextSettings:
     stride: int | None = None
     remainder: str | None = None
     windows: int | None = None
+    texts: Sequence[str] = ()
 
     def __post_init__(self):
+        if self.texts and (self.suite or self.files or self.data or self.split):
+            raise InputError("texts conflict with data, split, suite and files; give one of them")
         if bool(self.suite) != bool(self.files) or (self.suite and self.data):
             raise InputError(
                 "--suite requires --input, and conflicts with --data: give --suite and --input together, or neither for a corpus"
@@ -156,6 +159,8 @@ def evaluate(
     corpus = token_budget = None
     if suite:
         chosen = suite_text(suite, list(text.files), run.experiment.tokenizer, cut, text.split, text.documents)
+    elif text.texts:
+        chosen = documents_text(text.texts, run.experiment.tokenizer, cut)
     else:
         corpus = split_of(run, text.data, text.split or "valid")
         chosen, (_, token_budget) = corpus_text(corpus, cut), parse_path(text.data or run.experiment.config.data.paths[0])

@@ -1,207 +1,197 @@
-"""What a workdir holds: enough to open the run again, wherever the files that its config named have gone."""
+"""The Python face of a run: the numbers of the commands, a meaning of logits for every process, one line for what does not apply."""
 
-import dataclasses
-import re
+import functools
+import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from dlmjax import config as config_lib
-from dlmjax.data import load_tokenizer
-from dlmjax.data.tokenizers import save_tokenizer
-from dlmjax.diffusion import Blockwise
-from dlmjax.diffusion.process import Process
-from dlmjax.diffusion.registry import PROCESSES, curriculum_of
+from dlmjax.cli.main import main
+from dlmjax.data import Corpus, load_tokenizer
+from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.errors import InputError
-from dlmjax.experiment import assemble, embedding_of, open_experiment
-from dlmjax.run import open_run
-from dlmjax.train import train
-from launch.command import read_train
-from tests.models import tiny
+from dlmjax.experiment import OpenedRun, assemble, claim_workdir
+from dlmjax.run import Run, open_run
+from dlmjax.training import Checkpoints
+from tests.models.tiny import lively
+
+LENGTH = 8
 
 
-def neighbours(file, corpus=""):
-    """Discrete diffusion to near neighbours of a table in a file: one step of the smallest network."""
+def tiny_run(process: str, **changes) -> Run:
+    """A run of a small network with random weights, on one device."""
     config = config_lib.default()
-    config.data.update(paths=(str(corpus),), length=8, batch=8)
+    config.data.length = LENGTH
     config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, time_input="adaln")
-    config.process.name = f"d3pm(kernel=neighbours, steps=4, neighbours=16, embedding={str(file)!r})"
-    config.optimizer.warmup = 0
-    config.train.update(steps=1, ema=0.0)
-    config.log.update(evaluate=0, sample=0)
-    return config
+    config.process.name = process
+    config_lib.override(config, [f"{name.replace('__', '.')}={value}" for name, value in changes.items()])
+    tokenizer = load_tokenizer("char27")
+    counts_V = np.arange(1, tokenizer.vocab_size + 1)
+    experiment = assemble(config, tokenizer, devices=jax.devices()[:1], counts_V=counts_V)
+    return Run(experiment, lively(experiment.init(jax.random.key(0))), 0, "raw", pathlib.Path())
 
 
-@pytest.mark.slow
-def test_a_run_keeps_its_embedding_table(small_corpus, tmp_path):
-    file, workdir = tmp_path / "table.npy", tmp_path / "run"
-    vocab = load_tokenizer("bytes").vocab_size
-    table_VE = np.random.default_rng(0).normal(size=(vocab, 3)).astype(np.float32)
-    np.save(file, table_VE)
-    config = neighbours(file, small_corpus)
-    assert train(config, str(workdir))["finished"]
-    np.save(file, table_VE + np.arange(3))  # from now on the run reads its own copy
-    file_gone = neighbours(tmp_path / "gone.npy", small_corpus)
-    with pytest.raises(InputError, match=r"process\.name: .*table\.npy.* -> .*gone\.npy"):
-        train(file_gone, str(workdir))
-    file.unlink()
-    assert train(config, str(workdir))["finished"]
-    process = open_run(str(workdir)).experiment.process
-    np.testing.assert_array_equal(process.embedding.array, table_VE)
-    assert process.kernel == "neighbours"
+tiny = functools.cache(tiny_run)
+
+
+def log_softmax(logits):
+    return np.asarray(jax.nn.log_softmax(np.asarray(logits, np.float32)))
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_logits_of_every_process_are_finite_and_give_special_ids_nothing(name):
+    run = tiny(name)
+    tokens_BL = np.stack([run.tokenizer.encode("the cat "), run.tokenizer.encode("sat on a")])
+    if run.process.bound.output.predicts == "vectors":
+        with pytest.raises(InputError, match="predicts vectors and provides no logits"):
+            run.logits(tokens_BL, 0.5)
+        return
+    logits_BLV = run.logits(tokens_BL, 0.5)
+    assert logits_BLV.shape == (2, LENGTH, run.process.vocab) and logits_BLV.dtype == np.float32
+    p_BLV = np.exp(log_softmax(logits_BLV))
+    assert np.isfinite(p_BLV).all() and not p_BLV[..., list(run.suppressed_ids)].any()
+    np.testing.assert_array_equal(logits_BLV, run.logits(tokens_BL, np.full((2, LENGTH), 0.5), seed=0))
+    np.testing.assert_allclose(run.logits("the cat ", 0.5), logits_BLV[0], atol=1e-5)
+
+
+SINGLE_TOKENS = [*sorted(set(PROCESSES) - {"blocks"}), "blocks(size=4)", "blocks(size=1)"]
+
+
+@pytest.mark.parametrize("name", SINGLE_TOKENS)
+def test_the_score_of_one_token_is_its_logit(name):
+    """For causal processes, and for masked ones, where one token has one mask. Others are integrated over t, or have no likelihood."""
+    run = tiny(name)
+    process = run.process.bound
+    if not process.attention.causal and not process.capabilities.any_order:
+        if not process.capabilities.is_bound:
+            with pytest.raises(InputError, match="is not a likelihood bound"):
+                run.score("the", "c")
+        return
+    score = run.score("the", "c")
+    assert score.tokens == 1 and score.stderr == 0
+    z_L = run.tokenizer.encode("thec")
+    if not process.attention.causal:
+        z_L[-1] = process.absorbing_id
+    log_p_LV = log_softmax(run.logits(z_L, np.where(np.arange(4) == 3, 1.0, 0.0)))
+    assert score.log_likelihood == pytest.approx(log_p_LV[3, run.tokenizer.encode("c")[0]], abs=2e-4)
+
+
+@pytest.fixture(scope="module")
+def workdir(small_corpus, tmp_path_factory):
+    """What training leaves behind, without the training: the network has ids that the tokenizer lacks."""
+    root = tmp_path_factory.mktemp("face") / "run"
+    config = config_lib.default()
+    config.data.update(length=16, paths=(str(small_corpus),))
+    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=264)
+    config.train.ema = 0.0
+    experiment = assemble(config, Corpus.open(small_corpus).tokenizer, devices=jax.devices()[:1])
+    claim_workdir(root, config, experiment.tokenizer)
+    with Checkpoints(root / "checkpoints") as checkpoints:
+        checkpoints.save(3, {"params": lively(experiment.init(jax.random.key(0)))}, {"step": 3})
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return open_run(workdir)
+
+
+def command(name, workdir, file, *flags):
+    """The JSON that a command writes."""
+    assert main([name, "--workdir", str(workdir), "--json", str(file), *map(str, flags)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_an_opened_run_has_what_measures_read(run, workdir):
+    assert isinstance(run, OpenedRun) and (run.step, run.weights, run.workdir) == (3, "raw", workdir)
+    assert run.process is run.experiment.process and run.tokenizer.name == "bytes" and run.suppressed_ids[-1] == 263
+    assert repr(run) == f"Run({workdir}, step 3, raw weights, masked, {run.experiment.parameter_count:,} parameters)"
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("options", "flags"),
     [
-        (lambda file: None, "cannot be read .No such file"),
-        (lambda file: file.write_bytes(b"PK"), "not an array that numpy.save wrote"),
-        (lambda file: np.save(file, np.full((40, 2), np.nan)), "finite numbers"),
-        (lambda file: np.save(file, np.zeros(40)), "one row for each token id"),
-        (lambda file: np.save(file, np.random.default_rng(0).normal(size=(5, 2))), "embedding has 5 rows"),
+        ({"prompt": "The ", "length": 12, "steps": 4, "count": 2}, ["--prompt", "The ", "--length", 12, "--steps", 4, "--count", 2]),
+        (
+            {"template": "a [MASK*4] b", "order": "confidence", "temperature": 0.5, "seed": 7},
+            ["--template", "a [MASK*4] b", "--order", "confidence", "--temperature", 0.5, "--seed", 7],
+        ),
     ],
 )
-def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
-    write(tmp_path / "table.npy")
-    with pytest.raises(InputError, match=said) as refused:
-        config = neighbours(tmp_path / "table.npy")
-        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1], embedding_VE=embedding_of(config, tmp_path))
+def test_samples_are_those_of_the_command(run, workdir, tmp_path, options, flags):
+    found, written = run.sample(**options), command("sample", workdir, tmp_path / "s.json", *flags)
+    assert list(found.texts) == [row["text"] for row in written["samples"]]
+    assert found.samples.tokens_BL.tolist() == [row["token_ids"] for row in written["samples"]]
+    assert written["settings"] == found.samples.settings.to_json() and set(run.suppressed_ids) <= set(written["settings"]["never"])
+    assert str(found) == "\n---\n".join(found.texts) and run.sample(**options).texts == found.texts
+
+
+def test_an_evaluation_is_that_of_the_command_and_of_the_texts(run, workdir, small_corpus, tmp_path):
+    written = command("evaluate", workdir, tmp_path / "e.json", "--nodes", 2, "--seed", 5)
+    found = run.evaluate(nodes=2, seed=5)
+    numbers = ("nats_per_token", "stderr_nats_per_token", "bits_per_byte", "tokens")
+    assert [found.report[name] for name in numbers] == [written[name] for name in numbers]
+    documents = list(Corpus.open(small_corpus, split="valid").documents())
+    texts = run.evaluate(documents, nodes=2, seed=5, by_document=True)
+    assert [texts.report[name] for name in numbers] == [written[name] for name in numbers]
+    assert texts.report["protocol"]["text_hash"] == written["protocol"]["text_hash"] and len(texts.text.ids) == len(documents)
+    other = run.evaluate(small_corpus, nodes=2, seed=5, against=run, windows=2)
+    assert other.difference.nats_per_token == 0 and other.report["tokens"] == 32
+
+
+def test_answers_of_one_question_share_their_masks(run):
+    alone, (first, second) = run.score("to be or", " not to be", draws=4), run.score("to be or", [" not to be"] * 2, draws=4)
+    assert alone == first == second and alone != run.score("to be or", " not to be", draws=4, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: run.sample(temprature=0), "sample has no option temprature; did you mean 'temperature'"),
+        (lambda run: run.sample("x" * 40), "tokens"),
+        (lambda run: run.sample(seed=-1), "seed"),
+        (lambda run: run.evaluate([]), "requires at least one text"),
+        (lambda run: run.evaluate(["\ud800"]), "surrogate"),
+        (lambda run: run.evaluate(["a"], split="valid"), "texts conflict with data, split"),
+        (lambda run: run.evaluate("no such folder"), "no such folder"),
+        (lambda run: run.evaluate(node=3), "evaluate has no option node; did you mean 'nodes'"),
+        (lambda run: run.score("a", "\ud800"), "surrogate"),
+        (lambda run: run.score("a", "b", draws=0), "draws"),
+        (lambda run: run.score("a", "b", overlap=99), "overlap"),
+        (lambda run: run.logits([[1.5]]), "give whole numbers"),
+        (lambda run: run.logits([]), "give whole numbers"),
+        (lambda run: run.logits([264]), "the vocabulary of this run has 264 ids"),
+        (lambda run: run.logits([1, 2], 1.5), "a time lies in"),
+        (lambda run: run.logits([1, 2], float("nan")), "a time lies in"),
+        (lambda run: run.logits([1, 2], [0, 0, 0]), "does not broadcast"),
+        (lambda run: run.logits([1, 2], "now"), "t is 'now'"),
+        (lambda run: tiny("uniform").logits([1, 2]), "give t, a number in"),
+        (lambda run: tiny("plaid").logits(np.zeros((1, 2, 3))), "vectors here have the shape"),
+        (lambda run: open_run(run.workdir, weights="emma"), "weights is 'emma'"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(run, call, message):
+    with pytest.raises(InputError, match=message) as refused:
+        call(run)
     assert "\n" not in str(refused.value)
 
 
-def smallest():
-    config = config_lib.default()
-    config.data.update(length=8, batch=8)
-    config.optimizer.warmup = 0
-    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8)
-    return config
+def test_gaussian_logits_read_text_with_noise_by_seed_or_vectors():
+    run = tiny("plaid")
+    ids_L = run.tokenizer.encode("the cat ")
+    noisy = [run.logits(ids_L, 0.9, seed=seed) for seed in (0, 0, 1)]
+    assert (noisy[0] == noisy[1]).all() and not np.allclose(noisy[0], noisy[2])
+    z_LD = np.zeros((LENGTH, run.process.states.dim), np.float32)
+    assert run.logits(z_LD, 0.9).shape == (LENGTH, run.process.vocab)
 
 
-@pytest.mark.parametrize(
-    ("platform", "kernels"),
-    [
-        ("cpu", {"dense": "dense", "cudnn": "dense", "splash": "dense"}),
-        ("gpu", {"dense": "dense", "cudnn": "cudnn", "splash": "dense"}),
-        ("tpu", {"dense": "dense", "cudnn": "dense", "splash": "splash"}),
-    ],
-)
-def test_a_run_opens_on_other_devices_than_it_was_trained_on(tmp_path, monkeypatch, platform, kernels):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
-    for trained, opened in kernels.items():
-        config = smallest()
-        config.data.length = 128
-        config.execution.update(dtype="bfloat16", attention=trained)
-        (tmp_path / "config.json").write_text(config_lib.to_json(config))
-        assert open_experiment(str(tmp_path)).network.execution.attention == opened
-
-
-@pytest.mark.parametrize(("kernel", "length", "said"), [("cudnn", 9, "divisible by 2, not 9"), ("splash", 96, "divisible by 128, not 96")])
-def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
-    config = smallest()
-    config.data.length, config.execution.attention = length, kernel
-    with pytest.raises(InputError, match=said):
-        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
-    config.process.name = "blocks(size=3)"  # two streams side by side
-    if kernel == "cudnn":
-        assert assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
-
-
-@pytest.mark.parametrize(
-    "process", ["blocks(size=3)", "blocks(size=4, curriculum=((2, 3),))", "blocks(size=4, curriculum=((2, 8), (4, 16)))"]
-)
-def test_rows_that_are_not_whole_blocks_are_refused_for_every_phase(process):
-    config = smallest()
-    config.process.name = process
-    with pytest.raises(InputError, match="data.length=8 is not a multiple of the (3|16) tokens of a block"):
-        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
-
-
-@pytest.mark.parametrize("text", ["", '{\n "seed": 0,\n "data.pa', "[]", "3", '{"data.length": "many"}', b"\xff\xfe"])
-def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
-    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
-    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match=r"config\.json is not (valid JSON|readable|the config of a run any more): .*restore it") as error:
-        open_experiment(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-CURRICULA = {  # of each process that has one, up to a step
-    "duo": lambda end: f"duo(until={end})",
-    "blocks": lambda end: f"blocks(size=1, curriculum=(({end // 2}, 8), ({end}, 4)))",
-}
-
-
-def test_every_curriculum_says_where_it_ends():
-    """The step from which `at_step` changes no more, of every process that has a curriculum."""
-    kinds = {name: kind for name, kind in PROCESSES.items() if isinstance(kind, type)} | {"blocks": Blockwise}
-    assert {name for name, kind in kinds.items() if kind.phases is not Process.phases} == CURRICULA.keys()
-    for text in CURRICULA.values():
-        process, phases = curriculum_of(text(40)), []
-        for step in range(100):
-            if not phases or process.phases.at_step(step) != phases[-1][1]:
-                phases.append((step, process.phases.at_step(step)))
-        assert process.phases.end == phases[-1][0] == 40
-        shorter = dataclasses.replace(process, **process.phases.shortened(20))
-        assert shorter.phases.end == 20 and shorter.phases.at_step(20) == process.phases.at_step(40)
-
-
-@pytest.mark.parametrize("name", CURRICULA)
-def test_a_curriculum_ends_within_the_run(name, tmp_path):
-    tokenizer, config = load_tokenizer("char27"), smallest()
-    config.model.time_input = "adaln"
-    config.train.steps = 60
-    for end in (2, 59):
-        config.process.name = CURRICULA[name](end)
-        assert assemble(config, tokenizer, devices=jax.devices()[:1])
-    for end in (60, 200):
-        config.process.name = CURRICULA[name](end)
-        with pytest.raises(
-            InputError, match=rf"process\.name=.*ends at step {end}, but train\.steps is 60.*--config\.process\.name="
-        ) as error:
-            assemble(config, tokenizer, devices=jax.devices()[:1])
-    config_lib.override(config, [re.search(r'--config\.(process\.name=)"(.*)"$', str(error.value)).expand(r"\1\2")])
-    assert curriculum_of(config.process.name).phases.end == 30, "what is proposed is taken"
-    # By flags, over a config whose own steps would do, and before a launcher asks for machines.
-    overrides = [f"process.name={CURRICULA[name](200)}", "train.steps=200", "model.time_input=adaln"]
-    with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
-        config_lib.load("configs/quickstart.py", overrides)
-    with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
-        read_train(["--config", "configs/quickstart.py", "--workdir", "x", *(f"--config.{override}" for override in overrides)])
-    # One that is trained already is there to be looked at.
-    config.process.name = CURRICULA[name](200)
-    save_tokenizer(tokenizer, tmp_path / "tokenizer")
-    (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert open_experiment(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "process",
-    [
-        "masked",
-        pytest.param("autoregressive", marks=pytest.mark.slow),
-        pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly),
-    ],
-)
-def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(process):
-    """Dropout and hidden inputs change what is trained; the same weights have the same likelihood without them, to the bit."""
-    tokenizer, length = load_tokenizer("char27"), 8
-    rng = np.random.default_rng(0)
-    rows = {"tokens": rng.integers(0, 26, (8, length)), "segments": np.ones((8, length)), "positions": np.tile(np.arange(length), (8, 1))}
-    batch = {name: value.astype(np.int32) for name, value in {**rows, "row": np.arange(8)}.items()}
-    found = []
-    for name, rate in ((process, 0.5), (process.partition("(")[0], 0.0)):
-        config = config_lib.default()
-        config.data.update(length=length, batch=8)
-        config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, dropout=rate)
-        config.process.name = name
-        experiment = assemble(config, tokenizer, devices=jax.devices()[:1])
-        params = tiny.lively(jax.jit(experiment.init)(jax.random.key(0)))
-        loss = jax.jit(experiment.loss_fn)
-        totals = [float(loss(params, batch, jax.random.key(seed))[0]) for seed in (0, 1)]
-        found.append((totals, experiment.evaluator(nodes=1).measure(params, [batch]).nats_WD))
-    (noisy, nats_WD), (plain, same_WD) = found
-    assert noisy[0] != plain[0] and noisy[0] != noisy[1]
-    assert (plain[0] == plain[1]) == process.startswith("autoregressive")
-    np.testing.assert_array_equal(nats_WD, same_WD)
+def test_a_text_longer_than_a_row_is_scored_in_pieces_that_add_up():
+    run = tiny("autoregressive", model__time_input="none")
+    text = "the cat sat on a mat"
+    ids_L = run.tokenizer.encode(text)
+    pieces = [(ids_L[:LENGTH], 0), (ids_L[LENGTH - 1 : 2 * LENGTH - 1], 1), (ids_L[12:], 3)]
+    expected = sum(log_softmax(run.logits(piece))[np.arange(start, len(piece)), piece[start:]].sum() for piece, start in pieces)
+    assert run.score("", text).log_likelihood == pytest.approx(expected, abs=1e-3)

@@ -61,13 +61,14 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, ord
     add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
 
 
-def sample_settings(arguments: argparse.Namespace, run: Run, **changes: Any) -> SampleSettings:
-    """The settings that flags of the same names give; ids that text never holds are suppressed.
-
-    Raises InputError: settings that contradict each other.
-    """
-    from dlmjax.sampling import SampleSettings, suppressed_ids
+def sample_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of `SampleSettings` that flags of the same names give."""
+    from dlmjax.sampling import SampleSettings
 
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
-    values = {name: getattr(arguments, name) for name in names} | changes
-    return SampleSettings(**values, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab))
+    return {name: getattr(arguments, name) for name in names}
+
+
+def sample_settings(arguments: argparse.Namespace, run: Run, **changes: Any) -> SampleSettings:
+    """The settings of `sample_values`; ids that text never holds are suppressed. Raises InputError: settings that conflict."""
+    return run.sample_settings(**(sample_values(arguments) | changes))

@@ -5,9 +5,10 @@ import pathlib
 import sys
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_settings
+from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_values
 from dlmjax.files import write_json
 
+CANVAS_TEXTS = ("prompt", "suffix", "template", "edit", "start_t")
 HELP = "text sampled from a run: free, with a prompt, infilled, from a template or edited; with a live view or a trace"
 
 
@@ -56,19 +57,10 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _) -> None:
     """Samples, prints, writes."""
-    from dlmjax.sampling import build_canvas, sampler_for
-
     opened = open_arguments(arguments)
-    experiment, tokenizer = opened.experiment, opened.experiment.tokenizer
-    length = arguments.length
-    if length is None and arguments.template is None and arguments.edit is None:
-        length = experiment.config.data.length
-    texts = {name: getattr(arguments, name) for name in ("prompt", "suffix", "template", "edit", "start_t")}
-    canvas = build_canvas(tokenizer, length=length, batch=arguments.count, **texts)
-    settings = sample_settings(arguments, opened)
-    eos_id = tokenizer.eos_id if arguments.stop else None
-    window = experiment.config.data.length
-    sampler = sampler_for(experiment.process, experiment.unpartitioned, settings, stride=arguments.stride, window=window, eos_id=eos_id)
+    tokenizer = opened.tokenizer
+    canvas = opened.canvas(**{name: getattr(arguments, name) for name in ("length", "count", *CANVAS_TEXTS)})
+    sampler = opened.sampler(stride=arguments.stride, stop=arguments.stop, **sample_values(arguments))
     result = _sampled(arguments, sampler, opened, canvas)
     for text in (tokenizer.decode(tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
@@ -86,7 +78,7 @@ def run(arguments: argparse.Namespace, _) -> None:
 
 def _sampled(arguments: argparse.Namespace, sampler, opened, canvas):
     """The samples; with `--watch` the live view, with `--trace` the page."""
-    params, tokenizer = opened.params, opened.experiment.tokenizer
+    params, tokenizer = opened.params, opened.tokenizer
     if not (arguments.watch or arguments.trace):
         return sampler.sample(params, canvas, seed=arguments.seed, progress=True)
     from dlmjax.sampling.html import write_html

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
+from dlmjax import checks
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.tokenizers import Tokenizer
 from dlmjax.errors import InputError
@@ -55,10 +57,6 @@ def corpus_text(corpus: Corpus, cut: Cut) -> Text:
 
     Raises InputError: an empty split; sizes or a remainder that conflict with a stream.
     """
-    remainder = cut.remainder or "keep"
-    if remainder not in ("keep", "drop"):
-        # These keep one window of each stretch; here all documents are one stretch.
-        raise InputError(f"--remainder {remainder} conflicts with a prepared corpus, whose documents are one stream; give keep or drop")
     window, step = cut.sizes(cut.trained, cut.trained)
     wanted = corpus.num_tokens if cut.limit is None else min(corpus.num_tokens, window + (cut.limit - 1) * step)
     if wanted < 1:
@@ -67,19 +65,37 @@ def corpus_text(corpus: Corpus, cut: Cut) -> Text:
     ends_D = np.flatnonzero(tokens_T == corpus.tokenizer.eos_id) + 1
     if not len(ends_D) or ends_D[-1] < wanted:
         ends_D = np.append(ends_D, wanted)
-    windows = cut_windows(
-        tokens_T,
-        ends_D,
-        window=window,
-        step=step,
-        remainder=remainder,
-        pad_id=corpus.tokenizer.pad_id,
-        multiple=cut.multiple,
-    ).first(cut.limit)
-    protocol = {"suite": None, "corpus": str(corpus.directory), "split": corpus.split, "bos": False, "eos": True, "packing": "stream"}
-    protocol |= {"window": window, "stride": step, "remainder": remainder, "detokeniser": "none", "documents": len(ends_D)}
-    protocol |= {"complete": windows.complete and wanted == corpus.num_tokens} | _of(corpus.tokenizer, tokens_T)
+    windows, protocol = _stream(tokens_T, ends_D, corpus.tokenizer, cut, "a prepared corpus")
+    protocol |= {"corpus": str(corpus.directory), "split": corpus.split, "complete": windows.complete and wanted == corpus.num_tokens}
     return Text(windows, [str(number) for number in range(len(ends_D))], None, corpus.split, protocol)
+
+
+def documents_text(texts: Sequence[str], tokenizer: Tokenizer, cut: Cut) -> Text:
+    """Texts, each a document: in windows as `corpus_text` cuts those of a corpus, so that both give the same numbers.
+
+    Raises InputError: what is not Unicode text; sizes or a remainder that conflict with a stream.
+    """
+    for number, text in enumerate(texts):
+        checks.text(f"text {number}", text)
+    encoded = encode_documents([Document(str(number), text) for number, text in enumerate(texts)], tokenizer, bos=False, eos=True)
+    windows, protocol = _stream(encoded.tokens_T, encoded.ends_D, tokenizer, cut, "texts")
+    protocol |= {"corpus": None, "split": "texts", "complete": windows.complete, "lossless": encoded.lossless}
+    return Text(windows, [str(number) for number in range(len(texts))], None, "texts", protocol)
+
+
+def _stream(
+    tokens_T: Int[np.ndarray, "T"], ends_D: Int[np.ndarray, "D"], tokenizer: Tokenizer, cut: Cut, of: str
+) -> tuple[Windows, dict[str, Any]]:
+    """(windows over documents one after another, the protocol as applied)."""
+    remainder, (window, step) = cut.remainder or "keep", cut.sizes(cut.trained, cut.trained)
+    if remainder not in ("keep", "drop"):
+        # The others keep one window of each stretch; here all documents are one stretch.
+        raise InputError(f"--remainder {remainder} conflicts with {of}, whose documents are one stream; give keep or drop")
+    windows = cut_windows(
+        tokens_T, ends_D, window=window, step=step, remainder=remainder, pad_id=tokenizer.pad_id, multiple=cut.multiple
+    ).first(cut.limit)
+    protocol = {"suite": None, "bos": False, "eos": True, "packing": "stream", "window": window, "stride": step, "remainder": remainder}
+    return windows, {**protocol, "detokeniser": "none", "documents": len(ends_D), **_of(tokenizer, tokens_T)}
 
 
 def suite_text(suite: Suite, files: Sequence[str], tokenizer: Tokenizer, cut: Cut, split: str | None, documents: int | None) -> Text:

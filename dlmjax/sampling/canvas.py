@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from dlmjax import checks
 from dlmjax.errors import InputError
 from dlmjax.flags import MOST_TOKENS
 
@@ -124,7 +125,7 @@ def build_canvas(
     """
     _check_size(batch, 1 if length is None else length)
     for name, text in (("prompt", prompt), ("suffix", suffix), ("template", template), ("edit", edit)):
-        _check_text(name, text)
+        checks.text(f"the {name}", text or "")
     if template is not None and (prompt or suffix or edit is not None):
         raise InputError("give either a template or a prompt, suffix or edit, not both")
     if edit is not None and (prompt or suffix):
@@ -238,10 +239,3 @@ def _check_size(batch: int, length: int) -> None:
             raise InputError(f"the {name} of the canvas is {value}; it must be at least 1")
     if batch * length > MOST_TOKENS:
         raise InputError(f"the canvas has {batch} rows of {length} tokens; it must have at most {MOST_TOKENS} tokens in all")
-
-
-def _check_text(name: str, text: str | None) -> None:
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the {name} is not Unicode text: character {error.start + 1} is half of a surrogate pair; leave it out") from None

@@ -1,6 +1,5 @@
 """lm-eval-harness itself, offline, on dlmjax: equal to enumeration on a law that can be written out, and whole on real runs."""
 
-import dataclasses
 import itertools
 import json
 import lzma
@@ -33,6 +32,7 @@ from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import Request
+from dlmjax.evaluation.continuations import encode_pairs
 from dlmjax.experiment import assemble
 from dlmjax.harness.adapter import GENERATION_ARGUMENTS, Adapter, DlmJax, Model
 from dlmjax.harness.generate import Decoding, Generator
@@ -284,15 +284,19 @@ def test_a_run_is_scored_as_its_network_says(workdir, adapter):
         bound += sum(log_p_LV[i, row_L[i]] for i in hidden) * 3 / len(hidden) / alike / 3
     assert log_p == pytest.approx(bound, abs=2e-4)
     assert adapter.records[-1]["passes"] == 7 and adapter.records[-1]["tokens"] == 3
+    score = run.score(context, " no", draws=8)
+    assert (score.log_likelihood, score.stderr, score.tokens, score.passes) == (log_p, 0.0, 3, 7)
+    request.args = (context, " no, it is not so")
+    ((log_p, _),) = adapter.loglikelihood([request], disable_tqdm=True)
+    score = run.score(*request.args, draws=8)
+    assert score.log_likelihood == log_p and score.stderr == adapter.records[-1]["stderr"] > 0
 
 
 @pytest.mark.parametrize(("context", "continuation"), [("th", "e"), ("in", "to"), ("foo(", ")"), ("We", " know")])
 def test_a_token_over_the_boundary_hides_nothing_of_the_continuation(context, continuation):
     """GPT-2's merges: the whole may be one token, whose context has none to cut off."""
     tokenizer = load_tokenizer(f"gpt2:{shared_file('gpt2_bpe/vocab.json').parent}")
-    adapter = adapter_of(PROCESSES["masked"])
-    adapter.model = dataclasses.replace(adapter.model, tokenizer=tokenizer)
-    ((before, after),) = adapter._encode([(context, continuation)])
+    ((before, after),) = encode_pairs(tokenizer, [(context, continuation)])
     assert tokenizer.decode(before) + tokenizer.decode(after) == context + continuation and len(after)
 
 

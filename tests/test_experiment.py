@@ -1,0 +1,207 @@
+"""What a workdir holds: enough to open the run again, wherever the files that its config named have gone."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
+from dlmjax.data.tokenizers import save_tokenizer
+from dlmjax.diffusion import Blockwise
+from dlmjax.diffusion.process import Process
+from dlmjax.diffusion.registry import PROCESSES, curriculum_of
+from dlmjax.errors import InputError
+from dlmjax.experiment import assemble, embedding_of, open_experiment
+from dlmjax.run import open_run
+from dlmjax.train import train
+from launch.command import read_train
+from tests.models import tiny
+
+
+def neighbours(file, corpus=""):
+    """Discrete diffusion to near neighbours of a table in a file: one step of the smallest network."""
+    config = config_lib.default()
+    config.data.update(paths=(str(corpus),), length=8, batch=8)
+    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, time_input="adaln")
+    config.process.name = f"d3pm(kernel=neighbours, steps=4, neighbours=16, embedding={str(file)!r})"
+    config.optimizer.warmup = 0
+    config.train.update(steps=1, ema=0.0)
+    config.log.update(evaluate=0, sample=0)
+    return config
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_embedding_table(small_corpus, tmp_path):
+    file, workdir = tmp_path / "table.npy", tmp_path / "run"
+    vocab = load_tokenizer("bytes").vocab_size
+    table_VE = np.random.default_rng(0).normal(size=(vocab, 3)).astype(np.float32)
+    np.save(file, table_VE)
+    config = neighbours(file, small_corpus)
+    assert train(config, str(workdir))["finished"]
+    np.save(file, table_VE + np.arange(3))  # from now on the run reads its own copy
+    file_gone = neighbours(tmp_path / "gone.npy", small_corpus)
+    with pytest.raises(InputError, match=r"process\.name: .*table\.npy.* -> .*gone\.npy"):
+        train(file_gone, str(workdir))
+    file.unlink()
+    assert train(config, str(workdir))["finished"]
+    process = open_run(str(workdir)).experiment.process
+    np.testing.assert_array_equal(process.embedding.array, table_VE)
+    assert process.kernel == "neighbours"
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda file: None, "cannot be read .No such file"),
+        (lambda file: file.write_bytes(b"PK"), "not an array that numpy.save wrote"),
+        (lambda file: np.save(file, np.full((40, 2), np.nan)), "finite numbers"),
+        (lambda file: np.save(file, np.zeros(40)), "one row for each token id"),
+        (lambda file: np.save(file, np.random.default_rng(0).normal(size=(5, 2))), "embedding has 5 rows"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_told(tmp_path, write, said):
+    write(tmp_path / "table.npy")
+    with pytest.raises(InputError, match=said) as refused:
+        config = neighbours(tmp_path / "table.npy")
+        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1], embedding_VE=embedding_of(config, tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def smallest():
+    config = config_lib.default()
+    config.data.update(length=8, batch=8)
+    config.optimizer.warmup = 0
+    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("platform", "kernels"),
+    [
+        ("cpu", {"dense": "dense", "cudnn": "dense", "splash": "dense"}),
+        ("gpu", {"dense": "dense", "cudnn": "cudnn", "splash": "dense"}),
+        ("tpu", {"dense": "dense", "cudnn": "dense", "splash": "splash"}),
+    ],
+)
+def test_a_run_opens_on_other_devices_than_it_was_trained_on(tmp_path, monkeypatch, platform, kernels):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
+    for trained, opened in kernels.items():
+        config = smallest()
+        config.data.length = 128
+        config.execution.update(dtype="bfloat16", attention=trained)
+        (tmp_path / "config.json").write_text(config_lib.to_json(config))
+        assert open_experiment(str(tmp_path)).network.execution.attention == opened
+
+
+@pytest.mark.parametrize(("kernel", "length", "said"), [("cudnn", 9, "divisible by 2, not 9"), ("splash", 96, "divisible by 128, not 96")])
+def test_rows_that_a_kernel_cannot_train_are_refused(kernel, length, said):
+    config = smallest()
+    config.data.length, config.execution.attention = length, kernel
+    with pytest.raises(InputError, match=said):
+        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+    config.process.name = "blocks(size=3)"  # two streams side by side
+    if kernel == "cudnn":
+        assert assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    "process", ["blocks(size=3)", "blocks(size=4, curriculum=((2, 3),))", "blocks(size=4, curriculum=((2, 8), (4, 16)))"]
+)
+def test_rows_that_are_not_whole_blocks_are_refused_for_every_phase(process):
+    config = smallest()
+    config.process.name = process
+    with pytest.raises(InputError, match="data.length=8 is not a multiple of the (3|16) tokens of a block"):
+        assemble(config, load_tokenizer("char27"), devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("text", ["", '{\n "seed": 0,\n "data.pa', "[]", "3", '{"data.length": "many"}', b"\xff\xfe"])
+def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
+    save_tokenizer(load_tokenizer("char27"), tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"config\.json is not (valid JSON|readable|the config of a run any more): .*restore it") as error:
+        open_experiment(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+CURRICULA = {  # of each process that has one, up to a step
+    "duo": lambda end: f"duo(until={end})",
+    "blocks": lambda end: f"blocks(size=1, curriculum=(({end // 2}, 8), ({end}, 4)))",
+}
+
+
+def test_every_curriculum_says_where_it_ends():
+    """The step from which `at_step` changes no more, of every process that has a curriculum."""
+    kinds = {name: kind for name, kind in PROCESSES.items() if isinstance(kind, type)} | {"blocks": Blockwise}
+    assert {name for name, kind in kinds.items() if kind.phases is not Process.phases} == CURRICULA.keys()
+    for text in CURRICULA.values():
+        process, phases = curriculum_of(text(40)), []
+        for step in range(100):
+            if not phases or process.phases.at_step(step) != phases[-1][1]:
+                phases.append((step, process.phases.at_step(step)))
+        assert process.phases.end == phases[-1][0] == 40
+        shorter = dataclasses.replace(process, **process.phases.shortened(20))
+        assert shorter.phases.end == 20 and shorter.phases.at_step(20) == process.phases.at_step(40)
+
+
+@pytest.mark.parametrize("name", CURRICULA)
+def test_a_curriculum_ends_within_the_run(name, tmp_path):
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config.model.time_input = "adaln"
+    config.train.steps = 60
+    for end in (2, 59):
+        config.process.name = CURRICULA[name](end)
+        assert assemble(config, tokenizer, devices=jax.devices()[:1])
+    for end in (60, 200):
+        config.process.name = CURRICULA[name](end)
+        with pytest.raises(
+            InputError, match=rf"process\.name=.*ends at step {end}, but train\.steps is 60.*--config\.process\.name="
+        ) as error:
+            assemble(config, tokenizer, devices=jax.devices()[:1])
+    config_lib.override(config, [re.search(r'--config\.(process\.name=)"(.*)"$', str(error.value)).expand(r"\1\2")])
+    assert curriculum_of(config.process.name).phases.end == 30, "what is proposed is taken"
+    # By flags, over a config whose own steps would do, and before a launcher asks for machines.
+    overrides = [f"process.name={CURRICULA[name](200)}", "train.steps=200", "model.time_input=adaln"]
+    with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
+        config_lib.load("configs/quickstart.py", overrides)
+    with pytest.raises(InputError, match="ends at step 200, but train.steps is 200"):
+        read_train(["--config", "configs/quickstart.py", "--workdir", "x", *(f"--config.{override}" for override in overrides)])
+    # One that is trained already is there to be looked at.
+    config.process.name = CURRICULA[name](200)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    (tmp_path / "config.json").write_text(config_lib.to_json(config))
+    assert open_experiment(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        "masked",
+        pytest.param("autoregressive", marks=pytest.mark.slow),
+        pytest.param("autoregressive(input_mask=0.5)", marks=pytest.mark.nightly),
+    ],
+)
+def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(process):
+    """Dropout and hidden inputs change what is trained; the same weights have the same likelihood without them, to the bit."""
+    tokenizer, length = load_tokenizer("char27"), 8
+    rng = np.random.default_rng(0)
+    rows = {"tokens": rng.integers(0, 26, (8, length)), "segments": np.ones((8, length)), "positions": np.tile(np.arange(length), (8, 1))}
+    batch = {name: value.astype(np.int32) for name, value in {**rows, "row": np.arange(8)}.items()}
+    found = []
+    for name, rate in ((process, 0.5), (process.partition("(")[0], 0.0)):
+        config = config_lib.default()
+        config.data.update(length=length, batch=8)
+        config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, dropout=rate)
+        config.process.name = name
+        experiment = assemble(config, tokenizer, devices=jax.devices()[:1])
+        params = tiny.lively(jax.jit(experiment.init)(jax.random.key(0)))
+        loss = jax.jit(experiment.loss_fn)
+        totals = [float(loss(params, batch, jax.random.key(seed))[0]) for seed in (0, 1)]
+        found.append((totals, experiment.evaluator(nodes=1).measure(params, [batch]).nats_WD))
+    (noisy, nats_WD), (plain, same_WD) = found
+    assert noisy[0] != plain[0] and noisy[0] != noisy[1]
+    assert (plain[0] == plain[1]) == process.startswith("autoregressive")
+    np.testing.assert_array_equal(nats_WD, same_WD)

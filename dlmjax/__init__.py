@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlmjax.config import load as load_config  # noqa: F401
+    from dlmjax.config import load_config as load_config
     from dlmjax.data.prepare import prepare as prepare
     from dlmjax.diffusion import Objective as Objective
     from dlmjax.diffusion import make_process as make_process
@@ -42,7 +42,7 @@ _HOMES = {
     "export": ("dlmjax.interop.export", "export"),
     "from_nnx": ("dlmjax.models", "from_nnx"),
     "init_state": ("dlmjax.training", "init_state"),
-    "load_config": ("dlmjax.config", "load"),
+    "load_config": ("dlmjax.config", "load_config"),
     "make_process": ("dlmjax.diffusion", "make_process"),
     "make_train_step": ("dlmjax.training", "make_train_step"),
     "open_run": ("dlmjax.run", "open_run"),

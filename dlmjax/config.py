@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import pathlib
 import textwrap
 import traceback
@@ -33,6 +34,7 @@ from dlmjax.models.families import model_spec, own_module
 
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
 PATHS = "data.paths"
+SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "configs"  # in a checkout; an installed package has none
 WEIGHTS = "data.weights"
 
 
@@ -120,6 +122,29 @@ def split_size(path: str) -> tuple[str, tuple[str, ...]]:
     """`FILE.py:SIZE` -> (FILE.py, (SIZE,)); a path without a size -> (path, ())."""
     path, colon, size = path.partition(".py:")
     return (path + ".py", (size,)) if colon else (path, ())
+
+
+def load_config(path: str | os.PathLike, *overrides: str) -> ConfigDict:
+    """The config of a file, or of the name of one that ships, with overrides: `load_config("masked:tiny", "train.steps=100")`.
+
+    Args:
+      path: "FILE.py", "FILE.py:SIZE", or "NAME" or "NAME:SIZE" of a file in `configs/`.
+      overrides: "section.field=value", as behind `--config.` on the command line.
+
+    Raises InputError: as `load`; a name that is no config of `configs/`.
+    """
+    path = os.fspath(path)
+    name, colon, size = path.partition(":")
+    if ".py" not in path:
+        names = sorted(file.stem for file in SHIPPED.glob("*.py"))
+        if name not in names:
+            near = choices.nearest(name, names) if names else ""
+            raise InputError(f"config {name!r:.60} is neither a file FILE.py nor the name of one in {SHIPPED}{near}")
+        path = f"{SHIPPED / name}.py{colon}{size}"
+    for override_text in overrides:
+        if not isinstance(override_text, str):
+            raise InputError(f"override {override_text!r:.60} is not a text; give each as section.field=value")
+    return load(path, overrides)
 
 
 def function_of(path: str, kind: str, example: str) -> Callable:

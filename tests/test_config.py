@@ -209,6 +209,21 @@ def test_a_config_of_an_older_version_reads_with_defaults(tmp_path):
         config_lib.from_json(json.dumps({**flat, "train.spikes": 1.0}))
 
 
+def test_a_config_that_ships_is_loaded_by_its_name():
+    by_name = config_lib.load_config("masked:tiny", "train.ema=0.5", "data.paths=a,b")
+    assert by_name == config_lib.load(str(config_lib.SHIPPED / "masked.py:tiny"), ["train.ema=0.5", "data.paths=a,b"])
+    assert config_lib.load_config(config_lib.SHIPPED / "quickstart.py") == config_lib.load_config("quickstart")
+    for words, said in [
+        (("quickstat",), "did you mean 'quickstart'"),
+        (("quickstart:tiny",), "comes at one size"),
+        (("quickstart", "train.step=7"), "did you mean 'train.steps'"),
+        (("nowhere/quickstart.py",), "does not exist"),
+    ]:
+        with pytest.raises(InputError, match=said) as refused:
+            config_lib.load_config(*words)
+        assert "\n" not in str(refused.value)
+
+
 def test_a_file_without_get_config_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         config_lib.load(str(tmp_path / "none.py"))

@@ -93,7 +93,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     path, sizes = split_size(path)
     get_config = function_of(path, "config", "configs/quickstart.py")
     if sizes and not inspect.signature(get_config).parameters:
-        raise InputError(f"config {path} comes at one size; leave out :{size}")
+        raise InputError(f"config {path} comes at one size; leave out :{sizes[0]}")
     with errors_as_lines(path):
         config = get_config(*sizes)
         if inspect.iscoroutine(config):

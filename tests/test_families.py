@@ -115,7 +115,7 @@ def test_a_family_is_evaluated(family):
     one, other = found
     assert one.tokens_W.tolist() == [LENGTH - 3] * 5 and np.isfinite(one.nats_W).all()
     np.testing.assert_allclose(other.nats_W, one.nats_W, rtol=1e-5)
-    # Weights are random: five texts that differ are not bounded alike, and a bound below a third of the uniform law's is no bound.
+    # Weights are random: five texts that differ are not bounded alike, and a bound below a third of the uniform law's is not a bound.
     assert len(set(one.nats_W.round(3))) == 5 and one.nats_W.mean() > (LENGTH - 3) * np.log(27) / 3
 
 

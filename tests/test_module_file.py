@@ -91,7 +91,7 @@ def test_resumed_is_the_same_run(trained, small_corpus, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(half, str(tmp_path / "run"), on_step=stop)
-    moved = tmp_path / "elsewhere" / "small.py"  # its folder is no part of the run
+    moved = tmp_path / "elsewhere" / "small.py"  # its folder is not part of the run
     moved.parent.mkdir()
     moved.write_text(SMALL, encoding="utf-8")
     again = config_of(moved, small_corpus, **{"mesh.fsdp": 2, "mesh.tensor": 2, "checkpoint.every": 1})

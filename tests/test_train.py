@@ -374,7 +374,7 @@ def test_a_step_is_compiled_once(whole, tmp_path, monkeypatch):
 
 
 def test_each_phase_of_a_curriculum_has_its_own_names(small_corpus, tmp_path):
-    """Soft tokens are no bound, the uniform noise after them is; a line over steps of both is none."""
+    """The loss on soft tokens is not a bound, that under the uniform noise after them is; a line over steps of both is not."""
     plan = {"log__every": 2, "log__evaluate": 0, "log__sample": 0, "train__steps": 6, "checkpoint__every": 6, "model__depth": 1}
     plan["model__time_input"] = "adaln"
     with said():

@@ -95,7 +95,7 @@ WORDS = (
 # Phrases of messages, docstrings, comments and documents: (pattern, what to say instead).
 PHRASES = (
     (r"\b(is|are|was|were) told\b", "is conditioned on, receives"),
-    (r"\b(is|are) no whole number", "is not a whole number"),
+    (r"(?<![Tt]here )(?<!that )\b(is|are|was) no (?!longer\b|more\b|larger\b|less\b)[a-z]", "is not a"),
     (r"\bwants? (a|an|the|rows|at|another)\b", "requires"),
     (r"\beven draw", "uniform draw"),
     (r"\b(un)?barred\b", "suppressed"),

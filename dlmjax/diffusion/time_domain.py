@@ -37,7 +37,7 @@ class TimeDomain(Protocol):
         """Whether the mean of the loss under a draw of times is its integral over all the noise that a text can have.
 
         A network that reads a whole row bounds its likelihood along a path on which all tokens gain noise together: times that are drawn
-        apart show it tokens with little noise beside others with much, which is no such path, and the mean is below the truth.
+        apart show it tokens with little noise beside others with much, which is not such a path, and the mean is below the truth.
         """
         return times.covers and not isinstance(times, PerBlock)
 

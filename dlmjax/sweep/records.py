@@ -127,7 +127,7 @@ def append_record(path: str | os.PathLike, record: Record) -> None:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
-            if file.read(1) != b"\n":  # a crash cut the last line short: it was no record
+            if file.read(1) != b"\n":  # a crash cut the last line short: it was not a record
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         file.write((record.to_json() + "\n").encode())

@@ -1,6 +1,6 @@
 """Cases of the battery: the rate form of masked noise, and schedules per token, which no kernel with one alpha describes.
 
-Discrete time has no integral, and learned schedules are no constants: test_d3pm.py and test_state_dependent.py enumerate them.
+Discrete time has no integral, and learned schedules are not constants: test_d3pm.py and test_state_dependent.py enumerate them.
 """
 
 import math

@@ -73,7 +73,7 @@ def test_a_worse_denoiser_scores_above_the_entropy_by_its_divergence(law_and_win
 
 
 def test_boundary_terms_are_part_of_the_bound(law_and_windows):
-    """With eps = 0.2 masked at t = 0, the reconstruction is no small change; without it the number would be too low."""
+    """With eps = 0.2 masked at t = 0, the reconstruction is not a small change; without it the number would be too low."""
     law, texts_WL = law_and_windows
     process = Llada(law.vocab, law.mask_id, eps=0.2)
     result = evaluate_nelbo(process, law.bind, 1.0, batches_of(texts_WL, 512), nodes=4, draws=64)

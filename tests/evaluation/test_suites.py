@@ -74,7 +74,7 @@ LEGAL = {("note", value) for value in ("", "x\ny", "nothing of the kind")} | {
 
 
 def test_malformed_suites_are_refused_in_one_line(tmp_path):
-    """Every field with values of other types and out of its bounds; what lacks a field; what is no suite at all."""
+    """Every field with values of other types and out of its bounds; what lacks a field; what is not a suite at all."""
     file = tmp_path / "own.json"
 
     def refusal(text: str) -> str:

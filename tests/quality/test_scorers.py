@@ -190,7 +190,7 @@ def test_what_is_no_causal_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(InputError, match="config.json is not valid JSON.*line 1"):
         HfScorer(str(tmp_path))
-    # Mamba-2's own: what is no number of JSON is the model's affair.
+    # Mamba-2's own: a value that is not a JSON number is left to the model.
     (tmp_path / "config.json").write_text('{"model_type": "mamba2", "time_step_limit": [0.0, Infinity], "is_causal": false}')
     with pytest.raises(InputError, match="must be a causal language model"):
         HfScorer(str(tmp_path))

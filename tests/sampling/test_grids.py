@@ -1,14 +1,19 @@
 """Levels of the steps: exact ends, no step from a level to itself, as many calls as steps."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 
+import dlmjax
 from benchmarks.sampling_grids import error
+from dlmjax.cli import run_flags
 from dlmjax.diffusion import FlowMatching, Hybrid, Masked, Mixed, Uniform
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import blank_canvas
-from dlmjax.sampling.grids import make_grid
+from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.settings import SampleSettings
 from tests.sampling.toy import Law
@@ -63,6 +68,12 @@ def test_where_the_levels_are():
 def test_a_bad_grid_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         make_grid(text)
+
+
+def test_the_page_and_the_help_name_every_grid():
+    for text in (pathlib.Path(dlmjax.__file__).parents[1] / "docs" / "sampling.md", pathlib.Path(run_flags.__file__)):
+        words = set(re.findall(r"\w+", text.read_text(encoding="utf-8").partition("--grid")[2][:600]))
+        assert words >= GRIDS.keys(), text
 
 
 def test_a_grid_that_does_not_fit_the_steps():

@@ -202,7 +202,7 @@ def test_absorbing_noise_tends_to_the_masked_process():
 
 
 def test_what_the_last_step_leaves_is_paid_for():
-    """alpha_T > 0: the prior term is KL(q(z_T | x) || even), and without it the sum is no bound."""
+    """alpha_T > 0: the prior term is KL(q(z_T | x) || uniform), and without it the sum is not a bound."""
     for kind in ("uniform", "gaussian", "absorbing"):
         schedule = Geometric(0.01, 2.0)
         process = make(kind, 6, schedule)

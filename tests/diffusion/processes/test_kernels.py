@@ -99,7 +99,7 @@ def test_the_gaussian_kernel_is_a_gaussian():
     gauss_K = np.exp(-(distance_K**2) / (2 * variance))
     assert np.abs(row_K - gauss_K / gauss_K.sum()).sum() / 2 < 0.01
     assert row_K @ distance_K**2 == pytest.approx(variance, rel=1e-6)
-    # At an end what would step over it is reflected: nothing is lost, and the end is no trap.
+    # At an end what would step over it is reflected: nothing is lost, and the end is not a trap.
     assert _matrix(kernels.Path(tokens), keep)[0].argmax() == 0 and _matrix(kernels.Path(tokens), keep)[0].sum() == pytest.approx(1)
 
 

@@ -1,4 +1,4 @@
-"""The published losses: what they are, that they are no bounds, and that the bound is reported beside them."""
+"""The published losses: what they are, that they are not bounds, and that the bound is reported beside them."""
 
 import jax
 import jax.numpy as jnp

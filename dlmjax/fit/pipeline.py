@@ -1,6 +1,5 @@
 """From files of runs to a `Result`: every law that the runs allow, and how the objectives compare. Imports no jax."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from dlmjax.errors import InputError
 from dlmjax.fit import compare, fitness, points, special
 from dlmjax.fit.analysis import Analysis, analyse, usable
+from dlmjax.fit.conclusion import shared
 from dlmjax.fit.points import Points
 from dlmjax.fit.results import ObjectiveFit, Result
 from dlmjax.sweep.records import Record, read_records
@@ -50,11 +50,12 @@ def analyse_files(
     if not names:
         raise InputError(f"{', '.join(map(str, records))} holds no record, so there is nothing to fit; `dlmjax sweep run` writes them")
     found = tuple(_objective(name, base_points.get(name), [r for r in runs if r.series == name], resamples, seed) for name in names)
+    base = _base(names, base)
     ratios, crossings, apart = _comparisons(found, base, min(resamples, SPECIAL_RESAMPLES), seed)
     laws = any(each.analyses or each.tuning or each.mixing or any(law.fit for law in each.special.values()) for each in found)
-    if not laws and not crossings:
+    if not laws and not crossings and not shared(found, base):
         raise InputError("; ".join(each.refused for each in found) or "no run has finished, so there is nothing to fit")
-    return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings, apart)
+    return Result((*map(str, records), *map(str, csv)), resamples, seed, found, ratios, crossings, apart, base)
 
 
 def _one_of_each(records: Sequence[Record]) -> list[Record]:
@@ -92,20 +93,23 @@ def _statuses(records: Sequence[Record]) -> dict[str, int]:
     return {state: states.count(state) for state in sorted(set(states))}
 
 
-def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int, seed: int):
-    """Ratios and crossings of every objective with the base (that of BASES, or the first), and why others are not compared:
-    they were measured differently, or differ in vocabulary or corpora."""
-    names = [each.objective for each in found]
-    if base is not None and base not in names:
-        raise InputError(f"--base {base!r} is not an objective of the fit: {', '.join(names)}")
-    base = base or next((name for name in BASES if name in names), names[0])
-    first = found[names.index(base)]
+def _base(names: Sequence[str], wanted: str | None) -> str:
+    """The objective that the others are compared with. Raises InputError: `wanted` is not one of the fit."""
+    if wanted is not None and wanted not in names:
+        raise InputError(f"--base {wanted!r} is not an objective of the fit: {', '.join(names)}")
+    return wanted or next((name for name in BASES if name in names), names[0])
+
+
+def _comparisons(found: Sequence[ObjectiveFit], base: str, resamples: int, seed: int):
+    """Ratios and crossings of every objective with the base, and why others are not compared: they were measured differently, or differ
+    in vocabulary or corpora."""
+    first = next(each for each in found if each.objective == base)
     ratios: list[compare.Ratio] = []
     crossings, apart = [], []
     for other in found:
         if other is first or first.points is None or other.points is None:
             continue
-        if why := _incomparable(first.points, other.points):
+        if why := points.incomparable(first.points, other.points):
             apart.append(f"{other.objective} is not compared with {first.objective}: {why}")
             continue
         pair: list[Analysis] = [each.analyses["total"] for each in (first, other) if "total" in each.analyses]
@@ -116,16 +120,3 @@ def _comparisons(found: Sequence[ObjectiveFit], base: str | None, resamples: int
             if of_both.corpora:
                 crossings.append(of_both)
     return tuple(ratios), tuple(crossings), tuple(apart)
-
-
-def _incomparable(one: Points, two: Points) -> str:
-    """Why losses of two objectives are not comparable; "" where they are."""
-    if one.validation != two.validation:
-        return "they were measured on different validation sets, as far as is known"
-    pairs = itertools.product(_record_of(one), _record_of(two))
-    return next((f"they differ in {why}" for pair in pairs if (why := points.differs(*pair))), "")
-
-
-def _record_of(runs: Points) -> list[Record]:
-    """One record of an objective, with a config where one has it: within an objective they agree."""
-    return sorted(runs.records, key=lambda record: not record.config)[:1]

@@ -3,17 +3,20 @@
 import importlib.util
 import io
 import itertools
+import textwrap
 import warnings
 
 import numpy as np
 
 from dlmjax.fit.analysis import Analysis
-from dlmjax.fit.compare import METHODS, Ratio
+from dlmjax.fit.compare import METHODS
+from dlmjax.fit.conclusion import drawn_ratios
 from dlmjax.fit.fitness import AGAIN
 from dlmjax.fit.points import Points
 from dlmjax.fit.results import COMPARED, REPEATED, Result, file_names
 
-LONGEST_LABEL = 80  # letters
+LONGEST_LABEL = 30  # letters: as many as fit along an axis
+MOST_LABELS = 8  # of a logarithmic axis
 _NAMES = {"size": "N*, parameters", "tokens": "D*, tokens"}
 
 
@@ -104,7 +107,8 @@ def residuals(analysis: Analysis) -> bytes:
 
 def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
     """Best loss against FLOPs of all objectives, and compute over that of the base at equal loss, where there are runs of that loss."""
-    figure, (left, right) = _figure(2, "objectives compared")
+    ratios = drawn_ratios(result)
+    figure, (left, *panels) = _figure(2 if ratios else 1, "objectives compared")
     for index, (objective, analysis) in enumerate(analyses.items()):
         on_R = analysis.on_envelope_R
         left.plot(analysis.points.flops_R[on_R], analysis.points.loss_R[on_R], "o", color=f"C{index}", label=called(objective))
@@ -112,38 +116,25 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
             _band(left, analysis, method, "loss", f"C{index}", f"{called(objective)}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
     left.legend(fontsize=7)
-    for (other, method), rows in drawn_ratios(result).items():
-        found = [ratio.intervals.get("runs") for ratio in rows]
-        bars = [[row.ratio - (i.low_95 if i else row.ratio) for row, i in zip(rows, found, strict=True)]]
-        bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
-        bars = np.where(np.isfinite(bars), np.maximum(bars, 0.0), 0.0)
-        right.errorbar(
-            [r.flops for r in rows], [r.ratio for r in rows], yerr=bars, marker="o", capsize=3, label=f"{called(other)}, {method}"
-        )
-    if right.get_legend_handles_labels()[0]:
+    for right in panels:
+        for (other, method), rows in ratios.items():
+            found = [ratio.intervals.get("runs") for ratio in rows]
+            bars = [[row.ratio - (i.low_95 if i else row.ratio) for row, i in zip(rows, found, strict=True)]]
+            bars += [[(i.high_95 if i else row.ratio) - row.ratio for row, i in zip(rows, found, strict=True)]]
+            bars = np.where(np.isfinite(bars), np.maximum(bars, 0.0), 0.0)
+            flops, height = [r.flops for r in rows], [r.ratio for r in rows]
+            right.errorbar(flops, height, yerr=bars, marker="o", capsize=3, label=f"{called(other)}, {method}")
         right.axhline(1.0, color="0.5", linewidth=1)
         base = called(result.ratios[0].base)
-        right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of {base}")
+        right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of\n{base}")
+        right.yaxis.label.set_fontsize(8)
         right.legend(fontsize=7)
-    else:
-        right.set_axis_off()
-        reasons = "\n".join(called(line) for line in why_not(analyses, result))
-        right.text(0.5, 0.6, reasons, ha="center", transform=right.transAxes, fontsize=8)
     return _png(figure)
 
 
 def compared_by(analysis: Analysis) -> str | None:
     """The method whose law is drawn through an objective where objectives are compared: the first with ratios that is to be trusted."""
     return next((method for method in analysis.trusted if method in METHODS), None)
-
-
-def drawn_ratios(result: Result) -> dict[tuple[str, str], list[Ratio]]:
-    """The ratios that a picture shows, by objective and method: among the runs of both, and to be trusted."""
-    found: dict[tuple[str, str], list[Ratio]] = {}
-    for ratio in result.ratios:
-        if ratio.within and not ratio.doubts:
-            found.setdefault((ratio.other, ratio.method), []).append(ratio)
-    return found
 
 
 def repeated(objectives: list[Points]) -> bytes:
@@ -177,24 +168,6 @@ def repeated(objectives: list[Points]) -> bytes:
     return _png(figure)
 
 
-def why_not(analyses: dict[str, Analysis], result: Result) -> list[str]:
-    """Why no ratio of two objectives is drawn: no law is trusted, or the best runs of one are all worse, all better, or both."""
-    lines = list(result.apart)
-    for base, other in dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios):
-        if any(ratio.within and (ratio.base, ratio.other) == (base, other) for ratio in result.ratios):
-            lines.append(f"no ratio of {other} to {base} is trusted: see the reasons in the table")
-            continue
-        loss_R = analyses[other].points.loss_R[analyses[other].on_envelope_R]
-        losses = [ratio.loss for ratio in result.ratios if (ratio.base, ratio.other) == (base, other)]
-        if loss_R.min() > max(losses):
-            lines.append(f"no run of {other} is as good as the best of {base}")
-        elif loss_R.max() < min(losses):
-            lines.append(f"every best run of {other} is better than those of {base}")
-        else:
-            lines.append(f"no best loss of {base} lies among those of {other}")
-    return lines or ["no two objectives are compared"]
-
-
 def _bands(axes, analysis: Analysis, name: str) -> None:
     for index, method in enumerate(analysis.laws):
         _band(axes, analysis, method, name, f"C{index}", f"{method}, not trusted" if method in analysis.doubts else method)
@@ -220,11 +193,9 @@ def called(objective: str) -> str:
 def _figure(panels: int, title: str):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * panels, 3.8))
-    figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    figure.subplots_adjust(left=0.18 / panels, right=1 - 0.03 / panels, bottom=0.14, top=0.92, wspace=0.22)
-    return figure, axes
+    figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, 50 * panels)), fontsize=9)
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
 def _png(figure) -> bytes:
@@ -235,7 +206,7 @@ def _png(figure) -> bytes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
                 low, high = axis.get_view_interval()
-                axis.set_major_locator(LogLocator(subs=_labelled(high / low)))
+                axis.set_major_locator(LogLocator(subs=_labelled(low, high)))
                 axis.set_minor_formatter(NullFormatter())
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     content = io.BytesIO()
@@ -245,8 +216,14 @@ def _png(figure) -> bytes:
     return content.getvalue()
 
 
-def _labelled(span: float) -> np.ndarray:
-    """Multiples of each power of ten that a logarithmic axis is labelled at, by the ratio of its ends: losses span little, FLOPs much."""
-    if span < 3:
-        return np.arange(10, 100, 1 if span < 1.4 else 2) / 10
-    return np.array([1.0, 2.0, 5.0] if span < 200 else [1.0])
+def _labelled(low: float, high: float) -> np.ndarray:
+    """Multiples of each power of ten that a logarithmic axis is labelled at: the closest ones that have space between its ends."""
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for step in (1, 2, 5, 10):
+        subs = np.arange(10, 100, step) / 10
+        ticks_T = np.outer(decades, subs).ravel()
+        if ((ticks_T >= low) & (ticks_T <= high)).sum() <= MOST_LABELS:
+            return subs
+    subs = np.array([1.0, 2.0, 5.0])
+    ticks_T = np.outer(decades, subs).ravel()
+    return subs if ((ticks_T >= low) & (ticks_T <= high)).sum() <= MOST_LABELS else np.array([1.0])

@@ -7,6 +7,7 @@ never used: that of a diffusion model is too noisy to fit.
 
 import csv
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -173,6 +174,19 @@ def differs(one: Record, two: Record) -> str:
     if of_one and of_two and of_one != of_two:
         return f"corpora, {', '.join(of_one)} and {', '.join(of_two)}"
     return ""
+
+
+def incomparable(one: Points, two: Points) -> str:
+    """Why losses of two objectives are not comparable; "" where they are."""
+    if one.validation != two.validation:
+        return "they were measured on different validation sets, as far as is known"
+    pairs = itertools.product(_one_record(one), _one_record(two))
+    return next((f"they differ in {why}" for pair in pairs if (why := differs(*pair))), "")
+
+
+def _one_record(runs: Points) -> list[Record]:
+    """One record of an objective, with a config where one has it: within an objective they agree."""
+    return sorted(runs.records, key=lambda record: not record.config)[:1]
 
 
 def _corpora(record: Record) -> tuple[str, ...]:

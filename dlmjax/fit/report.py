@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dlmjax.files import write_atomically
-from dlmjax.fit import plots
+from dlmjax.fit import conclusion, plots
 from dlmjax.fit.bootstrap import interval
 from dlmjax.fit.results import COMPARED, PAGE, PICTURES, REPEATED, ObjectiveFit, Result, file_names
 from dlmjax.fit.text import MARK, between, crossed, doubted, marked, ratio_cell, short, summary
 
 _STYLE = """body{font:14px/1.45 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.6rem 0 1.2rem}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem .2rem 0;text-align:left}
-img{max-width:100%}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:12px}h2{margin-top:2.2rem}"""
+img{max-width:100%}div.wide{overflow-x:auto}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:12px}h2{margin-top:2.2rem}"""
 
 
 def write(result: Result, directory: pathlib.Path) -> list[str]:
@@ -31,20 +31,32 @@ def write(result: Result, directory: pathlib.Path) -> list[str]:
 def page(result: Result, pictures: dict[str, bytes]) -> str:
     """The page, pictures inside it."""
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Scaling laws</title>",
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        "<title>Scaling laws</title>",
         f"<style>{_STYLE}</style></head><body>",
     ]
-    parts += ["<h1>Scaling laws</h1>", f"<p>From {_text(', '.join(result.sources))}. {_text(_how(result))}</p>"]
-    if COMPARED in pictures:
-        parts += ["<h2>Objectives compared</h2>", _picture(COMPARED, pictures), *_ratios(result)]
+    names = file_names(found.objective for found in result.objectives)
+    first = [name for name in (COMPARED, *(f"isoflop_{name}.png" for name in names.values())) if name in pictures]
+    parts += ["<h1>Scaling laws</h1>", *_conclusion(result), *(_picture(name, pictures) for name in first)]
+    parts.append(f"<p>From {_text(', '.join(result.sources))}. {_text(_how(result))}</p>")
+    if result.ratios:
+        parts += ["<h2>Objectives compared</h2>", *_ratios(result)]
     if REPEATED in pictures:
         parts += ["<h2>Repeated tokens</h2>", _picture(REPEATED, pictures)]
         parts += [f"<pre>{_text(chr(10).join(crossed(found)))}</pre>" for found in result.crossings]
-    names = file_names(found.objective for found in result.objectives)
     for found in result.objectives:
-        parts += _objective(found, names[found.objective], pictures)
+        parts += _objective(found, names[found.objective], {name: each for name, each in pictures.items() if name not in first})
     parts += ["<h2>As printed</h2>", f"<pre>{_text(summary(result))}</pre>", "</body></html>"]
     return "\n".join(parts) + "\n"
+
+
+def _conclusion(result: Result) -> Iterator[str]:
+    """The sentences, and the table of the best runs."""
+    yield from (f"<p>{_text(line)}</p>" for line in conclusion.conclusion(result))
+    rows = conclusion.table(result)
+    if rows[1:]:
+        yield f"<h2>Best validation loss, nats/token ± standard error ({conclusion.BEST} lowest)</h2>"
+        yield _table(rows)
 
 
 def _how(result: Result) -> str:
@@ -105,14 +117,13 @@ def _ratios(result: Result) -> Iterator[str]:
         yield _table(rows)
         for reason in dict.fromkeys(reason for ratio in result.ratios for reason in ratio.doubts):
             yield f"<p>{MARK} {_text(reason)}; its ratios are not trusted.</p>"
-    yield from (f"<p>{_text(line)}.</p>" for line in result.apart)
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:
     head, *body = rows
-    lines = ["<table><tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr>"]
+    lines = ["<div class='wide'><table><tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in body]
-    return "\n".join(lines) + "</table>"
+    return "\n".join(lines) + "</table></div>"
 
 
 def _picture(name: str, pictures: dict[str, bytes]) -> str:

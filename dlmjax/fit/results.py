@@ -53,7 +53,7 @@ class ObjectiveFit:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A whole fit: what `fit.json` holds. apart: which objectives are not compared, and why."""
+    """A whole fit: what `fit.json` holds. apart: which objectives are not compared, and why. base: what the others are compared with."""
 
     sources: tuple[str, ...]
     resamples: int
@@ -62,6 +62,7 @@ class Result:
     ratios: tuple[Ratio, ...]
     crossings: tuple[Crossings, ...]
     apart: tuple[str, ...] = ()
+    base: str = ""
 
     def record(self) -> dict[str, Any]:
         """Plain JSON in full precision; what is not a number is null."""

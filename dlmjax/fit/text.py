@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dlmjax.fit import conclusion
 from dlmjax.fit.analysis import Analysis
 from dlmjax.fit.bootstrap import Interval, interval
 from dlmjax.fit.compare import METHODS as RATIOS
@@ -17,11 +18,14 @@ MARK = "!"  # beside what is not to be trusted
 
 
 def summary(result: Result) -> str:
-    """All objectives, then how they compare. Intervals are 95 %, of the block bootstrap over runs."""
+    """All objectives, how they compare, the best runs, the conclusion. Intervals are 95 %, of the block bootstrap over runs."""
     lines = [line for found in result.objectives for line in [*_objective(found), ""]]
-    lines += [*_ratios(result), *result.apart]
+    lines += _ratios(result)
     lines += [line for found in result.crossings for line in crossed(found)]
-    return "\n".join(lines).rstrip()
+    best = conclusion.table(result)
+    if best[1:]:
+        lines += ["", f"best validation loss, nats/token ± standard error ({conclusion.BEST} lowest)", *table(best, "  ")]
+    return "\n".join([*lines, "", "conclusion", *(f"  {line}" for line in conclusion.conclusion(result))]).strip("\n")
 
 
 def crossed(found: Crossings) -> Iterator[str]:

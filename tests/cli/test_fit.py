@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -9,12 +10,15 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from dlmjax import config as config_lib
 from dlmjax.cli.main import main
-from dlmjax.fit import forms, plots
+from dlmjax.fit import conclusion, forms, plots
 from dlmjax.fit.pipeline import analyse_files
-from dlmjax.fit.results import file_names
+from dlmjax.fit.points import from_records
+from dlmjax.fit.results import ObjectiveFit, Result, file_names
 from dlmjax.plan.hardware import Vocabulary, alone
 from dlmjax.sweep import counts
 from dlmjax.sweep.records import append_record
@@ -251,7 +255,7 @@ def test_a_picture_without_ratios_says_which_series_is_ahead(tmp_path, shift, wo
     runs = [dataclasses.replace(run, loss=run.loss + shift * (run.series == "masked")) for run in sweep()]
     result = analyse_files([write(tmp_path / "records.jsonl", runs)], resamples=0)
     analyses = {found.objective: found.analyses["total"] for found in result.objectives}
-    assert plots.why_not(analyses, result) == [words]
+    assert list(conclusion.no_ratios(analyses, result)) == [words]
     assert plots.objectives(analyses, result).startswith(b"\x89PNG")
 
 
@@ -427,3 +431,83 @@ def test_no_resamples_no_intervals(fitted, tmp_path, capsys):
     assert "[" not in capsys.readouterr().out.split("compute at equal loss")[0]
     assert main(["fit", "predict", "--flops", "1e14", "--fit", str(tmp_path)]) == 0
     assert np.isfinite(json.loads((tmp_path / "fit.json").read_text())["compute_ratios"][0]["ratio"])
+
+
+def test_a_fit_ends_with_its_conclusion_and_the_report_begins_with_it(tmp_path, capsys):
+    """The best runs and the sentences are those of the records; terminal and page have the same ones."""
+    runs = [dataclasses.replace(run, loss_stderr=0.004) for run in sweep()]
+    path = write(tmp_path / "records.jsonl", runs)
+    assert main(["fit", path, "--output", str(tmp_path / "out"), "--resamples", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "  ar has the lowest loss at each of the 4 budgets." in said
+    best = {name: min((run for run in runs if run.series == name and run.budget == 3e13), key=lambda run: run.loss) for name in SMALL}
+    lead = f"+{best['masked'].loss - best['ar'].loss:.3g}"
+    line = (
+        f"At 3e+13 FLOPs, the largest budget with runs of 2 objectives, ar has the lowest loss: {best['ar'].loss:.4f} ± 0.0040 nats/token; "
+    )
+    line += f"masked {best['masked'].loss:.4f} ± 0.0040 ({lead})."
+    assert f"conclusion\n  {line}\n" in said
+    row = f"3e+13 {best['ar'].loss:.4f} ± 0.0040 * (N {best['ar'].parameters:.3g}) {best['masked'].loss:.4f} ± 0.0040"
+    assert row in " ".join(said.split())
+    page = (tmp_path / "out" / "report.html").read_text()
+    start = page.index("<h1>")
+    assert start < page.index(line) < page.index("± 0.0040 *") < page.index("<img") < page.index("<h2>Objectives compared")
+
+
+def test_differences_within_their_errors_are_not_called_clear():
+    runs = [record(f"{name}-{flops:.0e}", name, 1e5, flops / 6e5, loss, loss_stderr=0.01, budget=flops) for name, flops, loss in CLOSE]
+    result = Result(("r",), 0, 0, tuple(of_objective(name, runs) for name in ("a", "b", "c")), (), (), (), "a")
+    first, clear, others, *_ = conclusion.conclusion(result)
+    assert first.startswith("At 2e+12 FLOPs") and "b has the lowest loss: 2.990 ± 0.010" in first and "a 3.000 ± 0.010 (+0.01)" in first
+    assert clear.startswith("The lead of b over a is less than 2 of its standard errors")
+    assert others == "b has the lowest loss at 1 of 2 budgets; else a at 1e+12."
+    assert [row[0] for row in conclusion.table(result)] == ["FLOPs of a run", "1e+12", "2e+12"]
+    assert conclusion.table(result)[1][3] == "-"
+
+
+CLOSE = [("a", 1e12, 3.1), ("b", 1e12, 3.3), ("a", 2e12, 3.0), ("b", 2e12, 2.99), ("c", 2e12, 3.5)]
+
+
+def of_objective(name, runs) -> ObjectiveFit:
+    return ObjectiveFit(name, from_records(runs)[name], {}, {}, None, {}, {}, None, "too few runs")
+
+
+@pytest.mark.parametrize("changes, compared", [({}, True), ({"vocab": 99}, False), ({"validation": "other"}, False)])
+def test_too_few_runs_for_a_law_are_compared_at_equal_flops(tmp_path, capsys, changes, compared):
+    """Two objectives at one budget have no law, and an answer; losses that are not comparable have neither."""
+    runs = [record("a"), record("b", "ar", loss=2.9, **changes)]
+    code = main(["fit", write(tmp_path / "records.jsonl", runs), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert code == (0 if compared else 2)
+    assert ("ar has the lowest loss: 2.9000 ± 0.0020 nats/token; masked 3.0000" in said.out) is compared
+    assert (tmp_path / "out" / "report.html").exists() is compared
+
+
+@pytest.mark.parametrize("letter", ["W", "i"])
+def test_no_label_of_a_picture_is_cut(tmp_path, monkeypatch, letter):
+    """Every text of every picture lies within it, also where names are as long as they may be and axes are short or long."""
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure, png=plots._png: (drawn.append(figure), png(figure))[1])
+    names = dict(zip(SMALL, (letter * 200, f"_{letter * 150}$x"), strict=True))
+    runs = [dataclasses.replace(run, id=str(i), series=names[run.series]) for i, run in enumerate(sweep())]
+    result = analyse_files([write(tmp_path / "records.jsonl", runs)], resamples=0, base=names["ar"])
+    assert len(plots.draw(result)) == len(drawn) > 6
+    for figure in drawn:
+        FigureCanvasAgg(figure).draw()
+        width, height = figure.bbox.width, figure.bbox.height
+        for axes in figure.axes:
+            assert axes.axison and axes.has_data()
+        ticks = []
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            low, high = sorted(axis.get_view_interval())
+            labels = [label for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True) if low <= at <= high]
+            boxes = [label.get_window_extent() for label in labels]
+            ends = sorted((box.x0, box.x1) if axis.axis_name == "x" else (box.y0, box.y1) for box in boxes)
+            assert len(ends) > 1 and all(a[1] < b[0] for a, b in itertools.pairwise(ends)), ends
+            ticks += labels
+        others = set(figure.findobj(Text)) - {
+            label for axes in figure.axes for a in (axes.xaxis, axes.yaxis) for label in a.get_ticklabels()
+        }
+        for text in [*ticks, *(text for text in others if text.get_text() and text.get_visible())]:
+            box = text.get_window_extent()
+            assert min(box.x0, box.y0) > -1 and box.x1 < width + 1 and box.y1 < height + 1, (text.get_text(), box)

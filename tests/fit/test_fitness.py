@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlmjax.cli.main import main
-from dlmjax.fit import fitness, plots, report
+from dlmjax.fit import conclusion, fitness, plots, report
 from dlmjax.fit.analysis import METHODS
 from dlmjax.fit.pipeline import analyse_files
 from dlmjax.fit.text import MARK, summary
@@ -99,7 +99,7 @@ def test_the_table_and_the_report_mark_them_and_say_why(fitted):
             assert (f"\n    {method} {MARK}" in part) is (method in analysis.doubts)
         for method, reasons in analysis.doubts.items():
             assert all(f"{method}, {reason}; the law is not trusted" in text for text in (part, page) for reason in reasons)
-    rows = said.split("compute at equal loss")[1:]
+    rows = said.split("\n\nbest validation loss")[0].split("compute at equal loss")[1:]
     for (base, other), part in zip(dict.fromkeys((r.base, r.other) for r in result.ratios), rows, strict=True):
         for flops in {ratio.flops for ratio in result.ratios}:
             (row,) = [line for line in part.splitlines() if line.strip().startswith(f"{flops:.3g} ")]
@@ -118,7 +118,7 @@ def test_no_picture_compares_by_them(fitted):
     for analysis in analyses.values():
         assert plots.compared_by(analysis) in {None, *analysis.trusted}
     if not drawn and any(ratio.within for ratio in result.ratios):
-        assert any("is trusted" in line for line in plots.why_not(analyses, result))
+        assert any("is trusted" in line for line in conclusion.no_ratios(analyses, result))
 
 
 def test_json_and_predictions_agree(fitted, tmp_path, capsys):

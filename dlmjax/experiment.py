@@ -337,6 +337,10 @@ def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFil
                 f"{root} has a network of its own, whose Python code ({root / module_file.FILE}) would be run; read that file, and pass "
                 "--trust-code (trust_code=True in Python) where you trust it"
             )
+        if module_file.FILE not in inputs.get("files", {}):
+            raise InputError(
+                f"{root} does not record the sha256 of {module_file.FILE}, so whose code that is nothing tells; restore its files"
+            )
         module = ModuleFile(root / module_file.FILE, named[1], stored_bytes(root, module_file.FILE, inputs))
     tokenizer, embedding_VE = stored_tokenizer(root, inputs), stored_embedding(config, root, inputs)
     return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), embedding_VE, module if named else None)

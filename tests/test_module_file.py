@@ -124,6 +124,13 @@ def test_no_code_of_a_workdir_is_run_unasked(trained, tmp_path):
     with pytest.raises(InputError, match="an export requires one of a family"):
         export(workdir=str(workdir), view="hf", output=str(tmp_path / "out"))
     assert not ran.exists()
+    texts, content = evil / "texts.json", (evil / "texts.json").read_text(encoding="utf-8")
+    shutil.move(evil / "checkpoints", evil / "moved")
+    texts.unlink()  # the sha256 is then nowhere
+    with pytest.raises(InputError, match="does not record the sha256"):
+        open_experiment(str(evil), trust_code=True)
+    assert not ran.exists()
+    texts.write_text(content, encoding="utf-8")
     (evil / module_file.FILE).unlink()
     with pytest.raises(InputError, match="module.py is missing"):
         open_experiment(str(evil), trust_code=True)

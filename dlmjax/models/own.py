@@ -234,6 +234,8 @@ class OwnDenoiser:
         if z_BL.ndim == 3:
             z_BL, t_BL = jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1), jnp.pad(t_BL, ((0, 0), (0, length)))
             segments_BL, positions_BL = (jnp.tile(array, (1, 2)) for array in (segments_BL, positions_BL))
+        if isinstance(self.mask, Causal):  # an autoregressive process has no noise, and the times that are drawn for it mean nothing
+            t_BL = jnp.zeros_like(t_BL)
         arguments = (z_BL, t_BL, segments_BL, positions_BL)
         if module.declared.attention == "mask":
             arguments += (allowed_in_batch(self.mask, segments_BL),)

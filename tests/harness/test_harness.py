@@ -119,7 +119,7 @@ def bind_abc(params, segments_BL, positions_BL, attention):
 
 
 def adapter_of(process, **options) -> Adapter:
-    network = types.SimpleNamespace(bind=bind_abc, spec=types.SimpleNamespace(self_condition=False))
+    network = types.SimpleNamespace(bind=bind_abc, self_condition=False)
     return Adapter(Model(process, network, bind_abc, jnp.float32(1.0), Abc(), 4, "the law"), **options)
 
 

@@ -18,14 +18,17 @@ def test_programs_are_short_and_say_what_they_import():
 
 
 def test_a_run_is_trained_and_opened(tmp_path, monkeypatch, capsys):
-    """The first two programs, one after the other."""
+    """The first two programs, one after the other, and the README's on the same run."""
     monkeypatch.chdir(tmp_path)
     pathlib.Path("texts.txt").write_text("".join(f"The cat sat on mat {n}, and the dog sat near it.\n" for n in range(60)))
     for _, program in PROGRAMS[:2]:
         execute(program)
+    (program,) = re.findall(r"```python\n(.*?)```", (PAGE.parents[1] / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    execute(program.replace("runs/demo", "runs/first"))
     printed = capsys.readouterr().out
     assert re.search(r"^4 steps$", printed, re.MULTILINE) and re.search(r"^The .{20}", printed, re.MULTILINE | re.DOTALL)
     assert re.search(r"\d\.\d\d ± \d\.\d\d bits/byte of the held-out text", printed) and "(7, 259)" in printed
+    assert "bits/byte, perplexity" in printed.splitlines()[-1]
     assert re.search(r"log p: -\d+\.\d\d ± \d\.\d\d and -\d", printed)
 
 

@@ -82,6 +82,7 @@ def drawn_records(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_command_as_it_stands(root):
     """Every block, in a shell, with a `dlmjax` and a `python` of this checkout; about ten minutes on two cores."""
     (root / "bin").mkdir()

@@ -1,4 +1,4 @@
-"""The Python face of a trained run: text in, text and numbers out, by the functions that the commands of dlmjax call.
+"""A trained run in Python: text in, text and numbers out, by the functions that the commands of dlmjax call.
 
     run = open_run("runs/char27")
     run.sample("the ", length=64).texts             as `dlmjax sample`

@@ -10,7 +10,7 @@ The batch is 0.5M tokens at 10B and follows D^0.82; the rate, tuned at width 768
 dlmjax sweep plan configs/sweeps/isoflop.py:tiny --output runs/families --set data=runs/my_text/data
 dlmjax sweep run runs/families
 
-45 runs, three budgets and three sizes each, 1.4e12 FLOPs (docs/your_text.md has the minutes that they took).
+45 runs, three budgets and three sizes each, 2.55e12 FLOPs: 8.4 minutes of processor time (docs/your_text.md).
 """
 
 from dlmjax.errors import InputError

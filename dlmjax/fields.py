@@ -112,7 +112,7 @@ _MODEL = {
     "ffn": _whole(1024, "hidden channels of the MLP", 1, 2**24),
     "family": Field(
         "qwen3",
-        "norms, biases and positions: qwen3, llama, qwen2, olmo2, gpt2, bert (docs/interop.md); FILE.py:FUNCTION (docs/models.md)",
+        "network: qwen3, llama, qwen2, olmo2, gpt2, bert (docs/interop.md), FILE.py:FUNCTION (docs/models.md)",
         named=True,
     ),
     "tied": Field(False, "head and embedding share their weights"),

@@ -149,10 +149,10 @@ def test_the_interval_of_least_variance():
     [
         (lambda: Hyperschedule(0), "at least 1 position"),
         (lambda: PerBlock(0), "at least 1 token"),
-        # The largest level of a row, nearly always 1, would be that of all its tokens; a complement would show what lies ahead.
-        (lambda: Objective(MaskedCount(VOCAB, MASK), Hyperschedule(2)), "give a row one level"),
-        (lambda: Objective(MaskedCount(VOCAB, MASK), PerBlock(2)), "give a row one level"),
-        (lambda: Objective(Masked(VOCAB, MASK, complementary=True), Hyperschedule(2)), "complementary masks cannot"),
+        # The largest time of a row, nearly always 1, would be that of all its tokens; a complement would show what lies ahead.
+        (lambda: Objective(MaskedCount(VOCAB, MASK), Hyperschedule(2)), "requires one time per row"),
+        (lambda: Objective(MaskedCount(VOCAB, MASK), PerBlock(2)), "requires one time per row"),
+        (lambda: Objective(Masked(VOCAB, MASK, complementary=True), Hyperschedule(2)), "complementary masks conflict with"),
     ],
 )
 def test_impossible_draws_are_refused(make, says):

@@ -73,7 +73,7 @@ def test_the_k_form_is_less_noisy_than_levels_are(counted):
 
 def test_the_k_form_is_for_masked_processes_only():
     assert type(count_form(Llada(4, 3))) is MaskedCount and count_form(Masked(9, 3, excluded=(5,))).excluded == (5,)
-    with pytest.raises(InputError, match="process uniform does not"):
+    with pytest.raises(InputError, match="process.name=uniform has no k-form"):
         Evaluator(Uniform(4, 3), LAW.bind, rule="count")
     assert Evaluator(Autoregressive(4, bos_id=3), LAW.bind, rule="count").rule == "exact"
 

@@ -81,10 +81,10 @@ def drawn_records(folder: pathlib.Path) -> None:
         append_record(folder / "records.jsonl", record(run.id, run.series, run.parameters, run.tokens, loss, **values))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_every_command_as_it_stands(root):
-    """Every block, in a shell, with a `dlmjax` and a `python` of this checkout; about ten minutes on two cores."""
+    """Every block, in a shell, with a `dlmjax` and a `python` of this checkout; about 20 minutes on two cores."""
     (root / "bin").mkdir()
     for name, words in {"dlmjax": f"{sys.executable} -m dlmjax", "python": sys.executable}.items():
         (root / "bin" / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')

@@ -23,7 +23,7 @@ FAMILIES = ("autoregressive", "masked", "uniform", "hybrid", "blocks")
 TINY_TIME = dict.fromkeys(("uniform", "hybrid"), ("model.time_input=prefix",))
 
 
-def get_sweep(size="gpt2_small", data="data/corpus", budgets=(), count=7, seeds=(0,), series=FAMILIES, vocab=0):
+def get_sweep(size="gpt2_small", data="data/corpus", budgets=(), count=7, seeds=(0,), series=FAMILIES, vocab=0, windows=0):
     common = {"data": data, "overrides": (f"model.vocab={vocab}",)}
     if size == "tiny":
         return Sweep(
@@ -32,7 +32,7 @@ def get_sweep(size="gpt2_small", data="data/corpus", budgets=(), count=7, seeds=
             grid=IsoFlop(budgets=budgets or (2e10, 5e10, 1e11), sizes=(24, 32, 48), seeds=seeds),
             batch=FixedBatch(4),
             rate=RateLaw(lr=1e-2, batch=4096),
-            validation=Validation(windows=64),
+            validation=Validation(windows=windows or 64),
             checkpoints=1,
             **common,
         )
@@ -45,7 +45,7 @@ def get_sweep(size="gpt2_small", data="data/corpus", budgets=(), count=7, seeds=
         batch=BatchLaw(tokens=2**19, at=1e10),
         rate=RateLaw(lr=1e-3, batch=2**19),
         transfer=CompleteP(width=768, depth=12),
-        validation=Validation(windows=1024),
+        validation=Validation(windows=windows or 1024),
         checkpoints=10,
         **common,
     )

@@ -343,5 +343,6 @@ def _check_windows(validation: Validation, corpus: Corpus, length: int) -> None:
     if validation.windows > windows:
         raise InputError(
             f"{corpus.directory} has {windows:,} windows of {length:,} in its split {validation.split}, fewer than the "
-            f"{validation.windows:,} that every run is to be measured on; give Validation(windows={windows}) or fewer, or prepare more text"
+            f"{validation.windows:,} that every run is to be measured on; give Validation(windows={windows}) or fewer "
+            f"(--set windows={windows} where the sweep takes it), or prepare more text"
         )

@@ -217,6 +217,7 @@ def test_a_sweep_has_sizes_as_a_config_has(tmp_path):
     isoflop = str(ROOT / "configs/sweeps/isoflop.py")
     tiny = load(f"{isoflop}:tiny", ["seeds=0,1"])
     assert len(list(tiny.grid.points())) == 18 and list(tiny.objectives) == list(load(isoflop).objectives)
+    assert [load(isoflop + size, ["windows=20"]).validation.windows for size in ("", ":tiny")] == [20, 20]
     for text, said in (
         (f"{isoflop}:huge", "has no size 'huge'; give gpt2_small or tiny"),
         (str(ROOT / "configs/sweeps/quick.py:tiny"), r"quick.py comes at one size; leave out :tiny"),

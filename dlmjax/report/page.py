@@ -69,8 +69,8 @@ def _held_out(facts: RunFacts) -> Iterable[str]:
     yield "<h2>Likelihood</h2>"
     if not facts.evaluations:
         yield (
-            "<p>No evaluation lies in the workdir yet: <code>dlmjax evaluate --workdir RUN --split test --json RUN/evaluation.json</code> "
-            "makes one.</p>"
+            "<p>No evaluation lies in the workdir yet: <code>dlmjax evaluate --workdir RUN --json RUN/evaluation.json</code>, with the "
+            "workdir for RUN, makes one for the next report.</p>"
         )
         return
     rows = []

@@ -178,7 +178,7 @@ def _law(found: ObjectiveFit) -> str:
         return f"{found.objective}: no law is trusted ({reasons})."
     numbers, drawn = analysis.laws[method].exponents(), analysis.resampled.get("runs", {}).get(method)
     grown = []
-    for name, symbol in (("size", "N*"), ("tokens", "D*")):
+    for name, symbol in (("size", "the best number of parameters N*"), ("tokens", "that of tokens D*")):
         spread = interval(float(numbers[name]), drawn.exponents()[name]) if drawn else None
         ends = f" [{spread.low_95:.2f}, {spread.high_95:.2f}]" if spread and not math.isnan(spread.low_95) else ""
         grown.append(f"{symbol} grows as C^{float(numbers[name]):.2f}{ends}")

@@ -126,7 +126,8 @@ def _time(facts: RunFacts) -> Iterable[str]:
     yield "<h2>Wall time</h2>"
     seconds = [(name, f"{shares[name]:,.1f}", f"{shares[name] / max(shares['wall'], 1e-9):.1%}") for name in _CAUSES]
     yield _table(("", "seconds", "share"), [("kept steps (goodput)", f"{shares['productive']:,.1f}", f"{shares['goodput']:.1%}"), *seconds])
-    yield f'<p class="dim">{shares["wall"]:,.1f} s in all, {int(shares["starts"])} starts.</p>'
+    starts = int(shares["starts"])
+    yield f'<p class="dim">{shares["wall"]:,.1f} s in all, {starts} start{"s" if starts > 1 else ""}.</p>'
 
 
 _CAUSES = ("start", "data", "checkpoint", "evaluation", "lost", "down")
@@ -140,7 +141,7 @@ def _corpora(facts: RunFacts) -> Iterable[str]:
             continue
         tokenizer = corpus["tokenizer"]
         budget = f", the first {corpus['token_budget']:,} tokens" if corpus["token_budget"] else ""
-        yield f"<p>{_text(corpus['path'])}{budget}; tokenizer {_text(tokenizer.get('name'))}, {_text(tokenizer.get('vocab_size'))} ids</p>"
+        yield f"<p>{_text(corpus['path'])}{budget}; tokenizer {_text(tokenizer.get('kind'))}, {_text(tokenizer.get('vocab_size'))} ids</p>"
         rows = [(name, *(f"{counts[key]:,}" for key in ("documents", "tokens", "text_bytes"))) for name, counts in corpus["splits"].items()]
         yield _table(("split", "documents", "tokens", "bytes"), rows)
 

@@ -58,7 +58,7 @@ def test_the_command_writes_one_page_that_needs_no_other_file(run, capsys):
     assert not evaluation["baselines_bits_per_byte"] and "baselines" not in found.text, "only a whole split is compared with baselines"
     held_out = read(run / "metrics.jsonl", "held_out")[-1]
     assert f"{held_out['nats_per_token']:.4f} ± {held_out['stderr_nats_per_token']:.4f}" in found.text
-    for part in ("Run a run", "complete", "6 of 6", "Learning rate", "Loss by noise time", "Wall time", "data.length", "bytes"):
+    for part in ("Run a run", "complete", "6 of 6", "Learning rate", "Loss by noise time", "Wall time", "data.length", "tokenizer bytes, "):
         assert part in found.text, part
 
 

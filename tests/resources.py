@@ -16,7 +16,7 @@ import pytest
 
 SLOWEST = 10
 # A compiled program holds about 1 MB, however small it is. Above these bounds all are freed, after a file and within one.
-FILE_BYTES, TEST_BYTES = 1.4e9, 1.9e9
+FILE_BYTES, TEST_BYTES = 1.3e9, 1.7e9
 COLLECTION = "(imports and collection)"
 
 

@@ -30,22 +30,20 @@ def run(arguments: argparse.Namespace, _) -> None:
 
     facts = read_facts(arguments.workdir)
     output = arguments.output or str(pathlib.Path(arguments.workdir) / PAGE)
-    trace = _trace(arguments) if arguments.steps and facts.checkpoints else ""
-    parameters = open_experiment(arguments.workdir, trust_code=arguments.trust_code).parameter_count
-    write_atomically(output, render(facts, provenance(), parameters, trace))
+    if arguments.steps and facts.checkpoints:
+        opened = open_arguments(arguments)
+        experiment, trace = opened.experiment, _trace(arguments, opened)
+    else:
+        experiment, trace = open_experiment(arguments.workdir, trust_code=arguments.trust_code), ""
+    write_atomically(output, render(facts, provenance(), experiment.parameter_count, trace))
     print(f"report: {output}")
 
 
-def _trace(arguments: argparse.Namespace) -> str:
+def _trace(arguments: argparse.Namespace, opened) -> str:
     """The denoising of one sample as a part of the page."""
-    from dlmjax.sampling import SampleSettings, build_canvas, record, sampler_for, suppressed_ids
+    from dlmjax.sampling import record
     from dlmjax.sampling.html import section
 
-    run = open_arguments(arguments)
-    experiment, tokenizer = run.experiment, run.experiment.tokenizer
-    window = experiment.config.data.length
-    canvas = build_canvas(tokenizer, length=arguments.length or window, prompt=arguments.prompt)
-    settings = SampleSettings(steps=arguments.steps, suppressed_ids=suppressed_ids(tokenizer, experiment.process.vocab))
-    sampler = sampler_for(experiment.process, experiment.unpartitioned, settings, window=window)
-    _, trace = record(sampler, run.params, canvas, seed=arguments.seed, tokenizer=tokenizer)
+    sampler, canvas = opened.sampler(steps=arguments.steps), opened.canvas(arguments.prompt, length=arguments.length)
+    _, trace = record(sampler, opened.params, canvas, seed=arguments.seed, tokenizer=opened.tokenizer)
     return section(trace)

@@ -6,7 +6,7 @@ Colours are CSS variables of the page (`STYLE`), so that a chart is readable on 
 import dataclasses
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,13 +31,12 @@ Values = Sequence[Number] | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Points (x, y) with a name. error: standard error of each y, drawn as a bar of one; joined: whether a line joins them."""
+    """Points (x, y) with a name. error: standard error of each y, drawn as a bar of one."""
 
     name: str
     x: Values
     y: Values
     error: Values | None = None
-    joined: bool = True
 
     def finite(self) -> "Curve":
         """Without the points that have no number, and averaged over neighbours where there are more than MOST_POINTS."""
@@ -49,31 +48,23 @@ class Curve:
             groups = np.array_split(np.arange(len(x)), MOST_POINTS)
             x, y = (np.array([values[group].mean() for group in groups]) for values in (x, y))
             error = None if error is None else np.array([error[group].max() for group in groups])
-        return Curve(self.name, x, y, error, self.joined)
+        return Curve(self.name, x, y, error)
 
 
-def chart(curves: Sequence[Curve], x_label: str, y_label: str, levels: Mapping[str, Number] | None = None) -> str:
-    """A legend and an SVG of curves over one pair of axes; "" where no curve has a point.
-
-    levels: name -> y of horizontal dashed lines.
-    """
+def chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
+    """A legend and an SVG of curves over one pair of axes; "" where no curve has a point."""
     curves = [curve for curve in map(Curve.finite, curves) if len(curve.x)]
-    levels = {name: y for name, y in (levels or {}).items() if math.isfinite(y)}
     if not curves:
         return ""
     lows = [np.min(curve.y - (0 if curve.error is None else curve.error)) for curve in curves]
     highs = [np.max(curve.y + (0 if curve.error is None else curve.error)) for curve in curves]
     x_axis = _Axis(min(curve.x.min() for curve in curves), max(curve.x.max() for curve in curves), LEFT, WIDTH - RIGHT)
-    y_axis = _Axis(min([*lows, *levels.values()]), max([*highs, *levels.values()]), HEIGHT - BOTTOM, TOP)
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(y_label)} by {_text(x_label)}">']
+    y_axis = _Axis(min(lows), max(highs), HEIGHT - BOTTOM, TOP)
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_label)} by {html.escape(x_label)}">']
     parts += _frame(x_axis, y_axis, x_label, y_label)
-    for name, y in levels.items():
-        at = y_axis(y)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--c4)" stroke-dasharray="5 4"/>')
-        parts.append(f'<text x="{WIDTH - RIGHT - 4}" y="{at - 4:.1f}" text-anchor="end">{_text(name)} {short(y)}</text>')
     for number, curve in enumerate(curves):
         parts += _drawn(curve, f"var(--c{number % COLOURS})", x_axis, y_axis, x_label)
-    names = [f'<span><i style="background:var(--c{n % COLOURS})"></i>{_text(curve.name)}</span>' for n, curve in enumerate(curves)]
+    names = [f'<span><i style="background:var(--c{n % COLOURS})"></i>{html.escape(curve.name)}</span>' for n, curve in enumerate(curves)]
     legend = f'<div class="legend">{"".join(names)}</div>' if len(names) > 1 else ""
     return legend + "".join(parts) + "</svg>"
 
@@ -109,19 +100,18 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str
         at = y_axis(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{short(tick)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{_text(x_label)}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{_text(y_label)}</text>')
+    parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>')
     return parts
 
 
 def _drawn(curve: Curve, colour: str, x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[str]:
     at = [(x_axis(x), y_axis(y)) for x, y in zip(curve.x, curve.y, strict=True)]
     parts = [f'<g color="{colour}">']
-    if curve.joined and len(at) > 1:
+    if len(at) > 1:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         parts.append(f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.6"/>')
-    seen = len(at) <= FEW or not curve.joined
     for n, (x, y) in enumerate(at):
         error = 0.0 if curve.error is None else float(curve.error[n])
         if error:
@@ -130,8 +120,8 @@ def _drawn(curve: Curve, colour: str, x_axis: _Axis, y_axis: _Axis, x_label: str
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}" stroke="currentColor" stroke-width="1.6"/>'
             )
         said = f"{curve.name}: {short(curve.y[n])}{f' ± {short(error)}' if error else ''} at {x_label} {short(curve.x[n])}"
-        shape = 'r="3.5" fill="currentColor"' if seen else 'class="dot" r="5"'
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {shape}><title>{_text(said)}</title></circle>')
+        shape = 'r="3.5" fill="currentColor"' if len(at) <= FEW else 'class="dot" r="5"'
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" {shape}><title>{html.escape(said)}</title></circle>')
     return [*parts, "</g>"]
 
 
@@ -146,7 +136,3 @@ def short(value: Number) -> str:
             if abs(value) >= factor:
                 return f"{value / factor:.4g}{unit}"
     return f"{value:.3g}"
-
-
-def _text(value: str) -> str:
-    return html.escape(str(value))

@@ -77,8 +77,13 @@ def keep_compiled(workdir: str | os.PathLike) -> None:
     root = pathlib.Path(workdir).absolute()
     if jax.config.jax_compilation_cache_dir or not os.access(root if root.exists() else root.parent, os.W_OK):
         return
-    jax.config.update("jax_compilation_cache_dir", str(root / "compiled" / _instruction_set()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    keep_programs(root / "compiled" / _instruction_set(), 0.2)
+
+
+def keep_programs(folder: pathlib.Path, least_seconds: float) -> None:
+    """Keeps the programs in a folder whose compilation takes at least so many seconds."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     # XLA's own caches would put the folder's path into every key: nothing would be found once the workdir is copied or moved.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 

@@ -275,11 +275,10 @@ def share_compiled(root: str) -> None:
     """Keeps every program in DIR/compiled, however quickly it was compiled: only then does the number of files count them."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root).absolute() / COMPILED))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    from dlmjax.cluster.host import keep_programs
+
+    keep_programs(pathlib.Path(root) / COMPILED, 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # XLA's own caches would put the directory's path into every key: nothing would be found under another mount, or once it is moved.
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 # --- the process ---------------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ class Module:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnNetwork:
-    """A `Module` as a network of the trainer: the members of `models.network.Network`. Equal only to itself.
+    """A `Module` as a network of the trainer: it has the members of `models.protocol.TrainableNetwork`. Equal only to itself.
 
     vocab: columns of the logits.  width: of the hidden states, or the vocabulary where the module gives logits.
     """
@@ -203,7 +203,7 @@ class OwnNetwork:
             raise InputError(f"process.self_condition={self_condition} conflicts with {self.module.name}, which takes no hint; set it to 0")
 
     def require_mesh(self, partition: Any) -> None:
-        """Raises InputError: a parameter names an axis that there is not, or one that its size is not a multiple of."""
+        """Raises InputError: a parameter names an axis that does not exist, or an axis whose size does not divide its own."""
         axes = jax.tree.leaves(self.axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
         for (path, leaf), names in zip(jax.tree_util.tree_flatten_with_path(self.abstract())[0], axes, strict=True):
             try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Objective, PerRow, Piecewise, Process, nats_at, row_keys
+from dlmjax.diffusion.oracle import claims
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.process import is_tight
 from dlmjax.diffusion.times import Mixture, Power, UniformTimes
@@ -40,6 +41,9 @@ drawn_case = pytest.mark.parametrize("case", [case for case in CASES if not case
 LAW2 = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 LAW3 = oracle.JointDistribution.random(TOKENS, 3, seed=2)
 LAW4 = oracle.JointDistribution.random(TOKENS, 4, seed=3)
+# Text on which an output that is joint over tokens, or any other loss that is no bound, is furthest from one; and text on which it is none.
+FULLY_DEPENDENT = claims.fully_dependent(TOKENS, 2, leak=0.01)
+INDEPENDENT = claims.independent(TOKENS, 2)
 # One shape for all tests that draw: what takes long is compiling random bits, and operation by operation that is shared.
 ROWS = 4096
 
@@ -56,18 +60,29 @@ def test_case_is_a_process(case):
 
 
 @every_case
-@pytest.mark.parametrize("law", [pytest.param(LAW2, id="2 tokens"), pytest.param(LAW3, id="3 tokens", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(LAW2, id="2 tokens"),
+        pytest.param(INDEPENDENT, id="independent"),
+        pytest.param(FULLY_DEPENDENT, id="fully dependent"),
+        pytest.param(LAW3, id="3 tokens", marks=pytest.mark.nightly),
+    ],
+)
 def test_bound_is_tight(case, law):
-    """With the exact denoiser the whole NELBO is the entropy, but for what the ends get wrong, which is enumerated too."""
+    """With the exact denoiser the whole NELBO is the entropy, but for what the ends get wrong, which is enumerated too.
+
+    For an output that is joint over tokens the exact denoiser gives the joint posterior: test_claims.py shows that this test fails on one.
+    """
     if case.light and law is LAW3:
         return
     gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.boundary.any else 0.0
-    assert gap < 0.03
+    assert gap < (0.03 if law in (LAW2, LAW3) else 0.2)
     assert is_tight(case.process) == (case.gap is None and not case.process.boundary.any)
     if case.gap is not None:
         # Not a tight bound, but one, and loose by what the enumeration says.
         gap += case.gap(case, law)
-        assert gap > 0.05
+        assert gap > 0.05 or law is INDEPENDENT
     assert expected_nats(case, law) + expected_boundary(case, law) == pytest.approx(law.entropy + gap, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The exceptions that are meant for a person, each printed as one line, and the exit code of a run to be started again. Imports nothing."""
+"""The exceptions that are meant for a person, each printed as one line, and exit codes. Imports nothing."""
 
 
 class InputError(ValueError):
@@ -22,3 +22,4 @@ class LostPeer(RuntimeError):
 
 
 START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, continues
+READER_LEFT = 141  # a command that has done its work, and whose output nobody reads any more: 128 + SIGPIPE, as a shell reports other tools

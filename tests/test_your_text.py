@@ -94,6 +94,6 @@ def test_every_command_as_it_stands(root):
     for block in BLOCKS:
         found = subprocess.run(["sh", "-e", "-c", block], env={**os.environ, **own}, capture_output=True, text=True, timeout=3000)
         assert found.returncode == 0, f"{block}\n{found.stdout[-2000:]}\n{found.stderr[-2000:]}"
-        said += found.stdout
+        said += found.stdout + found.stderr  # a sweep logs its progress on standard error
     assert "45 finished" in said and "bits_per_byte" in said
     assert (root / "runs/my_text/trace.html").exists() and (root / "runs/my_text/hf/load_dlm.py").exists()

@@ -24,6 +24,7 @@ from dlmjax.cli import (
     report,
     sample,
     solve,
+    streams,
     sweep,
     train,
 )
@@ -78,7 +79,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours."""
+    """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours, 141 done and nobody reads the output."""
+    with streams.lasting() as exit_code:
+        try:
+            return exit_code(_run(argv))
+        except SystemExit as ended:  # --help and --version
+            raise SystemExit(exit_code(ended.code or 0)) from None
+
+
+def _run(argv: list[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("DLMJAX_DEBUG") == "1"
     flags.print_anything()

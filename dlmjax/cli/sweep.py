@@ -12,6 +12,7 @@ import sys
 import time
 
 from dlmjax import flags
+from dlmjax.cli.streams import nobody_reads
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder
 
@@ -165,6 +166,6 @@ def status(arguments: argparse.Namespace, every: float = 2.0) -> int:
         seen = snapshot(planned, arguments.directory)
         clear = "\x1b[H\x1b[J" if arguments.watch and sys.stdout.isatty() else ""
         print(clear + seen.text(), flush=True)
-        if not arguments.watch or not seen.counts()["running"] + seen.counts()["waiting"]:
+        if not arguments.watch or nobody_reads() or not seen.counts()["running"] + seen.counts()["waiting"]:
             return 0
         time.sleep(every)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.cluster.signals import not_ignored
-from dlmjax.errors import START_AGAIN
+from dlmjax.errors import READER_LEFT, START_AGAIN
 
 STATUS = "DLMJAX_STATUS"  # names the file that holds the step of the training process; set only when a supervisor runs
 ONCE = ("--fresh",)  # flags of the first start only: a restart continues from what the first start wrote
@@ -54,7 +54,7 @@ def started_again(environment: Mapping[str, str]) -> bool:
 
 
 def supervise(command: Sequence[str], info: ProcessInfo, restarts: int = 0, sleep: Callable[[float], object] = time.sleep) -> int:
-    """Runs `command` until it ends with 0 or 2, or `restarts` restarts are used; returns the exit code.
+    """Runs `command` until it ends with 0, READER_LEFT or 2, or `restarts` restarts are used; returns the exit code.
 
     A start that reaches a later step than all before it resets the count of restarts: a run of weeks may lose a host each day.
     """
@@ -66,7 +66,7 @@ def supervise(command: Sequence[str], info: ProcessInfo, restarts: int = 0, slee
             code, stopped = _attempt(command, path)
             command = [word for word in command if word not in ONCE]
             step = Status(path).step
-            if code in (0, 2) or stopped:
+            if code in (0, READER_LEFT, 2) or stopped:
                 return code if code >= 0 else 128 - code
             outcome = _outcome(code, info)
             used = 0 if step > furthest >= 0 else used

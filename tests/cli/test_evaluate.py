@@ -17,6 +17,7 @@ from dlmjax.cli.main import main
 from dlmjax.data import Corpus, load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.data.tokenizers import save_tokenizer
+from dlmjax.errors import READER_LEFT
 from dlmjax.evaluation.breakdown import ByDocument
 from dlmjax.evaluation.record import git_state, provenance
 from dlmjax.evaluation.suites import SUITES
@@ -25,6 +26,7 @@ from dlmjax.experiment import assemble, claim_workdir
 from dlmjax.files import sealed, unsealed
 from dlmjax.run import open_run
 from dlmjax.training import Checkpoints
+from tests.cli.test_streams import closed_pipe
 from tests.models.tiny import lively
 from tests.test_train import tiny_config
 
@@ -175,9 +177,12 @@ def test_pairs_have_an_accuracy(runs, texts, tmp_path, capsys):
 
 
 def test_files_in_new_folders_are_all_written(runs, tmp_path):
+    """Also where nobody reads what is printed, as in `dlmjax evaluate ... | true`."""
     pytest.importorskip("matplotlib")
-    flags = ["--plot", tmp_path / "a" / "p.png", "--per-document", tmp_path / "b" / "d.npz", "--windows", 4]
-    found = evaluated(runs[0], tmp_path / "c" / "r.json", *flags)
+    flags = ["--plot", tmp_path / "a" / "p.png", "--per-document", tmp_path / "b" / "d.npz", "--json", tmp_path / "c" / "r.json"]
+    with closed_pipe():
+        assert main([str(part) for part in ["evaluate", "--workdir", runs[0], "--nodes", 2, "--windows", 4, *flags]]) == READER_LEFT
+    found = json.loads((tmp_path / "c" / "r.json").read_text())
     assert (tmp_path / "a" / "p.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / "b" / "d.npz").is_file() and found["breakdown"]
 
 

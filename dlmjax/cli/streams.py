@@ -1,6 +1,6 @@
 """Standard output and error that can fail while a command works: the command goes on, and writes its files.
 
-A reader that leaves (`dlmjax evaluate --json F ... | head -1`), a full disk behind `> FILE` and a terminal that is gone each make a write fail.
+A reader that leaves (`dlmjax evaluate --json F ... | head -1`), a full disk behind `> FILE` and a terminal that is gone make a write fail.
 """
 
 import contextlib

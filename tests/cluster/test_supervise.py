@@ -12,7 +12,7 @@ import pytest
 from dlmjax.cli.main import main
 from dlmjax.cluster.process_info import ProcessInfo
 from dlmjax.cluster.supervise import STATUS, Status, supervise
-from dlmjax.errors import START_AGAIN
+from dlmjax.errors import READER_LEFT, START_AGAIN
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALONE, TWO = ProcessInfo(), ProcessInfo("flags", 2, 1, "h:1")
@@ -78,8 +78,9 @@ def test_progress_gives_the_restarts_back(tmp_path):
     assert counter.read_text() == "7"
 
 
-def test_bad_input_is_not_tried_again():
-    assert supervise(child("sys.exit(2)"), ALONE, restarts=5, sleep=lambda seconds: pytest.fail("waited")) == 2
+@pytest.mark.parametrize("code", [2, READER_LEFT])
+def test_bad_input_and_work_that_is_done_are_not_tried_again(code):
+    assert supervise(child(f"sys.exit({code})"), ALONE, restarts=5, sleep=lambda seconds: pytest.fail("waited")) == code
 
 
 def watched(tmp_path, code):

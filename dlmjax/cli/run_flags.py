@@ -42,7 +42,7 @@ def add_data(command: argparse.ArgumentParser) -> None:
 def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, order: str = "ancestral") -> None:
     """Settings of a sampler that `sample`, `quality` and `solve` have in common; see docs/sampling.md."""
     add = command.add_argument
-    orders = ("ancestral", "random", "confidence", "entropy", "margin", "left_to_right")
+    orders = ("ancestral", "random", "confidence", "top_probability", "entropy", "margin", "left_to_right")
     add("--order", default=order, choices=orders, help=f"order in which tokens are revealed; ancestral: by the steps in time ({order})")
     add(
         "--method",

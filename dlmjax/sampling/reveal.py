@@ -1,13 +1,56 @@
 """Reveal orders: which of the drawn tokens are revealed next (MaskGIT 2202.04200; LLaDA 2502.09992; Dream 2508.15487).
 
-Shapes: B rows, L positions, V vocabulary.
+The orders of BY_POSITION, and `left_to_right`, do not look at the drawn tokens: which positions come next is a function of the state, so a
+text has one path and a likelihood (DUEL 2603.01367; `evaluation.paths`). The sampler and that likelihood share the rules of this file.
+
+Shapes: B rows, L positions, V vocabulary; `*n` any shape.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from dlmjax.diffusion.process import uniform_rows
+from dlmjax.diffusion.process import Process, uniform_rows
+from dlmjax.errors import InputError
+from dlmjax.parallel.arrays import device_get, device_put
+from dlmjax.sampling.steppers import rank
+
+BY_POSITION = ("top_probability", "entropy", "margin")
+
+
+def require_reveals(process: Process, what: str, instead: str) -> None:
+    """Raises InputError where text of a process is not revealed token by token: there is no mask, or wrong tokens are left at t = 0.
+
+    what, instead: the option as typed and what to give in its place, for the message.
+    """
+    if process.attention.causal:
+        return
+    if process.capabilities.prior_mask_id is None:
+        raise InputError(f"{what} requires masked tokens, but process {process.name} has no mask; {instead}")
+    if shows_wrong_tokens(process, 0.0):
+        raise InputError(
+            f"{what} requires clean tokens at t = 0, but the clipped schedule of process {process.name} leaves wrong tokens there; "
+            f"{instead}"
+        )
+
+
+def shows_wrong_tokens(process: Process, t: float) -> bool:
+    """Whether noise at time t replaces tokens by wrong ones.  Causal processes have no noise."""
+    return not process.attention.causal and bool(device_get(process.replaced(device_put(np.float32(t), None))) > 0)
+
+
+def position_scores(order: str, log_p_V: Float[Array, "*n V"]) -> Float[Array, "*n"]:
+    """Score of a position by an order of BY_POSITION, from log p(x_i | z), before temperature and nucleus.
+
+    top_probability: the largest probability; entropy: minus the entropy (nats); margin: largest minus second-largest probability.
+    """
+    if order == "entropy":
+        return jnp.sum(jnp.exp(log_p_V) * log_p_V, axis=-1)
+    if order == "top_probability":
+        return jnp.exp(jnp.max(log_p_V, axis=-1))
+    top_2 = jnp.exp(jax.lax.top_k(log_p_V, 2)[0])
+    return top_2[..., 0] - top_2[..., 1]
 
 
 def order_scores(
@@ -15,21 +58,29 @@ def order_scores(
 ) -> Float[Array, "B L"]:
     """Score of each position; higher scores are revealed first.
 
-    log_p_BLV is p(x_i | z), before temperature and nucleus. confidence: probability of the drawn token, `p_x0_BL`; entropy: minus the
-    entropy of the position (nats); margin: largest minus second-largest probability; random: uniform draw with the row's key;
-    left_to_right: minus the index of the position.
+    log_p_BLV is p(x_i | z), before temperature and nucleus. confidence: probability of the drawn token, `p_x0_BL`; random: uniform draw
+    with the row's key; left_to_right: minus the index of the position; the others: `position_scores`.
     """
-    length = p_x0_BL.shape[1]
+    if order in BY_POSITION:
+        return position_scores(order, log_p_BLV)
     if order == "confidence":
         return p_x0_BL
-    if order == "entropy":
-        return jnp.sum(jnp.exp(log_p_BLV) * log_p_BLV, axis=-1)
-    if order == "margin":
-        top_BL2 = jnp.exp(jax.lax.top_k(log_p_BLV, 2)[0])
-        return top_BL2[..., 0] - top_BL2[..., 1]
     if order == "random":
-        return uniform_rows(keys_B, length)
-    return jnp.broadcast_to(-jnp.arange(length, dtype=jnp.float32), p_x0_BL.shape)
+        return uniform_rows(keys_B, p_x0_BL.shape[1])
+    return left_first(p_x0_BL.shape)
+
+
+def left_first(shape: tuple[int, int]) -> Float[Array, "B L"]:
+    """Scores of the order `left_to_right`."""
+    return jnp.broadcast_to(-jnp.arange(shape[1], dtype=jnp.float32), shape)
+
+
+def next_reveals(
+    masked_BL: Bool[Array, "B L"], score_BL: Float[Array, "B L"], count_B: Int[Array, "B"] | int, sure_BL: Bool[Array, "B L"] | None = None
+) -> Bool[Array, "B L"]:
+    """The masked positions that a step reveals: the `count_B` with the highest scores, of equal ones the first; and those of `sure_BL`."""
+    new_BL = rank(score_BL, masked_BL) < jnp.reshape(jnp.asarray(count_B), (-1, 1))
+    return masked_BL & (new_BL if sure_BL is None else new_BL | sure_BL)
 
 
 def planned_reveals(remainder: str, masked_B: Int[Array, "B"], steps_B: Int[Array, "B"], step: Int[Array, ""]) -> Int[Array, "B"]:

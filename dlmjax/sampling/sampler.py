@@ -34,7 +34,7 @@ from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
-from dlmjax.sampling.reveal import order_scores, planned_reveals, probability_of
+from dlmjax.sampling.reveal import next_reveals, order_scores, planned_reveals, probability_of, require_reveals, shows_wrong_tokens
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
@@ -87,17 +87,12 @@ class Sampler:
             if settings.order not in ("left_to_right", "ancestral"):
                 raise InputError(f"process {process.name} is causal and requires order left_to_right, not {settings.order}")
             settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # ancestral sampling of a causal process
-        if not self.causal and self.mask_id is None and settings.order != "ancestral":
-            raise InputError(f"order {settings.order} requires masked tokens, but process {process.name} has no mask; use order ancestral")
+        if settings.order != "ancestral":
+            require_reveals(self.process, f"order {settings.order}", "use order ancestral")
         settings = self.settings = settings.on_grid(self.process.capabilities.sampling_grid)
         self.reveals = settings.order != "ancestral"
         # One step per masked position, whatever `steps` is; a threshold ends the run earlier.
         self._one_token_per_step = self.causal or settings.threshold is not None
-        if self.reveals and self._shows_wrong_tokens(0.0):
-            raise InputError(
-                f"order {settings.order} requires clean tokens at t = 0, but the clipped schedule of process {process.name} leaves wrong "
-                "tokens there; use order ancestral"
-            )
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
         self._times_N = make_grid(settings.grid).times(settings.steps).astype(np.float32)
@@ -181,10 +176,6 @@ class Sampler:
                 if self.settings.threshold is not None and not device_get(state.masked_BL).any():
                     return
 
-    def _shows_wrong_tokens(self, t: float) -> bool:
-        """Whether noise at time t replaces tokens by wrong ones.  Causal processes have no noise."""
-        return not self.causal and bool(device_get(self.process.replaced(device_put(np.float32(t), None))) > 0)
-
     def _jitted(self, function: Callable, sharding):
         key = sharding, function.__name__
         if key not in self._compiled:
@@ -204,7 +195,7 @@ class Sampler:
                 f"and {memory_bytes() / 2**30:,.0f} GiB are available; use a shorter canvas or fewer rows"
             )
         edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)
-        if self.reveals and edited_BL.any() and self._shows_wrong_tokens(float(canvas.start_BL[edited_BL].max())):
+        if self.reveals and edited_BL.any() and shows_wrong_tokens(self.process, float(canvas.start_BL[edited_BL].max())):
             raise InputError(
                 f"order {self.settings.order} requires clean tokens, but process {self.name} leaves wrong tokens in edited text; use order "
                 "ancestral"
@@ -402,9 +393,10 @@ class Sampler:
         else:
             if settings.threshold is None:
                 more_B = plan_B - (start_masked_B - state.masked_BL.sum(axis=1))
-                new_BL = state.masked_BL & (rank(score_BL, state.masked_BL) < more_B[:, None])
+                new_BL = next_reveals(state.masked_BL, score_BL, more_B)
             else:
-                new_BL = state.masked_BL & ((p_x0_BL >= settings.threshold) | (rank(score_BL, state.masked_BL) < 1))
+                compared_BL = score_BL if settings.order == "top_probability" else p_x0_BL
+                new_BL = next_reveals(state.masked_BL, score_BL, 1, compared_BL >= settings.threshold)
             revealed_BL = (state.start_masked_BL & ~state.masked_BL) | new_BL
         masked_BL = state.start_masked_BL & ~revealed_BL
         masked_z_BL = state.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, state.z)

@@ -7,9 +7,9 @@ from dlmjax.errors import InputError
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
 
-REVEAL_ORDERS = ("random", "confidence", "entropy", "margin", "left_to_right")
+REVEAL_ORDERS = ("random", "confidence", "top_probability", "entropy", "margin", "left_to_right")
 ORDERS = ("ancestral", *REVEAL_ORDERS)
-RANKED = ("confidence", "entropy", "margin")
+RANKED = ("confidence", "top_probability", "entropy", "margin")
 REMAINDERS = ("spread", "first")
 AUTO = "auto"  # the grid of the process
 MOST_STEPS = 2**20
@@ -29,10 +29,10 @@ class SampleSettings:
     temperature: divisor of the logits; 0 = the most likely token.  top_p: probability of the nucleus, after the temperature; 1 = off.
       Both apply where a token is drawn. Reveal orders and `threshold` compare probabilities without them.
     guidance: weight w of classifier-free guidance, (1 + w) log p(x | condition) - w log p(x); 0 = off, else two network calls per step.
-    remask: mask a revealed token again where its score is below the step's plan (orders confidence, entropy and margin).
+    remask: mask a revealed token again where its score is below the step's plan (orders of RANKED).
     remainder: steps of a reveal order that reveal one token more, one of REMAINDERS; see `reveal.planned_reveals`.
-    threshold: least probability of the drawn tokens that a step reveals; it reveals at least the one with the best score and replaces
-      `steps`. None = off.
+    threshold: least probability of the drawn tokens that a step reveals (order top_probability: of the positions' most likely tokens); it
+      reveals at least the one with the best score and replaces `steps`. None = off.
     cache: leave out network calls where no token has changed since the last call (networks that are not conditioned on t); no change of
       the text.
     suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.

@@ -1,4 +1,4 @@
-"""Evaluation of a run: its likelihood bound on a corpus or a suite, with error bars, baselines and the difference from another run.
+"""Evaluation of a run: its likelihood, or a bound, on a corpus or a suite, with error bars, baselines and the difference from another run.
 
 `evaluate` measures one text (`TextSettings`) under fixed noise (`EvaluationSettings`) and returns an `Evaluation`; of a suite of minimal
 pairs it returns a `PairEvaluation`. The report of both (`.report`, what `dlmjax evaluate --json` writes) holds the numbers of a
@@ -8,6 +8,7 @@ pairs it returns a `PairEvaluation`. The report of both (`.report`, what `dlmjax
     made         provenance: workdir, precision, commit, versions, device, batch, seconds, network calls per token
     cautions     restrictions of a comparison, one line each
     words        a perplexity per word, for suites that count words
+    nelbo, price where another likelihood was requested: the bound of the same windows, and the bound less that likelihood, paired
     difference   difference of two runs on the same text under the same noise
     breakdown    nats/token by time t, position in the window and frequency of the token
     pairs        accuracies, for suites of minimal pairs
@@ -29,7 +30,10 @@ from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.errors import InputError
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
+from dlmjax.evaluation.forms import parse_likelihood
+from dlmjax.evaluation.likelihood import WindowEvaluator
 from dlmjax.evaluation.ngram import entropy_baselines
+from dlmjax.evaluation.paths import PathEvaluator
 from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
@@ -46,7 +50,9 @@ BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines
 class EvaluationSettings:
     """Quadrature and seed of an evaluation, and the number of windows in a batch; see `Evaluator`.
 
-    Raises InputError: an unknown rule, a number out of range.
+    likelihood: "nelbo", or one of `evaluation.forms`, "order:confidence", "subsets", ...; the bound is then measured beside it.
+
+    Raises InputError: an unknown rule or likelihood, a number out of range.
     """
 
     nodes: int = NODES
@@ -54,8 +60,10 @@ class EvaluationSettings:
     rule: str = "gauss"
     seed: int = 0
     batch: int = 32
+    likelihood: str = "nelbo"
 
     def __post_init__(self):
+        parse_likelihood(self.likelihood)
         check_quadrature("EvaluationSettings", self.rule, self.nodes, self.draws)
         checks.whole("EvaluationSettings", 1, batch=self.batch)
         check_seed(self.seed)
@@ -107,8 +115,9 @@ class TextSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The bound of one run on one text.
+    """The likelihood of one run on one text, or its bound.
 
+    nelbo, price: where `result` is another likelihood than the bound: the bound, and the bound less that likelihood with its paired error.
     baselines: name -> bits/byte of tables counted on the training split.  difference: from another run.  tables: the breakdown.
     by_document: nats, tokens and bytes of each document of `text`.  None or empty where not requested or not available.
     """
@@ -121,6 +130,8 @@ class Evaluation:
     difference: Difference | None = None
     tables: dict[str, Any] | None = None
     by_document: breakdown.ByDocument | None = None
+    nelbo: LikelihoodResult | None = None
+    price: Difference | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +152,7 @@ def evaluate(
     documents: bool = False,
     tables: bool = False,
 ) -> Evaluation:
-    """Measures the likelihood bound of a run on one text.
+    """Measures the likelihood bound of a run on one text, or another likelihood (`settings.likelihood`) and the bound beside it.
 
     Args:
       against: another run, measured on the same text under the same noise.
@@ -149,8 +160,15 @@ def evaluate(
       tables: also return nats/token by time t, position in the window and frequency of the token.
 
     Raises:
-      InputError: no such corpus, split, suite or file; a corpus or another run with a different tokenizer; a suite of pairs.
+      InputError: no such corpus, split, suite or file; a corpus or another run with a different tokenizer; a suite of pairs; a likelihood
+        that the process does not have, or that is no sum over tokens, with documents or tables.
     """
+    evaluator = _evaluator(run, settings)
+    if (documents or tables) and settings.likelihood != "nelbo" and not evaluator.additive:
+        raise InputError(
+            f"--likelihood {settings.likelihood} is a sum over sets of tokens, not over tokens; leave --per-document, --breakdown and "
+            "--plot out, or give --likelihood order:confidence"
+        )
     suite, cut = text.protocol, text.cut(run)
     if suite and suite.task == "pairs":
         raise InputError(f"suite {suite.name} has pairs; measure it with evaluate_pairs")
@@ -168,13 +186,17 @@ def evaluate(
     by_position = breakdown.ByPosition(chosen.protocol["window"])
     counts_V, counted_on = _token_counts(run, chosen) if tables else (np.ones(1, np.int64), "")
     by_frequency = breakdown.ByFrequency(counts_V)
-    evaluator, begin = _evaluator(run, settings), time.monotonic()
+    begin = time.monotonic()
     measured = _measure(run, evaluator, chosen, settings, [by_document] * documents + [by_position, by_frequency] * tables)
     seconds = time.monotonic() - begin
     result = evaluator.result(measured, step=run.step, weights=run.weights, split=chosen.split)
     report = result.to_json() | _per_word(chosen, result)
-    report |= {"protocol": chosen.protocol, "made": _provenance(run, settings, evaluator, result.tokens, seconds)}
-    report["cautions"] = _cautions(chosen.protocol, result)
+    report |= {"protocol": chosen.protocol, "made": _provenance(run, settings, result, seconds)}
+    nelbo = price = None
+    if settings.likelihood != "nelbo":
+        nelbo, price, report["nelbo"] = _bound_beside(run, chosen, settings, measured)
+        report["price"] = price.to_json()
+    report["cautions"] = _cautions(chosen.protocol, result) + (_cautions({"complete": True}, nelbo) if nelbo else [])
     difference = None
     if against:
         difference = paired_difference(measured, _measure(against, _evaluator(against, settings), chosen, settings))
@@ -182,11 +204,24 @@ def evaluate(
         report["difference"] = {**which, **difference.to_json()}
     found = None
     if tables:
-        found = {"level": list(result.levels), "position": by_position.table(), "frequency": by_frequency.table()}
+        found = {"level": list(result.levels)} if settings.likelihood == "nelbo" else {}
+        found |= {"position": by_position.table(), "frequency": by_frequency.table()}
         report["breakdown"] = {**found, "frequency_counted_on": counted_on}
     baselines = _baselines(corpus, token_budget, chosen, result)
     report["baselines_bits_per_byte"] = baselines
-    return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None)
+    return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None, nelbo, price)
+
+
+def _bound_beside(
+    run: OpenedRun, text: Text, settings: EvaluationSettings, measured: Measured
+) -> tuple[LikelihoodResult, Difference, dict[str, Any]]:
+    """(the bound of the windows of another likelihood, the bound less that, the bound as JSON with its seconds)."""
+    settings = dataclasses.replace(settings, likelihood="nelbo")
+    evaluator, begin = _evaluator(run, settings), time.monotonic()
+    bound = _measure(run, evaluator, text, settings)
+    seconds = time.monotonic() - begin
+    result = evaluator.result(bound, step=run.step, weights=run.weights, split=text.split)
+    return result, paired_difference(bound, measured), result.to_json() | {"seconds": seconds}
 
 
 def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSettings = EvaluationSettings()) -> PairEvaluation:
@@ -197,6 +232,8 @@ def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSetti
     suite = text.protocol
     if suite is None or suite.task != "pairs":
         raise InputError(f"suite {text.suite} has no pairs; measure it with evaluate")
+    if settings.likelihood.startswith("tube"):
+        raise InputError(f"--likelihood {settings.likelihood} conflicts with suite {suite.name}: bounds from below do not rank sentences")
     good, bad, pairs = pair_texts(suite, list(text.files), run.experiment.tokenizer, text.cut(run), text.documents)
     evaluator, begin = _evaluator(run, settings), time.monotonic()
     sides = [_measure(run, evaluator, side, settings) for side in (good, bad)]
@@ -204,8 +241,10 @@ def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSetti
     found = pair_accuracy(*sides, groups=[pair.group for pair in pairs], fields=[pair.field for pair in pairs])
     tokens = sum(int(side.tokens_W.sum()) for side in sides)
     result = evaluator.result(sides[0], step=run.step, weights=run.weights, split=suite.split)
-    how = {name: getattr(result, name) for name in ("process", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")}
-    report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _provenance(run, settings, evaluator, tokens, seconds)}
+    how = {
+        name: getattr(result, name) for name in ("process", "likelihood", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")
+    }
+    report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _provenance(run, settings, result, seconds, tokens)}
     return PairEvaluation(found, suite, report | {"cautions": _cautions(good.protocol, result)})
 
 
@@ -290,11 +329,15 @@ def _check_same_tokenizer(run: OpenedRun, against: OpenedRun) -> None:
         )
 
 
-def _evaluator(run: OpenedRun, settings: EvaluationSettings) -> Evaluator:
+def _evaluator(run: OpenedRun, settings: EvaluationSettings) -> Evaluator | PathEvaluator:
+    if settings.likelihood != "nelbo":
+        return run.experiment.path_evaluator(settings.likelihood, settings.seed)
     return run.experiment.evaluator(nodes=settings.nodes, draws=settings.draws, rule=settings.rule, seed=settings.seed)
 
 
-def _measure(run: OpenedRun, evaluator: Evaluator, text: Text, settings: EvaluationSettings, observers: Sequence[Any] = ()) -> Measured:
+def _measure(
+    run: OpenedRun, evaluator: WindowEvaluator, text: Text, settings: EvaluationSettings, observers: Sequence[Any] = ()
+) -> Measured:
     ways = run.experiment.partition.ways("batch")
     size = -(-settings.batch // ways) * ways
     return evaluator.measure(
@@ -308,7 +351,10 @@ def _measure(run: OpenedRun, evaluator: Evaluator, text: Text, settings: Evaluat
     )
 
 
-def _provenance(run: OpenedRun, settings: EvaluationSettings, evaluator: Evaluator, tokens: int, seconds: float) -> dict[str, Any]:
+def _provenance(
+    run: OpenedRun, settings: EvaluationSettings, result: LikelihoodResult, seconds: float, tokens: int | None = None
+) -> dict[str, Any]:
+    """How a result was made; tokens: those that were scored, where they are not those of the result."""
     experiment = run.experiment
     return {
         "workdir": str(run.workdir),
@@ -319,9 +365,9 @@ def _provenance(run: OpenedRun, settings: EvaluationSettings, evaluator: Evaluat
         **provenance(),
         "x64": bool(jax.config.jax_enable_x64),
         "batch": settings.batch,
-        "calls_per_token": evaluator.calls,
+        "calls_per_token": result.calls_per_token,
         "seconds": seconds,
-        "scored_tokens_per_second": tokens / seconds,
+        "scored_tokens_per_second": (tokens or result.tokens) / seconds,
     }
 
 

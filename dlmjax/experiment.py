@@ -21,6 +21,7 @@ from dlmjax.diffusion.registry import process_fields
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
 from dlmjax.evaluation.conditional import ConditionalScorer
+from dlmjax.evaluation.paths import PathEvaluator
 from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.families import own_module
@@ -62,6 +63,13 @@ class Experiment:
         """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""
         hints = self.network.self_condition
         return Evaluator(self.process.bound, self.network.bind, put_batch=self.partition.put_batch, self_condition=hints, **grid)
+
+    def path_evaluator(self, likelihood: str, seed: int = 0) -> PathEvaluator:
+        """Evaluates another likelihood of this process and network than the bound, see `evaluation.forms`."""
+        hints, put_batch = self.network.self_condition, self.partition.put_batch
+        return PathEvaluator(
+            self.process.bound, self.network.bind, likelihood=likelihood, seed=seed, put_batch=put_batch, self_condition=hints
+        )
 
     def scorer(self, *, rows: int = 8, **how: Any) -> ConditionalScorer:
         """Scores continuations under this process and network. rows: of the training length in a batch; how: draws, nodes, seed."""

@@ -158,7 +158,7 @@ class Run:
           against: another run, measured on the same text under the same noise.
           by_document: keep nats, tokens and bytes of each document.  tables: nats/token by time, position and frequency.
           settings: fields of `evaluate.TextSettings` (`split`, `window`, `windows`, ...; `suite` and `files` in place of `data`) and of
-            `evaluate.EvaluationSettings` (`nodes`, `draws`, `rule`, `batch`).
+            `evaluate.EvaluationSettings` (`nodes`, `draws`, `rule`, `batch`, `likelihood`).
 
         Raises InputError: no such corpus, split or setting, a corpus with another tokenizer, no texts.
         """

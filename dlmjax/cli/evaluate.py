@@ -43,6 +43,13 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         choices=("keep", "drop", "truncate", "tail"),
         help="treatment of text that does not fill a window (keep, or the suite's)",
     )
+    add(
+        "--likelihood",
+        default="nelbo",
+        help="the number: nelbo, the bound; order:RULE, exact along an order: confidence, margin, entropy, threshold(value=0.9), "
+        "left_to_right; values as in order:margin(count=2, temperature=0.8); subsets, exact over all orders of at most 10 tokens; "
+        "tube(orders=16), a bound from below. The bound is measured beside the others (nelbo)",
+    )
     add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time; does not change the result (32)")
     add("--nodes", type=flags.whole(1, 4096), default=NODES, help=f"nodes of the quadrature over time t ({NODES})")
     add("--draws", type=flags.whole(1, MOST_CALLS - 1), default=1, help="corruptions per node; from 2 on, the error is split by cause (1)")
@@ -70,7 +77,7 @@ def run(arguments: argparse.Namespace, _) -> None:
 
     names = ("data", "split", "suite", "documents", "window", "stride", "remainder", "windows")
     text = TextSettings(files=tuple(arguments.input), **{name: getattr(arguments, name) for name in names})
-    settings = EvaluationSettings(**{name: getattr(arguments, name) for name in ("nodes", "draws", "rule", "seed", "batch")})
+    settings = EvaluationSettings(**{name: getattr(arguments, name) for name in ("nodes", "draws", "rule", "seed", "batch", "likelihood")})
     pairs = text.protocol is not None and text.protocol.task == "pairs"
     absent = ("against", "per_document", "breakdown", "plot", "stride", "windows")
     if pairs and any(getattr(arguments, name) for name in absent):
@@ -115,8 +122,11 @@ def _run_pairs(opened: Run, found: PairEvaluation, json: str | None) -> None:
 def _table(found: Evaluation) -> str:
     """The result and its baselines, in bits/byte."""
     result, report = found.result, found.report
-    sign = "<=" if result.is_bound and result.rule != "exact" else "="
-    rows = [(f"{result.process}, step {result.step}, {result.weights} weights {sign}", result.bits_per_byte, result.stderr_bits_per_byte)]
+    rows = []
+    for one in filter(None, (result, found.nelbo)):
+        number = "" if found.nelbo is None else f", {one.likelihood}"
+        name = f"{one.process}, step {one.step}, {one.weights} weights{number} {one.sign}"
+        rows.append((name, one.bits_per_byte, one.stderr_bits_per_byte))
     rows += [(name, bits, None) for name, bits in found.baselines.items()]
     width = max(len(name) for name, _, _ in rows)
     name = f"{found.suite.name}, {result.split} split" if found.suite else f"{result.split} split"
@@ -126,8 +136,25 @@ def _table(found: Evaluation) -> str:
         number = f"{bits:9.4f}" if bits is not None else f"{'-':>9}"
         lines.append(f"  {name:{width}}  {number}" + (f" ± {error:.4f}" if error is not None else ""))
     lines.append(f"  {result.summary()}")
+    if found.nelbo is not None:
+        lines += _price(found)
     if "words" in report and report["words"]["perplexity"] is not None:
         words = report["words"]
-        lines.append(f"  perplexity per word {sign} {words['perplexity']:,.1f} ({words['words']:,} words)")
+        lines.append(f"  perplexity per word {result.sign} {words['perplexity']:,.1f} ({words['words']:,} words)")
     lines += [f"  {line}" for line in report["cautions"]]
     return "\n".join(lines)
+
+
+def _price(found: Evaluation) -> list[str]:
+    """The bound beside another likelihood, the difference and what it means, and what both cost."""
+    result, bound = found.result, found.nelbo
+    meaning = {
+        "subsets": "the price of the bound",
+        "tube": "at least the price of the bound, within the errors",
+    }.get(result.likelihood.partition("(")[0], "another law than the bound's, which may be better or worse")
+    seconds = f"{found.report['made']['seconds']:.1f} s, the NELBO {bound.calls_per_token:.1f} in {found.report['nelbo']['seconds']:.1f} s"
+    return [
+        f"  {bound.summary()}",
+        f"  NELBO less {result.likelihood} ({meaning}): {found.price.summary()}",
+        f"  cost: {result.calls_per_token:.1f} network passes per token in {seconds}",
+    ]

@@ -19,6 +19,7 @@ batch size and mesh change only the rounding of the network's float32 arithmetic
 Shapes: B windows in a batch, L length, V vocabulary, W windows in all, J nodes, D draws.  Units: nats, unless the name says bits.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,20 @@ class TokenNats:
     nats_BL: Float[np.ndarray, "B L"]
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchNats:
+    """Nats of a batch on the host, summed over the tokens of each window; see `Measured`.
+
+    of_tokens: the nats of every token [B, L].  calls_B: network calls that each window took.
+    """
+
+    nats_BJD: Float[np.ndarray, "B J D"]
+    prior_B: Float[np.ndarray, "B"]
+    reconstruction_BD: Float[np.ndarray, "B D"]
+    of_tokens: Callable[[], Float[np.ndarray, "B L"]]
+    calls_B: Int[np.ndarray, "B"]
+
+
 @runtime_checkable
 class Observer(Protocol):
     """Receives the nats of single tokens, of which a result holds only sums over windows."""
@@ -59,50 +74,34 @@ class Observer(Protocol):
         ...
 
 
-class Evaluator:
-    """Evaluates one process and network under one fixed grid.  Compiles on first use; keep it and call it with new params.
+class WindowEvaluator(abc.ABC):
+    """Abstract: the nats of every window of a text, batch after batch, and their sums with errors. Compiles on first use; keep it and call
+    it with new params.
 
-    process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden`, `row_losses`.
-    nodes, draws, rule, seed: see the module docstring; cost = nodes * draws forward passes per window (`calls`), one for causal
-    processes, fewer where a discrete-time process has fewer levels than nodes, and `draws` more where the process has boundary terms.
-    put_batch: puts a host batch (dict of numpy) on the devices, e.g. `partition.put_batch`; default: the default device.
-    self_condition: denoise twice, the second time conditioned on the first x0 prediction, for networks that were trained so: twice the
-    cost.
+    A subclass sets what is below and defines `_grid_of` and `_batch_nats`.
 
-    Raises InputError: an unknown rule; nodes, draws or seed out of range; rule "count" for a process without a k-form.
+    process, bind: as for `Evaluator`; name: of the process.  likelihood: the name of the number ("nelbo", "order:confidence", ...).
+    rule, nodes, draws, seed: see `Evaluator`; rule "exact": a likelihood without noise; "tube": a bound on its other side.
+    put_batch: puts a host batch (dict of numpy) on the devices.
     """
 
-    def __init__(
-        self,
-        process,
-        bind: Callable[..., Any],
-        *,
-        nodes: int = NODES,
-        draws: int = 1,
-        rule: str = "gauss",
-        seed: int = 0,
-        put_batch: Callable[[dict], dict] | None = None,
-        self_condition: bool = False,
-    ):
-        check_quadrature("Evaluator", rule, nodes, draws)
-        check_seed(seed, "seed")
-        self.name, self.bind, self.seed = process.name, bind, seed
-        self.process = process.bound  # training may draw its noise in another way
-        self.exact = process.attention.causal
-        if rule == "count" and not self.exact:
-            self.process = count_form(self.process)
-        self.rule, self.draws = ("exact", 1) if self.exact else (rule, draws)
-        self.self_condition = self_condition
-        self._requested_nodes, self._grid = nodes, level_grid(self.process, self.rule, nodes)
-        self.nodes = self._grid.nodes
-        self._put_batch = put_batch or jax.device_put
-        self._node = jax.jit(self._node_nats)
-        self._ends = jax.jit(self._boundary_nats)
+    likelihood = "nelbo"
+    process: Process
+    bind: Callable[..., Any]
+    name: str
+    rule: str
+    nodes: int
+    draws: int
+    seed: int
+    put_batch: Callable[[dict], dict]
 
-    @property
-    def calls(self) -> int:
-        """Network calls per window."""
-        return self.draws * (self.nodes + self.process.boundary.reconstruction) * (1 + self.self_condition)
+    @abc.abstractmethod
+    def _grid_of(self, params) -> LevelGrid:
+        """The levels of an evaluation under these params."""
+
+    @abc.abstractmethod
+    def _batch_nats(self, params, grid: LevelGrid, batch: dict) -> "BatchNats":
+        """The nats of one batch, which is on the devices."""
 
     def __call__(
         self,
@@ -143,9 +142,7 @@ class Evaluator:
 
         Raises InputError: no window, the same window twice, a token outside the vocabulary.
         """
-        rows, size = [], None
-        bound = bind_process(self.process, params)
-        grid = self._grid if bound.params is None else level_grid(bound, self.rule, self._requested_nodes)
+        rows, size, grid = [], None, self._grid_of(params)
         with Progress(total or 0, f"evaluating {split}".strip(), " windows", show=None if progress and total else False) as bar:
             for batch in batches:
                 size = size or len(batch["row"])
@@ -166,7 +163,134 @@ class Evaluator:
             tokens_W=np.array([row.tokens for row in rows]),
             bytes_W=None if byte_lengths_V is None else np.array([row.bytes for row in rows]),
             length=max(row.length for row in rows),
+            calls=float(np.mean([row.calls for row in rows])),
         )
+
+    def _batch_rows(self, params, grid: LevelGrid, host_batch, byte_lengths_V, observers) -> list["_WindowNats"]:
+        """Sums over one batch, per window, in float64."""
+        if int(host_batch["tokens"].max()) >= self.process.vocab:
+            raise InputError(
+                f"the data holds token {int(host_batch['tokens'].max())}, the model's vocabulary {self.process.vocab} ids; "
+                "prepare it with the tokenizer of the run"
+            )
+        batch = self.put_batch(host_batch)
+        found = self._batch_nats(params, grid, batch)
+        window_B, tokens_BL, scored_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored"))
+        if observers:
+            seen = TokenNats(window_B, tokens_BL, scored_BL, found.of_tokens())
+            for observer in observers:
+                observer.see(seen)
+        bytes_B = np.where(scored_BL, bytes_of(tokens_BL, self.process.vocab, byte_lengths_V), 0).sum(axis=1)
+        return [
+            _WindowNats(
+                window=int(window_B[b]),
+                nats_JD=found.nats_BJD[b],
+                prior=float(found.prior_B[b]),
+                reconstruction_D=found.reconstruction_BD[b],
+                tokens=int(scored_BL[b].sum()),
+                bytes=int(bytes_B[b]),
+                length=tokens_BL.shape[1],
+                calls=int(found.calls_B[b]),
+            )
+            for b in range(len(window_B))
+            if scored_BL[b].any()
+        ]
+
+    def result(self, measured: Measured, *, step: int = 0, weights: str = "raw", split: str = "") -> LikelihoodResult:
+        """The numbers of an evaluation. step, weights ("ema" or "raw"), split: recorded in the result."""
+        nats_WD, nats_W, tokens = measured.nats_WD, measured.nats_W, int(measured.tokens_W.sum())
+        per_token, error = ratio_with_error(nats_W, measured.tokens_W)
+        noise = None
+        if self.draws > 1:
+            noise = float(np.sqrt(np.sum(nats_WD.var(axis=1, ddof=1) / self.draws)) / tokens)
+        per_byte = byte_error = None
+        if measured.bytes_W is not None and measured.bytes_W.sum() > 0:
+            per_byte, byte_error = (value / math.log(2) for value in ratio_with_error(nats_W, measured.bytes_W))
+        perplexity = math.exp(per_token) if per_token < 700 else math.inf
+        grid, level_J = measured.grid, measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens
+        prior, reconstruction = measured.prior_W.sum() / tokens, measured.reconstruction_WD.mean(axis=1).sum() / tokens
+        return LikelihoodResult(
+            nats_per_token=per_token,
+            stderr_nats_per_token=error,
+            stderr_noise_nats_per_token=noise,
+            bits_per_byte=per_byte,
+            stderr_bits_per_byte=byte_error,
+            perplexity=perplexity,
+            stderr_perplexity=perplexity * error,
+            diffusion_nats_per_token=float(level_J @ grid.weight_J),
+            prior_nats_per_token=float(prior),
+            reconstruction_nats_per_token=float(reconstruction),
+            tokens=tokens,
+            bytes=None if measured.bytes_W is None else int(measured.bytes_W.sum()),
+            windows=len(nats_W),
+            length=measured.length,
+            process=self.name,
+            is_bound=bool(self.process.capabilities.is_bound) or self.likelihood != "nelbo",
+            rule=self.rule,
+            nodes=self.nodes,
+            draws=self.draws,
+            seed=self.seed,
+            step=int(step),
+            weights=weights,
+            split=split,
+            likelihood=self.likelihood,
+            calls_per_token=measured.calls,
+            levels=tuple(
+                {"t": float(low + width / 2), "weight": float(weight), "nats_per_token": float(nats)}
+                for low, width, weight, nats in zip(grid.low_J, grid.width_J, grid.weight_J, level_J, strict=True)
+            ),
+            errors=error_parts(measured, self.rule, self.draws),
+        )
+
+
+class Evaluator(WindowEvaluator):
+    """Evaluates one process and network under one fixed grid.  Compiles on first use; keep it and call it with new params.
+
+    process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden`, `row_losses`.
+    nodes, draws, rule, seed: see the module docstring; cost = nodes * draws forward passes per window (`calls`), one for causal
+    processes, fewer where a discrete-time process has fewer levels than nodes, and `draws` more where the process has boundary terms.
+    put_batch: puts a host batch (dict of numpy) on the devices, e.g. `partition.put_batch`; default: the default device.
+    self_condition: denoise twice, the second time conditioned on the first x0 prediction, for networks that were trained so: twice the
+    cost.
+
+    Raises InputError: an unknown rule; nodes, draws or seed out of range; rule "count" for a process without a k-form.
+    """
+
+    def __init__(
+        self,
+        process,
+        bind: Callable[..., Any],
+        *,
+        nodes: int = NODES,
+        draws: int = 1,
+        rule: str = "gauss",
+        seed: int = 0,
+        put_batch: Callable[[dict], dict] | None = None,
+        self_condition: bool = False,
+    ):
+        check_quadrature("Evaluator", rule, nodes, draws)
+        check_seed(seed, "seed")
+        self.name, self.bind, self.seed = process.name, bind, seed
+        self.process = process.bound  # training may draw its noise in another way
+        self.exact = process.attention.causal
+        if rule == "count" and not self.exact:
+            self.process = count_form(self.process)
+        self.rule, self.draws = ("exact", 1) if self.exact else (rule, draws)
+        self.self_condition = self_condition
+        self._requested_nodes, self._grid = nodes, level_grid(self.process, self.rule, nodes)
+        self.nodes = self._grid.nodes
+        self.put_batch = put_batch or jax.device_put
+        self._node = jax.jit(self._node_nats)
+        self._ends = jax.jit(self._boundary_nats)
+
+    @property
+    def calls(self) -> int:
+        """Network calls per window."""
+        return self.draws * (self.nodes + self.process.boundary.reconstruction) * (1 + self.self_condition)
+
+    def _grid_of(self, params) -> LevelGrid:
+        bound = bind_process(self.process, params)
+        return self._grid if bound.params is None else level_grid(bound, self.rule, self._requested_nodes)
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
@@ -198,15 +322,9 @@ class Evaluator:
 
     # --- on the host --------------------------------------------------------------------------------------------------------
 
-    def _batch_rows(self, params, grid: LevelGrid, host_batch, byte_lengths_V, observers) -> list["_WindowNats"]:
-        """Sums over all nodes and draws of one batch, per window, in float64."""
-        if int(host_batch["tokens"].max()) >= self.process.vocab:
-            raise InputError(
-                f"the data holds token {int(host_batch['tokens'].max())}, the model's vocabulary {self.process.vocab} ids; "
-                "prepare it with the tokenizer of the run"
-            )
-        batch, sharding = self._put_batch(host_batch), replicated_like(params)
-        nodes = []
+    def _batch_nats(self, params, grid: LevelGrid, batch: dict) -> "BatchNats":
+        """Sums over all nodes and draws."""
+        sharding, rows, nodes = replicated_like(params), len(batch["row"]), []
         for j, (low, width) in enumerate(zip(grid.low_J, grid.width_J, strict=True)):
             for d in range(self.draws):
                 traced = device_put((np.float32(low), np.float32(width), np.uint32(j * self.draws + d)), sharding)
@@ -215,29 +333,14 @@ class Evaluator:
         if self.process.boundary.any:
             # Their tags follow those of all nodes and draws.
             ends = [self._ends(params, batch, device_put(np.uint32(MOST_CALLS + d), sharding)) for d in range(self.draws)]
-
-        window_B, tokens_BL, scored_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored"))
-        if observers:
-            seen = TokenNats(window_B, tokens_BL, scored_BL, self._token_nats(grid, nodes, ends))
-            for observer in observers:
-                observer.see(seen)
         nats_NB = np.stack([window_sums(n) for n in nodes])
-        prior_B = window_sums(ends[0][0]) if ends else np.zeros(len(window_B))
-        reconstruction_DB = np.stack([window_sums(r) for _, r in ends]) if ends else np.zeros((self.draws, len(window_B)))
-        bytes_B = np.where(scored_BL, bytes_of(tokens_BL, self.process.vocab, byte_lengths_V), 0).sum(axis=1)
-        return [
-            _WindowNats(
-                window=int(window_B[b]),
-                nats_JD=nats_NB[:, b].reshape(self.nodes, self.draws),
-                prior=float(prior_B[b]),
-                reconstruction_D=reconstruction_DB[:, b],
-                tokens=int(scored_BL[b].sum()),
-                bytes=int(bytes_B[b]),
-                length=tokens_BL.shape[1],
-            )
-            for b in range(len(window_B))
-            if scored_BL[b].any()
-        ]
+        return BatchNats(
+            nats_BJD=nats_NB.T.reshape(rows, self.nodes, self.draws),
+            prior_B=window_sums(ends[0][0]) if ends else np.zeros(rows),
+            reconstruction_BD=np.stack([window_sums(r) for _, r in ends], axis=1) if ends else np.zeros((rows, self.draws)),
+            of_tokens=lambda: self._token_nats(grid, nodes, ends),
+            calls_B=np.full(rows, self.calls),
+        )
 
     def _token_nats(self, grid: LevelGrid, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
         """The bound of every token: integrated over t, averaged over draws, boundary terms included."""
@@ -246,50 +349,6 @@ class Evaluator:
         for prior_BL, reconstruction_BL in ends:
             total_BL = total_BL + (device_get(prior_BL).astype(np.float64) + device_get(reconstruction_BL)) / self.draws
         return total_BL
-
-    def result(self, measured: Measured, *, step: int = 0, weights: str = "raw", split: str = "") -> LikelihoodResult:
-        """The numbers of an evaluation. step, weights ("ema" or "raw"), split: recorded in the result."""
-        nats_WD, nats_W, tokens = measured.nats_WD, measured.nats_W, int(measured.tokens_W.sum())
-        per_token, error = ratio_with_error(nats_W, measured.tokens_W)
-        noise = None
-        if self.draws > 1:
-            noise = float(np.sqrt(np.sum(nats_WD.var(axis=1, ddof=1) / self.draws)) / tokens)
-        per_byte = byte_error = None
-        if measured.bytes_W is not None and measured.bytes_W.sum() > 0:
-            per_byte, byte_error = (value / math.log(2) for value in ratio_with_error(nats_W, measured.bytes_W))
-        perplexity = math.exp(per_token) if per_token < 700 else math.inf
-        grid, level_J = measured.grid, measured.nats_WJD.mean(axis=2).sum(axis=0) / tokens
-        prior, reconstruction = measured.prior_W.sum() / tokens, measured.reconstruction_WD.mean(axis=1).sum() / tokens
-        return LikelihoodResult(
-            nats_per_token=per_token,
-            stderr_nats_per_token=error,
-            stderr_noise_nats_per_token=noise,
-            bits_per_byte=per_byte,
-            stderr_bits_per_byte=byte_error,
-            perplexity=perplexity,
-            stderr_perplexity=perplexity * error,
-            diffusion_nats_per_token=float(level_J @ grid.weight_J),
-            prior_nats_per_token=float(prior),
-            reconstruction_nats_per_token=float(reconstruction),
-            tokens=tokens,
-            bytes=None if measured.bytes_W is None else int(measured.bytes_W.sum()),
-            windows=len(nats_W),
-            length=measured.length,
-            process=self.name,
-            is_bound=bool(self.process.capabilities.is_bound),
-            rule=self.rule,
-            nodes=self.nodes,
-            draws=self.draws,
-            seed=self.seed,
-            step=int(step),
-            weights=weights,
-            split=split,
-            levels=tuple(
-                {"t": float(low + width / 2), "weight": float(weight), "nats_per_token": float(nats)}
-                for low, width, weight, nats in zip(grid.low_J, grid.width_J, grid.weight_J, level_J, strict=True)
-            ),
-            errors=error_parts(measured, self.rule, self.draws),
-        )
 
 
 def count_form(process: Process) -> Process:
@@ -319,7 +378,7 @@ def evaluate_nelbo(
 
 @dataclasses.dataclass(frozen=True)
 class _WindowNats:
-    """Nats of one window, summed over its tokens."""
+    """Nats of one window, summed over its tokens. calls: network calls that it took."""
 
     window: int
     nats_JD: np.ndarray
@@ -328,6 +387,7 @@ class _WindowNats:
     tokens: int
     bytes: int
     length: int
+    calls: int
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ MOST_BIAS = 5e-3  # share of the bound; a larger error of the quadrature is repo
 class Measured:
     """Sums of nats, tokens and bytes of each window, in the order of window numbers, from which a result is computed.
 
-    nats_WJD: the integrand, summed over a window's tokens, at each node and draw of the grid.
+    nats_WJD: the integrand, summed over a window's tokens, at each node and draw of the grid.  calls: network calls per window, a mean.
     """
 
     window_W: Int[np.ndarray, "W"]
@@ -48,6 +48,7 @@ class Measured:
     tokens_W: Int[np.ndarray, "W"]
     bytes_W: Int[np.ndarray, "W"] | None
     length: int
+    calls: float = math.nan
 
     @property
     def nats_WD(self) -> Float[np.ndarray, "W D"]:
@@ -66,6 +67,7 @@ class LikelihoodResult:
 
     nats_per_token = diffusion + prior + reconstruction; bits_per_byte divides by the UTF-8 bytes of exactly these tokens (None without
     byte lengths); perplexity = exp(nats_per_token).  is_bound: False where the process's loss is not a likelihood bound.
+    likelihood: name of the number, "nelbo" or one of `evaluation.forms`; calls_per_token: network calls that each token took.
     levels: one entry per node: `t`, `weight`, and `nats_per_token`, the integrand L(t) there (mean t for "stratified").
     errors: the standard error taken apart, see the top of this file.
     """
@@ -93,8 +95,15 @@ class LikelihoodResult:
     step: int
     weights: str
     split: str
+    likelihood: str
+    calls_per_token: float
     levels: tuple[dict[str, float], ...]
     errors: dict[str, float | None]
+
+    @property
+    def sign(self) -> str:
+        """Between -log p and the number: "=" exact, "<=" a bound of it from above, ">=" from below."""
+        return {"exact": "=", "tube": ">="}.get(self.rule, "<=" if self.is_bound else "=")
 
     def to_json(self) -> dict[str, Any]:
         """Dict of every field as JSON values; a number that is not finite becomes None (JSON has no infinity)."""
@@ -122,13 +131,14 @@ class LikelihoodResult:
 
     def summary(self) -> str:
         """One line for people."""
-        sign = "=" if self.rule == "exact" or not self.is_bound else "<="
         parts = [f"{self.nats_per_token:.4f} ± {self.stderr_nats_per_token:.4f} nats/token"]
         if self.bits_per_byte is not None:
             parts.append(f"{self.bits_per_byte:.4f} ± {self.stderr_bits_per_byte:.4f} bits/byte")
         parts.append(f"perplexity {self.perplexity:.2f} ± {self.stderr_perplexity:.2f}")
         name = "NELBO" if self.is_bound else "loss (not a bound)"
-        return f"{name} {sign} " + ", ".join(parts) + f"  ({self.tokens:,} tokens, {self.windows:,} windows of {self.length})"
+        if self.likelihood != "nelbo":
+            name = f"-log p, {self.likelihood}"
+        return f"{name} {self.sign} " + ", ".join(parts) + f"  ({self.tokens:,} tokens, {self.windows:,} windows of {self.length})"
 
 
 def ratio_with_error(numerator_W: np.ndarray, denominator_W: np.ndarray) -> tuple[float, float]:

@@ -39,7 +39,7 @@ def test_a_file_is_short_and_finished(path):
 MANY_PARAMETERS = {
     "dlmjax/diffusion/processes/d3pm.py": {"make_d3pm"},
     "dlmjax/evaluation/conditional.py": {"ConditionalScorer.__init__"},
-    "dlmjax/evaluation/likelihood.py": {"Evaluator.__call__", "evaluate_nelbo"},
+    "dlmjax/evaluation/likelihood.py": {"WindowEvaluator.__call__", "evaluate_nelbo"},
     "dlmjax/evaluation/windows.py": {"cut_windows"},
     "dlmjax/harness/adapter.py": {"Adapter.__init__"},
     "dlmjax/interop/export.py": {"export"},

@@ -50,14 +50,14 @@ class Experiment:
     hyperparameters: Hyperparameters
     module: ModuleFile | None = None  # the file of a network of one's own
 
-    def loss_fn(self, params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        """(sum of nats over the batch, loss terms), for `make_train_step`."""
+    def loss_fn(self, params: dict, batch: dict, key: jax.Array, progress: jax.Array | None = None) -> tuple[jax.Array, dict]:
+        """(sum of nats over the batch, loss terms), for `make_train_step`; progress: see `Objective`."""
         dropout_key = None
         if self.network.dropout:
             # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
             dropout_key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), batch["row"])
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
-        return self.objective.bind(params)(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch)
+        return self.objective.bind(params)(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, progress)
 
     def evaluator(self, **grid: Any) -> Evaluator:
         """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""

@@ -213,6 +213,7 @@ def train_step_of(experiment: Experiment) -> TrainStep:
         learning_rate=functools.partial(learning_rate, experiment.config.optimizer.schedule),
         on_nonfinite=config.on_nonfinite,
         spike=config.spike,
+        steps=config.steps,
         shardings=experiment.param_shardings,
     )
 

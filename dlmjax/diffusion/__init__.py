@@ -38,7 +38,7 @@ from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, ma
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.times import Beta, Mixture, PerRow, Piecewise, Power, TimeDistribution, Times, TwoMode, UniformTimes, over_length
-from dlmjax.diffusion.weightings.base import Bound, Capped, CrossEntropy, InverseRate, Weighting
+from dlmjax.diffusion.weightings.base import Annealed, Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 
@@ -46,6 +46,7 @@ __all__ = [
     "PROCESSES",
     "Anchor",
     "Attention",
+    "Annealed",
     "Autoregressive",
     "Beta",
     "Blockwise",

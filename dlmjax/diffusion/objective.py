@@ -68,8 +68,9 @@ class Objective:
     """process x times x weighting.
 
     weighting: None takes the process's own.
-    boundary: whether the prior and reconstruction terms are added, where the process has them; the reconstruction costs a second pass of
-      the network, at t = 0. None = they are added where the weighting is the bound. Without them `is_bound` is False.
+    boundary: whether the prior and reconstruction terms are trained, where the process has them; the reconstruction costs a second pass of
+      the network, at t = 0. None = where the weighting is the bound or ends as the bound. A prior term alone, which costs nothing, is
+      reported in any case; where there is a reconstruction and it is left out, `is_bound` is False.
     self_condition: share of rows that are denoised twice, the second time with the first x0 prediction as a hint (Chen et al.
       2208.04202); costs one more forward pass of all rows. Requires a denoiser that takes hints.
     prompt: share of rows that are conditioned on their first tokens (a uniform number of them), which carry no loss; the other rows train
@@ -87,20 +88,26 @@ class Objective:
         if self.weighting is None:
             object.__setattr__(self, "weighting", self.process.capabilities.weighting)
         if self.boundary is None:
-            object.__setattr__(self, "boundary", self.weighting.is_bound)
+            object.__setattr__(self, "boundary", self.weighting.is_bound or self.weighting.ends_as_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
         self.process.time_domain.adapt(self.times)  # refuses times that the process does not support
-        name, supported = self.weighting.name, self.process.capabilities.weightings
+        name, supported = self.weighting.supported_as, self.process.capabilities.weightings
         if name in NAMES and name not in supported:
-            raise InputError(f"weighting {name} conflicts with process {self.process.name}; it supports {', '.join(supported)}")
+            shown = name if name == self.weighting.name else f"{self.weighting.name}(start={name})"
+            raise InputError(f"weighting {shown} conflicts with process {self.process.name}; it supports {', '.join(supported)}")
 
     def bind(self, weights: Any) -> "Objective":
         """This objective with the parameters of its process from the weights of a run; differentiate the loss through it."""
         return dataclasses.replace(self, process=bind_process(self.process, weights))
 
     def __call__(
-        self, denoiser: Denoiser, batch: Mapping[str, Any], key: Key[Array, ""], global_batch: int
+        self,
+        denoiser: Denoiser,
+        batch: Mapping[str, Any],
+        key: Key[Array, ""],
+        global_batch: int,
+        progress: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], LossTerms]:
         """The loss of a batch (or of one of its microbatches).
 
@@ -109,13 +116,15 @@ class Objective:
           batch: tokens, segments [B, L] and row [B] int32; segments == 0 is padding.
           key: the key of the step; all randomness is drawn from it and the row numbers.
           global_batch: rows of the whole step.
+          progress: share of the run's steps that are done; required by a weighting that changes during a run.
         Returns:
           total: the sum to be trained, in nats; divide by the summed `terms["tokens"]`.
           terms: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
             tokens_by_level [10], sums in bins of t; learned/NAME, tokens times each of the process's `scalars`.
-            `nats` is the bound where `is_bound`, its diffusion part where the boundary is left out.
+            `nats` is the bound where `is_bound`, its diffusion part where the reconstruction is left out.
         """
         process, x_BL, valid_BL = self.process, batch["tokens"], batch["segments"] > 0
+        bound_share = self.weighting.bound_share(progress)
         time_key, noise_key, boundary_key, prompt_key, hint_key = jax.random.split(key, 5)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
         condition_mask_BL = valid_BL & self._prompt(prompt_key, batch["row"], x_BL.shape[1])
@@ -133,17 +142,20 @@ class Objective:
         ]
         if self.prompt:
             draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), time_BL) for z_BL, time_BL in draws]
-        totals, nats, row_sums = zip(*(self._diffusion(text, z_BL, time_BL, inverse_pdf_BL) for z_BL, time_BL in draws), strict=True)
+        totals, nats, row_sums = zip(
+            *(self._diffusion(text, z_BL, time_BL, inverse_pdf_BL, bound_share) for z_BL, time_BL in draws), strict=True
+        )
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
             total = total + _score_function(text, draws, row_sums)
         prior = reconstruction = jnp.zeros((), jnp.float32)
-        if self.boundary and process.boundary.any:
+        if self._whole and process.boundary.any:
             prior = jnp.sum(jnp.where(loss_mask_BL, process.prior_nats(x_BL), 0.0))
             if process.boundary.reconstruction:
                 keys_B = row_keys(boundary_key, batch["row"])
                 reconstruction, _ = reconstruction_nats(process, denoiser, x_BL, valid_BL, keys_B, loss_mask_BL)
-            total = total + prior + reconstruction
+            if self.boundary:
+                total = total + (prior + reconstruction if bound_share is None else bound_share * (prior + reconstruction))
         terms = {
             "tokens": jnp.sum(loss_mask_BL, dtype=jnp.int32),
             "corrupted": jnp.sum(process.corrupted(x_BL, z_BL) & loss_mask_BL, dtype=jnp.int32),
@@ -165,25 +177,31 @@ class Objective:
         count_B = jnp.where(which_B2[:, 0] < self.prompt, 1 + jnp.floor(which_B2[:, 1] * (length - 1)), 0)
         return jnp.arange(length) < count_B[:, None]
 
-    def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL):
+    def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL, bound_share):
         """(weighted sum with gradient, nats per token and weighted sum per row, both without gradient) for one draw of z."""
         weighting, weight_BL = self.weighting, inverse_pdf_BL
         trained = None if weighting.is_factor else weighting
         if trained is None:
-            weight_BL = weight_BL * weighting.factor(self.process, text.x_BL, z_BL, t_BL)
-        total, nats_BL = text.nats(z_BL, t_BL, weight_BL, trained, text.hint(z_BL, t_BL, self.self_condition))
+            factor_BL = weighting.factor(self.process, text.x_BL, z_BL, t_BL)
+            weight_BL = weight_BL * (factor_BL if bound_share is None else factor_BL + bound_share * (1 - factor_BL))
+        total, nats_BL = text.nats(z_BL, t_BL, weight_BL, text.hint(z_BL, t_BL, self.self_condition), trained, bound_share)
         return total, nats_BL, jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
 
     @property
     def is_bound(self) -> bool:
         """True where the mean of terms["nats"] is an upper bound on -log p(x)."""
-        whole = self.boundary or not self.process.boundary.any
-        return self.process.capabilities.is_bound and self.process.time_domain.covered_by(self.times) and whole and not self.prompt
+        covered = self.process.time_domain.covered_by(self.times)
+        return self.process.capabilities.is_bound and covered and self._whole and not self.prompt
+
+    @property
+    def _whole(self) -> bool:
+        """Whether no boundary term is left out of what is reported."""
+        return self.boundary or not self.process.boundary.reconstruction
 
     @property
     def trains_bound(self) -> bool:
         """True where what is trained is that bound itself."""
-        return self.is_bound and self.weighting.is_bound
+        return self.is_bound and self.weighting.is_bound and (self.boundary or not self.process.boundary.any)
 
     def report(self, terms: Mapping[str, Any]) -> dict[str, float]:
         """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
@@ -235,7 +253,7 @@ def nats_at(
     z_BL = process.corrupt(keys_B, tokens_BL, t_BL, valid_BL)
     z_BL = with_condition(process, z_BL, tokens_BL, condition_mask_BL)
     text = _Text(process, denoiser, tokens_BL, loss_mask_BL, keys_B)
-    return text.nats(z_BL, t_BL, jnp.ones_like(t_BL), None, text.hint(z_BL, t_BL, float(self_condition)))[1]
+    return text.nats(z_BL, t_BL, jnp.ones_like(t_BL), text.hint(z_BL, t_BL, float(self_condition)))[1]
 
 
 def reconstruction_nats(
@@ -291,17 +309,22 @@ class _Text:
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
         return jnp.where(chosen_B11, jax.lax.stop_gradient(x0_BLI), 0.0)
 
-    def nats(self, z_BL, t_BL, weight_BL, weighting: Weighting | None, hint_BLI):
-        """(weighted sum with gradient, nats per token without); `weighting` where what is trained is a function of its own."""
+    def nats(self, z_BL, t_BL, weight_BL, hint_BLI, weighting: Weighting | None = None, bound_share=None):
+        """(weighted sum with gradient, nats per token without); `weighting` where what is trained is a function of its own, beside the
+        share `bound_share` of the bound."""
         process, hints = self.process, () if hint_BLI is None else (hint_BLI,)
         hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
         loss_mask_BL = process.loss_mask(z_BL, t_BL) & self.loss_mask_BL
 
-        def trained_and_nats(process, logits, x, z, t):
+        def trained_and_nats(process, bound_share, logits, x, z, t):
             nats = process.loss(logits, x, z, t)
-            return weighting.trained(process, logits, x, z, t, nats), nats
+            trained = weighting.trained(process, logits, x, z, t, nats)
+            return trained if bound_share is None else trained + bound_share * (nats - trained), nats
 
-        loss_fn = Partial(type(process).loss if weighting is None else trained_and_nats, process)
+        if weighting is None:
+            loss_fn = Partial(type(process).loss, process)
+        else:
+            loss_fn = Partial(trained_and_nats, process, jax.lax.stop_gradient(bound_share))
         return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, (self.x_BL, z_BL, t_BL), weight_BL)
 
 

@@ -61,6 +61,14 @@ def make_blocks(
     return Blockwise(make_process(name, **{key: value for key, value in facts.items() if value is not None}, **values), size, curriculum)
 
 
+def make_annealed(start: str = "cross_entropy", begin: float = 0.0, end: float = 0.5) -> weighting.Annealed:
+    """From the weighting of a name, or of a name with values such as "capped(cap=5)", to the bound; see `Annealed`."""
+    name, values = parse(start, "start of weighting annealed")
+    if name == "annealed":
+        raise InputError("weighting annealed: start is annealed; give a weighting that stays the same, such as cross_entropy")
+    return weighting.Annealed(make_weighting(name, **values), begin, end)
+
+
 PROCESSES: dict[str, Callable[..., Process]] = {
     "masked": Masked,
     "masked_count": MaskedCount,
@@ -110,7 +118,7 @@ WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
         *(HybridLambda, TokenAdaptive, Routed),
         *(Simple, EndToEnd, Anchor),
     )
-}
+} | {"annealed": make_annealed}
 
 # name -> (distribution, stratified). "importance" takes `heights`, "mixture" takes `parts` and `probabilities`.
 TIMES: dict[str, tuple[str, bool]] = {

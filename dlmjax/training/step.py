@@ -127,6 +127,7 @@ def make_train_step(
     learning_rate: Callable | None = None,
     on_nonfinite: str = "skip",
     spike: float = 0.0,
+    steps: int | None = None,
     shardings: dict | None = None,
 ) -> TrainStep:
     """Builds `step(state, batch, key) -> (state, metrics)`: jitted, state donated, everything left on the device.
@@ -141,6 +142,8 @@ def make_train_step(
       hyperparameters: tree of float32 scalars that `tx.update` and `learning_rate` receive; like `ema_decay`, arguments of the program.
       learning_rate: (hyperparameters, step) -> rate, for the metrics only.
       on_nonfinite: "skip" leaves the state but counts the step; "stop" also freezes it (its step included) until `clear_stop`.
+      steps: updates of the run. Where it is given, `loss_fn` also receives `progress`, the share of them that is done, float32 []: an
+        argument of the program, too.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
       shardings: of the parameters, as for `init_state`; fixes the state's shardings, so that no step can change them and recompile.
 
@@ -159,7 +162,8 @@ def make_train_step(
         """One update; see `make_train_step`."""
         hyperparameters, params, opt, number = dynamic_args["optimizer"], state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
-        gradient, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_fn, params, batch, key, accumulation, shardings)
+        loss_now = loss_fn if steps is None else functools.partial(loss_fn, progress=number.astype(jnp.float32) / dynamic_args["steps"])
+        gradient, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_now, params, batch, key, accumulation, shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
 
         updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
@@ -187,7 +191,8 @@ def make_train_step(
             "step": number,
         }, metrics
 
-    return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay)}, shardings)
+    of_run = {} if steps is None else {"steps": np.float32(steps)}
+    return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay), **of_run}, shardings)
 
 
 def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainStep:

@@ -216,6 +216,22 @@ def test_a_spike_is_skipped_once_the_mean_is_known(fragile, new_state):
     assert 20 < int(metrics["skipped_total"]) < 299
 
 
+def test_a_loss_receives_the_share_of_the_run_that_is_done():
+    """From the state's own step, so that a resumed run continues with it; the number of steps is an argument of the program."""
+
+    def loss_fn(params, batch, key, progress):
+        return jnp.sum(params["w"]) * progress, {"tokens": jnp.int32(1), "progress": progress}
+
+    state = init_state(lambda key: {"w": jnp.ones(2)}, optax.sgd(0.5), KEY, ema=False)
+    step = make_train_step(loss_fn, optax.sgd(0.5), ema_decay=0.0, steps=4)
+    for number in range(4):
+        before = np.asarray(state["params"]["w"])
+        state, metrics = step(state, {"row": jnp.zeros(1)}, KEY)
+        assert float(metrics["parts"]["progress"]) == number / 4
+        np.testing.assert_allclose(before - state["params"]["w"], 0.5 * number / 4, rtol=1e-6)
+    assert float(step.placed["steps"]) == 4
+
+
 def test_unknown_policy(tx):
     with pytest.raises(InputError, match="skip, stop"):
         make_train_step(toy.loss_fn, tx, on_nonfinite="ignore")

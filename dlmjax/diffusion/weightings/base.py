@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from dlmjax.diffusion.shapes import AnyState, Ids, PerClass, Values
 from dlmjax.errors import InputError
@@ -30,11 +31,24 @@ class Weighting(Protocol):
 
     name: as in the registry; also part of the name under which the trained loss is logged.
     is_bound: True where what is trained is the bound.
+    ends_as_bound: True where the bound is trained in the last steps of a run, so that its boundary terms are trained then, too.
     """
 
     name: str
     is_bound: bool = False
     is_factor: bool = True
+    ends_as_bound: bool = False
+
+    @property
+    def supported_as(self) -> str:
+        """The name by which a process supports this weighting or refuses it."""
+        return self.name
+
+    def bound_share(self, progress: Float[Array, ""] | None) -> Float[Array, ""] | None:
+        """The share a of the bound in what is trained, (1 - a) x this weighting + a x the bound, once the share `progress` of the run's
+        steps is done; None where it is 0 at all steps."""
+        del progress
+        return None
 
     def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         """The factor on the nats of a token x whose state is z at time t."""
@@ -101,3 +115,45 @@ class Capped(Weighting):
         del x, z
         weight = jnp.maximum(process.cross_entropy_weight(t), SMALLEST)
         return jnp.minimum(weight, self.cap) / weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealed(Weighting):
+    """From another weighting to the bound during a run: (1 - a) x start + a x bound, where a rises linearly from 0 to 1.
+
+    Cross-entropy, whose weight is the same at all t, has a gradient of less variance, and learns faster in the first steps; the bound is what is
+    wanted in the end. Named as no bound, also after `end`: the name is that of the whole run.
+
+    start: what is trained first.  begin, end: shares of the run's steps, between which a rises.
+    """
+
+    start: Weighting = CrossEntropy()
+    begin: float = 0.0
+    end: float = 0.5
+    name = "annealed"
+    ends_as_bound = True
+
+    def __post_init__(self):
+        if self.start.is_bound or self.start.ends_as_bound:
+            raise InputError(f"weighting annealed: start is {self.start.name}; give one that is not the bound, such as cross_entropy")
+        if not 0 <= self.begin < self.end <= 1:
+            raise InputError(f"weighting annealed: begin and end must satisfy 0 <= begin < end <= 1, not {self.begin} and {self.end}")
+
+    @property
+    def is_factor(self) -> bool:
+        return self.start.is_factor
+
+    @property
+    def supported_as(self) -> str:
+        return self.start.supported_as
+
+    def bound_share(self, progress: Float[Array, ""] | None) -> Float[Array, ""]:
+        if progress is None:
+            raise InputError("weighting annealed requires the share of the run that is done: make_train_step(..., steps=) passes it")
+        return jnp.clip((progress - self.begin) / (self.end - self.begin), 0.0, 1.0)
+
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
+        return self.start.factor(process, x, z, t)
+
+    def trained(self, process: Any, logits: PerClass, x: Ids, z: AnyState, t: Values, nats: Values) -> Values:
+        return self.start.trained(process, logits, x, z, t, nats)

@@ -1,9 +1,11 @@
-"""`dlmjax interval`: prints the times at which the loss of a run varies least, and the override that trains on these times alone."""
+"""`dlmjax interval`: prints the times at which the loss of a run varies least, and the overrides by which a run trains on these times
+alone, or more often at the times whose loss varies more."""
 
 import argparse
 import dataclasses
 
 from dlmjax import flags
+from dlmjax.choices import text_of
 from dlmjax.cli.run_flags import add_data, add_run, open_arguments
 from dlmjax.files import write_json
 
@@ -42,10 +44,12 @@ def run(arguments: argparse.Namespace, _) -> None:
         put_batch=experiment.partition.put_batch,
         self_condition=experiment.network.self_condition,
     )
+    importance = text_of("importance", {"heights": found.heights})
     print(
         f"the loss varies least for t in [{found.low:.2f}, {found.high:.2f}]: variance {found.variance:.3f}, over all times "
         f"{found.variance_of_all:.3f} ({found.samples} samples)\n"
-        f'train with: --config.process.times="stratified(low={found.low:.2f}, high={found.high:.2f})"',
+        f'train with: --config.process.times="stratified(low={found.low:.2f}, high={found.high:.2f})" (not a bound)\n'
+        f'or, by the second moments of the loss, still a bound: --config.process.times="{importance}"',
         flush=True,
     )
     if arguments.json:

@@ -37,7 +37,19 @@ from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.time_domain import TimeDomain
-from dlmjax.diffusion.times import Beta, Mixture, PerRow, Piecewise, Power, TimeDistribution, Times, TwoMode, UniformTimes, over_length
+from dlmjax.diffusion.times import (
+    Beta,
+    Mixture,
+    PerRow,
+    Piecewise,
+    Power,
+    TimeDistribution,
+    Times,
+    TwoMode,
+    UniformTimes,
+    importance_heights,
+    over_length,
+)
 from dlmjax.diffusion.weightings.base import Annealed, Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
@@ -119,6 +131,7 @@ __all__ = [
     "cross_entropy",
     "draw_tokens",
     "exclude",
+    "importance_heights",
     "init_params",
     "is_tight",
     "llada",

@@ -83,12 +83,14 @@ class PerBlock(Times):
 
     distribution: of the times.  stratified: each block of the global batch has its own of the equal cells of u.
     antithetic: neighbouring blocks of a row have u and 1 - u, so that no row has little noise, or much, in all its blocks.
+    corrected: as in PerRow.
     """
 
     size: int
     distribution: TimeDistribution = UniformTimes()
     stratified: bool = True
     antithetic: bool = False
+    corrected: bool = True
 
     def __post_init__(self):
         if not self.size >= 1:

@@ -26,11 +26,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.shapes import Mask, PerToken, RowKeys, Tokens
-from dlmjax.diffusion.times import PerRow, Times
+from dlmjax.diffusion.times import TIME_BINS, PerRow, Times
 from dlmjax.diffusion.weightings.base import NAMES, Weighting
 from dlmjax.errors import InputError
 
-TIME_BINS = 10  # bins of t in which the integrand is reported
 LEARNED = "learned/"
 
 LossTerms = dict[str, Array]
@@ -67,6 +66,7 @@ class Denoiser(Protocol):
 class Objective:
     """process x times x weighting.
 
+    times: where these are not `corrected`, what is trained has no weight 1/density; what is reported has it.
     weighting: None takes the process's own.
     boundary: whether the prior and reconstruction terms are trained, where the process has them; the reconstruction costs a second pass of
       the network, at t = 0. None = where the weighting is the bound or ends as the bound. A prior term alone, which costs nothing, is
@@ -179,7 +179,7 @@ class Objective:
 
     def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL, bound_share):
         """(weighted sum with gradient, nats per token and weighted sum per row, both without gradient) for one draw of z."""
-        weighting, weight_BL = self.weighting, inverse_pdf_BL
+        weighting, weight_BL = self.weighting, inverse_pdf_BL if self.times.corrected else jnp.ones_like(inverse_pdf_BL)
         trained = None if weighting.is_factor else weighting
         if trained is None:
             factor_BL = weighting.factor(self.process, text.x_BL, z_BL, t_BL)
@@ -201,19 +201,27 @@ class Objective:
     @property
     def trains_bound(self) -> bool:
         """True where what is trained is that bound itself."""
-        return self.is_bound and self.weighting.is_bound and (self.boundary or not self.process.boundary.any)
+        whole = self.boundary or not self.process.boundary.any
+        return self.is_bound and self.weighting.is_bound and self.times.corrected and whole
+
+    @property
+    def _trained(self) -> str:
+        """What is trained, by its name in the log: "loss" alone is a bound."""
+        if self.trains_bound:
+            return "loss"
+        return f"loss_{self.weighting.name}{'' if self.times.corrected else '_uncorrected'}_not_a_bound"
 
     def report(self, terms: Mapping[str, Any]) -> dict[str, float]:
         """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
 
-        "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound"; "noise_rate"; "level_0.05" ... "level_0.95": the integrand of
-        the bound's diffusion part in that bin of t (bins without tokens are left out); "learned/...": of learned process parameters.
+        "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound" ("loss_NAME_uncorrected_not_a_bound" where the times are not
+        corrected); "noise_rate"; "level_0.05" ... "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins
+        without tokens are left out); "learned/...": of learned process parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
-        loss = "loss" if self.trains_bound else f"loss_{self.weighting.name}_not_a_bound"
         report = {
             "nelbo" if self.is_bound else "partial_nelbo": float(terms["nats"]) / tokens,
-            loss: float(terms["loss"]) / tokens,
+            self._trained: float(terms["loss"]) / tokens,
             "noise_rate": float(terms["corrupted"]) / tokens,
         }
         for i, (nats, count) in enumerate(zip(terms["nats_by_level"], terms["tokens_by_level"], strict=True)):
@@ -226,8 +234,9 @@ class Objective:
         if (nats := report.get("nelbo", report.get("partial_nelbo"))) is None:
             return {"loss": "nan"}
         shown = {"bound" if self.is_bound else "loss (not a bound)": f"{nats:.4g} nats/token"}
-        if not self.weighting.is_bound:
-            shown["trained"] = f"{self.weighting.name} {report[f'loss_{self.weighting.name}_not_a_bound']:.4g}"
+        if not self.weighting.is_bound or not self.times.corrected:
+            name = self._trained.removeprefix("loss_").removesuffix("_not_a_bound")
+            shown["trained"] = f"{name} {report[self._trained]:.4g}"
         return shown
 
 

@@ -247,8 +247,9 @@ def make_times(name: str, **values: Any) -> times.Times:
     """A draw of times by name, one of TIMES or WITHIN_ROWS.
 
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
-    sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies. "per_block"
-    takes `size` and `antithetic`, "hyper" takes `window`, both a `law` and its values.
+    sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies; with
+    `corrected=False` what is trained has no weight 1/density, and is no bound. "per_block" takes `size`, `antithetic` and `corrected`,
+    "hyper" takes `window`, both a `law` and its values.
     """
     values = dict(values)
     if name in WITHIN_ROWS:
@@ -256,8 +257,9 @@ def make_times(name: str, **values: Any) -> times.Times:
         own["distribution"] = _distribution(f"times {name}", values.pop("law", "flat"), values)
         return build(f"times {name}", WITHIN_ROWS[name], own)
     distribution, stratified = lookup("times", name, TIMES | WITHIN_ROWS)
-    stratified = values.pop("stratified", stratified)
-    return times.PerRow(_distribution(f"times {name}", distribution, values), stratified)
+    own = {"stratified": stratified} | {key: values.pop(key) for key in ("stratified", "corrected") if key in values}
+    own["distribution"] = _distribution(f"times {name}", distribution, values)
+    return build(f"times {name}", times.PerRow, own)
 
 
 def make_weighting(name: str, **values: Any) -> weighting.Weighting:

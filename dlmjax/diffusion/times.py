@@ -16,10 +16,13 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.diffusion.shapes import Values
 from dlmjax.errors import InputError
+
+TIME_BINS = 10  # bins of t in which the integrand is reported
 
 
 @runtime_checkable
@@ -254,6 +257,11 @@ class Times(Protocol):
         """True where E[weight f(t)] is the integral of f over all of [0, 1], for the time of every token."""
         ...
 
+    @property
+    def corrected(self) -> bool:
+        """Whether what is trained has the weight, as what is reported has; without it the loss at frequent times counts more."""
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class PerRow(Times):
@@ -261,10 +269,12 @@ class PerRow(Times):
 
     distribution: of t.
     stratified: one row of the global batch in each of its `global_batch` equal cells of u, instead of independent rows.
+    corrected: False = the loss that is trained has no weight 1/density, and is no bound; the reported bound has it.
     """
 
     distribution: TimeDistribution = UniformTimes()
     stratified: bool = True
+    corrected: bool = True
 
     def draw(
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
@@ -286,6 +296,27 @@ class PerRow(Times):
     @property
     def covers(self) -> bool:
         return self.distribution.covers
+
+
+def importance_heights(t_N: Float[np.ndarray, "N"], loss_N: Float[np.ndarray, "N"], bins: int = TIME_BINS) -> tuple[float, ...]:
+    """Heights of the `Piecewise` distribution under which the estimate of the mean loss varies least: the density is proportional to
+    sqrt(E[loss^2 | t]), by the Cauchy-Schwarz inequality, here with the mean square of each of equal bins of t.
+
+    Args:
+      t_N, loss_N: times, and the trained loss of the row (or block) at each, without a weight for the density of the times.
+      bins: number of bins. Beside a mean square of 0, or an empty bin, no height is below 1 % of the largest: a zero would bias the bound.
+    Returns:
+      Heights with three digits, the largest 1.
+    Raises:
+      InputError: no loss that is not 0, or one that is not finite.
+    """
+    bin_N = np.clip((np.asarray(t_N, np.float64) * bins).astype(int), 0, bins - 1)
+    square_N = np.asarray(loss_N, np.float64) ** 2
+    if not np.isfinite(square_N).all() or not square_N.any():
+        raise InputError("importance_heights: the losses must be finite, and not all 0")
+    counts = np.bincount(bin_N, minlength=bins)
+    root = np.sqrt(np.bincount(bin_N, square_N, minlength=bins) / np.maximum(counts, 1))
+    return tuple(float(f"{max(height, 0.01):.3g}") for height in root / root.max())
 
 
 def over_length(value_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:

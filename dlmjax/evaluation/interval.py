@@ -1,5 +1,7 @@
-"""The interval of times t in which the loss of a model varies least. Training on these times alone lowers the variance of the gradient
-(BD3-LM 2503.09573 section 5.2); the training loss is then not a bound."""
+"""The interval of times t in which the loss of a model varies least, and the density of times by which its mean varies least.
+
+Training on these times alone lowers the variance of the gradient (BD3-LM 2503.09573 section 5.2); the training loss is then not a bound.
+With the density it stays one."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from dlmjax.diffusion import PerRow, Process, nats_at, row_keys
+from dlmjax.diffusion import PerRow, Process, importance_heights, nats_at, row_keys
 from dlmjax.diffusion.hyperschedule import choose_interval
 from dlmjax.diffusion.process import bind_process
 from dlmjax.errors import InputError
@@ -26,13 +28,17 @@ class IntervalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """Times in [low, high].  variance, variance_of_all: of nats/token inside it, and over all times.  samples: measured (t, loss) pairs."""
+    """Times in [low, high].  variance, variance_of_all: of nats/token inside it, and over all times.  samples: measured (t, loss) pairs.
+
+    heights: of times `importance`, from the second moments of the loss by time.
+    """
 
     low: float
     high: float
     variance: float
     variance_of_all: float
     samples: int
+    heights: tuple[float, ...]
 
 
 def measure_interval(
@@ -77,4 +83,4 @@ def measure_interval(
     t_N, nats_N = (np.concatenate(column) for column in zip(*found, strict=True))
     low, high = choose_interval(t_N, nats_N, settings.least)
     inside_N = (t_N >= low) & (t_N <= high)
-    return Interval(low, high, float(nats_N[inside_N].var()), float(nats_N.var()), t_N.size)
+    return Interval(low, high, float(nats_N[inside_N].var()), float(nats_N.var()), t_N.size, importance_heights(t_N, nats_N))

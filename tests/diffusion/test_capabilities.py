@@ -182,7 +182,8 @@ def test_every_weighting_fits_a_process_or_is_refused_by_name(name):
     logits_BLV = jax.ShapeDtypeStruct((2, 8, process.output.columns), jnp.float32)
     for weighting in map(make_weighting, WEIGHTINGS):
         if weighting.supported_as not in process.capabilities.weightings:
-            with pytest.raises(InputError, match=rf"^weighting {weighting.name}[^ ]* conflicts with process {process.name}; it supports .*$"):
+            refusal = rf"^weighting {weighting.name}[^ ]* conflicts with process {process.name}; it supports .*$"
+            with pytest.raises(InputError, match=refusal):
                 Objective(process, process.time_domain.adapt(PerRow()), weighting)
             continue
         objective = Objective(process, process.time_domain.adapt(PerRow()), weighting)

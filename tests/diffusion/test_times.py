@@ -1,5 +1,6 @@
 """How levels are drawn: what they depend on, their law, and weights that keep the mean an integral."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Masked, Mixture, PerRow, Piecewise, Power, Times, UniformTimes, over_length
+from dlmjax.diffusion import Masked, Mixture, Objective, PerRow, Piecewise, Power, Times, UniformTimes, importance_heights, over_length
 from dlmjax.diffusion.oracle import enumeration as oracle
+from dlmjax.diffusion.registry import TIMES, make_process, make_times
 from dlmjax.diffusion.times import Beta, TwoMode
 from dlmjax.errors import InputError
-from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, expected_nats
+from tests.diffusion.battery import BOS, LINEAR, MASK, TOKENS, VOCAB, Case, batch_of, expected_nats, sample_joint
+from tests.diffusion.enumerated import MaskedToy
 
 LAWS = {
     "flat": UniformTimes(),
@@ -160,3 +163,87 @@ def test_over_length():
 def test_impossible_time_distributions_are_refused(make, says):
     with pytest.raises(InputError, match=says):
         make()
+
+
+# --- the density correction, and the density of least variance ---------------------------------------------------------------------
+
+VALUES = {"importance": {"heights": (3.0, 1.0)}, "mixture": {"parts": [{"law": "beta"}, {}], "probabilities": (0.5, 0.5)}}
+UNCORRECTED = {name: make_times(name, corrected=False, **VALUES.get(name, {})) for name in TIMES}
+UNCORRECTED["per_block"] = make_times("per_block", size=1, law="beta", corrected=False)
+
+
+@pytest.mark.parametrize("name", UNCORRECTED)
+def test_without_the_correction_what_is_trained_has_no_weight_and_is_no_bound(name):
+    """And what is reported has it: the same bound as with the correction, from the same draws."""
+    toy = MaskedToy(oracle.JointDistribution.random(TOKENS, 2, seed=1))
+    facts = {"vocab": VOCAB, "mask_id": MASK, "bos_id": BOS, "excluded": (BOS,)}
+    process = make_process("blocks", size=1, **facts) if name == "per_block" else make_process("masked", **facts)
+    times = process.time_domain.adapt(UNCORRECTED[name])
+    corrected = dataclasses.replace(times, corrected=True)
+    batch, key = batch_of(sample_joint(toy.law, 64, seed=0)), jax.random.key(0)
+    found = []
+    denoiser = toy.denoiser if name != "per_block" else Blind()
+    for one in (times, corrected):
+        objective = Objective(process, one)
+        total, terms = objective(denoiser, batch, key, 64)
+        report = objective.report(jax.device_get(terms))
+        found.append((objective, float(total), report))
+    (plain, total, report), (bound, of_bound, with_weight) = found
+    assert plain.is_bound and not plain.trains_bound and bound.trains_bound
+    assert report["nelbo"] == with_weight["nelbo"] == with_weight["loss"] and "loss" not in report
+    tokens = batch["tokens"].size
+    assert report["loss_bound_uncorrected_not_a_bound"] == pytest.approx(total / tokens)
+    assert plain.summary(report)["trained"].startswith("bound_uncorrected ") and "trained" not in bound.summary(with_weight)
+    is_flat = name in ("uniform", "stratified")
+    assert (total == pytest.approx(of_bound, rel=1e-5)) == is_flat
+
+
+class Blind:
+    """Knows nothing: the same logits everywhere, also for states of a noisy and a clean token."""
+
+    def hidden(self, z_BL, t_BL, hint_BLI=None):
+        return jnp.zeros((*t_BL.shape, VOCAB))
+
+    def logits(self, hidden):
+        return hidden
+
+    def expect(self, hidden, table_VI=None):
+        return jax.nn.softmax(hidden)
+
+    def row_losses(self, hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL):
+        nats_BL = jnp.where(loss_mask_BL, loss_fn(hidden_BLD, *args), 0.0)
+        return jnp.sum(nats_BL * weight_BL), nats_BL
+
+
+def test_measured_second_moments_give_the_density_of_least_variance():
+    """By enumeration over texts and masks: the second moment of the weighted loss under p is the integral of E[l^2 | t] / p, least at p*
+    proportional to its root, where it is the square of the integral of the root (Cauchy-Schwarz). No other heights come below."""
+    toy = MaskedToy(oracle.JointDistribution.random(TOKENS, 3, seed=2))
+    t_J = (np.arange(4000) + 0.5) / 4000
+    for weight_J in (np.ones(4000), 1 / np.maximum(t_J, 1e-3)):
+        mean_J, square_J = (toy.law.probability_X @ moment_XJ for moment_XJ in toy.moments(t_J, weight_J))
+
+        def second_moment(heights, square_J=square_J):
+            return float(np.mean(square_J * np.asarray(Piecewise(heights).weight(jnp.asarray(t_J, jnp.float32)), np.float64)))
+
+        least, uniform = np.sqrt(square_J).mean() ** 2, square_J.mean()
+        found = second_moment(importance_heights(t_J, np.sqrt(square_J)))
+        fine = second_moment(importance_heights(t_J, np.sqrt(square_J), bins=200))
+        means = tuple(mean_J.reshape(10, -1).mean(axis=1))  # first moments, of which heights could be made, too
+        assert least <= fine * (1 + 1e-6) < found * (1 + 1e-6) < uniform and fine < least * 1.03
+        assert found < second_moment(means)
+        rng = np.random.default_rng(0)
+        best = importance_heights(t_J, np.sqrt(square_J))
+        for _ in range(20):
+            assert second_moment(tuple(best * np.exp(0.2 * rng.normal(size=10)))) > found
+
+
+def test_heights_are_measured_positive_and_short():
+    rng = np.random.default_rng(0)
+    t_N = rng.uniform(size=20_000)
+    heights = importance_heights(t_N, (t_N > 0.1) * (1 + t_N) * rng.choice([-1, 1], t_N.size), bins=10)
+    assert heights[0] == 0.01 and heights[-1] == 1.0 and heights[4] == pytest.approx(1.45 / 1.95, rel=0.02)
+    assert Piecewise(heights).covers and all(len(str(height)) <= 5 for height in heights)
+    for losses in (np.zeros(3), np.array([1.0, np.nan, 1.0])):
+        with pytest.raises(InputError, match="finite, and not all 0"):
+            importance_heights(np.array([0.1, 0.5, 0.9]), losses)

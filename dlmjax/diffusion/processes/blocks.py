@@ -67,7 +67,9 @@ class _BlockTimes(TimeDomain):
         times = self.inner.adapt(times)
         if isinstance(times, PerBlock):
             return times if times.size == self.size else dataclasses.replace(times, size=self.size)
-        return PerBlock(self.size, times.distribution, times.stratified) if isinstance(times, PerRow) else times
+        if not isinstance(times, PerRow):
+            return times
+        return PerBlock(self.size, times.distribution, times.stratified, corrected=times.corrected)
 
     def covered_by(self, times: Times) -> bool:
         """A block reads the others clean, so blocks can have different times, as long as all tokens of a block have the same."""

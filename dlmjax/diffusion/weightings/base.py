@@ -121,8 +121,8 @@ class Capped(Weighting):
 class Annealed(Weighting):
     """From another weighting to the bound during a run: (1 - a) x start + a x bound, where a rises linearly from 0 to 1.
 
-    Cross-entropy, whose weight is the same at all t, has a gradient of less variance, and learns faster in the first steps; the bound is what is
-    wanted in the end. Named as no bound, also after `end`: the name is that of the whole run.
+    Cross-entropy, whose weight is the same at all t, has a gradient of less variance, and learns faster in the first steps;
+    the bound is what is wanted in the end. Named as no bound, also after `end`: the name is that of the whole run.
 
     start: what is trained first.  begin, end: shares of the run's steps, between which a rises.
     """

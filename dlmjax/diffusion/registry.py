@@ -248,7 +248,7 @@ def make_times(name: str, **values: Any) -> times.Times:
 
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
     sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies; with
-    `corrected=False` what is trained has no weight 1/density, and is no bound. "per_block" takes `size`, `antithetic` and `corrected`,
+    `corrected=False` what is trained has no weight 1/density, and is not a bound. "per_block" takes `size`, `antithetic` and `corrected`,
     "hyper" takes `window`, both a `law` and its values.
     """
     values = dict(values)

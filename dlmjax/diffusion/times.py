@@ -269,7 +269,7 @@ class PerRow(Times):
 
     distribution: of t.
     stratified: one row of the global batch in each of its `global_batch` equal cells of u, instead of independent rows.
-    corrected: False = the loss that is trained has no weight 1/density, and is no bound; the reported bound has it.
+    corrected: False = the loss that is trained has no weight 1/density, and is not a bound; the reported bound has it.
     """
 
     distribution: TimeDistribution = UniformTimes()

@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 from dlmjax import config as config_lib
-from dlmjax.cluster.host import keep_freed_memory
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.data import Corpus, TrainWindows
 from dlmjax.evaluation.text import Cut, corpus_text
 from dlmjax.experiment import assemble, split_of

@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks import families
 from benchmarks.families import FAMILIES
 from dlmjax import config as config_lib
-from dlmjax.cluster.host import keep_freed_memory
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.data import load_tokenizer
 from dlmjax.experiment import assemble
 from dlmjax.train import train_step_of
@@ -133,8 +133,7 @@ def main():
     parser.add_argument("--against", type=pathlib.Path, help="another checkout, to compare each family with itself")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()
     if args.serve:
         return serve(args.serve, args)
     device = jax.devices()[0].device_kind

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dlmjax.cluster.host import keep_freed_memory
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.models import Execution, ModelSpec, build_network
 
 SPEC = ModelSpec(vocab=50_257, depth=4, width=256, heads=4, kv_heads=4, head_dim=64, ffn=704)

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 import torch
 
-from dlmjax.cluster.host import keep_freed_memory
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.models import Execution, ModelSpec, build_network
 from tests.models.torch_twin import Twin
 

@@ -20,6 +20,7 @@ from dlmjax.cluster import host
 from dlmjax.cluster.agree import Agreement, refused_together
 from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.interrupt import Interrupt
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
 from dlmjax.errors import Diverged, InputError, NoSplit
@@ -73,8 +74,8 @@ def train(
     """
     # --- 1. Prepare: config, corpus, process, mesh ---------------------------------------------------------------------------
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
+    keep_freed_memory()
     config_lib.check(config)
-    host.keep_freed_memory()
     module = module_file.read(config)
     corpora = open_corpora(config, "train")
     counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)

@@ -28,7 +28,7 @@ from dlmjax.cli import (
     sweep,
     train,
 )
-from dlmjax.cluster import chips
+from dlmjax.cluster import chips, memory
 from dlmjax.errors import InputError
 
 # Each provides HELP, add_flags(command) and run(arguments, overrides) -> exit code or None.
@@ -92,6 +92,7 @@ def _run(argv: list[str] | None) -> int:
     debug = "--debug" in argv or os.environ.get("DLMJAX_DEBUG") == "1"
     flags.print_anything()
     chips.quiet_libtpu()
+    memory.keep_freed_memory()
     try:
         overrides, rest = _split_overrides(argv)
         arguments = _parse(rest)

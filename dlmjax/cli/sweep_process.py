@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.errors import START_AGAIN, InputError
 from dlmjax.files import write_atomically
 from dlmjax.flags import one_line, print_anything
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--started", type=float)
     parser.add_argument("--cores", default="")
     arguments = parser.parse_args(argv)
+    keep_freed_memory()
     if arguments.parent:
         from dlmjax.cluster.supervise import die_with_parent
 

@@ -45,5 +45,18 @@ def compile_only() -> None:
 
 def quiet_libtpu() -> None:
     """`compile_only` where this machine has no TPU: libtpu, where it is installed, warns at jax's start that it found none."""
-    if not [*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev").glob("vfio/*")]:
+    if not _devices("accel*", "vfio/*"):
         compile_only()
+
+
+def runs_on_cpu() -> bool:
+    """Whether jax will compute on the CPU: JAX_PLATFORMS names it first, or names none and this machine has no accelerator."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not _devices("accel*", "vfio/*", "nvidia[0-9]*", "kfd")
+
+
+def _devices(*patterns: str) -> list[pathlib.Path]:
+    """Device files of this machine."""
+    return [path for pattern in patterns for path in pathlib.Path("/dev").glob(pattern)]

@@ -1,14 +1,12 @@
-"""Memory settings of the host process, logging from the first process only, and the lock of a workdir."""
+"""Logging from the first process only, the lock of a workdir, and its compiled programs."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import pathlib
 import platform
-import sys
 import zlib
 from collections.abc import Iterator
 from typing import TextIO
@@ -17,24 +15,6 @@ import jax
 
 from dlmjax.errors import InputError
 from dlmjax.files import open_lock
-
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
-M_ARENA_MAX = -8
-
-
-def keep_freed_memory() -> bool:
-    """Lets glibc keep freed memory instead of returning it to the kernel; returns whether that is possible (CPU backend, Linux, glibc).
-
-    XLA on CPU allocates one large temporary buffer per execution. By default each such buffer is mapped again, and touching its pages
-    costs 20-40 % of an attention layer's time. With this setting the process stays at its peak size. To be called before training.
-    """
-    if sys.platform != "linux" or jax.default_backend() != "cpu":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    settings = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1}
-    return mallopt is not None and all([bool(mallopt(name, value)) for name, value in settings.items()])
 
 
 def log(text: str, file: TextIO | None = None) -> None:

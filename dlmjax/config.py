@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from ml_collections import ConfigDict
 from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
 from dlmjax.data.token_budget import parse_path
-from dlmjax.diffusion.registry import check_call, check_process, curriculum_of
+from dlmjax.diffusion.registry import check_call, check_process, curriculum_of, earlier_phases, phase_texts, schedule_of
 from dlmjax.errors import InputError
 from dlmjax.fields import FIELDS, hashed, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
@@ -277,7 +278,8 @@ def _typed(name: str, text: str, old: Any) -> Any:
     if isinstance(old, tuple):
         if name == WEIGHTS and _is_number(value):
             return (value,)
-        parts = value if isinstance(value, tuple | list) else [part for part in text.split(",") if part]
+        # Commas inside the brackets of a name with values separate no entries.
+        parts = value if isinstance(value, tuple | list) else [part for part in re.split(r",\s*(?![^(]*\))", text) if part]
         return tuple(parts)
     if isinstance(old, str):
         return text
@@ -357,9 +359,17 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
       process: the process of the config, where it exists already.
 
     Raises:
-      InputError: a curriculum that is not shorter than the run, or values that the process does not take.
+      InputError: a curriculum that is not shorter than the run, or that begins before the phases of `process.before` end; one of these
+        without a step; values that the process does not take.
     """
+    with _of_field("process.before"):
+        ends = [end for _, end in earlier_phases(config.process.before, config.train.steps)]
     process = process or curriculum_of(config.process.name)
+    if ends and process is not None and process.phases.ends and process.phases.ends[0] <= ends[-1]:
+        raise InputError(
+            f"process.name={config.process.name} has a curriculum whose first phase ends at step {process.phases.ends[0]}, but "
+            f"process.before ends at step {ends[-1]}; give all phases in process.before, or later steps"
+        )
     if process is None or process.phases.end < config.train.steps:
         return
     name, values = choices.parse(config.process.name)
@@ -379,9 +389,12 @@ def _check_choices(config: ConfigDict) -> None:
             with _of_field(f"process.{kind}"):
                 check_call(kind, process[kind])
     with _of_field("process.name"):
-        reads_time = check_process(process.name, process.schedule)
-    if reads_time and config.model.time_input == "none" and own_module(config.model.family) is None:
-        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
+        found = [("name", process.name, check_process(process.name, process.schedule))]
+    with _of_field("process.before"):
+        found += [("before", text, check_process(text, schedule_of(text, process.schedule))) for text, _ in phase_texts(process.before)]
+    for leaf, text, reads_time in found:
+        if reads_time and config.model.time_input == "none" and own_module(config.model.family) is None:
+            raise InputError(f'process.{leaf}={text} requires model.time_input="adaln", "add" or "prefix", not "none"')
     if own_module(config.model.family) is None:
         model_spec(config.model, vocab=config.model.vocab or 1)
 

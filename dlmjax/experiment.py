@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import functools
+import itertools
 import logging
 import pathlib
 from typing import Any, Protocol, runtime_checkable
@@ -16,8 +18,9 @@ from dlmjax import choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
+from dlmjax.diffusion.declarations import Phases
 from dlmjax.diffusion.process import init_params, loss_share
-from dlmjax.diffusion.registry import process_fields
+from dlmjax.diffusion.registry import earlier_phases, phase_texts, process_fields, schedule_of
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
 from dlmjax.evaluation.conditional import ConditionalScorer
@@ -37,8 +40,20 @@ logger = logging.getLogger("dlmjax")
 
 
 @dataclasses.dataclass(frozen=True)
+class EarlierPhase:
+    """What is trained before the process of a config, on the same weights: until the step `end`, the share `share` of the steps."""
+
+    objective: Objective
+    end: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The objects that a config describes: everything but the weights and the data."""
+    """The objects that a config describes: everything but the weights and the data.
+
+    earlier: the phases of `process.before`. Evaluations and samples use `process`, that of the last phase, at all steps.
+    """
 
     config: ConfigDict
     tokenizer: Tokenizer
@@ -49,6 +64,7 @@ class Experiment:
     optimizer: Any
     hyperparameters: Hyperparameters
     module: ModuleFile | None = None  # the file of a network of one's own
+    earlier: tuple[EarlierPhase, ...] = ()
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array, progress: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """(sum of nats over the batch, loss terms), for `make_train_step`; progress: see `Objective`."""
@@ -79,7 +95,16 @@ class Experiment:
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs of one training token: the network's passes and streams that the process requires, without the process's own arithmetic."""
+        """FLOPs of one training token: the network's passes and streams that the process requires, without the process's own arithmetic.
+
+        The mean over the steps, where there are earlier phases.
+        """
+        if self.earlier:
+            shares = [0.0, *(phase.share for phase in self.earlier), 1.0]
+            phases = [*(self._during(phase.objective) for phase in self.earlier), dataclasses.replace(self, earlier=())]
+            return sum(
+                (end - start) * phase.flops_per_token for (start, end), phase in zip(itertools.pairwise(shares), phases, strict=True)
+            )
         process, objective = self.process, self.objective
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
@@ -88,11 +113,30 @@ class Experiment:
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
+        earlier = next((phase for phase in self.earlier if step < phase.end), None)
+        if earlier is not None:
+            return self._during(earlier.objective)
         process = self.process.phases.at_step(step)
         if process == self.process:
-            return self
+            return dataclasses.replace(self, earlier=()) if self.earlier else self
         objective = dataclasses.replace(self.objective, process=process, times=process.time_domain.adapt(self.objective.times))
-        return dataclasses.replace(self, process=process, objective=objective)
+        return dataclasses.replace(self, process=process, objective=objective, earlier=())
+
+    def _during(self, objective: Objective) -> "Experiment":
+        """The experiment of an earlier phase. A causal process shifts its rows itself, so a network that predicts each token from the
+        position before it (`shift`) is then the same network in place."""
+        network = self.network.unshifted if objective.process.attention.causal else self.network
+        return dataclasses.replace(self, process=objective.process, objective=objective, network=network, earlier=())
+
+    @property
+    def phases(self) -> Phases:
+        """The processes that training uses one after another: those of `earlier`, then the process with its curriculum. Each is compiled
+        when its first step is reached."""
+        before, own = [phase.objective.process for phase in self.earlier], self.process.phases
+        if not before:
+            return own
+        ends = (*(phase.end for phase in self.earlier), *own.ends)
+        return Phases(lambda i: before[i] if i < len(before) else own.process(i - len(before)), ends)
 
     def init(self, key: jax.Array) -> dict:
         """Initial values of all that is trained: the network's weights and, under "process", the process parameters."""
@@ -172,7 +216,7 @@ def assemble(
         the attention kernel cannot train rows of this length, a curriculum leaves no steps for its last phase.
     """
     experiment = _assembled(config, tokenizer, devices, counts_V, embedding_VE, module or module_file.read(config))
-    _check_rows(config, experiment.process)
+    _check_rows(config, experiment.phases)
     config_lib.check_curriculum(config, experiment.process)
     return experiment
 
@@ -186,52 +230,98 @@ def _assembled(
         raise InputError(
             f"model.vocab is {vocab}, but the corpus's tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; raise it or set 0"
         )
-    process = _process(config, tokenizer, vocab, counts_V, embedding_VE)
+    made = functools.partial(_process, config, tokenizer, vocab, counts_V, embedding_VE)
+    process = made(config.process.name, config.process.schedule)
+    before = [made(text, schedule_of(text, config.process.schedule)) for text, _ in phase_texts(config.process.before)]
     partition = Partition(make_mesh(**config.mesh, devices=devices))
     if module is None:
-        network = _network(config, process, vocab, partition)
+        network = _network(config, before, process, vocab, partition)
     else:
         network = module.network(config, vocab, partition)
-        network.require_process(process, config.process.self_condition)
+        for phase in (*before, process):
+            network.require_process(phase, config.process.self_condition)
         network.require_mesh(partition)
-    optimizer = OptimizerSpec(**config.optimizer)
-    times, of_times = choices.parse(config.process.times)
-    weighting, of_weighting = choices.parse(config.process.weighting or "bound")
+    _check_shared(before, process)
+    optimizer, objective = OptimizerSpec(**config.optimizer), functools.partial(_objective, config)
+    ends = earlier_phases(config.process.before, config.train.steps) if before else ()
+    shares = [share for _, share in phase_texts(config.process.before)]
     return Experiment(
         config=config,
         tokenizer=tokenizer,
         process=process,
-        objective=Objective(
-            process=process,
-            times=process.time_domain.adapt(make_times(times, **of_times)),
-            weighting=make_weighting(weighting, **of_weighting) if config.process.weighting else None,
-            self_condition=config.process.self_condition,
-            prompt=config.process.prompt,
-        ),
+        objective=objective(process),
         partition=partition,
         network=network,
         optimizer=_optimizer(optimizer, network, process),
         hyperparameters=hyperparameters_of(optimizer, config.train.steps),
         module=module,
+        earlier=tuple(
+            EarlierPhase(objective(phase, earlier=True), end, share) for phase, (_, end), share in zip(before, ends, shares, strict=True)
+        ),
     )
 
 
-def _network(config: ConfigDict, process: Process, vocab: int, partition: Partition) -> TrainableNetwork:
-    """The network of a family. Raises InputError: the process requires what it does not have."""
-    if process.time_input and config.model.time_input == "none":
-        raise InputError(f'process.name={process.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
+def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> Objective:
+    """The objective of a process. earlier: of a phase of `process.before`, which has the weighting of the config where its process
+    supports that and has times, and else its own."""
+    times, of_times = choices.parse(config.process.times)
+    weighting = None
+    if config.process.weighting:
+        name, values = choices.parse(config.process.weighting)
+        weighting = make_weighting(name, **values)
+    if earlier and weighting and (process.attention.causal or weighting.supported_as not in process.capabilities.weightings):
+        weighting = None
+    return Objective(
+        process=process,
+        times=process.time_domain.adapt(make_times(times, **of_times)),
+        weighting=weighting,
+        self_condition=config.process.self_condition,
+        prompt=config.process.prompt,
+    )
+
+
+def _check_shared(before: list[Process], process: Process) -> None:
+    """Raises InputError: a phase of `process.before` whose process cannot share weights with that of the last phase: their networks read or
+    predict something else, or they learn other parameters."""
+    for phase in before:
+        facts = {
+            "reads": ("vectors" if phase.states.dim else "tokens", "vectors" if process.states.dim else "tokens"),
+            "predicts": (phase.output.predicts, process.output.predicts),
+            "has outputs": (phase.output.columns, process.output.columns),
+            "reads vectors of size": (phase.states.dim, process.states.dim),
+            "learns": tuple(str(jax.eval_shape(init_params, one, jax.random.key(0))) for one in (phase, process)),
+        }
+        for what, (here, there) in facts.items():
+            if here != there:
+                raise InputError(
+                    f"process.before={phase.name} conflicts with process.name={process.name}: its network {what} {here}, not {there}; "
+                    "leave one of them out"
+                )
+
+
+def _network(config: ConfigDict, before: list[Process], process: Process, vocab: int, partition: Partition) -> TrainableNetwork:
+    """The network of a family. Raises InputError: the process, or one of the phases before it, requires what it does not have."""
+    for leaf, phase in (*(("before", phase) for phase in before), ("name", process)):
+        if phase.time_input and config.model.time_input == "none":
+            raise InputError(f'process.{leaf}={phase.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     classes = process.output.columns if process.states.dim else vocab
     spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, self_condition=config.process.self_condition > 0)
     _check_family(config, spec, process)
+    if spec.shift and any(phase.attention.block_size is not None for phase in before):
+        raise InputError(
+            f"model.family={config.model.family} predicts each token from the position before it, which conflicts with the blocks of "
+            f"process.before={','.join(config.process.before)}; drop shift, or the blocks"
+        )
     return build_network(spec, Execution(**config.execution), partition)
 
 
-def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE) -> Process:
-    """The process of a config, with the ids of the tokenizer and, where it takes them, the token counts of the corpus."""
-    name, values = choices.parse(config.process.name)
-    if embedding_VE is not None:
+def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, embedding_VE, text: str, schedule: str) -> Process:
+    """The process of a text like "hybrid(p_uniform=0.2)" and its schedule, with the ids of the tokenizer and, where it takes them, the
+    token counts of the corpus."""
+    name, values = choices.parse(text)
+    if embedding_VE is not None and text == config.process.name:
         values["embedding"] = embedding_VE
-    schedule, of_schedule = choices.parse(config.process.schedule)
+    schedule, of_schedule = choices.parse(schedule)
     if "counts_V" in process_fields(name):
         if counts_V is None:
             raise InputError(f"process {name} requires the token counts of a corpus; none are given")
@@ -259,17 +349,19 @@ def _check_family(config: ConfigDict, spec: ModelSpec, process: Process) -> None
         )
 
 
-def _check_rows(config: ConfigDict, process: Process) -> None:
+def _check_rows(config: ConfigDict, phases: Phases) -> None:
     """Raises InputError: a row length for which the attention kernel has no backward pass, or that is not divisible by a block size."""
-    for size in {phase.attention.block_size for phase in process.phases.processes} - {None}:
+    processes = phases.processes
+    for size in {phase.attention.block_size for phase in processes} - {None}:
         if config.data.length % size:
             raise InputError(
                 f"data.length={config.data.length} is not a multiple of the {size} tokens of a block (process.name="
                 f"{config.process.name}); change one of them"
             )
-    attention, positions = config.execution.attention, config.data.length * process.attention.streams
-    step = {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[attention]
-    if positions % step:
+    attention, step = config.execution.attention, {"dense": 1, "cudnn": 2, "splash": SPLASH_LANES}[config.execution.attention]
+    for positions in [config.data.length * phase.attention.streams for phase in processes]:
+        if positions % step == 0:
+            continue
         raise InputError(
             f"execution.attention={attention} requires a row length divisible by {step}, not {positions}; change data.length, "
             "or pass --config.execution.attention=dense"
@@ -307,7 +399,8 @@ def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:
 
 def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None:
     """Occurrences of each token in the training text, where the process requires them; else None."""
-    required = "counts_V" in process_fields(choices.parse(config.process.name)[0])
+    names = (config.process.name, *(text for text, _ in phase_texts(config.process.before)))
+    required = any("counts_V" in process_fields(choices.parse(name)[0]) for name in names)
     return sum(corpus.counts_V for corpus in corpora) if required else None
 
 

@@ -133,6 +133,11 @@ _EXECUTION = {
 _PROCESS = {
     "name": Field("masked", "noise process (docs/processes.md), such as hybrid(p_uniform=0.2)", named=True),
     "schedule": Field("linear", "noise schedule", named=True),
+    "before": Field(
+        (),
+        "earlier phases on the same weights, PROCESS@SHARE: until this share of the steps (docs/processes.md); empty: none",
+        added=True,
+    ),
     "times": Field("stratified", "distribution of the times t over a batch", named=True),
     "weighting": Field("", "training weight in place of the bound; empty: that of the process", named=True),
     "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint input"),

@@ -85,7 +85,8 @@ def train(
     rows = experiment.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
     first = _first_state(experiment, None if fresh else workdir, fork, init)
-    train_step, process = _traced_step(experiment), experiment.process.phases.at_step(0)
+    train_step, phases = _traced_step(experiment), experiment.phases
+    phase = 0
     with _claimed(experiment, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(experiment, corpora, workdir)
 
@@ -110,8 +111,9 @@ def train(
             goodput = Goodput(workdir, start, time.time() - (time.perf_counter() - began))
             log = _Log(experiment, writer, progress, meta.get("pending", []), goodput)
             for step in range(start, steps):
-                if experiment.process.phases.at_step(step) != process:  # the next phase of a curriculum
-                    train_step, process = train_step_of(experiment.at_step(step)), experiment.process.phases.at_step(step)
+                if phases.index(step) != phase:  # the next phase of a curriculum
+                    phase, train_step = phases.index(step), train_step_of(experiment.at_step(step))
+                    host.log(f"step {step}: phase {phase + 1} of {len(phases.ends) + 1}, {phases.at_step(step).name}")
                 with log.goodput.spent("data"):
                     batch = next(batches)
                 state, metrics = train_step(state, experiment.partition.put_batch(batch), key)
@@ -234,11 +236,12 @@ class _Log:
 
     def __init__(self, experiment: Experiment, writer: MetricsWriter, progress: TrainingProgress, pending: list, goodput: Goodput):
         data, self._every = experiment.config.data, experiment.config.log.every
-        tokens = data.batch * data.length
-        self.throughput = Throughput(
-            tokens, jax.device_count(), experiment.flops_per_token * tokens, peak_flops(jax.devices()[0].device_kind)
-        )
-        self._experiment, self._objective = experiment, experiment.at_step(pending[0]["step"]).objective if pending else None
+        self._tokens = data.batch * data.length
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self.throughput = Throughput(self._tokens, jax.device_count(), peak=peak)
+        self._experiment, self._phases, self._objective, self._phase = experiment, experiment.phases, None, -1
+        if pending:
+            self._begin_line(pending[0]["step"])
         self.window = Window(report=lambda sums: self._objective.report(sums))
         self.window.restore(pending)
         self.summary = Summary({}, [], False)
@@ -263,14 +266,20 @@ class _Log:
         """Size of the file of metrics, as the checkpoint's meta stores it."""
         return self._writer.written
 
+    def _begin_line(self, step: int) -> None:
+        """A line has the names and the phase of its first step: where a phase ends within it, a mean over both is not a bound."""
+        phase, index = self._experiment.at_step(step), self._phases.index(step)
+        if index != self._phase:
+            self.throughput.flops_per_step = phase.flops_per_token * self._tokens
+        self._objective, self._phase = phase.objective, index
+
     def add(self, step: int, metrics: dict, last: bool, saving: bool) -> Summary:
         """Takes the metrics of one step; at a logging step writes the line and returns its summary.
 
         It also does so before a save (`saving`) where the run has stopped since the last line: the saved state is the one at the stop.
         """
         if self._objective is None:
-            # A line has the names of its first step: where a curriculum ends within it, a mean over both phases is not a bound.
-            self._objective = self._experiment.at_step(step).objective
+            self._begin_line(step)
         self.window.add(step, metrics)
         running = self.window.running
         if self._timed is None:  # the first step compiles
@@ -285,9 +294,12 @@ class _Log:
         self.summary = self.window.reduce()
         rates = self.throughput.rates(self._timed) if self._timed else {}
         self._timed = 0
-        self._writer.scalars(step + 1, "train", {**self.summary.values, **rates})
+        several = len(self._phases.ends) > 0
+        phase = {"phase": self._phase + 1} if several else {}
+        self._writer.scalars(step + 1, "train", {**self.summary.values, **phase, **rates})
+        shown = {"phase": f"{self._phase + 1} of {len(self._phases.ends) + 1}"} if several else {}
         speed = {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
-        self._progress.update(1, {**self._objective.summary(self.summary.values), **speed})
+        self._progress.update(1, {**shown, **self._objective.summary(self.summary.values), **speed})
         self._objective = None
         for bad in self.summary.bad:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))

@@ -176,6 +176,84 @@ def test_a_curriculum_ends_within_the_run(name, tmp_path):
     assert open_experiment(str(tmp_path))
 
 
+BEFORE = {  # phases before a process, and how many streams each has
+    "masked": ("autoregressive@0.2", "blocks(size=1)@0.4", "blocks(size=4, noise=masked)@0.6"),
+    "blocks(size=4)": ("autoregressive@0.5",),
+    "hybrid": ("autoregressive@0.1", "masked@0.3"),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_phases_before_a_process_share_its_network_and_its_times(name):
+    """Each phase has the objective that a run of its process alone would have; the FLOPs of the run are the mean over its phases."""
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config_lib.override(config, ["model.time_input=adaln", f"process.name={name}", "train.steps=50", "process.times=beta"])
+    alone = assemble(config, tokenizer, devices=jax.devices()[:1])
+    config.process.before = BEFORE[name]
+    experiment = assemble(config, tokenizer, devices=jax.devices()[:1])
+    assert experiment.abstract_state() == alone.abstract_state() and experiment.process == alone.process
+    start, flops = 0, 0.0
+    for index, entry in enumerate((*BEFORE[name], f"{name}@1")):
+        text, share = entry.split("@")
+        end = round(50 * float(share))
+        config.process.update(name=text, before=())
+        own = assemble(config, tokenizer, devices=jax.devices()[:1])
+        for step in (start, end - 1):
+            found = experiment.at_step(step)
+            assert experiment.phases.index(step) == index and experiment.phases.at_step(step) == own.process
+            assert (found.objective, found.network, found.earlier) == (own.objective, own.network, ())
+            assert found.flops_per_token == own.flops_per_token
+        flops, start = flops + own.flops_per_token * (end - start) / 50, end
+    assert experiment.flops_per_token == pytest.approx(flops) and experiment.phases.end < 50 == start
+
+
+def test_a_causal_phase_of_a_network_that_predicts_the_next_token_is_the_same_network_in_place():
+    """Autoregression shifts its rows, and the network its outputs: with both, a token would be predicted from the one two before it."""
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config_lib.override(config, ["model.family=qwen3(shift=True)", "process.before=autoregressive@0.5"])
+    experiment = assemble(config, tokenizer, devices=jax.devices()[:1])
+    config_lib.override(config, ["model.family=qwen3", "process.before=", "process.name=autoregressive"])
+    alone = assemble(config, tokenizer, devices=jax.devices()[:1])
+    assert experiment.at_step(0).network == alone.network and experiment.at_step(0).process == alone.process
+    assert experiment.at_step(config.train.steps).network.spec.shift
+
+
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        (["process.before=autoregressive"], r"process\.before: cannot read the phase 'autoregressive'; write PROCESS@SHARE"),
+        (["process.before=autoregressive@1.0"], "cannot read the phase"),
+        (["process.before=autoregressive@x"], "cannot read the phase"),
+        (["process.before=(3,)"], "cannot read the phase 3"),
+        (["process.before=autoregressive@0.4,masked@0.4"], "ends no later than the one before it"),
+        (["process.before=autoregresive@0.4"], r"process\.before: .*did you mean 'autoregressive'"),
+        (["process.before=blocks(size=four)@0.4"], r"process\.before: .*size requires a whole number"),
+        (["process.before=autoregressive@0.001"], "of the 10 steps of the run, none is left for a phase"),
+        (["process.before=autoregressive@0.99"], "of the 10 steps of the run, none is left for a phase"),
+        (["process.before=uniform@0.4"], r"process\.before=uniform requires model\.time_input"),
+        (["process.before=blocks(size=3)@0.4"], "not a multiple of the 3 tokens of a block"),
+        (
+            ["process.before=score@0.4", "model.time_input=adaln"],
+            "score conflicts with .*masked: its network predicts scores, not logits",
+        ),
+        (["process.before=genmd4@0.4", "model.time_input=adaln"], "genmd4 conflicts with process.name=masked: its network learns"),
+        (
+            ["process.before=gaussian@0.4", "model.time_input=adaln"],
+            "gaussian conflicts with .*masked: its network reads vectors",
+        ),
+        (["process.before=blocks@0.4", "model.family=qwen3(shift=True)"], "conflicts with the blocks of process.before"),
+        (["process.before=autoregressive@0.5", "process.name=blocks(size=2, curriculum=((5, 4),))"], "first phase ends at step 5, but"),
+    ],
+)
+def test_phases_that_cannot_be_trained_together_are_refused(overrides, says):
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config.train.steps, config.optimizer.warmup = 10, 2
+    with pytest.raises(InputError, match=says) as error:
+        config_lib.override(config, overrides)
+        assemble(config, tokenizer, devices=jax.devices()[:1])
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "process",
     [

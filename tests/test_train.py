@@ -381,6 +381,35 @@ def test_each_phase_of_a_curriculum_has_its_own_names(small_corpus, tmp_path):
         train(tiny_config(small_corpus, process__name="duo(until=3)", **plan), str(tmp_path / "run"))
     names = [{"nelbo", "partial_nelbo"} & event.keys() for event in lines(tmp_path / "run", "train")]
     assert names == [{"partial_nelbo"}, {"partial_nelbo"}, {"nelbo"}]
+    assert [event["phase"] for event in lines(tmp_path / "run", "train")] == [1, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_autoregressive_first_is_one_run(small_corpus, tmp_path):
+    """Its first steps are those of autoregression, then it is masked diffusion of the same weights; resumed before and after the change,
+    it writes the same numbers, bit for bit. The held-out bound is that of masked diffusion throughout."""
+    plan = {"log__every": 1, "log__sample": 0, "train__steps": 6, "checkpoint__every": 2, "checkpoint__keep": 9, "model__depth": 1}
+    plan |= {"log__evaluate": 2, "model__family": "qwen3(shift=True)"}
+    first = tiny_config(small_corpus, process__before="autoregressive@0.5", **plan)
+    with said() as out:
+        train(first, str(tmp_path / "run"))
+    with said():
+        train(tiny_config(small_corpus, process__name="autoregressive", **plan | {"model__family": "qwen3"}), str(tmp_path / "alone"))
+    one, alone = losses(tmp_path / "run"), losses(tmp_path / "alone")
+    assert [one[step] for step in (1, 2, 3)] == [alone[step] for step in (1, 2, 3)] and one[4] != alone[4]
+    events = lines(tmp_path / "run", "train")
+    assert [event["phase"] for event in events] == [1, 1, 1, 2, 2, 2]
+    assert [event["noise_rate"] > 0 for event in events] == [False] * 3 + [True] * 3
+    assert "step 3: phase 2 of 2, masked" in out.getvalue()
+    for step in (2, 4):
+        again = tmp_path / f"again{step}"
+        shutil.copytree(tmp_path / "run", again)
+        for folder in (again / "checkpoints").glob("*"):
+            if folder.name.isdigit() and int(folder.name) > step:
+                shutil.rmtree(folder)
+        with said():
+            train(first, str(again))
+        assert lines(again) == lines(tmp_path / "run")
 
 
 @pytest.mark.slow

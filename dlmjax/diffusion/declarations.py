@@ -122,9 +122,13 @@ class Phases:
         """The step at which the last phase begins; 0 = there is one phase."""
         return self.ends[-1] if self.ends else 0
 
+    def index(self, step: int) -> int:
+        """The number of the phase of a training step, from 0."""
+        return sum(step >= end for end in self.ends)
+
     def at_step(self, step: int) -> Any:
         """The process of a training step."""
-        return self.process(sum(step >= end for end in self.ends))
+        return self.process(self.index(step))
 
     @property
     def processes(self) -> tuple[Any, ...]:

@@ -95,6 +95,11 @@ class Network:
         return self.spec.self_condition
 
     @property
+    def unshifted(self) -> Network:
+        """The network of the same weights that predicts each token in its own position; see `ModelSpec.shift`."""
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, shift=False))
+
+    @property
     def caches(self) -> bool:
         """Whether a row can be read in pieces, with the keys and values of earlier pieces in buffers (`models.cache`)."""
         return True

@@ -95,6 +95,10 @@ class OwnNetwork:
     caches = False
 
     @property
+    def unshifted(self) -> OwnNetwork:
+        return self
+
+    @property
     def dropout(self) -> bool:
         """Whether a training step passes keys for dropout."""
         return self.module.declared.dropout

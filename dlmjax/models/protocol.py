@@ -38,6 +38,10 @@ class TrainableNetwork(Protocol):
         """Whether its denoiser takes an x0 prediction as a hint."""
 
     @property
+    def unshifted(self) -> TrainableNetwork:
+        """The same network of the same weights, for rows that are shifted already: it predicts each token in its own position."""
+
+    @property
     def caches(self) -> bool:
         """Whether `models.cache` can read a row in pieces."""
 

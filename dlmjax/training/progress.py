@@ -20,7 +20,7 @@ class Throughput:
     """
 
     def __init__(self, tokens_per_step: int, devices: int, flops_per_step: float | None = None, peak: float | None = None):
-        self._tokens, self._devices, self._flops, self._peak = tokens_per_step, devices, flops_per_step, peak
+        self._tokens, self._devices, self.flops_per_step, self._peak = tokens_per_step, devices, flops_per_step, peak
         self.reset()
 
     def reset(self) -> None:
@@ -41,8 +41,8 @@ class Throughput:
         seconds = max(time.perf_counter() - self._start - self._paused, 1e-9) / max(steps, 1)
         self.reset()
         rates = {"seconds_per_step": seconds, "tokens_per_second_per_device": self._tokens / seconds / self._devices}
-        if self._flops and self._peak:
-            rates["mfu"] = self._flops / seconds / self._devices / self._peak
+        if self.flops_per_step and self._peak:
+            rates["mfu"] = self.flops_per_step / seconds / self._devices / self._peak
         return rates
 
 

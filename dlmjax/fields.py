@@ -135,7 +135,7 @@ _PROCESS = {
     "schedule": Field("linear", "noise schedule", named=True),
     "before": Field(
         (),
-        "earlier phases on the same weights, PROCESS@SHARE: until this share of the steps (docs/processes.md); empty: none",
+        "phases trained first on the same weights, PROCESS@SHARE of the steps; empty: none",
         added=True,
     ),
     "times": Field("stratified", "distribution of the times t over a batch", named=True),

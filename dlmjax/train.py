@@ -85,8 +85,7 @@ def train(
     rows = experiment.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
     first = _first_state(experiment, None if fresh else workdir, fork, init)
-    train_step, phases = _traced_step(experiment), experiment.phases
-    phase = 0
+    train_step, phases, phase = _traced_step(experiment), experiment.phases, 0
     with _claimed(experiment, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(experiment, corpora, workdir)
 
@@ -112,8 +111,7 @@ def train(
             log = _Log(experiment, writer, progress, meta.get("pending", []), goodput)
             for step in range(start, steps):
                 if phases.index(step) != phase:  # the next phase of a curriculum
-                    phase, train_step = phases.index(step), train_step_of(experiment.at_step(step))
-                    host.log(f"step {step}: phase {phase + 1} of {len(phases.ends) + 1}, {phases.at_step(step).name}")
+                    phase, train_step = phases.index(step), _next_phase(experiment, step)
                 with log.goodput.spent("data"):
                     batch = next(batches)
                 state, metrics = train_step(state, experiment.partition.put_batch(batch), key)
@@ -229,6 +227,13 @@ def _traced_step(experiment: Experiment) -> TrainStep:
     step = train_step_of(experiment.at_step(0))
     step.trace(*experiment.abstract_arguments())
     return step
+
+
+def _next_phase(experiment: Experiment, step: int) -> TrainStep:
+    """The step of the phase that begins, which its first call compiles."""
+    phases = experiment.phases
+    host.log(f"step {step}: phase {phases.index(step) + 1} of {len(phases.ends) + 1}, {phases.at_step(step).name}")
+    return train_step_of(experiment.at_step(step))
 
 
 class _Log:

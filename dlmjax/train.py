@@ -25,6 +25,7 @@ from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
 from dlmjax.errors import Diverged, InputError, NoSplit
 from dlmjax.evaluation import LikelihoodResult
+from dlmjax.evaluation.noise import NoiseObserver, NoiseReport
 from dlmjax.evaluation.result import of_mixture
 from dlmjax.experiment import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
 from dlmjax.models.families import own_module
@@ -50,6 +51,7 @@ from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside,
 
 logger = logging.getLogger("dlmjax")
 WORSE = 2.0  # a run whose loss is this multiple of its first one has diverged; a new phase of a curriculum raises the loss by less
+NOISE_COST = 0.02  # most of a run's forward and backward passes that measuring the noise of its loss may add
 OnStep = Callable[[int], object]
 
 
@@ -310,13 +312,25 @@ class _Log:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
         return self.summary
 
-    def held_out(self, done: int, result: LikelihoodResult, of_each: Sequence[tuple[str, LikelihoodResult]]) -> float:
-        """Writes a held-out bound, and that of each corpus of a mixture; returns the nats per token by which checkpoints are ranked."""
+    def held_out(
+        self, done: int, result: LikelihoodResult, of_each: Sequence[tuple[str, LikelihoodResult]], noise: NoiseReport | None
+    ) -> float:
+        """Writes a held-out bound, that of each corpus of a mixture, and the noise of the training loss where it was measured; returns the
+        nats per token by which checkpoints are ranked."""
         own = {f"nats_per_token_of/{path}": each.nats_per_token for path, each in of_each}
         self._writer.scalars(done, "held_out", {**_held_out_scalars(result), **own})
         listed = ", ".join(f"{path} {each.nats_per_token:.4f}" for path, each in of_each)
         self._progress.write(f"step {done}: held-out {result.summary()}" + (f"; nats/token of {listed}" if listed else ""))
+        if noise is not None:
+            self._noise(done, noise)
         return result.nats_per_token
+
+    def _noise(self, done: int, report: NoiseReport) -> None:
+        """Writes how much the training loss varies, by cause, and what would lower it."""
+        self._writer.scalars(done, "noise", report.scalars())
+        if report.advice:
+            self._writer.text(done, "noise_advice", {"text": report.advice})
+        self._progress.write(f"step {done}: {report.summary()}" + (f"; {report.advice}" if report.advice else ""))
 
 
 Start = tuple[dict, dict, str]  # a state, its meta, and its origin
@@ -441,6 +455,11 @@ class _HeldOut:
             logger.warning("%s: no `valid` split there (dlmjax prepare --valid-fraction makes one)", what)
         self._found, self._bytes = self._cut(found), experiment.tokenizer.byte_lengths_V
         self._evaluator = experiment.evaluator(nodes=experiment.config.log.nodes)
+        config, of_step = experiment.config, 3 * experiment.config.data.batch  # forward passes of rows: a step costs three
+        once = self._size * self._evaluator.nodes * (1 + self._evaluator.self_condition) / (of_step * config.train.steps)
+        most = int(NOISE_COST / once)
+        self._evaluations = -(-config.train.steps // max(self._every, 1))
+        self._noise_every = -(-self._evaluations // most) if most else 0
 
     def _cut(self, found: Sequence[tuple]) -> list[tuple[str, EvalWindows, float | int]]:
         """Windows of each corpus: its share of `log.evaluate_windows`, at least two, which a standard error requires."""
@@ -459,21 +478,36 @@ class _HeldOut:
         """Is an evaluation wanted after this step?"""
         return bool(self._every) and (last or done % self._every == 0)
 
-    def __call__(self, state: dict, done: int) -> tuple[LikelihoodResult, list[tuple[str, LikelihoodResult]]]:
-        """The bound of the averaged weights (the raw ones when no average is kept), and where there are several corpora that of each."""
-        config = self._experiment.config
+    @property
+    def _size(self) -> int:
+        """Windows of a batch."""
+        return self._experiment.config.data.batch // self._experiment.config.train.accumulation
+
+    def _observers(self, done: int) -> list[NoiseObserver]:
+        """The observer of the noise, in the last evaluation and as many of those before it as NOISE_COST pays for."""
+        experiment, index = self._experiment, -(-done // self._every)
+        due = self._noise_every and (self._evaluations - index) % self._noise_every == 0
+        in_last_phase = experiment.phases.index(done - 1) == len(experiment.phases.ends)
+        return [NoiseObserver(experiment.objective, done / experiment.config.train.steps)] if due and in_last_phase else []
+
+    def __call__(self, state: dict, done: int) -> tuple[LikelihoodResult, list[tuple[str, LikelihoodResult]], NoiseReport | None]:
+        """The bound of the averaged weights (the raw ones when no average is kept), and where there are several corpora that of each; and
+        where it is due the noise of the training loss, measured on the first batch of the first corpus."""
+        config, observers = self._experiment.config, self._observers(done)
         weights = "ema" if config.train.ema > 0 else "raw"
-        size = config.data.batch // config.train.accumulation
+        size = self._size
         params = state["ema"] if weights == "ema" else state["params"]
         measured, results = [], []
         for _, windows, _ in self._found:
             batches = eval_batches(windows, batch_size=size, rows=self._experiment.partition.rows_of_host(size))
-            measured.append(self._evaluator.measure(params, batches, byte_lengths_V=self._bytes, split="valid"))
+            of_first = () if measured else observers
+            measured.append(self._evaluator.measure(params, batches, byte_lengths_V=self._bytes, split="valid", observers=of_first))
             results.append(self._evaluator.result(measured[-1], step=done, weights=weights, split="valid"))
+        noise = observers[0].report if observers else None
         if len(results) == 1:
-            return results[0], []
+            return results[0], [], noise
         paths, _, shares = zip(*self._found, strict=True)
-        return of_mixture(results, measured, shares), list(zip(paths, results, strict=True))
+        return of_mixture(results, measured, shares), list(zip(paths, results, strict=True)), noise
 
 
 class _TextSamples:

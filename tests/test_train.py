@@ -1,6 +1,7 @@
 """The whole run: trained, killed at any moment, resumed, on one device or eight: the same run."""
 
 import contextlib
+import html
 import io
 import json
 import logging
@@ -25,9 +26,11 @@ from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import EvaluationSettings, bounds
-from dlmjax.experiment import Experiment, claim_workdir
+from dlmjax.experiment import Experiment, assemble, claim_workdir, open_corpora
+from dlmjax.report.facts import read_facts
+from dlmjax.report.page import render
 from dlmjax.run import open_run
-from dlmjax.train import _diverged, train
+from dlmjax.train import _diverged, _HeldOut, train
 from dlmjax.training import TIMING, Checkpoints, read
 
 STEPS = 12
@@ -429,6 +432,37 @@ def test_a_curriculum_of_block_sizes_is_one_run(small_corpus, tmp_path):
     with said():
         train(blocks, str(tmp_path / "again"))
     assert losses(tmp_path / "again")[6] == two[6]
+
+
+@pytest.mark.parametrize("steps, every, batch, nodes", [(400, 200, 32, 16), (2000, 100, 8, 4), (12, 6, 8, 2), (10_000, 7, 8, 16)])
+def test_the_noise_of_the_loss_is_measured_for_a_fiftieth_of_a_run(small_corpus, steps, every, batch, nodes):
+    """In as many evaluations as that pays for, the last one among them; in none where one is more."""
+    changes = {"train__steps": steps, "log__evaluate": every, "log__nodes": nodes, "data__batch": batch, "log__sample": 0}
+    config = tiny_config(small_corpus, **changes)
+    corpora = open_corpora(config, "train")
+    held_out = _HeldOut(assemble(config, corpora[0].tokenizer), corpora)
+    due = [done for done in range(1, steps + 1) if held_out.due(done, done == steps)]
+    measured = [done for done in due if held_out._observers(done)]
+    once, most = batch * nodes, 0.02 * 3 * steps * batch
+    assert (not measured and once > most) or (steps in measured and len(measured) * once <= most)
+    assert len(measured) == len(due) or 2 * (len(measured) + 1) * once > most
+
+
+@pytest.mark.slow
+def test_a_run_and_its_report_show_the_noise_of_the_loss(small_corpus, tmp_path):
+    """At the last evaluation, in metrics and on the page, by cause and with advice."""
+    plan = {"train__steps": 150, "log__evaluate": 150, "log__evaluate_windows": 8, "log__sample": 0, "model__depth": 1, "log__nodes": 8}
+    with said():
+        train(tiny_config(small_corpus, process__times="uniform", **plan), str(tmp_path / "run"))
+    (noise,) = lines(tmp_path / "run", "noise")
+    causes = {name: noise[name] for name in ("masks", "times", "texts")}
+    assert noise["step"] == 150 and causes["masks"] > 0 and all(noise[f"stderr_{name}"] > 0 for name in causes)
+    assert sum(name.startswith("second_moment_by_t/") for name in noise) == 10
+    (held_out,) = lines(tmp_path / "run", "held_out")
+    assert noise["mean"] == pytest.approx(held_out["nats_per_token"], rel=0.1)
+    (advice,) = lines(tmp_path / "run", "noise_advice")
+    page = render(read_facts(tmp_path / "run"), {})
+    assert "Noise of the loss" in page and html.escape(advice["text"]) in page and all(name in page for name in causes)
 
 
 def test_the_held_out_bound_of_a_mixture_is_of_all_its_corpora(small_corpus, tmp_path, caplog):

@@ -21,6 +21,7 @@ Shapes: B windows in a batch, L length, V vocabulary, W windows in all, J nodes,
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -42,13 +43,30 @@ from dlmjax.seeds import check_seed
 
 
 @dataclasses.dataclass(frozen=True)
+class PairedNats:
+    """The bound's integrand of every token at the nodes of an evaluation, under two independent draws of noise at the same times.
+
+    t_J, weight_J: of the nodes.  nats_2JBL: 0 without loss.
+    """
+
+    t_J: Float[np.ndarray, "J"]
+    weight_J: Float[np.ndarray, "J"]
+    nats_2JBL: Float[np.ndarray, "2 J B L"]
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenNats:
-    """The bound of every token of a batch, on the host: integrated over t, averaged over draws. 0 where `scored_BL` is False."""
+    """The bound of every token of a batch, on the host: integrated over t, averaged over draws. 0 where `scored_BL` is False.
+
+    paired: measures the batch once more under a second draw at each node, at the cost of one network call each; None where the times of an
+    evaluation are drawn.
+    """
 
     window_B: Int[np.ndarray, "B"]
     tokens_BL: Int[np.ndarray, "B L"]
     scored_BL: Bool[np.ndarray, "B L"]
     nats_BL: Float[np.ndarray, "B L"]
+    paired: Callable[[], PairedNats] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +74,7 @@ class BatchNats:
     """Nats of a batch on the host, summed over the tokens of each window; see `Measured`.
 
     of_tokens: the nats of every token [B, L].  calls_B: network calls that each window took.
+    paired: see `TokenNats`.
     """
 
     nats_BJD: Float[np.ndarray, "B J D"]
@@ -63,6 +82,7 @@ class BatchNats:
     reconstruction_BD: Float[np.ndarray, "B D"]
     of_tokens: Callable[[], Float[np.ndarray, "B L"]]
     calls_B: Int[np.ndarray, "B"]
+    paired: Callable[[], PairedNats] | None = None
 
 
 @runtime_checkable
@@ -177,7 +197,7 @@ class WindowEvaluator(abc.ABC):
         found = self._batch_nats(params, grid, batch)
         window_B, tokens_BL, scored_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored"))
         if observers:
-            seen = TokenNats(window_B, tokens_BL, scored_BL, found.of_tokens())
+            seen = TokenNats(window_B, tokens_BL, scored_BL, found.of_tokens(), found.paired)
             for observer in observers:
                 observer.see(seen)
         bytes_B = np.where(scored_BL, bytes_of(tokens_BL, self.process.vocab, byte_lengths_V), 0).sum(axis=1)
@@ -340,7 +360,20 @@ class Evaluator(WindowEvaluator):
             reconstruction_BD=np.stack([window_sums(r) for _, r in ends], axis=1) if ends else np.zeros((rows, self.draws)),
             of_tokens=lambda: self._token_nats(grid, nodes, ends),
             calls_B=np.full(rows, self.calls),
+            paired=functools.partial(self._paired, params, grid, batch, nodes[:: self.draws]) if not grid.width_J.any() else None,
         )
+
+    def _paired(self, params, grid: LevelGrid, batch: dict, first: list) -> PairedNats:
+        """The first draw of every node, and one more; an exact likelihood has no noise to draw again."""
+        second, sharding = first, replicated_like(params)
+        if not self.exact:
+            second = []
+            for j, low in enumerate(grid.low_J):
+                # Their tags follow those of the boundary terms.
+                traced = device_put((np.float32(low), np.float32(0), np.uint32(2 * MOST_CALLS + j)), sharding)
+                second.append(self._node(params, batch, *traced))
+        nats_2JBL = np.stack([np.stack([device_get(nats_BL).astype(np.float64) for nats_BL in nodes]) for nodes in (first, second)])
+        return PairedNats(grid.low_J, grid.weight_J, nats_2JBL)
 
     def _token_nats(self, grid: LevelGrid, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
         """The bound of every token: integrated over t, averaged over draws, boundary terms included."""

@@ -44,6 +44,7 @@ class RunFacts:
     config: its fields; changed: those that differ from the defaults.  training: key -> curve over steps.
     held_out: bound in nats/token over steps, with standard errors.  by_time: loss by time t, at a few steps and on held-out text.
     samples: (step, text), the newest last.  evaluations: (file name, report), newest step last.
+    noise: scalars of the newest measurement of the training loss's variance, {} without one.  advice: what would lower it, or "".
     goodput: shares and seconds by cause, {} where they are not known.  corpora: facts of each corpus, or why it is not there.
     """
 
@@ -58,6 +59,8 @@ class RunFacts:
     by_time: list[Curve]
     samples: list[tuple[int, str]]
     evaluations: list[tuple[str, dict]]
+    noise: dict[str, float]
+    advice: str
     goodput: dict[str, float]
     corpora: list[dict[str, Any]]
 
@@ -88,6 +91,8 @@ def read_facts(workdir: str | pathlib.Path) -> RunFacts:
         held_out=Curve("held-out bound", *zip(*read.bounds, strict=True)) if read.bounds else Curve("held-out bound", [], [], []),
         by_time=read.by_time(),
         samples=read.samples,
+        noise=read.noise,
+        advice=read.advice,
         evaluations=_evaluations(root),
         goodput=shares_of(read_attempts(root / GOODPUT)) if (root / GOODPUT).is_file() else {},
         corpora=[_corpus(path) for path in config.data.paths],
@@ -101,6 +106,8 @@ class _Metrics:
         self.last = 0
         self.bounds: list[tuple[int, float, float]] = []
         self.samples: list[tuple[int, str]] = []
+        self.noise: dict[str, float] = {}
+        self.advice = ""
         self._points: dict[str, tuple[list[int], list[float]]] = {key: ([], []) for key, _ in TRAINING}
         self._bins: list[tuple[int, dict[str, float]]] = []
         self._stride = 1
@@ -113,6 +120,10 @@ class _Metrics:
         self.last = max(self.last, step)
         if kind == "samples" and isinstance(event.get("text"), str):
             self.samples = [*self.samples[-1:], (step, event["text"][:MOST_TEXT])]
+        elif kind == "noise":  # before its advice, which not every measurement has
+            self.noise, self.advice = {key: _number(value) for key, value in event.items() if key not in ("kind", "time")}, ""
+        elif kind == "noise_advice" and isinstance(event.get("text"), str):
+            self.advice = event["text"][:MOST_TEXT]
         elif kind == "held_out":
             self.bounds.append((step, _number(event.get("nats_per_token")), _number(event.get("stderr_nats_per_token"))))
             self._held_out = (step, _with_prefix(event, BY_TIME))

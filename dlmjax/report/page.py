@@ -1,6 +1,7 @@
 """The page: one HTML file, readable without a network, on a telephone and on dark ground. Whatever a file or a model wrote is escaped."""
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def render(facts: RunFacts, made: Mapping[str, Any], parameters: int | None = No
         *_head(facts, parameters),
         *_held_out(facts),
         *_curves(facts),
+        *_noise(facts),
         *_samples(facts, trace),
         *_time(facts),
         *_corpora(facts),
@@ -108,6 +110,26 @@ _SINGLE = (
     ("tokens_per_second_per_device", "Tokens/s/device"),
     ("mfu", "Model FLOPs utilisation"),
 )
+
+
+def _noise(facts: RunFacts) -> Iterable[str]:
+    """The variance of the training loss by cause, and what would lower it."""
+    found = facts.noise
+    if not all(name in found for name in _NOISE_CAUSES):
+        return
+    total = sum(max(found[name], 0.0) for name in _NOISE_CAUSES)
+    rows = [
+        (name, f"{found[name]:.4g} ± {found.get(f'stderr_{name}', math.nan):.2g}", f"{max(found[name], 0.0) / max(total, 1e-30):.0%}")
+        for name in _NOISE_CAUSES
+    ]
+    yield "<h2>Noise of the loss</h2>"
+    yield _table(("cause", "variance of the loss of a row, nats²/token²", "share"), rows)
+    yield f'<p class="dim">At step {found.get("step", 0):,.0f}; see docs/processes.md.</p>'
+    if facts.advice:
+        yield f"<p>{_text(facts.advice)}</p>"
+
+
+_NOISE_CAUSES = ("masks", "times", "texts")
 
 
 def _samples(facts: RunFacts, trace: str) -> Iterable[str]:

@@ -31,12 +31,14 @@ class Weighting(Protocol):
 
     name: as in the registry; also part of the name under which the trained loss is logged.
     is_bound: True where what is trained is the bound.
+    of_time: True where the factor depends on t alone: what is trained then follows from the bound's nats.
     ends_as_bound: True where the bound is trained in the last steps of a run, so that its boundary terms are trained then, too.
     """
 
     name: str
     is_bound: bool = False
     is_factor: bool = True
+    of_time: bool = False
     ends_as_bound: bool = False
 
     @property
@@ -66,6 +68,7 @@ class Bound(Weighting):
 
     name = "bound"
     is_bound = True
+    of_time = True
 
     def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del process, x, z
@@ -78,7 +81,7 @@ class InverseRate(Weighting):
     constant; on another schedule it is not a bound."""
 
     name = "inverse_rate"
-    is_bound = False
+    of_time = True
 
     def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del x, z
@@ -92,7 +95,7 @@ class CrossEntropy(Weighting):
     Not a bound."""
 
     name = "cross_entropy"
-    is_bound = False
+    of_time = True
 
     def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
         del x, z
@@ -105,7 +108,7 @@ class Capped(Weighting):
 
     cap: float = 20.0
     name = "capped"
-    is_bound = False
+    of_time = True
 
     def __post_init__(self):
         if not self.cap > 0:
@@ -142,6 +145,10 @@ class Annealed(Weighting):
     @property
     def is_factor(self) -> bool:
         return self.start.is_factor
+
+    @property
+    def of_time(self) -> bool:
+        return self.start.of_time
 
     @property
     def supported_as(self) -> str:

@@ -16,4 +16,6 @@ from dlmjax import config as config_lib
 def get_config(size="gpt2_small"):
     config = config_lib.sized(size)
     config.process.name = "blocks(size=4)"
+    if size == "tiny":
+        config.process.update(weighting="cross_entropy", times=config_lib.TINY_TIMES)
     return config

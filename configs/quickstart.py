@@ -12,10 +12,11 @@ from dlmjax import config as config_lib
 def get_config():
     config = config_lib.default()
     config.data.update(length=128, batch=32)
-    config.model.update(depth=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384)
+    config.model.update(depth=4, width=128, heads=4, kv_heads=4, head_dim=32, ffn=384, rope_base=100.0)
     config.execution.scan = False
-    config.optimizer.update(name="muon", lr=1e-2, beta2=0.98, weight_decay=0.01, warmup=20)
-    config.train.update(steps=360, ema=0.98)
-    config.checkpoint.every = 120
-    config.log.update(every=25, evaluate=180, evaluate_windows=32, sample=360)
+    config.optimizer.update(name="muon", lr=1e-2, beta2=0.98, weight_decay=0.01, warmup=20, schedule="wsd", decay=0.3)
+    config.process.update(weighting="cross_entropy", times=config_lib.TINY_TIMES)
+    config.train.update(steps=600, ema=0.95)
+    config.checkpoint.every = 200
+    config.log.update(every=25, evaluate=300, evaluate_windows=32, sample=600)
     return config

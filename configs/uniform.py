@@ -14,4 +14,6 @@ def get_config(size="gpt2_small"):
     config = config_lib.sized(size)
     config.model.time_input = "adaln"
     config.process.name = "uniform"
+    if size == "tiny":
+        config.process.update(weighting="denoising(everywhere=True)", times=config_lib.TINY_TIMES)
     return config

@@ -91,9 +91,27 @@ def test_llada_has_the_published_size():
     assert network.parameter_count == pytest.approx(8.02e9, rel=0.005)
 
 
-def test_the_autoregressive_twin_differs_in_the_process_alone():
-    masked, causal = config_lib.leaves(load("masked")), config_lib.leaves(load("autoregressive"))
-    assert {name for name in masked if masked[name] != causal[name]} == {"process.name"}
+@pytest.mark.parametrize("size", config_lib.SIZES)
+def test_the_configs_of_the_processes_differ_in_the_noise_and_its_objective_alone(size):
+    base = config_lib.leaves(config_lib.sized(size))
+    for name in ("autoregressive", "masked", "blocks", "uniform", "hybrid"):
+        found = config_lib.leaves(config_lib.load(f"{CONFIGS[0].parent}/{name}.py:{size}"))
+        differing = {field for field in base if base[field] != found[field]}
+        assert differing <= {"process.name", "process.weighting", "process.times", "model.time_input"}, name
+
+
+@pytest.mark.parametrize("name", ["masked:tiny", "blocks:tiny", "uniform:tiny", "hybrid:tiny", "quickstart", "masked"])
+def test_a_config_that_trains_no_bound_names_what_it_trains_and_logs_the_bound(name):
+    stem, colon, size = name.partition(":")
+    overrides = ["mesh.fsdp=1", "execution.attention=dense"]
+    experiment = assemble(config_lib.load(f"{CONFIGS[0].parent}/{stem}.py{colon}{size}", overrides), load_tokenizer("bytes"))
+    objective = experiment.objective
+    assert objective.is_bound and not objective.trains_bound
+    terms = {"tokens": 8, "nats": 16.0, "loss": 8.0, "corrupted": 4, "nats_by_level": [], "tokens_by_level": []}
+    report = objective.report(terms)
+    (trained,) = (key for key in report if key.startswith("loss"))
+    assert report["nelbo"] == 2.0 and trained.endswith("_not_a_bound") and report[trained] == 1.0
+    assert set(objective.summary(report)) == {"bound", "trained"}
 
 
 def test_flops_count_streams_and_passes():

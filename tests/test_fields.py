@@ -25,16 +25,16 @@ CONFIGS = ROOT / "configs"
 # Of every config that ships, at each size: a change of these would make other runs of the runs that there are.
 FINGERPRINTS = """
 adapt_qwen3:0.6B ec992d87a689, adapt_qwen3:1.7B ceafe266d8a8, adapt_qwen3:4B 2594dea73fd8, autoregressive:gpt2_small 8d1870d4d546,
-autoregressive:tiny 3739a1fda707, babylm:100M e2ab36ab2772, babylm:tiny c610f0a55069, blocks:gpt2_small d18dd906078e,
-blocks:tiny 30c11e65658c, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny e80f394ae81e,
-data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 452f8679f351, diffusion_lm:gpt2_small e18e50a02a2c,
-diffusion_lm:tiny 8780bc507b48, duo:gpt2_small 542c43f81c0a, duo:tiny c7b7dfe71fa9, embedding_flow:gpt2_small 3fb764556d73,
-embedding_flow:tiny 96d63fdc8dd6, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny de3aec533311,
-frequency:gpt2_small 0dddb48ab7ba, frequency:tiny 2a1d8c16a1f3, genmd4:gpt2_small 7243c231909d, genmd4:tiny 2a7977610453,
-hybrid:gpt2_small aa696f89b512, hybrid:tiny e0edde7b3aef, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 0d333cccfd3a,
-llada_8b 18162c86e877, masked:gpt2_small 2e8f2f4bec67, masked:tiny cb39a4857bfa, plaid:gpt2_small b12e57f342ff,
-plaid:tiny bd87383dc800, puzzles 4214a754feec, quickstart b898be458c5d, score:gpt2_small eed69f89b0b5, score:tiny b50a5ba975d2,
-sed:gpt2_small 14d1f56120dc, sed:tiny 3a09c9cfcbc6, uniform:gpt2_small 99a1f5567915, uniform:tiny d5fedb5cc589
+autoregressive:tiny 2cd31b70bc57, babylm:100M e2ab36ab2772, babylm:tiny a752d9335a7a, blocks:gpt2_small d18dd906078e,
+blocks:tiny 47bf9c07107e, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny e1c72444f3b8,
+data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 1ce42c39149a, diffusion_lm:gpt2_small e18e50a02a2c,
+diffusion_lm:tiny 59bea867ce2b, duo:gpt2_small 542c43f81c0a, duo:tiny d2ec6cd5c9df, embedding_flow:gpt2_small 3fb764556d73,
+embedding_flow:tiny b646cb8acfbd, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny c8c162bb9eb4,
+frequency:gpt2_small 0dddb48ab7ba, frequency:tiny 66b8257a3028, genmd4:gpt2_small 7243c231909d, genmd4:tiny d0a1b8eb65ea,
+hybrid:gpt2_small aa696f89b512, hybrid:tiny 53f25c711f41, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 89e63d2312e5,
+llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny ba00ab32a87e, plaid:gpt2_small b12e57f342ff,
+plaid:tiny 07f91c2f408c, puzzles 4214a754feec, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 25a7c1f3acf0,
+sed:gpt2_small 14d1f56120dc, sed:tiny 2d601bc88f89, uniform:gpt2_small 99a1f5567915, uniform:tiny d1651a5fc4f9
 """
 # Of the default config, by who hashes it.
 BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}

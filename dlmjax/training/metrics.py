@@ -30,8 +30,8 @@ logger = logging.getLogger("dlmjax")
 # Fields that differ between a resumed and an uninterrupted run.
 TIMING = ("time", "seconds_per_step", "tokens_per_second_per_device", "mfu")
 FILE = "metrics.jsonl"
-# Curves that TensorBoard shows once more, in the group on which it opens: it sorts capitals first.
-FIRST = {("train", "loss"): "Loss/train", ("held_out", "nats_per_token"): "Loss/held_out"}
+# What is trained, where that is not the bound, has a name of its own in the log (`Objective.report`).
+TRAINED, NOT_A_BOUND = "loss_", "_not_a_bound"
 
 
 class MetricsWriter:
@@ -89,8 +89,9 @@ class MetricsWriter:
 
     def curves(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes TensorBoard scalars only: for timings, which a resumed run cannot repeat."""
+        first = _first_curves(kind, values)
         for name, value in values.items():
-            tags = [f"{kind}/{name}", *([FIRST[kind, name]] if (kind, name) in FIRST else [])]
+            tags = [f"{kind}/{name}", *([first[name]] if name in first else [])]
             self._event(step, summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=float(value)) for tag in tags]))
 
     def text(self, step: int, kind: str, texts: dict[str, str]) -> None:
@@ -138,6 +139,17 @@ class MetricsWriter:
         if self._events:
             with self._writing():
                 self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _first_curves(kind: str, values: dict[str, float]) -> dict[str, str]:
+    """Curves that TensorBoard shows once more, in the group on which it opens (it sorts capitals first): the bound in training beside the
+    held-out one, and by its own name what is trained, where that is not the bound."""
+    if kind == "held_out":
+        return {"nats_per_token": "Loss/held_out"}
+    if kind != "train":
+        return {}
+    trained = {name: f"Loss/{name}" for name in values if name.startswith(TRAINED) and name.endswith(NOT_A_BOUND)}
+    return {"nelbo" if "nelbo" in values else "loss": "Loss/train"} | trained
 
 
 def _folder_of_events(curves: pathlib.Path, run: str) -> pathlib.Path:

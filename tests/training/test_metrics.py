@@ -91,6 +91,17 @@ def test_a_file_with_the_name_of_the_folder_of_curves_is_refused(tmp_path, link)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("named", ["loss_cross_entropy_not_a_bound", "loss_cross_entropy_uncorrected_not_a_bound"])
+def test_tensorboard_opens_on_the_bound_and_on_what_is_trained_by_its_name(tmp_path, named):
+    with MetricsWriter(tmp_path) as writer:
+        writer.scalars(2, "train", {"loss": 1.5, "nelbo": 3.0, named: 1.5})
+        writer.scalars(2, "held_out", {"nats_per_token": 2.5})
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name))
+    events.Reload()
+    first = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"] if tag.startswith("Loss/")}
+    assert first == {"Loss/train": 3.0, f"Loss/{named}": 1.5, "Loss/held_out": 2.5}
+
+
 def test_event_files_are_read_by_tensorboard(tmp_path):
     write(tmp_path, [4, 8])
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / tmp_path.name))

@@ -58,6 +58,10 @@ class Autoregressive(Process):
             raise InputError(f"process {self.name}: input_mask requires a mask token, and this vocabulary has none; set it to 0")
         check_ids(self.name, self.vocab, bos_id=self.bos_id, **{f"excluded[{i}]": id_ for i, id_ in enumerate(self.suppressed_ids)})
 
+    def time_embedding_input(self, t_BL: PerToken) -> PerToken:
+        """0 for every t, since the text that is read has no noise: training, scores and samples would otherwise differ in it."""
+        return jnp.zeros_like(t_BL)
+
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Tokens:
         """What the network reads: the row shifted right by one, for every t and key."""
         del keys_B, t_BL

@@ -1,6 +1,9 @@
 """dlmjax: pretraining of diffusion language models in JAX, from one laptop core to a pod, with exact likelihood bounds.
 
 The names below are the Python interface (docs/python.md). Each is imported when it is first used: `import dlmjax` alone imports nothing.
+
+The first use of a name sets, on a machine without a TPU, the variables of the environment without which an installed libtpu warns, at the
+start of jax, that it finds none; values that are set already stay.
 """
 
 import importlib
@@ -55,6 +58,9 @@ __all__ = [*_HOMES]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dlmjax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from dlmjax.cluster.chips import quiet_libtpu
+
+    quiet_libtpu()
     module, attribute = _HOMES[name]
     found = importlib.import_module(module)
     value = globals()[name] = getattr(found, attribute) if attribute else found

@@ -28,14 +28,16 @@ from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
 from dlmjax.data.token_budget import parse_path
 from dlmjax.diffusion.registry import check_call, check_process, curriculum_of, earlier_phases, phase_texts, schedule_of
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, names_arguments
 from dlmjax.fields import FIELDS, hashed, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
 from dlmjax.models.families import model_spec, own_module
 
 # A corpus may move, but how much of it is read (`DIR(tokens=N)`) is part of what is computed.
 PATHS = "data.paths"
-SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "configs"  # in a checkout; an installed package has none
+# The configs that ship: beside the package in a checkout, in it where setup.py has installed a copy.
+_HERE = pathlib.Path(__file__).resolve().parent
+SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 WEIGHTS = "data.weights"
 
 
@@ -89,13 +91,15 @@ def sized(size: str) -> ConfigDict:
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs `get_config()` of the file, applies `section.leaf=value` overrides and checks the result.
 
-    `FILE.py:SIZE` calls `get_config("SIZE")`: the configs of the noise processes have several sizes.
+    `FILE.py:SIZE` calls `get_config("SIZE")`: the configs of the noise processes have several sizes. `configs/FILE.py` is one that ships,
+    where the current folder has no such file.
 
     Raises:
       InputError: no such file, no `get_config`, an unknown field (the message has the nearest name), a value of another type, a
         contradiction, a curriculum that is not shorter than the run.
     """
     path, sizes = split_size(path)
+    path = shipped(path)
     get_config = function_of(path, "config", "configs/quickstart.py")
     if sizes and not inspect.signature(get_config).parameters:
         raise InputError(f"config {path} comes at one size; leave out :{sizes[0]}")
@@ -129,11 +133,20 @@ def split_size(path: str) -> tuple[str, tuple[str, ...]]:
     return (path + ".py", (size,)) if colon else (path, ())
 
 
+def shipped(path: str) -> str:
+    """A path `configs/FILE.py` that the current folder does not have, in the folder of those that ship; others as they are."""
+    first, *rest = pathlib.PurePath(path).parts or ("",)
+    if first != "configs" or ".." in rest or os.path.lexists(path) or not (file := SHIPPED.joinpath(*rest)).is_file():
+        return path
+    return str(file)
+
+
+@names_arguments()
 def load_config(path: str | os.PathLike, *overrides: str) -> ConfigDict:
     """The config of a file, or of the name of one that ships, with overrides: `load_config("masked:tiny", "train.steps=100")`.
 
     Args:
-      path: "FILE.py", "FILE.py:SIZE", or "NAME" or "NAME:SIZE" of a file in `configs/`.
+      path: "FILE.py", "FILE.py:SIZE", or "NAME" or "NAME:SIZE" of a file in `configs/`, which an installed package holds a copy of.
       overrides: "section.field=value", as behind `--config.` on the command line.
 
     Raises InputError: as `load`; a name that is no config of `configs/`.
@@ -159,7 +172,7 @@ def function_of(path: str, kind: str, example: str) -> Callable:
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        folder = example.rpartition("/")[0]
+        folder = pathlib.Path(shipped(example)).parent
         raise InputError(f"{kind} {path} does not exist; the {kind}s that ship with dlmjax are in {folder}/")
     spec = importlib.util.spec_from_file_location(f"dlmjax_{kind}_{file.stem}", file)
     if spec is None:

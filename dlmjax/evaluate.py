@@ -27,7 +27,7 @@ from dlmjax import checks
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.token_budget import parse_path, with_tokens
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, names_arguments
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
 from dlmjax.evaluation.forms import parse_likelihood
@@ -62,6 +62,7 @@ class EvaluationSettings:
     batch: int = 32
     likelihood: str = "nelbo"
 
+    @names_arguments()
     def __post_init__(self):
         parse_likelihood(self.likelihood)
         check_quadrature("EvaluationSettings", self.rule, self.nodes, self.draws)
@@ -92,6 +93,7 @@ class TextSettings:
     windows: int | None = None
     texts: Sequence[str] = ()
 
+    @names_arguments(input="files")
     def __post_init__(self):
         if self.texts and (self.suite or self.files or self.data or self.split):
             raise InputError("texts conflict with data, split, suite and files; give one of them")
@@ -143,6 +145,7 @@ class PairEvaluation:
     report: dict[str, Any]
 
 
+@names_arguments(input="files")
 def evaluate(
     run: OpenedRun,
     text: TextSettings = TextSettings(),
@@ -224,6 +227,7 @@ def _bound_beside(
     return result, paired_difference(bound, measured), result.to_json() | {"seconds": seconds}
 
 
+@names_arguments(input="files")
 def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSettings = EvaluationSettings()) -> PairEvaluation:
     """Accuracy over the minimal pairs of a suite, both sentences of a pair under common random numbers.
 

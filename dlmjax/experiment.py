@@ -436,7 +436,7 @@ def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFil
         if not trust_code:
             raise InputError(
                 f"{root} has a network of its own, whose Python code ({root / module_file.FILE}) would be run; read that file, and pass "
-                "--trust-code (trust_code=True in Python) where you trust it"
+                "--trust-code where you trust it"
             )
         if module_file.FILE not in inputs.get("files", {}):
             raise InputError(

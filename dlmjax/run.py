@@ -24,14 +24,16 @@ import numpy as np
 from jaxtyping import Float
 
 from dlmjax import checks, choices
+from dlmjax.cluster.host import make_ready
 from dlmjax.data import Tokenizer
 from dlmjax.diffusion import Process
 from dlmjax.diffusion.process import bind_process, exclude, row_keys
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, names_arguments
 from dlmjax.evaluate import Evaluation, EvaluationSettings, PairEvaluation, TextSettings, evaluate, evaluate_pairs
 from dlmjax.evaluation.conditional import ConditionalScorer, Score
 from dlmjax.evaluation.continuations import encode_pairs, question_number, score_pairs
 from dlmjax.experiment import Experiment, kept, open_experiment
+from dlmjax.files import brief
 from dlmjax.module_file import ModuleFile
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.sampling import Canvas, Samples, SampleSettings, build_canvas, sampler_for, suppressed_ids
@@ -88,6 +90,7 @@ class Run:
 
     # --- text ---------------------------------------------------------------------------------------------------------------
 
+    @names_arguments()
     def sample(
         self, prompt: str = "", *, length: int | None = None, count: int = 1, seed: int = 0, progress: bool = False, **options: Any
     ) -> GeneratedTexts:
@@ -110,12 +113,14 @@ class Run:
         samples = sampler.sample(self.params, canvas, seed=seed, progress=progress)
         return GeneratedTexts(tuple(self.tokenizer.decode(tokens_L) for tokens_L in samples.tokens_BL), samples)
 
+    @names_arguments()
     def canvas(self, prompt: str = "", *, length: int | None = None, count: int = 1, **texts: Any) -> Canvas:
         """`count` equal rows to be filled; `texts`: `suffix`, `template`, `edit`, `start_t` of `sampling.build_canvas`."""
         if length is None and texts.get("template") is None and texts.get("edit") is None:
             length = self.experiment.config.data.length
         return build_canvas(self.tokenizer, length=length, batch=count, prompt=prompt, **texts)
 
+    @names_arguments()
     def sampler(self, *, stride: int | None = None, stop: bool = False, **settings: Any) -> Any:
         """The sampler that suits the process, for `sampling.record` and `replay`; one object for equal arguments.
 
@@ -130,6 +135,7 @@ class Run:
             self._compiled[key] = sampler_for(self.process, experiment.unpartitioned, how, stride=stride, window=window, eos_id=eos_id)
         return self._compiled[key]
 
+    @names_arguments()
     def sample_settings(self, **values: Any) -> SampleSettings:
         """The `SampleSettings` of these values, with the run's `suppressed_ids` beside those that are given.
 
@@ -141,6 +147,7 @@ class Run:
 
     # --- numbers ------------------------------------------------------------------------------------------------------------
 
+    @names_arguments(input="files")
     def evaluate(
         self,
         data: str | os.PathLike | Sequence[str] | None = None,
@@ -166,6 +173,8 @@ class Run:
         of_text = {field.name for field in dataclasses.fields(TextSettings)}
         if data is not None:
             path = isinstance(data, str | os.PathLike)
+            if isinstance(data, str) and "://" not in data and not os.path.isdir(choices.split_suffix(data)[0]):
+                raise InputError(f"data is {brief(data)!r}, which is not the folder of a corpus; to score a text, pass [text], a list")
             settings["data" if path else "texts"] = os.fspath(data) if path else tuple(data)
             if not path and not settings["texts"]:
                 raise InputError("evaluate requires at least one text, and the list has none")
@@ -177,6 +186,7 @@ class Run:
             return evaluate_pairs(self, text, noise)
         return evaluate(self, text, noise, against=against, documents=by_document, tables=tables)
 
+    @names_arguments()
     def score(self, prompt: str, answer: str | Sequence[str], *, seed: int = 0, draws: int = 128, overlap: int = 1) -> Score | list[Score]:
         """log p(answer | prompt) in nats with its standard error, as `dlmjax lm-eval` computes it: exact for causal processes, a lower
         bound for others.
@@ -201,6 +211,7 @@ class Run:
         scores = [found for found, _ in score_pairs(scorer, self.params, pairs, groups, overlap=overlap)]
         return scores[0] if isinstance(answer, str) else scores
 
+    @names_arguments()
     def logits(self, tokens: Any, t: Any = None, *, seed: int = 0) -> Float[np.ndarray, "*B L V"]:
         """log p(x_i | z) of each token, up to a constant of its position, float32 [B, L, V]; -1e30 or less at suppressed ids.
 
@@ -294,10 +305,16 @@ def _check_options(method: str, values: Mapping[str, Any], kinds: tuple[type, ..
             raise InputError(f"{method} has no option {name}{choices.nearest(name, [*fields, *others])}")
 
 
+@names_arguments()
 def open_run(
     workdir: str | os.PathLike, *, weights: str = "ema", step: int | None = None, trust_code: bool = False, module: ModuleFile | None = None
 ) -> Run:
     """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
+
+    Sets in this process, as `dlmjax sample` does, where nothing else has set it: jax's folder of compiled programs
+    (`jax_compilation_cache_dir`, to `compiled/` of the workdir, where the next session finds them), and on a machine without a TPU the
+    variables of the environment without which an installed libtpu warns that it finds none; without an accelerator, glibc keeps freed
+    memory.
 
     Args:
       weights: "ema" (the average; falls back to "raw" with a note when the run kept none) or "raw".
@@ -310,6 +327,7 @@ def open_run(
     if weights not in ("ema", "raw"):
         raise InputError(f'weights is {weights!r:.60}; give "ema", the average, or "raw", those of the last step')
     root = pathlib.Path(workdir)
+    make_ready(root)
     experiment = open_experiment(str(root), trust_code=trust_code, module=module)
     weights = kept(experiment, weights)
     name = {"ema": "ema", "raw": "params"}[weights]

@@ -2,6 +2,8 @@
 
 A run is a function of its config, its corpus and its seed: batches, times and masks depend on (seed, step, row) alone. So a run that
 was killed and started again writes the same losses as one that was not (bit for bit on the same mesh).
+
+`train` sets in its process what `open_run` sets (`cluster.host.make_ready`).
 """
 
 import contextlib
@@ -20,10 +22,9 @@ from dlmjax.cluster import host
 from dlmjax.cluster.agree import Agreement, refused_together
 from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.interrupt import Interrupt
-from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
-from dlmjax.errors import Diverged, InputError, NoSplit
+from dlmjax.errors import Diverged, InputError, NoSplit, names_arguments
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.noise import NoiseObserver, NoiseReport
 from dlmjax.evaluation.result import of_mixture
@@ -59,6 +60,7 @@ def quiet(done: int) -> None:
     """Ignores the number of updates done."""
 
 
+@names_arguments()
 def train(
     config, workdir: str, *, fork: str = "", init: str = "", fresh: bool = False, command: str = "the same command", on_step: OnStep = quiet
 ) -> dict:
@@ -76,7 +78,7 @@ def train(
     """
     # --- 1. Prepare: config, corpus, process, mesh ---------------------------------------------------------------------------
     began, workdir = time.perf_counter(), pathlib.Path(workdir)
-    keep_freed_memory()
+    host.make_ready(workdir)
     config_lib.check(config)
     module = module_file.read(config)
     corpora = open_corpora(config, "train")

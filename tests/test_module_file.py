@@ -103,7 +103,7 @@ def test_resumed_is_the_same_run(trained, small_corpus, tmp_path):
     file_2.parent.mkdir()
     file_2.write_text(SMALL + "\n# a comment\n", encoding="utf-8")
     changed = config_of(file_2, small_corpus, **{"train.steps": 3})
-    with pytest.raises(InputError, match=r"is not the code that .*run was trained with .*--fork"):
+    with pytest.raises(InputError, match=r"is not the code that .*run was trained with .* by fork"):
         train(changed, str(tmp_path / "run"))
     changed.train.steps = 4
     assert train(changed, str(tmp_path / "fork"), fork=str(tmp_path / "run"))["finished"]

@@ -2,18 +2,23 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import pathlib
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dlmjax
 from dlmjax import config as config_lib
 from dlmjax.cli.main import main
 from dlmjax.data import Corpus, load_tokenizer
 from dlmjax.diffusion.registry import PROCESSES
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, as_arguments
+from dlmjax.evaluate import TextSettings
 from dlmjax.experiment import OpenedRun, assemble, claim_workdir
 from dlmjax.models import from_nnx
 from dlmjax.run import Run, open_run
@@ -160,7 +165,25 @@ def test_answers_of_one_question_share_their_masks(run):
         (lambda run: run.evaluate([]), "requires at least one text"),
         (lambda run: run.evaluate(["\ud800"]), "surrogate"),
         (lambda run: run.evaluate(["a"], split="valid"), "texts conflict with data, split"),
-        (lambda run: run.evaluate("no such folder"), "no such folder"),
+        (lambda run: run.evaluate("A text (of one line)."), r"^data is 'A text .*', which is not the folder .*pass \[text\]"),
+        (lambda run: run.evaluate(pathlib.Path("no such folder")), "no such folder"),
+        (lambda run: run.evaluate(windows=0), "^windows is 0"),
+        (lambda run: run.evaluate(nodes=2**20, draws=2**20), "give fewer nodes or draws"),
+        (lambda run: run.evaluate(suite="wikitext"), "^suite requires files"),
+        (lambda run: run.evaluate(suite="wikitext", files=["x"]), "^suite 'wikitext' is neither"),
+        (lambda run: run.evaluate(remainder="tail"), "^remainder tail conflicts"),
+        (lambda run: run.evaluate(seed=-1), "^seed is -1"),
+        (lambda run: run.sample(start_t=0.5), "give edit TEXT"),
+        (lambda run: run.score("a", "b", seed=-1), "^seed is -1"),
+        (lambda run: run.logits([1, 2], 0.5, seed=-1), "^seed is -1"),
+        (lambda run: open_run("nowhere"), "give the workdir of `dlmjax train`"),
+        (lambda run: dlmjax.evaluate(run, TextSettings(windows=0)), "^windows is 0"),
+        (lambda run: dlmjax.prepare(["x"], "bytes", "out", workers=0), "^workers is 0"),
+        (lambda run: dlmjax.prepare(["x"], "bytes", "gs://a/b"), "^output gs://a/b: only engine beam"),
+        (lambda run: dlmjax.prepare(["x"], "bytes", "out", valid_fraction=2), r"^valid_fraction \(2"),
+        (lambda run: dlmjax.prepare(["x"], "bytes", "out", documents="word"), "^documents is 'word'"),
+        (lambda run: dlmjax.export(workdir="w", output="o", shard_size="x"), "^shard_size 'x'"),
+        (lambda run: dlmjax.load_config("masked:tiny", "train.steps"), "^train.steps has no value; write train.steps=VALUE"),
         (lambda run: run.evaluate(node=3), "evaluate has no option node; did you mean 'nodes'"),
         (lambda run: run.score("a", "\ud800"), "surrogate"),
         (lambda run: run.score("a", "b", draws=0), "draws"),
@@ -178,9 +201,63 @@ def test_answers_of_one_question_share_their_masks(run):
     ],
 )
 def test_bad_values_are_refused_in_one_line(run, call, message):
+    """It names the arguments of Python; the flags, of which there are none in Python, are for commands."""
     with pytest.raises(InputError, match=message) as refused:
         call(run)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and not re.search(r"(?<!\w)--\w", str(refused.value).partition("dlmjax ")[0])
+
+
+def test_every_function_of_the_interface_names_arguments():
+    faces = [
+        getattr(found := getattr(dlmjax, name), name, found)
+        for name in ("evaluate", "export", "load_config", "open_run", "prepare", "train")
+    ]
+    faces += [value for name, value in vars(Run).items() if inspect.isfunction(value) and not name.startswith("_")]
+    assert len(faces) > 12 and not [face.__name__ for face in faces if not hasattr(face, "names_arguments")]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("--text-field is empty", "text_field is empty"),
+        ("give --config.train.steps above 3, or --input FILE", "give train.steps above 3, or inputs FILE"),
+        (
+            "make one with: dlmjax prepare --input FILE (x); or give --output",
+            "make one with: dlmjax prepare --input FILE (x); or give output",
+        ),
+        ("/a--b/--c is not: 3 --- 4 (--debug shows more)", "/a--b/--c is not: 3 --- 4"),
+        ("--direct_running_mode=x belongs to Beam", "--direct_running_mode=x belongs to Beam"),
+    ],
+)
+def test_flags_in_a_message_become_arguments(message, shown):
+    assert as_arguments(message, {"input": "inputs"}) == shown
+
+
+def test_the_same_refusal_names_flags_to_a_command(capsys):
+    for _ in range(2):  # a command changes nothing for the calls after it
+        assert main(["export", "--workdir", "w", "--output", "o", "--shard-size", "x"]) == 2
+        assert "--shard-size 'x'" in capsys.readouterr().err
+        with pytest.raises(InputError, match="^shard_size 'x'"):
+            dlmjax.export(workdir="w", output="o", shard_size="x")
+
+
+def test_a_causal_network_that_reads_the_time_reads_one_time_everywhere():
+    """In training, scores, logits and samples: without noise there is no time, and a network would meet times it was not trained on."""
+    run, text = tiny("autoregressive"), "the cat"
+    experiment, ids_L = run.experiment, np.array([*run.tokenizer.encode(text), run.tokenizer.eos_id], np.int32)
+    data = {"tokens": ids_L[None], "segments": np.ones((1, LENGTH), np.int32), "row": np.zeros(1, np.int32)}
+    data |= {"positions": np.arange(LENGTH, dtype=np.int32)[None]}
+    data = jax.tree.map(jnp.asarray, data)
+    losses = [float(experiment.loss_fn(run.params, data, jax.random.key(seed))[0]) for seed in (0, 1)]
+    logits_LV = run.logits(ids_L)
+    nats = -log_softmax(logits_LV)[np.arange(LENGTH), ids_L].sum()
+    assert losses[0] == losses[1] == pytest.approx(nats, rel=1e-5)
+    result = run.evaluate([text]).result
+    assert (result.tokens, result.nats_per_token) == (LENGTH, pytest.approx(nats / LENGTH, rel=1e-5))
+    assert run.score("t", "he cat").log_likelihood == pytest.approx(log_softmax(logits_LV)[np.arange(1, 7), ids_L[1:7]].sum(), rel=1e-5)
+    np.testing.assert_array_equal(logits_LV, run.logits(ids_L, 0.7))
+    (greedy,) = run.sample(length=LENGTH, temperature=0.0).samples.tokens_BL
+    assert (run.logits(greedy).argmax(-1) == greedy).all()
 
 
 def test_gaussian_logits_read_text_with_noise_by_seed_or_vectors():

@@ -228,7 +228,7 @@ def test_what_a_run_cannot_start_from_is_refused(whole, tmp_path):
     """In one line, before anything is trained; and the workdir of a start that was refused takes the corrected command."""
     reference, file, _ = whole
     config = config_lib.load(str(file))
-    with pytest.raises(InputError, match=f"is at step {STEPS}, where this run would end; give --config.train.steps above {STEPS}"), said():
+    with pytest.raises(InputError, match=f"is at step {STEPS}, where this run would end; give train.steps above {STEPS}"), said():
         train(config, str(tmp_path / "run"), fork=str(reference))
     with pytest.raises(InputError, match="two places to start from"), said():
         train(config, str(tmp_path / "run"), fork=str(reference), init=str(reference))
@@ -296,16 +296,16 @@ def test_a_refused_fresh_start_leaves_the_run_where_it_was(whole, tmp_path):
     ],
 )
 def test_weights_that_would_compute_something_else_are_refused(whole, tmp_path, change, named):
-    """Naming the field and the flag that takes it back. How weights are trained is free: dropout."""
+    """Naming the field and the override that takes it back. How weights are trained is free: dropout."""
     reference, file, _ = whole
     leaf = change.partition("=")[0]
     config = config_lib.load(str(file), [change, "model.dropout=0.1", f"train.steps={STEPS + 2}"])
     for flag in ("fork", "init"):
-        with pytest.raises(InputError, match=rf"{named}.* there and .* here.*--config\.{leaf}=") as error, said():
+        with pytest.raises(InputError, match=rf"{named}.* there and .* here.*pass {leaf}=") as error, said():
             train(config, str(tmp_path / flag), **{flag: str(reference)})
-        flags = shlex.split(str(error.value).partition("pass ")[2].partition(", or leave")[0])
-        restored = config_lib.load(str(file), [change, *(text.removeprefix("--config.") for text in flags)])
-        assert restored.model == config_lib.load(str(file)).model and f"--{flag} {reference}" in str(error.value)
+        overrides = shlex.split(str(error.value).partition("pass ")[2].partition(", or leave")[0])
+        restored = config_lib.load(str(file), [change, *overrides])
+        assert restored.model == config_lib.load(str(file)).model and f"{flag} {reference}" in str(error.value)
 
 
 def test_a_run_goes_on_with_its_own_text_alone(whole, tmp_path, small_corpus):

@@ -65,10 +65,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
-    from dlmjax.cluster.host import keep_compiled
     from dlmjax.harness.adapter import DlmJax
 
-    keep_compiled(arguments.workdir)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
     options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "seed")
     adapter = DlmJax(

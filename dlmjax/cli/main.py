@@ -29,7 +29,7 @@ from dlmjax.cli import (
     train,
 )
 from dlmjax.cluster import chips, memory
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, flags_typed
 
 # Each provides HELP, add_flags(command) and run(arguments, overrides) -> exit code or None.
 COMMANDS = {
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0 done, 2 bad input, 1 a defect of ours, 141 done and nobody reads the output."""
-    with streams.lasting() as exit_code:
+    with flags_typed(), streams.lasting() as exit_code:
         try:
             return exit_code(_run(argv))
         except SystemExit as ended:  # --help and --version

@@ -26,10 +26,8 @@ def add_run(command: argparse.ArgumentParser) -> None:
 
 def open_arguments(arguments: argparse.Namespace) -> Run:
     """The run that the flags of `add_run` name. Raises InputError: no such run or checkpoint."""
-    from dlmjax.cluster.host import keep_compiled
     from dlmjax.run import open_run
 
-    keep_compiled(arguments.workdir)
     return open_run(arguments.workdir, weights=arguments.weights, step=arguments.step, trust_code=arguments.trust_code)
 
 

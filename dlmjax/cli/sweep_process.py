@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from dlmjax.cluster.memory import keep_freed_memory
-from dlmjax.errors import START_AGAIN, InputError
+from dlmjax.errors import START_AGAIN, InputError, flags_typed
 from dlmjax.files import write_atomically
 from dlmjax.flags import one_line, print_anything
 from dlmjax.sweep.execute import execute, share_compiled
@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         share_compiled(arguments.directory)
         options = {name: getattr(arguments, name) for name in ("diverged", "attempt", "started")}
-        record = execute(arguments.directory, arguments.id, **options)
+        with flags_typed():
+            record = execute(arguments.directory, arguments.id, **options)
         if record is not None:
             write_atomically(workdir_of(arguments.directory, arguments.id, arguments.diverged) / RESULT, record.to_json() + "\n")
     except InputError as error:

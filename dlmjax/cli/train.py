@@ -77,7 +77,6 @@ def _train_here(arguments, overrides, info, status):
         status.step = done
 
     with joined(info, lambda: status.step, **timeouts):
-        host.keep_compiled(arguments.workdir)
         result = train(config, arguments.workdir, **origin, command=command, on_step=on_step)
         if arguments.json:
             host.log(json.dumps(result))

@@ -13,6 +13,8 @@ from typing import TextIO
 
 import jax
 
+from dlmjax.cluster.chips import quiet_libtpu
+from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.errors import InputError
 from dlmjax.files import open_lock
 
@@ -46,6 +48,14 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+def make_ready(workdir: str | os.PathLike) -> None:
+    """What the commands of a workdir, and the same calls in Python, set in this process: `keep_compiled`, and `keep_freed_memory` and
+    `quiet_libtpu`, which act where jax has not started yet."""
+    keep_freed_memory()
+    quiet_libtpu()
+    keep_compiled(workdir)
 
 
 def keep_compiled(workdir: str | os.PathLike) -> None:

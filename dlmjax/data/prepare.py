@@ -33,7 +33,7 @@ from dlmjax.data.paths import CorpusStore, is_url
 from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, writing
 from dlmjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from dlmjax.data.training_text import train_tokenizer
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, names_arguments
 from dlmjax.files import open_lock, parse_json, sealed, unsealed
 from dlmjax.progress import Progress
 
@@ -45,6 +45,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@names_arguments(input="inputs")
 def prepare(
     inputs: Sequence[str | os.PathLike],
     tokenizer: str | Tokenizer,

@@ -120,13 +120,14 @@ class LikelihoodResult:
         if self.rule != "gauss" or (levels is None and self.nodes > 2):
             return ""
         if levels is None:
-            return f"{self.nodes} node{'s' * (self.nodes > 1)} cannot estimate the error of the bound; give --nodes {NODES} or more"
+            more = f"give --nodes {NODES} (nodes={NODES} in Python) or more"
+            return f"{self.nodes} node{'s' * (self.nodes > 1)} cannot estimate the error of the bound; {more}"
         if not levels - 4 * stderr > MOST_BIAS * abs(self.nats_per_token):
             return ""
         share = levels / abs(self.nats_per_token) if self.nats_per_token else math.inf
         return (
             f"{self.nodes} nodes are too few for this text: their error may be {share:.1%} of the bound; "
-            f"give --nodes {max(2 * self.nodes, NODES)}, or --rule stratified, which has no bias"
+            f"give --nodes {max(2 * self.nodes, NODES)}, or --rule stratified, which has no bias (nodes=, rule= in Python)"
         )
 
     def summary(self) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 
 from dlmjax import experiment as experiment_lib
 from dlmjax.data.tokenizers import save_tokenizer
-from dlmjax.errors import InputError
+from dlmjax.errors import InputError, names_arguments
 from dlmjax.files import write_atomically
 from dlmjax.interop import card
 from dlmjax.interop.layouts import LAYOUTS, Entry, Layout, Path
@@ -46,6 +46,7 @@ EMBEDDING: Path = ("embedding", "table")
 HEAD: Path = ("head", "kernel")
 
 
+@names_arguments()
 def export(
     *,
     workdir: str,

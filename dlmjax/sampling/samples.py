@@ -72,7 +72,7 @@ class Samples:
             return ""
         return (
             f"{self.collapsed} of {len(self.tokens_BL)} samples repeat one token: order {self.settings.order} takes the most likely "
-            "tokens first, which a small or young model repeats; --order ancestral samples the model's distribution"
+            'tokens first, which a small or young model repeats; order "ancestral" samples the model\'s distribution'
         )
 
     def to_json(self, tokenizer=None) -> dict[str, Any]:

@@ -61,10 +61,10 @@ def test_memory_is_kept_where_jax_computes_on_the_cpu(monkeypatch, platforms, fi
 COMPILES = """
 import sys, jax
 from jax import monitoring
-from dlmjax.cluster.host import keep_compiled
+from dlmjax.cluster.host import make_ready
 events = []
 monitoring.register_event_listener(lambda event, **_: events.append(event.rsplit("/", 1)[-1]))
-keep_compiled(sys.argv[1])
+make_ready(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # this program is small
 jax.jit(lambda x: jax.numpy.sin(x) @ x)(jax.numpy.ones((4, 4))).block_until_ready()
 print(events.count("cache_hits"), events.count("cache_misses"))

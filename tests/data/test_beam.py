@@ -249,9 +249,9 @@ def test_the_first_mistake_in_input_order_is_one_line(tmp_path):
 def test_what_cannot_be_meant(inputs, local, tmp_path):
     with pytest.raises(InputError, match="a different corpus \\(test_fraction\\)"):
         prepare(inputs, "bytes", local, execute=at_once, **(OPTIONS | {"test_fraction": 0.1}))
-    with pytest.raises(InputError, match="only --engine beam writes to a URL"):
+    with pytest.raises(InputError, match="only engine beam writes to a URL"):
         prepare(inputs, "bytes", "memory://nowhere", **OPTIONS)
-    with pytest.raises(InputError, match="--workers conflicts with --engine beam"):
+    with pytest.raises(InputError, match="^workers conflicts with engine beam"):
         prepare(inputs, "bytes", tmp_path, execute=at_once, workers=2, **OPTIONS)
     with pytest.raises(InputError, match="no document fell into the split 'valid'"):
         prepare(inputs[1:2], "bytes", tmp_path / "v", execute=at_once, valid_fraction=1e-9, progress=False)

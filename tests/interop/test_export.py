@@ -324,7 +324,7 @@ def test_an_output_that_stands_is_not_harmed(hf, tmp_path):
     with pytest.raises(InputError, match="is not an earlier export"):
         export(workdir=workdir, output=str(tmp_path / "mine"), overwrite=True)
     shutil.copytree(directory, tmp_path / "old")
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="give overwrite to replace it, or another output"):
         export(workdir=workdir, output=str(tmp_path / "old"))
     assert (tmp_path / "old" / INDEX).exists()
     (tmp_path / ".old.partial").mkdir()  # what a killed export left
@@ -339,7 +339,7 @@ def test_bad_requests_end_in_one_line(hf, tmp_path):
     for values, says in (
         ({"dtype": "int8"}, "int8"),
         ({"shard_size": "lots"}, "2GB"),
-        ({"view": "sdar"}, "--view hf can hold it"),
+        ({"view": "sdar"}, "view hf can hold it"),
         ({"step": 7}, "no whole checkpoint of step 7"),
         ({"workdir": str(tmp_path)}, "config.json"),
         ({"evaluation": str(tmp_path / "none.json")}, "dlmjax evaluate"),

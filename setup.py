@@ -1,9 +1,14 @@
-"""Packaging of dlmjax. Ranges live here; the versions that the tests pin live in requirements.lock."""
+"""Packaging of dlmjax. Ranges live here; the versions that the tests pin live in requirements.lock.
+
+A wheel holds a copy of configs/ as dlmjax/configs/: its user has no checkout, and the commands of the documents name these files.
+"""
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "dlmjax" / "__init__.py").read_text(encoding="utf-8")).group(1)
@@ -28,6 +33,17 @@ TEST = [
     "kubeflow-trainer-api>=2.3",
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the package that is built; an editable installation reads the checkout's."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib) / "dlmjax" / "configs"
+            shutil.copytree(HERE / "configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 setup(
     name="dlmjax",
     version=VERSION,
@@ -37,6 +53,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["dlmjax", "dlmjax.*"]),
     install_requires=[
         "jax>=0.10.2",

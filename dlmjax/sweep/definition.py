@@ -27,7 +27,7 @@ from typing import Any
 
 from dlmjax import checks
 from dlmjax.choices import nearest
-from dlmjax.config import errors_as_lines, function_of, literal, split_size
+from dlmjax.config import errors_as_lines, function_of, literal, shipped, split_size
 from dlmjax.errors import InputError
 from dlmjax.seeds import SEEDS
 from dlmjax.sweep import ladder
@@ -283,6 +283,7 @@ def load(path: str, values: Sequence[str] = ()) -> Sweep:
         contradicts itself.
     """
     path, sizes = split_size(path)
+    path = shipped(path)
     get_sweep = function_of(path, "sweep", "configs/sweeps/micro.py")
     with errors_as_lines(path):
         parameters = inspect.signature(get_sweep).parameters

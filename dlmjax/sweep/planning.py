@@ -90,10 +90,10 @@ def plan_sweep(sweep: Sweep, source: str, device: Device | None = None) -> tuple
     Raises:
       InputError: a config or corpus that is not right, a budget that no size meets, an objective with no run.
     """
-    device = device or Device()
+    device, folder = device or Device(), pathlib.Path(config_lib.shipped(config_lib.split_size(source)[0])).parent
     runs, refused = [], []
     for name in sweep.objectives:
-        planner, first = _Planner(sweep, name, pathlib.Path(source).parent, device), len(runs)
+        planner, first = _Planner(sweep, name, folder, device), len(runs)
         for point in sweep.grid.points():
             found = planner.plan(point)
             (runs if isinstance(found, PlannedRun) else refused).append(found)

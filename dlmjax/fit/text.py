@@ -15,17 +15,35 @@ from dlmjax.fit.special import Special, Tuning, best_epochs
 
 FAR = 1000.0  # times the largest run's FLOPs; further, a line warns of the distance
 MARK = "!"  # beside what is not to be trusted
+DETAILS = (
+    "details: the laws behind these sentences, for each objective and each way to count parameters (docs/scaling_fit.md)",
+    "  C, N, D            FLOPs, parameters and training tokens of a run; N*, D*: those of the best run that C FLOPs pay for",
+    "  N* ~ C^            exponent of the growth of N* with C; the last three columns are the best run at ten times the largest C here",
+    "  envelope           power laws through the best run of each budget",
+    "  isoflop            power laws through the minimum, over the sizes of each budget, of a parabola in log N",
+    "  parametric         loss = E + A/N^a + B/D^b, fitted to all runs at once",
+    f"  [low, high], {MARK}     95 % interval, from runs drawn again; a number that is not to be trusted, with the reason below its table",
+)
+COUNTED = {
+    "total": "all parameters",
+    "non_embedding": "parameters without embeddings",
+    "active": "parameters that a token uses",
+    "flops_per_token": "FLOPs of a token as N",
+}
 
 
 def summary(result: Result) -> str:
-    """All objectives, how they compare, the best runs, the conclusion. Intervals are 95 %, of the block bootstrap over runs."""
-    lines = [line for found in result.objectives for line in [*_objective(found), ""]]
-    lines += _ratios(result)
-    lines += [line for found in result.crossings for line in crossed(found)]
+    """The conclusion, the best runs, and the details behind them: all objectives, and how they compare. Intervals are 95 %, of the block
+    bootstrap over runs."""
+    lines = ["conclusion", *(f"  {line}" for line in conclusion.conclusion(result)), ""]
     best = conclusion.table(result)
     if best[1:]:
-        lines += ["", f"best validation loss, nats/token ± standard error ({conclusion.BEST} lowest)", *table(best, "  ")]
-    return "\n".join([*lines, "", "conclusion", *(f"  {line}" for line in conclusion.conclusion(result))]).strip("\n")
+        lines += [f"best validation loss, nats/token ± standard error ({conclusion.BEST} lowest)", *table(best, "  "), ""]
+    lines += [*DETAILS, ""]
+    lines += [line for found in result.objectives for line in [*_objective(found), ""]]
+    lines += _ratios(result)
+    lines += [line for found in result.crossings for line in crossed(found)]
+    return "\n".join(lines).strip("\n")
 
 
 def crossed(found: Crossings) -> Iterator[str]:
@@ -110,7 +128,7 @@ def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
     flops = 10 * float(analysis.points.flops_R.max())
     compute = analysis.compute
     model = f"C = {compute.k:.4g} N^{compute.rho:.4g} D" + (f" (within {compute.worst:.1%})" if compute.worst else "")
-    yield f"  N = {definition}, {model}, {len(analysis.points)} runs"
+    yield f"  N = {definition} ({COUNTED[definition]}), {model}, {len(analysis.points)} runs"
     rows = [("approach", "N* ~ C^", "D* ~ C^", f"N* at {flops:.2g}", "D*", "loss")]
     for method, law in analysis.laws.items():
         drawn = analysis.resampled.get("runs", {}).get(method)
@@ -133,7 +151,7 @@ def _analysis(definition: str, analysis: Analysis) -> Iterator[str]:
         parts += [f"best loss {row['loss_error']:+.2%}"] if "loss_error" in row else []
         parts += [f"loss of its runs off by {row['mean_abs_error']:.2%}"] if "mean_abs_error" in row else []
         if parts:
-            yield f"    largest budget from the others, {method}: {'; '.join(parts)}"
+            yield f"    the largest budget as predicted from the others, {method}: {'; '.join(parts)}"
 
 
 def doubted(doubts: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -185,7 +203,7 @@ def _tuning(tuning: Tuning) -> Iterator[str]:
 def _ratios(result: Result) -> Iterator[str]:
     pairs = dict.fromkeys((ratio.base, ratio.other) for ratio in result.ratios)
     for base, other in pairs:
-        yield f"compute at equal loss, {other} : {base}"
+        yield f"compute at equal loss, {other} : {base} (FLOPs of {other}, over those of {base}, for the same loss)"
         rows = [(f"{base} FLOPs", "loss", *RATIOS, f"best runs, {base}", other, "")]
         found: dict[float, dict[str, Ratio]] = {}
         for ratio in result.ratios:

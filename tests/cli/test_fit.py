@@ -19,6 +19,7 @@ from dlmjax.fit import conclusion, forms, plots
 from dlmjax.fit.pipeline import analyse_files
 from dlmjax.fit.points import from_records
 from dlmjax.fit.results import ObjectiveFit, Result, file_names
+from dlmjax.fit.text import COUNTED, DETAILS
 from dlmjax.plan.hardware import Vocabulary, alone
 from dlmjax.sweep import counts
 from dlmjax.sweep.records import append_record
@@ -428,7 +429,7 @@ def test_a_wrong_choice_names_the_right_ones(fitted, capsys):
 
 def test_no_resamples_no_intervals(fitted, tmp_path, capsys):
     assert main(["fit", str(fitted / "records.jsonl"), "--output", str(tmp_path), "--resamples", "0", "--no-plots"]) == 0
-    assert "[" not in capsys.readouterr().out.split("compute at equal loss")[0]
+    assert "[" not in capsys.readouterr().out.partition(DETAILS[-1])[2].split("compute at equal loss")[0]
     assert main(["fit", "predict", "--flops", "1e14", "--fit", str(tmp_path)]) == 0
     assert np.isfinite(json.loads((tmp_path / "fit.json").read_text())["compute_ratios"][0]["ratio"])
 
@@ -446,7 +447,10 @@ def test_a_fit_ends_with_its_conclusion_and_the_report_begins_with_it(tmp_path, 
         f"At 3e+13 FLOPs, the largest budget with runs of 2 objectives, ar has the lowest loss: {best['ar'].loss:.4f} ± 0.0040 nats/token; "
     )
     line += f"masked {best['masked'].loss:.4f} ± 0.0040 ({lead})."
-    assert f"conclusion\n  {line}\n" in said
+    assert said.startswith(f"conclusion\n  {line}\n") and said.index(line) < said.index("best validation loss") < said.index("details: ")
+    explained = said.partition("details: ")[2].partition("\n\n")[0]
+    analysis = analyse_files([path], resamples=0).objectives[0].analyses["total"]
+    assert all(f"\n  {method} " in explained for method in analysis.laws) and analysis.points.sizes.keys() <= COUNTED.keys()
     row = f"3e+13 {best['ar'].loss:.4f} ± 0.0040 * (N {best['ar'].parameters:.3g}) {best['masked'].loss:.4f} ± 0.0040"
     assert row in " ".join(said.split())
     page = (tmp_path / "out" / "report.html").read_text()

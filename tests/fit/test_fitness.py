@@ -12,7 +12,7 @@ from dlmjax.cli.main import main
 from dlmjax.fit import conclusion, fitness, plots, report
 from dlmjax.fit.analysis import METHODS
 from dlmjax.fit.pipeline import analyse_files
-from dlmjax.fit.text import MARK, summary
+from dlmjax.fit.text import DETAILS, MARK, summary
 from tests.cli.test_fit import write
 from tests.fit.synthetic import additive_loss, forms, record, sweep
 
@@ -99,7 +99,7 @@ def test_the_table_and_the_report_mark_them_and_say_why(fitted):
             assert (f"\n    {method} {MARK}" in part) is (method in analysis.doubts)
         for method, reasons in analysis.doubts.items():
             assert all(f"{method}, {reason}; the law is not trusted" in text for text in (part, page) for reason in reasons)
-    rows = said.split("\n\nbest validation loss")[0].split("compute at equal loss")[1:]
+    rows = said.split("compute at equal loss")[1:]
     for (base, other), part in zip(dict.fromkeys((r.base, r.other) for r in result.ratios), rows, strict=True):
         for flops in {ratio.flops for ratio in result.ratios}:
             (row,) = [line for line in part.splitlines() if line.strip().startswith(f"{flops:.3g} ")]
@@ -155,7 +155,8 @@ def test_json_and_predictions_agree(fitted, tmp_path, capsys):
 def test_laws_of_a_sweep_that_is_large_enough_are_trusted(tmp_path):
     result = analyse_files([write(tmp_path / "records.jsonl", sweep())], resamples=0)
     assert not any(analysis.doubts for found in result.objectives for analysis in found.analyses.values())
-    assert MARK not in summary(result).split("compute at equal loss")[0]
+    said = summary(result)
+    assert MARK not in said.partition(DETAILS[-1])[2].split("compute at equal loss")[0]
     assert not any(ratio.doubts for ratio in result.ratios)
 
 

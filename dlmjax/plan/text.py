@@ -33,7 +33,7 @@ def page(plan: Any, title: str) -> str:
         *_times(plan),
         "",
         "options",
-        *(f"  {line}" for line in options(plan)),
+        f"  {options(plan)}",
         "assumptions",
         *(f"  {line}" for line in roofline.ASSUMPTIONS),
     ]
@@ -126,24 +126,13 @@ def _times(plan: Any) -> list[str]:
     ]
 
 
-def options(plan: Any) -> list[str]:
-    """Costs and savings of other choices, from the counts; none of them is compiled here."""
-    load, memory = plan.load, plan.memory
+def options(plan: Any) -> str:
+    """Cost and savings of each `execution.remat`, from the counts; none of them is compiled here."""
+    load = plan.load
     saved = {remat: roofline.activation_bytes(_remat(load, remat), plan.mesh) for remat in ("none", "dots", "full")}
     flops = {remat: roofline.executed_flops(_remat(load, remat)) for remat in saved}
-    lines = [
-        "remat "
-        + "; ".join(
-            f"{remat}: {saved[remat] / GIB:.3f} GiB kept, {flops[remat] / plan.work.model_flops:.2f}x model FLOPs" for remat in saved
-        )
-    ]
-    if memory.optimizer:
-        lines.append(f"moments in bfloat16 would save {memory.optimizer / 2 / GIB:.3f} GiB a chip (not offered by the trainer)")
-        lines.append(
-            f"optimizer state on the host would save {memory.optimizer / GIB:.3f} GiB a chip and move {2 * memory.optimizer / GIB:.3f} GiB "
-            "a step over PCIe (not offered by the trainer)"
-        )
-    return lines
+    each = (f"{remat}: {saved[remat] / GIB:.3f} GiB kept, {flops[remat] / plan.work.model_flops:.2f}x model FLOPs" for remat in saved)
+    return f"remat {'; '.join(each)} (--config.execution.remat)"
 
 
 def advice(plan: Any) -> list[str]:
@@ -199,7 +188,7 @@ def as_json(plan: Any) -> dict:
         "fits": plan.fits,
         "problem": plan.problem,
         "advice": [] if plan.fits else advice(plan),
-        "options": options(plan),
+        "options": [options(plan)],
         "memory_bytes": {**{field.name: getattr(memory, field.name) for field in dataclasses.fields(memory)}, "peak": memory.peak},
         "flops_per_step": {"model": plan.work.model_flops, "executed": plan.work.executed_flops},
         "flops_per_token": {"model": plan.work.model_flops / plan.work.tokens, "executed": plan.work.executed_flops / plan.work.tokens},

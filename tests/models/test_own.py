@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+import sys
 import types
 
 import jax
@@ -20,6 +21,7 @@ from tests.models import tiny
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "models.md"
 UNET = next(code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL) if "class UNet" in code)
+PROGRAM = next(code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL) if "from_nnx(" in code)
 VOCAB, LENGTH, KEY = tiny.VOCAB, tiny.LENGTH, jax.random.key(7)
 SIZES = types.SimpleNamespace(width=16, heads=2, dropout=0.0)
 
@@ -277,3 +279,12 @@ def test_axes_that_do_not_fit(axes, said):
         return network.require_mesh(partition)
     with pytest.raises(InputError, match=f"parameter w: .*{said}"):
         network.require_mesh(partition)
+
+
+def test_the_program_of_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    (tmp_path / "unet.py").write_text(UNET)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "unet", raising=False)
+    exec(compile(PROGRAM, str(PAGE), "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out == "(2, 16, 264) float32\n"
+    sys.modules.pop("unet")

@@ -84,7 +84,7 @@ def drawn_records(folder: pathlib.Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_every_command_as_it_stands(root):
-    """Every block, in a shell, with a `dlmjax` and a `python` of this checkout; about 20 minutes on two cores."""
+    """Every block, in a shell, with a `dlmjax` and a `python` of this checkout; about 14 minutes on two cores shared with other work."""
     (root / "bin").mkdir()
     for name, words in {"dlmjax": f"{sys.executable} -m dlmjax", "python": sys.executable}.items():
         (root / "bin" / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')

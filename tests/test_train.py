@@ -360,7 +360,7 @@ def test_a_step_is_compiled_once(whole, tmp_path, monkeypatch):
     """And traced once, though it is traced before the workdir is touched."""
     _, file, _ = whole
     compiled, traced, loss_fn = [], [], Experiment.loss_fn
-    monkeypatch.setattr(Experiment, "loss_fn", lambda self, *args: traced.append(0) or loss_fn(self, *args))
+    monkeypatch.setattr(Experiment, "loss_fn", lambda self, *args, **named: traced.append(0) or loss_fn(self, *args, **named))
     with jax.log_compiles(), said():
         handler = logging.Handler()
         handler.emit = lambda record: compiled.append(record.getMessage())

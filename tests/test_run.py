@@ -260,6 +260,19 @@ def test_a_causal_network_that_reads_the_time_reads_one_time_everywhere():
     assert (run.logits(greedy).argmax(-1) == greedy).all()
 
 
+def test_an_opened_run_keeps_its_programs_where_nothing_else_is_set(workdir, tmp_path):
+    before, folder = jax.config.jax_compilation_cache_dir, "jax_compilation_cache_dir"
+    try:
+        jax.config.update(folder, None)
+        open_run(workdir)
+        assert pathlib.Path(jax.config.jax_compilation_cache_dir).is_relative_to(workdir / "compiled")
+        jax.config.update(folder, str(tmp_path))
+        open_run(workdir)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update(folder, before)
+
+
 def test_gaussian_logits_read_text_with_noise_by_seed_or_vectors():
     run = tiny("plaid")
     ids_L = run.tokenizer.encode("the cat ")

@@ -55,18 +55,27 @@ def default() -> ConfigDict:
 # Times of the tiny configs: bell-shaped (2605.13026), most rows between 0.2 and 0.6 of noise, a tenth of them at all times. What is trained
 # without the weight 1/density is not a bound; the bound is logged beside it (docs/efficiency.md).
 TINY_TIMES = "beta(a=3.0,b=5.0,flat=0.1,corrected=False)"
-SIZES = ("gpt2_small", "tiny")
+SIZES = ("1b", "gpt2_small", "tiny")
 
 
 def sized(size: str) -> ConfigDict:
     """The defaults at one of the sizes at which every noise process is configured, so that the configs differ in their noise alone.
 
-    "gpt2_small": 12 layers of 768, 1024 tokens, 512 windows a step, for accelerators; "tiny": 4 layers of 128, 128 tokens, 32 windows,
-    about two steps a second on two CPU cores.
+    "1b": 16 layers of 2048 (as Llama 3.2 1B has), 16 heads of 128, 2048 tokens, 256 windows a step, 50,304 classes (the 50,259 ids of
+    gpt2:DIR, rounded up to a multiple of a TPU's 128 lanes): 1.03 billion parameters. "gpt2_small": 12 layers of 768, 1024 tokens, 512
+    windows a step, for accelerators. "tiny": 4 layers of 128, 128 tokens, 32 windows, about two steps a second on two CPU cores.
     Raises InputError for another size.
     """
     config = default()
-    if size == "gpt2_small":
+    if size == "1b":
+        config.data.update(length=2048, batch=256)
+        config.model.update(vocab=50_304, depth=16, width=2048, heads=16, kv_heads=16, head_dim=128, ffn=5632)
+        config.execution.update(dtype="bfloat16", scan=True, remat="dots", attention="cudnn")
+        config.optimizer.update(lr=3e-4, beta2=0.95, weight_decay=0.1, warmup=2000, schedule="wsd")
+        config.train.update(steps=100_000, ema=0.9999)
+        config.checkpoint.every = 1000
+        config.log.update(every=50, evaluate=1000, sample=5000)
+    elif size == "gpt2_small":
         config.data.update(length=1024, batch=512)
         config.model.update(depth=12, width=768, heads=12, kv_heads=12, head_dim=64, ffn=2048)
         config.execution.update(dtype="bfloat16", scan=True, remat="none", attention="cudnn")

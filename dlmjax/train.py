@@ -377,8 +377,13 @@ def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str
             state, meta = other.restore(abstract)
         host.log(f"forking {fork} at step {meta['step']}")
         return clear_stop(state), {**meta, "metrics": None}, "fork"  # this workdir does not hold the other run's lines
-    key = jax.random.fold_in(jax.random.key(experiment.config.seed), 0x1717)
-    state = init_state(experiment.init, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
+    key = jax.random.key(experiment.config.seed)
+
+    def start(key: jax.Array) -> dict:
+        """Initial weights. The fold is part of the one program: alone, it would be compiled at every start."""
+        return experiment.init(jax.random.fold_in(key, 0x1717))
+
+    state = init_state(start, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
     if init:
         with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
             name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]

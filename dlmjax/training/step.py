@@ -49,7 +49,10 @@ def init_state(
     (`jax.jit(tx.init)(params)` on its own would replicate the optimizer's moments on every device.)
     """
     out = None if shardings is None else jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init_params, tx, shardings, ema=ema))
-    return jax.jit(lambda key: _fresh(init_params(key), tx, ema), out_shardings=out)(key)
+    on_cpu = (jax.default_backend() if shardings is None else jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform) == "cpu"
+    # A program that runs once: LLVM's least optimisation halves its compilation. (Without any, the last bits of the values differ.)
+    options = {"xla_backend_optimization_level": 1} if on_cpu else None
+    return jax.jit(lambda key: _fresh(init_params(key), tx, ema), out_shardings=out, compiler_options=options)(key)
 
 
 def _fresh(params: dict, tx: optax.GradientTransformation, ema: bool) -> dict:

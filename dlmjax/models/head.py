@@ -7,7 +7,10 @@ of the gradients on the spot (the weight of a row's loss is known, so nothing ha
 scalar cotangent. Temporary memory is [chunk, V] for logits plus the gradient of the head itself, independent of B and L.
 
 Under a mesh every device does this for its own rows: the batch is split as everywhere, the length over all remaining mesh axes
-("head_length"), the head weight is gathered once and its gradient summed once.
+("head_length"), the head weight is gathered once and its gradient summed once. Where "class" splits the vocabulary, a device keeps its
+classes instead: the head's weight and gradient take 1/T of the memory and of the traffic on T devices, which walk the same rows together
+and exchange, for each row, what the loss reads of other devices' logits (its largest, the sum of exponentials, single logits) and the
+gradient of its hidden state.
 
 Shapes: B batch, L length, D width, V vocab, N = B * L positions, C positions of a chunk.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +55,18 @@ class HeadPlan:
         dims = (((hidden.ndim - 1,), (self.width_axis,)), ((), ()))
         out = jax.lax.dot_general(hidden, weight.astype(hidden.dtype), dims, preferred_element_type=jnp.float32)
         return out if self.multiplier == 1.0 else out * self.multiplier
+
+    def class_axes(self, vocab: int) -> tuple[str, ...]:
+        """The mesh axes that split the classes of the logits; none where they do not divide the vocabulary."""
+        layout = self.layout
+        axes = layout.mesh_axes("class") if layout.mesh is not None else ()
+        return axes if axes and vocab % math.prod(layout.mesh.shape[axis] for axis in axes) == 0 else ()
+
+    @property
+    def class_layouts(self) -> tuple[jax.P, jax.P]:
+        """Specs of the head's weight: as it is stored, and with the classes split and the width whole."""
+        own = tuple("class" if axis == "vocab" else None for axis in self.axes)
+        return self.layout.spec(self.axes), self.layout.spec(own)
 
     def chunk_sizes(self, rows: int, vocab: int) -> tuple[int, ...]:
         """`chunk` (by the size of the vocabulary when 0), then an eighth of it for the remainder, so that little work is padding."""
@@ -145,47 +161,103 @@ _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward, symbolic_zer
 def _sharded(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL):
     """Runs `_local` on every device's own rows and adds up; without a mesh there is one device."""
     layout = plan.layout
-    local = functools.partial(_local, plan, moving)
     if layout.mesh is None:
-        return local(weight.astype(hidden_BLD.dtype), hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
-    everywhere = tuple(layout.mesh.axis_names)
+        return _local(plan, moving, weight.astype(hidden_BLD.dtype), hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
+    split = plan.class_axes(weight.shape[1 - plan.width_axis])
+    # Beside axes that the compiler divides, it takes no sum over an axis of one device.
+    manual = tuple(axis for axis, size in layout.mesh.shape.items() if not split or (axis not in split and size > 1))
+    length = "length" if split else "head_length"
 
-    def on_device(shard, hidden_BLD, *others):
-        whole = whole_on_device(shard.astype(hidden_BLD.dtype), plan.axes, layout)
-        total, nats_BL, *gradients = local(whole, hidden_BLD, *others)
+    def on_device(stored, hidden_BLD, *others):
+        whole = stored if split else whole_on_device(stored.astype(hidden_BLD.dtype), plan.axes, layout)
+        total, nats_BL, *gradients = _local(plan, moving, whole, hidden_BLD, *others, split=split)
         if gradients:
             dweight, dhidden_BLD, dloss_fn, dargs = gradients
-            gradients = sum_to_shard(dweight, plan.axes, layout), dhidden_BLD, jax.lax.psum(dloss_fn, everywhere), dargs
-        return jax.lax.psum(total, everywhere), nats_BL, *gradients
+            dweight = dweight[None] if split else sum_to_shard(dweight, plan.axes, layout)
+            gradients = dweight, dhidden_BLD, _sum(dloss_fn, manual), dargs
+        return _sum(total, manual), nats_BL, *gradients
 
-    hidden_BLD = layout.constrain(hidden_BLD, ("batch", "head_length", None))  # says which size does not divide, before shard_map does
-    rows = layout.spec(("batch", "head_length"))
-    hidden = layout.spec(("batch", "head_length", None))
-    by_row = tuple(layout.spec(("batch", "head_length") + (None,) * (a.ndim - 2)) for a in args)
-    stored, whole = layout.spec(plan.axes), layout.spec(())
+    hidden_BLD = layout.constrain(hidden_BLD, ("batch", length, None))  # says which size does not divide, before shard_map does
+    rows = layout.spec(("batch", length))
+    hidden = layout.spec(("batch", length, None))
+    by_row = tuple(layout.spec(("batch", length) + (None,) * (a.ndim - 2)) for a in args)
+    whole = layout.spec(())
+    stored, summed = (whole, jax.P(manual or None)) if split else (layout.spec(plan.axes),) * 2
     gradients = ()
     if moving is not None:
-        gradients = stored, hidden, whole, tuple(spec if moves else None for spec, moves in zip(by_row, moving, strict=True))
+        gradients = summed, hidden, whole, tuple(spec if moves else None for spec, moves in zip(by_row, moving, strict=True))
     run = jax.shard_map(
         on_device,
         mesh=layout.mesh,
         in_specs=(stored, hidden, whole, by_row, rows, rows),
         out_specs=(whole, rows, *gradients),
+        axis_names=set(manual),
         check_vma=False,
     )
-    return run(weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
+    if split:
+        weight = _own_classes(plan, split, weight.astype(hidden_BLD.dtype))
+    found = (run if manual else on_device)(weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
+    if split and gradients:
+        found = *found[:2], _summed_classes(plan, split, manual, found[2]), *found[3:]
+    return found
 
 
-def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL):
+def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+# With classes split, the head's weight and gradient move between devices outside the walk over rows: there the mesh axes of "class" belong
+# to the compiler, which would bring the whole matrix together for a collective over the others.
+
+
+def _own_classes(plan: HeadPlan, split: tuple[str, ...], weight: Array) -> Array:
+    """The stored head with the whole width of a device's own classes: shards are exchanged within a group, then gathered over the rest."""
+    stored, own = plan.class_layouts
+
+    def move(shard: Array) -> Array:
+        shard = jax.lax.all_to_all(shard, split, 1 - plan.width_axis, plan.width_axis, tiled=True)
+        return whole_on_device(shard, tuple("class_table" if axis == "table" else None for axis in plan.axes), plan.layout)
+
+    return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=stored, out_specs=own, check_vma=False)(weight)
+
+
+def _summed_classes(plan: HeadPlan, split: tuple[str, ...], others: tuple[str, ...], partial: Array) -> Array:
+    """The stored shards of the sum of gradients [devices of `others`, ...], each of a device's own classes: the way back."""
+    stored, own = plan.class_layouts
+
+    def move(shard: Array) -> Array:
+        axes = tuple("class_table" if axis == "table" else None for axis in plan.axes)
+        shard = sum_to_shard(shard[0], axes, plan.layout, others)
+        return jax.lax.all_to_all(shard, split, plan.width_axis, 1 - plan.width_axis, tiled=True)
+
+    spec = jax.P(others or None, *own)
+    return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=spec, out_specs=stored, check_vma=False)(partial)
+
+
+def _by_class(array: Array, split: tuple[str, ...], axis: int, layout: Layout) -> Array:
+    """The matrix, divided along its axis of classes among the devices that split them; `split` empty: on one device."""
+    if not split:
+        return array
+    around = jax.sharding.get_abstract_mesh()  # inside `shard_map` only some of the axes can be named
+    spec = jax.P(split, None) if axis == 0 else jax.P(None, split)
+    return jax.lax.with_sharding_constraint(array, jax.NamedSharding(layout.mesh if around.empty else around, spec))
+
+
+def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL, split=()):
     """The walk over chunks on one device -> (sum, nats_BL, dweight, dhidden_BLD, dloss_fn, dargs).
 
     moving: which of `args` have a gradient, the others' being None; None = no gradients at all, the result ends with nats_BL.
+    split: mesh axes that split the classes; the compiler then divides what is written here over whole logits.
     """
     B, L, D = hidden_BLD.shape
     N = B * L
     loss_mask_N = loss_mask_BL.reshape(N)
     count = jnp.sum(loss_mask_N, dtype=jnp.int32)
-    sizes = plan.chunk_sizes(N, weight.shape[1 - plan.width_axis])
+    vocab_axis = 1 - plan.width_axis
+    by_class = functools.partial(_by_class, split=split, layout=plan.layout)
+    weight = by_class(weight, axis=vocab_axis)
+    ways = math.prod(plan.layout.mesh.shape[axis] for axis in split) if split else 1
+    sizes = plan.chunk_sizes(N, weight.shape[vocab_axis] // ways)
     # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
     listed = jnp.nonzero(loss_mask_N, size=N + sizes[-1], fill_value=N)[0]
     flat = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), (hidden_BLD, args, weight_BL))
@@ -198,7 +270,7 @@ def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_
         read_C = jnp.where(live_C, ids_C, listed[0])
         hidden_CD, args_C, scale_C = jax.tree.map(lambda a: a[read_C], flat)
         scale_C = jnp.where(live_C, scale_C, 0.0)
-        logits_CV = plan.logits(hidden_CD, weight)
+        logits_CV = by_class(plan.logits(hidden_CD, weight), axis=1)
 
         def losses(logits_CV, loss_fn, moved_C):
             """(trained, nats) of a chunk of positions."""
@@ -210,6 +282,7 @@ def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_
             dweight, dhidden_ND, dloss_fn, dargs_N = gradients
             dlogits_CV, dloss_fn_here, dargs_C = pull(scale_C.astype(trained_C.dtype))
             dlogits_CV = (dlogits_CV if plan.multiplier == 1.0 else dlogits_CV * plan.multiplier).astype(hidden_CD.dtype)
+            dlogits_CV = by_class(dlogits_CV, axis=1)
             dhidden_CD = jax.lax.dot_general(dlogits_CV, weight, (((1,), (1 - plan.width_axis,)), ((), ())))
             dhidden_ND = dhidden_ND.at[ids_C].set(dhidden_CD, mode="drop")
             dweight = dweight + (over_rows(hidden_CD, dlogits_CV) if plan.width_axis == 0 else over_rows(dlogits_CV, hidden_CD))
@@ -224,7 +297,8 @@ def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_
     gradients = ()
     if moving is not None:
         empty = jax.tree.map(jnp.zeros_like, (loss_fn, _moved(moving, flat[1])))
-        gradients = jnp.zeros(weight.shape, jnp.float32), jnp.zeros((N, D), hidden_BLD.dtype), *empty
+        dweight = by_class(jnp.zeros(weight.shape, jnp.float32), axis=vocab_axis)
+        gradients = dweight, jnp.zeros((N, D), hidden_BLD.dtype), *empty
     carry, start = (jnp.zeros((), jnp.float32), jnp.zeros((N,), jnp.float32), *gradients), jnp.int32(0)
     for size in sizes:
         # Whole chunks of each size; the last, smallest size also takes what is left over.

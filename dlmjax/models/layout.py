@@ -4,6 +4,7 @@
 is the identity. Logical axis names used in this package:
   weights      "layer", "vocab", "embed", "table" (width of embedding and head), "heads", "kv_heads", "ffn", "time"
   activations  "batch", "length", "row" (batch and length flattened), "heads", "kv_heads", "ffn", "head_length" (length, in the head)
+  in a head whose classes are split  "class" (vocab), "class_table" (table), "length"
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ class Layout(Protocol):
     """Hashable, so that it can be a static argument."""
 
     mesh: Any
+
+    @property
+    def platform(self) -> str:
+        """Kind of the devices, "cpu", "gpu" or "tpu"; they need not be present."""
 
     @property
     def flat(self) -> bool:
@@ -44,6 +49,10 @@ class SingleDevice:
     """No mesh: sharding constraints are the identity."""
 
     mesh: Any = None
+
+    @property
+    def platform(self) -> str:
+        return jax.default_backend()
 
     @property
     def flat(self) -> bool:
@@ -73,9 +82,12 @@ def whole_on_device(shard: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
     return shard
 
 
-def sum_to_shard(partial: jax.Array, axes: Axes, layout: Layout) -> jax.Array:
-    """Inside `shard_map`: the sum of a gradient over all devices, of which each device keeps its stored shard."""
-    others = list(layout.mesh.axis_names)
+def sum_to_shard(partial: jax.Array, axes: Axes, layout: Layout, over: tuple[str, ...] | None = None) -> jax.Array:
+    """Inside `shard_map`: the sum of a gradient over all devices, of which each device keeps its stored shard.
+
+    over: mesh axes of the sum, where they are not all.
+    """
+    others = list(layout.mesh.axis_names if over is None else over)
     for dim, axis in enumerate(axes):
         split = layout.mesh_axes(axis) if axis else ()
         if split:

@@ -21,10 +21,13 @@
     residual stream                           (batch*length, width)              ("row", None), or with the length split:
                                               (batch, length, width)             ("batch", "length", None)
     queries; keys and values                  (batch, length, heads, head)       ("batch", "length", "heads", None); length gathered
-    hidden states in the head                 (batch, length, width)             ("batch", "head_length", None)
+    hidden states in the head                 (batch, length, width)             ("batch", "head_length", None), or where tensor divides
+                                              the vocabulary                     ("batch", "length", None)
+    head while in use, where tensor divides   (width, vocab) or (vocab, width)   ("class_table", "class") or ("class", "class_table")
 
-The vocabulary is never split: real sizes (27, 50257) divide by nothing, and a table split on both axes forces XLA to rematerialise it.
-Embedding and head are split over the width by fsdp and tensor together and gathered when used.
+The vocabulary is never split in storage: real sizes (27, 50257) divide by nothing, and a table split on both axes forces XLA to
+rematerialise it. Embedding and head are split over the width by fsdp and tensor together and gathered when used. Where tensor divides the
+vocabulary, the head is gathered over fsdp alone: a device of a tensor group exchanges its rows for the columns of its classes.
 """
 
 from __future__ import annotations
@@ -55,6 +58,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "row": ("data", "fsdp"),
     "length": ("sequence",),
     "head_length": ("sequence", "tensor"),
+    # the head where tensor divides the vocabulary
+    "class": ("tensor",),
+    "class_table": ("fsdp",),
     # weights of a network of one's own (`models.own`), which may name a mesh axis itself
     "data": ("data",),
     "fsdp": ("fsdp",),
@@ -62,7 +68,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "tensor": ("tensor",),
 }
 # Weight axes that are split for storage only: gathered before a weight is used, so that activations never move instead.
-GATHERED = ("table", "embed")
+GATHERED = ("table", "class_table", "embed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,11 @@ class Partition:
     def ways(self, axis: str | tuple[str, ...]) -> int:
         """Number of pieces that a logical axis is split into."""
         return math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
+
+    @property
+    def platform(self) -> str:
+        """Kind of the mesh's devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
 
     @property
     def flat(self) -> bool:
@@ -179,9 +190,10 @@ class Partition:
 @dataclasses.dataclass(frozen=True)
 class _OnPaper(Partition):
     mesh: jax.sharding.AbstractMesh
+    platform: str = "cpu"
 
 
-def on_paper(sizes: Mapping[str, int]) -> Partition:
-    """The table for a mesh of these sizes without devices: shardings and checks of divisibility, no arrays."""
+def on_paper(sizes: Mapping[str, int], platform: str = "cpu") -> Partition:
+    """The table for a mesh of these sizes without devices: shardings and checks of divisibility, programs to lower, no arrays."""
     auto = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return _OnPaper(jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=auto))
+    return _OnPaper(jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=auto), platform)

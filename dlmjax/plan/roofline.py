@@ -86,6 +86,15 @@ class Load:
     streams: int = 1
     visible: float = 1.0
 
+    def head_ways(self, mesh: dict[str, int]) -> int:
+        """Pieces that the classes of the logits are split into: as `models.head`, 1 where the mesh does not divide the vocabulary."""
+        ways = int(np.prod([mesh[name] for name in RULES["class"]]))
+        return 1 if self.spec.vocab % ways else ways
+
+    def is_head(self, axes: tuple) -> bool:
+        """Whether a weight with these logical axes is the head's matrix."""
+        return axes == (("vocab", "table") if self.spec.tied else ("table", "vocab"))
+
     @property
     def item(self) -> int:
         """Bytes of an activation."""
@@ -196,6 +205,13 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
         stored = tuple(name for axis in axes if axis in GATHERED for name in RULES[axis])
         of_layers = bool(axes) and axes[0] == "layer"
         again, stacked = 1 + of_layers, stacked * (spec.loops if of_layers else 1)
+        if load.head_ways(mesh) > 1 and load.is_head(axes):
+            # Its shards are exchanged within a group that splits the classes, and a device's own classes gathered over the rest.
+            stored = tuple(name for name in stored if name not in RULES["class"])
+            size /= load.head_ways(mesh)
+            for item in (load.item, 4):
+                add("all-to-all", RULES["class"], layers, size / np.prod([mesh[name] for name in stored], initial=1) * item)
+            add("all-reduce", RULES["class"], layers, load.head_share * load.tokens(mesh) / load.streams * spec.width * load.item)
         add("all-gather", stored, again * stacked * layers, size * load.item)
         add("reduce-scatter", stored, stacked * layers, size * 4)
         shard = size / np.prod([mesh[name] for name in stored], initial=1)
@@ -260,6 +276,6 @@ def gathered_bytes(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tupl
     for shape, axes in shapes:
         stacked, size = _used(shape, axes, mesh)
         layer += size if axes and axes[0] == "layer" else 0.0
-        head = max(head, size if "vocab" in axes else 0.0)
-    chunk = chunk_rows(load.execution.head_chunk, load.spec.vocab)
-    return 2 * layer * load.item + head * (load.item + 4) + 3 * chunk * load.spec.vocab * 4
+        head = max(head, size / (load.head_ways(mesh) if load.is_head(axes) else 1) if "vocab" in axes else 0.0)
+    classes = load.spec.vocab // load.head_ways(mesh)
+    return 2 * layer * load.item + head * (load.item + 4) + 3 * chunk_rows(load.execution.head_chunk, classes) * classes * 4

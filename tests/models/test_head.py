@@ -1,6 +1,7 @@
 """The row-only head against the dense one: loss, nats and gradients, whatever the draw; and its memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from dlmjax.diffusion import make_process
+from dlmjax.diffusion.process import bind_process, init_params, row_keys
 from dlmjax.models.head import HeadPlan, row_losses
 from dlmjax.models.layout import SINGLE
+from dlmjax.parallel import Partition, make_mesh
 from tests.models.tiny import cross_entropy
 
 B, L, D, V = 4, 32, 16, 37
@@ -184,3 +188,72 @@ def test_parameters_of_the_loss_get_their_gradient():
     np.testing.assert_allclose(got[1], want[1], atol=1e-5)
     for g, w in zip(gradients, want_gradients, strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-3)
+
+
+# Classes split over `tensor`. What a loss reads beside the sum of exponentials: the true token's logit (masked, autoregressive, blocks),
+# also the noised token's (uniform, hybrid, score), or every probability, for a sum over all classes (genmd4, d3pm).
+SPLIT_V = 40
+NOISES = ("masked", "uniform", "hybrid")
+OTHER_NOISES = ("autoregressive", "blocks", "genmd4", "d3pm", "mixed", "score", "flow_matching", "duo")
+MESHES = {"masked": [(1, 1, 1, 8), (2, 2, 1, 2), (1, 2, 2, 2)]}  # data, fsdp, sequence, tensor
+SPLITS = [(noise, sizes) for noise in NOISES for sizes in MESHES.get(noise, [(1, 2, 1, 4)])]
+SPLITS += [pytest.param(noise, (1, 2, 1, 4), marks=pytest.mark.slow) for noise in OTHER_NOISES]
+
+
+@functools.cache
+def noisy(noise):
+    """A process, (tokens, noisy state, times) of its loss, its loss mask, and a head with hidden states."""
+    process = make_process(noise, vocab=SPLIT_V, mask_id=SPLIT_V - 1, bos_id=SPLIT_V - 2, excluded=(SPLIT_V - 2,))
+    rng = np.random.default_rng(3)
+    x_BL = jnp.asarray(rng.integers(0, SPLIT_V - 2, (8, 16)), jnp.int32)
+    t_BL = process.time_domain.quantize(jnp.asarray(np.tile(rng.uniform(0.2, 0.9, (8, 1)), (1, 16)), jnp.float32), x_BL >= 0)
+    z_BL = process.corrupt(row_keys(jax.random.key(1), jnp.arange(8)), x_BL, t_BL)
+    weights = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((D, SPLIT_V), (8, 16, D))]
+    return process, (x_BL, z_BL, t_BL), process.loss_mask(z_BL, t_BL), weights
+
+
+def head_gradients(noise, layout, tied):
+    """(compiled value and gradients of the head, hidden states and process parameters; their arguments)."""
+    process, args, loss_mask_BL, (head, hidden_BLD) = noisy(noise)
+    head_plan = HeadPlan(int(tied), 8, 0.5, ("vocab", "table") if tied else ("table", "vocab"), layout)
+    learned = init_params(process, jax.random.key(2))
+    arguments = (head.T if tied else head, hidden_BLD, learned)
+
+    def loss(head, hidden_BLD, learned):
+        loss_fn = Partial(lambda process, *rest: process.loss(*rest), bind_process(process, {"process": learned}))
+        return row_losses(head_plan, head, hidden_BLD, loss_mask_BL, loss_fn, args, jnp.ones((8, 16)))
+
+    run = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    if layout.mesh is None:
+        return jax.jit(run).lower(*arguments).compile(), arguments
+    of_learned = jax.tree.map(lambda _: layout.sharding(()), learned)
+    shardings = (layout.sharding(head_plan.axes), layout.sharding(("batch", "length", None)), of_learned)
+    assert head_plan.class_axes(SPLIT_V) == ("tensor",)
+    compiled = jax.jit(run, in_shardings=shardings, out_shardings=(None, shardings)).lower(*arguments).compile()
+    return compiled, jax.device_put(arguments, shardings)
+
+
+@functools.cache
+def whole_head(noise, tied):
+    compiled, arguments = head_gradients(noise, SINGLE, tied)
+    return jax.device_get(compiled(*arguments))
+
+
+@pytest.mark.parametrize(("noise", "sizes"), SPLITS)
+def test_split_classes_equal_the_whole_head(noise, sizes, capfd):
+    """Loss, nats and gradients on eight devices; no device holds a row's logits, a gathered head or its whole gradient."""
+    tied = sizes == (2, 2, 1, 2)
+    compiled, arguments = head_gradients(noise, Partition(make_mesh(*sizes)), tied)
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    got, want = compiled(*arguments), whole_head(noise, tied)
+    assert float(want[0][0]) > 1
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5 * np.abs(theirs).max())
+    shapes = set(re.findall(r"f32\[(\d+),(\d+)\]", compiled.as_text()))
+    assert not {shape for shape in shapes if str(SPLIT_V) in shape and str(D) in shape}, "the head is whole on a device"
+    assert not {shape for shape in shapes if shape == ("8", str(SPLIT_V))}, "logits of all classes on a device"
+
+
+def test_classes_that_the_devices_do_not_divide_are_not_split():
+    layout = Partition(make_mesh(1, 2, 1, 4))
+    assert HeadPlan(0, 8, 1.0, ("table", "vocab"), layout).class_axes(27) == ()

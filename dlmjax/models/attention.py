@@ -44,14 +44,14 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
     trained on 128 n (`run.assemble` refuses to train on other lengths).
     Raises InputError when the backend cannot run on the layout's devices (without a mesh: the default device) or in this type.
     """
-    platform = _platform(layout)
+    platform = layout.platform
     runs, fits = runs_on(backend, dtype, platform), segments_BL.shape[1] % SPLASH_LANES == 0
     if backend == "cudnn":
         if not runs:
             raise InputError(
                 f"attention=cudnn requires an NVIDIA GPU and bfloat16, not {platform} and {dtype}; set execution.attention=dense"
             )
-        attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), implementation="cudnn")
+        attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), layout=layout)
     elif backend == "splash" and not runs:
         raise InputError(f"attention=splash requires a TPU, not {platform}; set execution.attention=dense")
     elif backend == "splash" and fits:
@@ -67,11 +67,6 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
         return layout.constrain(attend(q_BLHK, k_BLGK, v_BLGK), QUERY_AXES)
 
     return constrained
-
-
-def _platform(layout: Layout) -> str:
-    """Platform of the mesh's devices, which need not be present, or of the default device."""
-    return jax.default_backend() if layout.mesh is None else layout.mesh.devices.flat[0].platform
 
 
 @jax.custom_vjp
@@ -136,9 +131,27 @@ def _ungrouped(x_BGQK: Array, like_BLHK: Array) -> Array:
     return jnp.transpose(x_BGQK.reshape(B, G, H // G, L, K), (0, 3, 1, 2, 4)).reshape(B, L, H, K).astype(like_BLHK.dtype)
 
 
-def fused(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array, implementation: str) -> Array:
-    """jax.nn.dot_product_attention with the dense boolean mask; the kernel keeps the scores on chip."""
-    return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, mask=allowed_BLL[:, None], implementation=implementation)
+def fused(
+    q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array, layout: Layout, implementation: str = "cudnn"
+) -> Float[Array, "B L H K"]:
+    """jax.nn.dot_product_attention with the dense boolean mask; the kernel keeps the scores on chip.
+
+    Under a mesh each device runs the kernel on its own batch rows, queries and heads. (The library's own partitioning is a callback of the
+    compiler, with which no program can be lowered for devices that are not here.)
+    """
+
+    def local(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, allowed_BLL: Array) -> Array:
+        return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, mask=allowed_BLL[:, None], implementation=implementation)
+
+    return _on_devices(local, layout, ("batch", "length", None))(q_BLHK, k_BLGK, v_BLGK, allowed_BLL)
+
+
+def _on_devices(local, layout: Layout, last: tuple[str | None, ...]):
+    """`local(q, k, v, x)` of each device's own rows and heads; `last`: logical axes of x. Without a mesh, `local` itself."""
+    if layout.mesh is None:
+        return local
+    specs = (layout.spec(QUERY_AXES), layout.spec(KEY_AXES), layout.spec(KEY_AXES), layout.spec(last))
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
 
 
 def splash(
@@ -167,13 +180,9 @@ def splash(
         out_BHLK = jax.vmap(kernel)(q_BHLK, jnp.swapaxes(k_BLGK, 1, 2), jnp.swapaxes(v_BLGK, 1, 2), ids)
         return jnp.swapaxes(out_BHLK, 1, 2)
 
-    if layout.mesh is None:
-        return local(q_BLHK, k_BLGK, v_BLGK, segments_BL)
     if not layout.flat:
         raise InputError("attention=splash cannot split the length over the mesh; set mesh.sequence=1")
-    specs = (layout.spec(QUERY_AXES), layout.spec(KEY_AXES), layout.spec(KEY_AXES), layout.spec(("batch", "length")))
-    run = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
-    return run(q_BLHK, k_BLGK, v_BLGK, segments_BL)
+    return _on_devices(local, layout, ("batch", "length"))(q_BLHK, k_BLGK, v_BLGK, segments_BL)
 
 
 def _splash_mask(mask: Mask, length: int, heads: int):

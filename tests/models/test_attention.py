@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.models import attention
 from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention, runs_on
 from dlmjax.models.layout import SINGLE
 from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, Windowed, allowed_in_batch
+from dlmjax.parallel import Partition, make_mesh
 
 B, L, H, G, K = 3, 12, 4, 2, 8
 MASKS = [Full(), Causal(), BlockCausal(3), BlockDiffusion(2, 6), Windowed(Causal(), 3)]
@@ -63,12 +63,27 @@ def test_dense_equals_jax_nn_forward_and_backward(mask):
 
     def both(q, k, v, dout):
         ours = jax.vjp(lambda q, k, v: dense_attention(q, k, v, bias_of(mask)), q, k, v)
-        theirs = jax.vjp(lambda q, k, v: fused(q, k, v, allowed, "xla"), q, k, v)
+        theirs = jax.vjp(lambda q, k, v: fused(q, k, v, allowed, SINGLE, "xla"), q, k, v)
         return (ours[0], *ours[1](dout)), (theirs[0], *theirs[1](dout))
 
     ours, theirs = jax.jit(both)(q, k, v, dout)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_a_kernel_on_a_mesh_sees_its_own_rows_queries_and_heads():
+    """Four devices that split queries and heads, against one; documents, and a mask that differs from query to query."""
+    q, k, v, dout = (jnp.asarray(x) for x in inputs())
+    allowed = allowed_in_batch(MASKS[1], jnp.asarray(SEGMENTS))
+    partition = Partition(make_mesh(1, 1, 2, 2, devices=jax.devices()[:4]))
+
+    def both(q, k, v, dout):
+        runs = [jax.vjp(lambda *heads, layout=layout: fused(*heads, allowed, layout, "xla"), q, k, v) for layout in (SINGLE, partition)]
+        return [(out, *pull(dout)) for out, pull in runs]
+
+    want, got = jax.jit(both)(q, k, v, dout)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_no_allowed_key_gives_numbers():
@@ -102,7 +117,7 @@ def test_each_backend_has_its_devices(backend, dtype, where):
 
 def test_rows_that_splash_cannot_take_are_dense(monkeypatch):
     """A canvas of 96 tokens, a window of 200: lengths that a run was not trained on."""
-    monkeypatch.setattr(attention, "_platform", lambda layout: "tpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     q, k, v, _ = (jnp.asarray(x) for x in inputs())
     got, want = (make_attention(Full(), jnp.asarray(SEGMENTS), backend, "float32", SINGLE)(q, k, v) for backend in ("splash", "dense"))
     np.testing.assert_array_equal(got, want)

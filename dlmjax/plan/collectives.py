@@ -29,9 +29,10 @@ _BITS |= {"f64": 64, "s64": 64, "u64": 64, "f8e4m3fn": 8, "f8e5m2": 8}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations|called_computations|async_execution)=\{?((?:%?[\w.\-]+(?:, )?)+)"
+    r"(?:calls|to_apply|body|condition|(?:true|false)_computation|branch_computations|called_computations|async_execution)="
+    r"\{?((?:%?[\w.\-]+(?:, )?)+)"
 )
-_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d(?:fn)?)?)\[([\d,]*)\]")
+SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d(?:fn)?)?)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +68,12 @@ class _Computation:
     """One computation of the text: its instructions by name, and the last one."""
 
     name: str
-    instructions: dict[str, _Instruction]
+    instructions: dict[str, Instruction]
     root: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
     name: str
     shape: str
     op: str
@@ -86,10 +87,10 @@ def read_collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
       text: `compiled.as_text()`.
       mesh_shape: axis sizes of the mesh it was compiled for, in order; partition ids are positions in that mesh.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     # Per loop body, channel and shape: chains of fusions repeat one collective, but all those of `shard_map` share a channel.
     seen: dict[tuple[str, str], Collective] = {}
-    for body, instruction, scattered, trips, bounded in _walk(computations, entry):
+    for body, instruction, scattered, trips, bounded in walk(computations, entry):
         found = _collective(instruction, scattered, mesh_shape, trips, bounded)
         if found is None:
             continue
@@ -107,7 +108,7 @@ def merge(found: list[Collective]) -> list[Collective]:
     return sorted(merged, key=lambda collective: -collective.received)
 
 
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+def parse(text: str) -> tuple[dict[str, _Computation], str]:
     """All computations by name, and the entry's name."""
     computations: dict[str, _Computation] = {}
     entry, current = "", None
@@ -120,13 +121,13 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
             continue
         found = _INSTRUCTION.match(line) if current else None
         if found:
-            current.instructions[found[1]] = _Instruction(*found.groups())
+            current.instructions[found[1]] = Instruction(*found.groups())
             if line.lstrip().startswith("ROOT"):
                 current.root = found[1]
     return computations, entry
 
 
-def _walk(computations: dict[str, _Computation], entry: str):
+def walk(computations: dict[str, _Computation], entry: str):
     """(loop body, instruction, inside an all-reduce-scatter fusion, executions, bounded) of every instruction reached from the entry."""
     todo: list[tuple[str, str, float, bool]] = [(entry, entry, 1.0, True)]
     done = set()
@@ -177,36 +178,36 @@ def _step(body: _Computation, index: int) -> int:
     return max([step for step in steps if step] or [1])
 
 
-def _operands(instruction: _Instruction) -> list[str]:
+def _operands(instruction: Instruction) -> list[str]:
     return re.findall(r"%([\w.\-]+)", instruction.rest.split(")", 1)[0])
 
 
-def _constant(instruction: _Instruction | None) -> int | None:
+def _constant(instruction: Instruction | None) -> int | None:
     if instruction is None or instruction.op != "constant":
         return None
     value = re.match(r"(-?\d+)\)", instruction.rest)
     return int(value[1]) if value else None
 
 
-def _collective(instruction: _Instruction, scattered: bool, mesh_shape: dict[str, int], trips: float, bounded: bool) -> Collective | None:
+def _collective(instruction: Instruction, scattered: bool, mesh_shape: dict[str, int], trips: float, bounded: bool) -> Collective | None:
     """The instruction as a collective, None where it is something else or runs within one device."""
     if instruction.op == "recv":
         return _between_slices(instruction, mesh_shape, trips, bounded)
     kind = instruction.op.removesuffix("-start")
     if kind not in KINDS:
         return None
-    group = _group(instruction.rest, list(mesh_shape.values()))
+    group = group_of_instruction(instruction.rest, mesh_shape)
     if len(group) < 2:
         return None
-    shapes = [_size(*shape) for shape in _SHAPE.findall(instruction.shape)]
+    shapes = [size_of(*shape) for shape in SHAPE.findall(instruction.shape)]
     if instruction.op == "collective-permute-start" or (instruction.op.endswith("-start") and kind == "all-gather"):
         shapes = [max(shapes)]  # a pair of what goes in and what comes out, and two words of synchronisation
     whole = float(sum(shapes)) * (len(group) if kind == "reduce-scatter" else 1)
     kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
-    return Collective(kind, _axes_of(group, mesh_shape), group, trips, whole, bounded)
+    return Collective(kind, axes_of(group, mesh_shape), group, trips, whole, bounded)
 
 
-def _between_slices(instruction: _Instruction, mesh_shape: dict[str, int], trips: float, bounded: bool) -> Collective | None:
+def _between_slices(instruction: Instruction, mesh_shape: dict[str, int], trips: float, bounded: bool) -> Collective | None:
     """A transfer of the multi-slice runtime: every chip with the chips of the same position in the other slices."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
     slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', instruction.rest)
@@ -217,14 +218,14 @@ def _between_slices(instruction: _Instruction, mesh_shape: dict[str, int], trips
     chips = math.prod(mesh_shape.values())
     group = tuple(range(0, chips, chips // count))
     name = {"ONE_TO_ONE": "collective-permute"}.get(kind[1], kind[1].lower().replace("_", "-"))
-    return Collective(name, _axes_of(group, mesh_shape), group, trips, _size(*_SHAPE.findall(instruction.shape)[0]), bounded)
+    return Collective(name, axes_of(group, mesh_shape), group, trips, size_of(*SHAPE.findall(instruction.shape)[0]), bounded)
 
 
-def _size(dtype: str, dims: str) -> float:
+def size_of(dtype: str, dims: str) -> float:
     return math.prod(int(size) for size in dims.split(",") if size) * _BITS.get(dtype, 0) / 8
 
 
-def _group(rest: str, sizes: list[int]) -> tuple[int, ...]:
+def group_of_instruction(rest: str, mesh_shape: dict[str, int]) -> tuple[int, ...]:
     """The first group of an instruction, as positions in the mesh."""
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", rest)
     if pairs:
@@ -247,7 +248,7 @@ def _group(rest: str, sizes: list[int]) -> tuple[int, ...]:
         pieces = ids.reshape(list(mesh.values()))[tuple(slice(None) if axis in over else 0 for axis in mesh)]
         return tuple(int(n) for n in pieces.ravel())
     if "replica_groups={}" in rest:
-        return tuple(range(math.prod(sizes)))
+        return tuple(range(math.prod(mesh_shape.values())))
     # Leaving a collective out would make a step look faster than it is.
     raise ValueError(f"groups of devices are written in a form that is not known here: {rest[:200]}")
 
@@ -271,7 +272,7 @@ def _ring(pairs: list[tuple[str, str]]) -> tuple[int, ...]:
     return tuple(sorted(reached))
 
 
-def _axes_of(group: tuple[int, ...], mesh_shape: dict[str, int]) -> tuple[str, ...]:
+def axes_of(group: tuple[int, ...], mesh_shape: dict[str, int]) -> tuple[str, ...]:
     """The mesh axes along which the members of a group differ."""
     coordinates = np.asarray(np.unravel_index(np.asarray(group), list(mesh_shape.values())))
     return tuple(axis for axis, row in zip(mesh_shape, coordinates, strict=True) if len(np.unique(row)) > 1)

@@ -26,6 +26,7 @@ from dlmjax.models.masks import as_mask, within
 from dlmjax.parallel import RULES, make_mesh
 from dlmjax.parallel.sharding import on_paper
 from dlmjax.plan import roofline
+from dlmjax.plan.audit import Finding, audit, step_shapes
 from dlmjax.plan.collectives import Collective, read_collectives
 from dlmjax.plan.topology import Topology, fill_mesh
 from dlmjax.train import train_step_of
@@ -73,7 +74,8 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class HardwarePlan:
-    """One layout on one topology. `problem`: the compiler's line when it does not fit; `seconds`: what compiling took, 0 = analytic."""
+    """One layout on one topology. `problem`: the compiler's line when it does not fit; `seconds`: what compiling took, 0 = analytic;
+    `faults`: those of the compiled program, None without one."""
 
     topology: Topology
     load: roofline.Load
@@ -86,6 +88,7 @@ class HardwarePlan:
     seconds: float = 0.0
     problem: str = ""
     layer_flops: float | None = None
+    faults: tuple[Finding, ...] | None = None
 
     @property
     def fits(self) -> bool:
@@ -286,7 +289,8 @@ def _compiled(config, expected: HardwarePlan, vocabulary: Any, counts: Any, quic
     mesh, memory = experiment.partition.mesh, expected.memory
     rest = max(compiled.memory_analysis().peak_memory_in_bytes - memory.state, 0.0)
     activations = min(memory.activations, rest)
-    found = read_collectives(compiled.as_text(), dict(mesh.shape))
+    text = compiled.as_text()
+    found = read_collectives(text, dict(mesh.shape))
     topology, coords = expected.topology, expected.topology.coords(list(mesh.devices.flat))
     traffic = roofline.memory_traffic(expected.load, expected.mesh, memory.state)
     return dataclasses.replace(
@@ -296,6 +300,7 @@ def _compiled(config, expected: HardwarePlan, vocabulary: Any, counts: Any, quic
         times=roofline.step_times(expected.work.executed_flops / topology.chips, traffic, found, topology, coords),
         coords=coords,
         seconds=seconds,
+        faults=tuple(audit(text, step_shapes(experiment), dict(mesh.shape))),
     )
 
 

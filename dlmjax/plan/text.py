@@ -9,6 +9,7 @@ from typing import Any
 
 from dlmjax.parallel import RULES
 from dlmjax.plan import roofline
+from dlmjax.plan.audit import KINDS
 from dlmjax.plan.topology import GIB
 
 # Rows of a search that are printed; all are in the JSON record.
@@ -29,6 +30,7 @@ def page(plan: Any, title: str) -> str:
         *_compute(plan),
         "",
         *_collectives(plan),
+        *_faults(plan),
         "",
         *_times(plan),
         "",
@@ -112,6 +114,15 @@ def _collectives(plan: Any) -> list[str]:
     if rest:
         lines.append(f"  {len(rest)} smaller kinds, {sum(found.received for found in rest) / GIB:.3f} GiB together")
     return lines if plan.collectives else ["collectives: none"]
+
+
+def _faults(plan: Any) -> list[str]:
+    """The faults of the compiled program; without one, nothing."""
+    if plan.faults is None:
+        return []
+    lines = [f"  {each.kind}: {each.what}, {each.bytes / 2**20:.1f} MiB, {each.count:.0f} times a step" for each in plan.faults[:SHOWN]]
+    absent = ", ".join(kind for kind in KINDS if kind not in {each.kind for each in plan.faults})
+    return ["", "faults of the compiled program", *lines, *([f"  none of: {absent}"] if absent else [])]
 
 
 def _times(plan: Any) -> list[str]:
@@ -206,6 +217,7 @@ def as_json(plan: Any) -> dict:
             }
             for found in plan.collectives
         ],
+        "faults": None if plan.faults is None else [dataclasses.asdict(each) for each in plan.faults],
         "seconds": {**dataclasses.asdict(times), "overlapped": times.overlapped, "serial": times.serial},
         "bound": times.bound,
         "mfu": {"overlapped": plan.mfu(), "serial": plan.mfu(worst=True)},

@@ -25,6 +25,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout as MemoryLayout
+from jax.experimental.layout import with_layout_constraint
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
@@ -228,7 +230,9 @@ def _summed_classes(plan: HeadPlan, split: tuple[str, ...], others: tuple[str, .
     def move(shard: Array) -> Array:
         axes = tuple("class_table" if axis == "table" else None for axis in plan.axes)
         shard = sum_to_shard(shard[0], axes, plan.layout, others)
-        return jax.lax.all_to_all(shard, split, plan.width_axis, 1 - plan.width_axis, tiled=True)
+        shard = jax.lax.all_to_all(shard, split, plan.width_axis, 1 - plan.width_axis, tiled=True)
+        # Row by row, as the weight is stored: else a TPU's compiler transposes weight, average and moments before and after their update.
+        return with_layout_constraint(shard, MemoryLayout(major_to_minor=(0, 1)))
 
     spec = jax.P(others or None, *own)
     return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=spec, out_specs=stored, check_vma=False)(partial)

@@ -37,7 +37,7 @@ def with_logits(x, weight):
 
 def with_float32_gather(x, weight):
     whole = jax.lax.with_sharding_constraint(weight, placed(None, None))
-    return jnp.sum(x @ whole, axis=0), weight
+    return jnp.sort(whole, axis=0)[0], weight
 
 
 def with_moved_rows(x, weight):

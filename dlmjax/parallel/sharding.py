@@ -117,7 +117,9 @@ class Partition:
 
     def gather(self, weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         """The weight as a matmul uses it: storage axes gathered over the mesh, tensor-parallel axes left split."""
-        return self.constrain(weight, tuple(None if axis in GATHERED else axis for axis in axes))
+        # First as it is stored: else XLA gathers what it was converted from, float32 in place of bfloat16.
+        stored = self.constrain(weight, axes)
+        return self.constrain(stored, tuple(None if axis in GATHERED else axis for axis in axes))
 
     def require_divisible(self, shape: tuple[int, ...], axes: tuple[Any, ...]) -> None:
         """Raises InputError: an array of this shape cannot be split like this: an axis that is unknown or used twice, or a size that is

@@ -11,6 +11,7 @@ Axis legend: B rows of the step's batch, A microbatches.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from dlmjax.errors import InputError
 # A spike is measured against a running mean of the loss: a memory of about 50 steps, used after as many.
 SPIKE_MEMORY = 0.98
 SPIKE_AFTER = 50
+_EFFORT = "xla_backend_optimization_level"
 
 
 def abstract_state(init_params: Callable, tx: optax.GradientTransformation, shardings: dict | None = None, *, ema: bool = True) -> dict:
@@ -49,9 +51,11 @@ def init_state(
     (`jax.jit(tx.init)(params)` on its own would replicate the optimizer's moments on every device.)
     """
     out = None if shardings is None else jax.tree.map(lambda leaf: leaf.sharding, abstract_state(init_params, tx, shardings, ema=ema))
+    options = None
     on_cpu = (jax.default_backend() if shardings is None else jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform) == "cpu"
-    # A program that runs once: LLVM's least optimisation halves its compilation. (Without any, the last bits of the values differ.)
-    options = {"xla_backend_optimization_level": 1} if on_cpu else None
+    if on_cpu and _EFFORT not in os.environ.get("XLA_FLAGS", ""):
+        # A program that runs once: LLVM's least optimisation halves its compilation. (Without any, the last bits of the values differ.)
+        options = {_EFFORT: 1}
     return jax.jit(lambda key: _fresh(init_params(key), tx, ema), out_shardings=out, compiler_options=options)(key)
 
 

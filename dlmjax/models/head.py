@@ -44,13 +44,15 @@ def chunk_rows(chunk: int, vocab: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class HeadPlan:
-    """What is static about the head: where the width axis of its weight is (0: [D, V], 1: [V, D], tied), chunk, multiplier, placement."""
+    """What is static about the head: where the width axis of its weight is (0: [D, V], 1: [V, D], tied), chunk, multiplier, placement;
+    `split`: the mesh axes that split the classes, while they do."""
 
     width_axis: int
     chunk: int
     multiplier: float
     axes: tuple[str | None, ...]
     layout: Layout
+    split: tuple[str, ...] = ()
 
     def logits(self, hidden: Float[Array, "*rows D"], weight: Float[Array, "I O"]) -> Float[Array, "*rows V"]:
         """Float32 logits; operands in hidden's type."""
@@ -166,13 +168,14 @@ def _sharded(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mas
     if layout.mesh is None:
         return _local(plan, moving, weight.astype(hidden_BLD.dtype), hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
     split = plan.class_axes(weight.shape[1 - plan.width_axis])
+    plan = dataclasses.replace(plan, split=split)
     # Beside axes that the compiler divides, it takes no sum over an axis of one device.
     manual = tuple(axis for axis, size in layout.mesh.shape.items() if not split or (axis not in split and size > 1))
     length = "length" if split else "head_length"
 
     def on_device(stored, hidden_BLD, *others):
         whole = stored if split else whole_on_device(stored.astype(hidden_BLD.dtype), plan.axes, layout)
-        total, nats_BL, *gradients = _local(plan, moving, whole, hidden_BLD, *others, split=split)
+        total, nats_BL, *gradients = _local(plan, moving, whole, hidden_BLD, *others)
         if gradients:
             dweight, dhidden_BLD, dloss_fn, dargs = gradients
             dweight = dweight[None] if split else sum_to_shard(dweight, plan.axes, layout)
@@ -197,10 +200,10 @@ def _sharded(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mas
         check_vma=False,
     )
     if split:
-        weight = _own_classes(plan, split, weight.astype(hidden_BLD.dtype))
+        weight = _own_classes(plan, weight.astype(hidden_BLD.dtype))
     found = (run if manual else on_device)(weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
     if split and gradients:
-        found = *found[:2], _summed_classes(plan, split, manual, found[2]), *found[3:]
+        found = *found[:2], _summed_classes(plan, manual, found[2]), *found[3:]
     return found
 
 
@@ -212,25 +215,25 @@ def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
 # to the compiler, which would bring the whole matrix together for a collective over the others.
 
 
-def _own_classes(plan: HeadPlan, split: tuple[str, ...], weight: Array) -> Array:
+def _own_classes(plan: HeadPlan, weight: Array) -> Array:
     """The stored head with the whole width of a device's own classes: shards are exchanged within a group, then gathered over the rest."""
     stored, own = plan.class_layouts
 
     def move(shard: Array) -> Array:
-        shard = jax.lax.all_to_all(shard, split, 1 - plan.width_axis, plan.width_axis, tiled=True)
+        shard = jax.lax.all_to_all(shard, plan.split, 1 - plan.width_axis, plan.width_axis, tiled=True)
         return whole_on_device(shard, tuple("class_table" if axis == "table" else None for axis in plan.axes), plan.layout)
 
     return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=stored, out_specs=own, check_vma=False)(weight)
 
 
-def _summed_classes(plan: HeadPlan, split: tuple[str, ...], others: tuple[str, ...], partial: Array) -> Array:
+def _summed_classes(plan: HeadPlan, others: tuple[str, ...], partial: Array) -> Array:
     """The stored shards of the sum of gradients [devices of `others`, ...], each of a device's own classes: the way back."""
     stored, own = plan.class_layouts
 
     def move(shard: Array) -> Array:
         axes = tuple("class_table" if axis == "table" else None for axis in plan.axes)
         shard = sum_to_shard(shard[0], axes, plan.layout, others)
-        shard = jax.lax.all_to_all(shard, split, plan.width_axis, 1 - plan.width_axis, tiled=True)
+        shard = jax.lax.all_to_all(shard, plan.split, plan.width_axis, 1 - plan.width_axis, tiled=True)
         # Row by row, as the weight is stored: else a TPU's compiler transposes weight, average and moments before and after their update.
         return with_layout_constraint(shard, MemoryLayout(major_to_minor=(0, 1)))
 
@@ -238,29 +241,29 @@ def _summed_classes(plan: HeadPlan, split: tuple[str, ...], others: tuple[str, .
     return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=spec, out_specs=stored, check_vma=False)(partial)
 
 
-def _by_class(array: Array, split: tuple[str, ...], axis: int, layout: Layout) -> Array:
-    """The matrix, divided along its axis of classes among the devices that split them; `split` empty: on one device."""
-    if not split:
+def _by_class(plan: HeadPlan, array: Array, axis: int) -> Array:
+    """The matrix, divided along its axis of classes where the plan splits them."""
+    if not plan.split:
         return array
     around = jax.sharding.get_abstract_mesh()  # inside `shard_map` only some of the axes can be named
-    spec = jax.P(split, None) if axis == 0 else jax.P(None, split)
-    return jax.lax.with_sharding_constraint(array, jax.NamedSharding(layout.mesh if around.empty else around, spec))
+    spec = jax.P(plan.split, None) if axis == 0 else jax.P(None, plan.split)
+    return jax.lax.with_sharding_constraint(array, jax.NamedSharding(plan.layout.mesh if around.empty else around, spec))
 
 
-def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL, split=()):
+def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL):
     """The walk over chunks on one device -> (sum, nats_BL, dweight, dhidden_BLD, dloss_fn, dargs).
 
     moving: which of `args` have a gradient, the others' being None; None = no gradients at all, the result ends with nats_BL.
-    split: mesh axes that split the classes; the compiler then divides what is written here over whole logits.
+    Where `plan.split` names axes, the compiler divides what is written here over whole logits.
     """
     B, L, D = hidden_BLD.shape
     N = B * L
     loss_mask_N = loss_mask_BL.reshape(N)
     count = jnp.sum(loss_mask_N, dtype=jnp.int32)
     vocab_axis = 1 - plan.width_axis
-    by_class = functools.partial(_by_class, split=split, layout=plan.layout)
+    by_class = functools.partial(_by_class, plan)
     weight = by_class(weight, axis=vocab_axis)
-    ways = math.prod(plan.layout.mesh.shape[axis] for axis in split) if split else 1
+    ways = math.prod(plan.layout.mesh.shape[axis] for axis in plan.split)
     sizes = plan.chunk_sizes(N, weight.shape[vocab_axis] // ways)
     # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
     listed = jnp.nonzero(loss_mask_N, size=N + sizes[-1], fill_value=N)[0]

@@ -89,7 +89,7 @@ def audit(text: str, shapes: StepShapes, mesh_shape: dict[str, int], smallest: i
     Args:
       text: `compiled.as_text()`.
       mesh_shape: sizes of the axes of the mesh that it was compiled for, in order.
-      smallest: bytes below which an array is no fault, unless it goes to the host.
+      smallest: size in bytes from which an array counts; exchanges with the host always do.
     """
     computations, entry = parse(text)
     # What a fusion computes on the way is not an array in memory; the collectives of an overlapped chain are inside fusions, too.

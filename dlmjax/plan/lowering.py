@@ -84,13 +84,13 @@ def _without_gpus() -> Iterator[None]:
     from jax._src.cudnn import fused_attention_stablehlo as kernels
 
     version: Any = kernels.cuda_versions
-    wants_devices = dispatch.prim_requires_devices_during_lowering
-    before = set(wants_devices)
+    requiring = dispatch.prim_requires_devices_during_lowering
+    before = set(requiring)
     if version is None:
         kernels.cuda_versions = types.SimpleNamespace(cudnn_get_version=lambda: CUDNN)
-    wants_devices.clear()
+    requiring.clear()
     try:
         yield
     finally:
         kernels.cuda_versions = version
-        wants_devices.update(before)
+        requiring.update(before)

@@ -18,11 +18,12 @@ BEFORE = {
     "process.times": "stratified",
     "model.rope_base": "10000.0",
     "optimizer.schedule": "cosine",
+    "optimizer.decay": "0.2",
     "train.ema": "0.98",
 }
 CE = {"process.weighting": "cross_entropy"}
 BELL = "beta(a=3.0,b=5.0,flat=0.1{})"
-RATE = {"optimizer.schedule": "wsd", "train.ema": "0.95"}
+RATE = {"optimizer.schedule": "wsd", "optimizer.decay": "0.3", "train.ema": "0.95"}
 ROPE = {"model.rope_base": "100.0"}
 TIMES = {"process.times": BELL.format(",corrected=False")}
 # What differs from BEFORE.
@@ -50,7 +51,7 @@ FROM_BEFORE = {
 FROM_AFTER = {
     "after": {},
     "after_bound": {"process.weighting": "", "process.times": "stratified"},
-    "after_rates": {name: BEFORE[name] for name in ("optimizer.schedule", "train.ema")},
+    "after_rates": {name: BEFORE[name] for name in ("optimizer.schedule", "optimizer.decay", "train.ema")},
     "after_rope": {"model.rope_base": BEFORE["model.rope_base"]},
     "after_lr_half": {"optimizer.lr": "0.005"},
     "after_lr_double": {"optimizer.lr": "0.02"},

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from dlmjax import config as config_lib
 from dlmjax.errors import InputError
 from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, NearOptimum, Objective, Repeated, Sweep, _typed, load, short
 from dlmjax.sweep.manifest import Validation
@@ -202,6 +203,19 @@ def test_objectives_take_the_rules_of_the_sweep_where_they_have_none():
     )
     assert (sweep.objective_of("a").batch, sweep.objective_of("a").rate) == (FixedBatch(8), FixedRate(1e-3))
     assert (sweep.objective_of("b").batch, sweep.objective_of("b").rate) == (FixedBatch(8), FixedRate(2e-3))
+
+
+def test_the_variants_of_the_sweep_of_efficiency_start_from_the_defaults_of_before():
+    path = str(ROOT / "configs/sweeps/efficiency.py")
+    found = load(path, ["variants=before,after", "data="]).objectives
+    masked = str(ROOT / "configs/masked.py:tiny")
+    fingerprints = {name: config_lib.fingerprint(config_lib.load(masked, objective.overrides)) for name, objective in found.items()}
+    # cb39a4857bfa: of masked:tiny as it was shipped until 2026-12.
+    assert fingerprints == {"before": "cb39a4857bfa", "after": config_lib.fingerprint(config_lib.load(masked))}
+    for objective in load(path, ["data="]).objectives.values():
+        config_lib.check(config_lib.load(masked, objective.overrides))
+    with pytest.raises(InputError, match="variants has 'afterr'; choose from before, "):
+        load(path, ["variants=afterr"])
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

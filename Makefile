@@ -15,7 +15,7 @@ quickstart: $(VENV)/installed-core
 	@$(BIN)/python -m dlmjax prepare --input builtin:python-docs --tokenizer bytes --output $(RUN)/data --valid-fraction 0.05 --test-fraction 0.05 --split-seed 1
 	@$(BIN)/python -m dlmjax train --config configs/quickstart.py --config.data.paths=$(RUN)/data --workdir $(RUN)
 	@$(BIN)/python -m dlmjax evaluate --workdir $(RUN) --split test --json $(RUN)/evaluation.json
-	@$(BIN)/python -m dlmjax sample --workdir $(RUN) --prompt "The import statement " --length 192 --watch --trace $(RUN)/trace.html --json $(RUN)/sample.json
+	@$(BIN)/python -m dlmjax sample --workdir $(RUN) --prompt "The import statement " --length 192 --steps 192 --temperature 0.5 --watch --trace $(RUN)/trace.html --json $(RUN)/sample.json
 	@echo "curves:      $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
 	@echo "checkpoints: $(RUN)/checkpoints"
 	@echo "denoising:   open $(RUN)/trace.html in a browser and drag the slider"

@@ -5,7 +5,7 @@ dlmjax train --config configs/masked.py:tiny --config.data.paths=data/char27 --w
 
 Published for OpenWebText (perplexity bound): MDLM 23.21 after 262B tokens (table 2) where the autoregressive baseline has 17.54; on its
 validation set MD4 22.13, GenMD4 21.80 (2406.04329, table 5).
-docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes.
+docs/benchmarks.md lists bits/char and step time of the tiny size with those of all processes, docs/efficiency.md what it is trained with.
 """
 
 from dlmjax import config as config_lib

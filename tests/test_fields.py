@@ -31,7 +31,7 @@ data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 1ce42c39149a, diffusion_
 diffusion_lm:tiny 59bea867ce2b, duo:gpt2_small 542c43f81c0a, duo:tiny d2ec6cd5c9df, embedding_flow:gpt2_small 3fb764556d73,
 embedding_flow:tiny b646cb8acfbd, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny c8c162bb9eb4,
 frequency:gpt2_small 0dddb48ab7ba, frequency:tiny 66b8257a3028, genmd4:gpt2_small 7243c231909d, genmd4:tiny d0a1b8eb65ea,
-hybrid:gpt2_small aa696f89b512, hybrid:tiny 53f25c711f41, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 89e63d2312e5,
+hybrid:gpt2_small aa696f89b512, hybrid:tiny 5bd981eb13a0, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 89e63d2312e5,
 llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny ba00ab32a87e, plaid:gpt2_small b12e57f342ff,
 plaid:tiny 07f91c2f408c, puzzles 4214a754feec, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 25a7c1f3acf0,
 sed:gpt2_small 14d1f56120dc, sed:tiny 2d601bc88f89, uniform:gpt2_small 99a1f5567915, uniform:tiny d1651a5fc4f9,

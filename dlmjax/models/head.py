@@ -37,9 +37,10 @@ from dlmjax.models.layout import Layout, sum_to_shard, whole_on_device
 AUTOMATIC_LOGITS = 2**24
 
 
-def chunk_rows(chunk: int, vocab: int) -> int:
-    """Rows whose logits are alive at once: `chunk`, or by the size of the vocabulary when 0."""
-    return chunk or max(AUTOMATIC_LOGITS // vocab, 64)
+def chunk_rows(chunk: int, vocab: int, ways: int = 1) -> int:
+    """Rows whose logits are alive at once: `chunk`, or by the size of the vocabulary when 0; `ways` times as many where as many devices
+    split the classes."""
+    return chunk * ways or max(AUTOMATIC_LOGITS * ways // vocab, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,18 @@ class HeadPlan:
         return axes if axes and vocab % math.prod(layout.mesh.shape[axis] for axis in axes) == 0 else ()
 
     @property
+    def ways(self) -> int:
+        """Devices that split the classes."""
+        return math.prod(self.layout.mesh.shape[axis] for axis in self.split)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The mesh axes of the walk over rows: all, or those of several devices that do not split the classes (beside axes that the
+        compiler divides, it takes no sum over one device)."""
+        sizes = self.layout.mesh.shape
+        return tuple(axis for axis in sizes if not self.split or (axis not in self.split and sizes[axis] > 1))
+
+    @property
     def class_layouts(self) -> tuple[jax.P, jax.P]:
         """Specs of the head's weight: as it is stored, and with the classes split and the width whole."""
         own = tuple("class" if axis == "vocab" else None for axis in self.axes)
@@ -74,7 +87,7 @@ class HeadPlan:
 
     def chunk_sizes(self, rows: int, vocab: int) -> tuple[int, ...]:
         """`chunk` (by the size of the vocabulary when 0), then an eighth of it for the remainder, so that little work is padding."""
-        size = min(rows, chunk_rows(self.chunk, vocab))
+        size = min(rows, chunk_rows(self.chunk, vocab, self.ways))
         return (size, size // 8) if size >= 256 else (size,)
 
 
@@ -169,8 +182,7 @@ def _sharded(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mas
         return _local(plan, moving, weight.astype(hidden_BLD.dtype), hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
     split = plan.class_axes(weight.shape[1 - plan.width_axis])
     plan = dataclasses.replace(plan, split=split)
-    # Beside axes that the compiler divides, it takes no sum over an axis of one device.
-    manual = tuple(axis for axis, size in layout.mesh.shape.items() if not split or (axis not in split and size > 1))
+    manual = plan.others
     length = "length" if split else "head_length"
 
     def on_device(stored, hidden_BLD, *others):
@@ -203,7 +215,7 @@ def _sharded(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mas
         weight = _own_classes(plan, weight.astype(hidden_BLD.dtype))
     found = (run if manual else on_device)(weight, hidden_BLD, loss_fn, args, loss_mask_BL, weight_BL)
     if split and gradients:
-        found = *found[:2], _summed_classes(plan, manual, found[2]), *found[3:]
+        found = *found[:2], _summed_classes(plan, found[2]), *found[3:]
     return found
 
 
@@ -226,18 +238,18 @@ def _own_classes(plan: HeadPlan, weight: Array) -> Array:
     return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=stored, out_specs=own, check_vma=False)(weight)
 
 
-def _summed_classes(plan: HeadPlan, others: tuple[str, ...], partial: Array) -> Array:
-    """The stored shards of the sum of gradients [devices of `others`, ...], each of a device's own classes: the way back."""
+def _summed_classes(plan: HeadPlan, partial: Array) -> Array:
+    """The stored shards of the sum of gradients [devices of `plan.others`, ...], each of a device's own classes: the way back."""
     stored, own = plan.class_layouts
 
     def move(shard: Array) -> Array:
         axes = tuple("class_table" if axis == "table" else None for axis in plan.axes)
-        shard = sum_to_shard(shard[0], axes, plan.layout, others)
+        shard = sum_to_shard(shard[0], axes, plan.layout, plan.others)
         shard = jax.lax.all_to_all(shard, plan.split, plan.width_axis, 1 - plan.width_axis, tiled=True)
         # Row by row, as the weight is stored: else a TPU's compiler transposes weight, average and moments before and after their update.
         return with_layout_constraint(shard, MemoryLayout(major_to_minor=(0, 1)))
 
-    spec = jax.P(others or None, *own)
+    spec = jax.P(plan.others or None, *own)
     return jax.shard_map(move, mesh=plan.layout.mesh, in_specs=spec, out_specs=stored, check_vma=False)(partial)
 
 
@@ -260,11 +272,13 @@ def _local(plan: HeadPlan, moving, weight, hidden_BLD, loss_fn, args, loss_mask_
     N = B * L
     loss_mask_N = loss_mask_BL.reshape(N)
     count = jnp.sum(loss_mask_N, dtype=jnp.int32)
+    if plan.split and plan.others:
+        # A loop with exchanges inside is run equally often by all: they wait for the longest anyway, at the sum of the gradients.
+        count = jax.lax.pmax(count, plan.others)
     vocab_axis = 1 - plan.width_axis
     by_class = functools.partial(_by_class, plan)
     weight = by_class(weight, axis=vocab_axis)
-    ways = math.prod(plan.layout.mesh.shape[axis] for axis in plan.split)
-    sizes = plan.chunk_sizes(N, weight.shape[vocab_axis] // ways)
+    sizes = plan.chunk_sizes(N, weight.shape[vocab_axis])
     # Indices of rows with loss, in order; the tail holds N: such slots read the first listed row, weigh nothing and write nowhere.
     listed = jnp.nonzero(loss_mask_N, size=N + sizes[-1], fill_value=N)[0]
     flat = jax.tree.map(lambda a: a.reshape((N,) + a.shape[2:]), (hidden_BLD, args, weight_BL))

@@ -277,5 +277,6 @@ def gathered_bytes(load: Load, mesh: dict[str, int], shapes: Sequence[tuple[tupl
         stacked, size = _used(shape, axes, mesh)
         layer += size if axes and axes[0] == "layer" else 0.0
         head = max(head, size / (load.head_ways(mesh) if load.is_head(axes) else 1) if "vocab" in axes else 0.0)
-    classes = load.spec.vocab // load.head_ways(mesh)
-    return 2 * layer * load.item + head * (load.item + 4) + 3 * chunk_rows(load.execution.head_chunk, classes) * classes * 4
+    ways = load.head_ways(mesh)
+    logits = chunk_rows(load.execution.head_chunk, load.spec.vocab, ways) * load.spec.vocab // ways
+    return 2 * layer * load.item + head * (load.item + 4) + 3 * logits * 4

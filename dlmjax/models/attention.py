@@ -27,6 +27,11 @@ FORBIDDEN = -1e30
 SPLASH_LANES = 128
 SPLASH_BLOCK = 512
 
+# (first and last position of some queries, the same of each run of keys that they may see); a last position is exclusive.
+Tile = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
+# The fewest queries of a tile: four tiles of 32 cost as much as the whole row of 128 under a causal mask.
+TILE = 64
+
 QUERY_AXES = ("batch", "length", "heads", None)
 # Every query requires the keys and values of the whole row: where the length is split, they are gathered.
 KEY_AXES = ("batch", None, "kv_heads", None)
@@ -60,7 +65,8 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
         attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)
     else:
         bias_BLL = jnp.where(allowed_in_batch(mask, segments_BL), 0.0, FORBIDDEN).astype(jnp.float32)
-        attend = functools.partial(dense_attention, bias_BLL=bias_BLL)
+        tiles = tiles_of(mask, segments_BL.shape[1]) if layout.flat else None  # a tile is a part of the length, which is then split
+        attend = functools.partial(dense_attention, bias_BLL=bias_BLL, tiles=tiles)
 
     def constrained(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array) -> Array:
         k_BLGK, v_BLGK = layout.constrain(k_BLGK, KEY_AXES), layout.constrain(v_BLGK, KEY_AXES)
@@ -69,50 +75,100 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
     return constrained
 
 
-@jax.custom_vjp
 def dense_attention(
-    q_BLHK: Float[Array, "B L H K"], k_BLGK: Float[Array, "B L G K"], v_BLGK: Float[Array, "B L G K"], bias_BLL: Float[Array, "B L L"]
-) -> Float[Array, "B L H K"]:
+    q_BMHK: Float[Array, "B M H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    bias_BLL: Float[Array, "B L L"],
+    tiles: tuple[Tile, ...] | None = None,
+) -> Float[Array, "B M H K"]:
     """softmax(q k / sqrt(K) + bias) v with float32 scores and softmax; the query heads of a group share its keys. `bias` is constant.
 
-    Normalised after the second product, on [L, K] instead of [L, L] numbers; the backward pass keeps the unnormalised weights
+    The queries are those of a row's first M positions.  `tiles`: pairs outside of them are not computed, see `tiles_of`; None = all pairs.
+    """
+    M, (L, G) = q_BMHK.shape[1], k_BLGK.shape[1:3]
+    q_BMHK, k_BGLK, v_BGLK = q_BMHK * q_BMHK.shape[-1] ** -0.5, _heads_first(k_BLGK), _heads_first(v_BLGK)
+    out = []
+    for (start, stop), keys in tiles or (((0, M), ((0, L),)),):
+        if start < M:
+            q_BTHK, bias_BTS = q_BMHK[:, start:stop], _pieces(bias_BLL[:, start : min(stop, M)], keys, 2)
+            out_BGQK = _attend(_grouped(q_BTHK, G), _pieces(k_BGLK, keys, 2), _pieces(v_BGLK, keys, 2), bias_BTS)
+            out.append(_ungrouped(out_BGQK, q_BTHK))
+    return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+def tiles_of(mask: Mask, length: int) -> tuple[Tile, ...] | None:
+    """The queries of a row in four tiles, each with the keys that at least one of its queries may see, in steps of a tile's side.
+
+    None where this leaves out less than a fifth of the pairs, or the row cannot be divided.
+    """
+    side = length // 4
+    if length % 4 or side < TILE:
+        return None
+    index_L = np.arange(length)
+    allowed_LL = np.broadcast_to(np.asarray(mask.allowed(index_L[:, None], index_L[None, :])), (length, length))
+    seen_44 = allowed_LL.reshape(4, side, 4, side).any((1, 3))
+    if seen_44.mean() > 0.8:
+        return None
+
+    def runs(seen_4: np.ndarray) -> tuple[tuple[int, int], ...]:
+        edges = np.flatnonzero(np.diff(np.pad(seen_4.astype(int), 1))).reshape(-1, 2) * side
+        return tuple((int(start), int(stop)) for start, stop in edges)
+
+    return tuple(((i * side, (i + 1) * side), runs(seen_44[i])) for i in range(4))
+
+
+def _pieces(x: Array, runs: tuple[tuple[int, int], ...], axis: int) -> Array:
+    """Runs of positions along an axis, one after the other."""
+    if runs == ((0, x.shape[axis]),):
+        return x
+    found = [jax.lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in runs]
+    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=axis)
+
+
+@jax.custom_vjp
+def _attend(q_BGQK: Array, k_BGLK: Array, v_BGLK: Array, bias_BML: Array) -> Array:
+    """Attention of scaled queries, float32; M queries of a head, Q of all heads of a group.
+
+    Normalised after the second product, on [Q, K] instead of [Q, L] numbers; the backward pass keeps the unnormalised weights
     (FlashAttention 2205.14135, appendix B.2, without its tiling).
     """
-    return _dense_attention_forward(q_BLHK, k_BLGK, v_BLGK, bias_BLL)[0]
+    return _attend_forward(q_BGQK, k_BGLK, v_BGLK, bias_BML)[0]
 
 
-def _dense_attention_forward(q_BLHK, k_BLGK, v_BLGK, bias_BLL):
-    q_BGQK, k_BGLK, v_BGLK = _grouped(q_BLHK * q_BLHK.shape[-1] ** -0.5, k_BLGK.shape[2]), _heads_first(k_BLGK), _heads_first(v_BLGK)
-    scores_BGQL = _add_bias(jnp.einsum("bgqk,bglk->bgql", q_BGQK, k_BGLK, preferred_element_type=jnp.float32), bias_BLL)
+def _attend_forward(q_BGQK, k_BGLK, v_BGLK, bias_BML):
+    scores_BGQL = _add_bias(jnp.einsum("bgqk,bglk->bgql", q_BGQK, k_BGLK, preferred_element_type=jnp.float32), bias_BML)
     weights_BGQL = jnp.exp(scores_BGQL - jnp.max(scores_BGQL, axis=-1, keepdims=True))
     sums_BGQ1 = jnp.sum(weights_BGQL, axis=-1, keepdims=True)
-    weights_BGQL = weights_BGQL.astype(v_BLGK.dtype)
+    weights_BGQL = weights_BGQL.astype(v_BGLK.dtype)
     out_BGQK = jnp.einsum("bgql,bglk->bgqk", weights_BGQL, v_BGLK, preferred_element_type=jnp.float32) / sums_BGQ1
-    return _ungrouped(out_BGQK, q_BLHK), (q_BGQK, k_BGLK, v_BGLK, weights_BGQL, sums_BGQ1, out_BGQK)
+    return out_BGQK, (q_BGQK, k_BGLK, v_BGLK, weights_BGQL, sums_BGQ1, out_BGQK)
 
 
-def _dense_attention_backward(saved, dout_BLHK):
+def _attend_backward(saved, dout_BGQK):
     q_BGQK, k_BGLK, v_BGLK, weights_BGQL, sums_BGQ1, out_BGQK = saved
-    dtype, K = v_BGLK.dtype, v_BGLK.shape[-1]
-    dout_BGQK = _grouped(dout_BLHK.astype(jnp.float32), k_BGLK.shape[1]) / sums_BGQ1
+    dtype = v_BGLK.dtype
+    dout_BGQK = dout_BGQK / sums_BGQ1
     delta_BGQ1 = jnp.sum(dout_BGQK * out_BGQK, axis=-1, keepdims=True)
     dout_BGQK = dout_BGQK.astype(dtype)
-    dv_BGLK = jnp.einsum("bgql,bgqk->bglk", weights_BGQL, dout_BGQK)
+    # Products with the long side last, and transposed: XLA on CPU has no fast kernel for a left operand that is summed over its rows.
+    dv_BGKL = jnp.einsum("bgqk,bgql->bgkl", dout_BGQK, weights_BGQL)
     dweights_BGQL = jnp.einsum("bgqk,bglk->bgql", dout_BGQK, v_BGLK, preferred_element_type=jnp.float32)
     dscores_BGQL = (weights_BGQL * (dweights_BGQL - delta_BGQ1)).astype(dtype)
-    dq_BGQK = jnp.einsum("bgql,bglk->bgqk", dscores_BGQL, k_BGLK) * K**-0.5
-    dk_BGLK = jnp.einsum("bgql,bgqk->bglk", dscores_BGQL, q_BGQK)
-    return _ungrouped(dq_BGQK, dout_BLHK), _heads_first(dk_BGLK), _heads_first(dv_BGLK), None
+    dq_BGQK = jnp.einsum("bgql,bglk->bgqk", dscores_BGQL, k_BGLK)
+    dk_BGKL = jnp.einsum("bgqk,bgql->bgkl", q_BGQK, dscores_BGQL)
+    return dq_BGQK, jnp.swapaxes(dk_BGKL, 2, 3), jnp.swapaxes(dv_BGKL, 2, 3), None
 
 
-dense_attention.defvjp(_dense_attention_forward, _dense_attention_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _add_bias(scores_BGQL: Array, bias_BLL: Array) -> Array:
+def _add_bias(scores_BGQL: Array, bias_BML: Array) -> Array:
     B, G, Q, L = scores_BGQL.shape
-    if Q == L:
-        return scores_BGQL + bias_BLL[:, None]
-    return (scores_BGQL.reshape(B, G, Q // L, L, L) + bias_BLL[:, None, None]).reshape(B, G, Q, L)
+    M = bias_BML.shape[1]
+    if Q == M:
+        return scores_BGQL + bias_BML[:, None]
+    return (scores_BGQL.reshape(B, G, Q // M, M, L) + bias_BML[:, None, None]).reshape(B, G, Q, L)
 
 
 def _heads_first(x_BLGK: Array) -> Array:

@@ -185,22 +185,29 @@ class Denoiser:
         x_BLD, time_BLT, rows = self._with_time(x_BLD, t_BL, rows)
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
         time = time_BLT if time_BLT is None or not layout.flat else time_BLT.reshape(-1, spec.time_width)
-        x = self._layers(x, time, rows)
-        if spec.head == "transform":
-            x = jax.nn.gelu(linear(x, params["transform"], ("embed", None), layout), approximate=False)
-        x = normalise(x, params["norm"], spec)
-        if time is not None:
-            shift, scale = jnp.split(dense(time, params["modulation"]["kernel"], ("time", "embed"), layout), 2, axis=-1)
-            x = x * (1 + scale) + shift if not spec.tied else x * (1 + scale)
-        x_BLD = x.reshape(*rows.segments_BL.shape, spec.width)
+        x_BLD = self._layers(x, time, rows).reshape(x_BLD.shape[0], -1, spec.width)
         start = int(isinstance(rows.mask, Prefixed))
         if x_BLD.shape[1] != L:
             x_BLD = x_BLD[:, start : start + L]
+        x_BLD = self._last(x_BLD, None if time_BLT is None else time_BLT[:, :L])
         if spec.shift:
             # The first position of a document has none before it: its own state is used.
             before_BLD = jnp.concatenate([x_BLD[:, :1], x_BLD[:, :-1]], axis=1)
             x_BLD = jnp.where(self.positions_BL[..., None] == 0, x_BLD, before_BLD)
         return layout.constrain(x_BLD, ("batch", "length", None))
+
+    def _last(self, x_BLD: Array, time_BLT: Array | None) -> Array:
+        """What follows the layers: the transform of the head, the last norm, its modulation."""
+        spec, layout, params = self.network.spec, self.network.layout, self.params
+        x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
+        if spec.head == "transform":
+            x = jax.nn.gelu(linear(x, params["transform"], ("embed", None), layout), approximate=False)
+        x = normalise(x, params["norm"], spec)
+        if time_BLT is not None:
+            time = time_BLT.reshape(-1, spec.time_width) if layout.flat else time_BLT
+            shift, scale = jnp.split(dense(time, params["modulation"]["kernel"], ("time", "embed"), layout), 2, axis=-1)
+            x = x * (1 + scale) + shift if not spec.tied else x * (1 + scale)
+        return x.reshape(x_BLD.shape)
 
     def _embed(self, z_BL: Array) -> Array:
         """Rows of the embedding, [B, L, D]; of soft tokens the weighted sum."""
@@ -291,10 +298,16 @@ class Denoiser:
         spec, execution = self.network.spec, self.network.execution
         attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
         rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
-        layer = functools.partial(transformer_layer, self.network, attend, rotary, time, rows.segments_BL.shape)
-        if execution.remat != "none":
+
+        def layer_of(computed: int) -> Callable[..., Array]:
+            shape = (*rows.segments_BL.shape, computed)
+            layer = functools.partial(transformer_layer, self.network, attend, rotary, time, shape)
+            if execution.remat == "none":
+                return layer
             # Inside a scan nothing can be merged with the forward pass, so the barriers against that are omitted.
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
+            return jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
+
+        layer = layer_of(rows.segments_BL.shape[1])
         stacked = self.params["layers"]
         keys_NB = None
         if self.dropout_keys_B is not None:
@@ -313,8 +326,17 @@ class Denoiser:
         pieces = [jax.lax.split(leaf, (1,) * spec.depth) for leaf in leaves]
         for n in range(spec.effective_depth):
             weights = jax.tree.unflatten(tree, [piece[n % spec.depth].reshape(piece[0].shape[1:]) for piece in pieces])
+            layer = layer_of(self._last_states(rows)) if n == spec.effective_depth - 1 else layer
             x = layer(x, weights, None if keys_NB is None else keys_NB[n])
         return x
+
+    def _last_states(self, rows: _Rows) -> int:
+        """Positions whose states the last layer computes: of two streams the first, for which the second gives keys and values.
+
+        All, where dropout draws for all positions, and for the fused kernels, which take as many queries as keys.
+        """
+        first = self.network.layout.flat and self.network.execution.attention == "dense" and self.dropout_keys_B is None
+        return rows.segments_BL.shape[1] // (rows.streams if first else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,10 +346,11 @@ class _Rows:
     segments_BL: Any
     positions_BL: Any
     mask: Any
+    streams: int = 1
 
     def twice(self) -> _Rows:
         """Two streams one after the other, with the same positions."""
-        return _Rows(jnp.tile(self.segments_BL, (1, 2)), jnp.tile(self.positions_BL, (1, 2)), self.mask)
+        return _Rows(jnp.tile(self.segments_BL, (1, 2)), jnp.tile(self.positions_BL, (1, 2)), self.mask, streams=2)
 
     def prefixed(self) -> _Rows:
         """One more position at the start, which every segment attends to."""
@@ -335,27 +358,36 @@ class _Rows:
         return _Rows(segments_BL, jnp.pad(self.positions_BL, ((0, 0), (1, 0))), Prefixed(self.mask))
 
 
-def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, int], x: Array, weights: dict, keys_B) -> Array:
+def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, ...], x: Array, weights: dict, keys_B) -> Array:
     """x + attention(norm(x)) / l, then + mlp(norm(x)) / l, with l the CompleteP depth ratio (1 when off).
 
     With norm_placement "post": norm(x + attention(x)), then norm(x + mlp(x)); with "branch": x + norm(attention(x)), then x + norm(mlp(x)).
-    `rotary`: cos and sin, None with learned positions.
+    `rotary`: cos and sin, None with learned positions.  `batch_shape`: rows, positions, and, where not all, how many positions at the start
+    of a row have their states computed and returned; the others give keys and values.
     """
     spec, layout = network.spec, network.layout
+    B, L, M = (*batch_shape, batch_shape[1])[:3]
+
+    def kept(x: Array) -> Array:
+        return x if M == L else x.reshape(B, L, -1)[:, :M].reshape(B * M, -1)
+
     residual = 1.0 / spec.depth_ratio
     stream = ("row", None) if x.ndim == 2 else ("batch", "length", None)
     modulation = (None,) * 6
     if time is not None:
         modulation = jnp.split(dense(time, weights["modulation"]["kernel"], ("time", "embed"), layout), 6, axis=-1)
     keys = (None, None) if keys_B is None else jax.vmap(jax.random.split, out_axes=1)(keys_B)
-    branches = (_attention_branch(network, attend, rotary, batch_shape, weights), _mlp_branch(network, weights))
-    for norm, branch, (shift, scale, gate), key_B in zip(
-        ("attention_norm", "mlp_norm"), branches, (modulation[:3], modulation[3:]), keys, strict=True
-    ):
+    attention = _attention_branch(network, attend, rotary, B, weights, kept)
+    branches = (attention, _mlp_branch(network, weights))
+    for norm, branch, offset, key_B in zip(("attention_norm", "mlp_norm"), branches, (0, 3), keys, strict=True):
+        shift, scale, _ = modulation[offset : offset + 3]
         y = normalise(x, weights[norm], spec) if spec.norm_placement == "pre" else x
         if time is not None:
             y = y * (1 + scale) + shift
         y = branch(y)
+        if branch is attention:
+            x, modulation = kept(x), tuple(part if part is None else kept(part) for part in modulation)
+        gate = modulation[offset + 2]
         if spec.norm_placement == "branch":
             y = normalise(y, weights[norm], spec)
         if time is not None:
@@ -367,26 +399,30 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
     return x
 
 
-def _attention_branch(network: Network, attend, rotary, batch_shape: tuple[int, int], weights: dict):
+def _attention_branch(network: Network, attend, rotary, B: int, weights: dict, kept: Callable[[Array], Array]):
     spec, layout = network.spec, network.layout
 
     def heads(y: Array, name: str, axis: str, count: int) -> Array:
         out = linear(y, weights[name], ("embed", axis), layout)
         if spec.qk_norm_all and name != "value":
             out = rms_norm(out, weights[f"{name}_norm"]["scale"], spec.norm_eps)
-        return layout.constrain(out.reshape(*batch_shape, count, spec.head_dim), ("batch", "length", axis, None))
+        return layout.constrain(out.reshape(B, -1, count, spec.head_dim), ("batch", "length", axis, None))
 
     def branch(y: Array) -> Array:
-        q_BLHK = heads(y, "query", "heads", spec.heads)
+        """Output for the positions that `kept` leaves; all give keys and values."""
+        of_queries = kept(y)
+        q_BMHK = heads(of_queries, "query", "heads", spec.heads)
         k_BLGK = heads(y, "key", "kv_heads", spec.kv_heads)
         v_BLGK = heads(y, "value", "kv_heads", spec.kv_heads)
         if spec.qk_norm and not spec.qk_norm_all:
-            q_BLHK = rms_norm(q_BLHK, weights["query_norm"]["scale"], spec.norm_eps)
+            q_BMHK = rms_norm(q_BMHK, weights["query_norm"]["scale"], spec.norm_eps)
             k_BLGK = rms_norm(k_BLGK, weights["key_norm"]["scale"], spec.norm_eps)
         if rotary is not None:
-            q_BLHK, k_BLGK = rotate(q_BLHK, *rotary), rotate(k_BLGK, *rotary)
-        out_BLHK = attend(q_BLHK, k_BLGK, v_BLGK)
-        return linear(out_BLHK.reshape(*y.shape[:-1], spec.heads * spec.head_dim), weights["output"], ("heads", "embed"), layout)
+            M = q_BMHK.shape[1]
+            q_BMHK, k_BLGK = rotate(q_BMHK, *(table_BLC[:, :M] for table_BLC in rotary)), rotate(k_BLGK, *rotary)
+        out_BMHK = attend(q_BMHK, k_BLGK, v_BLGK)
+        merged = out_BMHK.reshape(*of_queries.shape[:-1], spec.heads * spec.head_dim)
+        return linear(merged, weights["output"], ("heads", "embed"), layout)
 
     return branch
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlmjax.errors import InputError
-from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention, runs_on
+from dlmjax.models.attention import FORBIDDEN, dense_attention, fused, make_attention, runs_on, tiles_of
 from dlmjax.models.layout import SINGLE
 from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, Windowed, allowed_in_batch
 from dlmjax.parallel import Partition, make_mesh
@@ -84,6 +84,48 @@ def test_a_kernel_on_a_mesh_sees_its_own_rows_queries_and_heads():
     want, got = jax.jit(both)(q, k, v, dout)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+STREAMS = BlockDiffusion(16, 128)
+TILED = [Causal(), BlockCausal(16), STREAMS, BlockDiffusion(24, 144), Windowed(Full(), 20), Windowed(STREAMS, 40, 128)]
+
+
+@pytest.mark.parametrize("mask", TILED, ids=str)
+def test_tiles_leave_out_only_what_is_forbidden(mask):
+    length = 2 * getattr(mask, "length", 128)
+    tiles, index = tiles_of(mask, length), np.arange(length)
+    left_out = np.broadcast_to(np.asarray(mask.allowed(index[:, None], index)), (length, length)).copy()
+    computed = np.zeros_like(left_out)
+    for (start, stop), keys in tiles:
+        for first, last in keys:
+            left_out[start:stop, first:last] = False
+            computed[start:stop, first:last] = True
+    assert not left_out.any() and computed.mean() <= 0.8
+    assert [rows for rows, _ in tiles] == [(i * length // 4, (i + 1) * length // 4) for i in range(4)]
+
+
+@pytest.mark.parametrize(("mask", "length"), [(Full(), 256), (Causal(), 252), (Causal(), 258), (Windowed(Causal(), 3), 12)], ids=str)
+def test_rows_without_tiles(mask, length):
+    """A mask that allows nearly all pairs, a short row, one that four does not divide."""
+    assert tiles_of(mask, length) is None
+
+
+@pytest.mark.parametrize("queries", [256, 128, 80])
+def test_tiles_change_nothing_forward_and_backward(queries):
+    """Also for the first queries of a row alone, as the last layer of two streams has them."""
+    mask, length = STREAMS, 256
+    q, k, v, dout = (jnp.asarray(x) for x in inputs(length=length))
+    q, dout = q[:, :queries], dout[:, :queries]
+    segments = np.tile(np.repeat([1, 2, 0], [40, 72, 16]), (B, 2)).astype(np.int32)
+    bias = jnp.where(allowed_in_batch(mask, jnp.asarray(segments)), 0.0, FORBIDDEN)
+
+    def both(q, k, v, dout):
+        tiled = jax.vjp(make_attention(mask, jnp.asarray(segments), "dense", "float32", SINGLE), q, k, v)
+        whole = jax.vjp(lambda q, k, v: dense_attention(q, k, v, bias), q, k, v)
+        return (tiled[0], *tiled[1](dout)), (whole[0], *whole[1](dout))
+
+    for a, b in zip(*jax.jit(both)(q, k, v, dout), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 def test_no_allowed_key_gives_numbers():

@@ -67,6 +67,33 @@ def test_execution_does_not_change_the_result(spec, execution):
     assert tiny.worst(grads, want_grads) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("changes", "remat"),
+    [
+        (dict(time_input="adaln", qk_norm_all=True, loops=2), "none"),
+        pytest.param({}, "full", marks=pytest.mark.slow),
+        pytest.param(dict(norm_placement="post"), "none", marks=pytest.mark.slow),
+    ],
+    ids=["adaln, loops", "grouped, remat", "post"],
+)
+def test_the_last_layer_of_two_streams_leaves_out_the_clean_states(changes, remat):
+    """Unrolled layers do, scanned ones compute all positions: equal hidden states and gradients."""
+    spec, L = tiny.spec(**changes), tiny.LENGTH
+    pairs, t = jnp.stack([TOKENS, jnp.roll(TOKENS, 1, axis=0)], axis=-1), jnp.full(TOKENS.shape, 0.3)
+
+    def both(params):
+        def hidden(params, execution):
+            return build_network(spec, execution).bind(params, SEGMENTS, POSITIONS, BlockDiffusion(4, L)).hidden(pairs, t)
+
+        executions = Execution(scan=False, remat=remat), Execution()
+        runs = [jax.vjp(functools.partial(hidden, execution=execution), params) for execution in executions]
+        return [(out, pull(jnp.cos(out))[0]) for out, pull in runs]
+
+    (got, got_grads), (want, want_grads) = jax.jit(both, compiler_options=tiny.AS_USED)(start(spec))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert tiny.worst(got_grads, want_grads) < 1e-5
+
+
 def test_bfloat16_is_close_and_keeps_master_weights():
     (value, _), grads = gradients(PLAIN, Execution(dtype="bfloat16"))
     (want, _), want_grads = gradients(PLAIN, Execution())

@@ -130,9 +130,8 @@ class NoiseReport:
         return values | {f"second_moment_by_t/{t:.4g}": value for t, value in self.second_moments}
 
     def summary(self) -> str:
-        """One line: the variance by cause, in shares."""
-        found = self.variance
-        parts = {"masks": found.masks, "times": found.times, "texts": found.texts}
+        """One line: the variance by cause, in shares. An unbiased estimate of a small part may be below 0, which is shown as 0."""
+        parts = {name: max(getattr(self.variance, name), 0.0) for name in ("masks", "times", "texts")}
         total = sum(parts.values())
         shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items()) if total > 0 else "none"
         what = "training loss" if self.trained else "bound (not of the trained loss)"

@@ -166,7 +166,7 @@ def evaluate(
       InputError: no such corpus, split, suite or file; a corpus or another run with a different tokenizer; a suite of pairs; a likelihood
         that the process does not have, or that is no sum over tokens, with documents or tables.
     """
-    evaluator = _evaluator(run, settings)
+    evaluator = _evaluator(run, settings, reference=True)
     if (documents or tables) and settings.likelihood != "nelbo" and not evaluator.additive:
         raise InputError(
             f"--likelihood {settings.likelihood} is a sum over sets of tokens, not over tokens; leave --per-document, --breakdown and "
@@ -220,7 +220,7 @@ def _bound_beside(
 ) -> tuple[LikelihoodResult, Difference, dict[str, Any]]:
     """(the bound of the windows of another likelihood, the bound less that, the bound as JSON with its seconds)."""
     settings = dataclasses.replace(settings, likelihood="nelbo")
-    evaluator, begin = _evaluator(run, settings), time.monotonic()
+    evaluator, begin = _evaluator(run, settings, reference=True), time.monotonic()
     bound = _measure(run, evaluator, text, settings)
     seconds = time.monotonic() - begin
     result = evaluator.result(bound, step=run.step, weights=run.weights, split=text.split)
@@ -333,10 +333,13 @@ def _check_same_tokenizer(run: OpenedRun, against: OpenedRun) -> None:
         )
 
 
-def _evaluator(run: OpenedRun, settings: EvaluationSettings) -> Evaluator | PathEvaluator:
+def _evaluator(run: OpenedRun, settings: EvaluationSettings, reference: bool = False) -> Evaluator | PathEvaluator:
     if settings.likelihood != "nelbo":
         return run.experiment.path_evaluator(settings.likelihood, settings.seed)
-    return run.experiment.evaluator(nodes=settings.nodes, draws=settings.draws, rule=settings.rule, seed=settings.seed)
+    grid = {name: getattr(settings, name) for name in ("nodes", "draws", "rule", "seed")}
+    evaluator = run.experiment.evaluator(**grid)
+    # Of several processes each reads some rows of a batch, and they would not make the same number of further calls.
+    return evaluator.with_reference() if reference and jax.process_count() == 1 else evaluator
 
 
 def _measure(

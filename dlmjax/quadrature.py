@@ -5,6 +5,8 @@ from dlmjax.errors import InputError
 
 RULES = ("gauss", "stratified", "count")  # see `evaluation.likelihood`
 NODES = 16  # default number of nodes of an evaluation
+ENOUGH_NODES = 12  # of "gauss": from here on the integrand itself says how far the rule is off; below, an evaluation reads more nodes
+REFERENCE_NODES, REFERENCE_WINDOWS = 64, 32  # that it then reads, of this many windows at least
 MOST_CALLS = 2**20  # nodes x draws is below: the draws of boundary terms have the tags from here on
 
 

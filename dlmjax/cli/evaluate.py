@@ -126,7 +126,7 @@ def _table(found: Evaluation) -> str:
     for one in filter(None, (result, found.nelbo)):
         number = "" if found.nelbo is None else f", {one.likelihood}"
         name = f"{one.process}, step {one.step}, {one.weights} weights{number} {one.sign}"
-        rows.append((name, one.bits_per_byte, one.stderr_bits_per_byte))
+        rows.append((name, one.bits_per_byte, one.error_bits_per_byte))
     rows += [(name, bits, None) for name, bits in found.baselines.items()]
     width = max(len(name) for name, _, _ in rows)
     name = f"{found.suite.name}, {result.split} split" if found.suite else f"{result.split} split"
@@ -138,6 +138,8 @@ def _table(found: Evaluation) -> str:
     lines.append(f"  {result.summary()}")
     if found.nelbo is not None:
         lines += _price(found)
+    if accuracy := (found.nelbo or result).accuracy():
+        lines.append(f"  {accuracy}")
     if "words" in report and report["words"]["perplexity"] is not None:
         words = report["words"]
         lines.append(f"  perplexity per word {result.sign} {words['perplexity']:,.1f} ({words['words']:,} words)")

@@ -23,7 +23,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -38,7 +38,7 @@ from dlmjax.evaluation.levels import LevelGrid, level_grid
 from dlmjax.evaluation.result import LikelihoodResult, Measured, error_parts, ratio_with_error
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.progress import Progress
-from dlmjax.quadrature import MOST_CALLS, NODES, check_quadrature
+from dlmjax.quadrature import ENOUGH_NODES, MOST_CALLS, NODES, REFERENCE_NODES, REFERENCE_WINDOWS, check_quadrature
 from dlmjax.seeds import check_seed
 
 
@@ -299,9 +299,19 @@ class Evaluator(WindowEvaluator):
         self.self_condition = self_condition
         self._requested_nodes, self._grid = nodes, level_grid(self.process, self.rule, nodes)
         self.nodes = self._grid.nodes
+        self._every = 0  # one of so many windows is also integrated with more nodes
         self.put_batch = put_batch or jax.device_put
         self._node = jax.jit(self._node_nats)
         self._ends = jax.jit(self._boundary_nats)
+
+    def with_reference(self) -> "Evaluator":
+        """This evaluator; where "gauss" has fewer than ENOUGH_NODES nodes, it now also integrates some windows with REFERENCE_NODES, by
+        which a result says how far its quadrature is off: those below REFERENCE_WINDOWS, and as many more as cost no more than all with
+        its own nodes."""
+        # A sum over all the levels of a process in steps has no error.
+        if self.rule == "gauss" and self.nodes < ENOUGH_NODES and self.nodes != self.process.time_domain.steps:
+            self._every = -(-REFERENCE_NODES // (self.nodes * self.draws))
+        return self
 
     @property
     def calls(self) -> int:
@@ -374,6 +384,41 @@ class Evaluator(WindowEvaluator):
                 second.append(self._node(params, batch, *traced))
         nats_2JBL = np.stack([np.stack([device_get(nats_BL).astype(np.float64) for nats_BL in nodes]) for nodes in (first, second)])
         return PairedNats(grid.low_J, grid.weight_J, nats_2JBL)
+
+    def measure(self, params, batches: Iterable[dict[str, np.ndarray]], **options: Any) -> Measured:
+        """As of every evaluator; then integrates some of the windows with more nodes (`with_reference`), chosen by their numbers."""
+        if not self._every:
+            return super().measure(params, batches, **options)
+        read: dict[int, list[dict[str, np.ndarray]]] = {}
+        sizes: list[int] = []
+        measured = super().measure(params, self._noting(batches, read, sizes), **options)
+        grid, nats = level_grid(bind_process(self.process, params), self.rule, REFERENCE_NODES), {}
+        for parts in read.values():
+            rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for start in range(0, len(rows["row"]), sizes[0]):
+                part = _padded({name: array[start : start + sizes[0]] for name, array in rows.items()}, sizes[0])
+                found_B, scored_B = self._reference_nats(params, grid, self.put_batch(part)), part["scored"].any(axis=1)
+                nats |= dict(zip(part["row"][scored_B].tolist(), found_B[scored_B], strict=True))
+        return dataclasses.replace(measured, reference_W=np.array([nats.get(window, math.nan) for window in measured.window_W.tolist()]))
+
+    def _noting(self, batches: Iterable[dict[str, np.ndarray]], read: dict[int, list[dict]], sizes: list[int]) -> Iterator[dict]:
+        """The batches, whose windows to be integrated with more nodes are added to `read`, by their length, and their sizes to `sizes`."""
+        for batch in batches:
+            sizes.append(len(batch["row"]))
+            chosen_B = (batch["row"] < REFERENCE_WINDOWS) | (batch["row"] % self._every == 0)
+            whole = {"scored": batch["segments"] > 0, **batch}
+            names = ("tokens", "segments", "positions", "scored", "row")
+            read.setdefault(batch["tokens"].shape[1], []).append({name: whole[name][chosen_B] for name in names})
+            yield batch
+
+    def _reference_nats(self, params, grid: LevelGrid, batch: dict) -> Float[np.ndarray, "B"]:
+        """The integral of each window by the nodes of `grid`, one draw each, under noise of their own."""
+        total_B, sharding = np.zeros(len(batch["row"])), replicated_like(params)
+        # Their tags follow those of `_paired`.
+        for j, (low, width, weight) in enumerate(zip(grid.low_J, grid.width_J, grid.weight_J, strict=True)):
+            traced = device_put((np.float32(low), np.float32(width), np.uint32(3 * MOST_CALLS + j)), sharding)
+            total_B += weight * window_sums(self._node(params, batch, *traced))
+        return total_B
 
     def _token_nats(self, grid: LevelGrid, nodes: list, ends: list) -> Float[np.ndarray, "B L"]:
         """The bound of every token: integrated over t, averaged over draws, boundary terms included."""

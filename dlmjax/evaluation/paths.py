@@ -112,11 +112,13 @@ class PathEvaluator(WindowEvaluator):
             return _as_batch(nats_BL.astype(np.float64).sum(axis=1), calls_B, lambda: nats_BL.astype(np.float64))
         most, what = (MOST_SUBSETS, "subsets") if isinstance(self.form, Subsets) else (MOST_TUBE, "tube")
         count_BG = self._sets(device_get(batch["scored"]) & (device_get(batch["segments"]) > 0)).sum(axis=2)
-        if count_BG.max(initial=0) > most:
-            of = "block" if self.process.attention.block_size else "window"
+        if (longest := int(count_BG.max(initial=0))) > most:
+            of = "window" if self.process.attention.block_size is None else "block"
+            instead = "tube, or order:confidence" if longest <= MOST_TUBE else "order:confidence"
             raise InputError(
-                f"--likelihood {what} requires at most {most} scored tokens in a {of}, and one has {count_BG.max()}; "
-                + ("give --likelihood order:confidence" if of == "block" else "give a shorter --window, or --likelihood order:confidence")
+                f"--likelihood {what} requires at most {most} scored tokens in a {of}, and one has {longest}; give "
+                + ("a shorter --window, or " if of == "window" else "")
+                + f"--likelihood {instead}"
             )
         nats_BG, calls_B = (self._over_subsets if isinstance(self.form, Subsets) else self._tube)(params, batch, count_BG)
         return _as_batch(nats_BG.sum(axis=1), calls_B, None)

@@ -7,12 +7,14 @@ error of nats per token apart:
   sequences   the choice of the text: the whole error without the noise. None without repeated draws
   masks       the noise of the corruptions, from the variance between draws of a window at a node. None without repeated draws
   levels      the finite number of nodes in t. "gauss": a bias, estimated from the decay of the integrand's coefficients
-              (`levels.quadrature_error`; more often too large than too small); `levels_stderr` is the error of this estimate, which
-              is noise below four times that error. "stratified", "count": a standard error, of times drawn in their parts of [0, 1],
-              from the slope of the integrand. None where there are too few nodes to estimate it
+              (`levels.quadrature_error`; more often too large than too small), with fewer than ENOUGH_NODES nodes from the difference to
+              REFERENCE_NODES on `levels_windows` windows, where these were read; `levels_stderr` is the error of this estimate.
+              "stratified", "count": a standard error, of times drawn in their parts of [0, 1], from the slope of the integrand. None
+              where there are too few nodes to estimate it
 
-sequences^2 + masks^2 (+ levels^2 where times are drawn) is the square of `stderr_nats_per_token`. Exact likelihoods (causal processes) have
-only the error of the sequences.
+sequences^2 + masks^2 (+ levels^2 where times are drawn) is the square of `stderr_nats_per_token`. What is printed behind ± is that error
+plus `LikelihoodResult.quadrature`, so that a bound does not read below its exact integral by more than it. Exact likelihoods (causal
+processes) have only the error of the sequences.
 
 Shapes: W windows, J nodes, D draws. Units: nats, unless the name says bits.
 """
@@ -28,9 +30,11 @@ from jaxtyping import Float, Int
 
 from dlmjax.evaluation.levels import LevelGrid, quadrature_error
 from dlmjax.files import finite, write_json
-from dlmjax.quadrature import NODES
+from dlmjax.quadrature import ENOUGH_NODES, NODES, REFERENCE_NODES
 
 MOST_BIAS = 5e-3  # share of the bound; a larger error of the quadrature is reported
+NOISE = 4  # standard errors below which an estimate is noise
+LEAST_BIAS = 5e-4  # share of the bound, by which an estimate of the error of "gauss" may be too small (tests/evaluation/test_levels.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Measured:
     """Sums of nats, tokens and bytes of each window, in the order of window numbers, from which a result is computed.
 
     nats_WJD: the integrand, summed over a window's tokens, at each node and draw of the grid.  calls: network calls per window, a mean.
+    reference_W: the integral by REFERENCE_NODES nodes, nan where it was not computed; None: nowhere.
     """
 
     window_W: Int[np.ndarray, "W"]
@@ -49,6 +54,7 @@ class Measured:
     bytes_W: Int[np.ndarray, "W"] | None
     length: int
     calls: float = math.nan
+    reference_W: Float[np.ndarray, "W"] | None = None
 
     @property
     def nats_WD(self) -> Float[np.ndarray, "W D"]:
@@ -105,6 +111,37 @@ class LikelihoodResult:
         """Between -log p and the number: "=" exact, "<=" a bound of it from above, ">=" from below."""
         return {"exact": "=", "tube": ">="}.get(self.rule, "<=" if self.is_bound else "=")
 
+    @property
+    def quadrature(self) -> float | None:
+        """How far a rule without drawn times may be from its integral, nats per token; 0 for other rules and where all levels were read,
+        None where it is not known.
+
+        The estimate of `errors`, from ENOUGH_NODES nodes on without the part that is noise of the estimate (which the standard error
+        holds), plus LEAST_BIAS of the number.
+        """
+        levels, stderr = self.errors.get("levels"), self.errors.get("levels_stderr")
+        if self.rule != "gauss" or levels == 0:
+            return 0.0
+        known = self.nodes >= ENOUGH_NODES or self.errors.get("levels_windows")
+        if levels is None or not known:
+            return None
+        noise = stderr if self.nodes >= ENOUGH_NODES and stderr is not None and math.isfinite(stderr) else 0.0
+        return max(levels - NOISE * noise, 0.0) + LEAST_BIAS * abs(self.nats_per_token)
+
+    def _error(self, number: float, stderr: float) -> float:
+        """The standard error of a number that is proportional to nats per token, and in it the part of the quadrature."""
+        return stderr + abs(number) * (self.quadrature or 0.0) / (abs(self.nats_per_token) or 1.0)
+
+    @property
+    def error_nats_per_token(self) -> float:
+        """What is printed behind ±: the standard error and `quadrature`."""
+        return self._error(self.nats_per_token, self.stderr_nats_per_token)
+
+    @property
+    def error_bits_per_byte(self) -> float | None:
+        """The same for `bits_per_byte`."""
+        return None if self.bits_per_byte is None else self._error(self.bits_per_byte, self.stderr_bits_per_byte)
+
     def to_json(self) -> dict[str, Any]:
         """Dict of every field as JSON values; a number that is not finite becomes None (JSON has no infinity)."""
         return finite(dataclasses.asdict(self))
@@ -117,12 +154,14 @@ class LikelihoodResult:
         """One line where there are too few nodes: the error of the quadrature, beyond the noise of its estimate, exceeds `MOST_BIAS` of
         the bound, or cannot be estimated. Else empty."""
         levels, stderr = self.errors["levels"], self.errors["levels_stderr"]
+        if self.errors.get("levels_windows") and not math.isfinite(stderr):
+            stderr = 0.0
         if self.rule != "gauss" or (levels is None and self.nodes > 2):
             return ""
         if levels is None:
             more = f"give --nodes {NODES} (nodes={NODES} in Python) or more"
             return f"{self.nodes} node{'s' * (self.nodes > 1)} cannot estimate the error of the bound; {more}"
-        if not levels - 4 * stderr > MOST_BIAS * abs(self.nats_per_token):
+        if not levels - NOISE * stderr > MOST_BIAS * abs(self.nats_per_token):
             return ""
         share = levels / abs(self.nats_per_token) if self.nats_per_token else math.inf
         return (
@@ -130,12 +169,29 @@ class LikelihoodResult:
             f"give --nodes {max(2 * self.nodes, NODES)}, or --rule stratified, which has no bias (nodes=, rule= in Python)"
         )
 
+    def accuracy(self) -> str:
+        """One line on the quadrature: how far it may be off, how that is known and what it cost. Empty where nothing is integrated."""
+        if self.rule != "gauss":
+            return "quadrature: times are drawn, so it has no bias" if self.rule in ("stratified", "count") else ""
+        nodes, quadrature, windows = f"{self.nodes} node{'s' * (self.nodes > 1)}", self.quadrature, self.errors.get("levels_windows")
+        if not quadrature:
+            return f"quadrature: {nodes}, " + (
+                "whose error is not known" if quadrature is None else "all levels of the process: it is exact"
+            )
+        how = "an estimate from the integrand at these nodes, without further passes"
+        if windows:
+            how = (
+                f"the difference from {REFERENCE_NODES} nodes is {self.errors['levels']:.4f} ± {self.errors['levels_stderr']:.4f} on "
+                f"{windows} windows, for {REFERENCE_NODES} network passes each"
+            )
+        return f"quadrature: {nodes}, within {quadrature:.4f} nats/token of the integral, which ± contains ({how})"
+
     def summary(self) -> str:
-        """One line for people."""
-        parts = [f"{self.nats_per_token:.4f} ± {self.stderr_nats_per_token:.4f} nats/token"]
+        """One line for people; ± holds the standard error and `quadrature`."""
+        parts = [f"{self.nats_per_token:.4f} ± {self.error_nats_per_token:.4f} nats/token"]
         if self.bits_per_byte is not None:
-            parts.append(f"{self.bits_per_byte:.4f} ± {self.stderr_bits_per_byte:.4f} bits/byte")
-        parts.append(f"perplexity {self.perplexity:.2f} ± {self.stderr_perplexity:.2f}")
+            parts.append(f"{self.bits_per_byte:.4f} ± {self.error_bits_per_byte:.4f} bits/byte")
+        parts.append(f"perplexity {self.perplexity:.2f} ± {self.perplexity * self.error_nats_per_token:.2f}")
         name = "NELBO" if self.is_bound else "loss (not a bound)"
         if self.likelihood != "nelbo":
             name = f"-log p, {self.likelihood}"
@@ -213,10 +269,15 @@ def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | 
     """The causes of the error of nats per token, in nats per token; see the top of this file."""
     tokens, whole = float(measured.tokens_W.sum()), ratio_with_error(measured.nats_W, measured.tokens_W)[1]
     if rule == "exact":
-        return {"sequences": whole, "masks": 0.0, "levels": 0.0, "levels_stderr": None}
+        return {"sequences": whole, "masks": 0.0, "levels": 0.0, "levels_stderr": None, "levels_windows": None}
     noise = None if draws < 2 else float(np.sqrt(np.sum(measured.nats_WD.var(axis=1, ddof=1) / draws))) / tokens
     nodes, levels, stderr = measured.grid.nodes, None, None
-    if rule == "gauss" and measured.grid.spread_KJ is not None:
+    read_W = np.zeros(0, bool) if measured.reference_W is None else np.isfinite(measured.reference_W)
+    if rule == "gauss" and read_W.any():
+        found_W = np.sum(measured.nats_WJD.mean(axis=2) * measured.grid.weight_J, axis=1)
+        difference, stderr = ratio_with_error((found_W - measured.reference_W)[read_W], measured.tokens_W[read_W])
+        levels = abs(difference)
+    elif rule == "gauss" and measured.grid.spread_KJ is not None:
         nats_WJ = measured.nats_WJD.mean(axis=2)
         levels, stderr = _with_error(quadrature_error, nats_WJ @ measured.grid.spread_KJ.T, measured.tokens_W)
     elif rule != "gauss" and nodes > 1:
@@ -226,7 +287,9 @@ def error_parts(measured: Measured, rule: str, draws: int) -> dict[str, float | 
     masks = noise
     if noise is not None and rule != "gauss":
         masks = _rest(noise, levels or 0.0)
-    return {"sequences": None if noise is None else _rest(whole, noise), "masks": masks, "levels": levels, "levels_stderr": stderr}
+    sequences = None if noise is None else _rest(whole, noise)
+    windows = int(read_W.sum()) if rule == "gauss" and read_W.any() else None
+    return {"sequences": sequences, "masks": masks, "levels": levels, "levels_stderr": stderr, "levels_windows": windows}
 
 
 def _with_error(function: Callable[[np.ndarray], float], sums_WK: np.ndarray, tokens_W: np.ndarray) -> tuple[float, float]:

@@ -95,8 +95,9 @@ def test_a_suite_records_its_protocol(wiki):
     words = len(ARTICLES.split()) + ARTICLES.count("\n")
     assert found["words"]["words"] == words
     assert found["words"]["perplexity"] == pytest.approx(np.exp(found["nats_per_token"] * found["tokens"] / words))
-    assert set(found["errors"]) == {"sequences", "masks", "levels", "levels_stderr"}
-    assert found["cautions"][0].startswith("2 nodes cannot estimate") and all(line in shown for line in found["cautions"])
+    assert set(found["errors"]) == {"sequences", "masks", "levels", "levels_stderr", "levels_windows"}
+    assert found["cautions"] and all(line in shown for line in found["cautions"])
+    assert found["errors"]["levels_windows"] == found["windows"] and "quadrature: 2 nodes, within" in shown
     assert "not the suite's own protocol: window 32, not 1024; stride 16, not 512" in shown and "perplexity per word <=" in shown
 
 
@@ -174,6 +175,42 @@ def test_pairs_have_an_accuracy(runs, texts, tmp_path, capsys):
     assert pairs["stderr_noise_nats"] > 0 and found["protocol"]["task"] == "pairs" and "git" in found["made"]
     shown = capsys.readouterr().out
     assert "chance 50 %" in shown and "not the suite's own protocol: window 32, not 256" in shown
+
+
+def test_another_likelihood_stands_beside_the_bound(runs, tmp_path, capsys):
+    """An order, with the bound of the same windows, their paired difference, another run and the cost; the same from Python."""
+    flags = ["--windows", 6, "--likelihood", "order:entropy(count=8, temperature=0.9)", "--against", runs[1], "--per-document"]
+    found = evaluated(runs[0], tmp_path / "o.json", *flags, tmp_path / "d.npz")
+    shown = capsys.readouterr().out
+    assert (found["likelihood"], found["rule"], found["calls_per_token"]) == ("order:entropy(count=8, temperature=0.9)", "exact", 4)
+    assert found["price"]["nats_per_token"] == pytest.approx(found["nelbo"]["nats_per_token"] - found["nats_per_token"])
+    assert found["price"]["stderr_nats_per_token"] > 0 and found["difference"]["windows"] == 6 and found["nelbo"]["seconds"] > 0
+    assert "NELBO less order:entropy" in shown and "cost: 4.0 network passes per token" in shown and "quadrature: 2 nodes" in shown
+    with np.load(tmp_path / "d.npz") as documents:
+        assert documents["nats"].sum() == pytest.approx(found["nats_per_token"] * found["tokens"], rel=1e-9)
+    again = open_run(str(runs[0])).evaluate(windows=6, nodes=2, likelihood="order:entropy(count=8, temperature=0.9)")
+    assert (again.result.nats_per_token, again.price.nats_per_token) == (found["nats_per_token"], found["price"]["nats_per_token"])
+
+
+def test_likelihoods_of_sets_of_tokens(runs, texts, tmp_path, capsys):
+    """Windows of four: over all orders, and from below. Pairs are ranked by the first; none has documents."""
+    short = ["--windows", 3, "--window", 4, "--likelihood"]
+    subsets, tube = (evaluated(runs[0], tmp_path / "s.json", *short, name) for name in ("subsets", "tube(orders=3)"))
+    assert (subsets["rule"], subsets["calls_per_token"], tube["rule"], tube["calls_per_token"]) == ("exact", 15, "tube", 24)
+    shown = capsys.readouterr().out
+    assert "(the price of the bound)" in shown and "-log p, tube(orders=3) >= " in shown
+    pairs = ["--suite", "blimp", "--input", texts / "pairs.jsonl", "--batch", 8, "--likelihood"]
+    found = evaluated(runs[0], tmp_path / "p.json", *pairs, "order:left_to_right")
+    assert (found["likelihood"], found["rule"]) == ("order:left_to_right", "exact") and found["pairs"]["stderr_noise_nats"] is None
+    for flags, message in [
+        ([*pairs, "tube"], "bounds from below do not rank sentences"),
+        (["--likelihood", "subsets"], "at most 10 scored tokens in a window, and one has 32"),
+        ([*short, "subsets", "--breakdown"], "sum over sets of tokens, not over tokens"),
+        (["--likelihood", "order:confidence(top_p=0.9)"], "with top_p most texts have probability 0"),
+    ]:
+        assert main(["evaluate", "--workdir", str(runs[0]), *map(str, flags)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_files_in_new_folders_are_all_written(runs, tmp_path):

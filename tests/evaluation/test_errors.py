@@ -8,7 +8,7 @@ import pytest
 
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.evaluation.likelihood import Evaluator
-from dlmjax.evaluation.result import of_mixture
+from dlmjax.evaluation.result import LEAST_BIAS, of_mixture
 from tests.evaluation.test_likelihood import batches_of
 from tests.sampling.toy import Law
 
@@ -78,7 +78,7 @@ def test_a_mixture_is_the_bound_of_text_drawn_from_it():
 
 def test_one_draw_leaves_masks_and_sequences_together():
     parts = Evaluator(LAW.process(), LAW.bind, nodes=2)(ONE, batches_of(LAW.texts_NL, 27)).errors
-    assert parts == {"sequences": None, "masks": None, "levels": None, "levels_stderr": None}
+    assert parts == {"sequences": None, "masks": None, "levels": None, "levels_stderr": None, "levels_windows": None}
 
 
 @pytest.mark.parametrize("nodes", [3, 4, 8])
@@ -120,3 +120,31 @@ def test_drawn_levels_bring_an_error_of_their_own(nodes):
     result = evaluator(ONE, batches_of(np.zeros((2000, 3)), 2000))
     assert result.errors["levels"] == pytest.approx(result.stderr_nats_per_token, rel=0.1)
     assert result.errors["masks"] < 0.4 * result.errors["levels"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_few_nodes_are_compared_with_many_on_some_windows(nodes):
+    """The first windows and every so many more; the difference is what two evaluations of these windows have, and ± contains it."""
+    evaluator = Evaluator(Curve(4, 3), LAW.bind, nodes=nodes).with_reference()
+    (batch,) = batches_of(np.zeros((400, 3), np.int32), 400)
+    parts = [{name: array[i : i + 10] for name, array in batch.items()} for i in range(0, 400, 10)]
+    measured = evaluator.measure(ONE, parts)
+    result, read = evaluator.result(measured), np.isfinite(measured.reference_W)
+    assert read.sum() == result.errors["levels_windows"] and read[:32].all()
+    assert np.flatnonzero(read)[32:].tolist() == [w for w in range(32, 400) if w % (64 // nodes) == 0]
+    np.testing.assert_array_equal(evaluator.measure(ONE, [batch]).reference_W, measured.reference_W, "the batch changes nothing")
+    many = Evaluator(Curve(4, 3), LAW.bind, nodes=64)(ONE, [batch])
+    assert result.errors["levels"] == pytest.approx(abs(result.nats_per_token - many.nats_per_token), abs=1e-5)
+    assert abs(result.nats_per_token - 2) <= result.quadrature + 1e-4 and result.error_nats_per_token >= result.quadrature - 1e-9
+    assert f", within {result.quadrature:.4f} nats/token" in result.accuracy() and f"on {read.sum()} windows" in result.accuracy()
+
+
+def test_rules_without_a_bias_have_none_printed():
+    """Drawn times, all levels of a process in steps, and exact likelihoods; sixteen nodes have at least the least bias."""
+    batches = list(batches_of(LAW.texts_NL, 27))
+    drawn = Evaluator(LAW.process(), LAW.bind, nodes=2, rule="stratified").with_reference()(ONE, batches)
+    assert drawn.quadrature == 0 and "no bias" in drawn.accuracy()
+    default = Evaluator(LAW.process(), LAW.bind).with_reference()(ONE, batches)
+    assert LEAST_BIAS * default.nats_per_token <= default.quadrature < 0.1 and default.errors["levels_windows"] is None
+    assert default.error_nats_per_token == pytest.approx(default.stderr_nats_per_token + default.quadrature)
+    assert f"± {default.error_nats_per_token:.4f} nats/token" in default.summary()

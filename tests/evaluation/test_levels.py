@@ -20,12 +20,15 @@ from scipy.stats import binom
 from dlmjax.diffusion import make_process
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.process import Process, init_params
-from dlmjax.evaluation.levels import level_grid, quadrature_error, radau
-from dlmjax.evaluation.result import MOST_BIAS
-from dlmjax.quadrature import NODES
+from dlmjax.diffusion.processes.hybrid import Mixed, Mixing
+from dlmjax.evaluation.levels import LevelGrid, level_grid, quadrature_error, radau
+from dlmjax.evaluation.likelihood import Evaluator
+from dlmjax.evaluation.result import MOST_BIAS, Measured
+from dlmjax.quadrature import ENOUGH_NODES, NODES, REFERENCE_NODES
 from tests.diffusion.battery import LINEAR, TOKENS, expected_boundary, prior_gap, reconstruction_gap, to_ids
 from tests.diffusion.battery import nats_by_time as integrand
 from tests.diffusion.cases import NOISY
+from tests.diffusion.cases_jump import IDS, _mixed_kernel, jump_case
 from tests.diffusion.processes import test_d3pm
 
 slow = pytest.mark.slow
@@ -47,20 +50,62 @@ def entropy(p_K) -> float:
     return -float(np.sum(p_K * np.log(p_K)))
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=slow if case.light else ()) for case in CASES], ids=str)
+class Kinked(Mixing):
+    """A uniform share that rises in a straight line between two log-SNRs: the integrand jumps at both."""
+
+    def shares(self, log_snr):
+        uniform = 0.1 + 0.3 * jnp.clip((log_snr + 2) / 4, 0, 1)
+        return uniform, 1 - uniform
+
+    def jumps(self, log_snr):
+        uniform, _ = self.shares(log_snr)
+        jumps = uniform - jnp.where(jnp.abs(log_snr) < 2, 0.3 / 4, 0.0)
+        return jumps, 1 - jumps
+
+
+KINKED = jump_case(
+    "mixed/kinked",
+    Mixed(mixing=Kinked(), **IDS),
+    _mixed_kernel(LINEAR, lambda a: 0.1 + 0.3 * np.clip((a + 2) / 4, 0, 1), lambda a: 0.3 / 4 * (abs(a) < 2)),
+)
+FEW = (1, 2, 4, 8)
+
+
+def unbound(*arguments, **options):
+    raise AssertionError("no network is called: the integrand is enumerated")
+
+
+def measured_of(grid: LevelGrid, nats_J: np.ndarray, boundary: float, reference: float) -> Measured:
+    """The measurement of one window of one token, whose integrand is that of a whole law."""
+    one_W = np.ones(1, np.int64)
+    zero_W = np.zeros(1)
+    return Measured(one_W, nats_J[None, :, None], grid, zero_W + boundary, zero_W[:, None], one_W, None, 1, 0.0, zero_W + reference)
+
+
+@pytest.mark.parametrize("case", [KINKED, *(pytest.param(case, marks=slow if case.light else ()) for case in CASES)], ids=str)
 def test_the_default_grid_integrates_the_bound_of_small_laws(case):
-    """The diffusion part at the default levels, by enumeration over x and z, is what the entropy and the ends leave for it; and what the
-    grid says of its own error raises no false alarm."""
-    grid, levels = level_grid(case.process, "gauss", NODES), default(case.process)
+    """The diffusion part at the default levels, by enumeration over x and z, is what the entropy and the ends leave for it; what the grid
+    says of its own error raises no false alarm; and no number of nodes reads below the bound by more than is printed."""
+    grids = [level_grid(case.process, "gauss", nodes) for nodes in (*FEW, NODES, REFERENCE_NODES)]
+    t_J = np.concatenate([grid.low_J for grid in grids]).astype(np.float32).astype(np.float64)
     # Masks at one rate: a polynomial. Else what raises an alarm, with a margin where all tokens have one alpha.
     most = MOST / 10 if case.process.capabilities.any_order else MOST_BIAS / (1 if isinstance(case.kernel, oracle.Chain) else 2)
     for law in (LAW, RARE):
         gap = prior_gap(case, law) + reconstruction_gap(case, law) if case.process.boundary.any else 0.0
         gap += case.gap(case, law) if case.gap else 0.0
-        truth = law.entropy + gap - expected_boundary(case, law)
-        nats_J = integrand(dataclasses.replace(case, grid=lambda length: levels), law)
-        assert abs(levels[1] @ nats_J - truth) < MOST * law.entropy
-        assert quadrature_error(grid.spread_KJ @ nats_J) < most * law.entropy
+        boundary = expected_boundary(case, law)
+        truth = law.entropy + gap - boundary
+        nats_J = integrand(dataclasses.replace(case, grid=lambda length: (t_J, np.ones(len(t_J)))), law)
+        *nats, reference_J = np.split(nats_J, np.cumsum([grid.nodes for grid in grids])[:-1])
+        reference = grids[-1].weight_J @ reference_J
+        for nodes, grid, nats_J in zip((*FEW, NODES), grids, nats, strict=False):
+            result = Evaluator(case.process, unbound, nodes=nodes).result(
+                measured_of(grid, nats_J, boundary, reference if grid.nodes < ENOUGH_NODES else math.nan)
+            )
+            assert result.nats_per_token > truth + boundary - result.quadrature, (nodes, "the bound reads below the truth")
+        if case is not KINKED:
+            assert abs(grid.weight_J @ nats_J - truth) < MOST * law.entropy
+            assert quadrature_error(grid.spread_KJ @ nats_J) < most * law.entropy
 
 
 # --- rows that repeat one symbol ---------------------------------------------------------------------------------------------------
@@ -240,6 +285,13 @@ def test_the_default_grid_sums_discrete_levels(kind, steps):
     nats_T = np.asarray([nats_by_time(kind, process, whole[level], level / steps) for level in range(1, steps + 1)])
     asked_J = np.floor(levels.low_J * steps).astype(int)
     assert abs(levels.weight_J @ nats_T[asked_J] - nats_T.mean()) < MOST * LAW.entropy
+    grids = {nodes: level_grid(process, "gauss", nodes) for nodes in (*FEW, REFERENCE_NODES)}
+    nats = {nodes: nats_T[np.floor(grid.low_J * steps).astype(int)] for nodes, grid in grids.items()}
+    reference = grids[REFERENCE_NODES].weight_J @ nats[REFERENCE_NODES]
+    for nodes in FEW:
+        read = math.nan if grids[nodes].nodes == steps else reference
+        result = Evaluator(process, unbound, nodes=nodes).result(measured_of(grids[nodes], nats[nodes], 0.0, read))
+        assert result.nats_per_token >= nats_T.mean() - result.quadrature - 1e-12, nodes
 
 
 def nats_by_time(kind: str, process: Process, whole_SS: np.ndarray, t: float) -> float:

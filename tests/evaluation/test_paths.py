@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -249,6 +250,21 @@ def test_batches_and_padding_change_nothing():
     result = evaluator.result(whole)
     assert (result.rule, result.sign, result.likelihood) == ("exact", "=", "order:threshold(value=0.6)")
     assert result.summary().startswith("-log p, order:threshold(value=0.6) = ") and 1 <= result.calls_per_token < 4
+
+
+def test_one_and_eight_devices_give_the_same_bits():
+    """Blocks, whose sets are parts of rows, without implicit transfers."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def put(batch):
+        return jax.device_put(batch, {n: jax.NamedSharding(mesh, jax.P("data", *[None] * (a.ndim - 1))) for n, a in batch.items()})
+
+    for likelihood in ("order:margin", "subsets", "tube(orders=2)"):
+        one, eight = (PathEvaluator(BLOCKS, bind_law(LAW), likelihood=likelihood, put_batch=how) for how in (None, put))
+        params = jax.device_put(BELIEFS, jax.NamedSharding(mesh, jax.P()))
+        with jax.transfer_guard("disallow"):
+            found = eight.measure(params, windows(LAW.texts_NL))
+        np.testing.assert_array_equal(found.nats_WJD, one.measure(BELIEFS, windows(LAW.texts_NL)).nats_WJD)
 
 
 def test_the_network_is_given_the_times_of_the_sampler():

@@ -445,9 +445,9 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields that make two flat configs different runs, as `name: old -> new`. A field that is newer than `old` had its default there."""
-    free = non_identity_fields()
-    old = {**leaves(default()), **old}
+    """Fields that make two flat configs different runs, as `name: old -> new`. A field newer than a config had its default there."""
+    free, defaults = non_identity_fields(), leaves(default())
+    old, new = {**defaults, **old}, {**defaults, **new}
     names = [name for name in {**old, **new} if name not in free and _identity(name, old.get(name)) != _identity(name, new.get(name))]
     if _token_budgets(old.get(PATHS, ())) != _token_budgets(new.get(PATHS, ())):
         names.append(PATHS)

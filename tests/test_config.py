@@ -196,7 +196,9 @@ def test_what_makes_another_run_and_what_does_not():
 def test_a_field_that_is_newer_than_a_run_had_its_default_there():
     old, today = json.loads(config_lib.to_json(config_lib.default())), config_lib.leaves(config_lib.default())
     for name in set(old) & set(today):
-        assert config_lib.differences({key: value for key, value in old.items() if key != name}, today) == []
+        before = {key: value for key, value in old.items() if key != name}
+        assert config_lib.differences(before, today) == []
+        assert config_lib.differences(before, before) == [], "the copies of a workdir and of its checkpoint, both older than the field"
     del old["model.depth"]
     assert config_lib.differences(old, {**today, "model.depth": 7}) == ["model.depth: 6 -> 7"]
 

@@ -5,7 +5,7 @@
 Of each finished run of `dlmjax sweep run`: the NELBO of its averaged weights on the first windows of a split (the same 16 levels and masks
 for all), and its difference from the run of `--against` with the same budget and seed, +- the standard error over windows. That error is of
 the choice of the text; another seed of training changes the difference, too. So where a variant has several seeds, one more line has the
-mean over seeds and its standard error. Time: seconds of training and of its last evaluation, over those of `--against`.
+mean over seeds and its standard error.
 """
 
 import argparse
@@ -54,7 +54,6 @@ def rows_of(records: list[Record], measured: dict[str, tuple[Measured, bool]], a
             difference = paired_difference(own, measured[base.id][0])
             row["difference"] = difference.nats_per_token / math.log(2)
             row["stderr"] = difference.stderr_nats_per_token / math.log(2)
-            row["time"] = record.seconds / base.seconds
         rows.append(row)
     return sorted(rows, key=lambda row: (row["budget"], row["bits_per_char"]))
 
@@ -91,12 +90,11 @@ def main() -> None:
     for record in records:
         measured[record.id] = measure(workdir_of(args.directory, record.id), args.split, args.windows)
     rows = rows_of(records, measured, args.against)
-    print("| budget | variant | seed | bits/char | against | trains a bound | time |\n|---|---|---|---|---|---|---|")
+    print("| budget | variant | seed | bits/char | against | trains a bound |\n|---|---|---|---|---|---|")
     for row in rows:
         against = f"{row['difference']:+.3f} ± {row['stderr']:.3f}" if row.get("stderr") else ""
-        time = f"{row['time']:.2f}" if "time" in row else ""
         bound = "yes" if row["trains_bound"] else "no"
-        print(f"| {row['budget']:.0e} | {row['variant']} | {row['seed']} | {row['bits_per_char']:.3f} | {against} | {bound} | {time} |")
+        print(f"| {row['budget']:.0e} | {row['variant']} | {row['seed']} | {row['bits_per_char']:.3f} | {against} | {bound} |")
     means = over_seeds(rows)
     for mean in means:
         print(f"{mean['budget']:.0e} {mean['variant']}: {mean['difference']:+.3f} ± {mean['stderr']:.3f} over {mean['seeds']} seeds")

@@ -44,6 +44,7 @@ def test_a_broken_link_ends_the_build(tmp_path):
         "dlmjax",
         "configs",
         "launch",
+        "benchmarks",
         "notebooks",
     )
     for name in copied:

@@ -44,6 +44,7 @@ FAMILIES = {
     "flow matching, uniform": ("flow_matching", []),
     "flow matching, mask": ("flow_matching", ["process.name=flow_matching(noise='mask')"]),
     "genmd4": ("genmd4", []),
+    "lomdm": ("lomdm", []),
     "frequency": ("frequency", []),
     "hyperschedule 32": ("hyperschedule", []),
     "plaid": ("plaid", []),

@@ -95,7 +95,7 @@ class Experiment:
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs of one training token: the network's passes and streams that the process requires, without the process's own arithmetic.
+        """FLOPs of one training token: the network's passes and streams that the process requires, and the process's own networks.
 
         The mean over the steps, where there are earlier phases.
         """
@@ -109,7 +109,8 @@ class Experiment:
         passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
         length, share = self.config.data.length, loss_share(process)
-        return self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
+        flops = self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
+        return flops + process.capabilities.own_flops
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
@@ -330,6 +331,7 @@ def _process(config: ConfigDict, tokenizer: Tokenizer, vocab: int, counts_V, emb
         name,
         vocab=vocab,
         mask_id=tokenizer.mask_id,
+        pad_id=tokenizer.pad_id,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         excluded=(tokenizer.pad_id,),  # text never holds it

@@ -29,7 +29,9 @@ def experiment_of(family, devices, process=None, time_input=None, **mesh):
         # Eight heads, so that they can be split; a vocabulary that divides.
         config.model.update(depth=2, width=32, heads=8, kv_heads=8, head_dim=8, ffn=64, vocab=32)
         config.mesh.update(**mesh)
-        config.process.name, config.model.time_input = process or config.process.name, time_input or config.model.time_input
+        if process:  # with its own weighting and times, not those of the config's process
+            config.process.update(name=process, weighting="", times="stratified")
+        config.model.time_input = time_input or config.model.time_input
     return assemble(config, TOKENIZER, devices=devices, counts_V=np.arange(32) + 1)
 
 
@@ -81,9 +83,10 @@ def test_a_family_computes_the_same_on_eight_devices(case):
     assert not silent, "every learned value has a gradient"
 
 
-def test_blocks_train_under_noise_that_changes_tokens():
-    """Uniform noise in blocks of four, from the config of blocks: what is trained is the bound, and it falls on a text of two tokens."""
-    experiment = experiment_of("blocks", jax.devices()[:1], process="blocks(size=4, noise=uniform)", time_input="adaln")
+@pytest.mark.parametrize("case", [IN_BLOCKS[0], ("lomdm",)], ids=lambda case: case[0])
+def test_a_family_learns_a_text_of_two_tokens(case):
+    """Uniform noise in blocks of four, which changes tokens; rates of the text, learned with the network. What is trained is the bound."""
+    experiment = experiment_of(case[0], jax.devices()[:1], *case[1:])
     assert experiment.objective.trains_bound
     adam, batch = optax.adam(1e-2), jax.tree.map(jnp.asarray, text())
     batch["tokens"] = batch["positions"] % 2
@@ -102,6 +105,17 @@ def test_blocks_train_under_noise_that_changes_tokens():
         trained, state, _ = step(trained, state, key)
     after = np.mean([step(trained, state, key)[2] for key in keys])
     assert after < before / 2, "the same noise, before and after"
+    moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), trained.get("process", {}), params.get("process", {}))
+    assert all(change > 0 for change in jax.tree.leaves(moved)), "all that the process learns is trained"
+
+
+def test_the_flops_of_a_process_with_networks_count_its_passes():
+    """LoMDM: two denoisings of every row, a network over the text, and one over each of the two noisy rows."""
+    masked, lomdm = (experiment_of("lomdm", jax.devices()[:1], process=name) for name in ("masked", "lomdm"))
+    own = lomdm.process.capabilities.own_flops
+    assert lomdm.flops_per_token == pytest.approx(2 * masked.flops_per_token + own)
+    text, noisy = (leaf["kernel"].size + leaf["out"].size for leaf in map(lomdm.abstract_params()["process"].get, ("text", "noisy")))
+    assert own == 6 * (text + 2 * noisy)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

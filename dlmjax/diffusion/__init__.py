@@ -33,6 +33,7 @@ from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount, Masked
 from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.diffusion.processes.table import Table
+from dlmjax.diffusion.processes.text_dependent import LoMdm, TextDependent
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
@@ -91,6 +92,7 @@ __all__ = [
     "InverseRate",
     "Linear",
     "Llada",
+    "LoMdm",
     "Masked",
     "MaskedCount",
     "MaskedLambda",
@@ -117,6 +119,7 @@ __all__ = [
     "States",
     "StepMasked",
     "Table",
+    "TextDependent",
     "TimeDistribution",
     "TimeDomain",
     "Times",

@@ -88,6 +88,7 @@ class Capabilities:
     is_bound: whether the NELBO bounds -log p(x).  is_tight: whether the exact denoiser brings it to the entropy in continuous time, where
       there are no boundary terms (`is_tight`).
     denoisings: how many times a training step denoises a row.
+    own_flops: FLOPs per token of a training step in networks that are part of the process.
     reinforce: whether the distribution of a discrete z depends on the process's parameters, so that its gradient needs two draws (`log_q`).
     """
 
@@ -102,6 +103,7 @@ class Capabilities:
     is_bound: bool = True
     is_tight: bool = True
     denoisings: int = 1
+    own_flops: float = 0.0
     reinforce: bool = False
 
 

@@ -325,8 +325,8 @@ class _Text:
         hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
         loss_mask_BL = process.loss_mask(z_BL, t_BL) & self.loss_mask_BL
 
-        def trained_and_nats(process, bound_share, logits, x, z, t):
-            nats = process.loss(logits, x, z, t)
+        def trained_and_nats(process, bound_share, logits, x, z, t, *of_rows):
+            nats = process.loss(logits, x, z, t, *of_rows)
             trained = weighting.trained(process, logits, x, z, t, nats)
             return trained if bound_share is None else trained + bound_share * (nats - trained), nats
 
@@ -334,7 +334,8 @@ class _Text:
             loss_fn = Partial(type(process).loss, process)
         else:
             loss_fn = Partial(trained_and_nats, process, jax.lax.stop_gradient(bound_share))
-        return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, (self.x_BL, z_BL, t_BL), weight_BL)
+        args = (self.x_BL, z_BL, t_BL, *process.loss_inputs(self.x_BL, z_BL, t_BL))
+        return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL)
 
 
 def _score_function(text: _Text, draws: list, row_sums: tuple) -> Float[Array, ""]:

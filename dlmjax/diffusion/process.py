@@ -170,8 +170,13 @@ class Bound(Protocol):
     ends: Ends = Ends()
 
     @abc.abstractmethod
-    def loss(self, logits: PerClass, x: Ids, z: AnyState, t: Values) -> Values:
-        """Nats at each position; the mean over t ~ U[0, 1] and z is the diffusion part of the NELBO."""
+    def loss(self, logits: PerClass, x: Ids, z: AnyState, t: Values, *of_rows: Values) -> Values:
+        """Nats at each position; the mean over t ~ U[0, 1] and z is the diffusion part of the NELBO. `of_rows`: see `loss_inputs`."""
+
+    def loss_inputs(self, x_BL: Tokens, z_BL: State, t_BL: PerToken) -> tuple[PerToken, ...]:
+        """What `loss` takes after t: numbers per position that depend on whole rows, which an elementwise loss does not have."""
+        del x_BL, z_BL, t_BL
+        return ()
 
     def loss_mask(self, z_BL: State, t_BL: PerToken) -> Mask:
         """Positions that can carry loss: the head is computed on these only."""

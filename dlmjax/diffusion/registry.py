@@ -25,6 +25,7 @@ from dlmjax.diffusion.processes.hybrid import Hybrid, Mixed
 from dlmjax.diffusion.processes.masked import Llada, Masked, MaskedCount, MaskedLambda
 from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4
+from dlmjax.diffusion.processes.text_dependent import LoMdm
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.weightings import base as weighting
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
@@ -78,6 +79,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "llada": Llada,
     "autoregressive": Autoregressive,
     "genmd4": GenMd4,
+    "lomdm": LoMdm,
     "spindle": Spindle,
     "frequency_masked": FrequencyMasked,
     "d3pm": make_d3pm,

@@ -403,7 +403,8 @@ class ConditionalScorer:
         t_BL = jnp.where(scored_BL, self.process.time_domain.quantize(batch["noise"], scored_BL), 0.0)
         z = self._noisy(params, batch, t_BL)
         carrying = {**batch, "scored": scored_BL & self.process.loss_mask(z, t_BL)}
-        return self._at_scored(params, carrying, lambda process, *args: process.loss(*args), z, t_BL, x_BL, z, t_BL)
+        of_rows = bind_process(self.process, params).loss_inputs(x_BL, z, t_BL)
+        return self._at_scored(params, carrying, lambda process, *args: process.loss(*args), z, t_BL, x_BL, z, t_BL, *of_rows)
 
     def _boundary_nats(self, params, batch):
         """Prior and reconstruction of the continuation."""

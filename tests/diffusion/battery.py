@@ -144,7 +144,9 @@ def nats_by_time(case: Case, law: oracle.JointDistribution, denoiser=None) -> np
     x, z, mass = zip(*(case.enumerate(law, level) for level in t_J), strict=True)
     t = [np.full(x_NL.shape, level) for x_NL, level in zip(x, t_J, strict=True)]
     nats_NL = _padded(
-        lambda x_NL, z_NL, t_NL: case.process.loss(denoiser.logits(denoiser.hidden(z_NL, t_NL)), x_NL, z_NL, t_NL),
+        lambda x_NL, z_NL, t_NL: case.process.loss(
+            denoiser.logits(denoiser.hidden(z_NL, t_NL)), x_NL, z_NL, t_NL, *case.process.loss_inputs(x_NL, z_NL, t_NL)
+        ),
         np.concatenate(x),
         np.concatenate(z),
         np.concatenate(t),

@@ -24,19 +24,26 @@ from dlmjax.diffusion.declarations import Boundary, Capabilities, Ends, Paramete
 from dlmjax.diffusion.process import among, check_schedule_lr, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, real, share_gone
-from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
+from dlmjax.diffusion.shapes import Flags, Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.weightings.base import OF_TOKENS
 from dlmjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class _TimesOfMasks(TimeDomain):
+class TimesOfMasks(TimeDomain):
     """All times. A reveal order keeps the time at which a mask was drawn: it determines how probable each token is under the mask."""
 
     def revealed(self, masked_BL: Mask, t_BL: PerToken, start_BL: PerToken) -> PerToken:
         del t_BL
         return jnp.where(masked_BL, start_BL, 0.0)
+
+
+def log_probability(noise: Values, masked: Flags) -> Values:
+    """log of the probability that a token is masked, or is not, where masks have the probability `noise`."""
+    # A draw of probability 0 has gradient 0, not an infinite one.
+    likely = jnp.where(masked, noise, 1 - noise)
+    return jnp.where(likely > FLOOR, jnp.log(jnp.maximum(likely, FLOOR)), math.log(FLOOR))
 
 
 class StateDependent(Absorbing):
@@ -48,7 +55,7 @@ class StateDependent(Absorbing):
     def capabilities(self) -> Capabilities:
         return Capabilities(weightings=("bound", *OF_TOKENS), prior_mask_id=self.mask_id)
 
-    time_domain = _TimesOfMasks()
+    time_domain = TimesOfMasks()
 
     # --- the schedule ---------------------------------------------------------------------------------------------------------
 
@@ -69,10 +76,7 @@ class StateDependent(Absorbing):
 
     def log_q(self, z: Ids, x: Ids, t: Values) -> Values:
         """log q(z_t | x) of a draw."""
-        noise, masked = self.noise_of(x, t), z == self.mask_id
-        # A z of probability 0 has gradient 0, not an infinite one.
-        likely = jnp.where(masked, noise, 1 - noise)
-        return jnp.where(likely > FLOOR, jnp.log(jnp.maximum(likely, FLOOR)), math.log(FLOOR))
+        return log_probability(self.noise_of(x, t), z == self.mask_id)
 
     # --- the bound -------------------------------------------------------------------------------------------------------------
 

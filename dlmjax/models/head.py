@@ -86,9 +86,16 @@ class HeadPlan:
         return self.layout.spec(self.axes), self.layout.spec(own)
 
     def chunk_sizes(self, rows: int, vocab: int) -> tuple[int, ...]:
-        """`chunk` (by the size of the vocabulary when 0), then an eighth of it for the remainder, so that little work is padding."""
+        """`chunk` (by the size of the vocabulary when 0), then smaller ones for the remainder, so that little work is padding.
+
+        Each chunk reads the whole weight and adds to its whole gradient. So the remainder is walked in halves, quarters and eighths, at
+        most one of each but the last; in eighths alone where one chunk holds all rows, whose vocabulary is small, and where devices split
+        the classes, whose exchanges each size compiles again.
+        """
         size = min(rows, chunk_rows(self.chunk, vocab, self.ways))
-        return (size, size // 8) if size >= 256 else (size,)
+        if size < 256:
+            return (size,)
+        return (size, size // 8) if size == rows or self.split else (size, size // 2, size // 4, size // 8)
 
 
 def row_losses(

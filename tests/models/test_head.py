@@ -82,10 +82,10 @@ def test_chunk_does_not_matter(chunk):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("count", [0, 31, 32, 255, 256, 257, 300, 512])
-def test_two_chunk_sizes_cover_every_row(count):
-    """From 256 rows on, the remainder is walked in eighths of a chunk."""
-    assert plan(chunk=256).chunk_sizes(512, V) == (256, 32)
+@pytest.mark.parametrize("count", [0, 31, 32, 97, 160, 255, 256, 257, 300, 511, 512])
+def test_all_chunk_sizes_cover_every_row(count):
+    """From 256 rows on, the remainder is walked in halves, quarters and eighths of a chunk."""
+    assert plan(chunk=256).chunk_sizes(512, V) == (256, 128, 64, 32)
     hidden = jnp.asarray(np.random.default_rng(1).normal(size=(2, 256, D)), jnp.float32)
     rows = (jnp.arange(512) < count).reshape(2, 256)
     ones = jnp.ones((2, 256))
@@ -100,7 +100,7 @@ def _count_rows(head, hidden, rows, ones):
 
 
 def test_automatic_chunk_follows_the_vocabulary():
-    assert plan(chunk=0).chunk_sizes(10**6, 50_257) == (333, 41)
+    assert plan(chunk=0).chunk_sizes(10**6, 50_257) == (333, 166, 83, 41)
     assert plan(chunk=0).chunk_sizes(2048, 27) == (2048, 256)
     assert plan(chunk=0).chunk_sizes(100, 27) == (100,)
 

@@ -164,6 +164,10 @@ def test_clip_bounds_the_global_norm_before_adam(params):
     unbound = OptimizerSpec(eps=1.0, clip=0.0, weight_decay=0.0)
     loose = run(build_optimizer(unbound, toy.KINDS), unbound, params, [gradient])
     assert optax.tree.norm(loose) > 1.5 * optax.tree.norm(once)
+    # Below the bound nothing changes, and a gradient of zeros, whose norm divides nothing, is no exception.
+    small = jax.tree.map(lambda g: 0.5 * g / optax.tree.norm(gradient), gradient)
+    assert toy.same(*(run(build_optimizer(each, toy.KINDS), each, params, [small]) for each in (spec, unbound)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(tx, spec, params, [jax.tree.map(jnp.zeros_like, gradient)])))
 
 
 @pytest.mark.parametrize(("axes", "shape"), [(None, (2, 16, 8)), (".ioo", (2, 16, 4, 2)), (".iio", (2, 4, 4, 8)), ("io", (16, 8))])

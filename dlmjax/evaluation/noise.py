@@ -251,21 +251,22 @@ def _advice(samples: NoiseSamples, objective: Objective, now: _Draws, report: No
     left, mean = report.variance.of_step(stratified), max(report.variance.mean, 1e-30)
     if not report.heights or not left > 0 or not report.trained:
         return ""
-    found = []
-    other = dataclasses.replace(now, distribution=Piecewise(report.heights), corrected=True)
-    changed = variance_of(samples, other).of_step(stratified)
-    times = text_of("importance", {"heights": report.heights})
-    found.append((left / max(changed, 1e-30), f'--config.process.times="{times}" would lower it {{gain:.2g}} times (still a bound)'))
+    found, kept = [], " (still a bound)" if objective.trains_bound else ""
+    if now.corrected:  # without the weight of its density, another distribution of times trains another loss
+        other = dataclasses.replace(now, distribution=Piecewise(report.heights))
+        changed = variance_of(samples, other).of_step(stratified)
+        times = text_of("importance", {"heights": report.heights})
+        found.append((left / max(changed, 1e-30), f'--config.process.times="{times}" would lower it {{gain:.2g}} times{kept}'))
     if not stratified:
         gain = left / max(report.variance.of_step(True), 1e-30)
-        found.append((gain, "stratified times would lower it {gain:.2g} times (still a bound)"))
+        found.append((gain, f"stratified times would lower it {{gain:.2g}} times{kept}"))
     if "cross_entropy" in supported and objective.weighting.name != "cross_entropy":
         plain = dataclasses.replace(objective, weighting=make_weighting("cross_entropy"), boundary=None)
         simple = variance_of(samples, dataclasses.replace(now, factor=factor_of(plain)))
         gain = (left / mean**2) / max(simple.of_step(stratified) / max(simple.mean, 1e-30) ** 2, 1e-30)
         words = "--config.process.weighting=cross_entropy would lower it {gain:.2g} times relative to the square of the loss (not a bound)"
         found.append((gain, words))
-    gain, words = max(found)
+    gain, words = max(found, default=(0.0, ""))
     if gain >= LEAST_GAIN:
         return "most of the variance depends on t: " + words.format(gain=gain)
     if report.variance.texts > 0.5 * left:

@@ -73,7 +73,7 @@ def small(name, attention="splash"):
     """The 1B config of a process with two narrow layers and a large vocabulary, on four chips: weights, then heads and classes, split."""
     config = config_lib.load(f"{CONFIGS / name}.py:1b", [f"execution.attention={attention}", *MESH_FLAGS])
     with config.unlocked():
-        config.model.update(depth=2, width=512, heads=4, kv_heads=2, head_dim=128, ffn=1024, vocab=16_384)
+        config.model.update(depth=2, width=512, heads=4, kv_heads=2, head_dim=128, ffn=1024, vocab=16_640)  # a size that no other axis has
         config.data.update(length=512, batch=32)
     return config
 

@@ -199,7 +199,7 @@ def evaluate(
     if settings.likelihood != "nelbo":
         nelbo, price, report["nelbo"] = _bound_beside(run, chosen, settings, measured)
         report["price"] = price.to_json()
-    report["cautions"] = _cautions(chosen.protocol, result) + (_cautions({"complete": True}, nelbo) if nelbo else [])
+    report["cautions"] = _other_loops(run) + _cautions(chosen.protocol, result) + (_cautions({"complete": True}, nelbo) if nelbo else [])
     difference = None
     if against:
         difference = paired_difference(measured, _measure(against, _evaluator(against, settings), chosen, settings))
@@ -249,7 +249,7 @@ def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSetti
         name: getattr(result, name) for name in ("process", "likelihood", "rule", "nodes", "draws", "seed", "step", "weights", "is_bound")
     }
     report = {**how, "pairs": found.to_json(), "protocol": good.protocol, "made": _provenance(run, settings, result, seconds, tokens)}
-    return PairEvaluation(found, suite, report | {"cautions": _cautions(good.protocol, result)})
+    return PairEvaluation(found, suite, report | {"cautions": _other_loops(run) + _cautions(good.protocol, result)})
 
 
 def bounds(
@@ -302,6 +302,12 @@ def _baselines(corpus: Corpus | None, token_budget: int | None, text: Text, resu
     except InputError:  # a corpus at a URL may have only some splits here; the measurement does not require the baselines
         return {}
     return {f"{name} table counted on {part}the train split": getattr(found, name) for name in ("bigram", "unigram")}
+
+
+def _other_loops(run: OpenedRun) -> list[str]:
+    """That this network is not the one that was trained, where its looped layers are run another number of times."""
+    loops = run.experiment.loops
+    return [f"the looped layers were run {loops['run']} times, {loops['trained']} in training (--loops)"] if loops else []
 
 
 def _cautions(protocol: dict[str, Any], result: LikelihoodResult) -> list[str]:
@@ -373,6 +379,7 @@ def _provenance(
         "x64": bool(jax.config.jax_enable_x64),
         "batch": settings.batch,
         "calls_per_token": result.calls_per_token,
+        **({"loops": loops} if (loops := experiment.loops) else {}),
         "seconds": seconds,
         "scored_tokens_per_second": (tokens or result.tokens) / seconds,
     }

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dlmjax import choices, module_file
+from dlmjax import checks, choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
@@ -25,6 +25,7 @@ from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
 from dlmjax.evaluation.conditional import ConditionalScorer
 from dlmjax.evaluation.paths import PathEvaluator
+from dlmjax.fields import MOST_LOOPS
 from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.families import own_module
@@ -65,6 +66,7 @@ class Experiment:
     hyperparameters: Hyperparameters
     module: ModuleFile | None = None  # the file of a network of one's own
     earlier: tuple[EarlierPhase, ...] = ()
+    trained_loops: int | None = None  # where the network runs its looped layers another number of times than in training
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array, progress: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """(sum of nats over the batch, loss terms), for `make_train_step`; progress: see `Objective`."""
@@ -111,6 +113,26 @@ class Experiment:
         length, share = self.config.data.length, loss_share(process)
         flops = self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
         return flops + process.capabilities.own_flops
+
+    def with_loops(self, loops: int) -> "Experiment":
+        """The experiment whose looped layers are run another number of times than in training (LoopMDM 2605.26106).
+
+        Raises InputError: a network of one's own, one without looped layers, one under CompleteP, which scales each layer by their number.
+        """
+        checks.whole("open_run", 1, MOST_LOOPS, loops=loops)
+        spec, family = self.network.spec, f"model.family={self.config.model.family}"
+        if not spec.looped and spec.loops == 1:
+            raise InputError(f"loops={loops} requires a network that was trained with looped layers, and {family} runs each layer once")
+        if spec.completep_depth:
+            raise InputError(f"loops={loops} conflicts with CompleteP, which scales every layer by their number; leave loops out")
+        network = dataclasses.replace(self.network, spec=dataclasses.replace(spec, loops=loops))
+        return dataclasses.replace(self, network=network, trained_loops=spec.loops)
+
+    @property
+    def loops(self) -> dict[str, int]:
+        """For a record: how often the looped layers are run and were run in training; empty where the two agree."""
+        loops = None if self.trained_loops is None else self.network.spec.loops
+        return {} if loops == self.trained_loops else {"run": loops, "trained": self.trained_loops}
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
@@ -417,15 +439,16 @@ class OpenedRun(Protocol):
     workdir: pathlib.Path
 
 
-def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFile | None = None) -> Experiment:
+def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFile | None = None, loops: int | None = None) -> Experiment:
     """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
     Args:
       trust_code: whether the workdir's Python file of a network of one's own may be run.
       module: a file to run in its place.
+      loops: how often looped layers are run; None = as in training.
 
     Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints; a network of one's own,
-      and neither `trust_code` nor `module`.
+      and neither `trust_code` nor `module`; `loops` for a network without looped layers.
     """
     root = pathlib.Path(workdir)
     meta = newest_meta(root)
@@ -446,7 +469,8 @@ def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFil
             )
         module = ModuleFile(root / module_file.FILE, named[1], stored_bytes(root, module_file.FILE, inputs))
     tokenizer, embedding_VE = stored_tokenizer(root, inputs), stored_embedding(config, root, inputs)
-    return _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), embedding_VE, module if named else None)
+    found = _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), embedding_VE, module if named else None)
+    return found if loops is None else found.with_loops(loops)
 
 
 def require_family(workdir: str) -> None:

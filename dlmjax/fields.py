@@ -16,6 +16,7 @@ from dlmjax.quadrature import MOST_CALLS, NODES
 from dlmjax.seeds import SEEDS
 
 MOST = 2**31 - 1  # of a whole number
+MOST_LOOPS = 256  # runs of a layer: each is compiled
 ALL, SOME, NONE = "all", "some", "none"  # compiled programs of a run that depend on a field
 
 

@@ -307,7 +307,13 @@ def _check_options(method: str, values: Mapping[str, Any], kinds: tuple[type, ..
 
 @names_arguments()
 def open_run(
-    workdir: str | os.PathLike, *, weights: str = "ema", step: int | None = None, trust_code: bool = False, module: ModuleFile | None = None
+    workdir: str | os.PathLike,
+    *,
+    weights: str = "ema",
+    step: int | None = None,
+    trust_code: bool = False,
+    module: ModuleFile | None = None,
+    loops: int | None = None,
 ) -> Run:
     """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
 
@@ -320,15 +326,17 @@ def open_run(
       weights: "ema" (the average; falls back to "raw" with a note when the run kept none) or "raw".
       trust_code: whether the workdir's Python file of a network of one's own may be run.
       module: a file to run in its place, `dlmjax.module_file.ModuleFile`.
+      loops: how often the looped layers of the network are run (`qwen3(loops=2)`); None = as in training.
 
     Raises:
-      InputError: not a workdir, no whole checkpoint, other weights, a network of one's own that nobody has said to trust.
+      InputError: not a workdir, no whole checkpoint, other weights, a network of one's own that nobody has said to trust, `loops` for a
+        network without looped layers.
     """
     if weights not in ("ema", "raw"):
         raise InputError(f'weights is {weights!r:.60}; give "ema", the average, or "raw", those of the last step')
     root = pathlib.Path(workdir)
     make_ready(root)
-    experiment = open_experiment(str(root), trust_code=trust_code, module=module)
+    experiment = open_experiment(str(root), trust_code=trust_code, module=module, loops=loops)
     weights = kept(experiment, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: experiment.abstract_state()[name]}

@@ -94,7 +94,7 @@ def workdir(small_corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("face") / "run"
     config = config_lib.default()
     config.data.update(length=16, paths=(str(small_corpus),))
-    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=264)
+    config.model.update(depth=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, vocab=264, family="qwen3(loops=2)")
     config.train.ema = 0.0
     experiment = assemble(config, Corpus.open(small_corpus).tokenizer, devices=jax.devices()[:1])
     claim_workdir(root, config, experiment.tokenizer)
@@ -136,6 +136,40 @@ def test_samples_are_those_of_the_command(run, workdir, tmp_path, options, flags
     assert found.samples.tokens_BL.tolist() == [row["token_ids"] for row in written["samples"]]
     assert written["settings"] == found.samples.settings.to_json() and set(run.suppressed_ids) <= set(written["settings"]["never"])
     assert str(found) == "\n---\n".join(found.texts) and run.sample(**options).texts == found.texts
+
+
+def test_looped_layers_are_run_another_number_of_times_and_records_say_so(run, workdir, tmp_path):
+    """Three runs of a layer that was trained with two: the network of three layers with its weights."""
+    more = open_run(workdir, loops=3)
+    params = more.params | {"layers": jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), 3, axis=0), more.params["layers"])}
+    spec = dataclasses.replace(more.experiment.network.spec, depth=3, loops=1)
+    network = dataclasses.replace(more.experiment.network, spec=spec)
+    deep = Run(dataclasses.replace(more.experiment, network=network), params, 3, "raw", workdir)
+    np.testing.assert_allclose(more.logits("the cat ", 0.5), deep.logits("the cat ", 0.5), atol=1e-5)
+    assert np.abs(more.logits("the cat ", 0.5) - run.logits("the cat ", 0.5))[:, :26].max() > 1e-3
+
+    loops = {"run": 3, "trained": 2}
+    found = command("evaluate", workdir, tmp_path / "e.json", "--nodes", 2, "--loops", 3)
+    assert found["made"]["loops"] == loops and "the looped layers were run 3 times, 2 in training (--loops)" in found["cautions"]
+    written = command("sample", workdir, tmp_path / "s.json", "--length", 12, "--steps", 4, "--loops", 3)
+    assert written["loops"] == loops
+    assert [row["text"] for row in written["samples"]] == list(more.sample(length=12, steps=4).texts)
+    # The number of training is no other number.
+    assert open_run(workdir, loops=2).experiment.loops == {} == run.experiment.loops
+
+
+@pytest.mark.parametrize(
+    ("changes", "loops", "message"),
+    [
+        ({}, 2, "loops=2 requires a network that was trained with looped layers, and model.family=qwen3 runs each layer once"),
+        ({"model__family": "qwen3(loops=2)"}, 0, "open_run(loops=0): give a whole number of at least 1"),
+        ({"model__family": "qwen3(loops=2)"}, 257, "open_run(loops=257): give a whole number of at most 256"),
+        ({"model__family": "qwen3(loops=2)", "model__completep_width": 8, "model__completep_depth": 1}, 3, "conflicts with CompleteP"),
+    ],
+)
+def test_loops_that_a_network_cannot_have_are_refused(changes, loops, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        tiny_run("masked", **changes).experiment.with_loops(loops)
 
 
 def test_an_evaluation_is_that_of_the_command_and_of_the_texts(run, workdir, small_corpus, tmp_path):

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import SPLITS, add_run, open_arguments
+from dlmjax.cli.run_flags import SPLITS, add_loops, add_run, open_arguments
 from dlmjax.errors import InputError
 from dlmjax.files import make_folder, write_json
 from dlmjax.quadrature import MOST_CALLS, NODES, RULES
@@ -21,6 +21,7 @@ HELP = "likelihood bound of a run on held-out text, with its standard error"
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
+    add_loops(command)
     add = command.add_argument
     add("--data", type=flags.input_folder, metavar="DIR", help="prepared corpus (the one that the run was trained on)")
     add("--split", choices=SPLITS, help="split of the corpus or suite (valid, or the suite's)")

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
+from dlmjax.fields import MOST_LOOPS
 
 if TYPE_CHECKING:
     from dlmjax.run import Run
@@ -28,7 +29,14 @@ def open_arguments(arguments: argparse.Namespace) -> Run:
     """The run that the flags of `add_run` name. Raises InputError: no such run or checkpoint."""
     from dlmjax.run import open_run
 
-    return open_run(arguments.workdir, weights=arguments.weights, step=arguments.step, trust_code=arguments.trust_code)
+    named = {name: getattr(arguments, name) for name in ("weights", "step", "trust_code")}
+    return open_run(arguments.workdir, loops=getattr(arguments, "loops", None), **named)
+
+
+def add_loops(command: argparse.ArgumentParser) -> None:
+    """`--loops`, which `open_arguments` reads."""
+    kind = flags.whole(1, MOST_LOOPS)
+    command.add_argument("--loops", type=kind, metavar="N", help="number of runs of the looped layers of --workdir (as in training)")
 
 
 def add_data(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_run, add_sampling, open_arguments, sample_values
+from dlmjax.cli.run_flags import add_loops, add_run, add_sampling, open_arguments, sample_values
 from dlmjax.files import write_json
 
 CANVAS_TEXTS = ("prompt", "suffix", "template", "edit", "start_t")
@@ -15,6 +15,7 @@ HELP = "text sampled from a run: free, with a prompt, infilled, from a template 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     add_run(command)
+    add_loops(command)
     add = command.add_argument
     add("--prompt", type=flags.text, default="", help="text at the start of the canvas, which conditions the sample (none)")
     add("--suffix", type=flags.text, default="", help="text at the end of the canvas, which conditions the sample (none)")
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         print(f"note: {result.advice}", file=sys.stderr, flush=True)
     if arguments.json:
         origin = {"step": opened.step, "weights": opened.weights, "workdir": str(arguments.workdir)}
+        origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
         write_json(arguments.json, {**result.to_json(tokenizer), "stride": arguments.stride, "stop": arguments.stop, **origin})
 
 

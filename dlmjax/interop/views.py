@@ -131,7 +131,8 @@ def refuse_everywhere(model: Exported) -> str:
     if spec.shift:
         return "its logits are those of the next position (model.family: shift), which no loader moves back"
     if spec.loops > 1:
-        return f"its layers are run {spec.loops} times (model.family: loops), and loaders run each layer once"
+        which = f"layers {spec.looped[0]} to {spec.looped[1] - 1}" if spec.looped else "layers"
+        return f"its {which} are run {spec.loops} times (model.family: loops), and loaders run each layer once"
     if process.output.predicts != "logits":
         return f"the network of process {process.name} predicts scores, not logits of tokens"
     if not process.attention.causal and process.capabilities.prior_mask_id is None:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from dlmjax.errors import InputError
 from dlmjax.models.attention import FORBIDDEN
-from dlmjax.models.denoiser import Denoiser, Network, transformer_layer
+from dlmjax.models.denoiser import Denoiser, Network, split_stack, transformer_layer
 from dlmjax.models.layers import rotary_tables
 from dlmjax.models.masks import within
 
@@ -89,12 +89,14 @@ class CachedDenoiser(Denoiser):
             x = transformer_layer(self.network, attend, rotary, time, rows.segments_BL.shape, x, weights, None)
             return x, written[-1]
 
-        caches = []
-        for first in range(0, spec.effective_depth, spec.depth):
-            of_loop = jax.tree.map(lambda buffer, first=first: buffer[first : first + spec.depth], self.cache)
-            x, written = jax.lax.scan(layer, x, (self.params["layers"], of_loop))
-            caches.append(written)
-        self._written.append(jax.tree.map(lambda *loops: jnp.concatenate(loops), *caches))
+        caches, done = [], 0
+        for stacked, (first, end, runs) in zip(split_stack(self.params["layers"], spec.spans), spec.spans, strict=True):
+            for _ in range(runs):
+                of_run = jax.tree.map(lambda buffer, here=slice(done, done + end - first): buffer[here], self.cache)
+                x, written = jax.lax.scan(layer, x, (stacked, of_run))
+                caches.append(written)
+                done += end - first
+        self._written.append(jax.tree.map(lambda *runs: jnp.concatenate(runs), *caches))
         return x
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -294,7 +294,7 @@ class Denoiser:
         return jax.nn.silu(dense(inner, weights["second"]["kernel"], (None, "time"), layout))
 
     def _layers(self, x: Array, time: Array | None, rows: _Rows) -> Array:
-        """All layers, `loops` times over, scanned over the stacked weights or unrolled, with the remat policy around each."""
+        """All layers in the order of `spans`, scanned over the stacked weights or unrolled, with the remat policy around each."""
         spec, execution = self.network.spec, self.network.execution
         attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
         rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
@@ -308,26 +308,21 @@ class Denoiser:
             return jax.checkpoint(layer, policy=REMAT_POLICIES[execution.remat], prevent_cse=not execution.scan)
 
         layer = layer_of(rows.segments_BL.shape[1])
-        stacked = self.params["layers"]
         keys_NB = None
         if self.dropout_keys_B is not None:
             keys_NB = jax.vmap(lambda n: jax.vmap(jax.random.fold_in, (0, None))(self.dropout_keys_B, n))(jnp.arange(spec.effective_depth))
-        if execution.scan:
-
-            def once(x: Array, keys_NB: Array | None) -> tuple[Array, None]:
-                return jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (stacked, keys_NB))[0], None
-
-            if spec.loops == 1:  # without a second loop, which the compiler would have to remove
-                return once(x, keys_NB)[0]
-            keys_ONB = None if keys_NB is None else keys_NB.reshape(spec.loops, spec.depth, *keys_NB.shape[1:])
-            return jax.lax.scan(once, x, keys_ONB, length=spec.loops)[0]
-        # Split, not indexed: the transpose of a split is one concatenation, that of N indexings N additions of the whole stack.
-        leaves, tree = jax.tree.flatten(stacked)
-        pieces = [jax.lax.split(leaf, (1,) * spec.depth) for leaf in leaves]
-        for n in range(spec.effective_depth):
-            weights = jax.tree.unflatten(tree, [piece[n % spec.depth].reshape(piece[0].shape[1:]) for piece in pieces])
-            layer = layer_of(self._last_states(rows)) if n == spec.effective_depth - 1 else layer
-            x = layer(x, weights, None if keys_NB is None else keys_NB[n])
+        done = 0
+        for stacked, (first, end, runs) in zip(split_stack(self.params["layers"], spec.spans), spec.spans, strict=True):
+            parts = stacked if execution.scan else split_stack(stacked, [(n, n + 1, 1) for n in range(end - first)])
+            # Runs are written out: a scan over them would keep the weights of each run for the backward pass.
+            for _ in range(runs):
+                keys = None if keys_NB is None else keys_NB[done : done + end - first]
+                done += end - first
+                if execution.scan:
+                    x = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, (parts, keys))[0]
+                else:
+                    last = layer_of(self._last_states(rows)) if done == spec.effective_depth else layer
+                    x = _unrolled(layer, last, x, parts, keys)
         return x
 
     def _last_states(self, rows: _Rows) -> int:
@@ -356,6 +351,24 @@ class _Rows:
         """One more position at the start, which every segment attends to."""
         segments_BL = jnp.pad(self.segments_BL, ((0, 0), (1, 0)), constant_values=EVERYWHERE)
         return _Rows(segments_BL, jnp.pad(self.positions_BL, ((0, 0), (1, 0))), Prefixed(self.mask))
+
+
+def split_stack(stacked: dict, spans: Sequence[tuple[int, int, int]]) -> list[dict]:
+    """The stacked weights of the layers of each span, which follow one another. Split, not indexed: the transpose of a split is one
+    concatenation, that of N indexings N additions of the whole stack."""
+    if len(spans) == 1:
+        return [stacked]
+    leaves, tree = jax.tree.flatten(stacked)
+    pieces = [jax.lax.split(leaf, [end - first for first, end, _ in spans]) for leaf in leaves]
+    return [jax.tree.unflatten(tree, piece) for piece in zip(*pieces, strict=True)]
+
+
+def _unrolled(layer: Callable, last: Callable, x: Array, parts: list[dict], keys_NB: Array | None) -> Array:
+    """One layer after the other; `last` runs the last of these."""
+    for n, weights in enumerate(parts):
+        one = last if n == len(parts) - 1 else layer
+        x = one(x, jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), weights), None if keys_NB is None else keys_NB[n])
+    return x
 
 
 def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple[int, ...], x: Array, weights: dict, keys_B) -> Array:

@@ -10,7 +10,7 @@ import dataclasses
 
 from dlmjax.choices import nearest
 from dlmjax.errors import InputError
-from dlmjax.fields import check_section, default_of
+from dlmjax.fields import MOST_LOOPS, check_section, default_of
 
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
@@ -50,8 +50,10 @@ class ModelSpec:
     before each branch ("pre"), after each sum ("post": the embedding then has a norm and the stack none), or after each branch and before
     the sum ("branch", OLMo 2); `token_types`, rows of BERT's segment table, of which row 0 is added everywhere; `head`, "transform" puts a
     dense layer with GELU before the last norm and a bias on the logits (BERT 1810.04805). `shift`: the state that predicts a position is
-    that of the one before it, as in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the whole
-    stack is run, with the same weights (Universal Transformer 1807.03819): the network of `depth` x `loops` layers whose weights repeat.
+    that of the one before it, as in weights that were trained to predict the next token (Dream 2508.15487). `loops`: how often the layers
+    are run one after the other, with the same weights (Universal Transformer 1807.03819); `looped`: which of them, (first, end) from 0 on,
+    while those before and after are run once (LoopMDM 2605.26106); () = all. It is the network of `effective_depth` layers whose weights
+    repeat.
     `window`: a position attends to those less than `window` away from it (Mistral 2310.06825); 0 = all that the process allows.
 
     `time_input` is how the network is conditioned on the time t: "adaln" modulates every layer and starts the final layers at zero (DiT
@@ -97,6 +99,7 @@ class ModelSpec:
     shift: bool = False
     rope_original: int = 8192
     loops: int = 1
+    looped: tuple[int, ...] = ()
     window: int = 0
     qk_norm_all: bool = False
     rope_slow: float = 1.0
@@ -154,7 +157,9 @@ class ModelSpec:
             **{name: stretched and kind in kinds for name, kinds in STRETCHES_BY.items()},
             **dict.fromkeys(("max_positions", "position_offset"), not rotary),
             **dict.fromkeys(("time_width", "time_features"), self.time_input != "none"),
+            "looped": self.loops > 1,
         }
+        values["looped"] = self.looped or (0, self.depth)
         return {name: value if used.get(name, True) else None for name, value in values.items()}
 
     def _check_numbers(self) -> None:
@@ -182,8 +187,13 @@ class ModelSpec:
                 f"model.family: max_positions={self.max_positions} leaves no row of the table of learned positions after the first "
                 f"{self.position_offset}; raise it"
             )
-        if self.loops < 1:
-            raise InputError(f"model.family: loops={self.loops} must be at least 1 (the number of times that the stack is run)")
+        if not 1 <= self.loops <= MOST_LOOPS:
+            raise InputError(f"model.family: loops={self.loops} must be from 1 to {MOST_LOOPS} (the number of times that layers are run)")
+        if self.looped and not (len(self.looped) == 2 and 0 <= self.looped[0] < self.looped[1] <= self.depth):
+            raise InputError(
+                f"model.family: looped={self.looped} is not a range of the layers 0 to {self.depth - 1}; give (first, end), such as "
+                f"({self.depth // 4}, {-(-self.depth // 2)}), where 0 <= first < end <= model.depth={self.depth}"
+            )
         if self.token_types < 0:
             raise InputError(f"model.family: token_types={self.token_types} is negative; give the rows of the segment table, or 0 for none")
         if self.window < 0:
@@ -210,7 +220,14 @@ class ModelSpec:
     @property
     def effective_depth(self) -> int:
         """Number of layers that a token passes, repeated runs included."""
-        return self.depth * self.loops
+        return sum(runs * (end - first) for first, end, runs in self.spans)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int, int], ...]:
+        """The layers in the order in which they are run: (first, end, number of runs of these layers)."""
+        first, end = self.looped or (0, self.depth)
+        spans = ((0, first, 1), (first, end, self.loops), (end, self.depth, 1))
+        return tuple(span for span in spans if span[0] < span[1]) if self.loops > 1 else ((0, self.depth, 1),)
 
     @property
     def depth_ratio(self) -> float:

@@ -21,6 +21,7 @@ from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.process import loss_share
 from dlmjax.errors import InputError
 from dlmjax.experiment import Experiment, assemble
+from dlmjax.models.families import run_once
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask, within
 from dlmjax.parallel import RULES, make_mesh
@@ -234,7 +235,7 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
         small = _with(
             config,
             mesh=dict.fromkeys(config.mesh, 1),
-            model={"depth": depth},
+            model={"depth": depth, "family": run_once(config.model.family)},
             execution={"scan": False, "attention": "dense"},
             data={"batch": 1},
             train={"accumulation": 1},
@@ -243,7 +244,7 @@ def counted_layer_flops(config, vocabulary: Any, counts: Any = None) -> float:
         state, batch, key = experiment.abstract_arguments()
         lowered = jax.jit(jax.grad(lambda *arguments, loss=experiment.loss_fn: loss(*arguments)[0])).lower(state["params"], batch, key)
         found.append(lowered.cost_analysis()["flops"])
-    return (found[1] - found[0]) / experiment.network.spec.loops
+    return found[1] - found[0]
 
 
 # --- The compiled program -----------------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def expected_collectives(load: Load, mesh: dict[str, int], shapes: Sequence[tupl
         stacked, size = _used(shape, axes, mesh)
         stored = tuple(name for axis in axes if axis in GATHERED for name in RULES[axis])
         of_layers = bool(axes) and axes[0] == "layer"
-        again, stacked = 1 + of_layers, stacked * (spec.loops if of_layers else 1)
+        again, stacked = 1 + of_layers, spec.effective_depth if of_layers else stacked
         if load.head_ways(mesh) > 1 and load.is_head(axes):
             # Its shards are exchanged within a group that splits the classes, and a device's own classes gathered over the rest.
             stored = tuple(name for name in stored if name not in RULES["class"])

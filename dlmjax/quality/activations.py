@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlmjax.models.attention import make_attention
-from dlmjax.models.denoiser import Denoiser, transformer_layer
+from dlmjax.models.denoiser import Denoiser, split_stack, transformer_layer
 from dlmjax.models.layers import rotary_tables
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.quality.hidden import Encoder
@@ -52,11 +52,12 @@ class _Tapped(Denoiser):
             taps["stream"] = x
             return x, {name: tap.reshape(*shape, -1) for name, tap in taps.items()}
 
-        loops = []
-        for _ in range(spec.loops):
-            x, seen = jax.lax.scan(layer, x, self.params["layers"])
-            loops.append(seen)
-        self.seen.append(jax.tree.map(lambda *taps: jnp.concatenate(taps), *loops))
+        found = []
+        for stacked, (_, _, runs) in zip(split_stack(self.params["layers"], spec.spans), spec.spans, strict=True):
+            for _ in range(runs):
+                x, seen = jax.lax.scan(layer, x, stacked)
+                found.append(seen)
+        self.seen.append(jax.tree.map(lambda *taps: jnp.concatenate(taps), *found))
         return x
 
 

@@ -115,7 +115,8 @@ def build_optimizer(
     Args:
       steps: number of updates of the run, for which the learning rate is scheduled.
       kinds: tree like the parameters, each leaf one of KINDS.
-      lr_multipliers, wd_multipliers, eps_multipliers: trees of floats like the parameters; None = 1 everywhere.
+      lr_multipliers, wd_multipliers, eps_multipliers: trees of floats like the parameters (epsilons: or of arrays that broadcast to
+        them); None = 1 everywhere.
       matrix_axes: tree of strings like the parameters, one character per axis of a matrix leaf: "." stacked, "i" input, "o" output; a
         query projection [layer, embed, heads, head_dim] is ".ioo".  Muon orthogonalises the [inputs, outputs] matrix of each stacked
         entry.  None = "io" for two axes, ".io" for three.  Read for "matrix" leaves only.
@@ -169,7 +170,7 @@ def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransform
     m / (sqrt(v) + k eps) is what Adam makes of the gradient divided by k, so one scalar epsilon serves all leaves.
     """
     adam = optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps)
-    if all(multiplier == 1.0 for multiplier in jax.tree.leaves(eps_multipliers)):
+    if all(np.all(multiplier == 1.0) for multiplier in jax.tree.leaves(eps_multipliers)):
         return adam
 
     def divide(updates, _):

@@ -27,7 +27,10 @@ def network(**changes):
 @pytest.mark.parametrize(
     "changes",
     [{"time_input": "adaln"}, {"window": 3}]
-    + [pytest.param(changes, marks=pytest.mark.slow) for changes in ({"loops": 2}, {"time_input": "add", "tied": True})],
+    + [
+        pytest.param(changes, marks=pytest.mark.slow)
+        for changes in ({"depth": 3, "loops": 2, "looped": (1, 2)}, {"loops": 2}, {"time_input": "add", "tied": True})
+    ],
     ids=str,
 )
 def test_blocks_read_one_by_one_are_those_of_the_two_streams(changes):

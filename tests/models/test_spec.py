@@ -44,6 +44,7 @@ CHOICES = {
     "completep_depth": 1,
     "kv_heads": 1,
     "heads": 4,
+    "looped": ((0, 1), (1, 2)),
 }
 
 
@@ -81,7 +82,8 @@ def logits(spec: ModelSpec):
 
 @pytest.mark.parametrize(("base", "field"), [(base, field) for base, fields in FIELDS.items() for field in fields])
 def test_a_field_is_named_exactly_where_it_changes_what_weights_compute(base, field):
-    here = tiny.spec(depth=1, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2, **BASES[base])
+    beside = {"depth": 2, "loops": 2} if field == "looped" else {}  # of one layer there is one range
+    here = tiny.spec(**{"depth": 1, **beside}, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2, **BASES[base])
     there = changed(here, field)
     same = shapes(here) == shapes(there) and np.allclose(logits(here), logits(there), rtol=0, atol=1e-6)
     named = here.differing(there)

@@ -16,7 +16,7 @@ KEY = jax.random.key(7)
 BATCH = tiny.batch()
 PLAIN = tiny.spec(heads=8, kv_heads=8, ffn=64)
 SPECS = {"plain": PLAIN, "timed": tiny.spec(heads=8, kv_heads=4, ffn=64, tied=True, time_input="adaln", dropout=0.1)}
-SPECS["looped"] = tiny.spec(heads=8, kv_heads=8, ffn=64, depth=1, loops=2)
+SPECS["looped"] = tiny.spec(heads=8, kv_heads=8, ffn=64, depth=2, loops=2, looped=(1, 2))
 #                data, fsdp, sequence, tensor
 ONE_AXIS = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)]
 MIXED = [(4, 2, 1, 1), (2, 4, 1, 1), (1, 4, 1, 2), (1, 2, 1, 4), (2, 1, 4, 1)]

@@ -410,7 +410,7 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
 def _check_choices(config: ConfigDict) -> None:
     """Names with values: processes, schedules, times, weightings, families, time inputs; and what a process requires of the network."""
     process = config.process
-    for kind in ("schedule", "times", "weighting"):
+    for kind in ("schedule", "times", "weighting", "masks"):
         if process[kind] or kind != "weighting":
             with _of_field(f"process.{kind}"):
                 check_call(kind, process[kind])

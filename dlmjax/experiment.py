@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dlmjax import checks, choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
-from dlmjax.diffusion import Objective, Process, make_process, make_times, make_weighting
+from dlmjax.diffusion import Objective, Process, make_masks, make_process, make_times, make_weighting
 from dlmjax.diffusion.declarations import Phases
 from dlmjax.diffusion.process import init_params, loss_share
 from dlmjax.diffusion.registry import earlier_phases, phase_texts, process_fields, schedule_of
@@ -108,7 +108,8 @@ class Experiment:
                 (end - start) * phase.flops_per_token for (start, end), phase in zip(itertools.pairwise(shares), phases, strict=True)
             )
         process, objective = self.process, self.objective
-        passes = 1 + (objective.self_condition > 0) / 3 + (objective.boundary and process.boundary.reconstruction)
+        forward_only = (objective.self_condition > 0) + (objective.progressive is not None)
+        passes = 1 + forward_only / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
         length, share = self.config.data.length, loss_share(process)
         flops = self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
@@ -285,8 +286,8 @@ def _assembled(
 
 
 def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> Objective:
-    """The objective of a process. earlier: of a phase of `process.before`, which has the weighting of the config where its process
-    supports that and has times, and else its own."""
+    """The objective of a process. earlier: of a phase of `process.before`, which has the weighting and the masks of the config where
+    its process supports these and has times, and else its own."""
     times, of_times = choices.parse(config.process.times)
     weighting = None
     if config.process.weighting:
@@ -294,12 +295,17 @@ def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> O
         weighting = make_weighting(name, **values)
     if earlier and weighting and (process.attention.causal or weighting.supported_as not in process.capabilities.weightings):
         weighting = None
+    masks, of_masks = choices.parse(config.process.masks)
+    progressive = make_masks(masks, **of_masks)
+    if earlier and progressive and not progressive.suits(process):
+        progressive = None
     return Objective(
         process=process,
         times=process.time_domain.adapt(make_times(times, **of_times)),
         weighting=weighting,
         self_condition=config.process.self_condition,
         prompt=config.process.prompt,
+        progressive=progressive,
     )
 
 

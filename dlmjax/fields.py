@@ -141,6 +141,7 @@ _PROCESS = {
     ),
     "times": Field("stratified", "distribution of the times t over a batch", named=True),
     "weighting": Field("", "training weight in place of the bound; empty: that of the process", named=True),
+    "masks": Field("independent", "masks of a training row: independent, or progressive(phases=8)", named=True, added=True),
     "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint input"),
     "prompt": _share(0.0, "share of rows conditioned on a prefix of their text, for guidance"),
 }

@@ -268,6 +268,7 @@ TABLES = {
     "process.schedule": registry.SCHEDULES,
     "process.times": {**registry.TIMES, **registry.WITHIN_ROWS},
     "process.weighting": registry.WEIGHTINGS,
+    "process.masks": registry.MASKS,
     "model.family": FAMILIES,
     "model.time_input": dict.fromkeys(TIME_INPUTS),
 }

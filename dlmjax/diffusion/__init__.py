@@ -35,7 +35,8 @@ from dlmjax.diffusion.processes.state_dependent import GenMd4, StateDependent
 from dlmjax.diffusion.processes.table import Table
 from dlmjax.diffusion.processes.text_dependent import LoMdm, TextDependent
 from dlmjax.diffusion.processes.uniform import Uniform
-from dlmjax.diffusion.registry import PROCESSES, make_process, make_schedule, make_times, make_weighting
+from dlmjax.diffusion.progressive import Progressive
+from dlmjax.diffusion.registry import PROCESSES, make_masks, make_process, make_schedule, make_times, make_weighting
 from dlmjax.diffusion.schedules import Clipped, Cosine, Geometric, Linear, Polynomial, Schedule, llada, log_linear, symmetric
 from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.times import (
@@ -109,6 +110,7 @@ __all__ = [
     "Polynomial",
     "Power",
     "Process",
+    "Progressive",
     "Routed",
     "Schedule",
     "ScoreEntropy",
@@ -140,6 +142,7 @@ __all__ = [
     "llada",
     "log_linear",
     "make_d3pm",
+    "make_masks",
     "make_process",
     "make_schedule",
     "make_times",

@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
+from dlmjax.diffusion.progressive import Progressive, log_confidence, most_confident
 from dlmjax.diffusion.shapes import Mask, PerToken, RowKeys, Tokens
 from dlmjax.diffusion.times import TIME_BINS, PerRow, Times
 from dlmjax.diffusion.weightings.base import NAMES, Weighting
@@ -75,6 +76,8 @@ class Objective:
       2208.04202); costs one more forward pass of all rows. Requires a denoiser that takes hints.
     prompt: share of rows that are conditioned on their first tokens (a uniform number of them), which carry no loss; the other rows train
       the unconditional denoiser of classifier-free guidance (Ho & Salimans 2207.12598). The nats are those of the rest given the prompt.
+    progressive: masks by the network's own confidence in place of independent ones; costs one more forward pass of all rows, and the loss
+      is not a bound.
     """
 
     process: Process
@@ -83,6 +86,7 @@ class Objective:
     boundary: bool | None = None
     self_condition: float = 0.0
     prompt: float = 0.0
+    progressive: Progressive | None = None
 
     def __post_init__(self):
         if self.weighting is None:
@@ -92,6 +96,8 @@ class Objective:
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
         self.process.time_domain.adapt(self.times)  # refuses times that the process does not support
+        if self.progressive:
+            self.progressive.require_process(self.process)
         name, supported = self.weighting.supported_as, self.process.capabilities.weightings
         if name in NAMES and name not in supported:
             shown = name if name == self.weighting.name else f"{self.weighting.name}(start={name})"
@@ -140,6 +146,9 @@ class Objective:
             for keys_B in (split_rows(noise_keys_B) if learns_noise else [noise_keys_B])
             for draw in process.noisy_views(keys_B, x_BL, t_BL, valid_BL)
         ]
+        if self.progressive:
+            phase_keys_B = row_keys(jax.random.fold_in(key, 5), batch["row"])  # the sixth key: those of other runs stay as they are
+            draws = [(text.progressive(self.progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL), t_BL)]
         if self.prompt:
             draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), time_BL) for z_BL, time_BL in draws]
         totals, nats, row_sums = zip(
@@ -190,7 +199,7 @@ class Objective:
     @property
     def is_bound(self) -> bool:
         """True where the mean of terms["nats"] is an upper bound on -log p(x)."""
-        covered = self.process.time_domain.covered_by(self.times)
+        covered = self.process.time_domain.covered_by(self.times) and self.progressive is None
         return self.process.capabilities.is_bound and covered and self._whole and not self.prompt
 
     @property
@@ -209,13 +218,16 @@ class Objective:
         """What is trained, by its name in the log: "loss" alone is a bound."""
         if self.trains_bound:
             return "loss"
-        return f"loss_{self.weighting.name}{'' if self.times.corrected else '_uncorrected'}_not_a_bound"
+        names = [self.weighting.name]
+        if self.progressive:
+            names = [self.progressive.name, *([] if self.weighting.is_bound else names)]
+        return "_".join(["loss", *names, *([] if self.times.corrected else ["uncorrected"]), "not_a_bound"])
 
     def report(self, terms: Mapping[str, Any]) -> dict[str, float]:
         """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
 
-        "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound" ("loss_NAME_uncorrected_not_a_bound" where the times are not
-        corrected); "noise_rate"; "level_0.05" ... "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins
+        "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound", the name that of the weighting, of masks that are not independent
+        (progressive) or of both ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected); "noise_rate"; "level_0.05" ... "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins
         without tokens are left out); "learned/...": of learned process parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
@@ -234,7 +246,7 @@ class Objective:
         if (nats := report.get("nelbo", report.get("partial_nelbo"))) is None:
             return {"loss": "nan"}
         shown = {"bound" if self.is_bound else "loss (not a bound)": f"{nats:.4g} nats/token"}
-        if not self.weighting.is_bound or not self.times.corrected:
+        if not self.weighting.is_bound or not self.times.corrected or self.progressive:
             name = self._trained.removeprefix("loss_").removesuffix("_not_a_bound")
             shown["trained"] = f"{name} {report[self._trained]:.4g}"
         return shown
@@ -318,6 +330,23 @@ class _Text:
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
         return jnp.where(chosen_B11, jax.lax.stop_gradient(x0_BLI), 0.0)
 
+    def progressive(self, rule: Progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL):
+        """The state at t whose masks are those of `rule`; positions that condition the others, at t = 0, are clean."""
+        process, x_BL = self.process, self.x_BL
+        before_BL = jnp.where(self.loss_mask_BL, rule.earlier(t_BL, uniform_rows(phase_keys_B, 1)), 0.0)
+        before_BL = process.time_domain.quantize(before_BL, self.loss_mask_BL)
+        # Of one key, the masks at t are among those at the earlier time.
+        z_BL, at_t_BL = (
+            with_condition(process, process.corrupt(noise_keys_B, x_BL, time_BL, valid_BL), x_BL, ~self.loss_mask_BL & valid_BL)
+            for time_BL in (before_BL, t_BL)
+        )
+        masked_BL, left_BL = (process.corrupted(x_BL, state_BL) & self.loss_mask_BL for state_BL in (z_BL, at_t_BL))
+        count_B = jnp.sum(masked_BL, axis=1) - jnp.sum(left_BL, axis=1)
+        denoiser = _without_gradient(self.denoiser)
+        hidden_BLD = denoiser.hidden(z_BL, process.time_embedding_input(before_BL))
+        score_BL = denoiser.row_losses(hidden_BLD, masked_BL, Partial(log_confidence, process), (), jnp.ones_like(t_BL))[1]
+        return jnp.where(most_confident(score_BL, masked_BL, count_B), x_BL, z_BL)
+
     def nats(self, z_BL, t_BL, weight_BL, hint_BLI, weighting: Weighting | None = None, bound_share=None):
         """(weighted sum with gradient, nats per token without); `weighting` where what is trained is a function of its own, beside the
         share `bound_share` of the bound."""
@@ -336,6 +365,13 @@ class _Text:
             loss_fn = Partial(trained_and_nats, process, jax.lax.stop_gradient(bound_share))
         args = (self.x_BL, z_BL, t_BL, *process.loss_inputs(self.x_BL, z_BL, t_BL))
         return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL)
+
+
+def _without_gradient(denoiser: Denoiser) -> Denoiser:
+    """The denoiser with its weights as constants, so that a pass whose output has no gradient computes none; an exact denoiser has none."""
+    if not hasattr(denoiser, "params"):
+        return denoiser
+    return dataclasses.replace(denoiser, params=jax.lax.stop_gradient(denoiser.params))
 
 
 def _score_function(text: _Text, draws: list, row_sums: tuple) -> Float[Array, ""]:

@@ -27,6 +27,7 @@ from dlmjax.diffusion.processes.score import ScoreEntropy
 from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.diffusion.processes.text_dependent import LoMdm
 from dlmjax.diffusion.processes.uniform import Uniform
+from dlmjax.diffusion.progressive import Progressive
 from dlmjax.diffusion.weightings import base as weighting
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
@@ -123,6 +124,13 @@ WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
         *(Simple, EndToEnd, Anchor),
     )
 } | {"annealed": make_annealed}
+
+
+def _independent() -> None:
+    """Masks that the process draws by itself."""
+
+
+MASKS: dict[str, Callable[..., Progressive | None]] = {"independent": _independent, "progressive": Progressive}
 
 # name -> (distribution, stratified). "importance" takes `heights`, "mixture" takes `parts` and `probabilities`.
 TIMES: dict[str, tuple[str, bool]] = {
@@ -260,11 +268,11 @@ def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mappi
 
 
 def check_call(kind: str, text: str) -> None:
-    """Checks the text of a "schedule", "times" or "weighting" by making the object, which holds plain numbers only.
+    """Checks the text of a "schedule", "times", "weighting" or "masks" by making the object, which holds plain numbers only.
 
     Raises InputError: an unknown name or value (with the nearest valid one), a value of another type or out of its range.
     """
-    make = {"schedule": make_schedule, "times": make_times, "weighting": make_weighting}[kind]
+    make = {"schedule": make_schedule, "times": make_times, "weighting": make_weighting, "masks": make_masks}[kind]
     name, values = parse(text, kind)
     if "name" in values:
         raise InputError(f"{kind} {name} has no value 'name'")
@@ -308,6 +316,11 @@ def make_times(name: str, **values: Any) -> times.Times:
 def make_weighting(name: str, **values: Any) -> weighting.Weighting:
     """A training weight by name, one of WEIGHTINGS."""
     return build(f"weighting {name}", lookup("weighting", name, WEIGHTINGS), values)
+
+
+def make_masks(name: str, **values: Any) -> Progressive | None:
+    """The masks of training by name, one of MASKS; None = those of the process."""
+    return build(f"masks {name}", lookup("masks", name, MASKS), values)
 
 
 def _distribution(where: str, name: Any, values: Mapping[str, Any]) -> times.TimeDistribution:

@@ -414,6 +414,8 @@ def _check_choices(config: ConfigDict) -> None:
         if process[kind] or kind != "weighting":
             with _of_field(f"process.{kind}"):
                 check_call(kind, process[kind])
+    if process.hint != "x0" and not process.self_condition:
+        raise InputError(f"process.hint={process.hint} requires process.self_condition above 0, the share of rows that read the hint")
     with _of_field("process.name"):
         found = [("name", process.name, check_process(process.name, process.schedule))]
     with _of_field("process.before"):

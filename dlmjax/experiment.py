@@ -334,7 +334,8 @@ def _network(config: ConfigDict, before: list[Process], process: Process, vocab:
         if phase.time_input and config.model.time_input == "none":
             raise InputError(f'process.{leaf}={phase.name} requires model.time_input="adaln", "add" or "prefix", not "none"')
     classes = process.output.columns if process.states.dim else vocab
-    spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, self_condition=config.process.self_condition > 0)
+    hints = {"self_condition": config.process.self_condition > 0, "hint": config.process.hint}
+    spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, **hints)
     _check_family(config, spec, process)
     if spec.shift and any(phase.attention.block_size is not None for phase in before):
         raise InputError(

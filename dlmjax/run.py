@@ -26,7 +26,7 @@ from jaxtyping import Float
 from dlmjax import checks, choices
 from dlmjax.cluster.host import make_ready
 from dlmjax.data import Tokenizer
-from dlmjax.diffusion import Process
+from dlmjax.diffusion import Process, hint_of
 from dlmjax.diffusion.process import bind_process, exclude, row_keys
 from dlmjax.errors import InputError, names_arguments
 from dlmjax.evaluate import Evaluation, EvaluationSettings, PairEvaluation, TextSettings, evaluate, evaluate_pairs
@@ -291,7 +291,7 @@ class Run:
         denoiser, time_BL = network.bind(params, segments_BL, positions_BL, process.attention), process.time_embedding_input(t_BL)
         hints = ()
         if network.self_condition:
-            hints = (process.output.x0(denoiser, denoiser.hidden(z, time_BL), z, t_BL),)
+            hints = (hint_of(process, denoiser, denoiser.hidden(z, time_BL), z, t_BL),)
         raw_BLV = denoiser.logits(denoiser.hidden(z, time_BL, *hints))
         logits_BLV = process.output.suppressed(raw_BLV, ids, z, t_BL)
         return exclude(process.output.log_posterior(logits_BLV, z, t_BL), ids).astype(jnp.float32)

@@ -407,7 +407,8 @@ def _check_tokenizer(experiment: Experiment, other: str) -> None:
 
 
 # Config leaves that determine fields of a network with another name; a field without a leaf is determined by the family.
-_DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name", "self_condition": "process.self_condition"}
+_DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name"}
+_DECIDED_BY |= {"self_condition": "process.self_condition", "hint": "process.hint"}
 
 
 def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment:

@@ -73,7 +73,8 @@ class Objective:
       the network, at t = 0. None = where the weighting is the bound or ends as the bound. A prior term alone, which costs nothing, is
       reported in any case; where there is a reconstruction and it is left out, `is_bound` is False.
     self_condition: share of rows that are denoised twice, the second time with the first x0 prediction as a hint (Chen et al.
-      2208.04202); costs one more forward pass of all rows. Requires a denoiser that takes hints.
+      2208.04202), or with the first hidden states (`hint_of`); costs one more forward pass of all rows. Requires a denoiser that takes
+      hints.
     prompt: share of rows that are conditioned on their first tokens (a uniform number of them), which carry no loss; the other rows train
       the unconditional denoiser of classifier-free guidance (Ho & Salimans 2207.12598). The nats are those of the rest given the prompt.
     progressive: masks by the network's own confidence in place of independent ones; costs one more forward pass of all rows, and the loss
@@ -226,9 +227,10 @@ class Objective:
     def report(self, terms: Mapping[str, Any]) -> dict[str, float]:
         """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
 
-        "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound", the name that of the weighting, of masks that are not independent
-        (progressive) or of both ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected); "noise_rate"; "level_0.05" ... "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins
-        without tokens are left out); "learned/...": of learned process parameters.
+        "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound", with the names of a weighting and of masks that are not those of
+        the bound ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected); "noise_rate"; "level_0.05" ... "level_0.95": the
+        integrand of the bound's diffusion part in that bin of t (bins without tokens are left out); "learned/...": of learned process
+        parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
         report = {
@@ -294,6 +296,16 @@ def reconstruction_nats(
     return denoiser.row_losses(hidden_BLD, process.loss_mask(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
 
 
+def hint_of(process: Process, denoiser: Denoiser, hidden_BLD: Array, z_BL: Array, t_BL: PerToken) -> Float[Array, "B L I"]:
+    """What a self-conditioned denoiser reads of an earlier pass: its x0 prediction or, where it says `reads_hidden`, its hidden states
+    (loopholing, 2510.19304).
+
+    The second pass is a function of (z, t) as long as the first was made on the same z and t, so the bound holds. Hints that a sampler
+    carries from step to step are of other states: there is no bound for them.
+    """
+    return hidden_BLD if getattr(denoiser, "reads_hidden", False) else process.output.x0(denoiser, hidden_BLD, z_BL, t_BL)
+
+
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
     """The state with clean text at the positions of a condition, whatever noise a schedule leaves at t = 0.
 
@@ -321,14 +333,14 @@ class _Text:
     keys_B: Any
 
     def hint(self, z_BL, t_BL, share: float):
-        """The denoiser's own first x0 prediction in a share of the rows, zeros in the others; None where the share is 0."""
+        """The hint of a first pass on the same state in a share of the rows, zeros in the others; None where the share is 0."""
         if not share:
             return None
         process, z_BL, t_BL = jax.lax.stop_gradient((self.process, z_BL, t_BL))
         hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL))
-        x0_BLI = process.output.x0(self.denoiser, hidden_BLD, z_BL, t_BL)
+        hint_BLI = hint_of(process, self.denoiser, hidden_BLD, z_BL, t_BL)
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
-        return jnp.where(chosen_B11, jax.lax.stop_gradient(x0_BLI), 0.0)
+        return jnp.where(chosen_B11, jax.lax.stop_gradient(hint_BLI), 0.0)
 
     def progressive(self, rule: Progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL):
         """The state at t whose masks are those of `rule`; positions that condition the others, at t = 0, are clean."""

@@ -41,7 +41,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from dlmjax import checks
-from dlmjax.diffusion.objective import with_condition
+from dlmjax.diffusion.objective import hint_of, with_condition
 from dlmjax.diffusion.process import bind_process, cross_entropy, exclude, row_keys
 from dlmjax.errors import InputError
 from dlmjax.evaluation.levels import level_grid
@@ -352,7 +352,7 @@ class ConditionalScorer:
         denoiser = self.bind(params, batch["segments"], batch["positions"], attention=process.attention)
         hints = ()
         if self.self_condition:
-            hints = (process.output.x0(denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL)), z_BL, t_BL),)
+            hints = (hint_of(process, denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL)), z_BL, t_BL),)
         return denoiser, denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
 
     def _at_scored(self, params, batch, function, z_BL, t_BL, *args) -> Float[Array, "B L"]:

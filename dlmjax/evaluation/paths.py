@@ -31,6 +31,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
+from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import bind_process, exclude, row_keys, uniform_rows
 from dlmjax.errors import InputError
 from dlmjax.evaluation.forms import MOST_SUBSETS, MOST_TUBE, RULES, Order, Subsets, Tube, parse_likelihood
@@ -193,7 +194,7 @@ class PathEvaluator(WindowEvaluator):
 
         hint_BLI = None
         if self.self_condition:
-            shape = jax.eval_shape(lambda: self._read(process, params, batch, start_BL, start_BL.astype(jnp.float32), None).x0()).shape
+            shape = jax.eval_shape(lambda: self._read(process, params, batch, start_BL, start_BL.astype(jnp.float32), None).hint()).shape
             hint_BLI = jnp.zeros(shape, jnp.float32)
         first = _Path(jnp.int32(0), start_BL, jnp.zeros(start_BL.shape, jnp.float32), jnp.zeros(len(start_BL), jnp.int32), hint_BLI)
         last = jax.lax.while_loop(lambda path: jnp.any(path.masked_BL), one, first)
@@ -274,13 +275,13 @@ class _Read(NamedTuple):
         args, weight_BL = (self.x_BL, self.z, self.t_BL), jnp.ones(self.t_BL.shape, jnp.float32)
         return self.denoiser.row_losses(self.hidden_BLD, mask_BL, Partial(function, self.process), args, weight_BL)[1]
 
-    def x0(self):
-        return self.process.output.x0(self.denoiser, self.hidden_BLD, self.z, self.t_BL).astype(jnp.float32)
+    def hint(self):
+        return hint_of(self.process, self.denoiser, self.hidden_BLD, self.z, self.t_BL).astype(jnp.float32)
 
     @property
     def hint_BLI(self):
-        """The x0 prediction for the next step of a network that takes one."""
-        return self.x0() if self.hinted else None
+        """The hint for the next step of a network that takes one."""
+        return self.hint() if self.hinted else None
 
 
 def _as_batch(nats_B: np.ndarray, calls_B: np.ndarray, of_tokens: Callable[[], np.ndarray] | None) -> BatchNats:

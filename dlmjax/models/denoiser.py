@@ -165,8 +165,8 @@ class Denoiser:
         """Final normalised states in the compute type.
 
         z_BL: token ids; vectors with `input_dim`; (noisy, clean) pairs of ids under a block-diffusion mask, whose clean half the network
-        reads as a second stream at time 0.  t_BL: the time per token, ignored without time input.  hint_BLI: an x0 prediction, with
-        `self_condition` (None = zeros).
+        reads as a second stream at time 0.  t_BL: the time per token, ignored without time input.  hint_BLI: an x0 prediction or, where
+        it `reads_hidden`, hidden states of an earlier pass, with `self_condition` (None = zeros).
         """
         network, params = self.network, self.params
         spec, layout = network.spec, network.layout
@@ -179,8 +179,7 @@ class Denoiser:
         else:
             x_BLD = self._embed(z_BL)
         if hint_BLI is not None:
-            hint_BLD = dense(hint_BLI.astype(x_BLD.dtype), params["hint"]["kernel"], (None, "embed"), layout)
-            x_BLD = x_BLD.at[:, :L].add(hint_BLD)
+            x_BLD = x_BLD.at[:, :L].add(self._read_hint(hint_BLI.astype(x_BLD.dtype)))
         x_BLD = self._positioned(x_BLD, rows)
         x_BLD, time_BLT, rows = self._with_time(x_BLD, t_BL, rows)
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
@@ -220,6 +219,18 @@ class Denoiser:
             for k in range(z_BL.shape[2])
         ]
         return sum(parts[1:], parts[0])
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether its hint is the hidden states of an earlier pass, not an x0 prediction."""
+        return self.network.spec.hint == "hidden"
+
+    def _read_hint(self, hint_BLI: Array) -> Array:
+        """What a hint adds to the embedding; a hint of zeros adds nothing, so no norm here has a bias."""
+        weights, layout = self.params["hint"], self.network.layout
+        if self.reads_hidden:
+            return rms_norm(hint_BLI, weights["scale"], self.network.spec.norm_eps)
+        return dense(hint_BLI, weights["kernel"], (None, "embed"), layout)
 
     def _positioned(self, x_BLD: Array, rows: _Rows) -> Array:
         """Adds learned positions and the token type, and normalises, for families that do so."""

@@ -27,7 +27,7 @@ def other_products(spec: ModelSpec, head_share: float = 1.0, streams: int = 1) -
         entries += streams * spec.time_width * (TIME_FEATURES + spec.time_width + out)
     if spec.input_dim:
         entries += streams * spec.input_dim * spec.width
-    if spec.self_condition:
+    if spec.self_condition and spec.hint == "x0":
         entries += (spec.input_dim or spec.width) * spec.width
     return 2 * entries
 

@@ -35,7 +35,7 @@ class TrainableNetwork(Protocol):
 
     @property
     def self_condition(self) -> bool:
-        """Whether its denoiser takes an x0 prediction as a hint."""
+        """Whether its denoiser takes a hint of an earlier pass."""
 
     @property
     def unshifted(self) -> TrainableNetwork:

@@ -28,6 +28,7 @@ NORMS = ("rms", "layer")
 MLPS = ("swiglu", "gelu", "gelu_tanh")
 POSITIONS = ("rotary", "learned")
 NORM_PLACEMENTS = ("pre", "post", "branch")
+HINTS = ("x0", "hidden")
 HEADS = ("linear", "transform")
 SMALLEST, LARGEST = 2.0**-126, 2.0**126  # float32: smaller values are 0 on a device, larger ones soon overflow
 MOST_ATTENTION = 100.0  # a factor of the cosines and sines; published ones lie below 2, and its square multiplies every score
@@ -59,9 +60,10 @@ class ModelSpec:
     `time_input` is how the network is conditioned on the time t: "adaln" modulates every layer and starts the final layers at zero (DiT
     2212.09748), "add" adds a vector to every embedding, "prefix" adds a first position that all attend to (its t is the row's largest);
     absorbing processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al.
-    2006.10739). `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes an x0 prediction
-    as a hint. `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred (CompleteP
-    2505.01618); 0 = off.
+    2006.10739). `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes a hint of an
+    earlier pass, of which `hint` says what it is: "x0", its x0 prediction, by a matrix; "hidden", its final hidden states, by a norm
+    (loopholing, 2510.19304). `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred
+    (CompleteP 2505.01618); 0 = off.
     Raises InputError on sizes that contradict each other.
     """
 
@@ -83,6 +85,7 @@ class ModelSpec:
     time_features: str = "sinusoidal"
     input_dim: int = 0
     self_condition: bool = False
+    hint: str = default_of("process.hint")
     completep_width: int = default_of("model.completep_width")
     completep_depth: int = default_of("model.completep_depth")
     norm_eps: float = 1e-6
@@ -123,6 +126,7 @@ class ModelSpec:
             )
         _one_of("model.time_input", self.time_input, TIME_INPUTS)
         _one_of("model.time_input: features", self.time_features, TIME_FEATURES)
+        _one_of("process.hint", self.hint, HINTS)
         if self.input_dim and self.tied:
             raise InputError(
                 "model.tied=true requires an embedding of tokens, and the network of this process reads vectors; set model.tied=false"
@@ -158,6 +162,7 @@ class ModelSpec:
             **dict.fromkeys(("max_positions", "position_offset"), not rotary),
             **dict.fromkeys(("time_width", "time_features"), self.time_input != "none"),
             "looped": self.loops > 1,
+            "hint": self.self_condition,
         }
         values["looped"] = self.looped or (0, self.depth)
         return {name: value if used.get(name, True) else None for name, value in values.items()}

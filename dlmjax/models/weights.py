@@ -9,6 +9,7 @@ a checkpoint holds.
     embedding_norm.scale             (width,)                            with norm_placement "post"
     input.kernel                     (input_dim, width)                  with input_dim
     hint.kernel                      (input_dim or width, width)         with self_condition, zero at the start
+    hint.scale                       (width,)                            in its place with hint "hidden", zero at the start
     layers.attention_norm.scale      (layer, width)
     layers.query.kernel              (layer, width, heads*head_dim)
     layers.key.kernel, value.kernel  (layer, width, kv_heads*head_dim)
@@ -139,7 +140,9 @@ class DenoiserWeights(nnx.Module):
         if spec.norm_placement == "post":
             self.embedding_norm = scale(rngs, spec.width, None, bias=spec.norm == "layer")
         if spec.self_condition:
-            self.hint = Weight(rngs, "kernel", (spec.input_dim or spec.width, spec.width), (None, "embed"), "matrix", ZEROS)
+            shape = (spec.input_dim or spec.width, spec.width)
+            x0 = spec.hint == "x0"
+            self.hint = Weight(rngs, "kernel", shape, (None, "embed"), "matrix", ZEROS) if x0 else scale(rngs, spec.width, None, ZEROS)
 
         @nnx.split_rngs(splits=spec.depth)
         @nnx.vmap

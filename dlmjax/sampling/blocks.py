@@ -442,6 +442,10 @@ class _GuidedDenoiser:
         unconditional = self.sampler._unprompted(lambda piece, *of_row: piece.hidden(*of_row)[0], 0, *bound, *arrays)
         return jnp.concatenate([conditional, unconditional])
 
+    @property
+    def reads_hidden(self):
+        return self.piece.reads_hidden
+
     def logits(self, hidden_RSD):
         return self.piece.logits(hidden_RSD)
 

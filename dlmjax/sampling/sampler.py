@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from dlmjax.diffusion.hyperschedule import Hyperschedule
+from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
@@ -73,7 +74,7 @@ class Sampler:
 
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden` and `logits`.
     params (of the methods): the tree that `bind` takes; process parameters are its entry "process".
-    self_condition: the network takes its last x0 prediction as input (`ModelSpec.self_condition`).
+    self_condition: the network takes a hint of its last call as input (`ModelSpec.self_condition`); steps carry it on.
     """
 
     def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
@@ -274,11 +275,11 @@ class Sampler:
         return jnp.zeros_like(condition_mask_BL) if self.mask_id is None else (z == self.mask_id) & ~condition_mask_BL
 
     def _hint_size(self, params, canvas, z) -> int:
-        def x0_prediction(params, z):
+        def hint(params, z):
             process, denoiser, t_BL = bind_process(self.process, params), self._bind_rows(params, canvas), canvas["start_BL"]
-            return process.output.x0(denoiser, denoiser.hidden(z, process.time_embedding_input(t_BL)), z, t_BL)
+            return hint_of(process, denoiser, denoiser.hidden(z, process.time_embedding_input(t_BL)), z, t_BL)
 
-        return jax.eval_shape(x0_prediction, params, z).shape[-1]
+        return jax.eval_shape(hint, params, z).shape[-1]
 
     def _bind_rows(self, params, canvas, times: int = 1):
         segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import Process, exclude
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.warp import warp
@@ -46,7 +47,7 @@ class StepDenoiser:
 
     denoiser: bound to the rows of the canvas; with guidance, to these rows twice.
     condition_mask_BL, unconditional: positions of the condition, and the noise that replaces it in the unconditional output.
-    hint_BLI: the last x0 prediction, for networks with self-conditioning; afterwards that of the newest call.
+    hint_BLI: the last x0 prediction or hidden states, for networks with self-conditioning; afterwards those of the newest call.
     first_BLV: output of the step's first call, before temperature and nucleus.
     count: number of calls; exact where calls are outside of control flow, since they are counted when they are traced.
     """
@@ -105,7 +106,7 @@ class StepDenoiser:
             hints = tuple(jnp.concatenate([hint, hint]) for hint in hints)
         hidden = self._denoiser.hidden(z, self._process.time_embedding_input(t_BL), *hints)
         if hints:
-            self.hint_BLI = self._process.output.x0(self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
+            self.hint_BLI = hint_of(self._process, self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
         logits = self._denoiser.logits(hidden)
         z, t_BL = z[:rows], t_BL[:rows]
         if w:

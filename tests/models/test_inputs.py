@@ -88,13 +88,18 @@ def test_soft_tokens_are_mixtures_of_embeddings():
     np.testing.assert_allclose(network.bind(params, SEGMENTS, POSITIONS).hidden(pair, LEVELS), want, atol=1e-4)
 
 
-def test_a_hint_changes_nothing_at_the_start_and_something_later():
-    network = build_network(tiny.spec(self_condition=True))
+@pytest.mark.parametrize("kind", ["x0", "hidden"])
+def test_a_hint_changes_nothing_at_the_start_and_something_later(kind):
+    made = {"self_condition": True, "hint": kind}
+    network = build_network(tiny.spec(**made))
     fresh = network.init(jax.random.key(0))
     hint = jax.random.normal(jax.random.key(2), (*TOKENS.shape, 32))
     bound = network.bind(fresh, SEGMENTS, POSITIONS)
     np.testing.assert_array_equal(bound.hidden(TOKENS, LEVELS, hint), bound.hidden(TOKENS, LEVELS))
-    assert np.abs(hidden(TOKENS, hint=hint, self_condition=True) - hidden(TOKENS, self_condition=True)).max() > 1e-2
+    assert bound.reads_hidden == (kind == "hidden")
+    without = hidden(TOKENS, **made)
+    assert np.abs(hidden(TOKENS, hint=hint, **made) - without).max() > 1e-2
+    np.testing.assert_array_equal(hidden(TOKENS, hint=0 * hint, **made), without)
 
 
 @pytest.mark.parametrize("chunk", [0, 24])

@@ -32,6 +32,7 @@ CHOICES = {
     "time_input": "prefix",
     "time_features": "fourier",
     "self_condition": True,
+    "hint": ("hidden", "x0"),
     "bias": "qkv",
     "norm": ("layer", "rms"),
     "mlp": ("gelu_tanh",),

@@ -62,10 +62,16 @@ def test_a_prompt_is_kept_and_text_comes_out(name):
     assert (again.tokens_BL == last.tokens_BL).all() and again.evaluations == last.calls > 0 and again.process == process.name
 
 
-@pytest.mark.parametrize("name", ["masked", pytest.param("uniform", marks=pytest.mark.slow), pytest.param("plaid", marks=pytest.mark.slow)])
-def test_self_conditioning_and_guidance_together(name):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("masked", "hidden")] + [pytest.param(*case, marks=SLOW) for case in (("masked", "x0"), ("uniform", "x0"), ("plaid", "x0"))],
+)
+def test_self_conditioning_and_guidance_together(name, hint):
     """Three calls' worth of state: the hint of the guided half goes on to the next step."""
-    process, network, params = make(name, self_condition=True)
+    process, network, params = make(name, self_condition=True, hint=hint)
     sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=1.5, suppressed_ids=(PAD, BOS, MASK)))
     assert isinstance(sampler, Sampler) and sampler.self_condition
     samples = sampler.sample(params, canvas_of(process), seed=5)

@@ -283,3 +283,48 @@ def test_noise_against_repetition_is_in_the_loss_and_not_in_the_likelihood(proce
     assert noisy[0] != plain[0] and noisy[0] != noisy[1]
     assert (plain[0] == plain[1]) == process.startswith("autoregressive")
     np.testing.assert_array_equal(nats_WD, same_WD)
+
+
+def optioned(*overrides, devices=1):
+    """A small experiment with two heads, whose rows are 8 tokens."""
+    config = config_lib.default()
+    config.data.update(length=8, batch=8)
+    config.model.update(depth=2, width=16, heads=2, kv_heads=2, head_dim=8, ffn=16)
+    config_lib.override(config, list(overrides))
+    return assemble(config, load_tokenizer("char27"), devices=jax.devices()[:devices])
+
+
+LOOPHOLING = ("process.self_condition=0.5", "process.hint=hidden")
+PROGRESSIVE = ("process.masks=progressive(phases=2)",)
+
+
+def test_each_further_pass_without_a_gradient_is_a_third_of_a_step():
+    plain, looped = (optioned(*overrides).flops_per_token for overrides in ((), ("model.family=qwen3(loops=2, looped=(1, 2))",)))
+    assert plain < looped < 1.5 * plain
+    for overrides in (LOOPHOLING, PROGRESSIVE, (*LOOPHOLING, *PROGRESSIVE)):
+        passes = 1 + sum(leaf.startswith(("process.masks", "process.hint")) for leaf in overrides) / 3
+        assert optioned(*overrides).flops_per_token == pytest.approx(passes * plain)
+
+
+@pytest.mark.slow
+def test_a_step_with_every_option_is_the_same_on_any_mesh():
+    """Loops, masks by confidence and hidden states as a hint: without ties, eight devices compute the loss and gradient of one."""
+    overrides = (*LOOPHOLING, *PROGRESSIVE, "model.family=qwen3(loops=2, looped=(1, 2))")
+    rng = np.random.default_rng(0)
+    rows = {"tokens": rng.integers(0, 26, (8, 8)), "segments": np.ones((8, 8)), "positions": np.tile(np.arange(8), (8, 1))}
+    batch = {name: value.astype(np.int32) for name, value in {**rows, "row": np.arange(8)}.items()}
+    found = []
+    for devices, mesh in ((1, ()), (8, ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"))):
+        experiment = optioned(*overrides, *mesh, devices=devices)
+        params = jax.device_put(tiny.lively(jax.jit(experiment.init)(jax.random.key(0))), experiment.param_shardings)
+        loss = jax.jit(jax.value_and_grad(experiment.loss_fn, has_aux=True), compiler_options=tiny.AS_USED)
+        (total, terms), gradient = loss(params, experiment.partition.put_batch(batch), jax.random.key(1))
+        found.append(jax.device_get((total, terms, gradient)))
+    (total, terms, gradient), (same, same_terms, same_gradient) = found
+    np.testing.assert_allclose(total, same, rtol=1e-5)
+    assert terms["corrupted"] == same_terms["corrupted"] > 0 and tiny.worst(gradient, same_gradient) < 1e-4
+
+
+def test_a_hint_that_no_row_reads_is_refused():
+    with pytest.raises(InputError, match="process.hint=hidden requires process.self_condition above 0"):
+        optioned("process.hint=hidden")

@@ -25,9 +25,9 @@ def made(**changes):
     return network, tiny.lively(network.init(jax.random.key(0)))
 
 
-def hidden(z, t=LEVELS, hint=None, attention="full", segments=SEGMENTS, **changes):
+def hidden(z, t=LEVELS, read=None, attention="full", segments=SEGMENTS, **changes):
     network, params = made(**changes)
-    return np.asarray(network.bind(params, segments, POSITIONS, attention).hidden(z, t, hint))
+    return np.asarray(network.bind(params, segments, POSITIONS, attention).hidden(z, t, read))
 
 
 def test_two_streams_are_a_row_of_twice_the_length_under_the_block_mask():
@@ -98,8 +98,8 @@ def test_a_hint_changes_nothing_at_the_start_and_something_later(kind):
     np.testing.assert_array_equal(bound.hidden(TOKENS, LEVELS, hint), bound.hidden(TOKENS, LEVELS))
     assert bound.reads_hidden == (kind == "hidden")
     without = hidden(TOKENS, **made)
-    assert np.abs(hidden(TOKENS, hint=hint, **made) - without).max() > 1e-2
-    np.testing.assert_array_equal(hidden(TOKENS, hint=0 * hint, **made), without)
+    assert np.abs(hidden(TOKENS, read=hint, **made) - without).max() > 1e-2
+    np.testing.assert_array_equal(hidden(TOKENS, read=0 * hint, **made), without)
 
 
 @pytest.mark.parametrize("chunk", [0, 24])

@@ -25,6 +25,10 @@ TIMED = dict(time_input="adaln", dropout=0.1, tied=True)
 KEY = jax.random.key(3)
 
 
+def value_and_grad(network):
+    return jax.jit(jax.value_and_grad(tiny.loss_of(network), has_aux=True), compiler_options=tiny.AS_USED)
+
+
 @pytest.mark.parametrize(
     ("pair", "changes", "execution"),
     [
@@ -43,8 +47,8 @@ def test_loops_are_a_network_of_as_many_layers(pair, changes, execution):
     order = np.array(ORDER[PAIRS[pair][0]])
     params = tiny.lively(looped.init(jax.random.key(0)))
     repeated = {**params, "layers": jax.tree.map(lambda leaf: leaf[order], params["layers"])}
-    (loss, (nats_BL, _)), gradient = jax.jit(jax.value_and_grad(tiny.loss_of(looped), has_aux=True))(params, tiny.batch(), KEY)
-    (same, (same_BL, _)), long = jax.jit(jax.value_and_grad(tiny.loss_of(deep), has_aux=True))(repeated, tiny.batch(), KEY)
+    (loss, (nats_BL, _)), gradient = value_and_grad(looped)(params, tiny.batch(), KEY)
+    (same, (same_BL, _)), long = value_and_grad(deep)(repeated, tiny.batch(), KEY)
     np.testing.assert_allclose(nats_BL, same_BL, rtol=1e-5)
     np.testing.assert_allclose(loss, same, rtol=1e-5)
     summed = jax.tree.map(lambda leaf, like: jnp.zeros_like(like).at[order].add(leaf), long["layers"], params["layers"])

@@ -123,9 +123,9 @@ class Experiment:
         checks.whole("open_run", 1, MOST_LOOPS, loops=loops)
         spec, family = self.network.spec, f"model.family={self.config.model.family}"
         if not spec.looped and spec.loops == 1:
-            raise InputError(f"loops={loops} requires a network that was trained with looped layers, and {family} runs each layer once")
+            raise InputError(f"--loops {loops} requires a network that was trained with looped layers, and {family} runs each layer once")
         if spec.completep_depth:
-            raise InputError(f"loops={loops} conflicts with CompleteP, which scales every layer by their number; leave loops out")
+            raise InputError(f"--loops {loops} conflicts with CompleteP, which scales every layer by their number; leave it out")
         network = dataclasses.replace(self.network, spec=dataclasses.replace(spec, loops=loops))
         return dataclasses.replace(self, network=network, trained_loops=spec.loops)
 

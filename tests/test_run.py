@@ -161,7 +161,7 @@ def test_looped_layers_are_run_another_number_of_times_and_records_say_so(run, w
 @pytest.mark.parametrize(
     ("changes", "loops", "message"),
     [
-        ({}, 2, "loops=2 requires a network that was trained with looped layers, and model.family=qwen3 runs each layer once"),
+        ({}, 2, "--loops 2 requires a network that was trained with looped layers, and model.family=qwen3 runs each layer once"),
         ({"model__family": "qwen3(loops=2)"}, 0, "open_run(loops=0): give a whole number of at least 1"),
         ({"model__family": "qwen3(loops=2)"}, 257, "open_run(loops=257): give a whole number of at most 256"),
         ({"model__family": "qwen3(loops=2)", "model__completep_width": 8, "model__completep_depth": 1}, 3, "conflicts with CompleteP"),

@@ -345,8 +345,10 @@ class _Text:
     def progressive(self, rule: Progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL):
         """The state at t whose masks are those of `rule`; positions that condition the others, at t = 0, are clean."""
         process, x_BL = self.process, self.x_BL
-        before_BL = jnp.where(self.loss_mask_BL, rule.earlier(t_BL, uniform_rows(phase_keys_B, 1)), 0.0)
-        before_BL = process.time_domain.quantize(before_BL, self.loss_mask_BL)
+        drawn_BL = rule.earlier(t_BL, uniform_rows(phase_keys_B, 1))
+        # Only what was drawn is rounded: a time that is rounded twice moves on.
+        before_BL = jnp.where(drawn_BL > t_BL, process.time_domain.quantize(drawn_BL, self.loss_mask_BL), t_BL)
+        before_BL = jnp.where(self.loss_mask_BL, before_BL, 0.0)
         # Of one key, the masks at t are among those at the earlier time.
         z_BL, at_t_BL = (
             with_condition(process, process.corrupt(noise_keys_B, x_BL, time_BL, valid_BL), x_BL, ~self.loss_mask_BL & valid_BL)

@@ -117,10 +117,10 @@ def test_the_objective_trains_on_what_the_most_confident_leave(process, prompt):
     later_BL = np.where((t_BL > 0) & ~first_B[:, None], t0_BL, 0.7)
     assert later_BL.min() > 0.5 and (t0_BL[t_BL == 0] == 0).all()
     assert ((z0_BL == MASK) | (z_BL != MASK)).all() and ((z_BL == x_BL) | (z_BL == MASK)).all()
-    confidence_BL = np.asarray(EXACT.hidden(z0_BL, t0_BL))[..., :TOKENS].max(axis=-1)
+    confidence_BL = np.asarray(EXACT.hidden(jnp.asarray(z0_BL), jnp.asarray(t0_BL)))[..., :TOKENS].max(axis=-1)
     shown_BL, left_BL = (z0_BL == MASK) & (z_BL != MASK), z_BL == MASK
     least_B = np.where(shown_BL, confidence_BL, np.inf).min(axis=1)
-    assert (least_B >= np.where(left_BL, confidence_BL, -np.inf).max(axis=1)).all() and shown_BL.any(axis=1).sum() > ROWS / 8
+    assert (least_B > np.where(left_BL, confidence_BL, -np.inf).max(axis=1) - 1e-5).all() and shown_BL.any(axis=1).sum() > ROWS / 8
     report = objective.report(terms)
     assert not objective.is_bound and {"partial_nelbo", "loss_progressive_not_a_bound"} <= set(report)
     assert "progressive" in objective.summary(report)["trained"] and "bound" not in objective.summary(report)

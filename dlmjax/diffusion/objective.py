@@ -296,7 +296,7 @@ def reconstruction_nats(
     return denoiser.row_losses(hidden_BLD, process.loss_mask(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
 
 
-def hint_of(process: Process, denoiser: Denoiser, hidden_BLD: Array, z_BL: Array, t_BL: PerToken) -> Float[Array, "B L I"]:
+def hint_of(process: Process, denoiser: Any, hidden_BLD: Array, z_BL: Array, t_BL: PerToken) -> Float[Array, "B L I"]:
     """What a self-conditioned denoiser reads of an earlier pass: its x0 prediction or, where it says `reads_hidden`, its hidden states
     (loopholing, 2510.19304).
 

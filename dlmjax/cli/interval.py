@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace, _) -> None:
         f"{found.variance_of_all:.3f} ({found.samples} samples)\n"
         f'train with: --config.process.times="stratified(low={found.low:.2f}, high={found.high:.2f})" (not a bound)\n'
         f'or, by the second moments of the loss, still a bound: --config.process.times="{importance}"\n'
-        f"{found.noise.summary()}" + (f"\n{found.noise.advice}" if found.noise.advice else ""),
+        f"{found.noise.summary()}" + (f"\n{found.noise.advice}" if found.noise.advice else "") + "\n"
+        f"gradient norm at t in [0, 0.1), [0.1, 0.2), ...: {', '.join(f'{norm:.3g}' for norm in found.gradient_norms)}",
         flush=True,
     )
     if arguments.json:

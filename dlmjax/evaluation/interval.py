@@ -5,13 +5,19 @@ Training on these times alone lowers the variance of the gradient (BD3-LM 2503.0
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array, Key
 
-from dlmjax.diffusion import Objective, PerRow, nats_at, row_keys
+from dlmjax.diffusion import Objective, PerRow, TimeDistribution, nats_at, row_keys
 from dlmjax.diffusion.hyperschedule import choose_interval
 from dlmjax.diffusion.process import bind_process
+from dlmjax.diffusion.shapes import Values
+from dlmjax.diffusion.times import TIME_BINS
 from dlmjax.errors import InputError
 from dlmjax.evaluation.noise import NoiseReport, NoiseSamples, measure_noise
 
@@ -30,7 +36,7 @@ class IntervalSettings:
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """Times in [low, high].  variance, variance_of_all: of nats/token inside it, and over all times.  samples: times that were measured.
-    noise: the variance of the training loss by cause, and the times of least variance."""
+    noise: the variance of the training loss by cause, and the times of least variance.  gradient_norms: see the function of that name."""
 
     low: float
     high: float
@@ -38,6 +44,7 @@ class Interval:
     variance_of_all: float
     samples: int
     noise: NoiseReport
+    gradient_norms: tuple[float, ...]
 
 
 def measure_interval(
@@ -50,7 +57,8 @@ def measure_interval(
     put_batch: Callable[[dict], dict],
     self_condition: bool = False,
 ) -> Interval:
-    """Measures the loss of blocks or rows at random times, and chooses the interval.  Cost: windows x draws x 2 forward passes.
+    """Measures the loss of blocks or rows at random times, and chooses the interval.  Cost: windows x draws x 2 forward passes, and for the
+    gradients ten training passes of the first batch.
 
     Args:
       batches: batches of `EvalWindows`, each put on the devices by `put_batch`.
@@ -61,13 +69,56 @@ def measure_interval(
     process = objective.process
     if process.attention.causal:
         raise InputError(f"an interval requires a process with times t; process.name={process.name} is causal and has none")
+    batches = list(batches)
     samples = _measure(process, bind, params, batches, settings, put_batch, self_condition)
     t_N = samples.t_JWU[:, samples.whole_WU].ravel()
     nats_2N = (samples.nats_2JWU * samples.t_JWU.shape[2])[:, :, samples.whole_WU].reshape(2, -1)
     low, high = choose_interval(np.tile(t_N, 2), nats_2N.ravel(), settings.least)
     inside_N = (t_N >= low) & (t_N <= high)
     variances = float(nats_2N[:, inside_N].var()), float(nats_2N.var())
-    return Interval(low, high, *variances, t_N.size, measure_noise(samples, objective))
+    norms = gradient_norms(objective, bind, params, put_batch(batches[0]), jax.random.key(settings.seed))
+    return Interval(low, high, *variances, t_N.size, measure_noise(samples, objective), norms)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bin(TimeDistribution):
+    """Uniform on one of `bins` equal bins of [0, 1], whose index may be traced; without the weight of its width."""
+
+    index: Any
+    bins: int
+    covers = False
+
+    def draw(self, u: Values) -> Values:
+        return (self.index + u) / self.bins
+
+    def weight(self, t: Values) -> Values:
+        return jnp.ones_like(t)
+
+
+def gradient_norms(
+    objective: Objective, bind: Callable, params: dict, batch: dict, key: Key[Array, ""], bins: int = TIME_BINS
+) -> tuple[float, ...]:
+    """The norm of the gradient of the training loss, in nats per token, over a batch whose rows have their times in one bin of [0, 1], for
+    each of `bins` equal ones; what a weighting changes is part of it, the density of the run's times is not.
+
+    batch: on the devices. Of a small batch the norm is mostly that of its noise.
+    """
+    rows = batch["tokens"].shape[0]
+
+    def norm(params, batch, key, index):
+        within = dataclasses.replace(objective, times=PerRow(_Bin(index, bins)))
+
+        def loss(params):
+            denoiser = bind(params, batch["segments"], batch["positions"], objective.process.attention)
+            # At the end of a run, for a weighting that changes. A mean over the rows of this batch, whatever their numbers are.
+            numbered = {**batch, "row": jnp.arange(rows)}
+            total, terms = within.bind(params)(denoiser, numbered, key, rows, jnp.float32(1))
+            return total / jnp.maximum(terms["tokens"], 1)
+
+        return optax.tree.norm(jax.grad(loss)(params))
+
+    run = jax.jit(lambda params, batch, key: jax.lax.map(lambda index: norm(params, batch, key, index), jnp.arange(bins)))
+    return tuple(np.asarray(run(params, batch, key), np.float64).tolist())
 
 
 def _measure(process, bind, params, batches, settings: IntervalSettings, put_batch, self_condition: bool) -> NoiseSamples:

@@ -185,6 +185,7 @@ def test_an_interval_of_times_is_measured_and_can_be_trained_on(run, tmp_path, c
     found, shown = json.loads((tmp_path / "i.json").read_text()), capsys.readouterr().out
     assert found["low"] >= 0 and found["high"] <= 1 and found["high"] - found["low"] >= 0.5 - 1e-6
     assert found["variance"] < found["variance_of_all"] and found["samples"] == 128
+    assert len(found["gradient_norms"]) == 10 and f"{found['gradient_norms'][9]:.3g}" in shown
     override = re.search(r"--config\.(process\.times=)\"(.*)\"", shown)
     assert make_times(*parse(override[2])[:1], **parse(override[2])[1]).distribution.low == pytest.approx(found["low"])
 

@@ -6,18 +6,21 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dlmjax.choices import parse
-from dlmjax.diffusion import Autoregressive, Masked, Objective, Piecewise, make_times, make_weighting
+from dlmjax.diffusion import Autoregressive, Masked, Objective, PerRow, Piecewise, UniformTimes, make_times, make_weighting
 from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.evaluation import Evaluator
+from dlmjax.evaluation.interval import gradient_norms
 from dlmjax.evaluation.likelihood import PairedNats, TokenNats
 from dlmjax.evaluation.noise import NoiseObserver, NoiseSamples, factor_of, measure_noise, samples_of, second_moments
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 from tests.diffusion.enumerated import MaskedToy
+from tests.test_families import experiment_of, text
 
 TOY = MaskedToy(oracle.JointDistribution.random(TOKENS, 3, seed=2))
 MASKED = Masked(VOCAB, MASK, excluded=(BOS,))
@@ -182,3 +185,21 @@ def test_a_loss_that_is_not_finite_or_nothing_does_not_end_a_run(paired, scale):
 def test_a_loss_that_is_not_a_function_of_time_is_named(paired):
     report = measure_noise(paired.samples, objective_of("stratified", "token_adaptive"))
     assert not report.trained and report.advice == "" and "not of the trained loss" in report.summary()
+
+
+@pytest.mark.parametrize("name", ["masked", "blocks(size=2)"])
+def test_gradient_norms_by_time_are_those_of_a_batch_at_these_times(name):
+    """Of each bin, as training on that interval has it, without the width by which its loss is weighted; one program for all bins."""
+    experiment = experiment_of("masked" if name == "masked" else "blocks", jax.devices()[:1], name)
+    params, batch, key = experiment.init(jax.random.key(0)), jax.tree.map(jnp.asarray, text()), jax.random.key(5)
+    process, objective = experiment.process, dataclasses.replace(experiment.objective, times=PerRow())
+    found = gradient_norms(objective, experiment.network.bind, params, batch, key, bins=4)
+    for index in (0, 3):
+        within = dataclasses.replace(objective, times=PerRow(UniformTimes(index / 4, (index + 1) / 4)))
+
+        def loss(params, within=within):
+            denoiser = experiment.network.bind(params, batch["segments"], batch["positions"], process.attention)
+            return 4 * within(denoiser, batch, key, 8)[0] / (batch["segments"] > 0).sum()
+
+        assert found[index] == pytest.approx(float(optax.tree.norm(jax.jit(jax.grad(loss))(params))), rel=1e-3)
+    assert len(found) == 4 and min(found) > 0

@@ -162,18 +162,22 @@ def analyse(points: Points, definition: str = "total", *, resamples: int = 1000,
             found = isoflop.resample(*_arrays(points, definition, group_R), drawn_SR, times=times)
             resampled[blocks]["isoflop"] = ScalingLaw("isoflop", _powers(found), compute)
     held_out = _held_out(points, definition, group_R, iso, parametric)
-    doubts = _doubts(points, group_R, laws, parametric)
+    doubts = _doubts(points, definition, group_R, laws, parametric)
     return Analysis(points, definition, group_R, compute, laws, refused, parametric, iso, on_R, resampled, held_out, doubts)
 
 
 def _doubts(
-    points: Points, group_R: np.ndarray, laws: Mapping[str, ScalingLaw], parametric: huber.Fit | None
+    points: Points, definition: str, group_R: np.ndarray, laws: Mapping[str, ScalingLaw], parametric: huber.Fit | None
 ) -> dict[str, tuple[str, ...]]:
     budgets = fitness.best_runs(points.flops_R, points.loss_R, group_R)
+    at_edge = fitness.edge(points.sizes[definition], points.loss_R, group_R)
     found = {}
     for method, law in laws.items():
         boundaries = parametric.boundaries if method == "parametric" and parametric is not None else ()
-        if reasons := fitness.doubts(law, budgets, boundaries):
+        reasons = fitness.doubts(law, budgets, boundaries)
+        if method == "envelope" and at_edge:
+            reasons = (at_edge, *reasons)
+        if reasons:
             found[method] = reasons
     return found
 

@@ -76,6 +76,26 @@ def doubts(law: BestRuns, budgets: list[tuple[float, float]], boundaries: tuple[
     return tuple(reasons)
 
 
+def edge(size_R: np.ndarray, loss_R: np.ndarray, group_R: np.ndarray) -> str:
+    """Why the best runs of the budgets do not say how the best size grows; empty where at least two lie between other sizes.
+
+    A budget counts where it has three sizes: with fewer, none lies between others.
+    """
+    ends = []
+    for g in range(int(group_R.max(initial=-1)) + 1):
+        sizes, losses = size_R[group_R == g], loss_R[group_R == g]
+        if len(np.unique(sizes)) >= 3:
+            best = sizes[losses.argmin()]
+            ends.append("smallest" if best == sizes.min() else "largest" if best == sizes.max() else "")
+    inside = ends.count("")
+    if not ends or inside >= 2:
+        return ""
+    found = [(ends.count(end), end) for end in ("smallest", "largest") if end in ends]
+    counts = " and ".join(f"the {end} size in {count} of {len(ends)} budgets" for count, end in found)
+    add = " and ".join({"smallest": "smaller", "largest": "larger"}[end] for _, end in found)
+    return f"edge: the best run has {counts}; add {add} sizes"
+
+
 def contradiction(ratio: float, base: float, other: float) -> bool:
     """Whether a ratio of compute puts one objective ahead where the best runs of the same budget put the other ahead.
 

@@ -197,6 +197,26 @@ def test_each_kind_of_doubt(law, words):
     assert fitness.doubts(Frontier(), budgets, ("a has no effect on any run",)) == ("boundary: a has no effect on any run",)
 
 
+@pytest.mark.parametrize(
+    "losses, words",
+    [
+        ([(3, 2, 1), (3, 2, 1), (3, 2, 1)], "edge: the best run has the largest size in 3 of 3 budgets; add larger sizes"),
+        ([(1, 2, 3), (1, 2, 3), (2, 1, 3)], "edge: the best run has the smallest size in 2 of 3 budgets; add smaller sizes"),
+        (
+            [(1, 2, 3), (2, 1, 3), (3, 2, 1)],
+            "edge: the best run has the smallest size in 1 of 3 budgets and the largest size in 1 of 3 budgets; "
+            "add smaller and larger sizes",
+        ),
+        ([(2, 1, 3), (2, 1, 3), (3, 2, 1)], ""),
+        ([(1, 2), (2, 1), (1, 2)], ""),  # two sizes: none lies between others
+    ],
+)
+def test_best_sizes_at_the_ends_of_a_sweep_are_no_law(losses, words):
+    size_R = np.array([float(10 * (s + 1)) for row in losses for s in range(len(row))])
+    group_R = np.array([g for g, row in enumerate(losses) for _ in row])
+    assert fitness.edge(size_R, np.array([float(loss) for row in losses for loss in row]), group_R) == words
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fit_of_an_older_version_is_judged_by_its_boundaries(fitted, tmp_path, method):
     from dlmjax.fit.results import read

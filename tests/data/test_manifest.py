@@ -245,6 +245,6 @@ def test_any_flipped_bit_of_a_note_is_told(small, copy, tmp_path, note):
             pytest.fail("only white space may be changed unseen") if bytes(damaged).split() == content.split() else None
             break  # what was flipped does not matter, and the corpus is finished
         except InputError as error:
-            assert "\n" not in str(error) and ("--overwrite" in str(error) or "no longer" in str(error))
+            assert "\n" not in str(error) and ("with overwrite" in str(error) or "no longer" in str(error))
             told += 1
     assert told > 5

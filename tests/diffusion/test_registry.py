@@ -78,14 +78,15 @@ def test_every_process_is_a_tree_of_its_parameters(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_network_is_conditioned_on_t_by_all_but_plaid(name):
-    """docs/processes.md says so: a schedule that moves must be told by its log-SNR, all others stay where t says."""
+def test_the_network_is_conditioned_on_t_by_all_but_plaid_and_autoregression(name):
+    """docs/processes.md says so: a schedule that moves must be told by its log-SNR, autoregression has no t, all others stay where t
+    says."""
     process = make_process(name, **FACTS)
     t_1L = jnp.linspace(0.1, 0.9, 5)[None]
     params = init_params(process, jax.random.key(0))
     process = process.with_params({**params, "ends": jnp.asarray([-2.0, 5.0])} if "ends" in params else params)
     told = np.allclose(process.time_embedding_input(t_1L), t_1L, atol=1e-6)
-    assert told == (name != "plaid")
+    assert told == (name not in ("plaid", "autoregressive"))
 
 
 def test_processes():

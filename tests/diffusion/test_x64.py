@@ -60,7 +60,8 @@ def trained(name, weighting="bound", times="stratified", hints=False):
     )
 
     def loss(params, batch):
-        return objective.bind(params)(bound(network, process, params, batch), batch, jax.random.key(1), ROWS)
+        half = jnp.asarray(0.5, jnp.float32)
+        return objective.bind(params)(bound(network, process, params, batch), batch, jax.random.key(1), ROWS, progress=half)
 
     return jax.eval_shape(jax.value_and_grad(loss, has_aux=True), params, batch), params
 

@@ -103,6 +103,8 @@ class Blockwise(Process):
         state = jax.eval_shape(self.inner.states.of_tokens, jax.ShapeDtypeStruct((1, 1), jnp.int32))
         if self.inner.attention.sequential or self.inner.states.dim or state.ndim != 2:
             raise InputError(f"process blocks: noise {self.inner.name!r} is not a process on tokens with attention 'full'")
+        if type(self.inner).loss_inputs is not Process.loss_inputs:
+            raise InputError(f"process blocks: noise {self.inner.name!r} depends on the whole row, the text of later blocks too")
 
     def with_params(self, params: Any) -> "Blockwise":
         process = copy.copy(self)

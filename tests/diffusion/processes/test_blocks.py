@@ -17,6 +17,7 @@ from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.hybrid import Hybrid
+from dlmjax.diffusion.processes.text_dependent import LoMdm
 from dlmjax.diffusion.processes.uniform import Uniform
 from dlmjax.diffusion.registry import BLOCK_NOISES, PROCESSES, check_process
 from dlmjax.errors import InputError
@@ -146,10 +147,16 @@ def test_a_state_is_the_noisy_and_the_clean_text():
 
 
 def test_what_is_not_redefined_is_the_inner_process():
-    """Every member of a process is defined for blocks or forwarded to the noise inside, but what follows from another member."""
+    """Every member of a process is defined for blocks or forwarded to the noise inside, but what follows from another member, and what
+    only noise has that is refused."""
     own, process = vars(Blockwise), Blockwise(Uniform(VOCAB, MASK, excluded=(BOS,)), 2)
-    assert members(Process) - own.keys() == {"corrupted"}
+    assert members(Process) - own.keys() == {"corrupted", "loss_inputs"}
     assert process.time_input and process.vocab == VOCAB and process.ends == Uniform.ends and process.suppressed_ids == (BOS, MASK)
+
+
+def test_noise_that_depends_on_the_whole_row_is_refused():
+    with pytest.raises(InputError, match="noise 'lomdm' depends on the whole row"):
+        Blockwise(LoMdm(VOCAB, MASK), 2)
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSES))

@@ -3,7 +3,7 @@
 make quickstart
 or: dlmjax train --config configs/quickstart.py --config.data.paths=runs/quickstart/data --workdir runs/quickstart
 
-About two minutes on two CPU cores; test NELBO <= 2.20 ± 0.07 bits/byte; bigram baseline 3.24, unigram baseline 4.82 (docs/benchmarks.md).
+About three minutes on two CPU cores; test NELBO <= 2.20 ± 0.08 bits/byte; bigram baseline 3.24, unigram baseline 4.82 (docs/benchmarks.md).
 """
 
 from dlmjax import config as config_lib

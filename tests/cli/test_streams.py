@@ -76,11 +76,12 @@ def test_every_command_is_tried():
 
 
 def slow_but(*quick):
-    """The commands, of which those of other names are slow; `evaluate` has a quick form in tests/cli/test_evaluate.py."""
+    """The commands, of which those of other names are slow; `evaluate` has a quick form in tests/cli/test_evaluate.py. What a slow one
+    reads, a slow one has written: they are run alone."""
     return [pytest.param(command, marks=[pytest.mark.slow] * (command.split()[0] not in quick)) for command in WRITES]
 
 
-@pytest.mark.parametrize("command", slow_but("prepare", "plan", "puzzles", "sweep"))
+@pytest.mark.parametrize("command", slow_but("prepare", "plan", "sweep"))
 def test_files_are_written_whoever_reads(command, root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     if command.startswith("lm-eval"):

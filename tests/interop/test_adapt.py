@@ -82,7 +82,7 @@ def test_what_was_imported_is_what_was_written(imported):
 def test_adaptation_starts_below_random_weights(imported, tmp_path):
     """The first batch and noise of the run under both sets of weights; then the run itself, by the config that ships."""
     workdir, causal, _ = imported
-    sizes = [f"model.{name}={causal.config.model[name]}" for name in SIZES]
+    sizes = [f"model.{name}={causal.config.model[name]}" for name in (*SIZES, "rope_base")]
     short = ["train.steps=2", "train.ema=0.9", "data.length=32", "data.batch=8", "optimizer.warmup=1", "optimizer.name=adamw"]
     quiet = ["log.every=1", "log.evaluate=0", "log.sample=0", "execution.scan=True"]
     config = config_lib.load(f"{CONFIG}:tiny", [*sizes, *short, *quiet, f"data.paths={causal.config.data.paths[0]}"])

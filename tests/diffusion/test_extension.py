@@ -126,6 +126,7 @@ class BlockTimes:
 
     size: int
     covers = True
+    corrected = True
 
     def draw(self, key, row_B, global_batch, length):
         t_BN = uniform_rows(row_keys(key, row_B), length // self.size)

@@ -84,12 +84,20 @@ def gradient_of_one_layer(family: str, *overrides: str):
 
 
 @pytest.mark.parametrize(
-    ("family", "overrides"), [("autoregressive", ()), ("masked", ()), ("blocks", ()), ("masked", ("model.family=qwen3(loops=2)",))]
+    ("family", "overrides"),
+    [
+        ("autoregressive", ()),
+        ("masked", ()),
+        ("blocks", ("execution.scan=true", "data.length=64", "execution.head_chunk=32")),
+        ("masked", ("model.family=qwen3(loops=2)",)),
+    ],
 )
 def test_flops_are_within_three_percent_of_what_xla_compiles(family, overrides):
+    """Blocks as a scan computes short rows: else the last layer leaves out the clean stream, and attention the tiles that the mask forbids,
+    which the count of a model's FLOPs does not follow."""
     experiment, lowered = gradient_of_one_layer(family, *overrides)
     compiled = lowered.compile({"xla_backend_optimization_level": 0})  # what is computed is the same, and soon there
-    assert 128 * experiment.flops_per_token == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)
+    assert experiment.config.data.length * experiment.flops_per_token == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)
 
 
 @pytest.mark.parametrize(

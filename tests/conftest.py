@@ -47,3 +47,14 @@ def small_corpus(tmp_path_factory):
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     prepare([str(source)], "bytes", str(root / "prepared"), valid_fraction=0.2)
     return root / "prepared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_is_returned():
+    """A worker runs thousands of tests: it would stay at the peak of the largest of them. Commands in their own processes keep theirs."""
+    from dlmjax.cluster import host, memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (host, memory):
+            patch.setattr(module, "keep_freed_memory", lambda: False)
+        yield

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dlmjax.models.layout import Axes, Layout, sum_to_shard, whole_on_device
+from dlmjax.models.layout import Axes, Layout, sum_to_shard
 from dlmjax.models.spec import ModelSpec
 
 
@@ -60,22 +60,8 @@ dense.defvjp(_dense_forward, _dense_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def embed(table: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], axes: Axes, layout: Layout, dtype: str) -> Float[Array, "B L D"]:
     """Rows of the stored float32 table in `dtype`. Gradients are summed in float32: a frequent symbol receives thousands of them."""
-    rows_BLD = _whole(table, axes, layout, dtype).at[tokens_BL].get(mode="clip")
+    rows_BLD = layout.gather(table.astype(dtype), axes).at[tokens_BL].get(mode="clip")
     return layout.constrain(rows_BLD, ("batch", "length", None))
-
-
-def _whole(table: Float[Array, "V D"], axes: Axes, layout: Layout, dtype: str) -> Float[Array, "V D"]:
-    """The whole table on every device, gathered in `dtype`: of a sharding constraint XLA gathers float32 and converts afterwards."""
-    if layout.mesh is None:
-        return table.astype(dtype)
-    run = jax.shard_map(
-        lambda shard: whole_on_device(shard.astype(dtype), axes, layout),
-        mesh=layout.mesh,
-        in_specs=layout.spec(axes),
-        out_specs=layout.spec(()),
-        check_vma=False,
-    )
-    return run(table)
 
 
 def _embed_forward(table, tokens_BL, axes, layout, dtype):

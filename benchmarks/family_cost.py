@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks import families
 from benchmarks.families import FAMILIES
+from benchmarks.random_batch import random_batch
 from dlmjax import config as config_lib
 from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.data import load_tokenizer
@@ -52,14 +53,7 @@ class Side:
             if not args.tiny:
                 config.execution.update(dtype="bfloat16" if gpu else "float32", attention="cudnn" if gpu else "dense", scan=True)
         experiment = assemble(config, tokenizer, counts_V=np.ones(vocab, np.int64))
-        shape = (args.batch, args.length)
-        tokens_BL = np.random.default_rng(0).integers(0, 26 if args.tiny else 256, shape).astype(np.int32)
-        batch = {
-            "tokens": tokens_BL,
-            "segments": np.ones(shape, np.int32),
-            "positions": np.tile(np.arange(args.length, dtype=np.int32), (args.batch, 1)),
-            "row": np.arange(args.batch, dtype=np.int32),
-        }
+        batch = random_batch(26 if args.tiny else 256, args.batch, args.length)
         self.state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), experiment.param_shardings)
         self.batch, self.key = experiment.partition.put_batch(batch), jax.random.key(1)
         step = train_step_of(experiment)

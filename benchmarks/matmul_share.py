@@ -11,8 +11,8 @@ import collections
 import time
 
 import jax
-import numpy as np
 
+from benchmarks.random_batch import random_batch
 from dlmjax import config as config_lib
 from dlmjax.cluster.memory import keep_freed_memory
 from dlmjax.data import load_tokenizer
@@ -47,9 +47,7 @@ def step_of(args):
         config.model.vocab = args.vocab
     experiment = assemble(config, tokenizer)
     state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), experiment.param_shardings)
-    shape = (config.data.batch, config.data.length)
-    batch = {"tokens": np.random.default_rng(0).integers(0, 26, shape).astype(np.int32), "segments": np.ones(shape, np.int32)}
-    batch |= {"positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)), "row": np.arange(shape[0], dtype=np.int32)}
+    batch = random_batch(26, config.data.batch, config.data.length)
     batch, key, step = experiment.partition.put_batch(batch), jax.random.key(1), train_step_of(experiment)
     traced = step.trace(state, batch, key)
     compiled = traced.lower().compile()

@@ -36,8 +36,8 @@ UNUSED = {
 def ours(name, args):
     """One step of `configs/NAME.py:tiny`, with AdamW as the others have it."""
     import jax
-    import numpy as np
 
+    from benchmarks.random_batch import batch_of
     from dlmjax import config as config_lib
     from dlmjax.data import load_tokenizer
     from dlmjax.experiment import assemble
@@ -53,14 +53,8 @@ def ours(name, args):
         config.model.update(heads=args.width // HEAD, kv_heads=args.width // HEAD)
     experiment = assemble(config, tokenizer)
     state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), experiment.param_shardings)
-    shape = (args.batch, args.length)
     # Of the tokenizer's own ids: those above are special, and no text has them.
-    batch = {
-        "tokens": tokens(args).astype(np.int32) % (256 if args.vocab > 32 else args.vocab),
-        "segments": np.ones(shape, np.int32),
-        "row": np.arange(args.batch, dtype=np.int32),
-    }
-    batch["positions"] = np.tile(np.arange(args.length, dtype=np.int32), (args.batch, 1))
+    batch = batch_of(tokens(args) % (256 if args.vocab > 32 else args.vocab))
     batch, key, step = experiment.partition.put_batch(batch), jax.random.key(1), train_step_of(experiment)
 
     def run():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_POINTS = 300  # of one curve: longer ones are averaged
+SAME, LEAST, MOST = 1e-9, 1e-290, 1e300  # relative distance of equal numbers; the least scale of an axis; the largest number drawn
 FEW = 12  # points of a curve that are shown as dots
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 40  # margins for the labels of the axes
@@ -42,8 +43,8 @@ class Curve:
         """Without the points that have no number, and averaged over neighbours where there are more than MOST_POINTS."""
         x, y = np.asarray(self.x, np.float64), np.asarray(self.y, np.float64)
         error = None if self.error is None else np.asarray(self.error, np.float64)
-        keep = np.isfinite(x) & np.isfinite(y)
-        x, y, error = x[keep], y[keep], None if error is None else np.nan_to_num(error[keep])
+        keep = (np.abs(x) <= MOST) & (np.abs(y) <= MOST)  # not NaN, not infinite
+        x, y, error = x[keep], y[keep], None if error is None else np.minimum(np.nan_to_num(error[keep]), MOST)
         if len(x) > MOST_POINTS:
             groups = np.array_split(np.arange(len(x)), MOST_POINTS)
             x, y = (np.array([values[group].mean() for group in groups]) for values in (x, y))
@@ -70,10 +71,12 @@ def chart(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
 
 
 class _Axis:
-    """Maps numbers from `low` to `high` onto pixels from `start` to `end`; its range ends at round numbers."""
+    """Maps numbers from `low` to `high` onto pixels from `start` to `end`; its range ends at round numbers. Numbers that differ by less
+    than SAME of their size, as the averages of a constant do, are one number: ticks between them would round to it."""
 
     def __init__(self, low: Number, high: Number, start: Number, end: Number):
-        step = _round_step((high - low) or abs(high) or 1.0)
+        size, apart = max(abs(low), abs(high)), high - low
+        step = _round_step(max(apart if apart > SAME * size else size, LEAST) if size else 1.0)
         self._low, self._high = math.floor(low / step) * step, math.ceil(high / step) * step
         if self._low == self._high:
             self._high = self._low + step

@@ -40,7 +40,12 @@ def test_a_long_curve_is_averaged():
     assert len(titles(text)) == MOST_POINTS and all(" 2 at " in title for title in titles(text)[5:10])
 
 
-@pytest.mark.parametrize("y", [[0.0, 0.0], [5.0, 5.0], [-1e-9, 1e-9], [1e-300, 1e300], [-4.0, 7e5], [1e12]])
+@pytest.mark.parametrize(
+    "y",
+    [[0.0, 0.0], [5.0, 5.0], [-1e-9, 1e-9], [1e-300, 1e300], [-4.0, 7e5], [1e12]]
+    + [[y, y * (1 + 1e-16 * 4**n)] for y in (401.6361804517137, -3e-7, 7e299) for n in range(10)]
+    + [[5e-324], [0.0, 5e-324], [-1.7e308, 1.7e308, 2.0], [-1e300, 1e300], [1e300, 1e300]],
+)
 def test_every_range_has_few_round_ticks_within_the_frame(y):
     text = chart([Curve("c", list(range(len(y))), y)], "x", "y")
     assert "nan" not in text and "inf" not in text

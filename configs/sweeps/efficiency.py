@@ -1,19 +1,27 @@
-"""What the tiny masked config learns from equal FLOPs, with one change at a time: its defaults from before 2026-12, and today's.
+"""What the tiny masked config learns from equal FLOPs, with one change at a time: from its defaults of two dates, and the shipped ones.
 
 dlmjax sweep plan configs/sweeps/efficiency.py --output runs/efficiency --set data=runs/novels27/data
 dlmjax sweep run runs/efficiency --jobs 1
 python -m benchmarks.efficiency runs/efficiency
 
-Budgets of 1e12 and 8e12 FLOPs are 41 and 330 steps; --set budgets=3e13 has 1239.  Finalists with further seeds: --set seeds=1,2 --set
-variants=before,cross_entropy,after.  docs/efficiency.md has the table.
+Budgets of 1e12 and 8e12 FLOPs are 41 and 330 steps of 32 windows; --set budgets=3e13 has 1239.  Finalists with further seeds:
+--set seeds=1,2 --set variants=before,cross_entropy,after.  A rate that was tuned at one width, at two others: --set sizes=64,256
+--set variants=after,after_completep.  docs/efficiency.md has the table.
 """
 
 from dlmjax.errors import InputError
 from dlmjax.sweep.definition import IsoFlop, Objective, Sweep
 from dlmjax.sweep.manifest import Validation
 
+# Named here, so that a variant means the same when the config that ships changes.
+COMMON = {
+    "data.batch": "32",
+    "optimizer.lr": "0.01",
+    "optimizer.warmup": "20",
+    "train.steps": "400",
+}
 # The defaults of `masked.py:tiny` from before 2026-12.
-BEFORE = {
+BEFORE = COMMON | {
     "process.weighting": "",
     "process.times": "stratified",
     "model.rope_base": "10000.0",
@@ -26,6 +34,8 @@ BELL = "beta(a=3.0,b=5.0,flat=0.1{})"
 RATE = {"optimizer.schedule": "wsd", "optimizer.decay": "0.3", "train.ema": "0.95"}
 ROPE = {"model.rope_base": "100.0"}
 TIMES = {"process.times": BELL.format(",corrected=False")}
+# Its first defaults of 2026-12: 350 steps of 32 windows are 8.5e12 FLOPs.
+AFTER = COMMON | CE | TIMES | RATE | ROPE
 # What differs from BEFORE.
 FROM_BEFORE = {
     "before": {},
@@ -47,7 +57,7 @@ FROM_BEFORE = {
     "cross_entropy_ar_first": CE | {"process.before": "autoregressive@0.2", "model.family": "qwen3(shift=True)"},
     "cross_entropy_blocks_first": CE | {"process.before": "blocks(size=4)@0.1,blocks(size=16)@0.2"},
 }
-# What differs from today's defaults: what each of their parts adds to the others, and rates.
+# What differs from AFTER: what each of its parts adds to the others, rates, and parts of other papers.
 FROM_AFTER = {
     "after": {},
     "after_bound": {"process.weighting": "", "process.times": "stratified"},
@@ -55,13 +65,29 @@ FROM_AFTER = {
     "after_rope": {"model.rope_base": BEFORE["model.rope_base"]},
     "after_lr_half": {"optimizer.lr": "0.005"},
     "after_lr_double": {"optimizer.lr": "0.02"},
+    # The first of the middle layers, and both, run twice: fewer steps at equal FLOPs (LoopMDM 2605.26106).
+    "after_loop_early": {"model.family": "qwen3(loops=2, looped=(1, 2))"},
+    "after_loop_middle": {"model.family": "qwen3(loops=2, looped=(1, 3))"},
+    # One more forward pass, of all rows (PUMA 2602.10314) and of half of them (loopholing 2510.19304).
+    "after_progressive": {"process.masks": "progressive(phases=8)"},
+    "after_loopholing": {"process.self_condition": "0.5", "process.hint": "hidden"},
+    "after_complementary": {"process.name": "masked(complementary=True)"},
+    "after_count": {"process.name": "masked_count"},
+    # The rate of another width follows from that of 128 channels and 4 layers (CompleteP 2505.01618); there it is "after" itself.
+    "after_completep": {"model.completep_width": "128", "model.completep_depth": "4"},
 }
 
 
-def get_sweep(data="runs/novels27/data", budgets=(1e12, 8e12), seeds=(0,), variants=(), windows=160):
-    changes = {name: BEFORE | change for name, change in FROM_BEFORE.items()} | FROM_AFTER
+def get_sweep(data="runs/novels27/data", budgets=(1e12, 8e12), seeds=(0,), variants=(), windows=160, sizes=(128,)):
+    changes = {
+        **{name: BEFORE | change for name, change in FROM_BEFORE.items()},
+        **{name: AFTER | change for name, change in FROM_AFTER.items()},
+        "shipped": {},  # at the shapes of the ladder, as all of them
+    }
     if unknown := set(variants) - set(changes):
         raise InputError(f"variants has {sorted(unknown)[0]!r}; choose from {', '.join(changes)}")
+    if sizes == (128,) and not variants:
+        del changes["after_completep"]  # the width at which the rate was tuned: the same run as "after"
     return Sweep(
         name="efficiency",
         data=data,
@@ -70,7 +96,7 @@ def get_sweep(data="runs/novels27/data", budgets=(1e12, 8e12), seeds=(0,), varia
             for name, change in changes.items()
             if not variants or name in variants
         },
-        grid=IsoFlop(budgets=budgets, sizes=(128,), seeds=seeds),
+        grid=IsoFlop(budgets=budgets, sizes=sizes, seeds=seeds),
         validation=Validation(windows=windows),
         checkpoints=1,
     )

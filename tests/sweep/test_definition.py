@@ -207,12 +207,12 @@ def test_objectives_take_the_rules_of_the_sweep_where_they_have_none():
 
 def test_the_variants_of_the_sweep_of_efficiency_start_from_the_defaults_of_before():
     path = str(ROOT / "configs/sweeps/efficiency.py")
-    found = load(path, ["variants=before,after", "data="]).objectives
+    found = load(path, ["variants=before,after,shipped", "data="]).objectives
     masked = str(ROOT / "configs/masked.py:tiny")
     fingerprints = {name: config_lib.fingerprint(config_lib.load(masked, objective.overrides)) for name, objective in found.items()}
-    # cb39a4857bfa: of masked:tiny as it was shipped until 2026-12.
-    assert fingerprints == {"before": "cb39a4857bfa", "after": config_lib.fingerprint(config_lib.load(masked))}
-    for objective in load(path, ["data="]).objectives.values():
+    # Of masked:tiny as it was shipped until 2026-12, and by its first defaults of 2026-12.
+    assert fingerprints == {"before": "cb39a4857bfa", "after": "ba00ab32a87e", "shipped": config_lib.fingerprint(config_lib.load(masked))}
+    for objective in load(path, ["data=", "sizes=64,256"]).objectives.values():
         config_lib.check(config_lib.load(masked, objective.overrides))
     with pytest.raises(InputError, match="variants has 'afterr'; choose from before, "):
         load(path, ["variants=afterr"])

@@ -15,14 +15,24 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--kind", required=True, choices=("sudoku", "countdown"), help="kind of puzzle")
     add("--output", type=flags.output_file, required=True, metavar="FILE.txt", help="file for the puzzles, one a line")
-    add("--input", type=flags.input_file, metavar="FILE.csv", help="sudoku: table with columns puzzle and solution, plain or .gz/.xz")
-    add("--givens", type=flags.whole(0, 81), default=0, help="sudoku: least number of cells in a clue; 0: those of the table (0)")
+    add(
+        "--input",
+        type=flags.input_file,
+        metavar="FILE.csv",
+        help="sudoku: table with columns puzzle, solution, .gz/.xz too (generated)",
+    )
+    add("--givens", type=flags.whole(0, 81), default=0, help="sudoku: least number of cells in a clue; 0: those of the puzzle (0)")
     add("--answers-only", action="store_true", help="sudoku: answers without clues, to train on for `solve --in-place` (off)")
-    add("--count", type=flags.whole(1, 2**20), help="countdown: number of puzzles (1000); sudoku: number of rows of the table (all)")
+    add("--count", type=flags.whole(1, 2**20), help="number of puzzles (1000); with --input: of rows of the table (all)")
     add("--numbers", type=flags.whole(2, 8), default=3, help="countdown: numbers of a puzzle (3)")
     add("--largest", type=flags.whole(2, 10**6), default=20, help="countdown: largest of the numbers (20)")
-    add("--split", default="train", choices=SPLITS, help="countdown: split; no two have a set of numbers in common (train)")
-    add("--seed", type=flags.seed, default=0, help="countdown: seed of the puzzles; sudoku: seed of the cells that --givens adds (0)")
+    add(
+        "--split",
+        default="train",
+        choices=SPLITS,
+        help="split of generated puzzles; no two share numbers, or images of a board (train)",
+    )
+    add("--seed", type=flags.seed, default=0, help="seed of generated puzzles, and of the cells that --givens adds (0)")
 
 
 def run(arguments: argparse.Namespace, _) -> None:
@@ -36,9 +46,12 @@ def run(arguments: argparse.Namespace, _) -> None:
         sizes = {"numbers": arguments.numbers, "largest": arguments.largest}
         found = puzzles.make_countdown(count or 1000, **sizes, seed=seed, split=arguments.split)
     else:
-        if not arguments.input:
-            raise InputError("sudoku puzzles are read from a table: give --input FILE.csv with columns puzzle and solution")
-        found = list(puzzles.read_sudoku(puzzles.read_table(arguments.input), arguments.givens, seed))[:count]
+        if arguments.input:
+            rows = puzzles.read_table(arguments.input)[:count]
+        else:
+            made = puzzles.make_sudoku(count or 1000, seed=seed, split=arguments.split)
+            rows = [{"puzzle": puzzle.clue, "solution": puzzle.answer} for puzzle in made]
+        found = list(puzzles.read_sudoku(rows, arguments.givens, seed))
         if not found:
             raise InputError(f"{arguments.input} holds no puzzles")
     lines = [puzzle.answer if arguments.answers_only else puzzle.line for puzzle in found]

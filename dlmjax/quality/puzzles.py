@@ -25,6 +25,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from dlmjax.errors import InputError
+from dlmjax.quality import boards
 
 SPLITS = ("train", "valid", "test")
 
@@ -198,6 +199,25 @@ def read_sudoku(rows: Iterable[dict[str, str]], givens: int = 0, seed: int = 0) 
         yield Puzzle("".join(answer[i] if i in shown else cell for i, cell in enumerate(clue)), answer)
 
 
+def make_sudoku(count: int, *, seed: int = 0, split: str = "train") -> list[Puzzle]:
+    """`count` different Sudoku puzzles with one solution each (`boards.clues`), about 24 cells given; equal for equal arguments.
+
+    split: a hash of what all symmetric images of a board have in common assigns each board to one split (8/10 train, 1/10 valid, 1/10
+      test), so no image of a test board is a training board.
+    Raises InputError: an unknown split, a count below 1.
+    """
+    if count < 1 or split not in SPLITS:
+        raise InputError(f"sudoku requires count 1 or more, split {', '.join(SPLITS)}")
+    rng, found = np.random.default_rng([seed, SPLITS.index(split)]), {}
+    while len(found) < count:
+        board_C = boards.solved_board(rng)
+        if _split_of_number(boards.split_number(board_C)) == split:
+            found.setdefault(board_C.tobytes(), board_C)
+    solved_NC = np.stack(list(found.values()))
+    clues = boards.clues(solved_NC, rng)
+    return [Puzzle(*("".join(map(str, line.tolist())) for line in pair)) for pair in zip(clues, solved_NC, strict=True)]
+
+
 def make_countdown(count: int, *, numbers: int = 3, largest: int = 20, seed: int = 0, split: str = "train") -> list[Puzzle]:
     """`count` different Countdown puzzles with answers; equal for equal arguments, on any machine.
 
@@ -221,7 +241,12 @@ def make_countdown(count: int, *, numbers: int = 3, largest: int = 20, seed: int
 
 def _split_of(numbers: list[int]) -> str:
     digest = hashlib.sha256(",".join(str(n) for n in sorted(numbers)).encode()).digest()
-    return SPLITS[max(0, digest[0] % 10 - 7)]
+    return _split_of_number(digest[0] % 10)
+
+
+def _split_of_number(number: int) -> str:
+    """The split of a number from 0 to 9."""
+    return SPLITS[max(0, number - 7)]
 
 
 def _derived(rng: np.random.Generator, numbers: list[int]) -> Puzzle | None:

@@ -102,6 +102,7 @@ _DATA = {
     "length": _whole(256, "tokens of a window", 1, 2**24, programs=ALL),
     "batch": _whole(64, "windows of a step, over all hosts and microbatches", 1, 2**24, programs=ALL),
     "packing": _one_of("concat", "documents", doc="windows of documents end to end (concat), or of whole ones where they fit"),
+    "symmetries": _one_of("none", "sudoku", doc="image of a training row, drawn by its key: itself, or a board", added=True, programs=NONE),
 }
 _MODEL = {
     "vocab": _whole(0, "classes of the head, special ids included; 0: those of the tokenizer", 0, 2**24),

@@ -24,6 +24,7 @@ from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
+from dlmjax.data.symmetries import board_symmetries
 from dlmjax.errors import Diverged, InputError, NoSplit, names_arguments
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.noise import NoiseObserver, NoiseReport
@@ -203,7 +204,8 @@ def _meta(config, done: int, metric: float | None = None, pending: Sequence[dict
 def _windows(config, corpora: list) -> TrainWindows:
     """The windows of the run, as a function of (step, row)."""
     data = config.data
-    return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing)
+    view = board_symmetries(corpora, data.length, config.seed) if data.symmetries == "sudoku" else None
+    return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing, view)
 
 
 def train_step_of(experiment: Experiment) -> TrainStep:

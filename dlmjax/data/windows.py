@@ -20,7 +20,7 @@ Shapes: B rows, L length, C corpora, M period of the mixture, N windows of an ep
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
@@ -29,6 +29,7 @@ from dlmjax.data.corpus import Corpus
 from dlmjax.errors import InputError
 
 PACKINGS = ("concat", "documents", "alone")
+View = Callable[[dict[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
 PERIOD = 1 << 16  # samples after which a mixture's pattern repeats; the resolution of its weights
 
 
@@ -229,6 +230,7 @@ class TrainWindows:
         global_batch: rows of a step, over all hosts and microbatches.
         seed: seed of the order of windows.
         packing: "concat", "documents" or "alone".
+        view: what is made of the rows once they are read: (batch, number of each row's sample in the run) -> batch; None: nothing.
     Raises:
         InputError: corpora of different tokenizers, a corpus smaller than a window, bad weights or packing.
     """
@@ -241,6 +243,7 @@ class TrainWindows:
         global_batch: int,
         seed: int,
         packing: str = "concat",
+        view: View | None = None,
     ):
         _check_length(length)
         if global_batch < 1 or seed < 0:
@@ -258,7 +261,7 @@ class TrainWindows:
                 f"{corpora[0].directory} and {other.directory} were prepared with different tokenizers; prepare one of them again"
             )
         self.corpora, self.length, self.global_batch, self.seed, self.packing = list(corpora), length, global_batch, seed, packing
-        self.tokenizer = corpora[0].tokenizer
+        self.tokenizer, self._view = corpora[0].tokenizer, view
         self._mixture = Mixture(weights)
         self._epochs = [_Epochs(corpus, number, length, seed, packing) for number, corpus in enumerate(corpora)]
 
@@ -289,7 +292,8 @@ class TrainWindows:
             here_N = np.flatnonzero(corpus_B == number)
             offsets_N, counts_B[here_N] = self._epochs[number].locate(samples_B[here_N])
             self.corpora[number].read_into(tokens_BL, here_N, offsets_N, counts_B[here_N])
-        return _batch(tokens_BL, counts_B, self.tokenizer.eos_id, rows_B)
+        batch = _batch(tokens_BL, counts_B, self.tokenizer.eos_id, rows_B)
+        return batch if self._view is None else self._view(batch, step * self.global_batch + rows_B)
 
 
 class EvalWindows:

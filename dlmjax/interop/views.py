@@ -130,6 +130,8 @@ def refuse_everywhere(model: Exported) -> str:
         return "its network reads its last prediction (process.self_condition), which no loader passes to it"
     if spec.shift:
         return "its logits are those of the next position (model.family: shift), which no loader moves back"
+    if spec.board or spec.peers:
+        return "it reads boards of 9 x 9 cells (model.family: board, peers), which no loader knows"
     if spec.loops > 1:
         which = f"layers {spec.looped[0]} to {spec.looped[1] - 1}" if spec.looped else "layers"
         return f"its {which} are run {spec.loops} times (model.family: loops), and loaders run each layer once"

@@ -54,6 +54,8 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
         raise InputError("a network placed on a mesh cannot be read block by block; use the same network on one device")
     rows = cache.keys.shape[1]
     positions_BS = jnp.broadcast_to(start + jnp.arange(size), (rows, size))
+    if network.spec.peers:
+        raise InputError("model.family with peers=True cannot be read block by block: a cell attends to later ones; leave peers out")
     seen = within(mask, network.spec.window)
     return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, seen, None, cache, start, [])
 

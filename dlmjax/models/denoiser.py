@@ -26,7 +26,19 @@ from dlmjax.models.completep import multipliers
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_norm, rotary_tables, rotate, time_features
 from dlmjax.models.layout import SINGLE, Layout
-from dlmjax.models.masks import EVERYWHERE, Full, Mask, Prefixed, as_mask, within
+from dlmjax.models.masks import (
+    BOARD_CELLS,
+    BOARD_PERIOD,
+    BOARD_TABLE,
+    EVERYWHERE,
+    Full,
+    Mask,
+    Prefixed,
+    as_mask,
+    board_units,
+    require_boards,
+    within,
+)
 from dlmjax.models.spec import Execution, ModelSpec
 from dlmjax.models.weights import TIME_FEATURES, abstract_weights, describe_weights, init_weights
 
@@ -133,7 +145,9 @@ class Network:
             keys_B = dropout_key
             if dropout_key.ndim == 0:
                 keys_B = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(segments_BL.shape[0]))
-        mask = within(as_mask(attention, length), self.spec.window)
+        if self.spec.board or self.spec.peers:
+            require_boards(length, "model.family with board or peers")
+        mask = within(as_mask(attention, length), self.spec.window, self.spec.peers)
         return Denoiser(self, params, segments_BL, positions_BL, mask, keys_B)
 
     @property
@@ -241,7 +255,18 @@ class Denoiser:
         if spec.token_types:
             table = self.network.layout.gather(params["token_type"]["table"], (None, "table"))
             x_BLD = (x_BLD.astype(jnp.float32) + table[0]).astype(x_BLD.dtype)
+        if spec.board:
+            x_BLD = x_BLD + self._board(rows.positions_BL, x_BLD.dtype)
         return normalise(x_BLD, params["embedding_norm"], spec) if spec.norm_placement == "post" else x_BLD
+
+    def _board(self, positions_BL: Array, dtype: Any) -> Array:
+        """The vectors of the row, column and box of each cell, [B, L, D]; of another token the one of no cell."""
+        cell_BL = positions_BL % BOARD_PERIOD
+        hot_BL28 = sum(
+            jax.nn.one_hot(jnp.where(cell_BL == BOARD_CELLS, BOARD_TABLE - 1, 9 * kind + unit_BL), BOARD_TABLE, dtype=dtype)
+            for kind, unit_BL in enumerate(board_units(cell_BL))
+        )
+        return dense(hot_BL28, self.params["board"]["table"], (None, "table"), self.network.layout)
 
     def expect(self, hidden_BLD: Float[Array, "B L D"], table_VI: Float[Array, "V I"] | None = None) -> Float[Array, "B L I"]:
         """softmax(logits) @ table in float32, by default with the network's own embedding; logits exist for one chunk of rows at a time."""

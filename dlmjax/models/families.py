@@ -10,7 +10,7 @@
 A config names one in `model.family`, with values that differ from the family's: `gpt2(max_positions=256)`, `llama(norm_eps=1e-5)`;
 or a network of one's own, `my_module.py:build` (`models.own`).
 Any may run its layers several times, `qwen3(loops=2)`, or a range of them, `qwen3(loops=3, looped=(1, 3))`, or attend within a window of
-the row, `llama(window=4096)` (Mistral 2310.06825).
+the row, `llama(window=4096)` (Mistral 2310.06825), or read boards of 9 x 9 cells, `qwen3(board=True)` and `qwen3(board=True, peers=True)`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 # Values in brackets, by the kind of positions that they belong to.
 _OF_ROTARY = ("rope_scaling_type", "rope_original", "rope_slow", "rope_fast", "rope_attention", "rope_truncate")
 _OF_LEARNED = ("max_positions", "position_offset", "token_types")
-VALUES = ("norm_eps", "shift", "loops", "looped", "window", *_OF_LEARNED, *_OF_ROTARY)
+VALUES = ("norm_eps", "shift", "loops", "looped", "window", "board", "peers", *_OF_LEARNED, *_OF_ROTARY)
 # Fields that a family fixes: a network that differs in one of these belongs to another family.
 STRUCTURE = ("qk_norm", "qk_norm_all", "bias", "norm", "mlp", "positions", "norm_placement", "head")
 _FIELDS = choices.parameters_of(ModelSpec)

@@ -106,8 +106,43 @@ class Windowed:
         return self.mask.allowed(q, k) & (away < self.size) & (away > -self.size)
 
 
-def within(mask: Mask, window: int) -> Mask:
-    """The mask of a network whose positions attend within a `window` of the row (0: all of it)."""
+# A board of 9 x 9 cells in a row of tokens: its cells row by row, then one token more (the sign before an answer, the end of document).
+BOARD_CELLS, BOARD_PERIOD = 81, 82
+BOARD_TABLE = 28  # vectors of rows, columns, boxes, and of a token that is no cell
+
+
+def board_units(cell: Index) -> tuple[Index, Index, Index]:
+    """Row, column and box of a cell of a board, each 0..8."""
+    row, column = cell // 9, cell % 9
+    return row, column, row // 3 * 3 + column // 3
+
+
+def require_boards(length: int, what: str) -> None:
+    """Raises InputError: rows of `length` tokens are not boards with one token after each. what: the option that requires them."""
+    if length % BOARD_PERIOD:
+        raise InputError(f"{what} requires rows of {BOARD_PERIOD} tokens, a board and one more, or a multiple of it, not {length}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """A mask restricted to cells of a board that share a row, a column or a box; tokens that are no cells see all and are seen by all.
+
+    It tells the network which cells the rules of Sudoku compare.
+    """
+
+    mask: Mask
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        cell_q, cell_k = q % BOARD_PERIOD, k % BOARD_PERIOD
+        shared = (cell_q == BOARD_CELLS) | (cell_k == BOARD_CELLS)
+        for unit_q, unit_k in zip(board_units(cell_q), board_units(cell_k), strict=True):
+            shared = shared | (unit_q == unit_k)
+        return self.mask.allowed(q, k) & shared
+
+
+def within(mask: Mask, window: int, peers: bool = False) -> Mask:
+    """The mask of a network whose positions attend within a `window` of the row (0: all of it), and to `peers` on a board alone."""
+    mask = Peers(mask) if peers else mask
     return Windowed(mask, window, mask.length if isinstance(mask, BlockDiffusion) else 0) if window else mask
 
 

@@ -56,6 +56,9 @@ class ModelSpec:
     while those before and after are run once (LoopMDM 2605.26106); () = all. It is the network of `effective_depth` layers whose weights
     repeat.
     `window`: a position attends to those less than `window` away from it (Mistral 2310.06825); 0 = all that the process allows.
+    `board`: rows are boards of 9 x 9 cells and one token more, and learned vectors of a cell's row, column and box are added to the
+    embedding. `peers`: a cell attends to those of its row, column and box alone; the network then knows which cells the rules of Sudoku
+    compare.
 
     `time_input` is how the network is conditioned on the time t: "adaln" modulates every layer and starts the final layers at zero (DiT
     2212.09748), "add" adds a vector to every embedding, "prefix" adds a first position that all attend to (its t is the row's largest);
@@ -104,6 +107,8 @@ class ModelSpec:
     loops: int = 1
     looped: tuple[int, ...] = ()
     window: int = 0
+    board: bool = False
+    peers: bool = False
     qk_norm_all: bool = False
     rope_slow: float = 1.0
     rope_fast: float = 4.0

@@ -6,6 +6,7 @@ a checkpoint holds.
     embedding.table                  (vocab, width)                      also the head when tied; without input_dim
     position.table                   (max_positions, width)              with learned positions
     token_type.table                 (token_types, width)                with token types
+    board.table                      (28, width)                         with board: 9 rows, 9 columns, 9 boxes, no cell
     embedding_norm.scale             (width,)                            with norm_placement "post"
     input.kernel                     (input_dim, width)                  with input_dim
     hint.kernel                      (input_dim or width, width)         with self_condition, zero at the start
@@ -40,6 +41,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dlmjax.models.masks import BOARD_TABLE
 from dlmjax.models.spec import ModelSpec
 
 TIME_FEATURES = 256
@@ -137,6 +139,8 @@ class DenoiserWeights(nnx.Module):
             self.position = _table(rngs, spec, spec.max_positions)
         if spec.token_types:
             self.token_type = _table(rngs, spec, spec.token_types)
+        if spec.board:
+            self.board = _table(rngs, spec, BOARD_TABLE)
         if spec.norm_placement == "post":
             self.embedding_norm = scale(rngs, spec.width, None, bias=spec.norm == "layer")
         if spec.self_condition:

@@ -214,7 +214,7 @@ def load_of(experiment: Experiment) -> roofline.Load:
         head_share=head_share,
         passes=experiment.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,
-        visible=roofline.visible_share(within(as_mask(process.attention, length), spec.window), length * streams),
+        visible=roofline.visible_share(within(as_mask(process.attention, length), spec.window, spec.peers), length * streams),
     )
 
 

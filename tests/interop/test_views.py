@@ -25,6 +25,7 @@ LLAMA = {"model__family": "llama"}
         ("hf", {"process__name": "score", "model__time_input": "adaln"}, ["conditioned on the time"]),
         ("hf", {"model__family": "qwen2(shift=True)"}, ["shift", "no other view"]),
         ("hf", {"model__family": "qwen3(loops=2)"}, ["run 2 times", "no other view"]),
+        ("hf", {"model__family": "qwen3(peers=True)"}, ["boards of 9 x 9 cells", "no other view"]),
         ("hf", {"model__family": "gpt2(max_positions=32)"}, ["positions=learned", "no other view"]),
         ("hf", {**LLAMA, "model__heads": 5, "model__kv_heads": 5, "model__width": 32}, ["width (32)", "heads (5)"]),
         ("hf", {"model__family": "qwen2", "model__head_dim": 16}, ["4 x 16", "32"]),

@@ -10,6 +10,7 @@ import pytest
 
 from dlmjax.models import Execution, ModelSpec, build_network
 from dlmjax.models.layers import rotary_tables
+from dlmjax.models.masks import BOARD_PERIOD
 from dlmjax.models.spec import ROPE_SCALINGS
 from tests.models import tiny
 
@@ -72,9 +73,12 @@ def shapes(spec: ModelSpec):
 
 
 @functools.cache
-def logits(spec: ModelSpec):
+def logits(spec: ModelSpec, length: int = tiny.LENGTH):
     """Of weights that are the same for all networks of these shapes."""
-    network, batch = build_network(spec, Execution(scan=False)), jax.tree.map(jnp.asarray, tiny.batch(rows=2, vocab=spec.vocab))
+    network, batch = (
+        build_network(spec, Execution(scan=False)),
+        jax.tree.map(jnp.asarray, tiny.batch(rows=2, length=length, vocab=spec.vocab)),
+    )
     params = jax.tree.map(lambda leaf: jnp.asarray(weights(leaf.shape)), network.abstract())
     denoiser = network.bind(params, batch["segments"], batch["positions"], "full")
     logits_BLV = denoiser.logits(denoiser.hidden(batch["tokens"], jnp.full(batch["tokens"].shape, 0.3)))
@@ -86,7 +90,8 @@ def test_a_field_is_named_exactly_where_it_changes_what_weights_compute(base, fi
     beside = {"depth": 2, "loops": 2} if field == "looped" else {}  # of one layer there is one range
     here = tiny.spec(**{"depth": 1, **beside}, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2, **BASES[base])
     there = changed(here, field)
-    same = shapes(here) == shapes(there) and np.allclose(logits(here), logits(there), rtol=0, atol=1e-6)
+    length = BOARD_PERIOD if field in ("board", "peers") else tiny.LENGTH
+    same = shapes(here) == shapes(there) and np.allclose(logits(here, length), logits(there, length), rtol=0, atol=1e-6)
     named = here.differing(there)
     assert bool(named) == (not same), f"{named}, and the weights compute {'the same' if same else 'something else'}"
     assert not named or field in named or field.startswith("completep")

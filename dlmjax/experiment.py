@@ -111,7 +111,8 @@ class Experiment:
         forward_only = (objective.self_condition > 0) + (objective.progressive is not None)
         passes = 1 + forward_only / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
-        length, share = self.config.data.length, loss_share(process)
+        # An anchor network's own loss has logits at the same positions once more, where they are anchors: at most.
+        length, share = self.config.data.length, loss_share(process) * (1 + (objective.weighting.anchor_gamma > 0))
         flops = self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
         return flops + process.capabilities.own_flops
 
@@ -293,6 +294,8 @@ def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> O
     if config.process.weighting:
         name, values = choices.parse(config.process.weighting)
         weighting = make_weighting(name, **values)
+        if weighting.anchor_gamma and (not config.model.anchor_depth or own_module(config.model.family)):
+            raise InputError(f"process.weighting={name} requires an anchor network: set model.anchor_depth to 1 or more layers, or gamma=0")
     if earlier and weighting and (process.attention.causal or weighting.supported_as not in process.capabilities.weightings):
         weighting = None
     masks, of_masks = choices.parse(config.process.masks)

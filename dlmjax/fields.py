@@ -122,6 +122,7 @@ _MODEL = {
     "rope_scaling": Field(1.0, "factor by which rotary positions are stretched; 1: off", 1.0),
     "dropout": Field(0.0, "probability of dropout", 0, 1, below=True),
     "time_input": Field("none", "how the network is conditioned on the time: none, adaln, add, prefix", named=True),
+    "anchor_depth": _whole(0, "first layers that are an anchor network (ADLM); 0: none", 0, 2**16, added=True),
     "completep_width": _whole(0, "width at which the learning rate was tuned (CompleteP), channels; 0: off", 0),
     "completep_depth": _whole(0, "depth at which the learning rate was tuned (CompleteP), layers; 0: off", 0),
 }

@@ -28,6 +28,7 @@ def experiment_of(family, devices, process=None, time_input=None, **mesh):
         config.data.update(batch=BATCH, length=LENGTH)
         # Eight heads, so that they can be split; a vocabulary that divides.
         config.model.update(depth=2, width=32, heads=8, kv_heads=8, head_dim=8, ffn=64, vocab=32)
+        config.model.anchor_depth = min(config.model.anchor_depth, 1)
         config.mesh.update(**mesh)
         if process:  # with its own weighting and times, not those of the config's process
             config.process.update(name=process, weighting="", times="stratified")

@@ -39,7 +39,8 @@ autoregressive:1b e53e52f5a2ec, blocks:1b b0a7ae7309a9, d3pm:1b 290844213d90, da
 duo:1b 0065b0c9e78a, embedding_flow:1b cca3569e714e, flow_matching:1b f62df5e13344, frequency:1b 4c5dd79aacf0, genmd4:1b b853676bee0a,
 hybrid:1b 3c08528d25f5, hyperschedule:1b 94dc7647532e, masked:1b 29235de69f2f, plaid:1b c44f02abee51, score:1b db2d00262172,
 sed:1b bdbb4d5a44e4, uniform:1b 4750abccc507,
-lomdm:gpt2_small 778957339458, lomdm:tiny 99d17b3686b5, lomdm:1b e838d0ea8d96
+lomdm:gpt2_small 778957339458, lomdm:tiny 99d17b3686b5, lomdm:1b e838d0ea8d96,
+adlm:gpt2_small cf842867735c, adlm:tiny 3e4f24adfc5b, adlm:1b dd03da762f52
 """
 # Of the default config, by who hashes it.
 BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}

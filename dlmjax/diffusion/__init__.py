@@ -52,13 +52,14 @@ from dlmjax.diffusion.times import (
     importance_heights,
     over_length,
 )
-from dlmjax.diffusion.weightings.base import Annealed, Bound, Capped, CrossEntropy, InverseRate, Weighting
+from dlmjax.diffusion.weightings.base import Anchored, Annealed, Bound, Capped, CrossEntropy, InverseRate, Weighting
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
 from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
 
 __all__ = [
     "PROCESSES",
     "Anchor",
+    "Anchored",
     "Attention",
     "Annealed",
     "Autoregressive",

@@ -194,7 +194,11 @@ class Objective:
         if trained is None:
             factor_BL = weighting.factor(self.process, text.x_BL, z_BL, t_BL)
             weight_BL = weight_BL * (factor_BL if bound_share is None else factor_BL + bound_share * (1 - factor_BL))
-        total, nats_BL = text.nats(z_BL, t_BL, weight_BL, text.hint(z_BL, t_BL, self.self_condition), trained, bound_share)
+        hint_BLI = text.hint(z_BL, t_BL, self.self_condition)
+        if weighting.anchor_gamma:
+            total, nats_BL = text.anchored_nats(z_BL, t_BL, weight_BL, weighting)
+        else:
+            total, nats_BL = text.nats(z_BL, t_BL, weight_BL, hint_BLI, trained, bound_share)
         return total, nats_BL, jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
 
     @property
@@ -377,8 +381,21 @@ class _Text:
             loss_fn = Partial(type(process).loss, process)
         else:
             loss_fn = Partial(trained_and_nats, process, jax.lax.stop_gradient(bound_share))
-        args = (self.x_BL, z_BL, t_BL, *process.loss_inputs(self.x_BL, z_BL, t_BL))
-        return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL)
+        return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, self._args(z_BL, t_BL), weight_BL)
+
+    def anchored_nats(self, z_BL, t_BL, weight_BL, weighting: Weighting):
+        """The same of a denoiser with an anchor network, whose own loss on the anchors is added to what is trained."""
+        process, args = self.process, self._args(z_BL, t_BL)
+        hidden_BLD, anchor_BLD = self.denoiser.both(z_BL, process.time_embedding_input(t_BL))
+        loss_mask_BL = process.loss_mask(z_BL, t_BL) & self.loss_mask_BL
+        loss_fn, anchors_BL = Partial(type(process).loss, process), loss_mask_BL & weighting.anchors(self.x_BL, self.loss_mask_BL)
+        total, nats_BL = self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL)
+        of_anchors, _ = self.denoiser.row_losses(anchor_BLD, anchors_BL, loss_fn, args, weight_BL)
+        return total + weighting.anchor_gamma * of_anchors, nats_BL
+
+    def _args(self, z_BL, t_BL) -> tuple:
+        """The arguments of the loss after the logits."""
+        return self.x_BL, z_BL, t_BL, *self.process.loss_inputs(self.x_BL, z_BL, t_BL)
 
 
 def _without_gradient(denoiser: Denoiser) -> Denoiser:

@@ -118,7 +118,7 @@ TIME_DISTRIBUTIONS: dict[str, Callable[..., times.TimeDistribution]] = {
 WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
     cls.name: cls
     for cls in (
-        *(weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped),
+        *(weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped, weighting.Anchored),
         *(ClippedJumps, Dynamic, Denoising, Contrastive),
         *(HybridLambda, TokenAdaptive, Routed),
         *(Simple, EndToEnd, Anchor),

@@ -3,7 +3,8 @@
 `from_nnx(module)` and `from_function(function, init)` make a network of one's own of the same use (docs/models.md).
 """
 
-from dlmjax.models.denoiser import Denoiser, Network, build_network
+from dlmjax.models.anchored import AnchoredNetwork, build_network
+from dlmjax.models.denoiser import Denoiser, Network
 from dlmjax.models.families import model_spec
 from dlmjax.models.masks import BlockCausal, BlockDiffusion, Causal, Full, Mask
 from dlmjax.models.own import Declared, OwnNetwork, from_function, from_nnx
@@ -11,6 +12,7 @@ from dlmjax.models.protocol import TrainableNetwork
 from dlmjax.models.spec import Execution, ModelSpec
 
 __all__ = [
+    "AnchoredNetwork",
     "BlockCausal",
     "BlockDiffusion",
     "Causal",

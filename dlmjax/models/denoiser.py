@@ -1,6 +1,6 @@
 """The denoiser: (tokens, time, segments, positions) -> hidden states -> logits, as a pure function of a plain dict of weights.
 
-`build_network(spec, execution, layout)` returns the static object; `network.bind(params, segments, positions)` returns the `Denoiser` of
+`Network(spec, execution, layout)` is the static object; `network.bind(params, segments, positions)` returns the `Denoiser` of
 one batch. Nothing here is a Flax module: the arguments of `jax.jit` are the dict, the batch and keys.
 
 Shapes: B batch, L length, D width, H query heads, G key/value heads, K head_dim, F ffn, V vocab, T time width; `x` is the residual
@@ -155,11 +155,6 @@ class Network:
         tied = self.spec.tied
         axes = ("vocab", "table") if tied else ("table", "vocab")
         return head.HeadPlan(int(tied), self.execution.head_chunk, 1.0 / self.spec.width_ratio, axes, self.layout)
-
-
-def build_network(spec: ModelSpec, execution: Execution | None = None, partition: Layout | None = None) -> Network:
-    """The network of a spec; `partition` (a `dlmjax.parallel.Partition`) places it on a mesh, None means one device."""
-    return Network(spec, execution or Execution(), partition or SINGLE)
 
 
 @dataclasses.dataclass(frozen=True)

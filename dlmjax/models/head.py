@@ -136,7 +136,7 @@ def expect(
     table_VI: Float[Array, "V E"],
     bias_V: Float[Array, " V"] | None = None,
 ) -> Float[Array, "B L E"]:
-    """softmax(logits) @ table, float32, rows in chunks; for estimates that no gradient goes through."""
+    """softmax(logits) @ table, float32, rows in chunks, whose logits a backward pass computes again."""
     layout = plan.layout
     biases = () if bias_V is None else (bias_V,)
 
@@ -144,6 +144,7 @@ def expect(
         B, L, D = hidden_BLD.shape
         size = min(plan.chunk_sizes(B * L, table_VI.shape[0])[0], B * L)
 
+        @jax.checkpoint
         def mean(hidden_D: Array) -> Array:
             return jax.nn.softmax(sum(biases, plan.logits(hidden_D, weight))) @ table_VI
 

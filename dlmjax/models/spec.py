@@ -55,6 +55,7 @@ class ModelSpec:
     are run one after the other, with the same weights (Universal Transformer 1807.03819); `looped`: which of them, (first, end) from 0 on,
     while those before and after are run once (LoopMDM 2605.26106); () = all. It is the network of `effective_depth` layers whose weights
     repeat.
+    `anchor_depth`: the first layers of `depth` are a network of their own, whose prediction the others read (`anchored.py`); 0 = off.
     `window`: a position attends to those less than `window` away from it (Mistral 2310.06825); 0 = all that the process allows.
     `board`: rows are boards of 9 x 9 cells and one token more, and learned vectors of a cell's row, column and box are added to the
     embedding. `peers`: a cell attends to those of its row, column and box alone; the network then knows which cells the rules of Sudoku
@@ -114,6 +115,7 @@ class ModelSpec:
     rope_fast: float = 4.0
     rope_attention: float = 1.0
     rope_truncate: bool = True
+    anchor_depth: int = default_of("model.anchor_depth")
 
     def __post_init__(self) -> None:
         check_section("model", vars(self))
@@ -144,6 +146,7 @@ class ModelSpec:
                 f"rope_fast={self.rope_fast}, rope_attention={self.rope_attention} above 0 and at most {MOST_ATTENTION:g}"
             )
         self._check_family()
+        self._check_anchors()
 
     def differing(self, other: ModelSpec) -> list[str]:
         """Fields in which two networks compute different functions of the same weights, or hold different weights. Initial values and
@@ -184,6 +187,22 @@ class ModelSpec:
                 f"model.family: norm_eps={self.norm_eps} must be at least {SMALLEST:.1e} (a norm adds it to the mean square before the "
                 "division; published networks have 1e-12 to 1e-5)"
             )
+
+    def _check_anchors(self) -> None:
+        """Contradictions with an anchor network."""
+        if not self.anchor_depth:
+            return
+        if self.anchor_depth >= self.depth:
+            raise InputError(
+                f"model.anchor_depth={self.anchor_depth} leaves no layer of model.depth={self.depth} for the rest; lower it, or 0 for none"
+            )
+        conflicts = {
+            "process.self_condition": self.self_condition,
+            "a process on vectors": self.input_dim,
+            "model.family: shift": self.shift,
+        }
+        for name in (name for name, value in conflicts.items() if value):
+            raise InputError(f"model.anchor_depth={self.anchor_depth} conflicts with {name}; set it to 0")
 
     def _check_family(self) -> None:
         """Contradictions between the fields that a family decides."""

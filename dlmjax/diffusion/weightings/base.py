@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlmjax.diffusion.shapes import AnyState, Ids, PerClass, Values
+from dlmjax.diffusion.shapes import AnyState, Ids, Mask, PerClass, Tokens, Values
 from dlmjax.errors import InputError
 
 # Names of the weightings by what they require of a process, which lists those that it supports (`Capabilities.weightings`).
-OF_RATES = ("inverse_rate", "cross_entropy", "capped")  # a loss that is a weight times a cross-entropy
+OF_RATES = ("inverse_rate", "cross_entropy", "capped", "anchored")  # a loss that is a weight times a cross-entropy
 OF_TOKENS = ("hybrid_lambda", "token_adaptive", "routed")  # the probability of each token
 OF_JUMPS = ("clipped_jumps", "dynamic", "denoising", "contrastive")  # noise that replaces tokens
 OF_VECTORS = ("simple", "end_to_end", "anchor")  # noise on vectors
@@ -32,6 +32,7 @@ class Weighting(Protocol):
     name: as in the registry; also part of the name under which the trained loss is logged.
     is_bound: True where what is trained is the bound.
     of_time: True where the factor depends on t alone: what is trained then follows from the bound's nats.
+    anchor_gamma: weight of the loss of an anchor network (`models.anchored`) on the tokens of `anchors`; 0 = none.
     ends_as_bound: True where the bound is trained in the last steps of a run, so that its boundary terms are trained then, too.
     """
 
@@ -40,6 +41,12 @@ class Weighting(Protocol):
     is_factor: bool = True
     of_time: bool = False
     ends_as_bound: bool = False
+    anchor_gamma: float = 0.0
+
+    def anchors(self, x_BL: Tokens, valid_BL: Mask) -> Mask:
+        """The tokens on which an anchor network is trained, where `anchor_gamma` is not 0."""
+        del x_BL
+        return valid_BL
 
     @property
     def supported_as(self) -> str:
@@ -121,6 +128,43 @@ class Capped(Weighting):
 
 
 @dataclasses.dataclass(frozen=True)
+class Anchored(Weighting):
+    """The bound, and gamma times the same loss of the anchor network's own prediction, on the rare tokens of a row (ADLM 2505.18456).
+
+    Its ANELBO, sum of lambda_t [ -log psi - gamma 1[x is an anchor] log pi ], with lambda_t the weight of the bound. What gamma adds is not
+    negative, so the sum is an upper bound of the bound; the bound is reported. Requires model.anchor_depth of at least 1.
+
+    gamma: at least 0.  most: a token is an anchor where it occurs at most so often in its row.
+    """
+
+    gamma: float = 0.1
+    most: int = 5
+    name = "anchored"
+
+    def __post_init__(self):
+        if not 0 <= self.gamma < float("inf") or self.most < 1:
+            raise InputError(
+                f"weighting anchored: gamma is {self.gamma} and most is {self.most}; gamma must be at least 0 and most at least 1"
+            )
+
+    @property
+    def is_bound(self) -> bool:
+        return self.gamma == 0
+
+    @property
+    def anchor_gamma(self) -> float:
+        return self.gamma
+
+    def anchors(self, x_BL: Tokens, valid_BL: Mask) -> Mask:
+        count_BL = jnp.sum((x_BL[:, :, None] == x_BL[:, None, :]) & valid_BL[:, None, :], axis=-1)
+        return valid_BL & (count_BL <= self.most)
+
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
+        del process, x, z
+        return jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
 class Annealed(Weighting):
     """From another weighting to the bound during a run: (1 - a) x start + a x bound, where a rises linearly from 0 to 1.
 
@@ -137,7 +181,7 @@ class Annealed(Weighting):
     ends_as_bound = True
 
     def __post_init__(self):
-        if self.start.is_bound or self.start.ends_as_bound:
+        if self.start.is_bound or self.start.ends_as_bound or self.start.anchor_gamma:
             raise InputError(f"weighting annealed: start is {self.start.name}; give one that is not the bound, such as cross_entropy")
         if not 0 <= self.begin < self.end <= 1:
             raise InputError(f"weighting annealed: begin and end must satisfy 0 <= begin < end <= 1, not {self.begin} and {self.end}")

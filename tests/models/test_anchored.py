@@ -19,7 +19,9 @@ from dlmjax.models.flops import training_flops_per_token
 from tests.models import tiny
 
 TOKENS, MASK, LENGTH = 3, 3, 3
-SPEC = tiny.spec(depth=3, vocab=TOKENS + 1, anchor_depth=1)
+# Learned positions: with rotary ones alone, every position of a row of masks has the same output, and no such network is the exact one.
+PLAIN = tiny.spec(depth=3, vocab=TOKENS + 1, positions="learned", max_positions=LENGTH)
+SPEC = dataclasses.replace(PLAIN, anchor_depth=1)
 NETWORK = build_network(SPEC)
 # Every state of three tokens, the mask included.
 STATES = np.asarray(list(itertools.product(range(TOKENS + 1), repeat=LENGTH)), np.int32)
@@ -55,11 +57,12 @@ def test_the_second_part_reads_the_mean_embedding_of_the_first(params):
 
 
 def test_both_parts_are_counted():
-    """Those of the same layers in one network, and a norm and the matrix that reads pi; pi and its mean are computed at all positions."""
-    plain = build_network(tiny.spec(depth=3, vocab=TOKENS + 1))
+    """Those of the same layers in one network, and a norm, a table of positions and the matrix that reads pi; pi and its mean are computed
+    at all positions."""
+    plain = build_network(PLAIN)
     width, vocab = SPEC.width, SPEC.vocab
     assert isinstance(NETWORK, AnchoredNetwork) and isinstance(NETWORK, TrainableNetwork)
-    assert NETWORK.parameter_count == plain.parameter_count + width**2 + width
+    assert NETWORK.parameter_count == plain.parameter_count + width**2 + width + LENGTH * width
     assert NETWORK.parameter_count == sum(leaf.size for leaf in jax.tree.leaves(NETWORK.init(jax.random.key(0))))
     flops = NETWORK.training_flops_per_token(16, 0.5)
     assert flops == training_flops_per_token(plain.spec, 16, 0.5) + 3 * 2 * (width**2 + 2 * width * vocab)
@@ -117,23 +120,19 @@ def test_the_bound_is_one_and_tight(params):
             for i in np.flatnonzero(mask):
                 weight_ZLK[state, i, x_L[i]] += p / count / math.comb(LENGTH, count)
     assert -np.sum(weight_ZLK * log_p(params)[0]) == pytest.approx(LAW.probability_X @ nelbo_X, rel=1e-5)
-    adam, params = optax.adam(optax.cosine_decay_schedule(5e-3, 1000)), NETWORK.init(jax.random.key(3))
-    trained = params
-    state = adam.init(trained)
+    adam, params = optax.adam(optax.cosine_decay_schedule(5e-3, 400)), NETWORK.init(jax.random.key(3))
 
-    @jax.jit
-    def step(params, state):
+    def step(carry, _):
         def trained_loss(params):
             nelbo, of_anchors = (-jnp.sum(jnp.asarray(weight_ZLK) * of_part) for of_part in log_p(params))
             return nelbo + 0.1 * of_anchors, nelbo
 
-        (_, nelbo), gradient = jax.value_and_grad(trained_loss, has_aux=True)(params)
-        updates, state = adam.update(gradient, state)
-        return optax.apply_updates(params, updates), state, nelbo
+        (_, nelbo), gradient = jax.value_and_grad(trained_loss, has_aux=True)(carry[0])
+        updates, state = adam.update(gradient, carry[1])
+        return (optax.apply_updates(carry[0], updates), state), nelbo
 
-    for _ in range(1000):
-        trained, state, nelbo = step(trained, state)
-    assert LAW.entropy - 1e-5 < float(nelbo) < LAW.entropy + 0.02
+    (trained, _), nelbo_S = jax.jit(lambda carry: jax.lax.scan(step, carry, length=400))((params, adam.init(params)))
+    assert LAW.entropy - 1e-5 < float(nelbo_S[-1]) < LAW.entropy + 1e-3 < LAW.entropy + 0.5 < float(nelbo_S[0])
     changed = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), trained["anchor"], params["anchor"])
     assert min(jax.tree.leaves(changed)) > 0
 

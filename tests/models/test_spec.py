@@ -47,7 +47,10 @@ CHOICES = {
     "kv_heads": 1,
     "heads": 4,
     "looped": ((0, 1), (1, 2)),
+    "anchor_depth": 1,
 }
+# What a field requires beside it: of one layer there is one range to loop, and none for an anchor network.
+BESIDE = {"looped": {"depth": 2, "loops": 2}, "anchor_depth": {"depth": 2}}
 
 
 def changed(base: ModelSpec, field: str) -> ModelSpec:
@@ -87,8 +90,7 @@ def logits(spec: ModelSpec, length: int = tiny.LENGTH):
 
 @pytest.mark.parametrize(("base", "field"), [(base, field) for base, fields in FIELDS.items() for field in fields])
 def test_a_field_is_named_exactly_where_it_changes_what_weights_compute(base, field):
-    beside = {"depth": 2, "loops": 2} if field == "looped" else {}  # of one layer there is one range
-    here = tiny.spec(**{"depth": 1, **beside}, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2, **BASES[base])
+    here = tiny.spec(**{"depth": 1, **BESIDE.get(field, {})}, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2, **BASES[base])
     there = changed(here, field)
     length = BOARD_PERIOD if field in ("board", "peers") else tiny.LENGTH
     same = shapes(here) == shapes(there) and np.allclose(logits(here, length), logits(there, length), rtol=0, atol=1e-6)

@@ -3,7 +3,7 @@
 import argparse
 
 from dlmjax import flags
-from dlmjax.data.specs import SPECS
+from dlmjax.data.specs import FORMATS, SPECS, SUPERVISED
 
 HELP = "text files -> a tokenized corpus of ArrayRecord shards with one manifest"
 
@@ -38,7 +38,21 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="rule that divides .txt and .md files into documents: file, blank-line, line or separator:TEXT (file)",
     )
     add("--text-field", default="text", metavar="NAME", help="field of .jsonl or column of .parquet with the text (text)")
-    add("--format", choices=("txt", "jsonl", "parquet"), help="format of all inputs (from the name of each file)")
+    add(
+        "--format",
+        choices=FORMATS,
+        help="format of all inputs; supervised data in .jsonl: prompt-answer (two fields), spans (`text`, and `spans` in characters) (from "
+        "the name of each file)",
+    )
+    add("--prompt-field", default="prompt", metavar="NAME", help="field of prompt-answer with the given text (prompt)")
+    add("--answer-field", default="answer", metavar="NAME", help="field of prompt-answer with the text to score (answer)")
+    add("--separator", default="\\n", metavar="TEXT", help="text between prompt and answer, given, with \\n for a line end (\\n)")
+    add(
+        "--length",
+        type=flags.whole(1, 1 << 30),
+        metavar="N",
+        help="tokens of the rows that supervised data is for; a longer record is an error (any)",
+    )
     add(
         "--workers",
         type=flags.whole(1, 4096),
@@ -58,12 +72,14 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _) -> None:
     """Prepares the corpus, prints how much text each split holds."""
     from dlmjax.data.folders import folders
+    from dlmjax.data.manifest import unescaped
     from dlmjax.data.prepare import prepare
 
     names = ("valid_fraction", "test_fraction", "split_seed", "split_files", "documents", "text_field", "format", "overwrite")
-    values = {name: getattr(arguments, name) for name in names}
+    names += ("prompt_field", "answer_field", "length")
+    values = {name: getattr(arguments, name) for name in names} | {"separator": unescaped(arguments.separator)}
     execute = None
-    for folder in folders(arguments.input, arguments.format):
+    for folder in folders(arguments.input, "jsonl" if arguments.format in SUPERVISED else arguments.format):
         print(f"input {folder.describe()}", flush=True)
     if arguments.engine == "beam":
         from dlmjax.data.beam import on_beam

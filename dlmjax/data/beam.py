@@ -302,7 +302,7 @@ def _segments(context: ItemContext, task: Task, directory: pathlib.Path) -> Iter
             if writer is None:
                 open_split = task.open_split or _open_split(cutting, task)
                 writer = SegmentWriter(cutting, task.number, open_split, directory, context.store.publish, tokenizer.vocab_size)
-            result = encoding.encode(encoding.columns(batch.pieces), cutting.sources, tokenizer, cutting.split_seed)
+            result = encoding.encode(encoding.columns(batch.pieces), cutting.sources, tokenizer, cutting.split_seed, cutting.marking)
             cutting.check(batch, result)
             writer.add(result)
             if batch.ends_segment:

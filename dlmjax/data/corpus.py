@@ -1,7 +1,8 @@
 """One split of a prepared corpus as a stream of tokens with random access.
 
 The stream is the split's documents in sequence, each followed by one EOS; shards are consecutive parts of it. Reading n tokens at an offset
-costs the ArrayRecord records that hold them (4,096 tokens each), at any offset.
+costs the ArrayRecord records that hold them (4,096 tokens each), at any offset. Supervised data have a second column, the roles
+(`roles.py`), with the same offsets: a record holds its tokens, then their roles.
 
 Shapes: B rows, L tokens of a row, S shards, D documents.
 """
@@ -14,11 +15,12 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from dlmjax.data import counts, manifest
 from dlmjax.data.manifest import Manifest, Shard
 from dlmjax.data.paths import is_url
+from dlmjax.data.roles import ALL_SCORED, END
 from dlmjax.data.stage import cache_directory, stage
 from dlmjax.data.token_budget import parse_path
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
@@ -43,6 +45,7 @@ class Corpus:
             raise InputError(f"{directory} ({split}) has {self._sums['tokens']:,} tokens, not {tokens:,}; lower tokens=...")
         self.num_tokens: int = self._sums["tokens"] if tokens is None else tokens
         self.dtype = np.dtype(manifest.dtype)
+        self.has_roles: bool = manifest.has_roles
         self._starts_S = np.concatenate([[0], np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)])
         self._readers: dict[int, tuple] = {}  # shard -> reader, lock; the most recently used last
         self._lock = threading.Lock()
@@ -85,16 +88,32 @@ class Corpus:
 
     def read(self, offset: int, count: int) -> Int[np.ndarray, "L"]:
         """`count` tokens of the stream from `offset` on (int32). Raises InputError: the range is outside the stream."""
+        return self._read(offset, count)[0]
+
+    def read_roles(self, offset: int, count: int) -> UInt8[np.ndarray, "L"]:
+        """The roles of `count` tokens from `offset` on, as in `roles.py` without bit 6; all scored text where the corpus has no roles.
+
+        Raises InputError: the range is outside the stream."""
+        return self._read(offset, count)[1] & ~np.uint8(END)
+
+    def _read(self, offset: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 <= offset <= offset + count <= self.num_tokens:
             raise InputError(f"{self.directory} ({self.split}): tokens {offset:,} to {offset + count:,} of a stream of {self.num_tokens:,}")
-        tokens_1L = np.empty((1, count), np.int32)
-        self.read_into(tokens_1L, np.array([0]), np.array([offset]), np.array([count]))
-        return tokens_1L[0]
+        tokens_1L, roles_1L = np.empty((1, count), np.int32), np.full((1, count), ALL_SCORED, np.uint8)
+        self.read_into(tokens_1L, np.array([0]), np.array([offset]), np.array([count]), roles_1L)
+        return tokens_1L[0], roles_1L[0]
 
     def read_into(
-        self, out_BL: Int[np.ndarray, "B L"], rows_N: Int[np.ndarray, "N"], offsets_N: Int[np.ndarray, "N"], counts_N: Int[np.ndarray, "N"]
+        self,
+        out_BL: Int[np.ndarray, "B L"],
+        rows_N: Int[np.ndarray, "N"],
+        offsets_N: Int[np.ndarray, "N"],
+        counts_N: Int[np.ndarray, "N"],
+        roles_BL: UInt8[np.ndarray, "B L"] | None = None,
     ) -> None:
-        """Fills out_BL[rows[n], :counts[n]] with the stream from offsets[n] on; the stream is read as a ring."""
+        """Fills out_BL[rows[n], :counts[n]] with the stream from offsets[n] on; the stream is read as a ring.
+
+        roles_BL: filled at the same places with the stored bytes of the roles, bit 6 included, if the corpus has them."""
         size = manifest.RECORD_TOKENS
         # shard -> record -> targets of its tokens: (row, column, first token in the record, number of tokens)
         wanted: dict[int, dict[int, list[tuple[int, int, int, int]]]] = {}
@@ -109,24 +128,38 @@ class Corpus:
                 wanted.setdefault(number, {}).setdefault(record, []).append((row, column, first, here))
                 column += here
         for number, records in wanted.items():
-            for data, requests in zip(self._read_records(number, list(records)), records.values(), strict=True):
-                tokens = np.frombuffer(data, self.dtype)
-                if len(tokens) < max(first + here for _, _, first, here in requests):
-                    file = self.directory / self.shards[number].file
-                    raise InputError(f"{file} has a record that is too short; {_again(self.directory, self.manifest)}")
+            for data, (record, requests) in zip(self._read_records(number, list(records)), records.items(), strict=True):
+                tokens, roles = self._columns(data, number, record)
                 for row, column, first, here in requests:
                     out_BL[row, column : column + here] = tokens[first : first + here]
+                    if roles is not None and roles_BL is not None:
+                        roles_BL[row, column : column + here] = roles[first : first + here]
+
+    def _columns(self, data: bytes, number: int, record: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The tokens of a record and their roles. Raises InputError: the record has another size."""
+        count = min(manifest.RECORD_TOKENS, self.shards[number].tokens - record * manifest.RECORD_TOKENS)
+        if len(data) != (wanted := count * (self.dtype.itemsize + self.has_roles)):
+            file, kind = self.directory / self.shards[number].file, "tokens with their roles" if self.has_roles else "tokens"
+            size = "short" if len(data) < wanted else "long"
+            wrong = f"{file} has a record that is too {size}: {len(data):,} bytes, not the {wanted:,} of {count:,} {kind}"
+            raise InputError(f"{wrong}; {_again(self.directory, self.manifest)}")
+        tokens = np.frombuffer(data, self.dtype, count)
+        return tokens, np.frombuffer(data, np.uint8, count, count * self.dtype.itemsize) if self.has_roles else None
 
     def document_ends(self) -> Iterator[np.ndarray]:
         """Offsets after each document's EOS, in order: one int64 array [D] per shard."""
-        for number, shard in enumerate(self.shards):
-            records = self._read_records(number, list(range(shard.token_records, shard.records)))
-            lengths = np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(record, np.uint32) for record in records)])
-            ends_D = np.cumsum(lengths, dtype=np.int64) + int(self._starts_S[number])
+        for ends_D in self._all_ends():
             whole = int(np.searchsorted(ends_D, self.num_tokens))
             yield np.minimum(ends_D[: whole + 1], self.num_tokens)
             if whole < len(ends_D):
                 return
+
+    def _all_ends(self) -> Iterator[np.ndarray]:
+        """As `document_ends` without a token budget."""
+        for number, shard in enumerate(self.shards):
+            records = self._read_records(number, list(range(shard.token_records, shard.records)))
+            lengths = np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(record, np.uint32) for record in records)])
+            yield np.cumsum(lengths, dtype=np.int64) + int(self._starts_S[number])
 
     def documents(self) -> Iterator[str]:
         """The texts of the split, in order (char27: cleaned text). For statistics and inspection."""
@@ -172,7 +205,9 @@ class Corpus:
         """Raises InputError: the manifest's number of bytes, documents or tokens of the split differs from its shards."""
         counts_V = counts.count_tokens(self.directory, self.manifest, self.split)
         lengths_V = self.tokenizer.byte_lengths_V.astype(np.int64)
-        found = {"tokens": counts_V.sum(), "documents": counts_V[self.tokenizer.eos_id], "text_bytes": counts_V @ lengths_V}
+        # A chat template may write the token of EOS after every answer.
+        documents = sum(map(len, self._all_ends())) if self.has_roles else counts_V[self.tokenizer.eos_id]
+        found = {"tokens": counts_V.sum(), "documents": documents, "text_bytes": counts_V @ lengths_V}
         for name, number in found.items():
             if number != self._sums[name]:
                 raise InputError(

@@ -28,6 +28,9 @@ def count_tokens(directory: pathlib.Path, found: Manifest, split: str) -> Int64[
         reader = ArrayRecordReader(str(directory / shard.file), "readahead_buffer_size:0,max_parallelism:0")
         for start in range(0, shard.token_records, _RECORDS):
             records = reader.read(start, min(start + _RECORDS, shard.token_records))
+            if found.has_roles:  # the tokens of a record, without their roles
+                width = np.dtype(found.dtype).itemsize
+                records = [record[: len(record) // (width + 1) * width] for record in records]
             counts_V += np.bincount(np.frombuffer(b"".join(records), found.dtype), minlength=len(counts_V))
         reader.close()
     return counts_V

@@ -19,6 +19,8 @@ import numpy as np
 
 from dlmjax.data.formats import Piece, Source, cut, location
 from dlmjax.data.manifest import token_dtype
+from dlmjax.data.marking import Marking
+from dlmjax.data.spans import Unmarked
 from dlmjax.data.tokenizers import Tokenizer, load_saved_tokenizer
 from dlmjax.files import MOST_DIGITS
 from dlmjax.seeds import SPLIT_SEEDS, check_seed
@@ -36,7 +38,9 @@ class Encoded:
     share_P: np.ndarray  # float64 in [0, 1): decides the split; a function of the document's first piece of text
     file_P: np.ndarray  # int32, number of the input
     skipped: int = 0  # documents that are null or empty
-    bad: int | None = None  # index of the first piece that is not text; `mistake` gives the reason
+    bad: int | None = None  # index of the first piece that is not text; `mistake` gives the reason, where `why` is None
+    roles: np.ndarray | None = None  # uint8, one a token: of supervised data
+    why: str | None = None  # what is wrong with the bad piece of supervised data
 
 
 def check_split_seed(seed: int) -> None:
@@ -72,6 +76,9 @@ def columns(pieces: list[Piece]) -> Columns:
 
 class _NoText(ValueError):
     """A JSON line that is valid but does not hold a text."""
+
+
+_HALF = "the text has half of a surrogate pair (\\ud800-\\udfff), which is not a character"
 
 
 def _whole_number(digits: str) -> int | float:
@@ -118,7 +125,7 @@ def mistake(piece: Piece, source: Source) -> str:
         at = piece.at.offset + error.start
         return f"input {source.name}{line}: not valid UTF-8 at byte {at:,} of the text ({bad}); convert the file to UTF-8"
     except UnicodeEncodeError:
-        return f"{where}: the text has half of a surrogate pair (\\ud800-\\udfff), which is not a character"
+        return f"{where}: {_HALF}"
     except _NoText as error:
         return f"{where}: {error}"
     except (ValueError, RecursionError) as error:
@@ -126,8 +133,10 @@ def mistake(piece: Piece, source: Source) -> str:
     return f"{where}: cannot be read"
 
 
-def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, split_seed: int) -> Encoded:
+def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, split_seed: int, marking: Marking | None = None) -> Encoded:
     """Tokenizes pieces; stops at the first mistake, which ends the preparation."""
+    if marking:
+        return _encode_marked(batch, tokenizer, split_seed, marking)
     texts: list[str] = []
     owner: list[int] = []
     with_text: list[int] = []
@@ -171,6 +180,36 @@ def encode(batch: Columns, sources: Sequence[Source], tokenizer: Tokenizer, spli
     )
 
 
+def _encode_marked(batch: Columns, tokenizer: Tokenizer, split_seed: int, marking: Marking) -> Encoded:
+    """As `encode` for records of supervised data: each piece is a JSON line, and a whole document."""
+    ids, roles, shares = [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)], []
+    bad = why = None
+    for number, data in enumerate(batch.data):
+        try:
+            marked = marking.read(json_line(data), tokenizer.control_texts)
+            shares.append(document_share(cut(marked.text.encode("utf-8"))[0], split_seed))
+            of_text, of_roles = marking.encode(marked, tokenizer)
+        except (ValueError, RecursionError) as error:
+            bad, why = number, str(error) if isinstance(error, Unmarked) else _HALF if isinstance(error, UnicodeEncodeError) else None
+            break
+        ids.append(of_text)
+        roles.append(of_roles)
+    lengths_P = np.array([len(part) for part in ids[1:]], np.int64)
+    tokens, count = np.concatenate(ids).astype(token_dtype(tokenizer.vocab_size)), len(lengths_P)
+    return Encoded(
+        tokens=tokens,
+        lengths_P=lengths_P,
+        text_bytes_P=_sums(tokenizer.byte_lengths_V[tokens], lengths_P),
+        starts_P=np.ones(count, bool),
+        ends_P=np.ones(count, bool),
+        share_P=np.array(shares[:count], np.float64),
+        file_P=np.array(batch.file[:count], np.int32),
+        bad=bad,
+        roles=np.concatenate(roles),
+        why=why,
+    )
+
+
 def _sums(values: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
     totals = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     ends = np.cumsum(lengths_P)
@@ -187,13 +226,13 @@ def _leave_with(parent) -> None:
     os._exit(1)
 
 
-def start_worker(tokenizer_directory: str, sources: Sequence[Source], split_seed: int) -> None:
+def start_worker(tokenizer_directory: str, sources: Sequence[Source], split_seed: int, marking: Marking | None = None) -> None:
     """Initializes a worker process. A worker ends when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
     threading.Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    _worker.update(sources=sources, seed=split_seed, tokenizer=load_saved_tokenizer(pathlib.Path(tokenizer_directory)))
+    _worker.update(sources=sources, seed=split_seed, marking=marking, tokenizer=load_saved_tokenizer(pathlib.Path(tokenizer_directory)))
 
 
 def encode_in_worker(batch: Columns) -> Encoded:
-    return encode(batch, _worker["sources"], _worker["tokenizer"], _worker["seed"])
+    return encode(batch, _worker["sources"], _worker["tokenizer"], _worker["seed"], _worker["marking"])

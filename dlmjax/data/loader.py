@@ -38,7 +38,8 @@ def train_batches(
         stop_step: end of the range of steps, exclusive; None: unlimited.
         ahead: batches made in advance, in a thread; 0: none, in the calling thread.
     Yields:
-        {"tokens", "segments", "positions": int32 [len(rows), L], "row": int32 [len(rows)]}
+        {"tokens", "segments", "positions": int32 [len(rows), L], "row": int32 [len(rows)]}, and "roles": uint8 [len(rows), L] (see
+        `roles.py`) where a corpus has them
     """
     _check_rows(rows, windows.global_batch)
     return _iterate(start_step, LAST_STEP if stop_step is None else stop_step, lambda step: windows.rows(int(step), rows), ahead)

@@ -17,6 +17,7 @@ import re
 import shlex
 from typing import Any
 
+from dlmjax.data.specs import SUPERVISED
 from dlmjax.data.table_tokenizer import MOST_IDS
 from dlmjax.errors import InputError, NoCorpus
 from dlmjax.files import CHECKSUM, parse_json, sealed, unsealed, why, write_atomically
@@ -26,7 +27,8 @@ FILE = "manifest.json"
 WORK = ".unfinished"  # folder of the notes of a preparation, until its manifest is written
 TOKENIZER = "tokenizer"
 VERSION = 1
-RECORD_TOKENS = 4096  # tokens of one ArrayRecord record; the last one of a shard is shorter
+ROLES_VERSION = 2  # of a corpus with the column of roles, which an older dlmjax would misread
+RECORD_TOKENS = 4096  # tokens of one ArrayRecord record, followed by their roles (1 byte each) if any; the last record is shorter
 INDEX_ENTRIES = 16384  # document lengths (uint32) of one index record, after the token records
 SPLITS = ("train", "valid", "test")
 # The name of a shard; names of files that killed writers and interrupted transfers leave.
@@ -121,6 +123,11 @@ class Manifest:
         return token_dtype(self.tokenizer["vocab_size"])
 
     @property
+    def has_roles(self) -> bool:
+        """Whether each record holds the roles of its tokens after them (`roles.py`)."""
+        return has_roles(self.request)
+
+    @property
     def splits(self) -> list[str]:
         """Names of the splits with documents, in the order train, valid, test."""
         present = {split for segment in self.segments for split in segment.shards}
@@ -146,7 +153,7 @@ class Manifest:
     def to_json(self) -> dict:
         return {
             "format": "dlmjax corpus",
-            "version": VERSION,
+            "version": version_of(self.request),
             "dtype": self.dtype,
             "record_tokens": RECORD_TOKENS,
             "tokenizer": self.tokenizer,
@@ -182,9 +189,9 @@ class Manifest:
             values = parse_json(content)
             if values["format"] != "dlmjax corpus":
                 raise ValueError("not a dlmjax corpus")
-            if values["version"] != VERSION:
+            if values["version"] != (wanted := version_of(values["request"])):
                 raise InputError(
-                    f"{path} has format version {values['version']}, but this dlmjax requires version {VERSION}; prepare it again with: "
+                    f"{path} has format version {values['version']}, but this dlmjax requires version {wanted}; prepare it again with: "
                     + prepare_command(values["request"], directory)
                 )
             found = cls(values["request"], values["tokenizer"], [Segment.from_json(s) for s in values["segments"]], CHECKSUM in values)
@@ -213,7 +220,7 @@ class Manifest:
         files = [shard.file for segment in self.segments for shard in segment.shards.values()]
         if len(set(files)) < len(files):
             raise ValueError("two of its shards have the same file")
-        width = 2 if self.dtype == "uint16" else 4
+        width = (2 if self.dtype == "uint16" else 4) + self.has_roles
         for segment in self.segments:
             for shard in segment.shards.values():
                 if shard.tokens * width + shard.documents * 4 > shard.file_bytes or shard.documents > shard.tokens:
@@ -239,9 +246,20 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
+def has_roles(request: dict) -> bool:
+    """Whether a request asks for supervised data, whose tokens have roles."""
+    return request["format"] in SUPERVISED
+
+
+def version_of(request: dict) -> int:
+    """The version of the format of a corpus of this request."""
+    return ROLES_VERSION if has_roles(request) else VERSION
+
+
 def identity(request: dict, tokenizer: dict) -> dict:
     """The fields that must agree with those of an earlier run before its segments are used (the tokenizer by hash, not by spec)."""
-    return {"version": VERSION, "request": {key: value for key, value in request.items() if key != "tokenizer"}, "tokenizer": tokenizer}
+    kept = {key: value for key, value in request.items() if key != "tokenizer"}
+    return {"version": version_of(request), "request": kept, "tokenizer": tokenizer}
 
 
 def require_same(found: dict, wanted: dict, output: str | os.PathLike) -> None:
@@ -264,6 +282,16 @@ def differences(old: dict, new: dict) -> str:
     return ", ".join(names)
 
 
+def escaped(text: str) -> str:
+    r"""A text as a flag takes it: a line end is \n, a tab \t, a backslash twice."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
+def unescaped(text: str) -> str:
+    """The text of an `escaped` one."""
+    return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "\\": "\\"}.get(found[1], found[0]), text)
+
+
 def prepare_command(request: dict, directory: str | os.PathLike) -> str:
     """`dlmjax prepare ...` with the arguments of a request, quoted for a shell, for error messages."""
     # The options have the names of prepare's arguments; default values are omitted.
@@ -278,9 +306,11 @@ def prepare_command(request: dict, directory: str | os.PathLike) -> str:
     if fixed:
         words += ["--split-files", *(f"{split}={name}" for split, names in fixed.items() for name in names)]
     options = {"valid_fraction": 0.0, "test_fraction": 0.0, "split_seed": 0, "format": None, "documents": "file", "text_field": "text"}
-    for key, default in options.items():
-        if request[key] != default:
-            words += ["--" + key.replace("_", "-"), str(request[key])]
+    supervised = {"prompt_field": "prompt", "answer_field": "answer", "separator": "\n", "chat_template": None, "length": None}
+    for key, default in {**options, **supervised}.items():
+        value = request.get(key, default) if key in supervised else request[key]
+        if value != default:
+            words += ["--" + key.replace("_", "-"), escaped(value) if key == "separator" else str(value)]
     return shlex.join(words)
 
 

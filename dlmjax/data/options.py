@@ -10,8 +10,10 @@ from dlmjax.data import formats
 from dlmjax.data.encode import check_split_seed
 from dlmjax.data.folders import is_folder, read_folder
 from dlmjax.data.manifest import SPLITS
+from dlmjax.data.marking import Marking
 from dlmjax.data.paths import is_url
 from dlmjax.data.segments import normal_documents
+from dlmjax.data.specs import FORMATS, SUPERVISED
 from dlmjax.errors import InputError
 
 
@@ -24,10 +26,13 @@ class CorpusOptions:
             64 KiB of text: copies of a document are in the same split, and adding documents moves none. 0 for none.
         split_seed: another seed chooses other documents.
         split_files: instead of fractions: split -> files or folders (or ["valid=FILE", ...]); the inputs are then the train split.
-        format: "txt", "jsonl" or "parquet" for all inputs; None: by each file's name.
+        format: "txt", "jsonl" or "parquet" for all inputs; None: by each file's name. Supervised data, in .jsonl:
+            "prompt-answer" or "spans" (see `marking.py`).
         documents: what a document of a txt file is: "file" (all of it), "blank-line" (paragraphs), "line", or "separator:TEXT" (what is
             between lines that are TEXT). Documents of only white space are dropped, except with "file".
         text_field: JSON field or parquet column with the text.
+        prompt_field, answer_field: JSON fields of "prompt-answer"; separator: the text between the two, given as the prompt is.
+        length: tokens of the rows that supervised data is meant for: a longer record is an error. None: not known.
         shard_bytes: input text per segment (so about per shard); a restart repeats at most one segment. None: `default_shard_bytes`.
     Raises:
         InputError: a value that is not valid, or fractions together with files.
@@ -41,14 +46,19 @@ class CorpusOptions:
     documents: str = "file"
     text_field: str = "text"
     shard_bytes: int | None = None
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    separator: str = "\n"
+    length: int | None = None
 
     def __post_init__(self):
         check_split_seed(self.split_seed)
         valid, test = self.valid_fraction, self.test_fraction
         if not (valid >= 0 and test >= 0 and valid + test < 1):
             raise InputError(f"--valid-fraction ({valid}) and --test-fraction ({test}) must be at least 0 and together below 1")
-        if self.format not in (None, "txt", "jsonl", "parquet"):
-            raise InputError(f"format is {self.format!r}; give txt, jsonl or parquet")
+        if self.format not in (None, *FORMATS):
+            raise InputError(f"format is {self.format!r}; give one of {', '.join(FORMATS)}")
+        self._check_supervised()
         rule, _, separator = self.documents.partition(":")
         if self.documents not in ("file", "blank-line", "line") and not self.documents.startswith("separator:"):
             raise InputError(f"--documents is {self.documents!r}; give file, blank-line, line or separator:TEXT")
@@ -58,6 +68,21 @@ class CorpusOptions:
             raise InputError(f"shard_bytes is {self.shard_bytes}; give at least 1")
         if self.split_files and (valid or test):
             raise InputError("--split-files conflicts with --valid-fraction and --test-fraction; give files or fractions, not both")
+
+    def _check_supervised(self) -> None:
+        """Raises InputError: an option of supervised data that another format does not take."""
+        takes = {"prompt_field": ("prompt-answer",), "answer_field": ("prompt-answer",), "separator": ("prompt-answer",)}
+        takes |= {"length": SUPERVISED}
+        for name, formats_ in takes.items():
+            if getattr(self, name) != getattr(type(self), name) and self.format not in formats_:
+                raise InputError(f"--{name.replace('_', '-')} requires --format {' or '.join(formats_)}")
+        if self.length is not None and self.length < 1:
+            raise InputError(f"--length is {self.length}; give at least 1")
+
+    @property
+    def file_format(self) -> str | None:
+        """The format of the files: supervised data is .jsonl."""
+        return "jsonl" if self.format in SUPERVISED else self.format
 
     def files(self, inputs: Sequence[str | os.PathLike]) -> Iterator[tuple[str, str | None]]:
         """All input files in the order of the corpus, each with its split; None where the split is chosen by hash.
@@ -72,7 +97,7 @@ class CorpusOptions:
         named = [(name, None if by_hash else "train") for name in inputs]
         named += [(name, split) for split in SPLITS for name in files.get(split, [])]
         for name, split in ((os.fspath(name), split) for name, split in named):
-            members = read_folder(name, self.format).files if is_folder(name) else (name,)
+            members = read_folder(name, self.file_format).files if is_folder(name) else (name,)
             yield from ((member, split) for member in members)
 
 
@@ -98,6 +123,8 @@ def text_request(inputs: Sequence[str | os.PathLike], options: CorpusOptions) ->
     Raises InputError: no input; an input that occurs twice, is missing, is empty or has an unknown format.
     """
     sources = make_sources(list(options.files(inputs)), options)
+    if other := next((source for source in sources if options.format in SUPERVISED and source.format != "jsonl"), None):
+        raise InputError(f"--format {options.format} requires .jsonl, which input {other.name} is not")
     return sources, {
         "inputs": [source.describe() for source in sources],
         "split_by": "files" if options.split_files else "hash",
@@ -107,7 +134,16 @@ def text_request(inputs: Sequence[str | os.PathLike], options: CorpusOptions) ->
         "format": options.format,
         "documents": options.documents,
         "text_field": options.text_field,
+        **_supervised_request(options),
     }
+
+
+def _supervised_request(options: CorpusOptions) -> dict[str, Any]:
+    """What a request of supervised data has beside that of others."""
+    if options.format not in SUPERVISED:
+        return {}
+    names = ("text_field", "prompt_field", "answer_field", "separator", "length")
+    return Marking(options.format, **{name: getattr(options, name) for name in names}).describe()
 
 
 def make_sources(files: list[tuple[str, str | None]], options: CorpusOptions) -> list[formats.Source]:
@@ -124,7 +160,8 @@ def make_sources(files: list[tuple[str, str | None]], options: CorpusOptions) ->
     documents = normal_documents(options.documents)
     # A storage service takes some hundredths of a second for an answer, a few times per file: many files are opened at a time.
     with concurrent.futures.ThreadPoolExecutor(32 if any(is_url(name) for name, _ in files) else 1) as threads:
-        opened = [threads.submit(formats.make_source, name, split, options.format, documents, options.text_field) for name, split in files]
+        how = (options.file_format, documents, options.text_field)
+        opened = [threads.submit(formats.make_source, name, split, *how) for name, split in files]
         try:
             return [future.result() for future in opened]
         finally:

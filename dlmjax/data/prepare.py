@@ -28,6 +28,7 @@ from dlmjax.data import counts, formats, manifest
 from dlmjax.data import encode as encoding
 from dlmjax.data.beam import REQUEST, Executor, prepare_in_items
 from dlmjax.data.manifest import Manifest, Segment, Shard
+from dlmjax.data.marking import Marking
 from dlmjax.data.options import CorpusOptions, default_shard_bytes, text_request
 from dlmjax.data.paths import CorpusStore, is_url
 from dlmjax.data.segments import Batch, Cutting, SegmentWriter, batches, writing
@@ -92,7 +93,8 @@ def prepare(
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     shard_bytes = wanted.shard_bytes or default_shard_bytes(sum(source.size for source in sources))
     request = {"inputs": text["inputs"], "tokenizer": spec, **text, "shard_bytes": shard_bytes}
-    cutting = Cutting(tuple(sources), shard_bytes, text["valid_fraction"], text["test_fraction"], wanted.split_seed)
+    fractions = (text["valid_fraction"], text["test_fraction"])
+    cutting = Cutting(tuple(sources), shard_bytes, *fractions, wanted.split_seed, Marking.from_request(request))
     store.make()
     with _only_one(store.local) if store.local else contextlib.nullcontext():
         if overwrite:
@@ -231,7 +233,7 @@ class _Job:
             self.workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=encoding.start_worker,
-            initargs=(str(self.output / manifest.TOKENIZER), self.sources, self.request["split_seed"]),
+            initargs=(str(self.output / manifest.TOKENIZER), self.sources, self.request["split_seed"], self.cutting.marking),
         )
         try:
             yield lambda batch: executor.submit(encoding.encode_in_worker, batch)
@@ -245,7 +247,7 @@ class _Job:
 
     def _encode_here(self, batch: encoding.Columns) -> concurrent.futures.Future:
         future: concurrent.futures.Future = concurrent.futures.Future()
-        future.set_result(encoding.encode(batch, self.sources, self.tokenizer, self.request["split_seed"]))
+        future.set_result(encoding.encode(batch, self.sources, self.tokenizer, self.request["split_seed"], self.cutting.marking))
         return future
 
     def _encoded(self, start: formats.Position, submit: Callable) -> Iterator[tuple[Batch, encoding.Encoded]]:

@@ -14,6 +14,7 @@ import numpy as np
 from dlmjax.data import encode as encoding
 from dlmjax.data import formats, manifest
 from dlmjax.data.manifest import SPLITS, Manifest, Segment, Shard
+from dlmjax.data.marking import Marking
 from dlmjax.data.paths import a_folder
 from dlmjax.errors import InputError
 from dlmjax.files import sync, why
@@ -40,6 +41,7 @@ class Cutting:
     valid_fraction: float
     test_fraction: float
     split_seed: int
+    marking: Marking | None = None  # of supervised data
 
     @classmethod
     def from_request(cls, request: dict) -> "Cutting":
@@ -49,7 +51,8 @@ class Cutting:
             formats.Source(s["name"], s["format"], s["split"], documents, request["text_field"], s["bytes"], s["fingerprint"])
             for s in request["inputs"]
         )
-        return cls(sources, request["shard_bytes"], request["valid_fraction"], request["test_fraction"], request["split_seed"])
+        sizes = (request["shard_bytes"], request["valid_fraction"], request["test_fraction"], request["split_seed"])
+        return cls(sources, *sizes, Marking.from_request(request))
 
     def split_of(self, file: int, share: float) -> int:
         """The number of the split of a document that begins in this input and has this share (see `encode.document_share`)."""
@@ -72,7 +75,8 @@ class Cutting:
         """Raises InputError for the first piece of a batch that is not text."""
         if result.bad is not None:
             piece = batch.pieces[result.bad]
-            wrong = encoding.mistake(piece, self.sources[piece.at.file])
+            source = self.sources[piece.at.file]
+            wrong = f"{formats.location(source, piece.at)}: {result.why}" if result.why else encoding.mistake(piece, source)
             raise InputError(f"{wrong} (nothing already prepared was changed)")
 
     def check_splits(self, result: Manifest) -> None:
@@ -152,11 +156,12 @@ class _ShardWriter:
         with writing(self._part):
             self._writer = ArrayRecordWriter(str(self._part), manifest.WRITER_OPTIONS)
         self._waiting: list[np.ndarray] = []
+        self._roles: list[np.ndarray] = []  # of the waiting tokens, if they have any
         self._count = self.tokens = self.text_bytes = self._open = 0
         self._lengths: list[np.ndarray] = []
 
-    def add(self, tokens: np.ndarray, lengths_P: np.ndarray, ends_P: np.ndarray, text_bytes: int) -> None:
-        """Appends pieces: their tokens, and which of them end a document."""
+    def add(self, tokens: np.ndarray, lengths_P: np.ndarray, ends_P: np.ndarray, text_bytes: int, roles: np.ndarray | None = None) -> None:
+        """Appends pieces: their tokens, the roles of these if they have any, and which pieces end a document."""
         ends = np.cumsum(lengths_P)[ends_P]
         if len(ends):
             self._lengths.append(np.diff(ends, prepend=-self._open).astype(np.uint32))
@@ -166,16 +171,20 @@ class _ShardWriter:
         self.tokens += len(tokens)
         self.text_bytes += text_bytes
         self._waiting.append(tokens)
+        if roles is not None:
+            self._roles.append(roles)
         self._count += len(tokens)
         if self._count >= 1 << 18:
             with writing(self._part):
                 self._write(self._count // manifest.RECORD_TOKENS * manifest.RECORD_TOKENS)
 
     def _write(self, count: int) -> None:
-        tokens = np.concatenate(self._waiting)
+        columns = [np.concatenate(waiting) for waiting in (self._waiting, self._roles) if waiting]
         for at in range(0, count, manifest.RECORD_TOKENS):
-            self._writer.write(tokens[at : min(count, at + manifest.RECORD_TOKENS)].tobytes())
-        self._waiting, self._count = [tokens[count:]], self._count - count
+            self._writer.write(b"".join(column[at : min(count, at + manifest.RECORD_TOKENS)].tobytes() for column in columns))
+        for waiting, column in zip((self._waiting, self._roles), columns, strict=False):
+            waiting[:] = [column[count:]]
+        self._count -= count
 
     def close(self, publish: Callable[[pathlib.Path, str], None]) -> Shard:
         lengths = np.concatenate([np.zeros(0, np.uint32), *self._lengths])
@@ -229,10 +238,13 @@ class SegmentWriter:
             here_P = split_P == index
             if split not in self._writers:
                 self._writers[split] = _ShardWriter(self._directory, f"{split}-{self._number:05d}.array_record")
-            tokens = result.tokens[np.repeat(here_P, result.lengths_P)]
+            here = np.repeat(here_P, result.lengths_P)
+            tokens = result.tokens[here]
+            roles = None if result.roles is None else result.roles[here]
             if self.counts_V is not None and split == "train":
                 self.counts_V += np.bincount(tokens, minlength=len(self.counts_V))
-            self._writers[split].add(tokens, result.lengths_P[here_P], result.ends_P[here_P], int(result.text_bytes_P[here_P].sum()))
+            text_bytes = int(result.text_bytes_P[here_P].sum())
+            self._writers[split].add(tokens, result.lengths_P[here_P], result.ends_P[here_P], text_bytes, roles)
         if len(split_P):
             self.open_split = None if result.ends_P[-1] else SPLITS[int(split_P[-1])]
 

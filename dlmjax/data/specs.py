@@ -1,4 +1,6 @@
-"""The one list of tokenizers that `--tokenizer` takes: help, messages and docs/data.md agree with it. Imports nothing."""
+"""The one list of tokenizers that `--tokenizer` takes, and the formats of `--format`: help, messages and docs/data.md agree with them.
+
+Imports nothing."""
 
 TRAINED = "train-sentencepiece"
 # spec -> what it is; the specs of `load_tokenizer`, and the one that `prepare` trains.
@@ -15,3 +17,5 @@ TOKENIZERS = {
 SPECS = "; ".join(f"{spec} ({what})" for spec, what in TOKENIZERS.items())
 NAMES = ", ".join(TOKENIZERS)
 FROM_FILE = tuple(spec.partition(":")[0] for spec in TOKENIZERS if ":" in spec)
+SUPERVISED = ("prompt-answer", "spans")  # formats of .jsonl whose records say what is given and what is scored
+FORMATS = ("txt", "jsonl", "parquet", *SUPERVISED)

@@ -9,12 +9,13 @@ be those of the text. For the same reason the space that some put before a text,
 Shapes: N tokens of a text.
 """
 
+import functools
 import io
 import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from textwrap import shorten
 from types import NoneType
 
@@ -142,6 +143,34 @@ class HuggingFaceTokenizer(TableTokenizer):
                 for text in texts
             ]
         return [np.array(e.ids, np.int32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_at(self, text: str, edges: Sequence[int], rendered: bool = False):
+        """As of every tokenizer, by the positions that the library gives."""
+        backend, ids, starts, ends, at = self._rendering if rendered else self._backend, [], [], [], 0
+        for number, part in enumerate(text.split(SPACE) if self._space_ids else [text]):
+            if number:
+                ids += self._space_ids
+                starts += [at] * len(self._space_ids)
+                ends += [at + 1] * len(self._space_ids)
+                at += 1
+            found = backend.encode(part, add_special_tokens=False)
+            ids += found.ids
+            starts += [at + start for start, _ in found.offsets]
+            ends += [at + end for _, end in found.offsets]
+            at += len(part)
+        return np.array(ids, np.int32), np.searchsorted(ends, edges, side="right"), np.searchsorted(starts, edges)
+
+    @functools.cached_property
+    def _rendering(self):
+        """The library's tokenizer that takes the texts of special tokens for their ids."""
+        backend = type(self._backend).from_str(self._backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    @functools.cached_property
+    def control_texts(self) -> dict[str, int]:
+        """The texts of the special tokens, with their ids."""
+        return {token.content: number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
 
 class Gpt2Tokenizer(HuggingFaceTokenizer):

@@ -13,6 +13,7 @@ import copy
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -110,6 +111,36 @@ class TableTokenizer:
     def encode_many(self, texts: list[str]) -> list[np.ndarray]:
         """Encodes texts independently of each other; subclasses override it if their library is faster on many texts."""
         return [self.encode(text) for text in texts]
+
+    def encode_at(
+        self, text: str, edges: Sequence[int], rendered: bool = False
+    ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "E"], Int[np.ndarray, "E"]]:
+        """The tokens of a text, and where characters of it fall among them.
+
+        Args:
+            edges: positions in characters, 0 to len(text).
+            rendered: special tokens in the text stand for their ids (only a tokenizer of Hugging Face has such texts).
+        Returns:
+            The ids; for each edge, the first token that ends after it, and the number of tokens that begin before it. The two differ by
+            one where a token lies across the edge.
+        """
+        ids = self.encode(text)
+        ends_N = np.cumsum(self.byte_lengths_V[ids], dtype=np.int64)
+        bytes_E = [len(text[:edge].encode("utf-8")) for edge in edges]
+        if len(ids) and ends_N[-1] == len(text.encode("utf-8")):
+            return ids, np.searchsorted(ends_N, bytes_E, side="right"), np.searchsorted(ends_N - self.byte_lengths_V[ids], bytes_E)
+        # The tokenizer cleans its text: the edge is where the tokens of the text before it end.
+        at_E = np.array([len(self.encode(text[:edge])) for edge in edges], np.int64)
+        return ids, at_E, at_E
+
+    @property
+    def control_texts(self) -> dict[str, int]:
+        """The texts that stand for special ids in what a chat template writes, with their ids."""
+        return {}
+
+    def control_text(self, number: int) -> str:
+        """The text of a special id, for a message."""
+        return next((text for text, found in self.control_texts.items() if found == number), f"<{number}>")
 
     def decode(self, ids) -> str:
         """The text of ids (any integer sequence or 1-D array); specials have no text, invalid UTF-8 becomes U+FFFD.

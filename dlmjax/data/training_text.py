@@ -5,11 +5,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dlmjax.data.encode import document_share, mistake, text_of
-from dlmjax.data.formats import Position, Reader, Source, cut
+from dlmjax.data.encode import document_share, json_line, mistake, text_of
+from dlmjax.data.formats import Position, Reader, Source, cut, location
 from dlmjax.data.manifest import sha256_of
+from dlmjax.data.marking import Marking
 from dlmjax.data.options import CorpusOptions, text_request
 from dlmjax.data.paths import is_url
+from dlmjax.data.spans import Unmarked
 from dlmjax.data.specs import TRAINED
 from dlmjax.data.subword import train_sentencepiece
 from dlmjax.errors import InputError
@@ -24,10 +26,16 @@ def training_texts(inputs, **options: Any) -> Iterator[str]:
 def _texts(sources: Sequence[Source], request: dict[str, Any]) -> Iterator[str]:
     held_out_fraction = request["valid_fraction"] + request["test_fraction"]
     held_out = False
+    marking = Marking.from_request(request)
     for piece in Reader(sources, Position(0)):
         source = sources[piece.at.file]
         try:
-            data = text_of(piece.data, piece.kind == "json", source.text_field)
+            if marking:
+                data = marking.read(json_line(piece.data)).text.encode("utf-8")
+            else:
+                data = text_of(piece.data, piece.kind == "json", source.text_field)
+        except Unmarked as error:
+            raise InputError(f"{location(source, piece.at)}: {error}") from None
         except (ValueError, RecursionError):
             raise InputError(mistake(piece, source)) from None
         if not data:

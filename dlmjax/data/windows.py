@@ -12,9 +12,13 @@ Packing.  A window is a range of the stream of documents (each ends with EOS) of
                remainder is packed like a short document. No token is left out; the rest of the row is padding.
   "alone"      as "documents", but one document (or part of a long one) per window.
 Every part of a document in a row is a segment (1, 2, ...; 0 is padding) with positions from 0, so attention within equal segments does not
-cross documents. Both follow from the positions of EOS in the row, since no text is encoded as EOS.
+cross documents. Both follow from the positions of EOS in the row, since no text is encoded as EOS; in supervised data, where a chat
+template may write EOS after every answer, from the column of roles.
 
-Held-out.  Windows of exactly `length` tokens in stream order, every token once; the last one is padded.
+Held-out.  Windows of exactly `length` tokens in stream order, every token once; the last one is padded. Of supervised data, windows as in
+"documents" packing, so that answers stay with their prompts.
+
+Roles.  A batch has "roles" (`roles.py`) where at least one corpus of the run has them; tokens of other corpora are then scored text.
 
 Shapes: B rows, L length, C corpora, M period of the mixture, N windows of an epoch.
 """
@@ -26,6 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from dlmjax.data.corpus import Corpus
+from dlmjax.data.roles import ALL_SCORED, END, PADDING
 from dlmjax.errors import InputError
 
 PACKINGS = ("concat", "documents", "alone")
@@ -147,13 +152,38 @@ def segments_and_positions(
     return segments_BL, positions_BL
 
 
-def _batch(tokens_BL: np.ndarray, counts_B: np.ndarray, eos_id: int, rows_B: np.ndarray) -> dict[str, np.ndarray]:
-    segments_BL, positions_BL = segments_and_positions(tokens_BL == eos_id, counts_B)
-    return {"tokens": tokens_BL, "segments": segments_BL, "positions": positions_BL, "row": rows_B.astype(np.int32)}
+class _Rows:
+    """The rows of a batch while they are read: B rows of L tokens, all padding at first. counts_B: tokens of each row."""
+
+    def __init__(self, batch: int, length: int, corpora: Sequence[Corpus]):
+        tokenizer = corpora[0].tokenizer
+        self.eos_id = tokenizer.eos_id
+        self.tokens_BL = np.full((batch, length), tokenizer.pad_id, np.int32)
+        self.counts_B = np.zeros(batch, np.int64)
+        self.roles_BL = np.full((batch, length), PADDING, np.uint8) if any(corpus.has_roles for corpus in corpora) else None
+        self._has_roles_B = np.zeros(batch, bool)
+
+    def read(self, corpus: Corpus, rows_N: Int[np.ndarray, "N"], offsets_N: Int[np.ndarray, "N"], counts_N: Int[np.ndarray, "N"]) -> None:
+        """Reads these ranges of a corpus into these rows."""
+        self.counts_B[rows_N] = counts_N
+        self._has_roles_B[rows_N] = corpus.has_roles
+        corpus.read_into(self.tokens_BL, rows_N, offsets_N, counts_N, self.roles_BL)
+
+    def batch(self, numbers_B: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch as the loader yields it; numbers_B: the number of each row or window."""
+        ends_BL = self.tokens_BL == self.eos_id
+        if self.roles_BL is not None:
+            written_BL = np.arange(ends_BL.shape[1]) < self.counts_B[:, None]
+            plain_B1 = ~self._has_roles_B[:, None]
+            ends_BL = np.where(plain_B1, ends_BL, self.roles_BL & END > 0)
+            roles_BL = np.where(plain_B1 & written_BL, np.uint8(ALL_SCORED), self.roles_BL & np.uint8(END - 1))
+        segments_BL, positions_BL = segments_and_positions(ends_BL, self.counts_B)
+        found = {"tokens": self.tokens_BL, "segments": segments_BL, "positions": positions_BL, "row": numbers_B.astype(np.int32)}
+        return found if self.roles_BL is None else {**found, "roles": roles_BL}
 
 
 def _row(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key: batch[key][0] for key in ("tokens", "segments", "positions")}
+    return {key: values[0] for key, values in batch.items() if key != "row"}
 
 
 def _check_length(length: int) -> None:
@@ -277,27 +307,27 @@ class TrainWindows:
         return [samples * int(n) / int(counts.sum()) / epochs.count for n, epochs in zip(counts, self._epochs, strict=True)]
 
     def row(self, step: int, row: int) -> dict[str, np.ndarray]:
-        """One row of a step's global batch: {"tokens", "segments", "positions"}, int32 [L]."""
+        """One row of a step's global batch: {"tokens", "segments", "positions"}, int32 [L], and "roles", uint8 [L], if any."""
         return _row(self.rows(step, range(row, row + 1)))
 
     def rows(self, step: int, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Rows of a step's global batch: {"tokens", "segments", "positions": int32 [B, L], "row": int32 [B]}."""
+        """Rows of a step's global batch: {"tokens", "segments", "positions": int32 [B, L], "row": int32 [B]}, and "roles": uint8 [B, L]
+        where a corpus has them."""
         if step < 0 or (len(rows) and not 0 <= min(rows) <= max(rows) < self.global_batch):
             raise InputError(f"step {step}, rows {rows}: a step has rows 0 to {self.global_batch - 1}, steps begin at 0")
         rows_B = np.array(rows, np.int64)
         corpus_B, samples_B = self._mixture.choose(step * self.global_batch + rows_B)
-        tokens_BL = np.full((len(rows_B), self.length), self.tokenizer.pad_id, np.int32)
-        counts_B = np.zeros(len(rows_B), np.int64)
+        found = _Rows(len(rows_B), self.length, self.corpora)
         for number in np.unique(corpus_B).tolist():
             here_N = np.flatnonzero(corpus_B == number)
-            offsets_N, counts_B[here_N] = self._epochs[number].locate(samples_B[here_N])
-            self.corpora[number].read_into(tokens_BL, here_N, offsets_N, counts_B[here_N])
-        batch = _batch(tokens_BL, counts_B, self.tokenizer.eos_id, rows_B)
+            found.read(self.corpora[number], here_N, *self._epochs[number].locate(samples_B[here_N]))
+        batch = found.batch(rows_B)
         return batch if self._view is None else self._view(batch, step * self.global_batch + rows_B)
 
 
 class EvalWindows:
     """Every token of a split exactly once, in order: window i is [i * length, (i + 1) * length); the last one is padded (segments 0).
+    Windows of supervised data hold whole documents where these fit, and are padded.
 
     limit: only the first windows; None: all.
     """
@@ -305,13 +335,18 @@ class EvalWindows:
     def __init__(self, corpus: Corpus, length: int, limit: int | None = None):
         _check_length(length)
         self.corpus, self.length, self.tokenizer, self.limit = corpus, length, corpus.tokenizer, limit
+        self._starts = pack(corpus.document_ends(), length, alone=False) if corpus.has_roles else None
+
+    def _start(self, numbers: np.ndarray) -> np.ndarray:
+        """The offsets of windows in the stream; of the number after the last one, the end of the stream."""
+        return np.minimum(numbers * self.length, self.corpus.num_tokens) if self._starts is None else self._starts[numbers]
 
     def __len__(self) -> int:
-        every = -(-self.corpus.num_tokens // self.length)
+        every = -(-self.corpus.num_tokens // self.length) if self._starts is None else len(self._starts) - 1
         return every if self.limit is None else min(self.limit, every)
 
     def row(self, number: int) -> dict[str, np.ndarray]:
-        """One window: {"tokens", "segments", "positions"}, int32 [L]."""
+        """One window: {"tokens", "segments", "positions"}, int32 [L], and "roles", uint8 [L], if any."""
         if not 0 <= number < len(self):
             raise InputError(f"window {number} of {len(self)} held-out windows")
         return _row(self.rows(range(number, number + 1)))
@@ -319,9 +354,8 @@ class EvalWindows:
     def rows(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Windows as a batch, as from `TrainWindows.rows` with "row" the window number; numbers after the last one give rows of padding."""
         numbers_B = np.array(numbers, np.int64)
-        offsets_B = numbers_B * self.length
-        counts_B = np.where(numbers_B < len(self), np.clip(self.corpus.num_tokens - offsets_B, 0, self.length), 0)
-        tokens_BL = np.full((len(numbers_B), self.length), self.tokenizer.pad_id, np.int32)
-        here_N = np.flatnonzero(counts_B)
-        self.corpus.read_into(tokens_BL, here_N, offsets_B[here_N], counts_B[here_N])
-        return _batch(tokens_BL, counts_B, self.tokenizer.eos_id, numbers_B)
+        found = _Rows(len(numbers_B), self.length, [self.corpus])
+        here_N = np.flatnonzero(numbers_B < len(self))
+        starts_N, ends_N = self._start(numbers_B[here_N]), self._start(numbers_B[here_N] + 1)
+        found.read(self.corpus, here_N, starts_N, ends_N - starts_N)
+        return found.batch(numbers_B)

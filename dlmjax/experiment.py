@@ -309,6 +309,8 @@ def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> O
         self_condition=config.process.self_condition,
         prompt=config.process.prompt,
         progressive=progressive,
+        normaliser=config.process.normaliser,
+        tail_weight=config.process.tail_weight,
     )
 
 

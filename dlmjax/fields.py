@@ -147,6 +147,8 @@ _PROCESS = {
     "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint input"),
     "hint": _one_of("x0", "hidden", doc="hint of process.self_condition: x0 prediction, or hidden states (loopholing)", added=True),
     "prompt": _share(0.0, "share of rows conditioned on a prefix of their text, for guidance"),
+    "normaliser": _one_of("token", "answer", "text", doc="mean of the training loss: over tokens, answers or texts", added=True),
+    "tail_weight": Field(1.0, "weight of the training loss of tail tokens, behind an answer", 0, 1000, added=True),
 }
 _OPTIMIZER = {
     "name": _one_of("adamw", "muon", doc="optimizer; muon for matrices, AdamW for the rest", programs=ALL),

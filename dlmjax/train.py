@@ -221,6 +221,7 @@ def train_step_of(experiment: Experiment) -> TrainStep:
         on_nonfinite=config.on_nonfinite,
         spike=config.spike,
         steps=config.steps,
+        divisor=experiment.objective.divisor,
         shardings=experiment.param_shardings,
     )
 

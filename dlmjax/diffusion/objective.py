@@ -10,7 +10,8 @@ the realised noise rate, and the bound's integrand by time. All terms are sums o
 and hosts; one division by `tokens` at the end gives means. (The mean over masked tokens would not be a bound.)
 
 Three masks of a batch, [B, L]: `valid_BL`, positions that are not padding; among these `loss_mask_BL`, positions that carry loss, and
-`condition_mask_BL`, the others, which the network reads without noise (a prompt).
+`condition_mask_BL`, the others, which the network reads without noise (a prompt). Where the prompt comes from the data
+(`batch["scored"]`), the integral is the bound of -log p(scored tokens | the others).
 
 Shapes: B batch, L length, D width, V vocabulary. Units: nats.
 """
@@ -32,6 +33,8 @@ from dlmjax.diffusion.weightings.base import NAMES, Weighting
 from dlmjax.errors import InputError
 
 LEARNED = "learned/"
+# What the trained loss is a mean of -> the name that it has in the log; "token" has none.
+NORMALISERS = {"token": "", "answer": "answer_mean", "text": "per_text"}
 
 LossTerms = dict[str, Array]
 
@@ -79,6 +82,10 @@ class Objective:
       the unconditional denoiser of classifier-free guidance (Ho & Salimans 2207.12598). The nats are those of the rest given the prompt.
     progressive: masks by the network's own confidence in place of independent ones; costs one more forward pass of all rows, and the loss
       is not a bound.
+    normaliser: what the trained loss is a mean of, one of NORMALISERS: "token", over scored tokens (long answers count more); "answer",
+      over texts, of the mean of each one's scored tokens (LLaDA 2502.09992); "text", over texts, of the sum of each. A text is a segment
+      of a row that has scored tokens. All three are bounds, each of its own average.
+    tail_weight: what the trained loss of the tokens of `batch["tail"]` is multiplied by; only 1 trains a bound.
     """
 
     process: Process
@@ -88,6 +95,8 @@ class Objective:
     self_condition: float = 0.0
     prompt: float = 0.0
     progressive: Progressive | None = None
+    normaliser: str = "token"
+    tail_weight: float = 1.0
 
     def __post_init__(self):
         if self.weighting is None:
@@ -96,6 +105,11 @@ class Objective:
             object.__setattr__(self, "boundary", self.weighting.is_bound or self.weighting.ends_as_bound)
         if not 0 <= self.self_condition <= 1 or not 0 <= self.prompt <= 1:
             raise InputError(f"self_condition ({self.self_condition}) and prompt ({self.prompt}) are shares of rows, in [0, 1]")
+        if self.normaliser not in NORMALISERS or not 0 <= self.tail_weight < float("inf"):
+            raise InputError(
+                f"normaliser is {self.normaliser!r} and requires one of {', '.join(NORMALISERS)}; tail_weight is {self.tail_weight} and "
+                "requires a finite number of at least 0"
+            )
         self.process.time_domain.adapt(self.times)  # refuses times that the process does not support
         if self.progressive:
             self.progressive.require_process(self.process)
@@ -120,22 +134,26 @@ class Objective:
 
         Args:
           denoiser: bound to this batch's segments and positions and to `process.attention`.
-          batch: tokens, segments [B, L] and row [B] int32; segments == 0 is padding.
+          batch: tokens, segments [B, L] and row [B] int32; segments == 0 is padding. Optional, bool [B, L]: "scored", False for tokens that
+            condition the others; "tail", True for scored tokens behind an answer (end of text, filling).
           key: the key of the step; all randomness is drawn from it and the row numbers.
           global_batch: rows of the whole step.
           progress: share of the run's steps that are done; required by a weighting that changes during a run.
         Returns:
           total: the sum to be trained, in nats; divide by the summed `terms["tokens"]`.
           terms: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
-            tokens_by_level [10], sums in bins of t; learned/NAME, tokens times each of the process's `scalars`.
+            tokens_by_level [10], sums in bins of t; learned/NAME, tokens times each of the process's `scalars`; with "scored" also
+            texts, with "tail" also tail_tokens and tail_nats.
             `nats` is the bound where `is_bound`, its diffusion part where the reconstruction is left out.
         """
         process, x_BL, valid_BL = self.process, batch["tokens"], batch["segments"] > 0
         bound_share = self.weighting.bound_share(progress)
         time_key, noise_key, boundary_key, prompt_key, hint_key = jax.random.split(key, 5)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
-        condition_mask_BL = valid_BL & self._prompt(prompt_key, batch["row"], x_BL.shape[1])
+        given_BL = ~batch["scored"] if "scored" in batch else False
+        condition_mask_BL = valid_BL & (self._prompt(prompt_key, batch["row"], x_BL.shape[1]) | given_BL)
         loss_mask_BL = valid_BL & ~condition_mask_BL
+        scale_BL = self._scale(batch, loss_mask_BL)
         t_BL = process.time_domain.quantize(t_BL, loss_mask_BL)
         # A prompt is text without noise. Padding keeps the time of its row, which nothing reads.
         t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
@@ -150,22 +168,19 @@ class Objective:
         if self.progressive:
             phase_keys_B = row_keys(jax.random.fold_in(key, 5), batch["row"])  # the sixth key: those of other runs stay as they are
             draws = [(text.progressive(self.progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL), t_BL)]
-        if self.prompt:
+        if self.prompt or "scored" in batch:
             draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), time_BL) for z_BL, time_BL in draws]
         totals, nats, row_sums = zip(
-            *(self._diffusion(text, z_BL, time_BL, inverse_pdf_BL, bound_share) for z_BL, time_BL in draws), strict=True
+            *(self._diffusion(text, z_BL, time_BL, inverse_pdf_BL, scale_BL, bound_share) for z_BL, time_BL in draws), strict=True
         )
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
         if learns_noise:
             total = total + _score_function(text, draws, row_sums)
         prior = reconstruction = jnp.zeros((), jnp.float32)
         if self._whole and process.boundary.any:
-            prior = jnp.sum(jnp.where(loss_mask_BL, process.prior_nats(x_BL), 0.0))
-            if process.boundary.reconstruction:
-                keys_B = row_keys(boundary_key, batch["row"])
-                reconstruction, _ = reconstruction_nats(process, denoiser, x_BL, valid_BL, keys_B, loss_mask_BL)
+            ends, prior, reconstruction = text.boundary(row_keys(boundary_key, batch["row"]), valid_BL, scale_BL)
             if self.boundary:
-                total = total + (prior + reconstruction if bound_share is None else bound_share * (prior + reconstruction))
+                total = total + (ends if bound_share is None else bound_share * ends)
         terms = {
             "tokens": jnp.sum(loss_mask_BL, dtype=jnp.int32),
             "corrupted": jnp.sum(process.corrupted(x_BL, z_BL) & loss_mask_BL, dtype=jnp.int32),
@@ -176,6 +191,14 @@ class Objective:
             "nats_by_level": _by_time(t_BL, nats_BL),
             "tokens_by_level": _by_time(t_BL, loss_mask_BL.astype(jnp.float32)),
         }
+        if "scored" in batch or self.normaliser != "token":
+            terms["texts"] = jnp.sum(_tokens_of_text(batch["segments"], loss_mask_BL)[0], dtype=jnp.int32)
+        if "tail" in batch:
+            tail_BL = batch["tail"] & loss_mask_BL
+            terms |= {
+                "tail_tokens": jnp.sum(tail_BL, dtype=jnp.int32),
+                "tail_nats": jnp.sum(jnp.where(tail_BL, nats_BL * inverse_pdf_BL, 0.0)),
+            }
         terms |= {LEARNED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)
 
@@ -187,13 +210,24 @@ class Objective:
         count_B = jnp.where(which_B2[:, 0] < self.prompt, 1 + jnp.floor(which_B2[:, 1] * (length - 1)), 0)
         return jnp.arange(length) < count_B[:, None]
 
-    def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL, bound_share):
+    def _scale(self, batch: Mapping[str, Any], loss_mask_BL: Mask) -> PerToken | None:
+        """What the trained loss of each token is multiplied by, besides its weighting; None where that is 1."""
+        scale_BL = None
+        if self.normaliser == "answer":
+            scale_BL = 1 / jnp.maximum(_tokens_of_text(batch["segments"], loss_mask_BL)[1], 1).astype(jnp.float32)
+        if "tail" in batch and self.tail_weight != 1:
+            tail_BL = jnp.where(batch["tail"], jnp.float32(self.tail_weight), 1.0)
+            scale_BL = tail_BL if scale_BL is None else scale_BL * tail_BL
+        return scale_BL
+
+    def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL, scale_BL, bound_share):
         """(weighted sum with gradient, nats per token and weighted sum per row, both without gradient) for one draw of z."""
         weighting, weight_BL = self.weighting, inverse_pdf_BL if self.times.corrected else jnp.ones_like(inverse_pdf_BL)
         trained = None if weighting.is_factor else weighting
         if trained is None:
             factor_BL = weighting.factor(self.process, text.x_BL, z_BL, t_BL)
             weight_BL = weight_BL * (factor_BL if bound_share is None else factor_BL + bound_share * (1 - factor_BL))
+        weight_BL = weight_BL if scale_BL is None else weight_BL * scale_BL
         hint_BLI = text.hint(z_BL, t_BL, self.self_condition)
         if weighting.anchor_gamma:
             total, nats_BL = text.anchored_nats(z_BL, t_BL, weight_BL, weighting)
@@ -216,32 +250,46 @@ class Objective:
     def trains_bound(self) -> bool:
         """True where what is trained is that bound itself."""
         whole = self.boundary or not self.process.boundary.any
-        return self.is_bound and self.weighting.is_bound and self.times.corrected and whole
+        return self.is_bound and self.weighting.is_bound and self.times.corrected and whole and self.tail_weight == 1
+
+    @property
+    def divisor(self) -> str:
+        """The term whose sum divides the trained loss: "tokens" or "texts"."""
+        return "tokens" if self.normaliser == "token" else "texts"
 
     @property
     def _trained(self) -> str:
-        """What is trained, by its name in the log: "loss" alone is a bound."""
+        """What is trained, by its name in the log: "loss" alone is a bound in nats per token."""
+        normaliser = filter(None, [NORMALISERS[self.normaliser]])
         if self.trains_bound:
-            return "loss"
+            return "_".join(["loss", *normaliser])
         names = [self.weighting.name]
         if self.progressive:
             names = [self.progressive.name, *([] if self.weighting.is_bound else names)]
-        return "_".join(["loss", *names, *([] if self.times.corrected else ["uncorrected"]), "not_a_bound"])
+        names += [] if self.times.corrected else ["uncorrected"]
+        names += [] if self.tail_weight == 1 else ["tail_weight"]
+        return "_".join(["loss", *names, *normaliser, "not_a_bound"])
 
     def report(self, terms: Mapping[str, Any]) -> dict[str, float]:
         """Means in nats per token from summed loss terms (on the host). Only a bound is called `nelbo`.
 
         "nelbo" or "partial_nelbo"; "loss", or "loss_NAME_not_a_bound", with the names of a weighting and of masks that are not those of
-        the bound ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected); "noise_rate"; "level_0.05" ... "level_0.95": the
-        integrand of the bound's diffusion part in that bin of t (bins without tokens are left out); "learned/...": of learned process
-        parameters.
+        the bound ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected, "loss_NAME_tail_weight_not_a_bound" where the tail
+        has a weight of its own, "..._answer_mean" and "..._per_text" where the mean is one over texts); "noise_rate"; "level_0.05" ...
+        "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins without tokens are left out); "tail_share" and
+        "tail_nats_share": the tail's part of the tokens and of the nats; "tokens_per_text"; "learned/...": of learned process parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
         report = {
             "nelbo" if self.is_bound else "partial_nelbo": float(terms["nats"]) / tokens,
-            self._trained: float(terms["loss"]) / tokens,
+            self._trained: float(terms["loss"]) / max(float(terms[self.divisor]), 1.0),
             "noise_rate": float(terms["corrupted"]) / tokens,
         }
+        if "texts" in terms:
+            report["tokens_per_text"] = float(terms["tokens"]) / max(float(terms["texts"]), 1.0)
+        if "tail_tokens" in terms:
+            report["tail_share"] = float(terms["tail_tokens"]) / tokens
+            report["tail_nats_share"] = float(terms["tail_nats"]) / (float(terms["nats"]) or 1.0)
         for i, (nats, count) in enumerate(zip(terms["nats_by_level"], terms["tokens_by_level"], strict=True)):
             if count > 0:
                 report[f"level_{(i + 0.5) / TIME_BINS:.2f}"] = float(nats) / float(count)
@@ -252,7 +300,8 @@ class Objective:
         if (nats := report.get("nelbo", report.get("partial_nelbo"))) is None:
             return {"loss": "nan"}
         shown = {"bound" if self.is_bound else "loss (not a bound)": f"{nats:.4g} nats/token"}
-        if not self.weighting.is_bound or not self.times.corrected or self.progressive:
+        plain = self.weighting.is_bound and self.times.corrected and not self.progressive
+        if not plain or self.divisor != "tokens" or self.tail_weight != 1:
             name = self._trained.removeprefix("loss_").removesuffix("_not_a_bound")
             shown["trained"] = f"{name} {report[self._trained]:.4g}"
         return shown
@@ -284,12 +333,18 @@ def nats_at(
 
 
 def reconstruction_nats(
-    process: Process, denoiser: Denoiser, x_BL: Tokens, valid_BL: Mask, keys_B: RowKeys, scored_BL: Mask | None = None
+    process: Process,
+    denoiser: Denoiser,
+    x_BL: Tokens,
+    valid_BL: Mask,
+    keys_B: RowKeys,
+    scored_BL: Mask | None = None,
+    scale_BL: PerToken | None = None,
 ) -> tuple[Float[Array, ""], PerToken]:
     """-log p(x | z_0) with z_0 drawn from `keys_B`: its sum (with gradient) and per token (without). One pass of the network.
 
     valid_BL: False on padding.  scored_BL: False for tokens that condition the others, which the network reads as in `nats_at`; None: all
-      are scored.
+      are scored.  scale_BL: what each token's part of the sum is multiplied by; None: 1.
     """
     loss_mask_BL = valid_BL if scored_BL is None else scored_BL & valid_BL
     clean_BL = jnp.zeros(x_BL.shape, jnp.float32)
@@ -297,6 +352,7 @@ def reconstruction_nats(
     z0_BL = with_condition(process, z0_BL, x_BL, valid_BL & ~loss_mask_BL)
     hidden_BLD = denoiser.hidden(z0_BL, process.time_embedding_input(clean_BL))
     loss_fn, weight_BL = Partial(type(process).reconstruction, process), loss_mask_BL.astype(jnp.float32)
+    weight_BL = weight_BL if scale_BL is None else weight_BL * scale_BL
     return denoiser.row_losses(hidden_BLD, process.loss_mask(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
 
 
@@ -311,12 +367,11 @@ def hint_of(process: Process, denoiser: Any, hidden_BLD: Array, z_BL: Array, t_B
 
 
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
-    """The state with clean text at the positions of a condition, whatever noise a schedule leaves at t = 0.
+    """The state with clean text at the positions of a condition, whatever noise a schedule or a path of vectors leaves at t = 0.
 
-    Two states are not changed: vectors, which have the noise of t = 0 on their path, and the input of a causal network, which has no noise
-    and is shifted by one position.
+    The input of a causal network is not changed: it has no noise and is shifted by one position.
     """
-    if process.attention.causal or process.states.dim:
+    if process.attention.causal:
         return z_BL
     return jnp.where(_over_state(condition_mask_BL, z_BL), process.states.of_tokens(x_BL), z_BL)
 
@@ -345,6 +400,16 @@ class _Text:
         hint_BLI = hint_of(process, self.denoiser, hidden_BLD, z_BL, t_BL)
         chosen_B11 = (uniform_rows(self.keys_B, 1) < share)[:, :, None]
         return jnp.where(chosen_B11, jax.lax.stop_gradient(hint_BLI), 0.0)
+
+    def boundary(self, keys_B: RowKeys, valid_BL, scale_BL) -> tuple[Any, Any, Any]:
+        """(prior and reconstruction with gradient, both scaled; prior; reconstruction), sums in nats."""
+        prior_BL = jnp.where(self.loss_mask_BL, self.process.prior_nats(self.x_BL), 0.0)
+        prior = jnp.sum(prior_BL)
+        ends, reconstruction = prior if scale_BL is None else jnp.sum(prior_BL * scale_BL), jnp.zeros((), jnp.float32)
+        if self.process.boundary.reconstruction:
+            scaled, nats_BL = reconstruction_nats(self.process, self.denoiser, self.x_BL, valid_BL, keys_B, self.loss_mask_BL, scale_BL)
+            ends, reconstruction = ends + scaled, scaled if scale_BL is None else jnp.sum(nats_BL)
+        return ends, prior, reconstruction
 
     def progressive(self, rule: Progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL):
         """The state at t whose masks are those of `rule`; positions that condition the others, at t = 0, are clean."""
@@ -416,6 +481,16 @@ def _score_function(text: _Text, draws: list, row_sums: tuple) -> Float[Array, "
     )
     surrogate = jnp.sum((row_sums[0] - row_sums[1]) * (first_B - second_B) / 2)
     return surrogate - jax.lax.stop_gradient(surrogate)
+
+
+def _tokens_of_text(segments_BL: Tokens, loss_mask_BL: Mask) -> tuple[Int[Array, "B M"], Int[Array, "B L"]]:
+    """(1 for each segment that has tokens with loss, 0 for other numbers; for each token the number of these in its segment)."""
+
+    def row(segments_L, loss_mask_L):
+        counts_M = jax.ops.segment_sum(loss_mask_L.astype(jnp.int32), segments_L, num_segments=segments_L.shape[0] + 1)
+        return (counts_M > 0).astype(jnp.int32), counts_M[segments_L]
+
+    return jax.vmap(row)(segments_BL, loss_mask_BL)
 
 
 def _by_time(t_BL: PerToken, value_BL: PerToken) -> Float[Array, "10"]:

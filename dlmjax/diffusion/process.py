@@ -50,7 +50,7 @@ class States(Protocol):
     dim: int = 0
 
     def of_tokens(self, x_BL: Tokens) -> State:
-        """The state that holds this text without noise; required where a text conditions the rest, of states that are not vectors."""
+        """The state that holds this text without noise; required where a text conditions the rest."""
         return x_BL
 
     def to_tokens(self, z_BL: State) -> Tokens:

@@ -394,8 +394,9 @@ class ConditionalScorer:
     def _noisy(self, params, batch, t_BL):
         """z at times t, drawn from the request's numbers; the context stays clean."""
         keys_B = jax.vmap(jax.random.fold_in)(row_keys(jax.random.key(self.seed), batch["group"]), batch["number"])
-        z = bind_process(self.process, params).corrupt(keys_B, batch["tokens"], t_BL, batch["segments"] > 0)
-        return with_condition(self.process, z, batch["tokens"], ~batch["scored"])
+        process = bind_process(self.process, params)
+        z = process.corrupt(keys_B, batch["tokens"], t_BL, batch["segments"] > 0)
+        return with_condition(process, z, batch["tokens"], ~batch["scored"])
 
     def _time_nats(self, params, batch):
         """The integrand of the bound over the whole continuation."""

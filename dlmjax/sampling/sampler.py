@@ -242,8 +242,8 @@ class Sampler:
                     prior = jnp.where(jnp.isin(prior, jnp.asarray(self._suppressed_ids)), process.absorbing_id, prior)
             edited = process.corrupt(edit_keys_B, tokens_BL, start_BL)
             z = select_positions(start_BL >= 1, prior, edited)
-            if not process.states.dim:
-                z = select_positions(condition_mask_BL, tokens_BL, z)
+            clean = process.states.of_tokens(tokens_BL).astype(z.dtype) if process.states.dim else tokens_BL
+            z = select_positions(condition_mask_BL, clean, z)
             masked_BL = self._masked(z, condition_mask_BL)
         plan = logits_cache = hint_BLI = None
         if not self.reveals and self.stepper.plans:

@@ -135,11 +135,12 @@ def make_train_step(
     on_nonfinite: str = "skip",
     spike: float = 0.0,
     steps: int | None = None,
+    divisor: str = "tokens",
     shardings: dict | None = None,
 ) -> TrainStep:
     """Builds `step(state, batch, key) -> (state, metrics)`: jitted, state donated, everything left on the device.
 
-    The gradient is that of the summed loss divided by the summed tokens, so it does not depend on `accumulation` or on the mesh
+    The gradient is that of the summed loss divided by the summed tokens (`divisor`), so it does not depend on `accumulation` or on the mesh
     beyond the order of additions.  `key` is the run's root key: the step folds its own number in.
 
     Args:
@@ -151,6 +152,7 @@ def make_train_step(
       on_nonfinite: "skip" leaves the state but counts the step; "stop" also freezes it (its step included) until `clear_stop`.
       steps: updates of the run. Where it is given, `loss_fn` also receives `progress`, the share of them that is done, float32 []: an
         argument of the program, too.
+      divisor: the loss term whose sum over the batch divides the loss, `Objective.divisor`.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
       shardings: of the parameters, as for `init_state`; fixes the state's shardings, so that no step can change them and recompile.
 
@@ -170,7 +172,7 @@ def make_train_step(
         hyperparameters, params, opt, number = dynamic_args["optimizer"], state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
         loss_now = loss_fn if steps is None else functools.partial(loss_fn, progress=number.astype(jnp.float32) / dynamic_args["steps"])
-        gradient, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_now, params, batch, key, accumulation, shardings)
+        gradient, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_now, params, batch, key, (accumulation, divisor), shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
 
         updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
@@ -216,8 +218,12 @@ def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainSte
     return TrainStep(jax.jit(pinned, donate_argnums=0), dynamic_args, replicated)
 
 
-def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumulation: int, shardings: dict | None) -> tuple:
-    """Gradient, its norm and the loss per token, the summed loss terms, and which microbatches were not finite."""
+def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, parts: tuple[int, str], shardings: dict | None) -> tuple:
+    """Gradient, its norm and the loss per token, the summed loss terms, and which microbatches were not finite.
+
+    parts: (number of microbatches, the loss term that divides the loss).
+    """
+    accumulation, divisor = parts
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % accumulation:
         raise InputError(f"data.batch={rows} is not a multiple of train.accumulation={accumulation}")
@@ -232,7 +238,7 @@ def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, accumula
 
     gradient, (total_A, loss_terms_A, bad_A) = jax.lax.scan(body, constrain(optax.tree.zeros_like(params)), micro)
     loss_terms = jax.tree.map(lambda part: part.sum(axis=0, dtype=part.dtype), loss_terms_A)
-    tokens = jnp.maximum(loss_terms["tokens"], 1).astype(jnp.float32)
+    tokens = jnp.maximum(loss_terms[divisor], 1).astype(jnp.float32)
     # The norm is taken before the division: with one microbatch the compiler then finds it in the loop body already.
     norm = optax.tree.norm(gradient) / tokens
     return optax.tree.scale(1 / tokens, gradient), norm, total_A.sum() / tokens, loss_terms, bad_A

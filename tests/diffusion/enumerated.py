@@ -8,7 +8,7 @@ import numpy as np
 from dlmjax.diffusion import cross_entropy
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
-from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB
+from tests.diffusion.battery import BOS, MASK, VOCAB
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class MaskedToy:
 
     @property
     def denoiser(self) -> toy.ToyDenoiser:
-        return toy.ToyDenoiser(self.law, VOCAB, toy.masked_likelihood(TOKENS, MASK))
+        return toy.ToyDenoiser(self.law, VOCAB, toy.masked_likelihood(self.law.tokens, MASK))
 
     @property
     def masks_SL(self) -> np.ndarray:

@@ -285,6 +285,11 @@ class _EmbeddedTokens(States):
     def dim(self) -> int:
         return self.process.dim
 
+    def of_tokens(self, x_BL: Tokens) -> VectorState:
+        """The embeddings as they are at t = 0 on their path, without the noise of it: a text that conditions the rest is known."""
+        now = self.process.curve.at(jnp.zeros(x_BL.shape, jnp.float32)).over()
+        return now.a * self.process.table[x_BL]
+
     def to_tokens(self, z_BL: VectorState) -> Tokens:
         return embedding.nearest(z_BL, self.process.table, self.process.excluded)
 

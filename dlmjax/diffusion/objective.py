@@ -150,8 +150,8 @@ class Objective:
         bound_share = self.weighting.bound_share(progress)
         time_key, noise_key, boundary_key, prompt_key, hint_key = jax.random.split(key, 5)
         t_BL, inverse_pdf_BL = self.times.draw(time_key, batch["row"], global_batch, x_BL.shape[1])
-        given_BL = ~batch["scored"] if "scored" in batch else False
-        condition_mask_BL = valid_BL & (self._prompt(prompt_key, batch["row"], x_BL.shape[1]) | given_BL)
+        of_data_BL = ~batch["scored"] if "scored" in batch else False
+        condition_mask_BL = valid_BL & (self._prompt(prompt_key, batch["row"], x_BL.shape[1]) | of_data_BL)
         loss_mask_BL = valid_BL & ~condition_mask_BL
         scale_BL = self._scale(batch, loss_mask_BL)
         t_BL = process.time_domain.quantize(t_BL, loss_mask_BL)

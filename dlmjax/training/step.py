@@ -218,12 +218,12 @@ def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainSte
     return TrainStep(jax.jit(pinned, donate_argnums=0), dynamic_args, replicated)
 
 
-def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, parts: tuple[int, str], shardings: dict | None) -> tuple:
+def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, divided: tuple[int, str], shardings: dict | None) -> tuple:
     """Gradient, its norm and the loss per token, the summed loss terms, and which microbatches were not finite.
 
-    parts: (number of microbatches, the loss term that divides the loss).
+    divided: (number of microbatches, the loss term that divides the loss).
     """
-    accumulation, divisor = parts
+    accumulation, divisor = divided
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % accumulation:
         raise InputError(f"data.batch={rows} is not a multiple of train.accumulation={accumulation}")

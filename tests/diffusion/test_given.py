@@ -262,4 +262,4 @@ def test_the_log_names_the_mean_and_says_where_it_is_no_bound():
     with pytest.raises(InputError, match="normaliser is 'row'.*token, answer, text"):
         Objective(MASKED, normaliser="row")
     with pytest.raises(InputError, match="tail_weight is -1"):
-        Objective(MASKED, tail_weight=-1)
+        Objective(MASKED, tail_weight=-1.0)

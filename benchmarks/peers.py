@@ -34,7 +34,7 @@ UNUSED = {
 
 
 def ours(name, args):
-    """One step of `configs/NAME.py:tiny`, with AdamW as the others have it."""
+    """One step of `configs/NAME.py:tiny`, with AdamW and a shape as the others have them."""
     import jax
 
     from benchmarks.random_batch import batch_of
@@ -50,7 +50,7 @@ def ours(name, args):
     with config.unlocked():
         config.data.update(batch=args.batch, length=args.length)
         config.model.update(vocab=max(args.vocab, tokenizer.vocab_size), width=args.width, ffn=3 * args.width)
-        config.model.update(heads=args.width // HEAD, kv_heads=args.width // HEAD)
+        config.model.update(depth=DEPTH, heads=args.width // HEAD, kv_heads=args.width // HEAD, head_dim=HEAD)
     experiment = assemble(config, tokenizer)
     state = init_state(experiment.init, experiment.optimizer, jax.random.key(0), experiment.param_shardings)
     # Of the tokenizer's own ids: those above are special, and no text has them.

@@ -1,7 +1,7 @@
 """Masked diffusion (MDLM 2406.07524) at GPT-2 small's size, 512 windows of 1024 a step; or tiny, for two CPU cores.
 
 dlmjax train --config configs/masked.py --config.data.paths=data/corpus --workdir runs/masked
-dlmjax train --config configs/masked.py:tiny --config.data.paths=data/char27 --workdir runs/masked_tiny
+dlmjax train --config configs/masked.py:tiny --config.data.paths=data/char27 --workdir runs/masked_tiny    # 8.5e12 FLOPs
 
 Published for OpenWebText (perplexity bound): MDLM 23.21 after 262B tokens (table 2) where the autoregressive baseline has 17.54; on its
 validation set MD4 22.13, GenMD4 21.80 (2406.04329, table 5).

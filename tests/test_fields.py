@@ -25,22 +25,22 @@ CONFIGS = ROOT / "configs"
 # Of every config that ships, at each size: a change of these would make other runs of the runs that there are.
 FINGERPRINTS = """
 adapt_qwen3:0.6B ec992d87a689, adapt_qwen3:1.7B ceafe266d8a8, adapt_qwen3:4B 2594dea73fd8, autoregressive:gpt2_small 8d1870d4d546,
-autoregressive:tiny 2cd31b70bc57, babylm:100M e2ab36ab2772, babylm:tiny a752d9335a7a, blocks:gpt2_small d18dd906078e,
-blocks:tiny 47bf9c07107e, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny e1c72444f3b8,
-data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 1ce42c39149a, diffusion_lm:gpt2_small e18e50a02a2c,
-diffusion_lm:tiny 59bea867ce2b, duo:gpt2_small 542c43f81c0a, duo:tiny d2ec6cd5c9df, embedding_flow:gpt2_small 3fb764556d73,
-embedding_flow:tiny b646cb8acfbd, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny c8c162bb9eb4,
-frequency:gpt2_small 0dddb48ab7ba, frequency:tiny 66b8257a3028, genmd4:gpt2_small 7243c231909d, genmd4:tiny d0a1b8eb65ea,
-hybrid:gpt2_small aa696f89b512, hybrid:tiny 5bd981eb13a0, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 89e63d2312e5,
-llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny ba00ab32a87e, plaid:gpt2_small b12e57f342ff,
-plaid:tiny 07f91c2f408c, puzzles 4214a754feec, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 25a7c1f3acf0,
-sed:gpt2_small 14d1f56120dc, sed:tiny 2d601bc88f89, uniform:gpt2_small 99a1f5567915, uniform:tiny d1651a5fc4f9,
+autoregressive:tiny 47bfeb452983, babylm:100M e2ab36ab2772, babylm:tiny 5e64c3e6054c, blocks:gpt2_small d18dd906078e,
+blocks:tiny 24f89121e690, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny 19217b370676,
+data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 1b3ae99b5cfb, diffusion_lm:gpt2_small e18e50a02a2c,
+diffusion_lm:tiny 69e2a7a2177e, duo:gpt2_small 542c43f81c0a, duo:tiny 06742c002e5f, embedding_flow:gpt2_small 3fb764556d73,
+embedding_flow:tiny 6775b92d8182, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny 1b8dcb769612,
+frequency:gpt2_small 0dddb48ab7ba, frequency:tiny fc5e01454204, genmd4:gpt2_small 7243c231909d, genmd4:tiny 5b159ce97091,
+hybrid:gpt2_small aa696f89b512, hybrid:tiny 9e1c23d39e44, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 5a337317cfff,
+llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny 864ece60daf9, plaid:gpt2_small b12e57f342ff,
+plaid:tiny ef2cc9a043ee, puzzles 4214a754feec, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 2c88cf472948,
+sed:gpt2_small 14d1f56120dc, sed:tiny 5937eb04ea70, uniform:gpt2_small 99a1f5567915, uniform:tiny ba45802ac720,
 autoregressive:1b e53e52f5a2ec, blocks:1b b0a7ae7309a9, d3pm:1b 290844213d90, data_limited:1b 1e9bf52c2186, diffusion_lm:1b c85fb9bc90e2,
 duo:1b 0065b0c9e78a, embedding_flow:1b cca3569e714e, flow_matching:1b f62df5e13344, frequency:1b 4c5dd79aacf0, genmd4:1b b853676bee0a,
 hybrid:1b 3c08528d25f5, hyperschedule:1b 94dc7647532e, masked:1b 29235de69f2f, plaid:1b c44f02abee51, score:1b db2d00262172,
 sed:1b bdbb4d5a44e4, uniform:1b 4750abccc507,
-lomdm:gpt2_small 778957339458, lomdm:tiny 99d17b3686b5, lomdm:1b e838d0ea8d96,
-adlm:gpt2_small cf842867735c, adlm:tiny 3e4f24adfc5b, adlm:1b dd03da762f52
+lomdm:gpt2_small 778957339458, lomdm:tiny abfc756b0d68, lomdm:1b e838d0ea8d96,
+adlm:gpt2_small cf842867735c, adlm:tiny 590a6be82783, adlm:1b dd03da762f52
 """
 # Of the default config, by who hashes it.
 BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}

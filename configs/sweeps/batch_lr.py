@@ -25,5 +25,6 @@ def get_sweep(
         data=data,
         objectives={"model": config},
         grid=BatchRate(sizes=sizes, tokens=tokens, batches=batches, lrs=lrs, seeds=seeds),
+        overrides=("data.batch=32",),  # the largest microbatch
         validation=Validation(windows=256),
     )

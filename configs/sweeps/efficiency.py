@@ -16,6 +16,10 @@ from dlmjax.sweep.manifest import Validation
 # Named here, so that a variant means the same when the config that ships changes.
 COMMON = {
     "data.batch": "32",
+    "model.depth": "4",
+    "model.width": "128",
+    "model.head_dim": "32",
+    "model.ffn": "384",
     "optimizer.lr": "0.01",
     "optimizer.warmup": "20",
     "train.steps": "400",
@@ -82,7 +86,7 @@ def get_sweep(data="runs/novels27/data", budgets=(1e12, 8e12), seeds=(0,), varia
     changes = {
         **{name: BEFORE | change for name, change in FROM_BEFORE.items()},
         **{name: AFTER | change for name, change in FROM_AFTER.items()},
-        "shipped": {},  # at the shapes of the ladder, as all of them
+        "shipped": {},  # at the shapes of the ladder, as all variants
     }
     if unknown := set(variants) - set(changes):
         raise InputError(f"variants has {sorted(unknown)[0]!r}; choose from {', '.join(changes)}")

@@ -21,6 +21,7 @@ def get_sweep(data="runs/novels27/data", budgets=(5e11, 1.5e12), sizes=(64, 96, 
         data=data,
         objectives={name: Objective("../masked.py:tiny", overrides=(f"model.family={family}",)) for name, family in FAMILIES.items()},
         grid=IsoFlop(budgets=budgets, sizes=sizes, seeds=seeds),
+        overrides=("data.batch=32",),  # the largest microbatch
         batch=FixedBatch(batch),
         rate=RateLaw(lr=1e-2, batch=4096),
         validation=Validation(windows=256),

@@ -20,6 +20,7 @@ def get_sweep(data="runs/novels27/data", budgets=(1e12, 2e12, 4e12, 1e13), sizes
         data=data,
         objectives={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
         grid=IsoFlop(budgets=budgets, sizes=sizes, seeds=seeds),
+        overrides=("data.batch=32",),  # the largest microbatch
         batch=FixedBatch(batch),
         rate=RateLaw(lr=1e-2, batch=4096),
         validation=Validation(windows=256),

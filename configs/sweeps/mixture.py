@@ -22,6 +22,7 @@ def get_sweep(
         data=data,
         objectives={"model": config},
         grid=Mixture(sizes=sizes, tokens=tokens, weights=tuple((share, 1 - share) for share in shares), seeds=seeds),
+        overrides=("data.batch=32",),  # the largest microbatch
         batch=FixedBatch(16),
         rate=RateLaw(lr=1e-2, batch=4096),
         validation=Validation(windows=256),

@@ -20,6 +20,7 @@ def get_sweep(data="runs/novels27/data", sizes=(48,), unique=(100_000, 300_000, 
         data=data,
         objectives={"masked": "../masked.py:tiny", "ar": "../autoregressive.py:tiny"},
         grid=Repeated(sizes=sizes, unique_tokens=unique, epochs=epochs, seeds=seeds),
+        overrides=("data.batch=32",),  # the largest microbatch
         batch=FixedBatch(batch),
         rate=RateLaw(lr=1e-2, batch=4096),
         validation=Validation(windows=256),

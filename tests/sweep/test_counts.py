@@ -47,10 +47,11 @@ def test_the_dial_counts_what_the_default_family_has():
 
 
 def test_tied_and_transformed_heads_and_tables_of_positions():
-    tied = count(experiment_of("masked", "model.tied=true"))
-    assert tied.active == tied.parameters and tied.non_embedding == tied.parameters - VOCAB * 128
+    experiment = experiment_of("masked", "model.tied=true")
+    tied, width = count(experiment), experiment.config.model.width
+    assert tied.active == tied.parameters and tied.non_embedding == tied.parameters - VOCAB * width
     bert = count(experiment_of("masked", "model.family=bert"))
-    tables, head = (VOCAB + 512 + 2) * 128, VOCAB * 128 + VOCAB
+    tables, head = (VOCAB + 512 + 2) * width, VOCAB * width + VOCAB
     assert bert.non_embedding == bert.parameters - tables - head and bert.active == bert.parameters - tables
 
 

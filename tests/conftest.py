@@ -3,14 +3,16 @@
 import importlib.metadata
 import json
 import os
+import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# Tests compile much and compute little: without XLA's back-end optimisations the suite takes about half the time, and without its fusion
-# emitters another quarter less. XLA ends the process at a flag that it does not know: this one is set for the version it was tried on.
+# Tests compile much and compute little: without XLA's back-end optimisations the suite takes about half the time, without its fusion
+# emitters another quarter less, and a program of one piece instead of up to 32 compiles in three quarters of the time. XLA ends the process
+# at a flag that it does not know: these two are set for the version they were tried on.
 FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 from jaxtyping import install_import_hook  # noqa: E402
@@ -21,6 +23,7 @@ import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+from dlmjax.cluster.host import keep_programs  # noqa: E402
 from dlmjax.cluster.start import make_room  # noqa: E402
 
 if "NPROC" not in os.environ:
@@ -32,6 +35,19 @@ if "NPROC" not in os.environ:
 import pytest  # noqa: E402
 
 pytest_plugins = ["tests.resources"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_are_compiled_once(tmp_path_factory):
+    """A worker keeps what it compiles on disk: many tests compile one program anew, as do those after memory was freed (resources.py).
+
+    Each worker has a folder of its own: jax does not write these files in one act, so that another process could read half of one.
+    """
+    folder = tmp_path_factory.mktemp("programs")
+    keep_programs(folder, 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

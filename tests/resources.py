@@ -6,6 +6,7 @@ and of the children it has waited for, so that a busy machine does not change wh
 
 import ctypes
 import gc
+import math
 import os
 import pathlib
 import resource
@@ -17,6 +18,9 @@ import pytest
 SLOWEST = 10
 # A compiled program holds about 1 MB, however small it is. Above these bounds all are freed, after a file and within one.
 FILE_BYTES, TEST_BYTES = 1.3e9, 1.7e9
+# Not all that is held are programs. Where freeing them leaves a process near the bound, it would free them after every test, and every test
+# would compile the same again: before the next freeing memory must grow by so much, or reach this size, and at the least by a quarter.
+GROWTH_BYTES, LARGE_BYTES = 0.4e9, 2.2e9
 COLLECTION = "(imports and collection)"
 
 
@@ -37,6 +41,7 @@ class Resources:
         self._is_worker = hasattr(config, "workerinput")
         self._files: dict[str, list[float]] = {}
         self._peaks: dict[str, float] = {}
+        self._programs = ProgramMemory()
 
     def _add(self, file, cpu, wall):
         total = self._files.setdefault(file, [0.0, 0.0])
@@ -52,7 +57,7 @@ class Resources:
     def pytest_runtest_protocol(self, item, nextitem):
         cpu, wall = cpu_seconds(), time.perf_counter()
         result = yield
-        free_programs(TEST_BYTES if nextitem is not None and nextitem.path == item.path else FILE_BYTES)
+        self._programs.free_above(TEST_BYTES if nextitem is not None and nextitem.path == item.path else FILE_BYTES)
         self._add(item.nodeid.partition("::")[0], cpu_seconds() - cpu, time.perf_counter() - wall)
         return result
 
@@ -95,10 +100,23 @@ class Resources:
         return result
 
 
-def free_programs(above: float) -> None:
-    """Gives back the memory of compiled programs where this process holds more than `above` bytes; who needs one compiles it again."""
-    if resident_bytes() < above:
-        return
+class ProgramMemory:
+    """Decides when the memory of compiled programs is given back; who needs one compiles it again, or reads it (conftest.py)."""
+
+    def __init__(self):
+        self._left = -math.inf  # bytes held after the last freeing
+
+    def free_above(self, bound: float) -> bool:
+        """Frees where this process holds more than `bound` bytes and so many more than freeing has left that it is worth it."""
+        grown = min(self._left + GROWTH_BYTES, max(LARGE_BYTES, self._left + GROWTH_BYTES / 4))
+        if resident_bytes() < max(bound, grown):
+            return False
+        free_programs()
+        self._left = resident_bytes()
+        return True
+
+
+def free_programs() -> None:
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
     gc.collect()

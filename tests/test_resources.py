@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from tests import resources
 
@@ -48,9 +49,24 @@ def test_one_process_without_a_limit_reports_and_passes(tmp_path):
 
 
 def test_programs_are_freed_above_the_bound_only():
-    double = jax.jit(lambda x: 2 * x)
+    double, programs = jax.jit(lambda x: 2 * x), resources.ProgramMemory()
     double(1.0)
-    resources.free_programs(above=resources.peak_bytes() + 1e9)
+    assert not programs.free_above(resources.peak_bytes() + 1e9)
     assert double._cache_size() == 1
-    resources.free_programs(above=0)
+    assert programs.free_above(0)
     assert double._cache_size() == 0
+
+
+@pytest.mark.parametrize("rest, freed", [(0.1e9, 1), (1.9e9, 7), (2.3e9, 20)])
+def test_memory_that_freeing_does_not_give_back_is_no_reason_to_free_again(monkeypatch, rest, freed):
+    """Of 100 tests of 20 MB each, in a process that holds much besides programs: it frees where that gives back something."""
+    held, frees = [rest], []
+    monkeypatch.setattr(resources, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(resources, "free_programs", lambda: (held.__setitem__(0, rest), frees.append(1)))
+    programs, peak = resources.ProgramMemory(), 0.0
+    for _ in range(100):
+        held[0] += 20e6
+        peak = max(peak, held[0])
+        programs.free_above(resources.TEST_BYTES)
+    assert peak <= max(resources.TEST_BYTES, rest + resources.GROWTH_BYTES) + 20e6
+    assert len(frees) == freed

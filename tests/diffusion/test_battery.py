@@ -44,7 +44,7 @@ LAW4 = oracle.JointDistribution.random(TOKENS, 4, seed=3)
 # Text on which an output that is joint over tokens, or any other loss that is no bound, is furthest from one; and text on which it is none.
 FULLY_DEPENDENT = claims.fully_dependent(TOKENS, 2, leak=0.01)
 INDEPENDENT = claims.independent(TOKENS, 2)
-# One shape for all tests that draw: what takes long is compiling random bits, and operation by operation that is shared.
+# One shape for all tests that draw: tests that work operation by operation share what is compiled.
 ROWS = 4096
 
 
@@ -164,11 +164,13 @@ def test_monte_carlo_is_unbiased(case, times):
     objective = Objective(case.process, TIMES[times], boundary=True)
     assert objective.is_bound
     steps = 16
+    denoiser = case.denoiser(LAW3)
     x_SBL = sample_joint(LAW3, ROWS * steps, seed=4).reshape(steps, ROWS, 3)
 
+    @jax.jit
     def step(x_BL, key):
         batch = {"tokens": x_BL, "segments": jnp.ones_like(x_BL), "row": jnp.arange(ROWS, dtype=jnp.int32)}
-        parts = objective(case.denoiser(LAW3), batch, key, ROWS)[1]
+        parts = objective(denoiser, batch, key, ROWS)[1]
         return parts["nats"] / parts["tokens"]
 
     keys_S = jax.random.split(jax.random.key(5), steps)
@@ -214,10 +216,7 @@ def test_composed_steps_are_the_one_shot_marginal(case, steps):
 
 @functools.cache
 def _stepper(case):
-    """One reverse step, and the last act, of ROWS rows with the exact denoiser.
-
-    Not jitted as a whole: operation by operation all cases share what is compiled, and compiling random bits is what takes long.
-    """
+    """One reverse step, and the last act, of ROWS rows with the exact denoiser."""
     process, denoiser = case.process, case.denoiser(LAW3)
 
     def denoise(keys_B, z_BL, t_BL):
@@ -232,7 +231,7 @@ def _stepper(case):
         keys_B = row_keys(key, jnp.arange(ROWS))
         return process.decode(keys_B, denoise(keys_B, z_BL, jnp.zeros(z_BL.shape)), z_BL)
 
-    return step, decode
+    return jax.jit(step), jax.jit(decode)
 
 
 def _sample(case, times, seed):
@@ -392,9 +391,12 @@ def test_nats_at_is_what_an_evaluation_integrates(case):
     process, (levels, weights) = case.process.bound, np.polynomial.legendre.leggauss(6)
     levels, weights = (levels + 1) / 2, weights / 2
 
+    denoiser = case.denoiser(LAW3)
+
+    @jax.jit
     def at(i, t):
         keys_B = row_keys(jax.random.fold_in(jax.random.key(20), i), jnp.arange(ROWS))
-        return nats_at(process, case.denoiser(LAW3), x_BL, jnp.ones_like(x_BL), keys_B, jnp.full(x_BL.shape, t))
+        return nats_at(process, denoiser, x_BL, jnp.ones_like(x_BL), keys_B, jnp.full(x_BL.shape, t))
 
     total_B = sum(w * np.asarray(at(i, t)).sum(axis=1) for i, (t, w) in enumerate(zip(levels, weights, strict=True)))
     error = total_B.std(ddof=1) / np.sqrt(ROWS)

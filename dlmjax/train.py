@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 import pathlib
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,15 +22,15 @@ from dlmjax.cluster.agree import Agreement, refused_together
 from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.cluster.start import connect
-from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, load_tokenizer, train_batches
+from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, train_batches
 from dlmjax.data.symmetries import board_symmetries
-from dlmjax.errors import Diverged, InputError, NoSplit, names_arguments
+from dlmjax.errors import Diverged, NoSplit, names_arguments
 from dlmjax.evaluation import LikelihoodResult
 from dlmjax.evaluation.noise import NoiseObserver, NoiseReport
 from dlmjax.evaluation.result import of_mixture
-from dlmjax.experiment import Experiment, assemble, kept, open_corpora, open_experiment, token_counts
-from dlmjax.models.families import own_module
+from dlmjax.experiment import Experiment, assemble, open_corpora, token_counts
 from dlmjax.modules import make_callable
+from dlmjax.origin import first_state, start_of
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for, suppressed_ids
 from dlmjax.training import (
     Checkpoints,
@@ -42,14 +41,12 @@ from dlmjax.training import (
     TrainingProgress,
     TrainStep,
     Window,
-    clear_stop,
-    init_state,
     learning_rate,
     make_train_step,
 )
 from dlmjax.training import read as read_metrics
 from dlmjax.training.metrics import FILE as METRICS
-from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside, newest_meta, stored_config, stored_inputs
+from dlmjax.workdir import CHECKPOINTS, claim_workdir, embedding_of, move_aside
 
 logger = logging.getLogger("dlmjax")
 WORSE = 2.0  # a run whose loss is this multiple of its first one has diverged; a new phase of a curriculum raises the loss by less
@@ -89,13 +86,13 @@ def train(
     # Everything that can be refused is refused here, before a file of the workdir is moved or written.
     rows = experiment.partition.rows_of_host(config.data.batch)
     windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
-    first = _first_state(experiment, None if fresh else workdir, fork, init)
+    first = first_state(experiment, None if fresh else workdir, fork, init)
     train_step, phases, phase = _traced_step(experiment), experiment.phases, 0
     with _claimed(experiment, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
         _describe(experiment, corpora, workdir)
 
         # --- 2. The start -------------------------------------------------------------------------------------------------------
-        state, meta, origin = _start(experiment, checkpoints, first, fork, init)
+        state, meta, origin = start_of(experiment, checkpoints, first, fork, init)
         start, steps = meta.get("step", 0), config.train.steps
         on_step(start)
         if origin == "resume" and start >= steps:
@@ -336,108 +333,6 @@ class _Log:
         if report.advice:
             self._writer.text(done, "noise_advice", {"text": report.advice})
         self._progress.write(f"step {done}: {report.summary()}" + (f"; {report.advice}" if report.advice else ""))
-
-
-Start = tuple[dict, dict, str]  # a state, its meta, and its origin
-
-
-def _start(experiment: Experiment, checkpoints: Checkpoints, first: Start | None, fork: str, init: str) -> Start:
-    """The start of the run: this workdir's newest whole checkpoint, else `first` (`_first_state`).
-
-    Raises InputError: there are checkpoints, and none of them is whole.
-    """
-    if checkpoints.resumable():
-        state, meta = checkpoints.restore(experiment.abstract_state())
-        host.log(f"resuming at step {meta['step']}")
-        return clear_stop(state), meta, "resume"
-    return first or _first_state(experiment, None, fork, init)
-
-
-def _first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str, init: str) -> Start | None:
-    """The start of a run whose workdir has no checkpoint; None where it has one. The order:
-
-    1. `--fork`: another run's newest checkpoint, its counters kept;
-    2. `--init`: another run's weights, counters at zero;
-    3. scratch: fresh weights from the seed.
-
-    Raises InputError: two origins; weights of another tokenizer or of another network; a fork that has no step left; an origin that
-    cannot be read; checkpoints in the workdir of which none is whole.
-    """
-    if fork and init:
-        raise InputError("--fork and --init are two places to start from; give one")
-    if workdir:
-        with Checkpoints(workdir / CHECKPOINTS) as own:
-            if own.resumable():
-                return None
-    abstract = experiment.abstract_state()
-    if fork or init:
-        _check_tokenizer(experiment, fork or init)
-        origin = _check_function(experiment, fork or init, "--fork" if fork else "--init")
-    if fork:
-        with Checkpoints(pathlib.Path(fork) / CHECKPOINTS) as other:
-            if (step := other.meta()["step"]) >= experiment.config.train.steps:
-                raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
-            state, meta = other.restore(abstract)
-        host.log(f"forking {fork} at step {meta['step']}")
-        return clear_stop(state), {**meta, "metrics": None}, "fork"  # this workdir does not hold the other run's lines
-    key = jax.random.key(experiment.config.seed)
-
-    def start(key: jax.Array) -> dict:
-        """Initial weights. The fold is part of the one program: alone, it would be compiled at every start."""
-        return experiment.init(jax.random.fold_in(key, 0x1717))
-
-    state = init_state(start, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
-    if init:
-        with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
-            name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
-            loaded, meta = other.restore({name: abstract["params"]})
-        weights = loaded[name]
-        state["params"] = weights
-        if experiment.config.train.ema > 0:
-            state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
-        host.log(f"starting from the weights of {init} at step {meta['step']}")
-        return state, {}, "init"
-    return state, {}, "scratch"
-
-
-def _check_tokenizer(experiment: Experiment, other: str) -> None:
-    """Raises InputError: another run has a different tokenizer."""
-    if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != experiment.tokenizer.hash:
-        raise InputError(
-            f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
-            f"prepare the corpus with --tokenizer saved:{other}/tokenizer"
-        )
-
-
-# Config leaves that determine fields of a network with another name; a field without a leaf is determined by the family.
-_DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name"}
-_DECIDED_BY |= {"self_condition": "process.self_condition", "hint": "process.hint"}
-
-
-def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment:
-    """The experiment of another run. Raises InputError: its network computes another function of the same weights, or has other weights."""
-    root = pathlib.Path(other)
-    meta = newest_meta(root)
-    family, families = experiment.config.model.family, stored_config(root, meta).model.family
-    if own_module(family) or own_module(families):
-        if not (own_module(family) and own_module(families)):
-            raise InputError(f"the weights of {flag} {other} are of model.family={families}, and this run has model.family={family}")
-        if stored_inputs(root, meta).get("files", {}).get(module_file.FILE) != experiment.module.sha256:
-            logger.warning("%s was trained with other code than model.family=%s has now; its weights are read as they are", other, family)
-        return open_experiment(other, module=experiment.module)
-    origin = open_experiment(other)
-    here, there = experiment.network.spec, origin.network.spec
-    names = here.differing(there)
-    if here.shift and origin.process.attention.causal:
-        names = [name for name in names if name != "shift"]  # causal rows are shifted by one position already
-    if not names:
-        return origin
-    theirs, leaves = config_lib.leaves(origin.config), {}
-    for name in names:
-        leaves[name] = _DECIDED_BY.get(name, f"model.{name}" if f"model.{name}" in theirs else "model.family")
-    found = ", ".join(f"{leaves[name]}: {name} is {getattr(there, name)!r} there and {getattr(here, name)!r} here" for name in names)
-    flags = " ".join(f"--config.{leaf}={shlex.quote(str(theirs[leaf]))}" for leaf in dict.fromkeys(leaves.values()))
-    raise InputError(f"the weights of {flag} {other} compute another function here ({found}); pass {flags}, or leave {flag} out")
 
 
 class _HeldOut:

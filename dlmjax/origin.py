@@ -1,0 +1,119 @@
+"""Where a run starts: its own newest checkpoint, another run's (`--fork`, `--init`), or fresh weights from its seed."""
+
+import logging
+import pathlib
+import shlex
+
+import jax
+
+from dlmjax import config as config_lib
+from dlmjax import module_file
+from dlmjax.cluster import host
+from dlmjax.data import load_tokenizer
+from dlmjax.errors import InputError
+from dlmjax.experiment import Experiment, kept, open_experiment
+from dlmjax.models.families import own_module
+from dlmjax.training import Checkpoints, clear_stop, init_state
+from dlmjax.workdir import CHECKPOINTS, newest_meta, stored_config, stored_inputs
+
+logger = logging.getLogger("dlmjax")
+Start = tuple[dict, dict, str]  # a state, its meta, and its origin
+
+
+def start_of(experiment: Experiment, checkpoints: Checkpoints, first: Start | None, fork: str, init: str) -> Start:
+    """The start of the run: this workdir's newest whole checkpoint, else `first` (`first_state`).
+
+    Raises InputError: there are checkpoints, and none of them is whole.
+    """
+    if checkpoints.resumable():
+        state, meta = checkpoints.restore(experiment.abstract_state())
+        host.log(f"resuming at step {meta['step']}")
+        return clear_stop(state), meta, "resume"
+    return first or first_state(experiment, None, fork, init)
+
+
+def first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str, init: str) -> Start | None:
+    """The start of a run whose workdir has no checkpoint; None where it has one. The order:
+
+    1. `--fork`: another run's newest checkpoint, its counters kept;
+    2. `--init`: another run's weights, counters at zero;
+    3. scratch: fresh weights from the seed.
+
+    Raises InputError: two origins; weights of another tokenizer or of another network; a fork that has no step left; an origin that
+    cannot be read; checkpoints in the workdir of which none is whole.
+    """
+    if fork and init:
+        raise InputError("--fork and --init are two places to start from; give one")
+    if workdir:
+        with Checkpoints(workdir / CHECKPOINTS) as own:
+            if own.resumable():
+                return None
+    abstract = experiment.abstract_state()
+    if fork or init:
+        _check_tokenizer(experiment, fork or init)
+        origin = _check_function(experiment, fork or init, "--fork" if fork else "--init")
+    if fork:
+        with Checkpoints(pathlib.Path(fork) / CHECKPOINTS) as other:
+            if (step := other.meta()["step"]) >= experiment.config.train.steps:
+                raise InputError(f"{fork} is at step {step}, where this run would end; give --config.train.steps above {step}")
+            state, meta = other.restore(abstract)
+        host.log(f"forking {fork} at step {meta['step']}")
+        return clear_stop(state), {**meta, "metrics": None}, "fork"  # this workdir does not hold the other run's lines
+    key = jax.random.key(experiment.config.seed)
+
+    def start(key: jax.Array) -> dict:
+        """Initial weights. The fold is part of the one program: alone, it would be compiled at every start."""
+        return experiment.init(jax.random.fold_in(key, 0x1717))
+
+    state = init_state(start, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
+    if init:
+        with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
+            name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
+            loaded, meta = other.restore({name: abstract["params"]})
+        weights = loaded[name]
+        state["params"] = weights
+        if experiment.config.train.ema > 0:
+            state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
+        host.log(f"starting from the weights of {init} at step {meta['step']}")
+        return state, {}, "init"
+    return state, {}, "scratch"
+
+
+def _check_tokenizer(experiment: Experiment, other: str) -> None:
+    """Raises InputError: another run has a different tokenizer."""
+    if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != experiment.tokenizer.hash:
+        raise InputError(
+            f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
+            f"prepare the corpus with --tokenizer saved:{other}/tokenizer"
+        )
+
+
+# Config leaves that determine fields of a network with another name; a field without a leaf is determined by the family.
+_DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name"}
+_DECIDED_BY |= {"self_condition": "process.self_condition", "hint": "process.hint"}
+
+
+def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment:
+    """The experiment of another run. Raises InputError: its network computes another function of the same weights, or has other weights."""
+    root = pathlib.Path(other)
+    meta = newest_meta(root)
+    family, families = experiment.config.model.family, stored_config(root, meta).model.family
+    if own_module(family) or own_module(families):
+        if not (own_module(family) and own_module(families)):
+            raise InputError(f"the weights of {flag} {other} are of model.family={families}, and this run has model.family={family}")
+        if stored_inputs(root, meta).get("files", {}).get(module_file.FILE) != experiment.module.sha256:
+            logger.warning("%s was trained with other code than model.family=%s has now; its weights are read as they are", other, family)
+        return open_experiment(other, module=experiment.module)
+    origin = open_experiment(other)
+    here, there = experiment.network.spec, origin.network.spec
+    names = here.differing(there)
+    if here.shift and origin.process.attention.causal:
+        names = [name for name in names if name != "shift"]  # causal rows are shifted by one position already
+    if not names:
+        return origin
+    theirs, leaves = config_lib.leaves(origin.config), {}
+    for name in names:
+        leaves[name] = _DECIDED_BY.get(name, f"model.{name}" if f"model.{name}" in theirs else "model.family")
+    found = ", ".join(f"{leaves[name]}: {name} is {getattr(there, name)!r} there and {getattr(here, name)!r} here" for name in names)
+    flags = " ".join(f"--config.{leaf}={shlex.quote(str(theirs[leaf]))}" for leaf in dict.fromkeys(leaves.values()))
+    raise InputError(f"the weights of {flag} {other} compute another function here ({found}); pass {flags}, or leave {flag} out")

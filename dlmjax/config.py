@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
 from dlmjax.data.token_budget import parse_path
-from dlmjax.diffusion.registry import check_call, check_process, curriculum_of, earlier_phases, phase_texts, schedule_of
+from dlmjax.diffusion.phases import earlier_phases, phase_texts
+from dlmjax.diffusion.registry import check_call, check_process, curriculum_of, schedule_of
 from dlmjax.errors import InputError, names_arguments
 from dlmjax.fields import FIELDS, hashed, non_identity_fields
 from dlmjax.files import parse_json, require_shape, unsealed
@@ -421,7 +422,11 @@ def _check_choices(config: ConfigDict) -> None:
     with _of_field("process.name"):
         found = [("name", process.name, check_process(process.name, process.schedule))]
     with _of_field("process.before"):
-        found += [("before", text, check_process(text, schedule_of(text, process.schedule))) for text, _ in phase_texts(process.before)]
+        for phase in phase_texts(process.before):
+            schedule = phase.settings.get("schedule", schedule_of(phase.process, process.schedule))
+            found.append(("before", phase.process, check_process(phase.process, schedule)))
+            for kind, value in phase.settings.items():
+                check_call(kind, value)
     for leaf, text, reads_time in found:
         if reads_time and config.model.time_input == "none" and own_module(config.model.family) is None:
             raise InputError(f'process.{leaf}={text} requires model.time_input="adaln", "add" or "prefix", not "none"')

@@ -19,8 +19,9 @@ from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.diffusion import Objective, Process, make_masks, make_process, make_times, make_weighting
 from dlmjax.diffusion.declarations import Phases
+from dlmjax.diffusion.phases import PhaseText, earlier_phases, phase_texts
 from dlmjax.diffusion.process import init_params, loss_share
-from dlmjax.diffusion.registry import earlier_phases, phase_texts, process_fields, schedule_of
+from dlmjax.diffusion.registry import check_process, process_fields, schedule_of
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
 from dlmjax.evaluation.conditional import ConditionalScorer
@@ -54,6 +55,8 @@ class Experiment:
     """The objects that a config describes: everything but the weights and the data.
 
     earlier: the phases of `process.before`. Evaluations and samples use `process`, that of the last phase, at all steps.
+    phase_start: the step at which the phase began, where this is the experiment of one (`at_step`): the average of the weights starts anew
+      there, and the learning rate rises again.
     """
 
     config: ConfigDict
@@ -66,6 +69,8 @@ class Experiment:
     hyperparameters: Hyperparameters
     module: ModuleFile | None = None  # the file of a network of one's own
     earlier: tuple[EarlierPhase, ...] = ()
+    phase_start: int = 0
+    chosen_process: str = ""  # the text of a process that is not the one trained last
     trained_loops: int | None = None  # where the network runs its looped layers another number of times than in training
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array, progress: jax.Array | None = None) -> tuple[jax.Array, dict]:
@@ -138,6 +143,15 @@ class Experiment:
 
     def at_step(self, step: int) -> "Experiment":
         """The experiment as one training step uses it; it differs from this one where the process follows a curriculum."""
+        start = max((phase.end for phase in self.earlier if phase.end <= step), default=0)
+        found = self._of_phase(step)
+        if not start:
+            return found
+        rates = found.hyperparameters.again(start, self.config.optimizer.rewarm, self.config.train.steps)
+        return dataclasses.replace(found, phase_start=start, hyperparameters=rates)
+
+    def _of_phase(self, step: int) -> "Experiment":
+        """`at_step` without what depends on where the phase began."""
         earlier = next((phase for phase in self.earlier if step < phase.end), None)
         if earlier is not None:
             return self._during(earlier.objective)
@@ -257,7 +271,8 @@ def _assembled(
         )
     made = functools.partial(_process, config, tokenizer, vocab, counts_V, embedding_VE)
     process = made(config.process.name, config.process.schedule)
-    before = [made(text, schedule_of(text, config.process.schedule)) for text, _ in phase_texts(config.process.before)]
+    texts = phase_texts(config.process.before)
+    before = [made(one.process, one.settings.get("schedule", schedule_of(one.process, config.process.schedule))) for one in texts]
     partition = Partition(make_mesh(**config.mesh, devices=devices))
     if module is None:
         network = _network(config, before, process, vocab, partition)
@@ -269,7 +284,6 @@ def _assembled(
     _check_shared(before, process)
     optimizer, objective = OptimizerSpec(**config.optimizer), functools.partial(_objective, config)
     ends = earlier_phases(config.process.before, config.train.steps) if before else ()
-    shares = [share for _, share in phase_texts(config.process.before)]
     return Experiment(
         config=config,
         tokenizer=tokenizer,
@@ -281,26 +295,30 @@ def _assembled(
         hyperparameters=hyperparameters_of(optimizer, config.train.steps),
         module=module,
         earlier=tuple(
-            EarlierPhase(objective(phase, earlier=True), end, share) for phase, (_, end), share in zip(before, ends, shares, strict=True)
+            EarlierPhase(objective(phase, earlier=text), end, text.share(config.train.steps))
+            for phase, (text, end) in zip(before, ends, strict=True)
         ),
     )
 
 
-def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> Objective:
-    """The objective of a process. earlier: of a phase of `process.before`, which has the weighting and the masks of the config where
-    its process supports these and has times, and else its own."""
-    times, of_times = choices.parse(config.process.times)
+def _objective(config: ConfigDict, process: Process, earlier: PhaseText | None = None) -> Objective:
+    """The objective of a process. earlier: the phase of `process.before`, which has times, weighting and masks of its own, else those of
+    the config, the last two where its process supports these and has times, and else those of its process."""
+    own = earlier.settings if earlier else {}
+    setting = {name: own.get(name, config.process[name]) for name in ("times", "weighting", "masks")}
+    times, of_times = choices.parse(setting["times"])
     weighting = None
-    if config.process.weighting:
-        name, values = choices.parse(config.process.weighting)
+    if setting["weighting"]:
+        name, values = choices.parse(setting["weighting"])
         weighting = make_weighting(name, **values)
         if weighting.anchor_gamma and (not config.model.anchor_depth or own_module(config.model.family)):
             raise InputError(f"process.weighting={name} requires an anchor network: set model.anchor_depth to 1 or more layers, or gamma=0")
-    if earlier and weighting and (process.attention.causal or weighting.supported_as not in process.capabilities.weightings):
+    unsupported = weighting and (process.attention.causal or weighting.supported_as not in process.capabilities.weightings)
+    if earlier and unsupported and "weighting" not in own:
         weighting = None
-    masks, of_masks = choices.parse(config.process.masks)
+    masks, of_masks = choices.parse(setting["masks"])
     progressive = make_masks(masks, **of_masks)
-    if earlier and progressive and not progressive.suits(process):
+    if earlier and progressive and not progressive.suits(process) and "masks" not in own:
         progressive = None
     return Objective(
         process=process,
@@ -314,9 +332,9 @@ def _objective(config: ConfigDict, process: Process, earlier: bool = False) -> O
     )
 
 
-def _check_shared(before: list[Process], process: Process) -> None:
-    """Raises InputError: a phase of `process.before` whose process cannot share weights with that of the last phase: their networks read or
-    predict something else, or they learn other parameters."""
+def _check_shared(before: list[Process], process: Process, flag: str = "process.before") -> None:
+    """Raises InputError: a process, of a phase of `process.before` or of `--process`, that cannot share weights with that of the last
+    phase: their networks read or predict something else, or they learn other parameters. flag: what names it."""
     for phase in before:
         facts = {
             "reads": ("vectors" if phase.states.dim else "tokens", "vectors" if process.states.dim else "tokens"),
@@ -328,8 +346,8 @@ def _check_shared(before: list[Process], process: Process) -> None:
         for what, (here, there) in facts.items():
             if here != there:
                 raise InputError(
-                    f"process.before={phase.name} conflicts with process.name={process.name}: its network {what} {here}, not {there}; "
-                    "leave one of them out"
+                    f"{flag}{' ' if flag.startswith('-') else '='}{phase.name} conflicts with process.name={process.name}: its network "
+                    f"{what} {here}, not {there}; leave one of them out"
                 )
 
 
@@ -435,7 +453,7 @@ def open_corpora(config: ConfigDict, split: str) -> list[Corpus]:
 
 def token_counts(config: ConfigDict, corpora: list[Corpus]) -> np.ndarray | None:
     """Occurrences of each token in the training text, where the process requires them; else None."""
-    names = (config.process.name, *(text for text, _ in phase_texts(config.process.before)))
+    names = (config.process.name, *(phase.process for phase in phase_texts(config.process.before)))
     required = any("counts_V" in process_fields(choices.parse(name)[0]) for name in names)
     return sum(corpus.counts_V for corpus in corpora) if required else None
 
@@ -451,16 +469,19 @@ class OpenedRun(Protocol):
     workdir: pathlib.Path
 
 
-def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFile | None = None, loops: int | None = None) -> Experiment:
+def open_experiment(
+    workdir: str, *, trust_code: bool = False, module: ModuleFile | None = None, loops: int | None = None, process: str | None = None
+) -> Experiment:
     """The experiment of a run on the devices at hand, whatever mesh and attention kernel it was trained with; no weights.
 
     Args:
       trust_code: whether the workdir's Python file of a network of one's own may be run.
       module: a file to run in its place.
       loops: how often looped layers are run; None = as in training.
+      process: another process for the same weights, as in `process.name`; None = that of the run's last phase.
 
     Raises InputError: not a workdir; a file that is damaged, or that belongs to another run than the checkpoints; a network of one's own,
-      and neither `trust_code` nor `module`; `loops` for a network without looped layers.
+      and neither `trust_code` nor `module`; `loops` for a network without looped layers; a process that the weights do not fit.
     """
     root = pathlib.Path(workdir)
     meta = newest_meta(root)
@@ -481,8 +502,35 @@ def open_experiment(workdir: str, *, trust_code: bool = False, module: ModuleFil
             )
         module = ModuleFile(root / module_file.FILE, named[1], stored_bytes(root, module_file.FILE, inputs))
     tokenizer, embedding_VE = stored_tokenizer(root, inputs), stored_embedding(config, root, inputs)
-    found = _assembled(config, tokenizer, None, stored_table(root, counts.FILE, inputs), embedding_VE, module if named else None)
+    counts_V = stored_table(root, counts.FILE, inputs)
+    found = _assembled(config, tokenizer, None, counts_V, embedding_VE, module if named else None)
+    if process is not None:
+        found = _with_process(found, process, counts_V)
     return found if loops is None else found.with_loops(loops)
+
+
+def _with_process(experiment: Experiment, text: str, counts_V: Any) -> Experiment:
+    """The experiment with another process on the same weights, for evaluation, sampling and export; it trains nothing, so that weighting,
+    masks and phases are the process's own.
+
+    Raises InputError: no such process; one that reads, predicts or learns something else, or requires a time that the network has not.
+    """
+    config = experiment.config
+    try:
+        schedule = schedule_of(text, config.process.schedule)
+        check_process(text, schedule)
+        process = _process(config, experiment.tokenizer, experiment.process.vocab, counts_V, None, text, schedule)
+    except InputError as error:
+        raise InputError(f"--process {text}: {error}") from None
+    _check_shared([process], experiment.process, "--process")
+    network = experiment.network
+    if experiment.module is not None:
+        network.require_process(process, config.process.self_condition)
+    elif process.time_input and network.spec.time_input == "none":
+        raise InputError(f"--process {text} requires a network conditioned on the time, and this run has model.time_input=none")
+    elif network.spec.shift and process.attention.block_size is not None:
+        raise InputError(f"--process {text} conflicts with model.family={config.model.family}, which predicts from the position before")
+    return dataclasses.replace(experiment._during(Objective(process)), chosen_process=text)
 
 
 def require_family(workdir: str) -> None:

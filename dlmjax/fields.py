@@ -138,7 +138,7 @@ _PROCESS = {
     "schedule": Field("linear", "noise schedule", named=True),
     "before": Field(
         (),
-        "phases trained first on the same weights, PROCESS@SHARE of the steps; empty: none",
+        "phases trained first on the same weights, PROCESS@SHARE of the steps or PROCESS@STEP; empty: none",
         added=True,
     ),
     "times": Field("stratified", "distribution of the times t over a batch", named=True),
@@ -162,6 +162,7 @@ _OPTIMIZER = {
     "warmup": _whole(100, "steps of the linear warm-up", 0, programs=NONE),
     "decay": _share(0.2, "share of the steps in which wsd decays", programs=NONE),
     "final": _share(0.1, "learning rate of the last step as a share of lr", programs=NONE),
+    "rewarm": _share(0.01, "share of the steps in which the rate rises again after a phase of process.before", programs=NONE, added=True),
 }
 _TRAIN = {
     "steps": _whole(1000, "steps of the run", 1, programs=NONE),

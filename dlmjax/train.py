@@ -219,6 +219,7 @@ def train_step_of(experiment: Experiment) -> TrainStep:
         spike=config.spike,
         steps=config.steps,
         divisor=experiment.objective.divisor,
+        average_from=experiment.phase_start,
         shardings=experiment.param_shardings,
     )
 
@@ -304,8 +305,7 @@ class _Log:
         rates = self.throughput.rates(self._timed) if self._timed else {}
         self._timed = 0
         several = len(self._phases.ends) > 0
-        phase = {"phase": self._phase + 1} if several else {}
-        self._writer.scalars(step + 1, "train", {**self.summary.values, **phase, **rates})
+        self._writer.scalars(step + 1, "train", {**self.summary.values, **(self._of_phase() if several else {}), **rates})
         shown = {"phase": f"{self._phase + 1} of {len(self._phases.ends) + 1}"} if several else {}
         speed = {"tokens/s/device": rates["tokens_per_second_per_device"]} if rates else {}
         self._progress.update(1, {**shown, **self._objective.summary(self.summary.values), **speed})
@@ -313,6 +313,13 @@ class _Log:
         for bad in self.summary.bad:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
         return self.summary
+
+    def _of_phase(self) -> dict[str, float]:
+        """The number of the phase, and its bound once more under a name of its own: those of several processes are several curves."""
+        process, values = self._objective.process.bound, self.summary.values
+        name = f"{process.name}{process.attention.block_size or ''}"
+        bounds = {f"{key}/{name}": values[key] for key in ("nelbo", "partial_nelbo") if key in values}
+        return {"phase": self._phase + 1, **bounds}
 
     def held_out(
         self, done: int, result: LikelihoodResult, of_each: Sequence[tuple[str, LikelihoodResult]], noise: NoiseReport | None

@@ -218,9 +218,42 @@ def test_a_causal_phase_of_a_network_that_predicts_the_next_token_is_the_same_ne
     assert experiment.at_step(config.train.steps).network.spec.shift
 
 
+def test_a_phase_has_times_and_a_weighting_of_its_own_and_ends_at_a_share_or_a_step():
+    """What it leaves out is that of the run. A switch raises the learning rate again; a fork for more steps moves shares, and no steps."""
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    phases = "autoregressive@0.2,blocks(size=4); times=stratified(low=0.3, high=0.8); weighting=bound@7,masked; schedule=cosine@0.8"
+    config_lib.override(config, ["train.steps=10", "process.times=beta", "process.weighting=cross_entropy", f"process.before={phases}"])
+    config.optimizer.warmup = 0
+    experiment = assemble(config, tokenizer, devices=jax.devices()[:1])
+    config_lib.override(config, ["train.steps=20"])
+    longer = assemble(config, tokenizer, devices=jax.devices()[:1])
+    assert experiment.phases.ends == (2, 7, 8) and longer.phases.ends == (4, 7, 16)
+    found = [experiment.at_step(step) for step in (1, 2, 6, 7, 9)]
+    assert [one.objective.weighting.name for one in found] == ["bound", "bound", "bound", "cross_entropy", "cross_entropy"]
+    assert [one.process.name for one in found] == ["autoregressive", "blocks", "blocks", "masked", "masked"]
+    assert found[1].objective.times.distribution.low == 0.3 and found[3].objective.times == found[4].objective.times
+    assert [type(one.process.schedule).__name__ for one in found[3:]] == ["Cosine", "Linear"]
+    assert [one.phase_start for one in found] == [0, 2, 2, 7, 8]
+    assert [float(one.hyperparameters.again_from) for one in found] == [0, 2, 2, 7, 8]
+    assert longer.at_step(19).flops_per_token == experiment.at_step(9).flops_per_token
+
+
 @pytest.mark.parametrize(
     "overrides, says",
     [
+        (
+            ["process.before=autoregressive@10"],
+            "'autoregressive@10' ends at step 10, and the run has 10 steps",
+        ),
+        (["process.before=autoregressive@0"], "cannot read the phase"),
+        (["process.before=autoregressive@5,masked@4"], "ends no later than the one before it"),
+        (["process.before=autoregressive@5,masked@0.4"], "none is left for a phase"),
+        (["process.before=masked; times=betta@4"], r"process\.before: unknown times 'betta'.*did you mean 'beta'"),
+        (["process.before=masked; steps=4@4"], r"process\.before: unknown setting of a phase 'steps'"),
+        (["process.before=masked; times@4"], "cannot read 'times' of the phase"),
+        (["process.before=masked; times=beta; times=beta@4"], "cannot read 'times=beta' of the phase .* once"),
+        (["process.before=masked; schedule=cosine(x=1)@4"], r"process\.before: .*cosine has no value 'x'"),
+        (["process.before=autoregressive; weighting=denoising@4"], "denoising conflicts with process autoregressive"),
         (["process.before=autoregressive"], r"process\.before: cannot read the phase 'autoregressive'; write PROCESS@SHARE"),
         (["process.before=autoregressive@1.0"], "cannot read the phase"),
         (["process.before=autoregressive@x"], "cannot read the phase"),

@@ -2,10 +2,8 @@
 
 import contextlib
 import inspect
-import itertools
-import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -186,40 +184,6 @@ def curriculum_of(text: str) -> Process | None:
     if made.phases is Process.phases:
         return None
     return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
-
-
-def phase_texts(entries: Sequence[Any]) -> list[tuple[str, float]]:
-    """The process, by its name with values, and the share of the steps of each of `entries`, texts PROCESS@SHARE.
-
-    Raises InputError: another form; shares that do not rise, or are not between 0 and 1.
-    """
-    found = []
-    for entry in entries:
-        text, at, share = entry.rpartition("@") if isinstance(entry, str) else ("", "", "")
-        try:
-            number = float(share) if at and text.strip() else math.nan
-        except ValueError:
-            number = math.nan
-        if not 0 < number < 1:
-            raise InputError(
-                f"cannot read the phase {entry!r:.100}; write PROCESS@SHARE with a share above 0 and below 1: autoregressive@0.2"
-            )
-        if found and number <= found[-1][1]:
-            raise InputError(f"the phase {entry!r:.100} ends no later than the one before it; give rising shares")
-        found.append((text.strip(), number))
-    return found
-
-
-def earlier_phases(entries: Sequence[Any], steps: int) -> list[tuple[str, int]]:
-    """The process of each phase of a run of `steps` steps before its last, and the step before which it ends; see `phase_texts`.
-
-    Raises InputError: an entry that cannot be read; a phase, or what follows the last of them, without a step.
-    """
-    found = [(text, round(share * steps)) for text, share in phase_texts(entries)]
-    ends = [0, *(end for _, end in found), steps]
-    if found and any(start >= end for start, end in itertools.pairwise(ends)):
-        raise InputError(f"of the {steps} steps of the run, none is left for a phase of {', '.join(map(str, entries))}; give other shares")
-    return found
 
 
 def schedule_of(text: str, schedule: str) -> str:

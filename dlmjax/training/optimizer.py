@@ -49,6 +49,7 @@ class OptimizerSpec:
     warmup: int = default_of("optimizer.warmup")
     decay: float = default_of("optimizer.decay")
     final: float = default_of("optimizer.final")
+    rewarm: float = default_of("optimizer.rewarm")
 
     def __post_init__(self):
         check_section("optimizer", vars(self))
@@ -64,6 +65,12 @@ class Hyperparameters(NamedTuple):
     final: Any  # learning rate of the last step, as a share of `lr`
     fall: Any  # 1 - final, rounded once
     weight_decay: Any
+    again_from: Any = np.float32(0)  # step from which the learning rate rises again
+    again_share: Any = np.float32(1)  # 1 / steps of that rise; 1 without it
+
+    def again(self, start: int, share: float, steps: int) -> "Hyperparameters":
+        """Those of a phase that begins at step `start`: the rate rises again over the share `share` of the run's `steps` steps."""
+        return self._replace(again_from=np.float32(start), again_share=np.float32(1) / np.float32(max(round(share * steps), 1)))
 
 
 def hyperparameters_of(spec: OptimizerSpec, steps: int) -> Hyperparameters:
@@ -84,6 +91,7 @@ def learning_rate(schedule: str, hyperparameters: Hyperparameters, step: Any) ->
 
     Warm-up rises as (s+1)/warmup, so the first step already moves.  "cosine" falls to `final` over the rest, "wsd" stays flat and
     falls linearly over the last `decay` share (2404.06395), "constant" stays.  The last step has exactly `final * lr` (not "constant").
+    From `again_from` on, where a phase of a run begins, it rises once more, since the scale of the gradient is another one.
     """
     step = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum((step + 1) * hyperparameters.warmup_share, 1.0)
@@ -94,7 +102,8 @@ def learning_rate(schedule: str, hyperparameters: Hyperparameters, step: Any) ->
         share = 1 - hyperparameters.fall * progress
     else:
         share = hyperparameters.final + hyperparameters.fall * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-    return hyperparameters.lr * warm * share
+    again = jnp.minimum((step - hyperparameters.again_from + 1) * hyperparameters.again_share, 1.0)
+    return hyperparameters.lr * warm * share * again
 
 
 def build_optimizer(

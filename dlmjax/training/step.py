@@ -136,6 +136,7 @@ def make_train_step(
     spike: float = 0.0,
     steps: int | None = None,
     divisor: str = "tokens",
+    average_from: int = 0,
     shardings: dict | None = None,
 ) -> TrainStep:
     """Builds `step(state, batch, key) -> (state, metrics)`: jitted, state donated, everything left on the device.
@@ -153,6 +154,7 @@ def make_train_step(
       steps: updates of the run. Where it is given, `loss_fn` also receives `progress`, the share of them that is done, float32 []: an
         argument of the program, too.
       divisor: the loss term whose sum over the batch divides the loss, `Objective.divisor`.
+      average_from: step at which the average starts anew, since another phase begins there: s above is counted from it.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
       shardings: of the parameters, as for `init_state`; fixes the state's shardings, so that no step can change them and recompile.
 
@@ -178,7 +180,7 @@ def make_train_step(
         updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
         new = {"params": optax.apply_updates(params, updates), "opt": transform}
         accepted = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
-        average = _average(state["ema"], accepted["params"], number, dynamic_args["ema_decay"], accept)
+        average = _average(state["ema"], accepted["params"], number - dynamic_args["average_from"], dynamic_args["ema_decay"], accept)
         # A frozen state keeps its number: it is the state before the bad step, and can be saved as such.
         number = jnp.where(guard["stopped"] > 0, number, number + 1)
         metrics = {
@@ -201,7 +203,8 @@ def make_train_step(
         }, metrics
 
     of_run = {} if steps is None else {"steps": np.float32(steps)}
-    return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay), **of_run}, shardings)
+    averaging = {"ema_decay": np.float32(ema_decay), "average_from": np.int32(average_from)}
+    return _jit(step, {"optimizer": hyperparameters, **averaging, **of_run}, shardings)
 
 
 def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainStep:
@@ -266,7 +269,8 @@ def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, s
 
 
 def _average(ema: dict, params: dict, number: jax.Array, decay: jax.Array, accept: jax.Array) -> dict:
-    """ema + (1 - d)(params - ema) with d = min(decay, (1+s)/(10+s)): without the warm-up, early averages are mostly the initial weights."""
+    """ema + (1 - d)(params - ema) with d = min(decay, (1+s)/(10+s)), s = `number`: without the warm-up, early averages are mostly the
+    initial weights."""
     if not ema:
         return {}
     s = number.astype(jnp.float32)

@@ -1,5 +1,7 @@
 """The step: what it computes, what it keeps, what it refuses, how often it compiles, and that a mesh changes none of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,23 @@ def test_ema_follows_its_formula(step, new_state):
     close(state["ema"], expected, 1e-6)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state["ema"]))
     assert not toy.same(state["ema"], state["params"])
+
+
+def test_the_average_starts_anew_with_a_phase_and_the_rate_rises_again(step, new_state):
+    """The step of a later phase is the same program with other arguments: at its start d is (1+0)/(10+0), whatever the step's number."""
+    again = dataclasses.replace(
+        step, hyperparameters={**step.hyperparameters, "optimizer": HYPERPARAMETERS.again(6, 0.1, STEPS), "average_from": np.int32(6)}
+    )
+    state, rates = new_state(), []
+    for number in range(12):
+        old = jax.device_get(state["ema"])
+        state, metrics = (step if number < 6 else again)(state, toy.batch(number), KEY)
+        rates.append(float(metrics["learning_rate"]))
+        since = number - 6 if number >= 6 else number
+        d = min(0.9, (1 + since) / (10 + since))
+        close(state["ema"], jax.tree.map(lambda e, p: e + (1 - d) * (p - e), old, jax.device_get(state["params"])), 1e-5)  # noqa: B023
+    plain = [float(RATE(HYPERPARAMETERS, number)) for number in range(12)]
+    np.testing.assert_allclose(np.divide(rates, plain), [1] * 6 + [0.25, 0.5, 0.75] + [1] * 3, rtol=1e-6)
 
 
 def test_without_ema_nothing_is_kept_and_any_optax_transform_will_do():

@@ -380,6 +380,7 @@ def _provenance(
         "batch": settings.batch,
         "calls_per_token": result.calls_per_token,
         **({"loops": loops} if (loops := experiment.loops) else {}),
+        **({"chosen_process": chosen} if (chosen := experiment.chosen_process) else {}),
         "seconds": seconds,
         "scored_tokens_per_second": (tokens or result.tokens) / seconds,
     }

@@ -314,6 +314,7 @@ def open_run(
     trust_code: bool = False,
     module: ModuleFile | None = None,
     loops: int | None = None,
+    process: str | None = None,
 ) -> Run:
     """Opens the newest (or the given) checkpoint of a workdir on the devices at hand, whatever mesh it was trained on.
 
@@ -327,16 +328,17 @@ def open_run(
       trust_code: whether the workdir's Python file of a network of one's own may be run.
       module: a file to run in its place, `dlmjax.module_file.ModuleFile`.
       loops: how often the looped layers of the network are run (`qwen3(loops=2)`); None = as in training.
+      process: another process for the same weights, as in `process.name`: "autoregressive", "blocks(size=16)"; None = the run's last one.
 
     Raises:
       InputError: not a workdir, no whole checkpoint, other weights, a network of one's own that nobody has said to trust, `loops` for a
-        network without looped layers.
+        network without looped layers, a process that the weights do not fit.
     """
     if weights not in ("ema", "raw"):
         raise InputError(f'weights is {weights!r:.60}; give "ema", the average, or "raw", those of the last step')
     root = pathlib.Path(workdir)
     make_ready(root)
-    experiment = open_experiment(str(root), trust_code=trust_code, module=module, loops=loops)
+    experiment = open_experiment(str(root), trust_code=trust_code, module=module, loops=loops, process=process)
     weights = kept(experiment, weights)
     name = {"ema": "ema", "raw": "params"}[weights]
     asked = {name: experiment.abstract_state()[name]}

@@ -172,6 +172,31 @@ def test_loops_that_a_network_cannot_have_are_refused(changes, loops, message):
         tiny_run("masked", **changes).experiment.with_loops(loops)
 
 
+def test_a_process_in_place_of_the_trained_one_is_used_and_recorded(workdir, tmp_path):
+    """By every command with a run: the flags of all come from one place."""
+    opened = open_run(workdir, process="blocks(size=4)")
+    written = command("sample", workdir, tmp_path / "s.json", "--length", 12, "--steps", 4, "--process", "blocks(size=4)")
+    assert written["chosen_process"] == "blocks(size=4)" and written["process"] == "blocks" == opened.process.name
+    assert [row["text"] for row in written["samples"]] == list(opened.sample(length=12, steps=4).texts)
+
+
+@pytest.mark.parametrize(
+    ("process", "message"),
+    [
+        ("maskd", "--process maskd: unknown process 'maskd'; did you mean 'masked'?"),
+        ("blocks(size=x)", "--process blocks(size=x): process blocks: size requires a whole number"),
+        ("uniform", "--process uniform requires a network conditioned on the time"),
+        ("score", "--process score conflicts with process.name=masked: its network predicts scores, not logits"),
+        ("gaussian", "--process gaussian conflicts with process.name=masked: its network reads vectors"),
+        ("genmd4", "--process genmd4 conflicts with process.name=masked: its network learns"),
+    ],
+)
+def test_processes_that_the_weights_do_not_fit_are_refused(workdir, process, message):
+    with pytest.raises(InputError, match=re.escape(message.replace("--process ", "process ", 1))) as error:
+        open_run(workdir, process=process)
+    assert "\n" not in str(error.value)
+
+
 def test_an_evaluation_is_that_of_the_command_and_of_the_texts(run, workdir, small_corpus, tmp_path):
     written = command("evaluate", workdir, tmp_path / "e.json", "--nodes", 2, "--seed", 5)
     found = run.evaluate(nodes=2, seed=5)

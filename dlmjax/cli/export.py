@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     """Exports, prints what was written."""
     from dlmjax.interop.export import export
 
-    names = ("workdir", "view", "output", "dtype", "shard_size", "weights", "step", "evaluation", "overwrite")
+    names = ("workdir", "view", "output", "dtype", "shard_size", "weights", "step", "evaluation", "overwrite", "process")
     found = export(**{name: getattr(arguments, name) for name in names})
     output, weights = arguments.output, found["weights"]
     size = sum(path.stat().st_size for path in pathlib.Path(output).glob("*.safetensors"))

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         arguments.weights,
         arguments.step,
         trust_code=arguments.trust_code,
+        process=arguments.process,
         **{name: getattr(arguments, name) for name in options},
     )
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)

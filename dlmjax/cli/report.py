@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         opened = open_arguments(arguments)
         experiment, trace = opened.experiment, _trace(arguments, opened)
     else:
-        experiment, trace = open_experiment(arguments.workdir, trust_code=arguments.trust_code), ""
+        experiment, trace = open_experiment(arguments.workdir, trust_code=arguments.trust_code, process=arguments.process), ""
     write_atomically(output, render(facts, provenance(), experiment.parameter_count, trace))
     print(f"report: {output}")
 

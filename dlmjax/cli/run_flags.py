@@ -22,6 +22,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
     add("--workdir", type=flags.input_folder, required=True, metavar="DIR", help="directory of a run that `dlmjax train` made")
     add("--weights", default="ema", choices=("ema", "raw"), help="weights: ema, their average, or raw, those of the last step (ema)")
     add("--step", type=flags.whole(0), metavar="N", help="step of the checkpoint (the newest)")
+    add("--process", metavar="NAME", help="process for the same weights, such as autoregressive (the one trained last)")
     add("--trust-code", action="store_true", help="run the Python file of a workdir whose network is not of a family (off)")
 
 
@@ -29,7 +30,7 @@ def open_arguments(arguments: argparse.Namespace) -> Run:
     """The run that the flags of `add_run` name. Raises InputError: no such run or checkpoint."""
     from dlmjax.run import open_run
 
-    named = {name: getattr(arguments, name) for name in ("weights", "step", "trust_code")}
+    named = {name: getattr(arguments, name) for name in ("weights", "step", "trust_code", "process")}
     return open_run(arguments.workdir, loops=getattr(arguments, "loops", None), **named)
 
 

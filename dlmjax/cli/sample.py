@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     if arguments.json:
         origin = {"step": opened.step, "weights": opened.weights, "workdir": str(arguments.workdir)}
         origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
+        origin |= {"chosen_process": chosen} if (chosen := opened.experiment.chosen_process) else {}
         write_json(arguments.json, {**result.to_json(tokenizer), "stride": arguments.stride, "stop": arguments.stop, **origin})
 
 

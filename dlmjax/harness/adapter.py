@@ -215,7 +215,7 @@ class DlmJax(Adapter):
     """The model `dlmjax` of lm-eval: `--model_args workdir=DIR,draws=128,...`; see `Adapter` for the other values.
 
     weights: "ema" or "raw".  step: step of the checkpoint; default: the newest.  batch_size: lm-eval's own flag, for `batch`.
-    trust_code: whether the Python file of a network of one's own may be run.
+    trust_code: whether the Python file of a network of one's own may be run.  process: another one for the same weights, see `open_run`.
     device, max_batch_size: lm-eval passes them in any case ("cuda:0"); they have no effect, jax chooses the devices.
 
     Raises InputError: an unknown value; what `open_run` refuses.
@@ -233,12 +233,13 @@ class DlmJax(Adapter):
         **options: Any,
     ):
         del max_batch_size, device
+        process = options.pop("process", None)
         known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "max_gen_toks", "seed")
         if unknown := sorted(options.keys() - set(known)):
             raise InputError(
-                f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, {', '.join(known)}"
+                f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, {', '.join(known)}"
             )
         if batch_size is not None and str(batch_size).isdigit():
             options.setdefault("batch", int(batch_size))
-        run = open_run(str(workdir), weights=weights, step=step, trust_code=trust_code is True)
+        run = open_run(str(workdir), weights=weights, step=step, trust_code=trust_code is True, process=process)
         super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)

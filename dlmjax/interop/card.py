@@ -140,8 +140,10 @@ def _training(facts: Facts) -> str:
         return ""
     config, experiment = facts.experiment.config, facts.experiment
     tokens = facts.step * config.data.batch * config.data.length
+    phases = [*config.process.before, config.process.name]
+    trained = "`, then `".join(phases) + (f"`, exported as `{experiment.chosen_process}" if experiment.chosen_process else "")
     rows = [
-        ("process", f"`{config.process.name}`, schedule `{config.process.schedule}`, attention {facts.model.attention}"),
+        ("process", f"`{trained}`, schedule `{config.process.schedule}`, attention {facts.model.attention}"),
         ("steps", f"{facts.step:,} of {config.data.batch:,} x {config.data.length:,} tokens: {tokens:,} tokens"),
         ("training FLOPs", f"{tokens * experiment.flops_per_token:.3g} (multiply and add counted as two, attention in full)"),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),

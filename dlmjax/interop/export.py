@@ -58,6 +58,7 @@ def export(
     step: int | None = None,
     evaluation: str | None = None,
     overwrite: bool = False,
+    process: str | None = None,
 ) -> dict:
     """Writes a view of a run's checkpoint into a new directory.
 
@@ -66,6 +67,7 @@ def export(
       shard_size: bytes of a file, such as "2GB"; also the bound of the memory used, plus the largest stacked weight.
       evaluation: a file that `dlmjax evaluate --json` wrote, for the run card; default: evaluation.json of the workdir, if there.
       overwrite: replace an earlier export in `output`.
+      process: another process for the same weights, see `open_experiment`; it decides the attention that the files declare.
 
     Returns `config`, `files` (names), `parity`, `step`, `weights` ("ema" or "raw") and `no_tokenizer` (why tokenizer.json was not written,
     empty where it was).
@@ -78,7 +80,7 @@ def export(
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     _check_target(target, overwrite)
     experiment_lib.require_family(workdir)
-    experiment = experiment_lib.open_experiment(workdir)
+    experiment = experiment_lib.open_experiment(workdir, process=process)
     model = Exported(experiment.network.spec, experiment.process, experiment.tokenizer, experiment.config.data.length)
     chosen = view_of(view, model)
     rows = chosen.rows(model)

@@ -1,8 +1,11 @@
 """Where a run starts: its own newest checkpoint, another run's (`--fork`, `--init`), or fresh weights from its seed."""
 
+import functools
 import logging
 import pathlib
 import shlex
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -67,16 +70,65 @@ def first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str,
 
     state = init_state(start, experiment.optimizer, key, experiment.param_shardings, ema=experiment.config.train.ema > 0)
     if init:
-        with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
-            name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
-            loaded, meta = other.restore({name: abstract["params"]})
-        weights = loaded[name]
-        state["params"] = weights
+        state["params"], meta, what = _weights_of(experiment, origin, init, state["params"])
         if experiment.config.train.ema > 0:
-            state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), weights)
-        host.log(f"starting from the weights of {init} at step {meta['step']}")
+            state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), state["params"])
+        host.log(f"starting from the weights of {init} at step {meta['step']}: {what}")
         return state, {}, "init"
     return state, {}, "scratch"
+
+
+def _weights_of(experiment: Experiment, origin: Experiment, init: str, fresh: dict) -> tuple[dict, dict, str]:
+    """The weights of another run where this network has them, and `fresh` ones elsewhere; the meta of the checkpoint; what is which.
+
+    Raises InputError: a weight of another shape; one that the other run lacks, in a network of one's own.
+    """
+    abstract, there = (dict(_by_path(one.abstract_params())) for one in (experiment, origin))
+    if origin.process.name != experiment.process.name:  # equal names in them would mean something else
+        there = {path: leaf for path, leaf in there.items() if path[0] != "process"}
+    matched = [path for path in abstract if path in there]
+    for path in matched:
+        if there[path].shape != abstract[path].shape:
+            raise InputError(
+                f"--init {init} has {_dotted(path)} as {list(there[path].shape)}, and this run has {list(abstract[path].shape)}; give both "
+                "runs the same sizes, or leave --init out"
+            )
+    added = [path for path in abstract if path not in there]
+    if experiment.module is not None and any(path[0] != "process" for path in added):
+        raise InputError(f"--init {init} has no weight {_dotted(added[0])}, which model.family={experiment.config.model.family} requires")
+    name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
+    placed = dict(_by_path(experiment.abstract_state()["params"]))
+    with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
+        loaded, meta = other.restore({name: _nested({path: placed[path] for path in matched})})
+    values = {**dict(_by_path(fresh)), **dict(_by_path(loaded[name]))}
+    dropped = {path: leaf for path, leaf in _by_path(origin.abstract_params()) if path not in matched}
+    here = sum(leaf.size for leaf in abstract.values())
+    parts = [f"{sum(abstract[path].size for path in matched) / here:.1%} of {here:,} parameters match"]
+    for word, leaves in (("fresh", {path: abstract[path] for path in added}), ("dropped", dropped)):
+        if leaves:
+            parts.append(f"{word}: " + ", ".join(f"{_dotted(path)} ({leaf.size / here:.2%})" for path, leaf in leaves.items()))
+    return _nested(values), meta, "; ".join(parts)
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _by_path(tree: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names of the keys, leaf) of a nested dict."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _by_path(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def _nested(leaves: dict[tuple[str, ...], Any]) -> dict:
+    """The inverse of `_by_path`."""
+    tree: dict = {}
+    for (*outer, name), leaf in leaves.items():
+        functools.reduce(lambda inner, key: inner.setdefault(key, {}), outer, tree)[name] = leaf
+    return tree
 
 
 def _check_tokenizer(experiment: Experiment, other: str) -> None:
@@ -89,7 +141,7 @@ def _check_tokenizer(experiment: Experiment, other: str) -> None:
 
 
 # Config leaves that determine fields of a network with another name; a field without a leaf is determined by the family.
-_DECIDED_BY = {"time_features": "model.time_input", "input_dim": "process.name"}
+_DECIDED_BY = {"time_features": "model.time_input", "time_gates": "model.time_input", "input_dim": "process.name"}
 _DECIDED_BY |= {"self_condition": "process.self_condition", "hint": "process.hint"}
 
 
@@ -106,7 +158,7 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
         return open_experiment(other, module=experiment.module)
     origin = open_experiment(other)
     here, there = experiment.network.spec, origin.network.spec
-    names = here.differing(there)
+    names = here.differing(there) if flag == "--fork" else here.misfits(there)
     if here.shift and origin.process.attention.causal:
         names = [name for name in names if name != "shift"]  # causal rows are shifted by one position already
     if not names:

@@ -1,6 +1,7 @@
 """The whole run: trained, killed at any moment, resumed, on one device or eight: the same run."""
 
 import contextlib
+import dataclasses
 import html
 import io
 import json
@@ -27,6 +28,7 @@ from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import EvaluationSettings, bounds
 from dlmjax.experiment import Experiment, assemble, claim_workdir, open_corpora
+from dlmjax.origin import first_state
 from dlmjax.report.facts import read_facts
 from dlmjax.report.page import render
 from dlmjax.run import open_run
@@ -290,9 +292,9 @@ def test_a_refused_fresh_start_leaves_the_run_where_it_was(whole, tmp_path):
         ("model.family=qwen3(loops=2)", "model.family: loops"),
         ("model.family=qwen3(shift=True)", "model.family: shift"),
         ("model.family=llama", "model.family: qk_norm"),
-        ("model.time_input=add", "model.time_input: time_input"),
+        ("model.time_input=prefix", "model.time_input: time_input"),
+        ("model.time_input=adaln", "model.time_input: time_input"),
         ("model.depth=3", "model.depth"),
-        ("process.self_condition=0.5", "process.self_condition"),
     ],
 )
 def test_weights_that_would_compute_something_else_are_refused(whole, tmp_path, change, named):
@@ -306,6 +308,41 @@ def test_weights_that_would_compute_something_else_are_refused(whole, tmp_path, 
         overrides = shlex.split(str(error.value).partition("pass ")[2].partition(", or leave")[0])
         restored = config_lib.load(str(file), [change, *overrides])
         assert restored.model == config_lib.load(str(file)).model and f"{flag} {reference}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fresh"),
+    [
+        (["model.time_input=adaln(gates=one)", "process.self_condition=0.5"], ("hint", "layers", "modulation", "time")),
+        (["model.time_input=add", "process.name=genmd4"], ("process", "time")),
+    ],
+)
+def test_weights_start_a_network_that_adds_to_theirs(whole, overrides, fresh):
+    """What is matched and what is fresh is listed with its share; the new parts start at zero, so that all logits are the same to the bit.
+    The way back drops them, where their input may be zeros. A fork, which keeps the optimizer's state, takes no such network."""
+    reference, file, _ = whole
+    config = config_lib.load(str(file), [*overrides, "train.steps=50"])
+    experiment = assemble(config, load_tokenizer("bytes"), devices=jax.devices()[:1])
+    with said() as out:
+        state, meta, origin = first_state(experiment, None, "", str(reference))
+    source = open_run(reference)
+    matched = source.experiment.parameter_count / experiment.parameter_count
+    line = out.getvalue()
+    assert (
+        f"starting from the weights of {reference} at step {STEPS}: {matched:.1%} of {experiment.parameter_count:,} parameters match"
+        in line
+    )
+    listed = re.findall(r"([\w.]+) \(([\d.]+)%\)", line.partition("fresh: ")[2])
+    assert {name.partition(".")[0] for name, _ in listed} == set(fresh) and "dropped" not in line and (meta, origin) == ({}, "init")
+    assert sum(float(share) for _, share in listed) == pytest.approx(100 * (1 - matched), abs=0.005 * len(listed))
+    batch_BL = np.arange(64, dtype=np.int32).reshape(2, 32) % 100
+    logits = []
+    for network, params in ((source.experiment.network, source.params), (experiment.network, state["params"])):
+        denoiser = network.bind(params, np.ones_like(batch_BL), np.tile(np.arange(32, dtype=np.int32), (2, 1)))
+        logits.append(denoiser.logits(denoiser.hidden(batch_BL, np.full((2, 32), 0.3, np.float32))))
+    np.testing.assert_array_equal(*logits)
+    with pytest.raises(InputError, match="compute another function here|has no |requires"), said():
+        first_state(experiment, None, str(reference), "")
 
 
 def test_a_run_goes_on_with_its_own_text_alone(whole, tmp_path, small_corpus):
@@ -388,31 +425,44 @@ def test_each_phase_of_a_curriculum_has_its_own_names(small_corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_autoregressive_first_is_one_run(small_corpus, tmp_path):
-    """Its first steps are those of autoregression, then it is masked diffusion of the same weights; resumed before and after the change,
-    it writes the same numbers, bit for bit. The held-out bound is that of masked diffusion throughout."""
-    plan = {"log__every": 1, "log__sample": 0, "train__steps": 6, "checkpoint__every": 2, "checkpoint__keep": 9, "model__depth": 1}
-    plan |= {"log__evaluate": 2, "model__family": "qwen3(shift=True)"}
-    first = tiny_config(small_corpus, process__before="autoregressive@0.5", **plan)
+def test_phases_are_one_run(small_corpus, tmp_path):
+    """Its first steps are those of autoregression, then come blocks with times of their own, then masked diffusion, of the same weights;
+    resumed or forked before, between and after the changes, it writes the same numbers, bit for bit. The held-out bound is that of masked
+    diffusion throughout; opened with another process, a run has the bound of that."""
+    plan = {"log__every": 1, "log__sample": 0, "train__steps": 6, "checkpoint__every": 1, "checkpoint__keep": 9, "model__depth": 1}
+    plan |= {"log__evaluate": 2, "model__rope_base": 100.0}
+    first = tiny_config(small_corpus, process__before="autoregressive@2,blocks(size=4); times=uniform@4", **plan)
     with said() as out:
         train(first, str(tmp_path / "run"))
+    alone = tiny_config(small_corpus, process__name="autoregressive", **plan)
     with said():
-        train(tiny_config(small_corpus, process__name="autoregressive", **plan | {"model__family": "qwen3"}), str(tmp_path / "alone"))
-    one, alone = losses(tmp_path / "run"), losses(tmp_path / "alone")
-    assert [one[step] for step in (1, 2, 3)] == [alone[step] for step in (1, 2, 3)] and one[4] != alone[4]
+        train(alone, str(tmp_path / "alone"))
+    one, other = losses(tmp_path / "run"), losses(tmp_path / "alone")
+    assert [one[step] for step in (1, 2)] == [other[step] for step in (1, 2)] and one[3] != other[3]
     events = lines(tmp_path / "run", "train")
-    assert [event["phase"] for event in events] == [1, 1, 1, 2, 2, 2]
-    assert [event["noise_rate"] > 0 for event in events] == [False] * 3 + [True] * 3
-    assert "step 3: phase 2 of 2, masked" in out.getvalue()
-    for step in (2, 4):
+    assert [event["phase"] for event in events] == [1, 1, 2, 2, 3, 3]
+    names = ["nelbo/autoregressive"] * 2 + ["nelbo/blocks4"] * 2 + ["nelbo/masked"] * 2
+    assert [event[name] for name, event in zip(names, events, strict=True)] == [event["nelbo"] for event in events]
+    assert "step 2: phase 2 of 3, blocks" in out.getvalue() and "step 4: phase 3 of 3, masked" in out.getvalue()
+    for step in (1, 2, 5):
         again = tmp_path / f"again{step}"
         shutil.copytree(tmp_path / "run", again)
         for folder in (again / "checkpoints").glob("*"):
             if folder.name.isdigit() and int(folder.name) > step:
                 shutil.rmtree(folder)
         with said():
+            train(first, str(tmp_path / f"fork{step}"), fork=str(again))
             train(first, str(again))
         assert lines(again) == lines(tmp_path / "run")
+        assert lines(tmp_path / f"fork{step}", "train") == events[step:]
+    state, _ = Checkpoints(tmp_path / "alone/checkpoints").restore(assemble(alone, load_tokenizer("bytes")).abstract_state())
+    for process in ("autoregressive", "blocks(size=8)"):
+        opened = open_run(tmp_path / "run", process=process)
+        assert opened.process.name == process.partition("(")[0] and opened.sample(length=8, steps=2).samples.process == opened.process.name
+        assert opened.evaluate(["the cat sat on the mat"] * 2, nodes=2).result.process == opened.process.name
+    own = open_run(tmp_path / "alone", weights="raw").evaluate(["the cat sat"] * 2)
+    swapped = dataclasses.replace(open_run(tmp_path / "run", process="autoregressive", weights="raw"), params=state["params"])
+    assert swapped.evaluate(["the cat sat"] * 2).result.nats_per_token == own.result.nats_per_token
 
 
 @pytest.mark.slow

@@ -435,7 +435,7 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
         if spec.norm_placement == "branch":
             y = normalise(y, weights[norm], spec)
         if time is not None:
-            y = y * gate
+            y = y * (gate if spec.time_gates == "zero" else 1 + gate)
         if key_B is not None:
             y = dropout(y, key_B, spec.dropout)
         x = x + (y if residual == 1.0 else y * residual)

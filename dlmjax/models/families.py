@@ -20,7 +20,7 @@ from typing import Any
 
 from dlmjax import choices
 from dlmjax.errors import InputError
-from dlmjax.models.spec import TIME_FEATURES, TIME_INPUTS, ModelSpec
+from dlmjax.models.spec import TIME_FEATURES, TIME_GATES, TIME_INPUTS, ModelSpec
 
 _LAYER_NORM = dict(qk_norm=False, bias="all", norm="layer", positions="learned")
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -87,8 +87,9 @@ def model_spec(section: Any, **decided: Any) -> ModelSpec:
     values = dict(section)
     time_input, of_time = choices.parse(values.pop("time_input"), "model.time_input")
     choices.lookup("model.time_input", time_input, dict.fromkeys(TIME_INPUTS))
-    choices.check_values(f"model.time_input {time_input}", {"features": _FIELDS["time_features"]}, of_time)
-    if of_time:
-        choices.lookup(f"model.time_input {time_input}: features", of_time["features"], dict.fromkeys(TIME_FEATURES))
+    takes = {"features": TIME_FEATURES, **({"gates": TIME_GATES} if time_input == "adaln" else {})}
+    choices.check_values(f"model.time_input {time_input}", {name: _FIELDS[f"time_{name}"] for name in takes}, of_time)
+    for name, value in of_time.items():
+        choices.lookup(f"model.time_input {time_input}: {name}", value, dict.fromkeys(takes[name]))
     values.update(family_fields(values.pop("family")), time_input=time_input, **{f"time_{name}": value for name, value in of_time.items()})
     return ModelSpec(**{**values, **decided})

@@ -14,6 +14,7 @@ from dlmjax.fields import MOST_LOOPS, check_section, default_of
 
 TIME_INPUTS = ("none", "adaln", "add", "prefix")
 TIME_FEATURES = ("sinusoidal", "fourier")
+TIME_GATES = ("zero", "one")
 ROPE_SCALINGS = ("linear", "ntk", "llama3", "yarn")
 # The kinds of scaling that read a field, when positions are scaled.
 STRETCHES_BY = {
@@ -64,10 +65,11 @@ class ModelSpec:
     `time_input` is how the network is conditioned on the time t: "adaln" modulates every layer and starts the final layers at zero (DiT
     2212.09748), "add" adds a vector to every embedding, "prefix" adds a first position that all attend to (its t is the row's largest);
     absorbing processes leave it "none". `time_features`: "sinusoidal" of t, or "fourier", fixed random frequencies (Tancik et al.
-    2006.10739). `input_dim` > 0: the network reads vectors of that size instead of token ids. `self_condition`: it takes a hint of an
-    earlier pass, of which `hint` says what it is: "x0", its x0 prediction, by a matrix; "hidden", its final hidden states, by a norm
-    (loopholing, 2510.19304). `completep_width` and `completep_depth` are the sizes of the base model whose hyper-parameters are transferred
-    (CompleteP 2505.01618); 0 = off.
+    2006.10739). `time_gates`: where the gates of "adaln" start, "zero", so that each layer starts as the identity (DiT), or "one", so that
+    a network that read no time starts as the same function. `input_dim` > 0: the network reads vectors of that size instead of token ids.
+    `self_condition`: it takes a hint of an earlier pass, of which `hint` says what it is: "x0", its x0 prediction, by a matrix; "hidden",
+    its final hidden states, by a norm (loopholing, 2510.19304). `completep_width` and `completep_depth` are the sizes of the base model
+    whose hyper-parameters are transferred (CompleteP 2505.01618); 0 = off.
     Raises InputError on sizes that contradict each other.
     """
 
@@ -87,6 +89,7 @@ class ModelSpec:
     time_input: str = default_of("model.time_input")
     time_width: int = 128
     time_features: str = "sinusoidal"
+    time_gates: str = "zero"
     input_dim: int = 0
     self_condition: bool = False
     hint: str = default_of("process.hint")
@@ -133,6 +136,7 @@ class ModelSpec:
             )
         _one_of("model.time_input", self.time_input, TIME_INPUTS)
         _one_of("model.time_input: features", self.time_features, TIME_FEATURES)
+        _one_of("model.time_input: gates", self.time_gates, TIME_GATES)
         _one_of("process.hint", self.hint, HINTS)
         if self.input_dim and self.tied:
             raise InputError(
@@ -155,6 +159,22 @@ class ModelSpec:
         causes = [name for name in names if getattr(self, name) != getattr(other, name)]  # equal fields may be unused in one
         return causes or (["rope_scaling_type"] if names else [])  # the only field that decides which others are used
 
+    def misfits(self, source: ModelSpec) -> list[str]:
+        """Fields of `differing` but those by which the weights of `source` can start this network as the same function.
+
+        These add weights that are zero at the start and leave the others as they are, or leave out weights whose input may be zeros:
+        conditioning on the time by "add", or by "adaln" with gates of one, for a network that read no time; the hint of
+        self-conditioning, in both directions. All other fields change the function, or other weights.
+        """
+        gained_time = source.time_input == "none" and (self.time_input, self.time_gates) in (
+            *(("add", gates) for gates in TIME_GATES),
+            ("adaln", "one"),
+        )
+        free = {"hint"} if self.self_condition != source.self_condition else set()
+        free |= {"self_condition"}
+        free |= {"time_input", "time_width", "time_features", "time_gates"} if gained_time else set()
+        return [name for name in self.differing(source) if name not in free]
+
     def _function(self) -> dict[str, object]:
         """Fields by name, with None for those that the network does not read."""
         values = {name: value for name, value in vars(self).items() if name not in ("dropout", "init_std")}
@@ -169,6 +189,7 @@ class ModelSpec:
             **{name: stretched and kind in kinds for name, kinds in STRETCHES_BY.items()},
             **dict.fromkeys(("max_positions", "position_offset"), not rotary),
             **dict.fromkeys(("time_width", "time_features"), self.time_input != "none"),
+            "time_gates": self.time_input == "adaln",
             "looped": self.loops > 1,
             "hint": self.self_condition,
         }

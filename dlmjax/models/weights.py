@@ -158,7 +158,8 @@ class DenoiserWeights(nnx.Module):
             self.time = TimeWeights(spec, rngs)
         if adaln:
             self.modulation = Weight(rngs, "kernel", (spec.time_width, 2 * spec.width), ("time", "embed"), "matrix", ZEROS)
-        # With a time input the network starts by predicting nothing. A tied head cannot be zero, so the last norm is.
+        adaln &= spec.time_gates == "zero"
+        # With such a time input the network starts by predicting nothing. A tied head cannot be zero, so the last norm is.
         self.norm = scale(rngs, spec.width, None, ZEROS if adaln and spec.tied else ONES, bias=spec.norm == "layer")
         transform = spec.head == "transform"
         if not spec.tied:

@@ -18,12 +18,14 @@ EVERY = [field.name for field in dataclasses.fields(ModelSpec)]
 BASES = {
     "rotary": dict(time_input="add", rope_scaling=4.0, rope_scaling_type="llama3", rope_original=8),
     "plain": {},
+    "adaln": dict(time_input="adaln"),
     "learned": dict(positions="learned", max_positions=24, position_offset=1, norm="layer", mlp="gelu", bias="all", token_types=2),
 }
 # What means something else beside the rest of the other two bases.
 FIELDS = {
     "rotary": EVERY,
     "plain": ["rope_base", "rope_scaling", "rope_scaling_type", "rope_original", "time_width", "time_features", "input_dim"],
+    "adaln": ["time_width", "time_features", "time_gates"],
     "learned": ["rope_base", "rope_scaling", "rope_scaling_type", "max_positions", "position_offset", "norm_eps", "mlp", "token_types"],
 }
 CHOICES = {
@@ -32,6 +34,7 @@ CHOICES = {
     "rope_scaling_type": "ntk",
     "time_input": "prefix",
     "time_features": "fourier",
+    "time_gates": "one",
     "self_condition": True,
     "hint": ("hidden", "x0"),
     "bias": "qkv",
@@ -98,6 +101,56 @@ def test_a_field_is_named_exactly_where_it_changes_what_weights_compute(base, fi
     assert bool(named) == (not same), f"{named}, and the weights compute {'the same' if same else 'something else'}"
     assert not named or field in named or field.startswith("completep")
     assert there.differing(here) == named
+
+
+def by_path(tree):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+GAINS = [({}, dict(time_input="add")), ({}, dict(time_input="adaln", time_gates="one")), ({}, dict(self_condition=True))]
+GAINS += [(old | dict(tied=True), new | dict(tied=True)) for old, new in GAINS] + [({}, dict(self_condition=True, hint="hidden"))]
+GAINS += [(new, old) for old, new in GAINS if "time_input" not in new]
+GAINS += [({"time_input": way}, {}) for way in ("add", "adaln")]
+GAINS += [({}, {"time_input": way}) for way in ("adaln", "prefix")]  # gates of zero, one more position: other functions
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *(pytest.param(old, new, id=f"{old} to {new}") for old, new in GAINS),
+        *(pytest.param({}, field, id=field) for field in EVERY if field not in ("time_input", "self_condition")),
+    ],
+)
+def test_weights_start_another_network_only_as_the_same_function_to_the_bit(old, new):
+    """Over all fields: where `misfits` names none, the weights that both have give the same logits, beside new ones as they start."""
+    sizes = dict(depth=1, width=8, head_dim=4, ffn=8, heads=2, kv_heads=2)
+    there = tiny.spec(**sizes, **old)
+    here = changed(there, new) if isinstance(new, str) else tiny.spec(**sizes, **new)
+    misfits = here.misfits(there)
+    assert set(misfits) <= set(here.differing(there))
+    source, target = (by_path(build_network(one).abstract()) for one in (there, here))
+    matched = {path for path in target if path in source}
+    if misfits:
+        fits = all(source[path].shape == target[path].shape for path in matched) and len(matched) == len(source)
+        assert not fits or not np.array_equal(*started(there, here, matched)), f"{misfits} is refused, and changes nothing"
+    else:
+        assert all(source[path].shape == target[path].shape for path in matched)
+        np.testing.assert_array_equal(*started(there, here, matched))
+
+
+def started(there: ModelSpec, here: ModelSpec, matched):
+    """Logits of lively weights, and of the other network that takes them over beside its own start values."""
+    found, batch = [], jax.tree.map(jnp.asarray, tiny.batch(rows=2, vocab=there.vocab))
+    for spec in (there, here):
+        network = build_network(spec, Execution(scan=False))
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, of=spec: jnp.asarray(weights(leaf.shape)) if of is there or jax.tree_util.keystr(path) in matched else leaf,
+            network.init(jax.random.key(0)),
+        )
+        denoiser = network.bind(params, batch["segments"], batch["positions"], "full")
+        with jax.disable_jit():
+            found.append(denoiser.logits(denoiser.hidden(batch["tokens"], jnp.full(batch["tokens"].shape, 0.3))))
+    return found
 
 
 ROPE_FIELDS = {  # each with a value that is no kind's default and moves the borders of "yarn" by whole channels

@@ -135,7 +135,7 @@ def test_what_makes_another_run_and_what_programs_depend_on():
         for name in FIELDS
         if sections[name] in ("execution", "mesh", "checkpoint", "log") or name in ("data.paths", "train.on_nonfinite")
     }
-    free = {f"optimizer.{key}" for key in ("lr", "warmup", "decay", "final", "weight_decay")}
+    free = {f"optimizer.{key}" for key in ("lr", "warmup", "decay", "final", "rewarm", "weight_decay")}
     free |= {"seed", "train.steps", "data.paths", "data.weights", "data.symmetries"}
     assert fields_by_programs(NONE) == free | {name for name in FIELDS if sections[name] in ("checkpoint", "log")}
     shapes = {"data.length", "data.batch", "optimizer.name", "train.accumulation"}

@@ -162,9 +162,9 @@ class Experiment:
         return dataclasses.replace(self, process=process, objective=objective, earlier=())
 
     def _during(self, objective: Objective) -> "Experiment":
-        """The experiment of an earlier phase. A causal process shifts its rows itself, so a network that predicts each token from the
-        position before it (`shift`) is then the same network in place."""
-        network = self.network.unshifted if objective.process.attention.causal else self.network
+        """The experiment of an earlier phase. A causal or seeded process shifts its rows itself, so a network that predicts each token
+        from the position before it (`shift`) is then the same network in place."""
+        network = self.network.unshifted if objective.process.attention.shifted else self.network
         return dataclasses.replace(self, process=objective.process, objective=objective, network=network, earlier=())
 
     @property
@@ -360,7 +360,7 @@ def _network(config: ConfigDict, before: list[Process], process: Process, vocab:
     hints = {"self_condition": config.process.self_condition > 0, "hint": config.process.hint}
     spec = model_spec(config.model, vocab=classes, input_dim=process.states.dim, **hints)
     _check_family(config, spec, process)
-    if spec.shift and any(phase.attention.block_size is not None for phase in before):
+    if spec.shift and any(phase.attention.sequential and not phase.attention.shifted for phase in before):
         raise InputError(
             f"model.family={config.model.family} predicts each token from the position before it, which conflicts with the blocks of "
             f"process.before={','.join(config.process.before)}; drop shift, or the blocks"
@@ -528,7 +528,7 @@ def _with_process(experiment: Experiment, text: str, counts_V: Any) -> Experimen
         network.require_process(process, config.process.self_condition)
     elif process.time_input and network.spec.time_input == "none":
         raise InputError(f"--process {text} requires a network conditioned on the time, and this run has model.time_input=none")
-    elif network.spec.shift and process.attention.block_size is not None:
+    elif network.spec.shift and process.attention.sequential and not process.attention.shifted:
         raise InputError(f"--process {text} conflicts with model.family={config.model.family}, which predicts from the position before")
     return dataclasses.replace(experiment._during(Objective(process)), chosen_process=text)
 

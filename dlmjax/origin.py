@@ -159,7 +159,7 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
     origin = open_experiment(other)
     here, there = experiment.network.spec, origin.network.spec
     names = here.differing(there) if flag == "--fork" else here.misfits(there)
-    if here.shift and origin.process.attention.causal:
+    if here.shift and origin.process.attention.shifted:
         names = [name for name in names if name != "shift"]  # causal rows are shifted by one position already
     if not names:
         return origin

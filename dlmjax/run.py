@@ -284,7 +284,7 @@ class Run:
         positions_BL = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), t_BL.shape)
         z = state
         if process.attention.block_size is not None:
-            z = jnp.stack([state, state], axis=-1)  # noisy blocks beside the text that later blocks read
+            z = process.states.of_tokens(state)  # noisy blocks beside the text that later blocks read
         elif process.attention.causal or (process.states.dim and not vectors):
             z = process.corrupt(row_keys(key, jnp.arange(rows)), state, t_BL)
         network = self.experiment.any_length.unpartitioned

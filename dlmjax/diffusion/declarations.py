@@ -16,15 +16,23 @@ class Attention:
     causal: the positions before it only, so that text is made token by token and its likelihood is exact.
     block_size: tokens of a block; the network reads a noisy and a clean stream, and sees its own block and the clean ones before. None
       where there are no blocks.
+    seeded: whether the first token of a block is predicted from the clean text before it, and each other one from the position before
+      it; the clean stream is then causal, and holds the text shifted by one position.
     """
 
     causal: bool = False
     block_size: int | None = None
+    seeded: bool = False
 
     @property
     def sequential(self) -> bool:
         """Whether text is read and made from left to right, by tokens or blocks."""
         return self.causal or self.block_size is not None
+
+    @property
+    def shifted(self) -> bool:
+        """Whether a token is predicted from the position before it, by what the process shows the network and not by the network."""
+        return self.causal or self.seeded
 
     @property
     def streams(self) -> int:
@@ -84,6 +92,7 @@ class Capabilities:
     prior_mask_id: the mask, where sampling starts from masks, so that reveal orders are possible; None elsewhere.
     count_form: the process that masks an exact number of a row's tokens, for the same network (the k-form of RADD 2406.03736), or None.
     in_blocks: the process that makes one block given the finished ones, for a network under a block-causal mask, or None.
+    seeds: the causal process of the first token of each block, where blocks are seeded, or None.
     weighting: how the loss is weighted in training by default.
     is_bound: whether the NELBO bounds -log p(x).  is_tight: whether the exact denoiser brings it to the entropy in continuous time, where
       there are no boundary terms (`is_tight`).
@@ -99,6 +108,7 @@ class Capabilities:
     prior_mask_id: int | None = None
     count_form: Any = None
     in_blocks: Any = None
+    seeds: Any = None
     weighting: Weighting = Bound()
     is_bound: bool = True
     is_tight: bool = True

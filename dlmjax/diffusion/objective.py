@@ -226,6 +226,8 @@ class Objective:
         trained = None if weighting.is_factor else weighting
         if trained is None:
             factor_BL = weighting.factor(self.process, text.x_BL, z_BL, t_BL)
+            exact_BL = self.process.exact_mask(z_BL)
+            factor_BL = factor_BL if exact_BL is None else jnp.where(exact_BL, 1.0, factor_BL)
             weight_BL = weight_BL * (factor_BL if bound_share is None else factor_BL + bound_share * (1 - factor_BL))
         weight_BL = weight_BL if scale_BL is None else weight_BL * scale_BL
         hint_BLI = text.hint(z_BL, t_BL, self.self_condition)

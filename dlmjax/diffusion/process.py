@@ -192,6 +192,10 @@ class Bound(Protocol):
         del logits, z0
         return jnp.zeros(x.shape, jnp.float32)
 
+    def exact_mask(self, z_BL: State) -> Mask | None:
+        """Positions whose loss is exactly -log p of the token, at every time, which weightings leave as it is; None = none."""
+        return None
+
     def cross_entropy_weight(self, t: Values) -> Values:
         """w(t) where `loss` is w(t) times the cross-entropy; the reweighted training losses are made from it."""
         raise InputError(f"the loss of process {self.name} is not a weighted cross-entropy; train it with weighting 'bound'")

@@ -53,14 +53,22 @@ def make_blocks(
     size: int = 4,
     curriculum: tuple[tuple[int, int], ...] = (),
     noise: str = "masked",
+    seeded: bool = False,
+    bos_id: int | None = None,
 ) -> Blockwise:
-    """Blocks of `size` tokens with the noise of a name, one of BLOCK_NOISES, or of a name with values: "hybrid(p_uniform=0.2)"."""
+    """Blocks of `size` tokens with the noise of a name, one of BLOCK_NOISES, or of a name with values: "hybrid(p_uniform=0.2)".
+
+    seeded: the first token of a block is predicted from the clean text before it, the others from the position before each.
+    """
     name, values = parse(noise, "noise of process blocks")
     lookup("noise of process blocks", name, BLOCK_NOISES)
     facts = {"vocab": vocab, "mask_id": mask_id, "schedule": schedule, "excluded": excluded}
     if common := sorted(facts.keys() & values.keys()):
         raise InputError(f"process blocks: noise {noise!r} takes no value {common[0]!r}; set it for the whole process")
-    return Blockwise(make_process(name, **{key: value for key, value in facts.items() if value is not None}, **values), size, curriculum)
+    inner = make_process(name, **{key: value for key, value in facts.items() if value is not None}, **values)
+    if seeded and bos_id is None:
+        raise InputError("process blocks: seeded=True requires a beginning of text, and this vocabulary has none; set it to False")
+    return Blockwise(inner, size, curriculum, bos_id if seeded else None)
 
 
 def make_annealed(start: str = "cross_entropy", begin: float = 0.0, end: float = 0.5) -> weighting.Annealed:

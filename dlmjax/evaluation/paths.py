@@ -219,7 +219,7 @@ class PathEvaluator(WindowEvaluator):
         x_BL, start_BL = batch["tokens"], self._start(batch).astype(jnp.float32)
         z = jnp.where(masked_BL, process.capabilities.prior_mask_id, x_BL)
         if self.process.attention.block_size is not None:
-            z = jnp.stack([z, x_BL], axis=-1)
+            z = process.states.of_tokens(x_BL).at[..., 0].set(z)
         t_BL = process.time_domain.revealed(masked_BL, jnp.minimum(t_BL.astype(jnp.float32), start_BL), start_BL)
         denoiser = self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)
         hints = () if hint_BLI is None else (hint_BLI,)

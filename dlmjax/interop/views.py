@@ -124,6 +124,8 @@ def refuse_everywhere(model: Exported) -> str:
     spec, process = model.spec, model.process
     if spec.input_dim:
         return f"process {process.name} is Gaussian noise on embeddings, so its network reads vectors, but loaders pass token ids"
+    if process.attention.seeded:
+        return "its blocks are seeded, and loaders predict a block in place (as a model of the next token: --process autoregressive)"
     if spec.time_input != "none":
         return f"its network is conditioned on the time t (model.time_input={spec.time_input}), which no loader passes to it"
     if spec.self_condition:

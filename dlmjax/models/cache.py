@@ -57,7 +57,7 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
     if network.spec.peers:
         raise InputError("model.family with peers=True cannot be read block by block: a cell attends to later ones; leave peers out")
     seen = within(mask, network.spec.window)
-    return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, seen, None, cache, start, [])
+    return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, seen, cache=cache, start=start)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from dlmjax.models.masks import (
     Full,
     Mask,
     Prefixed,
+    SeededBlocks,
     as_mask,
     board_units,
     require_boards,
@@ -147,8 +148,14 @@ class Network:
                 keys_B = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(segments_BL.shape[0]))
         if self.spec.board or self.spec.peers:
             require_boards(length, "model.family with board or peers")
-        mask = within(as_mask(attention, length), self.spec.window, self.spec.peers)
-        return Denoiser(self, params, segments_BL, positions_BL, mask, keys_B)
+        mask = as_mask(attention, length)
+        seeds = mask.size if isinstance(mask, SeededBlocks) else 0
+        if seeds and self.spec.context and length >= self.spec.context:
+            raise InputError(f"seeded blocks require learned positions for {length + 1} tokens, and this family has {self.spec.context}")
+        if seeds and (self.spec.window or self.spec.board or self.spec.peers):
+            raise InputError("seeded blocks conflict with model.family: window, board and peers; leave them out")
+        mask = within(mask, self.spec.window, self.spec.peers)
+        return Denoiser(self, params, segments_BL, positions_BL, mask, keys_B, seeds)
 
     @property
     def _head(self) -> head.HeadPlan:
@@ -159,7 +166,10 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A network with weights and one batch's segments, positions and mask bound."""
+    """A network with weights and one batch's segments, positions and mask bound.
+
+    seeds: tokens of a block under `SeededBlocks`, where states are taken from the position before; 0 elsewhere.
+    """
 
     network: Network
     params: Any
@@ -167,13 +177,14 @@ class Denoiser:
     positions_BL: Any
     mask: Any
     dropout_keys_B: Any = None
+    seeds: int = 0
 
     def hidden(
         self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"], hint_BLI: Float[Array, "B L I"] | None = None
     ) -> Float[Array, "B L D"]:
         """Final normalised states in the compute type.
 
-        z_BL: token ids; vectors with `input_dim`; (noisy, clean) pairs of ids under a block-diffusion mask, whose clean half the network
+        z_BL: token ids; vectors with `input_dim`; (noisy, clean) pairs of ids under a mask of blocks, whose clean half the network
         reads as a second stream at time 0.  t_BL: the time per token, ignored without time input.  hint_BLI: an x0 prediction or, where
         it `reads_hidden`, hidden states of an earlier pass, with `self_condition` (None = zeros).
         """
@@ -182,7 +193,11 @@ class Denoiser:
         L = t_BL.shape[1]
         rows = self._rows
         if z_BL.ndim == 3 and not spec.input_dim:
-            z_BL, t_BL, rows = jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1), jnp.pad(t_BL, ((0, 0), (0, L))), rows.twice()
+            z_BL, t_BL, rows = (
+                jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1),
+                jnp.pad(t_BL, ((0, 0), (0, L))),
+                rows.twice(self.seeds > 0),
+            )
         if spec.input_dim:
             x_BLD = dense(z_BL.astype(network.execution.dtype), params["input"]["kernel"], (None, "embed"), layout)
         else:
@@ -195,14 +210,23 @@ class Denoiser:
         time = time_BLT if time_BLT is None or not layout.flat else time_BLT.reshape(-1, spec.time_width)
         x_BLD = self._layers(x, time, rows).reshape(x_BLD.shape[0], -1, spec.width)
         start = int(isinstance(rows.mask, Prefixed))
+        of_tokens = self._seeded if self.seeds else lambda y_BL: y_BL[:, :L]
         if x_BLD.shape[1] != L:
-            x_BLD = x_BLD[:, start : start + L]
-        x_BLD = self._last(x_BLD, None if time_BLT is None else time_BLT[:, :L])
+            x_BLD = of_tokens(x_BLD[:, start:])
+        x_BLD = self._last(x_BLD, None if time_BLT is None else of_tokens(time_BLT))
         if spec.shift:
             # The first position of a document has none before it: its own state is used.
             before_BLD = jnp.concatenate([x_BLD[:, :1], x_BLD[:, :-1]], axis=1)
             x_BLD = jnp.where(self.positions_BL[..., None] == 0, x_BLD, before_BLD)
         return layout.constrain(x_BLD, ("batch", "length", None))
+
+    def _seeded(self, y_BL: Array) -> Array:
+        """Of both streams, [B, 2L, ...], what predicts each token: for the first of a block, and of a document, the clean stream at its
+        index, which holds the token before; for the others the noisy stream at the index before."""
+        noisy_BL, clean_BL = jnp.split(y_BL, 2, axis=1)
+        before_BL = jnp.concatenate([noisy_BL[:, :1], noisy_BL[:, :-1]], axis=1)
+        first_BL = (jnp.arange(noisy_BL.shape[1]) % self.seeds == 0) | (self.positions_BL == 0)
+        return jnp.where(first_BL[..., None], clean_BL, before_BL)
 
     def _last(self, x_BLD: Array, time_BLT: Array | None) -> Array:
         """What follows the layers: the transform of the head, the last norm, its modulation."""
@@ -374,9 +398,11 @@ class _Rows:
     mask: Any
     streams: int = 1
 
-    def twice(self) -> _Rows:
-        """Two streams one after the other, with the same positions."""
-        return _Rows(jnp.tile(self.segments_BL, (1, 2)), jnp.tile(self.positions_BL, (1, 2)), self.mask, streams=2)
+    def twice(self, seeded: bool) -> _Rows:
+        """Two streams one after the other, with the same positions; where `seeded`, those of the first are one further, and the states of
+        both are read."""
+        positions_BL = jnp.concatenate([self.positions_BL + seeded, self.positions_BL], axis=1)
+        return _Rows(jnp.tile(self.segments_BL, (1, 2)), positions_BL, self.mask, streams=1 if seeded else 2)
 
     def prefixed(self) -> _Rows:
         """One more position at the start, which every segment attends to."""

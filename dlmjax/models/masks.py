@@ -46,15 +46,16 @@ class Causal:
 
 @dataclasses.dataclass(frozen=True)
 class BlockCausal:
-    """Bidirectional inside blocks of `size` positions, causal between them."""
+    """Bidirectional inside blocks of `size` positions, causal between them; the first `offset` positions are before all blocks."""
 
     size: int
+    offset: int = 0
 
     def __post_init__(self) -> None:
         _positive(self.size)
 
     def allowed(self, q: Index, k: Index) -> Index:
-        return q // self.size >= k // self.size
+        return (q - self.offset) // self.size >= (k - self.offset) // self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,29 @@ class BlockDiffusion:
         own = (block_q == block_k) & (clean_q == clean_k)
         earlier = (block_q > block_k) & clean_k & ~clean_q
         context = (block_q >= block_k) & clean_k & clean_q
+        return own | earlier | context
+
+
+@dataclasses.dataclass(frozen=True)
+class SeededBlocks:
+    """Training mask over [noisy ; clean], each of `length` positions, in blocks of `size` whose first token is a seed.
+
+    The clean stream is the text after a beginning of text, so its position p holds token p - 1, and it is causal. A noisy block attends to
+    itself and to the clean tokens before it.
+    """
+
+    size: int
+    length: int
+
+    def __post_init__(self) -> None:
+        _positive(self.size)
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        clean_q, clean_k = q >= self.length, k >= self.length
+        index_q, index_k = q % self.length, k % self.length
+        own = (index_q // self.size == index_k // self.size) & ~clean_q & ~clean_k
+        earlier = (index_k <= index_q // self.size * self.size) & clean_k & ~clean_q
+        context = (index_q >= index_k) & clean_k & clean_q
         return own | earlier | context
 
 
@@ -163,7 +187,7 @@ def as_mask(attention: str | Attention | Mask, length: int) -> Mask:
         return Causal() if attention.causal else Full()
     if length % size:
         raise InputError(f"data.length={length} is not a multiple of the block size {size}; change one of them")
-    return BlockDiffusion(size, length)
+    return (SeededBlocks if attention.seeded else BlockDiffusion)(size, length)
 
 
 def allowed_in_batch(mask: Mask, segments_BL: Int[Array, "B L"]) -> Bool[Array, "B L L"]:

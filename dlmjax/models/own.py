@@ -195,6 +195,8 @@ class OwnNetwork:
             attention, required = phase.attention, ""
             if state is None or state.ndim > 3:
                 required = f"a network that reads {'vectors' if state is None else 'soft tokens'}, and it reads token ids"
+            elif attention.seeded:
+                required = "blocks that are not seeded"
             elif attention.block_size is not None and declared.attention != "mask":
                 required = f'attention = "mask", and it declares "{declared.attention}"'
             elif attention.causal and declared.attention == "full":

@@ -53,7 +53,7 @@ class Encoder:
     def __init__(self, run: Run, batch: int):
         self.run, self.batch, self.length = run, batch, run.experiment.config.data.length
         self.process = run.experiment.process.bound
-        self.causal = self.process.attention.causal
+        self.causal = self.process.attention.shifted
         self.capacity = self.length - self.causal
         self._sums = jax.jit(self._row_sums)
 
@@ -82,7 +82,10 @@ class Encoder:
         if self.causal or process.states.dim:
             # Causal: the row shifted by a beginning of text. Vectors: embeddings with the noise of t = 0, the same for all rows.
             z = process.corrupt(row_keys(jax.random.key(0), jnp.zeros(self.batch, jnp.int32)), tokens_BL, t_BL)
-        mask = BlockCausal(process.attention.block_size) if process.attention.block_size else process.attention
+        attention = process.attention
+        mask = BlockCausal(attention.block_size) if attention.block_size else attention
+        if attention.seeded:
+            z, mask = z[..., 1], "causal"  # the clean stream
         return self.run.experiment.unpartitioned.bind(params, segments_BL, positions_BL, mask), z, process.time_embedding_input(t_BL)
 
     def _row_sums(self, params, tokens_BL, valid_BL):

@@ -9,6 +9,9 @@
 Guidance in blocks needs the output without the prompt. The network reads the text after the prompt as a separate document, as in
 training on packed documents, with its own buffers, under a mask in which no position of it attends to the prompt.
 
+Seeded blocks are read one position later, after a beginning of text: the pass that caches a block gives the first token of the next one,
+and the rest of that is denoised given it.
+
 Within a piece all orders and methods of `Sampler` apply. Both classes have the methods of a `Sampler`: `sample`, `states`, `finish`.
 
 Shapes: B rows, L positions of the canvas, S positions of a piece, R rows (twice B with guidance).
@@ -24,7 +27,7 @@ import numpy as np
 
 from dlmjax.errors import InputError
 from dlmjax.models.cache import Cache, bind_cached, empty_cache
-from dlmjax.models.masks import BlockCausal
+from dlmjax.models.masks import BlockCausal, Causal
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
@@ -152,17 +155,18 @@ class _SemiAutoregressive:
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
             yield self._state(canvas_state, canvas, 0, total, 1.0, calls)
             for index, start in enumerate(starts):
-                part, new = self._span(start)
-                piece = canvas_state.piece(part, new)
-                if piece.masked_B.any():
+                for inner, part, new in self._parts(start):
+                    piece = canvas_state.piece(part, new)
+                    if not piece.masked_B.any():
+                        continue
                     inner_params, spent = self._piece_params(params, caches, canvas_state, start)
-                    states = self.inner.states(inner_params, piece, seed=_piece_seed(seed, start))
+                    states = inner.states(inner_params, piece, seed=_piece_seed(seed, start, first=inner is not self.inner))
                     *before, last = states if watched else [*states][-1:]
                     for state in before[1:]:
                         canvas_state.write(state, part, piece, step)
                         yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + spent + state.calls)
                     canvas_state.write(last, part, piece, step)
-                    step, calls = step + last.step, calls + spent + last.calls
+                    step, calls = step + last.step, calls + spent + self._calls(inner, last)
                     generated_BL = np.zeros_like(canvas_state.condition_mask_BL)
                     generated_BL[:, part] = ~piece.condition_mask_BL
                     canvas_state.end_rows(generated_BL, step)
@@ -203,6 +207,15 @@ class _SemiAutoregressive:
     def _span(self, start: int) -> tuple[slice, slice]:
         """(positions of the piece at `start`, those of them that it fills)."""
         ...
+
+    def _parts(self, start: int) -> list[tuple[Sampler, slice, slice]]:
+        """What is sampled of the piece at `start`, in this order: (sampler, positions that it reads, those of them that it fills)."""
+        return [(self.inner, *self._span(start))]
+
+    def _calls(self, inner: Sampler, last: State) -> int:
+        """Network calls that a part took."""
+        del inner
+        return last.calls
 
     def _first_caches(self, params, canvas_state: _CanvasState, starts: list[int]) -> tuple[Any, int]:
         """(caches before the first piece, number of network calls that filled them)."""
@@ -254,7 +267,7 @@ class BlockSampler(_SemiAutoregressive):
     def __init__(
         self, process, network, settings: SampleSettings, *, size: int | None = None, eos_id: int | None = None, cached: bool = True
     ):
-        self.causal = process.attention.causal
+        self.causal, self.seeded = process.attention.causal, process.attention.seeded
         self.process, self.network, self.eos_id, self.cached = process, network, eos_id, cached and network.caches
         self.size = 1 if self.causal else process.attention.block_size or size
         inner = process.bound if self.causal else process.capabilities.in_blocks
@@ -265,9 +278,19 @@ class BlockSampler(_SemiAutoregressive):
         if self.size is None or self.size < 1:
             raise InputError(f"size, the length of a block of process {process.name}, is {self.size}; give at least 1")
         self.inner = Sampler(inner, self._bind, settings, self_condition=network.self_condition and not self.causal)
-        self._mask = BlockCausal(self.size)
+        self._mask = BlockCausal(self.size, offset=int(self.seeded))
+        self._text_mask = Causal() if self.seeded else self._mask  # of finished text
+        self._first = self._sampler_of_seeds(settings) if self.seeded else None
         self._advance, self._advance_unprompted = jax.jit(self._advanced), jax.jit(self._advanced_unprompted)
-        self._whole = jax.jit(self._whole_row)
+        self._whole, self._pairs = jax.jit(self._whole_row), jax.jit(self._whole_pairs)
+
+    def _sampler_of_seeds(self, settings: SampleSettings) -> Sampler:
+        """The sampler of the first token of a block: of a causal process, whose state the reading of the text before it gave."""
+        if settings.guidance:
+            raise InputError("process blocks with seeded=True has no output without its prompt for the first tokens; leave guidance at 0")
+        plain = dataclasses.replace(SampleSettings(), steps=1, order="left_to_right")
+        kept = {name: getattr(settings, name) for name in ("temperature", "top_p", "suppressed_ids")}
+        return Sampler(self.process.capabilities.seeds, self._bind_first, dataclasses.replace(plain, **kept))
 
     # --- the network, bound to a block for the inner sampler, and the reads that fill the buffers ------------------------------
 
@@ -279,15 +302,23 @@ class BlockSampler(_SemiAutoregressive):
             head = self._piece(args["params"], args["cache"], args["start"]) if self.cached else _WholeRowDenoiser(self, args)
             return _PrecomputedDenoiser(head, args["hidden"])
         if not self.cached:
-            return _WholeRowDenoiser(self, args)
+            return (_WholeRowPairs if self.seeded else _WholeRowDenoiser)(self, args)
+        if self.seeded:
+            return _SeededDenoiser(self._piece(args["params"], args["cache"], args["start"] + 1))
         piece = self._piece(args["params"], args["cache"], args["start"])
         return _GuidedDenoiser(self, args, piece) if self.settings.guidance else piece
 
-    def _piece(self, params, cache: Cache, start, size: int | None = None):
-        return bind_cached(self.network, params, cache, start, size or self.size, self._mask)
+    def _bind_first(self, args, segments_B1, positions_B1, attention):
+        """The denoiser of the first token of a block, whose state is known."""
+        ones_B1 = jnp.ones_like(segments_B1)
+        return _PrecomputedDenoiser(self.network.bind(args["params"], ones_B1, ones_B1), args["hidden"])
+
+    def _piece(self, params, cache: Cache, start):
+        return bind_cached(self.network, params, cache, start, self.size, self._mask)
 
     def _advanced(self, params, cache: Cache, read_BS, start):
-        return self._piece(params, cache, start, read_BS.shape[1]).advance(read_BS, jnp.zeros(read_BS.shape))
+        piece = bind_cached(self.network, params, cache, start, read_BS.shape[1], self._text_mask)
+        return piece.advance(read_BS, jnp.zeros(read_BS.shape))
 
     def _advanced_unprompted(self, params, cache: Cache, read_BS, start, prompt_B) -> Cache:
         def advance(piece, read_1S, t_1S):
@@ -311,8 +342,16 @@ class BlockSampler(_SemiAutoregressive):
         segments_BL = jnp.broadcast_to(1 + (index_L >= jnp.reshape(prompt_B, (-1, 1))), read_BL.shape)
         return self.network.bind(params, segments_BL, jnp.broadcast_to(index_L, read_BL.shape), self._mask).hidden(read_BL, t_BL)
 
+    def _whole_pairs(self, params, noisy_BL, read_BL, t_BL):
+        """Hidden states of all positions by the two streams of training, which need no buffers."""
+        index_BL = jnp.broadcast_to(jnp.arange(noisy_BL.shape[1]), noisy_BL.shape)
+        denoiser = self.network.bind(params, jnp.ones_like(index_BL), index_BL, self.process.attention)
+        return denoiser.hidden(jnp.stack([noisy_BL, read_BL], axis=-1), t_BL)
+
     def _read(self, canvas_state: _CanvasState) -> np.ndarray:
-        """The network's input for the finished positions; causal networks read the row after BOS."""
+        """The network's input for the finished positions; causal networks read the row after BOS, seeded blocks also its last token."""
+        if self.seeded:
+            return np.pad(canvas_state.tokens_BL.astype(np.int32), ((0, 0), (1, 0)), constant_values=self.process.seed_bos)
         if not self.causal:
             return canvas_state.tokens_BL.astype(np.int32)
         first_B1 = np.full_like(canvas_state.tokens_BL[:, :1], self.process.bos_id)
@@ -330,12 +369,33 @@ class BlockSampler(_SemiAutoregressive):
     def _span(self, start: int) -> tuple[slice, slice]:
         return slice(start, start + self.size), slice(start, start + self.size)
 
+    def _parts(self, start: int) -> list[tuple[Sampler, slice, slice]]:
+        whole, new = self._span(start)
+        if not self.seeded:
+            return [(self.inner, whole, new)]
+        seed = slice(start, start + 1)
+        return [(self._first, seed, seed), (self.inner, whole, slice(start + 1, start + self.size))]
+
+    def _calls(self, inner: Sampler, last: State) -> int:
+        # The pass that gave the state of a first token is counted where it fills the buffers.
+        return 0 if self.seeded and inner is self._first else last.calls
+
+    @property
+    def _steps_each(self) -> int:
+        return super()._steps_each + self.seeded
+
     def _first_caches(self, params, canvas_state: _CanvasState, starts: list[int]) -> tuple[Any, int]:
         """Empty buffers, or buffers after one call that reads the whole prompt; entries beyond the prompt are overwritten before use.
 
         `_advanced_caches` reads each finished block again, with the prompt tokens in it, so that only the blocks before the first new one
         are read here. Under a causal mask tokens are not read again, so any prompt of any row is read here.
         """
+        if self.seeded:
+            rows, length = canvas_state.tokens_BL.shape
+            if not self.cached or not starts:
+                return [None], 0
+            hidden_BLD, cache = self._advance(params, empty_cache(self.network, rows, length + 1), self._read(canvas_state), np.int32(0))
+            return [cache, hidden_BLD[:, starts[0]][:, None]], 1
         streams = 2 if self.settings.guidance else 1
         caches = [empty_cache(self.network, *canvas_state.tokens_BL.shape) if self.network.caches else None for _ in range(streams)]
         if not self.cached or not starts or not (canvas_state.condition_mask_BL.any() if self.causal else starts[0]):
@@ -352,6 +412,12 @@ class BlockSampler(_SemiAutoregressive):
             else:
                 hidden_B1D = self._whole(params, read_BL, np.zeros(read_BL.shape, np.float32))[:, start : start + 1]
             return {**args, "cache": caches[0], "hidden": hidden_B1D}, 0
+        if self.seeded:
+            if self.cached:
+                return {**args, "cache": caches[0], "hidden": caches[1]}, 0
+            tokens_BL = canvas_state.tokens_BL.astype(np.int32)
+            hidden_BLD = self._pairs(params, tokens_BL, self._read(canvas_state)[:, :-1], np.zeros(tokens_BL.shape, np.float32))
+            return {**args, "tokens": tokens_BL, "hidden": hidden_BLD[:, start : start + 1]}, 0
         prompt_B = canvas_state.condition_mask_BL.sum(axis=1).astype(np.int32)
         if self.cached:
             return {
@@ -369,6 +435,10 @@ class BlockSampler(_SemiAutoregressive):
             return caches, 0
         if self.causal:
             return [self._next], 0
+        if self.seeded:
+            read_BS = self._read(canvas_state)[:, start + 1 : start + 1 + self.size]
+            hidden_BSD, cache = self._advance(params, caches[0], read_BS, np.int32(start + 1))
+            return [cache, hidden_BSD[:, -1:]], 1
         part, _ = self._span(start)
         read_BS = self._read(canvas_state)[:, part]
         kept = [self._advance(params, caches[0], read_BS, np.int32(start))[1]]
@@ -454,6 +524,28 @@ class _GuidedDenoiser:
 
 
 @dataclasses.dataclass(frozen=True)
+class _SeededDenoiser:
+    """The denoiser of a seeded block: each token is predicted from the position before it, the first one elsewhere."""
+
+    piece: Any
+
+    def hidden(self, z_BS, t_BS, *hints_BSI):
+        # In training the time of a seed is that of its block.
+        hidden_BSD = self.piece.hidden(z_BS, t_BS.at[:, 0].set(jnp.max(t_BS, axis=1)), *hints_BSI)
+        return jnp.concatenate([hidden_BSD[:, :1], hidden_BSD[:, :-1]], axis=1)
+
+    @property
+    def reads_hidden(self):
+        return self.piece.reads_hidden
+
+    def logits(self, hidden_BSD):
+        return self.piece.logits(hidden_BSD)
+
+    def expect(self, hidden_BSD, table_VI=None):
+        return self.piece.expect(hidden_BSD, table_VI)
+
+
+@dataclasses.dataclass(frozen=True)
 class _WholeRowDenoiser:
     """The denoiser of a block that reads the whole row at every call."""
 
@@ -472,6 +564,20 @@ class _WholeRowDenoiser:
         return network.bind(self.args["params"], jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32)).logits(hidden_BSD)
 
 
-def _piece_seed(seed: int, start: int) -> int:
-    """Seed of the piece at `start`; pieces have independent random streams."""
-    return int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
+@dataclasses.dataclass(frozen=True)
+class _WholeRowPairs(_WholeRowDenoiser):
+    """The same of a seeded block, by the two streams of training."""
+
+    def hidden(self, z_BS, t_BS):
+        start, tokens_BL = self.args["start"], self.args["tokens"]
+        noisy_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, z_BS, start, axis=1)
+        t_BS = t_BS.at[:, 0].set(jnp.max(t_BS, axis=1))
+        t_BL = jax.lax.dynamic_update_slice_in_dim(jnp.zeros(tokens_BL.shape), t_BS, start, axis=1)
+        read_BL = jnp.pad(tokens_BL[:, :-1], ((0, 0), (1, 0)), constant_values=self.sampler.process.seed_bos)
+        hidden_BLD = self.sampler._whole_pairs(self.args["params"], noisy_BL, read_BL, t_BL)
+        return jax.lax.dynamic_slice_in_dim(hidden_BLD, start, z_BS.shape[1], axis=1)
+
+
+def _piece_seed(seed: int, start: int, first: bool = False) -> int:
+    """Seed of the piece at `start`, or of its first token; they have independent random streams."""
+    return int(np.random.SeedSequence((seed, start, 1) if first else (seed, start)).generate_state(1)[0])

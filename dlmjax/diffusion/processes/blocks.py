@@ -15,6 +15,16 @@ Two special cases: with masks, blocks of one token are the chain rule over token
 row is the inner process. With times from an interval (`stratified(low=0.3, high=0.8)`) the gradient has less variance
 (section 5.2) and the trained loss is not a bound; an evaluation integrates over all times.
 
+Seeded blocks are for weights that predict the next token. The first token of a block, its seed, is predicted from the clean text before it,
+by the chain rule, and shown to the rest, which diffuse given it:
+
+    -log p(x^b | x^{<b}) <= CE(x_1 | x^{<b}) + E_{t_b, z^b} loss(x_2.., z_2.., t_b; the denoiser given x_1, z_2.. and x^{<b})
+
+Each token is predicted from the position before it: the seed from the clean stream, the others from their own block. The clean stream is
+causal and holds the text after a beginning of text, so blocks of one token are autoregression, in every bit of the mask. The bound is as
+tight as the inner one; a document that begins within a block costs its first token as in autoregression, and the rest of the block also
+pays for not always seeing it. (Read from the noisy block before, as in Fast-dLLM v2 2509.26328, a first token costs more: a loose bound.)
+
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
@@ -29,7 +39,8 @@ from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.declarations import Attention, Capabilities, Phases
 from dlmjax.diffusion.hyperschedule import PerBlock
-from dlmjax.diffusion.process import Output, Process, States
+from dlmjax.diffusion.process import Output, Process, States, check_ids, cross_entropy
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.times import PerRow, Times
@@ -83,11 +94,13 @@ class Blockwise(Process):
     inner: a process whose states are tokens, for a network that reads the whole block; its schedule holds in every block.
     curriculum: ((step, size), ...) in rising order: until that training step blocks have that size, then `size`. In the paper, training
       with small blocks starts from a model that was trained with blocks of the whole row (section 6).
+    seed_bos: the id of the beginning of text, where blocks are seeded; None = they are not.
     """
 
     inner: Process
     size: int = 4
     curriculum: tuple[tuple[int, int], ...] = ()
+    seed_bos: int | None = None
 
     name = "blocks"
 
@@ -99,6 +112,12 @@ class Blockwise(Process):
                 f"process blocks: curriculum is {self.curriculum}; give (step, size) pairs, as in ((1000, 64), (2000, 16)), steps rising, "
                 "both at least 1"
             )
+        if self.seed_bos is not None:
+            check_ids(self.name, self.inner.vocab, bos_id=self.seed_bos)
+            if self.inner.boundary.any or self.inner.output.predicts != "logits":
+                raise InputError(
+                    f"process blocks: seeded=True requires noise without boundary terms that predicts tokens, not {self.inner.name!r}"
+                )
         self.inner.time_domain.adapt(PerBlock(self.size))  # refuses noise that has one time per row
         state = jax.eval_shape(self.inner.states.of_tokens, jax.ShapeDtypeStruct((1, 1), jnp.int32))
         if self.inner.attention.sequential or self.inner.states.dim or state.ndim != 2:
@@ -116,7 +135,10 @@ class Blockwise(Process):
         """The inner process's. Weightings: functions of t and the cross-entropy, since the others read z, which is a pair here."""
         inner = self.inner.capabilities
         weightings = tuple(name for name in inner.weightings if name in ("bound", *OF_RATES))
-        return dataclasses.replace(inner, weightings=weightings, count_form=None, in_blocks=self.inner.bound)
+        own = {"weightings": weightings, "count_form": None, "in_blocks": self.inner.bound}
+        if self.seed_bos is not None:  # a seed comes before the rest of its block
+            own |= {"any_order": False, "seeds": Autoregressive(self.inner.vocab, self.seed_bos, excluded=self.inner.suppressed_ids)}
+        return dataclasses.replace(inner, **own)
 
     @property
     def bound(self) -> "Blockwise":
@@ -126,7 +148,17 @@ class Blockwise(Process):
 
     @property
     def attention(self) -> Attention:
-        return Attention(block_size=self.size)
+        return Attention(block_size=self.size, seeded=self.seed_bos is not None)
+
+    def exact_mask(self, z_BL: Pairs) -> Mask:
+        """The seeds."""
+        length = z_BL.shape[1]
+        return jnp.broadcast_to((jnp.arange(length) % self.size == 0) & (self.seed_bos is not None), z_BL.shape[:2])
+
+    def _with_seeds(self, z_BL: Tokens, x_BL: Tokens) -> Pairs:
+        """The state of this noise: its seeds are clean."""
+        state_BL = _pairs(z_BL, _read(x_BL, self.seed_bos))
+        return state_BL if self.seed_bos is None else state_BL.at[..., 0].set(jnp.where(self.exact_mask(state_BL), x_BL, z_BL))
 
     @property
     def phases(self) -> Phases:
@@ -146,28 +178,38 @@ class Blockwise(Process):
     # --- states: the noisy and the clean text ----------------------------------------------------------------------------------
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Pairs:
-        return _pairs(self.inner.corrupt(keys_B, x_BL, t_BL, valid_BL), x_BL)
+        return self._with_seeds(self.inner.corrupt(keys_B, x_BL, t_BL, valid_BL), x_BL)
 
     def noisy_views(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Views:
-        return tuple((_pairs(z_BL, x_BL), time_BL) for z_BL, time_BL in self.inner.noisy_views(keys_B, x_BL, t_BL, valid_BL))
+        return tuple((self._with_seeds(z_BL, x_BL), time_BL) for z_BL, time_BL in self.inner.noisy_views(keys_B, x_BL, t_BL, valid_BL))
 
     def forward_step(self, keys_B: RowKeys, z_BL: Pairs, s_BL: PerToken, t_BL: PerToken, valid_BL: Mask | None = None) -> Pairs:
-        return _pairs(self.inner.forward_step(keys_B, z_BL[..., 0], s_BL, t_BL, valid_BL), z_BL[..., 1])
+        noisy_BL = self.inner.forward_step(keys_B, z_BL[..., 0], s_BL, t_BL, valid_BL)
+        return _pairs(jnp.where(self.exact_mask(z_BL), z_BL[..., 0], noisy_BL), z_BL[..., 1])
 
     @property
     def states(self) -> States:
-        return _PairStates()
+        return _PairStates(self.seed_bos)
 
     def loss_mask(self, z_BL: Pairs, t_BL: PerToken) -> Mask:
-        return self.inner.loss_mask(z_BL[..., 0], t_BL)
+        return self.inner.loss_mask(z_BL[..., 0], t_BL) | self.exact_mask(z_BL)
 
     def log_q(self, z_BL: Pairs, x_BL: Tokens, t_BL: PerToken) -> PerToken:
-        return self.inner.log_q(z_BL[..., 0], x_BL, t_BL)
+        return jnp.where(self.exact_mask(z_BL), 0.0, self.inner.log_q(z_BL[..., 0], x_BL, t_BL))
+
+    def noise_rate(self, t: Values) -> Values:
+        seeds = 0.0 if self.seed_bos is None else 1 / self.size
+        return seeds + (1 - seeds) * self.inner.noise_rate(t)
 
     # --- what an output costs and means ----------------------------------------------------------------------------------------
 
-    def loss(self, logits: PerClass, x: Ids, z: PairsN, t: Values) -> Values:
-        return self.inner.loss(logits, x, z[..., 0], t)
+    def loss_inputs(self, x_BL: Tokens, z_BL: Pairs, t_BL: PerToken) -> tuple[PerToken, ...]:
+        """1 at seeds, 0 elsewhere."""
+        return () if self.seed_bos is None else (self.exact_mask(z_BL).astype(t_BL.dtype),)
+
+    def loss(self, logits: PerClass, x: Ids, z: PairsN, t: Values, *seed: Values) -> Values:
+        nats = self.inner.loss(logits, x, z[..., 0], t)
+        return jnp.where(seed[0] > 0, cross_entropy(logits, x, self.suppressed_ids), nats) if seed else nats
 
     def reconstruction(self, logits: PerClass, x: Ids, z0: PairsN) -> Values:
         return self.inner.reconstruction(logits, x, z0[..., 0])
@@ -230,20 +272,27 @@ class _NoisyOutput(Output):
 for _name in (
     *("vocab", "mask_id", "excluded", "schedule", "suppressed_ids", "absorbing_id", "time_input", "time_embedding_input"),
     *("params", "parameters", "scalars", "boundary", "ends", "prior_nats"),
-    *("noise_share", "noise_rate", "cross_entropy_weight", "replaced"),
+    *("noise_share", "cross_entropy_weight", "replaced"),
 ):
     setattr(Blockwise, _name, property(operator.attrgetter(f"inner.{_name}")))
 
 
 @dataclasses.dataclass(frozen=True)
 class _PairStates(States):
-    """The noisy and the clean token."""
+    """The noisy and the clean token, or where blocks are seeded the one before it."""
+
+    seed_bos: int | None
 
     def of_tokens(self, x_BL: Tokens) -> Pairs:
-        return _twice(x_BL)
+        return _pairs(x_BL, _read(x_BL, self.seed_bos))
 
     def to_tokens(self, z_BL: Pairs) -> Tokens:
         return z_BL[..., 0]
+
+
+def _read(x_BL: Tokens, seed_bos: int | None) -> Tokens:
+    """What the clean stream holds: the text, or where blocks are seeded the text after a beginning of text."""
+    return x_BL if seed_bos is None else jnp.concatenate([jnp.full_like(x_BL[:, :1], seed_bos), x_BL[:, :-1]], axis=1)
 
 
 def _twice(x_BL: Tokens) -> Pairs:

@@ -150,7 +150,7 @@ def test_what_is_not_redefined_is_the_inner_process():
     """Every member of a process is defined for blocks or forwarded to the noise inside, but what follows from another member, and what
     only noise has that is refused."""
     own, process = vars(Blockwise), Blockwise(Uniform(VOCAB, MASK, excluded=(BOS,)), 2)
-    assert members(Process) - own.keys() == {"corrupted", "loss_inputs"}
+    assert members(Process) - own.keys() == {"corrupted"}
     assert process.time_input and process.vocab == VOCAB and process.ends == Uniform.ends and process.suppressed_ids == (BOS, MASK)
 
 

@@ -314,7 +314,7 @@ class _Log:
             self._progress.write(f"step {bad.step}: update skipped, " + (f"{bad.rows} not finite" if bad.rows else "loss spike"))
         return self.summary
 
-    def _of_phase(self) -> dict[str, float]:
+    def _of_phase(self) -> dict[str, float | int]:
         """The number of the phase, and its bound once more under a name of its own: those of several processes are several curves."""
         process, values = self._objective.process.bound, self.summary.values
         name = f"{'seeded_' if process.attention.seeded else ''}{process.name}{process.attention.block_size or ''}"

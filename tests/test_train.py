@@ -18,6 +18,7 @@ import tempfile
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -335,11 +336,11 @@ def test_weights_start_a_network_that_adds_to_theirs(whole, overrides, fresh):
     listed = re.findall(r"([\w.]+) \(([\d.]+)%\)", line.partition("fresh: ")[2])
     assert {name.partition(".")[0] for name, _ in listed} == set(fresh) and "dropped" not in line and (meta, origin) == ({}, "init")
     assert sum(float(share) for _, share in listed) == pytest.approx(100 * (1 - matched), abs=0.005 * len(listed))
-    batch_BL = np.arange(64, dtype=np.int32).reshape(2, 32) % 100
+    batch_BL = jnp.arange(64).reshape(2, 32) % 100
     logits = []
     for network, params in ((source.experiment.network, source.params), (experiment.network, state["params"])):
-        denoiser = network.bind(params, np.ones_like(batch_BL), np.tile(np.arange(32, dtype=np.int32), (2, 1)))
-        logits.append(denoiser.logits(denoiser.hidden(batch_BL, np.full((2, 32), 0.3, np.float32))))
+        denoiser = network.bind(params, jnp.ones_like(batch_BL), jnp.tile(jnp.arange(32), (2, 1)))
+        logits.append(denoiser.logits(denoiser.hidden(batch_BL, jnp.full((2, 32), 0.3))))
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="compute another function here|has no |requires"), said():
         first_state(experiment, None, str(reference), "")

@@ -163,7 +163,7 @@ class ModelSpec:
         """Fields of `differing` but those by which the weights of `source` can start this network as the same function.
 
         These add weights that are zero at the start and leave the others as they are, or leave out weights whose input may be zeros:
-        conditioning on the time by "add", or by "adaln" with gates of one, for a network that read no time; the hint of
+        biases; conditioning on the time by "add", or by "adaln" with gates of one, for a network that read no time; the hint of
         self-conditioning, in both directions. All other fields change the function, or other weights.
         """
         gained_time = source.time_input == "none" and (self.time_input, self.time_gates) in (
@@ -172,6 +172,7 @@ class ModelSpec:
         )
         free = {"hint"} if self.self_condition != source.self_condition else set()
         free |= {"self_condition"}
+        free |= {"bias"} if BIASES.index(self.bias) > BIASES.index(source.bias) else set()
         free |= {"time_input", "time_width", "time_features", "time_gates"} if gained_time else set()
         return [name for name in self.differing(source) if name not in free]
 

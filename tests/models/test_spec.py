@@ -110,6 +110,7 @@ def by_path(tree):
 GAINS = [({}, dict(time_input="add")), ({}, dict(time_input="adaln", time_gates="one")), ({}, dict(self_condition=True))]
 GAINS += [(old | dict(tied=True), new | dict(tied=True)) for old, new in GAINS] + [({}, dict(self_condition=True, hint="hidden"))]
 GAINS += [(new, old) for old, new in GAINS if "time_input" not in new]
+GAINS += [(dict(bias=old), dict(bias=new)) for old, new in (("none", "all"), ("qkv", "all"), ("qkv", "none"))]
 GAINS += [({"time_input": way}, {}) for way in ("add", "adaln")]
 GAINS += [({}, {"time_input": way}) for way in ("adaln", "prefix")]  # gates of zero, one more position: other functions
 

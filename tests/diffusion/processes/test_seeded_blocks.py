@@ -127,7 +127,7 @@ def seeded(size):
 
 
 def nats(process, t, segments_BL=SEGMENTS_BL, positions_BL=POSITIONS_BL):
-    denoiser = NETWORK.bind(PARAMS, segments_BL, positions_BL, process.attention)
+    denoiser = NETWORK.bind(PARAMS, jnp.asarray(segments_BL), jnp.asarray(positions_BL), process.attention)
     keys_B, x_BL = row_keys(jax.random.key(1), jnp.arange(ROWS)), jnp.asarray(TEXT_BL)
     return np.asarray(nats_at(process, denoiser, x_BL, jnp.asarray(segments_BL), keys_B, jnp.full(x_BL.shape, t)))
 
@@ -154,7 +154,7 @@ def test_a_block_is_predicted_from_itself_and_the_text_before_it(size):
     process = seeded(size)
     keys_B, x_BL = row_keys(jax.random.key(2), jnp.arange(ROWS)), jnp.asarray(TEXT_BL)
     z_BL2 = process.corrupt(keys_B, x_BL, jnp.full(x_BL.shape, 0.5))
-    denoiser = NETWORK.bind(PARAMS, np.ones_like(TEXT_BL), np.tile(np.arange(LENGTH), (ROWS, 1)), process.attention)
+    denoiser = NETWORK.bind(PARAMS, jnp.ones_like(x_BL), jnp.tile(jnp.arange(LENGTH), (ROWS, 1)), process.attention)
     hidden_BLD = denoiser.hidden(z_BL2, jnp.zeros(x_BL.shape))
     for start in range(0, LENGTH, size):
         other_BL2 = z_BL2.at[:, start + size :, 0].set(MASK).at[:, start + 1 :, 1].set(1 - z_BL2[:, start + 1 :, 1] % 2)
@@ -181,7 +181,7 @@ def test_weightings_leave_the_first_tokens_as_they_are():
 
 @pytest.mark.parametrize("size, prompt, order", [(1, 0, "ancestral"), (2, 3, "ancestral"), (4, 0, "confidence"), (4, 5, "ancestral")])
 def test_samples_with_buffers_are_those_of_the_streams_of_training(size, prompt, order):
-    canvas_BL = np.where(np.arange(LENGTH) < prompt, TEXT_BL, 0)
+    canvas_BL = np.where(np.arange(LENGTH) < prompt, TEXT_BL, 0).astype(np.int32)
     condition_BL = np.broadcast_to(np.arange(LENGTH) < prompt, TEXT_BL.shape)
     canvas = Canvas(canvas_BL, condition_BL, (~condition_BL).astype(np.float32))
     settings = SampleSettings(steps=3, order=order, suppressed_ids=(2, BOS))

@@ -5,7 +5,7 @@ Ground floor of dlmjax: knows no network library, no files, no mesh. docs/api.md
 
 from dlmjax.diffusion.declarations import Attention, Boundary, Capabilities, Ends, Parameter, Phases
 from dlmjax.diffusion.gaussian import Anchor, DiffusionLm, EmbeddingFlow, EndToEnd, GaussianEmbedding, Plaid, Sed, Simple
-from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
+from dlmjax.diffusion.hyperschedule import ByPosition, Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.objective import Denoiser, Objective, hint_of, nats_at, reconstruction_nats
 from dlmjax.diffusion.process import (
     Output,
@@ -68,6 +68,7 @@ __all__ = [
     "Bound",
     "Boundary",
     "Capabilities",
+    "ByPosition",
     "Capped",
     "Clipped",
     "ClippedJumps",

@@ -7,6 +7,8 @@ Given their times, positions are noised independently, so the bound of any proce
     w = 1: one position at a time, all before it clean and all after it noise: with masks, the chain rule of a left-to-right model
     no window: t_i = tau, the same time at all positions
 
+`ByPosition` gives each position a rate w_i, t_i = tau^{w_i}, which decides the orders that the bound is a mean over.
+
 `PerBlock` draws a time for each block of a row (block diffusion, BD3-LM 2503.09573 section 3); `choose_interval` finds the interval
 of times with the least variance (its section 4). Training on an interval is not a bound (`covers`); evaluation uses all of [0, 1].
 
@@ -67,6 +69,47 @@ class Hyperschedule(Times):
             return jnp.broadcast_to(tau_B[:, None], (tau_B.shape[0], length))
         behind_L = jnp.arange(length)[::-1]
         return (tau_B[:, None] * (length + self.window - 1) - behind_L) / self.window
+
+    @property
+    def covers(self) -> bool:
+        return self.distribution.covers
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPosition(Times):
+    """t_i(tau) = tau^{w_i}: position-dependent rates, by which the later tokens of each `size` positions are noised more.
+
+    With masks on the linear schedule the bound is then, for any network that reads no time, the mean of -log p over the orders of a
+    Plackett-Luce model with the rates w_i, in which a high rate is revealed early; with the weight dt_i/dtau it is as tight as with
+    one time (the exact form of the mask that Efficient-DLM, 2512.14067, draws in blocks without its weight).
+
+    size: positions in which the rates fall, then they start again; 0 = the whole row.  half_life: h in w_i = 2^{-i / (h size)}.
+    distribution, stratified: of tau, as in PerRow.
+    """
+
+    size: int = 0
+    half_life: float = 0.25
+    distribution: TimeDistribution = UniformTimes()
+    stratified: bool = True
+
+    def __post_init__(self):
+        if not self.size >= 0:
+            raise InputError(f"times by_position: size is {self.size}; it must be a number of positions, or 0 for the whole row")
+        if not 0.01 <= self.half_life < float("inf"):
+            raise InputError(f"times by_position: half_life is {self.half_life}; it must be at least 0.01 of the size")
+
+    def draw(
+        self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
+    ) -> tuple[Float[Array, "B {length}"], Float[Array, "B {length}"]]:
+        """Times t_i, and weights dt_i/dtau over the density of tau."""
+        tau_B1, weight_B1 = PerRow(self.distribution, self.stratified).draw(key, row_B, global_batch, 1)
+        rate_L = self.rates(length)
+        return tau_B1**rate_L, rate_L * tau_B1 ** (rate_L - 1) * weight_B1
+
+    def rates(self, length: int) -> Float[Array, "{length}"]:
+        """w_i."""
+        size = self.size or length
+        return 2.0 ** (-(jnp.arange(length) % size) / (self.half_life * size))
 
     @property
     def covers(self) -> bool:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows, uniform_rows
+from dlmjax.diffusion.process import Process, bind_process, cross_entropy, row_keys, split_rows, uniform_rows
 from dlmjax.diffusion.progressive import Progressive, log_confidence, most_confident
 from dlmjax.diffusion.shapes import Mask, PerToken, RowKeys, Tokens
 from dlmjax.diffusion.times import TIME_BINS, PerRow, Times
@@ -142,8 +142,8 @@ class Objective:
         Returns:
           total: the sum to be trained, in nats; divide by the summed `terms["tokens"]`.
           terms: sums without gradient: tokens, corrupted (int32); nats, loss, prior, reconstruction (float32); nats_by_level and
-            tokens_by_level [10], sums in bins of t; learned/NAME, tokens times each of the process's `scalars`; with "scored" also
-            texts, with "tail" also tail_tokens and tail_nats.
+            tokens_by_level [10], sums in bins of t; text_nats under weighting joint; learned/NAME, tokens times each of the process's
+            `scalars`; with "scored" also texts, with "tail" also tail_tokens and tail_nats.
             `nats` is the bound where `is_bound`, its diffusion part where the reconstruction is left out.
         """
         process, x_BL, valid_BL = self.process, batch["tokens"], batch["segments"] > 0
@@ -170,7 +170,7 @@ class Objective:
             draws = [(text.progressive(self.progressive, phase_keys_B, noise_keys_B, t_BL, valid_BL), t_BL)]
         if self.prompt or "scored" in batch:
             draws = [(with_condition(process, z_BL, x_BL, condition_mask_BL), time_BL) for z_BL, time_BL in draws]
-        totals, nats, row_sums = zip(
+        totals, nats, row_sums, text_nats = zip(
             *(self._diffusion(text, z_BL, time_BL, inverse_pdf_BL, scale_BL, bound_share) for z_BL, time_BL in draws), strict=True
         )
         total, nats_BL, z_BL = sum(totals) / len(draws), sum(nats) / len(draws), draws[0][0]
@@ -199,6 +199,8 @@ class Objective:
                 "tail_tokens": jnp.sum(tail_BL, dtype=jnp.int32),
                 "tail_nats": jnp.sum(jnp.where(tail_BL, nats_BL * inverse_pdf_BL, 0.0)),
             }
+        if self.weighting.text_weight:
+            terms["text_nats"] = sum(text_nats) / len(draws)
         terms |= {LEARNED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)
 
@@ -221,21 +223,27 @@ class Objective:
         return scale_BL
 
     def _diffusion(self, text: "_Text", z_BL, t_BL, inverse_pdf_BL, scale_BL, bound_share):
-        """(weighted sum with gradient, nats per token and weighted sum per row, both without gradient) for one draw of z."""
+        """(weighted sum with gradient; without: nats per token, weighted sum per row, the text's own nats) for one draw of z."""
         weighting, weight_BL = self.weighting, inverse_pdf_BL if self.times.corrected else jnp.ones_like(inverse_pdf_BL)
         trained = None if weighting.is_factor else weighting
         if trained is None:
             factor_BL = weighting.factor(self.process, text.x_BL, z_BL, t_BL)
             exact_BL = self.process.exact_mask(z_BL)
-            factor_BL = factor_BL if exact_BL is None else jnp.where(exact_BL, 1.0, factor_BL)
+            factor_BL = factor_BL if exact_BL is None else jnp.where(exact_BL, weighting.exact_factor, factor_BL)
             weight_BL = weight_BL * (factor_BL if bound_share is None else factor_BL + bound_share * (1 - factor_BL))
         weight_BL = weight_BL if scale_BL is None else weight_BL * scale_BL
         hint_BLI = text.hint(z_BL, t_BL, self.self_condition)
+        of_text = text_nats = jnp.zeros((), jnp.float32)
         if weighting.anchor_gamma:
             total, nats_BL = text.anchored_nats(z_BL, t_BL, weight_BL, weighting)
         else:
-            total, nats_BL = text.nats(z_BL, t_BL, weight_BL, hint_BLI, trained, bound_share)
-        return total, nats_BL, jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
+            hidden_BLD = text.states(z_BL, t_BL, hint_BLI, of_text=weighting.text_weight > 0)
+            if weighting.text_weight:
+                hidden_BLD, text_BLD = hidden_BLD
+                of_text, text_nats = text.text_nats(text_BLD, scale_BL)
+            total, nats_BL = text.nats(hidden_BLD, z_BL, t_BL, weight_BL, trained, bound_share)
+        row_sums_B = jnp.sum(jax.lax.stop_gradient(nats_BL * weight_BL), axis=1)
+        return total + weighting.text_weight * of_text, nats_BL, row_sums_B, text_nats
 
     @property
     def is_bound(self) -> bool:
@@ -279,7 +287,8 @@ class Objective:
         the bound ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected, "loss_NAME_tail_weight_not_a_bound" where the tail
         has a weight of its own, "..._answer_mean" and "..._per_text" where the mean is one over texts); "noise_rate"; "level_0.05" ...
         "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins without tokens are left out); "tail_share" and
-        "tail_nats_share": the tail's part of the tokens and of the nats; "tokens_per_text"; "learned/...": of learned process parameters.
+        "tail_nats_share": the tail's part of the tokens and of the nats; "tokens_per_text"; "text_nll", under weighting joint, the
+        negative log-likelihood of the text by the clean stream; "learned/...": of learned process parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
         report = {
@@ -295,6 +304,8 @@ class Objective:
         for i, (nats, count) in enumerate(zip(terms["nats_by_level"], terms["tokens_by_level"], strict=True)):
             if count > 0:
                 report[f"level_{(i + 0.5) / TIME_BINS:.2f}"] = float(nats) / float(count)
+        if "text_nats" in terms:
+            report["text_nll"] = float(terms["text_nats"]) / tokens
         return report | {name: float(total) / tokens for name, total in terms.items() if name.startswith(LEARNED)}
 
     def summary(self, report: Mapping[str, float]) -> dict[str, str]:
@@ -331,7 +342,8 @@ def nats_at(
     z_BL = process.corrupt(keys_B, tokens_BL, t_BL, valid_BL)
     z_BL = with_condition(process, z_BL, tokens_BL, condition_mask_BL)
     text = _Text(process, denoiser, tokens_BL, loss_mask_BL, keys_B)
-    return text.nats(z_BL, t_BL, jnp.ones_like(t_BL), text.hint(z_BL, t_BL, float(self_condition)))[1]
+    hidden_BLD = text.states(z_BL, t_BL, text.hint(z_BL, t_BL, float(self_condition)))
+    return text.nats(hidden_BLD, z_BL, t_BL, jnp.ones_like(t_BL))[1]
 
 
 def reconstruction_nats(
@@ -432,11 +444,23 @@ class _Text:
         score_BL = denoiser.row_losses(hidden_BLD, masked_BL, Partial(log_confidence, process), (), jnp.ones_like(t_BL))[1]
         return jnp.where(most_confident(score_BL, masked_BL, count_B), x_BL, z_BL)
 
-    def nats(self, z_BL, t_BL, weight_BL, hint_BLI, weighting: Weighting | None = None, bound_share=None):
+    def states(self, z_BL, t_BL, hint_BLI, of_text: bool = False):
+        """Hidden states; of_text: and those of the clean stream, of the same pass."""
+        hints = () if hint_BLI is None else (hint_BLI,)
+        run = self.denoiser.hidden_and_text if of_text else self.denoiser.hidden
+        return run(z_BL, self.process.time_embedding_input(t_BL), *hints)
+
+    def text_nats(self, text_BLD, scale_BL):
+        """The negative log-likelihood of the tokens that carry loss, each given all before it: the scaled sum with gradient, the sum."""
+        loss_fn = Partial(cross_entropy, excluded=self.process.suppressed_ids)
+        scale_BL = jnp.ones(self.x_BL.shape) if scale_BL is None else scale_BL
+        total, nats_BL = self.denoiser.row_losses(text_BLD, self.loss_mask_BL, loss_fn, (self.x_BL,), scale_BL)
+        return total, jnp.sum(nats_BL)
+
+    def nats(self, hidden_BLD, z_BL, t_BL, weight_BL, weighting: Weighting | None = None, bound_share=None):
         """(weighted sum with gradient, nats per token without); `weighting` where what is trained is a function of its own, beside the
         share `bound_share` of the bound."""
-        process, hints = self.process, () if hint_BLI is None else (hint_BLI,)
-        hidden_BLD = self.denoiser.hidden(z_BL, process.time_embedding_input(t_BL), *hints)
+        process = self.process
         loss_mask_BL = process.loss_mask(z_BL, t_BL) & self.loss_mask_BL
 
         def trained_and_nats(process, bound_share, logits, x, z, t, *of_rows):

@@ -11,7 +11,7 @@ import jax
 from dlmjax.choices import build, check_values, lookup, parameters_of, parse
 from dlmjax.diffusion import schedules, times
 from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedding, Plaid, Sed
-from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock
+from dlmjax.diffusion.hyperschedule import ByPosition, Hyperschedule, PerBlock
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.blocks import Blockwise
@@ -29,7 +29,7 @@ from dlmjax.diffusion.progressive import Progressive
 from dlmjax.diffusion.weightings import base as weighting
 from dlmjax.diffusion.weightings.gaussian import Anchor, EndToEnd, Simple
 from dlmjax.diffusion.weightings.jumps import ClippedJumps, Contrastive, Denoising, Dynamic
-from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive
+from dlmjax.diffusion.weightings.tokens import ContextAdaptive, HybridLambda, Routed, TokenAdaptive
 from dlmjax.errors import InputError
 
 # The noises of process `blocks`.
@@ -79,6 +79,14 @@ def make_annealed(start: str = "cross_entropy", begin: float = 0.0, end: float =
     return weighting.Annealed(make_weighting(name, **values), begin, end)
 
 
+def make_joint(diffusion: float = 0.3, text: float = 1.0, inner: str = "bound") -> weighting.Joint:
+    """The weighting of a name for the blocks, "bound" or one of OF_RATES, beside the likelihood of the text; see `Joint`."""
+    name, values = parse(inner, "inner of weighting joint")
+    if name not in ("bound", *weighting.OF_RATES):
+        raise InputError(f"weighting joint: inner is {name}; choose one of bound, {', '.join(weighting.OF_RATES)}")
+    return weighting.Joint(diffusion, text, make_weighting(name, **values))
+
+
 PROCESSES: dict[str, Callable[..., Process]] = {
     "masked": Masked,
     "masked_count": MaskedCount,
@@ -126,10 +134,10 @@ WEIGHTINGS: dict[str, Callable[..., weighting.Weighting]] = {
     for cls in (
         *(weighting.Bound, weighting.InverseRate, weighting.CrossEntropy, weighting.Capped, weighting.Anchored),
         *(ClippedJumps, Dynamic, Denoising, Contrastive),
-        *(HybridLambda, TokenAdaptive, Routed),
+        *(HybridLambda, TokenAdaptive, Routed, ContextAdaptive),
         *(Simple, EndToEnd, Anchor),
     )
-} | {"annealed": make_annealed}
+} | {"annealed": make_annealed, "joint": make_joint}
 
 
 def _independent() -> None:
@@ -149,7 +157,7 @@ TIMES: dict[str, tuple[str, bool]] = {
     "mixture": ("mixture", True),
 }
 # Times that differ within a row; these take a `law`, one of TIME_DISTRIBUTIONS, and its values beside their own.
-WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyperschedule, "per_block": PerBlock}
+WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyperschedule, "by_position": ByPosition, "per_block": PerBlock}
 
 # Values from the tokenizer, the corpus and the schedule: every process may be made with them and uses those that it has a field for.
 _INTERNAL = ("params",)  # trained, not configured
@@ -272,7 +280,7 @@ def make_times(name: str, **values: Any) -> times.Times:
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
     sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies; with
     `corrected=False` what is trained has no weight 1/density, and is not a bound. "per_block" takes `size`, `antithetic` and `corrected`,
-    "hyper" takes `window`, both a `law` and its values.
+    "hyper" takes `window`, "by_position" `size` and `half_life`, all a `law` and its values.
     """
     values = dict(values)
     if name in WITHIN_ROWS:

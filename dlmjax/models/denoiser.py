@@ -188,16 +188,28 @@ class Denoiser:
         reads as a second stream at time 0.  t_BL: the time per token, ignored without time input.  hint_BLI: an x0 prediction or, where
         it `reads_hidden`, hidden states of an earlier pass, with `self_condition` (None = zeros).
         """
+        return self._states(z_BL, t_BL, hint_BLI, lambda y_BL: y_BL[:, : t_BL.shape[1]] if not self.seeds else self._seeded(y_BL))
+
+    def hidden_and_text(
+        self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"], hint_BLI: Float[Array, "B L I"] | None = None
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """`hidden`, and of the same pass under `SeededBlocks` the states of the clean stream, which predict each token from all before."""
+
+        def both(y_BL: Array) -> Array:
+            return jnp.concatenate([self._seeded(y_BL), jnp.split(y_BL, 2, axis=1)[1]], axis=1)
+
+        found_BLD = self._states(z_BL, t_BL, hint_BLI, both)
+        return tuple(jnp.split(found_BLD, 2, axis=1))
+
+    def _states(self, z_BL: Array, t_BL: Array, hint_BLI: Array | None, of_tokens: Callable[[Array], Array]) -> Array:
+        """`hidden`; of_tokens: from the positions of the stream, [B, L or 2L, ...], those whose states are wanted."""
         network, params = self.network, self.params
         spec, layout = network.spec, network.layout
         L = t_BL.shape[1]
         rows = self._rows
         if z_BL.ndim == 3 and not spec.input_dim:
-            z_BL, t_BL, rows = (
-                jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1),
-                jnp.pad(t_BL, ((0, 0), (0, L))),
-                rows.twice(self.seeds > 0),
-            )
+            z_BL, t_BL = jnp.concatenate([z_BL[..., 0], z_BL[..., 1]], axis=1), jnp.pad(t_BL, ((0, 0), (0, L)))
+            rows = rows.twice(seeded=self.seeds > 0)
         if spec.input_dim:
             x_BLD = dense(z_BL.astype(network.execution.dtype), params["input"]["kernel"], (None, "embed"), layout)
         else:
@@ -210,7 +222,6 @@ class Denoiser:
         time = time_BLT if time_BLT is None or not layout.flat else time_BLT.reshape(-1, spec.time_width)
         x_BLD = self._layers(x, time, rows).reshape(x_BLD.shape[0], -1, spec.width)
         start = int(isinstance(rows.mask, Prefixed))
-        of_tokens = self._seeded if self.seeds else lambda y_BL: y_BL[:, :L]
         if x_BLD.shape[1] != L:
             x_BLD = of_tokens(x_BLD[:, start:])
         x_BLD = self._last(x_BLD, None if time_BLT is None else of_tokens(time_BLT))

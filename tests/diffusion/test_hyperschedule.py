@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Cosine, Linear, Masked, MaskedCount, Objective, PerRow, Power, Times, UniformTimes
-from dlmjax.diffusion.hyperschedule import Hyperschedule, PerBlock, choose_interval
+from dlmjax.diffusion.hyperschedule import ByPosition, Hyperschedule, PerBlock, choose_interval
 from dlmjax.diffusion.oracle import toy
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
@@ -163,3 +163,38 @@ def test_impossible_draws_are_refused(make, says):
 @pytest.mark.parametrize("process", [MaskedCount(VOCAB, MASK), Masked(VOCAB, MASK, complementary=True)], ids=["count", "complementary"])
 def test_a_window_without_an_end_is_one_time(process):
     assert Objective(process, Hyperschedule(None)).is_bound
+
+
+@pytest.mark.parametrize("size, half_life", [(0, 0.25), (2, 0.5), (0, 8.0)])
+def test_rates_by_position_are_the_mean_over_plackett_luce_orders_for_any_network(size, half_life):
+    """Over all masks and orders of a row, of costs that no joint distribution has: what the times and weights of training give is
+    E_order sum_k cost(the token that is revealed, the masks before that)."""
+    length, rng = 4, np.random.default_rng(0)
+    times = ByPosition(size, half_life)
+    masks_M = [frozenset(i for i in range(length) if number >> i & 1) for number in range(2**length)]
+    cost = {mask: rng.uniform(0.2, 3, length) for mask in masks_M}  # of each masked token, in nats
+    rate_L = np.asarray(times.rates(length), np.float64)
+    assert rate_L[0] == 1 and (np.diff(rate_L[: size or length]) < 0).all()
+    orders = 0.0
+    for order in itertools.permutations(range(length)):
+        left, probability, nats = set(range(length)), 1.0, 0.0
+        for i in order:
+            probability, nats = probability * rate_L[i] / sum(rate_L[j] for j in left), nats + cost[frozenset(left)][i]
+            left.remove(i)
+        orders += probability * nats
+    with jax.enable_x64(True):
+        t_BL, weight_BL = (np.asarray(a) for a in times.draw(jax.random.key(1), jnp.arange(8192), 8192, length))
+    trained_B = np.zeros(len(t_BL))
+    for mask in masks_M:
+        inside_L = np.isin(np.arange(length), list(mask))
+        p_B = np.prod(np.where(inside_L, t_BL, 1 - t_BL), axis=1)
+        trained_B += p_B * np.sum(np.where(inside_L, weight_BL / t_BL * cost[mask], 0), axis=1)  # the hazard of the linear schedule is 1/t
+    assert trained_B.mean() == pytest.approx(orders, rel=2e-3)
+
+
+def test_rates_by_position_that_cannot_be_are_refused():
+    for values, says in ((dict(size=-1), "size is -1"), (dict(half_life=0.0), "half_life is 0.0")):
+        with pytest.raises(InputError, match=says):
+            ByPosition(**values)
+    with pytest.raises(InputError, match="complementary masks conflict with"):
+        Objective(Masked(6, 5, complementary=True), ByPosition())

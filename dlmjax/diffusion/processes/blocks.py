@@ -44,7 +44,7 @@ from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.time_domain import TimeDomain
 from dlmjax.diffusion.times import PerRow, Times
-from dlmjax.diffusion.weightings.base import OF_RATES
+from dlmjax.diffusion.weightings.base import OF_RATES, OF_SEEDS
 from dlmjax.errors import InputError
 
 # The noisy and the clean token of each position.
@@ -137,7 +137,8 @@ class Blockwise(Process):
         weightings = tuple(name for name in inner.weightings if name in ("bound", *OF_RATES))
         own = {"weightings": weightings, "count_form": None, "in_blocks": self.inner.bound}
         if self.seed_bos is not None:  # a seed comes before the rest of its block
-            own |= {"any_order": False, "seeds": Autoregressive(self.inner.vocab, self.seed_bos, excluded=self.inner.suppressed_ids)}
+            own |= {"weightings": (*weightings, *OF_SEEDS), "any_order": False}
+            own |= {"seeds": Autoregressive(self.inner.vocab, self.seed_bos, excluded=self.inner.suppressed_ids)}
         return dataclasses.replace(inner, **own)
 
     @property

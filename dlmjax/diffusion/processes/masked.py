@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from dlmjax.diffusion.declarations import Capabilities
-from dlmjax.diffusion.hyperschedule import Hyperschedule
+from dlmjax.diffusion.hyperschedule import ByPosition, Hyperschedule
 from dlmjax.diffusion.process import among, cross_entropy, draw_tokens, exclude, split_rows, uniform_rows
 from dlmjax.diffusion.processes.absorbing import Absorbing
 from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, llada, share_gone
 from dlmjax.diffusion.shapes import Ids, Logits, Mask, PerClass, PerToken, RowKeys, Tokens, Values, Views
 from dlmjax.diffusion.time_domain import AllTimes, TimeDomain
 from dlmjax.diffusion.times import PerRow, Times
-from dlmjax.diffusion.weightings.base import OF_RATES, OF_TOKENS, InverseRate
+from dlmjax.diffusion.weightings.base import OF_MASKS, OF_RATES, OF_TOKENS, InverseRate
 from dlmjax.errors import InputError
 
 
@@ -47,7 +47,7 @@ class SharedSchedule(Absorbing):
         timed = () if self.boundary.any else ("first_hitting", "predetermined")
         return Capabilities(
             methods=("ancestral", "tau_leap", *timed, "remask", "rdm"),
-            weightings=("bound", *OF_RATES, *OF_TOKENS),
+            weightings=("bound", *OF_RATES, *OF_TOKENS, *OF_MASKS),
             any_order=True,
             prior_mask_id=self.mask_id,
             count_form=MaskedCount(self.vocab, self.mask_id, excluded=self.excluded, trained=self.schedule),
@@ -107,9 +107,12 @@ class _Complementary(TimeDomain):
     """The times of masks and their complements."""
 
     def adapt(self, times: Times) -> Times:
-        if isinstance(times, Hyperschedule) and times.window is not None:
-            # Positions ahead of the window are all masked, and their complement would be clean text.
-            raise InputError("process masked: complementary masks conflict with a window of times (times hyper); leave one of them out")
+        if (isinstance(times, Hyperschedule) and times.window is not None) or isinstance(times, ByPosition):
+            # Positions ahead of the window are all masked, and their complement would be clean text; 1 - t_i is no time of position i.
+            raise InputError(
+                "process masked: complementary masks conflict with a window of times (times hyper), and with times by_position; leave one "
+                "of them out"
+            )
         return times
 
 

@@ -20,7 +20,10 @@ OF_RATES = ("inverse_rate", "cross_entropy", "capped", "anchored")  # a loss tha
 OF_TOKENS = ("hybrid_lambda", "token_adaptive", "routed")  # the probability of each token
 OF_JUMPS = ("clipped_jumps", "dynamic", "denoising", "contrastive")  # noise that replaces tokens
 OF_VECTORS = ("simple", "end_to_end", "anchor")  # noise on vectors
-NAMES = ("bound", *OF_RATES, *OF_TOKENS, *OF_JUMPS, *OF_VECTORS)  # weightings with other names are accepted for every process
+OF_MASKS = ("context_adaptive",)  # a mask, and one schedule for all tokens
+OF_SEEDS = ("joint",)  # a clean stream that predicts the next token
+# Weightings with other names are accepted for every process.
+NAMES = ("bound", *OF_RATES, *OF_TOKENS, *OF_JUMPS, *OF_VECTORS, *OF_MASKS, *OF_SEEDS)
 
 SMALLEST = 1e-30  # a weight of exactly 0 (t = 1 on a cosine schedule) has nats of 0: any finite factor keeps them 0
 
@@ -34,6 +37,8 @@ class Weighting(Protocol):
     of_time: True where the factor depends on t alone: what is trained then follows from the bound's nats.
     anchor_gamma: weight of the loss of an anchor network (`models.anchored`) on the tokens of `anchors`; 0 = none.
     ends_as_bound: True where the bound is trained in the last steps of a run, so that its boundary terms are trained then, too.
+    exact_factor: the factor on exact losses (`Process.exact_mask`).
+    text_weight: weight of the negative log-likelihood of the text, token by token from the clean stream, beside the process's loss.
     """
 
     name: str
@@ -41,6 +46,8 @@ class Weighting(Protocol):
     is_factor: bool = True
     of_time: bool = False
     ends_as_bound: bool = False
+    exact_factor: float = 1.0
+    text_weight: float = 0.0
     anchor_gamma: float = 0.0
 
     def anchors(self, x_BL: Tokens, valid_BL: Mask) -> Mask:
@@ -165,6 +172,41 @@ class Anchored(Weighting):
 
 
 @dataclasses.dataclass(frozen=True)
+class Joint(Weighting):
+    """diffusion x the loss of seeded blocks + text x the negative log-likelihood of every token given all before it, from the clean
+    stream of the same pass (as in Nemotron-Labs-Diffusion and I-DLM 2604.11035). The weights stay those of an autoregressive model, too.
+
+    diffusion, text: the two weights, positive.
+
+    inner: how the loss of the blocks is weighted.
+    """
+
+    diffusion: float = 0.3
+    text: float = 1.0
+    inner: Weighting = Bound()
+    name = "joint"
+
+    def __post_init__(self):
+        if not (0 < self.diffusion < float("inf") and 0 < self.text < float("inf")):
+            raise InputError(f"weighting joint: diffusion and text are {self.diffusion} and {self.text}; both must be positive")
+
+    @property
+    def exact_factor(self) -> float:
+        return self.diffusion
+
+    @property
+    def text_weight(self) -> float:
+        return self.text
+
+    @property
+    def of_time(self) -> bool:
+        return self.inner.of_time
+
+    def factor(self, process: Any, x: Ids, z: AnyState, t: Values) -> Values:
+        return self.diffusion * self.inner.factor(process, x, z, t)
+
+
+@dataclasses.dataclass(frozen=True)
 class Annealed(Weighting):
     """From another weighting to the bound during a run: (1 - a) x start + a x bound, where a rises linearly from 0 to 1.
 
@@ -181,8 +223,8 @@ class Annealed(Weighting):
     ends_as_bound = True
 
     def __post_init__(self):
-        if self.start.is_bound or self.start.ends_as_bound or self.start.anchor_gamma:
-            raise InputError(f"weighting annealed: start is {self.start.name}; give one that is not the bound, such as cross_entropy")
+        if self.start.is_bound or self.start.ends_as_bound or self.start.anchor_gamma or self.start.text_weight:
+            raise InputError(f"weighting annealed: start is {self.start.name}; give one such as cross_entropy")
         if not 0 <= self.begin < self.end <= 1:
             raise InputError(f"weighting annealed: begin and end must satisfy 0 <= begin < end <= 1, not {self.begin} and {self.end}")
 

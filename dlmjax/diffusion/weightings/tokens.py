@@ -4,6 +4,7 @@
 `TokenAdaptive`  the bound's nats x (1 - p(x))^beta: difficult tokens have more weight (MGDM 2410.14157 section 3.2)
 `Routed`         cross-entropy of the corrupted tokens x (1 - t): the bound without the terms of a sampler that decides which tokens
                  are denoised (RDM 2302.05737; `reweighting_type=linear` of its code)
+`ContextAdaptive`  cross-entropy of masked tokens x how much visible text is near (CART of Dream 2508.15487)
 
 Cross-entropy is that of the clean token under p(x_i | z), whatever the network's output means.
 
@@ -19,7 +20,7 @@ from dlmjax.diffusion.process import cross_entropy
 from dlmjax.diffusion.processes.d3pm import D3pm
 from dlmjax.diffusion.processes.interpolating import Interpolating
 from dlmjax.diffusion.shapes import Ids, PerClass, Values
-from dlmjax.diffusion.weightings.base import Weighting
+from dlmjax.diffusion.weightings.base import SMALLEST, Weighting
 from dlmjax.errors import InputError
 
 
@@ -60,6 +61,33 @@ class TokenAdaptive(Weighting):
         # At least 1e-6: at 0 a power below 1 has no derivative.
         miss = jnp.maximum(-jnp.expm1(-token_nats(process, logits, x, z, t)), 1e-6)
         return nats * self.scale * miss**self.beta
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextAdaptive(Weighting):
+    """Cross-entropy of a masked token i times w_i = sum over visible j of 1/2 p (1 - p)^(|i - j| - 1) (CART, Dream 2508.15487).
+
+    In a long row the mean of w is the share 1 - t of visible text. On a row of masks alone it is 0: the state in which sampling
+    starts is not trained. Padding, which text never holds, counts as not visible; documents are not told apart.
+
+    p: how fast the weight of a visible token falls with its distance, in (0, 1).
+    """
+
+    p: float = 0.3
+    name = "context_adaptive"
+
+    def __post_init__(self):
+        if not 0 < self.p < 1:
+            raise InputError(f"weighting context_adaptive: p is {self.p}; it must lie between 0 and 1")
+
+    def factor(self, process: Any, x: Ids, z: Ids, t: Values) -> Values:
+        del x
+        index_L = jnp.arange(z.shape[-1])
+        away_LL = jnp.abs(index_L[:, None] - index_L)
+        weight_LL = jnp.where(away_LL > 0, 0.5 * self.p * (1 - self.p) ** (away_LL - 1.0), 0.0)
+        visible = ~jnp.isin(z, jnp.asarray(process.suppressed_ids))
+        near = jnp.einsum("...j,ij->...i", visible.astype(weight_LL.dtype), weight_LL, precision="highest")
+        return near / jnp.maximum(process.cross_entropy_weight(t), SMALLEST)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,6 +179,28 @@ def test_weightings_leave_the_first_tokens_as_they_are():
     assert float(terms["nats"]) == pytest.approx(float(total), rel=1e-6) and bound.is_bound
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_joint_loss_is_that_of_the_blocks_and_of_autoregression_in_one_pass(size):
+    """The clean stream is causal, so its loss is that of autoregression, token by token; the bound stays that of blocks."""
+    process, batch = seeded(size), batch_of(TEXT_BL) | {"segments": jnp.asarray(SEGMENTS_BL), "positions": jnp.asarray(POSITIONS_BL)}
+    denoiser = NETWORK.bind(PARAMS, batch["segments"], batch["positions"], process.attention)
+    times, key = process.time_domain.adapt(PerRow()), jax.random.key(3)
+    blocks, of_blocks = Objective(process, times)(denoiser, batch, key, ROWS)
+    joint = Objective(process, times, make_weighting("joint", diffusion=0.3, text=2.0))
+    total, terms = joint(denoiser, batch, key, ROWS)
+    text = nats(dataclasses.replace(CAUSAL, excluded=(2, BOS)), 0.5).sum()
+    assert float(terms["text_nats"]) == pytest.approx(text, rel=1e-5) and float(terms["nats"]) == float(of_blocks["nats"])
+    assert float(total) == pytest.approx(0.3 * float(blocks) + 2 * text, rel=1e-5)
+    report = joint.report(jax.device_get(terms))
+    assert report["text_nll"] == pytest.approx(text / (SEGMENTS_BL > 0).sum(), rel=1e-5) and "loss_joint_not_a_bound" in report
+    with pytest.raises(InputError, match="weighting joint conflicts with process blocks"):
+        Objective(dataclasses.replace(process, seed_bos=None), times, make_weighting("joint"))
+    with pytest.raises(InputError, match="both must be positive"):
+        make_weighting("joint", text=0.0)
+    with pytest.raises(InputError, match="inner is denoising"):
+        make_weighting("joint", inner="denoising")
+
+
 @pytest.mark.parametrize("size, prompt, order", [(1, 0, "ancestral"), (2, 3, "ancestral"), (4, 0, "confidence"), (4, 5, "ancestral")])
 def test_samples_with_buffers_are_those_of_the_streams_of_training(size, prompt, order):
     canvas_BL = np.where(np.arange(LENGTH) < prompt, TEXT_BL, 0).astype(np.int32)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Masked, Objective
+from dlmjax.diffusion import Masked, Objective, row_keys
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.diffusion.processes.d3pm import make_d3pm
 from dlmjax.diffusion.processes.state_dependent import GenMd4
 from dlmjax.diffusion.processes.uniform import Uniform
-from dlmjax.diffusion.weightings.tokens import HybridLambda, Routed, TokenAdaptive, token_nats
+from dlmjax.diffusion.weightings.tokens import ContextAdaptive, HybridLambda, Routed, TokenAdaptive, token_nats
 from dlmjax.errors import InputError
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 
@@ -96,6 +96,25 @@ def test_what_is_reported_stays_the_bound(weighting):
 
     for scale in (1.0, 1e4):
         assert np.isfinite(np.asarray(jax.grad(total)(scale * jax.nn.one_hot(X, VOCAB)))).all()
+
+
+def test_visible_text_near_a_token_decides_its_weight():
+    """CART: each visible token counts by its distance; in a long row the mean is the share of visible text, on masks alone it is 0."""
+    weighting, process = ContextAdaptive(), Masked(**IDS)
+    long = 129
+
+    def weights(z_BL):
+        # The factor is on nats with the bound's weight.
+        return np.asarray(weighting.factor(process, z_BL, z_BL, jnp.full(z_BL.shape, 0.3)) * process.cross_entropy_weight(0.3))
+
+    alone_BL = jnp.full((1, long), MASK).at[:, 60].set(1)
+    away_L = np.abs(np.arange(long) - 60)
+    np.testing.assert_allclose(weights(alone_BL)[0], np.where(away_L > 0, 0.15 * 0.7 ** (away_L - 1.0), 0), rtol=1e-5, atol=1e-12)
+    assert not weights(jnp.full((1, long), MASK)).any()
+    assert weights(jnp.ones((1, long), jnp.int32))[0, 64] == pytest.approx(1, abs=1e-6)
+    for share in (0.1, 0.5, 0.9):
+        z_BL = process.corrupt(row_keys(jax.random.key(0), jnp.arange(64)), jnp.ones((64, 512), jnp.int32), jnp.full((64, 512), share))
+        assert weights(z_BL)[:, 30:-30].mean() == pytest.approx(1 - share, abs=0.01)
 
 
 def test_what_cannot_be_is_refused():

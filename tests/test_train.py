@@ -338,8 +338,8 @@ def test_weights_start_a_network_that_adds_to_theirs(whole, overrides, fresh):
     assert sum(float(share) for _, share in listed) == pytest.approx(100 * (1 - matched), abs=0.005 * len(listed))
     batch_BL = jnp.arange(64).reshape(2, 32) % 100
     logits = []
-    for network, params in ((source.experiment.network, source.params), (experiment.network, state["params"])):
-        denoiser = network.bind(params, jnp.ones_like(batch_BL), jnp.tile(jnp.arange(32), (2, 1)))
+    for one, params in ((source.experiment, source.params), (experiment, state["params"])):
+        denoiser = one.unpartitioned.bind(jax.device_get(params), jnp.ones_like(batch_BL), jnp.tile(jnp.arange(32), (2, 1)))
         logits.append(denoiser.logits(denoiser.hidden(batch_BL, jnp.full((2, 32), 0.3))))
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="compute another function here|has no |requires"), said():

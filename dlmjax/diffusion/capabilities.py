@@ -9,7 +9,7 @@ from dlmjax.diffusion.registry import PROCESSES, make_process, process_fields
 # Processes whose capabilities depend on their values.
 _VARIANTS = (
     *("d3pm(kernel='gaussian')", "d3pm(kernel='absorbing')", "score(noise='uniform')", "flow_matching(noise='uniform')"),
-    *("blocks(noise='uniform')", "blocks(noise='hybrid')"),
+    *("blocks(noise='uniform')", "blocks(noise='hybrid')", "blocks(seeded=True)"),
 )
 
 

@@ -343,7 +343,9 @@ def is_tight(process: Process) -> bool:
 def loss_share(process: Process) -> float:
     """Expected share of positions that carry loss, over uniform times: the share on which the head is computed."""
     with jax.transfer_guard("allow"):
-        return float(process.noise_rate(jnp.asarray((np.arange(16) + 0.5) / 16, jnp.float32)).mean())
+        share = float(process.noise_rate(jnp.asarray((np.arange(16) + 0.5) / 16, jnp.float32)).mean())
+    seeds = 1 / process.attention.block_size if process.attention.seeded else 0.0
+    return seeds + (1 - seeds) * share
 
 
 def row_keys(key: Key[Array, ""], row_B: Int[Array, "B"]) -> RowKeys:

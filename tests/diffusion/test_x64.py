@@ -22,6 +22,7 @@ ROWS = 3
 KINDS = {
     "gaussian": ("simple", "end_to_end", "anchor"),
     "uniform": ("clipped_jumps", "dynamic", "denoising", "contrastive"),
+    "blocks(seeded=True)": ("joint",),
     "masked": tuple(WEIGHTINGS),
 }
 VALUES = {"importance": {"heights": (1.0, 2.0)}, "mixture": {"parts": [{"law": "beta"}, {"law": "flat"}], "probabilities": (0.5, 0.5)}}

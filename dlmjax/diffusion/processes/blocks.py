@@ -198,10 +198,6 @@ class Blockwise(Process):
     def log_q(self, z_BL: Pairs, x_BL: Tokens, t_BL: PerToken) -> PerToken:
         return jnp.where(self.exact_mask(z_BL), 0.0, self.inner.log_q(z_BL[..., 0], x_BL, t_BL))
 
-    def noise_rate(self, t: Values) -> Values:
-        seeds = 0.0 if self.seed_bos is None else 1 / self.size
-        return seeds + (1 - seeds) * self.inner.noise_rate(t)
-
     # --- what an output costs and means ----------------------------------------------------------------------------------------
 
     def loss_inputs(self, x_BL: Tokens, z_BL: Pairs, t_BL: PerToken) -> tuple[PerToken, ...]:
@@ -273,7 +269,7 @@ class _NoisyOutput(Output):
 for _name in (
     *("vocab", "mask_id", "excluded", "schedule", "suppressed_ids", "absorbing_id", "time_input", "time_embedding_input"),
     *("params", "parameters", "scalars", "boundary", "ends", "prior_nats"),
-    *("noise_share", "cross_entropy_weight", "replaced"),
+    *("noise_share", "noise_rate", "cross_entropy_weight", "replaced"),
 ):
     setattr(Blockwise, _name, property(operator.attrgetter(f"inner.{_name}")))
 

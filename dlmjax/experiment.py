@@ -116,7 +116,7 @@ class Experiment:
         forward_only = (objective.self_condition > 0) + (objective.progressive is not None)
         passes = 1 + forward_only / 3 + (objective.boundary and process.boundary.reconstruction)
         passes *= process.capabilities.denoisings
-        # An anchor network's own loss has logits at the same positions once more, where they are anchors: at most. The text has them at all.
+        # An anchor network's own loss has logits at the same positions once more, where they are anchors: at most. Joint training has all.
         length, share = self.config.data.length, loss_share(process) * (1 + (objective.weighting.anchor_gamma > 0))
         share += objective.weighting.text_weight > 0
         flops = self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)

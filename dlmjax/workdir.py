@@ -276,7 +276,7 @@ def _require_same_run(workdir: pathlib.Path, config: ConfigDict, inputs: dict) -
     known = {"tokenizer": before["tokenizer"]} if "tokenizer" in before else {}
     if os.path.lexists(workdir / TOKENIZER):
         known["tokenizer"] = stored_tokenizer(workdir, before).hash
-    elif not known and not before and "imported" not in meta:
+    elif not known and not before and not {"imported", "merged"} & meta.keys():
         raise InputError(f"{workdir / TOKENIZER} is missing; put back that of the run's corpus (nothing was changed)")
     if known.get("tokenizer", inputs["tokenizer"]) != inputs["tokenizer"]:
         raise InputError(f"{workdir} was trained with another tokenizer than the corpus has; choose another --workdir or corpus")

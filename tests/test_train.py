@@ -29,6 +29,7 @@ from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import EvaluationSettings, bounds
 from dlmjax.experiment import Experiment, assemble, claim_workdir, open_corpora
+from dlmjax.merge import drift_by_weight, merge
 from dlmjax.origin import first_state
 from dlmjax.report.facts import read_facts
 from dlmjax.report.page import render
@@ -344,6 +345,33 @@ def test_weights_start_a_network_that_adds_to_theirs(whole, overrides, fresh):
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="compute another function here|has no |requires"), said():
         first_state(experiment, None, str(reference), "")
+
+
+def test_a_merge_is_the_mean_of_the_best_checkpoints(whole, tmp_path):
+    """A run like others: it is opened and starts others. How far each checkpoint lies from it is told, over all weights and by weight."""
+    reference, file, _ = whole
+    with Checkpoints(reference / "checkpoints") as checkpoints:
+        steps = sorted(checkpoints.ranked()[:2]) if len(checkpoints.ranked()) > 1 else [8, 12]
+    found = merge(workdir=str(reference), output=str(tmp_path / "merged"), steps=steps)
+    runs, merged = [open_run(reference, step=step) for step in steps], open_run(tmp_path / "merged")
+    assert found["steps"] == steps and merged.step == steps[-1] and merged.weights == "raw"
+    for mean, *each in zip(*(jax.tree.leaves(run.params) for run in (merged, *runs)), strict=True):
+        np.testing.assert_allclose(mean, sum(np.asarray(leaf) for leaf in each) / 2, rtol=1e-6, atol=1e-8)
+    by_weight = drift_by_weight(runs[0].params, merged.params)
+    assert set(found["drift"]) == set(steps) and found["drift"][steps[0]] == pytest.approx(found["drift"][steps[1]], rel=1e-4)
+    assert min(by_weight.values()) <= found["drift"][steps[0]] <= max(by_weight.values()) and "layers.query.kernel" in by_weight
+    assert drift_by_weight(merged.params, merged.params) == dict.fromkeys(by_weight, 0.0)
+    config = config_lib.load(str(file), ["train.steps=50"])
+    with said():
+        first_state(assemble(config, load_tokenizer("bytes"), devices=jax.devices()[:1]), None, "", str(tmp_path / "merged"))
+    for values, says in (
+        ({"steps": [8]}, "requires at least two checkpoints, and 1 of"),
+        ({"steps": [8, 9]}, "has no whole checkpoint of step 9; it has those of"),
+        ({"output": str(reference), "steps": steps}, "holds a run; give a new directory"),
+    ):
+        with pytest.raises(InputError, match=says):
+            merge(**{"workdir": str(reference), "output": str(tmp_path / "other"), **values})
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_run_goes_on_with_its_own_text_alone(whole, tmp_path, small_corpus):

@@ -123,10 +123,13 @@ class Checkpoints:
             self._warn(step, flaw)
         return None
 
+    def ranked(self) -> list[int]:
+        """The steps with a finite `meta["metric"]`, the lowest first."""
+        return self._ranked(self.steps())
+
     def best(self) -> int | None:
         """The step with the lowest `meta["metric"]`; the newest of equals."""
-        ranked = self._ranked(self.steps())
-        return ranked[0] if ranked else None
+        return next(iter(self.ranked()), None)
 
     def meta(self, step: int | None = None) -> dict:
         """The meta that was passed to `save`, by default of the newest whole checkpoint."""

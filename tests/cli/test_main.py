@@ -21,7 +21,7 @@ from dlmjax.sampling import GRIDS, METHODS, ORDERS, SampleSettings
 from dlmjax.sampling.settings import REMAINDERS
 from tests.test_train import config_file, tiny_config
 
-COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "report", "import", "export")
+COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "report", "import", "merge", "export")
 COMMANDS += ("quality", "puzzles", "solve", "embed", "activations", "lm-eval")
 
 

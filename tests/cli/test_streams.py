@@ -36,6 +36,7 @@ WRITES = {
     "plan --config tiny.py --data corpus --topology h100:1 --analytic --json p.json": "p.json",
     "export --workdir run --output hf": "hf/model.safetensors hf/config.json",
     "import --source hf --workdir imported": "imported/config.json",
+    "merge --workdir run --steps 2 4 --weights raw --output merged": "merged/config.json",
     "sample --workdir run --steps 2 --count 2 --json s.json --trace s.html": "s.json s.html",
     "report --workdir run --steps 0 --output r.html": "r.html",
     "quality --workdir run --steps 2 --samples 2 --batch 2 --output quality": "quality/quality.json quality/samples.jsonl",

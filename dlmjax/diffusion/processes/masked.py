@@ -176,7 +176,7 @@ class _CountedMasks(TimeDomain):
     def adapt(self, times: Times) -> Times:
         if not isinstance(times, PerRow) and not (isinstance(times, Hyperschedule) and times.window is None):
             raise InputError(
-                "process masked_count requires one time per row; process.times 'hyper' with a window and 'per_block' draw several"
+                "process masked_count requires one time per row; process.times hyper with a window, by_position and per_block draw several"
             )
         return times
 

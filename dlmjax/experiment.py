@@ -31,6 +31,7 @@ from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network,
 from dlmjax.models.attention import SPLASH_LANES, runs_on
 from dlmjax.models.families import own_module
 from dlmjax.models.layout import SINGLE
+from dlmjax.models.masks import Annealed
 from dlmjax.module_file import ModuleFile
 from dlmjax.parallel import Partition, make_mesh
 from dlmjax.training import Hyperparameters, OptimizerSpec, abstract_state, build_optimizer, hyperparameters_of
@@ -79,7 +80,11 @@ class Experiment:
         if self.network.dropout:
             # A stream of its own, keyed by the row: microbatches and meshes cannot change the draw.
             dropout_key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 1), batch["row"])
-        denoiser = self.network.bind(params, batch["segments"], batch["positions"], self.process.attention, dropout_key)
+        attention = self.process.attention
+        if self.config.process.anneal and not attention.sequential and progress is not None:
+            done = (progress - self.phase_start / self.config.train.steps) / self.config.process.anneal
+            attention = Annealed.draw(jax.random.fold_in(key, 2), batch["tokens"].shape[1], done)
+        denoiser = self.network.bind(params, batch["segments"], batch["positions"], attention, dropout_key)
         return self.objective.bind(params)(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, progress)
 
     def evaluator(self, **grid: Any) -> Evaluator:
@@ -283,6 +288,11 @@ def _assembled(
             network.require_process(phase, config.process.self_condition)
         network.require_mesh(partition)
     _check_shared(before, process)
+    if config.process.anneal and (process.attention.sequential or module or not all(one.attention.sequential for one in before)):
+        raise InputError(
+            f"process.anneal={config.process.anneal:g} requires a network of a family, and full attention of the last process and of no "
+            "phase before it; set it to 0"
+        )
     optimizer, objective = OptimizerSpec(**config.optimizer), functools.partial(_objective, config)
     ends = earlier_phases(config.process.before, config.train.steps) if before else ()
     return Experiment(

@@ -144,6 +144,7 @@ _PROCESS = {
     "times": Field("stratified", "distribution of the times t over a batch", named=True),
     "weighting": Field("", "training weight in place of the bound; empty: that of the process", named=True),
     "masks": Field("independent", "masks of a training row: independent, or progressive(phases=8)", named=True, added=True),
+    "anneal": _share(0.0, "share of the steps in which causal attention becomes full, pair by pair; 0: full from the start", added=True),
     "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint input"),
     "hint": _one_of("x0", "hidden", doc="hint of process.self_condition: x0 prediction, or hidden states (loopholing)", added=True),
     "prompt": _share(0.0, "share of rows conditioned on a prefix of their text, for guidance"),

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.registry import PROCESSES, curriculum_of
 from dlmjax.errors import InputError
 from dlmjax.experiment import assemble, embedding_of, open_experiment
+from dlmjax.models.masks import Annealed
 from dlmjax.run import open_run
 from dlmjax.train import train
 from launch.command import read_train
@@ -238,9 +240,45 @@ def test_a_phase_has_times_and_a_weighting_of_its_own_and_ends_at_a_share_or_a_s
     assert longer.at_step(19).flops_per_token == experiment.at_step(9).flops_per_token
 
 
+def test_attention_is_annealed_by_one_program_from_causal_to_full():
+    """The mask is data: at no progress the loss is that of the causal network, after the share of the steps that of the full one, and one
+    compiled step serves all. The shift of weights that predict the next token goes with it; a phase before moves its start."""
+    tokenizer, config = load_tokenizer("char27"), smallest()
+    config_lib.override(config, ["train.steps=10", "process.anneal=0.5", "model.family=qwen3(shift=True)"])
+    config.optimizer.warmup = 0
+    experiment, length = assemble(config, tokenizer, devices=jax.devices()[:1]), config.data.length
+    tokens_BL = jax.random.randint(jax.random.key(1), (2, length), 0, 26)
+    batch = {"tokens": tokens_BL, "segments": jnp.ones((2, length), jnp.int32), "row": jnp.arange(2)}
+    batch["positions"] = jnp.broadcast_to(jnp.arange(length), (2, length))
+    params, key, traced = experiment.init(jax.random.key(0)), jax.random.key(2), []
+
+    @jax.jit
+    def loss(progress):
+        traced.append(progress)
+        return experiment.loss_fn(params, batch, key, progress)[0]
+
+    def fixed(attention):
+        denoiser = experiment.network.bind(params, batch["segments"], batch["positions"], attention)
+        return float(experiment.objective(denoiser, batch, jax.random.fold_in(key, 0), config.data.batch)[0])
+
+    found = [float(loss(jnp.float32(progress))) for progress in (0.0, 0.25, 0.5, 0.9)]
+    causal = fixed(Annealed(jnp.zeros((length, length), bool)))
+    assert found[0] == pytest.approx(causal, rel=1e-6) and found[2] == found[3] == pytest.approx(fixed("full"), rel=1e-6)
+    assert found[1] not in (found[0], found[2]) and len(traced) == 1
+    index_L = np.arange(64)
+    seen_LL = Annealed.draw(key, 64, jnp.float32(0.25)).allowed(index_L[:, None], index_L[None])
+    assert seen_LL[np.tril_indices(64)].all() and np.mean(seen_LL[np.triu_indices(64, 1)]) == pytest.approx(0.25, abs=0.03)
+    config_lib.override(config, ["process.before=autoregressive@4"])
+    later = assemble(config, tokenizer, devices=jax.devices()[:1]).at_step(4)
+    assert float(jax.jit(later.loss_fn)(params, batch, key, jnp.float32(0.4))[0]) == pytest.approx(causal, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "overrides, says",
     [
+        (["process.anneal=0.5", "process.name=blocks(size=4)"], "process.anneal=0.5 requires .* full attention of the last process"),
+        (["process.anneal=0.5", "process.before=masked@0.2"], "process.anneal=0.5 requires"),
+        (["process.anneal=0.5", "process.name=autoregressive"], "process.anneal=0.5 requires"),
         (
             ["process.before=autoregressive@10"],
             "'autoregressive@10' ends at step 10, and the run has 10 steps",

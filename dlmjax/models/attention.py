@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dlmjax.errors import InputError
 from dlmjax.models.layout import Layout
-from dlmjax.models.masks import Mask, Prefixed, allowed_in_batch
+from dlmjax.models.masks import Mask, Prefixed, allowed_in_batch, is_data
 
 # Added to a forbidden score. It is finite, so that a row without an allowed key has finite values and the gradient 0, not NaN.
 FORBIDDEN = -1e30
@@ -59,13 +59,16 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
         attend = functools.partial(fused, allowed_BLL=allowed_in_batch(mask, segments_BL), layout=layout)
     elif backend == "splash" and not runs:
         raise InputError(f"attention=splash requires a TPU, not {platform}; set execution.attention=dense")
+    elif backend == "splash" and is_data(mask):
+        raise InputError("attention=splash conflicts with process.anneal, whose mask is data; set execution.attention=dense")
     elif backend == "splash" and fits:
         if isinstance(mask, Prefixed):
             raise InputError("attention=splash conflicts with model.time_input=prefix; set model.time_input=adaln or attention=dense")
         attend = functools.partial(splash, mask=mask, segments_BL=segments_BL, layout=layout)
     else:
         bias_BLL = jnp.where(allowed_in_batch(mask, segments_BL), 0.0, FORBIDDEN).astype(jnp.float32)
-        tiles = tiles_of(mask, segments_BL.shape[1]) if layout.flat else None  # a tile is a part of the length, which is then split
+        # A tile is a part of the length, which a mesh axis may split.
+        tiles = tiles_of(mask, segments_BL.shape[1]) if layout.flat and not is_data(mask) else None
         attend = functools.partial(dense_attention, bias_BLL=bias_BLL, tiles=tiles)
 
     def constrained(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array) -> Array:

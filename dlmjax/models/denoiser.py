@@ -37,6 +37,7 @@ from dlmjax.models.masks import (
     SeededBlocks,
     as_mask,
     board_units,
+    is_data,
     require_boards,
     within,
 )
@@ -139,7 +140,7 @@ class Network:
         length = segments_BL.shape[1]
         if self.spec.context and length > self.spec.context:
             raise InputError(f"rows of {length} tokens, but this family has learned positions for {self.spec.context}; lower data.length")
-        if self.spec.shift and attention not in ("full", Attention(), Full()):
+        if self.spec.shift and attention not in ("full", Attention(), Full()) and not is_data(attention):
             raise InputError(f"model.family with shift=true requires full attention, not {attention}; choose another process.name")
         keys_B = None
         if dropout_key is not None and self.spec.dropout > 0.0:

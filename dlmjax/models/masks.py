@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.declarations import Attention
 from dlmjax.errors import InputError
@@ -42,6 +43,21 @@ class Causal:
 
     def allowed(self, q: Index, k: Index) -> Index:
         return q >= k
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annealed:
+    """Causal attention on its way to full: a later position is seen where `opened_LL` says so, an array that may be traced."""
+
+    opened_LL: Bool[Array, "L L"]
+
+    @classmethod
+    def draw(cls, key: Key[Array, ""], length: int, share: Float[Array, ""]) -> Annealed:
+        """Opens each pair with probability `share`, one draw for all rows (DiffuLLaMA 2410.17891): 0 is causal attention, 1 is full."""
+        return cls(jax.random.uniform(key, (length, length)) < share)
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        return (q >= k) | self.opened_LL[q, k]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +184,13 @@ def within(mask: Mask, window: int, peers: bool = False) -> Mask:
     """The mask of a network whose positions attend within a `window` of the row (0: all of it), and to `peers` on a board alone."""
     mask = Peers(mask) if peers else mask
     return Windowed(mask, window, mask.length if isinstance(mask, BlockDiffusion) else 0) if window else mask
+
+
+def is_data(mask: Mask) -> bool:
+    """Whether a mask holds an array, so that which pairs it allows is not known before the program runs."""
+    while hasattr(mask, "mask"):
+        mask = mask.mask
+    return isinstance(mask, Annealed)
 
 
 # Segment of a position that every segment attends to.

@@ -30,6 +30,7 @@ from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.errors import InputError, names_arguments
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
+from dlmjax.evaluation.drift import drift_by_weight
 from dlmjax.evaluation.forms import parse_likelihood
 from dlmjax.evaluation.likelihood import WindowEvaluator
 from dlmjax.evaluation.ngram import entropy_baselines
@@ -204,7 +205,8 @@ def evaluate(
     if against:
         difference = paired_difference(measured, _measure(against, _evaluator(against, settings), chosen, settings))
         which = {"against": str(against.workdir), "against_step": against.step, "against_weights": against.weights}
-        report["difference"] = {**which, **difference.to_json()}
+        drift = drift_by_weight(run.params, against.params)
+        report["difference"] = {**which, **difference.to_json(), "weight_drift": drift}
     found = None
     if tables:
         found = {"level": list(result.levels)} if settings.likelihood == "nelbo" else {}

@@ -3,18 +3,17 @@
 The mean is of weights, so its likelihood is measured like that of any run, and may be worse than that of each checkpoint.
 """
 
-import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dlmjax import config as config_lib
 from dlmjax.data import counts
 from dlmjax.errors import InputError, names_arguments
+from dlmjax.evaluation.drift import total_drift
 from dlmjax.experiment import Experiment, kept, open_experiment
 from dlmjax.training import Checkpoints
 from dlmjax.workdir import CHECKPOINTS, CONFIG, claim_workdir, newest_meta, stored_config, stored_embedding, stored_inputs, stored_table
@@ -74,25 +73,3 @@ def _write(root: pathlib.Path, target: pathlib.Path, experiment: Experiment, par
     with Checkpoints(target / CHECKPOINTS) as checkpoints:
         checkpoints.save(new["step"], {"params": params}, new)
     claim_workdir(target, config, experiment.tokenizer, *tables, inputs.get("texts", ()), module)
-
-
-def drift_by_weight(params: dict, reference: dict) -> dict[str, float]:
-    """|W - W_0| / |W_0| of each weight, by its name; a weight of norm 0 has inf where it moved, else 0."""
-    found = {}
-    for (name, leaf), (_, old) in zip(_norms(params, reference), _norms(reference, None), strict=True):
-        found[name] = math.sqrt(leaf / old) if old else math.inf if leaf else 0.0
-    return found
-
-
-def total_drift(params: dict, reference: dict) -> float:
-    """|W - W_0| / |W_0| over all weights together."""
-    moved, old = (sum(square for _, square in _norms(*pair)) for pair in ((params, reference), (reference, None)))
-    return math.sqrt(moved / old) if old else math.inf
-
-
-def _norms(params: dict, reference: dict | None) -> Iterator[tuple[str, float]]:
-    """(name, squared norm of the difference from the reference) of each leaf."""
-    others = jax.tree.leaves(params if reference is None else reference)
-    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(params), others, strict=True):
-        moved = np.asarray(leaf, np.float64) - (0.0 if reference is None else np.asarray(other, np.float64))
-        yield ".".join(str(getattr(key, "key", key)) for key in path), float(np.sum(moved**2))

@@ -28,8 +28,9 @@ from dlmjax.data import load_tokenizer
 from dlmjax.data.prepare import prepare
 from dlmjax.errors import Diverged, InputError
 from dlmjax.evaluate import EvaluationSettings, bounds
+from dlmjax.evaluation.drift import drift_by_weight
 from dlmjax.experiment import Experiment, assemble, claim_workdir, open_corpora
-from dlmjax.merge import drift_by_weight, merge
+from dlmjax.merge import merge
 from dlmjax.origin import first_state
 from dlmjax.report.facts import read_facts
 from dlmjax.report.page import render

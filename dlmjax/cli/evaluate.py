@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from typing import TYPE_CHECKING
 
 from dlmjax import flags
@@ -101,6 +102,10 @@ def run(arguments: argparse.Namespace, _) -> None:
     print(_table(found), flush=True)
     if against:
         print(f"  against {against.workdir}, step {against.step}, {against.weights} weights: {found.difference.summary()}", flush=True)
+        if drift := found.report["difference"]["weight_drift"]:
+            most = max(drift, key=drift.get)
+            usual = statistics.median(drift.values())
+            print(f"  weights moved from its by {usual:.1%} of their norm (median), most {most}, by {drift[most]:.1%}", flush=True)
     if arguments.breakdown:
         print(breakdown.as_text(found.tables), flush=True)
     if arguments.json:

@@ -143,7 +143,9 @@ def test_two_runs_under_the_same_noise(runs, small_corpus, tmp_path, capsys):
     difference = found["difference"]
     assert difference["nats_per_token"] == pytest.approx(found["nats_per_token"] - other["nats_per_token"], rel=1e-6)
     assert difference["stderr_nats_per_token"] < difference["stderr_unpaired_nats_per_token"]
-    assert (difference["windows"], difference["against"]) == (40, str(runs[1])) and "standard errors" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (difference["windows"], difference["against"]) == (40, str(runs[1])) and "standard errors" in shown
+    assert "weights moved from its by" in shown and difference["weight_drift"]["embedding.table"] > 0
     assert found["protocol"]["complete"] is False and other["protocol"]["text_hash"] == found["protocol"]["text_hash"]
 
 

@@ -317,7 +317,9 @@ class _Log:
     def _of_phase(self) -> dict[str, float | int]:
         """The number of the phase, and its bound once more under a name of its own: those of several processes are several curves."""
         process, values = self._objective.process.bound, self.summary.values
-        name = f"{'seeded_' if process.attention.seeded else ''}{process.name}{process.attention.block_size or ''}"
+        attention = process.attention
+        kind = "seeded_" if attention.seeded else "one_stream_" if attention.context_size else ""
+        name = f"{kind}{process.name}{attention.block_size or attention.context_size or ''}"
         bounds = {f"{key}/{name}": values[key] for key in ("nelbo", "partial_nelbo") if key in values}
         return {"phase": self._phase + 1, **bounds}
 

@@ -18,11 +18,13 @@ class Attention:
       where there are no blocks.
     seeded: whether the first token of a block is predicted from the clean text before it, and each other one from the position before
       it; the clean stream is then causal, and holds the text shifted by one position.
+    context_size: tokens of a block that a row of one stream reads with the blocks before it, as noisy as they are; None = the whole row.
     """
 
     causal: bool = False
     block_size: int | None = None
     seeded: bool = False
+    context_size: int | None = None
 
     @property
     def sequential(self) -> bool:

@@ -14,7 +14,7 @@ from dlmjax.diffusion.gaussian import DiffusionLm, EmbeddingFlow, GaussianEmbedd
 from dlmjax.diffusion.hyperschedule import ByPosition, Hyperschedule, PerBlock
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
-from dlmjax.diffusion.processes.blocks import Blockwise
+from dlmjax.diffusion.processes.blocks import Blockwise, OneStream
 from dlmjax.diffusion.processes.d3pm import check_d3pm, make_d3pm
 from dlmjax.diffusion.processes.duo import Duo
 from dlmjax.diffusion.processes.flow_matching import FlowMatching
@@ -54,11 +54,13 @@ def make_blocks(
     curriculum: tuple[tuple[int, int], ...] = (),
     noise: str = "masked",
     seeded: bool = False,
+    streams: int = 2,
     bos_id: int | None = None,
-) -> Blockwise:
+) -> Blockwise | OneStream:
     """Blocks of `size` tokens with the noise of a name, one of BLOCK_NOISES, or of a name with values: "hybrid(p_uniform=0.2)".
 
     seeded: the first token of a block is predicted from the clean text before it, the others from the position before each.
+    streams: 2, or 1 for `OneStream`.
     """
     name, values = parse(noise, "noise of process blocks")
     lookup("noise of process blocks", name, BLOCK_NOISES)
@@ -68,6 +70,10 @@ def make_blocks(
     inner = make_process(name, **{key: value for key, value in facts.items() if value is not None}, **values)
     if seeded and bos_id is None:
         raise InputError("process blocks: seeded=True requires a beginning of text, and this vocabulary has none; set it to False")
+    if streams == 1 and not (seeded or curriculum):
+        return OneStream(inner, size)
+    if streams != 2:
+        raise InputError(f"process blocks: streams is {streams}; give 2, or 1 without seeded and curriculum")
     return Blockwise(inner, size, curriculum, bos_id if seeded else None)
 
 
@@ -197,7 +203,7 @@ def curriculum_of(text: str) -> Process | None:
     name, values = parse(text, "process.name")
     kind = lookup("process", name, PROCESSES)
     made = typing.get_type_hints(kind).get("return", kind) if inspect.isfunction(kind) else kind
-    if made.phases is Process.phases:
+    if all(one.phases is Process.phases for one in typing.get_args(made) or (made,)):
         return None
     return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
 

@@ -43,7 +43,7 @@ class Exported:
     @property
     def block_size(self) -> int | None:
         """Tokens of a block of block diffusion; None elsewhere."""
-        return self.process.attention.block_size
+        return self.process.attention.block_size or self.process.attention.context_size
 
     @property
     def attention(self) -> str:

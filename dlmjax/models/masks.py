@@ -206,6 +206,8 @@ def as_mask(attention: str | Attention | Mask, length: int) -> Mask:
     if not isinstance(attention, Attention):
         return attention
     size = attention.block_size
+    if attention.context_size is not None:
+        return BlockCausal(attention.context_size)
     if size is None:
         return Causal() if attention.causal else Full()
     if length % size:

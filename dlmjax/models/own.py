@@ -197,7 +197,7 @@ class OwnNetwork:
                 required = f"a network that reads {'vectors' if state is None else 'soft tokens'}, and it reads token ids"
             elif attention.seeded:
                 required = "blocks that are not seeded"
-            elif attention.block_size is not None and declared.attention != "mask":
+            elif (attention.block_size or attention.context_size) is not None and declared.attention != "mask":
                 required = f'attention = "mask", and it declares "{declared.attention}"'
             elif attention.causal and declared.attention == "full":
                 required = 'attention = "causal" or "mask", and it declares "full"'

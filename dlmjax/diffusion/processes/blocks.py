@@ -28,6 +28,7 @@ pays for not always seeing it. (Read from the noisy block before, as in Fast-dLL
 Shapes: B batch, L length, V vocabulary; `*n` any shape. Losses in nats per token.
 """
 
+import abc
 import copy
 import dataclasses
 import operator
@@ -264,6 +265,47 @@ class _NoisyOutput(Output):
     def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Pairs, t_BL: PerToken) -> Float[Array, "B L I"]:
         return self.inner.x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)
 
+
+@dataclasses.dataclass(frozen=True)
+class OneStream(Process):
+    """Masks in one stream under block-causal attention, all blocks at one time: half the cost, and a bound that is not tight.
+
+    A block is predicted from itself and the blocks before it, which are as noisy as it is: the NELBO of a network that does not see later
+    blocks. The weights are those of `Blockwise` of the same size, whose bound reads earlier blocks clean, as sampling does.
+    """
+
+    inner: Process
+    size: int = 4
+
+    name = "blocks"
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise InputError(f"process blocks: size is {self.size}; it must be at least 1 token")
+        if not self.inner.capabilities.any_order or self.inner.attention != Attention() or self.inner.bound is not self.inner:
+            raise InputError(f"process blocks: streams=1 requires masks at one rate for all tokens, not noise {self.inner.name!r}")
+
+    @property
+    def attention(self) -> Attention:
+        return Attention(context_size=self.size)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(self.inner.capabilities, is_tight=False, count_form=None)
+
+    def with_params(self, params: Any) -> "OneStream":
+        del params  # masks at one rate learn nothing
+        return self
+
+
+for _name in (
+    *("vocab", "mask_id", "excluded", "schedule", "suppressed_ids", "absorbing_id", "time_input", "time_embedding_input", "states"),
+    *("corrupt", "noisy_views", "forward_step", "corrupted", "time_domain", "loss", "loss_mask", "loss_inputs", "log_q", "output"),
+    *("reconstruction", "prior", "reverse_step", "reverse_rates", "decode", "boundary", "ends", "prior_nats"),
+    *("noise_share", "noise_rate", "cross_entropy_weight", "replaced"),
+):
+    setattr(OneStream, _name, property(operator.attrgetter(f"inner.{_name}")))
+abc.update_abstractmethods(OneStream)
 
 # Members that blocks do not change: those of the inner process.
 for _name in (

@@ -15,7 +15,7 @@ from dlmjax.diffusion.hyperschedule import PerBlock
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import Process
-from dlmjax.diffusion.processes.blocks import Blockwise
+from dlmjax.diffusion.processes.blocks import Blockwise, OneStream
 from dlmjax.diffusion.processes.hybrid import Hybrid
 from dlmjax.diffusion.processes.text_dependent import LoMdm
 from dlmjax.diffusion.processes.uniform import Uniform
@@ -196,3 +196,44 @@ def test_a_curriculum_names_the_size_of_each_step():
     assert process.attention == Attention(block_size=1) and process.phases.at_step(20) == Blockwise(Masked(VOCAB, MASK), 1)
     with pytest.raises(InputError, match="steps rising"):
         Blockwise(Masked(VOCAB, MASK), curriculum=((20, 4), (10, 2)))
+
+
+@pytest.mark.parametrize("size, nats", [(1, None), (2, 2.10837), (4, 2.01898)])
+def test_one_stream_is_a_bound_and_tight_in_one_block_alone(size, nats):
+    """By enumeration, with the exact prediction from the noisy tokens of a block and of those before it. Blocks of the whole row are masked
+    diffusion."""
+    law = oracle.JointDistribution.random(2, 4, seed=2, sharpness=1.5)
+    process, of_row = OneStream(Masked(VOCAB, MASK, excluded=(BOS,)), size), ToyDenoiser(law, VOCAB, masked_likelihood(2, MASK))
+    subsets = np.asarray(list(itertools.product([False, True], repeat=LENGTH)))
+    x_NL, hit_NL = np.repeat(law.sequences_Xn, len(subsets), axis=0), np.tile(subsets, (len(law.sequences_Xn), 1))
+    p_N, total = np.repeat(law.probability_X, len(subsets)), 0.0
+    with jax.enable_x64(True):
+        x, z, zeros = jnp.asarray(x_NL), jnp.where(hit_NL, MASK, x_NL), jnp.zeros(x_NL.shape)
+        seen = [jnp.where(jnp.arange(LENGTH) < (i // size + 1) * size, z, MASK) for i in range(LENGTH)]
+        logits_NLV = jnp.stack([of_row.hidden(seen[i], zeros)[:, i] for i in range(LENGTH)], axis=1)
+        for t, weight in zip(*oracle.quadrature(12), strict=True):
+            nats_NL = process.loss(logits_NLV, x, z, jnp.full(x.shape, t))
+            total += weight * float(np.sum(p_N * np.prod(np.where(hit_NL, t, 1 - t), axis=1) * np.asarray(nats_NL).sum(axis=1)))
+    assert total > law.entropy + 0.05 if nats is None else total == pytest.approx(nats, abs=1e-5)
+    assert process.capabilities.is_bound and not process.capabilities.is_tight
+    # The network reads what is declared: later blocks may hold anything.
+    denoiser, z_BL = bound_network(process.attention, len(TEXTS)), jnp.asarray(TEXTS)
+    other_BL = z_BL.at[:, size:].set(MASK)
+    hidden_BLD, others_BLD = (denoiser.hidden(state, jnp.zeros(TEXTS.shape)) for state in (z_BL, other_BL))
+    np.testing.assert_allclose(hidden_BLD[:, :size], others_BLD[:, :size], atol=2e-6)
+
+
+def test_one_stream_forwards_its_masks_and_refuses_other_noise():
+    process = make_process("blocks", vocab=VOCAB, mask_id=MASK, excluded=(BOS,), size=2, streams=1)
+    assert process == OneStream(Masked(VOCAB, MASK, excluded=(BOS,)), 2) and process.attention == Attention(context_size=2)
+    kept = {"name", "attention", "capabilities", "with_params", "bound", "phases", "params", "parameters", "scalars", "exact_mask"}
+    for name in members(Process) - kept:
+        assert getattr(process, name) == getattr(process.inner, name), name
+    assert process.bound is process and check_process("blocks(streams=1)") is False
+    for text, says in (
+        ("blocks(streams=1, noise=uniform)", "streams=1 requires masks at one rate for all tokens, not noise 'uniform'"),
+        ("blocks(streams=3)", "streams is 3; give 2, or 1"),
+        ("blocks(streams=1, size=0)", "at least 1 token"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_process(text)

@@ -349,7 +349,7 @@ def test_weights_start_a_network_that_adds_to_theirs(whole, overrides, fresh):
 
 
 def test_a_merge_is_the_mean_of_the_best_checkpoints(whole, tmp_path):
-    """A run like others: it is opened and starts others. How far each checkpoint lies from it is told, over all weights and by weight."""
+    """A run like others: it is opened and starts others. The drift is that of each checkpoint from it."""
     reference, file, _ = whole
     with Checkpoints(reference / "checkpoints") as checkpoints:
         steps = sorted(checkpoints.ranked()[:2]) if len(checkpoints.ranked()) > 1 else [8, 12]

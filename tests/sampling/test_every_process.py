@@ -83,6 +83,7 @@ VARIANTS = (
     *("score(noise=uniform)", "flow_matching(noise=uniform)", "d3pm(kernel=absorbing, steps=8)", "d3pm(kernel=gaussian, steps=8)"),
     *("uniform(parameterisation=posterior, eps=0.1)", "hybrid(p_uniform=0.9, parameterisation=posterior)", "masked(eps=0.1)"),
     *("mixed(mixing=constant, values=(0.3,))", "mixed(eps=0.1)", "score(eps=0.1)", "frequency_masked(strength=8.0)"),
+    *("blocks(seeded=True)", "blocks(streams=1)"),
 )
 
 

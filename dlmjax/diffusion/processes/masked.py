@@ -108,7 +108,7 @@ class _Complementary(TimeDomain):
 
     def adapt(self, times: Times) -> Times:
         if (isinstance(times, Hyperschedule) and times.window is not None) or isinstance(times, ByPosition):
-            # Positions ahead of the window are all masked, and their complement would be clean text; 1 - t_i is no time of position i.
+            # Positions ahead of the window are all masked, and their complement would be clean text; by_position gives 1 - t_i no weight.
             raise InputError(
                 "process masked: complementary masks conflict with a window of times (times hyper), and with times by_position; leave one "
                 "of them out"

@@ -324,6 +324,8 @@ def _objective(config: ConfigDict, process: Process, earlier: PhaseText | None =
         weighting = make_weighting(name, **values)
         if weighting.anchor_gamma and (not config.model.anchor_depth or own_module(config.model.family)):
             raise InputError(f"process.weighting={name} requires an anchor network: set model.anchor_depth to 1 or more layers, or gamma=0")
+        if weighting.text_weight and config.model.anchor_depth:
+            raise InputError(f"process.weighting={name} requires one network; set model.anchor_depth to 0")
     unsupported = weighting and (process.attention.causal or weighting.supported_as not in process.capabilities.weightings)
     if earlier and unsupported and "weighting" not in own:
         weighting = None

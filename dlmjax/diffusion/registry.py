@@ -88,8 +88,9 @@ def make_annealed(start: str = "cross_entropy", begin: float = 0.0, end: float =
 def make_joint(diffusion: float = 0.3, text: float = 1.0, inner: str = "bound") -> weighting.Joint:
     """The weighting of a name for the blocks, "bound" or one of OF_RATES, beside the likelihood of the text; see `Joint`."""
     name, values = parse(inner, "inner of weighting joint")
-    if name not in ("bound", *weighting.OF_RATES):
-        raise InputError(f"weighting joint: inner is {name}; choose one of bound, {', '.join(weighting.OF_RATES)}")
+    valid = [known for known in ("bound", *weighting.OF_RATES) if known != "anchored"]  # which has a loss of its own beside it
+    if name not in valid:
+        raise InputError(f"weighting joint: inner is {name}; choose one of {', '.join(valid)}")
     return weighting.Joint(diffusion, text, make_weighting(name, **values))
 
 

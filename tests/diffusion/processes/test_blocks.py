@@ -211,7 +211,7 @@ def test_one_stream_is_a_bound_and_tight_in_one_block_alone(size, nats):
         x, z, zeros = jnp.asarray(x_NL), jnp.where(hit_NL, MASK, x_NL), jnp.zeros(x_NL.shape)
         seen = [jnp.where(jnp.arange(LENGTH) < (i // size + 1) * size, z, MASK) for i in range(LENGTH)]
         logits_NLV = jnp.stack([of_row.hidden(seen[i], zeros)[:, i] for i in range(LENGTH)], axis=1)
-        for t, weight in zip(*oracle.quadrature(12), strict=True):
+        for t, weight in zip(*oracle.quadrature(40), strict=True):
             nats_NL = process.loss(logits_NLV, x, z, jnp.full(x.shape, t))
             total += weight * float(np.sum(p_N * np.prod(np.where(hit_NL, t, 1 - t), axis=1) * np.asarray(nats_NL).sum(axis=1)))
     assert total > law.entropy + 0.05 if nats is None else total == pytest.approx(nats, abs=1e-5)

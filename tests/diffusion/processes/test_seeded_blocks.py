@@ -18,7 +18,7 @@ from dlmjax.errors import InputError
 from dlmjax.models import Execution, ModelSpec, build_network
 from dlmjax.sampling import Canvas, SampleSettings, sampler_for
 from dlmjax.sampling.blocks import BlockSampler
-from tests.diffusion.battery import BOS, MASK, VOCAB, batch_of, expected_nats
+from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, expected_nats
 from tests.diffusion.cases_blocks import INNER, BlockCase
 from tests.models.tiny import lively
 
@@ -93,7 +93,7 @@ def test_the_bound_of_the_toy_text_is_its_entropy(size):
     with jax.enable_x64(True):
         x, z = jnp.asarray(x_NL), jnp.asarray(state_of(x_NL, np.where(hit_NL, MASK, x_NL), size))
         logits_NLV = SeededDenoiser(LAW, VOCAB, None, exact, size).hidden(z, jnp.zeros(x.shape))
-        for t, weight in zip(*oracle.quadrature(12), strict=True):
+        for t, weight in zip(*oracle.quadrature(40), strict=True):
             t_NL = jnp.full(x.shape, t)
             nats_NL = process.loss(logits_NLV, x, z, t_NL, *process.loss_inputs(x, z, t_NL))
             total += weight * float(np.sum(p_N * np.prod(np.where(hit_NL, t, 1 - t), axis=1) * np.asarray(nats_NL).sum(axis=1)))

@@ -341,7 +341,9 @@ def test_weights_start_a_network_that_adds_to_theirs(whole, overrides, fresh):
     batch_BL = jnp.arange(64).reshape(2, 32) % 100
     logits = []
     for one, params in ((source.experiment, source.params), (experiment, state["params"])):
-        denoiser = one.unpartitioned.bind(jax.device_get(params), jnp.ones_like(batch_BL), jnp.tile(jnp.arange(32), (2, 1)))
+        denoiser = one.unpartitioned.bind(
+            jax.tree.map(jnp.asarray, jax.device_get(params)), jnp.ones_like(batch_BL), jnp.tile(jnp.arange(32), (2, 1))
+        )
         logits.append(denoiser.logits(denoiser.hidden(batch_BL, jnp.full((2, 32), 0.3))))
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="compute another function here|has no |requires"), said():

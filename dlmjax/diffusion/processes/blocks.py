@@ -117,7 +117,8 @@ class Blockwise(Process):
             check_ids(self.name, self.inner.vocab, bos_id=self.seed_bos)
             if self.inner.boundary.any or self.inner.output.predicts != "logits":
                 raise InputError(
-                    f"process blocks: seeded=True requires noise without boundary terms that predicts tokens, not {self.inner.name!r}"
+                    "process blocks: seeded=True requires a schedule that ends in clean text and pure noise, and a noise that predicts "
+                    f"tokens, not {self.inner.name!r} as it is"
                 )
         self.inner.time_domain.adapt(PerBlock(self.size))  # refuses noise that has one time per row
         state = jax.eval_shape(self.inner.states.of_tokens, jax.ShapeDtypeStruct((1, 1), jnp.int32))

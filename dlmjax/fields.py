@@ -138,13 +138,13 @@ _PROCESS = {
     "schedule": Field("linear", "noise schedule", named=True),
     "before": Field(
         (),
-        "phases trained first on the same weights, PROCESS@SHARE of the steps or PROCESS@STEP; empty: none",
+        "phases trained first on the same weights, PROCESS@SHARE or PROCESS@STEP; empty: none",
         added=True,
     ),
     "times": Field("stratified", "distribution of the times t over a batch", named=True),
     "weighting": Field("", "training weight in place of the bound; empty: that of the process", named=True),
     "masks": Field("independent", "masks of a training row: independent, or progressive(phases=8)", named=True, added=True),
-    "anneal": _share(0.0, "share of the steps in which causal attention becomes full, pair by pair; 0: full from the start", added=True),
+    "anneal": _share(0.0, "share of the steps in which causal attention becomes full; 0: off", added=True),
     "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint input"),
     "hint": _one_of("x0", "hidden", doc="hint of process.self_condition: x0 prediction, or hidden states (loopholing)", added=True),
     "prompt": _share(0.0, "share of rows conditioned on a prefix of their text, for guidance"),
@@ -163,7 +163,7 @@ _OPTIMIZER = {
     "warmup": _whole(100, "steps of the linear warm-up", 0, programs=NONE),
     "decay": _share(0.2, "share of the steps in which wsd decays", programs=NONE),
     "final": _share(0.1, "learning rate of the last step as a share of lr", programs=NONE),
-    "rewarm": _share(0.01, "share of the steps in which the rate rises again after a phase of process.before", programs=NONE, added=True),
+    "rewarm": _share(0.01, "share of the steps in which the rate rises again after a phase", programs=NONE, added=True),
 }
 _TRAIN = {
     "steps": _whole(1000, "steps of the run", 1, programs=NONE),

@@ -84,21 +84,21 @@ class ByPosition(Times):
     one time (the exact form of the mask that Efficient-DLM, 2512.14067, draws in blocks without its weight).
 
     size: positions in which the rates fall, then they start again; 0 = the whole row.
-    half_life: h in w_i = 2^{(size - 1 - i) / (h size)}. The lowest rate is 1: a lower one would have a weight without bound, and only the
+    halving: h in w_i = 2^{(size - 1 - i) / (h size)}. The lowest rate is 1: a lower one would have a weight without bound, and only the
       ratios of rates matter to the orders.
     distribution, stratified: of tau, as in PerRow.
     """
 
     size: int = 0
-    half_life: float = 0.25
+    halving: float = 0.25
     distribution: TimeDistribution = UniformTimes()
     stratified: bool = True
 
     def __post_init__(self):
         if not self.size >= 0:
             raise InputError(f"times by_position: size is {self.size}; it must be a number of positions, or 0 for the whole row")
-        if not 0.05 <= self.half_life < float("inf"):
-            raise InputError(f"times by_position: half_life is {self.half_life}; it must be at least 0.05 of the size")
+        if not 0.05 <= self.halving < float("inf"):
+            raise InputError(f"times by_position: halving is {self.halving}; it must be at least 0.05 of the size")
 
     def draw(
         self, key: Key[Array, ""], row_B: Int[Array, "B"], global_batch: int, length: int
@@ -111,7 +111,7 @@ class ByPosition(Times):
     def rates(self, length: int) -> Float[Array, "{length}"]:
         """w_i."""
         size = self.size or length
-        return 2.0 ** ((size - 1 - jnp.arange(length) % size) / (self.half_life * size))
+        return 2.0 ** ((size - 1 - jnp.arange(length) % size) / (self.halving * size))
 
     @property
     def covers(self) -> bool:

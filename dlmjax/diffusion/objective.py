@@ -199,8 +199,7 @@ class Objective:
                 "tail_tokens": jnp.sum(tail_BL, dtype=jnp.int32),
                 "tail_nats": jnp.sum(jnp.where(tail_BL, nats_BL * inverse_pdf_BL, 0.0)),
             }
-        if self.weighting.text_weight:
-            terms["text_nats"] = sum(text_nats) / len(draws)
+        terms |= {"text_nats": sum(text_nats) / len(draws)} if self.weighting.text_weight else {}
         terms |= {LEARNED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)
 

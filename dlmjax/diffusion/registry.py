@@ -287,7 +287,7 @@ def make_times(name: str, **values: Any) -> times.Times:
     "importance" takes `heights`; "power" takes `exponent`; "uniform" and "stratified" take `low`, `high`; "mixture" takes `parts`, a
     sequence of {"law": one of TIME_DISTRIBUTIONS, values}, and `probabilities`. `stratified` overrides what the name implies; with
     `corrected=False` what is trained has no weight 1/density, and is not a bound. "per_block" takes `size`, `antithetic` and `corrected`,
-    "hyper" takes `window`, "by_position" `size` and `half_life`, all a `law` and its values.
+    "hyper" takes `window`, "by_position" `size` and `halving`, all a `law` and its values.
     """
     values = dict(values)
     if name in WITHIN_ROWS:

@@ -202,9 +202,8 @@ def make_train_step(
             "step": number,
         }, metrics
 
-    of_run = {} if steps is None else {"steps": np.float32(steps)}
-    averaging = {"ema_decay": np.float32(ema_decay), "average_from": np.int32(average_from)}
-    return _jit(step, {"optimizer": hyperparameters, **averaging, **of_run}, shardings)
+    of_run = {"average_from": np.int32(average_from), **({} if steps is None else {"steps": np.float32(steps)})}
+    return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay), **of_run}, shardings)
 
 
 def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainStep:

@@ -165,12 +165,12 @@ def test_a_window_without_an_end_is_one_time(process):
     assert Objective(process, Hyperschedule(None)).is_bound
 
 
-@pytest.mark.parametrize("size, half_life", [(0, 0.25), (2, 0.5), (0, 8.0)])
-def test_rates_by_position_are_the_mean_over_plackett_luce_orders_for_any_network(size, half_life):
+@pytest.mark.parametrize("size, halving", [(0, 0.25), (2, 0.5), (0, 8.0)])
+def test_rates_by_position_are_the_mean_over_plackett_luce_orders_for_any_network(size, halving):
     """Over all masks and orders of a row, of costs that no joint distribution has: what the times and weights of training give is
     E_order sum_k cost(the token that is revealed, the masks before that)."""
     length, rng = 4, np.random.default_rng(0)
-    times = ByPosition(size, half_life)
+    times = ByPosition(size, halving)
     masks_M = [frozenset(i for i in range(length) if number >> i & 1) for number in range(2**length)]
     cost = {mask: rng.uniform(0.2, 3, length) for mask in masks_M}  # of each masked token, in nats
     rate_L = np.asarray(times.rates(length), np.float64)
@@ -193,7 +193,7 @@ def test_rates_by_position_are_the_mean_over_plackett_luce_orders_for_any_networ
 
 
 def test_rates_by_position_that_cannot_be_are_refused():
-    for values, says in ((dict(size=-1), "size is -1"), (dict(half_life=0.0), "half_life is 0.0")):
+    for values, says in ((dict(size=-1), "size is -1"), (dict(halving=0.0), "halving is 0.0")):
         with pytest.raises(InputError, match=says):
             ByPosition(**values)
     with pytest.raises(InputError, match="complementary masks conflict with"):

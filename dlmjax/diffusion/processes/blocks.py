@@ -121,8 +121,9 @@ class Blockwise(Process):
                     f"tokens, not {self.inner.name!r} as it is"
                 )
         self.inner.time_domain.adapt(PerBlock(self.size))  # refuses noise that has one time per row
-        state = jax.eval_shape(self.inner.states.of_tokens, jax.ShapeDtypeStruct((1, 1), jnp.int32))
-        if self.inner.attention.sequential or self.inner.states.dim or state.ndim != 2:
+        tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        state = None if self.inner.states.dim else jax.eval_shape(self.inner.states.of_tokens, tokens)
+        if self.inner.attention.sequential or state is None or state.ndim != 2:
             raise InputError(f"process blocks: noise {self.inner.name!r} is not a process on tokens with attention 'full'")
         if type(self.inner).loss_inputs is not Process.loss_inputs:
             raise InputError(f"process blocks: noise {self.inner.name!r} depends on the whole row, the text of later blocks too")

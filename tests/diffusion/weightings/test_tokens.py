@@ -105,7 +105,9 @@ def test_visible_text_near_a_token_decides_its_weight():
 
     def weights(z_BL):
         # The factor is on nats with the bound's weight.
-        return np.asarray(weighting.factor(process, z_BL, z_BL, jnp.full(z_BL.shape, 0.3)) * process.cross_entropy_weight(0.3))
+        return np.asarray(
+            weighting.factor(process, z_BL, z_BL, jnp.full(z_BL.shape, 0.3)) * process.cross_entropy_weight(jnp.full(z_BL.shape, 0.3))
+        )
 
     alone_BL = jnp.full((1, long), MASK).at[:, 60].set(1)
     away_L = np.abs(np.arange(long) - 60)

@@ -18,6 +18,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--count", type=flags.whole(1, 2**20), help="number of puzzles, from the first (all)")
     add("--steps", type=flags.whole(1, 2**20), default=256, help="number of denoising steps; reveal orders take at most one per cell (256)")
     add("--batch", type=flags.whole(1, 2**20), default=100, help="number of puzzles solved together (100)")
+    add("--threshold", type=flags.share, metavar="P", help="least probability of the tokens that a call reveals; replaces --steps (off)")
     add_sampling(command, temperature=0.0, order="confidence")
     add("--json", type=flags.output_file, metavar="FILE", help="file for the result (not written)")
 
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     print(
         f"{report['puzzle']}: {report['solved']} of {report['puzzles']} solved = {report['solved_rate']:.3f} ± "
         f"{report['stderr_solved_rate']:.3f} (95 %: {low:.3f} to {high:.3f}); partly right {report['partly_right']:.3f}; "
-        f"{report['calls']} network calls each, order {made.settings.order}, temperature {arguments.temperature:g}",
+        f"{report['mean_calls']:.1f} network calls each, at most {report['calls']}, order {made.settings.order}, "
+        f"temperature {arguments.temperature:g}",
         flush=True,
     )
     if arguments.json:

@@ -20,7 +20,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,16 @@ class Puzzle:
     @property
     def line(self) -> str:
         return f"{self.clue}={self.answer}"
+
+    @property
+    def record(self) -> dict[str, str]:
+        """The puzzle as supervised data, `dlmjax prepare --format prompt-answer --separator =`: the clue is given, the answer is scored."""
+        return {"prompt": self.clue, "answer": self.answer}
+
+    @property
+    def board_record(self) -> dict[str, Any]:
+        """A Sudoku as supervised data, `dlmjax prepare --format spans`: the cells of the clue are given in the board, the others scored."""
+        return {"text": self.answer, "spans": [found.span() for found in re.finditer("0+", self.clue)]}
 
 
 @dataclasses.dataclass(frozen=True)

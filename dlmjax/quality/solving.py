@@ -28,11 +28,13 @@ EXAMPLES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """A run's answers to puzzles.  answers, solved, partly (correct share): one per puzzle; calls: network calls per puzzle."""
+    """A run's answers to puzzles.  answers, solved, partly (correct share), calls_each (network calls until its last token): one per
+    puzzle; calls: network calls of the longest one."""
 
     answers: tuple[str, ...]
     solved: tuple[bool, ...]
     partly: tuple[float, ...]
+    calls_each: tuple[int, ...]
     calls: int
     settings: SampleSettings
 
@@ -52,19 +54,21 @@ def solve(
     if in_place and kind.name != "sudoku":
         raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave --in-place out")
     sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
-    answers, calls, size = [], 0, min(batch, len(puzzles))
+    answers, calls_each, size = [], [], min(batch, len(puzzles))
     with Progress(len(puzzles), f"solving {kind.name}", " puzzles") as bar:
         for start in range(0, len(puzzles), size):
             some = list(puzzles[start : start + size])
             # The last batch is filled up with copies of a puzzle, so that one compilation serves all.
             canvas = _canvas(run, [*some, *[some[0]] * (size - len(some))], in_place)
             samples = sampler.sample(run.params, canvas, seed=following(seed, start // size))
-            begin, calls = 0 if in_place else len(some[0].clue) + 1, max(calls, samples.evaluations)
+            begin, last_B = 0 if in_place else len(some[0].clue) + 1, samples.fixed_BL.max(axis=1)
+            # All rows of a batch take the steps of the slowest; a row whose tokens are all there needs no further ones.
+            calls_each += (samples.evaluations - last_B.max() + last_B)[: len(some)].tolist()
             answers += [tokenizer.decode(ids_L[begin : begin + len(some[0].answer)]) for ids_L in samples.tokens_BL[: len(some)]]
             bar.reach(len(answers))
     solved = tuple(kind.solves(puzzle.clue, answer) for puzzle, answer in zip(puzzles, answers, strict=True))
     partly = tuple(kind.partly(puzzle.clue, answer, puzzle.answer) for puzzle, answer in zip(puzzles, answers, strict=True))
-    return Solved(tuple(answers), solved, partly, calls, sampler.settings)
+    return Solved(tuple(answers), solved, partly, tuple(calls_each), max(calls_each), sampler.settings)
 
 
 def _canvas(run: Run, puzzles: list[Puzzle], in_place: bool) -> Canvas:
@@ -110,6 +114,7 @@ def report(run: Run, puzzles: Sequence[Puzzle], found: Solved, *, in_place: bool
         "partly_right": partly,
         "stderr_partly_right": partly_error if math.isfinite(partly_error) else None,
         "calls": found.calls,
+        "mean_calls": sum(found.calls_each) / count,
         "seed": seed,
         "process": run.experiment.process.name,
         "step": run.step,

@@ -5,8 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
+from dlmjax.cli.main import main
+from dlmjax.data.corpus import Corpus
+from dlmjax.data.prepare import prepare
+from dlmjax.data.roles import SCORED, use_of
 from dlmjax.errors import InputError
-from dlmjax.quality.puzzles import KINDS, SPLITS, Puzzle, kind_of, make_countdown, parse, read_sudoku
+from dlmjax.quality.puzzles import KINDS, SPLITS, Puzzle, kind_of, make_countdown, make_sudoku, parse, read_sudoku
 from tests.data.conftest import shared_file
 
 SUDOKU, COUNTDOWN = KINDS["sudoku"], KINDS["countdown"]
@@ -140,6 +144,22 @@ def test_a_file_is_read_back_and_mixed_files_are_refused():
     for bad, said in (([], "`dlmjax puzzles` writes one"), (["hello"], "`dlmjax puzzles` writes such files"), (several, "several kinds")):
         with pytest.raises(InputError, match=said):
             parse(bad)
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["board", "clue=answer"])
+def test_the_clue_of_a_record_is_given_and_the_rest_is_scored(in_place, tmp_path):
+    """From the command to the stored roles: exactly the cells of the clue (and what stands before an answer) carry no loss."""
+    flags = ["--answers-only"] * in_place
+    assert main(["puzzles", "--kind", "sudoku", "--count", "3", "--output", str(tmp_path / "p.jsonl"), *flags]) == 0
+    options = {"format": "spans"} if in_place else {"format": "prompt-answer", "separator": "="}
+    prepare([tmp_path / "p.jsonl"], "bytes", tmp_path / "data", workers=1, **options)
+    corpus = Corpus.open(tmp_path / "data")
+    length = 82 if in_place else 164
+    for puzzle, start in zip(make_sudoku(3), range(0, 3 * length, length), strict=True):
+        tokens, scored = corpus.read(start, length), use_of(corpus.read_roles(start, length)) == SCORED
+        assert bytes(tokens[:-1].astype(np.uint8)).decode() == (puzzle.answer if in_place else puzzle.line)
+        given = [cell != "0" for cell in puzzle.clue] if in_place else [True] * 82
+        assert (~scored[: len(given)] == given).all() and scored[len(given) : -1].all()
 
 
 def test_the_data_set_keeps_the_rules():

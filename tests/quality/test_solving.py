@@ -62,12 +62,15 @@ def test_a_clue_in_place_is_frozen_where_it_is_given():
     canvas = _canvas(run, [Puzzle(CLUE, ANSWER)] * 2, in_place=True)
     assert canvas.length == 82 and not canvas.condition_mask_BL[:, -1].any()
     assert [chr(token) for token in canvas.tokens_BL[0][canvas.condition_mask_BL[0]]] == [cell for cell in CLUE if cell != "0"]
-    settings = SampleSettings(
-        steps=2, order="confidence", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
-    )
-    found = solve(run, [Puzzle(CLUE, ANSWER)], settings, in_place=True)
-    assert found.solved == (False,)
-    assert all(made == given for made, given in zip(found.answers[0], CLUE, strict=False) if given != "0")
+    easier = "".join(given if given != "0" or i % 2 else ANSWER[i] for i, given in enumerate(CLUE))
+    suppressed = suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
+    settings = SampleSettings(order="margin", threshold=0.999, temperature=0.0, suppressed_ids=suppressed)
+    found = solve(run, [Puzzle(clue, ANSWER) for clue in (CLUE, easier, CLUE)], settings, in_place=True, batch=2)
+    assert found.solved == (False,) * 3
+    for answer, clue, calls in zip(found.answers, (CLUE, easier, CLUE), found.calls_each, strict=True):
+        assert all(made == given for made, given in zip(answer, clue, strict=False) if given != "0")
+        assert calls == clue.count("0") + 1, "an untrained network is sure of nothing: a call for each cell, and one for the end"
+    assert found.calls == CLUE.count("0") + 1
 
 
 def test_a_masked_run_answers_after_the_clue(masked_run):
@@ -88,7 +91,9 @@ def test_what_does_not_fit_is_refused(learned, tmp_path, capsys):
     work = ["solve", "--workdir", learned / "run", "--input"]
     assert "a puzzle takes 56 tokens" in refused(capsys, *work, four)
     assert "cannot be read" in refused(capsys, *work, tmp_path / "none")
-    assert "give --input FILE.csv" in refused(capsys, "puzzles", "--kind", "sudoku", "--output", tmp_path / "s.txt")
+    made = ["puzzles", "--kind", "sudoku", "--count", "2", "--givens", "50", "--output", tmp_path / "s.txt"]
+    assert main([str(flag) for flag in made]) == 0
+    assert [sum(cell != "0" for cell in line.split("=")[0]) for line in (tmp_path / "s.txt").read_text().splitlines()] == [50, 50]
     countdown = ["puzzles", "--kind", "countdown", "--givens", "3", "--output", tmp_path / "s.txt"]
     assert "countdown puzzles are generated" in refused(capsys, *countdown)
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe")

@@ -8,7 +8,7 @@ python -m benchmarks.sudoku --workdir runs/sudoku/run
 `sudoku.py` and `sudoku.py:peers` know the rules' geometry: a cell has the vectors of its row, column and box, and attends to the cells that
 share one with it. `sudoku.py:board` has the vectors alone, `sudoku.py:plain` neither, and `sudoku.py:autoregressive` is the twin at equal
 FLOPs, which writes `clue=answer` cell by cell (prepare `dlmjax puzzles --kind sudoku --count 20000` without --answers-only for it).
-docs/benchmarks.md has the results.
+docs/recipes.md has the results.
 """
 
 from dlmjax import config as config_lib

@@ -220,6 +220,7 @@ def train_step_of(experiment: Experiment) -> TrainStep:
         steps=config.steps,
         divisor=experiment.objective.divisor,
         average_from=experiment.phase_start,
+        log_every=experiment.config.log.every,
         shardings=experiment.param_shardings,
     )
 

@@ -291,16 +291,19 @@ class Window:
     def reduce(self) -> Summary:
         """Means over the steps since the last call, which are then dropped.
 
-        "loss" is weighted by tokens, "grad_norm" and "update_norm" are plain means, "param_norm" and "learning_rate" are the newest, the
-        loss terms are summed and named by `report`. Steps that were skipped count in "skipped" only.
+        "loss" is weighted by tokens, "grad_norm" is a plain mean, "learning_rate" is the newest, "update_norm" and "param_norm" are of the
+        newest step that measured them, the loss terms are summed and named by `report`. Steps that were skipped count in "skipped" only.
         """
         records = self.pending()
         self._records = []
         if not records:
             return Summary({}, [], False)
         good = [record for record in records if not record["skipped"]]
-        values = {name: float(np.mean([record[name] for record in good])) for name in ("grad_norm", "update_norm") if good}
-        values |= {name: records[-1][name] for name in ("param_norm", "learning_rate")}
+        values = {"grad_norm": float(np.mean([record["grad_norm"] for record in good]))} if good else {}
+        for name, of in (("update_norm", good), ("param_norm", records)):
+            measured = [record[name] for record in of if not math.isnan(record[name])]
+            values |= {name: measured[-1]} if measured else {}
+        values["learning_rate"] = records[-1]["learning_rate"]
         values |= {"skipped": float(sum(record["skipped"] for record in records)), "skipped_total": float(records[-1]["skipped_total"])}
         if good:
             tokens = np.array([record["parts"]["tokens"] for record in good], np.float64)

@@ -27,6 +27,7 @@ KINDS = ("matrix", "embedding", "head", "vector")
 
 # Muon's momentum; beta1 and beta2 of the spec belong to the leaves that AdamW keeps (modded-nanogpt's values).
 MUON_MOMENTUM = 0.95
+MUON_STEPS = 5
 # Root-mean-square of an update under Muon, matched to AdamW's so that one learning rate and decay serve both (2502.16982, eq. 4).
 MUON_RMS = 0.2
 
@@ -106,6 +107,13 @@ def learning_rate(schedule: str, hyperparameters: Hyperparameters, step: Any) ->
     return hyperparameters.lr * warm * share * again
 
 
+class Guarded(optax.GradientTransformationExtraArgs):
+    """A transformation whose `update(..., accept=bool [])` returns the old state where `accept` is false; None = accepted.
+
+    Selected afterwards, the old moments would be needed beside the new ones: XLA on CPU then copies both for every leaf and step.
+    """
+
+
 def build_optimizer(
     spec: OptimizerSpec,
     kinds: dict,
@@ -145,18 +153,22 @@ def build_optimizer(
     else:
         labels = jax.tree.map(lambda kind: "muon" if kind == "matrix" else "adam", kinds)
         direction = optax.partition({"muon": _muon(spec, kinds, matrix_axes), "adam": adam}, labels)
-    clip = [optax.stateless(functools.partial(_clip, spec.clip))] if spec.clip else []
-    tx = optax.chain(*clip, direction, _descend(spec.schedule, lr_multipliers, wd_multipliers))
+    clip = [_clip(spec.clip)] if spec.clip else []
+    tx = Guarded(*optax.chain(*clip, direction, _descend(spec.schedule, lr_multipliers, wd_multipliers)))
     return tx if steps is None else _counting(tx, hyperparameters_of(spec, steps))
 
 
-def _clip(bound: float, updates: Any, _: Any) -> Any:
-    """Scales the gradient so that its norm over all leaves is at most `bound`.
+def _clip(bound: float) -> optax.GradientTransformationExtraArgs:
+    """Scales the gradient so that its norm over all leaves is at most `bound`; `grad_norm` is that norm where the caller has it.
 
     By a factor: XLA merges it into both moments of Adam, where division by the norm is a pass over memory of its own.
     """
-    factor = jnp.minimum(1.0, bound / optax.tree.norm(updates))
-    return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates)
+
+    def update(updates, state, params=None, *, grad_norm=None, **extra):
+        factor = jnp.minimum(1.0, bound / (optax.tree.norm(updates) if grad_norm is None else grad_norm))
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _counting(tx: optax.GradientTransformationExtraArgs, hyperparameters: Hyperparameters) -> optax.GradientTransformationExtraArgs:
@@ -174,19 +186,35 @@ def _counting(tx: optax.GradientTransformationExtraArgs, hyperparameters: Hyperp
 
 
 def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransformation:
-    """Adam's direction with a leaf's own epsilon.
+    """Adam's direction with a leaf's own epsilon, and with the state of `optax.scale_by_adam`.
 
     m / (sqrt(v) + k eps) is what Adam makes of the gradient divided by k, so one scalar epsilon serves all leaves.
     """
-    adam = optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps)
-    if all(np.all(multiplier == 1.0) for multiplier in jax.tree.leaves(eps_multipliers)):
-        return adam
+    tree, divided = optax.tree, not all(np.all(multiplier == 1.0) for multiplier in jax.tree.leaves(eps_multipliers))
 
-    def divide(updates, _):
-        multipliers = _like(eps_multipliers, updates)
-        return jax.tree.map(lambda g, k: g / k, updates, multipliers)
+    def update(updates, state, params=None, *, accept=None, **extra):
+        if divided:
+            updates = jax.tree.map(lambda g, k: g / k, updates, _like(eps_multipliers, updates))
+        count = optax.safe_increment(state.count)
+        mu = tree.update_moment(updates, state.mu, spec.beta1, 1)
+        nu = tree.update_moment_per_elem_norm(updates, state.nu, spec.beta2, 2)
+        new = _kept(accept, optax.ScaleByAdamState(count, mu, nu), state)
+        mu_hat, nu_hat = tree.bias_correction(new.mu, spec.beta1, count), tree.bias_correction(new.nu, spec.beta2, count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + spec.eps), mu_hat, nu_hat), new
 
-    return optax.chain(optax.stateless(divide), adam)
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps).init, update)
+
+
+def _kept(accept: Any, new: Any, old: Any) -> Any:
+    """The new state, the old one where `accept` is false; see `Guarded`.
+
+    On CPU it is in memory before the direction is computed from it. Otherwise XLA merges the moments' update into that of the weights, too,
+    which then reads old moments, and copies them so that they are still there. GPUs and TPUs update all in one pass.
+    """
+    if accept is None:
+        return new
+    new = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, old)
+    return jax.lax.platform_dependent(new, cpu=jax.lax.optimization_barrier, default=lambda state: state)
 
 
 def _like(tree: dict, masked: dict) -> dict:
@@ -199,28 +227,43 @@ def _is_masked(node: Any) -> bool:
 
 
 def _muon(spec: OptimizerSpec, kinds: dict, matrix_axes: dict | None) -> optax.GradientTransformation:
-    """Orthogonalised momentum (Muon, kellerjordan.github.io/posts/muon) for the matrix leaves, root-mean-square as AdamW's."""
-    axes_tree = jax.tree.map(lambda _: "", kinds) if matrix_axes is None else matrix_axes
+    """Orthogonalised momentum (Muon, kellerjordan.github.io/posts/muon) for the matrix leaves, root-mean-square as AdamW's.
 
-    def dimensions(updates):
-        def of_leaf(update, axes):
-            if _is_masked(update):
-                return update
-            inputs, outputs = _sides(axes, update.ndim)
-            return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
+    The numbers and the state of `optax.contrib.scale_by_muon`, which has no `accept`.
+    """
+    tree, axes_tree = optax.tree, jax.tree.map(lambda _: "", kinds) if matrix_axes is None else matrix_axes
 
-        return jax.tree.map(of_leaf, updates, axes_tree, is_leaf=_is_masked)
+    def orthogonal(coefficients, leaf, axes):
+        inputs, outputs = _sides(axes, leaf.ndim)
+        order = tuple(i for i in range(leaf.ndim) if i not in inputs + outputs) + inputs + outputs
+        rows, columns = (math.prod(leaf.shape[i] for i in side) for side in (inputs, outputs))
+        ordered = jnp.transpose(leaf, order)
+        matrices = _orthogonalised(ordered.reshape(-1, rows, columns), coefficients, spec.eps) * (MUON_RMS * math.sqrt(max(rows, columns)))
+        return jnp.transpose(matrices.reshape(ordered.shape), tuple(np.argsort(order)))
 
-    def rescale(updates, _):
-        def of_leaf(update, axes):
-            inputs, outputs = _sides(axes, update.ndim)
-            longest = max(math.prod(update.shape[i] for i in inputs), math.prod(update.shape[o] for o in outputs))
-            return update * (MUON_RMS * math.sqrt(longest))
+    def update(updates, state, params=None, *, accept=None, **extra):
+        count, beta = optax.safe_increment(state.count), MUON_MOMENTUM
+        new = optax.contrib.MuonState(count, tree.update_moment(updates, state.mu, beta, 1), state.ns_coeffs)
+        new = _kept(accept, new, state)
+        now, later = tree.bias_correction(updates, beta, count), tree.bias_correction(new.mu, beta, count + 1)
+        ahead = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, later, now)
+        of_leaf = functools.partial(orthogonal, state.ns_coeffs)
+        return jax.tree.map(of_leaf, ahead, _like(axes_tree, updates)), new
 
-        return jax.tree.map(of_leaf, updates, _like(axes_tree, updates))
+    init = optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, eps=spec.eps).init
+    return optax.GradientTransformationExtraArgs(init, update)
 
-    orthogonal = optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, eps=spec.eps, weight_dimension_numbers=dimensions)
-    return optax.chain(orthogonal, optax.stateless(rescale))
+
+def _orthogonalised(x_NIO: Float[Array, "N I O"], coefficients: Any, eps: float) -> Float[Array, "N I O"]:
+    """Each matrix with singular values near 1, by Newton-Schulz steps x <- a x + b (x x') x + c (x x')^2 x on its smaller side."""
+    if x_NIO.shape[1] > x_NIO.shape[2]:
+        return jnp.swapaxes(_orthogonalised(jnp.swapaxes(x_NIO, 1, 2), coefficients, eps), 1, 2)
+    a, b, c = coefficients
+    x_NIO = x_NIO / (jnp.linalg.norm(x_NIO, axis=(1, 2), keepdims=True) + eps)
+    for _ in range(MUON_STEPS):
+        square_NII = x_NIO @ jnp.swapaxes(x_NIO, 1, 2)
+        x_NIO = a * x_NIO + (b * square_NII + (c * square_NII) @ square_NII) @ x_NIO
+    return x_NIO
 
 
 def _sides(axes: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

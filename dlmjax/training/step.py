@@ -22,6 +22,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dlmjax.errors import InputError
+from dlmjax.training.optimizer import Guarded
 
 # A spike is measured against a running mean of the loss: a memory of about 50 steps, used after as many.
 SPIKE_MEMORY = 0.98
@@ -137,6 +138,7 @@ def make_train_step(
     steps: int | None = None,
     divisor: str = "tokens",
     average_from: int = 0,
+    log_every: int = 1,
     shardings: dict | None = None,
 ) -> TrainStep:
     """Builds `step(state, batch, key) -> (state, metrics)`: jitted, state donated, everything left on the device.
@@ -155,6 +157,8 @@ def make_train_step(
         argument of the program, too.
       divisor: the loss term whose sum over the batch divides the loss, `Objective.divisor`.
       average_from: step at which the average starts anew, since another phase begins there: s above is counted from it.
+      log_every: steps between those that measure the norms of update and parameters, which are NaN in the others; with `steps`, the last
+        step measures them, too. 1 = every step; any larger number is an argument of the program.
       spike: a loss above this multiple of its running mean is treated like a non-finite one, after SPIKE_AFTER good steps; 0 = off.
       shardings: of the parameters, as for `init_state`; fixes the state's shardings, so that no step can change them and recompile.
 
@@ -168,26 +172,26 @@ def make_train_step(
     if on_nonfinite not in ("skip", "stop"):
         raise InputError(f"on_nonfinite is {on_nonfinite!r}; choose one of skip, stop")
     tx = optax.with_extra_args_support(tx)
+    guarded = tx.update if isinstance(tx, Guarded) else _guarded(tx.update)
 
     def step(state, batch, key, dynamic_args):
         """One update; see `make_train_step`."""
         hyperparameters, params, opt, number = dynamic_args["optimizer"], state["params"], state["opt"], state["step"]
         key = jax.random.fold_in(key, number)
         loss_now = loss_fn if steps is None else functools.partial(loss_fn, progress=number.astype(jnp.float32) / dynamic_args["steps"])
-        gradient, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_now, params, batch, key, (accumulation, divisor), shardings)
+        gradient, share, grad_norm, loss, loss_terms, bad_A = _accumulate(loss_now, params, batch, key, (accumulation, divisor), shardings)
         guard, accept = _judge(opt["guard"], loss, jnp.isfinite(grad_norm), on_nonfinite, spike)
-
-        updates, transform = tx.update(gradient, opt["transform"], params, step=number, hyperparameters=hyperparameters)
-        new = {"params": optax.apply_updates(params, updates), "opt": transform}
-        accepted = jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, {"params": params, "opt": opt["transform"]})
-        average = _average(state["ema"], accepted["params"], number - dynamic_args["average_from"], dynamic_args["ema_decay"], accept)
+        update = functools.partial(guarded, step=number, hyperparameters=hyperparameters, grad_norm=grad_norm)
+        due = None if log_every == 1 else _is_due(number, dynamic_args)
+        params, transform, update_norm = _updated(update, opt["transform"], params, gradient, share, accept, due)
+        average = _average(state["ema"], params, number - dynamic_args["average_from"], dynamic_args["ema_decay"], accept)
         # A frozen state keeps its number: it is the state before the bad step, and can be saved as such.
         number = jnp.where(guard["stopped"] > 0, number, number + 1)
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "update_norm": jnp.where(accept, optax.tree.norm(updates), 0.0),
-            "param_norm": optax.tree.norm(accepted["params"]),
+            "update_norm": update_norm,
+            "param_norm": _when(due, optax.tree.norm, params),
             "learning_rate": jnp.float32(0) if learning_rate is None else learning_rate(hyperparameters, state["step"]),
             "skipped": 1 - accept.astype(jnp.int32),
             "skipped_total": guard["skipped"],
@@ -195,14 +199,11 @@ def make_train_step(
             "bad_microbatches": bad_A,
             "parts": loss_terms,
         }
-        return {
-            "params": accepted["params"],
-            "ema": average,
-            "opt": {"transform": accepted["opt"], "guard": guard},
-            "step": number,
-        }, metrics
+        return {"params": params, "ema": average, "opt": {"transform": transform, "guard": guard}, "step": number}, metrics
 
     of_run = {"average_from": np.int32(average_from), **({} if steps is None else {"steps": np.float32(steps)})}
+    if log_every > 1:
+        of_run |= {"log_every": np.int32(log_every), "last": np.int32(steps or 0)}
     return _jit(step, {"optimizer": hyperparameters, "ema_decay": np.float32(ema_decay), **of_run}, shardings)
 
 
@@ -220,8 +221,52 @@ def _jit(step: Callable, dynamic_args: dict, shardings: dict | None) -> TrainSte
     return TrainStep(jax.jit(pinned, donate_argnums=0), dynamic_args, replicated)
 
 
+def _select(accept: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, old)
+
+
+def _is_due(number: jax.Array, dynamic_args: dict) -> jax.Array:
+    """Whether the step measures norms: a line of metrics follows it."""
+    return ((number + 1) % dynamic_args["log_every"] == 0) | (number + 1 == dynamic_args["last"])
+
+
+def _when(due: jax.Array | None, measure: Callable, of: Any) -> jax.Array:
+    """measure(of), a float32 []; NaN where it is not due. None = always."""
+    return measure(of) if due is None else jax.lax.cond(due, measure, lambda _: jnp.float32(jnp.nan), of)
+
+
+def _guarded(update: Callable) -> Callable:
+    """The update of any optax transformation as that of a `Guarded` one."""
+
+    def guarded(updates, state, params, *, accept, **of_step):
+        updates, new = update(updates, state, params, **of_step)
+        return updates, new if accept is None else _select(accept, new, state)
+
+    return guarded
+
+
+def _updated(
+    update: Callable, transform: Any, params: dict, gradient: dict, share: jax.Array, accept: jax.Array, due: jax.Array | None
+) -> tuple[dict, Any, jax.Array]:
+    """New parameters and optimizer state, and the norm of the update, from `share` of a summed gradient; see `_when` for `due`."""
+
+    def of_share(share: jax.Array, accept: jax.Array | None = None) -> tuple:
+        return update(optax.tree.scale(share, gradient), transform, params, accept=accept)
+
+    if due is not None:
+        norm = _when(due, lambda share: optax.tree.norm(of_share(share)[0]), share)
+        # All that overwrites the donated state depends on this factor, so it happens after the measurement, for which the compiler then
+        # copies nothing. A norm is never below 0. (XLA on CPU removes a barrier before it places copies.)
+        share = jnp.where(norm < -1.0, jnp.nan, share)
+    updates, transform = of_share(share, accept)
+    if due is None:
+        norm = optax.tree.norm(updates)
+    return _select(accept, optax.apply_updates(params, updates), params), transform, jnp.where(accept, norm, 0.0)
+
+
 def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, divided: tuple[int, str], shardings: dict | None) -> tuple:
-    """Gradient, its norm and the loss per token, the summed loss terms, and which microbatches were not finite.
+    """Summed gradient, the factor that makes it one per token, its norm and the loss per token, the summed loss terms, and which
+    microbatches were not finite.
 
     divided: (number of microbatches, the loss term that divides the loss).
     """
@@ -243,7 +288,7 @@ def _accumulate(loss_fn: Callable, params: dict, batch: dict, key: Any, divided:
     tokens = jnp.maximum(loss_terms[divisor], 1).astype(jnp.float32)
     # The norm is taken before the division: with one microbatch the compiler then finds it in the loop body already.
     norm = optax.tree.norm(gradient) / tokens
-    return optax.tree.scale(1 / tokens, gradient), norm, total_A.sum() / tokens, loss_terms, bad_A
+    return gradient, 1 / tokens, norm, total_A.sum() / tokens, loss_terms, bad_A
 
 
 def _judge(guard: dict, loss: jax.Array, finite: jax.Array, on_nonfinite: str, spike: float) -> tuple[dict, jax.Array]:

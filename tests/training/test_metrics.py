@@ -216,6 +216,20 @@ def test_an_objective_may_name_its_own_parts():
     assert values["nelbo"] == 4.0 and values["loss"] == 2.0 and "nats" not in values
 
 
+def test_norms_are_those_of_the_newest_step_that_measured_them():
+    """A step without a line leaves them NaN, and of a skipped update there is no norm."""
+    window, unmeasured = Window(), {"update_norm": jnp.float32(math.nan), "param_norm": jnp.float32(math.nan)}
+    window.add(1, metrics_of(1.0, 100))
+    window.add(2, metrics_of(2.0, 100) | {"update_norm": jnp.float32(0.3)})
+    window.add(3, metrics_of(3.0, 100) | unmeasured)
+    window.add(4, metrics_of(4.0, 100, skipped=1) | {"update_norm": jnp.float32(0.0)})
+    window.restore(json.loads(json.dumps(window.pending())))
+    values = window.reduce().values
+    assert values["update_norm"] == pytest.approx(0.3) and values["param_norm"] == 9.0 and values["grad_norm"] == pytest.approx(20.0)
+    window.add(5, metrics_of(1.0, 100) | unmeasured)
+    assert not {"update_norm", "param_norm"} & set(window.reduce().values)
+
+
 def test_skipped_steps_poison_nothing_and_are_named():
     window = Window()
     window.add(7, metrics_of(1.0, 100))

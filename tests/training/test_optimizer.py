@@ -13,7 +13,7 @@ from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
 from dlmjax.experiment import assemble
 from dlmjax.training import OptimizerSpec, build_optimizer, hyperparameters_of, learning_rate
-from dlmjax.training.optimizer import MUON_RMS
+from dlmjax.training.optimizer import MUON_RMS, _sides
 from tests.training import toy
 
 
@@ -170,7 +170,9 @@ def test_clip_bounds_the_global_norm_before_adam(params):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(tx, spec, params, [jax.tree.map(jnp.zeros_like, gradient)])))
 
 
-@pytest.mark.parametrize(("axes", "shape"), [(None, (2, 16, 8)), (".ioo", (2, 16, 4, 2)), (".iio", (2, 4, 4, 8)), ("io", (16, 8))])
+@pytest.mark.parametrize(
+    ("axes", "shape"), [(None, (2, 16, 8)), (".ioo", (2, 16, 4, 2)), (".iio", (2, 4, 4, 8)), ("io", (16, 8)), ("oi", (16, 8))]
+)
 def test_muon_orthogonalises_each_stacked_matrix(axes, shape):
     """The [inputs, outputs] matrix of every layer gets singular values near one (Muon leaves 0.5 to 1.5), times AdamW's size."""
     spec = OptimizerSpec(name="muon", lr=1.0, weight_decay=0.0, clip=0.0, schedule="constant", warmup=0)
@@ -187,6 +189,23 @@ def test_muon_orthogonalises_each_stacked_matrix(axes, shape):
         u, _, vh = np.linalg.svd(g, full_matrices=False)
         assert np.sum(-update * (u @ vh)) / np.linalg.norm(update) / np.linalg.norm(u @ vh) > 0.95
     np.testing.assert_allclose(updates["scale"], -np.sign(gradient["scale"]), rtol=1e-4)  # the first step of Adam
+    sides = optax.contrib.MuonDimensionNumbers(*_sides(axes or "", len(shape)))
+    theirs = optax.contrib.scale_by_muon(eps=spec.eps, weight_dimension_numbers=sides)
+    expected = -MUON_RMS * np.sqrt(16) * theirs.update(gradient["kernel"], theirs.init(params["kernel"]))[0]
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_update_that_is_not_accepted_keeps_the_state(name, params):
+    """Whatever its gradient; one that is accepted has the state and the updates of one that nobody judges."""
+    spec = OptimizerSpec(name=name)
+    tx, numbers = build_optimizer(spec, toy.KINDS), hyperparameters_of(spec, 10)
+    update = jax.jit(lambda gradient, state, accept: tx.update(gradient, state, params, step=0, hyperparameters=numbers, accept=accept))
+    gradient = random_like(params, 6)
+    updates, state = jax.jit(tx.update)(gradient, tx.init(params), params, step=0, hyperparameters=numbers)
+    accepted, same = update(gradient, tx.init(params), True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), (accepted, same), (updates, state))
+    assert toy.same(update(jax.tree.map(lambda g: g * np.nan, gradient), state, False)[1], state)
 
 
 def test_muon_leaves_other_leaves_to_adamw(params):

@@ -263,3 +263,31 @@ def test_the_log_names_the_mean_and_says_where_it_is_no_bound():
         Objective(MASKED, normaliser="row")
     with pytest.raises(InputError, match="tail_weight is -1"):
         Objective(MASKED, tail_weight=-1.0)
+
+
+# --- several answers -------------------------------------------------------------------------------------------------------------------
+
+# A conversation of four tokens: question, answer, question, answer. The second question depends on the first answer.
+TALK = oracle.JointDistribution.random(TOKENS, 4, seed=6, sharpness=1.5)
+
+
+@pytest.mark.slow
+def test_answers_scored_at_once_are_below_the_truth_and_one_a_row_is_not():
+    """Under full attention an answer that sees the next question is too cheap by their mutual information given what came before."""
+    case, (q1, a1, q2, a2) = next(case for case in CASES if str(case) == "masked/linear"), range(4)
+
+    def entropy(*kept):
+        table = TALK.table.sum(axis=tuple(i for i in range(4) if i not in kept))
+        return oracle.JointDistribution(table).entropy
+
+    truth = entropy(q1, a1) - entropy(q1) + entropy(q1, a1, q2, a2) - entropy(q1, a1, q2)
+    at_once = conditional_nats(case, TALK, (q1, q2))
+    leak = entropy(q1, a1) + entropy(q1, q2) - entropy(q1) - entropy(q1, a1, q2)
+    assert leak > 0.01 and at_once == pytest.approx(truth - leak, abs=1e-6)
+    # Each answer in a row of its own, which ends with it; what is cut off is not there.
+    first = oracle.JointDistribution(TALK.table.sum(axis=(q2, a2)))
+    alone = conditional_nats(case, first, (q1,)) + conditional_nats(case, TALK, (q1, a1, q2))
+    assert alone == pytest.approx(truth, abs=1e-6)
+    # In blocks that begin with the second question both answers are trained in one pass; in one that holds it and the answer before, not.
+    assert conditional_nats(in_blocks(case, size=2), TALK, (q1, q2)) == pytest.approx(truth, abs=1e-6)
+    assert conditional_nats(in_blocks(case, size=4), TALK, (q1, q2)) == pytest.approx(truth - leak, abs=1e-6)

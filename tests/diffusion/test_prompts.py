@@ -96,3 +96,41 @@ def test_training_and_evaluation_agree_given_a_prompt(name):
         assert float(parts["prior"]) == pytest.approx(float(prior_BL.sum()), rel=1e-5, abs=1e-6)
         assert float(parts["reconstruction"]) == pytest.approx(float(reconstruction_BL.sum()), rel=1e-5, abs=1e-6)
         assert (float(parts["reconstruction"]) != 0) == process.boundary.reconstruction
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replay(Reader):
+    """Returns the hidden states of the calls of another reader, one after another, whatever it is handed."""
+
+    states: list = dataclasses.field(default_factory=list)
+
+    def hidden(self, z_BL, t_BL, hint_BLI=None):
+        self.calls.append((z_BL, t_BL))
+        z_BL, t_BL = self.states[len(self.calls) - 1]
+        return Reader(None, VOCAB).hidden(z_BL, t_BL)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_loss_of_supervised_rows_has_the_targets_of_scored_tokens_alone(name):
+    """With the same hidden states, other given tokens change nothing, and other scored ones do; what is read has them clean."""
+    process = make_process(name, **FACTS, **VALUES.get(name, {}))
+    params = {"process": init_params(process, jax.random.key(0))}
+    objective = Objective(process, process.time_domain.adapt(PerRow()), boundary=True).bind(params)
+    scored_BL = jnp.asarray(np.random.default_rng(5).random(X_BL.shape) < 0.5)
+    batch, first = {**BATCH, "scored": scored_BL}, Reader(None, VOCAB)
+    total, terms = objective(first, batch, KEY, ROWS)
+    assert (
+        int(terms["tokens"]) == (np.asarray(scored_BL) & VALID_BL).sum()
+        and int(terms["texts"]) == np.asarray(scored_BL)[:, :-1].any(axis=1).sum()
+    )
+    condition_BL = VALID_BL & ~np.asarray(scored_BL)
+    if not process.attention.causal:
+        for z_BL, _ in first.calls:
+            expected = np.asarray(objective.process.states.of_tokens(BATCH["tokens"]))
+            np.testing.assert_array_equal(np.asarray(z_BL)[condition_BL], expected[condition_BL])
+    replay, other_BL = Replay(None, VOCAB, states=first.calls), jnp.asarray((X_BL + 1) % 5)
+    changed = {**batch, "tokens": jnp.where(condition_BL, other_BL, BATCH["tokens"])}
+    again, _ = objective(replay, changed, KEY, ROWS)
+    assert float(again) == float(total)
+    wrong = {**batch, "tokens": jnp.where(condition_BL, BATCH["tokens"], other_BL)}
+    assert float(objective(Replay(None, VOCAB, states=first.calls), wrong, KEY, ROWS)[0]) != float(total)

@@ -451,7 +451,7 @@ class _Text:
 
     def text_nats(self, text_BLD, scale_BL):
         """The negative log-likelihood of the tokens that carry loss, each given all before it: the scaled sum with gradient, the sum."""
-        loss_fn = Partial(cross_entropy, excluded=self.process.suppressed_ids)
+        loss_fn = Partial(_token_nats, self.process)
         scale_BL = jnp.ones(self.x_BL.shape) if scale_BL is None else scale_BL
         total, nats_BL = self.denoiser.row_losses(text_BLD, self.loss_mask_BL, loss_fn, (self.x_BL,), scale_BL)
         return total, jnp.sum(nats_BL)
@@ -486,6 +486,11 @@ class _Text:
     def _args(self, z_BL, t_BL) -> tuple:
         """The arguments of the loss after the logits."""
         return self.x_BL, z_BL, t_BL, *self.process.loss_inputs(self.x_BL, z_BL, t_BL)
+
+
+def _token_nats(process: Process, logits: Array, x: Array) -> Array:
+    """-log p of each token. The ids that are left out stay static: as values of a `Partial` they would have gradients."""
+    return cross_entropy(logits, x, process.suppressed_ids)
 
 
 def _without_gradient(denoiser: Denoiser) -> Denoiser:

@@ -41,7 +41,12 @@ LossTerms = dict[str, Array]
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network with its weights and one batch's segments, positions and mask already bound."""
+    """A network with its weights and one batch's segments, positions and mask already bound.
+
+    reads_hidden: whether its hint is the hidden states of an earlier pass, and not an x0 prediction (see `hint_of`).
+    """
+
+    reads_hidden: bool = False
 
     def hidden(self, z_BL: Array, t_BL: Array, hint_BLI: Array | None = None) -> Array:
         """States [B, L, D] for tokens (or states) z at times t; `hint_BLI` is an earlier x0 prediction, for self-conditioning."""
@@ -64,6 +69,10 @@ class Denoiser(Protocol):
         bound by `Partial(function, process)`.
         """
         ...
+
+    def without_gradient(self) -> "Denoiser":
+        """The same with its weights as constants, so that a pass whose output has no gradient computes none; itself where it has none."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,13 +379,13 @@ def reconstruction_nats(
 
 
 def hint_of(process: Process, denoiser: Any, hidden_BLD: Array, z_BL: Array, t_BL: PerToken) -> Float[Array, "B L I"]:
-    """What a self-conditioned denoiser reads of an earlier pass: its x0 prediction or, where it says `reads_hidden`, its hidden states
+    """What a self-conditioned denoiser reads of an earlier pass: its x0 prediction or, where it `reads_hidden`, its hidden states
     (loopholing, 2510.19304).
 
     The second pass is a function of (z, t) as long as the first was made on the same z and t, so the bound holds. Hints that a sampler
     carries from step to step are of other states: there is no bound for them.
     """
-    return hidden_BLD if getattr(denoiser, "reads_hidden", False) else process.output.x0(denoiser, hidden_BLD, z_BL, t_BL)
+    return hidden_BLD if denoiser.reads_hidden else process.output.x0(denoiser, hidden_BLD, z_BL, t_BL)
 
 
 def with_condition(process: Process, z_BL, x_BL, condition_mask_BL):
@@ -438,7 +447,7 @@ class _Text:
         )
         masked_BL, left_BL = (process.corrupted(x_BL, state_BL) & self.loss_mask_BL for state_BL in (z_BL, at_t_BL))
         count_B = jnp.sum(masked_BL, axis=1) - jnp.sum(left_BL, axis=1)
-        denoiser = _without_gradient(self.denoiser)
+        denoiser = self.denoiser.without_gradient()
         hidden_BLD = denoiser.hidden(z_BL, process.time_embedding_input(before_BL))
         score_BL = denoiser.row_losses(hidden_BLD, masked_BL, Partial(log_confidence, process), (), jnp.ones_like(t_BL))[1]
         return jnp.where(most_confident(score_BL, masked_BL, count_B), x_BL, z_BL)
@@ -491,13 +500,6 @@ class _Text:
 def _token_nats(process: Process, logits: Array, x: Array) -> Array:
     """-log p of each token. The ids that are left out stay static: as values of a `Partial` they would have gradients."""
     return cross_entropy(logits, x, process.suppressed_ids)
-
-
-def _without_gradient(denoiser: Denoiser) -> Denoiser:
-    """The denoiser with its weights as constants, so that a pass whose output has no gradient computes none; an exact denoiser has none."""
-    if not hasattr(denoiser, "params"):
-        return denoiser
-    return dataclasses.replace(denoiser, params=jax.lax.stop_gradient(denoiser.params))
 
 
 def _score_function(text: _Text, draws: list, row_sums: tuple) -> Float[Array, ""]:

@@ -155,6 +155,12 @@ class AnchoredDenoiser:
     anchor: Denoiser
     denoiser: Denoiser
 
+    reads_hidden = False  # it takes no hint
+
+    def without_gradient(self) -> AnchoredDenoiser:
+        """The same with its weights as constants."""
+        return dataclasses.replace(self, anchor=self.anchor.without_gradient(), denoiser=self.denoiser.without_gradient())
+
     def hidden(
         self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"], hint_BLI: Float[Array, "B L I"] | None = None
     ) -> Float[Array, "B L D"]:

@@ -270,6 +270,10 @@ class Denoiser:
         """Whether its hint is the hidden states of an earlier pass, not an x0 prediction."""
         return self.network.spec.hint == "hidden"
 
+    def without_gradient(self) -> Denoiser:
+        """The same with its weights as constants."""
+        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
     def _read_hint(self, hint_BLI: Array) -> Array:
         """What a hint adds to the embedding; a hint of zeros adds nothing, so no norm here has a bias."""
         weights, layout = self.params["hint"], self.network.layout

@@ -229,6 +229,12 @@ class OwnDenoiser:
     mask: Any
     dropout_keys_B: Any = None
 
+    reads_hidden = False  # it takes no hint
+
+    def without_gradient(self) -> OwnDenoiser:
+        """The same with its parameters as constants."""
+        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
     def hidden(self, z_BL: Array, t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L D"]:
         """The module's output, hidden states or logits. z_BL: token ids, or (noisy, clean) pairs of ids, which are read as one row of
         2 L positions, the clean half at time 0.

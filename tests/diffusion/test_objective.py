@@ -45,7 +45,7 @@ KEY = jax.random.key(3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Bigram:
+class Bigram(Denoiser):
     """The smallest network: logits at i from the tokens at i - 1, i and i + 1, and t."""
 
     weight: jax.Array

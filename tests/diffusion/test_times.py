@@ -8,7 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Masked, Mixture, Objective, PerRow, Piecewise, Power, Times, UniformTimes, importance_heights, over_length
+from dlmjax.diffusion import (
+    Denoiser,
+    Masked,
+    Mixture,
+    Objective,
+    PerRow,
+    Piecewise,
+    Power,
+    Times,
+    UniformTimes,
+    importance_heights,
+    over_length,
+)
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.registry import TIMES, make_process, make_times
 from dlmjax.diffusion.times import Beta, TwoMode
@@ -198,7 +210,7 @@ def test_without_the_correction_what_is_trained_has_no_weight_and_is_no_bound(na
     assert (total == pytest.approx(of_bound, rel=1e-5)) == is_flat
 
 
-class Blind:
+class Blind(Denoiser):
     """Knows nothing: the same logits everywhere, also for states of a noisy and a clean token."""
 
     def hidden(self, z_BL, t_BL, hint_BLI=None):

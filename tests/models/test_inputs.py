@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlmjax.diffusion import Denoiser, Masked
 from dlmjax.diffusion.declarations import Attention
+from dlmjax.diffusion.oracle import toy
+from dlmjax.diffusion.oracle.enumeration import JointDistribution
 from dlmjax.errors import InputError
-from dlmjax.models import BlockDiffusion, Execution, build_network
+from dlmjax.models import BlockDiffusion, Execution, build_network, from_function
 from dlmjax.models.layers import time_features
 from tests.models import tiny
 
@@ -100,6 +103,41 @@ def test_a_hint_changes_nothing_at_the_start_and_something_later(kind):
     without = hidden(TOKENS, **made)
     assert np.abs(hidden(TOKENS, read=hint, **made) - without).max() > 1e-2
     np.testing.assert_array_equal(hidden(TOKENS, read=0 * hint, **made), without)
+
+
+def linear(params, tokens, t, segments, positions):
+    return jax.nn.one_hot(tokens, tiny.VOCAB) @ params["kernel"]
+
+
+NETWORKS = {
+    "family": lambda: build_network(tiny.spec(depth=1)),
+    "hints": lambda: build_network(tiny.spec(depth=1, self_condition=True, hint="hidden")),
+    "two networks": lambda: build_network(tiny.spec(anchor_depth=1)),
+    "own": lambda: from_function(linear, lambda key: {"kernel": jnp.ones((tiny.VOCAB, tiny.VOCAB))}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_denoiser_of_any_kind_declares_its_hint_and_can_be_without_gradient(name):
+    network = NETWORKS[name]()
+
+    def total(params, constant):
+        denoiser = network.bind(params, SEGMENTS, POSITIONS)
+        assert isinstance(denoiser, Denoiser) and denoiser.reads_hidden == (name == "hints")
+        denoiser = denoiser.without_gradient() if constant else denoiser
+        return jnp.sum(jnp.sin(denoiser.logits(denoiser.hidden(TOKENS, LEVELS))))
+
+    params = tiny.lively(network.init(jax.random.key(0)))
+    found, found_gradient = jax.value_and_grad(total)(params, False)
+    same, none = jax.value_and_grad(total)(params, True)
+    assert found == same and any(leaf.any() for leaf in jax.tree.leaves(found_gradient))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(none))
+
+
+def test_an_exact_denoiser_has_the_interface_of_a_network():
+    exact = toy.ToyDenoiser(JointDistribution.random(3, 2, seed=0), 4, toy.masked_likelihood(3, 3))
+    assert isinstance(exact, Denoiser) and exact.without_gradient() is exact and not exact.reads_hidden
+    assert Masked(4, 3).output.x0(exact, exact.hidden(jnp.full((1, 2), 3), jnp.ones((1, 2))), None, None).shape[:2] == (1, 2)
 
 
 @pytest.mark.parametrize("chunk", [0, 24])

@@ -94,6 +94,8 @@ def test_a_network_that_takes_hints_is_given_its_last_estimate():
     heard = []
 
     class Denoiser:
+        reads_hidden = False
+
         def hidden(self, z_BL, t_BL, hint_BLI=None):
             if hint_BLI is None:  # asked only for the shape of its answer
                 return LAW.denoise(z_BL)

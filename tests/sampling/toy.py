@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlmjax.diffusion import Denoiser
 from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Linear
@@ -58,7 +59,7 @@ class Law:
         return Bound(lambda z_BL, t_BL: self.denoise(z_BL) * params)
 
 
-class Bound:
+class Bound(Denoiser):
     """The seam of a bound network around a function (z_BL, t_BL) -> logits_BLV."""
 
     def __init__(self, denoise):

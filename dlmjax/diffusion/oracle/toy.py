@@ -28,6 +28,12 @@ class EnumeratedDenoiser(abc.ABC):
     joint: JointDistribution
     vocab: int
 
+    reads_hidden = False  # an exact prediction does not depend on a hint
+
+    def without_gradient(self) -> "EnumeratedDenoiser":
+        """The same: it has no weights."""
+        return self
+
     @abc.abstractmethod
     def hidden(self, z_BL: Array, t_BL: PerToken, hint_BLI: Array | None = None) -> Logits: ...
 

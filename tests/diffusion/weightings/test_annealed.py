@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Annealed, CrossEntropy, Objective, PerRow, make_weighting
+from dlmjax.diffusion import Annealed, CrossEntropy, Denoiser, Objective, PerRow, make_weighting
 from dlmjax.diffusion.capabilities import make_named
 from dlmjax.diffusion.process import init_params
 from dlmjax.diffusion.registry import PROCESSES, WEIGHTINGS
@@ -21,7 +21,7 @@ NAMES = (*PROCESSES, "masked(eps=0.1)", "masked(schedule=log_linear)", "blocks(n
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Denoiser):
     """Logits that are linear in the state, with the loss computed at all positions at once."""
 
     columns: int

@@ -25,7 +25,7 @@ from dlmjax.diffusion.registry import check_process, process_fields, schedule_of
 from dlmjax.errors import InputError, NoCorpus, NoSplit
 from dlmjax.evaluation import Evaluator
 from dlmjax.evaluation.conditional import ConditionalScorer
-from dlmjax.evaluation.paths import PathEvaluator
+from dlmjax.evaluation.paths import PathEvaluator, path_evaluator
 from dlmjax.fields import MOST_LOOPS
 from dlmjax.models import Execution, ModelSpec, TrainableNetwork, build_network, model_spec
 from dlmjax.models.attention import SPLASH_LANES, runs_on
@@ -95,7 +95,7 @@ class Experiment:
     def path_evaluator(self, likelihood: str, seed: int = 0) -> PathEvaluator:
         """Evaluates another likelihood of this process and network than the bound, see `evaluation.forms`."""
         hints, put_batch = self.network.self_condition, self.partition.put_batch
-        return PathEvaluator(
+        return path_evaluator(
             self.process.bound, self.network.bind, likelihood=likelihood, seed=seed, put_batch=put_batch, self_condition=hints
         )
 

@@ -21,9 +21,10 @@ share of steps that are left.
 Shapes: B windows, L length, G sets (blocks of a row, or the row), S positions of a set, N scored tokens of a set, M sets of masks.
 """
 
+import abc
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,20 +54,24 @@ class _Path(NamedTuple):
 
 
 class PathEvaluator(WindowEvaluator):
-    """Evaluates one of the likelihoods of `forms` for one process and network.
+    """Abstract: evaluates one of the likelihoods of `forms` for one process and network; `path_evaluator` makes it from a text.
 
-    process, bind, put_batch, self_condition: as for `likelihood.Evaluator`.  likelihood: the text of `forms.parse_likelihood`, not "nelbo".
+    process, bind, put_batch, self_condition: as for `likelihood.Evaluator`.  form: its values; likelihood: its text.
     seed: of the orders of "tube".
+    additive: whether the number is a sum over tokens, and not only over sets of tokens.
 
     Raises InputError: a process whose text is not revealed token by token; a likelihood that it does not have.
     """
 
     nodes = draws = 1
+    rule = "exact"
+    additive = False
 
     def __init__(
         self,
         process,
         bind: Callable[..., Any],
+        form: Order | Subsets | Tube,
         *,
         likelihood: str,
         seed: int = 0,
@@ -74,18 +79,15 @@ class PathEvaluator(WindowEvaluator):
         self_condition: bool = False,
     ):
         check_seed(seed, "seed")
-        self.form, self.likelihood = parse_likelihood(likelihood), likelihood
-        if self.form is None:
-            raise InputError("likelihood nelbo is that of `Evaluator`")
+        self.form, self.likelihood = form, likelihood
         self.name, self.bind, self.seed, self.process = process.name, bind, seed, process.bound
         self.put_batch, self.self_condition = put_batch or jax.device_put, self_condition
-        self.rule = "tube" if isinstance(self.form, Tube) else "exact"
-        self._check()
+        self._check(f"--likelihood {likelihood}")
         self._grid = level_grid(self.process, "exact", 1)
-        self._order, self._subset, self._random = (jax.jit(f) for f in (self._order_nats, self._subset_nats, self._random_nats))
+        self._compiled = jax.jit(self._on_device)
 
-    def _check(self) -> None:
-        process, what = self.process, f"--likelihood {self.likelihood}"
+    def _check(self, what: str) -> None:
+        process = self.process
         if process.attention.causal:
             raise InputError(f"{what} conflicts with process {self.name}, whose --likelihood nelbo is exact; leave --likelihood out")
         require_reveals(process, what, "its reverse steps leave no likelihood that can be written down; give --likelihood nelbo")
@@ -94,85 +96,15 @@ class PathEvaluator(WindowEvaluator):
                 f"{what}: a temperature requires a network that predicts logits, but that of process {self.name} predicts "
                 f"{process.output.predicts}; leave it at 1"
             )
-        if self.self_condition and isinstance(self.form, Subsets):
-            raise InputError(f"{what} requires a network that reads tokens alone, not its own last x0 prediction; give order:confidence")
 
-    @property
-    def additive(self) -> bool:
-        """Whether the number is a sum over tokens, and not only over sets of tokens."""
-        return isinstance(self.form, Order)
+    @abc.abstractmethod
+    def _on_device(self, params, batch, *args):
+        """What is compiled: the passes of the network that `_batch_nats` reads."""
 
     def _grid_of(self, params) -> LevelGrid:
         return self._grid
 
-    # --- on the host --------------------------------------------------------------------------------------------------------
-
-    def _batch_nats(self, params, grid: LevelGrid, batch: dict) -> BatchNats:
-        if isinstance(self.form, Order):
-            nats_BL, calls_B = (device_get(array) for array in self._order(params, batch))
-            return _as_batch(nats_BL.astype(np.float64).sum(axis=1), calls_B, lambda: nats_BL.astype(np.float64))
-        most, what = (MOST_SUBSETS, "subsets") if isinstance(self.form, Subsets) else (MOST_TUBE, "tube")
-        count_BG = self._sets(device_get(batch["scored"]) & (device_get(batch["segments"]) > 0)).sum(axis=2)
-        if (longest := int(count_BG.max(initial=0))) > most:
-            of = "window" if self.process.attention.block_size is None else "block"
-            instead = "tube, or order:confidence" if longest <= MOST_TUBE else "order:confidence"
-            raise InputError(
-                f"--likelihood {what} requires at most {most} scored tokens in a {of}, and one has {longest}; give "
-                + ("a shorter --window, or " if of == "window" else "")
-                + f"--likelihood {instead}"
-            )
-        nats_BG, calls_B = (self._over_subsets if isinstance(self.form, Subsets) else self._tube)(params, batch, count_BG)
-        return _as_batch(nats_BG.sum(axis=1), calls_B, None)
-
-    def _sets(self, array_BL: np.ndarray) -> np.ndarray:
-        """[B, G, S]"""
-        return array_BL.reshape(len(array_BL), -1, self._size(array_BL.shape[1]))
-
-    def _size(self, length: int) -> int:
-        return self.process.attention.block_size or length
-
-    def _over_subsets(self, params, batch: dict, count_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(-log p of each set [B, G], network calls of each window [B])."""
-        tokens, sharding = int(count_BG.max(initial=0)), replicated_like(params)
-        log_p_MBG = np.zeros((2**tokens, *count_BG.shape))
-        for masks in range(1, 2**tokens):
-            nats_BGN = device_get(self._subset(params, batch, device_put(np.uint32(masks), sharding)))[..., :tokens].astype(np.float64)
-            bits = [i for i in range(tokens) if masks >> i & 1]
-            paths = np.stack([log_p_MBG[masks ^ 1 << i] - nats_BGN[..., i] for i in bits])
-            log_p_MBG[masks] = np.logaddexp.reduce(paths, axis=0) - math.log(len(bits))
-        nats_BG = -np.take_along_axis(log_p_MBG, (2**count_BG - 1)[None], axis=0)[0]
-        return nats_BG, 2 ** count_BG.max(axis=1, initial=0) - 1
-
-    def _tube(self, params, batch: dict, count_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the bound of each set from below [B, G], network calls of each window [B])."""
-        sharding, log_p = replicated_like(params), []
-        for order in range(2 * self.form.orders):
-            nats_BL, _ = self._random(params, batch, device_put(np.uint32(order), sharding))
-            log_p.append(-self._sets(device_get(nats_BL).astype(np.float64)).sum(axis=2))
-        first_BG, second_BG = (np.logaddexp.reduce(half, axis=0) - math.log(self.form.orders) for half in np.split(np.stack(log_p), 2))
-        with np.errstate(over="ignore"):
-            sides = [other_BG - 1 + np.exp(one_BG - other_BG) for one_BG, other_BG in ((first_BG, second_BG), (second_BG, first_BG))]
-        return -np.mean(sides, axis=0), 2 * self.form.orders * count_BG.max(axis=1, initial=0)
-
-    # --- on the device ------------------------------------------------------------------------------------------------------
-
-    def _order_nats(self, params, batch) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
-        """(-log p of every token along the path, passes until each window has no masks)."""
-        form = self.form
-
-        def revealed(read: _Read, masked_BL):
-            if form.rule == "left_to_right":
-                return self._next(masked_BL, left_first(masked_BL.shape), form.count)
-            score_BL = read.at(masked_BL, self._score)
-            return self._next(masked_BL, score_BL, form.count, None if form.value is None else score_BL >= form.value)
-
-        return self._along(params, batch, revealed, form.count)
-
-    def _random_nats(self, params, batch, order) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
-        """The same along one random order, one token a step."""
-        keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys(jax.random.key(self.seed), batch["row"]), order)
-        score_BL = uniform_rows(keys_B, batch["tokens"].shape[1])
-        return self._along(params, batch, lambda _, masked_BL: self._next(masked_BL, score_BL, 1), 1)
+    # --- a path ---------------------------------------------------------------------------------------------------------------
 
     def _along(self, params, batch, revealed, count: int) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
         """The path on which a step reveals `revealed(read, masked_BL)`; `count`: tokens of a step, for the sampler's times."""
@@ -187,7 +119,7 @@ class PathEvaluator(WindowEvaluator):
             return _Path(
                 step=path.step + 1,
                 masked_BL=path.masked_BL & ~new_BL,
-                nats_BL=path.nats_BL + read.at(new_BL, self._nats),
+                nats_BL=path.nats_BL + read.at(new_BL, self._nats).astype(path.nats_BL.dtype),
                 calls_B=path.calls_B + jnp.any(path.masked_BL, axis=1),
                 hint_BLI=read.hint_BLI,
             )
@@ -196,23 +128,9 @@ class PathEvaluator(WindowEvaluator):
         if self.self_condition:
             shape = jax.eval_shape(lambda: self._read(process, params, batch, start_BL, start_BL.astype(jnp.float32), None).hint()).shape
             hint_BLI = jnp.zeros(shape, jnp.float32)
-        first = _Path(jnp.int32(0), start_BL, jnp.zeros(start_BL.shape, jnp.float32), jnp.zeros(len(start_BL), jnp.int32), hint_BLI)
+        first = _Path(jnp.int32(0), start_BL, jnp.zeros(start_BL.shape), jnp.zeros(len(start_BL), jnp.int32), hint_BLI)
         last = jax.lax.while_loop(lambda path: jnp.any(path.masked_BL), one, first)
         return last.nats_BL, last.calls_B
-
-    def _subset_nats(self, params, batch, masks) -> Float[Array, "B G N"]:
-        """-log p of the scored tokens of every set whose bits are in `masks`, all of these masked; N = MOST_SUBSETS, 0 elsewhere."""
-        process = bind_process(self.process, params)
-        start_BL = self._start(batch)
-        start_BGS = start_BL.reshape(len(start_BL), -1, self._size(start_BL.shape[1]))
-        index_BGS = jnp.cumsum(start_BGS, axis=2) - 1
-        bit_BGS = (masks >> jnp.clip(index_BGS, 0, 31).astype(jnp.uint32)) & 1
-        masked_BGS = start_BGS & (bit_BGS > 0)
-        masked_BL = masked_BGS.reshape(start_BL.shape)
-        share_BL = self._over_sets(self._count(masked_BL) / jnp.maximum(self._count(start_BL), 1), start_BL)
-        nats_BL = self._read(process, params, batch, masked_BL, share_BL, None).at(masked_BL, self._nats)
-        chosen_BGSN = start_BGS[..., None] & (index_BGS[..., None] == jnp.arange(MOST_SUBSETS))
-        return jnp.sum(jnp.where(chosen_BGSN, nats_BL.reshape(start_BGS.shape)[..., None], 0.0), axis=2)
 
     def _read(self, process, params, batch, masked_BL, t_BL, hint_BLI) -> "_Read":
         """One pass of the network on the text with these masks; t_BL: the time of each set's step."""
@@ -229,9 +147,6 @@ class PathEvaluator(WindowEvaluator):
         """log p(x_i | z); the temperature divides what the network says, as in the sampler."""
         logits = logits if temperature == 1 else logits / temperature
         return jax.nn.log_softmax(exclude(process.output.log_posterior(logits, z, t), process.suppressed_ids), axis=-1)
-
-    def _score(self, process, logits, x, z, t):
-        return position_scores(RULES[self.form.rule], self._log_p(process, logits, z, t))
 
     def _nats(self, process, logits, x, z, t):
         log_p = self._log_p(process, logits, z, t, self.form.temperature)
@@ -253,10 +168,147 @@ class PathEvaluator(WindowEvaluator):
         """A number of every set at each of its positions."""
         return jnp.broadcast_to(value_N[:, None], self._rows_of_sets(like_BL).shape).reshape(like_BL.shape)
 
+    def _size(self, length: int) -> int:
+        return self.process.attention.block_size or length
+
     def _next(self, masked_BL, score_BL, count: int, sure_BL=None) -> Bool[Array, "B L"]:
         """`next_reveals` in every set."""
         sure = None if sure_BL is None else self._rows_of_sets(sure_BL)
         return next_reveals(self._rows_of_sets(masked_BL), self._rows_of_sets(score_BL), count, sure).reshape(masked_BL.shape)
+
+
+class OrderEvaluator(PathEvaluator):
+    """The likelihood along the one path of a rule."""
+
+    form: Order
+    additive = True
+
+    def _batch_nats(self, params, grid: LevelGrid, batch: dict) -> BatchNats:
+        nats_BL, calls_B = (device_get(array) for array in self._compiled(params, batch))
+        return _as_batch(nats_BL.astype(np.float64).sum(axis=1), calls_B, lambda: nats_BL.astype(np.float64))
+
+    def _on_device(self, params, batch) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
+        """(-log p of every token along the path, passes until each window has no masks)."""
+        form = self.form
+
+        def revealed(read: _Read, masked_BL):
+            if form.rule == "left_to_right":
+                return self._next(masked_BL, left_first(masked_BL.shape), form.count)
+            score_BL = read.at(masked_BL, self._score)
+            return self._next(masked_BL, score_BL, form.count, None if form.value is None else score_BL >= form.value)
+
+        return self._along(params, batch, revealed, form.count)
+
+    def _score(self, process, logits, x, z, t):
+        return position_scores(RULES[self.form.rule], self._log_p(process, logits, z, t))
+
+
+class SetEvaluator(PathEvaluator):
+    """Abstract: a likelihood of sets of tokens, of a row or of each of its blocks.
+
+    name_of_form: as it is typed; most: scored tokens that a set may have.
+    """
+
+    name_of_form: ClassVar[str]
+    most: ClassVar[int]
+
+    @abc.abstractmethod
+    def _of_sets(self, params, batch: dict, count_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the number of each set [B, G], network calls of each window [B]); count_BG: scored tokens of each set."""
+
+    def _batch_nats(self, params, grid: LevelGrid, batch: dict) -> BatchNats:
+        count_BG = self._sets(device_get(batch["scored"]) & (device_get(batch["segments"]) > 0)).sum(axis=2)
+        if (longest := int(count_BG.max(initial=0))) > self.most:
+            of = "window" if self.process.attention.block_size is None else "block"
+            instead = "tube, or order:confidence" if longest <= MOST_TUBE else "order:confidence"
+            raise InputError(
+                f"--likelihood {self.name_of_form} requires at most {self.most} scored tokens in a {of}, and one has {longest}; give "
+                + ("a shorter --window, or " if of == "window" else "")
+                + f"--likelihood {instead}"
+            )
+        nats_BG, calls_B = self._of_sets(params, batch, count_BG)
+        return _as_batch(nats_BG.sum(axis=1), calls_B, None)
+
+    def _sets(self, array_BL: np.ndarray) -> np.ndarray:
+        """[B, G, S]"""
+        return array_BL.reshape(len(array_BL), -1, self._size(array_BL.shape[1]))
+
+
+class SubsetEvaluator(SetEvaluator):
+    """The exact likelihood over all orders, by the recursion over sets of masked tokens, in float64 on the host."""
+
+    form: Subsets
+    name_of_form, most = "subsets", MOST_SUBSETS
+
+    def _check(self, what: str) -> None:
+        super()._check(what)
+        if self.self_condition:
+            raise InputError(f"{what} requires a network that reads tokens alone, not its own last x0 prediction; give order:confidence")
+
+    def _of_sets(self, params, batch: dict, count_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(-log p of each set [B, G], network calls of each window [B])."""
+        tokens, sharding = int(count_BG.max(initial=0)), replicated_like(params)
+        log_p_MBG = np.zeros((2**tokens, *count_BG.shape))
+        for masks in range(1, 2**tokens):
+            nats_BGN = device_get(self._compiled(params, batch, device_put(np.uint32(masks), sharding)))[..., :tokens].astype(np.float64)
+            bits = [i for i in range(tokens) if masks >> i & 1]
+            paths = np.stack([log_p_MBG[masks ^ 1 << i] - nats_BGN[..., i] for i in bits])
+            log_p_MBG[masks] = np.logaddexp.reduce(paths, axis=0) - math.log(len(bits))
+        nats_BG = -np.take_along_axis(log_p_MBG, (2**count_BG - 1)[None], axis=0)[0]
+        return nats_BG, 2 ** count_BG.max(axis=1, initial=0) - 1
+
+    def _on_device(self, params, batch, masks) -> Float[Array, "B G N"]:
+        """-log p of the scored tokens of every set whose bits are in `masks`, all of these masked; N = MOST_SUBSETS, 0 elsewhere."""
+        process = bind_process(self.process, params)
+        start_BL = self._start(batch)
+        start_BGS = start_BL.reshape(len(start_BL), -1, self._size(start_BL.shape[1]))
+        index_BGS = jnp.cumsum(start_BGS, axis=2) - 1
+        bit_BGS = (masks >> jnp.clip(index_BGS, 0, 31).astype(jnp.uint32)) & 1
+        masked_BGS = start_BGS & (bit_BGS > 0)
+        masked_BL = masked_BGS.reshape(start_BL.shape)
+        share_BL = self._over_sets(self._count(masked_BL) / jnp.maximum(self._count(start_BL), 1), start_BL)
+        nats_BL = self._read(process, params, batch, masked_BL, share_BL, None).at(masked_BL, self._nats)
+        chosen_BGSN = start_BGS[..., None] & (index_BGS[..., None] == jnp.arange(MOST_SUBSETS))
+        return jnp.sum(jnp.where(chosen_BGSN, nats_BL.reshape(start_BGS.shape)[..., None], 0.0), axis=2)
+
+
+class TubeEvaluator(SetEvaluator):
+    """The bound of the same likelihood from the other side, over random orders."""
+
+    form: Tube
+    rule = name_of_form = "tube"
+    most = MOST_TUBE
+
+    def _of_sets(self, params, batch: dict, count_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(the bound of each set from below [B, G], network calls of each window [B])."""
+        sharding, log_p = replicated_like(params), []
+        for order in range(2 * self.form.orders):
+            nats_BL, _ = self._compiled(params, batch, device_put(np.uint32(order), sharding))
+            log_p.append(-self._sets(device_get(nats_BL).astype(np.float64)).sum(axis=2))
+        first_BG, second_BG = (np.logaddexp.reduce(half, axis=0) - math.log(self.form.orders) for half in np.split(np.stack(log_p), 2))
+        with np.errstate(over="ignore"):
+            sides = [other_BG - 1 + np.exp(one_BG - other_BG) for one_BG, other_BG in ((first_BG, second_BG), (second_BG, first_BG))]
+        return -np.mean(sides, axis=0), 2 * self.form.orders * count_BG.max(axis=1, initial=0)
+
+    def _on_device(self, params, batch, order) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
+        """The same along one random order, one token a step."""
+        keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys(jax.random.key(self.seed), batch["row"]), order)
+        score_BL = uniform_rows(keys_B, batch["tokens"].shape[1])
+        return self._along(params, batch, lambda _, masked_BL: self._next(masked_BL, score_BL, 1), 1)
+
+
+_EVALUATORS = {Order: OrderEvaluator, Subsets: SubsetEvaluator, Tube: TubeEvaluator}
+
+
+def path_evaluator(process, bind: Callable[..., Any], *, likelihood: str, **how: Any) -> PathEvaluator:
+    """The evaluator of a text of `forms.parse_likelihood`, not "nelbo"; `how`: seed, put_batch, self_condition of `PathEvaluator`.
+
+    Raises InputError: as `parse_likelihood` and `PathEvaluator`.
+    """
+    form = parse_likelihood(likelihood)
+    if form is None:
+        raise InputError("likelihood nelbo is that of `Evaluator`")
+    return _EVALUATORS[type(form)](process, bind, form, likelihood=likelihood, **how)
 
 
 class _Read(NamedTuple):

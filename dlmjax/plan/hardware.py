@@ -21,6 +21,7 @@ from dlmjax.data.tokenizers import TableTokenizer
 from dlmjax.diffusion.process import loss_share
 from dlmjax.errors import InputError
 from dlmjax.experiment import Experiment, assemble
+from dlmjax.models.attention import tiles_of
 from dlmjax.models.families import run_once
 from dlmjax.models.flops import training_flops_per_token
 from dlmjax.models.masks import as_mask, within
@@ -203,10 +204,14 @@ def load_of(experiment: Experiment) -> roofline.Load:
     """The step in numbers."""
     config, spec, process = experiment.config, experiment.network.spec, experiment.process
     length, streams = config.data.length, process.attention.streams
-    head_share = loss_share(process)
+    head_share, execution = loss_share(process), experiment.network.execution
+    mask, tokens = within(as_mask(process.attention, length), spec.window, spec.peers), length * streams
+    # As `models.attention.make_attention` and `models.denoiser.Denoiser` do.
+    dense = experiment.network.layout.flat and execution.attention == "dense"
+    tiles = tiles_of(mask, tokens) if dense else None
     return roofline.Load(
         spec=spec,
-        execution=experiment.network.execution,
+        execution=execution,
         length=length,
         batch=config.data.batch,
         accumulation=config.train.accumulation,
@@ -214,7 +219,9 @@ def load_of(experiment: Experiment) -> roofline.Load:
         head_share=head_share,
         passes=experiment.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
         streams=streams,
-        visible=roofline.visible_share(within(as_mask(process.attention, length), spec.window, spec.peers), length * streams),
+        visible=roofline.visible_share(mask, tokens),
+        tiled=(roofline.tiled_share(tiles, tokens, tokens), roofline.tiled_share(tiles, length, tokens)),
+        noisy_last=dense and streams == 2 and not execution.scan and not spec.dropout,
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlmjax.models.attention import SPLASH_BLOCK
+from dlmjax.models.attention import SPLASH_BLOCK, Tile
 from dlmjax.models.flops import layer_products, other_products
 from dlmjax.models.head import chunk_rows
 from dlmjax.models.masks import Mask
@@ -72,7 +72,9 @@ class Times:
 class Load:
     """A training step in numbers: the network, how it runs, and the rows that it sees. `visible`: share of score blocks not skipped.
 
-    `head_share`, `passes` and `streams` as in `models.flops.training_flops_per_token`.
+    `head_share`, `passes` and `streams` as in `models.flops.training_flops_per_token`.  `tiled`: share of the scores that dense attention
+    computes (`models.attention.tiles_of`), of all queries and of those of the first stream.  `noisy_last`: whether the last layer computes
+    the states of the first stream alone, for which the clean one gives keys and values.
     """
 
     spec: ModelSpec
@@ -85,6 +87,8 @@ class Load:
     passes: float = 1.0
     streams: int = 1
     visible: float = 1.0
+    tiled: tuple[float, float] = (1.0, 1.0)
+    noisy_last: bool = False
 
     def head_ways(self, mesh: dict[str, int]) -> int:
         """Pieces that the classes of the logits are split into: as `models.head`, 1 where the mesh does not divide the vocabulary."""
@@ -112,13 +116,14 @@ class Load:
 
 
 def executed_flops(load: Load) -> float:
-    """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, skipped score blocks left out."""
+    """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, left out what is not computed."""
     others = 3.0 * load.length * other_products(load.spec, load.head_share, load.streams)
-    return load.passes * load.batch * (load.spec.effective_depth * layer_flops(load) + others)
+    layers = (load.spec.effective_depth - 1) * layer_flops(load) + layer_flops(load, noisy=load.noisy_last)
+    return load.passes * load.batch * (layers + others)
 
 
-def layer_flops(load: Load) -> float:
-    """FLOPs of one layer for one row, forward and backward.
+def layer_flops(load: Load, noisy: bool = False) -> float:
+    """FLOPs of one layer for one row, forward and backward; noisy: of one that computes the states of the first stream alone.
 
     Matmuls with weights: 3 x forward, and under "full" once more all but the last, whose result no gradient requires. Scores: 2 products
     forward, and again under "full" and "dots", which keep none; backward 4 in dense attention, 5 in cuDNN, 7 in splash attention, whose
@@ -126,12 +131,24 @@ def layer_flops(load: Load) -> float:
     """
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
-    attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn
-    weights = layer_products(spec)
-    product = 2.0 * tokens * attention * (load.visible if execution.attention == "splash" else 1.0)
+    states = load.length if noisy else tokens
+    # Keys, values and the modulation are those of all tokens.
+    of_all = 4 * spec.width * spec.kv_heads * spec.head_dim + (12 * spec.time_width * spec.width if spec.time_input == "adaln" else 0)
+    attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn * states
+    weights = states * layer_products(spec) + (tokens - states) * of_all
+    share = {"dense": load.tiled[noisy], "cudnn": 1.0, "splash": load.visible}[execution.attention]
+    product = 2.0 * states * tokens * attention * share
     products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
     again = weights - last if execution.remat == "full" else 0
-    return tokens * (3 * weights + again + products * product)
+    return 3 * weights + again + products * product
+
+
+def tiled_share(tiles: tuple[Tile, ...] | None, queries: int, keys: int) -> float:
+    """Share of the scores of a row's first `queries` positions with all of its `keys` that lie in `tiles`; None = all of them."""
+    if tiles is None:
+        return 1.0
+    pairs = sum((min(stop, queries) - start) * sum(end - first for first, end in seen) for (start, stop), seen in tiles if start < queries)
+    return pairs / (queries * keys)
 
 
 def visible_share(mask: Mask, length: int, block: int = SPLASH_BLOCK) -> float:

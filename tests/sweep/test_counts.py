@@ -95,15 +95,27 @@ def gradient_of_one_layer(family: str, *overrides: str):
 )
 def test_flops_are_within_three_percent_of_what_xla_compiles(family, overrides):
     """Blocks as a scan computes short rows: else the last layer leaves out the clean stream, and attention the tiles that the mask forbids,
-    which the count of a model's FLOPs does not follow."""
+    which the count of a model's FLOPs does not follow: it is the same on every device. That of the hardware does, below."""
     experiment, lowered = gradient_of_one_layer(family, *overrides)
     compiled = lowered.compile({"xla_backend_optimization_level": 0})  # what is computed is the same, and soon there
     assert experiment.config.data.length * experiment.flops_per_token == pytest.approx(compiled.cost_analysis()["flops"], rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("family", "overrides"), [("uniform", ()), ("masked", ("execution.remat=full",)), ("masked", ("execution.remat=dots",))]
-)
-def test_modulation_and_rematerialisation_are_counted_as_xla_does(family, overrides):
+UNROLLED = ("model.depth=2",)
+HARDWARE = [
+    ("uniform", ()),
+    ("masked", ("execution.remat=full",)),
+    ("masked", ("execution.remat=dots",)),
+    ("blocks", UNROLLED),
+    ("blocks", (*UNROLLED, "data.length=32", "execution.head_chunk=16")),
+    ("autoregressive", (*UNROLLED, "data.length=512", "execution.head_chunk=512")),
+]
+
+
+@pytest.mark.parametrize(("family", "overrides"), HARDWARE)
+def test_what_is_computed_is_counted_as_xla_does(family, overrides):
+    """Modulation, rematerialisation, the last layer of two streams; with long rows, of which attention leaves out tiles, and short ones."""
     experiment, lowered = gradient_of_one_layer(family, *overrides)
-    assert 128 * count(experiment).hardware_flops_per_token == pytest.approx(lowered.cost_analysis()["flops"], rel=0.03)
+    found, length = count(experiment), experiment.config.data.length
+    assert length * found.hardware_flops_per_token == pytest.approx(lowered.cost_analysis()["flops"], rel=0.03)
+    assert "remat" in str(overrides) or found.hardware_flops_per_token <= found.flops_per_token * (1 + 1e-9)

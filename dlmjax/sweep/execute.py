@@ -226,15 +226,16 @@ def _last_line(workdir: pathlib.Path) -> dict[str, Any]:
 class CompileLock:
     """A lock under which one process at a time compiles, until the programs of a config are known to be compiled.
 
-    All runs share some small programs, and all runs of one noise process share others: so the first run of a sweep, and the first of a
-    noise process, compiles alone.
+    All runs share some small programs, all runs of one noise process share others, and so do the runs of one network under any process
+    (its initial values): the first run of a sweep, of a noise process and of a network compiles alone.
     """
 
     def __init__(self, root: str, values: Mapping[str, Any]):
         self._root = pathlib.Path(root)
         process = shape_of({"process.name": values["process.name"]})
+        network = shape_of({name: value for name, value in values.items() if not name.startswith("process.")})
         # (what is locked, what is noted as compiled), always in this order
-        self._levels = (("all", "all"), (process, process), (shape_of(values), programs_of(values)))
+        self._levels = (("all", "all"), (process, process), (network, network), (shape_of(values), programs_of(values)))
 
     @contextlib.contextmanager
     def held(self, act: str) -> Iterator[Callable[[], None]]:

@@ -10,10 +10,11 @@ import time
 import pytest
 
 from dlmjax.errors import InputError
+from dlmjax.sweep.execute import CompileLock
 from dlmjax.sweep.local import Local, WorkerSlot, drop_torn, gpus, worker_slots
 from dlmjax.sweep.manifest import Policy
 from dlmjax.sweep.records import Record, append_record, read_records
-from dlmjax.sweep.run_log import COMPILED, Counters, RunLog, hold, released, workdir_of
+from dlmjax.sweep.run_log import COMPILED, LOCKS, Counters, RunLog, hold, released, workdir_of
 from tests.sweep.sweeps import lines, plan, planned
 
 CHILD = """
@@ -180,6 +181,35 @@ def test_the_longest_comes_first_and_no_two_of_one_shape_compile_together(tmp_pa
     assert go(tmp_path / "two", made, code, places=2) == 0
     begun = [name for name, *_ in order(tmp_path / "two")]
     assert set(begun[:2]) == {long.id, small.id} and begun[2] == twin.id
+
+
+@pytest.mark.parametrize(
+    ("series", "changes", "waits"),
+    [
+        ("uniform", {"seed": 1}, True),  # the same programs
+        ("hybrid", {}, True),  # another process of the same network: its initial values are one program
+        ("hybrid", {"width": 64}, False),
+        ("masked", {}, False),  # a network without time input
+    ],
+)
+def test_runs_with_a_program_in_common_compile_one_after_the_other(tmp_path, series, changes, waits):
+    """After the first run of a sweep, which compiles alone."""
+    first, second = (CompileLock(str(tmp_path), run.config) for run in (planned(["c"], "uniform"), planned(["c"], series, **changes)))
+    (tmp_path / LOCKS).mkdir()
+    (tmp_path / LOCKS / "train-all.done").touch()
+    entered = threading.Event()
+
+    def enter():
+        with second.held("train"):
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with first.held("train") as compiled:
+        other.start()
+        assert entered.wait(0.3 if waits else 30) != waits
+        compiled()
+        assert entered.wait(30)
+    other.join()
 
 
 def test_the_sweeps_own_seconds_are_in_the_records(tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlmjax.diffusion import Denoiser, Masked
+from dlmjax.diffusion import Denoiser
 from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.oracle import toy
 from dlmjax.diffusion.oracle.enumeration import JointDistribution
@@ -137,7 +137,6 @@ def test_a_denoiser_of_any_kind_declares_its_hint_and_can_be_without_gradient(na
 def test_an_exact_denoiser_has_the_interface_of_a_network():
     exact = toy.ToyDenoiser(JointDistribution.random(3, 2, seed=0), 4, toy.masked_likelihood(3, 3))
     assert isinstance(exact, Denoiser) and exact.without_gradient() is exact and not exact.reads_hidden
-    assert Masked(4, 3).output.x0(exact, exact.hidden(jnp.full((1, 2), 3), jnp.ones((1, 2))), None, None).shape[:2] == (1, 2)
 
 
 @pytest.mark.parametrize("chunk", [0, 24])

@@ -28,9 +28,15 @@ def made(**changes):
     return network, tiny.lively(network.init(jax.random.key(0)))
 
 
-def hidden(z, t=LEVELS, read=None, attention="full", segments=SEGMENTS, **changes):
+@functools.cache
+def compiled(attention, **changes):
+    """One program for all inputs of a shape: operation by operation a network takes many more."""
     network, params = made(**changes)
-    return np.asarray(network.bind(params, segments, POSITIONS, attention).hidden(z, t, read))
+    return jax.jit(lambda z, t, read, segments: network.bind(params, segments, POSITIONS, attention).hidden(z, t, read))
+
+
+def hidden(z, t=LEVELS, read=None, attention="full", segments=SEGMENTS, **changes):
+    return np.asarray(compiled(attention, **changes)(z, t, read, segments))
 
 
 def test_two_streams_are_a_row_of_twice_the_length_under_the_block_mask():

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from dlmjax import checks, choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
+from dlmjax.data.roles import with_scored
 from dlmjax.diffusion import Objective, Process, make_masks, make_process, make_times, make_weighting
 from dlmjax.diffusion.declarations import Phases
 from dlmjax.diffusion.phases import PhaseText, earlier_phases, phase_texts
@@ -85,7 +86,7 @@ class Experiment:
             done = (progress - self.phase_start / self.config.train.steps) / self.config.process.anneal
             attention = Annealed.draw(jax.random.fold_in(key, 2), batch["tokens"].shape[1], done)
         denoiser = self.network.bind(params, batch["segments"], batch["positions"], attention, dropout_key)
-        return self.objective.bind(params)(denoiser, batch, jax.random.fold_in(key, 0), self.config.data.batch, progress)
+        return self.objective.bind(params)(denoiser, with_scored(batch), jax.random.fold_in(key, 0), self.config.data.batch, progress)
 
     def evaluator(self, **grid: Any) -> Evaluator:
         """Evaluates the bound of this process and network; `grid`: nodes, draws, seed, see `Evaluator`."""

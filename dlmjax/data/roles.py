@@ -38,5 +38,18 @@ def is_message_start(roles: Any) -> Any:
     return (roles & MESSAGE_START) > 0
 
 
+def carries_loss(roles: Any) -> Any:
+    """Whether each token is noised and has loss, the tail included."""
+    return (use_of(roles) == SCORED) | (use_of(roles) == TAIL)
+
+
+def with_scored(batch: dict) -> dict:
+    """A batch with masks in the place of "roles": "scored" and "tail", as `diffusion.Objective` takes them. One without roles as it is."""
+    if "roles" not in batch:
+        return batch
+    masks = {"scored": carries_loss(batch["roles"]), "tail": use_of(batch["roles"]) == TAIL}
+    return {name: array for name, array in batch.items() if name != "roles"} | masks
+
+
 PADDING = pack_role(HIDDEN, ROLES.index("tail"))  # of positions after the last document of a row
 ALL_SCORED = pack_role(SCORED, ROLES.index("text"))  # of every token of a corpus without the column

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from dlmjax.data.roles import carries_loss
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
 from dlmjax.errors import InputError
@@ -406,7 +407,7 @@ class Evaluator(WindowEvaluator):
         for batch in batches:
             sizes.append(len(batch["row"]))
             chosen_B = (batch["row"] < REFERENCE_WINDOWS) | (batch["row"] % self._every == 0)
-            whole = {"scored": batch["segments"] > 0, **batch}
+            whole = {"scored": _scored(batch), **batch}
             names = ("tokens", "segments", "positions", "scored", "row")
             read.setdefault(batch["tokens"].shape[1], []).append({name: whole[name][chosen_B] for name in names})
             yield batch
@@ -468,9 +469,15 @@ class _WindowNats:
     calls: int
 
 
+def _scored(batch: dict[str, np.ndarray]) -> Bool[np.ndarray, "B L"]:
+    """All tokens but padding; of supervised data those that are not given."""
+    valid_BL = batch["segments"] > 0
+    return valid_BL & carries_loss(batch["roles"]) if "roles" in batch else valid_BL
+
+
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """The batch's arrays, with "scored" (default: all but padding) and rows of padding (segment 0) up to `size`."""
-    batch = {"scored": batch["segments"] > 0, **batch}
+    batch = {"scored": _scored(batch), **batch}
     missing = max(size - len(batch["row"]), 0)
     names = ("tokens", "segments", "positions", "scored", "row")
     return {name: np.concatenate([batch[name], np.zeros((missing, *batch[name].shape[1:]), batch[name].dtype)]) for name in names}

@@ -221,3 +221,11 @@ def test_a_manifest_that_invents_the_column_is_refused(corpus, tmp_path):
     (copy / manifest.FILE).write_text(json.dumps(sealed({k: v for k, v in values.items() if k != "checksum"})))
     with pytest.raises(InputError, match="too short|damaged|cannot hold"):
         Corpus.open(copy).read_roles(0, 100)
+
+
+def test_the_loss_has_masks_in_the_place_of_roles():
+    """Given tokens condition the others; the tail carries loss, and is named; a batch without roles is as it was."""
+    batch = {"tokens": np.arange(4), "roles": np.asarray([CONDITION, SCORED, roles.pack_role(roles.TAIL, 6), PADDING], np.uint8)}
+    found = roles.with_scored(batch)
+    assert found["scored"].tolist() == [False, True, True, False] and found["tail"].tolist() == [False, False, True, False]
+    assert "roles" not in found and roles.with_scored({"tokens": 1}) == {"tokens": 1}

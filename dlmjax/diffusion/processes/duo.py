@@ -10,6 +10,9 @@ more of the clean text, and the gradients have less variance. `soft_tokens` draw
 to, without the N-wide vector: the largest of N - 1 normal numbers are drawn one after the other from their order statistics. The input of
 the network is ids [B, L, k] and weights [B, L, k], a weighted sum of k embeddings.
 
+Duo++ (2602.21185) starts from the Gaussian: its -log SNR rises linearly with t, so its signal is an exponential, and alpha(t) is a
+polynomial of degree 9, by least squares (`Poly9`): no map is inverted in a step.
+
 Shapes: B batch, L length, k kept tokens, V vocabulary of N tokens and special ids; `*n` any shape.
 """
 
@@ -20,17 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, ArrayLike, Float, Float64, Int, Real
 from scipy.special import log_ndtr
 
 from dlmjax.diffusion.declarations import Capabilities, Phases
 from dlmjax.diffusion.process import Process, States, split_rows, uniform_rows
 from dlmjax.diffusion.processes.uniform import Uniform, UniformNoise
-from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule
+from dlmjax.diffusion.schedules import FLOOR, Linear, Schedule, real
 from dlmjax.diffusion.shapes import Ids, Mask, PerClass, PerToken, RowKeys, Tokens, Values
 from dlmjax.errors import InputError
 
 _KNOTS = 1024
+MOST_ERROR = 1e-3  # of alpha as a polynomial; published range: 3e-5
+CURVES = ("schedule", "poly9")
 
 
 def argmax_alpha(ratio: Float64[np.ndarray, "J"], tokens: int) -> Float64[np.ndarray, "J"]:
@@ -61,6 +66,69 @@ def signal(alpha: Values, noise: Values, tokens: int) -> Values:
     log_odds_J, ratio_J = _table(tokens)
     log_odds = jnp.log(jnp.maximum(alpha, FLOOR)) - jnp.log(jnp.maximum(noise, FLOOR))
     return jnp.interp(log_odds, jnp.asarray(log_odds_J, jnp.float32), jnp.asarray(ratio_J, jnp.float32))
+
+
+@functools.cache
+def _polynomial(tokens: int, low: float, high: float) -> tuple[tuple[float, ...], float]:
+    """(coefficients of alpha in powers of 2 t - 1, from the constant on; largest error on [0, 1])."""
+    t_J = np.linspace(0.0, 1.0, 2001)
+    alpha_J = argmax_alpha(np.exp(-(low + (high - low) * t_J) / 2), tokens)
+    fitted = np.polynomial.Polynomial.fit(t_J, alpha_J, 9, domain=[0, 1])
+    return tuple(map(float, fitted.coef)), float(np.abs(fitted(t_J) - alpha_J).max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Poly9(Schedule):
+    """alpha of the argmax over `tokens` classes where -log SNR of the Gaussian is low + (high - low) t (Duo++ 2602.21185).
+
+    Neither clean at t = 0 nor all noise at t = 1: of 50,257 tokens alpha falls from 0.928 to 0.038 between -3.5 and -1.75.
+    """
+
+    tokens: int
+    low: float = -3.5
+    high: float = -1.75
+
+    def __post_init__(self):
+        what = f"process duo: curve poly9 from low={self.low} to high={self.high} (-log SNR)"
+        if not -20 <= self.low < self.high <= 20:
+            raise InputError(f"{what} requires -20 <= low < high <= 20")
+        error = _polynomial(self.tokens, self.low, self.high)[1]
+        if error > MOST_ERROR:
+            raise InputError(
+                f"{what} is too wide: alpha as a polynomial is wrong by {error:.1g}; give a narrower range, such as -3.5 to -1.75"
+            )
+
+    def ratio(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        """Mean of the clean entry in standard deviations, the square root of the SNR."""
+        return jnp.exp(-(self.low + (self.high - self.low) * real(t)) / 2)
+
+    def alpha(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        return self._value(self._coefficients, t)
+
+    def noise(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        return 1 - self.alpha(t)
+
+    def alpha_prime(self, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        slopes = [2 * n * value for n, value in enumerate(self._coefficients)][1:]
+        return jnp.minimum(self._value(slopes, t), 0.0)
+
+    def inverse(self, alpha: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        t_J = jnp.linspace(0.0, 1.0, _KNOTS)
+        return jnp.interp(-real(alpha), -self.alpha(t_J), t_J)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        signs = np.asarray([1.0, -1.0])[:, None] ** np.arange(10)
+        of_1, of_0 = signs @ np.asarray(self._coefficients)
+        return float(of_0), float(of_1)
+
+    @property
+    def _coefficients(self) -> tuple[float, ...]:
+        return _polynomial(self.tokens, self.low, self.high)[0]
+
+    def _value(self, coefficients, t: Real[ArrayLike, "*t"]) -> Float[Array, "*t"]:
+        u = 2 * real(t) - 1
+        return functools.reduce(lambda value, coefficient: value * u + coefficient, reversed(coefficients), jnp.zeros_like(u))
 
 
 def soft_tokens(
@@ -139,6 +207,8 @@ class Duo(UniformNoise):
     the weighted sum of the k embeddings, so no V-wide tensor exists. `to_tokens` gives the argmax. The loss is that of uniform noise
     with soft tokens as the network's input, which is not a bound; evaluation and sampling use `bound`.
     until: the training step at which the curriculum ends and training continues with uniform noise; 0 = it does not end.
+    curve: the noise of the curriculum: "schedule", that of `schedule`, whose Gaussian is found by a table; "poly9", that of `Poly9` between
+      `low` and `high`. `bound` has `schedule` with either.
     """
 
     vocab: int
@@ -149,6 +219,9 @@ class Duo(UniformNoise):
     temperature: float = 1e-3
     k: int = 4
     until: int = 0
+    curve: str = "schedule"
+    low: float = -3.5
+    high: float = -1.75
 
     name = "duo"
 
@@ -160,15 +233,23 @@ class Duo(UniformNoise):
             )
         if self.until < 0:
             raise InputError(f"process duo: until is {self.until}; it must be a number of steps, or 0 for a curriculum without an end")
+        if self.curve not in CURVES:
+            raise InputError(f"process duo: curve is {self.curve!r:.60}; choose one of {', '.join(CURVES)}")
         if self.vocab > 2**24:
             raise InputError(f"process duo: a vocabulary of {self.vocab} has ids that are not float32 numbers")
+        self.trained_schedule  # noqa: B018  refuses a range that the polynomial does not follow
+
+    @property
+    def trained_schedule(self) -> Schedule:
+        return Poly9(self.tokens, self.low, self.high) if self.curve == "poly9" else self.schedule
 
     def corrupt(self, keys_B: RowKeys, x_BL: Tokens, t_BL: PerToken, valid_BL: Mask | None = None) -> Float[Array, "B L {self.k} 2"]:
-        ratio_BL = signal(self.schedule.alpha(t_BL), self.schedule.noise(t_BL), self.tokens)
+        schedule = self.trained_schedule
+        ratio_BL = schedule.ratio(t_BL) if self.curve == "poly9" else signal(schedule.alpha(t_BL), schedule.noise(t_BL), self.tokens)
         id_BLk, weight_BLk = soft_tokens(keys_B, x_BL, ratio_BL, self.temperature, self.k, self.vocab, self.suppressed_ids)
         state_BLk2 = jnp.stack([id_BLk.astype(jnp.float32), weight_BLk], axis=-1)
         whole_BL = jnp.zeros(x_BL.shape, bool) if valid_BL is None else ~valid_BL
-        return jnp.where((whole_BL | (self.schedule.noise(t_BL) <= 0))[..., None, None], self.states.of_tokens(x_BL), state_BLk2)
+        return jnp.where((whole_BL | (schedule.noise(t_BL) <= 0))[..., None, None], self.states.of_tokens(x_BL), state_BLk2)
 
     @property
     def states(self) -> "_SoftTokens":

@@ -31,12 +31,17 @@ class UniformNoise(Interpolating):
     @abc.abstractmethod
     def bound(self) -> "Uniform": ...
 
+    @property
+    def trained_schedule(self) -> Schedule:
+        """The schedule of the noise that training draws."""
+        return self.schedule
+
     def shares(self, t: Values) -> Shares:
-        noise = self.schedule.noise(t)
-        return Shares(self.schedule.alpha(t), noise, jnp.zeros_like(noise))
+        noise = self.trained_schedule.noise(t)
+        return Shares(self.trained_schedule.alpha(t), noise, jnp.zeros_like(noise))
 
     def jumps(self, t: Values) -> tuple[Values, Values]:
-        rate = -self.schedule.alpha_prime(t)
+        rate = -self.trained_schedule.alpha_prime(t)
         return rate, jnp.zeros_like(rate)
 
     @property

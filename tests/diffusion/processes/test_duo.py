@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlmjax.diffusion import Cosine, Denoiser, Linear, Objective, Uniform, row_keys
-from dlmjax.diffusion.processes.duo import Duo, argmax_alpha, signal, soft_tokens
+from dlmjax.diffusion.processes.duo import Duo, Poly9, argmax_alpha, signal, soft_tokens
 from dlmjax.errors import InputError
 from tests.diffusion.battery import batch_of, chi_square_sigmas
 
@@ -30,16 +30,33 @@ def test_the_map_is_inverted(tokens):
     assert (np.diff(ratio_J) > 0).all()
 
 
+@pytest.mark.parametrize("tokens", [2, 27, 50257])
+def test_the_polynomial_is_the_map_and_its_slope(tokens):
+    """Duo++: alpha and alpha' as a function of t, of the Gaussian whose -log SNR is linear in t, against the quadrature."""
+    schedule, t_J = Poly9(tokens), np.linspace(0, 1, 101)
+    ratio_J = np.exp(1.75 - 0.875 * t_J)
+    alpha_J, step = argmax_alpha(ratio_J, tokens), 1e-4
+    slope_J = (argmax_alpha(ratio_J * np.exp(-0.875 * step), tokens) - argmax_alpha(ratio_J * np.exp(0.875 * step), tokens)) / (2 * step)
+    np.testing.assert_allclose(schedule.ratio(t_J), ratio_J, rtol=1e-6)
+    np.testing.assert_allclose(schedule.alpha(t_J), alpha_J, atol=4e-5)
+    np.testing.assert_allclose(schedule.alpha_prime(t_J), slope_J, atol=5e-3)
+    np.testing.assert_allclose(schedule.alpha(t_J) + schedule.noise(t_J), 1, atol=1e-7)
+    np.testing.assert_allclose(schedule.inverse(schedule.alpha(t_J)), t_J, atol=2e-3)
+    np.testing.assert_allclose(schedule.ends, alpha_J[[0, -1]], atol=4e-5)
+    assert (np.diff(schedule.alpha(t_J)) < 0).all() and schedule.has_boundary
+
+
 VOCAB, BARRED, ROWS = 7, (2, 6), 4096  # five tokens: 0, 1, 3, 4, 5
 
 
-def test_the_argmax_has_the_distribution_of_uniform_noise():
-    process = Duo(VOCAB, 6, Cosine(), (2,), k=3)
+@pytest.mark.parametrize("curve", ["schedule", "poly9"])
+def test_the_argmax_has_the_distribution_of_uniform_noise(curve):
+    process = Duo(VOCAB, 6, Cosine(), (2,), k=3, curve=curve, low=-1.0, high=1.0)
     keys_B = row_keys(jax.random.key(0), jnp.arange(ROWS))
     x_BL = jnp.full((ROWS, 3), 4)
     z_BL = process.corrupt(keys_B, x_BL, jnp.full(x_BL.shape, 0.45))
     counts_V = np.bincount(np.asarray(process.states.to_tokens(z_BL)).ravel(), minlength=VOCAB)
-    noise = float(Cosine().noise(0.45))
+    noise = 1 - argmax_alpha(np.exp([0.05]), 5)[0] if curve == "poly9" else float(Cosine().noise(0.45))
     probability_V = noise / 5 * ~np.isin(np.arange(VOCAB), BARRED) + (1 - noise) * (np.arange(VOCAB) == 4)
     assert chi_square_sigmas(counts_V, probability_V) < 4
     assert (np.asarray(process.corrupted(x_BL, z_BL)) == np.asarray(process.states.to_tokens(z_BL) != 4)).all()
@@ -98,12 +115,22 @@ def test_the_curriculum_is_a_training_loss_and_uniform_noise_its_bound():
     logits = jax.random.normal(jax.random.key(5), (2, 3, VOCAB))
     ours = process.loss(logits, x_BL, z_BL, t_BL)
     np.testing.assert_array_equal(ours, process.bound.loss(logits, x_BL, process.states.to_tokens(z_BL), t_BL))
+    drawn = Duo(VOCAB, 6, Linear(), (2,), k=3, curve="poly9")
+    of_curve = Uniform(VOCAB, 6, Poly9(5), (2,)).loss(logits, x_BL, process.states.to_tokens(z_BL), t_BL)
+    np.testing.assert_array_equal(drawn.loss(logits, x_BL, z_BL, t_BL), of_curve)
+    assert drawn.bound == process.bound and not drawn.boundary.any and np.abs(of_curve - ours).max() > 0.01
     with pytest.raises(InputError, match="provides no forward steps"):
         process.forward_step(keys_B, z_BL, t_BL, t_BL)
     with pytest.raises(InputError, match="k is 9"):
         Duo(VOCAB, 6, k=9)
-    with pytest.raises(InputError, match="until is -3"):
-        Duo(VOCAB, 6, until=-3)
+    for values, message in (
+        ({"until": -3}, "until is -3"),
+        ({"curve": "poly8"}, "curve is 'poly8'; choose one of schedule, poly9"),
+        ({"curve": "poly9", "low": -1.0, "high": -2.0}, "low=-1.0 to high=-2.0 .* requires"),
+        ({"curve": "poly9", "low": -9.0, "high": 9.0}, "is too wide: .* give a narrower range"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Duo(VOCAB, 6, **values)
 
 
 class _Mean(Denoiser):

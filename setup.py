@@ -22,6 +22,7 @@ QUALITY = ["mauve-text>=0.4", *SCALING]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"]
 BEAM = ["apache-beam>=2.77"]
+CHAT = ["jinja2>=3.1.6"]
 TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -75,7 +76,7 @@ setup(
         "tqdm>=4.67",
     ],
     extras_require={
-        "test": TEST + NOTEBOOKS,
+        "test": TEST + NOTEBOOKS + CHAT,
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda13]>=0.10.2"],
         "interop": INTEROP,
@@ -83,6 +84,7 @@ setup(
         "scaling": SCALING,
         "quality": QUALITY,
         "beam": BEAM,
+        "chat": CHAT,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
     },

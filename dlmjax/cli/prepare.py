@@ -1,6 +1,7 @@
 """`dlmjax prepare`: makes a tokenized corpus from text files."""
 
 import argparse
+import sys
 
 from dlmjax import flags
 from dlmjax.data.specs import FORMATS, SPECS, SUPERVISED
@@ -41,9 +42,10 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add(
         "--format",
         choices=FORMATS,
-        help="format of all inputs; supervised data in .jsonl: prompt-answer (two fields), spans (`text`, and `spans` in characters) (from "
-        "the name of each file)",
+        help="format of all inputs; supervised data in .jsonl: chat (`messages`), prompt-answer (two fields), spans (`text` with "
+        "`spans` in characters) (from the name of each file)",
     )
+    add("--chat-template", metavar="FILE", help="template of chat, in Jinja (that of the tokenizer's folder)")
     add("--prompt-field", default="prompt", metavar="NAME", help="field of prompt-answer with the given text (prompt)")
     add("--answer-field", default="answer", metavar="NAME", help="field of prompt-answer with the text to score (answer)")
     add("--separator", default="\\n", metavar="TEXT", help="text between prompt and answer, given, with \\n for a line end (\\n)")
@@ -59,6 +61,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokenizing processes, without effect on the result (number of cores)",
     )
+    add("--show", type=flags.whole(1, 1000), metavar="N", help="documents to print, with their given, scored and tail parts marked (0)")
     add("--overwrite", action="store_true", help="replacement of a corpus of different inputs in --output")
     add(
         "--engine",
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     from dlmjax.data.prepare import prepare
 
     names = ("valid_fraction", "test_fraction", "split_seed", "split_files", "documents", "text_field", "format", "overwrite")
-    names += ("prompt_field", "answer_field", "length")
+    names += ("prompt_field", "answer_field", "chat_template", "length")
     values = {name: getattr(arguments, name) for name in names} | {"separator": unescaped(arguments.separator)}
     execute = None
     for folder in folders(arguments.input, "jsonl" if arguments.format in SUPERVISED else arguments.format):
@@ -90,3 +93,16 @@ def run(arguments: argparse.Namespace, _) -> None:
     sizes = (f"{split} {c['tokens']:,} tokens of {c['text_bytes']:,} bytes in {c['documents']:,} documents" for split, c in counts.items())
     skipped = f"; {manifest.skipped:,} records without text are left out" if manifest.skipped else ""
     print(f"{arguments.output} is prepared: {'; '.join(sizes)}{skipped}", flush=True)
+    if arguments.show:
+        _show(arguments.output, manifest.splits[0], arguments.show)
+
+
+def _show(directory: str, split: str, count: int) -> None:
+    """Prints the first documents of a split."""
+    from dlmjax.cli.marked_text import in_colour, legend, marked_documents
+    from dlmjax.data.corpus import Corpus
+
+    colour = in_colour(sys.stdout)
+    print(legend(colour))
+    for number, text in enumerate(marked_documents(Corpus.open(directory, split), count, colour), start=1):
+        print(f"--- document {number} of {split}\n{text}", flush=True)

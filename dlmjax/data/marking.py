@@ -2,6 +2,7 @@
 
     spans           {"text": TEXT, "spans": [SPAN, ...]}; a SPAN is [START, END] or {"start": , "end": , "use": , "role": }, in characters
     prompt-answer   {"prompt": TEXT, "answer": TEXT}: the prompt and a separator are given, the answer and its EOS are scored
+    chat            {"messages": [...], "tools": [...]}: what a chat template writes; the messages of the assistant are scored (`chat.py`)
 
 A text is tokenized once, as a whole, so that its tokens are those of the text; a token that lies across the edge of a scored span is
 scored.
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from dlmjax.data.chat import ChatTemplate
 from dlmjax.data.roles import CONDITION, END, MESSAGE_START, ROLES, SCORED, TAIL, USES, pack_role
 from dlmjax.data.spans import Span, Unmarked
 from dlmjax.data.specs import SUPERVISED
 from dlmjax.data.table_tokenizer import TableTokenizer
 
-_TEXT, _USER, _ASSISTANT = (ROLES.index(name) for name in ("text", "user", "assistant"))
+_TEXT, _USER, _ASSISTANT, _TAIL = (ROLES.index(name) for name in ("text", "user", "assistant", "tail"))
 
 
 class MarkedText(NamedTuple):
@@ -46,17 +48,21 @@ class Marking:
     answer_field: str = "answer"
     separator: str = "\n"
     length: int | None = None
+    template: ChatTemplate | None = None
 
     @classmethod
     def from_request(cls, request: dict) -> "Marking | None":
         """The marking that a manifest's request describes; None where its text is not supervised."""
         if request["format"] not in SUPERVISED:
             return None
-        named = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: request[name] for name in named if name in request})
+        named = {field.name for field in dataclasses.fields(cls)} - {"template"}
+        template = ChatTemplate.from_request(request["template"]) if "template" in request else None
+        return cls(**{name: request[name] for name in named if name in request}, template=template)
 
     def describe(self) -> dict[str, Any]:
         """What a request holds of it beside format and text field."""
+        if self.format == "chat":
+            return {"template": self.template.describe()} | ({} if self.length is None else {"length": self.length})
         names = {"prompt-answer": ("prompt_field", "answer_field", "separator"), "spans": ()}[self.format]
         own = {name: getattr(self, name) for name in names}
         return own | ({} if self.length is None else {"length": self.length})
@@ -67,6 +73,9 @@ class Marking:
         Raises Unmarked with what is wrong."""
         if not isinstance(record, dict):
             raise Unmarked("it is not an object")
+        if self.format == "chat":
+            text, spans = self.template.spans(record, control_texts)
+            return MarkedText(text, spans, True, (TAIL, _TAIL))
         return self._answered(record) if self.format == "prompt-answer" else self._spanned(record)
 
     def _answered(self, record: dict) -> MarkedText:

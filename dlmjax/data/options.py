@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dlmjax.data import formats
+from dlmjax.data.chat import ChatTemplate
 from dlmjax.data.encode import check_split_seed
 from dlmjax.data.folders import is_folder, read_folder
 from dlmjax.data.manifest import SPLITS
@@ -27,11 +28,12 @@ class CorpusOptions:
         split_seed: another seed chooses other documents.
         split_files: instead of fractions: split -> files or folders (or ["valid=FILE", ...]); the inputs are then the train split.
         format: "txt", "jsonl" or "parquet" for all inputs; None: by each file's name. Supervised data, in .jsonl:
-            "prompt-answer" or "spans" (see `marking.py`).
+            "chat", "prompt-answer" or "spans" (see `marking.py`).
         documents: what a document of a txt file is: "file" (all of it), "blank-line" (paragraphs), "line", or "separator:TEXT" (what is
             between lines that are TEXT). Documents of only white space are dropped, except with "file".
         text_field: JSON field or parquet column with the text.
         prompt_field, answer_field: JSON fields of "prompt-answer"; separator: the text between the two, given as the prompt is.
+        chat_template: file of the template for "chat"; None: that in the folder of the tokenizer.
         length: tokens of the rows that supervised data is meant for: a longer record is an error. None: not known.
         shard_bytes: input text per segment (so about per shard); a restart repeats at most one segment. None: `default_shard_bytes`.
     Raises:
@@ -49,6 +51,7 @@ class CorpusOptions:
     prompt_field: str = "prompt"
     answer_field: str = "answer"
     separator: str = "\n"
+    chat_template: str | os.PathLike | None = None
     length: int | None = None
 
     def __post_init__(self):
@@ -72,7 +75,7 @@ class CorpusOptions:
     def _check_supervised(self) -> None:
         """Raises InputError: an option of supervised data that another format does not take."""
         takes = {"prompt_field": ("prompt-answer",), "answer_field": ("prompt-answer",), "separator": ("prompt-answer",)}
-        takes |= {"length": SUPERVISED}
+        takes |= {"chat_template": ("chat",), "length": SUPERVISED}
         for name, formats_ in takes.items():
             if getattr(self, name) != getattr(type(self), name) and self.format not in formats_:
                 raise InputError(f"--{name.replace('_', '-')} requires --format {' or '.join(formats_)}")
@@ -117,8 +120,10 @@ def default_shard_bytes(stored: int) -> int:
     return min(2 << 30, max(128 << 20, stored // 512))
 
 
-def text_request(inputs: Sequence[str | os.PathLike], options: CorpusOptions) -> tuple[list[formats.Source], dict[str, Any]]:
-    """The inputs, and what decides which text is in which split, as in the manifest.
+def text_request(
+    inputs: Sequence[str | os.PathLike], options: CorpusOptions, tokenizer: str = ""
+) -> tuple[list[formats.Source], dict[str, Any]]:
+    """The inputs, and what decides which text is in which split, as in the manifest. tokenizer: its spec, for the template in its folder.
 
     Raises InputError: no input; an input that occurs twice, is missing, is empty or has an unknown format.
     """
@@ -134,16 +139,18 @@ def text_request(inputs: Sequence[str | os.PathLike], options: CorpusOptions) ->
         "format": options.format,
         "documents": options.documents,
         "text_field": options.text_field,
-        **_supervised_request(options),
+        **_supervised_request(options, tokenizer),
     }
 
 
-def _supervised_request(options: CorpusOptions) -> dict[str, Any]:
+def _supervised_request(options: CorpusOptions, tokenizer: str) -> dict[str, Any]:
     """What a request of supervised data has beside that of others."""
     if options.format not in SUPERVISED:
         return {}
     names = ("text_field", "prompt_field", "answer_field", "separator", "length")
-    return Marking(options.format, **{name: getattr(options, name) for name in names}).describe()
+    template = ChatTemplate.load(options.chat_template, tokenizer) if options.format == "chat" else None
+    own = Marking(options.format, **{name: getattr(options, name) for name in names}, template=template).describe()
+    return own | ({"chat_template": os.fspath(options.chat_template)} if options.chat_template else {})
 
 
 def make_sources(files: list[tuple[str, str | None]], options: CorpusOptions) -> list[formats.Source]:

@@ -88,8 +88,8 @@ def prepare(
     if isinstance(tokenizer, str) and tokenizer.startswith("train-"):
         tokenizer = train_tokenizer(tokenizer, inputs, os.fspath(output), overwrite=overwrite, **options)
     store = CorpusStore(os.fspath(output))
-    sources, text = text_request(inputs, wanted := CorpusOptions(**options))
     spec = tokenizer if isinstance(tokenizer, str) else tokenizer.name
+    sources, text = text_request(inputs, wanted := CorpusOptions(**options), spec)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     shard_bytes = wanted.shard_bytes or default_shard_bytes(sum(source.size for source in sources))
     request = {"inputs": text["inputs"], "tokenizer": spec, **text, "shard_bytes": shard_bytes}

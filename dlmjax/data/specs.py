@@ -17,5 +17,5 @@ TOKENIZERS = {
 SPECS = "; ".join(f"{spec} ({what})" for spec, what in TOKENIZERS.items())
 NAMES = ", ".join(TOKENIZERS)
 FROM_FILE = tuple(spec.partition(":")[0] for spec in TOKENIZERS if ":" in spec)
-SUPERVISED = ("prompt-answer", "spans")  # formats of .jsonl whose records say what is given and what is scored
+SUPERVISED = ("chat", "prompt-answer", "spans")  # formats of .jsonl whose records say what is given and what is scored
 FORMATS = ("txt", "jsonl", "parquet", *SUPERVISED)

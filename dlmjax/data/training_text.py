@@ -68,7 +68,7 @@ def train_tokenizer(spec: str, inputs, output: str, *, overwrite: bool = False, 
             f"tokenizer {spec}: the model is kept beside a local --output, which {output} is not; prepare a sample of the text locally, "
             "then give its model: --tokenizer sentencepiece:SAMPLE.model"
         )
-    sources, text = text_request(inputs, CorpusOptions(**options))
+    sources, text = text_request(inputs, CorpusOptions(**options), spec)
     request = {"vocab": int(size), **text}
     path = pathlib.Path(f"{str(output).rstrip('/')}.model")
     note = path.with_name(path.name + ".json")

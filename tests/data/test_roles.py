@@ -1,6 +1,7 @@
 """The column of roles: beside the tokens in the shards, at the same places in every row, and never absent where it is damaged."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from dlmjax.cli.main import main
 from dlmjax.data import manifest, roles
 from dlmjax.data.corpus import Corpus
 from dlmjax.data.loader import eval_batches, train_batches
@@ -229,3 +231,85 @@ def test_the_loss_has_masks_in_the_place_of_roles():
     found = roles.with_scored(batch)
     assert found["scored"].tolist() == [False, True, True, False] and found["tail"].tolist() == [False, False, True, False]
     assert "roles" not in found and roles.with_scored({"tokens": 1}) == {"tokens": 1}
+
+
+# ---- what a person sees -----------------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", ["terminal", "no colour", "file"])
+def test_show_marks_what_is_given_and_scored(tmp_path, monkeypatch, kind):
+    lines = [
+        {"text": "a\x1b[2Jbcdefgh\u00e9", "spans": [[2, 4], {"start": 9, "end": 11, "use": "tail"}]},
+        {"text": "xy", "spans": [[1, 2]]},
+    ]
+    source = write_lines(tmp_path / "a.jsonl", lines)
+    stream = io.StringIO() if kind == "file" else Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("NO_COLOR", "1" if kind == "no colour" else "")
+    assert main(["prepare", "--input", str(source), "--format", "spans", "--output", str(tmp_path / "c"), "--show", "2"]) == 0
+    _, legend, *shown = stream.getvalue().splitlines()
+    if kind == "terminal":
+        assert legend == "shown: \x1b[2mgiven\x1b[0m, \x1b[32mscored\x1b[0m, \x1b[33mtail\x1b[0m"
+        assert shown[3] == "\x1b[2mx\x1b[0m\x1b[32my<eos>\x1b[0m" and shown[1].count("\x1b") == 10
+    else:
+        assert legend == "shown: given, [scored], <tail>"
+        assert shown == ["--- document 1 of train", "a\u241b[[2]Jbcde<fg>h\u00e9<eos>", "--- document 2 of train", "x[y<eos>]"]
+
+
+# ---- bad records --------------------------------------------------------------------------------------------------------------------
+
+TEXT = {"text": "abcdef"}
+BAD = {
+    "past the end": ("spans", TEXT | {"spans": [[2, 7]]}, "ends after the text"),
+    "before the start": ("spans", TEXT | {"spans": [[-1, 2]]}, "not in order"),
+    "empty span": ("spans", TEXT | {"spans": [[2, 2]]}, "is empty"),
+    "overlap": ("spans", TEXT | {"spans": [[0, 3], [2, 4]]}, "spans 1 and 2 overlap"),
+    "out of order": ("spans", TEXT | {"spans": [[3, 4], [0, 1]]}, "out of order"),
+    "fraction": ("spans", TEXT | {"spans": [[0, 1.5]]}, "whole numbers"),
+    "true": ("spans", TEXT | {"spans": [[False, True]]}, "whole numbers"),
+    "not a span": ("spans", TEXT | {"spans": [3]}, "give [START, END]"),
+    "role": ("spans", TEXT | {"spans": [{"start": 0, "end": 1, "role": "bot"}]}, "'bot'; give one of text, system"),
+    "use": ("spans", TEXT | {"spans": [{"start": 0, "end": 1, "use": ["x"]}]}, "give one of given"),
+    "unknown field": ("spans", TEXT | {"spans": [{"start": 0, "end": 1, "usage": 1}]}, "unknown field 'usage'"),
+    "no spans": ("spans", TEXT, "no list in the field 'spans'"),
+    "nothing scored": ("spans", TEXT | {"spans": []}, "nothing to score"),
+    "given alone": ("spans", TEXT | {"spans": [{"start": 0, "end": 6, "use": "given"}]}, "nothing to score"),
+    "no text": ("spans", {"spans": []}, "no field 'text'"),
+    "empty answer": ("prompt-answer", {"prompt": "a", "answer": ""}, "nothing to score"),
+    "no answer": ("prompt-answer", {"prompt": "a"}, "--answer-field"),
+    "null": ("prompt-answer", {"prompt": None, "answer": "b"}, "holds null"),
+    "number": ("prompt-answer", {"prompt": "a", "answer": 4}, "holds a number"),
+    "list": ("prompt-answer", [1], "not an object"),
+    "surrogate": ("prompt-answer", {"prompt": "\ud800", "answer": "b"}, "surrogate"),
+    "long prompt": ("prompt-answer", {"prompt": "a" * 40, "answer": "b"}, "its prompt has 41 tokens, but rows have --length 32"),
+    "long": ("prompt-answer", {"prompt": "a", "answer": "b" * 40}, "has 43 tokens"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_is_one_line_with_its_number(tmp_path, capsys, kind):
+    format, record, message = BAD[kind]
+    good = {"text": "ab", "spans": [[0, 1]], "prompt": "a", "answer": "b"}
+    source = write_lines(tmp_path / "a.jsonl", [good, record, good])
+    assert main(["prepare", "--input", str(source), "--format", format, "--length", "32", "--output", str(tmp_path / "c")]) == 2
+    err = capsys.readouterr().err
+    assert "a.jsonl, line 2 (byte" in err and message in err and err.count("\n") == 1
+    assert not (tmp_path / "c" / manifest.FILE).exists() and not list((tmp_path / "c").glob("*.array_record*"))
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "char27"])
+def test_a_text_is_tokenized_as_a_whole(tmp_path, tokenizer):
+    """Also by a tokenizer that cleans its text: the answer begins where the tokens of the prompt end."""
+    source = write_lines(tmp_path / "a.jsonl", [{"prompt": "What is 2?", "answer": "It is  two, na\u00efve"}])
+    prepare([source], tokenizer, tmp_path / "c", format="prompt-answer", progress=False)
+    found = Corpus.open(tmp_path / "c")
+    tokens, scored = found.read(0, found.num_tokens), roles.use_of(found.read_roles(0, found.num_tokens)) == roles.SCORED
+    whole = found.tokenizer.encode("What is 2?\nIt is  two, na\u00efve")
+    np.testing.assert_array_equal(tokens, [*whole, found.tokenizer.eos_id])
+    given = found.tokenizer.encode("What is 2?\n")
+    assert (scored == (np.arange(len(tokens)) >= len(given))).all()

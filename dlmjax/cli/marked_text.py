@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from typing import TextIO
 
 import numpy as np
 
@@ -15,9 +14,9 @@ COLOURS = {"given": "2", "scored": "32", "tail": "33", "hidden": "31"}  # dim, g
 MARKS = {"given": ("", ""), "scored": ("[", "]"), "tail": ("<", ">"), "hidden": ("{", "}")}
 
 
-def in_colour(stream: TextIO) -> bool:
-    """Whether a stream is a terminal, and the variable NO_COLOR is not set."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+def in_colour(terminal: bool) -> bool:
+    """Whether to write colours: to a terminal, where the variable NO_COLOR is not set."""
+    return terminal and not os.environ.get("NO_COLOR")
 
 
 def legend(colour: bool) -> str:

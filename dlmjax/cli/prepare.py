@@ -102,7 +102,7 @@ def _show(directory: str, split: str, count: int) -> None:
     from dlmjax.cli.marked_text import in_colour, legend, marked_documents
     from dlmjax.data.corpus import Corpus
 
-    colour = in_colour(sys.stdout)
+    colour = in_colour(sys.stdout.isatty())
     print(legend(colour))
     for number, text in enumerate(marked_documents(Corpus.open(directory, split), count, colour), start=1):
         print(f"--- document {number} of {split}\n{text}", flush=True)

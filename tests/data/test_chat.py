@@ -102,13 +102,13 @@ def test_the_answers_are_those_of_transformers(folder, tokenizer, talk):
 
 @pytest.mark.parametrize("template", [PLAIN, TAGGED, UNENDED, MISTRAL], ids=["prefixes", "tags", "tags without the end", "no header"])
 def test_answers_and_their_ends_are_scored_and_messages_begin_once(tokenizer, template):
-    end = "</s>" if template is MISTRAL else "<|im_end|>"
+    before, end = (" ", "</s>") if template is MISTRAL else ("", "<|im_end|>")
     for talk in (TALKS[0], TALKS[2]):
         text, ids, found = columns(template, talk, tokenizer)
         answers = [content for role, content in talk if role == "assistant"]
         got = scored_text(tokenizer, ids, found)
         for answer, one in zip(answers, got, strict=True):
-            assert answer.isascii() is False or one == answer + end
+            assert not answer.isascii() or one == before + answer + end
         assert all(one.endswith(end) for one in got) and len(got) == len(answers)
         starts = np.flatnonzero(roles.is_message_start(found))
         assert len(starts) == len(talk) and starts[0] == 0

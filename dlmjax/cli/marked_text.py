@@ -11,7 +11,7 @@ from dlmjax.sampling.text import visible
 
 MOST_TOKENS = 4096  # of a document
 COLOURS = {"given": "2", "scored": "32", "tail": "33", "hidden": "31"}  # dim, green, yellow, red
-MARKS = {"given": ("", ""), "scored": ("[", "]"), "tail": ("<", ">"), "hidden": ("{", "}")}
+BRACKETS = {"given": ("", ""), "scored": ("[", "]"), "tail": ("<", ">"), "hidden": ("{", "}")}
 
 
 def in_colour(terminal: bool) -> bool:
@@ -55,6 +55,6 @@ def _text(corpus: Corpus, tokens_N: np.ndarray, names: dict[int, str]) -> str:
 
 def _marked(text: str, use: str, colour: bool) -> str:
     if not colour:
-        left, right = MARKS[use]
+        left, right = BRACKETS[use]
         return f"{left}{text}{right}"
     return "\n".join(f"\x1b[{COLOURS[use]}m{line}\x1b[0m" if line else "" for line in text.split("\n"))

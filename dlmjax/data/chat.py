@@ -114,7 +114,7 @@ class ChatTemplate:
                 what = "before it" if begin is None else "up to it"
                 raise Unmarked(
                     f"the answer in message {number + 1} cannot be told from the chat template: what it writes for the messages {what} "
-                    f"alone is no prefix of the whole conversation; {_TAGS}"
+                    f"alone is not a prefix of the whole conversation; {_TAGS}"
                 )
             content = message.get("content")
             core = text[begin:end].rstrip()

@@ -6,7 +6,7 @@ spans:
 
     text         the whole conversation
     generation   [[start, end], ...]: what `{% generation %}` encloses; null where the template has no such tag
-    starts       where the part of each message begins; null where the render of the messages before it is no prefix of the text
+    starts       where the part of each message begins; null where the render of the messages before it is not a prefix of the text
     prompts      for each answer, where the prompt for it ends (`add_generation_prompt`); null as above
     flaw         why the answers cannot be told from prefixes, if a rewritten or an added header shows it
 
@@ -165,7 +165,7 @@ class Renderer:
         if not found:
             return f"it does not write the content of message {number + 1} as it is"
         if header.strip():
-            return f"it writes {header.strip()[:40]!r} before the answer, and this is no prompt that add_generation_prompt adds"
+            return f"it writes {header.strip()[:40]!r} before the answer, which is not a prompt that add_generation_prompt adds"
         if number == len(messages) - 1:
             longer = self._try([*messages, {"role": "user", "content": "x"}], tools)
             if longer is not None and not longer.startswith(text.removesuffix(self.specials.get("eos_token") or "\0")):

@@ -135,7 +135,7 @@ NO_PROMPT = PLAIN.partition("{% if add")[0]  # the header of an answer is writte
 ALWAYS = PLAIN.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")  # the header follows every conversation
 BUFFERED = "{% set a %}{% generation %}x{% endgeneration %}{% endset %}{{ messages[0].content }}{{ a }}"
 WRONG = {
-    "rewrites history": (HISTORY, "message 2 .*no prefix.*generation"),
+    "rewrites history": (HISTORY, "message 2 .*not a prefix.*generation"),
     "header without a prompt": (NO_PROMPT, "before the answer.*generation"),
     "header after the end": (ALWAYS, "header of a next answer|before the answer"),
     "buffered": (BUFFERED, "stands inside"),

@@ -79,8 +79,8 @@ def conditional_nats(case: Case, law: oracle.JointDistribution, given: tuple[int
     def nats(x_BL, z_BL, t_BL):
         given_BL = jnp.broadcast_to(jnp.isin(jnp.arange(law.length), jnp.asarray(given)), x_BL.shape)
         text = _Text(process, denoiser, x_BL, ~given_BL, None)
-        t_BL = jnp.where(given_BL, 0.0, t_BL)
-        return text.nats(with_condition(process, z_BL, x_BL, given_BL), t_BL, jnp.ones_like(t_BL), None)[1]
+        z_BL, t_BL = with_condition(process, z_BL, x_BL, given_BL), jnp.where(given_BL, 0.0, t_BL)
+        return text.nats(text.states(z_BL, t_BL, None), z_BL, t_BL, jnp.ones_like(t_BL))[1]
 
     return float(mass_N @ _padded(nats, x_NL, z_NL, t_NL).sum(axis=1))
 
@@ -136,9 +136,8 @@ def test_vectors_given_tokens_are_embeddings_without_noise():
                 given_NL = jnp.broadcast_to(jnp.arange(2) == 0, x_NL.shape)
                 z_NLE = with_condition(process, z_NLE, x_NL, given_NL)
                 np.testing.assert_allclose(z_NLE[:, 0], float(process.curve.at(0.0).a) * np.broadcast_to(table[text], z_NLE[:, 0].shape))
-                return _Text(process, given_first(exact, text), x_NL, ~given_NL, None).nats(
-                    z_NLE, jnp.where(given_NL, 0.0, t), jnp.ones(x_NL.shape), None
-                )[1]
+                of_text, t_NL = _Text(process, given_first(exact, text), x_NL, ~given_NL, None), jnp.where(given_NL, 0.0, t)
+                return of_text.nats(of_text.states(z_NLE, t_NL, None), z_NLE, t_NL, jnp.ones(x_NL.shape))[1]
 
             def alone(x_NL, z_NLE, rest=rest, t=t):
                 t_NL = jnp.full(x_NL.shape, t)

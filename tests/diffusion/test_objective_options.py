@@ -284,7 +284,8 @@ def enumerated_bound(denoiser, hint_of_text=False):
         if size:
             z_XL = jnp.where(jnp.asarray(masks), MASK, x_XL)
             text = _Text(MASKED, denoiser, x_XL, ones_XL > 0, keys_X)
-            nats_XL = text.nats(z_XL, ones_XL, ones_XL, text.hint(x_XL if hint_of_text else z_XL, ones_XL, 1.0))[1]
+            hidden_XLD = text.states(z_XL, ones_XL, text.hint(x_XL if hint_of_text else z_XL, ones_XL, 1.0))
+            nats_XL = text.nats(hidden_XLD, z_XL, ones_XL, ones_XL)[1]
             total += float(LAW.probability_X @ np.asarray(nats_XL.sum(axis=1))) / (size * math.comb(3, size))
     return total
 

@@ -35,13 +35,12 @@ def float64():
 
 
 @functools.cache
-def parts_of(name, hints=False):
+def parts_of(name, hints=False, anchor_depth=0):
     """(process, network, shapes of its parameters and of a batch)."""
     process = make_named(name)
     classes, time_input = process.output.columns if process.states.dim else VOCAB, "adaln" if process.time_input else "none"
-    network = build_network(
-        spec(depth=1, vocab=classes, input_dim=process.states.dim, time_input=time_input, self_condition=hints), Execution()
-    )
+    shape = {"depth": 1 + anchor_depth, "anchor_depth": anchor_depth, "vocab": classes, "input_dim": process.states.dim}
+    network = build_network(spec(time_input=time_input, self_condition=hints, **shape), Execution())
     weights, params = (jax.eval_shape(init, jax.random.key(0)) for init in (network.init, functools.partial(init_params, process)))
     ids_BL = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions"), ids_BL) | {"row": jax.ShapeDtypeStruct((ROWS,), jnp.int32)}
@@ -54,7 +53,7 @@ def bound(network, process, params, batch):
 
 def trained(name, weighting="bound", times="stratified", hints=False):
     """Traces an objective and its gradient: the types of (total, parts) and of the gradient."""
-    process, network, params, batch = parts_of(name, hints)
+    process, network, params, batch = parts_of(name, hints, anchor_depth=int(weighting == "anchored"))
     of_times = VALUES.get(times, {})
     objective = Objective(
         process, process.time_domain.adapt(make_times(times, **of_times)), make_weighting(weighting), True, 0.5 * hints, 0.5

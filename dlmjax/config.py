@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from dlmjax import choices
 from dlmjax.cluster.mesh_sizes import check_sizes
+from dlmjax.data.supervised import make_choice
 from dlmjax.data.token_budget import parse_path
 from dlmjax.diffusion.phases import earlier_phases, phase_texts
 from dlmjax.diffusion.registry import check_call, check_process, curriculum_of, schedule_of
@@ -413,6 +414,9 @@ def check_curriculum(config: ConfigDict, process: Any = None) -> None:
 def _check_choices(config: ConfigDict) -> None:
     """Names with values: processes, schedules, times, weightings, families, time inputs; and what a process requires of the network."""
     process = config.process
+    for kind in ("infill", "tail"):
+        with _of_field(f"data.{kind}"):
+            make_choice(kind, config.data[kind])
     for kind in ("schedule", "times", "weighting", "masks"):
         if process[kind] or kind != "weighting":
             with _of_field(f"process.{kind}"):

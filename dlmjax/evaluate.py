@@ -30,6 +30,7 @@ from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.errors import InputError, names_arguments
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
 from dlmjax.evaluation.compare import Difference, PairAccuracy, pair_accuracy, paired_difference
+from dlmjax.evaluation.document_ends import COUNTED, KNOWN, LengthLaw, ends_of_windows, lengths_of
 from dlmjax.evaluation.drift import drift_by_weight
 from dlmjax.evaluation.forms import parse_likelihood
 from dlmjax.evaluation.likelihood import WindowEvaluator
@@ -44,6 +45,7 @@ from dlmjax.modules import make_callable
 from dlmjax.quadrature import NODES, check_quadrature
 from dlmjax.seeds import check_seed
 
+SHORT_DOCUMENTS = 1000  # tokens of a document, a mean, from which on its length is worth less than a hundredth of a nat per token
 BASELINE_LIMIT = 100_000_000  # training bytes beyond which the n-gram baselines are not counted
 
 
@@ -52,8 +54,10 @@ class EvaluationSettings:
     """Quadrature and seed of an evaluation, and the number of windows in a batch; see `Evaluator`.
 
     likelihood: "nelbo", or one of `evaluation.forms`, "order:confidence", "subsets", ...; the bound is then measured beside it.
+    document_ends: "known" to a network that reads whole rows, as its attention follows documents, or "counted", by a law of lengths of the
+      training documents, which makes its number one of the same law as that of a network that reads from left to right.
 
-    Raises InputError: an unknown rule or likelihood, a number out of range.
+    Raises InputError: an unknown rule, likelihood or treatment of document ends, a number out of range.
     """
 
     nodes: int = NODES
@@ -62,10 +66,13 @@ class EvaluationSettings:
     seed: int = 0
     batch: int = 32
     likelihood: str = "nelbo"
+    document_ends: str = KNOWN
 
     @names_arguments()
     def __post_init__(self):
         parse_likelihood(self.likelihood)
+        if self.document_ends not in (KNOWN, COUNTED):
+            raise InputError(f"--document-ends is {self.document_ends!r:.60}; give {KNOWN} or {COUNTED}")
         check_quadrature("EvaluationSettings", self.rule, self.nodes, self.draws)
         checks.whole("EvaluationSettings", 1, batch=self.batch)
         check_seed(self.seed)
@@ -168,7 +175,8 @@ def evaluate(
         that the process does not have, or that is no sum over tokens, with documents or tables.
     """
     evaluator = _evaluator(run, settings, reference=True)
-    if (documents or tables) and settings.likelihood != "nelbo" and not evaluator.additive:
+    additive = settings.likelihood == "nelbo" or evaluator.additive
+    if (documents or tables) and not additive:
         raise InputError(
             f"--likelihood {settings.likelihood} is a sum over sets of tokens, not over tokens; leave --per-document, --breakdown and "
             "--plot out, or give --likelihood order:confidence"
@@ -185,22 +193,26 @@ def evaluate(
         chosen = documents_text(text.texts, run.experiment.tokenizer, cut)
     else:
         corpus = split_of(run, text.data, text.split or "valid")
-        chosen, (_, token_budget) = corpus_text(corpus, cut), parse_path(text.data or run.experiment.config.data.paths[0])
+        chosen = corpus_text(corpus, cut, copies=not _pays_for_ends(run))
+        _, token_budget = parse_path(text.data or run.experiment.config.data.paths[0])
     by_document = breakdown.ByDocument(chosen.windows, run.experiment.tokenizer.byte_lengths_V)
     by_position = breakdown.ByPosition(chosen.protocol["window"])
     counts_V, counted_on = _token_counts(run, chosen) if tables else (np.ones(1, np.int64), "")
     by_frequency = breakdown.ByFrequency(counts_V)
     begin = time.monotonic()
-    measured = _measure(run, evaluator, chosen, settings, [by_document] * documents + [by_position, by_frequency] * tables)
+    by_role = [breakdown.ByRole(chosen.windows, chosen.roles_T)] if chosen.roles_T is not None and additive else []
+    measured = _measure(run, evaluator, chosen, settings, [by_document] * documents + [by_position, by_frequency] * tables + by_role)
     seconds = time.monotonic() - begin
     result = evaluator.result(measured, step=run.step, weights=run.weights, split=chosen.split)
     report = result.to_json() | _per_word(chosen, result)
-    report |= {"protocol": chosen.protocol, "made": _provenance(run, settings, result, seconds)}
+    report |= {"protocol": chosen.protocol | _document_ends(run, settings), "made": _provenance(run, settings, result, seconds)}
+    report |= _of_ends(measured) | ({"roles": by_role[0].table()} if by_role else {})
     nelbo = price = None
     if settings.likelihood != "nelbo":
         nelbo, price, report["nelbo"] = _bound_beside(run, chosen, settings, measured)
         report["price"] = price.to_json()
-    report["cautions"] = _other_loops(run) + _cautions(chosen.protocol, result) + (_cautions({"complete": True}, nelbo) if nelbo else [])
+    report["cautions"] = _other_loops(run) + _cautions(chosen.protocol, result) + _known_ends(run, chosen, measured)
+    report["cautions"] += _cautions({"complete": True}, nelbo) if nelbo else []
     difference = None
     if against:
         difference = paired_difference(measured, _measure(against, _evaluator(against, settings), chosen, settings))
@@ -212,7 +224,7 @@ def evaluate(
         found = {"level": list(result.levels)} if settings.likelihood == "nelbo" else {}
         found |= {"position": by_position.table(), "frequency": by_frequency.table()}
         report["breakdown"] = {**found, "frequency_counted_on": counted_on}
-    baselines = _baselines(corpus, token_budget, chosen, result)
+    baselines = _baselines(corpus if chosen.roles_T is None else None, token_budget, chosen, result)
     report["baselines_bits_per_byte"] = baselines
     return Evaluation(result, chosen, suite, report, baselines, difference, found, by_document if documents else None, nelbo, price)
 
@@ -263,7 +275,8 @@ def bounds(
     Raises InputError: no such corpus or split, or one with another tokenizer.
     """
     evaluator, cut = _evaluator(run, settings), TextSettings(windows=windows).cut(run)
-    measured = [_measure(run, evaluator, corpus_text(split_of(run, path, split), cut), settings) for path in paths]
+    copies = not _pays_for_ends(run)
+    measured = [_measure(run, evaluator, corpus_text(split_of(run, path, split), cut, copies), settings) for path in paths]
     return [evaluator.result(each, step=run.step, weights=run.weights, split=split) for each in measured]
 
 
@@ -355,7 +368,8 @@ def _measure(
 ) -> Measured:
     ways = run.experiment.partition.ways("batch")
     size = -(-settings.batch // ways) * ways
-    return evaluator.measure(
+    law = _length_law(run, text) if settings.document_ends == COUNTED and not _pays_for_ends(run) else None
+    measured = evaluator.measure(
         run.params,
         text.windows.batches(size, run.experiment.partition.rows_of_host(size)),
         byte_lengths_V=run.experiment.tokenizer.byte_lengths_V,
@@ -364,6 +378,48 @@ def _measure(
         progress=True,
         observers=observers,
     )
+    if law is None:
+        return measured
+    ends_W = ends_of_windows(text.windows, run.experiment.tokenizer.eos_id, law.nats(lengths_of([text.windows.ends_D])))
+    return dataclasses.replace(measured, ends_W=ends_W[measured.window_W])
+
+
+def _pays_for_ends(run: OpenedRun) -> bool:
+    """Whether the network predicts where a document ends, as it does any token; others are shown it by their attention."""
+    return run.experiment.process.bound.attention.causal
+
+
+def _length_law(run: OpenedRun, text: Text) -> LengthLaw:
+    """The law of the lengths of the run's training documents.
+
+    Raises InputError: the training text is not here, or documents of `text` have no end that is scored, or only parts of them are.
+    """
+    if text.roles_T is not None or not text.protocol["eos"]:
+        raise InputError("--document-ends counted requires text whose documents end with a scored end of text; give --document-ends known")
+    return LengthLaw.fit(np.concatenate([lengths_of(corpus.document_ends()) for corpus in open_corpora(run.experiment.config, "train")]))
+
+
+def _document_ends(run: OpenedRun, settings: EvaluationSettings) -> dict[str, str]:
+    """For the protocol: whether where documents end is part of the number, "paid", or known to the network."""
+    return {"document_ends": "paid" if _pays_for_ends(run) or settings.document_ends == COUNTED else KNOWN}
+
+
+def _of_ends(measured: Measured) -> dict[str, float]:
+    """For the report: the nats of document ends per token, where they are counted."""
+    ends_W = measured.ends_W
+    return {} if ends_W is None else {"document_ends_nats_per_token": float(ends_W.sum()) / int(measured.tokens_W.sum())}
+
+
+def _known_ends(run: OpenedRun, text: Text, measured: Measured) -> list[str]:
+    """That the number is one given the lengths of the documents, where these are so short that it matters: a length is worth some nats."""
+    if _pays_for_ends(run) or measured.ends_W is not None:
+        return []
+    tokens_D = lengths_of([text.windows.ends_D])
+    if np.mean(tokens_D) >= SHORT_DOCUMENTS:
+        return []
+    countable = text.roles_T is None and text.protocol["eos"]
+    cure = "; --document-ends counted adds the nats of their lengths" if countable else ""
+    return [f"where documents end was known to the network ({np.mean(tokens_D):.1f} tokens each){cure}"]
 
 
 def _provenance(

@@ -18,6 +18,7 @@ from dlmjax import checks, choices, module_file
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus, Tokenizer, counts
 from dlmjax.data.roles import with_scored
+from dlmjax.data.supervised import SupervisedRows
 from dlmjax.diffusion import Objective, Process, make_masks, make_process, make_times, make_weighting
 from dlmjax.diffusion.declarations import Phases
 from dlmjax.diffusion.phases import PhaseText, earlier_phases, phase_texts
@@ -59,6 +60,7 @@ class Experiment:
     earlier: the phases of `process.before`. Evaluations and samples use `process`, that of the last phase, at all steps.
     phase_start: the step at which the phase began, where this is the experiment of one (`at_step`): the average of the weights starts anew
       there, and the learning rate rises again.
+    rows: what training makes of the rows that it reads ; None where it takes them as they are.
     """
 
     config: ConfigDict
@@ -73,6 +75,7 @@ class Experiment:
     earlier: tuple[EarlierPhase, ...] = ()
     phase_start: int = 0
     chosen_process: str = ""  # the text of a process that is not the one trained last
+    rows: SupervisedRows | None = None
     trained_loops: int | None = None  # where the network runs its looped layers another number of times than in training
 
     def loss_fn(self, params: dict, batch: dict, key: jax.Array, progress: jax.Array | None = None) -> tuple[jax.Array, dict]:
@@ -229,10 +232,11 @@ class Experiment:
         """(state, batch, key) of a training step as shapes with their shardings; nothing is allocated."""
         batch, length = self.config.data.batch, self.config.data.length
 
-        def ints(*axes: str) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((batch, length)[: len(axes)], np.int32, sharding=self.partition.sharding(axes))
+        def ints(*axes: str, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((batch, length)[: len(axes)], dtype, sharding=self.partition.sharding(axes))
 
         rows = {name: ints("batch", "length") for name in ("tokens", "segments", "positions")} | {"row": ints("batch")}
+        rows |= {"roles": ints("batch", "length", dtype=np.uint8)} if self.rows is not None and self.rows.gives_roles else {}
         key = jax.eval_shape(lambda: jax.random.key(0))
         return self.abstract_state(), rows, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.partition.sharding(()))
 

@@ -102,6 +102,9 @@ _DATA = {
     "length": _whole(256, "tokens of a window", 1, 2**24, programs=ALL),
     "batch": _whole(64, "windows of a step, over all hosts and microbatches", 1, 2**24, programs=ALL),
     "packing": _one_of("concat", "documents", doc="windows of documents end to end (concat), or of whole ones where they fit"),
+    "random_length": _share(0.0, "share of rows that are cut to a random length", added=True),
+    "infill": Field("none", "tokens of a row to fill in: none (all), spans(share=0.3, mean=2.0)", named=True, added=True),
+    "tail": Field("none", "tokens behind an answer's text: none, block, random(most=64), row; pads=7: ids in turn", named=True, added=True),
     "symmetries": _one_of("none", "sudoku", doc="image of a training row, drawn by its key: itself, or a board", added=True, programs=NONE),
 }
 _MODEL = {

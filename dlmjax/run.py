@@ -26,6 +26,7 @@ from jaxtyping import Float
 from dlmjax import checks, choices
 from dlmjax.cluster.host import make_ready
 from dlmjax.data import Tokenizer
+from dlmjax.data.supervised import pads_of
 from dlmjax.diffusion import Process, hint_of
 from dlmjax.diffusion.process import bind_process, exclude, row_keys
 from dlmjax.errors import InputError, names_arguments
@@ -37,6 +38,7 @@ from dlmjax.files import brief
 from dlmjax.module_file import ModuleFile
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.sampling import Canvas, Samples, SampleSettings, build_canvas, sampler_for, suppressed_ids
+from dlmjax.sampling.text import text_of
 from dlmjax.seeds import check_seed
 from dlmjax.training import Checkpoints
 
@@ -86,7 +88,7 @@ class Run:
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
         """Ids that `sample` does not produce and to which `logits` gives no probability."""
-        return suppressed_ids(self.tokenizer, self.process.vocab)
+        return suppressed_ids(self.tokenizer, self.process.vocab, pads_of(self.experiment.config.data.tail))
 
     # --- text ---------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Run:
         sampler = self.sampler(**options)
         canvas = self.canvas(prompt, length=length, count=count, **texts)
         samples = sampler.sample(self.params, canvas, seed=seed, progress=progress)
-        return GeneratedTexts(tuple(self.tokenizer.decode(tokens_L) for tokens_L in samples.tokens_BL), samples)
+        return GeneratedTexts(tuple(text_of(self.tokenizer, tokens_L) for tokens_L in samples.tokens_BL), samples)
 
     @names_arguments()
     def canvas(self, prompt: str = "", *, length: int | None = None, count: int = 1, **texts: Any) -> Canvas:

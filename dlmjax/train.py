@@ -7,6 +7,7 @@ was killed and started again writes the same losses as one that was not (bit for
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -23,6 +24,7 @@ from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, train_batches
+from dlmjax.data.supervised import SupervisedRows, held_out_rows, pads_of, supervised_rows
 from dlmjax.data.symmetries import board_symmetries
 from dlmjax.errors import Diverged, NoSplit, names_arguments
 from dlmjax.evaluation import LikelihoodResult
@@ -32,6 +34,7 @@ from dlmjax.experiment import Experiment, assemble, open_corpora, token_counts
 from dlmjax.modules import make_callable
 from dlmjax.origin import first_state, start_of
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for, suppressed_ids
+from dlmjax.sampling.text import text_of
 from dlmjax.training import (
     Checkpoints,
     Goodput,
@@ -81,11 +84,11 @@ def train(
     module = module_file.read(config)
     corpora = open_corpora(config, "train")
     counts_V, table_VE = token_counts(config, corpora), embedding_of(config, None if fresh else workdir)
-    experiment = assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE, module=module)
+    experiment = _with_rows(assemble(config, corpora[0].tokenizer, counts_V=counts_V, embedding_VE=table_VE, module=module), corpora)
     connect(experiment.partition.mesh)
     # Everything that can be refused is refused here, before a file of the workdir is moved or written.
     rows = experiment.partition.rows_of_host(config.data.batch)
-    windows, held_out, samples = _windows(config, corpora), _HeldOut(experiment, corpora), _TextSamples(experiment)
+    windows, held_out, samples = _windows(config, corpora, experiment.rows), _HeldOut(experiment, corpora), _TextSamples(experiment)
     first = first_state(experiment, None if fresh else workdir, fork, init)
     train_step, phases, phase = _traced_step(experiment), experiment.phases, 0
     with _claimed(experiment, workdir, corpora, counts_V, table_VE, fresh) as checkpoints:
@@ -198,10 +201,16 @@ def _meta(config, done: int, metric: float | None = None, pending: Sequence[dict
     return {"step": done, "metric": metric, "pending": list(pending), "config": config_lib.leaves(config)}
 
 
-def _windows(config, corpora: list) -> TrainWindows:
-    """The windows of the run, as a function of (step, row)."""
-    data = config.data
-    view = board_symmetries(corpora, data.length, config.seed) if data.symmetries == "sudoku" else None
+def _with_rows(experiment: Experiment, corpora: list) -> Experiment:
+    """The experiment with what it makes of the rows of these corpora, for the attention of all its phases."""
+    config, attentions = experiment.config, [process.attention for process in experiment.phases.processes]
+    return dataclasses.replace(experiment, rows=supervised_rows(corpora, config.data, config.seed, attentions, experiment.process.vocab))
+
+
+def _windows(config, corpora: list, rows: SupervisedRows | None = None) -> TrainWindows:
+    """The windows of the run, as a function of (step, row). rows: what is made of supervised rows; None: nothing."""
+    boards = board_symmetries(corpora, config.data.length, config.seed) if config.data.symmetries == "sudoku" else None
+    data, view = config.data, (lambda batch, samples_B: rows(boards(batch, samples_B), samples_B)) if boards and rows else boards or rows
     return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing, view)
 
 
@@ -356,14 +365,12 @@ class _HeldOut:
         shares = experiment.config.data.weights or [corpus.num_tokens for corpus in corpora]
         found, missing = [], []
         for path, share in zip(experiment.config.data.paths, shares, strict=True):
-            try:
+            with contextlib.suppress(NoSplit):
                 held_out = Corpus.open(path, split="valid")
-            except NoSplit:
-                held_out = None
-            if held_out is None or not held_out.num_tokens:
-                missing.append(path)
-            else:
-                found.append((path, held_out, share))
+                if held_out.num_tokens:
+                    found.append((path, held_out, share))
+                    continue
+            missing.append(path)
         if not found:
             self._every = 0
         if missing and experiment.config.log.evaluate:
@@ -416,6 +423,7 @@ class _HeldOut:
         measured, results = [], []
         for _, windows, _ in self._found:
             batches = eval_batches(windows, batch_size=size, rows=self._experiment.partition.rows_of_host(size))
+            batches = held_out_rows(batches, windows.corpus, config.seed, self._experiment.process.bound.attention)
             of_first = () if measured else observers
             measured.append(self._evaluator.measure(params, batches, byte_lengths_V=self._bytes, split="valid", observers=of_first))
             results.append(self._evaluator.result(measured[-1], step=done, weights=weights, split="valid"))
@@ -433,12 +441,9 @@ class _TextSamples:
 
     def __init__(self, experiment: Experiment):
         self._experiment, self._every = experiment, experiment.config.log.sample
-        suppressed = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
-        self._sampler = (
-            sampler_for(experiment.process, experiment.unpartitioned, SampleSettings(steps=self.STEPS, suppressed_ids=suppressed))
-            if self._every
-            else None
-        )
+        pads = pads_of(experiment.config.data.tail)
+        settings = SampleSettings(steps=self.STEPS, suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab, pads))
+        self._sampler = sampler_for(experiment.process, experiment.unpartitioned, settings) if self._every else None
         self._canvas = blank_canvas(min(experiment.config.data.length, 256), self.COUNT)
 
     def due(self, done: int, last: bool) -> bool:
@@ -449,7 +454,7 @@ class _TextSamples:
         """Samples of the averaged weights, one after another."""
         params = state["ema"] if self._experiment.config.train.ema > 0 else state["params"]
         tokens_BL = self._sampler.sample(params, self._canvas, seed=done).tokens_BL
-        return "\n---\n".join(self._experiment.tokenizer.decode(tokens_L) for tokens_L in tokens_BL)
+        return "\n---\n".join(text_of(self._experiment.tokenizer, tokens_L) for tokens_L in tokens_BL)
 
 
 def _held_out_scalars(result) -> dict[str, float]:

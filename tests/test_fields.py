@@ -41,7 +41,8 @@ hybrid:1b 3c08528d25f5, hyperschedule:1b 94dc7647532e, masked:1b 29235de69f2f, p
 sed:1b bdbb4d5a44e4, uniform:1b 4750abccc507,
 lomdm:gpt2_small 778957339458, lomdm:tiny abfc756b0d68, lomdm:1b e838d0ea8d96,
 adlm:gpt2_small cf842867735c, adlm:tiny 590a6be82783, adlm:1b dd03da762f52,
-sudoku 9cdf883cbc3d, sudoku:board 7f29cf03495a, sudoku:plain 3fd6bd8831e8, sudoku:autoregressive 175dfa44c3d8
+sudoku 9cdf883cbc3d, sudoku:board 7f29cf03495a, sudoku:plain 3fd6bd8831e8, sudoku:autoregressive 175dfa44c3d8,
+sft:gpt2_small 7801fcc75523, sft:tiny 5e627b176949, sft:1b 9edd62d6bf38
 """
 # Of the default config, by who hashes it.
 BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}

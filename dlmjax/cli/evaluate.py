@@ -52,6 +52,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "left_to_right; values as in order:margin(count=2, temperature=0.8); subsets, exact over all orders of at most 10 tokens; "
         "tube(orders=16), a bound from below. The bound is measured beside the others (nelbo)",
     )
+    add(
+        "--document-ends",
+        choices=("known", "counted"),
+        default="known",
+        help="where documents end: known to a network that reads whole rows, or counted by the lengths of the training documents (known)",
+    )
     add("--batch", type=flags.whole(1, 2**20), default=32, help="windows at a time; does not change the result (32)")
     add("--nodes", type=flags.whole(1, 4096), default=NODES, help=f"nodes of the quadrature over time t ({NODES})")
     add("--draws", type=flags.whole(1, MOST_CALLS - 1), default=1, help="corruptions per node; from 2 on, the error is split by cause (1)")
@@ -79,7 +85,9 @@ def run(arguments: argparse.Namespace, _) -> None:
 
     names = ("data", "split", "suite", "documents", "window", "stride", "remainder", "windows")
     text = TextSettings(files=tuple(arguments.input), **{name: getattr(arguments, name) for name in names})
-    settings = EvaluationSettings(**{name: getattr(arguments, name) for name in ("nodes", "draws", "rule", "seed", "batch", "likelihood")})
+    settings = EvaluationSettings(
+        **{name: getattr(arguments, name) for name in ("nodes", "draws", "rule", "seed", "batch", "likelihood", "document_ends")}
+    )
     pairs = text.protocol is not None and text.protocol.task == "pairs"
     absent = ("against", "per_document", "breakdown", "plot", "stride", "windows")
     if pairs and any(getattr(arguments, name) for name in absent):
@@ -146,6 +154,13 @@ def _table(found: Evaluation) -> str:
         lines += _price(found)
     if accuracy := (found.nelbo or result).accuracy():
         lines.append(f"  {accuracy}")
+    if "document_ends_nats_per_token" in report:
+        lines.append(f"  of these nats/token {report['document_ends_nats_per_token']:.4f} are for where documents end")
+    if roles := report.get("roles"):
+        lines += [
+            "  nats/token by role",
+            *(f"    {row['role']:>16}  {row['nats_per_token']:8.4f}  {row['tokens']:,} tokens" for row in roles),
+        ]
     if "words" in report and report["words"]["perplexity"] is not None:
         words = report["words"]
         lines.append(f"  perplexity per word {result.sign} {words['perplexity']:,.1f} ({words['words']:,} words)")

@@ -58,12 +58,14 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _) -> None:
     """Samples, prints, writes."""
+    from dlmjax.sampling.text import text_of
+
     opened = open_arguments(arguments)
     tokenizer = opened.tokenizer
     canvas = opened.canvas(**{name: getattr(arguments, name) for name in ("length", "count", *CANVAS_TEXTS)})
     sampler = opened.sampler(stride=arguments.stride, stop=arguments.stop, **sample_values(arguments))
     result = _sampled(arguments, sampler, opened, canvas)
-    for text in (tokenizer.decode(tokens_L) for tokens_L in result.tokens_BL):
+    for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
     print(
         f"({result.steps} steps, {result.evaluations} network calls, unigram entropy {result.entropy:.2f} nats/token, "

@@ -11,8 +11,9 @@ import io
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
+from dlmjax.data.roles import ROLES, role_of
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import TokenNats, bytes_of
 from dlmjax.evaluation.windows import Windows
@@ -109,6 +110,29 @@ class ByFrequency:
             for n in order
             if self._tokens_N[n]
         ]
+
+
+@dataclasses.dataclass
+class ByRole:
+    """Nats of supervised data by the role of the token (`data/roles.py`). roles_T: of the stream of the windows."""
+
+    windows: Windows
+    roles_T: UInt8[np.ndarray, "T"]
+
+    def __post_init__(self):
+        self._nats_R, self._tokens_R = np.zeros(len(ROLES)), np.zeros(len(ROLES), np.int64)
+
+    def see(self, batch: TokenNats) -> None:
+        """Adds each scored token to its role."""
+        at_BL = self.windows.begin_W[batch.window_B][:, None] + np.arange(batch.tokens_BL.shape[1])
+        role_N = role_of(self.roles_T[at_BL[batch.scored_BL]])
+        np.add.at(self._nats_R, role_N, batch.nats_BL[batch.scored_BL])
+        np.add.at(self._tokens_R, role_N, 1)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows {"role", "tokens", "nats_per_token"} of the roles that have scored tokens."""
+        found = zip(ROLES, self._nats_R.tolist(), self._tokens_R.tolist(), strict=True)
+        return [{"role": role, **_mean(nats, tokens)} for role, nats, tokens in found if tokens]
 
 
 def as_text(tables: dict[str, list[dict[str, Any]]]) -> str:

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dlmjax.data.roles import carries_loss
+from dlmjax.data.supervised import is_scored
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
 from dlmjax.errors import InputError
@@ -157,7 +157,8 @@ class WindowEvaluator(abc.ABC):
         """Sums of nats of every window of `batches`.
 
         batches: dicts with "tokens", "segments", "positions" [B, L] and "row" [B], the window numbers; rows whose segments are all 0
-          are padding; a batch smaller than the first is padded. "scored" [B, L] (optional) is False for tokens of the context.
+          are padding; a batch smaller than the first is padded. "scored" [B, L] (optional) is False for tokens of the context; without
+          it "roles" [B, L] (optional, `data/roles.py`) says which are scored.
         byte_lengths_V: UTF-8 bytes per token id, for bits per byte.  progress: shows a bar if `total`, the number of windows, is set.
         split: name of the text in messages.  observers: receive the nats of every token.
 
@@ -471,8 +472,7 @@ class _WindowNats:
 
 def _scored(batch: dict[str, np.ndarray]) -> Bool[np.ndarray, "B L"]:
     """All tokens but padding; of supervised data those that are not given."""
-    valid_BL = batch["segments"] > 0
-    return valid_BL & carries_loss(batch["roles"]) if "roles" in batch else valid_BL
+    return is_scored(batch) if "roles" in batch else batch["segments"] > 0
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

@@ -43,6 +43,7 @@ class Measured:
 
     nats_WJD: the integrand, summed over a window's tokens, at each node and draw of the grid.  calls: network calls per window, a mean.
     reference_W: the integral by REFERENCE_NODES nodes, nan where it was not computed; None: nowhere.
+    ends_W: nats of where documents end, for a network that knows it (`document_ends`); None: not counted.
     """
 
     window_W: Int[np.ndarray, "W"]
@@ -55,11 +56,13 @@ class Measured:
     length: int
     calls: float = math.nan
     reference_W: Float[np.ndarray, "W"] | None = None
+    ends_W: Float[np.ndarray, "W"] | None = None
 
     @property
     def nats_WD(self) -> Float[np.ndarray, "W D"]:
         """The bound of each window under each draw."""
-        return np.sum(self.nats_WJD * self.grid.weight_J[:, None], axis=1) + self.reconstruction_WD + self.prior_W[:, None]
+        ends_W = 0.0 if self.ends_W is None else self.ends_W
+        return np.sum(self.nats_WJD * self.grid.weight_J[:, None], axis=1) + self.reconstruction_WD + (self.prior_W + ends_W)[:, None]
 
     @property
     def nats_W(self) -> Float[np.ndarray, "W"]:
@@ -71,8 +74,9 @@ class Measured:
 class LikelihoodResult:
     """The result of an evaluation.  All per-token numbers divide by every evaluated token (EOS included, padding not).
 
-    nats_per_token = diffusion + prior + reconstruction; bits_per_byte divides by the UTF-8 bytes of exactly these tokens (None without
-    byte lengths); perplexity = exp(nats_per_token).  is_bound: False where the process's loss is not a likelihood bound.
+    nats_per_token = diffusion + prior + reconstruction, and the nats of document ends where these are counted; bits_per_byte divides by
+    the UTF-8 bytes of exactly these tokens (None without byte lengths); perplexity = exp(nats_per_token).  is_bound: False where the
+    process's loss is not a likelihood bound.
     likelihood: name of the number, "nelbo" or one of `evaluation.forms`; calls_per_token: network calls that each token took.
     levels: one entry per node: `t`, `weight`, and `nats_per_token`, the integrand L(t) there (mean t for "stratified").
     errors: the standard error taken apart, see the top of this file.

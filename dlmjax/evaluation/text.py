@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from dlmjax import checks
 from dlmjax.data.corpus import Corpus
+from dlmjax.data.roles import HIDDEN, SCORED, carries_loss, is_message_start, use_of
 from dlmjax.data.tokenizers import Tokenizer
 from dlmjax.errors import InputError
 from dlmjax.evaluation.documents import Document, Pair, encode_documents, fingerprint, read_documents, read_pairs
@@ -43,20 +44,28 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The text to score. ids: ids of the documents.  words: number of words, None where not counted or not all of the text is scored."""
+    """The text to score. ids: ids of the documents.  words: number of words, None where not counted or not all of the text is scored.
+    roles_T: of the tokens of the windows, where the text is supervised data.
+    """
 
     windows: Windows
     ids: list[str]
     words: int | None
     split: str
     protocol: dict[str, Any]
+    roles_T: UInt8[np.ndarray, "T"] | None = None
 
 
-def corpus_text(corpus: Corpus, cut: Cut) -> Text:
-    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as in training.
+def corpus_text(corpus: Corpus, cut: Cut, copies: bool = False) -> Text:
+    """A split of a prepared corpus: its documents one after another, each with its EOS, in windows as in training. Of supervised data each
+    document has its own window.
+
+    copies: for a network that reads the whole row: each answer of a document in a copy of its own, which ends with it.
 
     Raises InputError: an empty split; sizes or a remainder that conflict with a stream.
     """
+    if corpus.has_roles:
+        return _supervised_text(corpus, cut, copies)
     window, step = cut.sizes(cut.trained, cut.trained)
     wanted = corpus.num_tokens if cut.limit is None else min(corpus.num_tokens, window + (cut.limit - 1) * step)
     if wanted < 1:
@@ -68,6 +77,55 @@ def corpus_text(corpus: Corpus, cut: Cut) -> Text:
     windows, protocol = _stream(tokens_T, ends_D, corpus.tokenizer, cut, "a prepared corpus")
     protocol |= {"corpus": str(corpus.directory), "split": corpus.split, "complete": windows.complete and wanted == corpus.num_tokens}
     return Text(windows, [str(number) for number in range(len(ends_D))], None, corpus.split, protocol)
+
+
+def _supervised_text(corpus: Corpus, cut: Cut, copies: bool) -> Text:
+    """The documents of supervised data that have answers, each in its own windows."""
+    window, step = cut.sizes(cut.trained, cut.trained)
+    limit, tokens, roles, ids, whole = cut.limit or corpus.num_tokens, [], [], [], True
+    begin = 0
+    for number, end in enumerate(end for ends_D in corpus.document_ends() for end in ends_D.tolist()):
+        if len(ids) >= limit:
+            whole = False
+            break
+        tokens_L, roles_L = corpus.read(begin, end - begin), corpus.read_roles(begin, end - begin)
+        begin, shown_L = end, use_of(roles_L) != HIDDEN
+        of_document = tokens_L[shown_L], roles_L[shown_L]
+        for answer, (tokens_L, roles_L) in enumerate(_answers(*of_document) if copies else [of_document]):
+            scored_N, first = np.flatnonzero(carries_loss(roles_L)), 0
+            if len(scored_N) and scored_N[-1] + 1 - scored_N[0] <= window:
+                first = max(int(scored_N[-1]) + 1 - window, 0)  # a prompt that is too long loses its start
+            tokens.append(tokens_L[first:])
+            roles.append(roles_L[first:])
+            ids.append(f"{number}.{answer}" if copies else str(number))
+    if not any(carries_loss(roles_L).any() for roles_L in roles):
+        raise InputError(f"the split {corpus.split} of {corpus.directory} holds no tokens to score; an evaluation requires at least one")
+    tokens_T, roles_T, ends_D = np.concatenate(tokens), np.concatenate(roles), np.cumsum([len(part) for part in tokens])
+    windows = cut_windows(
+        tokens_T,
+        ends_D,
+        window=window,
+        step=step,
+        packing="alone",
+        pad_id=corpus.tokenizer.pad_id,
+        scorable_T=carries_loss(roles_T),
+        multiple=cut.multiple,
+    ).first(cut.limit)
+    protocol = {"suite": None, "bos": False, "eos": True, "packing": "alone", "window": window, "stride": step, "remainder": "keep"}
+    protocol |= {"detokeniser": "none", "documents": len(ends_D), "answers_alone": copies, **_of(corpus.tokenizer, tokens_T)}
+    protocol |= {"corpus": str(corpus.directory), "split": corpus.split, "complete": windows.complete and whole}
+    return Text(windows, ids, None, corpus.split, protocol, roles_T)
+
+
+def _answers(tokens_L: Int[np.ndarray, "L"], roles_L: UInt8[np.ndarray, "L"]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A copy of a document for each message that has scored tokens: what came before is given, what follows is not there."""
+    scored_L, message_L = carries_loss(roles_L), np.cumsum(is_message_start(roles_L))
+    found = []
+    for message in np.unique(message_L[scored_L & (use_of(roles_L) == SCORED)]):
+        count = int(np.searchsorted(message_L, message, side="right"))
+        context_N = scored_L[:count] & (message_L[:count] < message)
+        found.append((tokens_L[:count], np.where(context_N, roles_L[:count] & ~np.uint8(3), roles_L[:count])))
+    return found
 
 
 def documents_text(texts: Sequence[str], tokenizer: Tokenizer, cut: Cut) -> Text:

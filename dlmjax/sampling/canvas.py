@@ -86,15 +86,15 @@ def blank_canvas(length: int, batch: int = 1, fill: int = 0) -> Canvas:
     return _rows(np.full(length, fill), np.zeros(length, bool), np.ones(length), batch)
 
 
-def suppressed_ids(tokenizer, vocab: int) -> tuple[int, ...]:
+def suppressed_ids(tokenizer, vocab: int, pads: int = 0) -> tuple[int, ...]:
     """Ids that a sampler does not produce: mask, pad, BOS unless the same id also ends a document, and ids without a token.
 
     vocab: the network's vocabulary, `process.vocab`. Ids without a token are gaps of the tokenizer (`absent_ids`) and the ids from
-      `tokenizer.vocab_size` to `vocab`.
+      `tokenizer.vocab_size` to `vocab`, but for the first `pads` of these, which a tail is made of (`data.tail`).
     """
     suppressed = {tokenizer.mask_id, tokenizer.pad_id, tokenizer.bos_id} - {tokenizer.eos_id, None}
     absent = getattr(tokenizer, "absent_ids", ())  # tokenizers of other packages may lack it
-    ids = {*map(int, suppressed), *map(int, absent), *range(tokenizer.vocab_size, vocab)}
+    ids = {*map(int, suppressed), *map(int, absent), *range(tokenizer.vocab_size + pads, vocab)}
     return tuple(sorted(i for i in ids if i >= 0))
 
 

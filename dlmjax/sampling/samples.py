@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlmjax.sampling.settings import RANKED, SampleSettings
+from dlmjax.sampling.text import text_of
 
 PRECISION = "float32 logits, high-precision Gumbel noise"
 
@@ -81,7 +82,7 @@ class Samples:
         for tokens_L, entropy in zip(self.tokens_BL, self.entropy_B, strict=True):
             row = {"token_ids": tokens_L.tolist(), "entropy": float(entropy)}
             if tokenizer is not None:
-                row["text"] = tokenizer.decode(tokens_L)
+                row["text"] = text_of(tokenizer, tokens_L)
             rows.append(row)
         return {
             "samples": rows,

@@ -17,8 +17,14 @@ class Tokenizer(Protocol):
     pad_id: int
     bos_id: int
     eos_id: int
+    vocab_size: int
 
     def decode(self, ids: np.ndarray) -> str: ...
+
+
+def text_of(tokenizer: Tokenizer, tokens_L: np.ndarray) -> str:
+    """The text of ids; those behind the tokenizer's, the pads of a tail, have none."""
+    return tokenizer.decode(tokens_L[tokens_L < tokenizer.vocab_size])
 
 
 def piece(tokenizer: Tokenizer | None, token: int) -> str:
@@ -28,6 +34,8 @@ def piece(tokenizer: Tokenizer | None, token: int) -> str:
     specials = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>", tokenizer.pad_id: "<pad>", tokenizer.mask_id: "<mask>"}
     if token in specials:
         return specials[token]
+    if token >= tokenizer.vocab_size:
+        return f"<{token}>"
     alone = tokenizer.decode(np.asarray([token], np.int32))
     # Some tokenizers drop a space at the start of a text, so the piece is decoded after a copy of itself.
     doubled = tokenizer.decode(np.asarray([token, token], np.int32))

@@ -22,7 +22,7 @@ from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Samples, State
 from dlmjax.sampling.settings import SampleSettings
-from dlmjax.sampling.text import Tokenizer, piece
+from dlmjax.sampling.text import Tokenizer, piece, text_of
 
 AnySampler = Sampler | BlockSampler | StrideSampler
 
@@ -147,7 +147,7 @@ def record(
         times_S=np.asarray([state.time for state in states], np.float64),
         steps=samples.steps,
         pieces={int(t): piece(tokenizer, int(t)) for t in np.unique(tokens_SBL) if t != MASKED},
-        texts=tuple(tokenizer.decode(tokens_L) for tokens_L in samples.tokens_BL) if tokenizer is not None else (),
+        texts=tuple(text_of(tokenizer, tokens_L) for tokens_L in samples.tokens_BL) if tokenizer is not None else (),
     )
     return samples, trace
 

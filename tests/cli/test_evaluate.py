@@ -19,6 +19,7 @@ from dlmjax.data.prepare import prepare
 from dlmjax.data.tokenizers import save_tokenizer
 from dlmjax.errors import READER_LEFT
 from dlmjax.evaluation.breakdown import ByDocument
+from dlmjax.evaluation.document_ends import LengthLaw, lengths_of
 from dlmjax.evaluation.record import git_state, provenance
 from dlmjax.evaluation.suites import SUITES
 from dlmjax.evaluation.text import Cut, suite_text
@@ -135,6 +136,25 @@ def test_the_mesh_changes_nothing(small_corpus, texts, process):
     for whole, nats_D in found[1:]:
         assert whole == pytest.approx(found[0][0], rel=1e-7)
         np.testing.assert_allclose(nats_D, found[0][1], rtol=1e-6)
+
+
+def test_document_ends_are_known_or_counted(runs, texts, small_corpus, tmp_path, capsys):
+    """Counted, the number is that of a network which knows them plus the nats of their lengths, also in a difference of runs."""
+    some = ("--windows", 2000)
+    known = evaluated(runs[0], tmp_path / "k.json", *some)
+    counted = evaluated(runs[0], tmp_path / "c.json", *some, "--document-ends", "counted", "--against", runs[1])
+    assert (known["protocol"]["document_ends"], counted["protocol"]["document_ends"]) == ("known", "paid")
+    train, valid = (Corpus.open(small_corpus, split=split) for split in ("train", "valid"))
+    law, lengths_D = LengthLaw.fit(lengths_of(train.document_ends())), lengths_of(valid.document_ends())
+    ended = law.nats(lengths_D[np.cumsum(lengths_D) <= 2000 * 32]).sum() / known["tokens"]
+    assert ended > 0 and counted["document_ends_nats_per_token"] == pytest.approx(ended, rel=1e-9)
+    assert counted["nats_per_token"] == pytest.approx(known["nats_per_token"] + ended, rel=1e-9)
+    assert f"{ended:.4f} are for where documents end" in capsys.readouterr().out
+    assert counted["difference"]["nats_per_token"] == pytest.approx(
+        counted["nats_per_token"] - evaluated(runs[1], tmp_path / "o.json", *some)["nats_per_token"] - ended, rel=1e-6
+    )
+    flags = ("--suite", "ptb", "--input", texts / "sentences.txt")
+    assert any("was known to the network" in line for line in evaluated(runs[0], tmp_path / "s.json", *flags)["cautions"])
 
 
 def test_two_runs_under_the_same_noise(runs, small_corpus, tmp_path, capsys):

@@ -85,7 +85,7 @@ def conditional_nats(case: Case, law: oracle.JointDistribution, given: tuple[int
     return float(mass_N @ _padded(nats, x_NL, z_NL, t_NL).sum(axis=1))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.light], ids=str)
 def test_the_bound_given_tokens_is_that_of_the_conditional_law(case):
     """Of every process, which for a tight one is H(answer | given): one token is given between two others."""
     parts = list(split(LAW3, (1,)))
@@ -126,7 +126,7 @@ def test_vectors_given_tokens_are_embeddings_without_noise():
     with jax.enable_x64(True):
         process = vectors.make(vectors.GaussianEmbedding, path="cosine", gamma_0=0.0)
         exact, table = ExactVectors.of(vectors.TWO, process), np.asarray(process.table)
-        for text, t in ((0, 0.0), (2, 0.3)):
+        for text, t in ((2, 0.3),):
             a, s, _ = (float(value) for value in process.curve.at(t))
             rest = oracle.JointDistribution(vectors.TWO.table[text] / vectors.TWO.table[text].sum())
 
@@ -270,10 +270,12 @@ def test_the_log_names_the_mean_and_says_where_it_is_no_bound():
 TALK = oracle.JointDistribution.random(TOKENS, 4, seed=6, sharpness=1.5)
 
 
-@pytest.mark.slow
 def test_answers_scored_at_once_are_below_the_truth_and_one_a_row_is_not():
     """Under full attention an answer that sees the next question is too cheap by their mutual information given what came before."""
+    # Four nodes: with 1/t taken off, the integrand is a polynomial in t.
+    node_J, weight_J = np.polynomial.legendre.leggauss(4)
     case, (q1, a1, q2, a2) = next(case for case in CASES if str(case) == "masked/linear"), range(4)
+    case = dataclasses.replace(case, grid=lambda length: ((node_J + 1) / 2, weight_J / 2))
 
     def entropy(*kept):
         table = TALK.table.sum(axis=tuple(i for i in range(4) if i not in kept))

@@ -1,11 +1,15 @@
 """Windows: every token scored exactly once, whatever the stride, the remainder, the batch and the hosts."""
 
+import json
+
 import numpy as np
 import pytest
 
 from dlmjax.data import Corpus, EvalWindows, eval_batches
+from dlmjax.data.prepare import prepare
+from dlmjax.data.roles import CONDITION, MESSAGE_START, SCORED, carries_loss, pack_role
 from dlmjax.errors import InputError
-from dlmjax.evaluation.text import Cut, corpus_text
+from dlmjax.evaluation.text import Cut, _answers, corpus_text
 from dlmjax.evaluation.windows import cut_windows
 
 TOKENS = np.arange(1, 101, dtype=np.int32)  # a token is its place + 1
@@ -98,3 +102,30 @@ def test_a_corpus_is_cut_as_the_trainer_evaluates_it(small_corpus):
                 np.testing.assert_array_equal(ours[name][real], theirs[name][real])
             np.testing.assert_array_equal(ours["row"][real.any(axis=1)], theirs["row"][real.any(axis=1)])
         assert text.protocol["complete"] == (limit is None)
+
+
+def test_each_answer_of_a_conversation_has_a_copy_that_ends_with_it():
+    """What came before is given there, what follows is not there; the end of the text goes with the last answer."""
+    user, assistant, start = pack_role(CONDITION, 2), pack_role(SCORED, 3), MESSAGE_START
+    roles_L = np.asarray([user | start, user, assistant | start, assistant, user | start, assistant | start, assistant], np.uint8)
+    tokens_L = np.arange(7, dtype=np.int32)
+    copies = _answers(tokens_L, roles_L)
+    assert [tokens.tolist() for tokens, _ in copies] == [[0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]]
+    assert [np.flatnonzero(carries_loss(roles)).tolist() for _, roles in copies] == [[2, 3], [5, 6]]
+    np.testing.assert_array_equal(copies[1][1] >> 2, roles_L >> 2)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_supervised_text_scores_the_answers_of_each_document(copies, tmp_path):
+    """Every answer once with what came before it; a prompt that is too long for a window loses its start."""
+    records = [{"prompt": "a" * n, "answer": "b" * (1 + n % 5)} for n in (3, 40, 7)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    prepare([tmp_path / "a.jsonl"], "bytes", tmp_path / "data", format="prompt-answer", progress=False)
+    corpus = Corpus.open(tmp_path / "data")
+    text = corpus_text(corpus, Cut(trained=16), copies)
+    rows = {name: np.concatenate([batch[name] for batch in text.windows.batches(1)]) for name in ("tokens", "scored")}
+    scored = sorted(bytes(row[on].tolist()[:-1]) for row, on in zip(rows["tokens"], rows["scored"], strict=True))
+    assert scored == [b"b", b"bbb", b"bbbb"] and text.windows.complete and len(text.windows) == 3
+    prompts = sorted((row == ord("a")).sum() for row in rows["tokens"])
+    assert prompts == [3, 7, 16 - 3], "of 40 tokens those that leave room for the separator, the answer and its end"
+    assert corpus_text(corpus, Cut(trained=16, limit=2), copies).protocol["complete"] is False

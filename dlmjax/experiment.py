@@ -58,9 +58,8 @@ class Experiment:
     """The objects that a config describes: everything but the weights and the data.
 
     earlier: the phases of `process.before`. Evaluations and samples use `process`, that of the last phase, at all steps.
-    phase_start: the step at which the phase began, where this is the experiment of one (`at_step`): the average of the weights starts anew
-      there, and the learning rate rises again.
-    rows: what training makes of the rows that it reads ; None where it takes them as they are.
+    phase_start: the step at which the phase began, where this is that of one (`at_step`): average and learning rate start anew there.
+    rows: what training makes of the rows that it reads; None where it takes them as they are.
     """
 
     config: ConfigDict

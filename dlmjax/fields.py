@@ -117,7 +117,7 @@ _MODEL = {
     "ffn": _whole(1024, "hidden channels of the MLP", 1, 2**24),
     "family": Field(
         "qwen3",
-        "network: qwen3, llama, qwen2, olmo2, gpt2, bert (docs/interop.md), FILE.py:FUNCTION (docs/models.md)",
+        "network: qwen3, llama, qwen2, olmo2, gpt2, bert (docs/interop.md), FILE:NAME (docs/models.md)",
         named=True,
     ),
     "tied": Field(False, "head and embedding share their weights"),
@@ -132,7 +132,7 @@ _MODEL = {
 _EXECUTION = {
     "dtype": _one_of("float32", "bfloat16", doc="type of activations; master weights, logits and reductions are float32"),
     "scan": Field(True, "one compiled layer, run depth times; false: unrolled, faster on a CPU, slower to compile"),
-    "remat": _one_of("none", "full", "dots", doc="what the backward pass recomputes; full keeps layer inputs, dots matrix products"),
+    "remat": _one_of("none", "full", "dots", doc="what the backward pass recomputes; full: a layer, dots: all but products"),
     "attention": _one_of("dense", "cudnn", "splash", doc="attention kernel; cudnn for GPUs, splash for TPUs"),
     "head_chunk": _whole(0, "positions whose logits are in memory at once; 0: chosen from the vocabulary", 0),
 }
@@ -148,7 +148,7 @@ _PROCESS = {
     "weighting": Field("", "training weight in place of the bound; empty: that of the process", named=True),
     "masks": Field("independent", "masks of a training row: independent, or progressive(phases=8)", named=True, added=True),
     "anneal": _share(0.0, "share of the steps in which causal attention becomes full; 0: off", added=True),
-    "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint input"),
+    "self_condition": _share(0.0, "share of rows denoised again with the first x0 prediction as a hint; 0: no hint"),
     "hint": _one_of("x0", "hidden", doc="hint of process.self_condition: x0 prediction, or hidden states (loopholing)", added=True),
     "prompt": _share(0.0, "share of rows conditioned on a prefix of their text, for guidance"),
     "normaliser": _one_of("token", "answer", "text", doc="mean of the training loss: over tokens, answers or texts", added=True),
@@ -171,7 +171,7 @@ _OPTIMIZER = {
 _TRAIN = {
     "steps": _whole(1000, "steps of the run", 1, programs=NONE),
     "accumulation": _whole(1, "microbatches of a step", 1, programs=ALL),
-    "ema": _decay(0.9999, "decay of the average of the weights, min(ema, (1+s)/(10+s)) at step s; 0: no average"),
+    "ema": _decay(0.9999, "decay of the average of weights, min(ema, (1+s)/(10+s)) at step s; 0: none"),
     "on_nonfinite": _one_of("skip", "stop", doc="after a gradient that is not finite: skip the update, or stop the run", identity=False),
     "spike": Field(0.0, "multiple of the mean loss above which an update is skipped, too; 0: off", 0),
 }

@@ -4,20 +4,16 @@ import argparse
 
 from dlmjax.fields import FIELDS
 
-HEAD = "Fields of a config: --config.SECTION.FIELD=VALUE. Those with * may change when a run resumes; the others make another run."
+HEAD = "Fields of a config: --config.FIELD=VALUE. Those with * may change when a run resumes; the others make another run."
 
 
 def help_text() -> str:
-    """One line for each field, by section: name, default, meaning, allowed values."""
-    lines, section = [HEAD], ""
+    """One line for each field: name as it is typed, default, meaning, allowed values."""
+    lines = [HEAD]
     for name, field in FIELDS.items():
-        outer, _, key = name.rpartition(".")
-        if outer != section:
-            section = outer
-            lines.append(f"{section}:")
         # Left out where the meaning holds it already, or where any value is allowed.
         allowed = "" if field.named or field.range in ("true or false", "a number", "a list with commas") else f" ({field.range})"
-        lines.append(f"{' ' if field.identity else '*'} {key:<17}{_shown(field.default):<12}{field.doc}{allowed}")
+        lines.append(f"{' ' if field.identity else '*'} {name:<23}{_shown(field.default):<12}{field.doc}{allowed}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""A base model that learns to answer: training on the answers of supervised data, whose prompts are given (docs/training_on_answers.md).
+"""A base model that learns to answer: training on the answers of supervised data, whose prompts are given (docs/answers.md).
 
 dlmjax prepare --format prompt-answer --tokenizer saved:runs/base/tokenizer --input data.jsonl --output runs/sft/data
 dlmjax train --config configs/sft.py --config.data.paths=runs/sft/data --init runs/base --workdir runs/sft/run

@@ -43,3 +43,11 @@ def test_links_and_pictures_lead_to_a_file_and_to_a_heading(page):
         if "://" not in target and not (found.exists() and (not anchor or anchor in anchors(found))):
             wrong.append(target)
     assert not wrong
+
+
+def test_pages_that_the_code_names_exist():
+    sources = [path for folder in ("dlmjax", "configs", "launch", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")]
+    named = {
+        (str(path.relative_to(ROOT)), page) for path in sources for page in re.findall(r"docs/[\w/]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20 and [(path, page) for path, page in sorted(named) if not (ROOT / page).is_file()] == []

@@ -56,6 +56,8 @@ FROM_BEFORE = {
     "cross_entropy_bell": CE | {"process.times": BELL.format("")},
     "cross_entropy_bell_uncorrected": CE | TIMES,
     "cross_entropy_adamw": CE | {"optimizer.name": "adamw", "optimizer.lr": "0.006"},
+    "cross_entropy_adamw_half": CE | {"optimizer.name": "adamw", "optimizer.lr": "0.003"},
+    "cross_entropy_adamw_quarter": CE | {"optimizer.name": "adamw", "optimizer.lr": "0.0015"},
     "cross_entropy_rope": CE | ROPE,
     "cross_entropy_wsd": CE | RATE,
     "cross_entropy_ar_first": CE | {"process.before": "autoregressive@0.2", "model.family": "qwen3(shift=True)"},

@@ -46,6 +46,8 @@ FROM_BEFORE = {
     "no_clip": {"optimizer.clip": "0.0"},
     "power": {"process.times": "power(exponent=0.5)"},
     "bell": {"process.times": BELL.format("")},
+    # Second moments that `dlmjax interval` measured on the run "before" of 8e12 FLOPs.
+    "importance": {"process.times": "importance(heights=(0.458,0.569,0.574,0.65,0.695,0.747,0.816,0.873,0.948,1.0))"},
     "complementary": {"process.name": "masked(complementary=True)"},
     "count": {"process.name": "masked_count"},
     "capped": {"process.weighting": "capped(cap=5.0)"},

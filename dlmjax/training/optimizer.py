@@ -202,7 +202,9 @@ def _adam(spec: OptimizerSpec, eps_multipliers: dict) -> optax.GradientTransform
         mu_hat, nu_hat = tree.bias_correction(new.mu, spec.beta1, count), tree.bias_correction(new.nu, spec.beta2, count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + spec.eps), mu_hat, nu_hat), new
 
-    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps).init, update)
+    adam = optax.GradientTransformationExtraArgs(optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps).init, update)
+    # The state keeps the place that it had behind a division of its own: checkpoints name leaves by their place.
+    return optax.chain(optax.identity(), adam) if divided else adam
 
 
 def _kept(accept: Any, new: Any, old: Any) -> Any:
@@ -251,7 +253,8 @@ def _muon(spec: OptimizerSpec, kinds: dict, matrix_axes: dict | None) -> optax.G
         return jax.tree.map(of_leaf, ahead, _like(axes_tree, updates)), new
 
     init = optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, eps=spec.eps).init
-    return optax.GradientTransformationExtraArgs(init, update)
+    # In a chain, where the state has the place that checkpoints of earlier runs name.
+    return optax.chain(optax.GradientTransformationExtraArgs(init, update), optax.identity())
 
 
 def _orthogonalised(x_NIO: Float[Array, "N I O"], coefficients: Any, eps: float) -> Float[Array, "N I O"]:

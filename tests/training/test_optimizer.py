@@ -208,6 +208,31 @@ def test_an_update_that_is_not_accepted_keeps_the_state(name, params):
     assert toy.same(update(jax.tree.map(lambda g: g * np.nan, gradient), state, False)[1], state)
 
 
+OF_ADAM = ["count", "mu", "nu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "places"),
+    [
+        ("adamw", 1.0, [f"[1].{part}" for part in OF_ADAM]),
+        ("adamw", 0.5, [f"[1][1].{part}" for part in OF_ADAM]),
+        (
+            "muon",
+            1.0,
+            [f"[1].inner_states['adam'].inner_state.{part}" for part in OF_ADAM]
+            + [f"[1].inner_states['muon'].inner_state[0].{part}" for part in ("count", "mu", "ns_coeffs")],
+        ),
+    ],
+)
+def test_the_state_has_the_places_that_checkpoints_of_earlier_runs_name(name, eps, places, params):
+    """A leaf of a checkpoint is found by its place: a run that was begun with an earlier version is to resume."""
+    ones, of_eps = (jax.tree.map(lambda _, value=value: value, toy.KINDS) for value in (1.0, eps))
+    tx = build_optimizer(OptimizerSpec(name=name), toy.KINDS, ones, ones, of_eps)
+    found = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(jax.eval_shape(tx.init, params))}
+    assert all(any(leaf.startswith(place) for place in places) for leaf in found), found
+    assert all(any(leaf.startswith(place) for leaf in found) for place in places), found
+
+
 def test_muon_leaves_other_leaves_to_adamw(params):
     gradients = [random_like(params, seed) for seed in range(2)]
     specs = [OptimizerSpec(name=name, clip=0.0) for name in ("muon", "adamw")]

@@ -199,9 +199,14 @@ def _figure(panels: int, title: str):
 
 
 def _png(figure) -> bytes:
-    """The figure as a file; logarithmic axes are labelled at 1, 2 and 5 of each power, short ranges as plain numbers."""
+    """The figure as a file; logarithmic axes are labelled at 1, 2 and 5 of each power, short ranges as plain numbers.
+
+    It is as high as its longest legend requires, which otherwise leaves no space for the axes.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    entries = max((len(axes.get_legend().get_texts()) for axes in figure.axes if axes.get_legend()), default=0)
+    figure.set_figheight(max(figure.get_figheight(), 1.5 + 0.14 * entries))
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":

@@ -159,7 +159,7 @@ def test_every_leaf_is_in_the_id():
         ids.add(run_id("m", cell, {**config, name: [value, 1]}, ("w64",)))
     ids.add(run_id("n", cell, config, ("w64",)))
     ids.add(run_id("m", {**cell, "seed": 1}, config, ("w64",)))
-    assert len(ids) == len(config) + 3 and len(config) == 63
+    assert len(ids) == len(config) + 3 and len(config) == 72
 
 
 def test_reading_a_plan_imports_no_jax():

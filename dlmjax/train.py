@@ -209,9 +209,10 @@ def _with_rows(experiment: Experiment, corpora: list) -> Experiment:
 
 def _windows(config, corpora: list, rows: SupervisedRows | None = None) -> TrainWindows:
     """The windows of the run, as a function of (step, row). rows: what is made of supervised rows; None: nothing."""
-    boards = board_symmetries(corpora, config.data.length, config.seed) if config.data.symmetries == "sudoku" else None
-    data, view = config.data, (lambda batch, samples_B: rows(boards(batch, samples_B), samples_B)) if boards and rows else boards or rows
-    return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing, view)
+    data = config.data
+    views = [board_symmetries(corpora, data.length, config.seed)] if data.symmetries == "sudoku" else []
+    views += [rows] if rows else []
+    return TrainWindows(corpora, data.weights or None, data.length, data.batch, config.seed, data.packing, views)
 
 
 def train_step_of(experiment: Experiment) -> TrainStep:

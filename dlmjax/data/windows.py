@@ -260,7 +260,7 @@ class TrainWindows:
         global_batch: rows of a step, over all hosts and microbatches.
         seed: seed of the order of windows.
         packing: "concat", "documents" or "alone".
-        view: what is made of the rows once they are read: (batch, number of each row's sample in the run) -> batch; None: nothing.
+        views: what is made of the rows once they are read, one after the other: (batch, number of each row's sample in the run) -> batch.
     Raises:
         InputError: corpora of different tokenizers, a corpus smaller than a window, bad weights or packing.
     """
@@ -273,7 +273,7 @@ class TrainWindows:
         global_batch: int,
         seed: int,
         packing: str = "concat",
-        view: View | None = None,
+        views: Sequence[View] = (),
     ):
         _check_length(length)
         if global_batch < 1 or seed < 0:
@@ -291,7 +291,7 @@ class TrainWindows:
                 f"{corpora[0].directory} and {other.directory} were prepared with different tokenizers; prepare one of them again"
             )
         self.corpora, self.length, self.global_batch, self.seed, self.packing = list(corpora), length, global_batch, seed, packing
-        self.tokenizer, self._view = corpora[0].tokenizer, view
+        self.tokenizer, self._views = corpora[0].tokenizer, tuple(views)
         self._mixture = Mixture(weights)
         self._epochs = [_Epochs(corpus, number, length, seed, packing) for number, corpus in enumerate(corpora)]
 
@@ -322,7 +322,9 @@ class TrainWindows:
             here_N = np.flatnonzero(corpus_B == number)
             found.read(self.corpora[number], here_N, *self._epochs[number].locate(samples_B[here_N]))
         batch = found.batch(rows_B)
-        return batch if self._view is None else self._view(batch, step * self.global_batch + rows_B)
+        for view in self._views:
+            batch = view(batch, step * self.global_batch + rows_B)
+        return batch
 
 
 class EvalWindows:

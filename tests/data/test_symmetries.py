@@ -72,7 +72,7 @@ def test_rows_of_a_run_show_an_image_each_time_and_the_step_decides(tmp_path):
 
     def rows(seed: int, step: int, which) -> np.ndarray:
         view = board_symmetries([corpus], 82, seed)
-        return TrainWindows([corpus], None, 82, 8, seed, "documents", view).rows(step, which)["tokens"]
+        return TrainWindows([corpus], None, 82, 8, seed, "documents", [view]).rows(step, which)["tokens"]
 
     first = rows(0, 7, range(8))
     assert all(obeys(row[:81] - 48) for row in first) and len({row.tobytes() for row in first}) == 8

@@ -14,7 +14,6 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jax import export
 
 from dlmjax.experiment import Experiment
@@ -58,10 +57,9 @@ def lower_step(experiment: Experiment, mesh: dict[str, int], platform: str) -> L
     placed = dataclasses.replace(experiment, partition=partition, network=dataclasses.replace(experiment.network, layout=partition))
     step = train_step_of(placed)
     state, batch, key = placed.abstract_arguments()
-    numbers = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=step.sharding), step.hyperparameters)
     unstable = [export.DisabledSafetyCheck.custom_call(name) for name in _UNSTABLE]
     with _without_gpus():
-        exported = export.export(step.function, platforms=(platform,), disabled_checks=unstable)(state, batch, key, numbers)
+        exported = export.export(step.function, platforms=(platform,), disabled_checks=unstable)(state, batch, key, step.abstract)
     text = exported.mlir_module()
     kernels: dict[str, int] = {}
     for name in re.findall(_KERNELS[platform], text):

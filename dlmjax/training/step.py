@@ -121,8 +121,12 @@ class TrainStep:
     def trace(self, state: dict, batch: dict, key: Any) -> jax.stages.Traced:
         """The function traced for arguments that may be abstract, on devices that need not be present: `.lower().compile()`
         returns a program of (state, batch, key, `placed`)."""
-        hyperparameters = jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=self.sharding), self.hyperparameters)
-        return self.function.trace(state, batch, key, hyperparameters)
+        return self.function.trace(state, batch, key, self.abstract)
+
+    @property
+    def abstract(self) -> Any:
+        """The hyperparameters as shapes with their sharding."""
+        return jax.tree.map(lambda number: jax.ShapeDtypeStruct((), number.dtype, sharding=self.sharding), self.hyperparameters)
 
 
 def make_train_step(

@@ -17,6 +17,7 @@ Within a piece all orders and methods of `Sampler` apply. Both classes have the 
 Shapes: B rows, L positions of the canvas, S positions of a piece, R rows (twice B with guidance).
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -306,7 +307,7 @@ class BlockSampler(_SemiAutoregressive):
         if self.seeded:
             return _SeededDenoiser(self._piece(args["params"], args["cache"], args["start"] + 1))
         piece = self._piece(args["params"], args["cache"], args["start"])
-        return _GuidedDenoiser(self, args, piece) if self.settings.guidance else piece
+        return _GuidedDenoiser(piece, self, args) if self.settings.guidance else piece
 
     def _bind_first(self, args, segments_B1, positions_B1, attention):
         """The denoiser of the first token of a block, whose state is known."""
@@ -497,20 +498,14 @@ class _PromptSeparatedMask:
 
 
 @dataclasses.dataclass(frozen=True)
-class _GuidedDenoiser:
-    """The denoiser of a block for guidance: first the rows with the prompt, then the same rows without it."""
+class _OfPiece(abc.ABC):
+    """Abstract: a denoiser whose states are made of those of a piece of the row, with its head."""
 
-    sampler: BlockSampler
-    args: Any
     piece: Any
 
+    @abc.abstractmethod
     def hidden(self, z_RS, t_RS, *hints_RSI):
-        rows = z_RS.shape[0] // 2
-        conditional = self.piece.hidden(*(array[:rows] for array in (z_RS, t_RS, *hints_RSI)))
-        args, arrays = self.args, (array[rows:] for array in (z_RS, t_RS, *hints_RSI))
-        bound = args["params"], args["unprompted_cache"], args["start"], args["prompt"]
-        unconditional = self.sampler._unprompted(lambda piece, *of_row: piece.hidden(*of_row)[0], 0, *bound, *arrays)
-        return jnp.concatenate([conditional, unconditional])
+        """Final states of the block."""
 
     @property
     def reads_hidden(self):
@@ -524,25 +519,29 @@ class _GuidedDenoiser:
 
 
 @dataclasses.dataclass(frozen=True)
-class _SeededDenoiser:
-    """The denoiser of a seeded block: each token is predicted from the position before it, the first one elsewhere."""
+class _GuidedDenoiser(_OfPiece):
+    """The denoiser of a block for guidance: first the rows with the prompt, then the same rows without it."""
 
-    piece: Any
+    sampler: BlockSampler
+    args: Any
+
+    def hidden(self, z_RS, t_RS, *hints_RSI):
+        rows = z_RS.shape[0] // 2
+        conditional = self.piece.hidden(*(array[:rows] for array in (z_RS, t_RS, *hints_RSI)))
+        args, arrays = self.args, (array[rows:] for array in (z_RS, t_RS, *hints_RSI))
+        bound = args["params"], args["unprompted_cache"], args["start"], args["prompt"]
+        unconditional = self.sampler._unprompted(lambda piece, *of_row: piece.hidden(*of_row)[0], 0, *bound, *arrays)
+        return jnp.concatenate([conditional, unconditional])
+
+
+@dataclasses.dataclass(frozen=True)
+class _SeededDenoiser(_OfPiece):
+    """The denoiser of a seeded block: each token is predicted from the position before it, the first one elsewhere."""
 
     def hidden(self, z_BS, t_BS, *hints_BSI):
         # In training the time of a seed is that of its block.
         hidden_BSD = self.piece.hidden(z_BS, t_BS.at[:, 0].set(jnp.max(t_BS, axis=1)), *hints_BSI)
         return jnp.concatenate([hidden_BSD[:, :1], hidden_BSD[:, :-1]], axis=1)
-
-    @property
-    def reads_hidden(self):
-        return self.piece.reads_hidden
-
-    def logits(self, hidden_BSD):
-        return self.piece.logits(hidden_BSD)
-
-    def expect(self, hidden_BSD, table_VI=None):
-        return self.piece.expect(hidden_BSD, table_VI)
 
 
 @dataclasses.dataclass(frozen=True)

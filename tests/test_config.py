@@ -11,7 +11,7 @@ import pytest
 
 from dlmjax import config as config_lib
 from dlmjax.cli.main import main
-from dlmjax.diffusion import registry
+from dlmjax.diffusion import capabilities, registry
 from dlmjax.errors import InputError
 from dlmjax.models.families import FAMILIES
 from dlmjax.models.spec import TIME_INPUTS
@@ -434,3 +434,14 @@ assert not xla_bridge.backends_are_initialized()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "autoregressive,blocks,d3pm(kernel=absorbing),llada,masked,masked_count,masked_lambda"
+
+
+def test_every_process_that_the_documents_name_can_be_named_in_a_config():
+    """Alone and as a phase: what is made before the vocabulary is known has all that a vocabulary provides."""
+    names = re.findall(r"^\| `(.+?)` ", capabilities.table(), re.MULTILINE)
+    assert len(names) > 25
+    for name in names:
+        config = config_lib.override(config_lib.default(), [f"process.name={name}", "model.time_input=adaln"])
+        assert config.process.name == name
+    before = "blocks(size=1, seeded=True)@0.1,blocks(size=2, seeded=True)@0.2"
+    config_lib.override(config_lib.default(), ["process.name=blocks(seeded=True)", f"process.before={before}"])

@@ -206,7 +206,7 @@ def curriculum_of(text: str) -> Process | None:
     made = typing.get_type_hints(kind).get("return", kind) if inspect.isfunction(kind) else kind
     if all(one.phases is Process.phases for one in typing.get_args(made) or (made,)):
         return None
-    return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0})
+    return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1})
 
 
 def schedule_of(text: str, schedule: str) -> str:

@@ -8,7 +8,10 @@ import sys
 import pytest
 
 from dlmjax import config as config_lib
+from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
+from dlmjax.plan.hardware import alone
+from dlmjax.sweep import counts, ladder
 from dlmjax.sweep.definition import BatchRate, IsoFlop, Mixture, NearOptimum, Objective, Repeated, Sweep, _typed, load, short
 from dlmjax.sweep.manifest import Validation
 
@@ -216,6 +219,30 @@ def test_the_variants_of_the_sweep_of_efficiency_start_from_the_defaults_of_befo
         config_lib.check(config_lib.load(masked, objective.overrides))
     with pytest.raises(InputError, match="variants has 'afterr'; choose from before, "):
         load(path, ["variants=afterr"])
+
+
+def test_the_sweep_of_conversions_spends_the_share_of_flops_that_it_names():
+    """On autoregression first, for every target; the rate decays within the last phase. Of the rest all conversions differ in nothing."""
+    path, tokenizer = str(ROOT / "configs/sweeps/convert.py"), load_tokenizer("char27")
+    targets = ("masked", "masked_shift", "blocks4", "blocks4_seeded", "blocks16", "blocks16_seeded")
+    found = load(path, ["data=", f"targets={','.join(targets)}"]).objectives
+    assert len(found) == 4 * len(targets)
+    for name, objective in found.items():
+        config = config_lib.load(str(ROOT / "configs/masked.py:tiny"), objective.overrides)
+        experiment = counts.with_shape(alone(config, tokenizer, None, None), ladder.shape(64))
+        if name.endswith("_scratch"):
+            assert not experiment.earlier
+            continue
+        (first,) = experiment.earlier
+        spent = first.share * experiment.at_step(0).flops_per_token / experiment.flops_per_token
+        assert spent == pytest.approx(int(name[-2:]) / 100, abs=0.001), name
+        assert config.optimizer.decay < 1 - first.share
+    for shares, said in (
+        ("shares=0.5,1", "shares has 1; give shares"),
+        ("targets=masked,none", "targets has 'none'; choose from masked, "),
+    ):
+        with pytest.raises(InputError, match=said):
+            load(path, [shares])
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -92,6 +92,39 @@ def test_llada_has_the_published_size():
     assert network.parameter_count == pytest.approx(8.02e9, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    ("base", "changes", "name", "fresh"),
+    [
+        ("autoregressive", [], "adapt_full", set()),
+        ("autoregressive", [], "adapt_blocks", set()),
+        ("autoregressive", [], "joint", set()),
+        ("masked", ["model.family=bert"], "diffusionbert", {"time"}),
+    ],
+)
+def test_the_tiny_form_of_a_conversion_fits_the_run_that_its_commands_start_from(base, changes, name, fresh):
+    tokenizer, folder = load_tokenizer("char27"), CONFIGS[0].parent
+    source = assemble(config_lib.load(f"{folder}/{base}.py:tiny", changes), tokenizer)
+    config = config_lib.load(f"{folder}/{name}.py:tiny")
+    experiment = assemble(config, tokenizer, counts_V=np.arange(1, tokenizer.vocab_size + 1))
+    assert set(experiment.network.spec.misfits(source.network.spec)) <= {"shift"}
+    shapes, theirs = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(one.abstract_params())}
+        for one in (experiment, source)
+    )
+    assert theirs.items() <= shapes.items() and {path.split("'")[1] for path in shapes.keys() - theirs.keys()} == fresh
+    assert f"configs/{base}.py:tiny" in (folder / f"{name}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("size", ["0.6B", "tiny"])
+def test_blocks_grow_to_the_whole_row_and_shrink_while_the_rate_decays(size):
+    config = config_lib.load(f"{CONFIGS[0].parent}/adapt_blocks.py:{size}", ["mesh.fsdp=1", "execution.attention=dense"])
+    experiment = assemble(config, load_tokenizer("bytes"))
+    sizes = [phase.objective.process.attention.block_size for phase in experiment.earlier] + [experiment.process.attention.block_size]
+    whole = sizes.index(config.data.length)
+    assert sizes[: whole + 1] == sorted(sizes[: whole + 1]) and sizes[whole:] == sorted(sizes[whole:])[::-1] and 0 < whole < len(sizes) - 1
+    assert experiment.earlier[-1].share == pytest.approx(1 - config.optimizer.decay) and config.optimizer.schedule == "wsd"
+
+
 @pytest.mark.parametrize("size", config_lib.SIZES)
 def test_the_configs_of_the_processes_differ_in_the_noise_and_its_objective_alone(size):
     base = config_lib.leaves(config_lib.sized(size))

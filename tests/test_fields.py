@@ -42,7 +42,10 @@ sed:1b bdbb4d5a44e4, uniform:1b 4750abccc507,
 lomdm:gpt2_small 778957339458, lomdm:tiny abfc756b0d68, lomdm:1b e838d0ea8d96,
 adlm:gpt2_small cf842867735c, adlm:tiny 590a6be82783, adlm:1b dd03da762f52,
 sudoku 9cdf883cbc3d, sudoku:board 7f29cf03495a, sudoku:plain 3fd6bd8831e8, sudoku:autoregressive 175dfa44c3d8,
-sft:gpt2_small 7801fcc75523, sft:tiny 5e627b176949, sft:1b 9edd62d6bf38
+sft:gpt2_small 7801fcc75523, sft:tiny 5e627b176949, sft:1b 9edd62d6bf38,
+adapt_full:gpt2_medium 7302e719545a, adapt_full:tiny d6b31c13b55a, adapt_blocks:0.6B ccffa3c59b14, adapt_blocks:1.7B 3ae561e1b5f9,
+adapt_blocks:tiny 93ff829e7891, joint:gpt2_small 7f8820784c55, joint:1b 22f7fb33f527, joint:tiny 18a70064327c,
+diffusionbert:base 0293db6a1c21, diffusionbert:tiny c00ccf0318bb
 """
 # Of the default config, by who hashes it.
 BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}

@@ -15,6 +15,7 @@ from dlmjax.experiment import assemble, open_corpora
 from dlmjax.interop.layouts import LAYOUTS
 from dlmjax.interop.safetensors import Tensor, write_sharded
 from dlmjax.models import build_network, model_spec
+from dlmjax.origin import first_state
 from dlmjax.run import open_run
 from dlmjax.train import train
 from dlmjax.training import init_state, make_train_step
@@ -98,6 +99,25 @@ def test_adaptation_starts_below_random_weights(imported, tmp_path):
 
     train(config, str(tmp_path / "adapted"), init=str(workdir))
     assert losses(tmp_path / "adapted")[1] == pytest.approx(adapted, rel=1e-4)
+
+
+def test_the_configs_of_conversions_start_from_autoregressive_weights(imported):
+    """All weights match. At step 0 the joint loss holds the loss of the autoregressive model, to rounding."""
+    workdir, causal, _ = imported
+    sizes = [f"model.{name}={causal.config.model[name]}" for name in (*SIZES, "rope_base")]
+    small = ["data.length=32", "data.batch=8", "process.times=stratified", f"data.paths={causal.config.data.paths[0]}"]
+    corpora = open_corpora(causal.config, "train")
+    batch, key, found = next(batches_of(causal.config, corpora)), jax.random.key(0), {}
+    for name in ("adapt_full", "adapt_blocks", "joint"):
+        before = ["process.before=blocks(size=4, seeded=True)@0.1,blocks(size=32, seeded=True)@0.5"] if name == "adapt_blocks" else []
+        config = config_lib.load(str(CONFIG.with_name(f"{name}.py")) + ":tiny", [*sizes, *small, *before])
+        experiment = assemble(config, corpora[0].tokenizer, devices=jax.devices()[:1])
+        params = first_state(experiment, None, "", str(workdir))[0]["params"]
+        jax.tree.map(np.testing.assert_array_equal, params, open_run(str(workdir)).params)
+        found[name] = experiment
+    _, terms = jax.jit(found["joint"].loss_fn)(params, batch, key)
+    nats, _ = jax.jit(causal.loss_fn)(params, batch, key)
+    assert float(terms["text_nats"]) == pytest.approx(float(nats), rel=1e-5)
 
 
 def test_the_config_has_the_published_sizes():

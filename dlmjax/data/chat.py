@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dlmjax.data.roles import CONDITION, ROLES, SCORED
@@ -81,21 +81,25 @@ class ChatTemplate:
         digest = hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
         return {"text": self.text, "sha256": digest, "specials": dict(self.specials)}
 
-    def spans(self, record: dict, control_texts: Iterable[str] = ()) -> tuple[str, list[Span]]:
-        """The text of a conversation, and its parts. Raises Unmarked: a record or a template that cannot be used."""
-        messages = _messages(record, control_texts)
+    def spans(self, record: dict, control_texts: Iterable[str] = ()) -> tuple[str, list[Span], tuple[tuple[int, int], ...]]:
+        """The text of a conversation, its parts, and where messages hold the text of a special token, which is ordinary text there.
+
+        control_texts: texts that the tokenizer takes for special tokens in what a template writes.
+        Raises Unmarked: a record or a template that cannot be used."""
+        messages = _messages(record)
         tools = record.get("tools")
         if not (tools is None or isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
             raise Unmarked("field 'tools' holds no list of objects")
-        if control_texts and (held := _held(tools, control_texts)):
-            raise Unmarked(f"field 'tools' holds {held!r}, which this tokenizer takes for a special token; remove it")
+        held = _Held.find([messages, tools], control_texts)
+        messages, tools = held.hide(messages), held.hide(tools)
         reply = _ask({"template": self.text, "specials": dict(self.specials), "messages": messages, "tools": tools or None})
         if "error" in reply:
             raise Unmarked(f"the chat template {reply['error']}")
         answers = self._answers(messages, reply)
         if not answers:
             raise Unmarked("nothing to score: the chat template writes no answer of it")
-        return reply["text"], _parts(reply["text"], answers, reply["starts"], [_ROLES[message["role"]] for message in messages])
+        parts = _parts(reply["text"], answers, reply["starts"], [_ROLES[message["role"]] for message in messages])
+        return held.show(reply["text"], parts)
 
     @staticmethod
     def _answers(messages: list[dict], reply: dict) -> list[tuple[int, int]]:
@@ -141,7 +145,61 @@ def _config(path: pathlib.Path) -> dict:
         raise InputError(f"{path} is not a JSON object ({error}); get the tokenizer's folder again") from None
 
 
-def _messages(record: dict, control_texts: Iterable[str]) -> list[dict]:
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """The texts of special tokens that a record holds, each with a character that stands for it while the template is rendered: what a
+    template writes itself can so be told from what a message says.
+
+    The characters are of a private area of Unicode, and none of them is in the record.
+    """
+
+    characters: dict[str, str]
+
+    @classmethod
+    def find(cls, record: Any, control_texts: Iterable[str]) -> "_Held":
+        """Those of these texts that a value holds anywhere, longer ones before others."""
+        said = list(_texts(record))
+        found = sorted((text for text in control_texts if any(text in one for one in said)), key=len, reverse=True)
+        used = set().union(*said) if found else set()
+        free = (chr(number) for number in range(0x100000, 0x10FFFE) if chr(number) not in used)
+        return cls(dict(zip(found, free, strict=False)))
+
+    def hide(self, value: Any) -> Any:
+        """The value with a character in the place of each of the texts."""
+        if isinstance(value, dict):
+            return {self.hide(name): self.hide(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self.hide(inner) for inner in value]
+        if isinstance(value, str) and self.characters:
+            return re.sub("|".join(map(re.escape, self.characters)), lambda found: self.characters[found[0]], value)
+        return value
+
+    def show(self, text: str, spans: list[Span]) -> tuple[str, list[Span], tuple[tuple[int, int], ...]]:
+        """The text with the texts of special tokens in the place of the characters, its spans, and the ranges of these texts."""
+        if not self.characters:
+            return text, spans, ()
+        of = {character: text for text, character in self.characters.items()}
+        parts, ranges, moved, at = [], [], [0], 0
+        for character in text:
+            part = of.get(character, character)
+            if character in of:
+                ranges.append((at, at + len(part)))
+            parts.append(part)
+            at += len(part)
+            moved.append(at)
+        return "".join(parts), [span._replace(start=moved[span.start], end=moved[span.end]) for span in spans], tuple(ranges)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of a JSON value, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _messages(record: dict) -> list[dict]:
     """The messages of a record. Raises Unmarked."""
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -158,19 +216,9 @@ def _messages(record: dict, control_texts: Iterable[str]) -> list[dict]:
             raise Unmarked(f"message {number} has a content that is not text")
         if content is None and not message.get("tool_calls"):
             raise Unmarked(f"message {number} has no content")
-        if held := _held(message, control_texts):
-            raise Unmarked(f"message {number} holds {held!r}, which this tokenizer takes for a special token; remove it from the text")
     if not any(message["role"] == "assistant" for message in messages):
         raise Unmarked("nothing to score: it has no message of the assistant; remove the line")
     return [_with_reasoning(message) for message in messages]
-
-
-def _held(value: Any, control_texts: Iterable[str]) -> str | None:
-    """The first of these texts that a value holds anywhere."""
-    if isinstance(value, dict | list):
-        inner = value.values() if isinstance(value, dict) else value
-        return next((held for one in inner if (held := _held(one, control_texts))), None)
-    return next((text for text in control_texts if text in value), None) if isinstance(value, str) else None
 
 
 def _with_reasoning(message: dict) -> dict:

@@ -30,12 +30,14 @@ class MarkedText(NamedTuple):
 
     rendered: whether special tokens in the text stand for their ids, as in what a chat template writes.
     ends: use and role of the EOS behind the text; None: those of the last token, and given where that is not noised.
+    ordinary: ranges of characters with the text of a special token that does not stand for its id.
     """
 
     text: str
     spans: list[Span]
     rendered: bool = False
     ends: tuple[int, int] | None = None
+    ordinary: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Marking:
         if not isinstance(record, dict):
             raise Unmarked("it is not an object")
         if self.format == "chat":
-            text, spans = self.template.spans(record, control_texts)
-            return MarkedText(text, spans, True, (TAIL, _TAIL))
+            text, spans, ordinary = self.template.spans(record, control_texts)
+            return MarkedText(text, spans, True, (TAIL, _TAIL), ordinary)
         return self._answered(record) if self.format == "prompt-answer" else self._spanned(record)
 
     def _answered(self, record: dict) -> MarkedText:
@@ -104,7 +106,7 @@ class Marking:
             if other.start < one.end:
                 raise Unmarked(f"spans {number} and {number + 1} overlap or are out of order ({one.end} is after {other.start})")
         edges = [edge for span in spans for edge in span[:2]]
-        ids, first_E, last_E = tokenizer.encode_at(marked.text, edges, marked.rendered)
+        ids, first_E, last_E = tokenizer.encode_at(marked.text, edges, marked.rendered, marked.ordinary)
         if special := {tokenizer.mask_id: "mask", tokenizer.pad_id: "pad"}.keys() & set(ids.tolist()):
             raise Unmarked(f"the text has the special token {tokenizer.control_text(min(special))!r}, which the corpus uses for itself")
         roles = np.full(len(ids), pack_role(CONDITION, _TEXT), np.uint8)

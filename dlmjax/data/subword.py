@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import shorten
 from types import NoneType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -144,21 +145,40 @@ class HuggingFaceTokenizer(TableTokenizer):
             ]
         return [np.array(e.ids, np.int32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def encode_at(self, text: str, edges: Sequence[int], rendered: bool = False):
+    def encode_at(self, text: str, edges: Sequence[int], rendered: bool = False, ordinary: Sequence[tuple[int, int]] = ()):
         """As of every tokenizer, by the positions that the library gives."""
-        backend, ids, starts, ends, at = self._rendering if rendered else self._backend, [], [], [], 0
-        for number, part in enumerate(text.split(SPACE) if self._space_ids else [text]):
-            if number:
+        ids, starts, ends = [], [], []
+        for at, part, backend in self._parts(text, rendered, ordinary):
+            if part == SPACE and self._space_ids:
                 ids += self._space_ids
                 starts += [at] * len(self._space_ids)
                 ends += [at + 1] * len(self._space_ids)
-                at += 1
+                continue
             found = backend.encode(part, add_special_tokens=False)
             ids += found.ids
             starts += [at + start for start, _ in found.offsets]
             ends += [at + end for _, end in found.offsets]
-            at += len(part)
         return np.array(ids, np.int32), np.searchsorted(ends, edges, side="right"), np.searchsorted(starts, edges)
+
+    def _parts(self, text: str, rendered: bool, ordinary: Sequence[tuple[int, int]]) -> Iterator[tuple[int, str, Any]]:
+        """(place, part, the tokenizer of the library for it): U+2581 by itself, and in a text with `ordinary` ranges the texts of special
+        tokens outside of these by themselves, as the library divides it."""
+        cuts = list(re.finditer(SPACE, text)) if self._space_ids else []
+        if ordinary:
+            controls = re.compile("|".join(re.escape(control) for control in sorted(self.control_texts, key=len, reverse=True)))
+            at = 0
+            for begin, end in [*ordinary, (len(text), len(text))]:
+                cuts += controls.finditer(text, at, begin)
+                at = end
+            cuts.sort(key=lambda cut: cut.start())
+        at = 0
+        for cut in cuts:
+            if cut.start() > at:
+                yield at, text[at : cut.start()], self._backend if ordinary or not rendered else self._rendering
+            yield cut.start(), cut[0], self._rendering
+            at = cut.end()
+        if at < len(text):
+            yield at, text[at:], self._backend if ordinary or not rendered else self._rendering
 
     @functools.cached_property
     def _rendering(self):

@@ -113,13 +113,14 @@ class TableTokenizer:
         return [self.encode(text) for text in texts]
 
     def encode_at(
-        self, text: str, edges: Sequence[int], rendered: bool = False
+        self, text: str, edges: Sequence[int], rendered: bool = False, ordinary: Sequence[tuple[int, int]] = ()
     ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "E"], Int[np.ndarray, "E"]]:
         """The tokens of a text, and where characters of it fall among them.
 
         Args:
             edges: positions in characters, 0 to len(text).
             rendered: special tokens in the text stand for their ids (only a tokenizer of Hugging Face has such texts).
+            ordinary: ranges of characters in which they do not.
         Returns:
             The ids; for each edge, the first token that ends after it, and the number of tokens that begin before it. The two differ by
             one where a token lies across the edge.

@@ -211,6 +211,12 @@ def test_sentencepiece_like_tokenizer_json(tmp_path):
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert int(tokenizer.byte_lengths_V[tokenizer.encode(text)].sum()) == len(text.encode())
     assert tokenizer.encode("a a").tolist() == [259, 261] and tokenizer.eos_id == 1
+    # In a rendered text the first "</s>" is said to be ordinary, the second stands for its id.
+    text = "a</s> a\u2581b</s> b"
+    ids, first_E, last_E = tokenizer.encode_at(text, [1, 5, 9, 13], rendered=True, ordinary=[(1, 5)])
+    assert (ids == 1).sum() == 1 and tokenizer.decode(ids) == "a</s> a\u2581b b"
+    assert first_E.tolist() == last_E.tolist() == [1, 5, 10, 11] and ids[10] == 1
+    np.testing.assert_array_equal(ids[:5], tokenizer.encode("a</s>"))
 
 
 def test_tokenizer_that_changes_text_is_refused(tmp_path):

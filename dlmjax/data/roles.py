@@ -4,7 +4,7 @@
               3 hidden (never shown: what a row cuts off, and padding)
     bits 2-4  role: text, system, user, assistant, tool, thought, tail, other
     bit 5     first token of a message (a turn of a conversation), the header that a chat template writes included
-    bit 6     last token of its document: in shards alone, batches do not have it
+    bit 6     last token of its document; the rows that a run trains on do not have it (`supervised.py`)
 
 The functions take and return numpy or jax arrays of any shape, or whole numbers.
 """

@@ -27,7 +27,20 @@ from jaxtyping import Bool, Float, Int, UInt64
 
 from dlmjax.choices import build, lookup, parse
 from dlmjax.data.corpus import Corpus
-from dlmjax.data.roles import ALL_SCORED, CONDITION, HIDDEN, PADDING, ROLES, SCORED, TAIL, carries_loss, is_message_start, pack_role, use_of
+from dlmjax.data.roles import (
+    ALL_SCORED,
+    CONDITION,
+    END,
+    HIDDEN,
+    PADDING,
+    ROLES,
+    SCORED,
+    TAIL,
+    carries_loss,
+    is_message_start,
+    pack_role,
+    use_of,
+)
 from dlmjax.data.windows import make_keys, mix
 from dlmjax.errors import InputError
 
@@ -183,14 +196,15 @@ class SupervisedRows:
             return batch
         batch = self._hide(batch, use_of(batch["roles"]) == HIDDEN)
         # A text ends where it is stored to end, or behind the answer that is kept of it; one that is cut off has no end.
-        ends_BL = _last_of_text(batch["segments"]) & (batch["tokens"] == self.eos_id)
+        # The token of EOS says nothing about that: a chat template may write it after every answer.
+        ends_BL = _last_of_text(batch["segments"]) & (batch["roles"] & END > 0)
         if self.answers == "one":
             before_BL = batch["segments"]
             batch = self._one_answer(batch, uniforms(keys_B, _ANSWER, length + 1))
             ends_BL |= _last_of_text(batch["segments"]) & ~_last_of_text(before_BL)
         if self.answers == "blocks" or self.tail is not None:
             batch = self._filled(batch, ends_BL & is_scored(batch), uniforms(keys_B, _TAIL, length + 1))
-        return batch
+        return {**batch, "roles": batch["roles"] & np.uint8(END - 1)}
 
     def _hide(self, batch: Batch, cut_BL: Bool[np.ndarray, "B L"]) -> Batch:
         """Padding in the place of tokens."""

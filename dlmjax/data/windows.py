@@ -176,7 +176,8 @@ class _Rows:
             written_BL = np.arange(ends_BL.shape[1]) < self.counts_B[:, None]
             plain_B1 = ~self._has_roles_B[:, None]
             ends_BL = np.where(plain_B1, ends_BL, self.roles_BL & END > 0)
-            roles_BL = np.where(plain_B1 & written_BL, np.uint8(ALL_SCORED), self.roles_BL & np.uint8(END - 1))
+            # Padding has the byte of padding, and END stands where documents end, in rows of both kinds.
+            roles_BL = np.where(plain_B1 & written_BL, np.uint8(ALL_SCORED) | END * ends_BL.astype(np.uint8), self.roles_BL)
         segments_BL, positions_BL = segments_and_positions(ends_BL, self.counts_B)
         found = {"tokens": self.tokens_BL, "segments": segments_BL, "positions": positions_BL, "row": numbers_B.astype(np.int32)}
         return found if self.roles_BL is None else {**found, "roles": roles_BL}

@@ -71,12 +71,20 @@ def corpus_text(corpus: Corpus, cut: Cut, copies: bool = False) -> Text:
     if wanted < 1:
         raise InputError(f"the split {corpus.split} of {corpus.directory} holds no tokens; an evaluation requires at least one")
     tokens_T = corpus.read(0, wanted)
-    ends_D = np.flatnonzero(tokens_T == corpus.tokenizer.eos_id) + 1
-    if not len(ends_D) or ends_D[-1] < wanted:
-        ends_D = np.append(ends_D, wanted)
+    ends_D = _ends_within(corpus, wanted)
     windows, protocol = _stream(tokens_T, ends_D, corpus.tokenizer, cut, "a prepared corpus")
     protocol |= {"corpus": str(corpus.directory), "split": corpus.split, "complete": windows.complete and wanted == corpus.num_tokens}
     return Text(windows, [str(number) for number in range(len(ends_D))], None, corpus.split, protocol)
+
+
+def _ends_within(corpus: Corpus, wanted: int) -> Int[np.ndarray, "D"]:
+    """Offsets after the ends of the documents of the first `wanted` tokens, where the last one may be cut off."""
+    ends = []
+    for ends_D in corpus.document_ends():
+        ends.append(ends_D[: int(np.searchsorted(ends_D, wanted))])
+        if len(ends_D) and ends_D[-1] >= wanted:
+            break
+    return np.append(np.concatenate(ends), wanted)
 
 
 def _supervised_text(corpus: Corpus, cut: Cut, copies: bool) -> Text:

@@ -20,6 +20,8 @@ from dlmjax.errors import InputError
 from dlmjax.files import sealed
 from tests.data.conftest import make_documents
 
+EOS = 258  # of bytes
+
 OPTIONS = {"format": "prompt-answer", "shard_bytes": 8_000, "progress": False}
 CONDITION, SCORED, PADDING = roles.pack_role(0, 2), roles.pack_role(1, 3), roles.PADDING
 
@@ -97,13 +99,19 @@ def test_every_way_to_prepare_writes_the_same_bytes(answers, source, tmp_path, h
     assert (tmp_path / manifest.FILE).read_bytes() == (answers.directory / manifest.FILE).read_bytes()
 
 
+def without_ends(bytes_N: np.ndarray) -> np.ndarray:
+    """Bytes of roles without the bit of the last token of a document."""
+    return bytes_N & np.uint8(roles.END - 1)
+
+
 def row_of(batch: dict, number: int, length: int, tokens: np.ndarray, expected: np.ndarray) -> None:
     """Asserts that a row is some stretch of the stream (a ring), with its roles at the same places, and padding after it."""
     count = int((batch["segments"][number] > 0).sum())
     row = batch["tokens"][number, :count]
     ring, ring_roles = np.append(tokens, tokens[:length]), np.append(expected, expected[:length])
     at = next(i for i in np.flatnonzero(ring == row[0]) if np.array_equal(ring[i : i + count], row))
-    np.testing.assert_array_equal(batch["roles"][number, :count], ring_roles[at : at + count])
+    np.testing.assert_array_equal(without_ends(batch["roles"][number, :count]), ring_roles[at : at + count])
+    np.testing.assert_array_equal(batch["roles"][number, :count] & roles.END > 0, row == EOS)
     assert (batch["roles"][number, count:] == PADDING).all()
 
 
@@ -127,7 +135,7 @@ def test_a_mixture_scores_all_tokens_of_a_corpus_without_roles(answers, columns,
     batch, of_plain = windows.rows(2, range(8)), 0
     for number in range(8):
         count = int((batch["segments"][number] > 0).sum())
-        if (batch["roles"][number, :count] == roles.ALL_SCORED).all():
+        if (without_ends(batch["roles"][number, :count]) == roles.ALL_SCORED).all():
             of_plain += 1
             row_of(batch, number, 200, np.array(stream), np.full(len(stream), roles.ALL_SCORED))
         else:
@@ -143,7 +151,7 @@ def test_held_out_windows_keep_answers_with_their_prompts(answers, columns):
     batches = list(eval_batches(held_out, 4, ahead=0))
     valid = np.concatenate([batch["segments"] for batch in batches]) > 0
     np.testing.assert_array_equal(np.concatenate([batch["tokens"] for batch in batches])[valid], tokens)
-    np.testing.assert_array_equal(np.concatenate([batch["roles"] for batch in batches])[valid], expected)
+    np.testing.assert_array_equal(without_ends(np.concatenate([batch["roles"] for batch in batches])[valid]), expected)
     first = np.array([row["roles"][0] for number in range(len(held_out)) if (row := held_out.row(number))])
     cut = 8890 // 1300 + 1  # windows that begin within the one long answer
     assert (roles.is_message_start(first) & (roles.use_of(first) == roles.CONDITION)).sum() >= len(first) - cut

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dlmjax.data.roles import ALL_SCORED, CONDITION, HIDDEN, PADDING, ROLES, SCORED, TAIL, is_message_start, pack_role, use_of
+from dlmjax.data.roles import ALL_SCORED, CONDITION, END, HIDDEN, PADDING, ROLES, SCORED, TAIL, is_message_start, pack_role, use_of
 from dlmjax.data.supervised import INFILLS, TAILS, RandomTail, Spans, SupervisedRows, ToBlock, ToRow, is_scored, make_choice
 from dlmjax.errors import InputError
 
@@ -23,7 +23,7 @@ def chat(*messages: tuple[str, int], end: bool = True) -> tuple[list[int], list[
         byte = GIVEN_U if who == "user" else SCORED_A
         roles += [byte | 32, *[byte] * (count - 1)]
     tokens = list(range(1, len(roles) + 1))
-    return (tokens + [EOS], [*roles, ENDS]) if end else (tokens, roles)
+    return (tokens + [EOS], [*roles, ENDS | END]) if end else (tokens, roles)
 
 
 def batch_of(*rows: list[tuple[list[int], list[int]]]) -> dict[str, np.ndarray]:
@@ -74,6 +74,7 @@ def test_a_row_is_a_function_of_its_sample_and_stays_a_row(view):
     for name in batch:
         assert whole[name].dtype == batch[name].dtype
         np.testing.assert_array_equal(part[name], whole[name][some])
+    assert not (whole["roles"] & END).any()
     if not (view.answers == "blocks" or isinstance(view.tail, ToRow)):
         again = dataclasses.replace(view, seed=4)(batch, samples_B)
         assert any((again[name] != whole[name]).any() for name in batch)
@@ -161,6 +162,23 @@ def test_tails_follow_the_end_of_a_text():
     cut = batch_of([chat(("user", 2), ("assistant", 3), end=False)])
     for view in (ToRow(), RandomTail()):
         np.testing.assert_array_equal(dataclasses.replace(ROWS, tail=view)(cut, np.arange(1))["tokens"], cut["tokens"])
+
+
+@pytest.mark.parametrize("name", [name for name, view in EVERY.items() if view.random_length == 0])
+def test_only_the_stored_end_of_a_text_is_one(name):
+    """A template that writes EOS after every answer, and a row that ends, is cut or is hidden right behind such an EOS."""
+    tokens, roles = TWO_TURNS
+    tokens = [EOS if i == 6 else token for i, token in enumerate(tokens)]
+    view = dataclasses.replace(EVERY[name], answers=EVERY[name].answers.replace("one", "all"))
+    if view.tail is None:
+        view = dataclasses.replace(view, tail=ToRow())
+    hidden = [*roles[:7], *[pack_role(HIDDEN, 7)] * (len(roles) - 7)]
+    for texts in ((tokens[:7], roles[:7]), (tokens, hidden)):
+        rows = view(batch_of([texts]), np.arange(1))
+        assert (rows["segments"][0] > 0).sum() == 7, "nothing is filled in"
+    cut = dataclasses.replace(view, random_length=1.0, infill=None)(repeated([(tokens, roles)]), SAMPLES_B)
+    counts_B = (cut["segments"] > 0).sum(axis=1)
+    assert abs((counts_B == 7).mean() - 1 / L) < 0.012, "nothing is filled into the rows that are cut there"
 
 
 def test_the_answer_that_is_kept_of_several_has_a_tail():

@@ -1,5 +1,6 @@
 """Autoregressive weights that come in from a file are a better start for masked diffusion than none."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -121,7 +122,9 @@ def test_the_configs_of_conversions_start_from_autoregressive_weights(imported):
 
 
 def test_the_config_has_the_published_sizes():
-    """Weights of Qwen3-0.6B with a tied head and of Qwen3-8B, as their files hold them."""
-    for size, count in (("0.6B", 596_049_920), ("8B", 8_190_735_360)):
-        config = config_lib.load(f"{CONFIG}:{size}")
-        assert build_network(model_spec(config.model)).parameter_count == count
+    """Weights of Qwen3-0.6B with a tied head and of Qwen3-8B, of GPT-2 medium with two more ids, of BERT, as their files hold them."""
+    published = {"adapt_qwen3:0.6B": 596_049_920, "adapt_qwen3:8B": 8_190_735_360, "adapt_blocks:8B": 8_190_735_360}
+    published |= {"adapt_full:gpt2_medium": 354_823_168 + 2 * 1024, "diffusionbert:base": 109_514_298}
+    for name, count in published.items():
+        model = config_lib.load_config(name).model
+        assert build_network(dataclasses.replace(model_spec(model), time_input="none")).parameter_count == count, name

@@ -169,7 +169,9 @@ WITHIN_ROWS: dict[str, Callable[..., times.Times]] = {"hyper": Hyperschedule, "b
 # Values from the tokenizer, the corpus and the schedule: every process may be made with them and uses those that it has a field for.
 _INTERNAL = ("params",)  # trained, not configured
 _EPS = inspect.Parameter("eps", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
-_SOME_VOCAB = 2**16  # vocabulary of a process that is made before its tokenizer is known
+_SOME_VOCAB = 2**16
+# What a tokenizer provides, for a process that is made before its tokenizer is known.
+_SOME_TOKENIZER = {"vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1, "eos_id": 1, "excluded": (2,)}
 _COMMON = ("vocab", "mask_id", "pad_id", "bos_id", "eos_id", "excluded", "schedule", "counts_V")
 
 
@@ -206,7 +208,7 @@ def curriculum_of(text: str) -> Process | None:
     made = typing.get_type_hints(kind).get("return", kind) if inspect.isfunction(kind) else kind
     if all(one.phases is Process.phases for one in typing.get_args(made) or (made,)):
         return None
-    return make_process(name, **{**values, "vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1})
+    return make_process(name, **{**values, **_SOME_TOKENIZER})
 
 
 def schedule_of(text: str, schedule: str) -> str:
@@ -241,8 +243,7 @@ def _time_input(name: str, values: Mapping[str, Any], schedule: tuple[str, Mappi
     of a traced array, the trace ends, and its other values are checked when the run is assembled."""
     if name in _CHECKED:
         return _CHECKED[name](**values)
-    facts = {"vocab": _SOME_VOCAB, "mask_id": 0, "bos_id": 1, "eos_id": 1, "excluded": (2,)}
-    facts |= {"counts_V": (1,) * _SOME_VOCAB} if "counts_V" in process_fields(name) else {}
+    facts = _SOME_TOKENIZER | ({"counts_V": (1,) * _SOME_VOCAB} if "counts_V" in process_fields(name) else {})
     found: list[bool] = []
 
     def trace() -> None:

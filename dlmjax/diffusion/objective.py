@@ -202,6 +202,7 @@ class Objective:
         }
         if "scored" in batch or self.normaliser != "token":
             terms["texts"] = jnp.sum(_tokens_of_text(batch["segments"], loss_mask_BL)[0], dtype=jnp.int32)
+        terms |= _rows(valid_BL, loss_mask_BL) if "scored" in batch else {}
         if "tail" in batch:
             tail_BL = batch["tail"] & loss_mask_BL
             terms |= {
@@ -295,8 +296,9 @@ class Objective:
         the bound ("loss_NAME_uncorrected_not_a_bound" where the times are not corrected, "loss_NAME_tail_weight_not_a_bound" where the tail
         has a weight of its own, "..._answer_mean" and "..._per_text" where the mean is one over texts); "noise_rate"; "level_0.05" ...
         "level_0.95": the integrand of the bound's diffusion part in that bin of t (bins without tokens are left out); "tail_share" and
-        "tail_nats_share": the tail's part of the tokens and of the nats; "tokens_per_text"; "text_nll", under weighting joint, the
-        negative log-likelihood of the text by the clean stream; "learned/...": of learned process parameters.
+        "tail_nats_share": the tail's part of the tokens and of the nats; "unscored_rows": the share of rows in which given tokens alone
+        are shown; "tokens_per_text"; "text_nll", under weighting joint, the negative log-likelihood of the text by the clean stream;
+        "learned/...": of learned process parameters.
         """
         tokens = max(float(terms["tokens"]), 1.0)
         report = {
@@ -306,6 +308,8 @@ class Objective:
         }
         if "texts" in terms:
             report["tokens_per_text"] = float(terms["tokens"]) / max(float(terms["texts"]), 1.0)
+        if "rows" in terms:
+            report["unscored_rows"] = float(terms["unscored_rows"]) / max(float(terms["rows"]), 1.0)
         if "tail_tokens" in terms:
             report["tail_share"] = float(terms["tail_tokens"]) / tokens
             report["tail_nats_share"] = float(terms["tail_nats"]) / (float(terms["nats"]) or 1.0)
@@ -523,6 +527,12 @@ def _tokens_of_text(segments_BL: Tokens, loss_mask_BL: Mask) -> tuple[Int[Array,
         return (counts_M > 0).astype(jnp.int32), counts_M[segments_L]
 
     return jax.vmap(row)(segments_BL, loss_mask_BL)
+
+
+def _rows(valid_BL: Mask, loss_mask_BL: Mask) -> dict[str, Array]:
+    """Numbers of rows, and of those without a loss: one inside a long document may have no answer, costs a row and teaches nothing."""
+    rows_B = jnp.any(valid_BL, axis=1)
+    return {"rows": jnp.sum(rows_B, dtype=jnp.int32), "unscored_rows": jnp.sum(rows_B & ~jnp.any(loss_mask_BL, axis=1), dtype=jnp.int32)}
 
 
 def _by_time(t_BL: PerToken, value_BL: PerToken) -> Float[Array, "10"]:

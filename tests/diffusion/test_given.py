@@ -256,6 +256,11 @@ def test_the_log_names_the_mean_and_says_where_it_is_no_bound():
         shown = objective.summary(report)
         assert name in shown.get("trained", "") and ("trained" in shown) == (normaliser != "token")
     assert report["tail_share"] == pytest.approx(1 / 6) and report["tail_nats_share"] == pytest.approx(terms["tail_nats"] / terms["nats"])
+    batch = supervised_batch()
+    assert report["unscored_rows"] == 0
+    given = {**batch, "scored": batch["scored"].at[0].set(False)}
+    rows = Objective(MASKED).report(jax.device_get(Objective(MASKED)(FLAT, given, jax.random.key(1), 2)[1]))
+    assert rows["unscored_rows"] == 0.5
     weighted = Objective(MASKED, tail_weight=0.5)
     assert not weighted.trains_bound and "loss_bound_tail_weight_not_a_bound" in weighted.report(terms)
     with pytest.raises(InputError, match="normaliser is 'row'.*token, answer, text"):

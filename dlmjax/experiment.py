@@ -74,6 +74,7 @@ class Experiment:
     earlier: tuple[EarlierPhase, ...] = ()
     phase_start: int = 0
     chosen_process: str = ""  # the text of a process that is not the one trained last
+    trained: "Experiment | None" = None  # that of the training, where a process was chosen
     rows: SupervisedRows | None = None
     trained_loops: int | None = None  # where the network runs its looped layers another number of times than in training
 
@@ -117,9 +118,8 @@ class Experiment:
         if self.earlier:
             shares = [0.0, *(phase.share for phase in self.earlier), 1.0]
             phases = [*(self._during(phase.objective) for phase in self.earlier), dataclasses.replace(self, earlier=())]
-            return sum(
-                (end - start) * phase.flops_per_token for (start, end), phase in zip(itertools.pairwise(shares), phases, strict=True)
-            )
+            pairs = zip(itertools.pairwise(shares), phases, strict=True)
+            return sum((end - start) * phase.flops_per_token for (start, end), phase in pairs)
         process, objective = self.process, self.objective
         forward_only = (objective.self_condition > 0) + (objective.progressive is not None)
         passes = 1 + forward_only / 3 + (objective.boundary and process.boundary.reconstruction)
@@ -547,7 +547,7 @@ def _with_process(experiment: Experiment, text: str, counts_V: Any) -> Experimen
         raise InputError(f"--process {text} requires a network conditioned on the time, and this run has model.time_input=none")
     elif network.spec.shift and process.attention.sequential and not process.attention.shifted:
         raise InputError(f"--process {text} conflicts with model.family={config.model.family}, which predicts from the position before")
-    return dataclasses.replace(experiment._during(Objective(process)), chosen_process=text)
+    return dataclasses.replace(experiment._during(Objective(process)), chosen_process=text, trained=experiment)
 
 
 def require_family(workdir: str) -> None:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     """Reads the run, samples, writes the page."""
     from dlmjax.evaluation.record import provenance
     from dlmjax.experiment import open_experiment
-    from dlmjax.report import read_facts, render
+    from dlmjax.report import read_facts, render, trained_phases
 
     facts = read_facts(arguments.workdir)
     output = arguments.output or str(pathlib.Path(arguments.workdir) / PAGE)
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         experiment, trace = opened.experiment, _trace(arguments, opened)
     else:
         experiment, trace = open_experiment(arguments.workdir, trust_code=arguments.trust_code, process=arguments.process), ""
-    write_atomically(output, render(facts, provenance(), experiment.parameter_count, trace))
+    write_atomically(output, render(facts, provenance(), experiment.parameter_count, trace, trained_phases(experiment, facts.step)))
     print(f"report: {output}")
 
 

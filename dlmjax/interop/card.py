@@ -15,6 +15,7 @@ from dlmjax.errors import InputError
 from dlmjax.experiment import Experiment
 from dlmjax.files import read_json
 from dlmjax.interop.views import Exported, View, VocabularyRows
+from dlmjax.report.phases import HEAD, trained_phases
 from dlmjax.training import read
 
 SHIPPED = pathlib.Path(__file__).parent / "shipped" / "load_dlm.py"
@@ -140,16 +141,21 @@ def _training(facts: Facts) -> str:
         return ""
     config, experiment = facts.experiment.config, facts.experiment
     tokens = facts.step * config.data.batch * config.data.length
+    parts = trained_phases(experiment, facts.step)
     phases = [*config.process.before, config.process.name]
     trained = "`, then `".join(phases) + (f"`, exported as `{experiment.chosen_process}" if experiment.chosen_process else "")
     rows = [
         ("process", f"`{trained}`, schedule `{config.process.schedule}`, attention {facts.model.attention}"),
         ("steps", f"{facts.step:,} of {config.data.batch:,} x {config.data.length:,} tokens: {tokens:,} tokens"),
-        ("training FLOPs", f"{tokens * experiment.flops_per_token:.3g} (multiply and add counted as two, attention in full)"),
+        ("training FLOPs", f"{sum(part.flops for part in parts):.3g} (multiply and add counted as two, attention in full)"),
         ("optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}, weight decay {config.optimizer.weight_decay:g}"),
         ("seed, config", f"{config.seed}, fingerprint {config_lib.fingerprint(config)}"),
     ]
-    return _table("Training", rows)
+    table = _table("Training", rows)
+    if len(parts) > 1:
+        lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ("---", "---", "---:", "---:"), *(part.cells() for part in parts))]
+        table += "\n\n" + "\n".join(lines)
+    return table
 
 
 def _score(facts: Facts) -> str:

@@ -2,5 +2,6 @@
 
 from dlmjax.report.facts import RunFacts, read_facts
 from dlmjax.report.page import render
+from dlmjax.report.phases import TrainedPhase, trained_phases
 
-__all__ = ["RunFacts", "read_facts", "render"]
+__all__ = ["RunFacts", "TrainedPhase", "read_facts", "render", "trained_phases"]

@@ -8,6 +8,7 @@ from typing import Any
 from dlmjax.report import charts
 from dlmjax.report.charts import chart, short
 from dlmjax.report.facts import RunFacts
+from dlmjax.report.phases import HEAD, TrainedPhase
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --dim: #777; }
@@ -24,13 +25,16 @@ BASELINES = "baselines_bits_per_byte"  # of the report of an evaluation
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def render(facts: RunFacts, made: Mapping[str, Any], parameters: int | None = None, trace: str = "") -> str:
+def render(
+    facts: RunFacts, made: Mapping[str, Any], parameters: int | None = None, trace: str = "", phases: Sequence[TrainedPhase] = ()
+) -> str:
     """The page as text.
 
     Args:
       made: version, commit and machine, name -> value.
       parameters: number of trained parameters.
       trace: the HTML of a denoising trace (`sampling.html.section`); "" = none.
+      phases: of the training, shown where there are several.
     """
     title = f"Run {facts.name}"
     parts = [
@@ -42,6 +46,7 @@ def render(facts: RunFacts, made: Mapping[str, Any], parameters: int | None = No
         *_curves(facts),
         *_noise(facts),
         *_samples(facts, trace),
+        *_phases(phases),
         *_time(facts),
         *_corpora(facts),
         *_config(facts),
@@ -139,6 +144,12 @@ def _samples(facts: RunFacts, trace: str) -> Iterable[str]:
     if facts.samples:
         step, text = facts.samples[-1]
         yield f'<p class="dim">Logged at step {step:,}:</p><pre>{_text(text)}</pre>'
+
+
+def _phases(phases: Sequence[TrainedPhase]) -> Iterable[str]:
+    if len(phases) > 1:
+        yield "<h2>Phases</h2>"
+        yield _table(HEAD, [phase.cells() for phase in phases])
 
 
 def _time(facts: RunFacts) -> Iterable[str]:

@@ -54,6 +54,12 @@ def test_imported_weights_name_their_source_and_no_training():
     assert "trained with dlmjax" in written() and "## Training" in written()
 
 
+def test_the_phases_of_a_run_are_listed_with_their_share():
+    text = written(process__before="autoregressive@4", train__steps=12, optimizer__warmup=0)
+    assert "| autoregressive | 0 to 4 | 768 |" in text and "| masked | 4 to 9 | 960 |" in text
+    assert "| phase |" not in written()
+
+
 def test_without_an_evaluation_the_last_held_out_line_is_named_as_that(tmp_path):
     assert card.evaluation_of(str(tmp_path), None) is None and "Not evaluated" in written()
     lines = [{"kind": "held_out", "step": step, **{name: step / 10 for name in card.NUMBERS}} for step in (5, 9)]

@@ -10,7 +10,7 @@ import pytest
 
 from dlmjax.cli.main import main
 from dlmjax.errors import InputError
-from dlmjax.report import read_facts, render
+from dlmjax.report import TrainedPhase, read_facts, render
 from dlmjax.training import read
 from tests.test_train import config_file, tiny_config
 
@@ -60,6 +60,14 @@ def test_the_command_writes_one_page_that_needs_no_other_file(run, capsys):
     assert f"{held_out['nats_per_token']:.4f} ± {held_out['stderr_nats_per_token']:.4f}" in found.text
     for part in ("Run a run", "complete", "6 of 6", "Learning rate", "Loss by noise time", "Wall time", "data.length", "tokenizer bytes, "):
         assert part in found.text, part
+
+
+def test_the_phases_are_listed_where_there_are_several(run):
+    phases = [TrainedPhase("<autoregressive>", 0, 2, 1024, 1e9), TrainedPhase("masked", 2, 6, 2048, 3e9)]
+    facts = read_facts(run)
+    assert "Phases" not in render(facts, {}, phases=phases[:1]) and "Phases" not in (run / "report.html").read_text(encoding="utf-8")
+    content = render(facts, {}, phases=phases)
+    assert "<h2>Phases</h2>" in content and "&lt;autoregressive&gt;" in content and "2 to 6" in content and "2,048" in content
 
 
 def test_a_run_in_progress_is_shown_as_far_as_it_is(run, tmp_path):

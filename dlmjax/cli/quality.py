@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
 from dlmjax.cli.run_flags import add_data, add_run, add_sampling, open_arguments, sample_settings
+from dlmjax.errors import InputError
 from dlmjax.files import as_json, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add(
         "--latency",
         action="store_true",
-        help="speed of sampling instead: whole canvas, blocks with a cache, autoregression with a cache (off)",
+        help="speed of sampling instead: whole canvas, blocks with a cache, autoregression with a cache, and "
+        "the policy of --cache with its drift (off)",
     )
     add("--batches", type=several, default="1,8", metavar="N,N,...", help="batch sizes of --latency, texts (1,8)")
     add("--blocks", type=flags.wholes(1, flags.MOST_TOKENS), default="16", metavar="N,N,...", help="block sizes of --latency, tokens (16)")
@@ -116,11 +117,14 @@ def _write_quality(output: pathlib.Path, report: dict, curve: generated.Curve, t
 
 
 def _latency(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -> None:
-    from dlmjax.quality.latency import latency_grid, table
+    from dlmjax.quality.latency import latency_grid, table, ways_of
 
-    sizes: dict[str, Sequence[int]] = {"steps": arguments.steps, "batches": arguments.batches, "blocks": arguments.blocks}
+    if arguments.cache is True:
+        raise InputError("--latency times a cache policy; give --cache one, such as dual(block=32), or leave it out")
+    # All ways are checked before the first is timed.
+    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, arguments.cache or ""))
     how = {"length": origin["length"], "repeats": arguments.repeats, "log": lambda line: print(f"timing {line}", flush=True)}
-    rows = latency_grid(opened, **sizes, **how)
+    rows = latency_grid(opened, ways, arguments.batches, **how)
     print(
         f"\n{opened.experiment.parameter_count / 1e6:.2f}M parameters, texts of {origin['length']} tokens, {rows[0]['precision']}, "
         f"{rows[0]['device']}; median of {arguments.repeats}\n\n{table(rows)}",

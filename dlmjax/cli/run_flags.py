@@ -65,6 +65,17 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, ord
     )
     add("--temperature", type=flags.number(0), default=temperature, help=f"temperature; 0: the most likely token ({temperature:g})")
     add("--top-p", type=flags.number(0, 1, open_low=True), default=1.0, help="probability of the nucleus; 1: off (1)")
+    add(
+        "--cache",
+        nargs="?",
+        const=True,
+        default=False,
+        type=flags.text,
+        metavar="POLICY",
+        help="reused keys and values, in blocks of --steps steps each: prompt, prefix(block=32), dual(block=32,every=8), "
+        "window(block=32,left=16,right=16), delayed(every=8); without a policy: network calls where no token has changed are left out, "
+        "networks not conditioned on t (off)",
+    )
     add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
 
 

@@ -33,7 +33,6 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="width of the window, tokens, in which noise falls from left to right; 1: one by one (off: all positions together)",
     )
     add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
-    add("--cache", action="store_true", help="leave out network calls where no token has changed; networks not conditioned on t (off)")
     add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
     add("--stop", action="store_true", help="end a text at its end of document; with blocks, --stride or causal processes (off)")
     add("--remask", action="store_true", help="mask revealed tokens of low score again; orders confidence, entropy and margin (off)")
@@ -67,8 +66,9 @@ def run(arguments: argparse.Namespace, _) -> None:
     result = _sampled(arguments, sampler, opened, canvas)
     for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
+    reads = "" if result.reuse is None else f"{result.reuse.reads_B.mean():,.0f} positions read, "
     print(
-        f"({result.steps} steps, {result.evaluations} network calls, unigram entropy {result.entropy:.2f} nats/token, "
+        f"({result.steps} steps, {result.evaluations} network calls, {reads}unigram entropy {result.entropy:.2f} nats/token, "
         f"seed {arguments.seed})",
         flush=True,
     )

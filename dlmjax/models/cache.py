@@ -5,6 +5,9 @@ Under a mask in which no position attends to a later block (`Causal`, `BlockCaus
 own keys and values are kept (`advance`) or dropped (`hidden`). `start` is traced, so one compilation serves every piece. The results are
 those of the network on the whole row, up to rounding.
 
+Under any other mask the keys and values of a position change with the tokens that it attends to, so entries of an earlier pass are an
+approximation. `bind_positions` reads any positions of each row, which the caller chooses (`sampling.reuse`).
+
 Shapes: N layers, repeated runs included, B rows, S positions of the piece, M of the buffer, H query heads, G key/value
 heads, K head_dim, D width.
 """
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dlmjax.errors import InputError
 from dlmjax.models.attention import FORBIDDEN
@@ -44,28 +47,51 @@ def bind_cached(network: Network, params: dict, cache: Cache, start: Any, size: 
 
     Raises InputError for networks that cannot be read in pieces.
     """
-    if network.spec.time_input == "prefix":
-        raise InputError("a network with model.time_input=prefix cannot be read block by block: its first position is not in any block")
-    if network.spec.shift:
-        raise InputError("model.family with shift=true cannot be read block by block: the state for a block's first token is not in it")
-    if network.spec.context and cache.keys.shape[2] > network.spec.context:
-        raise InputError(f"rows of {cache.keys.shape[2]} tokens, but this family has learned positions for {network.spec.context}")
-    if network.layout.mesh is not None:
-        raise InputError("a network placed on a mesh cannot be read block by block; use the same network on one device")
-    rows = cache.keys.shape[1]
-    positions_BS = jnp.broadcast_to(start + jnp.arange(size), (rows, size))
+    _require_pieces(network, cache.keys.shape[2], "block by block")
     if network.spec.peers:
         raise InputError("model.family with peers=True cannot be read block by block: a cell attends to later ones; leave peers out")
+    rows = cache.keys.shape[1]
+    positions_BS = jnp.broadcast_to(start + jnp.arange(size), (rows, size))
     seen = within(mask, network.spec.window)
     return CachedDenoiser(network, params, jnp.ones((rows, size), jnp.int32), positions_BS, seen, cache=cache, start=start)
 
 
+def bind_positions(
+    network: Network, params: dict, cache: Cache, index_BS: Int[Array, "B S"], mask: Any, valid_BM: Bool[Array, "B M"]
+) -> CachedDenoiser:
+    """The denoiser of the positions `index_BS` of each row (may be traced), under any mask; the others are read from the buffers.
+
+    index_BS: what is computed for an index of M or more is not kept.  valid_BM: positions that are not padding.
+    Raises InputError for networks that cannot be read in pieces.
+    """
+    _require_pieces(network, cache.keys.shape[2], "in parts")
+    positions_BS = jnp.minimum(index_BS, cache.keys.shape[2] - 1)
+    seen = within(mask, network.spec.window, network.spec.peers)
+    return CachedDenoiser(network, params, jnp.ones_like(index_BS), positions_BS, seen, cache=cache, start=index_BS, valid_BM=valid_BM)
+
+
+def _require_pieces(network: Network, length: int, how: str) -> None:
+    """Raises InputError: a network whose row of `length` tokens cannot be read `how`."""
+    if network.spec.time_input == "prefix":
+        raise InputError(f"a network with model.time_input=prefix cannot be read {how}: its first position is not in any block")
+    if network.spec.shift:
+        raise InputError(f"model.family with shift=true cannot be read {how}: the state for a block's first token is not in it")
+    if network.spec.context and length > network.spec.context:
+        raise InputError(f"rows of {length} tokens, but this family has learned positions for {network.spec.context}")
+    if network.layout.mesh is not None:
+        raise InputError(f"a network placed on a mesh cannot be read {how}; use the same network on one device")
+
+
 @dataclasses.dataclass(frozen=True)
 class CachedDenoiser(Denoiser):
-    """A `Denoiser` of one piece, with the same `hidden`, `logits` and `expect`."""
+    """A `Denoiser` of one piece, with the same `hidden`, `logits` and `expect`.
+
+    start: the first position of the piece, or the index of each of its positions, [B, S].
+    """
 
     cache: Any = None
     start: Any = 0
+    valid_BM: Any = None
     _written: list = dataclasses.field(default_factory=list)
 
     def advance(self, z_BS: Array, t_BS: Array) -> tuple[Float[Array, "B S D"], Cache]:
@@ -78,7 +104,10 @@ class CachedDenoiser(Denoiser):
         spec = self.network.spec
         rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None
         size, length = rows.segments_BL.shape[1], self.cache.keys.shape[2]
-        allowed_SM = self.mask.allowed((self.start + jnp.arange(size))[:, None], jnp.arange(length)[None])
+        if self.valid_BM is None:
+            allowed_SM = self.mask.allowed((self.start + jnp.arange(size))[:, None], jnp.arange(length)[None])
+        else:
+            allowed_SM = self.mask.allowed(self.start[..., None], jnp.arange(length)) & self.valid_BM[:, None]
 
         def layer(x: Array, of_layer: tuple[dict, Cache]) -> tuple[Array, Cache]:
             weights, before = of_layer
@@ -103,10 +132,14 @@ class CachedDenoiser(Denoiser):
 
 
 def attend_to(
-    q_BSHK: Float[Array, "B S H K"], k_BMGK: Float[Array, "B M G K"], v_BMGK: Float[Array, "B M G K"], allowed_SM: Bool[Array, "S M"]
+    q_BSHK: Float[Array, "B S H K"], k_BMGK: Float[Array, "B M G K"], v_BMGK: Float[Array, "B M G K"], allowed_SM: Bool[Array, "*rows S M"]
 ) -> Float[Array, "B S H K"]:
-    """softmax(q k / sqrt(K)) v of a piece against a buffer, float32 scores and softmax; the query heads of a group share its keys."""
+    """softmax(q k / sqrt(K)) v of a piece against a buffer, float32 scores and softmax; the query heads of a group share its keys.
+
+    allowed_SM: for all rows, or of each row.
+    """
     B, S, H, K = q_BSHK.shape
+    allowed_SM = allowed_SM if allowed_SM.ndim == 2 else allowed_SM[:, None, None]
     q_BSGQK = (q_BSHK * K**-0.5).reshape(B, S, k_BMGK.shape[2], -1, K)
     scores_BGQSM = jnp.einsum("bsgqk,bmgk->bgqsm", q_BSGQK, k_BMGK, preferred_element_type=jnp.float32)
     weights_BGQSM = jax.nn.softmax(jnp.where(allowed_SM, scores_BGQSM, FORBIDDEN), axis=-1).astype(v_BMGK.dtype)
@@ -115,4 +148,6 @@ def attend_to(
 
 
 def _write(buffer_BMGK: Array, new_BSGK: Array, start: Any) -> Array:
+    if jnp.ndim(start):
+        return buffer_BMGK.at[jnp.arange(buffer_BMGK.shape[0])[:, None], start].set(new_BSGK.astype(buffer_BMGK.dtype), mode="drop")
     return jax.lax.dynamic_update_slice_in_dim(buffer_BMGK, new_BSGK.astype(buffer_BMGK.dtype), start, axis=1)

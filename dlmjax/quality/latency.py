@@ -6,6 +6,9 @@ the run's own process gives meaningful text; the text of the other ways is disca
     seconds      time of one batch until its text is on the host, median over repeats after one run that compiles
     tokens_per_second   generated tokens of all rows / seconds
     calls        network calls per text (NFE); with a cache a call reads one block (or token) and not the row
+    positions_read_per_token    positions that go through the layers / tokens of the text; not counted for blocks and autoregression
+    drift        with a cache policy of full attention: by the age of the oldest reused entry, calls, how far the reuse moves the output at
+                 masked positions of the block: nats, KL(output || output by reused entries), and share of changed most likely tokens
 
 Shapes: B rows, L positions.
 """
@@ -22,7 +25,19 @@ from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
 from dlmjax.run import Run
-from dlmjax.sampling import BlockSampler, SampleSettings, blank_canvas, sampler_for, suppressed_ids
+from dlmjax.sampling import (
+    BlockSampler,
+    CachedSampler,
+    Canvas,
+    Sampler,
+    Samples,
+    SampleSettings,
+    blank_canvas,
+    make_reuse,
+    reuse_text,
+    sampler_for,
+    suppressed_ids,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +49,18 @@ class Way:
     sampler: Any
 
 
-def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) -> Iterator[Way]:
+def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], cache: str = "") -> Iterator[Way]:
     """The ways of sampling that the run's network supports.
 
     First the run's own process at each number of steps, where it samples the whole canvas at once or its network supports no other process.
     Then, for networks that are not conditioned on t, masked diffusion of the whole canvas, blocks with a cache (their steps add up to those
     of a canvas) and autoregression with a cache.
 
-    Raises InputError: blocks that are not shorter than the length.
+    cache: a policy of `sampling.reuse`, timed first, after the same sampler with a refresh at every call.
+    Raises InputError: blocks that are not shorter than the length; a policy that the network does not support.
     """
+    if min(*steps, *blocks, length) < 1:
+        raise InputError("steps, blocks and length of a latency grid must be at least 1")
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
     settings = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
@@ -50,6 +68,12 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)
 
+    if cache:
+        policy = make_reuse(cache)
+        size = min(policy.block or length, length)
+        for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
+            for text in (reuse_text(dataclasses.replace(policy, every=1)), cache):
+                yield Way(f"{process.name}, {text}", each, sampler_for(process, network, dataclasses.replace(at(each), cache=text)))
     own = not process.attention.sequential
     alone = spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab
     if own:
@@ -74,25 +98,24 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int]) 
 
 def latency_grid(
     run: Run,
-    steps: Sequence[int],
+    ways: Sequence[Way],
     batches: Sequence[int],
     *,
     length: int,
-    blocks: Sequence[int] = (16,),
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
     log: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Times every way at every batch size; returns one row each, as plain JSON.
+    """Times every one of `ways_of` at every batch size; returns one row each, as plain JSON.
 
     length: tokens of a text.  repeats: timed runs of each row.  clock: current time, seconds.
     log: called with the name of each row before it is timed.
-    Raises InputError: a size below 1, blocks that are not shorter than the length.
+    Raises InputError: a size below 1.
     """
-    if min(*steps, *batches, *blocks, length, repeats) < 1:
-        raise InputError("steps, batches, blocks, length and repeats of a latency grid must be at least 1")
+    if min(*batches, length, repeats) < 1:
+        raise InputError("batches, length and repeats of a latency grid must be at least 1")
     device, rows = jax.devices()[0].device_kind, []
-    for way in list(ways_of(run, steps, length, blocks)):  # checks all ways before the first is timed
+    for way in ways:
         for batch in batches:
             log(f"{way.name}, {way.steps} steps, batch {batch}")
             canvas = blank_canvas(length, batch)
@@ -102,6 +125,7 @@ def latency_grid(
                 samples = way.sampler.sample(run.params, canvas, seed=repeat)
                 seconds.append(clock() - begin)
             median = statistics.median(seconds)
+            counted = {"positions_read_per_token": _reads(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
             rows.append(
                 {
                     "way": way.name,
@@ -113,6 +137,7 @@ def latency_grid(
                     "seconds_least": min(seconds),
                     "tokens_per_second": batch * length / median,
                     "milliseconds_per_call": 1000 * median / samples.evaluations,
+                    **{name: value for name, value in counted.items() if value is not None},
                     "repeats": repeats,
                     "temperature": samples.settings.temperature,
                     "precision": run.experiment.config.execution.dtype,
@@ -123,10 +148,39 @@ def latency_grid(
     return rows
 
 
+def _reads(sampler: Any, samples: Samples, length: int) -> float | None:
+    """Positions that went through the layers for each token of a text; None where a sampler does not count them."""
+    if samples.reuse is not None:
+        return float(samples.reuse.reads_B.mean()) / length
+    return float(samples.evaluations) if isinstance(sampler, Sampler) else None
+
+
+def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, float]] | None:
+    """What the cache policy of a sampler changes, by age; None without one."""
+    if not isinstance(sampler, CachedSampler):
+        return None
+    measured = CachedSampler(sampler.process, sampler.network, sampler.settings, measured=True)
+    drift_A3 = measured.sample(run.params, canvas, seed=0).reuse.drift_A3
+    ages = enumerate(drift_A3.tolist())
+    return [{"age": age, "nats": nats / n, "flips": flips / n, "positions": int(n)} for age, (nats, flips, n) in ages if n]
+
+
+def _mean_drift(drift: Sequence[dict[str, float]]) -> tuple[str, str]:
+    """Nats and share of changed tokens as texts, mean over all calls; empty where none was measured."""
+    count = sum(each["positions"] for each in drift)
+    if not count:
+        return "", ""
+    nats, flips = (sum(each[name] * each["positions"] for each in drift) / count for name in ("nats", "flips"))
+    return f"{nats:.4f}", f"{100 * flips:.1f} %"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| way | steps | batch | calls | tokens/s | ms/call |", "|---|---:|---:|---:|---:|---:|"]
+    heads = ("way", "steps", "batch", "calls", "tokens/s", "ms/call", "positions read/token", "drift, nats", "changed tokens")
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for row in rows:
-        numbers = f"{row['calls']} | {row['tokens_per_second']:,.0f} | {row['milliseconds_per_call']:.2f} |"
+        reads = row.get("positions_read_per_token")
+        numbers = f"{row['calls']} | {row['tokens_per_second']:,.0f} | {row['milliseconds_per_call']:.2f} | "
+        numbers += ("" if reads is None else f"{reads:.1f}") + f" | {' | '.join(_mean_drift(row.get('drift', ())))} |"
         lines.append(f"| {row['way']} | {row['steps']} | {row['batch']} | {numbers}")
     return "\n".join(lines)

@@ -2,10 +2,12 @@
 
 from dlmjax.sampling import analysis
 from dlmjax.sampling.blocks import BlockSampler, StrideSampler, sampler_for
+from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas, blank_canvas, build_canvas, suppressed_ids
 from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
 from dlmjax.sampling.methods import METHODS, make_method
+from dlmjax.sampling.reuse import REUSES, make_reuse, reuse_text
 from dlmjax.sampling.sampler import Sampler, sample, sample_steps
 from dlmjax.sampling.samples import Samples, State
 from dlmjax.sampling.settings import ORDERS, SampleSettings
@@ -16,7 +18,9 @@ __all__ = [
     "GRIDS",
     "METHODS",
     "ORDERS",
+    "REUSES",
     "BlockSampler",
+    "CachedSampler",
     "Canvas",
     "SampleSettings",
     "Sampler",
@@ -31,10 +35,12 @@ __all__ = [
     "first_difference",
     "make_grid",
     "make_method",
+    "make_reuse",
     "suppressed_ids",
     "record",
     "render_html",
     "replay",
+    "reuse_text",
     "sample",
     "sample_steps",
     "sampler_for",

@@ -28,6 +28,7 @@ import numpy as np
 from dlmjax.errors import InputError
 from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal, Causal
+from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.pieces import CanvasState, PieceSampler
 from dlmjax.sampling.sampler import Sampler
@@ -53,9 +54,10 @@ class StrideSampler(PieceSampler):
 
     def _starts(self, canvas_state: CanvasState) -> list[int]:
         starts = range(0, canvas_state.tokens_BL.shape[1] - self.window + 1, self.size)
-        return [start for start in starts if not canvas_state.condition_mask_BL[:, self._span(start)[1]].all()]
+        return [start for start in starts if not canvas_state.condition_mask_BL[:, self._span(start, 0)[1]].all()]
 
-    def _span(self, start: int) -> tuple[slice, slice]:
+    def _span(self, start: int, length: int) -> tuple[slice, slice]:
+        del length
         stop = start + self.window
         return slice(start, stop), slice(0 if start == 0 else stop - self.size, stop)
 
@@ -171,11 +173,12 @@ class BlockSampler(PieceSampler):
         starts = range(0, canvas_state.tokens_BL.shape[1], self.size)
         return [start for start in starts if not canvas_state.condition_mask_BL[:, start : start + self.size].all()]
 
-    def _span(self, start: int) -> tuple[slice, slice]:
+    def _span(self, start: int, length: int) -> tuple[slice, slice]:
+        del length
         return slice(start, start + self.size), slice(start, start + self.size)
 
-    def _parts(self, start: int) -> list[tuple[Sampler, slice, slice]]:
-        whole, new = self._span(start)
+    def _parts(self, start: int, length: int) -> list[tuple[Sampler, slice, slice]]:
+        whole, new = self._span(start, length)
         if not self.seeded:
             return [(self.inner, whole, new)]
         seed = slice(start, start + 1)
@@ -244,7 +247,7 @@ class BlockSampler(PieceSampler):
             read_BS = self._read(canvas_state)[:, start + 1 : start + 1 + self.size]
             hidden_BSD, cache = self._advance(params, caches[0], read_BS, np.int32(start + 1))
             return [cache, hidden_BSD[:, -1:]], 1
-        part, _ = self._span(start)
+        part, _ = self._span(start, canvas_state.tokens_BL.shape[1])
         read_BS = self._read(canvas_state)[:, part]
         kept = [self._advance(params, caches[0], read_BS, np.int32(start))[1]]
         if self.settings.guidance:
@@ -255,17 +258,22 @@ class BlockSampler(PieceSampler):
 
 def sampler_for(
     process, network, settings: SampleSettings, *, stride: int | None = None, window: int = 0, eos_id: int | None = None
-) -> Sampler | BlockSampler | StrideSampler:
+) -> Sampler | BlockSampler | CachedSampler | StrideSampler:
     """The sampler of a process, for a network on one device: in blocks where the process has blocks or is causal, with a sliding window
-    where `stride` is set, otherwise the whole canvas at once (`eos_id` must then be None).
+    where `stride` is set, with reused keys and values where `settings.cache` names a policy, otherwise the whole canvas at once (`eos_id`
+    must then be None).
 
     stride, window: step and length of the sliding window, tokens.  eos_id: token that ends a row.
     Raises InputError: a stride or an end that the process does not support."""
-    if process.attention.sequential:
+    if process.attention.sequential and not isinstance(settings.cache, str):
         if stride is not None:
             raise InputError(f"process {process.name} is sampled in blocks, to any length; leave the stride out")
         return BlockSampler(process, network, settings, eos_id=eos_id)
     options = {"self_condition": network.self_condition}
+    if isinstance(settings.cache, str):
+        if stride is not None:
+            raise InputError(f"cache {settings.cache} fills a canvas block by block and conflicts with a stride; leave one of them out")
+        return CachedSampler(process, network, settings, eos_id=eos_id)
     if stride is not None:
         return StrideSampler(process, network.bind, settings, window=window, stride=stride, eos_id=eos_id, **options)
     if eos_id is not None:

@@ -27,6 +27,7 @@ class CanvasState:
         self.masked_BL = ~self.condition_mask_BL
         self.confidence_BL = self.condition_mask_BL.astype(np.float32)
         self.fixed_BL = -self.masked_BL.astype(np.int32)
+        self.valid_BL = np.pad(canvas.segments_BL > 0, pad)
         self.ended_B, self._eos_id = np.zeros(canvas.batch, bool), eos_id
 
     def piece(self, part: slice, new: slice) -> Canvas:
@@ -124,46 +125,48 @@ class PieceSampler:
             seed=seed,
             process=self.name,
             settings=self.settings,
+            reuse=last.reuse,
         )
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool, watched: bool) -> Iterator[State]:
         self._check(canvas)
         check_seed(seed, "seed")
         canvas_state = CanvasState(canvas, self._length(canvas), self.eos_id)
-        starts = self._starts(canvas_state)
+        starts, length = self._starts(canvas_state), canvas_state.tokens_BL.shape[1]
         caches, calls = self._first_caches(params, canvas_state, starts)
-        step, total = 0, len(starts) * self._steps_each
+        step, total, counts = 0, len(starts) * self._steps_each, None
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
             yield self._state(canvas_state, canvas, 0, total, 1.0, calls)
             for index, start in enumerate(starts):
-                for inner, part, new in self._parts(start):
+                for inner, part, new in self._parts(start, length):
                     piece = canvas_state.piece(part, new)
                     if not piece.masked_B.any():
                         continue
                     inner_params, spent = self._piece_params(params, caches, canvas_state, start)
-                    states = inner.states(inner_params, piece, seed=piece_seed(seed, start, first=inner is not self.inner))
+                    states = inner.states(inner_params, piece, seed=self._piece_seed(seed, start, inner, length))
                     *before, last = states if watched else [*states][-1:]
                     for state in before[1:]:
                         canvas_state.write(state, part, piece, step)
                         yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + spent + state.calls)
                     canvas_state.write(last, part, piece, step)
                     step, calls = step + last.step, calls + spent + self._calls(inner, last)
+                    counts = None if last.reuse is None else last.reuse.plus(counts)
                     generated_BL = np.zeros_like(canvas_state.condition_mask_BL)
                     generated_BL[:, part] = ~piece.condition_mask_BL
                     canvas_state.end_rows(generated_BL, step)
-                    yield self._state(canvas_state, canvas, step, total, last.time, calls)
+                    yield self._state(canvas_state, canvas, step, total, last.time, calls, counts)
                 bar.reach(index + 1)
                 if canvas_state.ended_B.all() or index + 1 == len(starts):
                     return
                 caches, spent = self._advanced_caches(params, caches, canvas_state, start)
                 calls += spent
 
-    def _state(self, canvas_state: CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int) -> State:
+    def _state(self, canvas_state: CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int, counts=None) -> State:
         arrays = (
             a[:, : canvas.length].copy()
             for a in (canvas_state.tokens_BL, canvas_state.masked_BL, canvas_state.confidence_BL, canvas_state.fixed_BL)
         )
-        return State(step, max(step, total), time, *arrays, calls)
+        return State(step, max(step, total), time, *arrays, calls, counts)
 
     def _check(self, canvas: Canvas) -> None:
         if np.diff(canvas.condition_mask_BL.astype(np.int8), axis=1).max(initial=0) > 0:
@@ -185,13 +188,17 @@ class PieceSampler:
         """First positions of the pieces that have masked positions, in rising order."""
         ...
 
-    def _span(self, start: int) -> tuple[slice, slice]:
-        """(positions of the piece at `start`, those of them that it fills)."""
+    def _span(self, start: int, length: int) -> tuple[slice, slice]:
+        """(positions of the piece at `start` of a canvas of `length`, those of them that it fills)."""
         ...
 
-    def _parts(self, start: int) -> list[tuple[Sampler, slice, slice]]:
+    def _parts(self, start: int, length: int) -> list[tuple[Sampler, slice, slice]]:
         """What is sampled of the piece at `start`, in this order: (sampler, positions that it reads, those of them that it fills)."""
-        return [(self.inner, *self._span(start))]
+        return [(self.inner, *self._span(start, length))]
+
+    def _piece_seed(self, seed: int, start: int, inner: Sampler, length: int) -> int:
+        """Seed of a part of the piece at `start` of a canvas of `length`."""
+        return piece_seed(seed, start, first=inner is not self.inner)
 
     def _calls(self, inner: Sampler, last: State) -> int:
         """Network calls that a part took."""

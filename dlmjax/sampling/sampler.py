@@ -58,6 +58,7 @@ class SamplerState(NamedTuple):
     plan: StepSchedule | None
     logits_cache: LogitsCache | None
     hint_BLI: Float[Array, "B L I"] | None
+    buffers: Any = None  # of a denoiser that keeps keys and values from call to call
 
 
 class StepTimes(NamedTuple):
@@ -76,6 +77,8 @@ class Sampler:
     params (of the methods): the tree that `bind` takes; process parameters are its entry "process".
     self_condition: the network takes a hint of its last call as input (`ModelSpec.self_condition`); steps carry it on.
     """
+
+    keeps_rows = False  # whether `settings.cache` may name a policy of `reuse`
 
     def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
@@ -112,7 +115,9 @@ class Sampler:
 
     def _check_network(self):
         process, settings = self.process, self.settings
-        if settings.cache and (process.time_input or self.causal or process.states.dim or self.self_condition):
+        if isinstance(settings.cache, str) and not self.keeps_rows:
+            raise InputError(f"cache {settings.cache} requires a network whose keys and values are kept; use sampler_for, or CachedSampler")
+        if settings.cache is True and (process.time_input or self.causal or process.states.dim or self.self_condition):
             raise InputError(
                 f"cache requires a network that reads tokens alone; that of process {process.name} has further inputs, which change at "
                 "each step; leave cache off"
@@ -169,13 +174,18 @@ class Sampler:
             functions += [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
         with Progress(len(functions), "denoising", " steps", show=None if progress else False) as bar:
             for step, function in enumerate(functions, 1):
-                state = self._jitted(function, sharding)(params, arrays, state, device_put(np.int32(step), sharding))
+                of_step = self._step_params(params, state, step)
+                state = self._jitted(function, sharding)(of_step, arrays, state, device_put(np.int32(step), sharding))
                 if progress:
                     state.tokens_BL.block_until_ready()
                     bar.reach(step)
                 yield step, steps, state
                 if self.settings.threshold is not None and not device_get(state.masked_BL).any():
                     return
+
+    def _step_params(self, params, state: SamplerState, step: int):
+        """The params of step number `step`."""
+        return params
 
     def _jitted(self, function: Callable, sharding):
         key = sharding, function.__name__
@@ -249,7 +259,7 @@ class Sampler:
         if not self.reveals and self.stepper.plans:
             times_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._times_N
             plan = self.stepper.plan(process, prior_keys_B, masked_BL, start_BL, times_BN)
-        if self.settings.cache:
+        if self.settings.cache is True:
             logits_cache = LogitsCache(jnp.zeros((batch, length, process.output.columns), jnp.float32), jnp.bool_(True))
         if self.self_condition:
             hint_BLI = jnp.zeros((batch, length, self._hint_size(params, canvas, z)), jnp.float32)
@@ -418,13 +428,14 @@ def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canv
 
 def _host_state(step: int, steps: int, state: SamplerState) -> State:
     arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
-    return State(step, steps, float(device_get(state.time)), *arrays, int(device_get(state.calls)))
+    counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
+    return State(step, steps, float(device_get(state.time)), *arrays, int(device_get(state.calls)), counts)
 
 
 def _with_calls(state: SamplerState, denoise: StepDenoiser, changed) -> SamplerState:
-    """The state with the number of calls, the logits cache and the self-conditioning input of the step's calls."""
+    """The state with the number of calls, the logits cache, the self-conditioning input and the buffers of the step's calls."""
     logits_cache = None if state.logits_cache is None else LogitsCache(denoise.first_BLV, changed)
-    return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI)
+    return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI, buffers=denoise.buffers)
 
 
 def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, score_BL, step) -> SamplerState:

@@ -11,6 +11,25 @@ from dlmjax.sampling.text import text_of
 PRECISION = "float32 logits, high-precision Gumbel noise"
 
 
+class ReuseCounts(NamedTuple):
+    """What a sampler that reuses keys and values counts.
+
+    reads_B: positions that went through the layers for each row, until it had no masked positions.
+    drift_A3: where it is measured, by the age of the oldest entry in calls: sums over masked positions of the nats KL(p || p by reused
+      keys and values), of changes of the most likely token, and of 1.
+    """
+
+    reads_B: Any
+    drift_A3: Any = None
+
+    def plus(self, other: "ReuseCounts | None") -> "ReuseCounts":
+        """The counts of both, on the host."""
+        if other is None:
+            return self
+        drift_A3 = None if self.drift_A3 is None else self.drift_A3 + other.drift_A3
+        return ReuseCounts(self.reads_B + other.reads_B, drift_A3)
+
+
 class State(NamedTuple):
     """The canvas after a step (numpy).
 
@@ -19,7 +38,7 @@ class State(NamedTuple):
     confidence_BL: probability of the token when it was revealed; at a masked position, the largest probability of a token; 1 where the
       canvas conditions.
     fixed_BL: step at which the token was revealed; 0 where it was there at the start, -1 where it is masked.
-    calls: network calls so far, per row.
+    calls: network calls so far, per row.  reuse: counts of a sampler with reused keys and values.
     """
 
     step: int
@@ -30,6 +49,7 @@ class State(NamedTuple):
     confidence_BL: np.ndarray
     fixed_BL: np.ndarray
     calls: int = 0
+    reuse: ReuseCounts | None = None
 
 
 # A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs
@@ -40,7 +60,7 @@ COLLAPSED_SHARE, LEAST_GENERATED = 0.5, 16
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Finished samples with their settings.  evaluations: network calls per row (NFE); entropy_B: unigram entropy, nats per token; the
-    other arrays as in `State` and `Canvas`."""
+    others as in `State` and `Canvas`."""
 
     tokens_BL: np.ndarray
     condition_mask_BL: np.ndarray
@@ -52,6 +72,7 @@ class Samples:
     seed: int
     process: str
     settings: SampleSettings
+    reuse: ReuseCounts | None = None
 
     @property
     def entropy(self) -> float:
@@ -95,7 +116,7 @@ class Samples:
             "process": self.process,
             "precision": PRECISION,
             "settings": self.settings.to_json(),
-        }
+        } | ({} if self.reuse is None else {"positions_read": self.reuse.reads_B.tolist()})
 
 
 def unigram_entropy(tokens_BL: np.ndarray, generated_BL: np.ndarray) -> np.ndarray:

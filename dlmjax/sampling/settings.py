@@ -6,6 +6,7 @@ from typing import Any
 from dlmjax.errors import InputError
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
+from dlmjax.sampling.reuse import make_reuse
 
 REVEAL_ORDERS = ("random", "confidence", "top_probability", "entropy", "margin", "left_to_right")
 ORDERS = ("ancestral", *REVEAL_ORDERS)
@@ -18,7 +19,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # beyond these, quotients of logit
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Settings of a sampler; each field except `cache` changes the text.
+    """Settings of a sampler; each field except `cache=True` changes the text.
 
     steps: number of denoising steps. Reveal orders take at most one per masked position; causal processes take exactly one.
     order: one of ORDERS; "ancestral" = steps in time by `method`.
@@ -33,8 +34,9 @@ class SampleSettings:
     remainder: steps of a reveal order that reveal one token more, one of REMAINDERS; see `reveal.planned_reveals`.
     threshold: least probability of the drawn tokens that a step reveals (order top_probability: of the positions' most likely tokens); it
       reveals at least the one with the best score and replaces `steps`. None = off.
-    cache: leave out network calls where no token has changed since the last call (networks that are not conditioned on t); no change of
-      the text.
+    cache: True = leave out network calls where no token has changed since the last call (networks that are not conditioned on t); no
+      change of the text. A policy of `reuse.REUSES` with its values, as in "dual(block=32)" = fill the canvas block by block, `steps` steps
+      each, and read only a part of the row at most calls.
     suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.
     """
 
@@ -49,7 +51,7 @@ class SampleSettings:
     remask: bool = False
     threshold: float | None = None
     remainder: str = "spread"
-    cache: bool = False
+    cache: bool | str = False
     suppressed_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -72,6 +74,8 @@ class SampleSettings:
         if self.threshold is not None and (self.order not in RANKED or self.remask):
             raise InputError(f"threshold requires one of the orders {', '.join(RANKED)} and no remask")
         make_method(self.method)
+        if isinstance(self.cache, str):
+            make_reuse(self.cache)
         if self.grid != AUTO:
             make_grid(self.grid).times(self.steps)
         in_time = self.method != "ancestral" or self.grid not in (AUTO, "uniform") or self.sweep is not None

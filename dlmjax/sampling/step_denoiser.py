@@ -84,6 +84,11 @@ class StepDenoiser:
         return warp(raw_BLV, self._settings.temperature, self._settings.top_p)
 
     @property
+    def buffers(self) -> Any:
+        """What the denoiser keeps for the next step; None where it keeps nothing."""
+        return getattr(self._denoiser, "buffers", None)
+
+    @property
     def log_p_BLV(self) -> Array | None:
         """log p of each token by the step's first call; None where the network predicts vectors."""
         if self._process.output.predicts == "vectors":

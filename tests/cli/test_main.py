@@ -217,6 +217,11 @@ def test_every_order_fills_a_template(run, tmp_path, order, capsys):
     assert re.fullmatch(r"(?s)a .{1,6} b .{1,3}\.", text)
 
 
+@pytest.mark.parametrize(("cache", "message"), [("duel", "did you mean 'dual'"), ("dual(8)", "write a name"), ("dual(size=8)", "size")])
+def test_an_unknown_cache_is_refused(run, capsys, cache, message):
+    assert message in refused(capsys, "sample", "--workdir", run, "--cache", cache)
+
+
 def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
     assert "length" in refused(capsys, "sample", "--workdir", run, "--prompt", "x" * 30, "--length", "20")
 
@@ -226,6 +231,7 @@ def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
     [
         ["--method", "remask(rule=cap, eta=0.2)", "--grid", "cosine", "--prompt", "def f(", "--guidance", "0.5"],
         ["--method", "first_hitting", "--cache"],
+        ["--order", "margin", "--cache", "dual(block=8, every=2)"],
         ["--stride", "32", "--length", "80", "--stop", "--order", "confidence"],
     ],
 )
@@ -233,7 +239,7 @@ def test_methods_grids_and_strides(run, tmp_path, flags, capsys):
     assert main(["sample", "--workdir", str(run), "--length", "24", "--steps", "3", *flags, "--json", str(tmp_path / "a.json")]) == 0
     record = json.loads((tmp_path / "a.json").read_text())
     for flag, value in zip(flags, flags[1:], strict=False):
-        if flag in ("--method", "--grid"):
+        if flag in ("--method", "--grid") or (flag == "--cache" and value.startswith("dual")):
             assert record["settings"][flag[2:]] == value
     assert record["evaluations"] > 0 and len(record["samples"][0]["token_ids"]) == (80 if "--stride" in flags else 24)
 

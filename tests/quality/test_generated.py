@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dlmjax.cli.main import main
+from dlmjax.errors import InputError
 from dlmjax.quality import generated, latency, mauve_score, plot
 from dlmjax.quality.hf_scorer import open_scorer
 from dlmjax.quality.scorers import RunScorer
@@ -129,11 +130,36 @@ def test_a_network_that_fits_no_other_process_is_timed_under_its_own(changes, wa
     assert [(way.name, way.steps) for way in latency.ways_of(run, [2, 4], 16, [4])] == ways
 
 
+def test_a_cache_policy_is_timed_after_the_same_steps_without_reuse(masked_run, causal_run):
+    ways = [(way.name, way.steps, way.sampler.settings.cache) for way in latency.ways_of(masked_run, [4, 16], 16, [8], "dual(block=4)")]
+    fresh, cached = "dual(block=4, every=1)", "dual(block=4)"
+    assert ways[:4] == [(f"masked, {text}", steps, text) for steps in (1, 4) for text in (fresh, cached)]
+    assert all(cache is False for *_, cache in ways[4:]) and len(ways) == 9
+    with pytest.raises(InputError, match="requires a process that reads the whole row"):
+        list(latency.ways_of(causal_run, [4], 16, [8], "dual"))
+    common = {"steps": 4, "batch": 1, "calls": 16, "tokens_per_second": 10.0, "milliseconds_per_call": 100.0}
+    drift = [{"age": 0, "nats": 0.0, "flips": 0.0, "positions": 6}, {"age": 1, "nats": 0.4, "flips": 0.5, "positions": 2}]
+    rows = [{"way": "a", **common}, {"way": "b", **common, "positions_read_per_token": 4.25, "drift": drift}]
+    assert latency.table(rows).endswith("| 100.00 | 4.2 | 0.1000 | 12.5 % |")
+
+
+@pytest.mark.nightly
+def test_the_cache_of_the_grid_is_measured(masked_run):
+    """What drifts is measured on the text that is timed: nothing with a refresh at every call, something without."""
+    ways = list(latency.ways_of(masked_run, [16], 16, [8], "dual(block=4)"))[:2]
+    fresh, cached = latency.latency_grid(masked_run, ways, [3], length=16, repeats=1)
+    assert (fresh["calls"], cached["calls"]) == (16, 16)
+    assert fresh["positions_read_per_token"] > 10 > cached["positions_read_per_token"] > 4
+    assert [each["age"] for each in fresh["drift"]] == [0] and [each["age"] for each in cached["drift"]] == [0, 1, 2, 3]
+    assert all(each["nats"] > 1e-6 for each in cached["drift"][1:]) and abs(fresh["drift"][0]["nats"]) < 1e-6
+
+
 @pytest.mark.nightly
 def test_the_grid_has_every_way_and_divides_rightly(masked_run, causal_run):
     """A clock that says one second a batch: tokens per second are then tokens."""
     ticks = iter(range(10_000))
-    rows = latency.latency_grid(masked_run, [8], [3], length=16, blocks=[4], repeats=2, clock=lambda: float(next(ticks)))
+    ways = list(latency.ways_of(masked_run, [8], 16, [4]))
+    rows = latency.latency_grid(masked_run, ways, [3], length=16, repeats=2, clock=lambda: float(next(ticks)))
     # A finished block is read once more for the cache, the last one is not.
     assert [(row["way"], row["steps"], row["calls"]) for row in rows] == [
         ("masked, whole canvas", 8, 8),

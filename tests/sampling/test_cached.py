@@ -1,0 +1,196 @@
+"""Reused keys and values: refreshed at every call they change nothing, a block-causal mask makes them exact, their reads are counted."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dlmjax.diffusion.processes.autoregressive import Autoregressive
+from dlmjax.diffusion.processes.blocks import OneStream
+from dlmjax.diffusion.processes.masked import Masked
+from dlmjax.diffusion.processes.uniform import Uniform
+from dlmjax.errors import InputError
+from dlmjax.models import Execution, build_network
+from dlmjax.sampling.blocks import sampler_for
+from dlmjax.sampling.cached import CachedSampler
+from dlmjax.sampling.canvas import Canvas, blank_canvas
+from dlmjax.sampling.reuse import REUSES, Row, index_of, make_reuse, width_of
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.settings import SampleSettings
+from tests.models.tiny import VOCAB, lively, spec
+
+NETWORK = build_network(spec(), Execution())
+PARAMS = lively(NETWORK.init(jax.random.key(3)))
+MASK, LENGTH = VOCAB - 1, 14
+FULL = Masked(VOCAB, MASK)
+# The policies with blocks of 4 where they have blocks: 14 positions are three blocks and a rest of two.
+POLICIES = {
+    "prompt": "prompt(every=0)",
+    "prefix": "prefix(every=0, block=4)",
+    "dual": "dual(every=0, block=4)",
+    "window": "window(every=0, block=4, left=2, right=1)",
+    "delayed": "delayed(every=3)",
+}
+
+
+@functools.cache
+def sampler(cache: str, process=FULL, cached=True, measured=False, **settings) -> CachedSampler:
+    how = SampleSettings(**{"steps": 3, "suppressed_ids": (VOCAB - 2,), "cache": cache, "order": "top_probability", **settings})
+    return CachedSampler(process, NETWORK, how, cached=cached, measured=measured)
+
+
+def every_call(cache: str) -> str:
+    """The policy with a refresh at every call."""
+    return cache.replace("every=0", "every=1").replace("every=3", "every=1")
+
+
+def ragged(*prompts, suffix=0) -> Canvas:
+    """Rows with prompts of these lengths, and the same suffix."""
+    tokens_BL = np.random.default_rng(1).integers(0, VOCAB - 2, (len(prompts), LENGTH)).astype(np.int32)
+    index_L = np.arange(LENGTH)
+    condition_mask_BL = (index_L < np.array(prompts)[:, None]) | (index_L >= LENGTH - suffix)
+    return Canvas(tokens_BL, condition_mask_BL, (~condition_mask_BL).astype(np.float32))
+
+
+# Masks alone would be all alike under a block-causal mask, with tied scores: the shortest prompt has a token.
+CANVAS = ragged(3, 6, 1, suffix=1)
+
+
+def assert_equal(one, other):
+    assert (one.tokens_BL == other.tokens_BL).all() and (one.fixed_BL == other.fixed_BL).all()
+    np.testing.assert_allclose(one.confidence_BL, other.confidence_BL, atol=1e-5)
+
+
+def test_every_policy_has_a_case():
+    assert POLICIES.keys() == REUSES.keys()
+
+
+@functools.cache
+def unbuffered(process=FULL, block=4, **settings):
+    """Samples of the canvas CANVAS by a network without buffers, in blocks."""
+    return sampler(f"dual(every=1, block={block})", process, cached=False, **settings).sample(PARAMS, CANVAS, seed=5)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_refresh_at_every_call_changes_nothing(name):
+    """Tokens, steps and confidences are those of the network without buffers; drawn tokens, ragged prompts and a suffix."""
+    cache = every_call(POLICIES[name])
+    assert make_reuse(cache).every == 1 and make_reuse(cache).exact(None)
+    reused, plain = sampler(cache).sample(PARAMS, CANVAS, seed=5), unbuffered(block=make_reuse(cache).block)
+    assert_equal(reused, plain)
+    assert reused.evaluations == plain.evaluations and (reused.tokens_BL < VOCAB - 2).all()
+    assert (reused.tokens_BL[CANVAS.condition_mask_BL] == CANVAS.tokens_BL[CANVAS.condition_mask_BL]).all()
+    if name == "prompt":
+        settings = SampleSettings(steps=3, suppressed_ids=(VOCAB - 2,), order="top_probability")
+        assert_equal(reused, Sampler(FULL, NETWORK.bind, settings).sample(PARAMS, CANVAS, seed=5))
+
+
+@pytest.mark.parametrize("settings", [{"order": "ancestral"}, {"guidance": 1.0, "threshold": 0.1}], ids=str)
+def test_orders_methods_and_guidance_within_a_block(settings):
+    """One refresh at every call, with two streams of buffers under guidance; calls are those of the network without buffers."""
+    reused, plain = sampler("dual(block=4, every=1)", **settings).sample(PARAMS, CANVAS, seed=5), unbuffered(**settings)
+    assert_equal(reused, plain)
+    streams = 2 if "guidance" in settings else 1
+    assert reused.evaluations == plain.evaluations and reused.evaluations % streams == 0
+    assert reused.reuse.reads_B.tolist() == plain.reuse.reads_B.tolist() and (reused.reuse.reads_B % (streams * LENGTH) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["prefix", "dual", "window"])
+def test_a_block_causal_mask_makes_a_cache_exact(name):
+    """Without a refresh inside a block, under a mask in which a block attends to the blocks before it alone; under full attention not."""
+    cache, process = POLICIES[name], OneStream(FULL, 4)
+    assert [make_reuse(cache).exact(size) for size in (4, 2, 3, None)] == [True, True, False, False]
+    assert_equal(sampler(cache, process).sample(PARAMS, CANVAS, seed=5), unbuffered(process))
+    assert np.abs(sampler(cache).sample(PARAMS, CANVAS, seed=5).confidence_BL - unbuffered().confidence_BL).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_row_does_not_depend_on_its_neighbours(name):
+    """A prompt of 3 tokens beside longer and shorter ones: the same tokens, and as many positions read."""
+    one, other = (sampler(POLICIES[name]).sample(PARAMS, canvas, seed=5) for canvas in (CANVAS, ragged(3, 1, 12, suffix=1)))
+    assert (one.tokens_BL[0] == other.tokens_BL[0]).all() and one.reuse.reads_B[0] == other.reuse.reads_B[0]
+    assert one.reuse.reads_B[2] > other.reuse.reads_B[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("dual", 4 * LENGTH + 2 * (4 + 4 + 4) + 4),
+        ("prefix", 4 * LENGTH + 2 * (14 + 10 + 6) + 4),
+        ("window", 4 * LENGTH + 2 * (5 + 7 + 7) + 6),
+        ("delayed", LENGTH + 14 + 10),
+        ("prompt", 3 * LENGTH),
+    ],
+)
+def test_reads_are_counted(name, reads):
+    """An empty canvas of 14: three blocks of three calls and a rest of two calls, or one block of three calls (4, 5 and 5 tokens)."""
+    made = sampler(POLICIES[name]).sample(PARAMS, blank_canvas(LENGTH, 3), seed=1)
+    assert made.reuse.reads_B.tolist() == [reads] * 3
+    assert made.evaluations == (11 if "block" in POLICIES[name] else 3)
+    assert made.to_json()["positions_read"] == [reads] * 3 and made.to_json()["settings"]["cache"] == POLICIES[name]
+
+
+@pytest.mark.parametrize("name", ["dual", "delayed"])
+def test_drift_is_nothing_at_a_refresh_and_something_after_it(name):
+    """KL and changed tokens by the age of the oldest entry; what is measured does not change the text."""
+    measured = sampler(POLICIES[name], measured=True).sample(PARAMS, CANVAS, seed=5)
+    assert_equal(measured, sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5))
+    nats_A, flips_A, count_A = measured.reuse.drift_A3.T
+    assert abs(nats_A[0]) < 1e-6 * count_A[0] and flips_A[0] == 0 and count_A[0] > 0
+    assert (nats_A[1:3] > 1e-4 * count_A[1:3]).all() and (count_A[1:3] > 0).all() and (count_A[3:] == 0).all()
+
+
+@pytest.mark.parametrize("name", REUSES)
+def test_masked_positions_of_the_block_are_read(name):
+    """Whatever the prompts: a position that is filled has an output of this call. Few widths are compiled."""
+    rng = np.random.default_rng(0)
+    for length in (5, 32, 100):
+        widths = set()
+        for start in range(0, length - 3, 3):
+            masked_BL = rng.random((3, length)) < 0.5
+            row = Row(start, start + 3, rng.integers(0, start + 1, 3), length, masked_BL, rng.random((3, length)) < 0.1)
+            reads_BL = make_reuse(name).reads(row)
+            new_BL = (
+                masked_BL & (np.arange(length) >= start) & (np.arange(length) < start + 3) & (np.arange(length) >= row.prompt_B[:, None])
+            )
+            assert reads_BL.shape == (3, length) and (reads_BL | ~new_BL).all()
+            index_BW = index_of(reads_BL)
+            widths.add(index_BW.shape[1])
+            assert all(
+                sorted(index[index < length]) == list(np.flatnonzero(reads)) for index, reads in zip(index_BW, reads_BL, strict=True)
+            )
+        assert len(widths) <= 2 * length.bit_length()
+    assert [width_of(n, 100) for n in (1, 2, 3, 4, 5, 6, 7, 33, 50, 65, 97, 100)] == [1, 2, 3, 4, 6, 6, 8, 48, 64, 96, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("process", "network", "settings", "message"),
+    [
+        (Autoregressive(VOCAB, bos_id=VOCAB - 2, mask_id=MASK), spec(), {}, "keeps what is finished anyway"),
+        (Uniform(VOCAB, VOCAB - 1), spec(time_input="adaln"), {}, "requires masked tokens"),
+        (FULL, spec(time_input="adaln"), {}, "not conditioned on t"),
+        (FULL, spec(self_condition=True), {}, "self-conditioning"),
+        (FULL, spec(shift=True), {}, "shift=true"),
+        (FULL, spec(), {"sweep": 2}, "conflicts with sweep"),
+        (FULL, spec(), {"cache": "duel"}, "unknown cache 'duel'; did you mean 'dual'"),
+        (FULL, spec(), {"cache": "dual(blok=3)"}, "did you mean 'block'"),
+        (FULL, spec(), {"cache": "dual(block=-3)"}, "block is -3"),
+        (FULL, spec(), {"cache": "window(warmup=0)"}, "warmup .0. at least 1"),
+    ],
+)
+def test_what_cannot_reuse_is_refused(process, network, settings, message):
+    with pytest.raises(InputError, match=message):
+        sampler_for(process, build_network(network, Execution()), SampleSettings(**{"cache": "dual", **settings}))
+
+
+def test_a_cache_is_refused_where_it_has_no_meaning():
+    with pytest.raises(InputError, match="conflicts with a stride"):
+        sampler_for(FULL, NETWORK, SampleSettings(cache="dual"), stride=2, window=4)
+    with pytest.raises(InputError, match="use sampler_for"):
+        Sampler(FULL, NETWORK.bind, SampleSettings(cache="dual"))
+    edited = Canvas(np.zeros((1, 4), np.int32), np.zeros((1, 4), bool), np.full((1, 4), 0.5, np.float32))
+    with pytest.raises(InputError, match="does not edit text"):
+        sampler("dual(block=4)").sample(PARAMS, edited)
+    with pytest.raises(InputError, match="without guidance"):
+        sampler("dual(block=4)", measured=True, guidance=1.0)

@@ -1,6 +1,6 @@
 """Every noise process trained for the same FLOPs on the same text: a table of bounds, step times and sample entropies.
 
-    python -m benchmarks.families --data data/char27 [--families masked,uniform] [--masked-steps 1376] [--output FILE.json]
+    python -m benchmarks.families --data data/char27 [--families masked,uniform] [--masked-steps 1290] [--output FILE.json]
 
 Each family's `configs/NAME.py:tiny` is trained by `dlmjax train` itself for as many steps as cost what `--masked-steps` masked ones cost
 (FLOPs counted from shapes: two streams of block diffusion, second passes of self-conditioning and of boundary terms included). Then:
@@ -123,7 +123,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a corpus prepared with tokenizer char27")
     parser.add_argument("--families", default=",".join(FAMILIES), help="names, separated by commas (default: all)")
-    parser.add_argument("--masked-steps", type=int, default=1376, help="budget in FLOPs, as a number of masked steps")
+    parser.add_argument("--masked-steps", type=int, default=1290, help="budget in FLOPs, as a number of masked steps")
     parser.add_argument("--runs", default="runs/families")
     parser.add_argument("--split", default="test")
     parser.add_argument("--windows", type=int, default=256, help="windows of the split to evaluate")

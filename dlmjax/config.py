@@ -65,8 +65,8 @@ def sized(size: str) -> ConfigDict:
 
     "1b": 16 layers of 2048 (as Llama 3.2 1B has), 16 heads of 128, 2048 tokens, 256 windows a step, 50,304 classes (the 50,259 ids of
     gpt2:DIR, rounded up to a multiple of a TPU's 128 lanes): 1.03 billion parameters. "gpt2_small": 12 layers of 768, 1024 tokens, 512
-    windows a step, for accelerators. "tiny": 6 layers of 104, 128 tokens, 8 windows, for two CPU cores; masked diffusion
-    has 8.5e12 FLOPs in its 1376 steps.
+    windows a step, for accelerators. "tiny": 4 layers of 64, 128 tokens, 32 windows, for two CPU cores; masked diffusion
+    has 8.5e12 FLOPs in its 1290 steps.
     Raises InputError for another size.
     """
     config = default()
@@ -87,15 +87,15 @@ def sized(size: str) -> ConfigDict:
         config.checkpoint.every = 1000
         config.log.update(every=50, evaluate=1000, sample=5000)
     elif size == "tiny":
-        # At equal FLOPs many small steps teach more than few large ones, six layers more than four wider ones; wavelengths up to the length
-        # of a row, and a rate that stays high until the last steps (docs/efficiency.md).
-        config.data.update(length=128, batch=8)
-        config.model.update(depth=6, width=104, heads=4, kv_heads=4, head_dim=26, ffn=312, rope_base=100.0)
+        # At equal FLOPs a small network with many steps learns more than a larger one with few; wavelengths up to the length of a row, and
+        # a rate that stays high until the last steps (docs/efficiency.md).
+        config.data.update(length=128, batch=32)
+        config.model.update(depth=4, width=64, heads=4, kv_heads=4, head_dim=16, ffn=176, rope_base=100.0)
         config.execution.scan = False
-        config.optimizer.update(name="muon", lr=5e-3, beta2=0.98, weight_decay=0.01, warmup=20, schedule="wsd", decay=0.3)
-        config.train.update(steps=1376, ema=0.97)
-        config.checkpoint.every = 688
-        config.log.update(every=86, evaluate=688, evaluate_windows=32, sample=1376)
+        config.optimizer.update(name="muon", lr=1e-2, beta2=0.98, weight_decay=0.01, warmup=64, schedule="wsd", decay=0.3)
+        config.train.update(steps=1290, ema=0.984)
+        config.checkpoint.every = 645
+        config.log.update(every=86, evaluate=645, evaluate_windows=32, sample=1290)
     else:
         raise InputError(f"config size {size!r} is unknown; choose one of {', '.join(SIZES)}")
     return config

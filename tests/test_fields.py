@@ -25,27 +25,27 @@ CONFIGS = ROOT / "configs"
 # Of every config that ships, at each size: a change of these would make other runs of the runs that there are.
 FINGERPRINTS = """
 adapt_qwen3:0.6B ec992d87a689, adapt_qwen3:1.7B ceafe266d8a8, adapt_qwen3:4B 2594dea73fd8, autoregressive:gpt2_small 8d1870d4d546,
-autoregressive:tiny 47bfeb452983, babylm:100M e2ab36ab2772, babylm:tiny 5e64c3e6054c, blocks:gpt2_small d18dd906078e,
-blocks:tiny 24f89121e690, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny 19217b370676,
-data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny 1b3ae99b5cfb, diffusion_lm:gpt2_small e18e50a02a2c,
-diffusion_lm:tiny 69e2a7a2177e, duo:gpt2_small 542c43f81c0a, duo:tiny 06742c002e5f, embedding_flow:gpt2_small 3fb764556d73,
-embedding_flow:tiny 6775b92d8182, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny 1b8dcb769612,
-frequency:gpt2_small 0dddb48ab7ba, frequency:tiny fc5e01454204, genmd4:gpt2_small 7243c231909d, genmd4:tiny 5b159ce97091,
-hybrid:gpt2_small aa696f89b512, hybrid:tiny 9e1c23d39e44, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 5a337317cfff,
-llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny 864ece60daf9, plaid:gpt2_small b12e57f342ff,
-plaid:tiny ef2cc9a043ee, puzzles 4214a754feec, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 2c88cf472948,
-sed:gpt2_small 14d1f56120dc, sed:tiny 5937eb04ea70, uniform:gpt2_small 99a1f5567915, uniform:tiny ba45802ac720,
+autoregressive:tiny ff825b90d2a1, babylm:100M e2ab36ab2772, babylm:tiny 3e9371c57027, blocks:gpt2_small d18dd906078e,
+blocks:tiny 05c279d4c7f5, char27_small 6409b840ee7c, char27_tiny a29f5fead116, d3pm:gpt2_small 67cb3be44586, d3pm:tiny 1c095f726675,
+data_limited:gpt2_small 74e04f1db3cb, data_limited:tiny e2322f94c125, diffusion_lm:gpt2_small e18e50a02a2c,
+diffusion_lm:tiny 154933490715, duo:gpt2_small 542c43f81c0a, duo:tiny 635a60e1615f, embedding_flow:gpt2_small 3fb764556d73,
+embedding_flow:tiny bb71f8302e47, flow_matching:gpt2_small 759596ee0e10, flow_matching:tiny 53a36ce5961d,
+frequency:gpt2_small 0dddb48ab7ba, frequency:tiny e35aff6708da, genmd4:gpt2_small 7243c231909d, genmd4:tiny da9c7c9d7095,
+hybrid:gpt2_small aa696f89b512, hybrid:tiny daee248af377, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 34e856eef17b,
+llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny c90c4bd3ce99, plaid:gpt2_small b12e57f342ff,
+plaid:tiny e178f5f0af14, puzzles 4214a754feec, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 6946bc810724,
+sed:gpt2_small 14d1f56120dc, sed:tiny af1859230ccb, uniform:gpt2_small 99a1f5567915, uniform:tiny 5037434fe07e,
 autoregressive:1b e53e52f5a2ec, blocks:1b b0a7ae7309a9, d3pm:1b 290844213d90, data_limited:1b 1e9bf52c2186, diffusion_lm:1b c85fb9bc90e2,
 duo:1b 0065b0c9e78a, embedding_flow:1b cca3569e714e, flow_matching:1b f62df5e13344, frequency:1b 4c5dd79aacf0, genmd4:1b b853676bee0a,
 hybrid:1b 3c08528d25f5, hyperschedule:1b 94dc7647532e, masked:1b 29235de69f2f, plaid:1b c44f02abee51, score:1b db2d00262172,
 sed:1b bdbb4d5a44e4, uniform:1b 4750abccc507,
-lomdm:gpt2_small 778957339458, lomdm:tiny abfc756b0d68, lomdm:1b e838d0ea8d96,
-adlm:gpt2_small cf842867735c, adlm:tiny 590a6be82783, adlm:1b dd03da762f52,
+lomdm:gpt2_small 778957339458, lomdm:tiny 5c5a5e8c2da9, lomdm:1b e838d0ea8d96,
+adlm:gpt2_small cf842867735c, adlm:tiny bed33ef43dad, adlm:1b dd03da762f52,
 sudoku 9cdf883cbc3d, sudoku:board 7f29cf03495a, sudoku:plain 3fd6bd8831e8, sudoku:autoregressive 175dfa44c3d8,
-sft:gpt2_small 7801fcc75523, sft:tiny 5e627b176949, sft:1b 9edd62d6bf38,
-adapt_full:gpt2_medium 7302e719545a, adapt_full:tiny d6b31c13b55a, adapt_blocks:0.6B ccffa3c59b14, adapt_blocks:1.7B 3ae561e1b5f9,
-adapt_blocks:tiny 93ff829e7891, joint:gpt2_small 7f8820784c55, joint:1b 22f7fb33f527, joint:tiny 18a70064327c,
-diffusionbert:base 0293db6a1c21, diffusionbert:tiny c00ccf0318bb
+sft:gpt2_small 7801fcc75523, sft:tiny e278eb955c77, sft:1b 9edd62d6bf38,
+adapt_full:gpt2_medium 7302e719545a, adapt_full:tiny 33517ae10612, adapt_blocks:0.6B ccffa3c59b14, adapt_blocks:1.7B 3ae561e1b5f9,
+adapt_blocks:tiny 24c27fcf6b4d, joint:gpt2_small 7f8820784c55, joint:1b 22f7fb33f527, joint:tiny 714340b793c8,
+diffusionbert:base 0293db6a1c21, diffusionbert:tiny 901b70a50f50
 """
 # Of the default config, by who hashes it.
 BEFORE = {"fingerprint": "a36c1931932a", "id": "m-44a26a1b", "shape": "51427bb21602", "programs": "faf6a0e6c507"}

@@ -17,7 +17,7 @@ from tests.fit.synthetic import SMALL, record
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/your_text.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 COMMANDS = [shlex.split(line)[1:] for block in BLOCKS for line in block.splitlines() if line.startswith("dlmjax ")]
-# A run of two small steps, in place of the page's 800.
+# A run of two small steps, in place of the page's 400.
 SHORT = {
     "train.steps": 2,
     "optimizer.warmup": 1,

@@ -38,7 +38,7 @@ BELL = "beta(a=3.0,b=5.0,flat=0.1{})"
 RATE = {"optimizer.schedule": "wsd", "optimizer.decay": "0.3", "train.ema": "0.95"}
 ROPE = {"model.rope_base": "100.0"}
 TIMES = {"process.times": BELL.format(",corrected=False")}
-# Its first defaults of 2026-12: 350 steps of 32 windows are 8.5e12 FLOPs.
+# Losses, times, rates and wavelengths of 2026-12 at the earlier shape: 350 steps of 32 windows are 8.5e12 FLOPs.
 AFTER = COMMON | CE | TIMES | RATE | ROPE
 # What differs from BEFORE.
 FROM_BEFORE = {

@@ -148,7 +148,7 @@ def test_the_image_holds_what_the_manifest_starts():
         (slurm, ["--nodes", "4", "--gpus-per-node", "8", *LLADA, "--config.execution.attention=cudnn"], "fsdp=64"),
         (
             slurm,
-            ["--gpus-per-node", "8", *CONFIG, "--workdir", "w", "--config.execution.attention=cudnn", "--config.model.head_dim=32"],
+            ["--gpus-per-node", "8", *CONFIG, "--workdir", "w", "--config.execution.attention=cudnn"],
             "cudnn with execution.dtype=float32",
         ),
         (tpu_vm, ["run", *VM, "--tpu", "v5p:2x2x2", *ON_BUCKET, "--config.data.batch=12"], "batch=12 is not a multiple"),

@@ -205,10 +205,8 @@ class Objective:
         terms |= _rows(valid_BL, loss_mask_BL) if "scored" in batch else {}
         if "tail" in batch:
             tail_BL = batch["tail"] & loss_mask_BL
-            terms |= {
-                "tail_tokens": jnp.sum(tail_BL, dtype=jnp.int32),
-                "tail_nats": jnp.sum(jnp.where(tail_BL, nats_BL * inverse_pdf_BL, 0.0)),
-            }
+            tail_nats = jnp.sum(jnp.where(tail_BL, nats_BL * inverse_pdf_BL, 0.0))
+            terms |= {"tail_tokens": jnp.sum(tail_BL, dtype=jnp.int32), "tail_nats": tail_nats}
         terms |= {"text_nats": sum(text_nats) / len(draws)} if self.weighting.text_weight else {}
         terms |= {LEARNED + name: value * terms["tokens"] for name, value in process.scalars().items()}
         return total, jax.lax.stop_gradient(terms)

@@ -155,7 +155,7 @@ def _reads(sampler: Any, samples: Samples, length: int) -> float | None:
     return float(samples.evaluations) if isinstance(sampler, Sampler) else None
 
 
-def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, float]] | None:
+def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, Any]] | None:
     """What the cache policy of a sampler changes, by age; None without one."""
     if not isinstance(sampler, CachedSampler):
         return None
@@ -165,7 +165,7 @@ def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, float]] | N
     return [{"age": age, "nats": nats / n, "flips": flips / n, "positions": int(n)} for age, (nats, flips, n) in ages if n]
 
 
-def _mean_drift(drift: Sequence[dict[str, float]]) -> tuple[str, str]:
+def _mean_drift(drift: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """Nats and share of changed tokens as texts, mean over all calls; empty where none was measured."""
     count = sum(each["positions"] for each in drift)
     if not count:

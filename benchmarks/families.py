@@ -34,7 +34,10 @@ FAMILIES = {
     "autoregressive": ("autoregressive", []),
     "masked": ("masked", []),
     "blocks 4": ("blocks", []),
-    "blocks 4, uniform": ("blocks", ["process.name=blocks(size=4, noise=uniform)", "model.time_input=adaln"]),
+    "blocks 4, uniform": (
+        "blocks",
+        ["process.name=blocks(size=4, noise=uniform)", "model.time_input=adaln", "process.weighting=", "process.times=stratified"],
+    ),
     "uniform": ("uniform", []),
     "duo": ("duo", []),
     "hybrid": ("hybrid", []),

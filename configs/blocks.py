@@ -3,7 +3,8 @@
 dlmjax train --config configs/blocks.py --config.data.paths=data/corpus --workdir runs/blocks
 dlmjax train --config configs/blocks.py:tiny --config.data.paths=data/char27 --workdir runs/blocks_tiny
 
-Other noise in the blocks: --config.process.name="blocks(size=4, noise=uniform)" --config.model.time_input=adaln
+Other noise in the blocks: --config.process.name="blocks(size=4, noise=uniform)" --config.model.time_input=adaln; at tiny also
+--config.process.weighting= --config.process.times=stratified, as its loss is one of masks
 
 A step reads two streams (clean and noisy rows) and costs about twice a masked one.
 Published for OpenWebText after 524B tokens (perplexity bound): block 4 20.73, block 16 22.27 (table 4).

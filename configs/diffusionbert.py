@@ -9,7 +9,7 @@ dlmjax train --config configs/diffusionbert.py:tiny --config.data.paths=data/cha
 
 The noise of a token of much information rises early and is removed late, by the counts of the corpus: t + 0.3 sin(pi t) (1 - mean
 information / information). The paper takes that mean over the text, and its code gives the reverse step the rates of the true tokens,
-hidden ones too, so its loss is no bound; here the mean is over the corpus and the bound is exact and tight (`pytest
+hidden ones too, so its loss does not bound the likelihood; here the mean is over the corpus and the bound is exact and tight (`pytest
 tests/diffusion/test_battery.py -k spindle`).
 Such rates require conditioning on the time, which the paper leaves out; what is added to the embeddings starts at 0, so that step 0
 is BERT.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import families
 from dlmjax import config as config_lib
 from dlmjax.data import load_tokenizer
 from dlmjax.errors import InputError
@@ -57,6 +58,14 @@ def test_a_training_loss_has_the_shapes_it_says(path):
     assert total.shape == () and total.dtype == jnp.float32
     assert jax.tree.map(lambda g: g.shape, gradient) == jax.tree.map(lambda p: p.shape, params)
     assert {"tokens", "nats", "loss", "corrupted", "nats_by_level"} <= set(sums)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_row_of_the_comparison_can_be_trained(name):
+    file, overrides = families.FAMILIES[name]
+    tokenizer = load_tokenizer("char27")
+    config = config_lib.load(f"{CONFIGS[0].parent}/{file}.py:tiny", overrides)
+    assert assemble(config, tokenizer, devices=jax.devices()[:1], counts_V=np.arange(1, tokenizer.vocab_size + 1)).flops_per_token > 0
 
 
 @pytest.mark.parametrize(

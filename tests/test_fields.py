@@ -33,7 +33,7 @@ embedding_flow:tiny bb71f8302e47, flow_matching:gpt2_small 759596ee0e10, flow_ma
 frequency:gpt2_small 0dddb48ab7ba, frequency:tiny e35aff6708da, genmd4:gpt2_small 7243c231909d, genmd4:tiny da9c7c9d7095,
 hybrid:gpt2_small aa696f89b512, hybrid:tiny daee248af377, hyperschedule:gpt2_small 39ecea94498e, hyperschedule:tiny 34e856eef17b,
 llada_8b 18162c86e877, masked:gpt2_small f5517975f0c4, masked:tiny c90c4bd3ce99, plaid:gpt2_small b12e57f342ff,
-plaid:tiny e178f5f0af14, puzzles 5be885f63728, quickstart 7e36fb266c8d, score:gpt2_small eed69f89b0b5, score:tiny 6946bc810724,
+plaid:tiny e178f5f0af14, puzzles 5be885f63728, quickstart 7c88fc411014, score:gpt2_small eed69f89b0b5, score:tiny 6946bc810724,
 sed:gpt2_small 14d1f56120dc, sed:tiny af1859230ccb, uniform:gpt2_small 99a1f5567915, uniform:tiny 5037434fe07e,
 autoregressive:1b e53e52f5a2ec, blocks:1b b0a7ae7309a9, d3pm:1b 290844213d90, data_limited:1b 1e9bf52c2186, diffusion_lm:1b c85fb9bc90e2,
 duo:1b 0065b0c9e78a, embedding_flow:1b cca3569e714e, flow_matching:1b f62df5e13344, frequency:1b 4c5dd79aacf0, genmd4:1b b853676bee0a,

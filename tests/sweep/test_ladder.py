@@ -26,7 +26,7 @@ def test_rungs_grow_evenly():
 
 
 def test_known_shapes():
-    assert dataclasses.astuple(shape(128)) == (4, 128, 4, 4, 32, 384)  # the quickstart
+    assert dataclasses.astuple(shape(128)) == (4, 128, 4, 4, 32, 384)
     assert dataclasses.astuple(shape(768)) == (12, 768, 12, 12, 64, 2048)  # the configs' "gpt2_small"
     assert dataclasses.astuple(shape(4096)) == (32, 4096, 32, 8, 128, 11008)  # Llama's depth, width and MLP, Llama 3's groups
     assert shape(768).parameters() == pytest.approx(85e6, rel=0.01)

@@ -1,6 +1,6 @@
 """How long a run's answers are beside those of the data, whether they end, and how many of them match.
 
-    python -m benchmarks.answers --workdir RUN --data DIR [--split test] [--count 100] [--steps 128] [--order ancestral] [--mark "####"]
+    python -m benchmarks.answers --workdir RUN --data DIR [--split test] [--count 100] [--steps 128] [--rule ancestral] [--mark "####"]
 
 The prompts are those of a prepared corpus of supervised data (docs/answers.md), the canvas is a row of the run's length. Lengths are in
 tokens with the end; an answer without an end is as long as the canvas allows. An answer is exact where what follows its last `--mark` is
@@ -23,7 +23,7 @@ def line(found: dict) -> str:
         for name in ("length_data", "length_made")
     ]
     shares = [f"{100 * found[name]:.1f} ± {100 * found['stderr_' + name]:.1f} %" for name in ("without_end", "marked", "exact")]
-    return f"| {' | '.join([found['run'], found['order'], str(found['calls']), *lengths, *shares])} |"
+    return f"| {' | '.join([found['run'], found['rule'], str(found['calls']), *lengths, *shares])} |"
 
 
 def main():
@@ -33,7 +33,7 @@ def main():
     parser.add_argument("--split", default="test", help="split of the corpus")
     parser.add_argument("--count", type=int, default=100, help="prompts, from the first that fits")
     parser.add_argument("--steps", type=int, default=128, help="denoising steps")
-    parser.add_argument("--order", default="ancestral", help="order in which tokens are revealed")
+    parser.add_argument("--rule", default="ancestral", help="rule of the tokens that a step reveals")
     parser.add_argument("--temperature", type=float, default=1.0, help="temperature")
     parser.add_argument("--mark", default="####", help="text before the last part of an answer")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler")
@@ -41,15 +41,14 @@ def main():
     args = parser.parse_args()
     run = open_run(args.workdir)
     questions = questions_of(Corpus.open(args.data, args.split), args.count, run.experiment.config.data.length)
-    order = {"order": args.order} if args.order != "ancestral" else {}
-    settings = run.sample_settings(steps=args.steps, temperature=args.temperature, **order)
+    settings = run.sample_settings(steps=args.steps, temperature=args.temperature, rule=args.rule)
     answers = answer(run, questions, settings, seed=args.seed)
-    found = {"run": pathlib.Path(args.workdir).name, "order": args.order, **report(questions, answers, run.tokenizer, args.mark)}
+    found = {"run": pathlib.Path(args.workdir).name, "rule": args.rule, **report(questions, answers, run.tokenizer, args.mark)}
     found["examples"] = [
         {"prompt": run.tokenizer.decode(question.prompt_P), "answer": run.tokenizer.decode(tokens_N), "ended": ended}
         for question, tokens_N, ended in list(zip(questions, answers.tokens, answers.ended, strict=True))[:3]
     ]
-    print("| run | order | calls | data: mean length (10, 50, 90 %) | made: mean length | without an end | with the mark | exact |")
+    print("| run | rule | calls | data: mean length (10, 50, 90 %) | made: mean length | without an end | with the mark | exact |")
     print(line(found))
     if args.output:
         pathlib.Path(args.output).write_text(json.dumps(found, indent=1) + "\n")

@@ -1,11 +1,11 @@
 """How a trained run denoises: entropy against steps, the order of the tokens, and the step at which a text is final.
 
-    python -m benchmarks.denoising --workdir RUN --steps 4,8,16,32,64 [--orders ancestral,confidence] [--count 16] [--json FILE]
+    python -m benchmarks.denoising --workdir RUN --steps 4,8,16,32,64 [--rules ancestral confidence] [--count 16] [--json FILE]
 
-One table per order, `--count` texts of the training length each:
+One table per rule, `--count` texts of the training length each:
 
     calls      network calls per text
-    entropy    of the tokens of a text, bits, mean over texts: low values are repetition (few steps, greedy orders)
+    entropy    of the tokens of a text, bits, mean over texts: low values are repetition (few steps, greedy rules)
     tau        Kendall's tau-b between position and the step at which the final token appeared: 1 = left to right, 0 = any order
     shown      first state from which on the revealed text does not change, as a share of the steps
     guessed    the same with the network's best prediction at every mask (processes with a mask): what early stopping could save
@@ -53,17 +53,17 @@ def x0_predictor(run: Run, suppressed: tuple[int, ...]):
     return x0_prediction
 
 
-def measure(run: Run, order: str, steps: int, count: int, seed: int) -> dict:
+def measure(run: Run, rule: str, steps: int, count: int, seed: int) -> dict:
     """One row of the table."""
     experiment = run.experiment
     suppressed = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
-    settings = SampleSettings(steps=steps, order=order, suppressed_ids=suppressed)
+    settings = SampleSettings(steps=steps, rule=rule, suppressed_ids=suppressed)
     sampler = sampler_for(experiment.process, experiment.unpartitioned, settings)
     samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
     x0_prediction = x0_predictor(run, suppressed)
     taus = analysis.order_tau(trace)
     return {
-        "order": order,
+        "rule": rule,
         "steps": samples.steps,
         "calls": samples.evaluations,
         "entropy": samples.entropy / math.log(2),
@@ -92,16 +92,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--steps", default="4,8,16,32,64")
-    parser.add_argument("--orders", default="ancestral,confidence")
+    parser.add_argument("--rules", nargs="+", default=["ancestral", "confidence"])
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")
     arguments = parser.parse_args()
     try:
         run, report = open_run(arguments.workdir), []
-        for order in arguments.orders.split(","):
-            rows = [measure(run, order, int(steps), arguments.count, arguments.seed) for steps in arguments.steps.split(",")]
-            print(f"\n{run.experiment.process.name}, step {run.step}, {run.weights} weights, order {order}\n\n{table(rows)}", flush=True)
+        for rule in arguments.rules:
+            rows = [measure(run, rule, int(steps), arguments.count, arguments.seed) for steps in arguments.steps.split(",")]
+            print(f"\n{run.experiment.process.name}, step {run.step}, {run.weights} weights, rule {rule}\n\n{table(rows)}", flush=True)
             report += rows
         if arguments.json:
             write_atomically(arguments.json, json.dumps({"workdir": arguments.workdir, "step": run.step, "rows": report}, indent=1) + "\n")

@@ -45,8 +45,8 @@ def main():
         found = [{"puzzle": puzzle.clue, "solution": puzzle.answer} for puzzle in make_sudoku(args.count, split="test")]
     run = open_run(args.workdir)
     in_place = not run.experiment.process.attention.causal
-    order = {"order": "margin", "threshold": args.threshold} if in_place else {"order": "left_to_right"}
-    settings, rows = run.sample_settings(temperature=0.0, **order), []
+    rule = f"threshold(value={args.threshold}, by=margin)" if in_place else "left_to_right"
+    settings, rows = run.sample_settings(temperature=0.0, rule=rule), []
     for givens in map(int, args.givens.split(",")):
         puzzles = list(read_sudoku(found, givens))
         solved = solve(run, puzzles, settings, in_place=in_place)

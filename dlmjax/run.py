@@ -104,7 +104,7 @@ class Run:
           count: number of texts.
           progress: show a progress bar.
           options: `suffix`, `template`, `edit`, `start_t` of `sampling.build_canvas`, `stride` and `stop` of `sampler`, and the fields
-            of `sampling.SampleSettings`, as in `steps=128, temperature=0.8, order="confidence"`.
+            of `sampling.SampleSettings`, as in `steps=128, temperature=0.8, rule="confidence"`.
 
         Raises InputError: an unknown option, texts that do not fit into the length, settings that the process does not support.
         """

@@ -125,8 +125,8 @@ def test_an_opened_run_has_what_measures_read(run, workdir):
     [
         ({"prompt": "The ", "length": 12, "steps": 4, "count": 2}, ["--prompt", "The ", "--length", 12, "--steps", 4, "--count", 2]),
         (
-            {"template": "a [MASK*4] b", "order": "confidence", "temperature": 0.5, "seed": 7},
-            ["--template", "a [MASK*4] b", "--order", "confidence", "--temperature", 0.5, "--seed", 7],
+            {"template": "a [MASK*4] b", "rule": "confidence", "temperature": 0.5, "seed": 7},
+            ["--template", "a [MASK*4] b", "--rule", "confidence", "--temperature", 0.5, "--seed", 7],
         ),
     ],
 )

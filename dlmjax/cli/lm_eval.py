@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dlmjax import checks, flags
-from dlmjax.cli.run_flags import add_run
+from dlmjax.cli.run_flags import add_rule, add_run
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
 from dlmjax.quadrature import MOST_CALLS, NODES
@@ -42,6 +42,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--max-gen-toks", type=flags.tokens, default=256, metavar="N", help="longest generated text, tokens, unless the task sets it (256)")
     add("--block", type=flags.tokens, default=32, metavar="N", help="block of generated text, tokens (masked processes) (32)")
     add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call reveals (1)")
+    add_rule(command, None, "; masked processes and blocks")
     add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
     add("--offline", action="store_true", help="local task files and data downloaded before alone, without a server (off)")
     add(
@@ -66,9 +67,12 @@ def run(arguments: argparse.Namespace, _) -> None:
     from lm_eval.utils import make_table
 
     from dlmjax.harness.adapter import DlmJax
+    from dlmjax.sampling.rule_names import import_rule
 
+    if arguments.rule is not None:
+        import_rule(arguments.rule)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
-    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "seed")
+    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "seed")
     adapter = DlmJax(
         arguments.workdir,
         arguments.weights,

@@ -46,11 +46,10 @@ def add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", default="valid", choices=SPLITS, help="split of the corpus (valid)")
 
 
-def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, order: str = "ancestral") -> None:
+def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rule: str = "ancestral") -> None:
     """Settings of a sampler that `sample`, `quality` and `solve` have in common; see docs/sampling.md."""
     add = command.add_argument
-    orders = ("ancestral", "random", "confidence", "top_probability", "entropy", "margin", "left_to_right")
-    add("--order", default=order, choices=orders, help=f"order in which tokens are revealed; ancestral: by the steps in time ({order})")
+    add_rule(command, rule, "; ancestral: steps in time by --method")
     add(
         "--method",
         default="ancestral",
@@ -79,12 +78,25 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, ord
     add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
 
 
+def add_rule(command: argparse.ArgumentParser, default: str | None, more: str) -> None:
+    """`--rule`: which positions a step reveals; see `sampling.rules`."""
+    rules = (
+        "random, left_to_right, confidence, margin, entropy, each with (count=, plan=first, dream or doubling), threshold(value=0.9); "
+        "my_module.MyRule: one of your own"
+    )
+    command.add_argument("--rule", default=default, help=f"rule of the positions that a step reveals: {rules}{more} ({default})")
+
+
 def sample_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of `SampleSettings` that flags of the same names give."""
+    """The values of `SampleSettings` that flags of the same names give; the module of a rule of one's own is imported."""
     from dlmjax.sampling import SampleSettings
+    from dlmjax.sampling.rule_names import IN_TIME, import_rule
 
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
-    return {name: getattr(arguments, name) for name in names}
+    values = {name: getattr(arguments, name) for name in names}
+    if values["rule"] != IN_TIME:
+        import_rule(values["rule"])
+    return values
 
 
 def sample_settings(arguments: argparse.Namespace, run: Run, **changes: Any) -> SampleSettings:

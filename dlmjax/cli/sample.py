@@ -35,21 +35,6 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
     add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
     add("--stop", action="store_true", help="end a text at its end of document; with blocks, --stride or causal processes (off)")
-    add("--remask", action="store_true", help="mask revealed tokens of low score again; orders confidence, entropy and margin (off)")
-    add(
-        "--threshold",
-        type=flags.share,
-        metavar="P",
-        help="least probability, before --temperature and --top-p, of the tokens that a step reveals; replaces --steps; orders "
-        "confidence, entropy and margin (off)",
-    )
-    add(
-        "--remainder",
-        default="spread",
-        choices=("spread", "first"),
-        help="steps that reveal one token more where the steps do not divide the masked tokens: spread over all, or the first, as in LLaDA "
-        "(spread)",
-    )
     add("--watch", action="store_true", help="live view of the denoising in the terminal (off)")
     add("--trace", type=flags.output_file, metavar="FILE.html", help="file for the trace, as a self-contained page (not written)")
     add("--json", type=flags.output_file, metavar="FILE", help="file for text, ids, seed, steps and entropy (not written)")

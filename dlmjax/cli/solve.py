@@ -16,10 +16,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--input", type=flags.input_file, required=True, metavar="FILE.txt", help="puzzles, as `dlmjax puzzles` writes them")
     add("--in-place", action="store_true", help="sudoku: clue at its cells of the board; runs trained on `puzzles --answers-only` (off)")
     add("--count", type=flags.whole(1, 2**20), help="number of puzzles, from the first (all)")
-    add("--steps", type=flags.whole(1, 2**20), default=256, help="number of denoising steps; reveal orders take at most one per cell (256)")
+    add("--steps", type=flags.whole(1, 2**20), default=256, help="number of denoising steps; a rule takes at most one per cell (256)")
     add("--batch", type=flags.whole(1, 2**20), default=100, help="number of puzzles solved together (100)")
-    add("--threshold", type=flags.share, metavar="P", help="least probability of the tokens that a call reveals; replaces --steps (off)")
-    add_sampling(command, temperature=0.0, order="confidence")
+    add_sampling(command, temperature=0.0, rule="confidence")
     add("--json", type=flags.output_file, metavar="FILE", help="file for the result (not written)")
 
 
@@ -31,9 +30,9 @@ def run(arguments: argparse.Namespace, _) -> None:
 
     found = puzzles.parse(read_lines("--input", arguments.input)[: arguments.count])
     opened = open_arguments(arguments)
-    # A causal process has one order only.
-    order = {"order": "left_to_right"} if opened.experiment.process.attention.causal else {}
-    settings = sample_settings(arguments, opened, **order)
+    # A causal process has one rule only.
+    rule = {"rule": "left_to_right"} if opened.experiment.process.attention.causal else {}
+    settings = sample_settings(arguments, opened, **rule)
     how = {"in_place": arguments.in_place, "seed": arguments.seed}
     made = solve(opened, found, settings, batch=arguments.batch, **how)
     report = {"workdir": str(arguments.workdir), "input": arguments.input, **solving_report(opened, found, made, **how)}
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     print(
         f"{report['puzzle']}: {report['solved']} of {report['puzzles']} solved = {report['solved_rate']:.3f} ± "
         f"{report['stderr_solved_rate']:.3f} (95 %: {low:.3f} to {high:.3f}); partly right {report['partly_right']:.3f}; "
-        f"{report['mean_calls']:.1f} network calls each, at most {report['calls']}, order {made.settings.order}, "
+        f"{report['mean_calls']:.1f} network calls each, at most {report['calls']}, rule {made.settings.rule}, "
         f"temperature {arguments.temperature:g}",
         flush=True,
     )

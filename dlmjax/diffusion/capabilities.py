@@ -23,7 +23,7 @@ def make_named(text: str, vocab: int = 29) -> Process:
 
 
 def reveal_orders(process: Process) -> str:
-    """Which orders but "ancestral" sample a process: "all", "left_to_right" or "none"."""
+    """Which rules of revealed positions sample a process: "all", "left_to_right" or "none"."""
     if process.attention.causal:
         return "left_to_right"
     masks = process.capabilities.prior_mask_id is not None and float(process.replaced(jnp.float32(0))) == 0
@@ -33,7 +33,7 @@ def reveal_orders(process: Process) -> str:
 def table() -> str:
     """One row for each process of the registry, as Markdown."""
     lines = [
-        "| process | methods (`--method`) | reveal orders (`--order`) | `process.weighting` | `process.times` |",
+        "| process | methods (`--method`) | rules (`--rule`) | `process.weighting` | `process.times` |",
         "|---|---|---|---|---|",
     ]
     for text in sorted((*PROCESSES, *_VARIANTS), key=lambda text: [*PROCESSES].index(text.partition("(")[0])):

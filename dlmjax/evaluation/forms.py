@@ -1,68 +1,70 @@
 """The likelihoods of an evaluation by name: "nelbo", "order:RULE", "subsets", "tube", with values as in "order:margin(count=2)".
 
     nelbo      the bound of `likelihood.Evaluator`
-    order      exact: of the sampler that reveals tokens by a rule which does not look at the drawn tokens (DUEL 2603.01367)
+    order      exact: of the sampler under a rule which does not look at the drawn tokens (`sampling.rules`; DUEL 2603.01367)
     subsets    exact: of the sampler that reveals one token a step in random order, by a recursion over all sets of masked tokens
     tube       a bound on the other side, -log p >= the number, of the same sampler (TUBE 2605.24292)
 
-`paths` computes the last three. Imports no jax.
+`paths` computes the last three.
 """
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 from dlmjax import choices
 from dlmjax.errors import InputError
+from dlmjax.sampling.rule_names import IN_TIME, RULES, import_rule
+from dlmjax.sampling.rules import Planned, Rule
 
 MOST_SUBSETS = 10  # tokens of a set whose 2^n - 1 sets of masks are all read
 MOST_TUBE = 32  # tokens of a set; the variance over orders grows with them, and the estimate of p is then hopeless
 MOST_ORDERS = 2**16
 
-# rule -> the sampler's `--order` of the same law.
-RULES = {
-    "confidence": "top_probability",
-    "margin": "margin",
-    "entropy": "entropy",
-    "threshold": "top_probability",
-    "left_to_right": "left_to_right",
-}
-_NONE = {
-    "random": "its text has many paths; give subsets or tube for its likelihood, nelbo for the mean over its paths",
-    "drawn_confidence": "its order depends on the drawn tokens, so a text has many paths; give order:confidence, which compares the "
-    "positions' most likely tokens",
-    "ancestral": "its text has many paths; give nelbo",
-    "remask": "it masks tokens again, so a text has many paths; give order:confidence",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The law of a sampler that reveals the masked positions with the highest scores, given what is revealed; equal scores left to right.
+    """The law of the sampler under a rule that does not look at the drawn tokens; equal scores left to right.
 
-    rule: confidence (the largest probability of the position), margin, entropy, threshold (all positions whose largest probability is at
-      least `value`, and always the one with the largest), left_to_right.
-    count: tokens revealed in a step; the last step reveals what is left.  temperature: divisor of the logits where a token is drawn; scores
-      are those of temperature 1, as in the sampler.
+    rule: its text, without `temperature`; a rule of a planned number of positions reveals one in a step where it says nothing else.
+    temperature: divisor of the logits where a token is drawn; the rule reads those of temperature 1, as in the sampler.
     """
 
-    rule: Literal["confidence", "margin", "entropy", "threshold", "left_to_right"]
-    count: int = 1
+    rule: str
     temperature: int | float = 1.0
-    value: int | float | None = None
 
     def __post_init__(self):
         what = f"--likelihood order:{self.rule}"
-        if (self.rule == "threshold") != (self.value is not None):
-            needs = "requires a value" if self.rule == "threshold" else "takes no value"
-            raise InputError(f"{what} {needs}, the least probability that is revealed; write order:threshold(value=0.9)")
-        if self.value is not None and not 0 < self.value < 1:
-            raise InputError(f"{what}: value is {self.value}; it is a probability and must lie in (0, 1)")
-        if self.count < 1:
-            raise InputError(f"{what}: count is {self.count}; give at least 1 token a step")
-        if self.rule == "threshold" and self.count != 1:
-            raise InputError(f"{what} decides how many tokens a step reveals; leave count out")
+        if not self.make_rule().has_path:
+            raise InputError(f"{what} has no likelihood that can be written down: {self._reason}")
         _check_temperature(what, self.temperature)
+
+    def make_rule(self) -> Rule:
+        """The rule, with one position a step where it plans no other number. Raises InputError: as `rule_names.make_rule`."""
+        rule = import_rule(self.rule)
+        one = isinstance(rule, Planned) and (rule.count, rule.steps, rule.plan) == (None, None, "spread")
+        return dataclasses.replace(rule, count=1) if one else rule
+
+    @property
+    def one_by_one(self) -> str | None:
+        """The likelihood whose difference from this one is the price of parallel steps; None where this one reveals one a step."""
+        rule = self.make_rule()
+        if rule.guarantee == "exact":
+            return None
+        name, values = choices.parse(rule.one_by_one, "rule")
+        return "order:" + choices.text_of(name, values | ({} if self.temperature == 1 else {"temperature": self.temperature}))
+
+    @property
+    def _reason(self) -> str:
+        rule = self.make_rule()
+        if rule.looks_at_draw:
+            return (
+                "its positions depend on the drawn tokens, so a text has many paths; give on=best, or another rule that compares the "
+                "positions' most likely tokens"
+            )
+        if rule.name == "random":
+            return "its text has many paths; give subsets or tube for its likelihood, nelbo for the mean over its paths"
+        return "it masks tokens again or draws its positions, so a text has many paths; leave remask and noise out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +97,12 @@ def parse_likelihood(text: str) -> Order | Subsets | Tube | None:
     if colon:
         if family != "order":
             raise InputError(f"--likelihood {text!r:.100} has a rule, which only order has; write order:{rule:.60}")
-        name, values = choices.parse(rule, "the rule of --likelihood order")
+        if rule.partition("(")[0].strip() == IN_TIME:
+            raise InputError(f"--likelihood order:{IN_TIME}: a text has many paths; give nelbo")
+        head, values = _rule_and_values(rule)
         _refuse_top_p(text, values)
-        if name in _NONE:
-            raise InputError(f"--likelihood order:{name} has no likelihood that can be written down: {_NONE[name]}")
-        choices.lookup("rule of --likelihood order", name, RULES)
-        return choices.build(f"--likelihood order:{name}", Order, {"rule": name, **_without_rule(name, values)})
+        own = {name: values.pop(name) for name in ("temperature",) if name in values}
+        return choices.build(f"--likelihood order:{rule:.100}", Order, {"rule": choices.text_of(head, values), **own})
     name, values = choices.parse(text, "--likelihood")
     _refuse_top_p(text, values)
     if name == "order":
@@ -116,10 +118,12 @@ def parse_likelihood(text: str) -> Order | Subsets | Tube | None:
     return choices.build(f"--likelihood {name}", form, values)
 
 
-def _without_rule(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    if "rule" in values:
-        raise InputError(f"--likelihood order:{name} has no value 'rule'; the rule is its name")
-    return values
+def _rule_and_values(rule: str) -> tuple[str, dict[str, Any]]:
+    """The name, which may have dots, and the values of the text of a rule."""
+    head, bracket, rest = rule.partition("(")
+    module, dot, name = head.strip().rpartition(".")
+    name, values = choices.parse(name + bracket + rest, "the rule of --likelihood order")
+    return module + dot + name, values
 
 
 def _refuse_top_p(text: str, values: dict[str, Any]) -> None:

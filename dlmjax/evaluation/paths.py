@@ -35,11 +35,12 @@ from jaxtyping import Array, Bool, Float, Int
 from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import bind_process, exclude, row_keys, uniform_rows
 from dlmjax.errors import InputError
-from dlmjax.evaluation.forms import MOST_SUBSETS, MOST_TUBE, RULES, Order, Subsets, Tube, parse_likelihood
+from dlmjax.evaluation.forms import MOST_SUBSETS, MOST_TUBE, Order, Subsets, Tube, parse_likelihood
 from dlmjax.evaluation.levels import LevelGrid, level_grid
 from dlmjax.evaluation.likelihood import BatchNats, WindowEvaluator
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
-from dlmjax.sampling.reveal import left_first, next_reveals, position_scores, require_reveals
+from dlmjax.sampling.reveal import next_reveals, position_scores, require_reveals
+from dlmjax.sampling.rules import View
 from dlmjax.seeds import check_seed
 
 
@@ -50,6 +51,7 @@ class _Path(NamedTuple):
     masked_BL: Bool[Array, "B L"]
     nats_BL: Float[Array, "B L"]
     calls_B: Int[Array, "B"]
+    memory: Any  # of the rule
     hint_BLI: Float[Array, "B L I"] | None
 
 
@@ -106,21 +108,22 @@ class PathEvaluator(WindowEvaluator):
 
     # --- a path ---------------------------------------------------------------------------------------------------------------
 
-    def _along(self, params, batch, revealed, count: int) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
-        """The path on which a step reveals `revealed(read, masked_BL)`; `count`: tokens of a step, for the sampler's times."""
+    def _along(self, params, batch, revealed, steps_N, memory: Any = ()) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
+        """The path on which a step reveals `revealed(read, path) -> (positions, memory)`; steps_N: steps of each set, for its times."""
         process = bind_process(self.process, params)
         start_BL = self._start(batch)
-        steps_BL = self._over_sets(-(-self._count(start_BL) // count), start_BL)
+        steps_BL = self._over_sets(steps_N, start_BL)
 
         def one(path: _Path) -> _Path:
             t_BL = jnp.maximum(steps_BL - path.step, 0) / jnp.maximum(steps_BL, 1)
             read = self._read(process, params, batch, path.masked_BL, t_BL, path.hint_BLI)
-            new_BL = revealed(read, path.masked_BL)
+            new_BL, memory = revealed(read, path)
             return _Path(
                 step=path.step + 1,
                 masked_BL=path.masked_BL & ~new_BL,
                 nats_BL=path.nats_BL + read.at(new_BL, self._nats).astype(path.nats_BL.dtype),
                 calls_B=path.calls_B + jnp.any(path.masked_BL, axis=1),
+                memory=memory,
                 hint_BLI=read.hint_BLI,
             )
 
@@ -128,7 +131,7 @@ class PathEvaluator(WindowEvaluator):
         if self.self_condition:
             shape = jax.eval_shape(lambda: self._read(process, params, batch, start_BL, start_BL.astype(jnp.float32), None).hint()).shape
             hint_BLI = jnp.zeros(shape, jnp.float32)
-        first = _Path(jnp.int32(0), start_BL, jnp.zeros(start_BL.shape), jnp.zeros(len(start_BL), jnp.int32), hint_BLI)
+        first = _Path(jnp.int32(0), start_BL, jnp.zeros(start_BL.shape), jnp.zeros(len(start_BL), jnp.int32), memory, hint_BLI)
         last = jax.lax.while_loop(lambda path: jnp.any(path.masked_BL), one, first)
         return last.nats_BL, last.calls_B
 
@@ -171,11 +174,6 @@ class PathEvaluator(WindowEvaluator):
     def _size(self, length: int) -> int:
         return self.process.attention.block_size or length
 
-    def _next(self, masked_BL, score_BL, count: int, sure_BL=None) -> Bool[Array, "B L"]:
-        """`next_reveals` in every set."""
-        sure = None if sure_BL is None else self._rows_of_sets(sure_BL)
-        return next_reveals(self._rows_of_sets(masked_BL), self._rows_of_sets(score_BL), count, sure).reshape(masked_BL.shape)
-
 
 class OrderEvaluator(PathEvaluator):
     """The likelihood along the one path of a rule."""
@@ -189,18 +187,33 @@ class OrderEvaluator(PathEvaluator):
 
     def _on_device(self, params, batch) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
         """(-log p of every token along the path, passes until each window has no masks)."""
-        form = self.form
+        rule, start_BL = self.form.make_rule(), self._start(batch)
+        start_NS = self._rows_of_sets(start_BL)
+        steps_N = rule.steps_of(self._count(start_BL), 1)
 
-        def revealed(read: _Read, masked_BL):
-            if form.rule == "left_to_right":
-                return self._next(masked_BL, left_first(masked_BL.shape), form.count)
-            score_BL = read.at(masked_BL, self._score)
-            return self._next(masked_BL, score_BL, form.count, None if form.value is None else score_BL >= form.value)
+        def _revealed(read: _Read, path: _Path):
+            def of_sets(function):
+                return self._rows_of_sets(read.at(path.masked_BL, function))
 
-        return self._along(params, batch, revealed, form.count)
+            view = View(
+                masked_BL=self._rows_of_sets(path.masked_BL),
+                start_masked_BL=start_NS,
+                step=path.step + 1,
+                steps=1,
+                scores_of=lambda name: of_sets(Partial(self._score, name)),
+                log_p=lambda: self._all_log_p(read, start_NS.shape),
+            )
+            choice = rule.choose(view, path.memory)
+            return (choice.reveal_BL & view.masked_BL).reshape(path.masked_BL.shape), choice.memory
 
-    def _score(self, process, logits, x, z, t):
-        return position_scores(RULES[self.form.rule], self._log_p(process, logits, z, t))
+        return self._along(params, batch, _revealed, steps_N, rule.begin(start_NS.shape, self.process.output.columns))
+
+    def _score(self, name: str, process, logits, x, z, t):
+        return position_scores(name, self._log_p(process, logits, z, t))
+
+    def _all_log_p(self, read: "_Read", shape: tuple[int, int]) -> Float[Array, "N S V"]:
+        log_p_BLV = self._log_p(read.process, read.denoiser.logits(read.hidden_BLD), read.z, read.t_BL)
+        return log_p_BLV.reshape(*shape, log_p_BLV.shape[-1])
 
 
 class SetEvaluator(PathEvaluator):
@@ -293,8 +306,12 @@ class TubeEvaluator(SetEvaluator):
     def _on_device(self, params, batch, order) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
         """The same along one random order, one token a step."""
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys(jax.random.key(self.seed), batch["row"]), order)
-        score_BL = uniform_rows(keys_B, batch["tokens"].shape[1])
-        return self._along(params, batch, lambda _, masked_BL: self._next(masked_BL, score_BL, 1), 1)
+        score_NS = self._rows_of_sets(uniform_rows(keys_B, batch["tokens"].shape[1]))
+
+        def revealed(_, path: _Path):
+            return next_reveals(self._rows_of_sets(path.masked_BL), score_NS, 1).reshape(path.masked_BL.shape), ()
+
+        return self._along(params, batch, revealed, self._count(self._start(batch)))
 
 
 _EVALUATORS = {Order: OrderEvaluator, Subsets: SubsetEvaluator, Tube: TubeEvaluator}

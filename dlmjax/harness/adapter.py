@@ -30,6 +30,7 @@ _FIELDS = {
     "top_p": ("top_p", float),
     "block": ("block", int),
     "tokens_per_step": ("tokens_per_step", int),
+    "rule": ("rule", str),
 }
 GENERATION_ARGUMENTS = ("until", "do_sample", *_FIELDS)  # the others are left out with a warning
 
@@ -81,6 +82,7 @@ class Adapter(LM):
         overlap: int = 1,
         block: int = 32,
         tokens_per_step: int = 1,
+        rule: str | None = None,
         max_gen_toks: int = 256,
         seed: int = 0,
     ):
@@ -88,7 +90,7 @@ class Adapter(LM):
         # lm-eval computes its bootstrap in forks of this process, and a fork of a process in which jax runs may hang.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self.model, self.overlap, self.records = model, overlap, []
-        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step)
+        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step, rule=rule)
         self.scorer = ConditionalScorer(
             model.process,
             model.bind,

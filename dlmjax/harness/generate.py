@@ -20,7 +20,7 @@ from jaxtyping import Int
 
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
-from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, suppressed_ids
+from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, make_rule, suppressed_ids
 from dlmjax.seeds import following
 
 
@@ -31,8 +31,10 @@ class Decoding:
     length: longest text, tokens.  until: strings at which a text ends; they are not part of it.
     temperature, top_p: as for `SampleSettings`; temperature 0 = the most likely tokens, those of highest probability first.
     block: tokens of a block of masked processes.  tokens_per_step: tokens that each network call reveals (1 = best and slowest).
+    rule: which of them, as for `SampleSettings`; None = the most likely ones (confidence). Rules that decide the number of tokens of a step
+      themselves, as threshold, ignore `tokens_per_step`. Causal processes have no other rule than from left to right.
 
-    Raises InputError: a number below 1 where a count is required.
+    Raises InputError: a number below 1 where a count is required; no such rule.
     """
 
     length: int = 256
@@ -41,11 +43,14 @@ class Decoding:
     top_p: float = 1.0
     block: int = 32
     tokens_per_step: int = 1
+    rule: str | None = None
 
     def __post_init__(self):
         for name in ("length", "block", "tokens_per_step"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of generated text is {getattr(self, name)}; give at least 1")
+        if self.rule is not None:
+            make_rule(self.rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +124,15 @@ class Generator:
         elif self.masked:
             yield from self._semi_autoregression(params, canvas, decoding, seed)
         else:
+            if decoding.rule is not None:
+                raise InputError(f"rule {decoding.rule} requires masked tokens, but process {self.process.name} has none; leave rule out")
             settings = SampleSettings(
                 steps=max(decoding.length // decoding.tokens_per_step, 1), suppressed_ids=suppressed_ids(self.tokenizer, self.process.vocab)
             )
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
     def _walk(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        order = "left_to_right" if self.process.attention.causal else "confidence"
-        sampler = self._sampler(self._settings(order, decoding, self.process.attention.block_size or 1))
+        sampler = self._sampler(self._settings(decoding, self.process.attention.block_size or 1))
         before = -1
         for state in sampler.states(params, canvas, seed=seed):
             # Yielded when the shortest finished prefix has grown, not at every step inside a block.
@@ -139,7 +145,7 @@ class Generator:
         masked_BL, tokens_BL = ~canvas.condition_mask_BL, canvas.tokens_BL.copy()
         tokens_BL[masked_BL] = self.tokenizer.mask_id
         index_BL = np.cumsum(masked_BL, axis=1) - 1
-        sampler = self._sampler(self._settings("confidence", decoding, min(decoding.block, decoding.length)))
+        sampler = self._sampler(self._settings(decoding, min(decoding.block, decoding.length)))
         for block in range(-(-int(masked_BL.sum(axis=1).max()) // decoding.block)):
             now_BL = masked_BL & (index_BL // decoding.block == block)
             # Later blocks are frozen masks: the network reads them, and none is revealed.
@@ -147,10 +153,11 @@ class Generator:
             tokens_BL = sampler.sample(params, part, seed=following(seed, block << 16)).tokens_BL
             yield np.where(tokens_BL == self.tokenizer.mask_id, self.tokenizer.pad_id, tokens_BL)
 
-    def _settings(self, order: str, decoding: Decoding, block: int) -> SampleSettings:
+    def _settings(self, decoding: Decoding, block: int) -> SampleSettings:
+        rule = decoding.rule or ("left_to_right" if self.process.attention.causal else "confidence")
         return SampleSettings(
             steps=-(-block // decoding.tokens_per_step),
-            order=order,
+            rule=rule,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
             suppressed_ids=suppressed_ids(self.tokenizer, self.process.vocab),

@@ -214,7 +214,7 @@ def _load_hf(facts: Facts) -> str:
         'model = load()                            # or AutoModelForCausalLM.from_pretrained(".") with transformers >= 5.2\n'
         f"print(check(model))                       # difference from parity.json: {_tolerance(facts)}\n```{masks}\n\n"
         "The model fills in masks; `model.generate` would append tokens, which it was not trained for. Greedy, most confident first "
-        "(the loop of load_dlm.py; `dlmjax sample --order confidence --temperature 0` gives the same tokens):\n\n"
+        "(the loop of load_dlm.py; `dlmjax sample --rule confidence --temperature 0` gives the same tokens):\n\n"
         f"```python\n{_shipped_function('generate')}```"
     )
 

@@ -8,17 +8,18 @@ from dlmjax.sampling.grids import GRIDS, make_grid
 from dlmjax.sampling.html import render_html, write_html
 from dlmjax.sampling.methods import METHODS, make_method
 from dlmjax.sampling.reuse import REUSES, make_reuse, reuse_text
+from dlmjax.sampling.rule_names import RULES, make_rule
 from dlmjax.sampling.sampler import Sampler, sample, sample_steps
 from dlmjax.sampling.samples import Samples, State
-from dlmjax.sampling.settings import ORDERS, SampleSettings
+from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.terminal import TerminalView
 from dlmjax.sampling.trace import Trace, first_difference, record, replay
 
 __all__ = [
     "GRIDS",
     "METHODS",
-    "ORDERS",
     "REUSES",
+    "RULES",
     "BlockSampler",
     "CachedSampler",
     "Canvas",
@@ -36,6 +37,7 @@ __all__ = [
     "make_grid",
     "make_method",
     "make_reuse",
+    "make_rule",
     "suppressed_ids",
     "record",
     "render_html",

@@ -95,7 +95,7 @@ class BlockSampler(PieceSampler):
         """The sampler of the first token of a block: of a causal process, whose state the reading of the text before it gave."""
         if settings.guidance:
             raise InputError("process blocks with seeded=True has no output without its prompt for the first tokens; leave guidance at 0")
-        plain = dataclasses.replace(SampleSettings(), steps=1, order="left_to_right")
+        plain = dataclasses.replace(SampleSettings(), steps=1, rule="left_to_right")
         kept = {name: getattr(settings, name) for name in ("temperature", "top_p", "suppressed_ids")}
         return Sampler(self.process.capabilities.seeds, self._bind_first, dataclasses.replace(plain, **kept))
 

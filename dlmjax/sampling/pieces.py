@@ -90,16 +90,12 @@ class PieceSampler:
         return self.inner.settings
 
     @property
-    def _reveals(self) -> int:
-        """Largest number of steps of a piece in a reveal order."""
-        return self.size if self.settings.threshold is not None else min(self.settings.steps, self.size)
-
-    @property
     def _steps_each(self) -> int:
         """Largest number of steps of a piece, for the number of all steps in `State.steps`."""
         if self.inner.causal:
             return 1
-        return self.settings.steps if self.settings.order == "ancestral" else self._reveals
+        rule = self.inner.rule
+        return self.settings.steps if rule is None else rule.steps_of(self.size, self.settings.steps)
 
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
         """Samples all pieces and returns the finished rows.  Raises InputError where the process does not support the canvas."""

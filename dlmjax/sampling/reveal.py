@@ -1,7 +1,4 @@
-"""Reveal orders: which of the drawn tokens are revealed next (MaskGIT 2202.04200; LLaDA 2502.09992; Dream 2508.15487).
-
-The orders of BY_POSITION, and `left_to_right`, do not look at the drawn tokens: which positions come next is a function of the state, so a
-text has one path and a likelihood (DUEL 2603.01367; `evaluation.paths`). The sampler and that likelihood share the rules of this file.
+"""Scores, ranks and counts of the positions that rules reveal (MaskGIT 2202.04200; LLaDA 2502.09992; Dream 2508.15487); see `rules`.
 
 Shapes: B rows, L positions, V vocabulary; `*n` any shape.
 """
@@ -9,14 +6,12 @@ Shapes: B rows, L positions, V vocabulary; `*n` any shape.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from dlmjax.diffusion.process import Process, uniform_rows
+from dlmjax.diffusion.process import Process
 from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put
 from dlmjax.sampling.steppers import rank
-
-BY_POSITION = ("top_probability", "entropy", "margin")
 
 
 def require_reveals(process: Process, what: str, instead: str) -> None:
@@ -41,33 +36,16 @@ def shows_wrong_tokens(process: Process, t: float) -> bool:
 
 
 def position_scores(order: str, log_p_V: Float[Array, "*n V"]) -> Float[Array, "*n"]:
-    """Score of a position by an order of BY_POSITION, from log p(x_i | z), before temperature and nucleus.
+    """Score of a position from log p(x_i | z), before temperature and nucleus.
 
-    top_probability: the largest probability; entropy: minus the entropy (nats); margin: largest minus second-largest probability.
+    confidence: the largest probability; entropy: minus the entropy (nats); margin: largest minus second-largest probability.
     """
     if order == "entropy":
         return jnp.sum(jnp.exp(log_p_V) * log_p_V, axis=-1)
-    if order == "top_probability":
+    if order == "confidence":
         return jnp.exp(jnp.max(log_p_V, axis=-1))
     top_2 = jnp.exp(jax.lax.top_k(log_p_V, 2)[0])
     return top_2[..., 0] - top_2[..., 1]
-
-
-def order_scores(
-    order: str, keys_B: Key[Array, "B"], log_p_BLV: Float[Array, "B L V"], p_x0_BL: Float[Array, "B L"]
-) -> Float[Array, "B L"]:
-    """Score of each position; higher scores are revealed first.
-
-    log_p_BLV is p(x_i | z), before temperature and nucleus. confidence: probability of the drawn token, `p_x0_BL`; random: uniform draw
-    with the row's key; left_to_right: minus the index of the position; the others: `position_scores`.
-    """
-    if order in BY_POSITION:
-        return position_scores(order, log_p_BLV)
-    if order == "confidence":
-        return p_x0_BL
-    if order == "random":
-        return uniform_rows(keys_B, p_x0_BL.shape[1])
-    return left_first(p_x0_BL.shape)
 
 
 def left_first(shape: tuple[int, int]) -> Float[Array, "B L"]:

@@ -3,11 +3,11 @@
 There are two kinds of step:
   steps in time  from time t to time s by `settings.method` (see `methods`), at the times of `settings.grid`. "ancestral" is the process's
                  reverse step p(z_s | z_t), which every process has.
-  reveal orders  for text that starts as masks: draw a token at every masked position, reveal those with the highest scores and leave the
-                 others masked (see `reveal`). Causal processes are sampled in the order `left_to_right`, one token per step.
+  rules          for text that starts as masks: draw a token at every masked position, reveal those that a rule chooses and leave the
+                 others masked (see `rules`). Causal processes are sampled under the rule `left_to_right`, one token per step.
 
 t falls from the start time of the canvas to exactly 0. A position with a lower start time (edited text) does not change before t has
-fallen to it. The network is conditioned on the time of each position: 0 where the canvas conditions, and in reveal orders the value of
+fallen to it. The network is conditioned on the time of each position: 0 where the canvas conditions, and under rules the value of
 `TimeDomain.revealed`.
 
 Randomness: row r of the canvas draws from fold_in(fold_in(key(seed), r), step), so a sample does not depend on the other rows.
@@ -35,11 +35,13 @@ from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
-from dlmjax.sampling.reveal import next_reveals, order_scores, planned_reveals, probability_of, require_reveals, shows_wrong_tokens
+from dlmjax.sampling.reveal import position_scores, probability_of, require_reveals, shows_wrong_tokens
+from dlmjax.sampling.rule_names import IN_TIME
+from dlmjax.sampling.rules import LeftToRight, View
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
-from dlmjax.sampling.steppers import StepSchedule, rank
+from dlmjax.sampling.steppers import StepSchedule
 from dlmjax.seeds import check_seed
 
 
@@ -51,10 +53,11 @@ class SamplerState(NamedTuple):
     masked_BL: Bool[Array, "B L"]
     start_masked_BL: Bool[Array, "B L"]  # masked at the start
     confidence_BL: Float[Array, "B L"]
-    score_BL: Float[Array, "B L"]  # score of the order at the step of reveal
     fixed_BL: Int[Array, "B L"]
     time: Float[Array, ""]  # largest t of the rows
     calls: Int[Array, ""]
+    calls_B: Int[Array, "B"]  # calls until the row has no masks
+    memory: Any  # of the rule
     plan: StepSchedule | None
     logits_cache: LogitsCache | None
     hint_BLI: Float[Array, "B L I"] | None
@@ -88,15 +91,14 @@ class Sampler:
         if process.attention.block_size is not None:
             raise InputError(f"process {process.name} is sampled in blocks; use BlockSampler")
         if self.causal:
-            if settings.order not in ("left_to_right", "ancestral"):
-                raise InputError(f"process {process.name} is causal and requires order left_to_right, not {settings.order}")
-            settings = self.settings = dataclasses.replace(settings, order="left_to_right")  # ancestral sampling of a causal process
-        if settings.order != "ancestral":
-            require_reveals(self.process, f"order {settings.order}", "use order ancestral")
+            if settings.rule not in ("left_to_right", IN_TIME):
+                raise InputError(f"process {process.name} is causal and requires rule left_to_right, not {settings.rule}")
+            settings = self.settings = dataclasses.replace(settings, rule="left_to_right")  # ancestral sampling of a causal process
+        if settings.rule != IN_TIME:
+            require_reveals(self.process, f"rule {settings.rule}", f"use rule {IN_TIME}")
         settings = self.settings = settings.on_grid(self.process.capabilities.sampling_grid)
-        self.reveals = settings.order != "ancestral"
-        # One step per masked position, whatever `steps` is; a threshold ends the run earlier.
-        self._one_token_per_step = self.causal or settings.threshold is not None
+        # A causal process takes one step per token, whatever `steps` is.
+        self.rule = LeftToRight(count=1) if self.causal else settings.make_rule()
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
         self._times_N = make_grid(settings.grid).times(settings.steps).astype(np.float32)
@@ -169,7 +171,7 @@ class Sampler:
         steps = self._steps(state)
         yield 0, steps, state
         functions = [self._one_step] * steps
-        if not self.reveals:
+        if self.rule is None:
             # Where z_0 is not the clean text, one call more, at t = 0, draws from p(x | z_0).
             functions += [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
         with Progress(len(functions), "denoising", " steps", show=None if progress else False) as bar:
@@ -180,7 +182,7 @@ class Sampler:
                     state.tokens_BL.block_until_ready()
                     bar.reach(step)
                 yield step, steps, state
-                if self.settings.threshold is not None and not device_get(state.masked_BL).any():
+                if self.rule is not None and not self.rule.planned and not device_get(state.masked_BL).any():
                     return
 
     def _step_params(self, params, state: SamplerState, step: int):
@@ -206,10 +208,10 @@ class Sampler:
                 f"and {memory_bytes() / 2**30:,.0f} GiB are available; use a shorter canvas or fewer rows"
             )
         edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)
-        if self.reveals and edited_BL.any() and shows_wrong_tokens(self.process, float(canvas.start_BL[edited_BL].max())):
+        if self.rule is not None and edited_BL.any() and shows_wrong_tokens(self.process, float(canvas.start_BL[edited_BL].max())):
             raise InputError(
-                f"order {self.settings.order} requires clean tokens, but process {self.name} leaves wrong tokens in edited text; use order "
-                "ancestral"
+                f"rule {self.settings.rule} requires clean tokens, but process {self.name} leaves wrong tokens in edited text; use rule "
+                f"{IN_TIME}"
             )
         if self.causal:
             condition_after_mask = np.diff(canvas.condition_mask_BL.astype(np.int8), axis=1).max(initial=0) > 0
@@ -223,10 +225,9 @@ class Sampler:
     def _steps(self, state: SamplerState) -> int:
         if state.plan is not None:
             return max(1, int(device_get(state.plan.call_BL).max()))
-        if not self.reveals:
+        if self.rule is None:
             return self.settings.steps
-        most = int(device_get(state.start_masked_BL).sum(axis=1).max())
-        return max(1, most if self._one_token_per_step else min(self.settings.steps, most))
+        return int(self.rule.steps_of(int(device_get(state.start_masked_BL).sum(axis=1).max()), self.settings.steps))
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +244,7 @@ class Sampler:
         if self.causal:
             z, masked_BL = tokens_BL, ~condition_mask_BL
         else:
-            if self.reveals:
+            if self.rule is not None:
                 prior = jnp.full_like(tokens_BL, self.mask_id)
             else:
                 prior = process.prior(prior_keys_B, length)
@@ -256,7 +257,7 @@ class Sampler:
             z = select_positions(condition_mask_BL, clean, z)
             masked_BL = self._masked(z, condition_mask_BL)
         plan = logits_cache = hint_BLI = None
-        if not self.reveals and self.stepper.plans:
+        if self.rule is None and self.stepper.plans:
             times_BN = jnp.max(start_BL, axis=1, keepdims=True) * self._times_N
             plan = self.stepper.plan(process, prior_keys_B, masked_BL, start_BL, times_BN)
         if self.settings.cache is True:
@@ -272,10 +273,11 @@ class Sampler:
             masked_BL=masked_BL,
             start_masked_BL=masked_BL,
             confidence_BL=confidence_BL,
-            score_BL=jnp.zeros_like(confidence_BL),
             fixed_BL=-masked_BL.astype(jnp.int32),
             time=jnp.max(start_BL),
             calls=jnp.int32(0),
+            calls_B=jnp.zeros(batch, jnp.int32),
+            memory=() if self.rule is None else self.rule.begin((batch, length), process.output.columns),
             plan=plan,
             logits_cache=logits_cache,
             hint_BLI=hint_BLI,
@@ -315,10 +317,10 @@ class Sampler:
         start_BL, top_B = canvas["start_BL"], jnp.max(canvas["start_BL"], axis=1)
         if state.plan is not None:
             before_B, after_B = (jnp.take(state.plan.times_BN, i, axis=1, mode="clip") for i in (step - 1, step))
-        elif not self.reveals:
+        elif self.rule is None:
             before_B, after_B = (top_B * jnp.take(self._times_N, i) for i in (step - 1, step))
         else:
-            steps_B = self._steps_of_rows(state)
+            steps_B = self.rule.steps_of(state.start_masked_BL.sum(axis=1), self.settings.steps)
             before_B, after_B = (top_B * jnp.maximum(steps_B - i, 0) / steps_B for i in (step - 1, step))
         before_BL, after_BL = before_B[:, None], after_B[:, None]
         if self.settings.sweep is not None:
@@ -333,24 +335,20 @@ class Sampler:
             s_BL = jnp.where(moves_BL, 0.0, t_BL)
         return StepTimes(t_BL, s_BL, moves_BL, jnp.max(after_B))
 
-    def _steps_of_rows(self, state: SamplerState) -> Int[Array, "B"]:
-        start_masked_B = jnp.maximum(state.start_masked_BL.sum(axis=1), 1)
-        return start_masked_B if self._one_token_per_step else jnp.minimum(self.settings.steps, start_masked_B)
-
     def _one_step(self, params, canvas, state: SamplerState, step) -> SamplerState:
         """Step number `step` (1..N, traced)."""
         process, times = bind_process(self.process, params), self._step_times(canvas, state, step)
-        keys = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
+        keys_B = self._keys(canvas["seed"], state.tokens_BL.shape[0], step)
         denoise = self._step_denoiser(process, params, canvas, state)
-        if not self.reveals:
-            z = self.stepper.step(process, keys[0], denoise, state.z, times.t_BL, times.s_BL)
+        if self.rule is None:
+            z = self.stepper.step(process, split_rows(keys_B)[0], denoise, state.z, times.t_BL, times.s_BL)
             z = select_positions(times.moves_BL, z, state.z)
             after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step)
         else:
-            read_BL = process.corrupt(keys[0], state.z, times.t_BL) if self.causal else state.z
+            read_BL = process.corrupt(split_rows(keys_B)[0], state.z, times.t_BL) if self.causal else state.z
             t_BL = process.time_domain.revealed(state.masked_BL, times.t_BL, canvas["start_BL"])
             logits_BLV = process.output.log_posterior(denoise(read_BL, t_BL), read_BL, t_BL)
-            after = self._reveal(state, keys, exclude(logits_BLV, self._suppressed_ids), denoise, step)
+            after = self._reveal(state, keys_B, exclude(logits_BLV, self._suppressed_ids), denoise, step)
         return after._replace(time=times.after)
 
     def _decode(self, params, canvas, state: SamplerState, step) -> SamplerState:
@@ -375,9 +373,10 @@ class Sampler:
         """The state after a step in time to z."""
         condition_mask_BL, log_p_BLV = canvas["condition_mask_BL"], denoise.log_p_BLV
         tokens_BL = jnp.where(condition_mask_BL, state.tokens_BL, tokens_BL).astype(jnp.int32)
-        state = _with_calls(state, denoise, jnp.any(z != state.z))._replace(z=z)
+        needed_B = jnp.max(state.plan.call_BL, axis=1) >= step if state.plan is not None else True
+        state = _with_calls(state, denoise, jnp.any(z != state.z), needed_B)._replace(z=z)
         if self.mask_id is not None:
-            return _with_revealed(state, tokens_BL, self._masked(tokens_BL, condition_mask_BL), log_p_BLV, state.score_BL, step)
+            return _with_revealed(state, tokens_BL, self._masked(tokens_BL, condition_mask_BL), log_p_BLV, step)
         # A network that predicts vectors gives no probability of a token.
         confidence_BL = jnp.ones_like(state.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
         return state._replace(
@@ -386,34 +385,33 @@ class Sampler:
             fixed_BL=jnp.where(tokens_BL != state.tokens_BL, step, state.fixed_BL),
         )
 
-    def _reveal(self, state: SamplerState, keys, warped_BLV, denoise: StepDenoiser, step) -> SamplerState:
-        """Reveals the masked positions with the highest scores: `planned_reveals` of them, or those above the threshold and the best.
+    def _reveal(self, state: SamplerState, keys_B, warped_BLV, denoise: StepDenoiser, step) -> SamplerState:
+        """Applies the rule's choice: revealed positions take the token drawn there, those that are masked again the mask.
 
-        The drawn tokens are from p(x_i | z) after temperature and nucleus (`warped_BLV`). Scores and threshold use p(x_i | z) before them.
+        The drawn tokens are from p(x_i | z) after temperature and nucleus (`warped_BLV`). Rules read p(x_i | z) before them.
         """
-        settings, log_p_BLV, steps_B = self.settings, denoise.log_posterior_BLV, self._steps_of_rows(state)
-        x0_BL = draw_tokens(keys[0], warped_BLV)
-        p_x0_BL = probability_of(log_p_BLV, x0_BL)
-        score_BL = order_scores(settings.order, keys[1], log_p_BLV, p_x0_BL)
-        start_masked_B = state.start_masked_BL.sum(axis=1)
-        plan_B = planned_reveals(settings.remainder, start_masked_B, steps_B, step)
-        if settings.remask:
-            score_BL = jnp.where(state.masked_BL, score_BL, state.score_BL)
-            revealed_BL = state.start_masked_BL & (rank(score_BL, state.start_masked_BL) < plan_B[:, None])
-            new_BL = revealed_BL & state.masked_BL
-        else:
-            if settings.threshold is None:
-                more_B = plan_B - (start_masked_B - state.masked_BL.sum(axis=1))
-                new_BL = next_reveals(state.masked_BL, score_BL, more_B)
-            else:
-                compared_BL = score_BL if settings.order == "top_probability" else p_x0_BL
-                new_BL = next_reveals(state.masked_BL, score_BL, 1, compared_BL >= settings.threshold)
-            revealed_BL = (state.start_masked_BL & ~state.masked_BL) | new_BL
-        masked_BL = state.start_masked_BL & ~revealed_BL
+        log_p_BLV = denoise.log_posterior_BLV
+        x0_BL = draw_tokens(split_rows(keys_B)[0], warped_BLV)
+        view = View(
+            masked_BL=state.masked_BL,
+            start_masked_BL=state.start_masked_BL,
+            step=step,
+            steps=self.settings.steps,
+            scores_of=lambda name: position_scores(name, log_p_BLV),
+            log_p=lambda: log_p_BLV,
+            keys_B=keys_B,
+            p_drawn_BL=probability_of(log_p_BLV, x0_BL),
+        )
+        choice = self.rule.choose(view, state.memory)
+        new_BL = choice.reveal_BL & state.masked_BL
+        masked_BL = state.masked_BL & ~new_BL
+        if choice.remask_BL is not None:
+            masked_BL |= choice.remask_BL & state.start_masked_BL & ~state.masked_BL
         masked_z_BL = state.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, state.z)
         z_BL = jnp.where(new_BL, x0_BL, masked_z_BL)
-        state = _with_calls(state, denoise, jnp.any(z_BL != state.z))._replace(z=z_BL)
-        return _with_revealed(state, z_BL, masked_BL, log_p_BLV, jnp.where(new_BL, score_BL, state.score_BL), step)
+        needed_B = jnp.any(state.masked_BL, axis=1)
+        state = _with_calls(state, denoise, jnp.any(z_BL != state.z), needed_B)._replace(z=z_BL, memory=choice.memory)
+        return _with_revealed(state, z_BL, masked_BL, log_p_BLV, step)
 
 
 def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Samples:
@@ -432,13 +430,15 @@ def _host_state(step: int, steps: int, state: SamplerState) -> State:
     return State(step, steps, float(device_get(state.time)), *arrays, int(device_get(state.calls)), counts)
 
 
-def _with_calls(state: SamplerState, denoise: StepDenoiser, changed) -> SamplerState:
-    """The state with the number of calls, the logits cache, the self-conditioning input and the buffers of the step's calls."""
+def _with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:
+    """The state with the calls of a step, which count for the rows that needed it, its logits cache, self-conditioning input
+    and buffers."""
+    state = state._replace(calls_B=state.calls_B + jnp.where(needed_B, denoise.count, 0))
     logits_cache = None if state.logits_cache is None else LogitsCache(denoise.first_BLV, changed)
     return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI, buffers=denoise.buffers)
 
 
-def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, score_BL, step) -> SamplerState:
+def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, step) -> SamplerState:
     """The state with the confidence and the step number of newly revealed tokens, for processes with a mask."""
     new_BL = ~masked_BL & (state.masked_BL | (tokens_BL != state.tokens_BL))
     best_BL = jnp.exp(jnp.max(log_p_BLV, axis=-1))
@@ -448,6 +448,5 @@ def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, score_B
         tokens_BL=tokens_BL,
         masked_BL=masked_BL,
         confidence_BL=jnp.where(masked_BL, best_BL, confidence_BL),
-        score_BL=score_BL,
         fixed_BL=jnp.where(masked_BL, -1, fixed_BL),
     )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlmjax.sampling.settings import RANKED, SampleSettings
+from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.text import text_of
 
 PRECISION = "float32 logits, high-precision Gumbel noise"
@@ -90,11 +90,12 @@ class Samples:
     @property
     def advice(self) -> str:
         """One line where an order that ranks tokens has made a run repeat one token; "" elsewhere."""
-        if self.settings.order not in RANKED or not self.collapsed:
+        rule = self.settings.make_rule()
+        if rule is None or not rule.ranked or not self.collapsed:
             return ""
         return (
-            f"{self.collapsed} of {len(self.tokens_BL)} samples repeat one token: order {self.settings.order} takes the most likely "
-            'tokens first, which a small or young model repeats; order "ancestral" samples the model\'s distribution'
+            f"{self.collapsed} of {len(self.tokens_BL)} samples repeat one token: rule {self.settings.rule} takes the most likely "
+            'tokens first, which a small or young model repeats; rule "ancestral" samples the model\'s distribution'
         )
 
     def to_json(self, tokenizer=None) -> dict[str, Any]:

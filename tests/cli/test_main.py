@@ -17,8 +17,7 @@ from dlmjax import __version__
 from dlmjax.choices import parse
 from dlmjax.cli.main import _parser, main
 from dlmjax.diffusion import make_times
-from dlmjax.sampling import GRIDS, METHODS, ORDERS, SampleSettings
-from dlmjax.sampling.settings import REMAINDERS
+from dlmjax.sampling import GRIDS, METHODS, RULES, SampleSettings
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "report", "import", "merge", "export")
@@ -74,7 +73,7 @@ def test_every_setting_of_a_sampler_is_a_flag_with_its_default():
     fields = {field.name: field.default for field in dataclasses.fields(SampleSettings) if field.name != "suppressed_ids"}
     assert {name: arguments.get(name, "absent") for name in fields} == fields
     flags = {action.dest: action for action in options(_parser())[1]["sample"]._actions}
-    assert (flags["order"].choices, flags["remainder"].choices) == (ORDERS, REMAINDERS)
+    assert all(name in flags["rule"].help for name in RULES)
     assert all(name in flags["method"].help for name in METHODS) and all(name in flags["grid"].help for name in GRIDS)
 
 
@@ -211,7 +210,7 @@ def test_samples_keep_what_is_given(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("order", ["random", "confidence", "entropy", "margin"])
 def test_every_order_fills_a_template(run, tmp_path, order, capsys):
-    argv = ["sample", "--workdir", str(run), "--template", "a [MASK*6] b ___.", "--order", order, "--steps", "4", "--temperature", "0.7"]
+    argv = ["sample", "--workdir", str(run), "--template", "a [MASK*6] b ___.", "--rule", order, "--steps", "4", "--temperature", "0.7"]
     assert main([*argv, "--top-p", "0.9", "--json", str(tmp_path / "a.json")]) == 0
     text = json.loads((tmp_path / "a.json").read_text())["samples"][0]["text"]
     assert re.fullmatch(r"(?s)a .{1,6} b .{1,3}\.", text)
@@ -231,8 +230,8 @@ def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
     [
         ["--method", "remask(rule=cap, eta=0.2)", "--grid", "cosine", "--prompt", "def f(", "--guidance", "0.5"],
         ["--method", "first_hitting", "--cache"],
-        ["--order", "margin", "--cache", "dual(block=8, every=2)"],
-        ["--stride", "32", "--length", "80", "--stop", "--order", "confidence"],
+        ["--rule", "margin", "--cache", "dual(block=8, every=2)"],
+        ["--stride", "32", "--length", "80", "--stop", "--rule", "confidence(on=drawn)"],
     ],
 )
 def test_methods_grids_and_strides(run, tmp_path, flags, capsys):
@@ -256,7 +255,7 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
         (["--length", 2**24, "--count", 2], "2 rows of 16777216 tokens; it must have at most 16777216 tokens"),
         (["--temperature", "1e-300"], "temperature is 1e-300"),
         (["--temperature", "1e300"], "temperature is 1e+300"),
-        (["--remainder", "first"], "requires steps with a planned number"),
+        (["--rule", "random(plan=frist)"], "plan is 'frist'"),
         (["--grid", "power(exponent=nan)"], "exponent requires a number, not 'nan'"),
         (["--grid", "shifted(alpha=1e999)"], "alpha requires a number, not inf"),
         (["--method", "remask(eta=nan)"], "eta requires a number, not 'nan'"),

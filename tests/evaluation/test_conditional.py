@@ -262,7 +262,7 @@ def test_other_noise_is_integrated_with_the_context_clean(case, given):
 
 def test_greedy_is_what_the_sampler_decodes():
     """From as many masks as there are tokens, the surest first: one continuation of each context is greedy."""
-    sampler = Sampler(LAW.process(), bind_law(LAW), SampleSettings(steps=8, order="confidence", temperature=0.0))
+    sampler = Sampler(LAW.process(), bind_law(LAW), SampleSettings(steps=8, rule="confidence", temperature=0.0))
     scorer = scorer_of(LAW.process())
     tokens_BL = np.array([[a, 0, 0, 0] for a in range(3)], np.int32)
     condition_mask_BL = np.array([[True, False, False, False]] * 3)

@@ -14,12 +14,11 @@ from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
-from dlmjax.evaluation.forms import RULES
 from dlmjax.evaluation.likelihood import Evaluator
 from dlmjax.evaluation.paths import path_evaluator
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.settings import REVEAL_ORDERS, SampleSettings
+from dlmjax.sampling.settings import SampleSettings
 from tests.diffusion.battery import BOS, MASK, TOKENS, chi_square_sigmas
 from tests.diffusion.cases import CASES
 from tests.evaluation.test_conditional import bind_law
@@ -132,14 +131,14 @@ def test_equal_scores_are_revealed_from_left_to_right():
 @pytest.mark.parametrize(
     "order, settings, likelihood",
     [
-        ("top_probability", {"steps": 2}, "order:confidence(count=2)"),
-        ("top_probability", {"threshold": 0.6, "temperature": 1.3}, "order:threshold(value=0.6, temperature=1.3)"),
+        ("confidence", {"steps": 2}, "order:confidence(count=2)"),
+        ("threshold(value=0.6)", {"temperature": 1.3}, "order:threshold(value=0.6, temperature=1.3)"),
         pytest.param("entropy", {"steps": 4, "temperature": 0.5}, "order:entropy(temperature=0.5)", marks=nightly),
     ],
 )
 def test_the_sampler_draws_texts_with_these_likelihoods(order, settings, likelihood):
     canvas = Canvas(np.full((8000, 4), LAW.mask_id, np.int32), np.zeros((8000, 4), bool), np.ones((8000, 4), np.float32))
-    sampler = Sampler(LAW.process(), bind_law(LAW), SampleSettings(order=order, suppressed_ids=(LAW.mask_id,), **settings))
+    sampler = Sampler(LAW.process(), bind_law(LAW), SampleSettings(rule=order, suppressed_ids=(LAW.mask_id,), **settings))
     counts_N = np.bincount(LAW.index(sampler.sample(BELIEFS, canvas, seed=1).tokens_BL), minlength=16)
     assert chi_square_sigmas(counts_N, np.exp(log_p(LAW.process(), likelihood))) < 4
     assert chi_square_sigmas(counts_N, np.exp(log_p(LAW.process(), "order:left_to_right"))) > 4, "the test can tell two rules apart"
@@ -300,22 +299,23 @@ def test_the_network_is_given_the_times_of_the_sampler():
             value += math.log(p_K[text[i]] / p_K.sum())
         truth_N.append(value)
     np.testing.assert_allclose(found_N, truth_N, atol=1e-6)
-    assert set(RULES.values()) <= set(REVEAL_ORDERS), "each rule is an order of the sampler"
 
 
 REFUSED = [
-    ("order:drawn_confidence", "depends on the drawn tokens"),
+    ("order:confidence(on=drawn)", "depend on the drawn tokens"),
+    ("order:threshold(value=0.5, on=drawn)", "depend on the drawn tokens"),
+    ("order:confidence(remask=True)", "leave remask and noise out"),
+    ("order:margin(noise=0.1)", "leave remask and noise out"),
     ("order:random", "many paths; give subsets or tube"),
     ("order:ancestral", "give nelbo"),
     ("order:confidence(temperature=0)", "at temperature 0 each context has one text"),
     ("subsets(temperature=0.0)", "at temperature 0"),
     ("order:confidence(top_p=0.9)", "with top_p most texts have probability 0"),
     ("order:confidence(temperature=-1)", "temperature is -1"),
-    ("order:threshold", "requires a value"),
     ("order:threshold(value=1.5)", "must lie in"),
-    ("order:threshold(value=0.5, count=2)", "leave count out"),
-    ("order:margin(value=0.5)", "takes no value"),
-    ("order:margin(count=0)", "at least 1 token"),
+    ("order:threshold(value=0.5, count=2)", "has no value 'count'"),
+    ("order:margin(value=0.5)", "has no value 'value'"),
+    ("order:margin(count=0)", "count is 0"),
     ("order:confidnce", "did you mean 'confidence'"),
     ("order", "requires a rule"),
     ("confidence", "write order:confidence"),

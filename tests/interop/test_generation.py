@@ -23,7 +23,7 @@ PROMPT = "def "
 
 def by_us(workdir, **settings):
     """Tokens of `dlmjax sample`, greedy and most confident first."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in {"order": "confidence", "temperature": 0, **settings}.items()]
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {"rule": "confidence", "temperature": 0, **settings}.items()]
     file = workdir / "sample.json"
     assert main(["sample", "--workdir", str(workdir), "--prompt", PROMPT, "--json", str(file), *words]) == 0
     return json.loads(file.read_text())["samples"][0]["token_ids"]
@@ -90,7 +90,7 @@ def test_autoregressive_by_transformers_own_generate(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers' own, about its own settings
         made = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=16, eos_token_id=None)[0, 1:].tolist()
-    assert made == by_us(workdir, order="left_to_right", length=20)
+    assert made == by_us(workdir, rule="left_to_right", length=20)
 
 
 def test_the_command_says_what_it_wrote(trained, capsys):

@@ -65,7 +65,7 @@ def test_the_batch_that_is_cut_leaves_the_first_texts_as_they_are(masked_run):
 
 def test_without_a_scorer_counting_is_left(masked_run):
     settings = SampleSettings(
-        order="random", suppressed_ids=suppressed_ids(masked_run.experiment.tokenizer, masked_run.experiment.process.vocab)
+        rule="random", suppressed_ids=suppressed_ids(masked_run.experiment.tokenizer, masked_run.experiment.process.vocab)
     )
     curve = generated.steps_curve(masked_run, settings, [4, 8, 16, 32], count=2, length=8)
     assert [row["steps"] for row in curve.rows] == [4, 8], "8 holes take no more than 8 steps; the same texts are not shown twice"

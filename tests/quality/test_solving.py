@@ -39,7 +39,7 @@ def test_what_was_learned_is_solved(learned, tmp_path):
     assert (found["puzzle"], found["puzzles"], found["solved"], found["solved_rate"]) == ("countdown", 3, 3, 1.0)
     assert found["stderr_solved_rate"] == 0 and found["solved_rate_95"][0] < 0.5, "three right ones prove little"
     assert all(example["answer"] == example["reference"] for example in found["examples"])
-    assert found["settings"]["temperature"] == 0 and found["settings"]["order"] == "left_to_right"
+    assert found["settings"]["temperature"] == 0 and found["settings"]["rule"] == "left_to_right"
     assert found["calls"] == 11 + 1 + 1, "the clue in one call, then a call a token, the end of document too"
 
 
@@ -47,7 +47,7 @@ def test_others_are_not(learned):
     """Puzzles of another split that were never seen: the answers are the learned ones, and are not taken."""
     run = open_run(str(learned / "run"))
     settings = SampleSettings(
-        order="left_to_right", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
+        rule="left_to_right", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
     )
     puzzles = make_countdown(20, numbers=2, split="test")
     found = solve(run, puzzles, settings, batch=8)
@@ -64,7 +64,7 @@ def test_a_clue_in_place_is_frozen_where_it_is_given():
     assert [chr(token) for token in canvas.tokens_BL[0][canvas.condition_mask_BL[0]]] == [cell for cell in CLUE if cell != "0"]
     easier = "".join(given if given != "0" or i % 2 else ANSWER[i] for i, given in enumerate(CLUE))
     suppressed = suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
-    settings = SampleSettings(order="margin", threshold=0.999, temperature=0.0, suppressed_ids=suppressed)
+    settings = SampleSettings(rule="threshold(value=0.999, on=drawn, by=margin)", temperature=0.0, suppressed_ids=suppressed)
     found = solve(run, [Puzzle(clue, ANSWER) for clue in (CLUE, easier, CLUE)], settings, in_place=True, batch=2)
     assert found.solved == (False,) * 3
     for answer, clue, calls in zip(found.answers, (CLUE, easier, CLUE), found.calls_each, strict=True):
@@ -76,7 +76,7 @@ def test_a_clue_in_place_is_frozen_where_it_is_given():
 def test_a_masked_run_answers_after_the_clue(masked_run):
     run, puzzles = masked_run, make_countdown(3, numbers=2)
     settings = SampleSettings(
-        steps=2, order="confidence", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
+        steps=2, rule="confidence", temperature=0.0, suppressed_ids=suppressed_ids(run.experiment.tokenizer, run.experiment.process.vocab)
     )
     found = solve(run, puzzles, settings, batch=2)
     assert found.calls == 2 and len(found.solved) == 3 and not any(found.solved)

@@ -74,7 +74,7 @@ def test_the_order_of_reveal():
 @pytest.mark.parametrize("order", ["left_to_right", "confidence"])
 def test_a_sampler_and_its_trace_agree(order):
     law = Law(3, 4)
-    samples, trace = record(Sampler(law.process(), law.bind, SampleSettings(order=order, steps=4)), 1.0, blank_canvas(4, 6), seed=1)
+    samples, trace = record(Sampler(law.process(), law.bind, SampleSettings(rule=order, steps=4)), 1.0, blank_canvas(4, 6), seed=1)
     np.testing.assert_array_equal(analysis.settled(trace.tokens_SBL), samples.fixed_BL)
     assert (analysis.flips(trace) == 0).all() and (analysis.first_stable(trace.tokens_SBL, analysis.generated(trace)) == 4).all()
     if order == "left_to_right":

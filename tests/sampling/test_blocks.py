@@ -60,7 +60,7 @@ def make(name, eos_id=None, cached=True, **settings) -> BlockSampler:
     ("name", "given", "settings"),
     [
         ("blocks", 0, {}),
-        ("blocks", 6, {"order": "confidence"}),
+        ("blocks", 6, {"rule": "confidence"}),
         ("masked", 9, {"method": "remask(eta=0.5)"}),
         ("blocks", 6, {"guidance": 1.5}),
         ("autoregressive", 5, {}),
@@ -285,7 +285,7 @@ def chain_bind(params, segments_BL, positions_BL, attention):
 
 
 def test_a_sliding_window_continues_a_chain_to_any_length():
-    sampler = StrideSampler(Masked(4, 3), chain_bind, SampleSettings(order="random", steps=2), window=2, stride=1)
+    sampler = StrideSampler(Masked(4, 3), chain_bind, SampleSettings(rule="random", steps=2), window=2, stride=1)
     samples = sampler.sample((), blank_canvas(4, 6000), seed=7)
     p_4 = np.einsum("a,ab,bc,cd->abcd", FIRST_K, CHAIN_KK, CHAIN_KK, CHAIN_KK).ravel()
     counts = np.bincount(np.ravel_multi_index(tuple(samples.tokens_BL.T), (3,) * 4), minlength=81)
@@ -294,7 +294,7 @@ def test_a_sliding_window_continues_a_chain_to_any_length():
 
 
 def test_a_window_keeps_the_prompt_and_ends():
-    sampler = StrideSampler(Masked(4, 3), chain_bind, SampleSettings(order="random", steps=2), window=2, stride=2, eos_id=2)
+    sampler = StrideSampler(Masked(4, 3), chain_bind, SampleSettings(rule="random", steps=2), window=2, stride=2, eos_id=2)
     canvas = Canvas(
         np.full((50, 7), 1, np.int32), np.tile(np.arange(7) < 3, (50, 1)), np.tile(np.arange(7) >= 3, (50, 1)).astype(np.float32)
     )

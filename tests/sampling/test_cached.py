@@ -36,7 +36,7 @@ POLICIES = {
 
 @functools.cache
 def sampler(cache: str, process=FULL, cached=True, measured=False, **settings) -> CachedSampler:
-    how = SampleSettings(**{"steps": 3, "suppressed_ids": (VOCAB - 2,), "cache": cache, "order": "top_probability", **settings})
+    how = SampleSettings(**{"steps": 3, "suppressed_ids": (VOCAB - 2,), "cache": cache, "rule": "confidence", **settings})
     return CachedSampler(process, NETWORK, how, cached=cached, measured=measured)
 
 
@@ -82,11 +82,11 @@ def test_a_refresh_at_every_call_changes_nothing(name):
     assert reused.evaluations == plain.evaluations and (reused.tokens_BL < VOCAB - 2).all()
     assert (reused.tokens_BL[CANVAS.condition_mask_BL] == CANVAS.tokens_BL[CANVAS.condition_mask_BL]).all()
     if name == "prompt":
-        settings = SampleSettings(steps=3, suppressed_ids=(VOCAB - 2,), order="top_probability")
+        settings = SampleSettings(steps=3, suppressed_ids=(VOCAB - 2,), rule="confidence")
         assert_equal(reused, Sampler(FULL, NETWORK.bind, settings).sample(PARAMS, CANVAS, seed=5))
 
 
-@pytest.mark.parametrize("settings", [{"order": "ancestral"}, {"guidance": 1.0, "threshold": 0.1}], ids=str)
+@pytest.mark.parametrize("settings", [{"rule": "ancestral"}, {"guidance": 1.0, "rule": "threshold(value=0.1)"}], ids=str)
 def test_orders_methods_and_guidance_within_a_block(settings):
     """One refresh at every call, with two streams of buffers under guidance; calls are those of the network without buffers."""
     reused, plain = sampler("dual(block=4, every=1)", **settings).sample(PARAMS, CANVAS, seed=5), unbuffered(**settings)

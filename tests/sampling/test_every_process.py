@@ -16,9 +16,9 @@ from dlmjax.sampling.blocks import sampler_for
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.methods import METHODS, make_method
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.settings import REVEAL_ORDERS, SampleSettings
+from dlmjax.sampling.settings import SampleSettings
 from tests.models.tiny import lively, spec
-from tests.sampling.toy import Law
+from tests.sampling.toy import ORDERS, Law
 
 VOCAB, PAD, BOS, MASK = 29, 26, 27, 28
 LENGTH = 8
@@ -101,10 +101,10 @@ def test_the_methods_that_a_process_declares_are_those_that_fit(name):
             with pytest.raises(InputError) as refusal:
                 build(settings)
             assert "\n" not in str(refusal.value)
-    reveals = {"all": REVEAL_ORDERS, "none": (), "left_to_right": ("left_to_right",)}[reveal_orders(process.bound)]
-    for order in REVEAL_ORDERS if not process.attention.block_size else ():
+    reveals = {"all": ORDERS, "none": (), "left_to_right": ("left_to_right",)}[reveal_orders(process.bound)]
+    for order in ORDERS if not process.attention.block_size else ():
         with contextlib.nullcontext() if order in reveals else pytest.raises(InputError):
-            sampler_for(process, network or build_network(spec(depth=1, vocab=VOCAB), Execution()), SampleSettings(steps=2, order=order))
+            sampler_for(process, network or build_network(spec(depth=1, vocab=VOCAB), Execution()), SampleSettings(steps=2, rule=order))
 
 
 # (spread, mean) of an output that no training has shaped, one for each row: sure and unsure; scores far from what the noise leaves.
@@ -180,14 +180,14 @@ def test_the_last_step_of_every_method_leaves_text_whatever_the_network_says(nam
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("way", [*METHODS, *REVEAL_ORDERS])
+@pytest.mark.parametrize("way", [*METHODS, *ORDERS])
 @pytest.mark.parametrize("name", sorted({*PROCESSES, *VARIANTS} - {"blocks", "autoregressive"}))
 def test_every_pair_that_is_accepted_makes_text_and_nothing_else(name, way):
     """With guidance, a prompt and what else the process takes; what does not go together is refused, and only that."""
     process, network, params = make(name)
     if not process.states.dim:
         network = AnyOutput(network)
-    how = {"order": way} if way in REVEAL_ORDERS else {"method": way}
+    how = {"rule": way} if way in ORDERS else {"method": way}
     canvas = canvas_of(process)
     try:
         sampler = sampler_for(process, network, SampleSettings(steps=3, guidance=0.5, suppressed_ids=(PAD, BOS, MASK), **how))

@@ -219,7 +219,7 @@ def test_edited_text_starts_from_its_level():
         (MADE["v"], {"method": "heun(clamp_below=-1)"}, "clamp_below is -1"),
         (MADE["v"], {"temperature": 0.5}, "require a network that predicts logits"),
         (MADE["v"], {"cache": True}, "leave cache off"),
-        (MADE["v"], {"order": "confidence"}, "has no mask"),
+        (MADE["v"], {"rule": "confidence"}, "has no mask"),
     ],
 )
 def test_what_does_not_go_together_is_refused(process, settings, message):

@@ -119,6 +119,6 @@ def test_auto_is_recorded_as_the_grid_that_it_stands_for():
     for process, own in OWN:
         assert Sampler(process, bind, SampleSettings()).settings.grid == own
     hybrid = OWN[1][0]
-    for settings in ({"sweep": 2}, {"order": "random"}):
+    for settings in ({"sweep": 2}, {"rule": "random"}):
         assert Sampler(hybrid, bind, SampleSettings(**settings)).settings.grid == "uniform"
     assert Sampler(hybrid, bind, SampleSettings(grid="cosine")).settings.grid == "cosine"

@@ -178,7 +178,7 @@ MASKS = [name for name, case in ALL.items() if case.process.name not in ("unifor
 @pytest.mark.parametrize("name", named(name for name in MASKS if name not in REFUSED))
 def test_one_token_a_step_in_random_order_is_the_joint_law(name):
     case = ALL[name]
-    texts_N, second_K = draw(case, order="random", steps=2)
+    texts_N, second_K = draw(case, rule="random", steps=2)
     assert chi_square_sigmas(texts_N, LAW.probability_X) < 4
     given_K = P_KK[FIRST] / P_KK[FIRST].sum()
     guided_K = sum(p * law_K for p, law_K in guided_laws(case))
@@ -200,18 +200,18 @@ def confidence_law(law=LAW):
 
 
 @pytest.mark.parametrize(
-    "order", [*(pytest.param(order, marks=pytest.mark.nightly) for order in ("left_to_right", "margin", "entropy")), "confidence"]
+    "order", [*(pytest.param(order, marks=pytest.mark.nightly) for order in ("left_to_right", "margin", "entropy")), "confidence(on=drawn)"]
 )
 @pytest.mark.parametrize("name", named(["hybrid/0.2", "score/mask, linear"]))
 def test_every_order_under_noise_that_tells_no_plain_law(name, order):
-    texts_N, _ = draw(ALL[name], order=order, steps=2)
-    assert chi_square_sigmas(texts_N, confidence_law() if order == "confidence" else LAW.probability_X) < 4
+    texts_N, _ = draw(ALL[name], rule=order, steps=2)
+    assert chi_square_sigmas(texts_N, confidence_law() if "drawn" in order else LAW.probability_X) < 4
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_an_order_whose_law_would_be_wrong_is_refused_by_name(name):
-    with pytest.raises(InputError, match=f"order random .* process {ALL[name].process.name} {REFUSED[name]}"):
-        draw(ALL[name], order="random", steps=2)
+    with pytest.raises(InputError, match=f"rule random .* process {ALL[name].process.name} {REFUSED[name]}"):
+        draw(ALL[name], rule="random", steps=2)
 
 
 @pytest.mark.parametrize("name", named(["masked/linear", "hybrid/0.2", "genmd4, unequal", "score/mask, linear"]))
@@ -220,9 +220,9 @@ def test_editing_in_a_reveal_order(name):
     case, level = ALL[name], np.float32(0.6)
     tokens_BL = LAW.sequences_Xn[np.random.default_rng(2).choice(TOKENS**2, size=ROWS, p=LAW.probability_X)].astype(np.int32)
     canvas = Canvas(tokens_BL, np.zeros(tokens_BL.shape, bool), np.full(tokens_BL.shape, level))
-    sampler = Sampler(case.process, Trained(case), SampleSettings(suppressed_ids=SUPPRESSED, order="random", steps=2))
+    sampler = Sampler(case.process, Trained(case), SampleSettings(suppressed_ids=SUPPRESSED, rule="random", steps=2))
     if name == "hybrid/0.2":
-        with pytest.raises(InputError, match="order random .* process hybrid leaves wrong tokens in edited text"):
+        with pytest.raises(InputError, match="rule random .* process hybrid leaves wrong tokens in edited text"):
             sampler.sample((), canvas)
         return
     made_BL = sampler.sample((), canvas, seed=4).tokens_BL

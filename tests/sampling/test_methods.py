@@ -341,11 +341,11 @@ def test_every_method_is_recorded_with_its_values():
         (Masked(4, 3), {"method": "remask(rule=none)"}, "rule is 'none'"),
         (Masked(4, 3), {"method": "rdm(route=best)"}, "route is 'best'"),
         (Masked(4, 3), {"method": "self_correct(rounds=0)"}, "rounds"),
-        (Masked(4, 3), {"method": "tau_leap", "order": "random"}, "require steps in time"),
+        (Masked(4, 3), {"method": "tau_leap", "rule": "random"}, "require steps in time"),
         (Masked(4, 3), {"guidance": -1.0}, "guidance is -1"),
         (Masked(4, 3), {"sweep": 0}, "sweep is 0"),
         (Masked(4, 3), {"sweep": 2, "method": "first_hitting"}, "a method that follows the grid"),
-        (Masked(4, 3), {"sweep": 2, "order": "random"}, "require steps in time"),
+        (Masked(4, 3), {"sweep": 2, "rule": "random"}, "require steps in time"),
     ],
 )
 def test_what_does_not_go_together_is_refused(process, settings, message):

@@ -14,9 +14,10 @@ from dlmjax.diffusion.schedules import Cosine
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.reveal import planned_reveals
+from dlmjax.sampling.rule_names import RULES
 from dlmjax.sampling.sampler import Sampler, sample, sample_steps
 from dlmjax.sampling.samples import unigram_entropy
-from dlmjax.sampling.settings import ORDERS, REVEAL_ORDERS, SampleSettings
+from dlmjax.sampling.settings import SampleSettings
 from tests.sampling.toy import Bound, Law, chi_square_tail
 
 COMPILED = []
@@ -44,12 +45,12 @@ def counts(law, tokens_BL):
 # --- the law that comes out ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["random", "left_to_right", "confidence"])
+@pytest.mark.parametrize("order", ["random", "left_to_right", "confidence", "confidence(on=drawn)"])
 def test_one_token_per_step_reproduces_the_joint_law(order):
-    """Any order that does not look at the drawn token is the chain rule; confidence looks, so its law is checked to be another."""
-    samples = make(order=order, steps=LAW.length).sample(1.0, blank_canvas(LAW.length, ROWS), seed=1)
+    """Any rule that does not look at the drawn token is the chain rule; one that looks has another law."""
+    samples = make(rule=order, steps=LAW.length).sample(1.0, blank_canvas(LAW.length, ROWS), seed=1)
     z = chi_square_tail(counts(LAW, samples.tokens_BL), LAW.p_N)
-    assert z > 20 if order == "confidence" else z < 4
+    assert z > 20 if "drawn" in order else z < 4
 
 
 @pytest.mark.parametrize("schedule", [None, Cosine()], ids=["linear", "cosine"])
@@ -87,7 +88,7 @@ def test_the_last_call_leaves_frozen_positions_alone():
 def test_conditional_law_given_frozen_tokens():
     frozen = np.tile([False, True, False], (ROWS, 1))
     tokens = np.tile([LAW.mask_id, 2, LAW.mask_id], (ROWS, 1))
-    samples = make(order="random", steps=2).sample(1.0, rows_of(tokens, frozen), seed=4)
+    samples = make(rule="random", steps=2).sample(1.0, rows_of(tokens, frozen), seed=4)
     assert (samples.tokens_BL[:, 1] == 2).all()
     p_N = np.where(LAW.texts_NL[:, 1] == 2, LAW.p_N, 0)
     assert chi_square_tail(counts(LAW, samples.tokens_BL), p_N / p_N.sum()) < 4
@@ -110,7 +111,7 @@ def test_autoregressive_sampling_reproduces_the_joint_law_and_continues_a_prompt
     process = Autoregressive(LAW.vocab, bos_id=LAW.mask_id)
     sampler = Sampler(process, bind, SampleSettings(steps=1, suppressed_ids=(LAW.mask_id,)))
     samples = sampler.sample((), blank_canvas(LAW.length, ROWS), seed=5)
-    assert samples.settings.order == "left_to_right" and samples.steps == LAW.length
+    assert samples.settings.rule == "left_to_right" and samples.steps == LAW.length
     assert chi_square_tail(counts(LAW, samples.tokens_BL), LAW.p_N) < 4
 
     prompt = rows_of([[1, 0, 0]] * ROWS, [[True, False, False]] * ROWS)
@@ -124,7 +125,7 @@ def test_autoregressive_sampling_reproduces_the_joint_law_and_continues_a_prompt
     with pytest.raises(InputError, match="does not edit text"):
         sampler.sample((), rows_of([[0, 0, 1]], [[True, False, False]], [[0, 0.5, 0.5]]))
     with pytest.raises(InputError, match="causal"):
-        Sampler(process, bind, SampleSettings(order="confidence"))
+        Sampler(process, bind, SampleSettings(rule="confidence"))
 
 
 # --- orders -------------------------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def believe(z_BL, t_BL):
     [("confidence", [1, 0, 2, 3]), ("entropy", [1, 2, 0, 3]), ("margin", [1, 0, None, None]), ("left_to_right", [0, 1, 2, 3])],
 )
 def test_order_of_revealing_on_known_beliefs(order, expected):
-    samples = sample(PROCESS4, believe, blank_canvas(4), order=order, steps=4, temperature=0.0)
+    samples = sample(PROCESS4, believe, blank_canvas(4), rule=order, steps=4, temperature=0.0)
     assert samples.tokens_BL.tolist() == [[0, 0, 0, 0]]
     revealed_at = samples.fixed_BL[0].tolist()
     assert sorted(revealed_at) == [1, 2, 3, 4]
@@ -155,7 +156,7 @@ def test_order_of_revealing_on_known_beliefs(order, expected):
 
 
 def test_random_order_is_uniform_over_positions():
-    samples = sample(PROCESS4, believe, blank_canvas(4, 8000), order="random", steps=4, temperature=0.0)
+    samples = sample(PROCESS4, believe, blank_canvas(4, 8000), rule="random", steps=4, temperature=0.0)
     first = np.argmin(samples.fixed_BL, axis=1)
     assert chi_square_tail(np.bincount(first, minlength=4), np.full(4, 0.25)) < 4
 
@@ -163,7 +164,7 @@ def test_random_order_is_uniform_over_positions():
 @pytest.mark.parametrize(("order", "steps"), [("confidence", 1), ("confidence", 3), ("random", 7), ("random", 64)])
 def test_the_plan_reveals_evenly_and_leaves_nothing(order, steps):
     holes = 7
-    states = list(sample_steps(Masked(4, 3), lambda z, t: jnp.zeros((*z.shape, 4)), blank_canvas(holes, 2), order=order, steps=steps))
+    states = list(sample_steps(Masked(4, 3), lambda z, t: jnp.zeros((*z.shape, 4)), blank_canvas(holes, 2), rule=order, steps=steps))
     taken = min(steps, holes)
     assert len(states) == taken + 1 and states[0].masked_BL.all() and not states[-1].masked_BL.any()
     assert [int(s.masked_BL[0].sum()) for s in states] == [holes - holes * k // taken for k in range(taken + 1)]
@@ -176,18 +177,18 @@ def test_threshold_reveals_the_sure_at_once_and_stops_early():
     def denoise(z, t):
         return jnp.broadcast_to(jnp.asarray(sure, jnp.float32), (*z.shape, 4))
 
-    states = list(sample_steps(PROCESS4, denoise, blank_canvas(4), order="confidence", steps=4, temperature=0.0, threshold=0.9))
+    states = list(sample_steps(PROCESS4, denoise, blank_canvas(4), rule="threshold(value=0.9, on=drawn)", steps=4, temperature=0.0))
     assert [s.masked_BL[0].astype(int).tolist() for s in states] == [[1, 1, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
-    samples = sample(PROCESS4, denoise, blank_canvas(4), order="confidence", steps=4, temperature=0.0, threshold=0.9)
+    samples = sample(PROCESS4, denoise, blank_canvas(4), rule="threshold(value=0.9, on=drawn)", steps=4, temperature=0.0)
     assert samples.evaluations == 2
 
 
 @pytest.mark.parametrize("order", ["confidence", "margin"])
 def test_a_threshold_alone_decides_and_commits_to_nothing_below_it(order):
     """No token of these beliefs is sure: one a step, however few steps were asked for; two sure ones come at once."""
-    unsure = sample(PROCESS4, believe, blank_canvas(4), order=order, steps=1, threshold=0.7, temperature=0.0)
+    unsure = sample(PROCESS4, believe, blank_canvas(4), rule=f"threshold(value=0.7, by={order})", steps=1, temperature=0.0)
     assert sorted(unsure.fixed_BL[0].tolist()) == [1, 2, 3, 4] and unsure.evaluations == 4
-    half = sample(PROCESS4, believe, blank_canvas(4), order=order, steps=2, threshold=0.49, temperature=0.0)
+    half = sample(PROCESS4, believe, blank_canvas(4), rule=f"threshold(value=0.49, by={order})", steps=2, temperature=0.0)
     assert sorted(half.fixed_BL[0].tolist()) == [1, 1, 2, 3] and half.evaluations == 3
 
 
@@ -213,9 +214,9 @@ def test_the_plan_of_llada():
 @pytest.mark.parametrize(("remainder", "counts"), [("first", [3, 3, 3, 3, 3, 3, 2]), ("spread", [2, 3, 3, 3, 3, 3, 3])])
 def test_twenty_holes_in_seven_steps(remainder, counts):
     canvas = rows_of([[1] * 5 + [3] * 20, [1] * 24 + [3]], [[1] * 5 + [0] * 20, [1] * 24 + [0]])
-    samples = sample(PROCESS4, lambda z, t: jnp.zeros((*z.shape, 4)), canvas, order="random", steps=7, remainder=remainder)
+    samples = sample(PROCESS4, lambda z, t: jnp.zeros((*z.shape, 4)), canvas, rule=f"random(plan={remainder})", steps=7)
     assert np.bincount(samples.fixed_BL[0, 5:])[1:].tolist() == counts and samples.fixed_BL[1, -1] == 1
-    assert samples.to_json()["settings"]["remainder"] == remainder
+    assert samples.to_json()["settings"]["rule"] == f"random(plan={remainder})"
 
 
 def test_remasking_takes_back_what_later_looks_worse():
@@ -228,7 +229,7 @@ def test_remasking_takes_back_what_later_looks_worse():
         return jnp.where(shown_B, late, early) * jnp.ones((z_BL.shape[0], 1, 1))
 
     def hidden(remask):
-        run = sample_steps(PROCESS4, denoise, blank_canvas(3), order="confidence", steps=3, temperature=0.0, remask=remask)
+        run = sample_steps(PROCESS4, denoise, blank_canvas(3), rule=f"confidence(remask={remask})", steps=3, temperature=0.0)
         return [s.masked_BL[0].astype(int).tolist() for s in run]
 
     assert hidden(False) == [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
@@ -255,7 +256,7 @@ def test_remasking_takes_back_what_later_looks_worse():
 def test_temperature_and_nucleus_give_the_known_law(order, settings, law):
     beliefs = jnp.log(jnp.asarray([0.25, 0.15, 0.1, 0.5]))  # half of it on the mask, which must not matter
     samples = sample(
-        PROCESS4, lambda z, t: jnp.broadcast_to(beliefs, (*z.shape, 4)), blank_canvas(50, 200), order=order, steps=5, **settings
+        PROCESS4, lambda z, t: jnp.broadcast_to(beliefs, (*z.shape, 4)), blank_canvas(50, 200), rule=order, steps=5, **settings
     )
     tally = np.bincount(samples.tokens_BL.ravel(), minlength=4)
     assert tally[3] == 0
@@ -266,11 +267,16 @@ def test_temperature_and_nucleus_give_the_known_law(order, settings, law):
 
 
 @pytest.mark.parametrize("order", ["confidence", "entropy", "margin"])
-@pytest.mark.parametrize("settings", [{"steps": 2, "temperature": 0.0}, {"threshold": 0.9, "top_p": 0.5}], ids=["score", "threshold"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 2, "temperature": 0.0}, {"rule": "threshold(value=0.9, on=drawn, by={})", "top_p": 0.5}],
+    ids=["score", "threshold"],
+)
 def test_scores_and_threshold_use_probabilities_without_filters(order, settings):
     """After the filters both positions have one token of probability 1: the first would be revealed first, or both at once."""
     p_BLV = jnp.asarray([[[0.7, 0.2, 0.1, 1e-9], [0.95, 0.03, 0.02, 1e-9]]])
-    states = list(sample_steps(PROCESS4, lambda z, t: jnp.log(p_BLV), blank_canvas(2), order=order, **settings))
+    rule = settings.get("rule", "{}").format(order)
+    states = list(sample_steps(PROCESS4, lambda z, t: jnp.log(p_BLV), blank_canvas(2), **{**settings, "rule": rule}))
     assert [state.masked_BL[0].tolist() for state in states] == [[True, True], [True, False], [False, False]]
     np.testing.assert_allclose(states[-1].confidence_BL, [[0.7, 0.95]], rtol=1e-5)
 
@@ -299,7 +305,7 @@ def test_rare_tokens_are_not_truncated():
 @pytest.mark.parametrize("order", ["ancestral", "random", "confidence"])
 def test_a_row_does_not_depend_on_its_neighbours(order):
     """The same row alone, beside other rows, and beside rows with more holes."""
-    sampler = make(Law(symbols=3, length=5), order=order, steps=4)  # more than the 3 holes of the row, fewer than its neighbour's 5
+    sampler = make(Law(symbols=3, length=5), rule=order, steps=4)  # more than the 3 holes of the row, fewer than its neighbour's 5
     alone = rows_of([[0, 3, 3, 1, 3]], [[1, 0, 0, 1, 0]])
     together = rows_of([[0, 3, 3, 1, 3], [3] * 5, [2, 2, 2, 2, 3]], [[1, 0, 0, 1, 0], [0] * 5, [1, 1, 1, 1, 0]])
     first, both = sampler.sample(1.0, alone, seed=7), sampler.sample(1.0, together, seed=7)
@@ -309,10 +315,10 @@ def test_a_row_does_not_depend_on_its_neighbours(order):
     assert (first.confidence_BL[0] == both.confidence_BL[0]).all()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["ancestral", "left_to_right", "confidence(on=drawn)", "margin(remask=True)", "threshold(value=0.5)"])
 def test_states_are_the_sample_and_frozen_tokens_never_move(order):
     canvas = rows_of([[0, 3, 3], [3, 1, 3]] * 20, [[1, 0, 0], [0, 1, 0]] * 20)
-    sampler = make(order=order, steps=6)
+    sampler = make(rule=order, steps=6)
     states = list(sampler.states(1.0, canvas, seed=8))
     samples = sampler.sample(1.0, canvas, seed=8)
     assert (states[-1].tokens_BL == samples.tokens_BL).all() and (states[-1].fixed_BL == samples.fixed_BL).all()
@@ -327,7 +333,7 @@ def test_states_are_the_sample_and_frozen_tokens_never_move(order):
 @pytest.mark.parametrize("order", ["ancestral", "confidence"])
 def test_all_steps_and_all_params_share_one_compilation(order):
     params = [jnp.float32(1 + seed) for seed in range(3)]
-    sampler, canvas = Sampler(LAW.process(), LAW.bind, SampleSettings(order=order, steps=9)), blank_canvas(LAW.length, 2)
+    sampler, canvas = Sampler(LAW.process(), LAW.bind, SampleSettings(rule=order, steps=9)), blank_canvas(LAW.length, 2)
     before = len(COMPILED)
     with jax.transfer_guard("disallow"):
         for seed in range(3):
@@ -362,7 +368,7 @@ def test_the_clock_falls_evenly_and_the_last_step_ends_at_zero():
 def test_editing_starts_from_the_given_level(order):
     rows, level = 4000, 0.3
     canvas = rows_of([[1, 1, 1]] * rows, [[0, 0, 0]] * rows, np.full((rows, 3), level))
-    states = list(make(order=order, steps=50).states(1.0, canvas, seed=10))
+    states = list(make(rule=order, steps=50).states(1.0, canvas, seed=10))
     hidden = states[0].masked_BL
     assert abs(hidden.mean() - level) < 0.02
     assert (states[0].tokens_BL[~hidden] == 1).all()
@@ -380,7 +386,7 @@ def test_the_count_form_is_sampled_as_the_masked_process():
 
 def test_report():
     canvas = rows_of([[0, 3, 3]], [[1, 0, 0]])
-    samples = make(order="random", steps=2, temperature=0.7, suppressed_ids=(0,)).sample(1.0, canvas, seed=12)
+    samples = make(rule="random", steps=2, temperature=0.7, suppressed_ids=(0,)).sample(1.0, canvas, seed=12)
     record = samples.to_json()
     assert record["seed"] == 12 and record["steps"] == record["evaluations"] == 2 and record["process"] == "masked"
     assert record["settings"]["temperature"] == 0.7 and record["settings"]["never"] == [0]
@@ -399,17 +405,23 @@ def test_unigram_entropy():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"order": "confident"}, "unknown order 'confident'"),
+        ({"rule": "confident"}, "unknown rule 'confident'"),
         ({"steps": 0}, "steps is 0"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
-        ({"remask": True}, "remask requires one of the orders"),
-        ({"order": "random", "threshold": 0.5}, "threshold requires"),
-        ({"order": "confidence", "threshold": 1.5}, "threshold is 1.5"),
-        ({"order": "confidence", "remainder": "last"}, "remainder is 'last'"),
-        ({"order": "confidence", "remainder": "first", "threshold": 0.5}, "which order confidence with a threshold does not have"),
-        ({"remainder": "first"}, "which order ancestral does not have"),
+        ({"rule": "confidence(count=2, steps=3)"}, "count conflicts with plan and steps"),
+        ({"rule": "random(remask=True)"}, "has no value 'remask'"),
+        ({"rule": "confidence(on=both)"}, "on is 'both'"),
+        ({"rule": "confidence(plan=last)"}, "plan is 'last'"),
+        ({"rule": "margin(plan=dream, remask=True)"}, "remask requires a plan"),
+        ({"rule": "margin(plan=doubling, steps=3)"}, "leave steps out"),
+        ({"rule": "entropy(count=0)"}, "count is 0"),
+        ({"rule": "entropy(noise=-1)"}, "noise is -1"),
+        ({"rule": "threshold(value=1.5)"}, "value is 1.5"),
+        ({"rule": "threshold(by=random)"}, "by is 'random'"),
+        ({"rule": "os.path.join"}, "not a class that inherits"),
+        ({"rule": "no_such_module.Rule"}, "not in an imported module"),
         ({"temperature": 1e-300}, "temperature is 1e-300"),
         ({"temperature": 1e300}, "temperature is"),
         ({"steps": 10**12}, "steps is 1000000000000"),
@@ -448,6 +460,6 @@ def test_reveal_orders_need_a_mask():
     class NoMask(Autoregressive):
         name, attention = "uniform", Attention()
 
-    for order in REVEAL_ORDERS:
+    for order in RULES:
         with pytest.raises(InputError, match="has no mask"):
-            Sampler(NoMask(4, bos_id=0), LAW.bind, SampleSettings(order=order))
+            Sampler(NoMask(4, bos_id=0), LAW.bind, SampleSettings(rule=order))

@@ -6,19 +6,19 @@ from dlmjax.sampling.samples import Samples
 from dlmjax.sampling.settings import SampleSettings
 
 
-def samples(tokens_BL, order="confidence", condition_mask_BL=None):
+def samples(tokens_BL, rule="confidence", condition_mask_BL=None):
     tokens_BL = np.asarray(tokens_BL, np.int32)
     mask_BL = np.zeros(tokens_BL.shape, bool) if condition_mask_BL is None else condition_mask_BL
     ones = np.ones(tokens_BL.shape, np.float32)
-    settings = SampleSettings(steps=4, order=order)
+    settings = SampleSettings(steps=4, rule=rule)
     return Samples(tokens_BL, mask_BL, ones, ones.astype(int), np.zeros(len(tokens_BL)), 4, 4, 0, "masked", settings)
 
 
 def test_only_ranked_orders_are_advised_against():
     repeated, varied = [[7] * 20 + [1, 2, 3, 4]], [[1, 2, 3, 4] * 6]
-    assert "1 of 2 samples repeat one token: order confidence" in samples(repeated + varied).advice
-    assert 'order "ancestral"' in samples(repeated).advice
-    assert not samples(varied).advice and not samples(repeated, order="ancestral").advice
+    assert "1 of 2 samples repeat one token: rule confidence" in samples(repeated + varied).advice
+    assert 'rule "ancestral"' in samples(repeated).advice
+    assert not samples(varied).advice and not samples(repeated, rule="ancestral").advice
     assert samples(repeated).to_json()["collapsed"] == 1
 
 

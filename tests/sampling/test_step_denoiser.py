@@ -46,12 +46,12 @@ def test_guidance_of_nothing_is_plain_sampling(order):
     """Weight 0 is off; without a prompt given and not given are the same text, whatever the weight."""
     canvas = prompted(1, 40)
     plain, off = (
-        Sampler(LAW.process(), LAW.bind, SampleSettings(steps=3, order=order, **g)).sample(1.0, canvas) for g in ({}, {"guidance": 0.0})
+        Sampler(LAW.process(), LAW.bind, SampleSettings(steps=3, rule=order, **g)).sample(1.0, canvas) for g in ({}, {"guidance": 0.0})
     )
     assert (plain.tokens_BL == off.tokens_BL).all() and plain.evaluations == off.evaluations
     blank = blank_canvas(2, 40)
     free, guided = (
-        Sampler(LAW.process(), LAW.bind, SampleSettings(steps=3, order=order, guidance=w)).sample(1.0, blank) for w in (0.0, 2.0)
+        Sampler(LAW.process(), LAW.bind, SampleSettings(steps=3, rule=order, guidance=w)).sample(1.0, blank) for w in (0.0, 2.0)
     )
     assert (free.tokens_BL == guided.tokens_BL).all() and guided.evaluations == 2 * free.evaluations
 

@@ -34,7 +34,7 @@ def bind(params, segments_BL, positions_BL, attention):
 
 
 def make(**settings) -> Sampler:
-    settings = {"steps": STEPS, "order": "confidence", "suppressed_ids": suppressed_ids(TOKENIZER, TOKENIZER.vocab_size), **settings}
+    settings = {"steps": STEPS, "rule": "confidence", "suppressed_ids": suppressed_ids(TOKENIZER, TOKENIZER.vocab_size), **settings}
     return Sampler(Masked(TOKENIZER.vocab_size, TOKENIZER.mask_id), bind, SampleSettings(**settings))
 
 
@@ -83,7 +83,7 @@ def test_replay_tells_a_made_up_trace(sampler, recorded):
 
 
 def test_a_remasking_trace_replays():
-    sampler = make(remask=True)
+    sampler = make(rule="confidence(remask=True)")
     _, made = trace.record(sampler, 1.0, build_canvas(TOKENIZER, length=12, prompt="a"), seed=4)
     hidden = made.tokens_SBL[:, 0] == trace.MASKED
     assert (hidden[1:] & ~hidden[:-1]).any(), "nothing was masked again: the case is not tested"
@@ -214,7 +214,7 @@ def test_a_tall_canvas_is_cut_to_the_window(sampler, recorded, monkeypatch):
 
 def test_without_a_terminal_plain_lines(recorded):
     stream, canvas = io.StringIO(), build_canvas(TOKENIZER, length=40)
-    many = make(steps=40, order="random")
+    many = make(steps=40, rule="random")
     trace.record(many, 1.0, canvas, seed=2, on_state=terminal.TerminalView(TOKENIZER, canvas, stream=stream).show)
     lines = stream.getvalue().splitlines()
     assert len(lines) == terminal.PLAIN_STATES + 1 and "\x1b" not in stream.getvalue()

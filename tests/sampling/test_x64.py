@@ -6,13 +6,14 @@ import pytest
 
 from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.errors import InputError
-from dlmjax.sampling import METHODS, ORDERS, Sampler, SampleSettings, sampler_for
+from dlmjax.sampling import METHODS, Sampler, SampleSettings, sampler_for
 from tests.diffusion.test_x64 import parts_of
 from tests.sampling.test_every_process import BOS, MASK, PAD, VARIANTS, canvas_of, make
+from tests.sampling.toy import ORDERS
 
 SUPPRESSED = (PAD, BOS, MASK)
-MORE = ({"guidance": 1.0}, {"cache": True}, {"order": "confidence", "threshold": 0.5}, {"order": "confidence", "remask": True})
-WAYS = (*({"method": name} for name in METHODS), *({"order": name} for name in ORDERS if name != "ancestral"), *MORE)
+MORE = ({"guidance": 1.0}, {"cache": True}, {"rule": "threshold(value=0.5)"}, {"rule": "confidence(remask=True)"})
+WAYS = (*({"method": name} for name in METHODS), *({"rule": name} for name in ORDERS), *MORE)
 
 
 def types_of(tree):
@@ -40,7 +41,7 @@ def test_a_step_hands_on_what_it_was_given(name):
             continue
         carry, fits = jax.eval_shape(sampler._start_state, params, arrays), fits + 1
         acts = [sampler._one_step]
-        if not sampler.reveals:
+        if sampler.rule is None:
             acts += [sampler._decode] * int(sampler.process.boundary.reconstruction) + [sampler._corrector_step] * min(
                 sampler.stepper.rounds, 1
             )

@@ -12,6 +12,8 @@ from dlmjax.diffusion.declarations import Attention
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.schedules import Linear
 
+ORDERS = ("random", "left_to_right", "confidence", "margin", "entropy")  # rules of a planned number of positions
+
 
 class Law:
     """A joint law over `symbols ** length` texts; the id `symbols` is the mask."""

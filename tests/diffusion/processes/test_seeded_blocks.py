@@ -224,7 +224,7 @@ def test_samples_with_buffers_are_those_of_the_streams_of_training(size, prompt,
     canvas_BL = np.where(np.arange(LENGTH) < prompt, TEXT_BL, 0).astype(np.int32)
     condition_BL = np.broadcast_to(np.arange(LENGTH) < prompt, TEXT_BL.shape)
     canvas = Canvas(canvas_BL, condition_BL, (~condition_BL).astype(np.float32))
-    settings = SampleSettings(steps=3, order=order, suppressed_ids=(2, BOS))
+    settings = SampleSettings(steps=3, rule=order, suppressed_ids=(2, BOS))
     found = [BlockSampler(seeded(size), NETWORK, settings, cached=cached).sample(PARAMS, canvas, seed=4) for cached in (True, False)]
     np.testing.assert_array_equal(found[0].tokens_BL, found[1].tokens_BL)
     assert (found[0].tokens_BL[:, :prompt] == TEXT_BL[:, :prompt]).all() and set(found[0].tokens_BL.flat) <= {0, 1, 3, 4}

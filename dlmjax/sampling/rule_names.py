@@ -1,0 +1,71 @@
+"""The rules by name, as `--rule` and records write them; a rule of one's own by its dotted name.
+
+A dotted name, "my_package.my_rules.MyRule(value=2)", is looked up among modules that are imported. Only `import_rule`, for a text that a
+person has typed, imports one: the settings in a file from elsewhere run no code.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+from dlmjax.choices import text_of
+from dlmjax.errors import InputError
+from dlmjax.sampling.by_name import build
+from dlmjax.sampling.rules import Confidence, Entropy, LeftToRight, Margin, Random, Rule, Threshold
+
+RULES: dict[str, type[Rule]] = {cls.name: cls for cls in (Random, LeftToRight, Confidence, Margin, Entropy, Threshold)}
+IN_TIME = "ancestral"  # not a rule: steps in time
+
+# Fields of settings before rules had call strings, in traces and files of samples.
+_OLD = ("order", "threshold", "remask", "remainder")
+_OLD_ORDERS = {"confidence": {"on": "drawn"}, "top_probability": {}}
+
+
+def make_rule(text: str) -> Rule:
+    """The rule of a text: "margin", "threshold(value=0.9)". Raises InputError: no such rule, a value that it does not take."""
+    dotted, bracket, values = text.partition("(")
+    if "." not in dotted:
+        return build("rule", text, RULES)
+    module, _, name = dotted.strip().rpartition(".")
+    own = getattr(sys.modules.get(module), name, None)
+    if own is None:
+        raise InputError(f"rule {dotted!r:.100} is not in an imported module; import {module:.80} first, or give it as --rule")
+    if not (isinstance(own, type) and issubclass(own, Rule)):
+        raise InputError(f"rule {dotted!r:.100} is not a class that inherits dlmjax.sampling.rules.Rule")
+    return build("rule", name + bracket + values, {name: own})
+
+
+def import_rule(text: str) -> Rule:
+    """`make_rule` of a text that a person has typed: the module of a dotted name is imported.
+
+    Raises InputError: as `make_rule`; a module that cannot be imported.
+    """
+    module, dot, _ = text.partition("(")[0].strip().rpartition(".")
+    if dot:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            line = str(error).splitlines()[0][:200] if str(error) else ""
+            raise InputError(f"rule {text!r:.100}: module {module:.80} cannot be imported ({type(error).__name__}: {line})") from error
+    return make_rule(text)
+
+
+def rule_of_old(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with `rule` in place of order, threshold, remask and remainder, as records of before hold them.
+
+    The `top_probability` of then is confidence; the confidence of then looked at the drawn token.
+    """
+    if "order" not in values:
+        return values
+    old = {name: values.get(name) for name in _OLD}
+    rest = {name: value for name, value in values.items() if name not in _OLD}
+    order, threshold = old["order"], old["threshold"]
+    if order == IN_TIME:
+        return {**rest, "rule": IN_TIME}
+    name, of_rule = ("confidence" if order in _OLD_ORDERS else order), dict(_OLD_ORDERS.get(order, {}))
+    if threshold is not None:
+        on = "best" if order == "top_probability" else "drawn"
+        return {**rest, "rule": text_of("threshold", {"value": threshold, "on": on, "by": name})}
+    of_rule |= {"plan": "first"} if old["remainder"] == "first" else {}
+    of_rule |= {"remask": True} if old["remask"] else {}
+    return {**rest, "rule": text_of(name, of_rule)}

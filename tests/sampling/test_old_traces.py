@@ -95,14 +95,51 @@ OTHERS = [
 ]
 
 
-DIGESTS = (
-    "910c78cd3edd 833f106c63af 9d44fdadad6a 68da434d3720 0392545f0790 79dfb34e28e2 ddd01af1d9ca 75708b1a8559 "
-    "55c86c6a73c2 d1039d02bdd8 75708b1a8559 2c34e51b517d deff919bade1 d53356d9cb88 efe7f15743da 878d72fb4898 "
-    "e3605569654b 58d985cc7b66 2966573c38a6 9574884b8fb9 4d84ae692741 ddd01af1d9ca 65b56ec64600 96c32151dbd1 "
-    "66281e0e789a 5026107a5d9c 2bcb437d009b c6d00715ef39 0bae7b58900b 888e8ccdd3cc 37ba8152848f 9d44fdadad6a "
-    "910c78cd3edd a93e09cba1ae 07f1690a5cd2 bd3ab19e6026 7fa51470c02b ff70be0b7d34 cbf4992260b3 558df02910cf "
-    "1dd858917e08 d60034f555ce 9c2ecb618998 "
-).split()
+DIGESTS = [
+    "910c78cd3edd",
+    "833f106c63af",
+    "9d44fdadad6a",
+    "68da434d3720",
+    "0392545f0790",
+    "79dfb34e28e2",
+    "ddd01af1d9ca",
+    "75708b1a8559",
+    "55c86c6a73c2",
+    "d1039d02bdd8",
+    "75708b1a8559",
+    "2c34e51b517d",
+    "deff919bade1",
+    "d53356d9cb88",
+    "efe7f15743da",
+    "878d72fb4898",
+    "e3605569654b",
+    "58d985cc7b66",
+    "2966573c38a6",
+    "9574884b8fb9",
+    "4d84ae692741",
+    "ddd01af1d9ca",
+    "65b56ec64600",
+    "96c32151dbd1",
+    "66281e0e789a",
+    "5026107a5d9c",
+    "2bcb437d009b",
+    "c6d00715ef39",
+    "0bae7b58900b",
+    "888e8ccdd3cc",
+    "37ba8152848f",
+    "9d44fdadad6a",
+    "910c78cd3edd",
+    "a93e09cba1ae",
+    "07f1690a5cd2",
+    "bd3ab19e6026",
+    "7fa51470c02b",
+    "ff70be0b7d34",
+    "cbf4992260b3",
+    "558df02910cf",
+    "1dd858917e08",
+    "d60034f555ce",
+    "9c2ecb618998",
+]
 FAST = {  # the others are slow
     ("masked", "{'order': 'random', 'remainder': 'first'}"),
     ("masked", "{'order': 'margin', 'temperature': 0.5, 'top_p': 0.8, 'guidance': 1.0}"),

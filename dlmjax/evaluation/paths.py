@@ -40,7 +40,7 @@ from dlmjax.evaluation.levels import LevelGrid, level_grid
 from dlmjax.evaluation.likelihood import BatchNats, WindowEvaluator
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.sampling.reveal import next_reveals, position_scores, require_reveals
-from dlmjax.sampling.rules import View
+from dlmjax.sampling.rules import MOST_STEPS, View
 from dlmjax.seeds import check_seed
 
 
@@ -189,7 +189,7 @@ class OrderEvaluator(PathEvaluator):
         """(-log p of every token along the path, passes until each window has no masks)."""
         rule, start_BL = self.form.make_rule(), self._start(batch)
         start_NS = self._rows_of_sets(start_BL)
-        steps_N = rule.steps_of(self._count(start_BL), 1)
+        steps_N = rule.steps_of(self._count(start_BL), MOST_STEPS)
 
         def _revealed(read: _Read, path: _Path):
             def of_sets(function):
@@ -199,7 +199,7 @@ class OrderEvaluator(PathEvaluator):
                 masked_BL=self._rows_of_sets(path.masked_BL),
                 start_masked_BL=start_NS,
                 step=path.step + 1,
-                steps=1,
+                steps=MOST_STEPS,  # a plan reveals one in a step where the rule says nothing else
                 scores_of=lambda name: of_sets(Partial(self._score, name)),
                 log_p=lambda: self._all_log_p(read, start_NS.shape),
             )

@@ -4,16 +4,83 @@ A dotted name, "my_package.my_rules.MyRule(value=2)", is looked up among modules
 person has typed, imports one: the settings in a file from elsewhere run no code.
 """
 
+import dataclasses
 import importlib
 import sys
 from typing import Any
 
 from dlmjax.choices import text_of
 from dlmjax.errors import InputError
+from dlmjax.sampling.bounded_rules import EntropyBound, Factor, Klass, Profile, Spread
 from dlmjax.sampling.by_name import build
+from dlmjax.sampling.other_rules import Credit, Saber, apart
 from dlmjax.sampling.rules import Confidence, Entropy, LeftToRight, Margin, Random, Rule, Threshold
+from dlmjax.sampling.steppers import rank
 
-RULES: dict[str, type[Rule]] = {cls.name: cls for cls in (Random, LeftToRight, Confidence, Margin, Entropy, Threshold)}
+
+@dataclasses.dataclass(frozen=True)
+class MinGap(Rule):
+    """The positions of another rule, of which no two of a step are closer than `d`: the best first, those too near wait for a later step.
+
+    rule: text of the other rule, as in min_gap(rule=entropy_bound(gamma=0.1), d=4).
+    """
+
+    rule: str
+    d: int = 2
+
+    name = "min_gap"
+    source = "DUS 2506.19037, its filter of other rules"
+
+    def __post_init__(self):
+        if not 1 <= self.d <= 2**16:
+            raise InputError(f"rule min_gap: d is {self.d}; it must be 1 to {2**16} positions")
+        if self._inner.reweighs or isinstance(self._inner, MinGap):
+            raise InputError(f"rule min_gap: rule {self._inner.name} conflicts with it; give another one")
+
+    @property
+    def _inner(self) -> Rule:
+        return make_rule(self.rule)
+
+    @property
+    def looks_at_draw(self):
+        return self._inner.looks_at_draw
+
+    @property
+    def has_path(self):
+        return self._inner.has_path
+
+    @property
+    def ranked(self):
+        return self._inner.ranked
+
+    @property
+    def guarantee(self):
+        return self._inner.guarantee
+
+    @property
+    def one_by_one(self):
+        return self._inner.one_by_one
+
+    def begin(self, shape, vocab):
+        return self._inner.begin(shape, vocab)
+
+    def score(self, view):
+        return self._inner.score(view)
+
+    def choose(self, view, memory):
+        choice = self._inner.choose(view, memory)
+        reveal_BL = choice.reveal_BL & view.masked_BL
+        return choice._replace(reveal_BL=apart(reveal_BL, rank(self.score(view), reveal_BL), self.d))
+
+
+RULES: dict[str, type[Rule]] = {
+    cls.name: cls
+    for cls in (
+        *(Random, LeftToRight, Confidence, Margin, Entropy),
+        *(Threshold, EntropyBound, Factor, Profile, Spread, Klass),
+        *(Saber, Credit, MinGap),
+    )
+}
 IN_TIME = "ancestral"  # not a rule: steps in time
 
 # Fields of settings before rules had call strings, in traces and files of samples.

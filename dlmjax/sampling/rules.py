@@ -90,6 +90,7 @@ class Rule(abc.ABC):
     looks_at_draw: whether `choose` reads the drawn tokens or their probabilities.
     has_path: whether the positions are a function of z, so that a text has one path from masks to text, and a likelihood.
     ranked: whether likely tokens come first, which a small model repeats.
+    reweighs: whether the rule changes the distribution that tokens are drawn from.
     planned: whether a row takes the number of steps of `steps_of`; others run until no position is masked, and reveal at least one a step.
     """
 
@@ -99,6 +100,7 @@ class Rule(abc.ABC):
     has_path: bool = True
     ranked: bool = True
     planned: bool = False
+    reweighs: bool = False
 
     @property
     def guarantee(self) -> Literal["exact", "bounded", "sharpened"]:
@@ -120,10 +122,9 @@ class Rule(abc.ABC):
         del shape, vocab
         return ()
 
-    def bonus(self, memory: Any) -> Float[Array, "B L V"] | None:
-        """What is added to the network's logits before a token is drawn; None = nothing."""
-        del memory
-        return None
+    def reweigh(self, memory: Any, log_p_BLV: Float[Array, "B L V"]) -> tuple[Float[Array, "B L V"], Any]:
+        """(logits in place of log p(x_i | z), memory), before tokens are drawn and `choose` sees them; called where `reweighs`."""
+        return log_p_BLV, memory
 
     @abc.abstractmethod
     def score(self, view: View) -> Float[Array, "B L"]:

@@ -9,6 +9,7 @@ pairs it returns a `PairEvaluation`. The report of both (`.report`, what `dlmjax
     cautions     restrictions of a comparison, one line each
     words        a perplexity per word, for suites that count words
     nelbo, price where another likelihood was requested: the bound of the same windows, and the bound less that likelihood, paired
+    parallel     for a rule that reveals several tokens in a step: its nats less those of one a step, paired, and the passes of both
     difference   difference of two runs on the same text under the same noise
     breakdown    nats/token by time t, position in the window and frequency of the token
     pairs        accuracies, for suites of minimal pairs
@@ -35,7 +36,7 @@ from dlmjax.evaluation.drift import drift_by_weight
 from dlmjax.evaluation.forms import parse_likelihood
 from dlmjax.evaluation.likelihood import WindowEvaluator
 from dlmjax.evaluation.ngram import entropy_baselines
-from dlmjax.evaluation.paths import PathEvaluator
+from dlmjax.evaluation.paths import OrderEvaluator, PathEvaluator
 from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
@@ -211,6 +212,7 @@ def evaluate(
     if settings.likelihood != "nelbo":
         nelbo, price, report["nelbo"] = _bound_beside(run, chosen, settings, measured)
         report["price"] = price.to_json()
+        report |= _price_of_parallel(run, evaluator, chosen, settings, measured)
     report["cautions"] = _other_loops(run) + _cautions(chosen.protocol, result) + _known_ends(run, chosen, measured)
     report["cautions"] += _cautions({"complete": True}, nelbo) if nelbo else []
     difference = None
@@ -239,6 +241,19 @@ def _bound_beside(
     seconds = time.monotonic() - begin
     result = evaluator.result(bound, step=run.step, weights=run.weights, split=text.split)
     return result, paired_difference(bound, measured), result.to_json() | {"seconds": seconds}
+
+
+def _price_of_parallel(
+    run: OpenedRun, evaluator: WindowEvaluator, text: Text, settings: EvaluationSettings, measured: Measured
+) -> dict[str, Any]:
+    """{"parallel": ...}: what the parallel steps of a rule cost; {} where it reveals one token a step."""
+    one = evaluator.form.one_by_one if isinstance(evaluator, OrderEvaluator) else None
+    if one is None:
+        return {}
+    reference = _evaluator(run, dataclasses.replace(settings, likelihood=one))
+    other = _measure(run, reference, text, settings)
+    calls = reference.result(other, step=run.step, weights=run.weights, split=text.split).calls_per_token
+    return {"parallel": {"against": one, "calls_per_token": calls, **paired_difference(measured, other).to_json()}}
 
 
 @names_arguments(input="files")

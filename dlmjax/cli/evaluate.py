@@ -48,8 +48,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add(
         "--likelihood",
         default="nelbo",
-        help="the number: nelbo, the bound; order:RULE, exact along an order: confidence, margin, entropy, threshold(value=0.9), "
-        "left_to_right; values as in order:margin(count=2, temperature=0.8); subsets, exact over all orders of at most 10 tokens; "
+        help="the number: nelbo, the bound; order:RULE, exact under a rule of `sample --rule` that does not look at the "
+        "drawn tokens, as in order:entropy_bound(gamma=0.1), order:margin(count=2, temperature=0.8); subsets, exact "
+        "over all orders of at most 10 tokens; "
         "tube(orders=16), a bound from below. The bound is measured beside the others (nelbo)",
     )
     add(
@@ -175,9 +176,16 @@ def _price(found: Evaluation) -> list[str]:
         "subsets": "the price of the bound",
         "tube": "at least the price of the bound, within the errors",
     }.get(result.likelihood.partition("(")[0], "another law than the bound's, which may be better or worse")
+    parallel = []
+    if "parallel" in found.report:
+        of = found.report["parallel"]
+        error = of["stderr_nats_per_token"]
+        price = f"{of['nats_per_token']:+.4f} ± {'unknown' if error is None else f'{error:.4f}'} nats/token"
+        parallel = [f"  price of parallel steps, less {of['against']} ({of['calls_per_token']:.1f} network passes per token): {price}"]
     seconds = f"{found.report['made']['seconds']:.1f} s, the NELBO {bound.calls_per_token:.1f} in {found.report['nelbo']['seconds']:.1f} s"
     return [
         f"  {bound.summary()}",
         f"  NELBO less {result.likelihood} ({meaning}): {found.price.summary()}",
+        *parallel,
         f"  cost: {result.calls_per_token:.1f} network passes per token in {seconds}",
     ]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dlmjax import checks, flags
-from dlmjax.cli.run_flags import add_rule, add_run
+from dlmjax.cli.run_flags import add_rule, add_run, check_rule
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
 from dlmjax.quadrature import MOST_CALLS, NODES
@@ -67,10 +67,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     from lm_eval.utils import make_table
 
     from dlmjax.harness.adapter import DlmJax
-    from dlmjax.sampling.rule_names import import_rule
 
-    if arguments.rule is not None:
-        import_rule(arguments.rule)
+    check_rule(arguments.rule)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
     options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "seed")
     adapter = DlmJax(

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_data, add_run, add_sampling, open_arguments, sample_settings
+from dlmjax.cli.run_flags import add_data, add_run, add_sampling, check_rule, open_arguments, sample_settings
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, write_atomically, write_json
 
@@ -121,8 +121,9 @@ def _latency(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any])
 
     if arguments.cache is True:
         raise InputError("--latency times a cache policy; give --cache one, such as dual(block=32), or leave it out")
+    check_rule(arguments.rule)
     # All ways are checked before the first is timed.
-    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, arguments.cache or ""))
+    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, arguments.cache or "", arguments.rule))
     how = {"length": origin["length"], "repeats": arguments.repeats, "log": lambda line: print(f"timing {line}", flush=True)}
     rows = latency_grid(opened, ways, arguments.batches, **how)
     print(

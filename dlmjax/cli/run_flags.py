@@ -81,21 +81,28 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
 def add_rule(command: argparse.ArgumentParser, default: str | None, more: str) -> None:
     """`--rule`: which positions a step reveals; see `sampling.rules`."""
     rules = (
-        "random, left_to_right, confidence, margin, entropy, each with (count=, plan=first, dream or doubling), threshold(value=0.9); "
+        "random, left_to_right, confidence, margin, entropy, each with (count=, plan=first, dream or doubling), threshold(value=0.9), "
+        "entropy_bound(gamma=0.1), factor, profile, spread, klass, saber, credit, min_gap(rule=margin,d=2); "
         "my_module.MyRule: one of your own"
     )
     command.add_argument("--rule", default=default, help=f"rule of the positions that a step reveals: {rules}{more} ({default})")
 
 
+def check_rule(text: str | None) -> None:
+    """Imports the module of a rule of one's own. Raises InputError: no such rule, a value that it does not take."""
+    from dlmjax.sampling.rule_names import IN_TIME, import_rule
+
+    if text not in (None, IN_TIME):
+        import_rule(text)
+
+
 def sample_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """The values of `SampleSettings` that flags of the same names give; the module of a rule of one's own is imported."""
     from dlmjax.sampling import SampleSettings
-    from dlmjax.sampling.rule_names import IN_TIME, import_rule
 
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
     values = {name: getattr(arguments, name) for name in names}
-    if values["rule"] != IN_TIME:
-        import_rule(values["rule"])
+    check_rule(values["rule"])
     return values
 
 

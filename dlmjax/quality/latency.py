@@ -5,7 +5,8 @@ the run's own process gives meaningful text; the text of the other ways is disca
 
     seconds      time of one batch until its text is on the host, median over repeats after one run that compiles
     tokens_per_second   generated tokens of all rows / seconds
-    calls        network calls per text (NFE); with a cache a call reads one block (or token) and not the row
+    calls        network calls of the text with the most (NFE), mean_calls those of a text until it is finished; with a cache a call
+                 reads one block (or token) and not the row
     positions_read_per_token    positions that go through the layers / tokens of the text; not counted for blocks and autoregression
     drift        with a cache policy of full attention: by the age of the oldest reused entry, calls, how far the reuse moves the output at
                  masked positions of the block: nats, KL(output || output by reused entries), and share of changed most likely tokens
@@ -38,6 +39,7 @@ from dlmjax.sampling import (
     sampler_for,
     suppressed_ids,
 )
+from dlmjax.sampling.rule_names import IN_TIME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Way:
     sampler: Any
 
 
-def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], cache: str = "") -> Iterator[Way]:
+def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], cache: str = "", rule: str = IN_TIME) -> Iterator[Way]:
     """The ways of sampling that the run's network supports.
 
     First the run's own process at each number of steps, where it samples the whole canvas at once or its network supports no other process.
@@ -57,13 +59,15 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], 
     of a canvas) and autoregression with a cache.
 
     cache: a policy of `sampling.reuse`, timed first, after the same sampler with a refresh at every call.
+    rule: of all ways but the autoregressive ones, as of `SampleSettings`.
     Raises InputError: blocks that are not shorter than the length; a policy that the network does not support.
     """
     if min(*steps, *blocks, length) < 1:
         raise InputError("steps, blocks and length of a latency grid must be at least 1")
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
-    settings = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
+    plain = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
+    settings = plain if process.attention.causal else dataclasses.replace(plain, rule=rule)
 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)
@@ -93,7 +97,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], 
         for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
             yield Way(f"blocks of {size}, cache", each, BlockSampler(masked, network, at(each), size=size))
     causal = Autoregressive(process.vocab, bos_id=experiment.tokenizer.bos_id, mask_id=mask_id)
-    yield Way("autoregressive, cache", length, BlockSampler(causal, network, settings))
+    yield Way("autoregressive, cache", length, BlockSampler(causal, network, plain))
 
 
 def latency_grid(
@@ -132,7 +136,9 @@ def latency_grid(
                     "steps": way.steps,
                     "batch": batch,
                     "length": length,
+                    "rule": samples.settings.rule,
                     "calls": samples.evaluations,
+                    "mean_calls": float(samples.calls_B.mean()),
                     "seconds": median,
                     "seconds_least": min(seconds),
                     "tokens_per_second": batch * length / median,

@@ -118,6 +118,7 @@ class PieceSampler:
             entropy_B=unigram_entropy(last.tokens_BL, canvas_state.generated_BL(canvas.length)),
             steps=last.step,
             evaluations=last.calls,
+            calls_B=last.calls_B,
             seed=seed,
             process=self.name,
             settings=self.settings,
@@ -130,9 +131,9 @@ class PieceSampler:
         canvas_state = CanvasState(canvas, self._length(canvas), self.eos_id)
         starts, length = self._starts(canvas_state), canvas_state.tokens_BL.shape[1]
         caches, calls = self._first_caches(params, canvas_state, starts)
-        step, total, counts = 0, len(starts) * self._steps_each, None
+        step, total, counts, calls_B = 0, len(starts) * self._steps_each, None, np.full(canvas.batch, calls)
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
-            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)
+            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)._replace(calls_B=calls_B)
             for index, start in enumerate(starts):
                 for inner, part, new in self._parts(start, length):
                     piece = canvas_state.piece(part, new)
@@ -145,17 +146,19 @@ class PieceSampler:
                         canvas_state.write(state, part, piece, step)
                         yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + spent + state.calls)
                     canvas_state.write(last, part, piece, step)
-                    step, calls = step + last.step, calls + spent + self._calls(inner, last)
+                    took = self._calls(inner, last)
+                    step, calls = step + last.step, calls + spent + took
+                    calls_B = calls_B + (piece.masked_B > 0) * (spent + np.minimum(last.calls_B, took))
                     counts = None if last.reuse is None else last.reuse.plus(counts)
                     generated_BL = np.zeros_like(canvas_state.condition_mask_BL)
                     generated_BL[:, part] = ~piece.condition_mask_BL
                     canvas_state.end_rows(generated_BL, step)
-                    yield self._state(canvas_state, canvas, step, total, last.time, calls, counts)
+                    yield self._state(canvas_state, canvas, step, total, last.time, calls, counts)._replace(calls_B=calls_B)
                 bar.reach(index + 1)
                 if canvas_state.ended_B.all() or index + 1 == len(starts):
                     return
                 caches, spent = self._advanced_caches(params, caches, canvas_state, start)
-                calls += spent
+                calls, calls_B = calls + spent, calls_B + spent * ~canvas_state.ended_B
 
     def _state(self, canvas_state: CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int, counts=None) -> State:
         arrays = (

@@ -42,6 +42,7 @@ from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
 from dlmjax.sampling.steppers import StepSchedule
+from dlmjax.sampling.warp import warp
 from dlmjax.seeds import check_seed
 
 
@@ -149,6 +150,7 @@ class Sampler:
             entropy_B=unigram_entropy(last.tokens_BL, ~canvas.condition_mask_BL),
             steps=min(last.step, last.steps),
             evaluations=last.calls,
+            calls_B=last.calls_B,
             seed=seed,
             process=self.name,
             settings=self.settings,
@@ -390,7 +392,11 @@ class Sampler:
 
         The drawn tokens are from p(x_i | z) after temperature and nucleus (`warped_BLV`). Rules read p(x_i | z) before them.
         """
-        log_p_BLV = denoise.log_posterior_BLV
+        log_p_BLV, memory = denoise.log_posterior_BLV, state.memory
+        if self.rule.reweighs:
+            weighed_BLV, memory = self.rule.reweigh(memory, log_p_BLV)
+            log_p_BLV = jax.nn.log_softmax(weighed_BLV)
+            warped_BLV = warp(weighed_BLV, self.settings.temperature, self.settings.top_p)
         x0_BL = draw_tokens(split_rows(keys_B)[0], warped_BLV)
         view = View(
             masked_BL=state.masked_BL,
@@ -402,7 +408,7 @@ class Sampler:
             keys_B=keys_B,
             p_drawn_BL=probability_of(log_p_BLV, x0_BL),
         )
-        choice = self.rule.choose(view, state.memory)
+        choice = self.rule.choose(view, memory)
         new_BL = choice.reveal_BL & state.masked_BL
         masked_BL = state.masked_BL & ~new_BL
         if choice.remask_BL is not None:
@@ -427,7 +433,8 @@ def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canv
 def _host_state(step: int, steps: int, state: SamplerState) -> State:
     arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
     counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
-    return State(step, steps, float(device_get(state.time)), *arrays, int(device_get(state.calls)), counts)
+    calls, calls_B = (device_get(number) for number in (state.calls, state.calls_B))
+    return State(step, steps, float(device_get(state.time)), *arrays, int(calls), counts, calls_B)
 
 
 def _with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:

@@ -207,6 +207,8 @@ def test_another_likelihood_stands_beside_the_bound(runs, tmp_path, capsys):
     assert (found["likelihood"], found["rule"], found["calls_per_token"]) == ("order:entropy(count=8, temperature=0.9)", "exact", 4)
     assert found["price"]["nats_per_token"] == pytest.approx(found["nelbo"]["nats_per_token"] - found["nats_per_token"])
     assert found["price"]["stderr_nats_per_token"] > 0 and found["difference"]["windows"] == 6 and found["nelbo"]["seconds"] > 0
+    parallel, less = found["parallel"], "less order:entropy(count=1, temperature=0.9) (32.0 network passes per token)"
+    assert parallel["calls_per_token"] == 32 and parallel["stderr_nats_per_token"] > 0 and f"price of parallel steps, {less}" in shown
     assert "NELBO less order:entropy" in shown and "cost: 4.0 network passes per token" in shown and "quadrature: 2 nodes" in shown
     with np.load(tmp_path / "d.npz") as documents:
         assert documents["nats"].sum() == pytest.approx(found["nats_per_token"] * found["tokens"], rel=1e-9)

@@ -21,6 +21,17 @@ from dlmjax.evaluation.continuations import encode_pairs, question_number, score
 from dlmjax.harness.generate import Decoding, Generator
 from dlmjax.quadrature import NODES
 from dlmjax.run import Run, open_run
+from dlmjax.sampling import make_rule
+
+
+def _rule(value: Any) -> str:
+    """A rule of a task, which is a file from elsewhere: no module is imported for it. Raises ValueError: not a rule."""
+    try:
+        make_rule(value if isinstance(value, str) else "")
+    except InputError as error:
+        raise ValueError(value) from error
+    return value
+
 
 LOG = logging.getLogger(__name__)
 # Generation arguments of a task -> field of `Decoding` and its type.  Of several names for one field the last one counts.
@@ -30,7 +41,7 @@ _FIELDS = {
     "top_p": ("top_p", float),
     "block": ("block", int),
     "tokens_per_step": ("tokens_per_step", int),
-    "rule": ("rule", str),
+    "rule": ("rule", _rule),
 }
 GENERATION_ARGUMENTS = ("until", "do_sample", *_FIELDS)  # the others are left out with a warning
 
@@ -201,7 +212,8 @@ class Adapter(LM):
                 try:
                     changes[field] = kind(options[name])
                 except (TypeError, ValueError, OverflowError):
-                    raise InputError(f"generation_kwargs: {name} is {options[name]!r:.60}, not a number; correct the task") from None
+                    what = "a rule of dlmjax sample --rule" if name == "rule" else "a number"
+                    raise InputError(f"generation_kwargs: {name} is {options[name]!r:.60}, not {what}; correct the task") from None
         if options.get("do_sample") is False:
             changes["temperature"] = 0.0
         elif options.get("do_sample"):

@@ -373,7 +373,7 @@ def test_the_page_lists_the_generation_arguments_that_are_read(caplog):
     rows = page.split("| argument |")[1].split("\n\n")[0].splitlines()[2:]
     listed = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows]
     assert {name for names in listed for name in names} == set(GENERATION_ARGUMENTS)
-    values = {"until": "x", "do_sample": True, "temperature": 0.5, "top_p": 0.9}
+    values = {"until": "x", "do_sample": True, "temperature": 0.5, "top_p": 0.9, "rule": "entropy_bound(gamma=0.2)"}
     for name in GENERATION_ARGUMENTS:
         value = values.get(name, 7)
         assert adapter._decoding({name: value}) != adapter.decoding == adapter._decoding({name: None}), name

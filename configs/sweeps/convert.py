@@ -7,7 +7,7 @@ python -m benchmarks.efficiency runs/convert/masked --against masked_scratch
 Of a budget of 1e13 FLOPs (2,028 steps masked) a share of 0, 1/4, 1/2 or 3/4 is autoregressive, the rest the target: masked diffusion, or
 blocks of 4 or of 16 tokens, which cost twice as much a step. --set targets=blocks4_seeded --output runs/convert/blocks4 plans another
 target, --set budgets=4e13, seeds=1,2 or shares=0,0.5 other runs; where one output holds several targets or shares, plan them in one
-command. docs/recipes.md has the table.
+command. docs/recipes.md has what was run of it.
 """
 
 from dlmjax.config import TINY_TIMES

@@ -17,6 +17,7 @@ from dlmjax.errors import InputError
 from dlmjax.experiment import Experiment, kept, open_experiment
 from dlmjax.models.families import own_module
 from dlmjax.training import Checkpoints, clear_stop, init_state
+from dlmjax.vocabulary import growth_of
 from dlmjax.workdir import CHECKPOINTS, newest_meta, stored_config, stored_inputs
 
 logger = logging.getLogger("dlmjax")
@@ -53,7 +54,8 @@ def first_state(experiment: Experiment, workdir: pathlib.Path | None, fork: str,
                 return None
     abstract = experiment.abstract_state()
     if fork or init:
-        _check_tokenizer(experiment, fork or init)
+        if fork:
+            _check_tokenizer(experiment, fork)
         origin = _check_function(experiment, fork or init, "--fork" if fork else "--init")
     if fork:
         with Checkpoints(pathlib.Path(fork) / CHECKPOINTS) as other:
@@ -83,12 +85,14 @@ def _weights_of(experiment: Experiment, origin: Experiment, init: str, fresh: di
 
     Raises InputError: a weight of another shape; one that the other run lacks, in a network of one's own.
     """
+    growth = growth_of(origin, experiment)
     abstract, there = (dict(_by_path(one.abstract_params())) for one in (experiment, origin))
     if origin.process.name != experiment.process.name:  # equal names in them would mean something else
         there = {path: leaf for path, leaf in there.items() if path[0] != "process"}
     matched = [path for path in abstract if path in there]
+    axes = {path: growth and growth.axis_of(there[path].shape, abstract[path].shape) for path in matched}
     for path in matched:
-        if there[path].shape != abstract[path].shape:
+        if there[path].shape != abstract[path].shape and axes[path] is None:
             raise InputError(
                 f"--init {init} has {_dotted(path)} as {list(there[path].shape)}, and this run has {list(abstract[path].shape)}; give both "
                 "runs the same sizes, or leave --init out"
@@ -97,16 +101,23 @@ def _weights_of(experiment: Experiment, origin: Experiment, init: str, fresh: di
     if experiment.module is not None and any(path[0] != "process" for path in added):
         raise InputError(f"--init {init} has no weight {_dotted(added[0])}, which model.family={experiment.config.model.family} requires")
     name = {"ema": "ema", "raw": "params"}[kept(origin, "ema")]
-    placed = dict(_by_path(experiment.abstract_state()["params"]))
+    placed, whole = dict(_by_path(experiment.abstract_state()["params"])), experiment.partition.sharding(())
+    read = {path: placed[path] if axes[path] is None else there[path].update(sharding=whole) for path in matched}
     with Checkpoints(pathlib.Path(init) / CHECKPOINTS) as other:
-        loaded, meta = other.restore({name: _nested({path: placed[path] for path in matched})})
-    values = {**dict(_by_path(fresh)), **dict(_by_path(loaded[name]))}
+        loaded, meta = other.restore({name: _nested(read)})
+    found = dict(_by_path(loaded[name]))
+    grown = {path: axis for path, axis in axes.items() if axis is not None}
+    for path, axis in grown.items():
+        found[path] = jax.jit(functools.partial(growth.grow, axis=axis), out_shardings=placed[path].sharding)(found[path])
+    values = {**dict(_by_path(fresh)), **found}
     dropped = {path: leaf for path, leaf in _by_path(origin.abstract_params()) if path not in matched}
     here = sum(leaf.size for leaf in abstract.values())
-    parts = [f"{sum(abstract[path].size for path in matched) / here:.1%} of {here:,} parameters match"]
-    for word, leaves in (("fresh", {path: abstract[path] for path in added}), ("dropped", dropped)):
+    added = {_dotted(path): abstract[path].size for path in added}
+    added |= {f"{_dotted(path)}, rows of new ids": round(growth.share * abstract[path].size) for path in grown}
+    parts = [f"{1 - sum(added.values()) / here:.1%} of {here:,} parameters match"]
+    for word, leaves in (("fresh", added), ("dropped", {_dotted(path): leaf.size for path, leaf in dropped.items()})):
         if leaves:
-            parts.append(f"{word}: " + ", ".join(f"{_dotted(path)} ({leaf.size / here:.2%})" for path, leaf in leaves.items()))
+            parts.append(f"{word}: " + ", ".join(f"{name} ({size / here:.2%})" for name, size in leaves.items()))
     return _nested(values), meta, "; ".join(parts)
 
 
@@ -136,7 +147,7 @@ def _check_tokenizer(experiment: Experiment, other: str) -> None:
     if load_tokenizer(f"saved:{pathlib.Path(other) / 'tokenizer'}").hash != experiment.tokenizer.hash:
         raise InputError(
             f"{other} was trained with another tokenizer than the corpus was prepared with, so its weights know other ids; "
-            f"prepare the corpus with --tokenizer saved:{other}/tokenizer"
+            f"prepare the corpus with --tokenizer saved:{other}/tokenizer, or by one with its ids and new ones after them (--init)"
         )
 
 
@@ -151,6 +162,7 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
     meta = newest_meta(root)
     family, families = experiment.config.model.family, stored_config(root, meta).model.family
     if own_module(family) or own_module(families):
+        _check_tokenizer(experiment, other)
         if not (own_module(family) and own_module(families)):
             raise InputError(f"the weights of {flag} {other} are of model.family={families}, and this run has model.family={family}")
         if stored_inputs(root, meta).get("files", {}).get(module_file.FILE) != experiment.module.sha256:
@@ -158,7 +170,16 @@ def _check_function(experiment: Experiment, other: str, flag: str) -> Experiment
         return open_experiment(other, module=experiment.module)
     origin = open_experiment(other)
     here, there = experiment.network.spec, origin.network.spec
+    if flag == "--init" and growth_of(origin, experiment) is None:
+        _check_tokenizer(experiment, other)
+    if flag == "--init" and origin.tokenizer.hash != experiment.tokenizer.hash and here.vocab <= there.vocab:
+        raise InputError(
+            f"--init {other} has {there.vocab:,} classes and fewer ids in its tokenizer than this run; give --config.model.vocab above "
+            f"{there.vocab}, so that new ids have rows of their own"
+        )
     names = here.differing(there) if flag == "--fork" else here.misfits(there)
+    if flag == "--init" and here.vocab > there.vocab:
+        names = [name for name in names if name != "vocab"]  # `growth_of` has its rows
     if here.shift and origin.process.attention.shifted:
         names = [name for name in names if name != "shift"]  # causal rows are shifted by one position already
     if not names:

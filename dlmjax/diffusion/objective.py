@@ -375,7 +375,7 @@ def reconstruction_nats(
     z0_BL = process.corrupt(keys_B, x_BL, clean_BL, valid_BL)
     z0_BL = with_condition(process, z0_BL, x_BL, valid_BL & ~loss_mask_BL)
     hidden_BLD = denoiser.hidden(z0_BL, process.time_embedding_input(clean_BL))
-    loss_fn, weight_BL = Partial(type(process).reconstruction, process), loss_mask_BL.astype(jnp.float32)
+    loss_fn, weight_BL = Partial(_reconstruction, process), loss_mask_BL.astype(jnp.float32)
     weight_BL = weight_BL if scale_BL is None else weight_BL * scale_BL
     return denoiser.row_losses(hidden_BLD, process.loss_mask(z0_BL, clean_BL) & loss_mask_BL, loss_fn, (x_BL, z0_BL), weight_BL)
 
@@ -479,7 +479,7 @@ class _Text:
             return trained if bound_share is None else trained + bound_share * (nats - trained), nats
 
         if weighting is None:
-            loss_fn = Partial(type(process).loss, process)
+            loss_fn = Partial(_loss, process)
         else:
             loss_fn = Partial(trained_and_nats, process, jax.lax.stop_gradient(bound_share))
         return self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, self._args(z_BL, t_BL), weight_BL)
@@ -489,7 +489,7 @@ class _Text:
         process, args = self.process, self._args(z_BL, t_BL)
         hidden_BLD, anchor_BLD = self.denoiser.both(z_BL, process.time_embedding_input(t_BL))
         loss_mask_BL = process.loss_mask(z_BL, t_BL) & self.loss_mask_BL
-        loss_fn, anchors_BL = Partial(type(process).loss, process), loss_mask_BL & weighting.anchors(self.x_BL, self.loss_mask_BL)
+        loss_fn, anchors_BL = Partial(_loss, process), loss_mask_BL & weighting.anchors(self.x_BL, self.loss_mask_BL)
         total, nats_BL = self.denoiser.row_losses(hidden_BLD, loss_mask_BL, loss_fn, args, weight_BL)
         of_anchors, _ = self.denoiser.row_losses(anchor_BLD, anchors_BL, loss_fn, args, weight_BL)
         return total + weighting.anchor_gamma * of_anchors, nats_BL
@@ -497,6 +497,15 @@ class _Text:
     def _args(self, z_BL, t_BL) -> tuple:
         """The arguments of the loss after the logits."""
         return self.x_BL, z_BL, t_BL, *self.process.loss_inputs(self.x_BL, z_BL, t_BL)
+
+
+def _loss(process: Process, *args: Array) -> Array:
+    """A function of the process as an argument of its own: its parameters have gradients."""
+    return process.loss(*args)
+
+
+def _reconstruction(process: Process, *args: Array) -> Array:
+    return process.reconstruction(*args)
 
 
 def _token_nats(process: Process, logits: Array, x: Array) -> Array:

@@ -127,8 +127,8 @@ class Experiment:
         # An anchor network's own loss has logits at the same positions once more, where they are anchors: at most. Joint training has all.
         length, share = self.config.data.length, loss_share(process) * (1 + (objective.weighting.anchor_gamma > 0))
         share += objective.weighting.text_weight > 0
-        flops = self.network.training_flops_per_token(length, share, streams=process.attention.streams, passes=passes)
-        return flops + process.capabilities.own_flops
+        how = {"streams": process.attention.streams, "passes": passes, "tokens_per_time": objective.times.tokens_per_time(length)}
+        return self.network.training_flops_per_token(length, share, **how) + process.capabilities.own_flops
 
     def with_loops(self, loops: int) -> "Experiment":
         """The experiment whose looped layers are run another number of times than in training (LoopMDM 2605.26106).

@@ -16,6 +16,7 @@ Shapes: B rows of this batch, L length, N blocks or samples.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,9 @@ class Hyperschedule(Times):
         t_BL = self.times_at(tau_B1[:, 0], length)
         slope_BL = jnp.where(_inside(self._unclipped(tau_B1[:, 0], length)), self._slope(length), 0.0)
         return t_BL, slope_BL * weight_B1
+
+    def tokens_per_time(self, length: int) -> int:
+        return length if self.window is None else 1
 
     def times_at(self, tau_B: Float[Array, "B"], length: int) -> Float[Array, "B {length}"]:
         """t_i(tau): the times that a sampler with the same sweep steps through."""
@@ -158,6 +162,9 @@ class PerBlock(Times):
             u_BN = jnp.stack([u_BN, 1 - u_BN], axis=2).reshape(row_B.shape[0], 2 * drawn)[:, :blocks]
         t_BN = self.distribution.draw(u_BN)
         return tuple(jnp.repeat(values_BN, self.size, axis=1)[:, :length] for values_BN in (t_BN, self.distribution.weight(t_BN)))
+
+    def tokens_per_time(self, length: int) -> int:
+        return math.gcd(self.size, length)
 
     @property
     def covers(self) -> bool:

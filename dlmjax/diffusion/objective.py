@@ -74,6 +74,12 @@ class Denoiser(Protocol):
         """The same with its weights as constants, so that a pass whose output has no gradient computes none; itself where it has none."""
         return self
 
+    def with_tokens_per_time(self, tokens: int) -> "Denoiser":
+        """The same, told that each `tokens` neighbouring positions have one time or the lowest of their row, and may then compute what it
+        makes of the time once for all of them; itself where it computes that for each position."""
+        del tokens
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -166,6 +172,7 @@ class Objective:
         t_BL = process.time_domain.quantize(t_BL, loss_mask_BL)
         # A prompt is text without noise. Padding keeps the time of its row, which nothing reads.
         t_BL = jnp.where(condition_mask_BL, 0.0, t_BL)
+        denoiser = denoiser.with_tokens_per_time(self.times.tokens_per_time(x_BL.shape[1]))
         text = _Text(process, denoiser, x_BL, loss_mask_BL, row_keys(hint_key, batch["row"]))
         noise_keys_B = row_keys(noise_key, batch["row"])
         learns_noise = process.capabilities.reinforce and process.params is not None

@@ -22,7 +22,8 @@ class TimeDomain(Protocol):
     one_time_per_row: bool = False
 
     def quantize(self, t_BL: PerToken, valid_BL: Mask) -> PerToken:
-        """The times at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given."""
+        """The times at which the process can be, given drawn t: what `corrupt`, the denoiser and `loss` are then given. Tokens of a row
+        with one drawn time have one time after it (`Times.tokens_per_time`)."""
         del valid_BL
         return t_BL
 

@@ -257,6 +257,12 @@ class Times(Protocol):
         """True where E[weight f(t)] is the integral of f over all of [0, 1], for the time of every token."""
         ...
 
+    def tokens_per_time(self, length: int) -> int:
+        """A number of neighbouring tokens, counted from the start of a row of `length`, that always have one time; it divides the length.
+        1 = each has its own."""
+        del length
+        return 1
+
     @property
     def corrected(self) -> bool:
         """Whether what is trained has the weight, as what is reported has; without it the loss at frequent times counts more."""
@@ -292,6 +298,9 @@ class PerRow(Times):
             u_B = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(row_B)
         t_B = self.distribution.draw(u_B)
         return over_length(t_B, length), over_length(self.distribution.weight(t_B), length)
+
+    def tokens_per_time(self, length: int) -> int:
+        return length
 
     @property
     def covers(self) -> bool:

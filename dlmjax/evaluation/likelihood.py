@@ -350,7 +350,8 @@ class Evaluator(WindowEvaluator):
         return prior_BL, reconstruction_nats(process, denoiser, tokens_BL, valid_BL, keys_B, scored_BL)[1]
 
     def _denoiser(self, params, batch):
-        return self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)
+        denoiser = self.bind(params, batch["segments"], batch["positions"], attention=self.process.attention)
+        return denoiser.with_tokens_per_time(batch["tokens"].shape[1])  # a row has one time, and 0 at tokens that condition the others
 
     # --- on the host --------------------------------------------------------------------------------------------------------
 

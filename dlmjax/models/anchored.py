@@ -118,10 +118,12 @@ class AnchoredNetwork:
     def _of_both(self, tree_of: Callable[[Network], dict]) -> dict:
         return _together(tree_of(self.denoiser), tree_of(self.anchor))
 
-    def training_flops_per_token(self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0) -> float:
+    def training_flops_per_token(
+        self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0, tokens_per_time: int = 1
+    ) -> float:
         """FLOPs per token of one training step: phi and psi, and pi and its mean embedding at every position."""
-        anchor = self.anchor.training_flops_per_token(length, 2.0, streams=streams, passes=passes)
-        return anchor + self.denoiser.training_flops_per_token(length, head_share, streams=streams, passes=passes)
+        how = {"streams": streams, "passes": passes, "tokens_per_time": tokens_per_time}
+        return self.anchor.training_flops_per_token(length, 2.0, **how) + self.denoiser.training_flops_per_token(length, head_share, **how)
 
     def bind(
         self,
@@ -160,6 +162,11 @@ class AnchoredDenoiser:
     def without_gradient(self) -> AnchoredDenoiser:
         """The same with its weights as constants."""
         return dataclasses.replace(self, anchor=self.anchor.without_gradient(), denoiser=self.denoiser.without_gradient())
+
+    def with_tokens_per_time(self, tokens: int) -> AnchoredDenoiser:
+        """See `Denoiser.with_tokens_per_time`."""
+        anchor, own = self.anchor.with_tokens_per_time(tokens), self.denoiser.with_tokens_per_time(tokens)
+        return dataclasses.replace(self, anchor=anchor, denoiser=own)
 
     def hidden(
         self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"], hint_BLI: Float[Array, "B L I"] | None = None

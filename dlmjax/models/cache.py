@@ -26,6 +26,7 @@ from dlmjax.models.attention import FORBIDDEN
 from dlmjax.models.denoiser import Denoiser, Network, split_stack, transformer_layer
 from dlmjax.models.layers import rotary_tables
 from dlmjax.models.masks import within
+from dlmjax.models.time_signal import TimeSignal
 
 
 class Cache(NamedTuple):
@@ -99,7 +100,7 @@ class CachedDenoiser(Denoiser):
         hidden_BSD = self.hidden(z_BS, t_BS)
         return hidden_BSD, self._written[-1]
 
-    def _layers(self, x: Array, time: Array | None, rows: Any) -> Array:
+    def _layers(self, x: Array, time: TimeSignal | None, rows: Any) -> Array:
         """All layers, scanned; each writes its keys and values into its buffers and attends to them."""
         spec = self.network.spec
         rotary = rotary_tables(rows.positions_BL, spec) if spec.positions == "rotary" else None

@@ -24,7 +24,7 @@ from dlmjax.models import head
 from dlmjax.models.attention import make_attention
 from dlmjax.models.completep import multipliers
 from dlmjax.models.flops import training_flops_per_token
-from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_norm, rotary_tables, rotate, time_features
+from dlmjax.models.layers import dense, dropout, embed, linear, normalise, rms_norm, rotary_tables, rotate
 from dlmjax.models.layout import SINGLE, Layout
 from dlmjax.models.masks import (
     BOARD_CELLS,
@@ -42,7 +42,8 @@ from dlmjax.models.masks import (
     within,
 )
 from dlmjax.models.spec import Execution, ModelSpec
-from dlmjax.models.weights import TIME_FEATURES, abstract_weights, describe_weights, init_weights
+from dlmjax.models.time_signal import TimeSignal, time_signal
+from dlmjax.models.weights import abstract_weights, describe_weights, init_weights
 
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -118,9 +119,12 @@ class Network:
         """Whether a row can be read in pieces, with the keys and values of earlier pieces in buffers (`models.cache`)."""
         return True
 
-    def training_flops_per_token(self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0) -> float:
+    def training_flops_per_token(
+        self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0, tokens_per_time: int = 1
+    ) -> float:
         """See `models.flops.training_flops_per_token`."""
-        return training_flops_per_token(self.spec, length, head_share, streams=streams, passes=passes)
+        how = {"streams": streams, "passes": passes, "tokens_per_time": tokens_per_time}
+        return training_flops_per_token(self.spec, length, head_share, **how)
 
     def bind(
         self,
@@ -170,6 +174,7 @@ class Denoiser:
     """A network with weights and one batch's segments, positions and mask bound.
 
     seeds: tokens of a block under `SeededBlocks`, where states are taken from the position before; 0 elsewhere.
+    tokens_per_time: see `with_tokens_per_time`.
     """
 
     network: Network
@@ -179,6 +184,7 @@ class Denoiser:
     mask: Any
     dropout_keys_B: Any = None
     seeds: int = 0
+    tokens_per_time: int = 1
 
     def hidden(
         self, z_BL: Shaped[Array, "B L *state"], t_BL: Float[Array, "B L"], hint_BLI: Float[Array, "B L I"] | None = None
@@ -218,14 +224,13 @@ class Denoiser:
         if hint_BLI is not None:
             x_BLD = x_BLD.at[:, :L].add(self._read_hint(hint_BLI.astype(x_BLD.dtype)))
         x_BLD = self._positioned(x_BLD, rows)
-        x_BLD, time_BLT, rows = self._with_time(x_BLD, t_BL, rows)
+        x_BLD, time, rows = self._with_time(x_BLD, t_BL, rows)
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
-        time = time_BLT if time_BLT is None or not layout.flat else time_BLT.reshape(-1, spec.time_width)
         x_BLD = self._layers(x, time, rows).reshape(x_BLD.shape[0], -1, spec.width)
         start = int(isinstance(rows.mask, Prefixed))
         if x_BLD.shape[1] != L:
             x_BLD = of_tokens(x_BLD[:, start:])
-        x_BLD = self._last(x_BLD, None if time_BLT is None else of_tokens(time_BLT))
+        x_BLD = self._last(x_BLD, time, of_tokens)
         if spec.shift:
             # The first position of a document has none before it: its own state is used.
             before_BLD = jnp.concatenate([x_BLD[:, :1], x_BLD[:, :-1]], axis=1)
@@ -240,16 +245,16 @@ class Denoiser:
         first_BL = (jnp.arange(noisy_BL.shape[1]) % self.seeds == 0) | (self.positions_BL == 0)
         return jnp.where(first_BL[..., None], clean_BL, before_BL)
 
-    def _last(self, x_BLD: Array, time_BLT: Array | None) -> Array:
+    def _last(self, x_BLD: Array, time: TimeSignal | None, of_tokens: Callable[[Array], Array]) -> Array:
         """What follows the layers: the transform of the head, the last norm, its modulation."""
         spec, layout, params = self.network.spec, self.network.layout, self.params
         x = x_BLD.reshape(-1, spec.width) if layout.flat else x_BLD
         if spec.head == "transform":
             x = jax.nn.gelu(linear(x, params["transform"], ("embed", None), layout), approximate=False)
         x = normalise(x, params["norm"], spec)
-        if time_BLT is not None:
-            time = time_BLT.reshape(-1, spec.time_width) if layout.flat else time_BLT
-            shift, scale = jnp.split(dense(time, params["modulation"]["kernel"], ("time", "embed"), layout), 2, axis=-1)
+        if time is not None:
+            of_stream = time.project(params["modulation"]["kernel"], ("time", "embed"), 2)
+            shift, scale = (of_tokens(part.reshape(x_BLD.shape[0], -1, spec.width)).reshape(x.shape) for part in of_stream)
             x = x * (1 + scale) + shift if not spec.tied else x * (1 + scale)
         return x.reshape(x_BLD.shape)
 
@@ -273,6 +278,11 @@ class Denoiser:
     def without_gradient(self) -> Denoiser:
         """The same with its weights as constants."""
         return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    def with_tokens_per_time(self, tokens: int) -> Denoiser:
+        """The same, for rows in which each `tokens` neighbouring positions have one time or the lowest of their row: what it makes of the
+        time is then computed once for each time, not for each position. Rows that are not so give NaN."""
+        return dataclasses.replace(self, tokens_per_time=tokens)
 
     def _read_hint(self, hint_BLI: Array) -> Array:
         """What a hint adds to the embedding; a hint of zeros adds nothing, so no norm here has a bias."""
@@ -342,29 +352,25 @@ class Denoiser:
     def _rows(self) -> _Rows:
         return _Rows(self.segments_BL, self.positions_BL, self.mask)
 
-    def _with_time(self, x_BLD: Array, t_BL: Array, rows: _Rows) -> tuple[Array, Array | None, _Rows]:
+    def _with_time(self, x_BLD: Array, t_BL: Array, rows: _Rows) -> tuple[Array, TimeSignal | None, _Rows]:
         """The residual stream conditioned on t, the signal for "adaln" layers (None otherwise), and the layout of the rows."""
-        spec = self.network.spec
+        spec, layout = self.network.spec, self.network.layout
         if spec.time_input == "none":
             return x_BLD, None, rows
+        if spec.time_input == "prefix":  # clean positions have time 0: the row's time is that of the others
+            t_BL, shared = jnp.max(t_BL, axis=1, keepdims=True), (1, 1)
+        else:
+            shared = (self.segments_BL.shape[1], self.tokens_per_time)
+        signal = time_signal(t_BL, shared, self.params["time"], spec, x_BLD.dtype, layout)
         if spec.time_input == "adaln":
-            return x_BLD, self._time(t_BL, x_BLD.dtype), rows
-        kernel = self.params["time"]["output"]["kernel"]
+            return x_BLD, signal, rows
+        (added,) = signal.project(self.params["time"]["output"]["kernel"], ("time", "embed"))
+        added_BLD = added.reshape(*t_BL.shape, -1)
         if spec.time_input == "add":
-            return x_BLD + dense(self._time(t_BL, x_BLD.dtype), kernel, ("time", "embed"), self.network.layout), None, rows
-        # Clean positions have time 0: the row's time is that of the others.
-        first_B1D = dense(self._time(jnp.max(t_BL, axis=1, keepdims=True), x_BLD.dtype), kernel, ("time", "embed"), self.network.layout)
-        return jnp.concatenate([first_B1D, x_BLD], axis=1), None, rows.prefixed()
+            return x_BLD + added_BLD, None, rows
+        return jnp.concatenate([added_BLD, x_BLD], axis=1), None, rows.prefixed()
 
-    def _time(self, t_BL: Array, dtype) -> Array:
-        """silu(MLP(waves of t)), [B, L, T]."""
-        spec, layout = self.network.spec, self.network.layout
-        features = time_features(t_BL, TIME_FEATURES, spec.time_features).astype(dtype)
-        weights = self.params["time"]
-        inner = jax.nn.silu(dense(features, weights["first"]["kernel"], (None, "time"), layout))
-        return jax.nn.silu(dense(inner, weights["second"]["kernel"], (None, "time"), layout))
-
-    def _layers(self, x: Array, time: Array | None, rows: _Rows) -> Array:
+    def _layers(self, x: Array, time: TimeSignal | None, rows: _Rows) -> Array:
         """All layers in the order of `spans`, scanned over the stacked weights or unrolled, with the remat policy around each."""
         spec, execution = self.network.spec, self.network.execution
         attend = make_attention(rows.mask, rows.segments_BL, execution.attention, execution.dtype, self.network.layout)
@@ -461,7 +467,7 @@ def transformer_layer(network: Network, attend, rotary, time, batch_shape: tuple
     stream = ("row", None) if x.ndim == 2 else ("batch", "length", None)
     modulation = (None,) * 6
     if time is not None:
-        modulation = jnp.split(dense(time, weights["modulation"]["kernel"], ("time", "embed"), layout), 6, axis=-1)
+        modulation = time.project(weights["modulation"]["kernel"], ("time", "embed"), 6)
     keys = (None, None) if keys_B is None else jax.vmap(jax.random.split, out_axes=1)(keys_B)
     attention = _attention_branch(network, attend, rotary, B, weights, kept)
     branches = (attention, _mlp_branch(network, weights))

@@ -155,10 +155,13 @@ class OwnNetwork:
         """Number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract()))
 
-    def training_flops_per_token(self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0) -> float:
+    def training_flops_per_token(
+        self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0, tokens_per_time: int = 1
+    ) -> float:
         """FLOPs per token of a training step: 3 x those that XLA counts in a forward pass of one row before it compiles it. The body of a
-        loop (`scan`) counts once. Arguments as of `models.flops.training_flops_per_token`.
+        loop (`scan`) counts once. Arguments as of `models.flops.training_flops_per_token`; a module reads the time of each token.
         """
+        del tokens_per_time
         params, alone = self.abstract()["module"], _row_shapes(1, length * streams, self.module.declared)
         cost = jax.jit(lambda params, *row: self.module.apply(params, row, None)).lower(params, *alone).cost_analysis() or {}
         forward = cost.get("flops", 0.0) / length
@@ -234,6 +237,11 @@ class OwnDenoiser:
     def without_gradient(self) -> OwnDenoiser:
         """The same with its parameters as constants."""
         return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    def with_tokens_per_time(self, tokens: int) -> OwnDenoiser:
+        """The same: a module reads the time of each position."""
+        del tokens
+        return self
 
     def hidden(self, z_BL: Array, t_BL: Float[Array, "B L"], hint_BLI: Array | None = None) -> Float[Array, "B L D"]:
         """The module's output, hidden states or logits. z_BL: token ids, or (noisy, clean) pairs of ids, which are read as one row of

@@ -71,7 +71,9 @@ class TrainableNetwork(Protocol):
     def abstract(self) -> dict:
         """The tree of `jax.ShapeDtypeStruct`."""
 
-    def training_flops_per_token(self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0) -> float:
+    def training_flops_per_token(
+        self, length: int, head_share: float = 1.0, *, streams: int = 1, passes: float = 1.0, tokens_per_time: int = 1
+    ) -> float:
         """FLOPs per token of one training step."""
 
     def bind(self, params: dict, segments_BL: Any, positions_BL: Any, attention: Any = "full", dropout_key: Any = None) -> Any:

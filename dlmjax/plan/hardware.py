@@ -209,6 +209,8 @@ def load_of(experiment: Experiment) -> roofline.Load:
     # As `models.attention.make_attention` and `models.denoiser.Denoiser` do.
     dense = experiment.network.layout.flat and execution.attention == "dense"
     tiles = tiles_of(mask, tokens) if dense else None
+    shared = experiment.objective.times.tokens_per_time(length)
+    counted = training_flops_per_token(spec, length, head_share, streams=streams, tokens_per_time=shared)
     return roofline.Load(
         spec=spec,
         execution=execution,
@@ -217,11 +219,12 @@ def load_of(experiment: Experiment) -> roofline.Load:
         accumulation=config.train.accumulation,
         parameters=experiment.parameter_count,
         head_share=head_share,
-        passes=experiment.flops_per_token / training_flops_per_token(spec, length, head_share, streams=streams),
+        passes=experiment.flops_per_token / counted,
         streams=streams,
         visible=roofline.visible_share(mask, tokens),
         tiled=(roofline.tiled_share(tiles, tokens, tokens), roofline.tiled_share(tiles, length, tokens)),
         noisy_last=dense and streams == 2 and not execution.scan and not spec.dropout,
+        tokens_per_time=shared if experiment.network.layout.flat or shared == length else 1,  # as `models.time_signal`
     )
 
 

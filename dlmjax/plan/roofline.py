@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlmjax.models.attention import SPLASH_BLOCK, Tile
-from dlmjax.models.flops import layer_products, other_products
+from dlmjax.models.flops import layer_products, modulation_products, other_products, time_products, times_of_row
 from dlmjax.models.head import chunk_rows
 from dlmjax.models.masks import Mask
 from dlmjax.models.spec import Execution, ModelSpec
@@ -74,7 +74,7 @@ class Load:
 
     `head_share`, `passes` and `streams` as in `models.flops.training_flops_per_token`.  `tiled`: share of the scores that dense attention
     computes (`models.attention.tiles_of`), of all queries and of those of the first stream.  `noisy_last`: whether the last layer computes
-    the states of the first stream alone, for which the clean one gives keys and values.
+    the states of the first stream alone, for which the clean one gives keys and values.  `tokens_per_time`: as the network computes it.
     """
 
     spec: ModelSpec
@@ -89,6 +89,7 @@ class Load:
     visible: float = 1.0
     tiled: tuple[float, float] = (1.0, 1.0)
     noisy_last: bool = False
+    tokens_per_time: int = 1
 
     def head_ways(self, mesh: dict[str, int]) -> int:
         """Pieces that the classes of the logits are split into: as `models.head`, 1 where the mesh does not divide the vocabulary."""
@@ -109,6 +110,11 @@ class Load:
         """Whether scores never reach memory."""
         return self.execution.attention in FUSED
 
+    @property
+    def times(self) -> int:
+        """Times of a row for which the network computes what it makes of t."""
+        return times_of_row(self.length, self.streams, self.tokens_per_time)
+
     def tokens(self, mesh: dict[str, int]) -> float:
         """Tokens (of all streams) of a microbatch on one chip."""
         split = np.prod([mesh[axis] for axis in (*RULES["batch"], *RULES["length"])])
@@ -117,7 +123,7 @@ class Load:
 
 def executed_flops(load: Load) -> float:
     """FLOPs of a step, recomputation by the remat policy and by fused attention kernels included, left out what is not computed."""
-    others = 3.0 * load.length * other_products(load.spec, load.head_share, load.streams)
+    others = 3.0 * (load.length * other_products(load.spec, load.head_share, load.streams) + load.times * time_products(load.spec))
     layers = (load.spec.effective_depth - 1) * layer_flops(load) + layer_flops(load, noisy=load.noisy_last)
     return load.passes * load.batch * (layers + others)
 
@@ -125,21 +131,21 @@ def executed_flops(load: Load) -> float:
 def layer_flops(load: Load, noisy: bool = False) -> float:
     """FLOPs of one layer for one row, forward and backward; noisy: of one that computes the states of the first stream alone.
 
-    Matmuls with weights: 3 x forward, and under "full" once more all but the last, whose result no gradient requires. Scores: 2 products
-    forward, and again under "full" and "dots", which keep none; backward 4 in dense attention, 5 in cuDNN, 7 in splash attention, whose
-    kernels for queries and for keys each compute the scores again.
+    Matmuls with weights: 3 x forward, and under "full" once more all but the last, whose result no gradient requires, unless a gate or a
+    norm is behind it. Scores: 2 products forward, and again under "full" and "dots", which keep none; backward 4 in dense attention, 5 in
+    cuDNN, 7 in splash attention, whose kernels for queries and for keys each compute the scores again.
     """
     spec, execution = load.spec, load.execution
     tokens = load.length * load.streams
     states = load.length if noisy else tokens
-    # Keys, values and the modulation are those of all tokens.
-    of_all = 4 * spec.width * spec.kv_heads * spec.head_dim + (12 * spec.time_width * spec.width if spec.time_input == "adaln" else 0)
+    keys = 4 * spec.width * spec.kv_heads * spec.head_dim  # and values, which are those of all tokens
     attention, last = spec.heads * spec.head_dim, 2 * spec.width * spec.ffn * states
-    weights = states * layer_products(spec) + (tokens - states) * of_all
+    weights = states * layer_products(spec) + (tokens - states) * keys + load.times * modulation_products(spec)
     share = {"dense": load.tiled[noisy], "cudnn": 1.0, "splash": load.visible}[execution.attention]
     product = 2.0 * states * tokens * attention * share
     products = 2 * (1 + (execution.remat != "none")) + {"dense": 4, "cudnn": 5, "splash": 7}[execution.attention]
-    again = weights - last if execution.remat == "full" else 0
+    read_again = spec.time_input == "adaln" or spec.norm_placement != "pre"
+    again = weights - last * (not read_again) if execution.remat == "full" else 0
     return 3 * weights + again + products * product
 
 
@@ -188,7 +194,7 @@ def memory_traffic(load: Load, mesh: dict[str, int], state_bytes: float) -> floa
     spec, tokens = load.spec, load.tokens(mesh)
     tensor = mesh[RULES["heads"][0]]
     reads = 3 + (load.execution.remat == "full")
-    used = load.parameters + (spec.effective_depth - spec.depth) * layer_products(spec) // 2
+    used = load.parameters + (spec.effective_depth - spec.depth) * (layer_products(spec) + modulation_products(spec)) // 2
     gathered = used / tensor * load.item
     width = 6 * spec.width + (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / tensor + spec.mlp_matrices * spec.ffn / tensor
     if not load.fused:

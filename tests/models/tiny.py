@@ -52,6 +52,7 @@ def loss_of(network, attention="full"):
     def loss(params, data, key):
         noisy_BL, rows_BL, level_BL = corrupt(data, key, data["tokens"].shape[1], network.spec.vocab - 1)
         denoiser = network.bind(params, data["segments"], data["positions"], attention, dropout_key=key)
+        denoiser = denoiser.with_tokens_per_time(level_BL.shape[1])
         hidden_BLD = denoiser.hidden(noisy_BL, level_BL)
         total, nats_BL = denoiser.row_losses(hidden_BLD, rows_BL, cross_entropy, (data["tokens"],), 1.0 / level_BL)
         return total, (nats_BL, rows_BL)

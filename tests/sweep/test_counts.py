@@ -90,6 +90,7 @@ def gradient_of_one_layer(family: str, *overrides: str):
         ("autoregressive", ()),
         ("masked", ()),
         ("blocks", ("execution.scan=true", "data.length=64", "execution.head_chunk=32")),
+        ("uniform", ()),
         ("masked", ("model.family=qwen3(loops=2)",)),
     ],
 )
@@ -102,9 +103,12 @@ def test_flops_are_within_three_percent_of_what_xla_compiles(family, overrides):
 
 
 UNROLLED = ("model.depth=2",)
+TIMED_BLOCKS = ("process.name=blocks(size=4,noise='uniform')", "process.weighting=bound", "model.time_input=adaln")
 HARDWARE = [
-    ("uniform", ()),
+    ("uniform", ("execution.remat=full",)),
     ("masked", ("execution.remat=full",)),
+    ("masked", ("execution.remat=full", "model.family=bert")),
+    ("blocks", (*TIMED_BLOCKS, "execution.head_chunk=128", *UNROLLED)),
     ("masked", ("execution.remat=dots",)),
     ("blocks", UNROLLED),
     ("blocks", (*UNROLLED, "data.length=32", "execution.head_chunk=16")),

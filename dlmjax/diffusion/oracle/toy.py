@@ -34,6 +34,11 @@ class EnumeratedDenoiser(abc.ABC):
         """The same: it has no weights."""
         return self
 
+    def with_tokens_per_time(self, tokens: int) -> "EnumeratedDenoiser":
+        """The same: it reads the time of each position."""
+        del tokens
+        return self
+
     @abc.abstractmethod
     def hidden(self, z_BL: Array, t_BL: PerToken, hint_BLI: Array | None = None) -> Logits: ...
 

@@ -134,7 +134,8 @@ class Run:
         if key not in self._compiled:
             experiment, eos_id = self.experiment, self.tokenizer.eos_id if stop else None
             window = experiment.config.data.length
-            self._compiled[key] = sampler_for(self.process, experiment.unpartitioned, how, stride=stride, window=window, eos_id=eos_id)
+            options = {"stride": stride, "window": window, "eos_id": eos_id, "tokenizer": self.tokenizer}
+            self._compiled[key] = sampler_for(self.process, experiment.unpartitioned, how, **options)
         return self._compiled[key]
 
     @names_arguments()

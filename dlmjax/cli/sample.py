@@ -32,6 +32,14 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="W",
         help="width of the window, tokens, in which noise falls from left to right; 1: one by one (off: all positions together)",
     )
+    add(
+        "--regex",
+        type=flags.text,
+        default="",
+        metavar="PATTERN",
+        help="regular expression that the whole text matches, prompt and suffix included, up to its end of document; with a --rule other "
+        "than ancestral (any text)",
+    )
     add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
     add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
     add("--stop", action="store_true", help="end a text at its end of document; with blocks, --stride or causal processes (off)")

@@ -31,6 +31,7 @@ from dlmjax.models.masks import BlockCausal, Causal
 from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.pieces import CanvasState, PieceSampler
+from dlmjax.sampling.regex import byte_automaton, token_automaton
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import State
 from dlmjax.sampling.settings import SampleSettings
@@ -257,14 +258,17 @@ class BlockSampler(PieceSampler):
 
 
 def sampler_for(
-    process, network, settings: SampleSettings, *, stride: int | None = None, window: int = 0, eos_id: int | None = None
+    process, network, settings: SampleSettings, *, stride: int | None = None, window: int = 0, eos_id: int | None = None, tokenizer=None
 ) -> Sampler | BlockSampler | CachedSampler | StrideSampler:
     """The sampler of a process, for a network on one device: in blocks where the process has blocks or is causal, with a sliding window
     where `stride` is set, with reused keys and values where `settings.cache` names a policy, otherwise the whole canvas at once (`eos_id`
     must then be None).
 
     stride, window: step and length of the sliding window, tokens.  eos_id: token that ends a row.
+    tokenizer: of the run, for `settings.regex`.
     Raises InputError: a stride or an end that the process does not support."""
+    if settings.regex and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None or tokenizer is None):
+        raise InputError("regex is matched by a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
     if process.attention.sequential and not isinstance(settings.cache, str):
         if stride is not None:
             raise InputError(f"process {process.name} is sampled in blocks, to any length; leave the stride out")
@@ -280,6 +284,9 @@ def sampler_for(
         raise InputError(
             f"process {process.name} samples all tokens at once and cannot stop at an end; give a stride, or cut the text afterwards"
         )
+    if settings.regex:
+        automaton = byte_automaton(settings.regex)
+        options["constraint"] = token_automaton(automaton, tokenizer.token_bytes, tokenizer.eos_id, process.vocab)
     return Sampler(process, network.bind, settings, **options)
 
 

@@ -46,7 +46,7 @@ class Buffers(NamedTuple):
 
 
 class CachedSampler(PieceSampler):
-    """Fills a canvas block by block with the policy of `settings.cache`; every order and method of `Sampler` within a block.
+    """Fills a canvas block by block with the policy of `settings.cache`; every rule and method of `Sampler` within a block.
 
     process: of masks, under full or block-causal attention.  network: a `models.Network` on one device that is not conditioned on t.
     eos_id: token that ends a row; None = rows end with the canvas.

@@ -34,7 +34,9 @@ from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replica
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.grids import make_grid
+from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_revealed
 from dlmjax.sampling.methods import make_method
+from dlmjax.sampling.regex import require_text
 from dlmjax.sampling.reveal import position_scores, probability_of, require_reveals, shows_wrong_tokens
 from dlmjax.sampling.rule_names import IN_TIME
 from dlmjax.sampling.rules import LeftToRight, View
@@ -80,12 +82,14 @@ class Sampler:
     process: see `dlmjax.diffusion`.  bind(params, segments_BL, positions_BL, attention=...) -> denoiser with `hidden` and `logits`.
     params (of the methods): the tree that `bind` takes; process parameters are its entry "process".
     self_condition: the network takes a hint of its last call as input (`ModelSpec.self_condition`); steps carry it on.
+    constraint: the `regex.TokenAutomaton` of `settings.regex`.
     """
 
     keeps_rows = False  # whether `settings.cache` may name a policy of `reuse`
 
-    def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False):
+    def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False, constraint=None):
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
+        self.constraint = constraint
         self.process = process.bound  # without what only training uses
         self.causal = process.attention.causal
         self.mask_id = self.process.capabilities.prior_mask_id
@@ -125,6 +129,8 @@ class Sampler:
                 f"cache requires a network that reads tokens alone; that of process {process.name} has further inputs, which change at "
                 "each step; leave cache off"
             )
+        if settings.regex and (self.constraint is None or self.causal):
+            raise InputError("regex requires a sampler of the whole canvas that reveals masked tokens in any order; leave regex out")
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal and has no output without its prompt; leave guidance at 0")
         if process.output.predicts != "logits" and (settings.temperature, settings.top_p) != (1.0, 1.0):
@@ -209,6 +215,8 @@ class Sampler:
                 f"a canvas of {canvas.batch} x {canvas.length} tokens requires {needed / 2**30:,.0f} GiB for the network's output alone, "
                 f"and {memory_bytes() / 2**30:,.0f} GiB are available; use a shorter canvas or fewer rows"
             )
+        if self.constraint is not None:
+            require_text(self.constraint, canvas.tokens_BL, ~canvas.condition_mask_BL, self._suppressed_ids)
         edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)
         if self.rule is not None and edited_BL.any() and shows_wrong_tokens(self.process, float(canvas.start_BL[edited_BL].max())):
             raise InputError(
@@ -387,6 +395,17 @@ class Sampler:
             fixed_BL=jnp.where(tokens_BL != state.tokens_BL, step, state.fixed_BL),
         )
 
+    def _drawn(self, keys_B, warped_BLV, log_p_BLV, state: SamplerState) -> tuple[Int[Array, "B L"], Float[Array, "B L V"]]:
+        """A token for each position, and log p(x_i | z); with a constraint those of texts in its language."""
+        if self.constraint is None:
+            return draw_tokens(keys_B, warped_BLV), log_p_BLV
+        possible_BLV = only_revealed(log_p_BLV, state.tokens_BL, state.masked_BL)
+        if self.settings.temperature == 0:
+            x0_BL = best_text(self.constraint, possible_BLV)
+        else:
+            x0_BL = draw_text(self.constraint, keys_B, only_revealed(warped_BLV, state.tokens_BL, state.masked_BL))
+        return x0_BL, log_marginals(self.constraint, possible_BLV)
+
     def _reveal(self, state: SamplerState, keys_B, warped_BLV, denoise: StepDenoiser, step) -> SamplerState:
         """Applies the rule's choice: revealed positions take the token drawn there, those that are masked again the mask.
 
@@ -397,7 +416,7 @@ class Sampler:
             weighed_BLV, memory = self.rule.reweigh(memory, log_p_BLV)
             log_p_BLV = jax.nn.log_softmax(weighed_BLV)
             warped_BLV = warp(weighed_BLV, self.settings.temperature, self.settings.top_p)
-        x0_BL = draw_tokens(split_rows(keys_B)[0], warped_BLV)
+        x0_BL, log_p_BLV = self._drawn(split_rows(keys_B)[0], warped_BLV, log_p_BLV, state)
         view = View(
             masked_BL=state.masked_BL,
             start_masked_BL=state.start_masked_BL,

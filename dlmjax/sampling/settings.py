@@ -6,6 +6,7 @@ from typing import Any
 from dlmjax.errors import InputError
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
+from dlmjax.sampling.regex import byte_automaton
 from dlmjax.sampling.reuse import make_reuse
 from dlmjax.sampling.rule_names import IN_TIME, make_rule, rule_of_old
 from dlmjax.sampling.rules import MOST_STEPS, Rule
@@ -31,6 +32,8 @@ class SampleSettings:
     cache: True = leave out network calls where no token has changed since the last call (networks that are not conditioned on t); no
       change of the text. A policy of `reuse.REUSES` with its values, as in "dual(block=32)" = fill the canvas block by block, `steps` steps
       each, and read only a part of the row at most calls.
+    regex: regular expression that the whole text of a canvas matches, up to its end of document (rules, whole canvas); "" = any
+      text.
     suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.
     """
 
@@ -43,6 +46,7 @@ class SampleSettings:
     top_p: float = 1.0
     guidance: float = 0.0
     cache: bool | str = False
+    regex: str = ""
     suppressed_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -57,6 +61,12 @@ class SampleSettings:
         if not 0 <= self.guidance < 1e6:
             raise InputError(f"guidance is {self.guidance}; it must be 0 (off) or positive")
         self.make_rule()
+        if self.regex:
+            byte_automaton(self.regex)
+            if self.rule == IN_TIME or self.top_p < 1:
+                raise InputError(
+                    "regex requires a rule that reveals tokens, such as rule=random, and top_p=1: a nucleus may hold no such text"
+                )
         make_method(self.method)
         if isinstance(self.cache, str):
             make_reuse(self.cache)

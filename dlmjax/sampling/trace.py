@@ -17,14 +17,14 @@ from jaxtyping import Float, Int
 
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically
-from dlmjax.sampling.blocks import BlockSampler, StrideSampler
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.pieces import PieceSampler
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Samples, State
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.text import Tokenizer, piece, text_of
 
-AnySampler = Sampler | BlockSampler | StrideSampler
+AnySampler = Sampler | PieceSampler
 
 FORMAT = "dlmjax-trace-1"
 MASKED = -1  # entry of `tokens_SBL` at masked positions

@@ -221,6 +221,19 @@ def test_an_unknown_cache_is_refused(run, capsys, cache, message):
     assert message in refused(capsys, "sample", "--workdir", run, "--cache", cache)
 
 
+def test_a_text_matches_a_regex_or_is_refused(run, tmp_path, capsys):
+    argv = ["--workdir", run, "--length", "12", "--steps", "3", "--prompt", "x", "--regex"]
+    assert main(["sample", *map(str, argv), "x[a-c]{4}( [0-9é]+)?", "--rule", "random", "--json", str(tmp_path / "a.json")]) == 0
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert re.fullmatch("x[a-c]{4}( [0-9é]+)?", record["samples"][0]["text"]) and record["settings"]["regex"]
+    for regex, message in {
+        "y.*": "matched by no text of 12 tokens with the tokens that row 0",
+        "(": "is not a regular",
+        "a": "requires",
+    }.items():
+        assert message in refused(capsys, "sample", *argv, regex, *([] if regex == "a" else ["--rule", "random"]))
+
+
 def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
     assert "length" in refused(capsys, "sample", "--workdir", run, "--prompt", "x" * 30, "--length", "20")
 

@@ -18,6 +18,7 @@ from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.reuse import REUSES, Row, index_of, make_reuse, width_of
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.settings import SampleSettings
+from dlmjax.sampling.trace import Trace, record, replay
 from tests.models.tiny import VOCAB, lively, spec
 
 NETWORK = build_network(spec(), Execution())
@@ -129,6 +130,14 @@ def test_reads_are_counted(name, reads):
     assert made.reuse.reads_B.tolist() == [reads] * 3
     assert made.evaluations == (11 if "block" in POLICIES[name] else 3)
     assert made.to_json()["positions_read"] == [reads] * 3 and made.to_json()["settings"]["cache"] == POLICIES[name]
+
+
+@pytest.mark.parametrize("name", ["window", "delayed"])
+def test_a_trace_replays_and_names_its_policy(name):
+    samples, trace = record(sampler(POLICIES[name]), PARAMS, CANVAS, seed=5)
+    assert_equal(samples, sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5))
+    read = Trace.from_json(trace.to_json())
+    assert read.settings.cache == POLICIES[name] and replay(read, sampler(POLICIES[name]), PARAMS) == trace.states == samples.steps + 1
 
 
 @pytest.mark.parametrize("name", ["dual", "delayed"])

@@ -19,7 +19,7 @@ from dlmjax.diffusion.process import bind_process
 from dlmjax.diffusion.shapes import Values
 from dlmjax.diffusion.times import TIME_BINS
 from dlmjax.errors import InputError
-from dlmjax.evaluation.noise import NoiseReport, NoiseSamples, measure_noise
+from dlmjax.evaluation.noise import NoiseReport, NoiseSamples, exact_positions, measure_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,19 +126,25 @@ def _measure(process, bind, params, batches, settings: IntervalSettings, put_bat
     times = process.time_domain.adapt(PerRow(stratified=False))
 
     def losses(params, batch, key):
-        """(t, nats under either draw, whether it has no padding) of every block or row, and the tokens of every row."""
+        """(t, nats under either draw and exact ones among them, whether it has no padding) of every block or row; the tokens of rows."""
         length = batch["tokens"].shape[1]
         size = process.attention.block_size or length
         t_BL, _ = times.draw(key, batch["row"], settings.windows, length)
         denoiser = bind(params, batch["segments"], batch["positions"], process.attention)
-        found = []
+        found, exact, exact_L = [], [], exact_positions(process, length)
+
+        def of_units(nats_BL):
+            return nats_BL.reshape(-1, length // size, size).sum(axis=2)
+
         for noise in (1, 2):
             keys_B = row_keys(jax.random.fold_in(key, noise), batch["row"])
             args = (bind_process(process, params), denoiser, batch["tokens"], batch["segments"], keys_B, t_BL, self_condition)
-            found.append(nats_at(*args).reshape(-1, length // size, size).sum(axis=2))
+            nats_BL = nats_at(*args)
+            found.append(of_units(nats_BL))
+            exact.append(of_units(nats_BL * (0 if exact_L is None else exact_L)))
         valid_BL = batch["segments"] > 0
         whole_BU = valid_BL.reshape(-1, length // size, size).all(axis=2)
-        return t_BL[:, ::size], found, whole_BU, valid_BL.sum(axis=1)
+        return t_BL[:, ::size], (found, exact), whole_BU, valid_BL.sum(axis=1)
 
     found, compiled = [], jax.jit(losses)
     for batch in batches:
@@ -146,8 +152,8 @@ def _measure(process, bind, params, batches, settings: IntervalSettings, put_bat
         placed = put_batch(batch)
         t_J, nats_J, whole_J, tokens_J = zip(*(jax.device_get(compiled(params, placed, key)) for key in keys), strict=True)
         rows_B = tokens_J[0] > 0
-        nats_2JBU = np.asarray(nats_J, np.float64).swapaxes(0, 1)
-        found.append((np.stack(t_J)[:, rows_B], nats_2JBU[:, :, rows_B], whole_J[0][rows_B], tokens_J[0][rows_B]))
+        both_2J2BU = np.asarray(nats_J, np.float64).transpose(1, 0, 2, 3, 4)  # nats, and exact ones among them
+        found.append((np.stack(t_J)[:, rows_B], both_2J2BU[:, :, :, rows_B], whole_J[0][rows_B], tokens_J[0][rows_B]))
     t, nats, whole, tokens = zip(*found, strict=True)
-    nats_2JWU = np.concatenate(nats, axis=2) / np.concatenate(tokens).mean()
-    return NoiseSamples(np.concatenate(t, axis=1).astype(np.float64), nats_2JWU, np.concatenate(whole))
+    nats_2JWU, exact_2JWU = np.concatenate(nats, axis=3).swapaxes(1, 2) / np.concatenate(tokens).mean()
+    return NoiseSamples(np.concatenate(t, axis=1).astype(np.float64), nats_2JWU, np.concatenate(whole), exact_2JWU=exact_2JWU)

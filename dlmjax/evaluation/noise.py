@@ -26,7 +26,17 @@ import numpy as np
 from jaxtyping import Float64
 
 from dlmjax.choices import text_of
-from dlmjax.diffusion import Objective, PerBlock, PerRow, Piecewise, TimeDistribution, UniformTimes, importance_heights, make_weighting
+from dlmjax.diffusion import (
+    Objective,
+    PerBlock,
+    PerRow,
+    Piecewise,
+    Process,
+    TimeDistribution,
+    UniformTimes,
+    importance_heights,
+    make_weighting,
+)
 from dlmjax.errors import InputError
 from dlmjax.evaluation.likelihood import PairedNats, TokenNats
 
@@ -40,29 +50,45 @@ class NoiseSamples:
 
     t_JWU: times.  nats_2JWU: nats of each unit under either draw, over the mean number of tokens of a window, so that the sum over units is
     the loss of a row.  weight_J: of the times in an integral over [0, 1]; None = each is drawn uniformly, on its own.
-    whole_WU: units without padding.
+    whole_WU: units without padding.  exact_2JWU: the part of the nats that is exact whatever the time is (`Process.exact_mask`: seeds of
+    blocks), which a weighting multiplies by a number of its own; None = there is none.
     """
 
     t_JWU: Float64[np.ndarray, "J W U"]
     nats_2JWU: Float64[np.ndarray, "2 J W U"]
     whole_WU: np.ndarray
     weight_J: Float64[np.ndarray, "J"] | None = None
+    exact_2JWU: Float64[np.ndarray, "2 J W U"] | None = None
 
     @property
     def weights_J(self) -> Float64[np.ndarray, "J"]:
         """Of the times in an integral over [0, 1]."""
         return np.full(len(self.t_JWU), 1 / len(self.t_JWU)) if self.weight_J is None else self.weight_J
 
+    def weighted(self, factor: Callable[[np.ndarray], np.ndarray], exact_factor: float = 1.0) -> Float64[np.ndarray, "2 J W U"]:
+        """The loss f n under a weighting: its factor f(t) on nats of the noise, and `exact_factor` on exact ones."""
+        factor_JWU = factor(self.t_JWU)
+        if self.exact_2JWU is None:
+            return factor_JWU * self.nats_2JWU
+        return factor_JWU * (self.nats_2JWU - self.exact_2JWU) + exact_factor * self.exact_2JWU
 
-def samples_of(valid_BL: np.ndarray, paired: PairedNats, size: int | None) -> NoiseSamples:
-    """Samples of a batch at the nodes of an evaluation. valid_BL: False on padding.  size: tokens of a block, None = the whole row."""
+
+def samples_of(valid_BL: np.ndarray, paired: PairedNats, size: int | None, exact_L: np.ndarray | None = None) -> NoiseSamples:
+    """Samples of a batch at the nodes of an evaluation. valid_BL: False on padding.  size: tokens of a block, None = the whole row.
+    exact_L: positions whose nats are exact whatever the time is."""
     kept_B = valid_BL.any(axis=1)
     windows, length = int(kept_B.sum()), valid_BL.shape[1]
     units = length // (size or length)
-    nats_2JWU = paired.nats_2JBL[:, :, kept_B].reshape(2, len(paired.t_J), windows, units, -1).sum(axis=4)
+    tokens = valid_BL[kept_B].sum(axis=1).mean()
+
+    def of_units(nats_2JBL: np.ndarray) -> np.ndarray:
+        return nats_2JBL[:, :, kept_B].reshape(2, len(paired.t_J), windows, units, -1).sum(axis=4) / tokens
+
+    nats_2JWU = of_units(paired.nats_2JBL)
     return NoiseSamples(
         t_JWU=np.broadcast_to(paired.t_J[:, None, None], nats_2JWU.shape[1:]),
-        nats_2JWU=nats_2JWU / valid_BL[kept_B].sum(axis=1).mean(),
+        nats_2JWU=nats_2JWU,
+        exact_2JWU=None if exact_L is None else of_units(paired.nats_2JBL * exact_L),
         whole_WU=valid_BL[kept_B].reshape(windows, units, -1).all(axis=2),
         weight_J=paired.weight_J,
     )
@@ -84,7 +110,8 @@ class NoiseObserver:
             return
         if batch.scored_BL.all(axis=1).sum() < 2:
             return
-        samples = samples_of(batch.scored_BL, batch.paired(), self._objective.process.attention.block_size)
+        exact_L = exact_positions(self._objective.process, batch.scored_BL.shape[1])
+        samples = samples_of(batch.scored_BL, batch.paired(), self._objective.process.attention.block_size, exact_L)
         # A loss that is not finite, or 0, has no density of least variance; the bound itself shows it.
         if np.isfinite(samples.nats_2JWU).all() and samples.nats_2JWU.any():
             self.report = measure_noise(samples, self._objective, self._progress)
@@ -142,9 +169,11 @@ def measure_noise(samples: NoiseSamples, objective: Objective, progress: float =
     """The report of an objective from samples of its bound. progress: share of the run that is done, for a weighting that changes."""
     factor, causal, times = factor_of(objective, progress), objective.process.attention.causal, objective.times
     # A likelihood without noise has no times, and one node stands for all.
-    now = _Draws(UniformTimes(), True, np.ones_like) if causal else _Draws(times.distribution, times.corrected, factor or np.ones_like)
+    exact = objective.weighting.exact_factor if factor else 1.0
+    drawn = _Draws(times.distribution, times.corrected, factor or np.ones_like, exact)
+    now = _Draws(UniformTimes(), True, np.ones_like) if causal else drawn
     found = variance_of(samples, now)
-    t_F, square_F = second_moments(samples, now.factor)
+    t_F, square_F = second_moments(samples, now.factor, now.exact_factor)
     shown = slice(FINE // 20, None, FINE // 10)
     report = NoiseReport(
         variance=found,
@@ -157,6 +186,14 @@ def measure_noise(samples: NoiseSamples, objective: Objective, progress: float =
     return dataclasses.replace(report, advice=_advice(samples, objective, now, report))
 
 
+def exact_positions(process: Process, length: int) -> np.ndarray | None:
+    """Which positions of a row have an exact loss whatever the time is: seeds of blocks. None where the process has none."""
+    if not process.attention.seeded:
+        return None
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+        return np.asarray(process.exact_mask(jnp.zeros((1, length, 2), jnp.int32)))[0]
+
+
 def can_measure(objective: Objective) -> bool:
     """Whether the noise of an objective follows from its bound at times that a row, or a block of it, has in common."""
     return isinstance(objective.times, PerRow | PerBlock)
@@ -164,18 +201,19 @@ def can_measure(objective: Objective) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Draws:
-    """How times are drawn and weighted. factor: t -> f(t), of a weighting."""
+    """How times are drawn and weighted. factor: t -> f(t), of a weighting.  exact_factor: of its exact losses."""
 
     distribution: TimeDistribution
     corrected: bool
     factor: Callable[[np.ndarray], np.ndarray]
+    exact_factor: float = 1.0
 
-    def density_and_weight(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(p, omega f) at times t."""
-        inverse = np.asarray(_on_host(self.distribution.weight, t), np.float64)
+    def density_and_loss(self, samples: NoiseSamples) -> tuple[np.ndarray, np.ndarray]:
+        """(p, omega f n) at the times of samples."""
+        inverse = np.asarray(_on_host(self.distribution.weight, samples.t_JWU), np.float64)
         density = np.where(np.isfinite(inverse), 1 / np.where(inverse > 0, inverse, np.inf), 0.0)
         omega = np.where(density > 0, inverse if self.corrected else 1.0, 0.0)
-        return density, np.where(density > 0, omega, 0.0) * self.factor(t)
+        return density, np.where(density > 0, omega, 0.0) * samples.weighted(self.factor, self.exact_factor)
 
 
 def factor_of(objective: Objective, progress: float = 1.0) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -194,10 +232,9 @@ def factor_of(objective: Objective, progress: float = 1.0) -> Callable[[np.ndarr
 
 def variance_of(samples: NoiseSamples, draws: _Draws) -> Variance:
     """The variance by cause under some density of times and factor."""
-    density_JWU, omega_JWU = draws.density_and_weight(samples.t_JWU)
+    density_JWU, (first_JWU, second_JWU) = draws.density_and_loss(samples)
     # Under p the integral of p (omega f n); each time of the samples stands for its weight of [0, 1].
     weight_JWU = samples.weights_J[:, None, None] * density_JWU
-    first_JWU, second_JWU = omega_JWU * samples.nats_2JWU
     masks_W = np.sum(weight_JWU * (first_JWU - second_JWU) ** 2 / 2, axis=(0, 2))
     mean_2WU = np.stack([np.sum(weight_JWU * value_JWU, axis=0) for value_JWU in (first_JWU, second_JWU)])
     square_WU = mean_2WU[0] * mean_2WU[1]
@@ -223,7 +260,7 @@ def variance_of(samples: NoiseSamples, draws: _Draws) -> Variance:
 
 
 def second_moments(
-    samples: NoiseSamples, factor: Callable[[np.ndarray], np.ndarray]
+    samples: NoiseSamples, factor: Callable[[np.ndarray], np.ndarray], exact_factor: float = 1.0
 ) -> tuple[Float64[np.ndarray, "F"], Float64[np.ndarray, "F"]]:
     """Times from 0 to 1, and the mean square there of the loss f n of a whole unit, in nats per token of the unit.
 
@@ -232,7 +269,7 @@ def second_moments(
     whole_WU, units = samples.whole_WU, samples.t_JWU.shape[2]
     if not whole_WU.any():
         raise InputError("every window has padding, and a loss by time requires whole rows, or blocks; prepare a longer text")
-    square_JN = np.mean((factor(samples.t_JWU) * samples.nats_2JWU * units)[:, :, whole_WU] ** 2, axis=0)
+    square_JN = np.mean((samples.weighted(factor, exact_factor) * units)[:, :, whole_WU] ** 2, axis=0)
     t_JN = samples.t_JWU[:, whole_WU]
     t_F = (np.arange(FINE) + 0.5) / FINE
     if samples.weight_J is None:
@@ -262,7 +299,7 @@ def _advice(samples: NoiseSamples, objective: Objective, now: _Draws, report: No
         found.append((gain, f"stratified times would lower it {{gain:.2g}} times{kept}"))
     if "cross_entropy" in supported and objective.weighting.name != "cross_entropy":
         plain = dataclasses.replace(objective, weighting=make_weighting("cross_entropy"), boundary=None)
-        simple = variance_of(samples, dataclasses.replace(now, factor=factor_of(plain)))
+        simple = variance_of(samples, dataclasses.replace(now, factor=factor_of(plain), exact_factor=plain.weighting.exact_factor))
         gain = (left / mean**2) / max(simple.of_step(stratified) / max(simple.mean, 1e-30) ** 2, 1e-30)
         words = "--config.process.weighting=cross_entropy would lower it {gain:.2g} times relative to the square of the loss (not a bound)"
         found.append((gain, words))

@@ -10,14 +10,14 @@ import optax
 import pytest
 
 from dlmjax.choices import parse
-from dlmjax.diffusion import Autoregressive, Masked, Objective, PerRow, Piecewise, UniformTimes, make_times, make_weighting
+from dlmjax.diffusion import Autoregressive, Masked, Objective, PerRow, Piecewise, UniformTimes, make_process, make_times, make_weighting
 from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle import toy
 from dlmjax.evaluation import Evaluator
 from dlmjax.evaluation.interval import gradient_norms
 from dlmjax.evaluation.likelihood import PairedNats, TokenNats
-from dlmjax.evaluation.noise import NoiseObserver, NoiseSamples, factor_of, measure_noise, samples_of, second_moments
+from dlmjax.evaluation.noise import NoiseObserver, NoiseSamples, exact_positions, factor_of, measure_noise, samples_of, second_moments
 from tests.diffusion.battery import BOS, MASK, TOKENS, VOCAB, batch_of, sample_joint
 from tests.diffusion.enumerated import MaskedToy
 from tests.test_families import experiment_of, text
@@ -117,6 +117,21 @@ def test_blocks_have_times_of_their_own(paired):
     found = measure_noise(blocks, objective)
     agree(found.variance, (mean, *(part / 2 for part in parts)))
     np.testing.assert_allclose(second_moments(blocks, np.ones_like), second_moments(samples, np.ones_like), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "capped", "bell, not corrected"])
+def test_an_exact_part_keeps_its_weight(paired, name):
+    """Seeds of blocks cost the same at every time and have no factor of time: a constant of theirs moves the mean alone."""
+    times, weighting, progress = OBJECTIVES[name]
+    objective, samples = objective_of(times, weighting), paired.samples
+    seeds_2JWU = np.full(samples.nats_2JWU.shape, 0.7)
+    seeded = dataclasses.replace(samples, nats_2JWU=samples.nats_2JWU + seeds_2JWU, exact_2JWU=seeds_2JWU)
+    plain, found = (measure_noise(one, objective, progress).variance for one in (samples, seeded))
+    assert found.mean == pytest.approx(plain.mean + 0.7, rel=1e-6)
+    for part in ("masks", "times", "texts"):
+        assert getattr(found, part) == pytest.approx(getattr(plain, part), rel=1e-6, abs=1e-9)
+    blocks = make_process("blocks", vocab=VOCAB, mask_id=MASK, bos_id=BOS, size=4, seeded=True)
+    assert exact_positions(blocks, 8).tolist() == [True, False, False, False] * 2 and exact_positions(MASKED, 8) is None
 
 
 @pytest.mark.parametrize("factor", [np.ones_like, lambda t: t], ids=["bound", "cross-entropy"])

@@ -123,13 +123,17 @@ class Run:
         return build_canvas(self.tokenizer, length=length, batch=count, prompt=prompt, **texts)
 
     @names_arguments()
-    def sampler(self, *, stride: int | None = None, stop: bool = False, **settings: Any) -> Any:
+    def sampler(self, *, stride: int | None = None, stop: bool | str | None = None, **settings: Any) -> Any:
         """The sampler that suits the process, for `sampling.record` and `replay`; one object for equal arguments.
 
-        stride: step, tokens, of a window of the training length over a longer canvas.  stop: end a text at its end of document.
+        stride: step, tokens, of a window of the training length over a longer canvas.
+        stop: "end" or True ends a text at its end of document; a stop of `SampleSettings` such as
+          "exit(bound=0.1)"; both: "end+exit(bound=0.1)".
         settings: as for `sample_settings`.
         """
-        how = self.sample_settings(**settings)
+        words = ["end"] if stop is True else [word.strip() for word in stop.split("+")] if stop else []
+        stop, exits = "end" in words, [word for word in words if word != "end"]
+        how = self.sample_settings(**settings, **({"stop": "+".join(exits)} if exits else {}))
         key = (how, stride, stop)
         if key not in self._compiled:
             experiment, eos_id = self.experiment, self.tokenizer.eos_id if stop else None
@@ -144,7 +148,7 @@ class Run:
 
         Raises InputError: an unknown name, a value of another type, settings that conflict.
         """
-        _check_options("sample", values, (SampleSettings,), (*_CANVAS, "length", "count", "seed", "stride", "stop"))
+        _check_options("sample", values, (SampleSettings,), (*_CANVAS, "length", "count", "seed", "stride"))
         suppressed = {*self.suppressed_ids, *values.pop("suppressed_ids", ())}
         return SampleSettings(**values, suppressed_ids=tuple(sorted(suppressed)))
 

@@ -123,7 +123,7 @@ def _latency(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any])
         raise InputError("--latency times a cache policy; give --cache one, such as dual(block=32), or leave it out")
     check_rule(arguments.rule)
     # All ways are checked before the first is timed.
-    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, arguments.cache or "", arguments.rule))
+    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, arguments.cache or "", arguments.rule, arguments.stop))
     how = {"length": origin["length"], "repeats": arguments.repeats, "log": lambda line: print(f"timing {line}", flush=True)}
     rows = latency_grid(opened, ways, arguments.batches, **how)
     print(

@@ -51,6 +51,14 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
     add = command.add_argument
     add_rule(command, rule, "; ancestral: steps in time by --method")
     add(
+        "--stop",
+        nargs="?",
+        const="end",
+        metavar="STOP",
+        help="stop: exit(bound=0.1), prophet, sched, stable: reveals the rest of a row at once; end, or no value: ends a text at its end "
+        "of document, with blocks, --stride or causal processes under `sample`; both: end+exit(bound=0.1) (none)",
+    )
+    add(
         "--method",
         default="ancestral",
         help="method of a step in time: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), rdm, self_correct, "

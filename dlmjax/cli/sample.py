@@ -42,7 +42,6 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     )
     add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
     add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
-    add("--stop", action="store_true", help="end a text at its end of document; with blocks, --stride or causal processes (off)")
     add("--watch", action="store_true", help="live view of the denoising in the terminal (off)")
     add("--trace", type=flags.output_file, metavar="FILE.html", help="file for the trace, as a self-contained page (not written)")
     add("--json", type=flags.output_file, metavar="FILE", help="file for text, ids, seed, steps and entropy (not written)")
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     opened = open_arguments(arguments)
     tokenizer = opened.tokenizer
     canvas = opened.canvas(**{name: getattr(arguments, name) for name in ("length", "count", *CANVAS_TEXTS)})
-    sampler = opened.sampler(stride=arguments.stride, stop=arguments.stop, **sample_values(arguments))
+    sampler = opened.sampler(stride=arguments.stride, **sample_values(arguments))
     result = _sampled(arguments, sampler, opened, canvas)
     for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
@@ -65,6 +64,9 @@ def run(arguments: argparse.Namespace, _) -> None:
         f"seed {arguments.seed})",
         flush=True,
     )
+    if result.settings.stop is not None:
+        nats = f"{result.exit_nats_B.mean():.3f} nats per text"
+        print(f"(stop {result.settings.stop}: entropies less the largest of what it revealed at once, {nats})", flush=True)
     if result.advice:
         print(f"note: {result.advice}", file=sys.stderr, flush=True)
     if arguments.json:

@@ -51,7 +51,15 @@ class Way:
     sampler: Any
 
 
-def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], cache: str = "", rule: str = IN_TIME) -> Iterator[Way]:
+def ways_of(
+    run: Run,
+    steps: Sequence[int],
+    length: int,
+    blocks: Sequence[int],
+    cache: str = "",
+    rule: str = IN_TIME,
+    stop: str | None = None,
+) -> Iterator[Way]:
     """The ways of sampling that the run's network supports.
 
     First the run's own process at each number of steps, where it samples the whole canvas at once or its network supports no other process.
@@ -59,7 +67,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], 
     of a canvas) and autoregression with a cache.
 
     cache: a policy of `sampling.reuse`, timed first, after the same sampler with a refresh at every call.
-    rule: of all ways but the autoregressive ones, as of `SampleSettings`.
+    rule, stop: of all ways but the autoregressive ones, as of `SampleSettings`.
     Raises InputError: blocks that are not shorter than the length; a policy that the network does not support.
     """
     if min(*steps, *blocks, length) < 1:
@@ -67,7 +75,7 @@ def ways_of(run: Run, steps: Sequence[int], length: int, blocks: Sequence[int], 
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
     plain = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
-    settings = plain if process.attention.causal else dataclasses.replace(plain, rule=rule)
+    settings = plain if process.attention.causal else dataclasses.replace(plain, rule=rule, stop=stop)
 
     def at(number: int) -> SampleSettings:
         return dataclasses.replace(settings, steps=number)

@@ -119,6 +119,7 @@ class PieceSampler:
             steps=last.step,
             evaluations=last.calls,
             calls_B=last.calls_B,
+            exit_nats_B=last.exit_nats_B,
             seed=seed,
             process=self.name,
             settings=self.settings,
@@ -132,6 +133,7 @@ class PieceSampler:
         starts, length = self._starts(canvas_state), canvas_state.tokens_BL.shape[1]
         caches, calls = self._first_caches(params, canvas_state, starts)
         step, total, counts, calls_B = 0, len(starts) * self._steps_each, None, np.full(canvas.batch, calls)
+        nats_B = np.zeros(canvas.batch)
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
             yield self._state(canvas_state, canvas, 0, total, 1.0, calls)._replace(calls_B=calls_B)
             for index, start in enumerate(starts):
@@ -146,6 +148,7 @@ class PieceSampler:
                         canvas_state.write(state, part, piece, step)
                         yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + spent + state.calls)
                     canvas_state.write(last, part, piece, step)
+                    nats_B = nats_B + last.exit_nats_B
                     took = self._calls(inner, last)
                     step, calls = step + last.step, calls + spent + took
                     calls_B = calls_B + (piece.masked_B > 0) * (spent + np.minimum(last.calls_B, took))
@@ -153,7 +156,9 @@ class PieceSampler:
                     generated_BL = np.zeros_like(canvas_state.condition_mask_BL)
                     generated_BL[:, part] = ~piece.condition_mask_BL
                     canvas_state.end_rows(generated_BL, step)
-                    yield self._state(canvas_state, canvas, step, total, last.time, calls, counts)._replace(calls_B=calls_B)
+                    yield self._state(canvas_state, canvas, step, total, last.time, calls, counts)._replace(
+                        calls_B=calls_B, exit_nats_B=nats_B
+                    )
                 bar.reach(index + 1)
                 if canvas_state.ended_B.all() or index + 1 == len(starts):
                     return

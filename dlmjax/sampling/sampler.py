@@ -44,6 +44,7 @@ from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
 from dlmjax.sampling.steppers import StepSchedule
+from dlmjax.sampling.stops import make_stop, nats_at_most
 from dlmjax.sampling.warp import warp
 from dlmjax.seeds import check_seed
 
@@ -61,6 +62,8 @@ class SamplerState(NamedTuple):
     calls: Int[Array, ""]
     calls_B: Int[Array, "B"]  # calls until the row has no masks
     memory: Any  # of the rule
+    stop_memory: Any  # of the stop
+    exit_nats_B: Float[Array, "B"]  # what the stop may have cost
     plan: StepSchedule | None
     logits_cache: LogitsCache | None
     hint_BLI: Float[Array, "B L I"] | None
@@ -96,6 +99,8 @@ class Sampler:
         if process.attention.block_size is not None:
             raise InputError(f"process {process.name} is sampled in blocks; use BlockSampler")
         if self.causal:
+            if settings.stop:
+                raise InputError(f"stop {settings.stop} requires masked tokens, and process {process.name} is causal; leave stop out")
             if settings.rule not in ("left_to_right", IN_TIME):
                 raise InputError(f"process {process.name} is causal and requires rule left_to_right, not {settings.rule}")
             settings = self.settings = dataclasses.replace(settings, rule="left_to_right")  # ancestral sampling of a causal process
@@ -104,6 +109,7 @@ class Sampler:
         settings = self.settings = settings.on_grid(self.process.capabilities.sampling_grid)
         # A causal process takes one step per token, whatever `steps` is.
         self.rule = LeftToRight(count=1) if self.causal else settings.make_rule()
+        self.stop = make_stop(settings.stop) if settings.stop else None
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
         self._times_N = make_grid(settings.grid).times(settings.steps).astype(np.float32)
@@ -157,6 +163,7 @@ class Sampler:
             steps=min(last.step, last.steps),
             evaluations=last.calls,
             calls_B=last.calls_B,
+            exit_nats_B=last.exit_nats_B,
             seed=seed,
             process=self.name,
             settings=self.settings,
@@ -190,12 +197,17 @@ class Sampler:
                     state.tokens_BL.block_until_ready()
                     bar.reach(step)
                 yield step, steps, state
-                if self.rule is not None and not self.rule.planned and not device_get(state.masked_BL).any():
+                if self._ends_early and not device_get(state.masked_BL).any():
                     return
 
     def _step_params(self, params, state: SamplerState, step: int):
         """The params of step number `step`."""
         return params
+
+    @property
+    def _ends_early(self) -> bool:
+        """Whether the rows may have no masks before the last step."""
+        return self.rule is not None and (not self.rule.planned or self.stop is not None)
 
     def _jitted(self, function: Callable, sharding):
         key = sharding, function.__name__
@@ -287,6 +299,8 @@ class Sampler:
             time=jnp.max(start_BL),
             calls=jnp.int32(0),
             calls_B=jnp.zeros(batch, jnp.int32),
+            stop_memory=() if self.stop is None else self.stop.begin((batch, length)),
+            exit_nats_B=jnp.zeros(batch, jnp.float32),
             memory=() if self.rule is None else self.rule.begin((batch, length), process.output.columns),
             plan=plan,
             logits_cache=logits_cache,
@@ -432,6 +446,14 @@ class Sampler:
         masked_BL = state.masked_BL & ~new_BL
         if choice.remask_BL is not None:
             masked_BL |= choice.remask_BL & state.start_masked_BL & ~state.masked_BL
+        if self.stop is not None:
+            end_B, stop_memory = self.stop.done(view, state.stop_memory)
+            ends_BL = end_B[:, None] & state.masked_BL
+            nats_B = jnp.where(jnp.any(ends_BL, axis=1), nats_at_most(view), state.exit_nats_B)
+            state = state._replace(stop_memory=stop_memory, exit_nats_B=nats_B.astype(jnp.float32))
+            if not self.stop.draws:
+                x0_BL = jnp.where(ends_BL, jnp.argmax(warped_BLV, axis=-1), x0_BL).astype(jnp.int32)
+            new_BL, masked_BL = new_BL | ends_BL, masked_BL & ~end_B[:, None]
         masked_z_BL = state.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, state.z)
         z_BL = jnp.where(new_BL, x0_BL, masked_z_BL)
         needed_B = jnp.any(state.masked_BL, axis=1)
@@ -453,7 +475,7 @@ def _host_state(step: int, steps: int, state: SamplerState) -> State:
     arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
     counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
     calls, calls_B = (device_get(number) for number in (state.calls, state.calls_B))
-    return State(step, steps, float(device_get(state.time)), *arrays, int(calls), counts, calls_B)
+    return State(step, steps, float(device_get(state.time)), *arrays, int(calls), counts, calls_B, device_get(state.exit_nats_B))
 
 
 def _with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:

@@ -39,7 +39,7 @@ class State(NamedTuple):
       canvas conditions.
     fixed_BL: step at which the token was revealed; 0 where it was there at the start, -1 where it is masked.
     calls: network calls so far, per row.  reuse: counts of a sampler with reused keys and values.
-    calls_B: network calls of each row until it was finished.
+    calls_B: network calls of each row until it was finished.  exit_nats_B: what a stop may have cost each row, nats; see `stops`.
     """
 
     step: int
@@ -52,6 +52,7 @@ class State(NamedTuple):
     calls: int = 0
     reuse: ReuseCounts | None = None
     calls_B: np.ndarray | None = None
+    exit_nats_B: np.ndarray | None = None
 
 
 # A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs
@@ -61,8 +62,8 @@ COLLAPSED_SHARE, LEAST_GENERATED = 0.5, 16
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Finished samples with their settings.  evaluations: network calls of the row with the most (NFE); calls_B: of each row; entropy_B:
-    unigram entropy, nats per token; the other arrays as in `State` and `Canvas`."""
+    """Finished samples with their settings.  evaluations: network calls of the row with the most (NFE); calls_B: of each row; exit_nats_B:
+    what a stop may have cost each row, nats; entropy_B: unigram entropy, nats per token; the other arrays as in `State` and `Canvas`."""
 
     tokens_BL: np.ndarray
     condition_mask_BL: np.ndarray
@@ -76,6 +77,7 @@ class Samples:
     settings: SampleSettings
     reuse: ReuseCounts | None = None
     calls_B: np.ndarray | None = None
+    exit_nats_B: np.ndarray | None = None
 
     @property
     def entropy(self) -> float:
@@ -114,6 +116,7 @@ class Samples:
             "seed": self.seed,
             "steps": self.steps,
             "evaluations": self.evaluations,
+            **({} if self.settings.stop is None else {"exit_nats": np.asarray(self.exit_nats_B).tolist()}),
             **({} if self.calls_B is None else {"calls_each": np.asarray(self.calls_B).tolist()}),
             "entropy": self.entropy,
             "collapsed": self.collapsed,

@@ -10,6 +10,7 @@ from dlmjax.sampling.regex import byte_automaton
 from dlmjax.sampling.reuse import make_reuse
 from dlmjax.sampling.rule_names import IN_TIME, make_rule, rule_of_old
 from dlmjax.sampling.rules import MOST_STEPS, Rule
+from dlmjax.sampling.stops import make_stop
 
 AUTO = "auto"  # the grid of the process
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # beyond these, quotients of logits overflow float32
@@ -22,6 +23,8 @@ class SampleSettings:
     steps: number of denoising steps. Rules take at most one per masked position; causal processes take exactly one.
     rule: which positions a step reveals, one of `rule_names.RULES` with its values, as in "threshold(value=0.9)"; "ancestral" = steps in
       time by `method`.
+    stop: when all masked positions of a row are revealed at once, one of `stops.STOPS` with its values, as in "exit(bound=0.1)"; None =
+      when the rule has revealed them.
     method: step method, one of `methods.METHODS` with its values, as in "remask(eta=0.2)".
     grid: times of the steps, one of `grids.GRIDS` with its values, as in "shifted(alpha=3)"; "auto" = the process's default
       (`Capabilities.sampling_grid`), "uniform" with `sweep`.
@@ -48,6 +51,7 @@ class SampleSettings:
     cache: bool | str = False
     regex: str = ""
     suppressed_ids: tuple[int, ...] = ()
+    stop: str | None = None
 
     def __post_init__(self):
         if not 1 <= self.steps <= MOST_STEPS:
@@ -67,6 +71,12 @@ class SampleSettings:
                 raise InputError(
                     "regex requires a rule that reveals tokens, such as rule=random, and top_p=1: a nucleus may hold no such text"
                 )
+        if self.stop is not None:
+            if self.regex and not make_stop(self.stop).draws:
+                raise InputError(f"stop {self.stop} conflicts with regex: most likely tokens may not match it; give stop exit, which draws")
+            make_stop(self.stop)
+            if self.rule == IN_TIME:
+                raise InputError(f"stop {self.stop} requires a rule, and rule is {IN_TIME}, steps in time; give one, or leave stop out")
         make_method(self.method)
         if isinstance(self.cache, str):
             make_reuse(self.cache)

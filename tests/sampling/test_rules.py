@@ -124,13 +124,14 @@ def test_factor_and_profile_certify_the_most_likely_text():
 STATES = np.array(list(itertools.product(range(4), repeat=4)), np.int32)
 
 
-def price(text: str) -> tuple[float, float, float]:
+def price(rule: str | np.ndarray) -> tuple[float, float, float]:
     """(KL(text || sampled), E steps, E sum over steps of the entropies less the largest) under the exact denoiser, by enumeration.
 
-    A state is reached with the probability of its revealed tokens, whatever the order: a text has one path.
+    rule: its text, or what is revealed in each of STATES.  A state is reached with the probability of its revealed tokens, whatever the
+    order: a text has one path.
     """
     p_SLK = np.exp(np.asarray(LAW.denoise(jnp.asarray(STATES)), np.float64))[..., :3]
-    reveal_SL = chosen(text, p_SLK, masked_BL=STATES == 3)
+    reveal_SL = chosen(rule, p_SLK, masked_BL=STATES == 3) if isinstance(rule, str) else rule
     number = {tuple(z): s for s, z in enumerate(STATES.tolist())}
     entropy_SL = -np.sum(np.where(p_SLK > 0, p_SLK * np.log(np.maximum(p_SLK, 1e-30)), 0.0), axis=-1)
     kl = steps = bound = 0.0

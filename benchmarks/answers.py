@@ -14,6 +14,7 @@ import pathlib
 from dlmjax import open_run
 from dlmjax.data import Corpus
 from dlmjax.quality.answers import answer, questions_of, report
+from dlmjax.sampling.text import text_of
 
 
 def line(found: dict) -> str:
@@ -45,7 +46,11 @@ def main():
     answers = answer(run, questions, settings, seed=args.seed)
     found = {"run": pathlib.Path(args.workdir).name, "rule": args.rule, **report(questions, answers, run.tokenizer, args.mark)}
     found["examples"] = [
-        {"prompt": run.tokenizer.decode(question.prompt_P), "answer": run.tokenizer.decode(tokens_N), "ended": ended}
+        {
+            "prompt": run.tokenizer.decode(question.prompt_P),
+            "answer": text_of(run.tokenizer, tokens_N),
+            "ended": ended,
+        }
         for question, tokens_N, ended in list(zip(questions, answers.tokens, answers.ended, strict=True))[:3]
     ]
     print("| run | rule | calls | data: mean length (10, 50, 90 %) | made: mean length | without an end | with the mark | exact |")

@@ -19,6 +19,7 @@ from dlmjax.errors import InputError
 from dlmjax.quality.diversity import mean_with_error
 from dlmjax.run import Run
 from dlmjax.sampling import Canvas, SampleSettings, sampler_for
+from dlmjax.sampling.text import text_of
 from dlmjax.seeds import following
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -96,7 +97,8 @@ def report(questions: Sequence[Question], answers: Answers, tokenizer: Any, mark
     """Lengths in tokens of both, the share of answers without an end, and of those whose last part, behind `mark`, is that of the data."""
     made, real = ([float(len(tokens_N)) for tokens_N in each] for each in (answers.tokens, [question.answer_A for question in questions]))
     exact = [
-        (said := last_part(tokenizer.decode(tokens_N), mark)) is not None and said == last_part(tokenizer.decode(question.answer_A), mark)
+        (said := last_part(text_of(tokenizer, tokens_N), mark)) is not None
+        and said == last_part(text_of(tokenizer, question.answer_A), mark)
         for tokens_N, question in zip(answers.tokens, questions, strict=True)
     ]
     out: dict[str, Any] = {"questions": len(questions), "calls": answers.calls}
@@ -106,7 +108,7 @@ def report(questions: Sequence[Question], answers: Answers, tokenizer: Any, mark
         out[f"length_{name}"] = {"mean": mean, "stderr": error, "quantiles": quantiles}
     for name, values in (("without_end", [not one for one in answers.ended]), ("exact", exact)):
         out[name], out[f"stderr_{name}"] = mean_with_error([float(value) for value in values])
-    marked = [last_part(tokenizer.decode(tokens_N), mark) is not None for tokens_N in answers.tokens]
+    marked = [last_part(text_of(tokenizer, tokens_N), mark) is not None for tokens_N in answers.tokens]
     out["marked"], out["stderr_marked"] = mean_with_error([float(value) for value in marked])
     return out
 

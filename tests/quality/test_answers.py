@@ -56,7 +56,7 @@ def test_the_report_counts_ends_marks_and_matches(corpus):
     tokenizer = corpus.tokenizer
     texts = ["x #### 1,000", "#### 3", "#### 5000", "5000"]
     real = [Question(np.arange(3), np.append(tokenizer.encode(f"so #### {n}"), EOS)) for n in ("1000", "3", "5", "5000")]
-    made = tuple(np.append(tokenizer.encode(text), EOS) for text in texts)
+    made = tuple(np.append(tokenizer.encode(text), [EOS, EOS + 1][: 1 + (text == texts[0])]) for text in texts)  # one with an id of a tail
     found = report(real, Answers(made, (True, True, True, False), 9), tokenizer, "####")
     assert (found["exact"], found["marked"], found["without_end"], found["calls"]) == (0.5, 0.75, 0.25, 9)
     assert found["length_made"]["mean"] == np.mean([len(tokens_N) for tokens_N in made])

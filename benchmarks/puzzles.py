@@ -56,7 +56,7 @@ def run(root: pathlib.Path, process: str, length: int, args) -> list[dict]:
     ways = [("confidence", 256), ("left_to_right", 256), ("confidence", args.few)]
     rows = []
     for order, calls in [("left_to_right", 256)] if experiment.process.attention.causal else ways:
-        flags = [f"--input={root / FILES['test']}", f"--count={args.count}", f"--steps={calls}", f"--order={order}"]
+        flags = [f"--input={root / FILES['test']}", f"--count={args.count}", f"--steps={calls}", f"--rule={order}"]
         command(["solve", f"--workdir={workdir}", *flags, f"--json={workdir / 'solved.json'}"])
         found = json.loads((workdir / "solved.json").read_text())
         rows.append({"model": process, "order": order, "steps_trained": steps, "windows": args.windows, "flops": args.flops, **found})

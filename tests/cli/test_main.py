@@ -85,14 +85,16 @@ def options(parser) -> tuple[set[str], dict[str, argparse.ArgumentParser]]:
 
 def test_every_command_that_is_written_down_has_its_flags():
     """In README, documents, configs and docstrings: no flag that was renamed or never was. Abbreviations are off."""
-    root, found, wrong = pathlib.Path(__file__).parents[2], 0, []
+    root, found, wrong, top = pathlib.Path(__file__).parents[2], 0, [], _parser()
     pages = [
-        page for form in ("*.md", "docs/*.md", "configs/**/*.py", "dlmjax/**/*.py", "launch/*.py", "Makefile") for page in root.glob(form)
+        page
+        for form in ("*.md", "docs/*.md", "configs/**/*.py", "benchmarks/*.*", "dlmjax/**/*.py", "launch/*.py", "Makefile")
+        for page in root.glob(form)
     ]
     for page in pages:
         for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
             for call in re.findall(r"(?:^|[`&;]|-- )\s*(dlmjax [a-z][\w-]*[^`|;#]*)", line):
-                parser = _parser()
+                parser = top
                 for word in call.split()[1:]:
                     flags, below = options(parser)
                     parser = below.get(word, parser)

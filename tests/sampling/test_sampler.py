@@ -460,6 +460,6 @@ def test_reveal_orders_need_a_mask():
     class NoMask(Autoregressive):
         name, attention = "uniform", Attention()
 
-    for order in RULES:
+    for name in RULES:
         with pytest.raises(InputError, match="has no mask"):
-            Sampler(NoMask(4, bos_id=0), LAW.bind, SampleSettings(rule=order))
+            Sampler(NoMask(4, bos_id=0), LAW.bind, SampleSettings(rule="min_gap(rule=margin)" if name == "min_gap" else name))

@@ -248,7 +248,7 @@ class DlmJax(Adapter):
     ):
         del max_batch_size, device
         process = options.pop("process", None)
-        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "max_gen_toks", "seed")
+        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "rule", "max_gen_toks", "seed")
         if unknown := sorted(options.keys() - set(known)):
             raise InputError(
                 f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, {', '.join(known)}"

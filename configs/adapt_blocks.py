@@ -12,8 +12,7 @@ from the position before each, so blocks of one token are the autoregressive mod
 SDAR (2510.06303) predict in place. The rate is constant until the last phase and decays in it. Where blocks of 4 suffice, as in
 SDAR, leave out the growth: --config.process.before="" --config.process.name="blocks(size=4, seeded=True)".
 Published for SDAR, blocks of 4, after 50B tokens from Qwen3 and answers: 1.7B 80.1 on GSM8K where its autoregressive twin has 81.1
-(project page). Not trained at these sizes yet: the expected time and
-bound are unknown.
+(project page). Tiny on novels27: docs/recipes.md has time and bound. Not trained at the larger size.
 """
 
 from dlmjax import config as config_lib

@@ -12,7 +12,7 @@ the run goes on, pair by pair. Rate, warm-up, steps and the 10,000 annealed step
 7B model is not annealed, nor is configs/adapt_qwen3.py, the way of Dream (2508.15487). Batch and length are ours.
 Published: models from 127M to 7B, each with less than 200B tokens (abstract). Supervised alone on Qwen3-0.6B, GSM8K 29.3 with full
 attention and 46.3 in blocks of 32 (configs/adapt_blocks.py) where the autoregressive base has 59.6 (dllm, examples/a2d).
-Not trained at either size yet: the expected time and bound are unknown.
+Tiny on novels27: docs/recipes.md has time and bound. Not trained at the larger size.
 """
 
 from dlmjax import config as config_lib

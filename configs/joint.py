@@ -12,7 +12,7 @@ both streams. The log has `text_nll`, the likelihood of the autoregressive model
 models predicts its blocks in place, here they are shifted as the text is. The second command starts from autoregressive weights, the
 first from none.
 Published: sizes 3B, 8B and 14B; both losses are best at the same weight, 0.3; 2.5e-6 is their rate for answers (Automodel's examples).
-Not trained at these sizes yet: the expected time and bound are unknown.
+Tiny on novels27: docs/recipes.md has time and bound. Not trained at the larger size.
 """
 
 from dlmjax import config as config_lib

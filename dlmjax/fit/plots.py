@@ -61,7 +61,7 @@ def isoflop(analysis: Analysis) -> bytes:
         if not minimum.rejected:
             axes.plot(minimum.size, minimum.loss, "*", markersize=12, color=colour, markeredgecolor="black")
     axes.set(xscale="log", xlabel=f"N ({analysis.definition})", ylabel="validation loss, nats/token")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="best")
     return _png(figure)
 
 
@@ -74,7 +74,7 @@ def envelope(analysis: Analysis) -> bytes:
     axes.plot(points.flops_R[on_R], points.loss_R[on_R], "o", color="C3", markersize=5, label="best at their compute")
     _bands(axes, analysis, "loss")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="best")
     return _png(figure)
 
 
@@ -88,7 +88,7 @@ def best(analysis: Analysis) -> bytes:
             [m.flops for m in accepted], [getattr(m, name) for m in accepted], "*", color="C1", markeredgecolor="black", markersize=10
         )
         axes.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel=_NAMES[name])
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="best")
     return _png(figure)
 
 
@@ -115,7 +115,7 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         if (method := compared_by(analysis)) is not None:
             _band(left, analysis, method, "loss", f"C{index}", f"{called(objective)}, {method} law")
     left.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="validation loss, nats/token")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="best")
     for right in panels:
         for (other, method), rows in ratios.items():
             found = [ratio.intervals.get("runs") for ratio in rows]
@@ -128,7 +128,7 @@ def objectives(analyses: dict[str, Analysis], result: Result) -> bytes:
         base = called(result.ratios[0].base)
         right.set(xscale="log", yscale="log", xlabel=f"FLOPs of {base}", ylabel=f"compute at equal loss over that of\n{base}")
         right.yaxis.label.set_fontsize(8)
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="best")
     return _png(figure)
 
 
@@ -164,7 +164,7 @@ def repeated(objectives: list[Points]) -> bytes:
                 label=label,
             )
     axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="validation loss, nats/token")
-    axes.legend(fontsize=6)
+    axes.legend(fontsize=6, loc="best")
     return _png(figure)
 
 

@@ -28,7 +28,7 @@ def draw(curve: Curve, title: str) -> bytes:
             axes.set_yscale("log")
         axes.set_xlabel("network calls per text")
         axes.set_ylabel("generative perplexity" if name == "perplexity" else "unigram entropy, nats/token")
-        axes.legend()
+        axes.legend(loc="best")
     figure.suptitle(title, fontsize=9)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

@@ -14,6 +14,7 @@ from dlmjax.diffusion.declarations import Capabilities
 from dlmjax.diffusion.oracle import enumeration as oracle
 from dlmjax.diffusion.oracle.toy import ToyDenoiser, masked_likelihood
 from dlmjax.diffusion.process import split_rows, uniform_rows
+from dlmjax.diffusion.times import Times
 from tests.diffusion import test_battery as battery
 from tests.diffusion.battery import COSINE, MASK, TOKENS, VOCAB, Case, batch_of, sample_joint
 
@@ -121,7 +122,7 @@ class Blocks(Masked):
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockTimes:
+class BlockTimes(Times):
     """One level per block and row."""
 
     size: int

@@ -42,7 +42,7 @@ from dlmjax.models.masks import (
     within,
 )
 from dlmjax.models.spec import Execution, ModelSpec
-from dlmjax.models.time_signal import TimeSignal, time_signal
+from dlmjax.models.time_signal import TimeSignal, largest, time_signal
 from dlmjax.models.weights import abstract_weights, describe_weights, init_weights
 
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -358,7 +358,7 @@ class Denoiser:
         if spec.time_input == "none":
             return x_BLD, None, rows
         if spec.time_input == "prefix":  # clean positions have time 0: the row's time is that of the others
-            t_BL, shared = jnp.max(t_BL, axis=1, keepdims=True), (1, 1)
+            t_BL, shared = largest(t_BL)[:, None], (1, 1)
         else:
             shared = (self.segments_BL.shape[1], self.tokens_per_time)
         signal = time_signal(t_BL, shared, self.params["time"], spec, x_BLD.dtype, layout)

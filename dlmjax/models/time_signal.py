@@ -70,10 +70,17 @@ def time_signal(
     return TimeSignal(hidden.reshape(*t_BM.shape, -1), low_BM, tokens, layout)
 
 
+def largest(t: Float[Array, "*X L"]) -> Float[Array, "*X"]:
+    """The largest of the last axis. Learned times have gradients: that of `max` compares each number with the maximum, finds none that
+    equals it where a compiler computes one in two ways, and divides by 0."""
+    at = jnp.argmax(t, axis=-1, keepdims=True)
+    return jnp.sum(jnp.where(jnp.arange(t.shape[-1]) == at, t, 0.0), axis=-1)
+
+
 def _distinct(t_BM: Array, length: int, tokens: int) -> tuple[Float[Array, "B N"], Bool[Array, "B M"]]:
     """(the time of each group, then the lowest of the row; whether a position has the lowest). NaN for a row with other times."""
-    t_BG = jnp.max(t_BM[:, :length].reshape(t_BM.shape[0], -1, tokens), axis=2)
-    low_B1 = jnp.min(t_BM, axis=1, keepdims=True)
+    t_BG = largest(t_BM[:, :length].reshape(t_BM.shape[0], -1, tokens))
+    low_B1 = -largest(-t_BM)[:, None]
     from_group_BM = jnp.abs(t_BM - _of_groups(t_BG[..., None], t_BM.shape[1], tokens)[..., 0])
     from_low_BM = jnp.abs(t_BM - low_B1)
     shared_B1 = jnp.all(jnp.minimum(from_group_BM, from_low_BM) <= ROUNDING, axis=1, keepdims=True)

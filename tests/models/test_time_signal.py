@@ -15,7 +15,7 @@ from dlmjax.diffusion.registry import PROCESSES
 from dlmjax.errors import InputError
 from dlmjax.models import Execution, build_network
 from dlmjax.models.denoiser import Denoiser
-from dlmjax.models.time_signal import spread
+from dlmjax.models.time_signal import largest, spread
 from tests.models import tiny
 
 LENGTH, ROWS = tiny.LENGTH, 4
@@ -141,3 +141,12 @@ def test_gradients_of_shared_times_are_summed_in_float32():
     low_BM = jnp.arange(4096)[None] < 1024
     gradient = jax.grad(lambda values: jnp.sum(spread(values, low_BM, (2, 2048)).astype(jnp.float32)))(jnp.ones((1, 3, 1), jnp.bfloat16))
     np.testing.assert_array_equal(gradient.astype(jnp.float32)[0, :, 0], [1024, 2048, 1024])
+
+
+def test_the_gradient_of_a_time_divides_by_no_count():
+    """That of `max` does, and a learned schedule had NaN for its ends (nightly: `test_families`, plaid on eight devices)."""
+    t_BL = jnp.full((2, 4), 0.5).at[1, 2].set(0.75)
+    value_B, back = jax.vjp(largest, t_BL)
+    assert value_B.tolist() == [0.5, 0.75]
+    assert back(jnp.ones(2))[0].tolist() == [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
+    assert " div " not in str(jax.make_jaxpr(lambda t: jax.vjp(largest, t)[1](jnp.ones(2)))(t_BL))

@@ -68,10 +68,10 @@ def lively(params, seed=9):
 
 
 def worst(tree, reference):
-    """Largest difference of any leaf, relative to that leaf's largest entry."""
+    """Largest difference of any leaf, relative to that leaf's largest entry; NaN where any is (Python's max loses it)."""
 
     def leaf(a, b):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         return np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30)
 
-    return max(jax.tree.leaves(jax.tree.map(leaf, tree, reference)))
+    return float(np.max(jax.tree.leaves(jax.tree.map(leaf, tree, reference))))

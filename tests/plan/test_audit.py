@@ -100,4 +100,4 @@ def test_a_billion_parameters_have_no_fault(name, topology, capfd):
     config = config_lib.load(f"{CONFIGS / name}.py:1b", overrides)
     plan = make_plan(config, describe(topology), Vocabulary(config.model.vocab), quick=True)
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
-    assert plan.fits and plan.faults == () and plan.parameters > 1e9
+    assert plan.fits and plan.faults == () and plan.load.parameters > 1e9

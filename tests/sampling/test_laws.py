@@ -109,10 +109,11 @@ def draw(case, **settings):
 def guided_laws(case):
     """[(probability, guided law of the second token)] for every noise that can stand in place of the first."""
     given_K = P_KK[FIRST] / P_KK[FIRST].sum()
-    if case.kernel is None or case.kernel.alpha(1.0) == 0:
+    q_KS = None if case.kernel is None else case.kernel.matrix(1.0)
+    if q_KS is None or np.ptp(q_KS, axis=0).max() == 0:  # no state tells which token it was
         seen = [(1.0, P_KK.sum(axis=0))]
     else:
-        start_S, q_KS = prior_distribution(case, oracle.JointDistribution(P_KK.sum(axis=1))), case.kernel.matrix(1.0)
+        start_S = prior_distribution(case, oracle.JointDistribution(P_KK.sum(axis=1)))
         seen = [(p, q_KS[:, state] @ P_KK) for state, p in enumerate(start_S) if p]
     laws = []
     for p, absent_K in seen:

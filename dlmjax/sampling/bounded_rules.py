@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from dlmjax.errors import InputError
 from dlmjax.sampling.reveal import left_first, next_reveals, planned_reveals
-from dlmjax.sampling.rules import Choice, Rule, View, at_least_one, check_by, check_on, probability_on
+from dlmjax.sampling.rules import Choice, OnBestOrDrawn, Rule, View, at_least_one, check_by, check_on, probability_on
 from dlmjax.sampling.steppers import rank
 
 
@@ -141,7 +141,7 @@ class Spread(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Klass(Rule):
+class Klass(OnBestOrDrawn):
     """All positions whose largest probability exceeds `value` and whose law has changed by less than `drift` nats (KL from the step before)
     in each of the last `history` steps; in a row without any, the surest, as many as `steps` plans.
 
@@ -163,14 +163,6 @@ class Klass(Rule):
                 "be 1 to 64 steps"
             )
         check_on(self)
-
-    @property
-    def looks_at_draw(self):
-        return self.on == "drawn"
-
-    @property
-    def has_path(self):
-        return self.on == "best"
 
     def begin(self, shape, vocab):
         return jnp.zeros((*shape, vocab), jnp.float32), jnp.full((*shape, self.history), jnp.inf, jnp.float32)

@@ -28,7 +28,6 @@ class Saber(Rule):
     name = "saber"
     source = "Saber, decoding.py: least=2"
     looks_at_draw = True
-    has_path = False
 
     def __post_init__(self):
         if not 1 <= self.least <= 2**20:
@@ -69,7 +68,6 @@ class Credit(Threshold):
     name = "credit"
     source = "dInfer's code: 0.7, 0.8, 0.2"
     looks_at_draw = True
-    has_path = False
     reweighs = True
 
     def __post_init__(self):

@@ -97,10 +97,14 @@ class Rule(abc.ABC):
     name: ClassVar[str]
     source: ClassVar[str]
     looks_at_draw: bool = False
-    has_path: bool = True
     ranked: bool = True
     planned: bool = False
     reweighs: bool = False
+
+    @property
+    def has_path(self) -> bool:
+        """See the class."""
+        return not self.looks_at_draw
 
     @property
     def guarantee(self) -> Literal["exact", "bounded", "sharpened"]:
@@ -133,6 +137,16 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def choose(self, view: View, memory: Any) -> Choice:
         """The positions of this step."""
+
+
+class OnBestOrDrawn(Rule):
+    """Abstract: a rule with the value `on`: "best" compares the most likely tokens of positions, "drawn" the drawn ones."""
+
+    on: str
+
+    @property
+    def looks_at_draw(self):
+        return self.on == "drawn"
 
 
 # --- a planned number of positions, best score first -----------------------------------------------------------------------------------
@@ -258,7 +272,7 @@ class Ranked(Planned):
 
     @property
     def has_path(self):
-        return not (self.remask or self.noise or self.looks_at_draw)
+        return super().has_path and not (self.remask or self.noise)
 
     @property
     def guarantee(self):
@@ -292,7 +306,7 @@ class Ranked(Planned):
 
 
 @dataclasses.dataclass(frozen=True)
-class Confidence(Ranked):
+class Confidence(OnBestOrDrawn, Ranked):
     """The positions of the most likely tokens.
 
     on: "best", the largest probability of a position, which does not look at the drawn token; "drawn", the probability of the drawn token,
@@ -307,10 +321,6 @@ class Confidence(Ranked):
     def __post_init__(self):
         super().__post_init__()
         check_on(self)
-
-    @property
-    def looks_at_draw(self):
-        return self.on == "drawn"
 
     def plain_score(self, view):
         return probability_on(self.on, view)
@@ -344,7 +354,7 @@ BY = ("confidence", "margin", "entropy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Threshold(Rule):
+class Threshold(OnBestOrDrawn):
     """All positions with a probability of at least `value`, and always the one with the best score.
 
     on: as of `Confidence`.  by: the score that decides where no position reaches `value`.
@@ -362,14 +372,6 @@ class Threshold(Rule):
             raise InputError(f"rule threshold: value is {self.value}; it is a probability and must lie in (0, 1)")
         check_on(self)
         check_by(self)
-
-    @property
-    def looks_at_draw(self):
-        return self.on == "drawn"
-
-    @property
-    def has_path(self):
-        return self.on == "best"
 
     @property
     def one_by_one(self):

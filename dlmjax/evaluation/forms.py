@@ -16,6 +16,7 @@ from dlmjax import choices
 from dlmjax.errors import InputError
 from dlmjax.sampling.rule_names import IN_TIME, RULES, import_rule
 from dlmjax.sampling.rules import Planned, Rule
+from dlmjax.sampling.stops import Stop, make_stop
 
 MOST_SUBSETS = 10  # tokens of a set whose 2^n - 1 sets of masks are all read
 MOST_TUBE = 32  # tokens of a set; the variance over orders grows with them, and the estimate of p is then hopeless
@@ -26,18 +27,27 @@ MOST_ORDERS = 2**16
 class Order:
     """The law of the sampler under a rule that does not look at the drawn tokens; equal scores left to right.
 
-    rule: its text, without `temperature`; a rule of a planned number of positions reveals one in a step where it says nothing else.
+    rule: its text, without `temperature` and `stop`; a rule of a planned number of positions reveals one in a step where it says nothing
+    else.
     temperature: divisor of the logits where a token is drawn; the rule reads those of temperature 1, as in the sampler.
+    stop: a stop of `sampling.stops` whose tokens are drawn, as in "exit(bound=0.1)"; None = none.
     """
 
     rule: str
     temperature: int | float = 1.0
+    stop: str | None = None
 
     def __post_init__(self):
         what = f"--likelihood order:{self.rule}"
         if not self.make_rule().has_path:
             raise InputError(f"{what} has no likelihood that can be written down: {self._reason}")
+        if self.stop is not None and not make_stop(self.stop).draws:
+            raise InputError(f"{what}: stop {self.stop} takes most likely tokens, and other texts have probability 0; give stop=exit")
         _check_temperature(what, self.temperature)
+
+    def make_stop(self) -> Stop | None:
+        """The stop."""
+        return None if self.stop is None else make_stop(self.stop)
 
     def make_rule(self) -> Rule:
         """The rule, with one position a step where it plans no other number. Raises InputError: as `rule_names.make_rule`."""
@@ -49,7 +59,7 @@ class Order:
     def one_by_one(self) -> str | None:
         """The likelihood whose difference from this one is the price of parallel steps; None where this one reveals one a step."""
         rule = self.make_rule()
-        if rule.guarantee == "exact":
+        if rule.guarantee == "exact" and self.stop is None:
             return None
         name, values = choices.parse(rule.one_by_one, "rule")
         return "order:" + choices.text_of(name, values | ({} if self.temperature == 1 else {"temperature": self.temperature}))
@@ -99,9 +109,9 @@ def parse_likelihood(text: str) -> Order | Subsets | Tube | None:
             raise InputError(f"--likelihood {text!r:.100} has a rule, which only order has; write order:{rule:.60}")
         if rule.partition("(")[0].strip() == IN_TIME:
             raise InputError(f"--likelihood order:{IN_TIME}: a text has many paths; give nelbo")
-        head, values = _rule_and_values(rule)
+        head, values = rule_and_values(rule)
         _refuse_top_p(text, values)
-        own = {name: values.pop(name) for name in ("temperature",) if name in values}
+        own = {name: values.pop(name) for name in ("temperature", "stop") if name in values}
         return choices.build(f"--likelihood order:{rule:.100}", Order, {"rule": choices.text_of(head, values), **own})
     name, values = choices.parse(text, "--likelihood")
     _refuse_top_p(text, values)
@@ -118,7 +128,7 @@ def parse_likelihood(text: str) -> Order | Subsets | Tube | None:
     return choices.build(f"--likelihood {name}", form, values)
 
 
-def _rule_and_values(rule: str) -> tuple[str, dict[str, Any]]:
+def rule_and_values(rule: str) -> tuple[str, dict[str, Any]]:
     """The name, which may have dots, and the values of the text of a rule."""
     head, bracket, rest = rule.partition("(")
     module, dot, name = head.strip().rpartition(".")

@@ -187,7 +187,7 @@ class OrderEvaluator(PathEvaluator):
 
     def _on_device(self, params, batch) -> tuple[Float[Array, "B L"], Int[Array, "B"]]:
         """(-log p of every token along the path, passes until each window has no masks)."""
-        rule, start_BL = self.form.make_rule(), self._start(batch)
+        rule, stop, start_BL = self.form.make_rule(), self.form.make_stop(), self._start(batch)
         start_NS = self._rows_of_sets(start_BL)
         steps_N = rule.steps_of(self._count(start_BL), MOST_STEPS)
 
@@ -203,10 +203,17 @@ class OrderEvaluator(PathEvaluator):
                 scores_of=lambda name: of_sets(Partial(self._score, name)),
                 log_p=lambda: self._all_log_p(read, start_NS.shape),
             )
-            choice = rule.choose(view, path.memory)
-            return (choice.reveal_BL & view.masked_BL).reshape(path.masked_BL.shape), choice.memory
+            of_rule, of_stop = path.memory
+            choice = rule.choose(view, of_rule)
+            new_NS = choice.reveal_BL & view.masked_BL
+            if stop is not None:
+                end_N, of_stop = stop.done(view, of_stop)
+                new_NS |= end_N[:, None] & view.masked_BL
+            return new_NS.reshape(path.masked_BL.shape), (choice.memory, of_stop)
 
-        return self._along(params, batch, _revealed, steps_N, rule.begin(start_NS.shape, self.process.output.columns))
+        of_stop = () if stop is None else stop.begin(start_NS.shape)
+        memory = rule.begin(start_NS.shape, self.process.output.columns), of_stop
+        return self._along(params, batch, _revealed, steps_N, memory)
 
     def _score(self, name: str, process, logits, x, z, t):
         return position_scores(name, self._log_p(process, logits, z, t))

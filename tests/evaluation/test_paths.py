@@ -133,6 +133,7 @@ def test_equal_scores_are_revealed_from_left_to_right():
     [
         ("confidence", {"steps": 2}, "order:confidence(count=2)"),
         ("threshold(value=0.6)", {"temperature": 1.3}, "order:threshold(value=0.6, temperature=1.3)"),
+        ("confidence", {"steps": 4, "stop": "exit(bound=1)"}, "order:confidence(stop=exit(bound=1))"),
         pytest.param("entropy", {"steps": 4, "temperature": 0.5}, "order:entropy(temperature=0.5)", marks=nightly),
     ],
 )
@@ -142,6 +143,19 @@ def test_the_sampler_draws_texts_with_these_likelihoods(order, settings, likelih
     counts_N = np.bincount(LAW.index(sampler.sample(BELIEFS, canvas, seed=1).tokens_BL), minlength=16)
     assert chi_square_sigmas(counts_N, np.exp(log_p(LAW.process(), likelihood))) < 4
     assert chi_square_sigmas(counts_N, np.exp(log_p(LAW.process(), "order:left_to_right"))) > 4, "the test can tell two rules apart"
+
+
+def test_a_stop_that_draws_is_on_the_path():
+    """A bound of 0 leaves one token a step, a large one reveals all at once, others lie between; the texts sum to 1."""
+    one, all_at_once = (log_p(LAW.process(), f"order:margin(count={count})") for count in (1, LAW.length))
+    found = {bound: log_p(LAW.process(), f"order:margin(stop=exit(bound={bound}))") for bound in (0, 1, 100)}
+    np.testing.assert_allclose(found[0], one, atol=1e-6)
+    np.testing.assert_allclose(found[100], all_at_once, atol=1e-6)
+    assert math.fsum(np.exp(found[1])) == pytest.approx(1, abs=1e-6)
+    assert min(np.abs(found[1] - one).max(), np.abs(found[1] - all_at_once).max()) > 1e-3
+    for stop in ("prophet", "sched", "stable"):
+        with pytest.raises(InputError, match=f"stop {stop} takes most likely tokens"):
+            log_p(LAW.process(), f"order:margin(stop={stop})")
 
 
 REVEALED = [

@@ -281,6 +281,22 @@ def evaluate_pairs(run: OpenedRun, text: TextSettings, settings: EvaluationSetti
     return PairEvaluation(found, suite, report | {"cautions": _other_loops(run) + _cautions(good.protocol, result)})
 
 
+def likelihoods(
+    run: OpenedRun, text: TextSettings, settings: EvaluationSettings, names: Sequence[str]
+) -> dict[str, tuple[LikelihoodResult, Measured]]:
+    """Several likelihoods of the same windows of a prepared corpus, by name; `settings.likelihood` is not read.
+
+    Raises InputError: as `evaluate`.
+    """
+    chosen = corpus_text(split_of(run, text.data, text.split or "valid"), text.cut(run), copies=not _pays_for_ends(run))
+    found = {}
+    for name in names:
+        evaluator = _evaluator(run, dataclasses.replace(settings, likelihood=name))
+        measured = _measure(run, evaluator, chosen, settings)
+        found[name] = evaluator.result(measured, step=run.step, weights=run.weights, split=chosen.split), measured
+    return found
+
+
 def bounds(
     run: OpenedRun, paths: Sequence[str], split: str, settings: EvaluationSettings, windows: int | None = None
 ) -> list[LikelihoodResult]:

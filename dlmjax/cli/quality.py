@@ -1,4 +1,4 @@
-"""`dlmjax quality`: quality of generated text against the number of steps, or with `--latency` the speed of sampling."""
+"""`dlmjax quality`: quality of generated text against the number of steps, with `--latency` the speed of sampling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_data, add_run, add_sampling, check_rule, open_arguments, sample_settings
+from dlmjax.cli import frontier
+from dlmjax.cli.run_flags import add_data, add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, write_atomically, write_json
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dlmjax.quality import generated
     from dlmjax.run import Run
 
-HELP = "quality of generated text against the number of steps: generative perplexity, entropy, diversity, MAUVE; or the speed of sampling"
+HELP = "quality of generated text against steps: generative perplexity, entropy, diversity; speed of sampling; both of a list of rules"
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "--output",
         type=flags.output_folder,
         metavar="DIR",
-        help="directory for quality.json, quality.png and samples.jsonl; with --latency for latency.json (not written)",
+        help="directory for quality.json, quality.png and samples.jsonl; with --latency for latency.json, with --frontier for "
+        "frontier.json and frontier.png (not written)",
     )
     add(
         "--latency",
@@ -51,15 +53,19 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         default=3,
         help="timed runs of --latency after one that compiles; the median is reported (3)",
     )
+    frontier.add_flags(command)
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Prints quality against steps, or with `--latency` the speed of sampling, and writes it."""
+    """Prints quality against steps, with `--latency` the speed of sampling, with `--frontier` both of rules, and writes it."""
     opened = open_arguments(arguments)
     experiment = opened.experiment
     origin = {"workdir": str(arguments.workdir), "step": opened.step, "weights": opened.weights, "process": experiment.process.name}
     origin["length"] = arguments.length or experiment.config.data.length
-    (_latency if arguments.latency else _curve)(arguments, opened, origin)
+    if arguments.frontier is not None:
+        frontier.run_frontier(arguments, opened, origin)
+    else:
+        (_latency if arguments.latency else _curve)(arguments, opened, origin)
 
 
 def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -> None:
@@ -118,12 +124,13 @@ def _write_quality(output: pathlib.Path, report: dict, curve: generated.Curve, t
 
 def _latency(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -> None:
     from dlmjax.quality.latency import latency_grid, table, ways_of
+    from dlmjax.sampling import SampleSettings
 
     if arguments.cache is True:
         raise InputError("--latency times a cache policy; give --cache one, such as dual(block=32), or leave it out")
-    check_rule(arguments.rule)
+    settings = sample_settings(arguments, opened, steps=SampleSettings.steps)
     # All ways are checked before the first is timed.
-    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, arguments.cache or "", arguments.rule, arguments.stop))
+    ways = list(ways_of(opened, arguments.steps, origin["length"], arguments.blocks, settings))
     how = {"length": origin["length"], "repeats": arguments.repeats, "log": lambda line: print(f"timing {line}", flush=True)}
     rows = latency_grid(opened, ways, arguments.batches, **how)
     print(

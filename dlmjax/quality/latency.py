@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.errors import InputError
@@ -34,12 +35,15 @@ from dlmjax.sampling import (
     Samples,
     SampleSettings,
     blank_canvas,
+    make_method,
     make_reuse,
     reuse_text,
     sampler_for,
     suppressed_ids,
 )
 from dlmjax.sampling.rule_names import IN_TIME
+
+ANCESTRAL = SampleSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +60,7 @@ def ways_of(
     steps: Sequence[int],
     length: int,
     blocks: Sequence[int],
-    cache: str = "",
-    rule: str = IN_TIME,
-    stop: str | None = None,
+    settings: SampleSettings = ANCESTRAL,
 ) -> Iterator[Way]:
     """The ways of sampling that the run's network supports.
 
@@ -66,21 +68,24 @@ def ways_of(
     Then, for networks that are not conditioned on t, masked diffusion of the whole canvas, blocks with a cache (their steps add up to those
     of a canvas) and autoregression with a cache.
 
-    cache: a policy of `sampling.reuse`, timed first, after the same sampler with a refresh at every call.
-    rule, stop: of all ways but the autoregressive ones, as of `SampleSettings`.
-    Raises InputError: blocks that are not shorter than the length; a policy that the network does not support.
+    settings: of all ways, but for the steps; autoregressive ones take the temperature and top-p alone, and a process that does not
+      support the method takes ancestral steps. A cache policy is timed first, after the same sampler with a refresh at every call.
+    Raises InputError: blocks that are not shorter than the length; settings that the run's own process does not support.
     """
     if min(*steps, *blocks, length) < 1:
         raise InputError("steps, blocks and length of a latency grid must be at least 1")
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
-    plain = SampleSettings(suppressed_ids=suppressed_ids(experiment.tokenizer, experiment.process.vocab))
-    settings = plain if process.attention.causal else dataclasses.replace(plain, rule=rule, stop=stop)
+    cache = settings.cache
+    settings = dataclasses.replace(settings, cache=False, suppressed_ids=suppressed_ids(experiment.tokenizer, process.vocab))
+    plain = dataclasses.replace(settings, rule=IN_TIME, stop=None, method="ancestral", grid="auto", sweep=None)
+    masked = Masked(process.vocab, mask_id)
 
-    def at(number: int) -> SampleSettings:
-        return dataclasses.replace(settings, steps=number)
+    def at(number: int, of: Process = process) -> SampleSettings:
+        settings_of = plain if process.attention.causal and of is process else _supported(settings, of, of is process)
+        return dataclasses.replace(settings_of, steps=number)
 
-    if cache:
+    if isinstance(cache, str):
         policy = make_reuse(cache)
         size = min(policy.block or length, length)
         for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
@@ -96,16 +101,26 @@ def ways_of(
         yield from (Way(f"{process.name}, cache", n, sampler_for(process, network, at(n))) for n in numbers)
     if alone:
         return
-    masked = Masked(process.vocab, mask_id)
     if not (own and process.capabilities.any_order):
-        yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n))) for n in steps)
+        yield from (Way("masked, whole canvas", n, sampler_for(masked, network, at(n, masked))) for n in steps)
     for size in blocks:
         if size >= length:
             raise InputError(f"--blocks {size} requires a --length above {size} tokens, not {length}; change one of them")
         for each in sorted({min(size, max(1, round(n * size / length))) for n in steps}):
-            yield Way(f"blocks of {size}, cache", each, BlockSampler(masked, network, at(each), size=size))
+            yield Way(f"blocks of {size}, cache", each, BlockSampler(masked, network, at(each, masked), size=size))
     causal = Autoregressive(process.vocab, bos_id=experiment.tokenizer.bos_id, mask_id=mask_id)
     yield Way("autoregressive, cache", length, BlockSampler(causal, network, plain))
+
+
+def _supported(settings: SampleSettings, process: Process, own: bool) -> SampleSettings:
+    """The settings with ancestral steps where another process than the run's does not support their method."""
+    try:
+        make_method(settings.method).check(process.bound)
+    except InputError:
+        if own:
+            raise
+        return dataclasses.replace(settings, method="ancestral", grid="auto")
+    return settings
 
 
 def latency_grid(
@@ -137,14 +152,14 @@ def latency_grid(
                 samples = way.sampler.sample(run.params, canvas, seed=repeat)
                 seconds.append(clock() - begin)
             median = statistics.median(seconds)
-            counted = {"positions_read_per_token": _reads(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
+            counted = {"positions_read_per_token": positions_read(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
             rows.append(
                 {
                     "way": way.name,
                     "steps": way.steps,
                     "batch": batch,
                     "length": length,
-                    "rule": samples.settings.rule,
+                    **{name: getattr(samples.settings, name) for name in ("rule", "stop", "method", "grid", "top_p")},
                     "calls": samples.evaluations,
                     "mean_calls": float(samples.calls_B.mean()),
                     "seconds": median,
@@ -162,7 +177,7 @@ def latency_grid(
     return rows
 
 
-def _reads(sampler: Any, samples: Samples, length: int) -> float | None:
+def positions_read(sampler: Any, samples: Samples, length: int) -> float | None:
     """Positions that went through the layers for each token of a text; None where a sampler does not count them."""
     if samples.reuse is not None:
         return float(samples.reuse.reads_B.mean()) / length

@@ -131,12 +131,15 @@ def test_a_network_that_fits_no_other_process_is_timed_under_its_own(changes, wa
 
 
 def test_a_cache_policy_is_timed_after_the_same_steps_without_reuse(masked_run, causal_run):
-    ways = [(way.name, way.steps, way.sampler.settings.cache) for way in latency.ways_of(masked_run, [4, 16], 16, [8], "dual(block=4)")]
+    ways = [
+        (way.name, way.steps, way.sampler.settings.cache)
+        for way in latency.ways_of(masked_run, [4, 16], 16, [8], SampleSettings(cache="dual(block=4)"))
+    ]
     fresh, cached = "dual(block=4, every=1)", "dual(block=4)"
     assert ways[:4] == [(f"masked, {text}", steps, text) for steps in (1, 4) for text in (fresh, cached)]
     assert all(cache is False for *_, cache in ways[4:]) and len(ways) == 9
     with pytest.raises(InputError, match="requires a process that reads the whole row"):
-        list(latency.ways_of(causal_run, [4], 16, [8], "dual"))
+        list(latency.ways_of(causal_run, [4], 16, [8], SampleSettings(cache="dual")))
     common = {"steps": 4, "batch": 1, "calls": 16, "tokens_per_second": 10.0, "milliseconds_per_call": 100.0}
     drift = [{"age": 0, "nats": 0.0, "flips": 0.0, "positions": 6}, {"age": 1, "nats": 0.4, "flips": 0.5, "positions": 2}]
     rows = [{"way": "a", **common}, {"way": "b", **common, "positions_read_per_token": 4.25, "drift": drift}]
@@ -146,7 +149,7 @@ def test_a_cache_policy_is_timed_after_the_same_steps_without_reuse(masked_run, 
 @pytest.mark.nightly
 def test_the_cache_of_the_grid_is_measured(masked_run):
     """What drifts is measured on the text that is timed: nothing with a refresh at every call, something without."""
-    ways = list(latency.ways_of(masked_run, [16], 16, [8], "dual(block=4)"))[:2]
+    ways = list(latency.ways_of(masked_run, [16], 16, [8], SampleSettings(cache="dual(block=4)")))[:2]
     fresh, cached = latency.latency_grid(masked_run, ways, [3], length=16, repeats=1)
     assert (fresh["calls"], cached["calls"]) == (16, 16)
     assert fresh["positions_read_per_token"] > 10 > cached["positions_read_per_token"] > 4

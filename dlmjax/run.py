@@ -90,6 +90,12 @@ class Run:
         """Ids that `sample` does not produce and to which `logits` gives no probability."""
         return suppressed_ids(self.tokenizer, self.process.vocab, pads_of(self.experiment.config.data.tail))
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text: the end of document, and those of the tail that the run was trained with behind it."""
+        first, pads = self.tokenizer.vocab_size, pads_of(self.experiment.config.data.tail)
+        return () if self.tokenizer.eos_id is None else (int(self.tokenizer.eos_id), *range(first, first + pads))
+
     # --- text ---------------------------------------------------------------------------------------------------------------
 
     @names_arguments()
@@ -150,6 +156,8 @@ class Run:
         """
         _check_options("sample", values, (SampleSettings,), (*_CANVAS, "length", "count", "seed", "stride"))
         suppressed = {*self.suppressed_ids, *values.pop("suppressed_ids", ())}
+        if values.get("eos") is not None:
+            values.setdefault("end_ids", self.end_ids)
         return SampleSettings(**values, suppressed_ids=tuple(sorted(suppressed)))
 
     # --- numbers ------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--block", type=flags.tokens, default=32, metavar="N", help="block of generated text, tokens (masked processes) (32)")
     add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call reveals (1)")
     add_rule(command, None, "; masked processes and blocks")
+    add("--eos", type=flags.text, metavar="HOLD", help="hold-back of the end: first(tokens=32), rising(low=0.4), suppressed (none)")
     add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
     add("--offline", action="store_true", help="local task files and data downloaded before alone, without a server (off)")
     add(
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, _) -> None:
 
     check_rule(arguments.rule)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
-    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "seed")
+    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "eos", "seed")
     adapter = DlmJax(
         arguments.workdir,
         arguments.weights,

@@ -59,6 +59,12 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         "of document, with blocks, --stride or causal processes under `sample`; both: end+exit(bound=0.1) (none)",
     )
     add(
+        "--eos",
+        type=flags.text,
+        metavar="HOLD",
+        help="hold-back of the end of document: first(tokens=32), rising(low=0.4), suppressed; before a rule ranks and a token is drawn (none)",
+    )
+    add(
         "--method",
         default="ancestral",
         help="method of a step in time: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), rdm, self_correct, "

@@ -94,6 +94,7 @@ class Adapter(LM):
         block: int = 32,
         tokens_per_step: int = 1,
         rule: str | None = None,
+        eos: str | None = None,
         max_gen_toks: int = 256,
         seed: int = 0,
     ):
@@ -101,7 +102,7 @@ class Adapter(LM):
         # lm-eval computes its bootstrap in forks of this process, and a fork of a process in which jax runs may hang.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self.model, self.overlap, self.records = model, overlap, []
-        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step, rule=rule)
+        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step, rule=rule, eos=eos)
         self.scorer = ConditionalScorer(
             model.process,
             model.bind,
@@ -248,7 +249,7 @@ class DlmJax(Adapter):
     ):
         del max_batch_size, device
         process = options.pop("process", None)
-        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "rule", "max_gen_toks", "seed")
+        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "rule", "eos", "max_gen_toks", "seed")
         if unknown := sorted(options.keys() - set(known)):
             raise InputError(
                 f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, {', '.join(known)}"

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
 from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, make_rule, suppressed_ids
+from dlmjax.sampling.ends import make_hold_back
 from dlmjax.seeds import following
 
 
@@ -33,6 +34,7 @@ class Decoding:
     block: tokens of a block of masked processes.  tokens_per_step: tokens that each network call reveals (1 = best and slowest).
     rule: which of them, as for `SampleSettings`; None = the most likely ones (confidence). Rules that decide the number of tokens of a step
       themselves, as threshold, ignore `tokens_per_step`. Causal processes have no other rule than from left to right.
+    eos: how far the end of document is held back, as for `SampleSettings`.
 
     Raises InputError: a number below 1 where a count is required; no such rule.
     """
@@ -44,6 +46,7 @@ class Decoding:
     block: int = 32
     tokens_per_step: int = 1
     rule: str | None = None
+    eos: str | None = None
 
     def __post_init__(self):
         for name in ("length", "block", "tokens_per_step"):
@@ -51,6 +54,8 @@ class Decoding:
                 raise InputError(f"{name} of generated text is {getattr(self, name)}; give at least 1")
         if self.rule is not None:
             make_rule(self.rule)
+        if self.eos is not None:
+            make_hold_back(self.eos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +131,7 @@ class Generator:
         else:
             if decoding.rule is not None:
                 raise InputError(f"rule {decoding.rule} requires masked tokens, but process {self.process.name} has none; leave rule out")
-            settings = SampleSettings(
-                steps=max(decoding.length // decoding.tokens_per_step, 1), suppressed_ids=suppressed_ids(self.tokenizer, self.process.vocab)
-            )
+            settings = SampleSettings(steps=max(decoding.length // decoding.tokens_per_step, 1), **self._ids(decoding))
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
     def _walk(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
@@ -149,7 +152,8 @@ class Generator:
         for block in range(-(-int(masked_BL.sum(axis=1).max()) // decoding.block)):
             now_BL = masked_BL & (index_BL // decoding.block == block)
             # Later blocks are frozen masks: the network reads them, and none is revealed.
-            part = RaggedCanvas(tokens_BL.copy(), ~now_BL, now_BL.astype(np.float32), canvas.length_B)
+            before_B = np.full(len(now_BL), block * decoding.block)
+            part = RaggedCanvas(tokens_BL.copy(), ~now_BL, now_BL.astype(np.float32), canvas.length_B, before_B=before_B)
             tokens_BL = sampler.sample(params, part, seed=following(seed, block << 16)).tokens_BL
             yield np.where(tokens_BL == self.tokenizer.mask_id, self.tokenizer.pad_id, tokens_BL)
 
@@ -160,8 +164,13 @@ class Generator:
             rule=rule,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            suppressed_ids=suppressed_ids(self.tokenizer, self.process.vocab),
+            **self._ids(decoding),
         )
+
+    def _ids(self, decoding: Decoding) -> dict[str, Any]:
+        """The settings of what ids are produced."""
+        end_ids = () if decoding.eos is None or self.tokenizer.eos_id is None else (int(self.tokenizer.eos_id),)
+        return {"suppressed_ids": suppressed_ids(self.tokenizer, self.process.vocab), "eos": decoding.eos, "end_ids": end_ids}
 
     def _sampler(self, settings: SampleSettings) -> Any:
         if settings not in self._samplers:

@@ -97,7 +97,7 @@ class BlockSampler(PieceSampler):
         if settings.guidance:
             raise InputError("process blocks with seeded=True has no output without its prompt for the first tokens; leave guidance at 0")
         plain = dataclasses.replace(SampleSettings(), steps=1, rule="left_to_right")
-        kept = {name: getattr(settings, name) for name in ("temperature", "top_p", "suppressed_ids")}
+        kept = {name: getattr(settings, name) for name in ("temperature", "top_p", "suppressed_ids", "eos", "end_ids")}
         return Sampler(self.process.capabilities.seeds, self._bind_first, dataclasses.replace(plain, **kept))
 
     # --- the network, bound to a block for the inner sampler, and the reads that fill the buffers ------------------------------

@@ -42,11 +42,13 @@ class Canvas:
     tokens_BL: token ids; those of masked positions are ignored.
     condition_mask_BL: True where the token conditions the sample; it stays as it is, bit for bit.
     start_BL: time t from which a position is denoised: 0 where it conditions, 1 where it is masked, between for edited text.
+    before_B: of a piece of a longer canvas, the number of generated positions left of it; None = 0.
     """
 
     tokens_BL: Int32[np.ndarray, "B L"]
     condition_mask_BL: Bool[np.ndarray, "B L"]
     start_BL: Float32[np.ndarray, "B L"]
+    before_B: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         if self.tokens_BL.size == 0:
@@ -73,6 +75,13 @@ class Canvas:
     @property
     def positions_BL(self) -> Int32[np.ndarray, "B L"]:
         return np.broadcast_to(np.arange(self.length, dtype=np.int32), self.tokens_BL.shape).copy()
+
+    @property
+    def number_BL(self) -> Int32[np.ndarray, "B L"]:
+        """Number of generated positions before each position of the row."""
+        generated_BL = ~self.condition_mask_BL
+        before_B = np.zeros(self.batch, np.int64) if self.before_B is None else self.before_B
+        return (before_B[:, None] + np.cumsum(generated_BL, axis=1) - generated_BL).astype(np.int32)
 
     @property
     def masked_B(self) -> np.ndarray:

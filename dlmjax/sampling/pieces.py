@@ -35,7 +35,8 @@ class CanvasState:
         masked_BL = np.zeros_like(self.condition_mask_BL)
         masked_BL[:, new] = ~self.condition_mask_BL[:, new] & ~self.ended_B[:, None]
         masked_BS = masked_BL[:, part]
-        return Canvas(self.tokens_BL[:, part].astype(np.int32), ~masked_BS, masked_BS.astype(np.float32))
+        before_B = (~self.condition_mask_BL)[:, : new.start].sum(axis=1)
+        return Canvas(self.tokens_BL[:, part].astype(np.int32), ~masked_BS, masked_BS.astype(np.float32), before_B=before_B)
 
     def write(self, state: State, part: slice, canvas: Canvas, steps: int) -> None:
         """Writes a state of a piece; `steps` is the number of steps before the piece."""

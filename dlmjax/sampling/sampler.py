@@ -33,6 +33,7 @@ from dlmjax.errors import InputError
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.ends import check_hold_back
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_revealed
 from dlmjax.sampling.methods import make_method
@@ -110,6 +111,10 @@ class Sampler:
         # A causal process takes one step per token, whatever `steps` is.
         self.rule = LeftToRight(count=1) if self.causal else settings.make_rule()
         self.stop = make_stop(settings.stop) if settings.stop else None
+        self.hold_back = None
+        if settings.eos is not None:
+            of_process = {"vocab": process.vocab, "causal": self.causal, "predicts": process.output.predicts, "process": process.name}
+            self.hold_back = check_hold_back(settings.eos, end_ids=settings.end_ids, **of_process)
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
         self._times_N = make_grid(settings.grid).times(settings.steps).astype(np.float32)
@@ -180,6 +185,7 @@ class Sampler:
         self._check(canvas)
         check_seed(seed, "seed")
         names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
+        names += ("number_BL",) if self.hold_back else ()
         sharding = replicated_like(params)
         arrays = device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, sharding)
         state = self._jitted(self._start_state, sharding)(params, arrays)
@@ -321,12 +327,13 @@ class Sampler:
         segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))
         return self.bind(params, segments_BL, positions_BL, attention=self.process.attention)
 
-    def _step_denoiser(self, process, params, canvas, state: SamplerState) -> StepDenoiser:
+    def _step_denoiser(self, process, params, canvas, state: SamplerState, times: StepTimes | None = None) -> StepDenoiser:
+        """The network of a step; `times`: of the step, None behind the last one in time."""
         unconditional, guided = None, self.settings.guidance > 0
         if guided:
             prior_keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], 0))
             unconditional = process.prior(prior_keys_B, state.tokens_BL.shape[1])
-        return StepDenoiser(
+        denoise = StepDenoiser(
             process,
             self._bind_rows(params, canvas, 2 if guided else 1),
             self.settings,
@@ -336,6 +343,21 @@ class Sampler:
             logits_cache=state.logits_cache,
             hint_BLI=state.hint_BLI,
         )
+        denoise.end_factor_BL = self._end_factor(canvas, state, times)
+        return denoise
+
+    def _end_factor(self, canvas, state: SamplerState, times: StepTimes | None) -> Float[Array, "B L"] | None:
+        """The factor of the end of document; None where it is not held back."""
+        if self.hold_back is None:
+            return None
+        if times is None:
+            done_BL = jnp.ones(state.tokens_BL.shape)
+        elif self.rule is not None and not self.rule.planned:  # its steps are not known before: positions in place of steps
+            start_B = jnp.maximum(state.start_masked_BL.sum(axis=1), 1)
+            done_BL = jnp.broadcast_to((1 - state.masked_BL.sum(axis=1) / start_B)[:, None], state.tokens_BL.shape)
+        else:
+            done_BL = 1 - times.t_BL / jnp.maximum(canvas["start_BL"], 1e-6)
+        return self.hold_back.factor(canvas["number_BL"], done_BL)
 
     def _step_times(self, canvas, state: SamplerState, step) -> StepTimes:
         start_BL, top_B = canvas["start_BL"], jnp.max(canvas["start_BL"], axis=1)
@@ -363,7 +385,7 @@ class Sampler:
         """Step number `step` (1..N, traced)."""
         process, times = bind_process(self.process, params), self._step_times(canvas, state, step)
         keys_B = self._keys(canvas["seed"], state.tokens_BL.shape[0], step)
-        denoise = self._step_denoiser(process, params, canvas, state)
+        denoise = self._step_denoiser(process, params, canvas, state, times)
         if self.rule is None:
             z = self.stepper.step(process, split_rows(keys_B)[0], denoise, state.z, times.t_BL, times.s_BL)
             z = select_positions(times.moves_BL, z, state.z)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.sampling.ends import make_hold_back
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.regex import byte_automaton
@@ -38,6 +39,8 @@ class SampleSettings:
     regex: regular expression that the whole text of a canvas matches, up to its end of document (rules, whole canvas); "" = any
       text.
     suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.
+    eos: how far the end of document is held back, one of `ends.HOLD_BACKS` with its values, as in "first(tokens=16)"; None = not.
+    end_ids: the ids that `eos` holds back: the end of document, and those of a tail behind it.
     """
 
     steps: int = 64
@@ -52,6 +55,8 @@ class SampleSettings:
     regex: str = ""
     suppressed_ids: tuple[int, ...] = ()
     stop: str | None = None
+    eos: str | None = None
+    end_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not 1 <= self.steps <= MOST_STEPS:
@@ -77,6 +82,11 @@ class SampleSettings:
             make_stop(self.stop)
             if self.rule == IN_TIME:
                 raise InputError(f"stop {self.stop} requires a rule, and rule is {IN_TIME}, steps in time; give one, or leave stop out")
+        if self.eos is not None:
+            make_hold_back(self.eos)
+            if self.regex or self.cache is True:
+                other = "regex, whose pattern decides where a text ends" if self.regex else "cache without a policy; leave cache off"
+                raise InputError(f"eos {self.eos} conflicts with {other}")
         make_method(self.method)
         if isinstance(self.cache, str):
             make_reuse(self.cache)
@@ -110,4 +120,4 @@ class SampleSettings:
     def from_json(cls, values: dict[str, Any]) -> "SampleSettings":
         """The settings of a `to_json` record, of this version or of one before rules had call strings."""
         values = rule_of_old(dict(values))
-        return cls(suppressed_ids=tuple(values.pop("never")), **values)
+        return cls(suppressed_ids=tuple(values.pop("never")), end_ids=tuple(values.pop("end_ids", ())), **values)

@@ -1,4 +1,5 @@
-"""The network within one sampling step, in this order: self-conditioning, guidance, suppressed ids, then temperature and nucleus.
+"""The network within one sampling step, in this order: self-conditioning, guidance, suppressed ids, hold-back of the end, then temperature
+and nucleus.
 
 Also the logits cache, and the number of network calls that were computed.
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import Process, exclude
+from dlmjax.sampling.ends import held_back
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.warp import warp
 
@@ -47,6 +49,7 @@ class StepDenoiser:
 
     denoiser: bound to the rows of the canvas; with guidance, to these rows twice.
     condition_mask_BL, unconditional: positions of the condition, and the noise that replaces it in the unconditional output.
+    end_factor_BL: factor of the probability of `settings.end_ids`, set where they are held back.
     hint_BLI: the last x0 prediction or hidden states, for networks with self-conditioning; afterwards those of the newest call.
     first_BLV: output of the step's first call, before temperature and nucleus.
     count: number of calls; exact where calls are outside of control flow, since they are counted when they are traced.
@@ -66,6 +69,7 @@ class StepDenoiser:
     ):
         self._process, self._denoiser, self._settings, self._suppressed_ids = process, denoiser, settings, suppressed_ids
         self._condition_mask_BL, self._unconditional, self._logits_cache = condition_mask_BL, unconditional, logits_cache
+        self.end_factor_BL: Array | None = None
         self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
         self._first_at: tuple[Array, Array] | None = None
 
@@ -77,6 +81,8 @@ class StepDenoiser:
             changed = self._logits_cache.changed
             raw_BLV = jax.lax.cond(changed, self._network, lambda *_: self._logits_cache.logits_BLV, z, t_BL)
             self.count += jnp.where(changed, cost, 0)
+        if self.end_factor_BL is not None:
+            raw_BLV = held_back(raw_BLV, self._settings.end_ids, self.end_factor_BL)
         if self.first_BLV is None:
             self.first_BLV, self._first_at = raw_BLV, (z, t_BL)
         if self._process.output.predicts == "vectors":

@@ -62,7 +62,7 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         "--eos",
         type=flags.text,
         metavar="HOLD",
-        help="hold-back of the end of document: first(tokens=32), rising(low=0.4), suppressed; before a rule ranks and a token is drawn (none)",
+        help="hold-back of the end of document, for ranks and draws: first(tokens=32), rising(low=0.4), suppressed (none)",
     )
     add(
         "--method",

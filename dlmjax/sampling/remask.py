@@ -42,8 +42,7 @@ class Remask(Stepper):
         """(probability that a revealed token is masked, probability that a masked position is revealed)."""
         alpha_t_BL = process.schedule.alpha(t_BL)
         noise_t_BL, noise_s_BL = process.schedule.noise(t_BL), process.schedule.noise(s_BL)
-        bound_BL = jnp.minimum(noise_s_BL / jnp.maximum(alpha_t_BL, FLOOR), 1.0)
-        sigma_BL = self.eta * bound_BL if self.rule == "rescale" else jnp.minimum(self.eta, bound_BL)
+        sigma_BL = sigma_of(self.rule, self.eta, alpha_t_BL, noise_s_BL)
         if self.rule == "loop":
             sigma_BL = jnp.where(s_BL < t_BL, 0.0, sigma_BL)
         reveal_BL = (noise_t_BL - noise_s_BL + sigma_BL * alpha_t_BL) / jnp.maximum(noise_t_BL, FLOOR)
@@ -56,3 +55,9 @@ class Remask(Stepper):
         change_BL = uniform_rows(which_B, z.shape[1]) < jnp.where(masked_BL, reveal_BL, mask_BL)
         tokens_BL = draw_tokens(token_B, denoise(z, t_BL))
         return jnp.where(change_BL, jnp.where(masked_BL, tokens_BL, process.absorbing_id), z)
+
+
+def sigma_of(rule: str, eta: float, alpha_t_BL: Float[Array, "B L"], noise_s_BL: Float[Array, "B L"]) -> Float[Array, "B L"]:
+    """sigma before any loop; `rule` and `eta` as of `Remask`.  alpha_t_BL: alpha_t.  noise_s_BL: 1 - alpha_s."""
+    bound_BL = jnp.minimum(noise_s_BL / jnp.maximum(alpha_t_BL, FLOOR), 1.0)
+    return eta * bound_BL if rule == "rescale" else jnp.minimum(eta, bound_BL)

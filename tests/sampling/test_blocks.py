@@ -62,6 +62,7 @@ def make(name, eos_id=None, cached=True, **settings) -> BlockSampler:
         ("blocks", 0, {}),
         ("blocks", 6, {"rule": "confidence"}),
         ("masked", 9, {"method": "remask(eta=0.5)"}),
+        ("blocks", 6, {"method": "psi(kappa=0.3)"}),
         ("blocks", 6, {"guidance": 1.5}),
         ("autoregressive", 5, {}),
         ("autoregressive", 0, {"temperature": 0.0}),
@@ -103,17 +104,18 @@ def test_the_law_of_blocks_is_the_chain_rule_over_blocks():
     assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
 
 
-@pytest.mark.parametrize("p_uniform", [None, 0.4], ids=["uniform", "hybrid"])
-def test_the_law_of_blocks_with_noise_that_changes_tokens(p_uniform):
+@pytest.mark.parametrize(("p_uniform", "kappa"), [(None, 1.0), (0.4, 1.0), (0.4, 0.3)], ids=["uniform", "hybrid", "psi"])
+def test_the_law_of_blocks_with_noise_that_changes_tokens(p_uniform, kappa):
     """Two blocks of two tokens, two steps each, on a network that is conditioned on t: the chain rule over blocks, and in each block
     p(z_1), p(z_1/2 | z_1), p(x | z_1/2) by enumeration, from the outputs of the network on the whole row."""
     net = build_network(spec(vocab=3, time_input="adaln"), Execution())
     params = lively(net.init(jax.random.key(4)), seed=5)
     inner = Uniform(3, 2) if p_uniform is None else Hybrid(3, 2, p_uniform=p_uniform)
     kernel = oracle.uniform_kernel(2, lambda t: 1 - t, lambda t: -1.0) if p_uniform is None else oracle.hybrid_kernel(2, p_uniform, 1.0)
-    settings = SampleSettings(steps=2, grid="uniform", suppressed_ids=(2,))
+    method = "ancestral" if kappa == 1 else f"psi(kappa={kappa})"
+    settings = SampleSettings(steps=2, grid="uniform", suppressed_ids=(2,), method=method)
     samples = BlockSampler(Blockwise(inner, 2), net, settings).sample(params, blank_canvas(4, 6000), seed=3)
-    p_N = chain_of_blocks(kernel, lambda z_NL, t_NL: probabilities(net, params, z_NL, t_NL), times=(1.0, 0.5, 0.0))
+    p_N = chain_of_blocks(kernel, lambda z_NL, t_NL: probabilities(net, params, z_NL, t_NL), (1.0, 0.5, 0.0), kappa)
     counts = np.bincount(samples.tokens_BL @ [8, 4, 2, 1], minlength=16)
     assert p_N.sum() == pytest.approx(1, abs=1e-5) and chi_square_sigmas(counts, p_N) < 4
     assert chi_square_sigmas(counts, np.full(16, 1 / 16)) > 4
@@ -125,9 +127,9 @@ def probabilities(net, params, z_NL, t_NL):
     return np.asarray(jax.nn.softmax(denoiser.logits(denoiser.hidden(jnp.asarray(z_NL), jnp.asarray(t_NL)))[..., :2]), np.float64)
 
 
-def chain_of_blocks(kernel, denoise, times):
+def chain_of_blocks(kernel, denoise, times, kappa=1.0):
     """p of all texts of two blocks of two binary tokens. At each step a position goes from z to y with probability proportional to
-    q(z | z_s = y) q_s(y | x ~ output)."""
+    q(z | z_s = y) q_s(y | x ~ output), and with probability 1 - kappa to a draw of q_s(y | x ~ p(x | z))."""
     texts_NL = np.array(list(itertools.product(range(2), repeat=4)), np.int32)
     states_Z2 = oracle.enumerate_sequences(kernel.noise(0.5).size, 2)
     p_N = np.ones(16)
@@ -139,6 +141,9 @@ def chain_of_blocks(kernel, denoise, times):
             guess_N2K = denoise(z_NL, t_NL)[:, start : start + 2]
             p_N2S = (guess_N2K @ kernel.matrix(s)) * kernel.step(s, t)[:, z_NL[:, start : start + 2]].transpose(1, 2, 0)
             p_N2S /= np.maximum(p_N2S.sum(axis=-1, keepdims=True), 1e-300)  # of states that cannot occur
+            given_z_N2K = guess_N2K * kernel.matrix(t)[:, z_NL[:, start : start + 2]].transpose(1, 2, 0)
+            given_z_N2K /= np.maximum(given_z_N2K.sum(axis=-1, keepdims=True), 1e-300)
+            p_N2S = kappa * p_N2S + (1 - kappa) * given_z_N2K @ kernel.matrix(s)
             to_NZZ = (p_N2S[:, 0][:, states_Z2[:, 0]] * p_N2S[:, 1][:, states_Z2[:, 1]]).reshape(16, len(states_Z2), -1)
             p_NZ = np.einsum("nz,nzy->ny", p_NZ, to_NZZ)
         which_N = (states_Z2[None] == texts_NL[:, None, start : start + 2]).all(axis=-1).argmax(axis=1)

@@ -1,8 +1,8 @@
 """Psi: predictor and corrector in one step, for every noise whose q(z_s | x) can be drawn (Psi-samplers, 2602.21185).
 
 From t to s each position is, with probability kappa, a draw of the ancestral step q(z_s | z_t, x ~ p), and else a token x ~ p(x_i | z_t)
-with the noise of s, q(z_s | x). Both have the marginals q(z_s | x), so any kappa in [0, 1] keeps them. kappa = 1 is the ancestral step, bit for
-bit; with kappa = 0 nothing of z_t is kept but what p(x | z_t) says. Under masks the step is that of ReMDM with
+with the noise of s, q(z_s | x). Both have the marginals q(z_s | x), so any kappa in [0, 1] keeps them. kappa = 1 is the ancestral step, bit
+for bit; with kappa = 0 nothing of z_t is kept but what p(x | z_t) says. Under masks the step is that of ReMDM with
 sigma = (1 - kappa)(1 - alpha_s). Errors of earlier parallel steps are thus drawn anew.
 """
 

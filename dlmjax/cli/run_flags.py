@@ -89,7 +89,35 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         "window(block=32,left=16,right=16), delayed(every=8); without a policy: network calls where no token has changed are left out, "
         "networks not conditioned on t (off)",
     )
+    add(
+        "--guidance",
+        type=_guidance,
+        default=0.0,
+        metavar="W",
+        help="weight of classifier-free guidance by the prompt; cfg(weight=1,low=0.2,high=0.8): at times t between both; 0: off (0)",
+    )
+    add(
+        "--guide",
+        type=flags.text,
+        default="",
+        metavar="GUIDE",
+        help="control by a classifier, a JAX function of your own: classifier(of=my_module.log_p,weight=1,order=first or exact); "
+        "gradient(of=my_module.log_p,steps=3) for Gaussian noise (none)",
+    )
+    add(
+        "--regex",
+        type=flags.text,
+        default="",
+        metavar="PATTERN",
+        help="regular expression that the whole text matches, prompt and suffix included, up to its end of document; with a --rule other "
+        "than ancestral (any text)",
+    )
     add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
+
+
+def _guidance(text: str) -> float | str:
+    """The value of `--guidance`: a number, or the text of `sampling.guidance.make_guidance`."""
+    return text if "(" in text else flags.number()(text)
 
 
 def add_rule(command: argparse.ArgumentParser, default: str | None, more: str) -> None:
@@ -113,10 +141,13 @@ def check_rule(text: str | None) -> None:
 def sample_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """The values of `SampleSettings` that flags of the same names give; the module of a rule of one's own is imported."""
     from dlmjax.sampling import SampleSettings
+    from dlmjax.sampling.guidance import import_guide
 
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
     values = {name: getattr(arguments, name) for name in names}
     check_rule(values["rule"])
+    if values["guide"]:
+        import_guide(values["guide"])
     return values
 
 

@@ -32,15 +32,6 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="W",
         help="width of the window, tokens, in which noise falls from left to right; 1: one by one (off: all positions together)",
     )
-    add(
-        "--regex",
-        type=flags.text,
-        default="",
-        metavar="PATTERN",
-        help="regular expression that the whole text matches, prompt and suffix included, up to its end of document; with a --rule other "
-        "than ancestral (any text)",
-    )
-    add("--guidance", type=flags.number(), default=0.0, metavar="W", help="weight of classifier-free guidance by the prompt; 0: off (0)")
     add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
     add("--watch", action="store_true", help="live view of the denoising in the terminal (off)")
     add("--trace", type=flags.output_file, metavar="FILE.html", help="file for the trace, as a self-contained page (not written)")
@@ -49,6 +40,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _) -> None:
     """Samples, prints, writes."""
+    from dlmjax.sampling.guidance import guide_sha256
     from dlmjax.sampling.text import text_of
 
     opened = open_arguments(arguments)
@@ -73,6 +65,7 @@ def run(arguments: argparse.Namespace, _) -> None:
         origin = {"step": opened.step, "weights": opened.weights, "workdir": str(arguments.workdir)}
         origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
         origin |= {"chosen_process": chosen} if (chosen := opened.experiment.chosen_process) else {}
+        origin |= {"guide_sha256": guide_sha256(result.settings)} if result.settings.guide else {}
         write_json(arguments.json, {**result.to_json(tokenizer), "stride": arguments.stride, "stop": arguments.stop, **origin})
 
 

@@ -94,7 +94,7 @@ class Output(Protocol):
         del z, t
         return exclude(logits, ids)
 
-    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: AnyState, t: Values) -> PerClass:
+    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float | Array, z: AnyState, t: Values) -> PerClass:
         """The output whose distribution is p(x | condition)^(1 + weight) / p(x)^weight, from outputs with and without the condition.
 
         A posterior and a leave-one-out posterior differ by a likelihood that both outputs share, and estimates of a clean vector are
@@ -102,6 +102,11 @@ class Output(Protocol):
         """
         del z, t
         return (1 + weight) * conditional - weight * unconditional
+
+    def shifted(self, logits: PerClass, shift: PerClass, z: AnyState, t: Values) -> PerClass:
+        """The output whose distribution is p(x | z) exp(shift), normalised."""
+        del z, t
+        return logits + shift
 
     def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: State, t_BL: PerToken) -> Float[Array, "B L I"]:
         """The denoiser's x0 prediction as an input of the network, the mean embedding: the hint of self-conditioning."""

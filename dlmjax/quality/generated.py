@@ -50,7 +50,7 @@ def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, b
 
     Raises InputError: settings that the process does not support.
     """
-    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings)
+    sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings, tokenizer=run.experiment.tokenizer)
     canvas, batches = blank_canvas(length, min(batch, count)), -(-count // batch)
     found: list[Samples] = []
     with Progress(batches, f"sampling, {settings.steps} steps", " batches") as bar:

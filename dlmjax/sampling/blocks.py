@@ -269,6 +269,8 @@ def sampler_for(
     Raises InputError: a stride or an end that the process does not support."""
     if settings.regex and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None or tokenizer is None):
         raise InputError("regex is matched by a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
+    if settings.guide and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None):
+        raise InputError("guide reads a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
     if process.attention.sequential and not isinstance(settings.cache, str):
         if stride is not None:
             raise InputError(f"process {process.name} is sampled in blocks, to any length; leave the stride out")

@@ -35,6 +35,7 @@ from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.ends import check_hold_back
 from dlmjax.sampling.grids import make_grid
+from dlmjax.sampling.guidance import function_of, require_guide
 from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_revealed
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.regex import require_text
@@ -117,6 +118,9 @@ class Sampler:
             self.hold_back = check_hold_back(settings.eos, end_ids=settings.end_ids, **of_process)
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
+        self.guide = settings.make_guide()
+        if self.guide is not None:
+            require_guide(self.guide, self.process)
         self._times_N = make_grid(settings.grid).times(settings.steps).astype(np.float32)
         self._check_network()
         suppressed = {*settings.suppressed_ids, *process.suppressed_ids}
@@ -329,7 +333,7 @@ class Sampler:
 
     def _step_denoiser(self, process, params, canvas, state: SamplerState, times: StepTimes | None = None) -> StepDenoiser:
         """The network of a step; `times`: of the step, None behind the last one in time."""
-        unconditional, guided = None, self.settings.guidance > 0
+        unconditional, guided = None, bool(self.settings.guidance)
         if guided:
             prior_keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], 0))
             unconditional = process.prior(prior_keys_B, state.tokens_BL.shape[1])
@@ -388,6 +392,8 @@ class Sampler:
         denoise = self._step_denoiser(process, params, canvas, state, times)
         if self.rule is None:
             z = self.stepper.step(process, split_rows(keys_B)[0], denoise, state.z, times.t_BL, times.s_BL)
+            if self.guide is not None and self.guide.on_vectors:
+                z = self.guide.moved(process, function_of(self.guide), z, times.s_BL)
             z = select_positions(times.moves_BL, z, state.z)
             after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 from dlmjax.errors import InputError
 from dlmjax.sampling.ends import make_hold_back
 from dlmjax.sampling.grids import make_grid
+from dlmjax.sampling.guidance import Cfg, Guide, make_guidance, make_guide
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.regex import byte_automaton
 from dlmjax.sampling.reuse import make_reuse
@@ -33,6 +34,8 @@ class SampleSettings:
     temperature: divisor of the logits; 0 = the most likely token.  top_p: probability of the nucleus, after the temperature; 1 = off.
       Both apply where a token is drawn. Rules compare probabilities without them.
     guidance: weight w of classifier-free guidance, (1 + w) log p(x | condition) - w log p(x); 0 = off, else two network calls per step.
+      "cfg(weight=1, low=0.2, high=0.8)" = only where t is between low and high.
+    guide: control by a classifier, one of `guidance.GUIDES` with its values, as in "classifier(of=my_module.log_p)"; "" = none.
     cache: True = leave out network calls where no token has changed since the last call (networks that are not conditioned on t); no
       change of the text. A policy of `reuse.REUSES` with its values, as in "dual(block=32)" = fill the canvas block by block, `steps` steps
       each, and read only a part of the row at most calls.
@@ -50,13 +53,14 @@ class SampleSettings:
     sweep: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
-    guidance: float = 0.0
+    guidance: float | str = 0.0
     cache: bool | str = False
     regex: str = ""
     suppressed_ids: tuple[int, ...] = ()
     stop: str | None = None
     eos: str | None = None
     end_ids: tuple[int, ...] = ()
+    guide: str = ""
 
     def __post_init__(self):
         if not 1 <= self.steps <= MOST_STEPS:
@@ -67,8 +71,9 @@ class SampleSettings:
             )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1], 1 meaning off")
-        if not 0 <= self.guidance < 1e6:
-            raise InputError(f"guidance is {self.guidance}; it must be 0 (off) or positive")
+        self.make_guide()
+        if not self.make_guidance().always and self.rule != IN_TIME:
+            raise InputError(f"guidance {self.guidance}: low and high are times and require steps in time (rule {IN_TIME}); leave them out")
         self.make_rule()
         if self.regex:
             byte_automaton(self.regex)
@@ -90,6 +95,8 @@ class SampleSettings:
         make_method(self.method)
         if isinstance(self.cache, str):
             make_reuse(self.cache)
+        if self.cache is True and (self.guide or not self.make_guidance().always):
+            raise InputError("cache leaves out calls where no token has changed, but guide, and guidance between low and high, depend on t")
         if self.grid != AUTO:
             make_grid(self.grid).times(self.steps)
         in_time = self.method != "ancestral" or self.grid not in (AUTO, "uniform") or self.sweep is not None
@@ -99,6 +106,14 @@ class SampleSettings:
             raise InputError(
                 f"sweep is {self.sweep}; it requires 1 to {MOST_STEPS} positions and a method that follows the grid, not {self.method}"
             )
+
+    def make_guidance(self) -> Cfg:
+        """The classifier-free guidance; weight 0 = off. Raises InputError: a value that it does not take."""
+        return make_guidance(self.guidance)
+
+    def make_guide(self) -> Guide | None:
+        """The guide; None = none. Raises InputError: no such guide, a value that it does not take."""
+        return make_guide(self.guide) if self.guide else None
 
     def make_rule(self) -> Rule | None:
         """The rule; None = steps in time. Raises InputError: no such rule, a value that it does not take."""
@@ -114,6 +129,8 @@ class SampleSettings:
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON; `suppressed_ids` is called "never" there, as in the files of older versions."""
         values = dataclasses.asdict(self)
+        # Records without a guide are those of the versions before it.
+        values = {name: value for name, value in values.items() if name != "guide" or value}
         return values | {"never": list(values.pop("suppressed_ids"))}
 
     @classmethod

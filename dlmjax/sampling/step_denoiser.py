@@ -1,5 +1,5 @@
-"""The network within one sampling step, in this order: self-conditioning, guidance, suppressed ids, hold-back of the end, then temperature
-and nucleus.
+"""The network within one sampling step, in this order: self-conditioning, guidance, the guide's classifier, suppressed ids, hold-back of
+the end, then temperature and nucleus.
 
 Also the logits cache, and the number of network calls that were computed.
 
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import Process, exclude
 from dlmjax.sampling.ends import held_back
+from dlmjax.sampling.guidance import function_of
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.warp import warp
 
@@ -72,6 +73,7 @@ class StepDenoiser:
         self.end_factor_BL: Array | None = None
         self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
         self._first_at: tuple[Array, Array] | None = None
+        self._cfg, self._guide = settings.make_guidance(), settings.make_guide()
 
     def __call__(self, z, t_BL):
         cost = 2 if self._settings.guidance else 1
@@ -109,7 +111,7 @@ class StepDenoiser:
         return jax.nn.log_softmax(exclude(self._process.output.log_posterior(self.first_BLV, *self._first_at), self._suppressed_ids))
 
     def _network(self, z, t_BL):
-        rows, w = t_BL.shape[0], self._settings.guidance
+        rows, w = t_BL.shape[0], self._settings.guidance  # not 0 where guidance is on
         hints = () if self.hint_BLI is None else (self.hint_BLI,)
         if w:
             z = jnp.concatenate([z, select_positions(self._condition_mask_BL, self._unconditional, z)])
@@ -122,7 +124,10 @@ class StepDenoiser:
         z, t_BL = z[:rows], t_BL[:rows]
         if w:
             logits = logits.astype(jnp.float32)
-            logits = self._process.output.guided(logits[:rows], logits[rows:], w, z, t_BL)
+            logits = self._process.output.guided(logits[:rows], logits[rows:], self._cfg.weight_at(t_BL), z, t_BL)
+        if self._guide is not None and not self._guide.on_vectors:
+            shift_BLV = self._guide.shift(function_of(self._guide), z, t_BL, self._process.vocab)
+            logits = self._process.output.shifted(logits.astype(jnp.float32), shift_BLV, z, t_BL)
         if self._process.output.predicts == "vectors":
             return exclude(logits, ())
         return self._process.output.suppressed(logits, self._suppressed_ids, z, t_BL)

@@ -261,8 +261,11 @@ class _NoisyOutput(Output):
     def suppressed(self, logits: PerClass, ids: tuple[int, ...], z: PairsN, t: Values) -> PerClass:
         return self.inner.suppressed(logits, ids, z[..., 0], t)
 
-    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: PairsN, t: Values) -> PerClass:
+    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float | Array, z: PairsN, t: Values) -> PerClass:
         return self.inner.guided(conditional, unconditional, weight, z[..., 0], t)
+
+    def shifted(self, logits: PerClass, shift: PerClass, z: PairsN, t: Values) -> PerClass:
+        return self.inner.shifted(logits, shift, z[..., 0], t)
 
     def x0(self, denoiser: Any, hidden_BLD: Float[Array, "B L D"], z_BL: Pairs, t_BL: PerToken) -> Float[Array, "B L I"]:
         return self.inner.x0(denoiser, hidden_BLD, z_BL[..., 0], t_BL)

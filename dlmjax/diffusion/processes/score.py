@@ -23,6 +23,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from dlmjax.diffusion.declarations import Ends
 from dlmjax.diffusion.process import EXCLUDED, Process, cross_entropy, exclude
@@ -155,7 +156,11 @@ class ScaledScore(Scores):
         noise = jnp.any(z[..., None] == jnp.asarray(shown), axis=-1, keepdims=True)
         return jnp.where(noise, self.log_outputs(log_p, z, t), logits)
 
-    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float, z: Ids, t: Values) -> PerClass:
+    def shifted(self, logits: PerClass, shift: PerClass, z: Ids, t: Values) -> PerClass:
+        log_p = jax.nn.log_softmax(exclude(self.log_loo(logits, z, t) + shift, self.process.suppressed_ids), axis=-1)
+        return self.log_outputs(log_p, z, t)
+
+    def guided(self, conditional: PerClass, unconditional: PerClass, weight: float | Array, z: Ids, t: Values) -> PerClass:
         """Scores contain the noise, so powers of them are not scores of a distribution: they are converted to x0 predictions and back.
 
         A network's scores may give a token less than its share of the noise; that does not depend on the condition, so guidance does not

@@ -150,8 +150,8 @@ class _BlockSteps(Sampler):
         buffers = Buffers(empty_cache(self._outer.network, rows, length), none_RL, none_RL, counts)
         return super()._start_state(params, canvas)._replace(buffers=buffers)
 
-    def _step_denoiser(self, process, params, canvas, state: SamplerState):
-        return super()._step_denoiser(process, params | {"buffers": state.buffers}, canvas, state)
+    def _step_denoiser(self, process, params, canvas, state: SamplerState, times=None):
+        return super()._step_denoiser(process, params | {"buffers": state.buffers}, canvas, state, times)
 
 
 @dataclasses.dataclass

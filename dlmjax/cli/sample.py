@@ -66,7 +66,22 @@ def run(arguments: argparse.Namespace, _) -> None:
         origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
         origin |= {"chosen_process": chosen} if (chosen := opened.experiment.chosen_process) else {}
         origin |= {"guide_sha256": guide_sha256(result.settings)} if result.settings.guide else {}
-        write_json(arguments.json, {**result.to_json(tokenizer), "stride": arguments.stride, "stop": arguments.stop, **origin})
+        report = result.to_json(tokenizer, _document_lengths(opened))
+        write_json(arguments.json, {**report, "stride": arguments.stride, "stop": arguments.stop, **origin})
+
+
+def _document_lengths(opened):
+    """Lengths of the held-out documents of the run's corpus, tokens; None where it is not attached or cannot be read."""
+    from dlmjax.errors import InputError
+    from dlmjax.evaluation.document_ends import document_lengths
+    from dlmjax.experiment import held_out_of
+
+    try:
+        corpus, _ = held_out_of(opened, None, "valid")
+    except InputError as error:  # the texts are made; they are written without what the data would add
+        print(f"note: no lengths of documents: {error}", file=sys.stderr, flush=True)
+        return None
+    return None if corpus is None else document_lengths(corpus)
 
 
 def _sampled(arguments: argparse.Namespace, sampler, opened, canvas):

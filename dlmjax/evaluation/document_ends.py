@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
+from dlmjax.data import Corpus
 from dlmjax.errors import InputError
 from dlmjax.evaluation.windows import Windows
 
@@ -66,6 +67,11 @@ class LengthLaw:
 def lengths_of(ends: Iterable[Int[np.ndarray, "D"]]) -> Int[np.ndarray, "D"]:
     """Lengths of documents in tokens, from the offsets after their ends, in any number of arrays."""
     return np.diff(np.concatenate([[0], *ends])).astype(np.int64)
+
+
+def document_lengths(corpus: Corpus) -> Int[np.ndarray, "D"]:
+    """Lengths of the documents of a split, tokens, without their ends."""
+    return lengths_of(corpus.document_ends()) - 1
 
 
 def ends_of_windows(windows: Windows, eos_id: int, nats_D: Float[np.ndarray, "D"]) -> Float[np.ndarray, "W"]:

@@ -2,6 +2,7 @@
 
     perplexity   exp(nats per token) of the samples under a scorer (`scorers`); s.e. over samples (ratio estimator, delta method)
     bits_per_byte   the same nats in bits per scored UTF-8 byte; comparable between scorers with different tokenizers
+    lengths      quantiles of texts up to their end of document, beside those of the held-out documents, and the share of ends and pads
     entropy      unigram entropy of a sample's tokens, nats per token, mean over samples; low perplexity with low entropy is repetition
     distinct-n, self-BLEU   of words separated by white space, see `diversity`
     mauve        of the scorer's last hidden states, against as many held-out texts (`mauve_score`)
@@ -21,6 +22,7 @@ import numpy as np
 
 from dlmjax.data import Corpus, EvalWindows
 from dlmjax.errors import InputError
+from dlmjax.evaluation.document_ends import document_lengths
 from dlmjax.evaluation.likelihood import ratio_with_error
 from dlmjax.progress import Progress
 from dlmjax.quality.diversity import distinct_n, mean_with_error, self_bleu
@@ -28,6 +30,7 @@ from dlmjax.quality.mauve_score import mauve_with_error
 from dlmjax.quality.scorers import Sample, Scorer, make_sample
 from dlmjax.run import Run
 from dlmjax.sampling import Samples, SampleSettings, blank_canvas, sampler_for
+from dlmjax.sampling.lengths import length_report, text_of_lengths
 from dlmjax.sampling.samples import PRECISION, unigram_entropy
 from dlmjax.seeds import following
 
@@ -125,9 +128,10 @@ def steps_curve(
     if count < 1 or batch < 1:
         raise InputError(f"count is {count} and batch {batch}; both must be at least 1")
     with_mauve = mauve and scorer is not None and corpus is not None
-    held_out = reference_ND = None
+    held_out = reference_ND = data_D = None
     if corpus is not None:
         held_out, reference_ND = measure(held_out_samples(corpus, count, length), scorer, with_mauve)
+        data_D = document_lengths(corpus)
     if run.experiment.process.attention.causal:
         steps = [length]
     rows, kept = [], []
@@ -145,6 +149,8 @@ def steps_curve(
         }
         if with_mauve:
             found |= _pair("mauve", mauve_with_error(reference_ND, features_ND))
+        none_NL = np.zeros(texts.ids_NL.shape, bool)
+        row["lengths"] = length_report(texts.ids_NL, none_NL, run.experiment.tokenizer, data_D=data_D)
         rows.append(row | found)
         kept.append(texts)
     return Curve(tuple(rows), held_out, tuple(kept))
@@ -162,15 +168,31 @@ COLUMNS = ("perplexity", "bits_per_byte", "entropy", "distinct_1", "distinct_2",
 def table(curve: Curve) -> str:
     """The curve as a Markdown table; `±` is one standard error."""
     columns = [name for name in COLUMNS if any(name in row for row in curve.rows)]
-    lines = ["| steps | calls | samples | " + " | ".join(columns) + " |", "|---:|---:|---:|" + "---:|" * len(columns)]
-    baseline = [] if curve.held_out is None else [{"steps": "held-out", "calls": "", **curve.held_out}]
+    columns = {name: name for name in columns}
+    if any(row.get("lengths") for row in curve.rows):
+        columns |= {"lengths": "length, 10/50/90 %", "ends": "ends and pads"}
+    lines = ["| steps | calls | samples | " + " | ".join(columns.values()) + " |", "|---:|---:|---:|" + "---:|" * len(columns)]
+    baseline = [] if curve.held_out is None else [{"steps": "held-out", "calls": "", **curve.held_out, "documents": _documents(curve)}]
     for row in [*curve.rows, *baseline]:
         cells = [_cell(row, name) for name in columns]
         lines.append(f"| {row['steps']} | {row['calls']} | {row['samples']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _documents(curve: Curve) -> dict[str, Any] | None:
+    """The lengths of the documents of held-out text."""
+    reports = [entry["data"] for row in curve.rows for entry in row.get("lengths", ()) if "data" in entry]
+    return reports[0] if reports else None
+
+
 def _cell(row: dict[str, Any], name: str) -> str:
+    if name in ("lengths", "ends"):
+        entry = row["lengths"][0] if row.get("lengths") else row.get("documents")
+        if entry is None or (name == "ends" and "end_share" not in entry):
+            return ""
+        if name == "ends":
+            return f"{entry['end_share'] + entry['pad_share']:.3f}"
+        return text_of_lengths(entry) + (f", {entry['without_end']} without an end" if entry.get("without_end") else "")
     value = row.get(name)
     if value is None:
         return ""

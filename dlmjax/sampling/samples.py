@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlmjax.sampling.lengths import length_report
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.text import text_of
 
@@ -63,7 +64,8 @@ COLLAPSED_SHARE, LEAST_GENERATED = 0.5, 16
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Finished samples with their settings.  evaluations: network calls of the row with the most (NFE); calls_B: of each row; exit_nats_B:
-    what a stop may have cost each row, nats; entropy_B: unigram entropy, nats per token; the other arrays as in `State` and `Canvas`."""
+    what a stop may have cost each row, nats; entropy_B: unigram entropy, nats per token; canvas_B: positions of each row where rows have
+    canvases of several sizes, None = all; the other arrays as in `State` and `Canvas`."""
 
     tokens_BL: np.ndarray
     condition_mask_BL: np.ndarray
@@ -78,6 +80,7 @@ class Samples:
     reuse: ReuseCounts | None = None
     calls_B: np.ndarray | None = None
     exit_nats_B: np.ndarray | None = None
+    canvas_B: np.ndarray | None = None
 
     @property
     def entropy(self) -> float:
@@ -103,10 +106,17 @@ class Samples:
             'tokens first, which a small or young model repeats; rule "ancestral" samples the model\'s distribution'
         )
 
-    def to_json(self, tokenizer=None) -> dict[str, Any]:
-        """JSON-ready record: one entry per row with `token_ids`, `entropy` (nats per token) and, with a tokenizer, `text`."""
-        rows = []
-        for tokens_L, entropy in zip(self.tokens_BL, self.entropy_B, strict=True):
+    def to_json(self, tokenizer=None, data_D: np.ndarray | None = None) -> dict[str, Any]:
+        """JSON-ready record: one entry per row with `token_ids`, `entropy` (nats per token) and, with a tokenizer, `text`.
+
+        With a tokenizer also `lengths`, see `lengths.length_report`; data_D: lengths of the documents of the data, tokens.
+        """
+        rows, lengths = [], {}
+        if tokenizer is not None:
+            lengths = {"lengths": length_report(self.tokens_BL, self.condition_mask_BL, tokenizer, canvas_B=self.canvas_B, data_D=data_D)}
+        sizes_B = np.full(len(self.tokens_BL), self.tokens_BL.shape[1]) if self.canvas_B is None else self.canvas_B
+        for row_L, size, entropy in zip(self.tokens_BL, sizes_B, self.entropy_B, strict=True):
+            tokens_L = row_L[:size]
             row = {"token_ids": tokens_L.tolist(), "entropy": float(entropy)}
             if tokenizer is not None:
                 row["text"] = text_of(tokenizer, tokens_L)
@@ -123,6 +133,7 @@ class Samples:
             "entropy_unit": "nats/token, unigram, per sample, made tokens only",
             "process": self.process,
             "precision": PRECISION,
+            **lengths,
             "settings": self.settings.to_json(),
         } | ({} if self.reuse is None else {"positions_read": self.reuse.reads_B.tolist()})
 

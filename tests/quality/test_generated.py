@@ -70,7 +70,12 @@ def test_without_a_scorer_counting_is_left(masked_run):
     curve = generated.steps_curve(masked_run, settings, [4, 8, 16, 32], count=2, length=8)
     assert [row["steps"] for row in curve.rows] == [4, 8], "8 holes take no more than 8 steps; the same texts are not shown twice"
     assert "perplexity" not in curve.rows[0] and curve.held_out is None
-    assert generated.table(curve).count("\n") == 3
+    table = generated.table(curve)
+    assert table.count("\n") == 3 and "length, 10/50/90 %" in table
+    for row, texts in zip(curve.rows, curve.texts, strict=True):
+        (entry,) = row["lengths"]
+        ends_NL = texts.ids_NL == masked_run.experiment.tokenizer.eos_id
+        assert entry["end_share"] == ends_NL.mean() and entry["without_end"] == (~ends_NL.any(axis=1)).sum() and "data" not in entry
 
 
 def test_an_autoregressive_run_has_one_row(causal_run):

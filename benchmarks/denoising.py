@@ -1,12 +1,13 @@
 """How a trained run denoises: entropy against steps, the order of the tokens, and the step at which a text is final.
 
-    python -m benchmarks.denoising --workdir RUN --steps 4,8,16,32,64 [--rules ancestral confidence] [--count 16] [--json FILE]
+    python -m benchmarks.denoising --workdir RUN --steps 4,8,16,32,64 [--rules ancestral confidence] [--temperatures 1] [--count 16]
 
-One table per rule, `--count` texts of the training length each:
+One table per rule and temperature, `--count` texts of the training length each:
 
     calls      network calls per text
     entropy    of the tokens of a text, bits, mean over texts: low values are repetition (few steps, greedy rules)
-    tau        Kendall's tau-b between position and the step at which the final token appeared: 1 = left to right, 0 = any order
+    tau        Kendall's tau-b between position and the step at which the final token appeared: 1 = left to right, 0 = any order; with
+               its standard error over texts
     shown      first state from which on the revealed text does not change, as a share of the steps
     guessed    the same with the network's best prediction at every mask (processes with a mask): what early stopping could save
     flips      tokens of a text that were revealed and changed later
@@ -16,6 +17,7 @@ Gaussian), a flip is any change. Costs about twice the sampling itself.
 """
 
 import argparse
+import itertools
 import json
 import math
 
@@ -29,7 +31,7 @@ from dlmjax.files import write_atomically
 from dlmjax.run import Run, open_run
 from dlmjax.sampling import SampleSettings, Trace, analysis, blank_canvas, record, sampler_for, suppressed_ids
 
-COLUMNS = ("steps", "calls", "entropy", "tau", "shown", "guessed", "flips")
+COLUMNS = ("steps", "calls", "entropy", "tau", "stderr_tau", "shown", "guessed", "flips")
 
 
 def x0_predictor(run: Run, suppressed: tuple[int, ...]):
@@ -53,21 +55,24 @@ def x0_predictor(run: Run, suppressed: tuple[int, ...]):
     return x0_prediction
 
 
-def measure(run: Run, rule: str, steps: int, count: int, seed: int) -> dict:
+def measure(run: Run, rule: str, steps: int, count: int, seed: int, temperature: float = 1.0) -> dict:
     """One row of the table."""
     experiment = run.experiment
     suppressed = suppressed_ids(experiment.tokenizer, experiment.process.vocab)
-    settings = SampleSettings(steps=steps, rule=rule, suppressed_ids=suppressed)
+    settings = SampleSettings(steps=steps, rule=rule, temperature=temperature, suppressed_ids=suppressed)
     sampler = sampler_for(experiment.process, experiment.unpartitioned, settings)
     samples, trace = record(sampler, run.params, blank_canvas(run.experiment.config.data.length, count), seed=seed)
     x0_prediction = x0_predictor(run, suppressed)
     taus = analysis.order_tau(trace)
+    taus = taus[np.isfinite(taus)]
     return {
         "rule": rule,
+        "temperature": temperature,
         "steps": samples.steps,
         "calls": samples.evaluations,
         "entropy": samples.entropy / math.log(2),
-        "tau": float(np.nanmean(taus)) if np.isfinite(taus).any() else None,
+        "tau": float(taus.mean()) if len(taus) else None,
+        "stderr_tau": float(taus.std(ddof=1) / len(taus) ** 0.5) if len(taus) > 1 else None,
         "shown": share_settled(trace, trace.tokens_SBL),
         "guessed": None if x0_prediction is None else share_settled(trace, analysis.completed(trace, x0_prediction)),
         "flips": float(analysis.flips(trace).mean()),
@@ -93,15 +98,17 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--steps", default="4,8,16,32,64")
     parser.add_argument("--rules", nargs="+", default=["ancestral", "confidence"])
+    parser.add_argument("--temperatures", default="1")
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")
     arguments = parser.parse_args()
     try:
         run, report = open_run(arguments.workdir), []
-        for rule in arguments.rules:
-            rows = [measure(run, rule, int(steps), arguments.count, arguments.seed) for steps in arguments.steps.split(",")]
-            print(f"\n{run.experiment.process.name}, step {run.step}, {run.weights} weights, rule {rule}\n\n{table(rows)}", flush=True)
+        for rule, temperature in itertools.product(arguments.rules, map(float, arguments.temperatures.split(","))):
+            rows = [measure(run, rule, int(steps), arguments.count, arguments.seed, temperature) for steps in arguments.steps.split(",")]
+            what = f"{run.experiment.process.name}, step {run.step}, {run.weights} weights, rule {rule}, temperature {temperature:g}"
+            print(f"\n{what}\n\n{table(rows)}", flush=True)
             report += rows
         if arguments.json:
             write_atomically(arguments.json, json.dumps({"workdir": arguments.workdir, "step": run.step, "rows": report}, indent=1) + "\n")

@@ -99,7 +99,8 @@ def main() -> None:
         path, letters = pathlib.Path(args.write), np.array(list(string.ascii_lowercase[: args.symbols]))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(letters[Chain(args.symbols, 2_000_000).texts(1, args.seed)[0]]) + "\n")
-        print(f"dlmjax prepare --input {path} --format txt --tokenizer char27 --output {path.parent}/data")
+        print(f"dlmjax prepare --input {path} --format txt --tokenizer char27 --valid-fraction 0 --output {path.parent}/data")
+        print(f"dlmjax train --config configs/masked.py:tiny --config.data.paths={path.parent}/data --config.data.length={args.length} ...")
         return
     rows = measure(chain, args.workdir, args.texts, args.seed)
     print(f"TC + DTC = {chain.correlation:.3f} nats, entropy {chain.entropy:.3f} nats; {args.texts} texts\n\n{table(rows)}")

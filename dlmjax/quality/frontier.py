@@ -33,7 +33,7 @@ from dlmjax.evaluation.result import Measured
 from dlmjax.quality.diversity import mean_with_error
 from dlmjax.quality.generated import held_out_samples, measure
 from dlmjax.quality.latency import positions_read
-from dlmjax.quality.scorers import Scorer, make_sample
+from dlmjax.quality.scorers import Sample, Scorer, make_sample
 from dlmjax.run import Run
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for
 from dlmjax.sampling.bounded_rules import Klass
@@ -42,7 +42,7 @@ from dlmjax.sampling.rules import Planned, Rule
 from dlmjax.sampling.stops import make_stop
 from dlmjax.seeds import following
 
-DEFAULT = ("margin", "entropy_bound(gamma=0.01)", "entropy_bound(gamma=0.1)", "threshold(value=0.9)", "factor", "spread")
+DEFAULT = ("margin", "min_gap(rule=margin(count=16), d=8)", "entropy_bound(gamma=0.1)", "threshold(value=0.9)", "factor", "spread")
 WITHIN = 0.01  # nats/token that count as equal quality
 _KINDS: dict[str, type] = {"steps": int, "stop": str, "cache": str, "method": str, "grid": str, "temperature": float, "top_p": float}
 
@@ -227,7 +227,13 @@ def _measured(run: Run, made: _Made, count: int, scorer: Scorer | None) -> dict[
         ("cpu_seconds_per_token", made.cpu_seconds),
     ):
         row |= {name: float(np.mean(values)), f"stderr_{name}": _finite(mean_with_error([float(v) for v in values])[1])}
-    return row | measure([make_sample(run.experiment.tokenizer, ids_L) for ids_L in ids_NL], scorer)[0]
+    return row | _of_samples([make_sample(run.experiment.tokenizer, ids_L) for ids_L in ids_NL], scorer)
+
+
+def _of_samples(samples: Sequence[Sample], scorer: Scorer | None) -> dict[str, Any]:
+    """The numbers of `generated.measure`; the scorer's nats are "scorer_nats_per_token", since "nats_per_token" is the run's own."""
+    found = measure(samples, scorer)[0]
+    return {name.replace("nats_per_token", "scorer_nats_per_token"): value for name, value in found.items()}
 
 
 def _finite(value: float) -> float | None:
@@ -270,7 +276,7 @@ def frontier(
         row = {"label": label_of(entry), "rule": entry.rule, "steps": entry.steps, "temperature": entry.temperature}
         row |= {"stop": entry.stop, "cache": entry.cache or None, "guarantee": guarantee_of(rule, entry)}
         rows.append(row | {"batch": min(how["batch"], how["count"]), "settings": entry.to_json()} | first | second)
-    held_out = None if corpus is None else measure(held_out_samples(corpus, how["count"], how["length"]), how.get("scorer"))[0]
+    held_out = None if corpus is None else _of_samples(held_out_samples(corpus, how["count"], how["length"]), how.get("scorer"))
     return Frontier(tuple(rows), held_out)
 
 

@@ -59,7 +59,7 @@ def solve(
         for start in range(0, len(puzzles), size):
             some = list(puzzles[start : start + size])
             # The last batch is filled up with copies of a puzzle, so that one compilation serves all.
-            canvas = _canvas(run, [*some, *[some[0]] * (size - len(some))], in_place)
+            canvas = puzzle_canvas(run, [*some, *[some[0]] * (size - len(some))], in_place)
             samples = sampler.sample(run.params, canvas, seed=following(seed, start // size))
             begin, last_B = 0 if in_place else len(some[0].clue) + 1, samples.fixed_BL.max(axis=1)
             # All rows of a batch take the steps of the slowest; a row whose tokens are all there needs no further ones.
@@ -71,7 +71,7 @@ def solve(
     return Solved(tuple(answers), solved, partly, tuple(calls_each), max(calls_each), sampler.settings)
 
 
-def _canvas(run: Run, puzzles: list[Puzzle], in_place: bool) -> Canvas:
+def puzzle_canvas(run: Run, puzzles: list[Puzzle], in_place: bool) -> Canvas:
     """The canvas of puzzles: the clue conditions, the answer and the end of document are masked."""
     texts = [puzzle.clue if in_place else puzzle.line for puzzle in puzzles]
     tokens_BL = _characters(run, texts)

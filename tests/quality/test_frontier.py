@@ -19,9 +19,11 @@ LIST = ("margin(count=16)", "threshold(value=0.2, on=drawn)", "entropy; stop=exi
 
 
 @pytest.fixture(scope="module")
-def written(masked_workdir, tmp_path_factory):
+def written(masked_workdir, causal_workdir, tmp_path_factory):
+    """Written with a scorer, whose nats of the samples are other numbers than those of held-out text."""
     output = tmp_path_factory.mktemp("frontier")
-    flags = ["--steps", "4", "--samples", "3", "--batch", "2", "--windows", "4", "--output", str(output)]
+    flags = ["--steps", "4", "--samples", "3", "--batch", "2", "--windows", "4", "--scorer-workdir", str(causal_workdir)]
+    flags += ["--output", str(output)]
     assert main(["quality", "--workdir", str(masked_workdir), "--frontier", *LIST, *flags]) == 0
     return output
 
@@ -40,6 +42,9 @@ def test_each_row_is_what_evaluate_and_the_sampler_say(written, masked_workdir):
         sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, SampleSettings.from_json(row["settings"]))
         calls = [sampler.sample(run.params, blank_canvas(32, 2), seed=seed).calls_B for seed in (0, 1)]
         assert row["calls"] == pytest.approx(np.mean(np.concatenate(calls)[:3])), row["label"]
+        assert row["perplexity"] == pytest.approx(np.exp(row["scorer_nats_per_token"])) and ("nats_per_token" in row) != (
+            "no_likelihood" in row
+        )
         assert row["seconds_per_token"] > 0 and row["stderr_seconds_per_token"] >= 0 and row["entropy"] > 0 and row["samples"] == 3
     if plot.available():
         assert (written / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

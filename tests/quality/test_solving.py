@@ -8,7 +8,7 @@ import pytest
 from dlmjax.cli.main import main
 from dlmjax.errors import InputError
 from dlmjax.quality.puzzles import Puzzle, make_countdown
-from dlmjax.quality.solving import _canvas, report, solve
+from dlmjax.quality.solving import puzzle_canvas, report, solve
 from dlmjax.run import open_run
 from dlmjax.sampling import SampleSettings, suppressed_ids
 from dlmjax.train import train
@@ -59,7 +59,7 @@ def test_others_are_not(learned):
 
 def test_a_clue_in_place_is_frozen_where_it_is_given():
     run = random_run(82)
-    canvas = _canvas(run, [Puzzle(CLUE, ANSWER)] * 2, in_place=True)
+    canvas = puzzle_canvas(run, [Puzzle(CLUE, ANSWER)] * 2, in_place=True)
     assert canvas.length == 82 and not canvas.condition_mask_BL[:, -1].any()
     assert [chr(token) for token in canvas.tokens_BL[0][canvas.condition_mask_BL[0]]] == [cell for cell in CLUE if cell != "0"]
     easier = "".join(given if given != "0" or i % 2 else ANSWER[i] for i, given in enumerate(CLUE))

@@ -68,7 +68,7 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         "--method",
         default="ancestral",
         help="method of a step in time: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), "
-        "psi(kappa=0.95), rdm, self_correct, ddpm, ddim(eta=0), heun (ancestral)",
+        "psi(kappa=0.95), rdm, self_correct, gibbs(rounds=16), acs, ddpm, ddim(eta=0), heun (ancestral)",
     )
     add(
         "--grid",

@@ -1,6 +1,7 @@
 """The step methods by name, as `--method` and records write them."""
 
 from dlmjax.sampling.by_name import build
+from dlmjax.sampling.correctors import Acs, Gibbs
 from dlmjax.sampling.gaussian import Ddim, Ddpm, Heun
 from dlmjax.sampling.hitting import FirstHitting, Predetermined
 from dlmjax.sampling.psi import Psi
@@ -8,7 +9,8 @@ from dlmjax.sampling.remask import Remask
 from dlmjax.sampling.steppers import Analytic, Ancestral, Rdm, SelfCorrect, Stepper, TauLeap
 
 METHODS: dict[str, type] = {
-    cls.name: cls for cls in (Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Psi, Rdm, SelfCorrect, Ddpm, Ddim, Heun)
+    cls.name: cls
+    for cls in (Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Psi, Rdm, SelfCorrect, Gibbs, Acs, Ddpm, Ddim, Heun)
 }
 
 

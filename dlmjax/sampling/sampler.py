@@ -63,7 +63,7 @@ class SamplerState(NamedTuple):
     time: Float[Array, ""]  # largest t of the rows
     calls: Int[Array, ""]
     calls_B: Int[Array, "B"]  # calls until the row has no masks
-    memory: Any  # of the rule
+    memory: Any  # of the rule, or of corrector steps
     stop_memory: Any  # of the stop
     exit_nats_B: Float[Array, "B"]  # what the stop may have cost
     plan: StepSchedule | None
@@ -144,6 +144,8 @@ class Sampler:
                 f"cache requires a network that reads tokens alone; that of process {process.name} has further inputs, which change at "
                 "each step; leave cache off"
             )
+        if settings.cache and self.rule is None and not self.stepper.reads_canvas:
+            raise InputError(f"method {settings.method} reads other canvases than that of the step; leave cache off")
         if settings.regex and (self.constraint is None or self.causal):
             raise InputError("regex requires a sampler of the whole canvas that reveals masked tokens in any order; leave regex out")
         if settings.guidance and self.causal:
@@ -207,7 +209,7 @@ class Sampler:
                     state.tokens_BL.block_until_ready()
                     bar.reach(step)
                 yield step, steps, state
-                if self._ends_early and not device_get(state.masked_BL).any():
+                if self._ends_early and not device_get(self._open(state)).any():
                     return
 
     def _step_params(self, params, state: SamplerState, step: int):
@@ -216,8 +218,12 @@ class Sampler:
 
     @property
     def _ends_early(self) -> bool:
-        """Whether the rows may have no masks before the last step."""
-        return self.rule is not None and (not self.rule.planned or self.stop is not None)
+        """Whether the rows may be finished before the last step."""
+        return self.stepper.ends if self.rule is None else not self.rule.planned or self.stop is not None
+
+    def _open(self, state: SamplerState) -> Bool[Array, "..."]:
+        """What a row goes on for."""
+        return self.stepper.open_rows(state.memory) if self.rule is None else state.masked_BL
 
     def _jitted(self, function: Callable, sharding):
         key = sharding, function.__name__
@@ -311,7 +317,7 @@ class Sampler:
             calls_B=jnp.zeros(batch, jnp.int32),
             stop_memory=() if self.stop is None else self.stop.begin((batch, length)),
             exit_nats_B=jnp.zeros(batch, jnp.float32),
-            memory=() if self.rule is None else self.rule.begin((batch, length), process.output.columns),
+            memory=self.stepper.begin(batch) if self.rule is None else self.rule.begin((batch, length), process.output.columns),
             plan=plan,
             logits_cache=logits_cache,
             hint_BLI=hint_BLI,
@@ -418,14 +424,17 @@ class Sampler:
         process, editable_BL = bind_process(self.process, params), ~canvas["condition_mask_BL"]
         keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
         denoise = self._step_denoiser(process, params, canvas, state)
-        z = select_positions(editable_BL, self.stepper.corrector_step(process, keys_B, denoise, state.z, editable_BL), state.z)
-        return self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step)
+        needed_B = self.stepper.open_rows(state.memory) if self.stepper.ends else True
+        z, memory = self.stepper.corrected(process, keys_B, denoise, state.z, editable_BL, state.memory)
+        z = select_positions(editable_BL, z, state.z)
+        after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step, needed_B)
+        return after._replace(memory=memory)
 
-    def _updated(self, process, canvas, state: SamplerState, z, tokens_BL, denoise: StepDenoiser, step) -> SamplerState:
-        """The state after a step in time to z."""
+    def _updated(self, process, canvas, state: SamplerState, z, tokens_BL, denoise: StepDenoiser, step, needed_B=True) -> SamplerState:
+        """The state after a step in time to z.  needed_B: rows whose call counts."""
         condition_mask_BL, log_p_BLV = canvas["condition_mask_BL"], denoise.log_p_BLV
         tokens_BL = jnp.where(condition_mask_BL, state.tokens_BL, tokens_BL).astype(jnp.int32)
-        needed_B = jnp.max(state.plan.call_BL, axis=1) >= step if state.plan is not None else True
+        needed_B = jnp.max(state.plan.call_BL, axis=1) >= step if state.plan is not None else needed_B
         state = _with_calls(state, denoise, jnp.any(z != state.z), needed_B)._replace(z=z)
         if self.mask_id is not None:
             return _with_revealed(state, tokens_BL, self._masked(tokens_BL, condition_mask_BL), log_p_BLV, step)

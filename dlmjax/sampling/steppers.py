@@ -10,7 +10,7 @@ Shapes: B rows, L positions, V vocabulary; z is [B, L] tokens or [B, L, ...].
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,16 @@ class Stepper(Protocol):
 
     name: as in METHODS.  requires: the noise that it requires, for the message that refuses other processes.
     rounds: number of corrector steps after the last step in time.  plans: whether `plan` draws the times of the steps.
+    reads_canvas: whether a step reads the canvas once and as it is, so that calls may be left out where it has not changed.
+    ends: whether corrector steps of a row may end before `rounds`, see `corrected`.
     """
 
     name: str
     requires: str = ""
     rounds: int = 0
     plans: bool = False
+    reads_canvas: bool = True
+    ends: bool = False
 
     def check(self, process: Process) -> None:
         """Raises InputError where `process.capabilities.methods` does not contain the method."""
@@ -74,6 +78,19 @@ class Stepper(Protocol):
     ) -> Shaped[Array, "B L *state"]:
         """Corrects finished text; only positions in `editable_BL` may change."""
         raise InputError(f"method {self.name} has no corrector step")
+
+    def begin(self, rows: int) -> Any:
+        """What corrector steps remember before the first."""
+        del rows
+        return ()
+
+    def corrected(self, process: Process, keys_B: Key[Array, "B"], denoise: Denoise, z, editable_BL: Bool[Array, "B L"], memory: Any):
+        """(z after `corrector_step`, memory); where `ends`, rows that are not `open_rows` of the memory stay as they are."""
+        return self.corrector_step(process, keys_B, denoise, z, editable_BL), memory
+
+    def open_rows(self, memory: Any) -> Bool[Array, "B"]:
+        """Rows whose corrector steps go on, where `ends`."""
+        raise InputError(f"method {self.name} takes all its corrector steps")
 
     def plan(
         self,
@@ -207,34 +224,74 @@ class SelfCorrect(Stepper):
     """Ancestral steps, then `rounds` corrector steps on the finished text (GIDD 2503.04482 section 5.3).
 
     In each, the network reads the text at time `level` and a token is drawn for each position from p(x_i | other tokens) at `temperature`.
-    The `count` drawn tokens of a row whose log-probability exceeds that of the present token most replace it. This requires noise that
-    replaces tokens: other noise does not train a network to predict another token than the one it reads.
+    `count` drawn tokens of a row replace the present ones: by="gain", those whose log-probability exceeds that of the present token most;
+    by="probability", those that differ from the present token and are most probable at that temperature, which is the rule of GIDD's code
+    (rounds=128, patience=32). This requires noise that replaces tokens: other noise does not train a network to predict another token than
+    the one it reads.
+
+    patience: a row ends where the share of its tokens that are the most likely ones has not risen for this many rounds, or where a round
+    changes nothing; 0 = it takes all rounds.
     """
 
     rounds: int = 16
     count: int = 1
     level: float = 0.01
     temperature: float = 0.1
+    by: str = "gain"
+    patience: int = 0
 
     name = "self_correct"
     requires = "noise that replaces tokens (uniform, hybrid)"
 
     def __post_init__(self):
+        if self.by not in ("gain", "probability"):
+            raise InputError(f"method self_correct: by is {self.by!r}; choose gain or probability")
+        if not 0 <= self.patience <= 2**20:
+            raise InputError(f"method self_correct: patience is {self.patience}; it must be 0 (off) to {2**20} rounds")
         if self.rounds < 1 or self.count < 1 or not 0 < self.level <= 1 or not self.temperature > 0:
             raise InputError(
                 f"method self_correct: rounds ({self.rounds}) and count ({self.count}) must be at least 1, level ({self.level}) in (0, 1], "
                 f"temperature ({self.temperature}) above 0"
             )
 
+    @property
+    def ends(self) -> bool:
+        return self.patience > 0
+
+    def begin(self, rows):
+        return (jnp.full(rows, -1.0), jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool)) if self.ends else ()
+
+    def open_rows(self, memory):
+        return memory[2]
+
     def corrector_step(self, process, keys_B, denoise, z, editable_BL):
+        return self._round(process, keys_B, denoise, z, editable_BL)[0]
+
+    def corrected(self, process, keys_B, denoise, z, editable_BL, memory):
+        corrected_BL, log_p_BLV = self._round(process, keys_B, denoise, z, editable_BL)
+        if not self.ends:
+            return corrected_BL, memory
+        most_B, since_B, open_B = memory
+        corrected_BL = jnp.where(open_B[:, None], corrected_BL, z)
+        agree_B = jnp.mean(jnp.argmax(log_p_BLV, axis=-1) == z, axis=1, where=editable_BL | ~jnp.any(editable_BL, axis=1, keepdims=True))
+        since_B = jnp.where(agree_B > most_B, 0, since_B + 1)
+        goes_on_B = open_B & (since_B < self.patience) & jnp.any(corrected_BL != z, axis=1)
+        return corrected_BL, (jnp.maximum(agree_B, most_B).astype(jnp.float32), since_B, goes_on_B)
+
+    def _round(self, process, keys_B, denoise, z, editable_BL):
+        """(z after a round, log p(x_i | others) that it read)"""
         level_BL = jnp.where(editable_BL, self.level, 0.0)
         logits_BLV = denoise(z, level_BL)
         log_p_BLV = jax.nn.log_softmax(process.output.log_loo(logits_BLV, z, level_BL))
         x0_BL = draw_tokens(keys_B, log_p_BLV / self.temperature)
         x0_log_p_BL, log_p_BL = (jnp.take_along_axis(log_p_BLV, y[..., None], axis=-1)[..., 0] for y in (x0_BL, z))
-        gain_BL = x0_log_p_BL - log_p_BL
-        change_BL = editable_BL & (gain_BL > 0)
-        return jnp.where(change_BL & (rank(gain_BL, change_BL) < self.count), x0_BL, z)
+        score_BL = x0_log_p_BL - log_p_BL
+        change_BL = editable_BL & (score_BL > 0)
+        if self.by == "probability":
+            # The logarithm of the probability at this temperature.
+            score_BL = x0_log_p_BL / self.temperature - jax.nn.logsumexp(log_p_BLV / self.temperature, axis=-1)
+            change_BL = editable_BL & (x0_BL != z)
+        return jnp.where(change_BL & (rank(score_BL, change_BL) < self.count), x0_BL, z), log_p_BLV
 
 
 def rank(score_BL: Shaped[Array, "B L"], among_BL: Bool[Array, "B L"]) -> Int[Array, "B L"]:

@@ -239,7 +239,7 @@ class D3pm(Process):
     def capabilities(self) -> Capabilities:
         """`rdm` requires the noise of t = 1 at all times; other kernels than the uniform replace a token by near ones at small t."""
         redrawn = ("rdm",) if self.kernel == "uniform" else ()
-        return Capabilities(methods=("ancestral", "psi", *redrawn, "self_correct"), weightings=("bound", *OF_TOKENS))
+        return Capabilities(methods=("ancestral", "psi", "gibbs", *redrawn, "self_correct"), weightings=("bound", *OF_TOKENS))
 
     def replaced(self, t: Values) -> Values:
         return self._times.noise(t)

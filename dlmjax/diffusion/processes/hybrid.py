@@ -49,7 +49,9 @@ class _MaskAndTokens(Interpolating):
     def capabilities(self) -> Capabilities:
         with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
             masks = bool(self.shares(jnp.float32(1.0)).mask > 0)
-        return dataclasses.replace(super().capabilities, prior_mask_id=self.mask_id if masks else None)
+        found = super().capabilities
+        methods = (*found.methods, *(("acs",) if masks and not self.always_masks else ()))
+        return dataclasses.replace(found, methods=methods, prior_mask_id=self.mask_id if masks else None)
 
     @property
     def stationary(self) -> bool:

@@ -110,7 +110,7 @@ class Interpolating(Process):
         redrawn = ("rdm",) if self.stationary and self.schedule is not None else ()
         revised, grid = ((), "uniform") if self.absorbing_id is not None else (("self_correct",), "power(exponent=2)")
         return Capabilities(
-            methods=("ancestral", "tau_leap", "analytic", "psi", *redrawn, *revised),
+            methods=("ancestral", "tau_leap", "analytic", "psi", "gibbs", *redrawn, *revised),
             weightings=("bound", *OF_JUMPS, *OF_TOKENS),
             sampling_grid=grid,
             prior_mask_id=self.absorbing_id,

@@ -46,7 +46,7 @@ class SharedSchedule(Absorbing):
         """`first_hitting` and `predetermined` draw the time of each token, so the schedule must end in clean text and all masks."""
         timed = () if self.boundary.any else ("first_hitting", "predetermined")
         return Capabilities(
-            methods=("ancestral", "tau_leap", *timed, "remask", "psi", "rdm"),
+            methods=("ancestral", "tau_leap", *timed, "remask", "psi", "gibbs", "rdm"),
             weightings=("bound", *OF_RATES, *OF_TOKENS, *OF_MASKS),
             any_order=True,
             prior_mask_id=self.mask_id,

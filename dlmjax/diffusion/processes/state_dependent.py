@@ -53,7 +53,7 @@ class StateDependent(Absorbing):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(methods=("ancestral", "psi"), weightings=("bound", *OF_TOKENS), prior_mask_id=self.mask_id)
+        return Capabilities(methods=("ancestral", "psi", "gibbs"), weightings=("bound", *OF_TOKENS), prior_mask_id=self.mask_id)
 
     time_domain = TimesOfMasks()
 

@@ -156,7 +156,7 @@ class Run:
         """
         _check_options("sample", values, (SampleSettings,), (*_CANVAS, "length", "count", "seed", "stride"))
         suppressed = {*self.suppressed_ids, *values.pop("suppressed_ids", ())}
-        if values.get("eos") is not None:
+        if values.get("eos") is not None or values.get("grow") is not None:
             values.setdefault("end_ids", self.end_ids)
         return SampleSettings(**values, suppressed_ids=tuple(sorted(suppressed)))
 

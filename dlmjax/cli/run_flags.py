@@ -120,6 +120,12 @@ def _guidance(text: str) -> float | str:
     return text if "(" in text else flags.number()(text)
 
 
+def add_grow(command: argparse.ArgumentParser) -> None:
+    """`--grow`: a canvas that gets longer while it is filled; see `sampling.daedal`."""
+    what = "growth of the canvas, up to --length: daedal(initial=64,window=32,longest=2048), from a short canvas, where the end of document"
+    command.add_argument("--grow", type=flags.text, metavar="GROWTH", help=f"{what} is not likely enough (off)")
+
+
 def add_rule(command: argparse.ArgumentParser, default: str | None, more: str) -> None:
     """`--rule`: which positions a step reveals; see `sampling.rules`."""
     rules = (

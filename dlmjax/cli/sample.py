@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import add_loops, add_run, add_sampling, open_arguments, sample_values
+from dlmjax.cli.run_flags import add_grow, add_loops, add_run, add_sampling, open_arguments, sample_values
 from dlmjax.files import write_json
 
 CANVAS_TEXTS = ("prompt", "suffix", "template", "edit", "start_t")
@@ -32,6 +32,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         metavar="W",
         help="width of the window, tokens, in which noise falls from left to right; 1: one by one (off: all positions together)",
     )
+    add_grow(command)
     add("--stride", type=flags.tokens, metavar="N", help="step, tokens, of a window of the training length over a longer canvas (off)")
     add("--watch", action="store_true", help="live view of the denoising in the terminal (off)")
     add("--trace", type=flags.output_file, metavar="FILE.html", help="file for the trace, as a self-contained page (not written)")

@@ -30,6 +30,7 @@ from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal, Causal
 from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.growth import GrowingSampler
 from dlmjax.sampling.pieces import CanvasState, PieceSampler
 from dlmjax.sampling.regex import byte_automaton, token_automaton
 from dlmjax.sampling.sampler import Sampler
@@ -267,6 +268,10 @@ def sampler_for(
     stride, window: step and length of the sliding window, tokens.  eos_id: token that ends a row.
     tokenizer: of the run, for `settings.regex`.
     Raises InputError: a stride or an end that the process does not support."""
+    if settings.grow:
+        if stride is not None or eos_id is not None:
+            raise InputError(f"grow {settings.grow} decides itself where a text ends: it conflicts with a stride and with stop end")
+        return GrowingSampler(process, network.bind, settings, self_condition=network.self_condition)
     if settings.regex and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None or tokenizer is None):
         raise InputError("regex is matched by a whole canvas: it conflicts with blocks, a stride, a cache policy and causal processes")
     if settings.guide and (process.attention.sequential or isinstance(settings.cache, str) or stride is not None):

@@ -6,7 +6,6 @@ makes texts that are shorter on a longer canvas. So lengths are reported for eac
 Shapes: B rows, L positions, D documents.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ def length_report(
     condition_mask_BL: Bool[np.ndarray, "B L"],
     tokenizer: Any,
     *,
-    canvas_B: Iterable[int] | None = None,
+    canvas_B: Int[np.ndarray, "B"] | None = None,
     data_D: Int[np.ndarray, "D"] | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON-ready entry for each size of a canvas, in tokens; empty where the tokenizer has no end of document.
@@ -42,7 +41,7 @@ def length_report(
     if tokenizer.eos_id is None:
         return []
     batch, length = tokens_BL.shape
-    sizes_B = np.full(batch, length) if canvas_B is None else np.asarray(list(canvas_B))
+    sizes_B = np.full(batch, length) if canvas_B is None else canvas_B
     found = []
     for size in np.unique(sizes_B).tolist():
         tokens_NS, generated_NS = tokens_BL[sizes_B == size, :size], ~condition_mask_BL[sizes_B == size, :size]

@@ -148,6 +148,8 @@ class Sampler:
             raise InputError(f"method {settings.method} reads other canvases than that of the step; leave cache off")
         if settings.regex and (self.constraint is None or self.causal):
             raise InputError("regex requires a sampler of the whole canvas that reveals masked tokens in any order; leave regex out")
+        if settings.grow:
+            raise InputError(f"grow {settings.grow} requires a sampler of the whole canvas with masks; use sampler_for, or GrowingSampler")
         if settings.guidance and self.causal:
             raise InputError(f"process {process.name} is causal and has no output without its prompt; leave guidance at 0")
         if process.output.predicts != "logits" and (settings.temperature, settings.top_p) != (1.0, 1.0):

@@ -41,6 +41,7 @@ class State(NamedTuple):
     fixed_BL: step at which the token was revealed; 0 where it was there at the start, -1 where it is masked.
     calls: network calls so far, per row.  reuse: counts of a sampler with reused keys and values.
     calls_B: network calls of each row until it was finished.  exit_nats_B: what a stop may have cost each row, nats; see `stops`.
+    canvas_B: positions of each row's own canvas, where it grows.
     """
 
     step: int
@@ -54,6 +55,7 @@ class State(NamedTuple):
     reuse: ReuseCounts | None = None
     calls_B: np.ndarray | None = None
     exit_nats_B: np.ndarray | None = None
+    canvas_B: np.ndarray | None = None
 
 
 # A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs

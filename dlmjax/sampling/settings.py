@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from dlmjax.errors import InputError
+from dlmjax.sampling.daedal import make_growth
 from dlmjax.sampling.ends import make_hold_back
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.guidance import Cfg, Guide, make_guidance, make_guide
@@ -43,7 +44,8 @@ class SampleSettings:
       text.
     suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.
     eos: how far the end of document is held back, one of `ends.HOLD_BACKS` with its values, as in "first(tokens=16)"; None = not.
-    end_ids: the ids that `eos` holds back: the end of document, and those of a tail behind it.
+    grow: how a canvas gets longer while it is filled, one of `daedal.GROWTHS` with its values, as in "daedal(initial=32)"; None = not.
+    end_ids: the ids that `eos` holds back and `grow` reads: the end of document, and those of a tail behind it.
     """
 
     steps: int = 64
@@ -61,6 +63,7 @@ class SampleSettings:
     eos: str | None = None
     end_ids: tuple[int, ...] = ()
     guide: str = ""
+    grow: str | None = None
 
     def __post_init__(self):
         if not 1 <= self.steps <= MOST_STEPS:
@@ -92,6 +95,8 @@ class SampleSettings:
             if self.regex or self.cache is True:
                 other = "regex, whose pattern decides where a text ends" if self.regex else "cache without a policy; leave cache off"
                 raise InputError(f"eos {self.eos} conflicts with {other}")
+        if self.grow is not None:
+            make_growth(self.grow)
         make_method(self.method)
         if isinstance(self.cache, str):
             make_reuse(self.cache)

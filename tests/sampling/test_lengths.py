@@ -25,7 +25,7 @@ def test_a_text_ends_at_its_first_generated_end():
 
 
 def test_rows_are_reported_by_the_size_of_their_canvas():
-    found = length_report(TOKENS_BL, PROMPT_BL, TOKENIZER, canvas_B=[4, 6, 6, 4])
+    found = length_report(TOKENS_BL, PROMPT_BL, TOKENIZER, canvas_B=np.array([4, 6, 6, 4]))
     assert [(entry["canvas"], entry["texts"], entry["without_end"]) for entry in found] == [(4, 2, 1), (6, 2, 1)]
     assert found[0]["length"]["mean"] == 3 and found[0]["length"]["stderr_mean"] == 1
 

@@ -89,11 +89,11 @@ class ExactDenoiser(Denoiser):
     def hidden(self, z_BL, t_BL):
         return self._log_p(z_BL, t_BL)
 
-    def logits(self, hidden_BLV):
-        return hidden_BLV
+    def logits(self, logits_BLV):
+        return logits_BLV
 
-    def row_losses(self, hidden_BLV, loss_mask_BL, loss_fn, args, weight_BL):
-        nats_BL = jnp.where(loss_mask_BL, loss_fn(hidden_BLV, *args), 0.0)
+    def row_losses(self, logits_BLV, loss_mask_BL, loss_fn, args, weight_BL):
+        nats_BL = jnp.where(loss_mask_BL, loss_fn(logits_BLV, *args), 0.0)
         return jnp.sum(weight_BL * nats_BL), nats_BL
 
 

@@ -3,7 +3,8 @@
 The time of a call depends on shapes and not on the values of the weights, so all ways are timed with the network and weights of a run. Only
 the run's own process gives meaningful text; the text of the other ways is discarded.
 
-    seconds      time of one batch until its text is on the host, median over repeats after one run that compiles
+    seconds      time of one batch until its text is on the host, median over repeats after one run that compiles; cpu_seconds: processor
+                 time of this process
     tokens_per_second   generated tokens of all rows / seconds
     calls        network calls of the text with the most (NFE), mean_calls those of a text until it is finished; with a cache a call
                  reads one block (or token) and not the row
@@ -112,6 +113,15 @@ def ways_of(
     yield Way("autoregressive, cache", length, BlockSampler(causal, network, plain))
 
 
+@dataclasses.dataclass
+class _Times:
+    """The repeats of one way at one batch size."""
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu_seconds: list[float] = dataclasses.field(default_factory=list)
+    samples: Samples | None = None
+
+
 def _supported(settings: SampleSettings, process: Process, own: bool) -> SampleSettings:
     """The settings with ancestral steps where another process than the run's does not support their method."""
     try:
@@ -133,7 +143,7 @@ def latency_grid(
     clock: Callable[[], float] = time.perf_counter,
     log: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Times every one of `ways_of` at every batch size; returns one row each, as plain JSON.
+    """Times every one of `ways_of` at every batch size, in turns, so that a busy minute falls on all; returns one row each, as plain JSON.
 
     length: tokens of a text.  repeats: timed runs of each row.  clock: current time, seconds.
     log: called with the name of each row before it is timed.
@@ -142,38 +152,42 @@ def latency_grid(
     if min(*batches, length, repeats) < 1:
         raise InputError("batches, length and repeats of a latency grid must be at least 1")
     device, rows = jax.devices()[0].device_kind, []
-    for way in ways:
-        for batch in batches:
-            log(f"{way.name}, {way.steps} steps, batch {batch}")
-            canvas = blank_canvas(length, batch)
-            samples, seconds = way.sampler.sample(run.params, canvas, seed=0), []
-            for repeat in range(repeats):
-                begin = clock()
-                samples = way.sampler.sample(run.params, canvas, seed=repeat)
-                seconds.append(clock() - begin)
-            median = statistics.median(seconds)
-            counted = {"positions_read_per_token": positions_read(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
-            rows.append(
-                {
-                    "way": way.name,
-                    "steps": way.steps,
-                    "batch": batch,
-                    "length": length,
-                    **{name: getattr(samples.settings, name) for name in ("rule", "stop", "method", "grid", "top_p")},
-                    "calls": samples.evaluations,
-                    "mean_calls": float(samples.calls_B.mean()),
-                    "seconds": median,
-                    "seconds_least": min(seconds),
-                    "tokens_per_second": batch * length / median,
-                    "milliseconds_per_call": 1000 * median / samples.evaluations,
-                    **{name: value for name, value in counted.items() if value is not None},
-                    "repeats": repeats,
-                    "temperature": samples.settings.temperature,
-                    "precision": run.experiment.config.execution.dtype,
-                    "device": device,
-                    "parameters": run.experiment.parameter_count,
-                }
-            )
+    cases = [(way, batch, blank_canvas(length, batch)) for way in ways for batch in batches]
+    for way, batch, canvas in cases:
+        log(f"{way.name}, {way.steps} steps, batch {batch}")
+        way.sampler.sample(run.params, canvas, seed=0)
+    timed = [_Times() for _ in cases]
+    for repeat in range(repeats):
+        for (way, _, canvas), times in zip(cases, timed, strict=True):
+            begin, cpu = clock(), time.process_time()
+            times.samples = way.sampler.sample(run.params, canvas, seed=repeat)
+            times.seconds.append(clock() - begin)
+            times.cpu_seconds.append(time.process_time() - cpu)
+    for (way, batch, canvas), times in zip(cases, timed, strict=True):
+        samples, seconds, median = times.samples, times.seconds, statistics.median(times.seconds)
+        counted = {"positions_read_per_token": positions_read(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
+        rows.append(
+            {
+                "way": way.name,
+                "steps": way.steps,
+                "batch": batch,
+                "length": length,
+                **{name: getattr(samples.settings, name) for name in ("rule", "stop", "method", "grid", "top_p")},
+                "calls": samples.evaluations,
+                "mean_calls": float(samples.calls_B.mean()),
+                "seconds": median,
+                "seconds_least": min(seconds),
+                "cpu_seconds": statistics.median(times.cpu_seconds),
+                "tokens_per_second": batch * length / median,
+                "milliseconds_per_call": 1000 * median / samples.evaluations,
+                **{name: value for name, value in counted.items() if value is not None},
+                "repeats": repeats,
+                "temperature": samples.settings.temperature,
+                "precision": run.experiment.config.execution.dtype,
+                "device": device,
+                "parameters": run.experiment.parameter_count,
+            }
+        )
     return rows
 
 

@@ -4,7 +4,8 @@
                  available where a text has many paths or none: drawn tokens, random order, steps in time, reused keys and values
     price        nats less those of the same score with one token a step, paired by window
     difference   nats less those of the best rule of the list with one token a step (for causal processes the chain rule), paired
-    calls_held_out   network calls along the paths of the held-out texts; calls: of the samples, mean over texts, until each is finished
+    calls_held_out   network calls along the paths of the held-out texts, in blocks those of the slowest block of a window times its
+                 blocks; calls: of the samples, mean over texts, until each is finished
     reads        positions that go through the layers / tokens of a text
     seconds      wall time of a token of a batch, mean over batches; cpu_seconds: processor time of this process. Batches of all settings
                  take turns, so a busy minute falls on all of them
@@ -165,8 +166,12 @@ def nats_of(run: Run, entries: Sequence[SampleSettings], text: TextSettings, set
 
 
 def _calls(run: Run, result: LikelihoodResult, measured: Measured) -> float:
-    """Network calls of a sampler for each text; one pass evaluates a causal process, whose sampler takes one call a token."""
-    return float(result.length if run.experiment.process.attention.causal else measured.calls)
+    """Network calls of a sampler for each text. One pass evaluates a causal process, whose sampler takes one call a token; an evaluation
+    goes along all blocks of a window at once, a sampler along one after another."""
+    attention = run.experiment.process.attention
+    if attention.causal:
+        return float(result.length)
+    return float(measured.calls) * (1 if attention.block_size is None else -(-result.length // attention.block_size))
 
 
 def _one_by_one(name: str) -> str:

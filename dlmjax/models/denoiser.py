@@ -208,6 +208,10 @@ class Denoiser:
         found_BLD = self._states(z_BL, t_BL, hint_BLI, both)
         return tuple(jnp.split(found_BLD, 2, axis=1))
 
+    def hidden_of_both(self, z_BL2: Int[Array, "B L 2"], t_BL: Float[Array, "B L"]) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """Hidden states of both streams of pairs of ids under `Shadowed`, without a shift between them."""
+        return tuple(jnp.split(self._states(z_BL2, t_BL, None, lambda y_BL: y_BL), 2, axis=1))
+
     def _states(self, z_BL: Array, t_BL: Array, hint_BLI: Array | None, of_tokens: Callable[[Array], Array]) -> Array:
         """`hidden`; of_tokens: from the positions of the stream, [B, L or 2L, ...], those whose states are wanted."""
         network, params = self.network, self.params

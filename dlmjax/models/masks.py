@@ -121,6 +121,20 @@ class SeededBlocks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shadowed:
+    """A mask over [shadow ; text], each of `length` positions: the text attends to itself, a shadow to itself and to all of the text but
+    its own place (WINO 2507.18578). A shadow of masks predicts every token from the others in one pass; the states of these have read the
+    token, though, so that only in a network of one layer the prediction does not depend on it."""
+
+    length: int
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        own = q % self.length == k % self.length
+        text_q, text_k = q >= self.length, k >= self.length
+        return (text_q & text_k) | (~text_q & (text_k ^ own))
+
+
+@dataclasses.dataclass(frozen=True)
 class Prefixed:
     """A mask with one more position at the start: all attend to it, and it attends only to itself, so it connects no documents."""
 

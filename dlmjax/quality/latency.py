@@ -195,7 +195,7 @@ def positions_read(sampler: Any, samples: Samples, length: int) -> float | None:
     """Positions that went through the layers for each token of a text; None where a sampler does not count them."""
     if samples.reuse is not None:
         return float(samples.reuse.reads_B.mean()) / length
-    return float(samples.evaluations) if isinstance(sampler, Sampler) else None
+    return float(samples.evaluations * sampler.streams) if isinstance(sampler, Sampler) else None
 
 
 def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, Any]] | None:

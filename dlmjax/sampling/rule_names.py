@@ -14,6 +14,7 @@ from dlmjax.errors import InputError
 from dlmjax.sampling.bounded_rules import EntropyBound, Factor, Klass, Profile, Spread
 from dlmjax.sampling.by_name import build
 from dlmjax.sampling.other_rules import Credit, Saber, apart
+from dlmjax.sampling.revising_rules import T2t, Wino
 from dlmjax.sampling.rules import Confidence, Entropy, LeftToRight, Margin, Random, Rule, Threshold
 from dlmjax.sampling.steppers import rank
 
@@ -34,7 +35,8 @@ class MinGap(Rule):
     def __post_init__(self):
         if not 1 <= self.d <= 2**16:
             raise InputError(f"rule min_gap: d is {self.d}; it must be 1 to {2**16} positions")
-        if self._inner.reweighs or isinstance(self._inner, MinGap):
+        inner = self._inner
+        if inner.reweighs or inner.revises or inner.shadows or isinstance(inner, MinGap):
             raise InputError(f"rule min_gap: rule {self._inner.name} conflicts with it; give another one")
 
     @property
@@ -78,7 +80,7 @@ RULES: dict[str, type[Rule]] = {
     for cls in (
         *(Random, LeftToRight, Confidence, Margin, Entropy),
         *(Threshold, EntropyBound, Factor, Profile, Spread, Klass),
-        *(Saber, Credit, MinGap),
+        *(Saber, Credit, Wino, T2t, MinGap),
     )
 }
 IN_TIME = "ancestral"  # not a rule: steps in time

@@ -49,6 +49,8 @@ class View:
       largest less second-largest; "entropy", minus the entropy in nats. Defined at masked positions.
     log_p(): log p(x_i | z) itself.
     keys_B: one key per row, of this step.  p_drawn_BL: probability of the drawn tokens. Both None where no token is drawn (likelihoods).
+    tokens_BL, drawn_BL: the tokens of the canvas, and the drawn ones.  editable_BL: positions that do not condition.
+    p_alone_BL: p(token | all others) of revealed tokens, where the rule `shadows`.
     """
 
     masked_BL: Bool[Array, "B L"]
@@ -59,6 +61,10 @@ class View:
     log_p: Callable[[], Float[Array, "B L V"]]
     keys_B: Key[Array, "B"] | None = None
     p_drawn_BL: Float[Array, "B L"] | None = None
+    tokens_BL: Int[Array, "B L"] | None = None
+    drawn_BL: Int[Array, "B L"] | None = None
+    editable_BL: Bool[Array, "B L"] | None = None
+    p_alone_BL: Float[Array, "B L"] | None = None
 
     @property
     def confidence_BL(self) -> Float[Array, "B L"]:
@@ -76,11 +82,13 @@ class View:
 
 
 class Choice(NamedTuple):
-    """What a step does: masked positions that it reveals, revealed ones that it masks again (None = none); the rule's memory after it."""
+    """What a step does: masked positions that it reveals, revealed ones that it masks again (None = none); the rule's memory after it;
+    revealed positions whose tokens the drawn ones replace (None = none)."""
 
     reveal_BL: Bool[Array, "B L"]
     remask_BL: Bool[Array, "B L"] | None = None
     memory: Any = ()
+    swap_BL: Bool[Array, "B L"] | None = None
 
 
 class Rule(abc.ABC):
@@ -91,6 +99,9 @@ class Rule(abc.ABC):
     has_path: whether the positions are a function of z, so that a text has one path from masks to text, and a likelihood.
     ranked: whether likely tokens come first, which a small model repeats.
     reweighs: whether the rule changes the distribution that tokens are drawn from.
+    revises: whether it replaces revealed tokens, which requires a network that has learned to doubt the tokens that it reads; then `level`
+      is the time that the network is conditioned on at revealed tokens that do not condition.
+    shadows: whether each call also reads a second stream of masks, which gives p(token | all others) of revealed tokens.
     planned: whether a row takes the number of steps of `steps_of`; others run until no position is masked, and reveal at least one a step.
     """
 
@@ -100,6 +111,8 @@ class Rule(abc.ABC):
     ranked: bool = True
     planned: bool = False
     reweighs: bool = False
+    revises: bool = False
+    shadows: bool = False
 
     @property
     def has_path(self) -> bool:
@@ -129,6 +142,10 @@ class Rule(abc.ABC):
     def reweigh(self, memory: Any, log_p_BLV: Float[Array, "B L V"]) -> tuple[Float[Array, "B L V"], Any]:
         """(logits in place of log p(x_i | z), memory), before tokens are drawn and `choose` sees them; called where `reweighs`."""
         return log_p_BLV, memory
+
+    def open_rows(self, memory: Any) -> Bool[Array, "B"]:
+        """Rows without masks that go on, where `revises`."""
+        raise InputError(f"rule {self.name} ends with the last mask")
 
     @abc.abstractmethod
     def score(self, view: View) -> Float[Array, "B L"]:

@@ -30,6 +30,7 @@ from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
+from dlmjax.models.masks import Shadowed
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
@@ -40,6 +41,7 @@ from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_r
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.regex import require_text
 from dlmjax.sampling.reveal import position_scores, probability_of, require_reveals, shows_wrong_tokens
+from dlmjax.sampling.revising_rules import editable_masks, require_revision
 from dlmjax.sampling.rule_names import IN_TIME
 from dlmjax.sampling.rules import LeftToRight, View
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
@@ -111,6 +113,8 @@ class Sampler:
         settings = self.settings = settings.on_grid(self.process.capabilities.sampling_grid)
         # A causal process takes one step per token, whatever `steps` is.
         self.rule = LeftToRight(count=1) if self.causal else settings.make_rule()
+        if self.rule is not None:
+            require_revision(self.process, self.rule, settings, self_condition)
         self.stop = make_stop(settings.stop) if settings.stop else None
         self.hold_back = None
         if settings.eos is not None:
@@ -223,9 +227,12 @@ class Sampler:
         """Whether the rows may be finished before the last step."""
         return self.stepper.ends if self.rule is None else not self.rule.planned or self.stop is not None
 
-    def _open(self, state: SamplerState) -> Bool[Array, "..."]:
-        """What a row goes on for."""
-        return self.stepper.open_rows(state.memory) if self.rule is None else state.masked_BL
+    def _open(self, state: SamplerState) -> Bool[Array, "B"]:
+        """Rows that go on."""
+        if self.rule is None:
+            return self.stepper.open_rows(state.memory)
+        masked_B = state.masked_BL.any(axis=1)
+        return masked_B | self.rule.open_rows(state.memory) if self.rule.revises else masked_B
 
     def _jitted(self, function: Callable, sharding):
         key = sharding, function.__name__
@@ -248,7 +255,12 @@ class Sampler:
         if self.constraint is not None:
             require_text(self.constraint, canvas.tokens_BL, ~canvas.condition_mask_BL, self._suppressed_ids)
         edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)
-        if self.rule is not None and edited_BL.any() and shows_wrong_tokens(self.process, float(canvas.start_BL[edited_BL].max())):
+        if (
+            self.rule is not None
+            and not self.rule.revises
+            and edited_BL.any()
+            and shows_wrong_tokens(self.process, float(canvas.start_BL[edited_BL].max()))
+        ):
             raise InputError(
                 f"rule {self.settings.rule} requires clean tokens, but process {self.name} leaves wrong tokens in edited text; use rule "
                 f"{IN_TIME}"
@@ -337,7 +349,17 @@ class Sampler:
 
     def _bind_rows(self, params, canvas, times: int = 1):
         segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))
-        return self.bind(params, segments_BL, positions_BL, attention=self.process.attention)
+        attention = Shadowed(segments_BL.shape[1]) if self._shadows else self.process.attention
+        return self.bind(params, segments_BL, positions_BL, attention=attention)
+
+    @property
+    def streams(self) -> int:
+        """How often a network call reads each position."""
+        return 2 if self._shadows else 1
+
+    @property
+    def _shadows(self) -> bool:
+        return self.rule is not None and self.rule.shadows
 
     def _step_denoiser(self, process, params, canvas, state: SamplerState, times: StepTimes | None = None) -> StepDenoiser:
         """The network of a step; `times`: of the step, None behind the last one in time."""
@@ -355,6 +377,7 @@ class Sampler:
             logits_cache=state.logits_cache,
             hint_BLI=state.hint_BLI,
         )
+        denoise.shadow_id = self.mask_id if self._shadows else None
         denoise.end_factor_BL = self._end_factor(canvas, state, times)
         return denoise
 
@@ -407,8 +430,10 @@ class Sampler:
         else:
             read_BL = process.corrupt(split_rows(keys_B)[0], state.z, times.t_BL) if self.causal else state.z
             t_BL = process.time_domain.revealed(state.masked_BL, times.t_BL, canvas["start_BL"])
+            if self.rule.revises:
+                t_BL = jnp.where(editable_masks(state.masked_BL, canvas["condition_mask_BL"]), self.rule.level, t_BL)
             logits_BLV = process.output.log_posterior(denoise(read_BL, t_BL), read_BL, t_BL)
-            after = self._reveal(state, keys_B, exclude(logits_BLV, self._suppressed_ids), denoise, step)
+            after = self._reveal(canvas, state, keys_B, exclude(logits_BLV, self._suppressed_ids), denoise, step)
         return after._replace(time=times.after)
 
     def _decode(self, params, canvas, state: SamplerState, step) -> SamplerState:
@@ -459,7 +484,7 @@ class Sampler:
             x0_BL = draw_text(self.constraint, keys_B, only_revealed(warped_BLV, state.tokens_BL, state.masked_BL))
         return x0_BL, log_marginals(self.constraint, possible_BLV)
 
-    def _reveal(self, state: SamplerState, keys_B, warped_BLV, denoise: StepDenoiser, step) -> SamplerState:
+    def _reveal(self, canvas, state: SamplerState, keys_B, warped_BLV, denoise: StepDenoiser, step) -> SamplerState:
         """Applies the rule's choice: revealed positions take the token drawn there, those that are masked again the mask.
 
         The drawn tokens are from p(x_i | z) after temperature and nucleus (`warped_BLV`). Rules read p(x_i | z) before them.
@@ -479,6 +504,10 @@ class Sampler:
             log_p=lambda: log_p_BLV,
             keys_B=keys_B,
             p_drawn_BL=probability_of(log_p_BLV, x0_BL),
+            tokens_BL=state.tokens_BL,
+            drawn_BL=x0_BL,
+            editable_BL=~canvas["condition_mask_BL"],
+            p_alone_BL=probability_of(jax.nn.log_softmax(denoise.shadow_BLV), state.tokens_BL) if self._shadows else None,
         )
         choice = self.rule.choose(view, memory)
         new_BL = choice.reveal_BL & state.masked_BL
@@ -494,8 +523,10 @@ class Sampler:
                 x0_BL = jnp.where(ends_BL, jnp.argmax(warped_BLV, axis=-1), x0_BL).astype(jnp.int32)
             new_BL, masked_BL = new_BL | ends_BL, masked_BL & ~end_B[:, None]
         masked_z_BL = state.z if self.mask_id is None else jnp.where(masked_BL, self.mask_id, state.z)
+        if choice.swap_BL is not None:
+            new_BL |= choice.swap_BL & editable_masks(state.masked_BL, canvas["condition_mask_BL"])
         z_BL = jnp.where(new_BL, x0_BL, masked_z_BL)
-        needed_B = jnp.any(state.masked_BL, axis=1)
+        needed_B = self._open(state)
         state = _with_calls(state, denoise, jnp.any(z_BL != state.z), needed_B)._replace(z=z_BL, memory=choice.memory)
         return _with_revealed(state, z_BL, masked_BL, log_p_BLV, step)
 

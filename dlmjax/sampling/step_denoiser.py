@@ -53,6 +53,7 @@ class StepDenoiser:
     end_factor_BL: factor of the probability of `settings.end_ids`, set where they are held back.
     hint_BLI: the last x0 prediction or hidden states, for networks with self-conditioning; afterwards those of the newest call.
     first_BLV: output of the step's first call, before temperature and nucleus.
+    shadow_id: the mask, where each call also reads a stream of masks (`models.masks.Shadowed`); then `shadow_BLV` is that stream's output.
     count: number of calls; exact where calls are outside of control flow, since they are counted when they are traced.
     """
 
@@ -73,6 +74,8 @@ class StepDenoiser:
         self.end_factor_BL: Array | None = None
         self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
         self._first_at: tuple[Array, Array] | None = None
+        self.shadow_id: int | None = None
+        self.shadow_BLV: Array | None = None
         self._cfg, self._guide = settings.make_guidance(), settings.make_guide()
 
     def __call__(self, z, t_BL):
@@ -117,7 +120,12 @@ class StepDenoiser:
             z = jnp.concatenate([z, select_positions(self._condition_mask_BL, self._unconditional, z)])
             t_BL = jnp.concatenate([t_BL, jnp.where(self._condition_mask_BL, 1.0, t_BL)])
             hints = tuple(jnp.concatenate([hint, hint]) for hint in hints)
-        hidden = self._denoiser.hidden(z, self._process.time_embedding_input(t_BL), *hints)
+        times_BL = self._process.time_embedding_input(t_BL)
+        if self.shadow_id is None:
+            hidden = self._denoiser.hidden(z, times_BL, *hints)
+        else:
+            shadow, hidden = self._denoiser.hidden_of_both(jnp.stack([jnp.full_like(z, self.shadow_id), z], axis=-1), times_BL)
+            self.shadow_BLV = self._process.output.suppressed(self._denoiser.logits(shadow), self._suppressed_ids, z, t_BL)
         if hints:
             self.hint_BLI = hint_of(self._process, self._denoiser, hidden, z, t_BL)[:rows].astype(jnp.float32)
         logits = self._denoiser.logits(hidden)

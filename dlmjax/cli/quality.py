@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
-from dlmjax.cli import frontier
+from dlmjax.cli import frontier, repair
 from dlmjax.cli.run_flags import add_data, add_run, add_sampling, open_arguments, sample_settings
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, write_atomically, write_json
@@ -37,7 +37,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         type=flags.output_folder,
         metavar="DIR",
         help="directory for quality.json, quality.png and samples.jsonl; with --latency for latency.json, with --frontier for "
-        "frontier.json and frontier.png (not written)",
+        "frontier.json and frontier.png, with --repair for repair.json (not written)",
     )
     add(
         "--latency",
@@ -54,15 +54,18 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="timed runs of --latency after one that compiles; the median is reported (3)",
     )
     frontier.add_flags(command)
+    repair.add_flags(command)
 
 
 def run(arguments: argparse.Namespace, _) -> None:
-    """Prints quality against steps, with `--latency` the speed of sampling, with `--frontier` both of rules, and writes it."""
+    """Prints quality against steps, with `--latency` the speed of sampling, with `--frontier` both of rules, with `--repair` repair."""
     opened = open_arguments(arguments)
     experiment = opened.experiment
     origin = {"workdir": str(arguments.workdir), "step": opened.step, "weights": opened.weights, "process": experiment.process.name}
     origin["length"] = arguments.length or experiment.config.data.length
-    if arguments.frontier is not None:
+    if arguments.repair is not None:
+        repair.run_repair(arguments, opened, origin)
+    elif arguments.frontier is not None:
         frontier.run_frontier(arguments, opened, origin)
     else:
         (_latency if arguments.latency else _curve)(arguments, opened, origin)

@@ -51,8 +51,10 @@ _KINDS: dict[str, type] = {"steps": int, "stop": str, "cache": str, "method": st
 # --- settings -----------------------------------------------------------------------------------------------------------------------
 
 
-def parse_entry(text: str, base: SampleSettings) -> SampleSettings:
+def parse_entry(text: str, base: SampleSettings, flag: str = "--frontier") -> SampleSettings:
     """The settings of an entry, "RULE; NAME=VALUE; ...": "margin; steps=16; stop=exit(bound=0.1)"; the rest as in `base`.
+
+    flag: what the entry was given as, for messages.
 
     Raises InputError: no such rule or name, a value of another kind, settings that conflict.
     """
@@ -61,11 +63,11 @@ def parse_entry(text: str, base: SampleSettings) -> SampleSettings:
     for part in parts:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name in values or name not in _KINDS:
-            raise InputError(f"--frontier {text!r:.100}: {part!r:.60} is not NAME=VALUE, once each, of {', '.join(_KINDS)}")
+            raise InputError(f"{flag} {text!r:.100}: {part!r:.60} is not NAME=VALUE, once each, of {', '.join(_KINDS)}")
         try:
             values[name] = _KINDS[name](value)
         except ValueError:
-            raise InputError(f"--frontier {text!r:.100}: {name} is {value!r:.60}; give a number") from None
+            raise InputError(f"{flag} {text!r:.100}: {name} is {value!r:.60}; give a number") from None
     return dataclasses.replace(base, rule=rule, **values)
 
 

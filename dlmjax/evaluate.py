@@ -27,6 +27,7 @@ import numpy as np
 from dlmjax import checks
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
+from dlmjax.data.supervised import make_choice
 from dlmjax.data.token_budget import parse_path, with_tokens
 from dlmjax.errors import InputError, names_arguments
 from dlmjax.evaluation import Evaluator, LikelihoodResult, breakdown
@@ -86,7 +87,8 @@ class TextSettings:
     data: a prepared corpus; None = the one that the run was trained on.  suite, files: name or .json file of a suite, and the files of its
     text, in place of a corpus.  split: None = `valid` of a corpus, or the suite's.  documents: number of documents (or pairs) of the suite,
     spread evenly over it.  window, stride, remainder: as in `Cut`.  windows: number of windows, from the first on.  None = all, or as
-    trained.  texts: documents, in place of a corpus and a suite.
+    trained.  texts: documents, in place of a corpus and a suite.  tail: what follows the answers of supervised data, as in `data.tail`;
+    None = as the run was trained, "none" = nothing.
 
     Raises InputError: a suite without files, files without a suite, texts beside another source, no windows.
     """
@@ -101,6 +103,7 @@ class TextSettings:
     remainder: str | None = None
     windows: int | None = None
     texts: Sequence[str] = ()
+    tail: str | None = None
 
     @names_arguments(input="files")
     def __post_init__(self):
@@ -120,8 +123,15 @@ class TextSettings:
 
     def cut(self, run: OpenedRun) -> Cut:
         """How the text is cut for a run."""
-        multiple = run.experiment.process.bound.attention.block_size or 1
-        return Cut(run.experiment.config.data.length, self.window, self.stride, self.remainder, multiple, self.windows)
+        experiment = run.experiment
+        multiple, data = experiment.process.bound.attention.block_size or 1, experiment.config.data
+        tail, ids = make_choice("tail", data.tail if self.tail is None else self.tail), experiment.tokenizer.vocab_size
+        if tail is not None and experiment.process.vocab < ids + tail.pads:
+            raise InputError(
+                f"--tail {self.tail} requires {tail.pads} ids after the {ids} of the tokenizer, and the network has "
+                f"{experiment.process.vocab} in all; give a tail without pads, or none"
+            )
+        return Cut(data.length, self.window, self.stride, self.remainder, multiple, self.windows, tail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +216,7 @@ def evaluate(
     seconds = time.monotonic() - begin
     result = evaluator.result(measured, step=run.step, weights=run.weights, split=chosen.split)
     report = result.to_json() | _per_word(chosen, result)
-    report |= {"protocol": chosen.protocol | _document_ends(run, settings), "made": _provenance(run, settings, result, seconds)}
+    report |= {"protocol": chosen.protocol | _document_ends(run, chosen, settings), "made": _provenance(run, settings, result, seconds)}
     report |= _of_ends(measured) | ({"roles": by_role[0].table()} if by_role else {})
     nelbo = price = None
     if settings.likelihood != "nelbo":
@@ -217,7 +227,10 @@ def evaluate(
     report["cautions"] += _cautions({"complete": True}, nelbo) if nelbo else []
     difference = None
     if against:
-        difference = paired_difference(measured, _measure(against, _evaluator(against, settings), chosen, settings))
+        # Each run reads the answers with the tail that it was trained with: what a tail costs is in its number.
+        their_cut = dataclasses.replace(cut, tail=text.cut(against).tail)
+        theirs = chosen if corpus is None else corpus_text(corpus, their_cut, copies=not _pays_for_ends(run))
+        difference = paired_difference(measured, _measure(against, _evaluator(against, settings), theirs, settings))
         which = {"against": str(against.workdir), "against_step": against.step, "against_weights": against.weights}
         drift = drift_by_weight(run.params, against.params)
         report["difference"] = {**which, **difference.to_json(), "weight_drift": drift}
@@ -430,9 +443,10 @@ def _length_law(run: OpenedRun, text: Text) -> LengthLaw:
     return LengthLaw.fit(np.concatenate([lengths_of(corpus.document_ends()) for corpus in open_corpora(run.experiment.config, "train")]))
 
 
-def _document_ends(run: OpenedRun, settings: EvaluationSettings) -> dict[str, str]:
+def _document_ends(run: OpenedRun, text: Text, settings: EvaluationSettings) -> dict[str, str]:
     """For the protocol: whether where documents end is part of the number, "paid", or known to the network."""
-    return {"document_ends": "paid" if _pays_for_ends(run) or settings.document_ends == COUNTED else KNOWN}
+    paid = _pays_for_ends(run) or text.ends_hidden or settings.document_ends == COUNTED
+    return {"document_ends": "paid" if paid else KNOWN}
 
 
 def _of_ends(measured: Measured) -> dict[str, float]:
@@ -443,7 +457,7 @@ def _of_ends(measured: Measured) -> dict[str, float]:
 
 def _known_ends(run: OpenedRun, text: Text, measured: Measured) -> list[str]:
     """That the number is one given the lengths of the documents, where these are so short that it matters: a length is worth some nats."""
-    if _pays_for_ends(run) or measured.ends_W is not None:
+    if _pays_for_ends(run) or text.ends_hidden or measured.ends_W is not None:
         return []
     tokens_D = lengths_of([text.windows.ends_D])
     if np.mean(tokens_D) >= SHORT_DOCUMENTS:

@@ -24,7 +24,7 @@ from dlmjax.cluster.chips import peak_flops
 from dlmjax.cluster.interrupt import Interrupt
 from dlmjax.cluster.start import connect
 from dlmjax.data import Corpus, EvalWindows, TrainWindows, eval_batches, train_batches
-from dlmjax.data.supervised import SupervisedRows, held_out_rows, pads_of, supervised_rows
+from dlmjax.data.supervised import SupervisedRows, held_out_rows, make_choice, pads_of, supervised_rows
 from dlmjax.data.symmetries import board_symmetries
 from dlmjax.errors import Diverged, NoSplit, names_arguments
 from dlmjax.evaluation import LikelihoodResult
@@ -424,7 +424,8 @@ class _HeldOut:
         measured, results = [], []
         for _, windows, _ in self._found:
             batches = eval_batches(windows, batch_size=size, rows=self._experiment.partition.rows_of_host(size))
-            batches = held_out_rows(batches, windows.corpus, config.seed, self._experiment.process.bound.attention)
+            tail, attention = make_choice("tail", config.data.tail), self._experiment.process.bound.attention
+            batches = held_out_rows(batches, windows.corpus, config.seed, attention, tail)
             of_first = () if measured else observers
             measured.append(self._evaluator.measure(params, batches, byte_lengths_V=self._bytes, split="valid", observers=of_first))
             results.append(self._evaluator.result(measured[-1], step=done, weights=weights, split="valid"))

@@ -46,6 +46,12 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         help="treatment of text that does not fill a window (keep, or the suite's)",
     )
     add(
+        "--tail",
+        metavar="TAIL",
+        help="what follows the answers of supervised data, as config.data.tail says it; its nats are part of the answers' bound, its "
+        "tokens are not counted (as the run was trained)",
+    )
+    add(
         "--likelihood",
         default="nelbo",
         help="the number: nelbo, the bound; order:RULE, exact under a rule of `sample --rule` that does not look at the "
@@ -84,7 +90,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     from dlmjax.evaluation import breakdown
     from dlmjax.run import open_run
 
-    names = ("data", "split", "suite", "documents", "window", "stride", "remainder", "windows")
+    names = ("data", "split", "suite", "documents", "window", "stride", "remainder", "windows", "tail")
     text = TextSettings(files=tuple(arguments.input), **{name: getattr(arguments, name) for name in names})
     settings = EvaluationSettings(
         **{name: getattr(arguments, name) for name in ("nodes", "draws", "rule", "seed", "batch", "likelihood", "document_ends")}

@@ -5,6 +5,7 @@
     bits 2-4  role: text, system, user, assistant, tool, thought, tail, other
     bit 5     first token of a message (a turn of a conversation), the header that a chat template writes included
     bit 6     last token of its document; the rows that a run trains on do not have it (`supervised.py`)
+    bit 7     filled: no token of the corpus, but of the tail or of a block that `supervised.py` fills
 
 The functions take and return numpy or jax arrays of any shape, or whole numbers.
 """
@@ -16,6 +17,7 @@ CONDITION, SCORED, TAIL, HIDDEN = range(4)
 ROLES = ("text", "system", "user", "assistant", "tool", "thought", "tail", "other")
 MESSAGE_START = 1 << 5
 END = 1 << 6
+FILLED = 1 << 7
 
 
 def pack_role(use: Any, role: Any, starts_message: Any = 0) -> Any:
@@ -36,6 +38,11 @@ def role_of(roles: Any) -> Any:
 def is_message_start(roles: Any) -> Any:
     """Whether each token is the first of a message (bool)."""
     return (roles & MESSAGE_START) > 0
+
+
+def is_filled(roles: Any) -> Any:
+    """Whether each token is filled in, and none of the corpus (bool)."""
+    return (roles & FILLED) > 0
 
 
 def carries_loss(roles: Any) -> Any:

@@ -20,10 +20,10 @@ Shapes: B rows, L length, P points.  `roles.py` says what a role byte holds.
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from dlmjax.choices import build, lookup, parse
 from dlmjax.data.corpus import Corpus
@@ -31,6 +31,7 @@ from dlmjax.data.roles import (
     ALL_SCORED,
     CONDITION,
     END,
+    FILLED,
     HIDDEN,
     PADDING,
     ROLES,
@@ -48,7 +49,7 @@ Batch = dict[str, np.ndarray]
 _ROWS = (1 << 32) + 17  # of the keys of these draws, beside those of corpora
 _LENGTH, _INFILL, _ANSWER, _TAIL = range(4)  # streams of a row's key
 MOST_SPANS = 16
-_FILLED = pack_role(TAIL, ROLES.index("tail"))
+_FILLED = pack_role(TAIL, ROLES.index("tail")) | FILLED
 
 
 def uniforms(keys_B: UInt64[np.ndarray, "B"], stream: int, count: int) -> Float[np.ndarray, "B {count}"]:
@@ -92,9 +93,12 @@ class Spans:
 
 @dataclasses.dataclass(frozen=True)
 class Tail(abc.ABC):
-    """Abstract: tokens behind the end of each text.  pads: number of ids that follow one another in turn; 0: the end of text alone."""
+    """Abstract: tokens behind the end of each text.  pads: number of ids that follow one another in turn; 0: the end of text alone.
+    hides_end: whether a network that reads the whole row cannot tell from its length where the text ends.
+    """
 
     pads: int = 0
+    hides_end: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.pads < 0:
@@ -116,6 +120,8 @@ class ToBlock(Tail):
 @dataclasses.dataclass(frozen=True)
 class ToRow(Tail):
     """To the end of the row: what follows in it is cut off."""
+
+    hides_end = True
 
     def count(self, at: int, u: float, length: int, block: int) -> int:
         return length - at
@@ -204,7 +210,7 @@ class SupervisedRows:
             ends_BL |= _last_of_text(batch["segments"]) & ~_last_of_text(before_BL)
         if self.answers == "blocks" or self.tail is not None:
             batch = self._filled(batch, ends_BL & is_scored(batch), uniforms(keys_B, _TAIL, length + 1))
-        return {**batch, "roles": batch["roles"] & np.uint8(END - 1)}
+        return {**batch, "roles": batch["roles"] & ~np.uint8(END)}
 
     def _hide(self, batch: Batch, cut_BL: Bool[np.ndarray, "B L"]) -> Batch:
         """Padding in the place of tokens."""
@@ -268,14 +274,31 @@ class SupervisedRows:
             out[name][b, :count], out[name][b, count:] = array_N, padding[name]
 
 
-def held_out_rows(batches: Iterator[Batch], corpus: Corpus, seed: int, attention: Any) -> Iterator[Batch]:
+def held_out_rows(batches: Iterator[Batch], corpus: Corpus, seed: int, attention: Any, tail: Tail | None) -> Iterator[Batch]:
     """Batches of held-out windows in which no answer is scored with a look at what follows it; without roles, as they are.
 
-    attention: `Process.attention` of the process that is evaluated."""
+    attention: `Process.attention` of the process that is evaluated.  tail: as the run is trained, since a network that has only seen
+    canvases with a tail says little of one without."""
     ids, block = corpus.tokenizer, attention.block_size
     answers = "blocks" if block else "all" if attention.causal else "one"
-    view = SupervisedRows(seed, ids.eos_id, ids.pad_id, ids.vocab_size, answers=answers, block=block or 1)
+    view = SupervisedRows(seed, ids.eos_id, ids.pad_id, ids.vocab_size, tail=tail, answers=answers, block=block or 1)
     return (view(batch, batch["row"]) for batch in batches) if corpus.has_roles else batches
+
+
+def with_tail(
+    tokens_L: Int[np.ndarray, "L"], roles_L: UInt8[np.ndarray, "L"], tail: Tail | None, tokenizer: Any, **sizes: int
+) -> tuple[Int[np.ndarray, "M"], UInt8[np.ndarray, "M"]]:
+    """A text that ends with an answer, and its roles, with the tail that a run's rows of `length` tokens have behind it.
+
+    tokenizer: of the text.  sizes: "length" of a row, "block" as in `SupervisedRows`, "number" of the text, which draws a random tail.
+    """
+    if tail is None or not carries_loss(roles_L)[-1:].any():
+        return tokens_L, roles_L
+    u = uniforms(make_keys(0, _ROWS, np.array([sizes["number"]])), _TAIL, 1)[0, 0]
+    count = tail.count(len(tokens_L), u, sizes["length"], sizes["block"])
+    fill_N = np.arange(max(min(count, sizes["length"] - len(tokens_L)), 0))
+    ids_N = tokenizer.vocab_size + fill_N % tail.pads if tail.pads else np.full(len(fill_N), tokenizer.eos_id)
+    return np.append(tokens_L, ids_N.astype(tokens_L.dtype)), np.append(roles_L, np.full(len(fill_N), _FILLED, np.uint8))
 
 
 def pads_of(text: str) -> int:

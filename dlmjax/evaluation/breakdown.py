@@ -24,7 +24,8 @@ POSITION_ROWS = 16
 
 @dataclasses.dataclass
 class ByDocument:
-    """Log-likelihoods of documents. nats_D: the bound of each, summed over its scored tokens; tokens_D, bytes_D: numbers of these."""
+    """Log-likelihoods of documents. nats_D: the bound of each, summed over its scored tokens; tokens_D, bytes_D: numbers of these,
+    without a tail's."""
 
     windows: Windows
     byte_lengths_V: Int[np.ndarray, "V"]
@@ -37,8 +38,9 @@ class ByDocument:
         """Adds each scored token to its document."""
         at_BL = self.windows.begin_W[batch.window_B][:, None] + np.arange(batch.tokens_BL.shape[1])
         document_N = np.searchsorted(self.windows.ends_D, at_BL[batch.scored_BL], side="right")
-        bytes_N = bytes_of(batch.tokens_BL[batch.scored_BL], len(self.byte_lengths_V), self.byte_lengths_V)
-        for total_D, value_N in ((self.nats_D, batch.nats_BL[batch.scored_BL]), (self.tokens_D, 1), (self.bytes_D, bytes_N)):
+        counted_N = batch.counted_BL[batch.scored_BL]
+        bytes_N = counted_N * bytes_of(batch.tokens_BL[batch.scored_BL], len(self.byte_lengths_V), self.byte_lengths_V)
+        for total_D, value_N in ((self.nats_D, batch.nats_BL[batch.scored_BL]), (self.tokens_D, counted_N), (self.bytes_D, bytes_N)):
             np.add.at(total_D, document_N, value_N)
 
     def write(self, path: str, ids: list[str]) -> None:
@@ -93,9 +95,9 @@ class ByFrequency:
         self._nats_N, self._tokens_N = np.zeros(rows), np.zeros(rows, np.int64)
 
     def see(self, batch: TokenNats) -> None:
-        """Adds each scored token to the row of its frequency."""
-        row_N = self._row_V[batch.tokens_BL[batch.scored_BL]]
-        np.add.at(self._nats_N, row_N, batch.nats_BL[batch.scored_BL])
+        """Adds each scored token of the text to the row of its frequency."""
+        row_N = self._row_V[batch.tokens_BL[batch.counted_BL]]
+        np.add.at(self._nats_N, row_N, batch.nats_BL[batch.counted_BL])
         np.add.at(self._tokens_N, row_N, 1)
 
     def table(self) -> list[dict[str, Any]]:

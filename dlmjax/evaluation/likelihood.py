@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from dlmjax.data.roles import is_filled
 from dlmjax.data.supervised import is_scored
 from dlmjax.diffusion.objective import nats_at, reconstruction_nats
 from dlmjax.diffusion.process import Process, bind_process, row_keys, split_rows
@@ -59,6 +60,7 @@ class PairedNats:
 class TokenNats:
     """The bound of every token of a batch, on the host: integrated over t, averaged over draws. 0 where `scored_BL` is False.
 
+    counted_BL: scored tokens of the text itself; the others are of a tail, whose nats belong to the bound of the text before it.
     paired: measures the batch once more under a second draw at each node, at the cost of one network call each; None where the times of an
     evaluation are drawn.
     """
@@ -66,6 +68,7 @@ class TokenNats:
     window_B: Int[np.ndarray, "B"]
     tokens_BL: Int[np.ndarray, "B L"]
     scored_BL: Bool[np.ndarray, "B L"]
+    counted_BL: Bool[np.ndarray, "B L"]
     nats_BL: Float[np.ndarray, "B L"]
     paired: Callable[[], PairedNats] | None = None
 
@@ -158,7 +161,8 @@ class WindowEvaluator(abc.ABC):
 
         batches: dicts with "tokens", "segments", "positions" [B, L] and "row" [B], the window numbers; rows whose segments are all 0
           are padding; a batch smaller than the first is padded. "scored" [B, L] (optional) is False for tokens of the context; without
-          it "roles" [B, L] (optional, `data/roles.py`) says which are scored.
+          it "roles" [B, L] (optional, `data/roles.py`) says which are scored. "counted" [B, L] (optional) is False for scored tokens of a
+          tail: their nats count, they do not. -log p(text) <= -log p(text, tail), so the sum stays a bound.
         byte_lengths_V: UTF-8 bytes per token id, for bits per byte.  progress: shows a bar if `total`, the number of windows, is set.
         split: name of the text in messages.  observers: receive the nats of every token.
 
@@ -197,25 +201,25 @@ class WindowEvaluator(abc.ABC):
             )
         batch = self.put_batch(host_batch)
         found = self._batch_nats(params, grid, batch)
-        window_B, tokens_BL, scored_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored"))
+        window_B, tokens_BL, scored_BL, counted_BL = (device_get(batch[name]) for name in ("row", "tokens", "scored", "counted"))
         if observers:
-            seen = TokenNats(window_B, tokens_BL, scored_BL, found.of_tokens(), found.paired)
+            seen = TokenNats(window_B, tokens_BL, scored_BL, counted_BL, found.of_tokens(), found.paired)
             for observer in observers:
                 observer.see(seen)
-        bytes_B = np.where(scored_BL, bytes_of(tokens_BL, self.process.vocab, byte_lengths_V), 0).sum(axis=1)
+        bytes_B = np.where(counted_BL, bytes_of(tokens_BL, self.process.vocab, byte_lengths_V), 0).sum(axis=1)
         return [
             _WindowNats(
                 window=int(window_B[b]),
                 nats_JD=found.nats_BJD[b],
                 prior=float(found.prior_B[b]),
                 reconstruction_D=found.reconstruction_BD[b],
-                tokens=int(scored_BL[b].sum()),
+                tokens=int(counted_BL[b].sum()),
                 bytes=int(bytes_B[b]),
                 length=tokens_BL.shape[1],
                 calls=int(found.calls_B[b]),
             )
             for b in range(len(window_B))
-            if scored_BL[b].any()
+            if counted_BL[b].any()
         ]
 
     def result(self, measured: Measured, *, step: int = 0, weights: str = "raw", split: str = "") -> LikelihoodResult:
@@ -409,9 +413,8 @@ class Evaluator(WindowEvaluator):
         for batch in batches:
             sizes.append(len(batch["row"]))
             chosen_B = (batch["row"] < REFERENCE_WINDOWS) | (batch["row"] % self._every == 0)
-            whole = {"scored": _scored(batch), **batch}
-            names = ("tokens", "segments", "positions", "scored", "row")
-            read.setdefault(batch["tokens"].shape[1], []).append({name: whole[name][chosen_B] for name in names})
+            whole = _with_masks(batch)
+            read.setdefault(batch["tokens"].shape[1], []).append({name: array[chosen_B] for name, array in whole.items()})
             yield batch
 
     def _reference_nats(self, params, grid: LevelGrid, batch: dict) -> Float[np.ndarray, "B"]:
@@ -471,17 +474,18 @@ class _WindowNats:
     calls: int
 
 
-def _scored(batch: dict[str, np.ndarray]) -> Bool[np.ndarray, "B L"]:
-    """All tokens but padding; of supervised data those that are not given."""
-    return is_scored(batch) if "roles" in batch else batch["segments"] > 0
+def _with_masks(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch's arrays with "scored", by default all tokens but padding, of supervised data those that are not given, and "counted", by
+    default the scored ones that are not filled in."""
+    scored_BL = batch.get("scored", is_scored(batch) if "roles" in batch else batch["segments"] > 0)
+    counted_BL = batch.get("counted", scored_BL & ~is_filled(batch["roles"]) if "roles" in batch else scored_BL)
+    return {name: batch[name] for name in ("tokens", "segments", "positions", "row")} | {"scored": scored_BL, "counted": counted_BL}
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """The batch's arrays, with "scored" (default: all but padding) and rows of padding (segment 0) up to `size`."""
-    batch = {"scored": _scored(batch), **batch}
+    """The arrays of `_with_masks`, with rows of padding (segment 0) up to `size`."""
     missing = max(size - len(batch["row"]), 0)
-    names = ("tokens", "segments", "positions", "scored", "row")
-    return {name: np.concatenate([batch[name], np.zeros((missing, *batch[name].shape[1:]), batch[name].dtype)]) for name in names}
+    return {name: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) for name, array in _with_masks(batch).items()}
 
 
 def bytes_of(tokens: Int[np.ndarray, "*n"], vocab: int, byte_lengths_V: np.ndarray | None) -> Int[np.ndarray, "*n"]:

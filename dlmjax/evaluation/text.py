@@ -9,7 +9,8 @@ from jaxtyping import Int, UInt8
 
 from dlmjax import checks
 from dlmjax.data.corpus import Corpus
-from dlmjax.data.roles import HIDDEN, SCORED, carries_loss, is_message_start, use_of
+from dlmjax.data.roles import HIDDEN, SCORED, carries_loss, is_filled, is_message_start, use_of
+from dlmjax.data.supervised import Tail, with_tail
 from dlmjax.data.tokenizers import Tokenizer
 from dlmjax.errors import InputError
 from dlmjax.evaluation.documents import Document, Pair, encode_documents, fingerprint, read_documents, read_pairs
@@ -21,6 +22,7 @@ from dlmjax.evaluation.windows import Windows, cut_windows
 class Cut:
     """Settings of windows. window, stride: tokens; None = those of the protocol.  trained: tokens of a row in training; the default window
     is no longer.  multiple: windows are multiples of it (blocks).  limit: number of windows, from the first on.
+    tail: what follows an answer of supervised data; None: nothing.
     """
 
     trained: int
@@ -29,6 +31,7 @@ class Cut:
     remainder: str | None = None
     multiple: int = 1
     limit: int | None = None
+    tail: Tail | None = None
 
     def sizes(self, window: int, step: int) -> tuple[int, int]:
         """(window, step) for a protocol with these values: a window longer than the trained length is cut to it, and the step keeps its
@@ -45,7 +48,8 @@ class Cut:
 @dataclasses.dataclass(frozen=True)
 class Text:
     """The text to score. ids: ids of the documents.  words: number of words, None where not counted or not all of the text is scored.
-    roles_T: of the tokens of the windows, where the text is supervised data.
+    roles_T: of the tokens of the windows, where the text is supervised data.  ends_hidden: whether no row shows by its length where its
+    text ends.
     """
 
     windows: Windows
@@ -54,6 +58,7 @@ class Text:
     split: str
     protocol: dict[str, Any]
     roles_T: UInt8[np.ndarray, "T"] | None = None
+    ends_hidden: bool = False
 
 
 def corpus_text(corpus: Corpus, cut: Cut, copies: bool = False) -> Text:
@@ -103,8 +108,10 @@ def _supervised_text(corpus: Corpus, cut: Cut, copies: bool) -> Text:
             scored_N, first = np.flatnonzero(carries_loss(roles_L)), 0
             if len(scored_N) and scored_N[-1] + 1 - scored_N[0] <= window:
                 first = max(int(scored_N[-1]) + 1 - window, 0)  # a prompt that is too long loses its start
-            tokens.append(tokens_L[first:])
-            roles.append(roles_L[first:])
+            size = {"length": window, "block": cut.multiple, "number": len(ids)}
+            tokens_L, roles_L = with_tail(tokens_L[first:], roles_L[first:], cut.tail, corpus.tokenizer, **size)
+            tokens.append(tokens_L)
+            roles.append(roles_L)
             ids.append(f"{number}.{answer}" if copies else str(number))
     if not any(carries_loss(roles_L).any() for roles_L in roles):
         raise InputError(f"the split {corpus.split} of {corpus.directory} holds no tokens to score; an evaluation requires at least one")
@@ -119,10 +126,18 @@ def _supervised_text(corpus: Corpus, cut: Cut, copies: bool) -> Text:
         scorable_T=carries_loss(roles_T),
         multiple=cut.multiple,
     ).first(cut.limit)
+    windows = dataclasses.replace(windows, tail_T=None if cut.tail is None else is_filled(roles_T))
+    hidden = cut.tail is not None and cut.tail.hides_end and all(len(part) == window for part in tokens)
     protocol = {"suite": None, "bos": False, "eos": True, "packing": "alone", "window": window, "stride": step, "remainder": "keep"}
-    protocol |= {"detokeniser": "none", "documents": len(ends_D), "answers_alone": copies, **_of(corpus.tokenizer, tokens_T)}
+    protocol |= {
+        "detokeniser": "none",
+        "documents": len(ends_D),
+        "answers_alone": copies,
+        "tail": cut.tail is not None,
+        **_of(corpus.tokenizer, tokens_T),
+    }
     protocol |= {"corpus": str(corpus.directory), "split": corpus.split, "complete": windows.complete and whole}
-    return Text(windows, ids, None, corpus.split, protocol, roles_T)
+    return Text(windows, ids, None, corpus.split, protocol, roles_T, hidden)
 
 
 def _answers(tokens_L: Int[np.ndarray, "L"], roles_L: UInt8[np.ndarray, "L"]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -26,7 +26,8 @@ BUCKETS = 6  # row lengths: the window and its halves
 class Windows:
     """A stream of documents and windows of it, as `cut_windows` returns them.
 
-    Window w holds tokens [begin_W[w], end_W[w]) and scores those from scored_W[w] on that are scorable.
+    Window w holds tokens [begin_W[w], end_W[w]) and scores those from scored_W[w] on that are scorable.  tail_T: tokens of tails, which are
+    scored but no tokens of the text; None: there are none.
     """
 
     tokens_T: Int[np.ndarray, "T"]
@@ -37,6 +38,7 @@ class Windows:
     end_W: Int[np.ndarray, "W"]
     lengths: tuple[int, ...]
     pad_id: int
+    tail_T: Bool[np.ndarray, "T"] | None = None
 
     def __len__(self) -> int:
         return len(self.begin_W)
@@ -58,8 +60,9 @@ class Windows:
         Args:
           rows: the rows of each batch that this host owns, ascending; None: all.
         Yields:
-          {"tokens", "segments", "positions": int32 [B, L], "scored": bool [B, L], "row": int32 [B], the window's number}. Segments
-          number the documents of a row from 1; positions count from the start of a document in the row. Missing rows are padding.
+          {"tokens", "segments", "positions": int32 [B, L], "scored", "counted" (not of a tail): bool [B, L], "row": int32 [B], the
+          window's number}. Segments number the documents of a row from 1; positions count from the start of a document in the row.
+          Missing rows are padding.
         """
         rows = range(size) if rows is None else rows
         lengths_W = self.lengths_W()
@@ -72,7 +75,7 @@ class Windows:
     def _rows(self, numbers: list[int], length: int) -> dict[str, np.ndarray]:
         shape = (len(numbers), length)
         batch = {name: np.zeros(shape, np.int32) for name in ("segments", "positions")}
-        batch |= {"tokens": np.full(shape, self.pad_id, np.int32), "scored": np.zeros(shape, bool)}
+        batch |= {"tokens": np.full(shape, self.pad_id, np.int32), "scored": np.zeros(shape, bool), "counted": np.zeros(shape, bool)}
         for row, number in enumerate(numbers):
             if number < 0:
                 continue
@@ -83,7 +86,9 @@ class Windows:
             batch["tokens"][row, : end - begin] = self.tokens_T[begin:end]
             batch["segments"][row, : end - begin] = document_N - document_N[0] + 1
             batch["positions"][row, : end - begin] = at_N - starts_N
-            batch["scored"][row, : end - begin] = self.scorable_T[begin:end] & (at_N >= self.scored_W[number])
+            scored_N = self.scorable_T[begin:end] & (at_N >= self.scored_W[number])
+            batch["scored"][row, : end - begin] = scored_N
+            batch["counted"][row, : end - begin] = scored_N if self.tail_T is None else scored_N & ~self.tail_T[begin:end]
         return batch | {"row": np.array(numbers, np.int32).clip(0)}
 
     def first(self, count: int | None) -> "Windows":

@@ -1,12 +1,28 @@
 """Rows of supervised data: each choice does what it says, and a row is a function of its key."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
-from dlmjax.data.roles import ALL_SCORED, CONDITION, END, HIDDEN, PADDING, ROLES, SCORED, TAIL, is_message_start, pack_role, use_of
-from dlmjax.data.supervised import INFILLS, TAILS, RandomTail, Spans, SupervisedRows, ToBlock, ToRow, is_scored, make_choice
+from dlmjax.data import Corpus
+from dlmjax.data.prepare import prepare
+from dlmjax.data.roles import (
+    ALL_SCORED,
+    CONDITION,
+    END,
+    HIDDEN,
+    PADDING,
+    ROLES,
+    SCORED,
+    TAIL,
+    is_filled,
+    is_message_start,
+    pack_role,
+    use_of,
+)
+from dlmjax.data.supervised import INFILLS, TAILS, RandomTail, Spans, SupervisedRows, ToBlock, ToRow, held_out_rows, is_scored, make_choice
 from dlmjax.errors import InputError
 
 EOS, PAD, VOCAB, L = 90, 91, 92, 24
@@ -204,3 +220,20 @@ def test_bad_choices_are_refused_in_one_line(kind, text, message):
         make_choice(kind, text)
     assert "\n" not in str(refused.value)
     assert make_choice(kind, "none") is None and set(INFILLS) | set(TAILS) >= {"none", "spans", "block", "random", "row"}
+
+
+def test_held_out_rows_have_the_tails_of_training(tmp_path):
+    """Their tail is scored and, as of "roles", told apart from the text."""
+    (tmp_path / "sums.jsonl").write_text("".join(f'{{"prompt": "{a}=", "answer": "{a}."}}\n' for a in range(20)))
+    prepare([tmp_path / "sums.jsonl"], "bytes", tmp_path / "data", format="prompt-answer", valid_fraction=0, progress=False)
+    corpus = Corpus.open(tmp_path / "data", split="train")
+    begin, end = 0, int(next(iter(corpus.document_ends()))[0])
+    row = {name: np.zeros((1, 16), kind) for name, kind in (("tokens", np.int32), ("segments", np.int32), ("positions", np.int32))}
+    row |= {"roles": np.full((1, 16), PADDING), "row": np.array([0])}
+    row["tokens"][0, : end - begin], row["roles"][0, : end - begin] = corpus.read(begin, end), corpus.read_roles(begin, end)
+    row["segments"][0, : end - begin], row["positions"][0, : end - begin] = 1, np.arange(end)
+    row["roles"][0, end - 1] |= END
+    attention = types.SimpleNamespace(block_size=None, causal=False)
+    for tail, filled in ((None, 0), (make_choice("tail", "row"), 16 - end)):
+        (found,) = held_out_rows(iter([row]), corpus, 0, attention, tail)
+        assert is_filled(found["roles"]).sum() == filled and (found["segments"] > 0).sum() == end + filled

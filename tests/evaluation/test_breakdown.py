@@ -46,7 +46,7 @@ def test_positions_and_frequencies_are_those_of_the_tokens(seen):
 
 def test_a_token_that_is_not_scored_is_nowhere():
     """Nats where nothing is scored would show up in a table: they are left out."""
-    batch = TokenNats(np.array([0]), np.array([[0, 1]]), np.array([[True, False]]), np.array([[2.0, 100.0]]))
+    batch = TokenNats(np.array([0]), np.array([[0, 1]]), *2 * [np.array([[True, False]])], np.array([[2.0, 100.0]]))
     windows = cut_windows(np.array([0, 1], np.int32), np.array([2]), window=2, step=2, pad_id=0)
     for observer in (ByDocument(windows, LENGTHS), ByPosition(2), ByFrequency(np.array([1, 1, 0, 0]))):
         observer.see(batch)
@@ -58,7 +58,7 @@ def test_a_token_that_is_not_scored_is_nowhere():
 
 def test_long_windows_have_sixteen_stretches():
     positions = ByPosition(100)
-    positions.see(TokenNats(np.array([0]), np.zeros((1, 100), int), np.ones((1, 100), bool), np.arange(100.0)[None]))
+    positions.see(TokenNats(np.array([0]), np.zeros((1, 100), int), *2 * [np.ones((1, 100), bool)], np.arange(100.0)[None]))
     table = positions.table()
     assert len(table) == 15 and table[0]["nats_per_token"] == 3.0 and (table[-1]["first"], table[-1]["end"]) == (98, 100)
 

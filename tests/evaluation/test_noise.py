@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_or_nothing_does_not_end_a_run(paired, scale):
     observer, samples = NoiseObserver(objective_of("stratified", "bound")), paired.samples
     found = PairedNats(samples.t_JWU[:, 0, 0], samples.weight_J, np.full((*samples.nats_2JWU.shape[:3], 3), scale))
     whole_BL = np.ones((ROWS, 3), bool)
-    observer.see(TokenNats(np.arange(ROWS), np.zeros((ROWS, 3), int), whole_BL, np.zeros((ROWS, 3)), lambda: found))
+    observer.see(TokenNats(np.arange(ROWS), np.zeros((ROWS, 3), int), whole_BL, whole_BL, np.zeros((ROWS, 3)), lambda: found))
     assert observer.report is None
 
 

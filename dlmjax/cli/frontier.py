@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from dlmjax import flags
-from dlmjax.cli.run_flags import check_rule, sample_settings
+from dlmjax.cli.run_flags import check_rule, check_stop, sample_settings
 from dlmjax.errors import InputError
 from dlmjax.files import write_atomically, write_json
 
@@ -52,7 +52,11 @@ def run_frontier(arguments: argparse.Namespace, opened: Run, origin: dict[str, A
     causal = opened.experiment.process.attention.causal
     texts = arguments.frontier or (["left_to_right"] if causal else list(frontier.DEFAULT))
     for text in texts:
-        check_rule(text.partition(";")[0].strip())
+        rule, *values = (part.strip() for part in text.split(";"))
+        check_rule(rule)
+        for value in values:
+            if value.startswith("stop"):
+                check_stop(value.partition("=")[2].strip())
     base = sample_settings(arguments, opened, steps=SampleSettings.steps, rule="left_to_right" if arguments.stop else "ancestral")
     entries = frontier.entries_of(opened, texts, base, arguments.steps, origin["length"])
     scorer = open_scorer(opened.experiment.tokenizer, arguments.scorer, arguments.scorer_workdir, arguments.trust_code)

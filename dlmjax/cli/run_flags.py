@@ -55,8 +55,8 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         nargs="?",
         const="end",
         metavar="STOP",
-        help="stop: exit(bound=0.1), prophet, sched, stable: reveals the rest of a row at once; end, or no value: ends a text at its end "
-        "of document, with blocks, --stride or causal processes under `sample`; both: end+exit(bound=0.1) (none)",
+        help="stop: exit(bound=0.1), prophet, sched, stable, my_module.MyStop: reveals the rest of a row at once; end, or no value: ends a "
+        "text at its end of document, with blocks, --stride or causal processes under `sample`; both: end+exit(bound=0.1) (none)",
     )
     add(
         "--eos",
@@ -144,6 +144,15 @@ def check_rule(text: str | None) -> None:
         import_rule(text)
 
 
+def check_stop(text: str | None) -> None:
+    """Imports the module of a stop of one's own, also beside `end`. Raises InputError: no such stop, a value that it does not take."""
+    from dlmjax.sampling.stops import import_stop
+
+    for word in (text or "").split("+"):
+        if word.strip() not in ("", "end"):
+            import_stop(word.strip())
+
+
 def sample_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """The values of `SampleSettings` that flags of the same names give; the module of a rule of one's own is imported."""
     from dlmjax.sampling import SampleSettings
@@ -152,6 +161,7 @@ def sample_values(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(SampleSettings)} & set(vars(arguments))
     values = {name: getattr(arguments, name) for name in names}
     check_rule(values["rule"])
+    check_stop(values["stop"])
     if values["guide"]:
         import_guide(values["guide"])
     return values

@@ -1,18 +1,12 @@
-"""The rules by name, as `--rule` and records write them; a rule of one's own by its dotted name.
-
-A dotted name, "my_package.my_rules.MyRule(value=2)", is looked up among modules that are imported. Only `import_rule`, for a text that a
-person has typed, imports one: the settings in a file from elsewhere run no code.
-"""
+"""The rules by name, as `--rule` and records write them; a rule of one's own by its dotted name (see `by_name`)."""
 
 import dataclasses
-import importlib
-import sys
 from typing import Any
 
 from dlmjax.choices import text_of
 from dlmjax.errors import InputError
 from dlmjax.sampling.bounded_rules import EntropyBound, Factor, Klass, Profile, Spread
-from dlmjax.sampling.by_name import build
+from dlmjax.sampling.by_name import build_own, import_own
 from dlmjax.sampling.other_rules import Credit, Saber, apart
 from dlmjax.sampling.revising_rules import T2t, Wino
 from dlmjax.sampling.rules import Confidence, Entropy, LeftToRight, Margin, Random, Rule, Threshold
@@ -92,16 +86,7 @@ _OLD_ORDERS = {"confidence": {"on": "drawn"}, "top_probability": {}}
 
 def make_rule(text: str) -> Rule:
     """The rule of a text: "margin", "threshold(value=0.9)". Raises InputError: no such rule, a value that it does not take."""
-    dotted, bracket, values = text.partition("(")
-    if "." not in dotted:
-        return build("rule", text, RULES)
-    module, _, name = dotted.strip().rpartition(".")
-    own = getattr(sys.modules.get(module), name, None)
-    if own is None:
-        raise InputError(f"rule {dotted!r:.100} is not in an imported module; import {module:.80} first, or give it as --rule")
-    if not (isinstance(own, type) and issubclass(own, Rule)):
-        raise InputError(f"rule {dotted!r:.100} is not a class that inherits dlmjax.sampling.rules.Rule")
-    return build("rule", name + bracket + values, {name: own})
+    return build_own("rule", text, RULES, Rule)
 
 
 def import_rule(text: str) -> Rule:
@@ -109,13 +94,7 @@ def import_rule(text: str) -> Rule:
 
     Raises InputError: as `make_rule`; a module that cannot be imported.
     """
-    module, dot, _ = text.partition("(")[0].strip().rpartition(".")
-    if dot:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            line = str(error).splitlines()[0][:200] if str(error) else ""
-            raise InputError(f"rule {text!r:.100}: module {module:.80} cannot be imported ({type(error).__name__}: {line})") from error
+    import_own("rule", text)
     return make_rule(text)
 
 

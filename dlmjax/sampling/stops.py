@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dlmjax.errors import InputError
-from dlmjax.sampling.by_name import build
+from dlmjax.sampling.by_name import build_own, import_own
 from dlmjax.sampling.rules import View
 
 
@@ -156,10 +156,19 @@ STOPS: dict[str, type[Stop]] = {cls.name: cls for cls in (Exit, Prophet, Sched, 
 
 
 def make_stop(text: str) -> Stop:
-    """The stop of a text: "exit(bound=0.1)". Raises InputError: no such stop, a value that it does not take."""
+    """The stop of a text: "exit(bound=0.1)", or one's own by its dotted name (see `by_name`).
+
+    Raises InputError: no such stop, a value that it does not take.
+    """
     if text.strip() == "end":
         raise InputError("stop end requires a sampler of blocks, of a stride or of a causal process: dlmjax sample, or Run.sample")
-    return build("stop", text, STOPS)
+    return build_own("stop", text, STOPS, Stop)
+
+
+def import_stop(text: str) -> Stop:
+    """`make_stop` of a text that a person has typed: the module of a dotted name is imported."""
+    import_own("stop", text)
+    return make_stop(text)
 
 
 def _check(stop: Stop, **values: float | int) -> None:

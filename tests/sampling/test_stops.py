@@ -1,5 +1,9 @@
 """Stops: when they end a row, by their definitions; what the bounded one costs, by enumeration; that rows are apart."""
 
+import dataclasses
+import sys
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +11,7 @@ import pytest
 from dlmjax.errors import InputError
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.settings import SampleSettings
-from dlmjax.sampling.stops import STOPS, make_stop
+from dlmjax.sampling.stops import STOPS, Stop, import_stop, make_stop
 from tests.sampling.test_rules import CANVAS, LAW, STATES, chosen, price, view_of
 
 
@@ -71,6 +75,38 @@ def test_a_row_alone_ends_as_among_others(text):
         np.testing.assert_array_equal(getattr(two, field), getattr(both, field)[:2])
     assert (both.tokens_BL < 3).all() and both.calls_B.min() < 4 and both.exit_nats_B.max() > 0
     assert both.to_json()["exit_nats"] == both.exit_nats_B.tolist() and SampleSettings.from_json(settings.to_json()) == settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Half(Stop):
+    """A stop of one's own: where a share of the masked positions is revealed."""
+
+    share: float = 0.5
+
+    name = "half"
+    source = "this test"
+
+    def done(self, view, memory):
+        return view.masked_BL.sum(axis=1) <= (1 - self.share) * view.start_masked_BL.sum(axis=1), memory
+
+
+def test_a_stop_of_ones_own_by_its_dotted_name(tmp_path, monkeypatch):
+    """It samples, is recorded, is data in a record, and is imported where a person types it."""
+    text = f"{__name__}.Half(share=0.5)"
+    samples = Sampler(LAW.process(), LAW.bind, SampleSettings(rule="left_to_right", stop=text)).sample(jnp.float32(1), CANVAS, seed=1)
+    assert samples.evaluations < CANVAS.length and samples.to_json()["settings"]["stop"] == text
+    (tmp_path / "my_own_stops.py").write_text(f"from {__name__} import Half\nclass Mine(Half):\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    record = SampleSettings(rule="margin").to_json() | {"stop": "my_own_stops.Mine"}
+    with pytest.raises(InputError, match="stop 'my_own_stops.Mine' is not in an imported module"):
+        SampleSettings.from_json(record)
+    assert "my_own_stops" not in sys.modules
+    assert type(import_stop("my_own_stops.Mine")).__name__ == "Mine" and SampleSettings.from_json(record).stop == "my_own_stops.Mine"
+    monkeypatch.setitem(sys.modules, "my_own_stops", types.ModuleType("my_own_stops"))
+    with pytest.raises(InputError, match="cannot be imported"):
+        import_stop("no_such_module.Mine")
+    with pytest.raises(InputError, match="not a class that inherits dlmjax.sampling.stops.Stop"):
+        make_stop("tests.sampling.test_rules.Evens")
 
 
 @pytest.mark.parametrize("name", STOPS)

@@ -101,12 +101,13 @@ def needs_steps(settings: SampleSettings) -> bool:
 
 def likelihood_of(run: Run, settings: SampleSettings) -> tuple[str | None, str]:
     """(the likelihood of the sampler with these settings, as of `EvaluationSettings`, or None; why it has none)."""
+    values = [(name, getattr(settings, name), plain) for name, plain in _without_likelihood()]
+    if changed := [name for name, value, plain in values if value != plain and value is not True]:
+        return None, f"settings with {', '.join(changed)} have no likelihood here"
     if run.experiment.process.attention.causal:
-        return ("nelbo", "") if settings.temperature == 1 and settings.top_p == 1 else (None, "only temperature 1 is measured")
+        return ("nelbo", "") if settings.temperature == 1 else (None, "only temperature 1 is measured")
     if settings.rule == IN_TIME:
         return None, "steps in time: a text has many paths"
-    if isinstance(settings.cache, str) or settings.top_p < 1 or settings.guidance or settings.regex:
-        return None, "reused keys and values, top-p, guidance and patterns have no likelihood here"
     rule = settings.make_rule()
     attention = run.experiment.process.attention
     if isinstance(rule, Klass) and settings.steps < (attention.block_size or run.experiment.config.data.length):
@@ -121,6 +122,13 @@ def likelihood_of(run: Run, settings: SampleSettings) -> tuple[str | None, str]:
     except InputError as error:
         return None, str(error).partition(": ")[2].partition("; ")[0] or str(error)
     return text, ""
+
+
+def _without_likelihood() -> list[tuple[str, Any]]:
+    """(name, default) of the settings that change the distribution of a text and are not part of `Order`: all but these, also new ones.
+    `cache=True` leaves out calls and changes no text."""
+    known = ("steps", "rule", "temperature", "stop", "suppressed_ids", "end_ids", "method", "grid")
+    return [(field.name, field.default) for field in dataclasses.fields(SampleSettings) if field.name not in known]
 
 
 def label_of(settings: SampleSettings) -> str:

@@ -88,6 +88,25 @@ def test_every_rule_has_a_likelihood_or_a_reason(name, masked_run):
         assert frontier.parse_entry(label, dataclasses.replace(settings, stop=None, temperature=1.0)) == settings, label
 
 
+@pytest.mark.parametrize("run", ["masked_run", "causal_run"])
+def test_what_changes_the_text_otherwise_has_no_nats(run, request):
+    """Every setting, those of a later version too, that the likelihood does not know: its nats would be those of another sampler."""
+    run = request.getfixturevalue(run)
+    rule = "left_to_right(count=1)" if run.experiment.process.attention.causal else "margin(count=1)"
+    plain = SampleSettings(rule=rule)
+    assert frontier.likelihood_of(run, plain)[0] and frontier.likelihood_of(run, dataclasses.replace(plain, cache=True))[0]
+    others = {"top_p": 0.5, "guidance": 1.0, "guide": "a", "cache": "dual", "regex": "a", "eos": "a", "grow": "a", "sweep": 4}
+    same = {"steps", "rule", "temperature", "stop", "suppressed_ids", "end_ids", "method", "grid"}
+    assert {field.name for field in dataclasses.fields(SampleSettings)} <= same | set(others), (
+        "say whether the new setting changes the text"
+    )
+    for name, value in others.items():
+        changed = dataclasses.replace(plain)
+        object.__setattr__(changed, name, value)
+        text, why = frontier.likelihood_of(run, changed)
+        assert text is None and name in why, name
+
+
 def test_bad_lists_end_in_one_line(masked_workdir, capsys):
     for flags, said in (
         (["--frontier", "margni"], "did you mean 'margin'"),

@@ -67,8 +67,8 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
     add(
         "--method",
         default="ancestral",
-        help="method of a step in time: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), "
-        "psi(kappa=0.95), rdm, self_correct, gibbs(rounds=16), acs, ddpm, ddim(eta=0), heun (ancestral)",
+        help="method of a step in time: ancestral, tau_leap, analytic, first_hitting, predetermined, remask(eta=0.1), accept, "
+        "accept_once, psi(kappa=0.95), rdm, self_correct, gibbs(rounds=16), acs, ddpm, ddim(eta=0), heun (ancestral)",
     )
     add(
         "--grid",

@@ -1,5 +1,6 @@
 """The step methods by name, as `--method` and records write them."""
 
+from dlmjax.sampling.accept import Accept, AcceptOnce
 from dlmjax.sampling.by_name import build
 from dlmjax.sampling.correctors import Acs, Gibbs
 from dlmjax.sampling.gaussian import Ddim, Ddpm, Heun
@@ -10,7 +11,10 @@ from dlmjax.sampling.steppers import Analytic, Ancestral, Rdm, SelfCorrect, Step
 
 METHODS: dict[str, type] = {
     cls.name: cls
-    for cls in (Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Psi, Rdm, SelfCorrect, Gibbs, Acs, Ddpm, Ddim, Heun)
+    for cls in (
+        *(Ancestral, TauLeap, Analytic, FirstHitting, Predetermined, Remask, Psi, Rdm, SelfCorrect, Gibbs, Acs),
+        *(Accept, AcceptOnce, Ddpm, Ddim, Heun),
+    )
 }
 
 

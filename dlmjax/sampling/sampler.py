@@ -122,6 +122,8 @@ class Sampler:
             self.hold_back = check_hold_back(settings.eos, end_ids=settings.end_ids, **of_process)
         self.stepper = make_method(settings.method)
         self.stepper.check(self.process)
+        self.in_noise = self.rule is None and self.stepper.reveals_by is not None  # a rule that reveals tokens in noise without a mask
+        self.rule = self.stepper.reveals_by if self.in_noise else self.rule
         self.guide = settings.make_guide()
         if self.guide is not None:
             require_guide(self.guide, self.process)
@@ -296,7 +298,7 @@ class Sampler:
         if self.causal:
             z, masked_BL = tokens_BL, ~condition_mask_BL
         else:
-            if self.rule is not None:
+            if self.rule is not None and not self.in_noise:
                 prior = jnp.full_like(tokens_BL, self.mask_id)
             else:
                 prior = process.prior(prior_keys_B, length)
@@ -331,13 +333,15 @@ class Sampler:
             calls_B=jnp.zeros(batch, jnp.int32),
             stop_memory=() if self.stop is None else self.stop.begin((batch, length)),
             exit_nats_B=jnp.zeros(batch, jnp.float32),
-            memory=self.stepper.begin(batch) if self.rule is None else self.rule.begin((batch, length), process.output.columns),
+            memory=self.stepper.begin(batch, length) if self.rule is None else self.rule.begin((batch, length), process.output.columns),
             plan=plan,
             logits_cache=logits_cache,
             hint_BLI=hint_BLI,
         )
 
     def _masked(self, z, condition_mask_BL) -> Bool[Array, "B L"]:
+        if self.in_noise:
+            return ~condition_mask_BL
         return jnp.zeros_like(condition_mask_BL) if self.mask_id is None else (z == self.mask_id) & ~condition_mask_BL
 
     def _hint_size(self, params, canvas, z) -> int:
@@ -422,16 +426,20 @@ class Sampler:
         keys_B = self._keys(canvas["seed"], state.tokens_BL.shape[0], step)
         denoise = self._step_denoiser(process, params, canvas, state, times)
         if self.rule is None:
-            z = self.stepper.step(process, split_rows(keys_B)[0], denoise, state.z, times.t_BL, times.s_BL)
+            of_step = split_rows(keys_B)[0], denoise, state.z, times.t_BL, times.s_BL
+            z, memory = self.stepper.stepped(process, *of_step, state.memory)
+            needed_B = self.stepper.open_rows(state.memory) if self.stepper.ends else True
             if self.guide is not None and self.guide.on_vectors:
                 z = self.guide.moved(process, function_of(self.guide), z, times.s_BL)
             z = select_positions(times.moves_BL, z, state.z)
-            after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step)
+            after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step, needed_B)
+            after = after._replace(memory=memory)
         else:
             read_BL = process.corrupt(split_rows(keys_B)[0], state.z, times.t_BL) if self.causal else state.z
             t_BL = process.time_domain.revealed(state.masked_BL, times.t_BL, canvas["start_BL"])
             if self.rule.revises:
                 t_BL = jnp.where(editable_masks(state.masked_BL, canvas["condition_mask_BL"]), self.rule.level, t_BL)
+            t_BL = state.masked_BL.astype(jnp.float32) if self.in_noise else t_BL
             logits_BLV = process.output.log_posterior(denoise(read_BL, t_BL), read_BL, t_BL)
             after = self._reveal(canvas, state, keys_B, exclude(logits_BLV, self._suppressed_ids), denoise, step)
         return after._replace(time=times.after)

@@ -38,7 +38,8 @@ class Stepper(Protocol):
     name: as in METHODS.  requires: the noise that it requires, for the message that refuses other processes.
     rounds: number of corrector steps after the last step in time.  plans: whether `plan` draws the times of the steps.
     reads_canvas: whether a step reads the canvas once and as it is, so that calls may be left out where it has not changed.
-    ends: whether corrector steps of a row may end before `rounds`, see `corrected`.
+    ends: whether steps of a row may end before the last one, see `corrected` and `stepped`.
+    reveals_by: the rule that takes the steps in place of `step`; None = there is none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stepper(Protocol):
     plans: bool = False
     reads_canvas: bool = True
     ends: bool = False
+    reveals_by: Any = None
 
     def check(self, process: Process) -> None:
         """Raises InputError where `process.capabilities.methods` does not contain the method."""
@@ -79,18 +81,22 @@ class Stepper(Protocol):
         """Corrects finished text; only positions in `editable_BL` may change."""
         raise InputError(f"method {self.name} has no corrector step")
 
-    def begin(self, rows: int) -> Any:
-        """What corrector steps remember before the first."""
-        del rows
+    def begin(self, rows: int, length: int) -> Any:
+        """What steps remember before the first."""
+        del rows, length
         return ()
+
+    def stepped(self, process: Process, keys_B: Key[Array, "B"], denoise: Denoise, z, t_BL, s_BL, memory: Any):
+        """(z after `step`, memory); where `ends`, rows that are not `open_rows` of the memory stay as they are."""
+        return self.step(process, keys_B, denoise, z, t_BL, s_BL), memory
 
     def corrected(self, process: Process, keys_B: Key[Array, "B"], denoise: Denoise, z, editable_BL: Bool[Array, "B L"], memory: Any):
         """(z after `corrector_step`, memory); where `ends`, rows that are not `open_rows` of the memory stay as they are."""
         return self.corrector_step(process, keys_B, denoise, z, editable_BL), memory
 
     def open_rows(self, memory: Any) -> Bool[Array, "B"]:
-        """Rows whose corrector steps go on, where `ends`."""
-        raise InputError(f"method {self.name} takes all its corrector steps")
+        """Rows whose steps go on, where `ends`."""
+        raise InputError(f"method {self.name} takes all its steps")
 
     def plan(
         self,
@@ -258,7 +264,7 @@ class SelfCorrect(Stepper):
     def ends(self) -> bool:
         return self.patience > 0
 
-    def begin(self, rows):
+    def begin(self, rows, length):
         return (jnp.full(rows, -1.0), jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool)) if self.ends else ()
 
     def open_rows(self, memory):

@@ -109,8 +109,9 @@ class Interpolating(Process):
         """
         redrawn = ("rdm",) if self.stationary and self.schedule is not None else ()
         revised, grid = ((), "uniform") if self.absorbing_id is not None else (("self_correct",), "power(exponent=2)")
+        accepted = ("accept", "accept_once") if self.noise_mask is None and self.absorbing_id is None and self.stationary else ()
         return Capabilities(
-            methods=("ancestral", "tau_leap", "analytic", "psi", "gibbs", *redrawn, *revised),
+            methods=("ancestral", "tau_leap", "analytic", "psi", "gibbs", *redrawn, *revised, *accepted),
             weightings=("bound", *OF_JUMPS, *OF_TOKENS),
             sampling_grid=grid,
             prior_mask_id=self.absorbing_id,

@@ -8,6 +8,7 @@ from dlmjax.errors import InputError
 from dlmjax.sampling.bounded_rules import EntropyBound, Factor, Klass, Profile, Spread
 from dlmjax.sampling.by_name import build_own, import_own
 from dlmjax.sampling.other_rules import Credit, Saber, apart
+from dlmjax.sampling.position_rules import Pc
 from dlmjax.sampling.revising_rules import T2t, Wino
 from dlmjax.sampling.rules import Confidence, Entropy, LeftToRight, Margin, Random, Rule, Threshold
 from dlmjax.sampling.steppers import rank
@@ -74,7 +75,7 @@ RULES: dict[str, type[Rule]] = {
     for cls in (
         *(Random, LeftToRight, Confidence, Margin, Entropy),
         *(Threshold, EntropyBound, Factor, Profile, Spread, Klass),
-        *(Saber, Credit, Wino, T2t, MinGap),
+        *(Saber, Credit, Wino, T2t, MinGap, Pc),
     )
 }
 IN_TIME = "ancestral"  # not a rule: steps in time

@@ -14,6 +14,7 @@ from dlmjax.errors import InputError
 from dlmjax.evaluation.paths import path_evaluator
 from dlmjax.sampling.canvas import Canvas, blank_canvas
 from dlmjax.sampling.other_rules import apart
+from dlmjax.sampling.position_rules import attach_table
 from dlmjax.sampling.reveal import position_scores
 from dlmjax.sampling.rule_names import RULES, import_rule, make_rule
 from dlmjax.sampling.rules import Choice, Rule, View
@@ -25,20 +26,21 @@ from tests.sampling.toy import Law
 
 LAW = Law(symbols=3, length=4, seed=1, sharpness=3.0)
 KLASS = "klass(value=0.4, drift=2, history=1)"
-TEXTS = {"min_gap": "min_gap(rule=threshold, d=2)"}  # of rules with a value that has no default
+TABLE = attach_table(np.array([50, 5, 1]))
+TEXTS = {"min_gap": "min_gap(rule=threshold, d=2)", "pc": f"pc(table='{TABLE}')"}  # of rules with a value that has no default
 
 
 def text_of(name: str) -> str:
     return TEXTS.get(name, name)
 
 
-def view_of(p_BLK, masked_BL=None, step=1, steps=64, start_BL=None, p_drawn_BL=None) -> View:
+def view_of(p_BLK, masked_BL=None, step=1, steps=64, start_BL=None, p_drawn_BL=None, drawn_BL=None) -> View:
     log_p_BLV = jnp.log(jnp.maximum(jnp.asarray(p_BLK, jnp.float32), 1e-30))
     masked_BL = jnp.ones(log_p_BLV.shape[:2], bool) if masked_BL is None else jnp.asarray(masked_BL)
     keys_B = jax.random.split(jax.random.key(0), len(log_p_BLV))
     start_BL = masked_BL if start_BL is None else jnp.asarray(start_BL)
     scores = lambda name: position_scores(name, log_p_BLV)  # noqa: E731
-    return View(masked_BL, start_BL, jnp.int32(step), steps, scores, lambda: log_p_BLV, keys_B, p_drawn_BL)
+    return View(masked_BL, start_BL, jnp.int32(step), steps, scores, lambda: log_p_BLV, keys_B, p_drawn_BL, drawn_BL)
 
 
 def chosen(text: str, p_BLK, **how) -> np.ndarray:
@@ -255,6 +257,27 @@ def test_saber_takes_back_the_tokens_that_fell_most_and_always_gains():
     second = rule.choose(view_of(later_BLK, ~np.asarray(first.reveal_BL), 2, start_BL=start_BL, p_drawn_BL=drawn_BL), first.memory)
     assert np.flatnonzero(second.reveal_BL[0]).tolist() == [2, 3, 4] and np.flatnonzero(second.remask_BL[0]).tolist() == [0]
     assert int(second.reveal_BL.sum()) > int(second.remask_BL.sum())
+
+
+def test_pc_ranks_by_place_and_by_rarity():
+    """Rare tokens that are likely, early places first; a prompt has no place. Of the token that is likeliest, or the drawn one."""
+    p_BLK = np.array([[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]]])
+    start_BL = np.array([[0, 1, 1, 1]], bool)
+    rare_K = -np.log((np.array([50, 5, 1]) + 1) / 59)
+    how = {"masked_BL": start_BL, "drawn_BL": jnp.array([[0, 0, 2, 1]]), "p_drawn_BL": jnp.array([[0.9, 0.1, 0.8, 0.2]])}
+    for text, score_L in (
+        ("pc(slope=0.25", np.exp(-0.25 * np.arange(3)) * [0.8 * rare_K[1], 0.8 * rare_K[2], 0.6 * rare_K[2]]),
+        ("pc(slope=1", np.exp(-1.0 * np.arange(3)) * [0.8 * rare_K[1], 0.8 * rare_K[2], 0.6 * rare_K[2]]),
+        ("pc(slope=0, alpha=1", np.minimum([0.8 * rare_K[1], 0.8 * rare_K[2], 0.6 * rare_K[2]], 1.0)),
+        ("pc(on=drawn", np.exp(-0.25 * np.arange(3)) * [0.1 * rare_K[0], 0.8 * rare_K[2], 0.2 * rare_K[1]]),
+    ):
+        rule = make_rule(f"{text}, count=1, table='{TABLE}')")
+        found_BL = rule.score(view_of(p_BLK, **how))
+        np.testing.assert_allclose(np.asarray(found_BL)[0, 1:], score_L, rtol=1e-5)
+        reveal_BL = np.asarray(rule.choose(view_of(p_BLK, **how), ()).reveal_BL)
+        assert np.flatnonzero(reveal_BL[0]).tolist() == [1 + score_L.argmax()]
+    with pytest.raises(InputError, match="pc requires the counts of the tokens of a corpus"):
+        Sampler(LAW.process(), LAW.bind, SampleSettings(rule="pc")).sample(jnp.float32(1), CANVAS)
 
 
 # --- in the sampler --------------------------------------------------------------------------------------------------------------------

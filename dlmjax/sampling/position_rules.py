@@ -73,5 +73,5 @@ class Pc(OnBestOrDrawn, Ranked):
         table_V = _TABLES[self.table]
         nats_V[: len(table_V)] = table_V[: len(nats_V)]
         rare_BL = jnp.minimum(probability_on(self.on, view) * jnp.asarray(nats_V)[token_BL], self.alpha)
-        place_BL = jnp.cumsum(view.start_masked_BL, axis=1) - 1
-        return jnp.exp(-self.slope * place_BL) * rare_BL
+        before_BL = jnp.cumsum(view.start_masked_BL, axis=1) - 1
+        return jnp.exp(-self.slope * before_BL) * rare_BL

@@ -40,7 +40,7 @@ def view_of(p_BLK, masked_BL=None, step=1, steps=64, start_BL=None, p_drawn_BL=N
     keys_B = jax.random.split(jax.random.key(0), len(log_p_BLV))
     start_BL = masked_BL if start_BL is None else jnp.asarray(start_BL)
     scores = lambda name: position_scores(name, log_p_BLV)  # noqa: E731
-    return View(masked_BL, start_BL, jnp.int32(step), steps, scores, lambda: log_p_BLV, keys_B, p_drawn_BL, drawn_BL)
+    return View(masked_BL, start_BL, jnp.int32(step), steps, scores, lambda: log_p_BLV, keys_B, p_drawn_BL, drawn_BL=drawn_BL)
 
 
 def chosen(text: str, p_BLK, **how) -> np.ndarray:

@@ -40,7 +40,7 @@ from dlmjax.evaluation.levels import LevelGrid, level_grid
 from dlmjax.evaluation.likelihood import BatchNats, WindowEvaluator
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.sampling.reveal import next_reveals, position_scores, require_reveals
-from dlmjax.sampling.rules import MOST_STEPS, View
+from dlmjax.sampling.rules import MOST_STEPS, LeftToRight, View
 from dlmjax.seeds import check_seed
 
 
@@ -92,6 +92,13 @@ class PathEvaluator(WindowEvaluator):
         process = self.process
         if process.attention.causal:
             raise InputError(f"{what} conflicts with process {self.name}, whose --likelihood nelbo is exact; leave --likelihood out")
+        rule = self.form.make_rule() if isinstance(self.form, Order) else None
+        seed_first = isinstance(rule, LeftToRight) and rule.count == 1 and self.form.stop is None
+        if process.attention.seeded and not seed_first:
+            raise InputError(
+                f"{what} requires blocks whose tokens are all revealed by its rule, and process {self.name} predicts the seed of a block "
+                "before the rest; give --likelihood nelbo, or order:left_to_right"
+            )
         require_reveals(process, what, "its reverse steps leave no likelihood that can be written down; give --likelihood nelbo")
         if process.output.predicts != "logits" and self.form.temperature != 1:
             raise InputError(

@@ -118,7 +118,7 @@ def likelihood_of(run: Run, settings: SampleSettings) -> tuple[str | None, str]:
     values |= {} if settings.stop is None else {"stop": settings.stop}
     text = "order:" + choices.text_of(name, values)
     try:
-        parse_likelihood(text)
+        run.experiment.path_evaluator(text)
     except InputError as error:
         return None, str(error).partition(": ")[2].partition("; ")[0] or str(error)
     return text, ""

@@ -145,6 +145,15 @@ def test_the_sampler_draws_texts_with_these_likelihoods(order, settings, likelih
     assert chi_square_sigmas(counts_N, np.exp(log_p(LAW.process(), "order:left_to_right"))) > 4, "the test can tell two rules apart"
 
 
+@pytest.mark.parametrize("likelihood", ["order:margin", "subsets", "tube"])
+def test_seeded_blocks_are_refused(likelihood):
+    """Their sampler draws the seed of a block before its rule begins; masking it too is the law of another sampler."""
+    seeded = Blockwise(Masked(LAW.vocab, LAW.mask_id), size=2, seed_bos=0)
+    with pytest.raises(InputError, match="predicts the seed of a block before the rest; give --likelihood nelbo"):
+        path_evaluator(seeded, bind_law(LAW), likelihood=likelihood)
+    path_evaluator(seeded, bind_law(LAW), likelihood="order:left_to_right")  # the seed comes first there, too
+
+
 def test_a_stop_that_draws_is_on_the_path():
     """A bound of 0 leaves one token a step, a large one reveals all at once, others lie between; the texts sum to 1."""
     one, all_at_once = (log_p(LAW.process(), f"order:margin(count={count})") for count in (1, LAW.length))

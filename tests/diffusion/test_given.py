@@ -25,7 +25,14 @@ from tests.diffusion.cases_blocks import INNER, in_blocks
 from tests.diffusion.enumerated import MaskedToy
 from tests.diffusion.gaussian import battery as vectors
 
+# Other schedules of masks are the same process with other times.
+SCHEDULES = [f"masked/{name}" for name in ("cosine", "polynomial", "geometric", "log_linear")]
 LAW3 = oracle.JointDistribution.random(TOKENS, 3, seed=2)
+
+
+def with_slow(cases: list) -> list:
+    """The cases of the battery that are no light ones; the schedules of `SCHEDULES` are slow."""
+    return [pytest.param(case, marks=pytest.mark.slow if str(case) in SCHEDULES else (), id=str(case)) for case in cases if not case.light]
 
 
 def split(law: oracle.JointDistribution, given: tuple[int, ...]):
@@ -85,7 +92,7 @@ def conditional_nats(case: Case, law: oracle.JointDistribution, given: tuple[int
     return float(mass_N @ _padded(nats, x_NL, z_NL, t_NL).sum(axis=1))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.light], ids=str)
+@pytest.mark.parametrize("case", with_slow(CASES))
 def test_the_bound_given_tokens_is_that_of_the_conditional_law(case):
     """Of every process, which for a tight one is H(answer | given): one token is given between two others."""
     parts = list(split(LAW3, (1,)))
@@ -105,7 +112,7 @@ def left_to_right(law: oracle.JointDistribution, given: tuple[int, ...]) -> floa
     return sum(entropy[i + 1] - entropy[i] for i in range(law.length) if i not in given)
 
 
-@pytest.mark.parametrize("case", [case for case in INNER if not case.light], ids=str)
+@pytest.mark.parametrize("case", with_slow(INNER))
 def test_in_blocks_the_bound_given_a_prompt_is_that_of_the_conditional_law(case):
     """A prompt of one token, which ends inside the first block of two; the last block has one token."""
     found = conditional_nats(in_blocks(case, size=2), LAW3, (0,))

@@ -74,7 +74,7 @@ class SeededCase(BlockCase):
 TIGHT = [case for case in INNER if str(case) in ("masked/linear", "masked/cosine", "uniform/linear", "hybrid/0.2")]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", TIGHT, ids=str)
 def test_the_bound_is_the_entropy_at_every_size_under_every_noise(case, size):
     law = oracle.JointDistribution.random(TOKENS, 3, seed=1)

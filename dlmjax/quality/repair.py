@@ -55,7 +55,8 @@ class Way:
 def default_ways(run: Run) -> list[str]:
     """The methods of revision that a run's process declares."""
     known = run.experiment.process.capabilities
-    ways = ["ancestral", "psi(kappa=0.5)", "gibbs(rounds=64, count=2)", "remask(eta=0.5)", "self_correct(rounds=32)"]
+    gibbs = "gibbs(rounds=64, count=2, level=0.01)" if "self_correct" in known.methods else "gibbs(rounds=64, count=2)"
+    ways = ["ancestral", "psi(kappa=0.5)", gibbs, "remask(eta=0.5)", "self_correct(rounds=32)"]
     ways += ["self_correct(by=probability, rounds=128, patience=32)"]
     found = [way for way in ways if way.partition("(")[0] in known.methods]
     return found + (["t2t"] if "self_correct" in known.methods and known.prior_mask_id is not None else [])

@@ -27,11 +27,15 @@ class Gibbs(Stepper):
     """Ancestral steps; `between` redraws after each, at its level, and `rounds` on the finished text. A redraw is one network call.
 
     count: positions of a row in one redraw; 1 keeps the distribution.
+    level: 0 = hide the positions. Above 0 the network reads the text as it is, at that time (between steps: at that of the step), and its
+      p(x_i | others) is used: for noise that replaces tokens, whose networks have not read rows of several times in training. On the way
+      this keeps the distribution too; of finished text it does not quite, since a text with noise of `level` says something else.
     """
 
     rounds: int = 16
     between: int = 0
     count: int = 1
+    level: float = 0.0
 
     name = "gibbs"
     requires = "noise on tokens whose q(z_s | x) has a closed form"
@@ -41,6 +45,15 @@ class Gibbs(Stepper):
         for name, least in (("rounds", 0), ("between", 0), ("count", 1)):
             if not least <= getattr(self, name) <= MOST_ROUNDS:
                 raise InputError(f"method gibbs: {name} is {getattr(self, name)}; it must be {least} to {MOST_ROUNDS}")
+        if not 0 <= self.level < 1:
+            raise InputError(f"method gibbs: level is {self.level}; it must be 0 (hide the position) or a time below 1")
+
+    def check(self, process):
+        super().check(process)
+        if self.level and "self_correct" not in process.capabilities.methods:
+            raise InputError(
+                f"method gibbs: level requires noise that replaces tokens, which that of process {process.name} is not; leave level at 0"
+            )
 
     def step(self, process, keys_B, denoise, z, t_BL, s_BL):
         z = process.reverse_step(keys_B, denoise(z, t_BL), z, t_BL, s_BL)
@@ -69,7 +82,11 @@ class Gibbs(Stepper):
         length = z_BL.shape[1]
         chosen_BL = editable_BL & (rank(uniform_rows(where_B, length), editable_BL) < self.count)
         noise_BL = process.prior(hide_B, length) if process.absorbing_id is None else jnp.full_like(z_BL, process.absorbing_id)
-        read_BL, time_BL = jnp.where(chosen_BL, noise_BL, z_BL), jnp.where(chosen_BL, 1.0, 0.0 if s_BL is None else s_BL)
+        at_BL = jnp.where(editable_BL, self.level, 0.0) if s_BL is None else s_BL
+        if self.level:
+            read_BL, time_BL = z_BL, at_BL
+        else:
+            read_BL, time_BL = jnp.where(chosen_BL, noise_BL, z_BL), jnp.where(chosen_BL, 1.0, at_BL)
         x_BL = draw_tokens(token_B, process.output.log_loo(denoise(read_BL, time_BL), read_BL, time_BL))
         # A clipped schedule has noise at s = 0 too, which finished text has not.
         return jnp.where(chosen_BL, x_BL if s_BL is None else process.corrupt(noise_B, x_BL, s_BL), z_BL)

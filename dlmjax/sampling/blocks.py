@@ -86,6 +86,9 @@ class BlockSampler(PieceSampler):
             )
         if self.size is None or self.size < 1:
             raise InputError(f"size, the length of a block of process {process.name}, is {self.size}; give at least 1")
+        rule = settings.make_rule()
+        if rule is not None and rule.shadows:
+            raise InputError(f"rule {rule.name} requires a network that reads the whole canvas, not block by block; use another rule")
         self.inner = Sampler(inner, self._bind, settings, self_condition=network.self_condition and not self.causal)
         self._mask = BlockCausal(self.size, offset=int(self.seeded))
         self._text_mask = Causal() if self.seeded else self._mask  # of finished text

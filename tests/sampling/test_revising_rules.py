@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlmjax.diffusion.processes.blocks import Blockwise
 from dlmjax.diffusion.processes.hybrid import Hybrid
 from dlmjax.diffusion.processes.masked import Masked
 from dlmjax.diffusion.processes.uniform import Uniform
@@ -135,6 +136,7 @@ def test_t2t_chooses_by_its_definition():
         (Hybrid(VOCAB, MASK), {"rule": "wino"}, "not conditioned on t"),
         (Masked(VOCAB, MASK), {"rule": "wino", "cache": "dual(block=4)"}, "wino"),
         (Masked(VOCAB, MASK), {"rule": "wino", "guidance": 1.0}, "wino"),
+        (Blockwise(Masked(VOCAB, MASK), 4), {"rule": "wino"}, "not block by block"),
     ],
 )
 def test_networks_that_cannot_serve_a_rule_are_refused(process, settings, message):

@@ -136,7 +136,7 @@ class SampleSettings:
         values = dataclasses.asdict(self)
         # Records without a guide are those of the versions before it.
         values = {name: value for name, value in values.items() if name != "guide" or value}
-        return values | {"never": list(values.pop("suppressed_ids"))}
+        return values | {"never": list(values.pop("suppressed_ids")), "end_ids": list(self.end_ids)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "SampleSettings":

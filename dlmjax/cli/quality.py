@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     experiment = opened.experiment
     origin = {"workdir": str(arguments.workdir), "step": opened.step, "weights": opened.weights, "process": experiment.process.name}
     origin["length"] = arguments.length or experiment.config.data.length
+    if arguments.search is not None and (arguments.latency or arguments.frontier is not None or arguments.repair is not None):
+        raise InputError("--search conflicts with --latency, --frontier and --repair, which measure one sampler; leave it out")
     if arguments.repair is not None:
         repair.run_repair(arguments, opened, origin)
     elif arguments.frontier is not None:
@@ -82,6 +84,7 @@ def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -
     corpus, why_not = held_out_of(opened, arguments.data, arguments.split)
     with_mauve = scorer is not None and corpus is not None and mauve_score.available()
     how = {"length": origin["length"], "batch": arguments.batch, "seed": arguments.seed, "scorer": scorer, "corpus": corpus}
+    how["search"] = arguments.search
     curve = generated.steps_curve(opened, settings, arguments.steps, count=arguments.samples, mauve=with_mauve, **how)
     absent = [why_not] if corpus is None else []
     absent += [] if scorer else ["no generative perplexity and no MAUVE, which require --scorer or --scorer-workdir"]
@@ -91,6 +94,7 @@ def _curve(arguments: argparse.Namespace, opened: Run, origin: dict[str, Any]) -
         "seed": arguments.seed,
         "batch": arguments.batch,
         "settings": settings.to_json() | {"steps": None},
+        **({} if arguments.search is None else {"search": arguments.search}),
         "scorer": scorer.record if scorer else None,
         "mauve_seeds": mauve_score.SEEDS if with_mauve else None,
         "rows": list(curve.rows),

@@ -112,6 +112,13 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         help="regular expression that the whole text matches, prompt and suffix included, up to its end of document; with a --rule other "
         "than ancestral (any text)",
     )
+    add(
+        "--search",
+        type=flags.text,
+        metavar="SEARCH",
+        help="search among candidates: best(n=8,score=confidence), score=own, likelihood(run='DIR') or my_module.score; "
+        "votes(n=8,blocks=(8,16)), votes(over=steps); smc(particles=4,reward=my_module.reward) (none)",
+    )
     add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
 
 

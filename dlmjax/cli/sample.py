@@ -6,6 +6,7 @@ import sys
 
 from dlmjax import flags
 from dlmjax.cli.run_flags import add_grow, add_loops, add_run, add_sampling, open_arguments, sample_values
+from dlmjax.errors import InputError
 from dlmjax.files import write_json
 
 CANVAS_TEXTS = ("prompt", "suffix", "template", "edit", "start_t")
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace, _) -> None:
     tokenizer = opened.tokenizer
     canvas = opened.canvas(**{name: getattr(arguments, name) for name in ("length", "count", *CANVAS_TEXTS)})
     sampler = opened.sampler(stride=arguments.stride, **sample_values(arguments))
-    result = _sampled(arguments, sampler, opened, canvas)
+    result, found = _sampled(arguments, sampler, opened, canvas)
     for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
     reads = "" if result.reuse is None else f"{result.reuse.reads_B.mean():,.0f} positions read, "
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     if result.settings.stop is not None:
         nats = f"{result.exit_nats_B.mean():.3f} nats per text"
         print(f"(stop {result.settings.stop}: entropies less the largest of what it revealed at once, {nats})", flush=True)
+    if found is not None:
+        print(f"(search {found.search}: {len(found.candidates)} candidates, score of the chosen one {found.score:.4g})", flush=True)
     if result.advice:
         print(f"note: {result.advice}", file=sys.stderr, flush=True)
     if arguments.json:
@@ -67,13 +70,13 @@ def run(arguments: argparse.Namespace, _) -> None:
         origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
         origin |= {"chosen_process": chosen} if (chosen := opened.experiment.chosen_process) else {}
         origin |= {"guide_sha256": guide_sha256(result.settings)} if result.settings.guide else {}
+        searched = {} if found is None else {"search": found.to_json(lambda tokens_L: text_of(tokenizer, tokens_L))}
         report = result.to_json(tokenizer, _document_lengths(opened))
-        write_json(arguments.json, {**report, "stride": arguments.stride, "stop": arguments.stop, **origin})
+        write_json(arguments.json, {**report, "stride": arguments.stride, "stop": arguments.stop, **origin, **searched})
 
 
 def _document_lengths(opened):
     """Lengths of the held-out documents of the run's corpus, tokens; None where it is not attached or cannot be read."""
-    from dlmjax.errors import InputError
     from dlmjax.evaluation.document_ends import document_lengths
     from dlmjax.experiment import held_out_of
 
@@ -86,10 +89,17 @@ def _document_lengths(opened):
 
 
 def _sampled(arguments: argparse.Namespace, sampler, opened, canvas):
-    """The samples; with `--watch` the live view, with `--trace` the page."""
+    """The samples, and with `--search` what it found; with `--watch` the live view, with `--trace` the page."""
     params, tokenizer = opened.params, opened.tokenizer
+    if arguments.search is not None:
+        from dlmjax.quality.verifiers import searcher
+
+        if arguments.watch or arguments.trace:
+            raise InputError("--search conflicts with --watch and --trace, which show one sample; leave them out")
+        found = searcher(arguments.search, opened, sampler).sample(params, canvas, seed=arguments.seed)
+        return found.samples, found
     if not (arguments.watch or arguments.trace):
-        return sampler.sample(params, canvas, seed=arguments.seed, progress=True)
+        return sampler.sample(params, canvas, seed=arguments.seed, progress=True), None
     from dlmjax.sampling.html import write_html
     from dlmjax.sampling.terminal import TerminalView
     from dlmjax.sampling.trace import record
@@ -101,4 +111,4 @@ def _sampled(arguments: argparse.Namespace, sampler, opened, canvas):
         name = pathlib.Path(arguments.workdir).resolve().name
         write_html(trace, arguments.trace, f"Denoising trace of run {name}, step {opened.step}")
         print(f"denoising trace: {arguments.trace}", flush=True)
-    return result
+    return result, None

@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace, _) -> None:
     rule = {"rule": "left_to_right"} if opened.experiment.process.attention.causal else {}
     settings = sample_settings(arguments, opened, **rule)
     how = {"in_place": arguments.in_place, "seed": arguments.seed}
-    made = solve(opened, found, settings, batch=arguments.batch, **how)
+    searched = {} if arguments.search is None else {"search": arguments.search}
+    made = solve(opened, found, settings, batch=arguments.batch, **how, **searched)
     report = {"workdir": str(arguments.workdir), "input": arguments.input, **solving_report(opened, found, made, **how)}
     low, high = report["solved_rate_95"]
     print(
@@ -44,5 +45,12 @@ def run(arguments: argparse.Namespace, _) -> None:
         f"temperature {arguments.temperature:g}",
         flush=True,
     )
+    if arguments.search is not None:
+        of = report["search"]
+        print(
+            f"search {arguments.search}: chosen {report['solved_rate']:.3f}, one candidate {of['pass_1']:.3f}, any of {of['candidates']} "
+            f"(oracle) {of['pass_any']:.3f} ± {of['stderr_pass_any']:.3f}",
+            flush=True,
+        )
     if arguments.json:
         write_json(arguments.json, report)

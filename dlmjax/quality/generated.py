@@ -28,6 +28,7 @@ from dlmjax.progress import Progress
 from dlmjax.quality.diversity import distinct_n, mean_with_error, self_bleu
 from dlmjax.quality.mauve_score import mauve_with_error
 from dlmjax.quality.scorers import Sample, Scorer, make_sample
+from dlmjax.quality.verifiers import searcher
 from dlmjax.run import Run
 from dlmjax.sampling import Samples, SampleSettings, blank_canvas, sampler_for
 from dlmjax.sampling.lengths import length_report, text_of_lengths
@@ -48,17 +49,21 @@ class GeneratedTexts:
     settings: SampleSettings
 
 
-def make_texts(run: Run, settings: SampleSettings, *, count: int, length: int, batch: int = 16, seed: int = 0) -> GeneratedTexts:
+def make_texts(
+    run: Run, settings: SampleSettings, *, count: int, length: int, batch: int = 16, seed: int = 0, search: str | None = None
+) -> GeneratedTexts:
     """Samples `count` texts of `length` tokens without a prompt, `batch` at a time with seeds `seed`, `seed` + 1, ... .
 
+    search: each text is the chosen one of several, see `sampling.search`; None = no search.
     Raises InputError: settings that the process does not support.
     """
     sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings, tokenizer=run.experiment.tokenizer)
+    sample = sampler.sample if search is None else searcher(search, run, sampler).texts
     canvas, batches = blank_canvas(length, min(batch, count)), -(-count // batch)
     found: list[Samples] = []
     with Progress(batches, f"sampling, {settings.steps} steps", " batches") as bar:
         for number in range(batches):
-            found.append(sampler.sample(run.params, canvas, seed=following(seed, number)))
+            found.append(sample(run.params, canvas, seed=following(seed, number)))
             bar.reach(number + 1)
     ids_NL = np.concatenate([texts.tokens_BL for texts in found])[:count]
     samples = tuple(make_sample(run.experiment.tokenizer, ids_L) for ids_L in ids_NL)
@@ -118,11 +123,13 @@ def steps_curve(
     scorer: Scorer | None = None,
     corpus: Corpus | None = None,
     mauve: bool = False,
+    search: str | None = None,
 ) -> Curve:
     """Samples `count` texts at each number of steps, with the same seeds, and measures each set.
 
     settings: settings of the sampler except `steps`. Autoregressive processes take one call per token and give one row.
     scorer, corpus: scorer and held-out text; without them their columns are left out.  mauve: requires scorer and corpus.
+    search: as of `make_texts`.
     Raises InputError: a count or batch below 1; settings that the process does not support; too little held-out text.
     """
     if count < 1 or batch < 1:
@@ -136,7 +143,8 @@ def steps_curve(
         steps = [length]
     rows, kept = [], []
     for number in sorted(set(steps)):
-        texts = make_texts(run, dataclasses.replace(settings, steps=number), count=count, length=length, batch=batch, seed=seed)
+        how = {"count": count, "length": length, "batch": batch, "seed": seed, "search": search}
+        texts = make_texts(run, dataclasses.replace(settings, steps=number), **how)
         if kept and texts.calls == kept[-1].calls and texts.steps == kept[-1].steps:
             break  # reveal orders take at most one step per token: more steps repeat the same texts
         found, features_ND = measure(texts.samples, scorer, with_mauve)

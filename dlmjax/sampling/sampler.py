@@ -71,6 +71,7 @@ class SamplerState(NamedTuple):
     plan: StepSchedule | None
     logits_cache: LogitsCache | None
     hint_BLI: Float[Array, "B L I"] | None
+    guess_BL: Int[Array, "B L"]  # the tokens before the step, completed by the most likely ones
     buffers: Any = None  # of a denoiser that keeps keys and values from call to call
 
 
@@ -193,6 +194,20 @@ class Sampler:
         for step, steps, state in self._run(params, canvas, seed, progress=False):
             yield _host_state(step, steps, state)
 
+    def run_with(self, params, canvas: Canvas, seed: int, look: Callable[[State], Any]) -> State:
+        """The last state of a run in which other rows may continue: `look(state)`, after each step, names the row that continues in place
+        of each one, [B], or None."""
+        run, state = self._run(params, canvas, seed, progress=False), None
+        while True:
+            try:
+                step, steps, state = run.send(state)
+            except StopIteration:
+                return host
+            host = _host_state(step, steps, state)
+            rows_B = look(host)
+            if rows_B is not None:
+                state = _with_rows(state, jnp.asarray(rows_B))
+
     # --- the run ------------------------------------------------------------------------------------------------------------
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
@@ -204,7 +219,7 @@ class Sampler:
         arrays = device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, sharding)
         state = self._jitted(self._start_state, sharding)(params, arrays)
         steps = self._steps(state)
-        yield 0, steps, state
+        state = (yield 0, steps, state) or state
         functions = [self._one_step] * steps
         if self.rule is None:
             # Where z_0 is not the clean text, one call more, at t = 0, draws from p(x | z_0).
@@ -216,7 +231,7 @@ class Sampler:
                 if progress:
                     state.tokens_BL.block_until_ready()
                     bar.reach(step)
-                yield step, steps, state
+                state = (yield step, steps, state) or state
                 if self._ends_early and not device_get(self._open(state)).any():
                     return
 
@@ -328,6 +343,7 @@ class Sampler:
             start_masked_BL=masked_BL,
             confidence_BL=confidence_BL,
             fixed_BL=-masked_BL.astype(jnp.int32),
+            guess_BL=revealed_BL,
             time=jnp.max(start_BL),
             calls=jnp.int32(0),
             calls_B=jnp.zeros(batch, jnp.int32),
@@ -552,8 +568,13 @@ def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canv
 def _host_state(step: int, steps: int, state: SamplerState) -> State:
     arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
     counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
-    calls, calls_B = (device_get(number) for number in (state.calls, state.calls_B))
-    return State(step, steps, float(device_get(state.time)), *arrays, int(calls), counts, calls_B, device_get(state.exit_nats_B))
+    calls, calls_B, nats_B = (device_get(array) for array in (state.calls, state.calls_B, state.exit_nats_B))
+    time, guess_BL = float(device_get(state.time)), device_get(state.guess_BL)
+    return State(step, steps, time, *arrays, int(calls), counts, calls_B, nats_B, guess_BL=guess_BL)
+
+
+def _with_rows(state: SamplerState, rows_B) -> SamplerState:
+    return jax.tree.map(lambda a: a[rows_B] if a.ndim and a.shape[0] == len(rows_B) else a, state)
 
 
 def _with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:
@@ -575,4 +596,5 @@ def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, step) -
         masked_BL=masked_BL,
         confidence_BL=jnp.where(masked_BL, best_BL, confidence_BL),
         fixed_BL=jnp.where(masked_BL, -1, fixed_BL),
+        guess_BL=jnp.where(state.masked_BL, jnp.argmax(log_p_BLV, axis=-1), state.tokens_BL).astype(jnp.int32),
     )

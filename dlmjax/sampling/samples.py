@@ -42,6 +42,7 @@ class State(NamedTuple):
     calls: network calls so far, per row.  reuse: counts of a sampler with reused keys and values.
     calls_B: network calls of each row until it was finished.  exit_nats_B: what a stop may have cost each row, nats; see `stops`.
     canvas_B: positions of each row's own canvas, where it grows.
+    guess_BL: the tokens before the step, completed by the most likely tokens of its call where they were masked.
     """
 
     step: int
@@ -56,6 +57,7 @@ class State(NamedTuple):
     calls_B: np.ndarray | None = None
     exit_nats_B: np.ndarray | None = None
     canvas_B: np.ndarray | None = None
+    guess_BL: np.ndarray | None = None
 
 
 # A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs

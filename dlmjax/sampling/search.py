@@ -1,0 +1,423 @@
+"""Search at inference: several candidates for each prompt, of which one is chosen. `SEARCHES` names the ways; one wrapper for any sampler.
+
+    best     n candidates from n seeds; the one with the highest score
+    votes    n candidates of n seeds, with each of several block sizes; the answer that most of them give (HEX 2510.05040). over=steps: one
+             sample, whose completed text votes at every step (2508.09138)
+    smc      particles that are weighted by a reward while they are sampled, and resampled by their weights; a draw by weight is returned
+
+Candidate j is the sample of seed + 65536 j: candidate 0 is the sample without a search, and a search replays from its list of seeds. Only
+`smc` changes a run between two steps: its particles are rows of one canvas, particle by particle, so that prompt p of P has the rows
+p, P + p, 2 P + p, ...; draws by weight take the key fold_in(fold_in(fold_in(key(seed), p), step), 6).
+
+What a search states: `best` and `votes` return the best, or the most frequent, of n draws, and no more. `smc` with the reward r draws from
+q(x) exp(r(x)) / Z as the particles become many, q = the distribution of the sampler: weights exp(r_k - r_{k-1}) telescope to exp(r(x)),
+whatever r is before the end. With the reward `confidence`, the log-probabilities that revealed tokens had, times `power` it draws from
+q(x)^(1 + power) / Z where one token is revealed a step in a fixed order: sharpened (2602.01849).
+
+Shapes: P prompts, N candidates, B rows = N x P, L positions.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlmjax.errors import InputError
+from dlmjax.sampling.by_name import build
+from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.samples import Samples, State
+from dlmjax.seeds import following
+
+APART = 1 << 16  # between the seeds of two candidates: nearer ones are those of further batches
+MOST = 4096
+SEARCH_KEY = 6
+
+Scores = Float[np.ndarray, "P N"]
+Score = Callable[[Sequence[Samples]], np.ndarray]  # candidates, each of P rows -> [P, N], higher is better
+Answer = Callable[[Int[np.ndarray, "L"]], str | None]  # the answer in a text; None = none
+Reward = Callable[[State], np.ndarray]  # a state of B rows -> [B], nats
+
+
+@runtime_checkable
+class Search(Protocol):
+    """A way to search. name: as in SEARCHES.  width: candidates of a prompt.  score: what decides, by name; "" = votes."""
+
+    name: str
+    score: str
+
+    @property
+    def width(self) -> int:
+        """Candidates of each prompt."""
+        return 1
+
+
+def _check_count(search: Any, name: str, least: int = 1) -> None:
+    value = getattr(search, name)
+    if not least <= value <= MOST:
+        raise InputError(f"search {search.name}: {name} is {value}; it must be {least} to {MOST}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Best(Search):
+    """The candidate with the highest score. score: `confidence`, the mean log-probability that its tokens had when they were revealed;
+    other names as in `quality.verifiers`."""
+
+    n: int = 8
+    score: str = "confidence"
+
+    name = "best"
+
+    def __post_init__(self):
+        _check_count(self, "n", 2)
+
+    @property
+    def width(self):
+        return self.n
+
+
+@dataclasses.dataclass(frozen=True)
+class Votes(Search):
+    """The answer with the most votes.
+
+    n: seeds.  blocks: sizes, positions: each seed is decoded once with each size, block by block, `steps` steps each; () = the whole
+      canvas.
+    over: "samples", or "steps": the completed text of each step of one sample votes.
+    weight: of the vote of step k of K, from 1: equal, linear k / K, or exponential exp(a k / K); a = 11 is the published code's.
+    mark: the answer is the text behind its last occurrence; "" = the whole text.
+    """
+
+    n: int = 8
+    blocks: tuple[int, ...] = ()
+    over: str = "samples"
+    weight: str = "exponential"
+    a: float = 11.0
+    mark: str = ""
+
+    name = "votes"
+    score = ""
+
+    def __post_init__(self):
+        _check_count(self, "n")
+        if any(not 1 <= size <= MOST for size in self.blocks) or len(set(self.blocks)) < len(self.blocks):
+            raise InputError(f"search votes: blocks is {self.blocks}; give different sizes of 1 to {MOST} positions")
+        if self.over not in ("samples", "steps") or self.weight not in ("equal", "linear", "exponential"):
+            raise InputError(
+                f"search votes: over is {self.over!r} and weight {self.weight!r}; choose samples or steps, and equal, linear or exponential"
+            )
+        if not 0 < self.a <= 50:
+            raise InputError(f"search votes: a is {self.a}; it must lie in (0, 50]")
+        if self.over == "steps" and (self.n, self.blocks) != (8, ()):
+            raise InputError("search votes: over=steps takes one sample; leave n and blocks out")
+        if self.over == "samples" and self.n * max(1, len(self.blocks)) < 2:
+            raise InputError("search votes has one candidate; give a larger n, or several blocks")
+
+    @property
+    def width(self):
+        return 1 if self.over == "steps" else self.n * max(1, len(self.blocks))
+
+    def weight_of(self, step: int, steps: int) -> float:
+        """Weight of the vote of step `step`, 1 to `steps`, relative to the last one's where it is exponential."""
+        share = step / steps
+        return {"equal": 1.0, "linear": share, "exponential": float(np.exp(self.a * (share - 1)))}[self.weight]
+
+
+@dataclasses.dataclass(frozen=True)
+class Smc(Search):
+    """Sequential Monte Carlo. reward: "confidence", or a function by its dotted name, (tokens_BL, masked_BL) -> [B] in nats, of texts in
+    which masked positions have no meaning yet.
+
+    resample: particles of a prompt are resampled where their effective number is below this share of them.  every: steps between two looks.
+    power: what the reward is multiplied by.
+    """
+
+    particles: int = 4
+    reward: str = "confidence"
+    resample: float = 0.5
+    every: int = 1
+    power: float = 1.0
+
+    name = "smc"
+
+    def __post_init__(self):
+        _check_count(self, "particles", 2)
+        _check_count(self, "every")
+        if not 0 <= self.resample <= 1 or not 0 < abs(self.power) < 1e6:
+            raise InputError(f"search smc: resample is {self.resample} and power {self.power}; they require a share in [0, 1], and not 0")
+
+    @property
+    def score(self):
+        return self.reward
+
+    @property
+    def width(self):
+        return self.particles
+
+
+SEARCHES: dict[str, type[Search]] = {cls.name: cls for cls in (Best, Votes, Smc)}
+
+
+def make_search(text: str) -> Search:
+    """The search of a text, "best(n=4, score=own)". Raises InputError: no such search, a value that it does not take."""
+    return build("search", text, SEARCHES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search found. samples: the chosen texts.  candidates: all of them, each of P rows.  scores_PN: what decided: scores, shares of
+    votes, or normalised weights.  chosen_P: which.  seeds: of each candidate.  blocks: block size of each, 0 = the whole canvas.
+    calls: network calls of all candidates, per prompt."""
+
+    samples: Samples
+    candidates: tuple[Samples, ...]
+    scores_PN: Scores
+    chosen_P: Int[np.ndarray, "P"]
+    seeds: tuple[int, ...]
+    blocks: tuple[int, ...]
+    calls: int
+    search: str
+
+    @property
+    def score(self) -> float:
+        """Score of the chosen candidates, mean over prompts."""
+        return float(np.take_along_axis(self.scores_PN, self.chosen_P[:, None], axis=1).mean())
+
+    def to_json(self, text: Callable[[np.ndarray], str]) -> dict[str, Any]:
+        """JSON-ready record: for each prompt every candidate with text, ids, score and seed, and which was chosen."""
+        rows = [
+            {
+                "chosen": int(chosen),
+                "candidates": [
+                    {
+                        "text": text(each.tokens_BL[p]),
+                        "token_ids": each.tokens_BL[p].tolist(),
+                        "score": plain(score),
+                        "seed": seed,
+                        "block": block,
+                    }
+                    for each, score, seed, block in zip(self.candidates, self.scores_PN[p], self.seeds, self.blocks, strict=True)
+                ],
+            }
+            for p, chosen in enumerate(self.chosen_P)
+        ]
+        return {"search": self.search, "calls": self.calls, "prompts": rows}
+
+
+class Searcher:
+    """Runs one search with a sampler.
+
+    score: what `Best` ranks by.  answer: what a text votes for.  reward: of `Smc`.
+    Raises InputError: a sampler that the search does not support.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        sampler: Any,
+        *,
+        score: Score | None = None,
+        answer: Answer | None = None,
+        reward: Reward | None = None,
+    ):
+        self.text, self.search, self.sampler = text, make_search(text), sampler
+        self.score, self.answer, self.reward = score or confidence, answer or (lambda tokens_L: repr(tokens_L.tolist())), reward
+        by_step = isinstance(self.search, Votes) and bool(self.search.blocks or self.search.over == "steps")
+        whole = isinstance(self.sampler, Sampler) and not self.sampler.keeps_rows
+        if (by_step or isinstance(self.search, Smc)) and not whole:
+            raise InputError(f"search {text} requires a sampler of the whole canvas; leave out blocks, a stride and a cache policy")
+        if by_step:
+            if self.sampler.rule is None or self.sampler.causal:
+                raise InputError(f"search {text} requires a rule that reveals masked tokens; give --rule")
+            if self.search.blocks and self.sampler.process.time_input:
+                raise InputError(f"search {text}: blocks require a network that is not conditioned on t; leave blocks out")
+
+    def sample(self, params, canvas: Canvas, *, seed: int = 0) -> Found:
+        """Searches a text for each row of the canvas."""
+        if isinstance(self.search, Smc):
+            return self._smc(params, canvas, seed)
+        if isinstance(self.search, Votes) and self.search.over == "steps":
+            return self._over_steps(params, canvas, seed)
+        blocks = sorted(getattr(self.search, "blocks", ()), reverse=True) or [0]
+        count = self.search.width // len(blocks)
+        ways = [(size, following(seed, j * APART)) for size in blocks for j in range(count)]
+        candidates = tuple(
+            in_blocks(self.sampler, params, canvas, size, each) if size else self.sampler.sample(params, canvas, seed=each)
+            for size, each in ways
+        )
+        scores_PN = self._votes(candidates) if isinstance(self.search, Votes) else np.asarray(self.score(candidates), np.float64)
+        return self._found(candidates, scores_PN, seeds=[each for _, each in ways], blocks=[size for size, _ in ways])
+
+    def texts(self, params, canvas: Canvas, *, seed: int = 0) -> Samples:
+        """The chosen texts alone, as a sampler's `sample` returns them."""
+        return self.sample(params, canvas, seed=seed).samples
+
+    def _found(self, candidates, scores_PN, *, seeds, blocks, chosen_P=None, calls=None) -> Found:
+        if np.isnan(scores_PN).any():
+            raise InputError(f"search {self.text}: a score is not a number; correct the function that gives it")
+        chosen_P = np.argmax(scores_PN, axis=1) if chosen_P is None else chosen_P
+        calls = sum(each.evaluations for each in candidates) if calls is None else calls
+        samples = dataclasses.replace(chosen_of(candidates, chosen_P), evaluations=calls, reuse=None)
+        return Found(samples, tuple(candidates), scores_PN, chosen_P, tuple(seeds), tuple(blocks), calls, self.text)
+
+    def _votes(self, candidates: Sequence[Samples]) -> Scores:
+        """Share of the candidates that give the answer of each; none for a text without one. Ties: the larger block, the first seed."""
+        answers = [[self.answer(tokens_L) for tokens_L in each.tokens_BL] for each in candidates]
+        of_prompt = [Counter(answer for answer in column if answer is not None) for column in zip(*answers, strict=True)]
+        return np.array([[votes[row[p]] / len(candidates) for row in answers] for p, votes in enumerate(of_prompt)])
+
+    def _over_steps(self, params, canvas: Canvas, seed: int) -> Found:
+        """The vote of the completed texts of one sample. The candidates of a prompt are its answers' newest texts, one per step."""
+        states = list(self.sampler.states(params, canvas, seed=seed))[1:]
+        texts_SBL = np.stack([*(state.guess_BL for state in states[1:]), states[-1].tokens_BL])
+        last, steps = self.sampler.finish(states[-1], canvas, seed), len(texts_SBL)
+        candidates = [dataclasses.replace(last, tokens_BL=texts_BL) for texts_BL in texts_SBL]
+        weights = [self.search.weight_of(k, steps) for k in range(1, steps + 1)]
+        answers = [[self.answer(tokens_L) for tokens_L in texts_BL] for texts_BL in texts_SBL]
+        scores_PN = np.zeros((canvas.batch, steps))
+        for p in range(canvas.batch):
+            own = [row[p] for row in answers]
+            total = {
+                answer: sum(w for w, other in zip(weights, own, strict=True) if other == answer) for answer in own if answer is not None
+            }
+            scores_PN[p] = [total.get(answer, 0.0) / sum(weights) for answer in own]
+        newest_P = steps - 1 - np.argmax(scores_PN[:, ::-1], axis=1)
+        return self._found(candidates, scores_PN, seeds=[seed] * steps, blocks=[0] * steps, chosen_P=newest_P, calls=int(states[-1].calls))
+
+    # --- sequential Monte Carlo ------------------------------------------------------------------------------------------------
+
+    def _smc(self, params, canvas: Canvas, seed: int) -> Found:
+        """Particles of all prompts as rows of one canvas."""
+        search, prompts = self.search, canvas.batch
+        rows = _repeated(canvas, search.particles)
+        cloud = _Cloud(search, self.reward or rewarded, prompts, seed)
+        last = self.sampler.run_with(params, rows, seed, cloud.look)
+        samples = self.sampler.finish(last, rows, seed)
+        candidates = [rows_of(samples, np.arange(j * prompts, (j + 1) * prompts)) for j in range(search.particles)]
+        weight_PN, chosen_P = cloud.drawn(last)
+        return self._found(
+            candidates, weight_PN, seeds=[seed] * search.particles, blocks=[0] * search.particles, chosen_P=chosen_P, calls=int(last.calls)
+        )
+
+
+class _Cloud:
+    """The weights of the particles of a run, [P, N] in logs, and the reward that they have had."""
+
+    def __init__(self, search: Smc, reward: Reward, prompts: int, seed: int):
+        self.search, self.reward, self.prompts, self.seed = search, reward, prompts, seed
+        self.log_w_PN = np.zeros((prompts, search.particles))
+        self.had_PN = np.zeros_like(self.log_w_PN)
+
+    def look(self, state: State) -> Int[np.ndarray, "B"] | None:
+        """The rows that continue in place of the present ones; None = the present ones."""
+        if state.step % self.search.every or state.step >= state.steps:
+            return None
+        self._weigh(state)
+        w_PN = normalised(self.log_w_PN)
+        few_P = 1 / (w_PN**2).sum(axis=1) < self.search.resample * self.search.particles
+        if not few_P.any():
+            return None
+        parent_PN = np.where(few_P[:, None], self._draws(state.step), np.arange(self.search.particles))
+        self.had_PN = np.take_along_axis(self.had_PN, parent_PN, axis=1)
+        self.log_w_PN[few_P] = 0.0
+        return (parent_PN * self.prompts + np.arange(self.prompts)[:, None]).T.ravel()
+
+    def drawn(self, last: State) -> tuple[np.ndarray, np.ndarray]:
+        """(normalised weights at the end, a particle of each prompt, drawn by them)."""
+        self._weigh(last)
+        return normalised(self.log_w_PN), self._draws(last.step + 1)[:, 0]
+
+    def _weigh(self, state: State) -> None:
+        reward_PN = self.search.power * np.asarray(self.reward(state), np.float64).reshape(self.search.particles, self.prompts).T
+        if not np.isfinite(reward_PN).all():
+            raise InputError(f"search smc: reward {self.search.reward} is not a finite number; correct the function that gives it")
+        self.log_w_PN += reward_PN - self.had_PN
+        self.had_PN = reward_PN
+
+    def _draws(self, step: int) -> Int[np.ndarray, "P N"]:
+        """Particles of each prompt, drawn by their weights."""
+
+        def draw(prompt, log_w_N):
+            key = jax.random.key(self.seed)
+            for number in (prompt, step, SEARCH_KEY):
+                key = jax.random.fold_in(key, number)
+            return jax.random.categorical(key, log_w_N, shape=log_w_N.shape)
+
+        return np.asarray(jax.vmap(draw)(jnp.arange(self.prompts), jnp.asarray(self.log_w_PN, jnp.float32)))
+
+
+def plain(score: float) -> float | None:
+    """A score for a record: None where a text has no score, as a text without a token has no likelihood."""
+    return float(score) if np.isfinite(score) else None
+
+
+def normalised(log_w_PN: Scores) -> Scores:
+    """Weights of each prompt that sum to 1."""
+    w_PN = np.exp(log_w_PN - log_w_PN.max(axis=1, keepdims=True))
+    return w_PN / w_PN.sum(axis=1, keepdims=True)
+
+
+def rewarded(state: State) -> Float[np.ndarray, "B"]:
+    """The reward `confidence`: the log-probabilities, nats, that the revealed tokens had when they were revealed."""
+    made_BL = ~state.masked_BL & (state.fixed_BL > 0)
+    return np.sum(np.log(np.maximum(state.confidence_BL, 1e-30)), axis=1, where=made_BL)
+
+
+def confidence(candidates: Sequence[Samples]) -> Scores:
+    """Mean log-probability, nats, that the tokens of a candidate had when they were revealed."""
+    columns = []
+    for each in candidates:
+        made_BL = ~each.condition_mask_BL
+        sums_B = np.sum(np.log(np.maximum(each.confidence_BL, 1e-30)), axis=1, where=made_BL)
+        columns.append(sums_B / np.maximum(made_BL.sum(axis=1), 1))
+    return np.stack(columns, axis=1)
+
+
+def in_blocks(sampler: Sampler, params, canvas: Canvas, size: int, seed: int) -> Samples:
+    """One sample, block after block from left to right, at most `steps` steps each: the network reads the whole canvas, where later blocks
+    are masks (LLaDA 2502.09992 section 2.4)."""
+    open_BL, tokens_BL = ~canvas.condition_mask_BL, canvas.tokens_BL.copy()
+    tokens_BL[open_BL] = sampler.mask_id
+    confidence_BL, fixed_BL = (~open_BL).astype(np.float32), np.zeros(open_BL.shape, np.int32)
+    calls, steps, made = 0, 0, None
+    for number, start in enumerate(range(0, canvas.length, size)):
+        now_BL = np.zeros_like(open_BL)
+        now_BL[:, start : start + size] = open_BL[:, start : start + size]
+        if not now_BL.any():
+            continue
+        part = dataclasses.replace(canvas, tokens_BL=tokens_BL, condition_mask_BL=~now_BL, start_BL=now_BL.astype(np.float32))
+        made = sampler.sample(params, part, seed=following(seed, number))
+        tokens_BL = made.tokens_BL.copy()
+        confidence_BL = np.where(now_BL, made.confidence_BL, confidence_BL)
+        fixed_BL = np.where(now_BL, made.fixed_BL + steps, fixed_BL)
+        calls, steps = calls + made.evaluations, steps + made.steps
+    if made is None:
+        raise InputError("the canvas has no position to fill")
+    last = State(steps, steps, 0.0, tokens_BL, np.zeros_like(open_BL), confidence_BL, fixed_BL, calls, None, made.calls_B, made.exit_nats_B)
+    return dataclasses.replace(sampler.finish(last, canvas, seed), calls_B=None)
+
+
+def rows_of(samples: Samples, rows: np.ndarray) -> Samples:
+    """Some rows of samples."""
+    return _by_rows(samples, lambda array, _: array[rows])
+
+
+def chosen_of(candidates: Sequence[Samples], chosen_P: np.ndarray) -> Samples:
+    """Row p of candidate `chosen_P[p]`, for every p."""
+    rows_P = np.arange(len(chosen_P))
+    return _by_rows(candidates[0], lambda _, name: np.stack([getattr(each, name) for each in candidates])[chosen_P, rows_P])
+
+
+def _by_rows(samples: Samples, change: Callable[[np.ndarray, str], np.ndarray]) -> Samples:
+    names = [field.name for field in dataclasses.fields(samples) if isinstance(getattr(samples, field.name), np.ndarray)]
+    return dataclasses.replace(samples, **{name: change(getattr(samples, name), name) for name in names})
+
+
+def _repeated(canvas: Canvas, times: int) -> Canvas:
+    """The rows of a canvas `times` times, all of them one after another."""
+    names = ("tokens_BL", "condition_mask_BL", "start_BL")
+    return dataclasses.replace(canvas, **{name: np.tile(getattr(canvas, name), (times, 1)) for name in names})

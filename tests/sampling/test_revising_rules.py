@@ -115,6 +115,23 @@ def test_from_masks_it_edits_in_the_same_steps_and_goes_on_after_the_last_mask()
     assert plain.evaluations <= LENGTH and (samples.tokens_BL != plain.tokens_BL).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["wino(reveal=0.001, remask=0.99)", "t2t(edit=0.1, level=0.95, rounds=4)"])
+def test_a_row_alone_is_the_row_among_others(rule):
+    """Text, steps and calls of each row."""
+    if rule.startswith("wino"):
+        sampler, params, length = sampler_for(Masked(VOCAB, MASK), NETWORK, SampleSettings(rule=rule)), PARAMS, 8
+    else:
+        sampler, params, length = NOISES["hybrid"].sampler(rule=rule), 1.0, LENGTH
+    # With a token to read no two positions are alike, so that rounding decides nothing.
+    tokens_BL = np.random.default_rng(1).integers(0, 3, (6, length)).astype(np.int32)
+    condition_BL = np.tile(np.arange(length) == 0, (6, 1))
+    rows = [Canvas(tokens_BL[:n], condition_BL[:n], (~condition_BL[:n]).astype(np.float32)) for n in (6, 2)]
+    many, few = (sampler.sample(params, canvas, seed=2) for canvas in rows)
+    for field in ("tokens_BL", "fixed_BL", "calls_B"):
+        np.testing.assert_array_equal(getattr(few, field), getattr(many, field)[:2])
+
+
 def test_t2t_chooses_by_its_definition():
     draw = np.random.default_rng(2)
     masked_BL, p_BL = draw.random((50, 9)) < 0.4, draw.random((50, 9))

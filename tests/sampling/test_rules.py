@@ -289,7 +289,11 @@ CANVAS = Canvas(
 )
 
 
-@pytest.mark.parametrize("name", ["saber", "credit", "entropy_bound", "min_gap", *(pytest.param(n, marks=pytest.mark.slow) for n in RULES)])
+REVISING = ("wino", "t2t")  # they require another network: test_revising_rules
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RULES if name not in REVISING]
+
+
+@pytest.mark.parametrize("name", ["saber", "credit", "entropy_bound", "min_gap", *SLOW])
 def test_a_row_alone_is_the_row_among_others(name):
     """Text, steps and calls of each row; and all is revealed. Every rule fills a canvas with rows of different numbers of masks."""
     sampler = Sampler(LAW.process(), LAW.bind, SampleSettings(rule=text_of(name), steps=3, suppressed_ids=(3,)))

@@ -113,6 +113,8 @@ class TextSettings:
             raise InputError(
                 "--suite requires --input, and conflicts with --data: give --suite and --input together, or neither for a corpus"
             )
+        if self.tail is not None and (self.suite or self.texts):
+            raise InputError(f"--tail {self.tail} requires a corpus with answers, and a suite and texts have none; leave it out")
         if self.windows is not None and self.windows < 1:
             raise InputError(f"--windows is {self.windows}; give at least 1")
 
@@ -204,6 +206,8 @@ def evaluate(
         chosen = documents_text(text.texts, run.experiment.tokenizer, cut)
     else:
         corpus = split_of(run, text.data, text.split or "valid")
+        if text.tail is not None and not corpus.has_roles:
+            raise InputError(f"--tail {text.tail} requires a corpus with answers, and {corpus.directory} has none; leave it out")
         chosen = corpus_text(corpus, cut, copies=not _pays_for_ends(run))
         _, token_budget = parse_path(text.data or run.experiment.config.data.paths[0])
     by_document = breakdown.ByDocument(chosen.windows, run.experiment.tokenizer.byte_lengths_V)

@@ -83,9 +83,9 @@ def test_a_tail_of_text_without_answers_is_refused(small_corpus, tmp_path):
     train(tiny_config(small_corpus, train__steps=2, log__evaluate=0, log__sample=0), str(tmp_path / "run"))
     run = open_run(tmp_path / "run")
     for settings in (dict(tail="row"), dict(tail="none")):
-        with pytest.raises(InputError, match="--tail .* requires a corpus with answers"):
+        with pytest.raises(InputError, match="tail .* requires a corpus with answers"):
             evaluate(run, TextSettings(**settings), EvaluationSettings(nodes=2))
-    with pytest.raises(InputError, match="--tail row requires a corpus with answers"):
+    with pytest.raises(InputError, match="tail row requires a corpus with answers"):
         TextSettings(texts=["a"], tail="row")
     with pytest.raises(InputError, match="tail"):
         evaluate(run, TextSettings(tail="rwo"), EvaluationSettings(nodes=2))

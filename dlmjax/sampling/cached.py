@@ -26,7 +26,8 @@ from dlmjax.parallel.arrays import device_get
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.pieces import CanvasState, PieceSampler, piece_seed
 from dlmjax.sampling.reuse import Row, index_of, make_reuse
-from dlmjax.sampling.sampler import Sampler, SamplerState
+from dlmjax.sampling.sampler import Sampler
+from dlmjax.sampling.sampler_state import SamplerState
 from dlmjax.sampling.samples import ReuseCounts
 from dlmjax.sampling.settings import SampleSettings
 

@@ -19,12 +19,12 @@ Shapes: B rows, L positions, V vocabulary, N times, I inputs of self-conditionin
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.objective import hint_of
@@ -44,44 +44,13 @@ from dlmjax.sampling.reveal import position_scores, probability_of, require_reve
 from dlmjax.sampling.revising_rules import editable_masks, require_revision
 from dlmjax.sampling.rule_names import IN_TIME
 from dlmjax.sampling.rules import LeftToRight, View
+from dlmjax.sampling.sampler_state import SamplerState, StepTimes, host_state, with_calls, with_revealed, with_rows
 from dlmjax.sampling.samples import Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
-from dlmjax.sampling.steppers import StepSchedule
 from dlmjax.sampling.stops import make_stop, nats_at_most
 from dlmjax.sampling.warp import warp
 from dlmjax.seeds import check_seed
-
-
-class SamplerState(NamedTuple):
-    """The state between two steps, on the device."""
-
-    z: Shaped[Array, "B L *state"]
-    tokens_BL: Int[Array, "B L"]  # the tokens of z
-    masked_BL: Bool[Array, "B L"]
-    start_masked_BL: Bool[Array, "B L"]  # masked at the start
-    confidence_BL: Float[Array, "B L"]
-    fixed_BL: Int[Array, "B L"]
-    time: Float[Array, ""]  # largest t of the rows
-    calls: Int[Array, ""]
-    calls_B: Int[Array, "B"]  # calls until the row has no masks
-    memory: Any  # of the rule, or of corrector steps
-    stop_memory: Any  # of the stop
-    exit_nats_B: Float[Array, "B"]  # what the stop may have cost
-    plan: StepSchedule | None
-    logits_cache: LogitsCache | None
-    hint_BLI: Float[Array, "B L I"] | None
-    guess_BL: Int[Array, "B L"]  # the tokens before the step, completed by the most likely ones
-    buffers: Any = None  # of a denoiser that keeps keys and values from call to call
-
-
-class StepTimes(NamedTuple):
-    """Times of one step: from t to s where a position moves; after: largest time of the rows after the step."""
-
-    t_BL: Float[Array, "B L"]
-    s_BL: Float[Array, "B L"]
-    moves_BL: Bool[Array, "B L"]
-    after: Float[Array, ""]
 
 
 class Sampler:
@@ -170,7 +139,7 @@ class Sampler:
     def sample(self, params, canvas: Canvas, *, seed: int = 0, progress: bool = False) -> Samples:
         """Runs all steps and returns the finished rows.  Raises InputError where the process does not support the canvas."""
         *_, last = self._run(params, canvas, seed, progress)
-        return self.finish(_host_state(*last), canvas, seed)
+        return self.finish(host_state(*last), canvas, seed)
 
     def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
         """The samples of a run whose last state is `last`."""
@@ -192,7 +161,7 @@ class Sampler:
     def states(self, params, canvas: Canvas, *, seed: int = 0) -> Iterator[State]:
         """Yields the canvas before the first step and after each one, bit for bit as in `sample` with the same seed."""
         for step, steps, state in self._run(params, canvas, seed, progress=False):
-            yield _host_state(step, steps, state)
+            yield host_state(step, steps, state)
 
     def run_with(self, params, canvas: Canvas, seed: int, look: Callable[[State], Any]) -> State:
         """The last state of a run in which other rows may continue: `look(state)`, after each step, names the row that continues in place
@@ -203,10 +172,10 @@ class Sampler:
                 step, steps, state = run.send(state)
             except StopIteration:
                 return host
-            host = _host_state(step, steps, state)
+            host = host_state(step, steps, state)
             rows_B = look(host)
             if rows_B is not None:
-                state = _with_rows(state, jnp.asarray(rows_B))
+                state = with_rows(state, jnp.asarray(rows_B))
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
@@ -486,9 +455,9 @@ class Sampler:
         condition_mask_BL, log_p_BLV = canvas["condition_mask_BL"], denoise.log_p_BLV
         tokens_BL = jnp.where(condition_mask_BL, state.tokens_BL, tokens_BL).astype(jnp.int32)
         needed_B = jnp.max(state.plan.call_BL, axis=1) >= step if state.plan is not None else needed_B
-        state = _with_calls(state, denoise, jnp.any(z != state.z), needed_B)._replace(z=z)
+        state = with_calls(state, denoise, jnp.any(z != state.z), needed_B)._replace(z=z)
         if self.mask_id is not None:
-            return _with_revealed(state, tokens_BL, self._masked(tokens_BL, condition_mask_BL), log_p_BLV, step)
+            return with_revealed(state, tokens_BL, self._masked(tokens_BL, condition_mask_BL), log_p_BLV, step)
         # A network that predicts vectors gives no probability of a token.
         confidence_BL = jnp.ones_like(state.confidence_BL) if log_p_BLV is None else probability_of(log_p_BLV, tokens_BL)
         return state._replace(
@@ -551,8 +520,8 @@ class Sampler:
             new_BL |= choice.swap_BL & editable_masks(state.masked_BL, canvas["condition_mask_BL"])
         z_BL = jnp.where(new_BL, x0_BL, masked_z_BL)
         needed_B = self._open(state)
-        state = _with_calls(state, denoise, jnp.any(z_BL != state.z), needed_B)._replace(z=z_BL, memory=choice.memory)
-        return _with_revealed(state, z_BL, masked_BL, log_p_BLV, step)
+        state = with_calls(state, denoise, jnp.any(z_BL != state.z), needed_B)._replace(z=z_BL, memory=choice.memory)
+        return with_revealed(state, z_BL, masked_BL, log_p_BLV, step)
 
 
 def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Samples:
@@ -563,38 +532,3 @@ def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *,
 def sample_steps(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Iterator[State]:
     """The states that `sample` with the same arguments goes through."""
     return Sampler(process, lambda *_, **__: FunctionDenoiser(denoise), SampleSettings(**settings)).states((), canvas, seed=seed)
-
-
-def _host_state(step: int, steps: int, state: SamplerState) -> State:
-    arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
-    counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
-    calls, calls_B, nats_B = (device_get(array) for array in (state.calls, state.calls_B, state.exit_nats_B))
-    time, guess_BL = float(device_get(state.time)), device_get(state.guess_BL)
-    return State(step, steps, time, *arrays, int(calls), counts, calls_B, nats_B, guess_BL=guess_BL)
-
-
-def _with_rows(state: SamplerState, rows_B) -> SamplerState:
-    return jax.tree.map(lambda a: a[rows_B] if a.ndim and a.shape[0] == len(rows_B) else a, state)
-
-
-def _with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:
-    """The state with the calls of a step, which count for the rows that needed it, its logits cache, self-conditioning input
-    and buffers."""
-    state = state._replace(calls_B=state.calls_B + jnp.where(needed_B, denoise.count, 0))
-    logits_cache = None if state.logits_cache is None else LogitsCache(denoise.first_BLV, changed)
-    return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI, buffers=denoise.buffers)
-
-
-def _with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, step) -> SamplerState:
-    """The state with the confidence and the step number of newly revealed tokens, for processes with a mask."""
-    new_BL = ~masked_BL & (state.masked_BL | (tokens_BL != state.tokens_BL))
-    best_BL = jnp.exp(jnp.max(log_p_BLV, axis=-1))
-    confidence_BL = jnp.where(new_BL, probability_of(log_p_BLV, tokens_BL), state.confidence_BL)
-    fixed_BL = jnp.where(new_BL, step, state.fixed_BL)
-    return state._replace(
-        tokens_BL=tokens_BL,
-        masked_BL=masked_BL,
-        confidence_BL=jnp.where(masked_BL, best_BL, confidence_BL),
-        fixed_BL=jnp.where(masked_BL, -1, fixed_BL),
-        guess_BL=jnp.where(state.masked_BL, jnp.argmax(log_p_BLV, axis=-1), state.tokens_BL).astype(jnp.int32),
-    )

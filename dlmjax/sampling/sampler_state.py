@@ -1,0 +1,82 @@
+"""The state of a sampler between two steps, and what a step changes in it whatever it is: calls, confidence, step of each token.
+
+Shapes: B rows, L positions, V vocabulary, I inputs of self-conditioning.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from dlmjax.parallel.arrays import device_get
+from dlmjax.sampling.reveal import probability_of
+from dlmjax.sampling.samples import State
+from dlmjax.sampling.step_denoiser import LogitsCache, StepDenoiser
+from dlmjax.sampling.steppers import StepSchedule
+
+
+class SamplerState(NamedTuple):
+    """The state between two steps, on the device."""
+
+    z: Shaped[Array, "B L *state"]
+    tokens_BL: Int[Array, "B L"]  # the tokens of z
+    masked_BL: Bool[Array, "B L"]
+    start_masked_BL: Bool[Array, "B L"]  # masked at the start
+    confidence_BL: Float[Array, "B L"]
+    fixed_BL: Int[Array, "B L"]
+    time: Float[Array, ""]  # largest t of the rows
+    calls: Int[Array, ""]
+    calls_B: Int[Array, "B"]  # calls until the row has no masks
+    memory: Any  # of the rule, or of corrector steps
+    stop_memory: Any  # of the stop
+    exit_nats_B: Float[Array, "B"]  # what the stop may have cost
+    plan: StepSchedule | None
+    logits_cache: LogitsCache | None
+    hint_BLI: Float[Array, "B L I"] | None
+    guess_BL: Int[Array, "B L"]  # the tokens before the step, completed by the most likely ones
+    buffers: Any = None  # of a denoiser that keeps keys and values from call to call
+
+
+class StepTimes(NamedTuple):
+    """Times of one step: from t to s where a position moves; after: largest time of the rows after the step."""
+
+    t_BL: Float[Array, "B L"]
+    s_BL: Float[Array, "B L"]
+    moves_BL: Bool[Array, "B L"]
+    after: Float[Array, ""]
+
+
+def host_state(step: int, steps: int, state: SamplerState) -> State:
+    arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
+    counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
+    calls, calls_B, nats_B = (device_get(array) for array in (state.calls, state.calls_B, state.exit_nats_B))
+    time, guess_BL = float(device_get(state.time)), device_get(state.guess_BL)
+    return State(step, steps, time, *arrays, int(calls), counts, calls_B, nats_B, guess_BL=guess_BL)
+
+
+def with_rows(state: SamplerState, rows_B) -> SamplerState:
+    return jax.tree.map(lambda a: a[rows_B] if a.ndim and a.shape[0] == len(rows_B) else a, state)
+
+
+def with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:
+    """The state with the calls of a step, which count for the rows that needed it, its logits cache, self-conditioning input
+    and buffers."""
+    state = state._replace(calls_B=state.calls_B + jnp.where(needed_B, denoise.count, 0))
+    logits_cache = None if state.logits_cache is None else LogitsCache(denoise.first_BLV, changed)
+    return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI, buffers=denoise.buffers)
+
+
+def with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, step) -> SamplerState:
+    """The state with the confidence and the step number of newly revealed tokens, for processes with a mask."""
+    new_BL = ~masked_BL & (state.masked_BL | (tokens_BL != state.tokens_BL))
+    best_BL = jnp.exp(jnp.max(log_p_BLV, axis=-1))
+    confidence_BL = jnp.where(new_BL, probability_of(log_p_BLV, tokens_BL), state.confidence_BL)
+    fixed_BL = jnp.where(new_BL, step, state.fixed_BL)
+    return state._replace(
+        tokens_BL=tokens_BL,
+        masked_BL=masked_BL,
+        confidence_BL=jnp.where(masked_BL, best_BL, confidence_BL),
+        fixed_BL=jnp.where(masked_BL, -1, fixed_BL),
+        guess_BL=jnp.where(state.masked_BL, jnp.argmax(log_p_BLV, axis=-1), state.tokens_BL).astype(jnp.int32),
+    )

@@ -35,8 +35,16 @@ from tests.diffusion.cases_blocks import INNER, in_blocks
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 noisy_case = pytest.mark.parametrize("case", NOISY, ids=str)
+# Schedules of one kind of noise: the pointwise tests have all of them, those that draw have one there, and the others in the slow form.
+SCHEDULES = ("masked/cosine", "masked/polynomial", "masked/geometric", "masked/log_linear", "uniform/geometric", "uniform/polynomial")
+
+
+def _param(case, *values):
+    return pytest.param(case, *values, marks=pytest.mark.slow if str(case) in SCHEDULES else (), id="-".join([str(case), *values]))
+
+
 # Variants of a process that differ in no draw are left out where drawing takes the time.
-drawn_case = pytest.mark.parametrize("case", [case for case in CASES if not case.light], ids=str)
+drawn_case = pytest.mark.parametrize("case", [_param(case) for case in CASES if not case.light])
 
 LAW2 = oracle.JointDistribution.random(TOKENS, 2, seed=1)
 LAW3 = oracle.JointDistribution.random(TOKENS, 3, seed=2)
@@ -86,7 +94,7 @@ def test_bound_is_tight(case, law):
     assert expected_nats(case, law) + expected_boundary(case, law) == pytest.approx(law.entropy + gap, abs=1e-6)
 
 
-@pytest.mark.parametrize("case", INNER, ids=str)
+@pytest.mark.parametrize("case", [_param(case) for case in INNER])
 def test_the_bound_in_blocks_is_that_of_each_block_given_the_text_before(case):
     """-log p(x) is the sum over blocks of -log p(block | text before), and so is the bound: level by level, and as tight as the inner."""
     blocks = in_blocks(case, size=1)
@@ -153,12 +161,12 @@ TIMES = {
     "mixture": PerRow(Mixture((UniformTimes(), Power(0.6)), (0.5, 0.5))),
 }
 # Every process with stratified times, and every way to draw times with the processes whose losses differ most in them.
-DRAWS = [(case, case.times) for case in CASES if not case.light]
-DRAWS += [(in_blocks(case, size=2), case.times) for case in INNER if str(case) in ("uniform/linear", "hybrid/0.2")]
-DRAWS += [(case, times) for case in CASES if str(case) in ("masked/cosine", "masked_count") for times in list(TIMES)[1:]]
+DRAWS = [_param(case, case.times) for case in CASES if not case.light]
+DRAWS += [_param(in_blocks(case, size=2), case.times) for case in INNER if str(case) in ("uniform/linear", "hybrid/0.2")]
+DRAWS += [_param(case, times) for case in CASES if str(case) in ("masked/cosine", "masked_count") for times in list(TIMES)[1:]]
 
 
-@pytest.mark.parametrize("case, times", DRAWS, ids=str)
+@pytest.mark.parametrize("case, times", DRAWS)
 def test_monte_carlo_is_unbiased(case, times):
     """Steps of training on the law, through the whole objective: the mean of `nats` is the bound, within its standard error."""
     objective = Objective(case.process, TIMES[times], boundary=True)

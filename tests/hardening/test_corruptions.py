@@ -212,15 +212,26 @@ def report(count: Count) -> None:
     assert count["right"] and count["refused"]
 
 
+def parted(whole) -> tuple[list, list, list]:
+    """The damages of files that decide which state is resumed, those of the newest checkpoint, and all others."""
+    everything = cases(whole["place"])
+    newest = [case for case in everything if case[0].startswith("run/checkpoints/00000004")]
+    decisive = [case for case in everything if case[0].endswith(("config.json", "texts.json", "manifest.json", "dlmjax_tokenizer.json"))]
+    return decisive, newest, [case for case in everything if case not in decisive and case not in newest]
+
+
 def test_a_sample_of_all_damages(whole):
     """Every damage of the files that decide which state is resumed, and some of the others."""
-    everything = cases(whole["place"])
-    decisive = [case for case in everything if case[0].endswith(("config.json", "texts.json", "manifest.json", "dlmjax_tokenizer.json"))]
-    rest = [case for case in everything if case not in decisive and not case[0].startswith("run/checkpoints/00000004")]
-    newest = [case for case in everything if case[0].startswith("run/checkpoints/00000004")]
-    rng = random.Random(0)
-    report(try_all(whole, decisive + rng.sample(rest, 25) + rng.sample(newest, 2), ()))
-    report(try_all(whole, rng.sample(decisive, 2) + rng.sample(rest, 3), ("evaluate", "sample")))
+    (decisive, newest, rest), rng = parted(whole), random.Random(0)
+    report(try_all(whole, decisive + rng.sample(rest, 8) + rng.sample(newest, 2), ()))
+    report(try_all(whole, rng.sample(decisive, 1) + rng.sample(rest, 2), ("evaluate", "sample")))
+
+
+@pytest.mark.slow
+def test_a_larger_sample_of_all_damages(whole):
+    (decisive, newest, rest), rng = parted(whole), random.Random(1)
+    report(try_all(whole, rng.sample(rest, 30) + rng.sample(newest, 4), ()))
+    report(try_all(whole, rng.sample(decisive, 3) + rng.sample(rest, 5), ("evaluate", "sample")))
 
 
 def test_a_lost_run_is_refused_and_begins_anew_when_asked(whole):

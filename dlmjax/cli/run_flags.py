@@ -101,8 +101,9 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         type=flags.text,
         default="",
         metavar="GUIDE",
-        help="control by a classifier, a JAX function of your own: classifier(of=my_module.log_p,weight=1,order=first or exact); "
-        "gradient(of=my_module.log_p,steps=3) for Gaussian noise (none)",
+        help="control by a JAX function of your own: classifier(of=my_module.log_p,weight=1,order=first or exact); "
+        "gradient(of=my_module.log_p,steps=3) for Gaussian noise; project(of=my_module.violation,tau=0): the nearest distributions with a "
+        "violation of at most tau (none)",
     )
     add(
         "--regex",

@@ -43,6 +43,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _) -> None:
     """Samples, prints, writes."""
     from dlmjax.sampling.guidance import guide_sha256
+    from dlmjax.sampling.search import plain
     from dlmjax.sampling.text import text_of
 
     opened = open_arguments(arguments)
@@ -61,6 +62,13 @@ def run(arguments: argparse.Namespace, _) -> None:
     if result.settings.stop is not None:
         nats = f"{result.exit_nats_B.mean():.3f} nats per text"
         print(f"(stop {result.settings.stop}: entropies less the largest of what it revealed at once, {nats})", flush=True)
+    violation_B = _violations(result, opened.process.vocab)
+    if violation_B is not None:
+        kept, tau = int((violation_B <= result.settings.make_guide().tau).sum()), result.settings.make_guide().tau
+        print(
+            f"(guide: {kept} of {len(violation_B)} texts have a violation of at most {tau:g}, the largest {violation_B.max():.3g})",
+            flush=True,
+        )
     if found is not None:
         print(f"(search {found.search}: {len(found.candidates)} candidates, score of the chosen one {found.score:.4g})", flush=True)
     if result.advice:
@@ -70,9 +78,18 @@ def run(arguments: argparse.Namespace, _) -> None:
         origin |= {"loops": loops} if (loops := opened.experiment.loops) else {}
         origin |= {"chosen_process": chosen} if (chosen := opened.experiment.chosen_process) else {}
         origin |= {"guide_sha256": guide_sha256(result.settings)} if result.settings.guide else {}
+        origin |= {} if violation_B is None else {"violation": [plain(value) for value in violation_B]}
         searched = {} if found is None else {"search": found.to_json(lambda tokens_L: text_of(tokenizer, tokens_L))}
         report = result.to_json(tokenizer, _document_lengths(opened))
         write_json(arguments.json, {**report, "stride": arguments.stride, "stop": arguments.stop, **origin, **searched})
+
+
+def _violations(result, vocab: int):
+    """The violation of each text of the guide's constraint; None where there is none."""
+    from dlmjax.sampling.guidance import violation_of
+
+    guide = result.settings.make_guide()
+    return violation_of(guide, result.tokens_BL, vocab) if guide is not None and guide.on_text else None
 
 
 def _document_lengths(opened):

@@ -2,7 +2,7 @@
 
     guidance    classifier-free (2207.12598): `Cfg`, a weight w and the times at which it holds.
     guide       a classifier log p(c | text), a function of one's own: `Classifier` shifts log p(x_i | z), `Gradient` moves the vectors of
-                Gaussian noise.
+                Gaussian noise. Or a constraint: `Project` replaces p(x_i | z) by the nearest distributions that satisfy it.
 
 A classifier is a function in JAX, (p_BLV, t_BL) -> log p(c | z) of each row [B], in nats. p_BLV: the text, one row of V probabilities a
 position: one 1 where a token (or the mask) stands there, and under Gaussian noise q(x_i | z_i). t_BL: time of each position; 0 = clean.
@@ -11,6 +11,10 @@ What `Classifier` draws (tests/sampling/test_guidance.py): given x_i, z_i tells 
 p(x_i | z) p(c | z, z_i := x_i clean). order=exact calls the classifier on all of these texts, L x V of them: exact at each position for
 any noise on tokens. order=first takes one forward and one backward pass: log p(c | z, z_i := v) is linearised at z, whose constants
 cancel, and the slope at v is left. It is exact where log p(c) is linear in p_BLV.
+
+A constraint is such a function g with g <= tau, where p_BLV is the distribution of the clean text: all on the token where one is
+revealed, nowhere on the mask. Where g is the probability that a text of this product violates the constraint, a draw of all positions at
+once violates it with a probability of at most tau.
 
 A function is named by its dotted name. Only `import_guide`, for a text that a person has typed, imports its module.
 
@@ -27,11 +31,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dlmjax.diffusion.process import exclude
 from dlmjax.errors import InputError
 from dlmjax.sampling.by_name import build
+from dlmjax.sampling.projection import project
 
 LARGEST_WEIGHT = 1e6
 ADAGRAD_EPSILON = 1e-10
@@ -78,13 +84,15 @@ def make_guidance(value: float | str) -> Cfg:
 class Guide(Protocol):
     """Control by a classifier. of: dotted name of its function.
 
-    on_vectors: whether it moves the vectors of Gaussian noise (`moved`), or shifts the distribution of tokens (`shift`).
+    on_vectors: whether it moves the vectors of Gaussian noise (`moved`).  on_text: whether it replaces p(x_i | z) (`projected`). Else it
+      shifts the distribution of tokens (`shift`).
     guarantee: what it states of the text.
     """
 
     name: str
     of: str
     on_vectors: bool = False
+    on_text: bool = False
     guarantee: str = ""
 
     def shift(self, log_p_c: Callable, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], vocab: int) -> Float[Array, "B L V"]:
@@ -94,6 +102,10 @@ class Guide(Protocol):
     def moved(self, process: Any, log_p_c: Callable, z_BLE: Float[Array, "B L E"], s_BL: Float[Array, "B L"]) -> Float[Array, "B L E"]:
         """The vectors after a step, at time s, moved towards the class."""
         raise InputError(f"guide {self.name} does not move vectors")
+
+    def projected(self, g: Callable, log_p_BLV: Float[Array, "B L V"], t_BL: Float[Array, "B L"]) -> Float[Array, "B L V"]:
+        """What takes the place of log p(x_i | z), normalised."""
+        raise InputError(f"guide {self.name} does not replace the distribution of tokens")
 
 
 def _check_weight(guide: Any) -> None:
@@ -178,7 +190,33 @@ class Gradient(Guide):
         return jnp.where((s_BL >= self.until)[..., None], moved_BLE, z_BLE)
 
 
-GUIDES: dict[str, type[Guide]] = {cls.name: cls for cls in (Classifier, Gradient)}
+@dataclasses.dataclass(frozen=True)
+class Project(Guide):
+    """The distributions nearest to p(x_i | z) with g <= tau, by `rounds` rounds of `steps` steps of `projection.project` (CDD 2503.09790).
+
+    of: g, the violation of each row.  tau: what it may be at most.
+    """
+
+    of: str
+    tau: float = 0.0
+    rounds: int = 20
+    steps: int = 5
+
+    name = "project"
+    on_text = True
+    guarantee = "sharpened; g(y) <= tau where found"
+
+    def __post_init__(self):
+        if not -LARGEST_WEIGHT < self.tau < LARGEST_WEIGHT:
+            raise InputError(f"guide {self.name}: tau is {self.tau}; it must be a number of less than {LARGEST_WEIGHT:g}")
+        if not 1 <= self.rounds <= 1000 or not 1 <= self.steps <= 1000:
+            raise InputError(f"guide {self.name}: rounds is {self.rounds} and steps {self.steps}; they require 1 to 1000")
+
+    def projected(self, g, log_p_BLV, t_BL):
+        return project(log_p_BLV, lambda y_BLV: g(y_BLV, t_BL), self.tau, self.rounds, self.steps)
+
+
+GUIDES: dict[str, type[Guide]] = {cls.name: cls for cls in (Classifier, Gradient, Project)}
 
 
 def make_guide(text: str) -> Guide:
@@ -208,6 +246,25 @@ def function_of(guide: Guide) -> Callable[[Array, Array], Array]:
             f"guide of={guide.of:.80} is not a function of an imported module; give my_module.my_function, and import my_module"
         )
     return function
+
+
+def check_numbers(guide: Guide, rows: int, length: int, vocab: int) -> None:
+    """Raises InputError: the function of a guide does not give a number of each row of a canvas."""
+    p_BLV, t_BL = jax.ShapeDtypeStruct((rows, length, vocab), jnp.float32), jax.ShapeDtypeStruct((rows, length), jnp.float32)
+    try:
+        shape = jax.eval_shape(function_of(guide), p_BLV, t_BL).shape
+    except Exception as error:  # whatever a function of one's own may raise
+        line = str(error).splitlines()[0][:200] if str(error) else ""
+        raise InputError(
+            f"guide of={guide.of:.80} fails for p_BLV of {rows} x {length} x {vocab} ({type(error).__name__}: {line})"
+        ) from error
+    if shape != (rows,):
+        raise InputError(f"guide of={guide.of:.80} gives an array of {shape} for {rows} rows; it must give one number of each row")
+
+
+def violation_of(guide: Guide, tokens_BL: Int[np.ndarray, "B L"], vocab: int) -> Float[np.ndarray, "B"]:
+    """g of finished texts, each row."""
+    return np.asarray(function_of(guide)(jax.nn.one_hot(tokens_BL, vocab), jnp.zeros(tokens_BL.shape)), np.float64)
 
 
 def guide_sha256(settings: Any) -> str:

@@ -36,7 +36,7 @@ from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.ends import check_hold_back
 from dlmjax.sampling.grids import make_grid
-from dlmjax.sampling.guidance import function_of, require_guide
+from dlmjax.sampling.guidance import check_numbers, function_of, require_guide
 from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_revealed
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.regex import require_text
@@ -238,6 +238,8 @@ class Sampler:
                 f"a canvas of {canvas.batch} x {canvas.length} tokens requires {needed / 2**30:,.0f} GiB for the network's output alone, "
                 f"and {memory_bytes() / 2**30:,.0f} GiB are available; use a shorter canvas or fewer rows"
             )
+        if self.guide is not None:
+            check_numbers(self.guide, canvas.batch, canvas.length, self.process.vocab)
         if self.constraint is not None:
             require_text(self.constraint, canvas.tokens_BL, ~canvas.condition_mask_BL, self._suppressed_ids)
         edited_BL = (canvas.start_BL > 0) & (canvas.start_BL < 1)

@@ -1,5 +1,5 @@
-"""The network within one sampling step, in this order: self-conditioning, guidance, the guide's classifier, suppressed ids, hold-back of
-the end, then temperature and nucleus.
+"""The network within one sampling step, in this order: self-conditioning, guidance, the guide's classifier, suppressed ids, the guide's
+constraint, hold-back of the end, then temperature and nucleus.
 
 Also the logits cache, and the number of network calls that were computed.
 
@@ -21,6 +21,7 @@ from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import Process, exclude
 from dlmjax.sampling.ends import held_back
 from dlmjax.sampling.guidance import function_of
+from dlmjax.sampling.language import only_revealed
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.warp import warp
 
@@ -133,12 +134,23 @@ class StepDenoiser:
         if w:
             logits = logits.astype(jnp.float32)
             logits = self._process.output.guided(logits[:rows], logits[rows:], self._cfg.weight_at(t_BL), z, t_BL)
-        if self._guide is not None and not self._guide.on_vectors:
+        if self._guide is not None and not self._guide.on_vectors and not self._guide.on_text:
             shift_BLV = self._guide.shift(function_of(self._guide), z, t_BL, self._process.vocab)
             logits = self._process.output.shifted(logits.astype(jnp.float32), shift_BLV, z, t_BL)
         if self._process.output.predicts == "vectors":
             return exclude(logits, ())
-        return self._process.output.suppressed(logits, self._suppressed_ids, z, t_BL)
+        logits = self._process.output.suppressed(logits, self._suppressed_ids, z, t_BL)
+        return self._projected(logits, z, t_BL) if self._guide is not None and self._guide.on_text else logits
+
+    def _projected(self, logits_BLV, z_BL, t_BL):
+        """The output whose distributions of the clean text are those of the guide."""
+        output, absorbing_id = self._process.output, self._process.absorbing_id
+        log_p_BLV = jax.nn.log_softmax(exclude(output.log_posterior(logits_BLV, z_BL, t_BL), self._suppressed_ids))
+        if absorbing_id is not None:
+            # Under masks a revealed token is text, whatever the network says of its position.
+            log_p_BLV = only_revealed(log_p_BLV, z_BL, z_BL == absorbing_id)
+        shift_BLV = self._guide.projected(function_of(self._guide), log_p_BLV, t_BL) - log_p_BLV
+        return output.suppressed(output.shifted(logits_BLV, shift_BLV, z_BL, t_BL), self._suppressed_ids, z_BL, t_BL)
 
 
 def select_positions(mask_BL, this, other):

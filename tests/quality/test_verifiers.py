@@ -31,6 +31,11 @@ def ones(tokens_BL, masked_BL):
     return np.sum((tokens_BL == 32) & ~masked_BL, axis=1)
 
 
+def odd_ids(p_BLV, t_BL):
+    """A constraint: the mean probability of odd ids."""
+    return p_BLV[..., 1::2].sum(axis=-1).mean(axis=1)
+
+
 @pytest.fixture(scope="module")
 def sampler(masked_run):
     return sampler_for(masked_run.process, masked_run.experiment.unpartitioned, masked_run.sample_settings(rule="random", steps=2))
@@ -135,3 +140,13 @@ def test_the_command_writes_every_candidate(masked_workdir, tmp_path, capsys):
 def test_flags_that_mean_nothing_are_refused(masked_workdir, capsys, more, match):
     flags = ["sample", "--workdir", masked_workdir, "--weights", "raw", "--length", "8"]
     assert match in refused(capsys, *flags, *more)
+
+
+def test_the_command_says_how_many_texts_satisfy_a_constraint(masked_workdir, tmp_path, capsys):
+    """Every token an even id, in steps in time and under a rule; the record has the violation of each text."""
+    flags = ["sample", "--workdir", masked_workdir, "--weights", "raw", "--length", "12", "--count", "2", "--steps", "2"]
+    flags += ["--guide", f"project(of={__name__}.odd_ids)", "--json", str(tmp_path / "made.json")]
+    assert main([*map(str, flags)]) == 0
+    assert "(guide: 2 of 2 texts have a violation of at most 0, the largest 0)" in capsys.readouterr().out
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert made["violation"] == [0, 0] and all(id_ % 2 == 0 for row in made["samples"] for id_ in row["token_ids"])

@@ -89,6 +89,7 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         "window(block=32,left=16,right=16), delayed(every=8); without a policy: network calls where no token has changed are left out, "
         "networks not conditioned on t (off)",
     )
+    add_draft(command)
     add(
         "--guidance",
         type=_guidance,
@@ -126,6 +127,12 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
 def _guidance(text: str) -> float | str:
     """The value of `--guidance`: a number, or the text of `sampling.guidance.make_guidance`."""
     return text if "(" in text else flags.number()(text)
+
+
+def add_draft(command: argparse.ArgumentParser) -> None:
+    """`--draft`: several steps by one network call; see `sampling.drafts`."""
+    what = "drafts of the next steps, which one network call checks, with the same text: own(depth=4), by the network itself"
+    command.add_argument("--draft", type=flags.text, metavar="DRAFT", help=f"{what} (off)")
 
 
 def add_grow(command: argparse.ArgumentParser) -> None:

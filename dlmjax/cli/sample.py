@@ -53,9 +53,10 @@ def run(arguments: argparse.Namespace, _) -> None:
     result, found = _sampled(arguments, sampler, opened, canvas)
     for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
+    drafts = "" if result.accepted_B is None else f"{result.accepted_B.sum() / max(result.calls_B.sum(), 1):.2f} drafts accepted per call, "
     reads = "" if result.reuse is None else f"{result.reuse.reads_B.mean():,.0f} positions read, "
     print(
-        f"({result.steps} steps, {result.evaluations} network calls, {reads}unigram entropy {result.entropy:.2f} nats/token, "
+        f"({result.steps} steps, {result.evaluations} network calls, {drafts}{reads}unigram entropy {result.entropy:.2f} nats/token, "
         f"seed {arguments.seed})",
         flush=True,
     )

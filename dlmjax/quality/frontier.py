@@ -45,7 +45,8 @@ from dlmjax.seeds import following
 
 DEFAULT = ("margin", "min_gap(rule=margin(count=16), d=8)", "entropy_bound(gamma=0.1)", "threshold(value=0.9)", "factor", "spread")
 WITHIN = 0.01  # nats/token that count as equal quality
-_KINDS: dict[str, type] = {"steps": int, "stop": str, "cache": str, "method": str, "grid": str, "temperature": float, "top_p": float}
+_KINDS: dict[str, type] = {"steps": int, "stop": str, "cache": str, "draft": str, "method": str, "grid": str}
+_KINDS |= {"temperature": float, "top_p": float}
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def label_of(settings: SampleSettings) -> str:
     """The entry that `parse_entry` reads as these settings, without what is at its default."""
     named = [f"steps={settings.steps}"] if needs_steps(settings) else []
     plain = SampleSettings()
-    for name in ("stop", "cache", "method", "grid", "temperature", "top_p"):
+    for name in ("stop", "cache", "draft", "method", "grid", "temperature", "top_p"):
         if getattr(settings, name) != getattr(plain, name):
             value = getattr(settings, name)
             named.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")

@@ -30,6 +30,7 @@ from dlmjax.models.cache import Cache, bind_cached, empty_cache
 from dlmjax.models.masks import BlockCausal, Causal
 from dlmjax.sampling.cached import CachedSampler
 from dlmjax.sampling.canvas import Canvas
+from dlmjax.sampling.drafting import DraftingSampler
 from dlmjax.sampling.growth import GrowingSampler
 from dlmjax.sampling.pieces import CanvasState, PieceSampler
 from dlmjax.sampling.regex import byte_automaton, token_automaton
@@ -266,7 +267,7 @@ def sampler_for(
 ) -> Sampler | BlockSampler | CachedSampler | StrideSampler:
     """The sampler of a process, for a network on one device: in blocks where the process has blocks or is causal, with a sliding window
     where `stride` is set, with reused keys and values where `settings.cache` names a policy, otherwise the whole canvas at once (`eos_id`
-    must then be None).
+    must then be None), with `settings.draft` several steps a call.
 
     stride, window: step and length of the sliding window, tokens.  eos_id: token that ends a row.
     tokenizer: of the run, for `settings.regex`.
@@ -297,7 +298,8 @@ def sampler_for(
     if settings.regex:
         automaton = byte_automaton(settings.regex)
         options["constraint"] = token_automaton(automaton, tokenizer.token_bytes, tokenizer.eos_id, process.vocab)
-    return Sampler(process, network.bind, settings, **options)
+    make = Sampler if settings.draft is None else DraftingSampler
+    return make(process, network.bind, settings, **options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def check_growth(settings: SampleSettings) -> Daedal:
     """The growth of the settings. Raises InputError: it conflicts with another one of them."""
     growth = make_growth(str(settings.grow))
     plain = SampleSettings()
-    others = ("rule", "method", "grid", "sweep", "guidance", "cache", "regex", "stop", "eos", "guide")
+    others = ("rule", "method", "grid", "sweep", "guidance", "cache", "regex", "stop", "eos", "guide", "draft")
     conflicts = [name for name in others if getattr(settings, name, None) != getattr(plain, name, None)]
     if conflicts:
         raise InputError(f"grow {settings.grow} decides itself what is revealed and conflicts with {', '.join(conflicts)}; leave it out")
@@ -129,14 +129,15 @@ class GrowingSampler(Sampler):
             share_B1[b] = (row.filled < 0).mean()
         sharding = replicated_like(params)
         arrays = {"tokens": tokens_BS, "masked": masked_BS, "segments_BL": segments_BS, "share": share_B1}
-        arrays |= {"positions_BL": np.broadcast_to(np.arange(size, dtype=np.int32), tokens_BS.shape), "seed": np.uint32(seed)}
+        arrays |= {"positions_BL": np.broadcast_to(np.arange(size, dtype=np.int32), tokens_BS.shape)}
+        arrays |= {"rows_B": np.arange(len(rows), dtype=np.int32), "seed": np.uint32(seed)}
         arrays = device_put(arrays, sharding)
         found = self._jitted(self._look, sharding)(params, arrays, device_put(np.int32(step), sharding))
         return Look(*(device_get(array) for array in found))
 
     def _look(self, params, arrays: dict[str, Array], step) -> Look:
         process, z_BS, masked_BS = bind_process(self.process, params), arrays["tokens"], arrays["masked"]
-        keys_B = self._keys(arrays["seed"], z_BS.shape[0], step)
+        keys_B = self._keys(arrays, step)
         denoise = StepDenoiser(process, self._bind_rows(params, arrays), self.settings, self._suppressed_ids)
         start_BS = masked_BS.astype(jnp.float32)
         # A canvas that grows has no number of steps; its time is the share that is masked.

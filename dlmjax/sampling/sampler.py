@@ -63,6 +63,7 @@ class Sampler:
     """
 
     keeps_rows = False  # whether `settings.cache` may name a policy of `reuse`
+    drafts = False  # whether `settings.draft` may name drafts
 
     def __init__(self, process, bind: Callable[..., Any], settings: SampleSettings, *, self_condition: bool = False, constraint=None):
         self.name, self.bind, self.settings, self.self_condition = process.name, bind, settings, self_condition
@@ -124,6 +125,11 @@ class Sampler:
             raise InputError(f"method {settings.method} reads other canvases than that of the step; leave cache off")
         if settings.regex and (self.constraint is None or self.causal):
             raise InputError("regex requires a sampler of the whole canvas that reveals masked tokens in any order; leave regex out")
+        if settings.draft is not None and not self.drafts:
+            raise InputError(
+                f"draft {settings.draft} requires a sampler of the whole canvas, not of blocks or a stride: use sampler_for, or "
+                "DraftingSampler"
+            )
         if settings.grow:
             raise InputError(f"grow {settings.grow} requires a sampler of the whole canvas with masks; use sampler_for, or GrowingSampler")
         if settings.guidance and self.causal:
@@ -153,6 +159,7 @@ class Sampler:
             evaluations=last.calls,
             calls_B=last.calls_B,
             exit_nats_B=last.exit_nats_B,
+            accepted_B=last.accepted_B,
             seed=seed,
             process=self.name,
             settings=self.settings,
@@ -179,20 +186,29 @@ class Sampler:
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
-    def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
+    def _begin(self, params, canvas: Canvas, seed: int) -> tuple[Any, dict[str, Array], SamplerState]:
+        """(sharding, the canvas on the device, the state before the first step)."""
         self._check(canvas)
         check_seed(seed, "seed")
         names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
         names += ("number_BL",) if self.hold_back else ()
+        numbers = {"rows_B": np.arange(canvas.batch, dtype=np.int32), "seed": np.uint32(seed)}
         sharding = replicated_like(params)
-        arrays = device_put({name: getattr(canvas, name) for name in names} | {"seed": np.uint32(seed)}, sharding)
-        state = self._jitted(self._start_state, sharding)(params, arrays)
+        arrays = device_put({name: getattr(canvas, name) for name in names} | numbers, sharding)
+        return sharding, arrays, self._jitted(self._start_state, sharding)(params, arrays)
+
+    @property
+    def _closing_functions(self) -> list[Callable]:
+        """What follows the steps in time. Where z_0 is not the clean text, one call more, at t = 0, draws from p(x | z_0)."""
+        if self.rule is not None:
+            return []
+        return [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
+
+    def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
+        sharding, arrays, state = self._begin(params, canvas, seed)
         steps = self._steps(state)
         state = (yield 0, steps, state) or state
-        functions = [self._one_step] * steps
-        if self.rule is None:
-            # Where z_0 is not the clean text, one call more, at t = 0, draws from p(x | z_0).
-            functions += [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
+        functions = [self._one_step] * steps + self._closing_functions
         with Progress(len(functions), "denoising", " steps", show=None if progress else False) as bar:
             for step, function in enumerate(functions, 1):
                 of_step = self._step_params(params, state, step)
@@ -232,7 +248,7 @@ class Sampler:
                 f"the canvas holds token ids from {canvas.tokens_BL.min()} to {canvas.tokens_BL.max()}, but the model's vocabulary "
                 f"has {self.process.vocab}; encode the text with the tokenizer of the run"
             )
-        needed = 4 * canvas.batch * canvas.length * self.process.output.columns * (2 if self.settings.guidance else 1)
+        needed = 4 * canvas.batch * canvas.length * self.process.output.columns * (2 if self.settings.guidance else 1) * self.streams
         if needed > memory_bytes():
             raise InputError(
                 f"a canvas of {canvas.batch} x {canvas.length} tokens requires {needed / 2**30:,.0f} GiB for the network's output alone, "
@@ -271,8 +287,8 @@ class Sampler:
 
     # --- on the device ------------------------------------------------------------------------------------------------------
 
-    def _keys(self, seed, rows: int, step) -> Key[Array, "B"]:
-        keys_B = row_keys(jax.random.key(seed), jnp.arange(rows))
+    def _keys(self, canvas, step) -> Key[Array, "B"]:
+        keys_B = row_keys(jax.random.key(canvas["seed"]), canvas["rows_B"])
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
 
     def _start_state(self, params, canvas) -> SamplerState:
@@ -280,7 +296,7 @@ class Sampler:
         process = bind_process(self.process, params)
         tokens_BL, condition_mask_BL, start_BL = canvas["tokens_BL"], canvas["condition_mask_BL"], canvas["start_BL"]
         batch, length = tokens_BL.shape
-        prior_keys_B, edit_keys_B = split_rows(self._keys(canvas["seed"], batch, 0))
+        prior_keys_B, edit_keys_B = split_rows(self._keys(canvas, 0))
         if self.causal:
             z, masked_BL = tokens_BL, ~condition_mask_BL
         else:
@@ -356,7 +372,7 @@ class Sampler:
         """The network of a step; `times`: of the step, None behind the last one in time."""
         unconditional, guided = None, bool(self.settings.guidance)
         if guided:
-            prior_keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], 0))
+            prior_keys_B, _ = split_rows(self._keys(canvas, 0))
             unconditional = process.prior(prior_keys_B, state.tokens_BL.shape[1])
         denoise = StepDenoiser(
             process,
@@ -410,7 +426,7 @@ class Sampler:
     def _one_step(self, params, canvas, state: SamplerState, step) -> SamplerState:
         """Step number `step` (1..N, traced)."""
         process, times = bind_process(self.process, params), self._step_times(canvas, state, step)
-        keys_B = self._keys(canvas["seed"], state.tokens_BL.shape[0], step)
+        keys_B = self._keys(canvas, step)
         denoise = self._step_denoiser(process, params, canvas, state, times)
         if self.rule is None:
             of_step = split_rows(keys_B)[0], denoise, state.z, times.t_BL, times.s_BL
@@ -434,7 +450,7 @@ class Sampler:
     def _decode(self, params, canvas, state: SamplerState, step) -> SamplerState:
         """Draws x from p(x | z_0), at t = 0."""
         process = bind_process(self.process, params)
-        _, keys_B = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
+        _, keys_B = split_rows(self._keys(canvas, step))
         denoise = self._step_denoiser(process, params, canvas, state)
         logits_BLV = denoise(state.z, jnp.zeros_like(canvas["start_BL"]))
         tokens_BL = jnp.where(canvas["condition_mask_BL"], state.tokens_BL, process.decode(keys_B, logits_BLV, state.z))
@@ -444,7 +460,7 @@ class Sampler:
     def _corrector_step(self, params, canvas, state: SamplerState, step) -> SamplerState:
         """One corrector step on finished text."""
         process, editable_BL = bind_process(self.process, params), ~canvas["condition_mask_BL"]
-        keys_B, _ = split_rows(self._keys(canvas["seed"], state.tokens_BL.shape[0], step))
+        keys_B, _ = split_rows(self._keys(canvas, step))
         denoise = self._step_denoiser(process, params, canvas, state)
         needed_B = self.stepper.open_rows(state.memory) if self.stepper.ends else True
         z, memory = self.stepper.corrected(process, keys_B, denoise, state.z, editable_BL, state.memory)

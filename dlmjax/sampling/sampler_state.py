@@ -36,6 +36,7 @@ class SamplerState(NamedTuple):
     hint_BLI: Float[Array, "B L I"] | None
     guess_BL: Int[Array, "B L"]  # the tokens before the step, completed by the most likely ones
     buffers: Any = None  # of a denoiser that keeps keys and values from call to call
+    accepted_B: Int[Array, "B"] | None = None  # drafts that were right
 
 
 class StepTimes(NamedTuple):
@@ -52,7 +53,8 @@ def host_state(step: int, steps: int, state: SamplerState) -> State:
     counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
     calls, calls_B, nats_B = (device_get(array) for array in (state.calls, state.calls_B, state.exit_nats_B))
     time, guess_BL = float(device_get(state.time)), device_get(state.guess_BL)
-    return State(step, steps, time, *arrays, int(calls), counts, calls_B, nats_B, guess_BL=guess_BL)
+    accepted_B = None if state.accepted_B is None else device_get(state.accepted_B)
+    return State(step, steps, time, *arrays, int(calls), counts, calls_B, nats_B, guess_BL=guess_BL, accepted_B=accepted_B)
 
 
 def with_rows(state: SamplerState, rows_B) -> SamplerState:

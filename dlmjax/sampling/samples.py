@@ -43,6 +43,7 @@ class State(NamedTuple):
     calls_B: network calls of each row until it was finished.  exit_nats_B: what a stop may have cost each row, nats; see `stops`.
     canvas_B: positions of each row's own canvas, where it grows.
     guess_BL: the tokens before the step, completed by the most likely tokens of its call where they were masked.
+    accepted_B: steps of each row that cost no call, since a draft was right; see `drafting`.
     """
 
     step: int
@@ -58,6 +59,7 @@ class State(NamedTuple):
     exit_nats_B: np.ndarray | None = None
     canvas_B: np.ndarray | None = None
     guess_BL: np.ndarray | None = None
+    accepted_B: np.ndarray | None = None
 
 
 # A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs
@@ -69,7 +71,8 @@ COLLAPSED_SHARE, LEAST_GENERATED = 0.5, 16
 class Samples:
     """Finished samples with their settings.  evaluations: network calls of the row with the most (NFE); calls_B: of each row; exit_nats_B:
     what a stop may have cost each row, nats; entropy_B: unigram entropy, nats per token; canvas_B: positions of each row where rows have
-    canvases of several sizes, None = all; the other arrays as in `State` and `Canvas`."""
+    canvases of several sizes, None = all; accepted_B: steps of each row without a call, None without drafts; the other arrays as in `State`
+    and `Canvas`."""
 
     tokens_BL: np.ndarray
     condition_mask_BL: np.ndarray
@@ -85,6 +88,7 @@ class Samples:
     calls_B: np.ndarray | None = None
     exit_nats_B: np.ndarray | None = None
     canvas_B: np.ndarray | None = None
+    accepted_B: np.ndarray | None = None
 
     @property
     def entropy(self) -> float:
@@ -132,6 +136,7 @@ class Samples:
             "evaluations": self.evaluations,
             **({} if self.settings.stop is None else {"exit_nats": np.asarray(self.exit_nats_B).tolist()}),
             **({} if self.calls_B is None else {"calls_each": np.asarray(self.calls_B).tolist()}),
+            **({} if self.accepted_B is None else {"drafts_accepted": np.asarray(self.accepted_B).tolist()}),
             "entropy": self.entropy,
             "collapsed": self.collapsed,
             "entropy_unit": "nats/token, unigram, per sample, made tokens only",

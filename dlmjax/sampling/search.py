@@ -227,9 +227,11 @@ class Searcher:
         self.text, self.search, self.sampler = text, make_search(text), sampler
         self.score, self.answer, self.reward = score or confidence, answer or (lambda tokens_L: repr(tokens_L.tolist())), reward
         by_step = isinstance(self.search, Votes) and bool(self.search.blocks or self.search.over == "steps")
-        whole = isinstance(self.sampler, Sampler) and not self.sampler.keeps_rows
+        whole = isinstance(self.sampler, Sampler) and not (self.sampler.keeps_rows or self.sampler.drafts)
         if (by_step or isinstance(self.search, Smc)) and not whole:
-            raise InputError(f"search {text} requires a sampler of the whole canvas; leave out blocks, a stride and a cache policy")
+            raise InputError(
+                f"search {text} requires a sampler of the whole canvas, step by step; leave out blocks, a stride, cache and draft"
+            )
         if by_step:
             if self.sampler.rule is None or self.sampler.causal:
                 raise InputError(f"search {text} requires a rule that reveals masked tokens; give --rule")

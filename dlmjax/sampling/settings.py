@@ -5,6 +5,7 @@ from typing import Any
 
 from dlmjax.errors import InputError
 from dlmjax.sampling.daedal import make_growth
+from dlmjax.sampling.drafts import make_draft
 from dlmjax.sampling.ends import make_hold_back
 from dlmjax.sampling.grids import make_grid
 from dlmjax.sampling.guidance import Cfg, Guide, make_guidance, make_guide
@@ -21,7 +22,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # beyond these, quotients of logit
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """Settings of a sampler; each field except `cache=True` changes the text.
+    """Settings of a sampler; each field except `cache=True` and `draft` changes the text.
 
     steps: number of denoising steps. Rules take at most one per masked position; causal processes take exactly one.
     rule: which positions a step reveals, one of `rule_names.RULES` with its values, as in "threshold(value=0.9)"; "ancestral" = steps in
@@ -45,6 +46,8 @@ class SampleSettings:
     suppressed_ids: ids that are not produced (mask, pad, BOS); see `canvas.suppressed_ids`.
     eos: how far the end of document is held back, one of `ends.HOLD_BACKS` with its values, as in "first(tokens=16)"; None = not.
     grow: how a canvas gets longer while it is filled, one of `daedal.GROWTHS` with its values, as in "daedal(initial=32)"; None = not.
+    draft: how several steps are checked by one network call, one of `drafts.DRAFTS` with its values, as in "own(depth=4)"; no change of
+      the text; None = one call or more for each step.
     end_ids: the ids that `eos` holds back and `grow` reads: the end of document, and those of a tail behind it.
     """
 
@@ -64,6 +67,7 @@ class SampleSettings:
     end_ids: tuple[int, ...] = ()
     guide: str = ""
     grow: str | None = None
+    draft: str | None = None
 
     def __post_init__(self):
         if not 1 <= self.steps <= MOST_STEPS:
@@ -97,6 +101,8 @@ class SampleSettings:
                 raise InputError(f"eos {self.eos} conflicts with {other}")
         if self.grow is not None:
             make_growth(self.grow)
+        if self.draft is not None:
+            make_draft(self.draft)
         make_method(self.method)
         if isinstance(self.cache, str):
             make_reuse(self.cache)
@@ -134,8 +140,8 @@ class SampleSettings:
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON; `suppressed_ids` is called "never" there, as in the files of older versions."""
         values = dataclasses.asdict(self)
-        # Records without a guide are those of the versions before it.
-        values = {name: value for name, value in values.items() if name != "guide" or value}
+        # Records without a guide or drafts are those of the versions before them.
+        values = {name: value for name, value in values.items() if name not in ("guide", "draft") or value}
         return values | {"never": list(values.pop("suppressed_ids")), "end_ids": list(self.end_ids)}
 
     @classmethod

@@ -246,6 +246,7 @@ def test_a_prompt_that_does_not_fit_is_refused(run, capsys):
     [
         ["--method", "remask(rule=cap, eta=0.2)", "--grid", "cosine", "--prompt", "def f(", "--guidance", "0.5"],
         ["--method", "first_hitting", "--cache"],
+        ["--rule", "margin", "--draft", "own(depth=2)"],
         ["--rule", "margin", "--cache", "dual(block=8, every=2)"],
         ["--stride", "32", "--length", "80", "--stop", "--rule", "confidence(on=drawn)"],
     ],
@@ -254,7 +255,7 @@ def test_methods_grids_and_strides(run, tmp_path, flags, capsys):
     assert main(["sample", "--workdir", str(run), "--length", "24", "--steps", "3", *flags, "--json", str(tmp_path / "a.json")]) == 0
     record = json.loads((tmp_path / "a.json").read_text())
     for flag, value in zip(flags, flags[1:], strict=False):
-        if flag in ("--method", "--grid") or (flag == "--cache" and value.startswith("dual")):
+        if flag in ("--method", "--grid", "--draft") or (flag == "--cache" and value.startswith("dual")):
             assert record["settings"][flag[2:]] == value
     assert record["evaluations"] > 0 and len(record["samples"][0]["token_ids"]) == (80 if "--stride" in flags else 24)
 
@@ -277,6 +278,8 @@ def test_a_method_that_does_not_suit_the_process_is_refused(run, capsys):
         (["--method", "remask(eta=nan)"], "eta requires a number, not 'nan'"),
         (["--method", "self_correct(rounds=1e9)"], "rounds requires a whole number, not 1000000000.0"),
         (["--template", "a [MASK*"], "is not a marker"),
+        (["--draft", "own(depth=-1)"], "depth is -1"),
+        (["--draft", "own", "--stride", "8"], "draft own requires a sampler of the whole canvas"),
     ],
 )
 def test_settings_out_of_range_end_in_one_line(run, flags, said, capsys):

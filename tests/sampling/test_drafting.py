@@ -192,7 +192,7 @@ def test_other_samplers_refuse_drafts():
     with pytest.raises(InputError, match="self-conditioning"):
         DraftingSampler(LAW.process(), LAW.bind, settings, self_condition=True)
     drafting = DraftingSampler(LAW.process(), LAW.bind, SampleSettings(rule="random", draft="own"))
-    with pytest.raises(InputError, match="drafts"):
+    with pytest.raises(InputError, match="cache and draft"):
         Searcher("smc(reward=confidence)", drafting)
 
 

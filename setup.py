@@ -22,6 +22,7 @@ QUALITY = ["mauve-text>=0.4", *SCALING]
 NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"]
 BEAM = ["apache-beam>=2.77"]
+PLAY = ["starlette>=1.0", "uvicorn>=0.40"]
 CHAT = ["jinja2>=3.1.6"]
 TEST = [
     "pytest>=8.3",
@@ -56,6 +57,7 @@ setup(
     python_requires=">=3.11,<3.14",
     cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["dlmjax", "dlmjax.*"]),
+    package_data={"dlmjax.play": ["static/*"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -85,6 +87,7 @@ setup(
         "quality": QUALITY,
         "beam": BEAM,
         "chat": CHAT,
+        "play": PLAY,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
     },

@@ -138,16 +138,32 @@ class Run:
           "exit(bound=0.1)"; both: "end+exit(bound=0.1)".
         settings: as for `sample_settings`.
         """
-        words = ["end"] if stop is True else [word.strip() for word in stop.split("+")] if stop else []
-        stop, exits = "end" in words, [word for word in words if word != "end"]
-        how = self.sample_settings(**settings, **({"stop": "+".join(exits)} if exits else {}))
-        key = (how, stride, stop)
+        how, ends = self._sampler_choice(stop, settings)
+        key = (how, stride, ends)
         if key not in self._compiled:
-            experiment, eos_id = self.experiment, self.tokenizer.eos_id if stop else None
-            window = experiment.config.data.length
-            options = {"stride": stride, "window": window, "eos_id": eos_id, "tokenizer": self.tokenizer}
-            self._compiled[key] = sampler_for(self.process, experiment.unpartitioned, how, **options)
+            self._compiled[key] = self._make_sampler(how, stride, ends)
         return self._compiled[key]
+
+    @names_arguments()
+    def new_sampler(self, *, stride: int | None = None, stop: bool | str | None = None, **settings: Any) -> Any:
+        """As `sampler`, but a new object, which the run does not keep: what it compiles is freed with it."""
+        how, ends = self._sampler_choice(stop, settings)
+        return self._make_sampler(how, stride, ends)
+
+    @names_arguments()
+    def forget(self) -> None:
+        """Drops samplers and compiled programs; the next call of a method compiles anew."""
+        self._compiled.clear()
+
+    def _sampler_choice(self, stop: bool | str | None, settings: dict[str, Any]) -> tuple[SampleSettings, bool]:
+        """The settings, and whether a text ends at its end of document."""
+        words = ["end"] if stop is True else [word.strip() for word in stop.split("+")] if stop else []
+        exits = [word for word in words if word != "end"]
+        return self.sample_settings(**settings, **({"stop": "+".join(exits)} if exits else {})), "end" in words
+
+    def _make_sampler(self, how: SampleSettings, stride: int | None, ends: bool) -> Any:
+        options = {"window": self.experiment.config.data.length, "eos_id": self.tokenizer.eos_id if ends else None}
+        return sampler_for(self.process, self.experiment.unpartitioned, how, stride=stride, tokenizer=self.tokenizer, **options)
 
     @names_arguments()
     def sample_settings(self, **values: Any) -> SampleSettings:

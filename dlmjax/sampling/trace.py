@@ -9,7 +9,7 @@ Shapes: S states (the start and one per step), B rows, L positions.
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class Trace:
                 pieces={int(token): text for token, text in record["pieces"].items()},
                 texts=tuple(record["texts"]),
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"the denoising trace is damaged ({type(error).__name__}: {error}); record it again") from error
 
     def write_json(self, path: str | os.PathLike) -> None:
@@ -135,6 +135,13 @@ def record(
         states.append(state)
         if on_state is not None:
             on_state(state)
+    return record_of(states, sampler, canvas, seed=seed, tokenizer=tokenizer)
+
+
+def record_of(
+    states: Sequence[State], sampler: AnySampler, canvas: Canvas, *, seed: int, tokenizer: Tokenizer | None = None
+) -> tuple[Samples, Trace]:
+    """Samples and trace of the states that `sampler.states` has yielded, to the last one."""
     tokens_SBL = np.stack([_tokens_of(state) for state in states])
     samples = sampler.finish(states[-1], canvas, seed)
     trace = Trace(

@@ -21,7 +21,7 @@ from dlmjax.sampling import GRIDS, METHODS, RULES, SampleSettings
 from tests.test_train import config_file, tiny_config
 
 COMMANDS = ("prepare", "plan", "train", "evaluate", "interval", "sample", "report", "import", "merge", "export")
-COMMANDS += ("quality", "puzzles", "solve", "embed", "activations", "lm-eval")
+COMMANDS += ("quality", "puzzles", "solve", "embed", "activations", "lm-eval", "play")
 
 
 @pytest.fixture(scope="module")

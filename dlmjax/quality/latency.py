@@ -11,6 +11,8 @@ the run's own process gives meaningful text; the text of the other ways is disca
     positions_read_per_token    positions that go through the layers / tokens of the text; not counted for blocks and autoregression
     drift        with a cache policy of full attention: by the age of the oldest reused entry, calls, how far the reuse moves the output at
                  masked positions of the block: nats, KL(output || output by reused entries), and share of changed most likely tokens
+    drafts_accepted_per_call    with drafts: steps without a call / calls
+    changed_texts    with drafts: share of the texts of all repeats that differ from those of the same way without drafts
 
 Shapes: B rows, L positions.
 """
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from dlmjax.diffusion.process import Process
 from dlmjax.diffusion.processes.autoregressive import Autoregressive
@@ -49,11 +52,12 @@ ANCESTRAL = SampleSettings()
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of sampling: name, steps of a canvas or of a block, sampler."""
+    """One way of sampling: name, steps of a canvas or of a block, sampler; the way whose texts it should make, None = no such way."""
 
     name: str
     steps: int
     sampler: Any
+    texts_of: "Way | None" = None
 
 
 def ways_of(
@@ -70,15 +74,16 @@ def ways_of(
     of a canvas) and autoregression with a cache.
 
     settings: of all ways, but for the steps; autoregressive ones take the temperature and top-p alone, and a process that does not
-      support the method takes ancestral steps. A cache policy is timed first, after the same sampler with a refresh at every call.
+      support the method takes ancestral steps. A cache policy is timed first, after the same sampler with a refresh at every call; drafts
+      after the same sampler without them.
     Raises InputError: blocks that are not shorter than the length; settings that the run's own process does not support.
     """
     if min(*steps, *blocks, length) < 1:
         raise InputError("steps, blocks and length of a latency grid must be at least 1")
     experiment, network = run.experiment, run.experiment.unpartitioned
     process, spec, mask_id = experiment.process, network.spec, experiment.tokenizer.mask_id
-    cache = settings.cache
-    settings = dataclasses.replace(settings, cache=False, suppressed_ids=suppressed_ids(experiment.tokenizer, process.vocab))
+    cache, draft = settings.cache, settings.draft
+    settings = dataclasses.replace(settings, cache=False, draft=None, suppressed_ids=suppressed_ids(experiment.tokenizer, process.vocab))
     plain = dataclasses.replace(settings, rule=IN_TIME, stop=None, method="ancestral", grid="auto", sweep=None)
     masked = Masked(process.vocab, mask_id)
 
@@ -95,7 +100,14 @@ def ways_of(
     own = not process.attention.sequential
     alone = spec.time_input != "none" or spec.input_dim or spec.self_condition or spec.vocab != process.vocab
     if own:
-        yield from (Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n))) for n in steps)
+        for n in steps:
+            way = Way(f"{process.name}, whole canvas", n, sampler_for(process, network, at(n)))
+            yield way
+            if draft is not None:
+                drafting = sampler_for(process, network, dataclasses.replace(at(n), draft=draft))
+                yield Way(f"{process.name}, {draft}", n, drafting, texts_of=way)
+    elif draft is not None:
+        sampler_for(process, network, dataclasses.replace(at(steps[0]), draft=draft))  # refused, with what it requires
     elif alone:
         # Causal processes take one step per token; blocks take `steps` each.
         numbers = [length] if process.attention.causal else steps
@@ -120,6 +132,7 @@ class _Times:
     seconds: list[float] = dataclasses.field(default_factory=list)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)
     samples: Samples | None = None
+    made: list[Samples] = dataclasses.field(default_factory=list)
 
 
 def _supported(settings: SampleSettings, process: Process, own: bool) -> SampleSettings:
@@ -163,9 +176,13 @@ def latency_grid(
             times.samples = way.sampler.sample(run.params, canvas, seed=repeat)
             times.seconds.append(clock() - begin)
             times.cpu_seconds.append(time.process_time() - cpu)
+            times.made.append(times.samples)
     for (way, batch, canvas), times in zip(cases, timed, strict=True):
         samples, seconds, median = times.samples, times.seconds, statistics.median(times.seconds)
         counted = {"positions_read_per_token": positions_read(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
+        if way.texts_of is not None:
+            (plain,) = (other for (one, size, _), other in zip(cases, timed, strict=True) if (one, size) == (way.texts_of, batch))
+            counted |= _drafted(times, plain)
         rows.append(
             {
                 "way": way.name,
@@ -198,6 +215,18 @@ def positions_read(sampler: Any, samples: Samples, length: int) -> float | None:
     return float(samples.evaluations * sampler.streams) if isinstance(sampler, Sampler) else None
 
 
+def _drafted(times: _Times, plain: _Times) -> dict[str, float]:
+    """What drafts have saved over all repeats, and the share of texts that are not those without them."""
+    calls = sum(int(each.calls_B.sum()) for each in times.made)
+    pairs = zip(times.made, plain.made, strict=True)
+    changed = [(one.tokens_BL != other.tokens_BL).any(axis=1).mean() for one, other in pairs]
+    return {
+        "mean_calls": calls / sum(len(each.calls_B) for each in times.made),
+        "drafts_accepted_per_call": sum(int(each.accepted_B.sum()) for each in times.made) / calls,
+        "changed_texts": float(np.mean(changed)),
+    }
+
+
 def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, Any]] | None:
     """What the cache policy of a sampler changes, by age; None without one."""
     if not isinstance(sampler, CachedSampler):
@@ -219,11 +248,16 @@ def _mean_drift(drift: Sequence[dict[str, Any]]) -> tuple[str, str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    heads = ("way", "steps", "batch", "calls", "tokens/s", "ms/call", "positions read/token", "drift, nats", "changed tokens")
+    heads = ["way", "steps", "batch", "calls", "tokens/s", "ms/call", "positions read/token", "drift, nats", "changed tokens"]
+    drafted = any("changed_texts" in row for row in rows)
+    heads += ["calls of a text", "drafts accepted/call", "changed texts"] if drafted else []
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for row in rows:
         reads = row.get("positions_read_per_token")
         numbers = f"{row['calls']} | {row['tokens_per_second']:,.0f} | {row['milliseconds_per_call']:.2f} | "
         numbers += ("" if reads is None else f"{reads:.1f}") + f" | {' | '.join(_mean_drift(row.get('drift', ())))} |"
+        if drafted:
+            accepted, changed = row.get("drafts_accepted_per_call"), row.get("changed_texts")
+            numbers += f" {row['mean_calls']:.1f} | " + (" | |" if accepted is None else f"{accepted:.2f} | {100 * changed:.1f} % |")
         lines.append(f"| {row['way']} | {row['steps']} | {row['batch']} | {numbers}")
     return "\n".join(lines)

@@ -151,6 +151,20 @@ def test_a_cache_policy_is_timed_after_the_same_steps_without_reuse(masked_run, 
     assert latency.table(rows).endswith("| 100.00 | 4.2 | 0.1000 | 12.5 % |")
 
 
+def test_drafts_are_timed_beside_the_same_sampler_without_them(masked_run, causal_run):
+    settings = SampleSettings(rule="margin", draft="own(depth=2)")
+    plain, drafting, *others = latency.ways_of(masked_run, [4], 16, [8], settings)
+    assert drafting.name == "masked, own(depth=2)" and drafting.texts_of is plain
+    assert [way.sampler.settings.draft for way in (plain, drafting, *others)] == [None, "own(depth=2)", None, None]
+    with pytest.raises(InputError, match="draft own requires a sampler of the whole canvas"):
+        list(latency.ways_of(causal_run, [4], 16, [8], SampleSettings(draft="own")))
+    rows = latency.latency_grid(masked_run, [plain, drafting], [2], length=16, repeats=2)
+    assert rows[0]["calls"] == 4 >= rows[1]["calls"] and "changed_texts" not in rows[0]
+    assert rows[1]["mean_calls"] * (1 + rows[1]["drafts_accepted_per_call"]) == pytest.approx(4)
+    assert rows[1]["positions_read_per_token"] == 3 * rows[1]["calls"] and 0 <= rows[1]["changed_texts"] <= 1
+    assert latency.table(rows).splitlines()[0].endswith("| calls of a text | drafts accepted/call | changed texts |")
+
+
 @pytest.mark.nightly
 def test_the_cache_of_the_grid_is_measured(masked_run):
     """What drifts is measured on the text that is timed: nothing with a refresh at every call, something without."""

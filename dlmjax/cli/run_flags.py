@@ -119,7 +119,8 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         type=flags.text,
         metavar="SEARCH",
         help="search among candidates: best(n=8,score=confidence), score=own, likelihood(run='DIR') or my_module.score; "
-        "votes(n=8,blocks=(8,16)), votes(over=steps); smc(particles=4,reward=my_module.reward) (none)",
+        "votes(n=8,blocks=(8,16)), votes(over=steps); smc(particles=4,reward=my_module.reward); beam(width=4,branch=2), paths(n=4,rounds=2,"
+        "share=0.5,redraw=end or any) (none)",
     )
     add("--seed", type=flags.seed, default=0, help="seed of the sampler, 0 to 4294967295; each further batch uses the next one (0)")
 

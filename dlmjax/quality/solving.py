@@ -121,8 +121,8 @@ class _Asked:
         solved_PN = self.checked(found.candidates) > 0
         return [
             tuple(
-                {"answer": self.answer(each.tokens_BL[p]), "score": plain(score), "seed": seed, "solved": bool(solved)}
-                for each, score, seed, solved in zip(found.candidates, found.scores_PN[p], found.seeds, solved_PN[p], strict=True)
+                {"answer": self.answer(each.tokens_BL[p]), "score": plain(score), "seed": found.seed_of(j, p), "solved": bool(solved)}
+                for j, (each, score, solved) in enumerate(zip(found.candidates, found.scores_PN[p], solved_PN[p], strict=True))
             )
             for p in range(len(self.puzzles))
         ]

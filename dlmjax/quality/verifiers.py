@@ -22,7 +22,8 @@ from dlmjax.run import Run, open_run
 from dlmjax.sampling import Samples
 from dlmjax.sampling.by_name import build
 from dlmjax.sampling.samples import State
-from dlmjax.sampling.search import Best, Score, Searcher, Smc, Votes, confidence, make_search
+from dlmjax.sampling.search import Score, Searcher, confidence
+from dlmjax.sampling.search_kinds import Votes, make_search
 from dlmjax.sampling.text import text_of
 
 TextOf = Callable[[np.ndarray], str]
@@ -118,12 +119,12 @@ def searcher(
     Raises InputError: no such search or score; a search that the sampler does not support.
     """
     search = make_search(text)
-    score = make_score(search.score, run, scores) if isinstance(search, Best) else None
-    named = isinstance(search, Smc) and search.reward != "confidence"
-    function = _function("reward", search.reward, ["confidence"]) if named else None
+    score = make_score(search.score, run, scores) if search.score and not search.of_states else None
+    named = search.of_states and search.score != "confidence"
+    function = _function("reward" if search.name == "smc" else "score", search.score, ["confidence"]) if named else None
 
     def of_state(state: State) -> np.ndarray:
-        return _numbers(search.reward, function(state.tokens_BL, state.masked_BL))
+        return _numbers(search.score, function(state.tokens_BL, state.masked_BL))
 
     def answer(tokens_L: np.ndarray) -> str | None:
         whole = text_of(run.tokenizer, tokens_L)

@@ -147,6 +147,11 @@ class Sampler:
         *_, last = self._run(params, canvas, seed, progress)
         return self.finish(host_state(*last), canvas, seed)
 
+    def sample_by_step(self, params, canvas: Canvas, seeds_BS: Int[np.ndarray, "B S"]) -> Samples:
+        """`sample` with a seed for each row and step: column 0 for the start, the last one for all steps behind it too."""
+        *_, last = self._run(params, canvas, seeds_BS, progress=False)
+        return self.finish(host_state(*last), canvas, int(seeds_BS[0, 0]))
+
     def finish(self, last: State, canvas: Canvas, seed: int) -> Samples:
         """The samples of a run whose last state is `last`."""
         return Samples(
@@ -186,13 +191,14 @@ class Sampler:
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
-    def _begin(self, params, canvas: Canvas, seed: int) -> tuple[Any, dict[str, Array], SamplerState]:
-        """(sharding, the canvas on the device, the state before the first step)."""
+    def _begin(self, params, canvas: Canvas, seed: int | np.ndarray) -> tuple[Any, dict[str, Array], SamplerState]:
+        """(sharding, the canvas on the device, the state before the first step); seed: of the run, or of each row and step."""
         self._check(canvas)
-        check_seed(seed, "seed")
+        for each in (int(seed.min()), int(seed.max())) if isinstance(seed, np.ndarray) else (seed,):
+            check_seed(each, "seed")
         names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
         names += ("number_BL",) if self.hold_back else ()
-        numbers = {"rows_B": np.arange(canvas.batch, dtype=np.int32), "seed": np.uint32(seed)}
+        numbers = {"rows_B": np.arange(canvas.batch, dtype=np.int32), "seed": _seed_at(seed, 0)}
         sharding = replicated_like(params)
         arrays = device_put({name: getattr(canvas, name) for name in names} | numbers, sharding)
         return sharding, arrays, self._jitted(self._start_state, sharding)(params, arrays)
@@ -204,7 +210,7 @@ class Sampler:
             return []
         return [self._decode] * int(self.process.boundary.reconstruction) + [self._corrector_step] * self.stepper.rounds
 
-    def _run(self, params, canvas: Canvas, seed: int, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
+    def _run(self, params, canvas: Canvas, seed: int | np.ndarray, progress: bool) -> Iterator[tuple[int, int, SamplerState]]:
         sharding, arrays, state = self._begin(params, canvas, seed)
         steps = self._steps(state)
         state = (yield 0, steps, state) or state
@@ -212,6 +218,8 @@ class Sampler:
         with Progress(len(functions), "denoising", " steps", show=None if progress else False) as bar:
             for step, function in enumerate(functions, 1):
                 of_step = self._step_params(params, state, step)
+                if isinstance(seed, np.ndarray):
+                    arrays["seed"] = device_put(_seed_at(seed, step), sharding)
                 state = self._jitted(function, sharding)(of_step, arrays, state, device_put(np.int32(step), sharding))
                 if progress:
                     state.tokens_BL.block_until_ready()
@@ -288,7 +296,10 @@ class Sampler:
     # --- on the device ------------------------------------------------------------------------------------------------------
 
     def _keys(self, canvas, step) -> Key[Array, "B"]:
-        keys_B = row_keys(jax.random.key(canvas["seed"]), canvas["rows_B"])
+        if jnp.ndim(canvas["seed"]):  # one of each row
+            keys_B = jax.vmap(lambda seed, row: jax.random.fold_in(jax.random.key(seed), row))(canvas["seed"], canvas["rows_B"])
+        else:
+            keys_B = row_keys(jax.random.key(canvas["seed"]), canvas["rows_B"])
         return jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
 
     def _start_state(self, params, canvas) -> SamplerState:
@@ -540,6 +551,11 @@ class Sampler:
         needed_B = self._open(state)
         state = with_calls(state, denoise, jnp.any(z_BL != state.z), needed_B)._replace(z=z_BL, memory=choice.memory)
         return with_revealed(state, z_BL, masked_BL, log_p_BLV, step)
+
+
+def _seed_at(seed: int | np.ndarray, step: int) -> np.ndarray | np.uint32:
+    """The seed of a step, or that of each row; the last one of a row is that of all later steps."""
+    return seed[:, min(step, seed.shape[1] - 1)].astype(np.uint32) if isinstance(seed, np.ndarray) else np.uint32(seed)
 
 
 def sample(process, denoise: Callable[[Array, Array], Array], canvas: Canvas, *, seed: int = 0, **settings) -> Samples:

@@ -4,15 +4,18 @@
     votes    n candidates of n seeds, with each of several block sizes; the answer that most of them give (HEX 2510.05040). over=steps: one
              sample, whose completed text votes at every step (2508.09138)
     smc      particles that are weighted by a reward while they are sampled, and resampled by their weights; a draw by weight is returned
+    beam     the best states after each step go on, each in several ways; the best finished text
+    paths    neighbours of the best sample so far, which differ from it in the noise of some steps; the best of all
 
-Candidate j is the sample of seed + 65536 j: candidate 0 is the sample without a search, and a search replays from its list of seeds. Only
-`smc` changes a run between two steps: its particles are rows of one canvas, particle by particle, so that prompt p of P has the rows
-p, P + p, 2 P + p, ...; draws by weight take the key fold_in(fold_in(fold_in(key(seed), p), step), 6).
+Candidate j is the sample of seed + 65536 j: candidate 0 is the sample without a search, and a search replays from its list of seeds. A
+candidate of `paths` has a seed for each prompt and step. `smc` and `beam` change a run between two steps: their states are rows of one
+canvas, state by state, so that prompt p of P has the rows p, P + p, 2 P + p, ...; draws by weight take the key
+fold_in(fold_in(fold_in(key(seed), p), step), 6).
 
-What a search states: `best` and `votes` return the best, or the most frequent, of n draws, and no more. `smc` with the reward r draws from
-q(x) exp(r(x)) / Z as the particles become many, q = the distribution of the sampler: weights exp(r_k - r_{k-1}) telescope to exp(r(x)),
-whatever r is before the end. With the reward `confidence`, the log-probabilities that revealed tokens had, times `power` it draws from
-q(x)^(1 + power) / Z where one token is revealed a step in a fixed order: sharpened (2602.01849).
+What a search states: `best`, `beam` and `paths` return the best text of those that they finish, `votes` the most frequent, and no more.
+`smc` with the reward r draws from q(x) exp(r(x)) / Z as the particles become many, q = the distribution of the sampler: weights
+exp(r_k - r_{k-1}) telescope to exp(r(x)), whatever r is before the end. With the reward `confidence`, the log-probabilities that revealed
+tokens had, times `power` it draws from q(x)^(1 + power) / Z where one token is revealed a step in a fixed order: sharpened (2602.01849).
 
 Shapes: P prompts, N candidates, B rows = N x P, L positions.
 """
@@ -20,164 +23,42 @@ Shapes: P prompts, N candidates, B rows = N x P, L positions.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dlmjax.errors import InputError
-from dlmjax.sampling.by_name import build
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.samples import Samples, State
+from dlmjax.sampling.search_kinds import Beam, Paths, Smc, Votes, make_search
+from dlmjax.sampling.search_paths import kept_rows, neighbour_of, pivots_of
 from dlmjax.seeds import following
 
 APART = 1 << 16  # between the seeds of two candidates: nearer ones are those of further batches
-MOST = 4096
 SEARCH_KEY = 6
 
 Scores = Float[np.ndarray, "P N"]
 Score = Callable[[Sequence[Samples]], np.ndarray]  # candidates, each of P rows -> [P, N], higher is better
 Answer = Callable[[Int[np.ndarray, "L"]], str | None]  # the answer in a text; None = none
 Reward = Callable[[State], np.ndarray]  # a state of B rows -> [B], nats
-
-
-@runtime_checkable
-class Search(Protocol):
-    """A way to search. name: as in SEARCHES.  width: candidates of a prompt.  score: what decides, by name; "" = votes."""
-
-    name: str
-    score: str
-
-    @property
-    def width(self) -> int:
-        """Candidates of each prompt."""
-        return 1
-
-
-def _check_count(search: Any, name: str, least: int = 1) -> None:
-    value = getattr(search, name)
-    if not least <= value <= MOST:
-        raise InputError(f"search {search.name}: {name} is {value}; it must be {least} to {MOST}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Best(Search):
-    """The candidate with the highest score. score: `confidence`, the mean log-probability that its tokens had when they were revealed;
-    other names as in `quality.verifiers`."""
-
-    n: int = 8
-    score: str = "confidence"
-
-    name = "best"
-
-    def __post_init__(self):
-        _check_count(self, "n", 2)
-
-    @property
-    def width(self):
-        return self.n
-
-
-@dataclasses.dataclass(frozen=True)
-class Votes(Search):
-    """The answer with the most votes.
-
-    n: seeds.  blocks: sizes, positions: each seed is decoded once with each size, block by block, `steps` steps each; () = the whole
-      canvas.
-    over: "samples", or "steps": the completed text of each step of one sample votes.
-    weight: of the vote of step k of K, from 1: equal, linear k / K, or exponential exp(a k / K); a = 11 is the published code's.
-    mark: the answer is the text behind its last occurrence; "" = the whole text.
-    """
-
-    n: int = 8
-    blocks: tuple[int, ...] = ()
-    over: str = "samples"
-    weight: str = "exponential"
-    a: float = 11.0
-    mark: str = ""
-
-    name = "votes"
-    score = ""
-
-    def __post_init__(self):
-        _check_count(self, "n")
-        if any(not 1 <= size <= MOST for size in self.blocks) or len(set(self.blocks)) < len(self.blocks):
-            raise InputError(f"search votes: blocks is {self.blocks}; give different sizes of 1 to {MOST} positions")
-        if self.over not in ("samples", "steps") or self.weight not in ("equal", "linear", "exponential"):
-            raise InputError(
-                f"search votes: over is {self.over!r} and weight {self.weight!r}; choose samples or steps, and equal, linear or exponential"
-            )
-        if not 0 < self.a <= 50:
-            raise InputError(f"search votes: a is {self.a}; it must lie in (0, 50]")
-        if self.over == "steps" and (self.n, self.blocks) != (8, ()):
-            raise InputError("search votes: over=steps takes one sample; leave n and blocks out")
-        if self.over == "samples" and self.n * max(1, len(self.blocks)) < 2:
-            raise InputError("search votes has one candidate; give a larger n, or several blocks")
-
-    @property
-    def width(self):
-        return 1 if self.over == "steps" else self.n * max(1, len(self.blocks))
-
-    def weight_of(self, step: int, steps: int) -> float:
-        """Weight of the vote of step `step`, 1 to `steps`, relative to the last one's where it is exponential."""
-        share = step / steps
-        return {"equal": 1.0, "linear": share, "exponential": float(np.exp(self.a * (share - 1)))}[self.weight]
-
-
-@dataclasses.dataclass(frozen=True)
-class Smc(Search):
-    """Sequential Monte Carlo. reward: "confidence", or a function by its dotted name, (tokens_BL, masked_BL) -> [B] in nats, of texts in
-    which masked positions have no meaning yet.
-
-    resample: particles of a prompt are resampled where their effective number is below this share of them.  every: steps between two looks.
-    power: what the reward is multiplied by.
-    """
-
-    particles: int = 4
-    reward: str = "confidence"
-    resample: float = 0.5
-    every: int = 1
-    power: float = 1.0
-
-    name = "smc"
-
-    def __post_init__(self):
-        _check_count(self, "particles", 2)
-        _check_count(self, "every")
-        if not 0 <= self.resample <= 1 or not 0 < abs(self.power) < 1e6:
-            raise InputError(f"search smc: resample is {self.resample} and power {self.power}; they require a share in [0, 1], and not 0")
-
-    @property
-    def score(self):
-        return self.reward
-
-    @property
-    def width(self):
-        return self.particles
-
-
-SEARCHES: dict[str, type[Search]] = {cls.name: cls for cls in (Best, Votes, Smc)}
-
-
-def make_search(text: str) -> Search:
-    """The search of a text, "best(n=4, score=own)". Raises InputError: no such search, a value that it does not take."""
-    return build("search", text, SEARCHES)
+Seeds = Int[np.ndarray, "P S"]  # of each step of each prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """What a search found. samples: the chosen texts.  candidates: all of them, each of P rows.  scores_PN: what decided: scores, shares of
-    votes, or normalised weights.  chosen_P: which.  seeds: of each candidate.  blocks: block size of each, 0 = the whole canvas.
-    calls: network calls of all candidates, per prompt."""
+    votes, or normalised weights.  chosen_P: which.  seeds: of each candidate, one, or one for each prompt and step, from the start on.
+    blocks: block size of each, 0 = the whole canvas.  calls: network calls of all candidates, per prompt."""
 
     samples: Samples
     candidates: tuple[Samples, ...]
     scores_PN: Scores
     chosen_P: Int[np.ndarray, "P"]
-    seeds: tuple[int, ...]
+    seeds: tuple[int | Seeds, ...]
     blocks: tuple[int, ...]
     calls: int
     search: str
@@ -186,6 +67,11 @@ class Found:
     def score(self) -> float:
         """Score of the chosen candidates, mean over prompts."""
         return float(np.take_along_axis(self.scores_PN, self.chosen_P[:, None], axis=1).mean())
+
+    def seed_of(self, candidate: int, prompt: int) -> int | list[int]:
+        """The seed of a candidate, or those of its steps."""
+        seed = self.seeds[candidate]
+        return seed if isinstance(seed, int) else seed[prompt].tolist()
 
     def to_json(self, text: Callable[[np.ndarray], str]) -> dict[str, Any]:
         """JSON-ready record: for each prompt every candidate with text, ids, score and seed, and which was chosen."""
@@ -197,10 +83,10 @@ class Found:
                         "text": text(each.tokens_BL[p]),
                         "token_ids": each.tokens_BL[p].tolist(),
                         "score": plain(score),
-                        "seed": seed,
+                        "seed": self.seed_of(j, p),
                         "block": block,
                     }
-                    for each, score, seed, block in zip(self.candidates, self.scores_PN[p], self.seeds, self.blocks, strict=True)
+                    for j, (each, score, block) in enumerate(zip(self.candidates, self.scores_PN[p], self.blocks, strict=True))
                 ],
             }
             for p, chosen in enumerate(self.chosen_P)
@@ -211,7 +97,7 @@ class Found:
 class Searcher:
     """Runs one search with a sampler.
 
-    score: what `Best` ranks by.  answer: what a text votes for.  reward: of `Smc`.
+    score: what `Best` and `Paths` rank by.  answer: what a text votes for.  reward: of the states of `Smc` and `Beam`.
     Raises InputError: a sampler that the search does not support.
     """
 
@@ -228,7 +114,7 @@ class Searcher:
         self.score, self.answer, self.reward = score or confidence, answer or (lambda tokens_L: repr(tokens_L.tolist())), reward
         by_step = isinstance(self.search, Votes) and bool(self.search.blocks or self.search.over == "steps")
         whole = isinstance(self.sampler, Sampler) and not (self.sampler.keeps_rows or self.sampler.drafts)
-        if (by_step or isinstance(self.search, Smc)) and not whole:
+        if (by_step or isinstance(self.search, Smc | Beam | Paths)) and not whole:
             raise InputError(
                 f"search {text} requires a sampler of the whole canvas, step by step; leave out blocks, a stride, cache and draft"
             )
@@ -242,6 +128,10 @@ class Searcher:
         """Searches a text for each row of the canvas."""
         if isinstance(self.search, Smc):
             return self._smc(params, canvas, seed)
+        if isinstance(self.search, Beam):
+            return self._beam(params, canvas, seed)
+        if isinstance(self.search, Paths):
+            return self._paths(params, canvas, seed)
         if isinstance(self.search, Votes) and self.search.over == "steps":
             return self._over_steps(params, canvas, seed)
         blocks = sorted(getattr(self.search, "blocks", ()), reverse=True) or [0]
@@ -290,6 +180,42 @@ class Searcher:
         newest_P = steps - 1 - np.argmax(scores_PN[:, ::-1], axis=1)
         return self._found(candidates, scores_PN, seeds=[seed] * steps, blocks=[0] * steps, chosen_P=newest_P, calls=int(states[-1].calls))
 
+    # --- beams and paths -------------------------------------------------------------------------------------------------------
+
+    def _beam(self, params, canvas: Canvas, seed: int) -> Found:
+        """The states of all prompts as rows of one canvas."""
+        search, prompts = self.search, canvas.batch
+        rows = _repeated(canvas, search.rows)
+
+        def score_of(state: State) -> Scores:
+            score_B = mean_log_p(state.confidence_BL, rows.condition_mask_BL) if self.reward is None else self.reward(state)
+            return np.asarray(score_B, np.float64).reshape(search.rows, prompts).T
+
+        def look(state: State) -> Int[np.ndarray, "B"] | None:
+            if not state.step or state.step % search.every or state.step >= state.steps or search.branch == 1:
+                return None
+            return kept_rows(search, state, score_of(state))
+
+        last = self.sampler.run_with(params, rows, seed, look)
+        candidates = _states_of(self.sampler.finish(last, rows, seed), search.rows, prompts)
+        of_all = {"seeds": [seed] * search.rows, "blocks": [0] * search.rows}
+        return self._found(candidates, score_of(last), **of_all, calls=search.rows * int(last.calls))
+
+    def _paths(self, params, canvas: Canvas, seed: int) -> Found:
+        """Rounds of neighbours of each prompt's pivot."""
+        search, prompts = self.search, canvas.batch
+        seeds = [np.full((prompts, 1), seed, np.int64)]
+        candidates = [self.sampler.sample_by_step(params, canvas, seeds[0])]
+        seeds[0] = np.repeat(seeds[0], candidates[0].steps + 1, axis=1)
+        scores_PN = np.asarray(self.score(candidates), np.float64)
+        for _ in range(search.rounds):
+            pivot_PS = pivots_of(seeds, scores_PN)
+            new = [neighbour_of(search, pivot_PS, seed, len(seeds) + j, following(seed, (len(seeds) + j) * APART)) for j in range(search.n)]
+            made = [self.sampler.sample_by_step(params, canvas, each) for each in new]
+            scores_PN = np.concatenate([scores_PN, np.asarray(self.score(made), np.float64)], axis=1)
+            candidates, seeds = [*candidates, *made], [*seeds, *new]
+        return self._found(candidates, scores_PN, seeds=seeds, blocks=[0] * len(seeds))
+
     # --- sequential Monte Carlo ------------------------------------------------------------------------------------------------
 
     def _smc(self, params, canvas: Canvas, seed: int) -> Found:
@@ -299,10 +225,15 @@ class Searcher:
         cloud = _Cloud(search, self.reward or rewarded, prompts, seed)
         last = self.sampler.run_with(params, rows, seed, cloud.look)
         samples = self.sampler.finish(last, rows, seed)
-        candidates = [rows_of(samples, np.arange(j * prompts, (j + 1) * prompts)) for j in range(search.particles)]
+        candidates = _states_of(samples, search.particles, prompts)
         weight_PN, chosen_P = cloud.drawn(last)
         return self._found(
-            candidates, weight_PN, seeds=[seed] * search.particles, blocks=[0] * search.particles, chosen_P=chosen_P, calls=int(last.calls)
+            candidates,
+            weight_PN,
+            seeds=[seed] * search.particles,
+            blocks=[0] * search.particles,
+            chosen_P=chosen_P,
+            calls=search.particles * int(last.calls),
         )
 
 
@@ -371,12 +302,15 @@ def rewarded(state: State) -> Float[np.ndarray, "B"]:
 
 def confidence(candidates: Sequence[Samples]) -> Scores:
     """Mean log-probability, nats, that the tokens of a candidate had when they were revealed."""
-    columns = []
-    for each in candidates:
-        made_BL = ~each.condition_mask_BL
-        sums_B = np.sum(np.log(np.maximum(each.confidence_BL, 1e-30)), axis=1, where=made_BL)
-        columns.append(sums_B / np.maximum(made_BL.sum(axis=1), 1))
-    return np.stack(columns, axis=1)
+    return np.stack([mean_log_p(each.confidence_BL, each.condition_mask_BL) for each in candidates], axis=1)
+
+
+def mean_log_p(confidence_BL: Float[np.ndarray, "B L"], condition_mask_BL: Bool[np.ndarray, "B L"]) -> Float[np.ndarray, "B"]:
+    """`confidence` of each row. In unfinished texts a masked position counts with its most likely token, so that a state is not better for
+    having revealed less."""
+    made_BL = ~condition_mask_BL
+    sums_B = np.sum(np.log(np.maximum(confidence_BL, 1e-30)), axis=1, where=made_BL)
+    return sums_B / np.maximum(made_BL.sum(axis=1), 1)
 
 
 def in_blocks(sampler: Sampler, params, canvas: Canvas, size: int, seed: int) -> Samples:
@@ -406,6 +340,11 @@ def in_blocks(sampler: Sampler, params, canvas: Canvas, size: int, seed: int) ->
 def rows_of(samples: Samples, rows: np.ndarray) -> Samples:
     """Some rows of samples."""
     return _by_rows(samples, lambda array, _: array[rows])
+
+
+def _states_of(samples: Samples, count: int, prompts: int) -> list[Samples]:
+    """The `count` states of each prompt that are rows of one canvas, one of each prompt at a time."""
+    return [rows_of(samples, np.arange(j * prompts, (j + 1) * prompts)) for j in range(count)]
 
 
 def chosen_of(candidates: Sequence[Samples], chosen_P: np.ndarray) -> Samples:

@@ -79,12 +79,25 @@ def test_scores_that_mean_nothing_are_refused(masked_run, candidates, score, mat
     assert "\n" not in str(caught.value)
 
 
+def test_beams_and_paths_take_scores_of_their_own(masked_run, sampler):
+    """A beam scores unfinished texts, paths finished ones; both record what they decided by."""
+    beam = searcher(f"beam(width=2, branch=2, score={__name__}.ones)", masked_run, sampler).sample(masked_run.params, blank_canvas(16, 2))
+    spaces_PN = np.stack([(each.tokens_BL == 32).sum(axis=1) for each in beam.candidates], axis=1)
+    np.testing.assert_array_equal(beam.scores_PN, spaces_PN)
+    paths = searcher(f"paths(n=1, rounds=1, score={__name__}.letters)", masked_run, sampler)
+    found = paths.sample(masked_run.params, blank_canvas(16, 2))
+    texts = [[text_of(masked_run.tokenizer, each.tokens_BL[p]) for each in found.candidates] for p in range(2)]
+    assert found.scores_PN.tolist() == [[text.count("e") for text in row] for row in texts]
+    with pytest.raises(InputError, match="unknown score 'own'"):
+        searcher("beam(score=own)", masked_run, sampler)
+
+
 def test_puzzles_are_searched_and_one_candidate_is_the_answer_without_a_search(masked_run):
     """Each candidate is the run of its seed; pass@1 and the oracle are counted by hand."""
     puzzles, settings = make_countdown(3, numbers=2), masked_run.sample_settings(rule="random", steps=2)
     how = {"batch": 2, "seed": 7}
     plain = solve(masked_run, puzzles, settings, **how)
-    for search in ("best(n=2, score=checker)", "votes(n=2)"):
+    for search in ("paths(n=1, rounds=1, score=checker)", "best(n=2, score=checker)", "votes(n=2)"):
         found = solve(masked_run, puzzles, settings, search=search, **how)
         assert [own[0]["answer"] for own in found.candidates] == list(plain.answers)
         assert all(answer in [each["answer"] for each in own] for answer, own in zip(found.answers, found.candidates, strict=True))

@@ -33,6 +33,7 @@ TEST = [
     "ruff>=0.11",
     "import-linter>=2.3",
     "kubeflow-trainer-api>=2.3",
+    "tenacity>=9",  # of lm-eval's client of completions
 ]
 
 

@@ -16,6 +16,13 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         "runs", nargs="+", type=flags.input_folder, metavar="RUN", help="directory of a run that `dlmjax train` made; several: side by side"
     )
     add("--weights", default="ema", choices=("ema", "raw"), help="weights: ema, their average, or raw, those of the last step (ema)")
+    add(
+        "--process",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further process under which each run is opened, too, such as autoregressive; repeatable (the one trained last alone)",
+    )
     add("--trust-code", action="store_true", help="run the Python file of a workdir whose network is not of a family (off)")
     add("--port", type=flags.whole(0, 65535), default=0, help="port on 127.0.0.1; 0: a free one (0)")
     add("--length", type=flags.whole(1, 2**20), default=2048, help="length of the longest canvas, tokens (2048)")
@@ -39,15 +46,16 @@ def run(arguments: argparse.Namespace, _) -> None:
     limits = Limits(length=arguments.length, steps=arguments.steps)
     named: dict[str, PlayRun] = {}
     for workdir in arguments.runs:
-        run = open_run(workdir, weights=arguments.weights, trust_code=arguments.trust_code)
-        name = _name(workdir, named)
-        named[name] = PlayRun(name, run, limits)
+        for process in (None, *arguments.process):
+            run = open_run(workdir, weights=arguments.weights, trust_code=arguments.trust_code, process=process)
+            name = _name(workdir, process, named)
+            named[name] = PlayRun(name, run, limits)
     serve(named, limits, bound, waiting=arguments.queue, said=_print_address)
 
 
-def _name(workdir: str, taken: dict) -> str:
-    """The last part of a path, with a number where another run has it."""
-    name = pathlib.Path(workdir).resolve().name
+def _name(workdir: str, process: str | None, taken: dict) -> str:
+    """The last part of a path, with the process where one was typed, and a number where another run has the name."""
+    name = pathlib.Path(workdir).resolve().name + (f":{process}" if process else "")
     return name if name not in taken else next(f"{name}-{n}" for n in range(2, 2**31) if f"{name}-{n}" not in taken)
 
 

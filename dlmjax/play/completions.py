@@ -12,7 +12,7 @@ import numpy as np
 
 from dlmjax.errors import InputError
 from dlmjax.play.fields import Fields, Limits, check_size, setting_kinds, settings_of
-from dlmjax.play.jobs import check_method
+from dlmjax.play.jobs import check_sampler
 from dlmjax.play.runs import PlayRun, Samplers, canvas_of_ids
 from dlmjax.play.worker import Job
 from dlmjax.run import Run
@@ -216,7 +216,7 @@ def completing(job: Job, play: PlayRun, samplers: Samplers, ask: Ask) -> Iterato
     for number, prompt in enumerate(ask.prompts):
         canvas = canvas_of_ids(play.run, prompt, ask.suffix, ask.limit, ask.rows)
         sampler = samplers.get(play, ask.settings, canvas.tokens_BL.shape)
-        check_method(sampler, play.limits)
+        check_sampler(sampler, canvas, play.limits)
         rows = [_Written(play.run, prompt, ask.stops) for _ in range(ask.rows)]
         part = slice(len(prompt), len(prompt) + ask.limit)
         if ask.stream and ask.echo:

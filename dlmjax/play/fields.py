@@ -15,8 +15,8 @@ from dlmjax.sampling import SampleSettings
 LONGEST_CHOICE = 1000  # characters of a call string such as rule or regex
 LARGEST_WHOLE = 2**16  # of a whole number inside a call string: rounds, history
 _WHOLE = re.compile(r"(?<![\w.])\d+(?![\w.])")
-# Ids are the run's; a guide is a function of a module, which a request does not name; a canvas that grows is not shown.
-_NOT_TAKEN = {"suppressed_ids", "end_ids", "guide", "grow"}
+# Not taken: ids, which are the run's; a guide, which is a function of a module; a canvas that grows.
+_TAKEN = ("steps", "rule", "method", "grid", "sweep", "temperature", "top_p", "guidance", "cache", "regex", "stop", "eos", "draft")
 _OF_SAMPLER = {"stride": int | None}
 
 
@@ -98,8 +98,7 @@ class Fields:
 def setting_kinds() -> dict[str, Any]:
     """Type of each setting of a sampler that a request may give, by its name."""
     hints = typing.get_type_hints(SampleSettings)
-    fields = (field.name for field in dataclasses.fields(SampleSettings))
-    return {name: hints[name] for name in fields if name not in _NOT_TAKEN} | _OF_SAMPLER
+    return {name: hints[name] for name in _TAKEN} | _OF_SAMPLER
 
 
 def settings_of(values: Any, limits: Limits) -> dict[str, Any]:
@@ -136,6 +135,8 @@ def _of_kind(name: str, value: Any, allowed: tuple) -> Any:
     if isinstance(value, str):
         if len(value) > LONGEST_CHOICE:
             raise InputError(f"{name} has {len(value):,} characters; give at most {LONGEST_CHOICE:,}")
+        if name == "draft" and value.partition("(")[0].strip() != "own":
+            raise InputError(f"draft {value!r:.100} is left to the command line; give own(depth=4)")
         if name != "regex" and any(len(digits) > 9 or int(digits) > LARGEST_WHOLE for digits in _WHOLE.findall(value)):
             raise InputError(f"{name} {value!r:.100} has a whole number above {LARGEST_WHOLE}; give a smaller one")
     return value

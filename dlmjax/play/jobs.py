@@ -23,12 +23,15 @@ def check_states(states: int, canvas: Canvas, limits: Limits) -> None:
         )
 
 
-def check_method(sampler: Any, limits: Limits) -> None:
-    """Raises InputError: corrector steps, or redraws within a step, which are not cancelled in between, beyond the limits."""
+def check_sampler(sampler: Any, canvas: Canvas, limits: Limits) -> None:
+    """Raises InputError: corrector steps, redraws within a step, which are not cancelled in between, or drafts beyond the limits."""
     stepper = getattr(sampler, "inner", sampler).stepper
     rounds, between = getattr(stepper, "rounds", 0), getattr(stepper, "between", 0)
     if rounds > limits.steps or between > 64:
         raise InputError(f"method {stepper.name}: rounds is {rounds} and between {between}; give at most {limits.steps} and 64")
+    drafts = getattr(getattr(sampler, "draft", None), "depth", 0) * canvas.batch * canvas.length
+    if drafts > 8 * limits.length:
+        raise InputError(f"the drafts of a call are {drafts:,} positions; give at most {8 * limits.length:,}: a smaller depth or length")
 
 
 def sampling(
@@ -36,7 +39,7 @@ def sampling(
 ) -> Iterator[None]:
     """Samples one row; emits ("state", State) after each step, and at the end what the sample took. Its trace is kept."""
     sampler = samplers.get(play, settings, canvas.tokens_BL.shape)
-    check_method(sampler, play.limits)
+    check_sampler(sampler, canvas, play.limits)
     began, states = time.monotonic(), []
     for state in sampler.states(play.run.params, canvas, seed=seed):
         if not states:
@@ -66,8 +69,8 @@ def shown(state: State) -> State:
     return state._replace(guess_BL=None)
 
 
-def alternatives(job: Job, play: PlayRun, *, canvas: Canvas, position: int, temperature: float) -> Iterator[None]:
+def alternatives(job: Job, play: PlayRun, *, canvas: Canvas, position: int, temperature: float, most: int) -> Iterator[None]:
     """Emits the most likely tokens of a position."""
-    found = play.alternatives(canvas, position, temperature)
+    found = play.alternatives(canvas, position, temperature, most)
     yield
     job.emit("end", {"alternatives": found})

@@ -142,7 +142,7 @@ class PlayRun:
 
     # --- alternatives -------------------------------------------------------------------------------------------------------
 
-    def alternatives(self, canvas: Canvas, position: int, temperature: float) -> list[dict[str, Any]]:
+    def alternatives(self, canvas: Canvas, position: int, temperature: float, most: int = MOST_ALTERNATIVES) -> list[dict[str, Any]]:
         """The most likely tokens at a position that is sent back to noise, given the others (a causal process: those before it)."""
         process, length = self.run.process.bound, canvas.length
         if 4 * length * process.output.columns > memory_bytes() // 4:
@@ -159,7 +159,7 @@ class PlayRun:
         log_p_V = _log_softmax(logits_LV[position].astype(np.float64))
         if temperature != 1:
             log_p_V = _log_softmax(log_p_V / max(temperature, 1e-6))
-        best = np.argsort(-log_p_V, kind="stable")[:MOST_ALTERNATIVES]
+        best = np.argsort(-log_p_V, kind="stable")[:most]
         suppressed = set(self.run.suppressed_ids)
         return [self.token(int(token), p=float(np.exp(log_p_V[token]))) for token in best if int(token) not in suppressed]
 

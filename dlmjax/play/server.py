@@ -27,7 +27,7 @@ from dlmjax.flags import message_of
 from dlmjax.play import completions, jobs
 from dlmjax.play.fields import Fields, Limits, settings_of
 from dlmjax.play.guard import Guard
-from dlmjax.play.runs import PlayRun, Samplers
+from dlmjax.play.runs import MOST_ALTERNATIVES, PlayRun, Samplers
 from dlmjax.play.traces import Traces, read_trace, trace_states
 from dlmjax.play.worker import Busy, Job, Worker
 from dlmjax.sampling import render_html
@@ -264,7 +264,7 @@ async def cancel(room: Room, request: Request) -> Response:
 
 async def alternatives(room: Room, request: Request) -> Response:
     """`POST /api/alternatives`."""
-    fields = await fields_of(request, room.limits, "run", "canvas", "position", "temperature", "tab")
+    fields = await fields_of(request, room.limits, "run", "canvas", "position", "temperature", "most", "tab")
     play = room.run_of(fields)
     items = fields.get("canvas")
     position = fields.whole("position", None, 0, max(0, len(items) - 1) if isinstance(items, list) else 0)
@@ -274,7 +274,8 @@ async def alternatives(room: Room, request: Request) -> Response:
         items = [*items[:position], {"id": None}, *items[position + 1 :]]
     canvas = play.canvas_of_tokens(items)
     temperature = fields.number("temperature", 1.0, 0.0, 1e6)
-    work = functools.partial(jobs.alternatives, play=play, canvas=canvas, position=position, temperature=temperature)
+    most = fields.whole("most", MOST_ALTERNATIVES, 1, 1000)
+    work = functools.partial(jobs.alternatives, play=play, canvas=canvas, position=position, temperature=temperature, most=most)
     return JSONResponse(await result_of(request, room.submit(request, fields, work)))
 
 

@@ -130,6 +130,11 @@ def test_alternatives_are_the_distribution_of_a_token_given_the_others(server):
     assert len(found) == 20 and [one["p"] for one in found] == sorted((one["p"] for one in found), reverse=True)
     again = [*canvas[:1], {"id": 120}, *canvas[2:]]  # what stands at the position does not count
     assert server.json("/api/alternatives", {"run": "tiny", "canvas": again, "position": 1})["alternatives"] == found
+    # They are what a sampler draws the token from: the probability with which it revealed one.
+    *_, state, _ = server.sample(run="tiny", canvas=[*canvas[:1], {"id": None}, *canvas[2:3], {"id": 100}], settings={"steps": 1})
+    whole = server.json("/api/alternatives", {"run": "tiny", "canvas": [*canvas[:3], {"id": 100}], "position": 1, "most": 300})
+    p = {one["id"]: one["p"] for one in whole["alternatives"]}
+    assert len(p) > 250 and sum(p.values()) == pytest.approx(1) and p[state["ids"][1]] == pytest.approx(state["confidence"][1], abs=1e-4)
     cold = server.json("/api/alternatives", {"run": "tiny", "canvas": canvas, "position": 1, "temperature": 0})["alternatives"]
     assert cold[0]["id"] == found[0]["id"] and cold[0]["p"] == pytest.approx(1)
     left = [server.json("/api/alternatives", {"run": "causal", "canvas": row, "position": 1}) for row in (canvas, canvas[:2])]

@@ -97,6 +97,12 @@ def test_not_a_trace(record):
         trace.Trace.from_json(record)
 
 
+@pytest.mark.parametrize("damage", [{"pieces": []}, {"first": [[2**40] * 12]}, {"changes": [[[[0, 2**40]]]]}])
+def test_a_damaged_trace_is_refused_in_one_line(recorded, damage):
+    with pytest.raises(InputError, match="trace is damaged"):
+        trace.Trace.from_json(recorded[1].to_json() | damage)
+
+
 # --- the page -----------------------------------------------------------------------------------------------------------------
 
 VOID = {"meta", "input", "link", "br", "img", "hr"}

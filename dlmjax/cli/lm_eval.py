@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dlmjax import checks, flags
-from dlmjax.cli.run_flags import add_rule, add_run, check_rule
+from dlmjax.cli.run_flags import add_draft, add_rule, add_run, check_rule
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
 from dlmjax.quadrature import MOST_CALLS, NODES
@@ -44,6 +44,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add("--tokens-per-step", type=flags.tokens, default=1, metavar="N", help="generated tokens that each network call reveals (1)")
     add_rule(command, None, "; masked processes and blocks")
     add("--eos", type=flags.text, metavar="HOLD", help="hold-back of the end: first(tokens=32), rising(low=0.4), suppressed (none)")
+    add_draft(command)
     add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
     add("--offline", action="store_true", help="local task files and data downloaded before alone, without a server (off)")
     add(
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace, _) -> None:
 
     check_rule(arguments.rule)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
-    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "eos", "seed")
+    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "eos", "draft", "seed")
     adapter = DlmJax(
         arguments.workdir,
         arguments.weights,

@@ -95,6 +95,7 @@ class Adapter(LM):
         tokens_per_step: int = 1,
         rule: str | None = None,
         eos: str | None = None,
+        draft: str | None = None,
         max_gen_toks: int = 256,
         seed: int = 0,
     ):
@@ -102,7 +103,8 @@ class Adapter(LM):
         # lm-eval computes its bootstrap in forks of this process, and a fork of a process in which jax runs may hang.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self.model, self.overlap, self.records = model, overlap, []
-        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step, rule=rule, eos=eos)
+        how = {"rule": rule, "eos": eos, "draft": draft}
+        self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step, **how)
         self.scorer = ConditionalScorer(
             model.process,
             model.bind,
@@ -116,6 +118,7 @@ class Adapter(LM):
             self_condition=model.network.self_condition,
         )
         self.generator = Generator(model.process, model.network, model.tokenizer, longest=model.length, batch=batch, seed=seed)
+        self.generator.check(self.decoding)
 
     # --- lm-eval's interface ------------------------------------------------------------------------------------------------
 
@@ -249,7 +252,7 @@ class DlmJax(Adapter):
     ):
         del max_batch_size, device
         process = options.pop("process", None)
-        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "rule", "eos", "max_gen_toks", "seed")
+        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "rule", "eos", "draft", "max_gen_toks", "seed")
         if unknown := sorted(options.keys() - set(known)):
             raise InputError(
                 f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, {', '.join(known)}"

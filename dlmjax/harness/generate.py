@@ -21,6 +21,8 @@ from jaxtyping import Int
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
 from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, make_rule, suppressed_ids
+from dlmjax.sampling.drafting import DraftingSampler
+from dlmjax.sampling.drafts import make_draft
 from dlmjax.sampling.ends import make_hold_back
 from dlmjax.seeds import following
 
@@ -34,7 +36,7 @@ class Decoding:
     block: tokens of a block of masked processes.  tokens_per_step: tokens that each network call reveals (1 = best and slowest).
     rule: which of them, as for `SampleSettings`; None = the most likely ones (confidence). Rules that decide the number of tokens of a step
       themselves, as threshold, ignore `tokens_per_step`. Causal processes have no other rule than from left to right.
-    eos: how far the end of document is held back, as for `SampleSettings`.
+    eos: how far the end of document is held back, as for `SampleSettings`.  draft: as there; the text stays the same.
 
     Raises InputError: a number below 1 where a count is required; no such rule.
     """
@@ -47,6 +49,7 @@ class Decoding:
     tokens_per_step: int = 1
     rule: str | None = None
     eos: str | None = None
+    draft: str | None = None
 
     def __post_init__(self):
         for name in ("length", "block", "tokens_per_step"):
@@ -56,6 +59,8 @@ class Decoding:
             make_rule(self.rule)
         if self.eos is not None:
             make_hold_back(self.eos)
+        if self.draft is not None:
+            make_draft(self.draft)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +173,15 @@ class Generator:
         )
 
     def _ids(self, decoding: Decoding) -> dict[str, Any]:
-        """The settings of what ids are produced."""
+        """The settings of what ids are produced, and of drafts."""
         end_ids = () if decoding.eos is None or self.tokenizer.eos_id is None else (int(self.tokenizer.eos_id),)
-        return {"suppressed_ids": suppressed_ids(self.tokenizer, self.process.vocab), "eos": decoding.eos, "end_ids": end_ids}
+        ids = {"suppressed_ids": suppressed_ids(self.tokenizer, self.process.vocab), "end_ids": end_ids}
+        return {**ids, "eos": decoding.eos, "draft": decoding.draft}
+
+    def check(self, decoding: Decoding) -> None:
+        """Raises InputError: drafts that the process or the network cannot serve."""
+        if decoding.draft is not None:
+            self._sampler(self._settings(decoding, 1) if self.walks or self.masked else SampleSettings(**self._ids(decoding)))
 
     def _sampler(self, settings: SampleSettings) -> Any:
         if settings not in self._samplers:
@@ -178,7 +189,8 @@ class Generator:
                 self._samplers[settings] = BlockSampler(self.process, self.network, settings, eos_id=self.tokenizer.eos_id)
             else:
                 hints = self.network.self_condition
-                self._samplers[settings] = Sampler(self.process, self.network.bind, settings, self_condition=hints)
+                make = Sampler if settings.draft is None else DraftingSampler
+                self._samplers[settings] = make(self.process, self.network.bind, settings, self_condition=hints)
         return self._samplers[settings]
 
     def _text(self, generated_G: np.ndarray, until: tuple[str, ...]) -> tuple[str, bool]:

@@ -338,6 +338,18 @@ def test_generation_does_not_depend_on_the_prompts_beside_it():
     assert texts[2] == one(model.params, [prompts[2][-20:]], decoding)[0] and all(texts)
 
 
+@pytest.mark.slow
+def test_drafts_change_no_generated_text():
+    """Prompts of several lengths, block after block; causal processes are refused before a text is made."""
+    model = untrained("masked")
+    prompts = [model.tokenizer.encode(text[:n]) for text, n in zip(SENTENCES, (9, 17, 50), strict=False)]
+    generator = Generator(model.process, model.network, model.tokenizer, longest=32, batch=2)
+    plain, drafting = (Decoding(length=12, block=8, draft=draft) for draft in (None, "own(depth=2)"))
+    assert generator(model.params, prompts, plain) == generator(model.params, prompts, drafting)
+    with pytest.raises(InputError, match="draft own requires a sampler of the whole canvas"):
+        Adapter(untrained("autoregressive"), draft="own")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -348,6 +360,7 @@ def test_generation_does_not_depend_on_the_prompts_beside_it():
         (["--draws", "0"], "--draws is 0"),
         (["--overlap", "64"], "overlap of 64"),
         (["--block", "0"], "--block is 0"),
+        (["--draft", "owm"], "did you mean 'own'"),
         (["--batch", "0"], "--batch is 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--output", "/dev/null/out"], "--output is /dev/null/out, but /dev/null is not a folder"),

@@ -126,7 +126,8 @@ def _of_kind(name: str, value: Any, allowed: tuple) -> Any:
         fits = bool in allowed
     elif isinstance(value, int | float):
         fits = (float in allowed and math.isfinite(value)) or (int in allowed and _is_whole(value))
-        value = value if float in allowed or not fits else int(value)
+        # A page sends 1 for 1.0; a trace that says so is refused where types are checked.
+        value = value if not fits else float(value) if float in allowed else int(value)
     else:
         fits = isinstance(value, str) and str in allowed
     if not fits:

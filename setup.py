@@ -23,6 +23,8 @@ NOTEBOOKS = ["matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10"]
 BEAM = ["apache-beam>=2.77"]
 PLAY = ["starlette>=1.0", "uvicorn>=0.40"]
+# Drives an installed chromium in the tests of the page of `dlmjax play`; nothing is downloaded.
+BROWSER = [*PLAY, "playwright>=1.55"]
 CHAT = ["jinja2>=3.1.6"]
 TEST = [
     "pytest>=8.3",
@@ -89,6 +91,7 @@ setup(
         "beam": BEAM,
         "chat": CHAT,
         "play": PLAY,
+        "browser": BROWSER,
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
     },

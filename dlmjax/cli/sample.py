@@ -54,10 +54,9 @@ def run(arguments: argparse.Namespace, _) -> None:
     for text in (text_of(tokenizer, tokens_L) for tokens_L in result.tokens_BL):
         print(text if arguments.count == 1 else f"---\n{text}", flush=True)
     drafts = "" if result.accepted_B is None else f"{result.accepted_B.sum() / max(result.calls_B.sum(), 1):.2f} drafts accepted per call, "
-    reads = "" if result.reuse is None else f"{result.reuse.reads_B.mean():,.0f} positions read, "
     print(
-        f"({result.steps} steps, {result.evaluations} network calls, {drafts}{reads}unigram entropy {result.entropy:.2f} nats/token, "
-        f"seed {arguments.seed})",
+        f"({result.steps} steps, {result.evaluations} network calls; {drafts}mean of a text: {result.counts}; unigram entropy "
+        f"{result.entropy:.2f} nats/token, seed {arguments.seed})",
         flush=True,
     )
     if result.settings.stop is not None:

@@ -6,7 +6,7 @@
     difference   nats less those of the best rule of the list with one token a step (for causal processes the chain rule), paired
     calls_held_out   network calls along the paths of the held-out texts, in blocks those of the slowest block of a window times its
                  blocks; calls: of the samples, mean over texts, until each is finished
-    reads        positions that go through the layers / tokens of a text
+    reads        positions that go through the layers / tokens of a text; rows, extra: see `samples.Counts`; until a text is finished
     seconds      wall time of a token of a batch, mean over batches; cpu_seconds: processor time of this process. Batches of all settings
                  take turns, so a busy minute falls on all of them
     perplexity, entropy, ...   of the samples, as in `generated`
@@ -33,13 +33,13 @@ from dlmjax.evaluation.forms import Order, parse_likelihood, rule_and_values
 from dlmjax.evaluation.result import Measured
 from dlmjax.quality.diversity import mean_with_error
 from dlmjax.quality.generated import held_out_samples, measure
-from dlmjax.quality.latency import positions_read
 from dlmjax.quality.scorers import Sample, Scorer, make_sample
 from dlmjax.run import Run
 from dlmjax.sampling import SampleSettings, blank_canvas, sampler_for
 from dlmjax.sampling.bounded_rules import Klass
 from dlmjax.sampling.rule_names import IN_TIME
 from dlmjax.sampling.rules import Planned, Rule
+from dlmjax.sampling.samples import Counts
 from dlmjax.sampling.stops import make_stop
 from dlmjax.seeds import following
 
@@ -198,8 +198,7 @@ class _Made:
     """The samples of one entry, gathered batch by batch."""
 
     ids: list[np.ndarray] = dataclasses.field(default_factory=list)
-    calls: list[np.ndarray] = dataclasses.field(default_factory=list)
-    reads: list[float | None] = dataclasses.field(default_factory=list)
+    counts: list[Counts] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -229,16 +228,17 @@ def samples_of(
             one.seconds.append((time.perf_counter() - begin) / (canvas.batch * length))
             one.cpu_seconds.append((time.process_time() - cpu) / (canvas.batch * length))
             one.ids.append(texts.tokens_BL)
-            one.calls.append(texts.calls_B)
-            one.reads.append(positions_read(sampler, texts, length))
+            one.counts.append(texts.counts)
     return [_measured(run, one, count, scorer) for one in made]
 
 
 def _measured(run: Run, made: _Made, count: int, scorer: Scorer | None) -> dict[str, Any]:
     ids_NL = np.concatenate(made.ids)[:count]
-    row = {} if None in made.reads else {"reads_per_token": float(np.mean(made.reads))}
+    counts = Counts(*(np.concatenate(parts)[:count] for parts in zip(*made.counts, strict=True)))
+    means = counts.means()
+    row = {"reads_per_token": means["reads"] / ids_NL.shape[1], "rows": means["rows"], "extra": means["extra"]}
     for name, values in (
-        ("calls", np.concatenate(made.calls)[:count]),
+        ("calls", counts.calls_B),
         ("seconds_per_token", made.seconds),
         ("cpu_seconds_per_token", made.cpu_seconds),
     ):

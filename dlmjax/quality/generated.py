@@ -32,7 +32,7 @@ from dlmjax.quality.verifiers import searcher
 from dlmjax.run import Run
 from dlmjax.sampling import Samples, SampleSettings, blank_canvas, sampler_for
 from dlmjax.sampling.lengths import length_report, text_of_lengths
-from dlmjax.sampling.samples import PRECISION, unigram_entropy
+from dlmjax.sampling.samples import PRECISION, Counts, unigram_entropy
 from dlmjax.seeds import following
 
 GRAMS = (1, 2, 3)
@@ -40,13 +40,15 @@ GRAMS = (1, 2, 3)
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedTexts:
-    """Samples of one setting. ids_NL: token ids; steps, calls (network calls per text): largest numbers of a batch."""
+    """Samples of one setting. ids_NL: token ids; steps, calls (network calls per text): largest numbers of a batch; counts: mean over
+    texts, see `samples.Counts`."""
 
     ids_NL: np.ndarray
     samples: tuple[Sample, ...]
     steps: int
     calls: int
     settings: SampleSettings
+    counts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def make_texts(
@@ -67,7 +69,9 @@ def make_texts(
             bar.reach(number + 1)
     ids_NL = np.concatenate([texts.tokens_BL for texts in found])[:count]
     samples = tuple(make_sample(run.experiment.tokenizer, ids_L) for ids_L in ids_NL)
-    return GeneratedTexts(ids_NL, samples, max(m.steps for m in found), max(m.evaluations for m in found), sampler.settings)
+    counts = Counts(*(np.concatenate(parts)[:count] for parts in zip(*(texts.counts for texts in found), strict=True)))
+    most = max(m.steps for m in found), max(m.evaluations for m in found)
+    return GeneratedTexts(ids_NL, samples, *most, sampler.settings, counts.means())
 
 
 def held_out_samples(corpus: Corpus, count: int, length: int) -> tuple[Sample, ...]:
@@ -152,6 +156,7 @@ def steps_curve(
             "steps": number,
             "steps_taken": texts.steps,
             "calls": texts.calls,
+            "counts": texts.counts,
             "temperature": texts.settings.temperature,
             "precision": f"{run.experiment.config.execution.dtype} network, {PRECISION}",
         }

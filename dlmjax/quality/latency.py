@@ -8,7 +8,8 @@ the run's own process gives meaningful text; the text of the other ways is disca
     tokens_per_second   generated tokens of all rows / seconds
     calls        network calls of the text with the most (NFE), mean_calls those of a text until it is finished; with a cache a call
                  reads one block (or token) and not the row
-    positions_read_per_token    positions that go through the layers / tokens of the text; not counted for blocks and autoregression
+    positions_read_per_token    positions that go through the layers / tokens of the text
+    rows, extra  rows that these calls read, and forward passes beside the network, mean over texts; see `samples.Counts`
     drift        with a cache policy of full attention: by the age of the oldest reused entry, calls, how far the reuse moves the output at
                  masked positions of the block: nats, KL(output || output by reused entries), and share of changed most likely tokens
     drafts_accepted_per_call    with drafts: steps without a call / calls
@@ -35,7 +36,6 @@ from dlmjax.sampling import (
     BlockSampler,
     CachedSampler,
     Canvas,
-    Sampler,
     Samples,
     SampleSettings,
     blank_canvas,
@@ -179,10 +179,11 @@ def latency_grid(
             times.made.append(times.samples)
     for (way, batch, canvas), times in zip(cases, timed, strict=True):
         samples, seconds, median = times.samples, times.seconds, statistics.median(times.seconds)
-        counted = {"positions_read_per_token": positions_read(way.sampler, samples, length), "drift": _drift(run, way.sampler, canvas)}
+        counts, drift = samples.counts.means(), _drift(run, way.sampler, canvas)
+        drafted = {}
         if way.texts_of is not None:
             (plain,) = (other for (one, size, _), other in zip(cases, timed, strict=True) if (one, size) == (way.texts_of, batch))
-            counted |= _drafted(times, plain)
+            drafted = _drafted(times, plain)
         rows.append(
             {
                 "way": way.name,
@@ -191,13 +192,17 @@ def latency_grid(
                 "length": length,
                 **{name: getattr(samples.settings, name) for name in ("rule", "stop", "method", "grid", "top_p")},
                 "calls": samples.evaluations,
-                "mean_calls": float(samples.calls_B.mean()),
+                "mean_calls": counts["calls"],
+                "rows": counts["rows"],
+                "extra": counts["extra"],
                 "seconds": median,
                 "seconds_least": min(seconds),
                 "cpu_seconds": statistics.median(times.cpu_seconds),
                 "tokens_per_second": batch * length / median,
                 "milliseconds_per_call": 1000 * median / samples.evaluations,
-                **{name: value for name, value in counted.items() if value is not None},
+                "positions_read_per_token": counts["reads"] / length,
+                **({} if drift is None else {"drift": drift}),
+                **drafted,
                 "repeats": repeats,
                 "temperature": samples.settings.temperature,
                 "precision": run.experiment.config.execution.dtype,
@@ -206,13 +211,6 @@ def latency_grid(
             }
         )
     return rows
-
-
-def positions_read(sampler: Any, samples: Samples, length: int) -> float | None:
-    """Positions that went through the layers for each token of a text; None where a sampler does not count them."""
-    if samples.reuse is not None:
-        return float(samples.reuse.reads_B.mean()) / length
-    return float(samples.evaluations * sampler.streams) if isinstance(sampler, Sampler) else None
 
 
 def _drafted(times: _Times, plain: _Times) -> dict[str, float]:
@@ -232,7 +230,7 @@ def _drift(run: Run, sampler: Any, canvas: Canvas) -> list[dict[str, Any]] | Non
     if not isinstance(sampler, CachedSampler):
         return None
     measured = CachedSampler(sampler.process, sampler.network, sampler.settings, measured=True)
-    drift_A3 = measured.sample(run.params, canvas, seed=0).reuse.drift_A3
+    drift_A3 = measured.sample(run.params, canvas, seed=0).drift_A3
     ages = enumerate(drift_A3.tolist())
     return [{"age": age, "nats": nats / n, "flips": flips / n, "positions": int(n)} for age, (nats, flips, n) in ages if n]
 
@@ -253,9 +251,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     heads += ["calls of a text", "drafts accepted/call", "changed texts"] if drafted else []
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for row in rows:
-        reads = row.get("positions_read_per_token")
         numbers = f"{row['calls']} | {row['tokens_per_second']:,.0f} | {row['milliseconds_per_call']:.2f} | "
-        numbers += ("" if reads is None else f"{reads:.1f}") + f" | {' | '.join(_mean_drift(row.get('drift', ())))} |"
+        numbers += f"{row['positions_read_per_token']:.1f} | {' | '.join(_mean_drift(row.get('drift', ())))} |"
         if drafted:
             accepted, changed = row.get("drafts_accepted_per_call"), row.get("changed_texts")
             numbers += f" {row['mean_calls']:.1f} | " + (" | |" if accepted is None else f"{accepted:.2f} | {100 * changed:.1f} % |")

@@ -21,7 +21,7 @@ from dlmjax.quality.puzzles import Puzzle, kind_of
 from dlmjax.quality.verifiers import searcher
 from dlmjax.run import Run
 from dlmjax.sampling import Canvas, Samples, SampleSettings, sampler_for
-from dlmjax.sampling.samples import PRECISION
+from dlmjax.sampling.samples import PRECISION, Counts
 from dlmjax.sampling.search import Found, plain
 from dlmjax.seeds import following
 
@@ -31,7 +31,7 @@ EXAMPLES = 3
 @dataclasses.dataclass(frozen=True)
 class Solved:
     """A run's answers to puzzles.  answers, solved, partly (correct share), calls_each (network calls until its last token): one per
-    puzzle; calls: network calls of the longest one."""
+    puzzle; calls: network calls of the longest one; counts: mean over puzzles, see `samples.Counts`."""
 
     answers: tuple[str, ...]
     solved: tuple[bool, ...]
@@ -39,6 +39,7 @@ class Solved:
     calls_each: tuple[int, ...]
     calls: int
     settings: SampleSettings
+    counts: dict[str, float]
     search: str | None = None
     candidates: tuple[tuple[dict[str, Any], ...], ...] = ()  # of each puzzle, with a search: answer, score, seed, solved
 
@@ -67,7 +68,7 @@ def solve(
     if in_place and kind.name != "sudoku":
         raise InputError(f"puzzles of kind {kind.name} have no cells to be filled in place; leave --in-place out")
     sampler = sampler_for(run.experiment.process, run.experiment.unpartitioned, settings, tokenizer=tokenizer)
-    answers, calls_each, candidates, size = [], [], [], min(batch, len(puzzles))
+    answers, calls_each, candidates, counts, size = [], [], [], [], min(batch, len(puzzles))
     asked = _Asked(run, kind, sampler, in_place, search)
     with Progress(len(puzzles), f"solving {kind.name}", " puzzles") as bar:
         for start in range(0, len(puzzles), size):
@@ -77,12 +78,15 @@ def solve(
             samples, found = asked.sample(canvas, some, following(seed, start // size))
             calls = _calls(samples) if found is None else np.full(size, found.calls)
             calls_each += calls[: len(some)].tolist()
+            counts.append([count_B[: len(some)] for count_B in samples.counts])
             answers += [asked.answer(ids_L) for ids_L in samples.tokens_BL[: len(some)]]
             candidates += asked.candidates(found)
             bar.reach(len(answers))
     solved = tuple(kind.solves(puzzle.clue, answer) for puzzle, answer in zip(puzzles, answers, strict=True))
     partly = tuple(kind.partly(puzzle.clue, answer, puzzle.answer) for puzzle, answer in zip(puzzles, answers, strict=True))
-    return Solved(tuple(answers), solved, partly, tuple(calls_each), max(calls_each), sampler.settings, search, tuple(candidates))
+    means = Counts(*(np.concatenate(parts) for parts in zip(*counts, strict=True))).means()
+    found = tuple(answers), solved, partly, tuple(calls_each), max(calls_each)
+    return Solved(*found, sampler.settings, means, search, tuple(candidates))
 
 
 class _Asked:
@@ -178,6 +182,7 @@ def report(run: Run, puzzles: Sequence[Puzzle], found: Solved, *, in_place: bool
         "stderr_partly_right": partly_error if math.isfinite(partly_error) else None,
         "calls": found.calls,
         "mean_calls": sum(found.calls_each) / count,
+        "counts": found.counts,
         "seed": seed,
         "process": run.experiment.process.name,
         "step": run.step,

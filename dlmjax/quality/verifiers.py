@@ -22,7 +22,7 @@ from dlmjax.run import Run, open_run
 from dlmjax.sampling import Samples
 from dlmjax.sampling.by_name import build
 from dlmjax.sampling.samples import State
-from dlmjax.sampling.search import Score, Searcher, confidence
+from dlmjax.sampling.search import Judged, Score, Searcher, confidence
 from dlmjax.sampling.search_kinds import Votes, make_search
 from dlmjax.sampling.text import text_of
 
@@ -69,8 +69,8 @@ def make_score(text: str, run: Run, extra: dict[str, Score] | None = None) -> Sc
 
 
 def _likelihood_of(judge: Run, run: Run, draws: int) -> Score:
-    def of_answers(candidates: Sequence[Samples]) -> np.ndarray:
-        """The log-likelihood of each answer, [P, N]."""
+    def of_answers(candidates: Sequence[Samples]) -> Judged:
+        """The log-likelihood of each answer."""
         rows = []
         for p, condition_L in enumerate(candidates[0].condition_mask_BL):
             prompt = int(np.argmin(condition_L)) if not condition_L.all() else 0  # the tokens before the first that was sampled
@@ -81,8 +81,9 @@ def _likelihood_of(judge: Run, run: Run, draws: int) -> Score:
             # An answer without text, as of ends alone, has no likelihood to compare.
             full = [answer for _, answer in pairs if answer]
             found = iter(judge.score(pairs[0][0], full, draws=draws) if full else [])
-            rows.append([next(found).log_likelihood if answer else -np.inf for _, answer in pairs])
-        return np.asarray(rows)
+            rows.append([(made.log_likelihood, made.passes) if answer and (made := next(found)) else (-np.inf, 0) for _, answer in pairs])
+        scores_PN2 = np.asarray(rows)
+        return Judged(scores_PN2[..., 0], scores_PN2[..., 1].astype(np.int64))
 
     return of_answers
 

@@ -35,7 +35,7 @@ from dlmjax.sampling.growth import GrowingSampler
 from dlmjax.sampling.pieces import CanvasState, PieceSampler
 from dlmjax.sampling.regex import byte_automaton, token_automaton
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.samples import State
+from dlmjax.sampling.samples import Counts
 from dlmjax.sampling.settings import SampleSettings
 
 
@@ -113,7 +113,7 @@ class BlockSampler(PieceSampler):
         if self.causal:
             # `_piece_params` has made the only call for this token; it also wrote the buffers.
             head = self._piece(args["params"], args["cache"], args["start"]) if self.cached else _WholeRowDenoiser(self, args)
-            return _PrecomputedDenoiser(head, args["hidden"])
+            return _PrecomputedDenoiser(head, args["hidden"], 1 if self.cached else args["length"])
         if not self.cached:
             return (_WholeRowPairs if self.seeded else _WholeRowDenoiser)(self, args)
         if self.seeded:
@@ -190,15 +190,15 @@ class BlockSampler(PieceSampler):
         seed = slice(start, start + 1)
         return [(self._first, seed, seed), (self.inner, whole, slice(start + 1, start + self.size))]
 
-    def _calls(self, inner: Sampler, last: State) -> int:
+    def _has_calls(self, inner: Sampler) -> bool:
         # The pass that gave the state of a first token is counted where it fills the buffers.
-        return 0 if self.seeded and inner is self._first else last.calls
+        return not (self.seeded and inner is self._first)
 
     @property
     def _steps_each(self) -> int:
         return super()._steps_each + self.seeded
 
-    def _first_caches(self, params, canvas_state: CanvasState, starts: list[int]) -> tuple[Any, int]:
+    def _first_caches(self, params, canvas_state: CanvasState, starts: list[int]) -> tuple[Any, Counts]:
         """Empty buffers, or buffers after one call that reads the whole prompt; entries beyond the prompt are overwritten before use.
 
         `_advanced_caches` reads each finished block again, with the prompt tokens in it, so that only the blocks before the first new one
@@ -207,17 +207,18 @@ class BlockSampler(PieceSampler):
         if self.seeded:
             rows, length = canvas_state.tokens_BL.shape
             if not self.cached or not starts:
-                return [None], 0
+                return [None], Counts()
             hidden_BLD, cache = self._advance(params, empty_cache(self.network, rows, length + 1), self._read(canvas_state), np.int32(0))
-            return [cache, hidden_BLD[:, starts[0]][:, None]], 1
+            return [cache, hidden_BLD[:, starts[0]][:, None]], Counts.of_call(length + 1)
         streams = 2 if self.settings.guidance else 1
         caches = [empty_cache(self.network, *canvas_state.tokens_BL.shape) if self.network.caches else None for _ in range(streams)]
         if not self.cached or not starts or not (canvas_state.condition_mask_BL.any() if self.causal else starts[0]):
-            return caches, 0
+            return caches, Counts()
         # The buffers without the prompt stay empty.
-        return [self._advance(params, caches[0], self._read(canvas_state), np.int32(0))[1], *caches[1:]], 1
+        read_BL = self._read(canvas_state)
+        return [self._advance(params, caches[0], read_BL, np.int32(0))[1], *caches[1:]], Counts.of_call(read_BL.shape[1])
 
-    def _piece_params(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, int]:
+    def _piece_params(self, params, caches, canvas_state: CanvasState, start: int) -> dict[str, Any]:
         args = {"params": params, "start": np.int32(start), "process": params.get("process")}
         if self.causal:
             read_BL = self._read(canvas_state)
@@ -225,41 +226,41 @@ class BlockSampler(PieceSampler):
                 hidden_B1D, self._next = self._advance(params, caches[0], read_BL[:, start : start + 1], np.int32(start))
             else:
                 hidden_B1D = self._whole(params, read_BL, np.zeros(read_BL.shape, np.float32))[:, start : start + 1]
-            return {**args, "cache": caches[0], "hidden": hidden_B1D}, 0
+            return {**args, "cache": caches[0], "hidden": hidden_B1D, "length": np.int32(read_BL.shape[1])}
         if self.seeded:
             if self.cached:
-                return {**args, "cache": caches[0], "hidden": caches[1]}, 0
+                return {**args, "cache": caches[0], "hidden": caches[1]}
             tokens_BL = canvas_state.tokens_BL.astype(np.int32)
             hidden_BLD = self._pairs(params, tokens_BL, self._read(canvas_state)[:, :-1], np.zeros(tokens_BL.shape, np.float32))
-            return {**args, "tokens": tokens_BL, "hidden": hidden_BLD[:, start : start + 1]}, 0
+            return {**args, "tokens": tokens_BL, "hidden": hidden_BLD[:, start : start + 1]}
         prompt_B = canvas_state.condition_mask_BL.sum(axis=1).astype(np.int32)
         if self.cached:
             return {
                 **args,
                 "cache": caches[0],
                 **({"unprompted_cache": caches[1], "prompt": prompt_B} if self.settings.guidance else {}),
-            }, 0
+            }
         tokens_BL, none_B = canvas_state.tokens_BL.astype(np.int32), np.zeros_like(prompt_B)
         if not self.settings.guidance:
-            return {**args, "tokens": tokens_BL, "prompt": none_B}, 0
-        return {**args, "tokens": np.concatenate([tokens_BL] * 2), "prompt": np.concatenate([none_B, prompt_B])}, 0
+            return {**args, "tokens": tokens_BL, "prompt": none_B}
+        return {**args, "tokens": np.concatenate([tokens_BL] * 2), "prompt": np.concatenate([none_B, prompt_B])}
 
-    def _advanced_caches(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, int]:
+    def _advanced_caches(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, Counts]:
         if not self.cached:
-            return caches, 0
+            return caches, Counts()
         if self.causal:
-            return [self._next], 0
+            return [self._next], Counts()
         if self.seeded:
             read_BS = self._read(canvas_state)[:, start + 1 : start + 1 + self.size]
             hidden_BSD, cache = self._advance(params, caches[0], read_BS, np.int32(start + 1))
-            return [cache, hidden_BSD[:, -1:]], 1
+            return [cache, hidden_BSD[:, -1:]], Counts.of_call(self.size)
         part, _ = self._span(start, canvas_state.tokens_BL.shape[1])
         read_BS = self._read(canvas_state)[:, part]
         kept = [self._advance(params, caches[0], read_BS, np.int32(start))[1]]
         if self.settings.guidance:
             prompt_B = canvas_state.condition_mask_BL.sum(axis=1).astype(np.int32)
             kept.append(self._advance_unprompted(params, caches[1], read_BS, np.int32(start), prompt_B))
-        return kept, len(kept)
+        return kept, Counts(len(kept), len(kept), len(kept) * self.size)
 
 
 def sampler_for(
@@ -304,10 +305,11 @@ def sampler_for(
 
 @dataclasses.dataclass(frozen=True)
 class _PrecomputedDenoiser:
-    """A denoiser with hidden states that were computed before the step."""
+    """A denoiser with hidden states that were computed before the step. reads_R: positions that this took."""
 
     head: Any
     hidden_BSD: Any
+    reads_R: Any = 0
 
     def hidden(self, z_BS, t_BS):
         del z_BS, t_BS
@@ -377,10 +379,16 @@ class _SeededDenoiser(_OfPiece):
 
 @dataclasses.dataclass(frozen=True)
 class _WholeRowDenoiser:
-    """The denoiser of a block that reads the whole row at every call."""
+    """The denoiser of a block that reads the whole row at every call. streams: in how many of training's it reads it."""
 
     sampler: BlockSampler
     args: Any
+
+    streams = 1
+
+    @property
+    def reads_R(self):
+        return self.streams * self.args["tokens"].shape[1]
 
     def hidden(self, z_BS, t_BS):
         start = self.args["start"]
@@ -397,6 +405,8 @@ class _WholeRowDenoiser:
 @dataclasses.dataclass(frozen=True)
 class _WholeRowPairs(_WholeRowDenoiser):
     """The same of a seeded block, by the two streams of training."""
+
+    streams = 2
 
     def hidden(self, z_BS, t_BS):
         start, tokens_BL = self.args["start"], self.args["tokens"]

@@ -28,7 +28,6 @@ from dlmjax.sampling.pieces import CanvasState, PieceSampler, piece_seed
 from dlmjax.sampling.reuse import Row, index_of, make_reuse
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.sampler_state import SamplerState
-from dlmjax.sampling.samples import ReuseCounts
 from dlmjax.sampling.settings import SampleSettings
 
 DRIFT_AGES = 64  # ages that a measured sampler tells apart; older entries count as this old
@@ -43,7 +42,7 @@ class Buffers(NamedTuple):
     cache: Cache
     age_RL: Int[Array, "R L"]
     tokens_RL: Int[Array, "R L"]
-    counts: ReuseCounts
+    drift_A3: Float[Array, "A 3"] | None  # as of `samples.State`
 
 
 class CachedSampler(PieceSampler):
@@ -52,7 +51,8 @@ class CachedSampler(PieceSampler):
     process: of masks, under full or block-causal attention.  network: a `models.Network` on one device that is not conditioned on t.
     eos_id: token that ends a row; None = rows end with the canvas.
     cached: False reads the whole row at every call without buffers, as the network does elsewhere; tests compare the buffers with it.
-    measured: also read the whole row at every call, and count by age how far the reused keys and values move the output (`ReuseCounts`).
+    measured: also read the whole row at every call, which is not counted, and sum by age how far the reused keys and values move the output
+      (`State.drift_A3`).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class CachedSampler(PieceSampler):
     def _piece_seed(self, seed: int, start: int, inner: Sampler, length: int) -> int:
         return seed if self.size >= length else piece_seed(seed, start)
 
-    def _piece_params(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, int]:
+    def _piece_params(self, params, caches, canvas_state: CanvasState, start: int) -> dict[str, Any]:
         length = canvas_state.tokens_BL.shape[1]
         part, _ = self._span(start, length)
         known_BL = ~canvas_state.masked_BL
@@ -112,7 +112,7 @@ class CachedSampler(PieceSampler):
             "tokens": np.concatenate(streams),
             "prompt": np.cumprod(canvas_state.condition_mask_BL, axis=1).sum(axis=1).astype(np.int32),
             "valid": np.concatenate([canvas_state.valid_BL] * len(streams)),
-        }, 0
+        }
 
 
 class _BlockSteps(Sampler):
@@ -146,9 +146,8 @@ class _BlockSteps(Sampler):
     def _start_state(self, params, canvas) -> SamplerState:
         rows, length = params["tokens"].shape
         drift_A3 = jnp.zeros((DRIFT_AGES, 3), jnp.float32) if self._outer.measured else None
-        counts = ReuseCounts(jnp.zeros(canvas["tokens_BL"].shape[0], jnp.int32), drift_A3)
         none_RL = jnp.zeros((rows, length), jnp.int32)
-        buffers = Buffers(empty_cache(self._outer.network, rows, length), none_RL, none_RL, counts)
+        buffers = Buffers(empty_cache(self._outer.network, rows, length), none_RL, none_RL, drift_A3)
         return super()._start_state(params, canvas)._replace(buffers=buffers)
 
     def _step_denoiser(self, process, params, canvas, state: SamplerState, times=None):
@@ -157,7 +156,7 @@ class _BlockSteps(Sampler):
 
 @dataclasses.dataclass
 class _ReusingDenoiser:
-    """The denoiser of a block; `buffers` are those after its last call."""
+    """The denoiser of a block; `buffers` are those after its last call, `reads_R` the positions of each row that it read."""
 
     sampler: CachedSampler
     args: Any
@@ -169,6 +168,7 @@ class _ReusingDenoiser:
 
     def __post_init__(self):
         self.buffers: Buffers = self.args["buffers"]
+        self.reads_R: Any = 0
 
     def hidden(self, z_RS: Int[Array, "R S"], t_RS: Float[Array, "R S"]) -> Float[Array, "R S D"]:
         """Final states of the block."""
@@ -186,10 +186,11 @@ class _ReusingDenoiser:
         hidden_RSD = jnp.take_along_axis(hidden_RWD, jnp.maximum(number_RS, 0)[..., None], axis=1)
         if not self.sampler.cached or self.sampler.measured:
             whole_RSD = _of_block(self._whole(row_RL), z_RS, args["start"])
-        counts = self._counted(before.counts, (number_RL >= 0).sum(axis=1), z_RS)
+        self.reads_R = (number_RL >= 0).sum(axis=1) if self.sampler.cached else length
+        drift_A3 = before.drift_A3
         if self.sampler.measured:
-            counts = counts._replace(drift_A3=counts.drift_A3 + self._drift(hidden_RSD, whole_RSD, z_RS == self.mask_id, jnp.max(age_RL)))
-        self.buffers = Buffers(cache, age_RL, jnp.where(number_RL < 0, before.tokens_RL, row_RL), counts)
+            drift_A3 = drift_A3 + self._drift(hidden_RSD, whole_RSD, z_RS == self.mask_id, jnp.max(age_RL))
+        self.buffers = Buffers(cache, age_RL, jnp.where(number_RL < 0, before.tokens_RL, row_RL), drift_A3)
         return hidden_RSD if self.sampler.cached else whole_RSD
 
     def logits(self, hidden_RSD):
@@ -205,12 +206,6 @@ class _ReusingDenoiser:
         positions_RL = jnp.broadcast_to(jnp.arange(row_RL.shape[1]), row_RL.shape)
         segments_RL = self.args["valid"].astype(jnp.int32)
         return self.sampler.network.bind(self.args["params"], segments_RL, positions_RL, self.mask).hidden(row_RL, jnp.zeros(row_RL.shape))
-
-    def _counted(self, counts: ReuseCounts, reads_R: Int[Array, "R"], z_RS: Int[Array, "R S"]) -> ReuseCounts:
-        """The counts after a call; a row without masked positions in the block does not require it."""
-        rows = counts.reads_B.shape[0]
-        needs_B = jnp.any(z_RS[:rows] == self.mask_id, axis=1)
-        return counts._replace(reads_B=counts.reads_B + jnp.where(needs_B, reads_R.reshape(-1, rows).sum(axis=0), 0))
 
     def _drift(self, reused_BSD, whole_BSD, masked_BS: Bool[Array, "B S"], age: Int[Array, ""]) -> Float[Array, "A 3"]:
         """Sums over the masked positions of the block, at the age of the oldest entry: KL(whole || reused), changes of the most likely

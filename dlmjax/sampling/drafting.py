@@ -33,6 +33,7 @@ from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.drafts import make_draft
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.sampler_state import SamplerState
+from dlmjax.sampling.samples import Counts
 from dlmjax.sampling.settings import SampleSettings
 
 _OUTPUT = "output of a row"  # entry of the params of a step whose network output is known
@@ -87,6 +88,12 @@ class DraftingSampler(Sampler):
     def _cost(self) -> int:
         """Calls that a call counts as, as without drafts: twice with guidance."""
         return 2 if self.settings.guidance else 1
+
+    def _of_call(self, length: int) -> Counts:
+        """The counts of a call for one text; a guide's classifier sees the text of each draft when it is made and when it is checked."""
+        rows = self._cost * self.streams
+        extra = 0 if self.guide is None else 2 * self.streams * self.guide.passes(length, self.process.vocab)
+        return Counts(self._cost, rows, rows * length, extra)
 
     # --- the run ------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class DraftingSampler(Sampler):
         before, needed_B = drafted.rows, taken_DB[0].astype(jnp.int32)
         rows = after.rows._replace(
             calls=before.calls + self._cost,
-            calls_B=before.calls_B + self._cost * needed_B[:, None],
+            counts=before.counts.plus(self._of_call(canvas["tokens_BL"].shape[1]), needed_B[:, None]),
             accepted_B=before.accepted_B + (taken_DB.sum(axis=0) - needed_B)[:, None],
         )
         state = jax.tree.map(lambda a: a[:, 0] if a.ndim > 1 else jnp.max(a), rows)

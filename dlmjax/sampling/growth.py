@@ -22,7 +22,7 @@ from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.daedal import Daedal, Look, Row, make_growth, next_of
 from dlmjax.sampling.reveal import probability_of
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.samples import ReuseCounts, Samples, State, unigram_entropy
+from dlmjax.sampling.samples import Counts, Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import StepDenoiser
 from dlmjax.seeds import check_seed
@@ -71,16 +71,15 @@ class GrowingSampler(Sampler):
         own_BL = np.arange(canvas.length) < last.canvas_B[:, None]
         samples = super().finish(last, canvas, seed)
         entropy_B = unigram_entropy(last.tokens_BL, own_BL & ~canvas.condition_mask_BL)
-        return dataclasses.replace(samples, reuse=last.reuse, canvas_B=last.canvas_B, entropy_B=entropy_B)
+        return dataclasses.replace(samples, canvas_B=last.canvas_B, entropy_B=entropy_B)
 
     def states(self, params, canvas: Canvas, *, seed: int = 0) -> Iterator[State]:
         """See `Sampler.states`. Positions after the canvas of a row are masked until its text is whole, and then hold the end."""
         self._check(canvas)
         check_seed(seed, "seed")
         rows = self._rows(canvas)
-        calls_B, reads_B = np.zeros(canvas.batch, np.int32), np.zeros(canvas.batch, np.int64)
-        step = 0
-        yield self._state(canvas, rows, step, calls_B, reads_B)
+        step, counts = 0, Counts().for_rows(canvas.batch)
+        yield self._state(canvas, rows, step, counts)
         while open_rows := [b for b, row in enumerate(rows) if (row.filled < 0).any()]:
             step += 1
             sizes = {b: self._bucket(rows[b], canvas.length) for b in open_rows}
@@ -92,9 +91,8 @@ class GrowingSampler(Sampler):
                     own = Look(*(field[b, prompt : prompt + len(row.filled)] for field in look))
                     most = min(self.growth.longest, canvas.length - prompt)
                     next_of(self.growth, row, own, most=most, end_id=self.settings.end_ids[0], step=step)
-                calls_B[here] += 1
-                reads_B[here] += size
-            yield self._state(canvas, rows, step, calls_B.copy(), reads_B.copy())
+                counts = counts.plus(Counts.of_call(size), np.isin(np.arange(canvas.batch), here))
+            yield self._state(canvas, rows, step, counts)
 
     # --- one call -------------------------------------------------------------------------------------------------------------
 
@@ -150,7 +148,7 @@ class GrowingSampler(Sampler):
         p_drawn_BS = probability_of(log_p_BSV, drawn_BS)
         return Look(drawn_BS, p_drawn_BS, jnp.exp(jnp.max(log_p_BSV, axis=-1)), jnp.exp(log_p_BSV[..., end]), best_BS == end)
 
-    def _state(self, canvas: Canvas, rows: list[Row], step: int, calls_B: np.ndarray, reads_B: np.ndarray) -> State:
+    def _state(self, canvas: Canvas, rows: list[Row], step: int, counts: Counts) -> State:
         tokens_BL = np.full(canvas.tokens_BL.shape, self.settings.end_ids[0], np.int32)
         masked_BL, confidence_BL = np.zeros(tokens_BL.shape, bool), np.ones(tokens_BL.shape, np.float32)
         fixed_BL = np.zeros(tokens_BL.shape, np.int32)
@@ -171,9 +169,8 @@ class GrowingSampler(Sampler):
             masked_BL=masked_BL,
             confidence_BL=confidence_BL,
             fixed_BL=fixed_BL,
-            calls=int(calls_B.max()),
-            reuse=ReuseCounts(reads_B),
-            calls_B=calls_B,
+            calls=int(counts.calls_B.max()),
+            counts=counts,
             exit_nats_B=np.zeros(len(rows), np.float32),
             canvas_B=canvas_B,
         )

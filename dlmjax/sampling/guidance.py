@@ -41,6 +41,7 @@ from dlmjax.sampling.projection import project
 
 LARGEST_WEIGHT = 1e6
 ADAGRAD_EPSILON = 1e-10
+GRADIENT = 3  # forward passes that a gradient counts as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Guide(Protocol):
     on_text: bool = False
     guarantee: str = ""
 
+    def passes(self, length: int, vocab: int) -> int:
+        """Forward passes of the classifier for each text in one network call, or step where `on_vectors`; a gradient counts as 3."""
+        raise InputError(f"guide {self.name} does not count the passes of its classifier")
+
     def shift(self, log_p_c: Callable, z_BL: Int[Array, "B L"], t_BL: Float[Array, "B L"], vocab: int) -> Float[Array, "B L V"]:
         """What is added to log p(x_i | z), nats, up to a constant of each position."""
         raise InputError(f"guide {self.name} does not shift the distribution of tokens")
@@ -128,6 +133,10 @@ class Classifier(Guide):
         _check_weight(self)
         if self.order not in ("first", "exact"):
             raise InputError(f"guide {self.name}: order is {self.order!r}; choose first or exact")
+
+    def passes(self, length, vocab):
+        """One gradient, or a call for each token at each position."""
+        return GRADIENT if self.order == "first" else length * vocab
 
     def shift(self, log_p_c, z_BL, t_BL, vocab):
         """The first order or the exact one, times the weight."""
@@ -173,6 +182,10 @@ class Gradient(Guide):
         if not 0 <= self.until <= 1:
             raise InputError(f"guide {self.name}: until is {self.until}; it is a time and must lie in [0, 1]")
 
+    def passes(self, length, vocab):
+        """A gradient for each Adagrad step."""
+        return GRADIENT * self.steps
+
     def moved(self, process, log_p_c, z_BLE, s_BL):
         """Adagrad steps down the energy above, summed over rows, which do not depend on each other."""
         variance_BL1 = jnp.maximum(process.curve.at(s_BL).over().s ** 2, 1e-8)
@@ -211,6 +224,10 @@ class Project(Guide):
             raise InputError(f"guide {self.name}: tau is {self.tau}; it must be a number of less than {LARGEST_WEIGHT:g}")
         if not 1 <= self.rounds <= 1000 or not 1 <= self.steps <= 1000:
             raise InputError(f"guide {self.name}: rounds is {self.rounds} and steps {self.steps}; they require 1 to 1000")
+
+    def passes(self, length, vocab):
+        """A gradient for each step, and a look at the constraint after each round."""
+        return self.rounds * (GRADIENT * self.steps + 1)
 
     def projected(self, g, log_p_BLV, t_BL):
         return project(log_p_BLV, lambda y_BLV: g(y_BLV, t_BL), self.tau, self.rounds, self.steps)

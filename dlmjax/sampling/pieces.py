@@ -12,7 +12,7 @@ from dlmjax.errors import InputError
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.samples import Samples, State, unigram_entropy
+from dlmjax.sampling.samples import Counts, Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.seeds import check_seed
 
@@ -119,12 +119,12 @@ class PieceSampler:
             entropy_B=unigram_entropy(last.tokens_BL, canvas_state.generated_BL(canvas.length)),
             steps=last.step,
             evaluations=last.calls,
-            calls_B=last.calls_B,
+            counts=last.counts,
             exit_nats_B=last.exit_nats_B,
             seed=seed,
             process=self.name,
             settings=self.settings,
-            reuse=last.reuse,
+            drift_A3=last.drift_A3,
         )
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool, watched: bool) -> Iterator[State]:
@@ -132,46 +132,46 @@ class PieceSampler:
         check_seed(seed, "seed")
         canvas_state = CanvasState(canvas, self._length(canvas), self.eos_id)
         starts, length = self._starts(canvas_state), canvas_state.tokens_BL.shape[1]
-        caches, calls = self._first_caches(params, canvas_state, starts)
-        step, total, counts, calls_B = 0, len(starts) * self._steps_each, None, np.full(canvas.batch, calls)
-        nats_B = np.zeros(canvas.batch)
+        caches, spent = self._first_caches(params, canvas_state, starts)
+        step, total, counts, calls = 0, len(starts) * self._steps_each, spent.for_rows(canvas.batch), spent.calls_B
+        nats_B, drift_A3 = np.zeros(canvas.batch), 0.0
         with Progress(len(starts), "denoising", " pieces", show=None if progress else False) as bar:
-            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)._replace(calls_B=calls_B)
+            yield self._state(canvas_state, canvas, 0, total, 1.0, calls)._replace(counts=counts)
             for index, start in enumerate(starts):
                 for inner, part, new in self._parts(start, length):
                     piece = canvas_state.piece(part, new)
                     if not piece.masked_B.any():
                         continue
-                    inner_params, spent = self._piece_params(params, caches, canvas_state, start)
+                    inner_params = self._piece_params(params, caches, canvas_state, start)
                     states = inner.states(inner_params, piece, seed=self._piece_seed(seed, start, inner, length))
                     *before, last = states if watched else [*states][-1:]
                     for state in before[1:]:
                         canvas_state.write(state, part, piece, step)
-                        yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + spent + state.calls)
+                        yield self._state(canvas_state, canvas, step + state.step, total, state.time, calls + state.calls)
                     canvas_state.write(last, part, piece, step)
                     nats_B = nats_B + last.exit_nats_B
-                    took = self._calls(inner, last)
-                    step, calls = step + last.step, calls + spent + took
-                    calls_B = calls_B + (piece.masked_B > 0) * (spent + np.minimum(last.calls_B, took))
-                    counts = None if last.reuse is None else last.reuse.plus(counts)
+                    step = step + last.step
+                    if self._has_calls(inner):
+                        calls, counts = calls + last.calls, counts.plus(last.counts, piece.masked_B > 0)
+                    drift_A3 = None if last.drift_A3 is None else drift_A3 + last.drift_A3
                     generated_BL = np.zeros_like(canvas_state.condition_mask_BL)
                     generated_BL[:, part] = ~piece.condition_mask_BL
                     canvas_state.end_rows(generated_BL, step)
-                    yield self._state(canvas_state, canvas, step, total, last.time, calls, counts)._replace(
-                        calls_B=calls_B, exit_nats_B=nats_B
+                    yield self._state(canvas_state, canvas, step, total, last.time, calls)._replace(
+                        counts=counts, exit_nats_B=nats_B, drift_A3=drift_A3
                     )
                 bar.reach(index + 1)
                 if canvas_state.ended_B.all() or index + 1 == len(starts):
                     return
                 caches, spent = self._advanced_caches(params, caches, canvas_state, start)
-                calls, calls_B = calls + spent, calls_B + spent * ~canvas_state.ended_B
+                calls, counts = calls + spent.calls_B, counts.plus(spent, ~canvas_state.ended_B)
 
-    def _state(self, canvas_state: CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int, counts=None) -> State:
+    def _state(self, canvas_state: CanvasState, canvas: Canvas, step: int, total: int, time: float, calls: int) -> State:
         arrays = (
             a[:, : canvas.length].copy()
             for a in (canvas_state.tokens_BL, canvas_state.masked_BL, canvas_state.confidence_BL, canvas_state.fixed_BL)
         )
-        return State(step, max(step, total), time, *arrays, calls, counts)
+        return State(step, max(step, total), time, *arrays, calls)
 
     def _check(self, canvas: Canvas) -> None:
         if np.diff(canvas.condition_mask_BL.astype(np.int8), axis=1).max(initial=0) > 0:
@@ -205,22 +205,22 @@ class PieceSampler:
         """Seed of a part of the piece at `start` of a canvas of `length`."""
         return piece_seed(seed, start, first=inner is not self.inner)
 
-    def _calls(self, inner: Sampler, last: State) -> int:
-        """Network calls that a part took."""
+    def _has_calls(self, inner: Sampler) -> bool:
+        """Whether the steps of a part take the network calls that its sampler counts."""
         del inner
-        return last.calls
+        return True
 
-    def _first_caches(self, params, canvas_state: CanvasState, starts: list[int]) -> tuple[Any, int]:
-        """(caches before the first piece, number of network calls that filled them)."""
-        return None, 0
+    def _first_caches(self, params, canvas_state: CanvasState, starts: list[int]) -> tuple[Any, Counts]:
+        """(caches before the first piece, what filling them took for each row)."""
+        return None, Counts()
 
-    def _piece_params(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, int]:
-        """(params of `inner` for this piece, number of network calls that they took)."""
-        return params, 0
+    def _piece_params(self, params, caches, canvas_state: CanvasState, start: int) -> Any:
+        """The params of `inner` for this piece."""
+        return params
 
-    def _advanced_caches(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, int]:
-        """(caches after this piece, number of network calls that filled them)."""
-        return caches, 0
+    def _advanced_caches(self, params, caches, canvas_state: CanvasState, start: int) -> tuple[Any, Counts]:
+        """(caches after this piece, what filling them took for each row)."""
+        return caches, Counts()
 
 
 def piece_seed(seed: int, start: int, first: bool = False) -> int:

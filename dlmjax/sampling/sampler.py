@@ -45,7 +45,7 @@ from dlmjax.sampling.revising_rules import editable_masks, require_revision
 from dlmjax.sampling.rule_names import IN_TIME
 from dlmjax.sampling.rules import LeftToRight, View
 from dlmjax.sampling.sampler_state import SamplerState, StepTimes, host_state, with_calls, with_revealed, with_rows
-from dlmjax.sampling.samples import Samples, State, unigram_entropy
+from dlmjax.sampling.samples import Counts, Samples, State, unigram_entropy
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.step_denoiser import FunctionDenoiser, LogitsCache, StepDenoiser, select_positions
 from dlmjax.sampling.stops import make_stop, nats_at_most
@@ -162,7 +162,7 @@ class Sampler:
             entropy_B=unigram_entropy(last.tokens_BL, ~canvas.condition_mask_BL),
             steps=min(last.step, last.steps),
             evaluations=last.calls,
-            calls_B=last.calls_B,
+            counts=last.counts,
             exit_nats_B=last.exit_nats_B,
             accepted_B=last.accepted_B,
             seed=seed,
@@ -344,7 +344,7 @@ class Sampler:
             guess_BL=revealed_BL,
             time=jnp.max(start_BL),
             calls=jnp.int32(0),
-            calls_B=jnp.zeros(batch, jnp.int32),
+            counts=Counts(*(jnp.zeros(batch, jnp.int32) for _ in Counts())),
             stop_memory=() if self.stop is None else self.stop.begin((batch, length)),
             exit_nats_B=jnp.zeros(batch, jnp.float32),
             memory=self.stepper.begin(batch, length) if self.rule is None else self.rule.begin((batch, length), process.output.columns),
@@ -445,6 +445,7 @@ class Sampler:
             needed_B = self.stepper.open_rows(state.memory) if self.stepper.ends else True
             if self.guide is not None and self.guide.on_vectors:
                 z = self.guide.moved(process, function_of(self.guide), z, times.s_BL)
+                denoise.counts = denoise.counts.plus(Counts(extra_B=self.guide.passes(z.shape[1], process.vocab)))
             z = select_positions(times.moves_BL, z, state.z)
             after = self._updated(process, canvas, state, z, process.states.to_tokens(z), denoise, step, needed_B)
             after = after._replace(memory=memory)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from dlmjax.parallel.arrays import device_get
 from dlmjax.sampling.reveal import probability_of
-from dlmjax.sampling.samples import State
+from dlmjax.sampling.samples import Counts, State
 from dlmjax.sampling.step_denoiser import LogitsCache, StepDenoiser
 from dlmjax.sampling.steppers import StepSchedule
 
@@ -27,7 +27,7 @@ class SamplerState(NamedTuple):
     fixed_BL: Int[Array, "B L"]
     time: Float[Array, ""]  # largest t of the rows
     calls: Int[Array, ""]
-    calls_B: Int[Array, "B"]  # calls until the row has no masks
+    counts: Counts  # of each row until it is finished
     memory: Any  # of the rule, or of corrector steps
     stop_memory: Any  # of the stop
     exit_nats_B: Float[Array, "B"]  # what the stop may have cost
@@ -50,23 +50,27 @@ class StepTimes(NamedTuple):
 
 def host_state(step: int, steps: int, state: SamplerState) -> State:
     arrays = (device_get(a) for a in (state.tokens_BL, state.masked_BL, state.confidence_BL, state.fixed_BL))
-    counts = None if state.buffers is None else jax.tree.map(device_get, state.buffers.counts)
-    calls, calls_B, nats_B = (device_get(array) for array in (state.calls, state.calls_B, state.exit_nats_B))
+    counts, nats_B = Counts(*(device_get(count_B) for count_B in state.counts)), device_get(state.exit_nats_B)
+    drift_A3 = None if state.buffers is None or state.buffers.drift_A3 is None else device_get(state.buffers.drift_A3)
     time, guess_BL = float(device_get(state.time)), device_get(state.guess_BL)
     accepted_B = None if state.accepted_B is None else device_get(state.accepted_B)
-    return State(step, steps, time, *arrays, int(calls), counts, calls_B, nats_B, guess_BL=guess_BL, accepted_B=accepted_B)
+    calls, made = int(device_get(state.calls)), {"guess_BL": guess_BL, "drift_A3": drift_A3, "accepted_B": accepted_B}
+    return State(step, steps, time, *arrays, calls, counts, nats_B, **made)
 
 
 def with_rows(state: SamplerState, rows_B) -> SamplerState:
-    return jax.tree.map(lambda a: a[rows_B] if a.ndim and a.shape[0] == len(rows_B) else a, state)
+    """The state in which row `rows_B[b]` continues in place of row b, which keeps its counts."""
+    taken = jax.tree.map(lambda a: a[rows_B] if a.ndim and a.shape[0] == len(rows_B) else a, state)
+    return taken._replace(counts=state.counts)
 
 
 def with_calls(state: SamplerState, denoise: StepDenoiser, changed, needed_B) -> SamplerState:
     """The state with the calls of a step, which count for the rows that needed it, its logits cache, self-conditioning input
     and buffers."""
-    state = state._replace(calls_B=state.calls_B + jnp.where(needed_B, denoise.count, 0))
+    state = state._replace(counts=state.counts.plus(denoise.counts, needed_B))
     logits_cache = None if state.logits_cache is None else LogitsCache(denoise.first_BLV, changed)
-    return state._replace(calls=state.calls + denoise.count, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI, buffers=denoise.buffers)
+    calls = state.calls + denoise.counts.calls_B
+    return state._replace(calls=calls, logits_cache=logits_cache, hint_BLI=denoise.hint_BLI, buffers=denoise.buffers)
 
 
 def with_revealed(state: SamplerState, tokens_BL, masked_BL, log_p_BLV, step) -> SamplerState:

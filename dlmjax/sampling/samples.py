@@ -10,25 +10,45 @@ from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.text import text_of
 
 PRECISION = "float32 logits, high-precision Gumbel noise"
+COUNT_NAMES = ("calls_each", "rows_each", "positions_read", "extra_each")  # of `Counts`, in records
 
 
-class ReuseCounts(NamedTuple):
-    """What a sampler that reuses keys and values counts.
+class Counts(NamedTuple):
+    """What each text has cost until it was finished; a number alone stands for all texts.
 
-    reads_B: positions that went through the layers for each row, until it had no masked positions.
-    drift_A3: where it is measured, by the age of the oldest entry in calls: sums over masked positions of the nats KL(p || p by reused
-      keys and values), of changes of the most likely token, and of 1.
+    calls_B: network calls; guidance takes two for each step, with the prompt and without it.
+    rows_B: rows that these calls read: one a call, and with drafts one for each draft.
+    reads_B: positions that went through the layers in these rows.
+    extra_B: forward passes beside the network: calls of a classifier, verifier, reward or score; a gradient counts as 3.
     """
 
-    reads_B: Any
-    drift_A3: Any = None
+    calls_B: Any = 0
+    rows_B: Any = 0
+    reads_B: Any = 0
+    extra_B: Any = 0
 
-    def plus(self, other: "ReuseCounts | None") -> "ReuseCounts":
-        """The counts of both, on the host."""
-        if other is None:
-            return self
-        drift_A3 = None if self.drift_A3 is None else self.drift_A3 + other.drift_A3
-        return ReuseCounts(self.reads_B + other.reads_B, drift_A3)
+    @classmethod
+    def of_call(cls, reads: Any) -> "Counts":
+        """One call of one row in which `reads` positions go through the layers."""
+        return cls(1, 1, reads)
+
+    def plus(self, other: "Counts", where_B: Any = True) -> "Counts":
+        """The sum of both; `other` counts for the texts `where_B` alone."""
+        return Counts(*(one + two * where_B for one, two in zip(self, other, strict=True)))
+
+    def for_rows(self, rows: int) -> "Counts":
+        """The counts as arrays of this many texts."""
+        return Counts(*(np.broadcast_to(np.asarray(count), (rows,)) for count in self))
+
+    def means(self) -> dict[str, float]:
+        """The mean over texts, by name: calls, rows, reads, extra."""
+        return {name[:-2]: float(np.mean(count)) for name, count in self._asdict().items()}
+
+    def __str__(self) -> str:
+        """The means in words, `extra` only where there is some."""
+        calls, rows, reads, extra = self.means().values()
+        passes = f", {extra:,.0f} passes beside the network" if extra else ""
+        return f"{calls:,.4g} calls, {rows:,.4g} rows, {reads:,.0f} positions read{passes}"
 
 
 class State(NamedTuple):
@@ -39,11 +59,13 @@ class State(NamedTuple):
     confidence_BL: probability of the token when it was revealed; at a masked position, the largest probability of a token; 1 where the
       canvas conditions.
     fixed_BL: step at which the token was revealed; 0 where it was there at the start, -1 where it is masked.
-    calls: network calls so far, per row.  reuse: counts of a sampler with reused keys and values.
-    calls_B: network calls of each row until it was finished.  exit_nats_B: what a stop may have cost each row, nats; see `stops`.
-    canvas_B: positions of each row's own canvas, where it grows.
+    calls: network calls so far, of the row with the most.  counts: what each row has cost until it was finished; None between the steps of
+      a block.
+    exit_nats_B: what a stop may have cost each row, nats; see `stops`.  canvas_B: positions of each row's own canvas, where it grows.
     guess_BL: the tokens before the step, completed by the most likely tokens of its call where they were masked.
     accepted_B: steps of each row that cost no call, since a draft was right; see `drafting`.
+    drift_A3: where reused keys and values are measured, by the age of the oldest entry in calls: sums over masked positions of the nats
+      KL(p || p by reused keys and values), of changes of the most likely token, and of 1.
     """
 
     step: int
@@ -54,12 +76,17 @@ class State(NamedTuple):
     confidence_BL: np.ndarray
     fixed_BL: np.ndarray
     calls: int = 0
-    reuse: ReuseCounts | None = None
-    calls_B: np.ndarray | None = None
+    counts: Counts | None = None
     exit_nats_B: np.ndarray | None = None
     canvas_B: np.ndarray | None = None
     guess_BL: np.ndarray | None = None
     accepted_B: np.ndarray | None = None
+    drift_A3: np.ndarray | None = None
+
+    @property
+    def calls_B(self) -> np.ndarray | None:
+        """Network calls of each row until it was finished."""
+        return None if self.counts is None else self.counts.calls_B
 
 
 # A row whose most frequent token fills more than this share of its generated positions has collapsed: among 32 samples of two small runs
@@ -69,10 +96,10 @@ COLLAPSED_SHARE, LEAST_GENERATED = 0.5, 16
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Finished samples with their settings.  evaluations: network calls of the row with the most (NFE); calls_B: of each row; exit_nats_B:
-    what a stop may have cost each row, nats; entropy_B: unigram entropy, nats per token; canvas_B: positions of each row where rows have
-    canvases of several sizes, None = all; accepted_B: steps of each row without a call, None without drafts; the other arrays as in `State`
-    and `Canvas`."""
+    """Finished samples with their settings.  evaluations: network calls of the row with the most (NFE); counts: what each row has cost;
+    exit_nats_B: what a stop may have cost each row, nats; entropy_B: unigram entropy, nats per token; canvas_B: positions of each row where
+    rows have canvases of several sizes, None = all; accepted_B: steps of each row without a call, None without drafts; the other arrays as
+    in `State` and `Canvas`."""
 
     tokens_BL: np.ndarray
     condition_mask_BL: np.ndarray
@@ -84,11 +111,16 @@ class Samples:
     seed: int
     process: str
     settings: SampleSettings
-    reuse: ReuseCounts | None = None
-    calls_B: np.ndarray | None = None
+    counts: Counts = Counts()
     exit_nats_B: np.ndarray | None = None
     canvas_B: np.ndarray | None = None
     accepted_B: np.ndarray | None = None
+    drift_A3: np.ndarray | None = None
+
+    @property
+    def calls_B(self) -> np.ndarray:
+        """Network calls of each row until it was finished."""
+        return self.counts.calls_B
 
     @property
     def entropy(self) -> float:
@@ -135,7 +167,7 @@ class Samples:
             "steps": self.steps,
             "evaluations": self.evaluations,
             **({} if self.settings.stop is None else {"exit_nats": np.asarray(self.exit_nats_B).tolist()}),
-            **({} if self.calls_B is None else {"calls_each": np.asarray(self.calls_B).tolist()}),
+            **{name: np.asarray(count).tolist() for name, count in zip(COUNT_NAMES, self.counts, strict=True)},
             **({} if self.accepted_B is None else {"drafts_accepted": np.asarray(self.accepted_B).tolist()}),
             "entropy": self.entropy,
             "collapsed": self.collapsed,
@@ -144,7 +176,7 @@ class Samples:
             "precision": PRECISION,
             **lengths,
             "settings": self.settings.to_json(),
-        } | ({} if self.reuse is None else {"positions_read": self.reuse.reads_B.tolist()})
+        }
 
 
 def unigram_entropy(tokens_BL: np.ndarray, generated_BL: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ Shapes: P prompts, N candidates, B rows = N x P, L positions.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from dlmjax.errors import InputError
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.sampler import Sampler
-from dlmjax.sampling.samples import Samples, State
+from dlmjax.sampling.samples import Counts, Samples, State
 from dlmjax.sampling.search_kinds import Beam, Paths, Smc, Votes, make_search
 from dlmjax.sampling.search_paths import kept_rows, neighbour_of, pivots_of
 from dlmjax.seeds import following
@@ -42,10 +42,17 @@ APART = 1 << 16  # between the seeds of two candidates: nearer ones are those of
 SEARCH_KEY = 6
 
 Scores = Float[np.ndarray, "P N"]
-Score = Callable[[Sequence[Samples]], np.ndarray]  # candidates, each of P rows -> [P, N], higher is better
+Score = Callable[[Sequence[Samples]], "np.ndarray | Judged"]  # candidates, each of P rows -> [P, N], higher is better
 Answer = Callable[[Int[np.ndarray, "L"]], str | None]  # the answer in a text; None = none
 Reward = Callable[[State], np.ndarray]  # a state of B rows -> [B], nats
 Seeds = Int[np.ndarray, "P S"]  # of each step of each prompt
+
+
+class Judged(NamedTuple):
+    """Scores of candidates, and the forward passes that each took; scores alone are of a function that is called once for each."""
+
+    scores_PN: Scores
+    passes_PN: np.ndarray | int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,19 +148,30 @@ class Searcher:
             in_blocks(self.sampler, params, canvas, size, each) if size else self.sampler.sample(params, canvas, seed=each)
             for size, each in ways
         )
-        scores_PN = self._votes(candidates) if isinstance(self.search, Votes) else np.asarray(self.score(candidates), np.float64)
-        return self._found(candidates, scores_PN, seeds=[each for _, each in ways], blocks=[size for size, _ in ways])
+        scores_PN, passes_P = (self._votes(candidates), 0) if isinstance(self.search, Votes) else self._judged(candidates)
+        return self._found(candidates, scores_PN, passes_P, seeds=[each for _, each in ways], blocks=[size for size, _ in ways])
 
     def texts(self, params, canvas: Canvas, *, seed: int = 0) -> Samples:
         """The chosen texts alone, as a sampler's `sample` returns them."""
         return self.sample(params, canvas, seed=seed).samples
 
-    def _found(self, candidates, scores_PN, *, seeds, blocks, chosen_P=None, calls=None) -> Found:
+    def _judged(self, candidates: Sequence[Samples]) -> tuple[Scores, Int[np.ndarray, "P"]]:
+        """(the scores of candidates, the forward passes that they took for each prompt)."""
+        judged = self.score(candidates)
+        scores, passes = judged if isinstance(judged, Judged) else Judged(judged)
+        scores_PN = np.asarray(scores, np.float64)
+        return scores_PN, np.broadcast_to(passes, scores_PN.shape).sum(axis=1)
+
+    def _found(self, candidates, scores_PN, passes_P=0, *, seeds, blocks, chosen_P=None, calls=None, counts=None) -> Found:
         if np.isnan(scores_PN).any():
             raise InputError(f"search {self.text}: a score is not a number; correct the function that gives it")
         chosen_P = np.argmax(scores_PN, axis=1) if chosen_P is None else chosen_P
         calls = sum(each.evaluations for each in candidates) if calls is None else calls
-        samples = dataclasses.replace(chosen_of(candidates, chosen_P), evaluations=calls, reuse=None)
+        if counts is None:
+            counts = Counts(extra_B=passes_P)
+            for each in candidates:
+                counts = counts.plus(each.counts)
+        samples = dataclasses.replace(chosen_of(candidates, chosen_P), evaluations=calls, counts=counts)
         return Found(samples, tuple(candidates), scores_PN, chosen_P, tuple(seeds), tuple(blocks), calls, self.text)
 
     def _votes(self, candidates: Sequence[Samples]) -> Scores:
@@ -178,7 +196,8 @@ class Searcher:
             }
             scores_PN[p] = [total.get(answer, 0.0) / sum(weights) for answer in own]
         newest_P = steps - 1 - np.argmax(scores_PN[:, ::-1], axis=1)
-        return self._found(candidates, scores_PN, seeds=[seed] * steps, blocks=[0] * steps, chosen_P=newest_P, calls=int(states[-1].calls))
+        how = {"seeds": [seed] * steps, "blocks": [0] * steps, "chosen_P": newest_P, "calls": int(states[-1].calls)}
+        return self._found(candidates, scores_PN, **how, counts=last.counts)
 
     # --- beams and paths -------------------------------------------------------------------------------------------------------
 
@@ -194,12 +213,15 @@ class Searcher:
         def look(state: State) -> Int[np.ndarray, "B"] | None:
             if not state.step or state.step % search.every or state.step >= state.steps or search.branch == 1:
                 return None
+            looks.append(state.step)
             return kept_rows(search, state, score_of(state))
 
+        looks: list[int] = []
         last = self.sampler.run_with(params, rows, seed, look)
         candidates = _states_of(self.sampler.finish(last, rows, seed), search.rows, prompts)
         of_all = {"seeds": [seed] * search.rows, "blocks": [0] * search.rows}
-        return self._found(candidates, score_of(last), **of_all, calls=search.rows * int(last.calls))
+        passes = 0 if self.reward is None else (len(looks) + 1) * search.rows
+        return self._found(candidates, score_of(last), passes, **of_all, calls=search.rows * int(last.calls))
 
     def _paths(self, params, canvas: Canvas, seed: int) -> Found:
         """Rounds of neighbours of each prompt's pivot."""
@@ -207,14 +229,15 @@ class Searcher:
         seeds = [np.full((prompts, 1), seed, np.int64)]
         candidates = [self.sampler.sample_by_step(params, canvas, seeds[0])]
         seeds[0] = np.repeat(seeds[0], candidates[0].steps + 1, axis=1)
-        scores_PN = np.asarray(self.score(candidates), np.float64)
+        scores_PN, passes_P = self._judged(candidates)
         for _ in range(search.rounds):
             pivot_PS = pivots_of(seeds, scores_PN)
             new = [neighbour_of(search, pivot_PS, seed, len(seeds) + j, following(seed, (len(seeds) + j) * APART)) for j in range(search.n)]
             made = [self.sampler.sample_by_step(params, canvas, each) for each in new]
-            scores_PN = np.concatenate([scores_PN, np.asarray(self.score(made), np.float64)], axis=1)
+            new_PN, spent_P = self._judged(made)
+            scores_PN, passes_P = np.concatenate([scores_PN, new_PN], axis=1), passes_P + spent_P
             candidates, seeds = [*candidates, *made], [*seeds, *new]
-        return self._found(candidates, scores_PN, seeds=seeds, blocks=[0] * len(seeds))
+        return self._found(candidates, scores_PN, passes_P, seeds=seeds, blocks=[0] * len(seeds))
 
     # --- sequential Monte Carlo ------------------------------------------------------------------------------------------------
 
@@ -230,6 +253,7 @@ class Searcher:
         return self._found(
             candidates,
             weight_PN,
+            0 if self.reward is None else cloud.looks * search.particles,
             seeds=[seed] * search.particles,
             blocks=[0] * search.particles,
             chosen_P=chosen_P,
@@ -244,6 +268,7 @@ class _Cloud:
         self.search, self.reward, self.prompts, self.seed = search, reward, prompts, seed
         self.log_w_PN = np.zeros((prompts, search.particles))
         self.had_PN = np.zeros_like(self.log_w_PN)
+        self.looks = 0  # calls of the reward
 
     def look(self, state: State) -> Int[np.ndarray, "B"] | None:
         """The rows that continue in place of the present ones; None = the present ones."""
@@ -270,6 +295,7 @@ class _Cloud:
             raise InputError(f"search smc: reward {self.search.reward} is not a finite number; correct the function that gives it")
         self.log_w_PN += reward_PN - self.had_PN
         self.had_PN = reward_PN
+        self.looks += 1
 
     def _draws(self, step: int) -> Int[np.ndarray, "P N"]:
         """Particles of each prompt, drawn by their weights."""
@@ -300,9 +326,10 @@ def rewarded(state: State) -> Float[np.ndarray, "B"]:
     return np.sum(np.log(np.maximum(state.confidence_BL, 1e-30)), axis=1, where=made_BL)
 
 
-def confidence(candidates: Sequence[Samples]) -> Scores:
+def confidence(candidates: Sequence[Samples]) -> Judged:
     """Mean log-probability, nats, that the tokens of a candidate had when they were revealed."""
-    return np.stack([mean_log_p(each.confidence_BL, each.condition_mask_BL) for each in candidates], axis=1)
+    columns = [mean_log_p(each.confidence_BL, each.condition_mask_BL) for each in candidates]
+    return Judged(np.stack(columns, axis=1), 0)
 
 
 def mean_log_p(confidence_BL: Float[np.ndarray, "B L"], condition_mask_BL: Bool[np.ndarray, "B L"]) -> Float[np.ndarray, "B"]:
@@ -319,7 +346,7 @@ def in_blocks(sampler: Sampler, params, canvas: Canvas, size: int, seed: int) ->
     open_BL, tokens_BL = ~canvas.condition_mask_BL, canvas.tokens_BL.copy()
     tokens_BL[open_BL] = sampler.mask_id
     confidence_BL, fixed_BL = (~open_BL).astype(np.float32), np.zeros(open_BL.shape, np.int32)
-    calls, steps, made = 0, 0, None
+    calls, steps, made, counts = 0, 0, None, Counts()
     for number, start in enumerate(range(0, canvas.length, size)):
         now_BL = np.zeros_like(open_BL)
         now_BL[:, start : start + size] = open_BL[:, start : start + size]
@@ -330,16 +357,17 @@ def in_blocks(sampler: Sampler, params, canvas: Canvas, size: int, seed: int) ->
         tokens_BL = made.tokens_BL.copy()
         confidence_BL = np.where(now_BL, made.confidence_BL, confidence_BL)
         fixed_BL = np.where(now_BL, made.fixed_BL + steps, fixed_BL)
-        calls, steps = calls + made.evaluations, steps + made.steps
+        calls, steps, counts = calls + made.evaluations, steps + made.steps, counts.plus(made.counts)
     if made is None:
         raise InputError("the canvas has no position to fill")
-    last = State(steps, steps, 0.0, tokens_BL, np.zeros_like(open_BL), confidence_BL, fixed_BL, calls, None, made.calls_B, made.exit_nats_B)
-    return dataclasses.replace(sampler.finish(last, canvas, seed), calls_B=None)
+    last = State(steps, steps, 0.0, tokens_BL, np.zeros_like(open_BL), confidence_BL, fixed_BL, calls, counts, made.exit_nats_B)
+    return sampler.finish(last, canvas, seed)
 
 
 def rows_of(samples: Samples, rows: np.ndarray) -> Samples:
     """Some rows of samples."""
-    return _by_rows(samples, lambda array, _: array[rows])
+    counts = Counts(*(count_B[rows] for count_B in samples.counts))
+    return dataclasses.replace(_by_rows(samples, lambda array, _: array[rows]), counts=counts)
 
 
 def _states_of(samples: Samples, count: int, prompts: int) -> list[Samples]:

@@ -22,6 +22,7 @@ from dlmjax.diffusion.process import Process, exclude
 from dlmjax.sampling.ends import held_back
 from dlmjax.sampling.guidance import function_of
 from dlmjax.sampling.language import only_revealed
+from dlmjax.sampling.samples import Counts
 from dlmjax.sampling.settings import SampleSettings
 from dlmjax.sampling.warp import warp
 
@@ -55,7 +56,7 @@ class StepDenoiser:
     hint_BLI: the last x0 prediction or hidden states, for networks with self-conditioning; afterwards those of the newest call.
     first_BLV: output of the step's first call, before temperature and nucleus.
     shadow_id: the mask, where each call also reads a stream of masks (`models.masks.Shadowed`); then `shadow_BLV` is that stream's output.
-    count: number of calls; exact where calls are outside of control flow, since they are counted when they are traced.
+    counts: of the calls; exact where they are outside of control flow, since they are counted when they are traced.
     """
 
     def __init__(
@@ -73,20 +74,20 @@ class StepDenoiser:
         self._process, self._denoiser, self._settings, self._suppressed_ids = process, denoiser, settings, suppressed_ids
         self._condition_mask_BL, self._unconditional, self._logits_cache = condition_mask_BL, unconditional, logits_cache
         self.end_factor_BL: Array | None = None
-        self.hint_BLI, self.first_BLV, self.count = hint_BLI, None, jnp.int32(0)
+        self.hint_BLI, self.first_BLV, self.counts = hint_BLI, None, Counts(*(jnp.int32(0) for _ in Counts()))
         self._first_at: tuple[Array, Array] | None = None
         self.shadow_id: int | None = None
         self.shadow_BLV: Array | None = None
         self._cfg, self._guide = settings.make_guidance(), settings.make_guide()
 
     def __call__(self, z, t_BL):
-        cost = 2 if self._settings.guidance else 1
         if self._logits_cache is None:
-            raw_BLV, self.count = self._network(z, t_BL), self.count + cost
+            raw_BLV = self._network(z, t_BL)
+            self.counts = self.counts.plus(self._of_call(*t_BL.shape))
         else:
             changed = self._logits_cache.changed
             raw_BLV = jax.lax.cond(changed, self._network, lambda *_: self._logits_cache.logits_BLV, z, t_BL)
-            self.count += jnp.where(changed, cost, 0)
+            self.counts = self.counts.plus(self._of_call(*t_BL.shape), changed)
         if self.end_factor_BL is not None:
             raw_BLV = held_back(raw_BLV, self._settings.end_ids, self.end_factor_BL)
         if self.first_BLV is None:
@@ -113,6 +114,14 @@ class StepDenoiser:
     def log_posterior_BLV(self) -> Array:
         """log p(x_i | z) by the step's first call, before temperature and nucleus, for networks that predict logits or scores."""
         return jax.nn.log_softmax(exclude(self._process.output.log_posterior(self.first_BLV, *self._first_at), self._suppressed_ids))
+
+    def _of_call(self, rows: int, length: int) -> Counts:
+        """The counts of a call. A denoiser that reads other positions than those of the canvas says how many: `reads_R`, of each row."""
+        streams = 2 if self._settings.guidance else 1
+        reads_R = getattr(self._denoiser, "reads_R", length if self.shadow_id is None else 2 * length)
+        reads_B = jnp.broadcast_to(reads_R, (streams * rows,)).reshape(streams, rows).sum(axis=0)
+        extra = 0 if self._guide is None or self._guide.on_vectors else self._guide.passes(length, self._process.vocab)
+        return Counts(streams, streams, reads_B, extra)
 
     def _network(self, z, t_BL):
         rows, w = t_BL.shape[0], self._settings.guidance  # not 0 where guidance is on

@@ -49,10 +49,11 @@ def candidates(masked_run, sampler):
 def test_scores_are_those_of_the_texts(masked_run, sampler, candidates):
     """`own` is `Run.score`, `likelihood` that of another run, one's own a function of the texts."""
     texts = [[text_of(masked_run.tokenizer, each.tokens_BL[p]) for each in candidates] for p in range(2)]
-    own_PN = make_score("own(draws=4)", masked_run)(candidates)
+    own_PN, passes_PN = make_score("own(draws=4)", masked_run)(candidates)
     for p in range(2):
-        wanted = [each.log_likelihood for each in masked_run.score("", texts[p], draws=4)]
-        np.testing.assert_allclose(own_PN[p], wanted, rtol=1e-6)
+        wanted = masked_run.score("", texts[p], draws=4)
+        np.testing.assert_allclose(own_PN[p], [each.log_likelihood for each in wanted], rtol=1e-6)
+        assert passes_PN[p].tolist() == [each.passes for each in wanted] and passes_PN.min() > 1
     own = make_score(f"{__name__}.letters", masked_run)(candidates)
     assert own.tolist() == [[text.count("e") for text in row] for row in texts]
     found = searcher(f"smc(particles=2, reward={__name__}.ones)", masked_run, sampler).sample(masked_run.params, blank_canvas(16, 2))

@@ -98,7 +98,7 @@ def test_guidance_has_buffers_of_its_own():
     reused, plain = sampler("dual(block=4, every=1)", **settings).sample(PARAMS, CANVAS, seed=5), unbuffered(**settings)
     assert_equal(reused, plain)
     assert reused.evaluations == plain.evaluations and reused.evaluations % 2 == 0
-    assert reused.reuse.reads_B.tolist() == plain.reuse.reads_B.tolist() and (reused.reuse.reads_B % (2 * LENGTH) == 0).all()
+    assert reused.counts.reads_B.tolist() == plain.counts.reads_B.tolist() and (reused.counts.reads_B % (2 * LENGTH) == 0).all()
 
 
 @pytest.mark.parametrize("name", ["prefix", "dual", "window"])
@@ -114,8 +114,8 @@ def test_a_block_causal_mask_makes_a_cache_exact(name):
 def test_a_row_does_not_depend_on_its_neighbours(name):
     """A prompt of 3 tokens beside longer and shorter ones: the same tokens, and as many positions read."""
     one, other = (sampler(POLICIES[name]).sample(PARAMS, canvas, seed=5) for canvas in (CANVAS, ragged(3, 1, 12, suffix=1)))
-    assert (one.tokens_BL[0] == other.tokens_BL[0]).all() and one.reuse.reads_B[0] == other.reuse.reads_B[0]
-    assert one.reuse.reads_B[2] > other.reuse.reads_B[2]
+    assert (one.tokens_BL[0] == other.tokens_BL[0]).all() and one.counts.reads_B[0] == other.counts.reads_B[0]
+    assert one.counts.reads_B[2] > other.counts.reads_B[2]
 
 
 def test_nothing_attends_to_padding():
@@ -144,7 +144,7 @@ def test_nothing_attends_to_padding():
 def test_reads_are_counted(name, reads):
     """An empty canvas of 14: three blocks of three calls and a rest of two calls, or one block of three calls (4, 5 and 5 tokens)."""
     made = sampler(POLICIES[name]).sample(PARAMS, blank_canvas(LENGTH, 3), seed=1)
-    assert made.reuse.reads_B.tolist() == [reads] * 3
+    assert made.counts.reads_B.tolist() == [reads] * 3
     assert made.evaluations == (11 if "block" in POLICIES[name] else 3)
     assert made.to_json()["positions_read"] == [reads] * 3 and made.to_json()["settings"]["cache"] == POLICIES[name]
 
@@ -161,8 +161,10 @@ def test_a_trace_replays_and_names_its_policy(name):
 def test_drift_is_nothing_at_a_refresh_and_something_after_it(name):
     """KL and changed tokens by the age of the oldest entry; what is measured does not change the text."""
     measured = sampler(POLICIES[name], measured=True).sample(PARAMS, CANVAS, seed=5)
-    assert_equal(measured, sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5))
-    nats_A, flips_A, count_A = measured.reuse.drift_A3.T
+    plain = sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5)
+    assert_equal(measured, plain)
+    assert [count_B.tolist() for count_B in measured.counts] == [count_B.tolist() for count_B in plain.counts], "measuring does not count"
+    nats_A, flips_A, count_A = measured.drift_A3.T
     assert abs(nats_A[0]) < 1e-6 * count_A[0] and flips_A[0] == 0 and count_A[0] > 0
     assert (nats_A[1:3] > 1e-4 * count_A[1:3]).all() and (count_A[1:3] > 0).all() and (count_A[3:] == 0).all()
 

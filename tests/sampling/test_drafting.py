@@ -93,6 +93,8 @@ def test_the_texts_are_those_without_drafts(how):
     np.testing.assert_array_equal(drafted.calls_B + cost * drafted.accepted_B, plain.calls_B)
     closing = "rule" not in how and process.boundary.reconstruction  # one call more at t = 0, which has no drafts
     assert read == [12 * cost] * (drafted.evaluations // cost - closing) + [4 * cost] * closing
+    np.testing.assert_array_equal(drafted.counts.rows_B, 3 * drafted.calls_B - 2 * cost * closing)
+    np.testing.assert_array_equal(drafted.counts.reads_B, LAW.length * drafted.counts.rows_B)
     assert drafted.to_json()["drafts_accepted"] == drafted.accepted_B.tolist()
     assert plain.accepted_B is None and "drafts_accepted" not in plain.to_json()
 

@@ -70,7 +70,7 @@ def test_a_canvas_grows_until_its_end_is_likely():
         assert (row_L[n + 1 : canvas] == END).all() and (row_L[canvas:] == END).all()
     assert [entry["canvas"] for entry in made.to_json(_Tokenizer())["lengths"]] == sorted({*made.canvas_B.tolist()})
     stage_one_B = (grown_B - 8) // 2 + 1
-    assert (made.calls_B > stage_one_B).all() and (made.reuse.reads_B >= made.calls_B * 8).all()
+    assert (made.calls_B > stage_one_B).all() and (made.counts.reads_B >= made.calls_B * 8).all()
     assert len(sampler._compiled) == 1 and next(iter(sampler._compiled.values()))._cache_size() == 3, "16, 32 and 64 positions"
 
 

@@ -53,7 +53,8 @@ class PlayRun:
             "rules": in_time + rules,
             "methods": methods,
             "stops": stops + (["end"] if self._takes(stop="end") else []),
-            "tokenizer": getattr(self.run.tokenizer, "name", type(self.run.tokenizer).__name__),
+            # With its hash: two tokenizers of one name may have other ids.
+            "tokenizer": f"{self.run.tokenizer.name} {self.run.tokenizer.hash[:12]}",
             "step": self.run.step,
             "weights": self.run.weights,
         }

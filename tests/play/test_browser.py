@@ -13,6 +13,7 @@ import shutil
 
 import pytest
 
+from dlmjax.data.prepare import prepare
 from dlmjax.play.fields import Limits
 from dlmjax.play.traces import read_trace
 from dlmjax.sampling import Trace
@@ -35,7 +36,14 @@ MARKUP = '<img src=x onerror="document.title=1"><script>document.title=1</script
 @pytest.fixture(scope="module")
 def server(small_corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("play")
-    runs = make_run(root / "tiny", small_corpus), make_run(root / "noisy", small_corpus, process__name="uniform", model__time_input="adaln")
+    letters = root / "letters.jsonl"
+    letters.write_text('{"text": "%s"}\n' % ("the cat sat on the mat " * 20))
+    prepare([str(letters)], "char27", str(root / "prepared"))
+    runs = (
+        make_run(root / "tiny", small_corpus),
+        make_run(root / "noisy", small_corpus, process__name="uniform", model__time_input="adaln"),
+        make_run(root / "letters", root / "prepared"),
+    )
     with serving(*runs, "--length", "64") as found:
         yield found
 
@@ -244,7 +252,12 @@ def test_two_rules_and_two_runs_are_compared_on_one_seed(server, tab):
     expect(tab(".typed").nth(1)).to_have_value("")
     tab.scrub(STEPS)
     tab.sample()
-    assert tab.tokens(0) == states(server, "The ")[-1] and tab.tokens(1) == states(server, "The ", run="noisy")[-1]
+    both = tab.tokens(0), tab.tokens(1)
+    assert both == (states(server, "The ")[-1], states(server, "The ", run="noisy")[-1])
+    tab(".run").nth(1).select_option("letters")
+    tab("#sample").click()
+    expect(tab("#error")).to_contain_text("run letters conflicts with the tokens that are shown: its tokenizer is another")
+    assert both == (tab.tokens(0), tab.tokens(1))
 
 
 def test_a_saved_trace_is_read_by_the_library_and_opens_in_another_tab(server, browser, tab, tmp_path):
@@ -298,8 +311,11 @@ def test_cancel_ends_a_long_sample_and_keeps_what_is_shown(tab):
     tab("#sample").click()
     expect(tab(".step").first).to_contain_text("s left", timeout=60_000)
     assert tab("#sample").is_disabled() and 0 < tab("progress").first.evaluate("bar => bar.value") < 1
+    tab("#set-canvas").click()
+    expect(tab("#error")).to_have_text("a sample is not finished; cancel it first")
     tab("#cancel").click()
     tab.status("cancelled")
+    expect(tab("#error")).to_be_hidden()
     assert MASK in tab.tokens() and tab("#cancel").is_disabled() and tab("#save").is_disabled()
     tab.fill(steps=STEPS)
     tab.sample()
@@ -320,7 +336,6 @@ def test_errors_are_one_line_and_the_last_sample_stays(tab):
         field = tab(selector).first
         good = field.input_value()
         field.fill(value)
-        tab("#form").evaluate("form => { form.noValidate = true; }")
         tab("#sample").click()
         expect(tab("#error")).to_contain_text(part)
         assert "\n" not in tab("#error").inner_text() and tab.tokens() == before
@@ -330,6 +345,11 @@ def test_errors_are_one_line_and_the_last_sample_stays(tab):
     tab.fill(length=65)
     tab("#sample").click()
     expect(tab("#error")).to_have_text("the length is above 64 tokens; choose a smaller one")
+    tab.fill(length=LENGTH)
+    tab.page.context.set_offline(True)
+    tab("#sample").click()
+    expect(tab("#error")).to_have_text("the server does not answer; start it again with: dlmjax play RUN")
+    assert tab.tokens() == before
 
 
 def test_an_address_without_its_token_is_refused_in_one_line(server, browser):
@@ -366,6 +386,7 @@ def test_the_page_fits_its_window_and_is_used_by_keys(server, browser, width, sc
         for key in ("End", "ArrowLeft", "ArrowLeft", "Shift+ArrowRight"):
             tab.page.keyboard.press(key)
         expect(tab.token(LENGTH - 2)).to_be_focused()
+        top = tab.page.evaluate("scrollY")
         tab.page.keyboard.press("Enter")
         expect(tab("#panel-title")).to_contain_text(f"Tokens {LENGTH - 2} to {LENGTH - 1}")
         expect(tab("#hold")).to_be_focused()
@@ -373,6 +394,7 @@ def test_the_page_fits_its_window_and_is_used_by_keys(server, browser, width, sc
         assert tab.held() == [0, 1, 2, 3, LENGTH - 3, LENGTH - 2]
         token, panel = tab.token(LENGTH - 2).bounding_box(), tab("#panel").bounding_box()
         assert token["y"] + token["height"] <= panel["y"] or panel["x"] + panel["width"] <= token["x"]
+        assert width < 1000 or tab.page.evaluate("scrollY") == top  # the panel is beside the tokens
         tab.page.keyboard.press("Escape")
         expect(tab("#panel")).to_be_hidden()
         expect(tab.token(LENGTH - 3)).to_be_focused()

@@ -8,13 +8,7 @@ export class Api {
   }
 
   async request(path, options = {}) {
-    let answer;
-    try {
-      answer = await fetch(path, { ...options, headers: { ...this.headers, ...options.headers } });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Error("the server does not answer; start it again with: dlmjax play RUN");
-    }
+    const answer = await reached(fetch(path, { ...options, headers: { ...this.headers, ...options.headers } }));
     if (!answer.ok) throw new Error(await messageOf(answer));
     return answer;
   }
@@ -39,12 +33,22 @@ export class Api {
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reached(reader.read());
       const lines = (rest + (value ?? "")).split("\n");
       rest = done ? "" : lines.pop();
       lines.filter((line) => line.trim()).forEach((line) => onLine(JSON.parse(line)));
       if (done) return;
     }
+  }
+}
+
+// What fails without an answer, but for requests that this page ended.
+async function reached(connection) {
+  try {
+    return await connection;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server does not answer; start it again with: dlmjax play RUN");
   }
 }
 

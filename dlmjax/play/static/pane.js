@@ -91,6 +91,7 @@ export class Pane {
         throw new Error(line.message);
       }
     });
+    if (!this.end) throw new Error("the server ended before the sample did; start it again with: dlmjax play RUN");
   }
 
   open(record) {

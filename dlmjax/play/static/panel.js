@@ -95,8 +95,7 @@ export class Panel {
 
 // In a narrow window the panel covers the lower part: the token stays above it.
 function keepInView(token, panel) {
-  const bottom = token?.getBoundingClientRect().bottom ?? 0;
-  const top = panel.getBoundingClientRect().top;
-  const right = token?.getBoundingClientRect().right ?? 0;
-  if (bottom > top && right > panel.getBoundingClientRect().left) window.scrollBy(0, bottom - top + 16);
+  if (!token) return;
+  const [inner, outer] = [token.getBoundingClientRect(), panel.getBoundingClientRect()];
+  if (inner.bottom > outer.top && inner.left < outer.right) window.scrollBy(0, inner.bottom - outer.top + 16);
 }

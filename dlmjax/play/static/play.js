@@ -14,11 +14,13 @@ const panes = [new Pane("A", picked), new Pane("B", picked)];
 const player = new Player(show);
 
 // edited: the cells of a canvas that no sample began from yet, null while the states of the last sample are shown.
-// placed: the text and length that the canvas was set from.  running: ends the requests of a sample.
-// before: what was shown when it began.
+// placed: the text and length that the canvas was set from.  tokenizer: of its ids.  running: ends the requests of a sample.
+// before: what was shown when it began.  drawing: whether the next frame shows new states.
 let edited = null;
 let before = null;
+let drawing = false;
 let placed = null;
+let tokenizer = null;
 let running = null;
 let limits = {};
 
@@ -90,14 +92,23 @@ function source() {
 
 // The canvas of the text: a template has the masks that it marks, a prompt masks up to the length.
 async function setCanvas() {
+  if (running) throw new Error("a sample is not finished; cancel it first");
   const length = number("length", "the length");
   if (length > limits.length) throw new Error(`the length is above ${limits.length} tokens; choose a smaller one`);
   const from = source();
   const tokens = await encode(byId("text").value);
   panes.forEach((pane) => pane.clear());
   placed = from;
+  tokenizer = panes[0].chosen.tokenizer;
   panel.hide();
   setEdited(tokens.some((cell) => cell.id === null) ? tokens : padded(tokens, length));
+}
+
+// The ids of a canvas are those of one tokenizer.
+function checkTokenizer(pane) {
+  if (tokenizer !== null && pane.chosen.tokenizer !== tokenizer) {
+    throw new Error(`run ${pane.run.value} conflicts with the tokens that are shown: its tokenizer is another; choose another run, or set the canvas`);
+  }
 }
 
 function settings(pane) {
@@ -111,9 +122,7 @@ async function sample(keep) {
   if (running) return;
   if (!keep && placed !== source()) await setCanvas();
   const sides = shownPanes();
-  if (sides.some((pane) => pane.chosen.tokenizer !== sides[0].chosen.tokenizer)) {
-    throw new Error("two runs are compared on one canvas: both require the same tokenizer; choose another run");
-  }
+  sides.forEach(checkTokenizer);
   const canvas = requested(cells(), keep);
   if (!canvas.length) throw new Error("the canvas is empty; type a prompt or a length");
   const bodies = sides.map((pane) => ({ canvas, seed: number("seed", "the seed"), settings: settings(pane) }));
@@ -133,14 +142,21 @@ function begin(sides) {
   sides.forEach((pane) => pane.begin(canvas));
   byId("sample").disabled = true;
   byId("cancel").disabled = false;
+  byId("compare").disabled = byId("open").disabled = true;
   byId("status").textContent = "waiting for the first step";
   refreshPlayer("last");
   byId("panes").scrollIntoView({ block: "nearest" });
 }
 
 function progressed() {
-  if (byId("status").textContent !== "sampling") byId("status").textContent = "sampling";
-  refreshPlayer();
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    if (!running) return;
+    if (byId("status").textContent !== "sampling") byId("status").textContent = "sampling";
+    refreshPlayer();
+  });
 }
 
 function finish(sides, complete) {
@@ -148,6 +164,7 @@ function finish(sides, complete) {
   running = null;
   byId("sample").disabled = false;
   byId("cancel").disabled = true;
+  byId("compare").disabled = byId("open").disabled = false;
   const restored = sides.every((pane) => !pane.states.length);
   sides.forEach((pane) => pane.finish(restored));
   if (restored) edited = before.edited;
@@ -175,6 +192,7 @@ function change(pane, edit, from, to) {
 }
 
 async function alternatives(pane, position) {
+  checkTokenizer(pane);
   const canvas = cells(pane).map(({ id, held }) => ({ id, held: held && id !== null }));
   const temperature = number("temperature", "the temperature");
   const body = { run: pane.run.value, canvas, position, ...(temperature > 0 ? { temperature } : {}) };
@@ -205,6 +223,7 @@ async function open() {
   panes[0].open(record);
   edited = null;
   placed = source();
+  tokenizer = panes[0].chosen.tokenizer;
   byId("status").textContent = `opened ${file.name}`;
   refreshPlayer(0);
 }

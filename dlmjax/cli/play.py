@@ -42,15 +42,15 @@ def run(arguments: argparse.Namespace, _) -> None:
     from dlmjax.play.runs import PlayRun
     from dlmjax.run import open_run
 
-    bound = bind(arguments.port)
     limits = Limits(length=arguments.length, steps=arguments.steps)
     named: dict[str, PlayRun] = {}
-    for workdir in arguments.runs:
-        for process in (None, *arguments.process):
-            run = open_run(workdir, weights=arguments.weights, trust_code=arguments.trust_code, process=process)
-            name = _name(workdir, process, named)
-            named[name] = PlayRun(name, run, limits)
-    serve(named, limits, bound, waiting=arguments.queue, said=_print_address)
+    with bind(arguments.port) as bound:
+        for workdir in arguments.runs:
+            for process in (None, *arguments.process):
+                run = open_run(workdir, weights=arguments.weights, trust_code=arguments.trust_code, process=process)
+                name = _name(workdir, process, named)
+                named[name] = PlayRun(name, run, limits)
+        serve(named, limits, bound, waiting=arguments.queue, said=_print_address)
 
 
 def _name(workdir: str, process: str | None, taken: dict) -> str:

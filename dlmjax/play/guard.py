@@ -44,8 +44,13 @@ class Guard:
 
     def _has_token(self, scope, headers: dict[str, str]) -> bool:
         kind, _, word = headers.get("authorization", "").partition(" ")
-        query = urllib.parse.parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=16) if scope["query_string"] else {}
-        tokens = [word.strip()] if kind.lower() == "bearer" else query.get("token", [])
+        if kind.lower() == "bearer":
+            tokens = [word.strip()]
+        else:
+            try:
+                tokens = urllib.parse.parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=16).get("token", [])
+            except ValueError:  # more fields
+                tokens = []
         return any(hmac.compare_digest(token.encode("utf-8", "replace"), self._token) for token in tokens)
 
 

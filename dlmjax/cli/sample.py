@@ -20,7 +20,11 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--prompt", type=flags.text, default="", help="text at the start of the canvas, which conditions the sample (none)")
     add("--suffix", type=flags.text, default="", help="text at the end of the canvas, which conditions the sample (none)")
-    add("--template", type=flags.text, help='text with masked tokens: "The [MASK*12] of the [MASK*8]." (none)')
+    add(
+        "--template",
+        type=flags.text,
+        help='text with masked tokens: "The [MASK*12] of the [MASK*8]."; [SPAN*12]: masked tokens that no other span reads (none)',
+    )
     add("--edit", type=flags.text, metavar="TEXT", help="text that is edited, by noise of time --start-t (none)")
     add("--start-t", type=flags.number(0, 1, open_low=True), metavar="T", help="time t from which edited text is denoised, in (0, 1] (0.5)")
     add("--length", type=flags.tokens, help="length of the canvas, tokens (the training length)")

@@ -60,7 +60,7 @@ def make_attention(mask: Mask, segments_BL: Int[Array, "B L"], backend: str, dty
     elif backend == "splash" and not runs:
         raise InputError(f"attention=splash requires a TPU, not {platform}; set execution.attention=dense")
     elif backend == "splash" and is_data(mask):
-        raise InputError("attention=splash conflicts with process.anneal, whose mask is data; set execution.attention=dense")
+        raise InputError("attention=splash conflicts with process.anneal and spans, whose mask is data; set execution.attention=dense")
     elif backend == "splash" and fits:
         if isinstance(mask, Prefixed):
             raise InputError("attention=splash conflicts with model.time_input=prefix; set model.time_input=adaln or attention=dense")

@@ -60,6 +60,18 @@ class Annealed:
         return (q >= k) | self.opened_LL[q, k]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spans:
+    """Every position attends to the plan and to its own span (planned diffusion, 2510.18087): spans do not see each other, and the plan,
+    which sees itself alone, carries nothing from one to another. span_L: number of each position's span, 0 = the plan; may be traced."""
+
+    span_L: Index
+
+    def allowed(self, q: Index, k: Index) -> Index:
+        span_q, span_k = self.span_L[q], self.span_L[k]
+        return (span_k == 0) | (span_q == span_k)
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockCausal:
     """Bidirectional inside blocks of `size` positions, causal between them; the first `offset` positions are before all blocks."""
@@ -204,7 +216,7 @@ def is_data(mask: Mask) -> bool:
     """Whether a mask holds an array, so that which pairs it allows is not known before the program runs."""
     while hasattr(mask, "mask"):
         mask = mask.mask
-    return isinstance(mask, Annealed)
+    return isinstance(mask, Annealed | Spans)
 
 
 # Segment of a position that every segment attends to.

@@ -93,6 +93,8 @@ class PlayRun:
     def _parsed(self, text: str) -> list[tuple[str | int, str]]:
         """The parts of a template. Raises InputError: a damaged marker, more masks than a canvas takes, which are not yet allocated."""
         parts = parse_template(text)
+        if any(kind == "span" for _, kind in parts):
+            raise InputError("the page does not show spans; write [MASK*12] in place of [SPAN*12]")
         masks = sum(content for content, kind in parts if kind == "mask")
         check_size(1, 1, max(1, masks), 1, self.limits)
         return parts

@@ -20,10 +20,11 @@ from dlmjax.flags import MOST_TOKENS
 EDIT_TIME = 0.5  # default start time of edited text: about half of the tokens receive noise
 
 _MASK = r"\[MASK(?:\*(?P<count>\d+))?\]"
+_SPAN = r"\[SPAN(?:\*(?P<span>\d+))?\]"
 _EDIT = r"\[EDIT:(?P<edit>[^\]]*)\]"
 _UNDERSCORES = r"(?P<line>_{3,})"
-_BROKEN = r"(?P<broken>\[MASK(?![A-Za-z])|\[EDIT:)"  # the start of a marker without its end
-_MARKER = re.compile(rf"(?P<kept>\\(?=\[MASK|\[EDIT:|___))|{_MASK}|{_EDIT}|{_UNDERSCORES}|{_BROKEN}")
+_BROKEN = r"(?P<broken>\[MASK(?![A-Za-z])|\[SPAN(?![A-Za-z])|\[EDIT:)"  # the start of a marker without its end
+_MARKER = re.compile(rf"(?P<kept>\\(?=\[MASK|\[SPAN|\[EDIT:|___))|{_MASK}|{_SPAN}|{_EDIT}|{_UNDERSCORES}|{_BROKEN}")
 
 
 @runtime_checkable
@@ -43,12 +44,15 @@ class Canvas:
     condition_mask_BL: True where the token conditions the sample; it stays as it is, bit for bit.
     start_BL: time t from which a position is denoised: 0 where it conditions, 1 where it is masked, between for edited text.
     before_B: of a piece of a longer canvas, the number of generated positions left of it; None = 0.
+    spans_L: number of each position's span, 0 = the plan, which holds no position to fill; a span reads the plan and itself
+      (`models.masks.Spans`). None = every position reads all.
     """
 
     tokens_BL: Int32[np.ndarray, "B L"]
     condition_mask_BL: Bool[np.ndarray, "B L"]
     start_BL: Float32[np.ndarray, "B L"]
     before_B: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
+    spans_L: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         if self.tokens_BL.size == 0:
@@ -58,6 +62,13 @@ class Canvas:
             raise InputError(f"tokens_BL, condition_mask_BL and start_BL of the canvas have different shapes: {shapes}")
         if not np.all(np.where(self.condition_mask_BL, self.start_BL == 0, (self.start_BL > 0) & (self.start_BL <= 1))):
             raise InputError("start_BL of the canvas, the start time, must be 0 where condition_mask_BL is true and in (0, 1] elsewhere")
+
+        if self.spans_L is not None and (self.spans_L.shape != self.tokens_BL.shape[1:] or (self.spans_L < 0).any()):
+            raise InputError(f"spans_L of the canvas requires {self.tokens_BL.shape[1]} numbers of spans, 0 = the plan")
+        if self.spans_L is not None and (~self.condition_mask_BL & (self.spans_L == 0)).any():
+            raise InputError(
+                "spans are drawn given the plan, which requires text alone; sample the plan first, and give it with [SPAN*12] for each span"
+            )
 
     @property
     def batch(self) -> int:
@@ -124,8 +135,9 @@ def build_canvas(
       length: tokens of a row; optional with a template or an edit, where a longer length adds masks at the end.
       prompt, suffix: text at the start and the end of the row, masks between (either may be empty).
       template: text with markers, as in "The [MASK*12] of ___ is [EDIT:very old].".  `[MASK]` is one masked token, `[MASK*12]` twelve, a
-        run of three or more underscores one for each underscore; `[EDIT:words]` is edited text; a backslash right before a marker keeps
-        it as text.  Text between two markers is tokenized separately, so that no token reaches over a marker.
+        run of three or more underscores one for each underscore; `[EDIT:words]` is edited text; `[SPAN*12]` is a span of twelve masked
+        tokens, which reads the text and no other span; a backslash right before a marker keeps it as text.  Text between two markers is
+        tokenized separately, so that no token reaches over a marker.
       edit: text that is edited as a whole.
       start_t: time in (0, 1] from which edited text is denoised (0.5).
 
@@ -149,7 +161,7 @@ def build_canvas(
 
 
 def parse_template(template: str) -> list[tuple[str | int, str]]:
-    """Splits a template into pieces: (text, "condition"), (number of masked tokens, "mask") or (text, "edit")."""
+    """Splits a template into pieces: (text, "condition"), (number of masked tokens, "mask" or "span") or (text, "edit")."""
     pieces: list[tuple[str | int, str]] = []
     text, cursor = "", 0
     while match := _MARKER.search(template, cursor):
@@ -157,8 +169,8 @@ def parse_template(template: str) -> list[tuple[str | int, str]]:
         cursor = match.end()
         if match.group("broken") is not None:
             raise InputError(
-                f"the template has {template[match.start() : match.start() + 16]!r}, which is not a marker; write [MASK], [MASK*12] or "
-                f"[EDIT:words], or \\{match.group()} to keep it as text"
+                f"the template has {template[match.start() : match.start() + 16]!r}, which is not a marker; write [MASK], [MASK*12], "
+                f"[SPAN*12] or [EDIT:words], or \\{match.group()} to keep it as text"
             )
         if match.group("kept") is not None:
             literal = re.compile(r"\[|_+").match(template, cursor)
@@ -175,12 +187,13 @@ def parse_template(template: str) -> list[tuple[str | int, str]]:
         elif match.group("line") is not None:
             pieces.append((len(match.group("line")), "mask"))
         else:
-            count = match.group("count") or "1"
+            kind = "span" if match.group().startswith("[SPAN") else "mask"
+            count = match.group("count") or match.group("span") or "1"
             if len(count) > 12 or int(count) > MOST_TOKENS:
                 raise InputError(f"the template has {match.group()[:24]}; a canvas has at most {MOST_TOKENS} tokens")
             if int(count) == 0:
                 raise InputError(f"the template has {match.group()}, which masks no token; give at least 1, or leave the marker out")
-            pieces.append((int(count), "mask"))
+            pieces.append((int(count), kind))
     text += template[cursor:]
     if text:
         pieces.append((text, "condition"))
@@ -212,12 +225,14 @@ def _template_canvas(tokenizer, pieces, length, batch, start_t) -> Canvas:
     start = EDIT_TIME if start_t is None else float(start_t)
     if not 0 < start <= 1:
         raise InputError(f"start_t is {start}; it must lie in (0, 1]")
-    _check_size(batch, max(1, sum(content for content, kind in pieces if kind == "mask")))
-    tokens, starts = [], []
+    _check_size(batch, max(1, sum(content for content, kind in pieces if kind in ("mask", "span"))))
+    tokens, starts, spans, number = [], [], [], 0
     for content, kind in pieces:
-        piece = np.full(content, tokenizer.mask_id) if kind == "mask" else _encode(tokenizer, content)
+        piece = np.full(content, tokenizer.mask_id) if kind in ("mask", "span") else _encode(tokenizer, content)
+        number += kind == "span"
         tokens.append(piece)
-        starts.append(np.full(len(piece), {"mask": 1.0, "edit": start, "condition": 0.0}[kind]))
+        starts.append(np.full(len(piece), {"mask": 1.0, "span": 1.0, "edit": start, "condition": 0.0}[kind]))
+        spans.append(np.full(len(piece), number if kind == "span" else 0, np.int32))
     tokens_L = np.concatenate([*tokens, np.zeros(0, np.int64)])
     start_L = np.concatenate([*starts, np.zeros(0)])
     if length is not None:
@@ -226,20 +241,21 @@ def _template_canvas(tokenizer, pieces, length, batch, start_t) -> Canvas:
             raise InputError(f"the text has {len(tokens_L)} tokens, masks included, but the canvas {length}; raise the length")
         tokens_L = np.concatenate([tokens_L, np.full(extra, tokenizer.mask_id)])
         start_L = np.concatenate([start_L, np.ones(extra)])
+        spans.append(np.zeros(extra, np.int32))
     if not np.any(start_L > 0):
         raise InputError("the template leaves nothing to fill in; write [MASK], [MASK*12] or ___ for masks, [EDIT:words] for edited text")
-    return _rows(tokens_L, start_L == 0, start_L, batch)
+    return _rows(tokens_L, start_L == 0, start_L, batch, np.concatenate(spans) if number else None)
 
 
 def _encode(tokenizer, text: str) -> np.ndarray:
     return np.asarray(tokenizer.encode(text), np.int64) if text else np.zeros(0, np.int64)
 
 
-def _rows(tokens_L, condition_mask_L, start_L, batch: int) -> Canvas:
+def _rows(tokens_L, condition_mask_L, start_L, batch: int, spans_L: np.ndarray | None = None) -> Canvas:
     def tile(row_L, dtype):
         return np.tile(np.asarray(row_L).astype(dtype), (batch, 1))
 
-    return Canvas(tile(tokens_L, np.int32), tile(condition_mask_L, bool), tile(start_L, np.float32))
+    return Canvas(tile(tokens_L, np.int32), tile(condition_mask_L, bool), tile(start_L, np.float32), spans_L=spans_L)
 
 
 def _check_size(batch: int, length: int) -> None:

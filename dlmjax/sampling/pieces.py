@@ -128,6 +128,10 @@ class PieceSampler:
         )
 
     def _run(self, params, canvas: Canvas, seed: int, progress: bool, watched: bool) -> Iterator[State]:
+        if canvas.spans_L is not None:
+            raise InputError(
+                "spans require a sampler of the whole canvas; leave out blocks, a stride and a cache policy, or write [MASK*12]"
+            )
         self._check(canvas)
         check_seed(seed, "seed")
         canvas_state = CanvasState(canvas, self._length(canvas), self.eos_id)

@@ -30,7 +30,7 @@ from dlmjax.diffusion.hyperschedule import Hyperschedule
 from dlmjax.diffusion.objective import hint_of
 from dlmjax.diffusion.process import bind_process, draw_tokens, exclude, row_keys, split_rows
 from dlmjax.errors import InputError
-from dlmjax.models.masks import Shadowed
+from dlmjax.models.masks import Shadowed, Spans
 from dlmjax.parallel.arrays import device_get, device_put, memory_bytes, replicated_like
 from dlmjax.progress import Progress
 from dlmjax.sampling.canvas import Canvas
@@ -40,7 +40,7 @@ from dlmjax.sampling.guidance import check_numbers, function_of, require_guide
 from dlmjax.sampling.language import best_text, draw_text, log_marginals, only_revealed
 from dlmjax.sampling.methods import make_method
 from dlmjax.sampling.regex import require_text
-from dlmjax.sampling.reveal import position_scores, probability_of, require_reveals, shows_wrong_tokens
+from dlmjax.sampling.reveal import position_scores, probability_of, require_reveals, require_spans, shows_wrong_tokens
 from dlmjax.sampling.revising_rules import editable_masks, require_revision
 from dlmjax.sampling.rule_names import IN_TIME
 from dlmjax.sampling.rules import LeftToRight, View
@@ -198,6 +198,7 @@ class Sampler:
             check_seed(each, "seed")
         names = ("tokens_BL", "condition_mask_BL", "start_BL", "segments_BL", "positions_BL")
         names += ("number_BL",) if self.hold_back else ()
+        names += ("spans_L",) if canvas.spans_L is not None else ()
         numbers = {"rows_B": np.arange(canvas.batch, dtype=np.int32), "seed": _seed_at(seed, 0)}
         sharding = replicated_like(params)
         arrays = device_put({name: getattr(canvas, name) for name in names} | numbers, sharding)
@@ -262,6 +263,8 @@ class Sampler:
                 f"a canvas of {canvas.batch} x {canvas.length} tokens requires {needed / 2**30:,.0f} GiB for the network's output alone, "
                 f"and {memory_bytes() / 2**30:,.0f} GiB are available; use a shorter canvas or fewer rows"
             )
+        if canvas.spans_L is not None:
+            require_spans(self.process, self.settings, self._shadows or self.drafts)
         if self.guide is not None:
             check_numbers(self.guide, canvas.batch, canvas.length, self.process.vocab)
         if self.constraint is not None:
@@ -368,6 +371,7 @@ class Sampler:
     def _bind_rows(self, params, canvas, times: int = 1):
         segments_BL, positions_BL = (jnp.concatenate([canvas[name]] * times) for name in ("segments_BL", "positions_BL"))
         attention = Shadowed(segments_BL.shape[1]) if self._shadows else self.process.attention
+        attention = Spans(canvas["spans_L"]) if "spans_L" in canvas else attention
         return self.bind(params, segments_BL, positions_BL, attention=attention)
 
     @property

@@ -72,6 +72,7 @@ class Trace:
                 "tokens": self.canvas.tokens_BL.tolist(),
                 "frozen": self.canvas.condition_mask_BL.astype(int).tolist(),
                 "start": self.canvas.start_BL.tolist(),
+                **({} if self.canvas.spans_L is None else {"spans": self.canvas.spans_L.tolist()}),
             },
             "times": self.times_S.tolist(),
             "first": self.tokens_SBL[0].tolist(),
@@ -100,7 +101,10 @@ class Trace:
                 settings=SampleSettings.from_json(record["settings"]),
                 seed=record["seed"],
                 canvas=Canvas(
-                    np.asarray(canvas["tokens"], np.int32), np.asarray(canvas["frozen"], bool), np.asarray(canvas["start"], np.float32)
+                    np.asarray(canvas["tokens"], np.int32),
+                    np.asarray(canvas["frozen"], bool),
+                    np.asarray(canvas["start"], np.float32),
+                    spans_L=np.asarray(canvas["spans"], np.int32) if "spans" in canvas else None,
                 ),
                 tokens_SBL=np.stack(shown),
                 confidence_SBL=np.asarray(record["confidence"], np.float64) / 10**_CONFIDENCE_DIGITS,

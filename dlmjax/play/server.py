@@ -197,7 +197,7 @@ async def static(room: Room, request: Request, name: str = "") -> Response:
 async def runs(room: Room, request: Request) -> Response:
     """`GET /api/runs`."""
     limits = {name: getattr(room.limits, name) for name in ("length", "steps", "body_bytes", "trace_bytes", "positions")}
-    return JSONResponse({"runs": [play.description for play in room.runs.values()], "limits": limits})
+    return JSONResponse({"runs": [play.description for play in room.runs.values()], "limits": limits, "jobs": room.worker.count})
 
 
 async def encode(room: Room, request: Request) -> Response:

@@ -270,6 +270,19 @@ def test_a_job_is_cancelled_by_its_name_and_by_a_closed_connection(server):
     assert until(lambda: not server.json("/api/cancel", {"job": job})["cancelled"])
 
 
+def test_closed_connections_of_completions_free_the_worker(server):
+    """Where nothing is streamed, the server sees a closed connection while it computes; one of the jobs still waits."""
+    long = {"model": "tiny", "prompt": "a", "max_tokens": 63, "steps": 64, "method": "gibbs(rounds=4000)"}
+    assert until(lambda: server.json("/api/runs")["jobs"] == 0)
+    connections = [server.connection() for _ in range(5)]
+    for connection in connections:
+        connection.request("POST", "/v1/completions", json.dumps(long), {"Authorization": f"Bearer {server.token}"})
+    assert until(lambda: server.json("/api/runs")["jobs"] == 5)
+    for connection in connections:
+        connection.close()
+    assert until(lambda: server.json("/api/runs")["jobs"] == 0)
+
+
 def test_a_busy_sampler_refuses_and_its_queue_is_freed(server):
     held = [begin(server, tab=str(n)) for n in range(4)]  # all places of the jobs that take turns
     waiting = [server.send("POST", "/api/sample", LONG | {"run": "tiny", "tab": f"w{n}"})[0] for n in range(8)]

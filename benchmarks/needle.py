@@ -2,10 +2,11 @@
 
     python -m benchmarks.needle [--flops 3e12] [--processes "masked_count;blocks(size=8)"] [--texts 512]
 
-A context of 85 random letters holds six pairs (a space, the key, the value) at random places. Behind it stand the keys of four of them, and
-the answer is their four values in that order: 96 tokens with the end. The loss is on answers alone. The keys of a text differ.
+A text has 31 slots of three letters, 96 tokens with the end. A slot is a pair (a space, one of six keys of the text, the key's value) or
+random letters; the share of pairs is drawn for each text. Runs are trained on whole texts. In a text of the test each key stands once in the
+first 27 slots, and the last four are pairs again, of four keys: their values are the answers.
 
-    one answer    three of the four values are known and one is masked: share right, by the distance in tokens from the pair to the answer
+    one answer    one value is masked: share right, by the distance in tokens from where its pair stood before
     all           the four values from left to right, one a call, temperature 0
     dual          the same with `--cache "dual(block=12)"` (masked): keys and values of the context are those of the first call, so the k-th
                   value is read with a context of age k - 1; the difference from the run without a cache is paired
@@ -14,43 +15,46 @@ the answer is their four values in that order: 96 tokens with the end. The loss 
 """
 
 import itertools
-import json
 import pathlib
 
 import numpy as np
 
-from benchmarks.toy_runs import canvas_of, flags, folder_of, mean, share, trained
-from dlmjax.data.prepare import prepare
+from benchmarks.toy_runs import canvas_of, flags, folder_of, mean, prepared, share, trained
 from dlmjax.files import write_json
 
-CONTEXT, PAIRS, QUESTIONS, BLOCK = 85, 6, 4, 12
-LENGTH = CONTEXT + 1 + QUESTIONS + 1 + QUESTIONS + 1  # context, space, keys, space, values, end
-FIRST = LENGTH - 1 - QUESTIONS
+PAIRS, QUESTIONS, BLOCK, SLOTS, BEFORE = 6, 4, 12, 31, 2
+LENGTH = BEFORE + 3 * SLOTS + 1
 ALPHABET = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+ANSWERS = BEFORE + 3 * np.arange(SLOTS - QUESTIONS, SLOTS) + 2  # index of each value in a text of the test
 
 
-def texts(count: int, seed: int) -> tuple[list[str], list[str], np.ndarray]:
-    """Prompts, answers, and the index of the value of each answer in its context. -> ([count], [count], [count, QUESTIONS])"""
-    rng, prompts, answers, index = np.random.default_rng(seed), [], [], []
+def training_texts(count: int, seed: int) -> list[str]:
+    """Texts with pairs in random slots."""
+    rng, found = np.random.default_rng(seed), []
     for _ in range(count):
-        letters_L = rng.choice(ALPHABET, CONTEXT)
-        begin_P = 1 + 3 * rng.choice(CONTEXT // 3, PAIRS, replace=False)
         keys_P, values_P = rng.choice(ALPHABET, PAIRS, replace=False), rng.choice(ALPHABET, PAIRS)
-        letters_L[begin_P], letters_L[begin_P + 1], letters_L[begin_P + 2] = " ", keys_P, values_P
-        prompts.append("".join(letters_L) + " " + "".join(keys_P[:QUESTIONS]))
-        answers.append("".join(values_P[:QUESTIONS]))
-        index.append(begin_P[:QUESTIONS] + 2)
-    return prompts, answers, np.array(index)
+        letters_L, of_S = rng.choice(ALPHABET, LENGTH - 1), rng.integers(0, PAIRS, SLOTS)
+        for slot in np.flatnonzero(rng.random(SLOTS) < rng.uniform(0.2, 1.0)):
+            begin = BEFORE + 3 * slot
+            letters_L[begin : begin + 3] = " ", keys_P[of_S[slot]], values_P[of_S[slot]]
+        found.append("".join(letters_L))
+    return found
 
 
-def corpus(root: pathlib.Path, count: int) -> pathlib.Path:
-    """The prepared corpus of `count` texts of seed 0; tests have another seed."""
-    root.mkdir(parents=True, exist_ok=True)
-    prompts, answers, _ = texts(count, 0)
-    records = (json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in zip(prompts, answers, strict=True))
-    (root / "text.jsonl").write_text("".join(records))
-    prepare([root / "text.jsonl"], "char27", root / "data", format="prompt-answer", separator=" ", valid_fraction=0.0)
-    return root / "data"
+def question_texts(count: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Texts of the test, and the distance of each answer from its value in the context. -> ([count], [count, QUESTIONS])"""
+    rng, found, distances = np.random.default_rng(seed), [], []
+    for _ in range(count):
+        keys_P, values_P = rng.choice(ALPHABET, PAIRS, replace=False), rng.choice(ALPHABET, PAIRS)
+        letters_L, slots_P = rng.choice(ALPHABET, LENGTH - 1), rng.choice(SLOTS - QUESTIONS, PAIRS, replace=False)
+        of_question_Q = rng.permutation(PAIRS)[:QUESTIONS]
+        questions = zip(range(SLOTS - QUESTIONS, SLOTS), of_question_Q, strict=True)
+        for slot, pair in [*zip(slots_P, range(PAIRS), strict=True), *questions]:
+            begin = BEFORE + 3 * slot
+            letters_L[begin : begin + 3] = " ", keys_P[pair], values_P[pair]
+        found.append("".join(letters_L))
+        distances.append(ANSWERS - (BEFORE + 3 * slots_P[of_question_Q] + 2))
+    return found, np.array(distances)
 
 
 def one_answer(run, texts_BL: np.ndarray) -> np.ndarray:
@@ -59,30 +63,28 @@ def one_answer(run, texts_BL: np.ndarray) -> np.ndarray:
     for q in range(QUESTIONS):
         z_BL = texts_BL.copy()
         if not run.process.bound.attention.causal:
-            z_BL[:, FIRST + q] = run.tokenizer.mask_id
-        right_BQ[:, q] = run.logits(z_BL)[:, FIRST + q].argmax(axis=-1) == texts_BL[:, FIRST + q]
+            z_BL[:, ANSWERS[q]] = run.tokenizer.mask_id
+        right_BQ[:, q] = run.logits(z_BL)[:, ANSWERS[q]].argmax(axis=-1) == texts_BL[:, ANSWERS[q]]
     return right_BQ
 
 
 def all_answers(run, texts_BL: np.ndarray, **settings) -> np.ndarray:
     """Whether each value is right where four are generated from left to right. -> [B, QUESTIONS]"""
-    generated_BL = np.broadcast_to(np.isin(np.arange(LENGTH), FIRST + np.arange(QUESTIONS + 1)), texts_BL.shape)
-    rule = "left_to_right" if run.process.bound.attention.causal else "left_to_right(count=1)"
-    sampler = run.sampler(rule=rule, temperature=0.0, **settings)
+    generated_BL = np.broadcast_to(np.isin(np.arange(LENGTH), ANSWERS), texts_BL.shape)
+    sampler = run.sampler(rule="left_to_right(count=1)", temperature=0.0, **settings)
     found = sampler.sample(run.params, canvas_of(texts_BL, generated_BL, run.tokenizer.mask_id), seed=0)
-    return (found.tokens_BL == texts_BL)[:, FIRST : FIRST + QUESTIONS]
+    return (found.tokens_BL == texts_BL)[:, ANSWERS]
 
 
 def measure(run, count: int) -> dict:
-    """The numbers of one run."""
-    prompts, answers, index_BQ = texts(count, 1)
-    whole = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
-    texts_BL = np.stack([np.append(run.tokenizer.encode(text), run.tokenizer.eos_id) for text in whole]).astype(np.int32)
-    found = {"one_answer": one_answer(run, texts_BL), "all": all_answers(run, texts_BL)}
-    attention = run.process.bound.attention
-    if not attention.causal and attention.block_size is None:
-        found["dual"] = all_answers(run, texts_BL, cache=f"dual(block={BLOCK})", steps=BLOCK)
-    distance_BQ = FIRST + np.arange(QUESTIONS) - index_BQ
+    """The numbers of one run. An autoregressive run is not asked for all: it cannot keep what stands between the values."""
+    texts, distance_BQ = question_texts(count, 1)
+    texts_BL = np.stack([np.append(run.tokenizer.encode(text), run.tokenizer.eos_id) for text in texts]).astype(np.int32)
+    found, attention = {"one_answer": one_answer(run, texts_BL)}, run.process.bound.attention
+    if not attention.causal:
+        found["all"] = all_answers(run, texts_BL)
+        if attention.block_size is None:
+            found["dual"] = all_answers(run, texts_BL, cache=f"dual(block={BLOCK})", steps=BLOCK)
     return {name: right_BQ.tolist() for name, right_BQ in found.items()} | {"distance": distance_BQ.tolist()}
 
 
@@ -110,13 +112,13 @@ def tables(rows: list[dict]) -> str:
 def main() -> None:
     parser = flags(__doc__, "runs/needle", 3e12, "masked_count;blocks(size=8);blocks(size=32);autoregressive")
     parser.add_argument("--texts", type=int, default=512, help="texts of the test")
-    parser.add_argument("--documents", type=int, default=50_000, help="texts to train on")
+    parser.add_argument("--documents", type=int, default=30_000, help="texts to train on")
     args = parser.parse_args()
     root, rows = pathlib.Path(args.runs), []
-    data = corpus(root, args.documents)
+    data = prepared(root, training_texts(args.documents, 0), "char27")
     for seed in args.seeds.split(","):
         for process in args.processes.split(";"):
-            overrides = [f"process.name={process}", f"seed={seed}", f"data.length={LENGTH}", "data.batch=64"]
+            overrides = [f"process.name={process}", f"seed={seed}", f"data.length={LENGTH}", "data.batch=32"]
             run = trained(root / folder_of(process, seed), data, args.flops, overrides)
             rows.append({"process": process, "seed": int(seed), **measure(run, args.texts)})
             print(tables(rows[-1:]), flush=True)

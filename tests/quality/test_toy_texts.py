@@ -24,14 +24,17 @@ def test_every_fact_has_a_name_and_a_description_of_its_own_and_questions_mask_t
         reversal.facts_of(9999)
 
 
-def test_a_value_stands_behind_its_key_which_no_other_pair_has():
-    prompts, answers, index_BQ = needle.texts(50, seed=3)
-    for prompt, answer, index_Q in zip(prompts, answers, index_BQ, strict=True):
-        assert len(IDS.encode(f"{prompt} {answer}")) + 1 == needle.LENGTH
-        context, keys = prompt[: needle.CONTEXT], prompt[needle.CONTEXT + 1 :]
-        for key, value, i in zip(keys, answer, index_Q, strict=True):
-            assert context.count(" " + key) == 1 and context[i - 2 : i + 1] == f" {key}{value}"
-    assert needle.texts(1, 0) != needle.texts(1, 1)
+def test_a_value_stands_behind_its_key_where_the_distance_says():
+    texts, distance_BQ = needle.question_texts(50, seed=3)
+    for text, distance_Q in zip(texts, distance_BQ, strict=True):
+        assert len(IDS.encode(text)) + 1 == needle.LENGTH
+        for index, distance in zip(needle.ANSWERS, distance_Q, strict=True):
+            pair = text[index - 2 : index + 1]
+            assert pair[0] == " " and text[index - distance - 2 : index - distance + 1] == pair
+            assert text.count(pair[:2]) == 2, "each key stands once in the context"
+    for text in needle.training_texts(20, seed=0):
+        pairs = {text[i + 1] + text[i + 2] for i, letter in enumerate(text) if letter == " "}
+        assert len(IDS.encode(text)) + 1 == needle.LENGTH and len({pair[0] for pair in pairs}) == len(pairs) <= needle.PAIRS
 
 
 def test_documents_have_the_lengths_that_the_page_states():

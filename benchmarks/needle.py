@@ -3,8 +3,8 @@
     python -m benchmarks.needle [--flops 3e12] [--processes "masked_count;blocks(size=8)"] [--texts 512]
 
 A text has 31 slots of three letters, 96 tokens with the end. A slot is a pair (a space, one of six keys of the text, the key's value) or
-random letters; the share of pairs is drawn for each text. Runs are trained on whole texts. In a text of the test each key stands once in the
-first 27 slots, and the last four are pairs again, of four keys: their values are the answers.
+random letters; the share of pairs is drawn for each text. Runs are trained on whole texts. In a text of the test each key stands once in
+the first 27 slots, and the last four are pairs again, of four keys: their values are the answers.
 
     one answer    one value is masked: share right, by the distance in tokens from where its pair stood before
     all           the four values from left to right, one a call, temperature 0

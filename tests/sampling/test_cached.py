@@ -112,10 +112,14 @@ def test_a_block_causal_mask_makes_a_cache_exact(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_row_does_not_depend_on_its_neighbours(name):
-    """A prompt of 3 tokens beside longer and shorter ones: the same tokens, and as many positions read."""
-    one, other = (sampler(POLICIES[name]).sample(PARAMS, canvas, seed=5) for canvas in (CANVAS, ragged(3, 1, 12, suffix=1)))
-    assert (one.tokens_BL[0] == other.tokens_BL[0]).all() and one.counts.reads_B[0] == other.counts.reads_B[0]
-    assert one.counts.reads_B[2] > other.counts.reads_B[2]
+    """Each row of ragged prompts is the text that it is alone (beside rows without masks, whose blocks are left out): tokens and counts."""
+    both = sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5)
+    for row, prompts in enumerate(((3, LENGTH, LENGTH), (LENGTH, 6, LENGTH), (LENGTH, LENGTH, 1))):
+        alone = sampler(POLICIES[name]).sample(PARAMS, ragged(*prompts, suffix=1), seed=5)
+        assert (alone.tokens_BL[row] == both.tokens_BL[row]).all()
+        np.testing.assert_allclose(alone.confidence_BL[row], both.confidence_BL[row], atol=1e-5)
+        assert [count_B[row] for count_B in alone.counts] == [count_B[row] for count_B in both.counts]
+    assert both.counts.reads_B[2] > both.counts.reads_B[0]
 
 
 def test_nothing_attends_to_padding():

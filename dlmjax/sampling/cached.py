@@ -26,6 +26,7 @@ from dlmjax.parallel.arrays import device_get
 from dlmjax.sampling.canvas import Canvas
 from dlmjax.sampling.pieces import CanvasState, PieceSampler, piece_seed
 from dlmjax.sampling.reuse import Row, index_of, make_reuse
+from dlmjax.sampling.rules import LeftToRight, Random, View
 from dlmjax.sampling.sampler import Sampler
 from dlmjax.sampling.sampler_state import SamplerState
 from dlmjax.sampling.settings import SampleSettings
@@ -37,12 +38,14 @@ class Buffers(NamedTuple):
     """What a call leaves for the next one.
 
     age_RL: calls since the keys and values of a position were computed, 0 at the last call.  tokens_RL: the tokens that they are of.
+    hidden_RSD: final states of the block by the last call that read each position; None where a call reads all that is masked.
     """
 
     cache: Cache
     age_RL: Int[Array, "R L"]
     tokens_RL: Int[Array, "R L"]
     drift_A3: Float[Array, "A 3"] | None  # as of `samples.State`
+    hidden_RSD: Float[Array, "R S D"] | None = None
 
 
 class CachedSampler(PieceSampler):
@@ -123,12 +126,31 @@ class _BlockSteps(Sampler):
     def __init__(self, outer: CachedSampler, process, settings: SampleSettings):
         self._outer = outer
         super().__init__(process, self._bind_block, settings)
+        if outer.reuse.by_order:
+            if not isinstance(self.rule, (Random, LeftToRight)):
+                raise InputError(
+                    f"cache {settings.cache} requires an order that is known before a call, rule random or left_to_right, not "
+                    f"{settings.rule}"
+                )
+            if settings.stop is not None:
+                raise InputError(f"cache {settings.cache} conflicts with stop {settings.stop}, which looks at all masked positions")
+        self._next = jax.jit(self._revealed_next)
+
+    def _revealed_next(self, canvas, state: SamplerState, step) -> Bool[Array, "B S"]:
+        """The positions that a step reveals under a rule that does not look at the network."""
+
+        def unknown(*_):
+            raise AssertionError(f"rule {self.rule.name} looks at the network")
+
+        of_rows = {"masked_BL": state.masked_BL, "start_masked_BL": state.start_masked_BL, "keys_B": self._keys(canvas, step)}
+        view = View(**of_rows, step=step, steps=self.settings.steps, scores_of=unknown, log_p=unknown)
+        return self.rule.choose(view, state.memory).reveal_BL & state.masked_BL
 
     def _bind_block(self, args, segments_BS, positions_BS, attention):
         del segments_BS, positions_BS
         return _ReusingDenoiser(self._outer, args, as_mask(attention, args["tokens"].shape[1]), self.mask_id, self._suppressed_ids)
 
-    def _step_params(self, params, state: SamplerState, step: int):
+    def _step_params(self, params, canvas, state: SamplerState, step: int):
         """The arguments of step number `step` (1..N): with the positions that it reads."""
         rows, length = params["tokens"].shape
         start, reuse = int(params["start"]), self._outer.reuse
@@ -140,6 +162,10 @@ class _BlockSteps(Sampler):
             row_BL = params["tokens"][: len(z_BS)].copy()
             row_BL[:, row.start : row.stop] = z_BS
             row = row._replace(masked_BL=row_BL == self.mask_id, changed_BL=row_BL != read_BL)
+        if reuse.by_order:
+            next_BL = np.zeros_like(row.masked_BL)
+            next_BL[:, row.start : row.stop] = device_get(self._next(canvas, state, np.int32(step)))
+            row = row._replace(next_BL=next_BL)
         index_BW = index_of(reuse.reads(row))
         return params | {"index": np.concatenate([index_BW] * (rows // len(index_BW)))}
 
@@ -147,7 +173,10 @@ class _BlockSteps(Sampler):
         rows, length = params["tokens"].shape
         drift_A3 = jnp.zeros((DRIFT_AGES, 3), jnp.float32) if self._outer.measured else None
         none_RL = jnp.zeros((rows, length), jnp.int32)
-        buffers = Buffers(empty_cache(self._outer.network, rows, length), none_RL, none_RL, drift_A3)
+        none_RSD = None
+        if self._outer.reuse.by_order:
+            none_RSD = jnp.zeros((rows, canvas["tokens_BL"].shape[1], self._outer.network.spec.width), jnp.float32)
+        buffers = Buffers(empty_cache(self._outer.network, rows, length), none_RL, none_RL, drift_A3, none_RSD)
         return super()._start_state(params, canvas)._replace(buffers=buffers)
 
     def _step_denoiser(self, process, params, canvas, state: SamplerState, times=None):
@@ -186,11 +215,16 @@ class _ReusingDenoiser:
         hidden_RSD = jnp.take_along_axis(hidden_RWD, jnp.maximum(number_RS, 0)[..., None], axis=1)
         if not self.sampler.cached or self.sampler.measured:
             whole_RSD = _of_block(self._whole(row_RL), z_RS, args["start"])
+        kept_RSD = before.hidden_RSD
+        if kept_RSD is not None:
+            hidden_RSD = jnp.where((number_RS >= 0)[..., None], hidden_RSD, kept_RSD.astype(hidden_RSD.dtype))
+            kept_RSD = hidden_RSD.astype(kept_RSD.dtype)
         self.reads_R = (number_RL >= 0).sum(axis=1) if self.sampler.cached else length
         drift_A3 = before.drift_A3
         if self.sampler.measured:
-            drift_A3 = drift_A3 + self._drift(hidden_RSD, whole_RSD, z_RS == self.mask_id, jnp.max(age_RL))
-        self.buffers = Buffers(cache, age_RL, jnp.where(number_RL < 0, before.tokens_RL, row_RL), drift_A3)
+            read_RS = (z_RS == self.mask_id) & (number_RS >= 0)
+            drift_A3 = drift_A3 + self._drift(hidden_RSD, whole_RSD, read_RS, jnp.max(age_RL))
+        self.buffers = Buffers(cache, age_RL, jnp.where(number_RL < 0, before.tokens_RL, row_RL), drift_A3, kept_RSD)
         return hidden_RSD if self.sampler.cached else whole_RSD
 
     def logits(self, hidden_RSD):
@@ -208,8 +242,8 @@ class _ReusingDenoiser:
         return self.sampler.network.bind(self.args["params"], segments_RL, positions_RL, self.mask).hidden(row_RL, jnp.zeros(row_RL.shape))
 
     def _drift(self, reused_BSD, whole_BSD, masked_BS: Bool[Array, "B S"], age: Int[Array, ""]) -> Float[Array, "A 3"]:
-        """Sums over the masked positions of the block, at the age of the oldest entry: KL(whole || reused), changes of the most likely
-        token, 1."""
+        """Sums over the masked positions of the block that were read, at the age of the oldest entry: KL(whole || reused), changes of the
+        most likely token, 1."""
         fresh_BSV, reused_BSV = (
             jax.nn.log_softmax(exclude(self.logits(hidden_BSD).astype(jnp.float32), self.suppressed_ids))
             for hidden_BSD in (whole_BSD, reused_BSD)

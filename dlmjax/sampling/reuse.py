@@ -10,8 +10,9 @@ else it is an approximation, whose size `quality.drift` measures.
     dual            the block alone (Fast-dLLM 2505.22618; `every` as dInfer's cache_update_freq)
     window          the block with a margin on each side (dInfer 2510.08666)
     delayed         masked positions and the tokens that the last call revealed: a token is kept one call after it (dKV-Cache 2505.15781)
+    delayed_greedy  what this call reveals, what the last one revealed, and the masked positions nearest to the former (the same, Greedy)
 
-Published sizes: blocks of 32, `window` 16 on the left, `delayed` every 8 calls (LLaDA) or 16 (Dream).
+Published sizes: blocks of 32, `window` 16 on the left, `delayed` every 8 calls (LLaDA) or 16 (Dream), `delayed_greedy` every 2, 4 beside.
 
 Shapes: B rows, L positions of a row, W positions that a call reads.
 """
@@ -32,7 +33,7 @@ class Row(NamedTuple):
     """What a policy chooses from, on the host.  start, stop: the block.  prompt_B: tokens of each row before the first generated one.
 
     masked_BL, changed_BL: positions that hold the mask, and those whose token is not the one that was read last; None where the policy
-    does not look at them.
+    does not look at them.  next_BL: masked positions that this call reveals; None where no policy asks.
     """
 
     start: int
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     length: int
     masked_BL: Bool[np.ndarray, "B L"] | None = None
     changed_BL: Bool[np.ndarray, "B L"] | None = None
+    next_BL: Bool[np.ndarray, "B L"] | None = None
 
     @property
     def index_L(self) -> np.ndarray:
@@ -54,11 +56,14 @@ class Reuse(Protocol):
 
     block: tokens of a block; 0 = the whole canvas is one.  every: calls of a block from one refresh to the next; 0 = the first alone.
     by_state: whether `reads` looks at masked and changed positions, which the host then fetches before each call.
+    by_order: whether it looks at what the call reveals, which the rule must know before the call. Then masked positions that are not read
+      keep the output of the last call that read them.
     """
 
     block: int = 0
     every: int = 0
     by_state = False
+    by_order = False
 
     def __post_init__(self):
         if not (0 <= self.block <= MOST_TOKENS and 0 <= self.every <= MOST_TOKENS):
@@ -71,7 +76,7 @@ class Reuse(Protocol):
         return call == 0 or (self.every > 0 and call % self.every == 0)
 
     def reads(self, row: Row) -> Bool[np.ndarray, "B L"]:
-        """The positions that a call between two refreshes reads; masked positions of the block are among them."""
+        """The positions that a call between two refreshes reads; masked positions of the block that it reveals are among them."""
         ...
 
     def exact(self, context_size: int | None) -> bool:
@@ -168,7 +173,47 @@ class Delayed(Reuse):
         return row.masked_BL | row.changed_BL
 
 
-REUSES: dict[str, type] = {"prompt": Prompt, "prefix": Prefix, "dual": Dual, "window": Window, "delayed": Delayed}
+@dataclasses.dataclass(frozen=True)
+class DelayedGreedy(Reuse):
+    """What the call reveals, tokens that have changed since they were read, and the `window` masked positions nearest to the former."""
+
+    every: int = 2
+    window: int = 4
+    block: int = 0
+
+    by_state = True
+    by_order = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.window <= MOST_TOKENS:
+            raise InputError(f"cache delayed_greedy: window is {self.window}; it must be 0 to {MOST_TOKENS} positions")
+
+    def reads(self, row: Row) -> np.ndarray:
+        others_BL = row.masked_BL & ~row.next_BL
+        distance_BL = np.where(others_BL, _distance_to(row.next_BL), row.length)
+        rank_BL = np.argsort(np.argsort(distance_BL, axis=1, kind="stable"), axis=1)
+        beside_BL = others_BL & (rank_BL < self.window) & row.next_BL.any(axis=1, keepdims=True)
+        return row.next_BL | row.changed_BL | beside_BL
+
+
+def _distance_to(these_BL: Bool[np.ndarray, "B L"]) -> Int[np.ndarray, "B L"]:
+    """The distance of each position to the nearest of these, in positions; more than the length where there is none."""
+    length = these_BL.shape[1]
+    index_L = np.arange(length)
+    before_BL = np.maximum.accumulate(np.where(these_BL, index_L, -2 * length), axis=1)
+    after_BL = np.minimum.accumulate(np.where(these_BL, index_L, 3 * length)[:, ::-1], axis=1)[:, ::-1]
+    return np.minimum(index_L - before_BL, after_BL - index_L)
+
+
+REUSES: dict[str, type] = {
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "dual": Dual,
+    "window": Window,
+    "delayed": Delayed,
+    "delayed_greedy": DelayedGreedy,
+}
 
 
 def make_reuse(text: str) -> Reuse:

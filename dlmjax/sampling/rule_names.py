@@ -67,7 +67,12 @@ class MinGap(Rule):
     def choose(self, view, memory):
         choice = self._inner.choose(view, memory)
         reveal_BL = choice.reveal_BL & view.masked_BL
-        return choice._replace(reveal_BL=apart(reveal_BL, rank(self.score(view), reveal_BL), self.d))
+        taken_BL = apart(reveal_BL, rank(self.score(view), reveal_BL), self.d)
+        if choice.remask_BL is None:
+            return choice._replace(reveal_BL=taken_BL)
+        # The other rule masks fewer than it reveals, and a row of which fewer are taken would not end.
+        fewer_B1 = choice.remask_BL.sum(axis=1, keepdims=True) < taken_BL.sum(axis=1, keepdims=True)
+        return choice._replace(reveal_BL=taken_BL, remask_BL=choice.remask_BL & fewer_B1)
 
 
 RULES: dict[str, type[Rule]] = {

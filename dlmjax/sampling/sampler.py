@@ -218,7 +218,7 @@ class Sampler:
         functions = [self._one_step] * steps + self._closing_functions
         with Progress(len(functions), "denoising", " steps", show=None if progress else False) as bar:
             for step, function in enumerate(functions, 1):
-                of_step = self._step_params(params, state, step)
+                of_step = self._step_params(params, arrays, state, step)
                 if isinstance(seed, np.ndarray):
                     arrays["seed"] = device_put(_seed_at(seed, step), sharding)
                 state = self._jitted(function, sharding)(of_step, arrays, state, device_put(np.int32(step), sharding))
@@ -229,7 +229,7 @@ class Sampler:
                 if self._ends_early and not device_get(self._open(state)).any():
                     return
 
-    def _step_params(self, params, state: SamplerState, step: int):
+    def _step_params(self, params, canvas: dict[str, Array], state: SamplerState, step: int):
         """The params of step number `step`."""
         return params
 

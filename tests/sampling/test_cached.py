@@ -33,7 +33,13 @@ POLICIES = {
     "dual": "dual(every=0, block=4)",
     "window": "window(every=0, block=4, left=2, right=1)",
     "delayed": "delayed(every=3)",
+    "delayed_greedy": "delayed_greedy(every=3, window=1)",
 }
+KNOWN = ("delayed_greedy",)  # their rule knows its order before a call
+
+
+def rule_of(name: str) -> dict[str, str]:
+    return {"rule": "random"} if name in KNOWN else {}
 
 
 @functools.cache
@@ -75,9 +81,9 @@ def unbuffered(process=FULL, **settings):
 
 
 @functools.cache
-def whole_canvas():
+def whole_canvas(rule="confidence"):
     """Samples of the canvas CANVAS by `Sampler`, with the same seed."""
-    settings = SampleSettings(steps=3, suppressed_ids=(VOCAB - 2,), rule="confidence")
+    settings = SampleSettings(steps=3, suppressed_ids=(VOCAB - 2,), rule=rule)
     return Sampler(FULL, NETWORK.bind, settings).sample(PARAMS, CANVAS, seed=5)
 
 
@@ -86,7 +92,8 @@ def test_a_refresh_at_every_call_changes_nothing(name):
     """Tokens, steps and confidences are those of the network without buffers; drawn tokens, ragged prompts and a suffix."""
     cache = every_call(POLICIES[name])
     assert make_reuse(cache).every == 1 and make_reuse(cache).exact(None)
-    reused, plain = sampler(cache).sample(PARAMS, CANVAS, seed=5), unbuffered() if make_reuse(cache).block else whole_canvas()
+    reused = sampler(cache, **rule_of(name)).sample(PARAMS, CANVAS, seed=5)
+    plain = unbuffered() if make_reuse(cache).block else whole_canvas(**rule_of(name))
     assert_equal(reused, plain)
     assert reused.evaluations == plain.evaluations and (reused.tokens_BL < VOCAB - 2).all()
     assert (reused.tokens_BL[CANVAS.condition_mask_BL] == CANVAS.tokens_BL[CANVAS.condition_mask_BL]).all()
@@ -113,9 +120,10 @@ def test_a_block_causal_mask_makes_a_cache_exact(name):
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_row_does_not_depend_on_its_neighbours(name):
     """Each row of ragged prompts is the text that it is alone (beside rows without masks, whose blocks are left out): tokens and counts."""
-    both = sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5)
+    each = sampler(POLICIES[name], **rule_of(name))
+    both = each.sample(PARAMS, CANVAS, seed=5)
     for row, prompts in enumerate(((3, LENGTH, LENGTH), (LENGTH, 6, LENGTH), (LENGTH, LENGTH, 1))):
-        alone = sampler(POLICIES[name]).sample(PARAMS, ragged(*prompts, suffix=1), seed=5)
+        alone = each.sample(PARAMS, ragged(*prompts, suffix=1), seed=5)
         assert (alone.tokens_BL[row] == both.tokens_BL[row]).all()
         np.testing.assert_allclose(alone.confidence_BL[row], both.confidence_BL[row], atol=1e-5)
         assert [count_B[row] for count_B in alone.counts] == [count_B[row] for count_B in both.counts]
@@ -143,14 +151,30 @@ def test_nothing_attends_to_padding():
         ("window", 4 * LENGTH + 2 * (5 + 7 + 7) + 6),
         ("delayed", LENGTH + 14 + 10),
         ("prompt", 3 * LENGTH),
+        ("delayed_greedy", LENGTH + (5 + 4 + 1) + (5 + 5)),
     ],
 )
 def test_reads_are_counted(name, reads):
-    """An empty canvas of 14: three blocks of three calls and a rest of two calls, or one block of three calls (4, 5 and 5 tokens)."""
-    made = sampler(POLICIES[name]).sample(PARAMS, blank_canvas(LENGTH, 3), seed=1)
+    """An empty canvas of 14: three blocks of three calls and a rest of two calls, or one block of three calls (4, 5 and 5 tokens).
+
+    `delayed_greedy` reads what it reveals, what the last call revealed, and one masked position beside, of which the last call has none."""
+    made = sampler(POLICIES[name], **rule_of(name)).sample(PARAMS, blank_canvas(LENGTH, 3), seed=1)
     assert made.counts.reads_B.tolist() == [reads] * 3
     assert made.evaluations == (11 if "block" in POLICIES[name] else 3)
     assert made.to_json()["positions_read"] == [reads] * 3 and made.to_json()["settings"]["cache"] == POLICIES[name]
+
+
+def test_a_greedy_cache_reads_what_is_nearest():
+    """Of masked positions the nearest to those that are revealed, the left one first; and outputs of unread positions are kept."""
+    masked_BL = np.array([[1, 1, 1, 1, 0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]], bool)
+    next_BL = np.zeros_like(masked_BL)
+    next_BL[0, 3], next_BL[1, 9] = True, True
+    row = Row(0, 10, np.zeros(3, np.int64), 10, masked_BL, np.zeros_like(masked_BL), next_BL)
+    reads = [np.flatnonzero(reads_L).tolist() for reads_L in make_reuse("delayed_greedy(window=3)").reads(row)]
+    assert reads == [[1, 2, 3, 5], [1, 9], []]
+    states = list(sampler("delayed_greedy(every=0, window=0)", rule="left_to_right").states(PARAMS, ragged(0, 0, 0), seed=5))
+    assert (states[1].confidence_BL[:, 13] > 0).all()
+    np.testing.assert_array_equal(states[1].confidence_BL[:, 13], states[2].confidence_BL[:, 13])
 
 
 @pytest.mark.parametrize("name", ["window", "delayed"])
@@ -161,11 +185,11 @@ def test_a_trace_replays_and_names_its_policy(name):
     assert read.settings.cache == POLICIES[name] and replay(read, sampler(POLICIES[name]), PARAMS) == trace.states == samples.steps + 1
 
 
-@pytest.mark.parametrize("name", ["dual", "delayed"])
+@pytest.mark.parametrize("name", ["dual", "delayed", pytest.param("delayed_greedy", marks=pytest.mark.slow)])
 def test_drift_is_nothing_at_a_refresh_and_something_after_it(name):
     """KL and changed tokens by the age of the oldest entry; what is measured does not change the text."""
-    measured = sampler(POLICIES[name], measured=True).sample(PARAMS, CANVAS, seed=5)
-    plain = sampler(POLICIES[name]).sample(PARAMS, CANVAS, seed=5)
+    measured = sampler(POLICIES[name], measured=True, **rule_of(name)).sample(PARAMS, CANVAS, seed=5)
+    plain = sampler(POLICIES[name], **rule_of(name)).sample(PARAMS, CANVAS, seed=5)
     assert_equal(measured, plain)
     assert [count_B.tolist() for count_B in measured.counts] == [count_B.tolist() for count_B in plain.counts], "measuring does not count"
     nats_A, flips_A, count_A = measured.drift_A3.T
@@ -182,10 +206,13 @@ def test_masked_positions_of_the_block_are_read(name):
         for start in range(0, length - 3, 3):
             masked_BL = rng.random((3, length)) < 0.5
             row = Row(start, start + 3, rng.integers(0, start + 1, 3), length, masked_BL, rng.random((3, length)) < 0.1)
-            reads_BL = make_reuse(name).reads(row)
             new_BL = (
                 masked_BL & (np.arange(length) >= start) & (np.arange(length) < start + 3) & (np.arange(length) >= row.prompt_B[:, None])
             )
+            if name in KNOWN:
+                new_BL &= rng.random((3, length)) < 0.5
+                row = row._replace(next_BL=new_BL)
+            reads_BL = make_reuse(name).reads(row)
             assert reads_BL.shape == (3, length) and (reads_BL | ~new_BL).all()
             index_BW = index_of(reads_BL)
             widths.add(index_BW.shape[1])
@@ -209,6 +236,10 @@ def test_masked_positions_of_the_block_are_read(name):
         (FULL, spec(), {"cache": "dual(blok=3)"}, "did you mean 'block'"),
         (FULL, spec(), {"cache": "dual(block=-3)"}, "block is -3"),
         (FULL, spec(), {"cache": "window(warmup=0)"}, "warmup .0. at least 1"),
+        (FULL, spec(), {"cache": "delayed_greedy(window=-1)"}, "window is -1"),
+        (FULL, spec(), {"cache": "delayed_greedy", "rule": "confidence"}, "rule random or left_to_right, not confidence"),
+        (FULL, spec(), {"cache": "delayed_greedy"}, "rule random or left_to_right, not ancestral"),
+        (FULL, spec(), {"cache": "delayed_greedy", "rule": "random", "stop": "exit"}, "looks at all masked positions"),
     ],
 )
 def test_what_cannot_reuse_is_refused(process, network, settings, message):

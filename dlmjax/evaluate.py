@@ -17,6 +17,7 @@ pairs it returns a `PairEvaluation`. The report of both (`.report`, what `dlmjax
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dlmjax import checks
+from dlmjax import checks, choices
 from dlmjax import config as config_lib
 from dlmjax.data import Corpus
 from dlmjax.data.supervised import make_choice
@@ -42,9 +43,10 @@ from dlmjax.evaluation.record import provenance
 from dlmjax.evaluation.result import Measured
 from dlmjax.evaluation.suites import Suite, find_suite
 from dlmjax.evaluation.text import Cut, Text, corpus_text, documents_text, pair_texts, suite_text
-from dlmjax.experiment import OpenedRun, open_corpora, split_of
+from dlmjax.experiment import OpenedRun, held_out_of, open_corpora, split_of
 from dlmjax.modules import make_callable
 from dlmjax.quadrature import NODES, check_quadrature
+from dlmjax.sampling.position_rules import attach_table
 from dlmjax.seeds import check_seed
 
 SHORT_DOCUMENTS = 1000  # tokens of a document, a mean, from which on its length is worth less than a hundredth of a nat per token
@@ -402,9 +404,27 @@ def _check_same_tokenizer(run: OpenedRun, against: OpenedRun) -> None:
         )
 
 
+def with_table(run: OpenedRun, rule: str) -> str:
+    """The text of a rule; of pc, and of min_gap of pc, with the table of the run's corpus, which is attached.
+
+    Raises InputError: the corpus is not attached."""
+    if "pc" not in re.split(r"\W+", rule):
+        return rule
+    name, values = choices.parse(rule, "rule")
+    if isinstance(values.get("rule"), str):
+        return choices.text_of(name, {**values, "rule": with_table(run, values["rule"])})
+    if name != "pc":
+        return rule
+    corpus, why_not = held_out_of(run, None, "train")
+    if corpus is None:
+        raise InputError(f"rule {rule:.100} requires the tokens of the run's corpus: {why_not}")
+    return choices.text_of(name, {**values, "table": values.get("table") or attach_table(corpus.counts_V)})
+
+
 def _evaluator(run: OpenedRun, settings: EvaluationSettings, reference: bool = False) -> Evaluator | PathEvaluator:
     if settings.likelihood != "nelbo":
-        return run.experiment.path_evaluator(settings.likelihood, settings.seed)
+        family, colon, rule = settings.likelihood.partition(":")
+        return run.experiment.path_evaluator(f"{family}:{with_table(run, rule)}" if colon else family, settings.seed)
     grid = {name: getattr(settings, name) for name in ("nodes", "draws", "rule", "seed")}
     evaluator = run.experiment.evaluator(**grid)
     # Of several processes each reads some rows of a batch, and they would not make the same number of further calls.

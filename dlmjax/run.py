@@ -30,15 +30,14 @@ from dlmjax.data.supervised import pads_of
 from dlmjax.diffusion import Process, hint_of
 from dlmjax.diffusion.process import bind_process, exclude, row_keys
 from dlmjax.errors import InputError, names_arguments
-from dlmjax.evaluate import Evaluation, EvaluationSettings, PairEvaluation, TextSettings, evaluate, evaluate_pairs
+from dlmjax.evaluate import Evaluation, EvaluationSettings, PairEvaluation, TextSettings, evaluate, evaluate_pairs, with_table
 from dlmjax.evaluation.conditional import ConditionalScorer, Score
 from dlmjax.evaluation.continuations import encode_pairs, question_number, score_pairs
-from dlmjax.experiment import Experiment, held_out_of, kept, open_experiment
+from dlmjax.experiment import Experiment, kept, open_experiment
 from dlmjax.files import brief
 from dlmjax.module_file import ModuleFile
 from dlmjax.parallel.arrays import device_get, device_put, replicated_like
 from dlmjax.sampling import Canvas, Samples, SampleSettings, build_canvas, sampler_for, suppressed_ids
-from dlmjax.sampling.position_rules import attach_table
 from dlmjax.sampling.text import text_of
 from dlmjax.seeds import check_seed
 from dlmjax.training import Checkpoints
@@ -173,20 +172,15 @@ class Run:
         """
         _check_options("sample", values, (SampleSettings,), (*_CANVAS, "length", "count", "seed", "stride"))
         suppressed = {*self.suppressed_ids, *values.pop("suppressed_ids", ())}
-        if isinstance(values.get("rule"), str) and values["rule"].partition("(")[0].strip() == "pc":
-            values["rule"] = self._with_table(values["rule"])
+        if isinstance(values.get("rule"), str):
+            values["rule"] = self.rule_text(values["rule"])
         if values.get("eos") is not None or values.get("grow") is not None:
             values.setdefault("end_ids", self.end_ids)
         return SampleSettings(**values, suppressed_ids=tuple(sorted(suppressed)))
 
-    def _with_table(self, rule: str) -> str:
-        """The text of the rule pc with the table of the run's corpus, which is attached."""
-        corpus, why_not = held_out_of(self, None, "train")
-        if corpus is None:
-            raise InputError(f"rule {rule:.100} requires the tokens of the run's corpus: {why_not}")
-        table = attach_table(corpus.counts_V)
-        name, values = choices.parse(rule, "rule")
-        return choices.text_of(name, {**values, "table": values.get("table") or table})
+    def rule_text(self, rule: str) -> str:
+        """The text of a rule with the table of the run's corpus where it requires one, see `evaluate.with_table`."""
+        return with_table(self, rule)
 
     # --- numbers ------------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dlmjax import checks, flags
-from dlmjax.cli.run_flags import add_draft, add_rule, add_run, check_rule
+from dlmjax.cli.run_flags import add_draft, add_rule, add_run, check_rule, check_stop
 from dlmjax.errors import InputError
 from dlmjax.files import as_json, make_folder, write_atomically
 from dlmjax.quadrature import MOST_CALLS, NODES
@@ -45,6 +45,14 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     add_rule(command, None, "; masked processes and blocks")
     add("--eos", type=flags.text, metavar="HOLD", help="hold-back of the end: first(tokens=32), rising(low=0.4), suppressed (none)")
     add_draft(command)
+    add("--stop", type=flags.text, metavar="STOP", help="stop of a block: exit(bound=0.1), prophet, sched, stable, my_module.MyStop (none)")
+    add(
+        "--cache",
+        type=flags.text,
+        metavar="POLICY",
+        help="reused keys and values, masked processes, in blocks of the policy in place of --block: prefix(block=32), dual(block=32), "
+        "window, delayed(every=8), delayed_greedy(every=2) (none)",
+    )
     add("--seed", type=flags.seed, default=0, help="seed of masks, generated text and few-shot examples (0)")
     add("--offline", action="store_true", help="local task files and data downloaded before alone, without a server (off)")
     add(
@@ -71,8 +79,23 @@ def run(arguments: argparse.Namespace, _) -> None:
     from dlmjax.harness.adapter import DlmJax
 
     check_rule(arguments.rule)
+    check_stop(arguments.stop)
     manager, found = _tasks([name for part in arguments.tasks for name in part.split(",") if name], arguments.include_path)
-    options = ("draws", "nodes", "batch", "overlap", "block", "max_gen_toks", "tokens_per_step", "rule", "eos", "draft", "seed")
+    options = (
+        "draws",
+        "nodes",
+        "batch",
+        "overlap",
+        "block",
+        "max_gen_toks",
+        "tokens_per_step",
+        "rule",
+        "eos",
+        "draft",
+        "stop",
+        "cache",
+        "seed",
+    )
     adapter = DlmJax(
         arguments.workdir,
         arguments.weights,

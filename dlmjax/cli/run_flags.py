@@ -87,7 +87,8 @@ def add_sampling(command: argparse.ArgumentParser, temperature: float = 1.0, rul
         metavar="POLICY",
         help="reuse, of two kinds. With a POLICY: of keys and values, in blocks of --steps steps each, an approximation: prompt, "
         "prefix(block=32), dual(block=32,every=8), window(block=32,left=16,right=16), delayed(every=8), delayed_greedy(every=2,window=4). "
-        "--cache alone: of the last output where no token has changed, the same text in fewer calls. Both: networks not conditioned on t (off)",
+        "--cache alone: of the last output where no token has changed, the same text in fewer calls. Both: for networks not conditioned "
+        "on t (off)",
     )
     add_draft(command)
     add(

@@ -96,6 +96,8 @@ class Adapter(LM):
         rule: str | None = None,
         eos: str | None = None,
         draft: str | None = None,
+        stop: str | None = None,
+        cache: str | None = None,
         max_gen_toks: int = 256,
         seed: int = 0,
     ):
@@ -103,7 +105,7 @@ class Adapter(LM):
         # lm-eval computes its bootstrap in forks of this process, and a fork of a process in which jax runs may hang.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self.model, self.overlap, self.records = model, overlap, []
-        how = {"rule": rule, "eos": eos, "draft": draft}
+        how = {"rule": rule, "eos": eos, "draft": draft, "stop": stop, "cache": cache}
         self.decoding = Decoding(length=max_gen_toks, block=block, tokens_per_step=tokens_per_step, **how)
         self.scorer = ConditionalScorer(
             model.process,
@@ -252,7 +254,21 @@ class DlmJax(Adapter):
     ):
         del max_batch_size, device
         process = options.pop("process", None)
-        known = ("draws", "nodes", "batch", "overlap", "block", "tokens_per_step", "rule", "eos", "draft", "max_gen_toks", "seed")
+        known = (
+            "draws",
+            "nodes",
+            "batch",
+            "overlap",
+            "block",
+            "tokens_per_step",
+            "rule",
+            "eos",
+            "draft",
+            "stop",
+            "cache",
+            "max_gen_toks",
+            "seed",
+        )
         if unknown := sorted(options.keys() - set(known)):
             raise InputError(
                 f"model_args has no value {', '.join(unknown)}; choose from workdir, weights, step, trust_code, process, {', '.join(known)}"
@@ -260,4 +276,6 @@ class DlmJax(Adapter):
         if batch_size is not None and str(batch_size).isdigit():
             options.setdefault("batch", int(batch_size))
         run = open_run(str(workdir), weights=weights, step=step, trust_code=trust_code is True, process=process)
+        if options.get("rule") is not None:
+            options["rule"] = run.rule_text(options["rule"])
         super().__init__(Model.of_run(run, f"{workdir}, step {run.step}, {run.weights} weights"), **options)

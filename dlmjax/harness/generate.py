@@ -20,10 +20,11 @@ from jaxtyping import Int
 
 from dlmjax.errors import InputError
 from dlmjax.evaluation.conditional import row_width
-from dlmjax.sampling import BlockSampler, Canvas, Sampler, SampleSettings, make_rule, suppressed_ids
+from dlmjax.sampling import BlockSampler, CachedSampler, Canvas, Sampler, SampleSettings, make_reuse, make_rule, suppressed_ids
 from dlmjax.sampling.drafting import DraftingSampler
 from dlmjax.sampling.drafts import make_draft
 from dlmjax.sampling.ends import make_hold_back
+from dlmjax.sampling.stops import make_stop
 from dlmjax.seeds import following
 
 
@@ -37,6 +38,9 @@ class Decoding:
     rule: which of them, as for `SampleSettings`; None = the most likely ones (confidence). Rules that decide the number of tokens of a step
       themselves, as threshold, ignore `tokens_per_step`. Causal processes have no other rule than from left to right.
     eos: how far the end of document is held back, as for `SampleSettings`.  draft: as there; the text stays the same.
+    stop: when the rest of a block is revealed at once, as there; a text ends at its end of document in any case.
+    cache: reused keys and values, a policy of `sampling.reuse`, whose blocks are counted from the start of the prompt, in place of `block`;
+      None = none. Masked processes.
 
     Raises InputError: a number below 1 where a count is required; no such rule.
     """
@@ -50,6 +54,8 @@ class Decoding:
     rule: str | None = None
     eos: str | None = None
     draft: str | None = None
+    stop: str | None = None
+    cache: str | None = None
 
     def __post_init__(self):
         for name in ("length", "block", "tokens_per_step"):
@@ -61,6 +67,10 @@ class Decoding:
             make_hold_back(self.eos)
         if self.draft is not None:
             make_draft(self.draft)
+        if self.stop is not None:
+            make_stop(self.stop)
+        if self.cache is not None:
+            make_reuse(self.cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +97,7 @@ class Generator:
         self.longest, self.batch, self.seed = longest, batch, seed
         self.walks = process.attention.sequential
         self.masked = process.bound.capabilities.any_order and not self.walks
-        self._samplers: dict[SampleSettings, Sampler | BlockSampler] = {}
+        self._samplers: dict[SampleSettings, Sampler | BlockSampler | CachedSampler] = {}
 
     def __call__(self, params, prompts: Sequence[np.ndarray], decoding: Decoding) -> list[str]:
         """The text after each prompt, which ends before the first stop string.
@@ -103,7 +113,7 @@ class Generator:
         longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for number, start in enumerate(range(0, len(prompts), self.batch)):
             chunk = longest_first[start : start + self.batch]
-            canvas, prompt_B = self._canvas([prompts[i] for i in chunk], decoding.length)
+            canvas, prompt_B = self._canvas([prompts[i] for i in chunk], decoding)
             for tokens_BL in self._stages(params, canvas, decoding, following(self.seed, number)):
                 for b, i in enumerate(chunk):
                     generated[i] = tokens_BL[b, prompt_B[b] : canvas.length_B[b]]
@@ -111,14 +121,15 @@ class Generator:
                     break
         return generated
 
-    def _canvas(self, prompts: list[np.ndarray], length: int) -> tuple[RaggedCanvas, np.ndarray]:
+    def _canvas(self, prompts: list[np.ndarray], decoding: Decoding) -> tuple[RaggedCanvas, np.ndarray]:
         """(canvas of prompts and masks, length of each prompt as cut); rows that pad the batch have one token and no mask."""
-        room = [min(length, max(self.longest - len(prompt), self.longest // 2)) for prompt in prompts]
+        room = [min(decoding.length, max(self.longest - len(prompt), self.longest // 2)) for prompt in prompts]
         kept = [prompt[max(len(prompt) + new - self.longest, 0) :] for prompt, new in zip(prompts, room, strict=True)]
         length_B = np.ones(self.batch, np.int32)
         length_B[: len(prompts)] = [len(prompt) + new for prompt, new in zip(kept, room, strict=True)]
         prompt_B = np.asarray([len(prompt) for prompt in kept])
-        size = self.process.attention.block_size or 1
+        # Whole blocks, so that those of a text do not depend on the longest one of its batch.
+        size = self.process.attention.block_size or (make_reuse(decoding.cache).block if decoding.cache else 0) or 1
         tokens_BL = np.full((self.batch, row_width(int(length_B.max()), self.longest, size)), self.tokenizer.pad_id, np.int32)
         condition_mask_BL = np.ones(tokens_BL.shape, bool)
         for b, prompt in enumerate(kept):
@@ -129,7 +140,7 @@ class Generator:
 
     def _stages(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
         """The tokens after each stage of sampling; the pad id where none is generated yet."""
-        if self.walks:
+        if self.walks or decoding.cache is not None:
             yield from self._walk(params, canvas, decoding, seed)
         elif self.masked:
             yield from self._semi_autoregression(params, canvas, decoding, seed)
@@ -140,7 +151,8 @@ class Generator:
             yield self._sampler(settings).sample(params, canvas, seed=seed).tokens_BL
 
     def _walk(self, params, canvas: RaggedCanvas, decoding: Decoding, seed: int) -> Iterator[np.ndarray]:
-        sampler = self._sampler(self._settings(decoding, self.process.attention.block_size or 1))
+        of_cache = make_reuse(decoding.cache).block or decoding.length if decoding.cache else 1
+        sampler = self._sampler(self._settings(decoding, self.process.attention.block_size or of_cache))
         before = -1
         for state in sampler.states(params, canvas, seed=seed):
             # Yielded when the shortest finished prefix has grown, not at every step inside a block.
@@ -173,19 +185,21 @@ class Generator:
         )
 
     def _ids(self, decoding: Decoding) -> dict[str, Any]:
-        """The settings of what ids are produced, and of drafts."""
+        """The settings of what ids are produced, and of what saves calls."""
         end_ids = () if decoding.eos is None or self.tokenizer.eos_id is None else (int(self.tokenizer.eos_id),)
         ids = {"suppressed_ids": suppressed_ids(self.tokenizer, self.process.vocab), "end_ids": end_ids}
-        return {**ids, "eos": decoding.eos, "draft": decoding.draft}
+        return {**ids, "eos": decoding.eos, "draft": decoding.draft, "stop": decoding.stop, "cache": decoding.cache or False}
 
     def check(self, decoding: Decoding) -> None:
-        """Raises InputError: drafts that the process or the network cannot serve."""
-        if decoding.draft is not None:
+        """Raises InputError: drafts, a stop or a cache that the process or the network cannot serve."""
+        if (decoding.draft, decoding.stop, decoding.cache) != (None, None, None):
             self._sampler(self._settings(decoding, 1) if self.walks or self.masked else SampleSettings(**self._ids(decoding)))
 
     def _sampler(self, settings: SampleSettings) -> Any:
         if settings not in self._samplers:
-            if self.walks:
+            if isinstance(settings.cache, str):
+                self._samplers[settings] = CachedSampler(self.process, self.network, settings, eos_id=self.tokenizer.eos_id)
+            elif self.walks:
                 self._samplers[settings] = BlockSampler(self.process, self.network, settings, eos_id=self.tokenizer.eos_id)
             else:
                 hints = self.network.self_condition

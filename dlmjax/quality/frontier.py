@@ -83,6 +83,7 @@ def entries_of(run: Run, texts: Sequence[str], base: SampleSettings, steps: Sequ
     found: list[SampleSettings] = []
     for text in texts:
         own = parse_entry(text, dataclasses.replace(base, steps=most))
+        own = dataclasses.replace(own, rule=run.rule_text(own.rule))
         free = "steps=" not in text.replace(" ", "").partition(";")[2] and needs_steps(own) and not attention.causal
         for number in sorted({min(each, most) for each in steps}) if free else [own.steps]:
             found.append(dataclasses.replace(own, steps=number))

@@ -339,6 +339,30 @@ def test_generation_does_not_depend_on_the_prompts_beside_it():
 
 
 @pytest.mark.slow
+def test_a_cache_and_a_stop_of_generated_text():
+    """A text with a cache is what it is alone, whatever the lengths of its batch; a stop that always holds is one call."""
+    model = untrained("masked")
+    prompts = [model.tokenizer.encode(text[:n]) for text, n in zip(SENTENCES, (9, 17, 50), strict=False)]
+    generator = Generator(model.process, model.network, model.tokenizer, longest=32, batch=3)
+    for cache in ("dual(block=8)", "delayed(every=4)"):
+        decoding = Decoding(length=12, cache=cache)
+        together = generator.tokens(model.params, prompts, decoding)
+        alone = [generator.tokens(model.params, [prompt], decoding)[0] for prompt in prompts]
+        for one, other in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(one, other)
+    at_once, stopped = (
+        generator.tokens(model.params, prompts, Decoding(length=12, block=12, **how))
+        for how in ({"tokens_per_step": 12}, {"stop": "exit(bound=1e4)"})
+    )
+    for one, other in zip(at_once, stopped, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(InputError, match="keeps what is finished anyway"):
+        Adapter(untrained("autoregressive"), cache="dual")
+    with pytest.raises(InputError, match="order that is known before a call"):
+        Adapter(model, cache="delayed_greedy")
+
+
+@pytest.mark.slow
 def test_drafts_change_no_generated_text():
     """Prompts of several lengths, block after block; causal processes are refused before a text is made."""
     model = untrained("masked")
@@ -361,6 +385,8 @@ def test_drafts_change_no_generated_text():
         (["--overlap", "64"], "overlap of 64"),
         (["--block", "0"], "--block is 0"),
         (["--draft", "owm"], "did you mean 'own'"),
+        (["--cache", "duel"], "did you mean 'dual'"),
+        (["--stop", "exot"], "did you mean 'exit'"),
         (["--batch", "0"], "--batch is 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--output", "/dev/null/out"], "--output is /dev/null/out, but /dev/null is not a folder"),

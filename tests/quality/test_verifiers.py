@@ -12,6 +12,7 @@ from dlmjax.quality.generated import make_texts
 from dlmjax.quality.puzzles import make_countdown
 from dlmjax.quality.solving import report, solve
 from dlmjax.quality.verifiers import make_score, searcher
+from dlmjax.run import open_run
 from dlmjax.sampling import blank_canvas, sampler_for
 from dlmjax.sampling.text import text_of
 from tests.cli.test_main import refused
@@ -59,6 +60,21 @@ def test_scores_are_those_of_the_texts(masked_run, sampler, candidates):
     found = searcher(f"smc(particles=2, reward={__name__}.ones)", masked_run, sampler).sample(masked_run.params, blank_canvas(16, 2))
     spaces_PN = np.stack([(each.tokens_BL == 32).sum(axis=1) for each in found.candidates], axis=1)
     assert found.scores_PN.shape == spaces_PN.shape == (2, 2)
+
+
+@pytest.mark.slow
+def test_another_run_judges(masked_run, sampler, causal_workdir):
+    """The candidate that an autoregressive run holds for the most likely one."""
+    judge, search = open_run(str(causal_workdir)), f"best(n=3, score=likelihood(run='{causal_workdir}'))"
+    found = searcher(search, masked_run, sampler).sample(masked_run.params, blank_canvas(16, 2))
+    for p in range(2):
+        texts = [text_of(masked_run.tokenizer, each.tokens_BL[p]) for each in found.candidates]
+        judged = judge.score("", texts)
+        wanted = [each.log_likelihood for each in judged]
+        assert found.samples.counts.extra_B[p] == sum(each.passes for each in judged) >= 3
+        np.testing.assert_allclose(found.scores_PN[p], wanted, rtol=1e-6)
+        assert (found.samples.tokens_BL[p] == found.candidates[int(np.argmax(wanted))].tokens_BL[p]).all()
+    assert len(set(found.scores_PN.ravel())) == 6
 
 
 @pytest.mark.parametrize(

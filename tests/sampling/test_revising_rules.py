@@ -167,3 +167,14 @@ def test_networks_that_cannot_serve_a_rule_are_refused(process, settings, messag
 def test_values_out_of_range_are_refused(text):
     with pytest.raises(InputError):
         make_rule(text)
+
+
+def test_a_gap_leaves_a_rule_that_masks_again_its_end():
+    """saber masks fewer than it reveals; of what it reveals a gap of 8 leaves one or two, so that it would mask more than are left."""
+    sampler = sampler_for(
+        Masked(VOCAB, MASK), NETWORK, SampleSettings(rule="min_gap(rule=saber(least=8), d=8)", suppressed_ids=(VOCAB - 2,))
+    )
+    states = list(sampler.states(PARAMS, blank_canvas(12, 4), seed=0))
+    assert not states[-1].masked_BL.any()
+    falls = [before.masked_BL.sum(axis=1) - after.masked_BL.sum(axis=1) for before, after in zip(states, states[1:], strict=False)]
+    assert all(((fall > 0) | (before.masked_BL.sum(axis=1) == 0)).all() for fall, before in zip(falls, states, strict=False))

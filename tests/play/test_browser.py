@@ -339,6 +339,7 @@ def test_errors_are_one_line_and_the_last_sample_stays(tab):
         tab("#sample").click()
         expect(tab("#error")).to_contain_text(part)
         assert "\n" not in tab("#error").inner_text() and tab.tokens() == before
+        expect(tab("#where")).to_have_text(f"{STEPS} / {STEPS}")
         field.fill(good)
     tab.sample()
     expect(tab("#error")).to_be_hidden()
@@ -381,6 +382,15 @@ def test_the_page_fits_its_window_and_is_used_by_keys(server, browser, width, sc
         tab("#compare").check()
         tab("#numbers").check()
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+        # Spaces at the end of a line stay within their pane, too.
+        tab("#numbers").uncheck()
+        tab.fill(text="a" + " " * 58, length=60)
+        tab("#set-canvas").click()
+        pane = tab(".tokens").first.bounding_box()
+        right = tab(".tokens").first.evaluate("all => Math.max(...Array.from(all.children, each => each.getBoundingClientRect().right))")
+        assert right <= pane["x"] + pane["width"] + 1
+        tab.fill(text="The ", length=LENGTH)
+        tab.sample()
         tab("#compare").uncheck()
         tab.token(0).focus()
         for key in ("End", "ArrowLeft", "ArrowLeft", "Shift+ArrowRight"):

@@ -36,7 +36,8 @@ export class Panel {
     const known = selected.filter((cell) => cell.id !== null);
     this.allHeld = known.length > 0 && known.every((cell) => cell.held);
     const range = from === to ? `Token ${from + 1}` : `Tokens ${from + 1} to ${to + 1}`;
-    byId("panel-title").textContent = `${range}: ${textOf(selected).slice(0, 60)}`;
+    const text = textOf(selected).slice(0, 60);
+    byId("panel-title").textContent = `${range}: ${text.trim() ? text : text.replaceAll(" ", "\u2423")}`;
     byId("hold").textContent = this.allHeld ? "Release" : "Hold";
     byId("hold").disabled = !known.length;
     byId("noise").disabled = !known.length;
